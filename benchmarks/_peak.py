@@ -8,7 +8,8 @@ import numpy as np
 
 import schedules.ir.tir  # noqa: F401
 import targets
-from schedules.codegen.nest import allocate, expression, lanes_of, load, parallel, repeat, sequence, splat, store
+from schedules.codegen.nest import allocate, lanes_of, load, parallel, repeat, sequence, splat, store
+from schedules.ir.expression import expression
 from schedules.ir.tir import Stmt, tirx, tvm
 
 _CHAINS = 12

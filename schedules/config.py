@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,10 +88,7 @@ class ConfigSpace:
     @property
     def size(self) -> int:
         """The number of configs before the constraints."""
-        count = 1
-        for choices in self.knobs.values():
-            count *= len(choices)
-        return count
+        return math.prod(map(len, self.knobs.values()))
 
     def check(self, config: Config) -> None:
         """Raise ConfigError that names the first knob whose value is not in the space."""

@@ -41,7 +41,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from schedules.ir.expression import index
+from schedules.ir.expression import expression, index, least, most, parts_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Index, tirx
 from schedules.machine import Machine
@@ -233,12 +233,6 @@ def balancing_parts(tasks: int, machine: Machine) -> int:
     return 1 if keep_busy(tasks, machine) else machine.cores // math.gcd(tasks, machine.cores)
 
 
-def shared_cycles(tasks: int, cycles: float, machine: Machine) -> float:
-    """Estimated time on all cores of a number of equal tasks, given the single-core time of all."""
-    axis = CutAxis("tasks", tasks)
-    return estimated_cycles([axis], [Work({axis.name: 0}, cycles)], {axis.name: 1}, machine, machine.cores)
-
-
 def least_parallel_cycles(cores: int) -> float:
     """The work on one core from which on threads pay for starting them."""
     return start_cycles(cores) / (WORTH - 1 / cores) if cores > 1 else math.inf
@@ -250,7 +244,7 @@ def pays_at_run_time(amount: Index, cycles: float, machine: Machine) -> bool | E
     least = least_parallel_cycles(machine.cores) / max(cycles, 1e-3)
     if isinstance(amount, int) or machine.cores == 1:
         return isinstance(amount, int) and amount >= least
-    return _index(amount) >= _index(math.ceil(least))
+    return amount >= index(math.ceil(least))
 
 
 def _best(
@@ -465,7 +459,7 @@ _PARTS_BITS, _OTHER_BITS = 24, 3
 _UNITS = 1024  # of the work of a step
 
 
-def parts_at_run_time(extent: Index, most: int, others: Index, cores: int, again: int = 1) -> Index:
+def parts_at_run_time(extent: Index, longest: int, others: Index, cores: int, again: int = 1) -> Index:
     """Into how many parts to cut an axis whose length is known only when the kernel runs; a part has
     ceil(extent / parts) steps.
 
@@ -474,12 +468,12 @@ def parts_at_run_time(extent: Index, most: int, others: Index, cores: int, again
 
     Args:
         extent: steps of the axis, below 2^24; an int64 expression.
-        most: steps of a part at most.
+        longest: steps of a part at most.
         others: the number of tasks for each part of the axis: parts of all other axes.
         cores: number of cores of the machine.
         again: what a further part repeats, in steps: its halo, or what it takes to start.
     """
-    return parts_of_two_at_run_time(extent, most, others, cores, [OtherParts(1, 1)], again)[0]
+    return parts_of_two_at_run_time(extent, longest, others, cores, [OtherParts(1, 1)], again)[0]
 
 
 @dataclass(frozen=True)
@@ -500,7 +494,7 @@ def other_parts(steps: int, cores: int, divided: float, repeated: float) -> list
 
 def parts_of_two_at_run_time(
     extent: Index,
-    most: int,
+    longest: int,
     others: Index,
     cores: int,
     choices: Sequence[OtherParts],
@@ -514,42 +508,19 @@ def parts_of_two_at_run_time(
     best: Index | None = None
     for number, other in enumerate(choices if cores > 1 else choices[:1]):
         tasks = others * other.parts
-        rounds = (_larger(_down(count * cores, tasks), 1) for count in (_ROUNDS if cores > 1 else ()))
+        rounds = (most(count * cores // tasks, 1) for count in (_ROUNDS if cores > 1 else ()))
         for wanted in (*(_PARTS if cores > 1 else _PARTS[:1]), *rounds):
-            size = _larger(_smaller(_up(extent, wanted), most), 1)
-            parts = _larger(_up(extent, size), 1)
-            time = _up(tasks * parts, cores) * (size * other.step + again)
+            size = most(least(parts_of(extent, wanted), longest), 1)
+            parts = most(parts_of(extent, size), 1)
+            time = parts_of(tasks * parts, cores) * (size * other.step + again)
             rank = named("rank", ((time * (1 << _PARTS_BITS)) + parts) * (1 << _OTHER_BITS) + number)
-            best = rank if best is None else named("best", _smaller(best, rank))
+            best = rank if best is None else named("best", least(best, rank))
     assert best is not None
     number = best % (1 << _OTHER_BITS)
     chosen: Index = choices[0].parts
-    for i, other in enumerate(choices[1:], 1):
-        chosen = _if_equal(number, i, other.parts, chosen)
-    return _down(best, 1 << _OTHER_BITS) % (1 << _PARTS_BITS), chosen
-
-
-def _up(a: Index, b: Index) -> Index:
-    return ceil_div(a, b) if isinstance(a, int) and isinstance(b, int) else (a + b - 1) // b
-
-
-def _down(a: Index, b: Index) -> Index:
-    return a // b if isinstance(a, int) and isinstance(b, int) else tirx.FloorDiv(_index(a), _index(b))
-
-
-def _larger(a: Index, b: Index) -> Index:
-    return max(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.Max(_index(a), _index(b))
-
-
-def _smaller(a: Index, b: Index) -> Index:
-    return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.Min(_index(a), _index(b))
-
-
-def _if_equal(a: Index, b: int, then: int, other: Index) -> Index:
-    if isinstance(a, int):
-        return then if a == b else other
-    return tirx.Select(tirx.EQ(_index(a), _index(b)), _index(then), _index(other))
-
-
-def _index(value: Index) -> Expr:
-    return index(value, "int64") if isinstance(value, int) else value
+    if isinstance(number, int):
+        chosen = choices[number].parts
+    else:
+        for i, other in enumerate(choices[1:], 1):
+            chosen = tirx.Select(tirx.EQ(number, index(i)), index(other.parts), expression(chosen))
+    return best // (1 << _OTHER_BITS) % (1 << _PARTS_BITS), chosen

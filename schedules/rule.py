@@ -111,8 +111,8 @@ class ScheduleRule(ABC, Generic[WorkloadT]):
 
     @abstractmethod
     def match(self, kernel: Kernel, machine: Machine) -> WorkloadT | None:
-        """The workload when this rule serves the kernel, else None. Must be cheap, and must not raise: where it does,
-        the report says so, and another rule serves the kernel (see `schedules.selection.apply.STRICT`)."""
+        """The workload when this rule serves the kernel, else None. Must be cheap, and must not raise: what it
+        raises becomes a RuleError that names the rule and the kernel."""
 
     def space(self, workload: WorkloadT, machine: Machine) -> ConfigSpace:
         """The knobs and their values; no knobs unless overridden."""

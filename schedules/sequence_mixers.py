@@ -12,7 +12,7 @@ from there on. `UPDATES` names the operand, so that the copy goes away where the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from schedules.annotations import UPDATES
@@ -21,7 +21,6 @@ from schedules.codegen.nest import (
     allocate,
     allocate_tile,
     broadcast,
-    expression,
     lanes_of,
     load,
     parallel,
@@ -30,8 +29,9 @@ from schedules.codegen.nest import (
     store,
     when,
 )
+from schedules.ir.expression import expression
 from schedules.ir.stages import shape_of
-from schedules.ir.tir import BlockBuilder, Buffer, Expr, Index, Stmt, relax, te, tirx
+from schedules.ir.tir import BlockBuilder, Buffer, Expr, Stmt, relax, te, tirx
 
 _OPAQUE = 8  # relax's pattern kind that is fused with nothing
 _LANES = 16
@@ -66,27 +66,41 @@ def task_width(columns: int) -> int:
     return next(width for width in range(min(_MOST_COLUMNS, columns), 0, -1) if columns % width == 0)
 
 
-def each_sequence(sequences: Buffer | None, rows: Index, slots: Index, body: Callable[[Rows], Stmt]) -> Stmt:
-    """The body for each sequence of a run, int64 (sequences, 5) as of attention over a cache, or for all rows."""
-    zero = expression(0)
-    if sequences is None:
-        return body(Rows((), zero, expression(rows), None))
+@dataclass(frozen=True)
+class Buffers:
+    """The buffers of a kernel: operands by role, the first column of those that are columns of a larger matrix, the
+    result (n, width) and the state."""
 
-    def one(number: Expr) -> Stmt:
-        def column(at: int) -> Expr:
-            return load(sequences, number, at)
+    named: Mapping[str, Buffer]
+    starts: Mapping[str, int]
+    result: Buffer
+    state: Buffer
 
-        def within(value: Expr, most: Expr) -> Expr:
-            return tirx.max(tirx.min(value, most), zero)
+    def each_sequence(self, body: Callable[[Rows], Stmt]) -> Stmt:
+        """The body for each sequence of a run, int64 (sequences, 5) as of attention over a cache, or for all rows."""
+        sequences, zero = self.named.get("sequences"), expression(0)
+        rows, slots = (expression(shape_of(each)[0]) for each in (self.result, self.state))
+        if sequences is None:
+            return body(Rows((), zero, rows, None))
 
-        slot = within(column(SLOT), expression(slots) - 1)
-        first = within(column(FIRST_TOKEN), expression(rows))
-        count = within(column(TOKENS), expression(rows) - first)
-        begins = tirx.EQ(column(FIRST_ROW), zero)
-        found = body(Rows((slot,), first, count, begins))
-        return tirx.IfThenElse(count > 0, found, None)
+        def one(number: Expr) -> Stmt:
+            def column(at: int) -> Expr:
+                return load(sequences, number, at)
 
-    return repeat("sequence", shape_of(sequences)[0], one)
+            def within(value: Expr, most: Expr) -> Expr:
+                return tirx.max(tirx.min(value, most), zero)
+
+            slot = within(column(SLOT), slots - 1)
+            first = within(column(FIRST_TOKEN), rows)
+            count = within(column(TOKENS), rows - first)
+            begins = tirx.EQ(column(FIRST_ROW), zero)
+            return tirx.IfThenElse(count > 0, body(Rows((slot,), first, count, begins)), None)
+
+        return repeat("sequence", shape_of(sequences)[0], one)
+
+    def column(self, role: str, row: Expr, start: Expr, lanes: int = 1, offset: int = 0) -> Expr:
+        """Neighbours in a row of some columns of a matrix, from `start + offset` on."""
+        return load(self.named[role], row, lanes_of(start + (offset + self.starts[role]), lanes))
 
 
 def cleared(state: Buffer, at: Sequence[Expr | int], shape: Sequence[int], begins: Expr | None) -> Stmt | None:
@@ -113,20 +127,24 @@ def cleared(state: Buffer, at: Sequence[Expr | int], shape: Sequence[int], begin
 def with_state(
     builder: BlockBuilder,
     name: str,
-    operands: Sequence[Expr],
+    columns: Mapping[str, Columns | None],
+    others: Mapping[str, Expr | None],
     state: Expr,
     width: int,
-    body: Callable[[Sequence[Buffer], Buffer, Buffer], Stmt],
+    body: Callable[[Buffers], Stmt],
 ) -> tuple[Expr, Expr]:
     """Emit a kernel that computes float32 (n, width) and the next value of a state.
 
     Args:
         builder: inside a function.
-        operands: operands of the kernel beside the state; the first has n rows.
+        columns, others: operands of the kernel beside the state, by role; the first has n rows. None is left out.
         state: float32.
         width: columns of the result.
-        body: writes the loops, from the buffers of the operands, of the result and of the state.
+        body: writes the loops.
     """
+    starts = {role: each.start for role, each in columns.items() if each is not None}
+    operands = {role: each.data for role, each in columns.items() if each is not None}
+    operands |= {role: each for role, each in others.items() if each is not None}
 
     def compute(*tensors: te.Tensor) -> list[te.Tensor]:
         first, old = tensors[0], tensors[-1]
@@ -137,20 +155,15 @@ def with_state(
         ]
 
         def generate(ins: Sequence[Buffer], outs: Sequence[Buffer]) -> Stmt:
-            return sequence(_copy(ins[-1], outs[1]), body(ins[:-1], outs[0], outs[1]))
+            named = dict(zip(operands, ins, strict=False))
+            return sequence(_copy(ins[-1], outs[1]), body(Buffers(named, starts, *outs)))
 
         found = te.extern(shapes, list(tensors), generate, name, ["float32"] * 2, out_buffers=outputs)
         return list(found)
 
-    found = builder.emit(
-        builder.call_te(
-            compute,
-            *operands,
-            state,
-            primfunc_name_hint=name,
-            primfunc_attrs={"op_pattern": _OPAQUE, UPDATES: len(operands)},
-        )
-    )
+    attrs = {"op_pattern": _OPAQUE, UPDATES: len(operands)}
+    call = builder.call_te(compute, *operands.values(), state, primfunc_name_hint=name, primfunc_attrs=attrs)
+    found = builder.emit(call)
     return builder.emit(relax.TupleGetItem(found, 0)), builder.emit(relax.TupleGetItem(found, 1))
 
 
@@ -219,46 +232,31 @@ class Convolution:
 def causal_convolution(builder: BlockBuilder, given: Convolution) -> tuple[Expr, Expr]:
     """The result (n, channels) and the window that follows, emitted."""
     columns = {"x": given.x, "factor": given.factor, "gate": given.gate}
-    starts = {role: each.start for role, each in columns.items() if each is not None}
-    operands = [each.data for each in columns.values() if each is not None]
-    operands += [given.weight, given.bias, *([] if given.sequences is None else [given.sequences])]
+    others = {"weight": given.weight, "bias": given.bias, "sequences": given.sequences}
     taps, channels = (int(each) for each in given.weight.ty.shape.values)
 
-    def body(ins: Sequence[Buffer], result: Buffer, window: Buffer) -> Stmt:
-        loops = ConvolutionLoops(dict(zip(starts, ins, strict=False)), starts, ins[len(starts) :], result, window)
-        return loops.code(taps, channels, activated=given.activated)
+    def body(buffers: Buffers) -> Stmt:
+        return ConvolutionLoops(buffers, taps, activated=given.activated).code(channels)
 
-    return with_state(builder, "causal_convolution", operands, given.window, channels, body)
+    return with_state(builder, "causal_convolution", columns, others, given.window, channels, body)
 
 
 class ConvolutionLoops:
     """The loops of one kernel: tasks are neighbouring channels."""
 
-    def __init__(
-        self,
-        columns: dict[str, Buffer],
-        starts: dict[str, int],
-        others: Sequence[Buffer],
-        result: Buffer,
-        window: Buffer,
-    ) -> None:
-        self._columns, self._starts = columns, starts
-        self._weight, self._bias, *sequences = others
-        self._sequences = sequences[0] if sequences else None
-        self._result, self._window = result, window
-
-    def code(self, taps: int, channels: int, *, activated: bool) -> Stmt:
-        """The statement."""
+    def __init__(self, buffers: Buffers, taps: int, *, activated: bool) -> None:
+        self._buffers, self._window = buffers, buffers.state
         self._taps, self._activated = taps, activated
+
+    def code(self, channels: int) -> Stmt:
+        """The statement."""
         width = task_width(channels)
         self._lanes = vector_width(width)
-        rows: Index = shape_of(self._result)[0]
-        slots = shape_of(self._window)[0] if self._sequences is not None else 1
 
         def task(number: Expr) -> Stmt:
             start = expression(number) * width
             starts = [start + at for at in range(0, width, self._lanes)]
-            return each_sequence(self._sequences, rows, slots, lambda one: self._sequence(one, start, width, starts))
+            return self._buffers.each_sequence(lambda rows: self._sequence(rows, start, width, starts))
 
         return parallel("channels", channels // width, task)
 
@@ -284,10 +282,10 @@ class ConvolutionLoops:
         """One vector of one row of the result."""
         (total,), made = allocate_tile("total", (1, self._lanes), "float32")
         where = lanes_of(0, self._lanes)
-        steps = [*made, store(total, load(self._bias, lanes_of(at, self._lanes)), where)]
+        steps = [*made, store(total, load(self._buffers.named["bias"], lanes_of(at, self._lanes)), where)]
         for tap in range(self._taps):
             place = row + (tap - self._taps + 1)
-            weight = load(self._weight, tap, lanes_of(at, self._lanes))
+            weight = load(self._buffers.named["weight"], tap, lanes_of(at, self._lanes))
 
             def added(value: Expr, weight: Expr = weight) -> Stmt:
                 return store(total, load(total, where) + weight * value, where)
@@ -300,9 +298,9 @@ class ConvolutionLoops:
                 steps.append(new)
         found = load(total, where)
         found = silu(found, self._lanes) if self._activated else found
-        if "gate" in self._columns:
-            found = found * self._column("gate", rows.first + row, at)
-        return sequence(*steps, store(self._result, found, rows.first + row, lanes_of(at, self._lanes)))
+        if "gate" in self._buffers.starts:
+            found = found * self._buffers.column("gate", rows.first + row, at, self._lanes)
+        return sequence(*steps, store(self._buffers.result, found, rows.first + row, lanes_of(at, self._lanes)))
 
     def _follow(self, rows: Rows, at: Expr) -> Stmt:
         """The last rows of the window and the sequence together."""
@@ -318,11 +316,10 @@ class ConvolutionLoops:
 
     def _value(self, row: Expr, at: Expr) -> Expr:
         """The convolved value."""
-        value = self._column("x", row, at)
-        return value * self._column("factor", row, at) if "factor" in self._columns else value
-
-    def _column(self, role: str, row: Expr, at: Expr) -> Expr:
-        return load(self._columns[role], row, lanes_of(at + self._starts[role], self._lanes))
+        value = self._buffers.column("x", row, at, self._lanes)
+        if "factor" in self._buffers.starts:
+            value = value * self._buffers.column("factor", row, at, self._lanes)
+        return value
 
 
 _RATE, _TOTAL = range(2)
@@ -369,44 +366,35 @@ def gated_delta_rule(builder: BlockBuilder, given: DeltaRule) -> tuple[Expr, Exp
     Returns the result (n, heads * value size) and the state that follows, emitted.
     """
     columns = {each: getattr(given, each) for each in ("query", "key", "value", "step", "rate")}
-    starts = {role: each.start for role, each in columns.items()}
-    roles = [*starts, "decay", "bias", *([] if given.sequences is None else ["sequences"])]
-    operands = [each.data for each in columns.values()] + [given.decay, given.bias]
-    operands += [] if given.sequences is None else [given.sequences]
+    others = {"decay": given.decay, "bias": given.bias, "sequences": given.sequences}
     heads, _, size = (int(each) for each in given.state.ty.shape.values[-3:])
 
-    def body(ins: Sequence[Buffer], result: Buffer, state: Buffer) -> Stmt:
-        return DeltaRuleLoops(given, dict(zip(roles, ins, strict=True)), starts, result, state).code()
+    def body(buffers: Buffers) -> Stmt:
+        return DeltaRuleLoops(given, buffers).code()
 
-    return with_state(builder, "gated_delta_rule", operands, given.state, heads * size, body)
+    return with_state(builder, "gated_delta_rule", columns, others, given.state, heads * size, body)
 
 
 class DeltaRuleLoops:
     """The loops of one kernel."""
 
-    def __init__(
-        self, given: DeltaRule, named: dict[str, Buffer], starts: dict[str, int], result: Buffer, state: Buffer
-    ) -> None:
-        self._given, self._named, self._starts = given, named, starts
-        self._result, self._state = result, state
-        self._heads, self._keys, self._values = (int(each) for each in shape_of(state)[-3:])
+    def __init__(self, given: DeltaRule, buffers: Buffers) -> None:
+        self._given, self._buffers = given, buffers
+        self._named, self._state = buffers.named, buffers.state
+        self._heads, self._keys, self._values = (int(each) for each in shape_of(self._state)[-3:])
         self._width = task_width(self._values)
         self._lanes = vector_width(self._width)
         self._vectors = self._width // self._lanes
-        self._by_row = int(shape_of(named["bias"])[0]) != self._heads
+        self._by_row = int(shape_of(self._named["bias"])[0]) != self._heads
 
     def code(self) -> Stmt:
         """The statement."""
-        sequences = self._named.get("sequences")
-        slots = shape_of(self._state)[0] if sequences is not None else 1
         parts = self._values // self._width
 
         def task(number: Expr) -> Stmt:
             head = tirx.floordiv(expression(number), expression(parts))
             first = tirx.floormod(expression(number), expression(parts)) * self._width
-            return each_sequence(
-                sequences, shape_of(self._result)[0], slots, lambda rows: self._sequence(rows, head, first)
-            )
+            return self._buffers.each_sequence(lambda rows: self._sequence(rows, head, first))
 
         return parallel("part", self._heads * parts, task)
 
@@ -454,7 +442,7 @@ class DeltaRuleLoops:
                 for at in vectors
             ]
             results = [
-                store(self._result, load(sums, at, every), place,
+                store(self._buffers.result, load(sums, at, every), place,
                       lanes_of(head * self._values + first + at * self._lanes, self._lanes))
                 for at in vectors
             ]  # fmt: skip
@@ -477,11 +465,11 @@ class DeltaRuleLoops:
     def _scalars(self, scalars: Buffer, kept: Buffer, row: Expr, head: Expr) -> list[Stmt]:
         """The rate, and what is kept of the state, or of each of its rows."""
         count = self._keys if self._by_row else 1
-        rate = load(self._named["rate"], row, head + self._starts["rate"])
+        rate = self._buffers.column("rate", row, head)
 
         def keep(index: Expr) -> Stmt:
             place = head * count + index
-            step = load(self._named["step"], row, place + self._starts["step"]) + load(self._named["bias"], place)
+            step = self._buffers.column("step", row, place) + load(self._named["bias"], place)
             return store(kept, tirx.exp(load(self._named["decay"], head) * softplus(step)), index)
 
         scale = tirx.const(self._given.rate_scale, "float32")
@@ -491,13 +479,10 @@ class DeltaRuleLoops:
         self, target: Buffer, role: str, scalars: Buffer, row: Expr, head: Expr, scale: float
     ) -> list[Stmt]:
         """A vector of length `scale`, in a buffer."""
-        keys = self._given.key_heads
-        shared = (
-            tirx.floormod(head, expression(keys))
-            if self._given.tiled
-            else tirx.floordiv(head, expression(self._heads // keys))
-        )
-        start = shared * self._keys + self._starts[role]
+        keys = expression(self._given.key_heads)
+        of_neighbours = tirx.floordiv(head, expression(self._heads // self._given.key_heads))
+        shared = tirx.floormod(head, keys) if self._given.tiled else of_neighbours
+        start = shared * self._keys + self._buffers.starts[role]
 
         def square(index: Expr) -> Stmt:
             value = load(self._named[role], row, start + index)
@@ -515,8 +500,7 @@ class DeltaRuleLoops:
         ]
 
     def _value(self, row: Expr, head: Expr, first: Expr, at: int) -> Expr:
-        start = head * self._values + first + (at * self._lanes + self._starts["value"])
-        return load(self._named["value"], row, lanes_of(start, self._lanes))
+        return self._buffers.column("value", row, head * self._values + first, self._lanes, at * self._lanes)
 
 
 def decayed_maximum(
@@ -527,29 +511,27 @@ def decayed_maximum(
     Returns the state at each row (n, columns) and the state that follows, (columns,) or (slots, columns), emitted.
     """
 
-    def body(ins: Sequence[Buffer], result: Buffer, state: Buffer) -> Stmt:
-        columns = int(shape_of(state)[-1])
+    columns = int(values.ty.shape.values[-1])
 
-        def row(rows: Rows, number: Expr) -> Stmt:
-            place = rows.first + number
+    def body(buffers: Buffers) -> Stmt:
+        named, state = buffers.named, buffers.state
 
+        def row(rows: Rows, place: Expr) -> Stmt:
             def column(at: Expr) -> Stmt:
                 where = (*rows.slot, at)
-                kept = tirx.max(load(state, *where) + load(ins[1], place, at), load(ins[0], place, at))
-                return sequence(store(state, kept, *where), store(result, load(state, *where), place, at))
+                kept = tirx.max(load(state, *where) + load(named["logs"], place, at), load(named["values"], place, at))
+                return sequence(store(state, kept, *where), store(buffers.result, load(state, *where), place, at))
 
             return repeat("column", columns, column)
 
         def one(rows: Rows) -> Stmt:
             begin = cleared(state, [*rows.slot, expression(0)], (columns,), rows.begins)
-            return sequence(begin, repeat("row", rows.count, lambda number: row(rows, number)))
+            return sequence(begin, repeat("row", rows.count, lambda number: row(rows, rows.first + number)))
 
-        slots = shape_of(state)[0] if sequences is not None else 1
-        return each_sequence(ins[2] if sequences is not None else None, shape_of(result)[0], slots, one)
+        return buffers.each_sequence(one)
 
-    operands = [values, logs, *([] if sequences is None else [sequences])]
-    columns = int(values.ty.shape.values[-1])
-    return with_state(builder, "decayed_maximum", operands, state, columns, body)
+    others = {"values": values, "logs": logs, "sequences": sequences}
+    return with_state(builder, "decayed_maximum", {}, others, state, columns, body)
 
 
 _STEP, _DECAY = range(2)
@@ -599,40 +581,31 @@ def selective_scan(builder: BlockBuilder, given: Scan) -> tuple[Expr, Expr]:
     Returns the result (n, channels) and the state that follows, emitted.
     """
     columns = {"x": given.x, "step": given.step, "write": given.write, "read": given.read, "gate": given.gate}
-    starts = {role: each.start for role, each in columns.items() if each is not None}
-    operands = [each.data for each in columns.values() if each is not None]
     others = {"decay": given.decay, "skip": given.skip, "bias": given.bias, "sequences": given.sequences}
-    roles = [role for role, each in others.items() if each is not None]
-    operands += [each for each in others.values() if each is not None]
     blocks, _, width = (int(each) for each in given.state.ty.shape.values[-3:])
 
-    def body(ins: Sequence[Buffer], result: Buffer, state: Buffer) -> Stmt:
-        named = dict(zip([*starts, *roles], ins, strict=True))
-        return ScanLoops(given, named, starts, result, state).code()
+    def body(buffers: Buffers) -> Stmt:
+        return ScanLoops(given, buffers).code()
 
-    return with_state(builder, "selective_scan", operands, given.state, blocks * width, body)
+    return with_state(builder, "selective_scan", columns, others, given.state, blocks * width, body)
 
 
 class ScanLoops:
     """The loops of one kernel."""
 
-    def __init__(
-        self, given: Scan, named: dict[str, Buffer], starts: dict[str, int], result: Buffer, state: Buffer
-    ) -> None:
-        self._given, self._named, self._starts = given, named, starts
-        self._result, self._state = result, state
-        self._blocks, self._sizes, self._width = (int(each) for each in shape_of(state)[-3:])
+    def __init__(self, given: Scan, buffers: Buffers) -> None:
+        self._given, self._buffers = given, buffers
+        self._named, self._state = buffers.named, buffers.state
+        self._blocks, self._sizes, self._width = (int(each) for each in shape_of(self._state)[-3:])
         self._lanes = vector_width(self._width)
         self._vectors = self._width // self._lanes
 
     def code(self) -> Stmt:
         """The statement."""
-        sequences = self._named.get("sequences")
-        slots = shape_of(self._state)[0] if sequences is not None else 1
 
         def task(number: Expr) -> Stmt:
             block = expression(number)
-            return each_sequence(sequences, shape_of(self._result)[0], slots, lambda rows: self._sequence(rows, block))
+            return self._buffers.each_sequence(lambda rows: self._sequence(rows, block))
 
         return parallel("block", self._blocks, task)
 
@@ -666,7 +639,7 @@ class ScanLoops:
         """The step of the block and what is kept of the state, where all channels share them."""
         if not self._given.per_block:
             return []
-        step = load(self._named["step"], row, block + self._starts["step"])
+        step = self._buffers.column("step", row, block)
         if self._given.bias is not None:
             low, high = self._given.limits
             step = softplus(step + load(self._named["bias"], block))
@@ -698,10 +671,7 @@ class ScanLoops:
         every = lanes_of(0, self._lanes)
         where = (*rows.slot, block, size, lanes_of(at * self._lanes, self._lanes))
         shared = group * self._sizes + size
-        write, read = (
-            broadcast(load(self._named[role], row, shared + self._starts[role]), self._lanes)
-            for role in ("write", "read")
-        )
+        write, read = (broadcast(self._buffers.column(role, row, shared), self._lanes) for role in ("write", "read"))
         if self._given.per_block:
             kept = broadcast(load(scalars, _DECAY), self._lanes)
         else:
@@ -717,8 +687,7 @@ class ScanLoops:
         value = value + load(self._named["skip"], channel) * self._vector("x", row, block, at)
         if "gate" in self._named:
             value = value * silu(self._vector("gate", row, block, at), self._lanes)
-        return store(self._result, value, row, channel)
+        return store(self._buffers.result, value, row, channel)
 
     def _vector(self, role: str, row: Expr, block: Expr, at: int) -> Expr:
-        start = block * self._width + (at * self._lanes + self._starts[role])
-        return load(self._named[role], row, lanes_of(start, self._lanes))
+        return self._buffers.column(role, row, block * self._width, self._lanes, at * self._lanes)

@@ -27,6 +27,8 @@ from compiler.profiling.attribution import kind_of
 from compiler.support.compilation import one_at_a_time
 from compiler.support.operation_count import OperationCount, count_kernels
 from schedules.attention.cache.rule import CacheWorkload, cache_cycles, sizes_of, tiles_of
+from schedules.attention.int8 import AttentionInt8
+from schedules.attention.rule import Attention, AttentionWorkload, cycles_in_tiles
 from schedules.conv.dot import CONV_DOT, CONV_TILES
 from schedules.conv.workload import DotWorkload, TilesWorkload
 from schedules.instructions.products.operation import DOT_BF16, Product
@@ -65,6 +67,7 @@ _MATMUL_OPERATIONS = {name: operation for operation, name in KINDS.items()} | {
     MatmulRoundedBf16.name: DOT_BF16,
     MatmulGatedBf16.name: DOT_BF16,
 }
+_ATTENTION = {each.name: each for each in (Attention(), AttentionInt8())}
 _TILES = 1.1  # cycles over those of the rate
 _PAIR_PRODUCTS = 1.5  # without products of bytes: two `vpmaddwd`, and what widens and adds
 # Cycles to scale, round and store a vector of results as bytes.
@@ -133,7 +136,9 @@ class PredictedClock:
                 cycles, operations = kernel_cycles(function, count, machine), _operations(count)
                 rule, workload = _rule_of(function, machine)
                 tiles = _tiles_of(rule, workload, machine)
-                if isinstance(workload, CacheWorkload):
+                if isinstance(workload, AttentionWorkload) and tiles is not None:
+                    operations = workload.operations
+                elif isinstance(workload, CacheWorkload):
                     tiles, operations = tiles_of(function, machine), sizes_of(function).operations
                 known[name] = KernelTime(
                     kind_of(name),
@@ -170,6 +175,8 @@ def kernel_cycles(function: tirx.PrimFunc, count: OperationCount | None, machine
     arithmetic = _padded(operations, workload) / (2 * machine.lanes("float32") * machine.fma_ports)
     if isinstance(workload, BlockWorkload) and workload.rounded:
         arithmetic = _of_blocks(rule, workload, machine)
+    elif isinstance(workload, AttentionWorkload) and (tiles := _tiles_of(rule, workload, machine)) is not None:
+        arithmetic = cycles_in_tiles(workload, tiles, machine)
     elif isinstance(workload, CacheWorkload):
         arithmetic = cache_cycles(sizes_of(function), machine, tiles_of(function, machine))
     else:
@@ -239,6 +246,8 @@ def _tiles_of(rule: str, workload: object, machine: Machine) -> Product | None:
     if isinstance(workload, BlockWorkload):
         layout = BlockFormat.of_text(workload.layout)
         return block_tiles(layout, machine) if workload.rounded and workload.rows > FEW_ROWS else None
+    if isinstance(workload, AttentionWorkload):
+        return _ATTENTION[rule].tiles(workload, machine)
     operation = workload.operation if isinstance(workload, TilesWorkload) else _MATMUL_OPERATIONS.get(rule)
     return None if operation is None else tile_product(machine, operation)
 

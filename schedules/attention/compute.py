@@ -16,14 +16,7 @@ Score = Callable[[Expr, tuple[Expr, ...]], Expr]
 ATTENTION, ATTENTION_INT8 = "attention", "attention-int8"
 OPERANDS = "tensorwright.operands"  # block attribute: the type that products may round their operands to
 SCORES, ADJUSTED, LARGEST, POWERS, TOTAL, WEIGHTS, PRODUCT, RESULT = (
-    "attention_scores",
-    "attention_adjusted",
-    "attention_largest",
-    "attention_powers",
-    "attention_total",
-    "attention_weights",
-    "attention_product",
-    "attention_result",
+    f"attention_{name}" for name in ("scores", "adjusted", "largest", "powers", "total", "weights", "product", "result")
 )
 
 

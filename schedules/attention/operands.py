@@ -1,72 +1,137 @@
 """The operands of an attention kernel, and the elementwise steps on scores, weights and results.
 
-Operands of attention as pairs of bfloat16: keys and values packed once, rows of queries and weights in each task.
+Operands of attention as 32-bit words of neighbours along the sum: keys and values packed once, rows of queries and
+weights in each task.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from math import prod
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from schedules.annotations import KIND
 from schedules.attention.compute import ADJUSTED, OPERANDS, PRODUCT, RESULT, SCORES, WEIGHTS, guarded_quotient
-from schedules.codegen.nest import Extent, expression, in_vectors, lanes_of, parallel_grid, repeat_symbolic, sequence
+from schedules.codegen.nest import (
+    Extent,
+    in_vectors,
+    lanes_of,
+    load,
+    parallel_grid,
+    repeat_symbolic,
+    sequence,
+    store,
+)
 from schedules.codegen.parallel import pays_off
 from schedules.instructions.rounding import narrowed, rounded_pair, rounded_run
-from schedules.ir.expression import buffers_loaded, constant_int, map_loads, substitute
+from schedules.ir.expression import buffers_loaded, constant_int, expression, map_loads, substitute
 from schedules.ir.numbers import ceil_div
-from schedules.ir.stages import Axis, Kernel, Stage, shape_of
-from schedules.ir.tir import VECTORIZED, Expr, Index, Stmt, Var, structural_map, tirx, tvm
-from schedules.machine import Machine
+from schedules.ir.stages import Axis, Kernel, Stage, dtype_of, shape_of
+from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Var, structural_map, tirx, tvm
+from schedules.machine import Machine, dtype_bits
 from schedules.stages.code import stage_code
+
+if TYPE_CHECKING:
+    from typing import Self
 
 # The element of a row at a step of the sum.
 Operand: TypeAlias = "Callable[[Index, Expr], Expr]"
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
-    """Matrices (..., depth, columns) of float32 and their `words`, int32 (..., steps, columns): two each that are
-    neighbours along the depth, the first in the low half; behind the depth stands 0. Steps and columns may be more than
-    the matrix needs, for whole tiles; what the columns behind hold has no meaning."""
+class Words(ABC):
+    """Matrices (..., depth, columns) and their `words`, int32 (..., steps, columns): `group` neighbours along the depth
+    each, the first in the lowest bits; behind the depth stands 0. Steps and columns may be more than the matrix needs,
+    for whole tiles; what the columns behind hold has no meaning."""
+
+    group: ClassVar[int]
 
     source: BatchedMatrix
-    words: Expr
+    words: Buffer
+    machine: Machine
 
     @classmethod
-    def of(cls, source: BatchedMatrix, steps_of: int = 1, columns_of: int = 1) -> Pairs:
+    def of(cls, source: BatchedMatrix, machine: Machine, steps_of: int = 1, columns_of: int = 1) -> Self:
         """Steps and columns are multiples of the numbers given."""
         *lead, depth, columns = source.shape
-        steps = ceil_div(ceil_div(depth, 2), steps_of) * steps_of
+        steps = ceil_div(ceil_div(depth, cls.group), steps_of) * steps_of
         shape = [*lead, steps, ceil_div(columns, columns_of) * columns_of]
-        name = f"{source.name}_pairs"
-        return cls(source, tirx.decl_buffer([expression(size) for size in shape], "int32", name, layout=None))
+        name = f"{source.name}_words"
+        words = tirx.decl_buffer([expression(size) for size in shape], "int32", name, layout=None)
+        return cls(source, words, machine)
 
-    def made(self, machine: Machine) -> list[Stmt]:
+    @property
+    def lanes(self) -> int:
+        """Words of a vector."""
+        return self.machine.lanes("int32")
+
+    @property
+    def used(self) -> int:
+        """Steps of the matrix."""
+        return ceil_div(self.source.shape[-2], self.group)
+
+    def made(self) -> list[Stmt]:
         """The statements that allocate and fill the words."""
-        lanes = machine.lanes("float32")
-        whole_runs = self.source.shape[-2] % (2 * lanes) == 0
-        fill = self._turned if whole_runs and self.source.runs_along(-2) else self._filled
-        return [tirx.AllocBuffer(self.words), *fill(machine, lanes), *self._cleared(machine, lanes)]
+        runs = self.source.runs_along(-2) and self.source.shape[-2] % self._run == 0
+        return [tirx.AllocBuffer(self.words), *(self._turned() if runs else self._filled()), *self._cleared()]
 
-    def _cleared(self, machine: Machine, lanes: int) -> list[Stmt]:
+    def _cleared(self) -> list[Stmt]:
         """The steps behind the depth."""
-        *_, depth, columns = self.source.shape
-        used, steps = ceil_div(depth, 2), shape_of(self.words)[-2]
+        columns, used, steps = self.source.shape[-1], self.used, shape_of(self.words)[-2]
         if used == steps:
             return []
-        zero = tirx.IntImm("int32", 0)
 
         def row(at: list[Expr]) -> Stmt:
-            place = [*at[:-1], at[-1] + used]
-            return in_vectors("column", columns, lanes, lambda j: tirx.BufferStore(self.words, zero, [*place, j]))
+            place, zero = [*at[:-1], at[-1] + used], tirx.IntImm("int32", 0)
+            return in_vectors("column", columns, self.lanes, lambda j: store(self.words, zero, *place, j))
 
         extents = [*self.source.leads, Extent("step", steps - used)]
-        return [parallel_grid(extents, row, machine, parallel=False)]
+        return [parallel_grid(extents, row, self.machine, parallel=False)]
 
-    def _filled(self, machine: Machine, lanes: int) -> list[Stmt]:
-        """From rows of neighbouring columns, two at a time."""
+    def _turned(self) -> list[Stmt]:
+        """From columns that run along the depth: each as words, then these transposed."""
+        columns, steps = self.source.shape[-1], self.used
+
+        def matrix(outer: list[Expr]) -> Stmt:
+            shape = [expression(columns), expression(steps)]
+            rows = tirx.decl_buffer(shape, "int32", f"{self.source.name}_rows", layout=None)
+            i, j = tirx.Var("step", "int64"), tirx.Var("column", "int64")
+            transposed = tirx.BufferStore(self.words, tirx.BufferLoad(rows, [j, i]), [*outer, i, j])
+            stage = Stage("transpose", (Axis(i, steps), Axis(j, columns)), transposed)
+            made = repeat_symbolic("column", columns, lambda at: self._column(rows, outer, at))
+            return sequence(tirx.AllocBuffer(rows), made, stage_code(stage, self.machine, parallel=False))
+
+        return [parallel_grid(self.source.leads, matrix, self.machine, parallel=self._threads())]
+
+    def _threads(self) -> bool | Expr:
+        return pays_off(self.source.elements, self.machine)
+
+    @property
+    @abstractmethod
+    def _run(self) -> int:
+        """Neighbours along the depth whose multiples `_column` takes."""
+
+    @abstractmethod
+    def _column(self, rows: Buffer, outer: list[Expr], column: Expr) -> Stmt:
+        """The words of a column in memory, as a row of `rows`."""
+
+    @abstractmethod
+    def _filled(self) -> list[Stmt]:
+        """From rows of neighbouring columns, a group at a time."""
+
+
+class Pairs(Words):
+    """Words of two float32, rounded to bfloat16."""
+
+    group: ClassVar[int] = 2
+
+    @property
+    def _run(self) -> int:
+        return 2 * self.lanes
+
+    def _filled(self) -> list[Stmt]:
         *_, depth, columns = self.source.shape
         extents = self.source.leads
 
@@ -76,79 +141,70 @@ class Pairs:
             def word(column: Expr) -> Stmt:
                 low = self.source.load(*outer, step * 2, column)
                 high = self.source.load(*outer, step * 2 + 1, column) if whole else tirx.FloatImm("float32", 0.0)
-                return tirx.BufferStore(self.words, rounded_pair(low, high), [*outer, step, column])
+                return store(self.words, rounded_pair(low, high), *outer, step, column)
 
-            return in_vectors("column", columns, lanes, word)
+            return in_vectors("column", columns, self.lanes, word)
 
-        threads = pays_off(self.source.elements, machine)
         steps = [*extents, Extent("step", depth // 2)]
-        parts = [parallel_grid(steps, lambda at: row(at, whole=True), machine, parallel=threads)]
+        parts = [parallel_grid(steps, lambda at: row(at, whole=True), self.machine, parallel=self._threads())]
         if depth % 2:
             last = expression(depth // 2)
-            parts.append(parallel_grid(extents, lambda at: row([*at, last], whole=False), machine, parallel=False))
+            parts.append(parallel_grid(extents, lambda at: row([*at, last], whole=False), self.machine, parallel=False))
         return parts
 
-    def _turned(self, machine: Machine, lanes: int) -> list[Stmt]:
-        """From columns that run along the depth: each rounded to words, then these transposed."""
-        *_, depth, columns = self.source.shape
-        extents = self.source.leads
+    def _column(self, rows: Buffer, outer: list[Expr], column: Expr) -> Stmt:
+        lanes = self.lanes
 
-        def matrix(outer: list[Expr]) -> Stmt:
-            rounded = tirx.decl_buffer(
-                [expression(columns), expression(depth // 2)], "int32", f"{self.source.name}_rounded", layout=None
-            )
+        def word(run: Expr, lane: Expr) -> Stmt:
+            first = run * (2 * lanes) + lane
+            halves = [self.source.load(*outer, each, column) for each in (first, first + lanes)]
+            return store(rows, rounded_run(*halves), column, run * lanes + lane)
 
-            def words(column: Expr, run: Expr, lane: Expr) -> Stmt:
-                first = run * (2 * lanes) + lane
-                halves = [self.source.load(*outer, each, column) for each in (first, first + lanes)]
-                return tirx.BufferStore(rounded, rounded_run(*halves), [column, run * lanes + lane])
+        def vector(run: Expr) -> Stmt:
+            return repeat_symbolic("lane", lanes, lambda lane: word(run, lane), VECTORIZED)
 
-            def column(at: Expr) -> Stmt:
-                return repeat_symbolic(
-                    "run",
-                    depth // (2 * lanes),
-                    lambda run: repeat_symbolic("lane", lanes, lambda lane: words(at, run, lane), VECTORIZED),
-                )
-
-            i, j = tirx.Var("step", "int64"), tirx.Var("column", "int64")
-            transposed = tirx.BufferStore(self.words, tirx.BufferLoad(rounded, [j, i]), [*outer, i, j])
-            stage = Stage("transpose", (Axis(i, depth // 2), Axis(j, columns)), transposed)
-            parts = [tirx.AllocBuffer(rounded), repeat_symbolic("column", columns, column)]
-            return sequence([*parts, stage_code(stage, machine, parallel=False)])
-
-        return [parallel_grid(extents, matrix, machine, parallel=pays_off(self.source.elements, machine))]
+        return repeat_symbolic("run", self.used // lanes, vector)
 
 
 @dataclass(frozen=True, eq=False)
 class NarrowRows:
-    """Rows rounded to bfloat16; behind their elements stands 0. There may be room for more rows, for whole tiles."""
+    """Rows rounded to bfloat16, read as words of neighbours; behind their elements stands 0. There may be room for more
+    rows, for whole tiles."""
+
+    dtype: ClassVar[str] = "uint16"
 
     rows: int
     size: int
     buffer: Expr
 
     @classmethod
-    def of(cls, name: str, rows: int, size: int, rows_of: int = 1, size_of: int = 2) -> NarrowRows:
-        """Rows and their elements are multiples of the numbers given."""
-        shape = [expression(ceil_div(count, of) * of) for count, of in ((rows, rows_of), (size, size_of))]
-        return cls(rows, size, tirx.decl_buffer(shape, "uint16", name, layout=None))
+    def of(cls, name: str, rows: int, size: int, rows_of: int = 1, size_of: int = 1) -> Self:
+        """Rows and their elements, whole words of them, are multiples of the numbers given."""
+        of_size = max(size_of, 32 // dtype_bits(cls.dtype))
+        shape = [expression(ceil_div(count, of) * of) for count, of in ((rows, rows_of), (size, of_size))]
+        return cls(rows, size, tirx.decl_buffer(shape, cls.dtype, name, layout=None))
+
+    @property
+    def pitch(self) -> int:
+        """Bytes from a row to the next."""
+        return int(shape_of(self.buffer)[-1]) * dtype_bits(self.dtype) // 8
 
     def allocated(self) -> list[Stmt]:
         """Statements that make the rows, with what stands behind them."""
         made = [tirx.AllocBuffer(self.buffer)]
         behind = shape_of(self.buffer)[-1] - self.size
         if behind:
-            zero = tirx.IntImm("uint16", 0)
+            zero = tirx.IntImm(self.dtype, 0)
 
             def clear(i: Expr) -> Stmt:
-                return repeat_symbolic("k", behind, lambda k: tirx.BufferStore(self.buffer, zero, [i, k + self.size]))
+                return repeat_symbolic("k", behind, lambda k: store(self.buffer, zero, i, k + self.size))
 
             made.append(repeat_symbolic("row", self.rows, clear))
         return made
 
-    def put(self, i: Expr, k: Expr, value: Expr) -> Stmt:
+    def put(self, i: Index, k: Expr, value: Expr) -> Stmt:
         """The statement that stores an element."""
-        return tirx.BufferStore(self.buffer, narrowed(value), [expression(i), k])
+        return store(self.buffer, narrowed(value), i, k)
 
     def filled(self, value: Operand, lanes: int) -> Stmt:
         """The statement that stores all elements."""
@@ -156,9 +212,10 @@ class NarrowRows:
             "row", self.rows, lambda i: in_vectors("k", self.size, lanes, lambda k: self.put(i, k, value(i, k)))
         )
 
-    def pair(self, i: Index, step: Expr) -> Expr:
-        """The elements of row i at a step of a sum of pairs."""
-        return tirx.reinterpret("int32", tirx.BufferLoad(self.buffer, [expression(i), lanes_of(step * 2, 2)]))
+    def word(self, i: Index, step: Expr) -> Expr:
+        """The elements of row i at a step of a sum of words."""
+        group = 32 // dtype_bits(self.dtype)
+        return tirx.reinterpret("int32", load(self.buffer, i, lanes_of(step * group, group)))
 
 
 # A batch of matrices inside a buffer, whatever the order of the buffer's dimensions.
@@ -192,10 +249,7 @@ class BatchedMatrix:
     @property
     def elements(self) -> Index:
         """Number of elements of all matrices."""
-        amount: Index = 1
-        for extent in self.shape:
-            amount = amount * extent
-        return amount
+        return prod(self.shape)
 
     def place(self, at: Sequence[Expr]) -> list[Expr]:
         """The buffer's indices of an element."""
@@ -219,11 +273,8 @@ def with_contiguous_columns(matrix: BatchedMatrix, machine: Machine) -> tuple[li
     """A copy in which columns are neighbours: the statements that make it, and the copy."""
     shape = [expression(size) for size in matrix.shape]
     copy = tirx.decl_buffer(shape, str(matrix.buffer.dtype), f"{matrix.name}_turned", layout=None)
-    axes = tuple(
-        Axis(tirx.Var(str(variable.name), "int64"), size)
-        for variable, size in zip(matrix.variables, matrix.shape, strict=True)
-    )
-    points = [axis.var for axis in axes]
+    points = [tirx.Var(str(variable.name), "int64") for variable in matrix.variables]
+    axes = tuple(map(Axis, points, matrix.shape))
     stage = Stage("transpose", axes, tirx.BufferStore(copy, matrix.load(*points), points))
     return [tirx.AllocBuffer(copy), stage_code(stage, machine)], BatchedMatrix.whole(copy)
 
@@ -250,18 +301,16 @@ def in_panels(matrix: BatchedMatrix, width: int, machine: Machine) -> tuple[list
     for first, count, lanes in ((0, whole, width), (whole, 1, rest)):
         if not count or not lanes:
             continue
-        axes = [Axis(tirx.Var(f"lead{i}", "int64"), size) for i, size in enumerate(lead)]
-        axes += [
-            Axis(tirx.Var(name, "int64"), size) for name, size in (("panel", count), ("row", rows), ("lane", lanes))
-        ]
-        *outer, panel, row, lane = (axis.var for axis in axes)
+        names = [*(f"lead{i}" for i in range(len(lead))), "panel", "row", "lane"]
+        *outer, panel, row, lane = variables = [tirx.Var(name, "int64") for name in names]
         value = matrix.load(*outer, row, (panel + first) * width + lane)
-        stage = Stage("pack", tuple(axes), tirx.BufferStore(copy, value, [*outer, panel + first, row, lane]))
+        stored = tirx.BufferStore(copy, value, [*outer, panel + first, row, lane])
+        stage = Stage("pack", tuple(map(Axis, variables, (*lead, count, rows, lanes))), stored)
         made.append(stage_code(stage, machine))
     return made, PanelMatrix(copy, matrix.variables, matrix.variables, matrix.shape, width)
 
 
-_LEAST_QUERIES = 16  # least number of queries that pays for rounding the keys and values
+LEAST_QUERIES = 16  # least number of queries that pays for rounding the keys and values
 
 
 def attention_stages(kernel: Kernel, kind: str) -> dict[str, Stage] | None:
@@ -296,10 +345,7 @@ class AttentionParts:
         """The parts of an attention of these stages."""
         (query, query_zero), (key, key_zero) = _factors(stages[SCORES])
         (_, weights_zero), (value, value_zero) = _factors(stages[PRODUCT])
-        scores, product, result = (stages[name].store for name in (SCORES, PRODUCT, RESULT))
-        assert scores is not None
-        assert product is not None
-        assert result is not None
+        scores, product, result = (stages[name].body for name in (SCORES, PRODUCT, RESULT))
         rounds = str(stages[SCORES].annotations.get(OPERANDS)) == "bfloat16"
         [element] = [load for load in stages[RESULT].loads if load.source.same_as(product.buffer)]
         stored = BatchedMatrix(result.buffer, tuple(result.indices), tuple(element.indices), shape_of(product.buffer))
@@ -313,56 +359,53 @@ class AttentionParts:
         return all(isinstance(size, int) for size in (*self.query.shape[-2:], *self.value.shape[-2:]))
 
     @property
+    def has_many_queries(self) -> bool:
+        """True if enough queries share the words of keys and values."""
+        return self.is_static and self.query.shape[-2] >= LEAST_QUERIES
+
+    @property
     def narrow(self) -> bool:
         """True if products run on pairs of bfloat16: where they may, and enough queries share the pairs."""
-        return self.rounds and self.is_static and self.query.shape[-2] >= _LEAST_QUERIES
+        return self.rounds and self.has_many_queries
 
     @property
     def weights_dtype(self) -> str:
         """The type of what multiplies the values."""
-        return "float32" if self.weights is None or self.weights.store is None else str(self.weights.store.buffer.dtype)
+        return "float32" if self.weights is None else dtype_of(self.weights.body.buffer)
 
     def score(self, raw: Expr, place: Sequence[Expr]) -> Expr:
         """The argument of softmax for a raw score (scaled, masked) at a place (*lead, query, key)."""
-        stage = self.adjusted
-        assert stage.store is not None
-        variables = {
-            axis.var: point
-            for axis in stage.axes
-            for var, point in zip(list(stage.store.indices), place, strict=True)
-            if axis.var.same_as(var)
-        }
-        value = map_loads(stage.store.value, lambda load: raw if load.source.same_as(self.scores) else None)
+        stored = self.adjusted.body
+        pairs = zip(stored.indices, place, strict=True)
+        variables = {var: point for var, point in pairs if isinstance(var, tvm.ir.Var)}
+        value = map_loads(stored.value, lambda load: raw if load.source.same_as(self.scores) else None)
         return substitute(value, variables)
 
     def weight(self, power: Expr, inverse: Expr) -> Expr:
         """Weight of the values, of a power and 1 / (the sum of its row's powers)."""
         assert self.weights is not None
-        assert self.weights.store is not None
-        rank = len(self.weights.store.indices)
+        rank = len(self.weights.body.indices)
 
         def quotient(division: Expr) -> Expr:
             return inverse if isinstance(division.b, tvm.ir.TensorLoad) else division
 
-        value = structural_map(self.weights.store.value, (tirx.Div, quotient))
+        value = structural_map(self.weights.body.value, (tirx.Div, quotient))
         return map_loads(value, lambda load: power if len(load.indices) == rank else None)
 
     def finished(self, product: Expr, total: Expr) -> Expr:
         """Value to store, of a sum of the second product and the sum of its row's powers."""
-        assert self.result.store is not None
         if self.weights is not None:
-            return map_loads(self.result.store.value, lambda load: product)
-        is_guarded = isinstance(self.result.store.value, tirx.Select)
+            return map_loads(self.result.body.value, lambda load: product)
+        is_guarded = isinstance(self.result.body.value, tirx.Select)
         return guarded_quotient(product, total) if is_guarded else product / total
 
 
 def _factors(stage: Stage) -> tuple[tuple[BatchedMatrix, int], tuple[BatchedMatrix, int]]:
     """The two operands of a product, in order, each with its zero point."""
-    assert stage.store is not None
-    *lead, row, column = stage.store.indices
+    *lead, row, column = stage.body.indices
     [summed] = stage.reduction
-    *outer, rows, columns = shape_of(stage.store.buffer)
-    term = stage.store.value.b
+    *outer, rows, columns = shape_of(stage.body.buffer)
+    term = stage.body.value.b
 
     def factor(expr: Expr, ends: tuple[Expr, Expr], sizes: tuple[Index, Index]) -> tuple[BatchedMatrix, int]:
         [load] = buffers_loaded(expr)

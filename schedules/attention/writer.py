@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import ClassVar, TypeAlias
 
 from schedules.attention.operands import (
@@ -23,7 +24,6 @@ from schedules.attention.operands import (
 from schedules.codegen.nest import (
     Extent,
     allocate,
-    expression,
     in_vectors,
     load,
     parallel_grid,
@@ -31,14 +31,15 @@ from schedules.codegen.nest import (
     repeat_symbolic,
     sequence,
     split_repeat,
+    store,
 )
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, Taps, block_sums, multiply_add
 from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS, STEPS
-from schedules.instructions.products.operation import DOT_BF16, Product
+from schedules.instructions.products.operation import DOT_BF16, Operation, Product
 from schedules.instructions.products.table import tile_product
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
-from schedules.ir.expression import index
+from schedules.ir.expression import expression, index
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Stage, shape_of
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, tirx
@@ -182,7 +183,7 @@ class BlockRows:
     """The left operands of a block: `statements` allocate and fill them, `weighed` follow when weights are known.
 
     Terms are what is added to the sums of a row, where there are any. `narrow` are the rows of queries and weights in
-    bfloat16, where they are.
+    words, where they are.
     """
 
     statements: list[Stmt]
@@ -213,7 +214,8 @@ class _Blocks:
 class AttentionWriter:
     """Writes attention of float32, in products of float32 or of pairs of bfloat16."""
 
-    dtype: ClassVar[str] = "float32"
+    operation: ClassVar[Operation] = DOT_BF16
+    """What sums products of words, where operands are words."""
 
     def __init__(self, parts: AttentionParts, machine: Machine, rows: int) -> None:
         self.parts = parts
@@ -222,16 +224,24 @@ class AttentionWriter:
         self.lanes = machine.lanes("float32")
         *self.lead, self.queries, self.depth = parts.query.shape
         self.keys, self.columns = parts.value.shape[-2:]
-        self.tiles = bfloat16_tiles(machine) if parts.narrow else None
+        self.dtype = self.operation.total
+        many = self.in_words and parts.has_many_queries
+        self.tiles = attention_tiles(machine, self.operation) if many else None
+        self.whole_words = (1, 1) if self.tiles is None else (STEPS, _PANEL * self.lanes)
+        self.whole_rows = (1, 1) if self.tiles is None else (ROWS, ROW_BYTES * self.operation.group // 4)
         self.prepared, self.key, self.value = self._prepare()
+
+    @property
+    def in_words(self) -> bool:
+        """True if operands are words of narrow neighbours."""
+        return self.parts.narrow
 
     def _prepare(self) -> tuple[list[Stmt], Factor, Factor]:
         """Preparation shared by all blocks: statements, and the right operands of the products."""
         parts = self.parts
         if parts.narrow:
-            whole = (STEPS, _PANEL * self.lanes) if self.tiles is not None else (1, 1)
-            pairs = Pairs.of(parts.key, *whole), Pairs.of(parts.value, *whole)
-            made = [statement for each in pairs for statement in each.made(self.machine)]
+            pairs = [Pairs.of(each, self.machine, *self.whole_words) for each in (parts.key, parts.value)]
+            made = [statement for each in pairs for statement in each.made()]
             key, value = (Factor(BatchedMatrix.whole(each.words)) for each in pairs)
             return made, key, value
         made, key = self._right_operand(parts.key)
@@ -265,21 +275,17 @@ class AttentionWriter:
 
         if not self.parts.narrow:
             return BlockRows([], query, power, put_in(scores), put_in(scores))
-        whole = (ROWS, ROW_BYTES // 2) if self.tiles is not None else (1, 2)
-        rounded, weights = (
-            NarrowRows.of(name, rows, size, *whole) for name, size in (("queries", self.depth), ("weights", self.keys))
-        )
+        rounded = NarrowRows.of("queries", rows, self.depth, *self.whole_rows)
+        weights = NarrowRows.of("weights", rows, self.keys, *self.whole_rows)
         made = [*rounded.allocated(), rounded.filled(query, self.lanes), *weights.allocated()]
-        return BlockRows(made, rounded.pair, weights.pair, weights.put, weights.put, narrow=(rounded, weights))
+        return BlockRows(made, rounded.word, weights.word, weights.put, weights.put, narrow=(rounded, weights))
 
     def _combine(self, total: Expr, a: Expr, b: Expr) -> Expr:
-        return DOT_BF16(total, a, b) if self.parts.narrow else multiply_add(total, a, b)
+        return self.operation(total, a, b) if self.in_words else multiply_add(total, a, b)
 
     def code(self) -> Stmt:
         """Tasks over the leading dimensions and blocks of queries; what is left of queries in a block of its own."""
-        amount: Index = self.depth + self.columns
-        for extent in (*self.lead, self.queries, self.keys):
-            amount = amount * extent
+        amount = prod((self.depth + self.columns, *self.lead, self.queries, self.keys))
         threads = pays_off(amount, self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
         blocks = self._blocks()
 
@@ -316,7 +322,7 @@ class AttentionWriter:
         def scores_of(at: Expr, width: int) -> Stmt:
             def end(i: Index, total: Expr, column: Expr) -> Stmt:
                 value = self.parts.score(_plus(total, left.query_terms, i), [*lead, row + i, column])
-                return tirx.BufferStore(scores, value, [expression(i), column])
+                return store(scores, value, i, column)
 
             if self.tiles is not None and left.narrow is not None:
                 return self._in_tiles(self.tiles, width, left.narrow[0], self.key, lead, at, end)
@@ -349,7 +355,7 @@ class AttentionWriter:
         tile = RegisterTile(rows, width, self.lanes, self.dtype, self._combine)
 
         def begin(i: int, column: Expr) -> Expr:
-            return tirx.const(0, self.dtype) if b.begin is None else tirx.BufferLoad(b.begin, [*lead, at + column])
+            return tirx.const(0, self.dtype) if b.begin is None else load(b.begin, *lead, at + column)
 
         ends = tile.each(lambda i, place, column: end(i, tile.sum(i, place), at + column))
         matrix = b.matrix
@@ -363,22 +369,19 @@ class AttentionWriter:
         """`_tile` by an instruction whose sums stay in tiles: those of a panel pass through memory."""
         words, panel = b.matrix.buffer, _PANEL * self.lanes
         steps, columns = shape_of(words)[-2:]
-        sums, allocation = allocate("tile", (ceil_div(rows.rows, ROWS) * ROWS, panel), "float32")
-        pitch = shape_of(rows.buffer)[-1] * 2
-        first = tirx.BufferLoad(words, [*lead, index(0), at])
-        summed = block_sums(
-            product,
-            lambda i: load(rows.buffer, i, 0),
-            pitch,
-            Taps.run(steps // STEPS),
-            first,
-            sums,
-            rows.rows,
-            b_pitch=4 * columns,
-        )
+        sums, allocation = allocate("tile", (ceil_div(rows.rows, ROWS) * ROWS, panel), self.dtype)
+        taps, first = Taps.run(steps // STEPS), load(words, *lead, 0, at)
+
+        def element(i: Index) -> Expr:
+            return load(rows.buffer, i, 0)
+
+        summed = block_sums(product, element, rows.pitch, taps, first, sums, rows.rows, b_pitch=4 * columns)
+
+        def total(i: Index, j: Expr) -> Expr:
+            return load(sums, i, j) if b.begin is None else load(sums, i, j) + load(b.begin, *lead, at + j)
 
         def row(i: Index) -> Stmt:
-            return in_vectors("column", width, self.lanes, lambda j: end(i, load(sums, i, j), at + j))
+            return in_vectors("column", width, self.lanes, lambda j: end(i, total(i, j), at + j))
 
         return sequence(allocation, summed, repeat("row", rows.rows, row))
 
@@ -408,6 +411,6 @@ def _plus(total: Expr, terms: Buffer | None, row: Index) -> Expr:
     return total if terms is None else total + tirx.BufferLoad(terms, [expression(row)])
 
 
-def bfloat16_tiles(machine: Machine) -> Product | None:
-    """The instruction by which attention multiplies bfloat16 with sums in tiles, where the machine has one."""
-    return tile_product(machine, DOT_BF16) if machine.lanes("float32") == COLUMNS else None
+def attention_tiles(machine: Machine, operation: Operation) -> Product | None:
+    """The instruction by which attention computes an operation with sums in tiles, where the machine has one."""
+    return tile_product(machine, operation) if machine.lanes("float32") == COLUMNS else None

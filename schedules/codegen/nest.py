@@ -8,13 +8,14 @@ what the rule says whatever the vectorizer does.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from schedules.cuts import chunks_at_run_time, cut_nest
 from schedules.instructions.prefetch import prefetch_statement
-from schedules.ir.expression import index
+from schedules.ir.expression import expression, index, unflattened
 from schedules.ir.stages import Axis, Kernel
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, PrimFunc, Stmt, Var, s_tir, tirx
 from schedules.machine import Machine
@@ -46,11 +47,6 @@ def sequence(*parts: Stmt | Iterable[Stmt] | None) -> Stmt:
     return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
 
 
-def expression(value: Expr | int, dtype: str = _INDEX) -> Expr:
-    """An int as a constant index."""
-    return index(value, dtype) if isinstance(value, int) else value
-
-
 def repeat(name: str, extent: Expr | int, body: Body, kind: Stmt = SERIAL, dtype: str = _INDEX) -> Stmt:
     """A loop from 0; one of extent 1 is its body at the int 0."""
     if isinstance(extent, int) and extent == 1:
@@ -59,11 +55,9 @@ def repeat(name: str, extent: Expr | int, body: Body, kind: Stmt = SERIAL, dtype
     return loop(var, extent, body(var), kind)
 
 
-def repeat_symbolic(
-    name: str, extent: Expr | int, body: Callable[[Expr], Stmt], kind: Stmt = SERIAL, dtype: str = _INDEX
-) -> Stmt:
+def repeat_symbolic(name: str, extent: Expr | int, body: Callable[[Expr], Stmt], kind: Stmt = SERIAL) -> Stmt:
     """`repeat` for a body that takes an expression: the index of a loop of extent 1 is a constant of the IR."""
-    return repeat(name, extent, lambda i: body(expression(i, dtype)), kind, dtype)
+    return repeat(name, extent, lambda i: body(expression(i)), kind)
 
 
 def loop(var: Var, extent: Expr | int, body: Stmt, kind: Stmt = SERIAL) -> Stmt:
@@ -123,11 +117,10 @@ def parallel_grid(
     if not fused:
         return _nested(extents, variables, body(list(variables)))
     head = extents[:fused]
-    total = head[0].extent
-    for each in head[1:]:
-        total = total * each.extent
+    total = math.prod(each.extent for each in head)
     var = tirx.Var("_".join(each.name for each in head), head[0].dtype)
-    inner = _nested(extents[fused:], variables, body([*_unfused(var, head), *variables]))
+    places = unflattened(var, [expression(each.extent, each.dtype) for each in head])
+    inner = _nested(extents[fused:], variables, body([*places, *variables]))
     return loop(var, total, inner, PARALLEL)
 
 
@@ -211,20 +204,8 @@ def _wide(value: Expr | int) -> Expr:
     return expression(value) if isinstance(value, int) or str(value.ty) == _INDEX else tirx.Cast(_INDEX, value)
 
 
-def _unfused(var: Var, head: Sequence[Extent]) -> list[Expr]:
-    """The loop variables of fused loops."""
-    values: list[Expr] = []
-    rest: Expr = var
-    for each in reversed(head[1:]):
-        values.append(tirx.FloorMod(rest, expression(each.extent, each.dtype)))
-        rest = tirx.FloorDiv(rest, expression(each.extent, each.dtype))
-    return [rest, *reversed(values)]
-
-
 def _nested(extents: Sequence[Extent], variables: Sequence[Var], body: Stmt) -> Stmt:
-    for each, var in reversed(list(zip(extents, variables, strict=True))):
-        body = loop(var, each.extent, body)
-    return body
+    return loops_over([Axis(var, each.extent) for each, var in zip(extents, variables, strict=True)], body)
 
 
 def static_grid(*extents: int) -> Iterable[tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from schedules.cuts import CORE_MEMORY_RATE, least_parallel_cycles
 from schedules.ir.expression import buffers_loaded, index
@@ -25,10 +26,7 @@ def work(extents: Sequence[Index], body: Stmt) -> Index:
     """A rough count of elementary steps of a body run over loops: a number, or an expression of symbolic extents."""
     cheap, expensive = operations(body)
     weight = max(1, round(1 + cheap / 4 + _EXPENSIVE_WEIGHT * expensive)) + _STEPS_OF_FAR_BYTE * _far_bytes(body)
-    total: Index = weight
-    for extent in extents:
-        total = total * extent
-    return total
+    return prod((weight, *extents))
 
 
 def _far_bytes(body: Stmt) -> int:

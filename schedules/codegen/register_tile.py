@@ -13,22 +13,12 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
-from schedules.codegen.nest import (
-    allocate,
-    allocate_tile,
-    bind,
-    expression,
-    lanes_of,
-    load,
-    repeat,
-    sequence,
-    split_repeat,
-    store,
-)
+from schedules.codegen.nest import allocate, allocate_tile, bind, lanes_of, load, repeat, sequence, split_repeat, store
 from schedules.instructions.products.amx import BLOCK_ROWS, ROW_BYTES, ROWS, symbol_of
 from schedules.instructions.products.operation import ONES, PARTIAL_STEPS, Product
-from schedules.ir.expression import index
+from schedules.ir.expression import expression, index
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, tirx
@@ -53,9 +43,7 @@ class Taps:
 def with_room(buffer: Buffer) -> Buffer:
     """A buffer of rows (..., row) with room for as many rows behind the last one as a tile reads at most."""
     first, *inner, row = shape_of(buffer)
-    each = 1
-    for size in inner:
-        each *= size if isinstance(size, int) else 1
+    each = prod(size if isinstance(size, int) else 1 for size in inner)
     shape = [expression(size) for size in (first + ceil_div(ROWS - 1, each), *inner, row)]
     return tirx.decl_buffer(shape, str(buffer.dtype), str(buffer.name), layout=None)
 

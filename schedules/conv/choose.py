@@ -12,9 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from schedules.conv.direct import (
-    ConvDirect,
-)
+from schedules.conv.direct import ConvDirect
 from schedules.conv.dot import CONV_DOT
 from schedules.conv.folded import FoldedWorkload, folded_workload, tile_cycles
 from schedules.conv.sparse import conv_pays

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from schedules.annotations import TRANSFORM
-from schedules.conv.tiling import padding_before, parts_of
+from schedules.conv.tiling import padding_before
 from schedules.conv.winograd_transforms import KERNEL, edge_of, transforms
 from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, WinogradWorkload
+from schedules.ir.expression import parts_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Index, te, tirx
 from schedules.ir.widening import number
@@ -29,28 +30,6 @@ GLOBAL_POOL = "global-pool"
 FUSABLE = 4  # relax's pattern kind "out elementwise fusable": elementwise consumers join the kernel
 
 
-def _window_positions(
-    work: WindowWorkload, out: Sequence[Expr], window: Sequence[Expr], padding: Sequence[Index]
-) -> list[Expr]:
-    return [
-        o * stride + k * dilation - before
-        for o, k, stride, dilation, before in zip(out, window, work.strides, work.dilations, padding, strict=True)
-    ]
-
-
-def _padding(work: WindowWorkload, data: Tensor, sizes: Sequence[Index]) -> list[Index]:
-    """Padding before the input, given the spatial sizes of the output."""
-    return padding_before(work, spatial_sizes(work, data), output_sizes(work, sizes))
-
-
-def _inside(work: WindowWorkload, data: Tensor, positions: Sequence[Expr]) -> Expr | None:
-    """The condition that positions lie in the input; None when they always do."""
-    if not work.reaches_outside:
-        return None
-    sizes = spatial_sizes(work, data)
-    return tirx.all(*(tirx.all(at >= 0, at < size) for at, size in zip(positions, sizes, strict=True)))
-
-
 def spatial_sizes(work: WindowWorkload, data: Tensor) -> list[Index]:
     """Spatial sizes of the input; ints if static."""
     return [size or each for size, each in zip(work.spatial, data.shape[2 : 2 + work.rank], strict=True)]
@@ -61,12 +40,33 @@ def output_sizes(work: WindowWorkload, sizes: Sequence[Index]) -> list[Index]:
     return [known or given for known, given in zip(work.out_spatial, sizes or work.out_spatial, strict=True)]
 
 
-def _guarded(condition: Expr | None, value: Expr, otherwise: Expr) -> Expr:
-    return value if condition is None else tirx.if_then_else(condition, value, otherwise)
+class Windows:
+    """The windows of a kernel over blocks, with the spatial sizes of the output where the workload leaves some open.
 
+    Attributes:
+        axes: the axes of a window, to be reduced.
+        before: padding before the input.
+        shape: shape of the output in blocks.
+    """
 
-def _window_axes(work: WindowWorkload) -> list[Expr]:
-    return [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(work.kernel)]
+    def __init__(self, work: WindowWorkload, data: Tensor, sizes: Sequence[Index] = ()) -> None:
+        out = output_sizes(work, sizes)
+        self._work, self._sizes = work, spatial_sizes(work, data)
+        self.axes = [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(work.kernel)]
+        self.before = padding_before(work, self._sizes, out)
+        self.shape = (data.shape[0], work.out_blocks, *out, work.block)
+
+    def value(
+        self, out: Sequence[Expr], window: Sequence[Expr], element: Callable[[list[Expr]], Expr], outside: Expr
+    ) -> Expr:
+        """`element` of the position in the input of a tap of an output's window, or `outside` beyond the input."""
+        work = self._work
+        steps = zip(out, window, work.strides, work.dilations, self.before, strict=True)
+        at = [o * stride + k * dilation - before for o, k, stride, dilation, before in steps]
+        if not work.reaches_outside:
+            return element(at)
+        inside = tirx.all(*(tirx.all(each >= 0, each < size) for each, size in zip(at, self._sizes, strict=True)))
+        return tirx.if_then_else(inside, element(at), outside)
 
 
 def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload, sizes: Sequence[Index] = ()) -> Tensor:
@@ -76,40 +76,35 @@ def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload, sizes: Sequenc
     """
     zero = tirx.const(0, work.dtype)
     channel = te.reduce_axis((0, work.group_channels), name="ci")
-    window = _window_axes(work)
-    padding = _padding(work, data, sizes)
-    group_blocks = work.in_blocks
+    windows = Windows(work, data, sizes)
 
     def point(n: Expr, co: Expr, *rest: Expr) -> Expr:
-        at = _window_positions(work, rest[:-1], window, padding)
         block, lane = channel // work.in_block, channel % work.in_block
-        source = block + co // work.group_out_blocks * group_blocks if work.groups > 1 else block
-        place = (n, source, *at, lane) if work.in_block > 1 else (n, source, *at)
-        value = _guarded(_inside(work, data, at), data[place], zero)
+        source = block + co // work.group_out_blocks * work.in_blocks if work.groups > 1 else block
+        lanes = (lane,) if work.in_block > 1 else ()
+        value = windows.value(rest[:-1], windows.axes, lambda at: data[(n, source, *at, *lanes)], zero)
         if work.last_group_channels != work.group_channels:
             value = tirx.if_then_else(source * work.in_block + lane < work.channels, value, zero)
-        return te.sum(value * weight[(co, block, *window, lane, rest[-1])], axis=[channel, *window])
+        return te.sum(value * weight[(co, block, *windows.axes, lane, rest[-1])], axis=[channel, *windows.axes])
 
-    shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
-    return te.compute(shape, point, name="conv", attrs=work.annotation(DIRECT))
+    return te.compute(windows.shape, point, name="conv", attrs=work.annotation(DIRECT))
 
 
 def conv_depthwise(data: Tensor, weight: Tensor, work: WindowWorkload, sizes: Sequence[Index] = ()) -> Tensor:
     """Depthwise convolution. `weight`: (ceil(channels / block), *kernel, block), int16 for 8-bit input."""
-    zero = tirx.const(0, work.dtype)
-    window = _window_axes(work)
-    padding = _padding(work, data, sizes)
+    windows = Windows(work, data, sizes)
 
     def point(n: Expr, c: Expr, *rest: Expr) -> Expr:
-        at = _window_positions(work, rest[:-1], window, padding)
-        value = number(data(n, c, *at, rest[-1]), work.dtype)
-        if isinstance(work, DepthwiseDotWorkload) and work.fill:
-            value = value - tirx.const(work.fill, work.dtype)
-        factor = number(weight(c, *window, rest[-1]), work.dtype)
-        return te.sum(_guarded(_inside(work, data, at), value, zero) * factor, axis=window)
+        def element(at: list[Expr]) -> Expr:
+            value = number(data(n, c, *at, rest[-1]), work.dtype)
+            if isinstance(work, DepthwiseDotWorkload) and work.fill:
+                value = value - tirx.const(work.fill, work.dtype)
+            return value
 
-    shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
-    return te.compute(shape, point, name="conv", attrs=work.annotation(DEPTHWISE))
+        value = windows.value(rest[:-1], windows.axes, element, tirx.const(0, work.dtype))
+        return te.sum(value * number(weight(c, *windows.axes, rest[-1]), work.dtype), axis=windows.axes)
+
+    return te.compute(windows.shape, point, name="conv", attrs=work.annotation(DEPTHWISE))
 
 
 def lowest(dtype: str) -> float:
@@ -119,36 +114,31 @@ def lowest(dtype: str) -> float:
 
 def pool(data: Tensor, work: PoolWorkload, sizes: Sequence[Index] = ()) -> Tensor:
     """Maximum or average over windows."""
-    window = _window_axes(work)
-    padding = _padding(work, data, sizes)
-    shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
+    windows = Windows(work, data, sizes)
     edge = tirx.const(lowest(work.dtype) if work.mode == "max" else 0, work.dtype)
     combine = te.max if work.mode == "max" else te.sum
 
     def point(n: Expr, c: Expr, *rest: Expr) -> Expr:
-        at = _window_positions(work, rest[:-1], window, padding)
-        value = number(data(n, c, *at, rest[-1]), work.dtype)
-        return combine(_guarded(_inside(work, data, at), value, edge), axis=window)
+        def element(at: list[Expr]) -> Expr:
+            return number(data(n, c, *at, rest[-1]), work.dtype)
 
-    reduced = te.compute(shape, point, name="pool", attrs=work.annotation(POOL))
+        return combine(windows.value(rest[:-1], windows.axes, element, edge), axis=windows.axes)
+
+    reduced = te.compute(windows.shape, point, name="pool", attrs=work.annotation(POOL))
     if work.mode == "max":
         return reduced
-    return te.compute(
-        shape,
-        lambda n, c, *rest: reduced[(n, c, *rest)] / window_count(work, rest[:-1], spatial_sizes(work, data), padding),
-        name="average",
-        attrs=work.annotation(POOL),
-    )
+
+    def average(n: Expr, c: Expr, *rest: Expr) -> Expr:
+        return reduced[(n, c, *rest)] / window_count(work, rest[:-1], spatial_sizes(work, data), windows.before)
+
+    return te.compute(windows.shape, average, name="average", attrs=work.annotation(POOL))
 
 
 def window_count(work: PoolWorkload, out: Sequence[Expr], sizes: Sequence[Index], padding: Sequence[Index]) -> Expr:
     """Divisor of average pooling at an output position; `sizes` are the input's spatial sizes, `padding` is the padding
     before it."""
     if work.count_pad or not work.reaches_outside:
-        total = 1
-        for size in work.kernel:
-            total *= size
-        return tirx.const(total, work.dtype)
+        return tirx.const(math.prod(work.kernel), work.dtype)
     count: Expr = None
     for o, size, window, stride, dilation, before, (most, _) in zip(
         out, sizes, work.kernel, work.strides, work.dilations, padding, work.pad, strict=True
@@ -168,28 +158,21 @@ def global_pool(data: Tensor, work: PoolWorkload) -> Tensor:
     combine = te.max if work.mode == "max" else te.sum
     ones = (1,) * work.rank
     shape = (data.shape[0], work.out_blocks, *ones, work.block)
-    reduced = te.compute(
-        shape,
-        lambda n, c, *rest: combine(number(data(n, c, *axes, rest[-1]), work.dtype), axis=axes),
-        name="pool",
-        attrs=work.annotation(GLOBAL_POOL),
-    )
+    attrs = work.annotation(GLOBAL_POOL)
+
+    def point(n: Expr, c: Expr, *rest: Expr) -> Expr:
+        return combine(number(data(n, c, *axes, rest[-1]), work.dtype), axis=axes)
+
+    reduced = te.compute(shape, point, name="pool", attrs=attrs)
     if work.mode == "max":
         return reduced
     share = share_of_image(sizes, work.dtype)
-    return te.compute(
-        shape,
-        lambda *point: reduced[point] * share,
-        name="average",
-        attrs=work.annotation(GLOBAL_POOL),
-    )
+    return te.compute(shape, lambda *at: reduced[at] * share, name="average", attrs=attrs)
 
 
 def share_of_image(sizes: Sequence[Index], dtype: str) -> Expr:
     """Reciprocal of the number of spatial positions."""
-    total: Index = 1
-    for size in sizes:
-        total = total * size
+    total = math.prod(sizes)
     if isinstance(total, int):
         return tirx.const(1.0 / total, dtype)
     return tirx.const(1.0, dtype) / tirx.Cast(dtype, total)
@@ -261,7 +244,7 @@ def _transformed_input(data: Tensor, work: WinogradWorkload, sizes: Sequence[Ind
     matrix, edge, step = transforms(tile, stride).input, edge_of(tile, stride), tile * stride
     columns = parts_of(output_sizes(work, sizes)[1], tile)
     height, width = spatial_sizes(work, data)
-    top, left = _padding(work, data, sizes)
+    top, left = Windows(work, data, sizes).before
     outside = tirx.const(fill, work.dtype)
     a, b = te.reduce_axis((0, edge), name="a"), te.reduce_axis((0, edge), name="b")
 

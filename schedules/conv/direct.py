@@ -94,7 +94,7 @@ def direct_estimate(work: ConvWorkload, config: Config, machine: Machine) -> Est
     pixels, blocks, rows = (config.integer(name) for name in ("pixels", "blocks", "rows"))
     columns, chunks = config.integer("columns"), config.integer("chunks")
     width = work.out_spatial[-1]
-    height = work.out_spatial[-2] if work.rank > 1 else 1
+    height = work.height
     images = max(work.batch, 1) * prod(work.out_spatial[:-2])
     cuts = ceil_div(height, rows) * ceil_div(width, columns)
     taps = prod(work.kernel)

@@ -55,12 +55,10 @@ from schedules.conv.tiling import (
     Sizes,
     divisors,
     input_bytes,
-    least,
-    most,
     multiplies_by_lane,
     open_repeat,
     padded_line,
-    parts_of,
+    position,
     product_cycles,
 )
 from schedules.conv.workload import ConvWorkload, WindowWorkload
@@ -75,6 +73,7 @@ from schedules.cuts import (
     parts_of_two_at_run_time,
     pays_at_run_time,
 )
+from schedules.ir.expression import least, most, parts_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt
 from schedules.machine import Machine, dtype_bits
@@ -88,11 +87,8 @@ def flat_sizes(work: WindowWorkload, fused: FusedKernel, sizes: Sizes) -> Sizes 
     plain = work.kernel == work.strides == ones and not work.reaches_outside and not any(map(any, work.pad))
     if work.rank == 1 or not work.is_open or not plain or not fused.ignores_rows(2, work.rank):
         return None
-    pixels: Index = 1
-    for size in sizes.out:
-        pixels = pixels * size
     bindings: list[Stmt] = [*sizes.bindings]
-    pixels = name_opaque("image_pixels", pixels, bindings)
+    pixels = name_opaque("image_pixels", prod(sizes.out), bindings)
     flat = (*ones[:-1], pixels)
     return Sizes(flat, flat, (0,) * work.rank, tuple(bindings))
 
@@ -199,8 +195,8 @@ class DirectNest:
         }
         self.groups_each = ceil_div(work.groups, min(work.groups, chunks_at_run_time(machine)))
         groups = ceil_div(work.groups, self.groups_each)
-        others = self._named("others", prod([self._images, groups, *dims.values()]), self.bindings)
-        extent = self._named("steps", parts_of(self.sizes.out[shared], step), self.bindings)
+        others = position(self.work, "others", prod([self._images, groups, *dims.values()]), self.bindings)
+        extent = position(self.work, "steps", parts_of(self.sizes.out[shared], step), self.bindings)
         steps = group_steps(work, self.blocks)
         products = work.group_out_blocks * work.group_channels * prod(work.kernel) / machine.fma_ports
         copied = COPY_CYCLES * work.in_blocks * prod(work.strides) if self.copies else 0
@@ -210,15 +206,15 @@ class DirectNest:
             others,
             cores,
             other_parts(steps, cores, products, copied),
-            named=lambda name, value: self._named(name, value, self.bindings),
+            named=lambda name, value: position(self.work, name, value, self.bindings),
         )
-        channels = self._named("chunks", channels, self.bindings)
+        channels = position(self.work, "chunks", channels, self.bindings)
         self.steps_each = parts_of(steps, channels)
-        dims[shared] = self._named("parts", parts, self.bindings)
-        self.cut[shared] = self._named("part", most(parts_of(extent, dims[shared]), 1) * step, self.bindings)
+        dims[shared] = position(self.work, "parts", parts, self.bindings)
+        self.cut[shared] = position(self.work, "part", most(parts_of(extent, dims[shared]), 1) * step, self.bindings)
         ordered = {dimension(dim): dims[dim] for dim in range(work.rank)}
         self.axes = {IMAGES: self._images, GROUPS: groups, CHANNELS: channels, **ordered}
-        points = self._named("points", prod([self._images, *self.sizes.out]), self.bindings)
+        points = position(self.work, "points", prod([self._images, *self.sizes.out]), self.bindings)
         return pays_at_run_time(points, work.groups * (products + copied), machine)
 
     def _live(self, place: Place, dim: int) -> Index:
@@ -230,21 +226,16 @@ class DirectNest:
     def _task(self, task: Index) -> Stmt:
         """Position along each axis of a task, from the task number."""
         names: list[Stmt] = []
-        at = part_numbers(task, self.axes, self.order, lambda name, value: self._named(name, value, names))
+        at = part_numbers(task, self.axes, self.order, lambda name, value: position(self.work, name, value, names))
         corner = tuple(
-            self._named(f"corner{dim}", at[dimension(dim)] * part, names) for dim, part in enumerate(self.cut)
+            position(self.work, f"corner{dim}", at[dimension(dim)] * part, names) for dim, part in enumerate(self.cut)
         )
         part: Index = 0
         for dim in range(self.work.rank):
             part = part * self.axes[dimension(dim)] + at[dimension(dim)]
         place = Place(at[IMAGES], corner, 0, self.work.channels, part=part)
-        live = tuple(self._named(f"live{d}", self._live(place, d), names) for d in range(self.work.rank))
+        live = tuple(position(self.work, f"live{d}", self._live(place, d), names) for d in range(self.work.rank))
         return sequence(names, self._channels(replace(place, live=live), at[GROUPS], at[CHANNELS]))
-
-    def _named(self, name: str, value: Index, names: list[Stmt]) -> Index:
-        """Bind a position in an image of dynamic size to a variable, so that its divisions are not repeated in every
-        index."""
-        return name_opaque(name, value, names) if self.work.is_open else value
 
     def _channels(self, place: Place, part: Index, chunk: Index) -> Stmt:
         """A chunk of output channels, for each group in a range of groups."""
@@ -379,34 +370,29 @@ class DirectNest:
         return split_repeat("ox", part, self.pixels, guarded)
 
     def _tile(self, place: Place, block: Index, start: Sequence[Index], pixels: int) -> Stmt:
-        work, lanes = self.work, self.lanes
+        work, lanes, every = self.work, self.lanes, lanes_of(0, self.lanes)
         sums, allocation = allocate_tile("sums", (pixels, self.blocks, lanes), work.dtype)
         points = list(static_grid(pixels, self.blocks))
         whole, rest = divmod(place.channels, work.in_block)
 
-        def step(source: Index, window: Sequence[Index], lane: Index) -> list[Stmt]:
-            result = []
-            for pixel, part in points:
-                value = self._input(place, source, start, pixel, window, lane)
-                weight = load(self.weight, block + part, source, *window, lane, lanes_of(0, lanes))
-                here = (pixel, part, lanes_of(0, lanes))
-                result.append(store(sums, load(sums, *here) + broadcast(value, lanes) * weight, *here))
-            return result
+        def added(at: tuple[int, ...], value: Expr, source: Index, window: Sequence[Index], lane: Index) -> Stmt:
+            weight = load(self.weight, block + at[1], source, *window, lane, every)
+            return store(sums, load(sums, *at, every) + value * weight, *at, every)
 
         def steps(source: Index, window: Sequence[Index], first: Index, count: int) -> list[Stmt]:
+            def value(pixel: int, lane: Index) -> Expr:
+                return self._input(place, source, start, pixel, window, lane)
+
             if not self.by_lane or count % lanes:
-                return [each for lane in range(count) for each in step(source, window, first + lane)]
+                each = product((first + lane for lane in range(count)), points)
+                return [added(at, broadcast(value(at[0], lane), lanes), source, window, lane) for lane, at in each]
             result = []
             for begin in range(0, count, lanes):
-                every = lanes_of(first + begin, lanes)
-                inputs = [self._input(place, source, start, pixel, window, every) for pixel in range(pixels)]
+                inputs = [value(pixel, lanes_of(first + begin, lanes)) for pixel in range(pixels)]
                 named, repeated = lanes_repeated(inputs, lanes)
                 result += named
-                for lane, (pixel, part) in product(range(lanes), points):
-                    row = first + begin + lane
-                    weight = load(self.weight, block + part, source, *window, row, lanes_of(0, lanes))
-                    here = (pixel, part, lanes_of(0, lanes))
-                    result.append(store(sums, load(sums, *here) + repeated(pixel, lane, lanes) * weight, *here))
+                for lane, at in product(range(lanes), points):
+                    result.append(added(at, repeated(at[0], lane, lanes), source, window, first + begin + lane))
             return result
 
         def window_loop(source: Index, channels: int) -> Stmt:
@@ -427,7 +413,6 @@ class DirectNest:
             taps = self._taps(body, steps=count)
             return sequence(self._weights_ahead(place, block, start, [source], parts), taps)
 
-        every = lanes_of(0, lanes)
         clear = [store(sums, self.zero, *at, every) for at in points]
 
         def blocks(first: Index, count: int) -> Stmt:
@@ -482,8 +467,8 @@ class DirectNest:
         if distance >= steps or len(places) != depth:
             return None
         iteration: Index = 0
-        for position, size in zip(places, extents, strict=False):
-            iteration = iteration * size + position
+        for number, size in zip(places, extents, strict=False):
+            iteration = iteration * size + number
         begin = [block + distance * self.blocks, *(0,) * (self.work.rank + 3)]
         return ask_share(self.weight, begin, elements, iteration, prod(extents[:depth]))
 
@@ -604,7 +589,7 @@ def _works(work: ConvWorkload, config: Config, machine: Machine, copies: bool, c
     spatial = {dimension(dim): halo for dim, halo in enumerate(halos)}
     every = {IMAGES: 0.0, GROUPS: 0.0, CHANNELS: 0.0, **dict.fromkeys(spatial, 0.0)}
     images, groups = max(work.batch, 1), work.groups
-    read = images * groups * input_bytes(work, work.group_channels, *_extent(work))
+    read = images * groups * input_bytes(work, work.group_channels, work.height, work.out_spatial[-1])
     read *= prod(work.out_spatial[:-2])
     vector = machine.vector_bits / 8
     copied = COPY_CYCLES * read / vector if copies else 0.0
@@ -622,11 +607,6 @@ def _works(work: ConvWorkload, config: Config, machine: Machine, copies: bool, c
         Work({IMAGES: 0.0, GROUPS: 0.0, **spatial}, bytes=float(read), passed=float(read)),
         Work({GROUPS: 0.0, CHANNELS: 0.0}, cycles=widened, bytes=float(weights), from_memory=True),
     )
-
-
-def _extent(work: ConvWorkload) -> tuple[int, int]:
-    """Rows and columns of the output."""
-    return (work.out_spatial[-2] if work.rank > 1 else 1), work.out_spatial[-1]
 
 
 def ahead(multiply_adds: int) -> int:

@@ -30,10 +30,8 @@ from schedules.codegen.nest import (
     store,
 )
 from schedules.config import Config, ConfigSpace
-from schedules.conv.compute import _guarded, _inside, _padding, _window_axes, _window_positions, output_sizes
-from schedules.conv.direct import (
-    DirectRule,
-)
+from schedules.conv.compute import Windows
+from schedules.conv.direct import DirectRule
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.tiling import (
     MAX_PIXELS,
@@ -42,14 +40,14 @@ from schedules.conv.tiling import (
     block_choices,
     divisors,
     even_blocks,
-    least,
     register_tile,
     tile_for,
 )
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload
 from schedules.instructions.products.operation import DOT_WORDS, ONES, PARTIAL_STEPS, Operation, joined, row_of
 from schedules.instructions.products.table import dot_products, matrix_product, partial_operation, widens_bytes
-from schedules.ir.numbers import QUAD, ceil_div
+from schedules.ir.expression import least
+from schedules.ir.numbers import QUAD, SIGN_BITS, ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, Tensor, te, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
@@ -64,7 +62,6 @@ CONV_TILES = "conv-tiles"
 # Cycles of a load into all lanes beside bfloat16 dot products. Measured on Zen 4: tiles of 14 pixels x 1 block reach
 # 154 GFLOP/s and 7 x 2 reach 214; with 8-bit integers both reach 420.
 _BF16_LOAD_CYCLES = 1.3
-SIGN_BITS = 0x80808080 - (1 << 32)
 _MOST_STEPS = 72  # in partial sums: a window of 3 x 3 over 16 channels; those of larger ones are joined at each tap
 # Sums in 16 registers. Products of pairs take one each before they are added: on Zen 5, with 28 pixels in a row, 222
 # billion operations a second with 7 x 1, 198 with 4 x 2, 178 with 8 x 1. Products of bytes are added as they are made:
@@ -78,30 +75,31 @@ def conv_dot(data: Tensor, weight: Tensor, work: DotWorkload, sizes: Sequence[In
     It is the sum over `data + work.shift`; the caller subtracts `work.shift` times the sum of the weights.
     """
     channel = te.reduce_axis((0, work.group_channels), name="ci")
-    window = _window_axes(work)
-    padding = _padding(work, data, sizes)
+    windows = Windows(work, data, sizes)
     zero = tirx.const(0, work.dtype)
     fill = tirx.const(work.fill + work.shift, work.dtype)
     stored = work.stored_block
     group_stored = work.in_blocks if stored == work.in_block else work.group_channels // stored
 
     def point(n: Expr, co: Expr, *rest: Expr) -> Expr:
-        at = _window_positions(work, rest[:-1], window, padding)
         block, lane = channel // work.in_block, channel % work.in_block
         source, at_lane = channel // stored, channel % stored
         if work.groups > 1:
             source = source + co // work.group_out_blocks * group_stored
-        value = _guarded(_inside(work, data, at), _number(data, (n, source, *at), at_lane, work), fill)
+
+        def element(at: list[Expr]) -> Expr:
+            return _number(data, (n, source, *at), at_lane, work)
+
+        value = windows.value(rest[:-1], windows.axes, element, fill)
         if work.last_group_channels != work.group_channels:
             value = tirx.if_then_else(source * stored + at_lane < work.channels, value, zero)
         panel, column = co * work.block // work.panel, co * work.block % work.panel + rest[-1]
         if work.panel == work.block:
             panel, column = co, rest[-1]
-        factor = weight(panel, block, *window, lane // work.group, column * work.group + lane % work.group)
-        return te.sum(value * number(factor, work.dtype), axis=[channel, *window])
+        factor = weight(panel, block, *windows.axes, lane // work.group, column * work.group + lane % work.group)
+        return te.sum(value * number(factor, work.dtype), axis=[channel, *windows.axes])
 
-    shape = (data.shape[0], work.out_blocks, *output_sizes(work, sizes), work.block)
-    return te.compute(shape, point, name="conv", attrs=work.annotation(kind_of(work)))
+    return te.compute(windows.shape, point, name="conv", attrs=work.annotation(kind_of(work)))
 
 
 def kind_of(work: DotWorkload) -> str:
@@ -215,16 +213,11 @@ class DotNest(DirectNest):
 
             def body(window: list[Index]) -> Stmt:
                 parts = [self._weights_ahead(place, block, start, [source, *window], 1)]
-                if groups:
-                    parts.append(
-                        repeat(
-                            "ci",
-                            groups // unroll,
-                            lambda i: sequence(
-                                *(step(source, window, i * unroll + j, work.group) for j in range(unroll))
-                            ),
-                        )
-                    )
+
+                def some(i: Index) -> Stmt:
+                    return sequence(*(step(source, window, i * unroll + j, work.group) for j in range(unroll)))
+
+                parts += [repeat("ci", groups // unroll, some)] if groups else []
                 if single:
                     parts.append(sequence(step(source, window, groups, single)))
                 return sequence(parts) if windows else self._joined(sequence(parts), sums, summed)
@@ -281,9 +274,8 @@ class DotNest(DirectNest):
 
     def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
         """Multiply-adds of a tile with one group of channels."""
-        combine = self.partial or self.combine
+        combine, values = self.partial or self.combine, self._values(at)
         lanes, group = self.lanes, self.work.group
-        values = [broadcast(self._group_of(at, pixel), lanes) for pixel in range(at.pixels)]
         result = []
         for pixel, part in static_grid(at.pixels, self.blocks):
             stored = load(self.weight, at.block + part, at.source, *at.window, at.group, lanes_of(0, lanes * group))
@@ -291,6 +283,10 @@ class DotNest(DirectNest):
             here = (pixel, part, lanes_of(0, lanes))
             result.append(store(sums, combine(load(sums, *here), values[pixel], weight), *here))
         return result
+
+    def _values(self, at: Step) -> list[Expr]:
+        """The group of channels of each pixel, in every lane."""
+        return [broadcast(self._group_of(at, pixel), self.lanes) for pixel in range(at.pixels)]
 
     def _group_of(self, at: Step, pixel: int) -> Expr:
         """A pixel's group of channels as an int32. In the last bfloat16 pair, lanes beyond the channels are cleared:
@@ -310,7 +306,7 @@ class QuadsNest(DotNest):
     """Loop nest of a `QuadsWorkload` on Arm: one load reads four neighbouring pixels, and dot products index its
     lanes."""
 
-    def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
+    def _values(self, at: Step) -> list[Expr]:
         values: list[Expr] = []
         side_by_side = at.pixels // QUAD * QUAD if self.work.strides[-1] == 1 else 0
         for pixel in range(0, side_by_side, QUAD):
@@ -319,14 +315,7 @@ class QuadsNest(DotNest):
             if self.work.shift:
                 four = four ^ splat(SIGN_BITS, "int32", QUAD)
             values += [tirx.Shuffle([four], [tirx.IntImm("int32", lane)] * QUAD) for lane in range(QUAD)]
-        values += [broadcast(self._group_of(at, pixel), QUAD) for pixel in range(side_by_side, at.pixels)]
-        result = []
-        for pixel, part in static_grid(at.pixels, self.blocks):
-            stored = load(self.weight, at.block + part, at.source, *at.window, at.group, lanes_of(0, QUAD * QUAD))
-            here = (pixel, part, lanes_of(0, QUAD))
-            total = self.combine(load(sums, *here), values[pixel], tirx.reinterpret(self.vector, stored))
-            result.append(store(sums, total, *here))
-        return result
+        return values + [broadcast(self._group_of(at, pixel), QUAD) for pixel in range(side_by_side, at.pixels)]
 
 
 class PairsNest(DotNest):
@@ -384,15 +373,12 @@ class PairsNest(DotNest):
     def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
         lanes = self.lanes
         result = []
-        values = [
-            [
-                broadcast(
-                    self._input(at.place, at.source, at.start, pixel, at.window, odd * self.quads + at.group), lanes
-                )
-                for odd in range(2)
-            ]
-            for pixel in range(at.pixels)
-        ]
+
+        def value(pixel: int, odd: int) -> Expr:
+            lane = odd * self.quads + at.group
+            return broadcast(self._input(at.place, at.source, at.start, pixel, at.window, lane), lanes)
+
+        values = [[value(pixel, odd) for odd in range(2)] for pixel in range(at.pixels)]
         for pixel, part in static_grid(at.pixels, self.blocks):
             here = (pixel, part, lanes_of(0, lanes))
             total = load(sums, *here)
@@ -499,13 +485,11 @@ class MatrixNest(DotNest):
         self, sums: list[Buffer], place: Place, block: Index, start: Sequence[Index], pixels: int
     ) -> list[Stmt]:
         rows, room = allocate_tile("rows", (pixels, self.blocks, self.lanes), self.work.dtype)
-        split = [store(rows, self._row(sums, *at), *at, lanes_of(0, _HALF)) for at in static_grid(pixels, self.blocks)]
+        split = []
+        for pixel, part in static_grid(pixels, self.blocks):
+            left, right = (load(sums, pixel // 2, part, lanes_of(_HALF * half, _HALF)) for half in range(2))
+            split.append(store(rows, row_of(left, right, pixel % 2), pixel, part, lanes_of(0, _HALF)))
         return [*room, *split, *super()._finish_tile(rows, place, block, start, pixels)]
-
-    @staticmethod
-    def _row(sums: list[Buffer], pixel: int, part: int) -> Expr:
-        left, right = (load(sums, pixel // 2, part, lanes_of(_HALF * half, _HALF)) for half in range(2))
-        return row_of(left, right, pixel % 2)
 
     def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
         result = []

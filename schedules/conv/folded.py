@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from math import prod
 from typing import ClassVar
 
 import numpy as np
 
 from schedules.codegen.nest import load, sequence, vectorized, when
 from schedules.config import Config
+from schedules.conv.compute import Windows
 from schedules.conv.direct import (
     DirectRule,
     direct_estimate,
@@ -89,14 +91,10 @@ def _folded(work: ConvWorkload, fold: int, axes: tuple[int, ...]) -> FoldedWorkl
 def tile_cycles(work: ConvWorkload, machine: Machine) -> float:
     """Estimated single-core cycles of a direct convolution of one image, with weights in cache."""
     width = work.out_spatial[-1]
-    rows = work.out_blocks * work.group_channels
-    for size in (*work.kernel, *work.out_spatial[:-1]):
-        rows *= size
+    rows = work.out_blocks * work.group_channels * prod((*work.kernel, *work.out_spatial[:-1]))
     most = min(width, machine.vector_registers - 4)
     row = min(row_cost(machine, width, pixels, 1) for pixels in range(1, most + 1))
-    stores = work.out_blocks
-    for size in work.out_spatial:
-        stores *= size
+    stores = work.out_blocks * prod(work.out_spatial)
     if isinstance(work, FoldedWorkload):
         stores *= min(work.outputs, work.block // work.fold)
     return (rows * row + stores * _STORE_CYCLES) / machine.cores
@@ -117,26 +115,18 @@ def conv_folded(data: Tensor, weight: Tensor, work: FoldedWorkload) -> Tensor:
     """The convolution as a tensor expression; `weight` is `fold_filter`'s, packed as for a direct convolution."""
     zero = tirx.const(0, work.dtype)
     channel = te.reduce_axis((0, work.channels), name="ci")
-    window = [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(work.kernel)]
+    windows = Windows(work, data)
 
     def point(*indices: Expr) -> Expr:
         image, output, *spatial = (indices[axis] for axis in work.axes)
         neighbour = spatial[-1] % work.fold
         spatial[-1] = spatial[-1] // work.fold
-        at = [
-            o * stride + k * dilation - before
-            for o, k, stride, dilation, (before, _) in zip(
-                spatial, window, work.strides, work.dilations, work.pad, strict=True
-            )
-        ]
         block, lane = channel // work.in_block, channel % work.in_block
-        value = data[(image, block, *at, lane) if work.in_block > 1 else (image, block, *at)]
-        if work.reaches_outside:
-            inside = [tirx.all(each >= 0, each < size) for each, size in zip(at, work.spatial, strict=True)]
-            value = tirx.if_then_else(tirx.all(*inside), value, zero)
+        lanes = (lane,) if work.in_block > 1 else ()
+        value = windows.value(spatial, windows.axes, lambda at: data[(image, block, *at, *lanes)], zero)
         folded = output * work.fold + neighbour
-        factor = weight[(folded // work.block, block, *window, lane, folded % work.block)]
-        return te.sum(value * factor, axis=[channel, *window])
+        factor = weight[(folded // work.block, block, *windows.axes, lane, folded % work.block)]
+        return te.sum(value * factor, axis=[channel, *windows.axes])
 
     shape = work.place(data.shape[0], work.outputs, [*work.out_spatial[:-1], work.width])
     return te.compute(shape, point, name="conv", attrs=work.annotation(FOLDED))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from schedules.codegen.nest import (
     ROWS_AHEAD,
     allocate_tile,
+    bind,
     broadcast,
     lanes_of,
     load,
@@ -25,10 +26,8 @@ from schedules.codegen.nest import (
     store,
 )
 from schedules.config import Config, ConfigSpace
-from schedules.conv.compute import _guarded, _inside, _padding, _window_positions, output_sizes
-from schedules.conv.direct import (
-    DirectRule,
-)
+from schedules.conv.compute import Windows
+from schedules.conv.direct import DirectRule
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.tiling import Place, open_register_tile, register_tile, tile_for
 from schedules.conv.winograd_tiling import relative_cycles
@@ -41,7 +40,6 @@ from schedules.stages.fused_kernel import FusedKernel
 
 # Cost model of sparse convolution: estimated cycles against those of the dense algorithms.
 
-# of products whose rows are not known
 # In convolutions a block's name is taken apart as well, which short tiles do not hide: (pixels of a tile, cost).
 _LONG_TILE, _IN_LONG_TILES, _IN_SHORT_TILES = 20, 1.15, 1.42
 # How much of its estimate a convolution by Winograd's method takes where its weights stay in a cache.
@@ -107,19 +105,16 @@ def conv_sparse(
     """The convolution as a tensor expression."""
     zero = tirx.const(0, work.dtype)
     block = te.reduce_axis((0, work.longest), name="block")
-    outer = work.out_blocks
-    padding = _padding(work, data, sizes)
+    windows = Windows(work, data, sizes)
 
     def point(n: Expr, co: Expr, *rest: Expr) -> Expr:
         first = entry(index, co)
-        source, window, lane = work.decoded(entry(index, outer + 1 + first + block))
-        at = _window_positions(work, rest[:-1], window, padding)
-        value = _guarded(_inside(work, data, at), data[(n, source, *at, lane)], zero)
+        source, window, lane = work.decoded(entry(index, work.out_blocks + 1 + first + block))
+        value = windows.value(rest[:-1], window, lambda at: data[(n, source, *at, lane)], zero)
         product = value * values(first + block, rest[-1])
         return te.sum(tirx.if_then_else(block < entry(index, co + 1) - first, product, zero), axis=block)
 
-    shape = (data.shape[0], outer, *output_sizes(work, sizes), work.block)
-    return te.compute(shape, point, name="conv", attrs=work.annotation(CONV_SPARSE))
+    return te.compute(windows.shape, point, name="conv", attrs=work.annotation(CONV_SPARSE))
 
 
 class ConvSparse(DirectRule[SparseConvWorkload]):
@@ -156,13 +151,13 @@ class SparseNest(DirectNest):
     def _tile(self, place: Place, block: Expr | int, start: Sequence[Index], pixels: int) -> Stmt:
         work, lanes = self.work, self.lanes
         sums, allocation = allocate_tile("sums", (pixels, 1, lanes), work.dtype)
-        first, begin = _named("first", self._entry(block))
-        end, finish = _named("end", self._entry(block + 1))
+        first, begin = bind("first", self._entry(block), "int64", 1)
+        end, finish = bind("end", self._entry(block + 1), "int64", 1)
         every = lanes_of(0, lanes)
 
         def step(number: Expr | int) -> Stmt:
             slot = first + number
-            name, named = _named("name", self._entry(slot + (work.out_blocks + 1)))
+            name, named = bind("name", self._entry(slot + (work.out_blocks + 1)), "int64", 1)
             source, window, lane = work.decoded(name)
             result = [named, prefetch(self.weight, slot + ROWS_AHEAD, 0)]
             for pixel in range(pixels):
@@ -177,8 +172,3 @@ class SparseNest(DirectNest):
 
     def _entry(self, at: Expr | int) -> Expr:
         return tirx.Cast("int64", load(self.index, at))
-
-
-def _named(name: str, value: Expr) -> tuple[Expr, Stmt]:
-    variable = tirx.Var(name, "int64")
-    return variable, tirx.Bind(variable, value)

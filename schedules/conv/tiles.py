@@ -36,12 +36,13 @@ from schedules.conv.direct_nest import (
 )
 from schedules.conv.dot import CONV_TILES, DotNest
 from schedules.conv.rule import BlockedRule
-from schedules.conv.tiling import Place, divisors, least
+from schedules.conv.tiling import Place, divisors
 from schedules.conv.workload import ConvWorkload, TilesWorkload
 from schedules.cuts import Cut, CutAxis, Work, cut
 from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS
 from schedules.instructions.products.operation import Product
 from schedules.instructions.products.table import dot_products, tile_product
+from schedules.ir.expression import least
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine, dtype_bits
@@ -85,10 +86,12 @@ class ConvTiles(BlockedRule[TilesWorkload]):
         return tile_product(machine, workload.operation) is not None
 
     def space(self, workload: TilesWorkload, machine: Machine) -> ConfigSpace:
-        return ConfigSpace({"rows": tuple(range(1, _height(workload) + 1)), "chunks": _chunk_choices(workload)})
+        panels, uneven = divmod(workload.group_out_blocks, workload.panel // workload.block)
+        chunks = (1,) if uneven else divisors(panels)
+        return ConfigSpace({"rows": tuple(range(1, workload.height + 1)), "chunks": chunks})
 
     def default(self, workload: TilesWorkload, machine: Machine) -> Config:
-        found = _cut(workload, _height(workload), 1, machine)
+        found = _cut(workload, workload.height, 1, machine)
         return Config.of(rows=found.sizes[dimension(workload.rank - 2)] if workload.rank > 1 else 1, chunks=1)
 
     def nest(self, fused: FusedKernel, workload: TilesWorkload, config: Config, machine: Machine) -> TilesNest:
@@ -97,35 +100,20 @@ class ConvTiles(BlockedRule[TilesWorkload]):
         return TilesNest(fused, workload, config, product)
 
 
-def _height(work: ConvWorkload) -> int:
-    return work.out_spatial[-2] if work.rank > 1 else 1
-
-
-def _chunk_choices(work: TilesWorkload) -> tuple[int, ...]:
-    """Candidate numbers of equal tasks to split the filter panels into."""
-    blocks = work.panel // work.block
-    return divisors(work.group_out_blocks // blocks) if work.group_out_blocks % blocks == 0 else (1,)
-
-
 def _line(work: ConvWorkload) -> int:
     """Pixels per line of the scratch buffer."""
     return int(work.reach(work.out_spatial)[-1])
 
 
-def _joins(work: ConvWorkload) -> bool:
-    """True if output lines have the same pitch as input lines."""
-    return all(stride == 1 for stride in work.strides[-2:])
-
-
 def _run_lines(work: ConvWorkload, rows: int) -> int:
-    """Lines per block."""
-    return max(1, min(rows, _RUN_ROWS // _line(work))) if _joins(work) else 1
+    """Lines per block: several where those of the output have the same pitch as those of the input."""
+    return max(1, min(rows, _RUN_ROWS // _line(work))) if set(work.strides[-2:]) == {1} else 1
 
 
 def _cut(work: TilesWorkload, rows: int, chunks: int, machine: Machine) -> Cut:
     """Split into tasks of at most `rows` rows, and at least `chunks` parts of the filters. Lines are not split, and a
     task has one step of the depth."""
-    images, height, width = max(work.batch, 1), _height(work), work.out_spatial[-1]
+    images, height, width = max(work.batch, 1), work.height, work.out_spatial[-1]
     depths, lines = [dimension(dim) for dim in range(work.rank - 2)], dimension(work.rank - 2)
     groups, panels = work.groups, group_steps(work, work.panel // work.block)
     reach = [int(each) for each in work.reach(work.out_spatial)][-2:]

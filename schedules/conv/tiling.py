@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import gcd, prod
 
 from schedules.codegen.nest import both, name_opaque, repeat, sequence, when
 from schedules.config import Config
 from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload
-from schedules.ir.numbers import ceil_div
+from schedules.ir.expression import least, most, parts_of
+from schedules.ir.numbers import ceil_div, falling_halves
 from schedules.ir.stages import shape_of
-from schedules.ir.tir import Expr, Index, Stmt, tirx
+from schedules.ir.tir import Expr, Index, Stmt
 from schedules.machine import Machine, dtype_bits
 
 MAX_PIXELS = 30
@@ -100,11 +101,6 @@ def copied_scalars(work: ConvWorkload, config: Config, machine: Machine) -> floa
     return 1 / machine.fma_ports if multiplies_by_lane(work, machine) and not by_lane else 0.0
 
 
-def tails(tile: int) -> list[int]:
-    """Decreasing powers of two below a tile size; the remainder of a dynamic width is split into these."""
-    return [1 << power for power in reversed(range((tile - 1).bit_length()))]
-
-
 def block_choices(out_blocks: int, machine: Machine) -> tuple[int, ...]:
     """Candidate numbers of channel blocks of a register tile: divisors, so that all tiles are equal."""
     limit = accumulators(machine)
@@ -129,14 +125,21 @@ def register_tile(
         last = row_cost(machine, width, pixels, rest, load_cycles)
         return _UNEVEN * (whole * (out_blocks - rest) + last * rest) / out_blocks
 
-    choices = [
-        (cost(pixels, blocks), -pixels * blocks, pixels, blocks)
-        for blocks in uneven_block_choices(out_blocks, machine)
-        for pixels in range(1, min(width, most_pixels(blocks, machine, by_lane=by_lane), MAX_PIXELS) + 1)
-        if pixels * blocks + blocks + 1 < machine.vector_registers or pixels == 1
-    ]
-    _, _, pixels, blocks = min(choices)
-    return pixels, blocks
+    most = min(width, MAX_PIXELS)
+    return _cheapest_tile(cost, uneven_block_choices(out_blocks, machine), most, machine, by_lane=by_lane)
+
+
+def _cheapest_tile(
+    cost: Callable[[int, int], float], blocks: Sequence[int], most: int, machine: Machine, *, by_lane: bool
+) -> tuple[int, int]:
+    """(pixels, channel blocks) of lowest cost that fit the registers, with at most `most` pixels."""
+    _, _, *found = min(
+        (cost(pixels, each), -pixels * each, pixels, each)
+        for each in blocks
+        for pixels in range(1, min(most, most_pixels(each, machine, by_lane=by_lane)) + 1)
+        if pixels * each + each + 1 < machine.vector_registers or pixels == 1
+    )
+    return found[0], found[1]
 
 
 def input_bytes(work: WindowWorkload, channels: int, rows: int, width: int) -> int:
@@ -163,7 +166,7 @@ def spatial_block(work: ConvWorkload, machine: Machine, pixels: int) -> tuple[in
     """
     budget = machine.l2_bytes // 2
     width = work.out_spatial[-1]
-    height = work.out_spatial[-2] if work.rank > 1 else 1
+    height = work.height
     channels = work.group_channels
     columns = width
     while columns > pixels and input_bytes(work, channels, 1, columns) > budget:
@@ -269,6 +272,12 @@ class Sizes:
         return cls(tuple(spatial), tuple(out), tuple(before), tuple(bindings))
 
 
+def position(work: WindowWorkload, name: str, value: Index, names: list[Stmt]) -> Index:
+    """A position in an image, bound to a variable where its size is dynamic: its divisions are not repeated in every
+    index then."""
+    return name_opaque(name, value, names) if work.is_open else value
+
+
 def padding_before(work: WindowWorkload, spatial: Sequence[Index], out: Sequence[Index]) -> list[Index]:
     """Padding before the input along each spatial dimension, from the input and output sizes."""
     result: list[Index] = []
@@ -282,28 +291,13 @@ def padding_before(work: WindowWorkload, spatial: Sequence[Index], out: Sequence
     return result
 
 
-def least(left: Index, right: Index) -> Expr:
-    """Minimum of two, folded if both are constant."""
-    return min(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.min(left, right)
-
-
-def most(left: Expr, right: Index) -> Expr:
-    """Maximum of two, folded if both are constant."""
-    return max(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.max(left, right)
-
-
-def parts_of(size: Index, part: Index) -> Index:
-    """ceil(size / part)."""
-    return ceil_div(size, part) if isinstance(size, int) and isinstance(part, int) else (size + part - 1) // part
-
-
 def open_repeat(name: str, extent: Expr, tile: int, body: Callable[[Index, int], Stmt]) -> Stmt:
     """Call `body(start, size)` over [0, extent) for a dynamic extent: a loop of full tiles, then the remainder in tiles
     of decreasing powers of two."""
     rest = extent % tile
     whole = extent - rest
     parts = [repeat(name, extent // tile, lambda i: body(i * tile, tile))]
-    for size in tails(tile):
+    for size in falling_halves(tile):
         start = whole + rest // (2 * size) * (2 * size)
         parts.append(when(rest % (2 * size) >= size, body(start, size)))
     return sequence(parts)
@@ -318,20 +312,13 @@ def open_register_tile(
     def cost(pixels: int, blocks: int) -> float:
         return sum(open_row_cost(machine, width, pixels, blocks, load_cycles) / width for width in _WIDTHS)
 
-    choices = [
-        (cost(pixels, blocks), -pixels * blocks, pixels, blocks)
-        for blocks in block_choices(out_blocks, machine)
-        for pixels in range(1, min(_WIDTHS[2], most_pixels(blocks, machine, by_lane=by_lane)) + 1)
-        if pixels * blocks + blocks + 1 < machine.vector_registers or pixels == 1
-    ]
-    _, _, pixels, blocks = min(choices)
-    return pixels, blocks
+    return _cheapest_tile(cost, block_choices(out_blocks, machine), _WIDTHS[2], machine, by_lane=by_lane)
 
 
 def open_row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
     """`conv_tiling.row_cost` of the tiles that `open_repeat` generates."""
     whole, rest = divmod(width, pixels)
-    sizes = [size for size in tails(pixels) if rest & size]
+    sizes = [size for size in falling_halves(pixels) if rest & size]
     cost = whole * tile_cost(machine, pixels, blocks, load_cycles)
     cost += sum(tile_cost(machine, size, blocks, load_cycles) + 2 for size in sizes)
     return (cost + (whole + len(sizes)) * blocks / 2) / blocks
@@ -371,12 +358,16 @@ OPEN_ROWS, OPEN_COLUMNS = 64, 1024  # the most that a task computes of sizes tha
 
 def direct_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: int) -> Config:
     """Default config for a register tile of `pixels` x `blocks`."""
-    if work.is_open:
-        return open_default(work, machine, pixels, blocks)
-    rows, columns = spatial_block(work, machine, pixels)
     unroll = channel_unroll(work, machine, pixels, blocks)
-    if pixels * blocks <= _SMALL_TILE and rows * ceil_div(columns, pixels) < work.in_block * blocks:
-        unroll = 4  # few and short tiles have many weights to ask for: in several places of a channel block
+    if work.is_open:
+        bytes_of = partial(input_bytes, work, work.group_channels)
+        rows, columns = open_block(work.rank, bytes_of, machine.l2_bytes // 2, pixels)
+        rows = min(rows, work.out_spatial[-2] or rows) if work.rank > 1 else rows
+        columns = min(columns, work.out_spatial[-1] or columns)
+    else:
+        rows, columns = spatial_block(work, machine, pixels)
+        if pixels * blocks <= _SMALL_TILE and rows * ceil_div(columns, pixels) < work.in_block * blocks:
+            unroll = 4  # few and short tiles have many weights to ask for: in several places of a channel block
     return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=1, unroll=unroll)
 
 
@@ -386,21 +377,6 @@ def tile_for(work: ConvWorkload, machine: Machine, load_cycles: float = 0.5) -> 
     if width == 0:
         return open_register_tile(even_blocks(work), machine, load_cycles, by_lane=by_lane)
     return register_tile(width, even_blocks(work), machine, load_cycles, by_lane=by_lane)
-
-
-def open_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: int) -> Config:
-    """Default config for dynamic sizes."""
-    rows, columns = open_block(
-        work.rank,
-        lambda height, width: input_bytes(work, work.group_channels, height, width),
-        machine.l2_bytes // 2,
-        pixels,
-    )
-    if work.rank > 1:
-        rows = min(rows, work.out_spatial[-2] or rows)
-    columns = min(columns, work.out_spatial[-1] or columns)
-    unroll = channel_unroll(work, machine, pixels, blocks)
-    return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=1, unroll=unroll)
 
 
 def even_blocks(work: ConvWorkload) -> int:

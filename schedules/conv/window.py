@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import groupby
 from math import prod
 from typing import ClassVar
 
@@ -34,20 +35,12 @@ from schedules.config import Config, ConfigSpace
 from schedules.conv import compute as conv_compute
 from schedules.conv.compute import DEPTHWISE, GLOBAL_POOL, POOL, share_of_image, window_count
 from schedules.conv.rule import BlockedRule, W
-from schedules.conv.tiling import (
-    Sizes,
-    divisors,
-    edges,
-    input_bytes,
-    least,
-    most,
-    open_repeat,
-    parts_of,
-)
+from schedules.conv.tiling import Sizes, divisors, edges, input_bytes, open_repeat, position
 from schedules.conv.workload import DepthwiseDotWorkload, PoolWorkload, WindowWorkload
 from schedules.cuts import Cut, CutAxis, Work, cut, part_numbers, parts_at_run_time, pays_at_run_time
 from schedules.estimate import Estimate, tail
 from schedules.instructions.products.operation import DOT_WORDS
+from schedules.ir.expression import least, most, parts_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, tirx
@@ -61,35 +54,6 @@ _OPEN_SPLITS = 16  # the most tasks into which rows are cut at least whose numbe
 _OPEN_WIDTH = 56  # assumed width of dynamic rows
 _HALO = 2  # rows that a part of the rows reads beyond its own
 _MAX_PIXELS = 8  # more saves too few loads for the additional code
-
-
-def window_space(work: WindowWorkload, machine: Machine) -> ConfigSpace:
-    """Knobs: `pixels` of a register tile, and `splits`, the minimum number of tasks for the rows of a channel block."""
-    return ConfigSpace(
-        {
-            "pixels": tuple(range(1, min(work.out_spatial[-1] or _MAX_PIXELS, _most_pixels(work, machine)) + 1)),
-            "splits": _split_choices(_rows(work) or _OPEN_SPLITS),
-        }
-    )
-
-
-def window_default(work: WindowWorkload, machine: Machine) -> Config:
-    """The largest and most even tiles that registers allow."""
-    width = work.out_spatial[-1] or _MAX_PIXELS
-    most = min(width, _most_pixels(work, machine))
-    pixels = ceil_div(width, ceil_div(width, most))
-    exact = [size for size in divisors(width) if most // 2 < size <= most]
-    pixels = exact[-1] if exact else pixels
-    return Config.of(pixels=pixels, splits=1)
-
-
-def _split_choices(rows: int) -> tuple[int, ...]:
-    """Candidate numbers of tasks to split rows into without empty tasks."""
-    return tuple(split for split in range(1, rows + 1) if ceil_div(rows, ceil_div(rows, split)) == split)
-
-
-def _rows(work: WindowWorkload) -> int:
-    return work.out_spatial[-2] if work.rank > 1 else 1
 
 
 def _most_pixels(work: WindowWorkload, machine: Machine) -> int:
@@ -177,8 +141,8 @@ class WindowNest(ABC):
     def _task(self, task: Index) -> Stmt:
         parts = {"images": self.images, "blocks": self.work.out_blocks, "rows": self.parts}
         names: list[Stmt] = []
-        at = part_numbers(task, parts, self.order, lambda name, index: self._position(name, index, names))
-        image, block, first = at["images"], at["blocks"], self._position("row", at["rows"] * self.rows_each, names)
+        at = part_numbers(task, parts, self.order, lambda name, index: position(self.work, name, index, names))
+        image, block, first = at["images"], at["blocks"], position(self.work, "row", at["rows"] * self.rows_each, names)
         if self.work.rank == 1:
             return sequence(names, self._row(image, block, []))
         rows, part = self.rows, self.rows_each
@@ -191,10 +155,6 @@ class WindowNest(ABC):
         axes = [f"oy{i}" for i in range(self.work.rank - 1)]
         return sequence(names, grid(axes, [*self.sizes.out[:-2], part], row))
 
-    def _position(self, name: str, index: Index, names: list[Stmt]) -> Index:
-        """A position in images, named where their size is not known."""
-        return name_opaque(name, index, names) if self.work.is_open else index
-
     def _row(self, image: Index, block: Index, outer: Sequence[Index]) -> Stmt:
         """One row of output: tiles that reach outside the input one by one, runs of other tiles as loops."""
         width = self.sizes.out[-1]
@@ -202,22 +162,16 @@ class WindowNest(ABC):
             return self._open_row(image, block, outer)
         tiles = [(start, min(self.pixels, width - start)) for start in range(0, width, self.pixels)]
         statements: list[Stmt] = []
-        position = 0
-        while position < len(tiles):
-            start, size = tiles[position]
-            run = 0
-            while position + run < len(tiles) and self._is_inner(*tiles[position + run], size):
-                run += 1
-            if run <= 1:
-                statements.append(self._tile(image, block, outer, start, size))
-                position += 1
-                continue
+        for (is_inner, size), group in groupby(tiles, lambda tile: (self._is_inner(*tile), tile[1])):
+            run = list(group)
 
-            def inner(i: Expr, start: int = start, size: int = size) -> Stmt:
+            def inner(i: Expr, start: int = run[0][0], size: int = size) -> Stmt:
                 return self._tile(image, block, outer, i * size + start, size)
 
-            statements.append(repeat("ox", run, inner))
-            position += run
+            if is_inner and len(run) > 1:
+                statements.append(repeat("ox", len(run), inner))
+            else:
+                statements += [self._tile(image, block, outer, start, size) for start, _ in run]
         return sequence(statements)
 
     def _open_row(self, image: Expr, block: Expr, outer: Sequence[Expr]) -> Stmt:
@@ -230,8 +184,8 @@ class WindowNest(ABC):
 
         def tile(start: Expr, size: int, *, guarded: bool = False) -> Stmt:
             bound: list[Stmt] = []
-            position = name_opaque("start", start, bound)
-            return sequence(bound, self._tile(image, block, outer, position, size, guarded=guarded))
+            first_of = name_opaque("start", start, bound)
+            return sequence(bound, self._tile(image, block, outer, first_of, size, guarded=guarded))
 
         inner = open_repeat("ox", inside, self.pixels, lambda start, size: tile(first + start, size))
         if end is width:
@@ -242,12 +196,12 @@ class WindowNest(ABC):
 
         return sequence(names, repeat("edge", width - inside, edge), inner)
 
-    def _is_inner(self, start: int, size: int, wanted: int) -> bool:
-        """True if a tile of the wanted size has all its taps inside."""
+    def _is_inner(self, start: int, size: int) -> bool:
+        """True if a tile has all its taps inside."""
         work = self.work
         first = start * work.strides[-1] - work.pad[-1][0]
         last = first + (size - 1) * work.strides[-1] + (work.kernel[-1] - 1) * work.dilations[-1]
-        return size == wanted and first >= 0 and last < work.spatial[-1]
+        return first >= 0 and last < work.spatial[-1]
 
     def _tile(
         self, image: Index, block: Index, outer: Sequence[Index], start: Index, size: int, *, guarded: bool = False
@@ -283,15 +237,10 @@ class WindowNest(ABC):
             size = self.sizes.spatial[dim]
             if first < 0:
                 conditions.append(place >= 0)
-            if last >= size if isinstance(size, int) else self._may_reach_after(dim, first):
+            last_tap = (work.kernel[dim] - 1) * work.dilations[dim] - work.pad[dim][0]
+            if last >= size if isinstance(size, int) else first + work.pad[dim][1] > last_tap:
                 conditions.append(place < size)
         return conditions
-
-    def _may_reach_after(self, dim: int, first: int) -> bool:
-        """True if a tap at position `first` in the first window may fall after the end of an input of dynamic size."""
-        work = self.work
-        last_tap = (work.kernel[dim] - 1) * work.dilations[dim] - work.pad[dim][0]
-        return first + work.pad[dim][1] > last_tap
 
     def _window_row(
         self,
@@ -351,18 +300,31 @@ class WindowNest(ABC):
 
 
 class WindowRule(BlockedRule[W]):
-    """Rules for windows that slide over each channel separately. The knobs are those of `window_space`."""
+    """Rules for windows that slide over each channel separately. Knobs: `pixels` of a register tile, and `splits`, the
+    minimum number of tasks for the rows of a channel block."""
 
     cut_knobs: ClassVar[frozenset[str]] = frozenset({"splits"})
 
     def space(self, workload: W, machine: Machine) -> ConfigSpace:
-        return window_space(workload, machine)
+        most = min(workload.out_spatial[-1] or _MAX_PIXELS, _most_pixels(workload, machine))
+        rows = workload.height or _OPEN_SPLITS
+        splits = tuple(each for each in range(1, rows + 1) if ceil_div(rows, ceil_div(rows, each)) == each)
+        return ConfigSpace({"pixels": tuple(range(1, most + 1)), "splits": splits})
 
     def default(self, workload: W, machine: Machine) -> Config:
-        return window_default(workload, machine)
+        """The largest and most even tiles that registers allow."""
+        width = workload.out_spatial[-1] or _MAX_PIXELS
+        most = min(width, _most_pixels(workload, machine))
+        exact = [size for size in divisors(width) if most // 2 < size <= most]
+        return Config.of(pixels=exact[-1] if exact else ceil_div(width, ceil_div(width, most)), splits=1)
 
     def estimate(self, workload: W, config: Config, machine: Machine) -> Estimate | None:
-        return window_estimate(workload, config, machine)
+        pixels, splits = config.integer("pixels"), config.integer("splits")
+        rows, width = workload.height, workload.out_spatial[-1]
+        cycles = window_cycles(workload, rows, width, pixels, machine)
+        read = input_bytes(workload, workload.block, ceil_div(rows, splits), width)
+        tasks = max(workload.batch, 1) * workload.out_blocks * splits
+        return Estimate(cycles, read * tasks, tasks, read, pixels, pixels * workload.kernel[-1], tail(width, pixels))
 
 
 class Depthwise(WindowRule[WindowWorkload]):
@@ -425,16 +387,6 @@ def window_cycles(work: WindowWorkload, rows: int, width: int, pixels: int, mach
     loads = ((pixels - 1) * work.strides[-1] + last) / pixels + last / pixels
     step = max(last / machine.fma_ports, loads / 2, machine.fma_latency / pixels)
     return outputs * (taps / last) * step + outputs
-
-
-def window_estimate(work: WindowWorkload, config: Config, machine: Machine) -> Estimate:
-    """Estimated cost of a depthwise convolution or pooling."""
-    pixels, splits = config.integer("pixels"), config.integer("splits")
-    rows, width = work.out_spatial[-2] if work.rank > 1 else 1, work.out_spatial[-1]
-    cycles = window_cycles(work, rows, width, pixels, machine)
-    read = input_bytes(work, work.block, ceil_div(rows, splits), width)
-    tasks = max(work.batch, 1) * work.out_blocks * splits
-    return Estimate(cycles, read * tasks, tasks, read, pixels, pixels * work.kernel[-1], tail(width, pixels))
 
 
 # Maximum and average pooling in the blocked layout, over windows and over whole images.
@@ -516,19 +468,9 @@ def _global_nest(fused: FusedKernel, data: Expr, work: PoolWorkload, machine: Ma
         sums, allocation = allocate("sums", (chains, lanes), work.dtype, "local")
 
         def add(outer: Sequence[Expr], first: Index, count: int) -> Stmt:
-            return sequence(
-                [
-                    store(
-                        sums,
-                        join(
-                            load(sums, i, every), number(load(data, image, block, *outer, first + i, every), work.dtype)
-                        ),
-                        i,
-                        every,
-                    )
-                    for i in range(count)
-                ]
-            )
+            values = [number(load(data, image, block, *outer, first + i, every), work.dtype) for i in range(count)]
+            joined = [join(load(sums, i, every), value) for i, value in enumerate(values)]
+            return sequence([store(sums, value, i, every) for i, value in enumerate(joined)])
 
         def row(outer: list[Expr]) -> Stmt:
             cut = split_repeat if isinstance(width, int) else open_repeat

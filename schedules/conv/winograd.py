@@ -84,7 +84,25 @@ class Winograd(BlockedRule[WinogradWorkload]):
         return Config.of(tiles=plan.tiles, pixels=plan.pixels, blocks=plan.blocks, chunks=1, unroll=unroll)
 
     def estimate(self, workload: WinogradWorkload, config: Config, machine: Machine) -> Estimate | None:
-        return winograd_estimate(workload, config, machine)
+        work = workload
+        tiles, blocks, chunks = (config.integer(name) for name in ("tiles", "blocks", "chunks"))
+        pixels = min(config.integer("pixels"), tiles)
+        down, across = tile_counts(work)
+        images, total = max(work.batch, 1), down * across
+        cuts = ceil_div(total, tiles)
+        edge = edge_of(work.tile, work.strides[0])
+        frequencies = edge * edge
+        row = row_cost(machine, tiles, pixels, blocks) + tiles * copied_scalars(work, config, machine) / blocks
+        product = row * frequencies * work.channels * work.out_blocks
+        spread = tiles * work.in_blocks * transform_cycles(edge, edge) * chunks
+        collect = tiles * work.out_blocks * transform_cycles(edge, work.tile)
+        cycles = images * total / tiles * (product + spread + collect)
+        weights = frequencies * work.channels * work.out_blocks * work.block * 4
+        scratch = frequencies * tiles * (work.in_blocks + blocks) * work.block * 4
+        stream = weights if scratch + weights / chunks > 0.8 * machine.l2_bytes else 0.2 * weights
+        moved = images * cuts * (stream + (2 * scratch * chunks if scratch > 0.75 * machine.l2_bytes else 0))
+        held, code = scratch + weights / chunks, pixels * blocks * config.integer("unroll")
+        return Estimate(cycles, moved, images * cuts * chunks, held, pixels * blocks, code, tail(tiles, pixels))
 
     def least_operations(self, workload: WinogradWorkload) -> int:
         """Operations of the matmuls only; those of the transforms depend on their implementation."""
@@ -94,30 +112,6 @@ class Winograd(BlockedRule[WinogradWorkload]):
 
     def nest(self, fused: FusedKernel, workload: WinogradWorkload, config: Config, machine: Machine) -> WinogradNest:
         return WinogradNest(fused, workload, config)
-
-
-def winograd_estimate(work: WinogradWorkload, config: Config, machine: Machine) -> Estimate:
-    """Estimated cost of a Winograd convolution."""
-    tiles, blocks, chunks = (config.integer(name) for name in ("tiles", "blocks", "chunks"))
-    pixels = min(config.integer("pixels"), tiles)
-    down, across = tile_counts(work)
-    images, total = max(work.batch, 1), down * across
-    cuts = ceil_div(total, tiles)
-    edge = edge_of(work.tile, work.strides[0])
-    frequencies = edge * edge
-    row = row_cost(machine, tiles, pixels, blocks) + tiles * copied_scalars(work, config, machine) / blocks
-    product = row * frequencies * work.channels * work.out_blocks
-    spread = tiles * work.in_blocks * transform_cycles(edge, edge) * chunks
-    collect = tiles * work.out_blocks * transform_cycles(edge, work.tile)
-    cycles = images * total / tiles * (product + spread + collect)
-    weights = frequencies * work.channels * work.out_blocks * work.block * 4
-    scratch = frequencies * tiles * (work.in_blocks + blocks) * work.block * 4
-    stream = weights if scratch + weights / chunks > 0.8 * machine.l2_bytes else 0.2 * weights
-    moved = images * cuts * (stream + (2 * scratch * chunks if scratch > 0.75 * machine.l2_bytes else 0))
-    code = pixels * blocks * config.integer("unroll")
-    return Estimate(
-        cycles, moved, images * cuts * chunks, scratch + weights / chunks, pixels * blocks, code, tail(tiles, pixels)
-    )
 
 
 WINOGRAD_INTEGER = "conv-winograd-integer"

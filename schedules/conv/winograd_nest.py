@@ -33,10 +33,8 @@ from schedules.codegen.nest import (
 )
 from schedules.codegen.register_tile import in_parts, lanes_repeated, steps_of_part
 from schedules.config import Config
-from schedules.conv.direct_nest import (
-    ahead,
-)
-from schedules.conv.tiling import Sizes, divisors, least, most, multiplies_by_lane, open_repeat, parts_of
+from schedules.conv.direct_nest import ahead
+from schedules.conv.tiling import Sizes, divisors, multiplies_by_lane, open_repeat, position
 from schedules.conv.winograd_tiling import (
     CHANNELS,
     IMAGES,
@@ -52,7 +50,7 @@ from schedules.conv.winograd_transforms import KERNEL, Matrix, edge_of, transfor
 from schedules.conv.workload import WinogradWorkload
 from schedules.cuts import Cut, other_parts, part_numbers, parts_of_two_at_run_time, pays_at_run_time
 from schedules.errors import NotScheduledError
-from schedules.ir.expression import index
+from schedules.ir.expression import index, least, most, parts_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.ir.widening import number
@@ -306,15 +304,15 @@ class WinogradNest:
         cut, work = self.cut, self.work
         names: list[Stmt] = []
         parts = {IMAGES: self.images, TILES: cut.parts, CHANNELS: cut.chunks}
-        at = part_numbers(task, parts, cut.order, lambda name, value: self._position(name, value, names))
+        at = part_numbers(task, parts, cut.order, lambda name, value: position(self.work, name, value, names))
         image, part = at[IMAGES], at[TILES]
-        begin = self._position("begin", at[CHANNELS] * cut.steps, names)
-        first = self._position("first", part * cut.tiles, names)
+        begin = position(self.work, "begin", at[CHANNELS] * cut.steps, names)
+        first = position(self.work, "first", part * cut.tiles, names)
         steps = self.work.out_blocks // self.blocks
         whole = isinstance(cut.steps, int) and steps % cut.steps == 0
-        own = cut.steps if whole else self._position("own", most(least(cut.steps, steps - begin), 0), names)
+        own = cut.steps if whole else position(self.work, "own", most(least(cut.steps, steps - begin), 0), names)
         left = most(least(cut.tiles, cut.total - first), 0) if work.is_open else self.tiles
-        live = self._position("live", left, names) if work.is_open else self.tiles
+        live = position(self.work, "live", left, names) if work.is_open else self.tiles
         tiles = Tiles(image, first, live)
         allocations: list[Stmt] = []
         transforming: Stmt | None = None
@@ -343,11 +341,6 @@ class WinogradNest:
 
         return sequence(names, allocations, allocate_product, transforming, repeat("co", own, channels))
 
-    def _position(self, name: str, value: Index, names: list[Stmt]) -> Index:
-        """Bind a position in an image of dynamic size to a variable, so that its divisions are not repeated in every
-        index."""
-        return name_opaque(name, value, names) if self.work.is_open else value
-
     def _scratch_shape(self, blocks: int, elements: int) -> tuple[int, int, int]:
         """Buffer shape (frequencies, blocks * tiles, elements).
 
@@ -365,7 +358,7 @@ class WinogradNest:
             i = tiles.start + i
             tile = tiles.first + i
             row, column = (
-                self._position(*each, names) for each in (("row", tile // columns), ("column", tile % columns))
+                position(self.work, *each, names) for each in (("row", tile // columns), ("column", tile % columns))
             )
             whole = self.work.is_open or total % self.tiles == 0
             return sequence(names, when(True if whole else tile < total, body(i, row, column)))
@@ -387,13 +380,8 @@ class WinogradNest:
         half, allocate_half = allocate("half", (edge, edge, self.lanes), dtype, "local")
 
         def read(i: Index, j: Index) -> Stmt:
-            return store(
-                patch,
-                number(load(self.data, image, block, y + i, x + j, self.all_lanes), dtype),
-                i,
-                j,
-                self.all_lanes,
-            )
+            value = number(load(self.data, image, block, y + i, x + j, self.all_lanes), dtype)
+            return store(patch, value, i, j, self.all_lanes)
 
         def read_guarded(i: Expr, j: Expr) -> Stmt:
             inside = both(y + i >= 0, y + i < height, x + j >= 0, x + j < width)
@@ -401,8 +389,10 @@ class WinogradNest:
             return sequence(when(inside, read(i, j), outside))
 
         def down(j: Index) -> Stmt:
+            def keep(i: int, value: Expr) -> Stmt:
+                return store(half, value, i, j, self.all_lanes)
+
             values = [load(patch, i, j, self.all_lanes) for i in range(edge)]
-            keep = partial(_stored, half, lambda i: (i, j, self.all_lanes))
             return sequence(self.transform.apply(self.matrices.input, values, keep, dtype))
 
         def across(i: Index) -> Stmt:
@@ -463,13 +453,18 @@ class WinogradNest:
             def down(j: int) -> list[Stmt]:
                 taps = (i * KERNEL + j for i in range(KERNEL))
                 values = [load(self.weight, block + part, first + row, tap, self.all_lanes) for tap in taps]
-                return self.transform.apply(
-                    matrix, values, partial(_stored, half, lambda i: (i, j, self.all_lanes)), dtype
-                )
+
+                def keep(i: int, value: Expr) -> Stmt:
+                    return store(half, value, i, j, self.all_lanes)
+
+                return self.transform.apply(matrix, values, keep, dtype)
 
             def across(i: int) -> list[Stmt]:
                 values = [load(half, i, j, self.all_lanes) for j in range(KERNEL)]
-                put = partial(_stored, self.filters, lambda j: (part, i * edge + j, row, self.all_lanes))
+
+                def put(j: int, value: Expr) -> Stmt:
+                    return store(self.filters, value, part, i * edge + j, row, self.all_lanes)
+
                 return self.transform.apply(matrix, values, put, dtype)
 
             return sequence(allocation, *(down(j) for j in range(KERNEL)), *(across(i) for i in range(edge)))
@@ -486,19 +481,16 @@ class WinogradNest:
         sums_of: Callable[[FrequencyTile], Stmt],
     ) -> Stmt:
         def tile(start: Index, size: int) -> Stmt:
-            sums, allocation = allocate_tile("sums", (size, self.blocks, self.lanes), self.work.dtype)
-            points = list(static_grid(size, self.blocks))
-            return sequence(
-                allocation, sums_of(FrequencyTile(spread, product, weights, frequency, start, points, sums))
-            )
-
-        def named_tile(start: Expr, size: int) -> Stmt:
             names: list[Stmt] = []
-            start = name_opaque("start", start, names)
-            return sequence(names, tile(start, size))
+            start = position(self.work, "start", start, names)
+            sums, allocation = allocate_tile("sums", (size, self.blocks, self.lanes), self.work.dtype)
+            tile_of = FrequencyTile(
+                spread, product, weights, frequency, start, list(static_grid(size, self.blocks)), sums
+            )
+            return sequence(names, sequence(allocation, sums_of(tile_of)))
 
         if self.work.is_open:
-            return open_repeat("p", live, self.pixels, named_tile)
+            return open_repeat("p", live, self.pixels, tile)
         return split_repeat("p", self.tiles, self.pixels, tile)
 
     def _sum(self, tile: FrequencyTile) -> Stmt:
@@ -628,8 +620,10 @@ class WinogradNest:
         result, allocate_result = allocate("result", (size, size, self.lanes), dtype, "local")
 
         def down(j: Index) -> Stmt:
+            def keep(i: int, value: Expr) -> Stmt:
+                return store(half, value, i, j, self.all_lanes)
+
             values = [load(product, i * edge + j, part * self.tiles + place, self.all_lanes) for i in range(edge)]
-            keep = partial(_stored, half, lambda i: (i, j, self.all_lanes))
             return sequence(self.transform.apply(self.matrices.output, values, keep, dtype))
 
         def across(i: Index) -> Stmt:
@@ -669,7 +663,3 @@ def weight_of(fused: FusedKernel) -> Expr:
         if not any(read.source.same_as(buffer) for buffer in own):
             return read.source
     raise NotScheduledError("the product reads no weights")
-
-
-def _stored(buffer: Expr, place: Callable[[int], tuple[Index | Expr, ...]], at: int, value: Expr) -> Stmt:
-    return store(buffer, value, *place(at))

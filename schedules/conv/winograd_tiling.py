@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from schedules.conv.direct_nest import (
-    direct_cut,
-)
+from schedules.conv.direct_nest import direct_cut
 from schedules.conv.tiling import (
     block_choices,
     direct_default,

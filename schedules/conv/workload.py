@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, TypeVar
 
 from schedules.annotations import KIND, SPEC
@@ -71,6 +72,11 @@ class WindowWorkload(Workload):
                 self.spatial, self.kernel, self.strides, self.dilations, self.pad, strict=True
             )
         )
+
+    @property
+    def height(self) -> int:
+        """Rows of the output, rounded down; 1 without rows, 0 if dynamic."""
+        return self.out_spatial[-2] if self.rank > 1 else 1
 
     @property
     def out_channels(self) -> int:
@@ -173,10 +179,7 @@ class ConvWorkload(WindowWorkload):
     @property
     def flops(self) -> int:
         """Multiplications and additions for one image."""
-        total = 2 * self.filters * self.group_channels
-        for size in (*self.kernel, *self.out_spatial):
-            total *= size
-        return total
+        return 2 * self.filters * self.group_channels * prod((*self.kernel, *self.out_spatial))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ class DlightRule(GpuRule[GpuWorkload]):
         if not isinstance(made, s_tir.Schedule):
             raise NotScheduledError(f"{self.name} does not know this kernel")
         result = made.mod["main"]
-        if not isinstance(result, tirx.PrimFunc) or not is_bound(result):
+        if not isinstance(result, tirx.PrimFunc) or not is_bound(result.body):
             raise NotScheduledError(f"{self.name} leaves a part of the kernel unbound")
         if (taken := _shared_bytes(result)) > machine.shared_bytes:
             raise NotScheduledError(f"{self.name} takes {taken} bytes of shared memory")

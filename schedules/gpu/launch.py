@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from schedules.ir.expression import substitute
+from schedules.ir.expression import changed_block, substitute
 from schedules.ir.stages import Axis, dtype_of, product, shape_of
-from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, Var, s_tir, structural_map, tirx
+from schedules.ir.tir import Expr, Index, Stmt, Var, s_tir, structural_map, tirx
 from schedules.machine import dtype_bits
 
 # Checks that threads of the graphics processor do everything that a kernel stores.
@@ -14,20 +14,16 @@ from schedules.machine import dtype_bits
 THREAD = tirx.ForKind.THREAD_BINDING
 
 
-def is_bound(function: PrimFunc) -> bool:
-    """True if no statement of a PrimFunc but loops and blocks lies outside of all thread-bound loops."""
-    return _is_bound(function.body)
-
-
-def _is_bound(statement: Stmt) -> bool:
+def is_bound(statement: Stmt) -> bool:
+    """True if nothing of a statement but loops and blocks lies outside of all thread-bound loops."""
     if isinstance(statement, tirx.For):
-        return bool(statement.kind == THREAD) or _is_bound(statement.body)
+        return bool(statement.kind == THREAD) or is_bound(statement.body)
     if isinstance(statement, s_tir.SBlockRealize):
-        return statement.block.init is None and _is_bound(statement.block.body)
+        return statement.block.init is None and is_bound(statement.block.body)
     if isinstance(statement, tirx.SeqStmt):
-        return all(_is_bound(each) for each in statement.seq)
+        return all(map(is_bound, statement.seq))
     if isinstance(statement, tirx.AttrStmt):
-        return str(statement.attr_key) == "thread_extent" or _is_bound(statement.body)
+        return str(statement.attr_key) == "thread_extent" or is_bound(statement.body)
     return isinstance(statement, tirx.AllocBuffer)
 
 
@@ -38,6 +34,11 @@ def thread_loop(tag: str, variable: Var, extent: Index, body: Stmt) -> Stmt:
     extent = tirx.IntImm(dtype, extent) if isinstance(extent, int) else extent
     index = tirx.IterVar(None, tirx.Var(tag, variable.ty), tirx.IterVar.ThreadIndex, tag)
     return tirx.For(variable, zero, extent, THREAD, body, index)
+
+
+def launch(block: Var, blocks: Index, thread: Var, threads: int, body: Stmt) -> Stmt:
+    """Blocks of threads. An empty launch is an error: where their number is not known there is always a block."""
+    return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", thread, threads, body))
 
 
 # Removes what a launch may not hold: loops marked parallel or vectorized, and large buffers.
@@ -76,18 +77,7 @@ def take_allocations(statement: Stmt) -> tuple[Stmt, list[Expr]]:
         if not moved:
             return node
         taken.extend(moved)
-        kept = [buffer for buffer in node.alloc_buffers if stays(buffer)]
-        return s_tir.SBlock(
-            node.iter_vars,
-            node.reads,
-            node.writes,
-            node.name_hint,
-            node.body,
-            node.init,
-            kept,
-            node.match_buffers,
-            node.annotations,
-        )
+        return changed_block(node, alloc_buffers=[buffer for buffer in node.alloc_buffers if stays(buffer)])
 
     statement = structural_map(statement, (tirx.AllocBuffer, allocation))
     return structural_map(statement, (s_tir.SBlock, block)), taken
@@ -108,7 +98,7 @@ def launched(axes: list[Axis], body: Stmt, threads: int = THREADS) -> Stmt:
     point = block * count + thread
     if total == 0:
         nothing = tirx.Evaluate(tirx.IntImm("int32", 0))
-        return thread_loop("blockIdx.x", block, 1, thread_loop("threadIdx.x", thread, threads, nothing))
+        return launch(block, 1, thread, threads, nothing)
     size: Expr = tirx.IntImm(dtype, 1)
     values: dict[Var, Expr] = {}
     for position, axis in enumerate(reversed(axes)):
@@ -123,4 +113,4 @@ def launched(axes: list[Axis], body: Stmt, threads: int = THREADS) -> Stmt:
         body = tirx.IfThenElse(point < size, body, None)
     # An empty launch is an error, so where the size is not known there is always a block.
     blocks: Index = max(1, math.ceil(total / threads)) if total is not None else tirx.floordiv(size, count) + 1
-    return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", thread, threads, body))
+    return launch(block, blocks, thread, threads, body)

@@ -16,21 +16,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from schedules.codegen.nest import allocate, build_function, expression, load, loops_over, repeat, sequence, store
+from schedules.codegen.nest import allocate, build_function, load, loops_over, repeat, sequence, store
 from schedules.config import Config
-from schedules.gpu.launch import THREADS, WARP, launched, take_allocations, thread_loop, without_parallel_loops
+from schedules.gpu.launch import THREADS, WARP, launch, launched, take_allocations, without_parallel_loops
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
-from schedules.ir.expression import buffers_loaded, nodes, substitute
-from schedules.ir.inline import call_name, inline_stages
+from schedules.ir.expression import buffers_loaded, constant_int, expression, index, map_accesses, nodes, substitute
+from schedules.ir.inline import call_name, inline_stages, written_intermediates
 from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Stage, product
 from schedules.ir.tir import (
+    VECTORIZED,
     Analyzer,
     Buffer,
     Expr,
-    Index,
     PrimFunc,
     Stmt,
     Var,
@@ -85,8 +85,9 @@ def cooperative(statement: Stmt, buffers: list[Expr]) -> tuple[Stmt, list[Expr]]
         body = without_parallel_loops(team.shared_out(statement))
     except NotIndependentError:
         return None
-    if team.largest < 2 or _are_stored(team.steering, body):
-        return None
+    stored = [each.buffer for each in nodes(body, tirx.BufferStore)]
+    if team.largest < 2 or any(_is_among(each, stored) for each in team.steering):
+        return None  # a thread may be late to read what steers it
     threads = min(MOST_THREADS, -(-team.largest // _WARP) * _WARP)
     block, thread = (tirx.Var(name, tirx.IntImm("int32", 0).ty) for name in ("block", "thread"))
     values = {team.threads: tirx.IntImm("int64", threads), team.thread: tirx.Cast("int64", thread)}
@@ -94,7 +95,7 @@ def cooperative(statement: Stmt, buffers: list[Expr]) -> tuple[Stmt, list[Expr]]
         body, buffers = _of_block(body, buffers, block, blocks)
         values[task] = tirx.Cast(str(task.ty.dtype), block)
     body = substitute(body, values)
-    return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", thread, threads, body)), buffers
+    return launch(block, blocks, thread, threads, body), buffers
 
 
 def without_pragmas(statement: Stmt) -> Stmt:
@@ -113,12 +114,6 @@ def has_independent_iterations(loop: Stmt) -> bool:
     return not found.lanes and _is_independent(found, loop.loop_var, {})
 
 
-def _are_stored(buffers: list[Buffer], body: Stmt) -> bool:
-    """True if any of the buffers is written: a thread may be late to read what steers it."""
-    stored = [each.buffer for each in nodes(body, tirx.BufferStore)]
-    return any(_is_among(each, stored) for each in buffers)
-
-
 def _of_block(body: Stmt, buffers: list[Buffer], block: Expr, blocks: int) -> tuple[Stmt, list[Buffer]]:
     """The body with a part of larger buffers for each block, and these buffers."""
     larger = [
@@ -126,19 +121,11 @@ def _of_block(body: Stmt, buffers: list[Buffer], block: Expr, blocks: int) -> tu
         for each in buffers
     ]
 
-    def replaced(buffer: Buffer) -> Buffer | None:
-        return next((new for old, new in zip(buffers, larger, strict=True) if old.same_as(buffer)), None)
+    def moved(buffer: Buffer, indices: Sequence[Expr]) -> tuple[Buffer, list[Expr]] | None:
+        new = next((new for old, new in zip(buffers, larger, strict=True) if old.same_as(buffer)), None)
+        return None if new is None else (new, [block, *indices])
 
-    def load(node: Expr) -> Expr:
-        new = replaced(node.source)
-        return node if new is None else tirx.BufferLoad(new, [block, *node.indices])
-
-    def store(node: Stmt) -> Stmt:
-        new = replaced(node.buffer)
-        return node if new is None else tirx.BufferStore(new, node.value, [block, *node.indices])
-
-    body = structural_map(body, (tvm.ir.TensorLoad, load))
-    return structural_map(body, (tirx.BufferStore, store)), larger
+    return map_accesses(body, moved), larger
 
 
 class _Team:
@@ -260,8 +247,8 @@ def _is_independent(found: _Accesses, point: Expr, names: dict[Var, Expr]) -> bo
 def _is_place(analyzer: Analyzer, buffer: Expr, indices: list[Expr], point: Expr) -> bool:
     """True if indices are those of a row-major place."""
     flat = indices[0]
-    for index, size in zip(indices[1:], buffer.shape[1:], strict=True):
-        flat = flat * size + index
+    for place, size in zip(indices[1:], buffer.shape[1:], strict=True):
+        flat = flat * size + place
     return bool(analyzer.can_prove_equal(flat, point))
 
 
@@ -276,37 +263,21 @@ def _without_lanes(body: Stmt, found: _Accesses, lane: Expr, width: int) -> Stmt
                 return None
 
     def replaced(buffer: Expr) -> Expr | None:
-        return next((new for old, new in smaller if old.same_as(buffer)), None)
+        return next((new for old, new in smaller if old.same_as(buffer)), None) if width > 1 else None
 
-    def load(node: Expr) -> Expr:
-        new = replaced(node.source)
-        if new is None or width == 1:
-            return node
-        return tirx.BufferLoad(new, [_slot(analyzer, node.indices, names, lane, width)])
-
-    def store(node: Stmt) -> Stmt:
-        new = replaced(node.buffer)
-        if new is None or width == 1:
-            return node
-        return tirx.BufferStore(new, node.value, [_slot(analyzer, node.indices, names, lane, width)])
+    def moved(buffer: Buffer, indices: Sequence[Expr]) -> tuple[Buffer, list[Expr]] | None:
+        new = replaced(buffer)
+        return None if new is None else (new, [_slot(analyzer, indices, names, lane, width)])
 
     def allocation(node: Stmt) -> Stmt:
         new = replaced(node.buffer)
-        return node if new is None or width == 1 else tirx.AllocBuffer(new)
+        return node if new is None else tirx.AllocBuffer(new)
 
     def loop(node: Stmt) -> Stmt:
-        if node.kind != tirx.ForKind.VECTORIZED:
-            return node
-        return substitute(node.body, {node.loop_var: lane})
+        return substitute(node.body, {node.loop_var: lane}) if node.kind == VECTORIZED else node
 
-    for kind, replace in (
-        (tvm.ir.TensorLoad, load),
-        (tirx.BufferStore, store),
-        (tirx.AllocBuffer, allocation),
-        (tirx.For, loop),
-    ):
-        body = structural_map(body, (kind, replace))
-    return body
+    body = structural_map(map_accesses(body, moved), (tirx.AllocBuffer, allocation))
+    return structural_map(body, (tirx.For, loop))
 
 
 def _of_one_lane(buffer: Expr, width: int) -> Expr:
@@ -363,8 +334,7 @@ class BindAnything(GpuRule[GpuWorkload]):
                 statement, taken = bound_statement(_without_checks(statement))
                 statements.append(statement)
                 allocations += taken
-        needed = [each for each in kernel.intermediates if _is_used(each, stages)]
-        return build_function(kernel, statements, [*needed, *allocations])
+        return build_function(kernel, statements, [*written_intermediates(kernel, stages), *allocations])
 
 
 def _without_checks(statement: Stmt) -> Stmt:
@@ -380,22 +350,14 @@ def _without_checks(statement: Stmt) -> Stmt:
     return structural_map(statement, (tirx.AssertStmt, lambda _: nothing))
 
 
-def _is_used(buffer: Expr, stages: Sequence[object]) -> bool:
-    return any(not isinstance(stage, Stage) or any(buffer.same_as(each) for each in stage.writes) for stage in stages)
-
-
 def bound_stage(stage: Stage, machine: GpuMachine) -> Stmt:
     """One launch for a stage: a thread for each point of its spatial axes, or a block for a long reduction."""
     together = block_reduction(stage, machine)
     if together is not None:
         return together
-    points = [axis for axis in stage.spatial if axis.extent != 1]
-    body = loops_over(stage.reduction, stage.body)
-    if stage.init is not None:
-        body = sequence([stage.init, body])
-    units = [axis for axis in stage.spatial if axis.extent == 1]
-    body = substitute(body, {axis.var: tirx.IntImm(str(axis.var.ty.dtype), 0) for axis in units})
-    return launched(points, body)
+    body = sequence(stage.init, loops_over(stage.reduction, stage.body))
+    units = {axis.var: index(0, str(axis.var.ty)) for axis in stage.spatial if axis.extent == 1}
+    return launched([axis for axis in stage.spatial if axis.extent != 1], substitute(body, units))
 
 
 def bound_statement(statement: Stmt) -> tuple[Stmt, list[Expr]]:
@@ -416,20 +378,12 @@ def _bound_loop(statement: Stmt, *, alone: bool) -> Stmt:
         return launched([], without_parallel_loops(statement))
     if has_independent_iterations(statement):
         threads = THREADS
-    elif statement.kind == tirx.ForKind.PARALLEL and alone and _starts_at_zero(statement):
+    elif statement.kind == tirx.ForKind.PARALLEL and alone and _is_zero(statement.min):
         threads = WARP
     else:
         return launched([], without_parallel_loops(statement))
-    axis = Axis(statement.loop_var, _extent(statement.extent))
+    axis = Axis(statement.loop_var, constant_int(statement.extent))
     return launched([axis], without_parallel_loops(statement.body), threads)
-
-
-def _starts_at_zero(loop: Stmt) -> bool:
-    return isinstance(loop.min, tirx.IntImm) and int(loop.min.value) == 0
-
-
-def _extent(extent: Expr) -> Index:
-    return int(extent.value) if isinstance(extent, tirx.IntImm) else extent
 
 
 LEAST_ELEMENTS = 256
@@ -450,7 +404,7 @@ def block_reduction(stage: Stage, machine: GpuMachine) -> Stmt | None:
     block, thread = (tirx.Var(name, "int64") for name in ("block", "thread"))
     place = {**_values(stage.spatial, block)}
     body = _joined(_at(reduction, place), stage.reduction, elements, thread, threads)
-    return thread_loop("blockIdx.x", block, points, thread_loop("threadIdx.x", thread, threads, body))
+    return launch(block, points, thread, threads, body)
 
 
 def _values(axes: tuple[Axis, ...], position: Expr) -> dict[Var, Expr]:

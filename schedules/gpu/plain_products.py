@@ -8,15 +8,13 @@ side by side; a thread's rows are neighbours, read as vectors that all threads o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
-from schedules.config import Config
+from schedules.codegen.nest import lanes_of, load, repeat, sequence, static_grid, store, when
 from schedules.gpu.machine import GpuMachine
-from schedules.gpu.product_form import DepthSplit, ProductForm
 from schedules.gpu.product_rule import TiledProductRule
-from schedules.gpu.tile_code import Part, TileWriter
+from schedules.gpu.tile_code import BlockTile, Part, TileWriter
+from schedules.ir.expression import expression
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import dtype_bits
 from schedules.rule import GpuPriority
@@ -25,13 +23,8 @@ _PADDING = 4
 _UNROLLED = tirx.ForKind.UNROLLED
 
 
-@dataclass(frozen=True)
-class PlainTile:
-    """Tile of a block: rows and columns of the result, and a step of the depth; powers of two from 16 on."""
-
-    rows: int
-    columns: int
-    depth: int
+class PlainTile(BlockTile):
+    """A tile that threads sum in their registers."""
 
     @property
     def own(self) -> tuple[int, int]:
@@ -48,20 +41,16 @@ class PlainTile:
         return self.lines[0] * self.lines[1]
 
     def shared_bytes(self, bits: int) -> int:
-        """Shared memory of a block in bytes, for operands of this many bits."""
         return (self.rows + self.columns + 2 * _PADDING) * self.depth * bits // 8
 
 
-def plain_product(form: ProductForm, tile: PlainTile, split: DepthSplit | None = None) -> Stmt:
-    """The launch that computes a form's product, or its parts."""
-    return _PlainWriter(form, tile, split).launch()
-
-
 class _PlainWriter(TileWriter):
-    def __init__(self, form: ProductForm, tile: PlainTile, split: DepthSplit | None) -> None:
-        super().__init__(form, tile, split)
-        self.tile = tile
-        self.total = form.reduction.dtype
+    tile: PlainTile
+
+    @property
+    def total(self) -> str:
+        """The element type of sums."""
+        return self.form.reduction.dtype
 
     def slab_shape(self, rows: int) -> list[int]:
         return [self.depth, rows + _PADDING]
@@ -129,15 +118,11 @@ class GpuProducts(TiledProductRule):
         "columns": (32, 64, 128),
         "depth": (8, 16),
     }
+    tiles: ClassVar[type[BlockTile]] = PlainTile
+    writer: ClassVar[type[TileWriter]] = _PlainWriter
     full_warps: ClassVar[int] = 8
     launch_cost: ClassVar[int] = 330_000
     load_cost: ClassVar[int] = 8
 
     def multiplies(self, dtype: str, machine: GpuMachine) -> bool:
         return dtype == "float32"
-
-    def tile(self, config: Config) -> PlainTile:
-        return PlainTile(config.integer("rows"), config.integer("columns"), config.integer("depth"))
-
-    def launch(self, form: ProductForm, config: Config, split: DepthSplit | None) -> Stmt:
-        return plain_product(form, self.tile(config), split)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from schedules.codegen.nest import allocate, expression, load, sequence, store
+from schedules.codegen.nest import allocate, load, sequence, store
 from schedules.errors import NotScheduledError
 from schedules.gpu.launch import launched
 from schedules.ir.access import Access
-from schedules.ir.expression import buffers_loaded, substitute, uses
+from schedules.ir.expression import buffers_loaded, expression, substitute, uses
 from schedules.ir.inline import inline_value, is_elementwise
 from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction, reduction_of
@@ -26,13 +27,8 @@ from schedules.ir.tir import Buffer, Expr, Index, Stmt, Var, tirx, tvm
 from schedules.matmul.form import Group
 from schedules.stages.fused_kernel import FusedKernel
 
-
-@dataclass(frozen=True)
-class Launches:
-    """Launches that compute a product, in order, and the buffers that they hand to each other."""
-
-    statements: tuple[Stmt, ...]
-    workspaces: tuple[Buffer, ...] = ()
+Launches: TypeAlias = tuple[list[Stmt], list[Buffer]]
+"""Launches that compute a product, in order, and the buffers that they hand to each other."""
 
 
 def splits_depth(steps: int, splits: int) -> bool:
@@ -82,6 +78,8 @@ class DepthSplit:
         return launched([Axis(point, self.elements)], body)
 
 
+WIDER = {"float16": "float32", "bfloat16": "float32", "int8": "int32", "uint8": "int32"}
+"""The element type of sums of products, where it is another than the operands'."""
 ALONG_ROWS = "tensorwright.along_rows"
 """Annotation of a stage whose neighbours in memory are those of its rows, not of its depth."""
 
@@ -147,9 +145,8 @@ def product_form(kernel: Kernel) -> ProductForm:
         raise NotScheduledError("the sum does not start at zero")
     before = stages_in_front(kernel, stage)
     axes = [axis for axis in stage.axes if axis.extent != 1]
-    zeros = {axis.var: tirx.IntImm(str(axis.var.ty), 0) for axis in stage.axes if axis.extent == 1}
-    reduction = Reduction(reduction.combiner, substitute(reduction.value, zeros), reduction.start, reduction.store)
-    factors = [_narrowest(each) for each in (reduction.value.a, reduction.value.b)]
+    value, stored = (substitute(each, stage.single) for each in (reduction.value, reduction.store))
+    factors = [_narrowest(each) for each in (value.a, value.b)]
     spatial = [axis for axis in axes if not axis.reduce]
     own = [[axis for axis in spatial if uses(factor, axis.var)] for factor in factors]
     batch = [axis for axis in own[0] if axis in own[1]]
@@ -162,8 +159,7 @@ def product_form(kernel: Kernel) -> ProductForm:
     operands = [
         _operand(factor, rows, batch, depth, before) for factor, rows in zip(factors, (left, right), strict=True)
     ]
-    store = substitute(reduction.store, zeros)
-    reduction = Reduction(reduction.combiner, reduction.value, reduction.start, store)
+    reduction = Reduction(reduction.combiner, value, reduction.start, stored)
     return ProductForm(fused, reduction, Group(tuple(batch)), depth, *operands)
 
 
@@ -179,13 +175,9 @@ def stages_in_front(kernel: Kernel, stage: Stage) -> tuple[Stage, ...]:
 
 def _narrowest(value: Expr) -> Expr:
     """A factor before conversion to the accumulator's type."""
-    while isinstance(value, tirx.Cast) and _widens(str(value.value.ty), str(value.ty)):
+    while isinstance(value, tirx.Cast) and WIDER.get(str(value.value.ty)) == str(value.ty):
         value = value.value
     return value
-
-
-def _widens(narrow: str, wide: str) -> bool:
-    return (narrow, wide) in {("float16", "float32"), ("bfloat16", "float32"), ("int8", "int32"), ("uint8", "int32")}
 
 
 def _operand(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, TypeVar
 
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
@@ -13,10 +13,10 @@ from schedules.gpu.machine import GpuMachine
 from schedules.gpu.parallel import bound_stage
 from schedules.gpu.product_form import DepthSplit, Launches, ProductForm, is_product, product_form, splits_depth
 from schedules.gpu.rule import GpuRule
-from schedules.gpu.tile_code import TileShape
+from schedules.gpu.tile_code import BlockTile, TileWriter
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
-from schedules.ir.tir import PrimFunc, Stmt
+from schedules.ir.tir import PrimFunc
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import Workload
 
@@ -71,15 +71,15 @@ class ProductRule(GpuRule[ProductWorkloadT]):
     def apply(self, kernel: Kernel, workload: ProductWorkloadT, config: Config, machine: Machine) -> PrimFunc:
         assert isinstance(machine, GpuMachine)
         form = product_form(kernel)
-        made = self.launches(form, config)
+        launches, workspaces = self.launches(form, config)
         if form.fused.is_joined:
-            return build_function(kernel, made.statements, made.workspaces)
+            return build_function(kernel, launches, workspaces)
         # What follows is not elementwise on the result, and gets launches of its own.
         rest = form.fused.rest
         written = [form.fused.stored, *(buffer for stage in rest for buffer in stage.writes)]
         kept = [each for each in kernel.intermediates if any(each.same_as(buffer) for buffer in written)]
         others = [bound_stage(stage, machine) for stage in rest]
-        return build_function(kernel, [*made.statements, *others], [*kept, *made.workspaces])
+        return build_function(kernel, [*launches, *others], [*kept, *workspaces])
 
 
 def product_workload(form: ProductForm) -> ProductWorkload:
@@ -89,16 +89,13 @@ def product_workload(form: ProductForm) -> ProductWorkload:
     return ProductWorkload(samples, rows, columns, depth, form.a.dtype)
 
 
-class Tiled(TileShape, Protocol):
-    """A tile, and what it takes of shared memory."""
-
-    def shared_bytes(self, bits: int) -> int: ...
-
-
 class TiledProductRule(ProductRule[ProductWorkload]):
     """A product in tiles of shared memory, its depth shared among `splits` blocks."""
 
     knobs: ClassVar[dict[str, tuple[int, ...]]]
+    tiles: ClassVar[type[BlockTile]]
+    writer: ClassVar[type[TileWriter]]
+    """What writes the launch of a block for each tile, or for each tile and part of the depth."""
     load_cost: ClassVar[int]
     """Loading a row of a tile costs as much as multiplying it by this number of columns."""
     full_warps: ClassVar[int]
@@ -113,25 +110,21 @@ class TiledProductRule(ProductRule[ProductWorkload]):
     def multiplies(self, dtype: str, machine: GpuMachine) -> bool:
         """True if operands of an element type are served."""
 
-    @abstractmethod
-    def tile(self, config: Config) -> Tiled:
+    def tile(self, config: Config) -> BlockTile:
         """The tile of a config."""
+        return self.tiles(*(config.integer(name) for name in ("rows", "columns", "depth")))
 
     def serves(self, form: ProductForm, workload: ProductWorkload, machine: GpuMachine) -> bool:
         # A vector by a matrix shares nothing that a tile could keep.
         sizes = (workload.rows, workload.columns, workload.depth)
         return 1 not in sizes and self.multiplies(workload.dtype, machine)
 
-    @abstractmethod
-    def launch(self, form: ProductForm, config: Config, split: DepthSplit | None) -> Stmt:
-        """The launch for each tile, or for each tile and part of the depth."""
-
     def launches(self, form: ProductForm, config: Config) -> Launches:
-        splits = config.integer("splits")
+        tile, splits = self.tile(config), config.integer("splits")
         if splits == 1:
-            return Launches((self.launch(form, config, None),))
+            return [self.writer(form, tile, None).launch()], []
         split = DepthSplit(form, splits)
-        return Launches((self.launch(form, config, split), split.joined()), (split.sums,))
+        return [self.writer(form, tile, split).launch(), split.joined()], [split.sums]
 
     def space(self, workload: ProductWorkload, machine: Machine) -> ConfigSpace:
         assert isinstance(machine, GpuMachine)

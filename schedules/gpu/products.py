@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from schedules.gpu.product_form import ALONG_ROWS
+from schedules.gpu.product_form import ALONG_ROWS, WIDER
 from schedules.ir.stages import product
 from schedules.ir.tir import Attrs, BlockBuilder, Call, Expr, Index, Tensor, tirx, tvm
 
@@ -35,11 +35,6 @@ class Window:
         return Window(self.strides, tuple(widths[::2]), tuple(widths[1::2]), self.dilation, fill)
 
 
-def sum_dtype(dtype: str) -> str:
-    """The element type of sums of products."""
-    return {"float16": "float32", "bfloat16": "float32", "int8": "int32", "uint8": "int32"}.get(dtype, dtype)
-
-
 def convolution(data: Tensor, weight: Tensor, kernel: Sequence[int], window: Window, out: str) -> Tensor:
     """A convolution of one group: (batch, channels, *image) by (filters, channels, *kernel), the image static.
 
@@ -55,7 +50,7 @@ def convolution(data: Tensor, weight: Tensor, kernel: Sequence[int], window: Win
             image, window.before, window.after, window.dilation, kernel, window.strides, strict=True
         )
     ]
-    taps, wide = product(kernel) or 1, sum_dtype(str(data.dtype))
+    taps, wide = product(kernel) or 1, WIDER.get(str(data.dtype), str(data.dtype))
     depth = channels * taps
 
     def tap(k: Expr) -> list[Expr]:

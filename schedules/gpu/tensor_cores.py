@@ -9,15 +9,14 @@ aligned to 32 bytes. At the end sums pass through shared memory, for only there 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence, static_grid, store, when
-from schedules.config import Config
+from schedules.codegen.nest import lanes_of, load, repeat, sequence, static_grid, store, when
 from schedules.gpu.machine import LEAST_CAPABILITY, GpuMachine
-from schedules.gpu.product_form import DepthSplit, ProductForm
+from schedules.gpu.product_form import WIDER, DepthSplit, ProductForm
 from schedules.gpu.product_rule import TiledProductRule
-from schedules.gpu.tile_code import SHARED, Part, TileWriter, wait
+from schedules.gpu.tile_code import SHARED, BlockTile, Part, TileWriter, wait
+from schedules.ir.expression import expression, index
 from schedules.ir.tir import Buffer, Expr, Stmt, tirx
 from schedules.machine import dtype_bits
 from schedules.rule import GpuPriority
@@ -28,24 +27,19 @@ _STAGE_PADDING = 4
 _WARP = 32
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Tile of a block: rows and columns of the result, and a step of the depth; multiples of 16."""
-
-    rows: int
-    columns: int
-    depth: int
+class Tile(BlockTile):
+    """A tile of tensor core fragments, 16 by 16."""
 
     @property
-    def squares(self) -> tuple[int, int]:
-        """Tensor core fragments of a warp, down and across."""
+    def fragments(self) -> tuple[int, int]:
+        """Fragments of a warp, down and across."""
         down = 4 if self.rows >= 128 else min(2, self.rows // SIDE)
         return down, min(2, self.columns // SIDE)
 
     @property
     def warps(self) -> tuple[int, int]:
         """Down and across."""
-        down, across = self.squares
+        down, across = self.fragments
         return self.rows // SIDE // down, self.columns // SIDE // across
 
     @property
@@ -53,23 +47,18 @@ class Tile:
         return _WARP * self.warps[0] * self.warps[1]
 
     def shared_bytes(self, bits: int) -> int:
-        """Shared memory of a block in bytes, for operands of this many bits."""
         own = (self.rows + self.columns) * _PITCH[bits] + 2 * _skew(bits)
         slabs = own * (self.depth // SIDE) * bits // 8
-        across = SIDE * self.squares[1] + _STAGE_PADDING
+        across = SIDE * self.fragments[1] + _STAGE_PADDING
         return slabs + self.threads // _WARP * SIDE * across * 4
 
 
-def tensor_product(form: ProductForm, tile: Tile, split: DepthSplit | None = None) -> Stmt:
-    """The launch that computes a form's product, or its parts."""
-    return _TensorWriter(form, tile, split).launch()
-
-
 class _TensorWriter(TileWriter):
-    def __init__(self, form: ProductForm, tile: Tile, split: DepthSplit | None) -> None:
+    tile: Tile
+
+    def __init__(self, form: ProductForm, tile: BlockTile, split: DepthSplit | None) -> None:
         super().__init__(form, tile, split)
-        self.tile = tile
-        self.total = "int32" if self.dtype in ("int8", "uint8") else "float32"
+        self.total = WIDER.get(self.dtype, self.dtype)
         self.pitch = _PITCH[dtype_bits(self.dtype)]
 
     def slab_shape(self, rows: int) -> list[int]:
@@ -80,12 +69,12 @@ class _TensorWriter(TileWriter):
         return rows * self.pitch + _skew(dtype_bits(self.dtype))
 
     def prepare(self) -> None:
-        down, across = self.tile.squares
+        down, across = self.tile.fragments
         self.warp = self.bound("warp", tirx.floordiv(self.thread, expression(_WARP)))
         self.lane = self.bound("lane", tirx.floormod(self.thread, expression(_WARP)))
         square = SIDE * SIDE
         self.sums = self.allocated("sums", [down * across * square], self.total, "wmma.accumulator")
-        self.squares = (
+        self.parts_of_warp = (
             self.allocated("a_square", [down * square], self.dtype, "wmma.matrix_a"),
             self.allocated("b_square", [across * square], self.dtype, "wmma.matrix_b"),
         )
@@ -96,7 +85,7 @@ class _TensorWriter(TileWriter):
         # their types differ.
         self.statements.append(store(self.stage, zero, self.warp, tirx.floormod(self.lane, expression(SIDE)), 0))
         for each in range(down * across):
-            call = tirx.tvm_fill_fragment(self.sums.data, SIDE, SIDE, SIDE, _index(each), zero)
+            call = tirx.tvm_fill_fragment(self.sums.data, SIDE, SIDE, SIDE, index(each, "int32"), zero)
             self.statements.append(tirx.Evaluate(call))
 
     def kept(self, part: Part, turn: int, row: Expr, depth: Expr) -> Stmt:
@@ -106,46 +95,45 @@ class _TensorWriter(TileWriter):
         return store(part.slabs, value, tirx.floordiv(depth, side), place)
 
     def multiplied(self) -> list[Stmt]:
-        down, across = self.tile.squares
+        down, across = self.tile.fragments
         calls = []
         for slab in range(self.depth // SIDE):
-            for part, squares, fragment, at, layout in (
-                (self.a, down, self.squares[0], self._own_rows(), "row_major"),
-                (self.b, across, self.squares[1], self._own_columns(), "col_major"),
+            for part, count, fragments, at, layout in (
+                (self.a, down, self.parts_of_warp[0], self._own[0], "row_major"),
+                (self.b, across, self.parts_of_warp[1], self._own[1], "col_major"),
             ):
-                for square in range(squares):
-                    offset = slab * self._slab(part.rows) + (at * squares + square) * SIDE * self.pitch
+                for number in range(count):
+                    offset = slab * self._slab(part.rows) + (at * count + number) * SIDE * self.pitch
                     pointer = _pointer(part.slabs, "r", offset, SIDE * self.pitch)
-                    place = (fragment.data, SIDE, SIDE, SIDE, _index(square))
+                    place = (fragments.data, SIDE, SIDE, SIDE, index(number, "int32"))
                     calls.append(tirx.tvm_load_matrix_sync(*place, pointer, self.pitch, layout))
             for i, j in static_grid(down, across):
-                total = (self.sums.data, _index(i * across + j))
-                factors = (self.squares[0].data, _index(i), self.squares[1].data, _index(j))
+                total = (self.sums.data, index(i * across + j, "int32"))
+                factors = (self.parts_of_warp[0].data, index(i, "int32"), self.parts_of_warp[1].data, index(j, "int32"))
                 calls.append(tirx.tvm_mma_sync(*total, *factors, *total))
         return [tirx.Evaluate(each) for each in calls]
 
-    def _own_rows(self) -> Expr:
-        """Index of this warp among the rows of warps."""
-        return tirx.floordiv(self.warp, expression(self.tile.warps[1]))
-
-    def _own_columns(self) -> Expr:
-        return tirx.floormod(self.warp, expression(self.tile.warps[1]))
+    @property
+    def _own(self) -> tuple[Expr, Expr]:
+        """Indices of this warp among the rows and the columns of warps."""
+        across = expression(self.tile.warps[1])
+        return tirx.floordiv(self.warp, across), tirx.floormod(self.warp, across)
 
     def finished(self) -> list[Stmt]:
-        return [self._finished(row) for row in range(self.tile.squares[0])]
+        return [self._finished(row) for row in range(self.tile.fragments[0])]
 
     def _finished(self, square_row: int) -> Stmt:
         """The sums of one row of a warp's 16 x 16 tiles, through shared memory to the result."""
-        down, across = self.tile.squares
+        down, across = self.tile.fragments
         pitch = SIDE * across + _STAGE_PADDING
         statements = [wait()]
         for square in range(across):
             offset = self.warp * SIDE * pitch + square * SIDE
             pointer = _pointer(self.stage, "w", offset, SIDE * pitch)
-            place = (self.sums.data, SIDE, SIDE, SIDE, _index(square_row * across + square))
+            place = (self.sums.data, SIDE, SIDE, SIDE, index(square_row * across + square, "int32"))
             statements.append(tirx.Evaluate(tirx.tvm_store_matrix_sync(*place, pointer, pitch, "row_major")))
-        first_row = self.a.start + (self._own_rows() * down + square_row) * SIDE
-        first_column = self.b.start + self._own_columns() * across * SIDE
+        first_row = self.a.start + (self._own[0] * down + square_row) * SIDE
+        first_column = self.b.start + self._own[1] * across * SIDE
         width = expression(SIDE * across)
 
         def element(turn: Expr | int) -> Stmt:
@@ -170,10 +158,6 @@ def _pointer(buffer: Buffer, mode: str, offset: Expr, extent: int) -> Expr:
     return buffer.access_ptr(mode, ptr_type=str(buffer.dtype), offset=offset, extent=extent)
 
 
-def _index(number: int) -> Expr:
-    return tirx.IntImm("int32", number)
-
-
 class GpuTensorCores(TiledProductRule):
     """Any product whose operands tensor cores take: sizes are filled up with zeros."""
 
@@ -185,15 +169,11 @@ class GpuTensorCores(TiledProductRule):
         "columns": (16, 32, 64, 128),
         "depth": (16, 32, 64),
     }
+    tiles: ClassVar[type[BlockTile]] = Tile
+    writer: ClassVar[type[TileWriter]] = _TensorWriter
     full_warps: ClassVar[int] = 4
     launch_cost: ClassVar[int] = 1_300_000
     load_cost: ClassVar[int] = 32
 
     def multiplies(self, dtype: str, machine: GpuMachine) -> bool:
         return dtype in LEAST_CAPABILITY and machine.compute_capability >= LEAST_CAPABILITY[dtype]
-
-    def tile(self, config: Config) -> Tile:
-        return Tile(config.integer("rows"), config.integer("columns"), config.integer("depth"))
-
-    def launch(self, form: ProductForm, config: Config, split: DepthSplit | None) -> Stmt:
-        return tensor_product(form, self.tile(config), split)

@@ -15,7 +15,7 @@ from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
 from schedules.ir.expression import buffers_loaded, substitute
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Kernel, Stage, product
-from schedules.ir.tir import Expr, PrimFunc, Stmt, tirx
+from schedules.ir.tir import Expr, PrimFunc, Stmt
 from schedules.machine import Machine
 from schedules.rule import GpuPriority
 from schedules.stages.fused_kernel import FusedKernel
@@ -40,7 +40,9 @@ class GpuThreadReduction(GpuRule[GpuWorkload]):
         if elements is None or reduction_of(stage) is None or _is_shared_product(kernel):
             return None
         many = points is None or points >= machine.multiprocessors * _POINTS_OF_A_MULTIPROCESSOR
-        if elements >= SHORT and not (many and elements < _MODERATE and _is_window(stage)):
+        # Several loops, as windows have: a single one is over a row of memory.
+        is_window = len([axis for axis in stage.reduction if axis.extent != 1]) > 1
+        if elements >= SHORT and not (many and elements < _MODERATE and is_window):
             return None
         return gpu_workload(kernel, machine)
 
@@ -68,14 +70,8 @@ def _is_shared_product(kernel: Kernel) -> bool:
     return form.a.rows.extent != 1 and form.b.rows.extent != 1
 
 
-def _is_window(stage: Stage) -> bool:
-    """True if the reduction has several loops, as windows have: a single one is over a row of memory."""
-    return len([axis for axis in stage.reduction if axis.extent != 1]) > 1
-
-
 def _launch(stage: Stage, fused: FusedKernel, reduction: Reduction, value: Expr) -> Stmt:
     own, allocation = allocate("own", [1], reduction.dtype, "local")
-    units = {axis.var: tirx.IntImm(str(axis.var.ty), 0) for axis in stage.axes if axis.extent == 1}
     loops = [axis for axis in stage.reduction if axis.extent != 1]
     taken = store(own, reduction.combiner.combine(load(own, 0), value), 0)
     body = sequence(
@@ -84,4 +80,4 @@ def _launch(stage: Stage, fused: FusedKernel, reduction: Reduction, value: Expr)
         loops_over(loops, taken),
         fused.finish(load(own, 0), list(reduction.store.indices)),
     )
-    return launched([axis for axis in stage.spatial if axis.extent != 1], substitute(body, units))
+    return launched([axis for axis in stage.spatial if axis.extent != 1], substitute(body, stage.single))

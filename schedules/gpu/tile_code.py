@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
-from schedules.codegen.nest import allocate, both, broadcast, expression, lanes_of, load, repeat, sequence, store, when
-from schedules.gpu.launch import thread_loop
+from schedules.codegen.nest import allocate, both, broadcast, lanes_of, load, name_value, repeat, sequence, store, when
+from schedules.gpu.launch import launch
 from schedules.gpu.product_form import DepthSplit, Operand, ProductForm
+from schedules.ir.expression import expression, parts_of
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
@@ -40,27 +40,31 @@ class Part:
     slabs: Buffer
 
 
-class TileShape(Protocol):
-    """Tile of a block: rows and columns of the result, a step of the depth, and the threads that share it."""
+@dataclass(frozen=True)
+class BlockTile(ABC):
+    """Tile of a block: rows and columns of the result, and a step of the depth; powers of two from 16 on."""
+
+    rows: int
+    columns: int
+    depth: int
 
     @property
-    def rows(self) -> int: ...
-    @property
-    def columns(self) -> int: ...
-    @property
-    def depth(self) -> int: ...
-    @property
-    def threads(self) -> int: ...
+    @abstractmethod
+    def threads(self) -> int:
+        """Threads that share it."""
+
+    @abstractmethod
+    def shared_bytes(self, bits: int) -> int:
+        """Shared memory of a block in bytes, for operands of this many bits."""
 
 
 class TileWriter(ABC):
     """Writes the launch of a product in tiles; with a split, each block sums a part of the depth."""
 
-    def __init__(self, form: ProductForm, tile: TileShape, split: DepthSplit | None) -> None:
-        self.form, self.split = form, split
-        rows, columns, depth, threads = tile.rows, tile.columns, tile.depth, tile.threads
-        self.size = (rows, columns)
-        self.depth, self.threads = depth, threads
+    def __init__(self, form: ProductForm, tile: BlockTile, split: DepthSplit | None) -> None:
+        self.form, self.tile, self.split = form, tile, split
+        self.size = (tile.rows, tile.columns)
+        self.depth, self.threads = tile.depth, tile.threads
         self.dtype = form.a.dtype
         self.statements: list[Stmt] = []
         self.thread = tirx.Var("thread", "int64")
@@ -83,7 +87,7 @@ class TileWriter(ABC):
         blocks = expression(row_tiles * column_tiles * form.batch.extent * (self.split.splits if self.split else 1))
         if not isinstance(blocks, tirx.IntImm):
             blocks = tirx.max(blocks, expression(1))  # an empty launch is an error; this one stores nothing
-        return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", self.thread, self.threads, body))
+        return launch(block, blocks, self.thread, self.threads, body)
 
     @abstractmethod
     def slab_shape(self, rows: int) -> list[int]:
@@ -107,9 +111,7 @@ class TileWriter(ABC):
 
     def bound(self, name: str, value: Expr) -> Expr:
         """A variable for a value that is computed once."""
-        var = tirx.Var(name, "int64")
-        self.statements.append(tirx.Bind(var, value))
-        return var
+        return name_value(name, value, self.statements)
 
     def allocated(self, name: str, shape: list[int], dtype: str, scope: str) -> Buffer:
         """A buffer of the kernel."""
@@ -217,7 +219,7 @@ class TileWriter(ABC):
                 if known is not True:
                     value = tirx.if_then_else(known, value, tirx.const(0, self.dtype))
                 statements.append(store(part.registers, value, number * part.width + element))
-        needed = when(more, sequence([each for each in statements if each is not None])) if statements else None
+        needed = when(more, sequence(statements)) if statements else None
         return [*([] if needed is None else [needed]), *self._guarded(part, guarded)]
 
     def _guarded(self, part: Part, loads: list[tuple[int, GuardedLoad]]) -> list[Stmt]:
@@ -246,23 +248,13 @@ class TileWriter(ABC):
         return when(inside, store(part.registers, value, place), nothing)
 
     def _all_kept(self, part: Part) -> list[Stmt]:
-        statements = [
-            when(exists, self.kept(part, number, row, depth)) for number, row, depth, exists in self._pieces(part)
-        ]
-        return [each for each in statements if each is not None]
+        return [when(exists, self.kept(part, *place)) for *place, exists in self._pieces(part)]
 
 
 def load_width(operand: Operand) -> int:
     """Number of neighbours along the depth that a thread loads together: 16 bytes where they can be one vector."""
     widest = 128 // dtype_bits(operand.dtype)
     return min(widest, operand.run) if operand.run >= 4 else 4
-
-
-def parts_of(extent: Index, size: int) -> Index:
-    """Number of tiles that cover an extent; an int when that is known."""
-    if isinstance(extent, int):
-        return ceil_div(extent, size)
-    return tirx.floordiv(extent + (size - 1), expression(size))
 
 
 def within(at: Expr, extent: Index, tile: int) -> Expr | bool:

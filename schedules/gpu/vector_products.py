@@ -10,13 +10,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from schedules.codegen.nest import allocate, both, expression, load, repeat, sequence, store, when
+from schedules.codegen.nest import allocate, both, load, name_value, repeat, sequence, store, when
 from schedules.config import Config, ConfigSpace
-from schedules.gpu.launch import thread_loop
+from schedules.gpu.launch import launch
 from schedules.gpu.machine import GpuMachine
 from schedules.gpu.product_form import Launches, Operand, ProductForm
 from schedules.gpu.product_rule import UNKNOWN, ProductRule, ProductWorkload, product_workload
-from schedules.gpu.tile_code import parts_of, wait, within
+from schedules.gpu.tile_code import wait, within
+from schedules.ir.expression import expression, parts_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
@@ -66,7 +67,7 @@ class GpuVectorProducts(ProductRule[VectorWorkload]):
         return min(self.space(workload, machine), key=lambda each: _cost(each, workload, count))
 
     def launches(self, form: ProductForm, config: Config) -> Launches:
-        return Launches((_vector_product(form, config.integer("results"), config.integer("shares")),))
+        return [_vector_product(form, config.integer("results"), config.integer("shares"))], []
 
 
 def _matrix(form: ProductForm) -> Operand:
@@ -93,18 +94,13 @@ def _vector_product(form: ProductForm, results: int, shares: int) -> Stmt:
     block, thread = (tirx.Var(name, "int64") for name in ("block", "thread"))
     statements: list[Stmt] = []
 
-    def bound(name: str, value: Expr) -> Expr:
-        var = tirx.Var(name, "int64")
-        statements.append(tirx.Bind(var, value))
-        return var
-
     tiles = parts_of(matrix.rows.extent, results)
-    batch = form.batch.values(bound("sample", tirx.floordiv(block, expression(tiles))))
+    batch = form.batch.values(name_value("sample", tirx.floordiv(block, expression(tiles)), statements))
     first = tirx.floormod(block, expression(tiles)) * expression(results)
     inner = expression(shares if matrix.along_depth else results)
     major, minor = tirx.floordiv(thread, inner), tirx.floormod(thread, inner)
     place, share = (major, minor) if matrix.along_depth else (minor, major)
-    row, share = bound("row", first + place), bound("share", share)
+    row, share = name_value("row", first + place, statements), name_value("share", share, statements)
     rows = (expression(0), row) if matrix is form.b else (row, expression(0))
     inside = within(row, matrix.rows.extent, results)
     own, own_allocation = allocate("own", [1], dtype, "local")
@@ -139,4 +135,4 @@ def _vector_product(form: ProductForm, results: int, shares: int) -> Stmt:
     blocks = expression(tiles * form.batch.extent)
     if not isinstance(blocks, tirx.IntImm):
         blocks = tirx.max(blocks, expression(1))  # an empty launch is an error; this one stores nothing
-    return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", thread, results * shares, body))
+    return launch(block, blocks, thread, results * shares, body)

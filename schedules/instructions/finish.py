@@ -19,11 +19,12 @@ from schedules.instructions.llvm_functions import PREFIX
 from schedules.instructions.products import amx, table
 from schedules.instructions.rounding import rounded_int32
 from schedules.ir.backward_divisions import hide_backward_divisions
-from schedules.ir.expression import buffers_loaded, nodes, substitute, uses
+from schedules.ir.expression import buffers_loaded, changed_block, nodes, substitute, uses
 from schedules.ir.inline import call_name
 from schedules.ir.lets import chosen_conditions, fresh_lets, own_differences
 from schedules.ir.stages import product, shape_of
 from schedules.ir.tir import (
+    VECTORIZED,
     Call,
     Expr,
     Node,
@@ -111,7 +112,7 @@ def inline_narrow_lets(root: Node) -> Node:
     """Inline variables that are bound to values computed from narrow floats."""
 
     def replace(let: Expr) -> Expr:
-        if not _reads_narrow(let.value):
+        if not any(map(_is_narrow, buffers_loaded(let.value))):
             return let
         # Variables bound in the body may read it now.
         return inline_narrow_lets(substitute(let.body, {let.var: let.value}))
@@ -119,28 +120,23 @@ def inline_narrow_lets(root: Node) -> Node:
     return structural_map(root, (tirx.Let, replace))
 
 
-def serialize_narrow_repeats(root: Stmt) -> Stmt:
-    """Serialize vectorized loops that broadcast a narrow float to all lanes."""
+def serialize_vectors(root: Stmt) -> Stmt:
+    """Serialize vectorized loops that broadcast a narrow float to all lanes, or call what has no vector form."""
 
     def serialize(loop: Stmt) -> Stmt:
-        if loop.kind != tirx.ForKind.VECTORIZED or not _repeats_narrow(loop):
+        if loop.kind != VECTORIZED:
             return loop
-        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+        values, calls = [each.value for each in nodes(loop.body, tirx.BufferStore)], nodes(loop.body, tvm.ir.Call)
+        repeats_narrow = any(_is_narrow(value) and not uses(value, loop.loop_var) for value in values)
+        if repeats_narrow or any(call_name(call) in _SCALAR and str(call.ty) == "float64" for call in calls):
+            return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+        return loop
 
     return structural_map(root, (tirx.For, serialize))
 
 
 def _is_narrow(expr: Expr) -> bool:
     return str(expr.ty).startswith(_PREFIXES)
-
-
-def _reads_narrow(value: Expr) -> bool:
-    return any(_is_narrow(load) for load in buffers_loaded(value))
-
-
-def _repeats_narrow(loop: Stmt) -> bool:
-    values = [store.value for store in nodes(loop.body, tirx.BufferStore)]
-    return any(_is_narrow(value) and not uses(value, loop.loop_var) for value in values)
 
 
 _SCALAR = frozenset({"tirx.sinh", "tirx.cosh"})
@@ -167,21 +163,6 @@ def widen_narrow_calls(root: Stmt) -> Stmt:
     return structural_map(root, (tvm.ir.Call, widen))
 
 
-def serialize_scalar_loops(root: Stmt) -> Stmt:
-    """Serialize vectorized loops around a function without a vector form."""
-
-    def serialize(loop: Stmt) -> Stmt:
-        if loop.kind != tirx.ForKind.VECTORIZED or not _has_scalar_call(loop.body):
-            return loop
-        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
-
-    return structural_map(root, (tirx.For, serialize))
-
-
-def _has_scalar_call(root: Stmt) -> bool:
-    return any(call_name(call) in _SCALAR and str(call.ty) == "float64" for call in nodes(root, tvm.ir.Call))
-
-
 # Modules of operators whose code is a function of LLVM IR.
 _FAMILIES = (rounding, unpack_bits, select_lanes, row_sums)
 _NARROW = ("float16", "bfloat16")
@@ -197,8 +178,7 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     used: set[str] = set()
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
     body = vector_nan_tests(vector_limits(vectorize_element_loops(function.body), used))
-    body = serialize_narrow_repeats(inline_narrow_lets(body))
-    body = hide_backward_divisions(serialize_scalar_loops(widen_narrow_calls(body)))
+    body = hide_backward_divisions(serialize_vectors(widen_narrow_calls(inline_narrow_lets(body))))
     body = fresh_lets(chosen_conditions(own_differences(_vector_calls(_rounded_integers(body), used, suffix))))
     called, lengths = _called(body), vector_lengths(body)
     if used:
@@ -257,29 +237,18 @@ def _vector_calls(root: Stmt, used: set[str], suffix: str) -> Stmt:
     return structural_map(root, (tvm.ir.Call, replace))
 
 
-def vector_lengths(root: Stmt) -> set[int]:
+def vector_lengths(root: Stmt) -> frozenset[int]:
     """The vector lengths that result from vectorizing the loops of a body."""
     loops = [loop for loop in nodes(root, tirx.For) if loop.kind == tirx.ForKind.VECTORIZED]
     calls = [call for call in nodes(root, tvm.ir.Call) if call_name(call).startswith(PREFIX)]
     explicit = {int(str(call.ty).partition("x")[2] or 1) for call in calls}
-    return {1, *explicit, *(int(loop.extent.value) for loop in loops if isinstance(loop.extent, tirx.IntImm))}
+    known = (int(loop.extent.value) for loop in loops if isinstance(loop.extent, tirx.IntImm))
+    return frozenset({1, *explicit, *known})
 
 
 def with_import(body: Stmt, text: str) -> Stmt:
     """The body with LLVM IR imported into its module."""
-    if not isinstance(body, s_tir.SBlockRealize):
-        return tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", tvm.ir.StringImm(text), body)
-    block = body.block
-    inner = tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", tvm.ir.StringImm(text), block.body)
-    made = s_tir.SBlock(
-        block.iter_vars,
-        block.reads,
-        block.writes,
-        block.name_hint,
-        inner,
-        block.init,
-        block.alloc_buffers,
-        block.match_buffers,
-        block.annotations,
-    )
-    return s_tir.SBlockRealize(body.iter_values, body.predicate, made)
+    if isinstance(body, s_tir.SBlockRealize):
+        block = changed_block(body.block, body=with_import(body.block.body, text))
+        return s_tir.SBlockRealize(body.iter_values, body.predicate, block)
+    return tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", tvm.ir.StringImm(text), body)

@@ -21,6 +21,11 @@ def vector(scalar: str, lanes: int) -> str:
     return scalar if lanes == 1 else f"<{lanes} x {scalar}>"
 
 
+def splat(value: object, lanes: int, scalar: str = "i32") -> str:
+    """Broadcast a constant to all lanes."""
+    return str(value) if lanes == 1 else f"splat ({scalar} {value})"
+
+
 @cache
 def _known_operators() -> set[str]:
     """Names of TVM's operators, listed once: there are a thousand."""

@@ -27,6 +27,5 @@ def prefetch_statement(element: Expr) -> Stmt:
 
 def is_prefetch(call: Call) -> bool:
     """True if a call was made by `prefetch_statement`."""
-    if str(getattr(call.op, "name", "")) != "tirx.call_extern":
-        return False
-    return str(getattr(call.args[0], "value", "")) == SYMBOL
+    is_extern = str(getattr(call.op, "name", "")) == "tirx.call_extern"
+    return is_extern and str(getattr(call.args[0], "value", "")) == SYMBOL

@@ -6,15 +6,14 @@ half), and a function in LLVM IR, inlined where it is called, does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schedules.instructions.llvm_functions import register_operator, symbol, vector
-from schedules.instructions.products.operation import DOT_BF16, Operation, splat
+from schedules.instructions.llvm_functions import register_operator, splat, symbol, vector
+from schedules.instructions.products.operation import DOT_BF16, Operation
 from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine
 
@@ -27,10 +26,8 @@ OPERATORS = (INTEGER, *PAIR.values(), *RUN.values(), NARROW)
 
 def rounded_int32(value: Expr) -> Expr:
     """Round a float32, or a vector of them, to the nearest int32, ties to even; values must be in range."""
-    lanes = str(value.ty).partition("x")[2]
-    zero = tirx.const(0, "int32")
-    result = tirx.Broadcast(zero, int(lanes)) if lanes else zero
-    return tvm.ir.Call(tvm.ir.Op.get(INTEGER), [value], ret_ty=result.ty)
+    kind = str(value.ty).replace("float32", "int32")
+    return tvm.ir.Call(tvm.ir.Op.get(INTEGER), [value], ret_ty=tirx.const(0, kind).ty)
 
 
 def rounded_pair(low: Expr, high: Expr, operation: Operation = DOT_BF16) -> Expr:
@@ -147,14 +144,10 @@ def _narrow_text(lanes: int) -> str:
 
 
 @cache
-def _definitions(lanes: tuple[int, ...]) -> str:
-    texts = (_integer_text, _pair_text, _run_text, _float16_texts, _narrow_text)
-    return "\n".join([*(text(count) for count in lanes for text in texts), ""])
-
-
-def definitions(lanes: Iterable[int], machine: Machine) -> str:
+def definitions(lanes: frozenset[int], machine: Machine) -> str:
     """LLVM IR of the functions for these numbers of lanes; LLVM has the instructions of every machine."""
-    return _definitions(tuple(sorted(set(lanes))))
+    texts = (_integer_text, _pair_text, _run_text, _float16_texts, _narrow_text)
+    return "\n".join([*(text(count) for count in sorted(lanes) for text in texts), ""])
 
 
 for _operator in OPERATORS:

@@ -6,7 +6,7 @@ by itself takes a shuffle and an addition for each halving.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from schedules.instructions.llvm_functions import register_operator, symbol, vector
 from schedules.ir.tir import Expr, tirx, tvm
@@ -36,7 +36,7 @@ def has_row_sums(lanes: int) -> bool:
     return lanes & (lanes - 1) == 0
 
 
-def definitions(lanes: Iterable[int], machine: Machine) -> str:
+def definitions(lanes: frozenset[int], machine: Machine) -> str:
     """LLVM IR of the functions for these numbers of lanes, those that are powers of two."""
     return "\n".join([*(_text(count) for count in sorted(lanes) if has_row_sums(count)), ""])
 

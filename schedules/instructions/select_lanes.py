@@ -7,7 +7,6 @@ a vector.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 
 from schedules.instructions.llvm_functions import register_operator, symbol, vector
@@ -56,18 +55,14 @@ def _text(choices: int, lanes: int) -> str:
 
 
 @cache
-def _definitions(lanes: tuple[int, ...]) -> str:
+def definitions(lanes: frozenset[int], machine: Machine) -> str:
+    """LLVM IR of the functions for those of these numbers of lanes that there is a permutation of."""
     parts = []
-    for count in lanes:
+    for count in sorted(lanes & set(_PERMUTATIONS)):
         f, i = vector("float", count), vector("i32", count)
         parts.append(f"declare {f} {_PERMUTATIONS[count]}({f}, {i})")
         parts += [_text(choices, count) for choices in CHOICES if choices <= count]
     return "\n".join([*parts, ""])
-
-
-def definitions(lanes: Iterable[int], machine: Machine) -> str:
-    """LLVM IR of the functions for those of these numbers of lanes that there is a permutation of."""
-    return _definitions(tuple(sorted(set(lanes) & set(_PERMUTATIONS))))
 
 
 for _operator in OPERATORS:

@@ -8,13 +8,13 @@ are chosen bit by bit.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 
-from schedules.instructions.llvm_functions import register_operator, symbol, vector
+from schedules.instructions.llvm_functions import register_operator, splat, symbol, vector
+from schedules.instructions.vector_writer import float_bits
 from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine
 
@@ -40,18 +40,11 @@ def unpacked(word: Expr, shift: int) -> Expr:
 
 def looked_up(word: Expr, table: Sequence[float]) -> Expr | None:
     """The operator on an int32; None for a table that there is no operator for."""
-    name = next(
-        (
-            name
-            for name, each in TABLES.items()
-            if np.array_equal(np.asarray(each, np.float32), np.asarray(table, np.float32))
-        ),
-        None,
-    )
-    if name is None:
-        return None
-    operator = tvm.ir.Op.get(f"tensorwright.look_up_{name}")
-    return tvm.ir.Call(operator, [word], ret_ty=tirx.FloatImm("float32", 0.0).ty)
+    for name, each in TABLES.items():
+        if np.array_equal(np.asarray(each, np.float32), np.asarray(table, np.float32)):
+            operator = tvm.ir.Op.get(f"tensorwright.look_up_{name}")
+            return tvm.ir.Call(operator, [word], ret_ty=tirx.FloatImm("float32", 0.0).ty)
+    return None
 
 
 def _unpacking(lanes: int, permutes: bool) -> str:
@@ -64,7 +57,7 @@ def _unpacking(lanes: int, permutes: bool) -> str:
   %r = call {f} {_PERMUTATION}({f} <{levels}>, {i} %n)
   ret {f} %r
 }}"""
-    top = "28" if lanes == 1 else "splat (i32 28)"
+    top = splat(28, lanes)
     return f"""{head}
   %u = sub {i} {top}, %s
   %t = shl {i} %w, %u
@@ -76,7 +69,7 @@ def _unpacking(lanes: int, permutes: bool) -> str:
 
 def _look_up(name: str, lanes: int, permutes: bool) -> str:
     f, i, i1 = vector("float", lanes), vector("i32", lanes), vector("i1", lanes)
-    numbers = [_hexadecimal(each) for each in TABLES[name]]
+    numbers = [float_bits(each) for each in TABLES[name]]
     head = f"define {f} @{symbol(f'look_up_{name}', lanes)}({i} %w) alwaysinline nounwind {{"
     if permutes and lanes == _PERMUTED_LANES:
         levels = ", ".join(f"float {each}" for each in numbers)
@@ -85,13 +78,10 @@ def _look_up(name: str, lanes: int, permutes: bool) -> str:
   ret {f} %r
 }}"""
 
-    def all_lanes(scalar: str, number: object) -> str:
-        return str(number) if lanes == 1 else f"splat ({scalar} {number})"
-
-    lines, entries = [head], [all_lanes("float", each) for each in numbers]
+    lines, entries = [head], [splat(each, lanes, "float") for each in numbers]
     for bit in range(BITS):
-        lines.append(f"  %m{bit} = and {i} %w, {all_lanes('i32', 1 << bit)}")
-        lines.append(f"  %b{bit} = icmp ne {i} %m{bit}, {all_lanes('i32', 0)}")
+        lines.append(f"  %m{bit} = and {i} %w, {splat(1 << bit, lanes)}")
+        lines.append(f"  %b{bit} = icmp ne {i} %m{bit}, {splat(0, lanes)}")
         chosen = [f"%r{bit}_{at}" for at in range(len(entries) // 2)]
         for at, name_ in enumerate(chosen):
             lines.append(f"  {name_} = select {i1} %b{bit}, {f} {entries[2 * at + 1]}, {f} {entries[2 * at]}")
@@ -99,24 +89,16 @@ def _look_up(name: str, lanes: int, permutes: bool) -> str:
     return "\n".join([*lines, f"  ret {f} {entries[0]}", "}"])
 
 
-def _hexadecimal(number: float) -> str:
-    """A float32 as LLVM writes it: the bits of the double."""
-    return f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
-
-
 @cache
-def _definitions(lanes: tuple[int, ...], permutes: bool) -> str:
+def definitions(lanes: frozenset[int], machine: Machine) -> str:
+    """LLVM IR of the functions for these numbers of lanes."""
     f, i = vector("float", _PERMUTED_LANES), vector("i32", _PERMUTED_LANES)
+    permutes = machine.executes("avx512f")
     declared = permutes and _PERMUTED_LANES in lanes
     texts = [f"declare {f} {_PERMUTATION}({f}, {i})"] if declared else []
-    for count in lanes:
+    for count in sorted(lanes):
         texts += [_unpacking(count, permutes), *(_look_up(name, count, permutes) for name in TABLES)]
     return "\n".join([*texts, ""])
-
-
-def definitions(lanes: Iterable[int], machine: Machine) -> str:
-    """LLVM IR of the functions for these numbers of lanes."""
-    return _definitions(tuple(sorted(set(lanes))), machine.executes("avx512f"))
 
 
 for _operator in OPERATORS:

@@ -6,7 +6,7 @@ Their polynomials are mostly those of Cephes; arguments of sine, cosine and tang
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from schedules.instructions.vector_writer import WIDE_ROUNDING, Writer
 
@@ -107,45 +107,40 @@ _HALF_PI_LOW = -4.37113883e-8  # pi / 2 minus its float32 value
 
 def sin(w: Writer, x: str) -> str:
     """sin |x| with the sign of x applied, so -0 stays -0."""
-    size = w.intrinsic("fabs", x)
 
-    def reduced() -> str:
-        r, quadrant = _reduced(w, size)
+    def value(r: str, quadrant: str) -> str:
         return _sign_changed(w, _sine_or_cosine(w, r, quadrant), w.whole("and", quadrant, w.integer(2)), x)
 
-    return w.unless_any(_too_large(w, size), reduced, "sin", x)
+    return _of_reduced(w, x, "sin", value)
 
 
 def cos(w: Writer, x: str) -> str:
     """The sine shifted by a quarter turn."""
-    size = w.intrinsic("fabs", x)
 
-    def reduced() -> str:
-        r, quadrant = _reduced(w, size)
+    def value(r: str, quadrant: str) -> str:
         ahead = w.whole("add", quadrant, w.integer(1))
         return _sign_changed(w, _sine_or_cosine(w, r, ahead), w.whole("and", ahead, w.integer(2)))
 
-    return w.unless_any(_too_large(w, size), reduced, "cos", x)
+    return _of_reduced(w, x, "cos", value)
 
 
 def tan(w: Writer, x: str) -> str:
     """tan r, or -1 / tan r in odd quadrants."""
-    size = w.intrinsic("fabs", x)
 
-    def reduced() -> str:
-        r, quadrant = _reduced(w, size)
-        square = w.multiply(r, r)
-        near = w.add(w.multiply(w.multiply(w.horner(_TAN, square), square), r), r)
+    def value(r: str, quadrant: str) -> str:
+        near = _odd_polynomial(w, _TAN, r, w.multiply(r, r))
         odd = w.test_bit(quadrant)
-        value = w.divide(w.select(odd, w.number(-1.0), near), w.select(odd, near, w.number(1.0)))
-        return w.with_sign_flipped(value, w.sign_bit(x))
+        quotient = w.divide(w.select(odd, w.number(-1.0), near), w.select(odd, near, w.number(1.0)))
+        return w.with_sign_flipped(quotient, w.sign_bit(x))
 
-    return w.unless_any(_too_large(w, size), reduced, "tan", x)
+    return _of_reduced(w, x, "tan", value)
 
 
-def _too_large(w: Writer, size: str) -> str:
-    """NaN is not: the reduction passes it on."""
-    return w.compare("ogt", size, w.number(_LARGEST_REDUCED))
+def _of_reduced(w: Writer, x: str, name: str, value: Callable[[str, str], str]) -> str:
+    """`value(r, quadrant)` of |x|; where it is too large to reduce, which NaN is not, the C library's function."""
+    size = w.intrinsic("fabs", x)
+    too_large = w.compare("ogt", size, w.number(_LARGEST_REDUCED))
+    return w.unless_any(too_large, lambda: value(*_reduced(w, size)), name, x)
 
 
 def _reduced(w: Writer, x: str) -> tuple[str, str]:

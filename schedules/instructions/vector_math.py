@@ -105,14 +105,6 @@ def _odd_rational(
     return w.clamp(w.multiply(x, quotient), -1.0, 1.0)
 
 
-def _tanh(w: Writer, x: str) -> str:
-    return _odd_rational(w, x, _TANH_LIMIT, _TANH_NUMERATOR, _TANH_DENOMINATOR)
-
-
-def _erf(w: Writer, x: str) -> str:
-    return _odd_rational(w, x, _ERF_LIMIT, _ERF_NUMERATOR, _ERF_DENOMINATOR)
-
-
 def _limit(w: Writer, x: str, low: str, high: str) -> str:
     """min(max(x, low), high), and NaN for NaN: each select becomes one minimum or maximum instruction."""
     above = w.select(w.compare("olt", x, low), low, x)
@@ -129,8 +121,8 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     EXP_OF_NEGATIVE: vector_functions.exp_of_negative,
     EXP_OF_NEGATIVE_COARSE: vector_functions.exp_of_negative_coarse,
     "sigmoid": vector_functions.sigmoid,
-    "tanh": _tanh,
-    "erf": _erf,
+    "tanh": lambda w, x: _odd_rational(w, x, _TANH_LIMIT, _TANH_NUMERATOR, _TANH_DENOMINATOR),
+    "erf": lambda w, x: _odd_rational(w, x, _ERF_LIMIT, _ERF_NUMERATOR, _ERF_DENOMINATOR),
     "log": vector_functions.log,
     "round": _round,
     LIMIT: _limit,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 
+from schedules.instructions.llvm_functions import splat, vector
+
 TABLE = "tensorwright_constants"
 TABLE_SIZE = 256
 WIDE_TABLE, WIDE_TABLE_SIZE = "tensorwright_wide_constants", 32
@@ -43,15 +45,12 @@ class Writer:
         """`tables` collects the constants of a variant that reads them from memory."""
         self.lanes = lanes
         self.tables = tables
-        self.float = self._of("float")
-        self.int = self._of("i32")
-        self.bool = self._of("i1")
-        self.double = self._of("double")
+        self.float = vector("float", self.lanes)
+        self.int = vector("i32", self.lanes)
+        self.bool = vector("i1", self.lanes)
+        self.double = vector("double", self.lanes)
         self.lines: list[str] = []
         self.declared: set[str] = set()
-
-    def _of(self, scalar: str) -> str:
-        return scalar if self.lanes == 1 else f"<{self.lanes} x {scalar}>"
 
     def _emit(self, text: str) -> str:
         name = f"%v{len(self.lines)}"
@@ -60,37 +59,31 @@ class Writer:
 
     def number(self, value: float) -> str:
         """A float32 constant in every lane."""
-        if self.tables is not None:
-            return self._from_table(value, self.tables.narrow)
-        return float_bits(value) if self.lanes == 1 else f"splat (float {float_bits(value)})"
-
-    def _from_table(self, value: float, table: list[float]) -> str:
-        """Load from a table that LLVM must assume to be writable, so that no register holds it for long."""
-        if value not in table:
-            table.append(value)
-        place = f"getelementptr inbounds ([{TABLE_SIZE} x float], ptr @{TABLE}, i64 0, i64 {table.index(value)})"
-        return self._everywhere("float", self._emit(f"load float, ptr {place}, align 4"))
-
-    def _everywhere(self, scalar: str, value: str) -> str:
-        """A register's value in every lane."""
-        if self.lanes == 1:
-            return value
-        kind = self._of(scalar)
-        first = self._emit(f"insertelement {kind} poison, {scalar} {value}, i64 0")
-        return self._emit(f"shufflevector {kind} {first}, {kind} poison, <{self.lanes} x i32> zeroinitializer")
+        if self.tables is None:
+            return splat(float_bits(value), self.lanes, "float")
+        return self._from_table(value, self.tables.narrow, f"{TABLE_SIZE} x float", TABLE)
 
     def wide_number(self, value: float) -> str:
         """A float64 constant in every lane."""
         if self.tables is None:
-            return wide_bits(value) if self.lanes == 1 else f"splat (double {wide_bits(value)})"
-        if value not in self.tables.wide:
-            self.tables.wide.append(value)
-        index = self.tables.wide.index(value)
-        place = f"getelementptr inbounds ([{WIDE_TABLE_SIZE} x double], ptr @{WIDE_TABLE}, i64 0, i64 {index})"
-        return self._everywhere("double", self._emit(f"load double, ptr {place}, align 8"))
+            return splat(wide_bits(value), self.lanes, "double")
+        return self._from_table(value, self.tables.wide, f"{WIDE_TABLE_SIZE} x double", WIDE_TABLE)
+
+    def _from_table(self, value: float, table: list[float], kind: str, symbol: str) -> str:
+        """Load from a table that LLVM must assume to be writable, so that no register holds it for long."""
+        if value not in table:
+            table.append(value)
+        scalar = kind.split()[-1]
+        place = f"getelementptr inbounds ([{kind}], ptr @{symbol}, i64 0, i64 {table.index(value)})"
+        loaded = self._emit(f"load {scalar}, ptr {place}, align {8 if scalar == 'double' else 4}")
+        if self.lanes == 1:
+            return loaded
+        kind = vector(scalar, self.lanes)
+        first = self._emit(f"insertelement {kind} poison, {scalar} {loaded}, i64 0")
+        return self._emit(f"shufflevector {kind} {first}, {kind} poison, <{self.lanes} x i32> zeroinitializer")
 
     def integer(self, value: int) -> str:
-        return str(value) if self.lanes == 1 else f"splat (i32 {value})"
+        return splat(value, self.lanes)
 
     def add(self, a: str, b: str) -> str:
         return self._emit(f"fadd contract {self.float} {a}, {b}")
@@ -162,7 +155,7 @@ class Writer:
 
     def low_word(self, a: str) -> str:
         """The low 32 bits of float64 values."""
-        long = self._of("i64")
+        long = vector("i64", self.lanes)
         return self._emit(f"trunc {long} {self._emit(f'bitcast {self.double} {a} to {long}')} to {self.int}")
 
     def intrinsic(self, name: str, *arguments: str) -> str:

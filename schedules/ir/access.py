@@ -11,9 +11,18 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from schedules.ir.expression import buffers_loaded, constant_int, index, map_loads, map_stores, nodes, substitute, uses
+from schedules.ir.expression import (
+    buffers_loaded,
+    constant_int,
+    index,
+    map_accesses,
+    map_loads,
+    nodes,
+    substitute,
+    uses,
+)
 from schedules.ir.stages import Axis, Stage, is_compact, shape_of
-from schedules.ir.tir import Analyzer, Buffer, Expr, Index, Node, Stmt, Var, structural_map, tirx, tvm
+from schedules.ir.tir import Analyzer, Buffer, Expr, Index, Node, Stmt, Var, structural_equal, structural_map, tirx, tvm
 
 
 def with_plain_indices(stage: Stage) -> Stage:
@@ -23,21 +32,12 @@ def with_plain_indices(stage: Stage) -> Stage:
         return stage
     analyzer = bound_analyzer(stage.axes)
 
-    def plain(indices: Sequence[Expr]) -> list[Expr] | None:
+    def plain(buffer: Buffer, indices: Sequence[Expr]) -> tuple[Buffer, list[Expr]] | None:
         if not any(_is_taken_apart(point) for point in indices):
             return None
-        return [_plain(point, analyzer) if _is_taken_apart(point) else point for point in indices]
+        return buffer, [_plain(point, analyzer) if _is_taken_apart(point) else point for point in indices]
 
-    def load(node: Expr) -> Expr | None:
-        indices = plain(node.indices)
-        return None if indices is None else tirx.BufferLoad(node.source, indices)
-
-    def store(node: Stmt) -> Stmt | None:
-        indices = plain(node.indices)
-        return None if indices is None else tirx.BufferStore(node.buffer, node.value, indices)
-
-    body = map_stores(map_loads(stage.body, load), store)
-    return Stage(stage.name, stage.axes, body, stage.init, stage.annotations)
+    return Stage(stage.name, stage.axes, map_accesses(stage.body, plain), stage.init, stage.annotations)
 
 
 def _plain(point: Expr, analyzer: Analyzer) -> Expr:
@@ -78,6 +78,10 @@ class Access:
     buffer: Expr
     indices: tuple[Expr, ...]
     is_store: bool
+
+    def is_at(self, buffer: Buffer, indices: Sequence[Expr]) -> bool:
+        """True if it is an access of this place."""
+        return bool(self.buffer.same_as(buffer)) and bool(structural_equal(list(self.indices), list(indices)))
 
     def stride(self, var: Var) -> Stride:
         """Elements moved when `var` grows by one; None when that is not constant."""

@@ -26,21 +26,13 @@ def hide_backward_divisions(root: Stmt) -> Stmt:
             return division
         key = StructuralKey(numerator)
         if key not in known:
-            known[key] = _is_misread(numerator)
-        return type(division)(_hidden(division.a), division.b) if known[key] else division
+            is_integer = str(numerator.ty).startswith("int")
+            known[key] = is_integer and (_runs_backwards(numerator) or _offsets_division(numerator))
+        # Not two reinterpretations: where bfloat16 is not native, TVM stops at those.
+        hidden = tirx.bitwise_or(numerator, tirx.IntImm(str(numerator.ty), 0)) if known[key] else numerator
+        return type(division)(hidden, division.b) if known[key] else division
 
     return structural_map(root, (_DIVISIONS, hide))
-
-
-def _is_misread(numerator: Expr) -> bool:
-    if not str(numerator.ty).startswith("int"):
-        return False
-    return _runs_backwards(numerator) or _offsets_division(numerator)
-
-
-def _hidden(expr: Expr) -> Expr:
-    # Not two reinterpretations: where bfloat16 is not native, TVM stops at those.
-    return tirx.bitwise_or(expr, tirx.IntImm(str(expr.ty), 0))
 
 
 def _runs_backwards(expr: Expr) -> bool:
@@ -58,17 +50,14 @@ def _runs_backwards(expr: Expr) -> bool:
 
 def _offsets_division(expr: Expr) -> bool:
     """True if the expression is a sum of a division and a constant, and maybe more."""
-    return isinstance(expr, tirx.Add | tirx.Sub) and _has_constant_term(expr) and _has_division(expr)
+    divisions = nodes(expr, *_DIVISIONS) if isinstance(expr, tirx.Add | tirx.Sub) and _has_constant_term(expr) else []
+    return any(map(_has_variable, divisions))
 
 
 def _has_constant_term(expr: Expr) -> bool:
     if isinstance(expr, tirx.Add | tirx.Sub):
         return _has_constant_term(expr.a) or _has_constant_term(expr.b)
     return isinstance(expr, tirx.IntImm) and int(expr.value) != 0
-
-
-def _has_division(expr: Expr) -> bool:
-    return any(_has_variable(division) for division in nodes(expr, *_DIVISIONS))
 
 
 def _has_variable(expr: Expr) -> bool:

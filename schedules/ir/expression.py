@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from schedules.ir.tir import Expr, Index, Node, Stmt, Var, structural_map, structural_walk, tirx, tvm
+from schedules.ir.tir import Buffer, Expr, Index, Node, Stmt, Var, s_tir, structural_map, structural_walk, tirx, tvm
 
 
 def constant_int(value: Expr) -> Index:
@@ -54,6 +54,20 @@ def map_stores(root: Stmt, replace: Callable[[Stmt], Stmt | None]) -> Stmt:
     return structural_map(root, (tirx.BufferStore, visit))
 
 
+def map_accesses(root: Node, moved: Callable[[Buffer, Sequence[Expr]], tuple[Buffer, Sequence[Expr]] | None]) -> Node:
+    """Move loads and stores: `moved(buffer, indices)` is where to, None where one stays."""
+
+    def load(node: Expr) -> Expr | None:
+        place = moved(node.source, node.indices)
+        return None if place is None else tirx.BufferLoad(place[0], list(place[1]))
+
+    def store(node: Stmt) -> Stmt | None:
+        place = moved(node.buffer, node.indices)
+        return None if place is None else tirx.BufferStore(place[0], node.value, list(place[1]))
+
+    return map_stores(map_loads(root, load), store)
+
+
 def nodes(root: Node, *kinds: Any) -> list[Any]:
     """Every node of some classes of TVM below `root`, children first."""
     found: list[Any] = []
@@ -66,6 +80,31 @@ def buffers_loaded(root: Node) -> list[Expr]:
     return nodes(root, tvm.ir.TensorLoad)
 
 
+def unflattened(position: Expr, extents: Sequence[Expr]) -> list[Expr]:
+    """The indices of nested loops at a position of their whole walk."""
+    values: list[Expr] = []
+    for extent in reversed(extents[1:]):
+        values.append(tirx.FloorMod(position, extent))
+        position = tirx.FloorDiv(position, extent)
+    return [position, *reversed(values)]
+
+
+def changed_block(block: Node, **changed: Any) -> Node:
+    """A copy of an `s_tir.SBlock` with some of its parts changed."""
+    names = (
+        "iter_vars",
+        "reads",
+        "writes",
+        "name_hint",
+        "body",
+        "init",
+        "alloc_buffers",
+        "match_buffers",
+        "annotations",
+    )
+    return s_tir.SBlock(*(changed.get(name, getattr(block, name)) for name in names))
+
+
 def uses(root: Expr, var: Var) -> bool:
     """True if a variable occurs below `root`."""
     return any(node.same_as(var) for node in nodes(root, tvm.ir.Var))
@@ -74,3 +113,23 @@ def uses(root: Expr, var: Var) -> bool:
 def index(value: int, dtype: str = "int64") -> Expr:
     """A constant index."""
     return tirx.IntImm(dtype, value)
+
+
+def expression(value: Index, dtype: str = "int64") -> Expr:
+    """An int as a constant index."""
+    return index(value, dtype) if isinstance(value, int) else value
+
+
+def least(left: Index, right: Index) -> Expr:
+    """Minimum of two, folded if both are constant."""
+    return min(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.min(left, right)
+
+
+def most(left: Index, right: Index) -> Expr:
+    """Maximum of two, folded if both are constant."""
+    return max(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.max(left, right)
+
+
+def parts_of(size: Index, part: Index) -> Index:
+    """ceil(size / part)."""
+    return (size + part - 1) // part

@@ -47,26 +47,32 @@ def has_branch(root: Node) -> bool:
     return any(call_name(node) == IF_THEN_ELSE for node in nodes(root, tvm.ir.Call))
 
 
-def inline_stages(kernel: Kernel, keep: Sequence[Stage] = ()) -> list[Stage | Opaque]:
-    """The kernel's stages with those inlined that pay; `keep` are stages that must stay. Meaning is unchanged."""
+def inline_stages(kernel: Kernel) -> list[Stage | Opaque]:
+    """The kernel's stages with those inlined that pay. Meaning is unchanged."""
     stages = list(kernel.stages)
     position = 0
     while position < len(stages):
-        stage = stages[position]
-        if isinstance(stage, Stage) and not any(stage is kept for kept in keep):
-            replaced = _inlined(kernel, stages, position)
-            if replaced is not None:
-                stages = replaced
-                continue
-        position += 1
+        replaced = _inlined(kernel, stages, position)
+        if replaced is None:
+            position += 1
+        else:
+            stages = replaced
     return stages
+
+
+def written_intermediates(kernel: Kernel, stages: Sequence[Stage | Opaque]) -> tuple[Buffer, ...]:
+    """The intermediates that are still written; an opaque statement may use any."""
+    if any(isinstance(stage, Opaque) for stage in stages):
+        return kernel.intermediates
+    written = [buffer for stage in stages for buffer in _writes(stage)]
+    return tuple(each for each in kernel.intermediates if any(each.same_as(buffer) for buffer in written))
 
 
 def _inlined(kernel: Kernel, stages: list[Stage | Opaque], position: int) -> list[Stage | Opaque] | None:
     stage = stages[position]
     if not isinstance(stage, Stage) or not _is_candidate(kernel, stages, stage):
         return None
-    buffer = stage.store.buffer  # type: ignore[union-attr]
+    buffer = stage.body.buffer
     readers = [i for i, other in enumerate(stages) if other is not stage and _reads(other, buffer)]
     if not readers or any(i < position or not isinstance(stages[i], Stage) for i in readers):
         return None
@@ -106,7 +112,7 @@ def is_elementwise(stage: Stage) -> bool:
 def _index_axes(stage: Stage) -> list[Expr] | None:
     """The loop variable that each dimension of the output is stored at (None where it is constant 0 of size 1)."""
     found: list[Expr] = []
-    for point, size in zip(stage.store.indices, shape_of(stage.store.buffer), strict=True):  # type: ignore[union-attr]
+    for point, size in zip(stage.body.indices, shape_of(stage.body.buffer), strict=True):
         if isinstance(point, tvm.ir.Var) and not any(point.same_as(other) for other in found):
             found.append(point)
         elif constant_int(point) == 0 and size == 1:
@@ -124,13 +130,9 @@ def _writes(stage: Stage | Opaque) -> tuple[Expr, ...]:
 
 def _reads(stage: Stage | Opaque, buffer: Buffer) -> bool:
     loads = stage.loads if isinstance(stage, Stage) else buffers_loaded(stage.statement)
-    return any(load.source.same_as(buffer) for load in loads) or _mentions(stage, buffer)
-
-
-def _mentions(stage: Stage | Opaque, buffer: Buffer) -> bool:
-    """True if an opaque statement or an init may touch the buffer in another way."""
-    roots = [stage.statement] if isinstance(stage, Opaque) else [stage.init] if stage.init is not None else []
-    return any(uses(root, buffer) for root in roots)
+    # An opaque statement or an init may touch the buffer in another way.
+    other = stage.init if isinstance(stage, Stage) else stage.statement
+    return any(load.source.same_as(buffer) for load in loads) or (other is not None and uses(other, buffer))
 
 
 def _pays(stage: Stage, reader: Stage | Opaque) -> bool:
@@ -143,13 +145,13 @@ def _pays(stage: Stage, reader: Stage | Opaque) -> bool:
 
 
 def _few_repeats(stage: Stage, readers: Sequence[Any]) -> bool:
-    cheap, expensive = operations(stage.store.value)  # type: ignore[union-attr]
+    cheap, expensive = operations(stage.body.value)
     if cheap == 0:
         return True
     repeats = 0.0
     points = stage.points()
     for reader in readers:
-        places = len(_distinct_uses(reader.store.value, stage.store.buffer))  # type: ignore[union-attr]
+        places = len(_distinct_uses(reader.body.value, stage.body.buffer))
         evaluations = reader.points()
         if points is None or evaluations is None:
             repeats += places if not reader.reduction else _MAX_CHEAP_REPEATS + 1
@@ -217,8 +219,7 @@ def _same_place(a: Expr, b: Expr) -> bool:
 
 def _inline_into(stage: Stage, reader: Stage | Opaque) -> Stage | None:
     assert isinstance(reader, Stage)
-    store = reader.store
-    assert store is not None
+    store = reader.body
     value = inline_value(stage, store.value)
     if _expanded_operations(value) > _MAX_EXPANDED:
         return None
@@ -231,7 +232,7 @@ def inline_value(stage: Stage, value: Expr) -> Expr:
 
     A value that is read more than once at the same place is bound to a variable, unless branches guard every read.
     """
-    buffer = stage.store.buffer  # type: ignore[union-attr]
+    buffer = stage.body.buffer
     axes = _index_axes(stage)
     assert axes is not None
     bindings: list[tuple[Var, Expr]] = []
@@ -240,7 +241,7 @@ def inline_value(stage: Stage, value: Expr) -> Expr:
 
     def computed(load: Expr) -> Expr:
         mapping = {var: point for var, point in zip(axes, load.indices, strict=True) if var is not None}
-        return fresh_lets(substitute(stage.store.value, mapping))  # type: ignore[union-attr]
+        return fresh_lets(substitute(stage.body.value, mapping))
 
     def replace(load: Expr) -> Expr | None:
         if not load.source.same_as(buffer):

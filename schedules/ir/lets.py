@@ -8,7 +8,7 @@ and stops where the two differ.
 
 from __future__ import annotations
 
-from schedules.ir.expression import buffers_loaded, nodes, substitute, uses
+from schedules.ir.expression import buffers_loaded, index, nodes, substitute, uses
 from schedules.ir.tir import Expr, Stmt, Var, structural_equal, structural_map, tirx, tvm
 
 _FLOATS = ("float16", "float32", "float64")
@@ -85,7 +85,7 @@ def kept_differences(root: Stmt) -> Stmt:
     def visit(node: Expr) -> Expr:
         if str(node.ty).partition("x")[0] not in _FLOATS or (_is_leaf(node.a, node.b) and _is_leaf(node.b, node.a)):
             return node
-        return tirx.Add(node.a, tirx.Mul(node.b, _minus_one(str(node.ty))))
+        return tirx.Add(node.a, tirx.Mul(node.b, tirx.const(-1.0, str(node.ty))))
 
     return structural_map(root, (tirx.Sub, visit))
 
@@ -98,16 +98,10 @@ def _is_leaf(value: Expr, other: Expr) -> bool:
     return simple and not structural_equal(value, other)
 
 
-def _minus_one(dtype: str) -> Expr:
-    scalar, _, lanes = dtype.partition("x")
-    one = tirx.FloatImm(scalar, -1.0)
-    return tirx.Broadcast(one, int(lanes)) if lanes else one
-
-
 def _zero_of(variable: Var) -> Expr:
     dtype = str(variable.ty)
     if "float" not in dtype:
-        return _constant(0, dtype)
+        return index(0, dtype)
     return tirx.Add(variable, tirx.Mul(variable, tirx.FloatImm(dtype, -1.0)))
 
 
@@ -156,7 +150,7 @@ def chosen_conditions(root: Stmt) -> Stmt:
         if str(let.var.ty) != "bool":
             return tirx.Let(let.var, _unbounded(_selected(let.value)), let.body) if "int" in str(let.var.ty) else let
         number = tirx.Var(str(let.var.name), "int8")
-        body = substitute(let.body, {let.var: tirx.NE(number, _constant(0, "int8"))})
+        body = substitute(let.body, {let.var: tirx.NE(number, index(0, "int8"))})
         return tirx.Let(number, _choice(let.value, "int8"), body)
 
     return structural_map(root, (tirx.Let, replace))
@@ -166,7 +160,7 @@ def _unbounded(value: Expr) -> Expr:
     """`value | 0`, which costs no instruction; loads have no bounds already."""
     if isinstance(value, tvm.ir.TensorLoad) or not buffers_loaded(value):
         return value
-    return tirx.bitwise_or(value, _constant(0, str(value.ty)))
+    return tirx.bitwise_or(value, index(0, str(value.ty)))
 
 
 def _selected(value: Expr) -> Expr:
@@ -177,8 +171,4 @@ def _selected(value: Expr) -> Expr:
 
 
 def _choice(condition: Expr, dtype: str) -> Expr:
-    return tirx.Select(condition, _constant(1, dtype), _constant(0, dtype))
-
-
-def _constant(number: int, dtype: str) -> Expr:
-    return tirx.IntImm(dtype, number)
+    return tirx.Select(condition, index(1, dtype), index(0, dtype))

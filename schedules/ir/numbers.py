@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 QUAD = 4  # bytes of a word
+SIGN_BITS = 0x80808080 - (1 << 32)  # an int32: as an exclusive or, it moves four bytes between signed and unsigned
 
 
 def ceil_div(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)
+
+
+def falling_halves(size: int) -> list[int]:
+    """Decreasing powers of two below `size`; what is left of a dynamic extent is split into these."""
+    return [1 << power for power in reversed(range((size - 1).bit_length()))]

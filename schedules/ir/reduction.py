@@ -57,11 +57,8 @@ class Reduction:
 
     def joins_start(self) -> bool:
         """True if the start value has yet to be combined in, after accumulating from `identity`."""
-        return self.combiner.identity is not None and not _is_number(self.start, self.combiner.identity)
-
-
-def _is_number(expr: Expr, number: float) -> bool:
-    return isinstance(expr, (tirx.IntImm, tirx.FloatImm)) and float(expr.value) == number
+        is_number = isinstance(self.start, tirx.IntImm | tirx.FloatImm)
+        return self.combiner.identity not in (None, float(self.start.value) if is_number else None)
 
 
 def reduction_of(stage: Stage) -> Reduction | None:

@@ -146,7 +146,7 @@ class Congruence:
     remainder: int = 0
 
 
-class _UnprovableError(Exception):
+class UnprovableError(Exception):
     """The formula is no polynomial for the remainders at hand, or a proof would take too long."""
 
 
@@ -211,7 +211,7 @@ class SizeSpellings:
         """Values of the formula at some points; None if it contains an unknown operation."""
         try:
             return (str(size.ty.dtype), *(self._value_at(size, point) for point in range(_POINTS)))
-        except (_UnprovableError, ZeroDivisionError):
+        except (UnprovableError, ZeroDivisionError):
             return None
 
     def _value_at(self, size: Expr, point: int) -> int:
@@ -219,7 +219,7 @@ class SizeSpellings:
             number, known = self._number(var), self._congruence(var)
             return known.modulus * (_LEAST + (number * 7919 + point * 104729) % 997) + known.remainder
 
-        return _evaluated(size, variable)
+        return evaluated(size, variable)
 
     def _number(self, var: Var) -> int:
         return self._numbers.setdefault(var, len(self._numbers))
@@ -238,12 +238,12 @@ class SizeSpellings:
                 return False
             for remainders in itertools.product(*choices):
                 of = {
-                    var: _of_variable(self._number(var), period, remainder)
+                    var: _without_zeros({(self._number(var),): period, (): remainder})
                     for (var, period), remainder in zip(periods.items(), remainders, strict=True)
                 }
                 if _polynomial(a, of) != _polynomial(b, of):
                     return False
-        except _UnprovableError:
+        except UnprovableError:
             return False
         return True
 
@@ -257,22 +257,23 @@ def complexity(size: Expr) -> tuple[int, str]:
     return len(nodes(size, tvm.ir.Expr)), str(size)
 
 
-def _evaluated(size: Expr, value_of: Callable[[Var], int]) -> int:
+def evaluated(size: Expr, value_of: Callable[[Var], int]) -> int:
+    """The number that a formula comes to. Raises UnprovableError where it holds other operations."""
     kind = type(size)
     if isinstance(size, tvm.ir.Var):
         return value_of(size)
     if kind is tirx.IntImm:
         return int(size.value)
     if kind is tirx.Cast and str(size.ty.dtype).startswith("int"):
-        return _evaluated(size.value, value_of)
+        return evaluated(size.value, value_of)
     if kind is tirx.Not:
-        return not _evaluated(size.a, value_of)
+        return not evaluated(size.a, value_of)
     if kind is tirx.Select:
-        return _evaluated(size.true_value if _evaluated(size.condition, value_of) else size.false_value, value_of)
+        return evaluated(size.true_value if evaluated(size.condition, value_of) else size.false_value, value_of)
     operation = _ARITHMETIC.get(kind) or _COMPARISONS.get(kind)
     if operation is None:
-        raise _UnprovableError
-    return operation(_evaluated(size.a, value_of), _evaluated(size.b, value_of))
+        raise UnprovableError
+    return operation(evaluated(size.a, value_of), evaluated(size.b, value_of))
 
 
 def _periods(size: Expr) -> dict[Var, int]:
@@ -295,10 +296,6 @@ def _operands(size: Expr) -> Iterator[Expr]:
             yield part
 
 
-def _of_variable(number: int, period: int, remainder: int) -> Polynomial:
-    return _without_zeros({(number,): period, (): remainder})
-
-
 def _polynomial(size: Expr, of: Mapping[Var, Polynomial]) -> Polynomial:
     """The formula where the variables are the polynomials that are given."""
     if isinstance(size, tvm.ir.Var):
@@ -311,7 +308,7 @@ def _polynomial(size: Expr, of: Mapping[Var, Polynomial]) -> Polynomial:
         chosen = size.true_value if _decided(size.condition, of) else size.false_value
         return _polynomial(chosen, of)
     if not isinstance(size, (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max)):
-        raise _UnprovableError
+        raise UnprovableError
     a, b = _polynomial(size.a, of), _polynomial(size.b, of)
     if isinstance(size, tirx.Add):
         return _sum(a, b)
@@ -335,7 +332,7 @@ def _sum(a: Polynomial, b: Polynomial, factor: int = 1) -> Polynomial:
 
 def _product(a: Polynomial, b: Polynomial) -> Polynomial:
     if len(a) * len(b) > _MOST_TERMS:
-        raise _UnprovableError
+        raise UnprovableError
     result: Polynomial = {}
     for (left, c), (right, d) in itertools.product(a.items(), b.items()):
         monomial = tuple(sorted(left + right))
@@ -348,19 +345,19 @@ def _quotient(a: Polynomial, b: Polynomial) -> Polynomial:
     if len(b) != 1:
         if a == b:
             return {(): 1}
-        raise _UnprovableError
+        raise UnprovableError
     ((monomial, divisor),) = b.items()
     if divisor <= 0:
-        raise _UnprovableError
+        raise UnprovableError
     result: Polynomial = {}
     for each, coefficient in a.items():
         left = list(each)
         for variable in monomial:
             if variable not in left:
-                raise _UnprovableError
+                raise UnprovableError
             left.remove(variable)
         if coefficient % divisor and each:
-            raise _UnprovableError
+            raise UnprovableError
         result[tuple(left)] = coefficient // divisor
     return _without_zeros(result)
 
@@ -371,22 +368,22 @@ def _sign(polynomial: Polynomial) -> int:
         return 1 if polynomial else 0
     if all(coefficient < 0 for coefficient in polynomial.values()):
         return -1
-    raise _UnprovableError
+    raise UnprovableError
 
 
 def _decided(condition: Expr, of: Mapping[Var, Polynomial]) -> bool:
     """A comparison that has one result for all values."""
     compare = _COMPARISONS.get(type(condition))
     if compare is None:
-        raise _UnprovableError
+        raise UnprovableError
     difference = _sum(_polynomial(condition.a, of), _polynomial(condition.b, of), -1)
     sign = _sign(difference)
     if sign and () not in difference:  # 0 where the variables are
-        raise _UnprovableError
+        raise UnprovableError
     return bool(compare(sign, 0))
 
 
 def _without_zeros(polynomial: Polynomial) -> Polynomial:
     if len(polynomial) > _MOST_TERMS:
-        raise _UnprovableError
+        raise UnprovableError
     return {monomial: coefficient for monomial, coefficient in polynomial.items() if coefficient}

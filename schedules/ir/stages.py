@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from schedules.ir.expression import buffers_loaded, constant_int, nodes, substitute
+from schedules.ir.expression import buffers_loaded, constant_int, index, nodes, substitute
 from schedules.ir.tir import Buffer, Expr, GlobalVar, PrimFunc, Stmt, Var, s_tir, tirx, tvm
 
 Extent = int | Any
@@ -65,6 +65,17 @@ class Stage:
             if not any(store.buffer.same_as(other) for other in found):
                 found.append(store.buffer)
         return tuple(found)
+
+    @property
+    def single(self) -> dict[Var, Expr]:
+        """The index of each loop of one step."""
+        return {axis.var: index(0, str(axis.var.ty)) for axis in self.axes if axis.extent == 1}
+
+    def without_single(self) -> Stage:
+        """The stage without loops of one step."""
+        axes = tuple(axis for axis in self.axes if axis.extent != 1)
+        init = None if self.init is None else substitute(self.init, self.single)
+        return Stage(self.name, axes, substitute(self.body, self.single), init, self.annotations)
 
     def with_axes(self, position: int, axes: Sequence[Axis], value: Expr) -> Stage:
         """The stage with other axes in the place of one, whose variable has a value in terms of theirs."""

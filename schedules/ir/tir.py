@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import schedules.ir.load_tvm  # noqa: F401
 
 # isort: split
-import tvm
-from tvm import relax, s_tir, te, tirx
-from tvm.ir import Expr
-from tvm_ffi import StructuralKey, structural_equal, structural_hash
+import tvm as tvm
+from tvm import relax as relax
+from tvm import s_tir as s_tir
+from tvm import te as te
+from tvm import tirx as tirx
+from tvm_ffi import StructuralKey as StructuralKey
+from tvm_ffi import structural_equal as structural_equal
+from tvm_ffi import structural_hash as structural_hash
 
-from schedules.ir.structural import structural_map, structural_walk
+from schedules.ir.structural import structural_map as structural_map
+from schedules.ir.structural import structural_walk as structural_walk
+from schedules.ir.tvm_types import *  # noqa: F403
 
-Analyzer: TypeAlias = tvm.sym.Analyzer
-Attrs: TypeAlias = tvm.ir.Attrs
-BlockBuilder: TypeAlias = tvm.relax.BlockBuilder
-Buffer: TypeAlias = tirx.Buffer
-Call: TypeAlias = tvm.ir.Call
-GlobalVar: TypeAlias = tvm.ir.GlobalVar
-IRModule: TypeAlias = tvm.IRModule
-IterVar: TypeAlias = tirx.IterVar
-PrimFunc: TypeAlias = tirx.PrimFunc
-Stmt: TypeAlias = tirx.Stmt
-Tensor: TypeAlias = te.Tensor
-Type: TypeAlias = tvm.ir.Type
-Var: TypeAlias = tvm.ir.Var
-Index: TypeAlias = Expr | int
-"""An index or a size: an int as long as it is known, else an expression."""
-Node: TypeAlias = Expr | Stmt
-"""A part of a kernel: an expression or a statement."""
 VECTORIZED = tirx.ForKind.VECTORIZED
-
-__all__ = [
-    "VECTORIZED",
-    "Expr",
-    "PrimFunc",
-    "Stmt",
-    "StructuralKey",
-    "relax",
-    "s_tir",
-    "structural_equal",
-    "structural_hash",
-    "structural_map",
-    "structural_walk",
-    "te",
-    "tirx",
-    "tvm",
-]

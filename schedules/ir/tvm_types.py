@@ -7,45 +7,35 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from tvm.ir import Attrs, Call, Expr, GlobalVar, IRModule, Range, Type, Var
-from tvm.relax import Binding, BindingBlock, BlockBuilder, Function, SeqExpr
-from tvm.runtime import Module as RuntimeModule
-from tvm.runtime import Tensor as RuntimeTensor
-from tvm.sym import Analyzer
-from tvm.te import Tensor
-from tvm.tirx import Buffer, BufferRegion, IterVar, PrimFunc, Stmt
-from tvm_ffi import Function as PackedFunc
+import tvm_ffi
+from tvm import runtime
+from tvm.ir import Attrs as Attrs
+from tvm.ir import Call as Call
+from tvm.ir import Expr as Expr
+from tvm.ir import GlobalVar as GlobalVar
+from tvm.ir import IRModule as IRModule
+from tvm.ir import Range as Range
+from tvm.ir import Type as Type
+from tvm.ir import Var as Var
+from tvm.relax import Binding as Binding
+from tvm.relax import BindingBlock as BindingBlock
+from tvm.relax import BlockBuilder as BlockBuilder
+from tvm.relax import Function as Function
+from tvm.relax import SeqExpr as SeqExpr
+from tvm.sym import Analyzer as Analyzer
+from tvm.te import Tensor as Tensor
+from tvm.tirx import Buffer as Buffer
+from tvm.tirx import BufferRegion as BufferRegion
+from tvm.tirx import IterVar as IterVar
+from tvm.tirx import PrimFunc as PrimFunc
+from tvm.tirx import Stmt as Stmt
+
+PackedFunc: TypeAlias = tvm_ffi.Function
+RuntimeModule: TypeAlias = runtime.Module
+RuntimeTensor: TypeAlias = runtime.Tensor
 
 Index: TypeAlias = Expr | int
 """An index or a size: an int as long as it is known, else an expression."""
 
 Node: TypeAlias = Expr | Stmt
 """A part of a kernel: an expression or a statement."""
-
-__all__ = [
-    "Analyzer",
-    "Attrs",
-    "Binding",
-    "BindingBlock",
-    "BlockBuilder",
-    "Buffer",
-    "BufferRegion",
-    "Call",
-    "Expr",
-    "Function",
-    "GlobalVar",
-    "IRModule",
-    "Index",
-    "IterVar",
-    "Node",
-    "PackedFunc",
-    "PrimFunc",
-    "Range",
-    "RuntimeModule",
-    "RuntimeTensor",
-    "SeqExpr",
-    "Stmt",
-    "Tensor",
-    "Type",
-    "Var",
-]

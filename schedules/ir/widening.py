@@ -18,10 +18,8 @@ def number(stored: Expr, dtype: str) -> Expr:
 def widened(bits: Expr) -> Expr:
     """The float32 of a bfloat16 held in a uint16; exact."""
     lanes = str(bits.ty).partition("x")[2]
-    shift: Expr = tirx.IntImm("int32", 16)
-    if lanes:
-        shift = tirx.Broadcast(shift, int(lanes))
-    return tirx.reinterpret(_vector("float32", lanes), tirx.Cast(_vector("int32", lanes), bits) << shift)
+    words = _vector("int32", lanes)
+    return tirx.reinterpret(_vector("float32", lanes), tirx.Cast(words, bits) << tirx.const(16, words))
 
 
 def low_halves(words: Expr) -> Expr:

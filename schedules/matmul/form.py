@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from schedules.codegen.nest import lanes_of
 from schedules.ir.access import Access, Stride, simplified
-from schedules.ir.expression import buffers_loaded, constant_int, substitute, uses
+from schedules.ir.expression import buffers_loaded, constant_int, expression, substitute, unflattened, uses
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Stage, dtype_of
 from schedules.ir.tir import Expr, Index, Var, structural_equal, tirx, tvm
@@ -25,21 +26,13 @@ class Group:
 
     @property
     def extent(self) -> Expr:
-        total: Index = 1
-        for axis in self.axes:
-            total = total * axis.extent
+        total = prod(axis.extent for axis in self.axes)
         return total if isinstance(total, int) else simplified(total)
 
     def values(self, at: Expr) -> dict[Var, Expr]:
         """Values of the loop variables at an index of the group."""
-        found: dict[Var, Expr] = {}
-        rest = at
-        for axis in reversed(self.axes[1:]):
-            found[axis.var] = tirx.FloorMod(rest, _expr(axis.extent))
-            rest = tirx.FloorDiv(rest, _expr(axis.extent))
-        if self.axes:
-            found[self.axes[0].var] = rest
-        return found
+        places = unflattened(at, [expression(axis.extent) for axis in self.axes])
+        return {axis.var: place for axis, place in zip(self.axes, places, strict=False)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +52,6 @@ class MatmulForm:
     width: int
     a_row_stride: Stride
     a_depth_stride: Stride
-    b_depth_stride: Stride
     b_column_stride: Stride
 
     @property
@@ -102,28 +94,19 @@ class MatmulForm:
 
     def b_at(self, batch: Mapping[Var, Expr], depth: Expr, column: Expr) -> Expr:
         """The element of B as multiplied."""
-        mapping = {**batch, self.depth.var: depth}
-        if self.column is not None:
-            mapping[self.column.var] = column
-        return substitute(self.b_value, mapping)
+        return substitute(self.b_value, {**batch, self.depth.var: depth, **self._column_at(column)})
+
+    def _column_at(self, column: Expr) -> dict[Var, Expr]:
+        return {} if self.column is None else {self.column.var: column}
 
     def c_indices(self, batch: Mapping[Var, Expr], row: Expr, column: Expr) -> list[Expr]:
         """Indices at which the result is stored."""
-        mapping = {**batch, **self.rows.values(row)}
-        if self.column is not None:
-            mapping[self.column.var] = column
+        mapping = {**batch, **self.rows.values(row), **self._column_at(column)}
         return [substitute(point, mapping) for point in self.reduction.store.indices]
 
     def start_at(self, batch: Mapping[Var, Expr], row: Expr, column: Expr) -> Expr:
         """Initial value of the sum."""
-        mapping = {**batch, **self.rows.values(row)}
-        if self.column is not None:
-            mapping[self.column.var] = column
-        return substitute(self.reduction.start, mapping)
-
-
-def _expr(value: Index) -> Expr:
-    return tirx.IntImm("int64", value) if isinstance(value, int) else value
+        return substitute(self.reduction.start, {**batch, **self.rows.values(row), **self._column_at(column)})
 
 
 def find_matmul(kernel: Kernel) -> MatmulForm | None:
@@ -141,13 +124,10 @@ def matmul_form(stage: Stage) -> MatmulForm | None:
     depths = [axis for axis in axes if axis.reduce]
     if len(depths) != 1 or any(axis.extent == 0 for axis in axes) or any(str(a.var.ty) != "int64" for a in axes):
         return None
-    trivial = {axis.var: tirx.IntImm("int64", 0) for axis in stage.axes if axis.extent == 1}
-    reduction = Reduction(
-        reduction.combiner,
-        substitute(reduction.value, trivial),
-        substitute(reduction.start, trivial),
-        substitute(reduction.store, trivial),
+    value, start, store = (
+        substitute(each, stage.single) for each in (reduction.value, reduction.start, reduction.store)
     )
+    reduction = Reduction(reduction.combiner, value, start, store)
     for left, right in ((reduction.value.a, reduction.value.b), (reduction.value.b, reduction.value.a)):
         form = _with_operands(stage, axes, depths[0], reduction, left, right)
         if form is not None:
@@ -198,7 +178,6 @@ def _with_operands(
         width,
         moves_a[id(group.axes[-1])] if group.axes else 0,
         moves_a[id(depth)],
-        moves_b[id(depth)],
         moves_b[id(column)] if column is not None else 0,
     )
 

@@ -36,7 +36,7 @@ from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import PanelRule, WriterOfParts, panel_fields, panel_form
 from schedules.matmul.tiling import MatmulWorkload
 from schedules.matmul.writer import Batch, MatmulWriter, Tile
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel, only_anchors
 
 PER_WORD = 8
 # Registers from which on a tile of four vectors leaves room for enough rows.
@@ -140,11 +140,11 @@ class MatmulGrouped(PanelRule[GroupedWorkload, Parts]):
         )
 
     def parts(self, kernel: Kernel) -> Parts | None:
-        stages = anchor_stages(kernel, MATMUL_GROUPED)
-        if len(stages) != 1 or not kernel.is_plain or stages[0].store is None:
+        stages = only_anchors(kernel, MATMUL_GROUPED)
+        if stages is None:
             return None
-        stage, store = stages[0], stages[0].store
-        loads = [load for load in stage.loads if not load.source.same_as(store.buffer)]
+        stage = stages[0]
+        loads = [load for load in stage.loads if not load.source.same_as(stage.body.buffer)]
         packed = next((load for load in loads if str(load.source.dtype) in ("int32", "int8")), None)
         if packed is None:
             return None

@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schedules.annotations import KIND, SPEC
-from schedules.codegen.nest import bind, expression, lanes_of, load, prefetch, repeat, sequence, split_steps
+from schedules.codegen.nest import bind, lanes_of, load, prefetch, repeat, sequence, split_steps
 from schedules.codegen.register_tile import RegisterTile
 from schedules.config import Config, ConfigSpace
 from schedules.instructions.select_lanes import choices_of, selected
+from schedules.ir.expression import expression
 from schedules.ir.expression import index as constant
 from schedules.ir.stages import Kernel, shape_of
 from schedules.ir.tir import Expr, Index, Stmt, Tensor, te, tirx
@@ -36,7 +37,7 @@ from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import PanelRule, WriterOfParts, independent_sums, joined, looked_up, panel_fields
 from schedules.matmul.tiling import MatmulWorkload, best_tile
 from schedules.matmul.writer import Batch, MatmulWriter, Tile
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel, only_anchors
 
 _WORD_BITS = 32
 
@@ -151,7 +152,7 @@ class MatmulNOfM(PanelRule[NOfMWorkload, Parts]):
         return max(1, machine.vector_registers - 2 * workload.keep - 4)
 
     def parts(self, kernel: Kernel) -> Parts | None:
-        found = looked_up(kernel, anchor_stages(kernel, MATMUL_N_OF_M))
+        found = looked_up(only_anchors(kernel, MATMUL_N_OF_M))
         if found is None:
             return None
         form, words = found

@@ -28,8 +28,7 @@ def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr, dtype: str =
 
     Neither the strides of A nor a start is of use to such a product.
     """
-    store = stage.store
-    assert store is not None
+    store = stage.body
     column = next((axis for axis in stage.axes if axis.var.same_as(store.indices[-1])), None)
     rows = tuple(axis for axis in stage.spatial if axis is not column and axis.extent != 1)
     ones = [axis for axis in stage.axes if axis.extent == 1 and axis is not column]
@@ -37,9 +36,7 @@ def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr, dtype: str =
     zero = tirx.const(0, dtype)
     reduction = Reduction(COMBINERS[tirx.Add], zero, zero, substitute(store, trivial))
     data, width = substitute(data, trivial), shape_of(values.source)[-1]
-    return MatmulForm(
-        stage, reduction, (), Group(rows), column, depth, data, values, data, values, width, 0, 1, 1, None
-    )
+    return MatmulForm(stage, reduction, (), Group(rows), column, depth, data, values, data, values, width, 0, 1, None)
 
 
 def by_rows(form: MatmulForm, few: MatmulWriter, many: MatmulWriter, most: int) -> Stmt:
@@ -142,15 +139,15 @@ class PanelRule(MatmulOfParts[MatmulWorkloadT, PartsType]):
 # Shared code of matmuls with an index along the depth: the form, and interleaved accumulators.
 
 
-def looked_up(kernel: Kernel, stages: tuple[Stage, ...]) -> tuple[MatmulForm, Any] | None:
+def looked_up(stages: tuple[Stage, ...] | None) -> tuple[MatmulForm, Any] | None:
     """(the form, the index) of a kernel with one stage `data[..., some of index] * values[...]`, the index in int32.
 
     The depth of the form is that of the data, its B the values.
     """
-    if len(stages) != 1 or not kernel.is_plain or stages[0].store is None:
+    if stages is None:
         return None
-    stage, store = stages[0], stages[0].store
-    loads = [load for load in stage.loads if not load.source.same_as(store.buffer)]
+    stage = stages[0]
+    loads = [load for load in stage.loads if not load.source.same_as(stage.body.buffer)]
     found = next(load.source for load in loads if str(load.source.dtype) == "int32")
     data, values = (load for load in loads if not load.source.same_as(found))
     depth = Axis(tirx.Var("row", "int64"), shape_of(data.source)[-1], reduce=True)

@@ -20,20 +20,21 @@ from typing import ClassVar
 import numpy as np
 
 from schedules.annotations import KIND, SPEC
-from schedules.codegen.nest import expression, lanes_of, load, repeat, sequence
+from schedules.codegen.nest import lanes_of, load, repeat, sequence
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES
 from schedules.codegen.register_tile import RegisterTile, pieces
 from schedules.instructions.products.operation import DOT_BF16, Operation, Product
 from schedules.instructions.rounding import narrowed
-from schedules.ir.expression import buffers_loaded, index
+from schedules.ir.expression import buffers_loaded, expression, index
 from schedules.ir.stages import Kernel, Stage
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Tensor, te, tirx
+from schedules.ir.widening import widened
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import PanelRule, panel_fields, panel_form
 from schedules.matmul.tiling import MatmulWorkload, ProductCut, block_rows, row_chunks_at_run_time
 from schedules.matmul.writer import MatmulWriter, Tile
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel, anchor_stages, only_anchors
 
 MATMUL_ROUNDED_BF16 = "matmul-rounded-bf16"
 _FEW_ROWS = 4  # as many wait for the weights, which vectors ask for ahead
@@ -50,16 +51,11 @@ def matmul_rounded_bf16(data: Tensor, packed: Tensor, columns: int, kind: str = 
     `pack.pack_words`: float32 (..., columns). `kind` is the annotation of its rule."""
     width = int(packed.shape[2])
     k = te.reduce_axis((tirx.IntImm("int64", 0), packed.shape[1]), name="k")
-    half, upper = tirx.IntImm("int32", 16), tirx.IntImm("int32", -65536)
-
-    def number(bits: Expr) -> Expr:
-        return tirx.reinterpret("float32", tirx.Cast("int32", bits) << half)
 
     def point(*at: Expr) -> Expr:
         word = packed(tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width))
-        first = number(data(*at[:-1], 2 * k)) * tirx.reinterpret("float32", word << half)
-        second = number(data(*at[:-1], 2 * k + 1)) * tirx.reinterpret("float32", word & upper)
-        return te.sum(first + second, axis=k)
+        first, second = (widened(data(*at[:-1], place)) for place in (2 * k, 2 * k + 1))
+        return te.sum(first * DOT_BF16.half(word, 0) + second * DOT_BF16.half(word, 1), axis=k)
 
     shape = [*data.shape[:-1], tirx.IntImm("int64", columns)]
     return te.compute(shape, point, name="matmul", attrs={KIND: kind})
@@ -83,8 +79,7 @@ class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
         return MatmulWorkload(**panel_fields(parts.form, "bfloat16"))
 
     def parts(self, kernel: Kernel) -> Parts | None:
-        stages = anchor_stages(kernel, MATMUL_ROUNDED_BF16)
-        return parts_of(stages[0]) if len(stages) == 1 and kernel.is_plain else None
+        return parts_of(only_anchors(kernel, MATMUL_ROUNDED_BF16))
 
     def writer(
         self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: Product | None = None
@@ -116,12 +111,13 @@ class RowsFirstWriter(MatmulWriter):
         return self._named_cut(row_chunks_at_run_time(tiles, [], self.machine.cores, most=_MOST_TILES))
 
 
-def parts_of(stage: Stage) -> Parts | None:
-    """The operands of a stage of `matmul_rounded_bf16`."""
-    if stage.store is None:
+def parts_of(stages: tuple[Stage, ...] | None) -> Parts | None:
+    """The operands of a stage of `matmul_rounded_bf16`, the first one."""
+    if stages is None:
         return None
+    stage = stages[0]
     depth = next(axis for axis in stage.axes if axis.reduce)
-    loads = [load for load in stage.loads if not load.source.same_as(stage.store.buffer)]
+    loads = [load for load in stage.loads if not load.source.same_as(stage.body.buffer)]
     packed = next(load for load in loads if str(load.source.dtype) == "int32")
     data = next(load for load in loads if str(load.source.dtype) == "uint16")
     pair = tirx.BufferLoad(data.source, [*data.indices[:-1], lanes_of(2 * depth.var, 2)])
@@ -188,8 +184,7 @@ class MatmulGatedBf16(MatmulRoundedBf16):
     name: ClassVar[str] = MATMUL_GATED_BF16
 
     def parts(self, kernel: Kernel) -> Parts | None:
-        stages = anchor_stages(kernel, MATMUL_GATED_BF16)
-        return parts_of(stages[0]) if len(stages) == 2 and kernel.is_plain else None
+        return parts_of(only_anchors(kernel, MATMUL_GATED_BF16, 2))
 
     def fused(self, kernel: Kernel, parts: Parts) -> FusedKernel:
         return FusedKernel(kernel, anchor_stages(kernel, MATMUL_GATED_BF16))

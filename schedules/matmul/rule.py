@@ -7,13 +7,14 @@ from typing import ClassVar
 from schedules.config import Config, ConfigSpace
 from schedules.cuts import FEW
 from schedules.errors import NotScheduledError
-from schedules.estimate import Estimate
+from schedules.estimate import Estimate, tail
 from schedules.ir.inline import operations
+from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel, product
 from schedules.ir.tir import Index, PrimFunc
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.form import MatmulForm, find_matmul, operand_dtypes
-from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, matmul_estimate, rows_for_cores, tile_choices
+from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, rows_for_cores, tile_choices, tile_cost
 from schedules.matmul.writer import MatmulWriter
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel
@@ -90,7 +91,24 @@ class Matmul(CpuRule[MatmulWorkload]):
         return Config.of(rows=rows, vectors=vectors, pack=pack, depth=self._depth(workload, vectors, machine))
 
     def estimate(self, workload: MatmulWorkload, config: Config, machine: Machine) -> Estimate | None:
-        return matmul_estimate(workload, config, machine)
+        lanes = machine.lanes(workload.dtype)
+        rows, vectors = config.integer("rows"), config.integer("vectors")
+        if workload.layout == "panels" and workload.width >= lanes:
+            vectors = workload.width // lanes
+        sizes = (workload.batch, workload.rows, workload.columns, workload.depth)
+        batch, m, n, k = (max(each, 1) for each in sizes)
+        cycles = batch * k * tile_cost(m, n, (rows, vectors), machine, lanes)
+        panels = ceil_div(n, vectors * lanes)
+        depth = int(config.get("depth", 0)) or k
+        panel_bytes = depth * vectors * lanes * 4
+        moved = float(batch * (k * n * 4 + m * k * 4 * (1 if m * k * 4 < machine.l2_bytes / 2 else panels)))
+        if config.get("pack"):
+            cycles += batch * k * panels * vectors * 4
+        if depth < k:
+            cycles += batch * m * panels * vectors * 2 * (k / depth)
+        chunks = min(max(1, ceil_div(4 * machine.cores, panels * batch)), ceil_div(m, rows))
+        code = rows * vectors
+        return Estimate(cycles, moved, batch * panels * chunks, panel_bytes, code, code, tail(m, rows))
 
     def _depth(self, workload: MatmulWorkload, vectors: int, machine: Machine) -> int:
         """The largest depth block whose part of a panel leaves room in the L2 cache; 0 if the whole panel does."""

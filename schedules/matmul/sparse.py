@@ -43,7 +43,7 @@ from schedules.matmul.pack import pack_panels
 from schedules.matmul.packed_operand import PanelRule, WriterOfParts, independent_sums, joined, looked_up, panel_fields
 from schedules.matmul.tiling import MatmulWorkload, best_tile, panel_width, tile_cost
 from schedules.matmul.writer import MatmulWriter, Tile
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel, only_anchors
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ class MatmulSparse(PanelRule[SparseWorkload, Parts]):
         return SparseWorkload(**panel_fields(parts.form, "float32"), blocks=parts.blocks)
 
     def parts(self, kernel: Kernel) -> Parts | None:
-        found = looked_up(kernel, anchor_stages(kernel, MATMUL_SPARSE))
+        found = looked_up(only_anchors(kernel, MATMUL_SPARSE))
         if found is None:
             return None
         form, index = found
@@ -177,7 +177,9 @@ class SparseWriter(WriterOfParts[Parts]):
             slot = first + number * count_of_tiles
             code: list[Stmt] = []
             for i, tile in enumerate(tiles):
-                code += [*self._prefetch(slot + i, width), *step(tile, slot + i)]
+                ahead = slot + i + ROWS_AHEAD
+                code += [prefetch(self.parts.values, ahead, lane) for lane in range(0, width, self.lanes)]
+                code += step(tile, slot + i)
             return sequence(code)
 
         rounds = tirx.FloorDiv(count, constant(count_of_tiles))
@@ -189,9 +191,6 @@ class SparseWriter(WriterOfParts[Parts]):
         for other in others:
             parts += joined(sums, other)
         return sequence([*parts, *self._finish(sums, at)])
-
-    def _prefetch(self, slot: Expr, width: int) -> list[Stmt]:
-        return [prefetch(self.parts.values, slot + ROWS_AHEAD, lane) for lane in range(0, width, self.lanes)]
 
     def _entry(self, at: Expr) -> Expr:
         return tirx.Cast("int64", tirx.BufferLoad(self.parts.index, [at]))
@@ -222,8 +221,10 @@ def sparse_form(weight: np.ndarray, rows: int, machine: Machine) -> SparseForm |
     lanes = machine.lanes("float32")
     dense = dense_cycles(rows, columns, machine)
     forms: list[tuple[float, SparseForm]] = []
+    # At most the tile width of dense matmuls.
+    widest = lanes * (2 if machine.vector_bits >= 512 or machine.vector_registers < 32 else 4)
     for width in (lanes, 2 * lanes, 4 * lanes):
-        if width <= columns and width <= _widest(machine):
+        if width <= min(columns, widest):
             kept = share_kept(pack_panels(weight, width))
             forms.append((block_cycles(kept, rows, columns, width, machine), SparseForm(width)))
     for of in choices_of(machine):
@@ -232,11 +233,6 @@ def sparse_form(weight: np.ndarray, rows: int, machine: Machine) -> SparseForm |
             forms.append((group_cycles(form.groups, rows, columns, machine), form))  # type: ignore[arg-type]
     cycles, best = min(forms, key=lambda each: each[0])
     return best if cycles < dense else None
-
-
-def _widest(machine: Machine) -> int:
-    """Columns of the widest block: the maximum tile width of dense matmuls."""
-    return machine.lanes("float32") * (2 if machine.vector_bits >= 512 or machine.vector_registers < 32 else 4)
 
 
 def dense_cycles(rows: int, columns: int, machine: Machine) -> float:

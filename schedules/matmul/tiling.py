@@ -6,11 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from schedules.codegen.nest import expression
-from schedules.config import Config
 from schedules.cuts import CutAxis, Work, cut, parts_at_run_time
-from schedules.estimate import Estimate, tail
-from schedules.ir.expression import index
+from schedules.ir.expression import expression, index
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Index, tirx
 from schedules.machine import Machine, dtype_bits
@@ -124,7 +121,7 @@ def _works(product: MatmulSizes, results: int, machine: Machine) -> list[Work]:
 
 
 def row_chunks_at_run_time(
-    tiles: Index, others: Sequence[Index], cores: int, *, most: int = CHUNK_TILES, again: int = 1
+    tiles: Index, others: Sequence[Index], cores: int, *, most: int = CHUNK_TILES
 ) -> tuple[Index, Index]:
     """(chunks, row tiles per chunk) for a number of row tiles known only at run time.
 
@@ -133,16 +130,13 @@ def row_chunks_at_run_time(
         others: extents of the task grid other than chunks; unknown ones count as 1.
         cores: number of cores of the machine.
         most: maximum tiles per chunk.
-        again: cost of each further chunk, in tiles.
     """
-    tasks = 1
-    for extent in others:
-        tasks *= extent if isinstance(extent, int) else 1
+    tasks = math.prod(extent if isinstance(extent, int) else 1 for extent in others)
     if isinstance(tiles, int):
-        known = int(parts_at_run_time(max(tiles, 1), most, tasks, cores, again))
+        known = int(parts_at_run_time(max(tiles, 1), most, tasks, cores))
         return known, ceil_div(max(tiles, 1), known)
     steps = tirx.Max(tiles, index(1))
-    chunks = parts_at_run_time(steps, most, tasks, cores, again)
+    chunks = parts_at_run_time(steps, most, tasks, cores)
     return chunks, tirx.FloorDiv(steps + (chunks - index(1)), chunks)
 
 
@@ -153,11 +147,6 @@ def tiles_of_chunk(per_chunk: Index, tiles: Expr, first: Expr, chunks: Expr) -> 
     if all(isinstance(each, int) for each in (tiles, per_chunk, chunks)) and tiles == per_chunk * chunks:
         return per_chunk
     return tirx.Min(expression(per_chunk), (index(tiles) if isinstance(tiles, int) else tiles) - first)
-
-
-def falling_halves(size: int) -> Sequence[int]:
-    """Decreasing powers of two below `size`, for the remaining rows."""
-    return [1 << bit for bit in reversed(range((size - 1).bit_length()))]
 
 
 _PAGE = 4096
@@ -188,11 +177,6 @@ def fits(rows: int, vectors: int, machine: Machine) -> bool:
     """True if the accumulators, a row of B and an element of A fit the registers (one more would spill inside the
     loop)."""
     return rows * vectors + vectors + 1 <= machine.vector_registers
-
-
-def _spills_lanes(rows: int, vectors: int, machine: Machine) -> bool:
-    """True if the accumulators, a row of B and a vector of each row of A exceed the registers."""
-    return rows > 1 and rows * vectors + vectors + rows >= machine.vector_registers
 
 
 def tile_choices(machine: Machine, vectors: int | None = None) -> list[tuple[int, int]]:
@@ -229,16 +213,11 @@ def most_rows(work: MatmulWorkload, machine: Machine) -> int:
 
     Rows a multiple of the size of a way apart share a set; a set holds a line of each way, some of which B needs.
     """
-    ways = _ways(machine)
+    ways = 12 if machine.l1_bytes == 12 * _PAGE else 8  # nearly every core; of 48 KiB a way is a page
     way = max(64, machine.l1_bytes // ways)
     stride = work.a_stride * dtype_bits(work.dtype) // 8
     sets = way // max(64, math.gcd(stride, way)) if stride else way // 64
     return max(1, (ways - 2) * sets)
-
-
-def _ways(machine: Machine) -> int:
-    """Associativity of the L1 cache: 8 on nearly every core; 12 for 48 KiB, since a way is a page."""
-    return 12 if machine.l1_bytes == 12 * _PAGE else 8
 
 
 def best_tile(work: MatmulWorkload, machine: Machine) -> tuple[int, int]:
@@ -248,10 +227,15 @@ def best_tile(work: MatmulWorkload, machine: Machine) -> tuple[int, int]:
     limit = min(rows, most_rows(work, machine))
     fixed = work.width // lanes if work.layout == "panels" and work.width % lanes == 0 else None
     by_lane = machine.lane_products and work.dtype == work.b_dtype == "float32" and work.depth > 0
+
+    def spills(row: int, vector: int) -> bool:
+        """True if the accumulators, a row of B and a vector of each row of A exceed the registers."""
+        return row > 1 and row * vector + vector + row >= machine.vector_registers
+
     choices = [
         (row, vector)
         for row, vector in tile_choices(machine, fixed)
-        if row <= limit and (vector - 1) * lanes < columns and not (by_lane and _spills_lanes(row, vector, machine))
+        if row <= limit and (vector - 1) * lanes < columns and not (by_lane and spills(row, vector))
     ]
     if not choices:
         return 1, fixed or 1
@@ -272,35 +256,11 @@ def block_rows(rows: int) -> int:
     return next((each for each in TILE_ROWS[:-1] if 0 < rows <= each), 64)
 
 
-def panel_width(columns: int, machine: Machine, dtype: str = "float32") -> int:
+def panel_width(columns: int, machine: Machine) -> int:
     """Columns of a panel, for a constant B packed at compile time.
 
     Two vectors: a tile of two reaches the peak from 6 rows on, wastes little at the edge, and leaves registers for up
     to 14 rows (AVX-512), so it serves every number of rows.
     """
-    lanes = machine.lanes(dtype)
+    lanes = machine.lanes("float32")
     return 2 * lanes if columns > lanes else lanes
-
-
-# Estimated costs of configs of the matmul rule.
-
-
-def matmul_estimate(work: MatmulWorkload, config: Config, machine: Machine) -> Estimate:
-    """Estimated cost of a matmul."""
-    lanes = machine.lanes(work.dtype)
-    rows = config.integer("rows")
-    vectors = work.width // lanes if work.layout == "panels" and work.width >= lanes else config.integer("vectors")
-    batch, m, n, k = (max(each, 1) for each in (work.batch, work.rows, work.columns, work.depth))
-    cycles = batch * k * tile_cost(m, n, (rows, vectors), machine, lanes)
-    panels = ceil_div(n, vectors * lanes)
-    depth = int(config.get("depth", 0)) or k
-    panel_bytes = depth * vectors * lanes * 4
-    moved = float(batch * (k * n * 4 + m * k * 4 * (1 if m * k * 4 < machine.l2_bytes / 2 else panels)))
-    if config.get("pack"):
-        cycles += batch * k * panels * vectors * 4
-    if depth < k:
-        cycles += batch * m * panels * vectors * 2 * (k / depth)
-    tiles = ceil_div(m, rows)
-    wanted = max(1, ceil_div(4 * machine.cores, panels * batch))
-    chunks = min(wanted, tiles)
-    return Estimate(cycles, moved, batch * panels * chunks, panel_bytes, rows * vectors, rows * vectors, tail(m, rows))

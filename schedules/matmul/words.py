@@ -19,7 +19,6 @@ from schedules.codegen.nest import (
     ROWS_AHEAD,
     Extent,
     allocate_tile,
-    expression,
     lanes_of,
     parallel_grid,
     prefetch,
@@ -49,7 +48,8 @@ from schedules.instructions.products.operation import (
 )
 from schedules.instructions.products.table import matrix_product, partial_operation
 from schedules.instructions.rounding import rounded_pair, rounded_run
-from schedules.ir.expression import index, substitute
+from schedules.ir.expression import expression, index, substitute
+from schedules.ir.numbers import SIGN_BITS
 from schedules.ir.stages import Kernel, Stage, dtype_of, shape_of
 from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, Tensor, Var, te, tirx
 from schedules.machine import Machine
@@ -59,11 +59,10 @@ from schedules.matmul.tiling import TILE_ROWS, MatmulWorkload, block_rows
 from schedules.matmul.writer import MatmulWriter, Tile
 from schedules.rule import Priority
 from schedules.stages.code import stage_code
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel, only_anchors
 
 KINDS = {DOT_BF16: "matmul-bf16", DOT_F16: "matmul-f16", DOT_U8S8: "matmul-int8", DOT_S8S8: "matmul-int8-signed"}
 """Annotations of the kernels, and names of their rules, by what sums the products."""
-_SIGN_BITS = 0x80808080 - (1 << 32)
 
 
 def matmul_words(data: Tensor, packed: Tensor, columns: int, operation: Operation) -> Tensor:
@@ -193,9 +192,8 @@ def _words(parts: Parts, operation: Operation, machine: Machine) -> Stmt:
     whole_words = halves or (isinstance(depth, int) and depth % group == 0)
     if not isinstance(depth, int) or not whole_words or depth < group * lanes:
         return stage_code(stage, machine)
-    assert stage.store is not None
     row = _rounded_row if halves else _copied_row
-    step = stage.store.indices[-1]
+    step = stage.body.indices[-1]
     axes = [axis for axis in stage.axes if not axis.var.same_as(step)]
     lead = axes if halves else [axis for axis in axes if axis.extent != 1]
     ones = {axis.var: tirx.IntImm("int64", 0) for axis in axes if axis not in lead}
@@ -211,9 +209,8 @@ def _words(parts: Parts, operation: Operation, machine: Machine) -> Stmt:
 def _rounded_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lanes: int) -> Stmt:
     """Round a row to pairs: full vectors, then the remainder pair by pair."""
     stage = parts.words
-    assert stage.store is not None
-    data, words, step = stage.loads[0].source, stage.store.buffer, stage.store.indices[-1]
-    outer = [substitute(point, place) for point in list(stage.store.indices)[:-1]]
+    data, words, step = stage.loads[0].source, stage.body.buffer, stage.body.indices[-1]
+    outer = [substitute(point, place) for point in list(stage.body.indices)[:-1]]
     whole = shape_of(data)[-1] // (2 * lanes)
 
     def vector(run: Expr, lane: Expr) -> Stmt:
@@ -234,16 +231,15 @@ def _rounded_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lan
 def _copied_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lanes: int) -> Stmt:
     """Copy a row of bytes as words; bytes of the other signedness are shifted."""
     stage, group = parts.words, operation.group
-    assert stage.store is not None
-    data, words = stage.loads[0].source, stage.store.buffer
-    outer = [substitute(point, place) for point in list(stage.store.indices)[:-1]]
+    data, words = stage.loads[0].source, stage.body.buffer
+    outer = [substitute(point, place) for point in list(stage.body.indices)[:-1]]
     shifted = operation.shift(dtype_of(data)) != 0
 
     def copied(first: Index, count: int) -> Stmt:
         bytes_ = tirx.BufferLoad(data, [*outer, lanes_of(first * group, count * group)])
         value = tirx.reinterpret(f"int32x{count}" if count > 1 else "int32", bytes_)
         if shifted:
-            value = value ^ splat(_SIGN_BITS, "int32", count)
+            value = value ^ splat(SIGN_BITS, "int32", count)
         return tirx.BufferStore(words, value, [*outer, lanes_of(first, count)])
 
     count = shape_of(data)[-1] // group
@@ -254,13 +250,11 @@ def _copied_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lane
 
 def parts_of(kernel: Kernel, kind: str) -> Parts | None:
     """The stages of a matmul annotated with `kind`."""
-    stages = anchor_stages(kernel, kind)
-    if len(stages) != 2 or not kernel.is_plain or any(stage.store is None for stage in stages):
+    stages = only_anchors(kernel, kind, 2)
+    if stages is None:
         return None
     words, product = stages
-    stored, summed = words.store, product.store
-    assert stored is not None
-    assert summed is not None
+    stored, summed = words.body, product.body
     data = next((load for load in product.loads if load.source.same_as(stored.buffer)), None)
     own = (stored.buffer, summed.buffer)
     packed = next((load for load in product.loads if not any(load.source.same_as(each) for each in own)), None)
@@ -410,8 +404,7 @@ class _Writer(MatmulWriter):
 def _copy(parts: Parts, rows: Index, machine: Machine) -> Stmt:
     """Interleave eight bytes of two rows, sixteen bytes at a time if row lengths are multiples of that."""
     stage = parts.words
-    assert stage.store is not None
-    words, data = stage.store.buffer, stage.loads[0].source
+    words, data = stage.body.buffer, stage.loads[0].source
     *lead, depth = shape_of(data)
     if not isinstance(depth, int) or depth % DEPTH:
         return stage_code(stage, machine)

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 from schedules.codegen.nest import (
     ROWS_AHEAD,
     Extent,
-    expression,
     load,
     name_opaque,
     parallel_grid,
@@ -36,8 +35,9 @@ from schedules.codegen.register_tile import (
 )
 from schedules.instructions.products.amx import ROW_BYTES
 from schedules.instructions.products.operation import Product
-from schedules.ir.expression import buffers_loaded, index, map_loads, uses
+from schedules.ir.expression import buffers_loaded, expression, index, map_loads, uses
 from schedules.ir.inline import operations
+from schedules.ir.numbers import falling_halves
 from schedules.ir.stages import product, shape_of
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, PrimFunc, Stmt, tirx, tvm
 from schedules.machine import Machine, dtype_bits
@@ -47,7 +47,6 @@ from schedules.matmul.tiling import (
     MatmulSizes,
     ProductCut,
     cut_product,
-    falling_halves,
     row_chunks_at_run_time,
     tiles_of_chunk,
 )
@@ -87,13 +86,12 @@ class PartialSums:
     depth: int
 
     @classmethod
-    def of(
-        cls, batch: Sequence[int], panels: int, parts: int, rows: int, panel: tuple[int, int], dtype: str
-    ) -> PartialSums:
-        """With `panel`: the depth and columns of one."""
+    def of(cls, form: MatmulForm, panels: int, parts: int, width: int) -> PartialSums:
+        """For panels of `width` columns."""
+        batch, rows = tuple(axis.extent for axis in form.batch), form.rows.extent
         places = math.prod(batch) * panels * parts * rows
-        sums = tirx.decl_buffer([places, panel[1]], dtype, "partial", layout=None)
-        return cls(sums, tuple(batch), panels, parts, rows, panel[0])
+        sums = tirx.decl_buffer([places, width], form.reduction.dtype, "partial", layout=None)
+        return cls(sums, batch, panels, parts, rows, form.depth.extent)
 
     @property
     def allocation(self) -> Stmt:
@@ -109,11 +107,6 @@ class PartialSums:
         if depth and self.depth % depth:
             length = tirx.Min(index(depth), self.depth - start)
         return Block(start, length, self.sums, place * self.rows, last=False, first=True)
-
-
-def from_row(block: Block | None, row: Expr) -> Block | None:
-    """The block of a tile that starts at a given row."""
-    return None if block is None else replace(block, row=block.row + row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +127,11 @@ class Tile:
     def part(self, first: Index, rows: Index) -> Tile:
         """A subset of the rows, starting at a given one, with the same part of the reduction."""
         return replace(self, row=self.row + first, rows=rows)
+
+    def at(self, row: Expr, rows: Index) -> Tile:
+        """The same columns of the rows from a given one of the matmul on."""
+        block = None if self.block is None else replace(self.block, row=self.block.row + row)
+        return replace(self, row=row, rows=rows, block=block)
 
 
 # Code for a tile of a matmul: accumulates in registers along the depth, then runs the epilogue.
@@ -343,20 +341,13 @@ class MatmulWriter(TileWriter):
     def _parallel(self, panels: Index, body: Callable[[Expr, Callable[[Expr, int], Stmt]], Stmt]) -> Stmt:
         """Loops over batch, panels, row chunks and depth parts; `body` writes a panel, given a function of its first
         column and width."""
-        batch_axes = self.form.batch
         tiles, rest = self._row_tiles()
         found = self._cut(tiles, panels)
         parts = -(-self.form.depth.extent // found.depth) if found.depth else 1
-        partial = self._partial(parts, panels) if parts > 1 else None
-        extents = [Extent(axis.name, axis.extent) for axis in batch_axes]
+        partial = PartialSums.of(self.form, panels, parts, self.panel) if parts > 1 else None
         inner = [Extent("panel", panels), Extent("chunk", found.chunks)]
-        extents += [*(inner[::-1] if self.rows_first else inner), Extent("part", parts)]
-        kept = [each for each in extents if each.extent != 1]
 
-        def task(values: list[Expr]) -> Stmt:
-            values = list(values)
-            *lead, second, third, part = (index(0) if each.extent == 1 else values.pop(0) for each in extents)
-            batch = {axis.var: value for axis, value in zip(batch_axes, lead, strict=True)}
+        def task(batch: Batch, lead: list[Expr], second: Expr, third: Expr, part: Expr) -> Stmt:
             panel, chunk = (third, second) if self.rows_first else (second, third)
             block = None if partial is None else partial.block(lead, panel, part, found.depth)
 
@@ -365,26 +356,29 @@ class MatmulWriter(TileWriter):
 
             return body(panel, columns)
 
-        tasks = parallel_grid(kept, task, self.machine, parallel=self._threads())
+        loops = [*(inner[::-1] if self.rows_first else inner), Extent("part", parts)]
+        tasks = self._over_batch(loops, task, self._threads())
         return tasks if partial is None else sequence(partial.allocation, tasks, self._joined(partial, body))
 
-    def _partial(self, parts: int, panels: int) -> PartialSums:
-        batch = [axis.extent for axis in self.form.batch]
-        rows, depth = self.form.rows.extent, self.form.depth.extent
-        return PartialSums.of(batch, panels, parts, rows, (depth, self.panel), self.dtype)
+    def _over_batch(self, loops: list[Extent], task: Callable[..., Stmt], threads: bool | Expr) -> Stmt:
+        """Loops over the batch and others: `task(batch, its indices, indices of the other loops)`."""
+        axes = self.form.batch
+        extents = [*(Extent(axis.name, axis.extent) for axis in axes), *loops]
+
+        def point(values: list[Expr]) -> Stmt:
+            values = list(values)
+            every = [index(0) if each.extent == 1 else values.pop(0) for each in extents]
+            lead = every[: len(axes)]
+            batch = {axis.var: value for axis, value in zip(axes, lead, strict=True)}
+            return task(batch, lead, *every[len(axes) :])
+
+        kept = [each for each in extents if each.extent != 1]
+        return parallel_grid(kept, point, self.machine, parallel=threads)
 
     def _joined(self, partial: PartialSums, body: Callable[[Expr, Callable[[Expr, int], Stmt]], Stmt]) -> Stmt:
         """Add the partial sums of all parts in order, and run the epilogue."""
-        axes = self.form.batch
-        extents = [*(Extent(axis.name, axis.extent) for axis in axes), Extent("panel", partial.panels)]
-        extents.append(Extent("row", partial.rows))
-        kept = [each for each in extents if each.extent != 1]
 
-        def row_of_panel(values: list[Expr]) -> Stmt:
-            values = list(values)
-            *lead, panel, row = (index(0) if each.extent == 1 else values.pop(0) for each in extents)
-            batch = {axis.var: value for axis, value in zip(axes, lead, strict=True)}
-
+        def row_of_panel(batch: Batch, lead: list[Expr], panel: Expr, row: Expr) -> Stmt:
             def columns(column: Expr, width: int) -> Stmt:
                 tile = RegisterTile(1, width, self.lanes, self.dtype)
 
@@ -402,8 +396,9 @@ class MatmulWriter(TileWriter):
 
             return body(panel, columns)
 
-        amount = partial.parts * partial.panels * partial.rows * self.panel * (product(a.extent for a in axes) or 1)
-        return parallel_grid(kept, row_of_panel, self.machine, parallel=pays_off(amount, self.machine))
+        batches = product(axis.extent for axis in self.form.batch) or 1
+        threads = pays_off(partial.parts * partial.panels * partial.rows * self.panel * batches, self.machine)
+        return self._over_batch([Extent("panel", partial.panels), Extent("row", partial.rows)], row_of_panel, threads)
 
     def _threads(self) -> bool | Expr:
         if self._weight_bytes() >= self.machine.l2_bytes // 2:  # which a row alone waits for
@@ -417,10 +412,8 @@ class MatmulWriter(TileWriter):
         return columns * depth * dtype_bits(str(self.form.b.source.dtype)) // 8 if known else 0
 
     def _multiplications(self) -> Expr:
-        amount: Index = 1
         extents = [*(axis.extent for axis in self.form.batch), self._rows_count, self.form.columns]
-        for extent in (*extents, self.form.depth.extent):
-            amount = amount * extent
+        amount = math.prod((*extents, self.form.depth.extent))
         return amount if self.tiles is None else amount // int(self.tiles.rate_on(self.machine))
 
     def _row_tiles(self) -> tuple[Index, Index]:
@@ -444,6 +437,7 @@ class MatmulWriter(TileWriter):
             max(dtype_bits(str(load.source.dtype)) // 8 for load in buffers_loaded(each)) for each in (form.a, form.b)
         ]
         moved = [uses(form.b_value, axis.var) for axis in form.batch]
+        plain = self.tiles is None and self.partial is None and not self.block
         return cut_product(
             MatmulSizes(
                 batch=math.prod(batch),
@@ -456,11 +450,7 @@ class MatmulWriter(TileWriter):
                 operand_bytes=(operands[0], operands[1]),
                 repeated=float(self.pack * math.prod(batch) * depth * panels * vectors * _PACKING_CYCLES),
                 shared_weights=not any(moved),
-                cuts_depth=self.cuts_depth
-                and self.tiles is None
-                and self.partial is None
-                and not self.block
-                and isinstance(form.depth.extent, int),
+                cuts_depth=self.cuts_depth and plain and isinstance(form.depth.extent, int),
             ),
             self.machine,
             rows_first=self.rows_first,
@@ -479,42 +469,39 @@ class MatmulWriter(TileWriter):
         chunks, per_chunk = found.chunks, found.per_chunk
         statements, scratch = self._packed_panel(batch, column, width, block) if self.pack else ([], None)
         load = self._panel_load(batch, column, scratch, index(0) if block is None else block.start)
+        panel = Tile(batch, index(0), 0, column, width, load, block)
         first = chunk * per_chunk
         parts = list(statements)
         if not isinstance(tiles, int) or tiles:
             count = tiles_of_chunk(per_chunk, tiles, first, chunks)
             if self.block:
-                parts += self._blocked_tiles(batch, column, width, load, first, count, per_chunk)
+                parts += self._blocked_tiles(panel, first, count, per_chunk)
             else:
 
                 def tile(i: Expr) -> Stmt:
-                    row = (first + i) * self.tile_rows
-                    return self._tile(Tile(batch, row, self.tile_rows, column, width, load, from_row(block, row)))
+                    return self._tile(panel.at((first + i) * self.tile_rows, self.tile_rows))
 
                 parts.append(repeat("tile", count, tile))
-        left = self._rest_rows(batch, column, width, load, tiles, rest, block)
+        left = self._rest_rows(panel, tiles, rest)
         if left is not None:
             last = isinstance(chunks, int) and chunks == 1
             parts.append(left if last else tirx.IfThenElse(tirx.EQ(chunk, chunks - index(1)), left, None))
         return sequence(parts)
 
-    def _blocked_tiles(
-        self, batch: Batch, column: Expr, width: int, load: PanelLoad, first: Expr, count: Index, per_chunk: Index
-    ) -> list[Stmt]:
+    def _blocked_tiles(self, panel: Tile, first: Expr, count: Index, per_chunk: Index) -> list[Stmt]:
         """The row tiles of a task in blocks of the depth; partial sums stay in memory between blocks."""
-        most = per_chunk if isinstance(per_chunk, int) else CHUNK_TILES
+        most, width = per_chunk if isinstance(per_chunk, int) else CHUNK_TILES, panel.width
         waiting = tirx.decl_buffer([most * self.tile_rows, width], self.dtype, "waiting", layout=None)
 
         def over_rows(start: Expr, depth: int, last: bool) -> Stmt:
             def tile(i: Expr) -> Stmt:
                 part = Block(start, depth, waiting, expression(i * self.tile_rows), last)
-                row = (first + i) * self.tile_rows
-                return self._tile(Tile(batch, row, self.tile_rows, column, width, load, part))
+                return self._tile(replace(panel.at((first + i) * self.tile_rows, self.tile_rows), block=part))
 
             return repeat("tile", count, tile)
 
         def clear(i: Expr) -> Stmt:
-            value = self.form.start_at(batch, first * self.tile_rows + i, column)
+            value = self.form.start_at(panel.batch, first * self.tile_rows + i, panel.column)
             stores = [
                 repeat("lane", lanes, lambda lane, at=at: store(waiting, value, i, at + lane), VECTORIZED)  # type: ignore[misc]
                 for at, lanes in pieces(width, self.lanes)
@@ -530,23 +517,11 @@ class MatmulWriter(TileWriter):
             over_rows(index(whole * self.block), total - whole * self.block, last=True),
         ]
 
-    def _rest_rows(
-        self,
-        batch: Batch,
-        column: Expr,
-        width: int,
-        load: PanelLoad,
-        tiles: Expr,
-        rest: Expr,
-        block: Block | None,
-    ) -> Stmt | None:
+    def _rest_rows(self, panel: Tile, tiles: Expr, rest: Expr) -> Stmt | None:
         if isinstance(rest, int):
-            row = index(tiles * self.tile_rows)
-            left = Tile(batch, row, rest, column, width, load, from_row(block, row))
-            return self._tile(left) if rest else None
+            return self._tile(panel.at(index(tiles * self.tile_rows), rest)) if rest else None
         if self.tiles is not None:
-            left = self._tile(Tile(batch, tiles * self.tile_rows, rest, column, width, load))
-            return tirx.IfThenElse(rest > 0, left, None)
+            return tirx.IfThenElse(rest > 0, self._tile(panel.at(tiles * self.tile_rows, rest)), None)
         parts = []
         done = tiles * self.tile_rows
         for size in falling_halves(self.tile_rows):
@@ -554,7 +529,7 @@ class MatmulWriter(TileWriter):
             start = done
 
             def tile(i: Expr, size: int = size, start: Expr = start) -> Stmt:
-                return self._tile(Tile(batch, start + i * size, size, column, width, load))
+                return self._tile(panel.at(start + i * size, size))
 
             parts.append(repeat("tile", count, tile))
             done = done + count * size

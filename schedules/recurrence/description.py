@@ -20,6 +20,7 @@ from schedules.ir.tir import Buffer, Expr, tirx
 # Activation functions of RNN, GRU and LSTM, by the names of ONNX in lower case.
 
 Activation = Callable[[Any], Any]
+Operands = Mapping[str, Buffer]  # a kernel's inputs by role
 
 
 @dataclass(frozen=True)
@@ -278,16 +279,3 @@ def parse(text: str) -> Recurrence:
         operands=tuple(fields.pop("operands")),
         **fields,
     )
-
-
-class Operands:
-    """A kernel's input buffers by role."""
-
-    def __init__(self, names: Sequence[str], buffers: Sequence[Buffer]) -> None:
-        self._buffers: Mapping[str, Expr] = dict(zip(names, buffers, strict=True))
-
-    def __getitem__(self, name: str) -> Expr:
-        return self._buffers[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._buffers

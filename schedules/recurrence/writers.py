@@ -24,33 +24,34 @@ from typing import Any
 
 from schedules.annotations import RECURRENCE, SERIAL_REASON
 from schedules.instructions.products.operation import DOT_U8S8
+from schedules.ir.numbers import QUAD
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.recurrence.description import Operands, Recurrence, Stage, Update
 
 from tvm.script.ir_builder import IRBuilder  # isort: skip
 from tvm.script.ir_builder import tirx as T  # isort: skip
 
-_TOGETHER = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
+TEAM = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
 
 
 def by_samples(recurrence: Recurrence, ins: Sequence[Expr], outs: Sequence[Expr], *, shared: bool | Expr) -> Stmt:
     """The body of the kernel. `shared`: True if threads share the samples, or a condition on sizes."""
-    operands = Operands(recurrence.operands, ins)
+    operands = dict(zip(recurrence.operands, ins, strict=True))
     steps, samples = operands["x"].shape[:2]
     # Sequences of different lengths cannot run side by side.
-    together = 1 if recurrence.has_lengths else _TOGETHER
+    together = 1 if recurrence.has_lengths else TEAM
     with IRBuilder() as builder:
         with T.seq_scope():
             done: Index = 0
-            if together > 1 and not _is_below(samples, together):
+            if together > 1 and not (isinstance(samples, tirx.IntImm) and int(samples.value) < together):
                 teams = samples // together
                 with _loop(recurrence, teams, shared) as task:
-                    for run in _directions(recurrence, task, teams):
-                        _Run(recurrence, operands, outs, steps, run.direction, run.place * together, together).emit()
+                    for direction, place in _directions(recurrence, task, teams):
+                        _Run(recurrence, operands, outs, steps, direction, place * together, together).emit()
                 done = teams * together
             with _loop(recurrence, samples - done, shared) as task:
-                for run in _directions(recurrence, task, samples - done):
-                    _Run(recurrence, operands, outs, steps, run.direction, done + run.place, 1).emit()
+                for direction, place in _directions(recurrence, task, samples - done):
+                    _Run(recurrence, operands, outs, steps, direction, done + place, 1).emit()
         return builder.get().body  # without the scope, which means nothing to the code generator
 
 
@@ -67,31 +68,21 @@ def _loop(recurrence: Recurrence, count: Expr, shared: bool | Expr) -> Iterator[
         yield task
 
 
-@dataclass(frozen=True)
-class _Place:
-    direction: int
-    place: Expr
-
-
-def _directions(recurrence: Recurrence, task: Expr, count: Expr) -> Iterator[_Place]:
-    """Each direction's own code, to be emitted under the condition that the task is one of it."""
+def _directions(recurrence: Recurrence, task: Expr, count: Expr) -> Iterator[tuple[int, Expr]]:
+    """Each direction and place in it, whose code is to be emitted under the condition that the task is one of it."""
     if len(recurrence.stages) == 1:
-        yield _Place(0, task)
+        yield 0, task
         return
     with T.If(task < count):
         with T.Then():
-            yield _Place(0, task)
+            yield 0, task
         with T.Else():
-            yield _Place(1, task - count)
+            yield 1, task - count
 
 
 def _limited(length: Expr, steps: Expr) -> Expr:
     """A length as int64, within the sequence."""
     return tirx.max(tirx.min(length.astype("int64"), steps), tirx.IntImm("int64", 0))
-
-
-def _is_below(size: Expr, limit: int) -> bool:
-    return isinstance(size, tirx.IntImm) and int(size.value) < limit
 
 
 @dataclass(frozen=True)
@@ -260,16 +251,6 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Position in the loops: number of the stage, step, direction, block of units."""
-
-    stage: int
-    step: Expr
-    direction: Expr
-    block: Expr
-
-
-@dataclass(frozen=True)
 class State:
     """Buffers (directions, rows, units) by name, of "h" two, which change places; and Y."""
 
@@ -325,8 +306,7 @@ class Team(GateSums):
         steps = self.operands["x"].shape[0]
         if not self.recurrence.has_lengths:
             return steps
-        length = self.operands["lengths"][self._sample(row)].astype("int64")
-        return tirx.max(tirx.min(length, steps), tirx.IntImm("int64", 0))
+        return _limited(self.operands["lengths"][self._sample(row)], steps)
 
     def _goes_on(self, row: int) -> Expr:
         return self.step < self._length(row)
@@ -382,9 +362,6 @@ class Team(GateSums):
             return
         with T.If(sample < self.limit), T.Then():
             lanes()
-
-
-_QUAD = 4  # bytes in a word
 
 
 class QuantizedState:
@@ -471,7 +448,7 @@ class QuantizedState:
         with T.serial(0, words.shape[2]) as k:
             for gate in range(gates):
                 for row in range(team.rows):
-                    bytes_ = self._bytes[own, team.first + row, tirx.Ramp(k * _QUAD, 1, _QUAD)]
+                    bytes_ = self._bytes[own, team.first + row, tirx.Ramp(k * QUAD, 1, QUAD)]
                     word = tirx.reinterpret("int32", bytes_)
                     with self._lanes() as lane:
                         at = team.slot(row, gate, lane)
@@ -495,7 +472,6 @@ class QuantizedState:
         return total - team.vector("zeros", gate, lane) * rest
 
 
-TEAM = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
 SERIAL, DIRECTIONS, UNITS = "serial", "directions", "units"
 
 
@@ -503,7 +479,7 @@ def lockstep(recurrence: Recurrence, ins: Sequence[Expr], outs: Sequence[Expr], 
     """The body of the kernel. `split` says what threads share: nothing, the directions, or the units of a step."""
     with IRBuilder() as builder:
         with T.seq_scope():
-            _Lockstep(recurrence, Operands(recurrence.operands, ins), outs, split).emit()
+            _Lockstep(recurrence, dict(zip(recurrence.operands, ins, strict=True)), outs, split).emit()
         return builder.get().body  # without the scope, which means nothing to the code generator
 
 
@@ -564,26 +540,24 @@ class _Lockstep:
                 with blocks(0, directions * own.blocks) as place:
                     d = place // own.blocks if direction is None else direction
                     block = place % own.blocks if directions > 1 else place
-                    self._block(Place(number, step, d, block))
+                    self._block(number, step, d, block)
 
-    def _block(self, place: Place) -> None:
-        """One stage of one block, of whichever direction; directions with functions of their own need own code."""
-        own = self.recurrence
-        if len(set(own.activations)) == 1:
-            self._teams(place, 0)
+    def _block(self, number: int, step: Expr, direction: Expr, block: Expr) -> None:
+        """A stage of one block, of whichever direction; directions with functions of their own need own code."""
+        stages = [of_direction[number] for of_direction in self.recurrence.stages]
+        if len(set(self.recurrence.activations)) == 1:
+            self._teams(stages[0], number, step, direction, block)
             return
-        with T.If(place.direction == 0):
+        with T.If(direction == 0):
             with T.Then():
-                self._teams(place, 0)
+                self._teams(stages[0], number, step, direction, block)
             with T.Else():
-                self._teams(place, 1)
+                self._teams(stages[1], number, step, direction, block)
 
-    def _teams(self, place: Place, functions: int) -> None:
-        own, stage = self.recurrence, self.recurrence.stages[functions][place.stage]
-
+    def _teams(self, stage: Stage, number: int, step: Expr, direction: Expr, block: Expr) -> None:
         def emit(first: Expr, count: int, limit: Expr | None = None) -> None:
-            at = (place.direction, place.block, count, self.state, place.stage, place.step, first, limit)
-            Team(own, self.operands, stage, *at).emit(self.quantized)
+            at = (direction, block, count, self.state, number, step, first, limit)
+            Team(self.recurrence, self.operands, stage, *at).emit(self.quantized)
 
         if self.fixed is not None:
             whole, rest = divmod(self.fixed, TEAM)

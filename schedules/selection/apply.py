@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from schedules.config import Config
@@ -109,7 +109,7 @@ def apply_schedules(
         known = next((each for each in alike if structural_equal(each[0], plain, map_free_vars=True)), None)
         if known is not None:
             scheduled = known[1]
-            report.kernels.append(_renamed(known[2], name))
+            report.kernels.append(replace(known[2], kernel=name, same_as=known[2].kernel))
         else:
             scheduled, entry = _schedule_kernel(name, function, machine, configs, usable)
             alike.append((plain, scheduled, entry))
@@ -118,10 +118,6 @@ def apply_schedules(
     result = tvm.IRModule({**dict(mod.functions_items()), **updates}, attrs=mod.attrs, global_infos=mod.global_infos)
     report.seconds = time.perf_counter() - start
     return result, report
-
-
-def _renamed(entry: KernelReport, name: str) -> KernelReport:
-    return KernelReport(name, entry.rule, entry.config, entry.source, entry.workload, entry.failures, entry.kernel)
 
 
 def _finished(function: PrimFunc, symbol: object, *, copy: bool) -> PrimFunc:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from schedules.codegen.nest import Extent, expression, parallel_grid, repeat, sequence, split_repeat
+from schedules.codegen.nest import Extent, parallel_grid, repeat, sequence, split_repeat
 from schedules.cuts import chunks_at_run_time, cut_nest
-from schedules.ir.expression import index, substitute, uses
+from schedules.ir.expression import expression, index, substitute, uses
 from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction
 from schedules.ir.stages import Stage, product
@@ -45,7 +45,7 @@ def _nest_code(plan: NestPlan, machine: Machine) -> Stmt:
         return plain_code(plan, machine)
     if plan.is_interleaved:
         return interleaved_code(plan, machine)
-    return elementwise_code(plan, machine) if plan.reduction is None else reduction_code(plan, machine)
+    return elementwise_code(plan, machine) if plan.reduction is None else _Reduction(plan, machine).code()
 
 
 # Of an axis of unknown length: a few hundred cycles.
@@ -219,13 +219,8 @@ UNROLLED = tirx.ForKind.UNROLLED
 _ACCUMULATORS = 4
 
 
-def reduction_code(plan: NestPlan, machine: Machine) -> Stmt:
-    """Sums of a plan that has a reduction and an axis."""
-    return _Writer(plan, machine).reduction()
-
-
-class _Writer:
-    """Writes one collapsed nest."""
+class _Reduction:
+    """Writes the sums of a plan that has a reduction and an axis."""
 
     def __init__(self, plan: NestPlan, machine: Machine) -> None:
         self.plan = plan
@@ -233,7 +228,7 @@ class _Writer:
         self.machine = machine
         self.lanes = plan.lanes
 
-    def reduction(self) -> Stmt:
+    def code(self) -> Stmt:
         plan, reduction, axis = self.plan, self.plan.reduction, self.plan.axis
         assert reduction is not None
         assert axis is not None
@@ -347,7 +342,20 @@ class _Writer:
         parts = [repeat("group", whole, lambda g: in_group(g * group), dtype=dtype)]
         done = whole * group
         left = axis.extent - done
-        parts += self._left_over(left, done, lanes, accumulate, vector, dtype)
+        # What does not fill a group: whole vectors, then a shorter one, or single elements of a symbolic extent.
+        vectors = left // lanes if static else tirx.FloorDiv(left, index(lanes, dtype))
+        single, first = left - vectors * lanes, done + vectors * lanes
+
+        def whole_vector(i: Index) -> Stmt:
+            at = done + i * lanes
+            return vector(lanes, lambda lane: accumulate(lane, expression(at, dtype) + lane))
+
+        if static:
+            parts += [whole_vector(i) for i in range(vectors)]
+            parts += [vector(single, lambda lane: accumulate(lane, index(first, dtype) + lane))] if single else []
+        else:
+            parts.append(repeat("vector", vectors, whole_vector, dtype=dtype))
+            parts.append(repeat("rest", single, lambda i: accumulate(index(0, dtype), first + i), dtype=dtype))
         body = nested([loop for loop in self.nest.reduction if loop is not axis], sequence(parts))
         identity = substitute(reduction.identity(), rest)
         start = vector(group, lambda i: tirx.BufferStore(held, identity, [i]))
@@ -357,41 +365,6 @@ class _Writer:
             result = combine(substitute(reduction.start, rest), result)
         write = substitute(tirx.BufferStore(reduction.store.buffer, result, list(reduction.store.indices)), rest)
         return sequence([tirx.AllocBuffer(held), start, body, *joined, write])
-
-    def _left_over(
-        self,
-        left: Index,
-        done: Index,
-        lanes: int,
-        accumulate: Callable[[Expr, Expr], Stmt],
-        vector: Callable[[int, Callable[[Expr], Stmt]], Stmt],
-        dtype: str,
-    ) -> list[Stmt]:
-        """Rest that does not fill a group: whole vectors, then a shorter one (or single elements when symbolic)."""
-        if not isinstance(left, int):
-            vectors = tirx.FloorDiv(left, index(lanes, dtype))
-            parts = [
-                repeat(
-                    "vector",
-                    vectors,
-                    lambda i: vector(lanes, lambda lane: accumulate(lane, done + i * lanes + lane)),
-                    dtype=dtype,
-                )
-            ]
-            single = left - vectors * lanes
-            first = done + vectors * lanes
-            return [*parts, repeat("rest", single, lambda i: accumulate(index(0, dtype), first + i), dtype=dtype)]
-        parts = []
-        vectors, single = divmod(left, lanes)
-        for i in range(vectors):
-            at = done + i * lanes
-            parts.append(
-                vector(lanes, lambda lane, at=at: accumulate(lane, index(at, dtype) + lane))  # type: ignore[misc]
-            )
-        if single:
-            at = done + vectors * lanes
-            parts.append(vector(single, lambda lane: accumulate(lane, index(at, dtype) + lane)))
-        return parts
 
 
 def join(held: Expr, count: int, combine: Callable[[Expr, Expr], Expr], dtype: str) -> list[Stmt]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schedules.ir.access import Access, Stride, accesses_of, used_outside_indices
-from schedules.ir.expression import buffers_loaded, index, nodes, substitute
+from schedules.ir.expression import buffers_loaded, index, nodes, substitute, unflattened
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import Expr, Index, Stmt, Var, structural_equal, tirx
+from schedules.ir.tir import Expr, Index, Stmt, Var, tirx
 from schedules.machine import Machine, dtype_bits
 
 
@@ -52,29 +52,21 @@ class LoopNest:
         pairs = zip(self.accesses, strides, strict=True)
         touched = [access for access, stride in pairs if stride != 0 or not self._is_index(access)]
         widest = max((dtype_bits(str(access.buffer.dtype)) for access in touched), default=32)
-        return max(1, machine.vector_bits // max(widest, _widest_float(self.stage.body)))
+        # Of what narrower elements are converted to, floats alone: index arithmetic does not count.
+        casts = [str(cast.ty) for cast in nodes(self.stage.body, tirx.Cast)]
+        widest = max([widest, *(dtype_bits(dtype) for dtype in casts if "float" in dtype)])
+        return max(1, machine.vector_bits // widest)
 
     def _is_index(self, access: Access) -> bool:
         """True if it is read for an index of another access."""
         loads = [load for each in self.accesses for point in each.indices for load in buffers_loaded(point)]
-        return not access.is_store and any(
-            load.source.same_as(access.buffer) and structural_equal(list(load.indices), list(access.indices))
-            for load in loads
-        )
-
-
-def _widest_float(root: Stmt) -> int:
-    """Bits of the widest float that narrower elements are converted to; index arithmetic does not count."""
-    dtypes = [str(cast.ty) for cast in nodes(root, tirx.Cast)]
-    return max((dtype_bits(dtype) for dtype in dtypes if "float" in dtype), default=0)
+        return not access.is_store and any(access.is_at(load.source, load.indices) for load in loads)
 
 
 def loop_nest_of(stage: Stage) -> LoopNest:
     """Analyze a stage. Loops of extent 1 vanish; the body may be rewritten to collapsed variables."""
-    trivial = {axis.var: index(0, str(axis.var.ty)) for axis in stage.axes if axis.extent == 1}
-    axes = tuple(axis for axis in stage.axes if axis.extent != 1)
-    body = substitute(stage.body, trivial)
-    init = None if stage.init is None else substitute(stage.init, trivial)
+    stage = stage.without_single()
+    axes, body, init = stage.axes, stage.body, stage.init
     accesses = tuple(accesses_of(body))
     loops = {id(axis): Loop(axis.var, axis.extent, tuple(a.stride(axis.var) for a in accesses)) for axis in axes}
     free = {id(axis) for axis in axes if _may_collapse(axis, body, init)}
@@ -127,9 +119,6 @@ def _fused(loop: Loop, group: Sequence[Axis], mapping: dict[Var, Expr]) -> Loop:
     """One variable for a group of axes; each becomes a quotient or remainder, which flattening folds away again."""
     dtype = str(group[0].var.ty)
     var = tirx.Var("_".join(axis.name for axis in group), dtype)
-    rest: Expr = var
-    for axis in reversed(group[1:]):
-        mapping[axis.var] = tirx.FloorMod(rest, index(axis.extent, dtype))
-        rest = tirx.FloorDiv(rest, index(axis.extent, dtype))
-    mapping[group[0].var] = rest
+    places = unflattened(var, [index(axis.extent, dtype) for axis in group])
+    mapping.update((axis.var, place) for axis, place in zip(group, places, strict=True))
     return Loop(var, loop.extent, loop.strides)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from schedules.annotations import KIND
-from schedules.codegen.nest import build_function, expression
+from schedules.codegen.nest import build_function
 from schedules.errors import NotScheduledError
 from schedules.instructions.llvm_options import KEPT_LOOPS
-from schedules.ir.expression import map_loads, substitute, uses
+from schedules.ir.expression import expression, map_loads, substitute, uses
 from schedules.ir.stages import Kernel, Stage, shape_of
 from schedules.ir.tir import Buffer, Expr, PrimFunc, Stmt, Var, tirx, tvm
 from schedules.machine import Machine
@@ -23,6 +23,14 @@ from tvm_ffi import structural_equal  # isort: skip
 def anchor_stages(kernel: Kernel, kind: str) -> tuple[Stage, ...]:
     """The stages that carry the annotation of a rule."""
     return tuple(stage for stage in kernel.simple_stages if stage.annotations.get(KIND) == kind)
+
+
+def only_anchors(kernel: Kernel, kind: str, count: int = 1) -> tuple[Stage, ...] | None:
+    """The stages that carry the annotation of a rule, if there are so many, each of one store, and no other statements
+    than stages in the kernel."""
+    stages = anchor_stages(kernel, kind)
+    fits = kernel.is_plain and len(stages) == count and all(stage.store is not None for stage in stages)
+    return stages if fits else None
 
 
 _MOST_DEFINITIONS = 256
@@ -140,7 +148,7 @@ def _epilogue(result: Expr, stages: Sequence[Stage]) -> tuple[Expr, list[Expr], 
     """(target buffer, its index variables, the accumulator's variable, the value); None when there is no such form."""
     if not stages or any(stage.reduction or stage.store is None for stage in stages):
         return None
-    last = _store(stages[-1])
+    last = stages[-1].body
     target = last.buffer
     if not structural_equal(target.ty.shape, result.ty.shape):
         return None  # the result is spread over a larger tensor: it has to be complete first
@@ -153,16 +161,10 @@ def _epilogue(result: Expr, stages: Sequence[Stage]) -> tuple[Expr, list[Expr], 
     return None if inliner.failed else (target, variables, accumulator, value)
 
 
-def _store(stage: Stage) -> Stmt:
-    """The only store of a stage that has no other statement."""
-    assert stage.store is not None
-    return stage.store
-
-
 def _axis_variables(stage: Stage) -> list[Var] | None:
     """The loop variable of each dimension that a stage stores, None where it is constant; None for other indices."""
     variables = []
-    statement = _store(stage)
+    statement = stage.body
     for point, size in zip(statement.indices, shape_of(statement.buffer), strict=True):
         if any(axis.var.same_as(point) for axis in stage.spatial):
             variables.append(point)
@@ -197,14 +199,14 @@ class _Inliner:
                 self.failed = True
             return self._accumulator
         for stage in self._stages:
-            if load.source.same_as(_store(stage).buffer):
+            if load.source.same_as(stage.body.buffer):
                 variables = _axis_variables(stage)
                 self._definitions += 1
                 if variables is None or self._definitions > _MOST_DEFINITIONS:
                     self.failed = True
                     return None
                 mapping = {var: point for var, point in zip(variables, load.indices, strict=True) if var is not None}
-                return self.inline(substitute(_store(stage).value, mapping))
+                return self.inline(substitute(stage.body.value, mapping))
         return None
 
     def _same_point(self, load: Expr) -> bool:

@@ -31,13 +31,15 @@ of them, in place of single elements three apart.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from schedules.instructions.element_loops import VECTOR_DTYPES
 from schedules.ir.access import Access, Stride, accesses_of, coefficient_of, with_plain_indices
 from schedules.ir.expression import buffers_loaded, constant_int, index, map_loads, nodes, substitute, uses
 from schedules.ir.inline import has_branch
+from schedules.ir.size_proofs import UnprovableError, evaluated
 from schedules.ir.stages import Axis, Stage, dtype_of, is_compact, product, shape_of
 from schedules.ir.tir import Buffer, Expr, Index, Node, Stmt, Var, structural_equal, tirx, tvm
 from schedules.machine import Machine, dtype_bits
@@ -51,12 +53,15 @@ STRIDES = (-1, 2, 3, 4)
 def strided_axis(nest: LoopNest) -> Loop | None:
     """The spatial loop in which every store moves by one element and every load by none, one or a few; None where there
     is none, or a branch guards what is read."""
+    return _axis_where(nest, partial(_serves, nest))
+
+
+def _axis_where(nest: LoopNest, serves: Callable[[Access, Stride], bool]) -> Loop | None:
+    """The innermost spatial loop by which every access moves as it should; None where a branch guards what is read."""
     if nest.stage.store is None or has_branch(nest.stage.body):
         return None
-    for loop in reversed(nest.spatial):
-        if all(_serves(nest, access, stride) for access, stride in zip(nest.accesses, loop.strides, strict=True)):
-            return loop
-    return None
+    loops = (each for each in reversed(nest.spatial) if all(map(serves, nest.accesses, each.strides)))
+    return next(loops, None)
 
 
 def _serves(nest: LoopNest, access: Access, stride: Index | None) -> bool:
@@ -82,7 +87,7 @@ class StridedLoads:
         ]
         self._loads: list[tuple[Access, int]] = []
         for access, stride in apart:
-            if not any(_is_same(access, known) for known, _ in self._loads):
+            if not any(access.is_at(known.buffer, known.indices) for known, _ in self._loads):
                 self._loads.append((access, stride))
 
     def read(self, start: Expr, lanes: int, rest: Mapping[Var, Expr]) -> tuple[list[Stmt], list[Expr]]:
@@ -108,7 +113,7 @@ class StridedLoads:
 
         def replace(load: Expr) -> Expr:
             for (access, _), held in zip(self._loads, buffers, strict=True):
-                if _is_load_of(load, access):
+                if access.is_at(load.source, load.indices):
                     return tirx.BufferLoad(held, [lane])
             return None
 
@@ -120,33 +125,14 @@ def _strided(buffer: Buffer, indices: list[Expr], stride: int, lanes: int) -> Ex
     *outer, last = indices
     lowest = min(stride * (lanes - 1), 0)
     places = {lane: stride * lane - lowest for lane in range(lanes)}
-    span = max(places.values()) + 1
-    parts = []
-    while places:
-        first = min([*places.values(), span - lanes])
-        here = {lane: at - first for lane, at in places.items() if at < first + lanes}
-        parts.append((run_of_lanes(buffer, outer, last + (lowest + first), lanes), here))
-        places = {lane: at for lane, at in places.items() if lane not in here}
-    return picked(parts, lanes)
-
-
-def _is_same(left: Access, right: Access) -> bool:
-    return bool(left.buffer.same_as(right.buffer)) and bool(structural_equal(list(left.indices), list(right.indices)))
-
-
-def _is_load_of(load: Expr, access: Access) -> bool:
-    return bool(load.source.same_as(access.buffer)) and bool(structural_equal(list(load.indices), list(access.indices)))
+    windows = _windows(places, lanes, max(places.values()) + 1)
+    return picked([(run_of_lanes(buffer, outer, last + (lowest + at), lanes), share) for at, share in windows], lanes)
 
 
 def gathered_axis(nest: LoopNest) -> Loop | None:
     """The spatial loop in which every store moves by one element, and every load by none or one, or as other loads
     say; None where there is none, or a branch guards what is read."""
-    if nest.stage.store is None or has_branch(nest.stage.body):
-        return None
-    for loop in reversed(nest.spatial):
-        if all(_is_gathered(access, stride) for access, stride in zip(nest.accesses, loop.strides, strict=True)):
-            return loop
-    return None
+    return _axis_where(nest, _is_gathered)
 
 
 def _is_gathered(access: Access, stride: Stride) -> bool:
@@ -284,13 +270,6 @@ def _whole(stage: Stage, bodies: Sequence[Stmt], axes: Sequence[Axis]) -> Stage 
 Part = tuple[Expr, dict[int, int]]
 """A vector, and which lane of it is which lane of the block: the lane in the block, the lane in the vector."""
 _LEAST_LANES = 4
-_OPERATIONS = {
-    tirx.Add: lambda a, b: a + b,
-    tirx.Sub: lambda a, b: a - b,
-    tirx.Mul: lambda a, b: a * b,
-    tirx.FloorDiv: lambda a, b: a // b,
-    tirx.FloorMod: lambda a, b: a % b,
-}
 
 
 def block_size(stage: Stage, machine: Machine) -> int | None:
@@ -344,8 +323,8 @@ def parts_of(
             for point, constant in zip(value.indices, outer, strict=False)
         ]
         for start, share in _windows(places, size, width):
-            vector = run_of_lanes(value.source, points, index(start, str(value.indices[-1].ty)), size)
-            parts.append((vector, {lane: at - start for lane, at in share.items()}))
+            first = index(start, str(value.indices[-1].ty))
+            parts.append((run_of_lanes(value.source, points, first, size), share))
     return parts if len(parts) <= size // 2 else None
 
 
@@ -359,31 +338,23 @@ def _place(indices: Sequence[Expr], var: Var, values: Mapping[Var, int]) -> tupl
 
 
 def _windows(places: Mapping[int, int], size: int, width: int) -> list[tuple[int, dict[int, int]]]:
-    """Vectors of `size` neighbours within a row of `width` that hold these places: where each begins, and its share."""
+    """Vectors of `size` neighbours within a row of `width` that hold these places: where each begins, and which of its
+    lanes it has for which place."""
     found: list[tuple[int, dict[int, int]]] = []
     rest = dict(places)
     while rest:
         start = min([*rest.values(), width - size])
-        share = {lane: at for lane, at in rest.items() if at < start + size}
-        rest = {lane: at for lane, at in rest.items() if lane not in share}
-        found.append((start, share))
+        found.append((start, {lane: at - start for lane, at in rest.items() if at < start + size}))
+        rest = {lane: at for lane, at in rest.items() if at >= start + size}
     return found
 
 
 def _value(expr: Expr, values: Mapping[Var, int]) -> int | None:
     """The number that index arithmetic comes to; None when that is not known."""
-    known = constant_int(expr)
-    if isinstance(known, int):
-        return known
-    if isinstance(expr, tvm.ir.Var):
-        return next((value for var, value in values.items() if var.same_as(expr)), None)
-    if isinstance(expr, tirx.Cast):
-        return _value(expr.value, values)
-    operation = _OPERATIONS.get(type(expr))
-    if operation is None:
+    try:
+        return evaluated(expr, lambda var: values[var])
+    except (UnprovableError, KeyError):
         return None
-    left, right = _value(expr.a, values), _value(expr.b, values)
-    return None if left is None or right is None else operation(left, right)
 
 
 def run_of_lanes(buffer: Buffer, outer: Sequence[Expr], start: Expr, size: int) -> Expr:
@@ -469,7 +440,7 @@ def _run_of(stage: Stage, machine: Machine) -> _Run | None:
     size = block_size(stage, machine)
     if size is None or stage.reduction:
         return None
-    stage = _without_single(stage)
+    stage = stage.without_single()
     _, *outer, place = _target(stage)
     inner = [axis for axis in stage.axes if uses(place, axis.var)]
     if len(inner) > 1 or any(uses(point, axis.var) for axis in inner for point in outer):
@@ -480,13 +451,6 @@ def _run_of(stage: Stage, machine: Machine) -> _Run | None:
         return None
     parts = parts_of(stage.body.value, axis.var if axis else None, range(start, start + extent), size, {})
     return None if parts is None else _Run(stage, axis, start, start + extent, size, parts)
-
-
-def _without_single(stage: Stage) -> Stage:
-    """The stage without loops of one step."""
-    single = {axis.var: index(0, str(axis.var.ty)) for axis in stage.axes if axis.extent == 1}
-    axes = tuple(axis for axis in stage.axes if axis.extent != 1)
-    return Stage(stage.name, axes, substitute(stage.body, single), None, stage.annotations)
 
 
 def _joined(runs: Sequence[_Run]) -> Stage:
@@ -510,8 +474,7 @@ def _start(point: Expr, axis: Axis | None) -> int | None:
 
 def _target(stage: Stage) -> list[Expr]:
     """The buffer that a stage stores to, and the indices."""
-    assert stage.store is not None
-    return [stage.store.buffer, *stage.store.indices]
+    return [stage.body.buffer, *stage.body.indices]
 
 
 _MOST_BLOCKS = 64  # that are written out

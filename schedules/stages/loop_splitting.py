@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from schedules.ir.access import accesses_of, bound_analyzer, coefficient_of, with_plain_indices
 from schedules.ir.expression import constant_int, index, nodes, substitute
@@ -51,7 +52,7 @@ def _next_split(stage: Stage) -> list[Stage] | None:
         seams += [place for bent, place in bends if bent == position]
         inside = sorted(seam for seam in seams if 0 < seam < axis.extent)
         if inside and not axis.reduce:  # the blocks begin inside of the loop
-            return _cut(stage, position, inside[0])
+            return _cut_at(stage, position, inside[:1])
         factors = [factor for divided, factor, offset in found if divided == position and not offset % factor]
         serving = [factor for factor in factors if _serves(axis, factor)]
         if serving:
@@ -101,16 +102,6 @@ def _serves(axis: Axis, factor: int) -> bool:
     return not axis.reduce or axis.extent % factor == 0
 
 
-def _cut(stage: Stage, position: int, seam: int) -> list[Stage]:
-    """The axis in two parts, which meet at `seam`."""
-    axis = stage.axes[position]
-    parts = [Axis(tirx.Var(axis.name, str(axis.var.ty)), extent) for extent in (seam, axis.extent - seam)]
-    return [
-        stage.with_axes(position, (part,), part.var + index(start, str(part.var.ty)) if start else part.var)
-        for part, start in zip(parts, (0, seam), strict=True)
-    ]
-
-
 def split_axis(stage: Stage, position: int, factor: int) -> list[Stage]:
     """The axis as two, and what the factor leaves of it."""
     axis = stage.axes[position]
@@ -135,11 +126,8 @@ def split_branches(stage: Stage) -> list[Stage]:
 
     An axis that would be split into too many parts is left whole.
     """
-    trivial = {axis.var: index(0, str(axis.var.ty)) for axis in stage.axes if axis.extent == 1}
-    init = None if stage.init is None else substitute(stage.init, trivial)
-    body = substitute(stage.body, trivial)
-    stage = Stage(stage.name, stage.axes, body, init, stage.annotations)
-    if has_branch(body):
+    stage = replace(stage.without_single(), axes=stage.axes)
+    if has_branch(stage.body):
         stage = _decided(_by_remainders(stage))
     pieces = [stage]
     for position, axis in enumerate(stage.axes):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schedules.codegen.parallel import pays_off, work
-from schedules.ir.expression import index, substitute, uses
+from schedules.ir.expression import expression, index, substitute, uses
 from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Stage, product
@@ -90,9 +90,9 @@ def _in_parts(
     part, inner, join = (tirx.Var(f"{axis.name}_{name}", dtype) for name in ("part", "step", "join"))
     rest: Index = length
     if not known or axis.extent % length:
-        rest = tirx.Min(_index(length, dtype), _index(axis.extent, dtype) - part * length)
+        rest = tirx.Min(expression(length, dtype), expression(axis.extent, dtype) - part * length)
     spatial = stage.spatial
-    shape = [_index(each, dtype) for each in (parts, *(each.extent for each in spatial))]
+    shape = [expression(each, dtype) for each in (parts, *(each.extent for each in spatial))]
     partial = tirx.decl_buffer(shape, reduction.dtype, "partial", layout=None)
     mapping = {axis.var: part * length + inner}
     found = tirx.BufferLoad(partial, [part, *(each.var for each in spatial)])
@@ -114,7 +114,3 @@ def _in_parts(
         stage.init,
     )
     return PartialReduction((plan_stage(first, machine, threads=threads), plan_stage(second, machine)), partial)
-
-
-def _index(value: Index, dtype: str) -> Expr:
-    return index(value, dtype) if isinstance(value, int) else value

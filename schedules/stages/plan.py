@@ -113,16 +113,10 @@ class StagePlan:
     def form(self) -> Form:
         """Single elements count where they take longer than the vectors: the rims of a padded tensor do not."""
         single = [piece for piece in self.nests if not piece.is_in_vectors]
-        if any(_takes_longer(piece, single, self.nests) for piece in single):
-            return Form.PLAIN
+        alone, every = _points(single), _points(self.nests)
+        if single and (alone is None or every is None or alone * max(piece.lanes for piece in single) > every):
+            return Form.PLAIN  # more steps than vectors of the whole would take
         return max((piece.form for piece in self.nests if piece.is_in_vectors), default=Form.COPY)
-
-
-def _takes_longer(piece: NestPlan, single: Sequence[NestPlan], pieces: Sequence[NestPlan]) -> bool:
-    """True if the parts that run in single elements (`piece` is one) take more steps than vectors of the whole
-    would."""
-    alone, every = _points(single), _points(pieces)
-    return alone is None or every is None or alone * piece.lanes > every
 
 
 def _points(pieces: Sequence[NestPlan]) -> int | None:

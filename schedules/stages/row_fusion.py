@@ -12,9 +12,9 @@ from typing import Any
 
 from schedules.codegen.nest import Extent, parallel_grid, sequence
 from schedules.codegen.parallel import pays_off, step_cycles, work
-from schedules.cuts import shared_cycles, start_cycles
+from schedules.cuts import CutAxis, Work, estimated_cycles, start_cycles
 from schedules.ir.access import accesses_of
-from schedules.ir.expression import constant_int, map_loads, map_stores, substitute
+from schedules.ir.expression import constant_int, map_accesses, substitute
 from schedules.ir.stages import Axis, Stage, dtype_of, product, shape_of
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
@@ -38,11 +38,12 @@ class SharedLoop:
 
 
 class _Classes:
-    """Axes of several stages that run over the same index of the intermediates (union-find)."""
+    """Axes of several stages that run over the same index of the intermediates (union-find); `spoiled` ones are read at
+    other indices too."""
 
     def __init__(self) -> None:
         self._parent: dict[_Key, _Key] = {}
-        self._spoiled: set[_Key] = set()
+        self.spoiled: set[_Key] = set()
 
     def find(self, key: _Key) -> _Key:
         self._parent.setdefault(key, key)
@@ -53,14 +54,8 @@ class _Classes:
     def unite(self, a: _Key, b: _Key) -> None:
         self._parent[self.find(a)] = self.find(b)
 
-    def spoil(self, key: _Key) -> None:
-        self._spoiled.add(key)
-
     def members(self, root: _Key) -> list[_Key]:
         return [key for key in self._parent if self.find(key) == root]
-
-    def is_spoiled(self, root: _Key) -> bool:
-        return any(self.find(key) == root for key in self._spoiled)
 
 
 def shared_loops(stages: Sequence[Stage], intermediates: Sequence[Expr]) -> list[SharedLoop]:
@@ -75,18 +70,19 @@ def shared_loops(stages: Sequence[Stage], intermediates: Sequence[Expr]) -> list
     for position, axis in enumerate(stages[-1].axes):
         root = classes.find((len(stages) - 1, position))
         axes = _complete(classes, root, stages)
-        if axes is not None and not _is_contiguous(stages[-1], axis):
+        stores = [access for access in accesses_of(stages[-1].body) if access.is_store]
+        if axes is not None and not any(access.stride(axis.var) == 1 for access in stores):
             result.append(SharedLoop(axes))
     return result
 
 
 def _unite_through(buffer: Buffer, stages: Sequence[Stage], classes: _Classes) -> bool:
     """Relate the axes of the stage that writes an intermediate to those that read it; False rules sharing out."""
-    writers = [i for i, stage in enumerate(stages) if stage.store.buffer.same_as(buffer)]  # type: ignore[union-attr]
+    writers = [i for i, stage in enumerate(stages) if stage.body.buffer.same_as(buffer)]
     if len(writers) != 1:
         return not writers
     writer = writers[0]
-    stored = [_axis_at(stages[writer], point) for point in stages[writer].store.indices]  # type: ignore[union-attr]
+    stored = [_axis_at(stages[writer], point) for point in stages[writer].body.indices]
     written = {position for position in stored if position is not None}
     if any(i not in written for i, axis in enumerate(stages[writer].axes) if not axis.reduce and axis.extent != 1):
         return False
@@ -101,7 +97,7 @@ def _unite_through(buffer: Buffer, stages: Sequence[Stage], classes: _Classes) -
                     continue
                 read_at = _axis_at(stage, point)
                 if read_at is None:
-                    classes.spoil((writer, position))
+                    classes.spoiled.add((writer, position))
                     classes.find((writer, position))
                 else:
                     classes.unite((writer, position), (reader, read_at))
@@ -118,7 +114,7 @@ def _axis_at(stage: Stage, point: Expr) -> int | None:
 
 def _complete(classes: _Classes, root: _Key, stages: Sequence[Stage]) -> tuple[Axis, ...] | None:
     """The axis of the class in every stage, None unless there is exactly one, spatial and of the same extent."""
-    if classes.is_spoiled(root):
+    if any(classes.find(key) == root for key in classes.spoiled):
         return None
     members = sorted(classes.members(root))
     if [stage for stage, _ in members] != list(range(len(stages))):
@@ -134,10 +130,6 @@ def _equal(left: Index, right: Index) -> bool:
     if isinstance(left, int) or isinstance(right, int):
         return isinstance(left, int) and isinstance(right, int) and left == right
     return bool(left.same_as(right))
-
-
-def _is_contiguous(stage: Stage, axis: Axis) -> bool:
-    return any(access.is_store and access.stride(axis.var) == 1 for access in accesses_of(stage.body))
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +168,9 @@ def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: M
         # Each stage on all cores, with threads of its own and a way through memory.
         cycles = step_cycles(amount)
         apart = len(stages) * start_cycles(machine.cores) + _APART * cycles / machine.cores
-        if rows == 1 or shared_cycles(rows, cycles, machine) > apart:
+        work_of_rows = [Work({"rows": 0}, cycles)]
+        one_each = estimated_cycles([CutAxis("rows", rows)], work_of_rows, {"rows": 1}, machine, machine.cores)
+        if rows == 1 or one_each > apart:
             return None
     buffers = []
     for buffer in intermediates:
@@ -217,22 +211,11 @@ def rows_code(plan: RowsPlan, machine: Machine) -> Stmt:
 
 def _kept_dimensions(buffer: Buffer, stages: Sequence[Stage], shared: Sequence[SharedLoop]) -> list[int]:
     """The dimensions of an intermediate that are not indexed by a shared loop."""
-    number, writer = next(
-        (i, stage)
-        for i, stage in enumerate(stages)
-        if stage.store.buffer.same_as(buffer)  # type: ignore[union-attr]
-    )
+    number, writer = next((i, stage) for i, stage in enumerate(stages) if stage.body.buffer.same_as(buffer))
     dropped = [loop.axes[number].var for loop in shared]
-    indices = writer.store.indices  # type: ignore[union-attr]
-    return [
-        k
-        for k, point in enumerate(indices)
-        if not any(var.same_as(point) for var in dropped) and not _is_zero_of_one(point, shape_of(buffer)[k])
-    ]
-
-
-def _is_zero_of_one(point: Expr, size: Index) -> bool:
-    return size == 1 and constant_int(point) == 0
+    kept = [k for k, point in enumerate(writer.body.indices) if not any(var.same_as(point) for var in dropped)]
+    sizes = shape_of(buffer)
+    return [k for k in kept if sizes[k] != 1 or constant_int(writer.body.indices[k]) != 0]
 
 
 def _shrunk(root: Stmt, buffers: Sequence[_RowBuffer]) -> Stmt:
@@ -244,12 +227,4 @@ def _shrunk(root: Stmt, buffers: Sequence[_RowBuffer]) -> Stmt:
                 return row, [indices[k] for k in kept] or [tirx.IntImm("int64", 0)]
         return None
 
-    def load(node: Expr) -> Expr | None:
-        moved = small(node.source, node.indices)
-        return None if moved is None else tirx.BufferLoad(*moved)
-
-    def store(node: Stmt) -> Stmt | None:
-        moved = small(node.buffer, node.indices)
-        return None if moved is None else tirx.BufferStore(moved[0], node.value, moved[1])
-
-    return map_stores(map_loads(root, load), store)
+    return map_accesses(root, small)

@@ -19,9 +19,9 @@ from typing import ClassVar
 from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
-from schedules.ir.inline import inline_stages
+from schedules.ir.inline import inline_stages, written_intermediates
 from schedules.ir.stages import Kernel, Opaque, Stage
-from schedules.ir.tir import Buffer, Expr, PrimFunc, Stmt
+from schedules.ir.tir import Expr, PrimFunc, Stmt
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority, Workload
 from schedules.stages.code import planned_code
@@ -82,7 +82,7 @@ def _points(stages: Sequence[Stage | Opaque]) -> float:
 
 def _plan(kernel: Kernel, stages: list[Stage | Opaque], machine: Machine) -> KernelPlan:
     simple = [stage for stage in stages if isinstance(stage, Stage)]
-    needed = tuple(buffer for buffer in kernel.intermediates if _is_touched(buffer, stages))
+    needed = written_intermediates(kernel, stages)
     if len(simple) == len(stages):
         rows = plan_rows(simple, needed, machine)
         if rows is not None:
@@ -97,11 +97,6 @@ def _plan(kernel: Kernel, stages: list[Stage | Opaque], machine: Machine) -> Ker
         statements += [plan] if divided is None else divided.steps
         needed += () if divided is None else (divided.partial,)
     return KernelPlan(tuple(statements), needed)
-
-
-def _is_touched(buffer: Buffer, stages: list[Stage | Opaque]) -> bool:
-    """True if a buffer is still used; an opaque statement may use any."""
-    return any(isinstance(stage, Opaque) or any(buffer.same_as(each) for each in stage.writes) for stage in stages)
 
 
 def kernel_code(kernel: Kernel, plan: KernelPlan, machine: Machine) -> PrimFunc:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from schedules.codegen.nest import Extent, expression, parallel_grid, repeat
+from schedules.codegen.nest import Extent, parallel_grid, repeat
 from schedules.cuts import cut_nest
-from schedules.ir.expression import index, map_loads, substitute
+from schedules.ir.expression import expression, index, map_loads, substitute
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Stage
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Var, structural_equal, tirx
@@ -178,8 +178,7 @@ class _BlockWriter:
                     return tirx.BufferLoad(block, [index(i * self.size) + lane])
             return None
 
-        store = self.stage.store
-        assert store is not None
+        store = self.stage.body
         value = map_loads(store.value, replace)
         place = {**outer, self.found.source.var: row + i, self.found.target.var: column + lane}
         return substitute(tirx.BufferStore(store.buffer, value, list(store.indices)), place)

@@ -141,7 +141,7 @@ class CudaTarget(Target):
         from schedules.gpu.launch import is_bound
         from schedules.ir.stages import kernels_of
 
-        return [str(variable.name_hint) for variable, function in kernels_of(mod) if not is_bound(function)]
+        return [str(variable.name_hint) for variable, function in kernels_of(mod) if not is_bound(function.body)]
 
     def export_library(self, executable: Any, path: str | Path, objects: Sequence[Path] = ()) -> None:
         """Like `Target.export_library`; the kernels are compiled on the way. Raises also LinkError of nvcc."""

@@ -24,11 +24,11 @@ from schedules.cuts import (
     chunks_at_run_time,
     cut,
     cut_nest,
+    estimated_cycles,
     least_parallel_cycles,
     part_numbers,
     parts_at_run_time,
     pays_at_run_time,
-    shared_cycles,
     weighted_cycles,
 )
 from schedules.ir.expression import substitute
@@ -266,6 +266,8 @@ def test_more_threads_need_more_work() -> None:
     cores = [2, 8, 32, 128]
     for count in cores:
         least = least_parallel_cycles(count)
-        assert shared_cycles(count, 1.1 * least, machine(count)) < 1.1 * least
-        assert shared_cycles(count, 0.5 * least, machine(count)) > 0.5 * 0.85 * least
+        for cycles, threads_pay in ((1.1 * least, True), (0.5 * least, False)):
+            tasks, work = [CutAxis("tasks", count)], [Work({"tasks": 0}, cycles)]
+            time = estimated_cycles(tasks, work, {"tasks": 1}, machine(count), count)
+            assert time < cycles if threads_pay else time > 0.85 * cycles
     assert least_parallel_cycles(128) > 2 * least_parallel_cycles(2)

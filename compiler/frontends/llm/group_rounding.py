@@ -14,8 +14,9 @@ from tvm import tirx
 from tvm.ir import IRModule
 
 from compiler.frontends.llm.weights import Array
-from schedules.codegen.nest import allocate, expression, load, parallel, repeat, sequence, store, vectorized
+from schedules.codegen.nest import allocate, load, parallel, repeat, sequence, store, vectorized
 from schedules.instructions.llvm_options import plain_cpu
+from schedules.ir.expression import expression
 from schedules.ir.tir import Expr, Stmt
 
 if TYPE_CHECKING:

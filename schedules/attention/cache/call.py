@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from schedules.attention.cache.description import (
@@ -29,7 +30,9 @@ from schedules.attention.cache.description import (
     CachedAttention,
     CacheOperands,
 )
-from schedules.codegen.nest import allocate, expression, load, parallel, repeat, sequence, store
+from schedules.attention.compute import guarded_quotient
+from schedules.codegen.nest import allocate, load, name_value, parallel, repeat, sequence, store
+from schedules.ir.expression import expression
 from schedules.ir.tir import BlockBuilder, Expr, Index, Stmt, te, tirx
 
 _LARGEST, _TOTAL, _SCORE, _WEIGHT, _CORRECTION = range(5)
@@ -60,11 +63,7 @@ def _query(operands: CacheOperands, sample: Expr, query: Expr, head: Expr) -> St
     state, state_made = allocate("state", [5], "float32", "local")
     bound: list[Stmt] = []
 
-    def bind(name: str, value: Expr) -> Expr:
-        variable = tirx.Var(name, "int64")
-        bound.append(tirx.Bind(variable, value))
-        return variable
-
+    bind = partial(name_value, bindings=bound)
     position, rows = bind("position", operands.first_position(sample)), bind("rows", operands.rows_of(sample))
     first, end = operands.range_of(position, rows, query)
     first, end = bind("first", first), bind("end", end)
@@ -100,7 +99,7 @@ def _query(operands: CacheOperands, sample: Expr, query: Expr, head: Expr) -> St
         )
 
     def finished(d: Expr) -> Stmt:
-        return operands.stored(quotient(load(sums, d), kept(_TOTAL)), sample, query, head, d)
+        return operands.stored(guarded_quotient(load(sums, d), kept(_TOTAL)), sample, query, head, d)
 
     return sequence(
         bound,
@@ -112,12 +111,6 @@ def _query(operands: CacheOperands, sample: Expr, query: Expr, head: Expr) -> St
         repeat("row", tirx.max(end - first, expression(0)), row),
         repeat("d", operands.value_size, finished),
     )
-
-
-def quotient(value: Expr, total: Expr) -> Expr:
-    """value / total, or 0 for a query that sees nothing."""
-    zero = tirx.FloatImm("float32", 0.0)
-    return tirx.Select(tirx.GT(total, zero), value / total, zero)
 
 
 Tensor: TypeAlias = "Expr"  # a Relax expression of known rank and dtype

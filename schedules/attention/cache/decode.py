@@ -14,16 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from schedules.attention.cache.call import quotient
 from schedules.attention.cache.description import KEY, LOWEST, SEQUENCES, SINKS, VALUE, CacheOperands
 from schedules.attention.cache.prompt import Columns, RunningSoftmax
+from schedules.attention.compute import guarded_quotient
 from schedules.codegen.nest import (
     Extent,
     allocate,
     allocate_tile,
-    bind,
-    broadcast,
-    expression,
     in_vectors,
     lanes_of,
     load,
@@ -42,13 +39,15 @@ from schedules.cuts import balancing_parts, keep_busy
 from schedules.instructions.prefetch import prefetch_statement
 from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
 from schedules.instructions.products.table import multiplies_bytes, sums_signed
-from schedules.instructions.rounding import rounded_int32
 from schedules.instructions.row_sums import reduced, row_sums
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
+from schedules.ir.expression import expression
+from schedules.ir.numbers import QUAD, SIGN_BITS
 from schedules.ir.stages import dtype_of
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine, dtype_bits
+from schedules.matmul.blocks.rounding import quantized
 
 # Prefetches of the rows of a cache that a core reads next: of the same head, the next head, or the next sample.
 
@@ -136,10 +135,8 @@ def asked(own: CacheOperands, role: str, at: tuple[Expr, Expr, Expr]) -> list[St
     return [*code, prefetch_statement(own.scale(role, *at))] if own.has_scales(role) else code
 
 
-_QUAD = 4  # bytes of a word
 _MOST_SIZE = 512  # of a head: sums of products are integers that float32 holds
-_MAGNITUDE, _MOST = 0x7FFFFFFF, 127.0
-_FLIP = 0x80808080 - (1 << 32)  # makes four signed bytes unsigned, 128 more than they were
+_MOST = 127.0
 _SCALE, _OFFSET = 0, 1
 
 
@@ -158,7 +155,7 @@ class RoundedQueries:
     @staticmethod
     def serve(operands: CacheOperands, machine: Machine) -> bool:
         """True if keys are bytes that the machine multiplies, and queries may be rounded."""
-        size, step = operands.size, _QUAD * machine.lanes("float32")
+        size, step = operands.size, QUAD * machine.lanes("float32")
         whole = size % step == 0 and size <= _MOST_SIZE
         return (
             whole
@@ -186,35 +183,17 @@ class RoundedQueries:
     def fill(self, query: Columns) -> Stmt:
         """Round float32 queries."""
         lanes = self.lanes
-        kind = f"int32x{lanes}"
 
         def head(g: Index) -> Stmt:
-            code: list[Stmt] = []
+            def put(start: int, whole: Expr) -> tuple[Stmt, Expr]:
+                return store(self.bytes, tirx.Cast(f"int8x{lanes}", whole), g, lanes_of(start, lanes)), whole
 
-            def named(name: str, value: Expr, dtype: str, count: int = 1) -> Expr:
-                variable, statement = bind(name, value, dtype, count)
-                code.append(statement)
-                return variable
-
-            starts = range(0, self.operands.size, lanes)
-            vectors = [named("x", query.load(g, lanes_of(start, lanes)), "float32", lanes) for start in starts]
-            most = None
-            for each in vectors:
-                magnitude = tirx.reinterpret(kind, each) & splat(_MAGNITUDE, "int32", lanes)
-                most = magnitude if most is None else tirx.max(most, magnitude)
-            peak = named("peak", tirx.reinterpret("float32", reduced("smax", most, lanes)), "float32")
-            zero = tirx.const(0.0, "float32")
-            inverse = named("inverse", tirx.Select(peak > zero, tirx.const(_MOST, "float32") / peak, zero), "float32")
-            total = None
-            for start, each in zip(starts, vectors, strict=True):
-                whole = named("whole", rounded_int32(each * broadcast(inverse, lanes)), "int32", lanes)
-                code.append(store(self.bytes, tirx.Cast(f"int8x{lanes}", whole), g, lanes_of(start, lanes)))
-                total = whole if total is None else total + whole
+            vectors = [query.load(g, lanes_of(start, lanes)) for start in range(0, self.operands.size, lanes)]
+            code, peak, total = quantized(vectors, lanes, put)
             shift = 0 if self._signed else -128
             offset = tirx.Cast("float32", reduced("add", total, lanes)) * tirx.const(float(shift), "float32")
-            code.append(store(self.numbers, peak * tirx.const(1 / _MOST, "float32"), g, _SCALE))
-            code.append(store(self.numbers, offset, g, _OFFSET))
-            return sequence(code)
+            scale = store(self.numbers, peak * tirx.const(1 / _MOST, "float32"), g, _SCALE)
+            return sequence(code, scale, store(self.numbers, offset, g, _OFFSET))
 
         return repeat("g", self.operands.group, head)
 
@@ -222,7 +201,7 @@ class RoundedQueries:
         """Sums of products of head `g` and as many keys as there are lanes: row j of `parts`, int32, for the key at the
         place `key(j)` (sample, key head, row) of the cache."""
         lanes, code = self.lanes, list[Stmt]()
-        for first in range(0, self.operands.size, _QUAD * lanes):
+        for first in range(0, self.operands.size, QUAD * lanes):
             data = self._words(self.bytes, g, first)
             for j in range(lanes):
                 words = self._words(self.operands.buffers[KEY], *key(j), first)
@@ -230,13 +209,13 @@ class RoundedQueries:
                 if self._signed:
                     value = DOT_S8S8(total, data, words)
                 else:
-                    value = DOT_U8S8(total, words ^ splat(_FLIP, "int32", lanes), data)
+                    value = DOT_U8S8(total, words ^ splat(SIGN_BITS, "int32", lanes), data)
                 code.append(store(parts, value, j, lanes_of(0, lanes)))
         return code
 
     def _words(self, buffer: Buffer, *at: Index) -> Expr:
         *lead, first = at
-        return tirx.reinterpret(f"int32x{self.lanes}", load(buffer, *lead, lanes_of(first, _QUAD * self.lanes)))
+        return tirx.reinterpret(f"int32x{self.lanes}", load(buffer, *lead, lanes_of(first, QUAD * self.lanes)))
 
     def score(self, total: Expr, g: Expr, row: tuple[Expr, Expr, Expr]) -> Expr:
         """The product of a query and the key in a row, out of the sum of products of their bytes, in float32."""
@@ -299,7 +278,7 @@ class PartialResults:
             def element(d: Expr) -> Stmt:
                 value = softmax.sums.load(g, d)
                 value = value * load(factor, 0) if SINKS in own else value
-                return own.stored(quotient(value, load(total, 0)), sample, query, at, d)
+                return own.stored(guarded_quotient(value, load(total, 0)), sample, query, at, d)
 
             return sequence(ready, in_vectors("d", own.value_size, self.lanes, element))
 
@@ -333,7 +312,7 @@ class PartialResults:
             value = load(self.found, *at[0], d) * load(factors, 0)
             for split in range(1, self.splits):
                 value = value + load(self.found, *at[split], d) * load(factors, split)
-            return own.stored(quotient(value, load(total, 0)), sample, query, head, d)
+            return own.stored(guarded_quotient(value, load(total, 0)), sample, query, head, d)
 
         return sequence(
             largest_made,
@@ -382,8 +361,12 @@ class DecodeWriter:
         self.operands, self.machine, self.most = operands, machine, most
         self.lanes = machine.lanes("float32")
         self.width = -(-operands.size // self.lanes) * self.lanes
-        self.block = _block_keys(self.width, machine)
-        self.splits = _splits(operands, machine)
+        # Keys of a block stay in the first cache while they are multiplied.
+        halves = (_MOST_KEYS >> shift for shift in range(_MOST_KEYS.bit_length()))
+        self.block = next(n for n in halves if n <= self.lanes or 4 * n * self.width <= machine.l1_bytes * 2 // 3)
+        # Parts of the rows make all cores equally busy.
+        batch = operands.batch if isinstance(operands.batch, int) else 1
+        self.splits = balancing_parts(operands.key_heads * batch, machine)
         self.rounds = RoundedQueries.serve(operands, machine)
         self.results = PartialResults(operands, machine, self.splits, most)
 
@@ -480,7 +463,7 @@ class DecodeWriter:
     def _part(self, rows: Rows, split: Expr, parts: Expr) -> Stmt:
         own = self.operands
         softmax, made = RunningSoftmax.of(own.group, self.block, own.value_size, self.machine, further=self.width)
-        query, zero = softmax.further, tirx.FloatImm("float32", 0.0)
+        query = softmax.further
         rounded, rounded_made = RoundedQueries.of(own, self.machine) if self.rounds else (None, [])
 
         def element(g: Expr, d: Expr) -> Expr:
@@ -490,7 +473,7 @@ class DecodeWriter:
             rest = self.width - own.size
             return sequence(
                 in_vectors("d", own.size, self.lanes, lambda d: query.store(element(g, d), g, d)),
-                repeat("d", rest, lambda d: query.store(zero, g, d + own.size)) if rest else None,
+                repeat("d", rest, lambda d: query.store(_ZERO, g, d + own.size)) if rest else None,
             )
 
         def ahead(j: Expr) -> Stmt:
@@ -574,10 +557,9 @@ class DecodeWriter:
     def _cleared(self, keys: Expr) -> Stmt | None:
         """Zeros behind the rows of copied keys."""
         rest, size = self.width - self.operands.size, self.operands.size
-        zero = tirx.FloatImm("float32", 0.0)
         if not rest:
             return None
-        return repeat("j", self.block, lambda j: repeat("d", rest, lambda d: store(keys, zero, j, d + size)))
+        return repeat("j", self.block, lambda j: repeat("d", rest, lambda d: store(keys, _ZERO, j, d + size)))
 
     def _scores(self, block: _Block, g: Expr, at: Expr, keys: Expr | None, *, tail: bool) -> Stmt:
         """Scores of one query head and the vector of keys of a block from `at` on, which lie in `keys` or in the cache;
@@ -587,7 +569,7 @@ class DecodeWriter:
         rounded = block.rounded
         parts, parts_made = allocate_tile("parts", [lanes, lanes], "float32" if rounded is None else "int32")
         found, found_made = allocate("found", [lanes], "float32", "local")
-        head, zero = rows.key_head * own.group + g, tirx.FloatImm("float32", 0.0)
+        head = rows.key_head * own.group + g
 
         def key(j: int, d: Expr) -> Expr:
             if keys is not None:
@@ -617,7 +599,7 @@ class DecodeWriter:
             return scores.store(tirx.Select(at + j < block.count, value, _MINUS_INFINITY) if tail else value, g, at + j)
 
         if rounded is None:
-            sums = [*each(lambda j, lane: store(parts, zero, j, lane)), repeat("vector", self.width // lanes, vector)]
+            sums = [*each(lambda j, lane: store(parts, _ZERO, j, lane)), repeat("vector", self.width // lanes, vector)]
         else:
             sums = rounded.sums(parts, g, place)
 
@@ -632,16 +614,3 @@ class DecodeWriter:
             vectorized("lane", lanes, lambda lane: store(found, row_sums([part(j, lane) for j in range(lanes)]), lane)),
             repeat("j", lanes, end) if tail else vectorized("lane", lanes, end),
         )
-
-
-def _block_keys(width: int, machine: Machine) -> int:
-    """Keys of a block that stay in the first cache while they are multiplied."""
-    lanes, keys = machine.lanes("float32"), _MOST_KEYS
-    while keys > lanes and 4 * keys * width > machine.l1_bytes * 2 // 3:
-        keys //= 2
-    return max(keys, lanes)
-
-
-def _splits(operands: CacheOperands, machine: Machine) -> int:
-    """Parts of the rows that make all cores equally busy."""
-    return balancing_parts(operands.key_heads * (operands.batch if isinstance(operands.batch, int) else 1), machine)

@@ -9,21 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from schedules.ir.expression import expression
 from schedules.ir.stages import dtype_of, shape_of
 from schedules.ir.tir import Expr, Index, Tensor, te, tirx
 from schedules.ir.widening import number
 
 ATTRIBUTE = "tensorwright.cached_attention"
 QUERY, KEY, VALUE = "query", "key", "value"
-POSITION, LENGTH, BIAS, SINKS, KEY_SCALE, VALUE_SCALE = (
-    "position",
-    "length",
-    "bias",
-    "sinks",
-    "key_scale",
-    "value_scale",
-)
-SEQUENCES = "sequences"
+POSITION, SEQUENCES, LENGTH, BIAS, SINKS = "position", "sequences", "length", "bias", "sinks"
+KEY_SCALE, VALUE_SCALE = "key_scale", "value_scale"
 SLOT, FIRST_ROW, FIRST_TOKEN, TOKENS, IS_PROMPT = range(5)  # columns of the sequences
 SCALES = {KEY: KEY_SCALE, VALUE: VALUE_SCALE}
 LOWEST = tirx.min_value("float32")  # of a score: smaller ones, -inf included, weigh nothing beside others
@@ -127,18 +121,18 @@ class CacheOperands:
         if self.description.causal:
             rows = self.first_position(sample) + self.queries_of(sample)
         else:
-            rows = self._scalar(LENGTH, sample) if LENGTH in self else _index(self.capacity)
-        limit = _index(self.capacity)
+            rows = self._scalar(LENGTH, sample) if LENGTH in self else expression(self.capacity)
+        limit = expression(self.capacity)
         if BIAS in self:
             limit = tirx.min(limit, self.buffers[BIAS].ty.shape[-1])
-        return tirx.max(tirx.min(rows, limit), _index(0))
+        return tirx.max(tirx.min(rows, limit), expression(0))
 
     def queries_of(self, sample: Expr) -> Expr:
         """Number of queries of a sample."""
         if SEQUENCES not in self:
-            return _index(self.queries)
-        left = _index(self.queries) - self._first_token(sample)
-        return tirx.max(tirx.min(self.of_sequence(sample, TOKENS), left), _index(0))
+            return expression(self.queries)
+        left = expression(self.queries) - self._first_token(sample)
+        return tirx.max(tirx.min(self.of_sequence(sample, TOKENS), left), expression(0))
 
     def few_of(self, sample: Expr, *, few: bool) -> Expr:
         """Number of queries of a sample; 0 where it is a prompt and `few`, or none and not `few`.
@@ -149,47 +143,47 @@ class CacheOperands:
         if SEQUENCES not in self:
             return queries
         is_prompt = self.of_sequence(sample, IS_PROMPT) != 0
-        return tirx.Select(is_prompt, _index(0), queries) if few else tirx.Select(is_prompt, queries, _index(0))
+        return tirx.Select(is_prompt, expression(0), queries) if few else tirx.Select(is_prompt, queries, expression(0))
 
     def slot_of(self, sample: Expr) -> Expr:
         """The entry of the cache of a sample."""
         if SEQUENCES not in self:
             return sample
         slots = shape_of(self.buffers[VALUE])[0]
-        return tirx.max(tirx.min(self.of_sequence(sample, SLOT), _index(slots) - 1), _index(0))
+        return tirx.max(tirx.min(self.of_sequence(sample, SLOT), expression(slots) - 1), expression(0))
 
     def place(self, sample: Expr, query: Expr) -> tuple[Expr, Expr]:
         """Position of a query among those of all samples."""
-        return (sample, query) if SEQUENCES not in self else (_index(0), self._first_token(sample) + query)
+        return (sample, query) if SEQUENCES not in self else (expression(0), self._first_token(sample) + query)
 
     def of_sequence(self, sample: Expr, column: int) -> Expr:
         """A number of a sequence."""
-        return tirx.BufferLoad(self.buffers[SEQUENCES], [sample, _index(column)])
+        return tirx.BufferLoad(self.buffers[SEQUENCES], [sample, expression(column)])
 
     def _first_token(self, sample: Expr) -> Expr:
-        return tirx.max(tirx.min(self.of_sequence(sample, FIRST_TOKEN), _index(self.queries)), _index(0))
+        return tirx.max(tirx.min(self.of_sequence(sample, FIRST_TOKEN), expression(self.queries)), expression(0))
 
     def first_position(self, sample: Expr) -> Expr:
         """The row of the first query; at most the capacity, so that sums of it do not overflow."""
         if SEQUENCES in self:
-            limit = _index(self.capacity)
-            return tirx.max(tirx.min(self.of_sequence(sample, FIRST_ROW), limit), _index(0))
+            limit = expression(self.capacity)
+            return tirx.max(tirx.min(self.of_sequence(sample, FIRST_ROW), limit), expression(0))
         if POSITION not in self:
-            return _index(self.capacity) - _index(self.queries)
-        limit = _index(self.capacity)
-        return tirx.max(tirx.min(self._scalar(POSITION, sample), limit), -_index(self.queries))
+            return expression(self.capacity) - expression(self.queries)
+        limit = expression(self.capacity)
+        return tirx.max(tirx.min(self._scalar(POSITION, sample), limit), -expression(self.queries))
 
     def range_of(self, position: Expr, rows: Expr, query: Expr) -> tuple[Expr, Expr]:
         """The rows [first, end) that a query sees, from `first_position` and `rows_of` of its sample."""
         if not self.description.causal:
-            return _index(0), rows
-        end = tirx.max(tirx.min(position + query + 1, rows), _index(0))
+            return expression(0), rows
+        end = tirx.max(tirx.min(position + query + 1, rows), expression(0))
         if self.description.chunk is not None:
-            chunk = _index(self.description.chunk)
-            return tirx.floordiv(tirx.max(position + query, _index(0)), chunk) * chunk, end
+            chunk = expression(self.description.chunk)
+            return tirx.floordiv(tirx.max(position + query, expression(0)), chunk) * chunk, end
         if self.description.window is None:
-            return _index(0), end
-        return tirx.max(position + query + 1 - self.description.window, _index(0)), end
+            return expression(0), end
+        return tirx.max(position + query + 1 - self.description.window, expression(0)), end
 
     def score(self, raw: Expr, sample: Expr, head: Expr, query: Expr, row: Expr) -> Expr:
         """The argument of softmax, of the product of a scaled query and a key."""
@@ -223,20 +217,16 @@ class CacheOperands:
         """An int64 of a sample, or of all of them."""
         buffer = self.buffers[role]
         shape = shape_of(buffer)
-        at = [_index(0) if size == 1 else sample for size in shape]
+        at = [expression(0) if size == 1 else sample for size in shape]
         value = tirx.BufferLoad(buffer, at)
         return value if dtype_of(buffer) == "int64" else tirx.Cast("int64", value)
-
-
-def _index(value: Index) -> Expr:
-    return tirx.IntImm("int64", value) if isinstance(value, int) else value
 
 
 def _shared(size: Index, point: Expr) -> Expr:
     """Position along an axis that is repeated where its size is 1, which may show at run time only."""
     if isinstance(size, int):
-        return _index(0) if size == 1 else point
-    return tirx.Select(tirx.EQ(size, _index(1)), _index(0), point)
+        return expression(0) if size == 1 else point
+    return tirx.Select(tirx.EQ(size, expression(1)), expression(0), point)
 
 
 # New rows of an int8 cache: each head of each row is rounded with a scale of its own.

@@ -19,13 +19,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from schedules.attention.cache.call import quotient
 from schedules.attention.cache.description import BIAS, KEY, LOWEST, SEQUENCES, SINKS, VALUE, CacheOperands
+from schedules.attention.compute import guarded_quotient
 from schedules.attention.operands import NarrowRows
 from schedules.codegen.nest import (
     Extent,
     allocate,
-    expression,
     in_vectors,
     load,
     parallel_grid,
@@ -41,6 +40,7 @@ from schedules.instructions.products.amx import BLOCK_ROWS, COLUMNS, ROW_BYTES, 
 from schedules.instructions.products.operation import DOT_BF16, Product
 from schedules.instructions.rounding import rounded_pair, rounded_run
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
+from schedules.ir.expression import expression
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
@@ -51,10 +51,6 @@ from schedules.stages.code import join, stage_code
 Element: TypeAlias = "Callable[[Index, Expr], Expr]"
 Combine = Callable[[Expr, Expr, Expr], Expr]
 Ahead = Callable[[Expr], list[Stmt]]
-
-
-def _nothing(k: Expr) -> list[Stmt]:
-    return []
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +124,7 @@ class RunningSoftmax:
         power, power_made = allocate("power", [lanes], "float32", "local")
         added, added_made = allocate("added", [lanes], "float32", "local")
         exp = EXP_OF_NEGATIVE if put is None else EXP_OF_NEGATIVE_COARSE
+        keep = put or (lambda i, key, value: self.scores.store(value, i, key))
 
         def in_lanes(make: Callable[[Expr], Stmt]) -> Stmt:
             return vectorized("lane", lanes, make)
@@ -139,7 +136,7 @@ class RunningSoftmax:
             def raised(vector: Expr) -> Stmt:
                 return sequence(
                     in_lanes(lambda lane: store(power, call(exp, score(vector, lane) - self.largest.load(i)), lane)),
-                    in_lanes(lambda lane: self._put(put, i, vector * lanes + lane, load(power, lane))),
+                    in_lanes(lambda lane: keep(i, vector * lanes + lane, load(power, lane))),
                     in_lanes(lambda lane: store(added, load(added, lane) + load(power, lane), lane)),
                 )
 
@@ -165,25 +162,17 @@ class RunningSoftmax:
 
     def scaled(self, count: Expr, scale: Callable[[Expr], Expr]) -> Stmt:
         """The first `count` powers of a block times the scales of their keys' values; call it after `powers`."""
-        lanes = self.machine.lanes("float32")
-        whole = tirx.floordiv(count, expression(lanes))
 
         def row(i: Expr) -> Stmt:
             def one(k: Expr) -> Stmt:
                 return self.scores.store(self.scores.load(i, k) * scale(k), i, k)
 
-            return sequence(
-                repeat("vector", whole, lambda v: vectorized("lane", lanes, lambda lane: one(v * lanes + lane))),
-                repeat("rest", count - whole * lanes, lambda k: one(whole * lanes + k)),
-            )
+            return in_some_vectors(count, self.machine.lanes("float32"), one)
 
         return repeat("row", self.rows, row)
 
-    def _put(self, put: Callable[[Expr, Expr, Expr], Stmt] | None, i: Expr, key: Expr, power: Expr) -> Stmt:
-        return self.scores.store(power, i, key) if put is None else put(i, key, power)
-
     def weighted(
-        self, depth: Expr, weight: Element, value: Element, combine: Combine = multiply_add, ahead: Ahead = _nothing
+        self, depth: Expr, weight: Element, value: Element, combine: Combine = multiply_add, ahead: Ahead = lambda k: []
     ) -> Stmt:
         """The sums scaled down and the block's values added, each times its weight: `depth` steps of the sum.
         `ahead(k)` makes statements that go before step k."""
@@ -207,6 +196,15 @@ class RunningSoftmax:
 
             parts.append(split_repeat("panel", self.columns, width, tile))
         return sequence(parts)
+
+
+def in_some_vectors(count: Expr, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
+    """`body` of 0 to `count` - 1: in vectors, then one by one."""
+    whole = tirx.floordiv(count, expression(lanes))
+    return sequence(
+        repeat("vector", whole, lambda v: vectorized("lane", lanes, lambda lane: body(v * lanes + lane))),
+        repeat("rest", count - whole * lanes, lambda k: body(whole * lanes + k)),
+    )
 
 
 def most_rows(machine: Machine) -> int:
@@ -467,8 +465,7 @@ class PromptWriter:
         ranges, ranges_made = allocate("ranges", [2, height], "int64")
         queries = weights = None
         if self.narrow:
-            size_of = 2 if self.tiles is None else 2 * STEPS
-            queries = NarrowRows.of("queries", height, own.size, size_of=size_of)
+            queries = NarrowRows.of("queries", height, own.size, size_of=1 if self.tiles is None else 2 * STEPS)
             weights = NarrowRows.of("weights", height, _KEYS)
             made = [*made, *queries.allocated(), *weights.allocated()]
         names = ("row_0", "position", "rows", "slot", "own_count")
@@ -492,18 +489,19 @@ class PromptWriter:
         bound = [tirx.Bind(first, first_row), tirx.Bind(count_of, own.few_of(sample, few=False))]
         return sequence(*bound, when(first < count_of * own.group, code) if SEQUENCES in own else code)
 
-    def _place(self, tile: _Tile, j: Expr) -> tuple[Expr, Expr]:
-        """(query, head) of a row; behind the last one, that again."""
+    def _place(self, tile: _Tile, j: Expr) -> tuple[Expr, Expr, list[Stmt]]:
+        """Query and head of a row, and the statements that bind them; behind the last one, that again."""
         own = self.operands
         group = expression(own.group)
         row = tirx.min(tile.first_row + j, tile.queries_of * own.group - 1)
-        return tirx.floordiv(row, group), tile.key_head * group + tirx.floormod(row, group)
+        places = tirx.floordiv(row, group), tile.key_head * group + tirx.floormod(row, group)
+        query, head = (tirx.Var(name, "int64") for name in ("query", "head"))
+        return query, head, [tirx.Bind(query, places[0]), tirx.Bind(head, places[1])]
 
     def _row_start(self, tile: _Tile, j: Expr) -> Stmt:
         """The query of a row, and what it sees."""
         own = self.operands
-        query, head = (tirx.Var(name, "int64") for name in ("query", "head"))
-        places = self._place(tile, j)
+        query, head, bound = self._place(tile, j)
         first, end = own.range_of(tile.position, tile.rows, query)
 
         def element(d: Expr) -> Stmt:
@@ -511,8 +509,7 @@ class PromptWriter:
             return tile.queries.put(j, d, value) if self.narrow else tile.softmax.further.store(value, j, d)
 
         return sequence(
-            tirx.Bind(query, places[0]),
-            tirx.Bind(head, places[1]),
+            bound,
             store(tile.ranges, first, 0, j),
             store(tile.ranges, end, 1, j),
             in_vectors("d", own.size, self.lanes, element),
@@ -528,7 +525,7 @@ class PromptWriter:
         )
 
         def weight(i: Index, k: Expr) -> Expr:
-            return tile.weights.pair(i, k) if self.narrow else scores.load(i, k)
+            return tile.weights.word(i, k) if self.narrow else scores.load(i, k)
 
         def value(k: Expr, d: Expr) -> Expr:
             step = tirx.floordiv(first, expression(2)) + k if self.narrow else first + k
@@ -581,9 +578,8 @@ class PromptWriter:
     def _tile_sums(
         self, product: Product, rows: NarrowRows, taps: Taps, b: Expr, sums: Buffer, b_pitch: int = 0
     ) -> Stmt:
-        pitch = int(rows.buffer.ty.shape[-1]) * 2
         return block_sums(
-            product, lambda i: load(rows.buffer, i, 0), pitch, taps, b, sums, self.height, b_pitch=b_pitch
+            product, lambda i: load(rows.buffer, i, 0), rows.pitch, taps, b, sums, self.height, b_pitch=b_pitch
         )
 
     def _scores(self, packed: PackedRows, tile: _Tile, first: Expr, panel: Expr) -> Stmt:
@@ -595,7 +591,7 @@ class PromptWriter:
         registers = RegisterTile(self.height, width, self.lanes, "float32", self.combine)
 
         def query(i: int, step: Expr) -> Expr:
-            return tile.queries.pair(i, step) if self.narrow else tile.softmax.further.load(i, step)
+            return tile.queries.word(i, step) if self.narrow else tile.softmax.further.load(i, step)
 
         def end(i: int, at: Expr, column: Expr) -> Stmt:
             return self._put_score(tile, registers.sum(i, at), i, panel * width + column)
@@ -633,23 +629,14 @@ class PromptWriter:
     def _biased(self, tile: _Tile, first: Expr, count: Expr) -> Stmt:
         """Scores of a block with what depends on their place."""
         own, scores = self.operands, tile.softmax.scores
-        whole = tirx.floordiv(count, expression(self.lanes))
 
         def row(j: Expr) -> Stmt:
-            query, head = (tirx.Var(name, "int64") for name in ("query", "head"))
-            places = self._place(tile, j)
+            query, head, bound = self._place(tile, j)
 
             def key(k: Expr) -> Stmt:
                 return scores.store(own.score(scores.load(j, k), tile.sample, head, query, first + k), j, k)
 
-            return sequence(
-                tirx.Bind(query, places[0]),
-                tirx.Bind(head, places[1]),
-                repeat(
-                    "vector", whole, lambda v: vectorized("lane", self.lanes, lambda lane: key(v * self.lanes + lane))
-                ),
-                repeat("rest", count - whole * self.lanes, lambda k: key(whole * self.lanes + k)),
-            )
+            return sequence(bound, in_some_vectors(count, self.lanes, key))
 
         return repeat("j", self.height, row)
 
@@ -677,9 +664,7 @@ class PromptWriter:
     def _row_end(self, tile: _Tile, j: Expr) -> Stmt:
         """The result of a row."""
         own, softmax = self.operands, tile.softmax
-        query, head = (tirx.Var(name, "int64") for name in ("query", "head"))
-        places = self._place(tile, j)
-        parts: list[Stmt] = [tirx.Bind(query, places[0]), tirx.Bind(head, places[1])]
+        query, head, parts = self._place(tile, j)
         factor = softmax.corrections.load(j)
         if SINKS in own:
             largest = softmax.largest.load(j)
@@ -691,6 +676,6 @@ class PromptWriter:
 
         def element(d: Expr) -> Stmt:
             value = softmax.sums.load(j, d) * factor if SINKS in own else softmax.sums.load(j, d)
-            return own.stored(quotient(value, softmax.totals.load(j)), tile.sample, query, head, d)
+            return own.stored(guarded_quotient(value, softmax.totals.load(j)), tile.sample, query, head, d)
 
         return sequence(parts, in_vectors("d", own.value_size, self.lanes, element))

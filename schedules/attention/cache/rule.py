@@ -8,7 +8,8 @@ from typing import ClassVar
 from schedules.attention.cache.decode import DecodeWriter
 from schedules.attention.cache.description import ATTRIBUTE, KEY, SEQUENCES, CacheOperands, parse
 from schedules.attention.cache.prompt import PromptWriter
-from schedules.attention.writer import bfloat16_tiles
+from schedules.attention.rule import SOFTMAX_CYCLES
+from schedules.attention.writer import attention_tiles
 from schedules.codegen.nest import build_function
 from schedules.config import Config
 from schedules.errors import NotScheduledError
@@ -22,8 +23,6 @@ from schedules.machine import Machine
 from schedules.rule import ScheduleRule, Workload
 
 # Estimated cycles of attention over a cache.
-
-_SOFTMAX = 12.0  # of a vector of scores
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def cache_cycles(sizes: CacheSizes, machine: Machine, tiles: Product | None) -> 
     """Single-core cycles, in float32 vectors or by an instruction with tile accumulators."""
     rate = 1.0 if tiles is None else tiles.rate_on(machine)
     lanes = machine.lanes("float32")
-    return sizes.operations / (2 * lanes * machine.fma_ports * rate) + sizes.scores / lanes * _SOFTMAX
+    return sizes.operations / (2 * lanes * machine.fma_ports * rate) + sizes.scores / lanes * SOFTMAX_CYCLES
 
 
 _FEW_ROWS = 16  # queries times heads that share a key: below, packing keys for them costs more than it saves
@@ -115,7 +114,7 @@ def tiles_of(function: PrimFunc, machine: Machine) -> Product | None:
 
 def prompt_tiles(own: CacheOperands, machine: Machine) -> Product | None:
     """The tile instruction for prompts, if operands may be rounded to bfloat16 and the machine has a faster one."""
-    tiles = bfloat16_tiles(machine)
+    tiles = attention_tiles(machine, DOT_BF16)
     return tiles if tiles is not None and own.rounds and tiles.rate_on(machine) > 1 else None
 
 

@@ -78,17 +78,16 @@ def definitions(called: Set[str], machine: Machine) -> str:
         units = [unit for unit in UNITS if unit_symbol(product, unit) in called]
         native = any(machine.executes(*needed) for needed in product.needs)
         if (sizes or units) and native:
-            declared.update(dict.fromkeys(_declarations(product).splitlines()))
+            declared.update(dict.fromkeys(_DECLARATIONS.format(product.name).splitlines()))
         texts += [_plain_dot(product)] if (sizes or units) and not native else []
         texts += [_native_text(product, *size) if native else _plain_text(product, *size) for size in sizes]
         texts += [_native_unit(product, unit) if native else _plain_unit(product, unit) for unit in units]
     return "\n".join([*declared, *texts, _METADATA]) if texts else ""
 
 
-def _declarations(product: Product) -> str:
-    return f"""declare x86_amx @llvm.x86.tileloadd64.internal(i16, i16, ptr, i64)
+_DECLARATIONS = """declare x86_amx @llvm.x86.tileloadd64.internal(i16, i16, ptr, i64)
 declare x86_amx @llvm.x86.tilezero.internal(i16, i16)
-declare x86_amx @llvm.x86.{product.name}.internal(i16, i16, i16, x86_amx, x86_amx, x86_amx)
+declare x86_amx @llvm.x86.{}.internal(i16, i16, i16, x86_amx, x86_amx, x86_amx)
 declare void @llvm.x86.tilestored64.internal(i16, i16, ptr, i64, x86_amx)"""
 
 
@@ -147,6 +146,14 @@ def _native_unit(product: Product, unit: int) -> str:
 }}"""
 
 
+# A word of the row of the left operand in all lanes, and where the column of the right one begins.
+_SPREAD_WORD = """  %apw = getelementptr i32, ptr %ap, i64 %step
+  %word = load i32, ptr %apw, align 1
+  %single = insertelement <16 x i32> poison, i32 %word, i32 0
+  %spread = shufflevector <16 x i32> %single, <16 x i32> poison, <16 x i32> zeroinitializer
+  %bs = mul i64 %step, %bpitch"""
+
+
 def _plain_unit(product: Product, unit: int) -> str:
     """Plain code, row by row."""
     operation = product.operation
@@ -162,11 +169,7 @@ outer:
 inner:
   %step = phi i64 [ 0, %outer ], [ %next_step, %inner ]
   %held = phi {words} [ zeroinitializer, %outer ], [ %sum, %inner ]
-  %apw = getelementptr i32, ptr %ap, i64 %step
-  %word = load i32, ptr %apw, align 1
-  %single = insertelement {words} poison, i32 %word, i32 0
-  %spread = shufflevector {words} %single, {words} poison, {words} zeroinitializer
-  %bs = mul i64 %step, %bpitch
+{_SPREAD_WORD}
   %bp = getelementptr i8, ptr %b, i64 %bs
   %column = load {words}, ptr %bp, align 4
   %sum = call {words} @tensorwright_tiles_{operation.short}_x16({words} %held, {words} %spread, {words} %column)
@@ -263,11 +266,7 @@ outer:
 inner:
   %step = phi i64 [ 0, %outer ], [ %next_step, %inner ]
   %held = phi {total} [ %carried, %outer ], [ %sum, %inner ]
-  %apw = getelementptr i32, ptr %ap, i64 %step
-  %word = load i32, ptr %apw, align 1
-  %single = insertelement {words} poison, i32 %word, i32 0
-  %spread = shufflevector {words} %single, {words} poison, {words} zeroinitializer
-  %bs = mul i64 %step, %bpitch
+{_SPREAD_WORD}
   %bpw = getelementptr i8, ptr %bp, i64 %bs
   %column = load {words}, ptr %bpw, align 4
   %sum = call {total} @tensorwright_tiles_{operation.short}_x16({total} %held, {words} %spread, {words} %column)

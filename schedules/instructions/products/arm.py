@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from schedules.instructions.products.operation import (
     DOT_BF16,
     DOT_S8S8,
     DOT_U8S8,
     MATRIX_S8S8,
     MATRIX_U8S8,
+    Operation,
     Product,
     features,
 )
@@ -66,8 +69,8 @@ def _call(name: str, total: str, a: str, b: str) -> str:
     return f"call <4 x i32> {_intrinsic(name)}(<4 x i32> {total}, <16 x i8> {a}, <16 x i8> {b})"
 
 
-def _declared(name: str) -> list[str]:
-    return [f"declare <4 x i32> {_intrinsic(name)}(<4 x i32>, <16 x i8>, <16 x i8>)"]
+def _declared(name: str) -> str:
+    return f"declare <4 x i32> {_intrinsic(name)}(<4 x i32>, <16 x i8>, <16 x i8>)"
 
 
 def _direct(name: str, a: str = "%x", b: str = "%y") -> str:
@@ -89,55 +92,25 @@ def _unsigned_by_signed() -> str:
 # cycle on Neoverse N2, four on V1 and V2), so a single row is no case of its own.
 _BFDOT = "@llvm.aarch64.neon.bfdot.v4f32.v8bf16"
 _NEON, _DOT, _MATRIX = features("neon", "bf16"), features("neon", "dotprod"), features("neon", "dotprod", "i8mm")
-PRODUCTS = (
-    Product(
-        "bfdot",
-        DOT_BF16,
-        (_NEON,),
-        2.0,
-        (REGISTER_LANES,),
-        lambda _: (
-            f"""  %x = bitcast <4 x i32> %a to <8 x bfloat>
+
+
+def _product(
+    name: str, operation: Operation, needs: frozenset[str], rate: float, body: str, declared: str, **more: Any
+) -> Product:
+    """An instruction of one register."""
+    return Product(name, operation, (needs,), rate, (REGISTER_LANES,), lambda _: body, lambda _: [declared], **more)
+
+
+_OF_PAIRS = f"""  %x = bitcast <4 x i32> %a to <8 x bfloat>
   %y = bitcast <4 x i32> %b to <8 x bfloat>
   %r = call <4 x float> {_BFDOT}(<4 x float> %c, <8 x bfloat> %x, <8 x bfloat> %y)"""
-        ),
-        lambda _: [f"declare <4 x float> {_BFDOT}(<4 x float>, <8 x bfloat>, <8 x bfloat>)"],
-    ),
-    *(
-        Product(
-            name,
-            operation,
-            (_MATRIX,),
-            8.0,
-            (REGISTER_LANES,),
-            lambda _, name=name: _direct(name),  # type: ignore[misc]
-            lambda _, name=name: _declared(name),  # type: ignore[misc]
-            rows=2,
-            depth=8,
-        )
-        for name, operation in (("usmmla", MATRIX_U8S8), ("smmla", MATRIX_S8S8))
-    ),
-    Product(
-        "usdot", DOT_U8S8, (_MATRIX,), 4.0, (REGISTER_LANES,), lambda _: _direct("usdot"), lambda _: _declared("usdot")
-    ),
+_BFDOT_DECLARED = f"declare <4 x float> {_BFDOT}(<4 x float>, <8 x bfloat>, <8 x bfloat>)"
+PRODUCTS = (
+    _product("bfdot", DOT_BF16, _NEON, 2.0, _OF_PAIRS, _BFDOT_DECLARED),
+    _product("usmmla", MATRIX_U8S8, _MATRIX, 8.0, _direct("usmmla"), _declared("usmmla"), rows=2, depth=8),
+    _product("smmla", MATRIX_S8S8, _MATRIX, 8.0, _direct("smmla"), _declared("smmla"), rows=2, depth=8),
+    _product("usdot", DOT_U8S8, _MATRIX, 4.0, _direct("usdot"), _declared("usdot")),
     # LLVM takes a lane of the second factor as it lies in a register: that is %a, the same for all columns.
-    Product(
-        "sdot",
-        DOT_S8S8,
-        (_DOT,),
-        4.0,
-        (REGISTER_LANES,),
-        lambda _: _direct("sdot", "%y", "%x"),
-        lambda _: _declared("sdot"),
-    ),
-    Product(
-        "sdot of shifted bytes",
-        DOT_U8S8,
-        (_DOT,),
-        4.0,
-        (REGISTER_LANES,),
-        lambda _: _unsigned_by_signed(),
-        lambda _: _declared("sdot"),
-        direct=False,
-    ),
+    _product("sdot", DOT_S8S8, _DOT, 4.0, _direct("sdot", "%y", "%x"), _declared("sdot")),
+    _product("sdot of shifted bytes", DOT_U8S8, _DOT, 4.0, _unsigned_by_signed(), _declared("sdot"), direct=False),
 )

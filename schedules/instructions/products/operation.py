@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from schedules.instructions.llvm_functions import PREFIX, register_operator, symbol, vector
+from schedules.instructions.llvm_functions import PREFIX, register_operator, splat, symbol, vector
 from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine
 
@@ -102,11 +102,6 @@ def _byte(word: Expr, at: int, dtype: str) -> Expr:
     return (word << (24 - 8 * at)) >> 24 if dtype == "int8" else (word >> 8 * at) & 0xFF
 
 
-def splat(value: int, lanes: int, scalar: str = "i32") -> str:
-    """Broadcast a constant to all lanes."""
-    return str(value) if lanes == 1 else f"splat ({scalar} {value})"
-
-
 def _plain_bytes(a: str, b: str) -> Body:
     """Plain code for two byte dtypes, byte by byte."""
     return lambda lanes: _bytewise(lanes, signed={"a": a == "int8", "b": b == "int8"})
@@ -151,10 +146,15 @@ def _plain_bfloat16(lanes: int) -> str:
   %blf = bitcast {i} %bl to {f}
   %ahf = bitcast {i} %ah to {f}
   %bhf = bitcast {i} %bh to {f}
-  %high = fmul contract {f} %ahf, %bhf
+{_sum_of_halves(f)}"""
+
+
+def _sum_of_halves(f: str) -> str:
+    """Lines that add the products of the high and of the low halves."""
+    return f"""  %high = fmul contract {f} %ahf, %bhf
   %sum = fadd contract {f} %c, %high
   %low = fmul contract {f} %alf, %blf
-  %r = fadd contract {f} %sum, %low"""
+  {RESULT} = fadd contract {f} %sum, %low"""
 
 
 def _plain_float16(lanes: int) -> str:
@@ -171,15 +171,7 @@ def _plain_float16(lanes: int) -> str:
             f"  %{name}lf = fpext {h} %{name}lb to {f}",
             f"  %{name}hf = fpext {h} %{name}hb to {f}",
         ]
-    return "\n".join(
-        [
-            *lines,
-            f"  %high = fmul contract {f} %ahf, %bhf",
-            f"  %sum = fadd contract {f} %c, %high",
-            f"  %low = fmul contract {f} %alf, %blf",
-            f"  {RESULT} = fadd contract {f} %sum, %low",
-        ]
-    )
+    return "\n".join([*lines, _sum_of_halves(f)])
 
 
 def float16_sums(lanes: int) -> str:

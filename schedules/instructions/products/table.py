@@ -90,14 +90,8 @@ def definitions(called: Set[str], lanes: Iterable[int], machine: Machine) -> str
 
 def _instruction(machine: Machine, operation: Operation) -> str | None:
     """The instruction used for an operation in generated code; None for plain code."""
-    for product in PRODUCTS:
-        if (
-            product.operation is operation
-            and product.lanes
-            and any(machine.executes(*needed) for needed in product.needs)
-        ):
-            return product.name
-    return None
+    found = (each for each in PRODUCTS if each.operation is operation and each.lanes)
+    return next((each.name for each in found if any(machine.executes(*needed) for needed in each.needs)), None)
 
 
 @cache

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from schedules.instructions.llvm_functions import vector
+from schedules.instructions.llvm_functions import splat, vector
 from schedules.instructions.products.operation import (
     DOT_BF16,
     DOT_F16,
@@ -12,22 +12,18 @@ from schedules.instructions.products.operation import (
     DOT_U8S8,
     DOT_U8U8,
     DOT_WORDS,
+    SCALARS,
     SUM_F16,
     Operation,
     Product,
     features,
     float16_sums,
-    splat,
 )
 
 BITS = {4: 128, 8: 256, 16: 512}
 """Width of the registers in bits, by lanes of 32 bits. The lesser widths need AVX512VL or AVX-VNNI."""
 _PAIRS = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 _VNNI = (features("avx512vnni", "avx512vl"), features("avxvnni"))
-
-
-def _bytes(lanes: int) -> str:
-    return f"<{4 * lanes} x i8>"
 
 
 def _words(lanes: int) -> str:
@@ -40,19 +36,32 @@ def _casts(lanes: int, kind: str) -> str:
     return f"  %x = bitcast {i} %a to {kind}\n  %y = bitcast {i} %b to {kind}"
 
 
-def _dot_bytes(lanes: int, name: str) -> str:
-    i, b = vector("i32", lanes), _bytes(lanes)
-    return f"{_casts(lanes, b)}\n  %r = call {i} @{name}.{BITS[lanes]}({i} %c, {b} %x, {b} %y)"
+def _dot(
+    name: str,
+    operation: Operation,
+    needs: tuple[frozenset[str], ...],
+    rate: float,
+    element: str,
+    intrinsic: str = "llvm.x86.avx512.{name}",
+    *,
+    pads: bool = False,
+) -> Product:
+    """An instruction whose registers hold LLVM's type `element`; `{avx}` in the intrinsic is that of a width."""
 
+    def types(lanes: int) -> tuple[str, str, str]:
+        called = intrinsic.format(name=name, avx="avx10" if lanes == 16 else "avx2")
+        kind = f"<{(4 if element == 'i8' else 2) * lanes} x {element}>"
+        return vector(SCALARS[operation.total], lanes), kind, f"@{called}.{BITS[lanes]}"
 
-def _declared(lanes: int, name: str, kind: str) -> list[str]:
-    i = vector("i32", lanes)
-    return [f"declare {i} @{name}.{BITS[lanes]}({i}, {kind}, {kind})"]
+    def body(lanes: int) -> str:
+        total, kind, called = types(lanes)
+        return f"{_casts(lanes, kind)}\n  %r = call {total} {called}({total} %c, {kind} %x, {kind} %y)"
 
+    def declared(lanes: int) -> list[str]:
+        total, kind, called = types(lanes)
+        return [f"declare {total} {called}({total}, {kind}, {kind})"]
 
-def _dot_words(lanes: int) -> str:
-    i, w = vector("i32", lanes), _words(lanes)
-    return f"{_casts(lanes, w)}\n  %r = call {i} @llvm.x86.avx512.vpdpwssd.{BITS[lanes]}({i} %c, {w} %x, {w} %y)"
+    return Product(name, operation, needs, rate, tuple(BITS), body, declared, pads=pads)
 
 
 def _declared_pairs(lanes: int) -> list[str]:
@@ -81,76 +90,27 @@ def _pairs_of_words(lanes: int) -> str:
     return f"{_casts(lanes, w)}\n  %p = call {i} @{_PAIRS[lanes]}({w} %x, {w} %y)\n  %r = add {i} %c, %p"
 
 
-def _halves(name: str, operation: Operation, needs: frozenset[str], intrinsic: str, half: str) -> Product:
-    """An instruction on pairs of 16-bit floats that accumulates in float32."""
-
-    def body(lanes: int) -> str:
-        f, h = vector("float", lanes), f"<{2 * lanes} x {half}>"
-        return f"{_casts(lanes, h)}\n  %r = call {f} @{intrinsic}.{BITS[lanes]}({f} %c, {h} %x, {h} %y)"
-
-    def declared(lanes: int) -> list[str]:
-        f, h = vector("float", lanes), f"<{2 * lanes} x {half}>"
-        return [f"declare {f} @{intrinsic}.{BITS[lanes]}({f}, {h}, {h})"]
-
-    return Product(name, operation, (needs,), 2.0, (4, 8, 16), body, declared)
-
-
-def _bytes_as_they_are(name: str, operation: Operation) -> Product:
-    """Byte dot products in any signedness: AVX-VNNI-INT8 has registers of up to 256 bits, AVX10.2 of 512 bits."""
-
-    def called(lanes: int) -> str:
-        return f"llvm.x86.{'avx10' if lanes == 16 else 'avx2'}.{name}"
-
-    return Product(
-        name,
-        operation,
-        (features("avx10.2"), features("avxvnniint8")),
-        4.0,
-        (4, 8, 16),
-        lambda lanes: _dot_bytes(lanes, called(lanes)),
-        lambda lanes: _declared(lanes, called(lanes), _bytes(lanes)),
-    )
-
-
-_UNSIGNED, _WORDS = "llvm.x86.avx512.vpdpbusd", "llvm.x86.avx512.vpdpwssd"
+# Byte dot products in any signedness: AVX-VNNI-INT8 has registers of up to 256 bits, AVX10.2 of 512 bits.
+_ANY_SIGN = (features("avx10.2"), features("avxvnniint8"))
+_BF16, _FP16 = (features("avx512bf16", "avx512vl"),), (features("avx512fp16", "avx512vl"),)
 PRODUCTS = (
-    _halves("vdpbf16ps", DOT_BF16, features("avx512bf16", "avx512vl"), "llvm.x86.avx512bf16.dpbf16ps", "bfloat"),
-    _halves("vdpphps", DOT_F16, features("avx10.2"), "llvm.x86.avx10.vdpphps", "half"),
+    _dot("vdpbf16ps", DOT_BF16, _BF16, 2.0, "bfloat", "llvm.x86.avx512bf16.dpbf16ps"),
+    _dot("vdpphps", DOT_F16, (features("avx10.2"),), 2.0, "half", "llvm.x86.avx10.{name}"),
     # Of 64 steps, the multiplications are 64 of some 74 instructions.
-    Product("vfmadd231ph", SUM_F16, (features("avx512fp16", "avx512vl"),), 1.7, (4, 8, 16), float16_sums),
-    Product(
-        "vpdpbusd",
-        DOT_U8S8,
-        _VNNI,
-        4.0,
-        (4, 8, 16),
-        lambda lanes: _dot_bytes(lanes, _UNSIGNED),
-        lambda lanes: _declared(lanes, _UNSIGNED, _bytes(lanes)),
-        pads=True,
+    Product("vfmadd231ph", SUM_F16, _FP16, 1.7, tuple(BITS), float16_sums),
+    _dot("vpdpbusd", DOT_U8S8, _VNNI, 4.0, "i8", pads=True),
+    *(
+        _dot(name, operation, _ANY_SIGN, 4.0, "i8", "llvm.x86.{avx}.{name}")
+        for name, operation in (("vpdpbssd", DOT_S8S8), ("vpdpbsud", DOT_S8U8), ("vpdpbuud", DOT_U8U8))
     ),
-    _bytes_as_they_are("vpdpbssd", DOT_S8S8),
-    _bytes_as_they_are("vpdpbsud", DOT_S8U8),
-    _bytes_as_they_are("vpdpbuud", DOT_U8U8),
-    Product(
-        "vpdpwssd",
-        DOT_WORDS,
-        _VNNI,
-        2.0,
-        (4, 8, 16),
-        _dot_words,
-        lambda lanes: _declared(lanes, _WORDS, _words(lanes)),
-        pads=True,
+    _dot("vpdpwssd", DOT_WORDS, _VNNI, 2.0, "i16", pads=True),
+    *(
+        Product(
+            name, operation, (features("avx2"),), rate, tuple(BITS), body, _declared_pairs, direct=direct, pads=True
+        )
+        for name, operation, rate, body, direct in (
+            ("vpmaddwd of bytes", DOT_U8S8, 1.5, _pairs_of_bytes, False),
+            ("vpmaddwd", DOT_WORDS, 1.0, _pairs_of_words, True),
+        )
     ),
-    Product(
-        "vpmaddwd of bytes",
-        DOT_U8S8,
-        (features("avx2"),),
-        1.5,
-        (4, 8, 16),
-        _pairs_of_bytes,
-        _declared_pairs,
-        direct=False,
-        pads=True,
-    ),
-    Product("vpmaddwd", DOT_WORDS, (features("avx2"),), 1.0, (4, 8, 16), _pairs_of_words, _declared_pairs, pads=True),
 )

@@ -25,20 +25,22 @@ minimum. In place of themselves, the integers may stand for numbers: those of a 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schedules.annotations import KIND, SPEC
+from schedules.ir.expression import index
+from schedules.ir.numbers import QUAD
 from schedules.ir.tir import Expr, IterVar, Tensor, te, tirx
 from schedules.ir.widening import number
 from schedules.matmul.blocks.rounding import HEADER, SCALE
 
 PANEL = 32  # columns
 STEP = 32  # neighbours along the depth that a step of the kernels takes
-QUAD = 4  # bytes of a word
 FLOATS = ("bfloat16", "float16", "float32")
 FLOATS_OF_8_BITS = ("float8_e4m3fn", "float8_e5m2")
 _PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
@@ -162,24 +164,21 @@ def pack_floats(values: NDArray[np.generic], layout: BlockFormat) -> NDArray[np.
     return packed.view(np.int32)[..., 0]
 
 
+_int32 = partial(index, dtype="int32")
+
 BLOCK_MATMUL = "block-matmul"
 EXPERT_MATMUL = "expert-matmul"
-
-
-def int32(value: int) -> Expr:
-    """A constant."""
-    return tirx.const(value, "int32")
 
 
 def integer(planes: list[Tensor], layout: BlockFormat, panel: Expr, k: Expr, lane: Expr) -> Expr:
     """The unsigned integer at index k of the depth."""
     quad, byte = tirx.floordiv(k, QUAD), tirx.Cast("int32", tirx.floormod(k, QUAD))
-    value, start = int32(0), 0
+    value, start = _int32(0), 0
     for plane, bits in zip(planes, layout.planes, strict=True):
         places = 8 // bits
         shift = byte * 8 + tirx.Cast("int32", tirx.floormod(quad, places)) * bits
-        part = (plane(panel, tirx.floordiv(quad, places), lane) >> shift) & int32(2**bits - 1)
-        value = value + (part << int32(start))
+        part = (plane(panel, tirx.floordiv(quad, places), lane) >> shift) & _int32(2**bits - 1)
+        value = value + (part << _int32(start))
         start += bits
     return value
 
@@ -190,7 +189,7 @@ def number_of(value: Expr, layout: BlockFormat) -> Expr:
         return _chosen(value, layout.table)
     # The exponent and the fraction at their place in a float32 are the number times a power of two, subnormal or not.
     fraction, bias = (20, 120) if layout.float8 == "float8_e4m3fn" else (21, 112)
-    bits = (value & int32(0x7F)) << int32(fraction) | (value & int32(0x80)) << int32(24)
+    bits = (value & _int32(0x7F)) << _int32(fraction) | (value & _int32(0x80)) << _int32(24)
     return tirx.reinterpret("float32", bits) * tirx.const(2.0**bias, "float32")
 
 
@@ -199,7 +198,7 @@ def _chosen(value: Expr, table: Sequence[float]) -> Expr:
     rows = [tirx.const(each, "float32") for each in table]
     bit = 0
     while len(rows) > 1:
-        is_set = tirx.NE(value & int32(1 << bit), int32(0))
+        is_set = tirx.NE(value & _int32(1 << bit), _int32(0))
         rows = [tirx.Select(is_set, odd, even) for even, odd in zip(rows[::2], rows[1::2], strict=True)]
         bit += 1
     return rows[0]
@@ -212,7 +211,7 @@ def plain_number(words: Tensor, layout: BlockFormat, panel: Expr, k: Expr, lane:
     half = tirx.Cast("int32", tirx.floormod(k, 2)) * 16
     word = words(panel, tirx.floordiv(k, 2), lane) >> half
     if layout.numbers == "bfloat16":
-        return tirx.reinterpret("float32", word << int32(16))
+        return tirx.reinterpret("float32", word << _int32(16))
     return tirx.Cast("float32", tirx.reinterpret("float16", tirx.Cast("uint16", word)))
 
 
@@ -232,7 +231,7 @@ def element(arrays: Mapping[str, Tensor], layout: BlockFormat, k: Expr, panel: E
 
     if not layout.is_integer:
         return of_group("scale") * number_of(value, layout)
-    value = value - int32(layout.zero)
+    value = value - _int32(layout.zero)
     if layout.zeros:
         value = value - tirx.Cast("int32", arrays["zeros"](panel, group, lane))
     result = of_group("scale") * tirx.Cast("float32", value)
@@ -249,16 +248,30 @@ def block_matmul(data: Tensor, *stored: Tensor, columns: int, depth: int, layout
         depth: depth of the weight.
         layout: the text of its `BlockFormat`.
     """
+    shape = data.shape[:-2] if str(data.dtype) == "int32" else data.shape[:-1]
+    return _matmul(BLOCK_MATMUL, data, [*shape, index(columns)], stored, depth, layout, lambda at, panel: panel)
+
+
+def _matmul(
+    kind: str,
+    data: Tensor,
+    shape: list[Expr],
+    stored: Sequence[Tensor],
+    depth: int,
+    layout: str,
+    panel_of: Callable[[tuple[Expr, ...], Expr], Expr],
+) -> Tensor:
+    """The matmul of a `shape`; `panel_of(place of a row, panel)` is the panel of the stored weight."""
     form = BlockFormat.of_text(layout)
     arrays = dict(zip(form.arrays, stored, strict=True))
-    k = te.reduce_axis((tirx.const(0, "int64"), tirx.const(depth, "int64")), name="k")
+    k = te.reduce_axis((index(0), index(depth)), name="k")
 
     def point(*at: Expr) -> Expr:
         panel, lane = _column(at[-1])
-        return te.sum(_number_of(data, form, at[:-1], k) * element(arrays, form, k, panel, lane), axis=k)
+        weight = element(arrays, form, k, panel_of(at[:-1], panel), lane)
+        return te.sum(_number_of(data, form, at[:-1], k) * weight, axis=k)
 
-    attrs = {KIND: BLOCK_MATMUL, SPEC: layout}
-    return te.compute([*_rows_of(data), tirx.const(columns, "int64")], point, name="matmul", attrs=attrs)
+    return te.compute(shape, point, name="matmul", attrs={KIND: kind, SPEC: layout})
 
 
 def expert_matmul(data: Tensor, experts: Tensor, *stored: Tensor, columns: int, depth: int, layout: str) -> Tensor:
@@ -273,27 +286,17 @@ def expert_matmul(data: Tensor, experts: Tensor, *stored: Tensor, columns: int, 
         depth: depth of the weight.
         layout: the text of its `BlockFormat`.
     """
-    form = BlockFormat.of_text(layout)
-    arrays = dict(zip(form.arrays, stored, strict=True))
-    k = te.reduce_axis((tirx.const(0, "int64"), tirx.const(depth, "int64")), name="k")
+    panels = -(-columns // PANEL)
 
-    def point(row: Expr, column: Expr) -> Expr:
-        panel, lane = _column(column)
-        panel = experts(row) * -(-columns // PANEL) + panel
-        return te.sum(_number_of(data, form, (row,), k) * element(arrays, form, k, panel, lane), axis=k)
+    def panel_of(at: tuple[Expr, ...], panel: Expr) -> Expr:
+        return experts(*at) * panels + panel
 
-    attrs = {KIND: EXPERT_MATMUL, SPEC: layout}
-    return te.compute([data.shape[0], tirx.const(columns, "int64")], point, name="matmul", attrs=attrs)
+    return _matmul(EXPERT_MATMUL, data, [data.shape[0], index(columns)], stored, depth, layout, panel_of)
 
 
 def _column(column: Expr) -> tuple[Expr, Expr]:
     """The panel of a column, and its lane within it."""
     return tirx.floordiv(column, PANEL), tirx.floormod(column, PANEL)
-
-
-def _rows_of(data: Tensor) -> list[Expr]:
-    """The axes before the depth, of float32 or quantized data."""
-    return list(data.shape[:-2] if str(data.dtype) == "int32" else data.shape[:-1])
 
 
 def _number_of(data: Tensor, form: BlockFormat, at: tuple[Expr, ...], k: IterVar) -> Expr:
@@ -302,7 +305,7 @@ def _number_of(data: Tensor, form: BlockFormat, at: tuple[Expr, ...], k: IterVar
         return data(*at, k)
     unit, place = tirx.floordiv(k, form.unit), tirx.floormod(k, form.unit)
     word = data(*at, unit, tirx.floordiv(place, QUAD) + HEADER)
-    byte = (word << (int32(24) - tirx.Cast("int32", tirx.floormod(place, QUAD)) * 8)) >> int32(24)
+    byte = (word << (_int32(24) - tirx.Cast("int32", tirx.floormod(place, QUAD)) * 8)) >> _int32(24)
     return tirx.Cast("float32", byte) * tirx.reinterpret("float32", data(*at, unit, SCALE))
 
 

@@ -7,7 +7,11 @@ data, or an infinity, becomes the scale's.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from math import prod
+from operator import add
 from typing import ClassVar
 
 from schedules.annotations import KIND, SPEC
@@ -29,22 +33,52 @@ from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.instructions.rounding import rounded_int32
 from schedules.instructions.row_sums import reduced
-from schedules.ir.expression import index
-from schedules.ir.stages import Kernel, Stage, shape_of
+from schedules.ir.expression import expression, index
+from schedules.ir.numbers import QUAD
+from schedules.ir.stages import Kernel, Stage, product, shape_of
 from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule, Workload
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel, only_anchors
 
 BLOCK_ROUND = "block-round"
 HEADER, SCALE, SUM, SCALED_SUM = 3, 0, 1, 2
-QUAD = 4
 _MOST = 127.0
 _MAGNITUDE = 0x7FFFFFFF
 
 
-def _number(value: int) -> Expr:
-    return tirx.const(value, "int64")
+def quantized(
+    vectors: Sequence[Expr], lanes: int, put: Callable[[int, Expr], tuple[Stmt, Expr]]
+) -> tuple[list[Stmt], Expr, Expr]:
+    """Quantize neighbours, vectors of float32, to integers from -127 to 127 with one scale.
+
+    Args:
+        put: of the first element of a vector and its integers, int32: the statement that stores them, and what is
+            summed.
+
+    Returns:
+        The statements, the greatest magnitude, which is 127 times the scale, and the vector of sums.
+    """
+    code: list[Stmt] = []
+
+    def named(name: str, value: Expr, dtype: str, count: int = 1) -> Expr:
+        variable, statement = bind(name, value, dtype, count)
+        code.append(statement)
+        return variable
+
+    bound = [named("x", each, "float32", lanes) for each in vectors]
+    kind, magnitude = f"int32x{lanes}" if lanes > 1 else "int32", splat(_MAGNITUDE, "int32", lanes)
+    greatest = reduce(tirx.max, (tirx.reinterpret(kind, each) & magnitude for each in bound))
+    peak = named("peak", tirx.reinterpret("float32", reduced("smax", greatest, lanes)), "float32")
+    zero = tirx.const(0.0, "float32")
+    inverse = named("inverse", tirx.Select(peak > zero, tirx.const(_MOST, "float32") / peak, zero), "float32")
+    sums = []
+    for number, each in enumerate(bound):
+        whole = named("whole", rounded_int32(each * broadcast(inverse, lanes)), "int32", lanes)
+        kept, summed = put(number * lanes, whole)
+        code.append(kept)
+        sums.append(summed)
+    return code, peak, reduce(add, sums)
 
 
 def block_round(data: Tensor, units: int, unit: int) -> Tensor:
@@ -59,9 +93,9 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
         place = at[-2] * unit + at[-1]
         return data(*at[:-2], place) if whole else tirx.if_then_else(place < depth, data(*at[:-2], place), zero)
 
-    k = te.reduce_axis((_number(0), _number(unit)), name="k")
+    k = te.reduce_axis((index(0), index(unit)), name="k")
     peak = te.compute(
-        [*lead, _number(units)],
+        [*lead, index(units)],
         # Of magnitudes as integers: NaN is the greatest.
         lambda *at: te.max(tirx.reinterpret("int32", element(*at, k)) & tirx.const(_MAGNITUDE, "int32"), axis=k),
         name="peak",
@@ -73,9 +107,9 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
         inverse = tirx.if_then_else(most > zero, tirx.const(_MOST, "float32") / most, zero)
         return tirx.Cast("int8", tirx.Cast("int32", tirx.nearbyint(element(*at, place) * inverse)))
 
-    place = te.reduce_axis((_number(0), _number(unit)), name="place")
+    place = te.reduce_axis((index(0), index(unit)), name="place")
     total = te.compute(
-        [*lead, _number(units)],
+        [*lead, index(units)],
         lambda *at: te.sum(tirx.Cast("int32", rounded(at, place)), axis=place),
         name="total",
         attrs=attrs,
@@ -84,7 +118,7 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
     def word(*at: Expr) -> Expr:
         of_unit, slot = at[:-1], at[-1]
         scale = tirx.reinterpret("float32", peak(*of_unit)) * tirx.const(1 / _MOST, "float32")
-        first = tirx.max(slot - HEADER, _number(0)) * QUAD
+        first = tirx.max(slot - HEADER, index(0)) * QUAD
         value = tirx.const(0, "int32")
         for byte in range(QUAD):
             one = tirx.Cast("int32", rounded(of_unit, first + byte)) & tirx.const(0xFF, "int32")
@@ -94,7 +128,7 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
         value = tirx.if_then_else(slot == SUM, total(*of_unit), value)
         return tirx.if_then_else(slot == SCALE, tirx.reinterpret("int32", scale), value)
 
-    return te.compute([*lead, _number(units), _number(HEADER + unit // QUAD)], word, name="rounded", attrs=attrs)
+    return te.compute([*lead, index(units), index(HEADER + unit // QUAD)], word, name="rounded", attrs=attrs)
 
 
 # The kernels of `block_round`: vectorized over a unit, parallel over rows.
@@ -118,29 +152,21 @@ class BlockRound(ScheduleRule[RoundWorkload]):
     priority: ClassVar[int] = 60
 
     def match(self, kernel: Kernel, machine: Machine) -> RoundWorkload | None:
-        stages = _stages(kernel)
+        stages = only_anchors(kernel, BLOCK_ROUND, 3)
         if stages is None or machine.architecture not in ("x86_64", "aarch64"):
             return None
         *lead, depth = shape_of(_data(stages))
         if not isinstance(depth, int):
             return None
-        rows = 1
-        for size in lead:
-            rows = rows * size if isinstance(size, int) else 0
-        return RoundWorkload(rows, depth, int(stages[0].annotations[SPEC]))
+        return RoundWorkload(product(lead) or 0, depth, int(stages[0].annotations[SPEC]))
 
     def apply(self, kernel: Kernel, workload: RoundWorkload, config: Config, machine: Machine) -> PrimFunc:
-        stages = _stages(kernel)
+        stages = only_anchors(kernel, BLOCK_ROUND, 3)
         if stages is None:
             raise NotScheduledError("the stages of the rounding are missing")
         fused = FusedKernel(kernel, stages)
         writer = _Writer(_data(stages), fused.result, workload.unit, machine)
         return fused.function(writer.statement(), machine)
-
-
-def _stages(kernel: Kernel) -> tuple[Stage, ...] | None:
-    stages = anchor_stages(kernel, BLOCK_ROUND)
-    return stages if len(stages) == 3 and kernel.is_plain else None
 
 
 def _data(stages: tuple[Stage, ...]) -> Expr:
@@ -160,9 +186,7 @@ class _Writer:
         *lead, depth = shape_of(self.data)
         units = shape_of(self.result)[-2]
         whole, rest = divmod(depth, self.unit)
-        amount: Index = depth * _WEIGHT
-        for size in lead:
-            amount = amount * size
+        amount = prod((depth * _WEIGHT, *lead))
 
         def row(at: list[Expr]) -> Stmt:
             def direct(unit: Expr) -> Stmt:
@@ -196,43 +220,25 @@ class _Writer:
 
     def _unit(self, at: list[Expr], unit: Index, vector: Expr) -> Stmt:
         """Quantize a unit: its absolute maximum, its bytes, and their sum."""
-        lanes, unit = self.lanes, unit if not isinstance(unit, int) else index(unit)
-        code: list[Stmt] = []
+        lanes, unit, words = self.lanes, expression(unit), self.lanes // QUAD
 
-        def named(name: str, value: Expr, dtype: str, count: int = 1) -> Expr:
-            variable, statement = bind(name, value, dtype, count)
-            code.append(statement)
-            return variable
-
-        starts = range(0, self.unit, lanes)
-        vectors = [named("x", vector(unit * self.unit + start), "float32", lanes) for start in starts]
-        magnitude = splat(_MAGNITUDE, "int32", lanes)
-        kind = f"int32x{lanes}" if lanes > 1 else "int32"
-        most = None
-        for each in vectors:
-            bits = tirx.reinterpret(kind, each) & magnitude
-            most = bits if most is None else tirx.max(most, bits)
-        assert most is not None
-        peak = named("peak", tirx.reinterpret("float32", reduced("smax", most, lanes)), "float32")
-        zero = tirx.const(0.0, "float32")
-        inverse = named("inverse", tirx.Select(peak > zero, tirx.const(_MOST, "float32") / peak, zero), "float32")
-        total = None
-        for start, each in zip(starts, vectors, strict=True):
-            rounded = named("rounded", rounded_int32(each * broadcast(inverse, lanes)), "int32", lanes)
-            narrow = tirx.Cast(f"int8x{lanes}", rounded)
-            words = lanes // QUAD
+        def put(start: int, whole: Expr) -> tuple[Stmt, Expr]:
+            narrow = tirx.Cast(f"int8x{lanes}", whole)
             bytes_ = tirx.reinterpret(f"int32x{words}" if words > 1 else "int32", narrow)
-            code.append(store(self.result, bytes_, *at, unit, lanes_of(HEADER + start // QUAD, words)))
+            kept = store(self.result, bytes_, *at, unit, lanes_of(HEADER + start // QUAD, words))
             # As the bytes are read: what no int32 holds became another number.
-            wide = tirx.Cast(kind, narrow)
-            total = wide if total is None else total + wide
-        assert total is not None
-        amount = named("total", reduced("add", total, lanes), "int32")
-        scale = named("scale", peak * tirx.const(1 / _MOST, "float32"), "float32")
+            return kept, tirx.Cast(f"int32x{lanes}" if lanes > 1 else "int32", narrow)
+
+        vectors = [vector(unit * self.unit + start) for start in range(0, self.unit, lanes)]
+        code, peak, total = quantized(vectors, lanes, put)
+        amount, bound_amount = bind("total", reduced("add", total, lanes), "int32", 1)
+        scale, bound_scale = bind("scale", peak * tirx.const(1 / _MOST, "float32"), "float32", 1)
         scaled = scale * tirx.Cast("float32", amount)
-        code += [
+        return sequence(
+            code,
+            bound_amount,
+            bound_scale,
             store(self.result, tirx.reinterpret("int32", scale), *at, unit, SCALE),
             store(self.result, amount, *at, unit, SUM),
             store(self.result, tirx.reinterpret("int32", scaled), *at, unit, SCALED_SUM),
-        ]
-        return sequence(code)
+        )

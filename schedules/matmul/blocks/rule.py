@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from schedules.annotations import SPEC
-from schedules.codegen.nest import allocate, expression, name_value, repeat, repeat_symbolic, sequence, store
+from schedules.codegen.nest import allocate, name_value, repeat, repeat_symbolic, sequence, store
 from schedules.config import Config, ConfigSpace
 from schedules.instructions.products.amx import COLUMNS, ROWS
 from schedules.instructions.products.operation import Product
 from schedules.instructions.products.table import dot_products
-from schedules.ir.expression import index, substitute, uses
-from schedules.ir.numbers import ceil_div
+from schedules.ir.expression import expression, index, substitute, uses
+from schedules.ir.numbers import QUAD, ceil_div
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
-from schedules.matmul.blocks.expressions import BLOCK_MATMUL, EXPERT_MATMUL, PANEL, QUAD, BlockFormat
+from schedules.matmul.blocks.expressions import BLOCK_MATMUL, EXPERT_MATMUL, PANEL, BlockFormat
 from schedules.matmul.blocks.writer import FEW_ROWS, BlockTilesWriter, BlockWriter, Parts, block_tiles
 from schedules.matmul.packed_operand import MatmulOfParts, panel_form
-from schedules.matmul.writer import Batch, Block, MatmulWriter, PanelLoad, Tile
+from schedules.matmul.writer import Batch, MatmulWriter, Tile
 from schedules.rule import Workload
-from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.fused_kernel import FusedKernel, only_anchors
 
 # Single-core cycles of matmuls with block-quantized weights, from instruction counts; nothing is measured.
 
@@ -126,12 +126,11 @@ def _most_rows(workload: BlockWorkload, machine: Machine) -> int:
 
 def parts_of(kernel: Kernel, kind: str = BLOCK_MATMUL) -> Parts | None:
     """The operands of a `block_matmul` or `expert_matmul` kernel."""
-    stages = anchor_stages(kernel, kind)
-    if len(stages) != 1 or not kernel.is_plain or stages[0].store is None:
+    stages = only_anchors(kernel, kind)
+    if stages is None:
         return None
     stage = stages[0]
-    store = stage.store
-    assert store is not None
+    store = stage.body
     column = next((axis for axis in stage.axes if axis.var.same_as(store.indices[-1])), None)
     depth = next((axis for axis in stage.axes if axis.reduce), None)
     if column is None or depth is None:
@@ -211,8 +210,7 @@ class _OfExperts(BlockWriter):
     def _expert(self, batch: Batch, row: Expr) -> Expr:
         assert self.parts.experts is not None
         # A single row has no loop, so that its variable is none of those of the rows.
-        single = {axis.var: index(0) for axis in self.form.stage.axes if axis.extent == 1}
-        mapping = {**single, **batch, **self.form.rows.values(row)}
+        mapping = {**self.form.stage.single, **batch, **self.form.rows.values(row)}
         return substitute(self.parts.experts, mapping)
 
     def _panel(self, batch: Batch, row: Expr, column: Expr) -> Expr:
@@ -246,10 +244,8 @@ class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
         super().__init__(parts, fused, machine, product)
         self.tile_rows, self.pack = self.block_rows, False
 
-    def _rest_rows(
-        self, batch: Batch, column: Expr, width: int, load: PanelLoad, tiles: Expr, rest: Expr, block: Block | None
-    ) -> Stmt | None:
-        left = self._tile(Tile(batch, expression(tiles * self.tile_rows), rest, column, width, load))
+    def _rest_rows(self, panel: Tile, tiles: Expr, rest: Expr) -> Stmt | None:
+        left = self._tile(panel.at(expression(tiles * self.tile_rows), rest))
         return tirx.IfThenElse(rest > 0, left, None) if not isinstance(rest, int) else left if rest else None
 
     def _tile(self, at: Tile) -> Stmt:

@@ -19,7 +19,6 @@ from typing import ClassVar
 
 from schedules.codegen.nest import (
     allocate,
-    expression,
     load,
     prefetch,
     repeat,
@@ -32,15 +31,16 @@ from schedules.codegen.nest import (
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES, MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile
 from schedules.instructions.products.amx import COLUMNS, ROWS, unit_symbol
-from schedules.instructions.products.operation import DOT_S8S8, DOT_S8U8, DOT_U8S8, Product
+from schedules.instructions.products.operation import DOT_BF16, DOT_F16, DOT_S8S8, DOT_S8U8, DOT_U8S8, Product
 from schedules.instructions.products.table import sums_signed, tile_product
 from schedules.instructions.unpack_bits import looked_up
-from schedules.ir.expression import index, substitute
+from schedules.ir.expression import expression, index, substitute
+from schedules.ir.numbers import QUAD, SIGN_BITS
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import VECTORIZED, Expr, Index, Stmt, tirx
 from schedules.ir.widening import number
 from schedules.machine import Machine
-from schedules.matmul.blocks.expressions import PANEL, QUAD, STEP, BlockFormat, number_of
+from schedules.matmul.blocks.expressions import PANEL, STEP, BlockFormat, number_of
 from schedules.matmul.blocks.rounding import HEADER, SCALE, SCALED_SUM, SUM
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import WriterOfParts
@@ -121,8 +121,7 @@ class BlockWriter(WriterOfParts[Parts]):
         else:
             depth = int(self.form.depth.extent)
             depth = self.layout.padded_depth(depth) if self.parts.rounded else depth
-            step = self._integer_step if self.parts.rounded else self._float_step
-            steps = split_steps("step", depth, STEP, lambda k, size: step(totals, place, k, size))
+            steps = split_steps("step", depth, STEP, lambda k, size: self._step(totals, place, k, size))
         return sequence([*totals.cleared(), *steps, *self._finish(totals, at)])
 
     # Operands.
@@ -190,10 +189,14 @@ class BlockWriter(WriterOfParts[Parts]):
             found.append((at * unit // QUAD, number_, of_group, min(unit, depth - at * unit)))
         return found
 
-    def _integer_step(self, totals: RegisterTile, place: Place, step: Expr, depth: int) -> Stmt:
+    def _step(self, totals: RegisterTile, place: Place, step: Expr, depth: int) -> Stmt:
         code = self._ahead(totals, place, step)
-        for quad, unit, group, _ in self._units(step, depth):
-            code += self._integer_unit(totals, place, (step * (STEP // QUAD), quad), unit, group)
+        for quad, unit, group, size in self._units(step, depth):
+            at = (step * (STEP // QUAD), quad)
+            if self.parts.rounded:
+                code += self._integer_unit(totals, place, at, unit, group)
+            else:
+                code += self._float_unit(totals, place, at, group, size)
         return sequence(code)
 
     def _integer_unit(
@@ -219,7 +222,7 @@ class BlockWriter(WriterOfParts[Parts]):
     def _dot(self, total: Expr, weights: Expr, data: Expr) -> Expr:
         if not self.signed:
             return DOT_U8S8(total, weights, data)
-        flipped = weights ^ tirx.const(0x80808080 - (1 << 32), "int32") if self._flips else weights
+        flipped = weights ^ tirx.const(SIGN_BITS, "int32") if self._flips else weights
         return DOT_S8S8(total, data, flipped)
 
     def _integer_start(self, sums: RegisterTile, place: Place, unit: Expr) -> list[Stmt]:
@@ -250,12 +253,6 @@ class BlockWriter(WriterOfParts[Parts]):
             return result
 
         return totals.stores(scaled)
-
-    def _float_step(self, totals: RegisterTile, place: Place, step: Expr, depth: int) -> Stmt:
-        code = self._ahead(totals, place, step)
-        for quad, _, group, size in self._units(step, depth):
-            code += self._float_unit(totals, place, (step * (STEP // QUAD), quad), group, size)
-        return sequence(code)
 
     def _float_unit(
         self, totals: RegisterTile, place: Place, quad: tuple[Expr, int], group: Expr, size: int
@@ -357,17 +354,12 @@ def _plain_number(word: Expr, layout: BlockFormat, place: int) -> Expr:
     """The float32 value of an unquantized number in a word."""
     if layout.bits == 32:
         return tirx.reinterpret("float32", word)
-    if layout.numbers == "bfloat16":
-        high = word & tirx.const(-65536, "int32") if place else word << tirx.const(16, "int32")
-        return tirx.reinterpret("float32", high)
-    half = word >> tirx.const(16, "int32") if place else word
-    return tirx.Cast("float32", tirx.reinterpret("float16", tirx.Cast("uint16", half)))
+    return (DOT_BF16 if layout.numbers == "bfloat16" else DOT_F16).half(word, place)
 
 
 FEW_ROWS = ROWS - 1
 """As many rows fill no tile."""
 _VECTOR_ROWS = 4  # rows of a tile in vectors
-_WORD = 4  # bytes
 _LEAST_UNIT = 16  # bytes of a row of a tile: with fewer the unit does too little of what it could
 _SIGN_BITS = 0x80808080
 
@@ -436,8 +428,8 @@ class BlockTilesWriter(BlockWriter):
 
         def step(number: Expr) -> Stmt:
             operands = (
-                (self._data(place, 0, number, HEADER), units * words * _WORD),
-                (load(panel, number * (unit // QUAD), first), PANEL * _WORD),
+                (self._data(place, 0, number, HEADER), units * words * QUAD),
+                (load(panel, number * (unit // QUAD), first), PANEL * QUAD),
             )
             arguments = [each for start, pitch in operands for each in (tirx.address_of(start), expression(pitch))]
             arguments.append(tirx.address_of(load(sums, 0, 0)))

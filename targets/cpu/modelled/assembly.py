@@ -22,11 +22,6 @@ class MachineBlock:
     source: str
     instructions: list[str] = field(default_factory=list)
 
-    @property
-    def repeats_itself(self) -> bool:
-        """True if it ends with a jump to itself: the body of an innermost loop."""
-        return bool(self.label) and any(self.label in each.split()[1:][-1:] for each in self.instructions[-2:])
-
 
 def parse(text: str, functions: Mapping[str, object]) -> list[MachineBlock]:
     """The machine blocks of functions of an assembly text, in order. A block whose source is not named, which code

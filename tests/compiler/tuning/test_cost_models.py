@@ -14,9 +14,7 @@ from compiler.tuning.cost_models.roofline import estimate
 from compiler.tuning.cost_models.xgboost import NAMES, Featurizer, XgboostModel, relative_speeds
 from compiler.tuning.search.evolutionary import random_config
 from schedules.config import Config
-from schedules.conv.direct import (
-    ConvDirect,
-)
+from schedules.conv.direct import ConvDirect
 from schedules.conv.workload import ConvWorkload
 from schedules.machine import Machine
 from schedules.rule import ScheduleRule

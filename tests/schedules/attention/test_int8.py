@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from schedules.attention.compute import Orders, Rounding, attention
 from schedules.ir.tir import tirx
-from tests.schedules.harness import Array, evaluate, runnable
+from tests.schedules.harness import Array, evaluate, runnable, scheduled
+
+TILES = "sapphire-rapids-simulated"
 
 EXTENTS = st.sampled_from([1, 2, 7, 16, 19, 33, 40])
 TYPES = st.sampled_from(["int8", "uint8"])
@@ -61,7 +63,21 @@ def exact(operands: list[Array], dtype: str, zeros: tuple[int, ...]) -> tuple[Ar
     return rounded @ value, near.astype("int64") @ np.abs(value)
 
 
-@pytest.mark.parametrize("target", runnable())
+def build(weights: str, zeros: tuple[int, ...], orders: Orders) -> Any:
+    """Emits the kernel, whose weights are of a type."""
+    rounding = Rounding(weight_of(weights, zeros[2]), (zeros[0], zeros[1], zeros[2], zeros[3]))
+
+    def compute(query: Any, key: Any, value: Any) -> Any:
+        return attention(query, key, value, score_of, orders=orders, rounding=rounding)
+
+    def make(builder: Any, *tensors: Any) -> Any:
+        attrs = {"op_pattern": 8}
+        return builder.emit(builder.call_te(compute, *tensors, primfunc_name_hint="attention", primfunc_attrs=attrs))
+
+    return make
+
+
+@pytest.mark.parametrize("target", [*runnable(), TILES])
 @settings(max_examples=8, deadline=None)
 @given(
     sizes=st.tuples(EXTENTS, EXTENTS, st.sampled_from([1, 4, 7, 16, 32, 33, 64, 80]), EXTENTS),
@@ -91,17 +107,15 @@ def test_any_size_type_and_order(
         each if order is None else np.ascontiguousarray(each.transpose(np.argsort(order)))
         for each, order in zip(operands, orders[:3], strict=True)
     ]
-    rounding = Rounding(weight_of(types[2], zeros[2]), (zeros[0], zeros[1], zeros[2], zeros[3]))
-
-    def make(builder: Any, *tensors: Any) -> Any:
-        def compute(query: Any, key: Any, value: Any) -> Any:
-            return attention(query, key, value, score_of, orders=Orders(*orders), rounding=rounding)
-
-        attrs = {"op_pattern": 8}
-        return builder.emit(builder.call_te(compute, *tensors, primfunc_name_hint="attention", primfunc_attrs=attrs))
-
-    result = evaluate(make, stored, target, "attention-int8")
+    result = evaluate(build(types[2], zeros, Orders(*orders)), stored, target, "attention-int8")
     wanted, off = exact(operands, types[2], zeros)
     if orders[3] is not None:
         wanted, off = wanted.transpose(orders[3]), off.transpose(orders[3])
     assert np.all(np.abs(result - wanted) <= off)
+
+
+@pytest.mark.parametrize("queries", [15, 16])
+def test_many_queries_multiply_in_tiles(queries: int) -> None:
+    shapes = (2, 3, queries, 32), (2, 3, 32, 40), (2, 3, 40, 32)
+    mod, _ = scheduled(build("uint8", (0, 0, 0, 0), Orders()), [(shape, "int8") for shape in shapes], TILES)
+    assert ("tensorwright_tiles_tdpbusd" in mod.script()) == (queries == 16)

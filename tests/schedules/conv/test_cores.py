@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 
 import targets
 from schedules import cuts
-from schedules.conv.direct_nest import (
-    direct_cut,
-)
+from schedules.conv.direct_nest import direct_cut
 from schedules.conv.winograd_tiling import winograd_cut, winograd_plan
 from schedules.conv.workload import DotWorkload
 from schedules.machine import Machine

@@ -10,9 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from schedules.conv import compute as conv_compute
-from schedules.conv.direct import (
-    ConvDirect,
-)
+from schedules.conv.direct import ConvDirect
 from schedules.conv.workload import ConvWorkload
 from schedules.machine import Machine
 from schedules.selection.apply import apply_schedules

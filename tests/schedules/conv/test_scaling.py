@@ -10,12 +10,8 @@ import torch
 import torchvision
 
 from benchmarks.catalog import TORCHVISION_NETS
-from schedules.conv.direct import (
-    ConvDirect,
-)
-from schedules.conv.direct_nest import (
-    direct_cut,
-)
+from schedules.conv.direct import ConvDirect
+from schedules.conv.direct_nest import direct_cut
 from schedules.conv.window import Depthwise, window_cut
 from schedules.conv.winograd import Winograd
 from schedules.conv.winograd_tiling import Register, winograd_cut, winograd_form

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schedules.codegen.nest import expression
 from schedules.conv.direct_nest import (
     ahead,
     ask_share,
     depth_to_ask_at,
 )
-from schedules.ir.expression import constant_int, substitute
+from schedules.ir.expression import constant_int, expression, substitute
 from schedules.ir.tir import tirx, tvm
 
 

@@ -7,18 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from schedules.codegen.nest import (
-    allocate_tile,
-    expression,
-    lanes_of,
-    load,
-    parallel,
-    prefetch,
-    repeat,
-    sequence,
-    store,
-)
+from schedules.codegen.nest import allocate_tile, lanes_of, load, parallel, prefetch, repeat, sequence, store
 from schedules.instructions.finish import finish
+from schedules.ir.expression import expression
 from schedules.ir.tir import tirx, tvm
 from tests.schedules.harness import AVX512, target_of
 

@@ -19,8 +19,8 @@ from compiler.frontends.onnx.operators.precision import cast, compute_dtype, wid
 from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, product, shared_tasks
 from compiler.frontends.onnx.operators.tensor.vector_loops import in_vectors
 from compiler.frontends.onnx.registry import converter
-from schedules.codegen.nest import expression
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
+from schedules.ir.expression import expression
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt, Tensor
