@@ -16,6 +16,7 @@ from compiler.errors import InputError, OptionError, TensorwrightError
 from compiler.frontends.torch.buffers import integers_as_constants, refuse_writes_to_constants
 from compiler.frontends.torch.caches import register_caches
 from compiler.frontends.torch.capture_errors import capture_error
+from compiler.frontends.torch.composite_functions import composites_captured
 from compiler.frontends.torch.dynamic_shapes import fixed_by, remaining_dimensions
 from compiler.frontends.torch.recurrent_layers import recurrent_layers_captured
 from compiler.frontends.torch.results import named_results
@@ -74,7 +75,7 @@ def _captured(
     import torch
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-    with quiet(), torch.no_grad(), named_results(model), scans_captured(), recurrent_layers_captured():
+    with quiet(), torch.no_grad(), named_results(model), _replaced_functions():
         try:
             return torch.export.export(model, arguments, named, dynamic_shapes=dynamic_shapes, strict=False)
         except GuardOnDataDependentSymNode:
@@ -84,6 +85,13 @@ def _captured(
                 program = torch.export.export(model, arguments, named, dynamic_shapes=dynamic_shapes, strict=False)
             refuse_writes_to_constants(program)
             return program
+
+
+@contextlib.contextmanager
+def _replaced_functions() -> Iterator[None]:
+    """While it lasts, functions that torch captures at one size only have forms that it captures at any."""
+    with scans_captured(), recurrent_layers_captured(), composites_captured():
+        yield
 
 
 def _arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:

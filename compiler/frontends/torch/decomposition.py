@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Decomposition = Callable[..., Any]
 _DECOMPOSITIONS: dict[str, Decomposition] = {}
 _DTYPES: dict[str, Container[torch.dtype]] = {}
+_BATCH_NORMS = ("aten.batch_norm.default", "aten.native_batch_norm.default")
 
 
 def decomposition_of(
@@ -59,7 +60,7 @@ def _nodes(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
 
 def _normalizes_by_batch(node: torch.fx.Node) -> bool:
     """True for an operator that becomes, as torch makes the program functional, one with a decomposition."""
-    return str(node.target) == "aten.batch_norm.default" and node.args[3] is not None and bool(node.args[5])
+    return str(node.target) in _BATCH_NORMS and node.args[3] is not None and bool(node.args[5])
 
 
 def _applies(node: torch.fx.Node) -> bool:

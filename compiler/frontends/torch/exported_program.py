@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 
 # The protocol-buffer format of ONNX ends at 2 GiB; above this the weights go to a file of their own.
 _LARGEST_PROTO_BYTES = 1 << 30
+# The exporter's message about a node; an operator of a higher order is a name alone.
+_NODE = re.compile(
+    r"Error when translating node %(?P<node>\w+) .*?target=(torch\.ops\.)?(?P<operator>[\w.]+)\]", re.DOTALL
+)
 
 
 def import_torch(
@@ -212,8 +217,23 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
                 custom_translation_table=translations(program),
             )
     except Exception as error:  # the exporter wraps whatever a conversion raises
-        cause = error.__cause__ or error
-        raise UnsupportedModelError([Refusal("torch.export", "model", str(cause).strip())]) from error
+        raise UnsupportedModelError([_refusal(error)]) from error
+
+
+def _refusal(error: BaseException) -> Refusal:
+    """The node that the exporter stopped at, and the innermost reason."""
+    texts = [str(error).strip()]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        texts.append(str(error).strip())
+    found = next((match for each in texts if (match := _NODE.match(each)) is not None), None)
+    if found is None:
+        return Refusal("torch.export", "model", texts[min(1, len(texts) - 1)])
+    missing = texts[-1].startswith("No ONNX function found")
+    operator = found["operator"].removesuffix(".default")
+    return Refusal(
+        operator, found["node"], "PyTorch's ONNX exporter has no conversion for it" if missing else texts[-1]
+    )
 
 
 def _name_outputs(onnx_program: Any, names: list[str]) -> None:

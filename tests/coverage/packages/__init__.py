@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from tests.coverage.packages.audio import torchaudio_models
 from tests.coverage.packages.diffusion import diffusers_models
 from tests.coverage.packages.graph_networks import geometric_models
 from tests.coverage.packages.language import transformers_models
 from tests.coverage.packages.medical import monai_models
 from tests.coverage.packages.model import PackageModel
 from tests.coverage.packages.operators import torch_operators
-from tests.coverage.packages.vision import segmentation_models, timm_models, torchvision_models
+from tests.coverage.packages.vision import (
+    segmentation_models,
+    timm_models,
+    torchvision_models,
+    ultralytics_models,
+)
 
 PACKAGES: dict[str, Callable[[], Iterator[PackageModel]]] = {
     "diffusers": diffusers_models,
@@ -22,6 +28,8 @@ PACKAGES: dict[str, Callable[[], Iterator[PackageModel]]] = {
     "timm": timm_models,
     "torch": torch_operators,
     "torch_geometric": geometric_models,
+    "torchaudio": torchaudio_models,
     "torchvision": torchvision_models,
     "transformers": transformers_models,
+    "ultralytics": ultralytics_models,
 }

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import itertools
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from tests.coverage.packages.model import Build, PackageModel, usual_axes, with_call
 
-_MOST_PARAMETERS = 2e7
+_MOST_PARAMETERS = 6e7
+_MOST_TRIES = 6  # of a call: each adds an input that the one before asked for
 _IMAGE_SIZE = 64
 _VOCABULARY = 120
 
@@ -36,7 +40,15 @@ _SIZES = {
     **dict.fromkeys(("max_source_positions",), 30),
     **dict.fromkeys(("num_queries",), 10),
     **dict.fromkeys(("image_size",), _IMAGE_SIZE),
+    **dict.fromkeys(("prediction_length", "context_length"), 8),
 }
+# Where sizes depend on one another in ways of their own, a net of usual widths has fewer layers.
+_COUNTS = {
+    name: size
+    for name, size in _SIZES.items()
+    if size in (2, 4, _VOCABULARY) and re.search("layers|depth|blocks|vocab|experts|n_layer", name)
+}
+_REQUIRED = {"prediction_length": 8}  # without a default
 
 
 def transformers_models() -> Iterator[PackageModel]:
@@ -46,46 +58,86 @@ def transformers_models() -> Iterator[PackageModel]:
         yield PackageModel(kind, _transformers(kind), find=usual_axes)
 
 
-def _small(config: Any) -> dict[str, Any]:
+def _small(config: Any, sizes: dict[str, int]) -> dict[str, Any]:
     """Sizes for the constructor of a config, with those of the configs in it."""
     from transformers import PretrainedConfig
 
     given = {name: value for name, value in vars(config).items() if type(value) is int}
-    found: dict[str, Any] = {name: min(size, given[name]) for name, size in _SIZES.items() if name in given}
+    found: dict[str, Any] = {name: min(size, given[name]) for name, size in sizes.items() if name in given}
+    found.update({name: size for name, size in _REQUIRED.items() if vars(config).get(name, size) is None})
     if isinstance(getattr(config, "depths", None), list):
         found["depths"] = [1] * len(config.depths)
     tokens = [name for name in sorted(given) if name.endswith(("_token_id", "_token_index"))]
     found.update({name: 100 + place for place, name in enumerate(tokens) if given[name] >= 100})
-    found.update({name: _small(value) for name, value in vars(config).items() if isinstance(value, PretrainedConfig)})
-    return found
+    nested = {name: value for name, value in vars(config).items() if isinstance(value, PretrainedConfig)}
+    return {**found, **{name: _small(value, sizes) for name, value in nested.items()}}
 
 
 def _transformers(kind: str) -> Build:
     def build() -> tuple[Any, tuple[Any, ...]]:
-        import torch
-        import transformers
-
-        config = transformers.AutoConfig.for_model(kind, **_small(transformers.AutoConfig.for_model(kind)))
-        with torch.device("meta"):
-            parameters = transformers.AutoModel.from_config(config).parameters()
-        if sum(each.numel() for each in parameters) > _MOST_PARAMETERS:
-            raise ValueError("its config does not take the usual names of sizes")
-        net = transformers.AutoModel.from_config(config).eval()
-        options = {"use_cache": False} if hasattr(config, "use_cache") else {}
-        failed: Exception = ValueError(f"its main input is {net.main_input_name}")
-        for names in _signatures(net):
-            inputs = tuple(_input(config, name) for name in names)
-            called = with_call(net, _Call(names, options))
+        failed: Exception = ValueError("its config does not take the usual names of sizes")
+        for sizes in (_SIZES, _COUNTS):
             try:
-                with torch.no_grad():
-                    called(*inputs)
-            except Exception as error:  # another set of inputs is tried: models differ in what they need
+                config, net = _net(kind, sizes)
+                return _called(config, net)
+            except Exception as error:  # whatever a package raises for sizes that do not fit each other
                 failed = error
-                continue
-            return called, inputs
         raise failed
 
     return build
+
+
+def _net(kind: str, sizes: dict[str, int]) -> tuple[Any, Any]:
+    """The config and the network, of random weights; ValueError where it would be large."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.for_model(kind, **_small(transformers.AutoConfig.for_model(kind), sizes))
+    with torch.device("meta"):
+        parameters = transformers.AutoModel.from_config(config).parameters()
+    if sum(each.numel() for each in parameters) > _MOST_PARAMETERS:
+        raise ValueError("its config does not take the usual names of sizes")
+    return config, transformers.AutoModel.from_config(config).eval()
+
+
+def _called(config: Any, net: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The network and the first set of inputs that it takes."""
+    options = {"use_cache": False} if hasattr(config, "use_cache") else {}
+    failed: Exception = ValueError(f"its main input is {net.main_input_name}")
+    for names in _signatures(net):
+        for _ in range(_MOST_TRIES):
+            try:
+                return _that_runs(config, net, names, options)
+            except Exception as error:  # another set of inputs is tried: models differ in what they need
+                failed = error
+            wanted = _missing(net, failed, names)
+            if wanted is None:
+                break
+            names = (*names, wanted)
+    raise failed
+
+
+def _that_runs(config: Any, net: Any, names: tuple[str, ...], options: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """The call by these names with the first of their usual shapes that it takes."""
+    import torch
+
+    called = with_call(net, _Call(names, options))
+    failed: Exception | None = None
+    for inputs in itertools.product(*(_values(config, name) for name in names)):
+        try:
+            with torch.no_grad():
+                called(*inputs)
+            return called, inputs
+        except Exception as error:  # the first shapes are the likeliest, so theirs is the message
+            failed = failed or error
+    raise failed or ValueError("no inputs")
+
+
+def _missing(net: Any, error: Exception, names: tuple[str, ...]) -> str | None:
+    """The first input that the message of an error asks for."""
+    known = inspect.signature(net.forward).parameters
+    words = re.findall(r"\w+", str(error))
+    return next((word for word in words if word in known and word not in names and word in _ASKED_FOR), None)
 
 
 class _Call:
@@ -103,25 +155,58 @@ def _signatures(net: Any) -> Iterator[tuple[str, ...]]:
     main = net.main_input_name
     yield (main,)
     yield main, "decoder_input_ids"
-    yield "input_ids", "pixel_values"
-    yield "input_ids", "input_values"
-    yield "input_ids", "input_features"
+    for other in ("pixel_values", "input_values", "input_features"):
+        yield "input_ids", other
 
 
-def _input(config: Any, name: str) -> Any:
+_ASKED_FOR = {
+    *("input_ids", "decoder_input_ids", "inputs_embeds", "query_embeds", "bbox", "attention_mask", "pixel_mask"),
+    *("pixel_values", "pixel_values_videos", "input_values", "input_features", "past_values", "padding_mask"),
+    *("past_observed_mask", "past_time_features", "decoder_inputs_embeds", "encoder_hidden_states", "hidden_states"),
+    *("visual_feats", "visual_pos", "xpath_tags_seq", "xpath_subs_seq", "input_embeds"),
+}
+_LENGTH, _FRAMES, _SAMPLES = 7, 60, 4000
+
+
+def _values(config: Any, name: str) -> list[Any]:
+    """Tensors of the shapes that an input of this name usually has."""
     import torch
 
     if name.endswith("input_ids"):
-        return torch.randint(1, 100, (2, 7 if name == "input_ids" else 5))
-    if name == "pixel_values":
-        vision = getattr(config, "vision_config", config)
-        size = getattr(vision, "image_size", _IMAGE_SIZE)
-        size = size if isinstance(size, list | tuple) else (size, size)
-        return torch.randn(2, getattr(vision, "num_channels", 3), *size)
-    if name == "input_features":
-        bins = int(getattr(config, "num_mel_bins", 0) or getattr(config, "feature_size", 80))
-        positions = getattr(config, "max_source_positions", None)
-        return torch.randn(2, bins, 2 * positions) if positions else torch.randn(2, 60, bins)
-    if name == "input_values":
-        return torch.randn(2, 4000)
-    raise ValueError(f"its main input is {name}")
+        return [torch.randint(1, 100, (2, _LENGTH if name == "input_ids" else 5))]
+    width = getattr(getattr(config, "text_config", config), "hidden_size", 32)
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "pixel_values": _image_shapes(config),
+        "pixel_values_videos": _image_shapes(config)[1:],
+        "input_features": _spectrogram_shapes(config),
+        "input_values": [(2, _SAMPLES), (2, 1, _SAMPLES), *_spectrogram_shapes(config)],
+        "query_embeds": [(2, getattr(config, "num_query_tokens", 4), width)],
+        "past_values": [(2, 16), (2, 512, getattr(config, "num_input_channels", 1))],
+        "visual_feats": [(2, 3, getattr(config, "visual_feat_dim", 16))],
+        "visual_pos": [(2, 3, 4)],
+    }
+    if name in shapes:
+        return [torch.randn(shape) for shape in shapes[name]]
+    if name == "bbox":
+        return [torch.randint(0, 60, (2, _LENGTH, 4)).sort(-1).values]
+    if name.endswith(("_embeds", "hidden_states")):
+        return [torch.randn(2, _LENGTH, width)]
+    if name.endswith("mask"):
+        return [torch.ones(2, _LENGTH, dtype=torch.int64)]
+    raise ValueError(f"an input is {name}")
+
+
+def _image_shapes(config: Any) -> list[tuple[int, ...]]:
+    vision = getattr(config, "vision_config", config)
+    size = getattr(vision, "image_size", None) or _IMAGE_SIZE
+    size = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    channels = getattr(vision, "num_channels", 3)
+    return [(2, channels, *size), (1, getattr(vision, "num_frames", 4), channels, *size), (2, channels, 224, 224)]
+
+
+def _spectrogram_shapes(config: Any) -> list[tuple[int, ...]]:
+    audio = getattr(config, "audio_config", getattr(config, "encoder_config", config))
+    names = ("num_mel_bins", "feature_size", "input_feat_per_channel", "input_dim", "mel_bins")
+    bins = next((int(value) for each in names if (value := getattr(audio, each, 0))), 80)
+    frames = 2 * (getattr(audio, "max_source_positions", 0) or _FRAMES // 2)
+    return [(2, bins, frames), (2, frames, bins), (2, bins, 3000)]

@@ -53,9 +53,8 @@ def main(options: argparse.Namespace) -> int:
     """Run the networks, each in a process of its own, and print a line for each; 0 without wrong or internal ones."""
     import torch
 
-    import compiler.driver.compile  # noqa: F401  (once, not in each child)
-
     torch.set_num_threads(1)
+    _warm_up()
     rows = _known_rows(options.json)
     known = {row.name for row in rows}
     chosen = [each for each in PACKAGES[options.package]() if options.filter is None or options.filter in each.name]
@@ -71,6 +70,16 @@ def main(options: argparse.Namespace) -> int:
             write_rows(rows, options.json)
     print(summary(rows))
     return int(any(row.fixed in FAILURES or row.dynamic_result in FAILURES for row in rows))
+
+
+def _warm_up() -> None:
+    """What the first import of a model loads and builds, which each child would do again."""
+    import torch
+
+    import compiler.driver.build  # noqa: F401
+    from compiler.frontends.torch.exported_program import import_torch
+
+    import_torch(torch.nn.Linear(2, 2).eval(), example_inputs=(torch.zeros(1, 2),))
 
 
 def _known_rows(path: Path | None) -> list[SweepRow]:

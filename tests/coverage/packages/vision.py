@@ -1,4 +1,4 @@
-"""Networks of timm, torchvision and segmentation_models_pytorch."""
+"""Networks of timm, torchvision, segmentation_models_pytorch and ultralytics."""
 
 from __future__ import annotations
 
@@ -81,6 +81,51 @@ def torchvision_models() -> Iterator[PackageModel]:
     for names in families.values():
         name = _smallest(names)
         yield PackageModel(name, _torchvision(name), IMAGE)
+    both = ((1, 0, 0), (1, 2, 1), (1, 3, 2))
+    yield PackageModel("raft_small", _optical_flow, ((0, 0, 1), (0, 2, 64), (0, 3, 64)), both)
+    for name in _DETECTORS:
+        yield PackageModel(name, _detector(name), ((0, 2, 32), (0, 3, 32)))
+
+
+_DETECTORS = (
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "fcos_resnet50_fpn",
+    "keypointrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+    "ssd300_vgg16",
+    "ssdlite320_mobilenet_v3_large",
+)
+
+
+def _optical_flow() -> tuple[Any, tuple[Any, ...]]:
+    """Two steps on two images of 128 x 128, the smallest that RAFT takes."""
+    import torch
+    from torchvision import models
+
+    net = models.get_model("raft_small", weights=None)
+    images = tuple(torch.rand(1, 3, 128, 128) * 2 - 1 for _ in range(2))
+    return with_call(net, lambda net, first, second: net(first, second, num_flow_updates=2)[-1]), images
+
+
+def _detector(name: str) -> Build:
+    """Boxes, before their selection by values: the heads' outputs on the pyramid of features."""
+
+    def build() -> tuple[Any, tuple[Any, ...]]:
+        import torch
+        from torchvision import models
+
+        net = models.get_model(name, weights=None, weights_backbone=None)
+
+        def call(net: Any, image: Any) -> Any:
+            levels = list(net.backbone(image).values())
+            found = (net.rpn.head if hasattr(net, "rpn") else net.head)(levels)
+            tensors = list(found.values()) if isinstance(found, dict) else [each for some in found for each in some]
+            return torch.cat([each.flatten() for each in tensors])
+
+        return with_call(net, call), (torch.randn(1, 3, 96, 96),)
+
+    return build
 
 
 def _torchvision(name: str) -> Build:
@@ -113,5 +158,33 @@ def _segmentation(name: str) -> Build:
         options = {"dynamic_img_size": True} if name == "dpt" else {}
         net = package.create_model(name, encoder_name=encoder, encoder_weights=None, **options)
         return net, (torch.randn(2, 3, 64, 64),)
+
+    return build
+
+
+_ULTRALYTICS = {
+    "DetectionModel": ("yolov3-tiny", "yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n",
+                       "yolo26n"),
+    "SegmentationModel": ("yolov8n-seg", "yolo11n-seg", "yolo26n-seg"),
+    "PoseModel": ("yolov8n-pose", "yolo11n-pose", "yolo26n-pose"),
+    "OBBModel": ("yolov8n-obb", "yolo11n-obb", "yolo26n-obb"),
+    "ClassificationModel": ("yolov8n-cls", "yolo11n-cls", "yolo26n-cls"),
+    "RTDETRDetectionModel": ("rtdetr-l", "rtdetr-resnet50"),
+}  # fmt: skip
+
+
+def ultralytics_models() -> Iterator[PackageModel]:
+    """The smallest detector of each generation, and of the last ones those of other tasks."""
+    for kind, names in _ULTRALYTICS.items():
+        for name in names:
+            yield PackageModel(name, _ultralytics(kind, name), IMAGE)
+
+
+def _ultralytics(kind: str, name: str) -> Build:
+    def build() -> tuple[Any, tuple[Any, ...]]:
+        import torch
+
+        net = getattr(importlib.import_module("ultralytics.nn.tasks"), kind)(f"{name}.yaml", ch=3, verbose=False)
+        return with_call(net, lambda net, x: net(x)), (torch.rand(2, 3, 96, 96),)
 
     return build

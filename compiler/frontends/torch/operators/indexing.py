@@ -95,6 +95,18 @@ def _index_put(data: Tensor, indices: list[Tensor | None], values: Tensor, accum
     return _written(data, places, values.expand(shape), axis)
 
 
+@decomposition_of("aten.unfold_backward.default")
+def _unfold_backward(windows: Tensor, shape: Sequence[int], axis: int, size: int, step: int) -> Tensor:
+    """Windows (..., count, ..., size) of an axis added up to a tensor of a shape."""
+    if not shape:
+        return NotImplemented
+    axis = axis % len(shape)
+    moved = windows.movedim(axis, -1)  # (..., size, count)
+    blocks = moved.reshape(-1, size, moved.shape[-1])
+    total = torch.nn.functional.fold(blocks, (1, shape[axis]), (1, size), stride=(1, step))
+    return total.reshape([*moved.shape[:-2], shape[axis]]).movedim(-1, axis)
+
+
 @decomposition_of("aten.put.default")
 def _put(data: Tensor, index: Tensor, values: Tensor, accumulate: bool = False) -> Tensor:
     flat, places = data.reshape(-1), index.reshape(-1)

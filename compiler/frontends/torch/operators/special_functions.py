@@ -90,7 +90,6 @@ _HALLEY_STEPS = 3
 
 @decomposition_of("aten.erfinv.default", "aten.special_erfinv.default")
 def _erfinv(values: Tensor) -> Tensor:
-    dtype = values.dtype if values.is_floating_point() else torch.get_default_dtype()
     wide = values.double()
     inside = torch.where(wide.abs() < 1, wide, 0.0)
     logarithm = log1p(-inside * inside)
@@ -100,7 +99,7 @@ def _erfinv(values: Tensor) -> Tensor:
         step = (torch.erf(root) - inside) * torch.exp(root * root) * (math.sqrt(math.pi) / 2)
         root = root - step / (1 + root * step)
     beyond = torch.where(wide.abs() == 1, wide * math.inf, math.nan)
-    return torch.where(wide.abs() < 1, root, beyond).to(dtype)
+    return torch.where(wide.abs() < 1, root, beyond).to(_float_dtype(values))
 
 
 _ERFC_COEFFICIENTS = (
@@ -142,10 +141,47 @@ def _log_ndtr(values: Tensor) -> Tensor:
 def _exponential_of_complement(values: Tensor, square: Tensor) -> Tensor:
     """erfc(x) exp(x^2 + square) for x >= 0."""
     term = 2 / (2 + values.abs())
-    power = torch.zeros_like(term)
-    for coefficient in reversed(_ERFC_COEFFICIENTS):
-        power = coefficient + term * power
-    return term * torch.exp(square + power)
+    return term * torch.exp(square + _polynomial(_ERFC_COEFFICIENTS, term))
+
+
+_LIMIT = 3.75  # of |x|, between two series
+_I0_NEAR = (1.0, 3.5156229, 3.0899424, 1.2067492, 0.2659732, 0.0360768, 0.0045813)
+_I0_FAR = (
+    *(0.39894228, 0.01328592, 0.00225319, -0.00157565, 0.00916281),
+    *(-0.02057706, 0.02635537, -0.01647633, 0.00392377),
+)
+
+
+@decomposition_of("aten.i0.default", "aten.special_i0.default", "prims.bessel_i0.default")
+def _bessel_i0(values: Tensor) -> Tensor:
+    return (_scaled_i0(values.double()) * torch.exp(values.double().abs())).to(_float_dtype(values))
+
+
+@decomposition_of("aten.special_i0e.default", "prims.bessel_i0e.default")
+def _bessel_i0e(values: Tensor) -> Tensor:
+    return _scaled_i0(values.double()).to(_float_dtype(values))
+
+
+def _scaled_i0(wide: Tensor) -> Tensor:
+    """I0(x) exp(-|x|) by Abramowitz and Stegun 9.8.1 and 9.8.2, of relative error 2e-7."""
+    size = wide.abs()
+    ratio = (size / _LIMIT).clamp(max=1)
+    near = _polynomial(_I0_NEAR, ratio * ratio) * torch.exp(-size)
+    above = size.clamp(min=_LIMIT)
+    far = _polynomial(_I0_FAR, _LIMIT / above) / above.sqrt()
+    return torch.where(size < _LIMIT, near, far)
+
+
+def _polynomial(coefficients: Sequence[float], values: Tensor) -> Tensor:
+    """c0 + c1 x + c2 x^2 + ..."""
+    result = torch.zeros_like(values)
+    for coefficient in reversed(coefficients):
+        result = coefficient + values * result
+    return result
+
+
+def _float_dtype(values: Tensor) -> torch.dtype:
+    return values.dtype if values.is_floating_point() else torch.get_default_dtype()
 
 
 _RECURRENCE_STEPS = 8

@@ -523,6 +523,8 @@ UNARY = {
     "erfc": torch.erfc,
     "erfcx": torch.special.erfcx,
     "log_ndtr": torch.special.log_ndtr,
+    "i0": torch.special.i0,
+    "i0e": torch.special.i0e,
 }
 BINARY = {
     "atan2": torch.atan2,

@@ -1,0 +1,142 @@
+"""Functions of PyTorch whose own composite form fixes a size or decides by values, replaced while a model is captured.
+
+- `istft` fixes the number of frames; here blocks are added up by `fold`, of any number.
+- `cdist` computes by products above 25 rows, and by differences below, so that a dynamic number stays on its side.
+- `cov` and `corrcoef` read a value to warn of too few observations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BY_DIFFERENCES = 2  # compute_mode "donot_use_mm_for_euclid_dist"
+
+
+@contextmanager
+def composites_captured() -> Iterator[None]:
+    """While it lasts, models call the forms of this file."""
+    import torch
+
+    functions: Any = torch._VF
+    places: list[tuple[Any, str, Callable[..., Any]]] = [
+        (torch, "istft", _istft),
+        (torch, "cov", _cov),
+        (torch.Tensor, "cov", _cov),
+        (torch, "corrcoef", _corrcoef),
+        (torch.Tensor, "corrcoef", _corrcoef),
+        (functions, "cdist", _cdist),
+    ]
+    originals = [(owner, name, vars(owner).get(name)) for owner, name, _ in places]
+    try:
+        for owner, name, replacement in places:
+            setattr(owner, name, replacement(getattr(owner, name)))
+        yield
+    finally:
+        for owner, name, original in originals:
+            if original is None:  # inherited, or looked up where torch has it
+                delattr(owner, name)
+            else:
+                setattr(owner, name, original)
+
+
+def _cdist(original: Callable[..., Any]) -> Callable[..., Any]:
+    def cdist(first: Tensor, second: Tensor, p: float, mode: int | None) -> Any:
+        return original(first, second, p, _BY_DIFFERENCES)
+
+    return cdist
+
+
+def _cov(original: Callable[..., Any]) -> Callable[..., Any]:
+    def cov(values: Tensor, *, correction: int = 1, fweights: Any = None, aweights: Any = None) -> Any:
+        if values.ndim > 2 or fweights is not None or aweights is not None:
+            return original(values, correction=correction, fweights=fweights, aweights=aweights)
+        return _covariance(values, correction)
+
+    return cov
+
+
+def _corrcoef(_: Callable[..., Any]) -> Callable[..., Any]:
+    def corrcoef(values: Tensor) -> Tensor:
+        found = _covariance(values, 1)
+        if found.ndim == 0:
+            return found / found
+        deviations = found.diagonal().real.sqrt()
+        ratio = found / deviations.unsqueeze(1) / deviations
+        return ratio if ratio.is_complex() else ratio.clamp(-1, 1)
+
+    return corrcoef
+
+
+def _covariance(values: Tensor, correction: int) -> Tensor:
+    """Of rows that are variables; a number where there is one."""
+    import torch
+
+    values = values if values.is_floating_point() or values.is_complex() else values.to(torch.get_default_dtype())
+    rows = values if values.ndim == 2 else values.reshape(1, -1)
+    centered = rows - rows.mean(1, keepdim=True)
+    found = centered @ centered.mH / (rows.shape[1] - correction)
+    alone = isinstance(rows.shape[0], int) and rows.shape[0] == 1
+    return found.reshape(()) if alone else found
+
+
+def _istft(original: Callable[..., Any]) -> Callable[..., Any]:
+    def istft(
+        values: Tensor,
+        n_fft: int,
+        hop_length: int | None = None,
+        win_length: int | None = None,
+        window: Tensor | None = None,
+        center: bool = True,
+        normalized: bool = False,
+        onesided: bool | None = None,
+        length: int | None = None,
+        return_complex: bool = False,
+    ) -> Any:
+        import torch
+        from torch.nn import functional
+
+        whole = values.shape[-2] == n_fft if onesided is None else not onesided
+        if whole or return_complex or values.ndim not in (2, 3) or not values.is_complex():
+            options = (hop_length, win_length, window, center, normalized, onesided, length, return_complex)
+            return original(values, n_fft, *options)
+        width = n_fft if win_length is None else win_length
+        factor = torch.ones(width, dtype=values.real.dtype) if window is None else window
+        before = (n_fft - width) // 2
+        factor = functional.pad(factor, (before, n_fft - width - before)).unsqueeze(-1)
+        batch = values if values.ndim == 3 else values.unsqueeze(0)
+        blocks = torch.fft.irfft(batch, n_fft, dim=-2, norm="ortho" if normalized else "backward") * factor
+        squares = (factor * factor).expand(1, n_fft, blocks.shape[-1])
+        step, cut = (n_fft // 4 if hop_length is None else hop_length), (n_fft // 2 if center else 0)
+        signal = _added_up(blocks, step, cut, length) / _added_up(squares, step, cut, length)
+        if isinstance(length, int) and isinstance(signal.shape[-1], int):
+            signal = functional.pad(signal, (0, length - signal.shape[-1]))
+        return signal if values.ndim == 3 else signal.squeeze(0)
+
+    return istft
+
+
+def _added_up(blocks: Tensor, step: int, cut: int, length: int | None) -> Tensor:
+    """Blocks (batch, size, count), each `step` behind the one before, without the first `cut` samples of the sum.
+
+    The result has `length` samples where there are as many, and without a length `cut` fewer at the end, too.
+    """
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+    from torch.nn import functional
+
+    size, count = blocks.shape[-2:]
+    natural = size + step * (count - 1) - 2 * cut
+    wanted = natural if length is None else length
+
+    def fold(samples: int, padding: int) -> Tensor:
+        found = functional.fold(blocks, (1, samples), (1, size), padding=(0, padding), stride=(1, step))
+        return found.flatten(1)
+
+    # The blocks that fold expects for the length: a signal's own, so that nothing is computed and then cut.
+    if statically_known_true((wanted + 2 * cut - size) // step + 1 == count):
+        return fold(wanted, cut)
+    return fold(natural + 2 * cut, 0)[:, cut : cut + wanted]

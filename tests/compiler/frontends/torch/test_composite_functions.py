@@ -1,0 +1,71 @@
+"""Functions that torch captures at one size only, at several, against torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+import compiler
+from compiler.errors import UnsupportedModelError
+
+
+class Transformed(nn.Module):
+    """A filter in the frequency domain, of frames that reach beyond the signal and of ones that do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(48))
+
+    def forward(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def spectrum(**options: bool) -> Tensor:
+            found = torch.stft(signal, 64, 16, 48, self.window, return_complex=True, **options)
+            return found * torch.linspace(1, 0, 33)[:, None]
+
+        whole = torch.istft(spectrum(), 64, 16, 48, self.window, length=signal.shape[-1])
+        shorter = torch.istft(spectrum(normalized=True), 64, 16, 48, self.window, normalized=True)
+        single = torch.istft(spectrum()[0], 64, 16, 48, self.window, length=100)
+        return whole, shorter, single
+
+
+class Statistics(nn.Module):
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
+        running = first.new_zeros(5), first.new_ones(5)
+        normalized = torch.native_batch_norm(first, None, None, *running, True, 0.1, 1e-5)
+        return (
+            torch.cov(first),
+            torch.corrcoef(first),
+            first[:1].cov(correction=0),
+            torch.cdist(first, second),
+            *normalized,
+        )
+
+
+def check(net: nn.Module, axes: tuple[dict[int, object], ...], *examples: tuple[Tensor, ...]) -> None:
+    module = compiler.compile(net.eval(), example_inputs=examples[0], dynamic_shapes=axes, threads=1)
+    for given in examples:
+        for ours, theirs in zip(module.run(list(given)).values(), net(*given), strict=True):
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_inverse_short_time_fourier_transform_of_dynamic_length() -> None:
+    check(Transformed(), ({1: Dim.DYNAMIC},), (torch.randn(2, 320),), (torch.randn(2, 407),))
+
+
+def test_covariances_and_distances_of_dynamic_sizes() -> None:
+    """More than 25 rows, where torch computes distances in another way."""
+    sizes = [(4, 6, 5), (9, 31, 5)]
+    examples = [(torch.randn(a, width), torch.randn(b, width)) for a, b, width in sizes]
+    check(Statistics(), ({0: Dim.DYNAMIC}, {0: Dim.DYNAMIC}), *examples)
+
+
+class Divisors(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.gcd(x, x + 2)
+
+
+def test_a_refusal_names_the_operator_and_its_node() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"prims.gcd \(node 'gcd'\): PyTorch's ONNX exporter"):
+        compiler.compile(Divisors().eval(), example_inputs=(torch.arange(4),), threads=1)
