@@ -52,17 +52,17 @@ def _cdist(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _cov(original: Callable[..., Any]) -> Callable[..., Any]:
-    def cov(values: Tensor, *, correction: int = 1, fweights: Any = None, aweights: Any = None) -> Any:
-        if values.ndim > 2 or fweights is not None or aweights is not None:
-            return original(values, correction=correction, fweights=fweights, aweights=aweights)
-        return _covariance(values, correction)
+    def cov(input: Tensor, *, correction: int = 1, fweights: Any = None, aweights: Any = None) -> Any:
+        if input.ndim > 2 or fweights is not None or aweights is not None:
+            return original(input, correction=correction, fweights=fweights, aweights=aweights)
+        return _covariance(input, correction)
 
     return cov
 
 
 def _corrcoef(_: Callable[..., Any]) -> Callable[..., Any]:
-    def corrcoef(values: Tensor) -> Tensor:
-        found = _covariance(values, 1)
+    def corrcoef(input: Tensor) -> Tensor:
+        found = _covariance(input, 1)
         if found.ndim == 0:
             return found / found
         deviations = found.diagonal().real.sqrt()
@@ -86,7 +86,7 @@ def _covariance(values: Tensor, correction: int) -> Tensor:
 
 def _istft(original: Callable[..., Any]) -> Callable[..., Any]:
     def istft(
-        values: Tensor,
+        input: Tensor,
         n_fft: int,
         hop_length: int | None = None,
         win_length: int | None = None,
@@ -100,22 +100,22 @@ def _istft(original: Callable[..., Any]) -> Callable[..., Any]:
         import torch
         from torch.nn import functional
 
-        whole = values.shape[-2] == n_fft if onesided is None else not onesided
-        if whole or return_complex or values.ndim not in (2, 3) or not values.is_complex():
+        whole = input.shape[-2] == n_fft if onesided is None else not onesided
+        if whole or return_complex or input.ndim not in (2, 3) or not input.is_complex():
             options = (hop_length, win_length, window, center, normalized, onesided, length, return_complex)
-            return original(values, n_fft, *options)
+            return original(input, n_fft, *options)
         width = n_fft if win_length is None else win_length
-        factor = torch.ones(width, dtype=values.real.dtype) if window is None else window
+        factor = torch.ones(width, dtype=input.real.dtype) if window is None else window
         before = (n_fft - width) // 2
         factor = functional.pad(factor, (before, n_fft - width - before)).unsqueeze(-1)
-        batch = values if values.ndim == 3 else values.unsqueeze(0)
+        batch = input if input.ndim == 3 else input.unsqueeze(0)
         blocks = torch.fft.irfft(batch, n_fft, dim=-2, norm="ortho" if normalized else "backward") * factor
         squares = (factor * factor).expand(1, n_fft, blocks.shape[-1])
         step, cut = (n_fft // 4 if hop_length is None else hop_length), (n_fft // 2 if center else 0)
         signal = _added_up(blocks, step, cut, length) / _added_up(squares, step, cut, length)
         if isinstance(length, int) and isinstance(signal.shape[-1], int):
             signal = functional.pad(signal, (0, length - signal.shape[-1]))
-        return signal if values.ndim == 3 else signal.squeeze(0)
+        return signal if input.ndim == 3 else signal.squeeze(0)
 
     return istft
 

@@ -64,9 +64,10 @@ def _normalizes_by_batch(node: torch.fx.Node) -> bool:
 
 
 def _applies(node: torch.fx.Node) -> bool:
-    """True if the decomposition of its operator is for results of its data type."""
-    dtypes = _DTYPES.get(str(node.target))
-    return dtypes is None or getattr(node.meta.get("val"), "dtype", None) in dtypes
+    """True if the decomposition of its operator is for results of its data type, or of that of its first one."""
+    dtypes, value = _DTYPES.get(str(node.target)), node.meta.get("val")
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    return dtypes is None or getattr(first, "dtype", None) in dtypes
 
 
 def along_axis(values: torch.Tensor, rank: int, axis: int) -> torch.Tensor:

@@ -18,7 +18,6 @@ from tests.coverage.packages.vision import (
     segmentation_models,
     timm_models,
     torchvision_models,
-    ultralytics_models,
 )
 
 PACKAGES: dict[str, Callable[[], Iterator[PackageModel]]] = {
@@ -31,5 +30,4 @@ PACKAGES: dict[str, Callable[[], Iterator[PackageModel]]] = {
     "torchaudio": torchaudio_models,
     "torchvision": torchvision_models,
     "transformers": transformers_models,
-    "ultralytics": ultralytics_models,
 }

@@ -31,6 +31,10 @@ TOLERANCE = 1e-3  # of the largest magnitude: nets of random weights, whose outp
 _TIMES_AS_LARGE = 2
 _LONGEST = 700  # characters of a reason
 
+_OWN_REFUSAL = re.compile(
+    r"dynamic size \(node 'dimension (\d+) of ([a-zA-Z]\w*?)(?:_(\d+))?'\): an operator of the model"
+)
+
 Inputs = tuple[Any, ...]
 
 
@@ -103,7 +107,8 @@ def _with_dynamic(row: SweepRow, net: Any, inputs: Inputs, model: PackageModel) 
     result, refusal, error = EXPORT, "", row.error
     while model.dynamic:
         result, found, detail = _compared(net, inputs, model)
-        if result != EXPORT:
+        fixed = _fixed_axes(net, detail) if result in (EXPORT, REFUSED) else set()
+        if result != EXPORT and not fixed:
             return replace(
                 row,
                 dynamic_result=result,
@@ -112,14 +117,15 @@ def _with_dynamic(row: SweepRow, net: Any, inputs: Inputs, model: PackageModel) 
                 detail=detail or refusal,
             )
         refusal = refusal or detail
-        model = model.without(_fixed_axes(net, detail) or {model.dynamic[-1][:2]})
+        model = model.without(fixed or {model.dynamic[-1][:2]})
     return replace(row, dynamic_result=result, detail=refusal)
 
 
 def _fixed_axes(net: Any, refusal: str) -> set[tuple[int, int]]:
-    """(input, axis) of the sizes that `torch.export` says are fixed."""
+    """(input, axis) of the sizes that `torch.export` says are fixed, or that a condition of the network fixes."""
     names = list(inspect.signature(net.forward).parameters)
     found = re.findall(r"L\['(\w+)'\](?:\[(\d+)\])?\.size\(\)\[(\d+)\]", refusal)
+    found += [(name, place, axis) for axis, name, place in _OWN_REFUSAL.findall(refusal)]
     return {(int(place or names.index(name)), int(axis)) for name, place, axis in found}
 
 

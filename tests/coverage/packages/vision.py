@@ -1,4 +1,4 @@
-"""Networks of timm, torchvision, segmentation_models_pytorch and ultralytics."""
+"""Networks of timm, torchvision and segmentation_models_pytorch."""
 
 from __future__ import annotations
 
@@ -158,33 +158,5 @@ def _segmentation(name: str) -> Build:
         options = {"dynamic_img_size": True} if name == "dpt" else {}
         net = package.create_model(name, encoder_name=encoder, encoder_weights=None, **options)
         return net, (torch.randn(2, 3, 64, 64),)
-
-    return build
-
-
-_ULTRALYTICS = {
-    "DetectionModel": ("yolov3-tiny", "yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n",
-                       "yolo26n"),
-    "SegmentationModel": ("yolov8n-seg", "yolo11n-seg", "yolo26n-seg"),
-    "PoseModel": ("yolov8n-pose", "yolo11n-pose", "yolo26n-pose"),
-    "OBBModel": ("yolov8n-obb", "yolo11n-obb", "yolo26n-obb"),
-    "ClassificationModel": ("yolov8n-cls", "yolo11n-cls", "yolo26n-cls"),
-    "RTDETRDetectionModel": ("rtdetr-l", "rtdetr-resnet50"),
-}  # fmt: skip
-
-
-def ultralytics_models() -> Iterator[PackageModel]:
-    """The smallest detector of each generation, and of the last ones those of other tasks."""
-    for kind, names in _ULTRALYTICS.items():
-        for name in names:
-            yield PackageModel(name, _ultralytics(kind, name), IMAGE)
-
-
-def _ultralytics(kind: str, name: str) -> Build:
-    def build() -> tuple[Any, tuple[Any, ...]]:
-        import torch
-
-        net = getattr(importlib.import_module("ultralytics.nn.tasks"), kind)(f"{name}.yaml", ch=3, verbose=False)
-        return with_call(net, lambda net, x: net(x)), (torch.rand(2, 3, 96, 96),)
 
     return build

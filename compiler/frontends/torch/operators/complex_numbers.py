@@ -1,0 +1,120 @@
+"""Operators on complex numbers that the exporter converts for real ones alone: by the real and the imaginary part."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compiler.frontends.torch.decomposition import decomposition_of
+
+_COMPLEX = (torch.complex64, torch.complex128)
+_PRODUCTS = range(1, 5)  # exponents
+
+
+def _parts(values: Tensor) -> tuple[Tensor, Tensor]:
+    if values.is_conj():  # marked as conjugated, which `view_as_real` does not take
+        real, imaginary = _parts(values.conj())
+        return real, -imaginary
+    pairs = torch.view_as_real(values)
+    return pairs[..., 0], pairs[..., 1]
+
+
+def _joined(real: Tensor, imaginary: Tensor) -> Tensor:
+    return torch.view_as_complex(torch.stack((real, imaginary), -1))
+
+
+def _moves(name: str, operator: Callable[..., Any]) -> None:
+    """An operator that only moves elements is applied to both parts."""
+
+    def decomposition(values: Tensor, *arguments: Any, **named: Any) -> Any:
+        if not values.is_complex() or named.get("dtype") is not None:
+            return NotImplemented
+        real, imaginary = (operator(each, *arguments, **named) for each in _parts(values))
+        if isinstance(real, Tensor):
+            return _joined(real, imaginary)
+        return [_joined(*each) for each in zip(real, imaginary, strict=True)]
+
+    decomposition_of(name, dtypes=_COMPLEX)(decomposition)
+
+
+_ATEN = torch.ops.aten
+for _operator in (
+    *(_ATEN.select.int, _ATEN.unsqueeze.default, _ATEN.squeeze.default, _ATEN.squeeze.dims, _ATEN.expand.default),
+    *(_ATEN.repeat.default, _ATEN.index.Tensor, _ATEN.index_select.default, _ATEN.gather.default),
+    *(_ATEN.constant_pad_nd.default, _ATEN.unfold.default, _ATEN.diagonal.default, _ATEN.tril.default),
+    *(
+        _ATEN.triu.default,
+        _ATEN.split.Tensor,
+        _ATEN.split_with_sizes.default,
+        _ATEN.unbind.int,
+        _ATEN.zeros_like.default,
+    ),
+):
+    _moves(str(_operator), _operator)
+
+
+@decomposition_of("aten.where.self", dtypes=_COMPLEX)
+def _where(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    if not (first.is_complex() and second.is_complex()):
+        return NotImplemented
+    pairs = zip(_parts(first), _parts(second), strict=True)
+    return _joined(*(torch.where(condition, one, other) for one, other in pairs))
+
+
+@decomposition_of("aten.masked_fill.Scalar", dtypes=_COMPLEX)
+def _masked_fill(values: Tensor, mask: Tensor, value: complex) -> Tensor:
+    if not values.is_complex():
+        return NotImplemented
+    real, imaginary = _parts(values)
+    return _joined(real.masked_fill(mask, complex(value).real), imaginary.masked_fill(mask, complex(value).imag))
+
+
+@decomposition_of("aten.pow.Tensor_Scalar", dtypes=_COMPLEX)
+def _power(values: Tensor, exponent: complex) -> Tensor:
+    """A small whole power is a product; others are computed by size and angle."""
+    if not values.is_complex() or isinstance(exponent, complex):
+        return NotImplemented
+    if exponent in _PRODUCTS:
+        return functools.reduce(torch.mul, [values] * int(exponent))
+    return torch.polar(values.abs() ** exponent, values.angle() * exponent)
+
+
+@decomposition_of("aten.mm.default", "aten.bmm.default", dtypes=_COMPLEX)
+def _product(first: Tensor, second: Tensor) -> Tensor:
+    if not (first.is_complex() and second.is_complex()):
+        return NotImplemented
+    (a, b), (c, d) = _parts(first), _parts(second)
+    return _joined(a @ c - b @ d, a @ d + b @ c)
+
+
+@decomposition_of("aten.exp.default", dtypes=_COMPLEX)
+def _exp(values: Tensor) -> Tensor:
+    if not values.is_complex():
+        return NotImplemented
+    real, angle = _parts(values)
+    size = torch.exp(real)
+    return _joined(size * torch.cos(angle), size * torch.sin(angle))
+
+
+@decomposition_of("aten.log.default", dtypes=_COMPLEX)
+def _log(values: Tensor) -> Tensor:
+    if not values.is_complex():
+        return NotImplemented
+    real, imaginary = _parts(values)
+    return _joined(torch.log(torch.hypot(real, imaginary)), torch.atan2(imaginary, real))
+
+
+@decomposition_of("aten.sqrt.default", dtypes=_COMPLEX)
+def _sqrt(values: Tensor) -> Tensor:
+    """With a real part that is not negative."""
+    if not values.is_complex():
+        return NotImplemented
+    real, imaginary = _parts(values)
+    size = torch.hypot(real, imaginary)
+    root = torch.sqrt((size + real).clamp(min=0) / 2)
+    other = torch.sqrt((size - real).clamp(min=0) / 2)
+    return _joined(root, torch.where(imaginary < 0, -other, other))
