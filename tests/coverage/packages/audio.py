@@ -49,7 +49,7 @@ NETWORKS: tuple[tuple[str, _MAKE, tuple[int, ...], Axes, Callable[..., Any]], ..
      (2, 1, 400), _BATCH_AND_SAMPLES, lambda net, x: net(x)),
     ("DeepSpeech", lambda models: models.DeepSpeech(16, 32, 10), (2, 1, 24, 16), ((0, 0, 1), (0, 2, 8)),
      lambda net, x: net(x)),
-    ("HDemucs", lambda models: models.HDemucs(["a", "b"], channels=8, nfft=512, depth=4),
+    ("HDemucs", lambda models: models.HDemucs(["a", "b"], channels=8, nfft=1024, depth=5),
      (1, 2, 8192), ((0, 0, 1), (0, 2, 1024)), lambda net, x: net(x)),
     ("SquimObjective", lambda models: models.squim_objective_model(
         feat_dim=16, win_len=16, d_model=8, nhead=2, hidden_dim=8, num_blocks=1, rnn_type="LSTM", chunk_size=5),
