@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.operators.elementwise import negative
 
 _COMPLEX = (torch.complex64, torch.complex128)
 _PRODUCTS = range(1, 5)  # exponents
@@ -51,7 +52,7 @@ for _operator in (
         _ATEN.split.Tensor,
         _ATEN.split_with_sizes.default,
         _ATEN.unbind.int,
-        _ATEN.zeros_like.default,
+        *(_ATEN.zeros_like.default, _ATEN.pad.default),
     ),
 ):
     _moves(str(_operator), _operator)
@@ -117,4 +118,4 @@ def _sqrt(values: Tensor) -> Tensor:
     size = torch.hypot(real, imaginary)
     root = torch.sqrt((size + real).clamp(min=0) / 2)
     other = torch.sqrt((size - real).clamp(min=0) / 2)
-    return _joined(root, torch.where(imaginary < 0, -other, other))
+    return _joined(root, torch.where(negative(imaginary), -other, other))

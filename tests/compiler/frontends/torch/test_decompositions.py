@@ -516,40 +516,6 @@ def test_what_is_constant_is_evaluated_where_an_operator_has_no_conversion() -> 
         compiler.compile(Applied(torch.special.bessel_j0).eval(), example_inputs=(x,), threads=1)
 
 
-def test_operators_on_complex_numbers() -> None:
-    order = torch.tensor([1, 0, 2])
-    functions: dict[str, Function] = {
-        "select": lambda z: z[0],
-        "unsqueeze": lambda z: z[:, None],
-        "squeeze": lambda z: z[:, None].squeeze(),
-        "expand": lambda z: z[:1].expand(3, -1),
-        "repeat": lambda z: z.repeat(2, 1),
-        "index": lambda z: z[order],
-        "index_select": lambda z: z.index_select(0, order),
-        "gather": lambda z: z.gather(0, order[None]),
-        "pad": lambda z: functional.pad(z, (1, 2)),
-        "unfold": lambda z: z.unfold(1, 2, 1),
-        "where": lambda z: torch.where(z.abs() > 1, z, 2 * z),
-        "mm": lambda z: z @ z.mT,
-        "bmm": lambda z: torch.einsum("bac,bdc->bad", z[None], z.conj()[None]),
-        "exp": torch.exp,
-        "log": torch.log,
-        "sqrt": torch.sqrt,
-        "tril": torch.tril,
-        "diagonal": torch.diagonal,
-        "split": lambda z: z.split([1, 2], 1)[1],
-        "chunk": lambda z: z.chunk(2)[1] * z.unbind(1)[2],
-        "masked_fill": lambda z: z.masked_fill(z.real > 0, 2.0),
-        "power": lambda z: z**3 + z**0.5,
-    }
-    x = normal(3, 3, 2)
-    check_together({name: partial(_as_pairs, each) for name, each in functions.items()}, x)
-
-
-def _as_pairs(function: Function, pairs: Tensor) -> Tensor:
-    return torch.view_as_real(function(torch.view_as_complex(pairs)).resolve_conj())
-
-
 UNARY = {
     "log1p": torch.log1p,
     "expm1": torch.expm1,
