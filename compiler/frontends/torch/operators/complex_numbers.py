@@ -77,7 +77,7 @@ def _masked_fill(values: Tensor, mask: Tensor, value: complex) -> Tensor:
 @decomposition_of("aten.pow.Tensor_Scalar", dtypes=_COMPLEX)
 def _power(values: Tensor, exponent: complex) -> Tensor:
     """A small whole power is a product; others are computed by size and angle."""
-    if not values.is_complex() or isinstance(exponent, complex):
+    if not (values.is_complex() and isinstance(exponent, int | float)):
         return NotImplemented
     if exponent in _PRODUCTS:
         return functools.reduce(torch.mul, [values] * int(exponent))

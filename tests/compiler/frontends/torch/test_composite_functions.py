@@ -15,13 +15,15 @@ from compiler.errors import UnsupportedModelError
 class Transformed(nn.Module):
     """A filter in the frequency domain, of frames that reach beyond the signal and of ones that do not."""
 
+    window: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("window", torch.hann_window(48))
 
     def forward(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        def spectrum(**options: bool) -> Tensor:
-            found = torch.stft(signal, 64, 16, 48, self.window, return_complex=True, **options)
+        def spectrum(normalized: bool = False) -> Tensor:
+            found = torch.stft(signal, 64, 16, 48, self.window, normalized=normalized, return_complex=True)
             return found * torch.linspace(1, 0, 33)[:, None]
 
         whole = torch.istft(spectrum(), 64, 16, 48, self.window, length=signal.shape[-1])
