@@ -121,9 +121,13 @@ def split_to_sequence(context: NodeContext) -> Value:
     data, shape = context.input(0), context.shape(0)
     axis = context.axis(context.attribute("axis", 0), len(shape))
     size = shape[axis]
-    drop = not context.has_input(1) and not context.attribute("keepdims", 1)
+    # ONNX ignores keepdims where lengths are given; PyTorch's exporter writes it beside a length of 1 and means it, and
+    # ONNX Runtime reads it so.
+    chunk = context.known(1) if context.has_input(1) else np.array(1)
+    single = chunk is not None and chunk.shape == () and chunk == 1
+    drop = single and not context.attribute("keepdims", 1)
     if not isinstance(size, int):
-        if not context.has_input(1) or ((chunk := context.known(1)) is not None and chunk.shape == () and chunk == 1):
+        if single:
             return _single_parts(context, axis, len(shape), drop)
         context.refuse(f"the size of axis {axis}, and so the number of parts, is not known when compiling")
     starts, lengths, position = [], _lengths(context, size), 0

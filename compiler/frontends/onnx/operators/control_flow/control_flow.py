@@ -48,13 +48,13 @@ def loop(context: NodeContext) -> list[Value]:
     """A loop with a number of iterations, a condition, or both; see `loops` for how it becomes code."""
     body: onnx.GraphProto = context.required_attribute("body")
     state = [context.value(index) for index in range(2, len(context.node.input))]
-    trips = _scalar(context, 0)
-    appended = _appended(body, state) if known_scalar(trips) is None else []
     if len(body.input) != len(state) + 2 or len(body.output) < len(state) + 1:
         context.invalid(
             f"its body has {len(body.input)} inputs and {len(body.output)} outputs, which does not fit a state of "
             f"{len(state)} values"
         )
+    trips = _scalar(context, 0)
+    appended = _appended(body, state) if known_scalar(trips) is None else []
 
     def step(iteration: Value, values: list[Value]) -> Step:
         # In an iteration that runs, the condition it was given is true.

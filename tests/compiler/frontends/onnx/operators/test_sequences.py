@@ -26,6 +26,16 @@ def test_a_loop_over_columns_adds_to_a_sequence() -> None:
     assert_equal_to_onnxruntime(model, {"x": _X, "i": np.array(2)}, {"x": _X[:2, :1], "i": np.array(-1)})
 
 
+def test_parts_of_a_given_length_of_one_drop_their_axis() -> None:
+    """As PyTorch's exporter writes unbind, of dynamic and of static axes."""
+    model = """g (float[n,5] x) => (float[5] row, float[n] column) <int64 one = {1}> {
+      rows = SplitToSequence<axis = 0, keepdims = 0>(x, one)
+      row = SequenceAt(rows, one)
+      columns = SplitToSequence<axis = 1, keepdims = 0>(x, one)
+      column = SequenceAt(columns, one) }"""
+    assert_equal_to_onnxruntime(model, {"x": _X})
+
+
 def test_parts_of_length_one_keep_their_axis() -> None:
     model = """g (float[n,m] x, int64 i) => (float[a,b] y, float[a,1] one) {
       rows = SplitToSequence<axis = 0>(x)
