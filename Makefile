@@ -20,6 +20,7 @@ test: $(VENV)/test.stamp
 # More targets, formats and families for properties that `make test` shows on one of each (tests/sweeps.txt).
 sweep: $(VENV)/test.stamp
 	tests/system/install_packages.sh
+	$(BIN)/python -m pip install --quiet --no-deps -r examples/gallery/large_packages.txt
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m sweep
 
 # In under a minute: structure, imports, links, graph passes before and after, refusals, file formats, and numbers on small
