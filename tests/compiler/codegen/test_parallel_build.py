@@ -128,6 +128,15 @@ def test_kernels_of_an_earlier_compilation_are_not_generated_again(least: int, m
         assert any("matmul" in name for part in generated for name in part)
 
 
+def test_a_kernel_is_generated_for_each_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_kept", build._Kept(1 << 20))
+    made = []
+    for name in ("x86-64-v3", "x86-64-v4", "x86-64-v3"):
+        (path,) = build_objects([_scaled(3)], None, targets.get(name).tvm_target(), tmp_path)
+        made.append(path.read_bytes())
+    assert made[0] == made[2] != made[1]
+
+
 def test_libraries_of_other_compilers_are_linked_by_tvm(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[list[str]] = []
 
