@@ -156,7 +156,8 @@ class IntegerAttentionWriter(AttentionWriter):
         parts = self.parts
         query_zero, key_zero, weights_zero, value_zero = parts.zeros
         key, value = (Quads.of(each, self.machine, *self.whole_words) for each in (parts.key, parts.value))
-        dtypes = dtype_of(parts.query.buffer), parts.weights_dtype
+        assert parts.weights is not None  # a stage rounds them
+        dtypes = dtype_of(parts.query.buffer), dtype_of(parts.weights.body.buffer)
         self._zeros = query_zero + DOT_U8S8.shift(dtypes[0]), weights_zero + DOT_U8S8.shift(dtypes[1])
         self._column_zeros = key_zero + key.shift, value_zero + value.shift
         statements: list[Stmt] = []

@@ -28,7 +28,7 @@ from schedules.codegen.parallel import pays_off
 from schedules.instructions.rounding import narrowed, rounded_pair, rounded_run
 from schedules.ir.expression import buffers_loaded, constant_int, expression, map_loads, substitute
 from schedules.ir.numbers import ceil_div
-from schedules.ir.stages import Axis, Kernel, Stage, dtype_of, shape_of
+from schedules.ir.stages import Axis, Kernel, Stage, shape_of
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Var, structural_map, tirx, tvm
 from schedules.machine import Machine, dtype_bits
 from schedules.stages.code import stage_code
@@ -367,11 +367,6 @@ class AttentionParts:
     def narrow(self) -> bool:
         """True if products run on pairs of bfloat16: where they may, and enough queries share the pairs."""
         return self.rounds and self.has_many_queries
-
-    @property
-    def weights_dtype(self) -> str:
-        """The type of what multiplies the values."""
-        return "float32" if self.weights is None else dtype_of(self.weights.body.buffer)
 
     def score(self, raw: Expr, place: Sequence[Expr]) -> Expr:
         """The argument of softmax for a raw score (scaled, masked) at a place (*lead, query, key)."""

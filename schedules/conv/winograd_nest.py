@@ -484,10 +484,9 @@ class WinogradNest:
             names: list[Stmt] = []
             start = position(self.work, "start", start, names)
             sums, allocation = allocate_tile("sums", (size, self.blocks, self.lanes), self.work.dtype)
-            tile_of = FrequencyTile(
-                spread, product, weights, frequency, start, list(static_grid(size, self.blocks)), sums
-            )
-            return sequence(names, sequence(allocation, sums_of(tile_of)))
+            points = list(static_grid(size, self.blocks))
+            part = FrequencyTile(spread, product, weights, frequency, start, points, sums)
+            return sequence(names, sequence(allocation, sums_of(part)))
 
         if self.work.is_open:
             return open_repeat("p", live, self.pixels, tile)

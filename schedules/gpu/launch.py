@@ -97,8 +97,7 @@ def launched(axes: list[Axis], body: Stmt, threads: int = THREADS) -> Stmt:
     count = tirx.IntImm(dtype, threads)
     point = block * count + thread
     if total == 0:
-        nothing = tirx.Evaluate(tirx.IntImm("int32", 0))
-        return launch(block, 1, thread, threads, nothing)
+        return launch(block, 1, thread, threads, tirx.Evaluate(tirx.IntImm("int32", 0)))
     size: Expr = tirx.IntImm(dtype, 1)
     values: dict[Var, Expr] = {}
     for position, axis in enumerate(reversed(axes)):
