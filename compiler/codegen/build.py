@@ -104,8 +104,10 @@ def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple
     # As `relax.build` does, except that the kernels are built separately.
     builder = relax.ExecBuilder()
     generate_bytecode(builder, mod)
+    if not kernels:
+        return link_bytecode(builder, engine_target), []
     if not worth_parts(kernels) and not any(own_options(kernel) for _, kernel in kernels):
-        objects = _Work([kernels], [engine_target], mod.attrs, folder).objects() if kernels else []
+        objects = _Work([kernels], [engine_target], mod.attrs, folder).objects()
         empty = _llvm_module([], engine_target, PIPELINE, folder / "empty.ll")
         return link_bytecode(builder, engine_target, empty), objects
     distinct, aliases = distinct_kernels(kernels)
@@ -244,7 +246,7 @@ class PartFailedError(Exception):
 
 @dataclass(frozen=True)
 class _Work:
-    """Work for a forked process: kernels in parts, a target for each, the module's attributes and a folder."""
+    """Kernels in parts, a target for each, the module's attributes and a folder for the objects."""
 
     parts: Sequence[Sequence[tuple[GlobalVar, PrimFunc]]]
     targets: Sequence[tvm.target.Target]
