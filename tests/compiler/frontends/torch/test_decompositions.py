@@ -201,14 +201,17 @@ RARER_FUNCTIONS: dict[str, Function] = {
 }
 
 
-@pytest.mark.parametrize("part", range(3))
+_PARTS = 3
+
+
+@pytest.mark.parametrize("part", range(_PARTS))
 def test_functions(part: int) -> None:
-    check_together(dict(list(FUNCTIONS.items())[part::4]), normal(2, 7, 6))
+    check_together(dict(list(FUNCTIONS.items())[part::_PARTS]), normal(2, 7, 6))
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(_PARTS))
 def test_rarer_functions(part: int) -> None:
-    check_together(dict(list(RARER_FUNCTIONS.items())[part::2]), normal(2, 7, 6))
+    check_together(dict(list(RARER_FUNCTIONS.items())[part::_PARTS]), normal(2, 7, 6))
 
 
 def test_cummax_of_nan() -> None:
