@@ -92,7 +92,7 @@ def _search(sources: Sources, folder: Path) -> None:
     images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     result = compiler.search(
         tiny(),
-        {"mb": 0.003},
+        {"mb": 0.01},
         space={"channels": [0.5], "precision": ["int8", "float32"]},
         batches=[(images, (images.mean((1, 2, 3)) > 0).long())],
         epochs=1,
@@ -127,7 +127,9 @@ def case(sources: Sources, seed: int) -> Outcome:
     name = _ORDER[seed % len(_ORDER)]
     if name not in _durations:
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)  # orphans become children of this process
-        _durations[name] = _run(sources, name, None)[1]
+        problem, _durations[name] = _run(sources, name, None)
+        if problem != _FINISHED_BEFORE:
+            raise RuntimeError(f"{name} fails without an interrupt: {problem}")
     random_, problem = random.Random(seed), _FINISHED_BEFORE
     for _ in range(_ATTEMPTS):
         problem, took = _run(sources, name, random_.random() * _durations[name])
