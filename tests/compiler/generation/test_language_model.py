@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def test_a_model_without_an_encoder_takes_no_inputs(model: LanguageModel) -> Non
         model.generate("Hello", inputs={"pixel_values": np.zeros(1)})
 
 
+@pytest.fixture
+def usual_handler() -> Iterator[None]:
+    """Python's own handler of SIGINT, which processes of parallel tests ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class _Interrupting:
     """Python drops the exceptions of a destructor."""
 
@@ -62,7 +71,7 @@ class _Interrupting:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_an_interrupt_in_a_destructor_ends_the_generation(model: LanguageModel) -> None:
+def test_an_interrupt_in_a_destructor_ends_the_generation(model: LanguageModel, usual_handler: None) -> None:
     for generate in (model.generate, model.conversation().say):
         with pytest.raises(KeyboardInterrupt):
             generate("Hi", max_new_tokens=40, stream=lambda text: [_Interrupting()].clear())
