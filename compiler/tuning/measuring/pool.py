@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from compiler.device.credentials import Credentials
 from compiler.errors import DeviceError, UserError
 from compiler.records.record_set import MIN_GAIN, MIN_GAIN_OF_ALTERNATIVES
+from compiler.runtime.thread_pool import library_path
 from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, first_done
 from compiler.tuning.measuring.device_names import LOCAL
 from compiler.tuning.measuring.messages import (
@@ -113,6 +114,7 @@ class MeasurementPool:
         build_module: str = BUILD_MODULE,
         credentials: Mapping[str, Credentials] | None = None,
     ) -> None:
+        library_path()  # a worker that compiled it might be ended meanwhile
         keys = dict(credentials or {})
         cores = os.cpu_count() or 1
         self.memory = target.memory
