@@ -25,6 +25,7 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.records.records import ChosenKernel, ModelLine
+from compiler.support.interrupts import uninterrupted
 from compiler.tuning.measuring.channel import Worker
 from compiler.tuning.measuring.messages import ModelRequest, ModelSetup, ModelTimes
 from compiler.tuning.session import Session
@@ -224,6 +225,7 @@ class ModelComparison:
     def __enter__(self) -> ModelComparison:
         return self
 
+    @uninterrupted
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

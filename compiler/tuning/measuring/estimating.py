@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from compiler.support.interrupts import uninterrupted
 from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, first_done
 from compiler.tuning.measuring.messages import BuildRequest, Effort, Estimated, KernelTask, Outcome, WorkerSetup
 from compiler.tuning.measuring.pool import Emit, Trial
@@ -95,6 +96,7 @@ class EstimatingPool:
     def __enter__(self) -> EstimatingPool:
         return self
 
+    @uninterrupted
     def __exit__(self, *_: object) -> None:
         self.close()
 

@@ -15,6 +15,7 @@ from compiler.device.credentials import Credentials
 from compiler.errors import DeviceError, UserError
 from compiler.records.record_set import MIN_GAIN, MIN_GAIN_OF_ALTERNATIVES
 from compiler.runtime.thread_pool import library_path
+from compiler.support.interrupts import uninterrupted
 from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, first_done
 from compiler.tuning.measuring.device_names import LOCAL
 from compiler.tuning.measuring.messages import (
@@ -251,6 +252,7 @@ class MeasurementPool:
     def __enter__(self) -> MeasurementPool:
         return self
 
+    @uninterrupted
     def __exit__(self, *_: object) -> None:
         self.close()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
+from compiler.support.interrupts import interruptible
+from compiler.tuning.measuring.channel import Worker
 from compiler.tuning.measuring.messages import Effort, Outcome
 from compiler.tuning.measuring.pool import MeasurementPool, Trial
 from compiler.tuning.tasks import Task
@@ -98,3 +101,25 @@ def test_what_hangs_is_ended(
     assert [each.status for each in outcomes] == ["timeout"]
     monkeypatch.undo()
     assert [each.status for each in modes(misbehaving, task, "good")] == ["ok"]
+
+
+def test_an_interrupt_while_workers_end_waits_for_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[Worker] = []
+
+    def close(worker: Worker) -> None:
+        ended.append(worker)
+        signal.raise_signal(signal.SIGINT)
+
+    @interruptible
+    def tuned() -> None:
+        with MeasurementPool(target(), serial=True, builders=2):
+            pass
+
+    monkeypatch.setattr(Worker, "close", close)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tuned()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(ended) == 3
