@@ -56,7 +56,7 @@ class CallTime:
 
 @dataclass(frozen=True)
 class ThreadTime:
-    """What one thread did in a parallel loop of a kernel, in one run.
+    """Work of one thread in a parallel loop of a kernel, in one run.
 
     Attributes:
         thread: 0 for the thread that runs the module.

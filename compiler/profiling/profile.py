@@ -309,7 +309,7 @@ def _calls(
 
 
 def _thread_times(measured: _Measured, times: CallTimes) -> tuple[ThreadTime, ...]:
-    """What each thread did in the typical run, at the times of its calls without the cost of the instrument."""
+    """Work of each thread in the typical run, at the times of its calls without the cost of the instrument."""
     recording, run = measured.recording, measured.typical
     left, found = recording.left[run], []
     for work in measured.works[run]:

@@ -106,7 +106,7 @@ class WorkTrace:
         self._works = (Work * _MOST_WORKS)()
 
     def during(self, run: Callable[[], object]) -> list[Work]:
-        """What they do in the regions of `run`: the first 65,536 works."""
+        """Work of the threads in the regions of `run`; the first 65,536 entries."""
         trace = _library().tensorwright_pool_trace
         trace(self._works, _MOST_WORKS)
         try:

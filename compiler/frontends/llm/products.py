@@ -56,7 +56,7 @@ class Products:
         return self._builder.emit(R.add(result, as_constant(linear.bias.astype(np.float32))))
 
     def _change(self, x: Expr, change: LowRank) -> Expr:
-        """What the adapter of each row adds, in float32: (1, n, rows)."""
+        """The low-rank update of each row's adapter, in float32: (1, n, rows)."""
         assert self.adapter_of_rows is not None
         emit, (_, length, depth) = self._builder.emit, list(x.ty.shape)
         numbers, rows = self.adapter_of_rows(x), emit(R.reshape(x, (length, depth)))
