@@ -27,10 +27,13 @@ REQUIRE_TOOLS = "TENSORWRIGHT_TESTS_REQUIRE_TOOLS"
 SWEEPS = Path(__file__).with_name("sweeps.txt")
 """Which tests have the marker `sweep`: patterns of their names, one a line."""
 
+UNUSED_PATTERNS = pytest.StashKey[set[str]]()
+"""Patterns of SWEEPS that name none of the collected tests."""
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks sweeps. Raises UsageError for a pattern that names no test, where all tests are collected."""
+    """Marks sweeps, and keeps the patterns that name no test for tests/test_sweeps.py."""
     lines = SWEEPS.read_text(encoding="utf-8").splitlines()
     unused = {line for line in lines if line and not line.startswith("#")}
     patterns = {line: re.compile(re.escape(line).replace(r"\*", ".*")) for line in unused}
@@ -39,8 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if pattern.fullmatch(item.nodeid):
                 item.add_marker(pytest.mark.sweep)
                 unused.discard(line)
-    if unused and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
-        raise pytest.UsageError(f"{SWEEPS.name} names tests that do not exist: {', '.join(sorted(unused))}")
+    config.stash[UNUSED_PATTERNS] = unused
 
 
 @pytest.hookimpl(wrapper=True)
