@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import tvm
 import tvm_ffi
@@ -43,9 +43,7 @@ from schedules.instructions.llvm_options import KERNEL_OPTIONS
 from schedules.ir.size_proofs import name_sizes
 from schedules.ir.stages import kernels_of
 from schedules.ir.tvm_private import generate_bytecode, link_bytecode
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Attrs, GlobalVar, PrimFunc, RuntimeModule
+from schedules.ir.tvm_types import Attrs, GlobalVar, PrimFunc, RuntimeModule
 
 # Free space required before TVM writes objects: LLVM aborts the process when the disk is full.
 # Objects and library took 12 to 16 KiB per kernel in networks of static shapes (mobilenet_v3_large, resnet18); kernels

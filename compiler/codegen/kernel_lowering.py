@@ -28,7 +28,7 @@ of the thread pool reads the extent (`device/cpp/thread_pool.c`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compiler.codegen.plain_kernels import with_plain_kernels
 from schedules.codegen.nest import CHUNKED
@@ -37,10 +37,8 @@ from schedules.ir.inline import call_name
 from schedules.ir.lets import inlined_divisions, kept_differences, opaque_floats
 from schedules.ir.stages import dtype_of, product, shape_of
 from schedules.ir.tir import s_tir, structural_map, structural_walk, tirx, tvm
+from schedules.ir.tvm_types import Expr, Node, PrimFunc, Stmt, Var
 from schedules.machine import dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Node, PrimFunc, Stmt, Var
 
 PIPELINE = "tensorwright"
 _STACK_BITS = 8 * (16 << 10)  # far larger than any tile held in registers

@@ -8,16 +8,13 @@ allocate what they need, so there is nothing to compact.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import tvm
 from tvm import s_tir, tirx
 
 from schedules.ir.expression import buffers_loaded
 from schedules.ir.tir import structural_map, structural_walk
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, GlobalVar, PrimFunc, Stmt
+from schedules.ir.tvm_types import Expr, GlobalVar, PrimFunc, Stmt
 
 Lowering = Callable[[tvm.IRModule], tvm.IRModule]
 

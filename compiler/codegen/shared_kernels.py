@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import tvm
 import tvm_ffi
@@ -28,9 +28,7 @@ from schedules.ir.expression import constant_int
 from schedules.ir.size_proofs import with_shape
 from schedules.ir.stages import product
 from schedules.ir.tir import StructuralKey, structural_map, structural_walk
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Call, Expr, GlobalVar, Node, PrimFunc, Stmt, Type, Var
+from schedules.ir.tvm_types import Buffer, Call, Expr, GlobalVar, Node, PrimFunc, Stmt, Type, Var
 
 Kernel: TypeAlias = "tuple[GlobalVar, PrimFunc]"  # its global variable and the PrimFunc
 _TYPE = "int64"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tvm
@@ -35,6 +35,7 @@ from schedules.instructions.products.operation import DOT_BF16, Product
 from schedules.instructions.products.table import dot_products, tile_product
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
+from schedules.ir.tvm_types import Expr, Type
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.blocks.expressions import BlockFormat
 from schedules.matmul.blocks.rule import BlockWorkload, block_cycles
@@ -42,9 +43,6 @@ from schedules.matmul.blocks.writer import FEW_ROWS, block_tiles
 from schedules.matmul.rounded_bf16 import MatmulGatedBf16, MatmulRoundedBf16
 from schedules.matmul.words import KINDS
 from schedules.selection.registry import rules
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Type
 
 _HERTZ = 3e9  # a clock that turns cycles into seconds; it cancels out of every comparison
 _OVERLAP = 0.3  # of the lesser of arithmetic and movement that does not hide behind the other

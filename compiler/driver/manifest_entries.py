@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -43,11 +43,8 @@ from compiler.support.serial_reasons import serial_reason
 from schedules.ir.expression import nodes
 from schedules.ir.stages import kernels_of
 from schedules.ir.tir import tirx
-from schedules.ir.tvm_types import Var
+from schedules.ir.tvm_types import Expr, PrimFunc, Var
 from schedules.machine import dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, PrimFunc
 
 
 def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:

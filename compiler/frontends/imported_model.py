@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import tvm
@@ -20,9 +20,7 @@ from tvm.ir import IRModule
 from compiler.errors import InternalError, OptionError
 from compiler.support.model_nodes import ModelNode
 from compiler.support.notebook import shortened
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BlockBuilder, Function
+from schedules.ir.tvm_types import BlockBuilder, Function
 
 
 @dataclass(frozen=True)

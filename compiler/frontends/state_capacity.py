@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from tvm import relax, te, tirx
 from tvm.ir import IRModule
@@ -35,9 +35,7 @@ from compiler.passes.rewriting.matching import plain, same_shape, same_size, sha
 from compiler.passes.rewriting.state_writes import attention_call, placed_append, write_rows
 from compiler.passes.rewriting.substitution import leaves, replace_leaves
 from compiler.support.formula import names_in, with_names
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, BlockBuilder, Expr, Function, Index, Var
+from schedules.ir.tvm_types import Binding, BlockBuilder, Expr, Function, Index, Var
 
 Model = TypeVar("Model", bound=ImportedModel)
 _POSITION = "position"

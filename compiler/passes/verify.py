@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tvm
@@ -16,9 +16,7 @@ from compiler.errors import OptionError, VerificationError
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import GraphPass
 from schedules.instructions.llvm_options import plain_cpu
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, RuntimeTensor, Var
+from schedules.ir.tvm_types import Expr, RuntimeTensor, Var
 
 Array = np.ndarray
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,16 +20,13 @@ from compiler.reports.formatting import format_percent
 from compiler.reports.page import Fact, Page, Section, render
 from compiler.runtime import Module
 from compiler.searching.explore import Explorer
-from compiler.searching.finish import Finished
+from compiler.searching.finish import Finished, Finisher
 from compiler.searching.front import Candidate, pareto
 from compiler.searching.knobs import Option, steps_away
 from compiler.searching.layer_table import Costs, excess
 from compiler.searching.settings import check_budget
 from compiler.support.accuracy import relative_drop
 from compiler.support.notebook import table_html
-
-if TYPE_CHECKING:
-    from compiler.searching.finish import Finished, Finisher
 
 _FAMILY = {"large": 1.0, "small": 0.0, "middle": 0.5}  # places on the front within the limit
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tvm
@@ -17,10 +17,8 @@ from tvm.relax.analysis import free_vars
 from compiler.errors import OptionError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.rewriting.graph import remove_unused
+from schedules.ir.tvm_types import Binding, BindingBlock, Expr
 from schedules.machine import dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, BindingBlock, Expr
 
 Var = Any
 

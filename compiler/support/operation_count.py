@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 
@@ -25,9 +24,7 @@ from schedules.annotations import KIND, TRANSFORM
 from schedules.conv.compute import WINOGRAD
 from schedules.conv.workload import WinogradWorkload
 from schedules.ir.expression import buffers_loaded, nodes
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
+from schedules.ir.tvm_types import Expr, Stmt
 
 _ARITHMETIC = (prim.Add, prim.Sub, prim.Mul, prim.Div, prim.FloorDiv, prim.Mod, prim.FloorMod, prim.Min, prim.Max)
 _INFIX = {prim.Add: "+", prim.Sub: "-", prim.Mul: "*", prim.FloorDiv: "//", prim.FloorMod: "%", prim.Div: "//"}

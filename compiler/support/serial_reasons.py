@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from schedules.annotations import SERIAL_REASON
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
 from schedules.cuts import least_parallel_cycles
 from schedules.ir.expression import constant_int, nodes
 from schedules.ir.tir import s_tir, tirx, tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, PrimFunc, Stmt
+from schedules.ir.tvm_types import Call, PrimFunc, Stmt
 
 _STEPS_OF_A_STORE = 4  # the most usual ones of `schedules.codegen.parallel.work`
 _PACKED_CALLS = ("tirx.tvm_call_packed", "tirx.tvm_call_cpacked")

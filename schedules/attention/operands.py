@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import ClassVar, Self, TypeAlias
 
 from schedules.annotations import KIND
 from schedules.attention.compute import ADJUSTED, OPERANDS, PRODUCT, RESULT, SCORES, WEIGHTS, guarded_quotient
@@ -32,9 +32,6 @@ from schedules.ir.stages import Axis, Kernel, Stage, shape_of
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Var, structural_map, tirx, tvm
 from schedules.machine import Machine, dtype_bits
 from schedules.stages.code import stage_code
-
-if TYPE_CHECKING:
-    from typing import Self
 
 # The element of a row at a step of the sum.
 Operand: TypeAlias = "Callable[[Index, Expr], Expr]"

@@ -1,12 +1,16 @@
-"""Names of TVM's classes for annotations: `if TYPE_CHECKING: from schedules.ir.tvm_types import Expr`.
+"""Names of TVM's classes for annotations: `from schedules.ir.tvm_types import Expr`.
 
-TVM ships no type information, so that type checkers take each of them for Any; readers see what a value is.
+TVM ships no type information, so that type checkers take each of them for Any; readers see what a value is. Files that
+load TVM's runtime alone import this under `if TYPE_CHECKING:`.
 """
 
 from __future__ import annotations
 
 from typing import TypeAlias
 
+import schedules.ir.load_tvm  # noqa: F401
+
+# isort: split
 import tvm_ffi
 from tvm import runtime
 from tvm.ir import Attrs as Attrs

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from schedules.ir.tvm_types import Attrs
 from targets.ethos_u.steps import Array, Emitter, Unsupported, Value
 from targets.ethos_u.tosa import Tensor, TosaGraph
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Attrs
 
 LARGEST_KERNEL = 4096
 TALLEST_KERNEL = 64

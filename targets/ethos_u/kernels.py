@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tvm
 
+from schedules.ir.tvm_types import Call
 from targets.ethos_u.steps import Array, Unsupported
 from targets.ethos_u.view import View, static_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call
 
 
 class Kernel:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tvm import relax
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from schedules.ir.tvm_types import Expr
-
+from schedules.ir.tvm_types import Expr
 
 # Where the channels of a tensor of three axes or more lie: second in the model, last on the accelerator.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from schedules.ir.tvm_types import IRModule
 from targets.errors import TargetError
 from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.partition import find, partitioned, prepared
@@ -28,9 +28,6 @@ from targets.ethos_u.vela import Compiled, compile_graph, version
 from targets.ethos_u.verification import agrees
 from targets.ethos_u.view import View
 from targets.measure import NetworkCost, NetworkMeasurer, Setting
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import IRModule
 
 
 class VelaMeasurer(NetworkMeasurer):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
+from schedules.ir.tvm_types import Binding, BindingBlock, Call, Expr, Function, Var
 from targets.errors import TargetError, ToolchainMissing
 from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.layout import channels_first, channels_last
@@ -27,9 +28,6 @@ from targets.ethos_u.vela import Compiled, compile_graph, require
 from targets.ethos_u.verification import REASON, agrees, first_wrong
 from targets.ethos_u.view import View, operator_name, registered_name
 from targets.splitting import slices_for_splits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, BindingBlock, Call, Expr, Function, Var
 
 _PRODUCTS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d", "relax.nn.conv2d_transpose", "relax.matmul")
 

@@ -8,19 +8,16 @@ places that is done for their high and then for their low part. All of it is exa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from schedules.ir.tvm_types import Call, Expr
 from targets.ethos_u.kernels import Kernel
 from targets.ethos_u.steps import Array, Quantized, Unsupported
 from targets.ethos_u.view import View, registered_name
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
 
 _PART = 128  # places that a byte tells apart
 _MOST = (_PART - 1) * _PART

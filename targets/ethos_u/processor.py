@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from schedules.ir.tvm_types import Expr
 from targets.ethos_u.layout import channels_last
 from targets.ethos_u.segments import Port, Segment
 from targets.ethos_u.steps import Unsupported
 from targets.ethos_u.view import operator_name, static_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
 
 _MOVED = 3.0  # a byte that is read and written apart from its neighbors: a load, a store, an address
 _COPIED = 0.25  # a byte of a row that is copied

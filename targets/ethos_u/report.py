@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from schedules.ir.tvm_types import Expr, Var
 from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.processor import processor_cycles
 from targets.ethos_u.segments import Port, Segment
@@ -14,9 +15,6 @@ from targets.ethos_u.settings import VelaOptions
 from targets.ethos_u.steps import Step, Unsupported
 from targets.ethos_u.vela import Compiled
 from targets.ethos_u.view import View, operator_name, registered_name, static_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Var
 
 _LINES = 8  # layers that the summary shows
 _NOT_COUNTED = ("relax.quantize", "relax.dequantize")

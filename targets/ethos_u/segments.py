@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from schedules.ir.tvm_types import Expr, Var
 from targets.ethos_u.layout import Arrangement, channels_last
 from targets.ethos_u.steps import Emitter, Quantized, Step, Value
 from targets.ethos_u.view import View, variables
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Var
 
 
 @dataclass(frozen=True, eq=False)

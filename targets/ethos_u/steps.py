@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from schedules.ir.tvm_types import Var
 from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.layout import Arrangement, channels_first, channels_last
 from targets.ethos_u.tosa import Shape, Tensor, TosaGraph
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Var
 
 Array = np.ndarray
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
+from schedules.ir.tvm_types import Call, Expr, Function, Var
 from targets.ethos_u.steps import Array, Quantized, Unsupported
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Function, Var
 
 _BYTES = ("int8", "uint8")
 

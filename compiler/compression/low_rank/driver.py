@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -41,9 +40,6 @@ from compiler.support.accuracy import Evaluate, fewest
 from compiler.support.interrupts import interruptible
 from compiler.support.options import ImportArguments, options_of, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
 
 # The search for a rank that is fast enough: these shares of a layer's energy, the largest first.
 _ENERGIES = (0.999, 0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)

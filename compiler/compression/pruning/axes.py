@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,6 @@ from tvm.ir import GenericConst
 from compiler.passes.rewriting.graph import Call, Expr
 from compiler.passes.rewriting.matching import plain, rank_of, shape_of
 from compiler.passes.rewriting.operator_properties import BINARY, UNARY
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
 
 Labels = NDArray[np.int64]
 Axis = Labels | None  # a node for each position; None where the axis must stay as it is

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.rewriting.graph import Call, Expr, Var, update_functions
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, BlockBuilder
+from schedules.ir.tvm_types import Binding, BlockBuilder
 
 Emit = Callable[[Expr], Var]
 # Given the variable, the call that defines it and how to bind what comes before it: the new value, or None.

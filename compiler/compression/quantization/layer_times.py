@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -17,9 +17,7 @@ from compiler.compression.quantization.insertion import dequantized_weight
 from compiler.compression.quantization.layers import Layer
 from compiler.passes.rewriting.matching import as_constant, static_shape
 from compiler.runtime.random_inputs import MAX_REFERENCE_BYTES
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 _PROBE = 1 << 18  # elements of a tensor, by whose conversion those of others are known
 _PRODUCTS = ("convolution", "matmul")

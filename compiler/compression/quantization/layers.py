@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -25,9 +24,7 @@ from compiler.passes.rewriting.graph import Call, Var, operands, operator_name
 from compiler.passes.rewriting.matching import Array, array_of, dtype_of, rank_of, same_shape, shape_of
 from compiler.passes.rewriting.node_tracker import Nodes
 from compiler.passes.rewriting.operator_properties import BINARY, UNARY
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -17,9 +16,7 @@ from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.rewriting.state_writes import write_rows, write_sequences
 from schedules.attention.cache.call import AttentionOptions, cached_attention
 from schedules.attention.cache.description import round_rows
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index
+from schedules.ir.tvm_types import Expr, Index
 
 
 def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:

@@ -7,7 +7,6 @@ reads the rows as they are stored.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import GlobalVar, IRModule
@@ -20,9 +19,7 @@ from compiler.passes.rewriting.matching import dtype_of, rank_of, same_shape, sh
 from compiler.passes.rewriting.state_writes import write_places
 from compiler.passes.rewriting.substitution import replace_leaves
 from schedules.annotations import UPDATES
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, BlockBuilder, Call, Expr, Function, Var
+from schedules.ir.tvm_types import Binding, BlockBuilder, Call, Expr, Function, Var
 
 _ROWS, _RANK = 2, 4  # the rows axis and the rank of a cache (batch, heads, rows, size)
 _MOST = 127.0  # largest int8

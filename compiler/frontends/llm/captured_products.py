@@ -6,7 +6,7 @@ read in blocks; routers of mixtures, convolutions, norms and tables of positions
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm.ir import GenericConst, IRModule
@@ -20,9 +20,7 @@ from compiler.passes.rewriting.block_weights import BlockWeight, block_product, 
 from compiler.passes.rewriting.expert_products import expert_product
 from compiler.passes.rewriting.graph import bindings_of, operands, operator_name, remove_unused
 from compiler.passes.rewriting.matching import array_of, dtype_of, shape_of
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Function, Var
+from schedules.ir.tvm_types import Call, Expr, Function, Var
 
 # What may stand between a router's product and the choice of experts.
 _ROUTING = frozenset(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import tvm_ffi
 from tvm import relax, te, tirx
@@ -24,10 +23,7 @@ from compiler.frontends.llm.recurrent import Mixer, recurrent_mixer
 from compiler.frontends.llm.self_attention import SelfAttention
 from compiler.frontends.llm.weights import Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index
-
+from schedules.ir.tvm_types import Expr, Index
 
 TOKENS, POSITION, LOGITS = "tokens", "position", "logits"
 OPERAND = "operand"  # a prefix

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, tirx
@@ -14,9 +13,7 @@ from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Norm, Parameters
 from compiler.frontends.llm.products import Products
 from compiler.passes.rewriting.matching import as_constant
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 
 class Emitter:

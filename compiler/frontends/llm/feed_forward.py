@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.relax import op as R
@@ -19,9 +18,7 @@ from compiler.passes.rewriting.expert_products import (
     scores_of_chosen,
 )
 from compiler.passes.rewriting.matching import as_constant
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 
 def feed_forward(model: Emitter, index: int, x: Expr) -> Expr:

@@ -6,7 +6,7 @@ The code is that of any processor of the architecture, so that a model becomes t
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tvm
@@ -18,10 +18,7 @@ from schedules.codegen.nest import allocate, load, parallel, repeat, sequence, s
 from schedules.instructions.llvm_options import plain_cpu
 from schedules.ir.expression import expression
 from schedules.ir.tir import Expr, Stmt
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer
-
+from schedules.ir.tvm_types import Buffer
 
 GROUP = 32
 _LANES = 16  # groups that are rounded side by side

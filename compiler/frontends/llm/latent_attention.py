@@ -6,17 +6,13 @@ the keys, and results with those of the values, so that neither keys nor values 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tvm.relax import op as R
 
 from compiler.frontends.llm.attention import KeyValueCache, attend, rotated
 from compiler.frontends.llm.config import LatentConfig
 from compiler.frontends.llm.emitter import Emitter
 from compiler.frontends.llm.weights import Linear
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 
 class LatentAttention:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -17,10 +16,8 @@ from compiler.passes.rewriting.block_weights import BlockWeight, block_product, 
 from compiler.passes.rewriting.expert_products import Routing, expert_product, expert_rows
 from compiler.passes.rewriting.matching import as_constant
 from compiler.support.unnamed_file import Room
+from schedules.ir.tvm_types import Expr
 from schedules.sequence_mixers import Columns
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
 
 _MOST_IN_MEMORY = 1 << 30  # bytes of weights; further ones go to files, so that a large model need not fit the memory
 

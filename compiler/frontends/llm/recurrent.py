@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tvm import te, tirx
@@ -22,6 +22,7 @@ from compiler.frontends.llm.mixers import (
 )
 from compiler.frontends.llm.weights import Linear
 from compiler.passes.rewriting.matching import as_constant
+from schedules.ir.tvm_types import Expr
 from schedules.sequence_mixers import (
     Columns,
     Convolution,
@@ -32,10 +33,6 @@ from schedules.sequence_mixers import (
     gated_delta_rule,
     selective_scan,
 )
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
-
 
 _RATE = -8.0  # of the decay in RecurrentGemma
 _LIGHTNING_EPSILON = _MEMORY_EPSILON = 1e-6

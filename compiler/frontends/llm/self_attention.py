@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tvm.relax import op as R
 
 from compiler.frontends.llm.attention import KeyValueCache, attend, rotated, tempered
 from compiler.frontends.llm.emitter import Emitter
 from compiler.frontends.llm.parameters import Norm
 from compiler.passes.rewriting.matching import as_constant
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index
+from schedules.ir.tvm_types import Expr, Index
 
 
 class SelfAttention:

@@ -8,7 +8,6 @@ them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, tirx
@@ -17,9 +16,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.size_checks import Relation
 from compiler.frontends.onnx.symbolic import Dim, expression, is_number
 from compiler.frontends.onnx.values import tensor_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 
 def require(context: NodeContext, left: Dim, relation: Relation, right: Dim) -> None:

@@ -6,7 +6,7 @@ Scalar expressions inside kernels for which TVM has no exact operator.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -16,9 +16,7 @@ from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 
 def broadcast_dim(arithmetic: Arithmetic, a: Dim, b: Dim) -> tuple[Dim, bool]:

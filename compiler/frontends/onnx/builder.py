@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tvm
@@ -20,9 +20,7 @@ from compiler.frontends.onnx.symbolic import Arithmetic, Dim, Scalar, expression
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
 from compiler.passes.canonicalize.kernels_of_sizes import respelled_call
 from schedules.ir.tir import structural_equal
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 _LONGEST_SIZE = 120  # characters
 LARGEST_ELEMENT = 2**62

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import onnx
 from tvm import relax
 
 from compiler.support.model_nodes import ModelNode, variable_name
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 # Written by torch.onnx.export(dynamo=True): the torch modules around a node, outermost first, then the node of the
 # exported program; and the classes of these modules, then the operator.

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.ir import GlobalVar
@@ -24,9 +23,7 @@ from compiler.frontends.processing.geometry import Axis, axes_of, emit_frame, em
 from compiler.frontends.processing.results import recognized, results_of
 from compiler.passes.rewriting.substitution import replace_leaves
 from compiler.support.processing import Processing, completed
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BlockBuilder, Expr, Function, Stmt, Tensor
+from schedules.ir.tvm_types import BlockBuilder, Expr, Function, Stmt, Tensor
 
 _LONGEST_EDGE = 1 << 16
 _FLOATS = ("float32", "float16", "bfloat16")

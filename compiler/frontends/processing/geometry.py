@@ -13,7 +13,6 @@ normalized and laid out as the net reads them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -21,9 +20,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from compiler.support.processing import Processing
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BlockBuilder, Expr, Stmt, Tensor
+from schedules.ir.tvm_types import BlockBuilder, Expr, Stmt, Tensor
 
 BILINEAR, BICUBIC = 1, 2  # filter radius in pixels
 _A = -0.5  # coefficient of Pillow's bicubic filter

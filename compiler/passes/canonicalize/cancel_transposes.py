@@ -22,7 +22,6 @@ window of an image is recognized.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -42,9 +41,7 @@ from compiler.passes.rewriting.matching import (
     shape_of,
 )
 from compiler.passes.rewriting.operator_properties import BINARY, UNARY
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
+from schedules.ir.tvm_types import Index
 
 rules = RuleTable()
 last_rules = RuleTable()  # only after nothing moves any more, since a reshape does not merge with a transpose

@@ -6,7 +6,6 @@ eliminate-common-subexpressions: equal operators on equal operands are computed 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
@@ -25,9 +24,7 @@ from compiler.passes.rewriting.graph import (
     update_functions,
 )
 from compiler.passes.rewriting.matching import array_of
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, BindingBlock, Expr, SeqExpr
+from schedules.ir.tvm_types import Binding, BindingBlock, SeqExpr
 
 
 @graph_pass("eliminate-dead-code", summary="Remove unused bindings and functions, and branches never taken")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tvm
@@ -39,9 +39,7 @@ from compiler.passes.rewriting.matching import Array, as_constant, constant_arra
 from compiler.passes.rewriting.substitution import calls_of_functions, replace_leaves, used_as_values
 from schedules.instructions.llvm_options import plain_cpu
 from schedules.ir.tvm_private import set_type
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Function, PackedFunc, RuntimeModule, RuntimeTensor
+from schedules.ir.tvm_types import Call, Function, PackedFunc, RuntimeModule, RuntimeTensor
 
 # A result may be this many times its operands (int8 to float32 is 4), or this many bytes whatever they are.
 GROWTH = 4

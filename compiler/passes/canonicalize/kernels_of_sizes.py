@@ -6,7 +6,7 @@ TVM joins two kernels only where the buffer that one writes and the other reads 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from tvm import relax, tirx
 from tvm.ir import IRModule, Var
@@ -14,9 +14,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
 from schedules.ir.tir import StructuralKey, structural_equal, structural_map
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, PrimFunc, Type
+from schedules.ir.tvm_types import Call, Expr, PrimFunc, Type
 
 Made: TypeAlias = "dict[tuple[object, ...], Expr]"
 """Kernels of other spellings, by their names and their sizes."""

@@ -22,7 +22,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -54,9 +54,7 @@ from compiler.passes.rewriting.matching import (
     shape_of,
     static_shape,
 )
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, BindingBlock, Call
+from schedules.ir.tvm_types import Binding, BindingBlock
 
 FEW_ROWS = 64
 

@@ -6,7 +6,6 @@ track-nodes: notes which nodes of the model the variables of the module stand fo
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax
@@ -15,9 +14,7 @@ from tvm.ir import IRModule
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from schedules.ir.tir import structural_map, structural_walk
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Var
+from schedules.ir.tvm_types import Expr, Var
 
 
 @graph_pass("normalize", summary="Bring functions into normal form: dataflow blocks, no trivial bindings")

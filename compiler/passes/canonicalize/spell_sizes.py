@@ -8,7 +8,6 @@ of equal shapes are lowered to simpler kernels than those that may broadcast.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from tvm import relax, tirx
 from tvm.ir import Call, GlobalVar, IRModule, Op, Var
@@ -20,9 +19,7 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import rewritable_functions, update_functions
 from schedules.ir.size_proofs import CONGRUENCES, Congruence, SizeSpellings, complexity
 from schedules.ir.tir import StructuralKey, structural_map, structural_walk
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Function
+from schedules.ir.tvm_types import Expr, Function
 
 
 @graph_pass("spell-sizes", summary="Write sizes that are equal in one way")

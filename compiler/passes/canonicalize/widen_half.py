@@ -8,8 +8,6 @@ out. Weights stay exact in 16 bits and are stored in them (`expand-at-load`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
@@ -19,9 +17,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BindingBlock, Call, Expr, Type, Var
+from schedules.ir.tvm_types import BindingBlock, Call, Expr, Type, Var
 
 _CONVOLUTIONS = tuple(
     f"relax.nn.conv{rank}d{suffix}"

@@ -4,7 +4,6 @@ and FuseTIR makes a kernel of it."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax, tirx
@@ -15,9 +14,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from schedules.ir.tir import structural_walk
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import GlobalVar, PrimFunc, Var
+from schedules.ir.tvm_types import GlobalVar, PrimFunc, Var
 
 MOST_OPERATORS = 64
 """Operators of one kernel: what inlines, splits and compiles a kernel takes more than twice as long for two times as

@@ -27,7 +27,7 @@ some know a size and others do not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from tvm import relax, tirx
 from tvm.ir import GlobalVar, IRModule, PrimType
@@ -37,9 +37,7 @@ from compiler.passes.canonicalize.kernels_of_sizes import kernel_tensors, with_c
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import bindings_of, rewritable_functions
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BindingBlock, Call, Expr, PrimFunc, SeqExpr
+from schedules.ir.tvm_types import BindingBlock, Call, Expr, PrimFunc, SeqExpr
 
 
 @graph_pass("gather-sizes", summary="Give groups of kernels their sizes as one shape", required=True)

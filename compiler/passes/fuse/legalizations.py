@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx, topi
 from tvm.ir import GenericConst, IRModule
@@ -35,9 +34,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.matching import array_of, dtype_of, is_one, rank_of, same_shape, shape_of
 from schedules.ir import tvm_private
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Attrs, Expr, Index, Tensor
+from schedules.ir.tvm_types import Attrs, Expr, Index, Tensor
 
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 

@@ -8,7 +8,6 @@ dynamic size, and its proofs of equal counts of dynamic sizes took most of its t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax, tirx
@@ -20,9 +19,7 @@ from compiler.passes.fuse.legalizations import RESHAPE
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Graph, RuleTable
 from schedules.ir.tir import StructuralKey, structural_walk
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Node, Stmt
+from schedules.ir.tvm_types import Call, Expr, Node, Stmt
 
 _CHOICES = (tirx.Min, tirx.Max, tirx.Select, tirx.IfThenElse, tvm.ir.Call)
 

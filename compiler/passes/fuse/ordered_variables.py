@@ -8,15 +8,13 @@ so that they do not share their code. Importing this module gives TVM's function
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from typing import TYPE_CHECKING
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 
 # isort: split
 from tvm.relax import utils
 
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Var
+from schedules.ir.tvm_types import Expr, Var
 
 
 class OrderedSet(dict["Var", None]):

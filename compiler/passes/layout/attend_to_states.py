@@ -9,7 +9,6 @@ whole states and a mask hides what is not in use, the rows up to the last one th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.ir import GlobalVar, IRModule
@@ -31,9 +30,7 @@ from compiler.passes.rewriting.state_reads import Axis, StateRead, StateReader
 from compiler.passes.rewriting.substitution import replace_leaves
 from schedules.attention.cache.call import AttentionOptions, cached_attention
 from schedules.attention.cache.description import ATTRIBUTE, BIAS, KEY, LENGTH, QUERY, SINKS, VALUE, parse
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Function, Var
+from schedules.ir.tvm_types import Call, Expr, Function, Var
 
 _RANK = 4
 _HIDDEN = -1e30  # a mask's number below which no score matters

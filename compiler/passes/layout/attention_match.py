@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -18,9 +17,7 @@ from tvm.ir import GenericConst
 from compiler.passes.rewriting.dimension_orders import axes_of, differ_by_ones, order_of_result
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import array_of, is_one, same_shape, shape_of
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Index, Var
+from schedules.ir.tvm_types import Call, Expr, Index, Var
 
 _LEAST_KEYS = 4
 _BYTES = ("int8", "uint8")

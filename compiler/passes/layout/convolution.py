@@ -9,7 +9,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd, lcm
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -43,9 +42,7 @@ from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload, W
 from schedules.instructions.rounding import stored_halves
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import structural_map
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Index, Tensor
+from schedules.ir.tvm_types import Call, Index, Tensor
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ one scale each, and the machine multiplies bytes, both products are sums of inte
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from tvm import relax, tirx
 from tvm.ir import IRModule
@@ -38,9 +37,7 @@ from schedules.attention.cache.description import ATTRIBUTE, parse
 from schedules.attention.compute import Orders, Rounding, attention
 from schedules.instructions.products.operation import DOT_BF16
 from schedules.instructions.products.table import halves_pay, multiplies_bytes
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Function, GlobalVar, Tensor, Var
+from schedules.ir.tvm_types import Call, Expr, Function, GlobalVar, Tensor, Var
 
 OPAQUE = 8  # relax's pattern kind that is fused with nothing
 _last_rules = RuleTable()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst
@@ -17,9 +15,7 @@ from schedules.conv.choose import choose_integer
 from schedules.conv.dot import conv_dot
 from schedules.conv.winograd import conv_winograd_integer, pack_integer_filter
 from schedules.conv.workload import DepthwiseDotWorkload, IntegerWinogradWorkload
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Index
+from schedules.ir.tvm_types import Call, Expr, Index
 
 _BYTES = ("int8", "uint8")
 

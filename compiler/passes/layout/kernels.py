@@ -6,7 +6,6 @@ Elementwise operators: the same operator on blocked operands, the others broadca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -20,9 +19,7 @@ from schedules.ir.expression import constant_int, map_loads, uses
 from schedules.ir.inline import inline_stages
 from schedules.ir.stages import Kernel, Stage
 from schedules.ir.stages import shape_of as buffer_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Index, PrimFunc, Tensor, Var
+from schedules.ir.tvm_types import Call, Expr, Index, PrimFunc, Tensor, Var
 
 
 @handles("relax.call_tir")

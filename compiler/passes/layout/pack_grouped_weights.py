@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tvm import relax
 from tvm.ir import IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
@@ -14,12 +12,10 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.grouped_weights import GroupedWeight, grouped_weight
 from compiler.passes.rewriting.matching import Array, as_constant, dtype_of, rank_of, shape_of
+from schedules.ir.tvm_types import Call, Expr, Var
 from schedules.machine import Machine
 from schedules.matmul.grouped import PER_WORD, matmul_grouped, pack_words, panel_width
 from schedules.matmul.pack import FUSABLE, pack_panels
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Var
 
 
 @graph_pass(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -18,13 +18,11 @@ from compiler.passes.rewriting.matching import Array, array_of, as_constant, sha
 from schedules.instructions.products.operation import DOT_F16, HALVES, Operation
 from schedules.instructions.products.table import halves_pay, operation_of, tile_product
 from schedules.instructions.rounding import stored_halves
+from schedules.ir.tvm_types import Call, Expr
 from schedules.machine import Machine
 from schedules.matmul.pack import FUSABLE, pack_panels, pack_words, packed_matmul
 from schedules.matmul.tiling import panel_width
 from schedules.matmul.words import MATRICES, matmul_matrix, matmul_words
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
 
 # From more rows on, widening weights costs more than reading them.
 _FEW_ROWS = 4

@@ -4,7 +4,7 @@ faster."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm.ir import GenericConst, IRModule
@@ -15,13 +15,11 @@ from compiler.passes.layout.packer import pack_all
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, shape_of
+from schedules.ir.tvm_types import Call, Expr
 from schedules.machine import Machine
 from schedules.matmul.n_of_m import matmul_n_of_m, pack_groups_of
 from schedules.matmul.pack import FUSABLE, pack_panels
 from schedules.matmul.sparse import SparseForm, matmul_sparse, pack_blocks, sparse_form
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
 
 Kernel = Callable[..., Any]
 

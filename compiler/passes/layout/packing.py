@@ -4,7 +4,6 @@ at run time."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,7 @@ from schedules.ir.numbers import ceil_div
 from schedules.ir.widening import number
 
 from tvm import te, tirx  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index, Tensor
+from schedules.ir.tvm_types import Expr, Index, Tensor
 
 Array = np.ndarray
 _COLUMNS = 384  # of a product that BLAS runs on one thread: on a busy machine, more threads only wait for each other

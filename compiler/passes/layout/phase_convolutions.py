@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,9 +23,7 @@ from schedules.machine import Machine
 
 from tvm import te, tirx  # isort: skip
 from tvm.sym import Analyzer  # isort: skip
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index, Tensor
+from schedules.ir.tvm_types import Expr, Index, Tensor
 
 MOST_PHASES = 16
 """Each is a kernel that is compiled, called, and reads the input once more."""

@@ -9,8 +9,6 @@ convolution is left as it is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tvm import relax
 from tvm.ir import IRModule
 
@@ -23,9 +21,7 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import count_uses, operator_name, rewritable_functions
 from compiler.passes.rewriting.matching import dtype_of
 from schedules.instructions.products.operation import HALVES
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, BindingBlock, Call, Expr, Function, Var
+from schedules.ir.tvm_types import Binding, BindingBlock, Call, Expr, Function, Var
 
 
 @graph_pass(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from tvm import relax
 
@@ -17,9 +16,7 @@ from schedules.ir.expression import constant_int
 from schedules.ir.reduction import reduction_of
 from schedules.ir.stages import Kernel, Stage
 from schedules.ir.tir import tvm
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
+from schedules.ir.tvm_types import Call, Expr
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from tvm import relax
 
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Value, handles
 from compiler.passes.rewriting.matching import plain, same_shape, shape_of
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call
+from schedules.ir.tvm_types import Call
 
 
 @handles("relax.permute_dims")

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from math import inf, prod
-from typing import TYPE_CHECKING
 
 from tvm import relax
 
@@ -20,9 +19,7 @@ from compiler.passes.layout.kernels import ELEMENTWISE
 from compiler.passes.layout.values import ANCHORS
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import same_shape, shape_of
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BindingBlock, Call, Expr, Index, Var
+from schedules.ir.tvm_types import BindingBlock, Call, Expr, Index, Var
 
 _FOLLOWING = frozenset(
     {*ELEMENTWISE, "relax.call_tir", "relax.permute_dims", "relax.astype", "relax.quantize", "relax.dequantize"}

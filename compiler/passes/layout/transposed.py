@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import te
@@ -25,9 +24,7 @@ from schedules.conv import compute as conv_compute
 from schedules.conv.folded import tile_cycles
 from schedules.conv.workload import ConvWorkload
 from schedules.ir.numbers import ceil_div
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Index, Tensor
+from schedules.ir.tvm_types import Call, Expr, Index, Tensor
 
 Array = np.ndarray
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from tvm import ir, relax
@@ -25,14 +25,12 @@ from compiler.passes.rewriting.expansion import Expansions
 from compiler.passes.rewriting.graph import Call
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, shape_of
 from compiler.support.model_nodes import derived_name
+from schedules.instructions.products.operation import Operation
 from schedules.instructions.rounding import stored_halves
 from schedules.ir.tir import StructuralKey
+from schedules.ir.tvm_types import Binding, BlockBuilder, GlobalVar, Index, IRModule, PrimFunc, Tensor, Var
+from schedules.machine import Machine
 from schedules.selection.alternatives import Choice
-
-if TYPE_CHECKING:
-    from schedules.instructions.products.operation import Operation
-    from schedules.ir.tvm_types import Binding, BlockBuilder, GlobalVar, Index, IRModule, PrimFunc, Tensor, Var
-    from schedules.machine import Machine
 
 Expr: TypeAlias = ir.Expr
 Array = np.ndarray

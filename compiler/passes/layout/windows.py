@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -20,9 +20,7 @@ from tvm.ir import GenericConst
 from compiler.passes.layout.values import LayoutBuilder
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import array_of, shape_of
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, PrimFunc
+from schedules.ir.tvm_types import Expr, PrimFunc
 
 SAME = "tensorwright.same_padding"
 """Attribute of a kernel that pads spatial axes: "upper" or "lower", where the odd element of each goes."""

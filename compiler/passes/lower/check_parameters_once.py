@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from tvm import relax
 from tvm.ir import GlobalVar, IRModule
@@ -15,9 +15,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.lower.shape_heap import CHECK_TYPE, EQUALS_NUMBER, MATCH_SHAPE, called, matched
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.substitution import called_functions, children, leaves
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Call, Expr, Function
+from schedules.ir.tvm_types import Binding, Call, Expr, Function
 
 Keep: TypeAlias = "Callable[[Call], bool]"
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from tvm import relax, tirx
 from tvm.ir import Call, IRModule, StringImm
@@ -46,9 +45,7 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.substitution import leaves
 from schedules.ir.tvm_private import set_type
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Expr, SeqExpr, Stmt, Var
+from schedules.ir.tvm_types import Binding, Expr, SeqExpr, Stmt, Var
 
 _LIMIT = 2.0**63 - 2.0**40  # with room for the rounding of some thousand operations in float64
 _TEXT = f"{CHECK_MARK}[sizes: a size that is computed from the inputs is larger than any memory, or divided by zero] "

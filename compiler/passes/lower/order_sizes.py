@@ -6,7 +6,6 @@ TVM goes through a set of pointers there, so that the order of independent state
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tvm import tirx
 from tvm.ir import IRModule
@@ -15,9 +14,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.lower.shape_heap import rewrite_shape_functions
 from compiler.passes.registry import graph_pass
 from schedules.ir.access import accesses_of
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 
 @graph_pass("order-sizes", summary="Compute sizes in one order, whatever the process")

@@ -13,7 +13,6 @@ prepared as well: for a runtime that copies small ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from tvm import relax, tirx
 from tvm.ir import GlobalVar, IRModule
@@ -40,9 +39,7 @@ from compiler.passes.lower.shape_heap import (
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.substitution import children, leaves
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Call, Expr, Function, Var
+from schedules.ir.tvm_types import Binding, Call, Expr, Function, Var
 
 _ALLOCATIONS = ("relax.vm.alloc_storage", "relax.vm.alloc_tensor")
 _FREE = "relax.vm.kill_object"

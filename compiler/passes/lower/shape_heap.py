@@ -8,14 +8,12 @@ of the heap, the rank, and (code, value) for each dimension.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from tvm import relax, tirx
 from tvm.ir import IRModule
 from tvm.tirx import IntImm
 
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
+from schedules.ir.tvm_types import Call, Expr
 
 _HOST = "tirx.is_host_func"
 

@@ -7,7 +7,7 @@ calls are most of a run: DLRM with 26 embeddings makes 177 shapes, of which a te
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm import relax
 from tvm.ir import IRModule
@@ -17,9 +17,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.lower.shape_heap import MAKE_SHAPE, called
 from compiler.passes.registry import graph_pass
 from schedules.ir.tvm_private import set_type
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Expr, SeqExpr
+from schedules.ir.tvm_types import Binding, Expr, SeqExpr
 
 Made = dict[Any, Any]
 """Variables of the shapes made so far, by the arguments of their calls: the heap, and constants or places on it."""

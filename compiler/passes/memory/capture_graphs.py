@@ -5,17 +5,13 @@ Kernels that read an input or write a result stay launches of their own: where t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tvm import relax
 from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Function, GlobalVar
+from schedules.ir.tvm_types import Function, GlobalVar
 
 _INPUTS = "num_input"
 

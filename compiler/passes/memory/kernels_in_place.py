@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from tvm import relax, s_tir, tirx
 from tvm.ir import GlobalVar, IRModule
@@ -13,9 +12,7 @@ from compiler.passes.rewriting.substitution import leaves
 from schedules.annotations import CALLS, UPDATES
 from schedules.ir.tir import structural_walk
 from schedules.ir.tvm_private import set_type
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Function, PrimFunc, Stmt
+from schedules.ir.tvm_types import Call, Expr, Function, PrimFunc, Stmt
 
 
 class InPlaceKernels:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar, IRModule
@@ -20,9 +19,7 @@ from compiler.passes.rewriting.expansion import Expansion, Expansions
 from compiler.passes.rewriting.graph import update_functions
 from compiler.passes.rewriting.substitution import leaves, replace_leaves, used_as_values
 from schedules.ir.tvm_private import set_type
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Function, GlobalVar
+from schedules.ir.tvm_types import Expr, Function
 
 ENTRY = "main"
 

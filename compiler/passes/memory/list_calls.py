@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm import relax
 from tvm.ir import GlobalVar, IRModule, Op
@@ -12,9 +12,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import rewritable_functions
 from compiler.support.model_nodes import Branches, Call, Step
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import SeqExpr
+from schedules.ir.tvm_types import SeqExpr
 
 _BY_NAME = ("relax.call_tir", "relax.call_tir_inplace", "relax.call_dps_packed", "relax.call_pure_packed")
 

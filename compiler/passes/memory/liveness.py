@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax
@@ -20,9 +19,7 @@ from compiler.passes.memory.assignment import Lifetime
 from compiler.passes.rewriting.graph import operands, operator_name
 from compiler.passes.rewriting.substitution import leaves
 from schedules.annotations import UPDATES
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Function, IRModule, SeqExpr, Var
+from schedules.ir.tvm_types import Call, Expr, Function, IRModule, SeqExpr, Var
 
 ALLOCATE = "relax.builtin.alloc_tensor"
 IN_PLACE = "tensorwright.in_place"  # attribute of a kernel: which operands its result may overwrite

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from tvm import relax, tirx
 from tvm.ir import GlobalVar, IRModule
@@ -25,9 +24,7 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from compiler.support.operation_count import UncountableError, size_formula
 from schedules.ir.tir import StructuralKey
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Expr, Function, Index, SeqExpr, Var
+from schedules.ir.tvm_types import Binding, Expr, Function, Index, SeqExpr, Var
 
 _LONGEST_FORMULA = 1000  # characters
 MAX_BYTES = 1 << 47

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import GlobalVar, IRModule
@@ -23,9 +22,7 @@ from compiler.passes.rewriting.graph import bindings_of, operator_name
 from compiler.passes.rewriting.size_variants import ANY_SIZE
 from compiler.passes.rewriting.substitution import leaves
 from schedules.annotations import UPDATES
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, BlockBuilder, Buffer, Expr, Function, PrimFunc, Var
+from schedules.ir.tvm_types import Binding, BlockBuilder, Buffer, Expr, Function, PrimFunc, Var
 
 _COPY = "runtime.TVMTensorCopyFromTo"
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -20,9 +19,6 @@ from tvm import relax
 from compiler.passes.rewriting.constant_products import CONVOLUTIONS
 from compiler.passes.rewriting.graph import Call, Expr
 from compiler.passes.rewriting.matching import Array, static_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call
 
 Emit = Callable[[Expr], Expr]
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from compiler.passes.rewriting.graph import Expr, operator_name
 from compiler.passes.rewriting.matching import is_one, rank_of, same_shape, shape_of
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
+from schedules.ir.tvm_types import Index
 
 Definition = Callable[[Expr], Expr]
 

@@ -7,7 +7,7 @@ Only operators for which numpy gives what TVM's kernel gives; the rest is left t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from tvm import relax
@@ -16,9 +16,7 @@ from tvm.tirx import IntImm
 
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import Array, array_of, plain, static_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Type
+from schedules.ir.tvm_types import Call, Expr, Type
 
 Evaluator: TypeAlias = "Callable[[Call, list[Array]], Array | None]"
 

@@ -7,7 +7,6 @@ token reads those of its own experts alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -18,11 +17,9 @@ from tvm.script.ir_builder import tirx as T
 from compiler.passes.rewriting.block_weights import BlockWeight, rounded_rows
 from compiler.passes.rewriting.graph import Expr
 from compiler.passes.rewriting.matching import Array, as_constant
+from schedules.ir.tvm_types import Stmt
 from schedules.matmul.blocks.expressions import PANEL, expert_matmul
 from schedules.matmul.pack import FUSABLE
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Stmt
 
 _OPAQUE = 8  # relax's pattern kind that is fused with nothing
 

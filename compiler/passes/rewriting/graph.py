@@ -17,16 +17,14 @@ what another consumer needs. It asks `graph.only_use(...)` where a second consum
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import tvm_ffi
 from tvm import ir, relax
 from tvm.ir import GenericConst, IRModule, Op
 
 from compiler.support.model_nodes import derived_name
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, BindingBlock, Function, GlobalVar
+from schedules.ir.tvm_types import Binding, BindingBlock, Function, GlobalVar
 
 Expr: TypeAlias = ir.Expr
 Call: TypeAlias = ir.Call

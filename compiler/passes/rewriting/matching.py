@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
@@ -12,11 +11,10 @@ from tvm.ir import GenericConst
 from tvm.sym import Analyzer
 
 from compiler.passes.rewriting.graph import Expr, Graph
+from schedules.ir.tvm_types import Index
 
 _ALIGNMENT = 64  # bytes
 
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
 
 Array = np.ndarray
 

@@ -8,16 +8,13 @@ that it is folded into). Variables that passes made without a name belong to wha
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar, IRModule, Op
 
 from compiler.passes.rewriting.graph import operands, rewritable_functions
 from compiler.support.model_nodes import ModelNode, original_name
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Expr, Function, SeqExpr, Var
+from schedules.ir.tvm_types import Binding, Expr, Function, SeqExpr, Var
 
 Nodes = tuple[ModelNode, ...]
 _RESULT = ""  # stands for what a function returns

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import GlobalVar, IRModule
 from tvm.relax.utils import copy_with_new_vars
 
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Expr, Function, SeqExpr
+from schedules.ir.tvm_types import Binding, Expr, Function, SeqExpr
 
 ENTRY = "main"
 ANY_SIZE = "any_size"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tvm import relax, tirx
 from tvm.ir import GenericConst, GlobalVar, IRModule
@@ -13,9 +13,7 @@ from compiler.passes.rewriting.dimension_orders import axes_of
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import array_of, dtype_of, is_one, plain, same_size, shape_of
 from schedules.annotations import UPDATES
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Index, Var
+from schedules.ir.tvm_types import Call, Expr, Index, Var
 
 Axis = Literal["batch", "heads", "rows", "size", "repeated"]
 _AXES: tuple[Axis, ...] = ("batch", "heads", "rows", "size")

@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -39,9 +39,7 @@ from schedules.attention.cache.description import (
     parse,
 )
 from schedules.instructions.element_loops import VECTOR_DTYPES
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BlockBuilder, Call, Expr, Stmt, Tensor, Type
+from schedules.ir.tvm_types import BlockBuilder, Call, Expr, Stmt, Tensor, Type
 
 _LANES = 16  # of a vector; LLVM splits it where registers are narrower
 Places: TypeAlias = "tuple[Expr, ...]"

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import tvm
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar
 
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Call, Expr, Function, SeqExpr
+from schedules.ir.tvm_types import Binding, Call, Expr, Function, SeqExpr
 
 Replace: TypeAlias = "Callable[[Expr], Expr]"
 Arguments: TypeAlias = "Callable[[GlobalVar, list[Expr]], list[Expr]]"

@@ -13,7 +13,6 @@ kernels on tensors of fixed sizes (fixed while the loop runs) stay with the virt
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tvm import relax, tirx
 from tvm.ir import GenericConst, GlobalVar, IRModule, Op
@@ -37,9 +36,7 @@ from compiler.passes.schedule.loop_steps import (
 )
 from schedules.annotations import LOOP
 from schedules.ir.tvm_private import set_type
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Call, Expr, Function, PrimFunc, SeqExpr, Var
+from schedules.ir.tvm_types import Binding, Call, Expr, Function, PrimFunc, SeqExpr, Var
 
 _CALL_TIR = Op.get("relax.call_tir")
 _ROOM = 1 << 20  # bytes of a stack with an unknown number of rows

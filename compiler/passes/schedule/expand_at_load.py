@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tvm import relax, te, tirx
 from tvm.ir import IRModule
 
@@ -14,9 +12,7 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.constant_pool import ArrayIndex, ConstantPool
 from compiler.passes.rewriting.expansion import Expansion, Expansions, widening, with_half_storage
 from compiler.passes.rewriting.matching import Array, array_of, as_constant
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import BlockBuilder, Expr, Type, Var
+from schedules.ir.tvm_types import BlockBuilder, Expr, Type, Var
 
 STORED_NAME = "stored_{}"
 

@@ -7,7 +7,6 @@ from `plan-memory`, beside everything else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tvm import relax, s_tir, tirx
 from tvm.ir import GlobalVar, IRModule
@@ -20,9 +19,7 @@ from compiler.passes.rewriting.graph import operator_name
 from schedules.ir.expression import substitute
 from schedules.ir.stages import dtype_of, shape_of
 from schedules.ir.tvm_private import set_type
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Call, Expr, Type, Var
+from schedules.ir.tvm_types import Buffer, Call, Expr, Type, Var
 
 
 @graph_pass(

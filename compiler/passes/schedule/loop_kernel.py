@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax, tirx
@@ -16,10 +15,8 @@ from schedules.codegen.nest import allocate, load, sequence, store
 from schedules.ir.expression import index, substitute
 from schedules.ir.stages import dtype_of
 from schedules.ir.tir import structural_map
+from schedules.ir.tvm_types import Expr, Index, PrimFunc, Stmt, Var
 from schedules.machine import dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index, PrimFunc, Stmt, Var
 
 _LEAST_BYTES = 1 << 10  # TVM puts smaller buffers on the stack, without 64-byte alignment
 _SYMBOL = "__tvm_ffi_"  # prefix of kernel symbols

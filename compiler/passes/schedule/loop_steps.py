@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import tvm
 from tvm import relax, tirx
@@ -15,10 +15,8 @@ from tvm_ffi import structural_equal
 from compiler.passes.rewriting.graph import operator_name
 from schedules.annotations import LOOP
 from schedules.ir.expression import substitute
+from schedules.ir.tvm_types import Binding, Call, Expr, Function, SeqExpr, Type, Var
 from schedules.machine import dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Binding, Call, Expr, Function, SeqExpr, Type, Var
 
 
 class NotCompiledError(Exception):

@@ -6,8 +6,6 @@ shape and data type. Then whatever a schedule does, an element is read for the l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import tvm
 from tvm.ir import IRModule
 from tvm.tirx import PrimFunc
@@ -17,9 +15,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.memory.liveness import IN_PLACE
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.matching import plain
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Stmt
+from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 
 @graph_pass("mark-in-place", summary="Note which operands each elementwise kernel may overwrite")

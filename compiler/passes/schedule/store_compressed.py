@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import te
@@ -22,9 +21,7 @@ from compiler.passes.memory.lift_parameters import constants_of
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.expansion import Expansion, Expansions
 from compiler.passes.rewriting.matching import Array, array_of
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Tensor
+from schedules.ir.tvm_types import Expr, Tensor
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from schedules.ir.stages import dtype_of
 from schedules.ir.tir import structural_walk, tirx, tvm
+from schedules.ir.tvm_types import Buffer, Expr, Node, PrimFunc, Stmt, Var
 from schedules.machine import dtype_bits
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Node, PrimFunc, Stmt, Var
 
 _IN_REGISTERS = 16 << 10  # bytes of a "local" buffer up to which it is a tile of registers, or at hand as one
 

@@ -6,19 +6,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from schedules.ir.tvm_types import Call, Expr
 from targets.ethos_u.folding import column_channels, in_columns
 from targets.ethos_u.layout import channels_last
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Array, Emit, Emitter, Form, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View, registered_name
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
 
 # Bits that operands of a sum gain before they are brought to one scale: int8 differences of 9 bits stay within 31.
 _GAIN = 1 << 20

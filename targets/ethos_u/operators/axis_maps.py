@@ -7,18 +7,15 @@ constant matrix, exact where the weights are multiples of one number, as those o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from schedules.ir.tvm_types import Call
 from targets.ethos_u.kernels import Kernel
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Array, Emitter, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View, registered_name
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call
 
 _MOST_SLICES = 64
 _LARGEST_WEIGHT = 127

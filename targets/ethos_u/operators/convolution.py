@@ -7,10 +7,10 @@ hardware's are those of 1 over patches."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from schedules.ir.tvm_types import Call
 from targets.ethos_u.folding import Dense
 from targets.ethos_u.images import (
     WIDEST_STRIDE,
@@ -26,10 +26,6 @@ from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Array, Emit, Emitter, Form, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View, Weight
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call
-
 
 _LARGEST_SUM = 127 * 65536
 _DEPTH = 65536

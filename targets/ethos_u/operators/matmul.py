@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm.ir import GenericConst
 
+from schedules.ir.tvm_types import Call
 from targets.ethos_u.folding import Dense
 from targets.ethos_u.images import Window
 from targets.ethos_u.operators.convolution import check_weight, fitted, folded
@@ -16,9 +16,6 @@ from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Emit, Emitter, Form, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor
 from targets.ethos_u.view import View
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call
 
 _DEPTH = 65536
 

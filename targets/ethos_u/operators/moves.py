@@ -6,20 +6,17 @@ Elements are brought to the scale of the result before they move.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
 from tvm import relax
 
+from schedules.ir.tvm_types import Call, Expr
 from targets.ethos_u.layout import channels_last
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr
 
 _MOST_AXES = 6
 

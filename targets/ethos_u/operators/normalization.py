@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from schedules.ir.tvm_types import Call
 from targets.ethos_u.fixed_point import LARGEST, FixedPoint
 from targets.ethos_u.kernels import Kernel
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Array, Emitter, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor
 from targets.ethos_u.view import View
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call
-
 
 # Layer and root-mean-square normalization of the last axes, in 32-bit integers.
 #

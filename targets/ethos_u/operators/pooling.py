@@ -6,18 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from schedules.ir.tvm_types import Call
 from targets.ethos_u.images import TALLEST_KERNEL, Window, check_kernel, check_layout, check_strides, from_image, image
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call
 
 _TALLEST, _LARGEST = 256, 65536
 _LARGEST_PADDED = 8

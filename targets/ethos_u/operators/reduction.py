@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from schedules.ir.tvm_types import Call
 from targets.ethos_u.fixed_point import FixedPoint
 from targets.ethos_u.images import LARGEST_KERNEL, TALLEST_KERNEL, Window, image
 from targets.ethos_u.kernels import Kernel
@@ -20,9 +20,6 @@ from targets.ethos_u.operators.pooling import averaged, has_strips, place_sums
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Emitter, Form, Quantized, Result, Step, Unsupported, Value
 from targets.ethos_u.view import View
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call
 
 # Sums of so many differences of two bytes fit 32 bits; the accelerator reduces as many.
 _MOST = 65536

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from schedules.discovery import import_all
+from schedules.ir.tvm_types import Call
 from targets.ethos_u.steps import Result, Step
 from targets.ethos_u.view import View
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call
 
 Match: TypeAlias = "Callable[[View, Call, Result], Step]"
 _registered: dict[str, Match] = {}

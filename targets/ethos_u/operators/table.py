@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm.ir import GenericConst
 
+from schedules.ir.tvm_types import Call, Expr, Var
 from targets.ethos_u.kernels import Kernel
 from targets.ethos_u.steps import Array, Emitter, Result, Step, Unsupported, Value
 from targets.ethos_u.view import View, operator_name, registered_name
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Call, Expr, Var
 
 KERNELS = frozenset(
     f"kernel.{name}" for name in ("elu", "selu", "celu", "thresholded_relu", "softplus", "softsign", "mish")

@@ -10,7 +10,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -20,9 +20,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.node_names import node_name
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 Distribution: TypeAlias = "Callable[[Expr, Expr], Expr]"  # of two independent uniform float32 numbers in [0, 1)
 

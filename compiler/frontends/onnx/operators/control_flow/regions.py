@@ -6,7 +6,6 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -21,9 +20,7 @@ from compiler.frontends.onnx.operators.tensor.vector_loops import in_vectors
 from compiler.frontends.onnx.registry import converter
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
 from schedules.ir.expression import expression
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt, Tensor
+from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt, Tensor
 
 _STEPS_OF_A_BIN = 4  # of `schedules.codegen.parallel.work`, for each channel
 _MOST_SAMPLES = 2**10  # of a bin along an axis, where the region's size decides: a hostile region would never end

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, tirx
@@ -14,9 +13,7 @@ from compiler.frontends.onnx import broadcasting, dtypes
 from compiler.frontends.onnx.broadcasting import broadcast, const, elementwise, in_float32
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.registry import converter
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 Binary = Callable[[relax.Expr, relax.Expr], relax.Expr]
 _MAXIMUM_SMALL_EXPONENT = 4

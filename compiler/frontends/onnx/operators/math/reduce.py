@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax, te, tirx
@@ -26,9 +25,7 @@ from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence, i
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from compiler.frontends.onnx.values import tensor_shape
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt
+from schedules.ir.tvm_types import Expr, Stmt
 
 Reduction = Callable[[NodeContext, relax.Expr, list[int], bool], relax.Expr]
 

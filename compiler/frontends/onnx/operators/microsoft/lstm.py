@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -17,10 +16,8 @@ from compiler.frontends.onnx.operators.recurrent.recurrent import direction_flag
 from compiler.frontends.onnx.operators.recurrent.weights import Arrays, Operand, Packing, activations_of
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Constant, Runtime, tensor_shape
+from schedules.ir.tvm_types import Expr, Index
 from schedules.recurrence.description import CellKind, Recurrence
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index
 
 _GATES = 4
 _QUAD = 4  # bytes of a word along the depth

@@ -7,7 +7,7 @@ com.microsoft: weights quantized in blocks: MatMulNBits, and GatherBlockQuantize
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm import relax, tirx
@@ -40,9 +40,7 @@ from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import Constant, Runtime, TensorValue, Value, tensor_shape
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows
 from compiler.passes.rewriting.grouped_weights import grouped_rows
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 converter("QuantizeLinear", domain=DOMAIN)(quantize_linear)
 converter("DequantizeLinear", domain=DOMAIN)(dequantize_linear)

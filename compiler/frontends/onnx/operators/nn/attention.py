@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import ml_dtypes
 from tvm import relax, te, tirx
@@ -22,9 +21,7 @@ from compiler.frontends.onnx.registry import OWN_DOMAIN, converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
 from schedules.attention.cache.call import AttentionOptions, cached_attention
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Tensor
+from schedules.ir.tvm_types import Expr, Tensor
 
 _MASK, _PAST_KEY, _PAST_VALUE, _LENGTHS = 3, 4, 5, 6
 _RAW, _CAPPED, _MASKED, _PROBABILITIES = range(4)

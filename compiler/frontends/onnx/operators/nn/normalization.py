@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -18,10 +17,7 @@ from compiler.frontends.onnx.operators.precision import cast, compute_dtype, wid
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim
 from compiler.frontends.onnx.values import tensor_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, IterVar, Tensor
-
+from schedules.ir.tvm_types import Expr, IterVar, Tensor
 
 # Normalizations over channels as tensor expressions.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -14,9 +13,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 _MODES = ("constant", "reflect", "edge", "wrap")
 

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -38,9 +38,7 @@ from compiler.frontends.onnx.operators.tensor.vector_loops import for_each, in_s
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.passes.layout.windows import AVERAGE_WINDOW, AverageWindow
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt, Tensor
+from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt, Tensor
 
 # Poolings that Relax has no operator for, as tensor expressions.
 #

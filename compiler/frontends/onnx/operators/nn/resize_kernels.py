@@ -10,7 +10,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -33,9 +33,7 @@ from compiler.frontends.onnx.operators.nn.resize_sampling import (
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype
 from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import Constant
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index, Tensor
+from schedules.ir.tvm_types import Expr, Index, Tensor
 
 _MAXIMUM_UNROLLED = 4  # taps written out; longer sums are loops
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -23,9 +22,7 @@ from compiler.frontends.onnx.operators.precision import compute_dtype
 from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Tensor
+from schedules.ir.tvm_types import Expr, Tensor
 
 _MODES = {"bilinear": "linear", "bicubic": "cubic", "linear": "linear", "cubic": "cubic", "nearest": "nearest"}
 # Places whose taps stay in the second cache, so that channels follow one another; the taps of more are computed row by

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tvm import relax, topi
 
@@ -13,9 +12,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim
 from compiler.frontends.onnx.values import Constant, tensor_shape
 from compiler.passes.layout.windows import SAME
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index, Tensor
+from schedules.ir.tvm_types import Index, Tensor
 
 AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 

@@ -7,7 +7,6 @@ them; what the zero points add is subtracted afterwards: (A - a)(B - b) = AB - a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
@@ -22,9 +21,7 @@ from compiler.frontends.onnx.operators.quantization.linear import Parameters, qu
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim
 from compiler.frontends.onnx.values import Constant, Value, tensor_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Index
+from schedules.ir.tvm_types import Index
 
 _CONVOLUTIONS = {1: R.nn.conv1d, 2: R.nn.conv2d, 3: R.nn.conv3d}
 

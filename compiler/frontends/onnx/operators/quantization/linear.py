@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -20,9 +19,7 @@ from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Constant, Runtime, Value, tensor_shape
 from compiler.passes.rewriting.grouped_weights import grouped_expression, grouped_rows
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Index
+from schedules.ir.tvm_types import Expr, Index
 
 # What TVM's own quantize and dequantize take; the rest become kernels of ours.
 _ENGINE_TYPES = frozenset({"int8", "uint8", "int16", "uint16"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from tvm import relax, te
 from tvm.relax import op as R
@@ -20,12 +19,10 @@ from compiler.frontends.onnx.values import tensor_shape
 from compiler.reports.formatting import plural
 from schedules.instructions.finish import finish
 from schedules.ir.expression import constant_int
+from schedules.ir.tvm_types import Expr, Stmt, Tensor
 from schedules.machine import Machine
 from schedules.recurrence.description import ATTRIBUTE, HINTS, Cell, CellKind, Recurrence
 from schedules.recurrence.writers import SERIAL, by_samples, lockstep
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt, Tensor
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 # Work (multiplications of all steps of one sample) from which on samples are spread over cores.

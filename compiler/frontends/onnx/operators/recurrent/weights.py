@@ -7,7 +7,7 @@ together lie side by side, and the elements of one block follow each other in me
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from tvm import relax
@@ -17,11 +17,8 @@ from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.values import Constant, Runtime
+from schedules.ir.tvm_types import Expr
 from schedules.recurrence.description import KINDS, ActivationChoice
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
-
 
 # The activation functions that a recurrent node asks for.
 

@@ -8,8 +8,6 @@ value, and of the bounds between neighbouring values: the nearest code is the nu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -19,9 +17,7 @@ from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Constant, Value
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 
 @converter("Cast")

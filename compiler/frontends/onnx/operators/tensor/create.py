@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import numpy_helper
@@ -20,10 +19,7 @@ from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.structure import MAXIMUM_DIMENSION
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Constant, Symbolic, Value, tensor_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
-
+from schedules.ir.tvm_types import Expr
 
 # Tensors of one value, which other families make too.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tvm import relax, te, tirx
 from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
@@ -15,9 +13,7 @@ from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Stmt
+from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 _COUNTS = "places follow from a running count"
 _OPAQUE = 8  # TVM's number of the pattern

@@ -5,8 +5,6 @@ Parts of tensors: Slice, Split, Concat, Trilu, DepthToSpace, SpaceToDepth, Rever
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -28,9 +26,7 @@ from compiler.frontends.onnx.operators.tensor.reshape import reshaped
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression, is_simple
 from compiler.frontends.onnx.values import Constant, tensor_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 
 def wrapped_index(index: Expr, size: Expr) -> Expr:

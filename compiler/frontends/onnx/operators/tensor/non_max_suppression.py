@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -18,9 +17,7 @@ from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import tensor_shape
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Stmt, Tensor
+from schedules.ir.tvm_types import Expr, Stmt, Tensor
 
 _BLOCK = 16  # kept boxes compared at once: a vector of AVX-512
 _AREA = 4  # the row of areas, behind those of the four corners

@@ -7,7 +7,7 @@ outside the tensor is skipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -30,10 +30,7 @@ from compiler.frontends.onnx.operators.tensor.vector_loops import for_each, in_s
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from compiler.passes.rewriting.state_writes import write_places, write_rows
 from schedules.annotations import UPDATES
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt
-
+from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt
 
 # Rows written into a tensor: in place, where the tensor is a state that nothing else reads.
 

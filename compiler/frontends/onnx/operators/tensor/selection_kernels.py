@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING
 
 from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -23,9 +22,7 @@ from compiler.frontends.onnx.operators.tensor.sort_kernels import (
     sort_positions,
     sorted_positions,
 )
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Stmt
+from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 _LANES = 16
 _VECTORS = 4  # compared before looking whether any item is a candidate

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import tvm
 from tvm import te, tirx
@@ -18,9 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx import dtypes
 from schedules.codegen.nest import CHUNKED
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Stmt
+from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 _LEVELS = 40  # 2**40 elements are more than a tensor can have
 _BLOCK_LEVELS = 12

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from tvm import relax, te
 from tvm.relax import op as R
@@ -15,9 +14,7 @@ from compiler.frontends.onnx.operators.tensor.reshape import reshaped
 from compiler.frontends.onnx.operators.tensor.selection_kernels import first_positions
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr, Tensor
+from schedules.ir.tvm_types import Expr, Tensor
 
 
 @converter("TopK")

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from schedules.annotations import SERIAL_REASON
 from schedules.instructions.element_loops import IN_CHUNKS, IN_VECTORS, VECTOR_DTYPES
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Expr
+from schedules.ir.tvm_types import Expr
 
 _LEAST = 16  # iterations: fewer are not worth vectors
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -24,9 +23,7 @@ from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import Constant, Value, tensor_shape
 from compiler.support.optional import optional_module
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Stmt
+from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 
 @converter("StringConcat", "StringNormalizer", "StringSplit")

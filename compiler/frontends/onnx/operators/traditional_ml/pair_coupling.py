@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -14,9 +13,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, shared_tasks
 from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Stmt
+from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 _STEPS = 100
 _ERROR = 0.005  # divided by the number of classes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import te, tirx
@@ -14,9 +13,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, shared_tasks
 from compiler.frontends.onnx.operators.traditional_ml.tree_tables import EQUAL, IN_SET, TreeTable
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
-
-if TYPE_CHECKING:
-    from schedules.ir.tvm_types import Buffer, Expr, Stmt
+from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 # Walks at once: a step of one takes some 20 cycles, most of it waiting for memory.
 _LANES = 8
