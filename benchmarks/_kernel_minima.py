@@ -10,8 +10,8 @@ import json
 import sys
 import time
 
-from compiler.profiling.call_names import named_calls
 from compiler.profiling.instrument import Recording, call_times, record
+from compiler.profiling.recorded_calls import named_calls
 from compiler.profiling.workload import prepare
 
 

@@ -18,7 +18,6 @@ from compiler.records.identity import target_description
 from compiler.records.library import read_current
 from compiler.records.records import RecordWriter
 from compiler.tuning.cost_models.roofline import RandomModel
-from compiler.tuning.measuring.choice import choose_measurer
 from compiler.tuning.measuring.estimating import EstimatingPool
 from compiler.tuning.measuring.pool import MeasurementPool
 from compiler.tuning.search.evolutionary import RandomSearch, neighbour
@@ -26,6 +25,7 @@ from compiler.tuning.session import Session
 from compiler.tuning.settings import TuningOptions
 from compiler.tuning.state import TaskState
 from compiler.tuning.tasks import Task, extract_tasks
+from compiler.tuning.tune import choose_measurer
 from schedules.config import Config
 
 _PARENTS = 8

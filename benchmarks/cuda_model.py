@@ -24,7 +24,7 @@ from typing import Any
 
 from compiler.artifact.storage import write_atomically
 from targets.cuda.nvcc import find_nvcc
-from targets.cuda.performance import ptx
+from targets.cuda.performance import program
 from targets.cuda.performance.execution import Launch
 from targets.cuda.performance.measurer import Device, estimate_launch
 
@@ -153,7 +153,7 @@ def _with_headers(text: str, headers: dict[str, str]) -> str:
 
 def _compared(each: Published, text: str, device: Device, sizes: range | tuple[int, ...]) -> Compared:
     code, resources = find_nvcc().assembled(text, device.compute_capability)
-    kernel = next(found for found in ptx.parse(code) if each.kernel in found.name)
+    kernel = next(found for found in program.parse(code) if each.kernel in found.name)
     (taken,) = [found for found in resources if found.kernel == kernel.name]
     scalars = {name: _SIZE for place, (_, name) in enumerate(kernel.parameters) if place in sizes}
     launch = Launch((*each.block, 1), (*each.grid, 1), scalars)

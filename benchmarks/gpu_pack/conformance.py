@@ -14,8 +14,15 @@ from onnx.reference import ReferenceEvaluator
 from benchmarks.gpu_pack.build import Case, Model, arrays_of
 from benchmarks.gpu_pack.generator import seed_of
 from benchmarks.gpu_pack.references import CALLS, tolerance
-from targets.conformance.fusions import encoder, quantized_functions
-from targets.conformance.models import DTYPES, FAMILIES, operator_model, quantized_net, small_net
+from targets.conformance.models import (
+    DTYPES,
+    FAMILIES,
+    encoder,
+    operator_model,
+    quantized_functions,
+    quantized_net,
+    small_net,
+)
 from targets.conformance.suite import TOLERANCES
 
 _STEPS = 2.002  # as the suite: two steps of the result

@@ -22,11 +22,11 @@ from compiler.driver.compile_options import (
     check_precision,
     find_target,
     model_name,
+    specialized,
     translated_target_errors,
 )
 from compiler.driver.manifest_entries import initial_states, manifest_entries, requirements, states, tensor_descriptions
 from compiler.driver.module_cache import Built
-from compiler.driver.sizes import specialized
 from compiler.errors import InputError, InvalidModelError, OptionError, StorageError, TensorwrightError
 from compiler.frontends.file_types import is_language_model
 from compiler.frontends.imported_model import ImportedModel
@@ -41,7 +41,7 @@ from compiler.passes.rewriting.substitution import loops
 from compiler.records.identity import model_fingerprint
 from compiler.records.library import TunedConfigs, tuned_configs
 from compiler.runtime import Module
-from compiler.runtime.accelerator import load_runtime_of
+from compiler.runtime.device import load_runtime_of
 from compiler.runtime.emulated import EmulatedExecutor, Emulator
 from compiler.runtime.random_inputs import random_inputs
 from compiler.runtime.state_sizes import state_symbols, symbols_of

@@ -15,8 +15,12 @@ from compiler.passes.canonicalize.fold_pad import crop_filters, fold_pad
 from compiler.passes.canonicalize.hoist_slices import hoist_slices
 from compiler.passes.canonicalize.merge_matmuls import merge_products_of_slices, merge_small_matmuls
 from compiler.passes.canonicalize.normalize import normalize, track_nodes
-from compiler.passes.canonicalize.recognize_activations import recognize_gelu, recognize_silu
-from compiler.passes.canonicalize.recognize_norms import recognize_layer_norm, recognize_rms_norm
+from compiler.passes.canonicalize.recognize_functions import (
+    recognize_gelu,
+    recognize_layer_norm,
+    recognize_rms_norm,
+    recognize_silu,
+)
 from compiler.passes.canonicalize.simplify_algebra import simplify_algebra
 from compiler.passes.canonicalize.spell_sizes import spell_sizes
 from compiler.passes.canonicalize.widen_half import widen_half
@@ -39,9 +43,8 @@ from compiler.passes.layout.plan_layout import plan_layout
 from compiler.passes.layout.split_dilated import split_dilated
 from compiler.passes.lower.check_parameters_once import check_parameters_once
 from compiler.passes.lower.check_sizes import check_sizes, drop_result_checks, name_checks
-from compiler.passes.lower.order_sizes import order_sizes
 from compiler.passes.lower.prepare_runs import prepare_runs
-from compiler.passes.lower.share_shapes import share_shapes
+from compiler.passes.lower.shape_heap import order_sizes, share_shapes
 from compiler.passes.lower.tvm_passes import (
     annotate_patterns,
     call_kernels,

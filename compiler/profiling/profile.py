@@ -16,10 +16,9 @@ from pydantic import ValidationError
 from compiler.artifact.manifest import KernelProvenance, Manifest
 from compiler.errors import OptionError
 from compiler.profiling.attribution import RUNTIME, kind_of, operators_of
-from compiler.profiling.call_names import NamedCall, named_calls
-from compiler.profiling.dataflow import dataflow
 from compiler.profiling.instrument import Call, CallTimes, Recording, call_times, record
 from compiler.profiling.measured import CallTime, KernelTime, Profile, ThreadTime
+from compiler.profiling.recorded_calls import NamedCall, dataflow, named_calls
 from compiler.profiling.timing import Latency, median
 from compiler.profiling.workload import Workload, prepare
 from compiler.runtime.thread_pool import Work, WorkTrace

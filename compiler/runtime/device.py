@@ -1,4 +1,4 @@
-"""Devices that kernels run on: the CPU, or a GPU with its own memory."""
+"""Devices that kernels run on: the CPU, or a GPU with its own memory; functions of a target beyond TVM's."""
 
 from __future__ import annotations
 
@@ -193,3 +193,35 @@ def _load_installed(reason: OSError) -> None:
         f"the runtime of CUDA 13 could not be loaded: {reason}",
         f"pip install {CUDA_RUNTIME_DISTRIBUTION}, or put the folder of {CUDA_RUNTIME} into LD_LIBRARY_PATH",
     ) from reason
+
+
+_known: set[str] = set()
+
+
+def load_accelerator(manifest: Manifest) -> None:
+    """Load the driver or simulator of the target's accelerator if the module uses one.
+
+    Raises:
+        IncompatibleArtifactError: the target is not installed here.
+    """
+    name = manifest.target.name
+    partition = manifest.target.details.get("partition")
+    if name in _known or not isinstance(partition, dict) or not partition.get("claimed"):
+        return
+    import targets
+
+    try:
+        target = targets.get(name)
+    except targets.TargetError as error:
+        raise IncompatibleArtifactError(
+            f"the module calls functions of its target {name!r}, which is not installed here: {error.message}",
+            "install the package that offers the target",
+        ) from error
+    load_runtime_of(target)
+
+
+def load_runtime_of(target: Any) -> None:
+    """Load the accelerator of a given target, registered or not."""
+    if target.name not in _known:
+        target.load_runtime()
+        _known.add(target.name)

@@ -10,9 +10,8 @@ import numpy as np
 from compiler.artifact import Artifact
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import IncompatibleArtifactError
-from compiler.runtime.executor import Arrays, Inputs
+from compiler.runtime.executor import Arrays, Inputs, check_machine
 from compiler.runtime.inputs import InputBinder
-from compiler.runtime.machine import check_machine
 from compiler.runtime.outputs import written
 from compiler.runtime.tensors import InputMemory, aligned_copy, array_over, tensor_over
 

@@ -12,9 +12,9 @@ import numpy as np
 from compiler.artifact import Artifact
 from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType
 from compiler.artifact.entries import CHECK_MARK
-from compiler.errors import InputError, InternalError
-from compiler.runtime.accelerator import load_accelerator
-from compiler.runtime.device import Device, device_for
+from compiler.artifact.manifest import Manifest
+from compiler.errors import IncompatibleArtifactError, InputError, InternalError
+from compiler.runtime.device import Device, device_for, load_accelerator
 from compiler.runtime.inputs import Held, HeldStates, InputBinder
 from compiler.runtime.library import (
     bound_main,
@@ -26,12 +26,12 @@ from compiler.runtime.library import (
     prepared_main,
     release_memory,
 )
-from compiler.runtime.machine import check_machine
 from compiler.runtime.outputs import KeptResults, OutputReader, written
 from compiler.runtime.parameter_store import PARAMETERS
 from compiler.runtime.pool_bound import POOL
 from compiler.runtime.tensors import InputMemory, aligned_copy, array_over, is_usable, tensor_over
 from compiler.runtime.threads import in_force, run_with
+from compiler.runtime.tvm_runtime import runtime_version
 from targets import cpuinfo
 
 if TYPE_CHECKING:
@@ -393,3 +393,26 @@ def _check_text(what: str, text: str) -> str:
     if ": " in what or numbers is None:
         return what
     return f"{what}: a dimension is {numbers[1]}, expected {numbers[2]}"
+
+
+def check_machine(manifest: Manifest) -> None:
+    """Raise IncompatibleArtifactError, naming what is missing, unless this machine and its TVM can run the module."""
+    target = manifest.target
+    if cpuinfo.llvm_architecture(target.architecture) != cpuinfo.architecture():
+        raise IncompatibleArtifactError(
+            f"the module was compiled for {target.architecture} (target {target.name!r}), "
+            f"and this machine is {cpuinfo.architecture()}",
+            "compile the model for this machine's target",
+        )
+    missing = [feature for feature in target.required_cpu_features if not cpuinfo.supports(feature)]
+    if missing:
+        raise IncompatibleArtifactError(
+            f"the module needs processor features that this machine lacks: {', '.join(missing)} "
+            f"(it was compiled for target {target.name!r})",
+            "compile the model for this machine's target, or for a more general one",
+        )
+    if runtime_version() not in (None, manifest.versions.tvm):
+        raise IncompatibleArtifactError(
+            f"the module was compiled with TVM {manifest.versions.tvm}, and this machine has TVM {runtime_version()}",
+            f"install apache-tvm=={manifest.versions.tvm}, or compile the model again",
+        )

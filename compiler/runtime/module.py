@@ -17,8 +17,7 @@ from compiler.artifact.language_model import DESCRIPTION_ASSET, LanguageModelDes
 from compiler.errors import ArtifactError, InputError, OptionError, VerificationError
 from compiler.reports.formatting import plural
 from compiler.runtime.device import Device
-from compiler.runtime.executor import Executor, LocalExecutor
-from compiler.runtime.machine import check_machine
+from compiler.runtime.executor import Executor, LocalExecutor, check_machine
 from compiler.runtime.outputs import check_out, compare
 from compiler.runtime.prediction import Given, Prediction, Ranking, predict, rank
 from compiler.runtime.session import Session

@@ -1,4 +1,7 @@
-"""`tune`: a model in, records of its fastest configs out."""
+"""`tune`: a model in, records of its fastest configs out.
+
+Before anything is measured, devices are checked: each must be reachable, and run code of the target.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from typing_extensions import Unpack
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 import targets
+from compiler.device.compatibility import ask_versions, check_kernels_run_there
+from compiler.device.connection import Connection, NoDeviceServerError
 from compiler.device.credentials import Credentials
 from compiler.driver.compile import find_target, model_name
 from compiler.errors import OptionError
@@ -26,12 +32,11 @@ from compiler.support.options import ImportArguments, options_of, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 from compiler.tuning.cost_models import CostModel, cost_models
 from compiler.tuning.in_model import COMPARISON_SECONDS, ModelComparison, conclude
-from compiler.tuning.measuring.choice import choose_measurer
-from compiler.tuning.measuring.device_names import LOCAL
-from compiler.tuning.measuring.devices import check_device
+from compiler.tuning.measuring.device_names import LOCAL, parse_device
 from compiler.tuning.measuring.estimating import EstimatingPool
 from compiler.tuning.measuring.fleet import with_fleets
 from compiler.tuning.measuring.pool import MeasurementPool
+from compiler.tuning.measuring.runners import is_reachable
 from compiler.tuning.networks import tune_network
 from compiler.tuning.result import TuneResult, TuningInterrupted, result_of
 from compiler.tuning.search import searches
@@ -39,6 +44,9 @@ from compiler.tuning.session import Origin, Session
 from compiler.tuning.settings import TuningOptions
 from compiler.tuning.state import Limits, Progress
 from compiler.tuning.tasks import extract_tasks
+from targets import Target
+from targets.cuda.target import CudaTarget
+from targets.errors import TargetError
 from targets.measure import Measurer, NetworkMeasurer
 
 _COMPILE_OVER_EXTRACT = 1.5  # a whole compilation takes longer than finding the tasks, which lowers every estimate
@@ -193,3 +201,83 @@ def _others_busy() -> bool:
     import psutil
 
     return psutil.cpu_percent(interval=0.7) / 100 > _OTHERS if (os.cpu_count() or 1) > 1 else False
+
+
+def choose_measurer(target: targets.Target, options: TuningOptions) -> Measurer | None:
+    """Measurer that computes the cost of kernels; None where they are timed on the devices.
+
+    Raises:
+        OptionError: kernels of the target cannot be timed on one of the devices, nor their cost be computed, or the
+            tool that computes it is missing.
+    """
+    if isinstance(target, CudaTarget) and target.simulated:
+        raise OptionError(f"target {target.name!r} is simulated: its kernels take no time", "tune for a device")
+    if options.measure == "timed" or options.names_devices:
+        _check_times(target, options)
+        return None
+    runs_here = target.times_kernels and target.fits_this_machine()
+    if options.measure == "auto" and runs_here:
+        return None
+    measurer = target.measurer()
+    if measurer is None:
+        _check_times(target, options)
+        raise OptionError(f"target {target.name!r} has no model of its processor", "use measure='timed'")
+    try:
+        measurer.version()
+    except TargetError as error:
+        raise OptionError(f"{measurer.name}: {error.message}", error.hint) from error
+    return measurer
+
+
+def _check_times(target: targets.Target, options: TuningOptions) -> None:
+    if LOCAL not in options.devices:
+        return
+    if not target.times_kernels:
+        raise OptionError(
+            f"kernels of target {target.name!r} cannot be timed on this machine",
+            "name the tensorwright-server of a bundle that runs beside the device (--device HOST:PORT), or write a "
+            "folder of candidates (--pack DIR) and run DIR/run there",
+        )
+    if not target.fits_this_machine():
+        raise OptionError(
+            f"target {target.name!r} cannot be measured here: it needs {', '.join(target.missing_features())}",
+            "name a device: devices=['HOST:PORT'] of an RPC server",
+        )
+
+
+def check_device(device: str, target: Target, credentials: Credentials | None = None) -> str | None:
+    """Query a device's server, as `push` does.
+
+    Args:
+        device: "HOST:PORT" of a server or "KEY@HOST:PORT" of a tracker, whose devices are not asked: those are
+            TVM's servers.
+        credentials: for an encrypted connection.
+
+    Returns:
+        What could not be checked: a server of TVM does not say what it is. None where all was.
+
+    Raises:
+        OptionError: nothing listens there.
+        DeviceError: the device cannot run kernels of the target, its server is of another version, or refuses this
+            client.
+    """
+    key, host, port = parse_device(device)
+    if key and credentials is not None:
+        raise OptionError(f"device {device!r}: connections over a tracker are not encrypted", "name HOST:PORT")
+    if not is_reachable(device):
+        raise OptionError(
+            f"device {device!r} cannot be reached", "start its server, and check that no firewall blocks the port"
+        )
+    unknown = f"device {device}: no report on whether it can run target {target.name!r} (no tensorwright-server)"
+    if key:
+        return unknown
+    address = f"{host}:{port}"
+    try:
+        connection = Connection(address, credentials)
+    except NoDeviceServerError:
+        if credentials is not None:
+            raise
+        return unknown
+    with closing(connection):
+        check_kernels_run_there(target, ask_versions(connection), address)
+    return None

@@ -14,10 +14,9 @@ from schedules.annotations import TRANSFORM
 from schedules.conv.tiling import padding_before
 from schedules.conv.winograd_transforms import KERNEL, edge_of, transforms
 from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, WinogradWorkload
-from schedules.ir.expression import parts_of
+from schedules.ir.expression import number, parts_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Index, te, tirx
-from schedules.ir.widening import number
 
 Tensor: TypeAlias = te.Tensor
 

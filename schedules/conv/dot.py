@@ -46,10 +46,9 @@ from schedules.conv.tiling import (
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload
 from schedules.instructions.products.operation import DOT_WORDS, ONES, PARTIAL_STEPS, Operation, joined, row_of
 from schedules.instructions.products.table import dot_products, matrix_product, partial_operation, widens_bytes
-from schedules.ir.expression import least
+from schedules.ir.expression import least, number
 from schedules.ir.numbers import QUAD, SIGN_BITS, ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, Tensor, te, tirx
-from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel

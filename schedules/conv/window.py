@@ -40,11 +40,10 @@ from schedules.conv.workload import DepthwiseDotWorkload, PoolWorkload, WindowWo
 from schedules.cuts import Cut, CutAxis, Work, cut, part_numbers, parts_at_run_time, pays_at_run_time
 from schedules.estimate import Estimate, tail
 from schedules.instructions.products.operation import DOT_WORDS
-from schedules.ir.expression import least, most, parts_of
+from schedules.ir.expression import least, low_halves, most, number, parts_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, tirx
-from schedules.ir.widening import low_halves, number
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages

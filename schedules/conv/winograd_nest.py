@@ -50,10 +50,9 @@ from schedules.conv.winograd_transforms import KERNEL, Matrix, edge_of, transfor
 from schedules.conv.workload import WinogradWorkload
 from schedules.cuts import Cut, other_parts, part_numbers, parts_of_two_at_run_time, pays_at_run_time
 from schedules.errors import NotScheduledError
-from schedules.ir.expression import index, least, most, parts_of
+from schedules.ir.expression import index, least, most, number, parts_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
-from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
 

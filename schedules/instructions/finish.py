@@ -18,10 +18,9 @@ from schedules.instructions.element_loops import vectorize_element_loops
 from schedules.instructions.llvm_functions import PREFIX
 from schedules.instructions.products import amx, table
 from schedules.instructions.rounding import rounded_int32
-from schedules.ir.backward_divisions import hide_backward_divisions
 from schedules.ir.expression import buffers_loaded, changed_block, nodes, substitute, uses
 from schedules.ir.inline import call_name
-from schedules.ir.lets import chosen_conditions, fresh_lets, own_differences
+from schedules.ir.lets import chosen_conditions, fresh_lets, hide_backward_divisions, own_differences
 from schedules.ir.stages import product, shape_of
 from schedules.ir.tir import (
     VECTORIZED,

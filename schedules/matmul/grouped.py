@@ -27,10 +27,9 @@ from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import prefetch, repeat_symbolic, sequence, split_steps
 from schedules.codegen.register_tile import RegisterTile
 from schedules.instructions.unpack_bits import unpacked
-from schedules.ir.expression import index
+from schedules.ir.expression import index, number
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Buffer, Expr, Stmt, Tensor, te, tirx
-from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import PanelRule, WriterOfParts, panel_fields, panel_form

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schedules.instructions.rounding import bfloat16_bits
+from schedules.ir.expression import number
 from schedules.ir.tir import Expr, Tensor, te, tirx
-from schedules.ir.widening import number
 
 FUSABLE = 4  # relax's pattern kind "out elementwise fusable": elementwise consumers join the kernel
 

@@ -25,10 +25,9 @@ from schedules.codegen.parallel import MIN_PARALLEL_BYTES
 from schedules.codegen.register_tile import RegisterTile, pieces
 from schedules.instructions.products.operation import DOT_BF16, Operation, Product
 from schedules.instructions.rounding import narrowed
-from schedules.ir.expression import buffers_loaded, expression, index
+from schedules.ir.expression import buffers_loaded, expression, index, widened
 from schedules.ir.stages import Kernel, Stage
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Tensor, te, tirx
-from schedules.ir.widening import widened
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import PanelRule, panel_fields, panel_form

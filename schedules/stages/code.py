@@ -13,8 +13,8 @@ from schedules.ir.reduction import Reduction
 from schedules.ir.stages import Stage, product
 from schedules.ir.tir import VECTORIZED, Expr, Index, Node, Stmt, Var, tirx
 from schedules.machine import Machine
-from schedules.stages.collapsed_loops import Loop
 from schedules.stages.lanes import StridedLoads, picked, ramp
+from schedules.stages.loops import Loop
 from schedules.stages.plan import NestPlan, StagePlan, plan_stage
 from schedules.stages.transpose_code import transpose_code
 

@@ -43,8 +43,7 @@ from schedules.ir.size_proofs import UnprovableError, evaluated
 from schedules.ir.stages import Axis, Stage, dtype_of, is_compact, product, shape_of
 from schedules.ir.tir import Buffer, Expr, Index, Node, Stmt, Var, structural_equal, tirx, tvm
 from schedules.machine import Machine, dtype_bits
-from schedules.stages.collapsed_loops import Loop, LoopNest
-from schedules.stages.loop_splitting import split_axes, split_axis
+from schedules.stages.loops import Loop, LoopNest, split_axes, split_axis
 
 STRIDES = (-1, 2, 3, 4)
 """Between neighbours of a vector; what lies farther apart is read as single elements."""

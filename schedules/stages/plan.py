@@ -21,7 +21,6 @@ from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Expr, Index, tirx, tvm
 from schedules.machine import Machine
-from schedules.stages.collapsed_loops import Loop, LoopNest, loop_nest_of
 from schedules.stages.lanes import (
     gathered_axis,
     interleave,
@@ -33,7 +32,7 @@ from schedules.stages.lanes import (
     permuted_lanes,
     strided_axis,
 )
-from schedules.stages.loop_splitting import split_axes, split_branches
+from schedules.stages.loops import Loop, LoopNest, loop_nest_of, split_axes, split_branches
 from schedules.stages.transpose_code import Transpose, find_transpose
 
 _LEAST_VECTOR = 4  # elements; shorter vectors are no better than single elements

@@ -17,7 +17,7 @@ from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Stage
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Var, structural_equal, tirx
 from schedules.machine import Machine
-from schedules.stages.collapsed_loops import Loop, LoopNest
+from schedules.stages.loops import Loop, LoopNest
 
 _LARGEST_BLOCK = 16
 _SMALLEST_EXTENT = 4  # below this along either axis, single elements are as fast

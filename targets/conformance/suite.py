@@ -20,11 +20,12 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from targets.conformance.fusions import encoder, quantized_functions
 from targets.conformance.models import (
     DTYPES,
     FAMILIES,
+    encoder,
     operator_model,
+    quantized_functions,
     quantized_net,
     random_inputs,
     small_net,

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from schedules.machine import Machine
 from targets import cpuinfo
-from targets.cpu.cross import CrossToolchain
-from targets.cpu.family import CpuFamily, CpuTarget, load_presets, preset, signed_features
+from targets.cpu.family import CpuFamily, CpuTarget, CrossToolchain, load_presets, preset, signed_features
 from targets.processors import usable_cores
 from targets.target import Target
 

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from targets.cpu.cross import CrossToolchain
-from targets.cpu.family import CpuFamily, load_presets, preset
+from targets.cpu.family import CpuFamily, CrossToolchain, load_presets, preset
 from targets.target import Target
 
 _PRESETS_FILE = Path(__file__).with_name("armv7_presets.json")

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from targets.cpu.cross import CrossToolchain
-from targets.cpu.family import CpuFamily, preset
+from targets.cpu.family import CpuFamily, CrossToolchain, preset
 from targets.target import Target
 
 _BASE = ("64bit", "a", "c", "d", "f", "m")

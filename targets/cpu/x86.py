@@ -15,8 +15,7 @@ from typing import Any
 
 from schedules.machine import Machine
 from targets import cpuinfo
-from targets.cpu.llvm import LlvmTarget
-from targets.cpu.sockets import memory_rate, most_cores
+from targets.cpu.llvm import LlvmTarget, memory_rate, most_cores
 from targets.errors import TargetError
 from targets.processors import usable_cores
 from targets.target import Target

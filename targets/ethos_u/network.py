@@ -8,8 +8,7 @@ from schedules.ir.tvm_types import IRModule
 from targets.errors import TargetError
 from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.partition import find, partitioned, prepared
-from targets.ethos_u.processor import processor_cycles
-from targets.ethos_u.report import estimate
+from targets.ethos_u.report import estimate, processor_cycles
 from targets.ethos_u.segments import Schedule, schedule
 from targets.ethos_u.settings import (
     ARENA,

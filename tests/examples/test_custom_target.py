@@ -109,11 +109,11 @@ def test_programs_compute_products(rows: int, depth: int, columns: int, bias: bo
 
 
 def test_a_module_needs_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from compiler.runtime import accelerator
+    from compiler.runtime import device
 
     path = tmp_path / "net.twm"
     compiler.compile(small_net(1), "matrix-engine", records=False).export(path)
-    monkeypatch.setattr(accelerator, "_known", set())
+    monkeypatch.setattr(device, "_known", set())
     monkeypatch.setattr("targets.registry._foreign", dict)
     with pytest.raises(compiler.errors.IncompatibleArtifactError, match="matrix-engine"):
         compiler.load(path)

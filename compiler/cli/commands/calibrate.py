@@ -152,8 +152,7 @@ def _cascade(given: _CascadeOptions) -> None:
     from compiler.cli.output import print_json, print_line
     from compiler.cli.paths import check_report
     from compiler.runtime import load
-    from compiler.serving.policies.cascade_calibration import BothModels, calibrate_cascade
-    from compiler.serving.policies.classification import classification_accuracy
+    from compiler.serving.policies.cascade_calibration import BothModels, calibrate_cascade, classification_accuracy
 
     check_report(given.output, (".json",))
     feeds = dict(map(_fed, given.feeds or []))

@@ -16,8 +16,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from compiler.passes.rewriting.graph import Call, Expr
-from compiler.passes.rewriting.matching import plain, rank_of, shape_of
-from compiler.passes.rewriting.operator_properties import BINARY, UNARY
+from compiler.passes.rewriting.matching import BINARY, UNARY, plain, rank_of, shape_of
 
 Labels = NDArray[np.int64]
 Axis = Labels | None  # a node for each position; None where the axis must stay as it is

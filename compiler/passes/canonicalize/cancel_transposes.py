@@ -32,6 +32,8 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.dimension_orders import axes_of, differ_by_ones, order_of_result
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable, operator_name
 from compiler.passes.rewriting.matching import (
+    BINARY,
+    UNARY,
     as_constant,
     constant_array,
     is_one,
@@ -40,7 +42,6 @@ from compiler.passes.rewriting.matching import (
     same_size,
     shape_of,
 )
-from compiler.passes.rewriting.operator_properties import BINARY, UNARY
 from schedules.ir.tvm_types import Index
 
 rules = RuleTable()

@@ -23,8 +23,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.convolutions import PLAIN_CONVOLUTIONS, windows_of
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
-from compiler.passes.rewriting.matching import as_constant, constant_array, dtype_of
-from compiler.passes.rewriting.operator_properties import is_non_negative
+from compiler.passes.rewriting.matching import as_constant, constant_array, dtype_of, is_non_negative
 
 rules = RuleTable()
 

@@ -21,8 +21,16 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.constant_products import MATMUL, as_linear
 from compiler.passes.rewriting.dimension_orders import axes_of
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
-from compiler.passes.rewriting.matching import as_constant, constant_array, plain, same_shape, shape_of, static_shape
-from compiler.passes.rewriting.operator_properties import BINARY, UNARY
+from compiler.passes.rewriting.matching import (
+    BINARY,
+    UNARY,
+    as_constant,
+    constant_array,
+    plain,
+    same_shape,
+    shape_of,
+    static_shape,
+)
 
 rules = RuleTable()
 op = relax.op

@@ -16,17 +16,18 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import (
+    BINARY,
     Array,
     as_constant,
     constant_array,
     dtype_of,
     is_float,
+    is_non_negative,
     rank_of,
     same_shape,
     scalar_of,
     shape_of,
 )
-from compiler.passes.rewriting.operator_properties import BINARY, is_non_negative
 
 rules = RuleTable()
 op = relax.op

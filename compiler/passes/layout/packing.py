@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 import schedules.ir.tir  # noqa: F401
 from schedules.instructions.products.operation import Operation
 from schedules.instructions.rounding import narrowed, rounded_pair
+from schedules.ir.expression import number
 from schedules.ir.numbers import ceil_div
-from schedules.ir.widening import number
 
 from tvm import te, tirx  # isort: skip
 from schedules.ir.tvm_types import Expr, Index, Tensor

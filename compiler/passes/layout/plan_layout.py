@@ -5,23 +5,34 @@ block innermost), or both, each made when an operator first asks for it. Convolu
 that can compute on blocked operands do so when an operand is blocked; all others, and the block's outputs, get plain
 operands. So there is a conversion only where a region begins or ends, and it is made once. A function without a
 convolution is left as it is.
+
+The values that use blocked layouts are chosen for a whole dataflow block, by the cut of fewest conversions.
+Convolutions return blocked values and read them, most other operators know plain ones alone, and elementwise operators
+compute on either. A label for each value, blocked or plain, costs what its conversions copy: a blocked value that some
+operator reads as plain is unpacked once, a plain one that some operator reads in blocks is packed once. The labels of
+least cost are a minimum cut between the convolutions and the operators on plain values. Of several, that with the most
+blocked values is taken: there results join the kernels of convolutions.
 """
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from math import inf, prod
 
 from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.layout import convolution, integer, kernels, pooling, rearrange, transposed  # noqa: F401
-from compiler.passes.layout.regions import plain_values
+from compiler.passes.layout.kernels import ELEMENTWISE
 from compiler.passes.layout.values import ANCHORS, HANDLERS, NARROW_READERS, Blocked, LayoutBuilder, Value
 from compiler.passes.layout.windows import AverageWindow
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import count_uses, operator_name, rewritable_functions
-from compiler.passes.rewriting.matching import dtype_of
+from compiler.passes.rewriting.matching import dtype_of, same_shape, shape_of
 from schedules.instructions.products.operation import HALVES
-from schedules.ir.tvm_types import Binding, BindingBlock, Call, Expr, Function, Var
+from schedules.ir.tvm_types import Binding, BindingBlock, Call, Expr, Function, Index, Var
 
 
 @graph_pass(
@@ -147,3 +158,165 @@ def _plain_operand(value: Expr, builder: LayoutBuilder) -> Expr:
     if isinstance(value, relax.TupleGetItem):
         return relax.TupleGetItem(builder.plain(value.tuple_value), value.index)
     return value
+
+
+_FOLLOWING = frozenset(
+    {*ELEMENTWISE, "relax.call_tir", "relax.permute_dims", "relax.astype", "relax.quantize", "relax.dequantize"}
+)
+"""Operators whose result is laid out as their operands of the same shape."""
+_WINDOWS = frozenset(
+    {
+        *(f"relax.nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)),
+        *(f"relax.nn.adaptive_{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)),
+        "relax.concat",
+        "relax.strided_slice",
+        "relax.nn.pad",
+    }
+)
+"""Operators that read blocked values of other shapes as they are, and return blocked ones then."""
+_SOME = 64  # elements along a dimension that is not known
+_BLOCKED, _PLAIN = "blocked", "plain"
+
+
+class Cut:
+    """A minimum cut of a directed graph between two nodes, by augmenting paths of fewest edges."""
+
+    def __init__(self) -> None:
+        self._room: dict[Hashable, dict[Hashable, float]] = {}
+
+    def edge(self, source: Hashable, target: Hashable, cost: float) -> None:
+        """The cost of having `source` on the first side and `target` on the second."""
+        ahead = self._room.setdefault(source, {})
+        ahead[target] = ahead.get(target, 0.0) + cost
+        self._room.setdefault(target, {}).setdefault(source, 0.0)
+
+    def second_side(self, source: Hashable, sink: Hashable) -> set[Hashable]:
+        """The nodes on the side of `sink`, as few as a minimum cut has."""
+        while path := self._path(source, sink):
+            least = min(self._room[a][b] for a, b in path)
+            for a, b in path:
+                self._room[a][b] -= least
+                self._room[b][a] += least
+        return self._reaching(sink)
+
+    def _path(self, source: Hashable, sink: Hashable) -> list[tuple[Hashable, Hashable]]:
+        came: dict[Hashable, Hashable] = {source: source}
+        queue = deque([source])
+        while queue and sink not in came:
+            node = queue.popleft()
+            for other, room in self._room.get(node, {}).items():
+                if room > 0 and other not in came:
+                    came[other] = node
+                    queue.append(other)
+        path = []
+        node = sink
+        while node in came and node != source:
+            path.append((came[node], node))
+            node = came[node]
+        return path if sink in came else []
+
+    def _reaching(self, sink: Hashable) -> set[Hashable]:
+        found = {sink}
+        queue = deque([sink])
+        while queue:
+            node = queue.popleft()
+            for other in self._room.get(node, {}):
+                if other not in found and self._room[other][node] > 0:
+                    found.add(other)
+                    queue.append(other)
+        return found
+
+
+def plain_values(block: BindingBlock, is_window: Callable[[Call], bool] = lambda _: False) -> set[Var]:
+    """The variables of elementwise results that are to be plain although an operand may be blocked.
+
+    `is_window` says which calls of kernels slide a window over their first operand, as the operators of `_WINDOWS` do.
+    """
+    calls = {binding.var: binding.value for binding in block.bindings if isinstance(binding.value, relax.Call)}
+    if not any(operator_name(call) in ANCHORS for call in calls.values()):
+        return set()
+    cut = Cut()
+    for var, call in calls.items():
+        _add_costs(cut, var, call, calls, is_window)
+    for binding in block.bindings:
+        if binding.var not in calls:
+            _require(cut, _operands(binding.value, calls), _PLAIN)
+        if not isinstance(binding.var, relax.DataflowVar):
+            _require(cut, [binding.var], _PLAIN)
+    second = cut.second_side(_BLOCKED, _PLAIN)
+    return {
+        var
+        for var, call in calls.items()
+        if var in second
+        and operator_name(call) in _FOLLOWING
+        and not is_window(call)
+        and _alike(call, _operands(call, calls), calls)
+    }
+
+
+def _add_costs(cut: Cut, var: Var, call: Call, calls: Mapping[Var, Call], is_window: Callable[[Call], bool]) -> None:
+    """The conversions of a value, and what its operator reads."""
+    shape, name = shape_of(call), operator_name(call)
+    elements = prod(size if isinstance(size, int) else _SOME for size in shape) if shape is not None else 0
+    cut.edge(var, ("unpacked", var), elements)
+    cut.edge(("packed", var), var, elements)
+    operands = _operands(call, calls)
+    if name in ANCHORS:
+        cut.edge(_BLOCKED, var, inf)
+        _require(cut, operands[:1], _BLOCKED)
+        return
+    alike = operands[:1] if is_window(call) else _alike(call, operands, calls)
+    if not alike:
+        cut.edge(var, _PLAIN, inf)
+        if name not in _FOLLOWING and name != "relax.split":
+            _require(cut, operands, _PLAIN)
+    for operand in alike:
+        cut.edge(("unpacked", operand), var, inf)
+        cut.edge(var, ("packed", operand), inf)
+
+
+def _alike(call: Call, operands: list[Var], calls: Mapping[Var, Call]) -> list[Var]:
+    """The operands that the result of a call is laid out as."""
+    name, shape = operator_name(call), shape_of(call)
+    if shape is None:
+        return []
+    if name in _WINDOWS or name == "relax.permute_dims":
+        return operands
+    if name in ("relax.mean", "relax.max"):
+        rank = len(shape_of(call.args[0]) or ())
+        return operands if call.attrs.axis is not None and rank - len(call.attrs.axis) == 2 else []
+    return [each for each in operands if _of_shape(calls[each], shape)] if name in _FOLLOWING else []
+
+
+def _of_shape(call: Call, shape: Sequence[Index]) -> bool:
+    own = shape_of(call)
+    return own is not None and same_shape(own, shape)
+
+
+def _require(cut: Cut, operands: Iterable[Var], side: str) -> None:
+    for operand in operands:
+        if side == _PLAIN:
+            cut.edge(("unpacked", operand), _PLAIN, inf)
+        else:
+            cut.edge(_BLOCKED, ("packed", operand), inf)
+
+
+def _operands(value: Expr, calls: Mapping[Var, Call]) -> list[Var]:
+    """The results of calls in this block that an expression reads, in order."""
+    found: list[Var] = []
+
+    def visit(expr: Expr) -> None:
+        if isinstance(expr, relax.Var):
+            if expr in calls:
+                found.append(expr)
+        elif isinstance(expr, relax.Call):
+            for argument in expr.args:
+                visit(argument)
+        elif isinstance(expr, relax.Tuple):
+            for argument in expr.fields:
+                visit(argument)
+        elif isinstance(expr, relax.TupleGetItem):
+            visit(expr.tuple_value)
+
+    visit(value)
+    return found

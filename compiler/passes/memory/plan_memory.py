@@ -17,9 +17,8 @@ from tvm.sym import Analyzer
 
 from compiler.errors import InvalidModelError
 from compiler.passes.context import PipelineContext
-from compiler.passes.memory.assignment import assign, peak_of_live_bytes
-from compiler.passes.memory.kernels_in_place import InPlaceKernels
-from compiler.passes.memory.liveness import ALLOCATE, Allocation, Liveness
+from compiler.passes.memory.liveness import ALLOCATE, Allocation, Liveness, assign, peak_of_live_bytes
+from compiler.passes.memory.update_states import InPlaceKernels
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name
 from compiler.support.operation_count import UncountableError, size_formula

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from compiler.passes.rewriting.matching import Array
-from schedules.ir.widening import number
+from schedules.ir.expression import number
 
 from tvm import te  # isort: skip
 from schedules.ir.tvm_types import Expr, Tensor

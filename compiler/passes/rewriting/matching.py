@@ -1,4 +1,4 @@
-"""Queries of rules on expressions: constants, shapes, data types."""
+"""Queries of rules on expressions: constants, shapes, data types; elementwise operators, non-negative results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 from tvm.sym import Analyzer
 
-from compiler.passes.rewriting.graph import Expr, Graph
+from compiler.passes.rewriting.graph import Expr, Graph, operator_name
 from schedules.ir.tvm_types import Index
 
 _ALIGNMENT = 64  # bytes
@@ -126,3 +126,42 @@ def same_shape(left: Sequence[Index] | None, right: Sequence[Index] | None) -> b
 def is_float(expr: Expr) -> bool:
     """True if `expr` is a tensor of floating-point numbers."""
     return "float" in dtype_of(expr)
+
+
+_UNARY = """
+    abs acos acosh asin asinh astype atan atanh bitwise_not ceil clip cos cosh erf exp floor isfinite isinf isnan log
+    logical_not negative round rsqrt sigmoid sign sin sinh sqrt square tan tanh trunc
+    nn.gelu nn.gelu_tanh nn.leakyrelu nn.relu nn.selu nn.silu nn.softplus
+"""
+_BINARY = """
+    add atan2 bitwise_and bitwise_or bitwise_xor divide equal floor_divide floor_mod greater greater_equal left_shift
+    less less_equal log_add_exp logical_and logical_or logical_xor maximum minimum mod multiply not_equal power
+    right_shift subtract
+"""
+
+# With one tensor operand, the first; further operands are numbers.
+UNARY = tuple(f"relax.{name}" for name in _UNARY.split())
+# With two tensor operands that broadcast against each other.
+BINARY = tuple(f"relax.{name}" for name in _BINARY.split())
+
+
+_ALWAYS = {"exp", "sigmoid", "abs", "square", "nn.softmax", "variance", "std", "nn.softplus"}
+# Of operands that are non-negative themselves.
+_INHERITED = {"sum", "mean", "max", "min", "prod", "reshape", "add", "multiply", "divide", "permute_dims"}
+_INHERITED |= {"broadcast_to", "maximum", "minimum", "expand_dims", "squeeze", "astype", "strided_slice"}
+_INHERITED |= {"sqrt", "rsqrt", "nn.relu", "take"}
+
+
+def is_non_negative(graph: Graph, expr: Expr, depth: int = 6) -> bool:
+    """True if every element that is not NaN is provably at least +0 (-0 is not: 1/sqrt(-0) is -inf)."""
+    constant = constant_array(graph, expr)
+    if constant is not None:
+        return constant.size <= 4096 and not bool((np.signbit(constant) | np.isnan(constant)).any())
+    value = graph.definition(expr)
+    name = (operator_name(value) or "").removeprefix("relax.")
+    if not name or depth == 0:
+        return False
+    if name in _ALWAYS or (name == "multiply" and value.args[0].same_as(value.args[1])):
+        return True
+    tensors = value.args[:1] if name == "take" else [each for each in value.args if dtype_of(each)]
+    return name in _INHERITED and all(is_non_negative(graph, operand, depth - 1) for operand in tensors)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import tvm
 from tvm import relax, tirx
 
-from compiler.passes.memory.assignment import ALIGNMENT, Lifetime, assign
+from compiler.passes.memory.liveness import ALIGNMENT, Lifetime, assign
 from compiler.passes.schedule.loop_steps import Branch, Copy, KernelCall, Step, Tensor, View
 from schedules.annotations import CALLS
 from schedules.codegen.nest import allocate, load, sequence, store

@@ -1,4 +1,7 @@
-"""`Application`: answers requests; keys, limits, errors, metrics and the access log around routes."""
+"""`Application`: answers requests; keys, limits, errors, metrics and the access log around routes.
+
+`Asgi` is the application on servers of ASGI, as uvicorn and Ray Serve are. The project's own server does without.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,26 @@ import logging
 import time
 import zlib
 from collections.abc import Sequence
-from typing import Protocol
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from compiler.errors import InputError
-from compiler.serving.app.asgi import Asgi
+from compiler.errors import InputError, TensorwrightError
 from compiler.serving.app.authentication import ApiKeys, check_browser
 from compiler.serving.app.failures import failure
 from compiler.serving.app.http import (
     CLOSE,
     Call,
     HttpError,
+    Lag,
+    LifespanHandler,
     Receive,
     Reply,
     Scope,
     Send,
     StreamReply,
 )
-from compiler.serving.app.lag import Lag
-from compiler.serving.limits import Limits
+from compiler.serving.limits import HeldBytes, Limits
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
 from compiler.serving.sandbox.client import Sandbox
@@ -152,3 +157,181 @@ def _unpacked(body: bytes | bytearray, encoding: bytes, limits: Limits) -> bytes
 def _printable(path: str) -> str:
     """A path for the access log, without line breaks."""
     return path.encode("unicode_escape").decode()[:512]
+
+
+class _ClientGoneError(Exception):
+    """The client disconnected."""
+
+
+class Asgi:
+    """An ASGI application around a handler of requests; loading models is its startup."""
+
+    def __init__(self, handler: LifespanHandler) -> None:
+        self._handler = handler
+        self._inflight = Inflight()
+        self._held = HeldBytes(handler.limits)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self._handler.start()
+        except TensorwrightError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._handler.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        flight = self._inflight.begin(task, receive, loop.time() + self._handler.limits.body_seconds)
+        headers = dict(scope["headers"])
+        call = Call(scope["method"], scope["path"], headers, b"", time.monotonic(), holding=self._held)
+        status = 499
+        try:
+            reply = await self._answered(call, flight)
+            status = reply.status
+            if isinstance(reply, Reply):
+                await _send(reply, call, send)
+            else:
+                await _stream(reply, send)
+        except _ClientGoneError:
+            pass
+        except asyncio.CancelledError:
+            if not flight.gone:
+                raise
+            _uncancel(task)
+        finally:
+            self._inflight.end(flight)
+            call.release()
+            self._handler.finished(call, status, (scope.get("client") or ("-",))[0])
+
+    async def _answered(self, call: Call, flight: Flight) -> Reply | StreamReply:
+        try:
+            self._handler.admit(call)
+            call.body = await self._body(call, flight)
+        except _ClientGoneError:
+            raise
+        except Exception as error:  # becomes an answer
+            return self._handler.refused(call, error)
+        flight.until = None
+        return await self._handler.answer(call)
+
+    async def _body(self, call: Call, flight: Flight) -> bytes:
+        limits = self._handler.limits
+        parts, size, more = [], 0, True
+        try:
+            while more:
+                message = await flight.receive()
+                if message["type"] == "http.disconnect":
+                    raise _ClientGoneError
+                parts.append(message.get("body", b""))
+                call.hold(len(parts[-1]))
+                size += len(parts[-1])
+                if size > limits.max_request_bytes:
+                    raise limits.too_large()
+                more = message.get("more_body", False)
+        except asyncio.CancelledError:
+            if not flight.expired:
+                raise
+            _uncancel(flight.task)
+            raise HttpError(408, f"the request took more than {limits.body_seconds:g} s to arrive") from None
+        return b"".join(parts)
+
+
+async def _send(reply: Reply, call: Call, send: Send) -> None:
+    body = b"" if call.method == "HEAD" else reply.body
+    headers = [*reply.headers, (b"content-length", str(len(reply.body)).encode())]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _stream(reply: StreamReply, send: Send) -> None:
+    async with aclosing(reply.pieces) as pieces:  # type: ignore[type-var]
+        await send({"type": "http.response.start", "status": reply.status, "headers": list(reply.headers)})
+        async for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _uncancel(task: asyncio.Task[Any]) -> None:
+    if hasattr(task, "uncancel"):  # Python 3.11
+        task.uncancel()
+
+
+_PERIOD = 0.25  # seconds
+
+
+@dataclass(eq=False)
+class Flight:
+    """One request.
+
+    Attributes:
+        until: when its body has to be complete, by the loop's clock in seconds; None once it is.
+        expired: its body did not come in time.
+        gone: its client went away.
+    """
+
+    task: asyncio.Task[object]
+    receive: Receive
+    until: float | None
+    expired: bool = False
+    gone: bool = False
+    watched: bool = True
+    watcher: asyncio.Task[None] | None = None
+
+
+class Inflight:
+    """All requests of an application."""
+
+    def __init__(self) -> None:
+        self._flights: set[Flight] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def begin(self, task: asyncio.Task[object], receive: Receive, until: float) -> Flight:
+        """Note a request whose body has to be complete by then."""
+        flight = Flight(task, receive, until)
+        self._flights.add(flight)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_PERIOD, self._look)
+        return flight
+
+    def end(self, flight: Flight) -> None:
+        """It is answered."""
+        self._flights.discard(flight)
+        if flight.watcher is not None:
+            flight.watcher.cancel()
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_PERIOD, self._look) if self._flights else None
+        now = loop.time()
+        for flight in self._flights:
+            if flight.until is not None:
+                if now > flight.until and not flight.expired:
+                    flight.expired = True
+                    flight.task.cancel()
+            elif flight.watched and flight.watcher is None:
+                flight.watcher = loop.create_task(_watch(flight))
+
+
+async def _watch(flight: Flight) -> None:
+    """Cancel a request when its client goes away."""
+    while (await flight.receive())["type"] != "http.disconnect":
+        pass
+    flight.gone = True
+    flight.task.cancel()

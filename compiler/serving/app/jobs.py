@@ -16,11 +16,10 @@ from compiler.generation.media import Media
 from compiler.generation.prompts import PromptReader
 from compiler.generation.tokenizer import Tokenizer, tokens_of
 from compiler.generation.transcription import spectrograms
-from compiler.serving.app.inference import read_inference
+from compiler.serving.app.tensors import read_inference
 from compiler.serving.limits import Limits
 from compiler.serving.sandbox.forker import serve
-from compiler.serving.sandbox.process import allow, allow_waiting, fork_on_demand, lift_processor_limit
-from compiler.serving.sandbox.wire import receive, send
+from compiler.serving.sandbox.process import allow, allow_waiting, fork_on_demand, lift_processor_limit, receive, send
 from compiler.serving.text.reranker import encoded_pairs
 from compiler.support.media_files import pixels_of, read_audio, wave_seconds
 from compiler.support.tokenizer_file import read_tokenizer

@@ -19,8 +19,7 @@ from compiler.serving.app.http import (
     orjson,
     positive,
 )
-from compiler.serving.app.inference import Inference, read_inference
-from compiler.serving.app.tensors import metadata, write_outputs
+from compiler.serving.app.tensors import Inference, metadata, read_inference, write_outputs
 from compiler.serving.control import Control
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository

@@ -16,8 +16,7 @@ from compiler.serving.observer import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.rows import check_batched, row_count, with_rows
-from compiler.serving.service import Service
-from compiler.serving.wrapper import Wrapper
+from compiler.serving.service import Service, Wrapper
 
 _NAME = "embedding"
 

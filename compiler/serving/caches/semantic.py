@@ -25,8 +25,7 @@ from compiler.serving.limits import INLINE_TEXT
 from compiler.serving.observer import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
 from compiler.serving.request import Array, Request, Response, Timing
-from compiler.serving.service import Service
-from compiler.serving.wrapper import Wrapper
+from compiler.serving.service import Service, Wrapper
 from compiler.support.tokenizer_file import library_errors, read_tokenizer_file
 
 _NAME = "semantic"

@@ -12,12 +12,10 @@ from compiler.artifact import TensorDescription
 from compiler.errors import OptionError, OverloadedError
 from compiler.serving.observer import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
-from compiler.serving.policies.cascade_calibration import CascadeCalibration, read_cascade
-from compiler.serving.policies.scores import score_of
+from compiler.serving.policies.cascade_calibration import CascadeCalibration, read_cascade, score_of
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.rows import check_batched, check_same_interface, joined, row_count, with_rows
-from compiler.serving.service import Service
-from compiler.serving.wrapper import identity_of
+from compiler.serving.service import Service, identity_of
 
 
 class Cascade:

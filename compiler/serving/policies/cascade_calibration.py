@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compiler.artifact.storage import write_json
-from compiler.errors import NothingGainedError, OptionError, StorageError
+from compiler.errors import InputError, NothingGainedError, OptionError, StorageError
 from compiler.profiling.timing import interleaved_seconds
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
 from compiler.serving.caches.digests import request_digest
-from compiler.serving.policies.scores import score_of
 from compiler.serving.request import Array
 from compiler.serving.rows import joined, row_count
 from compiler.support.accuracy import Evaluate, Run, check_max_drop, relative_drop
@@ -256,3 +256,112 @@ def read_cascade(path: str | os.PathLike[str]) -> CascadeCalibration:
     if not all(isinstance(number, int | float) for number in numbers):
         raise OptionError(f"{path} is not a calibration of a cascade: {numbers}", "calibrate again")
     return made
+
+
+Score = Callable[[Mapping[str, Array]], Array]
+
+
+def _margin(values: Array) -> Array:
+    if values.shape[1] < 2:
+        return np.full(len(values), np.inf)
+    largest = np.partition(values, -2, axis=1)[:, -2:]
+    return np.asarray(largest[:, 1] - largest[:, 0])
+
+
+def _probability(values: Array) -> Array:
+    return np.asarray(values.max(axis=1))
+
+
+def _softmax(values: Array) -> Array:
+    return np.asarray(1.0 / np.exp(values - values.max(axis=1, keepdims=True)).sum(axis=1))
+
+
+def _value(values: Array) -> Array:
+    return np.asarray(values.mean(axis=1))
+
+
+SCORES: dict[str, Callable[[Array], Array]] = {
+    "margin": _margin,
+    "probability": _probability,
+    "softmax": _softmax,
+    "value": _value,
+}
+"""By name: the difference of the two largest values (of logits, probabilities, similarities); the largest value, for
+probabilities; the largest after a softmax, for logits; the value itself, for a model that says how certain it is."""
+
+
+def score_of(kind: str, output: str) -> Score:
+    """A function from outputs by name to a number per row, float64 (rows,), higher where the model is more certain.
+
+    NaN is the lowest: a row whose score is not a number is not certain.
+
+    Raises:
+        OptionError: there is no score of that name.
+    """
+    if kind not in SCORES:
+        raise OptionError(f"there is no score {kind!r}", f"known: {', '.join(SCORES)}")
+
+    def score(outputs: Mapping[str, Array]) -> Array:
+        if output not in outputs:
+            raise InputError(f"the model has no output {output!r} to be scored", f"its outputs are {sorted(outputs)}")
+        array = outputs[output]
+        values = array.reshape(len(array), -1).astype(np.float64) if array.size else np.zeros((len(array), 1))
+        found = SCORES[kind](values)
+        return np.where(np.isnan(found), -np.inf, found)
+
+    return score
+
+
+_ROWS = 64
+
+
+def classification_accuracy(
+    module: Module,
+    samples: Mapping[str, Array],
+    labels: str | None = None,
+    output: str | None = None,
+    *,
+    run: Run | None = None,
+) -> tuple[Evaluate, str]:
+    """A measure: the share of rows whose largest output is the right one.
+
+    Args:
+        samples: an array of rows for each input, and the labels.
+        labels: the array that holds the right class of each row; None: the class that `module` gives is the right one.
+        output: whose largest element is the class; None: the only output.
+        run: what gives the outputs; None: the module.
+
+    Returns:
+        The measure, and the name of the output.
+
+    Raises:
+        OptionError: there is no such output or labels, or their number is not that of the rows.
+    """
+    names = [each.name for each in module.outputs]
+    if output is None and len(names) != 1:
+        raise OptionError(f"the model has outputs {names}", "select the one with the class scores: output=")
+    scored = output if output is not None else names[0]
+    if scored not in names:
+        raise OptionError(f"the model has no output {scored!r}", f"its outputs are {', '.join(names)}")
+    if labels is not None and labels not in samples:
+        raise OptionError(f"the samples hold no labels {labels!r}", f"they hold {', '.join(sorted(samples))}")
+    whole = module.run if run is None else run
+    inputs = {name: array for name, array in samples.items() if name != labels}
+    rows = row_count(inputs)
+    size = module.inputs[0].shape[0] if module.inputs and module.inputs[0].shape else 1
+    step = size if isinstance(size, int) else _ROWS
+    starts = range(0, rows - rows % step if isinstance(size, int) else rows, step)
+
+    def classes(run: Run) -> Array:
+        parts = (run({name: array[start : start + step] for name, array in inputs.items()})[scored] for start in starts)
+        return np.array(list(chain.from_iterable(part.reshape(len(part), -1).argmax(axis=1) for part in parts)))
+
+    expected = classes(whole) if labels is None else np.asarray(samples[labels]).reshape(-1)
+    used = len(classes(whole)) if labels is not None else len(expected)
+    if len(expected) < used or (labels is not None and len(expected) != rows):
+        raise OptionError(f"{len(expected)} labels for {rows} rows", "give one for each row")
+
+    def evaluate(run: Run) -> float:
+        return float((classes(run) == expected[:used]).mean())
+
+    return evaluate, scored

@@ -16,8 +16,7 @@ from compiler.serving.caches.digests import request_digest
 from compiler.serving.observer import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
 from compiler.serving.request import Array, Request, Response
-from compiler.serving.service import Service
-from compiler.serving.wrapper import Wrapper, identity_of
+from compiler.serving.service import Service, Wrapper, identity_of
 
 _MEASURES = ("cosine", "absolute", "labels")
 _PENDING = 4

@@ -17,8 +17,7 @@ from compiler.serving.observer import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
 from compiler.serving.request import Request, Response, Timing
 from compiler.serving.rows import check_batched, check_same_interface, joined, row_count, with_rows
-from compiler.serving.service import Service
-from compiler.serving.wrapper import identity_of
+from compiler.serving.service import Service, identity_of
 
 
 class Rule(Protocol):

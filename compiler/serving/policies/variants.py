@@ -19,8 +19,7 @@ from compiler.runtime.identity import module_identity
 from compiler.serving.observer import NO_OBSERVER, Observer
 from compiler.serving.request import Request, Response
 from compiler.serving.rows import check_same_interface
-from compiler.serving.service import Service
-from compiler.serving.wrapper import identity_of
+from compiler.serving.service import Service, identity_of
 from targets.processors import usable_cores
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from compiler.serving.ray.deployment import deployment
-from compiler.serving.ray.options import RayOptions
-from compiler.serving.ray.placement import node_resources, required_resources
+from compiler.serving.ray.options import RayOptions, node_resources, required_resources
 
 __all__ = ["RayOptions", "deployment", "node_resources", "required_resources"]

@@ -15,8 +15,7 @@ from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.create import AppOptions
 from compiler.serving.configuration import ModelOptions, check_models, model_options, read_configuration, server_limits
 from compiler.serving.ray.deployment import deployment, ray_package
-from compiler.serving.ray.options import RayOptions
-from compiler.serving.ray.placement import node_resources
+from compiler.serving.ray.options import RayOptions, node_resources
 from compiler.serving.workers.options import WorkerOptions
 
 # Of the server's options for TLS, what Ray's proxies call them.

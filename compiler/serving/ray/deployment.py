@@ -14,8 +14,7 @@ from compiler.serving.app.application import Application
 from compiler.serving.app.create import AppOptions, create_app
 from compiler.serving.app.http import Call
 from compiler.serving.configuration import ModelOptions, check_models
-from compiler.serving.ray.options import RayOptions
-from compiler.serving.ray.placement import required_resources
+from compiler.serving.ray.options import RayOptions, required_resources
 from compiler.serving.repository import Repository
 from compiler.serving.tracing import Tracer
 from compiler.support.optional import optional_module

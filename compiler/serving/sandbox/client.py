@@ -18,8 +18,7 @@ import numpy as np
 from compiler import errors
 from compiler.errors import InputError, ServiceUnavailableError, TensorwrightError
 from compiler.serving.limits import Limits
-from compiler.serving.sandbox.process import CLOCK, DEFINE, WORK
-from compiler.serving.sandbox.wire import LENGTH_BYTES, pack, unpack
+from compiler.serving.sandbox.process import CLOCK, DEFINE, LENGTH_BYTES, WORK, pack, unpack
 
 _USES = 256  # jobs per process, whose memory might grow
 _LARGE = 1 << 20  # message bytes above which a process is not reused, because of its memory

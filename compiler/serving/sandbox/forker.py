@@ -16,8 +16,7 @@ from typing import Any
 
 from compiler.errors import TensorwrightError
 from compiler.serving.limits import LimitError
-from compiler.serving.sandbox.process import allow, allow_waiting, confine, fork_on_demand
-from compiler.serving.sandbox.wire import receive, send
+from compiler.serving.sandbox.process import allow, allow_waiting, confine, fork_on_demand, receive, send
 
 _NICENESS = 5  # lower priority than the event loop and the models
 

@@ -16,8 +16,7 @@ from compiler.errors import InputError
 from compiler.generation.grammar import Bits, Grammar, Matcher
 from compiler.serving.limits import Limits
 from compiler.serving.sandbox.client import Process, Sandbox, State
-from compiler.serving.sandbox.process import CLOCK, WORK
-from compiler.serving.sandbox.wire import pack, receive
+from compiler.serving.sandbox.process import CLOCK, WORK, pack, receive
 
 _KEPT = 16  # compiled grammars of a model
 _FORKER = "grammars"  # a separate forker, since the package loads torch

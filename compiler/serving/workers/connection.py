@@ -19,8 +19,7 @@ from typing import Any, Protocol
 
 from compiler.serving.app.http import CLOSE, Call, Handler, Header, HttpError, Reply, StreamReply
 from compiler.serving.limits import HeldBytes, LimitError
-from compiler.serving.workers.heads import SINGLE, check_head, path_of
-from compiler.serving.workers.known_heads import Head, KnownHeads
+from compiler.serving.workers.heads import SINGLE, Head, KnownHeads, check_head, path_of
 from compiler.support.optional import optional_module
 
 _httptools: Any = optional_module("httptools", "serve", "parses HTTP")

@@ -17,7 +17,7 @@ from compiler.serving.app.http import Handler
 from compiler.serving.limits import HeldBytes
 from compiler.serving.workers.connection import Connection
 from compiler.serving.workers.distributor import handed
-from compiler.serving.workers.known_heads import KnownHeads
+from compiler.serving.workers.heads import KnownHeads
 
 _BACKLOG = 2048
 _AT_ONCE = 64  # connections accepted in one iteration of the event loop

@@ -19,11 +19,13 @@ from compiler.tuning.measuring.messages import (
     MeasureRequest,
     ReferenceRequest,
     Timing,
+    WaitingClock,
     WorkerSetup,
+    spread,
+    typical,
 )
 from compiler.tuning.measuring.numbers import differs, poisoned, random_values
 from compiler.tuning.measuring.runners import Kernel, Runner, make_runner
-from compiler.tuning.measuring.statistics import WaitingClock, spread, typical
 
 Array = np.ndarray
 _MIN_SAMPLES = 4

@@ -31,9 +31,10 @@ from compiler.tuning.measuring.messages import (
     ReferenceRequest,
     Timing,
     WorkerSetup,
+    spread,
+    typical,
 )
 from compiler.tuning.measuring.runners import is_reachable
-from compiler.tuning.measuring.statistics import spread, typical
 from schedules.config import Config
 from targets.measure import TIMED, Measure
 

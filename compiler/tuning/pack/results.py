@@ -18,7 +18,7 @@ from compiler.records.identity import fingerprint, target_description
 from compiler.records.library import read_current
 from compiler.records.record_set import MIN_GAIN, best, decisive
 from compiler.records.records import ChosenKernel, ModelLine, Record, RecordWriter
-from compiler.tuning.measuring.statistics import spread
+from compiler.tuning.measuring.messages import spread
 from compiler.tuning.pack.header import PackedTask, PackHeader, PackResult, PackResults
 from schedules.config import Config
 from schedules.gpu import gpu_rules

@@ -41,11 +41,10 @@ from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
 from schedules.instructions.products.table import multiplies_bytes, sums_signed
 from schedules.instructions.row_sums import reduced, row_sums
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
-from schedules.ir.expression import expression
+from schedules.ir.expression import expression, number
 from schedules.ir.numbers import QUAD, SIGN_BITS
 from schedules.ir.stages import dtype_of
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
-from schedules.ir.widening import number
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.blocks.rounding import quantized
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from schedules.ir.expression import expression
+from schedules.ir.expression import expression, number
 from schedules.ir.stages import dtype_of, shape_of
 from schedules.ir.tir import Expr, Index, Tensor, te, tirx
-from schedules.ir.widening import number
 
 ATTRIBUTE = "tensorwright.cached_attention"
 QUERY, KEY, VALUE = "query", "key", "value"

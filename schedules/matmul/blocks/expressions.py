@@ -33,10 +33,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schedules.annotations import KIND, SPEC
-from schedules.ir.expression import index
+from schedules.ir.expression import index, number
 from schedules.ir.numbers import QUAD
 from schedules.ir.tir import Expr, IterVar, Tensor, te, tirx
-from schedules.ir.widening import number
 from schedules.matmul.blocks.rounding import HEADER, SCALE
 
 PANEL = 32  # columns

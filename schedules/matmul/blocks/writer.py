@@ -34,11 +34,10 @@ from schedules.instructions.products.amx import COLUMNS, ROWS, unit_symbol
 from schedules.instructions.products.operation import DOT_BF16, DOT_F16, DOT_S8S8, DOT_S8U8, DOT_U8S8, Product
 from schedules.instructions.products.table import sums_signed, tile_product
 from schedules.instructions.unpack_bits import looked_up
-from schedules.ir.expression import expression, index, substitute
+from schedules.ir.expression import expression, index, number, substitute
 from schedules.ir.numbers import QUAD, SIGN_BITS
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import VECTORIZED, Expr, Index, Stmt, tirx
-from schedules.ir.widening import number
 from schedules.machine import Machine
 from schedules.matmul.blocks.expressions import PANEL, STEP, BlockFormat, number_of
 from schedules.matmul.blocks.rounding import HEADER, SCALE, SCALED_SUM, SUM

@@ -7,13 +7,16 @@ do not, each starts anew (Wolf and Lam 1991).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.cpu.modelled.accesses import Access, Accesses, Nest
+from schedules.ir.stages import dtype_of
+from schedules.ir.tir import structural_walk, tirx, tvm
+from schedules.ir.tvm_types import Buffer, Expr, Node, PrimFunc, Stmt, Var
+from schedules.machine import dtype_bits
 
 _USABLE = 0.75  # of a cache: the rest goes to conflicts and to what others hold there
 Footprint = dict[int, float]
@@ -167,3 +170,187 @@ def _shared_out(access: Ranges) -> float:
         else:
             count *= times
     return count * max(span, LINE)
+
+
+_IN_REGISTERS = 16 << 10  # bytes of a "local" buffer up to which it is a tile of registers, or at hand as one
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A sum of loop variables by number, each times a coefficient; `extents` bounds those that a modulo bounds."""
+
+    constant: float = 0.0
+    terms: tuple[tuple[int, float], ...] = ()
+
+    def plus(self, other: Affine, times: float = 1.0) -> Affine:
+        """This and a multiple of another."""
+        sums = dict(self.terms)
+        for variable, factor in other.terms:
+            sums[variable] = sums.get(variable, 0.0) + times * factor
+        terms = tuple((variable, factor) for variable, factor in sorted(sums.items()) if factor)
+        return Affine(self.constant + times * other.constant, terms)
+
+    def scaled(self, factor: float) -> Affine:
+        """A multiple."""
+        return Affine(self.constant * factor, tuple((variable, each * factor) for variable, each in self.terms))
+
+
+@dataclass(frozen=True)
+class Access:
+    """A load or store: which buffer, its byte address from the buffer's start, and how many bytes at what stride."""
+
+    buffer: int
+    address: Affine
+    lanes: int
+    stride: int
+    bytes: int
+    writes: bool
+
+
+@dataclass
+class Nest:
+    """A loop, or the whole kernel with one iteration; `body` holds accesses and inner loops in order."""
+
+    variable: int = -1
+    extent: int = 1
+    parallel: bool = False
+    body: list[Access | Nest] = field(default_factory=list)
+
+
+@dataclass
+class Accesses:
+    """A kernel's nest, and of each buffer its bytes and the position of its parameter (None for scratch memory)."""
+
+    nest: Nest
+    nbytes: list[int]
+    parameters: list[int | None]
+
+
+def accesses_of(function: PrimFunc) -> Accesses:
+    """Read a scheduled PrimFunc of static shapes."""
+    reader = _Reader(function)
+    return Accesses(reader.root, reader.nbytes, reader.parameters)
+
+
+class _Reader:
+    def __init__(self, function: PrimFunc) -> None:
+        self.root = Nest()
+        self.nbytes: list[int] = []
+        self.parameters: list[int | None] = []
+        self._buffers: dict[Buffer, int] = {}
+        self._values: dict[Var, Affine] = {}
+        self._extents: dict[int, int] = {}
+        for position, buffer in enumerate(function.params):
+            self._declare(buffer, position)
+        self._statement(function.body, self.root)
+
+    def _declare(self, buffer: Buffer, position: int | None) -> int:
+        if buffer not in self._buffers:
+            self._buffers[buffer] = len(self.nbytes)
+            size = dtype_bits(dtype_of(buffer)) // 8 or 1
+            for extent in buffer.shape:
+                size *= _constant(extent) or 1
+            self.nbytes.append(size)
+            self.parameters.append(position)
+        return self._buffers[buffer]
+
+    def _statement(self, statement: Stmt, nest: Nest) -> None:
+        if isinstance(statement, tirx.For):
+            extent = _constant(statement.extent) or 1
+            inner = Nest(len(self._extents), extent, statement.kind == tirx.ForKind.PARALLEL)
+            self._extents[inner.variable] = extent
+            start = self._affine(statement.min)
+            self._values[statement.loop_var] = start.plus(Affine(0.0, ((inner.variable, 1.0),)))
+            nest.body.append(inner)
+            self._statement(statement.body, inner)
+        elif isinstance(statement, tirx.SeqStmt):
+            for each in statement:
+                self._statement(each, nest)
+        elif isinstance(statement, tirx.BufferStore):
+            self._loads(statement.value, nest)
+            self._access(statement.buffer, statement.indices, nest, writes=True)
+        elif isinstance(statement, tirx.IfThenElse):
+            self._loads(statement.condition, nest)
+            self._statement(statement.then_case, nest)
+            if statement.else_case is not None:
+                self._statement(statement.else_case, nest)
+        elif isinstance(statement, tirx.Bind):
+            self._loads(statement.value, nest)
+            self._values[statement.var] = self._affine(statement.value)
+        elif isinstance(statement, tirx.Evaluate):
+            self._loads(statement.value, nest)
+        elif hasattr(statement, "block"):
+            self._statement(statement.block, nest)
+        elif hasattr(statement, "body"):
+            self._statement(statement.body, nest)
+
+    def _loads(self, value: Node, nest: Nest) -> None:
+        def visit(load: Expr) -> None:
+            self._access(load.source, load.indices, nest, writes=False)
+
+        structural_walk(value, (tvm.ir.TensorLoad, visit))
+
+    def _access(self, buffer: Buffer, indices: Sequence[Expr], nest: Nest, *, writes: bool) -> None:
+        number = self._declare(buffer, None)
+        if self.parameters[number] is None and self.nbytes[number] <= _IN_REGISTERS and str(buffer.scope()) == "local":
+            return
+        size = dtype_bits(dtype_of(buffer)) // 8 or 1
+        address, lanes, stride, scale = Affine(), 1, 0, size
+        for index, extent in reversed(list(zip(indices, buffer.shape, strict=True))):
+            if isinstance(index, tirx.Ramp):
+                lanes, step = int(index.lanes), self._affine(index.stride)
+                stride = int(step.constant * scale)
+                index = index.base
+            address = address.plus(self._affine(index), scale)
+            scale *= _constant(extent) or 1
+        nest.body.append(Access(number, address, lanes, stride, size, writes))
+
+    def _affine(self, value: Expr) -> Affine:
+        """An index as a linear function; divisions and moduli as nearly as they are."""
+        if isinstance(value, tirx.IntImm):
+            return Affine(float(int(value.value)))
+        found = self._values.get(value) if isinstance(value, tirx.Var) else None
+        if found is not None:
+            return found
+        if isinstance(value, tirx.Add):
+            return self._affine(value.a).plus(self._affine(value.b))
+        if isinstance(value, tirx.Sub):
+            return self._affine(value.a).plus(self._affine(value.b), -1.0)
+        if isinstance(value, tirx.Mul):
+            a, b = self._affine(value.a), self._affine(value.b)
+            return b.scaled(a.constant) if not a.terms else a.scaled(b.constant) if not b.terms else Affine()
+        if isinstance(value, tirx.FloorDiv | tirx.Div):
+            return self._divided(self._affine(value.a), self._affine(value.b).constant)
+        if isinstance(value, tirx.FloorMod | tirx.Mod):
+            return self._modulo(self._affine(value.a), self._affine(value.b).constant)
+        if isinstance(value, tirx.Min | tirx.Max):
+            a, b = self._affine(value.a), self._affine(value.b)
+            return a if a.terms else b
+        inner = getattr(value, "value", None)  # a Cast or a Broadcast
+        return Affine() if inner is None or isinstance(inner, int | float) else self._affine(inner)
+
+    def _divided(self, inner: Affine, divisor: float) -> Affine:
+        """Nothing of what never reaches the divisor."""
+        if not divisor:
+            return Affine()
+        ends = [factor * (self._extents[variable] - 1) for variable, factor in inner.terms]
+        least = inner.constant + sum(min(each, 0.0) for each in ends)
+        most = inner.constant + sum(max(each, 0.0) for each in ends)
+        return Affine() if least >= 0 and most < divisor else inner.scaled(1 / divisor)
+
+    def _modulo(self, inner: Affine, divisor: float) -> Affine:
+        """Remainder of each variable: nothing of one that moves by whole divisors; one that moves further than a
+        divisor is spread over it."""
+        terms = []
+        for variable, factor in inner.terms:
+            if divisor and factor % divisor == 0:
+                continue
+            reach = abs(factor) * self._extents[variable]
+            terms.append((variable, factor * divisor / reach if divisor and reach > divisor else factor))
+        return Affine(inner.constant % divisor if divisor else 0.0, tuple(terms))
+
+
+def _constant(value: Expr) -> int | None:
+    if isinstance(value, int):
+        return value
+    return int(value.value) if isinstance(value, tirx.IntImm) else None

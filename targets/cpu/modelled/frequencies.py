@@ -9,8 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from targets.cpu.modelled.integers import Integers, Numbers
-from targets.cpu.modelled.ir import Block, Function
-from targets.cpu.modelled.loops import Flow, Loop, flow_of
+from targets.cpu.modelled.ir import Block, Flow, Function, Loop, flow_of
 
 SAMPLES = 512
 _LARGEST = 32  # iterations up to which conditions that are not linear are searched

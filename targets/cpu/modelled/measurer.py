@@ -8,8 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from schedules.machine import Machine
-from targets.cpu.modelled.accesses import Accesses, accesses_of
-from targets.cpu.modelled.caches import Traffic
+from targets.cpu.modelled.caches import Accesses, Traffic, accesses_of
 from targets.cpu.modelled.pipeline import Core, analyse
 from targets.cpu.modelled.tools import find_tools
 from targets.measure import Estimate, MeasureKind, Measurer, ScheduledKernel, Unit

@@ -1,14 +1,17 @@
-"""Cycles that a kernel's instructions take on one core, every load hitting the first cache."""
+"""Cycles that a kernel's instructions take on one core, every load hitting the first cache.
+
+LLVM's comments in the assembly name the block of LLVM IR that each machine block comes from.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from targets.cpu.modelled import assembly, ir
+from targets.cpu.modelled import ir
 from targets.cpu.modelled.frequencies import frequencies
-from targets.cpu.modelled.loops import flow_of
+from targets.cpu.modelled.ir import flow_of
 from targets.cpu.modelled.tools import LlvmTools, ModelError
 
 _NEGLIGIBLE = 0.002  # of the instructions that run: such regions count at the mean rate of the others
@@ -79,7 +82,7 @@ def analyse(text: str, core: Core, cores: int, tools: LlvmTools) -> Pipeline:
     counts = frequencies(functions, cores)
     if not counts:
         raise ModelError("no kernel was found in its LLVM IR")
-    blocks = assembly.parse(tools.compile(text, core.mcpu), functions)
+    blocks = parse(tools.compile(text, core.mcpu), functions)
     loops = {
         name: {block: loop.header for block, loop in flow_of(functions[name]).innermost.items()} for name in counts
     }
@@ -97,12 +100,12 @@ def analyse(text: str, core: Core, cores: int, tools: LlvmTools) -> Pipeline:
 
 
 def _regions(
-    blocks: list[assembly.MachineBlock],
+    blocks: list[MachineBlock],
     counts: dict[str, dict[str, float]],
     loops: dict[str, dict[str, str]],
 ) -> Iterator[Region]:
     """The code in most iterations of each loop, in order, as one region; the rest block by block."""
-    joined: dict[tuple[str, str], list[tuple[assembly.MachineBlock, float]]] = {}
+    joined: dict[tuple[str, str], list[tuple[MachineBlock, float]]] = {}
     for block in blocks:
         own = counts.get(block.function, {})
         count = own.get(block.source, 0.0)
@@ -141,3 +144,40 @@ def _halved(instructions: list[str]) -> list[str]:
         return re.sub(r"\{1to\d+\}", lambda found: _LESS.get(found[0], found[0]), text.replace("zmm", "ymm"))
 
     return [half(each) for each in instructions]
+
+
+_FUNCTION = re.compile(r"^([\w.$]+):")
+_BLOCK = re.compile(r"^(?:(\.LBB\d+_\d+):|\s*(?:#|//) %bb\.\d+:)(?:\s*(?:#|//) (?:%(\S+))?)?")
+_INSTRUCTION = re.compile(r"^\t([a-z][\w.]*)(?:\s+(.*))?$")
+_COMMENT = re.compile(r"\s*(?:#|//)(?=\s| ).*$")
+_END = re.compile(r"^\.Lfunc_end\d+:")
+
+
+@dataclass
+class MachineBlock:
+    """A machine block: its label ("" where nothing jumps to it), the IR block it comes from, its instructions."""
+
+    function: str
+    label: str
+    source: str
+    instructions: list[str] = field(default_factory=list)
+
+
+def parse(text: str, functions: Mapping[str, object]) -> list[MachineBlock]:
+    """The machine blocks of functions of an assembly text, in order. A block whose source is not named, which code
+    generation added, has the one before it."""
+    blocks: list[MachineBlock] = []
+    function, source = "", ""
+    for line in text.splitlines():
+        if _END.match(line):
+            function = ""
+        elif found := _BLOCK.match(line):
+            if function:
+                source = found[2] or source
+                blocks.append(MachineBlock(function, found[1] or "", source))
+        elif (found := _FUNCTION.match(line.removeprefix(".L") if line.startswith(".L__") else line)) is not None:
+            if found[1] in functions:
+                function, source = found[1], ""
+        elif function and blocks and (found := _INSTRUCTION.match(line)):
+            blocks[-1].instructions.append(_COMMENT.sub("", line.strip()))
+    return [block for block in blocks if block.instructions]

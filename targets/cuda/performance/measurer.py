@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from schedules.gpu.machine import GpuMachine
 from targets.cuda.nvcc import KernelResources, Nvcc, find_nvcc
-from targets.cuda.performance import ptx
+from targets.cuda.performance import program
 from targets.cuda.performance.execution import BlockRun, Demand, Launch
-from targets.cuda.performance.program import RESOURCES, SHARED_BY_PARTITIONS, program_of
-from targets.cuda.performance.ptx import Kernel
+from targets.cuda.performance.program import RESOURCES, SHARED_BY_PARTITIONS, Kernel, program_of
 from targets.cuda.performance.throughput import PARTITIONS, Multiprocessor, Occupancy, multiprocessor, occupancy
 from targets.errors import TargetError
 from targets.measure import Estimate, MeasureKind, Measurer, ScheduledKernel
@@ -56,7 +55,7 @@ class CudaMeasurer(Measurer):
 
     def _launches(self, source: str, launches: list[Launch]) -> list[LaunchEstimate]:
         text, resources = find_nvcc().assembled(source, self.machine.compute_capability)
-        kernels = {each.name: each for each in ptx.parse(text)}
+        kernels = {each.name: each for each in program.parse(text)}
         taken = {each.kernel: each for each in resources}
         # TVM names launches after their function: name_kernel, name_kernel_1, ...
         names = sorted(kernels, key=lambda name: (len(name), name))

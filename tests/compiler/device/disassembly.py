@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import compiler
-from targets.cpu.cross import CrossToolchain
+from targets.cpu.family import CrossToolchain
 
 _BRANCHES = re.compile(r"^(b\.|cb|tb|b$|bge|blt|bne|beq|bgt|ble|bcc|bcs|bhi|bls|bpl|bmi|j$|bnez|beqz|bltu|bgeu)")
 

@@ -27,7 +27,7 @@ from compiler.device.programs import device_programs
 from compiler.device.push import push
 from compiler.device.tunnel import connect_rpc
 from compiler.errors import DeviceError, OptionError, SignatureError
-from compiler.tuning.measuring.devices import check_device
+from compiler.tuning.tune import check_device
 from targets.conformance.models import small_net
 from tests.compiler.cli.running import isolated_consoles
 from tests.compiler.device.servers import address_of, device_server

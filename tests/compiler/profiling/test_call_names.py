@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from compiler.artifact.manifest import CallList
-from compiler.profiling.call_names import named_calls
 from compiler.profiling.instrument import DYNAMIC_CALL, Call
+from compiler.profiling.recorded_calls import named_calls
 
 _LISTED = CallList(
     nodes=("conv1", "relu1", "conv2", "yes", "no", "last", "step"),

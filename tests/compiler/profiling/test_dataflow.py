@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import compiler
-from compiler.profiling.dataflow import dataflow
 from compiler.profiling.instrument import Call, TensorArgument
 from compiler.profiling.measured import Profile
+from compiler.profiling.recorded_calls import dataflow
 
 A, B, C, INPUT, WEIGHT = 0x1000, 0x2000, 0x3000, 0x4000, 0x5000
 

@@ -18,11 +18,11 @@ from compiler.device.programs import device_programs
 from compiler.errors import DeviceError, OptionError
 from compiler.records.records import read
 from compiler.tuning.measuring.device_names import parse_device
-from compiler.tuning.measuring.devices import check_device
 from compiler.tuning.measuring.fleet import with_fleets
 from compiler.tuning.measuring.messages import Effort, Outcome, WorkerSetup
 from compiler.tuning.measuring.pool import DeviceLostError, MeasurementPool, Trial
 from compiler.tuning.state import Progress
+from compiler.tuning.tune import check_device
 from tests.compiler.device.emulators import target_that_runs
 from tests.compiler.device.servers import device_server
 from tests.compiler.tuning.kernels import product_task, target

@@ -15,11 +15,11 @@ from compiler.records.identity import target_description
 from compiler.records.library import TunedConfigs
 from compiler.records.record_set import taken_over
 from compiler.records.records import Record, RecordWriter, encode, read
-from compiler.tuning.measuring.choice import choose_measurer
 from compiler.tuning.measuring.estimating import EstimatingPool
 from compiler.tuning.measuring.messages import KernelTask
 from compiler.tuning.measuring.pool import Trial
 from compiler.tuning.settings import TuningOptions
+from compiler.tuning.tune import choose_measurer
 from schedules.config import Config
 from targets.cpu.modelled import tools
 from targets.measure import TIMED, Measure

@@ -14,7 +14,7 @@ from tvm import te
 from schedules.ir.access import coefficient_of, with_plain_indices
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import tirx
-from schedules.stages.loop_splitting import split_axes, split_branches
+from schedules.stages.loops import split_axes, split_branches
 from tests.schedules.harness import AVX512, Build, evaluate, lowered, runnable
 
 EXTENTS = st.sampled_from([1, 2, 3, 7, 16, 19])

@@ -13,7 +13,7 @@ from tvm import te
 from schedules.ir.inline import has_branch
 from schedules.ir.stages import Kernel, kernels_of
 from schedules.ir.tir import tirx
-from schedules.stages.loop_splitting import split_branches
+from schedules.stages.loops import split_branches
 from tests.schedules.harness import AVX512, Build, evaluate, lowered, normal, runnable
 
 SIZES = st.sampled_from([1, 2, 3, 4, 6, 16, 17, 48])

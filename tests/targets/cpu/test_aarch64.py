@@ -13,8 +13,7 @@ import targets
 from schedules.ir.tir import tvm
 from targets import cpuinfo
 from targets.cpu import aarch64
-from targets.cpu.cross import EMULATOR_FOLDER, CrossToolchain
-from targets.cpu.family import CpuTarget, llvm_features
+from targets.cpu.family import EMULATOR_FOLDER, CpuTarget, CrossToolchain, llvm_features
 
 PRESETS = sorted(aarch64.presets())
 PI_5_CPUINFO = """processor\t: 0

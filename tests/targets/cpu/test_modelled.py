@@ -17,8 +17,7 @@ from compiler.tuning.measuring.build_worker import Builder
 from compiler.tuning.measuring.messages import BuildRequest, WorkerSetup
 from compiler.tuning.tasks import Task, extract_tasks
 from targets.cpu.modelled import ir
-from targets.cpu.modelled.accesses import accesses_of
-from targets.cpu.modelled.caches import Traffic
+from targets.cpu.modelled.caches import Traffic, accesses_of
 from targets.cpu.modelled.frequencies import BlockCounts
 from targets.cpu.modelled.pipeline import Core, analyse
 from targets.cpu.modelled.tools import find_tools

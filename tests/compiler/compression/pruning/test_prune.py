@@ -11,7 +11,7 @@ from torch import nn
 
 import compiler
 from compiler.compression.pruning.dependencies import Cell
-from compiler.compression.pruning.one_shot import compensated, factor
+from compiler.compression.pruning.driver import compensated, factor
 from compiler.compression.pruning.plan import masks, parse_pattern, select_units
 from compiler.errors import AccuracyError, OptionError
 

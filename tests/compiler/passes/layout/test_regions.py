@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from tvm import relax
 
-from compiler.passes.layout.plan_layout import plan_layout
-from compiler.passes.layout.regions import Cut
+from compiler.passes.layout.plan_layout import Cut, plan_layout
 from tests.compiler.passes.layout.test_plan_layout import CONTEXT, check_numbers, constant, conv, kernels, module
 
 SHAPES: list[tuple[Any, ...]] = [(1, 16, 9, 9)]

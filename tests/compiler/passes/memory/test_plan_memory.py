@@ -19,7 +19,7 @@ from tvm.script import relax as R
 
 from compiler.frontends.onnx import import_onnx
 from compiler.passes.context import PipelineContext
-from compiler.passes.memory.assignment import ALIGNMENT, Lifetime, assign, peak_of_live_bytes
+from compiler.passes.memory.liveness import ALIGNMENT, Lifetime, assign, peak_of_live_bytes
 from compiler.passes.pipeline import run_pipeline
 from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.verify import flatten

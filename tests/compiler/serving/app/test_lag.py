@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from compiler.serving.app.lag import Lag
+from compiler.serving.app.http import Lag
 from compiler.serving.batching.costs import Accuracy
 from compiler.serving.batching.options import BatchOptions
 from compiler.serving.batching.planner import Planner, Waiting

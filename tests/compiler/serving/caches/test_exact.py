@@ -13,8 +13,7 @@ import pytest
 
 from compiler.errors import OptionError, OverloadedError, StorageError
 from compiler.serving.caches.digests import request_digest, row_digests
-from compiler.serving.caches.disk import DiskStore
-from compiler.serving.caches.exact import ExactCache, ExactCacheOptions
+from compiler.serving.caches.exact import DiskStore, ExactCache, ExactCacheOptions
 from compiler.serving.caches.memory import Answer, MemoryStore
 from compiler.serving.observer import NoObserver
 from tests.compiler.serving.services import FunctionService, request
@@ -199,7 +198,7 @@ def test_a_full_disk_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         service, counts = FunctionService(), Counts()
         cache = ExactCache(service, ExactCacheOptions(folder=tmp_path), counts)
         with monkeypatch.context() as patch:
-            patch.setattr("compiler.serving.caches.disk.os.replace", full)
+            patch.setattr("compiler.serving.caches.exact.os.replace", full)
             for value in range(3):
                 await cache.infer(request(value))
                 assert (await cache.infer(request(value))).cached == "exact"  # in memory

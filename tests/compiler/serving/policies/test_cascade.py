@@ -16,9 +16,8 @@ from compiler.cli import main
 from compiler.errors import InputError, NothingGainedError, OptionError, OverloadedError
 from compiler.runtime import Module
 from compiler.serving.policies.cascade import Cascade
-from compiler.serving.policies.cascade_calibration import CascadeCalibration, calibrate_cascade, read_cascade
+from compiler.serving.policies.cascade_calibration import CascadeCalibration, calibrate_cascade, read_cascade, score_of
 from compiler.serving.policies.router import LengthRule, LevelRule, ModelRule, Router, Step
-from compiler.serving.policies.scores import score_of
 from compiler.serving.request import Request, Response
 from tests.compiler.runtime.building import build_artifact
 from tests.compiler.serving.services import Array, FunctionService, request

@@ -15,7 +15,7 @@ import numpy as np
 from compiler.errors import OptionError
 from compiler.serving.limits import DEFAULT_LIMITS
 from compiler.serving.sandbox.forker import serve
-from compiler.serving.sandbox.wire import receive, send
+from compiler.serving.sandbox.process import receive, send
 
 
 class PanicError(BaseException):

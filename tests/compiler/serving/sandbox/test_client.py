@@ -17,7 +17,7 @@ import pytest
 from compiler.errors import InputError, OptionError, ServiceUnavailableError
 from compiler.serving.limits import LimitError, Limits
 from compiler.serving.sandbox.client import Sandbox, State
-from compiler.serving.sandbox.wire import LENGTH_BYTES, pack, unpack
+from compiler.serving.sandbox.process import LENGTH_BYTES, pack, unpack
 
 PROGRAM = "tests.compiler.serving.sandbox.misbehaving"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from targets.cuda.nvcc import KernelResources
-from targets.cuda.performance import ptx
+from targets.cuda.performance import program
 from targets.cuda.performance.execution import Launch
 from targets.cuda.performance.measurer import Device, LaunchEstimate, estimate_launch
 from targets.cuda.performance.throughput import multiprocessor, occupancy
@@ -47,7 +47,7 @@ def estimated(
     *, turns: int = 8, stride: int = 4, bank: int = 4, blocks: int = 132, registers: int = 32, spills: int = 0
 ) -> LaunchEstimate:
     text = _LOOP.format(threads=64, stride=stride, bank=bank, turns=turns)
-    (kernel,) = ptx.parse(text)
+    (kernel,) = program.parse(text)
     taken = KernelResources("loop", registers, 0, spills, spills, 16384)
     return estimate_launch(kernel, taken, Launch((64, 1, 1), (blocks, 1, 1), {}), _H100)
 
@@ -108,7 +108,7 @@ $again:
   ret;
 }
 """
-    (kernel,) = ptx.parse(text)
+    (kernel,) = program.parse(text)
     taken = KernelResources("parted", 16, 0, 0, 0, 0)
     found = estimate_launch(kernel, taken, Launch((32, 1, 1), (1, 1, 1), {}), _H100)
     # The thread that goes round most has the others wait: 31 turns of three.
@@ -131,7 +131,7 @@ def test_neighbours_in_shared_memory_are_accessed_as_vectors() -> None:
   ret;
 }
 """
-    (kernel,) = ptx.parse(text)
+    (kernel,) = program.parse(text)
     taken = KernelResources("joined", 16, 0, 0, 0, 4096)
     demand = estimate_launch(kernel, taken, Launch((32, 1, 1), (1, 1, 1), {}), _H100).demand
     assert (demand.instructions, demand.shared_passes, demand.conflicts) == (4, 4, 0)
@@ -140,7 +140,7 @@ def test_neighbours_in_shared_memory_are_accessed_as_vectors() -> None:
 def test_what_cannot_be_modelled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TargetError, match=r"compute capability 7\.0 cannot be modelled"):
         multiprocessor(70)
-    (kernel,) = ptx.parse(_LOOP.format(threads=64, stride=4, bank=4, turns=1))
+    (kernel,) = program.parse(_LOOP.format(threads=64, stride=4, bank=4, turns=1))
     taken = KernelResources("loop", 32, 0, 0, 0, 300 << 10)
     with pytest.raises(TargetError, match="cannot hold a block"):
         estimate_launch(kernel, taken, Launch((64, 1, 1), (1, 1, 1), {}), _H100)

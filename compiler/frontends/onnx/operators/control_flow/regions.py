@@ -15,8 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx.bounds import limited, limited_place, require_entries, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype, widened
-from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, product, shared_tasks
-from compiler.frontends.onnx.operators.tensor.vector_loops import in_vectors
+from compiler.frontends.onnx.operators.tensor.sort_kernels import in_vectors, int64, product, shared_tasks
 from compiler.frontends.onnx.registry import converter
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
 from schedules.ir.expression import expression

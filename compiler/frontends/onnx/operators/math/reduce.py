@@ -20,8 +20,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.cast import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.operators.tensor.reshape import axes_operand, reshaped
-from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, product, shared_tasks
-from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence, in_vectors
+from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, in_vectors, int64, product, shared_tasks
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from compiler.frontends.onnx.values import tensor_shape
 from schedules.codegen.parallel import MIN_PARALLEL_WORK

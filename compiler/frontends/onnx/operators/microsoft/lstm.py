@@ -12,8 +12,15 @@ from compiler.frontends.onnx.bounds import require, require_shape
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN
-from compiler.frontends.onnx.operators.recurrent.recurrent import direction_flags, layer_results, run_recurrence
-from compiler.frontends.onnx.operators.recurrent.weights import Arrays, Operand, Packing, activations_of
+from compiler.frontends.onnx.operators.recurrent.recurrent import (
+    Arrays,
+    Operand,
+    Packing,
+    activations_of,
+    direction_flags,
+    layer_results,
+    run_recurrence,
+)
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Constant, Runtime, tensor_shape
 from schedules.ir.tvm_types import Expr, Index

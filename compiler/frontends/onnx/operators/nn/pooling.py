@@ -33,8 +33,7 @@ from compiler.frontends.onnx.operators.nn.spatial import (
     window_of,
 )
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype, widened
-from compiler.frontends.onnx.operators.tensor.sort_kernels import shared_tasks
-from compiler.frontends.onnx.operators.tensor.vector_loops import for_each, in_sequence, in_vectors
+from compiler.frontends.onnx.operators.tensor.sort_kernels import for_each, in_sequence, in_vectors, shared_tasks
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.passes.layout.windows import AVERAGE_WINDOW, AverageWindow

@@ -8,8 +8,13 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.tensor.sort_kernels import comes_before, int64, product, sorted_positions
-from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence
+from compiler.frontends.onnx.operators.tensor.sort_kernels import (
+    comes_before,
+    in_sequence,
+    int64,
+    product,
+    sorted_positions,
+)
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape

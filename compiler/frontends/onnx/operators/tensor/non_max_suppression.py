@@ -12,8 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx.bounds import require_shape
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.data_dependent import first_entries, parts, size_from
-from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, sorted_positions
-from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence
+from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, int64, sorted_positions
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import tensor_shape

@@ -26,7 +26,7 @@ from compiler.frontends.onnx.bounds import (
 )
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.cast import is_narrow_float
-from compiler.frontends.onnx.operators.tensor.vector_loops import for_each, in_sequence, in_vectors
+from compiler.frontends.onnx.operators.tensor.sort_kernels import for_each, in_sequence, in_vectors
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from compiler.passes.rewriting.state_writes import write_places, write_rows
 from schedules.annotations import UPDATES

@@ -2,6 +2,9 @@
 
 Blocks are sorted one by one, then merged in pairs; threads share the blocks, and the parts of each merge: where a part
 begins in either run is found by halving (Odeh, Green, Mwassi, Shmueli and Birk, "Merge Path", 2012).
+
+Loops over independent elements in kernels that are written statement by statement; emitted into the current
+`IRBuilder`. Processors run them in vectors, graphics processors one element on each thread.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import tvm
 from tvm import te, tirx
@@ -16,7 +20,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx import dtypes
+from schedules.annotations import SERIAL_REASON
 from schedules.codegen.nest import CHUNKED
+from schedules.instructions.element_loops import IN_CHUNKS, IN_VECTORS, VECTOR_DTYPES
 from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 _LEVELS = 40  # 2**40 elements are more than a tensor can have
@@ -280,3 +286,28 @@ def _take_last(run: Run, to: Expr, ends: _Ends, before: Callable[[Expr, Expr], E
     run.spare[base + to] = tirx.Select(state[_IS_RIGHT] == int64(1), right, left)
     state[_RIGHT_END] = state[_RIGHT_END] - state[_IS_RIGHT]
     state[_LEFT_END] = state[_LEFT_END] - int64(1) + state[_IS_RIGHT]
+
+
+_LEAST = 16  # iterations: fewer are not worth vectors
+
+
+def in_vectors(extent: Expr, dtype: object, body: Callable[[Expr], None]) -> None:
+    """Run the body, which stores one element of that type, for 0 up to `extent` in any order."""
+    _emit(extent, dtype, body, IN_VECTORS)
+
+
+def for_each(count: Expr, dtype: object, body: Callable[[Expr], None]) -> None:
+    """Like `in_vectors`, for loops that no other surrounds: threads may share them."""
+    _emit(count, dtype, body, IN_CHUNKS)
+
+
+def in_sequence(extent: Expr, reason: str) -> Any:
+    """A serial loop from 0 whose iterations need the ones before them; `reason` is what reports say."""
+    return T.serial(0, extent, annotations={SERIAL_REASON: reason})
+
+
+def _emit(extent: Expr, dtype: object, body: Callable[[Expr], None], mark: str) -> None:
+    is_short = isinstance(extent, tirx.IntImm) and int(extent) < _LEAST
+    annotations = None if is_short or str(dtype) not in VECTOR_DTYPES else {mark: True}
+    with T.serial(0, extent, annotations=annotations) as element:
+        body(element)

@@ -1,20 +1,35 @@
-"""TopK."""
+"""TopK: the first k items of each row in sorted order, without sorting the row.
+
+Threads share the rows, and not a row: finding the first candidates of each part would take longer than the rest.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
 
-from tvm import relax, te
+from tvm import relax, te, tirx
 from tvm.relax import op as R
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx.bounds import require, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.data_dependent import parts
 from compiler.frontends.onnx.operators.tensor.reshape import reshaped
-from compiler.frontends.onnx.operators.tensor.selection_kernels import first_positions
+from compiler.frontends.onnx.operators.tensor.sort_kernels import (
+    STATE,
+    Run,
+    comes_before,
+    int64,
+    shared_tasks,
+    sort_positions,
+    sorted_positions,
+)
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
-from schedules.ir.tvm_types import Expr, Tensor
+from schedules.ir.tvm_types import Buffer, Expr, Stmt, Tensor
 
 
 @converter("TopK")
@@ -65,3 +80,367 @@ def _top_k_kernel(largest: bool) -> Callable[..., Sequence[Tensor]]:
         return [values, positions]
 
     return kernel
+
+
+_LANES = 16
+_VECTORS = 4  # compared before looking whether any item is a candidate
+_BLOCK = _LANES * _VECTORS
+_WIDE = ("float32", "int32")  # compared by vectors; of other types each item is looked at
+_WORTH_THREADS = 1 << 15  # items, some 15 microseconds
+_ITEMS_OF_CANDIDATE = 128  # the first candidates of a row take as long as so many items each
+_FEW = 256  # candidates that are kept sorted; each new one is inserted
+
+_RANKED = 128  # items of a row that are counted: each is compared with every other, 16 at a time
+_SHORT = 32  # the same where k is at most a `_FEWER`th of them
+_FEWER = 8
+_MASKED = 32  # items of a row that are compared at once, a bit each
+_PACKED = 8  # keys with positions in a vector
+_KEYS = ("float32", "float16", "bfloat16", "int32", "int16", "int8", "uint16", "uint8")  # that have keys of 32 bits
+
+# Places in `state` behind those of the sort.
+_COUNT, _IS_FULL, _FOUND, _PLACE, _LIMIT, _HIGH, _MIDDLE = range(STATE, STATE + 7)
+
+
+def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
+    """Positions of the `k` items that come first in each row, in order; ties by position, NaN counts as the largest.
+
+    Candidates are gathered: few of them in order; of many, the best k are found when there are as many again. From then
+    on an item that does not come before the last of these is none; one comparison of vectors shows it for most blocks.
+
+    Args:
+        data: (rows, n), with n >= k.
+
+    Returns:
+        int64 (rows, k).
+    """
+    rows, count = data.shape
+    is_known = isinstance(k, tirx.IntImm) and isinstance(count, tirx.IntImm)
+    has_keys = isinstance(k, tirx.IntImm) and str(data.dtype) in _KEYS and int(k) > 0
+    if is_known and has_keys and int(count) <= (_RANKED if _FEWER * int(k) > int(count) else _SHORT):
+        return _ranked_positions(data, int(k), int(count), descending=descending)
+    if is_known and 2 * int(k) >= int(count):
+        order = sorted_positions(data, descending=descending)
+        return te.compute((rows, k), lambda row, i: order[row, i], name="positions")
+    if has_keys and int(k) <= _FEW:
+        return _scanned_positions(data, int(k), descending=descending)
+    width = tirx.max(k, int64(1))  # TVM divides by the sizes of what a kernel writes
+
+    def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
+        source, first = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
+        with IRBuilder() as builder:
+            with T.seq_scope():
+                wanted = tirx.Select(k > int64(0), rows, int64(0))
+                items_of_row = count + tirx.min(k, int64(_FEW)) * int64(_ITEMS_OF_CANDIDATE)
+                with shared_tasks(wanted, rows * items_of_row, _WORTH_THREADS) as row:
+                    items = _Items(source, row * count, count, str(data.dtype), descending)
+                    _select(items, k, lambda i, position: first.__setitem__(row * width + i, position))
+            return builder.get()
+
+    first = te.extern([[rows, width]], [data], generate, dtype="int64", name="first_positions")
+    return te.compute((rows, k), lambda row, i: first[row, i], name="positions")
+
+
+def _ranked_positions(data: te.Tensor, k: int, count: int, *, descending: bool) -> te.Tensor:
+    """`first_positions` of short rows: an item's place is the number of items before it, which vectors count."""
+    rows = data.shape[0]
+    lanes = _LANES * -(-count // _LANES)
+
+    def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
+        source, first = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
+        with IRBuilder() as builder:
+            with shared_tasks(rows, rows * int64(count * (4 + lanes // _LANES)), _WORTH_THREADS) as row:
+                keys, places, order = (T.buffer_proxy(T.alloc_buffer([lanes], "int32")) for _ in range(3))
+                _put_keys(source, row * int64(count), keys, count, lanes, descending=descending)
+                _count_before(keys, places, count, lanes)
+                with T.serial(0, int64(count)) as i:
+                    order[tirx.Cast("int64", places[i])] = tirx.Cast("int32", i)
+                with T.serial(0, int64(k)) as i:
+                    first[row * int64(k) + i] = tirx.Cast("int64", order[i])
+            return builder.get()
+
+    return te.extern([[rows, int64(k)]], [data], generate, dtype="int64", name="first_positions")
+
+
+def _scanned_positions(data: te.Tensor, k: int, *, descending: bool) -> te.Tensor:
+    """`first_positions` of long rows, of fewer than 2^32 items: the best k are kept in order, each as its key and,
+    below it, its position inverted. Vectors find the items whose keys are larger than that of the last of these."""
+    rows, count = data.shape
+
+    def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
+        source, first = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
+        with IRBuilder() as builder:
+            items_of_row = count + int64(k * _ITEMS_OF_CANDIDATE // 4)
+            with shared_tasks(rows, rows * items_of_row, _WORTH_THREADS) as row:
+                scan = _Scan(source, row * count, k, descending)
+                with T.serial(0, int64(k)) as i, T.seq_scope():
+                    scan.insert(i)
+                blocks = tirx.floordiv(count - int64(k), int64(_MASKED))
+                with T.serial(0, blocks) as block, T.seq_scope():
+                    scan.visit(int64(k) + block * int64(_MASKED))
+                done = int64(k) + blocks * int64(_MASKED)
+                with T.serial(0, count - done) as i, T.seq_scope():
+                    scan.insert_if_before(done + i)
+                with T.serial(0, int64(k)) as i:
+                    first[row * int64(k) + i] = scan.position(i)
+            return builder.get()
+
+    return te.extern([[rows, int64(k)]], [data], generate, dtype="int64", name="first_positions")
+
+
+class _Scan:
+    """Emits the search for the best k items of a row; what it keeps of them is in `best`, behind a larger number."""
+
+    def __init__(self, source: Buffer, begin: Expr, k: int, descending: bool) -> None:
+        self._source, self._begin, self._k, self._descending = source, begin, k, descending
+        self._vectors = -(-k // _PACKED)
+        size = 1 + self._vectors * _PACKED
+        self._best = T.buffer_proxy(T.alloc_buffer([size], "int64"))
+        self._moved = T.buffer_proxy(T.alloc_buffer([_PACKED], "int64", scope="local"))
+        self._entry, self._mask, self._count, self._place = (
+            T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local")) for _ in range(4)
+        )
+        self._found = T.buffer_proxy(T.alloc_buffer([_LANES], "int32", scope="local"))
+        self._best[int64(0)] = tirx.max_value("int64")
+        with T.serial(0, int64(size - 1)) as i:
+            self._best[i + 1] = tirx.min_value("int64")
+
+    def position(self, i: Expr) -> Expr:
+        return tirx.bitwise_and(tirx.bitwise_not(self._best[i + 1]), int64(0xFFFFFFFF))
+
+    def insert(self, position: Expr) -> None:
+        """Move an item to its place in one pass over vectors, from the last; the last item is dropped."""
+        key = tirx.Cast("int64", _key(self._source, self._begin + position, descending=self._descending))
+        self._entry[int64(0)] = tirx.bitwise_or(key << int64(32), int64(0xFFFFFFFF) - position)
+        for number in reversed(range(self._vectors)):
+            # All lanes are read before the first is written, also where no vectors are: they overlap.
+            with T.vectorized(0, int64(_PACKED)) as lane:
+                slot = int64(number * _PACKED) + lane
+                moved = tirx.min(self._best[slot], self._entry[int64(0)])
+                self._moved[lane] = tirx.max(self._best[slot + 1], moved)
+            with T.vectorized(0, int64(_PACKED)) as lane:
+                self._best[int64(number * _PACKED + 1) + lane] = self._moved[lane]
+
+    def insert_if_before(self, position: Expr) -> None:
+        key = _key(self._source, self._begin + position, descending=self._descending)
+        with T.If(key > self._last_key()), T.Then(), T.seq_scope():
+            self.insert(position)
+
+    def visit(self, start: Expr) -> None:
+        """Insert those of a block that come before the last of the best, which rises meanwhile."""
+        mask, first = self._mask, int64(0)
+        with T.vectorized(0, int64(_LANES)) as lane:
+            bits = []
+            for number in range(_MASKED // _LANES):
+                index = self._begin + (start + int64(number * _LANES) + lane)
+                is_before = _key(self._source, index, descending=self._descending) > self._last_key()
+                bit = tirx.const(1, "int32") << tirx.Cast("int32", lane + number * _LANES)
+                bits.append(tirx.Select(is_before, bit, tirx.const(0, "int32")))
+            self._found[lane] = reduce(tirx.bitwise_or, bits)
+        every = reduce(tirx.bitwise_or, (self._found[int64(lane)] for lane in range(_LANES)))
+        mask[first] = tirx.bitwise_and(tirx.Cast("int64", every), int64(0xFFFFFFFF))
+        with T.If(mask[first] != int64(0)), T.Then(), T.seq_scope():
+            _set_ones(self._count, mask[first])  # CUDA evaluates the end of a loop before each step
+            with T.serial(0, self._count[first]), T.seq_scope():
+                _set_ones(self._place, tirx.bitwise_and(tirx.bitwise_not(mask[first]), mask[first] - 1))
+                self.insert_if_before(start + self._place[first])
+                mask[first] = tirx.bitwise_and(mask[first], mask[first] - 1)
+
+    def _last_key(self) -> Expr:
+        return tirx.Cast("int32", self._best[int64(self._k)] >> int64(32))
+
+
+def _set_ones(count: Buffer, bits: Expr) -> None:
+    """Number of ones in an int64 below 2^32 (TVM's popcount does not build with LLVM 22)."""
+    first = int64(0)
+    count[first] = bits
+    count[first] = count[first] - tirx.bitwise_and(count[first] >> 1, int64(0x55555555))
+    pairs = int64(0x33333333)
+    count[first] = tirx.bitwise_and(count[first], pairs) + tirx.bitwise_and(count[first] >> 2, pairs)
+    count[first] = tirx.bitwise_and(count[first] + (count[first] >> 4), int64(0x0F0F0F0F))
+    count[first] = tirx.bitwise_and((count[first] * int64(0x01010101)) >> 24, int64(0xFF))
+
+
+def _key(source: Buffer, index: Expr, *, descending: bool) -> Expr:
+    """An integer in the order of the items, larger for those that come first.
+
+    Positive floats are ordered as their bits are, negative ones the other way round. Both zeros are equal; NaN is the
+    largest.
+    """
+    item = source[index]
+    if str(source.dtype) in ("float32", "float16", "bfloat16"):
+        value = item.astype("float32")
+        bits = tirx.reinterpret("int32", value)
+        ordered = tirx.bitwise_xor(bits, tirx.bitwise_and(bits >> 31, tirx.const(0x7FFFFFFF, "int32")))
+        ordered = tirx.Select(value == tirx.const(0, "float32"), tirx.const(0, "int32"), ordered)
+        item = tirx.Select(tirx.isnan(value), tirx.const(0x7FFFFFFF, "int32"), ordered)
+    else:
+        item = item.astype("int32")
+    return item if descending else tirx.bitwise_not(item)
+
+
+def _put_keys(source: Buffer, begin: Expr, keys: Buffer, count: int, lanes: int, *, descending: bool) -> None:
+    """The keys of the items of a row; the least behind the last item."""
+
+    def key(i: Expr) -> Expr:
+        return _key(source, begin + i, descending=descending)
+
+    whole = count // _LANES * _LANES
+    for start in range(0, whole, _LANES):
+        with T.vectorized(0, int64(_LANES)) as lane:
+            keys[int64(start) + lane] = key(int64(start) + lane)
+    if whole < count:
+        with T.serial(0, int64(count - whole)) as i:
+            keys[int64(whole) + i] = key(int64(whole) + i)
+        with T.serial(0, int64(lanes - count)) as i:
+            keys[int64(count) + i] = tirx.min_value("int32")
+
+
+def _count_before(keys: Buffer, places: Buffer, count: int, lanes: int) -> None:
+    """The place of each item: the number of larger keys, and of equal ones before it."""
+    every = [T.buffer_proxy(T.alloc_buffer([_LANES], "int32", scope="local")) for _ in range(0, lanes, _LANES)]
+    for sums in every:
+        with T.vectorized(0, int64(_LANES)) as lane:
+            sums[lane] = tirx.const(0, "int32")
+    with T.serial(0, int64(count)) as i, T.seq_scope():
+        for number, sums in enumerate(every):
+            with T.vectorized(0, int64(_LANES)) as lane:
+                other = int64(number * _LANES) + lane
+                is_larger, is_equal = keys[i] > keys[other], keys[i] == keys[other]
+                is_before = tirx.any(is_larger, tirx.all(is_equal, i < other))
+                sums[lane] = sums[lane] + tirx.Select(is_before, tirx.const(1, "int32"), tirx.const(0, "int32"))
+    for number, sums in enumerate(every):
+        with T.vectorized(0, int64(_LANES)) as lane:
+            places[int64(number * _LANES) + lane] = sums[lane]
+
+
+def _select(items: _Items, k: Expr, put: Callable[[Expr, Expr], None]) -> None:
+    """`put(i, place)` for the first k of some items, in order; `place` is that of the item among them."""
+    room = k * int64(2) + int64(_BLOCK)
+    candidates, spare, state = (T.buffer_proxy(T.alloc_buffer([size], "int64")) for size in (room, room, STATE + 7))
+    found = T.buffer_proxy(T.alloc_buffer([_LANES], "int32", scope="local"))
+    selection = _Selection(items, candidates, spare, state, found, room)
+    state[_LIMIT] = k
+    selection.start()
+    with T.serial(0, tirx.floordiv(items.count + int64(_BLOCK - 1), int64(_BLOCK))) as block, T.seq_scope():
+        selection.visit(block * int64(_BLOCK))
+    with T.If(k > int64(_FEW)), T.Then(), T.seq_scope():
+        selection.sort()
+    with T.serial(0, k) as i:
+        put(i, candidates[i])
+
+
+@dataclass(frozen=True)
+class _Items:
+    """`count` items of a row, from `base`."""
+
+    source: Buffer
+    base: Expr
+    count: Expr
+    dtype: str
+    descending: bool
+
+    def at(self, position: Expr) -> Expr:
+        return self.source[self.base + position]
+
+    def before(self, a: Expr, b: Expr) -> Expr:
+        """True where the item at position `a` sorts strictly before that at `b`."""
+        return comes_before(self.at(a), self.at(b), self.dtype, descending=self.descending)
+
+    def may_be_before(self, a: Expr, threshold: Expr) -> Expr:
+        """The same in an expression of vectors, perhaps also where two are NaN."""
+        value = self.at(a)
+        is_before = value > threshold if self.descending else value < threshold
+        if self.dtype != "float32":
+            return is_before
+        return tirx.any(is_before, tirx.isnan(value if self.descending else threshold))
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """Emits what is done to the candidates, which are positions of items; `state[_LIMIT]` is k."""
+
+    items: _Items
+    candidates: Buffer
+    spare: Buffer
+    state: Buffer
+    found: Buffer
+    room: Expr
+
+    def start(self) -> None:
+        """There are no candidates; what stands for the last of k may be read."""
+        self.state[_COUNT] = int64(0)
+        self.state[_IS_FULL] = int64(0)
+        self.candidates[self.state[_LIMIT] - int64(1)] = int64(0)
+
+    def sort(self) -> None:
+        sort_positions(Run(self.candidates, self.spare, self.state, int64(0), self.state[_COUNT]), self.items.before)
+
+    def visit(self, start: Expr) -> None:
+        """Add the candidates of a block."""
+        items, state = self.items, self.state
+        last = self.candidates[state[_LIMIT] - int64(1)]
+        state[_FOUND] = int64((1 << _VECTORS) - 1)
+        if items.dtype in _WIDE:
+            is_whole = start + int64(_BLOCK) <= items.count
+            with T.If(tirx.all(state[_IS_FULL] == int64(1), is_whole)), T.Then(), T.seq_scope():
+                self._screen(start, items.at(last))
+        with T.serial(0, int64(_VECTORS)) as vector:
+            is_found = tirx.bitwise_and(state[_FOUND] >> vector, int64(1)) != int64(0)
+            with T.If(is_found), T.Then(), T.serial(0, int64(_LANES)) as lane:
+                position = start + vector * int64(_LANES) + lane
+                # Two conditions: both operands of one are evaluated, and items end here.
+                is_new = tirx.any(state[_IS_FULL] == int64(0), items.before(position, last))
+                with T.If(position < items.count), T.Then(), T.If(is_new), T.Then():
+                    self._add(position)
+
+    def _screen(self, start: Expr, threshold: Expr) -> None:
+        """Sets bit i of `state[_FOUND]` where vector i of a block may hold a candidate."""
+        with T.vectorized(0, int64(_LANES)) as lane:
+            bits = []
+            for vector in range(_VECTORS):
+                is_before = self.items.may_be_before(start + int64(vector * _LANES) + lane, threshold)
+                bits.append(tirx.Select(is_before, tirx.const(1 << vector, "int32"), tirx.const(0, "int32")))
+            self.found[lane] = reduce(tirx.bitwise_or, bits)
+        every = reduce(tirx.bitwise_or, (self.found[int64(lane)] for lane in range(_LANES)))
+        self.state[_FOUND] = tirx.Cast("int64", every)
+
+    def _add(self, position: Expr) -> None:
+        with T.If(self.state[_LIMIT] <= int64(_FEW)):
+            with T.Then(), T.seq_scope():
+                self._insert(position)
+            with T.Else(), T.seq_scope():
+                self._gather(position)
+
+    def _gather(self, position: Expr) -> None:
+        state = self.state
+        self.candidates[state[_COUNT]] = position
+        state[_COUNT] = state[_COUNT] + int64(1)
+        with T.If(state[_COUNT] == self.room), T.Then(), T.seq_scope():
+            self.sort()
+            state[_COUNT] = state[_LIMIT]
+            state[_IS_FULL] = int64(1)
+
+    def _insert(self, position: Expr) -> None:
+        """Move a candidate to its place; the last of k is dropped."""
+        state, candidates, slot = self.state, self.candidates, self.state[_PLACE]
+        self._find_place(position)
+        moved = state[_COUNT] - state[_IS_FULL] - slot
+        with T.serial(0, moved) as i:
+            candidates[slot + moved - i] = candidates[slot + moved - i - int64(1)]
+        candidates[slot] = position
+        state[_COUNT] = tirx.min(state[_COUNT] + int64(1), state[_LIMIT])
+        state[_IS_FULL] = tirx.Select(state[_COUNT] == state[_LIMIT], int64(1), int64(0))
+
+    def _find_place(self, position: Expr) -> None:
+        """Sets the place to how many candidates do not come after an item, by halving (TVM crashes on a loop with a
+        condition here)."""
+        state = self.state
+        state[_PLACE] = int64(0)
+        state[_HIGH] = state[_COUNT]
+        with T.serial(0, int64(_FEW.bit_length())), T.If(state[_PLACE] < state[_HIGH]), T.Then(), T.seq_scope():
+            state[_MIDDLE] = (state[_PLACE] + state[_HIGH]) >> 1
+            with T.If(self.items.before(position, self.candidates[state[_MIDDLE]])):
+                with T.Then(), T.seq_scope():
+                    state[_HIGH] = state[_MIDDLE]
+                with T.Else(), T.seq_scope():
+                    state[_PLACE] = state[_MIDDLE] + int64(1)

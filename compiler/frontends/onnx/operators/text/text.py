@@ -17,8 +17,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.evaluation.reference import fold_strings
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.operators.tensor.create import filled
-from compiler.frontends.onnx.operators.tensor.sort_kernels import int64
-from compiler.frontends.onnx.operators.tensor.vector_loops import in_sequence, in_vectors
+from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, in_vectors, int64
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import Constant, Value, tensor_shape

@@ -1,23 +1,35 @@
-"""ai.onnx.ml: ensembles of decision trees, in any of their three encodings, walked by one kernel."""
+"""ai.onnx.ml: ensembles of decision trees, in any of their three encodings, walked by one kernel:
+several walks at once, which hides the latency of each.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
-from tvm import relax, tirx
+from tvm import relax, te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.traditional_ml.tree_kernel import operands_of, plan_of, walking_kernel
+from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, shared_tasks
 from compiler.frontends.onnx.operators.traditional_ml.tree_tables import (
+    EQUAL,
+    IN_SET,
     LEAF,
     MEMBER,
     MODES,
     Array,
     Ensemble,
     TreeError,
+    TreeTable,
     tree_table,
 )
 from compiler.frontends.onnx.values import Constant
+from schedules.codegen.parallel import MIN_PARALLEL_WORK
 from schedules.instructions.llvm_options import SCALAR_CODE
+from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
 
@@ -203,3 +215,281 @@ def _check_indices(context: NodeContext, ensemble: Ensemble) -> None:
     if isinstance(given, int) and given < needed:
         context.invalid(f"it reads feature {needed - 1} of an input with {given} features")
     context.importer.builder.require(given, "at least", needed)
+
+
+# Walks at once: a step of one takes some 20 cycles, most of it waiting for memory.
+_LANES = 8
+# Rows of a task; their values stay in the first cache while trees pass.
+_TASK_ROWS = 64
+# Rows whose sums are kept at a time, at most, and bytes of these sums.
+_STRIP_ROWS = 1024
+_STRIP_BYTES = 4 << 20
+# Tasks of one row, at most, and the least slots of a table worth one: waking a thread takes microseconds.
+_TREE_BLOCKS = 16
+_LEAST_SLOTS = 1 << 15
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Partition of the work. It depends only on the table, so sums do not depend on the number of threads or rows."""
+
+    trees: int
+    block_trees: int
+    strip_rows: int
+    outputs: int
+    aggregate: str
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.trees // self.block_trees)
+
+    @property
+    def is_sum(self) -> bool:
+        return self.aggregate in ("SUM", "AVERAGE")
+
+
+def plan_of(table: TreeTable, outputs: int, aggregate: str) -> Plan:
+    """Blocks of trees that are worth a task each, and as many rows at a time as their sums may take space."""
+    trees = len(table.roots)
+    slots = max(1, len(table.words) // trees)
+    block = max(-(-trees // _TREE_BLOCKS), -(-_LEAST_SLOTS // slots))
+    block = min(trees, -(-block // _LANES) * _LANES)
+    row_bytes = -(-trees // block) * max(outputs, 1) * 8
+    strip = min(_STRIP_ROWS, max(_TASK_ROWS, _STRIP_BYTES // row_bytes // _TASK_ROWS * _TASK_ROWS))
+    return Plan(trees, block, strip, max(outputs, 1), aggregate)
+
+
+def operands_of(table: TreeTable, base: np.ndarray) -> dict[str, np.ndarray]:
+    """The tables that the kernel reads, by name."""
+    optional = {
+        "tree_targets": table.tree_targets,
+        "leaf_starts": table.leaf_starts,
+        "leaf_targets": table.leaf_targets,
+        "set_starts": table.set_starts,
+    }
+    given = {name: array for name, array in optional.items() if array is not None}
+    needed = {"words": table.words, "roots": table.roots, "weights": table.weights, "base": base}
+    needed |= {"members": table.members} if table.set_starts is not None else {}
+    return {name: a if a.size else np.zeros(1, a.dtype) for name, a in (needed | given).items()}
+
+
+def walking_kernel(table: TreeTable, plan: Plan, names: list[str]) -> Callable[..., te.Tensor]:
+    """(rows, outputs) of (rows, features) and the operands with these names, as a tensor expression."""
+
+    def kernel(data: te.Tensor, *tables: te.Tensor) -> te.Tensor:
+        rows, dtype = data.shape[0], str(tables[names.index("weights")].dtype)
+        sums = "float32" if dtype == "float16" else dtype
+        size = plan.blocks * plan.strip_rows * plan.outputs
+
+        def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
+            buffers = dict(zip(["data", *names], (T.buffer_proxy(item) for item in ins), strict=True))
+            result, partial, touched = (T.buffer_proxy(out) for out in outs)
+            with IRBuilder() as builder:
+                code = _Code(table, plan, buffers, partial, touched, sums)
+                code.emit(rows, data.shape[1], result, dtype)
+                return builder.get()
+
+        shapes = [[rows, int64(plan.outputs)], [int64(size)], [int64(1 if plan.is_sum else size)]]
+        made = te.extern(shapes, [data, *tables], generate, dtype=[dtype, sums, "int8"], name="tree_ensemble")
+        return made[0]
+
+    return kernel
+
+
+@dataclass(frozen=True)
+class _Code:
+    """Emits the loops. `partial` (blocks, strip rows, outputs) has what each block of trees gives each row."""
+
+    table: TreeTable
+    plan: Plan
+    buffers: dict[str, Buffer]
+    partial: Buffer
+    touched: Buffer
+    sums: str
+
+    def emit(self, rows: Expr, features: Expr, result: Buffer, dtype: str) -> None:
+        plan = self.plan
+        strip_rows = int64(plan.strip_rows)
+        with T.serial(0, tirx.ceildiv(rows, strip_rows)) as strip, T.seq_scope():
+            first = strip * strip_rows
+            count = tirx.min(strip_rows, rows - first)
+            parts = tirx.ceildiv(count, int64(_TASK_ROWS))
+            tasks = parts * int64(plan.blocks)
+            with T.If(tasks == int64(1)):
+                with T.Then():
+                    self._task(first, count, int64(0), int64(0), features)
+                with T.Else(), T.parallel(0, tasks) as task:
+                    self._task(first, count, task // parts, task % parts, features)
+            self._join(first, count, result, dtype)
+
+    def _join(self, first: Expr, count: Expr, result: Buffer, dtype: str) -> None:
+        """The results of a strip; threads share its rows where there are so many sums."""
+        plan = self.plan
+        rows, sums = int64(_TASK_ROWS), plan.blocks * plan.outputs
+        if plan.strip_rows * sums < MIN_PARALLEL_WORK:
+            rows = int64(plan.strip_rows)
+        with (
+            shared_tasks(tirx.ceildiv(count, rows), count * int64(sums), MIN_PARALLEL_WORK) as task,
+            T.serial(0, tirx.min(rows, count - task * rows)) as offset,
+            T.serial(0, int64(plan.outputs)) as output,
+            T.seq_scope(),
+        ):
+            self._combine(first, task * rows + offset, output, result, dtype)
+
+    def _task(self, strip_first: Expr, strip_count: Expr, block: Expr, part: Expr, features: Expr) -> None:
+        """Some rows of the strip through a block of trees."""
+        plan, lanes = self.plan, int64(_LANES)
+        start = part * int64(_TASK_ROWS)
+        count = tirx.min(int64(_TASK_ROWS), strip_count - start)
+        first_row = block * int64(plan.strip_rows) + start
+        first_tree = block * int64(plan.block_trees)
+        trees = tirx.min(int64(plan.block_trees), int64(plan.trees) - first_tree)
+        with T.seq_scope():
+            with T.serial(0, count * int64(plan.outputs)) as i, T.seq_scope():
+                self.partial[first_row * int64(plan.outputs) + i] = tirx.const(0, self.sums)
+                if not plan.is_sum:
+                    self.touched[first_row * int64(plan.outputs) + i] = tirx.const(0, "int8")
+            groups = count // lanes
+            with T.serial(0, trees) as tree, T.serial(0, groups) as group:
+                row = group * lanes
+                self._walks(
+                    [first_tree + tree] * _LANES,
+                    [strip_first + start + row + lane for lane in range(_LANES)],
+                    [first_row + row + lane for lane in range(_LANES)],
+                    features,
+                )
+            # Rows that are left go through several trees at once.
+            with T.serial(0, count - groups * lanes) as left, T.serial(0, tirx.ceildiv(trees, lanes)) as group:
+                row = groups * lanes + left
+                self._walks(
+                    [first_tree + group * lanes + lane for lane in range(_LANES)],
+                    [strip_first + start + row] * _LANES,
+                    [first_row + row] * _LANES,
+                    features,
+                    trees - group * lanes,
+                )
+
+    def _walks(
+        self, trees: list[Expr], rows: list[Expr], places: list[Expr], features: Expr, valid: Expr | None = None
+    ) -> None:
+        """Walk one row through one tree per lane, and add the leaf values in lane order; only the first `valid` lanes
+        count."""
+        word = "int32" if self.table.value_type == "float32" else "int64"
+        last = int64(self.plan.trees - 1)
+        with T.seq_scope():
+            node = T.buffer_proxy(T.alloc_buffer([_LANES], "int64", scope="local"))
+            going = T.buffer_proxy(T.alloc_buffer([1], word, scope="local"))
+            for lane, tree in enumerate(trees):
+                inside = tree if valid is None else tirx.min(tree, last)
+                node[lane] = self.buffers["roots"][inside].astype("int64")
+            going[0] = tirx.const(1, word)
+            with T.While(going[0] != tirx.const(0, word)), T.seq_scope():
+                going[0] = tirx.const(0, word)
+                for lane, row in enumerate(rows):
+                    self._step(node, lane, row * features, going, word)
+            for lane, (tree, target) in enumerate(zip(trees, places, strict=True)):
+                if valid is None:
+                    self._add_leaf(node[lane], tree, target)
+                else:
+                    with T.If(int64(lane) < valid), T.Then():
+                        self._add_leaf(node[lane], tree, target)
+
+    def _step(self, node: Buffer, lane: int, row: Expr, going: Buffer, word: str) -> None:
+        """From a branch to one of its children; from a leaf to itself."""
+        table = self.table
+
+        def constant(value: int) -> Expr:
+            return tirx.const(value, word)
+
+        with T.seq_scope():
+            given, number, link = self._node(node[lane])
+            feature = (link & constant((1 << table.feature_bits) - 1)).astype("int64")
+            value = T.bind(self.buffers["data"][row + feature].astype(table.value_type))
+            threshold = T.bind(given)
+            tests = (link >> constant(table.feature_bits + 1)) & constant(3)
+            holds = value <= threshold
+            if table.tests_equality:
+                holds = tirx.Select(tests == constant(EQUAL), value == threshold, holds)
+            asks = tests == constant(IN_SET)
+            if table.set_starts is not None:
+                holds = tirx.all(holds, tirx.Not(asks))  # in place of the threshold, there is a set's number
+            if table.tracks_missing:
+                tracks = (link & constant(1 << table.feature_bits)) != constant(0)
+                holds = tirx.any(holds, tirx.all(tracks, tirx.isnan(value)))
+            if table.set_starts is not None:
+                holds = self._in_set(value, number, asks, holds)
+            distance = T.bind(link >> constant(table.feature_bits + 3))
+            # Arithmetic, since selects would become branches, half of which are mispredicted.
+            right = constant(1) - holds.astype(word)
+            branches = (distance != constant(0)).astype(word)
+            node[lane] = node[lane] + (distance + (right & branches)).astype("int64")
+            going[0] = going[0] | distance
+
+    def _node(self, node: Expr) -> tuple[Expr, Expr, Expr]:
+        """Contents of a node: the threshold's place as a float and as a number; and the link."""
+        words = self.buffers["words"]
+        if self.table.value_type == "float64":
+            first = T.bind(words[node * int64(2)])
+            return T.reinterpret("float64", first), first, T.bind(words[node * int64(2) + int64(1)])
+        both = T.bind(words[node])
+        # The number is an index, whose type TVM may change: it is not part of what is reinterpreted.
+        number = both & int64(0xFFFFFFFF)
+        return T.reinterpret("float32", both.astype("int32")), number, T.bind((both >> int64(32)).astype("int32"))
+
+    def _in_set(self, value: Expr, number: Expr, asks: Expr, otherwise: Expr) -> Expr:
+        """True where the value is in the set of that number, for a branch that asks for it."""
+        starts, members = self.buffers["set_starts"], self.buffers["members"]
+        found = T.buffer_proxy(T.alloc_buffer([1], "int32", scope="local"))
+        found[0] = tirx.Select(otherwise, tirx.const(1, "int32"), tirx.const(0, "int32"))
+        with T.If(asks), T.Then(), T.seq_scope():
+            start, end = starts[number].astype("int64"), starts[number + int64(1)].astype("int64")
+            with T.serial(0, end - start) as k, T.If(members[start + k] == value), T.Then():
+                found[0] = tirx.const(1, "int32")
+        return found[0] == tirx.const(1, "int32")
+
+    def _add_leaf(self, node: Expr, tree: Expr, row: Expr) -> None:
+        table, outputs = self.table, int64(self.plan.outputs)
+        weight, number, _ = self._node(node)
+        if table.tree_targets is not None:
+            self._add(row * outputs + self.buffers["tree_targets"][tree].astype("int64"), weight.astype(self.sums))
+            return
+        starts, weights = self.buffers["leaf_starts"], self.buffers["weights"]
+        with T.seq_scope():
+            leaf = T.bind(number)
+            start = T.bind(starts[leaf].astype("int64"))
+            with T.serial(0, starts[leaf + int64(1)].astype("int64") - start) as k, T.seq_scope():
+                target = k if table.leaf_targets is None else self.buffers["leaf_targets"][start + k].astype("int64")
+                self._add(row * outputs + target, weights[start + k].astype(self.sums))
+
+    def _add(self, index: Expr, weight: Expr) -> None:
+        if self.plan.is_sum:
+            self.partial[index] = self.partial[index] + weight
+            return
+        with T.seq_scope():
+            known = self.touched[index] != tirx.const(0, "int8")
+            self.partial[index] = tirx.Select(known, self._extreme(self.partial[index], weight), weight)
+            self.touched[index] = tirx.const(1, "int8")
+
+    def _extreme(self, left: Expr, right: Expr) -> Expr:
+        return tirx.min(left, right) if self.plan.aggregate == "MIN" else tirx.max(left, right)
+
+    def _combine(self, first: Expr, row: Expr, output: Expr, result: Buffer, dtype: str) -> None:
+        """The result of a row from what the blocks of trees gave it, in their order; 0 where no leaf gave any."""
+        plan = self.plan
+        total = T.buffer_proxy(T.alloc_buffer([1], self.sums, scope="local"))
+        known = T.buffer_proxy(T.alloc_buffer([1], "int8", scope="local"))
+        total[0] = tirx.const(0, self.sums)
+        known[0] = tirx.const(0, "int8")
+        with T.serial(0, int64(plan.blocks)) as block, T.seq_scope():
+            index = (block * int64(plan.strip_rows) + row) * int64(plan.outputs) + output
+            if plan.is_sum:
+                total[0] = total[0] + self.partial[index]
+            else:
+                with T.If(self.touched[index] != tirx.const(0, "int8")), T.Then(), T.seq_scope():
+                    value, seen = self.partial[index], known[0] != tirx.const(0, "int8")
+                    total[0] = tirx.Select(seen, self._extreme(total[0], value), value)
+                    known[0] = tirx.const(1, "int8")
+        if plan.aggregate == "AVERAGE":
+            total[0] = total[0] * (tirx.const(1, self.sums) / tirx.const(plan.trees, self.sums))
+        base = self.buffers["base"][output].astype(self.sums)
+        result[(first + row) * int64(plan.outputs) + output] = (total[0] + base).astype(dtype)

@@ -12,7 +12,7 @@ import pytest
 
 import compiler
 from compiler.errors import InvalidModelError
-from compiler.frontends.onnx.operators.traditional_ml import tree_kernel
+from compiler.frontends.onnx.operators.traditional_ml import tree_ensembles
 from compiler.frontends.onnx.operators.traditional_ml.tree_tables import GT, GTE, LEAF, LEQ, LT, Ensemble, tree_table
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model
 
@@ -113,8 +113,8 @@ def test_modes_and_aggregates(
     modes: list[str], aggregate: str, per_leaf: int, dtype: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows by ones and by lanes, parts of tasks and of strips, several blocks of trees."""
-    monkeypatch.setattr(tree_kernel, "_LEAST_SLOTS", 1)
-    monkeypatch.setattr(tree_kernel, "_STRIP_ROWS", 64)
+    monkeypatch.setattr(tree_ensembles, "_LEAST_SLOTS", 1)
+    monkeypatch.setattr(tree_ensembles, "_STRIP_ROWS", 64)
     outputs = 3
     lists = _random_trees(np.random.default_rng(len(modes)), outputs, modes, per_leaf)
     attributes: dict[str, Any] = lists | {"n_targets": outputs, "aggregate_function": aggregate}

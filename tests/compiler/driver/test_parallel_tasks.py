@@ -2,9 +2,8 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
-from compiler.driver.manifest_entries import parallel_tasks
+from compiler.driver.manifest_entries import parallel_tasks, serial_reason
 from compiler.support.balance import task_counts
-from compiler.support.serial_reasons import serial_reason
 
 
 @T.prim_func(private=True)
