@@ -79,7 +79,7 @@ def openvino(folder: Path, model: str, connections: int, seconds: float) -> dict
 async def _batcher(folder: Path, model: str, batched: bool = True) -> Any:
     from compiler.serving.batching.batcher import Batcher
     from compiler.serving.batching.module_service import ModuleService, load_proven
-    from compiler.serving.batching.options import BatchOptions
+    from compiler.serving.batching.planner import BatchOptions
 
     service = ModuleService(load_proven(folder / f"{model}.twm"), model, batched=batched)
     made = Batcher(service, BatchOptions(max_queue=1 << 20, enabled=batched))

@@ -9,13 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compiler.artifact.artifact import Artifact, Contents, tool_versions
+    from compiler.artifact.artifact import (
+        Artifact,
+        Contents,
+        artifact_bytes,
+        read_artifact,
+        sign,
+        signatures_of,
+        tool_versions,
+        write_artifact,
+    )
     from compiler.artifact.container import FORMAT_VERSION
-    from compiler.artifact.format import artifact_bytes, read_artifact, sign, signatures_of, write_artifact
     from compiler.artifact.keys import (
         Key,
         KeyKind,
         KeyPair,
+        Signature,
         generate_keys,
         private_key_bytes,
         public_key_bytes,
@@ -33,7 +42,6 @@ if TYPE_CHECKING:
         TensorDescription,
         ToolVersions,
     )
-    from compiler.artifact.signature import Signature
 
 _HOME = {
     "Artifact": "compiler.artifact.artifact",
@@ -48,20 +56,20 @@ _HOME = {
     "MemoryPlan": "compiler.artifact.manifest",
     "PassTiming": "compiler.artifact.manifest",
     "ReferenceTolerance": "compiler.artifact.manifest",
-    "Signature": "compiler.artifact.signature",
+    "Signature": "compiler.artifact.keys",
     "TargetDescription": "compiler.artifact.manifest",
     "TensorDescription": "compiler.artifact.manifest",
     "ToolVersions": "compiler.artifact.manifest",
-    "artifact_bytes": "compiler.artifact.format",
+    "artifact_bytes": "compiler.artifact.artifact",
     "generate_keys": "compiler.artifact.keys",
     "private_key_bytes": "compiler.artifact.keys",
     "public_key_bytes": "compiler.artifact.keys",
     "public_keys": "compiler.artifact.keys",
-    "read_artifact": "compiler.artifact.format",
-    "sign": "compiler.artifact.format",
-    "signatures_of": "compiler.artifact.format",
+    "read_artifact": "compiler.artifact.artifact",
+    "sign": "compiler.artifact.artifact",
+    "signatures_of": "compiler.artifact.artifact",
     "tool_versions": "compiler.artifact.artifact",
-    "write_artifact": "compiler.artifact.format",
+    "write_artifact": "compiler.artifact.artifact",
     "write_new_keys": "compiler.artifact.keys",
 }
 

@@ -1,7 +1,8 @@
-"""`Artifact`: a compiled module in memory, built by the driver or read from a file."""
+"""`Artifact`: a compiled module in memory, made by the driver or read from a file, with every check on the way."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -10,16 +11,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from compiler.artifact.container import Layout, pack_head, parse_head, tree_digests
 from compiler.artifact.dtypes import ELEMENT_TYPES
-from compiler.artifact.fields import checked
-from compiler.artifact.manifest import (
-    FixedInput,
-    Manifest,
-    TargetDescription,
-    TensorDescription,
-    ToolVersions,
-)
-from compiler.errors import InternalError
+from compiler.artifact.fields import FieldError, checked, decode, encode
+from compiler.artifact.keys import Key, Signature, check_signatures, make_signature, pack_signatures, parse_signatures
+from compiler.artifact.manifest import FixedInput, Manifest, TargetDescription, TensorDescription, ToolVersions
+from compiler.artifact.opening import OpenedModule, Source, open_module
+from compiler.artifact.storage import read_mapped, write_atomically
+from compiler.artifact.tensors import Blob, read_blob
+from compiler.errors import ArtifactError, InternalError
 
 Arrays = dict[str, np.ndarray]
 _MAX_INLINE_VALUES = 64
@@ -165,3 +165,144 @@ def _fixed(name: str, array: np.ndarray) -> FixedInput:
     few = array.size <= _MAX_INLINE_VALUES and array.dtype.kind in "biuf" and bool(np.isfinite(array).all())
     (description,) = _describe({name: array})
     return FixedInput(tensor=description, values=tuple(array.reshape(-1).tolist()) if few else None)
+
+
+_SECTIONS = ("library", "parameters", "reference_in", "reference_out")
+_STATES = "states"  # a further one, where states begin with other values than zeros
+_ASSETS = "assets"  # the last one, of modules that have files beside their numbers
+Pieces = list[memoryview | bytes]
+
+
+def write_artifact(artifact: Artifact, path: str | os.PathLike[str], sign_key: Key | None = None) -> None:
+    """Write a module as one file, whole or not at all; signed when a private key is given.
+
+    Raises:
+        StorageError: the file cannot be written; nothing is left behind.
+        OptionError: `sign_key` is not an Ed25519 private key.
+    """
+    write_atomically(path, _pieces(artifact, sign_key))
+
+
+def artifact_bytes(artifact: Artifact, sign_key: Key | None = None) -> bytes:
+    """The bytes that `write_artifact` would write."""
+    return b"".join(_pieces(artifact, sign_key))
+
+
+def _pieces(artifact: Artifact, sign_key: Key | None) -> Pieces:
+    arrays = [artifact.parameters, artifact.reference_inputs, artifact.reference_outputs]
+    names = _section_names(artifact.manifest)
+    blobs = [Blob(each) for each in [*arrays, *(more for more in (artifact.initial_states, artifact.assets) if more)]]
+    contents: list[Sequence[memoryview | bytes]] = [[artifact.library], *(blob.pieces for blob in blobs)]
+    digests = tree_digests(contents)
+    checksums = {name: digest.hex() for name, digest in zip(names, digests, strict=True)}
+    manifest = msgspec.structs.replace(artifact.manifest, checksums=checksums)
+    sizes = dict(zip(names, [len(artifact.library), *(blob.nbytes for blob in blobs)], strict=True))
+    head, layout = pack_head(encode(manifest), sizes, signed=sign_key is not None)
+    pieces: Pieces = [head]
+    position = len(head)
+    for section, content in zip(layout.sections, contents, strict=True):
+        pieces += [bytes(section.offset - position), *content]
+        position = section.offset + section.size
+    signatures = [make_signature(layout.digest, sign_key)] if sign_key is not None else []
+    return [*pieces, pack_signatures(signatures)]
+
+
+def read_artifact(source: Source, trusted_keys: Sequence[Key] | None = None) -> Artifact:
+    """Read a module, checking every byte before anything of it is used.
+
+    Args:
+        source: a path, or the bytes of such a file. A file is mapped, not copied, unless `trusted_keys` is given:
+            then it is read into private memory, so that it cannot change after its signature was checked.
+        trusted_keys: Ed25519 public keys, raw (32 bytes) or paths of PEM files or of folders of them; a valid signature
+            by one is required.
+
+    Raises:
+        StorageError: the file cannot be read.
+        ArtifactError: it is not a module, truncated or damaged.
+        IncompatibleArtifactError: it has a newer format version.
+        SignatureError: a signature is required and is missing, wrong, or by another key.
+    """
+    return read_opened(open_module(source, private=trusted_keys is not None), trusted_keys)
+
+
+def read_opened(opened: OpenedModule, trusted_keys: Sequence[Key] | None = None) -> Artifact:
+    """Like `read_artifact`, of a module that is open; one with `trusted_keys` was opened as private."""
+    try:
+        return _read(opened, trusted_keys)
+    except BaseException:
+        if opened.digests is not None:
+            opened.digests.stop()
+        raise
+
+
+def _read(opened: OpenedModule, trusted_keys: Sequence[Key] | None) -> Artifact:
+    layout, origin = opened.layout, opened.origin
+    signatures = parse_signatures(opened.data[layout.content_bytes :], origin)
+    if trusted_keys is not None:
+        check_signatures(signatures, layout.digest, trusted_keys, origin)
+    manifest = _parse_manifest(layout, origin)
+    sections = _checked_sections(opened, manifest)
+    parameters, inputs, outputs, states, assets = (
+        read_blob(sections[name], expected, what) if name in sections else {}
+        for name, expected, what in (
+            ("parameters", manifest.parameters, "parameters"),
+            ("reference_in", manifest.reference_inputs, "reference inputs"),
+            ("reference_out", manifest.reference_outputs, "reference outputs"),
+            (_STATES, manifest.initial_states, "states"),
+            (_ASSETS, manifest.assets, "assets"),
+        )
+    )
+    return Artifact(manifest, sections["library"], parameters, inputs, outputs, states, assets)
+
+
+def _section_names(manifest: Manifest) -> tuple[str, ...]:
+    further = ((_STATES, manifest.initial_states), (_ASSETS, manifest.assets))
+    return (*_SECTIONS, *(name for name, tensors in further if tensors))
+
+
+def _parse_manifest(layout: Layout, origin: str) -> Manifest:
+    try:
+        return decode(layout.manifest, Manifest)
+    except FieldError as error:
+        raise ArtifactError(f"{origin}: its manifest is not valid: {str(error)[:700]}") from error
+
+
+def _checked_sections(opened: OpenedModule, manifest: Manifest) -> dict[str, memoryview]:
+    """The sections by name, each having the checksum that the manifest holds for it, now or when it was checked."""
+    names, expected = tuple(section.name for section in opened.layout.sections), _section_names(manifest)
+    if names != expected or set(manifest.checksums) != set(expected):
+        raise ArtifactError(f"{opened.origin} is damaged: it must hold the sections {', '.join(expected)}")
+    found = () if opened.digests is None else zip(names, opened.digests.result(), strict=True)
+    for name, digest in found:
+        if digest.hex() != manifest.checksums[name]:
+            raise ArtifactError(
+                f"{opened.origin} is damaged: the checksum of its {name} does not match",
+                "copy or export the file again",
+            )
+    if opened.file is not None:
+        opened.file.remember()
+    return {name: opened.section(index) for index, name in enumerate(names)}
+
+
+def signatures_of(path: str | os.PathLike[str]) -> tuple[Signature, ...]:
+    """The signatures that a file carries, unchecked: who claims to have signed it."""
+    data = read_mapped(path)
+    return parse_signatures(data[parse_head(data, str(path)).content_bytes :], str(path))
+
+
+def sign(path: str | os.PathLike[str], private_key: Key) -> None:
+    """Add a signature to a module file (replacing one by the same key); the file is replaced atomically.
+
+    Raises:
+        ArtifactError: the file is damaged: only what was checked is signed.
+        StorageError: it cannot be read or written.
+        OptionError: the key is not an Ed25519 private key.
+    """
+    read_artifact(path)
+    data = read_mapped(path)
+    old = parse_head(data, str(path))
+    # The head says whether the file is signed, so a first signature changes it; a further one does not.
+    head, layout = pack_head(old.manifest, {s.name: s.size for s in old.sections}, signed=True)
+    added = make_signature(layout.digest, private_key)
+    kept = [s for s in parse_signatures(data[old.content_bytes :], str(path)) if s.public_key != added.public_key]
+    write_atomically(path, [head, data[len(head) : old.content_bytes], pack_signatures([*kept, added])])

@@ -11,8 +11,8 @@ import numpy as np
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 import targets
 from compiler.artifact import Artifact, Contents, Manifest
+from compiler.artifact.artifact import artifact_bytes
 from compiler.artifact.fields import decode
-from compiler.artifact.format import artifact_bytes
 from compiler.artifact.language_model import DESCRIPTION_ASSET, ENCODER_ASSET, TOKENIZER_ASSET, LanguageModelDescription
 from compiler.codegen.build import build_library
 from compiler.device.emulation import EmulatedModule, SimulatedModule
@@ -22,11 +22,11 @@ from compiler.driver.compile_options import (
     check_precision,
     find_target,
     model_name,
-    specialized,
     translated_target_errors,
 )
 from compiler.driver.manifest_entries import initial_states, manifest_entries, requirements, states, tensor_descriptions
 from compiler.driver.module_cache import Built
+from compiler.driver.sizes import specialized
 from compiler.errors import InputError, InvalidModelError, OptionError, StorageError, TensorwrightError
 from compiler.frontends.file_types import is_language_model
 from compiler.frontends.imported_model import ImportedModel

@@ -28,7 +28,7 @@ from compiler.support.processing import Processing
 from compiler.support.progress_bar import automatic, is_silent, shows_progress
 
 if TYPE_CHECKING:
-    from compiler.driver.compile_options import Sizes
+    from compiler.driver.sizes import Sizes
     from compiler.passes.registry import PassLike
     from compiler.records.library import RecordSource
     from compiler.runtime import Module

@@ -5,9 +5,8 @@ from compiler.generation.grammar import Grammar
 from compiler.generation.handle import SequenceHandle, Usage
 from compiler.generation.language_model import Conversation, LanguageModel, load
 from compiler.generation.media import Media
-from compiler.generation.options import GenerationOptions
+from compiler.generation.options import Generation, GenerationOptions, TokenLogprob
 from compiler.generation.output import Piece
-from compiler.generation.result import Generation, TokenLogprob
 from compiler.generation.scheduler import Scheduler
 from compiler.generation.transcription import Transcription, transcribe
 

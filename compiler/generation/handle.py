@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compiler.generation.options import Generation
 from compiler.generation.output import Piece
-from compiler.generation.result import Generation
 
 if TYPE_CHECKING:
     import asyncio

@@ -18,19 +18,16 @@ from compiler.artifact.language_model import (
     LanguageModelDescription,
 )
 from compiler.errors import ArtifactError, OptionError
-from compiler.generation.chat_templates import Messages
 from compiler.generation.checkpoints import CheckpointedSteps
 from compiler.generation.encoder import Encoder, EncoderInputs
 from compiler.generation.grammar import Grammar, Grammars, Matcher
-from compiler.generation.loop import Run, SequenceState, check_fits
+from compiler.generation.loop import DraftModel, PromptLookup, Run, SequenceState, Speculation, check_fits
 from compiler.generation.media import Media
-from compiler.generation.options import GenerationOptions
+from compiler.generation.options import Generation, GenerationOptions
 from compiler.generation.output import Output, Piece, TokenRules
 from compiler.generation.prompts import Prompt, PromptReader
-from compiler.generation.result import Generation
-from compiler.generation.speculation import DraftModel, PromptLookup, Speculation
 from compiler.generation.steps import BatchedSteps, SessionSteps, Steps
-from compiler.generation.tokenizer import Tokenizer
+from compiler.generation.tokenizer import Messages, Tokenizer
 from compiler.runtime import Module
 from compiler.runtime import load as load_module
 from compiler.support.interrupts import interruptible

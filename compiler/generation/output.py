@@ -11,8 +11,7 @@ import numpy as np
 
 from compiler.errors import InputError
 from compiler.generation.grammar import Matcher
-from compiler.generation.options import GenerationOptions
-from compiler.generation.result import FinishReason, Generation, TokenLogprob
+from compiler.generation.options import FinishReason, Generation, GenerationOptions, TokenLogprob
 
 Decode = Callable[[Sequence[int]], str]
 

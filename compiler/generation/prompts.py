@@ -9,9 +9,8 @@ from typing import Any
 
 from compiler.artifact.language_model import LanguageModelDescription
 from compiler.errors import InputError
-from compiler.generation.chat_templates import Messages
 from compiler.generation.media import Media, with_images
-from compiler.generation.tokenizer import Tokenizer
+from compiler.generation.tokenizer import Messages, Tokenizer
 
 Prompt = str | Messages | Sequence[int]
 

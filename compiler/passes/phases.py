@@ -60,18 +60,16 @@ from compiler.passes.lower.tvm_passes import (
     lower_builtins,
     lower_shapes,
 )
-from compiler.passes.memory.capture_graphs import capture_graphs
 from compiler.passes.memory.lift_parameters import lift_parameters, share_constants
 from compiler.passes.memory.list_calls import list_calls
-from compiler.passes.memory.plan_memory import plan_memory
+from compiler.passes.memory.plan_memory import capture_graphs, plan_memory
 from compiler.passes.memory.update_states import update_states
 from compiler.passes.registry import GraphPass
 from compiler.passes.schedule.apply_schedules import apply_schedules, count_operations
 from compiler.passes.schedule.compile_loops import compile_loops
-from compiler.passes.schedule.expand_at_load import expand_at_load
 from compiler.passes.schedule.lift_workspaces import lift_workspaces
 from compiler.passes.schedule.mark_in_place import mark_in_place
-from compiler.passes.schedule.store_compressed import store_palettes, store_scaled_integers
+from compiler.passes.schedule.store_compressed import expand_at_load, store_palettes, store_scaled_integers
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from compiler.errors import IncompatibleArtifactError, InputError, InternalError
 from compiler.runtime.device import Device, device_for, load_accelerator
 from compiler.runtime.inputs import Held, HeldStates, InputBinder
 from compiler.runtime.library import (
+    POOL,
     bound_main,
     can_prepare,
     check_arity,
@@ -28,7 +29,6 @@ from compiler.runtime.library import (
 )
 from compiler.runtime.outputs import KeptResults, OutputReader, written
 from compiler.runtime.parameter_store import PARAMETERS
-from compiler.runtime.pool_bound import POOL
 from compiler.runtime.tensors import InputMemory, aligned_copy, array_over, is_usable, tensor_over
 from compiler.runtime.threads import in_force, run_with
 from compiler.runtime.tvm_runtime import runtime_version

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compiler.artifact import Key
-from compiler.artifact.format import read_opened
+from compiler.artifact.artifact import read_opened
 from compiler.artifact.opening import OpenedModule
 from compiler.runtime.module import Module
 

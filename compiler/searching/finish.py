@@ -28,7 +28,7 @@ from compiler.searching.trained_nets import TrainedNets
 from compiler.support.accuracy import score
 
 if TYPE_CHECKING:
-    from compiler.searching.subnet import SubNetwork
+    from compiler.searching.supernet import SubNetwork
     from compiler.searching.torch_net import TorchNet
 
 _LOST_BY_QUANTIZING = 0.05  # of the score, where the caller gives no limit
@@ -141,7 +141,7 @@ class Finisher:
     def _trained(self, config: Config, epochs: int | None, steps: list[str]) -> ImportedModel:
         if isinstance(self.net, GraphNet):
             return self.net.floats(config)
-        from compiler.searching.subnet import SubNetwork
+        from compiler.searching.supernet import SubNetwork
         from compiler.searching.torch_net import on_threads
 
         if not self.options.trains:

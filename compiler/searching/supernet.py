@@ -1,7 +1,7 @@
 """Once-for-all training: the largest net, the smallest and two random ones share each batch (the sandwich rule, Yu and
 Huang 2019), and all but the largest learn from its outputs (in-place distillation).
 
-Weights of torch nets in files.
+A sub-net then trains on its own, by masks; it becomes a smaller graph in the end. Weights are kept in files.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from compiler.artifact.storage import write_atomically
-from compiler.compression.distillation import Scheduled, response
+from compiler.compression.distillation import DistillationOptions, Scheduled, response, train_student
 from compiler.compression.job import Job
+from compiler.compression.pruning.training import Pruned, translated
 from compiler.errors import InputError, OptionError, StorageError
-from compiler.frontends.imported_model import TensorSpec
+from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.rewriting.matching import Array
-from compiler.searching.choice import select
-from compiler.searching.eager import computed
+from compiler.searching.choice import materialized, select
+from compiler.searching.eager import computed, has_batch_norm, recalibrated, scaled, silence
+from compiler.searching.graph import reduced
 from compiler.searching.knobs import Config, largest, sampled, smallest
 from compiler.searching.settings import SearchOptions
-from compiler.searching.torch_net import TorchNet, on_threads, seeded
+from compiler.searching.torch_net import Skeleton, TorchNet, copied, on_threads, seeded
 
 _RANDOM = 2
 _TEMPERATURE = 1.0
@@ -171,3 +173,75 @@ def digest_of(net: torch.nn.Module) -> str:
         digest.update(f"{name} {each.dtype} {tuple(each.shape)}".encode())
         digest.update(each.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+class SubNetwork(Pruned):
+    """A copy of the net that computes and trains as one of its sub-nets.
+
+    Attributes:
+        owner: the net that it was taken from, with the graph's skeleton.
+    """
+
+    owner: TorchNet
+    skeleton: Skeleton
+    config: Config
+    _structure: list[Any]
+
+    @classmethod
+    def of(cls, owner: TorchNet, config: Config) -> SubNetwork:
+        """The sub-net of a config, with the weights that are shared."""
+        skeleton = owner.skeleton(config)
+        net = copied(materialized(owner.net, config)).eval()
+        tagged = skeleton.tagged
+        work = cls(net, tagged.imports, tagged.found, tagged.places)
+        work.owner, work.skeleton, work.config, work._structure = owner, skeleton, dict(config), []
+        work.removed = skeleton.removed_in_tagged(config)
+        work.mask_parameters(skeleton.masks(config))
+        batches = owner.batches
+        if batches and has_batch_norm(net):
+            own = recalibrated(net, owner.sub_net(config), batches)
+            with torch.no_grad():
+                for name, buffer in net.named_buffers():
+                    buffer.copy_(own[name])
+        work._compute_as_sub_net()
+        return work
+
+    def _compute_as_sub_net(self) -> None:
+        """Hooks that leave layers out and scale images, for whoever trains the net."""
+        sub = self.owner.sub_net(self.config)
+        self._structure = silence(self.net, sub.silent)
+        if sub.scale is not None:
+            size = sub.scale
+            hook = self.net.register_forward_pre_hook(lambda _net, inputs: tuple(scaled(inputs, size)))
+            self._structure.append(hook)
+
+    def distill(self, teacher: Any, options: SearchOptions, epochs: int, report: Callable[[str], None]) -> None:
+        """Let the net as it came teach it. Raises OptionError and InputError."""
+        assert options.batches is not None
+        settings = DistillationOptions(
+            teacher=teacher,
+            batches=shuffled(options.batches, Random(options.seed)),
+            task=options.task,
+            epochs=epochs,
+            learning_rate=options.learning_rate,
+            schedule="one-cycle",
+        )
+        with seeded(options.seed):
+            train_student(self.net, settings, report)
+        self.apply()
+
+    def imported(self) -> ImportedModel:
+        """The graph of the whole net, hooks aside."""
+        for handle in self._structure:
+            handle.remove()
+        try:
+            return super().imported()
+        finally:
+            self._compute_as_sub_net()
+
+    def compressed(self) -> ImportedModel:
+        """The smaller graph as the net now is."""
+        model = self.imported()
+        assert self.removed is not None
+        found, removed = translated(self.removed, self.found, model.mod)
+        return self.owner.whole(reduced(model, found, removed, self.config), self.skeleton)

@@ -1,4 +1,7 @@
-"""`Repository`: the models of a server; loads, replaces and unloads them while it answers."""
+"""`Repository`: the models of a server; loads, replaces and unloads them while it answers.
+
+`Control` changes the models of a server, in this process or in all of its processes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from compiler.artifact.variants import VARIANTS_FILE
 from compiler.errors import ModelNotFoundError, ServiceUnavailableError, StorageError, TensorwrightError
@@ -274,3 +278,33 @@ def versions_of(path: Path) -> list[tuple[Path, str]]:
         raise StorageError(f"{path} holds no versions", f"put a module there as 1/{_MODULE}")
     folders = [(path / str(version), str(version)) for version in versions]
     return [(each if (each / VARIANTS_FILE).exists() else each / _MODULE, version) for each, version in folders]
+
+
+class Control(Protocol):
+    """Loads and unloads models for the whole server."""
+
+    @property
+    def draining(self) -> bool:
+        """True if the server is shutting down: it answers what it has accepted, and is not ready for more."""
+
+    async def load(self, name: str) -> None:
+        """Have the newest version of a model answer, in all processes or in none. Raises as `Repository.load`."""
+
+    async def unload(self, name: str) -> None:
+        """Have a model answer no longer. Raises as `Repository.unload`."""
+
+
+class LocalControl:
+    """The control of a server that is this process alone."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self.draining = False
+
+    async def load(self, name: str) -> None:
+        """See `Control`."""
+        await self._repository.load(name)
+
+    async def unload(self, name: str) -> None:
+        """See `Control`."""
+        await self._repository.unload(name)

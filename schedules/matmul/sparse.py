@@ -39,8 +39,15 @@ from schedules.ir.tir import Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.n_of_m import Groups, most_kept
-from schedules.matmul.pack import pack_panels
-from schedules.matmul.packed_operand import PanelRule, WriterOfParts, independent_sums, joined, looked_up, panel_fields
+from schedules.matmul.packed_operand import (
+    PanelRule,
+    WriterOfParts,
+    independent_sums,
+    joined,
+    looked_up,
+    pack_panels,
+    panel_fields,
+)
 from schedules.matmul.tiling import MatmulWorkload, best_tile, panel_width, tile_cost
 from schedules.matmul.writer import MatmulWriter, Tile
 from schedules.stages.fused_kernel import FusedKernel, only_anchors

@@ -4,39 +4,41 @@ Elementwise stages are inlined, stages that exchange rows run row by row (softma
 by its form. How a kernel will run is planned before anything is written, and rules match the plan: one per form, and
 the fallback for what holds plain loops or statements that are not simple stages.
 
-Their one knob is a schedule that MetaSchedule found for exactly this kernel; by default there is none.
+Reductions with too few results for many cores run in two steps: partial results of parts, and their join. How long
+parts are depends on sizes alone: numbers are the same for every machine with several cores, and any number of threads.
 
-Reductions with too few results for many cores, in two steps: partial results of parts, and their join.
-
-How long parts are depends on sizes alone. Numbers are therefore the same for every machine with several cores, and for
-every number of threads.
+Their one knob is a schedule that TVM's MetaSchedule found for exactly this kernel, a trace of schedule primitives in
+JSON; by default there is none. A trace belongs to one kernel, so workloads that have this knob must tell kernels
+apart: see `digest`.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import tvm_ffi
 
 from schedules.codegen.nest import build_function
 from schedules.codegen.parallel import pays_off, work
-from schedules.config import Config, ConfigSpace
+from schedules.config import Config, ConfigSpace, KnobValue
 from schedules.errors import NotScheduledError
 from schedules.ir.expression import expression, index, substitute, uses
 from schedules.ir.inline import inline_stages, written_intermediates
 from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Opaque, Stage, product
-from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, tirx
+from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, s_tir, tirx, tvm
 from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority, Workload
 from schedules.stages.code import planned_code
 from schedules.stages.plan import Form, NestPlan, StagePlan, plan_stage
 from schedules.stages.row_fusion import RowsPlan, plan_rows, rows_code
-from schedules.stages.trace import Traces, digest, traced_function
 
 TRACE = "trace"
 # Vectors are some times as fast as single elements: as many more steps may be taken for them.
@@ -291,3 +293,65 @@ def _in_parts(
         stage.init,
     )
     return PartialReduction((plan_stage(first, machine, threads=threads), plan_stage(second, machine)), partial)
+
+
+class Traces(tuple[KnobValue, ...]):
+    """The choices of a knob that holds a trace: any text; "" is none, and the only one that is listed."""
+
+    def __new__(cls) -> Traces:
+        """There is but one such set of choices."""
+        return super().__new__(cls, ("",))
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str)
+
+
+def digest(function: PrimFunc) -> str:
+    """Sixteen hexadecimal digits, equal for kernels that differ in names alone."""
+    return f"{tvm_ffi.structural_hash(function.without_attr('global_symbol')) & (1 << 64) - 1:016x}"
+
+
+def new_schedule(function: PrimFunc) -> s_tir.Schedule:
+    """A `tvm.s_tir.Schedule` of a copy of a kernel, which is its module's "main".
+
+    A copy, since TVM's schedule changes blocks of the function it is given in place.
+    """
+    module = tvm.IRModule({"main": s_tir.renew_defs(function).with_attr("global_symbol", "main")})
+    return s_tir.Schedule(module, debug_mask="none", error_render_level="fast")
+
+
+def traced_function(kernel: Kernel, trace: str) -> PrimFunc:
+    """The kernel as the trace schedules it. Raises NotScheduledError when the trace does not fit it."""
+    return traced_schedule(kernel, trace).mod["main"]
+
+
+def traced_schedule(kernel: Kernel, trace: str) -> s_tir.Schedule:
+    """The schedule that a trace leads to. Raises NotScheduledError when the trace does not fit the kernel."""
+    schedule = new_schedule(kernel.function)
+    try:
+        s_tir.Trace.apply_json_to_schedule(json.loads(trace), schedule)
+    except MemoryError:
+        raise
+    except Exception as error:  # TVM raises whatever its primitives raise
+        raise NotScheduledError(f"the recorded trace does not fit the kernel: {error}") from error
+    return schedule
+
+
+def trace_text(schedule: s_tir.Schedule) -> str:
+    """The trace of a schedule, for `traced_function`."""
+    return json.dumps(_plain(schedule.trace.as_json()), separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value out of TVM's containers."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
+    if hasattr(value, "value"):
+        return _plain(value.value)
+    if hasattr(value, "items"):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value]

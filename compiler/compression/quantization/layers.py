@@ -19,7 +19,7 @@ from tvm.ir import GenericConst, IRModule
 
 from compiler.compression.model import LayerNames
 from compiler.compression.quantization.edit import main_bindings
-from compiler.passes.rewriting.convolutions import Interleaved
+from compiler.passes.rewriting.constant_products import Interleaved
 from compiler.passes.rewriting.graph import Call, Var, operands, operator_name
 from compiler.passes.rewriting.matching import BINARY, UNARY, Array, array_of, dtype_of, rank_of, same_shape, shape_of
 from compiler.passes.rewriting.node_tracker import Nodes

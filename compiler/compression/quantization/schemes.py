@@ -21,7 +21,7 @@ from compiler.compression.quantization.rounding import (
     rounded_to_nearest,
 )
 from compiler.errors import OptionError
-from compiler.passes.rewriting.convolutions import Interleaved
+from compiler.passes.rewriting.constant_products import Interleaved
 from compiler.passes.rewriting.graph import Call, Expr, Var
 from compiler.passes.rewriting.grouped_weights import GroupedWeight, grouped_expression
 from compiler.passes.rewriting.matching import array_of, as_constant, rank_of

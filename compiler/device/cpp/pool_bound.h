@@ -1,4 +1,4 @@
-// Bounds the memory that TVM's pool keeps between runs of different sizes, as compiler/runtime/pool_bound.py does: the pool
+// Bounds the memory that TVM's pool keeps between runs of different sizes, as compiler/runtime/library.py does: the pool
 // keeps the activations of every size that ran (a batch of 7 rows does not take those of 8), until it is cleared as a whole.
 #pragma once
 

@@ -18,7 +18,7 @@ from compiler.frontends.onnx.node_names import NamingBuilder
 from compiler.frontends.onnx.size_checks import Relation, SizeChecks
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim, Scalar, expression, is_number, is_simple
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
-from compiler.passes.canonicalize.kernels_of_sizes import respelled_call
+from compiler.passes.canonicalize.spell_sizes import respelled_call
 from schedules.ir.tir import structural_equal
 from schedules.ir.tvm_types import Expr
 

@@ -21,7 +21,7 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.convolutions import PLAIN_CONVOLUTIONS, windows_of
+from compiler.passes.rewriting.constant_products import PLAIN_CONVOLUTIONS, windows_of
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import as_constant, constant_array, dtype_of, is_non_negative
 

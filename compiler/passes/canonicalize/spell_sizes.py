@@ -1,25 +1,26 @@
 """spell-sizes: sizes that can be proved equal are written in one way, in the types of tensors and of kernels' buffers.
 
-Sizes come from the importer, TVM's type inference, and the expressions of its kernels: `(n + 2 - 3) // 2 + 1`,
-`(n - 1) // 2 + 1` and `(n + 1) // 2` are one size. TVM compares them by structure where it joins kernels, and operators
-of equal shapes are lowered to simpler kernels than those that may broadcast.
+Sizes come from the importer, TVM's type inference, and the expressions of its kernels: `(n + 2 - 3) // 2 + 1`, `(n -
+1) // 2 + 1` and `(n + 1) // 2` are one size. TVM compares them by structure where it joins kernels, and operators of
+equal shapes are lowered to simpler kernels than those that may broadcast. Kernels' buffers get the sizes of the
+tensors that they are called with, spelled as these are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 from tvm import relax, tirx
 from tvm.ir import Call, GlobalVar, IRModule, Op, Var
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from compiler.passes.canonicalize.kernels_of_sizes import respelled_kernels
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.graph import rewritable_functions, update_functions
+from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions, update_functions
 from schedules.ir.size_proofs import CONGRUENCES, Congruence, SizeSpellings, complexity
-from schedules.ir.tir import StructuralKey, structural_map, structural_walk
-from schedules.ir.tvm_types import Expr, Function
+from schedules.ir.tir import StructuralKey, structural_equal, structural_map, structural_walk
+from schedules.ir.tvm_types import Expr, Function, PrimFunc, Type
 
 
 @graph_pass("spell-sizes", summary="Write sizes that are equal in one way")
@@ -110,3 +111,157 @@ def _spelled(function: Function, known: Mapping[str, Congruence]) -> Function:
         return relax.ShapeExpr(sizes, shape.span)
 
     return structural_map(function, (relax.ShapeExpr, spelled))
+
+
+Made: TypeAlias = "dict[tuple[object, ...], Expr]"
+"""Kernels of other spellings, by their names and their sizes."""
+
+
+def respelled_kernels(mod: IRModule) -> IRModule:
+    """Each call of a kernel that spells a size in another way calls a copy of it that spells it as the call does."""
+    made: Made = {}
+    return with_changed_calls(
+        mod,
+        lambda kernel, call: _Spelling(kernel, call).differs,
+        lambda builder, kernel, call: respelled_call(builder, kernel, call, made),
+    )
+
+
+def with_changed_calls(
+    mod: IRModule,
+    is_to_change: Callable[[PrimFunc, Call], bool],
+    changed: Callable[[relax.BlockBuilder, PrimFunc, Call], Call],
+) -> IRModule:
+    """The module with `changed` applied to its `call_tir` of kernels; unchanged where no call is to change."""
+    if not any(
+        _is_kernel_call(binding.value) and is_to_change(mod[binding.value.args[0]], binding.value)
+        for _, function in rewritable_functions(mod)
+        for binding in bindings_of(function.body)
+    ):
+        return mod
+    caller = _Caller(mod, changed)
+    for variable, function in rewritable_functions(mod):
+        caller.builder_.update_func(variable, caller.visit_expr(function))
+    return relax.transform.DeadCodeElimination(["main"])(caller.builder_.finalize())
+
+
+def respelled_call(builder: relax.BlockBuilder, kernel: PrimFunc, call: Call, made: Made) -> Call:
+    """A `call_tir` of a kernel that spells sizes as the call's types do; added where it is not among `made`."""
+    spelling, arguments = _Spelling(kernel, call), list(call.args[1].fields)
+    if not spelling.differs:
+        return call
+    key = (str(call.args[0].name_hint), *spelling.key())
+    if key not in made:
+        made[key] = builder.add_func(_respelled(kernel, spelling, len(arguments)), call.args[0].name_hint)
+    given = relax.Tuple([*arguments, *spelling.more])
+    return relax.Call(call.op, [made[key], given, *list(call.args)[2:]], call.attrs, call.ty_args, call.span)
+
+
+def kernel_tensors(call: Call) -> list[Type]:
+    """The types of a kernel's arguments and results, in the order of its parameters."""
+    outputs = call.ty_args[0]
+    fields = list(outputs.fields) if isinstance(outputs, relax.TupleType) else [outputs]
+    return [*(argument.ty for argument in call.args[1].fields), *fields]
+
+
+def _is_kernel_call(value: Expr) -> bool:
+    return operator_name(value) == "relax.call_tir"
+
+
+class _Spelling:
+    """Sizes of a kernel's buffers at a call, in the kernel's variables.
+
+    Attributes:
+        shapes: shapes of each buffer that the kernel spells differently, by the position of its parameter.
+        more: the call's sizes that no variable of the kernel stands for, and the new variables that do.
+    """
+
+    def __init__(self, kernel: PrimFunc, call: Call) -> None:
+        self.shapes: dict[int, list[Expr]] = {}
+        self.more: dict[Var, Var] = {}
+        self._own: dict[Var, Var] = {}
+        if not isinstance(kernel, tirx.PrimFunc):
+            return
+        values: dict[Var, Expr] = {}
+        pairs = self._pairs(kernel, call)
+        for own, given in pairs.values():
+            for size, wanted in zip(own, given, strict=True):
+                if isinstance(size, Var):
+                    values.setdefault(size, wanted)
+        arguments = call.args[1].fields
+        for parameter, argument in zip(kernel.params, arguments, strict=False):
+            if not tirx.is_buffer_var(parameter):
+                values.setdefault(parameter, argument)
+        self._own = {value: var for var, value in values.items() if isinstance(value, Var)}
+        for position, (own, given) in pairs.items():
+            if not all(self._is_spelled_so(size, wanted, values) for size, wanted in zip(own, given, strict=True)):
+                self.shapes[position] = [
+                    size if self._is_spelled_so(size, wanted, values) else self._in_own_variables(wanted)
+                    for size, wanted in zip(own, given, strict=True)
+                ]
+
+    @property
+    def differs(self) -> bool:
+        return bool(self.shapes)
+
+    @staticmethod
+    def _pairs(kernel: PrimFunc, call: Call) -> dict[int, tuple[list[Expr], list[Expr]]]:
+        result = {}
+        for position, (parameter, ty) in enumerate(zip(kernel.params, kernel_tensors(call), strict=False)):
+            shape = ty.shape if isinstance(ty, relax.TensorType) else None
+            if isinstance(shape, relax.ShapeExpr) and tirx.is_buffer_var(parameter):
+                result[position] = (list(parameter.ty.shape), list(shape.values))
+        return result
+
+    @staticmethod
+    def _is_spelled_so(size: Expr, wanted: Expr, values: dict[Var, Expr]) -> bool:
+        if isinstance(size, (Var, tirx.IntImm)):
+            return True
+        named = structural_map(size, (Var, lambda var: values.get(var, var)))
+        return bool(structural_equal(named, wanted))
+
+    def _in_own_variables(self, wanted: Expr) -> Expr:
+        def own(var: Var) -> Var:
+            if var in self._own:
+                return self._own[var]
+            return self.more.setdefault(var, tirx.Var(var.name, var.ty))
+
+        return structural_map(wanted, (Var, own))
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for calls that spell all sizes alike."""
+        shapes = [(position, *map(StructuralKey, shape)) for position, shape in self.shapes.items()]
+        return (*shapes, *(var.name for var in self.more))
+
+
+def _respelled(kernel: PrimFunc, spelling: _Spelling, arguments: int) -> PrimFunc:
+    """The kernel with these shapes, and the variables that they add after its arguments."""
+    shapes = {kernel.params[position]: shape for position, shape in spelling.shapes.items()}
+    types = {StructuralKey(buffer.ty): _of_shape(buffer.ty, shape) for buffer, shape in shapes.items()}
+    changed = structural_map(kernel, (tirx.BufferType, lambda ty: types.get(StructuralKey(ty), ty)))
+    parameters = [*changed.params[:arguments], *spelling.more.values(), *changed.params[arguments:]]
+    return tirx.PrimFunc(parameters, changed.body, changed.ret_type, changed.attrs, changed.span)
+
+
+def _of_shape(ty: tirx.BufferType, shape: Sequence[Expr]) -> tirx.BufferType:
+    return tirx.decl_buffer(
+        shape,
+        ty.dtype,
+        strides=ty.strides,
+        elem_offset=ty.elem_offset,
+        scope=ty.storage_scope,
+        data_alignment=ty.data_alignment,
+        offset_factor=ty.offset_factor,
+        layout=ty.layout,
+    ).ty
+
+
+@mutator
+class _Caller(PyExprMutator):
+    def __init__(self, mod: IRModule, changed: Callable[[relax.BlockBuilder, PrimFunc, Call], Call]) -> None:
+        super().__init__(mod)
+        self._mod, self._changed = mod, changed
+
+    def visit_call_(self, call: Call) -> Expr:
+        call = super().visit_call_(call)
+        return self._changed(self.builder_, self._mod[call.args[0]], call) if _is_kernel_call(call) else call

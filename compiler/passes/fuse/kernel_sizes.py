@@ -33,7 +33,7 @@ from tvm import relax, tirx
 from tvm.ir import GlobalVar, IRModule, PrimType
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from compiler.passes.canonicalize.kernels_of_sizes import kernel_tensors, with_changed_calls
+from compiler.passes.canonicalize.spell_sizes import kernel_tensors, with_changed_calls
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import bindings_of, rewritable_functions

@@ -18,7 +18,7 @@ from tvm.ir import IRModule
 from compiler.passes.context import PipelineContext
 from compiler.passes.integers.compute_in_integers import dequantized_operand
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.convolutions import Interleaved
+from compiler.passes.rewriting.constant_products import Interleaved
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import (
     Array,

@@ -15,7 +15,7 @@ from compiler.passes.rewriting.matching import Array, as_constant, dtype_of, ran
 from schedules.ir.tvm_types import Call, Expr, Var
 from schedules.machine import Machine
 from schedules.matmul.grouped import PER_WORD, matmul_grouped, pack_words, panel_width
-from schedules.matmul.pack import FUSABLE, pack_panels
+from schedules.matmul.packed_operand import FUSABLE, pack_panels
 
 
 @graph_pass(

@@ -20,7 +20,7 @@ from schedules.instructions.products.table import halves_pay, operation_of, tile
 from schedules.instructions.rounding import stored_halves
 from schedules.ir.tvm_types import Call, Expr
 from schedules.machine import Machine
-from schedules.matmul.pack import FUSABLE, pack_panels, pack_words, packed_matmul
+from schedules.matmul.packed_operand import FUSABLE, pack_panels, pack_words, packed_matmul
 from schedules.matmul.tiling import panel_width
 from schedules.matmul.words import MATRICES, matmul_matrix, matmul_words
 

@@ -18,7 +18,7 @@ from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, 
 from schedules.ir.tvm_types import Call, Expr
 from schedules.machine import Machine
 from schedules.matmul.n_of_m import matmul_n_of_m, pack_groups_of
-from schedules.matmul.pack import FUSABLE, pack_panels
+from schedules.matmul.packed_operand import FUSABLE, pack_panels
 from schedules.matmul.sparse import SparseForm, matmul_sparse, pack_blocks, sparse_form
 
 Kernel = Callable[..., Any]

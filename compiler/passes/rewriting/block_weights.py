@@ -30,7 +30,7 @@ from schedules.matmul.blocks.expressions import (
     pack_planes,
 )
 from schedules.matmul.blocks.rounding import block_round
-from schedules.matmul.pack import FUSABLE
+from schedules.matmul.packed_operand import FUSABLE
 from schedules.matmul.rounded_bf16 import GATES, interleaved, matmul_gated_bf16, matmul_rounded_bf16, rounded_bf16
 from schedules.matmul.words import matmul_words
 

@@ -19,7 +19,7 @@ from compiler.passes.rewriting.graph import Expr
 from compiler.passes.rewriting.matching import Array, as_constant
 from schedules.ir.tvm_types import Stmt
 from schedules.matmul.blocks.expressions import PANEL, expert_matmul
-from schedules.matmul.pack import FUSABLE
+from schedules.matmul.packed_operand import FUSABLE
 
 _OPAQUE = 8  # relax's pattern kind that is fused with nothing
 

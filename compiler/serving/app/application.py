@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 from compiler.errors import InputError, TensorwrightError
 from compiler.serving.app.authentication import ApiKeys, check_browser
-from compiler.serving.app.failures import failure
 from compiler.serving.app.http import (
     CLOSE,
     Call,
@@ -28,6 +27,7 @@ from compiler.serving.app.http import (
     Scope,
     Send,
     StreamReply,
+    failure,
 )
 from compiler.serving.limits import HeldBytes, Limits
 from compiler.serving.metrics import Metrics

@@ -12,11 +12,10 @@ from typing import Any, Protocol
 
 from compiler.errors import InputError
 from compiler.generation.handle import SequenceHandle, Usage
+from compiler.generation.options import TokenLogprob
 from compiler.generation.output import Piece
-from compiler.generation.result import TokenLogprob
 from compiler.serving.app.completion_options import CompletionRequest, chat_request, completion_request
-from compiler.serving.app.failures import failure
-from compiler.serving.app.http import Call, Reply, StreamReply, check_method, json_reply, mapping, orjson
+from compiler.serving.app.http import Call, Reply, StreamReply, check_method, failure, json_reply, mapping, orjson
 from compiler.serving.app.openai_models import named_model
 from compiler.serving.limits import Limits
 from compiler.serving.metrics import Metrics

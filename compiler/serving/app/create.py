@@ -17,10 +17,9 @@ from compiler.serving.app.predictions import Predictions
 from compiler.serving.app.rerank import Rerank
 from compiler.serving.app.transcriptions import Transcriptions
 from compiler.serving.configuration import ModelOptions
-from compiler.serving.control import Control, LocalControl
 from compiler.serving.limits import Limits
 from compiler.serving.metrics import CONTENT_TYPE, Metrics
-from compiler.serving.repository import Repository
+from compiler.serving.repository import Control, LocalControl, Repository
 from compiler.serving.tracing import Tracer
 
 

@@ -20,9 +20,8 @@ from compiler.serving.app.http import (
     positive,
 )
 from compiler.serving.app.tensors import Inference, metadata, read_inference, write_outputs
-from compiler.serving.control import Control
 from compiler.serving.metrics import Metrics
-from compiler.serving.repository import Repository
+from compiler.serving.repository import Control, Repository
 from compiler.serving.request import Response
 from compiler.serving.service import Service
 from compiler.serving.tracing import Tracer

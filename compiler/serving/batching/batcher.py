@@ -16,8 +16,7 @@ from compiler.errors import InputError, OverloadedError, ServiceUnavailableError
 from compiler.serving.batching.costs import Accuracy, Costs
 from compiler.serving.batching.layout import BatchLayout
 from compiler.serving.batching.module_service import ModuleService, check_outputs, chosen
-from compiler.serving.batching.options import BatchOptions
-from compiler.serving.batching.planner import Batch, Planner, Result, Waiting
+from compiler.serving.batching.planner import Batch, BatchOptions, Planner, Result, Waiting
 from compiler.serving.gathering import gathered
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.tracing import kernel_events

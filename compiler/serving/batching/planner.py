@@ -1,8 +1,7 @@
 """`Planner`: decides which of the requests that wait run next, and together; for the threads of a batcher.
 
 Runners take their next batch from it themselves: none is idle while the event loop gives the last one's answers.
-
-The queue of a batcher: requests in order of arrival, grouped by what can run together.
+Its queue holds requests in order of arrival, grouped by what can run together.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from compiler.errors import OptionError
 from compiler.serving.batching.costs import Costs
-from compiler.serving.batching.options import BatchOptions
 from compiler.serving.request import Array, Timing
 
 _PATIENCE = 3  # batches that a runner has to make of a long queue
@@ -281,3 +280,32 @@ class RequestQueue:
     def groups(self) -> Iterator[tuple[Hashable, int]]:
         """Each group and its rows."""
         return iter(self._rows.items())
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """Options of batching requests.
+
+    Attributes:
+        max_batch_size: rows of a batch at most; a request with more is run in parts.
+        max_wait_ms: how long a batch with less than `min_batch_size` rows waits for more.
+        min_batch_size: rows that are worth waiting for.
+        max_queue: rows that may wait; more are refused (`OverloadedError`).
+        enabled: False runs each request alone.
+    """
+
+    max_batch_size: int = 32
+    max_wait_ms: float = 0.0
+    min_batch_size: int = 1
+    max_queue: int = 1024
+    enabled: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "min_batch_size", "max_queue"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise OptionError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not 0 <= self.max_wait_ms < float("inf"):
+            raise OptionError(f"max_wait_ms must be a number of at least 0, not {self.max_wait_ms!r}")
+        if self.min_batch_size > self.max_batch_size:
+            raise OptionError(f"min_batch_size {self.min_batch_size} is above max_batch_size {self.max_batch_size}")

@@ -19,8 +19,14 @@ from compiler.runtime import load
 from compiler.runtime.prediction.texts import Embedder, TextEmbedder
 from compiler.serving.caches.digests import request_digest
 from compiler.serving.caches.memory import Answer, Clock
-from compiler.serving.caches.semantic_calibration import SemanticCalibration, read_calibration
-from compiler.serving.caches.wording import Wording, agree, synonym_table, wording_of
+from compiler.serving.caches.semantic_calibration import (
+    SemanticCalibration,
+    Wording,
+    agree,
+    read_calibration,
+    synonym_table,
+    wording_of,
+)
 from compiler.serving.limits import INLINE_TEXT
 from compiler.serving.observer import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts

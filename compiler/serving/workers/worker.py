@@ -22,9 +22,15 @@ from compiler.errors import OptionError, TensorwrightError
 from compiler.serving.app.application import Application, access_log
 from compiler.serving.app.authentication import ApiKeys
 from compiler.serving.app.create import AppOptions, create_app
-from compiler.serving.configuration import ModelOptions, check_models, model_options, read_configuration, server_limits
+from compiler.serving.configuration import (
+    ModelOptions,
+    check_models,
+    model_options,
+    options_from,
+    read_configuration,
+    server_limits,
+)
 from compiler.serving.metrics import Metrics
-from compiler.serving.options import options_from
 from compiler.serving.repository import Repository
 from compiler.serving.tracing import Tracer
 from compiler.serving.workers.channel import Channel, described, open_channel

@@ -33,7 +33,7 @@ from compiler.records.folders import user_folder
 from compiler.records.identity import fingerprint, model_fingerprint, target_description
 from compiler.records.library import read_current
 from compiler.tuning.measuring.numbers import tolerance
-from compiler.tuning.pack.header import PackedTask, PackHeader
+from compiler.tuning.pack.results import PackedTask, PackHeader
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
 from schedules.errors import ScheduleError

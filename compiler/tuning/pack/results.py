@@ -1,4 +1,7 @@
-"""`take`: the results of a pack become records."""
+"""`take`: the results of a pack become records.
+
+The program copies the header of a pack into its results unchanged.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 import targets
 from compiler.driver.compile import find_target
@@ -17,9 +20,8 @@ from compiler.records.folders import user_folder
 from compiler.records.identity import fingerprint, target_description
 from compiler.records.library import read_current
 from compiler.records.record_set import MIN_GAIN, best, decisive
-from compiler.records.records import ChosenKernel, ModelLine, Record, RecordWriter
+from compiler.records.records import ChosenKernel, KnobValues, ModelLine, Record, RecordWriter, Status
 from compiler.tuning.measuring.messages import spread
-from compiler.tuning.pack.header import PackedTask, PackHeader, PackResult, PackResults
 from schedules.config import Config
 from schedules.gpu import gpu_rules
 
@@ -201,3 +203,61 @@ def _model_line(header: PackHeader, target: str, choices: Sequence[ChosenKernel]
         device=device,
         unix_time=int(time.time()),
     )
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PackedTask(_Part):
+    """A task: its rule and workload as in a record, how often the model calls it, the default's config, the configs of
+    each candidate (the first's have the default among them), and configs that gave no code."""
+
+    rule: str
+    rule_version: int
+    workload: str
+    name: str
+    count: int
+    default: KnobValues
+    candidates: tuple[tuple[KnobValues, ...], ...]
+    failed: tuple[KnobValues, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Key of a task, as in `Record.task`."""
+        return f"{self.rule}@{self.rule_version}/{self.workload}"
+
+
+class PackHeader(_Part):
+    """A pack: the target's fingerprint and description, the model's fingerprint and name, and the tasks in their
+    order."""
+
+    version: Literal[1] = 1
+    target: str
+    target_name: str
+    description: dict[str, Any]
+    model: str
+    model_name: str
+    tasks: tuple[PackedTask, ...]
+
+
+class PackResult(_Part):
+    """A measurement of the program; see compiler/device/cpp/tune_plan.h."""
+
+    task: int
+    candidate: int
+    compared: bool
+    status: Status
+    seconds: tuple[float, ...]
+    note: str
+    unix_time: int
+
+
+class PackResults(_Part):
+    """The file results.json."""
+
+    format: Literal[1]
+    digest: str
+    device: str
+    header: str
+    results: tuple[PackResult, ...]

@@ -22,8 +22,7 @@ from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.ir.stages import Kernel
 from schedules.ir.tvm_private import tune_context
-from schedules.stages.rules import TRACE
-from schedules.stages.trace import new_schedule, trace_text, traced_schedule
+from schedules.stages.rules import TRACE, new_schedule, trace_text, traced_schedule
 
 if TYPE_CHECKING:
     from compiler.tuning.tasks import Task

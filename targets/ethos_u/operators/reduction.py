@@ -1,24 +1,38 @@
-"""Means, sums, maxima and minima along axes.
+"""Means, sums, maxima and minima along axes; pooling of images and sequences.
 
 The mean of all places of an image is a depthwise convolution with weights of 1; what is reduced else is moved to the
 end and summed there, in 32 bits.
+
+Pooling of images and sequences. Averages are depthwise convolutions with weights of 1 where every element counts the
+same: they scale and round once; those that leave out their padding use the averaging of the hardware, and a second
+rounding.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
 from schedules.ir.tvm_types import Call
 from targets.ethos_u.fixed_point import FixedPoint
-from targets.ethos_u.images import LARGEST_KERNEL, TALLEST_KERNEL, Window, image
+from targets.ethos_u.images import (
+    LARGEST_KERNEL,
+    TALLEST_KERNEL,
+    Window,
+    check_kernel,
+    check_layout,
+    check_strides,
+    from_image,
+    image,
+)
 from targets.ethos_u.kernels import Kernel
-from targets.ethos_u.operators.pooling import averaged, has_strips, place_sums
 from targets.ethos_u.operators.registry import operator
 from targets.ethos_u.steps import Emitter, Form, Quantized, Result, Step, Unsupported, Value
+from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View
 
 # Sums of so many differences of two bytes fit 32 bits; the accelerator reduces as many.
@@ -122,3 +136,126 @@ def _places(data: Quantized, axes: Sequence[int]) -> Window | None:
 
 def _sizes(data: Quantized) -> str:
     return "x".join(map(str, data.shape))
+
+
+_TALLEST, _LARGEST = 256, 65536
+_LARGEST_PADDED = 8
+
+
+@operator("relax.nn.max_pool2d", "relax.nn.max_pool1d")
+def maximum(view: View, call: Call, result: Result) -> Step:
+    """max_pool(dequantize(x))."""
+    data = view.quantized(call.args[0])
+    _, window = _windows(call, data, result)
+
+    def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
+        x = image(emitter, inputs[0])
+        pooled = emitter.graph.pool("MAX_POOL2D", x, window.kernel, window.strides, window.padding)
+        return from_image(emitter, emitter.rescaled(pooled, data, result), len(data.shape))
+
+    return Step("max pooling", _window_sizes(window), (data,), result.output, 0, emit)
+
+
+@operator("relax.nn.avg_pool2d", "relax.nn.avg_pool1d")
+def average(view: View, call: Call, result: Result) -> Step:
+    """avg_pool(dequantize(x))."""
+    data = view.quantized(call.args[0])
+    plain, window = _windows(call, data, result)
+    name, rank = "average pooling", len(data.shape)
+    sides = [int(each) for each in call.attrs.padding]
+    ceiled = plain != window
+    if not ceiled and (not any(sides) or bool(call.attrs.count_include_pad)):
+        check_kernel(window.kernel)
+        macs = int(np.prod(result.output.shape)) * window.kernel[0] * window.kernel[1]
+
+        def emit_sum(emitter: Emitter, inputs: Sequence[Value]) -> Value:
+            return from_image(emitter, averaged(emitter, image(emitter, inputs[0]), data, window, result), rank)
+
+        return Step(name, _window_sizes(window), (data,), result.output, macs, emit_sum)
+    if ceiled and bool(call.attrs.count_include_pad):
+        raise Unsupported("its last windows reach past the padding that it counts")
+    if max(window.kernel) > _LARGEST_PADDED:
+        raise Unsupported(f"its kernel is {_window_sizes(window)}, and with padding the accelerator averages up to 8x8")
+    if data.shape[0] != 1:
+        raise Unsupported(f"its batch is {data.shape[0]}, and the accelerator averages one image")
+
+    def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
+        x = image(emitter, inputs[0])
+        pooled = emitter.graph.pool("AVG_POOL2D", x, window.kernel, window.strides, window.padding, data.zero)
+        return from_image(emitter, emitter.rescaled(pooled, data, result), rank)
+
+    return Step(name, _window_sizes(window), (data,), result.output, 0, emit)
+
+
+def averaged(emitter: Emitter, x: Tensor, data: Quantized, window: Window, result: Result) -> Tensor:
+    """Sums of windows by weights of 1, divided as they are rescaled."""
+    ones = np.ones((*window.kernel, x.shape[3], 1), np.int8)
+    bias = np.zeros(x.shape[3], np.int32)
+    sums = emitter.graph.convolution(
+        x, ones, bias, data.zero, padding=window.padding, strides=window.strides, depthwise=True
+    )
+    return emitter.finished(sums, [data.scale / (result.output.scale * window.kernel[0] * window.kernel[1])], result)
+
+
+_STRIP = 8  # channels that are summed side by side
+
+
+def has_strips(shape: Sequence[int]) -> bool:
+    """True if `place_sums` takes images (1, C, H, W) of that shape."""
+    height, width = (1, *shape[2:])[-2:]
+    return shape[0] == 1 and shape[1] % _STRIP == 0 and height <= TALLEST_KERNEL and width <= TALLEST_KERNEL
+
+
+def place_sums(graph: TosaGraph, x: Tensor, zero: int) -> Tensor:
+    """int32 sums (1, 1, C / 8, 8) of all places of an image (1, H, W, C).
+
+    Channels become columns, so that one weight of 1 serves many of them: with one column, reading weights takes eight
+    times as long as multiplying.
+    """
+    _, height, width, channels = x.shape
+    rows = height * width if height * width <= TALLEST_KERNEL else height
+    columns = height * width * channels // (rows * _STRIP)
+    ones, bias = np.ones((rows, 1, _STRIP, 1), np.int8), np.zeros(_STRIP, np.int32)
+    sums = graph.convolution(
+        graph.reshape(x, (1, rows, columns, _STRIP)), ones, bias, zero, padding=(0,) * 4, strides=(1, 1), depthwise=True
+    )
+    return _folded_sums(graph, sums, channels // _STRIP)
+
+
+def _folded_sums(graph: TosaGraph, sums: Tensor, columns: int) -> Tensor:
+    """The sum of each `columns` columns of int32 (1, 1, n * columns, C), half of them at a time."""
+    count = sums.shape[2] // columns
+    if count == 1:
+        return sums
+    half = count // 2 * columns
+    parts = [graph.slice(sums, (0, 0, start, 0), (1, 1, half, sums.shape[3])) for start in (0, half)]
+    added = graph.emit("ADD", parts, parts[0].shape, "int32", "AddAttribute")
+    if count % 2:
+        last = graph.slice(sums, (0, 0, 2 * half, 0), (1, 1, columns, sums.shape[3]))
+        return graph.emit("ADD", [_folded_sums(graph, added, columns), last], last.shape, "int32", "AddAttribute")
+    return _folded_sums(graph, added, columns)
+
+
+def _windows(call: Call, data: Quantized, result: Result) -> tuple[Window, Window]:
+    """The given window, and the window of a pool that rounds its sizes up and pads to the end of the last window."""
+    check_layout(call.attrs.layout)
+    sizes = result.output.shape[2:]
+    window = Window.of(call.attrs, call.attrs.pool_size).single(data.shape[2:], sizes)
+    if max(window.dilation) > 1:
+        raise Unsupported("its window is dilated")
+    check_strides(window.strides)
+    height, width = window.kernel
+    if height > _TALLEST or height * width > _LARGEST:
+        raise Unsupported(f"its window is {height}x{width}, and the accelerator takes up to {_TALLEST} rows")
+    top, bottom, left, right = window.padding
+    if bool(call.attrs.ceil_mode):
+        (rows, columns), (down, across) = ((1, *each)[-2:] for each in (sizes, data.shape[2:]))
+        bottom = max(bottom, (rows - 1) * window.strides[0] + height - down - top)
+        right = max(right, (columns - 1) * window.strides[1] + width - across - left)
+    if max(top, bottom) >= height or max(left, right) >= width:
+        raise Unsupported("its padding is as wide as its window")
+    return window, replace(window, padding=(top, bottom, left, right))
+
+
+def _window_sizes(window: Window) -> str:
+    return "{}x{}/{}x{}".format(*window.kernel, *window.strides)

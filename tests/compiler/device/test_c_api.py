@@ -17,7 +17,7 @@ import targets
 import tensorwright
 from compiler.artifact.tensors import Blob
 from compiler.device.programs import device_programs
-from compiler.runtime.pool_bound import POOL
+from compiler.runtime.library import POOL
 from tests.compiler.device.c_library import CallError, CModule
 from tests.compiler.runtime.building import MEGABYTE, squares
 

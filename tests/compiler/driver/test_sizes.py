@@ -11,7 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import compiler
-from compiler.driver.compile_options import MOST_VARIANTS, specialized
+from compiler.driver.sizes import MOST_VARIANTS, specialized
 from compiler.errors import InputError, OptionError
 from compiler.frontends.source import import_model
 from compiler.runtime import Module

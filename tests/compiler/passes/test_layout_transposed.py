@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.layout.phase_convolutions import Phase, PhaseConvolutions
 from compiler.passes.layout.plan_layout import plan_layout
+from compiler.passes.layout.transposed import Phase, PhaseConvolutions
 from compiler.passes.rewriting.matching import as_constant
 from schedules import Machine
 from tests.compiler.passes.building import Build, kernel_names, run_scheduled

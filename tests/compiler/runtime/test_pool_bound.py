@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compiler.runtime import pool_bound
-from compiler.runtime.library import release_memory
-from compiler.runtime.pool_bound import PoolBound
+from compiler.runtime import library
+from compiler.runtime.library import PoolBound, release_memory
 from tests.compiler.runtime.building import MEGABYTE, squares
 
 
@@ -36,7 +35,7 @@ def test_runs_of_many_sizes_do_not_leave_the_memory_of_all(monkeypatch: pytest.M
 def test_the_pool_is_cleared_when_it_keeps_too_much(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     cleared: list[int] = []
     allocated = [0]
-    monkeypatch.setattr(pool_bound, "release_memory", lambda: cleared.append(allocated[0] // MEGABYTE))
+    monkeypatch.setattr(library, "release_memory", lambda: cleared.append(allocated[0] // MEGABYTE))
     bound = PoolBound()
     bound._read = (lambda: allocated[0]) if known else None
     for size in (1, 2, 1, *range(3, 21)):
@@ -50,7 +49,7 @@ def test_the_pool_is_cleared_when_it_keeps_too_much(known: bool, monkeypatch: py
 def test_a_model_of_large_activations_keeps_a_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     cleared: list[int] = []
     allocated = [0]
-    monkeypatch.setattr(pool_bound, "release_memory", lambda: cleared.append(allocated[0] // MEGABYTE))
+    monkeypatch.setattr(library, "release_memory", lambda: cleared.append(allocated[0] // MEGABYTE))
     bound = PoolBound()
     bound._read = lambda: allocated[0]
     for size in range(6):

@@ -22,7 +22,7 @@ from compiler.searching.eager import computed
 from compiler.searching.knobs import largest, smallest
 from compiler.searching.precision import Precisions
 from compiler.searching.settings import Space
-from compiler.searching.subnet import SubNetwork
+from compiler.searching.supernet import SubNetwork
 from compiler.searching.torch_net import TorchNet
 from tests.compiler.searching.nets import tiny
 

@@ -10,8 +10,7 @@ import pytest
 
 from compiler.errors import OptionError
 from compiler.serving.app.completion_options import chat_request, completion_request
-from compiler.serving.app.failures import failure
-from compiler.serving.app.http import Call
+from compiler.serving.app.http import Call, failure
 from compiler.serving.app.tensors import read_inputs, wanted_outputs
 from compiler.serving.configuration import server_limits
 from compiler.serving.limits import LimitError, Limits

@@ -23,8 +23,7 @@ from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.ir.stages import Kernel, kernels_of
 from schedules.ir.tir import tvm
-from schedules.stages.rules import GeneralRule
-from schedules.stages.trace import Traces, digest, traced_function
+from schedules.stages.rules import GeneralRule, Traces, digest, traced_function
 from tests.compiler.tuning.kernels import lowered, product_task, target
 
 FILTERS = np.random.default_rng(0).standard_normal((3, 2, 3, 3, 3)).astype("float32")

@@ -14,7 +14,7 @@ from tvm import relax
 
 from schedules.instructions.products.operation import DOT_BF16
 from schedules.ir.tir import tirx, tvm
-from schedules.matmul.pack import pack_words
+from schedules.matmul.packed_operand import pack_words
 from schedules.matmul.words import matmul_words
 from tests.schedules.harness import Array, assembly, executable, normal, presets_with, runnable, scheduled, target_of
 

@@ -12,7 +12,7 @@ from tvm import relax
 
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.grouped import matmul_grouped, pack_words, panel_width
-from schedules.matmul.pack import pack_panels
+from schedules.matmul.packed_operand import pack_panels
 from tests.schedules.harness import AVX512, Array, assembly, executable, normal, runnable, scheduled, target_of
 
 EXTENTS = st.sampled_from([1, 2, 7, 16, 33, 64, 70, 132])

@@ -13,7 +13,7 @@ from tvm import relax
 
 from schedules.instructions.products.operation import DOT_U8S8
 from schedules.ir.tir import tirx, tvm
-from schedules.matmul.pack import pack_words
+from schedules.matmul.packed_operand import pack_words
 from schedules.matmul.words import matmul_words
 from tests.schedules.harness import Array, assembly, executable, presets_with, runnable, scheduled
 from tests.schedules.matmul.test_bf16 import width_of

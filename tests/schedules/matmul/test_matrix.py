@@ -15,7 +15,7 @@ import targets
 from schedules.instructions.products.operation import DOT_S8S8
 from schedules.instructions.products.table import matrix_product
 from schedules.ir.tir import tirx
-from schedules.matmul.pack import pack_words
+from schedules.matmul.packed_operand import pack_words
 from schedules.matmul.words import DEPTH, matmul_matrix, matmul_words
 from targets.cpu.family import CpuTarget
 from tests.compiler.device.disassembly import inner_loops

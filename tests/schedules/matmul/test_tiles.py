@@ -14,7 +14,7 @@ from schedules.instructions.products.operation import DOT_BF16, DOT_F16, DOT_S8S
 from schedules.instructions.products.table import tile_product
 from schedules.instructions.rounding import stored_halves
 from schedules.ir.tir import tirx, tvm
-from schedules.matmul.pack import pack_words
+from schedules.matmul.packed_operand import pack_words
 from schedules.matmul.words import matmul_words
 from tests.schedules.harness import Array, assembly, normal, run, scheduled, target_of
 from tests.schedules.matmul.test_int8 import integers

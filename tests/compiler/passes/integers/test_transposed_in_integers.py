@@ -15,7 +15,7 @@ from tvm.ir import IRModule
 import compiler
 from compiler.compression.quantization.affine import Affine, QuantizedWeight
 from compiler.compression.quantization.insertion import dequantized_weight
-from compiler.passes.rewriting.convolutions import Interleaved
+from compiler.passes.rewriting.constant_products import Interleaved
 from compiler.passes.rewriting.matching import as_constant
 
 Array = NDArray[Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.passes.rewriting.convolutions import Window
+from compiler.passes.rewriting.constant_products import Window
 
 
 @given(

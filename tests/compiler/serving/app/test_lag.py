@@ -9,8 +9,7 @@ import pytest
 
 from compiler.serving.app.http import Lag
 from compiler.serving.batching.costs import Accuracy
-from compiler.serving.batching.options import BatchOptions
-from compiler.serving.batching.planner import Planner, Waiting
+from compiler.serving.batching.planner import BatchOptions, Planner, Waiting
 
 
 def test_the_longest_wait_is_kept_for_one_to_two_seconds() -> None:

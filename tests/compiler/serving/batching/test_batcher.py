@@ -11,7 +11,7 @@ import pytest
 from compiler.errors import InputError, OptionError, OverloadedError, ServiceUnavailableError
 from compiler.serving.batching.batcher import Batcher
 from compiler.serving.batching.module_service import ModuleService, Runners
-from compiler.serving.batching.options import BatchOptions
+from compiler.serving.batching.planner import BatchOptions
 from compiler.serving.request import Request
 from tests.compiler.serving.building import Watched, module_of, watched
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from compiler.serving.batching.options import BatchOptions
-from compiler.serving.batching.planner import Planner, Waiting
+from compiler.serving.batching.planner import BatchOptions, Planner, Waiting
 
 
 def _planner(waiting: int, *, runners: int, fixed: float, loop: asyncio.AbstractEventLoop) -> Planner:

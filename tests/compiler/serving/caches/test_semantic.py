@@ -22,10 +22,12 @@ from compiler.serving.caches.semantic import SemanticCache, SemanticIndex, token
 from compiler.serving.caches.semantic_calibration import (
     LabelledPair,
     SemanticCalibration,
+    agree,
     calibrate_semantic_cache,
     read_calibration,
+    synonym_table,
+    wording_of,
 )
-from compiler.serving.caches.wording import agree, synonym_table, wording_of
 from compiler.serving.limits import INLINE_TEXT
 from compiler.serving.request import Request
 from tests.compiler.generation.models import byte_tokenizer

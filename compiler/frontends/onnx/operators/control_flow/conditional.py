@@ -11,9 +11,10 @@ from tvm.relax import op as R
 
 from compiler.errors import InvalidModelError
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.control_flow.lifting import Lifted, lift
 from compiler.frontends.onnx.operators.control_flow.structures import (
+    Lifted,
     Structure,
+    lift,
     materialized,
     rebuild,
     require_known,

@@ -13,10 +13,11 @@ from tvm.relax import op as R
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.dtypes import carrier
 from compiler.frontends.onnx.operators.control_flow.conditional import scalar_condition
-from compiler.frontends.onnx.operators.control_flow.lifting import Lifted, lift
 from compiler.frontends.onnx.operators.control_flow.structures import (
+    Lifted,
     Structure,
     Tensor,
+    lift,
     materialized,
     rebuild,
     same_structure,

@@ -17,7 +17,6 @@ from tvm.relax import op as R
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.dtypes import carrier
 from compiler.frontends.onnx.operators.control_flow.conditional import choose, fields, scalar_condition
-from compiler.frontends.onnx.operators.control_flow.lifting import function_body, size_holder
 from compiler.frontends.onnx.operators.control_flow.loop_body import (
     COUNTER,
     Body,
@@ -30,8 +29,10 @@ from compiler.frontends.onnx.operators.control_flow.loop_body import (
 )
 from compiler.frontends.onnx.operators.control_flow.structures import (
     Tensor,
+    function_body,
     materialized,
     rebuild,
+    size_holder,
     structure_of,
     tensors_in,
 )
