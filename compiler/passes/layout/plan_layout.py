@@ -24,6 +24,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
+from compiler.passes.layout import convolution, kernels, pooling, rearrange, transposed  # noqa: F401
 from compiler.passes.layout.kernels import ELEMENTWISE
 from compiler.passes.layout.values import ANCHORS, HANDLERS, NARROW_READERS, Blocked, LayoutBuilder, Value
 from compiler.passes.layout.windows import AverageWindow
