@@ -10,7 +10,7 @@ import pytest
 
 import compiler
 from targets.conformance.models import random_inputs
-from targets.ethos_u import runtime
+from targets.ethos_u import verification
 from targets.ethos_u.partition import _agreed
 from targets.ethos_u.settings import VelaOptions
 from targets.ethos_u.vela import compile_graph
@@ -28,11 +28,11 @@ def test_a_changed_table_is_noticed() -> None:
     _, plan = planned(two_steps())
     (part,) = plan.parts.values()
     program = compile_graph(part.tosa, target_named().accelerator).program
-    assert runtime.agrees(part, program)
+    assert verification.agrees(part, program)
     # The table is among the constants; all of it inverted is not a sigmoid.
     changed = bytes(255 - each for each in program.weights[-256:])
     tables = program.weights.replace(program.weights[-256:], changed)
-    assert not runtime.agrees(part, replace(program, weights=tables))
+    assert not verification.agrees(part, replace(program, weights=tables))
 
 
 def test_what_vela_got_wrong_is_computed_by_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,10 +44,10 @@ def test_what_vela_got_wrong_is_computed_by_the_processor(monkeypatch: pytest.Mo
         return len(part.steps) < 2
 
     monkeypatch.setattr("targets.ethos_u.partition.agrees", judged)
-    monkeypatch.setattr(runtime, "agrees", judged)
+    monkeypatch.setattr(verification, "agrees", judged)
     module = compiler.compile(model, DEFAULT, threads=1, records=False)
     report: Any = module.manifest.target.details["partition"]
-    assert [entry["reason"] for entry in report["refused"]] == [runtime.REASON]
+    assert [entry["reason"] for entry in report["refused"]] == [verification.REASON]
     assert len(report["claimed"]) == 1
     inputs = random_inputs(model)
     (actual,), (expected,) = (each.run(inputs).values() for each in (module, wanted))
@@ -75,8 +75,8 @@ def test_a_segment_is_written_otherwise_before_a_step_is_refused() -> None:
     (segment,) = plan.parts.values()
     accelerator = target_named().accelerator
     compiled = compile_graph(segment.tosa, accelerator)
-    assert not runtime.agrees(segment, compiled.program)  # else nothing is left to avoid
+    assert not verification.agrees(segment, compiled.program)  # else nothing is left to avoid
     agreed = _agreed(segment, compiled, accelerator, VelaOptions())
     assert agreed is not None
     assert agreed[0].steps == segment.steps
-    assert runtime.agrees(agreed[0], agreed[1].program)
+    assert verification.agrees(agreed[0], agreed[1].program)
