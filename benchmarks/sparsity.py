@@ -158,7 +158,7 @@ def _forced(sparse: bool) -> Iterator[None]:
         return sparse_form(weight, rows, machine) or SparseForm(machine.lanes("float32"), groups)
 
     with (
-        mock.patch("compiler.passes.layout.pack_sparse_weights.sparse_form", form),
+        mock.patch("compiler.passes.layout.pack_weights.sparse_form", form),
         mock.patch("schedules.conv.choose.conv_pays", return_value=sparse),
     ):
         yield

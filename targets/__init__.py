@@ -10,13 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from targets.accelerated import AcceleratedTarget
     from targets.errors import LinkError, RegistrationError, TargetError, ToolchainMissing, UnknownTarget
     from targets.registry import get, names
-    from targets.target import Target
+    from targets.target import AcceleratedTarget, Target
 
 _HOME = {
-    "AcceleratedTarget": "targets.accelerated",
+    "AcceleratedTarget": "targets.target",
     "LinkError": "targets.errors",
     "RegistrationError": "targets.errors",
     "Target": "targets.target",

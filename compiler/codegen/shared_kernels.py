@@ -22,7 +22,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm_ffi.structural import WalkResult
 
-from compiler.codegen.plain_kernels import holds_no_blocks
+from compiler.codegen.kernel_lowering import holds_no_blocks
 from schedules.codegen.nest import name_opaque, sequence
 from schedules.ir.expression import constant_int
 from schedules.ir.size_proofs import with_shape

@@ -36,9 +36,7 @@ from compiler.passes.integers.transposed_in_integers import transposed_in_intege
 from compiler.passes.layout.attend_to_states import attend_to_states
 from compiler.passes.layout.fuse_attention import fuse_attention
 from compiler.passes.layout.narrow_operands import narrow_operands
-from compiler.passes.layout.pack_grouped_weights import pack_grouped_weights
-from compiler.passes.layout.pack_matmul_weights import pack_matmul_weights
-from compiler.passes.layout.pack_sparse_weights import pack_sparse_weights
+from compiler.passes.layout.pack_weights import pack_grouped_weights, pack_matmul_weights, pack_sparse_weights
 from compiler.passes.layout.plan_layout import plan_layout
 from compiler.passes.layout.split_dilated import split_dilated
 from compiler.passes.lower.check_parameters_once import check_parameters_once

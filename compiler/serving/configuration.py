@@ -24,13 +24,12 @@ from compiler.serving.batching.module_service import ModuleService, Runners, loa
 from compiler.serving.batching.planner import BatchOptions
 from compiler.serving.caches import embedding, exact, semantic
 from compiler.serving.limits import Limits
-from compiler.serving.observer import Observer
+from compiler.serving.metrics import Observer
 from compiler.serving.parts import Parts
 from compiler.serving.policies import cascade, drift, router
 from compiler.serving.policies.variants import DegradationOptions, Variants, load_variants
 from compiler.serving.service import Service
-from compiler.serving.text.options import GenerationLimits, TextOptions
-from compiler.serving.text.service import TextService, is_language_model
+from compiler.serving.text.service import GenerationLimits, TextOptions, TextService, is_language_model
 from compiler.support.tokenizer_file import read_tokenizer_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

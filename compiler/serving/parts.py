@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.serving.observer import Observer
+from compiler.serving.metrics import Observer
 from compiler.serving.service import Service
 
 

@@ -17,7 +17,7 @@ from typing import Protocol
 from compiler.artifact.variants import VARIANTS_FILE
 from compiler.errors import ModelNotFoundError, ServiceUnavailableError, StorageError, TensorwrightError
 from compiler.serving.configuration import ModelOptions, build_service
-from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.metrics import NO_OBSERVER, Observer
 from compiler.serving.service import Service
 from compiler.serving.text.service import TextService
 from compiler.support.shown import shown

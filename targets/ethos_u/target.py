@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from targets.accelerated import AcceleratedTarget
 from targets.errors import ToolchainMissing
 from targets.ethos_u.accelerators import accelerators
-from targets.target import Target
+from targets.target import AcceleratedTarget, Target
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import IRModule

@@ -71,7 +71,7 @@ def _split(given: _Options) -> None:
     from compiler.cli.progress import Steps
     from compiler.errors import StorageError
     from compiler.inspection.model_inspection import model_inputs
-    from compiler.splitting.costs import bits_per_second, seconds
+    from compiler.splitting.split import bits_per_second, seconds
 
     specs = {each.name: each for each in model_inputs(given.model)} if given.constant else {}
     rate, delay = bits_per_second(given.bandwidth), seconds(given.latency)

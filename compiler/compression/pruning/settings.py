@@ -10,7 +10,7 @@ import targets
 from compiler.compression.pruning.plan import CRITERIA, SCOPES, STRUCTURES, Plan, parse_pattern
 from compiler.compression.report import Measure
 from compiler.errors import OptionError
-from compiler.passes.layout.pack_sparse_weights import pack_sparse_weights
+from compiler.passes.layout.pack_weights import pack_sparse_weights
 from schedules.conv.sparse import CONV_SPARSE
 from schedules.instructions.select_lanes import choices_of
 from schedules.matmul.n_of_m import MATMUL_N_OF_M

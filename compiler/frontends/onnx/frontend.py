@@ -1,21 +1,21 @@
 """`import_onnx`: a model becomes a Relax module.
 
-Pairs of inputs and outputs that are one state: by the names that a caller gives, or by the usual ones.
-
-The model's inputs: which are fixed, which stay, and the shape of each.
+Inputs and outputs that are one state pair by the names that a caller gives, or by the usual ones. Symbolic dimensions
+of states that a model requires to be one number are that number, though some exports declare them as names.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 import tvm
 from tvm import relax, tirx
+from tvm.ir import IRModule
 
 from compiler.errors import (
     CompilationError,
@@ -26,7 +26,14 @@ from compiler.errors import (
     Refusal,
     UnsupportedModelError,
 )
-from compiler.frontends.imported_model import ImportedModel, StateSpec, TensorSpec, selected_outputs
+from compiler.frontends.imported_model import (
+    ImportedModel,
+    IndexRequirement,
+    SizeRequirement,
+    StateSpec,
+    TensorSpec,
+    selected_outputs,
+)
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.builder import Builder
 from compiler.frontends.onnx.context import PoisonedInputError, RefusedError
@@ -37,8 +44,9 @@ from compiler.frontends.onnx.registry import discover
 from compiler.frontends.onnx.structure import declared_size, live_nodes, used_names
 from compiler.frontends.onnx.symbolic import Dim
 from compiler.frontends.onnx.values import Constant, OptionalValue, Runtime, SequenceValue, Value, is_poisoned
-from compiler.frontends.required_sizes import with_required_sizes
 from compiler.passes.canonicalize.spell_sizes import with_spelled_sizes
+from compiler.passes.rewriting.size_variants import symbolic_dimensions
+from compiler.support.formula import parsed, with_names
 from schedules.ir.size_proofs import CONGRUENCES, Congruence
 
 
@@ -463,3 +471,78 @@ def _unknown_name(argument: str, name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, 1)
     suggestion = f"did you mean {near[0]!r}?" if near else f"its inputs are {', '.join(map(repr, names))}"
     return f"{argument}: the model has no input {name!r}; {suggestion}"
+
+
+_ENTRY = "main"
+
+
+def with_required_sizes(model: ImportedModel, inputs: Collection[str]) -> ImportedModel:
+    """The model where those dimensions of some inputs are numbers that it cannot run without."""
+    names = {size for spec in model.inputs if spec.name in inputs for size in spec.shape if isinstance(size, str)}
+    sizes = {name: size for name, size in _required(model.requirements) if name in names}
+    if not sizes:
+        return model
+    main = model.mod[_ENTRY]
+    variables = symbolic_dimensions(main.params)
+    bound = main.bind_symbolic_vars({variables[name]: size for name, size in sizes.items()})
+    functions = {var: bound if var.name_hint == _ENTRY else each for var, each in model.mod.functions_items()}
+    return replace(
+        model,
+        mod=IRModule(functions, attrs=model.mod.attrs, global_infos=model.mod.global_infos),
+        inputs=[_described(spec, sizes) for spec in model.inputs],
+        outputs=[_described(spec, sizes) for spec in model.outputs],
+        requirements=tuple(_sized(each, sizes) for each in model.requirements if not _is_met(each, sizes)),
+        indices=tuple(_sized_index(each, sizes) for each in model.indices),
+    )
+
+
+def _required(requirements: Collection[SizeRequirement]) -> Iterator[tuple[str, int]]:
+    """Dimensions that must equal a number, and the number."""
+    for each in requirements:
+        if each.relation == "equal":
+            for one, other in ((each.left, each.right), (each.right, each.left)):
+                if one in each.symbols and other.isdecimal():
+                    yield each.symbols[one], int(other)
+
+
+def _described(spec: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
+    return replace(spec, shape=tuple(_number(_with_sizes(size, sizes)) for size in spec.shape))
+
+
+def _with_sizes(formula: int | str, sizes: Mapping[str, int]) -> int | str:
+    """A size with numbers for the names that have one."""
+    if isinstance(formula, int):
+        return formula
+    return with_names(formula, lambda name: str(sizes.get(name, name)))
+
+
+def _number(size: int | str) -> int | str:
+    return size if isinstance(size, int) or parsed(size).names else parsed(size).value({})
+
+
+def _own(symbols: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The numbers by the names that a formula has for the dimensions."""
+    return {name: sizes[dimension] for name, dimension in symbols.items() if dimension in sizes}
+
+
+def _left(symbols: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, str]:
+    return {name: dimension for name, dimension in symbols.items() if dimension not in sizes}
+
+
+def _is_met(requirement: SizeRequirement, sizes: Mapping[str, int]) -> bool:
+    """True if it is what a size is known from."""
+    return all(dimension in sizes for dimension in requirement.symbols.values()) and bool(
+        list(_required([requirement]))
+    )
+
+
+def _sized(requirement: SizeRequirement, sizes: Mapping[str, int]) -> SizeRequirement:
+    own = _own(requirement.symbols, sizes)
+    left, right = (str(_with_sizes(each, own)) for each in (requirement.left, requirement.right))
+    return replace(requirement, left=left, right=right, symbols=_left(requirement.symbols, sizes))
+
+
+def _sized_index(index: IndexRequirement, sizes: Mapping[str, int]) -> IndexRequirement:
+    own = _own(index.symbols, sizes)
+    least = None if index.least is None else str(_with_sizes(index.least, own))
+    return replace(index, size=str(_with_sizes(index.size, own)), least=least, symbols=_left(index.symbols, sizes))

@@ -10,7 +10,7 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 from compiler.errors import Refusal, UnsupportedModelError
-from compiler.frontends.torch.node_names import shown_name
+from compiler.frontends.torch.requirements import shown_name
 
 if TYPE_CHECKING:
     import torch

@@ -30,11 +30,10 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.torch.capture import exported_program, quiet
 from compiler.frontends.torch.decomposition import decomposed, without_projections
-from compiler.frontends.torch.dimension_ranges import congruences
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
 from compiler.frontends.torch.exporter_patches import exact_constants, exporter_caches
 from compiler.frontends.torch.fixed_sizes import OpenSizes
-from compiler.frontends.torch.requirements import ProgramRequirements
+from compiler.frontends.torch.requirements import ProgramRequirements, congruences
 from compiler.frontends.torch.results import complex_notes, result_names
 from compiler.frontends.torch.states import model_with_states, name_states, output_name, with_states
 from compiler.frontends.torch.translations import translations

@@ -15,7 +15,7 @@ from compiler.driver.compile import compile
 from compiler.errors import InputError, InvalidModelError
 from compiler.frontends.torch.capture import exported_program, quiet
 from compiler.frontends.torch.exported_program import read_program
-from compiler.frontends.torch.node_names import shown_name
+from compiler.frontends.torch.requirements import shown_name
 
 Array = np.ndarray
 

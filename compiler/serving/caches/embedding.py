@@ -12,7 +12,7 @@ import numpy as np
 from compiler.errors import OptionError
 from compiler.serving.caches.digests import row_digests
 from compiler.serving.caches.memory import Answer, Clock, MemoryStore
-from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.metrics import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.rows import check_batched, row_count, with_rows

@@ -29,7 +29,7 @@ from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import ServingError, StorageError
 from compiler.serving.caches.digests import request_digest
 from compiler.serving.caches.memory import Answer, Clock, MemoryStore
-from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.metrics import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
 from compiler.serving.request import Request, Response, Timing
 from compiler.serving.service import Service, Wrapper

@@ -28,7 +28,7 @@ from compiler.serving.caches.semantic_calibration import (
     wording_of,
 )
 from compiler.serving.limits import INLINE_TEXT
-from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.metrics import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.service import Service, Wrapper

@@ -10,7 +10,7 @@ import numpy as np
 
 from compiler.artifact import TensorDescription
 from compiler.errors import OptionError, OverloadedError
-from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.metrics import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
 from compiler.serving.policies.cascade_calibration import CascadeCalibration, read_cascade, score_of
 from compiler.serving.request import Array, Request, Response, Timing

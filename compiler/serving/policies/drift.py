@@ -13,7 +13,7 @@ import numpy as np
 
 from compiler.errors import OptionError, TensorwrightError
 from compiler.serving.caches.digests import request_digest
-from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.metrics import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
 from compiler.serving.request import Array, Request, Response
 from compiler.serving.service import Service, Wrapper, identity_of

@@ -13,7 +13,7 @@ import numpy as np
 
 from compiler.artifact import TensorDescription
 from compiler.errors import InputError, OptionError
-from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.metrics import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
 from compiler.serving.request import Request, Response, Timing
 from compiler.serving.rows import check_batched, check_same_interface, joined, row_count, with_rows

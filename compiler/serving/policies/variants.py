@@ -16,7 +16,7 @@ from compiler.artifact.variants import VariantIndex, read_variants
 from compiler.errors import ArtifactError, InputError, OptionError, OverloadedError
 from compiler.runtime import Module, load
 from compiler.runtime.identity import module_identity
-from compiler.serving.observer import NO_OBSERVER, Observer
+from compiler.serving.metrics import NO_OBSERVER, Observer
 from compiler.serving.request import Request, Response
 from compiler.serving.rows import check_same_interface
 from compiler.serving.service import Service, identity_of

@@ -16,7 +16,7 @@ from compiler.serving.limits import INLINE_TEXT
 from compiler.serving.request import Array, Request, Response
 from compiler.serving.sandbox.client import Sandbox, State
 from compiler.serving.service import Service
-from compiler.serving.text.options import TextOptions
+from compiler.serving.text.service import TextOptions
 from compiler.support.tokenizer_file import read_tokenizer_file
 
 Tokens: TypeAlias = Sequence[int] | Array

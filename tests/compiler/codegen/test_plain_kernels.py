@@ -12,7 +12,7 @@ from tvm import te, tirx
 from tvm_ffi import structural_equal, structural_walk
 
 import compiler.codegen.kernel_lowering  # noqa: F401  (registers the pipeline)
-from compiler.codegen.plain_kernels import is_plain, with_plain_kernels
+from compiler.codegen.kernel_lowering import is_plain, with_plain_kernels
 from schedules.ir.expression import buffers_loaded
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.machine import Machine

@@ -15,7 +15,7 @@ from tvm import relax, tirx
 import tensorwright
 from compiler.errors import ArtifactError, InputError, OptionError
 from compiler.frontends.imported_model import ImportedModel, PositionSpec, StateSpec
-from compiler.frontends.relax_module import import_relax
+from compiler.frontends.source import import_relax
 from compiler.passes.rewriting.state_writes import write_rows
 from compiler.profiling.workload import as_module, complete_inputs
 from compiler.runtime import Module

@@ -20,9 +20,8 @@ from compiler.errors import AccuracyError, InputError, NothingGainedError, Optio
 from compiler.frontends.source import ImportOptions
 from compiler.serving.configuration import model_options
 from compiler.serving.split_client import SplitClient
-from compiler.splitting.costs import bits_per_second, seconds
 from compiler.splitting.cuts import Cut, Wire, calibrated, find_cuts, halves, wire_dtype
-from compiler.splitting.split import Choice, Error, Measured, Network, _Splitter, best_of
+from compiler.splitting.split import Choice, Error, Measured, Network, _Splitter, best_of, bits_per_second, seconds
 from tests.compiler.serving.server import serving
 
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import tvm
 from tvm import relax
 
 from compiler.passes.context import PassOptions, PipelineContext
-from compiler.passes.layout.pack_matmul_weights import pack_matmul_weights
+from compiler.passes.layout.pack_weights import pack_matmul_weights
 from schedules.machine import Machine
 from tests.compiler.passes.building import UNOPTIMIZED
 

@@ -15,7 +15,7 @@ from compiler.errors import OptionError, OverloadedError, StorageError
 from compiler.serving.caches.digests import request_digest, row_digests
 from compiler.serving.caches.exact import DiskStore, ExactCache, ExactCacheOptions
 from compiler.serving.caches.memory import Answer, MemoryStore
-from compiler.serving.observer import NoObserver
+from compiler.serving.metrics import NoObserver
 from tests.compiler.serving.services import FunctionService, request
 
 

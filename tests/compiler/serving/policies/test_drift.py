@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from compiler.errors import OptionError, OverloadedError
-from compiler.serving.observer import NO_OBSERVER, NoObserver
+from compiler.serving.metrics import NO_OBSERVER, NoObserver
 from compiler.serving.parts import Parts
 from compiler.serving.policies.drift import Drift, DriftOptions, build, drift_of
 from tests.compiler.serving.services import FunctionService, request

@@ -9,7 +9,7 @@ from compiler.artifact import TensorDescription
 from compiler.errors import OptionError
 from compiler.serving.request import Request, Response
 from compiler.serving.text.embedder import ServiceEmbedder
-from compiler.serving.text.options import TextOptions
+from compiler.serving.text.service import TextOptions
 
 TABLE = np.random.default_rng(0).standard_normal((100, 4)).astype(np.float32)
 

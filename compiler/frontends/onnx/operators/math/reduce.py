@@ -194,7 +194,7 @@ def arg_extremum(context: NodeContext) -> relax.Expr:
     """Index of the first (or last, with select_last_index) largest or smallest element, int64; NaN wins.
 
     The extremum is found first, and then the position of an element that equals it: both run in vectors.
-    The Ethos-U knows it by its name and by what it computes (targets/ethos_u/places.py).
+    The Ethos-U knows it by its name and by what it computes (targets/ethos_u/partition.py).
     """
     rank = context.rank(0)
     axis = context.axis(context.attribute("axis", 0), rank)

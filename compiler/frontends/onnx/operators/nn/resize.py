@@ -11,8 +11,14 @@ from tvm import relax, tirx
 from compiler.frontends.onnx.bounds import require_entries
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
-from compiler.frontends.onnx.operators.nn.resize_kernels import resize_nearest, resize_weighted
-from compiler.frontends.onnx.operators.nn.resize_sampling import COORDINATE_MODES, NEAREST_MODES, AxisResize, Sampling
+from compiler.frontends.onnx.operators.nn.resize_kernels import (
+    COORDINATE_MODES,
+    NEAREST_MODES,
+    AxisResize,
+    Sampling,
+    resize_nearest,
+    resize_weighted,
+)
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import TensorValue
