@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from tvm import relax, te, tirx
-from tvm.ir import IRModule
 from tvm.relax import op as R
 from tvm.sym import Analyzer
 
@@ -109,7 +108,7 @@ class _Growing(Generic[Model]):
         rows = self._rows if isinstance(self._rows, int) else str(self._rows.name)
         return replace(
             model,
-            mod=self._module(),
+            mod=with_rewritten_main(self._model.mod, self._function, "the module with a capacity"),
             inputs=inputs,
             outputs=outputs,
             states=tuple(replace(state, grows=False) if state.grows else state for state in model.states),
@@ -148,9 +147,6 @@ class _Growing(Generic[Model]):
         )
 
     # The Relax function.
-
-    def _module(self) -> IRModule:
-        return with_rewritten_main(self._model.mod, self._function, "the module with a capacity")
 
     def _function(self, builder: BlockBuilder) -> Function:
         params = list(self._main.params)

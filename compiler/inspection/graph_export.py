@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +21,7 @@ import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without to
 from tvm import relax, tirx
 from tvm.ir import GenericConst, GlobalVar
 
+import targets
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.driver.compile import find_target
 from compiler.errors import StorageError
@@ -32,12 +33,9 @@ from compiler.passes.rewriting.node_tracker import NodeTracker
 from compiler.profiling.attribution import kind_of, layer_label, names_of, operators_of
 from compiler.support.options import Constants, Shapes
 from schedules.ir.stages import Kernel
+from schedules.ir.tvm_types import Expr, IRModule, SeqExpr, Var
 from schedules.selection.apply import matching_rule
 from schedules.selection.registry import rules
-
-if TYPE_CHECKING:
-    import targets
-    from schedules.ir.tvm_types import Expr, IRModule, SeqExpr, Var
 
 DOMAIN = "tensorwright"
 _KERNEL_CALLS = ("relax.call_tir", "relax.call_tir_inplace")

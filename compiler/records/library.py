@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import targets
 from compiler.errors import StorageError
 from compiler.records.folders import shipped_folder, user_folder
 from compiler.records.identity import file_name, fingerprint, target_description
@@ -22,14 +22,11 @@ from compiler.records.record_set import (
 from compiler.records.records import ChosenKernel, Loaded, ModelLine, Record, read
 from schedules.config import Config
 from schedules.gpu import gpu_rules
+from schedules.rule import AnyRule, Workload
 from schedules.selection.alternatives import Alternative
 from schedules.selection.apply import record_key
 from schedules.selection.registry import rules
 from targets.measure import TIMED, Measure, Setting
-
-if TYPE_CHECKING:
-    import targets
-    from schedules.rule import AnyRule, Workload
 
 NETWORK_RULE, NETWORK_VERSION = "network", 1
 """Rule and version in records of a whole network's settings, which no schedule rule has."""

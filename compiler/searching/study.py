@@ -102,7 +102,7 @@ class Study:
 
     def record(self, config: Config, evaluate: Callable[[], Candidate]) -> Candidate:
         """Evaluate a config as a trial; where that fails, the trial has failed and the error goes on."""
-        self._study.enqueue_trial(self._params(config))
+        self._study.enqueue_trial({knob.name: knob.options.index(config[knob.name]) for knob in self._knobs})
         return self.finish(self._asked(), evaluate)
 
     def proposals(self, count: int) -> list[tuple[Any, dict[str, Option]]]:
@@ -152,9 +152,6 @@ class Study:
             if self._sampler == "tpe":
                 return samplers.TPESampler(seed=seed, multivariate=True)
             return samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
-
-    def _params(self, config: Config) -> dict[str, int]:
-        return {knob.name: knob.options.index(config[knob.name]) for knob in self._knobs}
 
     def _distributions(self) -> dict[str, Any]:
         distributions = self._optuna.distributions

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median, stdev
 from types import TracebackType
-from typing import TYPE_CHECKING
 
+import targets
 from compiler.artifact import write_artifact
 from compiler.driver.build import packed
 from compiler.errors import UserError
@@ -34,10 +34,6 @@ from schedules.config import Config
 from schedules.rule import AnyRule, Workload
 from schedules.selection.alternatives import Alternative
 from schedules.selection.apply import record_key
-
-if TYPE_CHECKING:
-    import targets
-
 
 PAIRS = 6
 LEAST_PAIRS = 4  # when time runs out

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
+import targets
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.artifact.entries import EXPAND_ENTRY
 from compiler.passes.context import PassOptions, PipelineContext
@@ -28,15 +29,11 @@ from compiler.support.operation_count import count_operations
 from compiler.tuning.measuring.messages import Argument, KernelTask
 from schedules.config import Config, ConfigSpace
 from schedules.ir.stages import Kernel, dtype_of, kernels_of, shape_of
+from schedules.ir.tvm_types import Expr, Function
 from schedules.rule import AnyRule, Workload
 from schedules.selection.alternatives import Alternative, Choice
 from schedules.selection.apply import matching_rule, record_key
 from schedules.selection.registry import rules
-
-if TYPE_CHECKING:
-    import targets
-    from schedules.ir.tvm_types import Expr, Function
-
 
 # Workspaces are what schedules make of intermediate results.
 _WITHOUT_SCHEDULES = {"instead-of:apply-schedules": None, "instead-of:lift-workspaces": None}

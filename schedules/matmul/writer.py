@@ -430,7 +430,7 @@ class MatmulWriter(TileWriter):
         batch = [axis.extent for axis in form.batch]
         sizes = (*batch, panels, self._rows_count, form.columns)
         if not all(isinstance(each, int) for each in sizes):
-            return self._cut_at_run_time(tiles, [panels, *batch])
+            return self._named_cut(row_chunks_at_run_time(tiles, [panels, *batch], self.machine.cores))
         depth = form.depth.extent if isinstance(form.depth.extent, int) else _TYPICAL_DEPTH
         vectors = -(-self.panel // self.lanes)
         operands = [
@@ -455,9 +455,6 @@ class MatmulWriter(TileWriter):
             self.machine,
             rows_first=self.rows_first,
         )
-
-    def _cut_at_run_time(self, tiles: Expr, others: Sequence[Index]) -> ProductCut:
-        return self._named_cut(row_chunks_at_run_time(tiles, others, self.machine.cores))
 
     def _named_cut(self, found: tuple[Index, Index]) -> ProductCut:
         return ProductCut(self._named("chunks", found[0]), self._named("chunk_tiles", found[1]))

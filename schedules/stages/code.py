@@ -244,14 +244,11 @@ class _Reduction:
             )
 
         def result(values: Sequence[Expr]) -> Stmt:
-            place = self._values(values)
+            place = {loop.var: value for loop, value in zip(self.nest.spatial, values, strict=True)}
             return substitute(self._along(reduction, axis, place), place)
 
         extents = extents_of(self.nest.spatial)
         return parallel_grid(extents, result, self.machine, parallel=plan.threads, cycles=plan.cycles)
-
-    def _values(self, values: Sequence[Expr]) -> dict[Var, Expr]:
-        return {loop.var: value for loop, value in zip(self.nest.spatial, values, strict=True)}
 
     def _across(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
         """`count` neighbouring results, each lane summing its own."""

@@ -41,7 +41,7 @@ class OnnxSide:
         self._source, self._options, self.reference = source, options, reference
         self._proto = load_model(source).proto
         self._module = compile(source, **options)
-        self.model = _name(source, self._proto)
+        self.model = Path(source).name if isinstance(source, str | os.PathLike) else self._proto.graph.name or "model"
         given = {name: np.asarray(value) if not isinstance(value, str) else value for name, value in inputs.items()}
         self.example: dict[str, Array] = complete_inputs(self._module, given, sizes)
         constants = options.get("constants") or {}
@@ -133,7 +133,3 @@ def _with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
     del copy.graph.output[:]
     copy.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in names)
     return copy
-
-
-def _name(source: object, proto: onnx.ModelProto) -> str:
-    return Path(source).name if isinstance(source, str | os.PathLike) else proto.graph.name or "model"

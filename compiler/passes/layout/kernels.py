@@ -94,13 +94,9 @@ def _elementwise_stage(function: PrimFunc) -> Stage | None:
     if not stage.store.buffer.same_as(output) or len(stage.writes) != 1:
         return None
     places = list(stage.store.indices)
-    if not all(_is_axis(stage, index) or constant_int(index) == 0 for index in places):
+    if not all(any(axis.var.same_as(index) for axis in stage.axes) or constant_int(index) == 0 for index in places):
         return None
     return stage if all(_at_own_place(load, places) for load in stage.loads) else None
-
-
-def _is_axis(stage: Stage, index: Expr) -> bool:
-    return any(axis.var.same_as(index) for axis in stage.axes)
 
 
 def _at_own_place(load: Expr, places: list[Expr]) -> bool:

@@ -19,7 +19,7 @@ the function allocated, with that very shape.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tvm import relax, tirx
 from tvm.ir import Call, IRModule, StringImm
@@ -265,12 +265,8 @@ def _kept(bindings: list[Binding], result: Expr) -> list[Binding]:
     needed = [binding for binding in bindings if not _is_known(binding.value, values)]
     if len(needed) == len(bindings):
         return bindings
-    read = _read(needed, result)
+    read = {leaf for binding in needed for leaf in leaves(binding.value)} | set(leaves(result))
     return [binding for binding in needed if not isinstance(binding.value, relax.TupleGetItem) or binding.var in read]
-
-
-def _read(bindings: Iterable[Binding], result: Expr) -> set[Expr]:
-    return {leaf for binding in bindings for leaf in leaves(binding.value)} | set(leaves(result))
 
 
 def _is_known(value: Expr, values: dict[Var, Expr]) -> bool:

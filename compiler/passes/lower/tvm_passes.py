@@ -6,16 +6,13 @@ The order is that of `tvm.relax.backend.cpu_generic.pipeline`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import GraphPass, graph_pass
-
-if TYPE_CHECKING:
-    import tvm
 
 
 def _tvm_pass(name: str, summary: str, make: Callable[[], tvm.transform.Pass], *, required: bool = True) -> GraphPass:

@@ -53,13 +53,9 @@ def lift_constants(mod: IRModule, pool: ConstantPool, last: Sequence[int] = ()) 
     needs = _needs(functions, _used_as_values(functions), pool)
     if not any(needs.values()):
         return mod, []
-    entry = _entry(functions)
+    entry = next(var for var in functions if var.name_hint == ENTRY)
     needs[entry] = [*(index for index in needs[entry] if index not in last), *last]
     return _rewrite(mod, functions, needs, pool), needs[entry]
-
-
-def _entry(functions: dict[GlobalVar, Function]) -> GlobalVar:
-    return next(var for var in functions if var.name_hint == ENTRY)
 
 
 def _used_as_values(functions: dict[GlobalVar, Function]) -> set[str]:

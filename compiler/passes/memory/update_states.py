@@ -174,7 +174,7 @@ class _Update:
 
     def _is_read_before(self, old: Expr, write: _Write) -> bool:
         """True if nothing reads an old value when, or after, the next one is written over it."""
-        if self._is_result(old):
+        if any(old in self._roots.of(each) for each in self._results):
             return False
         late = [time for time in self._roots.reads(old) if time >= write.time]
         if not late:
@@ -188,9 +188,6 @@ class _Update:
         allowed = [int(index) for index in (write.kernel.attrs or {}).get(IN_PLACE, ())]
         exact = all(self._roots.exact(arguments[index]).same_as(old) for index in reading)
         return exact and set(reading) <= set(allowed)
-
-    def _is_result(self, value: Expr) -> bool:
-        return any(value in self._roots.of(each) for each in self._results)
 
     def _write_to(self, state: Expr, write: _Write) -> None:
         """The kernel writes to the state in place of an allocation."""

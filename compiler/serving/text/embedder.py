@@ -132,12 +132,9 @@ class ServiceEmbedder:
 
     async def _vector(self, text: Tokens, length: int, request: Request) -> tuple[Array, Response]:
         """The vector of a text. The outputs that it comes from, a vector of each token, are not kept."""
-        inputs = self._inputs(text, length)
+        inputs = {each.name: self._input(each, text, length) for each in self._service.inputs}
         response = await self._service.infer(request._replace(inputs=inputs, outputs=(self._output,)))
         return self._pooled(response.outputs[self._output], len(text)), response._replace(outputs={})
-
-    def _inputs(self, tokens: Tokens, length: int) -> dict[str, Array]:
-        return {each.name: self._input(each, tokens, length) for each in self._service.inputs}
 
     def _input(self, tensor: TensorDescription, tokens: Tokens, length: int) -> Array:
         row = np.zeros((1, length), np.int64)

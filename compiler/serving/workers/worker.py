@@ -145,7 +145,7 @@ class _Worker:
             await app.start()
             gc.collect()
             gc.freeze()  # what lives as long as the server: collections amid a request do not look through it
-            server = Server(app, self._http(), talking.ready)
+            server = Server(app, options_from(HttpOptions, self.options.http, "http"), talking.ready)
         except TensorwrightError as error:
             await talking.failed(error)
             return error.exit_code
@@ -183,9 +183,6 @@ class _Worker:
         listed += [model_options(each, f"model {each.get('name')!r}") for each in options.models]
         cores = max(1, usable_cores() // options.workers)
         return [replace(each, cores=cores) if each.cores is None else each for each in check_models(listed)]
-
-    def _http(self) -> HttpOptions:
-        return options_from(HttpOptions, self.options.http, "http")
 
 
 def _read_options(sock: socket.socket) -> WorkerOptions:

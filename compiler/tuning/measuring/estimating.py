@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import targets
 from compiler.support.interrupts import uninterrupted
 from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, first_done
 from compiler.tuning.measuring.messages import BuildRequest, Effort, Estimated, KernelTask, Outcome, WorkerSetup
 from compiler.tuning.measuring.pool import Emit, Trial
 from targets.measure import Measurer
-
-if TYPE_CHECKING:
-    import targets
 
 ESTIMATE_LIMIT = 600.0
 """Seconds of processor time, or without any use of it, after which a candidate is given up."""

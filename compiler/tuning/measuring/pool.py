@@ -9,8 +9,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+import targets
 from compiler.device.credentials import Credentials
 from compiler.errors import DeviceError, UserError
 from compiler.records.record_set import MIN_GAIN, MIN_GAIN_OF_ALTERNATIVES
@@ -37,9 +38,6 @@ from compiler.tuning.measuring.messages import (
 from compiler.tuning.measuring.runners import is_reachable
 from schedules.config import Config
 from targets.measure import TIMED, Measure
-
-if TYPE_CHECKING:
-    import targets
 
 BUILD_MODULE = "compiler.tuning.measuring.build_worker"
 MEASURE_MODULE = "compiler.tuning.measuring.measure_worker"

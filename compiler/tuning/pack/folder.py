@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
 
@@ -39,13 +39,10 @@ from schedules.config import Config
 from schedules.errors import ScheduleError
 from schedules.gpu.product_rule import TiledProductRule
 from schedules.ir.stages import Kernel, dtype_of, shape_of
+from schedules.ir.tvm_types import PrimFunc
 from schedules.selection.apply import apply_rule
 from targets import TargetError
 from targets.cuda.target import CudaTarget
-
-if TYPE_CHECKING:
-    import targets
-    from schedules.ir.tvm_types import PrimFunc
 
 CANDIDATES = 12
 """Candidates of a task when the caller sets no limit."""

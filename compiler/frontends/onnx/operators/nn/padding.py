@@ -54,7 +54,7 @@ def _pad(context: NodeContext, axes: list[int], pads: Sequence[Dim], value: rela
         if isinstance(grown, int) and grown < 0:
             context.invalid(f"its pads leave a negative size at axis {axis}")
         sizes.append(grown)
-    if mode == "constant" and _is_plain(pads):
+    if mode == "constant" and all(isinstance(pad, int) and pad >= 0 for pad in pads):
         widths = [w for axis in range(len(shape)) for w in (before.get(axis, 0), after.get(axis, 0))]
         known = context.known(2) if context.opset >= 11 and context.has_input(2) else None
         fixed = 0 if context.opset >= 11 and not context.has_input(2) else None
@@ -91,10 +91,6 @@ def _cropped(context: NodeContext, before: dict[int, int], after: dict[int, int]
     begins = [max(-before[axis], 0) for axis in cuts]
     ends = [context.arithmetic.add(context.shape(0)[axis], min(after[axis], 0)) for axis in cuts]
     return context.emit(R.strided_slice(context.input(0), cuts, begins, [expression(end) for end in ends]))
-
-
-def _is_plain(pads: Sequence[Dim]) -> bool:
-    return all(isinstance(pad, int) and pad >= 0 for pad in pads)
 
 
 def _pad_kernel(
