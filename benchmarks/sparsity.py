@@ -27,8 +27,7 @@ import compiler
 import targets
 from compiler.compression.pruning.plan import masks, parse_pattern
 from compiler.profiling.timing import run_seconds
-from schedules.matmul.n_of_m import Groups, most_kept
-from schedules.matmul.sparse import SparseForm, sparse_form
+from schedules.matmul.sparse import Groups, SparseForm, most_kept, sparse_form
 
 Array = np.ndarray
 # (rows, depth, columns)

@@ -27,8 +27,7 @@ from compiler.profiling.attribution import kind_of
 from compiler.support.compilation import one_at_a_time
 from compiler.support.operation_count import OperationCount, count_kernels
 from schedules.attention.cache.rule import CacheWorkload, cache_cycles, sizes_of, tiles_of
-from schedules.attention.int8 import AttentionInt8
-from schedules.attention.rule import Attention, AttentionWorkload, cycles_in_tiles
+from schedules.attention.rule import Attention, AttentionInt8, AttentionWorkload, cycles_in_tiles
 from schedules.conv.dot import CONV_DOT, CONV_TILES
 from schedules.conv.workload import DotWorkload, TilesWorkload
 from schedules.instructions.products.operation import DOT_BF16, Product

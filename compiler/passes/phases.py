@@ -28,11 +28,10 @@ from compiler.passes.fuse.fuse_kernels import fuse_kernels, group_operators
 from compiler.passes.fuse.kernel_sizes import gather_sizes, separate_sizes, specialize_sizes
 from compiler.passes.fuse.legalizations import legalize_operators
 from compiler.passes.fuse.lower_reshapes import lower_reshapes
-from compiler.passes.integers.compute_in_integers import compute_in_integers
+from compiler.passes.integers.compute_in_integers import compute_in_integers, transposed_in_integers
 from compiler.passes.integers.compute_with_int16 import compute_with_int16
 from compiler.passes.integers.keep_weights_narrow import keep_weights_narrow
 from compiler.passes.integers.sign_integers import center_weights, sign_integers
-from compiler.passes.integers.transposed_in_integers import transposed_in_integers
 from compiler.passes.layout.attend_to_states import attend_to_states
 from compiler.passes.layout.fuse_attention import fuse_attention
 from compiler.passes.layout.narrow_operands import narrow_operands

@@ -12,8 +12,7 @@ from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import IncompatibleArtifactError
 from compiler.runtime.executor import Arrays, Inputs, check_machine
 from compiler.runtime.inputs import InputBinder
-from compiler.runtime.outputs import written
-from compiler.runtime.tensors import InputMemory, aligned_copy, array_over, tensor_over
+from compiler.runtime.tensors import InputMemory, aligned_copy, array_over, tensor_over, written
 
 Array = np.ndarray
 

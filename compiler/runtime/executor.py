@@ -27,9 +27,17 @@ from compiler.runtime.library import (
     prepared_main,
     release_memory,
 )
-from compiler.runtime.outputs import KeptResults, OutputReader, written
 from compiler.runtime.parameter_store import PARAMETERS
-from compiler.runtime.tensors import InputMemory, aligned_copy, array_over, is_usable, tensor_over
+from compiler.runtime.tensors import (
+    InputMemory,
+    KeptResults,
+    OutputReader,
+    aligned_copy,
+    array_over,
+    is_usable,
+    tensor_over,
+    written,
+)
 from compiler.runtime.threads import in_force, run_with
 from compiler.runtime.tvm_runtime import runtime_version
 from targets import cpuinfo

@@ -18,9 +18,9 @@ from compiler.errors import ArtifactError, InputError, OptionError, Verification
 from compiler.reports.formatting import plural
 from compiler.runtime.device import Device
 from compiler.runtime.executor import Executor, LocalExecutor, check_machine
-from compiler.runtime.outputs import check_out, compare
 from compiler.runtime.prediction import Given, Prediction, Ranking, predict, rank
 from compiler.runtime.session import Session
+from compiler.runtime.tensors import check_out, compare
 from compiler.runtime.threads import runners_of, threads_here
 from compiler.support.interrupts import interruptible
 from compiler.support.notebook import facts_html, shortened

@@ -1,22 +1,22 @@
 """Converts between numpy, DLPack and TVM tensors, without a copy where generated code can use the memory in place.
 
 Generated code assumes contiguous tensors aligned to 64 bytes (its vectors are that long, and it uses aligned loads).
-Nothing checks this at run time, so all inputs are checked or copied here.
-
-Aligned staging memory for inputs, which runs copy small arrays into.
+Nothing checks this at run time, so all inputs are checked or copied here, small arrays into aligned staging memory.
+The caller owns results, which are compared with stored reference outputs.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compiler.artifact.dtypes import ElementType
-from compiler.errors import InputError
+from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, from_carried
+from compiler.artifact.manifest import ReferenceTolerance, TensorDescription
+from compiler.errors import InputError, InternalError, VerificationError, type_text
 from compiler.runtime.tvm_runtime import global_function, tvm_ffi
 
 if TYPE_CHECKING:
@@ -257,3 +257,228 @@ def range_of(tensor: RuntimeTensor, itemsize: int) -> tuple[int, int]:
     """Address range of a tensor: its first address, and the one after the last."""
     start = tensor.data_ptr()
     return start, start + tensor.numel() * itemsize
+
+
+_TENSOR = tvm_ffi.Tensor
+_from_dlpack = np.from_dlpack
+
+
+def check_out(out: Any, outputs: Sequence[TensorDescription]) -> Mapping[str, Array]:
+    """Check the arrays that results are to be written to, except for symbolic dimensions; return them by name.
+
+    Args:
+        out: arrays by name, for any of the outputs; or a sequence with one array per output.
+
+    Raises:
+        InputError: a name is unknown, or an array has the wrong type or shape or is read-only.
+    """
+    if not isinstance(out, Mapping):
+        if isinstance(out, np.ndarray) or not isinstance(out, Sequence) or len(out) != len(outputs):
+            raise InputError("out must be a dict of arrays by name, or a sequence with one array per output")
+        out = dict(zip((each.name for each in outputs), out, strict=True))
+    described = {each.name: each for each in outputs}
+    for name, array in out.items():
+        if name not in described:
+            raise InputError(f"out: no output is named {name!r}", f"the module gives {', '.join(described)}")
+        _check_array(array, described[name])
+    return out
+
+
+def _check_array(array: object, output: TensorDescription) -> None:
+    if type(array) is not np.ndarray or not array.flags.writeable:
+        what = "a read-only array" if isinstance(array, np.ndarray) else f"{type_text(array)}"
+        raise InputError(f"out: {output.name!r} is {what}, but must be a writable numpy array")
+    if array.dtype != ELEMENT_TYPES[output.dtype].numpy:
+        raise InputError(f"out: {output.name!r} has element type {array.dtype}; the module gives {output}")
+    fits = array.ndim == len(output.shape) and all(
+        isinstance(wanted, str) or size == wanted for size, wanted in zip(array.shape, output.shape, strict=True)
+    )
+    if not fits:
+        raise InputError(f"out: {output.name!r} has shape {list(array.shape)}; the module gives {output}")
+
+
+def written(results: dict[str, Any], out: Mapping[str, Array]) -> dict[str, Any]:
+    """The results of a run, those in `out` copied there. Raises InputError, before any is, where a shape differs."""
+    for name, array in out.items():
+        if array.shape != results[name].shape:
+            shapes = f"shape {list(array.shape)}, and the result has {list(results[name].shape)}"
+            raise InputError(f"out: {name!r} has {shapes}")
+    for name, array in out.items():
+        array[...] = results[name]
+        results[name] = array
+    return results
+
+
+class KeptResults:
+    """Result buffers that each run reuses; callers receive copies."""
+
+    __slots__ = ("_arrays", "_elements", "_results")
+
+    def __init__(self, results: Any, arrays: Sequence[tuple[str, Array, ElementType]]) -> None:
+        """`results`: TVM's array of tensors, whose memory lives as long as this; `arrays`: by name over that memory."""
+        self._results = results
+        self._arrays = [(name, array) for name, array, _ in arrays]
+        self._elements = {name: element for name, _, element in arrays}
+
+    def copies(self, as_numpy: bool) -> dict[str, Any]:
+        """The results of the last run by name, as arrays or DLPack tensors."""
+        if as_numpy:
+            return {name: array.copy() for name, array in self._arrays}
+        elements = self._elements
+        return {name: tensor_over(aligned_copy(array, elements[name]), elements[name]) for name, array in self._arrays}
+
+
+class OutputReader:
+    """Gives out a run's results under their names; one for a module, used by all of its threads."""
+
+    def __init__(
+        self,
+        outputs: Sequence[TensorDescription],
+        parameters: Iterable[Array],
+    ) -> None:
+        self.names = tuple(output.name for output in outputs)
+        self._elements = tuple(ELEMENT_TYPES[output.carrier or output.dtype] for output in outputs)
+        self._carried = {output.name: ELEMENT_TYPES[output.dtype] for output in outputs if output.carrier is not None}
+        fast = (element.carrier is element.numpy and not MARKED_READ_ONLY for element in self._elements)
+        self._named = tuple(zip(range(len(outputs)), self.names, self._elements, fast, strict=True))
+        self.can_keep = bool(outputs) and not self._carried and all(each[3] for each in self._named)
+        self._parameters = MemoryRanges(range_of_array(each) for each in parameters)
+        self._rest = frozenset[str](), self._named
+        self._counted = False
+        self._checked = set[int]()  # outputs whose element types were compared; code gives the same ones each time
+        # Half the time of indexing TVM's array from Python.
+        self._size = global_function("ffi.ArraySize")
+        self._item = global_function("ffi.ArrayGetItem")
+
+    def _but(self, without: frozenset[str]) -> tuple[tuple[int, str, ElementType, bool], ...]:
+        """The outputs but for these, of which a module's sessions have the same in each run."""
+        left_out, rest = self._rest
+        if left_out is not without and left_out != without:
+            rest = tuple(each for each in self._named if each[1] not in without)
+            self._rest = without, rest
+        return rest
+
+    def read(
+        self,
+        results: Sequence[RuntimeTensor],
+        inputs: Sequence[tuple[int, int]],
+        as_numpy: bool,
+        without: frozenset[str] = frozenset(),
+        states: MemoryRanges = NO_MEMORY,
+    ) -> dict[str, Any]:
+        """The results by output name.
+
+        A model may return an input, a parameter, or the same tensor twice. TVM then returns the same memory, which is
+        copied for the caller.
+
+        Args:
+            results: TVM's array of tensors.
+            inputs: address ranges (begin, end) of the input tensors.
+            without: names of outputs to leave out.
+            states: address ranges of a session's states.
+
+        Raises:
+            InternalError: the results do not match the manifest.
+        """
+        if not self._counted:
+            self._check(results)
+        # Few calls and no helpers: reading is a third of a small model's time.
+        named = {}
+        given: list[int] = []
+        item, low, high = self._item, self._parameters.low, self._parameters.high
+        for index, name, element, fast in self._but(without) if without else self._named:
+            tensor = item(results, index)
+            if not isinstance(tensor, _TENSOR):
+                raise InternalError(f"output {name!r} of the module is {type_text(tensor)}, not a tensor")
+            array = None
+            if as_numpy:
+                try:
+                    array = _from_dlpack(tensor) if fast else array_over(tensor, element)
+                except ValueError:
+                    array = array_over(tensor, element)  # which says why
+            # Comparing numpy's types takes a tenth of the time that comparing with TVM's does.
+            if index not in self._checked and (array is None or array.dtype is not element.numpy):
+                _check_dtype(name, tensor, element)
+                self._checked.add(index)
+            address = tensor.data_ptr()
+            taken = address in given or (low <= address < high and address in self._parameters) or address in states
+            for start, end in inputs:
+                if start <= address < end or address == start:
+                    taken = True
+            if taken:
+                array = aligned_copy(array_over(tensor, element), element)
+                tensor = tensor_over(array, element)
+            given.append(address)
+            named[name] = array if as_numpy else tensor
+        for name, element in self._carried.items():
+            if name in without:
+                continue
+            named[name] = _decarried(named[name], element)
+        return named
+
+    def kept(self, results: Sequence[RuntimeTensor]) -> KeptResults:
+        """Results that later runs write to again; only where `can_keep`."""
+        arrays = [
+            (name, array_over(self._item(results, index), element), element) for index, name, element, _ in self._named
+        ]
+        return KeptResults(results, arrays)
+
+    def _check(self, results: Sequence[RuntimeTensor]) -> None:
+        try:
+            count = self._size(results)
+        except TypeError as error:
+            raise InternalError(f"the module returned {type_text(results)}, not a tuple") from error
+        if count != len(self.names):
+            raise InternalError(f"the module returned {count} results; its manifest names {len(self.names)}")
+        self._counted = True  # the code of a function gives as many each time
+
+
+def _check_dtype(name: str, tensor: RuntimeTensor, element: ElementType) -> None:
+    if tensor.dtype != element.name:
+        raise InternalError(f"output {name!r} has element type {tensor.dtype}, not {element.name} as announced")
+
+
+def _decarried(value: Any, element: ElementType) -> Any:
+    """An output in its own element type."""
+    if isinstance(value, np.ndarray):
+        return from_carried(value, element)
+    own = from_carried(np.from_dlpack(value), element)
+    return tensor_over(aligned_copy(own, element), element)
+
+
+def compare(
+    actual: Mapping[str, Array], reference: Mapping[str, Array], tolerance: ReferenceTolerance
+) -> dict[str, float]:
+    """The largest absolute difference of each output; NaN equals NaN, and an infinity the same infinity.
+
+    Raises:
+        VerificationError: one differs by more than the tolerance, in shape or in element type.
+    """
+    differences = {}
+    for name, expected in reference.items():
+        got = actual.get(name)
+        if got is None or got.shape != expected.shape or got.dtype != expected.dtype:
+            found = "missing" if got is None else _kind(got)
+            raise VerificationError(f"output {name!r} is {found}; the reference is {_kind(expected)}")
+        left, right = _wide(got), _wide(expected)
+        same = (left == right) | (np.isnan(left) & np.isnan(right))
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = np.where(same, 0.0, np.abs(left - right))
+            allowed = tolerance.absolute + tolerance.relative * np.abs(right)
+        differences[name] = float(difference.max(initial=0.0))
+        wrong = ~(same | (difference <= allowed))
+        if wrong.any():
+            raise VerificationError(
+                f"output {name!r} differs from the reference in {int(wrong.sum())} of {wrong.size} elements, "
+                f"by up to {differences[name]:.3g} (tolerance {tolerance.relative:g} relative, {tolerance.absolute:g})",
+                "this machine computes different results from the one that compiled the module",
+            )
+    return differences
+
+
+def _kind(array: Array) -> str:
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.float64)

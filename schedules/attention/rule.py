@@ -1,4 +1,9 @@
-"""Attention in one kernel, by blocks of queries; `schedules.attention.writer` says how."""
+"""Attention in one kernel, by blocks of queries; `schedules.attention.writer` says how.
+
+Of 8-bit integers, both products are in integers, softmax in float32, and weights rounded to 8 bits in between. Words
+of keys and values are signed bytes, those of rows unsigned ones: `DOT_U8S8` takes them so. What is stored as the other
+kind is moved by 128, and so is its zero point.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +11,43 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
-from schedules.attention.compute import ATTENTION
-from schedules.attention.operands import LEAST_QUERIES, AttentionParts, attention_stages
-from schedules.attention.writer import AttentionWriter, attention_tiles
-from schedules.codegen.nest import build_function
+from schedules.attention.compute import ATTENTION, ATTENTION_INT8
+from schedules.attention.operands import (
+    LEAST_QUERIES,
+    AttentionParts,
+    BatchedMatrix,
+    NarrowRows,
+    Operand,
+    Words,
+    attention_stages,
+)
+from schedules.attention.writer import AttentionWriter, BlockRows, Factor, attention_tiles, put_in
+from schedules.codegen.nest import (
+    build_function,
+    in_vectors,
+    lanes_of,
+    load,
+    parallel_grid,
+    repeat_symbolic,
+    sequence,
+    splat,
+    split_repeat,
+    split_steps,
+    store,
+)
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.estimate import Estimate, tail
 from schedules.instructions.products.amx import BLOCK_ROWS, STEPS
-from schedules.instructions.products.operation import Product
-from schedules.ir.numbers import ceil_div
-from schedules.ir.stages import Kernel, dtype_of
-from schedules.ir.tir import PrimFunc
+from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8, Operation, Product
+from schedules.ir.expression import expression
+from schedules.ir.numbers import QUAD, ceil_div
+from schedules.ir.stages import Axis, Kernel, Stage, dtype_of
+from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, tirx
 from schedules.machine import Machine
 from schedules.matmul.tiling import tile_cost
 from schedules.rule import CpuRule, Priority, Workload
+from schedules.stages.code import stage_code
 
 
 @dataclass(frozen=True)
@@ -115,3 +142,168 @@ class Attention(CpuRule[AttentionWorkload]):
         if self.tiles(workload, machine) is not None:
             return BLOCK_ROWS
         return max(1, (machine.vector_registers - 3) // 2)
+
+
+_ONES = 0x01010101
+
+
+class Quads(Words):
+    """Words of four signed bytes."""
+
+    group: ClassVar[int] = QUAD
+
+    @property
+    def shift(self) -> int:
+        """Offset that makes the bytes signed."""
+        return DOT_S8S8.shift(dtype_of(self.source.buffer))
+
+    @property
+    def _run(self) -> int:
+        return QUAD
+
+    def _filled(self) -> list[Stmt]:
+        leads, (depth, columns) = self.source.leads, self.source.shape[-2:]
+
+        def row(outer: list[Expr], step: Expr, count: int) -> Stmt:
+            def word(column: Expr) -> Stmt:
+                total: Expr = tirx.const(_word(-self.shift, count), "int32")
+                for byte in range(count):
+                    value = tirx.Cast("int32", self.source.load(*outer, step * QUAD + byte, column)) & 0xFF
+                    total = total ^ (value << 8 * byte)
+                return store(self.words, total, *outer, step, column)
+
+            return in_vectors("column", columns, self.lanes, word)
+
+        def matrix(outer: list[Expr]) -> Stmt:
+            return sequence(split_steps("step", depth, QUAD, lambda step, count: row(outer, step, count)))
+
+        return [parallel_grid(leads, matrix, self.machine, parallel=self._threads())]
+
+    def _column(self, rows: Buffer, outer: list[Expr], column: Expr) -> Stmt:
+        def run(first: Index, count: int) -> Stmt:
+            place = self.source.place([*outer, expression(first * QUAD), column])
+            bytes_ = load(self.source.buffer, *place[:-1], lanes_of(place[-1], QUAD * count))
+            words = tirx.reinterpret(f"int32x{count}" if count > 1 else "int32", bytes_)
+            if self.shift:
+                words = words ^ splat(_word(-self.shift), "int32", count)
+            return store(rows, words, column, lanes_of(first, count))
+
+        return split_repeat("run", self.used, self.lanes, run)
+
+    def begins(self, row_zero: int, zero: int) -> tuple[list[Stmt], Buffer | None]:
+        """Start values of sums of (row - row_zero) * (column - zero), (..., columns), and the statements that make
+        them; the terms of rows are `ByteRows.terms`. None where they are 0."""
+        if not row_zero:
+            return [], None
+        leads, (depth, columns) = self.source.leads, self.source.shape[-2:]
+        shape = [expression(size) for size in (*self.source.shape[:-2], columns)]
+        begin = tirx.decl_buffer(shape, "int32", f"{self.source.name}_begin", layout=None)
+
+        def matrix(outer: list[Expr]) -> Stmt:
+            def vector(at: Index, count: int) -> Stmt:
+                place = [*outer, lanes_of(at, count)]
+                held = load(begin, *place)
+                ones = splat(_ONES, "int32", count)
+
+                def add(step: Expr) -> Stmt:
+                    word = load(self.words, *outer, step, lanes_of(at, count))
+                    return store(begin, DOT_U8S8(held, ones, word), *place)
+
+                scaled = held * splat(-row_zero, "int32", count) + splat(depth * row_zero * zero, "int32", count)
+                return sequence(
+                    store(begin, splat(0, "int32", count), *place),
+                    repeat_symbolic("step", self.used, add),
+                    store(begin, scaled, *place),
+                )
+
+            return split_repeat("column", columns, self.lanes, vector)
+
+        return [tirx.AllocBuffer(begin), parallel_grid(leads, matrix, self.machine, parallel=self._threads())], begin
+
+
+def _word(byte: int, count: int = QUAD) -> int:
+    """An int32 of the byte `count` times, zeros above."""
+    return int.from_bytes(bytes([byte] * count), "little", signed=count == QUAD)
+
+
+class ByteRows(NarrowRows):
+    """Rows of unsigned bytes."""
+
+    dtype: ClassVar[str] = "uint8"
+
+    def put(self, i: Index, k: Expr, value: Expr) -> Stmt:
+        """The statement that stores a byte, signed ones moved by 128."""
+        shift = DOT_U8S8.shift(str(value.ty))
+        if shift:
+            value = tirx.Cast("uint8", tirx.Cast("int32", value) + shift)
+        return store(self.buffer, value, i, k)
+
+    def terms(self, zero: int, machine: Machine) -> tuple[list[Stmt], Buffer | None]:
+        """-zero times the sum of each row, int32 (rows), and the statements that make it; None where zero is 0."""
+        if not zero:
+            return [], None
+        name = f"{self.buffer.name}_terms"
+        terms = tirx.decl_buffer([expression(self.rows)], "int32", name, layout=None)
+        i, k = tirx.Var("i", "int64"), tirx.Var("k", "int64")
+        byte = tirx.Cast("int32", load(self.buffer, i, k))
+        stage = Stage(
+            name,
+            (Axis(i, self.rows), Axis(k, self.size, reduce=True)),
+            store(terms, load(terms, i) + byte * tirx.IntImm("int32", -zero), i),
+            store(terms, tirx.IntImm("int32", 0), i),
+        )
+        return [tirx.AllocBuffer(terms), stage_code(stage, machine, parallel=False)], terms
+
+
+_BYTES = ("int8", "uint8")
+
+
+class IntegerAttentionWriter(AttentionWriter):
+    """Writes attention whose operands and weights are bytes; sums are int32."""
+
+    operation: ClassVar[Operation] = DOT_U8S8
+
+    def _prepare(self) -> tuple[list[Stmt], Factor, Factor]:
+        parts = self.parts
+        query_zero, key_zero, weights_zero, value_zero = parts.zeros
+        key, value = (Quads.of(each, self.machine, *self.whole_words) for each in (parts.key, parts.value))
+        assert parts.weights is not None  # a stage rounds them
+        dtypes = dtype_of(parts.query.buffer), dtype_of(parts.weights.body.buffer)
+        self._zeros = query_zero + DOT_U8S8.shift(dtypes[0]), weights_zero + DOT_U8S8.shift(dtypes[1])
+        self._column_zeros = key_zero + key.shift, value_zero + value.shift
+        statements: list[Stmt] = []
+        factors = []
+        for quads, row_zero, zero in zip((key, value), self._zeros, self._column_zeros, strict=True):
+            made, begin = quads.begins(row_zero, zero)
+            statements += [*quads.made(), *made]
+            factors.append(Factor(BatchedMatrix.whole(quads.words), begin))
+        of_keys, of_values = factors
+        return statements, of_keys, of_values
+
+    def _rows_of(self, rows: int, query: Operand, scores: Buffer) -> BlockRows:
+        queries = ByteRows.of("queries", rows, self.depth, *self.whole_rows)
+        weights = ByteRows.of("weights", rows, self.keys, *self.whole_rows)
+
+        of_queries, query_terms = queries.terms(self._column_zeros[0], self.machine)
+        of_weights, weight_terms = weights.terms(self._column_zeros[1], self.machine)
+        made = [*queries.allocated(), queries.filled(query, 4 * self.lanes), *of_queries, *weights.allocated()]
+        terms = of_weights, query_terms, weight_terms, (queries, weights)
+        return BlockRows(made, queries.word, weights.word, put_in(scores), weights.put, *terms)
+
+    @property
+    def in_words(self) -> bool:
+        return True
+
+
+class AttentionInt8(Attention):
+    """Serves the kernels of `attention_compute.attention` between 8-bit integers, of known sizes."""
+
+    name: ClassVar[str] = "attention-int8"
+    version: ClassVar[int] = 1
+
+    kind: ClassVar[str] = ATTENTION_INT8
+    dtypes: ClassVar[tuple[str, ...]] = _BYTES
+    writer: ClassVar[type[AttentionWriter]] = IntegerAttentionWriter
+
+    def estimate(self, workload: AttentionWorkload, config: Config, machine: Machine) -> None:
+        """None: the estimate of float32 products says nothing of these."""

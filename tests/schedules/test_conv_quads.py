@@ -11,7 +11,7 @@ from tvm import relax
 
 import compiler
 import targets
-from compiler.passes.layout.packing import pack_filter_groups
+from compiler.passes.layout.values import pack_filter_groups
 from schedules.conv.dot import conv_dot
 from schedules.conv.workload import QuadsWorkload
 from schedules.instructions.products.table import dot_products

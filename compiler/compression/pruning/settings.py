@@ -13,8 +13,7 @@ from compiler.errors import OptionError
 from compiler.passes.layout.pack_weights import pack_sparse_weights
 from schedules.conv.sparse import CONV_SPARSE
 from schedules.instructions.select_lanes import choices_of
-from schedules.matmul.n_of_m import MATMUL_N_OF_M
-from schedules.matmul.sparse import MATMUL_SPARSE, share_that_pays
+from schedules.matmul.sparse import MATMUL_N_OF_M, MATMUL_SPARSE, share_that_pays
 
 Finetune = Callable[[Any], object]
 Loss = Callable[[Any], Any]

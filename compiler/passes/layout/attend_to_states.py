@@ -19,7 +19,7 @@ from tvm.relax import op as R
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.layout.attention_match import Add, AttentionMatch, AttentionMatcher, Divide, Scale, Step
+from compiler.passes.layout.fuse_attention import Add, AttentionMatch, AttentionMatcher, Divide, Scale, Step
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.dimension_orders import axes_of
 from compiler.passes.rewriting.graph import (

@@ -17,8 +17,16 @@ from tvm.ir import GenericConst, Var
 from tvm.sym import Analyzer
 from tvm.tirx import IntImm
 
-from compiler.passes.layout.packing import (
+from compiler.passes.layout.values import (
+    BLOCKABLE,
+    Blocked,
+    LayoutBuilder,
+    Order,
+    Value,
+    can_block,
     expand_winograd,
+    handles,
+    known_sizes,
     merge_groups,
     pack_channels,
     pack_depthwise,
@@ -29,17 +37,6 @@ from compiler.passes.layout.packing import (
     pack_words,
     repack_filter,
     transform_winograd,
-)
-from compiler.passes.layout.values import (
-    BLOCKABLE,
-    Blocked,
-    Expr,
-    LayoutBuilder,
-    Order,
-    Value,
-    can_block,
-    handles,
-    known_sizes,
 )
 from compiler.passes.layout.windows import SamePadding, same_padding
 from compiler.passes.rewriting.expansion import Expansion
@@ -69,7 +66,7 @@ from schedules.conv.workload import (
 from schedules.instructions.rounding import stored_halves
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import structural_map
-from schedules.ir.tvm_types import Call, Index, Tensor
+from schedules.ir.tvm_types import Call, Expr, Index, Tensor
 
 
 @dataclass(frozen=True)

@@ -8,36 +8,32 @@ which heads come before positions and behind them again, are read and written th
 
 Scores and weights may be quantized and dequantized on the way. Where all operands and the weights are 8-bit integers of
 one scale each, and the machine multiplies bytes, both products are sums of integers.
+
+Quantizations between the first product and softmax (`quantize`, `dequantize`) are elementwise steps of the scores: a
+score is scaled, rounded within limits, and moved.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from tvm import relax, tirx
-from tvm.ir import IRModule
+import numpy as np
+from tvm import relax, te, tirx
+from tvm.ir import GenericConst, IRModule
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from compiler.passes.canonicalize.cancel_transposes import merge_reshapes
 from compiler.passes.context import PipelineContext
-from compiler.passes.layout.attention_match import (
-    AttentionMatch,
-    AttentionMatcher,
-    Ending,
-    Scale,
-    Step,
-    applied,
-    joined,
-)
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.dimension_orders import Ordered, ordered
+from compiler.passes.rewriting.dimension_orders import Ordered, axes_of, differ_by_ones, order_of_result, ordered
 from compiler.passes.rewriting.graph import RuleTable, count_uses, operator_name, rewritable_functions
-from compiler.passes.rewriting.matching import same_shape, shape_of
+from compiler.passes.rewriting.matching import array_of, is_one, same_shape, shape_of
 from schedules.attention.cache.description import ATTRIBUTE, parse
 from schedules.attention.compute import Orders, Rounding, attention
 from schedules.instructions.products.operation import DOT_BF16
 from schedules.instructions.products.table import halves_pay, multiplies_bytes
-from schedules.ir.tvm_types import Call, Expr, Function, GlobalVar, Tensor, Var
+from schedules.ir.tvm_types import Call, Expr, Function, GlobalVar, Index, Tensor, Var
 
 OPAQUE = 8  # relax's pattern kind that is fused with nothing
 _last_rules = RuleTable()
@@ -176,3 +172,365 @@ def _at(tensor: Tensor, at: tuple[Expr, ...]) -> Expr:
     zero = tirx.IntImm("int64", 0)
     is_one = [isinstance(size, tirx.IntImm) and int(size.value) == 1 for size in tensor.shape]
     return tensor[tuple(zero if one else point for one, point in zip(is_one, own, strict=True))]
+
+
+_LEAST_KEYS = 4
+_BYTES = ("int8", "uint8")
+_INTEGERS = (*_BYTES, "int16", "uint16")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A float32 tensor, and the 8-bit integers that it is dequantized from, if any."""
+
+    expr: Expr
+    quantized: Expr | None = None
+    quantization: Quantization | None = None
+
+
+@dataclass(frozen=True)
+class AttentionMatch:
+    """`weights` and `result`: what the weights, and what comes out, are quantized by; `order`: the dimensions that the
+    result is transposed to."""
+
+    query: Operand
+    key: Operand
+    value: Operand
+    steps: tuple[Step, ...]
+    guarded: bool
+    weights: Quantization | None
+    result: Quantization | None = None
+    order: tuple[int, ...] | None = None
+
+    @property
+    def tensors(self) -> list[Expr]:
+        """Tensors that are added to the scores, in order."""
+        return [step.tensor for step in self.steps if isinstance(step, Add)]
+
+    @property
+    def is_quantized(self) -> bool:
+        """True if all operands and the weights are bytes, of known sizes."""
+        operands = self.query, self.key, self.value
+        weights = self.weights is not None and self.weights.dtype in _BYTES
+        return weights and all(each.quantization is not None for each in operands)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Attention that ends in `product`, whose result is quantized or transposed or both."""
+
+    product: Expr
+    match: AttentionMatch
+
+
+@dataclass(frozen=True)
+class AttentionMatcher:
+    """Looks for attention among the `definitions` of a function's variables, `uses` of which are counted.
+
+    `in_integers`: whether attention of quantized tensors is one of integers, and ends in the quantization behind it.
+    """
+
+    definitions: Mapping[Var, Expr]
+    uses: Mapping[Var, int]
+    in_integers: bool
+
+    def endings(self) -> dict[Expr, Ending]:
+        """Calls that attention ends in, other than its second product: transposes, then quantizations."""
+        found: dict[Var, Ending] = {}
+        products: set[Var] = set()
+        for find in (self._transposed_ending, self._quantized_ending):
+            for call in self.definitions.values():
+                ending = find(call)
+                if ending is not None and ending.product not in products:
+                    found[call] = ending
+                    products.add(ending.product)
+        return found
+
+    def _transposed_ending(self, transpose: Expr) -> Ending | None:
+        """The attention whose result a transpose alone reads."""
+        axes = axes_of(transpose) if operator_name(transpose) == "relax.permute_dims" else None
+        if axes is None:
+            return None
+        inner, between = transpose.args[0], shape_of(transpose.args[0])
+        reshaped = self._sole(inner, "relax.reshape")
+        inner = inner if reshaped is None else reshaped.args[0]
+        rounded = self._sole(inner, "relax.quantize")
+        ending = self._product_ending(inner) if rounded is None else self._quantized_ending(rounded)
+        shape = shape_of(inner)
+        if ending is None or shape is None or between is None or not differ_by_ones(shape, between):
+            return None
+        order = order_of_result(axes, shape, between)
+        keeps_rows = order[-1] == len(shape) - 1  # columns stay neighbours
+        return Ending(ending.product, replace(ending.match, order=order)) if keeps_rows else None
+
+    def _product_ending(self, expr: Expr) -> Ending | None:
+        product = self._sole(expr, "relax.matmul")
+        found = None if product is None else self.match(product)
+        return None if found is None else Ending(product, found)
+
+    def _quantized_ending(self, call: Expr) -> Ending | None:
+        """The attention of integers whose result a quantization alone reads."""
+        if operator_name(call) != "relax.quantize":
+            return None
+        quantization, ending = _quantization(call), self._product_ending(call.args[0])
+        if quantization is None or ending is None or not (self.in_integers and ending.match.is_quantized):
+            return None
+        return Ending(ending.product, replace(ending.match, result=quantization))
+
+    def definition(self, expr: Expr) -> Expr:
+        """Definition of a variable."""
+        return self.definitions.get(expr, expr) if isinstance(expr, relax.Var) else expr
+
+    def _sole(self, expr: Expr, *names: str) -> Expr | None:
+        """The call of one of these operators that defines `expr`, when nothing else reads it."""
+        value = self.definition(expr)
+        if operator_name(value) not in names or self.uses.get(expr, 0) != 1:
+            return None
+        return value
+
+    def match(self, call: Call) -> AttentionMatch | None:
+        """The attention whose second product a call is."""
+        softmax, guarded, weights = self._weights(call.args[0])
+        scores = shape_of(call.args[0])
+        if softmax is None or scores is None or int(softmax.attrs.axis) not in (-1, len(scores) - 1):
+            return None
+        steps: list[Step] = []
+        expr = softmax.args[0]
+        while True:
+            product = self._sole(expr, "relax.matmul")
+            if product is not None:
+                operands = self._operands(product, call, scores)
+                return None if operands is None else AttentionMatch(*operands, tuple(steps), guarded, weights)
+            found = self._step(expr, scores)
+            if found is None:
+                return None
+            steps[:0], expr = found
+
+    def _weights(self, expr: Expr) -> tuple[Expr | None, bool, Quantization | None]:
+        """The softmax behind the weights, whether `where(isnan(weights), 0, weights)` guards them, and what they are
+        quantized by."""
+        softmax = self._sole(expr, "relax.nn.softmax")
+        if softmax is not None:
+            return softmax, False, None
+        rounded = self._sole(expr, "relax.dequantize")
+        if rounded is not None:
+            return self._rounded_weights(rounded)
+        choice = self._sole(expr, "relax.where")
+        if choice is None or _number(choice.args[1]) != 0:
+            return None, False, None
+        test, weights = self._sole(choice.args[0], "relax.isnan"), choice.args[2]
+        softmax = self.definition(weights)
+        alone = test is not None and test.args[0].same_as(weights) and self.uses.get(weights, 0) == 2
+        return (softmax, True, None) if alone and operator_name(softmax) == "relax.nn.softmax" else (None, False, None)
+
+    def _rounded_weights(self, dequantize: Expr) -> tuple[Expr | None, bool, Quantization | None]:
+        quantize = self._sole(dequantize.args[0], "relax.quantize")
+        if quantize is None:
+            return None, False, None
+        quantization, softmax = _quantization(quantize), self._sole(quantize.args[0], "relax.nn.softmax")
+        same = quantization is not None and quantization == _quantization(dequantize)
+        return (softmax, False, quantization) if same else (None, False, None)
+
+    def _step(self, expr: Expr, scores: list[Index]) -> tuple[list[Step], Expr] | None:
+        """Steps that the call that makes `expr` applies to the scores, and the scores."""
+        adjusting = self._sole(expr, "relax.multiply", "relax.divide", "relax.add")
+        if adjusting is not None:
+            return self._adjusting(adjusting, scores)
+        converting = self._sole(expr, "relax.quantize", "relax.dequantize")
+        quantization = None if converting is None else _quantization(converting)
+        if converting is not None and quantization is not None:
+            rounds = operator_name(converting) == "relax.quantize"
+            return quantization.quantize() if rounds else quantization.dequantize(), converting.args[0]
+        cast = self._sole(expr, "relax.astype")
+        if cast is not None and _dtype(cast) == "float32" and _dtype(cast.args[0]) in _INTEGERS:
+            return [], cast.args[0]
+        return None
+
+    def _adjusting(self, call: Call, scores: list[Index]) -> tuple[list[Step], Expr] | None:
+        name = operator_name(call)
+        orders = [(call.args[0], call.args[1])]
+        if name != "relax.divide":
+            orders.append((call.args[1], call.args[0]))
+        for inner, operand in orders:
+            number = _number(operand)
+            if number is not None and name != "relax.add":
+                return [Scale(number) if name == "relax.multiply" else Divide(number)], inner
+            shape = shape_of(inner)
+            if name == "relax.add" and shape is not None and same_shape(shape, scores) and _broadcasts(operand, scores):
+                if operator_name(self.definition(inner)) is None:
+                    continue
+                return [Add(operand)], inner
+        return None
+
+    def _operands(self, product: Expr, call: Call, scores: list[Index]) -> tuple[Operand, Operand, Operand] | None:
+        """Query, key and value, where their shapes are those of attention."""
+        query, key, value = product.args[0], product.args[1], call.args[1]
+        shapes = [shape_of(each) for each in (query, key, value)]
+        if any(shape is None or len(shape) != len(scores) or len(shape) < 3 for shape in shapes):
+            return None
+        lead = [shape[:-2] for shape in shapes if shape is not None]
+        if not all(same_shape(each, lead[0]) for each in lead[1:]):
+            return None
+        if any(_dtype(each) != "float32" for each in (query, key, value, call)):
+            return None
+        if isinstance(scores[-1], int) and scores[-1] < _LEAST_KEYS:
+            return None
+        sizes = [size for shape in shapes if shape is not None for size in shape[-2:]]
+        known = all(isinstance(size, int) for size in sizes)
+        return self._operand(query, known), self._operand(key, known), self._operand(value, known)
+
+    def _operand(self, expr: Expr, known: bool) -> Operand:
+        """The tensor, or the bytes that it is dequantized from where its sizes are `known`."""
+        call = self.definition(expr)
+        quantization = _quantization(call) if known and operator_name(call) == "relax.dequantize" else None
+        if quantization is None or quantization.dtype not in _BYTES:
+            return Operand(expr)
+        return Operand(expr, call.args[0], quantization)
+
+
+def _quantization(call: Call) -> Quantization | None:
+    """Quantization or dequantization of float32 by a call, where it has one known scale and zero point."""
+    scale, zero = (array_of(each) if isinstance(each, GenericConst) else None for each in call.args[1:3])
+    rounds = operator_name(call) == "relax.quantize"
+    dtype = _dtype(call) if rounds else _dtype(call.args[0])
+    if scale is None or zero is None or scale.size != 1 or zero.size != 1 or dtype not in _INTEGERS:
+        return None
+    if _dtype(call.args[0] if rounds else call) != "float32" or float(scale.reshape(())) <= 0:
+        return None
+    return Quantization(float(scale.reshape(())), int(zero.reshape(())), dtype)
+
+
+def _dtype(expr: Expr) -> str:
+    return str(expr.ty.dtype)
+
+
+def _number(expr: Expr) -> float | None:
+    """The value of a float32 constant of one element."""
+    if not isinstance(expr, GenericConst) or str(expr.ty.dtype) != "float32":
+        return None
+    array = array_of(expr)
+    return float(array.reshape(())) if array.size == 1 else None
+
+
+def _broadcasts(operand: Expr, scores: list[Index]) -> bool:
+    """True if a float32 tensor has the scores' rank at most, and each dimension 1 or the scores' own."""
+    shape = shape_of(operand)
+    if shape is None or len(shape) > len(scores) or str(operand.ty.dtype) != "float32":
+        return False
+    own = scores[len(scores) - len(shape) :]
+    return all(is_one(size) or same_shape([size], [of]) for size, of in zip(shape, own, strict=True))
+
+
+_LIMITS = {name: np.iinfo(name) for name in ("int8", "uint8", "int16", "uint16")}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Times a number."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Divide:
+    """By a number."""
+
+    divisor: float
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Plus a number."""
+
+    offset: float
+
+
+@dataclass(frozen=True)
+class Add:
+    """Plus a tensor that broadcasts to the scores."""
+
+    tensor: Expr
+
+
+@dataclass(frozen=True)
+class Round:
+    """To the nearest integer within limits, halves to even."""
+
+    low: int
+    high: int
+
+
+Step = Scale | Divide | Shift | Add | Round
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Quantization per tensor: integer = round(number / scale) + zero, limited to what the type holds."""
+
+    scale: float
+    zero: int
+    dtype: str
+
+    def quantize(self) -> list[Step]:
+        """To its integers."""
+        return [Scale(1 / self.scale), self._limits, Shift(self.zero)]
+
+    def dequantize(self) -> list[Step]:
+        """From its integers."""
+        return [Shift(-self.zero), Scale(self.scale)]
+
+    def integer(self, number: Expr, factor: float = 1.0) -> Expr:
+        """The integer of `factor * number`, a float32."""
+        whole = _rounded(number * _float(factor / self.scale), self._limits)
+        return tirx.Cast(self.dtype, whole + tirx.IntImm("int32", self.zero))
+
+    @property
+    def _limits(self) -> Round:
+        limits = _LIMITS[self.dtype]
+        return Round(int(limits.min) - self.zero, int(limits.max) - self.zero)
+
+
+def joined(steps: Sequence[Step]) -> list[Step]:
+    """The steps with neighbouring factors and offsets made one, where something is rounded: what is between two
+    roundings is one multiplication then, as in operators on quantized tensors."""
+    if not any(isinstance(step, Round) for step in steps):
+        return list(steps)
+    result: list[Step] = []
+    for step in steps:
+        last = result[-1] if result else None
+        if isinstance(step, Scale) and isinstance(last, Scale):
+            result[-1] = Scale(last.factor * step.factor)
+        elif isinstance(step, Shift) and isinstance(last, Shift):
+            result[-1] = Shift(last.offset + step.offset)
+        else:
+            result.append(step)
+        if result[-1] in (Scale(1.0), Shift(0)):
+            result.pop()
+    return result
+
+
+def applied(steps: Sequence[Step], number: Expr, tensors: Sequence[Expr]) -> Expr:
+    """Apply the steps to a float32; `tensors` are the elements that steps add, in order."""
+    elements = iter(tensors)
+    for step in steps:
+        if isinstance(step, Scale):
+            number = number * _float(step.factor)
+        elif isinstance(step, Divide):
+            number = number / _float(step.divisor)
+        elif isinstance(step, Shift):
+            number = number + _float(step.offset)
+        elif isinstance(step, Add):
+            number = number + next(elements)
+        else:
+            number = tirx.Cast("float32", _rounded(number, step))
+    return number
+
+
+def _rounded(number: Expr, step: Round) -> Expr:
+    """The int32; limits come first, since vector instructions round what lies within int32."""
+    limited = te.min(te.max(number, _float(step.low)), _float(step.high))
+    return tirx.Cast("int32", tirx.nearbyint(limited))
+
+
+def _float(number: float) -> Expr:
+    return tirx.FloatImm("float32", float(np.float32(number)))

@@ -27,9 +27,8 @@ from schedules.instructions.rounding import stored_halves
 from schedules.ir.tvm_types import Call, Expr, Var
 from schedules.machine import Machine
 from schedules.matmul import grouped
-from schedules.matmul.n_of_m import matmul_n_of_m, pack_groups_of
 from schedules.matmul.packed_operand import FUSABLE, pack_panels, pack_words, packed_matmul
-from schedules.matmul.sparse import SparseForm, matmul_sparse, pack_blocks, sparse_form
+from schedules.matmul.sparse import SparseForm, matmul_n_of_m, matmul_sparse, pack_blocks, pack_groups_of, sparse_form
 from schedules.matmul.tiling import panel_width
 from schedules.matmul.words import MATRICES, matmul_matrix, matmul_words
 

@@ -21,8 +21,7 @@ from tvm.ir import GenericConst
 
 import schedules.ir.tir  # noqa: F401
 from compiler.passes.layout.convolution import BlockedConv, Conv
-from compiler.passes.layout.packing import pack_filter
-from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, can_block, handles
+from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, can_block, handles, pack_filter
 from compiler.passes.rewriting.matching import array_of, as_constant, is_one, shape_of
 from schedules.conv import compute as conv_compute
 from schedules.conv.folded import tile_cycles

@@ -4,7 +4,7 @@ A step of a loop costs the virtual machine more than a small kernel takes: calls
 conditions, shapes. Here the tensors of a step lie in one workspace, its state twice: a step reads what the one before
 it wrote and writes the other half. Elements of stacks whose rows are whole cache lines are written in place.
 
-Functions that run a loop are those of `compiler.frontends.onnx.operators.control_flow.loop_functions`. A loop that
+Functions that run a loop are those of `compiler.frontends.onnx.operators.control_flow.loop_body`. A loop that
 ends by a condition of its own, or whose number of iterations a kernel computes, and that stacks elements, is run some
 steps at a time, and their stacks are joined as those of single steps are. Loops whose bodies do anything else than call
 kernels on tensors of fixed sizes (fixed while the loop runs) stay with the virtual machine.
@@ -21,17 +21,20 @@ from tvm_ffi import structural_equal
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.substitution import calls_of_functions
-from compiler.passes.schedule.loop_kernel import LoopForm, LoopKernel, bytes_of, copy_kernel
-from compiler.passes.schedule.loop_steps import (
+from compiler.passes.schedule.loop_kernel import (
     Branch,
     Copy,
     KernelCall,
+    LoopForm,
+    LoopKernel,
     NotCompiledError,
     Step,
     StepReader,
     Tensor,
     Value,
     View,
+    bytes_of,
+    copy_kernel,
     tensor_of,
 )
 from schedules.annotations import LOOP

@@ -15,8 +15,8 @@ import numpy as np
 from compiler.artifact import TensorDescription
 from compiler.errors import InputError, VerificationError
 from compiler.runtime import Module
-from compiler.runtime.outputs import compare
 from compiler.runtime.random_inputs import random_inputs
+from compiler.runtime.tensors import compare
 
 Array = np.ndarray
 Arrays = Mapping[str, Array]

@@ -129,7 +129,7 @@ _TENSOR_OVER: list[Callable[..., Any]] = []
 
 
 def _replace_in_runtime(empty: Callable[..., Any], tensor_over: Callable[..., Any]) -> None:
-    from compiler.runtime import executor, inputs, library, outputs, tensors
+    from compiler.runtime import executor, inputs, library, tensors
 
     _TENSOR_OVER.append(tensors.tensor_over)
     naive_allocator = 1
@@ -139,7 +139,7 @@ def _replace_in_runtime(empty: Callable[..., Any], tensor_over: Callable[..., An
         (executor, "is_usable", lambda array: False),
     ]
     changes += [(home, "empty_aligned", empty) for home in (tensors,)]
-    changes += [(home, "tensor_over", tensor_over) for home in (tensors, inputs, executor, outputs)]
+    changes += [(home, "tensor_over", tensor_over) for home in (tensors, inputs, executor)]
     for home, name, value in changes:
         if not hasattr(home, name):
             raise AttributeError(f"{home.__name__} has no {name} any more")

@@ -13,9 +13,18 @@ from tvm import relax
 
 from schedules.instructions.select_lanes import choices_of
 from schedules.ir.tir import tirx, tvm
-from schedules.matmul.n_of_m import Groups, matmul_n_of_m, most_kept, pack_groups_of
 from schedules.matmul.packed_operand import pack_panels
-from schedules.matmul.sparse import matmul_sparse, pack_blocks, share_kept, share_that_pays, sparse_form
+from schedules.matmul.sparse import (
+    Groups,
+    matmul_n_of_m,
+    matmul_sparse,
+    most_kept,
+    pack_blocks,
+    pack_groups_of,
+    share_kept,
+    share_that_pays,
+    sparse_form,
+)
 from tests.schedules.harness import AVX512, Array, assembly, executable, normal, runnable, scheduled, target_of
 
 EXTENTS = st.sampled_from([1, 2, 7, 16, 33, 64, 70, 132])

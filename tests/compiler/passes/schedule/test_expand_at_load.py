@@ -15,7 +15,7 @@ import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.artifact.entries import EXPAND_ENTRY
 from compiler.errors import ArtifactError
 from compiler.passes.context import PipelineContext
-from compiler.passes.layout.packing import pack_winograd
+from compiler.passes.layout.values import pack_winograd
 from compiler.passes.pipeline import run_pipeline
 from compiler.runtime import Module
 from schedules import Machine
@@ -101,7 +101,7 @@ def test_equal_filters_are_stored_and_held_once() -> None:
 @pytest.mark.parametrize("tile", TILES)
 def test_expanding_gives_what_transforming_gives(tile: int) -> None:
     """The stored and the kernel's way agree to the last place but one: both sum in double precision."""
-    from compiler.passes.layout.packing import expand_winograd, transform_winograd
+    from compiler.passes.layout.values import expand_winograd, transform_winograd
     from schedules.conv.winograd_transforms import weight_matrix
 
     weight = np.random.default_rng(tile).standard_normal((5, 3, 3, 3)).astype(np.float32)

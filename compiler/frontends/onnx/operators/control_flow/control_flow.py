@@ -23,8 +23,8 @@ from compiler.frontends.onnx.operators.control_flow.loop_body import (
     element_kind,
     empty_stack,
     known_scalar,
+    recursive_loop,
 )
-from compiler.frontends.onnx.operators.control_flow.loop_functions import recursive_loop
 from compiler.frontends.onnx.operators.control_flow.structures import materialized, require_known, sources_with_captures
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.structure import captured_names, subgraphs

@@ -1,4 +1,11 @@
-"""The parts of a loop: its state, its body as a function, its iterations and its results."""
+"""The parts of a loop: its state, its body as a function, its iterations and its results.
+
+It may become two private functions: the body, and one that runs it up to 2**level times by calling itself twice.
+
+The virtual machine keeps calls on its stack, so a function that called itself once an iteration would overflow it. Here
+the depth is the logarithm of the number of iterations, and the number of calls is linear in it. Stacked outputs are
+joined on the way up, so each element is copied once a level.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +14,28 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.dtypes import carrier
-from compiler.frontends.onnx.operators.control_flow.conditional import scalar_condition
+from compiler.frontends.onnx.operators.control_flow.conditional import choose, fields, scalar_condition
 from compiler.frontends.onnx.operators.control_flow.structures import (
     Lifted,
     Structure,
     Tensor,
+    function_body,
     lift,
     materialized,
     rebuild,
     same_structure,
+    size_holder,
     structure_of,
     tensors_in,
 )
-from compiler.frontends.onnx.symbolic import Dim
-from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value
+from compiler.frontends.onnx.symbolic import Dim, expression
+from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, Value, tensor_shape
+from schedules.annotations import LOOP
 
 # The parts of a loop: its state, its iterations and its results.
 
@@ -217,3 +227,242 @@ def _widen(context: NodeContext, state: State, body: Body) -> bool:
                 state.varying[index].add(axis)
                 changed = True
     return changed
+
+
+_HIGHEST_LEVEL = 62
+_FLAG = relax.TensorType([], "bool")
+
+
+def recursive_loop(context: NodeContext, loop: Loop) -> LoopResult:
+    """The loop as functions; refuses a state whose kind or number of dimensions changes."""
+    structures = [structure_of(value) for value in loop.state]
+    initial = [tensor for value in loop.state for tensor in tensors_in(value)]
+    state = State(structures, initial, [set() for _ in initial])
+    trips = None if loop.trips is None else _counter(context, loop.trips)
+    body = fitting_body(context, loop, state, trips)
+    if trips is None and not body.ends_early:
+        context.refuse("it has neither a number of iterations nor a condition that can end it")
+    return _Recursion(context, loop, state, body).emit(trips)
+
+
+def _counter(context: NodeContext, value: object) -> relax.Expr:
+    """A number of iterations as an int64 scalar."""
+    assert isinstance(value, (Constant, Symbolic, Runtime))
+    expr = scalar_condition(context, materialized(context, value))
+    return expr if str(expr.ty.dtype) == "int64" else context.emit(R.astype(expr, "int64"))
+
+
+class _Recursion:
+    """The function that runs the body up to 2**level times, and the call of it."""
+
+    def __init__(self, context: NodeContext, loop: Loop, state: State, body: Body) -> None:
+        self.context, self.loop, self.state, self.body = context, loop, state, body
+        self.builder = context.importer.builder
+        self.carried = state.carried()
+        self.state_types = state.types(context)
+        self.count = self._iterations() if body.element_shapes else None
+        self.expressions = self._expressions()
+        self.sizes = self._sizes()
+        self.template = self._declared()
+        declared = self.template.with_attr("declared", self.builder.unique_name("loop"))
+        self.variable = self.builder.block_builder.add_func(declared, self.builder.unique_name("loop"))
+        self.renamed = dict(zip(self.sizes, self._holder_values(), strict=True))
+        (renamed,) = self.template.body.body.fields
+        self.renamed.update(zip(self.expressions, renamed.values, strict=True))
+
+    def _element_shape(self, index: int) -> list[Dim | None]:
+        """The shape of an element; None for a size that is known only inside the body."""
+        return [d if self.builder.size_is_visible(d) else None for d in self.body.element_shapes[index]]
+
+    def _expressions(self) -> list[tvm.ir.Expr]:
+        """Symbolic sizes in the shapes of the state and the elements that are known outside the loop."""
+        shapes: list[Sequence[Dim | None]] = [
+            [d for axis, d in enumerate(tensor.shape) if axis not in self.state.varying[index]]
+            for index, tensor in enumerate(self.state.initial)
+        ]
+        shapes += [self._element_shape(index) for index in range(len(self.body.element_shapes))]
+        return list(dict.fromkeys(d for shape in shapes for d in shape if d is not None and not isinstance(d, int)))
+
+    def _sizes(self) -> list[tvm.ir.Expr]:
+        """Every symbolic size of the enclosing code that the function needs."""
+        captures = [tensor_shape(v) for v in self.body.function.captures if isinstance(v.ty, relax.TensorType)]
+        found: dict[tvm.ir.Expr, None] = dict.fromkeys(self.body.function.sizes)
+        for dim in [*self.expressions, *(d for shape in captures for d in shape if not isinstance(d, int))]:
+            found.update(dict.fromkeys(tirx.analysis.undefined_vars(dim)))
+        return list(found)
+
+    def _declared(self) -> relax.Function:
+        """The function without its code: parameters of its own, and the type of what it returns."""
+        captures = [tvm.ir.Var(v.name, v.ty) for v in self.body.function.captures]
+        parameters = [
+            tvm.ir.Var("level", COUNTER),
+            tvm.ir.Var("iteration", COUNTER),
+            *(tvm.ir.Var("state", ty) for ty in self.state_types),
+            *captures,
+            *([size_holder(self.sizes)] if self.sizes else []),
+            *([] if self.count is None else [tvm.ir.Var("count", relax.ShapeType([tirx.Var("count", "int64")]))]),
+        ]
+        states = [
+            relax.TensorType(ndim=len(ty.shape), dtype=ty.dtype) if self.state.varying[index] else ty
+            for index, ty in zip(self.carried, self.state_types, strict=True)
+        ]
+        stacks = [
+            relax.TensorType(ndim=len(shape) + 1, dtype=carrier(dtype))
+            for shape, dtype in zip(self.body.element_shapes, self.body.element_dtypes, strict=True)
+        ]
+        result = relax.TupleType([COUNTER, _FLAG, *states, *stacks])
+        # The body is only there to have the shapes renamed too.
+        body = relax.SeqExpr([], relax.Tuple([relax.ShapeExpr(self.expressions)]))
+        return relax.utils.copy_with_new_vars(relax.Function(parameters, body, result, is_pure=True))
+
+    def _holder_values(self) -> list[tvm.ir.Expr]:
+        index = -1 if self.count is None else -2
+        return list(self.template.params[index].ty.values) if self.sizes else []
+
+    def emit(self, trips: relax.Expr | None) -> LoopResult:
+        """Define the function and call it."""
+        self._define()
+        context, loop = self.context, self.loop
+        initial = [materialized(context, self.state.initial[index]) for index in self.carried]
+        zero = relax.const(0, "int64")
+        holder = [relax.ShapeExpr(self.sizes)] if self.sizes else []
+        count = [] if self.count is None else [relax.ShapeExpr([expression(self.count)])]
+        arguments = [_level(context, trips), zero, *initial, *self.body.function.captures, *holder, *count]
+        call = relax.Call(self.variable, arguments)
+        shapes = self._result_shapes()
+        start = self._start(trips)
+        if start is None:
+            results = fields(context, context.block_builder.emit(call), shapes)
+        else:
+            empty = [
+                empty_stack(context, [0 if d is None else d for d in self._element_shape(index)], dtype)
+                for index, dtype in enumerate(self.body.element_dtypes)
+            ]
+            nothing = relax.Tuple([zero, relax.const(False, "bool"), *initial, *empty])
+            results = choose(context, start, call, nothing, shapes)
+        carried = dict(zip(self.carried, results[2:], strict=False))
+        tensors: list[Tensor] = [
+            Runtime(carried[index], tensor.dtype, loop.sources) if index in carried else tensor
+            for index, tensor in enumerate(self.state.initial)
+        ]
+        supply = iter(tensors)
+        stacks = zip(results[2 + len(carried) :], self.body.element_dtypes, strict=True)
+        return LoopResult(
+            [rebuild(structure, supply) for structure in self.state.structures],
+            [Runtime(expr, dtype, loop.sources) for expr, dtype in stacks],
+        )
+
+    def _result_shapes(self) -> list[list[Dim]]:
+        context = self.context
+        states = [self.state.shape(context, index) for index in self.carried]
+        stacks = [
+            [context.dimension("iterations") if self.count is None else self.count, *self._filled(index)]
+            for index in range(len(self.body.element_shapes))
+        ]
+        return [[], [], *states, *stacks]
+
+    def _filled(self, index: int) -> list[Dim]:
+        return [self.context.dimension() if d is None else d for d in self._element_shape(index)]
+
+    def _iterations(self) -> Dim | None:
+        """Number of iterations, or None if it is unknown."""
+        if self.body.ends_early or (self.loop.go is not None and known_scalar(self.loop.go) is None):
+            return None
+        if isinstance(self.loop.trips, Constant):
+            return max(known_scalar(self.loop.trips) or 0, 0)
+        if isinstance(self.loop.trips, Symbolic):
+            (count,) = self.loop.trips.array.reshape(-1)
+            return self.context.arithmetic.maximum(count, 0)
+        return None
+
+    def _start(self, trips: relax.Expr | None) -> relax.Expr | None:
+        """The condition that the first iteration runs; None if it always does."""
+        context, go = self.context, self.loop.go
+        conditions = []
+        if trips is not None and (known_scalar(self.loop.trips) or 0) <= 0:
+            conditions.append(context.emit(R.greater(trips, relax.const(0, "int64"))))
+        if go is not None and known_scalar(go) is None:
+            assert isinstance(go, (Symbolic, Runtime))
+            conditions.append(scalar_condition(context, materialized(context, go)))
+        if len(conditions) == 2:
+            return context.emit(R.logical_and(*conditions))
+        return conditions[0] if conditions else None
+
+    def _define(self) -> None:
+        builder, bb = self.builder, self.builder.block_builder
+        parameters = list(self.template.params)
+        level, iteration = parameters[:2]
+        states = parameters[2 : 2 + len(self.carried)]
+        with builder.sizes_scope(), function_body(builder, parameters) as code:
+            at_bottom = bb.emit(R.equal(level, relax.const(0, "int64")))
+            with builder.region() as once:
+                one = bb.emit(self._once(iteration, states))
+            with builder.region() as twice:
+                many = bb.emit(self._twice(level, iteration, states))
+            code.append(bb.emit(relax.If(at_bottom, relax.SeqExpr(once, one), relax.SeqExpr(twice, many))))
+        function = relax.Function(parameters, code[-1], self.template.ret_ty, is_pure=True)
+        loop = [len(self.carried), int(self.count is not None)]
+        bb.update_func(self.variable, function.with_attr(LOOP, loop))
+
+    def _once(self, iteration: relax.Expr, states: Sequence[relax.Expr]) -> relax.Expr:
+        """One iteration; its elements become stacks of one."""
+        function = self.body.function
+        captures = self.template.params[2 + len(states) : 2 + len(states) + len(function.captures)]
+        sizes = [self.renamed[size] for size in function.sizes]
+        result = self.context.block_builder.emit(function.call_with([iteration, *states], captures, sizes))
+        shapes = [[], [], *self._inner_states(), *self._inner_elements()]
+        found = fields(self.context, result, shapes)
+        head = 2 + len(states)
+        stacks = [self.context.emit(R.expand_dims(element, [0])) for element in found[head:]]
+        return relax.Tuple([*found[:head], *stacks])
+
+    def _twice(self, level: relax.Expr, iteration: relax.Expr, states: Sequence[relax.Expr]) -> relax.Expr:
+        """Half of the iterations, and the other half if the loop has not ended by then."""
+        builder, bb = self.builder, self.builder.block_builder
+        below = bb.emit(R.subtract(level, relax.const(1, "int64")))
+        first = self._call(below, iteration, states, self._inner_elements())
+        head = 2 + len(states)
+        with builder.region() as again:
+            # Elements of one shape: checked by the cast to that of the first half.
+            second = self._call(below, first[0], first[2:head], [tensor_shape(stack)[1:] for stack in first[head:]])
+            halves = zip(first[head:], second[head:], strict=True)
+            joined = [bb.emit(R.concat([left, right], 0)) for left, right in halves]
+            both = bb.emit(relax.Tuple([*second[:head], *joined]))
+        return relax.If(first[1], relax.SeqExpr(again, both), relax.Tuple(first))
+
+    def _call(
+        self,
+        level: relax.Expr,
+        iteration: relax.Expr,
+        states: Sequence[relax.Expr],
+        elements: Sequence[Sequence[Dim]],
+    ) -> list[relax.Expr]:
+        trailing = self.template.params[2 + len(states) :]
+        if self.sizes:
+            held = len(trailing) - 1 - (self.count is not None)
+            trailing = [*trailing[:held], relax.ShapeExpr(self._holder_values()), *trailing[held + 1 :]]
+        result = self.context.block_builder.emit(relax.Call(self.variable, [level, iteration, *states, *trailing]))
+        stacks = [[self.context.dimension("iterations"), *shape] for shape in elements]
+        return fields(self.context, result, [[], [], *self._inner_states(), *stacks])
+
+    def _inner_states(self) -> list[list[Dim]]:
+        """Shapes of the state in terms of the function's own sizes."""
+        return [[self._inner(d) for d in self.state.shape(self.context, index)] for index in self.carried]
+
+    def _inner_elements(self) -> list[list[Dim]]:
+        return [[self._inner(d) for d in self._filled(index)] for index in range(len(self.body.element_shapes))]
+
+    def _inner(self, dim: Dim) -> Dim:
+        return dim if isinstance(dim, int) else self.renamed.get(dim, dim)
+
+
+def _level(context: NodeContext, trips: relax.Expr | None) -> relax.Expr:
+    """The least level at which 2**level iterations are enough."""
+    if trips is None:
+        return relax.const(_HIGHEST_LEVEL, "int64")
+    powers = Constant(2 ** np.arange(_HIGHEST_LEVEL, dtype=np.int64)).expr()
+    if isinstance(trips, tvm.ir.GenericConst):
+        count = int(trips.value.numpy())
+        return relax.const(min(max(count - 1, 0).bit_length(), _HIGHEST_LEVEL), "int64")
+    below = context.emit(R.less(powers, context.emit(R.reshape(trips, (1,)))))
+    return context.emit(R.sum(context.emit(R.astype(below, "int64")), axis=[0]))
