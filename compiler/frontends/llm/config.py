@@ -35,6 +35,8 @@ class ExpertsConfig:
         groups, groups_chosen: number of groups, and of those that a token's experts are chosen from: the groups with
             the largest sums of two scores where scores are sigmoids, else with the largest score.
         scales_inputs: experts are chosen by the logits, and their inputs are multiplied with the scores (Llama 4).
+        beside: an MLP reads x beside the experts, each with norms of its own, and the router a norm without weights
+            (Gemma 4).
         clamped: (limit, slope) of experts that compute `(up + 1) * gate * sigmoid(slope * gate)` of gates of at most
             `limit` and ups within [-limit, limit]; None for the activation of the model.
     """
@@ -53,6 +55,7 @@ class ExpertsConfig:
     groups: int = 1
     groups_chosen: int = 1
     scales_inputs: bool = False
+    beside: bool = False
     clamped: tuple[float, float] | None = None
 
 
@@ -82,6 +85,57 @@ class LatentConfig:
     def width(self) -> int:
         """Width of the row of a token in the cache."""
         return self.rank + self.rotated
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Attention heads of a layer.
+
+    Attributes:
+        count: number of query heads.
+        keys: number of heads of keys and values, which groups of query heads share.
+        size: width of a head.
+    """
+
+    count: int
+    keys: int
+    size: int
+
+    @property
+    def queries(self) -> int:
+        """Width of all query heads together."""
+        return self.count * self.size
+
+    @property
+    def key_width(self) -> int:
+        """Width of all key heads together."""
+        return self.keys * self.size
+
+
+@dataclass(frozen=True)
+class AlternatingUpdates:
+    """Several streams, of which a layer computes one and predicts the others (arXiv:2301.13310; Gemma 3n).
+
+    Attributes:
+        streams: number of streams.
+        active: the one that layers compute.
+    """
+
+    streams: int
+    active: int
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """Embeddings of tokens that each layer has of its own, beside the stream (Gemma 3n and 4).
+
+    Attributes:
+        width: of the embedding of a token for one layer.
+        vocabulary: number of tokens that have such embeddings; further ones have that of token 0.
+    """
+
+    width: int
+    vocabulary: int
 
 
 @dataclass(frozen=True)
@@ -115,6 +169,12 @@ class LayerConfig:
         mixed: (a, b, c, d) of layers that compute x = a norm(x) + b attention(norm(x)), and then x = c norm(x) + d
             mlp(norm(x)); None for layers that add to x.
         xielu: numbers of the activation xIELU that are metadata of a file; None where they are tensors.
+        heads: its attention heads; None for those of the model.
+        intermediate: width of its MLP; None for that of the model.
+        shares: the layer whose keys and values it reads; None for its own.
+        values_are_keys: its values are the keys before their norm and rotation.
+        sparsity: gates of its MLP are `max(gate - mean - sparsity * deviation, 0)` before the activation; None for
+            gates as they are.
     """
 
     rope: Rope | None
@@ -126,6 +186,11 @@ class LayerConfig:
     feeds: bool = True
     mixed: tuple[float, float, float, float] | None = None
     xielu: XieluNumbers | None = None
+    heads: Heads | None = None
+    intermediate: int | None = None
+    shares: int | None = None
+    values_are_keys: bool = False
+    sparsity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +220,9 @@ class DecoderConfig:
         clip: queries, keys and values are limited to [-clip, clip]; None for no limit.
         gated_attention: attention results are multiplied by the sigmoid of gates that are projected with the queries.
         bare_head_norms: queries and keys that are rotated are normalized, without weights.
+        bare_value_norms: values are normalized head by head, without weights.
+        layer_inputs: embeddings of each layer's own; None for none.
+        alternating: the streams of a model that has several; None for one.
         temperature: (floor, scale): queries of layers without rotations are multiplied with 1 + scale * log(1 +
             floor((position + 1) / floor)); None for no factor.
         latent: attention of all layers is latent; then there is one head of keys, of the rotated size.
@@ -188,6 +256,9 @@ class DecoderConfig:
     slopes: tuple[float, ...] | None = None
     gated_attention: bool = False
     bare_head_norms: bool = False
+    bare_value_norms: bool = False
+    layer_inputs: LayerInputs | None = None
+    alternating: AlternatingUpdates | None = None
     temperature: tuple[float, float] | None = None
     latent: LatentConfig | None = None
     before_mixers: bool = False
@@ -202,12 +273,10 @@ class DecoderConfig:
         """True if any layer reads the positions of tokens."""
         return any(layer.attends or isinstance(layer.recurrent, GatedRecurrence) for layer in self.layers)
 
-    @property
-    def queries(self) -> int:
-        """Width of all query heads together."""
-        return self.heads * self.head_size
+    def heads_of(self, layer: int) -> Heads:
+        """The attention heads of a layer."""
+        return self.layers[layer].heads or Heads(self.heads, self.key_heads, self.head_size)
 
-    @property
-    def keys(self) -> int:
-        """Width of all key heads together."""
-        return self.key_heads * self.head_size
+    def intermediate_of(self, layer: int) -> int:
+        """The width of the MLP of a layer."""
+        return self.layers[layer].intermediate or self.intermediate

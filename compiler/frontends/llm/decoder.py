@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,13 @@ from tvm.relax import op as R
 
 from compiler.artifact.language_model import ADAPTER
 from compiler.frontends.imported_model import TensorSpec
+from compiler.frontends.llm.alternating_updates import StreamUpdate, merged, streams_of
 from compiler.frontends.llm.attention import KeyValueCache, Positions, linear_biases, rotations, row_numbers
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.emitter import Emitter
-from compiler.frontends.llm.feed_forward import feed_forward
+from compiler.frontends.llm.feed_forward import feed_forward, normed_feed_forward
 from compiler.frontends.llm.latent_attention import LatentAttention
+from compiler.frontends.llm.layer_inputs import layer_inputs, layer_update
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
 from compiler.frontends.llm.recurrent import Mixer, recurrent_mixer
@@ -98,9 +101,9 @@ class _Builder(Emitter):
         """The state of a layer; caches are of type `dtype`."""
         config, layer = self.config, self.config.layers[index]
         specs = []
-        if layer.attends:
-            slots, latent = "slots" if self.options.sequences else 1, config.latent
-            shape = (slots, config.key_heads, CAPACITY, config.head_size if latent is None else latent.width)
+        if layer.attends and layer.shares is None:
+            slots, latent, heads = "slots" if self.options.sequences else 1, config.latent, config.heads_of(index)
+            shape = (slots, heads.keys, CAPACITY, heads.size if latent is None else latent.width)
             kinds = ("key", "value") if latent is None else ("latent",)
             specs += [TensorSpec(f"{kind}_{index}", shape, dtype) for kind in kinds]
             if dtype == "int8":
@@ -174,20 +177,32 @@ class _Builder(Emitter):
         x = embedded = self._embedded(table, tokens, position)
         ropes = {rope: rotations(self.builder, rope, position, self.length) for rope in self._ropes()}
         bias = None if config.slopes is None else linear_biases(self.builder, config.slopes, self.capacity)
+        inputs: list[Expr] = []
+        if config.layer_inputs is not None:
+            inputs = layer_inputs(self, config.layer_inputs, tokens, embedded)
+        if config.alternating is not None:
+            x = streams_of(self, config.alternating, x)
         updated: list[Expr] = []
+        attention: dict[int, Mixer] = {}
         for index, (layer, kept) in enumerate(zip(config.layers, states, strict=True)):
             mixers: list[Mixer] = []
             if layer.attends:
                 own = len(kept) - (0 if layer.recurrent is None else len(layer.recurrent.states))
-                mixers.append(self._attention(index, kept[:own], position, ropes.get(layer.rope), bias, rounds=rounds))
+                rows = kept[:own] if layer.shares is None else list(attention[layer.shares].states)
+                attention[index] = self._attention(index, rows, position, ropes.get(layer.rope), bias, rounds=rounds)
+                mixers.append(attention[index])
                 kept = kept[own:]
             if layer.recurrent is not None:
                 mixers.append(recurrent_mixer(self, index, layer.recurrent, kept, position))
             if config.before_mixers and layer.attends:
                 x = self._hybrid_block(index, x, embedded, *mixers)
+            elif config.alternating is not None:
+                x = self._alternating_block(index, x, inputs[index], *mixers)
             else:
-                x = self._block(index, x, mixers)
+                x = self._block(index, x, mixers, inputs[index] if inputs else None)
             updated += [state for mixer in mixers for state in mixer.states]
+        if config.alternating is not None:
+            x = merged(self, config.alternating, x)
         if self.options.captures:
             x = self._wanted_rows(x)
         return [self._logits(self.normalized(x, self.parameters.final_norm()), table), *updated, *self.captured]
@@ -215,15 +230,15 @@ class _Builder(Emitter):
         norm = self.parameters.embedding_norm()
         return x if norm is None else self.normalized(x, norm)
 
-    def _block(self, index: int, x: Expr, mixers: Sequence[Mixer]) -> Expr:
-        """One decoder layer: (1, n, hidden) -> (1, n, hidden). The last one returns only the rows whose logits are
-        needed."""
+    def _block(self, index: int, x: Expr, mixers: Sequence[Mixer], own: Expr | None) -> Expr:
+        """One decoder layer, which may have an input of its own: (1, n, hidden) -> (1, n, hidden). The last one returns
+        only the rows whose logits are needed."""
         layer = self.config.layers[index]
-        is_last = index == len(self.config.layers) - 1 and not self.options.captures
         first = self.normed(index, "attention_norm", x)
         found = [mixer.heads(first) for mixer in mixers]
-        if is_last:  # Behind the mixers of the last layer, nothing reads the other rows.
+        if self._is_last(index):  # Behind the mixers of the last layer, nothing reads the other rows.
             x, first, *found = (self._wanted_rows(each) for each in (x, first, *found))
+            own = None if own is None else self._wanted_rows(own)
         updates = [mixer.output(each) for mixer, each in zip(mixers, found, strict=True)]
         if self.config.parallel:
             second = self.normed(index, "mlp_norm", x) if self.has_norm(index, "mlp_norm") else first
@@ -239,8 +254,32 @@ class _Builder(Emitter):
         x = self.residual(x, self.normed(index, "post_attention_norm", updates[0]))
         if not layer.feeds:
             return x
-        update = feed_forward(self, index, self.normed(index, "mlp_norm", x))
-        return self.residual(x, self.normed(index, "post_mlp_norm", update))
+        x = self.residual(x, normed_feed_forward(self, index, x))
+        if own is not None and self.config.layer_inputs is not None:
+            x = self.residual(x, layer_update(self, index, self.config.layer_inputs, x, own))
+        return self.scaled(x, self.parameters.layer_scale(index))
+
+    def _alternating_block(self, index: int, x: Expr, own: Expr, mixer: Mixer) -> Expr:
+        """A layer of Gemma 3n, with an input of its own: (streams, n, hidden) -> (streams, n, hidden)."""
+        assert self.config.alternating is not None
+        assert self.config.layer_inputs is not None
+        update = StreamUpdate(self, index, self.config.alternating)
+        predicted = update.predicted(x)
+        active = update.active(predicted)
+        first = self.normed(index, "attention_norm", active)
+        found = mixer.heads(first)
+        if self._is_last(index):
+            predicted, active, first, found, own = map(self._wanted_rows, (predicted, active, first, found, own))
+        attended = self.residual(active, self.normed(index, "post_attention_norm", mixer.output(found)))
+        computed = self.scaled(self.residual(attended, update.laurel(first)), math.sqrt(0.5))
+        computed = self.residual(computed, normed_feed_forward(self, index, computed))
+        corrected = update.corrected(predicted, computed)
+        read = update.scaled(update.active(corrected))
+        return update.completed(corrected, layer_update(self, index, self.config.layer_inputs, read, own))
+
+    def _is_last(self, index: int) -> bool:
+        """True for a layer that returns only the rows whose logits are needed."""
+        return index == len(self.config.layers) - 1 and not self.options.captures
 
     def _hybrid_block(self, index: int, x: Expr, embedded: Expr, attention: Mixer, mixer: Mixer) -> Expr:
         """A layer of Zamba2 (arXiv:2411.15242): x + mixer(norm(x + block(x beside the embeddings)))."""
@@ -251,7 +290,7 @@ class _Builder(Emitter):
         hidden = self.config.hidden
         found = self.products.product(found, self.parameters.linear(index, "block_out", hidden, hidden))
         found = mixer.heads(self.normed(index, "attention_norm", self.residual(x, found)))
-        if index == len(self.config.layers) - 1 and not self.options.captures:
+        if self._is_last(index):
             x, found = self._wanted_rows(x), self._wanted_rows(found)
         return self.residual(x, mixer.output(found))
 
@@ -281,14 +320,14 @@ def _within(place: Expr, rows: Index) -> Expr:
 
 
 def last_row(x: te.Tensor) -> te.Tensor:
-    """The last row: (1, n, width) -> (1, 1, width)."""
-    return te.compute((1, 1, x.shape[2]), lambda b, _, k: x[b, x.shape[1] - 1, k], name="last")
+    """The last row: (batch, n, width) -> (batch, 1, width)."""
+    return te.compute((x.shape[0], 1, x.shape[2]), lambda b, _, k: x[b, x.shape[1] - 1, k], name="last")
 
 
 def _selected(x: te.Tensor, wanted: te.Tensor) -> te.Tensor:
-    """Some rows: (1, n, width) -> (1, m, width)."""
+    """Some rows: (batch, n, width) -> (batch, m, width)."""
 
     def element(b: Expr, row: Expr, k: Expr) -> Expr:
         return x[b, _within(wanted[row], x.shape[1]), k]
 
-    return te.compute((1, wanted.shape[0], x.shape[2]), element, name="selected")
+    return te.compute((x.shape[0], wanted.shape[0], x.shape[2]), element, name="selected")

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.attention import alibi_slopes
-from compiler.frontends.llm.config import MOST_HEADS, MOST_LAYERS, Activation, DecoderConfig, LatentConfig, LayerConfig
+from compiler.frontends.llm.config import (
+    MOST_HEADS,
+    MOST_LAYERS,
+    Activation,
+    DecoderConfig,
+    Heads,
+    LatentConfig,
+    LayerConfig,
+)
 from compiler.frontends.llm.families import Family
 from compiler.frontends.llm.families.layer_kinds import BOTH, CHUNKED, FULL, MLP, MOE, RECURRENT, SLIDING
-from compiler.frontends.llm.rope import MOST_HEAD_SIZE, Rope, RopeSettings, make_rope
+from compiler.frontends.llm.rope import MOST_HEAD_SIZE, PROPORTIONAL, Rope, RopeSettings, make_rope
 from compiler.frontends.llm.settings import Settings
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -44,12 +53,16 @@ def decoder_config(settings: Settings, kind: str, family: Family) -> DecoderConf
         head_size, key_heads = latent.rotated, 1
     if heads % key_heads:
         raise InvalidModelError(f"{settings.path}: {heads} attention heads are not a multiple of {key_heads} key heads")
-    layers, context = _layers(settings, head_size, family), settings.size("max_position_embeddings")
+    layers = _layers(settings, Heads(heads, key_heads, head_size), family)
+    widths = settings.layer_sizes("intermediate_size", len(layers))
+    if widths is not None:
+        layers = tuple(replace(layer, intermediate=width) for layer, width in zip(layers, widths, strict=True))
+    context = settings.size("max_position_embeddings")
     learned = family.positions == "learned"
     config = DecoderConfig(
         architecture=kind,
         hidden=hidden,
-        intermediate=_intermediate(settings, hidden, family, layers),
+        intermediate=widths[0] if widths else _intermediate(settings, hidden, family, layers),
         vocabulary=settings.size("vocab_size"),
         heads=heads,
         key_heads=key_heads,
@@ -119,7 +132,7 @@ def _intermediate(settings: Settings, hidden: int, family: Family, layers: tuple
     return settings.size("intermediate_size", default if family.expansion is None else family.expansion * hidden)
 
 
-def _layers(settings: Settings, head_size: int, family: Family) -> tuple[LayerConfig, ...]:
+def _layers(settings: Settings, heads: Heads, family: Family) -> tuple[LayerConfig, ...]:
     """The parts of each layer."""
     listed = settings.get("layers_block_type") or settings.get("hybrid_override_pattern") or ()
     count = settings.size("num_hidden_layers", len(listed) if isinstance(listed, list | str) and listed else None)
@@ -128,9 +141,11 @@ def _layers(settings: Settings, head_size: int, family: Family) -> tuple[LayerCo
     window = settings.size("sliding_window") if settings.get("sliding_window") else None
     kinds = family.kinds(settings, count) if family.kinds else _attention_kinds(settings, count, window)
     rotates = _rotating_layers(settings, kinds, family, has_window=window is not None)
+    own = [family.heads(settings, index, kind, heads) if family.heads else heads for index, kind in enumerate(kinds)]
+    turned = {(kind, each.size) for kind, each, turns in zip(kinds, own, rotates, strict=True) if turns}
     ropes = {
-        kind: _rope(settings, head_size, kind, scaled=kind != SLIDING or not family.scales_full_only)
-        for kind in sorted({kind for kind, turns in zip(kinds, rotates, strict=True) if turns})
+        (kind, size): _rope(settings, size, kind, scaled=kind != SLIDING or not family.scales_full_only)
+        for kind, size in sorted(turned)
     }
     recurrent = family.recurrent(settings) if family.recurrent and {RECURRENT, BOTH} & set(kinds) else None
     layers = []
@@ -140,13 +155,14 @@ def _layers(settings: Settings, head_size: int, family: Family) -> tuple[LayerCo
         feeds = kind in (MLP, MOE) or not family.one_part
         layers.append(
             LayerConfig(
-                rope=ropes[kind] if rotates[index] else None,
+                rope=ropes[kind, own[index].size] if rotates[index] else None,
                 window=window if kind == SLIDING else None,
                 chunk=settings.size("attention_chunk_size") if kind == CHUNKED else None,
                 experts=family.experts(settings, index) if feeds else None,
                 attends=kind in _ATTENDING,
                 recurrent=recurrent if kind in (RECURRENT, BOTH) else None,
                 feeds=feeds,
+                heads=None if own[index] == heads else own[index],
             )
         )
     return tuple(layers)
@@ -205,5 +221,6 @@ def _rope(settings: Settings, head_size: int, kind: str, *, scaled: bool) -> Rop
     original = settings.get("original_max_position_embeddings")
     if original is not None:
         scaling.setdefault("original_max_position_embeddings", original)
+    part = 1.0 if scaling.get("rope_type") == PROPORTIONAL else part
     size = settings.size("rotary_dim", int(head_size * part))
     return make_rope(RopeSettings(size, float(base), settings.size("max_position_embeddings"), scaling))

@@ -9,6 +9,7 @@ from tvm.relax import op as R
 
 from compiler.frontends.llm.config import ExpertsConfig
 from compiler.frontends.llm.emitter import Emitter, number
+from compiler.frontends.llm.parameters import Norm
 from compiler.frontends.llm.weights import Linear
 from compiler.passes.rewriting.expert_products import (
     combined,
@@ -21,11 +22,22 @@ from compiler.passes.rewriting.matching import as_constant
 from schedules.ir.tvm_types import Expr
 
 
+def normed_feed_forward(model: Emitter, index: int, x: Expr) -> Expr:
+    """The residual update of the block, norms before and behind it included: (1, n, hidden)."""
+    experts = model.config.layers[index].experts
+    found = feed_forward(model, index, model.normed(index, "mlp_norm", x))
+    if experts is not None and experts.beside:
+        mixed = _Mixture(model, index, experts).result(model.normed(index, "experts_norm", x), routed_by=x)
+        mixed = model.normed(index, "experts_post_norm", mixed)
+        found = model.builder.emit(R.add(model.normed(index, "dense_post_norm", found), mixed))
+    return model.normed(index, "post_mlp_norm", found)
+
+
 def feed_forward(model: Emitter, index: int, x: Expr) -> Expr:
-    """The residual update of the block, for normalized x: (1, n, hidden)."""
+    """The MLP of a layer, or its mixture in place of one, for normalized x: (1, n, hidden)."""
     experts = model.config.layers[index].experts
     parameters = model.parameters
-    if experts is not None:
+    if experts is not None and not experts.beside:
         return _Mixture(model, index, experts).result(x)
     if model.config.gated:
         return _gated(model, index, x, parameters.gate_up(index), parameters.down(index))
@@ -34,11 +46,21 @@ def feed_forward(model: Emitter, index: int, x: Expr) -> Expr:
 
 
 def _gated(model: Emitter, index: int, x: Expr, gate_up: Sequence[Linear], down: Linear) -> Expr:
-    hidden = model.products.gated(x, gate_up, model.config.activation)
+    sparsity = model.config.layers[index].sparsity
+    hidden = None if sparsity is not None else model.products.gated(x, gate_up, model.config.activation)
     if hidden is not None:
         return model.products.product(hidden, down)
     gate, up = model.products.products(x, gate_up)
+    gate = gate if sparsity is None else _sparse(model, gate, sparsity)
     return model.products.product(model.builder.emit(R.multiply(model.activated(index, gate), up)), down)
+
+
+def _sparse(model: Emitter, gate: Expr, sparsity: float) -> Expr:
+    """What gates exceed their mean and `sparsity` times their standard deviation by."""
+    emit = model.builder.emit
+    centered = emit(R.subtract(gate, emit(R.mean(gate, [-1], keepdims=True))))
+    deviation = emit(R.sqrt(emit(R.mean(emit(R.multiply(centered, centered)), [-1], keepdims=True))))
+    return emit(R.nn.relu(emit(R.subtract(centered, model.scaled(deviation, sparsity)))))
 
 
 class _Mixture:
@@ -47,13 +69,15 @@ class _Mixture:
     def __init__(self, model: Emitter, index: int, config: ExpertsConfig) -> None:
         self._model, self._index, self._config = model, index, config
 
-    def result(self, x: Expr) -> Expr:
-        """(1, n, hidden) -> (1, n, hidden)"""
+    def result(self, x: Expr, *, routed_by: Expr | None = None) -> Expr:
+        """(1, n, hidden) -> (1, n, hidden); the router reads a norm of `routed_by`, None for x."""
         model, config, parameters = self._model, self._config, self._model.parameters
         emit, products = model.builder.emit, model.products
-        rows = emit(R.reshape(x, (x.ty.shape[1], model.config.hidden)))
+        shape = (x.ty.shape[1], model.config.hidden)
+        rows = emit(R.reshape(x, shape))
+        read = rows if routed_by is None else emit(R.reshape(model.normalized(routed_by, Norm(None)), shape))
         # The router stays exact: a rounding could choose another expert.
-        logits = scores = products.exact(rows, parameters.router(self._index, config))
+        logits = scores = products.exact(read, parameters.router(self._index, config))
         if config.sigmoid:
             scores = emit(R.sigmoid(scores))
         elif config.jitter is None:
@@ -82,6 +106,11 @@ class _Mixture:
             total = emit(R.add(total, number(config.sum_epsilon))) if config.sum_epsilon else total
             weights = emit(R.divide(weights, total))
         weights = model.scaled(weights, config.scale)
+        if config.beside:
+            factors = emit(
+                R.multiply(emit(R.ones_like(scores)), as_constant(parameters.expert_scale(self._index, config)))
+            )
+            weights = emit(R.multiply(weights, scores_of_chosen(model.builder, factors, routing)))
         return self._completed(x, emit(R.reshape(combined(model.builder, found, routing, weights), tuple(x.ty.shape))))
 
     def _completed(self, x: Expr, found: Expr) -> Expr:

@@ -75,19 +75,16 @@ def gguf_settings(file: GgufFile, family: Family, found: Gguf) -> Settings:
         InvalidModelError: the file lacks its embedding, or metadata that cannot be read.
         OptionError: keys and values have different widths.
     """
-    values = {setting: value for key, setting in _KEYS.items() if (value := _value(file, found, key)) is not None}
-    values |= {setting: value for key, setting in found.keys.items() if (value := _value(file, found, key)) is not None}
-    for key, setting in found.keys.items():
-        if setting != _KEYS.get(key):
-            values.pop(_KEYS.get(key, ""), None)
+    every = {**_KEYS, **found.keys}
+    values = {setting: value for key, setting in every.items() if (value := _value(file, found, key)) is not None}
     further = _value(file, found, "nextn_predict_layers")  # behind the last layer, that predict further tokens
     if isinstance(further, int) and isinstance(values.get("num_hidden_layers"), int):
         values["num_hidden_layers"] -= further
     values["rope_scaling"] = _scaling(file, found)
     if "token_embd.weight" in file.names:
         values["vocab_size"] = file.shape("token_embd.weight")[0]
-    width = _value(file, found, "attention.value_length")
-    if family.latent is None and width not in (None, values.get("head_dim", width)):
+    keys, width = (_value(file, found, f"attention.{each}_length") for each in ("key", "value"))
+    if family.latent is None and None not in (keys, width) and keys != width:
         raise OptionError(f"{file.path}: keys and values of different widths are not supported")
     values |= found.read(file, values)
     return Settings(values, file.path, {**family.defaults, **_DEFAULTS, **found.values})

@@ -21,9 +21,12 @@ class Names:
     delta_gate and delta_step (each may have a product before it, with "_low") and delta_rate; delta_conv,
     delta_step_bias, delta_decay, delta_norm, delta_out; unit_in, unit_gate, unit_conv, unit_input, unit_rate,
     unit_decay, unit_out; memory_q, memory_k, memory_v, memory_gate (or memory_qkv_gate), memory_input and
-    memory_forget (or memory_gates), memory_norm, memory_out. Of Zamba2's blocks: block_norm, block_out. Any
+    memory_forget (or memory_gates), memory_norm, memory_out. Of Zamba2's blocks: block_norm, block_out. Of layers with
+    inputs of their own: layer_gate, layer_out, layer_out_norm, layer_scale. Of mixtures beside an MLP: router_scale,
+    expert_scale, experts_norm, dense_post_norm, experts_post_norm. Of alternating updates: stream_router,
+    stream_router_norm, stream_predict, stream_correct, stream_scale, laurel_in, laurel_out, laurel_norm. Any
     product may have an update of low rank, whose roles are its own with "_adapter.0" and "_adapter.1". Names of sinks,
-    decays, skips and biases are whole; ".weight" follows the others.
+    decays, skips, biases and scales are whole; ".weight" follows the others.
 
     Attributes:
         embedding, norm, head: names without ".weight".
@@ -32,6 +35,8 @@ class Names:
         own: roles of single layers that differ, by number of the layer; names of None do not exist there, and
             those that begin as `layer` does are whole: tensors of another layer.
         positions, embedding_norm: as `embedding`; None where there is no such thing.
+        whole: role -> name of further tensors of no layer: layer_embedding, layer_model, layer_norm
+            (see `LayerInputs`), streams_in, streams_out (see `AlternatingUpdates`).
     """
 
     embedding: str
@@ -42,6 +47,7 @@ class Names:
     positions: str | None = None
     embedding_norm: str | None = None
     own: Mapping[int, Mapping[str, str | None]] = field(default_factory=dict)
+    whole: Mapping[str, str] = field(default_factory=dict)
 
     def below(self, prefix: str) -> Names:
         """The same without a prefix, as checkpoints of the model without its head have it."""
@@ -56,6 +62,7 @@ class Names:
                 index: {role: None if name is None else name.removeprefix(prefix) for role, name in each.items()}
                 for index, each in self.own.items()
             },
+            whole={role: name.removeprefix(prefix) for role, name in self.whole.items()},
         )
 
     def of(self, index: int, role: str) -> str | None:
@@ -268,6 +275,24 @@ def gguf_names(norms: str) -> Names:
         "shared_down": "ffn_down_shexp",
         "shared_router": "ffn_gate_inp_shexp",
         "router_bias": "exp_probs_b.bias",
+        "router_scale": "ffn_gate_inp.scale",
+        "expert_gate_up": "ffn_gate_up_exps",
+        "expert_scale": "ffn_down_exps.scale",
+        "experts_norm": "pre_ffw_norm_2",
+        "dense_post_norm": "post_ffw_norm_1",
+        "experts_post_norm": "post_ffw_norm_2",
+        "layer_gate": "inp_gate",
+        "layer_out": "proj",
+        "layer_out_norm": "post_norm",
+        "layer_scale": "layer_output_scale.weight",
+        "stream_router": "altup_router",
+        "stream_router_norm": "altup_router_norm",
+        "stream_predict": "altup_predict_coef",
+        "stream_correct": "altup_correct_coef",
+        "stream_scale": "altup_correct_scale.weight",
+        "laurel_in": "laurel_l",
+        "laurel_out": "laurel_r",
+        "laurel_norm": "laurel_post_norm",
         "conv_in": "shortconv.in_proj",
         "conv": "shortconv.conv",
         "conv_out": "shortconv.out_proj",
@@ -299,4 +324,11 @@ def gguf_names(norms: str) -> Names:
         roles |= {"attention_norm": "attn_norm", "mlp_norm": "ffn_norm"}
     if norms != "pre":
         roles |= {"post_attention_norm": "post_attention_norm", "post_mlp_norm": "post_ffw_norm"}
-    return Names("token_embd", "output_norm", "output", "blk.{index}.", roles)
+    whole = {
+        "layer_embedding": "per_layer_token_embd",
+        "layer_model": "per_layer_model_proj",
+        "layer_norm": "per_layer_proj_norm",
+        "streams_in": "altup_proj",
+        "streams_out": "altup_unembd_proj",
+    }
+    return Names("token_embd", "output_norm", "output", "blk.{index}.", roles, whole=whole)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.adapters import KeptAdapters
 from compiler.frontends.llm.blocks import dequantized
-from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, LatentConfig, XieluNumbers
+from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, LatentConfig, LayerInputs, XieluNumbers
 from compiler.frontends.llm.names import Names
 from compiler.frontends.llm.weights import (
     FLOAT_KINDS,
@@ -43,6 +43,7 @@ class Storage:
             first, then all keys.
         transposed: weights of layers are stored as (depth, rows).
         alternating: rows of the fused first product of experts are gate, up, gate, up, ...; else all gates come first.
+        stacked_rows: tensors of all experts without ".weight" are (experts, rows, depth); else (experts, depth, rows).
         norm_offset: offset added to norm weights (Gemma's are stored minus 1).
         tied: the output head is the embedding; None: if there is no other.
         bare_norms: norms that have no weights (OLMo).
@@ -54,6 +55,7 @@ class Storage:
     grouped: bool = False
     transposed: bool = False
     alternating: bool = False
+    stacked_rows: bool = False
     norm_offset: float = 0.0
     tied: bool | None = None
     bare_norms: bool = False
@@ -100,6 +102,35 @@ class Parameters:
         name = self._names.embedding_norm
         return None if name is None else self._norm(name, self._config.hidden)
 
+    def layer_embedding(self, config: LayerInputs) -> Matrix:
+        """The embeddings of all layers side by side: (vocabulary, layers * width)."""
+        name, width = self._names.whole["layer_embedding"], len(self._config.layers) * config.width
+        return self._checkpoint.matrix(f"{name}.weight", config.vocabulary, width)
+
+    def layer_model(self, config: LayerInputs) -> Linear:
+        """The product that gives a part of all layers' inputs from the embedding of a token."""
+        width = len(self._config.layers) * config.width
+        return self._linear(self._names.whole["layer_model"], width, self._config.hidden)
+
+    def layer_norm(self, config: LayerInputs) -> Norm:
+        """The norm of each layer's part of that product."""
+        return self._norm(self._names.whole["layer_norm"], config.width)
+
+    def stream_products(self, role: str, count: int) -> list[Linear]:
+        """Products between the first stream and each of `count` others: tensors of their own, or one for all."""
+        name, hidden = self._names.whole[role], self._config.hidden
+        if not self._checkpoint.has(f"{name}.weight"):
+            return [self._linear(f"{name}.{index}", hidden, hidden) for index in range(count)]
+        stack = Experts.of_stack(self._checkpoint.stack(f"{name}.weight", count, hidden, hidden), count)
+        return [Linear(each, None) for each in stack.weights]
+
+    def layer_scale(self, layer: int) -> float:
+        """The factor of what a layer returns, 1 where there is none."""
+        name = self._names.of(layer, "layer_scale")
+        if name is None or not self._checkpoint.has(name):
+            return 1.0
+        return float(self._checkpoint.vector(name, 1)[0])
+
     def final_norm(self) -> Norm:
         """The last norm, (hidden,)."""
         return self._norm(self._names.norm, self._config.hidden)
@@ -125,24 +156,31 @@ class Parameters:
         raise InvalidModelError(f"{self._checkpoint.origin}: {self._names.of(layer, role)!r} has none of sizes {sizes}")
 
     def queries_keys_values(self, layer: int) -> list[Linear]:
-        """The three products, in this order."""
-        config = self._config
-        widths = [config.queries, config.keys, config.keys]
-        q, k, v = self.parts(layer, "qkv", ("q", "k", "v"), widths)
+        """The three products, in this order; without that of values that are keys, or of keys of another layer."""
+        heads, own = self._config.heads_of(layer), self._config.layers[layer]
+        if own.shares is not None:
+            self._ignore(layer, ("k", "v", "k_norm"))  # some files have them
+            return [self._role(layer, "q", heads.queries, self._config.hidden)]
+        if own.values_are_keys:
+            widths = {"q": heads.queries, "k": heads.key_width}
+            return [self._role(layer, role, width, self._config.hidden) for role, width in widths.items()]
+        q, k, v = self.parts(layer, "qkv", ("q", "k", "v"), [heads.queries, heads.key_width, heads.key_width])
         if self._storage.interleaved:
-            rope = config.layers[layer].rope
-            rotated = config.head_size if rope is None else rope.size
-            q = q.taken(_halves(config.heads, config.head_size, rotated))
-            k = k.taken(_halves(config.key_heads, config.head_size, rotated))
+            rotated = heads.size if own.rope is None else own.rope.size
+            q = q.taken(_halves(heads.count, heads.size, rotated))
+            k = k.taken(_halves(heads.keys, heads.size, rotated))
         return [q, k, v]
+
+    def _ignore(self, layer: int, roles: Sequence[str]) -> None:
+        self._checkpoint.ignore([f"{self._names.of(layer, role)}.weight" for role in roles])
 
     def gated_queries_keys_values(self, layer: int) -> list[Linear]:
         """The three products, and the gates of attention, which one tensor holds beside the queries head by head."""
-        config = self._config
-        both = self._role(layer, "q", 2 * config.queries, config.hidden)
-        rows = np.arange(2 * config.queries).reshape(config.heads, 2, config.head_size)
+        heads, hidden = self._config.heads_of(layer), self._config.hidden
+        both = self._role(layer, "q", 2 * heads.queries, hidden)
+        rows = np.arange(2 * heads.queries).reshape(heads.count, 2, heads.size)
         query, gate = (both.taken(rows[:, part].reshape(-1)) for part in range(2))
-        key, value = (self._role(layer, role, config.keys, config.hidden) for role in ("k", "v"))
+        key, value = (self._role(layer, role, heads.key_width, hidden) for role in ("k", "v"))
         return [query, key, value, gate]
 
     def latent_queries(self, layer: int, config: LatentConfig) -> Linear:
@@ -191,6 +229,10 @@ class Parameters:
         """A product of a mixer."""
         return self._role(layer, role, rows, depth)
 
+    def width(self, layer: int, role: str) -> int:
+        """The number of outputs of a product whose width no setting gives."""
+        return self._checkpoint.shape(f"{self._names.of(layer, role)}.weight")[0]
+
     def head_products(self, layer: int, role: str, heads: int, size: int) -> Experts:
         """Products of blocks of channels, stored as (heads, inputs, outputs) beside their biases."""
         name, checkpoint = self._names.of(layer, role), self._checkpoint
@@ -217,7 +259,7 @@ class Parameters:
         return stored if self._storage.decays else -np.exp(stored)
 
     def weights(self, layer: int, role: str, shape: tuple[int, ...]) -> Array:
-        """Weights of a norm of a recurrent mixer."""
+        """Weights of a norm, or of a small product, as float32."""
         return self._shaped(f"{self._names.of(layer, role)}.weight", shape)
 
     def convolution(self, layer: int, role: str, channels: int, taps: int) -> tuple[Array, Array]:
@@ -245,11 +287,11 @@ class Parameters:
 
     def gate_up(self, layer: int) -> list[Linear]:
         """The two products of a gated MLP."""
-        return self.parts(layer, "gate_up", ("gate", "up"), [self._config.intermediate] * 2)
+        return self.parts(layer, "gate_up", ("gate", "up"), [self._config.intermediate_of(layer)] * 2)
 
     def up(self, layer: int) -> Linear:
         """The first product of an MLP without gates."""
-        return self._role(layer, "up", self._config.intermediate, self._config.hidden)
+        return self._role(layer, "up", self._config.intermediate_of(layer), self._config.hidden)
 
     def xielu(self, layer: int) -> XieluNumbers:
         """The numbers of the activation of a layer, which are trained. Raises OptionError where the format has none."""
@@ -274,25 +316,34 @@ class Parameters:
 
     def output(self, layer: int) -> Linear:
         """The output projection of attention."""
-        return self._role(layer, "o", self._config.hidden, self._config.queries)
+        return self._role(layer, "o", self._config.hidden, self._config.heads_of(layer).queries)
 
     def down(self, layer: int) -> Linear:
         """The down projection of the MLP."""
-        return self._role(layer, "down", self._config.hidden, self._config.intermediate)
+        return self._role(layer, "down", self._config.hidden, self._config.intermediate_of(layer))
 
     def router(self, layer: int, config: ExpertsConfig) -> Linear:
-        """The router."""
-        return self._role(layer, "router", config.count, self._config.hidden)
+        """The router, with the scale of its inputs where those have one."""
+        hidden = self._config.hidden
+        found = self._role(layer, "router", config.count, hidden)
+        if not config.beside:
+            return found
+        scale = self.array(layer, "router_scale", (hidden,)) * np.float32(hidden**-0.5)
+        return replace(found, weight=Matrix("F32", dequantized(found.weight) * scale, hidden))
 
     def router_bias(self, layer: int, config: ExpertsConfig) -> Array:
         """The bias added to the router scores when experts are selected."""
         return self.array(layer, "router_bias", (config.count,))
 
+    def expert_scale(self, layer: int, config: ExpertsConfig) -> Array:
+        """Factor of the result of each expert, (experts,)."""
+        return self.array(layer, "expert_scale", (config.count,))
+
     def expert_gate_up(self, layer: int, config: ExpertsConfig) -> list[Experts]:
         """The two products of the experts' gated MLPs."""
         width, depth = config.intermediate, self._config.hidden
-        fused = self._names.of(layer, "expert_gate_up")
-        if fused is not None:
+        fused, gate = (self._names.of(layer, role) for role in ("expert_gate_up", "expert_gate"))
+        if fused is not None and (gate is None or not self._checkpoint.has(f"{gate}.weight")):
             whole = self._stack(fused, config, 2 * width, depth)
             alternating = self._storage.alternating
             parts = [slice(at, None, 2) if alternating else slice(at * width, (at + 1) * width) for at in range(2)]
@@ -328,11 +379,14 @@ class Parameters:
         return Experts(tuple(self._checkpoint.matrix(one, rows, depth) for one in each))
 
     def _stack(self, name: str, config: ExpertsConfig, rows: int, depth: int) -> Experts:
-        """One tensor of all experts: (experts, rows, depth), or (experts, depth, rows) under the bare name."""
+        """One tensor of all experts: (experts, rows, depth), or as `Storage.stacked_rows` says under the bare name."""
         checkpoint, count = self._checkpoint, config.count
         if checkpoint.has(name):
-            stored = Experts.of_stack(checkpoint.stack(name, count, depth, rows), count)
-            found = Experts(tuple(each.transposed() for each in stored.weights))
+            stacked_rows = self._storage.stacked_rows
+            stored = checkpoint.stack(name, count, *((rows, depth) if stacked_rows else (depth, rows)))
+            found = Experts.of_stack(stored, count)
+            if not stacked_rows:
+                found = Experts(tuple(each.transposed() for each in found.weights))
         else:
             found = Experts.of_stack(checkpoint.stack(f"{name}.weight", count, rows, depth), count)
         bias = next((name + end for end in (".bias", "_bias") if checkpoint.has(name + end)), None)
@@ -418,5 +472,6 @@ def _halves(heads: int, size: int, rotated: int) -> Array:
 def _ungrouped(config: DecoderConfig) -> Array:
     """The rows of all queries, of all keys, of all values, where those of each head of keys stood together."""
     each = config.heads // config.key_heads
-    rows = np.arange((each + 2) * config.keys).reshape(config.key_heads, each + 2, config.head_size)
+    shape = (config.key_heads, each + 2, config.head_size)
+    rows = np.arange(math.prod(shape)).reshape(shape)
     return np.concatenate([rows[:, :each].reshape(-1), rows[:, each].reshape(-1), rows[:, each + 1].reshape(-1)])

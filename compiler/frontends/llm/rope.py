@@ -12,6 +12,7 @@ import numpy as np
 from compiler.errors import InvalidModelError, OptionError
 
 MOST_HEAD_SIZE = 1 << 14
+PROPORTIONAL = "proportional"  # the kind of scaling that turns whole heads, whatever part of them it names
 Frequencies = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
@@ -188,8 +189,16 @@ def _longrope(settings: RopeSettings) -> Rope:
     return Rope(_tuple(short), factor=scale, long_frequencies=_tuple(long), original_context=original)
 
 
+def _proportional(settings: RopeSettings) -> Rope:
+    """Frequencies of the whole head, of which only the first ones are not 0 (Gemma 4)."""
+    turned = int(settings.number("partial_rotary_factor", 1.0) * settings.size // 2)
+    frequencies = _inverse(settings) / np.float32(settings.number("factor", 1.0))
+    return Rope(_tuple(np.where(np.arange(settings.size // 2) < turned, frequencies, np.float32(0.0))))
+
+
 _KINDS = {
     "default": _default,
+    PROPORTIONAL: _proportional,
     "linear": _linear,
     "dynamic": _dynamic,
     "llama3": _llama3,

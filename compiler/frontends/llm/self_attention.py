@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvm.relax import op as R
 
 from compiler.frontends.llm.attention import KeyValueCache, attend, rotated, tempered
+from compiler.frontends.llm.config import Heads, LayerConfig
 from compiler.frontends.llm.emitter import Emitter
 from compiler.frontends.llm.parameters import Norm
 from compiler.passes.rewriting.matching import as_constant
@@ -24,14 +25,15 @@ class SelfAttention:
 
     def heads(self, x: Expr) -> Expr:
         """Attention results of all heads, for normalized x (1, n, hidden): (1, n, heads * head size)."""
-        model, config, parameters = self._model, self._model.config, self._model.parameters
-        products = model.products
-        if config.gated_attention:
+        model, parameters, products = self._model, self._model.parameters, self._model.products
+        if model.config.gated_attention:
             return self._gated_heads(x)
         parts = parameters.queries_keys_values(self._index)
-        wide = self._norms_all_heads("q_norm", config.heads) or self._norms_all_heads("k_norm", config.key_heads)
-        query, key, value = products.products(x, parts) if wide else products.heads(x, parts, config.head_size)
-        return self._attended(query, key, value)
+        heads = self._counts
+        wide = len(parts) == 3 and (  # norms of all heads together
+            self._norms_all_heads("q_norm", heads.count) or self._norms_all_heads("k_norm", heads.keys)
+        )
+        return self._attended(*(products.products(x, parts) if wide else products.heads(x, parts, heads.size)))
 
     def output(self, found: Expr) -> Expr:
         """The last product: (1, n, hidden)."""
@@ -39,41 +41,53 @@ class SelfAttention:
 
     @property
     def states(self) -> tuple[Expr, ...]:
-        """The cache with the new entries."""
-        return self.cache.parts
+        """The cache with the new entries; nothing where it is that of another layer."""
+        return self.cache.parts if self._layer.shares is None else ()
+
+    @property
+    def _layer(self) -> LayerConfig:
+        return self._model.config.layers[self._index]
+
+    @property
+    def _counts(self) -> Heads:
+        return self._model.config.heads_of(self._index)
 
     def _gated_heads(self, x: Expr) -> Expr:
         """`heads` of a model whose results are multiplied with gates."""
-        model, config, emit = self._model, self._model.config, self._model.builder.emit
-        parts = model.products.heads(x, model.parameters.gated_queries_keys_values(self._index), config.head_size)
+        model, heads, emit = self._model, self._counts, self._model.builder.emit
+        parts = model.products.heads(x, model.parameters.gated_queries_keys_values(self._index), heads.size)
         found = self._attended(*parts[:3])
-        gates = emit(R.reshape(parts[3], (1, model.length, config.queries)))
+        gates = emit(R.reshape(parts[3], (1, model.length, heads.queries)))
         return emit(R.multiply(found, emit(R.sigmoid(gates))))
 
-    def _attended(self, query: Expr, key: Expr, value: Expr) -> Expr:
-        """Attention of the products' results."""
-        config, builder = self._model.config, self._model.builder
-        query = self._placed(self._heads(query, config.heads, "q_norm"))
+    def _attended(self, query: Expr, key: Expr | None = None, value: Expr | None = None) -> Expr:
+        """Attention of the products' results; without keys, over the cache of another layer."""
+        config, builder, heads = self._model.config, self._model.builder, self._counts
+        query = self._placed(self._heads(query, heads.count, "q_norm"))
         if config.temperature is not None and self._angles is None:
             query = tempered(builder, query, self.cache.position, config.temperature)
-        key = self._placed(self._heads(key, config.key_heads, "k_norm"))
-        value = self._heads(value, config.key_heads, None)
-        self.cache = self.cache.extended(builder, key, value)
+        if key is not None:
+            values = self._values(key if value is None else value)
+            self.cache = self.cache.extended(builder, self._placed(self._heads(key, heads.keys, "k_norm")), values)
         stored = self._model.parameters.sinks(self._index)
         sinks = None if stored is None else as_constant(stored)
-        found = attend(builder, config, config.layers[self._index], query, self.cache, self._bias, sinks)
-        return builder.emit(R.reshape(found, (1, self._model.length, config.queries)))
+        found = attend(builder, config, self._layer, query, self.cache, self._bias, sinks)
+        return builder.emit(R.reshape(found, (1, self._model.length, heads.queries)))
+
+    def _values(self, x: Expr) -> Expr:
+        heads = self._heads(x, self._counts.keys, None)
+        return self._model.normalized(heads, Norm(None)) if self._model.config.bare_value_norms else heads
 
     def _norms_all_heads(self, norm: str, count: int) -> bool:
         """True if a norm is over all heads together."""
-        model, size = self._model, self._model.config.head_size
+        model, size = self._model, self._counts.size
         if not model.has_norm(self._index, norm):
             return False
         return model.parameters.norm_size(self._index, norm, (size, count * size)) != size
 
     def _heads(self, x: Expr, count: int, norm: str | None) -> Expr:
         """(1, n, count, head size), normalized a head, or all heads together, then clipped; x may have that shape."""
-        model, size = self._model, self._model.config.head_size
+        model, size = self._model, self._counts.size
         shape = (1, model.length, count, size)
         if norm is not None and model.config.bare_head_norms and self._angles is not None:
             return self._clipped(model.normalized(self._shaped(x, shape), Norm(None)))

@@ -91,6 +91,16 @@ class Settings:
             raise self._wrong(key, value, f"a list of {count} layers")
         return value
 
+    def layer_sizes(self, key: str, count: int) -> list[int] | None:
+        """A size of each layer where there is a list of them, or None."""
+        if not isinstance(self.get(key), list):
+            return None
+        found = self.each_layer(key, count) or []
+        for value in found:
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SIZE:
+                raise self._wrong(key, value, "a size")
+        return found
+
     def _wrong(self, key: str, value: object, wanted: str) -> InvalidModelError:
         what = "is missing" if value is None else f"is {str(value)[:80]!r}, not {wanted}"
         return InvalidModelError(f"{self.path}: {key!r} {what}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from compiler.frontends.llm.families.family import Family, Gguf
+from compiler.frontends.llm.families.gemma import GEMMA
 from compiler.frontends.llm.families.gpt import GPT, GPT_FILES
 from compiler.frontends.llm.families.latent import LATENT
 from compiler.frontends.llm.families.llama import LLAMA, LLAMA_FILES
 from compiler.frontends.llm.families.recurrent import RECURRENT
 
-FAMILIES: dict[str, Family] = {**LLAMA, **LATENT, **GPT, **RECURRENT}
+FAMILIES: dict[str, Family] = {**LLAMA, **GEMMA, **LATENT, **GPT, **RECURRENT}
 ARCHITECTURES: dict[str, tuple[Family, Gguf]] = {
     gguf.name: (family, gguf) for family in (*FAMILIES.values(), *LLAMA_FILES, *GPT_FILES) for gguf in family.gguf
 }

@@ -15,6 +15,7 @@ from compiler.frontends.llm.config import (
     MOST_EXPERTS,
     DecoderConfig,
     ExpertsConfig,
+    Heads,
     LatentConfig,
     NormKind,
 )
@@ -121,6 +122,7 @@ class Family:
         scales_embedding: embeddings are multiplied by the square root of their width.
         rope_if: setting and the value of it with which there are rotary embeddings; None: always.
         kinds: the kinds of the layers (`layer_kinds`); None: attention in all.
+        heads: the attention heads of a layer of a kind, from those of the model; None: the same.
         recurrent: the recurrent mixer of those that have one.
         latent: attention is latent, with these sizes; None for keys and values of their own.
         one_part: a layer has a mixer, or an MLP, and not both.
@@ -147,6 +149,7 @@ class Family:
     scales_embedding: bool = False
     rope_if: tuple[str, object] | None = None
     kinds: Callable[[Settings, int], list[str]] | None = None
+    heads: Callable[[Settings, int, str, Heads], Heads] | None = None
     recurrent: Callable[[Settings], Recurrent] | None = None
     latent: Callable[[Settings], LatentConfig] | None = None
     one_part: bool = False

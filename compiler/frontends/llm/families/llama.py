@@ -25,15 +25,7 @@ from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.settings import Settings
 
 _BAICHUAN_LAYERS = 32  # of the model whose positions are rotations; the larger one has ALiBi
-_GEMMA_27B_LAYERS = (46, 62)
 _LLAMA4_BARE_EXPERTS = 128
-
-
-def _gemma_scale(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The scale of the 27B models is that of the width shared among their heads."""
-    is_large = values.get("num_hidden_layers") in _GEMMA_27B_LAYERS
-    scale = values["hidden_size"] / values["num_attention_heads"] if is_large else None
-    return {"query_pre_attn_scalar": scale}
 
 
 def _cohere(config: DecoderConfig, settings: Settings) -> DecoderConfig:
@@ -146,9 +138,6 @@ _DEEPSEEK = {"scoring_func": "sigmoid", "topk_sum_epsilon": 1e-20, "norm_topk_pr
 _DEEPSEEK_KEYS = {"num_experts": "n_routed_experts"}
 _DEEPSEEK_GGUF = {"expert_shared_count": "n_shared_experts"}
 _QWEN = {"use_sliding_window": False, "max_window_layers": 28}
-_GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "head_dim": 256}
-_GEMMA_STORAGE = Storage(norm_offset=1.0)
-_BIDIRECTIONAL = {"use_bidirectional_attention": ("bidirectional attention", False)}
 _GRANITE = {"attention_multiplier": 1.0}
 _GRANITE_GGUF = {"attention_multiplier": None}  # files that lack it have the usual scale
 _EXPERTS_PER_TOKEN = {"num_experts_per_tok": 2, **_NORMALIZED}
@@ -231,37 +220,6 @@ LLAMA: dict[str, Family] = {
             aliases={"shared_expert_intermediate_size": "shared_intermediate_size"},
             gguf=(Gguf(name="granitemoe", interleaved=True, values=_GRANITE_GGUF),),
         ),
-    ),
-    "gemma": Family(
-        scales_embedding=True,
-        refused=_BIDIRECTIONAL,
-        defaults=_GEMMA,
-        storage=_GEMMA_STORAGE,
-        gguf=(Gguf(name="gemma"),),
-    ),
-    "gemma2": Family(
-        names=hugging_face_names("sandwich"),
-        scales_embedding=True,
-        refused=_BIDIRECTIONAL,
-        defaults={**_GEMMA, "sliding_window": 4096, "sliding_window_pattern": 2, "query_pre_attn_scalar": 256},
-        storage=_GEMMA_STORAGE,
-        gguf=(Gguf(name="gemma2", norms="sandwich", read=_gemma_scale),),
-    ),
-    "gemma3_text": Family(
-        names=hugging_face_names("sandwich"),
-        scales_embedding=True,
-        scales_full_only=True,
-        refused=_BIDIRECTIONAL,
-        defaults={
-            **_GEMMA,
-            "sliding_window": 4096,
-            "sliding_window_pattern": 6,
-            "query_pre_attn_scalar": 256,
-            "rope_theta": 1e6,
-            "rope_local_base_freq": 10000.0,
-        },
-        storage=_GEMMA_STORAGE,
-        gguf=(Gguf(name="gemma3", norms="sandwich", read=_gemma_scale),),
     ),
     "olmo": Family(
         norm="layer",

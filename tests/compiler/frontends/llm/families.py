@@ -38,6 +38,16 @@ _LONGROPE = {
 }
 _ALTERNATE = ["sliding_attention", "full_attention"]
 
+_SHARED_KEYS: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": 2 * _ALTERNATE,
+    "sliding_window": 9,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 12,
+    "vocab_size_per_layer_input": 160,
+    "final_logit_softcapping": 3.0,
+    "pad_token_id": 0,
+}  # of Gemma 3n and 4, whose last layers read the keys and values of others
 _BARE: dict[str, Any] = {
     "head_dim": None,
     "num_key_value_heads": None,
@@ -118,6 +128,37 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gemma3": ("Gemma3Text", {"sliding_window": 9, "layer_types": _ALTERNATE, "query_pre_attn_scalar": 24}),
+    "gemma3n_text": (
+        "Gemma3nText",
+        {
+            **_SHARED_KEYS,
+            "intermediate_size": [80, 64, 64, 64],
+            "activation_sparsity_pattern": [0.9, 0.0, 0.5, 0.0],
+            "laurel_rank": 8,
+            "altup_num_inputs": 3,
+            "vocab_size_per_layer_input": 150,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "gemma4_text": ("Gemma4Text", {**_SHARED_KEYS, "global_head_dim": 24, "use_double_wide_mlp": True}),
+    "gemma4_text-mixture": (
+        "Gemma4Text",
+        {
+            **_SHARED_KEYS,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+            "global_head_dim": 24,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 24,
+        },
+    ),
     "mixtral": ("Mixtral", {"num_local_experts": 5, "sliding_window": 30}),
     "phimoe": (
         "Phimoe",
@@ -397,19 +438,6 @@ CAPTURED: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere2": ("Cohere2", {"pad_token_id": 0, "sliding_window": 9}),
     "exaone4": ("Exaone4", {"sliding_window": 9}),
     "nemotron": ("Nemotron", {}),
-    "gemma4_text": (
-        "Gemma4Text",
-        {
-            "num_hidden_layers": 4,
-            "layer_types": 2 * _ALTERNATE,
-            "sliding_window": 9,
-            "global_head_dim": 24,
-            "num_kv_shared_layers": 2,
-            "hidden_size_per_layer_input": 12,
-            "vocab_size_per_layer_input": 160,
-            "final_logit_softcapping": 3.0,
-        },
-    ),
     "codegen": ("CodeGen", {**_GPT2, "rotary_dim": 8}),
 }
 
@@ -431,7 +459,7 @@ def save_model(name: str, folder: Path, **changes: Any) -> Any:
             # Large enough that every part counts, norms and biases included.
             parameter.add_(0.1 * torch.randn_like(parameter))
         for name, buffer in model.named_buffers():
-            if name.endswith(("expert_bias", "e_score_correction_bias")):
+            if name.endswith(("expert_bias", "e_score_correction_bias", "layer_scalar")):
                 buffer.add_(0.3 * torch.randn_like(buffer))
     model.save_pretrained(folder)
     return model

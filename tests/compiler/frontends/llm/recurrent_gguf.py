@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
+from tests.compiler.frontends.llm.gemma_gguf import describe_gemma3n, describe_gemma4, gemma_tensors
 from tests.compiler.generation.models import byte_tokens
 
 Config: TypeAlias = "dict[str, Any]"
@@ -384,6 +385,8 @@ ARCHITECTURES: dict[str, tuple[str, _Describe, _Convert]] = {
     "deepseek_v3": ("deepseek2", _deepseek, _deepseek_tensors),
     "glm4_moe": ("glm4moe", _dots, _deepseek_tensors),
     "dots1": ("dots1", _dots, _deepseek_tensors),
+    "gemma3n_text": ("gemma3n", describe_gemma3n, gemma_tensors),
+    "gemma4_text": ("gemma4", describe_gemma4, gemma_tensors),
     "qwen3_next": ("qwen3next", _qwen, _qwen_tensors),
     "qwen3_5_text": ("qwen35", _qwen, _qwen_tensors),
     "qwen3_5_moe_text": ("qwen35moe", _qwen, _qwen_tensors),
