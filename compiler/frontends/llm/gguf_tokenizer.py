@@ -83,7 +83,10 @@ _WHOLE_WORDS_FIRST = frozenset([*LLAMA3_KIN, "tekken", "smollm3", "seed-coder", 
 _BEGINS = frozenset([*LLAMA3_KIN, "tekken"])
 # Control tokens that end a turn, whatever the metadata say.
 _TURN_ENDS = frozenset(
-    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>"]
+    [
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<turn|>"),
+        *("<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>"),
+    ]
 )
 
 
@@ -126,10 +129,12 @@ def _content(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, A
         parts = _byte_level(file, tokens, pre)
     elif kind == "llama":
         parts = _sentence_piece(file, tokens, types)
+    elif kind == "gemma4":
+        parts = _merged_pieces(file, tokens)
     else:
         return None
     special = [_added(i, tokens[i], types[i]) for i, each in enumerate(types) if each in (_CONTROL, _USER, _UNKNOWN)]
-    begins = bool(file.value(f"{_PREFIX}add_bos_token", kind == "llama" or pre in _BEGINS))
+    begins = bool(file.value(f"{_PREFIX}add_bos_token", kind in ("llama", "gemma4") or pre in _BEGINS))
     post = _begin_with(file, tokens) if begins else None
     return {
         "version": "1.0",
@@ -155,18 +160,7 @@ def _added(index: int, text: str, kind: int) -> dict[str, Any]:
 
 def _byte_level(file: GgufFile, tokens: list[str], pre: str) -> dict[str, Any]:
     """Bytes as printable characters, merged in the order of a list."""
-    listed = file.required(f"{_PREFIX}merges")
-    if not isinstance(listed, list) or not all(isinstance(merge, str) for merge in listed):
-        raise InvalidModelError(f"{file.path}: its merges are not a list of texts")
-    merges = [merge.split(" ", 1) for merge in listed]
-    known = set(tokens)
-    wrong = [pair for pair in merges if not {*pair, "".join(pair)} <= known]
-    if wrong:
-        raise InvalidModelError(f"{file.path}: the tokenizer merges {' and '.join(wrong[0])!r}, which are not tokens")
-    cuts = [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        for pattern in SPLITS[pre]
-    ]
+    cuts = [_cut(pattern) for pattern in SPLITS[pre]]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     model = {
         "type": "BPE",
@@ -178,7 +172,7 @@ def _byte_level(file: GgufFile, tokens: list[str], pre: str) -> dict[str, Any]:
         "byte_fallback": False,
         "ignore_merges": pre in _WHOLE_WORDS_FIRST,
         "vocab": _vocabulary(tokens),
-        "merges": merges,
+        "merges": _listed_merges(file, tokens),
     }
     return {
         "normalizer": None,
@@ -186,6 +180,28 @@ def _byte_level(file: GgufFile, tokens: list[str], pre: str) -> dict[str, Any]:
         "decoder": {**level, "use_regex": True},
         "model": model,
     }
+
+
+def _cut(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def _listed_merges(file: GgufFile, tokens: list[str]) -> list[list[str]]:
+    listed = file.required(f"{_PREFIX}merges")
+    if not isinstance(listed, list) or not all(isinstance(merge, str) for merge in listed):
+        raise InvalidModelError(f"{file.path}: its merges are not a list of texts")
+    merges = [merge.split(" ", 1) for merge in listed]
+    known = set(tokens)
+    wrong = [pair for pair in merges if not {*pair, "".join(pair)} <= known]
+    if wrong:
+        raise InvalidModelError(f"{file.path}: the tokenizer merges {' and '.join(wrong[0])!r}, which are not tokens")
+    return merges
+
+
+def _merged_pieces(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
+    """Pieces that are merged in the order of a list, within lines (Gemma 4)."""
+    parts = _pieces(file, tokens, _listed_merges(file, tokens), prefix=False)
+    return {**parts, "pre_tokenizer": _cut(r"\n+")}
 
 
 def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, Any]:
@@ -199,6 +215,14 @@ def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict
             f"{file.path}: a token has {len(longest)} characters, and at most {_LONGEST_PIECE} are read"
         )
     prefix = bool(file.value(f"{_PREFIX}add_space_prefix", True))
+    return _pieces(file, tokens, _merges(tokens, scores, types), prefix=prefix)
+
+
+def _pieces(file: GgufFile, tokens: list[str], merges: list[list[str]], *, prefix: bool) -> dict[str, Any]:
+    """Pieces of text with a mark for spaces, and bytes for characters that are none.
+
+    `prefix`: texts begin as if a space stood before them.
+    """
     steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
@@ -219,7 +243,7 @@ def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict
         "byte_fallback": True,
         "ignore_merges": False,
         "vocab": _vocabulary(tokens),
-        "merges": _merges(tokens, scores, types),
+        "merges": merges,
     }
     return {
         "normalizer": {"type": "Sequence", "normalizers": steps},
