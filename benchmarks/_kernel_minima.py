@@ -11,7 +11,7 @@ import sys
 import time
 
 from compiler.profiling.instrument import Recording, call_times, record
-from compiler.profiling.recorded_calls import named_calls
+from compiler.profiling.profile import named_calls
 from compiler.profiling.workload import prepare
 
 

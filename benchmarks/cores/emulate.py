@@ -21,7 +21,7 @@ import numpy as np
 
 from compiler.profiling.attribution import RUNTIME, kind_of
 from compiler.profiling.instrument import DYNAMIC_CALL, call_times, installed, record
-from compiler.profiling.recorded_calls import named_calls
+from compiler.profiling.profile import named_calls
 from compiler.profiling.workload import Workload, prepare
 from compiler.runtime import load
 from compiler.runtime.executor import LocalExecutor

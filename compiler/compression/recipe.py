@@ -22,7 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 import targets
 from compiler.compression.distillation import DistillationOptions, distill
 from compiler.compression.job import JobOptions, Samples, start
-from compiler.compression.low_rank.driver import FactorizationOptions, factorize
+from compiler.compression.low_rank import FactorizationOptions, factorize
 from compiler.compression.model import CompressedModel
 from compiler.compression.pruning import prune
 from compiler.compression.pruning.settings import PruningOptions

@@ -15,7 +15,7 @@ from compiler.artifact.artifact import artifact_bytes
 from compiler.artifact.fields import decode
 from compiler.artifact.language_model import DESCRIPTION_ASSET, ENCODER_ASSET, TOKENIZER_ASSET, LanguageModelDescription
 from compiler.codegen.build import build_library
-from compiler.device.emulation import EmulatedModule, SimulatedModule
+from compiler.device.emulation import EmulatedExecutor, EmulatedModule, Emulator, SimulatedModule
 from compiler.driver.compile_options import (
     CompileOptions,
     Progress,
@@ -42,7 +42,6 @@ from compiler.records.identity import model_fingerprint
 from compiler.records.library import TunedConfigs, tuned_configs
 from compiler.runtime import Module
 from compiler.runtime.device import load_runtime_of
-from compiler.runtime.emulated import EmulatedExecutor, Emulator
 from compiler.runtime.random_inputs import random_inputs
 from compiler.runtime.state_sizes import state_symbols, symbols_of
 from compiler.runtime.threads import check_threads

@@ -12,10 +12,9 @@ def gpu_rules() -> tuple[AnyRule, ...]:
     """The rules for graphics processors, by falling priority."""
     from schedules.gpu.dlight import DLIGHT_RULES
     from schedules.gpu.parallel import BindAnything
-    from schedules.gpu.plain_products import GpuProducts
+    from schedules.gpu.plain_products import GpuProducts, GpuVectorProducts
     from schedules.gpu.tensor_cores import GpuTensorCores
     from schedules.gpu.thread_reduction import GpuThreadReduction
-    from schedules.gpu.vector_products import GpuVectorProducts
 
     own = (GpuTensorCores(), GpuProducts(), GpuVectorProducts(), GpuThreadReduction(), BindAnything())
     rules: list[AnyRule] = [*own, *(rule() for rule in DLIGHT_RULES)]

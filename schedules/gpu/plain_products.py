@@ -4,19 +4,40 @@ A tile of a product without tensor cores: each thread sums a small rectangle of 
 
 Neighbouring threads have neighbouring columns, so that what they read of shared memory and write to the result lies
 side by side; a thread's rows are neighbours, read as vectors that all threads of a line share.
+
+A matrix by a vector (the classifier of one sample, the gates of squeeze-and-excitation, one head's weights): each
+element of the matrix is used once, so nothing is worth keeping in shared memory: threads side by side read neighbours
+of the matrix, a sum is shared by several threads, and what each has found is joined pair by pair.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import ClassVar
 
-from schedules.codegen.nest import lanes_of, load, repeat, sequence, static_grid, store, when
+from schedules.codegen.nest import (
+    allocate,
+    both,
+    lanes_of,
+    load,
+    name_value,
+    repeat,
+    sequence,
+    static_grid,
+    store,
+    when,
+)
+from schedules.config import Config, ConfigSpace
+from schedules.gpu.launch import launch
 from schedules.gpu.machine import GpuMachine
-from schedules.gpu.product_rule import TiledProductRule
-from schedules.gpu.tile_code import BlockTile, Part, TileWriter
-from schedules.ir.expression import expression
+from schedules.gpu.product_form import Launches, Operand, ProductForm
+from schedules.gpu.product_rule import UNKNOWN, ProductRule, ProductWorkload, TiledProductRule, product_workload
+from schedules.gpu.tile_code import BlockTile, Part, TileWriter, wait, within
+from schedules.ir.expression import expression, parts_of
+from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt, tirx
-from schedules.machine import dtype_bits
+from schedules.machine import Machine, dtype_bits
 from schedules.rule import GpuPriority
 
 _PADDING = 4
@@ -126,3 +147,118 @@ class GpuProducts(TiledProductRule):
 
     def multiplies(self, dtype: str, machine: GpuMachine) -> bool:
         return dtype == "float32"
+
+
+_WARP = 32
+_MOST_THREADS = 1024
+_RESIDENT_THREADS = 2048  # of a multiprocessor
+_JOIN_COST = 2.0  # halving the number of partial sums, in steps of the depth
+_POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class VectorWorkload(ProductWorkload):
+    """`along_depth` says that neighbours of the depth are neighbours of the matrix in memory."""
+
+    along_depth: bool
+
+
+class GpuVectorProducts(ProductRule[VectorWorkload]):
+    """A block computes `results` elements, each by `shares` threads."""
+
+    name: ClassVar[str] = "gpu-vector-products"
+    priority: ClassVar[int] = GpuPriority.LONG_SUMS
+
+    def serves(self, form: ProductForm, workload: VectorWorkload, machine: GpuMachine) -> bool:
+        return 1 in (workload.rows, workload.columns) and workload.depth != 1
+
+    def workload(self, form: ProductForm) -> VectorWorkload:
+        sizes = product_workload(form)
+        return VectorWorkload(
+            sizes.samples, sizes.rows, sizes.columns, sizes.depth, sizes.dtype, _matrix(form).along_depth
+        )
+
+    def space(self, workload: VectorWorkload, machine: Machine) -> ConfigSpace:
+        assert isinstance(machine, GpuMachine)
+        most = min(_MOST_THREADS, machine.threads_per_block)
+
+        def fits(config: Config) -> bool:
+            return _WARP <= config.integer("results") * config.integer("shares") <= most
+
+        return ConfigSpace({"results": _POWERS, "shares": _POWERS}, (fits,))
+
+    def default(self, workload: VectorWorkload, machine: Machine) -> Config:
+        assert isinstance(machine, GpuMachine)
+        count = machine.multiprocessors
+        return min(self.space(workload, machine), key=lambda each: _cost(each, workload, count))
+
+    def launches(self, form: ProductForm, config: Config) -> Launches:
+        return [_vector_product(form, config.integer("results"), config.integer("shares"))], []
+
+
+def _matrix(form: ProductForm) -> Operand:
+    """The operand that is not a vector."""
+    return form.b if form.a.rows.extent == 1 else form.a
+
+
+def _cost(config: Config, workload: VectorWorkload, multiprocessors: int) -> tuple[float, int]:
+    """Time in steps of the depth, as many threads side by side as the device holds; of equals the smaller block."""
+    results, shares = config.integer("results"), config.integer("shares")
+    rows = (workload.columns if workload.rows == 1 else workload.rows) or UNKNOWN
+    depth, samples = workload.depth or UNKNOWN, workload.samples or 1
+    # A load of a warp that does not lie side by side takes as many turns as it has parts.
+    side_by_side = min(shares, depth) if workload.along_depth else min(results, rows)
+    parts = _WARP / min(_WARP, side_by_side)
+    waves = math.ceil(samples * ceil_div(rows, results) * results * shares / (multiprocessors * _RESIDENT_THREADS))
+    return waves * (ceil_div(depth, shares) * parts + _JOIN_COST * math.log2(shares)), results * shares
+
+
+def _vector_product(form: ProductForm, results: int, shares: int) -> Stmt:
+    """The launch of a block for each `results` elements."""
+    matrix = _matrix(form)
+    dtype = form.reduction.dtype
+    block, thread = (tirx.Var(name, "int64") for name in ("block", "thread"))
+    statements: list[Stmt] = []
+
+    tiles = parts_of(matrix.rows.extent, results)
+    batch = form.batch.values(name_value("sample", tirx.floordiv(block, expression(tiles)), statements))
+    first = tirx.floormod(block, expression(tiles)) * expression(results)
+    inner = expression(shares if matrix.along_depth else results)
+    major, minor = tirx.floordiv(thread, inner), tirx.floormod(thread, inner)
+    place, share = (major, minor) if matrix.along_depth else (minor, major)
+    row, share = name_value("row", first + place, statements), name_value("share", share, statements)
+    rows = (expression(0), row) if matrix is form.b else (row, expression(0))
+    inside = within(row, matrix.rows.extent, results)
+    own, own_allocation = allocate("own", [1], dtype, "local")
+    sums, sums_allocation = allocate("sums", [results * shares], dtype, "shared")
+
+    def turn(step: Expr) -> Stmt:
+        depth = expression(step) * shares + share
+        at = form.depth.values(depth)
+        factors = (form.a.at(batch, rows[0], at), form.b.at(batch, rows[1], at))
+        added = load(own, 0) + factors[0].astype(dtype) * factors[1].astype(dtype)
+        return when(both(inside, within(depth, form.depth.extent, shares)), store(own, added, 0))
+
+    neighbour = 1 if matrix.along_depth else results
+    joins = []
+    step = shares // 2
+    while step:
+        both_sums = load(sums, thread) + load(sums, thread + step * neighbour)
+        joins += [when(share < expression(step), store(sums, both_sums, thread)), wait()]
+        step //= 2
+    finished = form.finish(load(sums, thread), batch, *rows)
+    body = sequence(
+        statements,
+        own_allocation,
+        sums_allocation,
+        store(own, tirx.const(0, dtype), 0),
+        repeat("turn", parts_of(form.depth.extent, shares), turn),
+        store(sums, load(own, 0), thread),
+        wait(),
+        joins,
+        when(both(share < expression(1), inside), finished),
+    )
+    blocks = expression(tiles * form.batch.extent)
+    if not isinstance(blocks, tirx.IntImm):
+        blocks = tirx.max(blocks, expression(1))  # an empty launch is an error; this one stores nothing
+    return launch(block, blocks, thread, results * shares, body)

@@ -12,8 +12,8 @@ import numpy as np
 from targets.errors import TargetError
 from targets.ethos_u.accelerators import accelerators
 from targets.ethos_u.program import Program
-from targets.ethos_u.simulator.executor import Executor
 from targets.ethos_u.simulator.memory import Memory
+from targets.ethos_u.simulator.operations import Executor
 
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import RuntimeTensor

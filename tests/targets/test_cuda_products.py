@@ -15,10 +15,9 @@ from onnx import helper
 
 import compiler
 from schedules.gpu.machine import GpuMachine
-from schedules.gpu.plain_products import GpuProducts
+from schedules.gpu.plain_products import GpuProducts, GpuVectorProducts, VectorWorkload
 from schedules.gpu.product_rule import ProductWorkload, TiledProductRule
 from schedules.gpu.tensor_cores import GpuTensorCores
-from schedules.gpu.vector_products import GpuVectorProducts, VectorWorkload
 from targets.cuda.image import check_shared_memory, source_of
 from targets.errors import TargetError
 from tests.targets.cuda_models import (

@@ -1,16 +1,24 @@
-"""The measure of processors that are not at hand: cycles of the generated code and of its traffic between caches."""
+"""The measure of processors that are not at hand: cycles of the generated code and of its traffic between caches.
+
+Instructions take cycles on one core, every load hitting the first cache. LLVM's comments in the assembly name the
+block of LLVM IR that each machine block comes from.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from schedules.machine import Machine
+from targets.cpu.modelled import ir
 from targets.cpu.modelled.caches import Accesses, Traffic, accesses_of
-from targets.cpu.modelled.pipeline import Core, analyse
-from targets.cpu.modelled.tools import find_tools
+from targets.cpu.modelled.frequencies import frequencies
+from targets.cpu.modelled.ir import flow_of
+from targets.cpu.modelled.tools import LlvmTools, ModelError, find_tools
 from targets.measure import Estimate, MeasureKind, Measurer, ScheduledKernel, Unit
 
 _FILE = Path(__file__).with_name("processors.json")
@@ -110,3 +118,172 @@ class PipelineMeasurer(Measurer):
             for number, parameter in enumerate(accesses.parameters)
             if parameter in kernel.constants
         )
+
+
+_NEGLIGIBLE = 0.002  # of the instructions that run: such regions count at the mean rate of the others
+_FEW, _MANY = 10, 100  # iterations of a region: of long ones fewer are enough for a steady state
+_LONG = 250  # instructions
+_SELDOM = 0.5  # of a loop's iterations: blocks that run less often are regions of their own
+
+
+@dataclass(frozen=True)
+class Region:
+    """Instructions that follow each other in one iteration of a loop, how often they run, and the cycles they take.
+
+    What runs in one iteration is one region, so that the iterations overlap as far as their results allow, as they do
+    in the processor.
+    """
+
+    loop: str
+    instructions: tuple[str, ...]
+    count: float
+    cycles: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The cost of a kernel's instructions.
+
+    Attributes:
+        cycles: cycles of one call on the busiest core.
+        instructions: that run in these.
+        launches: launches of parallel loops.
+        regions: where the cycles go.
+    """
+
+    cycles: float
+    instructions: float
+    launches: float
+    regions: tuple[Region, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Core:
+    """Core that code is generated for, and whose cycles are counted.
+
+    Attributes:
+        triple, mcpu: LLVM's names of the platform and the processor.
+        scheduled_as: the processor whose scheduling model counts.
+        halved: its vectors of 512 bits are counted as such of 256: a processor that executes the former as its
+            predecessor, whose model it is, does the latter.
+    """
+
+    triple: str
+    mcpu: str
+    scheduled_as: str
+    halved: bool = False
+
+
+def analyse(text: str, core: Core, cores: int, tools: LlvmTools) -> Pipeline:
+    """The cost of a kernel.
+
+    Args:
+        text: its LLVM IR, optimized.
+        cores: that share parallel loops.
+
+    Raises:
+        ModelError: a tool failed, or the control flow cannot be followed.
+    """
+    functions = ir.parse(text)
+    counts = frequencies(functions, cores)
+    if not counts:
+        raise ModelError("no kernel was found in its LLVM IR")
+    blocks = parse(tools.compile(text, core.mcpu), functions)
+    loops = {
+        name: {block: loop.header for block, loop in flow_of(functions[name]).innermost.items()} for name in counts
+    }
+    regions = list(_regions(blocks, counts, loops))
+    total = sum(region.count * len(region.instructions) for region in regions)
+    hot = [region for region in regions if region.count * len(region.instructions) > _NEGLIGIBLE * total]
+    texts = ["\n".join(_modelled(region.instructions, core)) for region in hot]
+    iterations = [_FEW if len(region.instructions) > _LONG else _MANY for region in hot]
+    cycles = tools.cycles(texts, core.triple, core.scheduled_as, iterations)
+    timed = tuple(replace(region, cycles=each) for region, each in zip(hot, cycles, strict=True))
+    counted = sum(region.count * len(region.instructions) for region in timed)
+    spent = sum(region.count * region.cycles for region in timed)
+    launches = sum(counts[name].get(functions[name].entry, 0.0) for name in counts if "parallel_lambda" in name)
+    return Pipeline(spent * total / counted, total, launches, timed)
+
+
+def _regions(
+    blocks: list[MachineBlock],
+    counts: dict[str, dict[str, float]],
+    loops: dict[str, dict[str, str]],
+) -> Iterator[Region]:
+    """The code in most iterations of each loop, in order, as one region; the rest block by block."""
+    joined: dict[tuple[str, str], list[tuple[MachineBlock, float]]] = {}
+    for block in blocks:
+        own = counts.get(block.function, {})
+        count = own.get(block.source, 0.0)
+        header = loops.get(block.function, {}).get(block.source, "")
+        often = own.get(header, 1.0) if header else max(own.values(), default=1.0)
+        if count and header and count >= _SELDOM * often:
+            joined.setdefault((block.function, header), []).append((block, count))
+        elif count:
+            yield Region(block.source, tuple(block.instructions), count)
+    for (_, header), parts in joined.items():
+        instructions = tuple(each for block, _ in parts for each in block.instructions)
+        mean = sum(count * len(block.instructions) for block, count in parts) / len(instructions)
+        yield Region(header, instructions, mean)
+
+
+_PREFETCHES = ("prefetch", "prfm", "prfum")
+_LESS = {"{1to16}": "{1to8}", "{1to8}": "{1to4}"}
+
+
+def _modelled(instructions: tuple[str, ...], core: Core) -> list[str]:
+    """Code that llvm-mca is to run. It takes a prefetch for a barrier, which no load passes: those are left out."""
+    kept = [each for each in instructions if not each.startswith(_PREFETCHES)]
+    return _halved(kept) if core.halved else kept
+
+
+def _halved(instructions: list[str]) -> list[str]:
+    """x86 instructions on zmm as the same on ymm; those that move between the two stay.
+
+    A broadcast from memory is a load: LLVM's models have it take a unit for shuffles as well, which AMD's do not.
+    """
+
+    def half(text: str) -> str:
+        if "zmm" not in text or "ymm" in text:
+            return text
+        text = re.sub(r"^vbroadcasts[sd](?=\t.*\()", "vmovups", text)
+        return re.sub(r"\{1to\d+\}", lambda found: _LESS.get(found[0], found[0]), text.replace("zmm", "ymm"))
+
+    return [half(each) for each in instructions]
+
+
+_FUNCTION = re.compile(r"^([\w.$]+):")
+_BLOCK = re.compile(r"^(?:(\.LBB\d+_\d+):|\s*(?:#|//) %bb\.\d+:)(?:\s*(?:#|//) (?:%(\S+))?)?")
+_INSTRUCTION = re.compile(r"^\t([a-z][\w.]*)(?:\s+(.*))?$")
+_COMMENT = re.compile(r"\s*(?:#|//)(?=\s| ).*$")
+_END = re.compile(r"^\.Lfunc_end\d+:")
+
+
+@dataclass
+class MachineBlock:
+    """A machine block: its label ("" where nothing jumps to it), the IR block it comes from, its instructions."""
+
+    function: str
+    label: str
+    source: str
+    instructions: list[str] = field(default_factory=list)
+
+
+def parse(text: str, functions: Mapping[str, object]) -> list[MachineBlock]:
+    """The machine blocks of functions of an assembly text, in order. A block whose source is not named, which code
+    generation added, has the one before it."""
+    blocks: list[MachineBlock] = []
+    function, source = "", ""
+    for line in text.splitlines():
+        if _END.match(line):
+            function = ""
+        elif found := _BLOCK.match(line):
+            if function:
+                source = found[2] or source
+                blocks.append(MachineBlock(function, found[1] or "", source))
+        elif (found := _FUNCTION.match(line.removeprefix(".L") if line.startswith(".L__") else line)) is not None:
+            if found[1] in functions:
+                function, source = found[1], ""
+        elif function and blocks and (found := _INSTRUCTION.match(line)):
+            blocks[-1].instructions.append(_COMMENT.sub("", line.strip()))
+    return [block for block in blocks if block.instructions]

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import compiler
-from compiler.device.emulation import EmulatedModule
+from compiler.device.emulation import EmulatedExecutor, EmulatedModule
 from compiler.errors import InputError, InternalError
-from compiler.runtime.emulated import EmulatedExecutor
 from tests.compiler.device.emulators import target_that_runs
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from compiler.artifact.manifest import CallList
 from compiler.profiling.instrument import DYNAMIC_CALL, Call
-from compiler.profiling.recorded_calls import named_calls
+from compiler.profiling.profile import named_calls
 
 _LISTED = CallList(
     nodes=("conv1", "relu1", "conv2", "yes", "no", "last", "step"),

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 import compiler
 from compiler.profiling.instrument import Call, TensorArgument
 from compiler.profiling.measured import Profile
-from compiler.profiling.recorded_calls import dataflow
+from compiler.profiling.profile import dataflow
 
 A, B, C, INPUT, WEIGHT = 0x1000, 0x2000, 0x3000, 0x4000, 0x5000
 

@@ -17,10 +17,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from compiler.device.emulation import EmulatedExecutor
 from compiler.errors import InputError, OptionError
 from compiler.runtime import Module, load
 from compiler.runtime import threads as settings
-from compiler.runtime.emulated import EmulatedExecutor
 from compiler.runtime.executor import LocalExecutor
 from tests.compiler.runtime.building import build_artifact, dense_artifact
 from tests.compiler.runtime.parallel import parallel_library

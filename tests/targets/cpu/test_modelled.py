@@ -19,7 +19,7 @@ from compiler.tuning.tasks import Task, extract_tasks
 from targets.cpu.modelled import ir
 from targets.cpu.modelled.caches import Traffic, accesses_of
 from targets.cpu.modelled.frequencies import BlockCounts
-from targets.cpu.modelled.pipeline import Core, analyse
+from targets.cpu.modelled.measurer import Core, analyse
 from targets.cpu.modelled.tools import find_tools
 from targets.errors import ToolchainMissing
 from tests.fuzz.tuning import convolution_model

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.compression.low_rank.driver import (
+from compiler.compression.low_rank import (
     factor_convolution,
     factor_filters,
     factor_matrix,

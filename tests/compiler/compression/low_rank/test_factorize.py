@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import compiler
-from compiler.compression.low_rank.driver import LayerTimer
+from compiler.compression.low_rank import LayerTimer
 from compiler.errors import AccuracyError, OptionError
 
 Array = np.ndarray[Any, Any]
