@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from compiler.artifact import read_artifact
+from compiler.artifact import Artifact, read_artifact
 
 _CALLS = """
 import sys
@@ -20,35 +20,32 @@ import compiler
 from tests.compiler.compression.quantization.networks import chain_net, residual_net, samples
 net, data = residual_net(), samples((2, 8, 6, 6), 4)
 made = {
-    "compile": net,
-    "quantize": compiler.quantize(net, data),
-    "factorize": compiler.factorize(chain_net(2, 256), energy=0.3),
-    "compress": compiler.compress(net, "prune -> quantize", calibration=data, max_drop=0.9),
+    "compile": lambda: net,
+    "quantize": lambda: compiler.quantize(net, data),
+    "factorize": lambda: compiler.factorize(chain_net(2, 256), energy=0.3),
+    "compress": lambda: compiler.compress(net, "prune -> quantize", calibration=data, max_drop=0.9),
 }
-for name, each in made.items():
-    compiler.compile(each).export(f"{sys.argv[1]}/{name}.twm")
+folder, *names = sys.argv[1:]
+for name in names:
+    compiler.compile(made[name]()).export(f"{folder}/{name}.twm")
 """
-_NAMES = ("compile", "quantize", "factorize", "compress")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """What two processes made of the same calls, beside each other and with unequal shares of the processors."""
-    made = [tmp_path_factory.mktemp(f"hash-seed-{seed}") for seed in (1, 2)]
-    running = [
-        subprocess.Popen(
-            ["nice", "-n", str(niceness), sys.executable, "-c", _CALLS, folder],
-            env={**os.environ, "PYTHONHASHSEED": str(seed)},
-        )
-        for seed, (niceness, folder) in enumerate(zip((0, 19), made, strict=True), start=1)
-    ]
+@pytest.mark.parametrize("names", [("compile", "quantize"), ("factorize", "compress")], ids="-".join)
+def test_equal_calls_give_equal_modules(names: tuple[str, ...], tmp_path: Path) -> None:
+    """Two processes make the same calls, beside each other and with unequal shares of the processors."""
+    folders = [tmp_path / f"hash-seed-{seed}" for seed in (1, 2)]
+    running = []
+    for seed, (niceness, folder) in enumerate(zip((0, 19), folders, strict=True), start=1):
+        folder.mkdir()
+        command = ["nice", "-n", str(niceness), sys.executable, "-c", _CALLS, str(folder), *names]
+        running.append(subprocess.Popen(command, env={**os.environ, "PYTHONHASHSEED": str(seed)}))
     assert [process.wait() for process in running] == [0, 0]
-    return made
+    for name in names:
+        _check_equal(*(read_artifact((folder / f"{name}.twm").read_bytes()) for folder in folders))
 
 
-@pytest.mark.parametrize("name", _NAMES)
-def test_equal_calls_give_equal_modules(folders: list[Path], name: str) -> None:
-    one, other = (read_artifact((folder / f"{name}.twm").read_bytes()) for folder in folders)
+def _check_equal(one: Artifact, other: Artifact) -> None:
     assert bytes(one.library) == bytes(other.library)
     assert list(one.parameters) == list(other.parameters)
     assert all(array.tobytes() == other.parameters[key].tobytes() for key, array in one.parameters.items())
