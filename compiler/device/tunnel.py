@@ -19,8 +19,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from compiler.device.connection import CONNECT_SECONDS, Connection, HandshakeError
+from compiler.device.connection import CONNECT_SECONDS, Connection
 from compiler.device.credentials import Credentials
+from compiler.device.noise import HandshakeError
 from compiler.errors import DeviceError, InternalError
 from compiler.support.processes import receive_exactly
 

@@ -19,14 +19,16 @@ from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.artifact.fields import FieldError, decode
 from compiler.artifact.language_model import DESCRIPTION_ASSET, ENCODER_ASSET, TOKENIZER_ASSET, LanguageModelDescription
 from compiler.errors import ArtifactError, InputError, OptionError
+from compiler.generation.chat_templates import Messages
 from compiler.generation.grammar import Grammar, Grammars, Matcher
-from compiler.generation.loop import DraftModel, PromptLookup, Run, SequenceState, Speculation, check_fits
+from compiler.generation.loop import Run, SequenceState, check_fits
 from compiler.generation.media import Media
 from compiler.generation.options import Generation, GenerationOptions
 from compiler.generation.output import Output, Piece, TokenRules
 from compiler.generation.prompts import Prompt, PromptReader
+from compiler.generation.speculation import DraftModel, PromptLookup, Speculation
 from compiler.generation.steps import BatchedSteps, CheckpointedSteps, Chunk, SessionSteps, Steps
-from compiler.generation.tokenizer import Messages, Tokenizer
+from compiler.generation.tokenizer import Tokenizer
 from compiler.runtime import Module
 from compiler.runtime import load as load_module
 from compiler.support.interrupts import interruptible

@@ -9,8 +9,9 @@ from typing import Any
 
 from compiler.artifact.language_model import LanguageModelDescription
 from compiler.errors import InputError
+from compiler.generation.chat_templates import Messages
 from compiler.generation.media import Media, with_images
-from compiler.generation.tokenizer import Messages, Tokenizer
+from compiler.generation.tokenizer import Tokenizer
 
 Prompt = str | Messages | Sequence[int]
 

@@ -15,11 +15,12 @@ from compiler.errors import InternalError, OptionError, QueueFullError, Tensorwr
 from compiler.generation.grammar import Matcher
 from compiler.generation.handle import SequenceHandle, Usage
 from compiler.generation.language_model import LanguageModel, merged_options
-from compiler.generation.loop import Speculation, check_fits, right_guesses
+from compiler.generation.loop import check_fits, right_guesses
 from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
 from compiler.generation.output import Output, Piece, Timing
 from compiler.generation.prompts import Prompt
+from compiler.generation.speculation import Speculation
 from compiler.generation.steps import Chunk, ChunkInputs, Logits, Slots, Steps, common_length
 
 _OPEN: set[Scheduler] = set()

@@ -15,12 +15,8 @@ from compiler.passes.canonicalize.fold_pad import crop_filters, fold_pad
 from compiler.passes.canonicalize.hoist_slices import hoist_slices
 from compiler.passes.canonicalize.merge_matmuls import merge_products_of_slices, merge_small_matmuls
 from compiler.passes.canonicalize.normalize import normalize, track_nodes
-from compiler.passes.canonicalize.recognize_functions import (
-    recognize_gelu,
-    recognize_layer_norm,
-    recognize_rms_norm,
-    recognize_silu,
-)
+from compiler.passes.canonicalize.recognize_activations import recognize_gelu, recognize_silu
+from compiler.passes.canonicalize.recognize_norms import recognize_layer_norm, recognize_rms_norm
 from compiler.passes.canonicalize.simplify_algebra import simplify_algebra
 from compiler.passes.canonicalize.spell_sizes import spell_sizes
 from compiler.passes.canonicalize.widen_half import widen_half
@@ -28,10 +24,11 @@ from compiler.passes.fuse.fuse_kernels import fuse_kernels, group_operators
 from compiler.passes.fuse.kernel_sizes import gather_sizes, separate_sizes, specialize_sizes
 from compiler.passes.fuse.legalizations import legalize_operators
 from compiler.passes.fuse.lower_reshapes import lower_reshapes
-from compiler.passes.integers.compute_in_integers import compute_in_integers, transposed_in_integers
+from compiler.passes.integers.compute_in_integers import compute_in_integers
 from compiler.passes.integers.compute_with_int16 import compute_with_int16
 from compiler.passes.integers.keep_weights_narrow import keep_weights_narrow
 from compiler.passes.integers.sign_integers import center_weights, sign_integers
+from compiler.passes.integers.transposed_in_integers import transposed_in_integers
 from compiler.passes.layout.attend_to_states import attend_to_states
 from compiler.passes.layout.fuse_attention import fuse_attention
 from compiler.passes.layout.narrow_operands import narrow_operands
@@ -40,8 +37,9 @@ from compiler.passes.layout.plan_layout import plan_layout
 from compiler.passes.layout.split_dilated import split_dilated
 from compiler.passes.lower.check_parameters_once import check_parameters_once
 from compiler.passes.lower.check_sizes import check_sizes, drop_result_checks, name_checks
+from compiler.passes.lower.order_sizes import order_sizes
 from compiler.passes.lower.prepare_runs import prepare_runs
-from compiler.passes.lower.shape_heap import order_sizes, share_shapes
+from compiler.passes.lower.share_shapes import share_shapes
 from compiler.passes.lower.tvm_passes import (
     annotate_patterns,
     call_kernels,
@@ -57,9 +55,10 @@ from compiler.passes.lower.tvm_passes import (
     lower_builtins,
     lower_shapes,
 )
+from compiler.passes.memory.capture_graphs import capture_graphs
 from compiler.passes.memory.lift_parameters import lift_parameters, share_constants
 from compiler.passes.memory.list_calls import list_calls
-from compiler.passes.memory.plan_memory import capture_graphs, plan_memory
+from compiler.passes.memory.plan_memory import plan_memory
 from compiler.passes.memory.update_states import update_states
 from compiler.passes.registry import GraphPass
 from compiler.passes.schedule.apply_schedules import apply_schedules, count_operations

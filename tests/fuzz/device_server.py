@@ -22,8 +22,9 @@ import numpy as np
 import psutil
 
 from compiler.artifact import KeyKind, write_new_keys
-from compiler.device.connection import SECOND_MESSAGE_BYTES, Connection, Initiator
+from compiler.device.connection import Connection
 from compiler.device.credentials import Credentials, load_credentials
+from compiler.device.noise import SECOND_MESSAGE_BYTES, Initiator
 from compiler.errors import DeviceError
 from compiler.support.processes import end_with_parent
 from tests.compiler.device.servers import address_of

@@ -32,7 +32,8 @@ from compiler.compression.quantization.report import (
 )
 from compiler.compression.quantization.rounding import GramMatrices, as_columns
 from compiler.compression.quantization.schemes import STATIC, RoundedLayer, Scheme, SchemeOptions, make_scheme
-from compiler.compression.quantization.session import Session, measure_sensitivity
+from compiler.compression.quantization.sensitivity import measure_sensitivity
+from compiler.compression.quantization.session import Session
 from compiler.compression.quantization.settings import DEFAULT_TECHNIQUES, QuantizationOptions
 from compiler.compression.quantization.speed import speed_limit
 from compiler.driver.compile import compile as compile_model

@@ -14,15 +14,6 @@ Sums are exact. The multipliers are those that ONNX Runtime's operators on quant
 the same order, so that results round alike: see QLinearConv, QLinearMatMul and (com.microsoft) QLinearAdd.
 
 Operands of integer operators: quantized tensors, and weights stored in 8 bits.
-
-transposed-in-integers: transposed convolutions of quantized tensors become plain ones, which compute in integers.
-
-    conv_transpose(dequantize(x), dequantize(w))   => interleave(conv(dequantize(x), dequantize(w')))
-    interleave(y) + bias                           => interleave(y + bias')
-    relu, clip, quantize (interleave(y))           => interleave(relu, clip, quantize (y))
-
-See `interleaved`. What reads the sums moves before the interleaving, which then moves bytes; `compute-in-integers` goes
-on from the plain convolution.
 """
 
 from __future__ import annotations
@@ -36,7 +27,6 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.constant_products import Interleaved
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import (
     Array,
@@ -46,7 +36,6 @@ from compiler.passes.rewriting.matching import (
     rank_of,
     same_shape,
     shape_of,
-    static_shape,
 )
 
 BYTES = ("int8", "uint8")
@@ -448,127 +437,3 @@ def maximum(graph: Graph, call: Call) -> Expr | None:
         return None
     pooled = relax.Call(call.op, [inner.data], call.attrs, call.ty_args)
     return inner.dequantized(graph.emit(pooled))
-
-
-transposed_rules = RuleTable()
-
-_OPERATORS = tuple(f"relax.nn.conv{rank}d_transpose" for rank in (1, 2, 3))
-_DATA = ("int8", "uint8", "int16", "uint16")
-
-
-@graph_pass("transposed-in-integers", summary="Make transposed convolutions of quantized tensors plain ones")
-def transposed_in_integers(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation."""
-    return transposed_rules.apply(mod)
-
-
-@transposed_rules.on(*_OPERATORS)
-def transposed(graph: Graph, call: Call) -> Expr | None:
-    """conv_transpose(dequantize(x), dequantize(w)) => interleave(conv(dequantize(x), dequantize(w')))"""
-    form = Interleaved.of(call) if dtype_of(call) == "float32" else None
-    data, weight = (dequantized_operand(graph, each, _DATA) for each in call.args)
-    if form is None or data is None or weight is None:
-        return None
-    values = constant_array(graph, weight.data)
-    shared = weight.scale.size == weight.zero.size == 1
-    if values is None or values.dtype.itemsize != 1 or not (shared or (weight.axis == 1 and form.groups == 1)):
-        return None
-    if not shared and (weight.zero != weight.zero.flat[0]).any():
-        return None
-    zero = int(weight.zero.flat[0])
-    parameters = [each.reshape(()) if shared else form.repeated(each) for each in _alike(weight.scale, weight.zero)]
-    wide = graph.emit(
-        relax.op.dequantize(
-            as_constant(form.kernels(values, zero)), *map(as_constant, parameters), -1 if shared else 0, "float32"
-        )
-    )
-    return form.interleave(graph.emit(form.convolution(call.args[0], wide, "float32")), graph.emit)
-
-
-def _alike(scale: Array, zero: Array) -> tuple[Array, Array]:
-    """Both with the same number of elements."""
-    size = max(scale.size, zero.size)
-    return tuple(np.broadcast_to(each.reshape(-1), size) for each in (scale, zero))  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """Operands of an interleaving, and its calls from the first to the last."""
-
-    source: Expr
-    calls: tuple[Call, ...]
-    filters: int
-    phases: int
-
-    def of(self, value: Expr, graph: Graph) -> Expr:
-        """The interleaving of something else of the same shape."""
-        for call in self.calls[:-1]:
-            value = graph.emit(self._again(call, value))
-        return self._again(self.calls[-1], value)
-
-    @staticmethod
-    def _again(call: Call, value: Expr) -> Expr:
-        return relax.Call(call.op, [value, *list(call.args)[1:]], call.attrs, call.ty_args)
-
-
-def _interleaving(graph: Graph, expr: Expr) -> _Found | None:
-    """The interleaving that a tensor is, where nothing reads it elsewhere: of a convolution, or of what moved there."""
-    calls: list[Call] = []
-    for names in (("relax.strided_slice",), ("relax.reshape",), ("relax.permute_dims",), ("relax.reshape",)):
-        call = graph.call(expr, *names)
-        if call is None and names == ("relax.strided_slice",):
-            continue
-        if call is None or not graph.only_use(expr):
-            return None
-        calls.append(call)
-        expr = call.args[0]
-    split = static_shape(calls[-1])
-    before = static_shape(expr)
-    if split is None or before is None or len(split) != 2 * len(before) - 2 or not graph.only_use(expr):
-        return None
-    if split[0] != before[0] or split[-len(before) + 2 :] != before[2:] or not _is_sum(graph, expr):
-        return None
-    return _Found(expr, tuple(reversed(calls)), split[1], before[1] // split[1])
-
-
-def _is_sum(graph: Graph, expr: Expr) -> bool:
-    """True if it is a convolution of quantized tensors, perhaps with a bias and limits."""
-    while True:
-        call = graph.call(expr, "relax.add", "relax.nn.relu", "relax.nn.relu6", "relax.clip")
-        if call is None:
-            break
-        expr = call.args[0]
-    product = graph.call(expr, "relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
-    return product is not None and all(dequantized_operand(graph, each, _DATA) is not None for each in product.args)
-
-
-@transposed_rules.on("relax.add")
-def addition(graph: Graph, call: Call) -> Expr | None:
-    """interleave(y) + bias => interleave(y + bias'), a bias per filter"""
-    for data, other in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
-        bias = constant_array(graph, other)
-        found = None if bias is None else _interleaving(graph, data)
-        if bias is None or found is None or not same_shape(shape_of(call), shape_of(data)):
-            continue
-        spatial = len(shape_of(data) or ()) - 2
-        full = bias.reshape((1,) * (spatial + 2 - bias.ndim) + bias.shape)
-        if full.size not in (1, full.shape[1]):
-            continue
-        each = np.repeat(np.broadcast_to(full.reshape(-1), found.filters), found.phases)
-        total = graph.emit(relax.op.add(found.source, as_constant(each.reshape(-1, *[1] * spatial))))
-        return found.of(total, graph)
-    return None
-
-
-@transposed_rules.on("relax.nn.relu", "relax.nn.relu6", "relax.clip", "relax.quantize")
-def function(graph: Graph, call: Call) -> Expr | None:
-    """f(interleave(y)) => interleave(f(y)), of a function of each element"""
-    found = _interleaving(graph, call.args[0])
-    if found is None:
-        return None
-    if str(call.op.name) == "relax.quantize":
-        parameters = [constant_array(graph, each) for each in call.args[1:3]]
-        if any(each is None or each.size != 1 for each in parameters):
-            return None
-    value = graph.emit(relax.Call(call.op, [found.source, *list(call.args)[1:]], call.attrs, call.ty_args))
-    return found.of(value, graph)

@@ -4,10 +4,6 @@ Tensors of known size, or of bounded size where the caller gives bounds of symbo
 are allocated on entry. Results of a function own their memory. Tensors of unbounded size share storage with those of
 equal symbolic size; it is allocated where the first of them is. In functions with branches they do not: storage that
 one branch allocates is not there for code after it when the other branch was taken.
-
-capture-graphs: what touches planned memory and parameters alone is recorded as a CUDA graph and launched whole.
-
-Kernels that read an input or write a result stay launches of their own: where those lie changes from run to run.
 """
 
 from __future__ import annotations
@@ -17,7 +13,6 @@ from dataclasses import asdict, dataclass
 
 from tvm import relax, tirx
 from tvm.ir import GlobalVar, IRModule
-from tvm.ir.transform import PassContext
 from tvm.sym import Analyzer
 
 from compiler.errors import InvalidModelError
@@ -203,25 +198,3 @@ class _Rewrite:
         shape, dtype, device = list(value.args)[:3]
         call = relax.op.memory.alloc_tensor(storage.variable, 0, shape, dtype, device)
         return [*before, relax.VarBinding(binding.var, call)]
-
-
-_INPUTS = "num_input"
-
-
-@graph_pass("capture-graphs", summary="Let the device record runs of kernels and launch each as one")
-def capture_graphs(mod: IRModule, context: PipelineContext) -> IRModule:
-    """For targets with `captures_graphs`. Parameters, which `lift-parameters` made, count as places that stay."""
-    if context.target is None or not context.target.captures_graphs:
-        return mod
-    (main,) = (variable for variable in mod.get_global_vars() if variable.name_hint == "main")
-    inputs = len(mod[main].params) - len(context.parameters)
-    marked = _with_function(mod, main, mod[main].with_attr(_INPUTS, inputs))
-    with context.tvm_target(), PassContext(config={"relax.backend.use_cuda_graph": True}):
-        captured = relax.transform.RewriteCUDAGraph()(marked)
-    return _with_function(captured, main, captured[main.name_hint].without_attr(_INPUTS))
-
-
-def _with_function(mod: IRModule, variable: GlobalVar, function: Function) -> IRModule:
-    mod = mod.clone()
-    mod.update_func(mod.get_global_var(variable.name_hint), function)
-    return mod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from compiler.device.connection import HandshakeError, Initiator
+from compiler.device.noise import HandshakeError, Initiator
 
 _CLIENT, _SERVER, _EPHEMERAL = bytes(range(1, 33)), bytes(range(33, 65)), bytes(range(65, 97))
 _SERVER_KEY = X25519PrivateKey.from_private_bytes(_SERVER).public_key().public_bytes_raw()

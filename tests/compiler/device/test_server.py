@@ -20,8 +20,9 @@ import compiler
 import targets
 from compiler.artifact import Artifact, KeyKind, artifact_bytes, read_artifact, sign, write_new_keys
 from compiler.cli import main
-from compiler.device.connection import Connection, Initiator, is_loopback
+from compiler.device.connection import Connection, is_loopback
 from compiler.device.credentials import Credentials, load_credentials
+from compiler.device.noise import Initiator
 from compiler.device.programs import device_programs
 from compiler.device.push import push
 from compiler.device.tunnel import connect_rpc

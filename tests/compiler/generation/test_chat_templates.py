@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from compiler.errors import InputError
-from compiler.generation.tokenizer import ChatTemplate
+from compiler.generation.chat_templates import ChatTemplate
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 # What real templates do: tools that may be none, JSON in several forms, marks for training, loop control.

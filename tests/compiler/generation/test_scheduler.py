@@ -16,7 +16,7 @@ import compiler
 from compiler.errors import InputError, InternalError, OptionError, QueueFullError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.generation import LanguageModel, Scheduler
-from compiler.generation.output import Sampler
+from compiler.generation.sampling import Sampler
 from compiler.generation.steps import Chunk, Logits
 
 CONTEXT = 96

@@ -8,7 +8,7 @@ import pytest
 
 from compiler.errors import OptionError
 from compiler.generation import LanguageModel, Scheduler
-from compiler.generation.loop import PromptLookup
+from compiler.generation.speculation import PromptLookup
 
 REPEATS = [*range(70, 78)] * 4
 

@@ -9,7 +9,8 @@ import pytest
 
 from compiler.errors import InputError
 from compiler.generation.options import GenerationOptions
-from compiler.generation.output import Sampler, StopTexts, TextStream
+from compiler.generation.output import StopTexts, TextStream
+from compiler.generation.sampling import Sampler
 from tests.compiler.generation.other_tokenizers import OTHER_TOKENIZERS
 
 

@@ -15,7 +15,7 @@ from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
-from compiler.passes.canonicalize.recognize_functions import gelu, gelu_tanh, sigmoid, silu
+from compiler.passes.canonicalize.recognize_activations import gelu, gelu_tanh, sigmoid, silu
 from compiler.passes.rewriting.matching import as_constant
 from tests.compiler.passes.building import Build, apply, operators, run_module
 

@@ -10,7 +10,7 @@ import compiler
 from compiler.compression.quantization.affine import affine_for, quantize_weight
 from compiler.compression.quantization.insertion import Numbers, insert_pairs
 from compiler.compression.quantization.layers import find_layers, place
-from compiler.compression.quantization.session import switched
+from compiler.compression.quantization.sensitivity import switched
 from compiler.frontends.imported_model import TensorSpec
 from compiler.frontends.source import import_model
 from compiler.passes.pipeline import run_pipeline

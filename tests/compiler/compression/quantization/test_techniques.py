@@ -13,9 +13,9 @@ import compiler
 import targets
 from compiler.compression.quantization.affine import quantize_weight
 from compiler.compression.quantization.calibration import Statistics
+from compiler.compression.quantization.corrections import bias_correction, equalize, smooth, smoothing_factors
 from compiler.compression.quantization.edit import main_bindings
 from compiler.compression.quantization.layers import find_layers
-from compiler.compression.quantization.session import bias_correction, equalize, smooth, smoothing_factors
 from compiler.errors import OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import import_model

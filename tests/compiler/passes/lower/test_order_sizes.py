@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.ir import GlobalVar, IRModule
 
 from compiler.passes.context import PipelineContext
-from compiler.passes.lower.shape_heap import order_sizes
+from compiler.passes.lower.order_sizes import order_sizes
 
 
 def _ordered(pairs: Sequence[tuple[int, int]]) -> list[int]:

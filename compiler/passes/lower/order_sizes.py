@@ -1,0 +1,44 @@
+"""order-sizes: sizes are computed in the order of their places on the shape heap.
+
+TVM goes through a set of pointers there, so that the order of independent statements differs from process to process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import tirx
+from tvm.ir import IRModule
+
+from compiler.passes.context import PipelineContext
+from compiler.passes.lower.shape_heap import rewrite_shape_functions
+from compiler.passes.registry import graph_pass
+from schedules.ir.access import accesses_of
+from schedules.ir.tvm_types import Expr
+
+
+@graph_pass("order-sizes", summary="Compute sizes in one order, whatever the process")
+def order_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
+    """After `lower-shapes`: the statements of each function on the shape heap by the place that they write."""
+    return rewrite_shape_functions(mod, _ordered)
+
+
+def _ordered(function: tirx.PrimFunc) -> tirx.PrimFunc | None:
+    """The function with its statements in order; None when they are, or when one may read what another writes."""
+    body = function.body
+    if not isinstance(body, tirx.SeqStmt) or not all(isinstance(each, tirx.BufferStore) for each in body.seq):
+        return None
+    places = [_place(each.indices) for each in body.seq]
+    reads = [_place(access.indices) for each in body.seq for access in accesses_of(each.value)]
+    if None in places or None in reads or set(places) & set(reads) or len(set(places)) < len(places):
+        return None
+    order = sorted(range(len(places)), key=lambda index: places[index] or 0)
+    if order == list(range(len(places))):
+        return None
+    return function.with_body(tirx.SeqStmt([body.seq[index] for index in order]), function.span)
+
+
+def _place(indices: Sequence[Expr]) -> int | None:
+    """The constant place on the heap."""
+    (index,) = indices
+    return int(index.value) if isinstance(index, tirx.IntImm) else None
