@@ -15,11 +15,12 @@ import numpy as np
 from compiler.errors import InputError, OptionError, TensorwrightError
 from compiler.frontends.torch.buffers import integers_as_constants, refuse_writes_to_constants
 from compiler.frontends.torch.caches import register_caches
-from compiler.frontends.torch.capture_errors import capture_error
+from compiler.frontends.torch.capture_errors import capture_error, line_of_the_model
 from compiler.frontends.torch.composite_functions import composites_captured
 from compiler.frontends.torch.dynamic_shapes import fixed_by, remaining_dimensions
 from compiler.frontends.torch.recurrent_layers import recurrent_layers_captured
 from compiler.frontends.torch.results import named_results
+from compiler.frontends.torch.sized_functions import sized_functions_captured
 from compiler.frontends.torch.transformers_scan import scans_captured
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ def exported_program(
         return _captured(source, arguments, named, dynamic_shapes)
     except TensorwrightError:
         raise
-    except (TypeError, AssertionError) as error:
-        raise InputError(f"the example inputs do not fit the model: {error}") from error
     except Exception as error:  # torch.export raises many classes, none of them public
+        if isinstance(error, TypeError | AssertionError) and not line_of_the_model(error.__traceback__):
+            raise InputError(f"the example inputs do not fit the model: {error}") from error
         names = list(inspect.signature(source.forward).parameters)
         remaining = remaining_dimensions(dynamic_shapes, names, fixed_by(str(error)))
         raise capture_error(error, [*arguments, *named.values()], remaining) from error
@@ -90,7 +91,7 @@ def _captured(
 @contextlib.contextmanager
 def _replaced_functions() -> Iterator[None]:
     """While it lasts, functions that torch captures at one size only have forms that it captures at any."""
-    with scans_captured(), recurrent_layers_captured(), composites_captured():
+    with scans_captured(), recurrent_layers_captured(), composites_captured(), sized_functions_captured():
         yield
 
 

@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,20 +17,26 @@ if TYPE_CHECKING:
 _BY_DIFFERENCES = 2  # compute_mode "donot_use_mm_for_euclid_dist"
 
 
-@contextmanager
-def composites_captured() -> Iterator[None]:
+def composites_captured() -> AbstractContextManager[None]:
     """While it lasts, models call the forms of this file."""
     import torch
 
     functions: Any = torch._VF
-    places: list[tuple[Any, str, Callable[..., Any]]] = [
-        (torch, "istft", _istft),
-        (torch, "cov", _cov),
-        (torch.Tensor, "cov", _cov),
-        (torch, "corrcoef", _corrcoef),
-        (torch.Tensor, "corrcoef", _corrcoef),
-        (functions, "cdist", _cdist),
-    ]
+    return replaced(
+        [
+            (torch, "istft", _istft),
+            (torch, "cov", _cov),
+            (torch.Tensor, "cov", _cov),
+            (torch, "corrcoef", _corrcoef),
+            (torch.Tensor, "corrcoef", _corrcoef),
+            (functions, "cdist", _cdist),
+        ]
+    )
+
+
+@contextmanager
+def replaced(places: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
+    """While it lasts, each (owner, name) is what the function at the third place makes of the original."""
     originals = [(owner, name, vars(owner).get(name)) for owner, name, _ in places]
     try:
         for owner, name, replacement in places:

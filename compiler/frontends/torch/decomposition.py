@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 Decomposition = Callable[..., Any]
 _DECOMPOSITIONS: dict[str, Decomposition] = {}
 _DTYPES: dict[str, Container[torch.dtype]] = {}
+_CONDITIONS: dict[str, Callable[[torch.fx.Node], bool]] = {}
 _BATCH_NORMS = ("aten.batch_norm.default", "aten.native_batch_norm.default")
 
 
 def decomposition_of(
-    *operators: str, dtypes: Container[torch.dtype] | None = None
+    *operators: str,
+    dtypes: Container[torch.dtype] | None = None,
+    condition: Callable[[torch.fx.Node], bool] | None = None,
 ) -> Callable[[Decomposition], Decomposition]:
     """Register a function that takes the arguments of these operators ("aten.cdist.default") and computes the same.
 
@@ -30,6 +33,7 @@ def decomposition_of(
 
     Args:
         dtypes: of results: programs without such results of these operators are not traced for it.
+        condition: of nodes: programs without a node that meets it are not traced for it.
     """
 
     def register(function: Decomposition) -> Decomposition:
@@ -39,6 +43,8 @@ def decomposition_of(
             _DECOMPOSITIONS[operator] = function
             if dtypes is not None:
                 _DTYPES[operator] = dtypes
+            if condition is not None:
+                _CONDITIONS[operator] = condition
         return function
 
     return register
@@ -64,7 +70,10 @@ def _normalizes_by_batch(node: torch.fx.Node) -> bool:
 
 
 def _applies(node: torch.fx.Node) -> bool:
-    """True if the decomposition of its operator is for results of its data type, or of that of its first one."""
+    """True if the decomposition of its operator is for it: for its arguments, and for the type of its first result."""
+    condition = _CONDITIONS.get(str(node.target))
+    if condition is not None and not condition(node):
+        return False
     dtypes, value = _DTYPES.get(str(node.target)), node.meta.get("val")
     first = value[0] if isinstance(value, list | tuple) and value else value
     return dtypes is None or getattr(first, "dtype", None) in dtypes

@@ -95,6 +95,7 @@ def import_torch(
             program = program.run_decompositions({})
         write_out_even_parts(program)
         write_out_sized_parts(program)
+        _view_copies(program)
         program = _rewritten(program)
     _view_copies(program)
     onnx_program = _to_onnx(program)
@@ -170,8 +171,9 @@ def _torch() -> Any:
 def _view_copies(program: torch.export.ExportedProgram) -> None:
     """Views become views of compact copies, which cost nothing once they are ONNX.
 
-    The strides that a view was captured with are those of attention on one backend; the exporter's decomposition of
-    attention gives others, and it stops at a view that asks for too much (T5, in torch 2.13).
+    The strides that a view was captured with are those of attention on one backend, or of a tensor that is written to
+    in place; the exporter's decomposition of attention gives others, as does the program without these writes, and
+    tracing stops at a view that asks for too much (T5, in torch 2.13). The program has no writes.
     """
     torch = _torch()
     aten = torch.ops.aten
@@ -180,6 +182,8 @@ def _view_copies(program: torch.export.ExportedProgram) -> None:
         if node.target not in (aten.view.default, aten.reshape.default):
             continue
         source = node.args[0]
+        if source.target is aten.clone.default:
+            continue
         with graph.inserting_before(node):
             copy = graph.call_function(aten.clone.default, (source,), {"memory_format": torch.contiguous_format})
         copy.meta = {**source.meta, "val": source.meta["val"].contiguous()} if "val" in source.meta else {}

@@ -55,9 +55,7 @@ def with_states(
     unknown = sorted(set(wanted or ()) - {*buffers.values(), *inputs.values()})
     if unknown:
         raise OptionError(f"state= names {unknown[0]!r}, which the model does not write to")
-    if not buffers and not inputs:
-        return program, []
-    return _functional(functional)
+    return _functional(functional) if buffers or inputs else (functional, [])
 
 
 def _functional(program: torch.export.ExportedProgram) -> tuple[torch.export.ExportedProgram, list[ProgramState]]:

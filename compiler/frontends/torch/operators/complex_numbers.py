@@ -58,6 +58,24 @@ for _operator in (
     _moves(str(_operator), _operator)
 
 
+@decomposition_of("aten.zeros.default", dtypes=_COMPLEX)
+def _zeros(size: list[Any], *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    return _new_zeros(torch.empty(()), size, dtype=dtype)
+
+
+@decomposition_of("aten.new_zeros.default", dtypes=_COMPLEX)
+def _new_zeros(like: Tensor, size: list[Any], *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    dtype = dtype or like.dtype
+    if not dtype.is_complex:
+        return NotImplemented
+    return torch.view_as_complex(torch.zeros([*size, 2], dtype=dtype.to_real()))
+
+
+@decomposition_of("aten.copy.default", dtypes=_COMPLEX)
+def _copy(values: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    return source.expand(values.shape) if values.is_complex() and source.dtype == values.dtype else NotImplemented
+
+
 @decomposition_of("aten.where.self", dtypes=_COMPLEX)
 def _where(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:
     if not (first.is_complex() and second.is_complex()):
@@ -90,6 +108,26 @@ def _product(first: Tensor, second: Tensor) -> Tensor:
         return NotImplemented
     (a, b), (c, d) = _parts(first), _parts(second)
     return _joined(a @ c - b @ d, a @ d + b @ c)
+
+
+@decomposition_of("aten.einsum.default", dtypes=_COMPLEX)
+def _einsum(equation: str, operands: list[Tensor], *, path: list[int] | None = None) -> Tensor:
+    if len(operands) > 2 or not all(each.is_complex() for each in operands):
+        return NotImplemented
+    parts = [_parts(each) for each in operands]
+    if len(parts) == 1:
+        return _joined(*(torch.einsum(equation, each) for each in parts[0]))
+
+    def product(first: int, second: int) -> Tensor:
+        return torch.einsum(equation, parts[0][first], parts[1][second])
+
+    return _joined(product(0, 0) - product(1, 1), product(0, 1) + product(1, 0))
+
+
+@decomposition_of("aten._neg_view.default")
+def _negative_view(values: Tensor) -> Tensor:
+    """The imaginary part of a conjugate."""
+    return torch.neg(values)
 
 
 @decomposition_of("aten.exp.default", dtypes=_COMPLEX)

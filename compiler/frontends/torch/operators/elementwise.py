@@ -104,6 +104,8 @@ def _wide(values: Tensor | int) -> Tensor | int:
 @decomposition_of("aten.remainder.Tensor", "aten.remainder.Scalar", "aten.remainder.Scalar_Tensor")
 def _remainder(values: Tensor | float, divisor: Tensor | float) -> Tensor:
     """With the sign of the divisor, exact as fmod is. Of powers of two the exporter's form is exact."""
+    if _is_symbolic(values) or _is_symbolic(divisor):
+        return torch.remainder(_not_symbolic(values), _not_symbolic(divisor))
     if not _is_float(values, divisor) or (not isinstance(divisor, Tensor) and abs(math.frexp(divisor)[0]) == 0.5):
         return NotImplemented
     values, divisor = _tensors(values, divisor)
@@ -206,3 +208,12 @@ for _name, _function in (
 def _any(values: Tensor, axes: Any = None, keepdim: bool = False) -> Tensor:
     """True if any element is nonzero; False for no elements."""
     return values.to(torch.bool).to(torch.int32).sum(axes, keepdim) != 0
+
+
+def _is_symbolic(value: object) -> bool:
+    return isinstance(value, torch.SymInt | torch.SymFloat)
+
+
+def _not_symbolic(value: Any) -> Any:
+    """A scalar that is computed from dynamic sizes as a tensor: the exporter takes it for a number."""
+    return torch.full((), value) if _is_symbolic(value) else value

@@ -167,9 +167,12 @@ def _as_strided_scatter(
 
 @decomposition_of("aten.slice_scatter.default")
 def _slice_scatter(
-    data: Tensor, source: Tensor, dim: int = 0, start: object = None, end: object = None, step: int = 1
+    data: Tensor, source: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Tensor:
     """The part from `start` on; its end is that of what is written."""
+    if data.is_complex():
+        parts = _real_parts(data, source)
+        return torch.view_as_complex(torch.slice_scatter(*parts, dim % data.ndim, start, end, step))
     if step != 1 or data.ndim == 0:
         return NotImplemented
     first = 0 if start is None else start
@@ -182,7 +185,9 @@ def _slice_scatter(
 
 
 @decomposition_of("aten.select_scatter.default")
-def _select_scatter(data: Tensor, source: Tensor, dim: int, index: object) -> Tensor:
+def _select_scatter(data: Tensor, source: Tensor, dim: int, index: Any) -> Tensor:
+    if data.is_complex():
+        return torch.view_as_complex(torch.select_scatter(*_real_parts(data, source), dim % data.ndim, index))
     if not isinstance(index, int) or not isinstance(data.shape[dim], int):
         return NotImplemented
     return _written(
@@ -191,6 +196,10 @@ def _select_scatter(data: Tensor, source: Tensor, dim: int, index: object) -> Te
         source.unsqueeze(dim),
         dim,
     )
+
+
+def _real_parts(data: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.view_as_real(data), torch.view_as_real(source.to(data.dtype))
 
 
 def _written(data: Tensor, places: Tensor, rows: Tensor, dim: int) -> Tensor:
@@ -222,3 +231,42 @@ def _multinomial(weights: Tensor, num_samples: int, replacement: bool = False, *
         return NotImplemented
     noise = -torch.log(-torch.log(torch.rand_like(weights).clamp(min=torch.finfo(weights.dtype).tiny)))
     return (weights.log() + noise).topk(num_samples, -1)[1]
+
+
+def _rolls_by_symbols(node: torch.fx.Node) -> bool:
+    """True if a shift is computed from dynamic sizes, which ONNX's exporter takes one at a time alone."""
+    return any(isinstance(shift, torch.fx.Node) for shift in _listed(node.args[1]))
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+@decomposition_of("aten.roll.default", condition=_rolls_by_symbols)
+def _roll(values: Tensor, shifts: Any, dims: Any = ()) -> Tensor:
+    """Along one axis after the other, by index: slices of computed sizes would be guarded against sizes of 1."""
+    steps, axes = _listed(shifts), _listed(dims)
+    if not axes:
+        return _roll(values.flatten(), steps, [0]).reshape(values.shape)
+    for step, axis in zip(steps, axes, strict=True):
+        size = values.shape[axis]
+        values = values.index_select(axis, torch.remainder(torch.arange(size) - step, torch.full((), size)))
+    return values
+
+
+def _shifts_dynamic_sizes(node: torch.fx.Node) -> bool:
+    (source, *_) = node.all_input_nodes
+    return any(not isinstance(size, int) for size in source.meta["val"].shape)
+
+
+@decomposition_of("aten.fft_fftshift.default", condition=_shifts_dynamic_sizes)
+def _fftshift(values: Tensor, dim: Any = None) -> Tensor:
+    """The second half before the first, which is the longer one."""
+    axes = list(range(values.ndim)) if dim is None else _listed(dim)
+    return _roll(values, [values.shape[axis] // 2 for axis in axes], axes)
+
+
+@decomposition_of("aten.fft_ifftshift.default", condition=_shifts_dynamic_sizes)
+def _ifftshift(values: Tensor, dim: Any = None) -> Tensor:
+    axes = list(range(values.ndim)) if dim is None else _listed(dim)
+    return _roll(values, [-(values.shape[axis] // 2) for axis in axes], axes)

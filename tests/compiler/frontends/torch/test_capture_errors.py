@@ -28,14 +28,20 @@ class Foreign(torch.nn.Module):
         return torch.from_numpy(x.numpy() + 1)
 
 
+class WrongCall(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape("all")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("model", "line", "hint"),
     [
+        (WrongCall(), 'in forward: return x.reshape("all")', "torch.export.export"),
         (Branch(), "in forward: if x.sum() > 0:", "torch.where"),
         (Length(), "in forward: return torch.zeros(int(x.sum().item())) + 1", "torch.where"),
         (Foreign(), "in forward: return torch.from_numpy(x.numpy() + 1)", "torch.export.export"),
     ],
-    ids=["branch", "length", "numpy"],
+    ids=["call", "branch", "length", "numpy"],
 )
 def test_the_line_of_the_model_is_named(
     model: torch.nn.Module, line: str, hint: str, capfd: pytest.CaptureFixture[str]

@@ -54,12 +54,24 @@ def test_of_two_tensors_and_powers() -> None:
     check("bmm.default", first, second)
     check("where.self", _MASK, first, second)
     check("pow.Tensor_Scalar", first, 0.5)
+    check("copy.default", first, second[:1, :1].conj())
+    check("slice_scatter.default", first, second[:, :2], -2, -2)
+    check("select_scatter.default", first, second[0], 0, 1)
 
 
-def check(name: str, *arguments: Any) -> None:
+def test_equations_and_zeros() -> None:
+    first, second = torch.randn(2, 2, 3, 3, dtype=torch.complex64)
+    check("einsum.default", "bij,bkj->bik", [first, second.conj()])
+    check("einsum.default", "bij->ji", [first])
+    check("zeros.default", [2, 3], dtype=torch.complex64)
+    check("new_zeros.default", first, [2])
+    check("_neg_view.default", first.conj().imag)
+
+
+def check(name: str, *arguments: Any, **named: Any) -> None:
     packet, overload = name.split(".")
-    wanted = getattr(getattr(torch.ops.aten, packet), overload)(*arguments)
-    found = decompositions()[f"aten.{name}"](*arguments)
+    wanted = getattr(getattr(torch.ops.aten, packet), overload)(*arguments, **named)
+    found = decompositions()[f"aten.{name}"](*arguments, **named)
     for ours, theirs in zip(_pytree.tree_leaves(found), _pytree.tree_leaves(wanted), strict=True):
         torch.testing.assert_close(ours, theirs.resolve_conj(), rtol=1e-5, atol=1e-5)
 

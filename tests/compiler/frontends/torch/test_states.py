@@ -164,3 +164,27 @@ def test_one_buffer_of_two_modules_is_one_state() -> None:
     overlapping = nn.Sequential(Counting(shared), Counting(shared[:1])).eval()
     with pytest.raises(UnsupportedModelError, match=r"1.sums.*its memory is part of the buffer '0.sums'"):
         tensorwright.compile(overlapping, example_inputs=example, progress=None)
+
+
+class WritesThroughViews(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        values = x.clone()
+        values[:, 0].mul_(2)
+        values.transpose(0, 1)[1].add_(1)
+        values.view(-1)[3:6].zero_()
+        flat = values.view(-1)
+        values.relu_()
+        return values + flat.reshape(values.shape)
+
+
+def test_writes_through_views_of_intermediate_values() -> None:
+    examples = torch.randn(4, 5), torch.randn(7, 5)
+    module = tensorwright.compile(
+        WritesThroughViews().eval(),
+        example_inputs=examples[:1],
+        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+        threads=1,
+    )
+    for x in examples:
+        (found,) = module.run([x]).values()
+        np.testing.assert_allclose(found, WritesThroughViews()(x).numpy(), rtol=1e-6)

@@ -1,0 +1,209 @@
+"""Functions that read a dynamic size as a number, which fixes it, replaced while a model is captured.
+
+Each computes the same of a symbolic size: of PyTorch's functions, and `math.sqrt`. With known sizes the originals run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from compiler.frontends.torch.composite_functions import replaced
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_Function = Callable[..., Any]
+
+
+def sized_functions_captured() -> AbstractContextManager[None]:
+    """While it lasts, models call the forms of this file."""
+    import torch
+    from torch.nn import functional
+
+    return replaced(
+        [
+            (torch, "linspace", _linspace),
+            (torch, "affine_grid_generator", _affine_grid),
+            (torch, "as_tensor", _as_tensor),
+            (torch, "kron", _kron),
+            (torch, "take_along_dim", _take_along_dim),
+            (torch.fft, "fftfreq", _frequencies),
+            (torch.fft, "rfftfreq", _half_frequencies),
+            (functional, "avg_pool2d", _pool("mean")),
+            (functional, "max_pool2d", _pool("amax")),
+            (functional, "conv2d", _conv2d),
+            (math, "sqrt", _sqrt),
+        ]
+    )
+
+
+def _is_symbolic(value: object) -> bool:
+    import torch
+
+    return isinstance(value, torch.SymInt | torch.SymFloat)
+
+
+def _linspace(original: _Function) -> _Function:
+    def linspace(start: Any, end: Any, steps: Any, **options: Any) -> Any:
+        import torch
+
+        dtype = options.get("dtype") or torch.get_default_dtype()
+        known = not any(_is_symbolic(each) for each in (start, end, steps))
+        if known or not dtype.is_floating_point or options.get("out") is not None:
+            return original(start, end, steps, **options)
+        places = torch.arange(steps, dtype=dtype)
+        last = torch.full((), steps - 1, dtype=dtype)
+        step = (end - start) / last.clamp(min=1)  # one value is the start
+        return torch.where(places < steps / 2, start + places * step, end - (last - places) * step)
+
+    return linspace
+
+
+def _affine_grid(original: _Function) -> _Function:
+    def affine_grid_generator(theta: Tensor, size: Sequence[Any], align_corners: bool) -> Any:
+        import torch
+
+        if not any(_is_symbolic(each) for each in size[2:]):
+            return original(theta, size, align_corners)
+        axes = []
+        for length in reversed(size[2:]):  # the width comes first in a point
+            axis = torch.linspace(-1, 1, length, dtype=theta.dtype)
+            axes.append(axis if align_corners else axis * (length - 1) / length)
+        points = torch.stack(torch.meshgrid(*reversed(axes), indexing="ij")[::-1], -1)
+        matrix = theta.mT.reshape(theta.shape[0], *[1] * (len(axes) - 1), len(axes) + 1, len(axes))
+        return points @ matrix[..., :-1, :] + matrix[..., -1:, :]
+
+    return affine_grid_generator
+
+
+def _as_tensor(original: _Function) -> _Function:
+    def as_tensor(data: Any, *arguments: Any, **options: Any) -> Any:
+        import torch
+
+        found = data if isinstance(data, list | tuple) else [data]
+        if any(_is_symbolic(each) for each in found):
+            names = ("dtype", "device")
+            return torch.tensor(data, **dict(zip(names, arguments, strict=False)), **options)
+        return original(data, *arguments, **options)
+
+    return as_tensor
+
+
+def _kron(original: _Function) -> _Function:
+    def kron(input: Tensor, other: Tensor) -> Any:
+        if input.ndim != other.ndim or not any(_is_symbolic(each) for each in (*input.shape, *other.shape)):
+            return original(input, other)
+        first = [each for size in input.shape for each in (size, 1)]
+        second = [each for size in other.shape for each in (1, size)]
+        sizes = [one * two for one, two in zip(input.shape, other.shape, strict=True)]
+        return (input.reshape(first) * other.reshape(second)).reshape(sizes)
+
+    return kron
+
+
+def _take_along_dim(original: _Function) -> _Function:
+    def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Any:
+        import torch
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        if dim is not None and input.ndim == indices.ndim:
+            pairs = list(zip(input.shape, indices.shape, strict=True))
+            del pairs[dim]
+            if all(statically_known_true(one == two) for one, two in pairs):
+                return torch.gather(input, dim, indices)
+        return original(input, indices, dim)
+
+    return take_along_dim
+
+
+def _frequencies(original: _Function) -> _Function:
+    def fftfreq(n: Any, d: float = 1.0, **options: Any) -> Any:
+        import torch
+
+        if not _is_symbolic(n):
+            return original(n, d, **options)
+        places = torch.arange(n, **options)
+        return torch.where(places < (n + 1) // 2, places, places - n) / (n * d)
+
+    return fftfreq
+
+
+def _half_frequencies(original: _Function) -> _Function:
+    def rfftfreq(n: Any, d: float = 1.0, **options: Any) -> Any:
+        import torch
+
+        return torch.arange(n // 2 + 1, **options) / (n * d) if _is_symbolic(n) else original(n, d, **options)
+
+    return rfftfreq
+
+
+def _pool(reduction: str) -> Callable[[_Function], _Function]:
+    """Pooling over whole axes of dynamic size, as `avg_pool2d(x, x.shape[2:])`, is a reduction."""
+
+    def replacement(original: _Function) -> _Function:
+        def pool(input: Tensor, kernel_size: Any, *arguments: Any, **options: Any) -> Any:
+            from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+            sizes = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size, kernel_size)
+            whole = [at for at, size in zip((-2, -1), sizes, strict=True) if _is_symbolic(size)]
+            covered = all(statically_known_true(input.shape[axis] == sizes[axis]) for axis in whole)
+            # A stride does not matter where there is one window; what else is given does.
+            plain = not any(arguments[1:]) and options.keys() <= {"stride"}
+            if not whole or not covered or not plain:
+                return original(input, kernel_size, *arguments, **options)
+            reduced = getattr(input, reduction)(whole, keepdim=True)
+            if len(whole) == 2:
+                return reduced
+            given = options.get("stride") or (arguments[0] if arguments else None) or sizes
+            strides = tuple(given) if isinstance(given, Sequence) else (given, given)
+            window, step = ([1 if at in whole else each[at] for at in (-2, -1)] for each in (sizes, strides))
+            return original(reduced, window, step)
+
+        return pool
+
+    return replacement
+
+
+def _conv2d(original: _Function) -> _Function:
+    """Convolutions in a dynamic number of groups, as of samples that each have their own filters, are products."""
+
+    def conv2d(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: Any = 1,
+    ) -> Any:
+        from torch.nn import functional
+
+        if not _is_symbolic(groups) or isinstance(padding, str) or input.ndim != 4:
+            return original(input, weight, bias, stride, padding, dilation, groups)
+        steps, edges, spaces = (
+            tuple(each) if isinstance(each, Sequence) else (each, each) for each in (stride, padding, dilation)
+        )
+        batch, _, *sizes = input.shape
+        count, channels, *window = weight.shape
+        split = input.reshape(-1, channels, *sizes)
+        columns = functional.unfold(split, tuple(window), spaces, edges, steps)
+        columns = columns.reshape(batch, groups, columns.shape[1], columns.shape[2])
+        filters = weight.reshape(groups, count // groups, -1)
+        out = [
+            (size + 2 * edge - space * (width - 1) - 1) // step + 1
+            for size, edge, space, width, step in zip(sizes, edges, spaces, window, steps, strict=True)
+        ]
+        found = (filters @ columns).reshape(batch, count, *out)
+        return found if bias is None else found + bias.reshape(1, -1, 1, 1)
+
+    return conv2d
+
+
+def _sqrt(original: _Function) -> _Function:
+    def sqrt(value: Any) -> Any:
+        return value**0.5 if _is_symbolic(value) else original(value)
+
+    return sqrt

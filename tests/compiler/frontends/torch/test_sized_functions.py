@@ -1,0 +1,84 @@
+"""Functions that torch captures at one size only because they read it as a number, at several, against torch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional
+
+import compiler
+
+
+class OfMatrices(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        rows, columns = x.shape
+        return (
+            torch.linspace(0.5, columns - 0.5, columns),
+            torch.linspace(-1, 1, rows),
+            torch.as_tensor([rows, 2], dtype=torch.float32),
+            x * torch.as_tensor(rows),
+            torch.kron(x, torch.arange(6.0).view(2, 3)),
+            torch.take_along_dim(x, x.argsort(1), 1),
+            torch.fft.fftfreq(rows, 0.1),
+            torch.fft.rfftfreq(columns),
+            x / math.sqrt(columns),
+            x.roll((rows // 2, -columns - 1), (0, 1)),
+            torch.fft.fftshift(x),
+            torch.fft.ifftshift(x, 1),
+            x % columns,
+            *self.place(x),
+        )
+
+    def place(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Row and column of the largest value."""
+        found = x.flatten().argmax(0)
+        columns = x.shape[1]
+        return found // columns, found % columns, (found - 7) % columns, columns % (found + 1)
+
+
+class OfImages(nn.Module):
+    def forward(self, x: Tensor, theta: Tensor, filters: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        batch, channels, height, width = x.shape
+        styled = functional.conv2d(
+            x.reshape(1, -1, height, width),
+            filters.reshape(-1, channels, 3, 3),
+            bias.reshape(-1),
+            padding=1,
+            stride=(2, 1),
+            groups=batch,
+        )
+        return (
+            functional.avg_pool2d(x, x.shape[2:]),
+            functional.max_pool2d(x, kernel_size=(height, 1)),
+            functional.avg_pool2d(x, (2, width)),
+            functional.max_pool2d(x, x.size()[2:], stride=1),
+            functional.affine_grid(theta, list(x.shape), align_corners=False),
+            functional.affine_grid(theta, list(x.shape), align_corners=True),
+            styled.view(batch, -1, (height + 1) // 2, width),
+        )
+
+
+def check(net: nn.Module, axes: list[dict[int, object]], *examples: tuple[Tensor, ...]) -> None:
+    module = compiler.compile(net.eval(), example_inputs=examples[0], dynamic_shapes=tuple(axes), threads=1)
+    for given in examples:
+        for number, (ours, theirs) in enumerate(zip(module.run(list(given)).values(), net(*given), strict=True)):
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-5, err_msg=str(number))
+
+
+def test_of_matrices() -> None:
+    sizes = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    check(OfMatrices(), [sizes], *((torch.randn(*shape),) for shape in ((4, 5), (7, 2), (1, 8))))
+
+
+def test_of_images() -> None:
+    batch = {0: Dim.DYNAMIC}
+    axes = [{**batch, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, batch, batch, batch]
+    examples = (
+        (torch.randn(n, 4, h, w), torch.randn(n, 2, 3), torch.randn(n, 5, 4, 3, 3), torch.randn(n, 5))
+        for n, h, w in ((2, 6, 7), (3, 4, 9))
+    )
+    check(OfImages(), axes, *examples)
