@@ -386,7 +386,7 @@ def _convolution(call: Call, data: Expr, weight: Array, *, own: bool) -> Expr:
     return operator(data, as_constant(weight), **places, **layouts)
 
 
-# Whether a layer is faster in factors: by the cost model of the target's machine, or by timing both forms
+# A layer is faster in factors by the cost model of the target's machine, or by timing both forms
 # alternately.
 
 

@@ -75,14 +75,11 @@ def push(
             loses power is detected within 30 s), or verification failed; the message names the step.
     """
     report = progress if progress is not None else lambda _: None
-    data = read_mapped(path) if trusted_keys is None else read_private(path)
-    artifact = read_artifact(path if trusted_keys is None else bytes(data), trusted_keys)
-    if not artifact.reference_outputs:
-        raise OptionError(f"{path} holds no reference input and output", "compile it with reference inputs")
+    data, manifest = _checked(path, trusted_keys)
     digest = bytes(data[_DIGEST]).hex()
     report("connect")
     with closing(_Device(address, credentials)) as device:
-        device.check(artifact.manifest)
+        device.check(manifest)
         before, note = device.active()
         report("upload")
         device.upload(data)
@@ -98,6 +95,15 @@ def push(
         report("switch")
         device.call("activate", "switch")
         return PushResult(difference, p50, p99, runs, before, device.active()[0] or "", note)
+
+
+def _checked(path: Path, trusted_keys: Sequence[Key] | None) -> tuple[memoryview, Manifest]:
+    """A module's bytes and manifest. Raises as `push`."""
+    data = read_mapped(path) if trusted_keys is None else read_private(path)
+    artifact = read_artifact(path if trusted_keys is None else bytes(data), trusted_keys)
+    if not artifact.reference_outputs:
+        raise OptionError(f"{path} holds no reference input and output", "compile it with reference inputs")
+    return data, artifact.manifest
 
 
 @dataclass(frozen=True)
@@ -135,13 +141,10 @@ def measure(
     Raises: as `push`.
     """
     report = progress if progress is not None else lambda _: None
-    data = read_mapped(path) if trusted_keys is None else read_private(path)
-    artifact = read_artifact(path if trusted_keys is None else bytes(data), trusted_keys)
-    if not artifact.reference_outputs:
-        raise OptionError(f"{path} holds no reference input and output", "compile it with reference inputs")
+    data, manifest = _checked(path, trusted_keys)
     report("connect")
     with closing(_Device(address, credentials)) as device:
-        device.check(artifact.manifest)
+        device.check(manifest)
         report("upload")
         device.upload(data)
         device.call("check", "check")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def format_seconds(seconds: float) -> str:
@@ -22,22 +23,20 @@ def format_cost(cost: float, unit: str) -> str:
 
 def format_bytes(count: float) -> str:
     """A size in binary units: "512 B", "1.50 KiB", "44.6 MiB"."""
-    if abs(count) < 1024:
-        return f"{count:.0f} B"
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        count /= 1024
-        if abs(count) < 1023.5 or unit == "TiB":
-            break
-    return f"{_three_digits(count)} {unit}"
+    return f"{count:.0f} B" if abs(count) < 1024 else _in_units(count, 1024, ("KiB", "MiB", "GiB", "TiB"))
 
 
 def format_count(count: float) -> str:
     """A count in decimal units: "950", "11.7 k", "3.64 G"."""
     if abs(count) < 1000:
         return f"{count:.0f}" if float(count).is_integer() else _three_digits(count)
-    for unit in ("k", "M", "G", "T", "P"):
-        count /= 1000
-        if abs(count) < 999.5 or unit == "P":
+    return _in_units(count, 1000, ("k", "M", "G", "T", "P"))
+
+
+def _in_units(count: float, step: int, units: Sequence[str]) -> str:
+    for unit in units:
+        count /= step
+        if abs(count) < step - 0.5 or unit == units[-1]:
             break
     return f"{_three_digits(count)} {unit}"
 

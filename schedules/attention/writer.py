@@ -215,7 +215,7 @@ class AttentionWriter:
     """Writes attention of float32, in products of float32 or of pairs of bfloat16."""
 
     operation: ClassVar[Operation] = DOT_BF16
-    """What sums products of words, where operands are words."""
+    """The instruction that sums products of words, where operands are words."""
 
     def __init__(self, parts: AttentionParts, machine: Machine, rows: int) -> None:
         self.parts = parts

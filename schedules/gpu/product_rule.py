@@ -95,7 +95,7 @@ class TiledProductRule(ProductRule[ProductWorkload]):
     knobs: ClassVar[dict[str, tuple[int, ...]]]
     tiles: ClassVar[type[BlockTile]]
     writer: ClassVar[type[TileWriter]]
-    """What writes the launch of a block for each tile, or for each tile and part of the depth."""
+    """The writer of the launch of a block for each tile, or for each tile and part of the depth."""
     load_cost: ClassVar[int]
     """Loading a row of a tile costs as much as multiplying it by this number of columns."""
     full_warps: ClassVar[int]

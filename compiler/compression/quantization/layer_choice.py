@@ -74,7 +74,7 @@ class LayerChoice:
     """
 
     graph: LayerGraph
-    # Whether sensitive layers may read 16 bits instead of going back to float.
+    # True if sensitive layers may read 16 bits instead of going back to float.
     tries_int16: bool = False
 
     def __init__(self) -> None:

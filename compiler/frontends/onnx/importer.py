@@ -347,7 +347,7 @@ def moved_dtype(
 
 
 def why_invalid(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]) -> str | None:
-    """Why a node cannot be computed on inputs of these types and shapes, or None when nothing is found."""
+    """The reason why a node cannot be computed on inputs of these types and shapes, or None when nothing is found."""
     return _inference_error(node, inputs, opsets) or _reference_error(node, inputs, opsets)
 
 

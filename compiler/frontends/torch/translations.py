@@ -58,7 +58,7 @@ def _quantize(data: object, scale: object, zero: object, low: int, high: int, dt
 def _dequantize(
     data: object, scale: object, zero: object, low: int, high: int, dtype: int, out_dtype: int | None = None
 ) -> Any:
-    """To float32, or to another type of floats that is asked for."""
+    """Convert to float32, or to another type of floats that is asked for."""
     op = _opset()
     wide = op.DequantizeLinear(data, *_parameters(scale, zero, dtype))
     return wide if out_dtype in (None, -1) else op.Cast(wide, to=out_dtype)

@@ -454,7 +454,7 @@ class Add:
 
 @dataclass(frozen=True)
 class Round:
-    """To the nearest integer within limits, halves to even."""
+    """Round to the nearest integer within limits, halves to even."""
 
     low: int
     high: int
@@ -472,7 +472,7 @@ class Quantization:
     dtype: str
 
     def quantize(self) -> list[Step]:
-        """To its integers."""
+        """Quantize to its integers."""
         return [Scale(1 / self.scale), self._limits, Shift(self.zero)]
 
     def dequantize(self) -> list[Step]:

@@ -165,8 +165,10 @@ class Server:
 
 
 def _possible_connections(wanted: int) -> int:
-    """As many connections as wanted, or as the process may have file descriptors for: where it has none left, new
-    connections are reset."""
+    """The number of connections that is wanted, or as many as the process may have file descriptors for.
+
+    Where it has none left, new connections are reset.
+    """
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return wanted if most == resource.RLIM_INFINITY else max(1, min(wanted, most - _OTHER_DESCRIPTORS))
 

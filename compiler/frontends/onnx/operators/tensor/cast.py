@@ -22,7 +22,7 @@ from schedules.ir.tvm_types import Expr
 
 @converter("Cast")
 def cast(context: NodeContext) -> relax.Expr | Value:
-    """To the type of attribute `to`."""
+    """The input in the type of attribute `to`."""
     target = dtypes.dtype_name(context.required_attribute("to"))
     if target is None:
         context.invalid(f"its target type {context.required_attribute('to')} is unknown")
@@ -31,7 +31,7 @@ def cast(context: NodeContext) -> relax.Expr | Value:
 
 @converter("CastLike", since=15)
 def cast_like(context: NodeContext) -> relax.Expr | Value:
-    """To the type of the second input."""
+    """The input in the type of the second one."""
     return cast_to(context, context.dtype(1))
 
 
