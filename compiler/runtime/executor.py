@@ -18,7 +18,7 @@ import re
 import stat
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -197,10 +197,12 @@ class LocalExecutor:
             return stored
         expanded = self._expand(stored[-compact:], threads)
         if not self._stays:
+            before = len(self._kept)
             shared = [self._shared(each) for each in expanded]
             expanded.clear()
             release_memory()  # that of tensors that were there already
             expanded = shared
+            use_huge_pages(self._kept[before:])
         return [*stored[:-compact], *expanded]
 
     def _expand(self, small: list[RuntimeTensor], threads: int) -> list[RuntimeTensor]:
@@ -444,6 +446,8 @@ def check_machine(manifest: Manifest) -> None:
 FOLDER_VARIABLE = "TENSORWRIGHT_SHARED_PARAMETERS"
 _LEAST_BYTES = 16 << 10  # smaller arrays are not worth sharing
 _SAMPLES = 256
+_HUGE_PAGE = 2 << 20
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # of Linux; the second one since 6.1
 
 _Key = tuple[int, bytes]
 
@@ -502,10 +506,36 @@ def _key(array: Array) -> _Key:
 _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 _memcmp.restype = ctypes.c_int
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_madvise.restype = ctypes.c_int
 
 
 def _equal(one: Array, other: Array) -> bool:
     return one.nbytes == other.nbytes and _memcmp(one.ctypes.data, other.ctypes.data, one.nbytes) == 0
+
+
+def use_huge_pages(arrays: Iterable[Array]) -> None:
+    """Ask the kernel to hold arrays in huge pages, as far as neighbours together fill some.
+
+    In pages of 4 KiB, a core that reads parameters first in a run walks through the page tables for each: with 0.6 MB
+    of filters, the first part of a convolution took 59 microseconds instead of 40 (Zen 4, virtual machine). Linux does
+    so at once (6.1 and later), some time later, or not at all.
+    """
+    for begin, end in huge_pages(arrays):
+        for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
+            _madvise(begin, end - begin, advice)
+
+
+def huge_pages(arrays: Iterable[Array]) -> list[tuple[int, int]]:
+    """Ranges of addresses, in whole huge pages, that arrays fill. An allocator's headers may lie between neighbours."""
+    filled: list[tuple[int, int]] = []
+    for begin, end in sorted((each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays):
+        if filled and begin - filled[-1][1] <= mmap.PAGESIZE:
+            begin, end = filled[-1][0], max(end, filled.pop()[1])
+        filled.append((begin, end))
+    whole = [(-(-begin // _HUGE_PAGE) * _HUGE_PAGE, end // _HUGE_PAGE * _HUGE_PAGE) for begin, end in filled]
+    return [(begin, end) for begin, end in whole if begin < end]
 
 
 def _mapped_file(array: Array) -> mmap.mmap | None:

@@ -136,6 +136,12 @@ void Module::Expand() {
   for (const ffi::Tensor& each : expanded) parameters_.push_back(Share(each, nullptr));
   expanded = {};
   Global("vm.builtin.memory_manager.clear")();  // memory of the parameters that were shared already
+  std::vector<std::pair<const uint8_t*, size_t>> places;
+  for (size_t i = parameters_.size() - compact; i < parameters_.size() && device_->Name().empty(); ++i) {
+    const DLTensor* tensor = parameters_[i].GetDLTensorPtr();
+    places.emplace_back(static_cast<const uint8_t*>(tensor->data) + tensor->byte_offset, TensorBytes(*tensor));
+  }
+  UseHugePages(std::move(places));
 }
 
 // A parameter over the bytes that all modules which have these share, where kernels read this memory; `file`: that it may

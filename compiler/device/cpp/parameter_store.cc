@@ -23,6 +23,8 @@ namespace {
 
 const char* const kFolder = "TENSORWRIGHT_SHARED_PARAMETERS";
 constexpr size_t kLeastBytes = size_t{16} << 10, kSampled = 256;
+constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+constexpr int kHugePages = 14, kCollapse = 25;  // advices of Linux; the second one since 6.1
 
 using Sample = std::pair<size_t, std::string>;
 using Users = std::vector<std::weak_ptr<const SharedBytes>>;
@@ -123,6 +125,22 @@ SharedTensor ShareTensor(const ffi::Tensor& tensor, std::shared_ptr<const void> 
   auto same = SharedParameter(data, bytes, std::move(owner));
   if (same->data == data) return {tensor, same};
   return {NewView(const_cast<uint8_t*>(same->data), {given->shape, given->shape + given->ndim}, given->dtype), same};
+}
+
+void UseHugePages(std::vector<std::pair<const uint8_t*, size_t>> places) {
+  std::sort(places.begin(), places.end());
+  auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  for (size_t i = 0; i < places.size();) {
+    auto begin = reinterpret_cast<uintptr_t>(places[i].first), end = begin + places[i].second;
+    // An allocator's headers may lie between neighbours.
+    for (++i; i < places.size() && reinterpret_cast<uintptr_t>(places[i].first) <= end + page; ++i) {
+      end = std::max(end, reinterpret_cast<uintptr_t>(places[i].first) + places[i].second);
+    }
+    begin = (begin + kHugePage - 1) / kHugePage * kHugePage, end = end / kHugePage * kHugePage;
+    for (int advice : {kHugePages, kCollapse}) {
+      if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, advice);
+    }
+  }
 }
 
 void ForgetPages(const uint8_t* data, size_t size) {

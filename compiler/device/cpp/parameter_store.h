@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "tensors.h"
 
@@ -29,6 +31,10 @@ struct SharedTensor {
 
 // The same for a tensor of the processor, and for what it lies in besides itself (may be null).
 SharedTensor ShareTensor(const ffi::Tensor& tensor, std::shared_ptr<const void> file);
+
+// Asks Linux to hold memory in huge pages, as far as neighbours together fill some: a core that reads parameters first in
+// a run walks through the page tables for each page.
+void UseHugePages(std::vector<std::pair<const uint8_t*, size_t>> places);
 
 // Gives the whole pages of memory that is not read any more back to the system; they are zero then.
 void ForgetPages(const uint8_t* data, size_t size);

@@ -20,7 +20,7 @@ from tvm import relax  # isort: skip
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import StorageError
 from compiler.runtime import Module, load
-from compiler.runtime.executor import FOLDER_VARIABLE, ParameterStore
+from compiler.runtime.executor import FOLDER_VARIABLE, ParameterStore, huge_pages, use_huge_pages
 from compiler.runtime.tensors import empty_aligned
 from tests.compiler.runtime.building import build_artifact
 
@@ -157,3 +157,16 @@ def test_a_damaged_file_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv(FOLDER_VARIABLE, str(file))
     with pytest.raises(StorageError, match="cannot be used"):
         ParameterStore().shared(made)
+
+
+def test_huge_pages_are_those_that_neighbours_fill() -> None:
+    size = 2 << 20
+    memory = np.zeros(6 * size, np.uint8)
+    first = -memory.ctypes.data % size  # of a huge page
+    begin = memory.ctypes.data + first
+    neighbours = [memory[first + 100 : first + size], memory[first + size + 64 : first + 3 * size + 5]]
+    alone = memory[first + 3 * size + 8192 : first + 4 * size + 8192]
+    assert huge_pages([alone, *reversed(neighbours)]) == [(begin + size, begin + 3 * size)]
+    memory[:] = np.arange(memory.size, dtype=np.uint8)
+    use_huge_pages([memory])
+    np.testing.assert_array_equal(memory, np.arange(memory.size, dtype=np.uint8))
