@@ -110,7 +110,8 @@ class Work:
             same part read it once, if `HELD` of the second cache holds it.
         passed: bytes of the whole that the kernel before wrote, taken to be cut likewise: a thread that needs other
             parts than it wrote itself gets them from the caches of other cores.
-        from_memory: the bytes are weights, which each thread draws from memory where no second cache holds them.
+        from_memory: the bytes are weights, which each thread draws from memory where they are more than half a second
+            cache: networks of such kernels have more of them together than a shared cache holds.
     """
 
     axes: Mapping[str, float | Sequence[float]]
@@ -354,7 +355,7 @@ def _cycles(
             covered = covered / count
         cycles = cycles + own * work.cycles * share
         reads = np.where(work.bytes * share <= HELD * machine.l2_bytes, -(-own // _reuse(loops, work)), own)
-        if work.from_memory and machine.l3_bytes and work.bytes > machine.l2_bytes:
+        if work.from_memory and machine.l3_bytes and work.bytes > machine.l2_bytes / 2:
             # At least what all cores together take.
             moved = moved + work.bytes * np.maximum(reads * share / CORE_MEMORY_RATE, 1 / machine.memory_rate)
         else:

@@ -37,9 +37,10 @@ _ORDERS = ((IMAGES, TILES, CHANNELS, TILES), (IMAGES, CHANNELS, TILES), (IMAGES,
 # Of the time of transforms in each task. The tiles come out of other cores' caches then: on two threads 512 channels at
 # 7 x 7, estimated to take 0.985 of the time, took 1.05 (Zen 4).
 _APART = 0.97
-# Cycles for each byte of transformed weights from memory: besides what the bytes take, a core waits for them. Of 256
-# channels at 14 x 14 (F(4,3), two threads, Zen 4) a layer takes 0.53 ms, with filters that it transforms itself 0.45;
-# of 512 at 7 x 7 (F(2,3)) 0.85 and 0.80.
+# Cycles for each byte of transformed weights from memory. In pages of 4 KiB a core waits for them besides what the
+# bytes take: of 256 channels at 14 x 14 (F(4,3), two threads, Zen 4) a layer takes 0.53 ms, with filters that it
+# transforms itself 0.44; of 512 at 7 x 7 (F(2,3)) 0.85 and 0.76. In huge pages it takes 0.38 and 0.64, but such filters
+# take up to four times the memory, and as much longer to load, and many cores wait for their bytes.
 _STALLS = 0.07
 _LARGE = 56  # the side of an image with many tiles
 _FEW_TILES = (4, 9, 16, 25)  # those of images of 7 to 20 pixels

@@ -196,6 +196,14 @@ def test_tasks_transform_filters_that_would_come_late_from_memory() -> None:
     assert not transforms_filters(_work(512, 512, (7, 7), batch=16), 10.0), "each image would transform them again"
 
 
+def test_many_cores_do_not_draw_large_tiles_filters_from_memory_again_and_again() -> None:
+    def tile(cores: int) -> int | None:
+        machine = AVX512.model_copy(update={"cores": cores, "memory_rate": max(13.0, 1.6 * cores)})
+        return _tile(_work(128, 32, (14, 14)), machine, 1e-6)
+
+    assert [tile(cores) for cores in (2, 16, 32)] == [4, 2, 2]
+
+
 @pytest.mark.parametrize(
     "change",
     [
