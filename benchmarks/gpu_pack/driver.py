@@ -9,7 +9,7 @@ from compiler.device.cuda_libraries import cuda_libraries
 from compiler.device.programs import COMPILE_OPTIONS, SOURCES, device_programs, engine_link_options
 from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
 from compiler.device.runtime_sources import compile_objects, include_folders, include_options
-from compiler.device.sodium import sodium_include, sodium_object
+from compiler.device.third_party_objects import third_party_includes, third_party_objects
 from compiler.support.cache import cached, key_of
 from targets.cuda.target import CudaTarget
 
@@ -23,16 +23,16 @@ def pack_driver(target: CudaTarget) -> Path:
 
     Raises: as `compiler.device.programs.device_programs`.
     """
-    programs, sodium = device_programs(target), sodium_object(target)
+    programs, third_party = device_programs(target), third_party_objects(target)
     contents = [path.read_bytes() for path in sorted(_SOURCES.glob("*.*"))]
     key = key_of([programs.name, *contents])
 
     def build(folder: Path) -> None:
         sources = {PROGRAM: [_SOURCES / each for each in (*_PARTS, "main.cc")]}
-        headers = include_options([*include_folders(), sodium_include()])
+        headers = include_options([*include_folders(), *third_party_includes()])
         options = [*COMPILE_OPTIONS, "-I", str(SOURCES), "-I", str(_SOURCES), *headers]
         (made,) = compile_objects(target, sources, options, folder)
-        linked: list[str | Path] = [made, programs / "library.o", sodium, "-o", folder / PROGRAM]
+        linked: list[str | Path] = [made, programs / "library.o", *third_party, "-o", folder / PROGRAM]
         target.compiler().run([*linked, *engine_link_options(programs)])
         made.unlink()
 

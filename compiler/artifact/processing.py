@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from compiler.artifact.artifact import Artifact
 from compiler.artifact.fields import FieldError
 from compiler.errors import ArtifactError, OptionError
-from compiler.support.processing import Processing
+from compiler.support.processing import IMAGE_TASKS, Processing
 
 PROCESSING_ASSET = "processing.json"
 
@@ -14,6 +15,12 @@ PROCESSING_ASSET = "processing.json"
 def encoded(processing: Processing) -> bytes:
     """The asset."""
     return msgspec.json.encode(processing)
+
+
+def takes_images(artifact: Artifact) -> bool:
+    """True for a module whose processing reads images. Raises ArtifactError."""
+    asset = artifact.assets.get(PROCESSING_ASSET)
+    return asset is not None and decoded(asset.tobytes()).task in IMAGE_TASKS
 
 
 def decoded(content: bytes | memoryview) -> Processing:

@@ -1,6 +1,6 @@
 """`bundle`: writes a folder with everything that a device needs to run a module without Python.
 
-The licenses of a bundle's third-party and own code: Tensorwright, TVM and its FFI, libsodium.
+The licenses of a bundle's third-party and own code: Tensorwright, TVM and its FFI, libsodium, Wuffs.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.artifact import Artifact, write_artifact
+from compiler.artifact.processing import takes_images
 from compiler.artifact.storage import read_mapped, write_atomically
 from compiler.device.cuda_libraries import cuda_libraries, cuda_license
 from compiler.device.programs import PROGRAMS, SHARED_LIBRARY, SOURCES, device_programs
 from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
-from compiler.device.sodium import LICENSE, sodium_source
+from compiler.device.third_party_objects import third_party_licenses
 from compiler.errors import MissingDependencyError, OptionError, StorageError
 from compiler.runtime.device import CUDA_RUNTIME_DISTRIBUTION
 from targets import Target
@@ -43,7 +44,7 @@ example: example.c
 _README = """{name}, for {target} ({architecture})
 
     bin/tensorwright-run model.twm --verify --runs 20    run the stored example, compare, measure
-    bin/tensorwright-run model.twm --inputs in.safetensors --outputs out.safetensors
+    bin/tensorwright-run model.twm {given}
     bin/tensorwright-server 9090                         wait for `tensorwright push`, on 127.0.0.1; see below
     make && ./example model.twm                          a program of your own, against include/tensorwright.h
 
@@ -177,6 +178,7 @@ def _write(artifact: Artifact, target: Target, programs: Path, output: Path) -> 
     described |= {
         "device": _DEVICE_README if cuda else "",
         "driver": _DRIVER if cuda else "",
+        "given": "cat.jpg" if takes_images(artifact) else "--inputs in.safetensors --outputs out.safetensors",
         "glibc": glibc_of(output),
     }
     texts = {**licenses(), **({f"{CUDA_RUNTIME_DISTRIBUTION}/LICENSE": cuda_license()} if cuda else {})}
@@ -224,15 +226,14 @@ def licenses() -> Mapping[str, str]:
     """Texts by "project/file name".
 
     Raises:
-        MissingDependencyError: a distribution is installed without its license, or libsodium's source is not available.
+        MissingDependencyError: a distribution is installed without its license, or a library's source is not available.
     """
     texts: dict[str, str] = {}
     for name in _DISTRIBUTIONS:
         texts.update({f"{name}/{file}": _read(path) for file, path in _files(name).items()})
         if f"{name}/LICENSE" not in texts:
             raise MissingDependencyError(f"{name} is installed without its license", f"pip install --force {name}")
-    texts["libsodium/LICENSE"] = _read(sodium_source() / LICENSE)
-    return texts
+    return {**texts, **{name: _read(path) for name, path in third_party_licenses().items()}}
 
 
 def licenses_text() -> str:

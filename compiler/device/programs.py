@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from compiler.device.runtime_libraries import runtime_libraries
 from compiler.device.runtime_sources import compile_objects, include_folders, include_options
-from compiler.device.sodium import sodium_include, sodium_object
+from compiler.device.third_party_objects import third_party_includes, third_party_objects
 from compiler.support.cache import cached, key_of
 from targets import Target
 
@@ -34,6 +35,8 @@ CHECKING_SOURCES = (
 )
 # Code that opens shared libraries: the module's code, and the driver of a GPU.
 LOADING_SOURCES = ("library_system.cc", "cuda_driver.cc", "cuda_runtime.cc", "cuda_device.cc")
+# Code that reads image files.
+IMAGE_SOURCES = ("image.cc",)
 LIBRARY_SOURCES = (
     *CHECKING_SOURCES,
     "threads.cc",
@@ -46,6 +49,7 @@ LIBRARY_SOURCES = (
     "module.cc",
     "session.cc",
     "report.cc",
+    *IMAGE_SOURCES,
     "c_api.cc",
     *LOADING_SOURCES,
 )
@@ -54,7 +58,7 @@ THREAD_POOL_SOURCES = ("thread_pool.c",)
 SHARED_LIBRARY = "libtensorwright.so"
 NO_LINKED_MODULE = "linked_none.cc"
 PROGRAMS = {
-    "tensorwright-run": ("run.cc", "run_main.cc"),
+    "tensorwright-run": ("prediction.cc", "run.cc", "run_main.cc"),
     "tensorwright-server": (
         "noise.cc",
         "wire.cc",
@@ -85,15 +89,16 @@ def device_programs(target: Target) -> Path:
 
     Raises:
         targets.TargetError: no compiler for the target, or it failed.
-        MissingDependencyError: the runtime libraries for it, or libsodium's source, are not available.
+        MissingDependencyError: the runtime libraries for it, or the source of a library, are not available.
     """
-    libraries, sodium = runtime_libraries(target), sodium_object(target)
+    libraries, third_party = runtime_libraries(target), third_party_objects(target)
     compiler = target.compiler()
     contents = [path.read_bytes() for path in source_files()]
     version = importlib.metadata.version("apache-tvm-ffi")
-    versions = [version, compiler.version(), sodium.parent.name]
+    versions = [version, compiler.version(), *(path.parent.name for path in third_party)]
     key = key_of([target.architecture, *versions, *COMPILE_OPTIONS, *LINK_OPTIONS, *contents])
-    return cached("device", f"{target.architecture}-{key}", lambda folder: _build(target, libraries, sodium, folder))
+    build = partial(_build, target, libraries, third_party)
+    return cached("device", f"{target.architecture}-{key}", build)
 
 
 def source_files() -> list[Path]:
@@ -101,15 +106,15 @@ def source_files() -> list[Path]:
     return sorted(path for path in SOURCES.rglob("*.*") if path.is_file())
 
 
-def _build(target: Target, libraries: Sequence[Path], sodium: Path, folder: Path) -> None:
+def _build(target: Target, libraries: Sequence[Path], third_party: Sequence[Path], folder: Path) -> None:
     for library in libraries:
         shutil.copy(library, folder)
     own = {"library": [*LIBRARY_SOURCES, NO_LINKED_MODULE], "thread_pool": THREAD_POOL_SOURCES}
     groups: dict[str, Sequence[str]] = {**own, **PROGRAMS}
     sources = {name: [SOURCES / each for each in parts] for name, parts in groups.items()}
-    options = [*COMPILE_OPTIONS, *include_options([*include_folders(), sodium_include()])]
+    options = [*COMPILE_OPTIONS, *include_options([*include_folders(), *third_party_includes()])]
     made = compile_objects(target, sources, options, folder)
-    linked = [*made[: len(own)], sodium]
+    linked = [*made[: len(own)], *third_party]
     options = engine_link_options(folder)
     target.compiler().run(["-shared", *linked, "-o", folder / SHARED_LIBRARY, *options])
     for program in made[len(own) :]:
@@ -121,13 +126,13 @@ def tuning_program(target: Target) -> Path:
 
     Raises: as `device_programs`.
     """
-    programs, sodium = device_programs(target), sodium_object(target)
+    programs, third_party = device_programs(target), third_party_objects(target)
 
     def build(folder: Path) -> None:
-        options = [*COMPILE_OPTIONS, *include_options([*include_folders(), sodium_include()])]
+        options = [*COMPILE_OPTIONS, *include_options([*include_folders(), *third_party_includes()])]
         sources = {TUNING_PROGRAM: [SOURCES / name for name in _TUNING_SOURCES]}
         (made,) = compile_objects(target, sources, options, folder)
-        library = [programs / "library.o", programs / "thread_pool.o", sodium]
+        library = [programs / "library.o", programs / "thread_pool.o", *third_party]
         linked: list[str | Path] = [made, *library, "-o", folder / TUNING_PROGRAM]
         target.compiler().run([*linked, *engine_link_options(programs), "-Wl,-rpath,$ORIGIN/lib"])
         made.unlink()

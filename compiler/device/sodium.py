@@ -12,7 +12,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from compiler.device.runtime_libraries import pip_download
+from compiler.device.runtime_libraries import download_source
 from compiler.support.cache import cached, key_of
 from targets import Target
 
@@ -39,19 +39,11 @@ _OPTIONS = (
 )
 
 
-def sodium_include() -> Path:
-    """The folder of `sodium.h`.
-
-    Raises:
-        MissingDependencyError: the source is not cached and could not be downloaded.
-    """
-    return sodium_source() / "include"
-
-
 def sodium_source() -> Path:
     """A folder with libsodium's C files, headers (`include`) and license.
 
-    Raises: as `sodium_include`.
+    Raises:
+        MissingDependencyError: the source is not cached and could not be downloaded.
     """
     return cached("libsodium-source", f"{_DISTRIBUTION}-{_VERSION}-{_SHA256[:8]}", _download)
 
@@ -60,7 +52,7 @@ def sodium_object(target: Target) -> Path:
     """libsodium as one object file for the target; compiled once, which takes about 5 s of processor time.
 
     Raises:
-        MissingDependencyError: as `sodium_include`.
+        MissingDependencyError: as `sodium_source`.
         targets.TargetError: no compiler for the target, or it failed.
     """
     source, compiler = sodium_source(), target.compiler()
@@ -86,11 +78,7 @@ def sodium_object(target: Target) -> Path:
 def _download(destination: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as name:
         folder = Path(name)
-        requirements = folder / "requirements.txt"
-        requirements.write_text(f"{_DISTRIBUTION}=={_VERSION} --hash=sha256:{_SHA256}\n", encoding="utf-8")
-        options = ["--no-binary", _DISTRIBUTION, "--require-hashes", "--requirement", str(requirements)]
-        pip_download(options, folder, f"the source of libsodium (in {_DISTRIBUTION} {_VERSION})")
-        (archive,) = folder.glob("*.tar.gz")
+        archive = download_source(_DISTRIBUTION, _VERSION, _SHA256, folder, "libsodium")
         _unpack(archive, folder / "tree", destination)
 
 

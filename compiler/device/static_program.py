@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.artifact import Artifact
+from compiler.artifact.processing import takes_images
 from compiler.device.bundle import (
     ONNX_RUNTIME_BYTES,
     check_accelerator,
@@ -19,6 +20,7 @@ from compiler.device.bundle import (
 )
 from compiler.device.programs import (
     COMPILE_OPTIONS,
+    IMAGE_SOURCES,
     LIBRARY_SOURCES,
     LOADING_SOURCES,
     SOURCES,
@@ -34,7 +36,7 @@ from compiler.device.runtime_sources import (
     include_options,
     runtime_objects,
 )
-from compiler.device.sodium import sodium_include, sodium_object
+from compiler.device.third_party_objects import third_party_includes, third_party_objects
 from compiler.errors import OptionError, StorageError
 from compiler.support.cache import cached, key_of
 from compiler.support.progress_bar import silent
@@ -42,7 +44,7 @@ from targets import LinkError, Target
 
 # Without the C API, which is for the library, and without the loader of shared libraries.
 _SOURCES = (
-    *(name for name in LIBRARY_SOURCES if name not in ("c_api.cc", *LOADING_SOURCES)),
+    *(name for name in LIBRARY_SOURCES if name not in ("c_api.cc", *LOADING_SOURCES, *IMAGE_SOURCES)),
     "device_none.cc",
     "mapped_code.cc",
     "library_mapped.cc",
@@ -50,6 +52,8 @@ _SOURCES = (
     "run.cc",
 )
 _RUNNER_SOURCES = ("run_main.cc",)
+# What reads pictures, and what stands in its place in the programs of modules that take none.
+_IMAGE_OBJECTS = {"images": (*IMAGE_SOURCES, "prediction.cc"), "no_images": ("prediction_none.cc",)}
 # The program that generates text around the runner.
 _TEXT_SOURCES = tuple(
     f"text/{name}.cc"
@@ -122,7 +126,7 @@ def write_static_program(
         OptionError: the file exists, the module is for another architecture, or it calls an accelerator.
         StorageError: it cannot be written.
         targets.TargetError: the toolchain is missing or failed, or the module calls an undefined function.
-        MissingDependencyError: the installed TVM has no sources, or libsodium's are not available.
+        MissingDependencyError: the installed TVM has no sources, or a library's are not available.
     """
     check_architecture(artifact, target)
     check_accelerator(artifact, target)
@@ -146,7 +150,9 @@ def write_static_program(
             source = _TEXT_ASSEMBLY.format(text=folder / "text") + source
         assembly.write_text(source, encoding="utf-8")
         made = folder / "program"
-        target.compiler().run([*_LINK_OPTIONS, assembly, *sorted(objects.glob("*.o")), "-o", made])
+        left_out = "no_images.o" if takes_images(artifact) else "images.o"
+        linked = sorted(path for path in objects.glob("*.o") if path.name != left_out)
+        target.compiler().run([*_LINK_OPTIONS, assembly, *linked, "-o", made])
         module_bytes = module.stat().st_size
         try:
             shutil.copy(made, output)
@@ -161,16 +167,17 @@ def _objects(target: Target, *, generates: bool, progress: Callable[[str], None]
     """A folder with the object files of everything but the module."""
     progress("compile TVM's runtime")
     runtime = runtime_objects(target)
-    progress("compile libsodium")
-    sodium = sodium_object(target)
+    progress("compile libsodium and Wuffs")
+    third_party = third_party_objects(target)
     progress("compile the runner")
     contents = [path.read_bytes() for path in source_files()]
-    key = key_of([runtime.name, sodium.parent.name, *COMPILE_OPTIONS, *_SOURCES, *contents])
+    key = key_of([runtime.name, *(path.parent.name for path in third_party), *COMPILE_OPTIONS, *_SOURCES, *contents])
     name = f"{target.architecture}-{key}"
 
     def build(folder: Path) -> None:
-        _compile(target, {"program": _SOURCES, "thread_pool": THREAD_POOL_SOURCES, "main": _RUNNER_SOURCES}, folder)
-        for path in (runtime / FFI_OBJECT, runtime / RUNTIME_OBJECT, sodium):
+        own = {"program": _SOURCES, "thread_pool": THREAD_POOL_SOURCES, "main": _RUNNER_SOURCES}
+        _compile(target, {**own, **_IMAGE_OBJECTS}, folder)
+        for path in (runtime / FFI_OBJECT, runtime / RUNTIME_OBJECT, *third_party):
             shutil.copy(path, folder)
 
     def build_text(folder: Path) -> None:
@@ -184,7 +191,7 @@ def _objects(target: Target, *, generates: bool, progress: Callable[[str], None]
 
 
 def _compile(target: Target, groups: Mapping[str, Sequence[str]], folder: Path) -> None:
-    folders = [*include_folders(), ffi_source_folder() / "extra", sodium_include()]
+    folders = [*include_folders(), ffi_source_folder() / "extra", *third_party_includes()]
     options = [*COMPILE_OPTIONS, *include_options(folders)]
     compile_objects(
         target, {name: [SOURCES / each for each in names] for name, names in groups.items()}, options, folder

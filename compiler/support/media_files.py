@@ -39,7 +39,10 @@ def read_image(image: Image) -> Any:
             return pillow.fromarray(image).convert("RGB")
         found = pillow.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS)
         _check_size(found.height, found.width)
-        return operations.exif_transpose(found).convert("RGB")
+        found = operations.exif_transpose(found)
+        if found.mode.startswith("I;16"):  # gray PNG files of 16 bits, which Pillow cuts off at 255
+            found = pillow.fromarray((np.asarray(found) >> 8).astype(np.uint8))
+        return found.convert("RGB")
     except FileNotFoundError as error:
         raise StorageError(f"no such file: {image!s}") from error
     except (InputError, MemoryError):

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from compiler.errors import OptionError
 
 Task = Literal["detect", "classify", "segment", "read", "embed", "rerank", "speech"]
+IMAGE_TASKS = ("detect", "classify", "segment", "read")
 Resize = Literal["stretch", "crop", "letterbox", "fit"]
 Filter = Literal["bilinear", "bicubic"]
 Colors = Literal["rgb", "bgr", "gray"]

@@ -1,8 +1,8 @@
 """The device suite: damaged and hostile files in the C++ runtime, which runs under sanitizers.
 
-Of six cases, five are a module file and one is a file of inputs. A case must end in one error of the runtime, or load
-and run; whatever the sanitizers report is a crash. A module file that one of the readers, C++ and Python, takes and the
-other refuses is wrong.
+Of six cases, four are a module file, one is a file of inputs, and one a picture. A case must end in one error of the
+runtime, or load and run; whatever the sanitizers report is a crash. A module file that one of the readers, C++ and
+Python, takes and the other refuses is wrong.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from tests.fuzz.artifacts import prepare as prepare_artifacts
 from tests.fuzz.byte_mutations import BYTE_MUTATIONS
 from tests.fuzz.device_driver import Driver, SanitizerReport, build_driver
 from tests.fuzz.device_mutations import FORMAT_MUTATIONS, damage_code, edit_inputs
+from tests.fuzz.media import changed, pictures
 from tests.fuzz.outcome import Outcome
 
 MEMORY_BYTES = -1
 """Of address space that a worker may have: no limit, since AddressSanitizer reserves terabytes."""
 
 _SHOWN = 70
-_MODULES_OF = 6  # all but one of so many cases are modules
+_MODULES_OF = 6  # all but two of so many cases are modules
 # Inputs with relations, indices and lengths: every second case of inputs is one for it.
 _REQUIRED: Case = {
     "shapes": {"a": ["n", 4], "b": ["m", 4]},
@@ -99,6 +100,9 @@ def case(samples: Samples, seed: int) -> Outcome:
         label, content = edit_inputs(sound, random)
         outcome = _answer(samples, ["inputs", str(module), str(path)], path, content)
         return Outcome(outcome.kind, label, outcome.detail)
+    if seed % _MODULES_OF == _MODULES_OF - 2:
+        outcome = _answer(samples, ["image", str(path)], path, changed(pick(pictures(), random), random))
+        return Outcome(outcome.kind, "image", outcome.detail)
     label, content = _mutated_module(samples, random)
     checked = _answer(samples, ["check", str(path)], path, content)
     refusal = _refusal(content)

@@ -23,7 +23,7 @@ from compiler.device.programs import (
 )
 from compiler.device.runtime_libraries import runtime_libraries
 from compiler.device.runtime_sources import compile_objects, ffi_source_folder, include_folders, include_options
-from compiler.device.sodium import sodium_include, sodium_object
+from compiler.device.third_party_objects import third_party_includes, third_party_objects
 from compiler.support.cache import cached, key_of
 
 CPP = Path(__file__).with_name("cpp")
@@ -76,12 +76,12 @@ def _built(name: str, sources: Sequence[Path], *, sanitized: bool = True) -> Pat
     libraries = sorted({path.parent for path in runtime_libraries(target)})  # the program looks for them there
 
     def build(folder: Path) -> None:
-        folders = [*include_folders(), ffi_source_folder() / "extra", sodium_include()]
+        folders = [*include_folders(), ffi_source_folder() / "extra", *third_party_includes()]
         options = [*COMPILE_OPTIONS, *own, f"-I{SOURCES}", f"-I{CPP}", *include_options(folders)]
         made = compile_objects(target, {name: sources, "thread_pool": pool}, options, folder)
         links = [part for path in libraries for part in (*engine_link_options(path), f"-Wl,-rpath,{path}")]
-        sodium = sodium_object(target)
-        compiler.run([*own, *made, sodium, "-o", folder / name, *(part for part in links if part != "-s")])
+        linked = [*made, *third_party_objects(target, own)]
+        compiler.run([*own, *linked, "-o", folder / name, *(part for part in links if part != "-s")])
         (folder / "suppressions").write_text(_SUPPRESSIONS, encoding="utf-8")
 
     key = key_of([compiler.version(), *own, *map(str, libraries), *contents])

@@ -20,7 +20,7 @@ import targets
 from compiler.artifact.tensors import Blob
 from compiler.device.programs import CHECKING_SOURCES, COMPILE_OPTIONS, SOURCES
 from compiler.device.runtime_sources import ffi_source_folder, include_folders, include_options
-from compiler.device.sodium import sodium_include, sodium_object
+from compiler.device.third_party_objects import third_party_includes, third_party_objects
 from compiler.runtime.tvm_runtime import tvm_ffi
 from tests.fuzz.artifact_mutations import Parts
 from tests.fuzz.artifacts import prepare
@@ -36,9 +36,14 @@ def build(folder: Path) -> Path:
     sources += [CPP / name for name in ("fuzz_artifact.cc", "instrumented_json.cc")]
     together, program = folder / "all.cc", folder / "fuzz_artifact"
     together.write_text("".join(f'#include "{source}"\n' for source in sources), encoding="utf-8")
-    includes = include_options([*include_folders(), ffi_source_folder() / "extra", sodium_include()])
+    includes = include_options([*include_folders(), ffi_source_folder() / "extra", *third_party_includes()])
     libraries = Path(tvm_ffi.libinfo.find_libtvm_ffi()).parent
-    links = [str(sodium_object(targets.get("host", cores=1))), f"-L{libraries}", "-ltvm_ffi", f"-Wl,-rpath,{libraries}"]
+    links = [
+        *map(str, third_party_objects(targets.get("host", cores=1))),
+        f"-L{libraries}",
+        "-ltvm_ffi",
+        f"-Wl,-rpath,{libraries}",
+    ]
     options = [*COMPILE_OPTIONS, *_SANITIZERS, f"-I{SOURCES}", f"-I{CPP}", *includes]
     subprocess.run(["clang++", *options, str(together), "-o", str(program), *links], check=True)
     return program

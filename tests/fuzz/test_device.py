@@ -35,6 +35,7 @@ def test_no_case_fails(samples: device.Samples) -> None:
     assert kinds["refused"] > 100
     assert kinds["right"] > 0
     assert any(outcome.label.startswith("inputs") for outcome in outcomes)
+    assert {outcome.kind for outcome in outcomes if outcome.label == "image"} == {"right", "refused"}
 
 
 def test_a_defect_would_be_seen(samples: device.Samples) -> None:

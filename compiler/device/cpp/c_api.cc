@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "dtypes.h"
+#include "image.h"
 #include "linked.h"
 #include "module.h"
 #include "session.h"
@@ -44,6 +45,10 @@ struct tensorwright_session {
   std::vector<ffi::Tensor> outputs;
 
   const Artifact& artifact() const { return used->module->artifact(); }
+};
+
+struct tensorwright_image {
+  ffi::Tensor pixels;
 };
 
 namespace {
@@ -204,6 +209,18 @@ int tensorwright_output(const tensorwright_module* module, int32_t index, tensor
     Describe(module->module.artifact().outputs, index, description);
   });
 }
+
+int tensorwright_image_open(const char* path, tensorwright_image** image, tensorwright_tensor* pixels) {
+  return Guarded([&] {
+    NotNull(path, "path"), NotNull(image, "image"), NotNull(pixels, "pixels");
+    *image = nullptr;
+    *image = new tensorwright_image{tensorwright::ReadImage(tensorwright::FileBytes(path).span(), path)};
+    const DLTensor* data = (*image)->pixels.GetDLTensorPtr();
+    *pixels = {"image", "uint8", data->ndim, data->shape, data->data, tensorwright::TensorBytes(*data)};
+  });
+}
+
+void tensorwright_image_free(tensorwright_image* image) { delete image; }
 
 size_t tensorwright_element_bytes(const char* dtype) {
   const tensorwright::ElementType* type = dtype ? tensorwright::FindElementType(dtype) : nullptr;

@@ -1,7 +1,9 @@
-// Runs a module:  tensorwright-run MODULE.twm [--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels]
+// Runs a module:  tensorwright-run MODULE.twm [PICTURE]... [--picture FILE] [--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels]
 //                                      [--session] [--capacity N] [--load-states FILE] [--save-states FILE]
 //                                      [--json] [--trusted-key PATH]...
 //
+// A module with processing of pictures takes PNG, JPEG, GIF and BMP files, prints what it finds, and writes pictures with boxes or
+// masks: PICTURE-boxes.png in the current folder, or what --picture names.
 // FILE is in the safetensors format, tensors by the names of the module's inputs or outputs. Inputs are the stored example
 // if not given. With --runs, the median and the 99th percentile of that many further runs are printed; on a graphics processor
 // also those of runs without copies of inputs and outputs, by CUDA events, and with --graph of the run captured as one CUDA
@@ -15,8 +17,10 @@
 #include <optional>
 
 #include "checked_json.h"
+#include "image.h"
 #include "linked.h"
 #include "module.h"
+#include "prediction.h"
 #include "report.h"
 #include "run.h"
 #include "session.h"
@@ -27,7 +31,8 @@ namespace tensorwright {
 namespace {
 
 struct Options {
-  std::string module, inputs, outputs, load_states, save_states;
+  std::string module, inputs, outputs, picture, load_states, save_states;
+  std::vector<std::string> pictures;
   bool verify = false, graph = false, kernels = false, json = false, session = false;
   int runs = 0;
   int64_t capacity = 0;
@@ -35,7 +40,7 @@ struct Options {
 };
 
 constexpr int kMostRuns = 1'000'000;
-const char* const kUsage = "usage: tensorwright-run %s[--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels] [--session] [--capacity N] "
+const char* const kUsage = "usage: tensorwright-run %s[PICTURE]... [--picture FILE] [--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels] [--session] [--capacity N] "
     "[--load-states FILE] [--save-states FILE] [--json] [--trusted-key PATH]...\n";
 
 bool Parse(int count, char** arguments, Options* options) {
@@ -63,6 +68,8 @@ bool Parse(int count, char** arguments, Options* options) {
       options->inputs = arguments[++i];
     } else if (argument == "--outputs" && more) {
       options->outputs = arguments[++i];
+    } else if (argument == "--picture" && more) {
+      options->picture = arguments[++i];
     } else if (argument == "--trusted-key" && more) {
       options->trusted.Add(arguments[++i]);
     } else if (argument == "--runs" && more) {
@@ -70,10 +77,16 @@ bool Parse(int count, char** arguments, Options* options) {
       if (options->runs == 0) throw Error("--runs takes a number from 1 to " + std::to_string(kMostRuns) + ", not " + Quoted(arguments[i]));
     } else if (options->module.empty() && argument[0] != '-' && !LinkedModule().data) {
       options->module = argument;
+    } else if (argument[0] != '-') {
+      options->pictures.push_back(argument);
     } else {
       return false;
     }
   }
+  if (options->pictures.size() != 1 && !(options->picture.empty() && (options->pictures.empty() || options->outputs.empty()))) {
+    throw Error("--picture and --outputs name one file: of one picture", "run the pictures one at a time");
+  }
+  if (!options->pictures.empty() && (options->session || !options->inputs.empty())) throw Error("a picture is the module's input: leave out --inputs and --session");
   return LinkedModule().data || !options->module.empty();
 }
 
@@ -112,6 +125,28 @@ void Step(Module* module, const Options& options, Report* report) {
   report->Add("rows", std::to_string(session.length()), "rows in use: " + std::to_string(session.length()));
 }
 
+// Runs the module on each picture, and says what it finds. The inputs of the last run.
+std::vector<ffi::Tensor> Predict(Module* module, const Options& options, Report* report) {
+  const Artifact& artifact = module->artifact();
+  Processing processing = Processing::Of(artifact);
+  std::vector<ffi::Tensor> inputs;
+  std::string list;
+  for (const std::string& path : options.pictures) {
+    inputs = {ReadImage(FileBytes(path).span(), path)};
+    std::vector<ffi::Tensor> outputs = module->Run(inputs);
+    if (!options.outputs.empty()) WriteFile(options.outputs, WriteTensors(artifact.outputs, outputs));
+    Prediction found = ReadPrediction(processing, artifact, outputs, inputs[0]);
+    std::string picture = options.picture.empty() ? PicturePath(processing, path) : options.picture;
+    if (found.picture) WritePng(picture, *found.picture);
+    list += (list.empty() ? "" : ", ") + ("{\"input\": " + JsonText(path)) + ", " + found.json + (found.picture ? ", \"picture\": " + JsonText(picture) : "") + "}";
+    if (options.json) continue;
+    if (options.pictures.size() > 1) std::printf("%s\n", Printable(path).c_str());
+    std::printf("%s\n%s", Printable(found.text).c_str(), found.picture ? Printable("wrote " + picture + "\n").c_str() : "");
+  }
+  if (options.json) report->Add("predictions", "[" + list + "]", "");
+  return inputs;
+}
+
 }  // namespace
 
 int RunnerMain(int count, char** arguments) {
@@ -140,9 +175,13 @@ int RunnerMain(int count, char** arguments) {
     if (options.json) std::printf("%s\n", report.Json().c_str());
     return 0;
   }
-  std::vector<ffi::Tensor> outputs = module.Run(inputs);
-  if (!options.outputs.empty()) WriteFile(options.outputs, WriteTensors(artifact->outputs, outputs));
-  if (!options.json) Describe(artifact->outputs, outputs);
+  if (!options.pictures.empty()) {
+    inputs = Predict(&module, options, &report);
+  } else {
+    std::vector<ffi::Tensor> outputs = module.Run(inputs);
+    if (!options.outputs.empty()) WriteFile(options.outputs, WriteTensors(artifact->outputs, outputs));
+    if (!options.json) Describe(artifact->outputs, outputs);
+  }
   ReportTimes(&module, inputs, {options.runs, options.graph, options.kernels}, &report);
   if (options.json) std::printf("%s\n", report.Json().c_str());
   return 0;

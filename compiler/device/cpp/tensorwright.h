@@ -16,6 +16,7 @@ extern "C" {
 
 typedef struct tensorwright_module tensorwright_module;
 typedef struct tensorwright_session tensorwright_session;
+typedef struct tensorwright_image tensorwright_image;
 
 /* A tensor in row-major order. `dtype` is the element type's name ("float32", "int64", "bool", ...). As an input, `data`
  * need not be aligned; at a multiple of 64 bytes it is read where it is, and not copied. As an output, all pointers stay
@@ -56,6 +57,11 @@ int32_t tensorwright_input_count(const tensorwright_module* module);
 int32_t tensorwright_output_count(const tensorwright_module* module);
 int tensorwright_input(const tensorwright_module* module, int32_t index, tensorwright_tensor* description);
 int tensorwright_output(const tensorwright_module* module, int32_t index, tensorwright_tensor* description);
+
+/* The pixels of a PNG, JPEG, GIF or BMP file of at most 67 million pixels, turned as its EXIF data say: uint8 (height, width, 3)
+ * in RGB, as modules with processing take them. `pixels` points into `image` until that is freed. */
+int tensorwright_image_open(const char* path, tensorwright_image** image, tensorwright_tensor* pixels);
+void tensorwright_image_free(tensorwright_image* image);
 
 /* Bytes of an element of this type ("float32": 4); 0 for an unknown one. */
 size_t tensorwright_element_bytes(const char* dtype);

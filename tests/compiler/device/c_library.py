@@ -148,3 +148,12 @@ def _run(function: str, handle: ctypes.c_void_p, inputs: Mapping[str, Array], ou
 def _copied(tensor: Any) -> Array:
     shape: Sequence[int] = tensor.shape[: tensor.rank]
     return np.frombuffer(ctypes.string_at(tensor.data, tensor.bytes), tensor.dtype.decode()).reshape(shape)
+
+
+def read_image(path: Path) -> Array:
+    """`tensorwright_image_open`: a copy of the pixels."""
+    image, pixels = ctypes.c_void_p(), _Tensor()
+    _call("tensorwright_image_open", str(path).encode(), ctypes.byref(image), ctypes.byref(pixels))
+    copy = _copied(pixels)
+    library().tensorwright_image_free(image)
+    return copy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -20,6 +21,7 @@ from targets import LinkError, Target
 from targets.conformance.models import random_inputs, small_net
 from tests.compiler.cli.running import isolated_consoles
 from tests.compiler.device.emulators import target_that_runs
+from tests.compiler.frontends.processing.nets import NAMES, net_with
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,26 @@ def test_it_is_refused_without_a_trusted_signature(program: StaticProgram, targe
 def test_it_is_a_sixth_of_onnx_runtime(program: StaticProgram) -> None:
     assert program.onnx_runtime_bytes is not None
     assert program.bytes < program.onnx_runtime_bytes / 6
+
+
+def test_a_program_that_reads_pictures(program: StaticProgram, target: Target, tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    logits = np.array([[1.0, 3.0, 2.0]], np.float32)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 90, 3), np.uint8)
+    pillow.fromarray(pixels).save(tmp_path / "cat.jpg")
+    given = compiler.Processing(task="classify", top=2, names=NAMES)
+    module = compiler.compile(net_with({"logits": logits}), target, processing=given, threads=1)
+    reader = write_static_program(module.artifact, target, tmp_path / "net")
+    done = run(reader, target, tmp_path, tmp_path / "cat.jpg", "--json", "--outputs", tmp_path / "outputs")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["predictions"][0]["classes"]
+    assert [(each["name"], each["class"]) for each in found] == [("dog", 1), ("bird", 2)]
+    expected = np.exp(logits[0] - 3) / np.exp(logits[0] - 3).sum()
+    np.testing.assert_allclose([each["score"] for each in found], expected[[1, 2]], rtol=1e-5)
+    # The others carry no decoders.
+    assert reader.bytes - reader.module_bytes > program.bytes - program.module_bytes + 150_000
+    refused = run(program, target, tmp_path, tmp_path / "cat.jpg")
+    assert "was not compiled with processing of pictures" in refused.stderr
 
 
 def test_a_program_of_32_bits(tmp_path: Path) -> None:

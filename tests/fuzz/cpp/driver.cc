@@ -5,6 +5,7 @@
 //   check MODULE          read it, and do nothing with it
 //   read MODULE           the same without running its code, which is mapped as in static programs
 //   inputs MODULE FILE    check a file of inputs for a module
+//   image FILE            read a picture, and write it as a PNG file
 //   capi MODULE           call the C API wrongly; the answer is what each call said
 //   sessions MODULE FILE  the same for sessions, which write FILE; threads MODULE: sessions in several threads
 //   states MODULE FILE    load a file of states in a session, and make a step
@@ -19,6 +20,7 @@
 
 #include "c_api_calls.h"
 #include "exercise.h"
+#include "image.h"
 #include "module.h"
 
 extern "C" __attribute__((weak)) int __lsan_do_recoverable_leak_check();  // none without sanitizers
@@ -59,6 +61,8 @@ std::string Do(const std::string& line) {
     ReadAll(FileBytes(module).span());
   } else if (command == "inputs") {
     ReadInputsOf(Kept(module), FileBytes(inputs).span());
+  } else if (command == "image") {
+    WritePng(module + ".png", ReadImage(FileBytes(module).span(), module));
   } else if (command == "capi") {
     return CallWrongly(module.c_str());
   } else if (command == "sessions") {

@@ -1,0 +1,18 @@
+// For static programs of modules that take no pictures: without decoders of images.
+#include "image.h"
+#include "prediction.h"
+
+namespace tensorwright {
+namespace {
+
+[[noreturn]] void Refuse() { throw Error("the module of this program was not compiled with processing of pictures", "give tensors: --inputs FILE"); }
+
+}  // namespace
+
+Processing Processing::Of(const Artifact&) { Refuse(); }
+Prediction ReadPrediction(const Processing&, const Manifest&, const std::vector<ffi::Tensor>&, const ffi::Tensor&) { Refuse(); }
+std::string PicturePath(const Processing&, const std::string&) { Refuse(); }
+ffi::Tensor ReadImage(Span, const std::string&) { Refuse(); }
+void WritePng(const std::string&, const ffi::Tensor&) { Refuse(); }
+
+}  // namespace tensorwright
