@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     with Interrupts() as interrupts:
         try:
-            return _run(arguments, interrupts)
+            code = _run(arguments)
+            return _interrupted(interrupts) if code == EXIT_INTERRUPTED else code
         except BrokenPipeError:
             return _reader_left()
         except SystemExit as error:
@@ -45,15 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @interruptible
-def _run(arguments: list[str], interrupts: Interrupts) -> int:
+def _run(arguments: list[str]) -> int:
     from typer.main import get_command
 
     from compiler.cli.app import application
 
     result = get_command(application(arguments)).main(args=arguments, prog_name="tensorwright", standalone_mode=False)
     sys.stdout.flush()
-    if result == EXIT_INTERRUPTED:
-        return _interrupted(interrupts)
     return result if isinstance(result, int) else 0
 
 

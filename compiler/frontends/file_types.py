@@ -97,7 +97,12 @@ def foreign_file(head: bytes, source: Path | bytes) -> ForeignFile | None:
     for magic, kind, command in _COMPRESSED:
         if head.startswith(magic):
             return ForeignFile(f"a file compressed by {kind}", f"unpack it first: {command} {name}")
-    if re.match(rb"\s*[{\[]", head) or re.match(rb"\s*<[!?a-zA-Z]", head):
+    if re.match(rb"\s*[{\[]", head):
+        return ForeignFile(
+            "a JSON file, not a model",
+            "a language model is compiled by its folder; a download may have returned an answer in place of the model",
+        )
+    if re.match(rb"\s*<[!?a-zA-Z]", head):
         return ForeignFile("a text file, not a model", "a download may have returned a page in place of the model")
     if head.startswith(b"version https://git-lfs"):
         return ForeignFile("a pointer of Git LFS, not the model itself", "fetch the file: git lfs pull")

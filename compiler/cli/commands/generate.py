@@ -10,13 +10,14 @@ import typer
 
 from compiler.cli import generation, options
 from compiler.cli.options import command_of
+from compiler.errors import OptionError
 
 HELP = """Continue a text, or answer a message, with a compiled language model.
 
 [bold]Typical[/]
 
   tensorwright compile SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2.twm
-  tensorwright generate smollm2.twm -p "What is the capital of France?"
+  tensorwright generate smollm2.twm "What is the capital of France?"
 
 [bold]Examples[/]
 
@@ -48,6 +49,7 @@ def register(app: typer.Typer) -> None:
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     module: options.ModulePath
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The prompt, as --prompt.")] = None
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; standard input if not given.")
     ] = None
@@ -82,16 +84,19 @@ def _generate(given: _Options) -> None:
     from compiler.cli.paths import check_is_module
 
     check_is_module(given.module)
+    if given.prompt is not None and given.text is not None:
+        raise OptionError("the prompt is given twice", "leave out --prompt, or the text behind the module")
+    prompt = given.text if given.prompt is None else given.prompt
     generation.prepare_generation()
     grammar = generation.grammar_of(given.json_schema, given.grammar, given.regex)
     chosen = generation.generation_options(given, grammar)
     from compiler.generation import load
 
     model = load(given.module, threads=given.threads, trusted_keys=given.trusted or None, draft=given.draft)
-    if given.audio is not None and given.prompt is None:
+    if given.audio is not None and prompt is None:
         _transcribe(model, given.audio, given.language, chosen, as_json=given.as_json)
         return
-    text = given.prompt if given.prompt is not None else _standard_input()
+    text = prompt if prompt is not None else _standard_input()
     templated = bool(text) and not given.raw and model.description.chat_template is not None
     asked: Any = _messages(text, given.system, len(given.images or ())) if templated else text
     specs = {} if model.encoder is None else {spec.name: spec for spec in model.encoder.inputs}

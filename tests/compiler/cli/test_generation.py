@@ -39,8 +39,9 @@ def test_generate(tensorwright: Run, module: Path) -> None:
     assert found["prompt_tokens_per_second"] > 0
     raw = tensorwright("generate", module, "-p", "Hi", "--raw", "--max-new-tokens", 4, "--json").json
     assert raw["prompt_tokens"] == 2
-    plain = tensorwright("generate", module, "-p", "Hi", "--raw", "--max-new-tokens", 4)
+    plain = tensorwright("generate", module, "Hi", "--raw", "--max-new-tokens", 4)
     assert plain.out == raw["text"] + "\n"
+    assert "given twice" in tensorwright("generate", module, "Hi", "-p", "Hi").err
 
 
 def test_the_prompt_comes_from_standard_input(tensorwright: Run, module: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import typer
 
 import compiler
+from compiler.cli.output import EXIT_INTERRUPTED
 from tests.compiler.building import perceptron, write
 from tests.compiler.cli.running import Run
 
@@ -67,6 +69,21 @@ def test_an_interrupt_that_the_engine_swallowed(
     result = tensorwright("compile", model_path, "-o", tmp_path / "out.twm")
     assert result.code == 130
     assert "error: interrupted" in result.err
+
+
+def test_a_command_with_results_so_far_says_once_that_it_was_ended(
+    tensorwright: Run, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(_LIMIT)
+        except KeyboardInterrupt:  # as `tune` does, which prints what it found
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+    monkeypatch.setattr(compiler, "compile", ended)
+    result = tensorwright("compile", model_path, "-o", tmp_path / "out.twm")
+    assert (result.code, result.err.count("terminated")) == (143, 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

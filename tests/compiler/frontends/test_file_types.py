@@ -66,6 +66,7 @@ CASES: dict[str, tuple[Any, str, str]] = {
     "net.pkl": (lambda path: path.write_bytes(pickle.dumps({"weights": [1, 2]})), "a pickle", "to ONNX"),
     "net.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 90), "an HDF5 file", "tf2onnx"),
     "net.xml": (lambda path: path.write_text('<?xml version="1.0"?>\n<net name="n">'), "an OpenVINO model", "ONNX"),
+    "config.json": (lambda path: path.write_text('{"model_type": "llama"}'), "a JSON file", "by its folder"),
     "page.onnx": (lambda path: path.write_text("<!DOCTYPE html><html>"), "a text file", "download"),
     "net.py": (lambda path: path.write_text("# A net\nimport torch\n"), "a Python program", "torch.export.save"),
     "notes.onnx": (lambda path: path.write_text("höhere Werte\n" * 999), "a text file", "models are .onnx files"),
