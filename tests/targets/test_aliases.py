@@ -34,6 +34,9 @@ def test_other_names(given: str, name: str) -> None:
 def test_unknown_names_stay_unknown() -> None:
     with pytest.raises(UnknownTarget, match="unknown target 'pi9'"):
         targets.get("pi9")
+    with pytest.raises(UnknownTarget) as caught:
+        targets.get("pi")
+    assert all(name.startswith("raspberry-pi-") for name in caught.value.suggestions)
 
 
 @pytest.mark.parametrize(("capability", "name"), [(75, "t4"), (86, "rtx-3090"), (90, "h100"), (120, "h100")])

@@ -69,7 +69,7 @@ std::unique_ptr<uint8_t, Free> Decoded(Span file, const std::string& path, Size*
 }
 
 // Numbers of a span, 0 beyond its end.
-uint32_t Number(Span span, size_t at, size_t bytes, bool big) {
+uint32_t NumberAt(Span span, size_t at, size_t bytes, bool big) {
   uint32_t value = 0;
   if (at > span.size || bytes > span.size - at) return 0;
   for (size_t i = 0; i < bytes; ++i) value |= uint32_t{span.data[at + i]} << (8 * (big ? bytes - 1 - i : i));
@@ -83,8 +83,8 @@ bool Begins(Span span, const char* text, size_t length) { return span.size >= le
 // The EXIF data in a JPEG file's APP1 segment, or in a PNG file's chunk; nothing where there are none.
 Span Exif(Span file) {
   if (Begins(file, "\xff\xd8", 2)) {
-    for (size_t at = 2; Number(file, at, 1, true) == 0xff;) {
-      uint32_t marker = Number(file, at + 1, 1, true), length = Number(file, at + 2, 2, true);
+    for (size_t at = 2; NumberAt(file, at, 1, true) == 0xff;) {
+      uint32_t marker = NumberAt(file, at + 1, 1, true), length = NumberAt(file, at + 2, 2, true);
       if (marker == 0xff) {
         ++at;  // a byte that fills
         continue;
@@ -96,7 +96,7 @@ Span Exif(Span file) {
     }
   } else if (Begins(file, "\x89PNG", 4)) {
     for (size_t at = 8; at + 8 < file.size;) {
-      uint32_t length = Number(file, at, 4, true);
+      uint32_t length = NumberAt(file, at, 4, true);
       Span content = From(file, at + 8);
       if (length > content.size) break;
       if (std::memcmp(file.data + at + 4, "eXIf", 4) == 0) return {content.data, length};
@@ -111,13 +111,13 @@ uint32_t Orientation(Span exif) {
   constexpr uint32_t kTag = 0x0112, kEntry = 12, kShort = 3, kLong = 4;
   bool big = Begins(exif, "MM", 2);
   if (!big && !Begins(exif, "II", 2)) return 1;
-  size_t list = Number(exif, 4, 4, big);
-  uint32_t count = Number(exif, list, 2, big);
+  size_t list = NumberAt(exif, 4, 4, big);
+  uint32_t count = NumberAt(exif, list, 2, big);
   for (size_t i = 0; i < count; ++i) {
     size_t entry = list + 2 + i * kEntry;
-    uint32_t type = Number(exif, entry + 2, 2, big);
-    if (Number(exif, entry, 2, big) != kTag || (type != kShort && type != kLong)) continue;
-    uint32_t value = Number(exif, entry + 8, type == kShort ? 2 : 4, big);
+    uint32_t type = NumberAt(exif, entry + 2, 2, big);
+    if (NumberAt(exif, entry, 2, big) != kTag || (type != kShort && type != kLong)) continue;
+    uint32_t value = NumberAt(exif, entry + 8, type == kShort ? 2 : 4, big);
     return value >= 1 && value <= 8 ? value : 1;
   }
   return 1;
