@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import platform
 import re
 import shutil
@@ -72,6 +73,8 @@ def _version(wanted: bool) -> None:
 
 def application(arguments: Sequence[str] = ()) -> typer.Typer:
     """The commands: the one that the arguments begin with, which spares the start of the others, or all of them."""
+    if os.environ.get("NO_COLOR"):  # https://no-color.org: the help would still be bold and dim
+        vars(importlib.import_module("typer.rich_utils"))["COLOR_SYSTEM"] = None
     app = typer.Typer(
         name="tensorwright",
         no_args_is_help=False,

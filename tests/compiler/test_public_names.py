@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tensorwright
-from compiler.cli import output
+from compiler.cli import main, output
 from compiler.errors import InvalidModelError, TensorwrightError, UserError
 
 
@@ -45,3 +45,14 @@ def test_no_color_sends_no_escape_at_all(monkeypatch: pytest.MonkeyPatch) -> Non
         with console.capture() as captured:
             console.print("[bold]text[/]")
         assert ("\x1b" in captured.get()) == styled
+
+
+@pytest.mark.parametrize("variable", ["", "1"])
+def test_no_color_sends_no_escape_in_the_help(
+    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("typer.rich_utils.FORCE_TERMINAL", True)
+    monkeypatch.setattr("typer.rich_utils.COLOR_SYSTEM", "truecolor")
+    monkeypatch.setenv("NO_COLOR", variable)
+    assert main(["bench", "--help"]) == 0
+    assert ("\x1b" in capsys.readouterr().out) == (variable == "")
