@@ -1,6 +1,6 @@
 """TVM's lowering of kernels with six changes: needless checks of arguments are left out, tiles of registers
 lie on the stack, vectors have the lengths that rules gave them, indices hold no Let, scratch buffers of booleans
-hold bytes (see `compiler.codegen.kernel_lowering`), and kernels call others by their symbols.
+hold bytes, and kernels call others by their symbols.
 
 A kernel is only called by the module it belongs to, on tensors that the virtual machine made or has checked. TVM
 still has each kernel look at each argument's type, rank, element type, device and strides, with a message that holds

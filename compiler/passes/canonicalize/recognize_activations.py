@@ -62,17 +62,9 @@ def spelled_silu(graph: Graph, call: Call) -> Expr | None:
 Function = Callable[[Array], Array]
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
+_NUMPY = ("add", "subtract", "multiply", "divide", "power", "negative", "square", "sqrt", "exp", "tanh")
 _SCALAR_OPERATORS: dict[str, Callable[..., Any]] = {
-    "relax.add": np.add,
-    "relax.subtract": np.subtract,
-    "relax.multiply": np.multiply,
-    "relax.divide": np.divide,
-    "relax.power": np.power,
-    "relax.negative": np.negative,
-    "relax.square": np.square,
-    "relax.sqrt": np.sqrt,
-    "relax.exp": np.exp,
-    "relax.tanh": np.tanh,
+    **{f"relax.{name}": getattr(np, name) for name in _NUMPY},
     "relax.erf": _erf,
     "relax.sigmoid": lambda x: 1 / (1 + np.exp(-x)),
 }

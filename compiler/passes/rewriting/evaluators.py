@@ -91,44 +91,17 @@ def _rounded_once(function: Callable[[Array], Array]) -> Callable[[Array], Array
     return evaluate
 
 
-_elementwise(
-    {
-        "add": np.add,
-        "subtract": np.subtract,
-        "multiply": np.multiply,
-        "negative": np.negative,
-        "abs": np.abs,
-        "square": np.square,
-        "equal": np.equal,
-        "not_equal": np.not_equal,
-        "greater": np.greater,
-        "greater_equal": np.greater_equal,
-        "less": np.less,
-        "less_equal": np.less_equal,
-    },
-    "iuf",
-)
-_elementwise(
-    {
-        "divide": np.divide,
-        "sqrt": np.sqrt,
-        "floor": np.floor,
-        "ceil": np.ceil,
-        "trunc": np.trunc,
-        **{function.__name__: _rounded_once(function) for function in (np.exp, np.log, np.sin, np.cos, np.tanh)},
-    },
-    "f",
-)
-_elementwise(
-    {
-        "logical_and": np.logical_and,
-        "logical_or": np.logical_or,
-        "logical_xor": np.logical_xor,
-        "logical_not": np.logical_not,
-    },
-    "b",
-)
-_elementwise({"bitwise_and": np.bitwise_and, "bitwise_or": np.bitwise_or, "bitwise_xor": np.bitwise_xor}, "biu")
+def _of_numpy(*names: str) -> dict[str, Callable[..., Array]]:
+    """Functions that numpy has under the same names as Relax."""
+    return {name: getattr(np, name) for name in names}
+
+
+_elementwise(_of_numpy("add", "subtract", "multiply", "negative", "abs", "square"), "iuf")
+_elementwise(_of_numpy("equal", "not_equal", "greater", "greater_equal", "less", "less_equal"), "iuf")
+_elementwise(_of_numpy("divide", "sqrt", "floor", "ceil", "trunc"), "f")
+_elementwise({each.__name__: _rounded_once(each) for each in (np.exp, np.log, np.sin, np.cos, np.tanh)}, "f")
+_elementwise(_of_numpy("logical_and", "logical_or", "logical_xor", "logical_not"), "b")
+_elementwise(_of_numpy("bitwise_and", "bitwise_or", "bitwise_xor"), "biu")
 
 
 @evaluator("rsqrt")

@@ -42,26 +42,13 @@ def _gelu(x: Array) -> Array:
 
 
 _UNARY: dict[str, Callable[[Array], Array]] = {
-    "abs": np.abs,
+    **{name: getattr(np, name) for name in ("abs", "ceil", "cos", "exp", "floor", "log", "negative", "sign", "sin")},
+    **{name: getattr(np, name) for name in ("sinh", "sqrt", "square", "tan", "tanh", "trunc")},
     "atan": np.arctan,
-    "ceil": np.ceil,
-    "cos": np.cos,
     "erf": _erf,
-    "exp": np.exp,
-    "floor": np.floor,
-    "log": np.log,
-    "negative": np.negative,
     "round": np.rint,
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "sigmoid": _sigmoid,
-    "sign": np.sign,
-    "sin": np.sin,
-    "sinh": np.sinh,
-    "sqrt": np.sqrt,
-    "square": np.square,
-    "tan": np.tan,
-    "tanh": np.tanh,
-    "trunc": np.trunc,
     "nn.gelu": _gelu,
     "nn.gelu_tanh": _gelu_tanh,
     "nn.relu": lambda x: np.maximum(x, 0),
@@ -71,13 +58,7 @@ _UNARY: dict[str, Callable[[Array], Array]] = {
     "nn.softplus": lambda x: np.logaddexp(x, 0),
 }
 _BINARY: dict[str, Callable[[Array, Array], Array]] = {
-    "add": np.add,
-    "divide": np.divide,
-    "maximum": np.maximum,
-    "minimum": np.minimum,
-    "multiply": np.multiply,
-    "power": np.power,
-    "subtract": np.subtract,
+    name: getattr(np, name) for name in ("add", "divide", "maximum", "minimum", "multiply", "power", "subtract")
 }
 
 

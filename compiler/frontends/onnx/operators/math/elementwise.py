@@ -17,28 +17,11 @@ from compiler.frontends.onnx.operators.tensor.cast import is_narrow_float
 from compiler.frontends.onnx.registry import converter
 from schedules.ir.tvm_types import Expr
 
-_FLOAT_FUNCTIONS: dict[str, Callable[[relax.Expr], relax.Expr]] = {
-    "Acos": R.acos,
-    "Acosh": R.acosh,
-    "Asin": R.asin,
-    "Asinh": R.asinh,
-    "Atan": R.atan,
-    "Atanh": R.atanh,
-    "Ceil": R.ceil,
-    "Cos": R.cos,
-    "Cosh": R.cosh,
-    "Erf": R.erf,
-    "Exp": R.exp,
-    "Floor": R.floor,
-    "Log": R.log,
-    "Round": R.round,
-    "Sigmoid": R.sigmoid,
-    "Sin": R.sin,
-    "Sinh": R.sinh,
-    "Sqrt": R.sqrt,
-    "Tan": R.tan,
-    "Tanh": R.tanh,
-}
+# Relax has them under the same names.
+_FLOAT_FUNCTIONS = (
+    *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "Log", "Round"),
+    *("Sigmoid", "Sin", "Sinh", "Sqrt", "Tan", "Tanh"),
+)
 # TVM has no half-precision code for these, or loses accuracy in it.
 _WIDENED = frozenset({"Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Sinh", "Tan", "Erf", "Sin", "Cos"})
 
@@ -55,7 +38,7 @@ def widened(context: NodeContext, function: Callable[..., relax.Expr], *tensors:
 @converter(*_FLOAT_FUNCTIONS)
 def float_function(context: NodeContext) -> relax.Expr:
     """A function that Relax has; integers are allowed for Erf only, and computed in float32."""
-    function = _FLOAT_FUNCTIONS[context.operator]
+    function = getattr(R, context.operator.lower())
     data, dtype = context.input(0), context.dtype(0)
     if dtypes.is_integer(dtype):
         wide = "float64" if dtypes.bits(dtype) >= 32 else "float32"
