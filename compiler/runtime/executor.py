@@ -1,35 +1,17 @@
-"""Executors of modules on this machine; `compiler.device.emulation` has those for other architectures.
-
-Parameters with equal bytes are stored once: modules of the same model for several batch sizes, its variants, and a new
-version loaded while the old one is still being served have most parameters in common. Within a process each is stored
-once, as long as a module uses it. Processes that load the same file share its mapped pages. Parameters that are
-expanded when a module is loaded are shared through files in the folder that TENSORWRIGHT_SHARED_PARAMETERS names, if
-set; preferably one in memory, such as a folder in /dev/shm.
-"""
+"""Executors of modules on this machine; `compiler.runtime.emulated` has those for other architectures."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import hashlib
-import mmap
-import os
 import re
-import stat
-import threading
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
 
 from compiler.artifact import Artifact
 from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType
 from compiler.artifact.entries import CHECK_MARK
 from compiler.artifact.manifest import Manifest
-from compiler.artifact.storage import read_mapped, write_atomically
-from compiler.errors import IncompatibleArtifactError, InputError, InternalError, StorageError
+from compiler.errors import IncompatibleArtifactError, InputError, InternalError
 from compiler.runtime.device import Device, device_for, load_accelerator
 from compiler.runtime.inputs import Held, HeldStates, InputBinder
 from compiler.runtime.library import (
@@ -43,6 +25,7 @@ from compiler.runtime.library import (
     prepared_main,
     release_memory,
 )
+from compiler.runtime.parameter_store import PARAMETERS, Array, use_huge_pages
 from compiler.runtime.tensors import (
     InputMemory,
     KeptResults,
@@ -61,7 +44,6 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import PackedFunc, RuntimeModule, RuntimeTensor
 
 Inputs = Mapping[str, Any] | Sequence[Any]
-Array = np.ndarray
 Arrays = Mapping[str, Array]
 
 
@@ -440,164 +422,4 @@ def check_machine(manifest: Manifest) -> None:
         raise IncompatibleArtifactError(
             f"the module was compiled with TVM {manifest.versions.tvm}, and this machine has TVM {runtime_version()}",
             f"install apache-tvm=={manifest.versions.tvm}, or compile the model again",
-        )
-
-
-FOLDER_VARIABLE = "TENSORWRIGHT_SHARED_PARAMETERS"
-_LEAST_BYTES = 16 << 10  # smaller arrays are not worth sharing
-_SAMPLES = 256
-_HUGE_PAGE = 2 << 20
-_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # of Linux; the second one since 6.1
-
-_Key = tuple[int, bytes]
-
-
-class ParameterStore:
-    """Finds arrays in use that have equal bytes. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._used: dict[_Key, list[weakref.ref[Array]]] = {}
-
-    def shared(self, array: Array) -> Array:
-        """An array of the same bytes, element type and shape, whose memory all users of these bytes have in common.
-
-        Args:
-            array: compact and read-only in use; it must begin at a multiple of 64 bytes.
-
-        The memory is kept as long as somebody holds the array that is returned. The pages of a mapped file that are
-        not needed for it are given back.
-        """
-        if array.nbytes < _LEAST_BYTES:
-            return array
-        key = _key(array)
-        with self._lock:
-            same = self._find(key, array)
-            if same is None:
-                same = array if _mapped_file(array) is not None else _in_folder(array)
-            if same is not array:
-                _give_pages_back(array)
-                same = _bytes(same).view(array.dtype).reshape(array.shape)
-            self._used.setdefault(key, []).append(weakref.ref(same))
-            return same
-
-    def _find(self, key: _Key, array: Array) -> Array | None:
-        """One that is in use; forgets those that are not any more."""
-        used = [(each, kept) for each in self._used.get(key, ()) if (kept := each()) is not None]
-        if key in self._used:
-            self._used[key] = [each for each, _ in used]
-        return next((kept for _, kept in used if _equal(kept, array)), None)
-
-
-PARAMETERS = ParameterStore()
-"""The store of this process."""
-
-
-def _bytes(array: Array) -> Array:
-    return array.reshape(-1).view(np.uint8)
-
-
-def _key(array: Array) -> _Key:
-    """A hash of the bytes; collisions are possible."""
-    flat = _bytes(array)
-    return array.nbytes, flat[:: max(1, flat.size // _SAMPLES)].tobytes()
-
-
-_memcmp = ctypes.CDLL(None).memcmp
-_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-_memcmp.restype = ctypes.c_int
-_madvise = ctypes.CDLL(None).madvise
-_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_madvise.restype = ctypes.c_int
-
-
-def _equal(one: Array, other: Array) -> bool:
-    return one.nbytes == other.nbytes and _memcmp(one.ctypes.data, other.ctypes.data, one.nbytes) == 0
-
-
-def use_huge_pages(arrays: Iterable[Array]) -> None:
-    """Ask the kernel to hold arrays in huge pages, as far as neighbours together fill some.
-
-    In pages of 4 KiB, a core that reads parameters first in a run walks through the page tables for each: with 0.6 MB
-    of filters, the first part of a convolution took 59 microseconds instead of 40 (Zen 4, virtual machine). Linux does
-    so at once (6.1 and later), some time later, or not at all.
-    """
-    for begin, end in huge_pages(arrays):
-        for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
-            _madvise(begin, end - begin, advice)
-
-
-def huge_pages(arrays: Iterable[Array]) -> list[tuple[int, int]]:
-    """Ranges of addresses, in whole huge pages, that arrays fill. An allocator's headers may lie between neighbours."""
-    filled: list[tuple[int, int]] = []
-    for begin, end in sorted((each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays):
-        if filled and begin - filled[-1][1] <= mmap.PAGESIZE:
-            begin, end = filled[-1][0], max(end, filled.pop()[1])
-        filled.append((begin, end))
-    whole = [(-(-begin // _HUGE_PAGE) * _HUGE_PAGE, end // _HUGE_PAGE * _HUGE_PAGE) for begin, end in filled]
-    return [(begin, end) for begin, end in whole if begin < end]
-
-
-def _mapped_file(array: Array) -> mmap.mmap | None:
-    """The mapping of a file that an array lies in."""
-    base: Any = array
-    while isinstance(base, np.ndarray | memoryview):
-        base = base.base if isinstance(base, np.ndarray) else base.obj
-    return base if isinstance(base, mmap.mmap) else None
-
-
-def _give_pages_back(array: Array) -> None:
-    """Drop the whole pages of a mapped file that hold an array; whoever reads them again gets them from the file."""
-    mapping = _mapped_file(array)
-    if mapping is None:
-        return
-    offset = array.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
-    start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (offset + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > start:
-        mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
-
-
-def _in_folder(array: Array) -> Array:
-    """The array's bytes in a file that other processes map too; the array itself where no folder is named.
-
-    Raises:
-        StorageError: the folder is not the user's alone, or cannot be written.
-    """
-    name = os.environ.get(FOLDER_VARIABLE)
-    if not name:
-        return array
-    folder = Path(name)
-    _check_private(folder)
-    path = folder / hashlib.sha256(_bytes(array).data).hexdigest()
-    if not path.exists():
-        _publish(array, path)
-    mapped = np.frombuffer(read_mapped(path), np.uint8)
-    # A file that was damaged is not used.
-    return mapped if mapped.nbytes == array.nbytes and _equal(mapped, array) else array
-
-
-def _publish(array: Array, path: Path) -> None:
-    """Write a file that appears whole, or leave the one that another process wrote meanwhile. Raises StorageError."""
-    made = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        write_atomically(made, [_bytes(array).data])
-        with contextlib.suppress(FileExistsError):
-            os.link(made, path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
-    finally:
-        made.unlink(missing_ok=True)
-
-
-def _check_private(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError as error:
-        raise StorageError(f"{folder}, which {FOLDER_VARIABLE} names, cannot be used: {error}") from error
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise StorageError(
-            f"{folder}, which {FOLDER_VARIABLE} names, can be read or written by others",
-            f"make a folder for this user alone: chmod 700 {folder}",
         )

@@ -20,7 +20,7 @@ from tvm import relax  # isort: skip
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.errors import StorageError
 from compiler.runtime import Module, load
-from compiler.runtime.executor import FOLDER_VARIABLE, ParameterStore, huge_pages, use_huge_pages
+from compiler.runtime.parameter_store import FOLDER_VARIABLE, ParameterStore, huge_pages, use_huge_pages
 from compiler.runtime.tensors import empty_aligned
 from tests.compiler.runtime.building import build_artifact
 
@@ -114,7 +114,6 @@ def test_what_nobody_uses_is_forgotten() -> None:
 CODE = """
 import sys
 from compiler.artifact.dtypes import ELEMENT_TYPES
-from compiler.runtime.executor import PARAMETERS
 from compiler.runtime.tensors import empty_aligned
 made = empty_aligned((5000, 4), ELEMENT_TYPES["float32"])
 made[...] = 7
