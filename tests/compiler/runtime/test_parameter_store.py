@@ -114,6 +114,7 @@ def test_what_nobody_uses_is_forgotten() -> None:
 CODE = """
 import sys
 from compiler.artifact.dtypes import ELEMENT_TYPES
+from compiler.runtime.parameter_store import PARAMETERS
 from compiler.runtime.tensors import empty_aligned
 made = empty_aligned((5000, 4), ELEMENT_TYPES["float32"])
 made[...] = 7
