@@ -38,7 +38,9 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
     """Preparation of an image for an encoder, and the text that stands for it in a prompt.
 
     Attributes:
-        text: stands for an image in a text, and then, repeated, for its rows.
+        text: stands for a row of an image.
+        place: stands for an image in a text; "" for `text`.
+        before, after: texts around the rows of an image that is not cut.
         rows: number of rows of an image, or of a tile of it.
         height, width: of what the encoder reads.
         shortest: the shorter side is made so long, and the middle is cut out; None: the whole is made to fit.
@@ -50,6 +52,9 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
     """
 
     text: Annotated[str, Meta(min_length=1)]
+    place: str = ""
+    before: str = ""
+    after: str = ""
     rows: Size
     height: Size
     width: Size

@@ -367,8 +367,14 @@ class EncoderInputs:
     def __init__(self, found: dict[str, Array], prompt: Sequence[int] = (), image_token: int | None = None) -> None:
         """`prompt`: whose tokens of images take the rows of `found`, one after another."""
         self._found = found
-        stands = np.asarray(prompt, np.int64) == image_token
+        self._stands = stands = np.asarray(prompt, np.int64) == image_token
         self._rows = None if image_token is None else np.concatenate([[0], np.cumsum(stands)])
+
+    def end(self, end: int) -> int:
+        """Where a chunk that would end at `end` does: behind all rows of an image, which may see one another."""
+        while 0 < end < len(self._stands) and self._stands[end - 1] and self._stands[end]:
+            end += 1
+        return end
 
     def of(self, chunk: Chunk) -> dict[str, Array]:
         """By the names of the decoder's inputs, of some tokens."""

@@ -83,10 +83,11 @@ def prepared_images(images: Sequence[Image], preparation: ImagePreparation) -> t
 
 def with_images(text: str, texts: Sequence[str], preparation: ImagePreparation) -> str:
     """A prompt with the texts of images in their places. Raises InputError where it has other numbers of places."""
-    parts = text.split(preparation.text)
+    place = preparation.place or preparation.text
+    parts = text.split(place)
     if len(parts) != len(texts) + 1:
         raise InputError(
-            f"the prompt has {len(parts) - 1} places for images ({preparation.text}), and {len(texts)} images are given"
+            f"the prompt has {len(parts) - 1} places for images ({place}), and {len(texts)} images are given"
         )
     return "".join(part + own for part, own in zip(parts, [*texts, ""], strict=True))
 
@@ -157,7 +158,7 @@ def _text(preparation: ImagePreparation, rows: int, columns: int) -> str:
     """Placeholder text of an image of this many tiles."""
     own, frame = preparation.text * preparation.rows, preparation.frame
     if not frame:
-        return own
+        return f"{preparation.before}{own}{preparation.after}"
     tiles = "".join(
         "".join(f"{frame}<row_{row + 1}_col_{column + 1}>{own}" for column in range(columns)) + "\n"
         for row in range(rows)

@@ -275,7 +275,8 @@ class RunningSequence:
     def prompt_chunk(self, most: int) -> Chunk:
         """The next tokens of its prompt, up to a limit."""
         assert self.slot is not None
-        tokens = self.prompt[self.read : self.read + most]
+        end = self.read + most
+        tokens = self.prompt[self.read : end if self.inputs is None else self.inputs.end(end)]
         is_last = self.read + len(tokens) == len(self.prompt)
         return Chunk(self.slot, tokens, self.read, len(self.prompt), is_prompt=True, logits=int(is_last))
 

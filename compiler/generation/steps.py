@@ -90,6 +90,9 @@ class Steps(Protocol):
 class ChunkInputs(Protocol):
     """Inputs of the module beside the tokens."""
 
+    def end(self, end: int) -> int:
+        """The first position from `end` on at which a chunk of the prompt may end."""
+
     def of(self, chunk: Chunk) -> Mapping[str, np.ndarray]:
         """Inputs of a chunk, by name."""
 

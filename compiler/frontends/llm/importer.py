@@ -161,7 +161,11 @@ def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
 def _images(folder: Path, found: CapturedPair, files: TokenizerFiles) -> ImagePreparation | None:
     """Image preprocessing; None if the folder does not describe it or has no token for images."""
     text = None if found.image_token is None else files.text_of(found.image_token)
-    return None if text is None else read_images(folder, found.decoder.architecture, found.rows, text)
+    if text is None:
+        return None
+    first, last = (None if token is None else files.text_of(token) for token in found.frame)
+    frame = None if first is None or last is None else (first, last)
+    return read_images(folder, found.decoder.architecture, found.rows, text, frame)
 
 
 def _genai(folder: Path, options: LanguageModelOptions) -> ImportedModel:

@@ -15,7 +15,7 @@ _FILES = ("preprocessor_config.json", "processor_config.json")
 _WHISPER = {"sampling_rate": 16000, "n_fft": 400, "hop_length": 160}
 _HALVES = (0.5, 0.5, 0.5)
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_LANCZOS, _BICUBIC = 1, 3
+_LANCZOS, _BILINEAR, _BICUBIC = 1, 2, 3
 
 
 def read_audio(folder: Path, mels: int, frames: int) -> AudioPreparation:
@@ -34,13 +34,16 @@ def read_audio(folder: Path, mels: int, frames: int) -> AudioPreparation:
     )
 
 
-def read_images(folder: Path, kind: str, rows: int, text: str) -> ImagePreparation | None:
+def read_images(
+    folder: Path, kind: str, rows: int, text: str, frame: tuple[str, str] | None = None
+) -> ImagePreparation | None:
     """Read the image preprocessing of a vision model; None if the folder does not describe it or uses an unknown step.
 
     Args:
         kind: the type of the model.
         rows: number of the encoder's rows for an image.
-        text: stands for an image in a prompt.
+        text: stands for a row of an image in a prompt.
+        frame: tokens before and behind the rows of an image, the first of which is its place in a text; None for none.
 
     Raises InvalidModelError where a file is damaged.
     """
@@ -53,6 +56,8 @@ def read_images(folder: Path, kind: str, rows: int, text: str) -> ImagePreparati
     common = {"text": text, "rows": rows, "scale": values.get("rescale_factor", 1 / 255)}
     if kind == "llava":
         return _cropped(folder, values, common)
+    if kind == "gemma3":
+        return None if values.get("do_pan_and_scan") else _squeezed(folder, values, common, frame)
     side = _side(values.get("max_image_size"), "longest_edge", 364)
     return _made(
         ImagePreparation,
@@ -89,6 +94,28 @@ def _cropped(folder: Path, values: dict[str, Any], common: dict[str, Any]) -> Im
         resample=values.get("resample", _BICUBIC),
         mean=values.get("image_mean", _CLIP[0]),
         std=values.get("image_std", _CLIP[1]),
+    )
+
+
+def _squeezed(
+    folder: Path, values: dict[str, Any], common: dict[str, Any], frame: tuple[str, str] | None
+) -> ImagePreparation | None:
+    """The whole image in a square, between two tokens and empty lines (Gemma 3)."""
+    if frame is None:
+        return None
+    size = values.get("size")
+    return _made(
+        ImagePreparation,
+        folder,
+        **common,
+        place=frame[0],
+        before=f"\n\n{frame[0]}",
+        after=f"{frame[1]}\n\n",
+        height=_side(size, "height", 224),
+        width=_side(size, "width", 224),
+        resample=values.get("resample", _BILINEAR),
+        mean=values.get("image_mean", _HALVES),
+        std=values.get("image_std", _HALVES),
     )
 
 

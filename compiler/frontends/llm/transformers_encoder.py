@@ -45,6 +45,7 @@ class CapturedPair:
     Attributes:
         image_token: stands for each row of an image; None for models with cross attention.
         rows: number of rows of an image.
+        frame: tokens before and behind the rows of an image; None for none.
         spectrogram: bands and frames that the encoder of a model like Whisper reads.
     """
 
@@ -52,6 +53,7 @@ class CapturedPair:
     decoder: CapturedDecoder
     image_token: int | None = None
     rows: int = 0
+    frame: tuple[int | None, int | None] = (None, None)
     spectrogram: tuple[int, int] | None = None
 
 
@@ -218,14 +220,13 @@ def _with_images(folder: Path, model: Any) -> CapturedPair:
     import torch
 
     config, kind = model.config, str(model.config.model_type)
-    if kind not in _IMAGE_ROWS:
+    if kind not in _IMAGE_MODELS:
         raise OptionError(
-            f"{folder}: models of type {kind!r} are not supported", f"of images and text: {', '.join(_IMAGE_ROWS)}"
+            f"{folder}: models of type {kind!r} are not supported", f"of images and text: {', '.join(_IMAGE_MODELS)}"
         )
-    image_rows = _IMAGE_ROWS[kind]
-    image_token = int(config.image_token_index if kind == "llava" else config.image_token_id)
-    images = _images(model, kind)
-    own: Any = model.model.language_model if kind == "llava" else model.model.text_model
+    found = _IMAGE_MODELS[kind]
+    image_token, images = int(getattr(config, found.token)), _images(model, batched=found.batched)
+    own: Any = getattr(model.model, found.text)
 
     class Encoder(torch.nn.Module):
         """Returns a row for each token of the images."""
@@ -235,8 +236,8 @@ def _with_images(folder: Path, model: Any) -> CapturedPair:
             self.model = model
 
         def forward(self, pixel_values: Any) -> dict[str, Any]:
-            found = image_rows(model, pixel_values)
-            return {_FEATURES: found.reshape(-1, found.shape[-1])}
+            rows = found.rows(model, pixel_values)
+            return {_FEATURES: rows.reshape(-1, rows.shape[-1])}
 
     example = Encoder()(images)[_FEATURES]
     text = config.get_text_config()
@@ -263,24 +264,27 @@ def _with_images(folder: Path, model: Any) -> CapturedPair:
             places = (torch.cumsum(stands.to(torch.int64), 1) - 1 + first_row).clamp(0, features.shape[0] - 1)
             words = model.get_input_embeddings()(tokens)
             mixed = torch.where(stands[..., None], features[places[0]][None].to(words.dtype), words)
-            hidden = own(inputs_embeds=mixed, use_cache=True, **{cache_name: cache}).last_hidden_state
+            seen = found.masks(text, stands, position, context) if found.masks else {}
+            hidden = own(inputs_embeds=mixed, use_cache=True, **seen, **{cache_name: cache}).last_hidden_state
             return {LOGITS: model.lm_head(hidden[:, -1:]).to(torch.float32)}
 
-    rows = {0: torch.export.Dim(_ROWS, min=1)}
-    decoder = _captured(Decoder(), (torch.tensor(0), example), (None, rows), context)
+    several = {0: torch.export.Dim(_ROWS, min=1)}
+    decoder = _captured(Decoder(), (torch.tensor(0), example), (None, several), context)
     count = torch.export.Dim("images", min=1, max=64)
     encoder = _import(Encoder(), (images,), ({images.ndim - 4: count},))
     described = _described(decoder, kind, context, text)
-    return CapturedPair(encoder, described, image_token, rows=example.shape[0] // images.shape[images.ndim - 4])
+    first, last = (getattr(config, f"{each}_token_index", None) for each in ("boi", "eoi"))
+    rows = example.shape[0] // images.shape[images.ndim - 4]
+    return CapturedPair(encoder, described, image_token, rows=rows, frame=(first, last))
 
 
-def _images(model: Any, kind: str) -> Any:
+def _images(model: Any, *, batched: bool) -> Any:
     """Example images, two of them, as the model's processor gives them."""
     import torch
 
     vision = model.config.vision_config
     channels, size = int(getattr(vision, "num_channels", 3)), int(vision.image_size)
-    several = (2,) if kind == "llava" else (1, 2)
+    several = (1, 2) if batched else (2,)
     return torch.randn((*several, channels, size, size), dtype=model.dtype)
 
 
@@ -308,11 +312,55 @@ def _llava_rows(model: Any, images: Any) -> Any:
     return model.model.multi_modal_projector(torch.cat(chosen, -1))
 
 
-# How images become rows: (images, rows, width). Positions and masks of the text do not depend on the images of these.
-_IMAGE_ROWS: dict[str, Callable[[Any, Any], Any]] = {
-    "idefics3": _idefics_rows,
-    "llava": _llava_rows,
-    "smolvlm": _idefics_rows,
+def _gemma_rows(model: Any, images: Any) -> Any:
+    """Rows of images (images, channels, height, width)."""
+    return model.model.multi_modal_projector(model.model.vision_tower(images).last_hidden_state)
+
+
+def gemma_masks(config: Any, stands: Any, position: Any, capacity: int) -> dict[str, Any]:
+    """Positions, and masks (1, 1, n, capacity) in which tokens of an image see one another, in windows too.
+
+    `stands` (1, n) is true for tokens of images, all of whose rows are tokens of this run.
+    """
+    import torch
+
+    count = stands.shape[1]
+    queries, keys = torch.arange(count) + position, torch.arange(capacity)
+    begins = stands[0] & ~torch.nn.functional.pad(stands[0], (1, 0))[:count]
+    number = torch.where(stands[0], torch.cumsum(begins.to(torch.int64), 0), 0)  # of the image, from 1 on
+    own = (keys >= position) & (keys < position + count)
+    numbers = torch.where(own, number[(keys - position).clamp(0, count - 1)], 0)
+    alike = (numbers[None] == number[:, None]) & (number[:, None] > 0)
+    full = (keys[None] <= queries[:, None]) | alike
+    sliding = full & (keys[None] > queries[:, None] - config.sliding_window)
+    masks = {"full_attention": full[None, None], "sliding_attention": sliding[None, None]}
+    return {"attention_mask": masks, "position_ids": queries[None]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ImageModel:
+    """A model that reads images, whose rows stand in place of tokens.
+
+    Attributes:
+        rows: images to rows: (images, rows, width).
+        text: the part of the model that is the decoder.
+        token: the setting with the token that stands for a row.
+        batched: images have an axis of texts before that of images.
+        masks: further arguments of the decoder, which depend on the images; None for none.
+    """
+
+    rows: Callable[[Any, Any], Any]
+    text: str = "text_model"
+    token: str = "image_token_id"
+    batched: bool = True
+    masks: Callable[[Any, Any, Any, int], dict[str, Any]] | None = None
+
+
+_IMAGE_MODELS = {
+    "gemma3": _ImageModel(rows=_gemma_rows, text="language_model", batched=False, masks=gemma_masks),
+    "idefics3": _ImageModel(rows=_idefics_rows),
+    "llava": _ImageModel(rows=_llava_rows, text="language_model", token="image_token_index", batched=False),
+    "smolvlm": _ImageModel(rows=_idefics_rows),
 }
 
 

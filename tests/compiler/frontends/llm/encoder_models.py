@@ -137,6 +137,30 @@ def _llava(positions: int) -> dict[str, Any]:
     }
 
 
+def _gemma3(positions: int) -> dict[str, Any]:
+    """Layers with and without a window, which is shorter than an image."""
+    text = {
+        **_TEXT,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+        "sliding_window": 3,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 8,
+        "max_position_embeddings": positions,
+    }
+    vision = {**_VISION, "model_type": "siglip_vision_model", "image_size": 16, "patch_size": 4}
+    return {
+        "vision_config": vision,
+        "text_config": text,
+        "image_token_index": 258,
+        "mm_tokens_per_image": 4,
+        "boi_token_index": 259,
+        "eoi_token_index": 260,
+        "tie_word_embeddings": False,
+    }
+
+
 _POSITIONS = {"decoder.embed_positions": 4.0, "decoder.layers.0.self_attn.v_proj": 4.0}
 _ATTENTION = {"shared": 0.1, "SelfAttention.v": 8.0, "SelfAttention.o": 8.0}
 ENCODER_MODELS = {
@@ -148,6 +172,7 @@ ENCODER_MODELS = {
     "llava": EncoderModel("Llava", _llava, "pixel_values"),
     "smolvlm": EncoderModel("SmolVLM", _idefics, "pixel_values"),
     "idefics3": EncoderModel("Idefics3", _idefics, "pixel_values"),
+    "gemma3": EncoderModel("Gemma3", _gemma3, "pixel_values"),
 }
 
 
@@ -178,6 +203,7 @@ def save_encoder_model(name: str, folder: Path, positions: int = 96) -> Any:
         "llava": {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}},
         "smolvlm": {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}},
         "idefics3": {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}},
+        "gemma3": {"size": {"height": 16, "width": 16}},
     }
     if name in processors:
         (folder / "preprocessor_config.json").write_text(json.dumps(processors[name]))
@@ -190,6 +216,7 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
     if made.reads == "input_ids":
         return {made.reads: random.integers(1, 256, (1, size))}
     shapes = {"whisper": (1, 8, 100), "whisper-tiny": (1, 80, 3000), "llava": (size, 3, 16, 16)}
+    shapes["gemma3"] = shapes["llava"]
     shape = shapes.get(name, (1, size, 3, 16, 16))
     return {made.reads: random.standard_normal(shape).astype(np.float32)}
 
@@ -205,6 +232,8 @@ def encoder_greedy(model: Any, prompt: list[int], count: int, **inputs: Any) -> 
         if model.config.is_encoder_decoder:
             given = {"encoder_outputs": model.get_encoder()(*given.values())}
         for _ in range(count):
+            if model.config.model_type == "gemma3":  # 1 for tokens of images, which see one another
+                given["token_type_ids"] = torch.tensor([[int(token == 258) for token in tokens]])
             rows.append(model(**{name: torch.tensor([tokens])}, **given).logits[0, -1].numpy())
             best = rows[-1].copy()
             best[model.generation_config.suppress_tokens or []] = -np.inf

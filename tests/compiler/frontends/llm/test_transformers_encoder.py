@@ -14,6 +14,7 @@ import pytest
 
 import compiler
 from compiler.errors import InputError, OptionError
+from compiler.frontends.llm.transformers_encoder import gemma_masks
 from compiler.generation import LanguageModel, Scheduler, transcribe
 from compiler.generation.media import Media, log_mel, prepared_images
 from compiler.serving.configuration import model_options
@@ -161,6 +162,52 @@ def test_images_become_what_the_processor_of_transformers_makes(shape: tuple[int
     assert text == get_image_prompt_string(
         rows, columns, 4, "<fake_token_around_image>", "<image>", preparation.overview
     )
+
+
+def test_tokens_of_an_image_see_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 3, also where parts of a prompt would end within an image."""
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    made = _made("gemma3", tmp_path)
+    inputs = encoder_input("gemma3", np.random.default_rng(1), 2)
+    prompt = [5, *2 * [259, *4 * [_IMAGE], 260], 7, 8]
+    _, expected = encoder_greedy(made.reference, prompt, 12, **inputs)
+    assert list(made.model.generate(prompt, inputs=inputs, max_new_tokens=12).tokens) == expected
+    assert len(set(expected)) > 3
+    monkeypatch.setattr("compiler.generation.scheduler._LONE_PROMPT_TOKENS", 3)
+    with Scheduler(made.model, max_sequences=1) as scheduler:
+        handle = scheduler.submit(prompt, media=Media(inputs=inputs), max_new_tokens=12)
+        assert list(handle.result().tokens) == expected
+    preparation = made.model.description.images
+    assert preparation is not None
+    pixels, [text] = prepared_images([_picture(2, 20, 31)], preparation)
+    wanted = Gemma3ImageProcessorPil(size={"height": 16, "width": 16})([_picture(2, 20, 31)], return_tensors="np")
+    np.testing.assert_allclose(pixels, wanted["pixel_values"], atol=1e-5)
+    frame = preparation.place
+    assert text == f"\n\n{frame}{4 * preparation.text}{preparation.after}"
+
+
+def test_masks_of_images_are_those_of_transformers() -> None:
+    import torch
+    from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
+
+    stands = torch.tensor([[0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1, 1]], dtype=torch.bool)
+    config = transformers.Gemma3TextConfig(sliding_window=3, attn_implementation="eager")
+    blocks = torch.tensor([[-1, 0, 0, 0, -1, 1, 1, -1, 2, 2, 2, 2]])
+    embeds = torch.zeros((1, 12, 4))
+    wanted = create_masks_for_vision_model(config, embeds, None, None, None, blocks)
+    found = gemma_masks(config, stands, torch.tensor(0), 12)["attention_mask"]
+    for kind, mask in wanted.items():
+        assert torch.equal(found[kind], mask == 0), kind
+    # Tokens before this run are seen as far as the window reaches.
+    later = gemma_masks(config, stands, torch.tensor(4), 20)["attention_mask"]
+    assert torch.equal(later["full_attention"][..., 4:16], found["full_attention"])
+    assert torch.equal(later["sliding_attention"][..., 4:16], found["sliding_attention"])
+    assert later["full_attention"][..., :4].all()
+    assert later["sliding_attention"][0, 0, :2, :4].tolist() == [
+        [False, False, True, True],
+        [False, False, False, True],
+    ]
 
 
 def _reply(made: _Made, picture: np.ndarray, count: int) -> list[int]:
