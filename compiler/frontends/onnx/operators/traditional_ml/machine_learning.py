@@ -446,8 +446,8 @@ class _Row:
 
     def emit(self) -> None:
         self._matrix()
-        for each in range(self.classes):
-            self.p[self.row, int64(each)] = tirx.const(1 / self.classes, "float32")
+        with T.serial(0, int64(self.classes)) as each:
+            self.p[self.row, each] = tirx.const(1 / self.classes, "float32")
         self.state[self.row, self.error] = tirx.const(1.0, "float32")
         limit = tirx.const(_ERROR / self.classes, "float32")
         with in_sequence(int64(_STEPS), _WHY), T.If(self.state[self.row, self.error] >= limit), T.Then(), T.seq_scope():
@@ -457,19 +457,17 @@ class _Row:
 
     def _matrix(self) -> None:
         """Q: sums of squares of the others' probabilities on the diagonal, negated products elsewhere."""
-        column = {pair: place for place, pair in enumerate(combinations(range(self.classes), 2))}
-
-        def first_wins(i: int, j: int) -> Expr:
-            if i < j:
-                return self.pairs[self.row, int64(column[i, j])]
-            return tirx.const(1.0, "float32") - self.pairs[self.row, int64(column[j, i])]
-
-        for i in range(self.classes):
-            squares = [first_wins(j, i) * first_wins(j, i) for j in range(self.classes) if j != i]
-            self.q[self.row, int64(i * self.classes + i)] = sum(squares[1:], squares[0])
-            for j in range(self.classes):
-                if j != i:
-                    self.q[self.row, int64(i * self.classes + j)] = -first_wins(j, i) * first_wins(i, j)
+        row, q, classes = self.row, self.q, int64(self.classes)
+        with T.serial(0, classes) as i:
+            q[row, i * classes + i] = tirx.const(0.0, "float32")
+        with T.serial(0, classes - 1) as i, T.serial(i + 1, classes) as j, T.seq_scope():
+            place = i * classes - tirx.floordiv(i * (i + 1), int64(2)) + j - i - 1  # of a pair, in order
+            first = T.bind(self.pairs[row, place])
+            second = T.bind(tirx.const(1.0, "float32") - first)
+            q[row, i * classes + i] = q[row, i * classes + i] + second * second
+            q[row, j * classes + j] = q[row, j * classes + j] + first * first
+            q[row, i * classes + j] = -(first * second)
+            q[row, j * classes + i] = -(first * second)
 
     def _products(self) -> None:
         """Q p, p' Q p, and the largest difference between an entry of the one and the other."""
