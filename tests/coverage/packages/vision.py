@@ -123,7 +123,7 @@ def _detector(name: str) -> Build:
             tensors = list(found.values()) if isinstance(found, dict) else [each for some in found for each in some]
             return torch.cat([each.flatten() for each in tensors])
 
-        return with_call(net, call), (torch.randn(1, 3, 96, 96),)
+        return with_call(net, call), (torch.randn(1, 3, 160, 160),)
 
     return build
 
