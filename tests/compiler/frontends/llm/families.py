@@ -438,15 +438,6 @@ CAPTURED: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere2": ("Cohere2", {"pad_token_id": 0, "sliding_window": 9}),
     "exaone4": ("Exaone4", {"sliding_window": 9}),
     "nemotron": ("Nemotron", {}),
-    "gemma4_unified_text": (
-        "Gemma4UnifiedText",
-        {
-            **_SHARED_KEYS,
-            "global_head_dim": 24,
-            "hidden_size_per_layer_input": None,
-            "vocab_size_per_layer_input": None,
-        },
-    ),
     "codegen": ("CodeGen", {**_GPT2, "rotary_dim": 8}),
 }
 

@@ -95,3 +95,11 @@ def test_the_families_are_those_that_are_supported() -> None:
 
     names = {name.partition("-")[0] for name in FAMILIES}
     assert {"gemma3" if name == "gemma3_text" else name for name in SUPPORTED} - {"ministral", "kimi_k2"} == names
+
+
+def test_layers_that_read_the_keys_of_another_keep_nothing(tmp_path: Path) -> None:
+    shared = {"num_hidden_layers": 2, "layer_types": 2 * ["full_attention"], "num_kv_shared_layers": 1}
+    save_model("gemma4_text", tmp_path, max_position_embeddings=64, **shared)
+    states = import_language_model(tmp_path).states
+    assert len(states) == 2  # of the first layer
+    assert all(state.axis == 2 for state in states)

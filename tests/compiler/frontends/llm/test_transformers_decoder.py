@@ -158,11 +158,3 @@ def test_options_that_do_not_apply_are_refused_before_anything_is_loaded(tmp_pat
     (tmp_path / "config.json").write_text('{"model_type": "nemotron", "architectures": ["NemotronForCausalLM"]}')
     with pytest.raises(OptionError, match="do not apply"):
         compiler.compile(tmp_path, sequences=True)
-
-
-def test_layers_that_read_the_keys_of_another_keep_nothing(tmp_path: Path) -> None:
-    shared = {"num_hidden_layers": 2, "layer_types": 2 * ["full_attention"], "num_kv_shared_layers": 1}
-    save_model("gemma4_unified_text", tmp_path, max_position_embeddings=64, **shared)
-    states = import_language_model(tmp_path).states
-    assert len(states) == 2  # of the first layer
-    assert all(state.axis == 2 for state in states)
