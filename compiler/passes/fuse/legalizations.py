@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from tvm import relax, te, tirx, topi
 from tvm.ir import GenericConst, IRModule
 from tvm.relax.transform.legalize_ops import nn, statistical
+from tvm.relax.transform.legalize_ops.index import _strided_slice as tvm_strided_slice
 from tvm.relax.transform.legalize_ops.manipulate import _concat as tvm_concat
 from tvm.relax.transform.legalize_ops.manipulate import _reshape as tvm_reshape
 from tvm.tirx import IntImm, const
@@ -32,8 +33,10 @@ from tvm.tirx import IntImm, const
 from compiler.passes.canonicalize.spell_sizes import operators_without_shapes, spell_sizes
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.matching import array_of, dtype_of, is_one, rank_of, same_shape, shape_of
+from compiler.passes.rewriting.matching import array_of, dtype_of, is_one, rank_of, same_shape, same_size, shape_of
 from schedules.ir import tvm_private
+from schedules.ir.expression import substitute
+from schedules.ir.size_proofs import SizeSpellings
 from schedules.ir.tvm_types import Attrs, Expr, Index, Tensor
 
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
@@ -46,6 +49,58 @@ def legalize_take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         flat = None if axis is None else int(axis)
         return builder.call_te(topi.take, call.args[0], call.args[1], flat, mode=mode)
     return builder.call_te(_take, call.args[0], call.args[1], int(axis), primfunc_name_hint="take")
+
+
+def legalize_strided_slice(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`strided_slice`, with the numbers that its sizes are proved to be.
+
+    Of the first of n + 1 rows, TVM's kernel has `min(1, n + 1) - min(0, n + 1)`. An operator that broadcasts the result
+    would not see that this is 1, and read rows that are not there.
+    """
+    if not all(isinstance(each, relax.Tuple) for each in call.args[1:]):
+        return tvm_strided_slice(builder, call)
+    axes, begin, end, *steps = (list(each.fields) for each in call.args[1:])
+    strides = steps[0] if steps else [const(1, "int64")] * len(axes)
+
+    def sliced(data: te.Tensor) -> te.Tensor:
+        result = topi.strided_slice(
+            data, begin, end, strides, axes, slice_mode="end", assume_inbound=call.attrs.assume_inbound
+        )
+        spellings = SizeSpellings()
+        sizes = [size if isinstance(size, IntImm) else spellings.of(size) for size in result.shape]
+        if all(new.same_as(old) for new, old in zip(sizes, result.shape, strict=True)):
+            return result
+        (body,), axis = result.op.body, [each.var for each in result.op.axis]
+
+        def element(*indices: Expr) -> Expr:
+            return substitute(body, dict(zip(axis, indices, strict=True)))
+
+        return te.compute(sizes, element, name=result.op.name, tag=result.op.tag)
+
+    return builder.call_te(sliced, call.args[0], primfunc_name_hint="strided_slice")
+
+
+def legalize_broadcast_to(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """`broadcast_to`, where a size may be 1 without a proof: TVM's kernel takes it for the size that it becomes."""
+    own, target = shape_of(call.args[0]), shape_of(call)
+    if own is None or target is None:
+        return _tvm_broadcast_to(builder, call)
+    pairs = zip(own, target[len(target) - len(own) :], strict=True)
+    if all(isinstance(size, int) or same_size(size, result) for size, result in pairs):
+        return _tvm_broadcast_to(builder, call)
+
+    def repeated(data: te.Tensor) -> te.Tensor:
+        def element(*indices: Expr) -> Expr:
+            at = indices[len(indices) - len(data.shape) :]
+            zero = const(0, "int64")
+            return data(*(tirx.Select(size == 1, zero, each) for size, each in zip(data.shape, at, strict=True)))
+
+        return te.compute(list(call.ty.shape.values), element, name="T_broadcast_to")
+
+    return builder.call_te(repeated, call.args[0], primfunc_name_hint="broadcast_to")
+
+
+_tvm_broadcast_to = tvm_reshape(topi.broadcast_to, "broadcast_to")
 
 
 def _take(data: te.Tensor, indices: te.Tensor, axis: int) -> te.Tensor:
@@ -461,6 +516,7 @@ def _bordered(
 
 
 LEGALIZATIONS: dict[str, Legalize] = {
+    "relax.broadcast_to": legalize_broadcast_to,
     "relax.clip": legalize_clip,
     "relax.divide": legalize_divide,
     "relax.logical_not": legalize_not,
@@ -468,6 +524,7 @@ LEGALIZATIONS: dict[str, Legalize] = {
     "relax.not_equal": legalize_not_equal,
     "relax.nn.relu": legalize_relu,
     "relax.quantize": legalize_quantize,
+    "relax.strided_slice": legalize_strided_slice,
     "relax.take": legalize_take,
     "relax.nn.layer_norm": legalize_layer_norm,
     "relax.nn.instance_norm": legalize_instance_norm,
