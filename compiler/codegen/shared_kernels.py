@@ -329,7 +329,8 @@ def _is_task(loop: Stmt) -> bool:
 
 
 def _is_size(parameter: Expr, buffers: Iterable[Buffer]) -> bool:
-    return any(parameter.same_as(size) for buffer in buffers for size in buffer.ty.shape)
+    """True for one that a buffer's sizes hold, maybe in a formula alone."""
+    return any(parameter in variables_in(size) for buffer in buffers for size in buffer.ty.shape)
 
 
 def _renamed(body: Stmt, buffers: Mapping[Buffer, Buffer]) -> Stmt:

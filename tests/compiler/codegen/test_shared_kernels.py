@@ -104,3 +104,22 @@ def _copy(name: str, channels: int) -> Any:
 
     function = tirx.PrimFunc([x, y], repeat("c", channels, row)).with_attr("global_symbol", name)
     return tvm.ir.GlobalVar(name), function
+
+
+def test_a_size_within_a_formula_of_a_shape_stays_an_argument() -> None:
+    """y[c, i] = 2 x[c, i] of an x of `2 * half` columns: the body reads the columns of y, and the shape of x `half`."""
+
+    def kernel(name: str, channels: int) -> Any:
+        half, columns = tirx.Var("half", "int64"), tirx.Var("columns", "int64")
+        x = tirx.decl_buffer([index(channels), half * 2], "float32", f"{name}_x", layout=None)
+        y = tirx.decl_buffer([index(channels), columns], "float32", f"{name}_y", layout=None)
+
+        def row(c: Any) -> Any:
+            return repeat("i", columns, lambda i: store(y, load(x, c, i) * tirx.const(2.0, "float32"), c, i))
+
+        function = tirx.PrimFunc([x, half, y], parallel("channel", index(channels), row))
+        return tvm.ir.GlobalVar(name), function.with_attr("global_symbol", name)
+
+    built, calls = share_kernels([kernel("a", 6), kernel("b", 24)])
+    assert _names(built) == ["a_shared"]
+    assert calls["b"] == SharedCall("a_shared", (0, 1, 2), (24,))
