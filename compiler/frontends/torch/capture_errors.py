@@ -26,6 +26,7 @@ _INDEX = (
     "cache[:, at] with `at` of shape (1,)"
 )
 _OTHER = "make torch.export.export(model, example_inputs) work first"
+_ONE = re.compile(r"0/1 specialized due to hint of (\d+) for dimension inputs\['(\w+)'\](?:\[\d+\])*\.shape\[(\d+)\]")
 _LONGEST = 300
 
 
@@ -42,6 +43,11 @@ def capture_error(error: Exception, example: Sequence[Any] = (), remaining: str 
         what = f"a value of a tensor decides what is computed ({_first_line(text)})"
     elif "specialized it to be a constant" in text:
         what, hint = _summary(text), f"{_FIXED_SIZE}: {remaining or _one_size(example)}"
+    elif small := _ONE.findall(text):
+        what = "; ".join(
+            f"dimension {axis} of {name} is dynamic, and {size} in the example" for size, name, axis in small
+        )
+        hint = "torch.export takes sizes of 0 and 1 in an example for constants: give an example with at least 2 there"
     elif "the generated guard" in text:
         what, hint = _range_of_a_dimension(text, example)
     else:

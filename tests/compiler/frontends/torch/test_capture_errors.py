@@ -125,6 +125,18 @@ def test_a_size_that_the_code_fixes_comes_with_the_call_for_one_size() -> None:
     assert "tensorwright.compile(model, example_inputs=(torch.randn(3, 8),))" in str(caught.value.hint)
 
 
+class Sum(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+def test_a_dynamic_size_of_one_in_the_example_is_named() -> None:
+    sizes = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    with pytest.raises(InvalidModelError, match="dimension 0 of x is dynamic, and 1 in the example") as caught:
+        tensorwright.compile(Sum().eval(), example_inputs=(torch.ones(1, 3),), dynamic_shapes=sizes)
+    assert "at least 2" in str(caught.value.hint)
+
+
 class Fixed(torch.nn.Module):
     """Its first dimension is that of a weight."""
 
