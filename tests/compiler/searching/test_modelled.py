@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-import compiler.searching.search as modelled
+import compiler.searching.measure as modelled
 import targets
 from compiler.errors import UserError
 from compiler.searching.layer_table import LayerTable
