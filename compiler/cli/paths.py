@@ -25,7 +25,7 @@ def check_is_module(path: Path) -> None:
         StorageError: it does not exist.
     """
     if not path.exists():
-        from compiler.frontends.file_types import missing_file_hint
+        from compiler.support.model_files import missing_file_hint
 
         raise StorageError(f"no such module: {path}", missing_file_hint(path))
     if path.suffix in {".onnx", ".pt2"}:

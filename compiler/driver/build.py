@@ -28,7 +28,6 @@ from compiler.driver.manifest_entries import initial_states, manifest_entries, r
 from compiler.driver.module_cache import Built
 from compiler.driver.sizes import specialized
 from compiler.errors import InputError, InvalidModelError, OptionError, StorageError, TensorwrightError
-from compiler.frontends.file_types import is_language_model
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.decoder import OPERAND, TOKENS
@@ -45,6 +44,7 @@ from compiler.runtime.device import load_runtime_of
 from compiler.runtime.random_inputs import random_inputs
 from compiler.runtime.state_sizes import state_symbols, symbols_of
 from compiler.runtime.threads import check_threads
+from compiler.support.model_files import is_language_model
 from compiler.support.model_nodes import nodes_of
 from compiler.support.notebook import shortened
 from compiler.support.options import ImportArguments

@@ -104,7 +104,8 @@ def key_of_call(
         if None in adapters.values():
             return None
         settings["adapters"] = list(adapters.items())  # their order counts
-        parts = [model, target, _plain(settings), _plain(dict(imports)), _records(options.records), environment()]
+        given = {name: value for name, value in imports.items() if value is not None}
+        parts = [model, target, _plain(settings), _plain(given), _records(options.records), environment()]
     except (OSError, TypeError, ValueError):
         return None  # the compilation reports what is wrong with a file or an argument
     return key_of(map(str, parts))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import InputError, OptionError, UnsupportedModelError, UserError
-from compiler.frontends.file_types import is_language_model
 from compiler.inspection.contents import Inspection, KernelEstimate, OperatorCount, element_count, file_bytes
+from compiler.support.model_files import is_language_model
 
 
 def inspect_model(

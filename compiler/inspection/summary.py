@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from compiler.errors import InvalidModelError
-from compiler.frontends.file_types import is_language_model
 from compiler.inspection.contents import accelerator_text, is_module_file, plan_text, target_text
 from compiler.profiling.tensor_fields import tensor_list
 from compiler.runtime import Module
+from compiler.support.model_files import is_language_model
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,18 @@ class Summary:
         return {**fields, "inputs": tensor_list(self.inputs), "outputs": tensor_list(self.outputs)}
 
 
+def check_is_not_compiled(path: Path) -> None:
+    """Raises InvalidModelError for the file of a module."""
+    if is_module_file(path):
+        raise InvalidModelError(f"{path} is compiled already", f"run it: tensorwright run {path}")
+
+
 def coverage_of(path: Path) -> Coverage | None:
     """The coverage of an ONNX file; None for other kinds of models.
 
     Raises:
         UserError: the file cannot be read or is broken.
     """
-    if is_module_file(path):
-        raise InvalidModelError(f"{path} is compiled already", f"run it: tensorwright run {path}")
     if path.suffix == ".pt2" or is_language_model(path):
         return None
     from compiler.frontends.onnx import coverage_report

@@ -156,7 +156,7 @@ def _compile(given: _Options, processing: dict[str, Any]) -> None:
     from compiler.cli.passphrases import load_private_key
     from compiler.cli.paths import check_writable
     from compiler.cli.progress import Steps
-    from compiler.inspection.summary import coverage_of, summarize
+    from compiler.inspection.summary import check_is_not_compiled, coverage_of, summarize
     from compiler.support.hub import download, hub_model
 
     named = hub_model(given.model)
@@ -169,16 +169,22 @@ def _compile(given: _Options, processing: dict[str, Any]) -> None:
     passes = parse_passes(given.pass_ or [])
     imports = parse_imports(model, given)
     imports["outputs"] = given.outputs.split(",") if given.outputs is not None else None
-    coverage = coverage_of(model)
-    if not given.as_json:
-        _print_coverage(coverage)
+    check_is_not_compiled(model)
+    coverage = coverage_of(model) if given.as_json else None
     with Steps() as steps:
+
+        def announce(step: str) -> None:
+            # What is reused is not imported, and without the importer it is there in a fraction of a second.
+            if step == "import" and not given.as_json and step not in steps.seconds:
+                _print_coverage(coverage_of(model))
+            steps(step)
+
         module = compiler.compile(
             given.model,
             processing=parse_processing(processing),
             adapters=parse_adapters(given.adapter or []),
             passes=passes or None,
-            **keywords_of(compiler.compile, given, sizes=parse_sizes(given.sizes or []) or None, progress=steps),
+            **keywords_of(compiler.compile, given, sizes=parse_sizes(given.sizes or []) or None, progress=announce),
             **imports,
         )
         steps("write")

@@ -25,7 +25,6 @@ from compiler.errors import (
     TensorwrightError,
     UnsupportedModelError,
 )
-from compiler.frontends.file_types import check_is_model_file
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.torch.capture import exported_program, quiet
@@ -37,6 +36,7 @@ from compiler.frontends.torch.requirements import ProgramRequirements, congruenc
 from compiler.frontends.torch.results import complex_notes, result_names
 from compiler.frontends.torch.states import model_with_states, name_states, output_name, with_states
 from compiler.frontends.torch.translations import translations
+from compiler.support.model_files import check_is_model_file
 from targets.extras import install_command
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
 from compiler.errors import InvalidModelError, StorageError
-from compiler.frontends.file_types import FORMATS, check_exists, check_folder, check_is_model_data, check_is_model_file
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.structure import check_graph, check_opsets, check_text, normalized_domain, ordered_nodes
 from compiler.frontends.onnx.values import Constant
+from compiler.support.model_files import FORMATS, check_exists, check_folder, check_is_model_data, check_is_model_file
 
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
 FunctionKey = tuple[str, str]
