@@ -56,7 +56,7 @@ def _gated(model: Emitter, index: int, x: Expr, gate_up: Sequence[Linear], down:
 
 
 def _sparse(model: Emitter, gate: Expr, sparsity: float) -> Expr:
-    """What gates exceed their mean and `sparsity` times their standard deviation by."""
+    """The excess of gates over their mean and `sparsity` times their standard deviation."""
     emit = model.builder.emit
     centered = emit(R.subtract(gate, emit(R.mean(gate, [-1], keepdims=True))))
     deviation = emit(R.sqrt(emit(R.mean(emit(R.multiply(centered, centered)), [-1], keepdims=True))))

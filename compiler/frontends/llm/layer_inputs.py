@@ -39,7 +39,7 @@ def layer_inputs(model: Emitter, config: LayerInputs, tokens: Expr, embedded: Ex
 
 
 def layer_update(model: Emitter, index: int, config: LayerInputs, x: Expr, own: Expr) -> Expr:
-    """What a layer adds for its own input: (1, n, hidden) and (1, n, width) -> (1, n, hidden)."""
+    """The update of a layer from its own input: (1, n, hidden) and (1, n, width) -> (1, n, hidden)."""
     parameters, products, hidden = model.parameters, model.products, model.config.hidden
     gate = products.product(x, parameters.linear(index, "layer_gate", config.width, hidden))
     gated = model.builder.emit(R.multiply(model.activated(index, gate), own))
