@@ -105,7 +105,9 @@ class Server:
 
     def verdict(self, by_rpc: bool) -> tuple[Kind, str]:
         """How the server is once a client has gone; `by_rpc`: which may have spoken TVM's RPC."""
-        _, alive = psutil.wait_procs(psutil.Process(self._process.pid).children(recursive=True), timeout=_END_SECONDS)
+        ended = self._process.poll() is not None
+        sessions = [] if ended else psutil.Process(self._process.pid).children(recursive=True)
+        _, alive = psutil.wait_procs(sessions, timeout=_END_SECONDS)
         reports = []
         for each in self.folder.glob("sanitizer*"):
             report = each.read_text(errors="replace")
@@ -117,6 +119,7 @@ class Server:
         if self._process.poll() is not None or any(word in said for word in _REPORTS):
             _server.cache_clear()  # the next case has another one
             self._process.kill()
+            self._process.wait()
             return "crash", said[-_SHOWN:]
         if alive:
             return "hang", f"{len(alive)} process(es) are left"

@@ -81,13 +81,13 @@ def _take(context: NodeContext, data: relax.Expr, indices: relax.Expr, axis: int
 def _take_any(context: NodeContext, data: relax.Expr, indices: relax.Expr, axis: int) -> relax.Expr:
     if indices.ty.ndim == 1:
         return R.take(data, indices, axis, mode="fast")
-    shape = tensor_shape(data)
-    if any(isinstance(size, int) and size == 0 for size in tensor_shape(indices)):
+    shape, places = tensor_shape(data), tensor_shape(indices)
+    target = [*shape[:axis], *places, *shape[axis + 1 :]]
+    if any(isinstance(size, int) and size == 0 for size in target):
         # To TVM's reshape a 0 means the old size.
-        return filled(context, 0, str(data.ty.dtype), [*shape[:axis], *tensor_shape(indices), *shape[axis + 1 :]])
-    flat = context.emit(R.reshape(indices, (context.arithmetic.product(tensor_shape(indices)),)))
+        return filled(context, 0, str(data.ty.dtype), target)
+    flat = context.emit(R.reshape(indices, (context.arithmetic.product(places),)))
     taken = context.emit(R.take(data, flat, axis, mode="fast"))
-    target = [*shape[:axis], *tensor_shape(indices), *shape[axis + 1 :]]
     return R.reshape(taken, relax.ShapeExpr([expression(size) for size in target]))
 
 

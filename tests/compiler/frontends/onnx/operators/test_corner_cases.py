@@ -25,6 +25,7 @@ NO_INDEX = np.zeros((2, 0), np.int64)
 CASES = [
     Case("Gather", [_f(3, 2), NO_INDEX], {"axis": 0}),
     Case("Gather", [_f(3, 2), NO_INDEX], {"axis": -1}, constants=[1]),
+    Case("Gather", [_f(3, 2, 2, 0), np.array(1)], {"axis": 0}, constants=[1]),
     Case("GatherND", [_f(3, 2), np.zeros((0, 2, 2), np.int64)]),
     Case("NonZero", [_f(0, 3)]),
     Case("ScatterElements", [_f(3), _i(), _f(0)]),
