@@ -3,8 +3,6 @@
 Time is the position of a binding in the order of the text, branches one after the other. A view, a tuple or a result
 that may be an operand counts as that operand: what stands for the same memory lives as long as the last of it.
 
-Assignment of tensors to storages: live intervals, sizes, and a greedy assignment.
-
 The assignment is "greedy by size for shared objects" of Pisarchyk and Lee, arXiv:2001.03288: from the largest tensor
 to the smallest, each takes the smallest storage that is free while it lives, or a new one.
 """

@@ -1,7 +1,5 @@
-"""Substitution in Relax functions: of variables, constants and references to functions.
-
-True if any Relax function is (mutually) recursive; ONNX loops are imported that way.
-"""
+"""Substitution in Relax functions: of variables, constants and references to functions; and their recursion, as ONNX's
+loops are imported."""
 
 from __future__ import annotations
 
