@@ -17,6 +17,7 @@
 #include "module.h"
 #include "processor.h"
 #include "report.h"
+#include "threads.h"
 #include "whole_number.h"
 #include "wire.h"
 
@@ -200,6 +201,14 @@ void ServeModules(int descriptor, const Storage& storage, const std::string& scr
 void ServeKernels(int descriptor, const std::string& scratch, const SessionLimits& limits, bool has_devices) {
   LimitFiles(limits);
   if (has_devices) LoadDevices();
+  // Kernels are timed in the pool that modules run in; a client sets the number of threads of TVM's.
+  HoldThreads(SetUpThreads(0));
+  auto set_threads = [](ffi::PackedArgs arguments, ffi::Any*) {
+    int threads = arguments[1].cast<int>();  // after which cores to prefer
+    CheckThreads(threads);
+    HoldThreads(threads);
+  };
+  ffi::Function::SetGlobal("runtime.config_threadpool", ffi::Function::FromPacked(set_threads), true);
   uint64_t most = limits.module_bytes;
   tvm::ffi::reflection::GlobalDef()
       .def("tvm.rpc.server.workpath", [scratch, most](const ffi::String& name) { return ffi::String(FileOf(scratch, name, most)); })

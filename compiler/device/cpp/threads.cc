@@ -55,21 +55,26 @@ void CheckThreads(int threads) {
 
 namespace {
 
-// While it lives, kernels of the calling thread run on this number of threads of the pool, which it holds.
+int SetThreadsOfPool(int threads) {
+  static const auto set = tvm::ffi::Function::GetGlobalRequired("tensorwright.set_threads");  // of the first library that has the pool
+  return set(threads).cast<int>();
+}
+
+}  // namespace
+
+void HoldThreads(int threads) {
+  int found = SetThreadsOfPool(threads);
+  if (found != threads) throw Error(std::to_string(threads) + " threads could not be started: the system allows " + std::to_string(found), "use fewer threads");
+}
+
+namespace {
+
+// While it lives, the calling thread holds threads of the pool.
 class Helpers {
  public:
-  explicit Helpers(int threads) {
-    int found = Set(threads);
-    if (found != threads) throw Error(std::to_string(threads) + " threads could not be started: the system allows " + std::to_string(found), "use fewer threads");
-  }
-  ~Helpers() { Set(1); }
+  explicit Helpers(int threads) { HoldThreads(threads); }
+  ~Helpers() { SetThreadsOfPool(1); }
   Helpers(const Helpers&) = delete;
-
- private:
-  static int Set(int threads) {
-    static const auto set = tvm::ffi::Function::GetGlobalRequired("tensorwright.set_threads");  // of the first library that has the pool
-    return set(threads).cast<int>();
-  }
 };
 
 // While it lives, the calling thread may compute with so many threads: at most `processors / threads` calling threads do at

@@ -13,6 +13,10 @@ int SetUpThreads(int setting);
 // As SetUpThreads, for a number that a caller asks for. Throws Error unless it is a number of threads that the machine serves.
 void CheckThreads(int threads);
 
+// From now on, kernels of the calling thread run on this number of threads of the pool, which it holds; 1: on itself. Throws
+// Error where the system does not allow so many.
+void HoldThreads(int threads);
+
 // Calls `work` where its kernels run on that number of threads, and throws what it throws. At most `processors / threads` calls
 // compute at a time, first come, first served.
 void OnThreads(int threads, const std::function<void()>& work);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import shutil
 import socket
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import compiler
@@ -343,6 +345,20 @@ def test_a_kernel_is_timed_through_an_encrypted_session(setting: Setting, tmp_pa
         out = tvm.runtime.tensor(np.zeros(100, "float32"), session.cpu())
         assert min(loaded.time_evaluator("main", session.cpu(), number=1, repeat=3)(given, out).results) > 0
         np.testing.assert_array_equal(out.numpy(), np.arange(100) * 2.0 + 1.0)
+
+
+def test_kernels_are_timed_in_the_thread_pool_of_modules(setting: Setting, tmp_path: Path) -> None:
+    options, environment = [*setting.options, "--allow-tuning"], {**os.environ, "TVM_NUM_THREADS": "1"}
+    with device_server((), setting.program, tmp_path / "modules", *options, environment=environment) as address:
+        session = connect_rpc(address, setting.credentials(), 10)
+        set_threads = session.get_function("runtime.config_threadpool")
+        for threads in (5, 2):
+            set_threads(1, threads)
+            # TVM's pool has as many as the machine has cores, and starts with the first kernel. Released helpers stay.
+            programs = psutil.Process().children(recursive=True)
+            assert max(each.num_threads() for each in programs if each.name().startswith("tensorwright-se")) == 5
+        with pytest.raises(Exception, match="threads must be a number from 1 to"):
+            set_threads(1, 0)
 
 
 def test_addresses_of_this_machine() -> None:

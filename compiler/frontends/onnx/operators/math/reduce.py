@@ -5,10 +5,8 @@ CumSum, CumProd, and PyTorch's running products, maxima and minima.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import tvm
 from tvm import relax, te, tirx
 from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
@@ -20,7 +18,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.cast import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.operators.tensor.reshape import axes_operand, reshaped
-from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, in_vectors, int64, product, shared_tasks
+from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, in_vectors, product, shared_runs
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from compiler.frontends.onnx.values import tensor_shape
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
@@ -344,19 +342,6 @@ def _running(
     return R.astype(result, dtype) if narrow else result
 
 
-@contextmanager
-def _runs(outer: Expr, size: Expr, inner: Expr) -> Iterator[tuple[Expr, Expr, Expr]]:
-    """(row, first column, columns) of the tasks of a scan over an array (outer, size, inner)."""
-    length = int64(_COLUMNS)
-    runs = tvm.sym.Analyzer().simplify(tirx.floordiv(inner + (length - 1), length))
-    with shared_tasks(outer * runs, outer * size * inner, MIN_PARALLEL_WORK) as task:
-        if isinstance(runs, tirx.IntImm) and int(runs) == 1:
-            yield task, int64(0), inner
-        else:
-            first = T.bind(tirx.floormod(task, runs) * length)
-            yield T.bind(tirx.floordiv(task, runs)), first, tirx.min(length, inner - first)
-
-
 def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool) -> Callable[..., te.Tensor]:
     """A running sum or product along an axis, of any size."""
 
@@ -367,7 +352,10 @@ def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool)
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             source, result = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
             with IRBuilder() as builder:
-                with _runs(outer, size, inner) as (row, first, columns), in_sequence(size, _SCAN) as step:
+                with (
+                    shared_runs(outer, size, inner, MIN_PARALLEL_WORK, _COLUMNS) as (row, first, columns),
+                    in_sequence(size, _SCAN) as step,
+                ):
                     along = size - 1 - step if reverse else step
                     back = along + 1 if reverse else along - 1
 
@@ -407,7 +395,7 @@ def _extremum_kernel(axis: int, *, greatest: bool) -> Callable[..., te.Tensor]:
             with IRBuilder() as builder:
                 outer = product(data.shape[:axis])
                 with (
-                    _runs(outer, size, inner) as (row, first, columns),
+                    shared_runs(outer, size, inner, MIN_PARALLEL_WORK, _COLUMNS) as (row, first, columns),
                     in_sequence(size, _SCAN) as step,
                     T.serial(0, columns) as column,
                 ):

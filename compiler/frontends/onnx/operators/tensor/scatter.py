@@ -1,12 +1,13 @@
 """ScatterElements, ScatterND and TensorScatter.
 
-Updates of the same place are applied in order, so a scatter's kernel is one serial loop over the updates; an update
+Updates of the same place are applied in order; threads share the places that no two updates have in common. An update
 outside the tensor is skipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from tvm import relax, te, tirx
@@ -26,11 +27,20 @@ from compiler.frontends.onnx.bounds import (
 )
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.cast import is_narrow_float
-from compiler.frontends.onnx.operators.tensor.sort_kernels import for_each, in_sequence, in_vectors
+from compiler.frontends.onnx.operators.tensor.sort_kernels import (
+    for_each,
+    in_sequence,
+    in_vectors,
+    int64,
+    product,
+    shared_runs,
+)
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from compiler.passes.rewriting.state_writes import write_places, write_rows
 from schedules.annotations import UPDATES
-from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt
+from schedules.codegen.parallel import MIN_PARALLEL_WORK
+from schedules.ir.tir import structural_equal
+from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 # Rows written into a tensor: in place, where the tensor is a state that nothing else reads.
 
@@ -47,7 +57,8 @@ def write_rows_at_places(context: NodeContext) -> relax.Expr:
 
 
 Combine: TypeAlias = "Callable[[Expr, Expr], Expr]"
-Target: TypeAlias = "Callable[[Expr, Expr], tuple[Expr, Expr]]"
+_COLUMNS = 128  # of a task, in vectors
+_STEPS = 8  # of a vector loop take as long as one update of a single element
 _REDUCTIONS: dict[str, Combine] = {
     "none": lambda old, new: new,
     "add": lambda old, new: old + new,
@@ -68,20 +79,15 @@ def _combine(context: NodeContext) -> Combine:
     return _REDUCTIONS[reduction]
 
 
-def _product(sizes: Sequence[Expr]) -> Expr:
-    result: Expr = tirx.const(1, "int64")
-    for size in sizes:
-        result = result * size
-    return result
-
-
-def _coordinates(flat: Expr, sizes: Sequence[Expr]) -> list[Expr]:
-    """The coordinates of a row-major position."""
+def _moved(flat: Expr, sizes: Sequence[Expr], others: Sequence[Expr]) -> Expr:
+    """The row-major position, in an array of other sizes, of what is at `flat` in one of `sizes`."""
+    if all(structural_equal(one, other) for one, other in zip(sizes[1:], others[1:], strict=True)):
+        return flat
     places: list[Expr] = []
     for size in list(sizes)[::-1]:
         places.insert(0, tirx.floormod(flat, size))
         flat = tirx.floordiv(flat, size)
-    return places
+    return _flat(places, others)
 
 
 def _flat(places: Sequence[Expr], sizes: Sequence[Expr]) -> Expr:
@@ -91,49 +97,64 @@ def _flat(places: Sequence[Expr], sizes: Sequence[Expr]) -> Expr:
     return result
 
 
-def _write_all(
-    data: te.Tensor,
-    indices: te.Tensor,
-    updates: te.Tensor,
-    target: Callable[[Expr, Expr], tuple[Expr, Expr]],
-    combine: Combine,
-    width: Index = 1,
-) -> te.Tensor:
-    """Copy `data`, then apply every update, as `UPDATES` promises; one is `width` elements in a row of both.
+@dataclass(frozen=True)
+class _Updates:
+    """Updates as an array (outer, size, inner): those of one place differ in the middle axis alone.
 
-    `target(number of the update, indices)` gives (number of the row in data, is it inside).
+    Attributes:
+        target: of a row, step and column, and the indices, gives (position in data, is it inside). If the columns are
+            vectors, that of column 0.
+        in_vectors: neighbouring columns go to neighbouring elements.
     """
-    size = _product(data.shape)
-    count = _product(updates.shape) if isinstance(width, int) else _product(indices.shape[:-1])
+
+    outer: Expr
+    size: Expr
+    inner: Expr
+    target: Callable[[Expr, Expr, Expr, Buffer], tuple[Expr, Expr]]
+    in_vectors: bool
+
+
+def _write_all(data: te.Tensor, indices: te.Tensor, updates: te.Tensor, shape: _Updates, combine: Combine) -> te.Tensor:
+    """Copy `data`, then apply every update, as `UPDATES` promises."""
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
         source, index, update = (T.buffer_proxy(buffer) for buffer in ins)
         result = T.buffer_proxy(outs[0])
+
+        def write(position: Expr, number: Expr) -> None:
+            result[position] = combine(result[position], update[number])
+
+        def write_run(row: Expr, first: Expr, columns: Expr, step: Expr) -> None:
+            start = (row * shape.size + step) * shape.inner + first
+            if shape.in_vectors:
+                place, inside = shape.target(row, step, int64(0), index)
+                with T.If(inside), T.Then():
+                    base = T.bind(place + first)
+                    in_vectors(columns, update.dtype, lambda column: write(base + column, start + column))
+                return
+            with T.serial(0, columns) as column:
+                place, inside = shape.target(row, step, first + column, index)
+                with T.If(inside), T.Then():
+                    write(place, start + column)
+
         with IRBuilder() as builder:
             with T.seq_scope():
-                for_each(size, data.dtype, lambda i: result.__setitem__(i, source[i]))
-                with in_sequence(count, "updates of one place, in order") as k:
-                    row, inside = target(k, index)
-                    with T.If(inside), T.Then():
-                        _write_row(result, update, row, k, width, combine)
+                for_each(product(data.shape), data.dtype, lambda i: result.__setitem__(i, source[i]))
+                # One element each: several passes over the updates, for some columns each, take one thread 1.4 times as
+                # long as one.
+                most, least = (_COLUMNS, MIN_PARALLEL_WORK) if shape.in_vectors else (None, MIN_PARALLEL_WORK // _STEPS)
+                with (
+                    shared_runs(shape.outer, shape.size, shape.inner, least, most) as run,
+                    in_sequence(shape.size, "updates of one place, in order") as step,
+                    T.seq_scope(),
+                ):
+                    write_run(*run, step)
             return builder.get()
 
     out = tirx.decl_buffer(data.shape, data.dtype, "scattered", layout=None)
     return te.extern(
         [data.shape], [data, indices, updates], generate, dtype=data.dtype, out_buffers=[out], name="scatter"
     )
-
-
-def _write_row(result: Buffer, update: Buffer, index: Expr, number: Expr, width: Index, combine: Combine) -> None:
-    if isinstance(width, int):
-        result[index] = combine(result[index], update[number])
-        return
-    first = T.bind(index * width)
-
-    def write(inner: Expr) -> None:
-        result[first + inner] = combine(result[first + inner], update[number * width + inner])
-
-    in_vectors(width, update.dtype, write)
 
 
 def _scattered(context: NodeContext, kernel: Callable[..., te.Tensor], name: str) -> relax.Expr:
@@ -162,14 +183,18 @@ def scatter_elements(context: NodeContext) -> relax.Expr:
     require_shape(context, context.shape(2), context.shape(1), "its updates")
 
     def kernel(data: te.Tensor, indices: te.Tensor, updates: te.Tensor) -> te.Tensor:
-        def target(k: Expr, index: Buffer) -> tuple[Expr, Expr]:
-            places = _coordinates(k, updates.shape)
-            raw = limited(index[k], -data.shape[axis] - 1, data.shape[axis])
-            chosen = broadcasting.select(raw < 0, raw + data.shape[axis], raw)
-            places[axis] = chosen
-            return _flat(places, data.shape), tirx.all(chosen >= 0, chosen < data.shape[axis])
+        before, length, after = updates.shape[:axis], updates.shape[axis], updates.shape[axis + 1 :]
+        outer, inner = product(before), product(after)
 
-        return _write_all(data, indices, updates, target, combine)
+        def target(row: Expr, step: Expr, column: Expr, index: Buffer) -> tuple[Expr, Expr]:
+            size = data.shape[axis]
+            raw = limited(index[(row * length + step) * inner + column], -size - 1, size)
+            chosen = broadcasting.select(raw < 0, raw + size, raw)
+            lead, rest = _moved(row, before, data.shape[:axis]), _moved(column, after, data.shape[axis + 1 :])
+            place = (lead * size + chosen) * product(data.shape[axis + 1 :]) + rest
+            return place, tirx.all(chosen >= 0, chosen < size)
+
+        return _write_all(data, indices, updates, _Updates(outer, length, inner, target, False), combine)
 
     return _scattered(context, kernel, "scatter_elements")
 
@@ -186,14 +211,17 @@ def scatter_nd(context: NodeContext) -> relax.Expr:
     require_shape(context, context.shape(2), [*context.shape(1)[:-1], *context.shape(0)[depth:]], "its updates")
 
     def kernel(data: te.Tensor, indices: te.Tensor, updates: te.Tensor) -> te.Tensor:
-        def target(row: Expr, index: Buffer) -> tuple[Expr, Expr]:
+        width = product(data.shape[depth:])
+
+        def target(_: Expr, row: Expr, column: Expr, index: Buffer) -> tuple[Expr, Expr]:
             raw = [limited(index[row * depth + i], -data.shape[i] - 1, data.shape[i]) for i in range(depth)]
             places = [broadcasting.select(r < 0, r + size, r) for r, size in zip(raw, data.shape, strict=False)]
             bounds = [check for p, size in zip(places, data.shape, strict=False) for check in (p >= 0, p < size)]
             inside = tirx.all(*bounds) if bounds else tirx.const(True, "bool")
-            return _flat(places, data.shape[:depth]), inside
+            return _flat(places, data.shape[:depth]) * width + column, inside
 
-        return _write_all(data, indices, updates, target, combine, width=_product(data.shape[depth:]))
+        shape = _Updates(int64(1), product(indices.shape[:-1]), width, target, True)
+        return _write_all(data, indices, updates, shape, combine)
 
     return _scattered(context, kernel, "scatter_nd")
 

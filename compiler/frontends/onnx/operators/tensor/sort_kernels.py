@@ -153,6 +153,22 @@ def shared_tasks(tasks: Expr, items: Expr, least: int = _WORTH_THREADS) -> Itera
         yield chunk + offset
 
 
+@contextmanager
+def shared_runs(
+    outer: Expr, size: Expr, inner: Expr, least: int, most: int | None
+) -> Iterator[tuple[Expr, Expr, Expr]]:
+    """(row, first column, columns) of tasks on an array (outer, size, inner) that go through `size` in order; threads
+    share them from `least` elements on. A task has `most` columns at most, if given."""
+    length = inner if most is None else int64(most)
+    runs = int64(1) if most is None else tvm.sym.Analyzer().simplify(tirx.floordiv(inner + (length - 1), length))
+    with shared_tasks(outer * runs, outer * size * inner, least) as task:
+        if isinstance(runs, tirx.IntImm) and int(runs) == 1:
+            yield task, int64(0), inner
+        else:
+            first = T.bind(tirx.floormod(task, runs) * length)
+            yield T.bind(tirx.floordiv(task, runs)), first, tirx.min(length, inner - first)
+
+
 @dataclass(frozen=True)
 class StateOfTask:
     """The integers of one task, from `first` on."""
