@@ -102,15 +102,29 @@ class Builder:
         return all(self.is_visible(self._size_regions.get(variable, 0)) for variable in used)
 
     def emit(self, expr: relax.Expr) -> relax.Expr:
-        """Bind an expression; the result's shape is known (each field's, for a tuple)."""
+        """Bind an expression; the result's shape is known (each field's, for a tuple).
+
+        A tensor without elements is computed by no operator: many of TVM's divide by a size or take 0 for another one.
+        """
         if isinstance(expr, (tvm.ir.Var, tvm.ir.GenericConst)):
             return expr
-        variable = self.block_builder.emit(self._with_plain_sizes(expr))
+        call = self._with_plain_sizes(expr)
+        if isinstance(call, relax.Call) and _is_empty(call):
+            call = R.zeros(call.ty.shape, call.ty.dtype)
+        variable = self.block_builder.emit(call)
         if isinstance(variable.ty, relax.TensorType) and not has_shape(variable):
             fresh = [self.dimension() for _ in range(variable.ty.ndim)]
             return self.match_shape(variable, fresh)
         self._require_sizes(variable)
         return variable
+
+    def reshape(self, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
+        """The tensor in another shape of as many elements, one of whose sizes may be -1."""
+        sizes = relax.ShapeExpr([expression(size) for size in shape])
+        if any(is_number(size) and size == 0 for size in shape):
+            # To TVM's reshape a 0 is the old size of that axis.
+            return self.emit(R.zeros(sizes, tensor.ty.dtype))
+        return self.emit(R.reshape(tensor, sizes))
 
     def _with_plain_sizes(self, expr: relax.Expr) -> relax.Expr:
         """An operator's call with one spelling of each inferred size (n + 200 + 112 as n + 312), so that TVM's own
@@ -235,7 +249,7 @@ class Builder:
         if str(tensor.ty.dtype) != "int64":
             tensor = self.emit(R.astype(tensor, "int64"))
         if tensor.ty.ndim != 1:
-            tensor = self.emit(R.reshape(tensor, (count,)))
+            tensor = self.reshape(tensor, (count,))
         positive = self._read_sizes(self._clamped(tensor), count)
         if not signed:
             return positive
@@ -304,6 +318,10 @@ class Builder:
 
 def _is_short(size: Dim) -> bool:
     return is_number(size) or isinstance(size, tvm.ir.Var) or len(str(size)) <= _LONGEST_SIZE
+
+
+def _is_empty(call: relax.Call) -> bool:
+    return has_shape(call) and any(isinstance(size, tirx.IntImm) and size.value == 0 for size in call.ty.shape.values)
 
 
 def has_shape(tensor: relax.Expr) -> bool:

@@ -287,6 +287,10 @@ class NodeContext:
         """Bind an expression; the result's shape is known."""
         return self.importer.builder.emit(expr)
 
+    def reshape(self, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
+        """The tensor in another shape of as many elements, one of whose sizes may be -1; an axis may be empty."""
+        return self.importer.builder.reshape(tensor, shape)
+
     def emit_te(self, function: Callable[..., Any], *args: object, **kwargs: object) -> relax.Expr:
         """Bind a call of a tensor expression function (`primfunc_name_hint` names it)."""
         return self.importer.builder.emit_te(function, *args, **kwargs)

@@ -13,7 +13,6 @@ from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.tensor.indexing import concatenated, strided_slice
-from compiler.frontends.onnx.operators.tensor.reshape import reshaped
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import (
     Constant,
@@ -140,7 +139,7 @@ def split_to_sequence(context: NodeContext) -> Value:
     for start, part in zip(starts, lengths, strict=True):
         piece = strided_slice(context, data, {axis: (start, part, 1)})
         if drop:
-            piece = reshaped(context, piece, [s for a, s in enumerate(shape) if a != axis])
+            piece = context.reshape(piece, [s for a, s in enumerate(shape) if a != axis])
         values.append(context.runtime(piece, context.dtype(0)))
     return SequenceValue(values, context.dtype(0))
 
@@ -178,7 +177,7 @@ def concat_from_sequence(context: NodeContext) -> relax.Expr:
     axis = context.axis(context.required_attribute("axis"), rank)
     if new:
         shapes = [list(tensor_shape(tensor)) for tensor in tensors]
-        tensors = [reshaped(context, t, [*s[:axis], 1, *s[axis:]]) for t, s in zip(tensors, shapes, strict=True)]
+        tensors = [context.reshape(t, [*s[:axis], 1, *s[axis:]]) for t, s in zip(tensors, shapes, strict=True)]
     return concatenated(context, tensors, axis)
 
 
@@ -192,7 +191,7 @@ def _joined(context: NodeContext, stack: relax.Expr) -> relax.Expr:
         return moved
     shape = list(tensor_shape(moved))
     merged = context.arithmetic.multiply(shape[axis], shape[axis + 1])
-    return reshaped(context, moved, [*shape[:axis], merged, *shape[axis + 2 :]])
+    return context.reshape(moved, [*shape[:axis], merged, *shape[axis + 2 :]])
 
 
 @converter("SequenceMap", since=17)

@@ -37,7 +37,7 @@ class _Math:
 
     def input(self, index: int) -> relax.Expr:
         """A scalar input in the type of the tensors."""
-        return self.context.emit(R.astype(R.reshape(self.context.input(index), []), self.dtype))
+        return self.context.emit(R.astype(self.context.reshape(self.context.input(index), []), self.dtype))
 
     def regularized(self, tensor: relax.Expr, gradient: relax.Expr) -> relax.Expr:
         """The gradient with that of the L2 penalty."""

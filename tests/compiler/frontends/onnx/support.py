@@ -15,11 +15,15 @@ from onnx.reference import ReferenceEvaluator
 from tests.coverage.engine import import_and_build
 
 OPSET = 22
+Wanted = dict[str, tuple["Case", np.ndarray]]
 
 
 @dataclass
 class Case:
-    """One node: its operator, inputs (arrays; None leaves one out), attributes, and which inputs are constants."""
+    """One node: its operator, inputs (arrays; None leaves one out), attributes, and which inputs are constants.
+
+    `expected` are its outputs where no reference runs it.
+    """
 
     operator: str
     inputs: Sequence[np.ndarray | None]
@@ -29,14 +33,16 @@ class Case:
     opset: int = OPSET
     rtol: float = 1e-5
     atol: float = 1e-6
+    expected: Sequence[np.ndarray] | None = None
 
-    def model(self) -> onnx.ModelProto:
-        """The node alone, as a model."""
+    def model(self, *, dynamic: bool = False) -> onnx.ModelProto:
+        """The node alone, as a model, whose sizes of 0 are fixed, or found when it runs."""
         names = ["" if array is None else f"i{index}" for index, array in enumerate(self.inputs)]
         node = onnx.helper.make_node(self.operator, names, [f"o{i}" for i in range(self.outputs)], **self.attributes)
         given = {name: array for name, array in zip(names, self.inputs, strict=True) if array is not None}
         fixed = {f"i{i}" for i in self.constants}
-        specs = [value_info(name, array) for name, array in given.items() if name not in fixed]
+        empty = "n" if dynamic else 0
+        specs = [value_info(name, array, empty) for name, array in given.items() if name not in fixed]
         weights = [onnx.numpy_helper.from_array(array, name) for name, array in given.items() if name in fixed]
         return make_model([node], specs, [f"o{i}" for i in range(self.outputs)], weights, self.opset)
 
@@ -45,10 +51,10 @@ class Case:
         return {f"i{i}": array for i, array in enumerate(self.inputs) if array is not None and i not in self.constants}
 
 
-def value_info(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
-    """The declaration of an input like the array."""
+def value_info(name: str, array: np.ndarray, empty: int | str = 0) -> onnx.ValueInfoProto:
+    """The declaration of an input like the array, with `empty` for sizes of 0."""
     number = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-    return onnx.helper.make_tensor_value_info(name, number, array.shape)
+    return onnx.helper.make_tensor_value_info(name, number, [size or empty for size in array.shape])
 
 
 def make_model(
@@ -102,9 +108,13 @@ def assert_same(found: np.ndarray, wanted: np.ndarray, rtol: float, atol: float,
 
 
 def check_cases(cases: Sequence[Case]) -> list[str]:
-    """Check many nodes in one module, which costs one compilation; returns what differs."""
-    merged, feeds, wanted = _merged(cases)
-    outputs = import_and_build(merged)(feeds)
+    """Check the import of many nodes in one module, which costs one compilation; returns what differs."""
+    merged, feeds, wanted = merged_cases(cases)
+    return differences(import_and_build(merged)(feeds), wanted)
+
+
+def differences(outputs: Mapping[str, np.ndarray], wanted: Wanted) -> list[str]:
+    """What differs of the outputs of merged cases."""
     failures = []
     for name, (case, expected) in wanted.items():
         try:
@@ -116,19 +126,26 @@ def check_cases(cases: Sequence[Case]) -> list[str]:
     return failures
 
 
-def _merged(cases: Sequence[Case]) -> tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, tuple[Case, np.ndarray]]]:
-    """The cases' models side by side, renamed; they must share an opset."""
+def merged_cases(
+    cases: Sequence[Case], *, dynamic: bool = False
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray], Wanted]:
+    """The cases' models side by side, renamed; they must share an opset. `dynamic`: see `Case.model`."""
     nodes: list[onnx.NodeProto] = []
     inputs: list[onnx.ValueInfoProto] = []
     weights: list[onnx.TensorProto] = []
     outputs: list[str] = []
     feeds: dict[str, np.ndarray] = {}
-    wanted: dict[str, tuple[Case, np.ndarray]] = {}
+    wanted: Wanted = {}
     for index, case in enumerate(cases):
         model = case.model()
-        for name, array in zip([o.name for o in model.graph.output], reference(model, case.feeds()), strict=True):
+        arrays = reference(model, case.feeds()) if case.expected is None else case.expected
+        for name, array in zip([o.name for o in model.graph.output], arrays, strict=True):
             wanted[f"c{index}_{name}"] = (case, array)
-        renamed = onnx.compose.add_prefix(model, f"c{index}_")
+        renamed = onnx.compose.add_prefix(case.model(dynamic=dynamic), f"c{index}_")
+        for spec in renamed.graph.input:
+            for size in spec.type.tensor_type.shape.dim:
+                if size.dim_param:
+                    size.dim_param = f"c{index}_{size.dim_param}"
         nodes.extend(renamed.graph.node)
         inputs.extend(renamed.graph.input)
         weights.extend(renamed.graph.initializer)

@@ -84,7 +84,7 @@ def _assumed_branch(
     context: NodeContext, condition: relax.Expr, takes_then: bool, graph: onnx.GraphProto
 ) -> list[Value]:
     """One branch in place, and a check when running that the condition asks for it."""
-    number = context.emit(R.reshape(context.emit(R.astype(condition, "int64")), (1,)))
+    number = context.reshape(context.emit(R.astype(condition, "int64")), (1,))
     shape = context.block_builder.emit(R.tensor_to_shape(number))
     name = context.importer.builder.checks.next_name(
         f"its condition is {str(not takes_then).lower()}, but only the other branch could be compiled"
@@ -104,7 +104,7 @@ def scalar_condition(context: NodeContext, expr: relax.Expr) -> relax.Expr:
     shape = tensor_shape(expr)
     if any(isinstance(d, int) and d != 1 for d in shape):
         context.invalid(f"its condition must have one element, not {shape}")
-    return expr if not shape else context.emit(R.reshape(expr, ()))
+    return expr if not shape else context.reshape(expr, ())
 
 
 class _Branch:

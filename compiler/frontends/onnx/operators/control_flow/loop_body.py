@@ -464,5 +464,5 @@ def _level(context: NodeContext, trips: relax.Expr | None) -> relax.Expr:
     if isinstance(trips, tvm.ir.GenericConst):
         count = int(trips.value.numpy())
         return relax.const(min(max(count - 1, 0).bit_length(), _HIGHEST_LEVEL), "int64")
-    below = context.emit(R.less(powers, context.emit(R.reshape(trips, (1,)))))
+    below = context.emit(R.less(powers, context.reshape(trips, (1,))))
     return context.emit(R.sum(context.emit(R.astype(below, "int64")), axis=[0]))

@@ -497,7 +497,7 @@ def _clip(context: NodeContext, low: relax.Expr | None, high: relax.Expr | None)
     for index in range(1, len(context.inputs) if context.opset >= 11 else 1):
         if context.has_input(index) and context.rank(index) and context.shape(index) != (1,):
             context.invalid(f"its limit has shape {context.shape(index)}; it must be a scalar")
-    low, high = (context.emit(R.reshape(v, ())) if v is not None and v.ty.ndim else v for v in (low, high))
+    low, high = (context.reshape(v, ()) if v is not None and v.ty.ndim else v for v in (low, high))
     given = [limit for limit in (low, high) if limit is not None]
     if not given:
         return data

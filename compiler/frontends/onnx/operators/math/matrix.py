@@ -20,7 +20,6 @@ from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to,
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.cast import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.create import filled
-from compiler.frontends.onnx.operators.tensor.reshape import reshaped
 from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, in_vectors, int64, product
 from compiler.frontends.onnx.registry import OWN_DOMAIN, converter
 from compiler.frontends.onnx.symbolic import Dim, is_number
@@ -415,7 +414,7 @@ def _contract(context: NodeContext, a: Term, b: Term, needed: set[str]) -> Term:
     right = _grouped(context, b, [stack, inner, columns], sizes)
     product = matrix_product(context, left, right)
     labels = [*stack, *rows, *columns]
-    return Term(reshaped(context, product, [sizes[label] for label in labels]), labels)
+    return Term(context.reshape(product, [sizes[label] for label in labels]), labels)
 
 
 def _grouped(context: NodeContext, term: Term, groups: list[list[str]], sizes: dict[str, Dim]) -> relax.Expr:
@@ -424,4 +423,4 @@ def _grouped(context: NodeContext, term: Term, groups: list[list[str]], sizes: d
     data = term.data
     if order != list(range(len(order))):
         data = context.emit(R.permute_dims(data, order))
-    return reshaped(context, data, [context.arithmetic.product(sizes[label] for label in group) for group in groups])
+    return context.reshape(data, [context.arithmetic.product(sizes[label] for label in group) for group in groups])

@@ -17,7 +17,7 @@ from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.cast import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.create import filled
-from compiler.frontends.onnx.operators.tensor.reshape import axes_operand, reshaped
+from compiler.frontends.onnx.operators.tensor.reshape import axes_operand
 from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, in_vectors, product, shared_runs
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from compiler.frontends.onnx.values import tensor_shape
@@ -170,7 +170,7 @@ def _log_sum_exp(context: NodeContext, data: relax.Expr, axes: list[int], keep: 
     summed = context.emit(R.add(context.emit(R.log(context.emit(R.sum(powers, axes, True)))), shift))
     if keep:
         return summed
-    return reshaped(context, summed, [size for axis, size in enumerate(tensor_shape(data)) if axis not in axes])
+    return context.reshape(summed, [size for axis, size in enumerate(tensor_shape(data)) if axis not in axes])
 
 
 _REDUCTIONS: dict[str, Reduction] = {
@@ -247,8 +247,8 @@ def softmax_of_matrix(context: NodeContext) -> relax.Expr:
     shape = context.shape(0)
     axis = context.axis(context.attribute("axis", 1), max(len(shape), 1)) if shape else 0
     product = context.arithmetic.product
-    matrix = reshaped(context, context.input(0), [product(shape[:axis]), product(shape[axis:])])
-    return reshaped(context, context.emit(_softmax(context, matrix, 1)), shape)
+    matrix = context.reshape(context.input(0), [product(shape[:axis]), product(shape[axis:])])
+    return context.reshape(context.emit(_softmax(context, matrix, 1)), shape)
 
 
 @converter("Softmax", "LogSoftmax", "Hardmax", since=13)

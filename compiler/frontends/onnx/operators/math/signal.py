@@ -322,13 +322,11 @@ def _each(data: Complex, function: Callable[[relax.Expr], relax.Expr]) -> Comple
 
 
 def _split(context: NodeContext, tensor: relax.Expr, first: int, second: int) -> relax.Expr:
-    leading = [expression(size) for size in tensor_shape(tensor)[:-1]]
-    return context.emit(R.reshape(tensor, [*leading, first, second]))
+    return context.reshape(tensor, [*tensor_shape(tensor)[:-1], first, second])
 
 
 def _join(context: NodeContext, tensor: relax.Expr, length: int) -> relax.Expr:
-    leading = [expression(size) for size in tensor_shape(tensor)[:-2]]
-    return context.emit(R.reshape(tensor, [*leading, length]))
+    return context.reshape(tensor, [*tensor_shape(tensor)[:-2], length])
 
 
 def _swap(context: NodeContext, tensor: relax.Expr) -> relax.Expr:

@@ -90,7 +90,7 @@ class _Grouped:
         )
         result = context.emit(call)
         *outer, heads, size = tensor_shape(result)
-        merged = context.emit(R.reshape(result, [*outer, heads * size]))
+        merged = context.reshape(result, [*outer, heads * size])
         return [context.runtime(merged, context.dtype(0)), keys, values]
 
     def _parts(self) -> list[Expr]:
@@ -115,7 +115,7 @@ class _Grouped:
             return context.emit(R.permute_dims(expr, [0, 2, 1, 3]))
         if not isinstance(shape[2], int) or shape[2] % count:
             context.refuse(f"{count} heads do not divide a width of {shape[2]}")
-        return context.emit(R.reshape(expr, [*map(expression, shape[:2]), count, shape[2] // count]))
+        return context.reshape(expr, [*shape[:2], count, shape[2] // count])
 
     def _sinks(self) -> relax.Expr | None:
         """A score of each head that has no value, float32 (heads,)."""

@@ -151,7 +151,7 @@ def _projection(op: Composer, packing: Packing, weights: _Weights, features: int
     columns = packing.directions * packing.blocks * _GATES * packing.lanes
     steps, samples = context.shape(0)[:2]
     rows = context.arithmetic.multiply(steps, samples)
-    flat = context.emit(R.reshape(context.input(0), [rows, features]))
+    flat = context.reshape(context.input(0), [rows, features])
 
     def by_column(values: Operand, dtype: str = "float32") -> Constant | Runtime:
         return arrays.value(arrays.cast(arrays.reshape(packing.vectors(values, _GATES), (columns,)), dtype))
@@ -165,7 +165,7 @@ def _projection(op: Composer, packing: Packing, weights: _Weights, features: int
         both = arrays.reshape(arrays.input(3), (packing.directions, 2, _GATES * packing.hidden))
         halves = [arrays.reshape(arrays.slice(both, 1, h, h + 1), (packing.directions, -1)) for h in range(2)]
         product = op("Add", product, by_column(arrays.add(*halves)))
-    return context.emit(R.reshape(context.importer.builder.materialize(product), [steps, samples, *layout]))
+    return context.reshape(context.importer.builder.materialize(product), [steps, samples, *layout])
 
 
 def _words(packing: Packing, data: Operand, depth: int) -> Operand:

@@ -60,7 +60,7 @@ def attention(context: NodeContext) -> list[relax.Expr | None]:
     if is_flat:
         batch, count, queries, size = tensor_shape(result)
         result = context.emit(R.permute_dims(result, [0, 2, 1, 3]))
-        result = context.emit(R.reshape(result, [batch, queries, context.arithmetic.multiply(count, size)]))
+        result = context.reshape(result, [batch, queries, context.arithmetic.multiply(count, size)])
     seen = {_RAW: raw, _CAPPED: capped, _MASKED: masked, _PROBABILITIES: probabilities}
     mode = context.attribute("qk_matmul_output_mode", _RAW)
     if mode not in seen:
@@ -88,7 +88,7 @@ def _result_in_place(context: NodeContext, heads: _Heads, masking: Visible, *, i
     if not is_flat:
         return context.emit(R.permute_dims(result, [0, 2, 1, 3]))
     batch, queries, count, width = tensor_shape(result)
-    return context.emit(R.reshape(result, [batch, queries, context.arithmetic.multiply(count, width)]))
+    return context.reshape(result, [batch, queries, context.arithmetic.multiply(count, width)])
 
 
 def _heads(context: NodeContext) -> _Heads:
@@ -104,7 +104,7 @@ def _heads(context: NodeContext) -> _Heads:
             if isinstance(width, int) and width % count:
                 context.invalid(f"its input {index} of width {width} does not divide into {count} heads")
             shape = [batch, length, count, context.arithmetic.floor_divide(width, count)]
-            tensor = context.emit(R.permute_dims(R.reshape(tensor, shape), [0, 2, 1, 3]))
+            tensor = context.emit(R.permute_dims(context.reshape(tensor, shape), [0, 2, 1, 3]))
         elif context.rank(index) != 4:
             context.invalid(f"its input {index} must have rank 3 or 4, not {context.rank(index)}")
         tensors.append(tensor)
@@ -193,9 +193,9 @@ def _grouped_product(context: NodeContext, left: relax.Expr, right: relax.Expr, 
     if group == 1:
         return matrix_product(context, left, right)
     batch, query_heads, rows, inner = tensor_shape(left)
-    stacked = context.emit(R.reshape(left, [batch, count, context.arithmetic.multiply(rows, group), inner]))
+    stacked = context.reshape(left, [batch, count, context.arithmetic.multiply(rows, group), inner])
     product = matrix_product(context, stacked, right)
-    return context.emit(R.reshape(product, [batch, query_heads, rows, tensor_shape(product)[3]]))
+    return context.reshape(product, [batch, query_heads, rows, tensor_shape(product)[3]])
 
 
 def _softcapped(context: NodeContext, scores: relax.Expr, softcap: float) -> relax.Expr:
@@ -354,8 +354,7 @@ def _of_rank_4(context: NodeContext, mask: relax.Expr) -> relax.Expr:
     shape = tensor_shape(mask)
     if len(shape) == _KERNEL_RANK:
         return mask
-    sizes = [1] * (_KERNEL_RANK - len(shape)) + [expression(size) for size in shape]
-    return context.emit(R.reshape(mask, sizes))
+    return context.reshape(mask, [*[1] * (_KERNEL_RANK - len(shape)), *shape])
 
 
 def _scalar(context: NodeContext, size: Dim) -> relax.Expr:

@@ -220,17 +220,17 @@ def deform_conv(context: NodeContext) -> relax.Expr:
     _check_operands(context, window, offset_group, group)
     batch, *output = context.shape(_OFFSETS)[0], *context.shape(_OFFSETS)[2:]
     sizes = context.shape(0)[2:]
-    flat = context.emit(R.reshape(context.input(0), [batch, channels, context.arithmetic.product(sizes)]))
+    flat = context.reshape(context.input(0), [batch, channels, context.arithmetic.product(sizes)])
     operands = [context.input(index) for index in (_OFFSETS, _MASK) if context.has_input(index)]
     lengths = [expression(size) for size in sizes]
     compute = _columns(window, channels // offset_group)
     columns = context.emit_te(compute, flat, *operands, *lengths, primfunc_name_hint="deform_columns")
     inner = channels // group * math.prod(kernel)
     places = context.arithmetic.product(output)
-    columns = context.emit(R.reshape(columns, [batch, group, inner, places]))
-    weights = context.emit(R.reshape(context.input(1), [1, group, filters // group, inner]))
+    columns = context.reshape(columns, [batch, group, inner, places])
+    weights = context.reshape(context.input(1), [1, group, filters // group, inner])
     product = matrix_product(context, weights, columns)
-    result = context.emit(R.reshape(product, [batch, filters, *output]))
+    result = context.reshape(product, [batch, filters, *output])
     if context.has_input(_BIAS):
         result = context.emit(R.add(result, per_channel(context, _BIAS, rank + 2)))
     return result

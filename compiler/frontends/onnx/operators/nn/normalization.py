@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -114,7 +116,20 @@ def _power(base: Expr, exponent: float) -> Expr:
 _MAXIMUM_FILL = 2**20
 
 
+def _of_elements(convert: Callable[[NodeContext], Any]) -> Callable[[NodeContext], Any]:
+    """A normalization, which leaves a tensor without elements as it is: it would divide by the number of them."""
+
+    @functools.wraps(convert)
+    def converted(context: NodeContext) -> Any:
+        if 0 in [size for size in context.shape(0) if isinstance(size, int)] and not context.output_used(1):
+            return context.value(0)
+        return convert(context)
+
+    return converted
+
+
 @converter("LayerNormalization", since=17)
+@_of_elements
 def layer_normalization(context: NodeContext) -> list[relax.Expr | None]:
     """Zero mean and unit variance over the axes from `axis` on, then scale and bias; the statistics when asked for."""
     axes = _trailing_axes(context)
@@ -137,6 +152,7 @@ def layer_normalization(context: NodeContext) -> list[relax.Expr | None]:
 
 
 @converter("RMSNormalization", since=23)
+@_of_elements
 def rms_normalization(context: NodeContext) -> relax.Expr:
     """Unit root mean square over the axes from `axis` on, then a scale."""
     axes = _trailing_axes(context)
@@ -154,18 +170,21 @@ def rms_normalization(context: NodeContext) -> relax.Expr:
 
 
 @converter("InstanceNormalization")
+@_of_elements
 def instance_normalization(context: NodeContext) -> relax.Expr:
     """Zero mean and unit variance of each channel of each sample, then a scale and a bias per channel."""
     return _group_normalization(context, None)
 
 
 @converter("GroupNormalization", since=18)
+@_of_elements
 def group_normalization_18(context: NodeContext) -> relax.Expr:
     """GroupNormalization 18: like version 21, but with a scale and a bias per group."""
     return _group_normalization(context, int(context.required_attribute("num_groups")), per_group=True)
 
 
 @converter("GroupNormalization", since=21)
+@_of_elements
 def group_normalization(context: NodeContext) -> relax.Expr:
     """Zero mean and unit variance of each group of channels of each sample, then a scale and a bias per channel."""
     return _group_normalization(context, int(context.required_attribute("num_groups")))
@@ -252,6 +271,7 @@ def _affine(context: NodeContext, result: relax.Expr, scale: int, bias: int | No
 
 
 @converter("MeanVarianceNormalization", since=9)
+@_of_elements
 def mean_variance_normalization(context: NodeContext) -> relax.Expr:
     """(x - mean) / (standard deviation + 1e-9) over axes."""
     axes = context.axes(context.attribute("axes", [0, 2, 3]), context.rank(0))
@@ -264,6 +284,7 @@ def mean_variance_normalization(context: NodeContext) -> relax.Expr:
 
 
 @converter("LpNormalization")
+@_of_elements
 def lp_normalization(context: NodeContext) -> relax.Expr:
     """Divides by the 1- or 2-norm along an axis; zeros stay zeros."""
     order = context.attribute("p", 2)
@@ -349,12 +370,12 @@ def _trained_batch(context: NodeContext) -> list[relax.Expr | None]:
     inverse = context.emit(R.rsqrt(R.add(variance, context.literal(_epsilon(context), wide))))
     channels = tensor_shape(data)[1]
     shape = [1, channels, *[1] * (rank - 2)]
-    scale, bias = (context.emit(R.reshape(cast(context, context.input(i), wide), shape)) for i in (1, 2))
+    scale, bias = (context.reshape(cast(context, context.input(i), wide), shape) for i in (1, 2))
     result = context.emit(R.add(R.multiply(R.multiply(centered, inverse), scale), bias))
     momentum = float(context.attribute("momentum", 0.9))
     running: list[relax.Expr | None] = []
     for index, current in ((3, mean), (4, variance)):
         kept = R.multiply(cast(context, context.input(index), wide), context.literal(momentum, wide))
-        added = R.multiply(R.reshape(current, [channels]), context.literal(1.0 - momentum, wide))
+        added = R.multiply(context.reshape(current, [channels]), context.literal(1.0 - momentum, wide))
         running.append(cast(context, context.emit(R.add(kept, added)), statistics))
     return [cast(context, result, dtype), *running]

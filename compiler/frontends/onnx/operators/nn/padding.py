@@ -97,7 +97,7 @@ def _pad_kernel(
     context: NodeContext, data: relax.Expr, mode: str, offsets: list[Dim], sizes: list[Dim], value: relax.Expr
 ) -> relax.Expr:
     if value.ty.ndim:
-        value = context.emit(R.reshape(value, ()))
+        value = context.reshape(value, ())
     moved_axes = [
         axis
         for axis, size in enumerate(tensor_shape(data))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tvm import relax, te, tirx
-from tvm.relax import op as R
 
 from compiler.frontends.onnx.bounds import require, require_entries
 from compiler.frontends.onnx.context import NodeContext
@@ -19,7 +18,6 @@ from compiler.frontends.onnx.operators.nn.resize_kernels import (
     tap_tables,
 )
 from compiler.frontends.onnx.operators.precision import compute_dtype
-from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
 from schedules.ir.tvm_types import Expr, Tensor
@@ -48,18 +46,15 @@ def grid_sample(context: NodeContext) -> relax.Expr:
         require_entries(context, size, count)
     align = bool(context.attribute("align_corners", 0))
     (batch, channels, *sizes), places = context.shape(0), context.shape(1)[1:-1]
-    if 0 in (batch, channels) or 0 in places:
-        # To TVM's reshape a 0 means the old size.
-        return filled(context, 0, context.dtype(0), [batch, channels, *places])
     kernel = _grid_sample_kernel(_MODES[mode], padding, align)
     lengths = [expression(size) for size in sizes]
-    flat = context.emit(R.reshape(context.input(0), [batch, channels, context.arithmetic.product(sizes)]))
+    flat = context.reshape(context.input(0), [batch, channels, context.arithmetic.product(sizes)])
     grid, count = context.input(1), context.arithmetic.product(places)
     if not isinstance(count, int) or count > _MOST_CACHED:
         return context.emit_te(kernel, flat, grid, *lengths, primfunc_name_hint="grid_sample")
-    grid = context.emit(R.reshape(grid, [batch, count, rank]))
+    grid = context.reshape(grid, [batch, count, rank])
     result = context.emit(context.emit_te(kernel, flat, grid, *lengths, primfunc_name_hint="grid_sample"))
-    return R.reshape(result, [batch, channels, *places])
+    return context.reshape(result, [batch, channels, *places])
 
 
 def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., Tensor]:

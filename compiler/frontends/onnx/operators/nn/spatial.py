@@ -188,7 +188,7 @@ def per_channel(context: NodeContext, index: int, rank: int) -> relax.Expr:
     shape = (1, value.shape[0], *[1] * (rank - 2))
     if isinstance(value, Constant):
         return Constant(value.array.reshape(shape), value.dtype).expr()
-    return context.emit(relax.op.reshape(context.input(index), shape))
+    return context.reshape(context.input(index), shape)
 
 
 def spatial_sizes(expr: relax.Expr) -> tuple[Dim, ...]:

@@ -56,9 +56,9 @@ def operand(context: NodeContext, index: int, zero_point: int, axis: int) -> Ope
     if len(shape) == 1 and shape[0] != 1:
         target = [1] * rank
         target[axis] = shape[0]
-        wide = context.emit(R.reshape(wide, relax.ShapeExpr(target)))
+        wide = context.reshape(wide, target)
     elif len(shape) == 1:
-        wide = context.emit(R.reshape(wide, ()))
+        wide = context.reshape(wide, ())
     return Operand(context.input(index), wide)
 
 
@@ -136,7 +136,7 @@ def integer_conv(context: NodeContext, x: Operand, w: Operand) -> relax.Expr:
 
 
 def _channels(context: NodeContext, vector: relax.Expr, rank: int) -> relax.Expr:
-    return context.emit(R.reshape(vector, relax.ShapeExpr([1, tensor_shape(vector)[0], *[1] * rank])))
+    return context.reshape(vector, [1, tensor_shape(vector)[0], *[1] * rank])
 
 
 @converter("MatMulInteger", since=10)
@@ -176,10 +176,10 @@ def _scale(context: NodeContext, index: int, shape: list[Dim] | None) -> relax.E
     expr = cast(context, context.input(index), "float32")
     own = tensor_shape(expr)
     if len(own) == 1 and own[0] == 1:
-        return context.emit(R.reshape(expr, ()))
+        return context.reshape(expr, ())
     if len(own) == 1 and shape is not None:
         target = [own[0] if isinstance(size, int) and size == -1 else size for size in shape]
-        return context.emit(R.reshape(expr, relax.ShapeExpr(target)))
+        return context.reshape(expr, target)
     return expr
 
 
@@ -189,7 +189,7 @@ def requantized(context: NodeContext, sums: relax.Expr, factor: relax.Expr, zero
     target = context.dtype(zero_point)
     zero = context.input(zero_point)
     if tensor_shape(zero):
-        zero = context.emit(R.reshape(zero, ()))
+        zero = context.reshape(zero, ())
     return quantized(context, scaled, Parameters(relax.const(1.0, "float32"), zero, None), target)
 
 

@@ -115,7 +115,7 @@ def _scalar(context: NodeContext, index: int) -> relax.Expr:
         if value.size != 1:
             context.invalid(f"its input {index} must hold one value, not {value.shape}")
         return Constant(value.array.reshape(()), value.dtype).expr()
-    return context.emit(R.reshape(context.input(index), ())) if value.shape else context.input(index)
+    return context.reshape(context.input(index), ()) if value.shape else context.input(index)
 
 
 def _vector(context: NodeContext, index: int, size: Index) -> relax.Expr:
@@ -245,7 +245,7 @@ def _aligned(context: NodeContext, parameter: relax.Expr | None, axis: int, rank
         return parameter
     shape = [1] * rank
     shape[axis] = tensor_shape(parameter)[0]
-    return context.emit(R.reshape(parameter, relax.ShapeExpr(shape)))
+    return context.reshape(parameter, shape)
 
 
 def dequantized(

@@ -204,12 +204,12 @@ def _projection(
     """Products of all steps with the input weights, plus bias: (steps, samples, directions, blocks, gates, lanes)."""
     steps, samples = tensor_shape(data)[:2]
     rows = context.arithmetic.multiply(steps, samples)
-    flat = context.emit(R.reshape(data, [rows, features]))
+    flat = context.reshape(data, [rows, features])
     product = context.emit(R.matmul(flat, packing.arrays.tensor(packing.projection(weights, features))))
     layout = [packing.directions, packing.blocks, packing.gates, packing.lanes]
     flat_bias = packing.arrays.reshape(bias, (math.prod(layout),))
     total = context.emit(R.add(product, flat_bias))
-    return context.emit(R.reshape(total, [steps, samples, *layout]))
+    return context.reshape(total, [steps, samples, *layout])
 
 
 def run_recurrence(context: NodeContext, recurrence: Recurrence, operands: Mapping[str, relax.Expr]) -> relax.Expr:
@@ -340,7 +340,7 @@ class Arrays:
     def reshape(self, value: Operand, shape: Sequence[int]) -> Operand:
         if isinstance(value, np.ndarray):
             return value.reshape(shape)
-        return self.context.emit(R.reshape(value, list(shape)))
+        return self.context.reshape(value, shape)
 
     def permute(self, value: Operand, axes: Sequence[int]) -> Operand:
         if isinstance(value, np.ndarray):

@@ -156,9 +156,9 @@ def _whole_number(context: NodeContext, index: int) -> Dim | None:
 
 def _computed_range(context: NodeContext, dtype: str) -> relax.Expr:
     """A range of floats whose length is computed when the module runs."""
-    first, last, step = (context.emit(R.reshape(context.input(i), ())) for i in range(3))
+    first, last, step = (context.reshape(context.input(i), ()) for i in range(3))
     span = context.emit(R.divide(context.emit(R.subtract(last, first)), step))
-    length = context.emit(R.reshape(context.emit(R.astype(context.emit(R.ceil(span)), "int64")), (1,)))
+    length = context.reshape(context.emit(R.astype(context.emit(R.ceil(span)), "int64")), (1,))
     (count,) = context.importer.builder.shape_values(length, signed=False)
 
     def values(size: Expr, begin: te.Tensor, stride: te.Tensor) -> te.Tensor:

@@ -89,7 +89,7 @@ def nonzero(context: NodeContext) -> relax.Expr:
     shape, rank = context.shape(0), context.rank(0)
     data = context.input(0)
     if rank == 0:
-        data = context.emit(R.reshape(data, (1,)))
+        data = context.reshape(data, (1,))
     if any(isinstance(size, int) and size == 0 for size in shape):
         return context.emit(R.zeros(relax.ShapeExpr([rank, 0]), "int64"))
     places = true_positions(context, data)
@@ -125,9 +125,7 @@ def compress(context: NodeContext) -> relax.Expr:
         axis = context.axis(context.attribute("axis", 0), context.rank(0))
     else:
         axis = 0
-        data = context.emit(
-            R.reshape(data, relax.ShapeExpr([expression(context.arithmetic.product(context.shape(0)))]))
-        )
+        data = context.reshape(data, [context.arithmetic.product(context.shape(0))])
     size, length = tensor_shape(data)[axis], context.shape(1)[0]
     if not context.arithmetic.proved(context.arithmetic.less_equal(length, size)):
         if isinstance(length, int) and isinstance(size, int):
@@ -158,13 +156,13 @@ def unique(context: NodeContext) -> list[relax.Expr]:
         return [distinct, nothing, nothing, nothing]
     if not by_axis:
         shape = [arithmetic.product(shape)]
-        data = context.emit(R.reshape(data, relax.ShapeExpr([expression(shape[0])])))
+        data = context.reshape(data, [shape[0]])
     width = arithmetic.product(d for i, d in enumerate(shape) if i != axis)
     items = data
     if axis:
         order = [axis, *(i for i in range(len(shape)) if i != axis)]
         items = context.emit(R.permute_dims(data, order))
-    items = context.emit(R.reshape(items, relax.ShapeExpr([1, expression(shape[axis]), expression(width)])))
+    items = context.reshape(items, [1, shape[axis], width])
     in_order = bool(context.attribute("sorted", 1))
     results = context.emit_te(lambda tensor: _unique_kernel(tensor, in_order), items, primfunc_name_hint="unique")
     first, inverse, counts, number = parts(context, results)

@@ -21,8 +21,6 @@ from compiler.frontends.onnx.bounds import (
 )
 from compiler.frontends.onnx.broadcasting import const, elementwise, select
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.tensor.create import filled
-from compiler.frontends.onnx.operators.tensor.reshape import reshaped
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression, is_simple
 from compiler.frontends.onnx.values import Constant, tensor_shape
@@ -83,12 +81,9 @@ def _take_any(context: NodeContext, data: relax.Expr, indices: relax.Expr, axis:
         return R.take(data, indices, axis, mode="fast")
     shape, places = tensor_shape(data), tensor_shape(indices)
     target = [*shape[:axis], *places, *shape[axis + 1 :]]
-    if any(isinstance(size, int) and size == 0 for size in target):
-        # To TVM's reshape a 0 means the old size.
-        return filled(context, 0, str(data.ty.dtype), target)
-    flat = context.emit(R.reshape(indices, (context.arithmetic.product(places),)))
+    flat = context.reshape(indices, (context.arithmetic.product(places),))
     taken = context.emit(R.take(data, flat, axis, mode="fast"))
-    return R.reshape(taken, relax.ShapeExpr([expression(size) for size in target]))
+    return context.reshape(taken, target)
 
 
 @converter("GatherElements", since=11)
@@ -371,12 +366,10 @@ def depth_to_space(context: NodeContext) -> relax.Expr:
     depth = _divided(context, channels, block * block)
     crd = context.attribute("mode", "DCR") == "CRD"
     split_shape = [batch, depth, block, block] if crd else [batch, block, block, depth]
-    data = reshaped(context, context.input(0), [*split_shape, height, width])
+    data = context.reshape(context.input(0), [*split_shape, height, width])
     order = [0, 1, 4, 2, 5, 3] if crd else [0, 3, 4, 1, 5, 2]
     data = context.emit(R.permute_dims(data, order))
-    return reshaped(
-        context, data, [batch, depth, arithmetic.multiply(height, block), arithmetic.multiply(width, block)]
-    )
+    return context.reshape(data, [batch, depth, arithmetic.multiply(height, block), arithmetic.multiply(width, block)])
 
 
 @converter("SpaceToDepth")
@@ -385,10 +378,10 @@ def space_to_depth(context: NodeContext) -> relax.Expr:
     batch, channels, height, width = context.shape(0)
     block, arithmetic = context.required_attribute("blocksize"), context.arithmetic
     rows, columns = _divided(context, height, block), _divided(context, width, block)
-    data = reshaped(context, context.input(0), [batch, channels, rows, block, columns, block])
+    data = context.reshape(context.input(0), [batch, channels, rows, block, columns, block])
     crd = context.attribute("mode", "DCR") == "CRD"
     data = context.emit(R.permute_dims(data, [0, 1, 3, 5, 2, 4] if crd else [0, 3, 5, 1, 2, 4]))
-    return reshaped(context, data, [batch, arithmetic.multiply(channels, block * block), rows, columns])
+    return context.reshape(data, [batch, arithmetic.multiply(channels, block * block), rows, columns])
 
 
 def _divided(context: NodeContext, size: Dim, divisor: int) -> Dim:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tvm import relax, te, tirx
-from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -33,7 +32,7 @@ def non_max_suppression(context: NodeContext) -> relax.Expr:
     batch, classes, count = context.shape(1)
     require_shape(context, context.shape(0), [batch, count, 4], "the boxes")
     rows = context.arithmetic.product((batch, classes))
-    flat = context.emit(R.reshape(scores, relax.ShapeExpr([expression(rows), expression(count)])))
+    flat = context.reshape(scores, [rows, count])
     order = context.emit_te(
         lambda tensor: sorted_positions(tensor, descending=True), flat, primfunc_name_hint="sorted_positions"
     )
@@ -53,7 +52,7 @@ def _scalar(context: NodeContext, index: int, default: float, dtype: str) -> rel
     if not context.has_input(index):
         return context.literal(default, dtype, (1,))
     expr = context.input(index)
-    return expr if tensor_shape(expr) == (1,) else context.emit(R.reshape(expr, (1,)))
+    return expr if tensor_shape(expr) == (1,) else context.reshape(expr, (1,))
 
 
 def _suppression_kernel(centered: bool, has_threshold: bool) -> Callable[..., list[Tensor]]:

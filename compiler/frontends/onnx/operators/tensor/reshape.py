@@ -8,18 +8,9 @@ from tvm import relax, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Symbolic
-
-
-def reshaped(context: NodeContext, data: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
-    """The data in another shape of as many elements; sizes may be expressions."""
-    if any(isinstance(size, int) and size == 0 for size in shape):
-        # To TVM's reshape a 0 means the old size.
-        return filled(context, 0, str(data.ty.dtype), shape)
-    return context.emit(R.reshape(data, relax.ShapeExpr([expression(size) for size in shape])))
 
 
 @converter("Reshape", since=5)
@@ -40,8 +31,8 @@ def reshape(context: NodeContext) -> relax.Expr:
     data = context.input(0)
     if not arithmetic.equal_is_proved(elements, new):
         # TVM's reshape checks nothing; a wrong size would read outside the tensor.
-        data = context.match_shape(reshaped(context, data, [elements]), [new])
-    return context.with_simple_sizes(reshaped(context, data, wanted))
+        data = context.match_shape(context.reshape(data, [elements]), [new])
+    return context.with_simple_sizes(context.reshape(data, wanted))
 
 
 def _inferred_at_run_time(context: NodeContext, wanted: list[Dim], elements: Dim) -> list[Dim]:
@@ -93,7 +84,7 @@ def reshape_by_attribute(context: NodeContext) -> relax.Expr:
     wanted = [_copied(context, int(s), context.shape(0), i) for i, s in enumerate(context.required_attribute("shape"))]
     if -1 in [size for size in wanted if isinstance(size, int)]:
         wanted = _inferred(context, wanted, context.arithmetic.product(context.shape(0)))
-    return reshaped(context, context.input(0), wanted)
+    return context.reshape(context.input(0), wanted)
 
 
 @converter("Flatten")
@@ -104,7 +95,7 @@ def flatten(context: NodeContext) -> relax.Expr:
         context.invalid(f"axis {axis} does not exist in rank {len(shape)}")
     axis = axis + len(shape) if axis < 0 else axis
     product = context.arithmetic.product
-    return reshaped(context, context.input(0), [product(shape[:axis]), product(shape[axis:])])
+    return context.reshape(context.input(0), [product(shape[:axis]), product(shape[axis:])])
 
 
 def axes_operand(context: NodeContext, index: int = 1) -> list[int] | None:
@@ -131,7 +122,7 @@ def squeeze(context: NodeContext) -> relax.Expr:
     data = context.input(0)
     if any(not isinstance(shape[axis], int) for axis in removed):
         data = context.match_shape(data, [1 if axis in removed else size for axis, size in enumerate(shape)])
-    return reshaped(context, data, [size for axis, size in enumerate(shape) if axis not in removed])
+    return context.reshape(data, [size for axis, size in enumerate(shape) if axis not in removed])
 
 
 @converter("Unsqueeze")
@@ -141,7 +132,7 @@ def unsqueeze(context: NodeContext) -> relax.Expr:
     shape: list[Dim] = list(context.shape(0))
     for axis in sorted(context.axes(axes, len(shape) + len(axes))):
         shape.insert(axis, 1)
-    return reshaped(context, context.input(0), shape)
+    return context.reshape(context.input(0), shape)
 
 
 @converter("Transpose")

@@ -17,7 +17,6 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx.bounds import require, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.data_dependent import parts
-from compiler.frontends.onnx.operators.tensor.reshape import reshaped
 from compiler.frontends.onnx.operators.tensor.sort_kernels import (
     STATE,
     Run,
@@ -65,11 +64,11 @@ def _top_k(context: NodeContext, k: Dim) -> list[relax.Expr]:
     moved = data if axis == rank - 1 else context.emit(R.permute_dims(data, order))
     outer = [shape[i] for i in order[:-1]]
     rows = context.arithmetic.product(outer)
-    flat = reshaped(context, moved, [rows, shape[axis]])
+    flat = context.reshape(moved, [rows, shape[axis]])
     largest = bool(context.attribute("largest", 1))
     results = parts(context, context.emit_te(_top_k_kernel(largest), flat, expression(k), primfunc_name_hint="top_k"))
     back = [order.index(i) for i in range(rank)]
-    shaped = [reshaped(context, result, [*outer, k]) for result in results]
+    shaped = [context.reshape(result, [*outer, k]) for result in results]
     return shaped if axis == rank - 1 else [context.emit(R.permute_dims(r, back)) for r in shaped]
 
 

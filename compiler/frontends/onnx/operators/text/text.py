@@ -19,7 +19,6 @@ from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, in_vectors, int64
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import Constant, Value, tensor_shape
 from compiler.support.optional import optional_module
 from schedules.ir.tvm_types import Buffer, Expr, Stmt
@@ -87,7 +86,7 @@ def tf_idf_vectorizer(context: NodeContext) -> relax.Expr | list[Value]:
     else:
         counts = filled(context, 0, "float32", [tensor_shape(tokens)[0], width])
     result = _weighted(context, counts, grams, width)
-    return result if rank == 2 else context.emit(R.reshape(result, relax.ShapeExpr([expression(width)])))
+    return result if rank == 2 else context.reshape(result, [width])
 
 
 def _grams(context: NodeContext) -> _Grams:
