@@ -7,6 +7,7 @@ com.microsoft: weights quantized in blocks: MatMulNBits, and GatherBlockQuantize
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from tvm import relax, tirx
 from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.bounds import require_indices
+from compiler.frontends.onnx.bounds import require, require_indices
 from compiler.frontends.onnx.broadcasting import broadcast, elementwise
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
+from compiler.frontends.onnx.operators.math.matrix import matrix_product
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, attributes_of, embedded, given
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.operators.quantization.integer_products import (
@@ -100,7 +102,7 @@ def _zero(context: NodeContext, index: int) -> relax.Expr:
     if not context.has_input(index):
         return relax.const(0.0, "float32")
     expr = cast(context, context.input(index), "float32")
-    return expr if not tensor_shape(expr) else context.emit(R.reshape(expr, ()))
+    return expr if not tensor_shape(expr) else context.reshape(expr, ())
 
 
 def _saturated(value: Expr, dtype: str) -> Expr:
@@ -262,7 +264,7 @@ def dynamic_quantize_matmul(context: NodeContext) -> relax.Expr:
     return context.emit(R.add(result, context.input(4))) if context.has_input(4) else result
 
 
-_INT8_DATA = 4  # the accuracy level
+INT8_DATA = 4  # the accuracy level
 
 
 @converter("GatherBlockQuantized", domain=DOMAIN)
@@ -373,7 +375,7 @@ def _narrow_product(context: NodeContext, op: Composer, weights: np.ndarray, bit
     if scales is None or context.has_input(4):
         return None
     rows, blocks, block = weights.shape
-    rounds = int(context.attribute("accuracy_level", 0)) == _INT8_DATA and block % 4 == 0
+    rounds = int(context.attribute("accuracy_level", 0)) == INT8_DATA and block % 4 == 0
     if context.has_input(3):
         raw = context.constant(3)
         if raw.dtype != np.uint8:
@@ -395,6 +397,48 @@ def _narrow_product(context: NodeContext, op: Composer, weights: np.ndarray, bit
     dtype = context.dtype(0)
     assert dtype is not None
     return op("Cast", result, to=op.number(dtype))
+
+
+# What the 16 codes of 4-bit floats stand for, by quant_type:
+# https://github.com/bitsandbytes-foundation/bitsandbytes/blob/main/bitsandbytes/functional.py (create_fp4_map, and the
+# quantiles of the normal distribution in get_4bit_type)
+_FP4 = (0.0, 1 / 192, 2 / 3, 1.0, 1 / 3, 1 / 2, 1 / 6, 1 / 4)
+_BNB4_CODES: tuple[tuple[float, ...], ...] = (
+    (*_FP4, *(-value for value in _FP4)),
+    (
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+        *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+        *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ),
+)
+
+
+@converter("MatMulBnb4", domain=DOMAIN)
+def matmul_bnb4(context: NodeContext) -> relax.Expr:
+    """A times the transposed B (N, K) of 4-bit floats: a, codes (the high half of a byte first), scales.
+
+    Blocks are consecutive in the flattened B, so that one may span two rows.
+    """
+    rows, depth, block = (int(context.required_attribute(name)) for name in ("N", "K", "block_size"))
+    kind = int(context.required_attribute("quant_type"))
+    if kind not in range(len(_BNB4_CODES)):
+        context.invalid(f"quant_type must be 0 (FP4) or 1 (NF4), not {kind}")
+    if not context.attribute("transB", 1):
+        context.refuse("transB=0, of backward passes, is not supported")
+    packed = context.constant(1).reshape(-1)
+    if packed.size != -(-rows * depth // 2):
+        context.invalid(f"{packed.size} bytes do not hold {rows} x {depth} numbers of 4 bits")
+    codes = np.stack([packed >> 4, packed & 15], -1).reshape(-1)[: rows * depth].reshape(rows, depth)
+    group = math.gcd(depth, block)
+    by_step = np.repeat(context.constant(2).reshape(-1).astype(np.float32), block // group)
+    scales = by_step[: rows * depth // group].reshape(rows, -1)
+    data, dtype = cast(context, context.input(0), "float32"), context.dtype(0)
+    if group % 4 == 0:
+        weight = BlockWeight.of_codes(codes, scales, group, _BNB4_CODES[kind])
+        require(context, tensor_shape(data)[-1], "equal", depth)
+        return cast(context, block_product(context.block_builder, data, weight, "float32"), dtype)
+    matrix = np.asarray(_BNB4_CODES[kind], np.float32)[codes] * np.repeat(scales, group, 1)
+    return cast(context, matrix_product(context, data, Constant(matrix.T).expr()), dtype)
 
 
 def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:

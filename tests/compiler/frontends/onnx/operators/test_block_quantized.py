@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import compiler
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import run_reference
 
 DEPTH, COLUMNS, BLOCK = 200, 96, 32
 BLOCKS = -(-DEPTH // BLOCK)
@@ -57,6 +58,25 @@ def test_matmul_n_bits(bits: int, zeros: bool) -> None:
     weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     source = model([node], DEPTH, weights)
     check(source, DEPTH, wide.reshape(COLUMNS, -1)[:, :DEPTH].T, DEPTH * COLUMNS * bits // 8)
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["FP4", "NF4"])
+@pytest.mark.parametrize("depth", [192, 200, 202])
+def test_matmul_bnb4(kind: int, depth: int) -> None:
+    """ONNX Runtime is the reference: codes, their order, and blocks that span two rows, by steps of 8 and of 2."""
+    block = 64
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 256, COLUMNS * depth // 2).astype(np.uint8)
+    scales = generator.uniform(0.5, 2, -(-COLUMNS * depth // block)).astype(np.float32)
+    attributes: dict[str, Any] = {"K": depth, "N": COLUMNS, "block_size": block, "quant_type": kind}
+    node = helper.make_node("MatMulBnb4", ["x", "b", "s"], ["y"], domain="com.microsoft", **attributes)
+    source = model([node], depth, [numpy_helper.from_array(codes, "b"), numpy_helper.from_array(scales, "s")])
+    module = compiler.compile(source, threads=1)
+    x = generator.standard_normal((3, depth)).astype(np.float32)
+    wanted = run_reference(source, {"x": x})[0]
+    np.testing.assert_allclose(module.run({"x": x})["y"], wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max())
+    stored = sum(parameter.nbytes for parameter in module.manifest.parameters)
+    assert depth == 202 or stored < 2 * COLUMNS * depth
 
 
 def test_one_table_for_embedding_and_head_in_integers() -> None:
