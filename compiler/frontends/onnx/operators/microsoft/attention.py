@@ -254,3 +254,42 @@ def rotary_embedding(context: NodeContext) -> TensorValue:
         rotary_embedding_dim=rotated,
         **attributes,
     )
+
+
+@converter("MRotaryEmbedding", domain=DOMAIN)
+def multimodal_rotary_embedding(context: NodeContext) -> TensorValue:
+    """Rotary positions in time, height and width, as Qwen-VL's: input, positions (3, batch, length), cosines, sines.
+
+    Each column of the tables is looked up with one of the positions: in sections of `mrope_section` columns, or in
+    turns (`mrope_layout` 1), in which columns beyond a section's end are those of time.
+    """
+    op = Composer(context)
+    if context.attribute("is_packed_batching", 0) or context.attribute("scale", 1.0) != 1.0:
+        context.refuse("is_packed_batching and scale are not supported")
+    sections = [int(size) for size in context.required_attribute("mrope_section")]
+    rows, columns = context.shape(2)
+    if len(sections) != 3 or sum(sections) != columns:
+        context.invalid(f"mrope_section {sections} does not divide {columns} columns among three positions")
+    stream = np.repeat(np.arange(3), sections)
+    if context.attribute("mrope_layout", 0):
+        stream = np.zeros(columns, np.int64)
+        for index in (1, 2):
+            stream[index : 3 * sections[index] : 3] = index
+    require_values(context, 1, 0, rows)
+    tables = []
+    for index in (2, 3):
+        looked_up = op("Gather", context.value(index), context.value(1))
+        time, height, width = op.outputs(3, "Split", looked_up, axis=0, num_outputs=3)
+        chosen = op("Where", stream == 0, time, op("Where", stream == 1, height, width))
+        tables.append(op("Squeeze", chosen, int64s(0)))
+    attributes: dict[str, Any] = {}
+    if context.rank(0) == 3:
+        attributes = {"num_heads": context.attribute("num_heads", 0) or int(context.shape(0)[2]) // (2 * columns)}
+    return op(
+        "RotaryEmbedding",
+        context.value(0),
+        *tables,
+        interleaved=context.attribute("interleaved", 0),
+        rotary_embedding_dim=context.attribute("rotary_embedding_dim", 0),
+        **attributes,
+    )

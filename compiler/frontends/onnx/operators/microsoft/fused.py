@@ -114,6 +114,33 @@ def nhwc_conv(context: NodeContext) -> TensorValue:
     return activated(context, op, result)
 
 
+@converter("CausalConvWithState", domain=DOMAIN)
+def causal_conv_with_state(context: NodeContext) -> list[TensorValue]:
+    """Depthwise convolution of x (batch, channels, length) that reads no later positions: x, weights, bias, past.
+
+    The second output holds the positions that the next call reads: (batch, channels, (k - 1) * dilation).
+    """
+    op, (channels, _, size) = Composer(context), context.shape(1)
+    for name, usual in (("ndim", 1), ("channels_last", 0), ("state_window", 0), ("state_update_capacity", 0)):
+        if context.attribute(name, usual) != usual:
+            context.refuse(f"{name}={context.attribute(name, usual)} is not supported")
+    if not isinstance(size, int) or not isinstance(channels, int):
+        context.refuse("the shape of its weights is not known when compiling")
+    step = int(context.attribute("dilation", 1))
+    before, data = (size - 1) * step, context.tensor(0)
+    if context.has_input(3):
+        data = op("Concat", context.value(3), data, axis=2)
+    else:
+        data = op("Pad", data, int64s(0, 0, before, 0, 0, 0))
+    result = op("Conv", data, context.value(1), given(context, 2), group=channels, dilations=[step])
+    activation = context.attribute("activation", "none")
+    if activation in ("silu", "swish"):
+        result = op("Mul", result, op("Sigmoid", result))
+    elif activation != "none":
+        context.refuse(f"the activation {activation!r} is not supported")
+    return [result, op("Slice", data, int64s(-before), int64s(2**62), int64s(2))]
+
+
 @converter("NhwcMaxPool", domain=DOMAIN)
 def nhwc_max_pool(context: NodeContext) -> TensorValue:
     """MaxPool with the channels last."""

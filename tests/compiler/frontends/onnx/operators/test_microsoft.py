@@ -176,6 +176,22 @@ def test_rotary_embedding() -> None:
     _check("RotaryEmbedding", {"x": _f(2, 4, 16), "p": np.array([2])} | tables, interleaved=1)
 
 
+@pytest.mark.parametrize("layout", [0, 1])
+def test_rotary_embedding_of_three_positions(layout: int) -> None:
+    positions = _RANDOM.integers(0, 9, (3, 2, 4))
+    tables = {"p": positions, "c": _f(9, 8), "s": _f(9, 8)}
+    sections: dict[str, Any] = {"mrope_section": [4, 2, 2] if layout == 0 else [3, 3, 2], "mrope_layout": layout}
+    _check("MRotaryEmbedding", {"x": _f(2, 3, 4, 16)} | tables, **sections)
+    _check("MRotaryEmbedding", {"x": _f(2, 4, 32)} | tables, num_heads=2, **sections)
+
+
+@pytest.mark.parametrize("past", [True, False])
+def test_causal_convolution(past: bool) -> None:
+    weights = {"w": _f(6, 1, 4), "b": _f(6), "p": _f(2, 6, 3) if past else None}
+    _check("CausalConvWithState", {"x": _f(2, 6, 5)} | weights, 2, activation="silu")
+    _check("CausalConvWithState", {"x": _f(2, 6, 1)} | weights, 2)
+
+
 _LSTM = ("w", "r", "b", "ws", "wz", "rs", "rz")
 
 
