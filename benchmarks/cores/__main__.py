@@ -101,8 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compiled-for", type=int, help="compile once, for so many cores")
     parser.add_argument("--modules", help="keep compiled modules in this folder, and use those that are there")
     parser.add_argument("--cold", action="store_true", help="empty a core's own caches before each part")
-    parser.add_argument("--apart", action="store_true", help="a second core runs the parts of all others")
-    parser.add_argument("--runs", type=int, default=5, help="of which the shortest time of each part counts")
+    parser.add_argument("--runs", type=int, default=15, help="of which the shortest time of each part counts")
     parser.add_argument("--kernels", action="store_true", help="show the kernels that cost the most cores")
     parser.add_argument("--measured", action="store_true", help="time ours and the peers where there are the cores")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
@@ -126,8 +125,7 @@ def _rows(net: Net, options: argparse.Namespace, console: Console) -> list[Row]:
         }
         evicted = targets.get(options.target, cores=1).machine.l2_bytes if options.cold else 0
         modules = [
-            {"path": str(path), "cores": cores, "evicted": evicted * (cores > 1), "apart": options.apart and cores > 1}
-            for cores, path in compiled.items()
+            {"path": str(path), "cores": cores, "evicted": evicted * (cores > 1)} for cores, path in compiled.items()
         ]
         plan = {"arrays": str(net.arrays), "sizes": dict(net.sizes), "runs": options.runs, "modules": modules}
         console.print(f"[dim]{net.name}: timing parts", highlight=False)

@@ -5,16 +5,12 @@
 TVM looks `TVMBackendParallelLaunch` up in a table of its runtime when a module is loaded; here that of `launch.c` is in
 it, which cuts a region into as many parts as a machine has cores, as TVM's own does, and times each part. PLAN says the
 modules and their cores; the result is printed as JSON, a list of calls of each module.
-
-Where parts run "apart", a second core runs all parts but those of one modelled core at a time: that core finds its own
-parameters of the run before in its caches and page tables, and takes what others have written from them.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-import os
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -35,7 +31,6 @@ from compiler.support.balance import task_counts
 from targets.toolchain import find_compiler
 
 _SOURCE = Path(__file__).with_name("launch.c")
-_PROCESSORS = os.sched_getaffinity(0)
 _SYMBOL = b"__TVMBackendParallelLaunch"
 _LEAST_WORK, _LEAST_SHARE = 60e-9, 0.05  # minimum of a part with work: seconds, and fraction of the longest part
 
@@ -83,7 +78,6 @@ class Launcher:
         self._library.noted.restype = ctypes.c_int64
         self._library.first_note.restype = ctypes.POINTER(ctypes.c_int64)
         self._library.set_parts.argtypes = (ctypes.c_int, ctypes.c_int64)
-        self._library.time_part.argtypes = (ctypes.c_int, ctypes.c_int)
         set_threads()  # which names its own
         ffi = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
         address = ctypes.cast(self._library.launch, ctypes.c_void_p)
@@ -92,13 +86,6 @@ class Launcher:
 
     def set_parts(self, parts: int, evicted: int) -> None:
         self._library.set_parts(parts, evicted)
-
-    def time_part(self, number: int | None) -> None:
-        """Time this part of each region alone, while another processor runs the others; None: all, on this one."""
-        own, other, *_ = sorted(_PROCESSORS) * 2
-        os.sched_setaffinity(0, _PROCESSORS if number is None else {own})
-        if not self._library.time_part(-1 if number is None else number, other):
-            raise RuntimeError("the system allows no second thread")
 
     def forget(self) -> None:
         self._library.forget()
@@ -123,35 +110,26 @@ def main() -> int:
     for each in plan["modules"]:
         launcher.set_parts(each["cores"], each["evicted"])
         workload = prepare(load(each["path"], threads=1), inputs, sizes=plan["sizes"] or None)
-        apart = each["cores"] if each["apart"] else 0
-        results.append([asdict(call) for call in _on_one_thread(workload, launcher, plan["runs"], apart)])
+        results.append([asdict(call) for call in _on_one_thread(workload, launcher, plan["runs"])])
     print(json.dumps(results))
     return 0
 
 
-def _on_one_thread(workload: Workload, launcher: Launcher, runs: int, apart: int) -> list[CallParts]:
-    return workload.on_its_threads(lambda: timed_calls(workload, launcher, runs, apart))
+def _on_one_thread(workload: Workload, launcher: Launcher, runs: int) -> list[CallParts]:
+    return workload.on_its_threads(lambda: timed_calls(workload, launcher, runs))
 
 
-def timed_calls(workload: Workload, launcher: Launcher, runs: int, apart: int = 0) -> list[CallParts]:
-    """The calls of a run in order; each time is the minimum over several runs.
-
-    Args:
-        apart: a number of cores, each of which has so many runs in which its parts alone are timed, while a second
-            processor runs the others.
-    """
+def timed_calls(workload: Workload, launcher: Launcher, runs: int) -> list[CallParts]:
+    """The calls of a run in order; each time is the minimum over several runs."""
     workload.run()
     rows: list[np.ndarray] = []
 
     def run() -> None:
-        if apart:
-            launcher.time_part(len(rows) // (runs + 1) % apart)
         launcher.forget()
         workload.run()
         rows.append(launcher.notes())
 
-    recording = record(workload.set_instrument, run, lambda done: done < (runs + 1) * max(apart, 1))
-    launcher.time_part(None)
+    recording = record(workload.set_instrument, run, lambda done: done < runs)
     own = call_times(recording).own.min(axis=0)
     places = _places(workload, launcher)
     module = workload.module

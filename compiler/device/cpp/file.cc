@@ -1,6 +1,7 @@
 #include "file.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -43,6 +44,7 @@ FileBytes::FileBytes(const std::string& path) {
   size_ = static_cast<size_t>(status.st_size);
   memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, (size_ / kAlignment + 1) * kAlignment)));
   if (!memory_) throw Error(path + ": out of memory for its " + std::to_string(size_) + " bytes");
+  AdviseHugePages(memory_.get(), size_, kHugePages);
   for (size_t position = 0; position < size_;) {
     ssize_t count = read(file.number(), memory_.get() + position, std::min(size_ - position, kAtOnce));
     if (count < 0 && errno == EINTR) continue;
@@ -50,6 +52,13 @@ FileBytes::FileBytes(const std::string& path) {
     if (count == 0) throw Error(path + " became shorter while it was read", "copy it again");
     position += static_cast<size_t>(count);
   }
+}
+
+void AdviseHugePages(const uint8_t* data, size_t size, int advice) {
+  constexpr uintptr_t kPage = uintptr_t{2} << 20;
+  auto address = reinterpret_cast<uintptr_t>(data);
+  uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + size) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, advice);
 }
 
 void WriteFile(const std::string& path, const std::string& content) {

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "error.h"
+#include "file.h"
 #include "sha256.h"
 
 namespace tensorwright {
@@ -23,8 +24,6 @@ namespace {
 
 const char* const kFolder = "TENSORWRIGHT_SHARED_PARAMETERS";
 constexpr size_t kLeastBytes = size_t{16} << 10, kSampled = 256;
-constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
-constexpr int kHugePages = 14, kCollapse = 25;  // advices of Linux; the second one since 6.1
 
 using Sample = std::pair<size_t, std::string>;
 using Users = std::vector<std::weak_ptr<const SharedBytes>>;
@@ -136,10 +135,7 @@ void UseHugePages(std::vector<std::pair<const uint8_t*, size_t>> places) {
     for (++i; i < places.size() && reinterpret_cast<uintptr_t>(places[i].first) <= end + page; ++i) {
       end = std::max(end, reinterpret_cast<uintptr_t>(places[i].first) + places[i].second);
     }
-    begin = (begin + kHugePage - 1) / kHugePage * kHugePage, end = end / kHugePage * kHugePage;
-    for (int advice : {kHugePages, kCollapse}) {
-      if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, advice);
-    }
+    for (int advice : {kHugePages, kCollapse}) AdviseHugePages(reinterpret_cast<const uint8_t*>(begin), end - begin, advice);
   }
 }
 
