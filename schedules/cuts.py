@@ -57,9 +57,9 @@ TASK_CYCLES = 150.0  # to start a task of a loop
 # To launch a region of the thread pool (compiler/device/cpp/thread_pool.c) and to wait for its end, and for each thread
 # in it. Between two kernels of a module the second of two threads begins after 0.4 microseconds, and its end is noticed
 # 0.3 later (medians, Zen 4; empty regions take 0.2). For each further thread the caller writes a line of the cache and
-# reads it again, every thread that is done looks into it, and all read the region's description. Such transfers
-# overlap: 31 lines of another core take 90 ns where one takes 50 (one chiplet, Zen 4); across two chiplets one takes up
-# to 80 (AnandTech, review of the Ryzen 9 7950X, 2022). Measured with two threads; more are reckoned.
+# reads it again, and every thread that is done looks into it. Such transfers overlap: 31 lines of another core take
+# 90 ns where one takes 50 (one chiplet, Zen 4); across two chiplets one takes up to 80 (AnandTech, review of the Ryzen
+# 9 7950X, 2022). Measured with two threads; more are reckoned.
 START_CYCLES, START_CYCLES_OF_THREAD = 1800.0, 180.0
 # Of the time on one core: threads that gain less are left to others. Two break even at 3 microseconds of work: what the
 # other one wrote has to come as well.

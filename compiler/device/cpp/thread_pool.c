@@ -75,9 +75,6 @@ static const uint32_t LEFT = MOST_PARTS, HELPED = 1u << 2 * RANGE_BITS;
 typedef struct Seat Seat;
 
 typedef struct {
-  TensorwrightPart part;
-  void* data;
-  TensorwrightGroup group;
   int seats; /* that have a range */
   uint32_t failed; /* 1 + the first part that failed so far; 0: none */
   void* error; /* its error, of TVM */
@@ -85,16 +82,21 @@ typedef struct {
 
 /* Never freed: a late helper looks at its own and wakes its region's owner at any time. */
 struct Seat {
-  /* Written at each region, in one line of the cache. */
+  /* Written at each region: all that a helper reads before its first part is in this one line of the cache. */
   uint32_t parts;  /* a range */
   uint32_t asleep; /* a futex: 1 while the thread sleeps, until somebody makes it 0 */
   uint32_t woken;  /* when somebody did, in microseconds */
-  Seat* owner;     /* of the region: the seat of the thread that launched it */
   int place;       /* in the owner's team */
-  Seat* next;      /* in a list of free ones */
+  Seat* owner;     /* of the region: the seat of the thread that launched it */
+  TensorwrightPart part;
+  void* data;
+  TensorwrightGroup group;
+  int seats;  /* of the region */
+  int traced; /* works are noted */
 
   /* Of a thread that launches regions. */
   Region region __attribute__((aligned(64)));
+  Seat* next; /* in a list of free ones */
   Seat** team; /* this seat, and those of the helpers */
   int helpers, room;
   int threads; /* that its regions use; 0: TVM's pool */
@@ -262,22 +264,23 @@ static void note_failure(Region* region, int number) {
   if (error) TVMFFIObjectDecRef(error);
 }
 
-static void run_part(Region* region, int number) {
-  if (region->part(number, &region->group, region->data) != 0) note_failure(region, number);
+static void run_part(Seat* seat, int number) {
+  if (seat->part(number, &seat->group, seat->data) != 0) note_failure(&seat->owner->region, number);
 }
 
-/* Runs the given part, which the seat at that place of the team took, and all that nobody else takes. Wakes two other helpers
-   first, as each of them does. */
-static void run_parts(Seat* owner, int place, int number) {
-  Region* region = &owner->region;
-  TensorwrightWork work = {owner->works ? nanoseconds() : 0, 0, place, 0};
-  for (int i = 2 * place + 1; i <= 2 * place + 2 && i < region->seats; ++i) wake(owner->team[i]);
-  for (; number >= 0; number = take_own(owner->team[place]), ++work.parts) run_part(region, number);
-  for (int i = place + 1; i < place + region->seats; ++i) {
-    Seat* other = owner->team[i % region->seats];
-    for (; (number = take_last(other)) >= 0; ++work.parts) run_part(region, number);
+/* Runs the given part, which the seat took, and all that nobody else takes. Wakes two other helpers first, as each of them
+   does. */
+static void run_parts(Seat* seat, int number) {
+  Seat* owner = seat->owner;
+  int place = seat->place, seats = seat->seats;
+  TensorwrightWork work = {seat->traced ? nanoseconds() : 0, 0, place, 0};
+  for (int i = 2 * place + 1; i <= 2 * place + 2 && i < seats; ++i) wake(owner->team[i]);
+  for (; number >= 0; number = take_own(seat), ++work.parts) run_part(seat, number);
+  for (int i = place + 1; i < place + seats; ++i) {
+    Seat* other = owner->team[i % seats];
+    for (; (number = take_last(other)) >= 0; ++work.parts) run_part(seat, number);
   }
-  if (!owner->works || !work.parts) return;
+  if (!seat->traced || !work.parts) return;
   work.end = nanoseconds();
   int noted = __atomic_fetch_add(&owner->works_noted, 1, __ATOMIC_RELAXED);
   if (noted < owner->works_room) owner->works[noted] = work;
@@ -291,7 +294,7 @@ static void* help(void* argument) {
     int number = take_own(seat);
     if (number < 0) continue;
     Seat* owner = seat->owner;
-    run_parts(owner, seat->place, number);
+    run_parts(seat, number);
     __atomic_exchange_n(&seat->parts, 0, __ATOMIC_SEQ_CST);
     wake(owner);
   }
@@ -414,12 +417,12 @@ static int run_here(TensorwrightPart part, void* data) {
 }
 
 /* Hands out the ranges of a region's parts: of late places first, so that whoever has one may wake those behind it. */
-static void hand_out(Seat* own) {
-  const Region* region = &own->region;
-  int count = region->group.num_task, seats = region->seats;
+static void hand_out(Seat* own, TensorwrightPart part, void* data, int count) {
+  int seats = own->region.seats;
   for (int i = seats; i-- > 0;) {
     Seat* seat = own->team[i];
-    seat->owner = own, seat->place = i;
+    seat->owner = own, seat->place = i, seat->seats = seats, seat->traced = own->works != NULL;
+    seat->part = part, seat->data = data, seat->group.num_task = count;
     uint32_t parts = range((int)((int64_t)count * i / seats), (int)((int64_t)count * (i + 1) / seats));
     __atomic_store_n(&seat->parts, parts, __ATOMIC_RELEASE);
   }
@@ -457,13 +460,11 @@ int tensorwright_pool_launch(TensorwrightPart part, void* data, int count) {
   own->extent = 0;
   if (count > MOST_PARTS) count = MOST_PARTS;
   Region* region = &own->region;
-  region->part = part, region->data = data;
-  region->group.num_task = count;
   region->seats = count <= own->helpers ? count : own->helpers + 1;
   region->failed = 0;
   own->inside = 1;
-  hand_out(own);
-  run_parts(own, 0, take_own(own));
+  hand_out(own, part, data, count);
+  run_parts(own, take_own(own));
   join(own);
   own->inside = 0;
   return failure_of(region);
