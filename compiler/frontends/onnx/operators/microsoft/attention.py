@@ -268,6 +268,8 @@ def multimodal_rotary_embedding(context: NodeContext) -> TensorValue:
         context.refuse("is_packed_batching and scale are not supported")
     sections = [int(size) for size in context.required_attribute("mrope_section")]
     rows, columns = context.shape(2)
+    if not isinstance(columns, int) or not isinstance(context.shape(0)[-1], int):
+        context.refuse("the size of the heads is not known when compiling")
     if len(sections) != 3 or sum(sections) != columns:
         context.invalid(f"mrope_section {sections} does not divide {columns} columns among three positions")
     stream = np.repeat(np.arange(3), sections)
@@ -284,7 +286,7 @@ def multimodal_rotary_embedding(context: NodeContext) -> TensorValue:
         tables.append(op("Squeeze", chosen, int64s(0)))
     attributes: dict[str, Any] = {}
     if context.rank(0) == 3:
-        attributes = {"num_heads": context.attribute("num_heads", 0) or int(context.shape(0)[2]) // (2 * columns)}
+        attributes = {"num_heads": context.attribute("num_heads", 0) or context.shape(0)[2] // (2 * columns)}
     return op(
         "RotaryEmbedding",
         context.value(0),
