@@ -192,6 +192,17 @@ def test_causal_convolution(past: bool) -> None:
     _check("CausalConvWithState", {"x": _f(2, 6, 1)} | weights, 2)
 
 
+@pytest.mark.parametrize("rule", ["linear", "gated", "delta", "gated_delta"])
+def test_linear_attention(rule: str) -> None:
+    """Several query heads for one of keys, with a past; and none, with a decay for each element of a key."""
+    decay = [-np.abs(_f(2, 5, width)) if "gated" in rule else None for width in (2, 6)]
+    rate = np.abs(_f(2, 5, 2)) if "delta" in rule else None
+    inputs = {"q": _f(2, 5, 12), "k": _f(2, 5, 6) / 2, "v": _f(2, 5, 8), "p": _f(2, 2, 3, 4), "g": decay[0], "b": rate}
+    sizes: dict[str, Any] = {"q_num_heads": 4, "kv_num_heads": 2, "update_rule": rule}
+    _check("LinearAttention", inputs, 2, **sizes)
+    _check("LinearAttention", inputs | {"q": _f(2, 5, 6), "p": None, "g": decay[1]}, 2, **sizes | {"q_num_heads": 2})
+
+
 _LSTM = ("w", "r", "b", "ws", "wz", "rs", "rz")
 
 

@@ -1,0 +1,88 @@
+"""com.microsoft: LinearAttention, the recurrence of linear attention and of (gated) delta rules."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper
+
+from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.composition import Composer, int64s
+from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN
+from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.values import TensorValue
+
+_PAST, _DECAY, _RATE = 3, 4, 5
+_RULES = ("linear", "gated", "delta", "gated_delta")
+
+
+@converter("LinearAttention", domain=DOMAIN)
+def linear_attention(context: NodeContext) -> list[TensorValue]:
+    """A `Scan` over the steps: S = exp(g) S + k (beta (v - (exp(g) S)^T k))^T, o = scale q^T S.
+
+    Rules without a gate have no exp(g), those without a delta add k v^T. Inputs: query, key and value
+    (batch, steps, heads * size), past state (batch, heads, key size, value size), decay g (batch, steps, heads) or with
+    one for each element of a key, and rate beta. Query heads that share a key head stand beside each other.
+    """
+    op, rule = Composer(context), context.attribute("update_rule", "gated_delta")
+    heads, queries = (int(context.required_attribute(name)) for name in ("kv_num_heads", "q_num_heads"))
+    widths = [context.shape(index)[2] for index in range(3)]
+    if rule not in _RULES:
+        context.invalid(f"update_rule must be one of {', '.join(_RULES)}, not {rule!r}")
+    if context.attribute("state_window", 0):
+        context.refuse("state_window is not supported")
+    if queries % heads or not all(isinstance(width, int) for width in widths):
+        context.refuse(f"{queries} query heads of {heads} of keys, of widths {widths}, are not supported")
+    size, values = widths[1] // heads, widths[2] // heads
+    inputs = {
+        "q": op("Reshape", context.value(0), int64s(0, 0, heads, queries // heads, size)),
+        "k": op("Reshape", context.value(1), int64s(0, 0, heads, size, 1)),
+        "v": op("Reshape", context.value(2), int64s(0, 0, heads, 1, values)),
+    }
+    if rule.startswith("gated"):
+        inputs["g"] = op("Reshape", op("Exp", context.value(_DECAY)), int64s(0, 0, heads, -1, 1))
+    if rule.endswith("delta"):
+        inputs["beta"] = op("Unsqueeze", context.value(_RATE), int64s(3, 4))
+    state = context.tensor(_PAST) if context.has_input(_PAST) else None
+    if state is None:
+        batch = op("Slice", op("Shape", context.value(0)), int64s(0), int64s(1))
+        zero = op("Cast", 0.0, to=op.number(context.dtype(0)))
+        state = op("Expand", zero, op("Concat", batch, int64s(heads, size, values), axis=0))
+    scale = float(context.attribute("scale", 0.0)) or size**-0.5
+    state, steps = op.outputs(
+        2,
+        "Scan",
+        state,
+        *inputs.values(),
+        body=_step(list(inputs)),
+        num_scan_inputs=len(inputs),
+        scan_input_axes=[1] * len(inputs),
+        scan_output_axes=[1],
+    )
+    found = op("Reshape", op("Mul", steps, scale), int64s(0, 0, queries * values))
+    return [found, state]
+
+
+def _step(inputs: list[str]) -> onnx.GraphProto:
+    """One step: the state s (batch, heads, key size, value size) and `inputs` to the next state and the results."""
+    nodes, state, value = [], "s", "v"
+    if "g" in inputs:
+        nodes.append(helper.make_node("Mul", ["s", "g"], ["decayed"]))
+        state = "decayed"
+    if "beta" in inputs:
+        nodes += [
+            helper.make_node("Mul", [state, "k"], ["products"]),
+            helper.make_node("Constant", [], ["keys"], value_ints=[2]),
+            helper.make_node("ReduceSum", ["products", "keys"], ["recalled"]),
+            helper.make_node("Sub", ["v", "recalled"], ["error"]),
+            helper.make_node("Mul", ["error", "beta"], ["update"]),
+        ]
+        value = "update"
+    nodes += [
+        helper.make_node("Mul", ["k", value], ["added"]),
+        helper.make_node("Add", [state, "added"], ["next"]),
+        helper.make_node("MatMul", ["q", "next"], ["result"]),
+    ]
+    read, written = (
+        [onnx.ValueInfoProto(name=name) for name in names] for names in (["s", *inputs], ["next", "result"])
+    )
+    return helper.make_graph(nodes, "step", read, written)
