@@ -114,6 +114,7 @@ def nhwc_conv(context: NodeContext) -> TensorValue:
     return activated(context, op, result)
 
 
+@converter("CausalConvWithState")
 @converter("CausalConvWithState", domain=DOMAIN)
 def causal_conv_with_state(context: NodeContext) -> list[TensorValue]:
     """Depthwise convolution of x (batch, channels, length) that reads no later positions: x, weights, bias, past.
@@ -178,6 +179,47 @@ def quick_gelu(context: NodeContext) -> TensorValue:
     """x * sigmoid(alpha * x)."""
     op, value = Composer(context), context.value(0)
     return op("Mul", value, op("Sigmoid", op("Mul", value, context.attribute("alpha", 1.702))))
+
+
+@converter("SwiGLU")
+def swiglu(context: NodeContext) -> TensorValue:
+    """a * sigmoid(alpha * a) * b."""
+    op = Composer(context)
+    return op("Mul", _swish(op, context.tensor(0), context.attribute("alpha", 1.0)), context.value(1))
+
+
+@converter("SwiGLU", domain=DOMAIN)
+def clamped_swiglu(context: NodeContext) -> TensorValue:
+    """SwiGLU of limited operands, `activation_beta` added to the second; both may be the halves of one input."""
+    op, limit = Composer(context), float(context.attribute("limit", 0.0))
+    gate, linear = context.tensor(0), given(context, 1)
+    if linear is None:
+        gate, linear = op.outputs(2, "Split", gate, axis=-1, num_outputs=2)
+    if limit > 0:
+        gate, linear = op("Clip", gate, None, limit), op("Clip", linear, -limit, limit)
+    linear = op("Add", linear, float(context.attribute("activation_beta", 0.0)))
+    return op("Mul", _swish(op, gate, context.attribute("activation_alpha", 1.0)), linear)
+
+
+@converter("ScaledSiLU", domain=DOMAIN)
+def scaled_silu(context: NodeContext) -> TensorValue:
+    """z * sigmoid(z) of z = scale * x."""
+    op = Composer(context)
+    scale = op("Cast", context.value(1), to=op.number(context.dtype(0))) if context.has_input(1) else None
+    return _swish(op, op("Mul", context.value(0), context.attribute("alpha", 1.0) if scale is None else scale), 1.0)
+
+
+def _swish(op: Composer, value: TensorValue, alpha: float) -> TensorValue:
+    return op("Mul", value, op("Sigmoid", _scaled(op, value, alpha)))
+
+
+@converter("GatedAdd", domain=DOMAIN)
+def gated_add(context: NodeContext) -> TensorValue:
+    """x + y * gate, a gate for each row."""
+    op = Composer(context)
+    if context.has_input(3):
+        context.refuse("a weight that computes the gate is not supported")
+    return op("Add", context.value(0), op("Mul", context.value(1), context.value(2)))
 
 
 @converter("BiasSplitGelu", domain=DOMAIN)

@@ -1,4 +1,4 @@
-"""com.microsoft: LinearAttention, the recurrence of linear attention and of (gated) delta rules."""
+"""com.microsoft: LinearAttention, the recurrence of linear attention and of (gated) delta rules, and what feeds it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _PAST, _DECAY, _RATE = 3, 4, 5
 _RULES = ("linear", "gated", "delta", "gated_delta")
 
 
+@converter("LinearAttention")
 @converter("LinearAttention", domain=DOMAIN)
 def linear_attention(context: NodeContext) -> list[TensorValue]:
     """A `Scan` over the steps: S = exp(g) S + k (beta (v - (exp(g) S)^T k))^T, o = scale q^T S.
@@ -60,6 +61,33 @@ def linear_attention(context: NodeContext) -> list[TensorValue]:
     )
     found = op("Reshape", op("Mul", steps, scale), int64s(0, 0, queries * values))
     return [found, state]
+
+
+@converter("LinearAttentionGate", domain=DOMAIN)
+def linear_attention_gate(context: NodeContext) -> list[TensorValue | None]:
+    """The decay and the rate of a gated delta rule, computed in float32: scale * softplus(a + bias), sigmoid(b)."""
+    op, dtype = Composer(context), Composer.number(context.dtype(0))
+    steps = op("Softplus", op("Add", op("Cast", context.value(0), to=op.number("float32")), context.value(1)))
+    decay = op("Cast", op("Mul", steps, context.value(2)), to=dtype)
+    return [decay, op("Sigmoid", context.value(3)) if context.has_input(3) else None]
+
+
+@converter("GatedRMSNorm", domain=DOMAIN)
+def gated_rms_norm(context: NodeContext) -> TensorValue:
+    """x / sqrt(mean(x^2)) * scale * activation(gate), in float32; each run of as many elements as `scale` has apart."""
+    op, single = Composer(context), Composer.number("float32")
+    (size,), shape = context.shape(1), op("Shape", context.value(0))
+    if not isinstance(size, int):
+        context.refuse("the size of its scale is not known when compiling")
+    x, scale, gate = (op("Cast", context.value(index), to=single) for index in range(3))
+    activation = context.attribute("activation", "silu")
+    if activation not in ("silu", "swish", "sigmoid"):
+        context.refuse(f"the activation {activation!r} is not supported")
+    opened = op("Sigmoid", gate)
+    opened = opened if activation == "sigmoid" else op("Mul", gate, opened)
+    parts = op("Reshape", x, int64s(-1, size))
+    normalized = op("RMSNormalization", parts, scale, epsilon=context.attribute("epsilon", 1e-5), axis=-1)
+    return op("Cast", op("Mul", op("Reshape", normalized, shape), opened), to=op.number(context.dtype(0)))
 
 
 def _step(inputs: list[str]) -> onnx.GraphProto:

@@ -118,6 +118,11 @@ def test_packed_four_bit_weights(zeros: bool) -> None:
         ("BiasGelu", {"x": _f(3, 8), "b": _f(8)}, {}),
         ("SkipLayerNormalization", {"x": _f(2, 3, 8), "s": _f(1, 3, 8), "g": _f(8), "b": _f(8), "c": _f(8)}, {}),
         ("SkipSimplifiedLayerNormalization", {"x": _f(2, 3, 8), "s": _f(2, 3, 8), "g": _f(8)}, {"epsilon": 1e-5}),
+        ("ScaledSiLU", {"x": _f(3, 8)}, {"alpha": 1.5}),
+        ("ScaledSiLU", {"x": _f(3, 8), "s": np.array(0.5, np.float32)}, {}),
+        ("GatedAdd", {"x": _f(2, 3, 8), "y": _f(2, 3, 8), "g": _f(2, 3, 1)}, {}),
+        ("GatedRMSNorm", {"x": _f(2, 3, 8), "s": _f(4), "g": _f(2, 3, 8)}, {}),
+        ("GatedRMSNorm", {"x": _f(2, 3, 8), "s": _f(8), "g": _f(2, 3, 8)}, {"activation": "sigmoid", "epsilon": 1e-3}),
         ("Inverse", {"x": _f(3, 4, 4)}, {}),
         ("CDist", {"a": _f(3, 4), "b": _f(5, 4)}, {"metric": "euclidean"}),
         ("GridSample", {"x": _f(1, 2, 5, 6), "g": _f(1, 4, 3, 2)}, {"mode": "bicubic", "padding_mode": "border"}),
@@ -190,6 +195,21 @@ def test_causal_convolution(past: bool) -> None:
     weights = {"w": _f(6, 1, 4), "b": _f(6), "p": _f(2, 6, 3) if past else None}
     _check("CausalConvWithState", {"x": _f(2, 6, 5)} | weights, 2, activation="silu")
     _check("CausalConvWithState", {"x": _f(2, 6, 1)} | weights, 2)
+
+
+def test_gate_of_linear_attention() -> None:
+    _check("LinearAttentionGate", {"a": _f(2, 3, 4), "d": _f(4), "s": _f(4), "b": _f(2, 3, 4)}, 2)
+
+
+def test_swiglu_of_halves() -> None:
+    """ONNX Runtime's processor kernels lack it."""
+    x = 4 * _f(3, 8)
+    gate, linear = np.minimum(x[:, :4], 1.5), np.clip(x[:, 4:], -1.5, 1.5)
+    wanted = gate / (1 + np.exp(-1.7 * gate)) * (linear + 1)
+    attributes: dict[str, Any] = {"limit": 1.5, "activation_alpha": 1.7, "activation_beta": 1.0}
+    model = node_model("SwiGLU", {"x": x}, 1, domain="com.microsoft", **attributes)
+    (found,) = import_and_build(model)({"x": x}).values()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", ["linear", "gated", "delta", "gated_delta"])
