@@ -272,10 +272,10 @@ def _best(
         weighted = weighted_cycles(times, few)
         choices = np.argwhere(weighted <= free * weighted.min())
         others = np.zeros(len(choices))
-        for number, order in enumerate(orders):
+        for number in set(choices[:, 0].tolist()) if len(choices) > 1 else ():
             of_order = choices[:, 0] == number
             near = sizes[choices[of_order, 1]]
-            others[of_order] = np.mean([np.log(on(threads, order, near)) for threads in _THREADS], axis=0)
+            others[of_order] = np.mean([np.log(on(threads, orders[number], near)) for threads in _THREADS], axis=0)
         choices = choices[others.argmin() :]
     else:
         few, choices = alone, np.argwhere(alone == alone.min())
