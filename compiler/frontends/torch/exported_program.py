@@ -32,6 +32,7 @@ from compiler.frontends.torch.decomposition import decomposed, without_projectio
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
 from compiler.frontends.torch.exporter_patches import exact_constants, exporter_caches
 from compiler.frontends.torch.fixed_sizes import OpenSizes
+from compiler.frontends.torch.in_place import write_out_activations
 from compiler.frontends.torch.requirements import ProgramRequirements, congruences
 from compiler.frontends.torch.results import complex_notes, result_names
 from compiler.frontends.torch.states import model_with_states, name_states, output_name, with_states
@@ -86,12 +87,15 @@ def import_torch(
     complex_results = complex_notes(program)
     own = program is source
     sizes = OpenSizes(program, {} if own else inspect.signature(source.forward).parameters, dynamic_shapes)
+    if not own:
+        write_out_activations(program)
     with quiet(), exporter_caches():
         program, states = with_states(program, None if isinstance(state, Mapping) else state)
     needs, known = ProgramRequirements(program), congruences(program)
     with quiet(), exporter_caches():
-        if own:  # the caller's own: what follows changes its graph
+        if own:
             refuse_even_parts(program)
+        if program is source:  # the caller's own: what follows changes its graph
             program = program.run_decompositions({})
         write_out_even_parts(program)
         write_out_sized_parts(program)

@@ -212,7 +212,11 @@ def _written(data: Tensor, places: Tensor, rows: Tensor, dim: int) -> Tensor:
     )
 
 
-@decomposition_of("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
+def _counts_in_floats(node: torch.fx.Node) -> bool:
+    return any(isinstance(bound, float) for bound in node.args)
+
+
+@decomposition_of("aten.arange.default", "aten.arange.start", "aten.arange.start_step", condition=_counts_in_floats)
 def _arange(*bounds: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
     """Arange of floats, counted and computed in float64; the exporter's conversion counts in the result's dtype."""
     start, end, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)[:3]

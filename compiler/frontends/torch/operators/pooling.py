@@ -66,7 +66,11 @@ def _windows(size: int, parts: int) -> list[tuple[int, int]]:
     return [(part * size // parts, -((part + 1) * size // -parts)) for part in range(parts)]
 
 
-@decomposition_of("aten.avg_pool2d.default", "aten.avg_pool3d.default")
+def _has_a_divisor(node: torch.fx.Node) -> bool:
+    return (node.args[6] if len(node.args) > 6 else node.kwargs.get("divisor_override")) is not None
+
+
+@decomposition_of("aten.avg_pool2d.default", "aten.avg_pool3d.default", condition=_has_a_divisor)
 def _average_pool(
     values: Tensor,
     kernel_size: Sequence[int],
@@ -104,7 +108,16 @@ def _windows_of(size: Any, kernel: int, stride: int, pad: int, ceil_mode: bool) 
     return torch.sym_min((rest + stride - 1) // stride + 1, (size + pad - 1) // stride + 1)  # type: ignore[no-untyped-call]
 
 
-@decomposition_of("aten.adaptive_avg_pool2d.default", "aten._adaptive_avg_pool2d.default")
+def _pools_dynamic_sizes(node: torch.fx.Node) -> bool:
+    """True for several windows along axes of dynamic size."""
+    values, output_size = node.args
+    sizes = values.meta["val"].shape[-len(output_size) :]
+    return not all(isinstance(size, int) for size in sizes) and any(size != 1 for size in output_size)
+
+
+@decomposition_of(
+    "aten.adaptive_avg_pool2d.default", "aten._adaptive_avg_pool2d.default", condition=_pools_dynamic_sizes
+)
 def _adaptive_average_pool2d(values: Tensor, output_size: Sequence[int]) -> Tensor:
     """Adaptive average pooling of images of dynamic size: matmuls with the share of each input position in each
     window."""
@@ -115,7 +128,7 @@ def _adaptive_average_pool2d(values: Tensor, output_size: Sequence[int]) -> Tens
     return _shares(height, output_size[0], values.dtype) @ across
 
 
-@decomposition_of("aten.adaptive_avg_pool1d.default")
+@decomposition_of("aten.adaptive_avg_pool1d.default", condition=_pools_dynamic_sizes)
 def _adaptive_average_pool1d(values: Tensor, output_size: Sequence[int]) -> Tensor:
     size = _sizes(values)[-1]
     if isinstance(size, int) or list(output_size) == [1]:

@@ -1,0 +1,56 @@
+"""In-place operators on values that nothing else reads, as ReLUs behind convolutions have them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# Their results are tensors of their own, never views or the arguments themselves.
+_FRESH = {
+    f"aten.{name}"
+    for name in (
+        *("conv1d.default", "conv2d.default", "conv3d.default", "conv2d.padding", "linear.default"),
+        *("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input", "batch_norm.default"),
+        *("layer_norm.default", "group_norm.default", "instance_norm.default", "cat.default"),
+        *("add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "relu.default", "silu.default", "sigmoid.default"),
+        *("hardtanh.default", "hardswish.default", "hardsigmoid.default", "leaky_relu.default", "elu.default"),
+    )
+}
+_IN_PLACE = {
+    f"aten.{name}"
+    for name in (
+        *("relu_.default", "silu_.default", "sigmoid_.default", "tanh_.default", "hardtanh_.default"),
+        *("hardswish_.default", "hardsigmoid_.default", "leaky_relu_.default", "elu_.default"),
+        *("add_.Tensor", "sub_.Tensor", "mul_.Tensor", "div_.Tensor"),
+    )
+}
+
+
+def write_out_activations(program: torch.export.ExportedProgram) -> None:
+    """In-place activations and arithmetic on fresh values without other readers return new values.
+
+    `run_decompositions` does so for all in-place operators, but traces the whole program again, which takes as long as
+    capturing it.
+    """
+    import torch
+
+    for node in program.graph.nodes:
+        writes_nothing = str(node.target) == "aten.dropout_.default" and not node.args[2]
+        if writes_nothing or (str(node.target) in _IN_PLACE and _is_own(node)):
+            name, overload = node.target._schema.name.removeprefix("aten::"), node.target._overloadname
+            node.target = getattr(getattr(torch.ops.aten, name.removesuffix("_")), overload)
+    program.graph_module.recompile()
+
+
+def _is_own(node: torch.fx.Node) -> bool:
+    """True if a node alone reads what it writes to, a tensor of its own with the type of all operands."""
+    written: Any = node.args[0]
+    operands = [each.meta.get("val") for each in node.all_input_nodes]
+    return (
+        str(written.target) in _FRESH
+        and list(written.users) == [node]
+        and all(hasattr(value, "dtype") and value.dtype == operands[0].dtype for value in operands)
+        and bool(operands[0].dtype.is_floating_point)
+    )

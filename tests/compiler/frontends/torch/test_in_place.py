@@ -1,0 +1,44 @@
+"""In-place operators: those that nothing else sees are replaced in the graph, all others as torch does."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+import compiler
+from compiler.frontends.torch.in_place import write_out_activations
+
+
+class Net(torch.nn.Module):
+    """In-place operators of values of their own, and on a view and on a value that is read before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = torch.nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = torch.relu_(self.norm(self.conv(x)))
+        z = self.conv(x)
+        z += y
+        z = torch.nn.functional.hardswish(z, inplace=True)
+        z = torch.nn.functional.dropout(z.flatten(2), training=False, inplace=True)
+        viewed = self.conv(x)
+        part = viewed[:, :2]
+        part.mul_(2.0)
+        kept = self.norm(y)
+        before = kept * 3
+        kept.sigmoid_()
+        return y, z, viewed, kept, before
+
+
+def test_written_values_that_others_read_are_left_to_torch() -> None:
+    net, x = Net().eval(), torch.randn(2, 3, 5, 6)
+    program = torch.export.export(net, (x,))
+    write_out_activations(program)
+    names = [node.target.name() for node in program.graph.nodes if node.op == "call_function"]
+    assert [name for name in names if "_." in name] == ["aten::mul_.Tensor"]
+    assert [name for name in names if name.endswith("_")] == ["aten::sigmoid_"]
+    module = compiler.compile(net, example_inputs=(x,))
+    for found, expected in zip(module.run({"x": x.numpy()}).values(), net(x), strict=True):
+        np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-5, atol=1e-6)
