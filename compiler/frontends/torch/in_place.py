@@ -47,10 +47,8 @@ def write_out_activations(program: torch.export.ExportedProgram) -> None:
 def _is_own(node: torch.fx.Node) -> bool:
     """True if a node alone reads what it writes to, a tensor of its own with the type of all operands."""
     written: Any = node.args[0]
-    operands = [each.meta.get("val") for each in node.all_input_nodes]
-    return (
-        str(written.target) in _FRESH
-        and list(written.users) == [node]
-        and all(hasattr(value, "dtype") and value.dtype == operands[0].dtype for value in operands)
-        and bool(operands[0].dtype.is_floating_point)
-    )
+    values = [each.meta.get("val") for each in node.all_input_nodes]
+    dtypes = {getattr(value, "dtype", None) for value in values}
+    (dtype,) = dtypes if len(dtypes) == 1 else (None,)
+    alone = str(written.target) in _FRESH and list(written.users) == [node]
+    return alone and dtype is not None and bool(dtype.is_floating_point)

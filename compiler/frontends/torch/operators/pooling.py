@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -110,8 +110,8 @@ def _windows_of(size: Any, kernel: int, stride: int, pad: int, ceil_mode: bool) 
 
 def _pools_dynamic_sizes(node: torch.fx.Node) -> bool:
     """True for several windows along axes of dynamic size."""
-    values, output_size = node.args
-    sizes = values.meta["val"].shape[-len(output_size) :]
+    values, output_size = cast("tuple[torch.fx.Node, list[int]]", node.args)
+    sizes: Sequence[Any] = values.meta["val"].shape[-len(output_size) :]
     return not all(isinstance(size, int) for size in sizes) and any(size != 1 for size in output_size)
 
 
