@@ -268,8 +268,8 @@ class ConvolutionLoops:
             return sequence([self._row(rows, expression(row), at, reads_window=True) for at in starts])
 
         def late(row: Expr) -> Stmt:
-            place = expression(row) + before
-            return sequence([self._row(rows, place, at, reads_window=False) for at in starts])
+            position = expression(row) + before
+            return sequence([self._row(rows, position, at, reads_window=False) for at in starts])
 
         return sequence(
             cleared(self._window, [*rows.slot, start], (before, width), rows.begins) if before else None,
@@ -284,16 +284,16 @@ class ConvolutionLoops:
         where = lanes_of(0, self._lanes)
         steps = [*made, store(total, load(self._buffers.named["bias"], lanes_of(at, self._lanes)), where)]
         for tap in range(self._taps):
-            place = row + (tap - self._taps + 1)
+            position = row + (tap - self._taps + 1)
             weight = load(self._buffers.named["weight"], tap, lanes_of(at, self._lanes))
 
             def added(value: Expr, weight: Expr = weight) -> Stmt:
                 return store(total, load(total, where) + weight * value, where)
 
-            new = added(self._value(rows.first + place, at))
+            new = added(self._value(rows.first + position, at))
             if reads_window and tap < self._taps - 1:
                 old = added(load(self._window, *rows.slot, row + tap, lanes_of(at, self._lanes)))
-                steps.append(tirx.IfThenElse(place < 0, old, new))
+                steps.append(tirx.IfThenElse(position < 0, old, new))
             else:
                 steps.append(new)
         found = load(total, where)
@@ -432,24 +432,26 @@ class DeltaRuleLoops:
             return sequence(steps)
 
         def row(number: Expr) -> Stmt:
-            place = rows.first + number
+            position = rows.first + number
             rate = broadcast(load(scalars, _RATE), self._lanes)
             # Sums over rows of the state that are kept alike are multiplied once.
             shared = broadcast(tirx.const(1.0, "float32") if self._by_row else load(kept_rows, 0), self._lanes)
             clear = [store(sums, zero, at, every) for at in vectors]
             deltas = [
-                store(parts, (self._value(place, head, first, at) - load(sums, at, every) * shared) * rate, at, every)
+                store(
+                    parts, (self._value(position, head, first, at) - load(sums, at, every) * shared) * rate, at, every
+                )
                 for at in vectors
             ]
             results = [
-                store(self._buffers.result, load(sums, at, every), place,
+                store(self._buffers.result, load(sums, at, every), position,
                       lanes_of(head * self._values + first + at * self._lanes, self._lanes))
                 for at in vectors
             ]  # fmt: skip
             return sequence(
-                self._scalars(scalars, kept_rows, place, head),
-                self._normalized(key, "key", scalars, place, head, 1.0),
-                self._normalized(query, "query", scalars, place, head, self._keys**-0.5),
+                self._scalars(scalars, kept_rows, position, head),
+                self._normalized(key, "key", scalars, position, head, 1.0),
+                self._normalized(query, "query", scalars, position, head, self._keys**-0.5),
                 clear,
                 repeat("index", self._keys, remembered),
                 deltas,
@@ -468,8 +470,8 @@ class DeltaRuleLoops:
         rate = self._buffers.column("rate", row, head)
 
         def keep(index: Expr) -> Stmt:
-            place = head * count + index
-            step = self._buffers.column("step", row, place) + load(self._named["bias"], place)
+            position = head * count + index
+            step = self._buffers.column("step", row, position) + load(self._named["bias"], position)
             return store(kept, tirx.exp(load(self._named["decay"], head) * softplus(step)), index)
 
         scale = tirx.const(self._given.rate_scale, "float32")
@@ -516,11 +518,13 @@ def decayed_maximum(
     def body(buffers: Buffers) -> Stmt:
         named, state = buffers.named, buffers.state
 
-        def row(rows: Rows, place: Expr) -> Stmt:
+        def row(rows: Rows, position: Expr) -> Stmt:
             def column(at: Expr) -> Stmt:
                 where = (*rows.slot, at)
-                kept = tirx.max(load(state, *where) + load(named["logs"], place, at), load(named["values"], place, at))
-                return sequence(store(state, kept, *where), store(buffers.result, load(state, *where), place, at))
+                kept = tirx.max(
+                    load(state, *where) + load(named["logs"], position, at), load(named["values"], position, at)
+                )
+                return sequence(store(state, kept, *where), store(buffers.result, load(state, *where), position, at))
 
             return repeat("column", columns, column)
 
@@ -617,20 +621,20 @@ class ScanLoops:
         every = lanes_of(0, self._lanes)
 
         def row(number: Expr) -> Stmt:
-            place = rows.first + number
-            steps: list[Stmt] = self._scalars(scalars, place, block)
+            position = rows.first + number
+            steps: list[Stmt] = self._scalars(scalars, position, block)
             for at in range(self._vectors):
-                value = self._vector("x", place, block, at)
-                scaled = value * self._step(scalars, place, block, at) if self._given.scaled else value
+                value = self._vector("x", position, block, at)
+                scaled = value * self._step(scalars, position, block, at) if self._given.scaled else value
                 steps.append(store(inputs, scaled, at, every))
                 steps.append(store(sums, broadcast(tirx.const(0.0, "float32"), self._lanes), at, every))
 
             def size(index: Expr) -> Stmt:
-                return sequence([self._update(scalars, inputs, sums, rows, place, block, group, index, at)
+                return sequence([self._update(scalars, inputs, sums, rows, position, block, group, index, at)
                                  for at in range(self._vectors)])  # fmt: skip
 
             steps.append(repeat("size", self._sizes, size))
-            return sequence(*steps, [self._output(sums, place, block, at) for at in range(self._vectors)])
+            return sequence(*steps, [self._output(sums, position, block, at) for at in range(self._vectors)])
 
         begin = cleared(self._state, [*rows.slot, block, expression(0)], (self._sizes, self._width), rows.begins)
         return sequence(sums_made, inputs_made, scalars_made, begin, repeat("row", rows.count, row))

@@ -228,26 +228,26 @@ def insert_passes(phases: list[Phase], changes: Mapping[str, PassLike | None]) -
 
 
 def _change(phases: list[Phase], action: str, name: str, added: tuple[GraphPass, ...]) -> list[Phase]:
-    places = [
+    positions = [
         (row, column)
         for row, phase in enumerate(phases)
         for column, each in enumerate(phase.passes)
         if each.name == name
     ]
     rows = [row for row, phase in enumerate(phases) if phase.name == name]
-    if not places and not rows:
+    if not positions and not rows:
         known = {phase.name for phase in phases} | {each.name for phase in phases for each in phase.passes}
         raise OptionError(f"no pass or phase of the pipeline is named {name!r}", did_you_mean(name, known))
     result = [list(phase.passes) for phase in phases]
     if action == "instead-of":
-        for row in rows if not places else []:
+        for row in rows if not positions else []:
             result[row] = list(added)
-        for row, column in reversed(places):
+        for row, column in reversed(positions):
             result[row][column : column + 1] = added
-    elif not places:
+    elif not positions:
         result[rows[0]] = [*added, *result[rows[0]]] if action == "before" else [*result[rows[0]], *added]
     else:
-        row, column = places[0] if action == "before" else places[-1]
+        row, column = positions[0] if action == "before" else positions[-1]
         position = column if action == "before" else column + 1
         result[row][position:position] = added
     return [Phase(phase.name, tuple(passes)) for phase, passes in zip(phases, result, strict=True)]

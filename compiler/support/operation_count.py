@@ -53,7 +53,7 @@ class OperationCount:
 
 def count_operations(function: tirx.PrimFunc) -> OperationCount | None:
     """Count a kernel's operations; None when they depend on the data it is given."""
-    symbols = symbol_places(function)
+    symbols = symbol_positions(function)
     totals: Counter[tuple[str, ...]] = Counter()
     try:
         _count_statement(function.body, (), 1, totals)
@@ -64,8 +64,8 @@ def count_operations(function: tirx.PrimFunc) -> OperationCount | None:
     used = names_in(formula)
     if not used <= set(symbols):
         return None
-    places = {name: index for name, index in symbols.items() if name in used}
-    return OperationCount(formula, places, _direct(function))
+    positions = {name: index for name, index in symbols.items() if name in used}
+    return OperationCount(formula, positions, _direct(function))
 
 
 def _direct(function: tirx.PrimFunc) -> int:
@@ -89,17 +89,17 @@ def count_kernels(mod: tvm.IRModule) -> dict[str, OperationCount]:
     return counts
 
 
-def symbol_places(function: tirx.PrimFunc) -> dict[str, tuple[int, int]]:
+def symbol_positions(function: tirx.PrimFunc) -> dict[str, tuple[int, int]]:
     """Positions of a kernel's sizes in a call's arguments, as in `OperationCount.symbols`."""
-    places: dict[str, tuple[int, int]] = {}
+    positions: dict[str, tuple[int, int]] = {}
     for position, parameter in enumerate(function.params):
         if not isinstance(parameter.ty, tirx.BufferType):
-            places.setdefault(str(parameter.name), (position, -1))
+            positions.setdefault(str(parameter.name), (position, -1))
             continue
         for axis, size in enumerate(parameter.ty.shape):
             if isinstance(size, tvm.ir.Var):
-                places.setdefault(str(size.name), (position, axis))
-    return places
+                positions.setdefault(str(size.name), (position, axis))
+    return positions
 
 
 def _count_statement(statement: Stmt, factors: tuple[str, ...], times: int, totals: Counter[tuple[str, ...]]) -> None:

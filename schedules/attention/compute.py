@@ -10,7 +10,7 @@ from schedules.annotations import KIND
 from schedules.ir.tir import Expr, Index, IterVar, te, tirx
 
 Tensor: TypeAlias = te.Tensor
-# A score as a function of the raw score and its place (..., query, key): scale, mask.
+# A score as a function of the raw score and its position (..., query, key): scale, mask.
 Score = Callable[[Expr, tuple[Expr, ...]], Expr]
 
 ATTENTION, ATTENTION_INT8 = "attention", "attention-int8"
@@ -36,7 +36,7 @@ class Orders:
 
 
 def _transposed(tensor: Tensor, order: Sequence[int] | None) -> tuple[list[Expr], Callable[[tuple[Expr, ...]], Expr]]:
-    """The shape of a transposed tensor, and its element at a place."""
+    """The shape of a transposed tensor, and its element at a position."""
     if order is None:
         return list(tensor.shape), lambda at: tensor[at]
     return [tensor.shape[axis] for axis in order], lambda at: tensor[_original(at, order)]
@@ -106,8 +106,8 @@ def attention(
     )
     order = orders.result or tuple(range(len(shape)))
 
-    def result(*place: Expr) -> Expr:
-        at = _original(place, order)
+    def result(*position: Expr) -> Expr:
+        at = _original(position, order)
         if rounding is not None:
             return rounding.result(product[at])
         total = sums[at[:-1]]

@@ -81,8 +81,8 @@ class Words(ABC):
             return []
 
         def row(at: list[Expr]) -> Stmt:
-            place, zero = [*at[:-1], at[-1] + used], tirx.IntImm("int32", 0)
-            return in_vectors("column", columns, self.lanes, lambda j: store(self.words, zero, *place, j))
+            position, zero = [*at[:-1], at[-1] + used], tirx.IntImm("int32", 0)
+            return in_vectors("column", columns, self.lanes, lambda j: store(self.words, zero, *position, j))
 
         extents = [*self.source.leads, Extent("step", steps - used)]
         return [parallel_grid(extents, row, self.machine, parallel=False)]
@@ -248,14 +248,14 @@ class BatchedMatrix:
         """Number of elements of all matrices."""
         return prod(self.shape)
 
-    def place(self, at: Sequence[Expr]) -> list[Expr]:
+    def position(self, at: Sequence[Expr]) -> list[Expr]:
         """The buffer's indices of an element."""
         values = dict(zip(self.variables, at, strict=True))
         return [substitute(point, values) for point in self.indices]
 
     def load(self, *at: Expr) -> Expr:
         """The element (*lead, row, column)."""
-        return tirx.BufferLoad(self.buffer, self.place(at))
+        return tirx.BufferLoad(self.buffer, self.position(at))
 
     def load_in_panel(self, lead: Sequence[Expr], row: Expr, first: Expr, column: Expr) -> Expr:
         """The element in column `first` + `column`, where a panel begins at `first`."""
@@ -365,10 +365,10 @@ class AttentionParts:
         """True if products run on pairs of bfloat16: where they may, and enough queries share the pairs."""
         return self.rounds and self.has_many_queries
 
-    def score(self, raw: Expr, place: Sequence[Expr]) -> Expr:
-        """The argument of softmax for a raw score (scaled, masked) at a place (*lead, query, key)."""
+    def score(self, raw: Expr, position: Sequence[Expr]) -> Expr:
+        """The argument of softmax for a raw score (scaled, masked) at a position (*lead, query, key)."""
         stored = self.adjusted.body
-        pairs = zip(stored.indices, place, strict=True)
+        pairs = zip(stored.indices, position, strict=True)
         variables = {var: point for var, point in pairs if isinstance(var, tvm.ir.Var)}
         value = map_loads(stored.value, lambda load: raw if load.source.same_as(self.scores) else None)
         return substitute(value, variables)

@@ -181,8 +181,8 @@ class Quads(Words):
 
     def _column(self, rows: Buffer, outer: list[Expr], column: Expr) -> Stmt:
         def run(first: Index, count: int) -> Stmt:
-            place = self.source.place([*outer, expression(first * QUAD), column])
-            bytes_ = load(self.source.buffer, *place[:-1], lanes_of(place[-1], QUAD * count))
+            position = self.source.position([*outer, expression(first * QUAD), column])
+            bytes_ = load(self.source.buffer, *position[:-1], lanes_of(position[-1], QUAD * count))
             words = tirx.reinterpret(f"int32x{count}" if count > 1 else "int32", bytes_)
             if self.shift:
                 words = words ^ splat(_word(-self.shift), "int32", count)
@@ -201,19 +201,19 @@ class Quads(Words):
 
         def matrix(outer: list[Expr]) -> Stmt:
             def vector(at: Index, count: int) -> Stmt:
-                place = [*outer, lanes_of(at, count)]
-                held = load(begin, *place)
+                position = [*outer, lanes_of(at, count)]
+                held = load(begin, *position)
                 ones = splat(_ONES, "int32", count)
 
                 def add(step: Expr) -> Stmt:
                     word = load(self.words, *outer, step, lanes_of(at, count))
-                    return store(begin, DOT_U8S8(held, ones, word), *place)
+                    return store(begin, DOT_U8S8(held, ones, word), *position)
 
                 scaled = held * splat(-row_zero, "int32", count) + splat(depth * row_zero * zero, "int32", count)
                 return sequence(
-                    store(begin, splat(0, "int32", count), *place),
+                    store(begin, splat(0, "int32", count), *position),
                     repeat_symbolic("step", self.used, add),
-                    store(begin, scaled, *place),
+                    store(begin, scaled, *position),
                 )
 
             return split_repeat("column", columns, self.lanes, vector)

@@ -268,7 +268,7 @@ class AttentionWriter:
         return large and self.queries >= _BLOCKS_FOR_PANELS * self.rows
 
     def _rows_of(self, rows: int, query: Operand, scores: Buffer) -> BlockRows:
-        """The left operands of a block; powers take the place of scores, in bfloat16 a place of their own."""
+        """The left operands of a block; powers take the place of scores, in bfloat16 a buffer of their own."""
 
         def power(i: Index, k: Expr) -> Expr:
             return tirx.BufferLoad(scores, [expression(i), k])
@@ -333,7 +333,7 @@ class AttentionWriter:
                 whole = tirx.BufferLoad(totals, [expression(i)])
                 value = self.parts.finished(_plus(total, left.weight_terms, i), whole)
                 stored = self.parts.stored
-                return tirx.BufferStore(stored.buffer, value, stored.place([*lead, row + i, column]))
+                return tirx.BufferStore(stored.buffer, value, stored.position([*lead, row + i, column]))
 
             if self.tiles is not None and left.narrow is not None:
                 return self._in_tiles(self.tiles, width, left.narrow[1], self.value, lead, at, end)
@@ -357,7 +357,7 @@ class AttentionWriter:
         def begin(i: int, column: Expr) -> Expr:
             return tirx.const(0, self.dtype) if b.begin is None else load(b.begin, *lead, at + column)
 
-        ends = tile.each(lambda i, place, column: end(i, tile.sum(i, place), at + column))
+        ends = tile.each(lambda i, position, column: end(i, tile.sum(i, position), at + column))
         matrix = b.matrix
         return sequence(
             tile.code(matrix.shape[-2], a, lambda k, column: matrix.load_in_panel(lead, k, at, column), begin, ends)

@@ -119,8 +119,8 @@ def parallel_grid(
     head = extents[:fused]
     total = math.prod(each.extent for each in head)
     var = tirx.Var("_".join(each.name for each in head), head[0].dtype)
-    places = unflattened(var, [expression(each.extent, each.dtype) for each in head])
-    inner = _nested(extents[fused:], variables, body([*places, *variables]))
+    positions = unflattened(var, [expression(each.extent, each.dtype) for each in head])
+    inner = _nested(extents[fused:], variables, body([*positions, *variables]))
     return loop(var, total, inner, PARALLEL)
 
 

@@ -17,8 +17,8 @@ _STEP_CYCLES = 0.35  # in vectors
 MIN_PARALLEL_WORK = round(least_parallel_cycles(2) / _STEP_CYCLES)
 MIN_PARALLEL_BYTES = round(least_parallel_cycles(2) * CORE_MEMORY_RATE)
 _EXPENSIVE_WEIGHT = 4  # of an exponential, in vectors
-# A table of at least so many bytes is in no cache of a core, and a byte of it from a place that other data say takes so
-# many steps (1.3 bytes a cycle: 128 rows of 384 floats of 47 MB in 36 microseconds, Zen 4).
+# A table of at least so many bytes is in no cache of a core, and a byte of it from a position that other data say takes
+# so many steps (1.3 bytes a cycle: 128 rows of 384 floats of 47 MB in 36 microseconds, Zen 4).
 _FAR_TABLE, _STEPS_OF_FAR_BYTE = 1 << 21, 2
 
 
@@ -30,10 +30,10 @@ def work(extents: Sequence[Index], body: Stmt) -> Index:
 
 
 def _far_bytes(body: Stmt) -> int:
-    """Bytes that a step of a body reads from large tables, at places that other data say."""
+    """Bytes that a step of a body reads from large tables, at positions that other data say."""
     total = 0
     for load in buffers_loaded(body):
-        if any(buffers_loaded(place) for place in load.indices):
+        if any(buffers_loaded(position) for position in load.indices):
             size, elements = dtype_bits(dtype_of(load.source)) // 8, product(shape_of(load.source))
             total += size if elements is not None and elements * size >= _FAR_TABLE else 0
     return total

@@ -74,8 +74,8 @@ def block_sums(
         numbers: list[Index] = [pitch]
         for count, step in zip(taps.counts, taps.bytes, strict=True):
             numbers += [count, step]
-        left, place = a(expression(row)), tirx.BufferLoad(sums, [expression(start + row), expression(0)])
-        addresses = [tirx.address_of(each) for each in (left, b, place)]
+        left, position = a(expression(row)), tirx.BufferLoad(sums, [expression(start + row), expression(0)])
+        addresses = [tirx.address_of(each) for each in (left, b, position)]
         behind = [addresses[1], expression(b_pitch or 4 * width), addresses[2]]
         arguments = [addresses[0], *map(expression, numbers), *behind]
         return tirx.Evaluate(tirx.call_extern("int32", symbol_of(product, row_tiles, width), *arguments))
@@ -106,8 +106,8 @@ def block_sums_without_room(
         *lead, _ = a(expression(whole + i)).indices
 
         def run(at: Index) -> Stmt:
-            place = lanes_of(at * lanes, lanes)
-            return store(copy, load(data, *lead, place), i, place)
+            position = lanes_of(at * lanes, lanes)
+            return store(copy, load(data, *lead, position), i, position)
 
         return repeat("run", runs, run)
 
@@ -199,13 +199,13 @@ class RegisterTile:
             self._halves, more = allocate_tile("halves", (rows, width), "int32")
             self.allocations = [*self.allocations, *more]
 
-    def sum(self, row: int, place: Expr) -> Expr:
+    def sum(self, row: int, position: Expr) -> Expr:
         """A sum of the tile."""
-        return load(self._sums, row, place)
+        return load(self._sums, row, position)
 
-    def put(self, row: int, place: Expr, value: Expr) -> Stmt:
+    def put(self, row: int, position: Expr, value: Expr) -> Stmt:
         """The statement that sets a sum of the tile."""
-        return store(self._sums, value, row, place)
+        return store(self._sums, value, row, position)
 
     def narrowed(self, width: int) -> RegisterTile:
         """The first `width` columns of the tile, as one of their own over the same sums."""
@@ -227,12 +227,12 @@ class RegisterTile:
         ]
 
     def stores(self, value: Callable[[int, Expr, Expr], Expr]) -> list[Stmt]:
-        """Statements that set each sum to `value(row, place, column)`."""
-        return self.each(lambda i, place, column: store(self._sums, value(i, place, column), i, place))
+        """Statements that set each sum to `value(row, position, column)`."""
+        return self.each(lambda i, position, column: store(self._sums, value(i, position, column), i, position))
 
     def cleared(self) -> list[Stmt]:
         """The allocations, and zeros in all sums."""
-        return [*self.allocations, *self.stores(lambda i, place, column: tirx.const(0, self._dtype))]
+        return [*self.allocations, *self.stores(lambda i, position, column: tirx.const(0, self._dtype))]
 
     def code(
         self,
@@ -252,12 +252,12 @@ class RegisterTile:
 
         sums, combine = (self._sums, self.combine) if self.partial is None else (self._halves, self.partial)
 
-        def start(i: int, place: Expr, column: Expr) -> Stmt:
-            return store(self._sums, begin(i, column), i, place)
+        def start(i: int, position: Expr, column: Expr) -> Stmt:
+            return store(self._sums, begin(i, column), i, position)
 
         def step(k: Expr) -> Stmt:
-            def add(i: int, place: Expr, column: Expr) -> Stmt:
-                return store(sums, combine(load(sums, i, place), a(i, k), b(k, column)), i, place)
+            def add(i: int, position: Expr, column: Expr) -> Stmt:
+                return store(sums, combine(load(sums, i, position), a(i, k), b(k, column)), i, position)
 
             return sequence([*ahead(k), *self.each(add)])
 
@@ -279,19 +279,19 @@ class RegisterTile:
         totals, made, taken = self._sums, list[Stmt](), list[Stmt]()
         if self.partial is None:
             totals, made = allocate_tile("totals", (self.rows, self.width), self._dtype)
-            taken = self.each(lambda i, place, column: self.put(i, place, load(totals, i, place)))
+            taken = self.each(lambda i, position, column: self.put(i, position, load(totals, i, position)))
         zero = tirx.const(0, self._dtype if self.partial is None else "int32")
 
-        def add(i: int, place: Expr, column: Expr) -> Stmt:
-            total, found = load(totals, i, place), load(sums, i, place)
+        def add(i: int, position: Expr, column: Expr) -> Stmt:
+            total, found = load(totals, i, position), load(sums, i, position)
             joined = total + found if self.partial is None else self.combine(total, found, tirx.const(ONES, "int32"))
-            return store(totals, joined, i, place)
+            return store(totals, joined, i, position)
 
         def one(first: Index, count: int) -> Stmt:
-            clear = self.each(lambda i, place, column: store(sums, zero, i, place))
+            clear = self.each(lambda i, position, column: store(sums, zero, i, position))
             return sequence(clear, steps(first, count), self.each(add))
 
-        begun = self.each(lambda i, place, column: store(totals, begin(i, column), i, place))
+        begun = self.each(lambda i, position, column: store(totals, begin(i, column), i, position))
         return [*self.allocations, *made, *begun, in_parts(depth, part, one), *taken, *end]
 
     def _steps_of_part(self, depth: Index) -> int | None:
@@ -315,16 +315,16 @@ class RegisterTile:
         for lane in range(self.lanes):
             statements += ahead(k + lane)
             for i, (at, count) in product(range(self.rows), pieces(self.width, self.lanes)):
-                place = lanes_of(at, count)
-                total = self.combine(self.sum(i, place), repeated(i, lane, count), b(k + lane, place))
-                statements.append(self.put(i, place, total))
+                position = lanes_of(at, count)
+                total = self.combine(self.sum(i, position), repeated(i, lane, count), b(k + lane, position))
+                statements.append(self.put(i, position, total))
         return statements
 
     def stored(self, target: Callable[[int, Expr], tuple[Buffer, list[Expr]]]) -> list[Stmt]:
         """Statements that store the sums at `target(row, column)`: a buffer and indices."""
 
-        def put(i: int, place: Expr, column: Expr) -> Stmt:
+        def put(i: int, position: Expr, column: Expr) -> Stmt:
             buffer, indices = target(i, column)
-            return tirx.BufferStore(buffer, self.sum(i, place), indices)
+            return tirx.BufferStore(buffer, self.sum(i, position), indices)
 
         return self.each(put)

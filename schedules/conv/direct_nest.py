@@ -51,8 +51,8 @@ from schedules.codegen.nest import (
 from schedules.codegen.register_tile import in_parts, lanes_repeated, steps_of_part
 from schedules.config import Config
 from schedules.conv.tiling import (
-    Place,
     Sizes,
+    Task,
     divisors,
     input_bytes,
     multiplies_by_lane,
@@ -217,36 +217,36 @@ class DirectNest:
         points = position(self.work, "points", prod([self._images, *self.sizes.out]), self.bindings)
         return pays_at_run_time(points, work.groups * (products + copied), machine)
 
-    def _live(self, place: Place, dim: int) -> Index:
+    def _live(self, task: Task, dim: int) -> Index:
         """Valid extent of a task's output along a dimension."""
         size, part = self.sizes.out[dim], self.cut[dim]
         known = isinstance(size, int) and isinstance(part, int)
-        return part if known else most(least(part, size - place.corner[dim]), 0)
+        return part if known else most(least(part, size - task.corner[dim]), 0)
 
-    def _task(self, task: Index) -> Stmt:
+    def _task(self, number: Index) -> Stmt:
         """Position along each axis of a task, from the task number."""
         names: list[Stmt] = []
-        at = part_numbers(task, self.axes, self.order, lambda name, value: position(self.work, name, value, names))
+        at = part_numbers(number, self.axes, self.order, lambda name, value: position(self.work, name, value, names))
         corner = tuple(
             position(self.work, f"corner{dim}", at[dimension(dim)] * part, names) for dim, part in enumerate(self.cut)
         )
         part: Index = 0
         for dim in range(self.work.rank):
             part = part * self.axes[dimension(dim)] + at[dimension(dim)]
-        place = Place(at[IMAGES], corner, 0, self.work.channels, part=part)
-        live = tuple(position(self.work, f"live{d}", self._live(place, d), names) for d in range(self.work.rank))
-        return sequence(names, self._channels(replace(place, live=live), at[GROUPS], at[CHANNELS]))
+        task = Task(at[IMAGES], corner, 0, self.work.channels, part=part)
+        live = tuple(position(self.work, f"live{d}", self._live(task, d), names) for d in range(self.work.rank))
+        return sequence(names, self._channels(replace(task, live=live), at[GROUPS], at[CHANNELS]))
 
-    def _channels(self, place: Place, part: Index, chunk: Index) -> Stmt:
+    def _channels(self, task: Task, part: Index, chunk: Index) -> Stmt:
         """A chunk of output channels, for each group in a range of groups."""
         work = self.work
         if work.groups == 1:
-            return self._group(place, 0, work.out_blocks, chunk)
+            return self._group(task, 0, work.out_blocks, chunk)
         whole, short = work.group_out_blocks, work.last_group_out_blocks
 
         def group(step: Index) -> Stmt:
             number = part * self.groups_each + step
-            own = replace(place, source=number * work.in_blocks, channels=work.group_channels)
+            own = replace(task, source=number * work.in_blocks, channels=work.group_channels)
             every = self._group(own, number * whole, whole, chunk)
             if work.last_group_channels == work.group_channels and short == whole:
                 return every
@@ -258,11 +258,11 @@ class DirectNest:
             count = least(count, work.groups - part * self.groups_each)
         return repeat("group", count, group)
 
-    def _group(self, place: Place, first: Index, count: int, chunk: Index) -> Stmt:
+    def _group(self, task: Task, first: Index, count: int, chunk: Index) -> Stmt:
         """A chunk of `count` output blocks starting at `first`, all in one group."""
         self.scratch = None
-        copied = self._fill_scratch(place) if self.copies else []
-        return sequence(copied, self._all_blocks(first, count, chunk, lambda nest, block: nest._rows(place, block)))
+        copied = self._fill_scratch(task) if self.copies else []
+        return sequence(copied, self._all_blocks(first, count, chunk, lambda nest, block: nest._rows(task, block)))
 
     def _all_blocks(self, first: Index, count: int, chunk: Index, body: Callable[[Self, Index], Stmt]) -> Stmt:
         """Call `body(nest, block)` with the first block of each register tile in a chunk of `count` output blocks: full
@@ -285,14 +285,14 @@ class DirectNest:
 
     # The scratch buffer: (channel blocks of a group, input of each spatial dimension, lanes).
 
-    def _fill_scratch(self, place: Place) -> list[Stmt]:
+    def _fill_scratch(self, task: Task) -> list[Stmt]:
         work = self.work
-        extents = work.reach(place.live)
-        blocks = ceil_div(place.channels, work.in_block)
+        extents = work.reach(task.live)
+        blocks = ceil_div(task.channels, work.in_block)
         self.scratch, allocation = allocate("scratch", self._scratch_shape(blocks), self.scratch_dtype)
         starts = [
             at * stride - before
-            for at, stride, before in zip(place.corner, work.strides, self.sizes.before, strict=True)
+            for at, stride, before in zip(task.corner, work.strides, self.sizes.before, strict=True)
         ]
 
         def line(point: list[Index]) -> Stmt:
@@ -300,7 +300,7 @@ class DirectNest:
             rows = [start + offset for start, offset in zip(starts[:-1], outer, strict=True)]
             bounds = zip(rows, self.sizes.spatial, strict=False)
             inside = both(*(condition for row, size in bounds for condition in (row >= 0, row < size)))
-            full = self._copy_line(place, block, outer, rows, starts[-1], extents[-1])
+            full = self._copy_line(task, block, outer, rows, starts[-1], extents[-1])
             clear = repeat("x", extents[-1], lambda x: self._clear([block, *outer, x]))
             return sequence(when(inside, full, clear))
 
@@ -311,12 +311,12 @@ class DirectNest:
         return (blocks, *self.work.reach(self.room), self.scratch_lanes)
 
     def _copy_line(
-        self, place: Place, block: Index, outer: Sequence[Index], rows: Sequence[Index], start: Index, extent: Index
+        self, task: Task, block: Index, outer: Sequence[Index], rows: Sequence[Index], start: Index, extent: Index
     ) -> Stmt:
         size = self.sizes.spatial[-1]
 
         def copy(x: Index, source: Index, count: int) -> Stmt:
-            line, to_line = [place.image, place.source + block, *rows], [block, *outer]
+            line, to_line = [task.image, task.source + block, *rows], [block, *outer]
             return vectorized("lane", count, lambda lane: self._copy([*line, source + lane], [*to_line, x + lane]))
 
         def clear(x: Index) -> Stmt:
@@ -336,44 +336,44 @@ class DirectNest:
 
     # The register tile.
 
-    def _rows(self, place: Place, block: Index) -> Stmt:
+    def _rows(self, task: Task, block: Index) -> Stmt:
         def row(point: list[Index]) -> Stmt:
             inside = both(
                 *(
                     (start + offset < size)
-                    for start, offset, size, part in zip(place.corner, point, self.sizes.out, self.cut, strict=False)
+                    for start, offset, size, part in zip(task.corner, point, self.sizes.out, self.cut, strict=False)
                     if isinstance(size, int) and isinstance(part, int) and size % part
                 )
             )
-            return sequence(when(inside, self._columns(place, block, point)))
+            return sequence(when(inside, self._columns(task, block, point)))
 
         names = [f"oy{i}" for i in range(self.work.rank - 1)]
-        return grid(names, place.live[:-1], row)
+        return grid(names, task.live[:-1], row)
 
-    def _columns(self, place: Place, block: Index, outer: Sequence[Index]) -> Stmt:
+    def _columns(self, task: Task, block: Index, outer: Sequence[Index]) -> Stmt:
         width, part = self.sizes.out[-1], self.cut[-1]
 
         def tile(start: Index, size: int) -> Stmt:
-            return self._tile(place, block, [*outer, start], size)
+            return self._tile(task, block, [*outer, start], size)
 
         if not isinstance(width, int):
-            return open_repeat("ox", place.live[-1], self.pixels, tile)
+            return open_repeat("ox", task.live[-1], self.pixels, tile)
         if width % part == 0:
             return split_repeat("ox", part, self.pixels, tile)
 
         def guarded(start: Index, size: int) -> Stmt:
-            at = place.corner[-1] + start
+            at = task.corner[-1] + start
             rest = width % self.pixels
             tail = when(at < width, tile(start, rest)) if rest else None
             return sequence(when(at + size <= width, tile(start, size), tail))
 
         return split_repeat("ox", part, self.pixels, guarded)
 
-    def _tile(self, place: Place, block: Index, start: Sequence[Index], pixels: int) -> Stmt:
+    def _tile(self, task: Task, block: Index, start: Sequence[Index], pixels: int) -> Stmt:
         work, lanes, every = self.work, self.lanes, lanes_of(0, self.lanes)
         sums, allocation = allocate_tile("sums", (pixels, self.blocks, lanes), work.dtype)
         points = list(static_grid(pixels, self.blocks))
-        whole, rest = divmod(place.channels, work.in_block)
+        whole, rest = divmod(task.channels, work.in_block)
 
         def added(at: tuple[int, ...], value: Expr, source: Index, window: Sequence[Index], lane: Index) -> Stmt:
             weight = load(self.weight, block + at[1], source, *window, lane, every)
@@ -381,7 +381,7 @@ class DirectNest:
 
         def steps(source: Index, window: Sequence[Index], first: Index, count: int) -> list[Stmt]:
             def value(pixel: int, lane: Index) -> Expr:
-                return self._input(place, source, start, pixel, window, lane)
+                return self._input(task, source, start, pixel, window, lane)
 
             if not self.by_lane or count % lanes:
                 each = product((first + lane for lane in range(count)), points)
@@ -403,22 +403,22 @@ class DirectNest:
 
             def body(window: list[Index]) -> Stmt:
                 def some(i: Index) -> Stmt:
-                    asked = self._weights_ahead(place, block, start, [source, *window, i], parts) if parts > 1 else None
+                    asked = self._weights_ahead(task, block, start, [source, *window, i], parts) if parts > 1 else None
                     return sequence(asked, steps(source, window, i * unroll, unroll))
 
                 return sequence(
-                    self._weights_ahead(place, block, start, [source, *window], parts), repeat("ci", count, some)
+                    self._weights_ahead(task, block, start, [source, *window], parts), repeat("ci", count, some)
                 )
 
             taps = self._taps(body, steps=count)
-            return sequence(self._weights_ahead(place, block, start, [source], parts), taps)
+            return sequence(self._weights_ahead(task, block, start, [source], parts), taps)
 
         clear = [store(sums, self.zero, *at, every) for at in points]
 
         def blocks(first: Index, count: int) -> Stmt:
             return repeat("cb", count, lambda source: window_loop(first + source, work.in_block))
 
-        finish = self._finish_tile(sums, place, block, start, pixels)
+        finish = self._finish_tile(sums, task, block, start, pixels)
         last = window_loop(whole, rest) if rest else None
         terms = work.in_block * prod(work.kernel)
         part = steps_of_part(whole, terms) if work.dtype == "float32" and whole else whole
@@ -443,19 +443,19 @@ class DirectNest:
         return grid(names, sizes, lambda window: body(window[:: -1 if steps == 1 else 1]))
 
     def _weights_ahead(
-        self, place: Place, block: Index, start: Sequence[Index], at: Sequence[Index], parts: int
+        self, task: Task, block: Index, start: Sequence[Index], at: Sequence[Index], parts: int
     ) -> Stmt | None:
         """Prefetch a share of the weights of later output blocks, from the tile at `start`.
 
         `at` is the channel block of the input, perhaps the tap of the window, perhaps which of `parts` of the block;
-        of these places one alone asks.
+        of these coordinates one alone asks.
         """
         steps = group_steps(self.work, self.blocks)
         output = [*self.room[:-1], ceil_div(self.room[-1], self.pixels)]
-        places = [*start[:-1], start[-1] // self.pixels, *at]
+        coordinates = [*start[:-1], start[-1] // self.pixels, *at]
         if self._parts_between_steps > 1 and self.steps_each == 1:  # tasks of the same weights follow one another
             between = self._parts_between_steps
-            output, places = [between, *output], [place.part % between, *places]
+            output, coordinates = [between, *output], [task.part % between, *coordinates]
         elif self._parts_between_steps > 1:
             steps = self.steps_each
         extents = [*output, self.work.in_blocks, *self.work.kernel]
@@ -464,10 +464,10 @@ class DirectNest:
         elements = self.blocks * prod(shape)
         distance = ahead(prod(output) * self.pixels * elements // shape[-1])
         depth = depth_to_ask_at(lines_of(self.weight, elements), extents, len(output))
-        if distance >= steps or len(places) != depth:
+        if distance >= steps or len(coordinates) != depth:
             return None
         iteration: Index = 0
-        for number, size in zip(places, extents, strict=False):
+        for number, size in zip(coordinates, extents, strict=False):
             iteration = iteration * size + number
         begin = [block + distance * self.blocks, *(0,) * (self.work.rank + 3)]
         return ask_share(self.weight, begin, elements, iteration, prod(extents[:depth]))
@@ -482,7 +482,7 @@ class DirectNest:
         return prod(int(self.axes[name]) // (2 if order.count(name) > 1 else 1) for name in inner)
 
     def _input(
-        self, place: Place, source: Index, start: Sequence[Index], pixel: int, window: Sequence[Index], lane: Index
+        self, task: Task, source: Index, start: Sequence[Index], pixel: int, window: Sequence[Index], lane: Index
     ) -> Expr:
         """The input element read for a pixel of the tile, from the scratch buffer or directly from the input."""
         work = self.work
@@ -494,25 +494,23 @@ class DirectNest:
         ]
         if self.scratch is not None:
             return load(self.scratch, source, *offsets, lane)
-        places = [
+        coordinates = [
             first * stride + offset - before
-            for first, offset, stride, before in zip(
-                place.corner, offsets, work.strides, self.sizes.before, strict=True
-            )
+            for first, offset, stride, before in zip(task.corner, offsets, work.strides, self.sizes.before, strict=True)
         ]
-        return self._read([place.image, place.source + source, *places], lane)
+        return self._read([task.image, task.source + source, *coordinates], lane)
 
     def _read(self, point: Sequence[Index], lane: Index) -> Expr:
         """An element (or vector) of the input; the plain layout has no lanes."""
         return load(self.data, *point, lane) if self.work.in_block > 1 else load(self.data, *point)
 
     def _finish_tile(
-        self, sums: list[Buffer], place: Place, block: Index, start: Sequence[Index], pixels: int
+        self, sums: list[Buffer], task: Task, block: Index, start: Sequence[Index], pixels: int
     ) -> list[Stmt]:
         """Apply the epilogue to each sum; for dynamic sizes, whose address computations are long, in a loop over
         pixels."""
         if not self.work.is_open:
-            return [self._finish(sums, place, block, start, *at) for at in static_grid(pixels, self.blocks)]
+            return [self._finish(sums, task, block, start, *at) for at in static_grid(pixels, self.blocks)]
         result: list[Stmt] = []
         every = lanes_of(0, self.lanes)
         for part in range(self.blocks):
@@ -521,20 +519,22 @@ class DirectNest:
             result += [store(done, load(sums, pixel, part, every), pixel, 0, every) for pixel in range(pixels)]
 
             def finish(pixel: Index, done: Expr = done, part: int = part) -> Stmt:
-                return self._finish(done, place, block + part, start, pixel, 0)
+                return self._finish(done, task, block + part, start, pixel, 0)
 
             result.append(repeat("pixel", pixels, finish))
         return result
 
     def _finish(
-        self, sums: Buffer | list[Buffer], place: Place, block: Index, start: Sequence[Index], pixel: Index, part: int
+        self, sums: Buffer | list[Buffer], task: Task, block: Index, start: Sequence[Index], pixel: Index, part: int
     ) -> Stmt:
-        places = [first + inner for first, inner in zip(place.corner, start, strict=True)]
-        places[-1] = places[-1] + pixel
+        coordinates = [first + inner for first, inner in zip(task.corner, start, strict=True)]
+        coordinates[-1] = coordinates[-1] + pixel
         return vectorized(
             "lane",
             self.lanes,
-            lambda lane: self.fused.finish(load(sums, pixel, part, lane), [place.image, block + part, *places, lane]),
+            lambda lane: self.fused.finish(
+                load(sums, pixel, part, lane), [task.image, block + part, *coordinates, lane]
+            ),
         )
 
 

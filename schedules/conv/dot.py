@@ -35,7 +35,7 @@ from schedules.conv.direct import DirectRule
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.tiling import (
     MAX_PIXELS,
-    Place,
+    Task,
     accumulators,
     block_choices,
     divisors,
@@ -108,12 +108,12 @@ def kind_of(work: DotWorkload) -> str:
     return CONV_MATRIX if isinstance(work, QuadsWorkload) and work.matrix else CONV_DOT
 
 
-def _number(data: Tensor, place: tuple[Expr, ...], lane: Expr, work: DotWorkload) -> Expr:
+def _number(data: Tensor, at: tuple[Expr, ...], lane: Expr, work: DotWorkload) -> Expr:
     """A stored element converted to the accumulator type."""
     if not work.words:
-        return number(data(*place, lane), work.dtype) + tirx.const(work.shift, work.dtype)
+        return number(data(*at, lane), work.dtype) + tirx.const(work.shift, work.dtype)
     bits = 32 // work.group
-    shifted = data(*place) >> tirx.Cast("int32", lane * bits)
+    shifted = data(*at) >> tirx.Cast("int32", lane * bits)
     if work.of_halves:
         return work.operation.half(shifted & tirx.IntImm("int32", 0xFFFF), 0)
     return shifted & tirx.IntImm("int32", 0xFF)
@@ -124,7 +124,7 @@ class Step:
     """A reduction step: the tile (`pixels` starting at `start`, output blocks starting at `block`), the input's channel
     block `source`, the tap of the window, the group of channels and the number of groups."""
 
-    place: Place
+    task: Task
     block: Index
     start: Sequence[Index]
     pixels: int
@@ -193,25 +193,25 @@ class DotNest(DirectNest):
         self.partial = partial_operation(machine, self.work.operation)
         return super().build(machine)
 
-    def _tile(self, place: Place, block: Expr | int, start: Sequence[Index], pixels: int) -> Stmt:
+    def _tile(self, task: Task, block: Expr | int, start: Sequence[Index], pixels: int) -> Stmt:
         work, lanes = self.work, self.lanes
         vectors = self._vectors(pixels)
         sums, allocation = allocate_tile("sums", self._tile_shape(pixels), work.dtype)
-        whole, rest = self._input_blocks(place)
+        whole, rest = self._input_blocks(task)
         summed, room = sums, list[Stmt]()
         if self.partial is not None:
             summed, room = allocate_tile("halves", (pixels, self.blocks, lanes), "int32")
         windows = self.partial is not None and self._window_steps <= _MOST_STEPS
 
         def step(source: Expr | int, window: Sequence[Index], group: Expr | int, count: int) -> list[Stmt]:
-            return self._step(summed, Step(place, block, start, pixels, source, window, group, count))
+            return self._step(summed, Step(task, block, start, pixels, source, window, group, count))
 
         def window_loop(source: Expr | int, channels: int) -> Stmt:
             groups, single = divmod(channels, work.group)
             unroll = max(size for size in divisors(max(groups, 1)) if size <= self.unroll)
 
             def body(window: list[Index]) -> Stmt:
-                parts = [self._weights_ahead(place, block, start, [source, *window], 1)]
+                parts = [self._weights_ahead(task, block, start, [source, *window], 1)]
 
                 def some(i: Index) -> Stmt:
                     return sequence(*(step(source, window, i * unroll + j, work.group) for j in range(unroll)))
@@ -222,7 +222,7 @@ class DotNest(DirectNest):
                 return sequence(parts) if windows else self._joined(sequence(parts), sums, summed)
 
             taps = self._taps(body, steps=groups // unroll + bool(single))
-            return sequence(self._weights_ahead(place, block, start, [source], 1), taps)
+            return sequence(self._weights_ahead(task, block, start, [source], 1), taps)
 
         parts = []
         if whole and not windows:
@@ -233,7 +233,7 @@ class DotNest(DirectNest):
             last = window_loop(whole, rest)
             parts.append(self._joined(last, sums, summed) if windows else last)
         clear = [store(sums, self.zero, *at) for at in vectors]
-        return sequence(allocation, room, clear, parts, self._finish_tile(sums, place, block, start, pixels))
+        return sequence(allocation, room, clear, parts, self._finish_tile(sums, task, block, start, pixels))
 
     def _tile_shape(self, pixels: int) -> tuple[int, ...]:
         """Shape of the accumulators of a tile, by row."""
@@ -243,9 +243,9 @@ class DotNest(DirectNest):
         """Indices of each accumulator vector of a tile."""
         return [(*at, lanes_of(0, self.lanes)) for at in static_grid(pixels, self.blocks)]
 
-    def _input_blocks(self, place: Place) -> tuple[int, int]:
+    def _input_blocks(self, task: Task) -> tuple[int, int]:
         """Number of full channel blocks of the input, and channels of a partial one."""
-        return divmod(place.channels, self.work.in_block)
+        return divmod(task.channels, self.work.in_block)
 
     @property
     def _window_steps(self) -> int:
@@ -266,9 +266,9 @@ class DotNest(DirectNest):
         if self.partial is None:
             return steps
         ones, zero = splat(ONES, "int32", self.lanes), splat(0, "int32", self.lanes)
-        places = self._vectors(len(sums))
-        clear = [store(halves, zero, *at) for at in places]
-        join = [store(sums, self.combine(load(sums, *at), load(halves, *at), ones), *at) for at in places]
+        points = self._vectors(len(sums))
+        clear = [store(halves, zero, *at) for at in points]
+        join = [store(sums, self.combine(load(sums, *at), load(halves, *at), ones), *at) for at in points]
         return sequence(clear, steps, join)
 
     def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
@@ -291,9 +291,9 @@ class DotNest(DirectNest):
         """A pixel's group of channels as an int32. In the last bfloat16 pair, lanes beyond the channels are cleared:
         they may hold NaN, and NaN times a zero weight is NaN."""
         if self.work.words:
-            return self._input(at.place, at.source, at.start, pixel, at.window, 0)
+            return self._input(at.task, at.source, at.start, pixel, at.window, 0)
         lane = lanes_of(at.group * self.work.group, self.work.group)
-        value = tirx.reinterpret("int32", self._input(at.place, at.source, at.start, pixel, at.window, lane))
+        value = tirx.reinterpret("int32", self._input(at.task, at.source, at.start, pixel, at.window, lane))
         if self.work.shift:
             value = value ^ tirx.IntImm("int32", SIGN_BITS)
         if self.work.of_halves and at.channels < self.work.group:
@@ -309,7 +309,7 @@ class QuadsNest(DotNest):
         values: list[Expr] = []
         side_by_side = at.pixels // QUAD * QUAD if self.work.strides[-1] == 1 else 0
         for pixel in range(0, side_by_side, QUAD):
-            stored = self._input(at.place, at.source, at.start, pixel, at.window, lanes_of(0, QUAD * QUAD))
+            stored = self._input(at.task, at.source, at.start, pixel, at.window, lanes_of(0, QUAD * QUAD))
             four = tirx.reinterpret("int32x4", stored)
             if self.work.shift:
                 four = four ^ splat(SIGN_BITS, "int32", QUAD)
@@ -331,9 +331,9 @@ class PairsNest(DotNest):
         self.quads = work.in_block // work.group
         self.wide: Buffer | None = None
 
-    def _group(self, place: Place, first: Index, count: int, chunk: Index) -> Stmt:
-        copied = self._fill_scratch(place)
-        return sequence(copied, self._all_blocks(first, count, chunk, lambda nest, block: nest._widened(place, block)))
+    def _group(self, task: Task, first: Index, count: int, chunk: Index) -> Stmt:
+        copied = self._fill_scratch(task)
+        return sequence(copied, self._all_blocks(first, count, chunk, lambda nest, block: nest._widened(task, block)))
 
     def _copy(self, source: Sequence[Index], target: Sequence[Index]) -> Stmt:
         quads = self.quads
@@ -348,10 +348,10 @@ class PairsNest(DotNest):
             store(self.scratch, odd, *target, lanes_of(quads, quads)),
         )
 
-    def _widened(self, place: Place, block: Expr | int) -> Stmt:
+    def _widened(self, task: Task, block: Expr | int) -> Stmt:
         """Tiles of several output blocks, after their weights are converted to 16 bits."""
         work, lanes = self.work, self.lanes
-        blocks = ceil_div(place.channels, work.in_block)
+        blocks = ceil_div(task.channels, work.in_block)
         shape = (blocks, *work.kernel, self.quads, self.blocks * 2 * lanes)
         self.wide, allocation = allocate("wide", shape, "int32")
         half = splat(8, "int16", 2 * lanes)
@@ -362,12 +362,12 @@ class PairsNest(DotNest):
                 stored = load(self.weight, block + part, *point, lanes_of(0, lanes * work.group))
                 words = tirx.reinterpret(f"int16x{2 * lanes}", stored)
                 for odd, value in enumerate(((words << half) >> half, words >> half)):
-                    place_of = lanes_of((2 * part + odd) * lanes, lanes)
-                    parts.append(store(self.wide, tirx.reinterpret(self.vector, value), *point, place_of))
+                    at = lanes_of((2 * part + odd) * lanes, lanes)
+                    parts.append(store(self.wide, tirx.reinterpret(self.vector, value), *point, at))
             return sequence(parts)
 
         names = ["wb", *(f"wk{i}" for i in range(work.rank)), "wq"]
-        return sequence(allocation, grid(names, [blocks, *work.kernel, self.quads], widen), self._rows(place, block))
+        return sequence(allocation, grid(names, [blocks, *work.kernel, self.quads], widen), self._rows(task, block))
 
     def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
         lanes = self.lanes
@@ -375,7 +375,7 @@ class PairsNest(DotNest):
 
         def value(pixel: int, odd: int) -> Expr:
             lane = odd * self.quads + at.group
-            return broadcast(self._input(at.place, at.source, at.start, pixel, at.window, lane), lanes)
+            return broadcast(self._input(at.task, at.source, at.start, pixel, at.window, lane), lanes)
 
         values = [[value(pixel, odd) for odd in range(2)] for pixel in range(at.pixels)]
         for pixel, part in static_grid(at.pixels, self.blocks):
@@ -477,18 +477,18 @@ class MatrixNest(DotNest):
         halves = static_grid(ceil_div(pixels, 2), self.blocks, 2)
         return [(pair, part, lanes_of(_HALF * half, _HALF)) for pair, part, half in halves]
 
-    def _input_blocks(self, place: Place) -> tuple[int, int]:
-        return ceil_div(place.channels, self.work.in_block), 0
+    def _input_blocks(self, task: Task) -> tuple[int, int]:
+        return ceil_div(task.channels, self.work.in_block), 0
 
     def _finish_tile(
-        self, sums: list[Buffer], place: Place, block: Index, start: Sequence[Index], pixels: int
+        self, sums: list[Buffer], task: Task, block: Index, start: Sequence[Index], pixels: int
     ) -> list[Stmt]:
         rows, room = allocate_tile("rows", (pixels, self.blocks, self.lanes), self.work.dtype)
         split = []
         for pixel, part in static_grid(pixels, self.blocks):
             left, right = (load(sums, pixel // 2, part, lanes_of(_HALF * half, _HALF)) for half in range(2))
             split.append(store(rows, row_of(left, right, pixel % 2), pixel, part, lanes_of(0, _HALF)))
-        return [*room, *split, *super()._finish_tile(rows, place, block, start, pixels)]
+        return [*room, *split, *super()._finish_tile(rows, task, block, start, pixels)]
 
     def _step(self, sums: list[Buffer], at: Step) -> list[Stmt]:
         result = []
@@ -505,7 +505,7 @@ class MatrixNest(DotNest):
         """Eight channels of two pixels; a single last pixel is duplicated."""
 
         def loaded(pixel: int, lanes: int) -> Expr:
-            return self._input(at.place, at.source, at.start, pixel, at.window, lanes_of(0, lanes))
+            return self._input(at.task, at.source, at.start, pixel, at.window, lanes_of(0, lanes))
 
         if pixel + 1 == at.pixels:
             return joined(loaded(pixel, 2), loaded(pixel, 2))

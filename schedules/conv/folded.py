@@ -23,7 +23,7 @@ from schedules.conv.direct import (
     direct_estimate,
 )
 from schedules.conv.direct_nest import DirectNest
-from schedules.conv.tiling import Place, row_cost
+from schedules.conv.tiling import Task, row_cost
 from schedules.conv.workload import ConvWorkload
 from schedules.estimate import Estimate
 from schedules.ir.numbers import ceil_div
@@ -49,7 +49,7 @@ class FoldedWorkload(ConvWorkload):
     width: int = 1
     axes: tuple[int, ...] = ()
 
-    def place(self, image: Index, channel: Index, spatial: Sequence[Index]) -> list[Index]:
+    def indices(self, image: Index, channel: Index, spatial: Sequence[Index]) -> list[Index]:
         """The indices of an output element."""
         result: list[Expr | None] = [None] * len(self.axes)
         for axis, value in zip(self.axes, [image, channel, *spatial], strict=True):
@@ -128,7 +128,7 @@ def conv_folded(data: Tensor, weight: Tensor, work: FoldedWorkload) -> Tensor:
         factor = weight[(folded // work.block, block, *windows.axes, lane, folded % work.block)]
         return te.sum(value * factor, axis=[channel, *windows.axes])
 
-    shape = work.place(data.shape[0], work.outputs, [*work.out_spatial[:-1], work.width])
+    shape = work.indices(data.shape[0], work.outputs, [*work.out_spatial[:-1], work.width])
     return te.compute(shape, point, name="conv", attrs=work.annotation(FOLDED))
 
 
@@ -151,17 +151,17 @@ class FoldedNest(DirectNest):
     work: FoldedWorkload
 
     def _finish(
-        self, sums: list[Buffer], place: Place, block: Expr | int, start: Sequence[Index], pixel: Index, part: int
+        self, sums: list[Buffer], task: Task, block: Expr | int, start: Sequence[Index], pixel: Index, part: int
     ) -> Stmt:
         work = self.work
-        places = [first + inner for first, inner in zip(place.corner, start, strict=True)]
-        left = (places[-1] + pixel) * work.fold
+        coordinates = [first + inner for first, inner in zip(task.corner, start, strict=True)]
+        left = (coordinates[-1] + pixel) * work.fold
         # Several blocks hold whole channels each; one block may end with lanes of none.
         channels = min(work.outputs, work.block // work.fold)
         first_channel = (block + part) * channels
 
         def element(channel: int, lane: Expr | int) -> Stmt:
-            indices = work.place(place.image, first_channel + channel, [*places[:-1], left + lane])
+            indices = work.indices(task.image, first_channel + channel, [*coordinates[:-1], left + lane])
             return self.fused.finish(load(sums, pixel, part, channel * work.fold + lane), indices)
 
         def channel_of(channel: int) -> Stmt | None:
@@ -169,7 +169,7 @@ class FoldedNest(DirectNest):
             rest = work.width % work.fold
             some = sequence(*(element(channel, lane) for lane in range(rest))) if rest else None
             # Not as `left + fold <= width`: inside of the tile's own bound TVM's simplifier would not end.
-            stored = when(places[-1] + pixel < work.width // work.fold, whole, some) if rest else whole
+            stored = when(coordinates[-1] + pixel < work.width // work.fold, whole, some) if rest else whole
             return when(first_channel + channel < work.outputs, stored) if work.outputs % channels else stored
 
         return sequence(*(channel_of(channel) for channel in range(channels)))

@@ -29,7 +29,7 @@ from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import Windows
 from schedules.conv.direct import DirectRule
 from schedules.conv.direct_nest import DirectNest
-from schedules.conv.tiling import Place, open_register_tile, register_tile, tile_for
+from schedules.conv.tiling import Task, open_register_tile, register_tile, tile_for
 from schedules.conv.winograd_tiling import relative_cycles
 from schedules.conv.workload import ConvWorkload, WinogradWorkload
 from schedules.ir.tir import Expr, Index, Stmt, Tensor, te, tirx
@@ -148,7 +148,7 @@ class SparseNest(DirectNest):
         super().__init__(fused, work, config)
         self.index = fused.operand(fused.anchors[0], 1)
 
-    def _tile(self, place: Place, block: Expr | int, start: Sequence[Index], pixels: int) -> Stmt:
+    def _tile(self, task: Task, block: Expr | int, start: Sequence[Index], pixels: int) -> Stmt:
         work, lanes = self.work, self.lanes
         sums, allocation = allocate_tile("sums", (pixels, 1, lanes), work.dtype)
         first, begin = bind("first", self._entry(block), "int64", 1)
@@ -161,13 +161,13 @@ class SparseNest(DirectNest):
             source, window, lane = work.decoded(name)
             result = [named, prefetch(self.weight, slot + ROWS_AHEAD, 0)]
             for pixel in range(pixels):
-                value = broadcast(self._input(place, source, start, pixel, window, lane), lanes)
+                value = broadcast(self._input(task, source, start, pixel, window, lane), lanes)
                 total = load(sums, pixel, 0, every) + value * load(self.weight, slot, every)
                 result.append(store(sums, total, pixel, 0, every))
             return sequence(result)
 
         clear = [store(sums, self.zero, pixel, 0, every) for pixel in range(pixels)]
-        done = self._finish_tile(sums, place, block, start, pixels)
+        done = self._finish_tile(sums, task, block, start, pixels)
         return sequence(allocation, clear, begin, finish, repeat("block", end - first, step), done)
 
     def _entry(self, at: Expr | int) -> Expr:

@@ -36,7 +36,7 @@ from schedules.conv.direct_nest import (
 )
 from schedules.conv.dot import CONV_TILES, DotNest
 from schedules.conv.rule import BlockedRule
-from schedules.conv.tiling import Place, divisors
+from schedules.conv.tiling import Task, divisors
 from schedules.conv.workload import ConvWorkload, TilesWorkload
 from schedules.cuts import Cut, CutAxis, Work, cut
 from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS
@@ -201,12 +201,12 @@ class TilesNest(DotNest):
             result.append(store(self.scratch, value, *target, lanes_of(part * lanes, lanes)))
         return sequence(result)
 
-    def _rows(self, place: Place, block: Index) -> Stmt:
+    def _rows(self, task: Task, block: Index) -> Stmt:
         rows = self.room[-2] if self.work.rank > 1 else 1
         lines = _run_lines(self.work, rows)
-        return split_repeat("run", rows, lines, lambda first, count: self._run(place, block, first, count))
+        return split_repeat("run", rows, lines, lambda first, count: self._run(task, block, first, count))
 
-    def _run(self, place: Place, block: Index, first: Index, lines: int) -> Stmt:
+    def _run(self, task: Task, block: Index, first: Index, lines: int) -> Stmt:
         """Lines of a task's output, starting at `first`."""
         work, line, width = self.work, _line(self.work), self.room[-1]
         count = (lines - 1) * line + width
@@ -226,25 +226,25 @@ class TilesNest(DotNest):
         return sequence(
             allocation,
             block_sums(self.product, pixel, stride * ROW_BYTES, taps, weights, sums, count),
-            grid(["y", "x"], [lines, width], lambda at: self._finish_pixel(sums, place, block, first + at[0], at)),
+            grid(["y", "x"], [lines, width], lambda at: self._finish_pixel(sums, task, block, first + at[0], at)),
         )
 
-    def _finish_pixel(self, sums: Buffer, place: Place, block: Index, row: Index, at: Sequence[Index]) -> Stmt:
+    def _finish_pixel(self, sums: Buffer, task: Task, block: Index, row: Index, at: Sequence[Index]) -> Stmt:
         """Apply the epilogue to the pixel at line and column `at` of a block, in row `row` of the task."""
         work, (line, column) = self.work, at
-        places = [place.corner[-1] + column]
+        coordinates = [task.corner[-1] + column]
         if work.rank > 1:
-            places = [*place.corner[:-2], place.corner[-2] + row, *places]
+            coordinates = [*task.corner[:-2], task.corner[-2] + row, *coordinates]
 
         def element(part: int, lane: Expr) -> Stmt:
             value = load(sums, line * _line(work) + column, part * self.lanes + lane)
-            return self.fused.finish(value, [place.image, block + part, *places, lane])
+            return self.fused.finish(value, [task.image, block + part, *coordinates, lane])
 
         done = sequence(
             [vectorized("lane", self.lanes, lambda lane, part=part: element(part, lane)) for part in range(self.blocks)]  # type: ignore[misc]
         )
         uneven = work.rank > 1 and work.out_spatial[-2] % self.room[-2]
-        return sequence(when(places[-2] < work.out_spatial[-2], done)) if uneven else done
+        return sequence(when(coordinates[-2] < work.out_spatial[-2], done)) if uneven else done
 
 
 def _divided(block: Index, count: int) -> Index:

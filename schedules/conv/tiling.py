@@ -180,7 +180,7 @@ def spatial_block(work: ConvWorkload, machine: Machine, pixels: int) -> tuple[in
 
 
 @dataclass(frozen=True)
-class Place:
+class Task:
     """Position of a task: an image, the first output position of its block, the valid output extent along each
     dimension, and one group's input as its first channel block and number of channels. `part` is the index of its
     output block within the image."""
@@ -367,7 +367,7 @@ def direct_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: in
     else:
         rows, columns = spatial_block(work, machine, pixels)
         if pixels * blocks <= _SMALL_TILE and rows * ceil_div(columns, pixels) < work.in_block * blocks:
-            unroll = 4  # few and short tiles have many weights to ask for: in several places of a channel block
+            unroll = 4  # few and short tiles have many weights to ask for: in several parts of a channel block
     return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=1, unroll=unroll)
 
 

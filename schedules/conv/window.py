@@ -212,33 +212,33 @@ class WindowNest(ABC):
         statements: list[Stmt] = [allocation]
         statements += [store(sums, start_value, pixel, self.all_lanes) for pixel in range(size)]
         for taps in static_grid(*work.kernel[:-1]):
-            places = [
+            coordinates = [
                 at * stride + tap * dilation - before
                 for at, tap, stride, dilation, before in zip(
                     outer, taps, work.strides, work.dilations, self.sizes.before, strict=False
                 )
             ]
-            inside = both(*self._row_conditions(places, taps))
-            body = self._window_row(sums, image, block, places, taps, start, size, guarded=guarded)
+            inside = both(*self._row_conditions(coordinates, taps))
+            body = self._window_row(sums, image, block, coordinates, taps, start, size, guarded=guarded)
             if body:
                 statements.append(when(inside, sequence(body)))
         point = [*outer, start]
         statements += [self._finish(sums, image, block, point, pixel) for pixel in range(size)]
         return sequence(statements)
 
-    def _row_conditions(self, places: Sequence[Expr], taps: Sequence[int]) -> list[Expr]:
+    def _row_conditions(self, coordinates: Sequence[Expr], taps: Sequence[int]) -> list[Expr]:
         """Conditions for a window row to lie inside the input, without those that always hold."""
         work = self.work
         conditions = []
-        for dim, (place, tap) in enumerate(zip(places, taps, strict=True)):
+        for dim, (coordinate, tap) in enumerate(zip(coordinates, taps, strict=True)):
             first = tap * work.dilations[dim] - work.pad[dim][0]
             last = first + (work.out_spatial[dim] - 1) * work.strides[dim]
             size = self.sizes.spatial[dim]
             if first < 0:
-                conditions.append(place >= 0)
+                conditions.append(coordinate >= 0)
             last_tap = (work.kernel[dim] - 1) * work.dilations[dim] - work.pad[dim][0]
             if last >= size if isinstance(size, int) else first + work.pad[dim][1] > last_tap:
-                conditions.append(place < size)
+                conditions.append(coordinate < size)
         return conditions
 
     def _window_row(
@@ -246,7 +246,7 @@ class WindowNest(ABC):
         sums: Expr,
         image: Expr,
         block: Expr,
-        places: Sequence[Expr],
+        coordinates: Sequence[Expr],
         taps: Sequence[int],
         start: Index,
         size: int,
@@ -266,7 +266,7 @@ class WindowNest(ABC):
             return []
         operands, statements = self.row_operands(block, taps)
         for offset in sorted(uses):
-            source = load(self.data, image, block, *places, base + offset, self.all_lanes)
+            source = load(self.data, image, block, *coordinates, base + offset, self.all_lanes)
             value, binding = self.named(self.read(source))
             steps = [binding]
             for pixel, tap in uses[offset]:
@@ -277,12 +277,12 @@ class WindowNest(ABC):
         return statements
 
     def _finish(self, sums: Expr, image: Expr, block: Expr, point: Sequence[Index], pixel: int) -> Stmt:
-        place = [*point[:-1], point[-1] + pixel]
-        factor = self.scale(place)
+        point = [*point[:-1], point[-1] + pixel]
+        factor = self.scale(point)
 
         def one(lane: Expr) -> Stmt:
             value = load(sums, pixel, lane)
-            return self.fused.finish(value, [image, block, *place, lane])
+            return self.fused.finish(value, [image, block, *point, lane])
 
         if factor is None:
             return vectorized("lane", self.lanes, one)
@@ -462,8 +462,8 @@ def _global_nest(fused: FusedKernel, data: Expr, work: PoolWorkload, machine: Ma
     def join(total: Expr, value: Expr) -> Expr:
         return _larger(total, value) if is_max else total + value
 
-    def task(place: Index) -> Stmt:
-        image, block = place // work.out_blocks, place % work.out_blocks
+    def task(number: Index) -> Stmt:
+        image, block = number // work.out_blocks, number % work.out_blocks
         sums, allocation = allocate("sums", (chains, lanes), work.dtype, "local")
 
         def add(outer: Sequence[Expr], first: Index, count: int) -> Stmt:

@@ -1,6 +1,6 @@
 """The loop nest of Winograd's convolution: transforms a task's tiles, multiplies each frequency, transforms back.
 
-Where tasks transform the input before the products, the transformed tiles of a place (of a part of an image) lie one
+Where tasks transform the input before the products, the transformed tiles of a slot (of a part of an image) lie one
 after another in a buffer that all threads share.
 """
 
@@ -198,13 +198,13 @@ class Spread:
     """Transformed tiles of a task: (frequencies, input blocks * tiles, elements), at an offset in a shared buffer."""
 
     buffer: Expr
-    place: tuple[Index, ...] = ()
+    slot: tuple[Index, ...] = ()
 
     def load(self, *at: Index) -> Expr:
-        return load(self.buffer, *self.place, *at)
+        return load(self.buffer, *self.slot, *at)
 
     def store(self, value: Expr, *at: Index) -> Stmt:
-        return store(self.buffer, value, *self.place, *at)
+        return store(self.buffer, value, *self.slot, *at)
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class Weights:
 @dataclass(frozen=True, eq=False)
 class FrequencyTile:
     """A register tile of a frequency's product: Winograd tiles from `start` on by channel blocks from `block` on;
-    `points` are its places (number of the tile, number of the block)."""
+    `points` are its slots (number of the tile, number of the block)."""
 
     spread: Spread
     product: Expr
@@ -288,13 +288,13 @@ class WinogradNest:
 
         def task(number: Expr | int) -> Stmt:
             group, rest = number % parts[TILES], number // parts[TILES]
-            block, place = rest % parts[INPUTS] * sizes[INPUTS], rest // parts[INPUTS]
+            block, slot = rest % parts[INPUTS] * sizes[INPUTS], rest // parts[INPUTS]
             start = group * sizes[TILES]
-            first = place % products.parts * products.tiles
+            first = slot % products.parts * products.tiles
             live = least(sizes[TILES], products.tiles - start)
             own = least(sizes[INPUTS], self.work.in_blocks - block)
-            tiles = Tiles(place // products.parts, first, live, start)
-            spread = Spread(self.shared, (place,))
+            tiles = Tiles(slot // products.parts, first, live, start)
+            spread = Spread(self.shared, (slot,))
             return sequence(repeat("cb", own, lambda c: self._spread_tiles(spread, tiles, block + c)))
 
         return tasks_loop("transform", cut.tasks, task, cut.parallel)
@@ -369,7 +369,7 @@ class WinogradNest:
     def _spread_tiles(self, spread: Spread, tiles: Tiles, block: Index) -> Stmt:
         return self._each_tile(tiles, lambda i, row, column: self._spread(spread, tiles.image, block, i, row, column))
 
-    def _spread(self, spread: Spread, image: Index, block: Index, place: Index, row: Index, column: Index) -> Stmt:
+    def _spread(self, spread: Spread, image: Index, block: Index, slot: Index, row: Index, column: Index) -> Stmt:
         work, edge, dtype = self.work, self.edge, self.spread_dtype
         top, left = self.sizes.before
         height, width = self.sizes.spatial
@@ -396,7 +396,7 @@ class WinogradNest:
 
         def across(i: Index) -> Stmt:
             def give(j: int, value: Expr) -> Stmt:
-                at = (i * edge + j, block * self.tiles + place, lanes_of(0, self.steps))
+                at = (i * edge + j, block * self.tiles + slot, lanes_of(0, self.steps))
                 return spread.store(self._kept(value), *at)
 
             values = [load(half, i, j, self.all_lanes) for j in range(edge)]
@@ -608,7 +608,7 @@ class WinogradNest:
             tiles, lambda i, row, column: self._collect(product, [tiles.image, block + part, row, column], part, i)
         )
 
-    def _collect(self, product: Expr, at: Sequence[Index], part: Index, place: Index) -> Stmt:
+    def _collect(self, product: Expr, at: Sequence[Index], part: Index, slot: Index) -> Stmt:
         """Gather the results of a tile; `at` is its image, channel block, row and column."""
         edge, size, dtype = self.edge, self.tile, self.work.dtype
         height, width = self.sizes.out
@@ -621,7 +621,7 @@ class WinogradNest:
             def keep(i: int, value: Expr) -> Stmt:
                 return store(half, value, i, j, self.all_lanes)
 
-            values = [load(product, i * edge + j, part * self.tiles + place, self.all_lanes) for i in range(edge)]
+            values = [load(product, i * edge + j, part * self.tiles + slot, self.all_lanes) for i in range(edge)]
             return sequence(self.transform.apply(self.matrices.output, values, keep, dtype))
 
         def across(i: Index) -> Stmt:

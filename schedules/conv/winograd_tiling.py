@@ -146,7 +146,7 @@ class WinogradCut:
 
     Attributes:
         products: the tasks that multiply and transform back.
-        transforms: the tasks that transform the input before them, of `PLACES`, `INPUTS` and tiles of a place. None
+        transforms: the tasks that transform the input before them, of `PLACES`, `INPUTS` and tiles of a slot. None
             where each task of the products transforms its own.
     """
 
@@ -189,8 +189,8 @@ def winograd_cut(work: WinogradWorkload, register: Register, machine: Machine, f
     if together.products.parts[CHANNELS] == 1 or work.batch == 0:
         return together
     products = found(apart=True)
-    places = CutAxis(PLACES, images * products.parts[TILES], most=1)
-    inputs = [places, CutAxis(INPUTS, work.in_blocks), CutAxis(TILES, products.sizes[TILES])]
+    slots = CutAxis(PLACES, images * products.parts[TILES], most=1)
+    inputs = [slots, CutAxis(INPUTS, work.in_blocks), CutAxis(TILES, products.sizes[TILES])]
     written = images * total * edge_of(work.tile, work.strides[0]) ** 2 * work.channels * 4
     spread = Work(
         {each.name: 0.0 for each in inputs},

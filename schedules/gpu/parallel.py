@@ -230,25 +230,25 @@ def _common_extent(lanes: list[Stmt]) -> int | None:
 
 
 def _is_independent(found: _Accesses, point: Expr, names: dict[Var, Expr]) -> bool:
-    """True if each buffer that is written is touched only where one of its indices, or its row-major place, is the
+    """True if each buffer that is written is touched only where one of its indices, or its row-major position, is the
     point of the iteration."""
     analyzer = tvm.sym.Analyzer()
     for buffer, indices in found.stores:
         if _is_among(buffer, found.own):
             continue
         every = [each for other, each in (*found.loads, *found.stores) if other.same_as(buffer)]
-        places = [[substitute(index, names) for index in each] for each in every]
-        one_index = any(all(structural_equal(each[d], point) for each in places) for d in range(len(indices)))
-        if not one_index and not all(_is_place(analyzer, buffer, each, point) for each in places):
+        positions = [[substitute(index, names) for index in each] for each in every]
+        one_index = any(all(structural_equal(each[d], point) for each in positions) for d in range(len(indices)))
+        if not one_index and not all(_is_position(analyzer, buffer, each, point) for each in positions):
             return False
     return True
 
 
-def _is_place(analyzer: Analyzer, buffer: Expr, indices: list[Expr], point: Expr) -> bool:
-    """True if indices are those of a row-major place."""
+def _is_position(analyzer: Analyzer, buffer: Expr, indices: list[Expr], point: Expr) -> bool:
+    """True if indices are those of a row-major position."""
     flat = indices[0]
-    for place, size in zip(indices[1:], buffer.shape[1:], strict=True):
-        flat = flat * size + place
+    for position, size in zip(indices[1:], buffer.shape[1:], strict=True):
+        flat = flat * size + position
     return bool(analyzer.can_prove_equal(flat, point))
 
 
@@ -402,8 +402,8 @@ def block_reduction(stage: Stage, machine: GpuMachine) -> Stmt | None:
         return None
     threads = min(_THREADS[elements > _ELEMENTS_OF_MANY_THREADS], machine.threads_per_block)
     block, thread = (tirx.Var(name, "int64") for name in ("block", "thread"))
-    place = {**_values(stage.spatial, block)}
-    body = _joined(_at(reduction, place), stage.reduction, elements, thread, threads)
+    position = {**_values(stage.spatial, block)}
+    body = _joined(_at(reduction, position), stage.reduction, elements, thread, threads)
     return launch(block, points, thread, threads, body)
 
 
@@ -417,8 +417,8 @@ def _values(axes: tuple[Axis, ...], position: Expr) -> dict[Var, Expr]:
     }
 
 
-def _at(reduction: Reduction, place: dict[Var, Expr]) -> Reduction:
-    value, start, stored = (substitute(each, place) for each in (reduction.value, reduction.start, reduction.store))
+def _at(reduction: Reduction, position: dict[Var, Expr]) -> Reduction:
+    value, start, stored = (substitute(each, position) for each in (reduction.value, reduction.start, reduction.store))
     return Reduction(reduction.combiner, value, start, stored)
 
 

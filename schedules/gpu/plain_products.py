@@ -80,7 +80,7 @@ class _PlainWriter(TileWriter):
         across = expression(self.tile.lines[1])
         rows, columns = self.tile.own
         self.line = self.bound("line", tirx.floordiv(self.thread, across))
-        self.place = self.bound("place", tirx.floormod(self.thread, across))
+        self.position = self.bound("place", tirx.floormod(self.thread, across))
         self.sums = self.allocated("sums", [rows * columns], self.total, "local")
         self.factors = (
             self.allocated("a_own", [rows], self.dtype, "local"),
@@ -104,7 +104,7 @@ class _PlainWriter(TileWriter):
                 value = load(self.a.slabs, at, lanes_of(self.line * rows + first, vector))
                 statements.append(store(a, value, lanes_of(first, vector)))
             for each in range(columns):
-                value = load(self.b.slabs, at, self.place + each * self.tile.lines[1])
+                value = load(self.b.slabs, at, self.position + each * self.tile.lines[1])
                 statements.append(store(b, value, each))
             for i, j in static_grid(rows, columns):
                 factors = [value.astype(self.total) for value in (load(a, i), load(b, j))]
@@ -119,7 +119,7 @@ class _PlainWriter(TileWriter):
 
         def element(i: Expr, j: Expr) -> Stmt:
             row = self.a.start + self.line * rows + i
-            column = self.b.start + self.place + j * self.tile.lines[1]
+            column = self.b.start + self.position + j * self.tile.lines[1]
             value = load(self.sums, i * columns + j)
             return when(self.is_inside(row, column), self.stored(value, row, column))
 
@@ -225,8 +225,8 @@ def _vector_product(form: ProductForm, results: int, shares: int) -> Stmt:
     first = tirx.floormod(block, expression(tiles)) * expression(results)
     inner = expression(shares if matrix.along_depth else results)
     major, minor = tirx.floordiv(thread, inner), tirx.floormod(thread, inner)
-    place, share = (major, minor) if matrix.along_depth else (minor, major)
-    row, share = name_value("row", first + place, statements), name_value("share", share, statements)
+    position, share = (major, minor) if matrix.along_depth else (minor, major)
+    row, share = name_value("row", first + position, statements), name_value("share", share, statements)
     rows = (expression(0), row) if matrix is form.b else (row, expression(0))
     inside = within(row, matrix.rows.extent, results)
     own, own_allocation = allocate("own", [1], dtype, "local")

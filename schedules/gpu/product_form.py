@@ -58,8 +58,8 @@ class DepthSplit:
 
     def keep(self, value: Expr, part: Expr, sample: Expr, row: Expr, column: Expr) -> Stmt:
         """Store a sum of a part."""
-        place = ((part * self.samples + sample) * self.rows + row) * self.columns + column
-        return store(self.sums, value, place)
+        position = ((part * self.samples + sample) * self.rows + row) * self.columns + column
+        return store(self.sums, value, position)
 
     def joined(self) -> Stmt:
         """The launch that adds the parts, and stores what becomes of the sums."""

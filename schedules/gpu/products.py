@@ -54,7 +54,7 @@ def convolution(data: Tensor, weight: Tensor, kernel: Sequence[int], window: Win
     depth = channels * taps
 
     def tap(k: Expr) -> list[Expr]:
-        """The place of a column's element in the kernel."""
+        """The position of a column's element in the kernel."""
         found: list[Index] = []
         step = 1
         for length in reversed(kernel):
@@ -65,12 +65,12 @@ def convolution(data: Tensor, weight: Tensor, kernel: Sequence[int], window: Win
     def column(b: Expr, *at: Expr) -> Expr:
         *pixel, k = at
         walk = zip(pixel, tap(k), window.strides, window.dilation, window.before, strict=True)
-        place = [at * stride + here * dilation - before for at, here, stride, dilation, before in walk]
-        value = data(b, k // taps, *place)
+        position = [at * stride + here * dilation - before for at, here, stride, dilation, before in walk]
+        value = data(b, k // taps, *position)
         if not any((*window.before, *window.after)):
             return value
         inside = tirx.all(
-            *(test for index, length in zip(place, image, strict=True) for test in (index >= 0, index < length))
+            *(test for index, length in zip(position, image, strict=True) for test in (index >= 0, index < length))
         )
         return tirx.if_then_else(inside, value, tirx.const(window.fill, str(data.dtype)))
 

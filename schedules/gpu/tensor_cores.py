@@ -91,8 +91,8 @@ class _TensorWriter(TileWriter):
     def kept(self, part: Part, turn: int, row: Expr, depth: Expr) -> Stmt:
         value = load(part.registers, lanes_of(turn * part.width, part.width))
         side = expression(SIDE)
-        place = lanes_of(row * self.pitch + tirx.floormod(depth, side), part.width)
-        return store(part.slabs, value, tirx.floordiv(depth, side), place)
+        position = lanes_of(row * self.pitch + tirx.floormod(depth, side), part.width)
+        return store(part.slabs, value, tirx.floordiv(depth, side), position)
 
     def multiplied(self) -> list[Stmt]:
         down, across = self.tile.fragments
@@ -105,8 +105,8 @@ class _TensorWriter(TileWriter):
                 for number in range(count):
                     offset = slab * self._slab(part.rows) + (at * count + number) * SIDE * self.pitch
                     pointer = _pointer(part.slabs, "r", offset, SIDE * self.pitch)
-                    place = (fragments.data, SIDE, SIDE, SIDE, index(number, "int32"))
-                    calls.append(tirx.tvm_load_matrix_sync(*place, pointer, self.pitch, layout))
+                    position = (fragments.data, SIDE, SIDE, SIDE, index(number, "int32"))
+                    calls.append(tirx.tvm_load_matrix_sync(*position, pointer, self.pitch, layout))
             for i, j in static_grid(down, across):
                 total = (self.sums.data, index(i * across + j, "int32"))
                 factors = (self.parts_of_warp[0].data, index(i, "int32"), self.parts_of_warp[1].data, index(j, "int32"))
@@ -130,15 +130,15 @@ class _TensorWriter(TileWriter):
         for square in range(across):
             offset = self.warp * SIDE * pitch + square * SIDE
             pointer = _pointer(self.stage, "w", offset, SIDE * pitch)
-            place = (self.sums.data, SIDE, SIDE, SIDE, index(square_row * across + square, "int32"))
-            statements.append(tirx.Evaluate(tirx.tvm_store_matrix_sync(*place, pointer, pitch, "row_major")))
+            position = (self.sums.data, SIDE, SIDE, SIDE, index(square_row * across + square, "int32"))
+            statements.append(tirx.Evaluate(tirx.tvm_store_matrix_sync(*position, pointer, pitch, "row_major")))
         first_row = self.a.start + (self._own[0] * down + square_row) * SIDE
         first_column = self.b.start + self._own[1] * across * SIDE
         width = expression(SIDE * across)
 
         def element(turn: Expr | int) -> Stmt:
-            place = expression(turn) * _WARP + self.lane
-            row, column = tirx.floordiv(place, width), tirx.floormod(place, width)
+            position = expression(turn) * _WARP + self.lane
+            row, column = tirx.floordiv(position, width), tirx.floormod(position, width)
             value = load(self.stage, self.warp, row, column)
             if self.form.reduction.dtype != self.total:
                 value = tirx.Cast(self.form.reduction.dtype, value)

@@ -76,9 +76,9 @@ class TileWriter(ABC):
         rows, columns = self.size
         row_tiles = parts_of(form.a.rows.extent, rows)
         column_tiles = parts_of(form.b.rows.extent, columns)
-        place = tirx.floordiv(block, expression(column_tiles))
-        self._locate(tirx.floordiv(place, expression(row_tiles)))
-        self.a = self._part("a", form.a, tirx.floormod(place, expression(row_tiles)), rows)
+        position = tirx.floordiv(block, expression(column_tiles))
+        self._locate(tirx.floordiv(position, expression(row_tiles)))
+        self.a = self._part("a", form.a, tirx.floormod(position, expression(row_tiles)), rows)
         self.b = self._part("b", form.b, tirx.floormod(block, expression(column_tiles)), columns)
         self.zero = self.allocated("zero", [1], self.dtype, "local")
         self.statements.append(store(self.zero, tirx.const(0, self.dtype), 0))
@@ -119,15 +119,15 @@ class TileWriter(ABC):
         self.statements.append(statement)
         return buffer
 
-    def _locate(self, place: Expr) -> None:
+    def _locate(self, position: Expr) -> None:
         """Locate the sample that the block computes, and its steps of the depth, `steps` from `first` on."""
         depth = parts_of(self.form.depth.extent, self.depth)
         self.first, self.steps = expression(0), depth
         if self.split is None:
-            self.sample = self.bound("sample", place)
+            self.sample = self.bound("sample", position)
         else:
-            self.sample = self.bound("sample", tirx.floormod(place, expression(self.split.samples)))
-            self.part = self.bound("part", tirx.floordiv(place, expression(self.split.samples)))
+            self.sample = self.bound("sample", tirx.floormod(position, expression(self.split.samples)))
+            self.part = self.bound("part", tirx.floordiv(position, expression(self.split.samples)))
             assert isinstance(depth, int), "only a depth that is known is split"
             first, self.steps = self.split.share(self.part, depth)
             self.first = self.bound("first", first)
@@ -225,13 +225,15 @@ class TileWriter(ABC):
     def _guarded(self, part: Part, loads: list[tuple[int, GuardedLoad]]) -> list[Stmt]:
         """Load, and then choose: so that all loads are under way before the first is waited for."""
         tested, loaded, chosen = [], [], []
-        for place, each in loads:
+        for position, each in loads:
             inside = tirx.Var("inside", "bool")
             tested.append(tirx.Bind(inside, each.inside))
-            loaded.append(store(part.registers, each.safe(inside), place))
+            loaded.append(store(part.registers, each.safe(inside), position))
             # A zero out of a register: CUDA converts one of 16 bits by an instruction that it does not move.
             otherwise = load(self.zero, 0) if each.otherwise is None else each.otherwise
-            chosen.append(store(part.registers, tirx.Select(inside, load(part.registers, place), otherwise), place))
+            chosen.append(
+                store(part.registers, tirx.Select(inside, load(part.registers, position), otherwise), position)
+            )
         return [*tested, *loaded, *chosen]
 
     def _fetched_run(self, part: Part, number: int, row: Expr, depth: Expr, inside: Expr | bool) -> Stmt | None:
@@ -239,16 +241,16 @@ class TileWriter(ABC):
         first = part.operand.at(self.batch, row, self.form.depth.values(depth))
         *outer, last = first.indices
         value = tirx.BufferLoad(first.source, [*outer, lanes_of(last, part.width)])
-        place = lanes_of(number * part.width, part.width)
+        position = lanes_of(number * part.width, part.width)
         # TVM writes no zero of more than four bytes side by side.
         zero = broadcast(tirx.const(0, self.dtype), 4)
         starts = range(number * part.width, (number + 1) * part.width, 4)
         nothing = sequence([store(part.registers, zero, lanes_of(start, 4)) for start in starts])
         inside = both(inside, within(depth, self.form.depth.extent, self.depth))
-        return when(inside, store(part.registers, value, place), nothing)
+        return when(inside, store(part.registers, value, position), nothing)
 
     def _all_kept(self, part: Part) -> list[Stmt]:
-        return [when(exists, self.kept(part, *place)) for *place, exists in self._pieces(part)]
+        return [when(exists, self.kept(part, *position)) for *position, exists in self._pieces(part)]
 
 
 def load_width(operand: Operand) -> int:
@@ -269,7 +271,7 @@ def wait() -> Stmt:
 
 @dataclass(frozen=True, eq=False)
 class GuardedLoad:
-    """An element at a place of a buffer; where `inside` does not hold, it is `otherwise` instead (None: zero).
+    """An element at a position of a buffer; where `inside` does not hold, it is `otherwise` instead (None: zero).
 
     Attributes:
         offset: offset of the element in the buffer, where `inside` holds.
@@ -315,8 +317,8 @@ def _offset(load: Expr) -> Expr | None:
     if not all(sizes):
         return None
     offset: Expr = tirx.IntImm("int64", 0)
-    for size, place in zip(sizes, load.indices, strict=True):
-        offset = offset * size + tirx.Cast("int64", place)
+    for size, position in zip(sizes, load.indices, strict=True):
+        offset = offset * size + tirx.Cast("int64", position)
     return offset
 
 

@@ -58,5 +58,5 @@ def _vectors(loop: Stmt, first: Expr, count: Expr) -> Stmt:
     return tirx.SeqStmt([blocks, tirx.For(rest, zero, tirx.floormod(count, lanes), tirx.ForKind.SERIAL, last)])
 
 
-def _at(loop: Stmt, place: Expr) -> Stmt:
-    return substitute(loop.body, {loop.loop_var: place})
+def _at(loop: Stmt, position: Expr) -> Stmt:
+    return substitute(loop.body, {loop.loop_var: position})

@@ -68,10 +68,10 @@ def _masks(lanes: int, level: int) -> tuple[list[int], list[int]]:
         run = 1 << level  # lanes that stay together
         low, high = [], []
         for start in range(0, lanes, _GROUP):
-            for place in range(0, _GROUP // 2, run):
+            for position in range(0, _GROUP // 2, run):
                 for operand in (0, lanes):
-                    low += [operand + start + place + i for i in range(run)]
-                    high += [operand + start + _GROUP // 2 + place + i for i in range(run)]
+                    low += [operand + start + position + i for i in range(run)]
+                    high += [operand + start + _GROUP // 2 + position + i for i in range(run)]
         return low, high
     run = min(_GROUP, lanes // 2) if lanes < _GROUP else _GROUP
     starts = [operand + start for operand in (0, lanes) for start in range(0, lanes, 2 * run)]

@@ -74,8 +74,8 @@ class Writer:
         if value not in table:
             table.append(value)
         scalar = kind.split()[-1]
-        place = f"getelementptr inbounds ([{kind}], ptr @{symbol}, i64 0, i64 {table.index(value)})"
-        loaded = self._emit(f"load {scalar}, ptr {place}, align {8 if scalar == 'double' else 4}")
+        position = f"getelementptr inbounds ([{kind}], ptr @{symbol}, i64 0, i64 {table.index(value)})"
+        loaded = self._emit(f"load {scalar}, ptr {position}, align {8 if scalar == 'double' else 4}")
         if self.lanes == 1:
             return loaded
         kind = vector(scalar, self.lanes)

@@ -80,7 +80,7 @@ class Access:
     is_store: bool
 
     def is_at(self, buffer: Buffer, indices: Sequence[Expr]) -> bool:
-        """True if it is an access of this place."""
+        """True if it is an access of this position."""
         return bool(self.buffer.same_as(buffer)) and bool(structural_equal(list(self.indices), list(indices)))
 
     def stride(self, var: Var) -> Stride:

@@ -58,12 +58,12 @@ def map_accesses(root: Node, moved: Callable[[Buffer, Sequence[Expr]], tuple[Buf
     """Move loads and stores: `moved(buffer, indices)` is where to, None where one stays."""
 
     def load(node: Expr) -> Expr | None:
-        place = moved(node.source, node.indices)
-        return None if place is None else tirx.BufferLoad(place[0], list(place[1]))
+        position = moved(node.source, node.indices)
+        return None if position is None else tirx.BufferLoad(position[0], list(position[1]))
 
     def store(node: Stmt) -> Stmt | None:
-        place = moved(node.buffer, node.indices)
-        return None if place is None else tirx.BufferStore(place[0], node.value, list(place[1]))
+        position = moved(node.buffer, node.indices)
+        return None if position is None else tirx.BufferStore(position[0], node.value, list(position[1]))
 
     return map_stores(map_loads(root, load), store)
 

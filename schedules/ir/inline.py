@@ -151,12 +151,12 @@ def _few_repeats(stage: Stage, readers: Sequence[Any]) -> bool:
     repeats = 0.0
     points = stage.points()
     for reader in readers:
-        places = len(_distinct_uses(reader.body.value, stage.body.buffer))
+        positions = len(_distinct_uses(reader.body.value, stage.body.buffer))
         evaluations = reader.points()
         if points is None or evaluations is None:
-            repeats += places if not reader.reduction else _MAX_CHEAP_REPEATS + 1
+            repeats += positions if not reader.reduction else _MAX_CHEAP_REPEATS + 1
         else:
-            repeats += places * evaluations / max(points, 1)
+            repeats += positions * evaluations / max(points, 1)
     if expensive:
         return repeats <= 1.25
     return repeats <= (_MAX_CHEAP_REPEATS if cheap <= _MAX_CHEAP_OPERATIONS else 2.0)
@@ -169,7 +169,7 @@ def _distinct_uses(value: Expr, buffer: Buffer) -> list[list[Expr]]:
         if not load.source.same_as(buffer):
             continue
         for group in groups:
-            if _same_place(group[0], load):
+            if _same_position(group[0], load):
                 group.append(load)
                 break
         else:
@@ -197,7 +197,7 @@ def _is_shared(value: Expr, group: Sequence[Expr]) -> bool:
     if len(group) < 2 or _bound_inside(value, group[0]):
         return False
     return not has_branch(value) or any(
-        load.source.same_as(group[0].source) and _same_place(load, group[0]) for load in _unguarded(value)
+        load.source.same_as(group[0].source) and _same_position(load, group[0]) for load in _unguarded(value)
     )
 
 
@@ -213,7 +213,7 @@ def _unguarded(value: Expr) -> list[Expr]:
     return buffers_loaded(structural_map(value, (tvm.ir.Call, condition)))
 
 
-def _same_place(a: Expr, b: Expr) -> bool:
+def _same_position(a: Expr, b: Expr) -> bool:
     return bool(structural_equal(list(a.indices), list(b.indices), map_free_vars=False))
 
 
@@ -230,7 +230,7 @@ def _inline_into(stage: Stage, reader: Stage | Opaque) -> Stage | None:
 def inline_value(stage: Stage, value: Expr) -> Expr:
     """`value` with the loads of an elementwise stage's output replaced by what the stage computes.
 
-    A value that is read more than once at the same place is bound to a variable, unless branches guard every read.
+    A value that is read more than once at the same position is bound to a variable, unless branches guard every read.
     """
     buffer = stage.body.buffer
     axes = _index_axes(stage)
@@ -247,7 +247,7 @@ def inline_value(stage: Stage, value: Expr) -> Expr:
         if not load.source.same_as(buffer):
             return None
         for group, variable in zip(shared, variables, strict=True):
-            if _same_place(group[0], load):
+            if _same_position(group[0], load):
                 return variable
         return computed(load)
 

@@ -66,7 +66,7 @@ def reduction_of(stage: Stage) -> Reduction | None:
     store = stage.store
     if store is None or not stage.reduction or not isinstance(stage.init, tirx.BufferStore):
         return None
-    if not stage.init.buffer.same_as(store.buffer) or not _same_place(stage.init.indices, store.indices):
+    if not stage.init.buffer.same_as(store.buffer) or not _same_position(stage.init.indices, store.indices):
         return None
     lets: list[tuple[Var, Expr]] = []
     value = store.value
@@ -120,9 +120,9 @@ def _is_own_load(expr: Expr, store: Stmt) -> bool:
     return (
         isinstance(expr, tvm.ir.TensorLoad)
         and bool(expr.source.same_as(store.buffer))
-        and _same_place(expr.indices, store.indices)
+        and _same_position(expr.indices, store.indices)
     )
 
 
-def _same_place(left: Expr, right: Expr) -> bool:
+def _same_position(left: Expr, right: Expr) -> bool:
     return len(left) == len(right) and bool(structural_equal(list(left), list(right)))

@@ -79,10 +79,10 @@ class Stage:
 
     def with_axes(self, position: int, axes: Sequence[Axis], value: Expr) -> Stage:
         """The stage with other axes in the place of one, whose variable has a value in terms of theirs."""
-        place = {self.axes[position].var: value}
-        init = None if self.init is None else substitute(self.init, place)
+        values = {self.axes[position].var: value}
+        init = None if self.init is None else substitute(self.init, values)
         every = (*self.axes[:position], *axes, *self.axes[position + 1 :])
-        return Stage(self.name, every, substitute(self.body, place), init, self.annotations)
+        return Stage(self.name, every, substitute(self.body, values), init, self.annotations)
 
     def points(self) -> int | None:
         """Number of runs of the body, or None when that is not static."""

@@ -31,8 +31,8 @@ class Group:
 
     def values(self, at: Expr) -> dict[Var, Expr]:
         """Values of the loop variables at an index of the group."""
-        places = unflattened(at, [expression(axis.extent) for axis in self.axes])
-        return {axis.var: place for axis, place in zip(self.axes, places, strict=False)}
+        positions = unflattened(at, [expression(axis.extent) for axis in self.axes])
+        return {axis.var: position for axis, position in zip(self.axes, positions, strict=False)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +73,8 @@ class MatmulForm:
     def a_element(self, batch: Mapping[Var, Expr], row: Expr) -> Expr:
         """The first stored element of a row of A."""
         zero = tirx.IntImm("int64", 0)
-        places = {**batch, **self.rows.values(row), self.depth.var: zero}
-        *lead, _ = (substitute(each, places) for each in self.a.indices)
+        positions = {**batch, **self.rows.values(row), self.depth.var: zero}
+        *lead, _ = (substitute(each, positions) for each in self.a.indices)
         return tirx.BufferLoad(self.a.source, [*lead, zero])
 
     @property

@@ -49,9 +49,9 @@ def panel_width(columns: int, machine: Machine) -> int:
     return lanes * max(1, min(most, -(-columns // lanes)))
 
 
-def shift_of(place: int) -> int:
-    """The lowest bit of neighbour `place` (0 to 7) within its word."""
-    return 4 * (place // 2) + 16 * (place % 2)
+def shift_of(position: int) -> int:
+    """The lowest bit of neighbour `position` (0 to 7) within its word."""
+    return 4 * (position // 2) + 16 * (position % 2)
 
 
 def pack_words(weight: NDArray[np.int8], width: int) -> NDArray[np.int32]:
@@ -63,8 +63,8 @@ def pack_words(weight: NDArray[np.int8], width: int) -> NDArray[np.int32]:
     rows[:depth, :columns] = weight.view(np.uint8) & 15
     padded[:] = rows.reshape(steps, PER_WORD, panels, width)
     words = np.zeros((steps, panels, width), np.uint32)
-    for place in range(PER_WORD):
-        words |= padded[:, place] << np.uint32(shift_of(place))
+    for position in range(PER_WORD):
+        words |= padded[:, position] << np.uint32(shift_of(position))
     return np.ascontiguousarray(words.transpose(1, 0, 2)).view(np.int32)
 
 
@@ -91,8 +91,8 @@ def matmul_grouped(data: Tensor, packed: Tensor, scales: Tensor, *zeros: Tensor,
         source = data(*at[:-1], k)
         value = packed(panel, tirx.floordiv(k, PER_WORD), lane) if words else packed(panel, k, lane)
         if words:
-            place = tirx.Cast("int32", tirx.floormod(k, PER_WORD))
-            shift = 4 * tirx.floordiv(place, 2) + 16 * tirx.floormod(place, 2)
+            position = tirx.Cast("int32", tirx.floormod(k, PER_WORD))
+            shift = 4 * tirx.floordiv(position, 2) + 16 * tirx.floormod(position, 2)
             value = (value << (28 - shift)) >> 28
         weight = tirx.Cast("float32", value)
         for zero in zeros:
@@ -163,12 +163,12 @@ class GroupedWriter(WriterOfParts[Parts]):
     def _tile(self, at: Tile) -> Stmt:
         """`rows x width` results: one group after another, each accumulated in registers."""
         totals = RegisterTile(int(at.rows), at.width, self.lanes, "float32")
-        place = (at.batch, at.row, tirx.FloorDiv(at.column, index(self.form.width)))
+        position = (at.batch, at.row, tirx.FloorDiv(at.column, index(self.form.width)))
         groups = split_steps(
             "group",
             int(self.form.depth.extent),
             self.parts.group,
-            lambda group, depth: self._group(totals, place, group, depth),
+            lambda group, depth: self._group(totals, position, group, depth),
         )
         return sequence([*totals.cleared(), *groups, *self._finish(totals, at)])
 
@@ -184,8 +184,8 @@ class GroupedWriter(WriterOfParts[Parts]):
         def of_group(buffer: Buffer, lane: Expr) -> Expr:
             return number(tirx.BufferLoad(buffer, [panel, group, lane]), "float32")
 
-        def scaled(i: int, place: Expr, lane: Expr) -> Expr:
-            return totals.sum(i, place) + sums.sum(i, place) * of_group(parts.scales, lane)
+        def scaled(i: int, position: Expr, lane: Expr) -> Expr:
+            return totals.sum(i, position) + sums.sum(i, position) * of_group(parts.scales, lane)
 
         code = [*sums.allocations, *self._start(sums, a, of_group, depth)]
         code += (
@@ -199,16 +199,16 @@ class GroupedWriter(WriterOfParts[Parts]):
         """Initial value of a group's sums: minus the zero point times the sum of the data."""
         zero, zeros = tirx.const(0.0, "float32"), self.parts.zeros
         if zeros is None:
-            return sums.stores(lambda i, place, lane: zero)
+            return sums.stores(lambda i, position, lane: zero)
         data = RegisterTile(sums.rows, 1, 1, "float32")
 
         def add(k: Expr) -> Stmt:
-            return sequence(data.stores(lambda i, place, lane: data.sum(i, place) + a(i, k)))
+            return sequence(data.stores(lambda i, position, lane: data.sum(i, position) + a(i, k)))
 
         return [
             *data.cleared(),
             repeat_symbolic("k", depth, add),
-            *sums.stores(lambda i, place, lane: zero - of_group(zeros, lane) * data.sum(i, index(0))),
+            *sums.stores(lambda i, position, lane: zero - of_group(zeros, lane) * data.sum(i, index(0))),
         ]
 
     def _words(self, sums: RegisterTile, a: Callable[..., Expr], panel: Expr, first: Expr, depth: int) -> list[Stmt]:
@@ -217,11 +217,11 @@ class GroupedWriter(WriterOfParts[Parts]):
 
         def step(word: Expr, count: int) -> Stmt:
             code = [prefetch(packed, panel, start + word + _WORDS_AHEAD, at) for at in range(0, sums.width, self.lanes)]
-            for place in range(count):
+            for position in range(count):
 
-                def add(i: int, at: Expr, lane: Expr, place: int = place) -> Expr:
-                    value = unpacked(tirx.BufferLoad(packed, [panel, start + word, lane]), shift_of(place))
-                    return sums.sum(i, at) + a(i, word * PER_WORD + place) * value
+                def add(i: int, at: Expr, lane: Expr, position: int = position) -> Expr:
+                    value = unpacked(tirx.BufferLoad(packed, [panel, start + word, lane]), shift_of(position))
+                    return sums.sum(i, at) + a(i, word * PER_WORD + position) * value
 
                 code += sums.stores(add)
             return sequence(code)

@@ -159,8 +159,8 @@ def looked_up(stages: tuple[Stage, ...] | None) -> tuple[MatmulForm, Any] | None
     found = next(load.source for load in loads if str(load.source.dtype) == "int32")
     data, values = (load for load in loads if not load.source.same_as(found))
     depth = Axis(tirx.Var("row", "int64"), shape_of(data.source)[-1], reduce=True)
-    place = tirx.BufferLoad(data.source, [*data.indices[:-1], depth.var])
-    return panel_form(stage, depth, place, values), found
+    position = tirx.BufferLoad(data.source, [*data.indices[:-1], depth.var])
+    return panel_form(stage, depth, position, values), found
 
 
 def independent_sums(vectors: int, machine: Machine) -> int:
@@ -172,7 +172,7 @@ def independent_sums(vectors: int, machine: Machine) -> int:
 
 def joined(sums: RegisterTile, other: RegisterTile) -> list[Stmt]:
     """Statements that add another tile's sums to those of one."""
-    return sums.stores(lambda i, place, lane: sums.sum(i, place) + other.sum(i, place))
+    return sums.stores(lambda i, position, lane: sums.sum(i, position) + other.sum(i, position))
 
 
 FUSABLE = 4  # relax's pattern kind "out elementwise fusable": elementwise consumers join the kernel

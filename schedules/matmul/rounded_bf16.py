@@ -53,7 +53,7 @@ def matmul_rounded_bf16(data: Tensor, packed: Tensor, columns: int, kind: str = 
 
     def point(*at: Expr) -> Expr:
         word = packed(tirx.floordiv(at[-1], width), k, tirx.floormod(at[-1], width))
-        first, second = (widened(data(*at[:-1], place)) for place in (2 * k, 2 * k + 1))
+        first, second = (widened(data(*at[:-1], position)) for position in (2 * k, 2 * k + 1))
         return te.sum(first * DOT_BF16.half(word, 0) + second * DOT_BF16.half(word, 1), axis=k)
 
     shape = [*data.shape[:-1], tirx.IntImm("int64", columns)]
@@ -170,8 +170,8 @@ def matmul_gated_bf16(data: Tensor, packed: Tensor, columns: int, activation: st
     product = matmul_rounded_bf16(data, packed, 2 * columns, MATMUL_GATED_BF16)
 
     def point(*at: Expr) -> Expr:
-        place = tirx.floordiv(at[-1], width // 2) * width + tirx.floormod(at[-1], width // 2)
-        return GATES[activation](product(*at[:-1], place)) * product(*at[:-1], place + width // 2)
+        position = tirx.floordiv(at[-1], width // 2) * width + tirx.floormod(at[-1], width // 2)
+        return GATES[activation](product(*at[:-1], position)) * product(*at[:-1], position + width // 2)
 
     shape = [*data.shape[:-1], tirx.IntImm("int64", columns)]
     return te.compute(shape, point, name="gated", attrs={KIND: MATMUL_GATED_BF16, SPEC: activation})

@@ -191,9 +191,9 @@ class SparseWriter(WriterOfParts[Parts]):
             code: list[Stmt] = []
             step_row = name_value("row", self._entry(slot + (self.parts.panels + 1)), code)
 
-            def add(i: int, place: Expr, lane: Expr) -> Expr:
+            def add(i: int, position: Expr, lane: Expr) -> Expr:
                 value = tirx.BufferLoad(self.parts.values, [slot, lane])
-                return tile.sum(i, place) + self.form.a_at(at.batch, at.row + i, step_row) * value
+                return tile.sum(i, position) + self.form.a_at(at.batch, at.row + i, step_row) * value
 
             return [*code, *tile.stores(add)]
 
@@ -358,9 +358,9 @@ def matmul_n_of_m(data: Tensor, values: Tensor, words: Tensor, *, columns: int, 
     def point(*at: Expr) -> Expr:
         panel, lane = tirx.floordiv(at[-1], width), tirx.floormod(at[-1], width)
         group, choice = tirx.floordiv(slot, groups.keep), tirx.floormod(slot, groups.keep)
-        place = tirx.floormod(group, groups.per_word) * groups.keep + choice
+        position = tirx.floormod(group, groups.per_word) * groups.keep + choice
         word = words(panel, tirx.floordiv(group, groups.per_word), lane)
-        which = (word >> tirx.Cast("int32", place * groups.bits)) & tirx.IntImm("int32", groups.of - 1)
+        which = (word >> tirx.Cast("int32", position * groups.bits)) & tirx.IntImm("int32", groups.of - 1)
         row = group * groups.of + tirx.Cast("int64", which)
         return te.sum(data(*at[:-1], row) * values(panel, slot, lane), axis=slot)
 

@@ -81,11 +81,11 @@ def matmul_words(data: Tensor, packed: Tensor, columns: int, operation: Operatio
 
     def element(at: tuple[Expr, ...], number: int) -> Expr:
         """A number of a word, 0 beyond the depth."""
-        place = at[-1] * group + number
-        value = data(*at[:-1], place)
+        position = at[-1] * group + number
+        value = data(*at[:-1], position)
         value = value if halves else (tirx.Cast("int32", value) + shift) & 0xFF
         zero = tirx.const(0, str(value.ty))
-        value = value if last + number < known else tirx.if_then_else(place < depth, value, zero)
+        value = value if last + number < known else tirx.if_then_else(position < depth, value, zero)
         return value + zero if halves else value
 
     def word(*at: Expr) -> Expr:
@@ -200,17 +200,17 @@ def _words(parts: Parts, operation: Operation, machine: Machine) -> Stmt:
     threads = pays_off(work([axis.extent for axis in stage.axes], stage.body), machine)
 
     def body(values: list[Expr]) -> Stmt:
-        place = {**ones, **{axis.var: value for axis, value in zip(lead, values, strict=True)}}
-        return row(parts, operation, place, lanes)
+        values = {**ones, **{axis.var: value for axis, value in zip(lead, values, strict=True)}}
+        return row(parts, operation, values, lanes)
 
     return parallel_grid([Extent(axis.name, axis.extent) for axis in lead], body, machine, parallel=threads)
 
 
-def _rounded_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lanes: int) -> Stmt:
+def _rounded_row(parts: Parts, operation: Operation, values: dict[Var, Expr], lanes: int) -> Stmt:
     """Round a row to pairs: full vectors, then the remainder pair by pair."""
     stage = parts.words
     data, words, step = stage.loads[0].source, stage.body.buffer, stage.body.indices[-1]
-    outer = [substitute(point, place) for point in list(stage.body.indices)[:-1]]
+    outer = [substitute(point, values) for point in list(stage.body.indices)[:-1]]
     whole = shape_of(data)[-1] // (2 * lanes)
 
     def vector(run: Expr, lane: Expr) -> Stmt:
@@ -222,17 +222,17 @@ def _rounded_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lan
         return repeat("lane", lanes, lambda lane: vector(run, lane), tirx.ForKind.VECTORIZED)
 
     def single(rest: Expr) -> Stmt:
-        return substitute(stage.body, {**place, step: rest + whole * lanes})
+        return substitute(stage.body, {**values, step: rest + whole * lanes})
 
     left = shape_of(words)[-1] - whole * lanes
     return sequence([repeat("run", whole, runs), *([repeat("rest", left, single)] if left else [])])
 
 
-def _copied_row(parts: Parts, operation: Operation, place: dict[Var, Expr], lanes: int) -> Stmt:
+def _copied_row(parts: Parts, operation: Operation, values: dict[Var, Expr], lanes: int) -> Stmt:
     """Copy a row of bytes as words; bytes of the other signedness are shifted."""
     stage, group = parts.words, operation.group
     data, words = stage.loads[0].source, stage.body.buffer
-    outer = [substitute(point, place) for point in list(stage.body.indices)[:-1]]
+    outer = [substitute(point, values) for point in list(stage.body.indices)[:-1]]
     shifted = operation.shift(dtype_of(data)) != 0
 
     def copied(first: Index, count: int) -> Stmt:
@@ -282,10 +282,10 @@ def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     rows = prod(lead, start=tirx.IntImm("int64", 1))
     attrs = {KIND: MATMUL_MATRIX}
 
-    def word(pair: Expr, step: Expr, place: Expr) -> Expr:
-        row = tirx.min(2 * pair + place // 2, rows - 1)
-        at = DEPTH * step + _WORD * (place % 2)
-        values = [tirx.Cast("int32", data(*_places(row, lead), at + byte)) & 0xFF for byte in range(_WORD)]
+    def word(pair: Expr, step: Expr, position: Expr) -> Expr:
+        row = tirx.min(2 * pair + position // 2, rows - 1)
+        at = DEPTH * step + _WORD * (position % 2)
+        values = [tirx.Cast("int32", data(*_positions(row, lead), at + byte)) & 0xFF for byte in range(_WORD)]
         return word_of_bytes([tirx.if_then_else(at + byte < depth, each, 0) for byte, each in enumerate(values)])
 
     words = te.compute([(rows + 1) // 2, steps, _LANES], word, name="words", attrs=attrs)
@@ -293,8 +293,8 @@ def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:
 
     def point(*at: Expr) -> Expr:
         row: Expr = tirx.IntImm("int64", 0)
-        for place, size in zip(at[:-1], lead, strict=True):
-            row = row * size + place
+        for position, size in zip(at[:-1], lead, strict=True):
+            row = row * size + position
         a = words(row // 2, k // 2, row % 2 * 2 + k % 2)
         b = packed(at[-1] // width, k // 2, at[-1] % width * 2 + k % 2)
         operation = MATRIX_S8S8 if str(data.dtype) == "int8" else MATRIX_U8S8
@@ -303,13 +303,13 @@ def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     return te.compute([*lead, tirx.IntImm("int64", columns)], point, name="matmul", attrs=attrs)
 
 
-def _places(row: Expr, lead: list[Expr]) -> list[Expr]:
+def _positions(row: Expr, lead: list[Expr]) -> list[Expr]:
     """Leading indices of a flattened row number, for a tensor with these leading dimensions."""
-    places: list[Buffer] = []
+    positions: list[Buffer] = []
     for size in reversed(lead[1:]):
-        places.insert(0, tirx.floormod(row, size))
+        positions.insert(0, tirx.floormod(row, size))
         row = tirx.floordiv(row, size)
-    return [row, *places] if lead else []
+    return [row, *positions] if lead else []
 
 
 class MatmulMatrix(MatmulBf16):
@@ -382,11 +382,11 @@ class _Writer(MatmulWriter):
             adds = [
                 store(
                     sums,
-                    self.combine(element(sums, pair, place), a[pair], element(packed, panel, k, place)),
+                    self.combine(element(sums, pair, position), a[pair], element(packed, panel, k, position)),
                     pair,
-                    place,
+                    position,
                 )
-                for pair, place in points
+                for pair, position in points
             ]
             return sequence([*ahead, *adds])
 
@@ -413,9 +413,9 @@ def _copy(parts: Parts, rows: Index, machine: Machine) -> Stmt:
 
     def run(pair: Expr, k: Expr) -> Stmt:
         numbers = (2 * pair, tirx.min(2 * pair + 1, expression(rows) - 1))
-        places = ([*_places(number, [expression(size) for size in lead])] for number in numbers)
+        positions = ([*_positions(number, [expression(size) for size in lead])] for number in numbers)
         bytes_ = lanes_of(k * (DEPTH * steps), DEPTH * steps)
-        low, high = (tirx.reinterpret(f"int32x{2 * steps}", element(data, *place, bytes_)) for place in places)
+        low, high = (tirx.reinterpret(f"int32x{2 * steps}", element(data, *position, bytes_)) for position in positions)
         if steps == 1:
             return store(words, joined(low, high), pair, k, lanes_of(0, _LANES))
         return sequence(

@@ -89,8 +89,8 @@ class PartialSums:
     def of(cls, form: MatmulForm, panels: int, parts: int, width: int) -> PartialSums:
         """For panels of `width` columns."""
         batch, rows = tuple(axis.extent for axis in form.batch), form.rows.extent
-        places = math.prod(batch) * panels * parts * rows
-        sums = tirx.decl_buffer([places, width], form.reduction.dtype, "partial", layout=None)
+        positions = math.prod(batch) * panels * parts * rows
+        sums = tirx.decl_buffer([positions, width], form.reduction.dtype, "partial", layout=None)
         return cls(sums, batch, panels, parts, rows, form.depth.extent)
 
     @property
@@ -99,14 +99,14 @@ class PartialSums:
 
     def block(self, batch: Sequence[Expr], panel: Expr, part: Expr, depth: int) -> Block:
         """The part with a given index, of `depth` steps; `row` is the position of its first row."""
-        place: Expr = index(0)
+        position: Expr = index(0)
         for at, extent in zip((*batch, panel, part), (*self.batch, self.panels, self.parts), strict=True):
-            place = place * extent + at
+            position = position * extent + at
         start = part * depth
         length: Index = depth
         if depth and self.depth % depth:
             length = tirx.Min(index(depth), self.depth - start)
-        return Block(start, length, self.sums, place * self.rows, last=False, first=True)
+        return Block(start, length, self.sums, position * self.rows, last=False, first=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,8 +213,8 @@ class TileWriter:
         if block is None or block.last:
             end = self._finish(tile, at)
         else:
-            waiting, place = block.waiting, block.row
-            end = tile.stored(lambda i, lane: (waiting, [place + i, lane]))
+            waiting, position = block.waiting, block.row
+            end = tile.stored(lambda i, lane: (waiting, [position + i, lane]))
         depth = form.depth.extent if block is None else block.depth
 
         def ahead(k: Expr) -> list[Stmt]:
@@ -238,7 +238,7 @@ class TileWriter:
         probe = result(tile.sum(0, index(0)), index(0), index(0))
         cheap, expensive = operations(probe)
         if not expensive and cheap <= _UNROLLED_EPILOGUE:
-            return tile.each(lambda i, place, lane: result(tile.sum(i, place), index(i), lane))
+            return tile.each(lambda i, position, lane: result(tile.sum(i, position), index(i), lane))
         return self._finish_copy(tile, at)
 
     def _finish_copy(self, tile: RegisterTile, at: Tile) -> list[Stmt]:
@@ -386,11 +386,11 @@ class MatmulWriter(TileWriter):
                     sums = partial.block(lead, panel, part, 0)
                     return sequence(
                         tile.stores(
-                            lambda i, place, lane: tile.sum(i, place) + load(sums.waiting, sums.row + row, lane)
+                            lambda i, position, lane: tile.sum(i, position) + load(sums.waiting, sums.row + row, lane)
                         )
                     )
 
-                begin = tile.stores(lambda i, place, lane: self.form.start_at(batch, row, column + lane))
+                begin = tile.stores(lambda i, position, lane: self.form.start_at(batch, row, column + lane))
                 end = self._finish(tile, Tile(batch, row, 1, column, width, lambda depth, lane: lane))
                 return sequence(*tile.allocations, *begin, repeat_symbolic("part", partial.parts, add), *end)
 

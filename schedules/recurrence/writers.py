@@ -46,18 +46,18 @@ def by_samples(recurrence: Recurrence, ins: Sequence[Expr], outs: Sequence[Expr]
             if together > 1 and not (isinstance(samples, tirx.IntImm) and int(samples.value) < together):
                 teams = samples // together
                 with _loop(recurrence, teams, shared) as task:
-                    for direction, place in _directions(recurrence, task, teams):
-                        _Run(recurrence, operands, outs, steps, direction, place * together, together).emit()
+                    for direction, position in _directions(recurrence, task, teams):
+                        _Run(recurrence, operands, outs, steps, direction, position * together, together).emit()
                 done = teams * together
             with _loop(recurrence, samples - done, shared) as task:
-                for direction, place in _directions(recurrence, task, samples - done):
-                    _Run(recurrence, operands, outs, steps, direction, done + place, 1).emit()
+                for direction, position in _directions(recurrence, task, samples - done):
+                    _Run(recurrence, operands, outs, steps, direction, done + position, 1).emit()
         return builder.get().body  # without the scope, which means nothing to the code generator
 
 
 @contextmanager
 def _loop(recurrence: Recurrence, count: Expr, shared: bool | Expr) -> Iterator[Expr]:
-    """Over `count` places in every direction: directions are as independent as samples."""
+    """Over `count` positions in every direction: directions are as independent as samples."""
     total = count * len(recurrence.stages)
     if isinstance(shared, bool):
         with (T.parallel if shared else T.serial)(0, total) as task:
@@ -69,7 +69,7 @@ def _loop(recurrence: Recurrence, count: Expr, shared: bool | Expr) -> Iterator[
 
 
 def _directions(recurrence: Recurrence, task: Expr, count: Expr) -> Iterator[tuple[int, Expr]]:
-    """Each direction and place in it, whose code is to be emitted under the condition that the task is one of it."""
+    """Each direction and position in it, whose code is to be emitted under the condition that the task is one of it."""
     if len(recurrence.stages) == 1:
         yield 0, task
         return
@@ -110,13 +110,13 @@ class GateSums:
             return tirx.const(0, self.recurrence.dtype)
         return self.operands[name][self.direction, self.block, row, lane]
 
-    def start(self, place: Callable[[int], tuple[Expr, Expr]]) -> Buffer:
-        """The sums, which start at biases or projections of the input; `place` is the (time, sample) of a row."""
+    def start(self, position: Callable[[int], tuple[Expr, Expr]]) -> Buffer:
+        """The sums, which start at biases or projections of the input; `position` is the (time, sample) of a row."""
         sums = T.alloc_buffer(
             [self.rows * self.stage.slots * self.recurrence.lanes], self.recurrence.dtype, scope="local"
         )
         for row in range(self.rows):
-            time, sample = place(row)
+            time, sample = position(row)
             for slot in range(self.stage.slots):
                 with self.lanes() as lane:
                     if slot >= len(self.stage.gates):
@@ -514,9 +514,9 @@ class _Lockstep:
             self.state.buffers[name] = T.alloc_buffer([2, *shape] if name == "h" else shape, own.dtype)
         for name in own.cell.states:
             with T.serial(0, own.directions) as d, T.serial(0, rows) as row, T.serial(0, own.width) as unit:
-                place = [d, row, unit]
+                position = [d, row, unit]
                 value = self._initial(name, d, row, unit)
-                T.buffer_store(self.state.buffers[name], value, [0, *place] if name == "h" else place)
+                T.buffer_store(self.state.buffers[name], value, [0, *position] if name == "h" else position)
 
     def _initial(self, name: str, direction: Expr, row: Expr, unit: Expr) -> Expr:
         zero = tirx.const(0, self.recurrence.dtype)
@@ -537,9 +537,9 @@ class _Lockstep:
             if self.quantized is not None:
                 self.quantized.emit(step % 2, direction)
             for number in range(len(own.stages[0])):
-                with blocks(0, directions * own.blocks) as place:
-                    d = place // own.blocks if direction is None else direction
-                    block = place % own.blocks if directions > 1 else place
+                with blocks(0, directions * own.blocks) as position:
+                    d = position // own.blocks if direction is None else direction
+                    block = position % own.blocks if directions > 1 else position
                     self._block(number, step, d, block)
 
     def _block(self, number: int, step: Expr, direction: Expr, block: Expr) -> None:

@@ -94,9 +94,9 @@ def _interleaved(plan: NestPlan, axis: Loop, start: Expr, lanes: int, rest: Mapp
         vectors.append(tirx.BufferLoad(held, [ramp(index(0), lanes)]))
     *outer, last = [substitute(point, first) for point in stores[0].indices]
     for number in range(len(stores)):
-        places = [divmod(number * lanes + lane, len(stores)) for lane in range(lanes)]
+        positions = [divmod(number * lanes + lane, len(stores)) for lane in range(lanes)]
         parts = [
-            (vector, {lane: at for lane, (at, store) in enumerate(places) if store == own})
+            (vector, {lane: at for lane, (at, store) in enumerate(positions) if store == own})
             for own, vector in enumerate(vectors)
         ]
         value = picked([part for part in parts if part[1]], lanes)
@@ -244,8 +244,8 @@ class _Reduction:
             )
 
         def result(values: Sequence[Expr]) -> Stmt:
-            place = {loop.var: value for loop, value in zip(self.nest.spatial, values, strict=True)}
-            return substitute(self._along(reduction, axis, place), place)
+            position = {loop.var: value for loop, value in zip(self.nest.spatial, values, strict=True)}
+            return substitute(self._along(reduction, axis, position), position)
 
         extents = extents_of(self.nest.spatial)
         return parallel_grid(extents, result, self.machine, parallel=plan.threads, cycles=plan.cycles)
@@ -290,10 +290,10 @@ class _Reduction:
             statements, read = apart.read(at + u * lanes, lanes, rest)
 
             def add(lane: Expr) -> Stmt:
-                place = expression(u * lanes + lane, dtype)
-                own = tirx.BufferLoad(held, [place])
+                position = expression(u * lanes + lane, dtype)
+                own = tirx.BufferLoad(held, [position])
                 value = at_point(apart.placed(reduction.value, read, lane), at + u * lanes + lane)
-                return tirx.BufferStore(held, reduction.combiner.combine(own, value), [place])
+                return tirx.BufferStore(held, reduction.combiner.combine(own, value), [position])
 
             return sequence([*statements, repeat("lane", lanes, add, VECTORIZED, dtype)])
 

@@ -94,7 +94,7 @@ class FusedKernel:
         return tirx.BufferStore(target, substitute(result, mapping), points)
 
     def ignores_rows(self, first: int, rank: int) -> bool:
-        """True if `finish` uses the indices of `rank` dimensions from `first` on for elements at the same place of
+        """True if `finish` uses the indices of `rank` dimensions from `first` on for elements at the same position of
         tensors of the same sizes alone, so that the last of them may count them all."""
         if self._fused is None:
             return True

@@ -19,7 +19,7 @@ last element, and one permutation picks those wanted.
 
 Vectors of elements that lie where other vectors say: `a[b[i]]`.
 
-The places are computed in vectors and the elements loaded one by one, which processors do as fast as by their
+The offsets are computed in vectors and the elements loaded one by one, which processors do as fast as by their
 instructions for it.
 
 Interleaved stores: channels last, of few channels; pixel shuffles; what is stacked along a last axis.
@@ -98,8 +98,8 @@ class StridedLoads:
         buffers = []
         for access, stride in self._loads:
             held = tirx.decl_buffer([lanes], str(access.buffer.dtype), "apart", scope="local", layout=None)
-            place = {**rest, self.axis.var: start}
-            vector = _strided(access.buffer, [substitute(point, place) for point in access.indices], stride, lanes)
+            offset = {**rest, self.axis.var: start}
+            vector = _strided(access.buffer, [substitute(point, offset) for point in access.indices], stride, lanes)
             statements.append(tirx.AllocBuffer(held))
             statements.append(tirx.BufferStore(held, vector, [ramp(index(0), lanes)]))
             buffers.append(held)
@@ -123,8 +123,8 @@ def _strided(buffer: Buffer, indices: list[Expr], stride: int, lanes: int) -> Ex
     """The elements `stride` apart of which the first is at `indices`, as one vector."""
     *outer, last = indices
     lowest = min(stride * (lanes - 1), 0)
-    places = {lane: stride * lane - lowest for lane in range(lanes)}
-    windows = _windows(places, lanes, max(places.values()) + 1)
+    offsets = {lane: stride * lane - lowest for lane in range(lanes)}
+    windows = _windows(offsets, lanes, max(offsets.values()) + 1)
     return picked([(run_of_lanes(buffer, outer, last + (lowest + at), lanes), share) for at, share in windows], lanes)
 
 
@@ -207,7 +207,7 @@ def _element_of_few(stage: Stage) -> tuple[int, int] | None:
 
 
 def _follows(waiting: Sequence[Stage], piece: Stage) -> bool:
-    """True if a stage stores the next element of that dimension, at the same places as those before."""
+    """True if a stage stores the next element of that dimension, at the same offset as those before."""
     first, other = waiting[0].body, piece.store
     if other is None or _element_of_few(piece) != (len(waiting), shape_of(first.buffer)[-1]):
         return False
@@ -285,8 +285,8 @@ def picked(parts: Sequence[Part], size: int) -> Expr:
     """A vector of `size` lanes out of vectors as long. A lane that no part holds is anything."""
     (vector, chosen), *others = parts
     picks = [chosen.get(lane, lane) for lane in range(size)]
-    for other, places in others or [(vector, chosen)]:
-        picks = [size + places[lane] if lane in places else pick for lane, pick in enumerate(picks)]
+    for other, offsets in others or [(vector, chosen)]:
+        picks = [size + offsets[lane] if lane in offsets else pick for lane, pick in enumerate(picks)]
         vector, picks = tirx.Shuffle([vector, other], picks), list(range(size))
     return vector
 
@@ -296,7 +296,7 @@ def parts_of(
 ) -> list[Part] | None:
     """Moves of a value into some lanes of a block: the first of `lanes` is where `var` (None: a single lane) is 0.
 
-    `known` are the values of other variables. None where the value is not a constant or load, where its place in the
+    `known` are the values of other variables. None where the value is not a constant or load, where its offset in the
     last dimension depends on others, or where too many vectors would have to be read.
     """
     if isinstance(value, tirx.IntImm | tirx.FloatImm):
@@ -311,24 +311,24 @@ def parts_of(
         return None
     groups: dict[tuple[int | None, ...], dict[int, int]] = {}
     for number, lane in enumerate(lanes):
-        outer, place = _place(value.indices, var, {**known, var: number})
-        if place is None:
+        outer, offset = _offset(value.indices, var, {**known, var: number})
+        if offset is None:
             return None
-        groups.setdefault(outer, {})[lane] = place
+        groups.setdefault(outer, {})[lane] = offset
     parts = []
-    for outer, places in groups.items():
+    for outer, offsets in groups.items():
         points = [
             substitute(point, mapping) if constant is None else index(constant, str(point.ty))
             for point, constant in zip(value.indices, outer, strict=False)
         ]
-        for start, share in _windows(places, size, width):
+        for start, share in _windows(offsets, size, width):
             first = index(start, str(value.indices[-1].ty))
             parts.append((run_of_lanes(value.source, points, first, size), share))
     return parts if len(parts) <= size // 2 else None
 
 
-def _place(indices: Sequence[Expr], var: Var, values: Mapping[Var, int]) -> tuple[tuple[int | None, ...], int | None]:
-    """The outer indices where they depend on `var`, and the place in the last dimension: None when not constant."""
+def _offset(indices: Sequence[Expr], var: Var, values: Mapping[Var, int]) -> tuple[tuple[int | None, ...], int | None]:
+    """The outer indices where they depend on `var`, and the offset in the last dimension: None when not constant."""
     *outer, last = indices
     found = tuple(_value(point, values) if uses(point, var) else None for point in outer)
     if any(each is None and uses(point, var) for each, point in zip(found, outer, strict=True)):
@@ -336,11 +336,11 @@ def _place(indices: Sequence[Expr], var: Var, values: Mapping[Var, int]) -> tupl
     return found, _value(last, values)
 
 
-def _windows(places: Mapping[int, int], size: int, width: int) -> list[tuple[int, dict[int, int]]]:
-    """Vectors of `size` neighbours within a row of `width` that hold these places: where each begins, and which of its
-    lanes it has for which place."""
+def _windows(offsets: Mapping[int, int], size: int, width: int) -> list[tuple[int, dict[int, int]]]:
+    """Vectors of `size` neighbours within a row of `width` that hold these offsets: where each begins, and which of its
+    lanes it has for which offset."""
     found: list[tuple[int, dict[int, int]]] = []
-    rest = dict(places)
+    rest = dict(offsets)
     while rest:
         start = min([*rest.values(), width - size])
         found.append((start, {lane: at - start for lane, at in rest.items() if at < start + size}))
@@ -362,7 +362,7 @@ def run_of_lanes(buffer: Buffer, outer: Sequence[Expr], start: Expr, size: int) 
 
 
 def ramp(start: Expr, size: int) -> Expr:
-    """The places from `start` on."""
+    """The offsets from `start` on."""
     return tirx.Ramp(start, index(1, str(start.ty)), size)
 
 
@@ -389,8 +389,8 @@ class _Run:
             return False
         if any(mine is not its for mine, its in zip(self.others, other.others, strict=True)):
             return False
-        (buffer, *places), (other_buffer, *other_places) = _target(self.stage), _target(other.stage)
-        return bool(buffer.same_as(other_buffer)) and bool(structural_equal(places[:-1], other_places[:-1]))
+        (buffer, *offsets), (other_buffer, *other_offsets) = _target(self.stage), _target(other.stage)
+        return bool(buffer.same_as(other_buffer)) and bool(structural_equal(offsets[:-1], other_offsets[:-1]))
 
 
 def join_runs(pieces: Iterable[Stage], machine: Machine) -> list[Stage]:
@@ -425,12 +425,12 @@ def is_run(stage: Stage, machine: Machine) -> bool:
 
 
 def is_part_of_block(stage: Stage, machine: Machine) -> bool:
-    """True if a stage moves elements to some places of a block, or to all from here and there."""
+    """True if a stage moves elements to some offsets of a block, or to all from here and there."""
     size = block_size(stage, machine)
     if size is None or not isinstance(stage.body.value, tvm.ir.TensorLoad):
         return False
-    place = stage.body.indices[-1]
-    lane = next((axis.var for axis in stage.axes if axis.var.same_as(place) and axis.extent == size), None)
+    offset = stage.body.indices[-1]
+    lane = next((axis.var for axis in stage.axes if axis.var.same_as(offset) and axis.extent == size), None)
     return lane is None or any(coefficient_of(point, lane) is None for point in stage.body.value.indices)
 
 
@@ -440,12 +440,12 @@ def _run_of(stage: Stage, machine: Machine) -> _Run | None:
     if size is None or stage.reduction:
         return None
     stage = stage.without_single()
-    _, *outer, place = _target(stage)
-    inner = [axis for axis in stage.axes if uses(place, axis.var)]
+    _, *outer, offset = _target(stage)
+    inner = [axis for axis in stage.axes if uses(offset, axis.var)]
     if len(inner) > 1 or any(uses(point, axis.var) for axis in inner for point in outer):
         return None
     axis = inner[0] if inner else None
-    start, extent = _start(place, axis), axis.extent if axis else 1
+    start, extent = _start(offset, axis), axis.extent if axis else 1
     if start is None or not isinstance(extent, int) or extent >= size:
         return None
     parts = parts_of(stage.body.value, axis.var if axis else None, range(start, start + extent), size, {})
@@ -455,9 +455,9 @@ def _run_of(stage: Stage, machine: Machine) -> _Run | None:
 def _joined(runs: Sequence[_Run]) -> Stage:
     """One stage that stores the runs as one vector."""
     first = runs[0]
-    buffer, *outer, place = _target(first.stage)
+    buffer, *outer, offset = _target(first.stage)
     vector = picked([part for run in runs for part in run.parts], first.size)
-    body = tirx.BufferStore(buffer, vector, [*outer, ramp(index(0, str(place.ty)), first.size)])
+    body = tirx.BufferStore(buffer, vector, [*outer, ramp(index(0, str(offset.ty)), first.size)])
     return Stage(first.stage.name, first.others, body, None, first.stage.annotations)
 
 

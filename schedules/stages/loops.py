@@ -144,8 +144,8 @@ def _fused(loop: Loop, group: Sequence[Axis], mapping: dict[Var, Expr]) -> Loop:
     """One variable for a group of axes; each becomes a quotient or remainder, which flattening folds away again."""
     dtype = str(group[0].var.ty)
     var = tirx.Var("_".join(axis.name for axis in group), dtype)
-    places = unflattened(var, [index(axis.extent, dtype) for axis in group])
-    mapping.update((axis.var, place) for axis, place in zip(group, places, strict=True))
+    positions = unflattened(var, [index(axis.extent, dtype) for axis in group])
+    mapping.update((axis.var, position) for axis, position in zip(group, positions, strict=True))
     return Loop(var, loop.extent, loop.strides)
 
 
@@ -173,7 +173,7 @@ def _next_split(stage: Stage) -> list[Stage] | None:
     found, bends = _divided_axes(stage)
     for position, axis in enumerate(stage.axes):
         seams = [-offset % factor for divided, factor, offset in found if divided == position and offset % factor]
-        seams += [place for bent, place in bends if bent == position]
+        seams += [seam for bent, seam in bends if bent == position]
         inside = sorted(seam for seam in seams if 0 < seam < axis.extent)
         if inside and not axis.reduce:  # the blocks begin inside of the loop
             return _cut_at(stage, position, inside[:1])
@@ -186,7 +186,7 @@ def _next_split(stage: Stage) -> list[Stage] | None:
 
 def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]:
     """(position, factor, offset) for each `(axis + offset) // factor`, or remainder, of an axis of known extent, and
-    (position, place) for each smaller or larger of two where the other one begins to be taken."""
+    (position, index) for each smaller or larger of two where the other one begins to be taken."""
     found: list[tuple[int, int, int]] = []
     bends: list[tuple[int, int]] = []
     static = [(position, axis.var) for position, axis in enumerate(stage.axes) if isinstance(axis.extent, int)]
@@ -337,9 +337,9 @@ def _part(stage: Stage, position: int, low: int, high: int) -> Stage:
     analyzer = bound_analyzer([each for each in stage.axes if each is not axis])
     analyzer.bind(axis.var, tvm.ir.Range(index(low, dtype), index(high, dtype)))
     decided = _decide(stage.body, analyzer)
-    place = index(low, dtype) if high - low == 1 else var + index(low, dtype) if low else var
+    value = index(low, dtype) if high - low == 1 else var + index(low, dtype) if low else var
     whole = Stage(stage.name, stage.axes, decided, stage.init, stage.annotations)
-    return whole.with_axes(position, [Axis(var, high - low)], place)
+    return whole.with_axes(position, [Axis(var, high - low)], value)
 
 
 def _decide(body: Stmt, analyzer: Analyzer) -> Stmt:

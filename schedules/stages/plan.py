@@ -138,7 +138,7 @@ def _width(stage: Stage) -> int:
 
 
 def _is_moved(value: Expr) -> bool:
-    """True if a value is a loaded one or a constant, chosen by place alone."""
+    """True if a value is a loaded one or a constant, chosen by position alone."""
     if isinstance(value, tvm.ir.TensorLoad | tirx.IntImm | tirx.FloatImm | tirx.Shuffle):
         return True  # runs are joined of moved values alone
     if isinstance(value, tirx.Select):

@@ -288,13 +288,13 @@ def _in_parts(
         tirx.BufferStore(partial, value, list(found.indices)),
         tirx.BufferStore(partial, reduction.identity(), list(found.indices)),
     )
-    place = list(reduction.store.indices)
+    position = list(reduction.store.indices)
     read = tirx.BufferLoad(partial, [join, *(each.var for each in spatial)])
-    joined = reduction.update(tirx.BufferLoad(reduction.store.buffer, place), read)
+    joined = reduction.update(tirx.BufferLoad(reduction.store.buffer, position), read)
     second = Stage(
         stage.name,
         (*spatial, Axis(join, parts, reduce=True)),
-        tirx.BufferStore(reduction.store.buffer, joined, place),
+        tirx.BufferStore(reduction.store.buffer, joined, position),
         stage.init,
     )
     return PartialReduction((plan_stage(first, machine, threads=threads), plan_stage(second, machine)), partial)

@@ -133,8 +133,8 @@ class _BlockWriter:
         for j in range(columns):
 
             def read(lane: Expr, j: int = j) -> Stmt:
-                place = {**outer, self.found.source.var: row + lane, self.found.target.var: column + j}
-                value = tirx.BufferLoad(buffer, [substitute(point, place) for point in indices])
+                position = {**outer, self.found.source.var: row + lane, self.found.target.var: column + j}
+                value = tirx.BufferLoad(buffer, [substitute(point, position) for point in indices])
                 return tirx.BufferStore(current, value, [index(j * self.size) + lane])
 
             statements.append(repeat("lane", rows, read, VECTORIZED))
@@ -180,5 +180,5 @@ class _BlockWriter:
 
         store = self.stage.body
         value = map_loads(store.value, replace)
-        place = {**outer, self.found.source.var: row + i, self.found.target.var: column + lane}
-        return substitute(tirx.BufferStore(store.buffer, value, list(store.indices)), place)
+        position = {**outer, self.found.source.var: row + i, self.found.target.var: column + lane}
+        return substitute(tirx.BufferStore(store.buffer, value, list(store.indices)), position)

@@ -49,7 +49,7 @@ class Dense:
         weight: int8 (O, kh, kw, C).
         bias: int32 (O).
         scales: scales of the result, one per output channel.
-        places: rows and columns of the result.
+        positions: rows and columns of the result.
     """
 
     image: tuple[int, int, int, int]
@@ -57,7 +57,7 @@ class Dense:
     bias: Array
     scales: Array
     window: Window
-    places: tuple[int, int]
+    positions: tuple[int, int]
 
     def forms(self) -> dict[str, Dense]:
         """Other forms that compute the same bytes, by name; those that the accelerator takes."""
@@ -71,12 +71,12 @@ class Dense:
         columns, (stride_down, stride) = self.window.kernel[1], self.window.strides
         if channels > _FEW_CHANNELS or columns == 1:
             return {}
-        needed = (self.places[1] - 1) * stride + self.window.extents[1] - left
+        needed = (self.positions[1] - 1) * stride + self.window.extents[1] - left
         found = {}
-        windows = Arrangement(left, needed - width, columns, self.window.dilation[1], stride, self.places[1])
+        windows = Arrangement(left, needed - width, columns, self.window.dilation[1], stride, self.positions[1])
         weight = self.weight.reshape(*self.weight.shape[:2], 1, -1)
         window = Window((weight.shape[1], 1), (stride_down, 1), (top, bottom, 0, 0), (self.window.dilation[0], 1))
-        image = (batch, height, self.places[1], columns * channels)
+        image = (batch, height, self.positions[1], columns * channels)
         found["windows by the processor"] = windows, replace(self, image=image, weight=weight, window=window)
         for factor in range(2, _DEEPEST // channels + 1):
             whole = -(-(needed + left) // factor) * factor
@@ -108,11 +108,11 @@ class Dense:
             return
         for factor in range(max(2, stride), deepest // channels + 1):
             together = factor // stride
-            if width % factor or factor % stride or self.places[1] % together:
+            if width % factor or factor % stride or self.positions[1] % together:
                 continue
             weight, first = self._joined_weight(factor, together)
             top, bottom, _, _ = self.window.padding
-            columns = self.places[1] // together
+            columns = self.positions[1] // together
             # Less than nothing where the windows leave out what is at the end.
             right = columns - 1 + weight.shape[2] + first - width // factor
             window = Window(
@@ -123,7 +123,7 @@ class Dense:
             )
             image = (batch, height, width // factor, channels * factor)
             bias, scales = (np.tile(each, together) for each in (self.bias, self.scales))
-            yield f"join {factor} columns", Dense(image, weight, bias, scales, window, (self.places[0], columns))
+            yield f"join {factor} columns", Dense(image, weight, bias, scales, window, (self.positions[0], columns))
 
     def _joined_weight(self, factor: int, together: int) -> tuple[Array, int]:
         """(weights of joined columns, the first of them relative to the column of the result)"""
@@ -148,14 +148,14 @@ class Dense:
             if self._is_pointwise:
                 whole = (batch, height * width, parts, narrow)
                 window = Window((1, parts), (1, 1), (0, 0, 0, 0))
-                yield name, replace(self, image=whole, weight=weight, window=window, places=(height * width, 1))
+                yield name, replace(self, image=whole, weight=weight, window=window, positions=(height * width, 1))
             if self.window.dilation[1] == 1 and not (self._is_pointwise and width == 1):
                 top, bottom, left, right = (
                     each * each_parts
                     for each, each_parts in zip(self.window.padding, (1, 1, parts, parts), strict=True)
                 )
                 stride = parts * self.window.strides[1]
-                if self.places[1] == 1:
+                if self.positions[1] == 1:
                     # Less than nothing where the window leaves out what is at the end.
                     stride, right = 1, weight.shape[2] - left - width * parts
                 window = Window(
@@ -168,10 +168,10 @@ class Dense:
                 yield f"{name}, in rows", replace(self, image=whole, weight=weight, window=window)
 
     def _flat(self) -> Iterator[tuple[str, Dense]]:
-        """All places in one row."""
+        """All positions in one row."""
         batch, height, width, channels = self.image
         if self._is_pointwise and height > 1 and width > 1:
-            yield "flat", replace(self, image=(batch, 1, height * width, channels), places=(1, height * width))
+            yield "flat", replace(self, image=(batch, 1, height * width, channels), positions=(1, height * width))
 
     @property
     def _is_pointwise(self) -> bool:

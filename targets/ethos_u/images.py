@@ -40,19 +40,21 @@ class Window:
         height, width = ((size - 1) * step + 1 for size, step in zip(self.kernel, self.dilation, strict=True))
         return height, width
 
-    def results(self, places: Sequence[int]) -> tuple[int, int]:
-        """Places of the result of an operand of these sizes."""
+    def results(self, positions: Sequence[int]) -> tuple[int, int]:
+        """Positions of the result of an operand of these sizes."""
         before, after = self.padding[::2], self.padding[1::2]
         height, width = (
             (size + start + end - extent) // stride + 1
-            for size, start, end, extent, stride in zip(places, before, after, self.extents, self.strides, strict=True)
+            for size, start, end, extent, stride in zip(
+                positions, before, after, self.extents, self.strides, strict=True
+            )
         )
         return height, width
 
-    def single(self, places: Sequence[int], sizes: Sequence[int]) -> Window:
-        """The same for an operand and a result of these sizes: a wide stride along an axis with one place is 1."""
+    def single(self, positions: Sequence[int], sizes: Sequence[int]) -> Window:
+        """The same for an operand and a result of these sizes: a wide stride along an axis with one position is 1."""
         strides, padding = list(self.strides), list(self.padding)
-        for axis, (position, size) in enumerate(zip(_pair(places, 1), _pair(sizes, 1), strict=True)):
+        for axis, (position, size) in enumerate(zip(_pair(positions, 1), _pair(sizes, 1), strict=True)):
             if size == 1 and strides[axis] > WIDEST_STRIDE:
                 strides[axis] = 1
                 # Less than nothing where the window leaves out what is at the end.
@@ -113,10 +115,10 @@ class Patches:
 
     def apply(self, graph: TosaGraph, x: Tensor, zero: int) -> Tensor:
         """Images (N, H, W, C) as (N, patches down, patches across, rows * columns of a patch * C)."""
-        batch, *places, channels = x.shape
+        batch, *positions, channels = x.shape
         counts = [size + extent - 1 for size, extent in zip(self.sizes, self._kernel, strict=True)]
         around, kept = [], []
-        for axis, (size, count, stride) in enumerate(zip(places, counts, self.window.strides, strict=True)):
+        for axis, (size, count, stride) in enumerate(zip(positions, counts, self.window.strides, strict=True)):
             before = self.window.padding[2 * axis]
             kept.append(min(size, count * stride - before))
             around += [before, count * stride - before - kept[-1]]

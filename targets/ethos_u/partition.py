@@ -1,8 +1,8 @@
 """The partition pass: quantized parts of a model become calls of the accelerator, and a report of what and why not.
 
 Vela takes TOSA's ARGMAX of up to 127 channels. Here, of any axis: what is furthest is told from the rest by its
-difference, which is 0; the largest of the negated places of those, bytes again, is the first of them. Beyond 128
-places that is done for their high and then for their low part. All of it is exact.
+difference, which is 0; the largest of the negated positions of those, bytes again, is the first of them. Beyond 128
+positions that is done for their high and then for their low part. All of it is exact.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _unquantized(view: View, call: Call) -> str | None:
 
 def prepared(mod: tvm.IRModule) -> tvm.IRModule:
     """The graph as `find` looks at it: each operator has one result, of bytes."""
-    return bytes_for_places(slices_for_splits(mod))
+    return bytes_for_positions(slices_for_splits(mod))
 
 
 def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRModule:
@@ -329,13 +329,13 @@ def _without_bias(view: View, expr: Expr) -> tuple[Expr, Array | None]:
     return expr, None
 
 
-_PART = 128  # places that a byte tells apart
+_PART = 128  # positions that a byte tells apart
 _MOST = (_PART - 1) * _PART
 _MOST_AXES = 4
-_BEYOND = 256.0  # a step away from what is furthest: less than any place
+_BEYOND = 256.0  # a step away from what is furthest: less than any position
 
 
-def bytes_for_places(mod: tvm.IRModule) -> tvm.IRModule:
+def bytes_for_positions(mod: tvm.IRModule) -> tvm.IRModule:
     """argmax and argmin of quantized tensors, as quantized operators and the negation of their result."""
     variable = mod.get_global_var("main")
     rewriter = _PlacesRewriter(mod, View(mod))
@@ -395,8 +395,8 @@ class _PlacesRewriter(PyExprMutator):
             return call
         if len(wanted.data.shape) > _MOST_AXES or not 1 < wanted.size <= _MOST:
             return call
-        place = self._place(self._differences(wanted), wanted)
-        shaped = self._emit(relax.op.reshape(place, op.ty.shape))
+        position = self._position(self._differences(wanted), wanted)
+        shaped = self._emit(relax.op.reshape(position, op.ty.shape))
         return self._emit(relax.op.astype(shaped, str(op.ty.dtype)))
 
     def _differences(self, wanted: _Wanted) -> Expr:
@@ -410,26 +410,26 @@ class _PlacesRewriter(PyExprMutator):
         pair = (furthest, x) if wanted.smallest else (x, furthest)
         return self._rounded(relax.op.subtract(*pair), _number(wanted.data.scale), _byte(127))[0]
 
-    def _place(self, far: Expr, wanted: _Wanted) -> Expr:
-        """int32 places of the first zeros of `far`, or of the last."""
+    def _position(self, far: Expr, wanted: _Wanted) -> Expr:
+        """int32 positions of the first zeros of `far`, or of the last."""
         axis, size, rank = wanted.axis, wanted.size, len(wanted.data.shape)
         order = np.arange(size)[::-1] if wanted.last else np.arange(size)
-        places = order.reshape([size if each == axis else 1 for each in range(rank)])
+        positions = order.reshape([size if each == axis else 1 for each in range(rank)])
         if size <= _PART:
-            negated = self._first(far, wanted.data.scale, places, axis)[2]
+            negated = self._first(far, wanted.data.scale, positions, axis)[2]
         else:
-            candidates, part, high = self._first(far, wanted.data.scale, places // _PART, axis)
+            candidates, part, high = self._first(far, wanted.data.scale, positions // _PART, axis)
             behind = self._rounded(relax.op.subtract(candidates, part), _number(1.0), _byte(127))[0]
-            low = self._first(behind, 1.0, places % _PART, axis)[2]
+            low = self._first(behind, 1.0, positions % _PART, axis)[2]
             negated = self._emit(relax.op.add(self._emit(relax.op.multiply(high, relax.const(_PART, "int32"))), low))
         if wanted.last:
             return self._emit(relax.op.add(negated, relax.const(size - 1, "int32")))
         return self._emit(relax.op.negative(negated))
 
-    def _first(self, far: Expr, step: float, places: Array, axis: int) -> tuple[Expr, Expr, Expr]:
+    def _first(self, far: Expr, step: float, positions: Array, axis: int) -> tuple[Expr, Expr, Expr]:
         """Negated places where `far` is 0 and less than any elsewhere; the largest of them, and that as int32."""
         flags = self._rounded(relax.op.multiply(far, _number(_BEYOND / step)), _number(1.0), _byte(0))[0]
-        negated = relax.const(-places.astype(np.float32))
+        negated = relax.const(-positions.astype(np.float32))
         candidates = self._rounded(relax.op.minimum(flags, negated), _number(1.0), _byte(0))[0]
         largest = relax.op.max(candidates, axis, keepdims=True)
         first, integers = self._rounded(largest, _number(1.0), _byte(0))

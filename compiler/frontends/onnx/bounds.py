@@ -130,7 +130,7 @@ def with_size(context: NodeContext, tensor: relax.Expr, axis: int, size: Dim) ->
     return context.match_shape(tensor, shape)
 
 
-def limited_place(value: Expr, size: Expr, index_dtype: str = "int64") -> Expr:
+def limited_position(value: Expr, size: Expr, index_dtype: str = "int64") -> Expr:
     """A float coordinate inside a kernel as the index of an element of an axis of that size.
 
     It is limited before the cast, which infinities and NaN do not survive, and after it: float32 rounds large sizes.

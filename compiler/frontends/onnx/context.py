@@ -255,13 +255,13 @@ class NodeContext:
         return np.fromiter(values, np.int64, len(values))
 
     def choices(self, name: str, known: Sequence[str]) -> NDArray[np.int8]:
-        """The places in `known` of a list of strings in an attribute; InvalidModelError for any other string."""
-        places = {choice.encode(): index for index, choice in enumerate(known)}
+        """The positions in `known` of a list of strings in an attribute; InvalidModelError for any other string."""
+        positions = {choice.encode(): index for index, choice in enumerate(known)}
         values = self._attributes[name].strings if name in self._attributes else ()
-        unknown = next((value for value in values if value not in places), None)
+        unknown = next((value for value in values if value not in positions), None)
         if unknown is not None:
             self.invalid(f"{name} has {unknown.decode(errors='replace')!r}, which is none of {', '.join(known)}")
-        return np.fromiter((places[value] for value in values), np.int8, len(values))
+        return np.fromiter((positions[value] for value in values), np.int8, len(values))
 
     def axis(self, value: int, rank: int) -> int:
         """A non-negative axis; InvalidModelError when it lies outside [-rank, rank)."""
@@ -324,5 +324,5 @@ class NodeContext:
         raise InvalidModelError(f"{describe(self.node)}: {reason}")
 
     def import_subgraph(self, graph: onnx.GraphProto, inputs: Sequence[Value | None]) -> list[Value]:
-        """Import a subgraph's nodes at this place of the code; it sees the values around the node."""
+        """Import a subgraph's nodes at this position of the code; it sees the values around the node."""
         return self.importer.import_subgraph(graph, inputs, self.scope)

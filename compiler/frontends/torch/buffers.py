@@ -97,9 +97,9 @@ def with_shared_buffers(program: torch.export.ExportedProgram) -> torch.export.E
         if tensor is None or not tensor.numel():
             continue
         for view, other in first.items():
-            if view[0] == tensor.untyped_storage().data_ptr() and view != _place(tensor):
+            if view[0] == tensor.untyped_storage().data_ptr() and view != _position(tensor):
                 _refuse(spec.target, other.target)
-        known = first.setdefault(_place(tensor), spec)
+        known = first.setdefault(_position(tensor), spec)
         if known is not spec:
             same[spec.arg.name] = known.arg.name
     return _merged(program, same) if same else program
@@ -113,7 +113,7 @@ def _buffer(program: torch.export.ExportedProgram, name: str | None) -> Any:
     return tensor if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided else None
 
 
-def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+def _position(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Equal for tensors of the same elements in memory, read in the same way."""
     storage = tensor.untyped_storage().data_ptr()
     return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype

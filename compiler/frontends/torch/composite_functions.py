@@ -35,11 +35,11 @@ def composites_captured() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def replaced(places: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
-    """While it lasts, each (owner, name) is what the function at the third place makes of the original."""
-    originals = [(owner, name, vars(owner).get(name)) for owner, name, _ in places]
+def replaced(positions: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
+    """While it lasts, each (owner, name) is what the function at the third position makes of the original."""
+    originals = [(owner, name, vars(owner).get(name)) for owner, name, _ in positions]
     try:
-        for owner, name, replacement in places:
+        for owner, name, replacement in positions:
             setattr(owner, name, replacement(getattr(owner, name)))
         yield
     finally:

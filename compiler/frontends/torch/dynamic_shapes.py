@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Fixed = Callable[[str, Any], bool]
-"""True for a dimension that is fixed, by its place as torch writes it ("L['x'].size()[1]") and its `Dim`."""
+"""True for a dimension that is fixed, by its position as torch writes it ("L['x'].size()[1]") and its `Dim`."""
 
 _DYNAMIC = "torch.export.Dim.DYNAMIC"
 
@@ -30,7 +30,7 @@ def remaining_dimensions(dynamic_shapes: Any, names: Sequence[str], fixed: Fixed
 
 
 def fixed_by(report: str) -> Fixed:
-    """The dimensions that a report of `torch.export` says were "specialized": by place, or by the name of a `Dim`."""
+    """Dimensions that a report of `torch.export` says were "specialized": by position, or by the name of a `Dim`."""
     marked = set(re.findall(r"You marked (.+?) as dynamic", report))
     return lambda size, dim: size in marked or getattr(dim, "__name__", None) in marked
 

@@ -29,7 +29,7 @@ class OpenSizes:
         self, program: torch.export.ExportedProgram, parameters: Mapping[str, inspect.Parameter], dynamic_shapes: Any
     ) -> None:
         self._parameters, self._shapes = parameters, dynamic_shapes
-        self._places: dict[Any, list[tuple[str, str]]] = {}
+        self._positions: dict[Any, list[tuple[str, str]]] = {}
         self._environment: Any = None
         for node, argument in zip(_input_nodes(program), _arguments(program, list(parameters.values())), strict=True):
             value = node.meta.get("val")
@@ -41,7 +41,7 @@ class OpenSizes:
                 expr = getattr(getattr(size, "node", None), "expr", None)
                 for symbol in getattr(expr, "free_symbols", ()):  # of 32*s, too
                     names = (f"dimension {axis} of {node.name}", f"{argument}.size()[{axis}]")
-                    self._places.setdefault(symbol, []).append(names)
+                    self._positions.setdefault(symbol, []).append(names)
         self._known = 0 if self._environment is None else len(self._environment.guards)
 
     def added(self) -> list[Condition]:
@@ -54,7 +54,7 @@ class OpenSizes:
         fixed: dict[Any, Any] = {}
         for guard in guards:
             if getattr(guard.expr, "rel_op", None) == "==" and not _is_multiple(guard.expr):
-                symbols = [symbol for symbol in self._places if symbol in guard.expr.free_symbols]
+                symbols = [symbol for symbol in self._positions if symbol in guard.expr.free_symbols]
                 if len(symbols) == 1:
                     fixed.setdefault(symbols[0], guard.expr)
         if fixed:
@@ -69,9 +69,9 @@ class OpenSizes:
                 f"an operator of the model is written for sizes where {equation.lhs} = {equation.rhs}",
             )
             for symbol, equation in fixed.items()
-            for name, _ in self._places[symbol]
+            for name, _ in self._positions[symbol]
         ]
-        gone = {name for symbol in fixed for _, name in self._places[symbol]}
+        gone = {name for symbol in fixed for _, name in self._positions[symbol]}
         line = remaining_dimensions(self._shapes, list(self._parameters), lambda name, dim: name in gone)
         hint = "leave these dimensions out of dynamic_shapes"
         return UnsupportedModelError(refusals, f"{hint}: {line}" if line else hint)

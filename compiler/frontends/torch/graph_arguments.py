@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch._dynamo.source import AttrSource
 
-Place = tuple[int, int]  # position of a size: index of the argument, and of its dimension
+Position = tuple[int, int]  # position of a size: index of the argument, and of its dimension
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class GraphArguments:
     tensors: tuple[int, ...]
     constants: tuple[int, ...]
     numbers: tuple[int, ...]
-    sizes: dict[int, Place]
+    sizes: dict[int, Position]
     dynamic: dict[int, frozenset[int]]
 
     @classmethod
@@ -36,7 +36,7 @@ class GraphArguments:
         placeholders = graph.graph.find_nodes(op="placeholder")
         fake = [node.meta.get("example_value", value) for node, value in zip(placeholders, given, strict=True)]
         tensors, constants, numbers = [], [], []
-        places: dict[Any, Place] = {}
+        positions: dict[Any, Position] = {}
         dynamic: dict[int, frozenset[int]] = {}
         for index, example in enumerate(fake):
             if not isinstance(example, torch.Tensor) or _is_float(placeholders[index]):
@@ -48,8 +48,8 @@ class GraphArguments:
                 axes = {axis: _symbol(size) for axis, size in enumerate(example.shape)}
                 dynamic[index] = frozenset(axis for axis, symbol in axes.items() if symbol is not None)
                 for axis in dynamic[index]:
-                    places.setdefault(axes[axis], (index, axis))
-        sizes = {index: places[_symbol(fake[index])] for index in numbers if _symbol(fake[index]) in places}
+                    positions.setdefault(axes[axis], (index, axis))
+        sizes = {index: positions[_symbol(fake[index])] for index in numbers if _symbol(fake[index]) in positions}
         rest = tuple(index for index in numbers if index not in sizes)
         return cls(len(given), tuple(tensors), tuple(constants), rest, sizes, dynamic)
 

@@ -36,18 +36,18 @@ class ProgramRequirements:
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         inputs = set(program.graph_signature.user_inputs)
-        self._places: dict[str, tuple[str, int]] = {}
+        self._positions: dict[str, tuple[str, int]] = {}
         self._indices: list[tuple[IndexRange, str]] = []
         self._sizes: list[Condition] = []
         self._symbols: dict[str, str] = {}
         for each in dimensions(program):
-            self._places[each.name] = (each.input, each.axis)
+            self._positions[each.name] = (each.input, each.axis)
             if not each.is_symbol:
                 self._symbols.setdefault(each.symbol, each.formula_of_symbol)
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in inputs:
                 for axis, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
-                    self._places.setdefault(str(size), (node.name, axis))
+                    self._positions.setdefault(str(size), (node.name, axis))
             elif node.op == "call_function":
                 where = f"{_operator(node)} {shown_name(node)!r}"
                 self._indices += [(each, where) for each in index_ranges(node) if each.values.name in inputs]
@@ -104,9 +104,9 @@ class ProgramRequirements:
             return None
         symbols: dict[str, str] = {}
         for name in names_in(text):
-            if name not in self._places or self._places[name][0] not in shapes:
+            if name not in self._positions or self._positions[name][0] not in shapes:
                 return None
-            index, axis = self._places[name]
+            index, axis = self._positions[name]
             dimension = shapes[index][axis]
             if isinstance(dimension, int):
                 text = re.sub(rf"\b{name}\b", str(dimension), text)
@@ -116,7 +116,7 @@ class ProgramRequirements:
 
     def _in_dimensions(self, name: re.Match[str]) -> str:
         """A symbol that no dimension is, as a formula of the dimension that is linear in it."""
-        return name.group() if name.group() in self._places else self._symbols.get(name.group(), name.group())
+        return name.group() if name.group() in self._positions else self._symbols.get(name.group(), name.group())
 
 
 def _operator(node: torch.fx.Node) -> str:
@@ -243,7 +243,7 @@ def _repeats(node: Any) -> Iterator[IndexRange]:
 
 
 def _unpooled(node: Any) -> Iterator[IndexRange]:
-    """Places in the image that comes out."""
+    """Positions in the image that comes out."""
     *_, height, width = _sizes(node)
     yield IndexRange(node.args[1], height * width)
 

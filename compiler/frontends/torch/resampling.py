@@ -116,12 +116,12 @@ def _is_exact(factor: float) -> bool:
 
 
 def _is_whole(factor: float) -> bool:
-    """True if a place times the reciprocal in float32 is rounded down as the place over the factor is."""
+    """True if a position times the reciprocal in float32 is rounded down as the position over the factor is."""
     return _is_exact(factor) and float(np.float32(1 / factor)) >= 1 / factor
 
 
 def _taken(op: Opset, data: Value, counts: Value, factors: Sequence[float | None], offset: float) -> Value:
-    """The nearest elements of an image of dynamic size, at the places that PyTorch computes in float32."""
+    """The nearest elements of an image of dynamic size, at the positions that PyTorch computes in float32."""
     for axis, factor in enumerate(factors):
         size, count = op.Gather(op.Shape(data), axis + 2, axis=0), op.Gather(counts, axis, axis=0)
         if factor is None:
@@ -131,8 +131,8 @@ def _taken(op: Opset, data: Value, counts: Value, factors: Sequence[float | None
             if len(factors) == 2 and not offset:  # PyTorch doubles images whatever the factor says
                 step = op.Where(op.Equal(count, op.Mul(size, 2)), op.Constant(value_float=0.5), step)
         centers = op.Add(op.Cast(op.Range(0, count, 1), to=onnx.TensorProto.FLOAT), op.Constant(value_float=offset))
-        places = op.Floor(op.Mul(centers, step))
-        data = op.Gather(data, op.Min(op.Cast(places, to=_INT64), op.Sub(size, 1)), axis=axis + 2)
+        positions = op.Floor(op.Mul(centers, step))
+        data = op.Gather(data, op.Min(op.Cast(positions, to=_INT64), op.Sub(size, 1)), axis=axis + 2)
     return data
 
 
@@ -158,19 +158,21 @@ def _nearest_indices(
     """Source indices as PyTorch computes them, in float32; None if every scale factor is an integer."""
     whole, found = True, []
     for size, count, factor in zip(sizes, wanted, factors, strict=True):
-        places = np.arange(count)
+        positions = np.arange(count)
         step = np.float32(size) / np.float32(count) if factor is None else np.float32(1 / factor)
-        own = np.minimum(np.floor((places + np.float32(offset)).astype(np.float32) * step).astype(np.int64), size - 1)
+        own = np.minimum(
+            np.floor((positions + np.float32(offset)).astype(np.float32) * step).astype(np.int64), size - 1
+        )
         if len(sizes) == 2 and count == 2 * size and not offset:  # PyTorch doubles images whatever the factor says
-            own = places // 2
-        whole = whole and count % max(size, 1) == 0 and bool(np.array_equal(own, places * size // max(count, 1)))
+            own = positions // 2
+        whole = whole and count % max(size, 1) == 0 and bool(np.array_equal(own, positions * size // max(count, 1)))
         found.append(own)
     return None if whole else found
 
 
 def _gathered(op: Opset, data: Value, indices: Sequence[np.ndarray]) -> Value:
-    for axis, places in enumerate(indices, 2):
-        data = op.Gather(data, op.Constant(value_ints=places.tolist()), axis=axis)
+    for axis, positions in enumerate(indices, 2):
+        data = op.Gather(data, op.Constant(value_ints=positions.tolist()), axis=axis)
     return data
 
 

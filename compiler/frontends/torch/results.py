@@ -75,7 +75,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _leaves(value: object, path: Path) -> Iterator[tuple[Path, Any]]:
-    """Tensors and numbers with their places; None has none. Raises InvalidModelError for other objects."""
+    """Tensors and numbers with their positions; None has none. Raises InvalidModelError for other objects."""
     import torch
 
     if value is None:

@@ -54,10 +54,10 @@ def _linspace(original: _Function) -> _Function:
         known = not any(_is_symbolic(each) for each in (start, end, steps))
         if known or not dtype.is_floating_point or options.get("out") is not None:
             return original(start, end, steps, **options)
-        places = torch.arange(steps, dtype=dtype)
+        positions = torch.arange(steps, dtype=dtype)
         last = torch.full((), steps - 1, dtype=dtype)
         step = (end - start) / last.clamp(min=1)  # one value is the start
-        return torch.where(places < steps / 2, start + places * step, end - (last - places) * step)
+        return torch.where(positions < steps / 2, start + positions * step, end - (last - positions) * step)
 
     return linspace
 
@@ -125,8 +125,8 @@ def _frequencies(original: _Function) -> _Function:
 
         if not _is_symbolic(n):
             return original(n, d, **options)
-        places = torch.arange(n, **options)
-        return torch.where(places < (n + 1) // 2, places, places - n) / (n * d)
+        positions = torch.arange(n, **options)
+        return torch.where(positions < (n + 1) // 2, positions, positions - n) / (n * d)
 
     return fftfreq
 

@@ -152,14 +152,14 @@ def _attention(
 
 
 def _causal_mask(op: Any, query: Any, key: Any) -> Any:
-    """Minus infinity behind each query's own place, for a batch that is repeated."""
+    """Minus infinity behind each query's own position, for a batch that is repeated."""
 
-    def places(tensor: Any, axis: int) -> Any:
+    def positions(tensor: Any, axis: int) -> Any:
         length = op.Squeeze(op.Shape(tensor, start=2, end=3))
         zero, one = (op.Constant(value_int=value) for value in (0, 1))
         return op.Unsqueeze(op.Range(zero, length, one), op.Constant(value_ints=[axis]))
 
-    hidden = op.Less(places(query, 1), places(key, 0))
+    hidden = op.Less(positions(query, 1), positions(key, 0))
     return op.CastLike(op.Where(hidden, op.Constant(value_float=-math.inf), op.Constant(value_float=0.0)), query)
 
 
@@ -262,7 +262,7 @@ def _operator(name: str) -> Callable[..., Any]:
 
 
 def _roi_pool(values: object, regions: object, scale: float, height: int, width: int) -> Any:
-    """The largest elements; the second output, their places, is for training alone."""
+    """The largest elements; the second output, their positions, is for training alone."""
     from onnxscript import opset18
 
     pooled = opset18.MaxRoiPool(values, regions, pooled_shape=[height, width], spatial_scale=scale)
@@ -293,8 +293,8 @@ def _unique_consecutive(
     numbers = op.CumSum(op.Cast(starts, to=7), op.Constant(value_int=0))
     inverse = op.Reshape(op.Sub(numbers, op.Constant(value_int=1)), op.Shape(values))
     zero, one = (op.Constant(value_int=value) for value in (0, 1))
-    places = op.Compress(op.Range(zero, op.Squeeze(size), one), starts)
-    counts = op.Sub(op.Concat(op.Slice(places, [1], last), size, axis=0), places)
+    positions = op.Compress(op.Range(zero, op.Squeeze(size), one), starts)
+    counts = op.Sub(op.Concat(op.Slice(positions, [1], last), size, axis=0), positions)
     return op.Compress(flat, starts), inverse, counts
 
 

@@ -282,16 +282,16 @@ def propagate_constants(mod: IRModule) -> IRModule:
 
 def _known(functions: dict[GlobalVar, Function], private: dict[str, Function]) -> _Values:
     """The constant of each parameter that has one."""
-    places = {each: (name, index) for name, f in private.items() for index, each in enumerate(f.params)}
+    positions = {each: (name, index) for name, f in private.items() for index, each in enumerate(f.params)}
     values: _Values = dict.fromkeys(
-        (parameter for each, parameter in places.items() if _has_known_shape(each)), _UNKNOWN
+        (parameter for each, parameter in positions.items() if _has_known_shape(each)), _UNKNOWN
     )
     arguments = [found for f in functions.values() for found in _arguments(f.body, values)]
     changed = True
     while changed:
         changed = False
         for parameter, argument in arguments:
-            source = places.get(argument)
+            source = positions.get(argument)
             inherited = _VARIES if source is None else values.get(source, _VARIES)
             met = _meet(values[parameter], argument if isinstance(argument, GenericConst) else inherited)
             changed |= met is not values[parameter]

@@ -51,7 +51,7 @@ def fuse_kernels(mod: IRModule, context: PipelineContext) -> IRModule:
 def order_of_use(kernel: PrimFunc) -> Order:
     """New positions of the parameters, with scalars in the order of their use: in the sizes of tensors first, then in
     the body."""
-    places = [index for index, parameter in enumerate(kernel.params) if not tirx.is_buffer_var(parameter)]
+    positions = [index for index, parameter in enumerate(kernel.params) if not tirx.is_buffer_var(parameter)]
     uses: dict[Var, None] = {}
 
     def note(variable: Var) -> None:
@@ -63,9 +63,9 @@ def order_of_use(kernel: PrimFunc) -> Order:
                 structural_walk(size, (tvm.ir.Var, note))
     structural_walk(kernel.body, (tvm.ir.Var, note))
     rank = {variable: number for number, variable in enumerate(uses)}
-    wanted = sorted(places, key=lambda index: rank.get(kernel.params[index], len(rank)))
+    wanted = sorted(positions, key=lambda index: rank.get(kernel.params[index], len(rank)))
     order = list(range(len(kernel.params)))
-    for index, source in zip(places, wanted, strict=True):
+    for index, source in zip(positions, wanted, strict=True):
         order[index] = source
     return order
 

@@ -262,7 +262,7 @@ def _one_number(parameter: relax.Expr) -> float | int | None:
 
 
 def _parameter(number: float | int | None, remaining: Iterator[te.Tensor], at: tuple[Expr, ...], axis: int) -> Expr:
-    """A parameter of a quantization at a place: a Python number where it is known."""
+    """A parameter of a quantization at a position: a Python number where it is known."""
     if number is not None:
         return number
     tensor = next(remaining)

@@ -1,7 +1,7 @@
 """Reshapes become views: calls of kernels that only keep the order of elements become `relax.reshape`.
 
 TVM's pass of that purpose asks at every call whether the kernel keeps the order, and whether as many elements come out
-as go in. It fails with an internal error on some kernels that choose between places, such as reflecting padding of a
+as go in. It fails with an internal error on some kernels that choose between positions, such as reflecting padding of a
 dynamic size, and its proofs of equal counts of dynamic sizes took most of its time: here each kernel is asked once.
 """
 
@@ -54,7 +54,7 @@ def lower_reshapes(mod: IRModule, _context: PipelineContext) -> IRModule:
 def _reshaped(function: tirx.PrimFunc) -> int | None:
     """Index of the parameter that a kernel is a reshape of, or None.
 
-    None unless it says so, or has one store, of an element at a place that no choice was made of and that TVM can
+    None unless it says so, or has one store, of an element at a position that no choice was made of and that TVM can
     analyze, and gives as many elements as it takes.
     """
     if function.attrs is not None and RESHAPE in function.attrs:

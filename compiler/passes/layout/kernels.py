@@ -83,7 +83,7 @@ def _scalar(operand: Expr) -> Expr | None:
 
 
 def _elementwise_stage(function: PrimFunc) -> Stage | None:
-    """The only stage, when each element of the output depends on the operands' elements at its own place."""
+    """The only stage, when each element of the output depends on the operands' elements at its own position."""
     stages = inline_stages(Kernel.of(function))
     stage = stages[0] if len(stages) == 1 else None
     if not isinstance(stage, Stage) or stage.store is None or stage.reduction or stage.init is not None:
@@ -93,18 +93,18 @@ def _elementwise_stage(function: PrimFunc) -> Stage | None:
     output = [each for each in function.params if tirx.is_buffer_var(each)][-1]
     if not stage.store.buffer.same_as(output) or len(stage.writes) != 1:
         return None
-    places = list(stage.store.indices)
-    if not all(any(axis.var.same_as(index) for axis in stage.axes) or constant_int(index) == 0 for index in places):
+    positions = list(stage.store.indices)
+    if not all(any(axis.var.same_as(index) for axis in stage.axes) or constant_int(index) == 0 for index in positions):
         return None
-    return stage if all(_at_own_place(load, places) for load in stage.loads) else None
+    return stage if all(_at_own_position(load, positions) for load in stage.loads) else None
 
 
-def _at_own_place(load: Expr, places: list[Expr]) -> bool:
+def _at_own_position(load: Expr, positions: list[Expr]) -> bool:
     """True if a load's indices are the output's, aligned at the end, or 0 where its size is 1."""
     sizes = buffer_shape(load.source)
-    if len(sizes) > len(places):
+    if len(sizes) > len(positions):
         return False
-    own = places[len(places) - len(sizes) :]
+    own = positions[len(positions) - len(sizes) :]
     return all(
         index.same_as(other) or constant_int(index) == constant_int(other) or (size == 1 and constant_int(index) == 0)
         for index, other, size in zip(load.indices, own, sizes, strict=True)

@@ -245,7 +245,7 @@ Kernel = Callable[..., Any]
     "pack-sparse-weights", summary="Skip zeros of weights, in blocks or N of M, where it pays", only="processor"
 )
 def pack_sparse_weights(mod: IRModule, context: PipelineContext) -> IRModule:
-    """matmul(x, a 2-D constant of float32 with zeros in the right places) => a product of the other numbers.
+    """matmul(x, a 2-D constant of float32 with zeros in the right positions) => a product of the other numbers.
 
     Does nothing without a machine to pack for, or where weights are rounded to bfloat16: dense products of those are
     faster still. Convolutions are packed where their layout is planned.

@@ -183,17 +183,17 @@ def _interleave(parts: Tensor, phases: list[Phases], out_shape: tuple[Index, ...
 
     def point(image: Expr, block: Expr, *rest: Expr) -> Expr:
         number: Index = 0
-        places = []
+        positions = []
         for at, phase in zip(rest[:-1], phases, strict=True):
             shifted = at + phase.start
             number = number * phase.stride + shifted % phase.stride
-            places.append(shifted // phase.stride)
+            positions.append(shifted // phase.stride)
         if filters % lanes == 0:
-            return parts(image, number * blocks + block, *places, rest[-1])
+            return parts(image, number * blocks + block, *positions, rest[-1])
         # The lanes behind the last channel of the last phase have no source: they may hold anything.
         last = int(parts.shape[1]) * lanes - 1
         channel = te.min(number * filters + block * lanes + rest[-1], last)
-        return parts(image, channel // lanes, *places, channel % lanes)
+        return parts(image, channel // lanes, *positions, channel % lanes)
 
     return te.compute((parts.shape[0], blocks, *out_shape[2:], lanes), point, name="interleave")
 
@@ -320,10 +320,10 @@ def _interleave_parts(parts: Sequence[Tensor], shape: Sequence[Index], strides: 
         number: Index = 0
         for at, stride in zip(rest[:-1], strides, strict=True):
             number = number * stride + at % stride
-        places = [at // stride for at, stride in zip(rest[:-1], strides, strict=True)]
-        value = parts[-1](image, block, *places, rest[-1])
+        positions = [at // stride for at, stride in zip(rest[:-1], strides, strict=True)]
+        value = parts[-1](image, block, *positions, rest[-1])
         for index in reversed(range(len(parts) - 1)):
-            other = parts[index](image, block, *places, rest[-1])
+            other = parts[index](image, block, *positions, rest[-1])
             value = tirx.if_then_else(number == index, other, value)
         return value
 

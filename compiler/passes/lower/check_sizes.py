@@ -246,7 +246,7 @@ _SAME = {EQUALS_NUMBER: IS_NUMBER, EQUALS_PLACE: IS_PLACE}
 
 @graph_pass("drop-result-checks", summary="Results are not checked for the shape that they were allocated with")
 def drop_result_checks(mod: IRModule, context: PipelineContext) -> IRModule:
-    """After `share-shapes`; the heap's places are written once, so that equal ones have equal values."""
+    """After `share-shapes`; the heap's positions are written once, so that equal ones have equal values."""
     changed = {}
     for variable, function in mod.functions_items():
         if isinstance(function, relax.Function) and isinstance(function.body, relax.SeqExpr):

@@ -1,4 +1,4 @@
-"""order-sizes: sizes are computed in the order of their places on the shape heap.
+"""order-sizes: sizes are computed in the order of their positions on the shape heap.
 
 TVM goes through a set of pointers there, so that the order of independent statements differs from process to process.
 """
@@ -19,7 +19,7 @@ from schedules.ir.tvm_types import Expr
 
 @graph_pass("order-sizes", summary="Compute sizes in one order, whatever the process")
 def order_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """After `lower-shapes`: the statements of each function on the shape heap by the place that they write."""
+    """After `lower-shapes`: the statements of each function on the shape heap by the position that they write."""
     return rewrite_shape_functions(mod, _ordered)
 
 
@@ -28,17 +28,17 @@ def _ordered(function: tirx.PrimFunc) -> tirx.PrimFunc | None:
     body = function.body
     if not isinstance(body, tirx.SeqStmt) or not all(isinstance(each, tirx.BufferStore) for each in body.seq):
         return None
-    places = [_place(each.indices) for each in body.seq]
-    reads = [_place(access.indices) for each in body.seq for access in accesses_of(each.value)]
-    if None in places or None in reads or set(places) & set(reads) or len(set(places)) < len(places):
+    positions = [_position(each.indices) for each in body.seq]
+    reads = [_position(access.indices) for each in body.seq for access in accesses_of(each.value)]
+    if None in positions or None in reads or set(positions) & set(reads) or len(set(positions)) < len(positions):
         return None
-    order = sorted(range(len(places)), key=lambda index: places[index] or 0)
-    if order == list(range(len(places))):
+    order = sorted(range(len(positions)), key=lambda index: positions[index] or 0)
+    if order == list(range(len(positions))):
         return None
     return function.with_body(tirx.SeqStmt([body.seq[index] for index in order]), function.span)
 
 
-def _place(indices: Sequence[Expr]) -> int | None:
-    """The constant place on the heap."""
+def _position(indices: Sequence[Expr]) -> int | None:
+    """The constant position on the heap."""
     (index,) = indices
     return int(index.value) if isinstance(index, tirx.IntImm) else None

@@ -44,7 +44,7 @@ EQUALS_NUMBER, STORES, EQUALS_PLACE = 0, 1, 3  # what a match does with a dimens
 IS_NUMBER, IS_PLACE = 0, 1  # what a dimension of a shape is
 
 Dimension = tuple[int | None, int | None]
-"""A code and its value: a number, or a place on the heap."""
+"""A code and its value: a number, or a position on the heap."""
 
 
 def called(call: Expr) -> str | None:

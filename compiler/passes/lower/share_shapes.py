@@ -20,14 +20,14 @@ from schedules.ir.tvm_private import set_type
 from schedules.ir.tvm_types import Binding, Expr, SeqExpr
 
 Made = dict[Any, Any]
-"""Variables of the shapes made so far, by the arguments of their calls: the heap, and constants or places on it."""
+"""Variables of the shapes made so far, by the arguments of their calls: the heap, and constants or positions on it."""
 Names = dict[Any, Any]
 """The variables of shapes that are left out, and the ones in their places."""
 
 
 @graph_pass("share-shapes", summary="Make each shape of dynamic sizes once")
 def share_shapes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """After `lower-shapes`, which writes each place on a function's shape heap once, before it is read."""
+    """After `lower-shapes`, which writes each position on a function's shape heap once, before it is read."""
     result = dict(mod.functions_items())
     changed = False
     for variable, function in mod.functions_items():

@@ -18,7 +18,7 @@ _INPUTS = "num_input"
 
 @graph_pass("capture-graphs", summary="Let the device record runs of kernels and launch each as one")
 def capture_graphs(mod: IRModule, context: PipelineContext) -> IRModule:
-    """For targets with `captures_graphs`. Parameters, which `lift-parameters` made, count as places that stay."""
+    """For targets with `captures_graphs`. Parameters, which `lift-parameters` made, count as buffers that stay."""
     if context.target is None or not context.target.captures_graphs:
         return mod
     (main,) = (variable for variable in mod.get_global_vars() if variable.name_hint == "main")

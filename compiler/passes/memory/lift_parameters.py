@@ -139,7 +139,7 @@ def share_constants(mod: IRModule, context: PipelineContext) -> IRModule:
     """Replaces each constant with dimensions by the first one with the same bits, type and shape.
 
     Of equal constants the one with a smaller form (`context.expansions`) is kept. A filter that is packed for
-    Winograd's method in one place and for the direct convolution in another is stored for the first alone.
+    Winograd's method in one position and for the direct convolution in another is stored for the first alone.
     """
     kept = _kept(mod, context.expansions)
     changed = {}

@@ -94,30 +94,30 @@ def _planned(function: Function, liveness: Liveness, kernels: InPlaceKernels) ->
             "check the shapes of the model's inputs",
         )
     storages = [_Storage(index, size) for index, size in enumerate(sizes)]
-    places = {each.variable: storages[index] for each, index in zip(shared, chosen, strict=True)}
+    positions = {each.variable: storages[index] for each, index in zip(shared, chosen, strict=True)}
     if not _has_branch(function.body):
-        places.update(_symbolic_places(every, len(storages)))
-    old = {each.variable: each.in_place for each in every if each.is_updated and each.variable in places}
-    updated = {new for new, source in old.items() if source in places and places[new] is places[source]}
-    rewrite = _Rewrite(places, {storage.variable for storage in storages}, updated, kernels)
-    return rewrite.function(function, storages), report, _dynamic_bytes(every, places)
+        positions.update(_symbolic_positions(every, len(storages)))
+    old = {each.variable: each.in_place for each in every if each.is_updated and each.variable in positions}
+    updated = {new for new, source in old.items() if source in positions and positions[new] is positions[source]}
+    rewrite = _Rewrite(positions, {storage.variable for storage in storages}, updated, kernels)
+    return rewrite.function(function, storages), report, _dynamic_bytes(every, positions)
 
 
 def _in_place(allocations: Sequence[Allocation]) -> dict[int, int]:
-    """The tensors that may be written over another of these, and over which one, by their places among them."""
+    """The tensors that may be written over another of these, and over which one, by their positions among them."""
     position = {each.variable: index for index, each in enumerate(allocations)}
     pairs = [(position[each.variable], each.in_place) for each in allocations if each.in_place is not None]
     return {new: position[old] for new, old in pairs if old in position}
 
 
-def _dynamic_bytes(allocations: Sequence[Allocation], places: Mapping[Var, _Storage]) -> str:
+def _dynamic_bytes(allocations: Sequence[Allocation], positions: Mapping[Var, _Storage]) -> str:
     """A formula, such as "128*n"; "0" without such tensors, "" where it has no such form."""
     sizes: dict[Var, Expr] = {}
     for each in allocations:
         if each.size is None and each.lifetime is not None:
             if each.formula is None:
                 return ""
-            storage = places.get(each.variable)
+            storage = positions.get(each.variable)
             sizes[each.variable if storage is None else storage.variable] = each.formula
     total: Expr = tirx.IntImm("int64", 0)
     for size in sizes.values():
@@ -141,20 +141,20 @@ class _Storage:
         self.binding = relax.VarBinding(self.variable, value)
 
 
-def _symbolic_places(allocations: Sequence[Allocation], first: int) -> dict[Var, _Storage]:
+def _symbolic_positions(allocations: Sequence[Allocation], first: int) -> dict[Var, _Storage]:
     """The storage of each tensor of unbounded size that is not a result, numbered from `first`; equal sizes share."""
     alike: dict[Hashable, list[Allocation]] = {}
     for each in allocations:
         if each.formula is not None and each.lifetime is not None and not each.escapes:
             alike.setdefault(StructuralKey(each.formula), []).append(each)
-    places: dict[Var, _Storage] = {}
+    positions: dict[Var, _Storage] = {}
     for group in alike.values():
         lifetimes = [each.lifetime for each in group if each.lifetime is not None]
         chosen, sizes = assign(lifetimes, _in_place(group))
         storages = [_Storage(first + index, group[0].formula) for index in range(len(sizes))]
         first += len(storages)
-        places.update((each.variable, storages[index]) for each, index in zip(group, chosen, strict=True))
-    return places
+        positions.update((each.variable, storages[index]) for each, index in zip(group, chosen, strict=True))
+    return positions
 
 
 class _Rewrite:
@@ -164,9 +164,9 @@ class _Rewrite:
     """
 
     def __init__(
-        self, places: dict[Var, _Storage], allocated: set[Expr], updated: set[Expr], kernels: InPlaceKernels
+        self, positions: dict[Var, _Storage], allocated: set[Expr], updated: set[Expr], kernels: InPlaceKernels
     ) -> None:
-        self._places, self._allocated, self._updated, self._kernels = places, allocated, updated, kernels
+        self._positions, self._allocated, self._updated, self._kernels = positions, allocated, updated, kernels
 
     def function(self, function: Function, storages: list[_Storage]) -> Function:
         """The function, which allocates the storages on entry."""
@@ -190,9 +190,9 @@ class _Rewrite:
             return [relax.VarBinding(binding.var, relax.If(value.cond, *branches, value.span))]
         if isinstance(value, relax.Call) and self._kernels.updates(value) and value.args[-1] in self._updated:
             return [relax.VarBinding(binding.var, self._kernels.call(value))]
-        if operator_name(value) != ALLOCATE or binding.var not in self._places:
+        if operator_name(value) != ALLOCATE or binding.var not in self._positions:
             return [binding]
-        storage = self._places[binding.var]
+        storage = self._positions[binding.var]
         before = [] if storage.variable in self._allocated else [storage.binding]
         self._allocated.add(storage.variable)
         shape, dtype, device = list(value.args)[:3]

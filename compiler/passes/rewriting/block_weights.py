@@ -47,7 +47,7 @@ class BlockWeight:
     Attributes:
         layout: how its elements are stored.
         arrays: what `layout.arrays` names, packed.
-        order: int64 (depth,), the feature of the input that each place of the depth belongs to; None in order. Of
+        order: int64 (depth,), the feature of the input that each position of the depth belongs to; None in order. Of
             experts (experts, depth).
     """
 
@@ -299,14 +299,14 @@ def rounded_rows(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, a
     )
 
 
-def block_rows(builder: relax.BlockBuilder, places: Expr, weight: BlockWeight) -> Expr:
-    """Rows of an embedding (columns, depth), emitted: float32 (..., depth) for int32 or int64 places (...).
+def block_rows(builder: relax.BlockBuilder, positions: Expr, weight: BlockWeight) -> Expr:
+    """Rows of an embedding (columns, depth), emitted: float32 (..., depth) for int32 or int64 positions (...).
 
-    Places outside [0, columns) are clamped. Raises ValueError for a weight with an order of its own.
+    Positions outside [0, columns) are clamped. Raises ValueError for a weight with an order of its own.
     """
     if weight.order is not None:
         raise ValueError("the rows of an embedding have no order of their own")
-    call = builder.call_te(block_take, places, *weight.constants(), **weight.form, primfunc_name_hint="block_take")
+    call = builder.call_te(block_take, positions, *weight.constants(), **weight.form, primfunc_name_hint="block_take")
     return builder.emit(call)
 
 

@@ -3,9 +3,9 @@
 Weights are multiplied in their own precision (float32 for float16), which rounds each once.
 
 Transposed convolutions become plain ones with one filter per phase, whose results are interleaved. A transposed
-convolution adds x[i] w[k] at place i s + k. With k = s j + r, place s q + r gets the sum over j of x[q - j] w[s j +
-r]: for each phase r a convolution over j with the kernel turned around. One convolution computes all phases as filters
-of its own (kernels are filled up to a multiple of s), its results are interleaved, and `padding` is cut off.
+convolution adds x[i] w[k] at position i s + k. With k = s j + r, position s q + r gets the sum over j of x[q - j] w[s j
++ r]: for each phase r a convolution over j with the kernel turned around. One convolution computes all phases as
+filters of its own (kernels are filled up to a multiple of s), its results are interleaved, and `padding` is cut off.
 
 The taps of a convolution's filter: which outputs each of them reads the input for, and which meet padding alone.
 """
@@ -267,12 +267,12 @@ class Interleaved:
         )
 
     def interleave(self, phases: Expr, emit: Emit) -> Expr:
-        """Its results (batch, filters * phases, *places) in their places."""
-        batch, _, *places = static_shape(phases) or ()
-        rank = len(places)
-        split = emit(relax.op.reshape(phases, (batch, self.filters, *self.strides, *places)))
+        """Its results (batch, filters * phases, *positions) in their places."""
+        batch, _, *positions = static_shape(phases) or ()
+        rank = len(positions)
+        split = emit(relax.op.reshape(phases, (batch, self.filters, *self.strides, *positions)))
         order = [0, 1, *(axis for each in range(rank) for axis in (2 + rank + each, 2 + each))]
-        whole = [index * stride for index, stride in zip(places, self.strides, strict=True)]
+        whole = [index * stride for index, stride in zip(positions, self.strides, strict=True)]
         joined = emit(relax.op.reshape(emit(relax.op.permute_dims(split, order)), (batch, self.filters, *whole)))
         ends = [first + size for first, size in zip(self.start, self.size, strict=True)]
         if list(self.start) == [0] * rank and ends == whole:
@@ -287,7 +287,7 @@ PLAIN_CONVOLUTIONS = tuple(name for name in CONVOLUTIONS if not name.endswith("_
 class Tap:
     """One position of the filter along an axis: it reads the input for outputs `first` to `last` - 1 only.
 
-    `start` is the place in the input that it reads for output `first`.
+    `start` is the position in the input that it reads for output `first`.
     """
 
     index: int

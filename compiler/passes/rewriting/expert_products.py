@@ -180,8 +180,10 @@ def _ordered(builder: relax.BlockBuilder, data: Expr, order: Array, experts: Exp
 def scores_of_chosen(builder: relax.BlockBuilder, scores: Expr, routing: Routing) -> Expr:
     """Gather from scores (rows, experts) those of each row's selected experts: float32 (rows, chosen)."""
 
-    def compute(scores: te.Tensor, places: te.Tensor, experts: te.Tensor) -> te.Tensor:
-        return te.compute(places.shape, lambda row, at: scores[row, experts[places[row, at]]], name="chosen_scores")
+    def compute(scores: te.Tensor, positions: te.Tensor, experts: te.Tensor) -> te.Tensor:
+        return te.compute(
+            positions.shape, lambda row, at: scores[row, experts[positions[row, at]]], name="chosen_scores"
+        )
 
     return builder.emit_te(compute, scores, routing.slots, routing.experts, primfunc_name_hint="chosen_scores")
 
@@ -189,17 +191,17 @@ def scores_of_chosen(builder: relax.BlockBuilder, scores: Expr, routing: Routing
 def combined(builder: relax.BlockBuilder, results: Expr, routing: Routing, weights: Expr) -> Expr:
     """The sum of each row's slots, weighted by float32 (rows, chosen): (slots, width) -> (rows, width)."""
 
-    def compute(slots: te.Tensor, places: te.Tensor, factors: te.Tensor) -> te.Tensor:
-        chosen = int(places.shape[1])
+    def compute(slots: te.Tensor, positions: te.Tensor, factors: te.Tensor) -> te.Tensor:
+        chosen = int(positions.shape[1])
 
         def element(row: Expr, column: Expr) -> Expr:
-            parts = [factors[row, at] * slots[places[row, at], column] for at in range(chosen)]
+            parts = [factors[row, at] * slots[positions[row, at], column] for at in range(chosen)]
             total = parts[0]
             for part in parts[1:]:
                 total = total + part
             return total
 
-        return te.compute((places.shape[0], slots.shape[1]), element, name="combined")
+        return te.compute((positions.shape[0], slots.shape[1]), element, name="combined")
 
     return builder.emit_te(compute, results, routing.slots, weights, primfunc_name_hint="combine_experts")
 
@@ -256,7 +258,7 @@ def _sort(choice: Expr, ends: Expr, outs: list[Expr]) -> None:
         T.buffer_store(ends, ends[choice[row, at]] + one, [choice[row, at]])
     with T.serial(0, count - 1) as expert:
         T.buffer_store(ends, ends[expert + 1] + ends[expert], [expert + 1])
-    # Backwards, so that each count becomes the place of the last slot that is left.
+    # Backwards, so that each count becomes the position of the last slot that is left.
     with T.serial(0, rows) as row, T.serial(0, chosen) as at, T.seq_scope():
         from_row, from_at = rows - 1 - row, chosen - 1 - at
         expert = choice[from_row, from_at]

@@ -1,7 +1,7 @@
 """Nodes of the model that each binding computes, followed through the passes.
 
 Names of variables lead back to nodes (`compiler.support.model_nodes`). A variable that a pass removes hands its nodes
-on to what took its place: the nearest variables that read it and are still there (a batch norm takes in the convolution
+on to what replaced it: the nearest variables that read it and are still there (a batch norm takes in the convolution
 that it is folded into). Variables that passes made without a name belong to what reads them.
 """
 

@@ -4,7 +4,7 @@ Such a kernel is functional: it copies one operand to its result, then writes th
 the kernel is that operand's position, the copy is its first statement, and nothing after it reads the operand, so
 that without the first statement and with one buffer for operand and result the same kernel writes in place.
 
-Kernels that make a state longer by rows whose places are computed, in a form that `with_capacity` recognizes.
+Kernels that make a state longer by rows whose positions are computed, in a form that `with_capacity` recognizes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from schedules.instructions.element_loops import VECTOR_DTYPES
 from schedules.ir.tvm_types import BlockBuilder, Call, Expr, Stmt, Tensor, Type
 
 _LANES = 16  # of a vector; LLVM splits it where registers are narrower
-Places: TypeAlias = "tuple[Expr, ...]"
+Positions: TypeAlias = "tuple[Expr, ...]"
 
 
 def write_rows(builder: relax.BlockBuilder, state: Expr, rows: Expr, position: Expr, axis: int) -> relax.Var:
@@ -67,14 +67,14 @@ def write_rows(builder: relax.BlockBuilder, state: Expr, rows: Expr, position: E
     return _emitted(builder, kernel, [state, rows, position], state)
 
 
-def write_places(builder: relax.BlockBuilder, state: Expr, rows: Expr, places: Expr, axis: int) -> relax.Var:
-    """`state` with row i of `rows` written at `places[i]` (int64, (rows,)) along `axis`, in order; as `write_rows`."""
+def write_positions(builder: relax.BlockBuilder, state: Expr, rows: Expr, positions: Expr, axis: int) -> relax.Var:
+    """`state` with `rows[i]` written at `positions[i]` (int64, (rows,)) along `axis`, in order, as `write_rows`."""
     axis %= len(state.ty.shape)
 
     def kernel(old: te.Tensor, new: te.Tensor, each: te.Tensor) -> te.Tensor:
         return updated(old, [new, each], partial(_write_each, old, new, axis), "write_places")
 
-    return _emitted(builder, kernel, [state, rows, places], state)
+    return _emitted(builder, kernel, [state, rows, positions], state)
 
 
 def write_sequences(builder: relax.BlockBuilder, state: Expr, rows: Expr, sequences: Expr, axis: int = 1) -> relax.Var:
@@ -128,7 +128,7 @@ def _write_run(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, rows: Ex
         first = position[(sample,) if samples else ()]
         _check(tirx.all(first >= 0, first <= last))
 
-    def write(indices: Places) -> None:
+    def write(indices: Positions) -> None:
         target = [*indices]
         target[axis] = _within(position[(indices[0],) if samples else ()], last) + indices[axis]
         T.buffer_store(result, rows[indices], target)
@@ -136,13 +136,13 @@ def _write_run(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, rows: Ex
     _each_element(new.shape, new.dtype, write)
 
 
-def _write_each(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, rows: Expr, places: Expr) -> None:
+def _write_each(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, rows: Expr, positions: Expr) -> None:
     with T.serial(0, new.shape[axis]) as row:
-        _check(tirx.all(places[row] >= 0, places[row] < old.shape[axis]))
+        _check(tirx.all(positions[row] >= 0, positions[row] < old.shape[axis]))
 
-    def write(indices: Places) -> None:
+    def write(indices: Positions) -> None:
         target = [*indices]
-        target[axis] = _within(places[indices[axis]], old.shape[axis] - 1)
+        target[axis] = _within(positions[indices[axis]], old.shape[axis] - 1)
         T.buffer_store(result, rows[indices], target)
 
     _each_element(new.shape, new.dtype, write, in_vectors=axis < len(new.shape) - 1)
@@ -173,7 +173,7 @@ def _write_sequences(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, ro
         token = _within(sequences[each, FIRST_TOKEN] + row, total - 1)
         source = [0, token, head] if axis == 1 else [0, head, token]
 
-        def write(indices: Places) -> None:
+        def write(indices: Positions) -> None:
             T.buffer_store(result, rows[(*source, *indices)], [*target, *indices])
 
         _each_element(inner, new.dtype, write)
@@ -185,14 +185,14 @@ def _check(condition: Expr) -> None:
 
 
 def _within(index: Expr, last: Expr) -> Expr:
-    """A place that was checked; graphics processors check nothing, and must not write elsewhere."""
+    """A position that was checked; graphics processors check nothing, and must not write elsewhere."""
     return tirx.max(tirx.min(index, last), tirx.const(0, "int64"))
 
 
 def _each_element(
-    shape: Sequence[Expr], dtype: Type, body: Callable[[Places], None], *, in_vectors: bool = True
+    shape: Sequence[Expr], dtype: Type, body: Callable[[Positions], None], *, in_vectors: bool = True
 ) -> None:
-    """Run `body` for each place of a shape in order, along the last axis in vectors where its dtype has them."""
+    """Run `body` for each position of a shape in order, along the last axis in vectors where its dtype has them."""
     if not len(shape):
         body(())
         return
@@ -242,7 +242,7 @@ def append_rows(builder: BlockBuilder, state: Expr, rows: Expr, starts: Expr, le
 
 
 def placed(rows: te.Tensor, starts: te.Tensor, axis: int, indices: Sequence[Expr], other: Callable[[], Expr]) -> Expr:
-    """The element at a place where `rows` start at `starts[place[0]]` along an axis; `other` outside of them."""
+    """The element at a place where `rows` start at `starts[position[0]]` along an axis; `other` outside of them."""
     start, count = starts[indices[0]], rows.shape[axis]
     inner = tirx.max(tirx.min(indices[axis] - start, count - 1), tirx.const(0, "int64"))
     is_new = tirx.all(indices[axis] >= start, indices[axis] < start + count)

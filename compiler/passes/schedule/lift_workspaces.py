@@ -1,6 +1,6 @@
 """lift-workspaces: buffers that pass data between a kernel's launches become tensors of the module.
 
-A device cannot allocate memory while it runs a kernel. As further results of the call, such buffers get their place
+A device cannot allocate memory while it runs a kernel. As further results of the call, such buffers get their position
 from `plan-memory`, beside everything else.
 """
 

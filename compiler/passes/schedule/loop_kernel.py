@@ -92,7 +92,7 @@ class LoopKernel:
     def __init__(self, form: LoopForm) -> None:
         self.form = form
         self._buffers = {
-            each: _buffer(f"given{place}", each.shape, each.dtype) for place, each in enumerate(form.given)
+            each: _buffer(f"given{position}", each.shape, each.dtype) for position, each in enumerate(form.given)
         }
         rows = [] if form.rows is None else [index(form.rows, "int64") if isinstance(form.rows, int) else form.rows]
         self.result_types = [
@@ -103,8 +103,8 @@ class LoopKernel:
             relax.TensorType([1], "int64"),
         ]
         self._results = [
-            _buffer(f"result{place}", list(ty.shape.values), str(ty.dtype))
-            for place, ty in enumerate(self.result_types)
+            _buffer(f"result{position}", list(ty.shape.values), str(ty.dtype))
+            for position, ty in enumerate(self.result_types)
         ]
         self._step, self._allocate_step = allocate("step", (1,), "int64")
         self._number, self._allocate_number = allocate("number", (1,), "int64")
@@ -133,17 +133,17 @@ class LoopKernel:
         begins = [self._take(2 * _rounded(size)) for size in sizes]
         self._sizes = sizes
         self._begins = begins
-        for place, each in enumerate(form.state):
-            self._half[each] = place, 0
+        for position, each in enumerate(form.state):
+            self._half[each] = position, 0
         written = list(_written(form.steps))
-        for place, view in enumerate(form.following):
+        for position, view in enumerate(form.following):
             if view.tensor in written and view.tensor not in self._half:
-                self._half[view.tensor] = place, 1
-        for place, view in enumerate(form.elements):
+                self._half[view.tensor] = position, 1
+        for position, view in enumerate(form.elements):
             size = bytes_of(view.shape, view.tensor.dtype)
             whole = isinstance(size, int) and size % ALIGNMENT == 0
             if whole and view.tensor in written and not self._is_placed(view.tensor):
-                self._stacked[view.tensor] = place
+                self._stacked[view.tensor] = position
         free = [each for each in written if not self._is_placed(each)]
         lives = _lifetimes(form)
         known = [(each, bytes_of(each.shape, each.dtype)) for each in free]
@@ -168,25 +168,25 @@ class LoopKernel:
             return self._half_address(*self._half[tensor])
         return self._at(self._offsets[tensor])
 
-    def _row_address(self, place: int) -> Expr:
+    def _row_address(self, position: int) -> Expr:
         """Address of the current iteration's row in a stack."""
-        stack = self._stacks[place]
+        stack = self._stacks[position]
         return tirx.address_of(load(stack, load(self._step, 0), *[0] * (len(stack.ty.shape) - 1)))
 
     def _at(self, offset: Index) -> Expr:
         return tirx.address_of(load(self._work, offset))
 
-    def _half_address(self, place: int, half: int) -> Expr:
+    def _half_address(self, position: int, half: int) -> Expr:
         """Address of the state before the current iteration (0) or after it (1), which are double-buffered."""
         parity = tirx.bitwise_and(load(self._step, 0) + half, index(1, "int64"))
-        return self._at(self._begins[place] + parity * _rounded(self._sizes[place]))
+        return self._at(self._begins[position] + parity * _rounded(self._sizes[position]))
 
     def _flag(self, tensor: Tensor) -> Expr:
         """Load a bool."""
         if tensor in self._buffers:
             return load(self._buffers[tensor], *[0] * len(tensor.shape))
-        place = self._address(tensor)  # address_of(work[...])
-        return tirx.NE(place.args[0], tirx.const(0, "uint8"))
+        position = self._address(tensor)  # address_of(work[...])
+        return tirx.NE(position.args[0], tirx.const(0, "uint8"))
 
     def function(self) -> tuple[PrimFunc, list[Var]]:
         """The kernel, and the symbolic sizes that it takes as parameters."""
@@ -200,8 +200,8 @@ class LoopKernel:
             store(self._number, load(self._buffers[form.first]), 0),
             store(self._going, index(1, "int64"), 0),
             *(
-                _copy(self._half_address(place, 0), self._address(each), self._sizes[place])
-                for place, each in enumerate(form.initial)
+                _copy(self._half_address(position, 0), self._address(each), self._sizes[position])
+                for position, each in enumerate(form.initial)
             ),
         ]
         goes_on = tirx.NE(load(self._going, 0), index(0, "int64"))
@@ -211,8 +211,8 @@ class LoopKernel:
             store(self._results[1], goes_on),
             store(self._results[-1], load(self._step, 0), 0),
             *(
-                _copy(tirx.buffer_data(result), self._half_address(place, 0), self._sizes[place])
-                for place, result in enumerate(states)
+                _copy(tirx.buffer_data(result), self._half_address(position, 0), self._sizes[position])
+                for position, result in enumerate(states)
             ),
         ]
         body = sequence(*begin, loop, *end)
@@ -233,12 +233,12 @@ class LoopKernel:
     def _iteration(self) -> Stmt:
         form = self.form
         parts = [self._run(each) for each in form.steps]
-        for place, view in enumerate(form.following):
-            if self._half.get(view.tensor) != (place, 1):
-                parts.append(_copy(self._half_address(place, 1), self._address(view.tensor), self._sizes[place]))
-        for place, view in enumerate(form.elements):
-            if self._stacked.get(view.tensor) != place:
-                to = self._row_address(place)
+        for position, view in enumerate(form.following):
+            if self._half.get(view.tensor) != (position, 1):
+                parts.append(_copy(self._half_address(position, 1), self._address(view.tensor), self._sizes[position]))
+        for position, view in enumerate(form.elements):
+            if self._stacked.get(view.tensor) != position:
+                to = self._row_address(position)
                 parts.append(_copy(to, self._address(view.tensor), bytes_of(view.shape, view.tensor.dtype)))
         if form.go is not None:
             parts.append(store(self._going, tirx.Cast("int64", self._flag(form.go.tensor)), 0))

@@ -198,7 +198,7 @@ class RoundedQueries:
 
     def sums(self, parts: list[Expr], g: Expr, key: Callable[[int], tuple[Expr, Expr, Expr]]) -> list[Stmt]:
         """Sums of products of head `g` and as many keys as there are lanes: row j of `parts`, int32, for the key at the
-        place `key(j)` (sample, key head, row) of the cache."""
+        position `key(j)` (sample, key head, row) of the cache."""
         lanes, code = self.lanes, list[Stmt]()
         for first in range(0, self.operands.size, QUAD * lanes):
             data = self._words(self.bytes, g, first)
@@ -243,10 +243,10 @@ class PartialResults:
     def kept(self, softmax: RunningSoftmax, sample: Expr, key_head: Expr, query: Expr, split: Expr) -> Stmt:
         """Keep what a part of the rows found, for `joined`."""
         own = self.operands
-        lead, place = own.place(sample, query)
+        lead, position = own.position(sample, query)
 
         def head(g: Expr) -> Stmt:
-            at = [lead, key_head, split, place, g]
+            at = [lead, key_head, split, position, g]
             return sequence(
                 in_vectors(
                     "d", own.value_size, self.lanes, lambda d: store(self.found, softmax.sums.load(g, d), *at, d)
@@ -290,8 +290,8 @@ class PartialResults:
     def _joined(self, sample: Expr, key_head: Expr, query: Expr, g: Expr) -> Stmt:
         own = self.operands
         head = key_head * own.group + g
-        lead, place = own.place(sample, query)
-        at = [[lead, key_head, expression(split), place, g] for split in range(self.splits)]
+        lead, position = own.position(sample, query)
+        at = [[lead, key_head, expression(split), position, g] for split in range(self.splits)]
         largest, largest_made = allocate("all_largest", [1], "float32", "local")
         total, total_made = allocate("all_total", [1], "float32", "local")
         factors, factors_made = allocate("factors", [self.splits], "float32", "local")
@@ -478,8 +478,8 @@ class DecodeWriter:
         def ahead(j: Expr) -> Stmt:
             return sequence(*(asked(own, each, (rows.slot, rows.key_head, rows.first + j)) for each in (KEY, VALUE)))
 
-        place = rows.sample, rows.key_head, rows.query
-        kept, stored = self.results.kept(softmax, *place, split), self.results.stored(softmax, *place)
+        position = rows.sample, rows.key_head, rows.query
+        kept, stored = self.results.kept(softmax, *position, split), self.results.stored(softmax, *position)
         keys, keys_made = allocate("own_keys", [1 if self.rounds else self.block, self.width], "float32")
         blocks = tirx.floordiv(rows.end - rows.first + (self.block - 1), expression(self.block))
         return sequence(
@@ -585,13 +585,13 @@ class DecodeWriter:
 
             return sequence(each(add))
 
-        def place(j: Expr | int) -> tuple[Expr, Expr, Expr]:
+        def position(j: Expr | int) -> tuple[Expr, Expr, Expr]:
             row = block.first + at + j
             return rows.slot, rows.key_head, tirx.min(row, rows.end - 1) if tail else row
 
         def adjusted(j: Expr) -> Expr:
-            raw = load(found, j) if rounded is None else rounded.score(load(found, j), g, place(j))
-            return own.score(raw, rows.sample, head, rows.query, place(j)[2])
+            raw = load(found, j) if rounded is None else rounded.score(load(found, j), g, position(j))
+            return own.score(raw, rows.sample, head, rows.query, position(j)[2])
 
         def end(j: Expr) -> Stmt:
             value = adjusted(j)
@@ -600,7 +600,7 @@ class DecodeWriter:
         if rounded is None:
             sums = [*each(lambda j, lane: store(parts, _ZERO, j, lane)), repeat("vector", self.width // lanes, vector)]
         else:
-            sums = rounded.sums(parts, g, place)
+            sums = rounded.sums(parts, g, position)
 
         def part(j: int, lane: Expr) -> Expr:
             return number(load(parts, j, lane), "float32")

@@ -89,10 +89,10 @@ class CacheOperands:
         """True if products of many queries may round their operands to bfloat16."""
         return self.description.rounds or dtype_of(self.buffers[KEY]) == "bfloat16"
 
-    def query(self, sample: Expr, query: Expr, head: Expr, place: Expr) -> Expr:
+    def query(self, sample: Expr, query: Expr, head: Expr, position: Expr) -> Expr:
         """An element of the queries, in float32, scaled."""
         scale = tirx.FloatImm("float32", self.description.scale)
-        return number(self._load(QUERY, *self.place(sample, query), head, place), "float32") * scale
+        return number(self._load(QUERY, *self.position(sample, query), head, position), "float32") * scale
 
     def row(self, role: str, *at: Expr) -> Expr:
         """An element of keys or values, in float32."""
@@ -151,7 +151,7 @@ class CacheOperands:
         slots = shape_of(self.buffers[VALUE])[0]
         return tirx.max(tirx.min(self.of_sequence(sample, SLOT), expression(slots) - 1), expression(0))
 
-    def place(self, sample: Expr, query: Expr) -> tuple[Expr, Expr]:
+    def position(self, sample: Expr, query: Expr) -> tuple[Expr, Expr]:
         """Position of a query among those of all samples."""
         return (sample, query) if SEQUENCES not in self else (expression(0), self._first_token(sample) + query)
 
@@ -204,9 +204,9 @@ class CacheOperands:
         """A score without a row, in float32."""
         return number(self._load(SINKS, head), "float32")
 
-    def stored(self, value: Expr, sample: Expr, query: Expr, head: Expr, place: Expr) -> Expr:
+    def stored(self, value: Expr, sample: Expr, query: Expr, head: Expr, position: Expr) -> Expr:
         """The statement that stores an element of the result, of its float32 value."""
-        at = [*self.place(sample, query), head, place]
+        at = [*self.position(sample, query), head, position]
         return tirx.BufferStore(self.result, number(value, dtype_of(self.result)), at)
 
     def _load(self, role: str, *at: Expr) -> Expr:

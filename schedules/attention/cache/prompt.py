@@ -62,13 +62,13 @@ class Columns:
 
     def load(self, row: Index, column: Index = 0) -> Expr:
         """An element."""
-        return load(self.buffer, row, self._place(column))
+        return load(self.buffer, row, self._position(column))
 
     def store(self, value: Expr, row: Index, column: Index = 0) -> Stmt:
         """The statement that stores an element."""
-        return store(self.buffer, value, row, self._place(column))
+        return store(self.buffer, value, row, self._position(column))
 
-    def _place(self, column: Index) -> Index:
+    def _position(self, column: Index) -> Index:
         return column + self.first if self.first else column
 
 
@@ -100,8 +100,8 @@ class RunningSoftmax:
             starts.append(starts[-1] + -(-width // lanes) * lanes)
         *_, end = starts
         buffer, made = allocate("own_rows", [rows, -(-(end + 3) // lanes) * lanes], "float32")
-        places = [*starts[:2], end, end + 1, end + 2, starts[2]]
-        return cls(rows, keys, columns, machine, *(Columns(buffer, each) for each in places)), [made]
+        positions = [*starts[:2], end, end + 1, end + 2, starts[2]]
+        return cls(rows, keys, columns, machine, *(Columns(buffer, each) for each in positions)), [made]
 
     def start(self) -> Stmt:
         """Nothing seen yet."""
@@ -188,7 +188,7 @@ class RunningSoftmax:
                     return self.sums.load(first + i, start + column) * self.corrections.load(first + i)
 
                 ends = registers.each(
-                    lambda i, place, column: self.sums.store(registers.sum(i, place), first + i, start + column)
+                    lambda i, position, column: self.sums.store(registers.sum(i, position), first + i, start + column)
                 )
                 factors = (lambda i, k: weight(first + i, k)), (lambda k, column: value(k, start + column))
                 code = registers.code(depth, *factors, begin, ends, ahead)
@@ -362,8 +362,8 @@ class PackedRows:
         def nothing(j: Expr) -> Stmt | None:
             if not self.whole_tiles:
                 return None
-            place, zero = panel * (self.panel // 2) + j, tirx.IntImm("int32", 0)
-            return in_vectors("d", own.value_size, lanes, lambda d: store(self.values, zero, sample, head, place, d))
+            position, zero = panel * (self.panel // 2) + j, tirx.IntImm("int32", 0)
+            return in_vectors("d", own.value_size, lanes, lambda d: store(self.values, zero, sample, head, position, d))
 
         def pair(j: Expr) -> Stmt:
             at = first + j * 2
@@ -436,8 +436,8 @@ class PromptWriter:
         def task(at: list[Expr]) -> Stmt:
             # From both ends in turn: later queries see more keys, and each thread takes neighbouring tiles.
             half = tirx.floordiv(at[2], expression(2))
-            place = tirx.Select(tirx.floormod(at[2], expression(2)) == 0, half, tiles - 1 - half)
-            return self._tile(packed, at[0], at[1], place * self.height)
+            position = tirx.Select(tirx.floormod(at[2], expression(2)) == 0, half, tiles - 1 - half)
+            return self._tile(packed, at[0], at[1], position * self.height)
 
         code = sequence(
             tirx.Bind(rows, load(most, 0)),
@@ -489,19 +489,19 @@ class PromptWriter:
         bound = [tirx.Bind(first, first_row), tirx.Bind(count_of, own.few_of(sample, few=False))]
         return sequence(*bound, when(first < count_of * own.group, code) if SEQUENCES in own else code)
 
-    def _place(self, tile: _Tile, j: Expr) -> tuple[Expr, Expr, list[Stmt]]:
+    def _position(self, tile: _Tile, j: Expr) -> tuple[Expr, Expr, list[Stmt]]:
         """Query and head of a row, and the statements that bind them; behind the last one, that again."""
         own = self.operands
         group = expression(own.group)
         row = tirx.min(tile.first_row + j, tile.queries_of * own.group - 1)
-        places = tirx.floordiv(row, group), tile.key_head * group + tirx.floormod(row, group)
+        positions = tirx.floordiv(row, group), tile.key_head * group + tirx.floormod(row, group)
         query, head = (tirx.Var(name, "int64") for name in ("query", "head"))
-        return query, head, [tirx.Bind(query, places[0]), tirx.Bind(head, places[1])]
+        return query, head, [tirx.Bind(query, positions[0]), tirx.Bind(head, positions[1])]
 
     def _row_start(self, tile: _Tile, j: Expr) -> Stmt:
         """The query of a row, and what it sees."""
         own = self.operands
-        query, head, bound = self._place(tile, j)
+        query, head, bound = self._position(tile, j)
         first, end = own.range_of(tile.position, tile.rows, query)
 
         def element(d: Expr) -> Stmt:
@@ -585,9 +585,9 @@ class PromptWriter:
     def _scores(self, packed: PackedRows, tile: _Tile, first: Expr, panel: Expr) -> Stmt:
         """Scores of all rows and a panel of keys."""
         width = packed.panel
-        place = tirx.floordiv(first, expression(width)) + panel
+        position = tirx.floordiv(first, expression(width)) + panel
         if self.tiles is not None:
-            return self._scores_in_tiles(self.tiles, packed, tile, place, panel)
+            return self._scores_in_tiles(self.tiles, packed, tile, position, panel)
         registers = RegisterTile(self.height, width, self.lanes, "float32", self.combine)
 
         def query(i: int, step: Expr) -> Expr:
@@ -600,16 +600,16 @@ class PromptWriter:
             registers.code(
                 packed.steps,
                 query,
-                lambda k, column: packed.key(tile.sample, tile.key_head, place, k, column),
+                lambda k, column: packed.key(tile.sample, tile.key_head, position, k, column),
                 lambda i, column: tirx.FloatImm("float32", 0.0),
                 registers.each(end),
             )
         )
 
-    def _scores_in_tiles(self, product: Product, packed: PackedRows, tile: _Tile, place: Expr, panel: Expr) -> Stmt:
+    def _scores_in_tiles(self, product: Product, packed: PackedRows, tile: _Tile, position: Expr, panel: Expr) -> Stmt:
         """The same with sums in tiles."""
         sums, made = allocate("products", (self.height, packed.panel), "float32")
-        keys = packed.key(tile.sample, tile.key_head, place, expression(0), expression(0))
+        keys = packed.key(tile.sample, tile.key_head, position, expression(0), expression(0))
         summed = self._tile_sums(product, tile.queries, Taps.run(packed.steps // STEPS), keys, sums)
 
         def row(i: Expr) -> Stmt:
@@ -621,17 +621,17 @@ class PromptWriter:
         return sequence(made, summed, repeat("row", self.height, row))
 
     def _put_score(self, tile: _Tile, total: Expr, i: Index, column: Expr) -> Stmt:
-        """Stores a score, all but what depends on its place."""
+        """Stores a score, all but what depends on its position."""
         own = self.operands
         value = total if BIAS in own else own.score(total, tile.sample, expression(0), expression(0), column)
         return tile.softmax.scores.store(value, i, column)
 
     def _biased(self, tile: _Tile, first: Expr, count: Expr) -> Stmt:
-        """Scores of a block with what depends on their place."""
+        """Scores of a block with what depends on their position."""
         own, scores = self.operands, tile.softmax.scores
 
         def row(j: Expr) -> Stmt:
-            query, head, bound = self._place(tile, j)
+            query, head, bound = self._position(tile, j)
 
             def key(k: Expr) -> Stmt:
                 return scores.store(own.score(scores.load(j, k), tile.sample, head, query, first + k), j, k)
@@ -644,7 +644,7 @@ class PromptWriter:
         """-inf for the keys of a block that a row does not see."""
         scores, lanes = tile.softmax.scores, self.lanes
         bounds = [tirx.Var(name, "int32") for name in ("low", "high")]
-        places = [
+        positions = [
             tirx.Cast("int32", tirx.max(tirx.min(load(tile.ranges, side, j) - first, expression(_KEYS)), expression(0)))
             for side in range(2)
         ]
@@ -657,14 +657,14 @@ class PromptWriter:
             )
 
         return sequence(
-            [tirx.Bind(bound, place) for bound, place in zip(bounds, places, strict=True)],
+            [tirx.Bind(bound, position) for bound, position in zip(bounds, positions, strict=True)],
             repeat("vector", vectors, lambda v: vectorized("lane", lanes, lambda lane: key(v, lane))),
         )
 
     def _row_end(self, tile: _Tile, j: Expr) -> Stmt:
         """The result of a row."""
         own, softmax = self.operands, tile.softmax
-        query, head, parts = self._place(tile, j)
+        query, head, parts = self._position(tile, j)
         factor = softmax.corrections.load(j)
         if SINKS in own:
             largest = softmax.largest.load(j)

@@ -94,8 +94,8 @@ def joined(low: Expr, high: Expr) -> Expr:
 
 def row_of(left: Expr, right: Expr, row: int) -> Expr:
     """A row of four columns from the 2 x 2 accumulators of the left two and the right two columns."""
-    places = [2 * row, 2 * row + 1, 4 + 2 * row, 5 + 2 * row]
-    return tirx.Shuffle([left, right], [tirx.IntImm("int32", place) for place in places])
+    positions = [2 * row, 2 * row + 1, 4 + 2 * row, 5 + 2 * row]
+    return tirx.Shuffle([left, right], [tirx.IntImm("int32", position) for position in positions])
 
 
 def _byte(word: Expr, at: int, dtype: str) -> Expr:

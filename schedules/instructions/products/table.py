@@ -146,12 +146,12 @@ def _padded(operation: Operation, lanes: int, wide: int) -> str:
     name = operation.short
     i, w = vector("i32", lanes), vector("i32", wide)
     lines = [f"define {i} @{symbol(name, lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"]
-    places = ", ".join(f"i32 {min(lane, lanes)}" for lane in range(wide))
+    positions = ", ".join(f"i32 {min(lane, lanes)}" for lane in range(wide))
     for each in "cab":
         if lanes == 1:
             lines.append(f"  %{each}w = insertelement {w} zeroinitializer, i32 %{each}, i32 0")
         else:
-            lines.append(f"  %{each}w = shufflevector {i} %{each}, {i} zeroinitializer, <{wide} x i32> <{places}>")
+            lines.append(f"  %{each}w = shufflevector {i} %{each}, {i} zeroinitializer, <{wide} x i32> <{positions}>")
     lines.append(f"  %rw = call {w} @{symbol(name, wide)}({w} %cw, {w} %aw, {w} %bw)")
     if lanes == 1:
         lines.append(f"  %r = extractelement {w} %rw, i32 0")

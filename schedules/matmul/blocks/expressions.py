@@ -10,9 +10,9 @@ depth:
     w = scale * (q - zero) + minimum
 
 Columns lie in panels of 32. The bits of q are split into planes of 8, 4, 2 or 1 bits. A word (int32) of a plane holds
-neighbours along the depth: its byte i belongs to the places 4 n + i; the lowest bits of all its bytes to the first four
-places of the word, the next ones to the next four. So a shift and a mask give four neighbours as bytes, which is what
-the dot product of bytes reads. Places beyond the depth and columns beyond the last are 0.
+neighbours along the depth: its byte i belongs to the positions 4 n + i; the lowest bits of all its bytes to the first
+four positions of the word, the next ones to the next four. So a shift and a mask give four neighbours as bytes, which
+the dot product of bytes reads. Positions beyond the depth and columns beyond the last are 0.
 
     plane of b bits: int32 (panels, depth / (32 / b), 32), the depth rounded up to whole steps and groups
     numbers of groups: (panels, groups, 32)
@@ -122,17 +122,17 @@ def pack_planes(values: NDArray[np.uint8], layout: BlockFormat) -> list[NDArray[
     planes: list[NDArray[np.int32]] = []
     start = 0
     for bits in layout.planes:
-        places = 8 // bits  # quads per word
-        words = padded // (QUAD * places)
+        per_word = 8 // bits  # quads per word
+        words = padded // (QUAD * per_word)
         packed = np.empty((panels, words, PANEL, QUAD), np.uint8)
         for panel in range(panels):
             rows = np.zeros((PANEL, padded), np.uint8)
             part = values[panel * PANEL : (panel + 1) * PANEL]
             rows[: len(part), :depth] = (part >> np.uint8(start)) & np.uint8(2**bits - 1)
-            quads = rows.reshape(PANEL, words, places, QUAD)
+            quads = rows.reshape(PANEL, words, per_word, QUAD)
             word = quads[:, :, 0].copy()
-            for place in range(1, places):
-                word |= quads[:, :, place] << np.uint8(bits * place)
+            for quad in range(1, per_word):
+                word |= quads[:, :, quad] << np.uint8(bits * quad)
             packed[panel] = word.transpose(1, 0, 2)
         planes.append(packed.view(np.int32)[..., 0])
         start += bits
@@ -152,14 +152,14 @@ def pack_floats(values: NDArray[np.generic], layout: BlockFormat) -> NDArray[np.
     """Pack unquantized numbers (columns, depth), given as unsigned integers of the format's width, as words (panels,
     steps, 32)."""
     columns, depth = values.shape
-    places = 32 // layout.bits
+    per_word = 32 // layout.bits
     panels, padded = -(-columns // PANEL), layout.padded_depth(depth)
-    packed = np.empty((panels, padded // places, PANEL, places), values.dtype)
+    packed = np.empty((panels, padded // per_word, PANEL, per_word), values.dtype)
     for panel in range(panels):
         rows = np.zeros((PANEL, padded), values.dtype)
         part = values[panel * PANEL : (panel + 1) * PANEL]
         rows[: len(part), :depth] = part
-        packed[panel] = rows.reshape(PANEL, padded // places, places).transpose(1, 0, 2)
+        packed[panel] = rows.reshape(PANEL, padded // per_word, per_word).transpose(1, 0, 2)
     return packed.view(np.int32)[..., 0]
 
 
@@ -174,9 +174,9 @@ def integer(planes: list[Tensor], layout: BlockFormat, panel: Expr, k: Expr, lan
     quad, byte = tirx.floordiv(k, QUAD), tirx.Cast("int32", tirx.floormod(k, QUAD))
     value, start = _int32(0), 0
     for plane, bits in zip(planes, layout.planes, strict=True):
-        places = 8 // bits
-        shift = byte * 8 + tirx.Cast("int32", tirx.floormod(quad, places)) * bits
-        part = (plane(panel, tirx.floordiv(quad, places), lane) >> shift) & _int32(2**bits - 1)
+        per_byte = 8 // bits
+        shift = byte * 8 + tirx.Cast("int32", tirx.floormod(quad, per_byte)) * bits
+        part = (plane(panel, tirx.floordiv(quad, per_byte), lane) >> shift) & _int32(2**bits - 1)
         value = value + (part << _int32(start))
         start += bits
     return value
@@ -186,7 +186,7 @@ def number_of(value: Expr, layout: BlockFormat) -> Expr:
     """The float32 value of an integer code, for a format with `float8` or a lookup table."""
     if layout.table:
         return _chosen(value, layout.table)
-    # The exponent and the fraction at their place in a float32 are the number times a power of two, subnormal or not.
+    # Exponent and fraction at their position in a float32 are the number times a power of two, subnormal or not.
     fraction, bias = (20, 120) if layout.float8 == "float8_e4m3fn" else (21, 112)
     bits = (value & _int32(0x7F)) << _int32(fraction) | (value & _int32(0x80)) << _int32(24)
     return tirx.reinterpret("float32", bits) * tirx.const(2.0**bias, "float32")
@@ -260,7 +260,7 @@ def _matmul(
     layout: str,
     panel_of: Callable[[tuple[Expr, ...], Expr], Expr],
 ) -> Tensor:
-    """The matmul of a `shape`; `panel_of(place of a row, panel)` is the panel of the stored weight."""
+    """The matmul of a `shape`; `panel_of(position of a row, panel)` is the panel of the stored weight."""
     form = BlockFormat.of_text(layout)
     arrays = dict(zip(form.arrays, stored, strict=True))
     k = te.reduce_axis((index(0), index(depth)), name="k")
@@ -302,13 +302,13 @@ def _number_of(data: Tensor, form: BlockFormat, at: tuple[Expr, ...], k: IterVar
     """The float32 value of float32 or quantized data at index k of a row."""
     if str(data.dtype) != "int32":
         return data(*at, k)
-    unit, place = tirx.floordiv(k, form.unit), tirx.floormod(k, form.unit)
-    word = data(*at, unit, tirx.floordiv(place, QUAD) + HEADER)
-    byte = (word << (_int32(24) - tirx.Cast("int32", tirx.floormod(place, QUAD)) * 8)) >> _int32(24)
+    unit, position = tirx.floordiv(k, form.unit), tirx.floormod(k, form.unit)
+    word = data(*at, unit, tirx.floordiv(position, QUAD) + HEADER)
+    byte = (word << (_int32(24) - tirx.Cast("int32", tirx.floormod(position, QUAD)) * 8)) >> _int32(24)
     return tirx.Cast("float32", byte) * tirx.reinterpret("float32", data(*at, unit, SCALE))
 
 
-def block_take(places: Tensor, *stored: Tensor, columns: int, depth: int, layout: str) -> Tensor:
+def block_take(positions: Tensor, *stored: Tensor, columns: int, depth: int, layout: str) -> Tensor:
     """Embedding lookup: columns of a weight as float32 (..., depth), for integers (...) clamped to [0, columns).
 
     The other arguments are those of `block_matmul`.
@@ -317,8 +317,8 @@ def block_take(places: Tensor, *stored: Tensor, columns: int, depth: int, layout
     arrays = dict(zip(form.arrays, stored, strict=True))
 
     def point(*at: Expr) -> Expr:
-        place = tirx.Cast("int64", places(*at[:-1]))
-        place = tirx.max(tirx.min(place, tirx.const(columns - 1, "int64")), tirx.const(0, "int64"))
-        return element(arrays, form, at[-1], *_column(place))
+        position = tirx.Cast("int64", positions(*at[:-1]))
+        position = tirx.max(tirx.min(position, tirx.const(columns - 1, "int64")), tirx.const(0, "int64"))
+        return element(arrays, form, at[-1], *_column(position))
 
-    return te.compute([*places.shape, tirx.const(depth, "int64")], point, name="take")
+    return te.compute([*positions.shape, tirx.const(depth, "int64")], point, name="take")

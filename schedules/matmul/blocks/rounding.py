@@ -90,8 +90,10 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
 
     def element(*at: Expr) -> Expr:
         """The element at index at[-1] of unit at[-2]."""
-        place = at[-2] * unit + at[-1]
-        return data(*at[:-2], place) if whole else tirx.if_then_else(place < depth, data(*at[:-2], place), zero)
+        position = at[-2] * unit + at[-1]
+        return (
+            data(*at[:-2], position) if whole else tirx.if_then_else(position < depth, data(*at[:-2], position), zero)
+        )
 
     k = te.reduce_axis((index(0), index(unit)), name="k")
     peak = te.compute(
@@ -102,15 +104,15 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
         attrs=attrs,
     )
 
-    def rounded(at: tuple[Expr, ...], place: Expr) -> Expr:
+    def rounded(at: tuple[Expr, ...], position: Expr) -> Expr:
         most = tirx.reinterpret("float32", peak(*at))
         inverse = tirx.if_then_else(most > zero, tirx.const(_MOST, "float32") / most, zero)
-        return tirx.Cast("int8", tirx.Cast("int32", tirx.nearbyint(element(*at, place) * inverse)))
+        return tirx.Cast("int8", tirx.Cast("int32", tirx.nearbyint(element(*at, position) * inverse)))
 
-    place = te.reduce_axis((index(0), index(unit)), name="place")
+    position = te.reduce_axis((index(0), index(unit)), name="place")
     total = te.compute(
         [*lead, index(units)],
-        lambda *at: te.sum(tirx.Cast("int32", rounded(at, place)), axis=place),
+        lambda *at: te.sum(tirx.Cast("int32", rounded(at, position)), axis=position),
         name="total",
         attrs=attrs,
     )
@@ -211,7 +213,7 @@ class _Writer:
             for each in range(self.unit)
         ]
         first = index(unit * self.unit)
-        code = self._unit(at, index(unit), lambda place: load(copy, lanes_of(place - first, self.lanes)))
+        code = self._unit(at, index(unit), lambda position: load(copy, lanes_of(position - first, self.lanes)))
         return sequence([allocation, *copies, code])
 
     def _empty(self, at: list[Expr], unit: Expr) -> Stmt:

@@ -73,7 +73,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Position of a tile: its first row, its panel, and its first column within the panel."""
 
     batch: Batch
@@ -114,13 +114,13 @@ class BlockWriter(WriterOfParts[Parts]):
         """`rows x width` results: one step after another, with sums scaled and accumulated in registers."""
         totals = RegisterTile(int(at.rows), at.width, self.lanes, "float32")
         panel = self._panel(at.batch, at.row, at.column)
-        place = Place(at.batch, at.row, panel, tirx.FloorMod(at.column, index(PANEL)))
+        position = Position(at.batch, at.row, panel, tirx.FloorMod(at.column, index(PANEL)))
         if self.layout.numbers:
-            steps = self._plain_words(totals, place)
+            steps = self._plain_words(totals, position)
         else:
             depth = int(self.form.depth.extent)
             depth = self.layout.padded_depth(depth) if self.parts.rounded else depth
-            steps = split_steps("step", depth, STEP, lambda k, size: self._step(totals, place, k, size))
+            steps = split_steps("step", depth, STEP, lambda k, size: self._step(totals, position, k, size))
         return sequence([*totals.cleared(), *steps, *self._finish(totals, at)])
 
     # Operands.
@@ -129,21 +129,21 @@ class BlockWriter(WriterOfParts[Parts]):
         """The panel multiplied by the rows of a tile."""
         return tirx.FloorDiv(column, index(PANEL))
 
-    def _data(self, place: Place, row: int, *last: Expr | int) -> Expr:
+    def _data(self, position: Position, row: int, *last: Expr | int) -> Expr:
         """A data element in a row of the tile."""
         data = self.parts.data
-        mapping = {**place.batch, **self.form.rows.values(place.row + row)}
+        mapping = {**position.batch, **self.form.rows.values(position.row + row)}
         lead = [substitute(each, mapping) for each in self.form.a.indices[: -len(last)]]
         return tirx.BufferLoad(data.source, [*lead, *(index(each) if isinstance(each, int) else each for each in last)])
 
-    def _bits(self, place: Place, lane: Expr, first: Expr, quad: int, byte: int | None) -> Expr:
+    def _bits(self, position: Position, lane: Expr, first: Expr, quad: int, byte: int | None) -> Expr:
         """The integers of a quad as four bytes, or one of them; `first` is the index of a quad at a word boundary."""
         value, start = None, 0
         for at, bits in enumerate(self.layout.planes):
-            places = 8 // bits
-            word_at = tirx.FloorDiv(first, index(places)) + quad // places
-            word = tirx.BufferLoad(self.parts.arrays[f"plane{at}"], [place.panel, word_at, place.lane + lane])
-            shift = bits * (quad % places) + (0 if byte is None else 8 * byte)
+            per_byte = 8 // bits
+            word_at = tirx.FloorDiv(first, index(per_byte)) + quad // per_byte
+            word = tirx.BufferLoad(self.parts.arrays[f"plane{at}"], [position.panel, word_at, position.lane + lane])
+            shift = bits * (quad % per_byte) + (0 if byte is None else 8 * byte)
             mask = (1 << bits) - 1
             part = word >> tirx.const(shift, "int32") if shift else word
             if byte is not None or bits < 8:
@@ -154,16 +154,16 @@ class BlockWriter(WriterOfParts[Parts]):
         assert value is not None
         return value
 
-    def _of_group(self, name: str, place: Place, lane: Expr, group: Expr) -> Expr:
+    def _of_group(self, name: str, position: Position, lane: Expr, group: Expr) -> Expr:
         """A scale or minimum as float32."""
-        arrays, at = self.parts.arrays, place.lane + lane
+        arrays, at = self.parts.arrays, position.lane + lane
         if not self.layout.super_groups:
-            return number(tirx.BufferLoad(arrays[name], [place.panel, group, at]), "float32")
+            return number(tirx.BufferLoad(arrays[name], [position.panel, group, at]), "float32")
         above = tirx.FloorDiv(group, index(self.layout.super_groups))
-        high = number(tirx.BufferLoad(arrays[name], [place.panel, above, at]), "float32")
-        return high * tirx.Cast("float32", tirx.BufferLoad(arrays[f"{name}_integers"], [place.panel, group, at]))
+        high = number(tirx.BufferLoad(arrays[name], [position.panel, above, at]), "float32")
+        return high * tirx.Cast("float32", tirx.BufferLoad(arrays[f"{name}_integers"], [position.panel, group, at]))
 
-    def _ahead(self, totals: RegisterTile, place: Place, step: Expr) -> list[Stmt]:
+    def _ahead(self, totals: RegisterTile, position: Position, step: Expr) -> list[Stmt]:
         """Prefetch the words that a tile of few rows reads next."""
         if totals.rows > _FEW_ROWS:
             return []
@@ -173,7 +173,7 @@ class BlockWriter(WriterOfParts[Parts]):
             for word in range(words):
                 for lane in range(0, totals.width, 16):
                     row = step * words + (word + _WORDS_AHEAD)
-                    asked.append(prefetch(self.parts.arrays[f"plane{at}"], place.panel, row, place.lane + lane))
+                    asked.append(prefetch(self.parts.arrays[f"plane{at}"], position.panel, row, position.lane + lane))
         return asked
 
     # Steps.
@@ -188,30 +188,30 @@ class BlockWriter(WriterOfParts[Parts]):
             found.append((at * unit // QUAD, number_, of_group, min(unit, depth - at * unit)))
         return found
 
-    def _step(self, totals: RegisterTile, place: Place, step: Expr, depth: int) -> Stmt:
-        code = self._ahead(totals, place, step)
+    def _step(self, totals: RegisterTile, position: Position, step: Expr, depth: int) -> Stmt:
+        code = self._ahead(totals, position, step)
         for quad, unit, group, size in self._units(step, depth):
             at = (step * (STEP // QUAD), quad)
             if self.parts.rounded:
-                code += self._integer_unit(totals, place, at, unit, group)
+                code += self._integer_unit(totals, position, at, unit, group)
             else:
-                code += self._float_unit(totals, place, at, group, size)
+                code += self._float_unit(totals, position, at, group, size)
         return sequence(code)
 
     def _integer_unit(
-        self, totals: RegisterTile, place: Place, quad: tuple[Expr, int], unit: Expr, group: Expr
+        self, totals: RegisterTile, position: Position, quad: tuple[Expr, int], unit: Expr, group: Expr
     ) -> list[Stmt]:
         """Dot products of a unit whose bits start at a quad boundary, scaled and accumulated."""
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "int32")
-        code = [*sums.allocations, *self._integer_start(sums, place, unit)]
+        code = [*sums.allocations, *self._integer_start(sums, position, unit)]
         for each in range(self.layout.unit // QUAD):
 
             def add(i: int, at: Expr, lane: Expr, each: int = each) -> Expr:
-                data = self._data(place, i, unit, HEADER + each)
-                return self._dot(sums.sum(i, at), self._bits(place, lane, quad[0], quad[1] + each, None), data)
+                data = self._data(position, i, unit, HEADER + each)
+                return self._dot(sums.sum(i, at), self._bits(position, lane, quad[0], quad[1] + each, None), data)
 
             code += sums.stores(add)
-        return [*code, *self._integer_end(totals, sums.sum, place, unit, group)]
+        return [*code, *self._integer_end(totals, sums.sum, position, unit, group)]
 
     @property
     def _flips(self) -> bool:
@@ -224,65 +224,65 @@ class BlockWriter(WriterOfParts[Parts]):
         flipped = weights ^ tirx.const(SIGN_BITS, "int32") if self._flips else weights
         return DOT_S8S8(total, data, flipped)
 
-    def _integer_start(self, sums: RegisterTile, place: Place, unit: Expr) -> list[Stmt]:
+    def _integer_start(self, sums: RegisterTile, position: Position, unit: Expr) -> list[Stmt]:
         """Initialize a unit's sums with the correction for a constant zero point."""
         zero = self.layout.zero - (128 if self._flips else 0)
 
         def start(i: int, at: Expr, lane: Expr) -> Expr:
-            return self._data(place, i, unit, SUM) * tirx.const(-zero, "int32") if zero else tirx.const(0, "int32")
+            return self._data(position, i, unit, SUM) * tirx.const(-zero, "int32") if zero else tirx.const(0, "int32")
 
         return sums.stores(start)
 
     def _integer_end(
-        self, totals: RegisterTile, sum_at: Callable[[int, Expr], Expr], place: Place, unit: Expr, group: Expr
+        self, totals: RegisterTile, sum_at: Callable[[int, Expr], Expr], position: Position, unit: Expr, group: Expr
     ) -> list[Stmt]:
         """Scale a unit's sums, by row and column, and accumulate them."""
         layout = self.layout
 
         def scaled(i: int, at: Expr, lane: Expr) -> Expr:
-            scale = tirx.reinterpret("float32", self._data(place, i, unit, SCALE))
-            scaled_sum = tirx.reinterpret("float32", self._data(place, i, unit, SCALED_SUM))
-            weight = self._of_group("scale", place, lane, group)
+            scale = tirx.reinterpret("float32", self._data(position, i, unit, SCALE))
+            scaled_sum = tirx.reinterpret("float32", self._data(position, i, unit, SCALED_SUM))
+            weight = self._of_group("scale", position, lane, group)
             result = totals.sum(i, at) + tirx.Cast("float32", sum_at(i, at)) * (weight * scale)
             if layout.zeros:
-                zeros = tirx.BufferLoad(self.parts.arrays["zeros"], [place.panel, group, place.lane + lane])
+                zeros = tirx.BufferLoad(self.parts.arrays["zeros"], [position.panel, group, position.lane + lane])
                 result = result - (tirx.Cast("float32", zeros) * weight) * scaled_sum
             if layout.minimum:
-                result = result + self._of_group("minimum", place, lane, group) * scaled_sum
+                result = result + self._of_group("minimum", position, lane, group) * scaled_sum
             return result
 
         return totals.stores(scaled)
 
     def _float_unit(
-        self, totals: RegisterTile, place: Place, quad: tuple[Expr, int], group: Expr, size: int
+        self, totals: RegisterTile, position: Position, quad: tuple[Expr, int], group: Expr, size: int
     ) -> list[Stmt]:
         """Like `_integer_unit`, over `size` elements."""
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "float32")
         first, code = (quad[0] + quad[1]) * QUAD, sums.cleared()
         run = QUAD * max(8 // bits for bits in self.layout.planes)  # elements in words of all planes
         if quad[1] * QUAD % run:  # the unit begins within a word
-            code += self._float_run(sums, place, quad, first, size)
+            code += self._float_run(sums, position, quad, first, size)
         else:
 
             def words(at: Expr, count: int) -> Stmt:
                 start = first + at * run
                 quads = tirx.FloorDiv(start, index(QUAD))
-                return sequence(self._float_run(sums, place, (quads, 0), start, count))
+                return sequence(self._float_run(sums, position, (quads, 0), start, count))
 
             code += split_steps("word", size, run, words)
-        return [*code, *self._float_end(totals, sums, place, group, (first, size))]
+        return [*code, *self._float_end(totals, sums, position, group, (first, size))]
 
     def _float_run(
-        self, sums: RegisterTile, place: Place, quad: tuple[Expr, int], first: Expr, count: int
+        self, sums: RegisterTile, position: Position, quad: tuple[Expr, int], first: Expr, count: int
     ) -> list[Stmt]:
         """`count` multiply-adds starting at index `first` of the depth, whose bits start at a quad boundary."""
         code = []
         for k in range(count):
 
             def add(i: int, at: Expr, lane: Expr, k: int = k) -> Expr:
-                value = self._bits(place, lane, quad[0], quad[1] + k // QUAD, k % QUAD)
+                value = self._bits(position, lane, quad[0], quad[1] + k // QUAD, k % QUAD)
                 weight = self._number(value)
-                return sums.sum(i, at) + self._data(place, i, first + k) * weight
+                return sums.sum(i, at) + self._data(position, i, first + k) * weight
 
             code += sums.stores(add)
         return code
@@ -295,7 +295,7 @@ class BlockWriter(WriterOfParts[Parts]):
         return number_of(value, self.layout) if found is None else found
 
     def _float_end(
-        self, totals: RegisterTile, sums: RegisterTile, place: Place, group: Expr, run: tuple[Expr, int]
+        self, totals: RegisterTile, sums: RegisterTile, position: Position, group: Expr, run: tuple[Expr, int]
     ) -> list[Stmt]:
         """Subtract zero points from a unit's sums, scale and accumulate them."""
         layout, (first, size) = self.layout, run
@@ -304,56 +304,56 @@ class BlockWriter(WriterOfParts[Parts]):
         if layout.zero or layout.zeros or layout.minimum:
 
             def add(k: Expr) -> Stmt:
-                return sequence(data.stores(lambda i, at, lane: data.sum(i, at) + self._data(place, i, first + k)))
+                return sequence(data.stores(lambda i, at, lane: data.sum(i, at) + self._data(position, i, first + k)))
 
             code += [*data.cleared(), repeat_symbolic("k", size, add)]
 
         def scaled(i: int, at: Expr, lane: Expr) -> Expr:
-            value, weight = sums.sum(i, at), self._of_group("scale", place, lane, group)
+            value, weight = sums.sum(i, at), self._of_group("scale", position, lane, group)
             if layout.zero:
                 value = value - tirx.const(float(layout.zero), "float32") * data.sum(i, index(0))
             if layout.zeros:
-                zeros = tirx.BufferLoad(self.parts.arrays["zeros"], [place.panel, group, place.lane + lane])
+                zeros = tirx.BufferLoad(self.parts.arrays["zeros"], [position.panel, group, position.lane + lane])
                 value = value - tirx.Cast("float32", zeros) * data.sum(i, index(0))
             result = totals.sum(i, at) + weight * value
             return (
-                result + self._of_group("minimum", place, lane, group) * data.sum(i, index(0))
+                result + self._of_group("minimum", position, lane, group) * data.sum(i, index(0))
                 if layout.minimum
                 else result
             )
 
         return [*code, *totals.stores(scaled)]
 
-    def _plain_words(self, totals: RegisterTile, place: Place) -> list[Stmt]:
+    def _plain_words(self, totals: RegisterTile, position: Position) -> list[Stmt]:
         """Multiply-adds with unquantized numbers, word by word."""
         layout, words = self.layout, self.parts.arrays["numbers"]
-        places, depth = 32 // layout.bits, int(self.form.depth.extent)
+        positions, depth = 32 // layout.bits, int(self.form.depth.extent)
 
         def step(word: Expr, count: int) -> Stmt:
             ahead = word + 2 * _WORDS_AHEAD
             code = [
-                prefetch(words, place.panel, ahead, place.lane + lane)
+                prefetch(words, position.panel, ahead, position.lane + lane)
                 for lane in range(0, totals.width, 16)
                 if totals.rows <= _FEW_ROWS
             ]
             for each in range(count):
 
                 def add(i: int, at: Expr, lane: Expr, each: int = each) -> Expr:
-                    stored = tirx.BufferLoad(words, [place.panel, word, place.lane + lane])
+                    stored = tirx.BufferLoad(words, [position.panel, word, position.lane + lane])
                     weight = _plain_number(stored, layout, each)
-                    return totals.sum(i, at) + self._data(place, i, word * places + each) * weight
+                    return totals.sum(i, at) + self._data(position, i, word * positions + each) * weight
 
                 code += totals.stores(add)
             return sequence(code)
 
-        return split_steps("word", depth, places, step)
+        return split_steps("word", depth, positions, step)
 
 
-def _plain_number(word: Expr, layout: BlockFormat, place: int) -> Expr:
+def _plain_number(word: Expr, layout: BlockFormat, position: int) -> Expr:
     """The float32 value of an unquantized number in a word."""
     if layout.bits == 32:
         return tirx.reinterpret("float32", word)
-    return (DOT_BF16 if layout.numbers == "bfloat16" else DOT_F16).half(word, place)
+    return (DOT_BF16 if layout.numbers == "bfloat16" else DOT_F16).half(word, position)
 
 
 FEW_ROWS = ROWS - 1
@@ -394,8 +394,8 @@ class BlockTilesWriter(BlockWriter):
 
         def quads(at: Expr) -> Stmt:
             def element(quad: int, lane: Expr) -> Stmt:
-                place = Place({}, index(0), panel, index(0))
-                bits = self._bits(place, lane, at * run, quad, None)
+                position = Position({}, index(0), panel, index(0))
+                bits = self._bits(position, lane, at * run, quad, None)
                 return store(bytes_, signed(bits, self.layout), at * run + quad, lane)
 
             stores = [
@@ -423,18 +423,20 @@ class BlockTilesWriter(BlockWriter):
         *_, units, words = shape_of(data)
         totals = RegisterTile(ROWS, width, self.lanes, "float32")
         sums, allocation = allocate("sums", (ROWS, COLUMNS), "int32")
-        place = Place(at.batch, at.row, self._panel(at.batch, at.row, at.column), index(first))
+        position = Position(at.batch, at.row, self._panel(at.batch, at.row, at.column), index(first))
 
         def step(number: Expr) -> Stmt:
             operands = (
-                (self._data(place, 0, number, HEADER), units * words * QUAD),
+                (self._data(position, 0, number, HEADER), units * words * QUAD),
                 (load(panel, number * (unit // QUAD), first), PANEL * QUAD),
             )
             arguments = [each for start, pitch in operands for each in (tirx.address_of(start), expression(pitch))]
             arguments.append(tirx.address_of(load(sums, 0, 0)))
             call = tirx.Evaluate(tirx.call_extern("int32", unit_symbol(self.product, unit), *arguments))
             group = number if unit == self.layout.group else tirx.FloorDiv(number, index(self.layout.group // unit))
-            return sequence(call, self._integer_end(totals, lambda i, lane: load(sums, i, lane), place, number, group))
+            return sequence(
+                call, self._integer_end(totals, lambda i, lane: load(sums, i, lane), position, number, group)
+            )
 
         return sequence(
             totals.cleared(),

@@ -302,13 +302,13 @@ class BlockRun:
         row_bytes = int(pitch) * step.nbytes
         at = address + step.offset
         if step.kind is Kind.MATRIX_STORE:
-            places = lanes // 4 * row_bytes + lanes % 4 * 2 * step.nbytes
+            positions = lanes // 4 * row_bytes + lanes % 4 * 2 * step.nbytes
             width, times = 2 * step.nbytes, 4.0
         else:
             wide = step.nbytes  # parts of 16 bytes of a row
-            places = lanes % 8 * row_bytes + lanes // 8 % wide * 16 + lanes // (8 * wide) % 2 * 8 * row_bytes
+            positions = lanes % 8 * row_bytes + lanes // 8 % wide * 16 + lanes // (8 * wide) % 2 * 8 * row_bytes
             width, times = 16, words / 4
-        passes = int(self._traffic.of_shared(at + places, width, self._mask) * times)
+        passes = int(self._traffic.of_shared(at + positions, width, self._mask) * times)
         self._note_shared(passes, words * active)
         return step.latency
 
@@ -418,7 +418,7 @@ class Traffic:
         counts = np.zeros((len(ordered), _BANKS), np.int64)
         rows = np.broadcast_to(np.arange(len(ordered))[:, None], ordered.shape)
         np.add.at(counts, (rows[fresh], ordered[fresh] % _BANKS), 1)
-        # What many threads read at one place is fetched once, and still handed to each of them.
+        # What many threads read at one position is fetched once, and still handed to each of them.
         returned = -(-(first[:, :, 0] >= 0).sum(axis=1) * nbytes // _PASS_BYTES)
         return int(np.maximum(counts.max(axis=1), returned).sum())
 

@@ -22,7 +22,7 @@ _ENDS = ("bar", "barrier", "bra", "ret", "exit", "wmma", "ldmatrix", "atom", "re
 
 
 def with_joined_accesses(block: Sequence[Instruction]) -> list[Instruction]:
-    """A basic block in which loads from, or stores to, neighbouring places of shared memory are vectors."""
+    """A basic block in which loads from, or stores to, neighbouring positions of shared memory are vectors."""
     joined: dict[int, Instruction | None] = {}
     group: dict[tuple[str, tuple[str, ...]], dict[int, int]] = {}
 
@@ -62,7 +62,7 @@ def _scalar_access(instruction: Instruction) -> tuple[str, int] | None:
 
 
 def _joined(
-    block: Sequence[Instruction], key: tuple[str, tuple[str, ...]], places: dict[int, int]
+    block: Sequence[Instruction], key: tuple[str, tuple[str, ...]], positions: dict[int, int]
 ) -> dict[int, Instruction | None]:
     """The vectors in place of a group's first accesses, None in place of the others."""
     base, opcode = key
@@ -72,13 +72,13 @@ def _joined(
     for lanes in (4, 2):
         if lanes * size > _WIDEST:
             continue
-        for offset in sorted(places):
+        for offset in sorted(positions):
             run = [offset + size * each for each in range(lanes)]
-            if offset % (lanes * size) or any(each in taken or each not in places for each in run):
+            if offset % (lanes * size) or any(each in taken or each not in positions for each in run):
                 continue
             taken.update(run)
-            members = sorted(places[each] for each in run)
-            values = [block[places[each]].operands[0 if opcode[0] == "ld" else 1] for each in run]
+            members = sorted(positions[each] for each in run)
+            values = [block[positions[each]].operands[0 if opcode[0] == "ld" else 1] for each in run]
             vector, address = "{" + ", ".join(values) + "}", f"[{base}+{offset}]"
             operands = (vector, address) if opcode[0] == "ld" else (address, vector)
             found |= dict.fromkeys(members)
@@ -119,7 +119,7 @@ class Step:
     """An instruction.
 
     Attributes:
-        costs: costs of a warp, by place in `RESOURCES`; what depends on addresses comes on top.
+        costs: costs of a warp, by position in `RESOURCES`; what depends on addresses comes on top.
         latency: cycles until the result can be used, without what depends on addresses.
         results: registers that are written.
         waits_for: registers that are read.
@@ -339,13 +339,13 @@ class _Reader:
 
 
 def _addresses(kernel: Kernel) -> dict[str, int]:
-    """A place for each variable: those of shared memory from 0 on, as 32-bit addresses count them."""
-    places, ends = {}, {"shared": 0, "local": 0, "global": 1 << 46, "const": 1 << 47}
+    """A position for each variable: those of shared memory from 0 on, as 32-bit addresses count them."""
+    positions, ends = {}, {"shared": 0, "local": 0, "global": 1 << 46, "const": 1 << 47}
     for each in kernel.variables:
         at = -(-ends[each.space] // each.align) * each.align
-        places[each.name] = at
+        positions[each.name] = at
         ends[each.space] = at + each.nbytes
-    return places
+    return positions
 
 
 def program_of(kernel: Kernel, model: Multiprocessor) -> Program:

@@ -77,7 +77,7 @@ def _step(name: str, maps: dict[int, Array], data: Quantized, result: Result) ->
         # The last product rounds to the steps of the result, those before it to the operand's.
         scaled = Result(data, -128, 127, None, result.accelerator)
         for axis in order:
-            position = inputs[0].place(axis)
+            position = inputs[0].position(axis)
             sources = _sources(maps[axis])
             if sources is not None:
                 x = _taken(emitter.graph, x, position, sources)
@@ -89,7 +89,7 @@ def _step(name: str, maps: dict[int, Array], data: Quantized, result: Result) ->
 
 
 def _sources(matrix: Array) -> list[int] | None:
-    """Source element of each place of the result, if the call only moves elements, in few pieces."""
+    """Source element of each position of the result, if the call only moves elements, in few pieces."""
     if not np.all((matrix == 0) | (matrix == 1)) or not np.all(matrix.sum(1) == 1):
         return None
     sources = [int(each) for each in matrix.argmax(1)]

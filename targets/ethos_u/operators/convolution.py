@@ -77,8 +77,8 @@ def convolution(view: View, call: Call, result: Result) -> Step:
 
 def _dense(data: Quantized, weight: Array, bias: Array, scales: Array, window: Window) -> Dense:
     """A convolution with one group, weights (O, kh, kw, C), as what has other forms."""
-    batch, channels, *places = data.shape
-    height, width = (1, *places)[-2:]
+    batch, channels, *positions = data.shape
+    height, width = (1, *positions)[-2:]
     return Dense((batch, height, width, channels), weight, bias, scales, window, window.results((height, width)))
 
 
@@ -97,9 +97,9 @@ def _in_form(form: Dense, data: Quantized, result: Result) -> Emit:
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         x = image(emitter, inputs[0])
         finished = folded(emitter, x, form, data.zero, result)
-        batch, filters, *places = result.output.shape
+        batch, filters, *positions = result.output.shape
         return from_image(
-            emitter, emitter.graph.reshape(finished, (batch, *(1, *places)[-2:], filters)), len(data.shape)
+            emitter, emitter.graph.reshape(finished, (batch, *(1, *positions)[-2:], filters)), len(data.shape)
         )
 
     return emit
@@ -183,8 +183,8 @@ def fitted(weight: Weight, data: Quantized, result: Result, behind: int) -> tupl
         lost = 0.5 * 255 * weight.values.size / filters * step[large].max() / result.output.scale
         if lost > _LOST:
             raise Unsupported("its bias is too large for the steps of its sums")
-        places = [filters if axis == weight.axis else 1 for axis in range(weight.values.ndim)]
-        values = np.rint(weight.values / larger.reshape(places)).astype(np.int8)
+        positions = [filters if axis == weight.axis else 1 for axis in range(weight.values.ndim)]
+        values = np.rint(weight.values / larger.reshape(positions)).astype(np.int8)
         weight = Weight(values, step / data.scale, weight.axis)
     return weight, np.rint(numbers / step).astype(np.int32)
 
@@ -193,8 +193,8 @@ def _numbers(bias: Array | None, filters: int, behind: int) -> Array:
     """A bias as float64 (filters)."""
     if bias is None:
         return np.zeros(filters)
-    places = (1,) * (bias.ndim - 1 - behind) + (filters,) + (1,) * behind
-    if bias.size != 1 and bias.shape != places:
+    positions = (1,) * (bias.ndim - 1 - behind) + (filters,) + (1,) * behind
+    if bias.size != 1 and bias.shape != positions:
         raise Unsupported(f"what is added to it has the shape {list(bias.shape)}, and is not a bias")
     return np.broadcast_to(bias.reshape(-1), filters).astype(np.float64)
 
@@ -266,7 +266,7 @@ def _fully_connected(view: View, call: Call, result: Result) -> Step:
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         graph = emitter.graph
-        # One row is a batch of one; more rows are places of one image.
+        # One row is a batch of one; more rows are positions of one image.
         x = graph.reshape(emitter.first(inputs[0]), (1, rows, 1, depth))
         sums = graph.convolution(x, ordered, bias, data.zero, padding=(0, 0, 0, 0), strides=(1, 1))
         return emitter.made(graph.reshape(emitter.finished(sums, scales, result), result.output.shape), last=False)

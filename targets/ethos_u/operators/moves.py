@@ -49,7 +49,7 @@ def transpose(view: View, call: Call, result: Result) -> Step:
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         x = emitter.rescaled(inputs[0].tensor, data, result)
-        return emitter.made(emitter.graph.transpose(x, [inputs[0].place(axis) for axis in axes]), last=False)
+        return emitter.made(emitter.graph.transpose(x, [inputs[0].position(axis) for axis in axes]), last=False)
 
     return _step("transpose", [data], result, emit)
 
@@ -74,7 +74,7 @@ def concatenation(view: View, call: Call, result: Result) -> Step:
             next(made) if each is None else emitter.graph.constant(np.ascontiguousarray(each.transpose(order)))
             for each in integers
         ]
-        joined = emitter.graph.concat(parts, Value(parts[0], last).place(axis))
+        joined = emitter.graph.concat(parts, Value(parts[0], last).position(axis))
         return emitter.made(joined, last)
 
     return _step("concatenation", data, result, emit)

@@ -58,8 +58,8 @@ def group_normalization(view: View, call: Call, result: Result) -> Step:
         rows, put_back = emitter.rows(inputs[0], range(2, len(data.shape)))
         deviation = _deviations(emitter, rows, data, size, centered=True)
         normal = _normalized(emitter, deviation, size, epsilon)
-        places = (1, -1, 1, 1)
-        return put_back(_scaled(emitter, normal, gamma.reshape(places), beta.reshape(places), result))
+        positions = (1, -1, 1, 1)
+        return put_back(_scaled(emitter, normal, gamma.reshape(positions), beta.reshape(positions), result))
 
     return Step("group normalization", "x".join(map(str, data.shape)), (data,), result.output, 0, emit)
 

@@ -1,6 +1,6 @@
 """Means, sums, maxima and minima along axes; pooling of images and sequences.
 
-The mean of all places of an image is a depthwise convolution with weights of 1; what is reduced else is moved to the
+The mean of all positions of an image is a depthwise convolution with weights of 1; what is reduced else is moved to the
 end and summed there, in 32 bits.
 
 Pooling of images and sequences. Averages are depthwise convolutions with weights of 1 where every element counts the
@@ -52,7 +52,7 @@ def total(view: View, call: Call, result: Result) -> Step:
         sums = FixedPoint(graph).sums(graph.rescale(rows, [1.0], "int32", zero=data.zero))
         return emitter.made(graph.reshape(emitter.finished(sums, [ratio], result), result.output.shape), last=False)
 
-    window = _places(data, axes) if name == "mean" else None
+    window = _positions(data, axes) if name == "mean" else None
     if window is None:
         return Step(name, _sizes(data), (data,), result.output, 0, emit)
 
@@ -123,8 +123,8 @@ def _described(view: View, call: Call) -> tuple[Quantized, list[int], int]:
     return data, axes, size
 
 
-def _places(data: Quantized, axes: Sequence[int]) -> Window | None:
-    """The window that covers all places of images or sequences, if these are the axes."""
+def _positions(data: Quantized, axes: Sequence[int]) -> Window | None:
+    """The window that covers all positions of images or sequences, if these are the axes."""
     rank = len(data.shape)
     if rank not in (3, 4) or list(axes) != list(range(2, rank)):
         return None
@@ -207,7 +207,7 @@ def has_strips(shape: Sequence[int]) -> bool:
 
 
 def place_sums(graph: TosaGraph, x: Tensor, zero: int) -> Tensor:
-    """int32 sums (1, 1, C / 8, 8) of all places of an image (1, H, W, C).
+    """int32 sums (1, 1, C / 8, 8) of all positions of an image (1, H, W, C).
 
     Channels become columns, so that one weight of 1 serves many of them: with one column, reading weights takes eight
     times as long as multiplying.

@@ -139,24 +139,24 @@ class Memory:
 
     def read(self, registers: Registers, codes: FeatureMapCodes, height: int, width: int, depth: int) -> Array:
         """A feature map (height, width, depth) as int64."""
-        places, dtype = _places(registers, codes, height, width, depth)
+        positions, dtype = _positions(registers, codes, height, width, depth)
         region = self.region(registers[codes.region])
-        _check(places, dtype, region)
-        parts = np.stack([region[places + byte] for byte in range(dtype.itemsize)], -1)
+        _check(positions, dtype, region)
+        parts = np.stack([region[positions + byte] for byte in range(dtype.itemsize)], -1)
         return np.ascontiguousarray(parts).view(dtype)[..., 0].astype(np.int64)
 
     def write(self, registers: Registers, codes: FeatureMapCodes, values: Array) -> None:
         """Store a feature map (height, width, depth)."""
         height, width, depth = values.shape
-        places, dtype = _places(registers, codes, height, width, depth)
+        positions, dtype = _positions(registers, codes, height, width, depth)
         region = self.region(registers[codes.region])
-        _check(places, dtype, region)
+        _check(positions, dtype, region)
         stored = np.ascontiguousarray(values.astype(dtype)[..., None]).view(np.uint8)
         for byte in range(dtype.itemsize):
-            region[places + byte] = stored[..., byte]
+            region[positions + byte] = stored[..., byte]
 
 
-def _places(
+def _positions(
     registers: Registers, codes: FeatureMapCodes, height: int, width: int, depth: int
 ) -> tuple[Array, np.dtype]:
     """The address of each element and its type. A feature map lies in up to four tiles, each with its own base."""
@@ -182,8 +182,9 @@ def _places(
     return base + row * registers.stride(codes.stride_y) + column * across + inner, dtype
 
 
-def _check(places: Array, dtype: np.dtype[Any], region: Array) -> None:
-    if places.size and (places.min() < 0 or places.max() + dtype.itemsize > len(region)):
+def _check(positions: Array, dtype: np.dtype[Any], region: Array) -> None:
+    if positions.size and (positions.min() < 0 or positions.max() + dtype.itemsize > len(region)):
         raise ValueError(
-            f"the program reaches bytes {places.min()} to {places.max() + dtype.itemsize} of a region of {len(region)}"
+            f"the program reaches bytes {positions.min()} to {positions.max() + dtype.itemsize}"
+            f" of a region of {len(region)}"
         )

@@ -81,7 +81,7 @@ class Window:
         return (self.width - 1) * self.stride_x + (self.kernel_width - 1) * self.dilation_x + 1
 
     def part(self, data: Array, y: int, x: int) -> Array:
-        """Input elements that the kernel element (y, x) meets at each place of the result."""
+        """Input elements that the kernel element (y, x) meets at each position of the result."""
         y, x = y * self.dilation_y, x * self.dilation_x
         rows = slice(y, y + (self.height - 1) * self.stride_y + 1, self.stride_y)
         columns = slice(x, x + (self.width - 1) * self.stride_x + 1, self.stride_x)
@@ -265,7 +265,7 @@ def pooled(memory: Memory, registers: Registers, window: Window, kind: int) -> A
         total = np.maximum.reduce(parts) if kind == _MAXIMUM else np.sum(parts, 0)
     padded = window.top or window.left or window.bottom or window.right
     if kind == _AVERAGE and padded:
-        # The hardware counts the elements that are not padding at each place and divides by that; the scale says
+        # The hardware counts the elements that are not padding at each position and divides by that; the scale says
         # nothing.
         return _divided(total, _counts(window))
     if registers[0x114] >> 8 & 1:
@@ -413,7 +413,7 @@ def filters(stream: Array, layout: Layout) -> Array:
 
 @lru_cache(maxsize=64)
 def _order(layout: Layout) -> Array:
-    """For each place of the stream, the index of the weight there, or -1 for filling."""
+    """For each position of the stream, the index of the weight there, or -1 for filling."""
     count, height, width, channels = layout.shape
     depth_step = 16 if layout.part_kernel else 32
     parts = []

@@ -89,7 +89,7 @@ def check(machine: Machine, case: dict[str, Any]) -> None:
     filters = rng.standard_normal((work.outputs, work.channels, *work.kernel[:-1], plain.kernel[-1]), dtype=np.float32)
     packed = pack(values, work.in_block) if work.in_block > 1 else values
     arrays = [packed, pack_filter(fold_filter(filters, work), work.in_block, lanes)]
-    out_shape = work.place(work.batch, work.outputs, plain.out_spatial)
+    out_shape = work.indices(work.batch, work.outputs, plain.out_spatial)
     output = relu(conv_folded(data, weight, work))
     got = run_scheduled([data, weight, output], arrays, machine, "conv-folded", out_shape)
     expected = reference_conv(values, filters, plain.strides, plain.dilations, plain.pad, 1)

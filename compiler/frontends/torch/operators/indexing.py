@@ -31,8 +31,8 @@ def _embedding_bag(
     Offsets are taken as if they were sorted, and what lies before the first is in no bag.
     """
     offsets = offsets[:-1] if include_last_offset else offsets
-    places = torch.arange(indices.shape[0], device=indices.device)
-    bags = (places.unsqueeze(1) >= offsets).sum(1) - 1
+    positions = torch.arange(indices.shape[0], device=indices.device)
+    bags = (positions.unsqueeze(1) >= offsets).sum(1) - 1
     counted = (
         torch.ones_like(indices) if padding_idx is None else (indices != padding_idx % table.shape[0]).to(torch.int64)
     )
@@ -51,11 +51,11 @@ def _embedding_bag(
 
 
 @decomposition_of("aten.repeat_interleave.Tensor")
-def _repeated_places(repeats: Tensor, *, output_size: int | None = None) -> Tensor:
+def _repeated_positions(repeats: Tensor, *, output_size: int | None = None) -> Tensor:
     """Source index of each repeated element, for a known total, which the exporter's conversion does not accept."""
     if output_size is None:
         return NotImplemented
-    return _places(repeats, output_size)
+    return _positions(repeats, output_size)
 
 
 @decomposition_of("aten.repeat_interleave.self_Tensor")
@@ -64,10 +64,10 @@ def _repeated(values: Tensor, repeats: Tensor, dim: int | None = None, *, output
         return NotImplemented
     values, axis = (values.reshape(-1), 0) if dim is None else (values, dim)
     repeats = repeats if repeats.numel() == values.shape[axis] else repeats.expand(values.shape[axis])
-    return values.index_select(axis, _places(repeats, output_size))
+    return values.index_select(axis, _positions(repeats, output_size))
 
 
-def _places(repeats: Tensor, output_size: int) -> Tensor:
+def _positions(repeats: Tensor, output_size: int) -> Tensor:
     ends = repeats.cumsum(0)
     return (torch.arange(output_size).unsqueeze(-1) >= ends).sum(-1).to(repeats.dtype)
 
@@ -91,8 +91,8 @@ def _index_put(data: Tensor, indices: list[Tensor | None], values: Tensor, accum
         return torch.ops.aten.index_put(data, wide, values, accumulate)
     axis, size = used[0], data.shape[used[0]]
     shape = [*data.shape[:axis], index.shape[0], *data.shape[axis + 1 :]]
-    places = torch.where(index < 0, index + size, index)
-    return _written(data, places, values.expand(shape), axis)
+    positions = torch.where(index < 0, index + size, index)
+    return _written(data, positions, values.expand(shape), axis)
 
 
 @decomposition_of("aten.unfold_backward.default")
@@ -109,9 +109,9 @@ def _unfold_backward(windows: Tensor, shape: Sequence[int], axis: int, size: int
 
 @decomposition_of("aten.put.default")
 def _put(data: Tensor, index: Tensor, values: Tensor, accumulate: bool = False) -> Tensor:
-    flat, places = data.reshape(-1), index.reshape(-1)
-    places = torch.where(places < 0, places + flat.shape[0], places)
-    return flat.index_put((places,), values.reshape(-1), accumulate).reshape(data.shape)
+    flat, positions = data.reshape(-1), index.reshape(-1)
+    positions = torch.where(positions < 0, positions + flat.shape[0], positions)
+    return flat.index_put((positions,), values.reshape(-1), accumulate).reshape(data.shape)
 
 
 @decomposition_of("aten.index_reduce.default")
@@ -120,10 +120,10 @@ def _index_reduce(
 ) -> Tensor:
     if data.ndim == 0:
         return NotImplemented
-    places = along_axis(index, data.ndim, dim % data.ndim).expand(source.shape)
+    positions = along_axis(index, data.ndim, dim % data.ndim).expand(source.shape)
     if reduce == "mean":
-        return _scattered_mean(data, dim, places, source, include_self)
-    return data.scatter_reduce(dim, places, source, reduce, include_self=include_self)
+        return _scattered_mean(data, dim, positions, source, include_self)
+    return data.scatter_reduce(dim, positions, source, reduce, include_self=include_self)
 
 
 @decomposition_of("aten.scatter_reduce.two")
@@ -148,8 +148,8 @@ def _diagonal_scatter(data: Tensor, source: Tensor, offset: int = 0, dim1: int =
     on_diagonal = columns - rows.unsqueeze(-1) == offset
     if source.shape[-1] == 0:
         return data.clone()
-    axis, places = (-1, rows) if offset >= 0 else (-2, columns)
-    repeated = source.index_select(-1, places.clamp(max=source.shape[-1] - 1)).unsqueeze(axis)
+    axis, positions = (-1, rows) if offset >= 0 else (-2, columns)
+    repeated = source.index_select(-1, positions.clamp(max=source.shape[-1] - 1)).unsqueeze(axis)
     return torch.where(on_diagonal, repeated, moved).movedim((-2, -1), (dim1, dim2))
 
 
@@ -158,11 +158,11 @@ def _as_strided_scatter(
     data: Tensor, source: Tensor, size: Sequence[Any], stride: Sequence[Any], storage_offset: Any = None
 ) -> Tensor:
     """A strided view of contiguous data, as `fill_diagonal_` writes to them."""
-    places: Any = torch.full((), storage_offset or 0, dtype=torch.int64, device=data.device)
+    positions: Any = torch.full((), storage_offset or 0, dtype=torch.int64, device=data.device)
     for length, step in zip(size, stride, strict=True):
-        places = places.unsqueeze(-1) + torch.arange(length, device=data.device) * step
+        positions = positions.unsqueeze(-1) + torch.arange(length, device=data.device) * step
     flat = data.contiguous().reshape(-1)
-    return flat.index_put((places.reshape(-1),), source.reshape(-1)).reshape(data.shape)
+    return flat.index_put((positions.reshape(-1),), source.reshape(-1)).reshape(data.shape)
 
 
 @decomposition_of("aten.slice_scatter.default")
@@ -180,8 +180,8 @@ def _slice_scatter(
         first = first + data.shape[dim]
     if not isinstance(first, int | torch.SymInt) or (isinstance(first, int) and not isinstance(data.shape[dim], int)):
         return NotImplemented
-    places: Any = torch.arange(source.shape[dim], device=data.device) + first
-    return _written(data, places, source, dim)
+    positions: Any = torch.arange(source.shape[dim], device=data.device) + first
+    return _written(data, positions, source, dim)
 
 
 @decomposition_of("aten.select_scatter.default")
@@ -202,10 +202,10 @@ def _real_parts(data: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
     return torch.view_as_real(data), torch.view_as_real(source.to(data.dtype))
 
 
-def _written(data: Tensor, places: Tensor, rows: Tensor, dim: int) -> Tensor:
+def _written(data: Tensor, positions: Tensor, rows: Tensor, dim: int) -> Tensor:
     if not hasattr(torch.onnx, "ops"):  # before torch 2.8
         return NotImplemented
-    operands = (data, places.to(torch.int64), rows.to(data.dtype))
+    operands = (data, positions.to(torch.int64), rows.to(data.dtype))
     attributes: dict[str, Any] = {"axis": dim % data.ndim}
     return torch.onnx.ops.symbolic(
         f"{TORCH_DOMAIN}::WritePlaces", operands, attributes, dtype=data.dtype, shape=data.shape, version=1

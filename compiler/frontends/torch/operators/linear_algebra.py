@@ -96,13 +96,13 @@ def _qr(matrices: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
         return NotImplemented
     right = matrices.double()
     left = torch.eye(rows, dtype=torch.float64).expand(*matrices.shape[:-1], rows)
-    places = torch.arange(rows)
+    positions = torch.arange(rows)
     for column in range(min(rows - 1, columns)):
-        vector = torch.where(places >= column, right[..., column], 0.0)
-        first, below = vector[..., column], torch.where(places > column, vector, 0.0)
+        vector = torch.where(positions >= column, right[..., column], 0.0)
+        first, below = vector[..., column], torch.where(positions > column, vector, 0.0)
         norm = (vector * vector).sum(-1).sqrt()
         target = torch.where(first < 0, norm, -norm).unsqueeze(-1)
-        vector = torch.where(places == column, vector - target, vector)
+        vector = torch.where(positions == column, vector - target, vector)
         length = (vector * vector).sum(-1)
         reflects = (below != 0).any(-1)
         factor = torch.where(reflects, 2 / torch.where(reflects, length, 1.0), 0.0)[..., None, None]

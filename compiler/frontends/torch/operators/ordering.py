@@ -17,8 +17,8 @@ def _sort(values: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tens
     """Booleans as integers: ONNX's TopK takes numbers."""
     if values.dtype != torch.bool:
         return NotImplemented
-    found, places = values.to(torch.uint8).sort(dim, descending)
-    return found.to(torch.bool), places
+    found, positions = values.to(torch.uint8).sort(dim, descending)
+    return found.to(torch.bool), positions
 
 
 @decomposition_of("aten.sort.stable")
@@ -70,7 +70,7 @@ def _median(values: Tensor) -> Tensor:
 
 
 def _middle(size: int) -> int:
-    """The place of the median, the lower one of two, counted from 1."""
+    """The position of the median, the lower one of two, counted from 1."""
     return (size + 1) // 2
 
 
@@ -93,7 +93,7 @@ def _cummin(values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 def _running(
     values: Tensor, dim: int, keeps: Callable[[Tensor, Tensor], Tensor], operator: str
 ) -> tuple[Tensor, Tensor]:
-    """Each element against those before it, from 1, 2, 4, ... places away: of equal ones the later, of NaN the last.
+    """Each element against those before it, from 1, 2, 4, ... positions away: of equal ones the later, of NaN the last.
 
     An axis of dynamic size is `operator` of our own.
     """
@@ -107,8 +107,8 @@ def _running(
         own, earlier = values.narrow(dim, step, size - step), values.narrow(dim, 0, size - step)
         kept = keeps(own, earlier) | own.isnan()
         parts = values.narrow(dim, 0, step), torch.where(kept, own, earlier)
-        places = indices.narrow(dim, step, size - step), indices.narrow(dim, 0, size - step)
-        indices = torch.cat([indices.narrow(dim, 0, step), torch.where(kept, *places)], dim)
+        positions = indices.narrow(dim, step, size - step), indices.narrow(dim, 0, size - step)
+        indices = torch.cat([indices.narrow(dim, 0, step), torch.where(kept, *positions)], dim)
         values, step = torch.cat(parts, dim), 2 * step
     return values, indices
 
@@ -149,18 +149,18 @@ def _mode(values: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor,
     commonest = counts == counts.amax(-1, keepdim=True)
     largest = moved.amax(-1, keepdim=True)
     found = torch.where(commonest, moved, largest).amin(-1, keepdim=True)
-    places = torch.where(moved == found, torch.arange(moved.shape[-1]), -1).amax(-1, keepdim=True)
-    found, places = found.movedim(-1, dim), places.movedim(-1, dim)
-    return (found, places) if keepdim else (found.squeeze(dim), places.squeeze(dim))
+    positions = torch.where(moved == found, torch.arange(moved.shape[-1]), -1).amax(-1, keepdim=True)
+    found, positions = found.movedim(-1, dim), positions.movedim(-1, dim)
+    return (found, positions) if keepdim else (found.squeeze(dim), positions.squeeze(dim))
 
 
 @decomposition_of("aten.nanmedian.dim")
 def _nanmedian_of_axis(values: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """The median of what is a number; NaN where nothing is."""
-    ordered, places = values.nan_to_num(float("inf"), float("inf"), float("-inf")).sort(dim)
+    ordered, positions = values.nan_to_num(float("inf"), float("inf"), float("-inf")).sort(dim)
     count = (~values.isnan()).sum(dim, keepdim=True)
     middle = ((count + 1) // 2 - 1).clamp(min=0)
-    found, index = ordered.gather(dim, middle), places.gather(dim, middle)
+    found, index = ordered.gather(dim, middle), positions.gather(dim, middle)
     found = torch.where(count == 0, float("nan"), found)
     return (found, index) if keepdim else (found.squeeze(dim), index.squeeze(dim))
 

@@ -15,19 +15,19 @@ from compiler.frontends.torch.decomposition import decomposition_of
 
 @decomposition_of("aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
 def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The largest element of each window and its place in the image."""
+    """The largest element of each window and its position in the image."""
     rank = len(output_size)
     sizes = _sizes(values)[-rank:]
     if not all(isinstance(size, int) for size in sizes):
         return _largest_by_axis(values, output_size)
-    found, places = [], []
+    found, positions = [], []
     for window in itertools.product(*map(_windows, sizes, output_size)):
         inside: Any = (..., *(slice(*each) for each in window))
         largest, index = values[inside].flatten(-rank).max(-1)
         found.append(largest)
-        places.append(_place_in_image(index, window, sizes))
+        positions.append(_position_in_image(index, window, sizes))
     shape = (*values.shape[:-rank], *output_size)
-    return torch.stack(found, -1).reshape(shape), torch.stack(places, -1).reshape(shape)
+    return torch.stack(found, -1).reshape(shape), torch.stack(positions, -1).reshape(shape)
 
 
 def _largest_by_axis(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -35,20 +35,20 @@ def _largest_by_axis(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor
     rank = len(output_size)
     sizes = _sizes(values)[-rank:]
     least = -math.inf if values.is_floating_point() else torch.iinfo(values.dtype).min
-    places, stride = torch.zeros_like(values, dtype=torch.int64), 1
+    positions, stride = torch.zeros_like(values, dtype=torch.int64), 1
     for axis, parts in reversed([*enumerate(output_size, -rank)]):
         size = sizes[axis]
         inside = _inside(size, parts)
         spread = values.movedim(axis, -1).unsqueeze(-2)
         found = torch.where(inside, spread, torch.full((), least, dtype=values.dtype)).max(-1)
-        before = places.movedim(axis, -1).unsqueeze(-2).expand(*found.indices.shape, size)
+        before = positions.movedim(axis, -1).unsqueeze(-2).expand(*found.indices.shape, size)
         index = before.gather(-1, found.indices.unsqueeze(-1)).squeeze(-1) + found.indices * stride
-        values, places, stride = found.values.movedim(-1, axis), index.movedim(-1, axis), stride * size
-    return values, places
+        values, positions, stride = found.values.movedim(-1, axis), index.movedim(-1, axis), stride * size
+    return values, positions
 
 
-def _place_in_image(index: Tensor, window: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Tensor:
-    """The flat place in an image of what has a flat place in one of its windows."""
+def _position_in_image(index: Tensor, window: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Tensor:
+    """The flat position in an image of what has a flat position in one of its windows."""
     whole, stride = torch.zeros_like(index), 1
     for (start, end), size in zip(reversed(window), reversed(sizes), strict=True):
         whole = whole + (index % (end - start) + start) * stride
@@ -58,8 +58,8 @@ def _place_in_image(index: Tensor, window: Sequence[tuple[int, int]], sizes: Seq
 
 @decomposition_of("aten.adaptive_max_pool1d.default")
 def _adaptive_max_pool1d(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    found, places = _adaptive_max_pool(values.unsqueeze(-2), [1, *output_size])
-    return found.squeeze(-2), places.squeeze(-2)
+    found, positions = _adaptive_max_pool(values.unsqueeze(-2), [1, *output_size])
+    return found.squeeze(-2), positions.squeeze(-2)
 
 
 def _windows(size: int, parts: int) -> list[tuple[int, int]]:
@@ -154,13 +154,13 @@ def _sizes(values: Tensor) -> Sequence[Any]:
 
 
 def _shares(size: Any, parts: int, dtype: torch.dtype) -> Tensor:
-    """(parts, size): 1 / (the places of a window) at each of its places, 0 elsewhere."""
+    """(parts, size): 1 / (the positions of a window) at each of its positions, 0 elsewhere."""
     inside = _inside(size, parts)
     return inside.to(dtype) / inside.sum(-1, keepdim=True).to(dtype)
 
 
 def _inside(size: Any, parts: int) -> Tensor:
-    """(parts, size): True at the places of each window."""
+    """(parts, size): True at the positions of each window."""
     part, position = torch.arange(parts).unsqueeze(-1), torch.arange(size)
     first, behind = part * size // parts, ((part + 1) * size + parts - 1) // parts
     return (position >= first) & (position < behind)

@@ -86,7 +86,7 @@ def loop(context: NodeContext) -> list[Value]:
 
 
 def _appended(body: onnx.GraphProto, state: Sequence[Value]) -> list[int]:
-    """The places of empty sequences in the state to whose end each iteration adds an element and does nothing else."""
+    """Positions in the state of empty sequences to which each iteration appends an element and does nothing else."""
     inner = {name for graph in (g for node in body.node for g in subgraphs(node)) for name in captured_names(graph)}
     found = []
     for index, value in enumerate(state[: len(body.output) - 1]):

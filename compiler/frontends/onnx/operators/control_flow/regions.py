@@ -12,7 +12,7 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from compiler.frontends.onnx.bounds import limited, limited_place, require_entries, require_shape, require_values
+from compiler.frontends.onnx.bounds import limited, limited_position, require_entries, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype, widened
 from compiler.frontends.onnx.operators.tensor.sort_kernels import in_vectors, int64, product, shared_tasks
@@ -71,7 +71,7 @@ def roi_align(context: NodeContext) -> relax.Expr:
 
         return te.extern([shape], [data, rois, batches], body, dtype=str(data.dtype), name="roi_align")
 
-    # Channels last: a sample's place and weights are the same for all of them.
+    # Channels last: a sample's position and weights are the same for all of them.
     data = context.emit(R.permute_dims(widened(context, context.input(0)), [0, 2, 3, 1]))
     result = context.emit_te(compute, data, context.input(1), context.input(2), primfunc_name_hint="roi_align")
     return cast(context, context.emit(R.permute_dims(result, [0, 3, 1, 2])), context.dtype(0))
@@ -170,12 +170,12 @@ def _bins(pooling: _Pooling, low: Expr, high: Expr, count: int, dtype: str) -> _
     if pooling.ratio > 0:
         samples = tirx.const(pooling.ratio, "int64")
     else:
-        samples = limited_place(tirx.ceil(size), tirx.const(_MOST_SAMPLES + 1, "int64"))
+        samples = limited_position(tirx.ceil(size), tirx.const(_MOST_SAMPLES + 1, "int64"))
     return _Bins(start, size, samples)
 
 
 def _is_beyond(data: Expr, y: Expr, x: Expr) -> Expr:
-    """True where a place lies more than one element outside."""
+    """True where a position lies more than one element outside."""
     conditions = []
     for value, size in ((y, data.shape[1]), (x, data.shape[2])):
         dtype = str(value.ty.dtype)
@@ -184,7 +184,7 @@ def _is_beyond(data: Expr, y: Expr, x: Expr) -> Expr:
 
 
 def _neighbours(data: Expr, y: Expr, x: Expr) -> list[tuple[Expr, Expr, Expr]]:
-    """The four elements around a place: row, column, weight."""
+    """The four elements around a position: row, column, weight."""
     parts = []
     for value, size in ((y, data.shape[1]), (x, data.shape[2])):
         dtype = str(value.ty.dtype)
@@ -192,8 +192,8 @@ def _neighbours(data: Expr, y: Expr, x: Expr) -> list[tuple[Expr, Expr, Expr]]:
         last = size.astype(dtype) - one
         low = tirx.min(tirx.floor(tirx.max(value, zero)), last)
         ratio = tirx.max(tirx.min(value, last), zero) - low
-        places = T.bind(limited_place(low, size)), T.bind(limited_place(tirx.min(low + one, last), size))
-        parts.append(list(zip(places, _stored(one - ratio, ratio), strict=True)))
+        positions = T.bind(limited_position(low, size)), T.bind(limited_position(tirx.min(low + one, last), size))
+        parts.append(list(zip(positions, _stored(one - ratio, ratio), strict=True)))
     corners = [(*row, *column) for row in parts[0] for column in parts[1]]
     weights = _stored(*(row_weight * column_weight for _, row_weight, _, column_weight in corners))
     return [(row, column, weight) for (row, _, column, _), weight in zip(corners, weights, strict=True)]
@@ -236,7 +236,7 @@ def _max_body(pooling: _Pooling, ins: Sequence[Buffer], out: Buffer, shape: Sequ
                 result = T.buffer_proxy(T.alloc_buffer([1], dtype, scope="local"))
                 result[0] = tirx.Select(empty, tirx.const(0, dtype), tirx.min_value(dtype))
                 with T.serial(0, bottom - top) as i, T.serial(0, right - left) as j:
-                    sample = limited_place(rois[roi, 0].astype(wide), data.shape[0])
+                    sample = limited_position(rois[roi, 0].astype(wide), data.shape[0])
                     value = data[sample, channel, top + i, left + j]
                     result[0] = tirx.max(result[0], value)
                 T.buffer_store(out, result[0], [roi, channel, row, column])
@@ -255,4 +255,4 @@ def _bin_ends(bins: _Bins, number: Expr, size: Expr) -> tuple[Expr, Expr]:
     position = number.astype(dtype)
     low = tirx.floor(position * bins.size) + bins.start
     high = tirx.ceil((position + tirx.const(1, dtype)) * bins.size) + bins.start
-    return limited_place(low, size + 1), limited_place(high, size + 1)
+    return limited_position(low, size + 1), limited_position(high, size + 1)

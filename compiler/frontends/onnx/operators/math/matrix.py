@@ -82,7 +82,7 @@ def _inverse_kernel(data: te.Tensor) -> list[te.Tensor]:
 
 
 def _pivot(work: Buffer, right: Buffer, state: Buffer, column: Expr, size: Expr) -> None:
-    """Bring the row with the largest element of a column into its place, in both halves."""
+    """Bring the row with the largest element of a column into its position, in both halves."""
     state[0] = column.astype("float64")
     with T.serial(0, size - column) as below:
         row, best = column + below, state[0].astype("int64")

@@ -204,10 +204,10 @@ def arg_extremum(context: NodeContext) -> relax.Expr:
     if isinstance(size, int) and size == 0:
         context.invalid(f"axis {axis} is empty, so that nothing on it is the largest or smallest")
     context.importer.builder.require(size, "at least", 1)
-    return place_of_extremum(context, data, axis, keep=keep, greatest=context.operator == "ArgMax", last=last)
+    return position_of_extremum(context, data, axis, keep=keep, greatest=context.operator == "ArgMax", last=last)
 
 
-def place_of_extremum(
+def position_of_extremum(
     context: NodeContext, data: relax.Expr, axis: int, *, keep: bool, greatest: bool = True, last: bool = False
 ) -> relax.Expr:
     """The index along an axis, int64, of the first (or last) largest or smallest element, NaN before all of them."""
@@ -287,7 +287,7 @@ def _half_softmax(context: NodeContext, data: relax.Expr, axis: int) -> relax.Ex
 
 def _hardmax(context: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
     """1 at the first largest element, 0 elsewhere; NaN wins."""
-    first = place_of_extremum(context, data, axis, keep=True)
+    first = position_of_extremum(context, data, axis, keep=True)
 
     def mark(index: te.Tensor, like: te.Tensor) -> te.Tensor:
         def element(*indices: Expr) -> Expr:
@@ -385,7 +385,7 @@ def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool)
 
 
 def _extremum_kernel(axis: int, *, greatest: bool) -> Callable[..., te.Tensor]:
-    """Places of running maxima or minima along an axis, of any size."""
+    """Positions of running maxima or minima along an axis, of any size."""
 
     def compute(data: te.Tensor) -> te.Tensor:
         size, inner = data.shape[axis], product(data.shape[axis + 1 :])

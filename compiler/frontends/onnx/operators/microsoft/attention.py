@@ -90,7 +90,7 @@ class Heads:
         return [self.penalty(op("Unsqueeze", allowed, int64s(1, 2)), query.dtype, self.filter)]
 
     def causal(self, query: TensorValue, key: TensorValue) -> list[TensorValue]:
-        """Each query sees the keys up to its own place; the last query's is the last key's."""
+        """Each query sees the keys up to its own position; the last query's is the last key's."""
         if not self.context.attribute("unidirectional", 0):
             return []
         op = self.op

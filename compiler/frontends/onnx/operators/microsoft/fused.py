@@ -52,7 +52,7 @@ def activated(context: NodeContext, op: Composer, value: TensorValue) -> TensorV
 
 @converter("FusedMatMul", "TransposeMatMul", domain=DOMAIN)
 def fused_matmul(context: NodeContext) -> TensorValue:
-    """alpha * A' * B', where ' swaps the last two axes, or moves the second one to the place before the last."""
+    """alpha * A' * B', where ' swaps the last two axes, or moves the second one to the position before the last."""
     op = Composer(context)
     a = _matrix(context, op, 0, "transA", "transBatchA")
     b = _matrix(context, op, 1, "transB", "transBatchB")
@@ -261,7 +261,7 @@ def bias_dropout(context: NodeContext) -> TensorValue:
 
 @converter("ExpandDims", domain=DOMAIN)
 def expand_dims(context: NodeContext) -> TensorValue:
-    """A new axis of size 1 at a place counted as in the result."""
+    """A new axis of size 1 at a position counted as in the result."""
     return Composer(context)("Unsqueeze", context.value(0), int64s(*context.integers(1)))
 
 
@@ -425,24 +425,26 @@ def embed_layer_normalization(context: NodeContext) -> list[TensorValue]:
     Inputs: ids, segments, word, position and segment tables, gamma, beta, mask, positions.
     """
     tables = [context.tensor(index) if context.has_input(index) else None for index in range(2, 7)]
-    return embedded(context, tables, places=8)
+    return embedded(context, tables, position_input=8)
 
 
-def embedded(context: NodeContext, tables: Sequence[TensorValue | None], places: int | None) -> list[TensorValue]:
-    """[result, number of tokens, sum]: input 0 holds ids, 1 segments, 7 a mask, `places` positions.
+def embedded(
+    context: NodeContext, tables: Sequence[TensorValue | None], position_input: int | None
+) -> list[TensorValue]:
+    """[result, number of tokens, sum]: input 0 holds ids, 1 segments, 7 a mask, `position_input` positions.
 
     The tables are of words, positions and segments, then gamma and beta.
     """
     op = Composer(context)
     ids = context.tensor(0)
-    given_places = places if places is not None and context.has_input(places) else None
-    for index, table in ((0, 2), (1, 4), (given_places, 3)):
+    given_positions = position_input if position_input is not None and context.has_input(position_input) else None
+    for index, table in ((0, 2), (1, 4), (given_positions, 3)):
         if index is not None and context.has_input(index):
             require_values(context, index, 0, context.shape(table)[0])
     words, positions, segments, gamma, beta = tables
     total = op("Gather", words, ids, axis=0)
-    if given_places is not None:
-        rows = op("Gather", positions, context.value(given_places), axis=0)
+    if given_positions is not None:
+        rows = op("Gather", positions, context.value(given_positions), axis=0)
     else:
         require(context, context.shape(3)[0], "at least", context.shape(0)[1])
         length = op("Slice", op("Shape", ids), int64s(1), int64s(2))

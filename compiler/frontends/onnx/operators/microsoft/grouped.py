@@ -50,7 +50,7 @@ def _refuse_variants(context: NodeContext) -> None:
 
 
 class _Grouped:
-    """One node: its heads, lengths and places."""
+    """One node: its heads, lengths and positions."""
 
     def __init__(self, context: NodeContext) -> None:
         self.context, self.op = context, Composer(context)
@@ -178,7 +178,7 @@ class _Grouped:
         interleaved = bool(context.attribute("rotary_interleaved", 0))
         tables = [context.input(index) for index in (_COSINES, _SINES)]
         self._check_tables(tensor)
-        places = [context.input(_POSITIONS)] if context.has_input(_POSITIONS) else [self.starts]
+        position_tensors = [context.input(_POSITIONS)] if context.has_input(_POSITIONS) else [self.starts]
 
         def rotated(x: te.Tensor, cosines: te.Tensor, sines: te.Tensor, positions: te.Tensor) -> te.Tensor:
             half = cosines.shape[1]
@@ -199,7 +199,7 @@ class _Grouped:
 
             return te.compute(x.shape, element, name="rotated")
 
-        return context.emit_te(rotated, tensor, *tables, *places, primfunc_name_hint="rotate")
+        return context.emit_te(rotated, tensor, *tables, *position_tensors, primfunc_name_hint="rotate")
 
     def _check_tables(self, tensor: relax.Expr) -> None:
         """Cosines and sines are of one shape and no wider than a head; given positions lie in them."""

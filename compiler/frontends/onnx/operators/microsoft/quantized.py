@@ -172,7 +172,7 @@ def quantized_embed_layer_normalization(context: NodeContext) -> list[TensorValu
         else None
         for index in range(5)
     ]
-    return embedded(context, tables, places=None)
+    return embedded(context, tables, position_input=None)
 
 
 @converter("QLinearReduceMean", domain=DOMAIN)
@@ -315,10 +315,10 @@ def _stored_table(context: NodeContext, bits: int) -> Expr | None:
     known = known_indices(context, 1, size)
     if known is None:
         require_indices(context, 1, size)
-        places = elementwise_index(context, context.input(1), expression(size))
+        positions = elementwise_index(context, context.input(1), expression(size))
     else:
-        places = Constant(known).expr()
-    return block_rows(context.block_builder, places, weight)
+        positions = Constant(known).expr()
+    return block_rows(context.block_builder, positions, weight)
 
 
 def _spread(values: np.ndarray, block: int, axis: int, length: int) -> np.ndarray:

@@ -253,11 +253,11 @@ def _with_mask(mask: Tensor, indices: list[Expr], value: Expr, low: Expr) -> Exp
     """The score plus a float mask, or the score where a boolean one is true. Keys beyond a mask are hidden."""
     zero = tirx.const(0, "int64")
     own = indices[4 - len(mask.shape) :]
-    places = [tirx.Select(size == 1, zero, index) for size, index in zip(mask.shape, own, strict=True)]
+    positions = [tirx.Select(size == 1, zero, index) for size, index in zip(mask.shape, own, strict=True)]
     length, key = mask.shape[-1], indices[-1]
     # The last axis is never repeated: a shorter mask ends there.
-    places[-1] = tirx.min(key, length - 1)
-    entry = mask(*places)
+    positions[-1] = tirx.min(key, length - 1)
+    entry = mask(*positions)
     entry = tirx.Select(entry, value, low) if str(mask.dtype) == "bool" else value + entry
     return tirx.Select(key < length, entry, low)
 
@@ -311,7 +311,7 @@ class Visible:
 
     @property
     def is_positional(self) -> bool:
-        """True if it depends on a query's place."""
+        """True if it depends on a query's position."""
         return self.causal or self.left >= 0 or self.right >= 0
 
     def is_served(self, dtype: str) -> bool:

@@ -226,8 +226,8 @@ def deform_conv(context: NodeContext) -> relax.Expr:
     compute = _columns(window, channels // offset_group)
     columns = context.emit_te(compute, flat, *operands, *lengths, primfunc_name_hint="deform_columns")
     inner = channels // group * math.prod(kernel)
-    places = context.arithmetic.product(output)
-    columns = context.reshape(columns, [batch, group, inner, places])
+    positions = context.arithmetic.product(output)
+    columns = context.reshape(columns, [batch, group, inner, positions])
     weights = context.reshape(context.input(1), [1, group, filters // group, inner])
     product = matrix_product(context, weights, columns)
     result = context.reshape(product, [batch, filters, *output])
@@ -240,18 +240,18 @@ def _check_operands(context: NodeContext, window: Window, offset_group: int, gro
     """Offsets, mask, weights and bias must have the sizes that the data and the attributes give them."""
     batch, channels, *spatial = context.shape(0)
     taps = offset_group * math.prod(window.kernel)
-    places = []
+    positions = []
     for axis, size in enumerate(spatial):
         free = context.arithmetic.add(size, window.before[axis] + window.after[axis] - window.extents[axis])
-        places.append(context.arithmetic.add(context.arithmetic.floor_divide(free, window.strides[axis]), 1))
-    require_shape(context, context.shape(_OFFSETS), [batch, taps * window.rank, *places], "the offset")
+        positions.append(context.arithmetic.add(context.arithmetic.floor_divide(free, window.strides[axis]), 1))
+    require_shape(context, context.shape(_OFFSETS), [batch, taps * window.rank, *positions], "the offset")
     if context.has_input(_MASK):
-        require_shape(context, context.shape(_MASK), [batch, taps, *places], "the mask")
+        require_shape(context, context.shape(_MASK), [batch, taps, *positions], "the mask")
     if context.has_input(_BIAS):
         require_shape(context, context.shape(_BIAS), context.shape(1)[:1], "the bias")
     require(context, context.arithmetic.multiply(context.shape(1)[1], group), "equal", channels)
     for size in spatial:
-        require_entries(context, size, context.arithmetic.product(places))
+        require_entries(context, size, context.arithmetic.product(positions))
 
 
 def _window(context: NodeContext, kernel: tuple[int, ...]) -> Window:

@@ -422,15 +422,15 @@ def _scatter(data: Tensor, indices: Tensor, *sizes: Expr) -> Tensor:
     """A tensor of those sizes: data[i] at the flat position indices[i], zero elsewhere."""
 
     def body(ins: Sequence[Expr], outs: Sequence[Expr]) -> Stmt:
-        source, places, out = (T.buffer_proxy(buffer) for buffer in (ins[0], ins[1], outs[0]))
+        source, positions, out = (T.buffer_proxy(buffer) for buffer in (ins[0], ins[1], outs[0]))
         zero = tirx.const(0, str(data.dtype))
         with IRBuilder() as builder:
             with T.seq_scope():
                 for_each(_product(sizes), data.dtype, lambda i: out.__setitem__(i, zero))
                 with in_sequence(_product(data.shape), "values of one place, in order") as element:
-                    known = tirx.all(places[element] >= 0, places[element] < _product(sizes))
+                    known = tirx.all(positions[element] >= 0, positions[element] < _product(sizes))
                     with T.If(known), T.Then():
-                        out[places[element]] = source[element]
+                        out[positions[element]] = source[element]
             return builder.get().body
 
     return te.extern([list(sizes)], [data, indices], body, dtype=str(data.dtype), name="max_unpool")
@@ -438,7 +438,7 @@ def _scatter(data: Tensor, indices: Tensor, *sizes: Expr) -> Tensor:
 
 @converter("Col2Im", since=18)
 def col2im(context: NodeContext) -> relax.Expr:
-    """Blocks (N, C * taps, blocks) added up to images (N, C, D1...), each at the place it was taken from."""
+    """Blocks (N, C * taps, blocks) added up to images (N, C, D1...), each at the position it was taken from."""
     image, block = context.shape_values(1), context.integers(2)
     rank = len(block)
     if len(image) != rank or context.rank(0) != 3 or any(size < 1 for size in block):

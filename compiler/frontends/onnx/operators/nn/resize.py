@@ -206,10 +206,10 @@ def resize_computed_region(context: NodeContext, axes: Sequence[int], sampling: 
     shape, dtype = op("Shape", context.value(0)), context.dtype(0)
     region = op("Cast", context.value(_ROI), to=op.number("float32"))
     result = op("Cast", context.value(0), to=op.number("float32"))
-    for place, axis in enumerate(axes):
+    for position, axis in enumerate(axes):
         last = op("Sub", op("Cast", op("Gather", shape, np.int64(axis)), to=op.number("float32")), 1.0)
-        ends = (op("Gather", region, np.int64(each)) for each in (place, place + len(axes)))
-        coordinate = _coordinates(op, op("Gather", context.value(_SIZES), np.int64(place)), last, *ends)
+        ends = (op("Gather", region, np.int64(each)) for each in (position, position + len(axes)))
+        coordinate = _coordinates(op, op("Gather", context.value(_SIZES), np.int64(position)), last, *ends)
         wide = int64s(-1, *[1] * (rank - 1 - axis))
         result = _sampled(op, result, coordinate, last, axis, wide, sampling)
         outside = op("Or", op("Less", coordinate, 0.0), op("Greater", coordinate, last))
@@ -220,7 +220,7 @@ def resize_computed_region(context: NodeContext, axes: Sequence[int], sampling: 
 def _coordinates(
     op: Composer, count: TensorValue, last: TensorValue, start: TensorValue, end: TensorValue
 ) -> TensorValue:
-    """(count,) places from `start` to `end`, which are shares of the last place; the middle of them for one."""
+    """(count,) positions from `start` to `end`, which are shares of the last position; the middle of them for one."""
     positions = op("Cast", op("Range", np.int64(0), op("Cast", count, to=7), np.int64(1)), to=1)
     steps = op("Sub", op("Cast", count, to=1), 1.0)
     spread = op("Div", op("Mul", op("Mul", positions, op("Sub", end, start)), last), op("Max", steps, 1.0))
@@ -237,8 +237,8 @@ def _sampled(
     wide: np.ndarray,
     sampling: Sampling,
 ) -> TensorValue:
-    def at(place: TensorValue) -> TensorValue:
-        inside = op("Min", op("Max", place, 0.0), last)
+    def at(position: TensorValue) -> TensorValue:
+        inside = op("Min", op("Max", position, 0.0), last)
         return op("Gather", data, op("Cast", inside, to=7), axis=axis)
 
     if sampling.mode == "nearest":

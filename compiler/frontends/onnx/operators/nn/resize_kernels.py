@@ -21,7 +21,7 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from compiler.frontends.onnx import dtypes
-from compiler.frontends.onnx.bounds import limited_place
+from compiler.frontends.onnx.bounds import limited_position
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype
 from compiler.frontends.onnx.symbolic import Dim, expression, plain
@@ -111,7 +111,7 @@ def _nearest_source(
         outside = [entry < 0] if sampling.coordinates == "tf_crop_and_resize" else []
         return tirx.max(entry, 0).astype("int64") if outside else entry.astype("int64"), outside
     coordinate = source_coordinate(EngineOperations, sampling, axis, position.astype("float32"))
-    index = limited_place(nearest_index(EngineOperations, sampling, axis, coordinate), axis.before)
+    index = limited_position(nearest_index(EngineOperations, sampling, axis, coordinate), axis.before)
     crop = sampling.coordinates == "tf_crop_and_resize"
     return index, [is_outside(EngineOperations, axis, coordinate)] if crop else []
 
@@ -232,7 +232,7 @@ def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampl
             coordinate = source_coordinate(EngineOperations, sampling, bound, position)
             total: Expr = None
             for index, weight in weighted_taps(EngineOperations, sampling, bound, coordinate):
-                source = [*indices[: axis.axis], limited_place(index, bound.before), *indices[axis.axis + 1 :]]
+                source = [*indices[: axis.axis], limited_position(index, bound.before), *indices[axis.axis + 1 :]]
                 term = tensor(*source) * weight.astype(tensor.dtype)
                 total = term if total is None else total + term
             if sampling.coordinates != "tf_crop_and_resize":
@@ -267,7 +267,7 @@ def _resize_axis_by_dynamic_taps(
 
         def term(*output: Expr) -> Expr:
             position = output[axis.axis]
-            index = limited_place(tap(position, number)[0], bound.before)
+            index = limited_position(tap(position, number)[0], bound.before)
             value = tensor(*output[: axis.axis], index, *output[axis.axis + 1 :])
             weight = weights(position, number)
             # An element that weighs nothing may be infinite.
@@ -315,7 +315,7 @@ def _resize_axis_by_table(context: NodeContext, data: relax.Expr, axis: AxisResi
 
 
 Tap: TypeAlias = "tuple[Expr, Expr]"  # a whole-numbered coordinate and its weight, both floats
-TapsOf: TypeAlias = "Callable[[int, Sequence[Expr]], list[Tap]]"  # of an axis, at a place
+TapsOf: TypeAlias = "Callable[[int, Sequence[Expr]], list[Tap]]"  # of an axis, at a position
 TapTables: TypeAlias = "list[list[tuple[Tensor, Tensor]]]"  # for each axis and tap, the offsets and the weights
 _MOST_JOINED = 8  # combinations of taps
 
@@ -387,15 +387,15 @@ def reflected(position: Expr, low: Expr, high: Expr) -> Expr:
 
 
 def tap_tables(shape: Sequence[Expr], sizes: Sequence[Expr], taps_of: TapsOf, *, zeros: bool) -> TapTables:
-    """The taps at all places of `shape`, computed once for all channels: for each axis and tap, its offset and weight.
+    """The taps at all positions of `shape`, shared by all channels: for each axis and tap, its offset and weight.
 
-    Offsets are those of an axis in a row-major tensor of `sizes`: their sum over the axes is the element's place.
+    Offsets are those of an axis in a row-major tensor of `sizes`: their sum over the axes is the element's position.
     With `zeros`, an offset outside of its axis is so negative that every sum with it is negative.
 
     Args:
         shape: shape of the sampled positions: a sample, then its position.
         sizes: sizes of the data's sampled axes.
-        taps_of: the taps of an axis at a place.
+        taps_of: the taps of an axis at a position.
         zeros: elements outside are zeros; otherwise coordinates are clamped to the axis.
     """
     dtype = _offset_dtype(sizes)
@@ -403,7 +403,7 @@ def tap_tables(shape: Sequence[Expr], sizes: Sequence[Expr], taps_of: TapsOf, *,
 
     def offset(axis: int, tap: int, indices: Sequence[Expr]) -> Expr:
         position = taps_of(axis, indices)[tap][0]
-        index = limited_place(position, sizes[axis], dtype) * _product(sizes[axis + 1 :]).astype(dtype)
+        index = limited_position(position, sizes[axis], dtype) * _product(sizes[axis + 1 :]).astype(dtype)
         return tirx.Select(inside(position, sizes[axis]), index, -total.astype(dtype)) if zeros else index
 
     def tables(axis: int, tap: int) -> tuple[Tensor, Tensor]:
@@ -433,7 +433,7 @@ def _total(tensors: Sequence[Tensor], indices: Sequence[Expr], join: Callable[[E
 
 
 def sampled(tables: TapTables, indices: Sequence[Expr], element: Callable[[Expr], Expr], *, zeros: bool) -> Expr:
-    """The weighted sum of the elements that the tables name at a place; `element` reads one by its offset (int64)."""
+    """The weighted sum of the elements that the tables name at a position; `element` reads one at an int64 offset."""
 
     def pixel(offsets: list[Expr]) -> Expr:
         offset = sum(offsets[1:], start=offsets[0])

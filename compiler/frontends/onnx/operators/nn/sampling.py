@@ -23,8 +23,7 @@ from compiler.frontends.onnx.symbolic import expression
 from schedules.ir.tvm_types import Expr, Tensor
 
 _MODES = {"bilinear": "linear", "bicubic": "cubic", "linear": "linear", "cubic": "cubic", "nearest": "nearest"}
-# Places whose taps stay in the second cache, so that channels follow one another; the taps of more are computed row by
-# row.
+# Positions whose taps stay in the L2 cache, so that channels follow one another; taps of more are computed row by row.
 _MOST_CACHED = 16384
 _PADDINGS = ("zeros", "border", "reflection")
 
@@ -45,16 +44,16 @@ def grid_sample(context: NodeContext) -> relax.Expr:
     for size in context.shape(0)[2:]:
         require_entries(context, size, count)
     align = bool(context.attribute("align_corners", 0))
-    (batch, channels, *sizes), places = context.shape(0), context.shape(1)[1:-1]
+    (batch, channels, *sizes), positions = context.shape(0), context.shape(1)[1:-1]
     kernel = _grid_sample_kernel(_MODES[mode], padding, align)
     lengths = [expression(size) for size in sizes]
     flat = context.reshape(context.input(0), [batch, channels, context.arithmetic.product(sizes)])
-    grid, count = context.input(1), context.arithmetic.product(places)
+    grid, count = context.input(1), context.arithmetic.product(positions)
     if not isinstance(count, int) or count > _MOST_CACHED:
         return context.emit_te(kernel, flat, grid, *lengths, primfunc_name_hint="grid_sample")
     grid = context.reshape(grid, [batch, count, rank])
     result = context.emit(context.emit_te(kernel, flat, grid, *lengths, primfunc_name_hint="grid_sample"))
-    return context.reshape(result, [batch, channels, *places])
+    return context.reshape(result, [batch, channels, *positions])
 
 
 def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., Tensor]:
@@ -66,7 +65,7 @@ def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., T
 
         # Coordinates and taps are the same for all channels. Coordinates are stored: the expression of a reflected one,
         # put into that of its taps, grows to thousands of nodes.
-        places = (data.shape[0], *grid.shape[1:-1])
+        positions = (data.shape[0], *grid.shape[1:-1])
 
         def coordinate(axis: int, indices: Sequence[Expr]) -> Expr:
             size = lengths[axis]
@@ -77,7 +76,7 @@ def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., T
             return value if mode == "cubic" else _within(value, size, padding, align)
 
         def coordinates_of(axis: int) -> Tensor:
-            return te.compute(places, lambda *indices: coordinate(axis, indices), name=f"coordinate{axis}")
+            return te.compute(positions, lambda *indices: coordinate(axis, indices), name=f"coordinate{axis}")
 
         coordinates = [coordinates_of(axis) for axis in range(rank)]
 
@@ -88,7 +87,7 @@ def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., T
             pairs = cubic_taps(own) if mode == "cubic" else linear_taps(own)
             return [(_padded(position, size, padding, align), weight) for position, weight in pairs]
 
-        tables = tap_tables(places, lengths, taps, zeros=zeros)
+        tables = tap_tables(positions, lengths, taps, zeros=zeros)
 
         def element(sample: Expr, channel: Expr, *indices: Expr) -> Expr:
             def read(offset: Expr) -> Expr:

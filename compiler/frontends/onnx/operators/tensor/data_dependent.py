@@ -65,12 +65,12 @@ def true_positions(context: NodeContext, data: relax.Expr) -> relax.Expr:
         total = product(tensor.shape)
 
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-            source, (places, count) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
+            source, (found, count) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
             with IRBuilder() as builder:
                 with T.seq_scope():
                     count[0] = int64(0)
                     with in_sequence(total, _COUNTS) as i, T.If(is_set(source[i])), T.Then(), T.seq_scope():
-                        places[count[0]] = i
+                        found[count[0]] = i
                         count[0] = count[0] + int64(1)
                 return builder.get()
 
@@ -79,8 +79,8 @@ def true_positions(context: NodeContext, data: relax.Expr) -> relax.Expr:
         )
         return result
 
-    places, count = parts(context, context.emit_te(positions, data, primfunc_name_hint="true_positions"))
-    return first_entries(context, places, size_from(context, count))
+    found, count = parts(context, context.emit_te(positions, data, primfunc_name_hint="true_positions"))
+    return first_entries(context, found, size_from(context, count))
 
 
 @converter("NonZero", since=9)
@@ -92,7 +92,7 @@ def nonzero(context: NodeContext) -> relax.Expr:
         data = context.reshape(data, (1,))
     if any(isinstance(size, int) and size == 0 for size in shape):
         return context.emit(R.zeros(relax.ShapeExpr([rank, 0]), "int64"))
-    places = true_positions(context, data)
+    found = true_positions(context, data)
     sizes = shape or [1]
 
     def coordinates(positions: te.Tensor, *extents: Expr) -> te.Tensor:
@@ -107,9 +107,9 @@ def nonzero(context: NodeContext) -> relax.Expr:
         return te.compute((rank, positions.shape[0]), element, name="coordinates")
 
     if rank == 0:
-        return context.emit(R.zeros(relax.ShapeExpr([0, tensor_shape(places)[0]]), "int64"))
+        return context.emit(R.zeros(relax.ShapeExpr([0, tensor_shape(found)[0]]), "int64"))
     operands = [expression(size) for size in sizes]
-    return context.emit_te(coordinates, places, *operands, primfunc_name_hint="coordinates")
+    return context.emit_te(coordinates, found, *operands, primfunc_name_hint="coordinates")
 
 
 @converter("Compress", since=9)
@@ -178,7 +178,7 @@ def _unique_kernel(data: te.Tensor, in_order: bool) -> list[te.Tensor]:
     order = sorted_positions(data, width=width)
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-        source, places = (T.buffer_proxy(item) for item in ins)
+        source, positions = (T.buffer_proxy(item) for item in ins)
         first, inverse, counts, number, names, state = (T.buffer_proxy(out) for out in outs)
         with IRBuilder() as builder:
             with T.seq_scope():
@@ -186,16 +186,16 @@ def _unique_kernel(data: te.Tensor, in_order: bool) -> list[te.Tensor]:
                 with in_sequence(count, _COUNTS) as i, T.seq_scope():
                     # state[0]: whether the item differs from the one before it in the order.
                     state[0] = tirx.Select(i == int64(0), int64(1), int64(0))
-                    previous = places[tirx.max(i - int64(1), int64(0))]
+                    previous = positions[tirx.max(i - int64(1), int64(0))]
                     with T.serial(0, width) as k:
-                        a, b = source[previous * width + k], source[places[i] * width + k]
+                        a, b = source[previous * width + k], source[positions[i] * width + k]
                         with T.If(comes_before(a, b, dtype, descending=False)), T.Then():
                             state[0] = int64(1)
                     with T.If(state[0] == int64(1)), T.Then(), T.seq_scope():
-                        first[number[0]] = places[i]
+                        first[number[0]] = positions[i]
                         counts[number[0]] = int64(0)
                         number[0] = number[0] + int64(1)
-                    inverse[places[i]] = number[0] - int64(1)
+                    inverse[positions[i]] = number[0] - int64(1)
                     counts[number[0] - int64(1)] = counts[number[0] - int64(1)] + int64(1)
                 if not in_order:
                     _by_first_occurrence(first, inverse, counts, number, names, state, count)
@@ -216,7 +216,7 @@ def _by_first_occurrence(
         state[0] = state[0] + int64(1)
     with T.serial(0, count) as i:
         inverse[i] = names[inverse[i]]
-    # Now the counts and the first places, which are counted again.
+    # Now the counts and the first positions, which are counted again.
     with T.serial(0, number[0]) as g:
         counts[g] = int64(0)
     with T.serial(0, count) as back, T.seq_scope():

@@ -79,16 +79,16 @@ def _take(context: NodeContext, data: relax.Expr, indices: relax.Expr, axis: int
 def _take_any(context: NodeContext, data: relax.Expr, indices: relax.Expr, axis: int) -> relax.Expr:
     if indices.ty.ndim == 1:
         return R.take(data, indices, axis, mode="fast")
-    shape, places = tensor_shape(data), tensor_shape(indices)
-    target = [*shape[:axis], *places, *shape[axis + 1 :]]
-    flat = context.reshape(indices, (context.arithmetic.product(places),))
+    shape, positions = tensor_shape(data), tensor_shape(indices)
+    target = [*shape[:axis], *positions, *shape[axis + 1 :]]
+    flat = context.reshape(indices, (context.arithmetic.product(positions),))
     taken = context.emit(R.take(data, flat, axis, mode="fast"))
     return context.reshape(taken, target)
 
 
 @converter("GatherElements", since=11)
 def gather_elements(context: NodeContext) -> relax.Expr:
-    """The element whose coordinate along the axis is replaced by the index at the same place."""
+    """The element whose coordinate along the axis is replaced by the index at the same position."""
     axis = context.axis(context.attribute("axis", 0), context.rank(0))
     if context.rank(1) != context.rank(0):
         context.invalid(f"indices of rank {context.rank(1)} into data of rank {context.rank(0)}")
@@ -235,11 +235,11 @@ def strided_slice(context: NodeContext, data: relax.Expr, bounds: dict[int, tupl
 
     def cut(source: te.Tensor, *arguments: Expr) -> te.Tensor:
         target, rest = arguments[: len(sizes)], arguments[len(sizes) :]
-        places = {axis: (rest[2 * i], rest[2 * i + 1]) for i, axis in enumerate(bounds)}
+        positions = {axis: (rest[2 * i], rest[2 * i + 1]) for i, axis in enumerate(bounds)}
 
         def element(*indices: Expr) -> Expr:
             moved = [
-                places[axis][0] + index * places[axis][1] if axis in places else index
+                positions[axis][0] + index * positions[axis][1] if axis in positions else index
                 for axis, index in enumerate(indices)
             ]
             return source(*moved)

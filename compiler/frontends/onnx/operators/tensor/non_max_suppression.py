@@ -62,7 +62,7 @@ def _suppression_kernel(centered: bool, has_threshold: bool) -> Callable[..., li
         capacity = count + int64(_BLOCK)
 
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-            box, score, places, most, overlap, least = (T.buffer_proxy(item) for item in ins)
+            box, score, positions, most, overlap, least = (T.buffer_proxy(item) for item in ins)
             chosen, number, first, is_kept, kept_rows, is_hit, position = (T.buffer_proxy(out) for out in outs)
             kept = _KeptBoxes(kept_rows, is_hit, position, capacity, overlap[0])
             with IRBuilder() as builder, T.seq_scope():
@@ -70,7 +70,7 @@ def _suppression_kernel(centered: bool, has_threshold: bool) -> Callable[..., li
                 with T.serial(0, rows) as row, T.seq_scope():
                     first[0] = number[0]
                     with in_sequence(count, "a box depends on the ones kept before it") as i, T.seq_scope():
-                        index = places[row * count + i]
+                        index = positions[row * count + i]
                         own = number[0] - first[0]
                         candidate = _box(box, tirx.floordiv(row, classes) * count + index, centered)
                         is_kept[0] = tirx.Select(own < most[0], int64(1), int64(0))
@@ -120,7 +120,7 @@ class _KeptBoxes:
         position[0] = int64(0)
         with T.While(tirx.all(is_kept[0] == int64(1), position[0] < count)), T.seq_scope():
             with T.vectorized(0, int64(_BLOCK)) as lane:
-                others = [self._rows[self._place(part, position[0] + lane)] for part in range(5)]
+                others = [self._rows[self._position(part, position[0] + lane)] for part in range(5)]
                 is_hit[lane] = tirx.Cast("int32", self._overlaps(candidate, others))
             with T.serial(0, int64(_BLOCK)) as lane:
                 is_kept[0] = tirx.Select(is_hit[lane] != tirx.const(0, "int32"), int64(0), is_kept[0])
@@ -130,11 +130,11 @@ class _KeptBoxes:
         """Keeps the candidate behind `count` others."""
         # A new block is emptied first: a box without an area overlaps with none.
         with T.serial(0, tirx.Select(tirx.floormod(count, int64(_BLOCK)) == int64(0), int64(_BLOCK), int64(0))) as lane:
-            self._rows[self._place(_AREA, count + lane)] = tirx.const(0.0, "float32")
+            self._rows[self._position(_AREA, count + lane)] = tirx.const(0.0, "float32")
         for part, value in enumerate(candidate):
-            self._rows[self._place(part, count)] = value
+            self._rows[self._position(part, count)] = value
 
-    def _place(self, part: int, index: Expr) -> Expr:
+    def _position(self, part: int, index: Expr) -> Expr:
         return int64(part) * self._capacity + index
 
     def _overlaps(self, first: Sequence[Expr], second: Sequence[Expr]) -> Expr:

@@ -64,9 +64,9 @@ def _copied(context: NodeContext, size: Dim, old: Sequence[Dim], axis: int) -> D
 
 def _inferred(context: NodeContext, wanted: list[Dim], elements: Dim) -> list[Dim]:
     arithmetic = context.arithmetic
-    places = [axis for axis, size in enumerate(wanted) if isinstance(size, int) and size == -1]
-    others = [size for axis, size in enumerate(wanted) if axis not in places]
-    if len(places) > 1 or any(isinstance(size, int) and size < 0 for size in others):
+    positions = [axis for axis, size in enumerate(wanted) if isinstance(size, int) and size == -1]
+    others = [size for axis, size in enumerate(wanted) if axis not in positions]
+    if len(positions) > 1 or any(isinstance(size, int) and size < 0 for size in others):
         context.invalid(f"the shape {wanted} has more than one unknown size")
     rest = arithmetic.product(others)
     if isinstance(rest, int) and isinstance(elements, int) and (rest == 0 or elements % rest):
@@ -74,7 +74,7 @@ def _inferred(context: NodeContext, wanted: list[Dim], elements: Dim) -> list[Di
     if isinstance(rest, int) and rest == 0:
         context.refuse(f"the size at -1 in the shape {wanted} is not determined")
     filled = list(wanted)
-    filled[places[0]] = arithmetic.floor_divide(elements, rest)
+    filled[positions[0]] = arithmetic.floor_divide(elements, rest)
     return filled
 
 

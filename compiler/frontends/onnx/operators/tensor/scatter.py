@@ -1,6 +1,6 @@
 """ScatterElements, ScatterND and TensorScatter.
 
-Updates of the same place are applied in order; threads share the places that no two updates have in common. An update
+Updates of the same position are applied in order; threads share the positions that no two updates have in common. An update
 outside the tensor is skipped.
 """
 
@@ -36,7 +36,7 @@ from compiler.frontends.onnx.operators.tensor.sort_kernels import (
     shared_runs,
 )
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
-from compiler.passes.rewriting.state_writes import write_places, write_rows
+from compiler.passes.rewriting.state_writes import write_positions, write_rows
 from schedules.annotations import UPDATES
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
 from schedules.ir.tir import structural_equal
@@ -46,14 +46,14 @@ from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 
 @converter("WritePlaces", domain=TORCH_DOMAIN)
-def write_rows_at_places(context: NodeContext) -> relax.Expr:
-    """Row i of input 2 goes to place `places[i]` (input 1) along `axis` of input 0; a place outside is an error."""
+def write_rows_at_positions(context: NodeContext) -> relax.Expr:
+    """Row i of input 2 goes to `positions[i]` (input 1) along `axis` of input 0; a position outside is an error."""
     axis = context.axis(context.attribute("axis", 0), context.rank(0))
-    shape, places = context.shape(0), context.shape(1)
-    require_shape(context, context.shape(2), [*shape[:axis], places[0], *shape[axis + 1 :]], "the rows")
+    shape, positions = context.shape(0), context.shape(1)
+    require_shape(context, context.shape(2), [*shape[:axis], positions[0], *shape[axis + 1 :]], "the rows")
     require_values(context, 1, 0, shape[axis])
     data, index, rows = (context.input(position) for position in range(3))
-    return write_places(context.importer.builder.block_builder, data, rows, index, axis)
+    return write_positions(context.importer.builder.block_builder, data, rows, index, axis)
 
 
 Combine: TypeAlias = "Callable[[Expr, Expr], Expr]"
@@ -83,23 +83,23 @@ def _moved(flat: Expr, sizes: Sequence[Expr], others: Sequence[Expr]) -> Expr:
     """The row-major position, in an array of other sizes, of what is at `flat` in one of `sizes`."""
     if all(structural_equal(one, other) for one, other in zip(sizes[1:], others[1:], strict=True)):
         return flat
-    places: list[Expr] = []
+    positions: list[Expr] = []
     for size in list(sizes)[::-1]:
-        places.insert(0, tirx.floormod(flat, size))
+        positions.insert(0, tirx.floormod(flat, size))
         flat = tirx.floordiv(flat, size)
-    return _flat(places, others)
+    return _flat(positions, others)
 
 
-def _flat(places: Sequence[Expr], sizes: Sequence[Expr]) -> Expr:
+def _flat(positions: Sequence[Expr], sizes: Sequence[Expr]) -> Expr:
     result: Expr = tirx.const(0, "int64")
-    for index, size in zip(places, sizes, strict=True):
+    for index, size in zip(positions, sizes, strict=True):
         result = result * size + index
     return result
 
 
 @dataclass(frozen=True)
 class _Updates:
-    """Updates as an array (outer, size, inner): those of one place differ in the middle axis alone.
+    """Updates as an array (outer, size, inner): those of one position differ in the middle axis alone.
 
     Attributes:
         target: of a row, step and column, and the indices, gives (position in data, is it inside). If the columns are
@@ -127,15 +127,15 @@ def _write_all(data: te.Tensor, indices: te.Tensor, updates: te.Tensor, shape: _
         def write_run(row: Expr, first: Expr, columns: Expr, step: Expr) -> None:
             start = (row * shape.size + step) * shape.inner + first
             if shape.in_vectors:
-                place, inside = shape.target(row, step, int64(0), index)
+                position, inside = shape.target(row, step, int64(0), index)
                 with T.If(inside), T.Then():
-                    base = T.bind(place + first)
+                    base = T.bind(position + first)
                     in_vectors(columns, update.dtype, lambda column: write(base + column, start + column))
                 return
             with T.serial(0, columns) as column:
-                place, inside = shape.target(row, step, first + column, index)
+                position, inside = shape.target(row, step, first + column, index)
                 with T.If(inside), T.Then():
-                    write(place, start + column)
+                    write(position, start + column)
 
         with IRBuilder() as builder:
             with T.seq_scope():
@@ -191,8 +191,8 @@ def scatter_elements(context: NodeContext) -> relax.Expr:
             raw = limited(index[(row * length + step) * inner + column], -size - 1, size)
             chosen = broadcasting.select(raw < 0, raw + size, raw)
             lead, rest = _moved(row, before, data.shape[:axis]), _moved(column, after, data.shape[axis + 1 :])
-            place = (lead * size + chosen) * product(data.shape[axis + 1 :]) + rest
-            return place, tirx.all(chosen >= 0, chosen < size)
+            position = (lead * size + chosen) * product(data.shape[axis + 1 :]) + rest
+            return position, tirx.all(chosen >= 0, chosen < size)
 
         return _write_all(data, indices, updates, _Updates(outer, length, inner, target, False), combine)
 
@@ -215,10 +215,10 @@ def scatter_nd(context: NodeContext) -> relax.Expr:
 
         def target(_: Expr, row: Expr, column: Expr, index: Buffer) -> tuple[Expr, Expr]:
             raw = [limited(index[row * depth + i], -data.shape[i] - 1, data.shape[i]) for i in range(depth)]
-            places = [broadcasting.select(r < 0, r + size, r) for r, size in zip(raw, data.shape, strict=False)]
-            bounds = [check for p, size in zip(places, data.shape, strict=False) for check in (p >= 0, p < size)]
+            positions = [broadcasting.select(r < 0, r + size, r) for r, size in zip(raw, data.shape, strict=False)]
+            bounds = [check for p, size in zip(positions, data.shape, strict=False) for check in (p >= 0, p < size)]
             inside = tirx.all(*bounds) if bounds else tirx.const(True, "bool")
-            return _flat(places, data.shape[:depth]) * width + column, inside
+            return _flat(positions, data.shape[:depth]) * width + column, inside
 
         shape = _Updates(int64(1), product(indices.shape[:-1]), width, target, True)
         return _write_all(data, indices, updates, shape, combine)
@@ -228,7 +228,7 @@ def scatter_nd(context: NodeContext) -> relax.Expr:
 
 @converter("TensorScatter", since=24)
 def tensor_scatter(context: NodeContext) -> relax.Expr:
-    """Write a run of updates into a cache, from a place given per batch element; `circular` wraps around."""
+    """Write a run of updates into a cache, from a position given per batch element; `circular` wraps around."""
     rank = context.rank(0)
     axis = context.axis(context.attribute("axis", -2), rank)
     mode = context.attribute("mode", "linear")

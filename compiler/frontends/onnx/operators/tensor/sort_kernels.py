@@ -204,8 +204,8 @@ def sort_positions(run: Run, before: Callable[[Expr, Expr], Expr]) -> None:
                 run.order[run.start + i] = run.spare[run.start + i]
 
 
-# Places in `state`: the next of the left and of the right run, whether the right one goes first, the last of each; the
-# bounds of a search.
+# Positions in `state`: the next of the left and of the right run, whether the right one goes first, the last of each;
+# the bounds of a search.
 _LEFT, _RIGHT, _IS_RIGHT, _LEFT_END, _RIGHT_END, _LOW, _HIGH = range(7)
 STATE = 7  # integers of `Run.state`
 _LINE = 8  # elements per cache line
@@ -254,7 +254,7 @@ def _find_cut(run: Run, ends: _Ends, done: Expr, before: Callable[[Expr, Expr], 
 
 @dataclass(frozen=True)
 class _Ends:
-    """Two sorted runs: places in a `Run`, each end behind the last item."""
+    """Two sorted runs: positions in a `Run`, each end behind the last item."""
 
     left: Expr
     left_end: Expr

@@ -96,7 +96,7 @@ _MASKED = 32  # items of a row that are compared at once, a bit each
 _PACKED = 8  # keys with positions in a vector
 _KEYS = ("float32", "float16", "bfloat16", "int32", "int16", "int8", "uint16", "uint8")  # that have keys of 32 bits
 
-# Places in `state` behind those of the sort.
+# Positions in `state` behind those of the sort.
 _COUNT, _IS_FULL, _FOUND, _PLACE, _LIMIT, _HIGH, _MIDDLE = range(STATE, STATE + 7)
 
 
@@ -140,7 +140,7 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
 
 
 def _ranked_positions(data: te.Tensor, k: int, count: int, *, descending: bool) -> te.Tensor:
-    """`first_positions` of short rows: an item's place is the number of items before it, which vectors count."""
+    """`first_positions` of short rows: an item's position is the number of items before it, which vectors count."""
     rows = data.shape[0]
     lanes = _LANES * -(-count // _LANES)
 
@@ -148,11 +148,11 @@ def _ranked_positions(data: te.Tensor, k: int, count: int, *, descending: bool) 
         source, first = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
         with IRBuilder() as builder:
             with shared_tasks(rows, rows * int64(count * (4 + lanes // _LANES)), _WORTH_THREADS) as row:
-                keys, places, order = (T.buffer_proxy(T.alloc_buffer([lanes], "int32")) for _ in range(3))
+                keys, positions, order = (T.buffer_proxy(T.alloc_buffer([lanes], "int32")) for _ in range(3))
                 _put_keys(source, row * int64(count), keys, count, lanes, descending=descending)
-                _count_before(keys, places, count, lanes)
+                _count_before(keys, positions, count, lanes)
                 with T.serial(0, int64(count)) as i:
-                    order[tirx.Cast("int64", places[i])] = tirx.Cast("int32", i)
+                    order[tirx.Cast("int64", positions[i])] = tirx.Cast("int32", i)
                 with T.serial(0, int64(k)) as i:
                     first[row * int64(k) + i] = tirx.Cast("int64", order[i])
             return builder.get()
@@ -195,7 +195,7 @@ class _Scan:
         size = 1 + self._vectors * _PACKED
         self._best = T.buffer_proxy(T.alloc_buffer([size], "int64"))
         self._moved = T.buffer_proxy(T.alloc_buffer([_PACKED], "int64", scope="local"))
-        self._entry, self._mask, self._count, self._place = (
+        self._entry, self._mask, self._count, self._position = (
             T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local")) for _ in range(4)
         )
         self._found = T.buffer_proxy(T.alloc_buffer([_LANES], "int32", scope="local"))
@@ -207,7 +207,7 @@ class _Scan:
         return tirx.bitwise_and(tirx.bitwise_not(self._best[i + 1]), int64(0xFFFFFFFF))
 
     def insert(self, position: Expr) -> None:
-        """Move an item to its place in one pass over vectors, from the last; the last item is dropped."""
+        """Move an item to its position in one pass over vectors, from the last; the last item is dropped."""
         key = tirx.Cast("int64", _key(self._source, self._begin + position, descending=self._descending))
         self._entry[int64(0)] = tirx.bitwise_or(key << int64(32), int64(0xFFFFFFFF) - position)
         for number in reversed(range(self._vectors)):
@@ -240,8 +240,8 @@ class _Scan:
         with T.If(mask[first] != int64(0)), T.Then(), T.seq_scope():
             _set_ones(self._count, mask[first])  # CUDA evaluates the end of a loop before each step
             with T.serial(0, self._count[first]), T.seq_scope():
-                _set_ones(self._place, tirx.bitwise_and(tirx.bitwise_not(mask[first]), mask[first] - 1))
-                self.insert_if_before(start + self._place[first])
+                _set_ones(self._position, tirx.bitwise_and(tirx.bitwise_not(mask[first]), mask[first] - 1))
+                self.insert_if_before(start + self._position[first])
                 mask[first] = tirx.bitwise_and(mask[first], mask[first] - 1)
 
     def _last_key(self) -> Expr:
@@ -294,8 +294,8 @@ def _put_keys(source: Buffer, begin: Expr, keys: Buffer, count: int, lanes: int,
             keys[int64(count) + i] = tirx.min_value("int32")
 
 
-def _count_before(keys: Buffer, places: Buffer, count: int, lanes: int) -> None:
-    """The place of each item: the number of larger keys, and of equal ones before it."""
+def _count_before(keys: Buffer, positions: Buffer, count: int, lanes: int) -> None:
+    """The position of each item: the number of larger keys, and of equal ones before it."""
     every = [T.buffer_proxy(T.alloc_buffer([_LANES], "int32", scope="local")) for _ in range(0, lanes, _LANES)]
     for sums in every:
         with T.vectorized(0, int64(_LANES)) as lane:
@@ -309,11 +309,11 @@ def _count_before(keys: Buffer, places: Buffer, count: int, lanes: int) -> None:
                 sums[lane] = sums[lane] + tirx.Select(is_before, tirx.const(1, "int32"), tirx.const(0, "int32"))
     for number, sums in enumerate(every):
         with T.vectorized(0, int64(_LANES)) as lane:
-            places[int64(number * _LANES) + lane] = sums[lane]
+            positions[int64(number * _LANES) + lane] = sums[lane]
 
 
 def _select(items: _Items, k: Expr, put: Callable[[Expr, Expr], None]) -> None:
-    """`put(i, place)` for the first k of some items, in order; `place` is that of the item among them."""
+    """`put(i, position)` for the first k of some items, in order; `position` is that of the item among them."""
     room = k * int64(2) + int64(_BLOCK)
     candidates, spare, state = (T.buffer_proxy(T.alloc_buffer([size], "int64")) for size in (room, room, STATE + 7))
     found = T.buffer_proxy(T.alloc_buffer([_LANES], "int32", scope="local"))
@@ -420,9 +420,9 @@ class _Selection:
             state[_IS_FULL] = int64(1)
 
     def _insert(self, position: Expr) -> None:
-        """Move a candidate to its place; the last of k is dropped."""
+        """Move a candidate to its position; the last of k is dropped."""
         state, candidates, slot = self.state, self.candidates, self.state[_PLACE]
-        self._find_place(position)
+        self._find_position(position)
         moved = state[_COUNT] - state[_IS_FULL] - slot
         with T.serial(0, moved) as i:
             candidates[slot + moved - i] = candidates[slot + moved - i - int64(1)]
@@ -430,8 +430,8 @@ class _Selection:
         state[_COUNT] = tirx.min(state[_COUNT] + int64(1), state[_LIMIT])
         state[_IS_FULL] = tirx.Select(state[_COUNT] == state[_LIMIT], int64(1), int64(0))
 
-    def _find_place(self, position: Expr) -> None:
-        """Sets the place to how many candidates do not come after an item, by halving (TVM crashes on a loop with a
+    def _find_position(self, position: Expr) -> None:
+        """Sets the position to how many candidates do not come after an item, by halving (TVM crashes on a loop with a
         condition here)."""
         state = self.state
         state[_PLACE] = int64(0)

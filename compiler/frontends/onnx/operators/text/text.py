@@ -143,7 +143,7 @@ def _counting_kernel(width: int, skips: int) -> Callable[..., Stmt]:
     return kernel
 
 
-# Places in `state`: the first tokens that are not ruled out yet, whether an n-gram is there.
+# Positions in `state`: the first tokens that are not ruled out yet, whether an n-gram is there.
 _LOW, _HIGH, _IS_SAME, _STATE = range(4)
 
 
@@ -163,13 +163,13 @@ def _count_rows(ins: Sequence[Buffer], outs: Sequence[Buffer], skips: int) -> No
                     with T.serial(begins[number], begins[number + int64(1)]) as gram:
                         _count_gram(ins, outs, skips, row, i, gram)
             else:
-                index = _place_of(token, firsts, state, different)
+                index = _position_of(token, firsts, state, different)
                 with T.If(firsts[index] == token), T.Then(), T.serial(begins[index], begins[index + int64(1)]) as gram:
                     _count_gram(ins, outs, skips, row, i, gram)
 
 
-def _place_of(token: Expr, firsts: Buffer, state: Buffer, different: int) -> Expr:
-    """The place of the first token that is not less, or the last place."""
+def _position_of(token: Expr, firsts: Buffer, state: Buffer, different: int) -> Expr:
+    """The position of the first token that is not less, or the last position."""
     state[_LOW] = int64(0)
     state[_HIGH] = int64(different)
     with T.serial(0, int64(different.bit_length())), T.If(state[_LOW] < state[_HIGH]), T.Then(), T.seq_scope():

@@ -53,7 +53,7 @@ def require_features(context: NodeContext, count: int, index: int = 0) -> None:
 
 @converter("ArrayFeatureExtractor", domain=DOMAIN)
 def array_feature_extractor(context: NodeContext) -> TensorValue:
-    """The entries of the last axis at given places."""
+    """The entries of the last axis at given positions."""
     op = Composer(context)
     data = context.value(0)
     require_values(context, 1, 0, context.shape(0)[-1])
@@ -120,7 +120,7 @@ def feature_vectorizer(context: NodeContext) -> TensorValue:
 
 @converter("OneHotEncoder", domain=DOMAIN)
 def one_hot_encoder(context: NodeContext) -> TensorValue:
-    """A new last axis with 1 at the place of the category; all 0 for one that is not listed."""
+    """A new last axis with 1 at the position of the category; all 0 for one that is not listed."""
     if context.has_attribute("cats_strings"):
         context.refuse("string categories are not supported at run time")
     if not context.attribute("zeros", 1):
@@ -218,7 +218,7 @@ def linear_classifier(context: NodeContext) -> list[TensorValue]:
 
 
 def class_labels(context: NodeContext) -> np.ndarray:
-    """The labels as int64. Strings are refused where the label is read; else their places stand for them."""
+    """The labels as int64. Strings are refused where the label is read; else their positions stand for them."""
     names = [name for name in ("classlabels_ints", "classlabels_int64s") if context.has_attribute(name)]
     if not names:
         strings: list[object] = context.attribute("classlabels_strings", [])
@@ -392,12 +392,12 @@ def _pair_weights(context: NodeContext, counts: np.ndarray) -> np.ndarray:
     """(vectors, pairs): what each support vector gives to each pair of classes (as LIBSVM stores it)."""
     coefficients = vector(context, "coefficients").reshape(-1, int(counts.sum()))
     ends = np.cumsum(counts)
-    places = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    positions = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
     pairs = list(combinations(range(len(counts)), 2))
     result = np.zeros((int(counts.sum()), len(pairs)), np.float32)
     for pair, (first, second) in enumerate(pairs):
-        result[places[first], pair] = coefficients[second - 1, places[first]]
-        result[places[second], pair] = coefficients[first, places[second]]
+        result[positions[first], pair] = coefficients[second - 1, positions[first]]
+        result[positions[second], pair] = coefficients[first, positions[second]]
     return result
 
 
@@ -461,8 +461,8 @@ class _Row:
         with T.serial(0, classes) as i:
             q[row, i * classes + i] = tirx.const(0.0, "float32")
         with T.serial(0, classes - 1) as i, T.serial(i + 1, classes) as j, T.seq_scope():
-            place = i * classes - tirx.floordiv(i * (i + 1), int64(2)) + j - i - 1  # of a pair, in order
-            first = T.bind(self.pairs[row, place])
+            position = i * classes - tirx.floordiv(i * (i + 1), int64(2)) + j - i - 1  # of a pair, in order
+            first = T.bind(self.pairs[row, position])
             second = T.bind(tirx.const(1.0, "float32") - first)
             q[row, i * classes + i] = q[row, i * classes + i] + second * second
             q[row, j * classes + j] = q[row, j * classes + j] + first * first

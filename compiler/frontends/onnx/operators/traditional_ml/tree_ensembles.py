@@ -370,7 +370,7 @@ class _Code:
                 )
 
     def _walks(
-        self, trees: list[Expr], rows: list[Expr], places: list[Expr], features: Expr, valid: Expr | None = None
+        self, trees: list[Expr], rows: list[Expr], positions: list[Expr], features: Expr, valid: Expr | None = None
     ) -> None:
         """Walk one row through one tree per lane, and add the leaf values in lane order; only the first `valid` lanes
         count."""
@@ -387,7 +387,7 @@ class _Code:
                 going[0] = tirx.const(0, word)
                 for lane, row in enumerate(rows):
                     self._step(node, lane, row * features, going, word)
-            for lane, (tree, target) in enumerate(zip(trees, places, strict=True)):
+            for lane, (tree, target) in enumerate(zip(trees, positions, strict=True)):
                 if valid is None:
                     self._add_leaf(node[lane], tree, target)
                 else:
@@ -426,7 +426,7 @@ class _Code:
             going[0] = going[0] | distance
 
     def _node(self, node: Expr) -> tuple[Expr, Expr, Expr]:
-        """Contents of a node: the threshold's place as a float and as a number; and the link."""
+        """Contents of a node: the threshold's position as a float and as a number; and the link."""
         words = self.buffers["words"]
         if self.table.value_type == "float64":
             first = T.bind(words[node * int64(2)])

@@ -235,7 +235,7 @@ def _tree_targets(ensemble: Ensemble, walk: _Walk, is_leaf: Array, float_type: t
 
 
 def _leaf_lists(ensemble: Ensemble, leaves: Array) -> tuple[Array, Array]:
-    """(where each leaf's weights begin, and end; the places of all weights in the ensemble)."""
+    """(where each leaf's weights begin, and end; the positions of all weights in the ensemble)."""
     bounds = ensemble.leaf_weights[leaves].astype(np.int64)
     counts = bounds[:, 1] - bounds[:, 0]
     starts = np.concatenate([[0], np.cumsum(counts)])
