@@ -37,7 +37,7 @@ from compiler.records.library import TunedConfigs
 from compiler.support.balance import UNKNOWN, elements_read
 from compiler.support.formula import evaluate, names_in, nominal_size, with_names
 from compiler.support.model_nodes import Branches, Step, call_counts
-from compiler.support.operation_count import UncountableError, size_formula, symbol_places
+from compiler.support.operation_count import UncountableError, size_formula, symbol_positions
 from compiler.support.roofline import Roofline
 from schedules.annotations import SERIAL_REASON
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
@@ -227,7 +227,7 @@ _LONGEST = 1000  # characters of a formula
 def parallel_tasks(function: PrimFunc) -> tuple[tuple[str, ...], dict[str, tuple[int, int]]]:
     """The extents of a kernel's parallel loops in their order, equal ones once: numbers, formulas of sizes, or
     `UNKNOWN`; and where a call's arguments give those sizes, as in `OperationCount`."""
-    places = symbol_places(function)
+    places = symbol_positions(function)
     values: dict[str, Expr] = {str(each.var.name): each.value for each in nodes(function.body, tirx.Bind)}
     loops = [loop for loop in nodes(function.body, tirx.For) if loop.kind == tirx.ForKind.PARALLEL]
 

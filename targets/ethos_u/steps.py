@@ -159,7 +159,7 @@ class Emitter:
     def rows(self, value: Value, axes: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Value]]:
         """Axes of the model as the last of (1, rows, 1, size), and how a tensor of that shape is put back."""
         rank = len(value.tensor.shape)
-        order = [value.place(axis) for axis in (*(each for each in range(rank) if each not in axes), *axes)]
+        order = [value.position(axis) for axis in (*(each for each in range(rank) if each not in axes), *axes)]
         moved = self.graph.transpose(value.tensor, order)
         kept = math.prod(moved.shape[: rank - len(axes)])
         rows = self.graph.reshape(moved, (1, kept, 1, math.prod(moved.shape) // kept))

@@ -12,7 +12,7 @@ from torch import Tensor
 from tvm import relax, tirx
 
 from compiler.frontends.imported_model import ImportedModel, StateSpec, TensorSpec
-from compiler.passes.rewriting.state_writes import write_places, write_rows
+from compiler.passes.rewriting.state_writes import write_positions, write_rows
 
 Random = np.random.Generator
 Evaluate = Callable[[list[Tensor]], Tensor]
@@ -212,7 +212,7 @@ def _write_each(program: Program, builder: Any, _at: Value, each: Value) -> None
         return
     axis, old = state.axis, state.versions[-1]
     rows = _rows(program, builder, state, each.shape[0])
-    variable = write_places(builder, old.variable, rows.variable, each.variable, axis)
+    variable = write_positions(builder, old.variable, rows.variable, each.variable, axis)
     i, j, k = old.index, rows.index, each.index
 
     def evaluate(env: list[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from compiler.errors import InternalError, OptionError
 from compiler.frontends.imported_model import ImportedModel, StateSpec, TensorSpec, with_rewritten_main
 from compiler.passes.rewriting.graph import bindings_of, operator_name
 from compiler.passes.rewriting.matching import dtype_of, rank_of, same_shape, shape_of
-from compiler.passes.rewriting.state_writes import write_places
+from compiler.passes.rewriting.state_writes import write_positions
 from compiler.passes.rewriting.substitution import replace_leaves
 from schedules.annotations import UPDATES
 from schedules.ir.tvm_types import Binding, BlockBuilder, Call, Expr, Function, Var
@@ -141,11 +141,11 @@ class _Caches:
         rows, position = self._read(builder, rows), self._read(builder, places[0])
         if self._dtype == "int8":
             rounded, scales = _rounded(builder, rows)
-            self._stored[var] = write_places(builder, self._stored[old], rounded, position, _ROWS)
-            self._stored_scales[var] = write_places(builder, self._stored_scales[old], scales, position, _ROWS)
+            self._stored[var] = write_positions(builder, self._stored[old], rounded, position, _ROWS)
+            self._stored_scales[var] = write_positions(builder, self._stored_scales[old], scales, position, _ROWS)
         else:
             narrow = builder.emit(R.astype(rows, self._dtype))
-            self._stored[var] = write_places(builder, self._stored[old], narrow, position, _ROWS)
+            self._stored[var] = write_positions(builder, self._stored[old], narrow, position, _ROWS)
 
     def _read(self, builder: BlockBuilder, leaf: Expr) -> Expr:
         """A cache in float32; other values unchanged."""

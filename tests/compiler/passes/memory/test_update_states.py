@@ -15,7 +15,7 @@ import targets
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from compiler.passes.rewriting.graph import bindings_of
-from compiler.passes.rewriting.state_writes import write_places, write_rows
+from compiler.passes.rewriting.state_writes import write_positions, write_rows
 from compiler.passes.verify import flatten
 from schedules.ir.tir import structural_walk
 from tests.compiler.passes.building import UNOPTIMIZED
@@ -87,9 +87,9 @@ def test_a_chain_of_writes_stays_in_place() -> None:
     inputs = [tensor("cache", 2, 7, 5), tensor("rows", 2, 3, 5), tensor("at", 3, dtype="int64")]
 
     def body(builder: Any, cache: Any, rows: Any, at: Any) -> list[Any]:
-        first = write_places(builder, cache, rows, at, 1)
+        first = write_positions(builder, cache, rows, at, 1)
         total = builder.emit(op.sum(first))
-        second = write_places(builder, first, builder.emit(op.negative(rows)), builder.emit(op.add(at, at)), 1)
+        second = write_positions(builder, first, builder.emit(op.negative(rows)), builder.emit(op.add(at, at)), 1)
         return [total, second]
 
     places = np.array([2, 0, 3])

@@ -1,7 +1,7 @@
 """ScatterElements, ScatterND and TensorScatter.
 
-Updates of the same position are applied in order; threads share the positions that no two updates have in common. An update
-outside the tensor is skipped.
+Updates of the same position are applied in order; threads share the positions that no two updates have in common. An
+update outside the tensor is skipped.
 """
 
 from __future__ import annotations
