@@ -462,8 +462,8 @@ def _global_nest(fused: FusedKernel, data: Expr, work: PoolWorkload, machine: Ma
     def join(total: Expr, value: Expr) -> Expr:
         return _larger(total, value) if is_max else total + value
 
-    def task(number: Index) -> Stmt:
-        image, block = number // work.out_blocks, number % work.out_blocks
+    def task(flat: Index) -> Stmt:
+        image, block = flat // work.out_blocks, flat % work.out_blocks
         sums, allocation = allocate("sums", (chains, lanes), work.dtype, "local")
 
         def add(outer: Sequence[Expr], first: Index, count: int) -> Stmt:

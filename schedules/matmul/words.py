@@ -199,8 +199,8 @@ def _words(parts: Parts, operation: Operation, machine: Machine) -> Stmt:
     ones = {axis.var: tirx.IntImm("int64", 0) for axis in axes if axis not in lead}
     threads = pays_off(work([axis.extent for axis in stage.axes], stage.body), machine)
 
-    def body(values: list[Expr]) -> Stmt:
-        values = {**ones, **{axis.var: value for axis, value in zip(lead, values, strict=True)}}
+    def body(at: list[Expr]) -> Stmt:
+        values = {**ones, **{axis.var: value for axis, value in zip(lead, at, strict=True)}}
         return row(parts, operation, values, lanes)
 
     return parallel_grid([Extent(axis.name, axis.extent) for axis in lead], body, machine, parallel=threads)

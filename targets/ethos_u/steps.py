@@ -49,7 +49,7 @@ class Value:
     tensor: Tensor
     last: bool
 
-    def place(self, axis: int) -> int:
+    def position(self, axis: int) -> int:
         """Position of an axis of the model."""
         return channels_first(len(self.tensor.shape))[axis] if self.last else axis
 

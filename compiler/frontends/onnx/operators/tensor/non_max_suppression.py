@@ -120,7 +120,7 @@ class _KeptBoxes:
         position[0] = int64(0)
         with T.While(tirx.all(is_kept[0] == int64(1), position[0] < count)), T.seq_scope():
             with T.vectorized(0, int64(_BLOCK)) as lane:
-                others = [self._rows[self._position(part, position[0] + lane)] for part in range(5)]
+                others = [self._rows[self._offset(part, position[0] + lane)] for part in range(5)]
                 is_hit[lane] = tirx.Cast("int32", self._overlaps(candidate, others))
             with T.serial(0, int64(_BLOCK)) as lane:
                 is_kept[0] = tirx.Select(is_hit[lane] != tirx.const(0, "int32"), int64(0), is_kept[0])
@@ -130,11 +130,11 @@ class _KeptBoxes:
         """Keeps the candidate behind `count` others."""
         # A new block is emptied first: a box without an area overlaps with none.
         with T.serial(0, tirx.Select(tirx.floormod(count, int64(_BLOCK)) == int64(0), int64(_BLOCK), int64(0))) as lane:
-            self._rows[self._position(_AREA, count + lane)] = tirx.const(0.0, "float32")
+            self._rows[self._offset(_AREA, count + lane)] = tirx.const(0.0, "float32")
         for part, value in enumerate(candidate):
-            self._rows[self._position(part, count)] = value
+            self._rows[self._offset(part, count)] = value
 
-    def _position(self, part: int, index: Expr) -> Expr:
+    def _offset(self, part: int, index: Expr) -> Expr:
         return int64(part) * self._capacity + index
 
     def _overlaps(self, first: Sequence[Expr], second: Sequence[Expr]) -> Expr:
