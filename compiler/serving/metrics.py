@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from compiler.serving.request import Response
 from compiler.support.optional import optional_module
@@ -64,8 +64,36 @@ _HOUR = 3600.0
 _PREFIX = "tensorwright"
 
 
-class Metrics:
-    """Counters of one process; `text` sums the processes of a server up. An `Observer` of policies.
+class Observer:
+    """Counts what policies decide; this one counts nothing.
+
+    Called in the event loop or in threads; must neither block nor raise.
+    """
+
+    def observe_cache(self, model: str, cache: str, hits: int, rows: int) -> None:
+        """A request looked `rows` up in a cache ("exact", "embedding", "semantic") and found `hits` of them."""
+
+    def observe_cache_failure(self, model: str, cache: str) -> None:
+        """A cache could not be read or written (a full disk); the request is answered without it."""
+
+    def observe_variant(self, model: str, variant: str, rows: int) -> None:
+        """`rows` rows were answered by a variant."""
+
+    def observe_degradation(self, model: str, level: int) -> None:
+        """Overload moved answers to the variant `level` steps below the best; 0 is normal operation."""
+
+    def observe_route(self, model: str, route: str, rows: int) -> None:
+        """A router or a cascade sent `rows` rows to a route."""
+
+    def observe_drift(self, model: str, value: float, *, exceeded: bool) -> None:
+        """The mean drift against the reference variant, and whether it is beyond its limit."""
+
+
+NO_OBSERVER = Observer()
+
+
+class Metrics(Observer):
+    """Counters of one process; `text` sums the processes of a server up.
 
     Args:
         price: of a core for an hour, in any currency; costs are counted in it.
@@ -202,50 +230,3 @@ class _ModelMetrics:
     cost: CounterTally
     counted_rows: float = 0.0
     counted_cost: float = 0.0
-
-
-class Observer(Protocol):
-    """Counts what policies decide. Called in the event loop or in threads; must neither block nor raise."""
-
-    def observe_cache(self, model: str, cache: str, hits: int, rows: int) -> None:
-        """A request looked `rows` up in a cache ("exact", "embedding", "semantic") and found `hits` of them."""
-
-    def observe_cache_failure(self, model: str, cache: str) -> None:
-        """A cache could not be read or written (a full disk); the request is answered without it."""
-
-    def observe_variant(self, model: str, variant: str, rows: int) -> None:
-        """`rows` rows were answered by a variant."""
-
-    def observe_degradation(self, model: str, level: int) -> None:
-        """Overload moved answers to the variant `level` steps below the best; 0 is normal operation."""
-
-    def observe_route(self, model: str, route: str, rows: int) -> None:
-        """A router or a cascade sent `rows` rows to a route."""
-
-    def observe_drift(self, model: str, value: float, *, exceeded: bool) -> None:
-        """The mean drift against the reference variant, and whether it is beyond its limit."""
-
-
-class NoObserver:
-    """An `Observer` that counts nothing."""
-
-    def observe_cache(self, model: str, cache: str, hits: int, rows: int) -> None:
-        """See `Observer`."""
-
-    def observe_cache_failure(self, model: str, cache: str) -> None:
-        """See `Observer`."""
-
-    def observe_variant(self, model: str, variant: str, rows: int) -> None:
-        """See `Observer`."""
-
-    def observe_degradation(self, model: str, level: int) -> None:
-        """See `Observer`."""
-
-    def observe_route(self, model: str, route: str, rows: int) -> None:
-        """See `Observer`."""
-
-    def observe_drift(self, model: str, value: float, *, exceeded: bool) -> None:
-        """See `Observer`."""
-
-
-NO_OBSERVER = NoObserver()

@@ -15,10 +15,10 @@ from compiler.serving.parts import Parts
 from compiler.serving.policies.cascade_calibration import CascadeCalibration, read_cascade, score_of
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.rows import check_batched, check_same_interface, joined, row_count, with_rows
-from compiler.serving.service import Service, identity_of
+from compiler.serving.service import Service, Wrapper, identity_of
 
 
-class Cascade:
+class Cascade(Wrapper):
     """Two models behind one name, the large one's. Rows of a batch are decided one by one.
 
     With `feeds` the large model goes on where the small one stopped (an early exit): the named inputs of it are outputs
@@ -51,6 +51,7 @@ class Cascade:
             raise OptionError(
                 "a cascade does not start without a calibration", "make one of data: `tensorwright calibrate cascade`"
             )
+        super().__init__(large)
         self.small, self.large, self.calibration = small, large, calibration
         measured = {"small": (small, calibration.small_identity), "large": (large, calibration.large_identity)}
         for which, (service, identity) in measured.items():
@@ -64,25 +65,10 @@ class Cascade:
         self._observer = observer
 
     @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.large.name
-
-    @property
-    def version(self) -> str:
-        """The model's version."""
-        return self.large.version
-
-    @property
     def inputs(self) -> tuple[TensorDescription, ...]:
         """The inputs of a request: those of the small model, and those of the large one that it does not feed."""
         others = {each.name: each for each in self.large.inputs if each.name not in self._feeds}
         return (*self.small.inputs, *(each for name, each in others.items() if name not in _names(self.small.inputs)))
-
-    @property
-    def outputs(self) -> tuple[TensorDescription, ...]:
-        """The outputs of a response."""
-        return self.large.outputs
 
     @property
     def identity(self) -> str:

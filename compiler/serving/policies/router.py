@@ -17,7 +17,7 @@ from compiler.serving.metrics import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
 from compiler.serving.request import Request, Response, Timing
 from compiler.serving.rows import check_batched, check_same_interface, joined, row_count, with_rows
-from compiler.serving.service import Service, identity_of
+from compiler.serving.service import Service, Wrapper, identity_of
 
 
 class Rule(Protocol):
@@ -120,7 +120,7 @@ class LevelRule:
         return [min(affordable, key=lambda name: (self._costs[name], -self._accuracies[name]))] * count
 
 
-class Router:
+class Router(Wrapper):
     """Several models behind one name, that of the first route. Rows of a batch are sent one by one; the parts of a
     batch run at the same time. The note "route" names the routes that served."""
 
@@ -128,31 +128,8 @@ class Router:
         """Raises OptionError where there is no route."""
         if not routes:
             raise OptionError("a router without routes", "give one or more services by name")
+        super().__init__(next(iter(routes.values())))
         self.routes, self._rule, self._observer = dict(routes), rule, observer
-
-    @property
-    def _first(self) -> Service:
-        return next(iter(self.routes.values()))
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self._first.name
-
-    @property
-    def version(self) -> str:
-        """The model's version."""
-        return self._first.version
-
-    @property
-    def inputs(self) -> tuple[TensorDescription, ...]:
-        """The inputs of a request."""
-        return self._first.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorDescription, ...]:
-        """The outputs of a response."""
-        return self._first.outputs
 
     @property
     def identity(self) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.artifact import TensorDescription
 from compiler.artifact.variants import VariantIndex, read_variants
 from compiler.errors import ArtifactError, InputError, OptionError, OverloadedError
 from compiler.runtime import Module, load
@@ -19,7 +18,7 @@ from compiler.runtime.identity import module_identity
 from compiler.serving.metrics import NO_OBSERVER, Observer
 from compiler.serving.request import Request, Response
 from compiler.serving.rows import check_same_interface
-from compiler.serving.service import Service, identity_of
+from compiler.serving.service import Service, Wrapper, identity_of
 from targets.processors import usable_cores
 
 
@@ -89,7 +88,7 @@ class Variant:
     cost_ms: float
 
 
-class Variants:
+class Variants(Wrapper):
     """A service of several variants of one model.
 
     The most accurate variant whose cost and expected latency the request's level allows answers. Those that cost as
@@ -120,6 +119,7 @@ class Variants:
             raise OptionError(f"variants {[each.name for each in variants]}", "give one or more, each with its name")
         check_same_interface([each.service for each in variants], "variants")
         self.variants = tuple(sorted(variants, key=lambda each: (-each.accuracy, each.cost_ms)))
+        super().__init__(self.variants[0].service)
         self.ranked: list[Variant] = []
         for each in self.variants:
             if not self.ranked or each.cost_ms < self.ranked[-1].cost_ms:
@@ -135,31 +135,6 @@ class Variants:
     def reference(self) -> Service:
         """The model that responses are compared with."""
         return self._reference.service
-
-    @property
-    def best(self) -> Variant:
-        """The most accurate variant."""
-        return self.variants[0]
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.best.service.name
-
-    @property
-    def version(self) -> str:
-        """The model's version."""
-        return self.best.service.version
-
-    @property
-    def inputs(self) -> tuple[TensorDescription, ...]:
-        """The inputs of a request."""
-        return self.best.service.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorDescription, ...]:
-        """The outputs of a response."""
-        return self.best.service.outputs
 
     @property
     def identity(self) -> str:

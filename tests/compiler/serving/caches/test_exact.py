@@ -15,11 +15,11 @@ from compiler.errors import OptionError, OverloadedError, StorageError
 from compiler.serving.caches.digests import request_digest, row_digests
 from compiler.serving.caches.exact import DiskStore, ExactCache, ExactCacheOptions
 from compiler.serving.caches.memory import Answer, MemoryStore
-from compiler.serving.metrics import NoObserver
+from compiler.serving.metrics import Observer
 from tests.compiler.serving.services import FunctionService, request
 
 
-class Counts(NoObserver):
+class Counts(Observer):
     def __init__(self) -> None:
         self.hits = self.failures = 0
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from compiler.errors import OptionError, OverloadedError
-from compiler.serving.metrics import NO_OBSERVER, NoObserver
+from compiler.serving.metrics import NO_OBSERVER, Observer
 from compiler.serving.parts import Parts
 from compiler.serving.policies.drift import Drift, DriftOptions, build, drift_of
 from tests.compiler.serving.services import FunctionService, request
 
 
-class Seen(NoObserver):
+class Seen(Observer):
     def __init__(self) -> None:
         self.values: list[tuple[float, bool]] = []
 
