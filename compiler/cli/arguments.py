@@ -10,32 +10,20 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from compiler.errors import InputError, OptionError, StorageError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from compiler.cli.options import ImportOptions
     from compiler.support.options import ImportArguments
 
 RANDOM = "random"
 
 
-class Importing(Protocol):
-    """The options that say how a command imports its model."""
-
-    @property
-    def shape(self) -> list[str] | None: ...
-    @property
-    def constant(self) -> list[str] | None: ...
-    @property
-    def state(self) -> list[str] | None: ...
-    @property
-    def capacity(self) -> str | None: ...
-
-
-def parse_imports(model: Path, given: Importing) -> ImportArguments:
+def parse_imports(model: Path, given: ImportOptions) -> ImportArguments:
     """The arguments of `compile` for these options."""
     from compiler.inspection.model_inspection import model_inputs
 

@@ -4,29 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from compiler.cli.arguments import Importing
-from compiler.cli.options import keywords_of
-
-
-class CompressionOptions(Importing, Protocol):
-    """The options that all commands have which compress a model."""
-
-    @property
-    def model(self) -> Path: ...
-    @property
-    def samples(self) -> list[Path] | None: ...
-    @property
-    def output(self) -> Path | None: ...
-    @property
-    def report(self) -> Path | None: ...
-    @property
-    def target(self) -> str: ...
-    @property
-    def threads(self) -> int | None: ...
-    @property
-    def as_json(self) -> bool: ...
+from compiler.cli.options import CompressionOptions, keywords_of
 
 
 def compress_to_file(technique: Callable[..., Any], given: CompressionOptions, precisions: Path | None = None) -> None:

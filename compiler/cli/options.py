@@ -129,6 +129,32 @@ ConnectionKey = Annotated[
 ]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """The options of commands that import a model."""
+
+    shape: ModelShapes = None
+    constant: Constants = None
+    state: States = None
+    capacity: Capacity = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompressionOptions(ImportOptions):
+    """The options of commands that compress a model."""
+
+    model: ModelPath
+    samples: Samples = None
+    output: ModuleOutput = None
+    target: TargetName = "host"
+    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How far the mean cosine similarity may drop.")] = (
+        0.01
+    )
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None
+    threads: Threads = None
+    as_json: Json = False
+
+
 Options = TypeVar("Options", bound="DataclassInstance")
 
 

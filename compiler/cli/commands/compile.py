@@ -53,11 +53,10 @@ def register(app: typer.Typer) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
+class _Options(options.ImportOptions):
     model: options.ModelPath
     output: options.ModuleOutput = None
     target: options.TargetName = "host"
-    shape: options.ModelShapes = None
     sizes: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,9 +66,6 @@ class _Options:
             "their own beside the code for every size; all share the weights. Again for others: each combination.",
         ),
     ] = None
-    constant: options.Constants = None
-    state: options.States = None
-    capacity: options.Capacity = None
     outputs: Annotated[
         str | None,
         typer.Option(

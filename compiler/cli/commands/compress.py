@@ -43,8 +43,7 @@ def register(app: typer.Typer) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
-    model: options.ModelPath
+class _Options(options.CompressionOptions):
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="A YAML file, or STEP -> STEP.")
     ] = None
@@ -60,19 +59,6 @@ class _Options:
             "--variant", metavar="NAME", help="One of them, or NAME=RECIPE; float32, bf16 and int8 if not given."
         ),
     ] = None
-    samples: options.Samples = None
-    output: options.ModuleOutput = None
-    target: options.TargetName = "host"
-    shape: options.ModelShapes = None
-    constant: options.Constants = None
-    state: options.States = None
-    capacity: options.Capacity = None
-    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How far the mean cosine similarity may drop.")] = (
-        0.01
-    )
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None
-    threads: options.Threads = None
-    as_json: options.Json = False
 
 
 def _compress(given: _Options) -> None:

@@ -48,22 +48,11 @@ def register(app: typer.Typer) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
-    model: options.ModelPath
-    samples: options.Samples = None
+class _Options(options.CompressionOptions):
     scheme: Annotated[str, typer.Option(metavar="NAME", help="What is quantized and how; see above.")] = "static-int8"
     group: Annotated[
         int, typer.Option(metavar="COUNT", help="Weight-only schemes: how many weights share a scale, 16 to 256.")
     ] = 64
-    output: options.ModuleOutput = None
-    target: options.TargetName = "host"
-    shape: options.ModelShapes = None
-    constant: options.Constants = None
-    state: options.States = None
-    capacity: options.Capacity = None
-    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How far the mean cosine similarity may drop.")] = (
-        0.01
-    )
     method: Annotated[
         str, typer.Option(metavar="NAME", help="How ranges are chosen: min-max, percentile, entropy or mse.")
     ] = "mse"
@@ -82,9 +71,6 @@ class _Options:
         Path | None,
         typer.Option(metavar="FILE", help="Write there which layers are quantized (.json)."),
     ] = None
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None
-    threads: options.Threads = None
-    as_json: options.Json = False
 
 
 def _quantize(given: _Options) -> None:

@@ -49,15 +49,11 @@ def register(app: typer.Typer) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
+class _Options(options.ImportOptions):
     model: Annotated[
         Path | None, typer.Argument(metavar="MODEL", help="As for `compile`; left out with --take.", show_default=False)
     ] = None
     target: options.TargetName = "host"
-    shape: options.ModelShapes = None
-    constant: options.Constants = None
-    state: options.States = None
-    capacity: options.Capacity = None
     device: Annotated[
         list[str] | None,
         typer.Option(
