@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -39,7 +38,10 @@ LIMIT_VARIABLE = "TENSORWRIGHT_CACHE_MB"
 """Environment variable: megabytes that modules in the cache take together at most; 0 keeps none."""
 _DEFAULT_LIMIT_MB = 2048
 _KIND, _MODULE, _FACTS = "modules", "module.twm", "facts.json"
-_VERSIONS = ("apache-tvm", "apache-tvm-ffi", "numpy", "onnx", "torch", "transformers", "gguf", "ml_dtypes")
+_VERSIONS = tuple(
+    f"{name}_" for name in ("apache_tvm", "apache_tvm_ffi", "numpy", "onnx", "torch", "transformers", "gguf", "ml_dtypes")
+)
+"""How the folders of distributions' metadata begin, in lower case and with hyphens as underscores."""
 _EXTENSIONS = ("tensorwright.targets", "tensorwright.schedules", "tensorwright.onnx_operators")
 _SOURCES = (".py", ".json", ".jsonl", ".h", ".c", ".cc", ".ubj")
 _PACKAGES = ("compiler", "schedules", "targets", "tuning_logs")
@@ -353,21 +355,37 @@ def _processor() -> str:
 
 @functools.cache
 def _installation() -> str:
-    versions = []
-    for name in _VERSIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions.append((name, importlib.metadata.version(name)))
-    extensions = [
-        (point.value, point.dist.version if point.dist is not None else "")
-        for group in _EXTENSIONS
-        for point in importlib.metadata.entry_points(group=group)
-    ]
+    """Versions of what compiles, extensions of other packages, and this package's files.
+
+    Read from the folders themselves: `importlib.metadata` parses the files of every distribution, which takes as long
+    as loading a module.
+    """
     root = Path(__file__).resolve().parents[2]
-    files = [
-        _stamp(Path(folder) / name)
-        for package in _PACKAGES
-        for folder, _, names in os.walk(root / package)
-        for name in names
-        if name.endswith(_SOURCES)
-    ]
-    return key_of([repr((sys.version_info, versions, sorted(extensions), sorted(files)))])
+    files = [stamp for package in _PACKAGES for stamp in _source_stamps(str(root / package))]
+    return key_of([repr((sys.version_info, sorted(_distributions()), sorted(files)))])
+
+
+def _distributions() -> Iterator[tuple[str, str]]:
+    """Names with versions of the installed distributions that compile, and of those that extend this package with
+    their entry points."""
+    for folder in sys.path:
+        with contextlib.suppress(OSError), os.scandir(folder or os.curdir) as listed:
+            for each in listed:
+                if not each.name.endswith((".dist-info", ".egg-info")):
+                    continue
+                if each.name.lower().replace("-", "_").startswith(_VERSIONS):
+                    yield each.name, ""
+                with contextlib.suppress(OSError):
+                    points = Path(each.path, "entry_points.txt").read_text(encoding="utf-8")
+                    if any(group in points for group in _EXTENSIONS):
+                        yield each.name, points
+
+
+def _source_stamps(folder: str) -> Iterator[tuple[str, int, int]]:
+    with os.scandir(folder) as listed:
+        for each in listed:
+            if each.is_dir():
+                yield from _source_stamps(each.path)
+            elif each.name.endswith(_SOURCES):
+                status = each.stat()
+                yield each.path, status.st_size, status.st_mtime_ns
