@@ -207,7 +207,13 @@ def load_archive(path: Path, option: str) -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise InputError(
+                f"{option}: {path} is a single array, and does not say of which input",
+                "write an archive: numpy.savez(path, NAME=array), NAME being the input's",
+            )
+        with archive:
             return {name: archive[name] for name in archive.files}
     except OSError as error:
         raise StorageError(f"{option}: {path} cannot be read: {error.strerror or error}") from error

@@ -100,6 +100,8 @@ def _describe(error: Exception) -> tuple[str, str | None, int]:
 
 _OPTIONS = {
     "at": "--at",
+    "blank": "--blank",
+    "boxes": "--boxes",
     "budget": "--budget",
     "calibration": "--samples",
     "capacity": "--capacity",
@@ -131,7 +133,9 @@ _OPTIONS = {
     "space": "--space",
     "state": "--state",
     "storage": "--storage",
+    "task": "--task",
     "time_budget": "--time-budget",
+    "tokenizer": "--tokenizer",
     "tolerance": "--tolerance",
     "trials": "--trials",
 }

@@ -57,8 +57,10 @@ LIBRARY_SOURCES = (
 THREAD_POOL_SOURCES = ("thread_pool.c",)
 SHARED_LIBRARY = "libtensorwright.so"
 NO_LINKED_MODULE = "linked_none.cc"
+# Code of the runner: it reads recordings, and pictures by `prediction.cc`.
+RUN_SOURCES = ("processing.cc", "audio.cc", "speech.cc", "run.cc")
 PROGRAMS = {
-    "tensorwright-run": ("prediction.cc", "run.cc", "run_main.cc"),
+    "tensorwright-run": ("prediction.cc", *RUN_SOURCES, "run_main.cc"),
     "tensorwright-server": (
         "noise.cc",
         "wire.cc",

@@ -23,6 +23,7 @@ from compiler.device.programs import (
     IMAGE_SOURCES,
     LIBRARY_SOURCES,
     LOADING_SOURCES,
+    RUN_SOURCES,
     SOURCES,
     THREAD_POOL_SOURCES,
     source_files,
@@ -49,7 +50,7 @@ _SOURCES = (
     "mapped_code.cc",
     "library_mapped.cc",
     "linked.cc",
-    "run.cc",
+    *RUN_SOURCES,
 )
 _RUNNER_SOURCES = ("run_main.cc",)
 # What reads pictures, and what stands in its place in the programs of modules that take none.

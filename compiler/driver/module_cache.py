@@ -39,7 +39,8 @@ LIMIT_VARIABLE = "TENSORWRIGHT_CACHE_MB"
 _DEFAULT_LIMIT_MB = 2048
 _KIND, _MODULE, _FACTS = "modules", "module.twm", "facts.json"
 _VERSIONS = tuple(
-    f"{name}_" for name in ("apache_tvm", "apache_tvm_ffi", "numpy", "onnx", "torch", "transformers", "gguf", "ml_dtypes")
+    f"{name}_"
+    for name in ("apache_tvm", "apache_tvm_ffi", "numpy", "onnx", "torch", "transformers", "gguf", "ml_dtypes")
 )
 """How the folders of distributions' metadata begin, in lower case and with hyphens as underscores."""
 _EXTENSIONS = ("tensorwright.targets", "tensorwright.schedules", "tensorwright.onnx_operators")

@@ -7,12 +7,12 @@ import ast
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import onnx
 
 from compiler.errors import InvalidModelError, OptionError, type_text
-from compiler.support.processing import Processing
+from compiler.support.processing import Processing, Task
 
 _LARGEST = 1 << 22  # bytes of a JSON file
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -35,8 +35,8 @@ def stated_processing(source: object, given: Processing | Literal["auto"] | None
     if found is None and (given == "auto" or given.task is None):
         raise OptionError(
             "processing: no metadata say what the model reads and returns",
-            "give tensorwright.Processing(task=...): metadata of ultralytics' ONNX files, and preprocessor_config.json "
-            "with config.json beside a model, are read",
+            f"give task= ({' or '.join(get_args(Task))}) of `tensorwright.Processing`: metadata of ultralytics' ONNX "
+            "files, and preprocessor_config.json with config.json beside a model, are read",
         )
     return found if given == "auto" else given.over(found)
 

@@ -35,7 +35,35 @@ _COMPRESSED = (
     (b"\xfd7zXZ\x00", "xz", "unxz"),
     (b"\x28\xb5\x2f\xfd", "Zstandard", "unzstd"),
 )
+_DATA = (
+    (b"\x93NUMPY", "an array of numpy"),
+    (b"\x89PNG", "a picture"),
+    (b"\xff\xd8\xff", "a picture"),
+    (b"GIF8", "a picture"),
+    (b"RIFF", "a recording or a picture"),
+    (b"OggS", "a recording"),
+    (b"ID3", "a recording"),
+    (b"PAR1", "a Parquet table"),
+    (b"%PDF", "a PDF document"),
+    (b"\x7fELF", "a program or library"),
+)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SUFFIXES = (
+    ".onnx",
+    ".pt2",
+    ".pth",
+    ".gguf",
+    ".twm",
+    ".safetensors",
+    ".bin",
+    ".tflite",
+    ".keras",
+    ".h5",
+    ".pkl",
+    ".xml",
+    ".pb",
+    ".zip",
+)
 _HEAD = 4096
 # How transformers names classes of models that generate text.
 _GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSpeechSeq2Seq", "MTModel")
@@ -104,6 +132,9 @@ def foreign_file(head: bytes, source: Path | bytes) -> ForeignFile | None:
         )
     if re.match(rb"\s*<[!?a-zA-Z]", head):
         return ForeignFile("a text file, not a model", "a download may have returned a page in place of the model")
+    for magic, kind in _DATA:
+        if head.startswith(magic):
+            return ForeignFile(f"{kind}, not a model", f"data are for its inputs; {FORMATS}")
     if head.startswith(b"version https://git-lfs"):
         return ForeignFile("a pointer of Git LFS, not the model itself", "fetch the file: git lfs pull")
     if re.search(rb"^\s*(import|from) \w|^\s*def \w", head, re.MULTILINE) and _is_text(head):
@@ -166,9 +197,14 @@ def missing_file_hint(path: Path) -> str | None:
     """Hint for obtaining a missing file that the name suggests is a pickled PyTorch file or a Hugging Face Hub
     model."""
     name = str(path)
+    if re.match(r"https?:/", name):
+        return "download it first, and give the path of the file"
+    if "*" in name:
+        return "give one model; the shell found no file of that pattern"
     if path.suffix == ".pt":
         return f"{name} would be a pickled PyTorch file, which is not read; {_EXPORT_ULTRALYTICS.format(name=name)}"
-    if _HUB_NAME.fullmatch(name) and not path.suffix and not path.parent.exists():
+    # "Llama-3.2-1B" has no suffix of a file.
+    if _HUB_NAME.fullmatch(name) and path.suffix.lower() not in _SUFFIXES and not path.parent.exists():
         return f"{name!r} looks like a name of the Hugging Face Hub; {(_EXPORT_HUB + _DOWNLOAD_HUB).format(name=name)}"
     return None
 

@@ -17,8 +17,7 @@ using Color = std::array<uint8_t, 3>;
 // Those of the Python package.
 constexpr Color kColors[] = {{0xe6, 0x19, 0x4b}, {0x3c, 0xb4, 0x4b}, {0x43, 0x63, 0xd8}, {0xf5, 0x82, 0x31}, {0x91, 0x1e, 0xb4},
                              {0x00, 0x80, 0x80}, {0x9a, 0x63, 0x24}, {0x80, 0x80, 0x00}, {0x00, 0x00, 0x75}, {0xe6, 0x00, 0x7e}};
-constexpr size_t kMostNames = 1 << 20;
-constexpr int64_t kLongestEdge = 1 << 16, kLineShare = 300;
+constexpr int64_t kLineShare = 300;
 
 const Color& ColorOf(int64_t number) {
   constexpr int64_t count = static_cast<int64_t>(std::size(kColors));
@@ -206,28 +205,6 @@ Prediction Line(const Processing& processing, const Manifest& manifest, const st
 }
 
 }  // namespace
-
-Processing Processing::Of(const Artifact& artifact) {
-  const char* hint = "compile it with --processing or --task, or give tensors: --inputs FILE";
-  std::optional<ffi::Tensor> stored;
-  if (!artifact.asset_descriptions.empty()) {
-    for (const NamedTensor& each : ReadTensors(artifact.assets, artifact.asset_descriptions, "the assets of the module")) {
-      if (each.name == "processing.json") stored = each.tensor;
-    }
-  }
-  if (!stored) throw Error("the module was compiled without processing", hint);
-  JsonValue json = JsonValue::Parse(static_cast<const char*>(stored->data_ptr()), TensorBytes(*stored->GetDLTensorPtr()), "the module's processing.json");
-  Processing processing{json["task"].Text(), "", 0, 0, {}};
-  if (artifact.inputs.size() != 1 || artifact.inputs[0].name != "image") throw Error("the module does not take a picture alone; its task is " + Quoted(processing.task), hint);
-  processing.resize = json["resize"].Text();
-  std::vector<JsonValue> size = json["size"].Items(2);
-  if (size.size() != 2) json.Fail("its size is not a height and a width");
-  processing.rows = size[0].Whole(1, kLongestEdge), processing.columns = size[1].Whole(1, kLongestEdge);
-  if (auto names = json.Find("names")) {
-    for (const JsonValue& each : names->Items(kMostNames)) processing.names.push_back(each.Text());
-  }
-  return processing;
-}
 
 Prediction ReadPrediction(const Processing& processing, const Manifest& manifest, const std::vector<ffi::Tensor>& outputs, const ffi::Tensor& image) {
   if (processing.task == "classify") return Classes(processing, manifest, outputs);

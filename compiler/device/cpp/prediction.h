@@ -5,19 +5,10 @@
 #include <vector>
 
 #include "module.h"
+#include "processing.h"
 #include "report.h"
 
 namespace tensorwright {
-
-// The parts of a module's processing (`compiler/support/processing.py`) that its results are read by.
-struct Processing {
-  std::string task, resize;
-  int64_t rows = 0, columns = 0;  // what the net reads
-  std::vector<std::string> names;
-
-  // Throws Error unless the module takes pictures.
-  static Processing Of(const Artifact& artifact);
-};
 
 // A prediction as lines of text, and as the members of the JSON object that the Python package prints, without masks.
 struct Prediction {

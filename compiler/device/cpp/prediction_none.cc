@@ -9,7 +9,6 @@ namespace {
 
 }  // namespace
 
-Processing Processing::Of(const Artifact&) { Refuse(); }
 Prediction ReadPrediction(const Processing&, const Manifest&, const std::vector<ffi::Tensor>&, const ffi::Tensor&) { Refuse(); }
 std::string PicturePath(const Processing&, const std::string&) { Refuse(); }
 ffi::Tensor ReadImage(Span, const std::string&) { Refuse(); }

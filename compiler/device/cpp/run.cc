@@ -1,10 +1,10 @@
-// Runs a module:  tensorwright-run MODULE.twm [PICTURE]... [--picture FILE] [--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels]
+// Runs a module:  tensorwright-run MODULE.twm [FILE]... [--picture FILE] [--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels]
 //                                      [--session] [--capacity N] [--load-states FILE] [--save-states FILE]
 //                                      [--json] [--trusted-key PATH]...
 //
-// A module with processing of pictures takes PNG, JPEG, GIF and BMP files, prints what it finds, and writes pictures with boxes or
-// masks: PICTURE-boxes.png in the current folder, or what --picture names.
-// FILE is in the safetensors format, tensors by the names of the module's inputs or outputs. Inputs are the stored example
+// A module with processing takes pictures (PNG, JPEG, GIF, BMP) or recordings (WAV), prints what it finds, and writes pictures with
+// boxes or masks: FILE-boxes.png in the current folder, or what --picture names.
+// FILE of an option is in the safetensors format, tensors by the names of the module's inputs or outputs. Inputs are the stored example
 // if not given. With --runs, the median and the 99th percentile of that many further runs are printed; on a graphics processor
 // also those of runs without copies of inputs and outputs, by CUDA events, and with --graph of the run captured as one CUDA
 // graph. With --kernels, what each kernel takes there. With --json all that is one JSON object, times in milliseconds.
@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "audio.h"
 #include "checked_json.h"
 #include "image.h"
 #include "linked.h"
@@ -25,6 +26,7 @@
 #include "run.h"
 #include "session.h"
 #include "signature.h"
+#include "speech.h"
 #include "whole_number.h"
 
 namespace tensorwright {
@@ -32,7 +34,7 @@ namespace {
 
 struct Options {
   std::string module, inputs, outputs, picture, load_states, save_states;
-  std::vector<std::string> pictures;
+  std::vector<std::string> files;  // pictures or recordings
   bool verify = false, graph = false, kernels = false, json = false, session = false;
   int runs = 0;
   int64_t capacity = 0;
@@ -40,7 +42,7 @@ struct Options {
 };
 
 constexpr int kMostRuns = 1'000'000;
-const char* const kUsage = "usage: tensorwright-run %s[PICTURE]... [--picture FILE] [--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels] [--session] [--capacity N] "
+const char* const kUsage = "usage: tensorwright-run %s[FILE]... [--picture FILE] [--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels] [--session] [--capacity N] "
     "[--load-states FILE] [--save-states FILE] [--json] [--trusted-key PATH]...\n";
 
 bool Parse(int count, char** arguments, Options* options) {
@@ -78,15 +80,15 @@ bool Parse(int count, char** arguments, Options* options) {
     } else if (options->module.empty() && argument[0] != '-' && !LinkedModule().data) {
       options->module = argument;
     } else if (argument[0] != '-') {
-      options->pictures.push_back(argument);
+      options->files.push_back(argument);
     } else {
       return false;
     }
   }
-  if (options->pictures.size() != 1 && !(options->picture.empty() && (options->pictures.empty() || options->outputs.empty()))) {
+  if (options->files.size() != 1 && !(options->picture.empty() && (options->files.empty() || options->outputs.empty()))) {
     throw Error("--picture and --outputs name one file: of one picture", "run the pictures one at a time");
   }
-  if (!options->pictures.empty() && (options->session || !options->inputs.empty())) throw Error("a picture is the module's input: leave out --inputs and --session");
+  if (!options->files.empty() && (options->session || !options->inputs.empty())) throw Error("a picture or recording is the module's input: leave out --inputs and --session");
   return LinkedModule().data || !options->module.empty();
 }
 
@@ -125,13 +127,31 @@ void Step(Module* module, const Options& options, Report* report) {
   report->Add("rows", std::to_string(session.length()), "rows in use: " + std::to_string(session.length()));
 }
 
-// Runs the module on each picture, and says what it finds. The inputs of the last run.
+// Runs the module on each recording, and says where there is speech.
+void Listen(Module* module, const Processing& processing, const Options& options, Report* report) {
+  if (!options.picture.empty() || !options.outputs.empty()) throw Error("a recording has neither a picture nor outputs of one run: leave out --picture and --outputs");
+  std::string list;
+  for (const std::string& path : options.files) {
+    SpeechParts found = FindSpeech(module, processing, ReadWave(FileBytes(path).span(), path, processing.rate));
+    list += (list.empty() ? "" : ", ") + ("{\"input\": " + JsonText(path)) + ", " + found.json + "}";
+    if (options.json) continue;
+    if (options.files.size() > 1) std::printf("%s\n", Printable(path).c_str());
+    std::printf("%s\n", found.text.c_str());
+  }
+  if (options.json) report->Add("predictions", "[" + list + "]", "");
+}
+
+// Runs the module on each picture or recording, and says what it finds. The inputs of a last run.
 std::vector<ffi::Tensor> Predict(Module* module, const Options& options, Report* report) {
   const Artifact& artifact = module->artifact();
   Processing processing = Processing::Of(artifact);
+  if (processing.task == "speech") {
+    Listen(module, processing, options, report);
+    return module->ExampleInputs();
+  }
   std::vector<ffi::Tensor> inputs;
   std::string list;
-  for (const std::string& path : options.pictures) {
+  for (const std::string& path : options.files) {
     inputs = {ReadImage(FileBytes(path).span(), path)};
     std::vector<ffi::Tensor> outputs = module->Run(inputs);
     if (!options.outputs.empty()) WriteFile(options.outputs, WriteTensors(artifact.outputs, outputs));
@@ -140,7 +160,7 @@ std::vector<ffi::Tensor> Predict(Module* module, const Options& options, Report*
     if (found.picture) WritePng(picture, *found.picture);
     list += (list.empty() ? "" : ", ") + ("{\"input\": " + JsonText(path)) + ", " + found.json + (found.picture ? ", \"picture\": " + JsonText(picture) : "") + "}";
     if (options.json) continue;
-    if (options.pictures.size() > 1) std::printf("%s\n", Printable(path).c_str());
+    if (options.files.size() > 1) std::printf("%s\n", Printable(path).c_str());
     std::printf("%s\n%s", Printable(found.text).c_str(), found.picture ? Printable("wrote " + picture + "\n").c_str() : "");
   }
   if (options.json) report->Add("predictions", "[" + list + "]", "");
@@ -175,7 +195,7 @@ int RunnerMain(int count, char** arguments) {
     if (options.json) std::printf("%s\n", report.Json().c_str());
     return 0;
   }
-  if (!options.pictures.empty()) {
+  if (!options.files.empty()) {
     inputs = Predict(&module, options, &report);
   } else {
     std::vector<ffi::Tensor> outputs = module.Run(inputs);

@@ -18,6 +18,8 @@ from compiler.cli.entry import with_option_names
         ("shapes: 'b' is not a size of input 'x'", "--shape: 'b' is not a size of input 'x'"),
         ("sizes['n'] is 'all'", "--sizes['n'] is 'all'"),
         ("name a cut (at=)", "name a cut (--at)"),
+        ("give task= (detect or classify)", "give --task (detect or classify)"),
+        ("processing: task='x'", "processing: --task 'x'"),
         ("select the one to score: output=", "select the one to score: --scored-output"),
     ],
 )

@@ -75,6 +75,9 @@ CASES: dict[str, tuple[Any, str, str]] = {
     "yolov8n.pt": (write_ultralytics, "a pickled torch file", "yolo export model="),
     "lfs.onnx": (lambda path: path.write_text("version https://git-lfs.github.com/spec"), "Git LFS", "lfs pull"),
     "x.npz": (lambda path: np.savez(path, x=np.zeros(2)), "an archive of numpy arrays", "inputs"),
+    "x.npy": (lambda path: np.save(path, np.zeros(2)), "an array of numpy", "data are for its inputs"),
+    "x.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "a picture", "data are for its inputs"),
+    "x.wav": (lambda path: path.write_bytes(b"RIFF\0\0\0\0WAVE"), "a recording", "data are for its inputs"),
     "cut.zip": (lambda path: path.write_bytes(b"PK\x03\x04cut"), "a damaged zip archive", "again"),
 }  # fmt: skip
 
@@ -130,9 +133,13 @@ def test_folders_are_named(name: str, files: list[str], hint: str, tmp_path: Pat
 def test_name_of_the_hub_is_taken_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for read in (tensorwright.compile, tensorwright.coverage_report):
-        with pytest.raises(TensorwrightError, match="no such model file: openai/whisper-tiny") as caught:
-            read("openai/whisper-tiny")
-        assert "optimum-cli export onnx --model openai/whisper-tiny" in str(caught.value.hint)
+        for name in ("openai/whisper-tiny", "meta-llama/Llama-3.2-1B", "Qwen/Qwen2.5-0.5B"):
+            with pytest.raises(TensorwrightError, match=f"no such model file: {name}") as caught:
+                read(name)
+            assert f"optimum-cli export onnx --model {name}" in str(caught.value.hint)
+    with pytest.raises(StorageError) as caught_address:
+        tensorwright.compile("https://example.com/net.onnx")
+    assert "download it first" in str(caught_address.value.hint)
     with pytest.raises(StorageError) as caught_plain:
         tensorwright.compile("missing.onnx")
     assert caught_plain.value.hint is None
