@@ -8,7 +8,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kMostNames = 1 << 20;
+constexpr size_t kMostClassNames = 1 << 20;
 constexpr int64_t kLongestEdge = 1 << 16, kLongestWindow = 1 << 28, kHighestRate = 1'000'000;
 
 }  // namespace
@@ -37,7 +37,7 @@ Processing Processing::Of(const Artifact& artifact) {
   if (size.size() != 2) json.Fail("its size is not a height and a width");
   processing.rows = size[0].Whole(1, kLongestEdge), processing.columns = size[1].Whole(1, kLongestEdge);
   if (auto names = json.Find("names")) {
-    for (const JsonValue& each : names->Items(kMostNames)) processing.names.push_back(each.Text());
+    for (const JsonValue& each : names->Items(kMostClassNames)) processing.names.push_back(each.Text());
   }
   return processing;
 }

@@ -11,9 +11,9 @@ namespace tensorwright {
 namespace {
 
 // The probability that a run on some samples returns.
-class Stream {
+class Windows {
  public:
-  Stream(Module* module, int64_t length) : module_(module) {
+  Windows(Module* module, int64_t length) : module_(module) {
     const Artifact& artifact = module->artifact();
     if (!artifact.states.empty()) session_.emplace(module, 0);
     const Description* input = nullptr;
@@ -48,13 +48,13 @@ SpeechParts FindSpeech(Module* module, const Processing& processing, const std::
   size_t count = (samples.size() + window - 1) / window;
   std::vector<float> padded(context + count * window);
   std::copy(samples.begin(), samples.end(), padded.begin() + static_cast<ptrdiff_t>(context));
-  Stream stream(module, processing.context + processing.window);
+  Windows windows(module, processing.context + processing.window);
   double seconds = static_cast<double>(window) / static_cast<double>(processing.rate);
   std::string lines, list;
   size_t parts = 0, start = 0;
   bool speaks = false;
   for (size_t i = 0; i <= count; ++i) {
-    bool now = i < count && stream.Run(padded.data() + i * window) >= static_cast<float>(processing.score);
+    bool now = i < count && windows.Run(padded.data() + i * window) >= static_cast<float>(processing.score);
     if (now && !speaks) start = i;
     if (speaks && !now) {
       double from = static_cast<double>(start) * seconds, to = static_cast<double>(i) * seconds;
