@@ -28,13 +28,35 @@ import numpy as np
 
 import compiler
 from compiler.artifact.dtypes import ELEMENT_TYPES
-from compiler.errors import InputError, OptionError
+from compiler.errors import (
+    InputError,
+    InvalidModelError,
+    OptionError,
+    StorageError,
+    TensorwrightError,
+    UnsupportedModelError,
+)
 
 Array = np.ndarray
 CPU = "CPUExecutionProvider"
 VERSION = "1.20.0"
 """The version of ONNX Runtime's interface that this module follows."""
 __version__ = VERSION
+
+_INNER = (
+    "capi",
+    "capi._pybind_state",
+    "capi.onnxruntime_pybind11_state",
+    "capi.onnxruntime_inference_collection",
+)
+"""Modules inside ONNX Runtime from which packages import the same names."""
+
+# ONNX Runtime's exceptions, for code that catches them.
+Fail = RuntimeException = EPFail = TensorwrightError
+InvalidArgument = InputError
+InvalidGraph = InvalidProtobuf = InvalidModelError
+NoSuchFile = StorageError
+NotImplemented = UnsupportedModelError
 
 _TYPES = {
     "bool": "bool",
@@ -442,7 +464,11 @@ def install() -> None:
     loaded = sys.modules.get("onnxruntime")
     if loaded is not None and loaded is not sys.modules[__name__]:
         raise OptionError("onnxruntime was imported before", "call install() first")
-    sys.modules["onnxruntime"] = sys.modules[__name__]
+    own = sys.modules[__name__]
+    sys.modules["onnxruntime"] = own
+    for name in _INNER:
+        sys.modules[f"onnxruntime.{name}"] = own
+        setattr(own, name.rpartition(".")[2], own)
 
 
 def _node_arg(spec: Any) -> NodeArg:

@@ -125,7 +125,10 @@ def test_packages_that_import_onnxruntime_get_it_after_install() -> None:
     code = (
         "import tensorwright.onnxruntime as o; o.install();"
         "import onnxruntime as ort; from onnxruntime import InferenceSession, SessionOptions;"
-        "print(ort is o, InferenceSession is o.InferenceSession)"
+        "from onnxruntime.capi import _pybind_state as C;"
+        "from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, NoSuchFile;"
+        "import onnxruntime.capi._pybind_state;"
+        "print(ort is o, InferenceSession is o.InferenceSession, C.get_available_providers(), InvalidArgument.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "True True\n"
+    assert done.stdout == "True True ['CPUExecutionProvider'] InputError\n"
