@@ -163,7 +163,7 @@ def _kernels(target: targets.Target, pipeline: PipelineResult, tuned: TunedConfi
     for entry in pipeline.report.kernels:
         count = counts.get(entry.kernel)
         function = functions.get(entry.kernel)
-        tasks, places = (None, {}) if function is None else parallel_tasks(function)
+        tasks, positions = (None, {}) if function is None else parallel_tasks(function)
         kernels.append(
             KernelProvenance(
                 kernel=entry.kernel,
@@ -173,7 +173,7 @@ def _kernels(target: targets.Target, pipeline: PipelineResult, tuned: TunedConfi
                 origin=tuned.origin(entry.workload) if tuned is not None and entry.source == "record" else None,
                 measure=tuned.measure(entry.workload) if tuned is not None and entry.source == "record" else None,
                 operations=count.formula if count is not None else None,
-                symbols={**places, **(count.symbols if count is not None else {})},
+                symbols={**positions, **(count.symbols if count is not None else {})},
                 tasks=tasks,
                 serial=None if function is None else serial_reason(function, target.machine.cores),
                 gathered=tuple(sorted(pipeline.report.gathered.get(entry.kernel, ()))),
@@ -227,15 +227,15 @@ _LONGEST = 1000  # characters of a formula
 def parallel_tasks(function: PrimFunc) -> tuple[tuple[str, ...], dict[str, tuple[int, int]]]:
     """The extents of a kernel's parallel loops in their order, equal ones once: numbers, formulas of sizes, or
     `UNKNOWN`; and where a call's arguments give those sizes, as in `OperationCount`."""
-    places = symbol_positions(function)
+    positions = symbol_positions(function)
     values: dict[str, Expr] = {str(each.var.name): each.value for each in nodes(function.body, tirx.Bind)}
     loops = [loop for loop in nodes(function.body, tirx.For) if loop.kind == tirx.ForKind.PARALLEL]
 
     def formula(extent: Expr) -> str:
         def text_of(name: str) -> str:
-            if name not in places and name not in values:
+            if name not in positions and name not in values:
                 raise UncountableError(f"a size named {name!r}")
-            return name if name in places else f"({formula(values[name])})"
+            return name if name in positions else f"({formula(values[name])})"
 
         text = with_names(size_formula(extent), text_of)
         if len(text) > _LONGEST:
@@ -250,7 +250,7 @@ def parallel_tasks(function: PrimFunc) -> tuple[tuple[str, ...], dict[str, tuple
 
     tasks = tuple(dict.fromkeys(known(loop.extent) for loop in loops))
     used = {name for each in tasks if each != UNKNOWN for name in names_in(each)}
-    return tasks, {name: places[name] for name in sorted(used)}
+    return tasks, {name: positions[name] for name in sorted(used)}
 
 
 _STEPS_OF_A_STORE = 4  # the most usual ones of `schedules.codegen.parallel.work`

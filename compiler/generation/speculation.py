@@ -25,7 +25,7 @@ class PromptLookup:
     """Guesses from what followed when the last tokens came before: for texts that repeat themselves or the prompt."""
 
     def __init__(self) -> None:
-        self._places: dict[tuple[int, ...], int] = {}  # of runs of tokens: where the last one ends
+        self._ends: dict[tuple[int, ...], int] = {}  # of runs of tokens: where the last one ends
         self._indexed = 0
 
     def draft(self, tokens: Sequence[int], most: int) -> list[int]:
@@ -34,8 +34,8 @@ class PromptLookup:
             return []
         self._index(tokens, len(tokens) - 1)
         sizes = range(min(_LONGEST, len(tokens)), _SHORTEST - 1, -1)
-        places = (self._places.get(tuple(tokens[-size:])) for size in sizes)
-        start = next((each for each in places if each is not None), None)
+        ends = (self._ends.get(tuple(tokens[-size:])) for size in sizes)
+        start = next((each for each in ends if each is not None), None)
         self._index(tokens, len(tokens))
         if start is None:
             return []
@@ -44,10 +44,10 @@ class PromptLookup:
         return [tokens[start + i % period] for i in range(most)]
 
     def _index(self, tokens: Sequence[int], end: int) -> None:
-        """Note the runs that end before place `end`."""
+        """Note the runs that end before position `end`."""
         for each in range(self._indexed + 1, end + 1):
             for size in range(_SHORTEST, min(_LONGEST, each) + 1):
-                self._places[tuple(tokens[each - size : each])] = each
+                self._ends[tuple(tokens[each - size : each])] = each
         self._indexed = max(self._indexed, end)
 
 

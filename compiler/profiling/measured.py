@@ -30,8 +30,8 @@ class CallTime:
         nbytes: of these tensors: what it must at least read and write.
         operations: arithmetic operations, or None where not known.
         nodes: nodes of the model that it computes, the main one first; empty where not known.
-        layer: its place among the layers of the profile.
-        reads: the earlier calls whose results it reads, by their places among the calls.
+        layer: its index among the layers of the profile.
+        reads: the earlier calls whose results it reads, by their indices among the calls.
         live_bytes: bytes of tensors alive while it runs, except parameters and inputs.
     """
 
@@ -60,7 +60,7 @@ class ThreadTime:
 
     Attributes:
         thread: 0 for the thread that runs the module.
-        call: the kernel's place among the calls.
+        call: the kernel's index among the calls.
         start, duration: in seconds from the beginning of the run.
         parts: of the loop, that it ran.
     """
@@ -74,7 +74,7 @@ class ThreadTime:
 
 @dataclass(frozen=True)
 class KernelTime:
-    """All calls of one kernel in a run, or those from one place in the code.
+    """All calls of one kernel in a run, or those of one call site.
 
     Attributes:
         operators: operators of the model, as far as the kernel's name shows.
@@ -85,7 +85,7 @@ class KernelTime:
         share: share of the latency of a run (of the sum of all kernels, where noise makes that larger).
         operations: arithmetic operations of all calls in a run, or None where not known.
         nbytes: bytes of the tensors given to all calls in a run.
-        nodes: nodes of the model that the calls compute; those of one place start with the main node.
+        nodes: nodes of the model that the calls compute; those of one call site start with the main node.
         tasks: of its parallel loops, equal ones once; none: one thread computes it. None where not known, or where
             they differ from call to call.
         balance: the share of the time in which all threads work, if tasks take equally long; None where not known.
@@ -137,8 +137,7 @@ class Profile:
         watched: latency of the runs with the instrument, its overhead included.
         crossing: seconds of overhead per call of the instrument; subtracted everywhere here.
         kernels: kernels and runtime functions, slowest first.
-        layers: the same by the place in the code that calls them, so that calls of one kernel for several nodes of
-            the model are apart, slowest first.
+        layers: the same by call site, so that calls of one kernel for several nodes of the model are apart.
         calls: the calls of one typical run, in order.
         roofline: limits of the processor with these threads; None for other devices.
         planned_bytes: that the memory plan holds for tensors between kernels; None where it depends on sizes.

@@ -141,11 +141,11 @@ def _summarize(workload: Workload, measured: _Measured) -> Profile:
     recording = replace(recording, calls=calls)
     operations = [_operations(call, provenance.get(call.name)) for call in recording.calls]
 
-    def kernels(places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], KernelTime]:
+    def kernels(sites: Sequence[tuple[str, int]]) -> dict[tuple[str, int], KernelTime]:
         run = _Calls(calls, times, operations, named)
-        return _kernels(run, places, latency.p50, provenance, workload.module.threads)
+        return _kernels(run, sites, latency.p50, provenance, workload.module.threads)
 
-    layers = kernels([name.place for name in named])
+    layers = kernels([name.site for name in named])
     positions = {index: position for position, index in enumerate(layers)}
     plan = manifest.memory_plan
     return Profile(
@@ -223,15 +223,15 @@ class _Calls:
 
 def _kernels(
     run: _Calls,
-    places: Sequence[tuple[str, int]],
+    sites: Sequence[tuple[str, int]],
     latency: float,
     provenance: Mapping[str, KernelProvenance],
     threads: int,
 ) -> dict[tuple[str, int], KernelTime]:
-    """The calls in groups of one place each, slowest first."""
+    """The calls grouped by call site, slowest first."""
     kinds = _kinds(run.calls)
     groups: dict[tuple[str, int], list[int]] = {}
-    for index, site in enumerate(places):
+    for index, site in enumerate(sites):
         groups.setdefault(site, []).append(index)
     seconds_of = {key: median(run.times.own[:, members].sum(axis=1).tolist()) for key, members in groups.items()}
     # The two are measured in different runs: noise must not make shares of more than the whole.
@@ -307,7 +307,7 @@ def _calls(
             nbytes=_nbytes(call, kinds[index], provenance.get(call.name)),
             operations=operations[index],
             nodes=named[index].nodes,
-            layer=positions[named[index].place],
+            layer=positions[named[index].site],
             reads=flow.reads[index],
             live_bytes=flow.live[index],
         )
@@ -343,12 +343,12 @@ class NamedCall:
     Attributes:
         kernel: its name, of kernels with dynamic sizes too, whose calls TVM does not name.
         nodes: nodes of the model, the main one first; empty where not known.
-        place: equal for the calls from one place in the code; of calls without a place, those of one kernel.
+        site: equal for the calls of one call site; of calls without one, for those of one kernel.
     """
 
     kernel: str
     nodes: tuple[str, ...]
-    place: tuple[str, int]
+    site: tuple[str, int]
 
 
 def named_calls(calls: Sequence[Call], listed: CallList | None) -> list[NamedCall]:
@@ -365,9 +365,9 @@ def named_calls(calls: Sequence[Call], listed: CallList | None) -> list[NamedCal
         steps = listed.functions.get(function)
         if steps is not None:
             stream = list(_calls_of(parent, children, calls, listed))
-            for index, place, (callee, *nodes) in _Matching(calls, listed, stream).matched(steps):
+            for index, site, (callee, *nodes) in _Matching(calls, listed, stream).matched(steps):
                 names = tuple(listed.nodes[node] for node in nodes)
-                found[index] = NamedCall(listed.callees[callee], names, (function, place))
+                found[index] = NamedCall(listed.callees[callee], names, (function, site))
     return found
 
 
@@ -391,12 +391,12 @@ class _Matching:
         self._calls = calls
         self._callees = listed.callees
         self._at = 0
-        self._place = 0
+        self._site = 0
 
     def matched(self, steps: Sequence[Step], later: Names = frozenset) -> Iterator[tuple[int, int, list[int]]]:
         """Each call's index, the number of its step, and the step; `later` gives what is called after the steps."""
         for position, step in enumerate(steps):
-            self._place += 1
+            self._site += 1
 
             def following(position: int = position) -> frozenset[str]:
                 return later() | self._names(steps[position + 1 :])
@@ -407,18 +407,18 @@ class _Matching:
             if not self._is(step):
                 self._skip_unknown(following() | {self._callees[step[0]]})
             if self._is(step):
-                yield self._stream[self._at], self._place, step
+                yield self._stream[self._at], self._site, step
                 self._at += 1
 
     def _matched_branch(self, branches: list[list[Step]], later: Names) -> Iterator[tuple[int, int, list[int]]]:
         """The calls of the branch that more of the next calls are of; none where they are of neither."""
-        start = self._place
+        start = self._site
         agreements = [self._agreement(branch) for branch in branches]
         if max(agreements):
             chosen = agreements.index(max(agreements))
-            self._place += chosen * _count(branches[0])
+            self._site += chosen * _count(branches[0])
             yield from self.matched(branches[chosen], later)
-        self._place = start + sum(map(_count, branches))
+        self._site = start + sum(map(_count, branches))
 
     def _is(self, step: list[int], ahead: int = 0) -> bool:
         at = self._at + ahead

@@ -161,9 +161,9 @@ class LocalExecutor:
         self._parameters = self._expanded(placed, manifest.compact_parameters, threads)
         self._binder = InputBinder(manifest.inputs, manifest.requirements, manifest.indices)
         self._reader = OutputReader(manifest.outputs, arrays)
-        places = {name: index for index, name in enumerate(self._binder.names)}
-        self._states = [places[state.input] for state in manifest.states if not state.grows]
-        self._held = frozenset(places[state.input] for state in manifest.states)
+        indices = {name: index for index, name in enumerate(self._binder.names)}
+        self._states = [indices[state.input] for state in manifest.states if not state.grows]
+        self._held = frozenset(indices[state.input] for state in manifest.states)
         results = {output.name: index for index, output in enumerate(manifest.outputs)}
         self._grown = [(state.input, results[state.output]) for state in manifest.states if state.grows]
         self._updated = frozenset(state.output for state in manifest.states)

@@ -193,7 +193,7 @@ class SubNetwork(Pruned):
         skeleton = owner.skeleton(config)
         net = copied(materialized(owner.net, config)).eval()
         tagged = skeleton.tagged
-        work = cls(net, tagged.imports, tagged.found, tagged.places)
+        work = cls(net, tagged.imports, tagged.found, tagged.positions)
         work.owner, work.skeleton, work.config, work._structure = owner, skeleton, dict(config), []
         work.removed = skeleton.removed_in_tagged(config)
         work.mask_parameters(skeleton.masks(config))

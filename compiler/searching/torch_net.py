@@ -69,7 +69,7 @@ class Skeleton:
 
     def masks(self, config: Config) -> dict[str, Array]:
         """Mask of each parameter, by its name: of channels, heads and filters."""
-        kept = unit_masks(self.tagged.found, self.removed_in_tagged(config), self.tagged.places)
+        kept = unit_masks(self.tagged.found, self.removed_in_tagged(config), self.tagged.positions)
         masks = self.tagged.parameter_masks(kept)
         for name, size in config.items():
             if name.startswith("kernel "):
@@ -149,7 +149,7 @@ class TorchNet:
             size, imports = _scaled_example(self.imports, share)
         model = imports.load(net)
         tagged = trained(net, imports)
-        usable = {index for index, each in enumerate(tagged.found.producers) if each.constant in tagged.places}
+        usable = {index for index, each in enumerate(tagged.found.producers) if each.constant in tagged.positions}
         graph = SearchGraph.of(model, usable)
         graph.reorder(self._orders)
         modules = modules_of_layers(net, graph, _example(imports)) if self.space.layers else {}

@@ -283,7 +283,7 @@ class Slots:
         self._waiting: deque[_Waiter] = deque()
 
     def acquire(self, timeout: float | None = None) -> bool:
-        """Take a place, waiting up to `timeout` seconds (None: until there is one); False where there was none."""
+        """Take a slot, waiting up to `timeout` seconds (None: until there is one); False where there was none."""
         granted = threading.Event()
         waiter = self._enter(_Waiter(granted.set))
         if waiter is None or granted.wait(timeout):
@@ -312,7 +312,7 @@ class Slots:
             raise
 
     def release(self) -> None:
-        """Give a place back: the first who waits gets it."""
+        """Give a slot back: the first who waits gets it."""
         with self._lock:
             if not self._waiting:
                 self._free += 1
@@ -321,7 +321,7 @@ class Slots:
         waiter.grant()
 
     def _enter(self, waiter: _Waiter) -> _Waiter | None:
-        """None where there is a place at once."""
+        """None where there is a slot at once."""
         with self._lock:
             if self._free and not self._waiting:
                 self._free -= 1
@@ -330,7 +330,7 @@ class Slots:
             return waiter
 
     def _leave(self, waiter: _Waiter) -> bool:
-        """Stop waiting; False where the place was granted already."""
+        """Stop waiting; False where the slot was granted already."""
         with self._lock:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)

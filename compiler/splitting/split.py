@@ -218,7 +218,7 @@ def split(
         source, and how it is imported (shapes, constants, ...): as `tensorwright.compile` takes them.
         bandwidth, latency: of the network, in bits per second and seconds of a round trip.
         wires: types that float32 tensors may have on the wire: "float32", "float16", "int8" (a scale per tensor).
-        at: the node after which to cut; None: the best place.
+        at: the node after which to cut; None: the best one.
         calibration: inputs as the model meets them, for int8's scales and for the error; None: random inputs, which the
             report says.
         max_drop: how far the cosine similarity with the whole model may drop by the wire's type, as a share.
@@ -282,11 +282,11 @@ class _Splitter:
         if at is not None:
             named = [cut for cut in cuts if cut.after == at]
             if not named:
-                places = ", ".join(dict.fromkeys(cut.after for cut in cuts))
-                raise OptionError(f"the model cannot be cut after {at!r}", f"it can after {places}")
+                positions = ", ".join(dict.fromkeys(cut.after for cut in cuts))
+                raise OptionError(f"the model cannot be cut after {at!r}", f"it can after {positions}")
             cuts = named[-1:]
         self.report("estimate")
-        nodes = node_places(self.model)
+        nodes = node_positions(self.model)
         costs = {
             side.name: estimated_costs(self.model, side, cuts, nodes, self.size)
             for side in {each.name: each for each in (self.client, self.server, self.host)}.values()
@@ -453,19 +453,19 @@ class SideCosts:
 
 
 def estimated_costs(
-    model: ImportedModel, target: targets.Target, cuts: Sequence[Cut], places: dict[str, int], size: int
+    model: ImportedModel, target: targets.Target, cuts: Sequence[Cut], positions: dict[str, int], size: int
 ) -> SideCosts:
-    """The least times of kernels (roofline) by the place of the node that most of a kernel's work is for.
+    """The least times of kernels (roofline) by the position of the node that most of a kernel's work is for.
 
     Args:
-        places: the position after which a node is computed.
+        positions: the position after which a node is computed.
         size: size of all symbolic dimensions.
     """
     roofline = Roofline.of(target.machine, measured=False)
     symbols = {each: size for spec in model.inputs for each in spec.shape if isinstance(each, str)}
     by_position: dict[int, float] = defaultdict(float)
     for cost in estimate_costs(model, target, roofline, symbols):
-        position = next((places[node] for node in cost.nodes if node in places), 0)
+        position = next((positions[node] for node in cost.nodes if node in positions), 0)
         by_position[position] += cost.seconds
     before = {
         cut.position: sum(seconds for position, seconds in by_position.items() if position <= cut.position)
@@ -474,14 +474,14 @@ def estimated_costs(
     return SideCosts(before, sum(by_position.values()))
 
 
-def node_places(model: ImportedModel) -> dict[str, int]:
+def node_positions(model: ImportedModel) -> dict[str, int]:
     """The number of bindings up to and with the one that computes a node."""
     bindings = [binding for block in model.mod["main"].body.blocks for binding in block.bindings]
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for position, binding in enumerate(bindings):
         for node in model.nodes.get(str(binding.var.name), ()):
-            places[node.name] = position + 1
-    return places
+            positions[node.name] = position + 1
+    return positions
 
 
 # Bandwidths and times as people write them.

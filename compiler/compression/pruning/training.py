@@ -42,7 +42,7 @@ class Trained:
         net: the caller's own module, in evaluation mode.
         imports: the options of importing it.
         found: dependencies of the graph.
-        places: for each weight the index of each element in all parameters laid end to end; of zeros that pad packed
+        positions: for each weight the index of each element in all parameters laid end to end; of zeros that pad packed
             weights, as those of recurrent layers, the index after the last.
         masks: what stays of each parameter, by its name.
     """
@@ -50,7 +50,7 @@ class Trained:
     net: Any
     imports: ImportOptions
     found: Dependencies
-    places: dict[GenericConst, Array]
+    positions: dict[GenericConst, Array]
     masks: dict[str, Array] = field(default_factory=dict)
     _handles: list[Any] = field(default_factory=list)
 
@@ -60,7 +60,7 @@ class Trained:
     def gathered(self, values: Mapping[str, Array]) -> dict[GenericConst, Array]:
         """Arrays by parameter as arrays by weight of the graph."""
         flat = np.concatenate([*(np.asarray(values[name]).ravel() for name, _ in self.parameters()), np.zeros(1)])
-        return {constant: flat[places] for constant, places in self.places.items()}
+        return {constant: flat[positions] for constant, positions in self.positions.items()}
 
     def weights(self) -> dict[str, Array]:
         return {name: each.detach().cpu().numpy() for name, each in self.parameters()}
@@ -70,7 +70,7 @@ class Trained:
         total = np.ones(sum(each.numel() for _, each in self.parameters()) + 1, np.bool_)
         for constant, stays in kept.items():
             np.logical_and.at(
-                total, self.places[constant].ravel(), np.broadcast_to(stays, self.places[constant].shape).ravel()
+                total, self.positions[constant].ravel(), np.broadcast_to(stays, self.positions[constant].shape).ravel()
             )
         start, masks = 0, {}
         for name, parameter in self.parameters():
@@ -148,15 +148,15 @@ def trained(net: torch.nn.Module, imports: ImportOptions) -> Trained:
     model = imports.load(_tagged(net))
     found = find_dependencies(model.mod, weight_names(model))
     total = sum(each.numel() for each in net.parameters() if each.ndim >= 2)
-    places = {}
+    positions = {}
     for constant in found.constants:
         array = array_of(constant)
         if array.ndim >= 2 and array.dtype == np.float32:
             index = np.ascontiguousarray(array).view(np.int32).astype(np.int64) - _FIRST
             tagged = (index >= 0) & (index < total)
             if tagged.any() and bool((tagged | (array == 0)).all()):
-                places[constant] = np.where(tagged, index, total)
-    return Trained(net, imports, found, places)
+                positions[constant] = np.where(tagged, index, total)
+    return Trained(net, imports, found, positions)
 
 
 def _tagged(net: torch.nn.Module) -> torch.nn.Module:
@@ -261,11 +261,11 @@ def _step(job: Job, plan: Plan, work: Pruned, share: float, loss: Loss | None) -
         chosen = plan.masks(weights, costs, share)
         work.mask(chosen)
         return mask_changes(weights, chosen)
-    cells = plan.cells(work.found, work.places)
+    cells = plan.cells(work.found, work.positions)
     gone = () if work.removed is None else np.flatnonzero(work.removed).tolist()
     scores = work.found.totals(costs)
     work.removed = plan.units(cells, scores, share, job.target.machine.lanes("float32"), gone)
-    work.mask(unit_masks(work.found, work.removed, work.places))
+    work.mask(unit_masks(work.found, work.removed, work.positions))
     return cell_changes(cells, work.removed)
 
 

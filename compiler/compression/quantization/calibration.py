@@ -155,8 +155,8 @@ class Histogram:
         low, high = float(flat.min()), float(flat.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._reach_to(max(abs(low), abs(high)))
-        places = (flat * np.float32(BINS / (2 * self.reach)) + np.float32(BINS / 2)).astype(np.int32)
-        self.counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
+        bins_of = (flat * np.float32(BINS / (2 * self.reach)) + np.float32(BINS / 2)).astype(np.int32)
+        self.counts += np.bincount(np.clip(bins_of, 0, BINS - 1), minlength=BINS)
 
     def _reach_to(self, magnitude: float) -> None:
         if not self.reach:
@@ -340,10 +340,10 @@ def _divergence(histogram: Histogram, low: float, high: float, scheme: Scheme) -
     bins = levels * _BINS_PER_LEVEL
     centers = histogram.centers
     inside = (centers >= start - affine.scale / 2) & (centers <= end + affine.scale / 2)
-    places = np.clip(((centers - start) / affine.scale + 0.5) * _BINS_PER_LEVEL, 0, bins - 1).astype(np.int64)
+    bins_of = np.clip(((centers - start) / affine.scale + 0.5) * _BINS_PER_LEVEL, 0, bins - 1).astype(np.int64)
     counts = histogram.counts.astype(np.float64)
-    kept = np.bincount(places[inside], counts[inside], minlength=bins)
-    reference = np.bincount(places, counts, minlength=bins)
+    kept = np.bincount(bins_of[inside], counts[inside], minlength=bins)
+    reference = np.bincount(bins_of, counts, minlength=bins)
     return _kullback_leibler(reference, _spread(kept, levels))
 
 

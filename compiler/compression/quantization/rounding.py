@@ -310,9 +310,9 @@ def _rows(layer: Layer, data: Array) -> Array:
     spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
     windows = np.lib.stride_tricks.sliding_window_view(padded, spans, tuple(range(2, 2 + rank)))
     windows = windows[(slice(None), slice(None), *(slice(None, None, step) for step in (*strides, *dilation)))]
-    windows = np.moveaxis(windows, 1, 1 + rank)  # (batch, *places, channels, *kernel)
-    places = windows.shape[: 1 + rank]
-    total = int(np.prod(places))
+    windows = np.moveaxis(windows, 1, 1 + rank)  # (batch, *positions, channels, *kernel)
+    positions = windows.shape[: 1 + rank]
+    total = int(np.prod(positions))
     chosen = np.unique(np.linspace(0, total - 1, min(total, _POSITIONS)).astype(np.int64))
-    rows = windows[np.unravel_index(chosen, places)].astype(np.float32)
+    rows = windows[np.unravel_index(chosen, positions)].astype(np.float32)
     return np.ascontiguousarray(rows.reshape(len(chosen), _groups(layer), -1).swapaxes(0, 1))

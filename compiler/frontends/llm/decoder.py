@@ -80,14 +80,14 @@ class _Builder(Emitter):
         """The module."""
         builder = self.builder
         tokens = relax.Var(TOKENS, relax.TensorType([1, self.length], "int64"))
-        position, places = self._positions()
-        places += self._adapter()
+        position, positions = self._positions()
+        positions += self._adapter()
         embedding = self.parameters.embedding()
         dtype = self.options.cache_dtype(narrow=embedding.kind != "F32")
         rounds = self.options.rounds_attention(dtype, stored=embedding.kind)
         specs = [self._states(index, dtype) for index in range(len(self.config.layers))]
         states = [[self._variable(spec) for spec in each] for each in specs]
-        with builder.function("main", [tokens, *places, *(state for each in states for state in each)]):
+        with builder.function("main", [tokens, *positions, *(state for each in states for state in each)]):
             with builder.dataflow():
                 results = self._body(embedding, tokens, position, states, rounds=rounds)
                 output = builder.emit_output(relax.Tuple(results))
@@ -146,8 +146,8 @@ class _Builder(Emitter):
         several = self.options.sequences
         chosen = relax.Var(ADAPTER, relax.TensorType([self.length] if several else [], "int64"))
 
-        def number(place: Expr, adapters: te.Tensor) -> Expr:
-            return tirx.max(tirx.min(adapters(place) if several else adapters(), kept.count), tirx.const(0, "int64"))
+        def number(position: Expr, adapters: te.Tensor) -> Expr:
+            return tirx.max(tirx.min(adapters(position) if several else adapters(), kept.count), tirx.const(0, "int64"))
 
         def of_rows(x: Expr) -> Expr:
             rows = x.ty.shape[1]
@@ -224,8 +224,8 @@ class _Builder(Emitter):
         config = self.config
         x = self.scaled(self.products.rows(table, tokens), config.embedding_scale)
         if config.position_rows:
-            places = row_numbers(self.builder, position, config.position_offset, self.length)
-            learned = self.products.exact_rows(self.parameters.positions(), places)
+            positions = row_numbers(self.builder, position, config.position_offset, self.length)
+            learned = self.products.exact_rows(self.parameters.positions(), positions)
             x = self.builder.emit(R.add(x, learned))
         norm = self.parameters.embedding_norm()
         return x if norm is None else self.normalized(x, norm)
@@ -314,9 +314,9 @@ class _Builder(Emitter):
         return list(dict.fromkeys(layer.rope for layer in self.config.layers if layer.rope is not None))
 
 
-def _within(place: Expr, rows: Index) -> Expr:
-    """The place, or the nearest one of these rows."""
-    return tirx.max(tirx.min(place, rows - 1), tirx.const(0, "int64"))
+def _within(position: Expr, rows: Index) -> Expr:
+    """The position, or the nearest one of these rows."""
+    return tirx.max(tirx.min(position, rows - 1), tirx.const(0, "int64"))
 
 
 def last_row(x: te.Tensor) -> te.Tensor:

@@ -6,10 +6,9 @@ import os
 from collections.abc import Sequence
 
 import targets
-from compiler.support.interrupts import uninterrupted
 from compiler.tuning.measuring.channel import Worker, WorkerDiedError, WorkerTimeoutError, first_done
-from compiler.tuning.measuring.messages import BuildRequest, Effort, Estimated, KernelTask, Outcome, WorkerSetup
-from compiler.tuning.measuring.pool import Emit, Trial
+from compiler.tuning.measuring.messages import BuildRequest, Effort, Estimated, Outcome, WorkerSetup
+from compiler.tuning.measuring.pool import CandidatePool, Emit, Trial
 from targets.measure import Measurer
 
 ESTIMATE_LIMIT = 600.0
@@ -17,7 +16,7 @@ ESTIMATE_LIMIT = 600.0
 ESTIMATE_MODULE = "compiler.tuning.measuring.estimate_worker"
 
 
-class EstimatingPool:
+class EstimatingPool(CandidatePool):
     """Processes that estimate in parallel. Outcomes come in the order of the trials, so that all that follows from them
     is the same on every run; they hold no library.
 
@@ -38,16 +37,14 @@ class EstimatingPool:
         limit: float = ESTIMATE_LIMIT,
         module: str = ESTIMATE_MODULE,
     ) -> None:
+        super().__init__()
         self.measure, self.memory = measurer.measure(), target.memory
         self.margin, self.margin_of_alternatives = measurer.margin, measurer.margin_of_alternatives
         self._limit = limit
         self.workers = [Worker(module, WorkerSetup(target=target)) for _ in range(workers or os.cpu_count() or 1)]
-        self._tasks: dict[str, KernelTask] = {}
-        self._known: dict[int, tuple[int, set[str]]] = {}
 
-    def define(self, task: KernelTask) -> None:
-        """Make a task known."""
-        self._tasks[task.key] = task
+    def _workers(self) -> Sequence[Worker]:
+        return self.workers
 
     def prepare(self, keys: Sequence[str]) -> dict[str, str]:
         """Nothing: an estimate needs no reference. No errors."""
@@ -80,30 +77,9 @@ class EstimatingPool:
         """Processor time of the workers so far."""
         return {"build": sum(worker.processor_seconds for worker in self.workers), "measure": 0.0}
 
-    def kill(self) -> None:
-        """End all workers at once, whatever they do."""
-        for worker in self.workers:
-            worker.kill()
-
-    def close(self) -> None:
-        """End all workers."""
-        for worker in self.workers:
-            worker.close()
-
-    def __enter__(self) -> EstimatingPool:
-        return self
-
-    @uninterrupted
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _start(self, worker: Worker, trial: Trial) -> None:
         """Send a trial to a worker, told of the task first. A worker that died is noticed when its answer is due."""
-        worker.connection  # noqa: B018  (starts it)
-        starts, keys = self._known.get(id(worker), (0, set()))
-        if starts != worker.starts:
-            keys = set()
-        self._known[id(worker)] = (worker.starts, keys)
+        keys = self._known_keys(worker)
         try:
             if trial.key not in keys:
                 worker.send(self._tasks[trial.key])

@@ -1,15 +1,15 @@
-"""The caller's side of the workers: trials in, outcomes out, even if candidates crash the processes.
-
-Interface of a pool to a tuning session, whether candidates are timed or their cost is computed.
-"""
+"""The caller's side of the workers: trials in, outcomes out, even if candidates crash the processes."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
+
+from typing_extensions import Self
 
 import targets
 from compiler.device.credentials import Credentials
@@ -89,7 +89,74 @@ class _Batch:
         self.emit(self.trials[number], outcome)
 
 
-class MeasurementPool:
+class CandidatePool(ABC):
+    """Worker processes that try candidates: trials in, outcomes out.
+
+    Attributes:
+        measure: what the numbers of the outcomes are.
+        margin: the share by which a candidate must beat the default, beside the spread of its samples.
+        margin_of_alternatives: the same for another algorithm.
+        serial: times are of one core.
+        memory: where kernels find their arguments, as `Target.memory`.
+    """
+
+    measure: Measure
+    margin: float
+    margin_of_alternatives: float
+    serial: bool
+    memory: str
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, KernelTask] = {}
+        self._known: dict[int, tuple[int, set[str]]] = {}
+
+    @abstractmethod
+    def _workers(self) -> Sequence[Worker]: ...
+
+    @abstractmethod
+    def prepare(self, keys: Sequence[str]) -> dict[str, str]: ...
+
+    @abstractmethod
+    def trials(self, trials: Sequence[Trial], emit: Emit) -> list[Outcome]: ...
+
+    @abstractmethod
+    def compare(self, key: str, candidates: Sequence[Outcome], effort: Effort, rounds: int) -> list[Outcome]: ...
+
+    @abstractmethod
+    def processor_seconds(self) -> dict[str, float]: ...
+
+    def define(self, task: KernelTask) -> None:
+        """Make a task known."""
+        self._tasks[task.key] = task
+
+    def kill(self) -> None:
+        """End all workers at once, whatever they do."""
+        for worker in self._workers():
+            worker.kill()
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self._workers():
+            worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    @uninterrupted
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _known_keys(self, worker: Worker) -> set[str]:
+        """Keys of the tasks that a worker knows, which is started if need be."""
+        worker.connection  # noqa: B018  (starts it)
+        starts, keys = self._known.get(id(worker), (0, set()))
+        if starts != worker.starts:
+            keys = set()
+        self._known[id(worker)] = (worker.starts, keys)
+        return keys
+
+
+class MeasurementPool(CandidatePool):
     """Build workers and one measuring worker per device.
 
     Builds run in parallel. They overlap with measuring where the device is another machine or this one has cores to
@@ -114,6 +181,7 @@ class MeasurementPool:
         build_module: str = BUILD_MODULE,
         credentials: Mapping[str, Credentials] | None = None,
     ) -> None:
+        super().__init__()
         library_path()  # a worker that compiled it might be ended meanwhile
         keys = dict(credentials or {})
         cores = os.cpu_count() or 1
@@ -148,13 +216,7 @@ class MeasurementPool:
         self._proven: set[int] = set()  # that ran a kernel
         self._failures = dict.fromkeys(self._devices, 0)  # in a row
         self.lost: list[str] = []
-        self._tasks: dict[str, KernelTask] = {}
         self._references: dict[str, KernelLibrary] = {}
-        self._known: dict[int, tuple[int, set[str]]] = {}
-
-    def define(self, task: KernelTask) -> None:
-        """Make a task known."""
-        self._tasks[task.key] = task
 
     def set_reference(self, key: str, library: KernelLibrary) -> None:
         """Compare a task's candidates with this kernel, in place of one that `prepare` would build."""
@@ -231,6 +293,9 @@ class MeasurementPool:
         samples = [seconds * self._factor(built) for seconds in timing.samples]
         return Outcome(config, "ok", typical(samples), min(spread(samples), 9.99), len(samples), built=built)
 
+    def _workers(self) -> Sequence[Worker]:
+        return (*self.builders, *self.measurers)
+
     def processor_seconds(self) -> dict[str, float]:
         """Processor time of the workers so far to "build" and to "measure"."""
         return {
@@ -238,30 +303,9 @@ class MeasurementPool:
             "measure": sum(worker.processor_seconds for worker in self.measurers),
         }
 
-    def kill(self) -> None:
-        """End all workers at once, whatever they do."""
-        for worker in (*self.builders, *self.measurers):
-            worker.kill()
-
-    def close(self) -> None:
-        """End all workers."""
-        for worker in (*self.builders, *self.measurers):
-            worker.close()
-
-    def __enter__(self) -> MeasurementPool:
-        return self
-
-    @uninterrupted
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _introduce(self, worker: Worker, key: str) -> None:
         """Tell a worker of a task (again, when it was restarted), and a measuring one its reference."""
-        worker.connection  # noqa: B018  (starts it)
-        starts, keys = self._known.get(id(worker), (0, set()))
-        if starts != worker.starts:
-            keys = set()
-        self._known[id(worker)] = (worker.starts, keys)
+        keys = self._known_keys(worker)
         if key in keys:
             return
         worker.send(self._tasks[key])
@@ -374,42 +418,3 @@ class MeasurementPool:
             self._drop(worker)
             return
         batch.finish(job.number, outcome)
-
-
-class CandidatePool(Protocol):
-    """Trials in, outcomes out: `MeasurementPool` and `EstimatingPool`.
-
-    Attributes:
-        measure: what the numbers of the outcomes are.
-        margin: the share by which a candidate must beat the default, beside the spread of its samples.
-        margin_of_alternatives: the same for another algorithm.
-        serial: times are of one core.
-        memory: where kernels find their arguments, as `Target.memory`.
-    """
-
-    @property
-    def measure(self) -> Measure: ...
-
-    @property
-    def margin(self) -> float: ...
-
-    @property
-    def margin_of_alternatives(self) -> float: ...
-
-    @property
-    def serial(self) -> bool: ...
-
-    @property
-    def memory(self) -> str: ...
-
-    def define(self, task: KernelTask) -> None: ...
-
-    def prepare(self, keys: Sequence[str]) -> dict[str, str]: ...
-
-    def trials(self, trials: Sequence[Trial], emit: Emit) -> list[Outcome]: ...
-
-    def compare(self, key: str, candidates: Sequence[Outcome], effort: Effort, rounds: int) -> list[Outcome]: ...
-
-    def processor_seconds(self) -> dict[str, float]: ...
-
-    def kill(self) -> None: ...
