@@ -18,9 +18,12 @@ Size = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
 class AudioPreparation(Record, frozen=True, kw_only=True):
-    """Preparation of speech as a log-mel spectrogram, as Whisper reads it.
+    """Preparation of speech as a log-mel spectrogram, as Whisper reads it, and the text that stands for it in a prompt.
 
     Attributes:
+        text: stands for a row of a sound, and in its place in a text for all of it; "" where sounds take no tokens.
+        rows: number of rows of what is read at once.
+        masked: the encoder reads which frames are no padding, and gives a row for each four of these.
         rate: samples a second.
         window, hop: samples of a frame, and from one to the next.
         mels: bands.
@@ -32,6 +35,24 @@ class AudioPreparation(Record, frozen=True, kw_only=True):
     hop: Size
     mels: Size
     samples: Annotated[int, Meta(ge=1, le=1 << 28)]
+    text: str = ""
+    rows: Size = 1
+    masked: bool = False
+
+
+class PatchPreparation(Record, frozen=True, kw_only=True):
+    """Cutting an image of any size in patches, which the encoder reads one after another.
+
+    Attributes:
+        merge: a row of the encoder is made of this many patches by as many.
+        frames: how often a patch is repeated, as encoders of films read several frames at once.
+        least, most: pixels of an image, which is made to fit.
+    """
+
+    merge: Size
+    frames: Size
+    least: Annotated[int, Meta(ge=1, le=1 << 32)]
+    most: Annotated[int, Meta(ge=1, le=1 << 32)]
 
 
 class ImagePreparation(Record, frozen=True, kw_only=True):
@@ -41,11 +62,14 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
         text: stands for a row of an image.
         place: stands for an image in a text; "" for `text`.
         before, after: texts around the rows of an image that is not cut.
-        rows: number of rows of an image, or of a tile of it.
-        height, width: of what the encoder reads.
+        rows: number of rows of an image, or of a tile of it; of images in patches that depends on their size.
+        height, width: of what the encoder reads: an image, a tile or a patch.
         shortest: the shorter side is made so long, and the middle is cut out; None: the whole is made to fit.
         longest: the longer side is made so long first; None: it is not.
         splits: the image is cut in tiles, which come before it as a whole.
+        canvas: an image is cut in between so many tiles, of the grid whose sides are most like its own, and comes as a
+            whole behind them; None: it is not.
+        patches: an image is cut in patches; None: it is not.
         frame, overview: texts around the rows of tiles, and before those of the whole; "" for neither.
         resample: the filter, by Pillow's numbers.
         scale, mean, std: (pixel * scale - mean) / std, by channel.
@@ -61,6 +85,8 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
     shortest: Size | None = None
     longest: Size | None = None
     splits: bool = False
+    canvas: tuple[Size, Size] | None = None
+    patches: PatchPreparation | None = None
     frame: str = ""
     overview: str = ""
     resample: Annotated[int, Meta(ge=0, le=5)]
@@ -83,7 +109,8 @@ class LanguageModelDescription(Record, frozen=True, kw_only=True):
         sequences: whether a run is of several sequences.
         stable_context: the length of a sequence beyond which keys depend on the length, so that longer sequences cannot
             share their beginnings; None where they never do.
-        image_token: stands in a prompt for each row that the encoder returns for images; None for other models.
+        image_token: stands in a prompt for each row that the encoder returns for images or sounds; None for other
+            models.
         start: what a text begins with where the prompt is empty; of models with an encoder and cross attention.
         suppressed: tokens that are never generated.
         suppressed_first: those that are not generated first.

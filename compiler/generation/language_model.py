@@ -296,11 +296,10 @@ class Conversation:
         return run.result
 
 
-def user_message(text: str, images: int = 0) -> dict[str, Any]:
-    """A message for chat templates, with places for images before its text."""
-    if not images:
-        return {"role": "user", "content": text}
-    return {"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": text}]}
+def user_message(text: str, images: int = 0, sounds: int = 0) -> dict[str, Any]:
+    """A message for chat templates, with places for images and sounds before its text."""
+    places = [*[{"type": "image"}] * images, *[{"type": "audio"}] * sounds]
+    return {"role": "user", "content": [*places, {"type": "text", "text": text}] if places else text}
 
 
 def load(
@@ -359,6 +358,9 @@ def merged_media(media: Media | None, settings: dict[str, Any]) -> Media | None:
 
 Array = np.ndarray
 FIRST_ROW = "first_row"
+_SPECTROGRAM = "input_features"
+_GRIDS = "image_grid_thw"
+_KEPT = "kept"  # an encoder's output: the rows that stand for a token
 
 
 class EncoderInputs:
@@ -380,8 +382,8 @@ class EncoderInputs:
         """By the names of the decoder's inputs, of some tokens."""
         if self._rows is None:
             return self._found
-        first = int(self._rows[min(chunk.position, len(self._rows) - 1)]) if chunk.is_prompt else -1
-        return {**self._found, FIRST_ROW: np.asarray(first, np.int64)}
+        before = int(self._rows[min(chunk.position, len(self._rows) - 1)])
+        return {**self._found, FIRST_ROW: np.asarray(before if chunk.is_prompt else ~before, np.int64)}
 
 
 class Encoder:
@@ -415,13 +417,17 @@ class Encoder:
                 raise InputError(f"the model reads {names}, and nothing was given", "generate(prompt, inputs={...})")
             nothing = {name: self._nothing(each) for name, each in self._taken.items()}
             return EncoderInputs(nothing, tokens, self._image_token)
+        _check_grids(inputs)
         found = self.module.run(inputs)
         if self._image_token is not None:
-            rows = sum(len(each) for each in found.values())
+            if _KEPT in found:
+                found = {name: found[name][found[_KEPT]] for name in self._taken}
+            rows = len(found[next(iter(self._taken))])
             if rows != stands:
+                what = "sounds" if self.inputs[0].name == _SPECTROGRAM else "images"
                 raise InputError(
-                    f"the images take {rows} tokens, but the prompt holds {stands} of token {self._image_token}",
-                    "the model's processor gives a prompt with as many tokens as its images take",
+                    f"the {what} take {rows} tokens, but the prompt holds {stands} of token {self._image_token}",
+                    f"the model's processor gives a prompt with as many tokens as its {what} take",
                 )
         return EncoderInputs({name: found[name] for name in self._taken}, tokens, self._image_token)
 
@@ -432,3 +438,15 @@ class Encoder:
     def _nothing(description: TensorDescription) -> Array:
         shape = [size if isinstance(size, int) else 1 for size in description.shape]
         return np.zeros(shape, ELEMENT_TYPES[description.carrier or description.dtype].numpy)
+
+
+def _check_grids(inputs: Mapping[str, Any]) -> None:
+    """Raise InputError where (frames, rows, columns) of images are not those of the patches."""
+    if _GRIDS not in inputs or "pixel_values" not in inputs:
+        return
+    grids, patches = np.asarray(inputs[_GRIDS]), len(np.asarray(inputs["pixel_values"]))
+    if (grids < 1).any() or int(grids.prod(-1).sum()) != patches:
+        raise InputError(
+            f"{_GRIDS} describes {int(grids.prod(-1).sum())} patches, and pixel_values holds {patches}",
+            "give both as the model's processor returns them",
+        )

@@ -11,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from compiler.artifact.language_model import AudioPreparation, ImagePreparation, LanguageModelDescription
+from compiler.artifact.language_model import (
+    AudioPreparation,
+    ImagePreparation,
+    LanguageModelDescription,
+    PatchPreparation,
+)
 from compiler.errors import InputError
 from compiler.support.media_files import Audio, Image, read_audio, read_image
 
@@ -22,7 +27,7 @@ class Media:
 
     Attributes:
         images: in the order of their places in the prompt.
-        audio: speech, of which the model reads the first part that it reads at once.
+        audio: speech, of which models like Whisper read the first part that they read at once.
         inputs: the encoder's inputs by name, in place of both.
     """
 
@@ -32,8 +37,8 @@ class Media:
 
     def prepared(
         self, description: LanguageModelDescription, name: str, rank: int
-    ) -> tuple[Mapping[str, Any] | None, list[str]]:
-        """The encoder's inputs, and for each image the text that stands for it.
+    ) -> tuple[Mapping[str, Any] | None, list[str], str]:
+        """The encoder's inputs, the text that stands for each image, or for the sound, and what marks its place.
 
         Args:
             name, rank: of the encoder's first input.
@@ -45,16 +50,28 @@ class Media:
         if sum((bool(self.images), self.audio is not None, self.inputs is not None)) > 1:
             raise InputError("give images, audio or the encoder's inputs, not several of them")
         if self.images:
-            if description.images is None:
-                raise InputError(_no("images", description), "give its inputs as arrays: inputs={...}")
-            pixels, texts = prepared_images(self.images, description.images)
-            return {name: pixels[None] if rank == 5 else pixels}, texts
+            return self._prepared_images(description, name, rank)
         if self.audio is not None:
-            if description.audio is None:
+            audio = description.audio
+            if audio is None:
                 raise InputError(_no("audio", description), "give its inputs as arrays: inputs={...}")
-            samples = read_audio(self.audio, description.audio.rate)
-            return {name: log_mel(samples[: description.audio.samples], description.audio)}, []
-        return self.inputs, []
+            samples = read_audio(self.audio, audio.rate)
+            if audio.text:
+                return *prepared_sound(samples, audio, name), audio.text
+            return {name: log_mel(samples[: audio.samples], audio)}, [], ""
+        return self.inputs, [], ""
+
+    def _prepared_images(
+        self, description: LanguageModelDescription, name: str, rank: int
+    ) -> tuple[Mapping[str, Any], list[str], str]:
+        images = description.images
+        if images is None:
+            raise InputError(_no("images", description), "give its inputs as arrays: inputs={...}")
+        place = images.place or images.text
+        if images.patches is not None:
+            return *prepared_patches(self.images, images, images.patches), place
+        pixels, texts = prepared_images(self.images, images)
+        return {name: pixels[None] if rank == 5 else pixels}, texts, place
 
 
 def _no(what: str, description: LanguageModelDescription) -> str:
@@ -77,17 +94,53 @@ def prepared_images(images: Sequence[Image], preparation: ImagePreparation) -> t
     for image in images:
         parts, rows, columns = _tiles(read_image(image), preparation)
         tiles += [_normalized(part, preparation) for part in parts]
-        texts.append(_text(preparation, rows, columns))
+        texts.append(_text(preparation, len(parts), rows, columns))
     return np.stack(tiles), texts
 
 
-def with_images(text: str, texts: Sequence[str], preparation: ImagePreparation) -> str:
-    """A prompt with the texts of images in their places. Raises InputError where it has other numbers of places."""
-    place = preparation.place or preparation.text
+def prepared_patches(
+    images: Sequence[Image], preparation: ImagePreparation, patches: PatchPreparation
+) -> tuple[dict[str, Array], list[str]]:
+    """Patches float32 (patches, values) of all images and the (frames, rows, columns) of each, and its text.
+
+    Raises as `prepared_images`.
+    """
+    side, merge = preparation.height, patches.merge
+    found, grids, texts = [], [], []
+    for image in images:
+        read = read_image(image)
+        size = _in_area(read.width, read.height, side * merge, patches)
+        values = _normalized(read.resize(size, preparation.resample), preparation)
+        columns, rows = size[0] // side, size[1] // side
+        cells = values.reshape(len(values), rows // merge, merge, side, columns // merge, merge, side)
+        cells = cells.transpose(1, 4, 2, 5, 0, 3, 6)[..., None, :, :].repeat(patches.frames, -3)
+        found.append(cells.reshape(rows * columns, -1))
+        grids.append((1, rows, columns))
+        texts.append(f"{preparation.before}{preparation.text * (rows * columns // merge**2)}{preparation.after}")
+    return {"pixel_values": np.concatenate(found), "image_grid_thw": np.array(grids, np.int64)}, texts
+
+
+def _in_area(width: int, height: int, side: int, patches: PatchPreparation) -> tuple[int, int]:
+    """Sizes near those of an image that `side` divides, of between `least` and `most` pixels."""
+    if max(width, height) > 200 * min(width, height):
+        raise InputError(f"an image of {width} x {height} pixels is more than 200 times as long as it is wide")
+    across, down = (round(each / side) * side for each in (width, height))
+    if across * down > patches.most:
+        factor = math.sqrt(width * height / patches.most)
+        across, down = (max(side, math.floor(each / factor / side) * side) for each in (width, height))
+    elif across * down < patches.least:
+        factor = math.sqrt(patches.least / (width * height))
+        across, down = (math.ceil(each * factor / side) * side for each in (width, height))
+    return across, down
+
+
+def with_media(text: str, texts: Sequence[str], place: str) -> str:
+    """A prompt with the texts of images or of a sound in their places. Raises InputError where it has other numbers of
+    places."""
     parts = text.split(place)
     if len(parts) != len(texts) + 1:
         raise InputError(
-            f"the prompt has {len(parts) - 1} places for images ({place}), and {len(texts)} images are given"
+            f"the prompt has {len(parts) - 1} places for images or sounds ({place}), and {len(texts)} are given"
         )
     return "".join(part + own for part, own in zip(parts, [*texts, ""], strict=True))
 
@@ -97,6 +150,8 @@ def _tiles(image: Any, preparation: ImagePreparation) -> tuple[list[Any], int, i
     size, filter_ = (preparation.width, preparation.height), preparation.resample
     if preparation.shortest is not None:
         return [_cropped(image, preparation.shortest, size, filter_)], 0, 0
+    if preparation.canvas is not None:
+        return _on_canvas(image, size, preparation.canvas, filter_), 0, 0
     if preparation.longest is None:
         return [image.resize(size, filter_)], 0, 0
     image = image.resize(_longest(image.width, image.height, preparation.longest), filter_)
@@ -106,10 +161,29 @@ def _tiles(image: Any, preparation: ImagePreparation) -> tuple[list[Any], int, i
     rows, columns = image.height // preparation.height, image.width // preparation.width
     if rows == columns == 1:
         return [image], 0, 0
-    boxes = [
-        (x * size[0], y * size[1], (x + 1) * size[0], (y + 1) * size[1]) for y in range(rows) for x in range(columns)
-    ]
-    return [*(image.crop(box) for box in boxes), image.resize(size, filter_)], rows, columns
+    return [*_cut(image, size), image.resize(size, filter_)], rows, columns
+
+
+def _cut(image: Any, size: tuple[int, int]) -> list[Any]:
+    """Tiles of a size, row by row."""
+    width, height = size
+    corners = [(x, y) for y in range(0, image.height, height) for x in range(0, image.width, width)]
+    return [image.crop((x, y, x + width, y + height)) for x, y in corners]
+
+
+def _on_canvas(image: Any, size: tuple[int, int], tiles: tuple[int, int], filter_: int) -> list[Any]:
+    """Tiles of the grid of between `tiles` tiles whose sides are most like those of an image, and the image."""
+    least, most = tiles
+    sides = range(1, most + 1)
+    grids = [(columns, rows) for columns in sides for rows in sides if least <= columns * rows <= most]
+    best, nearest = (1, 1), math.inf
+    for columns, rows in sorted(grids, key=math.prod):
+        distance = abs(image.width / image.height - columns / rows)
+        covered = 0.5 * size[0] * size[1] * columns * rows
+        if distance < nearest or (distance == nearest and image.width * image.height > covered):
+            best, nearest = (columns, rows), distance
+    cut = _cut(image.resize((best[0] * size[0], best[1] * size[1]), filter_), size)
+    return cut if len(cut) == 1 else [*cut, image.resize(size, filter_)]
 
 
 def _longest(width: int, height: int, longest: int) -> tuple[int, int]:
@@ -154,11 +228,11 @@ def _normalized(image: Any, preparation: ImagePreparation) -> Array:
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
-def _text(preparation: ImagePreparation, rows: int, columns: int) -> str:
-    """Placeholder text of an image of this many tiles."""
+def _text(preparation: ImagePreparation, parts: int, rows: int, columns: int) -> str:
+    """Placeholder text of an image of this many parts, which are tiles in rows and columns where it is framed."""
     own, frame = preparation.text * preparation.rows, preparation.frame
     if not frame:
-        return f"{preparation.before}{own}{preparation.after}"
+        return f"{preparation.before}{own * parts}{preparation.after}"
     tiles = "".join(
         "".join(f"{frame}<row_{row + 1}_col_{column + 1}>{own}" for column in range(columns)) + "\n"
         for row in range(rows)
@@ -177,18 +251,37 @@ def windows(samples: Array, preparation: AudioPreparation) -> list[Array]:
     return [samples[start : start + preparation.samples] for start in range(0, len(samples), preparation.samples)]
 
 
-def log_mel(samples: Array, preparation: AudioPreparation) -> Array:
-    """The spectrogram of at most `preparation.samples` samples: float32 (1, mels, frames)."""
-    window, hop = preparation.window, preparation.hop
-    padded = np.zeros(preparation.samples, np.float64)
+def prepared_sound(samples: Array, preparation: AudioPreparation, name: str) -> tuple[dict[str, Array], list[str]]:
+    """Inputs of an encoder whose rows take the place of tokens, by the name of the spectrograms, and the text of a
+    sound. Raises InputError for sounds that are longer than a masked encoder reads."""
+    parts = max(1, -(-len(samples) // preparation.samples))
+    if not preparation.masked:
+        features = log_mel(samples, preparation, parts)
+        return {name: features}, [preparation.text * preparation.rows * parts]
+    if parts > 1:
+        seconds = preparation.samples / preparation.rate
+        raise InputError(f"the model reads at most {seconds:g} s of sound at once", "give a shorter part")
+    frames = -(-len(samples) // preparation.hop)
+    mask = (np.arange(preparation.samples // preparation.hop) < frames).astype(np.int64)[None]
+    rows = ((frames - 1) // 2 + 1 - 2) // 2 + 1  # two steps of a stride of two
+    if rows < 1:
+        raise InputError("the sound is too short", f"give at least {4 * preparation.hop} samples")
+    return {name: log_mel(samples, preparation), "feature_attention_mask": mask}, [preparation.text * rows]
+
+
+def log_mel(samples: Array, preparation: AudioPreparation, parts: int = 1) -> Array:
+    """The spectrogram of at most `parts` times `preparation.samples` samples: float32 (parts, mels, frames)."""
+    window, hop, length = preparation.window, preparation.hop, parts * preparation.samples
+    padded = np.zeros(length, np.float64)
     padded[: len(samples)] = samples
     padded = np.pad(padded, window // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop][: preparation.samples // hop]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop][: length // hop]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     power = abs(np.fft.rfft(frames * hann, axis=-1)) ** 2
     levels = np.log10(np.maximum(power @ _bands(window, preparation.mels, preparation.rate), 1e-10))
     levels = (np.maximum(levels, levels.max() - 8) + 4) / 4
-    return np.ascontiguousarray(levels.T[None], np.float32)
+    levels = levels.reshape(parts, -1, preparation.mels).transpose(0, 2, 1)
+    return np.ascontiguousarray(levels, np.float32)
 
 
 @cache

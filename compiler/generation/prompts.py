@@ -10,7 +10,7 @@ from typing import Any
 from compiler.artifact.language_model import LanguageModelDescription
 from compiler.errors import InputError
 from compiler.generation.chat_templates import Messages
-from compiler.generation.media import Media, with_images
+from compiler.generation.media import Media, with_media
 from compiler.generation.tokenizer import Tokenizer
 
 Prompt = str | Messages | Sequence[int]
@@ -66,18 +66,18 @@ class PromptReader:
             return self.tokens_of(prompt), None
         if self.encoder_input is None:
             raise InputError("the model has no encoder, and reads the prompt alone", "leave media out")
-        inputs, texts = media.prepared(self.description, *self.encoder_input)
+        inputs, texts, place = media.prepared(self.description, *self.encoder_input)
         if not texts:
             return self.tokens_of(prompt), inputs
-        images = self.description.images
-        assert images is not None
         if isinstance(prompt, str):
-            return self._encoded(with_images(prompt, texts, images), special=True), inputs
+            return self._encoded(with_media(prompt, texts, place), special=True), inputs
         if not prompt or not all(isinstance(each, Mapping) for each in prompt):
-            raise InputError("images need a prompt that is a text or messages", "give the encoder's inputs as arrays")
+            raise InputError(
+                "images and sounds need a prompt that is a text or messages", "give the encoder's inputs as arrays"
+            )
         messages: Any = prompt
         chat = self.required_tokenizer().chat(messages)
-        return self._encoded(with_images(chat, texts, images), special=False), inputs
+        return self._encoded(with_media(chat, texts, place), special=False), inputs
 
     def required_tokenizer(self) -> Tokenizer:
         """Raises InputError where the model has none."""

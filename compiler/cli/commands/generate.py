@@ -98,7 +98,7 @@ def _generate(given: _Options) -> None:
         return
     text = prompt if prompt is not None else _standard_input()
     templated = bool(text) and not given.raw and model.description.chat_template is not None
-    asked: Any = _messages(text, given.system, len(given.images or ())) if templated else text
+    asked: Any = _messages(text, given) if templated else text
     specs = {} if model.encoder is None else {spec.name: spec for spec in model.encoder.inputs}
     read = parse_arrays(given.inputs, "--input", specs) if given.inputs else None
     media: dict[str, Any] = {"inputs": read, "images": given.images or None, "audio": given.audio}
@@ -136,11 +136,11 @@ def _transcribe(model: Any, audio: Any, language: str | None, chosen: Any, *, as
     print_note(f"{found.seconds:.1f} s of speech in {len(found.parts)} parts{spoken}")
 
 
-def _messages(text: str, system: str | None, images: int) -> list[dict[str, Any]]:
+def _messages(text: str, given: _Options) -> list[dict[str, Any]]:
     from compiler.generation.language_model import user_message
 
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, user_message(text, images)]
+    first = [] if given.system is None else [{"role": "system", "content": given.system}]
+    return [*first, user_message(text, len(given.images or ()), int(given.audio is not None))]
 
 
 def _standard_input() -> str:

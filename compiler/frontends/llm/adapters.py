@@ -217,18 +217,19 @@ class KeptAdapters:
         """Number of adapters."""
         return len(self._adapters)
 
-    def change(self, module: str, rows: int, depth: int) -> LowRank | None:
-        """The changes of a weight by its name without ".weight", those of number 0 and of adapters without it 0."""
+    def changes(self, module: str, rows: int, depth: int) -> tuple[LowRank, ...]:
+        """The changes of a weight by its name without ".weight"; none where no adapter changes it."""
         if module not in self._modules:
-            return None
+            return ()
         pairs = [adapter.pair(self._modules[module], rows, depth) for adapter in self._adapters]
-        rank = max(len(pair[0]) for pair in pairs if pair is not None)
-        inner = np.zeros((1 + len(pairs), rank, depth), np.float32)
-        outer = np.zeros((1 + len(pairs), rows, rank), np.float32)
-        for number, pair in enumerate(pairs, 1):
-            if pair is not None:
-                inner[number, : len(pair[0])], outer[number, :, : len(pair[0])] = pair
-        return LowRank(inner, outer, frozenset({module}))
+        own = [pair for pair in pairs if pair is not None]
+        rank = max(len(a) for a, _ in own)
+        inner = np.zeros((len(own), rank, depth), np.float32)
+        outer = np.zeros((len(own), rows, rank), np.float32)
+        for slot, (a, b) in enumerate(own):
+            inner[slot, : len(a)], outer[slot, :, : len(a)] = a, b
+        there = np.array([False, *(pair is not None for pair in pairs)])
+        return (LowRank(inner, outer, np.where(there, np.cumsum(there) - 1, -1), module),)
 
     def check_applied(self, modules: Collection[str]) -> None:
         """Raise OptionError where a weight is changed whose product cannot be changed by adapters."""

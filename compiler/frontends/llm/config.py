@@ -192,6 +192,11 @@ class LayerConfig:
     values_are_keys: bool = False
     sparsity: float | None = None
 
+    @property
+    def keeps(self) -> bool:
+        """True if it keeps a state: keys and values of its own, or a recurrent one."""
+        return (self.attends and self.shares is None) or self.recurrent is not None
+
 
 @dataclass(frozen=True)
 class DecoderConfig:

@@ -23,6 +23,7 @@ from compiler.frontends.llm.layer_inputs import layer_inputs, layer_update
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
 from compiler.frontends.llm.recurrent import Mixer, recurrent_mixer
+from compiler.frontends.llm.rope import Rope
 from compiler.frontends.llm.self_attention import SelfAttention
 from compiler.frontends.llm.weights import Matrix
 from compiler.passes.rewriting.block_weights import BlockWeight
@@ -175,7 +176,7 @@ class _Builder(Emitter):
         config = self.config
         table = self.products.table(embedding)
         x = embedded = self._embedded(table, tokens, position)
-        ropes = {rope: rotations(self.builder, rope, position, self.length) for rope in self._ropes()}
+        ropes = self._rotations(position, self.length)
         bias = None if config.slopes is None else linear_biases(self.builder, config.slopes, self.capacity)
         inputs: list[Expr] = []
         if config.layer_inputs is not None:
@@ -185,6 +186,10 @@ class _Builder(Emitter):
         updated: list[Expr] = []
         attention: dict[int, Mixer] = {}
         for index, (layer, kept) in enumerate(zip(config.layers, states, strict=True)):
+            if index and self._narrows(index - 1) and any(each.attends for each in config.layers[index:]):
+                position = self._wanted_positions(position)
+                ropes = self._rotations(position, x.ty.shape[1])
+                inputs = [self._wanted_rows(each) for each in inputs]
             mixers: list[Mixer] = []
             if layer.attends:
                 own = len(kept) - (0 if layer.recurrent is None else len(layer.recurrent.states))
@@ -231,12 +236,12 @@ class _Builder(Emitter):
         return x if norm is None else self.normalized(x, norm)
 
     def _block(self, index: int, x: Expr, mixers: Sequence[Mixer], own: Expr | None) -> Expr:
-        """One decoder layer, which may have an input of its own: (1, n, hidden) -> (1, n, hidden). The last one returns
-        only the rows whose logits are needed."""
+        """One decoder layer, which may have an input of its own: (1, n, hidden) -> (1, n, hidden). The last one that
+        keeps anything returns only the rows whose logits are needed."""
         layer = self.config.layers[index]
         first = self.normed(index, "attention_norm", x)
         found = [mixer.heads(first) for mixer in mixers]
-        if self._is_last(index):  # Behind the mixers of the last layer, nothing reads the other rows.
+        if self._narrows(index):
             x, first, *found = (self._wanted_rows(each) for each in (x, first, *found))
             own = None if own is None else self._wanted_rows(own)
         updates = [mixer.output(each) for mixer, each in zip(mixers, found, strict=True)]
@@ -268,7 +273,7 @@ class _Builder(Emitter):
         active = update.active(predicted)
         first = self.normed(index, "attention_norm", active)
         found = mixer.heads(first)
-        if self._is_last(index):
+        if self._narrows(index):
             predicted, active, first, found, own = map(self._wanted_rows, (predicted, active, first, found, own))
         attended = self.residual(active, self.normed(index, "post_attention_norm", mixer.output(found)))
         computed = self.scaled(self.residual(attended, update.laurel(first)), math.sqrt(0.5))
@@ -277,9 +282,29 @@ class _Builder(Emitter):
         read = update.scaled(update.active(corrected))
         return update.completed(corrected, layer_update(self, index, self.config.layer_inputs, read, own))
 
-    def _is_last(self, index: int) -> bool:
-        """True for a layer that returns only the rows whose logits are needed."""
-        return index == len(self.config.layers) - 1 and not self.options.captures
+    def _narrows(self, index: int) -> bool:
+        """True for the layer that returns only the rows whose logits are needed: the last one that keeps a state.
+
+        Nothing reads the other rows behind its mixers.
+        """
+        if self.options.captures or (self.options.all_logits and self.wanted is None):
+            return False
+        return index == max(at for at, each in enumerate(self.config.layers) if each.keeps)
+
+    def _wanted_positions(self, position: Positions) -> Positions:
+        """The positions of the tokens whose logits are returned; of several sequences, each of them is a run."""
+        if self.wanted is None:
+            rows = row_numbers(self.builder, position, 0, self.length)
+            return Positions(self.builder.emit_te(_last_number, rows, primfunc_name_hint="last_position"))
+        operands = (position.tokens, position.sequences, self.wanted)
+        emit = self.builder.emit_te
+        tokens = emit(_selected_positions, position.tokens, self.wanted, primfunc_name_hint="wanted_positions")
+        return Positions(None, tokens, emit(_single_runs, *operands, primfunc_name_hint="wanted_sequences"))
+
+    def _rotations(self, position: Positions, length: Index) -> dict[Rope | None, Expr]:
+        """Those of each layer's rotary embedding."""
+        ropes = dict.fromkeys(layer.rope for layer in self.config.layers if layer.rope is not None)
+        return {rope: rotations(self.builder, rope, position, length) for rope in ropes}
 
     def _hybrid_block(self, index: int, x: Expr, embedded: Expr, attention: Mixer, mixer: Mixer) -> Expr:
         """A layer of Zamba2 (arXiv:2411.15242): x + mixer(norm(x + block(x beside the embeddings)))."""
@@ -290,7 +315,7 @@ class _Builder(Emitter):
         hidden = self.config.hidden
         found = self.products.product(found, self.parameters.linear(index, "block_out", hidden, hidden))
         found = mixer.heads(self.normed(index, "attention_norm", self.residual(x, found)))
-        if self._is_last(index):
+        if self._narrows(index):
             x, found = self._wanted_rows(x), self._wanted_rows(found)
         return self.residual(x, mixer.output(found))
 
@@ -310,9 +335,6 @@ class _Builder(Emitter):
         logits = products.with_table(x, table) if head is None else products.product(x, head, is_head=True)
         return self.capped(self.scaled(logits, self.config.logit_scale), self.config.logit_cap)
 
-    def _ropes(self) -> list[Expr]:
-        return list(dict.fromkeys(layer.rope for layer in self.config.layers if layer.rope is not None))
-
 
 def _within(position: Expr, rows: Index) -> Expr:
     """The position, or the nearest one of these rows."""
@@ -322,6 +344,40 @@ def _within(position: Expr, rows: Index) -> Expr:
 def last_row(x: te.Tensor) -> te.Tensor:
     """The last row: (batch, n, width) -> (batch, 1, width)."""
     return te.compute((x.shape[0], 1, x.shape[2]), lambda b, _, k: x[b, x.shape[1] - 1, k], name="last")
+
+
+def _last_number(rows: te.Tensor) -> te.Tensor:
+    """The last of (1, n) numbers."""
+    return te.compute((), lambda: rows[0, rows.shape[1] - 1], name="last")
+
+
+def _selected_positions(tokens: te.Tensor, wanted: te.Tensor) -> te.Tensor:
+    """Positions and lengths (2, n) of some tokens: (2, m)."""
+    return te.compute(
+        (2, wanted.shape[0]), lambda part, row: tokens[part, _within(wanted[row], tokens.shape[1])], name="selected"
+    )
+
+
+def _single_runs(tokens: te.Tensor, sequences: te.Tensor, wanted: te.Tensor) -> te.Tensor:
+    """Each wanted token as a run of its own in the slot of its sequence: (m, 5), see `Positions.sequences`."""
+    each = te.reduce_axis((0, sequences.shape[0]), "sequence")
+
+    def slot(row: Expr) -> Expr:
+        place, first = _within(wanted[row], tokens.shape[1]), sequences[each, 2]
+        holds = tirx.all(first <= place, place < first + sequences[each, 3])
+        return te.sum(tirx.Select(holds, sequences[each, 0], tirx.const(0, "int64")), axis=each)
+
+    slots = te.compute(wanted.shape, slot, name="slots")
+
+    def element(row: Expr, part: Expr) -> Expr:
+        position = tokens[0, _within(wanted[row], tokens.shape[1])]
+        values = (slots[row], position, row, tirx.const(1, "int64"), tirx.const(0, "int64"))
+        found = values[-1]
+        for index, value in enumerate(values[:-1]):
+            found = tirx.if_then_else(part == index, value, found)
+        return found
+
+    return te.compute((wanted.shape[0], 5), element, name="runs")
 
 
 def _selected(x: te.Tensor, wanted: te.Tensor) -> te.Tensor:

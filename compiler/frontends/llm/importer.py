@@ -12,6 +12,7 @@ from compiler.artifact.language_model import (
     ADAPTER,
     DESCRIPTION_ASSET,
     TOKENIZER_ASSET,
+    AudioPreparation,
     ImagePreparation,
     LanguageModelDescription,
 )
@@ -152,20 +153,28 @@ def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
         start=start,
         suppressed=rules.suppressed,
         suppressed_first=rules.suppressed_first,
-        audio=None if found.spectrogram is None else read_audio(folder, *found.spectrogram),
+        audio=_audio(folder, found, files),
         images=_images(folder, found, files),
     )
     return replace(decoder.model, assets=_assets(description, files), encoder=found.encoder)
 
 
+def _audio(folder: Path, found: CapturedPair, files: TokenizerFiles) -> AudioPreparation | None:
+    """Audio preprocessing; None if the encoder reads no sounds, or a token without text stands for them."""
+    text = "" if found.image_token is None else files.text_of(found.image_token)
+    if found.spectrogram is None or text is None:
+        return None
+    return read_audio(folder, *found.spectrogram, text=text, rows=found.rows or 1, masked=found.masked)
+
+
 def _images(folder: Path, found: CapturedPair, files: TokenizerFiles) -> ImagePreparation | None:
     """Image preprocessing; None if the folder does not describe it or has no token for images."""
-    text = None if found.image_token is None else files.text_of(found.image_token)
+    text = None if found.image_token is None or found.spectrogram else files.text_of(found.image_token)
     if text is None:
         return None
     first, last = (None if token is None else files.text_of(token) for token in found.frame)
     frame = None if first is None or last is None else (first, last)
-    return read_images(folder, found.decoder.architecture, found.rows, text, frame)
+    return read_images(folder, found.decoder.architecture, found.rows or 1, text, frame)
 
 
 def _genai(folder: Path, options: LanguageModelOptions) -> ImportedModel:

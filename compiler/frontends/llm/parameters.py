@@ -443,8 +443,8 @@ class Parameters:
             weight = self._checkpoint.matrix(f"{name}.weight", rows, depth)
         has_bias = self._checkpoint.has(f"{name}.bias")
         bias = self._checkpoint.vector(f"{name}.bias", rows) if has_bias else None
-        change = None if self.adapters is None else self.adapters.change(name, rows, depth)
-        return Linear(weight, bias, change=change)
+        changes = () if self.adapters is None else self.adapters.changes(name, rows, depth)
+        return Linear(weight, bias, changes=changes)
 
     def _norm(self, name: str | None, size: int) -> Norm:
         if self._storage.bare_norms:

@@ -18,9 +18,16 @@ _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 _LANCZOS, _BILINEAR, _BICUBIC = 1, 2, 3
 
 
-def read_audio(folder: Path, mels: int, frames: int) -> AudioPreparation:
-    """Read the audio preprocessing of a Whisper-like model whose encoder takes `frames` frames. Raises
-    InvalidModelError."""
+def read_audio(
+    folder: Path, mels: int, frames: int, text: str = "", rows: int = 1, *, masked: bool = False
+) -> AudioPreparation:
+    """Read the audio preprocessing of a Whisper-like model whose encoder takes `frames` frames.
+
+    Args:
+        text, rows, masked: see `AudioPreparation`.
+
+    Raises InvalidModelError.
+    """
     values = {**_WHISPER, **(_settings(folder, "feature_extractor") or {})}
     hop = values["hop_length"]
     return _made(
@@ -31,6 +38,9 @@ def read_audio(folder: Path, mels: int, frames: int) -> AudioPreparation:
         hop=hop,
         mels=mels,
         samples=frames * hop if isinstance(hop, int) else hop,
+        text=text,
+        rows=rows,
+        masked=masked,
     )
 
 
@@ -58,6 +68,10 @@ def read_images(
         return _cropped(folder, values, common)
     if kind == "gemma3":
         return None if values.get("do_pan_and_scan") else _squeezed(folder, values, common, frame)
+    if kind == "internvl":
+        return _on_canvas(folder, values, common)
+    if kind.startswith("qwen"):
+        return _in_patches(folder, values, common)
     side = _side(values.get("max_image_size"), "longest_edge", 364)
     return _made(
         ImagePreparation,
@@ -116,6 +130,47 @@ def _squeezed(
         resample=values.get("resample", _BILINEAR),
         mean=values.get("image_mean", _HALVES),
         std=values.get("image_std", _HALVES),
+    )
+
+
+def _on_canvas(folder: Path, values: dict[str, Any], common: dict[str, Any]) -> ImagePreparation:
+    """Tiles of a grid like the image, and all of it (InternVL)."""
+    size = values.get("size")
+    return _made(
+        ImagePreparation,
+        folder,
+        **common,
+        before="<img>",
+        after="</img>",
+        height=_side(size, "height", 384),
+        width=_side(size, "width", 384),
+        canvas=(values.get("min_patches", 1), values.get("max_patches", 12)),
+        resample=values.get("resample", _BICUBIC),
+        mean=values.get("image_mean", _CLIP[0]),
+        std=values.get("image_std", _CLIP[1]),
+    )
+
+
+def _in_patches(folder: Path, values: dict[str, Any], common: dict[str, Any]) -> ImagePreparation:
+    """Patches of an image of nearly its own size (Qwen2-VL and later)."""
+    side, size = values.get("patch_size", 14), values.get("size")
+    least = _side(size, "shortest_edge", values.get("min_pixels", 56 * 56))
+    most = _side(size, "longest_edge", values.get("max_pixels", 28 * 28 * 1280))
+    return _made(
+        ImagePreparation,
+        folder,
+        **common,
+        height=side,
+        width=side,
+        patches={
+            "merge": values.get("merge_size", 2),
+            "frames": values.get("temporal_patch_size", 2),
+            "least": least,
+            "most": most,
+        },
+        resample=values.get("resample", _BICUBIC),
+        mean=values.get("image_mean", _CLIP[0]),
+        std=values.get("image_std", _CLIP[1]),
     )
 
 

@@ -44,25 +44,37 @@ class Products:
             weight = self._packed(linear.weight, self._options.precision, gram)
             self.operands.append(x)
         result = block_product(self._builder, x, weight, self._activations(weight))
-        if linear.change is not None:
-            result = self._builder.emit(R.add(result, self._change(x, linear.change)))
+        if linear.changes:
+            result = self._builder.emit(R.add(result, self._changed(x, linear.changes)))
         if linear.scale is not None:
             result = self._builder.emit(R.multiply(result, as_constant(linear.scale.astype(np.float32))))
         if linear.bias is None:
             return result
         return self._builder.emit(R.add(result, as_constant(linear.bias.astype(np.float32))))
 
-    def _change(self, x: Expr, change: LowRank) -> Expr:
+    def _changed(self, x: Expr, changes: Sequence[LowRank]) -> Expr:
         """The low-rank update of each row's adapter, in float32: (1, n, rows)."""
         assert self.adapter_of_rows is not None
         emit, (_, length, depth) = self._builder.emit, list(x.ty.shape)
         numbers, rows = self.adapter_of_rows(x), emit(R.reshape(x, (length, depth)))
+        parts = [self._change(rows, numbers, change) for change in changes]
+        whole = parts[0] if len(parts) == 1 else emit(R.concat(parts, axis=1))
+        return emit(R.reshape(whole, (1, length, sum(change.rows for change in changes))))
+
+    def _change(self, rows: Expr, numbers: Expr, change: LowRank) -> Expr:
+        """The update of some outputs, 0 where a row's adapter changes none: (n, rows)."""
+        emit = self._builder.emit
+        if not change.module:
+            return emit(R.zeros((rows.ty.shape[0], change.rows), "float32"))
+        self.adapted.add(change.module)
+        slots = emit(R.take(as_constant(change.slots), numbers, axis=0))
+        stored = emit(R.maximum(slots, relax.const(0, "int64")))
         for stack in (change.inner, change.outer):
             each = Experts(tuple(Matrix("F32", one, one.shape[1]) for one in stack))
             weight = packed_experts([each], None, self._room.empty)
-            rows = expert_product(self._builder, rows, weight, each.rows, numbers, "float32")
-        self.adapted |= change.modules
-        return emit(R.reshape(rows, (1, length, each.rows)))
+            rows = expert_product(self._builder, rows, weight, each.rows, stored, "float32")
+        changes = emit(R.expand_dims(emit(R.greater_equal(slots, relax.const(0, "int64"))), 1))
+        return emit(R.where(changes, rows, relax.const(0.0, "float32")))
 
     def products(self, x: Expr, parts: Sequence[Linear]) -> list[Expr]:
         """Products of one operand: one product where their weights are stored alike, then taken apart."""
@@ -102,7 +114,7 @@ class Products:
     def gated(self, x: Expr, gate_up: Sequence[Linear], activation: str) -> Expr | None:
         """act(gate) * up of two products as one kernel, None where there is none for such weights."""
         if self._options.activations == "float32" or any(
-            part.bias is not None or part.scale is not None or part.change is not None for part in gate_up
+            part.bias is not None or part.scale is not None or part.changes for part in gate_up
         ):
             return None
         kinds = {part.weight.kind for part in gate_up}

@@ -57,7 +57,7 @@ class SelfAttention:
         model, heads, emit = self._model, self._counts, self._model.builder.emit
         parts = model.products.heads(x, model.parameters.gated_queries_keys_values(self._index), heads.size)
         found = self._attended(*parts[:3])
-        gates = emit(R.reshape(parts[3], (1, model.length, heads.queries)))
+        gates = emit(R.reshape(parts[3], (1, x.ty.shape[1], heads.queries)))
         return emit(R.multiply(found, emit(R.sigmoid(gates))))
 
     def _attended(self, query: Expr, key: Expr | None = None, value: Expr | None = None) -> Expr:
@@ -72,7 +72,7 @@ class SelfAttention:
         stored = self._model.parameters.sinks(self._index)
         sinks = None if stored is None else as_constant(stored)
         found = attend(builder, config, self._layer, query, self.cache, self._bias, sinks)
-        return builder.emit(R.reshape(found, (1, self._model.length, heads.queries)))
+        return builder.emit(R.reshape(found, (1, query.ty.shape[1], heads.queries)))
 
     def _values(self, x: Expr) -> Expr:
         heads = self._heads(x, self._counts.keys, None)
@@ -88,7 +88,7 @@ class SelfAttention:
     def _heads(self, x: Expr, count: int, norm: str | None) -> Expr:
         """(1, n, count, head size), normalized a head, or all heads together, then clipped; x may have that shape."""
         model, size = self._model, self._counts.size
-        shape = (1, model.length, count, size)
+        shape = (1, x.ty.shape[1], count, size)
         if norm is not None and model.config.bare_head_norms and self._angles is not None:
             return self._clipped(model.normalized(self._shaped(x, shape), Norm(None)))
         if norm is None or not model.has_norm(self._index, norm):

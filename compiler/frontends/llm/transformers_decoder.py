@@ -217,7 +217,7 @@ def _with_cache(model: Any, capacity: int, *, all_logits: bool) -> Any:
             setattr(part, _SLICING, _unsliced)
     cache = _static_cache(model, capacity)
     kept = [layer for layer in cache.layers if type(layer).__name__ != _SHARED_LAYER]
-    cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    cache_name = cache_argument(model)
 
     class Decoder(torch.nn.Module):
         """Writes to its buffers as it runs."""
@@ -239,6 +239,11 @@ def _with_cache(model: Any, capacity: int, *, all_logits: bool) -> Any:
 def _unsliced(*inputs: Any, **_: Any) -> tuple[Any, ...]:
     """Hidden states, inputs of the layers, rotations and masks of all tokens, as they are."""
     return inputs[:4]
+
+
+def cache_argument(module: Any) -> str:
+    """Name of the argument with the cache, which versions of transformers call differently."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
 def register_caches(module: Any, layers: Sequence[Any]) -> None:
@@ -274,8 +279,7 @@ def _static_cache(model: Any, capacity: int) -> Any:
         # The mask hides what a window does not see, so that all layers can keep everything.
         cache.layers[index] = cache_utils.StaticLayer(capacity)
     with torch.no_grad():  # the first run sizes the layers
-        name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-        model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=True, **{name: cache})
+        model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=True, **{cache_argument(model): cache})
     for layer in cache.layers:
         if type(layer).__name__ != _SHARED_LAYER:
             layer.keys, layer.values = torch.zeros_like(layer.keys), torch.zeros_like(layer.values)

@@ -106,45 +106,43 @@ class Matrix:
 
 @dataclass(frozen=True)
 class LowRank:
-    """Changes of a product by one of several adapters: x -> outer[i] @ (inner[i] @ x).
+    """Changes of outputs of a product by one of several adapters: x -> outer[slots[i]] @ (inner[slots[i]] @ x).
 
     Attributes:
-        inner: float32 (adapters, rank, depth).
-        outer: float32 (adapters, rows, rank).
-        modules: names of the weights that are changed.
+        inner: float32 (adapters that change them, rank, depth).
+        outer: float32 (adapters that change them, rows, rank).
+        slots: int64 (adapters + 1,), where the matrices of each adapter are; -1 where it changes nothing, as 0 does.
+        module: name of the weight that is changed, "" for none.
     """
 
     inner: Array
     outer: Array
-    modules: frozenset[str]
+    slots: Array
+    module: str
+
+    @property
+    def rows(self) -> int:
+        """Number of outputs."""
+        return int(self.outer.shape[1])
 
     @staticmethod
-    def joined(parts: Sequence[Linear]) -> LowRank | None:
-        """The change of a product whose outputs are those of all parts, in order; None where no part has one."""
-        changed = [part.change for part in parts if part.change is not None]
-        if not changed:
-            return None
-        rank, rows = sum(each.inner.shape[1] for each in changed), sum(part.weight.rows for part in parts)
-        outer = np.zeros((len(changed[0].outer), rows, rank), np.float32)
-        row = column = 0
-        for part in parts:
-            if part.change is not None:
-                width = part.change.inner.shape[1]
-                outer[:, row : row + part.weight.rows, column : column + width] = part.change.outer
-                column += width
-            row += part.weight.rows
-        inner = np.concatenate([each.inner for each in changed], axis=1)
-        return LowRank(inner, outer, frozenset().union(*(each.modules for each in changed)))
+    def none(rows: int) -> LowRank:
+        """No change of outputs that stand beside changed ones."""
+        empty = np.zeros((0, rows, 0), np.float32)
+        return LowRank(empty, empty, np.zeros(0, np.int64), "")
 
 
 @dataclass(frozen=True)
 class Linear:
-    """x -> scale * (x @ weight.T + change(x)) + bias; `bias` and `scale` are float32 (rows,)."""
+    """x -> scale * (x @ weight.T + changes(x)) + bias; `bias` and `scale` are float32 (rows,).
+
+    `changes` are of all outputs, one after another; none where no adapter changes any.
+    """
 
     weight: Matrix
     bias: Array | None
     scale: Array | None = None
-    change: LowRank | None = None
+    changes: tuple[LowRank, ...] = ()
 
     @staticmethod
     def of_vector(values: Array) -> Linear:
@@ -154,8 +152,9 @@ class Linear:
     def taken(self, rows: Array | slice) -> Linear:
         """Only these outputs, in this order."""
         bias, scale = (None if each is None else each[rows] for each in (self.bias, self.scale))
-        change = None if self.change is None else replace(self.change, outer=self.change.outer[:, rows])
-        return Linear(self.weight.taken(rows), bias, scale, change)
+        assert len(self.changes) <= 1  # parts of joined products are taken before they are joined
+        changes = tuple(replace(each, outer=each.outer[:, rows]) for each in self.changes)
+        return Linear(self.weight.taken(rows), bias, scale, changes)
 
 
 @dataclass(frozen=True)
@@ -352,9 +351,10 @@ def joined(run: Sequence[Linear]) -> Linear:
         return run[0]
     biases = [part.bias for part in run if part.bias is not None]
     scales = [part.scale for part in run if part.scale is not None]
+    changed = any(part.changes for part in run)
     return Linear(
         Matrix.joined([part.weight for part in run]),
         np.concatenate(biases) if biases else None,
         np.concatenate(scales) if scales else None,
-        LowRank.joined(run),
+        tuple(each for part in run for each in part.changes or (LowRank.none(part.weight.rows),)) if changed else (),
     )

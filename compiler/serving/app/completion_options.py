@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compiler.errors import InputError
@@ -48,7 +48,7 @@ class CompletionRequest:
         prompts: each gives `choices` texts.
         max_tokens: None: as many as the context holds.
         usage: the stream ends with the counts of tokens.
-        images: of a chat.
+        images, audio: of a chat.
     """
 
     prompts: tuple[Prompt, ...]
@@ -58,6 +58,15 @@ class CompletionRequest:
     stream: bool
     usage: bool
     images: tuple[bytes, ...] = ()
+    audio: bytes | None = None
+
+
+@dataclass(frozen=True)
+class _Attachments:
+    """Contents of files in the messages of a chat."""
+
+    images: list[bytes] = field(default_factory=list)
+    sounds: list[bytes] = field(default_factory=list)
 
 
 def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionRequest:
@@ -68,9 +77,9 @@ def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionReques
         raise InputError(f"'logprobs' must be true or false, not {shown(wanted)}")
     logprobs = _whole(body, "top_logprobs", 0, 0, _MAX_LOGPROBS) if wanted else None
     max_tokens = body.get("max_completion_tokens", body.get("max_tokens"))
-    images: list[bytes] = []
-    request = _request(body, (_messages(body.get("messages"), images, limits),), logprobs, _limit(max_tokens), limits)
-    return replace(request, images=tuple(images))
+    files = _Attachments()
+    request = _request(body, (_messages(body.get("messages"), files, limits),), logprobs, _limit(max_tokens), limits)
+    return replace(request, images=tuple(files.images), audio=files.sounds[0] if files.sounds else None)
 
 
 def completion_request(body: Mapping[str, object], limits: Limits) -> CompletionRequest:
@@ -136,8 +145,8 @@ def response_format(given: object, limits: Limits) -> dict[str, Any]:
     raise InputError(f"the response_format {shown(kind)} is not supported", "use text, json_object or json_schema")
 
 
-def _messages(given: object, images: list[bytes], limits: Limits) -> list[dict[str, Any]]:
-    """Messages for a chat template; the contents of images are appended to `images`."""
+def _messages(given: object, files: _Attachments, limits: Limits) -> list[dict[str, Any]]:
+    """Messages for a chat template; the contents of images and sounds are appended to `files`."""
     if not isinstance(given, list) or not given:
         raise InputError("'messages' must be a list of messages")
     limits.check("messages", len(given))
@@ -150,7 +159,7 @@ def _messages(given: object, images: list[bytes], limits: Limits) -> list[dict[s
             raise InputError(f"a message's role must be a string, not {shown(role)}")
         parts += len(content) if isinstance(content, list) else 1
         limits.check("parts", parts)
-        read = _content(content, images, limits)
+        read = _content(content, files, limits)
         size += utf8_size(role) + sum(map(utf8_size, _texts_of(read)))
         limits.check("text_bytes", size)
         messages.append({"role": "system" if role == "developer" else role, "content": read})
@@ -161,25 +170,28 @@ def _texts_of(content: str | list[dict[str, str]]) -> list[str]:
     return [content] if isinstance(content, str) else [each.get("text", "") for each in content]
 
 
-def _content(given: object, images: list[bytes], limits: Limits) -> str | list[dict[str, str]]:
+def _content(given: object, files: _Attachments, limits: Limits) -> str | list[dict[str, str]]:
     if isinstance(given, str):
         return given
     if not isinstance(given, list):
         raise InputError(f"a message's content must be a text, not {shown(given)}")
     parts = [mapping(each, "a part of a message") for each in given]
-    found = [_part(each, images, limits) for each in parts]
+    found = [_part(each, files, limits) for each in parts]
     if all(each["type"] == "text" for each in found):
         return "".join(each["text"] for each in found)
     return found
 
 
-def _part(given: Mapping[str, Any], images: list[bytes], limits: Limits) -> dict[str, str]:
-    """A text, or an image, whose content is in the request."""
+def _part(given: Mapping[str, Any], files: _Attachments, limits: Limits) -> dict[str, str]:
+    """A text, or an image or a sound, whose content is in the request."""
     if given.get("type") == "text" and isinstance(given.get("text"), str):
         return {"type": "text", "text": given["text"]}
+    if given.get("type") == "input_audio":
+        return _sound(mapping(given.get("input_audio"), "'input_audio'"), files)
     if given.get("type") != "image_url":
         raise InputError(
-            f"a message's part of type {shown(given.get('type'))} is not supported", "use text or image_url"
+            f"a message's part of type {shown(given.get('type'))} is not supported",
+            "use text, image_url or input_audio",
         )
     address = mapping(given.get("image_url"), "'image_url'").get("url")
     start, found, content = address.partition(";base64,") if isinstance(address, str) else ("", "", "")
@@ -187,12 +199,26 @@ def _part(given: Mapping[str, Any], images: list[bytes], limits: Limits) -> dict
         raise InputError(
             "an image's 'url' must be a data: URL", "use data:image/png;base64,...; remote images are not fetched"
         )
-    limits.check("images", len(images) + 1)
-    try:
-        images.append(base64.b64decode(content, validate=True))
-    except ValueError as error:
-        raise InputError(f"an image's 'url' is not valid base64: {error}") from error
+    limits.check("images", len(files.images) + 1)
+    files.images.append(_decoded(content, "an image's 'url'"))
     return {"type": "image"}
+
+
+def _sound(given: Mapping[str, Any], files: _Attachments) -> dict[str, str]:
+    content = given.get("data")
+    if given.get("format") != "wav" or not isinstance(content, str):
+        raise InputError("'input_audio' must have 'data', in base64, and the 'format' wav", "convert it to WAV")
+    if files.sounds:
+        raise InputError("a chat has two sounds, and models read one", "join them, or start a new chat")
+    files.sounds.append(_decoded(content, "the 'data' of 'input_audio'"))
+    return {"type": "audio"}
+
+
+def _decoded(content: str, what: str) -> bytes:
+    try:
+        return base64.b64decode(content, validate=True)
+    except ValueError as error:
+        raise InputError(f"{what} is not valid base64: {error}") from error
 
 
 def _prompts(given: object, limits: Limits) -> tuple[Prompt, ...]:

@@ -239,7 +239,7 @@ class _Texts:
         options = replace(request.options, max_new_tokens=_room(service, request), grammar=None)
         sequences = len(request.prompts) * request.choices
         try:
-            for prompt in await service.read(request.prompts, request.images, sequences, sandbox):
+            for prompt in await service.read(request.prompts, (request.images, request.audio), sequences, sandbox):
                 call.hold(sum(each.nbytes for each in (prompt.inputs or {}).values()))
                 for choice in range(request.choices):
                     seed = None if options.seed is None else options.seed + choice

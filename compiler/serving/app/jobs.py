@@ -52,9 +52,9 @@ STATES: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def _prompts(reader: PromptReader, prompts: list[Any], images: list[bytes]) -> list[Any]:
+def _prompts(reader: PromptReader, prompts: list[Any], images: list[bytes], audio: bytes | None) -> list[Any]:
     """Tokens of each prompt, int64, and the encoder's inputs."""
-    media = Media(images=images) if images else None
+    media = Media(images=images, audio=audio) if images or audio is not None else None
     found = []
     for prompt in prompts:
         tokens, inputs = reader.prepared(prompt, media)

@@ -105,9 +105,11 @@ class TextService:
         raise InputError(f"{self.name!r} is a language model", "use /v1/completions or /v1/chat/completions")
 
     async def read(
-        self, prompts: Sequence[Prompt], images: Sequence[bytes], sequences: int, sandbox: Sandbox
+        self, prompts: Sequence[Prompt], files: tuple[Sequence[bytes], bytes | None], sequences: int, sandbox: Sandbox
     ) -> list[ReadPrompt]:
         """Read the prompts of a request for a number of sequences; short texts here, others in a sandbox.
+
+        `files` are the images, and the sound, of a chat.
 
         Raises:
             InputError: a prompt or image cannot be read, or does not fit the model.
@@ -122,12 +124,13 @@ class TextService:
                 reader.check_length(each)
             elif isinstance(each, list) and each and isinstance(each[0], int):
                 check_fits(each, scheduler.context)
-        if not images and sum(map(_cost, prompts)) <= INLINE_TEXT:
+        images, audio = files
+        if not images and audio is None and sum(map(_cost, prompts)) <= INLINE_TEXT:
             return [ReadPrompt(reader.tokens_of(each)) for each in prompts]
         if self._prompts is None:  # tokens alone are read here, and refused where they are no tokens
             reader.required_tokenizer()
             return [ReadPrompt(reader.tokens_of(each)) for each in prompts]
-        found = await sandbox.run("prompts", self._prompts, list(prompts), list(images))
+        found = await sandbox.run("prompts", self._prompts, list(prompts), list(images), audio)
         return [ReadPrompt(tokens.tolist(), inputs) for tokens, inputs in found]
 
     async def matcher(self, grammar: object, sandbox: Sandbox, limits: Limits) -> Matcher | None:

@@ -172,8 +172,8 @@ LLAMA: dict[str, Family] = {
         changes=_phimoe,
         defaults={"rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_experts_per_tok": 2},
     ),
-    "qwen2": Family(defaults=_QWEN, gguf=(Gguf(name="qwen2"),)),
-    "qwen3": Family(defaults={**_QWEN, "head_dim": 128}, gguf=(Gguf(name="qwen3"),)),
+    "qwen2": Family(defaults=_QWEN, gguf=(Gguf(name="qwen2"), Gguf(name="qwen2vl"))),
+    "qwen3": Family(defaults={**_QWEN, "head_dim": 128}, gguf=(Gguf(name="qwen3"), Gguf(name="qwen3vl"))),
     "qwen2_moe": Family(
         names=hugging_face_names(roles=QWEN_EXPERTS),
         defaults={**_QWEN, "num_experts_per_tok": 4, "shared_gate": True},
@@ -182,7 +182,7 @@ LLAMA: dict[str, Family] = {
     "qwen3_moe": Family(
         names=hugging_face_names(roles=QWEN_EXPERTS),
         defaults={**_QWEN, "num_experts_per_tok": 8},
-        gguf=(Gguf(name="qwen3moe"),),
+        gguf=(Gguf(name="qwen3moe"), Gguf(name="qwen3vlmoe")),
     ),
     "olmoe": Family(
         names=hugging_face_names(roles=QWEN_EXPERTS),

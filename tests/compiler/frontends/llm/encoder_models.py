@@ -161,6 +161,75 @@ def _gemma3(positions: int) -> dict[str, Any]:
     }
 
 
+def _patches(kind: str, positions: int, vision: dict[str, Any], **text: Any) -> dict[str, Any]:
+    """Models that read patches: images of all sizes, and positions in three dimensions."""
+    sections = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    layers = {"num_hidden_layers": 3, "head_dim": 8, "rope_parameters": sections, "max_position_embeddings": positions}
+    return {
+        "vision_config": {"depth": 2, "num_heads": 2, "patch_size": 4, **vision},
+        "text_config": {**_TEXT, **layers, "model_type": f"{kind}_text", **text},
+        "image_token_id": 258,
+        "video_token_id": 261,
+        "vision_start_token_id": 259,
+        "vision_end_token_id": 260,
+        "tie_word_embeddings": False,
+    }
+
+
+def _qwen2_vl(positions: int) -> dict[str, Any]:
+    return _patches("qwen2_vl", positions, {"embed_dim": 24, "hidden_size": 32})
+
+
+def _qwen2_5_vl(positions: int) -> dict[str, Any]:
+    """A layer within windows of 2 x 2 rows, and one without."""
+    vision = {"hidden_size": 24, "intermediate_size": 32, "out_hidden_size": 32, "window_size": 16}
+    return _patches("qwen2_5_vl", positions, {**vision, "fullatt_block_indexes": [1]})
+
+
+def _qwen3_vl(positions: int) -> dict[str, Any]:
+    """Rows of a layer of the encoder are added behind the first layer of the decoder."""
+    vision = {"hidden_size": 24, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 25}
+    return _patches("qwen3_vl", positions, {**vision, "deepstack_visual_indexes": [0]})
+
+
+def _qwen3_vl_moe(positions: int) -> dict[str, Any]:
+    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    config = _qwen3_vl(positions)
+    return {**config, "text_config": {**config["text_config"], "model_type": "qwen3_vl_moe_text", **mixture}}
+
+
+def _internvl(positions: int) -> dict[str, Any]:
+    vision = {**_VISION, "image_size": [16, 16], "patch_size": [4, 4], "model_type": "internvl_vision"}
+    return {
+        "vision_config": {**vision, "layer_norm_eps": 1e-6, "num_hidden_layers": 2},
+        "text_config": {**_TEXT, "model_type": "qwen2", "max_position_embeddings": positions},
+        "image_token_id": 258,
+        "tie_word_embeddings": False,
+    }
+
+
+def _sounds(positions: int, **audio: Any) -> dict[str, Any]:
+    encoder = {"num_mel_bins": 8, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    return {
+        "audio_config": {**encoder, "d_model": 24, "max_source_positions": 50, **audio},
+        "text_config": {**_TEXT, "max_position_embeddings": positions},
+        "tie_word_embeddings": False,
+    }
+
+
+def _qwen2_audio(positions: int) -> dict[str, Any]:
+    config = _sounds(positions, model_type="qwen2_audio_encoder")
+    return {**config, "text_config": {**config["text_config"], "model_type": "qwen2"}, "audio_token_index": 258}
+
+
+def _voxtral(positions: int) -> dict[str, Any]:
+    """A row for four frames of the encoder, beside one another."""
+    return {**_sounds(positions, model_type="voxtral_encoder", encoder_ffn_dim=48), "audio_token_id": 258}
+
+
+_GRIDS = [(1, 4, 8), (1, 12, 6), (1, 2, 2)]  # frames, rows and columns of patches of images
+_PATCHES = {"patch_size": 4, "size": {"shortest_edge": 8 * 8, "longest_edge": 40 * 40}}
+_FRAMES = [100, 37, 80]  # of sounds, without padding
 _POSITIONS = {"decoder.embed_positions": 4.0, "decoder.layers.0.self_attn.v_proj": 4.0}
 _ATTENTION = {"shared": 0.1, "SelfAttention.v": 8.0, "SelfAttention.o": 8.0}
 ENCODER_MODELS = {
@@ -173,6 +242,13 @@ ENCODER_MODELS = {
     "smolvlm": EncoderModel("SmolVLM", _idefics, "pixel_values"),
     "idefics3": EncoderModel("Idefics3", _idefics, "pixel_values"),
     "gemma3": EncoderModel("Gemma3", _gemma3, "pixel_values"),
+    "internvl": EncoderModel("InternVL", _internvl, "pixel_values"),
+    "qwen2_vl": EncoderModel("Qwen2VL", _qwen2_vl, "pixel_values"),
+    "qwen2_5_vl": EncoderModel("Qwen2_5_VL", _qwen2_5_vl, "pixel_values"),
+    "qwen3_vl": EncoderModel("Qwen3VL", _qwen3_vl, "pixel_values"),
+    "qwen3_vl_moe": EncoderModel("Qwen3VLMoe", _qwen3_vl_moe, "pixel_values"),
+    "qwen2_audio": EncoderModel("Qwen2Audio", _qwen2_audio, "input_features"),
+    "voxtral": EncoderModel("Voxtral", _voxtral, "input_features"),
 }
 
 
@@ -193,7 +269,7 @@ def save_encoder_model(name: str, folder: Path, positions: int = 96) -> Any:
             for text, factor in made.factors.items():
                 parameter.mul_(factor if text in key else 1.0)
     model.generation_config.eos_token_id = None
-    if made.reads == "pixel_values":
+    if name not in ("whisper", "whisper-tiny") and made.reads != "input_ids":
         model.generation_config.suppress_tokens = [258]  # a text that goes on with an image cannot be read again
     model.save_pretrained(folder)
     tokens = WHISPER_TOKENS if made.kind == "Whisper" else IMAGE_TOKENS
@@ -204,6 +280,10 @@ def save_encoder_model(name: str, folder: Path, positions: int = 96) -> Any:
         "smolvlm": {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}},
         "idefics3": {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}},
         "gemma3": {"size": {"height": 16, "width": 16}},
+        "internvl": {"size": {"height": 16, "width": 16}, "max_patches": 6},
+        "qwen2_audio": {"feature_size": 8, "chunk_length": 1},
+        "voxtral": {"feature_size": 8, "chunk_length": 1},
+        **{each: _PATCHES for each in ENCODER_MODELS if each.endswith(("_vl", "_vl_moe"))},
     }
     if name in processors:
         (folder / "preprocessor_config.json").write_text(json.dumps(processors[name]))
@@ -211,14 +291,33 @@ def save_encoder_model(name: str, folder: Path, positions: int = 96) -> Any:
 
 
 def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dict[str, np.ndarray[Any, Any]]:
-    """Random inputs of the encoder; `size`: tokens of a text, or images."""
+    """Random inputs of the encoder; `size`: tokens of a text, images or sounds."""
     made = ENCODER_MODELS[name]
+    if name.endswith(("_vl", "_vl_moe")):
+        grids = np.array(_GRIDS[:size])
+        patches = random.standard_normal((grids.prod(1).sum(), 3 * 2 * 4 * 4)).astype(np.float32)
+        return {made.reads: patches, "image_grid_thw": grids}
+    if name in ("qwen2_audio", "voxtral"):
+        features = random.standard_normal((size, 8, 100)).astype(np.float32)
+        mask = (np.arange(100) < np.array(_FRAMES[:size])[:, None]).astype(np.int64)
+        return {made.reads: features, **({"feature_attention_mask": mask} if name == "qwen2_audio" else {})}
     if made.reads == "input_ids":
         return {made.reads: random.integers(1, 256, (1, size))}
     shapes = {"whisper": (1, 8, 100), "whisper-tiny": (1, 80, 3000), "llava": (size, 3, 16, 16)}
-    shapes["gemma3"] = shapes["llava"]
+    shapes["gemma3"] = shapes["internvl"] = shapes["llava"]
     shape = shapes.get(name, (1, size, 3, 16, 16))
     return {made.reads: random.standard_normal(shape).astype(np.float32)}
+
+
+def media_prompt(name: str, size: int) -> list[int]:
+    """A prompt with places for so many images or sounds of `encoder_input`."""
+    if name.endswith(("_vl", "_vl_moe")):
+        rows = [height * width // 4 for _, height, width in _GRIDS[:size]]
+    elif name == "qwen2_audio":
+        rows = [((frames - 1) // 2 + 1 - 2) // 2 + 1 for frames in _FRAMES[:size]]
+    else:
+        rows = [25 if name == "voxtral" else 4] * size
+    return [5, 6, *(token for count in rows for token in (259, *[258] * count, 260, 9))]
 
 
 def encoder_greedy(model: Any, prompt: list[int], count: int, **inputs: Any) -> tuple[list[Any], list[int]]:
@@ -227,13 +326,16 @@ def encoder_greedy(model: Any, prompt: list[int], count: int, **inputs: Any) -> 
 
     name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
     given = {key: torch.as_tensor(value) for key, value in inputs.items()}
-    rows, tokens = [], list(prompt)
+    rows, tokens, kind = [], list(prompt), model.config.model_type
+    kinds = "token_type_ids" if kind == "gemma3" else "mm_token_type_ids" if "image_grid_thw" in given else None
     with torch.no_grad():
         if model.config.is_encoder_decoder:
             given = {"encoder_outputs": model.get_encoder()(*given.values())}
         for _ in range(count):
-            if model.config.model_type == "gemma3":  # 1 for tokens of images, which see one another
-                given["token_type_ids"] = torch.tensor([[int(token == 258) for token in tokens]])
+            if kinds is not None:  # 1 for tokens of images
+                given[kinds] = torch.tensor([[int(token == 258) for token in tokens]])
+            if "feature_attention_mask" in given:
+                given["attention_mask"] = torch.ones((1, len(tokens)), dtype=torch.int64)
             rows.append(model(**{name: torch.tensor([tokens])}, **given).logits[0, -1].numpy())
             best = rows[-1].copy()
             best[model.generation_config.suppress_tokens or []] = -np.inf

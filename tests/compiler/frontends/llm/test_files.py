@@ -18,10 +18,12 @@ import compiler
 from compiler.errors import InvalidModelError, OptionError, StorageError, UserError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.gguf_file import GgufFile
+from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles
 from tests.compiler.frontends.llm.expert_gguf import write_expert_gguf
 from tests.compiler.frontends.llm.families import save_model
 from tests.compiler.generation.models import GGUF_NAMES, interleaved, weights, write_folder, write_gguf
+from tests.compiler.generation.other_tokenizers import CORPUS
 
 PROMPT = np.array([list(b"Once upon a time")])
 EXACT = LanguageModelOptions(activations="float32", all_logits=True, cache="float32")
@@ -302,3 +304,44 @@ def test_interleaving_is_what_llama_cpp_does() -> None:
     rows = np.arange(32)[:, None]
     assert interleaved(rows)[:6, 0].tolist() == [0, 8, 1, 9, 2, 10]
     assert len(GGUF_NAMES) == 11
+
+
+def test_the_tokenizer_of_gemma_4_splits_as_that_of_transformers(tmp_path: Path) -> None:
+    """Its merges are a list; text is merged within lines, and bytes stand for what is no token."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    trained.normalizer = normalizers.Replace(" ", "\u2581")
+    trained.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+"), "isolated")
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
+    trained.train_from_iterator([*CORPUS, "a  b\n\n\n\nc   d\n"] * 4, trainer)
+    model = json.loads(trained.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    reference = transformers.GemmaTokenizer(vocab=model["vocab"], merges=[tuple(each) for each in model["merges"]])
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "gemma4")
+    writer.add_tokenizer_model("gemma4")
+    writer.add_token_list(tokens)
+    kinds = [gguf.TokenType.CONTROL] * 5 + [gguf.TokenType.BYTE] * 256
+    writer.add_token_types([*kinds, *[gguf.TokenType.NORMAL] * (len(tokens) - len(kinds))])
+    writer.add_token_merges([" ".join(each) for each in model["merges"]])
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    writer.add_unk_token_id(3)
+    writer.add_add_bos_token(True)
+    writer.add_tensor("unread", np.zeros(1, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    files = read_gguf_tokenizer(GgufFile(tmp_path / "model.gguf"))
+    assert files.content is not None
+    found = Tokenizer.from_str(files.content.decode())
+    random = np.random.default_rng(0)
+    pieces = [*CORPUS, *CORPUS[0].split(" "), "\n", "\n\n", " ", "  ", "\t", "\r\n", "\u20ac", "\U0001f9ea", "<bos>"]
+    for _ in range(200):
+        text = "".join(random.choice(pieces, int(random.integers(1, 8))))
+        ids = found.encode(text).ids
+        assert ids == [2, *reference.encode(text, add_special_tokens=False)], repr(text)  # 2: <bos>
+        assert found.decode(ids) == reference.decode(ids, skip_special_tokens=True)

@@ -30,7 +30,8 @@ _MIXTURE = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_leng
 KINDS: dict[str, tuple[Mapping[str, float], dict[str, Any]]] = {
     **{name: ({}, {}) for name in ("internlm2", "xverse", "ernie4_5", "chatglm", "exaone", "pangu-embedded", "glm4")},
     **{name: ({}, {}) for name in ("llama", "mistral3", "qwen2", "qwen3", "phi3", "olmo2", "seed_oss")},
-    **{name: (_MIXTURE, {}) for name in ("qwen2moe", "qwen3moe", "olmoe", "granitemoe", "phimoe")},
+    **{name: ({}, {}) for name in ("qwen2vl", "qwen3vl")},  # their texts
+    **{name: (_MIXTURE, {}) for name in ("qwen2moe", "qwen3moe", "qwen3vlmoe", "olmoe", "granitemoe", "phimoe")},
     "granite": (
         {"logit_scale": 4.0, "residual_scale": 0.5, "embedding_scale": 3.0, "attention.scale": 0.125},
         {"logit_scale": 0.25, "residual_scale": 0.5, "embedding_scale": 3.0, "score_scale": 0.125},

@@ -14,9 +14,11 @@ import pytest
 
 import compiler
 from compiler.errors import InputError, OptionError
-from compiler.frontends.llm.transformers_encoder import gemma_masks
+from compiler.frontends.llm.preparation_files import read_audio as audio_preparation
+from compiler.frontends.llm.preparation_files import read_images
 from compiler.generation import LanguageModel, Scheduler, transcribe
-from compiler.generation.media import Media, log_mel, prepared_images
+from compiler.generation.media import Media, log_mel, prepared_images, prepared_patches, prepared_sound
+from compiler.generation.steps import Chunk
 from compiler.serving.configuration import model_options
 from compiler.support.media_files import read_audio
 from tests.compiler.frontends.llm.encoder_models import (
@@ -24,6 +26,7 @@ from tests.compiler.frontends.llm.encoder_models import (
     START,
     encoder_greedy,
     encoder_input,
+    media_prompt,
     save_encoder_model,
 )
 from tests.compiler.serving.server import Running, serving
@@ -146,6 +149,36 @@ def test_images_stand_where_their_tokens_do(smolvlm: _Made) -> None:
         model.generate([_IMAGE] * 3)
 
 
+@pytest.mark.parametrize(
+    "name", ["qwen2_5_vl", "qwen3_vl", "qwen2_audio", "qwen2_vl", "qwen3_vl_moe", "internvl", "voxtral"]
+)
+def test_rows_of_images_and_sounds_take_the_places_of_tokens(name: str, tmp_path: Path) -> None:
+    made, random = _made(name, tmp_path), np.random.default_rng(1)
+    prompts = [media_prompt(name, count) for count in range(3)]
+    inputs = [encoder_input(name, random, count) if count else {} for count in range(3)]
+    wanted = [encoder_greedy(made.reference, each, 12, **given) for each, given in zip(prompts, inputs, strict=True)]
+    for prompt, given, (rows, tokens) in zip(prompts, inputs, wanted, strict=True):
+        steps = made.model.steps(1, 128)
+        steps.attach(0, made.model.encoded(given or None, prompt))
+        chunks = [Chunk(0, prompt, 0, len(prompt), is_prompt=True, logits=1)]
+        for position, token in enumerate(tokens[:-1], len(prompt)):
+            chunks.append(Chunk(0, [token], position, position + 1, is_prompt=False, logits=1))
+        found = [steps.run([chunk])[0][-1] for chunk in chunks]
+        np.testing.assert_allclose(found, rows, rtol=0, atol=1e-5 * abs(np.array(rows)).max())
+    with Scheduler(made.model, max_sequences=3) as scheduler:
+        media = [Media(inputs=given) if given else None for given in inputs]
+        handles = [
+            scheduler.submit(prompt, media=each, max_new_tokens=12) for prompt, each in zip(prompts, media, strict=True)
+        ]
+        assert [list(handle.result().tokens) for handle in handles] == [tokens for _, tokens in wanted]
+    heard = made.model.description.audio is not None
+    shown = Media(audio=_speech(0.7)) if heard else Media(images=[_picture(3)])
+    prompt, read = made.model.prepared("a <image>?", shown)
+    assert read is not None
+    _, expected = encoder_greedy(made.reference, prompt, 6, **read)
+    assert list(made.model.generate("a <image>?", media=shown, max_new_tokens=6).tokens) == expected
+
+
 @pytest.mark.parametrize("shape", [(16, 32), (40, 23), (9, 9), (50, 100)])
 def test_images_become_what_the_processor_of_transformers_makes(shape: tuple[int, int], smolvlm: _Made) -> None:
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
@@ -162,6 +195,56 @@ def test_images_become_what_the_processor_of_transformers_makes(shape: tuple[int
     assert text == get_image_prompt_string(
         rows, columns, 4, "<fake_token_around_image>", "<image>", preparation.overview
     )
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (70, 23), (9, 5), (50, 100)])
+def test_patches_and_canvases_are_those_of_the_processors_of_transformers(
+    shape: tuple[int, int], tmp_path: Path
+) -> None:
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    pictures = [_picture(2, *shape), _picture(3, *shape[::-1])]
+    processor = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 8 * 8, "longest_edge": 40 * 40})
+    processor.save_pretrained(tmp_path)
+    preparation = read_images(tmp_path, "qwen3_vl", 1, "<image>")
+    assert preparation is not None
+    assert preparation.patches is not None
+    wanted = processor(pictures, return_tensors="np")
+    found, texts = prepared_patches(pictures, preparation, preparation.patches)
+    np.testing.assert_allclose(found["pixel_values"], wanted["pixel_values"], atol=1e-5)
+    np.testing.assert_array_equal(found["image_grid_thw"], wanted["image_grid_thw"])
+    assert texts == ["<image>" * int(grid.prod() // 4) for grid in wanted["image_grid_thw"]]
+
+    processor = GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}, max_patches=6)
+    processor.save_pretrained(tmp_path)
+    preparation = read_images(tmp_path, "internvl", 4, "<image>")
+    assert preparation is not None
+    wanted = processor(pictures, crop_to_patches=True, return_tensors="np")
+    pixels, texts = prepared_images(pictures, preparation)
+    np.testing.assert_allclose(pixels, wanted["pixel_values"], atol=1e-5)
+    assert texts == [f"<img>{'<image>' * 4 * int(tiles)}</img>" for tiles in wanted["num_patches"]]
+
+
+def test_long_sounds_are_read_in_parts(tmp_path: Path) -> None:
+    extractor = transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1)
+    extractor.save_pretrained(tmp_path)
+    samples = read_audio(_speech(1.7), 16000)
+    wanted = extractor(
+        samples, sampling_rate=16000, padding=True, truncation=False, pad_to_multiple_of=16000, return_tensors="np"
+    ).input_features
+    found, [text] = prepared_sound(samples, audio_preparation(tmp_path, 8, 100, "<a>", 25), "input_features")
+    features = wanted.reshape(8, 2, 100).transpose(1, 0, 2)  # as VoxtralProcessor takes it apart
+    np.testing.assert_allclose(found["input_features"], features, atol=2e-5)
+    assert text == "<a>" * 50
+    masked = audio_preparation(tmp_path, 8, 100, "<a>", 25, masked=True)
+    wanted = extractor(samples[:7000], sampling_rate=16000, return_attention_mask=True, return_tensors="np")
+    found, [text] = prepared_sound(samples[:7000], masked, "input_features")
+    np.testing.assert_allclose(found["input_features"], wanted.input_features, atol=2e-5)
+    np.testing.assert_array_equal(found["feature_attention_mask"], wanted.attention_mask)
+    assert text == "<a>" * 11  # of 44 frames
+    with pytest.raises(InputError, match="at most 1 s"):
+        prepared_sound(samples, masked, "input_features")
 
 
 def test_tokens_of_an_image_see_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +273,8 @@ def test_tokens_of_an_image_see_one_another(tmp_path: Path, monkeypatch: pytest.
 def test_masks_of_images_are_those_of_transformers() -> None:
     import torch
     from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
+
+    from compiler.frontends.llm.captured_media import gemma_masks
 
     stands = torch.tensor([[0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1, 1]], dtype=torch.bool)
     config = transformers.Gemma3TextConfig(sliding_window=3, attn_implementation="eager")
@@ -278,11 +363,10 @@ def test_openai_clients_send_images_and_speech(client: Any, smolvlm: _Made, whis
             refused()
 
 
-def test_images_that_change_positions_are_refused(tmp_path: Path) -> None:
-    vision = {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 32}
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    text = {**ENCODER_MODELS["smolvlm"].config(64)["text_config"], "model_type": "qwen2_vl_text"}
-    config = transformers.Qwen2VLConfig(vision_config=vision, text_config={**text, "rope_parameters": rope})
-    transformers.Qwen2VLForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(OptionError, match="'qwen2_vl' are not supported"):
+def test_models_that_are_not_known_are_refused(tmp_path: Path) -> None:
+    vision = {**ENCODER_MODELS["llava"].config(64)["vision_config"], "model_type": "siglip_vision_model"}
+    text = {**ENCODER_MODELS["smolvlm"].config(64)["text_config"], "model_type": "gemma", "head_dim": 8}
+    config = transformers.PaliGemmaConfig(vision_config=vision, text_config=text)
+    transformers.PaliGemmaForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(OptionError, match="'paligemma' are not supported"):
         compiler.compile(tmp_path)

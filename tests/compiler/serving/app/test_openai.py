@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Iterator
@@ -199,7 +200,8 @@ def test_mistakes_are_told(client: Any, server: Running) -> None:
     [
         ({"messages": []}, "'messages' must be a list"),
         ({"messages": [{"role": 1, "content": "a"}]}, "role must be a string"),
-        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "'input_audio' is not supported"),
+        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "'file' is not supported"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "'input_audio' must be an object"),
         ({"messages": CHAT, "frequency_penalty": 0.5}, "'frequency_penalty' is not supported"),
         ({"messages": CHAT, "tools": [{"type": "function"}]}, "'tools' is not supported"),
         ({"messages": CHAT, "n": 100}, "'n' must be a whole number from 1"),
@@ -213,6 +215,15 @@ def test_mistakes_are_told(client: Any, server: Running) -> None:
 def test_what_a_chat_cannot_ask(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         chat_request({"model": "tiny", **fields}, DEFAULT_LIMITS)
+
+
+def test_a_chat_brings_one_sound() -> None:
+    sound = {"type": "input_audio", "input_audio": {"data": base64.b64encode(b"RIFF").decode(), "format": "wav"}}
+    request = chat_request({"model": "tiny", "messages": [{"role": "user", "content": [sound]}]}, DEFAULT_LIMITS)
+    assert request.audio == b"RIFF"
+    assert request.prompts == ([{"role": "user", "content": [{"type": "audio"}]}],)
+    with pytest.raises(InputError, match="two sounds"):
+        chat_request({"model": "tiny", "messages": [{"role": "user", "content": [sound, sound]}]}, DEFAULT_LIMITS)
 
 
 def test_what_says_nothing_is_taken() -> None:

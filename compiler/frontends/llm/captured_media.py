@@ -1,0 +1,378 @@
+"""Encoders of images and sounds whose rows take the place of tokens: a table of the models of transformers.
+
+An encoder returns `features` (rows, width) and, where the model has them, `shifts` (rows, 4): what rotary positions in
+three dimensions (arXiv:2409.12191) add to the index of a token, and in the last column to that of tokens behind the
+image; and `deep` (rows, layers, width), which is added behind the first layers of the decoder (arXiv:2406.04334).
+Rows that `kept` (rows) denies stand for no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, vision_utils
+
+from compiler.frontends.llm.transformers_decoder import LOGITS, cache_argument, read_caches, register_caches
+
+FEATURES, SHIFTS, DEEP, KEPT = "features", "shifts", "deep", "kept"
+EXAMPLES = 2  # images or sounds of an encoder's example inputs
+_MOST_MEDIA = 64  # images or sounds of a prompt
+_DEEP_ROWS = "_deepstack_process"  # adds to the tokens of images, whose number depends on the prompt
+Tensor = torch.Tensor
+Outputs = dict[str, Tensor]
+_WITHIN_SEGMENTS = "flash_within_segments"  # so named, transformers calls it once for all segments
+
+
+class MediaEncoder(torch.nn.Module):
+    """The encoder of a model; subclasses read what its processor returns."""
+
+    def __init__(self, model: Any, rows: Callable[..., Outputs]) -> None:
+        """`rows`: the model and the arguments of `forward` to the encoder's outputs."""
+        super().__init__()
+        self.model, self.rows = model, rows
+
+    def example(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+        """Inputs of `EXAMPLES` images or sounds, and their dynamic dimensions."""
+        raise NotImplementedError
+
+    def flat(self, *given: Tensor) -> Outputs:
+        """The outputs, of the rows of all images or sounds one after another."""
+        return {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in self.rows(self.model, *given).items()}
+
+
+class Images(MediaEncoder):
+    """Reads images of one size: (images, channels, height, width)."""
+
+    def example(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+        """See `MediaEncoder`."""
+        vision = self.model.config.vision_config
+        size = vision.image_size
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        pixels = torch.randn((EXAMPLES, int(getattr(vision, "num_channels", 3)), height, width), dtype=self.model.dtype)
+        return {"pixel_values": pixels}, {"pixel_values": {0: _several("images")}}
+
+    def forward(self, pixel_values: Tensor) -> Outputs:
+        """The encoder's outputs."""
+        return self.flat(pixel_values)
+
+
+class ImagesOfTexts(Images):
+    """Reads images of one text: (1, images, channels, height, width), none of them padded."""
+
+    def example(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+        """See `MediaEncoder`."""
+        given, _ = super().example()
+        return {name: each[None] for name, each in given.items()}, {"pixel_values": {1: _several("images")}}
+
+    def forward(self, pixel_values: Tensor) -> Outputs:
+        """The encoder's outputs."""
+        return self.flat(pixel_values[0])
+
+
+class Patches(MediaEncoder):
+    """Reads patches (patches, values) of images of any sizes, and the (frames, rows, columns) of each image."""
+
+    def example(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+        """See `MediaEncoder`."""
+        vision = self.model.config.vision_config
+        merge = vision.spatial_merge_size
+        grids = torch.tensor([[1, 2 * merge, 4 * merge], [1, 6 * merge, 2 * merge]])
+        values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.randn((int(grids.prod(-1).sum()), values), dtype=self.model.dtype)
+        patches = merge**2 * torch.export.Dim("merged", min=1, max=1 << 16)
+        sizes = {"pixel_values": {0: patches}, "image_grid_thw": {0: _several("images")}}
+        return {"pixel_values": pixels, "image_grid_thw": grids}, sizes
+
+    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Outputs:
+        """The encoder's outputs."""
+        return self.rows(self.model, pixel_values, image_grid_thw)
+
+
+class Sounds(MediaEncoder):
+    """Reads spectrograms of one length: (sounds, bands, frames)."""
+
+    def example(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+        """See `MediaEncoder`."""
+        audio = self.model.config.audio_config
+        features = torch.randn((EXAMPLES, audio.num_mel_bins, 2 * audio.max_source_positions), dtype=self.model.dtype)
+        return {"input_features": features}, {"input_features": {0: _several("sounds")}}
+
+    def forward(self, input_features: Tensor) -> Outputs:
+        """The encoder's outputs."""
+        return self.flat(input_features)
+
+
+class MaskedSounds(MediaEncoder):
+    """Reads spectrograms of one length, and which of their frames (sounds, frames) are not padding."""
+
+    def example(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+        """See `MediaEncoder`."""
+        given, sizes = Sounds(self.model, self.rows).example()
+        features = given["input_features"]
+        mask = torch.ones((features.shape[0], features.shape[2]), dtype=torch.int64)
+        name = "feature_attention_mask"
+        return {**given, name: mask}, {**sizes, name: dict(sizes["input_features"])}
+
+    def forward(self, input_features: Tensor, feature_attention_mask: Tensor) -> Outputs:
+        """The encoder's outputs."""
+        return self.flat(input_features, feature_attention_mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaModel:
+    """A model that reads images or sounds, whose rows stand in place of tokens.
+
+    Attributes:
+        reads: what its encoder reads.
+        rows: the model and what it reads to outputs, each (images, rows of one, ...), of patches (rows, ...).
+        text: the part of the model that is the decoder.
+        token: the setting with the token that stands for a row.
+        masks: further arguments of the decoder, which depend on the images; None for none.
+        framed: config.json names tokens before and behind the rows of an image.
+    """
+
+    reads: type[MediaEncoder]
+    rows: Callable[..., Outputs]
+    text: str = "language_model"
+    token: str = "image_token_id"
+    masks: Callable[[Any, Tensor, Tensor, int], dict[str, Any]] | None = None
+    framed: bool = False
+
+
+class MediaDecoder(torch.nn.Module):
+    """Tokens to logits of the last one, whose buffers are the cache; rows of the encoder take the place of tokens."""
+
+    def __init__(self, model: Any, found: MediaModel, cache: Any) -> None:
+        super().__init__()
+        self.model, self.text, self.found = model, getattr(model.model, found.text), found
+        self.cache, self.token = cache, int(getattr(model.config, found.token))
+        self.capacity = cache.layers[0].keys.shape[2]
+        if hasattr(self.text, _DEEP_ROWS):
+            setattr(self.text, _DEEP_ROWS, _with_deep_rows)
+        register_caches(self, cache.layers)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        first_row: Tensor,
+        features: Tensor,
+        shifts: Tensor | None = None,
+        deep: Tensor | None = None,
+    ) -> Outputs:
+        """Logits.
+
+        Args:
+            tokens, position: (1, n), and the position of the first.
+            first_row: rows of all images before these tokens; of tokens that were generated, none of which stands for
+                an image, its complement (~).
+            features, shifts, deep: of the encoder.
+        """
+        read_caches(self, self.cache.layers, position)
+        stands = (tokens == self.token) & (first_row >= 0)
+        behind = torch.cumsum(stands.to(torch.int64), 1) + torch.where(first_row >= 0, first_row, ~first_row)
+        rows = (behind[0] - 1).clamp(0, features.shape[0] - 1)
+        words = self.model.get_input_embeddings()(tokens)
+        mixed = torch.where(stands[..., None], features[rows][None].to(words.dtype), words)
+        given: dict[str, Any] = {cache_argument(self.text): self.cache}
+        if self.found.masks is not None:
+            given |= self.found.masks(self.model.config.get_text_config(), stands, position, self.capacity)
+        if shifts is not None:
+            given["position_ids"] = three_positions(shifts, behind[0], stands, position)
+        if deep is not None:
+            given |= {"visual_pos_masks": stands, "deepstack_visual_embeds": list(deep[rows].unbind(1))}
+        hidden = self.text(inputs_embeds=mixed, use_cache=True, **given).last_hidden_state
+        return {LOGITS: self.model.lm_head(hidden[:, -1:]).to(torch.float32)}
+
+
+def _with_deep_rows(hidden: Tensor, stands: Tensor, rows: Tensor) -> Tensor:
+    """Hidden states (1, n, width) plus rows (n, width) where tokens stand for images."""
+    return hidden + torch.where(stands[..., None], rows[None].to(hidden.dtype), 0)
+
+
+def gemma_masks(config: Any, stands: Tensor, position: Tensor, capacity: int) -> dict[str, Any]:
+    """Positions, and masks (1, 1, n, capacity) in which tokens of an image see one another, in windows too.
+
+    `stands` (1, n) is true for tokens of images, all of whose rows are tokens of this run.
+    """
+    count = stands.shape[1]
+    queries, keys = torch.arange(count) + position, torch.arange(capacity)
+    begins = stands[0] & ~torch.nn.functional.pad(stands[0], (1, 0))[:count]
+    number = torch.where(stands[0], torch.cumsum(begins.to(torch.int64), 0), 0)  # of the image, from 1 on
+    own = (keys >= position) & (keys < position + count)
+    numbers = torch.where(own, number[(keys - position).clamp(0, count - 1)], 0)
+    alike = (numbers[None] == number[:, None]) & (number[:, None] > 0)
+    full = (keys[None] <= queries[:, None]) | alike
+    sliding = full & (keys[None] > queries[:, None] - config.sliding_window)
+    masks = {"full_attention": full[None, None], "sliding_attention": sliding[None, None]}
+    return {"attention_mask": masks, "position_ids": queries[None]}
+
+
+def three_positions(shifts: Tensor, behind: Tensor, stands: Tensor, position: Tensor) -> Tensor:
+    """Positions (3, 1, n) of tokens in time, height and width.
+
+    Args:
+        shifts: (rows, 4), of the encoder.
+        behind: (n), how many rows stand before the end of each token.
+        stands: (1, n), true for tokens of images.
+        position: of the first token.
+    """
+    index = torch.arange(stands.shape[1]) + position
+    own = shifts[(behind - 1).clamp(0, shifts.shape[0] - 1)]
+    text = torch.where(behind > 0, own[:, 3], 0)[:, None]
+    return (index[:, None] + torch.where(stands[0][:, None], own[:, :3], text)).T[:, None]
+
+
+def _several(name: str) -> Any:
+    return torch.export.Dim(name, min=1, max=_MOST_MEDIA)
+
+
+def _llava_rows(model: Any, images: Tensor) -> Outputs:
+    config = model.config
+    states = model.model.vision_tower(images, output_hidden_states=True).hidden_states
+    layers = config.vision_feature_layer
+    chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
+    if config.vision_feature_select_strategy == "default":
+        chosen = [each[:, 1:] for each in chosen]
+    return {FEATURES: model.model.multi_modal_projector(torch.cat(chosen, -1))}
+
+
+def _gemma_rows(model: Any, images: Tensor) -> Outputs:
+    return {FEATURES: model.model.multi_modal_projector(model.model.vision_tower(images).last_hidden_state)}
+
+
+def _idefics_rows(model: Any, images: Tensor) -> Outputs:
+    side = images.shape[-1] // model.config.vision_config.patch_size
+    mask = torch.ones((images.shape[0], side, side), dtype=torch.bool)
+    found = model.model.vision_model(pixel_values=images, patch_attention_mask=mask)
+    return {FEATURES: model.model.connector(found.last_hidden_state)}
+
+
+def _intern_rows(model: Any, images: Tensor) -> Outputs:
+    config = model.config
+    found = model.model.get_image_features(
+        images,
+        vision_feature_layer=config.vision_feature_layer,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+    )
+    return {FEATURES: found.pooler_output}
+
+
+def _voxtral_rows(model: Any, features: Tensor) -> Outputs:
+    found = model.model.get_audio_features(features).pooler_output
+    return {FEATURES: found.reshape(features.shape[0], -1, found.shape[-1])}
+
+
+def _qwen_audio_rows(model: Any, features: Tensor, mask: Tensor) -> Outputs:
+    """All rows, and which of them stand for frames that are no padding."""
+    tower = model.model.audio_tower
+    halved, lengths = tower._get_feat_extract_output_lengths(mask.sum(-1))
+    seen = torch.arange(tower.max_source_positions)[None] < halved[:, None]
+    seen = seen[:, None, None].expand(-1, 1, tower.max_source_positions, -1)
+    rows = model.model.multi_modal_projector(tower(features, attention_mask=seen).last_hidden_state)
+    return {FEATURES: rows, KEPT: torch.arange(rows.shape[1])[None] < lengths[:, None]}
+
+
+def _qwen_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
+    """Rows of Qwen2-VL, 2.5 and 3: attention within the frames of images, or within windows of them."""
+    visual = model.model.visual
+    _attend_within_segments(visual)
+    places = _Places(grids, pixels.shape[0], visual.spatial_merge_size)
+    given: dict[str, Any] = {"position_ids": places.positions, "cu_seqlens": places.frames, "max_seqlen": 1}
+    if hasattr(visual, "window_size"):
+        # Attention does not depend on the order of patches, so that they stay in theirs.
+        given["window_index"] = torch.arange(pixels.shape[0] // places.unit)
+        given["cu_window_seqlens"] = places.windows(visual.window_size // visual.patch_size)
+        given["max_window_seqlen"] = 1
+    if hasattr(visual, "pos_embed"):
+        taps = places.taps(visual.num_grid_per_side, visual.interpolation_mode, visual.interpolation_align_corners)
+        given["interp_indices"], given["interp_weights"] = taps
+    found = visual(pixels, grid_thw=grids, **given)
+    outputs = {FEATURES: found.pooler_output, SHIFTS: places.shifts()}
+    deep = getattr(found, "deepstack_features", None)
+    return {**outputs, DEEP: torch.stack(deep, 1)} if deep else outputs
+
+
+class _Places:
+    """Where patches lie in their images: of grids (images, 3) of (frames, rows, columns), `merge` x `merge` patches, of
+    which a row of the encoder is made, following one another.
+
+    Computed for each patch, since loops over images and sizes that depend on numbers cannot be exported.
+    """
+
+    def __init__(self, grids: Tensor, patches: int, merge: int) -> None:
+        self._merge, self.unit = merge, merge**2
+        self._grids, self._counts = grids, grids.prod(-1)
+        index = torch.arange(patches)
+        ends = self._counts.cumsum(0)
+        self._image = (index[:, None] >= ends[None]).sum(1).clamp(0, grids.shape[0] - 1)
+        self._height, self._width = grids[:, 1][self._image], grids[:, 2][self._image]
+        self._start = (ends - self._counts)[self._image]
+        within, area = index - self._start, (self._height * self._width).clamp(1)  # callers may give any grids
+        self._frame, within = within // area, within % area
+        block, inner = within // self.unit, within % self.unit
+        across = (self._width // merge).clamp(1)
+        self._row = block // across * merge + inner // merge
+        self._column = block % across * merge + inner % merge
+        self.positions = torch.stack([self._row, self._column], -1)
+        self.frames = self._start + self._frame * area  # the first patch of each one's frame
+
+    def windows(self, side: int) -> Tensor:
+        """A number (patches) for each window of `side` x `side` patches."""
+        return self.frames + self._row // side * self._width + self._column // side
+
+    def taps(self, side: int, mode: str, align_corners: bool) -> tuple[Tensor, Tensor]:
+        """Indices and weights (patches, taps) in a table of `side` x `side` learned positions."""
+        axes = ((self._row, self._height), (self._column, self._width))
+        (rows, down), (columns, along) = (
+            vision_utils._interpolation_axis_taps_weights(index, size, side, mode, align_corners)
+            for index, size in axes
+        )
+        taps = rows.shape[1] ** 2
+        indices = (rows[:, :, None] * side + columns[:, None]).reshape(-1, taps)
+        return indices, (down[:, :, None] * along[:, None]).reshape(-1, taps)
+
+    def shifts(self) -> Tensor:
+        """See `SHIFTS`: an image takes as many positions as its longer side has rows."""
+        taken = torch.maximum(self._grids[:, 1], self._grids[:, 2]) // self._merge
+        behind = (taken - self._counts // self.unit).cumsum(0)[self._image]
+        own = taken[self._image] - self._counts[self._image] // self.unit
+        index = torch.arange(self._image.shape[0])
+        before = behind - own - (index - self._start) // self.unit
+        found = [before + self._frame, before + self._row // self._merge, before + self._column // self._merge, behind]
+        return torch.stack(found, -1)[:: self.unit]
+
+
+def _attend_within_segments(visual: Any) -> None:
+    """Let all attention of an encoder take the number of each patch's segment for the lengths of segments."""
+    AttentionInterface.register(_WITHIN_SEGMENTS, _within_segments)
+    for part in visual.modules():
+        if hasattr(part, "config"):
+            part.config._attn_implementation = _WITHIN_SEGMENTS
+
+
+def _within_segments(
+    _: Any, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, cu_seq_lens_q: Tensor, **__: Any
+) -> tuple[Tensor, None]:
+    mask = (cu_seq_lens_q[:, None] == cu_seq_lens_q[None])[None, None]
+    found = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return found.transpose(1, 2), None
+
+
+_QWEN = MediaModel(reads=Patches, rows=_qwen_rows)
+MEDIA_MODELS: Mapping[str, MediaModel] = {
+    "gemma3": MediaModel(reads=Images, rows=_gemma_rows, masks=gemma_masks, framed=True),
+    "idefics3": MediaModel(reads=ImagesOfTexts, rows=_idefics_rows, text="text_model"),
+    "internvl": MediaModel(reads=Images, rows=_intern_rows),
+    "llava": MediaModel(reads=Images, rows=_llava_rows),
+    "qwen2_5_vl": _QWEN,
+    "qwen2_audio": MediaModel(reads=MaskedSounds, rows=_qwen_audio_rows, token="audio_token_id"),
+    "qwen2_vl": _QWEN,
+    "qwen3_vl": _QWEN,
+    "qwen3_vl_moe": _QWEN,
+    "smolvlm": MediaModel(reads=ImagesOfTexts, rows=_idefics_rows, text="text_model"),
+    "voxtral": MediaModel(reads=Sounds, rows=_voxtral_rows, token="audio_token_id"),
+}
