@@ -107,7 +107,7 @@ def _shared(members: Sequence[OpenedKernel]) -> tuple[PrimFunc, list[tuple[int, 
     parameters: dict[tuple[int, ...], Var] = {}
     replaced: dict[Node, Node] = {}
     columns = zip(*(member.values for member in members), strict=True)
-    for constant, column in zip(members[0].positions, columns, strict=True):
+    for constant, column in zip(members[0].variables, columns, strict=True):
         if len(set(column)) == 1:
             replaced[constant] = tirx.IntImm(_TYPE, column[0])
         else:
@@ -180,13 +180,13 @@ class OpenedKernel:
         function: the kernel, without the integers among its parameters that it does not read; its name and attributes
             are the given kernel's.
         given: which parameters of the given kernel those of `function` are.
-        positions: the variables, in the order in which they occur.
+        variables: those of the constants, in the order in which they occur.
         values: what stood in their places.
         fixed: which of them, by position, must stay what they are: sizes of small buffers.
     """
 
     def __init__(self, kernel: PrimFunc) -> None:
-        self.positions: list[Any] = []
+        self.variables: list[Any] = []
         self.values: list[int] = []
         self.fixed: set[int] = set()
         self._positions: dict[Any, int] = {}
@@ -218,9 +218,9 @@ class OpenedKernel:
     def _opened(self, constant: Expr) -> Expr:
         if int(constant.value) < _LEAST or str(constant.ty) != _TYPE:
             return constant
-        opened = tirx.Var(f"constant_{len(self.positions)}", _TYPE)
-        self._positions[opened] = len(self.positions)
-        self.positions.append(opened)
+        opened = tirx.Var(f"constant_{len(self.variables)}", _TYPE)
+        self._positions[opened] = len(self.variables)
+        self.variables.append(opened)
         self.values.append(int(constant.value))
         return opened
 
