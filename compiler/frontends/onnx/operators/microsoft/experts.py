@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -66,6 +67,10 @@ def quantized_moe(context: NodeContext) -> relax.Expr:
     if context.attribute("weights_prepacked", -1) == 1:
         context.refuse("weights prepacked for a GPU are not supported")
     return _Mixture(context, _INTEGERS).result()
+
+
+def _bytes(count: int, bits: int) -> int:
+    return -(-count * bits // 8)
 
 
 class _Mixture:
@@ -180,7 +185,7 @@ class _Mixture:
         )
         if not context.has_input(layer.bias):
             return found
-        bias = self._gate_first(layer, context.constant(layer.bias).astype(np.float32))
+        bias = self._gate_first(layer, self._array(layer.bias, columns).astype(np.float32))
         rows = R.take(relax.const(bias), routing.experts, axis=0)
         return context.emit(R.add(found, context.emit(rows)))
 
@@ -206,6 +211,13 @@ class _Mixture:
             self.context.refuse(f"weights of {bits} bits are not supported")
         return bits
 
+    def _array(self, index: int, *shape: int) -> np.ndarray:
+        """A constant input as one array for each expert, whatever shape of as many elements it is declared with."""
+        array = self.context.constant(index)
+        if array.size != self.experts * math.prod(shape):
+            self.context.invalid(f"its input {index} has the shape {array.shape}, not {(self.experts, *shape)}")
+        return array.reshape(self.experts, *shape)
+
     def _gate_first(self, layer: _Layer, values: np.ndarray) -> np.ndarray:
         """Values (experts, outputs, ...) of a matmul, gates before linear parts where they alternate."""
         if layer is not self.first or self.fusion != _INTERLEAVED:
@@ -213,8 +225,7 @@ class _Mixture:
         return np.concatenate([values[:, 0::2], values[:, 1::2]], axis=1)
 
     def _floats(self, layer: _Layer, columns: int, depth: int) -> Iterator[BlockWeight]:
-        stored = self.context.constant(layer.weight)
-        values = self._gate_first(layer, stored.reshape(self.experts, columns, depth))
+        values = self._gate_first(layer, self._array(layer.weight, columns, depth))
         numbers = str(self.context.dtype(layer.weight))
         return (BlockWeight.of_floats(each, numbers) for each in values)
 
@@ -222,18 +233,20 @@ class _Mixture:
         assert layer.scales is not None
         assert layer.zeros is not None
         context, bits = self.context, self._bits(layer)
-        values = unpacked(context.constant(layer.weight).reshape(self.experts, columns, -1), bits)[..., :depth]
-        scales = context.constant(layer.scales).reshape(self.experts, columns, -1).astype(np.float32)
-        groups = scales.shape[2]
+        values = unpacked(self._array(layer.weight, columns, _bytes(depth, bits)), bits)[..., :depth]
+        groups = context.shape(layer.scales)[2] if context.rank(layer.scales) == 3 else 1
         group = int(context.attribute("block_size", 0)) if groups > 1 else depth
+        if group < 1 or -(-depth // group) != groups:
+            context.invalid(f"{groups} scales of rows of {depth} do not fit a block_size of {group}")
         if group % 4:
             context.refuse(f"scales of {group} neighbours are not supported: it has to be a multiple of 4")
-        zeros = np.full((1, 1, 1), 2 ** (bits - 1), np.uint8)
+        scales = self._array(layer.scales, columns, groups).astype(np.float32)
+        zeros: np.ndarray = np.full((1, 1, 1), 2 ** (bits - 1), np.uint8)
         if context.has_input(layer.zeros):
-            packed = context.constant(layer.zeros)
             # With one scale a row, the zero points of neighbouring rows share a byte.
-            rows = packed.reshape(self.experts, columns, -1) if groups > 1 else packed.reshape(self.experts, 1, -1)
-            zeros = unpacked(rows, bits)[..., : groups if groups > 1 else columns].reshape(scales.shape)
+            rows, each = (columns, groups) if groups > 1 else (1, columns)
+            packed = self._array(layer.zeros, rows, _bytes(each, bits))
+            zeros = unpacked(packed, bits)[..., :each].reshape(scales.shape)
         values, scales, zeros = (self._gate_first(layer, each) for each in (values, scales, zeros))
         vary = zeros.size > 1
         for expert in range(self.experts):

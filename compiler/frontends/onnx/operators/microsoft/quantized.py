@@ -430,7 +430,10 @@ def matmul_bnb4(context: NodeContext) -> relax.Expr:
         context.invalid(f"{packed.size} bytes do not hold {rows} x {depth} numbers of 4 bits")
     codes = np.stack([packed >> 4, packed & 15], -1).reshape(-1)[: rows * depth].reshape(rows, depth)
     group = math.gcd(depth, block)
-    by_step = np.repeat(context.constant(2).reshape(-1).astype(np.float32), block // group)
+    absmax = context.constant(2).reshape(-1).astype(np.float32)
+    if absmax.size != -(-rows * depth // block):
+        context.invalid(f"{absmax.size} scales are not those of {rows} x {depth} numbers in blocks of {block}")
+    by_step = np.repeat(absmax, block // group)
     scales = by_step[: rows * depth // group].reshape(rows, -1)
     data, dtype = cast(context, context.input(0), "float32"), context.dtype(0)
     if group % 4 == 0:
