@@ -131,7 +131,6 @@ class MediaModel:
         text: the part of the model that is the decoder.
         token: the setting with the token that stands for a row.
         masks: further arguments of the decoder, which depend on the images; None for none.
-        framed: config.json names tokens before and behind the rows of an image.
     """
 
     reads: type[MediaEncoder]
@@ -139,7 +138,6 @@ class MediaModel:
     text: str = "language_model"
     token: str = "image_token_id"
     masks: Callable[[Any, Tensor, Tensor, int], dict[str, Any]] | None = None
-    framed: bool = False
 
 
 class MediaDecoder(torch.nn.Module):
@@ -364,7 +362,7 @@ def _within_segments(
 
 _QWEN = MediaModel(reads=Patches, rows=_qwen_rows)
 MEDIA_MODELS: Mapping[str, MediaModel] = {
-    "gemma3": MediaModel(reads=Images, rows=_gemma_rows, masks=gemma_masks, framed=True),
+    "gemma3": MediaModel(reads=Images, rows=_gemma_rows, masks=gemma_masks),
     "idefics3": MediaModel(reads=ImagesOfTexts, rows=_idefics_rows, text="text_model"),
     "internvl": MediaModel(reads=Images, rows=_intern_rows),
     "llava": MediaModel(reads=Images, rows=_llava_rows),
