@@ -218,3 +218,22 @@ def test_graphs_of_torch_compile(builds: list[object]) -> None:
         result = torch.compile(layer, backend="tensorwright")(x)
         np.testing.assert_allclose(result.numpy(), layer(x).numpy(), rtol=1e-5, atol=1e-6)
     assert len(builds) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "counts"),
+    [
+        ("torch-99.0.dist-info", "", True),
+        ("mine-1.0.dist-info", "[tensorwright.targets]\nboard = mine:presets\n", True),
+        ("other-1.0.dist-info", "[console_scripts]\nother = other:main\n", False),
+    ],
+)
+def test_installed_distributions_that_compile_are_part_of_the_key(
+    name: str, points: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = module_cache._installation.__wrapped__
+    before = installed()
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert (installed() != before) == counts
