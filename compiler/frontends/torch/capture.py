@@ -21,7 +21,7 @@ from compiler.frontends.torch.dynamic_shapes import fixed_by, remaining_dimensio
 from compiler.frontends.torch.recurrent_layers import recurrent_layers_captured
 from compiler.frontends.torch.results import named_results
 from compiler.frontends.torch.sized_functions import sized_functions_captured
-from compiler.frontends.torch.transformers_scan import scans_captured
+from compiler.frontends.torch.transformers_functions import transformers_functions_captured
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,12 @@ def _captured(
 @contextlib.contextmanager
 def _replaced_functions() -> Iterator[None]:
     """While it lasts, functions that torch captures at one size only have forms that it captures at any."""
-    with scans_captured(), recurrent_layers_captured(), composites_captured(), sized_functions_captured():
+    with (
+        transformers_functions_captured(),
+        recurrent_layers_captured(),
+        composites_captured(),
+        sized_functions_captured(),
+    ):
         yield
 
 

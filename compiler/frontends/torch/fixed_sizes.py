@@ -1,7 +1,8 @@
-"""Conditions on dynamic sizes that the decomposition of operators added.
+"""Conditions on dynamic sizes that the decomposition of operators added, or that `torch.export` overlooked.
 
-`torch.export` refuses models that fix a size. What is traced later, for the decomposition of an operator, adds
-conditions on sizes silently, and is right for sizes that meet them alone.
+`torch.export` refuses models that fix a size, unless the size is a multiple of a dimension (`32 * Dim("h")`). What is
+traced later, for the decomposition of an operator, adds conditions on sizes silently, and is right for sizes that meet
+them alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from compiler.frontends.torch.dynamic_shapes import remaining_dimensions
 
 if TYPE_CHECKING:
     import torch
+
+
+_NEIGHBOURS = 64  # sizes to either side of the example's
 
 
 class OpenSizes:
@@ -51,7 +55,7 @@ class OpenSizes:
             UnsupportedModelError: one of them fixes a size.
         """
         guards = () if self._environment is None else self._environment.guards[self._known :]
-        fixed: dict[Any, Any] = {}
+        fixed = self._fixed_by_the_model()
         for guard in guards:
             if getattr(guard.expr, "rel_op", None) == "==" and not _is_multiple(guard.expr):
                 symbols = [symbol for symbol in self._positions if symbol in guard.expr.free_symbols]
@@ -60,6 +64,24 @@ class OpenSizes:
         if fixed:
             raise self._refusal(fixed)
         return [condition for guard in guards for condition in decomposition_relations(guard)]
+
+    def _fixed_by_the_model(self) -> dict[Any, Any]:
+        """The equation that fixes each symbol of which a size is a multiple."""
+        fixed: dict[Any, Any] = {}
+        for guard in () if self._environment is None else self._environment.guards[: self._known]:
+            if getattr(guard.expr, "rel_op", None) == "==":
+                equation = guard.expr.xreplace(self._environment.replacements)
+                symbols = list(getattr(equation, "free_symbols", ()))
+                if len(symbols) == 1 and symbols[0] in self._positions and self._has_one_solution(equation, *symbols):
+                    fixed.setdefault(symbols[0], equation)
+        return fixed
+
+    def _has_one_solution(self, equation: Any, symbol: Any) -> bool:
+        """True if no size near the example's but its own solves the equation."""
+        example = int(_examples(self._environment).get(symbol, 0))
+        near = range(max(example - _NEIGHBOURS, 1), example + _NEIGHBOURS)
+        others = (each for each in near if each != example)
+        return example > 0 and not any(bool(equation.subs(symbol, each)) for each in others)
 
     def _refusal(self, fixed: Mapping[Any, Any]) -> UnsupportedModelError:
         refusals = [
@@ -75,6 +97,11 @@ class OpenSizes:
         line = remaining_dimensions(self._shapes, list(self._parameters), lambda name, dim: name in gone)
         hint = "leave these dimensions out of dynamic_shapes"
         return UnsupportedModelError(refusals, f"{hint}: {line}" if line else hint)
+
+
+def _examples(environment: Any) -> Any:
+    """The example's value of each symbol."""
+    return getattr(environment, "backed_var_to_val", None) or environment.var_to_val
 
 
 def _is_multiple(equation: Any) -> bool:

@@ -32,8 +32,13 @@ def sized_functions_captured() -> AbstractContextManager[None]:
             (torch, "take_along_dim", _take_along_dim),
             (torch.fft, "fftfreq", _frequencies),
             (torch.fft, "rfftfreq", _half_frequencies),
-            (functional, "avg_pool2d", _pool("mean")),
-            (functional, "max_pool2d", _pool("amax")),
+            (torch, "pow", _pow),
+            (torch.Tensor, "pow", _pow),
+            (torch.Tensor, "__pow__", _pow),
+            (torch, "triu_indices", _triangle_indices(1)),
+            (torch, "tril_indices", _triangle_indices(-1)),
+            *((functional, f"avg_pool{rank}d", _pool(rank, "mean")) for rank in (1, 2, 3)),
+            *((functional, f"max_pool{rank}d", _pool(rank, "amax")) for rank in (1, 2, 3)),
             (functional, "conv2d", _conv2d),
             (math, "sqrt", _sqrt),
         ]
@@ -140,29 +145,87 @@ def _half_frequencies(original: _Function) -> _Function:
     return rfftfreq
 
 
-def _pool(reduction: str) -> Callable[[_Function], _Function]:
+def _pool(rank: int, reduction: str) -> Callable[[_Function], _Function]:
     """Pooling over whole axes of dynamic size, as `avg_pool2d(x, x.shape[2:])`, is a reduction."""
 
     def replacement(original: _Function) -> _Function:
         def pool(input: Tensor, kernel_size: Any, *arguments: Any, **options: Any) -> Any:
             from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-            sizes = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size, kernel_size)
-            whole = [at for at, size in zip((-2, -1), sizes, strict=True) if _is_symbolic(size)]
+            axes = range(-rank, 0)
+            sizes = _each(kernel_size, rank)
+            whole = [at for at, size in zip(axes, sizes, strict=True) if _is_symbolic(size)]
             covered = all(statically_known_true(input.shape[axis] == sizes[axis]) for axis in whole)
             # A stride does not matter where there is one window; what else is given does.
-            plain = not any(arguments[1:]) and options.keys() <= {"stride"}
+            plain = not any((*arguments[1:], *(value for name, value in options.items() if name != "stride")))
             if not whole or not covered or not plain:
                 return original(input, kernel_size, *arguments, **options)
             reduced = getattr(input, reduction)(whole, keepdim=True)
-            if len(whole) == 2:
+            if len(whole) == rank:
                 return reduced
-            given = options.get("stride") or (arguments[0] if arguments else None) or sizes
-            strides = tuple(given) if isinstance(given, Sequence) else (given, given)
-            window, step = ([1 if at in whole else each[at] for at in (-2, -1)] for each in (sizes, strides))
+            strides = _each(options.get("stride") or (arguments[0] if arguments else None) or sizes, rank)
+            window, step = ([1 if at in whole else each[at] for at in axes] for each in (sizes, strides))
             return original(reduced, window, step)
 
         return pool
+
+    return replacement
+
+
+def _each(value: Any, count: int) -> tuple[Any, ...]:
+    """A number for each of so many axes; a sequence of one is for all of them."""
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    return values * count if len(values) == 1 else values
+
+
+def _pow(original: _Function) -> _Function:
+    """PyTorch compares an exponent that is a number with 0, 1, 2, ..., which fixes a size."""
+
+    def power(input: Any, exponent: Any, **options: Any) -> Any:
+        import torch
+
+        if not _is_symbolic(exponent) or not isinstance(input, torch.Tensor):
+            return original(input, exponent, **options)
+        whole = isinstance(exponent, torch.SymInt)
+        dtype = input.dtype if whole or not _is_whole(input.dtype) else torch.get_default_dtype()
+        return original(input, torch.full((), exponent, dtype=dtype), **options)
+
+    return power
+
+
+def _is_whole(dtype: Any) -> bool:
+    return not dtype.is_floating_point and not dtype.is_complex
+
+
+def _triangle_indices(sign: int) -> Callable[[_Function], _Function]:
+    """Rows and columns of the triangle of a square of dynamic size: sign 1 is the upper one, -1 the lower one.
+
+    A triangle of `side` rows has 1, 2, 3, ... elements in them, so that element p is in row
+    floor((sqrt(8 p + 1) - 1) / 2); the upper one is the lower one read backwards.
+    """
+
+    def replacement(original: _Function) -> _Function:
+        def triangle_indices(row: Any, col: Any, offset: int = 0, **options: Any) -> Any:
+            import torch
+            from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+            square = statically_known_true(row == col)
+            if not _is_symbolic(row) or not square or offset * sign < 0 or options.keys() - {"dtype", "device"}:
+                return original(row, col, offset, **options)
+            side = row - abs(offset)
+            torch._check(side >= 0)
+            count = side * (side + 1) // 2
+            positions = torch.arange(count)
+            positions = count - 1 - positions if sign > 0 else positions
+            rows = ((torch.sqrt(8.0 * positions.double() + 1) - 1) / 2).long()
+            columns = positions - rows * (rows + 1) // 2
+            if sign > 0:
+                rows, columns = side - 1 - rows, side - 1 - columns + offset
+            else:
+                rows = rows - offset
+            return torch.stack([rows, columns]).to(options.get("dtype", torch.int64))
+
+        return triangle_indices
 
     return replacement
 

@@ -70,7 +70,8 @@ def _small(config: Any, sizes: dict[str, int]) -> dict[str, Any]:
     tokens = [name for name in sorted(given) if name.endswith(("_token_id", "_token_index"))]
     found.update({name: 100 + place for place, name in enumerate(tokens) if given[name] >= 100})
     nested = {name: value for name, value in vars(config).items() if isinstance(value, PretrainedConfig)}
-    return {**found, **{name: _small(value, sizes) for name, value in nested.items()}}
+    kinds = {name: {"model_type": value.model_type} if value.model_type else {} for name, value in nested.items()}
+    return {**found, **{name: {**kinds[name], **_small(value, sizes)} for name, value in nested.items()}}
 
 
 def _transformers(kind: str) -> Build:

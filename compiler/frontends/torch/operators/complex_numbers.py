@@ -102,6 +102,17 @@ def _power(values: Tensor, exponent: complex) -> Tensor:
     return torch.polar(values.abs() ** exponent, values.angle() * exponent)
 
 
+@decomposition_of("aten.mul.Scalar", dtypes=_COMPLEX)
+def _times_number(values: Tensor, number: complex) -> Tensor:
+    if not (values.is_complex() or isinstance(number, complex)):
+        return NotImplemented
+    factor = complex(number)
+    if not values.is_complex():
+        return _joined(values * factor.real, values * factor.imag)
+    real, imaginary = _parts(values)
+    return _joined(real * factor.real - imaginary * factor.imag, real * factor.imag + imaginary * factor.real)
+
+
 @decomposition_of("aten.mm.default", "aten.bmm.default", dtypes=_COMPLEX)
 def _product(first: Tensor, second: Tensor) -> Tensor:
     if not (first.is_complex() and second.is_complex()):

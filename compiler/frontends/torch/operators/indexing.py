@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from compiler.frontends.onnx.registry import TORCH_DOMAIN
 from compiler.frontends.torch.decomposition import along_axis, decomposition_of
@@ -175,11 +176,14 @@ def _slice_scatter(
         return torch.view_as_complex(torch.slice_scatter(*parts, dim % data.ndim, start, end, step))
     if step != 1 or data.ndim == 0:
         return NotImplemented
-    first = 0 if start is None else start
+    first: Any = 0 if start is None else start
     if isinstance(first, int) and first < 0:
         first = first + data.shape[dim]
     if not isinstance(first, int | torch.SymInt) or (isinstance(first, int) and not isinstance(data.shape[dim], int)):
         return NotImplemented
+    if isinstance(first, torch.SymInt) and not statically_known_true(first >= 0):  # as y[-n:] begins
+        begin = torch.full((), first, dtype=torch.int64)
+        first = torch.where(begin < 0, begin + data.shape[dim], begin).clamp(min=0)
     positions: Any = torch.arange(source.shape[dim], device=data.device) + first
     return _written(data, positions, source, dim)
 

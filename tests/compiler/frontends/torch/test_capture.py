@@ -89,6 +89,39 @@ def test_scans_of_transformers_at_any_length(monkeypatch: pytest.MonkeyPatch) ->
             np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
+class Whole(nn.Module):
+    """Adds the numbers of patches of 4 samples, counted by Python or as transformers counts them."""
+
+    def __init__(self, count: Any) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum() + torch.arange(self.count((x.shape[0] - 1) // 4 + 1))
+
+
+def _python_number(x: Any) -> int:
+    return int(x)
+
+
+def test_sizes_of_transformers_stay_symbolic(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("transformers.models.invented")
+    module.torch_int = _python_number  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    net = Whole(lambda size: module.torch_int(size))
+    multiple = ({0: 4 * torch.export.Dim("n", max=100)},)
+    compiled = compiler.compile(net.eval(), example_inputs=(torch.randn(8),), dynamic_shapes=multiple, threads=1)
+    for length in (8, 20, 4):
+        x = torch.randn(length)
+        np.testing.assert_allclose(compiled.run([x])["output_0"], net(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_multiple_of_which_the_model_makes_a_number_is_refused() -> None:
+    multiple = ({0: 4 * torch.export.Dim("n", max=100)},)
+    with pytest.raises(UnsupportedModelError, match=r"dimension 0 of x(?s:.*)written for"):
+        import_model(Whole(_python_number).eval(), example_inputs=(torch.randn(8),), dynamic_shapes=multiple)
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         size: int = x.shape[0]

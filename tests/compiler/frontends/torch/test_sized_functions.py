@@ -30,8 +30,31 @@ class OfMatrices(nn.Module):
             torch.fft.fftshift(x),
             torch.fft.ifftshift(x, 1),
             x % columns,
+            *self.powers(x.abs() + 0.5),
+            *self.triangles(x @ x.mT),
+            *self.written(x),
             *self.place(x),
         )
+
+    def powers(self, x: Tensor) -> tuple[Tensor, ...]:
+        rows, columns = x.shape
+        return x**rows, torch.pow(x, columns), x.pow(columns / 2), torch.arange(3) ** rows, 0.9 ** torch.arange(rows)
+
+    def triangles(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Both triangles of a square, with and without the diagonal."""
+        side = x.shape[0]
+        upper, lower = torch.triu_indices(side, side, 1), torch.tril_indices(side, side)
+        return upper, lower, x[upper[0], upper[1]], x[lower[0], lower[1]], torch.tril_indices(side, side, -1)
+
+    def written(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Parts that begin at a computed place from the end, and are written."""
+        rows, columns = x.shape
+        first, second = torch.zeros(rows + columns), torch.zeros(rows + columns)
+        first[:rows] = x[:, 0]
+        first[-columns:] = x[0]
+        second[rows - 1 : -1] += 2
+        second[-rows:] -= 1
+        return first, second
 
     def place(self, x: Tensor) -> tuple[Tensor, ...]:
         """Row and column of the largest value."""
@@ -58,6 +81,10 @@ class OfImages(nn.Module):
             functional.max_pool2d(x, x.size()[2:], stride=1),
             functional.affine_grid(theta, list(x.shape), align_corners=False),
             functional.affine_grid(theta, list(x.shape), align_corners=True),
+            functional.max_pool1d(x[:, 0].mT, height),
+            functional.avg_pool1d(x[:, 0], width, 1),
+            functional.avg_pool3d(x.unsqueeze(1), (2, height, width)),
+            functional.lp_pool2d(x, 2, x.shape[2:]),
             styled.view(batch, -1, (height + 1) // 2, width),
         )
 

@@ -1,6 +1,8 @@
-"""Selective scans of transformers' state space models (Mamba), as loops that torch.export captures at any length.
+"""Functions of transformers that read a dynamic size as a number, replaced while a model is captured.
 
-transformers writes them as a Python loop over the sequence, which torch.export unrolls: the length becomes a number.
+- The selective scan of state space models (Mamba) is a Python loop over the sequence, which torch.export unrolls; here
+  it is a loop of any length.
+- `torch_int`, which computes sizes of images, makes a Python number of a size.
 """
 
 from __future__ import annotations
@@ -10,31 +12,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from compiler.frontends.torch.composite_functions import replaced
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FUNCTION = "mamba_selective_scan"
-
 
 @contextmanager
-def scans_captured() -> Iterator[None]:
-    """While it lasts, models of transformers scan by `torch._higher_order_ops.scan` where the length is dynamic."""
-    modules = [
-        module
-        for name, module in list(sys.modules.items())
-        if name.startswith("transformers.models.") and callable(vars(module).get(_FUNCTION))
+def transformers_functions_captured() -> Iterator[None]:
+    """While it lasts, models of transformers call the forms of this file."""
+    found = [
+        (module, name, replacement)
+        for path, module in list(sys.modules.items())
+        if path.startswith("transformers.models.")
+        for name, replacement in _REPLACEMENTS.items()
+        if callable(vars(module).get(name))
     ]
-    originals = [getattr(module, _FUNCTION) for module in modules]
-    try:
-        for module, original in zip(modules, originals, strict=True):
-            setattr(module, _FUNCTION, _captured(original))
+    with replaced(found):
         yield
-    finally:
-        for module, original in zip(modules, originals, strict=True):
-            setattr(module, _FUNCTION, original)
 
 
-def _captured(original: Any) -> Any:
+def _whole_number(original: Any) -> Any:
+    def torch_int(x: Any) -> Any:
+        import torch
+
+        return torch.sym_int(x) if isinstance(x, torch.SymInt | torch.SymFloat) else original(x)
+
+    return torch_int
+
+
+def _scan(original: Any) -> Any:
     def scan(hidden_states: Tensor, *arguments: Any, **named: Any) -> Any:
         length: Any = hidden_states.shape[-1]  # a symbol where it is dynamic
         if isinstance(length, int):
@@ -42,6 +49,9 @@ def _captured(original: Any) -> Any:
         return _selective_scan(hidden_states, *arguments, **named)
 
     return scan
+
+
+_REPLACEMENTS = {"mamba_selective_scan": _scan, "torch_int": _whole_number}
 
 
 def _selective_scan(
