@@ -213,7 +213,8 @@ def _triangle_indices(sign: int) -> Callable[[_Function], _Function]:
             if not _is_symbolic(row) or not square or offset * sign < 0 or options.keys() - {"dtype", "device"}:
                 return original(row, col, offset, **options)
             side = row - abs(offset)
-            torch._check(side >= 0)
+            check: Any = torch._check
+            check(side >= 0)
             count = side * (side + 1) // 2
             positions = torch.arange(count)
             positions = count - 1 - positions if sign > 0 else positions

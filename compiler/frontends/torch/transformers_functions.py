@@ -36,7 +36,8 @@ def _whole_number(original: Any) -> Any:
     def torch_int(x: Any) -> Any:
         import torch
 
-        return torch.sym_int(x) if isinstance(x, torch.SymInt | torch.SymFloat) else original(x)
+        symbolic: Any = torch.sym_int
+        return symbolic(x) if isinstance(x, torch.SymInt | torch.SymFloat) else original(x)
 
     return torch_int
 

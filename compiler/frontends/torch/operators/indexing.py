@@ -181,8 +181,10 @@ def _slice_scatter(
         first = first + data.shape[dim]
     if not isinstance(first, int | torch.SymInt) or (isinstance(first, int) and not isinstance(data.shape[dim], int)):
         return NotImplemented
-    if isinstance(first, torch.SymInt) and not statically_known_true(first >= 0):  # as y[-n:] begins
-        begin = torch.full((), first, dtype=torch.int64)
+    known = isinstance(first, int) or statically_known_true(first >= 0)
+    if not known:  # as y[-n:] begins
+        begin: Any = first
+        begin = torch.full((), begin, dtype=torch.int64)
         first = torch.where(begin < 0, begin + data.shape[dim], begin).clamp(min=0)
     positions: Any = torch.arange(source.shape[dim], device=data.device) + first
     return _written(data, positions, source, dim)

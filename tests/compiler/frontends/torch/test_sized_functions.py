@@ -84,7 +84,7 @@ class OfImages(nn.Module):
             functional.max_pool1d(x[:, 0].mT, height),
             functional.avg_pool1d(x[:, 0], width, 1),
             functional.avg_pool3d(x.unsqueeze(1), (2, height, width)),
-            functional.lp_pool2d(x, 2, x.shape[2:]),
+            functional.lp_pool2d(x, 2, (height, width)),
             styled.view(batch, -1, (height + 1) // 2, width),
         )
 
