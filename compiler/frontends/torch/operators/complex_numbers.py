@@ -102,9 +102,9 @@ def _power(values: Tensor, exponent: complex) -> Tensor:
     return torch.polar(values.abs() ** exponent, values.angle() * exponent)
 
 
-@decomposition_of("aten.mul.Scalar", dtypes=_COMPLEX)
-def _times_number(values: Tensor, number: complex) -> Tensor:
-    if not (values.is_complex() or isinstance(number, complex)):
+@decomposition_of("aten.mul.Tensor", "aten.mul.Scalar", dtypes=_COMPLEX)
+def _times_number(values: Tensor, number: Any) -> Tensor:
+    if isinstance(number, Tensor) or not (values.is_complex() or isinstance(number, complex)):
         return NotImplemented
     factor = complex(number)
     if not values.is_complex():

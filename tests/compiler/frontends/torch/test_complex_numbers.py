@@ -57,6 +57,7 @@ def test_of_two_tensors_and_powers() -> None:
     check("mul.Scalar", first, 2 - 3j)
     check("mul.Scalar", first.conj(), 2.5)
     check("mul.Scalar", torch.arange(3), 0.5j)
+    check("mul.Tensor", torch.arange(3.0), 0.5j)
     check("copy.default", first, second[:1, :1].conj())
     check("slice_scatter.default", first, second[:, :2], -2, -2)
     check("select_scatter.default", first, second[0], 0, 1)
