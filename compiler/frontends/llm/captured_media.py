@@ -278,23 +278,23 @@ def _qwen_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     """Rows of Qwen2-VL, 2.5 and 3: attention within the frames of images, or within windows of them."""
     visual = model.model.visual
     _attend_within_segments(visual)
-    places = _Places(grids, pixels.shape[0], visual.spatial_merge_size)
-    given: dict[str, Any] = {"position_ids": places.positions, "cu_seqlens": places.frames, "max_seqlen": 1}
+    patches = _PatchPositions(grids, pixels.shape[0], visual.spatial_merge_size)
+    given: dict[str, Any] = {"position_ids": patches.coordinates, "cu_seqlens": patches.frames, "max_seqlen": 1}
     if hasattr(visual, "window_size"):
         # Attention does not depend on the order of patches, so that they stay in theirs.
-        given["window_index"] = torch.arange(pixels.shape[0] // places.unit)
-        given["cu_window_seqlens"] = places.windows(visual.window_size // visual.patch_size)
+        given["window_index"] = torch.arange(pixels.shape[0] // patches.unit)
+        given["cu_window_seqlens"] = patches.windows(visual.window_size // visual.patch_size)
         given["max_window_seqlen"] = 1
     if hasattr(visual, "pos_embed"):
-        taps = places.taps(visual.num_grid_per_side, visual.interpolation_mode, visual.interpolation_align_corners)
+        taps = patches.taps(visual.num_grid_per_side, visual.interpolation_mode, visual.interpolation_align_corners)
         given["interp_indices"], given["interp_weights"] = taps
     found = visual(pixels, grid_thw=grids, **given)
-    outputs = {FEATURES: found.pooler_output, SHIFTS: places.shifts()}
+    outputs = {FEATURES: found.pooler_output, SHIFTS: patches.shifts()}
     deep = getattr(found, "deepstack_features", None)
     return {**outputs, DEEP: torch.stack(deep, 1)} if deep else outputs
 
 
-class _Places:
+class _PatchPositions:
     """Where patches lie in their images: of grids (images, 3) of (frames, rows, columns), `merge` x `merge` patches, of
     which a row of the encoder is made, following one another.
 
@@ -315,7 +315,7 @@ class _Places:
         across = (self._width // merge).clamp(1)
         self._row = block // across * merge + inner // merge
         self._column = block % across * merge + inner % merge
-        self.positions = torch.stack([self._row, self._column], -1)
+        self.coordinates = torch.stack([self._row, self._column], -1)
         self.frames = self._start + self._frame * area  # the first patch of each one's frame
 
     def windows(self, side: int) -> Tensor:
