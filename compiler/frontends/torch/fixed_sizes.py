@@ -81,7 +81,7 @@ class OpenSizes:
         example = int(_examples(self._environment).get(symbol, 0))
         near = range(max(example - _NEIGHBOURS, 1), example + _NEIGHBOURS)
         others = (each for each in near if each != example)
-        return example > 0 and not any(bool(equation.subs(symbol, each)) for each in others)
+        return example > 0 and not any(_may_hold(equation, symbol, each) for each in others)
 
     def _refusal(self, fixed: Mapping[Any, Any]) -> UnsupportedModelError:
         refusals = [
@@ -102,6 +102,14 @@ class OpenSizes:
 def _examples(environment: Any) -> Any:
     """The example's value of each symbol."""
     return getattr(environment, "backed_var_to_val", None) or environment.var_to_val
+
+
+def _may_hold(equation: Any, symbol: Any, size: int) -> bool:
+    """True unless the equation is false for this size, or divides by zero there."""
+    try:
+        return str(equation.subs(symbol, size)) != "False"  # a relation may stay open
+    except ZeroDivisionError:
+        return False
 
 
 def _is_multiple(equation: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -116,10 +117,11 @@ def test_sizes_of_transformers_stay_symbolic(monkeypatch: pytest.MonkeyPatch) ->
         np.testing.assert_allclose(compiled.run([x])["output_0"], net(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_multiple_of_which_the_model_makes_a_number_is_refused() -> None:
-    multiple = ({0: 4 * torch.export.Dim("n", max=100)},)
+@pytest.mark.parametrize("count", [_python_number, lambda size: int(96 // (size - 3))], ids=["size", "quotient"])
+def test_a_multiple_of_which_the_model_makes_a_number_is_refused(count: Callable[[Any], int]) -> None:
+    multiple = ({0: 4 * torch.export.Dim("n", min=5, max=100)},)
     with pytest.raises(UnsupportedModelError, match=r"dimension 0 of x(?s:.*)written for"):
-        import_model(Whole(_python_number).eval(), example_inputs=(torch.randn(8),), dynamic_shapes=multiple)
+        import_model(Whole(count).eval(), example_inputs=(torch.randn(32),), dynamic_shapes=multiple)
 
 
 class Branching(nn.Module):
