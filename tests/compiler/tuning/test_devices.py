@@ -91,7 +91,7 @@ def test_a_server_measures_until_it_goes_away(tmp_path: Path, monkeypatch: pytes
         result = compiler.tune(chain(24, 48), trials=2, **settings)
 
         def unplug(progress: Progress) -> None:
-            if progress.trials == 2:
+            if progress.trials >= 2:  # two trials may be reported at once
                 server.close()
 
         with pytest.raises(DeviceLostError, match="on record") as error:
