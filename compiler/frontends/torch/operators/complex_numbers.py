@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def _moves(name: str, operator: Callable[..., Any]) -> None:
 
 _ATEN = torch.ops.aten
 for _operator in (
-    *(_ATEN.select.int, _ATEN.unsqueeze.default, _ATEN.squeeze.default, _ATEN.squeeze.dims, _ATEN.expand.default),
+    *(_ATEN.select.int, _ATEN.unsqueeze.default, _ATEN.squeeze.dims, _ATEN.expand.default),
     *(_ATEN.repeat.default, _ATEN.index.Tensor, _ATEN.index_select.default, _ATEN.gather.default),
     *(_ATEN.constant_pad_nd.default, _ATEN.unfold.default, _ATEN.diagonal.default, _ATEN.tril.default),
     *(
@@ -56,6 +56,23 @@ for _operator in (
     ),
 ):
     _moves(str(_operator), _operator)
+
+
+def _squeezes_symbols(node: torch.fx.Node) -> bool:
+    """True for complex numbers, which are pairs of real ones, and for dynamic sizes."""
+    (source,) = node.all_input_nodes
+    value: Tensor = source.meta["val"]
+    return value.is_complex() or not all(isinstance(size, int) for size in value.shape)
+
+
+@decomposition_of("aten.squeeze.default", condition=_squeezes_symbols)
+def _squeeze(values: Tensor) -> Tensor:
+    """Without the axes of size 1, as `torch.export` takes them: a dynamic size is another one."""
+    sizes: Sequence[Any] = values.shape
+    axes = [axis for axis, size in enumerate(sizes) if isinstance(size, int) and size == 1]
+    if values.is_complex():
+        return _joined(*(each.squeeze(axes) for each in _parts(values)))
+    return NotImplemented if all(isinstance(size, int) for size in sizes) else values.squeeze(axes)
 
 
 @decomposition_of("aten.zeros.default", dtypes=_COMPLEX)

@@ -75,6 +75,7 @@ class OfImages(nn.Module):
             groups=batch,
         )
         return (
+            x[:, :1].squeeze(),
             functional.avg_pool2d(x, x.shape[2:]),
             functional.max_pool2d(x, kernel_size=(height, 1)),
             functional.avg_pool2d(x, (2, width)),
