@@ -67,8 +67,8 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
         shortest: the shorter side is made so long, and the middle is cut out; None: the whole is made to fit.
         longest: the longer side is made so long first; None: it is not.
         splits: the image is cut in tiles, which come before it as a whole.
-        canvas: an image is cut in between so many tiles, of the grid whose sides are most like its own, and comes as a
-            whole behind them; None: it is not.
+        canvas: minimum and maximum number of tiles into which an image is cut, by the grid whose aspect ratio is
+            nearest to its own; the whole image follows the tiles. None: it is not cut.
         patches: an image is cut in patches; None: it is not.
         frame, overview: texts around the rows of tiles, and before those of the whole; "" for neither.
         resample: the filter, by Pillow's numbers.

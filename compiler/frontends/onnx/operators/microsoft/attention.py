@@ -260,8 +260,8 @@ def rotary_embedding(context: NodeContext) -> TensorValue:
 def multimodal_rotary_embedding(context: NodeContext) -> TensorValue:
     """Rotary positions in time, height and width, as Qwen-VL's: input, positions (3, batch, length), cosines, sines.
 
-    Each column of the tables is looked up with one of the positions: in sections of `mrope_section` columns, or in
-    turns (`mrope_layout` 1), in which columns beyond a section's end are those of time.
+    Each column of the tables is looked up with one of the positions: in sections of `mrope_section` columns, or
+    interleaved (`mrope_layout` 1), where the columns behind a section's end take the position in time.
     """
     op = Composer(context)
     if context.attribute("is_packed_batching", 0) or context.attribute("scale", 1.0) != 1.0:

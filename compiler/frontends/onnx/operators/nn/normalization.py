@@ -117,7 +117,7 @@ _MAXIMUM_FILL = 2**20
 
 
 def _of_elements(convert: Callable[[NodeContext], Any]) -> Callable[[NodeContext], Any]:
-    """A normalization, which leaves a tensor without elements as it is: it would divide by the number of them."""
+    """The converter of a normalization, but an empty tensor is returned as it is: means divide by its size."""
 
     @functools.wraps(convert)
     def converted(context: NodeContext) -> Any:
