@@ -79,6 +79,11 @@ def _applies(node: torch.fx.Node) -> bool:
     return dtypes is None or getattr(first, "dtype", None) in dtypes
 
 
+def is_dynamic(sizes: Sequence[Any]) -> bool:
+    """True if a size is a symbol."""
+    return not all(isinstance(size, int) for size in sizes)
+
+
 def along_axis(values: torch.Tensor, rank: int, axis: int) -> torch.Tensor:
     """A vector reshaped so that it broadcasts along one axis of tensors of a rank."""
     return values.reshape([-1 if each == axis else 1 for each in range(rank)])

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from compiler.frontends.torch.translations import overload
+
 if TYPE_CHECKING:
     import torch
 
-# Their results are tensors of their own, never views or the arguments themselves.
-_FRESH = {
-    f"aten.{name}"
-    for name in (
-        *("conv1d.default", "conv2d.default", "conv3d.default", "conv2d.padding", "linear.default"),
-        *("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input", "batch_norm.default"),
-        *("layer_norm.default", "group_norm.default", "instance_norm.default", "cat.default"),
-        *("add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "relu.default", "silu.default", "sigmoid.default"),
-        *("hardtanh.default", "hardswish.default", "hardsigmoid.default", "leaky_relu.default", "elu.default"),
-    )
-}
 _IN_PLACE = {
     f"aten.{name}"
     for name in (
@@ -28,19 +19,35 @@ _IN_PLACE = {
 }
 
 
+def _functional(name: str) -> str:
+    """The name of the form that returns a new tensor."""
+    return name.replace("_.", ".")
+
+
+# Their results are tensors of their own, never views or the arguments themselves.
+_FRESH = {
+    *map(_functional, _IN_PLACE),
+    *(
+        f"aten.{name}"
+        for name in (
+            *("conv1d.default", "conv2d.default", "conv3d.default", "conv2d.padding", "linear.default"),
+            *("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input", "batch_norm.default"),
+            *("layer_norm.default", "group_norm.default", "instance_norm.default", "cat.default"),
+        )
+    ),
+}
+
+
 def write_out_activations(program: torch.export.ExportedProgram) -> None:
     """In-place activations and arithmetic on fresh values without other readers return new values.
 
     `run_decompositions` does so for all in-place operators, but traces the whole program again, which takes as long as
     capturing it.
     """
-    import torch
-
     for node in program.graph.nodes:
         writes_nothing = str(node.target) == "aten.dropout_.default" and not node.args[2]
         if writes_nothing or (str(node.target) in _IN_PLACE and _is_own(node)):
-            name, overload = node.target._schema.name.removeprefix("aten::"), node.target._overloadname
-            node.target = getattr(getattr(torch.ops.aten, name.removesuffix("_")), overload)
+            node.target = overload(_functional(str(node.target)))
     program.graph_module.recompile()
 
 

@@ -219,10 +219,10 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
     import torch
 
     found = {node.target: KNOWN[str(node.target)] for node in program.graph.nodes if str(node.target) in KNOWN}
-    resampling = {_operator(name): conversion for name, conversion in RESAMPLING.items()}
-    attentions = {_operator(_ATTENTION): _attention} if _has_special_attention(program) else {}
-    sums = {_operator("aten.add.Tensor"): _add} if _adds_booleans(program) else {}
-    views = {_operator("prims.view_of.default"): _itself}  # of the exporter's own decompositions
+    resampling = {overload(name): conversion for name, conversion in RESAMPLING.items()}
+    attentions = {overload(_ATTENTION): _attention} if _has_special_attention(program) else {}
+    sums = {overload("aten.add.Tensor"): _add} if _adds_booleans(program) else {}
+    views = {overload("prims.view_of.default"): _itself}  # of the exporter's own decompositions
     return {torch.ops.aten._int_mm.default: int_mm, **views, **resampling, **attentions, **sums, **found}
 
 
@@ -252,12 +252,12 @@ def _add(left: Any, right: Any, alpha: float = 1) -> Any:
     return opset18.Add(left, right if alpha == 1 else opset18.Mul(right, opset18.CastLike(alpha, right)))
 
 
-def _operator(name: str) -> Callable[..., Any]:
+def overload(name: str) -> Callable[..., Any]:
     """The overload of a name such as "aten.upsample_bilinear2d.vec"."""
     import torch
 
-    namespace, operator, overload = name.split(".")
-    found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, namespace), operator), overload)
+    namespace, operator, variant = name.split(".")
+    found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, namespace), operator), variant)
     return found
 
 

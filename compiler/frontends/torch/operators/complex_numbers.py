@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.decomposition import decomposition_of, is_dynamic
 from compiler.frontends.torch.operators.elementwise import negative
 
 _COMPLEX = (torch.complex64, torch.complex128)
@@ -62,7 +62,7 @@ def _squeezes_symbols(node: torch.fx.Node) -> bool:
     """True for complex numbers, which are pairs of real ones, and for dynamic sizes."""
     (source,) = node.all_input_nodes
     value: Tensor = source.meta["val"]
-    return value.is_complex() or not all(isinstance(size, int) for size in value.shape)
+    return value.is_complex() or is_dynamic(value.shape)
 
 
 @decomposition_of("aten.squeeze.default", condition=_squeezes_symbols)
@@ -72,7 +72,7 @@ def _squeeze(values: Tensor) -> Tensor:
     axes = [axis for axis, size in enumerate(sizes) if isinstance(size, int) and size == 1]
     if values.is_complex():
         return _joined(*(each.squeeze(axes) for each in _parts(values)))
-    return NotImplemented if all(isinstance(size, int) for size in sizes) else values.squeeze(axes)
+    return values.squeeze(axes) if is_dynamic(sizes) else NotImplemented
 
 
 @decomposition_of("aten.zeros.default", dtypes=_COMPLEX)

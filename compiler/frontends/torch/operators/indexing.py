@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from compiler.frontends.onnx.registry import TORCH_DOMAIN
-from compiler.frontends.torch.decomposition import along_axis, decomposition_of
+from compiler.frontends.torch.decomposition import along_axis, decomposition_of, is_dynamic
 
 
 @decomposition_of("aten.embedding_bag.padding_idx", "aten.embedding_bag.default")
@@ -266,7 +266,7 @@ def _roll(values: Tensor, shifts: Any, dims: Any = ()) -> Tensor:
 
 def _shifts_dynamic_sizes(node: torch.fx.Node) -> bool:
     (source, *_) = node.all_input_nodes
-    return any(not isinstance(size, int) for size in source.meta["val"].shape)
+    return is_dynamic(source.meta["val"].shape)
 
 
 @decomposition_of("aten.fft_fftshift.default", condition=_shifts_dynamic_sizes)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.decomposition import decomposition_of, is_dynamic
 
 
 @decomposition_of("aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
@@ -18,7 +18,7 @@ def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tens
     """The largest element of each window and its position in the image."""
     rank = len(output_size)
     sizes = _sizes(values)[-rank:]
-    if not all(isinstance(size, int) for size in sizes):
+    if is_dynamic(sizes):
         return _largest_by_axis(values, output_size)
     found, positions = [], []
     for window in itertools.product(*map(_windows, sizes, output_size)):
@@ -111,8 +111,7 @@ def _windows_of(size: Any, kernel: int, stride: int, pad: int, ceil_mode: bool) 
 def _pools_dynamic_sizes(node: torch.fx.Node) -> bool:
     """True for several windows along axes of dynamic size."""
     values, output_size = cast("tuple[torch.fx.Node, list[int]]", node.args)
-    sizes: Sequence[Any] = values.meta["val"].shape[-len(output_size) :]
-    return not all(isinstance(size, int) for size in sizes) and any(size != 1 for size in output_size)
+    return is_dynamic(values.meta["val"].shape[-len(output_size) :]) and any(size != 1 for size in output_size)
 
 
 @decomposition_of(
@@ -122,7 +121,7 @@ def _adaptive_average_pool2d(values: Tensor, output_size: Sequence[int]) -> Tens
     """Adaptive average pooling of images of dynamic size: matmuls with the share of each input position in each
     window."""
     height, width = _sizes(values)[-2:]
-    if (isinstance(height, int) and isinstance(width, int)) or list(output_size) == [1, 1]:
+    if not is_dynamic((height, width)) or list(output_size) == [1, 1]:
         return NotImplemented
     across = values @ _shares(width, output_size[1], values.dtype).mT
     return _shares(height, output_size[0], values.dtype) @ across

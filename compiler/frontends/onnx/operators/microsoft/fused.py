@@ -136,7 +136,7 @@ def causal_conv_with_state(context: NodeContext) -> list[TensorValue]:
     result = op("Conv", data, context.value(1), given(context, 2), group=channels, dilations=[step])
     activation = context.attribute("activation", "none")
     if activation in ("silu", "swish"):
-        result = op("Mul", result, op("Sigmoid", result))
+        result = swish(op, result)
     elif activation != "none":
         context.refuse(f"the activation {activation!r} is not supported")
     return [result, op("Slice", data, int64s(-before), int64s(2**62), int64s(2))]
@@ -177,15 +177,14 @@ def fast_gelu(context: NodeContext) -> TensorValue:
 @converter("QuickGelu", domain=DOMAIN)
 def quick_gelu(context: NodeContext) -> TensorValue:
     """x * sigmoid(alpha * x)."""
-    op, value = Composer(context), context.value(0)
-    return op("Mul", value, op("Sigmoid", op("Mul", value, context.attribute("alpha", 1.702))))
+    return swish(Composer(context), context.tensor(0), context.attribute("alpha", 1.702))
 
 
 @converter("SwiGLU")
 def swiglu(context: NodeContext) -> TensorValue:
     """a * sigmoid(alpha * a) * b."""
     op = Composer(context)
-    return op("Mul", _swish(op, context.tensor(0), context.attribute("alpha", 1.0)), context.value(1))
+    return op("Mul", swish(op, context.tensor(0), context.attribute("alpha", 1.0)), context.value(1))
 
 
 @converter("SwiGLU", domain=DOMAIN)
@@ -198,7 +197,7 @@ def clamped_swiglu(context: NodeContext) -> TensorValue:
     if limit > 0:
         gate, linear = op("Clip", gate, None, limit), op("Clip", linear, -limit, limit)
     linear = op("Add", linear, float(context.attribute("activation_beta", 0.0)))
-    return op("Mul", _swish(op, gate, context.attribute("activation_alpha", 1.0)), linear)
+    return op("Mul", swish(op, gate, context.attribute("activation_alpha", 1.0)), linear)
 
 
 @converter("ScaledSiLU", domain=DOMAIN)
@@ -206,10 +205,11 @@ def scaled_silu(context: NodeContext) -> TensorValue:
     """z * sigmoid(z) of z = scale * x."""
     op = Composer(context)
     scale = op("Cast", context.value(1), to=op.number(context.dtype(0))) if context.has_input(1) else None
-    return _swish(op, op("Mul", context.value(0), context.attribute("alpha", 1.0) if scale is None else scale), 1.0)
+    return swish(op, op("Mul", context.value(0), context.attribute("alpha", 1.0) if scale is None else scale))
 
 
-def _swish(op: Composer, value: TensorValue, alpha: float) -> TensorValue:
+def swish(op: Composer, value: TensorValue, alpha: float = 1.0) -> TensorValue:
+    """x * sigmoid(alpha * x)."""
     return op("Mul", value, op("Sigmoid", _scaled(op, value, alpha)))
 
 

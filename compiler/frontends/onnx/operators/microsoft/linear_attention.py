@@ -7,7 +7,7 @@ from onnx import helper
 
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
-from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN
+from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, swish
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import TensorValue
 
@@ -83,8 +83,7 @@ def gated_rms_norm(context: NodeContext) -> TensorValue:
     activation = context.attribute("activation", "silu")
     if activation not in ("silu", "swish", "sigmoid"):
         context.refuse(f"the activation {activation!r} is not supported")
-    opened = op("Sigmoid", gate)
-    opened = opened if activation == "sigmoid" else op("Mul", gate, opened)
+    opened = op("Sigmoid", gate) if activation == "sigmoid" else swish(op, gate)
     parts = op("Reshape", x, int64s(-1, size))
     normalized = op("RMSNormalization", parts, scale, epsilon=context.attribute("epsilon", 1e-5), axis=-1)
     return op("Cast", op("Mul", op("Reshape", normalized, shape), opened), to=op.number(context.dtype(0)))

@@ -42,6 +42,7 @@ from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import Constant, Runtime, TensorValue, Value, tensor_shape
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows
 from compiler.passes.rewriting.grouped_weights import grouped_rows
+from schedules.instructions.unpack_bits import TABLES
 from schedules.ir.tvm_types import Expr
 
 converter("QuantizeLinear", domain=DOMAIN)(quantize_linear)
@@ -400,17 +401,9 @@ def _narrow_product(context: NodeContext, op: Composer, weights: np.ndarray, bit
 
 
 # What the 16 codes of 4-bit floats stand for, by quant_type:
-# https://github.com/bitsandbytes-foundation/bitsandbytes/blob/main/bitsandbytes/functional.py (create_fp4_map, and the
-# quantiles of the normal distribution in get_4bit_type)
+# https://github.com/bitsandbytes-foundation/bitsandbytes/blob/main/bitsandbytes/functional.py (create_fp4_map); NF4.
 _FP4 = (0.0, 1 / 192, 2 / 3, 1.0, 1 / 3, 1 / 2, 1 / 6, 1 / 4)
-_BNB4_CODES: tuple[tuple[float, ...], ...] = (
-    (*_FP4, *(-value for value in _FP4)),
-    (
-        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
-        *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
-        *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-    ),
-)
+_BNB4_CODES: tuple[tuple[float, ...], ...] = ((*_FP4, *(-value for value in _FP4)), TABLES["nf4"])
 
 
 @converter("MatMulBnb4", domain=DOMAIN)
