@@ -14,6 +14,23 @@ import typer
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+
+def option(help: str, metavar: str | None = None, *names: str, default: Any = None, **settings: Any) -> Any:
+    """The default of a parameter or field that is an option, --ITS-NAME unless `names` are given; `...` where it has to
+    be given. Settings: those of `typer.Option`."""
+    return typer.Option(default, *names, metavar=metavar, help=help, **settings)
+
+
+def flag(help: str, *names: str) -> Any:
+    """The default of one that is False unless the option is there; without names typer would add a --no-NAME."""
+    return typer.Option(False, *names, help=help)
+
+
+def argument(help: str, metavar: str, *, default: Any = ...) -> Any:
+    """The default of one that is given by position."""
+    return typer.Argument(default, metavar=metavar, help=help, show_default=False)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for programs.")]
 TargetName = Annotated[
     str,
@@ -147,10 +164,8 @@ class CompressionOptions(ImportOptions):
     samples: Samples = None
     output: ModuleOutput = None
     target: TargetName = "host"
-    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How far the mean cosine similarity may drop.")] = (
-        0.01
-    )
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None
+    max_drop: float = option("How far the mean cosine similarity may drop.", "SHARE", default=0.01)
+    report: Path | None = option("Write a report there, .html or .json.", "FILE")
     threads: Threads = None
     as_json: Json = False
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of
+from compiler.cli.options import command_of, option
 
 HELP = """Measure latency, throughput, memory and load time.
 
@@ -58,32 +58,18 @@ class _Options:
     file: options.AnyPath
     inputs: options.Inputs = None
     shape: options.RunShapes = None
-    batch: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Rows of inputs with a dynamic first dimension; 1 if not given."),
-    ] = None
-    hint: Annotated[
-        str, typer.Option(metavar="HINT", help="latency, or throughput: find the fastest number of streams.")
-    ] = "latency"
-    streams: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Threads that run the module at the same time, with --threads each.")
-    ] = 1
+    batch: int | None = option("Rows of inputs with a dynamic first dimension; 1 if not given.", "N", min=1)
+    hint: str = option("latency, or throughput: find the fastest number of streams.", "HINT", default="latency")
+    streams: int = option("Threads that run the module at the same time, with --threads each.", "N", default=1, min=1)
     runs: options.Runs = None
     seconds: options.Seconds = 3.0
     threads: options.Threads = None
     target: options.TargetName = "host"
     trusted: options.TrustedKeys = None
-    compare: Annotated[
-        str | None,
-        typer.Option(metavar="NAMES", help="Time other runtimes in turn on the same ONNX file: onnxruntime,openvino."),
-    ] = None
-    device: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Measure there: a tensorwright-server.", show_default=False)
-    ] = None
+    compare: str | None = option("Time other runtimes in turn on the same ONNX file: onnxruntime,openvino.", "NAMES")
+    device: str | None = option("Measure there: a tensorwright-server.", "HOST:PORT")
     key: options.ConnectionKey = None
-    device_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The X25519 public key of the server.", show_default=False)
-    ] = None
+    device_key: Path | None = option("The X25519 public key of the server.", "FILE")
     passphrase_file: options.PassphraseFile = None
     as_json: options.Json = False
 

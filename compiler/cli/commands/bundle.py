@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of
+from compiler.cli.options import command_of, flag, option
 
 HELP = """Write a folder with everything a device needs to run a module: no Python there.
 
@@ -44,47 +44,19 @@ def register(app: typer.Typer) -> None:
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     module: options.ModulePath
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="The folder (MODULE-bundle), or the file of --static (MODULE).",
-        ),
-    ] = None
-    target: Annotated[
-        str | None,
-        typer.Option("--target", "-t", metavar="NAME", help="The device; if not given, what it was compiled for."),
-    ] = None
-    static: Annotated[bool, typer.Option("--static", help="One executable in place of a folder.")] = False
-    no_text: Annotated[
-        bool,
-        typer.Option("--no-text", help="With --static, of a language model: the plain runner, without its tokenizer."),
-    ] = False
-    raw: Annotated[
-        bool,
-        typer.Option("--raw", help="With --static, of a language model: prompts are continued, without chat template."),
-    ] = False
-    triton: Annotated[
-        Path | None,
-        typer.Option("--triton", metavar="DIR", help="A folder for Triton Inference Server; made, or added to."),
-    ] = None
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="With --triton: the model's name (that of the file).")
-    ] = None
-    max_batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--max-batch-size",
-            metavar="N",
-            help="With --triton: rows of a batch at most; 0: none. If not given, 32 where rows are independent.",
-        ),
-    ] = None
-    instances: Annotated[
-        int | None,
-        typer.Option("--instances", metavar="N", help="With --triton: runs at a time (processors / threads)."),
-    ] = None
+    output: Path | None = option(
+        "The folder (MODULE-bundle), or the file of --static (MODULE).", "PATH", "--output", "-o"
+    )
+    target: str | None = option("The device; if not given, what it was compiled for.", "NAME", "--target", "-t")
+    static: bool = flag("One executable in place of a folder.", "--static")
+    no_text: bool = flag("With --static, of a language model: the plain runner, without its tokenizer.", "--no-text")
+    raw: bool = flag("With --static, of a language model: prompts are continued, without chat template.", "--raw")
+    triton: Path | None = option("A folder for Triton Inference Server; made, or added to.", "DIR")
+    name: str | None = option("With --triton: the model's name (that of the file).", "NAME")
+    max_batch_size: int | None = option(
+        "With --triton: rows of a batch at most; 0: none. If not given, 32 where rows are independent.", "N"
+    )
+    instances: int | None = option("With --triton: runs at a time (processors / threads).", "N")
     trusted: options.TrustedKeys = None
     as_json: options.Json = False
 

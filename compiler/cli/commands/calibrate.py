@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of
+from compiler.cli.options import argument, command_of, option
 from compiler.errors import OptionError
 
 HELP = """Measure on labelled data what a policy of serving would cost, before it is used.
@@ -64,23 +63,13 @@ def register(app: typer.Typer) -> None:
 
 
 def _semantic_cache(
-    embedder: Annotated[Path, typer.Argument(metavar="MODULE", help="The embedder, a .twm file.", show_default=False)],
-    pairs: Annotated[Path, typer.Option("--pairs", metavar="FILE", help="Labelled pairs, a JSON object a line.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The calibration to write.")] = Path(
-        "semantic.json"
-    ),
-    tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A tokenizer.json; the module's own if not given.")
-    ] = None,
-    max_false_hits: Annotated[
-        float, typer.Option(metavar="SHARE", help="How many pairs of different meaning may hit.")
-    ] = 0.0,
-    extra_words: Annotated[
-        int, typer.Option(metavar="N", help="Content words that one of two texts may have beyond the other.")
-    ] = 0,
-    synonyms: Annotated[
-        list[str] | None, typer.Option(metavar="WORD,WORD", help="Words that count as one; repeat for more.")
-    ] = None,
+    embedder: Path = argument("The embedder, a .twm file.", "MODULE"),
+    pairs: Path = option("Labelled pairs, a JSON object a line.", "FILE", default=...),
+    output: Path = option("The calibration to write.", "FILE", "--output", "-o", default=Path("semantic.json")),
+    tokenizer: Path | None = option("A tokenizer.json; the module's own if not given.", "FILE"),
+    max_false_hits: float = option("How many pairs of different meaning may hit.", "SHARE", default=0.0),
+    extra_words: int = option("Content words that one of two texts may have beyond the other.", "N", default=0),
+    synonyms: list[str] | None = option("Words that count as one; repeat for more.", "WORD,WORD"),
     as_json: options.Json = False,
 ) -> None:
     from dataclasses import asdict
@@ -109,32 +98,19 @@ def _semantic_cache(
 
 @dataclass(frozen=True, kw_only=True)
 class _CascadeOptions:
-    small: Annotated[Path, typer.Argument(metavar="SMALL", help="The small model, a .twm file.", show_default=False)]
-    large: Annotated[Path, typer.Argument(metavar="LARGE", help="The large model, a .twm file.", show_default=False)]
-    samples: Annotated[
-        Path, typer.Option("--samples", "-s", metavar="FILE", help="An .npz file with an array of rows for each input.")
-    ]
-    labels: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The array of the samples that holds the class of each row."),
-    ] = None
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The calibration to write.")] = Path(
-        "cascade.json"
+    small: Path = argument("The small model, a .twm file.", "SMALL")
+    large: Path = argument("The large model, a .twm file.", "LARGE")
+    samples: Path = option("An .npz file with an array of rows for each input.", "FILE", "--samples", "-s", default=...)
+    labels: str | None = option("The array of the samples that holds the class of each row.", "NAME")
+    output: Path = option("The calibration to write.", "FILE", "--output", "-o", default=Path("cascade.json"))
+    score: str = option(
+        "How certain the small model is: margin, probability, softmax or value.", "NAME", default="margin"
     )
-    score: Annotated[
-        str, typer.Option(metavar="NAME", help="How certain the small model is: margin, probability, softmax or value.")
-    ] = "margin"
-    scored_output: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The output that is scored; the only one if not given.")
-    ] = None
-    max_drop: Annotated[float, typer.Option(metavar="SHARE", help="How far the share of right rows may drop.")] = 0.0
-    feeds: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="INPUT=OUTPUT",
-            help="An input of LARGE that is an output of SMALL: an early exit of one network; repeat for more.",
-        ),
-    ] = None
+    scored_output: str | None = option("The output that is scored; the only one if not given.", "NAME")
+    max_drop: float = option("How far the share of right rows may drop.", "SHARE", default=0.0)
+    feeds: list[str] | None = option(
+        "An input of LARGE that is an output of SMALL: an early exit of one network; repeat for more.", "INPUT=OUTPUT"
+    )
     as_json: options.Json = False
 
 

@@ -9,12 +9,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from compiler.cli import generation, options
-from compiler.cli.options import command_of
+from compiler.cli.options import argument, command_of, option
 
 HELP = """Talk to a language model: a module, or a model that is compiled first and kept for the next time.
 
@@ -50,12 +50,9 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    module: Annotated[Path, typer.Argument(metavar="MODEL", help="A .twm file, or a model.", show_default=False)]
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message at the beginning.")] = None
-    context: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Room for so many tokens; the model's, 4096 at most, if not given."),
-    ] = None
+    module: Path = argument("A .twm file, or a model.", "MODEL")
+    system: str | None = option("A system message at the beginning.", "TEXT")
+    context: int | None = option("Room for so many tokens; the model's, 4096 at most, if not given.", "N", min=1)
     max_new_tokens: generation.MaxNewTokens = 512
     temperature: generation.Temperature = 0.0
     top_k: generation.TopK = 0

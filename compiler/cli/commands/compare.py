@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of
+from compiler.cli.options import argument, command_of, flag, option
 
 HELP = """Compare a model's outputs with another runtime's, and name the first layer that differs.
 
@@ -40,25 +40,17 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .pt2 file.", show_default=False)]
-    reference: Annotated[
-        str | None,
-        typer.Option("--with", metavar="NAME", help="onnxruntime, onnx (the onnx package's evaluator); torch of .pt2."),
-    ] = None
+    model: Path = argument("An .onnx or .pt2 file.", "MODEL")
+    reference: str | None = option("onnxruntime, onnx (the onnx package's evaluator); torch of .pt2.", "NAME", "--with")
     inputs: options.Inputs = None
     shape: options.RunShapes = None
     constant: options.Constants = None
     target: options.TargetName = "host"
-    tolerance: Annotated[
-        float, typer.Option(metavar="SHARE", help="Largest difference allowed, relative to the largest value.")
-    ] = 1e-3
-    layers: Annotated[bool, typer.Option("--layers", help="Compare layer by layer even where the outputs agree.")] = (
-        False
+    tolerance: float = option("Largest difference allowed, relative to the largest value.", "SHARE", default=1e-3)
+    layers: bool = flag("Compare layer by layer even where the outputs agree.", "--layers")
+    first_difference: Path | None = option(
+        "Find the first node that differs, and write its tensors there (.npz).", "FILE"
     )
-    first_difference: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Find the first node that differs, and write its tensors there (.npz)."),
-    ] = None
     threads: options.Threads = None
     as_json: options.Json = False
 

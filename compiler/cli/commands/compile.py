@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of, keywords_of
+from compiler.cli.options import command_of, flag, keywords_of, option
 from compiler.cli.processing_options import parse_processing, processing_parameters
 
 HELP = """Compile a model into a module that runs without the compiler.
@@ -57,89 +57,47 @@ class _Options(options.ImportOptions):
     model: options.ModelPath
     output: options.ModuleOutput = None
     target: options.TargetName = "host"
-    sizes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--sizes",
-            metavar="NAME=SIZES",
-            help="Sizes of a dynamic dimension (batch=1,8), or shapes of an input (x=1x3x224x224), that get code of "
-            "their own beside the code for every size; all share the weights. Again for others: each combination.",
-        ),
-    ] = None
-    outputs: Annotated[
-        str | None,
-        typer.Option(
-            "--outputs",
-            metavar="NAME,NAME",
-            help="Return only these outputs, in this order; what only other outputs need is not compiled.",
-        ),
-    ] = None
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE",
-            help="Type that float operators compute in (float32 if not given). Of a language model: what its weights "
-            "are stored as: float32, bf16, float16, int8 or int4; as in the file if not given.",
-            show_default=False,
-        ),
-    ] = None
-    sequences: Annotated[
-        bool,
-        typer.Option(
-            "--sequences",
-            help="Of a language model: read several sequences a run, for servers and speculation.",
-        ),
-    ] = False
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE",
-            help="Of a language model: the type of the keys and values that it keeps: float32, bf16, float16 or int8; "
-            "float32 beside float32 weights and float16 beside others if not given.",
-            show_default=False,
-        ),
-    ] = None
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Of a language model with --precision int4: a text on whose first 4,096 tokens the results of its "
-            "products are to change least (GPTQ).",
-            show_default=False,
-        ),
-    ] = None
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]DIR",
-            help="Of a language model: a folder of a LoRA adapter, as peft saves it, that is merged into the weights; "
-            "with a name it is kept beside them, for requests that choose it. Again for others.",
-            show_default=False,
-        ),
-    ] = None
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="How many threads it runs on; all cores if not given."),
-    ] = None
-    dump: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the module after each pass there, as TVMScript.")
-    ] = None
-    verify: Annotated[
-        bool,
-        typer.Option("--verify", help="Check the numbers after each pass; names the first that is wrong. Slow."),
-    ] = False
-    pass_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--pass",
-            metavar="WHERE:NAME=PASS",
-            help="Put a pass of yours before:, after: or instead-of: one of `tensorwright passes`; PASS is "
-            "module:function, file.py:function, or none.",
-        ),
-    ] = None
-    sign: Annotated[
-        Path | None, typer.Option(metavar="KEY", help="Sign with this Ed25519 private key (a PEM file).")
-    ] = None
+    sizes: list[str] | None = option(
+        "Sizes of a dynamic dimension (batch=1,8), or shapes of an input (x=1x3x224x224), that get code of their "
+        "own beside the code for every size; all share the weights. Again for others: each combination.",
+        "NAME=SIZES",
+    )
+    outputs: str | None = option(
+        "Return only these outputs, in this order; what only other outputs need is not compiled.", "NAME,NAME"
+    )
+    precision: str | None = option(
+        "Type that float operators compute in (float32 if not given). Of a language model: what its weights are "
+        "stored as: float32, bf16, float16, int8 or int4; as in the file if not given.",
+        "TYPE",
+    )
+    sequences: bool = flag(
+        "Of a language model: read several sequences a run, for servers and speculation.", "--sequences"
+    )
+    cache: str | None = option(
+        "Of a language model: the type of the keys and values that it keeps: float32, bf16, float16 or int8; "
+        "float32 beside float32 weights and float16 beside others if not given.",
+        "TYPE",
+    )
+    calibration: Path | None = option(
+        "Of a language model with --precision int4: a text on whose first 4,096 tokens the results of its "
+        "products are to change least (GPTQ).",
+        "FILE",
+    )
+    adapter: list[str] | None = option(
+        "Of a language model: a folder of a LoRA adapter, as peft saves it, that is merged into the weights; with "
+        "a name it is kept beside them, for requests that choose it. Again for others.",
+        "[NAME=]DIR",
+    )
+    threads: int | None = option("How many threads it runs on; all cores if not given.", "N", min=1)
+    dump: Path | None = option("Write the module after each pass there, as TVMScript.", "DIR")
+    verify: bool = flag("Check the numbers after each pass; names the first that is wrong. Slow.", "--verify")
+    pass_: list[str] | None = option(
+        "Put a pass of yours before:, after: or instead-of: one of `tensorwright passes`; PASS is "
+        "module:function, file.py:function, or none.",
+        "WHERE:NAME=PASS",
+        "--pass",
+    )
+    sign: Path | None = option("Sign with this Ed25519 private key (a PEM file).", "KEY")
     passphrase_file: options.PassphraseFile = None
     as_json: options.Json = False
 

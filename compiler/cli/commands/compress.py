@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of
+from compiler.cli.options import command_of, option
 
 HELP = """Compress a model by a recipe of steps and compile it.
 
@@ -44,21 +43,9 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options(options.CompressionOptions):
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="A YAML file, or STEP -> STEP.")
-    ] = None
-    variants: Annotated[
-        Path | None,
-        typer.Option(
-            "--variants", metavar="DIR", help="Write a folder of variants for a server, in place of one module."
-        ),
-    ] = None
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--variant", metavar="NAME", help="One of them, or NAME=RECIPE; float32, bf16 and int8 if not given."
-        ),
-    ] = None
+    recipe: str | None = option("A YAML file, or STEP -> STEP.", "RECIPE", "--recipe", "-r")
+    variants: Path | None = option("Write a folder of variants for a server, in place of one module.", "DIR")
+    variant: list[str] | None = option("One of them, or NAME=RECIPE; float32, bf16 and int8 if not given.", "NAME")
 
 
 def _compress(given: _Options) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from compiler.cli import generation, options
-from compiler.cli.options import command_of
+from compiler.cli.options import argument, command_of, flag, option
 from compiler.errors import OptionError
 
 HELP = """Continue a text, or answer a message, with a compiled language model.
@@ -49,16 +49,14 @@ def register(app: typer.Typer) -> None:
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     module: options.ModulePath
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The prompt, as --prompt.")] = None
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; standard input if not given.")
-    ] = None
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message before the prompt.")] = None
+    text: str | None = argument("The prompt, as --prompt.", "[TEXT]", default=None)
+    prompt: str | None = option("The prompt; standard input if not given.", "TEXT", "--prompt", "-p")
+    system: str | None = option("A system message before the prompt.", "TEXT")
     inputs: options.Inputs = None
     images: generation.Images = None
     audio: generation.AudioFile = None
     language: generation.Language = None
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt itself, without the chat template.")] = False
+    raw: bool = flag("Continue the prompt itself, without the chat template.", "--raw")
     max_new_tokens: generation.MaxNewTokens = 256
     temperature: generation.Temperature = 0.0
     top_k: generation.TopK = 0

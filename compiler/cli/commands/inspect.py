@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.options import flag, option
 
 _SHOWN = 15
 
@@ -43,10 +44,8 @@ def _inspect(
     target: options.TargetName = "host",
     shape: options.RunShapes = None,
     constant: options.Constants = None,
-    graph: Annotated[
-        Path | None, typer.Option(help="Also write the graph of fused kernels of a model, an .onnx file for Netron.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help=f"Show all layers, not the first {_SHOWN}.")] = False,
+    graph: Path | None = option("Also write the graph of fused kernels of a model, an .onnx file for Netron."),
+    everything: bool = flag(f"Show all layers, not the first {_SHOWN}.", "--all"),
     as_json: options.Json = False,
 ) -> None:
     from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.options import argument, flag, option
 
 
 class Kind(str, Enum):
@@ -57,12 +57,9 @@ def register(app: typer.Typer) -> None:
 
 
 def _new(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The private key to write.", show_default=False)],
-    kind: Annotated[Kind, typer.Option("--kind", help="What the key is for.")] = Kind.SIGNING,
-    encrypt: Annotated[
-        bool,
-        typer.Option("--encrypt", help="With a passphrase, asked for, or out of TENSORWRIGHT_PASSPHRASE."),
-    ] = False,
+    file: Path = argument("The private key to write.", "FILE"),
+    kind: Kind = option("What the key is for.", default=Kind.SIGNING),
+    encrypt: bool = flag("With a passphrase, asked for, or out of TENSORWRIGHT_PASSPHRASE.", "--encrypt"),
     passphrase_file: options.PassphraseFile = None,
     as_json: options.Json = False,
 ) -> None:
@@ -80,7 +77,7 @@ def _new(
 
 
 def _show(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Public keys.", show_default=False)],
+    paths: list[Path] = argument("Public keys.", "PATH..."),
     as_json: options.Json = False,
 ) -> None:
     from compiler.artifact.keys import kind_of, public_keys

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of
+from compiler.cli.options import command_of, flag, option
 
 _SHOWN = 15
 
@@ -47,20 +47,15 @@ def register(app: typer.Typer) -> None:
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     file: options.AnyPath
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write the page, the trace and the JSON there.")
-    ] = None
+    output: Path | None = option("Write the page, the trace and the JSON there.", "DIR", "--output", "-o")
     inputs: options.Inputs = None
     shape: options.RunShapes = None
     runs: options.Runs = None
     seconds: options.Seconds = 3.0
     threads: options.Threads = None
     target: options.TargetName = "host"
-    everything: Annotated[bool, typer.Option("--all", help=f"Show all layers, not the first {_SHOWN}.")] = False
-    compare: Annotated[
-        Path | None,
-        typer.Option("--compare", metavar="FILE", help="Another module, model or profile.json to compare with."),
-    ] = None
+    everything: bool = flag(f"Show all layers, not the first {_SHOWN}.", "--all")
+    compare: Path | None = option("Another module, model or profile.json to compare with.", "FILE")
     as_json: options.Json = False
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of
+from compiler.cli.options import argument, command_of, option
 
 HELP = """Send a module to a device server, which switches to it only after it proved itself there.
 
@@ -45,16 +44,13 @@ def register(app: typer.Typer) -> None:
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     module: options.ModulePath
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The device server.", show_default=False)]
-    runs: Annotated[int, typer.Option(min=1, metavar="N", help="How many runs to measure.")] = 20
-    run_seconds: Annotated[
-        float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long the reference run may take there.")
-    ] = 600
+    address: str = argument("The device server.", "HOST:PORT")
+    runs: int = option("How many runs to measure.", "N", default=20, min=1)
+    run_seconds: float = option(
+        "How long the reference run may take there.", "SECONDS", "--timeout", default=600, min=1
+    )
     key: options.ConnectionKey = None
-    device_key: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The X25519 public key of the server.", show_default=False),
-    ] = None
+    device_key: Path | None = option("The X25519 public key of the server.", "FILE")
     trusted: options.TrustedKeys = None
     passphrase_file: options.PassphraseFile = None
     as_json: options.Json = False

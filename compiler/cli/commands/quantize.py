@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of
+from compiler.cli.options import command_of, flag, option
 
 HELP = """Quantize a model and compile it.
 
@@ -49,28 +48,16 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options(options.CompressionOptions):
-    scheme: Annotated[str, typer.Option(metavar="NAME", help="What is quantized and how; see above.")] = "static-int8"
-    group: Annotated[
-        int, typer.Option(metavar="COUNT", help="Weight-only schemes: how many weights share a scale, 16 to 256.")
-    ] = 64
-    method: Annotated[
-        str, typer.Option(metavar="NAME", help="How ranges are chosen: min-max, percentile, entropy or mse.")
-    ] = "mse"
-    decide: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW",
-            help="How layers that are faster in float are found: predicted, measured, or a file of --precisions.",
-        ),
-    ] = "predicted"
-    keep_slower: Annotated[
-        bool,
-        typer.Option("--keep-slower", help="Keep layers quantized that are slower that way, to reduce the size."),
-    ] = False
-    precisions: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write there which layers are quantized (.json)."),
-    ] = None
+    scheme: str = option("What is quantized and how; see above.", "NAME", default="static-int8")
+    group: int = option("Weight-only schemes: how many weights share a scale, 16 to 256.", "COUNT", default=64)
+    method: str = option("How ranges are chosen: min-max, percentile, entropy or mse.", "NAME", default="mse")
+    decide: str = option(
+        "How layers that are faster in float are found: predicted, measured, or a file of --precisions.",
+        "HOW",
+        default="predicted",
+    )
+    keep_slower: bool = flag("Keep layers quantized that are slower that way, to reduce the size.", "--keep-slower")
+    precisions: Path | None = option("Write there which layers are quantized (.json).", "FILE")
 
 
 def _quantize(given: _Options) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.options import argument, flag, option
 
 HELP = """Show, merge and reduce tuning records.
 
@@ -35,14 +36,10 @@ def register(app: typer.Typer) -> None:
 
 
 def _records(
-    paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Record files or folders.", show_default=False)
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write them there.")] = None,
-    best: Annotated[
-        bool, typer.Option("--best", help="Keep what a compilation needs: the best and the default.")
-    ] = False,
-    take_over: Annotated[bool, typer.Option("--import", help="Append them to your own records.")] = False,
+    paths: list[Path] | None = argument("Record files or folders.", "[PATH]...", default=None),
+    output: Path | None = option("Write them there.", "FILE", "--output", "-o"),
+    best: bool = flag("Keep what a compilation needs: the best and the default.", "--best"),
+    take_over: bool = flag("Append them to your own records.", "--import"),
     as_json: options.Json = False,
 ) -> None:
     from dataclasses import asdict

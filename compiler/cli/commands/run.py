@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.options import argument, flag, option
 
 if TYPE_CHECKING:
     from compiler.runtime import Module
@@ -55,27 +56,15 @@ def register(app: typer.Typer) -> None:
 
 def _run(
     module: options.ModulePath,
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="[FILE]...",
-            help="Pictures, or recordings (.wav): of a module with processing.",
-            show_default=False,
-        ),
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option("--text", "-t", metavar="TEXT", help="A text to embed or rank; repeat for more.")
-    ] = None,
-    query: Annotated[
-        str | None, typer.Option("--query", "-q", metavar="TEXT", help="Order the texts by how well they answer it.")
-    ] = None,
+    files: list[Path] | None = argument(
+        "Pictures, or recordings (.wav): of a module with processing.", "[FILE]...", default=None
+    ),
+    text: list[str] | None = option("A text to embed or rank; repeat for more.", "TEXT", "--text", "-t"),
+    query: str | None = option("Order the texts by how well they answer it.", "TEXT", "--query", "-q"),
     inputs: options.Inputs = None,
     shape: options.RunShapes = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write the outputs (.npz), or the picture, there."),
-    ] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Also run the stored example and compare.")] = False,
+    output: Path | None = option("Write the outputs (.npz), or the picture, there.", "FILE", "--output", "-o"),
+    verify: bool = flag("Also run the stored example and compare.", "--verify"),
     threads: options.Threads = None,
     trusted: options.TrustedKeys = None,
     as_json: options.Json = False,

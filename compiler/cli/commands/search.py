@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of, keywords_of
+from compiler.cli.options import command_of, keywords_of, option
 
 HELP = """Search the sub-nets of a model for the most accurate one that meets a budget on a target, and compile it.
 
@@ -43,36 +42,24 @@ def register(app: typer.Typer) -> None:
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     model: options.ModelPath
-    budget: Annotated[
-        list[str],
-        typer.Option(
-            "--budget",
-            "-b",
-            metavar="NAME=LIMIT",
-            help="A limit: ms, mb (parameters), peak_mb (activations), cycles or sram_kb. Repeat for others.",
-        ),
-    ]
-    space: Annotated[
-        Path | None, typer.Option("--space", metavar="FILE", help="A YAML file that says what may be changed.")
-    ] = None
+    budget: list[str] = option(
+        "A limit: ms, mb (parameters), peak_mb (activations), cycles or sram_kb. Repeat for others.",
+        "NAME=LIMIT",
+        "--budget",
+        "-b",
+        default=...,
+    )
+    space: Path | None = option("A YAML file that says what may be changed.", "FILE")
     samples: options.Samples = None
     output: options.ModuleOutput = None
     target: options.TargetName = "host"
-    trials: Annotated[int, typer.Option(min=1, metavar="N", help="How many candidates to score.")] = 64
-    sampler: Annotated[str, typer.Option(metavar="NAME", help="What proposes candidates: nsga2 or tpe.")] = "nsga2"
-    seed: Annotated[int, typer.Option(metavar="N", help="Another one searches in another order.")] = 0
-    storage: Annotated[
-        Path | None,
-        typer.Option("--storage", metavar="FILE", help="Keep candidates there; a search that was stopped goes on."),
-    ] = None
-    family: Annotated[
-        Path | None,
-        typer.Option("--family", metavar="DIR", help="Write a small, a middle and a large net there, for a server."),
-    ] = None
-    max_drop: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="How far the score may drop; no limit if not given.")
-    ] = None
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report there, .html or .json.")] = None
+    trials: int = option("How many candidates to score.", "N", default=64, min=1)
+    sampler: str = option("What proposes candidates: nsga2 or tpe.", "NAME", default="nsga2")
+    seed: int = option("Another one searches in another order.", "N", default=0)
+    storage: Path | None = option("Keep candidates there; a search that was stopped goes on.", "FILE")
+    family: Path | None = option("Write a small, a middle and a large net there, for a server.", "DIR")
+    max_drop: float | None = option("How far the score may drop; no limit if not given.", "SHARE")
+    report: Path | None = option("Write a report there, .html or .json.", "FILE")
     shape: options.ModelShapes = None
     constant: options.Constants = None
     threads: options.Threads = None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of
+from compiler.cli.options import argument, command_of, flag, option
 
 if TYPE_CHECKING:
     from compiler.serving.workers.options import WorkerOptions
@@ -63,93 +63,46 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    modules: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[NAME=]MODULE...", help="Modules (.twm), or folders of versions.", show_default=False),
-    ] = None
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE.yaml", help="A file that lists models and their options.")
-    ] = None
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0 takes a free one.")] = 8000
-    workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Worker processes; of Ray: replicas.")] = 1
-    engine: Annotated[Engine, typer.Option(help="Processes of this machine, or Ray Serve.")] = Engine.PROCESSES
-    ray_address: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster; without, one is started here.")
-    ] = ""
-    max_workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Ray: scale by load from --workers to N replicas.")
-    ] = None
-    replica_cores: Annotated[int, typer.Option(min=1, metavar="N", help="Ray: cores of a replica.")] = 1
-    multiplexed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Ray: a replica loads models on demand, N at once; 0: all at start.")
-    ] = 0
-    placement: Annotated[
-        bool, typer.Option("--placement", help="Ray: only on nodes with the processor features of the modules.")
-    ] = False
-    api_keys: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="API keys of clients, one a line; TENSORWRIGHT_API_KEYS adds others, separated by commas.",
-        ),
-    ] = None
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Answer everyone on an address that is not this machine's own.")
-    ] = False
-    max_batch_size: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows of a batch at most.")] = 32
-    min_batch_size: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows that a batch waits for.")] = 1
-    max_wait: Annotated[float, typer.Option(min=0, metavar="MS", help="How long it waits for them.")] = 0.0
-    max_queue: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows that may wait; more are refused.")] = 1024
-    latency: Annotated[
-        float | None, typer.Option(min=0.001, metavar="MS", help="Deadline of requests that name none.")
-    ] = None
+    modules: list[str] | None = argument("Modules (.twm), or folders of versions.", "[NAME=]MODULE...", default=None)
+    config: Path | None = option("A file that lists models and their options.", "FILE.yaml")
+    host: str = option("Where to listen.", "ADDRESS", default="127.0.0.1")
+    port: int = option("0 takes a free one.", "PORT", default=8000, min=0, max=65535)
+    workers: int = option("Worker processes; of Ray: replicas.", "N", default=1, min=1, max=256)
+    engine: Engine = option("Processes of this machine, or Ray Serve.", default=Engine.PROCESSES)
+    ray_address: str = option("Of a running Ray cluster; without, one is started here.", "ADDRESS", default="")
+    max_workers: int | None = option("Ray: scale by load from --workers to N replicas.", "N", min=1)
+    replica_cores: int = option("Ray: cores of a replica.", "N", default=1, min=1)
+    multiplexed: int = option(
+        "Ray: a replica loads models on demand, N at once; 0: all at start.", "N", default=0, min=0
+    )
+    placement: bool = flag("Ray: only on nodes with the processor features of the modules.", "--placement")
+    api_keys: Path | None = option(
+        "API keys of clients, one a line; TENSORWRIGHT_API_KEYS adds others, separated by commas.", "FILE"
+    )
+    insecure: bool = flag("Answer everyone on an address that is not this machine's own.", "--insecure")
+    max_batch_size: int = option("Rows of a batch at most.", "ROWS", default=32, min=1)
+    min_batch_size: int = option("Rows that a batch waits for.", "ROWS", default=1, min=1)
+    max_wait: float = option("How long it waits for them.", "MS", default=0.0, min=0)
+    max_queue: int = option("Rows that may wait; more are refused.", "ROWS", default=1024, min=1)
+    latency: float | None = option("Deadline of requests that name none.", "MS", min=0.001)
     threads: options.Threads = None
-    runners: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Runs of a model at once; by the cores if not given.")
-    ] = None
-    exact_cache: Annotated[
-        float | None, typer.Option(min=0.001, metavar="MB", help="Keep answers to equal requests, so many MB of them.")
-    ] = None
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A tokenizer.json, for the embeddings route, where the module has none."),
-    ] = None
-    access_log: Annotated[str, typer.Option(metavar="FILE", help="A line for each request; - for standard output.")] = (
-        ""
+    runners: int | None = option("Runs of a model at once; by the cores if not given.", "N", min=1)
+    exact_cache: float | None = option("Keep answers to equal requests, so many MB of them.", "MB", min=0.001)
+    tokenizer: Path | None = option("A tokenizer.json, for the embeddings route, where the module has none.", "FILE")
+    access_log: str = option("A line for each request; - for standard output.", "FILE", default="")
+    max_request: float | None = option("Largest request; 67 if not given.", "MB", min=0.001)
+    request_seconds: float | None = option("For a request to arrive; 30 if not given.", "S", min=0.1)
+    limit: list[str] | None = option(
+        "Another limit of requests, as prompts=16; may be given several times.", "NAME=NUMBER"
     )
-    max_request: Annotated[
-        float | None, typer.Option(min=0.001, metavar="MB", help="Largest request; 67 if not given.")
-    ] = None
-    request_seconds: Annotated[
-        float | None, typer.Option(min=0.1, metavar="S", help="For a request to arrive; 30 if not given.")
-    ] = None
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=NUMBER", help="Another limit of requests, as prompts=16; may be given several times."
-        ),
-    ] = None
-    drain: Annotated[float, typer.Option(min=0, metavar="S", help="For requests to end at shutdown.")] = 30.0
-    tls_certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM; the server then speaks TLS.")] = (
-        None
-    )
-    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM; the certificate's private key.")] = None
-    tls_key_password: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Holds the password of an encrypted private key.")
-    ] = None
-    tls_client_ca: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="PEM; clients need a certificate signed by it.")
-    ] = None
-    price: Annotated[
-        float, typer.Option(min=0, metavar="PRICE", help="Of a core for an hour, for the metrics of costs.")
-    ] = 0.0
-    traces: Annotated[
-        bool, typer.Option("--traces", help="Let requests ask for a profile of the kernels (costs several runs).")
-    ] = False
-    otlp: Annotated[
-        str, typer.Option(metavar="URL", help="Send spans there: an OpenTelemetry collector, OTLP over HTTP.")
-    ] = ""
+    drain: float = option("For requests to end at shutdown.", "S", default=30.0, min=0)
+    tls_certificate: Path | None = option("PEM; the server then speaks TLS.", "FILE")
+    tls_key: Path | None = option("PEM; the certificate's private key.", "FILE")
+    tls_key_password: Path | None = option("Holds the password of an encrypted private key.", "FILE")
+    tls_client_ca: Path | None = option("PEM; clients need a certificate signed by it.", "FILE")
+    price: float = option("Of a core for an hour, for the metrics of costs.", "PRICE", default=0.0, min=0)
+    traces: bool = flag("Let requests ask for a profile of the kernels (costs several runs).", "--traces")
+    otlp: str = option("Send spans there: an OpenTelemetry collector, OTLP over HTTP.", "URL", default="")
 
 
 def _serve(given: _Options) -> None:

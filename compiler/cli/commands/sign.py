@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.options import option
 
 SIGN_HELP = """Sign a module, so that others can tell who made it and that nothing in it changed.
 
@@ -35,9 +35,7 @@ def register(app: typer.Typer) -> None:
 
 def _sign(
     module: options.ModulePath,
-    key: Annotated[
-        Path, typer.Option("--key", metavar="FILE", help="An Ed25519 private key (PEM).", show_default=False)
-    ],
+    key: Path = option("An Ed25519 private key (PEM).", "FILE", default=...),
     passphrase_file: options.PassphraseFile = None,
     as_json: options.Json = False,
 ) -> None:

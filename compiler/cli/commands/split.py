@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of, keywords_of
+from compiler.cli.options import command_of, keywords_of, option
 
 HELP = """Cut a model between a client and a server where both and the network take the least time.
 
@@ -41,21 +40,15 @@ def register(app: typer.Typer) -> None:
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     model: options.ModelPath
-    bandwidth: Annotated[
-        str, typer.Option(metavar="RATE", help="Of the network: 10Mbit, 1Gbit, 500kbit, or bytes as in 2MB.")
-    ]
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where both halves go.")]
-    latency: Annotated[str, typer.Option(metavar="TIME", help="Of a round trip: 20ms, 0.1s.")] = "0ms"
-    client_target: Annotated[str, typer.Option(metavar="NAME", help="The client's machine.")] = "host"
-    server_target: Annotated[str, typer.Option(metavar="NAME", help="The server's machine.")] = "host"
-    wire: Annotated[
-        list[str] | None, typer.Option(metavar="TYPE", help="float32, float16 or int8; all if not given.")
-    ] = None
-    at: Annotated[str | None, typer.Option(metavar="NODE", help="Cut after this node.")] = None
+    bandwidth: str = option("Of the network: 10Mbit, 1Gbit, 500kbit, or bytes as in 2MB.", "RATE", default=...)
+    output: Path = option("Where both halves go.", "DIR", "--output", "-o", default=...)
+    latency: str = option("Of a round trip: 20ms, 0.1s.", "TIME", default="0ms")
+    client_target: str = option("The client's machine.", "NAME", default="host")
+    server_target: str = option("The server's machine.", "NAME", default="host")
+    wire: list[str] | None = option("float32, float16 or int8; all if not given.", "TYPE")
+    at: str | None = option("Cut after this node.", "NODE")
     samples: options.Samples = None
-    max_drop: Annotated[
-        float, typer.Option(metavar="SHARE", help="How far the cosine similarity may drop by the wire's type.")
-    ] = 0.01
+    max_drop: float = option("How far the cosine similarity may drop by the wire's type.", "SHARE", default=0.01)
     shape: options.ModelShapes = None
     constant: options.Constants = None
     threads: options.Threads = None

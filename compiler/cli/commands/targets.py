@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.options import argument, flag, option
 
 if TYPE_CHECKING:
     from compiler.inspection.listings import TargetEntry
@@ -43,9 +44,7 @@ def register(app: typer.Typer) -> None:
 
 def _targets(
     context: typer.Context,
-    details: Annotated[
-        bool, typer.Option("--details", help="Processor features, toolchains and results of the conformance suite too.")
-    ] = False,
+    details: bool = flag("Processor features, toolchains and results of the conformance suite too.", "--details"),
     as_json: options.Json = False,
 ) -> None:
     if context.invoked_subcommand is not None:
@@ -105,11 +104,8 @@ def _cores(entry: TargetEntry) -> str:
 
 
 def _check(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A target's name.", show_default=False)],
-    only: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="Run only the check of this name, or else those whose name holds this text."),
-    ] = None,
+    name: str = argument("A target's name.", "NAME"),
+    only: str | None = option("Run only the check of this name, or else those whose name holds this text.", "TEXT"),
     as_json: options.Json = False,
 ) -> None:
     from dataclasses import asdict

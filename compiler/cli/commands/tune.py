@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of, keywords_of
+from compiler.cli.options import argument, command_of, keywords_of, option
 
 if TYPE_CHECKING:
     from compiler.support.options import ImportArguments
@@ -50,73 +50,48 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options(options.ImportOptions):
-    model: Annotated[
-        Path | None, typer.Argument(metavar="MODEL", help="As for `compile`; left out with --take.", show_default=False)
-    ] = None
+    model: Path | None = argument("As for `compile`; left out with --take.", "MODEL", default=None)
     target: options.TargetName = "host"
-    device: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Measure there: an RPC server, or KEY@HOST:PORT of a tracker; repeat for more devices. "
-            "This machine if not given.",
-        ),
-    ] = None
+    device: list[str] | None = option(
+        "Measure there: an RPC server, or KEY@HOST:PORT of a tracker; repeat for more devices. This machine if "
+        "not given.",
+        "HOST:PORT",
+    )
     key: options.ConnectionKey = None
-    device_key: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="The X25519 public key of the device's server: one for all, or one per device."
-        ),
-    ] = None
+    device_key: list[Path] | None = option(
+        "The X25519 public key of the device's server: one for all, or one per device.", "FILE"
+    )
     passphrase_file: options.PassphraseFile = None
-    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many configurations to measure.")] = None
-    time_budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="How long to search once the defaults are measured, 10s at least: 90s, 10m, 1h. 10m if neither this "
-            "nor --trials is given.",
-        ),
-    ] = None
-    records: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder of records; the user's own if not given.")
-    ] = None
-    precision: Annotated[str, typer.Option(metavar="TYPE", help="Type that float operators compute in.")] = "float32"
+    trials: int | None = option("How many configurations to measure.", "N", min=1)
+    time_budget: str | None = option(
+        "How long to search once the defaults are measured, 10s at least: 90s, 10m, 1h. 10m if neither this nor "
+        "--trials is given.",
+        "TIME",
+    )
+    records: Path | None = option("The folder of records; the user's own if not given.", "DIR")
+    precision: str = option("Type that float operators compute in.", "TYPE", default="float32")
     threads: options.Threads = None
-    timing: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW",
-            help="parallel: wall-clock time on all cores; serial: CPU time of one, on loaded machines; auto: find out.",
-        ),
-    ] = "auto"
-    measure: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW",
-            help="timed: on a device or here; modelled: computed from the generated code; auto: timed where possible.",
-        ),
-    ] = "auto"
-    sram: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", help="Accelerators: keep the network to so much SRAM (192KiB); its cycles are minimized."
-        ),
-    ] = None
-    cost_model: Annotated[str, typer.Option(metavar="NAME", help="The model that ranks configurations.")] = "xgboost"
-    search: Annotated[str, typer.Option(metavar="NAME", help="What proposes configurations.")] = "evolutionary"
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the search.")] = 0
-    pack: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Write candidates and a program that times them into a new folder: graphics processors."
-        ),
-    ] = None
-    take: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Import results.json, which the program of a pack wrote.")
-    ] = None
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of plots (.html).")] = None
+    timing: str = option(
+        "parallel: wall-clock time on all cores; serial: CPU time of one, on loaded machines; auto: find out.",
+        "HOW",
+        default="auto",
+    )
+    measure: str = option(
+        "timed: on a device or here; modelled: computed from the generated code; auto: timed where possible.",
+        "HOW",
+        default="auto",
+    )
+    sram: str | None = option(
+        "Accelerators: keep the network to so much SRAM (192KiB); its cycles are minimized.", "SIZE"
+    )
+    cost_model: str = option("The model that ranks configurations.", "NAME", default="xgboost")
+    search: str = option("What proposes configurations.", "NAME", default="evolutionary")
+    seed: int = option("Seed of the search.", "N", default=0)
+    pack: Path | None = option(
+        "Write candidates and a program that times them into a new folder: graphics processors.", "DIR"
+    )
+    take: Path | None = option("Import results.json, which the program of a pack wrote.", "FILE")
+    report: Path | None = option("Write a page of plots (.html).", "FILE")
     as_json: options.Json = False
 
 
