@@ -72,6 +72,13 @@ class Job:
     capacity: int | str | None = None
     before: Measure = field(default_factory=lambda: Measure(None, 0, 0.0))
 
+    def example(self) -> dict[str, Array]:
+        """The first sample, or random inputs where there is none."""
+        model = self.model
+        return next(iter(self.samples), None) or random_inputs(
+            model.inputs, indices=model.indices, relations=model.requirements
+        )
+
     def compile(self, candidate: ImportedModel) -> Module:
         """Compile a version of the model."""
         names = {spec.name for spec in candidate.inputs}
@@ -87,7 +94,7 @@ class Job:
         return Measure(value, size, self._seconds(module), dict(kernels))
 
     def _seconds(self, module: Module) -> float:
-        inputs = self.samples[0] if self.samples else random_inputs(self.model.inputs, indices=self.model.indices)
+        inputs = self.example()
         return reported_seconds(lambda: module.run(inputs), threads=module.threads)
 
     @property

@@ -24,7 +24,6 @@ from compiler.frontends.source import ImportOptions
 from compiler.profiling.timing import interleaved_seconds
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
-from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, check_max_drop, likeness, relative_drop, score
 from compiler.support.interrupts import interruptible
 from compiler.support.options import ImportArguments, takes_imports
@@ -187,8 +186,7 @@ class _Maker:
 
     def costs_ms(self, modules: Mapping[str, Module]) -> dict[str, float]:
         """Costs of a row in milliseconds, all measured alternately."""
-        model = self.job.model
-        inputs = self.job.samples[0] if self.job.samples else random_inputs(model.inputs, indices=model.indices)
+        inputs = self.job.example()
         rows = max((len(array) for array in inputs.values() if array.ndim), default=1)
         # One thread each: what counts is processor time.
         settings = {name: module.threads for name, module in modules.items()}

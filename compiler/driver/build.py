@@ -374,7 +374,8 @@ def with_example(module: Module, runner: Module, model: ImportedModel, given: Ar
     """
     own = {each.input for each in model.states} | ({model.position.input} if model.position is not None else set())
     specs = [each for each in model.inputs if each.name not in own]
-    inputs = dict(given) if given is not None else random_inputs(specs, indices=model.indices)
+    made = random_inputs(specs, indices=model.indices, relations=model.requirements) if given is None else given
+    inputs = dict(made)
     sizes = {} if len(inputs) == len(model.inputs) else _state_sizes(module.manifest)
     outputs = runner.run_example(inputs, sizes)
     updated = {each.output for each in model.states}

@@ -19,6 +19,7 @@ from compiler.artifact.manifest import TensorDescription
 from compiler.artifact.storage import write_atomically
 from compiler.errors import InputError, OptionError, type_text
 from compiler.runtime import Module, load
+from compiler.runtime.fitting_sizes import fitting_sizes
 from compiler.runtime.random_inputs import random_inputs
 from compiler.runtime.state_sizes import first_inputs
 from compiler.runtime.threads import run_with
@@ -100,7 +101,8 @@ def complete_inputs(
     """Inputs by name: those given, and for the rest the module's stored reference or random values.
 
     The reference input is a better guess than random values, as it ran when the module was compiled; it is used where
-    nothing is said of values or sizes; the value `RANDOM` asks for random ones.
+    nothing is said of values or sizes; the value `RANDOM` asks for random ones. Sizes that are not given are 1, or what
+    the module's requirements allow.
 
     Raises:
         InputError: a name that the module does not have, or too many inputs.
@@ -111,6 +113,8 @@ def complete_inputs(
     missing = [spec for spec in module.inputs if _is_missing(named, spec.name)]
     if _uses_reference(module, named, sizes):
         return first_inputs(module.artifact)
+    bound = {size for spec in module.inputs if spec not in missing for size in spec.shape} | set(sizes or {})
+    known = fitting_sizes(known, set(known) - bound, module.manifest.requirements)
     made = random_inputs(missing, sizes=known, indices=module.manifest.indices)
     position = module.manifest.position
     if position is not None and position.input in made:

@@ -18,6 +18,7 @@ import numpy as np
 from compiler.artifact.dtypes import ELEMENT_TYPES, ElementType, as_carried
 from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDescription
 from compiler.errors import ArtifactError, InputError, type_text
+from compiler.runtime.fitting_sizes import holds
 from compiler.runtime.tensors import (
     ALIGNMENT,
     InputMemory,
@@ -480,14 +481,15 @@ def _check_values(index: IndexRequirement, found: tuple[int, int], low: int, hig
 
 
 def _check_relation(requirement: Requirement, left: int, right: int, sizes: Mapping[str, int]) -> None:
+    if holds(requirement.relation, left, right):
+        return
     first, second = (_term(*each, requirement) for each in ((requirement.left, left), (requirement.right, right)))
-    holds, text = {
-        "equal": (left == right, f"{first} must equal {second}"),
-        "at least": (left >= right, f"{first} must be at least {second}"),
-        "broadcast": (left == right or 1 in (left, right), f"{first} and {second} must be equal, or one of them 1"),
+    text = {
+        "equal": f"{first} must equal {second}",
+        "at least": f"{first} must be at least {second}",
+        "broadcast": f"{first} and {second} must be equal, or one of them 1",
     }[requirement.relation]
-    if not holds:
-        raise InputError(f"{requirement.where}: {text}", _given(requirement.symbols, sizes))
+    raise InputError(f"{requirement.where}: {text}", _given(requirement.symbols, sizes))
 
 
 def _given(symbols: Mapping[str, str], sizes: Mapping[str, int]) -> str:

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from compiler.errors import InputError
+from compiler.runtime.fitting_sizes import Relation, fitting_sizes
 from compiler.support.formula import FormulaError, parsed
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def random_inputs(
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
     indices: Sequence[Indices] = (),
+    relations: Sequence[Relation] = (),
 ) -> dict[str, np.ndarray]:
     """Inputs by name: standard normal floats, random booleans, and integers.
 
@@ -52,15 +54,17 @@ def random_inputs(
     valid indices and counts nearly everywhere. Integers and booleans named as masks are ones.
 
     Args:
-        sizes: sizes of symbolic dimensions by name; 2 for those not named.
+        sizes: sizes of symbolic dimensions by name; for those not named 2, or what the relations allow.
         indices: which inputs are indices, and their ranges, as an `ImportedModel` or a `Manifest` has them.
+        relations: requirements on sizes, as these have them.
 
     Raises:
         InputError: they would take more than `MAX_REFERENCE_BYTES`.
     """
     generator = np.random.default_rng(seed)
     symbols = {size for spec in specs for size in spec.shape if isinstance(size, str)}
-    known = dict.fromkeys(symbols, _SYMBOLIC_SIZE) | dict(sizes or {})
+    preferred = dict.fromkeys(symbols, _SYMBOLIC_SIZE) | dict(sizes or {})
+    known = fitting_sizes(preferred, symbols - set(sizes or {}), relations)
     shapes = [tuple(size if isinstance(size, int) else known[size] for size in spec.shape) for spec in specs]
     largest = 8 * sum(math.prod(shape) for shape in shapes)  # they are drawn as 64-bit numbers
     if largest > MAX_REFERENCE_BYTES:

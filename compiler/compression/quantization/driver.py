@@ -44,7 +44,6 @@ from compiler.frontends.source import ImportOptions
 from compiler.passes.rewriting.graph import Call, Expr, Var
 from compiler.reports.formatting import plural
 from compiler.runtime import Module
-from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, fewest, likeness, relative_drop, score
 from compiler.support.interrupts import interruptible
 from compiler.support.options import ImportArguments, options_of, takes_imports
@@ -139,7 +138,7 @@ def _quantized(
     options.check(find_target(common.target), calibrated)
     job = import_job(source, common, imports)
     if not calibrated:
-        job.samples = [random_inputs(job.model.inputs, indices=job.model.indices)]
+        job.samples = [job.example()]
     if options.scheme == STATIC:
         return _static(job, options, decided)
     return _layerwise(job, options, decided, calibrated)

@@ -1,0 +1,65 @@
+"""Sizes of symbolic dimensions that a model takes, for those that a caller leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from compiler.support.formula import FormulaError, parsed
+
+# Modules store their examples: a picture of 256 x 256 has 786 KB.
+_TRIED = (*range(1, 65), *range(96, 257, 32))
+
+
+class Relation(Protocol):
+    """A relation between sizes of the inputs; `Requirement`s of a manifest and `SizeRequirement`s are so."""
+
+    @property
+    def left(self) -> str: ...
+    @property
+    def relation(self) -> str: ...
+    @property
+    def right(self) -> str: ...
+    @property
+    def symbols(self) -> Mapping[str, str]: ...
+
+
+def holds(relation: str, left: int, right: int) -> bool:
+    """True if two values are in a relation: "equal", "at least", or "broadcast" (equal, or one of them 1)."""
+    if relation == "at least":
+        return left >= right
+    return left == right or (relation == "broadcast" and 1 in (left, right))
+
+
+def fitting_sizes(sizes: Mapping[str, int], free: set[str], relations: Sequence[Relation]) -> dict[str, int]:
+    """`sizes` with those of the `free` dimensions changed so that all relations hold; `sizes` themselves where such a
+    change is not found.
+
+    As long as one does not hold, the first of some sizes is taken with which most do, for one of its dimensions or for
+    all of them alike.
+    """
+    found = dict(sizes)
+    broken = _broken(found, relations)
+    while broken:
+        names = sorted(free & set(broken[0].symbols.values()))
+        groups = [*([name] for name in names), *([names] if len(names) > 1 else [])]
+        trials = [found | dict.fromkeys(group, size) for group in groups for size in _TRIED]
+        counts = [len(_broken(trial, relations)) for trial in trials]
+        if not trials or min(counts) >= len(broken):
+            return dict(sizes)
+        found = trials[counts.index(min(counts))]
+        broken = _broken(found, relations)
+    return found
+
+
+def _broken(sizes: Mapping[str, int], relations: Sequence[Relation]) -> list[Relation]:
+    return [each for each in relations if not _holds_at(each, sizes)]
+
+
+def _holds_at(relation: Relation, sizes: Mapping[str, int]) -> bool:
+    values = {name: sizes[at] for name, at in relation.symbols.items() if at in sizes}
+    try:
+        left, right = (parsed(formula).value(values) for formula in (relation.left, relation.right))
+    except FormulaError:
+        return False
+    return holds(relation.relation, left, right)
