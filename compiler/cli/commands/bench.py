@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of, option
+from compiler.cli.options import command_of, keywords_of, option
 
 HELP = """Measure latency, throughput, memory and load time.
 
@@ -101,18 +101,8 @@ def _bench(given: _Options) -> None:
         return
     with Steps() as steps:
         steps("measure")
-        result = compiler.bench(
-            prepared.source,
-            prepared.inputs,
-            runs=given.runs,
-            seconds=given.seconds,
-            threads=given.threads,
-            sizes=prepared.sizes,
-            batch=given.batch,
-            streams=given.streams,
-            hint=given.hint,  # type: ignore[arg-type]  # checked there
-            trusted_keys=prepared.trusted_keys,
-        )
+        keywords = keywords_of(compiler.bench, given, inputs=prepared.inputs, sizes=prepared.sizes)
+        result = compiler.bench(prepared.source, **keywords, trusted_keys=prepared.trusted_keys)
     if given.as_json:
         print_json(result.to_dict())
     else:

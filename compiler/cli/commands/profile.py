@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from compiler.cli import options
-from compiler.cli.options import command_of, flag, option
+from compiler.cli.options import command_of, flag, keywords_of, option
 
 _SHOWN = 15
 
@@ -73,14 +73,8 @@ def _profile(given: _Options) -> None:
         prepared = prepare(path, given.target, given.shape, given.inputs, given.threads)
         with Steps() as steps:
             steps("measure")
-            return compiler.profile(
-                prepared.source,
-                prepared.inputs,
-                runs=given.runs,
-                seconds=given.seconds,
-                threads=given.threads,
-                sizes=prepared.sizes,
-            )
+            keywords = keywords_of(compiler.profile, given, inputs=prepared.inputs, sizes=prepared.sizes)
+            return compiler.profile(prepared.source, **keywords)
 
     other = read_profile(given.compare) if given.compare is not None and given.compare.suffix == ".json" else None
     profile = measured(given.file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from compiler.frontends.llm.safetensors_folder import read_json
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
 _WHISPER = {"sampling_rate": 16000, "n_fft": 400, "hop_length": 160}
-_HALVES = (0.5, 0.5, 0.5)
+_HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _LANCZOS, _BILINEAR, _BICUBIC = 1, 2, 3
 
@@ -61,36 +62,34 @@ def read_images(
     if values is None:
         return None
     wanted = ("do_resize", "do_rescale", "do_normalize")
-    if not all(values.get(each, True) for each in wanted) or (kind == "llava" and values.get("do_pad")):
+    if not all(values.get(each, True) for each in wanted):
         return None
-    common = {"text": text, "rows": rows, "scale": values.get("rescale_factor", 1 / 255)}
-    if kind == "llava":
-        return _cropped(folder, values, common)
+    family = "qwen" if kind.startswith("qwen") else kind
+    layout, resample, (mean, std) = _KINDS.get(family, _KINDS["idefics3"])
+    found = layout(values)
+    if found is None:
+        return None
     if kind == "gemma3":
-        return None if values.get("do_pan_and_scan") else _squeezed(folder, values, common, frame)
-    if kind == "internvl":
-        return _on_canvas(folder, values, common)
-    if kind.startswith("qwen"):
-        return _in_patches(folder, values, common)
-    side = _side(values.get("max_image_size"), "longest_edge", 364)
+        if frame is None:
+            return None
+        found |= {"place": frame[0], "before": f"\n\n{frame[0]}", "after": f"{frame[1]}\n\n"}
     return _made(
         ImagePreparation,
         folder,
-        **common,
-        height=side,
-        width=side,
-        longest=_side(values.get("size"), "longest_edge", 4 * 364),
-        splits=values.get("do_image_splitting", True),
-        frame="<fake_token_around_image>",
-        overview="<global-img>",
-        resample=values.get("resample", _LANCZOS),
-        mean=values.get("image_mean", _HALVES),
-        std=values.get("image_std", _HALVES),
+        **found,
+        text=text,
+        rows=rows,
+        scale=values.get("rescale_factor", 1 / 255),
+        resample=values.get("resample", resample),
+        mean=values.get("image_mean", mean),
+        std=values.get("image_std", std),
     )
 
 
-def _cropped(folder: Path, values: dict[str, Any], common: dict[str, Any]) -> ImagePreparation:
+def _cropped(values: dict[str, Any]) -> dict[str, Any] | None:
     """The middle of an image, or all of it squeezed."""
+    if values.get("do_pad"):
+        return None
     size, crop = values.get("size", {"shortest_edge": 224}), values.get("crop_size")
     crops = values.get("do_center_crop", True)
     height, width = (_side(crop if crops else size, name, 224) for name in ("height", "width"))
@@ -98,80 +97,58 @@ def _cropped(folder: Path, values: dict[str, Any], common: dict[str, Any]) -> Im
     if isinstance(size, int) or (isinstance(size, dict) and "shortest_edge" in size):
         shortest = _side(size, "shortest_edge", 224)
         height, width = (height, width) if crops else (shortest, shortest)
-    return _made(
-        ImagePreparation,
-        folder,
-        **common,
-        height=height,
-        width=width,
-        shortest=shortest,
-        resample=values.get("resample", _BICUBIC),
-        mean=values.get("image_mean", _CLIP[0]),
-        std=values.get("image_std", _CLIP[1]),
-    )
+    return {"height": height, "width": width, "shortest": shortest}
 
 
-def _squeezed(
-    folder: Path, values: dict[str, Any], common: dict[str, Any], frame: tuple[str, str] | None
-) -> ImagePreparation | None:
-    """The whole image in a square, between two tokens and empty lines (Gemma 3)."""
-    if frame is None:
-        return None
-    size = values.get("size")
-    return _made(
-        ImagePreparation,
-        folder,
-        **common,
-        place=frame[0],
-        before=f"\n\n{frame[0]}",
-        after=f"{frame[1]}\n\n",
-        height=_side(size, "height", 224),
-        width=_side(size, "width", 224),
-        resample=values.get("resample", _BILINEAR),
-        mean=values.get("image_mean", _HALVES),
-        std=values.get("image_std", _HALVES),
-    )
+def _squeezed(values: dict[str, Any]) -> dict[str, Any] | None:
+    """The whole image in a square."""
+    return None if values.get("do_pan_and_scan") else _rectangle(values, 224)
 
 
-def _on_canvas(folder: Path, values: dict[str, Any], common: dict[str, Any]) -> ImagePreparation:
-    """Tiles of a grid like the image, and all of it (InternVL)."""
-    size = values.get("size")
-    return _made(
-        ImagePreparation,
-        folder,
-        **common,
-        before="<img>",
-        after="</img>",
-        height=_side(size, "height", 384),
-        width=_side(size, "width", 384),
-        canvas=(values.get("min_patches", 1), values.get("max_patches", 12)),
-        resample=values.get("resample", _BICUBIC),
-        mean=values.get("image_mean", _CLIP[0]),
-        std=values.get("image_std", _CLIP[1]),
-    )
+def _on_canvas(values: dict[str, Any]) -> dict[str, Any]:
+    """Tiles of a grid like the image, and all of it."""
+    canvas = values.get("min_patches", 1), values.get("max_patches", 12)
+    return {**_rectangle(values, 384), "canvas": canvas, "before": "<img>", "after": "</img>"}
 
 
-def _in_patches(folder: Path, values: dict[str, Any], common: dict[str, Any]) -> ImagePreparation:
-    """Patches of an image of nearly its own size (Qwen2-VL and later)."""
+def _in_tiles(values: dict[str, Any]) -> dict[str, Any]:
+    """Square tiles of an image with a limited longer side, and all of it."""
+    side = _side(values.get("max_image_size"), "longest_edge", 364)
+    return {
+        "height": side,
+        "width": side,
+        "longest": _side(values.get("size"), "longest_edge", 4 * 364),
+        "splits": values.get("do_image_splitting", True),
+        "frame": "<fake_token_around_image>",
+        "overview": "<global-img>",
+    }
+
+
+def _in_patches(values: dict[str, Any]) -> dict[str, Any]:
+    """Patches of an image of nearly its own size."""
     side, size = values.get("patch_size", 14), values.get("size")
-    least = _side(size, "shortest_edge", values.get("min_pixels", 56 * 56))
-    most = _side(size, "longest_edge", values.get("max_pixels", 28 * 28 * 1280))
-    return _made(
-        ImagePreparation,
-        folder,
-        **common,
-        height=side,
-        width=side,
-        patches={
-            "merge": values.get("merge_size", 2),
-            "frames": values.get("temporal_patch_size", 2),
-            "least": least,
-            "most": most,
-        },
-        resample=values.get("resample", _BICUBIC),
-        mean=values.get("image_mean", _CLIP[0]),
-        std=values.get("image_std", _CLIP[1]),
-    )
+    patches = {
+        "merge": values.get("merge_size", 2),
+        "frames": values.get("temporal_patch_size", 2),
+        "least": _side(size, "shortest_edge", values.get("min_pixels", 56 * 56)),
+        "most": _side(size, "longest_edge", values.get("max_pixels", 28 * 28 * 1280)),
+    }
+    return {"height": side, "width": side, "patches": patches}
+
+
+# By the type of the model: the layout of an image, Pillow's filter, and the channels' means and deviations where the
+# folder names none.
+_KINDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], int, tuple[tuple[float, ...], ...]]] = {
+    "llava": (_cropped, _BICUBIC, _CLIP),
+    "gemma3": (_squeezed, _BILINEAR, _HALVES),
+    "internvl": (_on_canvas, _BICUBIC, _CLIP),
+    "qwen": (_in_patches, _BICUBIC, _CLIP),
+    "idefics3": (_in_tiles, _LANCZOS, _HALVES),
+}
+
+
+def _rectangle(values: dict[str, Any], default: int) -> dict[str, Any]:
+    return {name: _side(values.get("size"), name, default) for name in ("height", "width")}
 
 
 def _side(value: Any, name: str, default: int) -> Any:

@@ -141,34 +141,32 @@ def write_decoders(parts: Sequence[Part], writer: Writer) -> None:
     writer.number(len(parts))
     for part in parts:
         kind = part["type"]
-        if kind == "ByteLevel":
-            writer.number(Undo.BYTE_LEVEL)
-        elif kind == "Replace":
+        if kind == "Replace":
             writer.number(Undo.REPLACE)
             Pattern(pattern_source(part["pattern"])).write(writer)
             writer.text(part["content"])
-        elif kind == "ByteFallback":
-            writer.number(Undo.BYTE_FALLBACK)
-        elif kind == "Fuse":
-            writer.number(Undo.FUSE)
-        elif kind == "Strip":
-            writer.number(Undo.STRIP)
-            writer.text(part["content"])
-            writer.number(part["start"])
-            writer.number(part["stop"])
         elif kind == "Metaspace":
             writer.number(Undo.METASPACE)
             writer.text(part["replacement"])
             writer.number(_prepended(part))
-        elif kind == "WordPiece":
-            writer.number(Undo.WORD_PIECE)
-            writer.text(part["prefix"])
-            writer.number(int(part["cleanup"]))
-        elif kind == "BPEDecoder":
-            writer.number(Undo.WORD_ENDS)
-            writer.text(part["suffix"])
+        elif kind in _DECODERS:
+            step, *fields = _DECODERS[kind]
+            writer.number(step)
+            for value in (part[field] for field in fields):
+                writer.text(value) if isinstance(value, str) else writer.number(int(value))
         else:
             raise refused(f"the decoder {kind}")
+
+
+# The step of each kind of decoder, and the fields that are written behind it.
+_DECODERS = {
+    "ByteLevel": (Undo.BYTE_LEVEL,),
+    "ByteFallback": (Undo.BYTE_FALLBACK,),
+    "Fuse": (Undo.FUSE,),
+    "Strip": (Undo.STRIP, "content", "start", "stop"),
+    "WordPiece": (Undo.WORD_PIECE, "prefix", "cleanup"),
+    "BPEDecoder": (Undo.WORD_ENDS, "suffix"),
+}
 
 
 def _prepended(part: Part) -> int:

@@ -11,11 +11,11 @@ from tvm import relax
 from tvm.relax import op as R
 
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN
+from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, limited_swiglu
 from compiler.frontends.onnx.operators.microsoft.quantized import INT8_DATA, unpacked
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.values import tensor_shape
+from compiler.frontends.onnx.values import Runtime, tensor_shape
 from compiler.passes.rewriting.block_weights import BlockWeight
 from compiler.passes.rewriting.expert_products import Routing, combined, expert_product, route, scores_of_chosen
 from schedules.ir.tvm_types import Expr
@@ -161,17 +161,10 @@ class _Mixture:
         return self.context.emit(functions[self.activation](value))
 
     def _swiglu(self, gate: relax.Expr, linear: relax.Expr) -> relax.Expr:
-        """gate * sigmoid(alpha * gate) * (linear + beta), both limited to `swiglu_limit`."""
-        context, emit = self.context, self.context.emit
-        alpha, beta, limit = (
-            float(context.attribute(name, default))
-            for name, default in (("activation_alpha", 1.0), ("activation_beta", 0.0), ("swiglu_limit", np.inf))
-        )
-        if np.isfinite(limit):
-            gate = emit(R.minimum(gate, context.literal(limit, "float32")))
-            linear = emit(R.clip(linear, -limit, limit))
-        opened = emit(R.multiply(gate, emit(R.sigmoid(emit(R.multiply(gate, context.literal(alpha, "float32")))))))
-        return emit(R.multiply(opened, emit(R.add(linear, context.literal(beta, "float32")))))
+        limit = float(self.context.attribute("swiglu_limit", np.inf))
+        found = limited_swiglu(self.context, *(Runtime(each, "float32") for each in (gate, linear)), limit)
+        assert isinstance(found, Runtime)
+        return found.expr
 
     def _product(self, slots: relax.Expr, layer: _Layer, columns: int, routing: Routing) -> relax.Expr:
         """The product of each slot with the weight of its expert, plus bias: float32 (slots, columns)."""

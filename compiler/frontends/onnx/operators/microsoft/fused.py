@@ -190,11 +190,17 @@ def swiglu(context: NodeContext) -> TensorValue:
 @converter("SwiGLU", domain=DOMAIN)
 def clamped_swiglu(context: NodeContext) -> TensorValue:
     """SwiGLU of limited operands, `activation_beta` added to the second; both may be the halves of one input."""
-    op, limit = Composer(context), float(context.attribute("limit", 0.0))
     gate, linear = context.tensor(0), given(context, 1)
     if linear is None:
-        gate, linear = op.outputs(2, "Split", gate, axis=-1, num_outputs=2)
-    if limit > 0:
+        gate, linear = Composer(context).outputs(2, "Split", gate, axis=-1, num_outputs=2)
+    limit = float(context.attribute("limit", 0.0))
+    return limited_swiglu(context, gate, linear, limit if limit > 0 else np.inf)
+
+
+def limited_swiglu(context: NodeContext, gate: TensorValue, linear: TensorValue, limit: float) -> TensorValue:
+    """gate * sigmoid(activation_alpha * gate) * (linear + activation_beta), both operands up to `limit`."""
+    op = Composer(context)
+    if np.isfinite(limit):
         gate, linear = op("Clip", gate, None, limit), op("Clip", linear, -limit, limit)
     linear = op("Add", linear, float(context.attribute("activation_beta", 0.0)))
     return op("Mul", swish(op, gate, context.attribute("activation_alpha", 1.0)), linear)
