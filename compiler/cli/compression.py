@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import compiler
+from compiler.cli.arguments import load_archives, parse_imports
 from compiler.cli.options import CompressionOptions, keywords_of
+from compiler.cli.output import print_json, print_line
+from compiler.cli.progress import Steps
 
 
 def compress_to_file(technique: Callable[..., Any], given: CompressionOptions, precisions: Path | None = None) -> None:
@@ -15,11 +19,7 @@ def compress_to_file(technique: Callable[..., Any], given: CompressionOptions, p
     Args:
         precisions: a file for those of `quantize`.
     """
-    import compiler
-    from compiler.cli.arguments import load_archives, parse_imports
-    from compiler.cli.output import print_json, print_line
     from compiler.cli.paths import check_report, check_writable
-    from compiler.cli.progress import Steps
 
     path = given.output if given.output is not None else Path(given.model.with_suffix(".twm").name)
     check_writable(path)
@@ -48,10 +48,6 @@ def variants_to_folder(
     given: CompressionOptions, folder: Path, variants: Sequence[str] | None, **settings: Any
 ) -> None:
     """Write variants of a model into a folder, and print the accuracy and cost of each."""
-    import compiler
-    from compiler.cli.arguments import load_archives, parse_imports
-    from compiler.cli.output import print_json, print_line
-    from compiler.cli.progress import Steps
     from compiler.compression.variants import DEFAULT
 
     imports = parse_imports(given.model, given)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from compiler.cli.options import keywords_of
+from compiler.errors import OptionError, StorageError
 from compiler.support.compilation import collecting_rarely
 
 MaxNewTokens = Annotated[int, typer.Option(min=0, metavar="N", help="Generate at most so many tokens.")]
@@ -93,7 +94,6 @@ def grammar_of(json_schema: Path | None, grammar: Path | None, regex: str | None
 
     Raises OptionError where several do, StorageError where a file cannot be read.
     """
-    from compiler.errors import OptionError
     from compiler.generation import Grammar
 
     if sum(each is not None for each in (json_schema, grammar, regex)) > 1:
@@ -106,7 +106,6 @@ def grammar_of(json_schema: Path | None, grammar: Path | None, regex: str | None
 
 
 def _text_of(path: Path) -> str:
-    from compiler.errors import StorageError
 
     try:
         return path.read_text(encoding="utf-8")

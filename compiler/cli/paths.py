@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import compiler
 from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes, split_shapes
 from compiler.cli.progress import Steps
 from compiler.errors import ArtifactError, OptionError, StorageError
@@ -115,7 +116,6 @@ def prepare(
     Raises:
         UserError: a file or an argument is at fault.
     """
-    import compiler
 
     parsed = parse_shapes(shapes or [])
     source: Any = path

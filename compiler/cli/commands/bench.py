@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
 
+import compiler
 from compiler.cli import options
 from compiler.cli.options import command_of, keywords_of, option
+from compiler.cli.output import print_facts, print_json, print_line, print_note, print_table
+from compiler.cli.progress import Steps
+from compiler.errors import OptionError
+from compiler.reports.formatting import format_bytes, format_count, format_seconds, plural
 
 HELP = """Measure latency, throughput, memory and load time.
 
@@ -75,11 +80,7 @@ class _Options:
 
 
 def _bench(given: _Options) -> None:
-    import compiler
-    from compiler.cli.output import print_json
     from compiler.cli.paths import prepare
-    from compiler.cli.progress import Steps
-    from compiler.errors import OptionError
 
     if given.device is not None:
         from compiler.cli.passphrases import load_credentials
@@ -111,11 +112,8 @@ def _bench(given: _Options) -> None:
 
 def _compare(given: _Options, prepared: Any, peers: list[str]) -> None:
     """Print a row for each runtime, the module's first."""
-    from compiler.cli.output import print_json, print_line, print_note, print_table
-    from compiler.cli.progress import Steps
     from compiler.profiling.bench import bench_inputs
     from compiler.profiling.peers import compare_runtimes
-    from compiler.reports.formatting import format_count, format_seconds, plural
 
     module = prepared.source
     arrays, rows = bench_inputs(module, prepared.inputs, prepared.sizes, given.batch)
@@ -147,7 +145,6 @@ def _compare(given: _Options, prepared: Any, peers: list[str]) -> None:
 
 def _check_only_runs(*others: object) -> None:
     """With --device the stored example is run as the module was compiled."""
-    from compiler.errors import OptionError
 
     if any(each is not None for each in others):
         raise OptionError(
@@ -158,13 +155,9 @@ def _check_only_runs(*others: object) -> None:
 def _bench_there(
     file: Path, address: str, credentials: Any, trusted: list[Path] | None, runs: int | None, as_json: bool
 ) -> None:
-    from dataclasses import asdict
 
-    from compiler.cli.output import print_facts, print_json
     from compiler.cli.paths import check_is_module
-    from compiler.cli.progress import Steps
     from compiler.device.push import measure
-    from compiler.reports.formatting import format_seconds
 
     check_is_module(file)
     with Steps() as steps:
@@ -185,21 +178,17 @@ def _bench_there(
 
 
 def _stream_text(each: Any) -> str:
-    from compiler.reports.formatting import format_count, format_seconds
 
     return f"{format_count(each.runs_per_second)} runs/s, p50 {format_seconds(each.p50)}"
 
 
 def _threads_text(result: Any) -> str:
-    from compiler.reports.formatting import plural
 
     each = plural(result.threads, "thread")
     return each if result.streams == 1 else f"{plural(result.streams, 'stream')} of {each}"
 
 
 def _print(result: Any) -> None:
-    from compiler.cli.output import print_facts
-    from compiler.reports.formatting import format_bytes, format_count, format_seconds
 
     latency = result.latency
     plan = f", {format_bytes(result.planned_memory)} of it planned activations" if result.planned_memory else ""

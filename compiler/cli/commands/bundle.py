@@ -10,6 +10,10 @@ import typer
 
 from compiler.cli import options
 from compiler.cli.options import command_of, flag, option
+from compiler.cli.output import print_json, print_line, print_table
+from compiler.cli.progress import Steps
+from compiler.errors import OptionError
+from compiler.reports.formatting import format_bytes, plural
 
 HELP = """Write a folder with everything a device needs to run a module: no Python there.
 
@@ -65,7 +69,6 @@ def _bundle(given: _Options) -> None:
     from compiler.artifact import read_artifact
     from compiler.cli.paths import check_is_module
     from compiler.driver.compile import find_target, translated_target_errors
-    from compiler.errors import OptionError
 
     check_is_module(given.module)
     if given.triton is not None and (given.static or given.output is not None):
@@ -107,9 +110,7 @@ def _bundle(given: _Options) -> None:
 
 
 def _folder(artifact: Any, module: Path, target: Any, output: Path, as_json: bool) -> None:
-    from compiler.cli.output import print_json, print_line, print_table
     from compiler.device.bundle import write_bundle
-    from compiler.reports.formatting import format_bytes
 
     bundle = write_bundle(artifact, target, output, file=module)
     if as_json:
@@ -135,8 +136,6 @@ def _triton(
     given: tuple[str | None, int | None, int | None],
     as_json: bool,
 ) -> None:
-    from compiler.cli.output import print_json, print_line
-    from compiler.reports.formatting import plural
     from compiler.serving.triton import TritonOptions, write_triton_repository
 
     written = write_triton_repository(artifact, module, target, output, TritonOptions(*given))
@@ -151,7 +150,6 @@ def _triton(
 
 def _text_of(artifact: Any, *, no_text: bool, raw: bool) -> bytes | None:
     """Data that the executable of a language model needs to generate text; None for other modules."""
-    from compiler.errors import OptionError
     from compiler.generation.native.program import has_text, text_program
 
     if not has_text(artifact):
@@ -162,10 +160,7 @@ def _text_of(artifact: Any, *, no_text: bool, raw: bool) -> bytes | None:
 
 
 def _static(artifact: Any, module: Path, target: Any, output: Path, text: bytes | None, as_json: bool) -> None:
-    from compiler.cli.output import print_json, print_line
-    from compiler.cli.progress import Steps
     from compiler.device.static_program import write_static_program
-    from compiler.reports.formatting import format_bytes
 
     with Steps() as steps:
         program = write_static_program(artifact, target, output, file=module, text=text, progress=steps)
@@ -182,6 +177,5 @@ def _static(artifact: Any, module: Path, target: Any, output: Path, text: bytes 
 def _compared(onnx_runtime_bytes: int | None) -> str:
     if onnx_runtime_bytes is None:
         return ""
-    from compiler.reports.formatting import format_bytes
 
     return f" (libonnxruntime.so 1.32.0 for this architecture: {format_bytes(onnx_runtime_bytes)})"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import typer
 
 from compiler.cli import options
+from compiler.cli.output import print_json, print_line, print_table
+from compiler.reports.formatting import format_bytes
 
 HELP = """List or remove the compiled modules that are kept for the next compilation.
 
@@ -31,12 +35,9 @@ def register(app: typer.Typer) -> None:
 
 
 def _list(as_json: options.Json = False) -> None:
-    from dataclasses import asdict
     from datetime import datetime
 
-    from compiler.cli.output import print_json, print_line, print_table
     from compiler.driver.module_cache import entries, limit_bytes
-    from compiler.reports.formatting import format_bytes
     from compiler.support.cache import cache_folder
 
     found = entries()
@@ -53,9 +54,7 @@ def _list(as_json: options.Json = False) -> None:
 
 
 def _clear(as_json: options.Json = False) -> None:
-    from compiler.cli.output import print_json, print_line
     from compiler.driver.module_cache import clear
-    from compiler.reports.formatting import format_bytes
 
     freed = clear()
     if as_json:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import typer
 
 from compiler.cli import options
+from compiler.cli.arguments import load_archive
 from compiler.cli.options import argument, command_of, option
+from compiler.cli.output import print_json, print_line
 from compiler.errors import OptionError
 
 HELP = """Measure on labelled data what a policy of serving would cost, before it is used.
@@ -72,9 +74,7 @@ def _semantic_cache(
     synonyms: list[str] | None = option("Words that count as one; repeat for more.", "WORD,WORD"),
     as_json: options.Json = False,
 ) -> None:
-    from dataclasses import asdict
 
-    from compiler.cli.output import print_json, print_line
     from compiler.cli.paths import check_report
     from compiler.runtime import load
     from compiler.runtime.prediction.texts import TextEmbedder
@@ -122,10 +122,7 @@ def _fed(text: str) -> tuple[str, str]:
 
 
 def _cascade(given: _CascadeOptions) -> None:
-    from dataclasses import asdict
 
-    from compiler.cli.arguments import load_archive
-    from compiler.cli.output import print_json, print_line
     from compiler.cli.paths import check_report
     from compiler.runtime import load
     from compiler.serving.policies.cascade_calibration import BothModels, calibrate_cascade, classification_accuracy

@@ -13,8 +13,12 @@ from typing import Any
 
 import typer
 
+import compiler
 from compiler.cli import generation, options
 from compiler.cli.options import argument, command_of, option
+from compiler.cli.output import print_note
+from compiler.cli.progress import Steps
+from compiler.errors import InputError, OptionError
 
 HELP = """Talk to a language model: a module, or a model that is compiled first and kept for the next time.
 
@@ -69,7 +73,6 @@ class _Options:
 
 
 def _chat(given: _Options) -> None:
-    from compiler.cli.output import print_note
 
     generation.prepare_generation()
     chosen = generation.generation_options(given)
@@ -95,7 +98,6 @@ def _chat(given: _Options) -> None:
 def _loaded(given: _Options) -> Any:
     """The language model of a module file, or of a model that is compiled now, or was before."""
     from compiler.cli.paths import check_is_module
-    from compiler.cli.progress import Steps
     from compiler.generation import LanguageModel, load
     from compiler.support.hub import PREFIX
 
@@ -103,8 +105,6 @@ def _loaded(given: _Options) -> Any:
     if not (str(path).startswith(PREFIX) or path.suffix == ".gguf" or (path / "config.json").exists()):
         check_is_module(path)
         return load(path, threads=given.threads, trusted_keys=given.trusted or None, draft=given.draft)
-    import compiler
-    from compiler.errors import OptionError
 
     if given.trusted:
         raise OptionError("--trusted-key is for modules, which can be signed", f"compile and sign {path} first")
@@ -122,8 +122,6 @@ def _begun(model: Any, context: int | None, system: str | None) -> Any:
 
 def _answer(conversation: Any, line: str, images: list[str], chosen: Any) -> None:
     """Print an answer, or why the input is invalid; either way the conversation continues."""
-    from compiler.cli.output import print_note
-    from compiler.errors import InputError
 
     try:
         with _cancelled_by_interrupt() as cancel:
@@ -150,7 +148,6 @@ def _cancelled_by_interrupt() -> Iterator[threading.Event]:
 
 def _line() -> str | None:
     """A line that the user types; None at the end."""
-    from compiler.cli.output import print_note
 
     if sys.stdin.isatty():
         _write("> ")

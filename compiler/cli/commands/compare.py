@@ -9,7 +9,10 @@ from typing import Any
 import typer
 
 from compiler.cli import options
+from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
 from compiler.cli.options import argument, command_of, flag, option
+from compiler.cli.output import print_json, print_line, print_note, print_table
+from compiler.cli.progress import Steps
 
 HELP = """Compare a model's outputs with another runtime's, and name the first layer that differs.
 
@@ -56,10 +59,7 @@ class _Options:
 
 
 def _compare(given: _Options) -> None:
-    from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
-    from compiler.cli.output import print_json, print_note
     from compiler.cli.paths import check_writable
-    from compiler.cli.progress import Steps
     from compiler.inspection.comparison import compare
     from compiler.inspection.model_inspection import model_inputs
 
@@ -94,7 +94,6 @@ def _compare(given: _Options) -> None:
 
 
 def _print(found: Any) -> None:
-    from compiler.cli.output import print_line, print_table
 
     shown = [each for each in found.layers if each.differs][:_SHOWN]
     rows = [(each.name, each.node, f"{each.error:.3g}", each.problem) for each in (*found.outputs, *shown)]

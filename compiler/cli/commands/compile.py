@@ -8,9 +8,14 @@ from typing import Any
 
 import typer
 
+import compiler
 from compiler.cli import options
+from compiler.cli.arguments import parse_adapters, parse_imports, parse_passes, parse_sizes
 from compiler.cli.options import command_of, flag, keywords_of, option
+from compiler.cli.output import message_console, print_facts, print_json, print_line
 from compiler.cli.processing_options import parse_processing, processing_parameters
+from compiler.cli.progress import Steps
+from compiler.reports.formatting import format_bytes, format_count, format_seconds, plural
 
 HELP = """Compile a model into a module that runs without the compiler.
 
@@ -103,13 +108,9 @@ class _Options(options.ImportOptions):
 
 
 def _compile(given: _Options, processing: dict[str, Any]) -> None:
-    import compiler
     from compiler.artifact import KeyKind
-    from compiler.cli.arguments import parse_adapters, parse_imports, parse_passes, parse_sizes
-    from compiler.cli.output import print_json
     from compiler.cli.passphrases import load_private_key
     from compiler.cli.paths import check_writable
-    from compiler.cli.progress import Steps
     from compiler.inspection.summary import check_is_not_compiled, coverage_of, summarize
     from compiler.support.hub import download, hub_model
 
@@ -151,8 +152,6 @@ def _compile(given: _Options, processing: dict[str, Any]) -> None:
 
 
 def _print_coverage(coverage: Any) -> None:
-    from compiler.cli.output import message_console
-    from compiler.reports.formatting import plural
 
     if coverage is None:
         return
@@ -163,8 +162,6 @@ def _print_coverage(coverage: Any) -> None:
 
 
 def _print_summary(summary: Any) -> None:
-    from compiler.cli.output import print_facts, print_line
-    from compiler.reports.formatting import format_bytes, format_count, format_seconds, plural
 
     facts = [
         ("inputs", "\n".join(summary.shown_inputs) or "none"),

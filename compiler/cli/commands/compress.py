@@ -7,8 +7,10 @@ from pathlib import Path
 
 import typer
 
+import compiler
 from compiler.cli import options
 from compiler.cli.options import command_of, option
+from compiler.errors import OptionError
 
 HELP = """Compress a model by a recipe of steps and compile it.
 
@@ -49,9 +51,7 @@ class _Options(options.CompressionOptions):
 
 
 def _compress(given: _Options) -> None:
-    import compiler
     from compiler.cli.compression import compress_to_file, variants_to_folder
-    from compiler.errors import OptionError
 
     if (given.recipe is None) == (given.variants is None):
         raise OptionError(

@@ -9,8 +9,10 @@ from typing import Any
 import typer
 
 from compiler.cli import generation, options
+from compiler.cli.arguments import parse_arrays
 from compiler.cli.options import argument, command_of, flag, option
-from compiler.errors import OptionError
+from compiler.cli.output import print_json, print_note
+from compiler.errors import InputError, OptionError
 
 HELP = """Continue a text, or answer a message, with a compiled language model.
 
@@ -77,8 +79,6 @@ class _Options:
 
 
 def _generate(given: _Options) -> None:
-    from compiler.cli.arguments import parse_arrays
-    from compiler.cli.output import print_json, print_note
     from compiler.cli.paths import check_is_module
 
     check_is_module(given.module)
@@ -122,7 +122,6 @@ def _generate(given: _Options) -> None:
 
 def _transcribe(model: Any, audio: Any, language: str | None, chosen: Any, *, as_json: bool) -> None:
     """Speech of any length."""
-    from compiler.cli.output import print_json, print_note
     from compiler.generation import transcribe
 
     found = transcribe(model, audio, chosen, language=language)
@@ -142,7 +141,6 @@ def _messages(text: str, given: _Options) -> list[dict[str, Any]]:
 
 
 def _standard_input() -> str:
-    from compiler.errors import InputError
 
     try:
         return sys.stdin.buffer.read().decode()

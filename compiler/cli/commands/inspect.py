@@ -8,7 +8,19 @@ from typing import Any
 import typer
 
 from compiler.cli import options
+from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
 from compiler.cli.options import flag, option
+from compiler.cli.output import print_facts, print_heading, print_json, print_line, print_note, print_table
+from compiler.errors import OptionError
+from compiler.reports.formatting import (
+    format_bytes,
+    format_count,
+    format_operations,
+    format_percent,
+    format_seconds,
+    plural,
+    shorten,
+)
 
 _SHOWN = 15
 
@@ -48,10 +60,7 @@ def _inspect(
     everything: bool = flag(f"Show all layers, not the first {_SHOWN}.", "--all"),
     as_json: options.Json = False,
 ) -> None:
-    from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
-    from compiler.cli.output import print_json, print_note
     from compiler.cli.paths import check_writable
-    from compiler.errors import OptionError
     from compiler.inspection.contents import inspect_module, is_module_file
 
     if graph is not None:
@@ -82,8 +91,6 @@ def _inspect(
 
 
 def _print(inspection: Any, limit: int | None) -> None:
-    from compiler.cli.output import print_facts, print_line, print_note
-    from compiler.reports.formatting import format_bytes, format_count, plural
 
     values = format_count(inspection.parameter_values)
     size = format_bytes(inspection.parameter_bytes)
@@ -106,8 +113,6 @@ def _print(inspection: Any, limit: int | None) -> None:
 
 
 def _print_operators(inspection: Any) -> None:
-    from compiler.cli.output import print_heading, print_line, print_table
-    from compiler.reports.formatting import plural
 
     print_line()
     counts: dict[str, int] = {}
@@ -121,8 +126,6 @@ def _print_operators(inspection: Any) -> None:
 
 
 def _print_kernels(inspection: Any, limit: int | None) -> None:
-    from compiler.cli.output import print_heading, print_line, print_table
-    from compiler.reports.formatting import plural
 
     kernels = inspection.kernels[:limit]
     print_line()
@@ -143,7 +146,6 @@ def _print_kernels(inspection: Any, limit: int | None) -> None:
 
 
 def _estimate_heading(inspection: Any) -> str:
-    from compiler.reports.formatting import format_operations, format_seconds
 
     total = format_seconds(sum(item.seconds for item in inspection.kernels))
     operations = format_operations(sum(item.operations or 0 for item in inspection.kernels))
@@ -153,7 +155,6 @@ def _estimate_heading(inspection: Any) -> str:
 
 
 def _module_row(item: Any) -> tuple[str, ...]:
-    from compiler.reports.formatting import format_count, format_percent, shorten
     from compiler.support.balance import tasks_text
 
     work = format_count(item.operations) if item.operations is not None else item.formula or "-"
@@ -162,7 +163,6 @@ def _module_row(item: Any) -> tuple[str, ...]:
 
 
 def _model_row(item: Any) -> tuple[str, ...]:
-    from compiler.reports.formatting import format_bytes, format_count, format_percent, format_seconds, shorten
 
     return (
         shorten(item.label, 48),

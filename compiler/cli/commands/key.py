@@ -9,6 +9,7 @@ import typer
 
 from compiler.cli import options
 from compiler.cli.options import argument, flag, option
+from compiler.cli.output import print_facts, print_json, print_table
 
 
 class Kind(str, Enum):
@@ -64,7 +65,6 @@ def _new(
     as_json: options.Json = False,
 ) -> None:
     from compiler.artifact import KeyKind, public_key_bytes, write_new_keys
-    from compiler.cli.output import print_facts, print_json
     from compiler.cli.passphrases import new_passphrase
 
     passphrase = new_passphrase(passphrase_file) if encrypt or passphrase_file is not None else None
@@ -81,7 +81,6 @@ def _show(
     as_json: options.Json = False,
 ) -> None:
     from compiler.artifact.keys import kind_of, public_keys
-    from compiler.cli.output import print_json, print_table
 
     rows = []
     for path in paths:

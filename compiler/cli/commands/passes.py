@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from compiler.cli import options
+from compiler.cli.output import print_json, print_table
 
 HELP = """List the graph passes in the order they run.
 
@@ -25,7 +26,6 @@ def register(app: typer.Typer) -> None:
 
 
 def _passes(as_json: options.Json = False) -> None:
-    from compiler.cli.output import print_json, print_table
     from compiler.inspection.listings import list_passes
 
     listed = list_passes()

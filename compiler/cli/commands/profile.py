@@ -8,8 +8,12 @@ from typing import Any
 
 import typer
 
+import compiler
 from compiler.cli import options
 from compiler.cli.options import command_of, flag, keywords_of, option
+from compiler.cli.output import print_facts, print_json, print_line, print_table
+from compiler.cli.progress import Steps
+from compiler.reports.formatting import format_bytes, format_percent, format_rate, format_seconds, plural, shorten
 
 _SHOWN = 15
 
@@ -60,10 +64,7 @@ class _Options:
 
 
 def _profile(given: _Options) -> None:
-    import compiler
-    from compiler.cli.output import print_json
     from compiler.cli.paths import check_writable_folder, prepare
-    from compiler.cli.progress import Steps
     from compiler.profiling.difference import differences, layer_times, read_profile
 
     if given.output is not None:
@@ -94,8 +95,6 @@ def _profile(given: _Options) -> None:
 
 
 def _print_comparison(p50: float, other: float, compared: list[Any], limit: int | None) -> None:
-    from compiler.cli.output import print_facts, print_line, print_table
-    from compiler.reports.formatting import format_seconds, shorten
 
     def text(seconds: float | None) -> str:
         return "-" if seconds is None else format_seconds(seconds)
@@ -119,8 +118,6 @@ def _print_comparison(p50: float, other: float, compared: list[Any], limit: int 
 
 
 def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:
-    from compiler.cli.output import print_facts, print_line, print_table
-    from compiler.reports.formatting import format_bytes, format_percent, format_rate, format_seconds, plural, shorten
     from compiler.support.balance import tasks_text
 
     latency = profile.latency

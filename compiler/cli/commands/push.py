@@ -9,6 +9,9 @@ import typer
 
 from compiler.cli import options
 from compiler.cli.options import argument, command_of, option
+from compiler.cli.output import print_facts, print_json, print_note
+from compiler.cli.progress import Steps
+from compiler.reports.formatting import format_seconds
 
 HELP = """Send a module to a device server, which switches to it only after it proved itself there.
 
@@ -57,13 +60,10 @@ class _Options:
 
 
 def _push(given: _Options) -> None:
-    from compiler.cli.output import print_facts, print_json, print_note
     from compiler.cli.passphrases import load_credentials
     from compiler.cli.paths import check_is_module
-    from compiler.cli.progress import Steps
     from compiler.device.connection import is_loopback
     from compiler.device.push import push
-    from compiler.reports.formatting import format_seconds
 
     check_is_module(given.module)
     credentials = load_credentials(given.key, given.device_key, given.passphrase_file)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+import compiler
 from compiler.cli import options
 from compiler.cli.options import command_of, flag, option
 
@@ -61,7 +62,6 @@ class _Options(options.CompressionOptions):
 
 
 def _quantize(given: _Options) -> None:
-    import compiler
     from compiler.cli.compression import compress_to_file
 
     compress_to_file(compiler.quantize, given, given.precisions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import typer
 
 from compiler.cli import options
 from compiler.cli.options import argument, flag, option
+from compiler.cli.output import print_json, print_line, print_note, print_table
+from compiler.reports.formatting import format_seconds, plural
 
 HELP = """Show, merge and reduce tuning records.
 
@@ -42,9 +45,7 @@ def _records(
     take_over: bool = flag("Append them to your own records.", "--import"),
     as_json: options.Json = False,
 ) -> None:
-    from dataclasses import asdict
 
-    from compiler.cli.output import print_json, print_line, print_note
     from compiler.records.folders import shipped_folder, user_folder
     from compiler.records.record_set import coverage, essential, merged, newest_of_models, summary
     from compiler.records.records import Loaded, RecordWriter, read, write_all
@@ -83,7 +84,6 @@ def _records(
 
 
 def _print(lines: Any, targets: Any) -> None:
-    from compiler.cli.output import print_line, print_table
 
     if not lines:
         print_line("no records")
@@ -106,7 +106,6 @@ def _print(lines: Any, targets: Any) -> None:
 
 def _print_coverage(lines: Any, targets: Any) -> None:
     """Print which targets have records, and the measure of each."""
-    from compiler.cli.output import print_table
 
     rows = [
         (_target_text(line.target, targets), line.measure, str(line.kernels), str(line.models), str(line.changed))
@@ -119,7 +118,6 @@ def _print_coverage(lines: Any, targets: Any) -> None:
 
 def _print_models(models: Any, targets: Any) -> None:
     """Print the settings chosen for whole models, and their gain."""
-    from compiler.cli.output import print_table
 
     rows = []
     for line in models:
@@ -136,7 +134,6 @@ def _print_models(models: Any, targets: Any) -> None:
 
 def _cost(line: Any, cost: float) -> str:
     """A cost of a whole model in the unit of its measure."""
-    from compiler.reports.formatting import format_seconds
 
     return format_seconds(cost) if line.measure.unit == "s" else f"{cost:,.0f} {line.measure.unit}"
 
@@ -145,7 +142,6 @@ def _target_text(target: str, targets: Any) -> str:
     description = targets.get(target)
     if description is None:
         return target
-    from compiler.reports.formatting import plural
 
     machine, engine = description["machine"], description["engine_target"]
     if "multiprocessors" in machine:

@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+import compiler
 from compiler.cli import options
+from compiler.cli.arguments import parse_arrays, parse_shapes, split_shapes
 from compiler.cli.options import argument, flag, option
+from compiler.cli.output import print_heading, print_json, print_line, print_note, print_table
+from compiler.errors import OptionError
+from compiler.reports.formatting import format_percent, plural
 
 if TYPE_CHECKING:
     from compiler.runtime import Module
@@ -69,9 +74,6 @@ def _run(
     trusted: options.TrustedKeys = None,
     as_json: options.Json = False,
 ) -> None:
-    import compiler
-    from compiler.cli.arguments import parse_arrays, parse_shapes, split_shapes
-    from compiler.cli.output import print_json, print_note
     from compiler.cli.paths import check_is_module, check_writable
     from compiler.profiling.workload import complete_inputs, describe_arrays, made_up_note, save_arrays
 
@@ -104,7 +106,6 @@ def _run(
 
 
 def _print(described: dict[str, list[Any]], output: Path | None, verified: bool) -> None:
-    from compiler.cli.output import print_heading, print_line, print_table
 
     for kind, arrays in described.items():
         print_heading(kind)
@@ -139,7 +140,6 @@ def show_predictions(module: Module, given: Sequence[Path | str], output: Path |
 
     Raises OptionError where `output` is one file for several, or is no picture, and as `Module.predict`.
     """
-    from compiler.cli.output import print_heading, print_json, print_line
 
     _check_output(module, given, output)
     documents = []
@@ -160,7 +160,6 @@ def show_predictions(module: Module, given: Sequence[Path | str], output: Path |
 
 def show_ranking(module: Module, query: str, texts: Sequence[str], as_json: bool) -> None:
     """Print texts by how well they answer a query, the best first. Raises as `Module.rank`."""
-    from compiler.cli.output import print_json, print_table
 
     found = module.rank(query, texts)
     if as_json:
@@ -172,7 +171,6 @@ def show_ranking(module: Module, query: str, texts: Sequence[str], as_json: bool
 
 def _check_output(module: Module, given: Sequence[Path | str], output: Path | None) -> None:
     from compiler.cli.paths import check_writable
-    from compiler.errors import OptionError
     from compiler.runtime.prediction import processing_of
     from compiler.support.media_files import SUFFIXES
 
@@ -201,8 +199,6 @@ def _written(found: Prediction, given: Path | str, output: Path | None) -> Path 
 
 
 def _print_prediction(found: Prediction) -> None:
-    from compiler.cli.output import print_line, print_table
-    from compiler.reports.formatting import format_percent, plural
     from compiler.runtime.prediction import Classes, Detections, Segmentation, Text, Vector
 
     if isinstance(found, Text):

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import typer
 
+import compiler
 from compiler.cli import options
+from compiler.cli.arguments import load_archives, parse_arrays, parse_numbers, parse_shapes
 from compiler.cli.options import command_of, keywords_of, option
+from compiler.cli.output import print_json, print_line
+from compiler.cli.progress import Steps
 
 HELP = """Search the sub-nets of a model for the most accurate one that meets a budget on a target, and compile it.
 
@@ -67,11 +71,7 @@ class _Options:
 
 
 def _search(given: _Options) -> None:
-    import compiler
-    from compiler.cli.arguments import load_archives, parse_arrays, parse_numbers, parse_shapes
-    from compiler.cli.output import print_json, print_line
     from compiler.cli.paths import check_report, check_writable
-    from compiler.cli.progress import Steps
     from compiler.inspection.model_inspection import model_inputs
 
     path = given.output if given.output is not None else Path(given.model.with_suffix(".twm").name)

@@ -11,6 +11,8 @@ import typer
 
 from compiler.cli import options
 from compiler.cli.options import argument, command_of, flag, option
+from compiler.cli.output import print_line
+from compiler.errors import OptionError
 
 if TYPE_CHECKING:
     from compiler.serving.workers.options import WorkerOptions
@@ -106,8 +108,6 @@ class _Options:
 
 
 def _serve(given: _Options) -> None:
-    from compiler.cli.output import print_line
-    from compiler.errors import OptionError
     from compiler.serving.app.api_keys import read_api_keys
     from compiler.serving.workers.supervisor import serve
 
@@ -188,7 +188,6 @@ def _worker_options(given: _Options, keys: tuple[bytes, ...], local: bool) -> Wo
 
 def _limits(given: _Options) -> dict[str, Any]:
     """The limits that are given; the server checks their names and values."""
-    from compiler.errors import OptionError
 
     limits: dict[str, Any] = {}
     for text in given.limit or ():

@@ -8,6 +8,8 @@ import typer
 
 from compiler.cli import options
 from compiler.cli.options import option
+from compiler.cli.output import print_json, print_line
+from compiler.errors import OptionError
 
 SIGN_HELP = """Sign a module, so that others can tell who made it and that nothing in it changed.
 
@@ -41,7 +43,6 @@ def _sign(
 ) -> None:
     from compiler.artifact import KeyKind, sign
     from compiler.artifact.keys import public_of
-    from compiler.cli.output import print_json, print_line
     from compiler.cli.passphrases import load_private_key
     from compiler.cli.paths import check_is_module
 
@@ -61,9 +62,7 @@ def _verify(
     as_json: options.Json = False,
 ) -> None:
     from compiler.artifact import public_keys, read_artifact, signatures_of
-    from compiler.cli.output import print_json, print_line
     from compiler.cli.paths import check_is_module
-    from compiler.errors import OptionError
 
     if not trusted:
         raise OptionError("no key to verify with is given", "name those that you trust: --trusted-key FILE")

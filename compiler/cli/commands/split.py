@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import typer
 
+import compiler
 from compiler.cli import options
+from compiler.cli.arguments import load_archives, parse_arrays, parse_shapes
 from compiler.cli.options import command_of, keywords_of, option
+from compiler.cli.output import print_json, print_line
+from compiler.cli.progress import Steps
+from compiler.errors import StorageError
 
 HELP = """Cut a model between a client and a server where both and the network take the least time.
 
@@ -56,13 +61,7 @@ class _Options:
 
 
 def _split(given: _Options) -> None:
-    from dataclasses import asdict
 
-    import compiler
-    from compiler.cli.arguments import load_archives, parse_arrays, parse_shapes
-    from compiler.cli.output import print_json, print_line
-    from compiler.cli.progress import Steps
-    from compiler.errors import StorageError
     from compiler.inspection.model_inspection import model_inputs
     from compiler.splitting.split import bits_per_second, seconds
 

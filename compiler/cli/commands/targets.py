@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
 
 from compiler.cli import options
 from compiler.cli.options import argument, flag, option
+from compiler.cli.output import print_json, print_line, print_note, print_table
 
 if TYPE_CHECKING:
     from compiler.inspection.listings import TargetEntry
@@ -49,7 +51,6 @@ def _targets(
 ) -> None:
     if context.invoked_subcommand is not None:
         return
-    from compiler.cli.output import print_json, print_line, print_note, print_table
     from compiler.inspection.listings import list_targets
 
     listed, problems = list_targets()
@@ -108,9 +109,7 @@ def _check(
     only: str | None = option("Run only the check of this name, or else those whose name holds this text.", "TEXT"),
     as_json: options.Json = False,
 ) -> None:
-    from dataclasses import asdict
 
-    from compiler.cli.output import print_json, print_line
     from compiler.driver.conformance import check_target, keep_outcomes
 
     outcomes = []

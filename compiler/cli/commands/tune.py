@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+import compiler
 from compiler.cli import options
+from compiler.cli.arguments import parse_bytes, parse_duration, parse_imports
 from compiler.cli.options import argument, command_of, keywords_of, option
+from compiler.cli.output import EXIT_INTERRUPTED, print_facts, print_json, print_line, print_note, print_table
+from compiler.cli.progress import Steps, TuningDisplay
+from compiler.errors import OptionError
+from compiler.reports.formatting import format_bytes, format_cost, format_seconds
 
 if TYPE_CHECKING:
     from compiler.support.options import ImportArguments
@@ -96,11 +102,7 @@ class _Options(options.ImportOptions):
 
 
 def _tune(given: _Options) -> int:
-    import compiler
-    from compiler.cli.arguments import parse_bytes, parse_duration, parse_imports
-    from compiler.cli.output import EXIT_INTERRUPTED, print_json
     from compiler.cli.paths import check_report
-    from compiler.cli.progress import TuningDisplay
     from compiler.tuning.result import TuningInterrupted
 
     check_report(given.report, (".html",))
@@ -151,7 +153,6 @@ def _write_report(path: Path, result: TuneResult, model: Path) -> None:
 
 
 def _check_kind(model: Path | None, pack: Path | None, take: Path | None) -> None:
-    from compiler.errors import OptionError
 
     if take is not None and (model is not None or pack is not None):
         raise OptionError("--take needs no model and no --pack: results.json says what was measured", "leave them out")
@@ -160,12 +161,8 @@ def _check_kind(model: Path | None, pack: Path | None, take: Path | None) -> Non
 
 
 def _pack(model: Path, target: str, output: Path, imports: ImportArguments, as_json: bool, **settings: Any) -> int:
-    from dataclasses import asdict
 
-    from compiler.cli.output import print_json, print_line, print_note
-    from compiler.cli.progress import Steps
     from compiler.frontends.source import ImportOptions
-    from compiler.reports.formatting import format_bytes
     from compiler.tuning.pack.folder import write_pack
 
     with Steps() as steps:
@@ -185,10 +182,7 @@ def _pack(model: Path, target: str, output: Path, imports: ImportArguments, as_j
 
 
 def _take(results: Path, target: str, records: Path | None, as_json: bool) -> int:
-    from dataclasses import asdict
 
-    from compiler.cli.output import print_facts, print_json, print_table
-    from compiler.reports.formatting import format_seconds
     from compiler.tuning.pack.results import take
 
     taken = take(results, target, records=records)
@@ -228,7 +222,6 @@ def _credentials(
     from compiler.artifact import KeyKind
     from compiler.cli.passphrases import load_private_key
     from compiler.device.credentials import load_credentials
-    from compiler.errors import OptionError
 
     if key is None or not device_keys:
         raise OptionError("--key, this client's key, and --device-key, the server's, go together")
@@ -242,7 +235,6 @@ def _credentials(
 
 def _latency(result: TuneResult) -> list[tuple[str, str]]:
     """The line about the latency of whole runs, where it was measured."""
-    from compiler.reports.formatting import format_seconds
 
     if result.latency is None:
         return []
@@ -252,8 +244,6 @@ def _latency(result: TuneResult) -> list[tuple[str, str]]:
 
 def _print_network(result: TuneResult, network: NetworkResult) -> None:
     """Print the settings chosen for an accelerator, and the cost of a run without and with them."""
-    from compiler.cli.output import print_facts, print_note, print_table
-    from compiler.reports.formatting import format_bytes, format_cost, format_seconds
 
     unit = result.measure.unit
     if network.settings:
@@ -280,8 +270,6 @@ def _print_network(result: TuneResult, network: NetworkResult) -> None:
 
 
 def _print(result: TuneResult) -> None:
-    from compiler.cli.output import print_facts, print_note, print_table
-    from compiler.reports.formatting import format_seconds
 
     for problem in result.problems:
         print_note(problem)

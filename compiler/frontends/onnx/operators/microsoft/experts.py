@@ -162,7 +162,7 @@ class _Mixture:
 
     def _swiglu(self, gate: relax.Expr, linear: relax.Expr) -> relax.Expr:
         limit = float(self.context.attribute("swiglu_limit", np.inf))
-        found = limited_swiglu(self.context, *(Runtime(each, "float32") for each in (gate, linear)), limit)
+        found = limited_swiglu(self.context, Runtime(gate, "float32"), Runtime(linear, "float32"), limit)
         assert isinstance(found, Runtime)
         return found.expr
 

@@ -197,7 +197,7 @@ def clamped_swiglu(context: NodeContext) -> TensorValue:
     return limited_swiglu(context, gate, linear, limit if limit > 0 else np.inf)
 
 
-def limited_swiglu(context: NodeContext, gate: TensorValue, linear: TensorValue, limit: float) -> TensorValue:
+def limited_swiglu(context: NodeContext, gate: TensorValue, linear: Value, limit: float) -> TensorValue:
     """gate * sigmoid(activation_alpha * gate) * (linear + activation_beta), both operands up to `limit`."""
     op = Composer(context)
     if np.isfinite(limit):
