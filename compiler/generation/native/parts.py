@@ -150,7 +150,7 @@ def write_decoders(parts: Sequence[Part], writer: Writer) -> None:
             writer.text(part["replacement"])
             writer.number(_prepended(part))
         elif kind in _DECODERS:
-            step, *fields = _DECODERS[kind]
+            step, fields = _DECODERS[kind]
             writer.number(step)
             for value in (part[field] for field in fields):
                 writer.text(value) if isinstance(value, str) else writer.number(int(value))
@@ -159,13 +159,13 @@ def write_decoders(parts: Sequence[Part], writer: Writer) -> None:
 
 
 # The step of each kind of decoder, and the fields that are written behind it.
-_DECODERS = {
-    "ByteLevel": (Undo.BYTE_LEVEL,),
-    "ByteFallback": (Undo.BYTE_FALLBACK,),
-    "Fuse": (Undo.FUSE,),
-    "Strip": (Undo.STRIP, "content", "start", "stop"),
-    "WordPiece": (Undo.WORD_PIECE, "prefix", "cleanup"),
-    "BPEDecoder": (Undo.WORD_ENDS, "suffix"),
+_DECODERS: dict[str, tuple[Undo, tuple[str, ...]]] = {
+    "ByteLevel": (Undo.BYTE_LEVEL, ()),
+    "ByteFallback": (Undo.BYTE_FALLBACK, ()),
+    "Fuse": (Undo.FUSE, ()),
+    "Strip": (Undo.STRIP, ("content", "start", "stop")),
+    "WordPiece": (Undo.WORD_PIECE, ("prefix", "cleanup")),
+    "BPEDecoder": (Undo.WORD_ENDS, ("suffix",)),
 }
 
 
