@@ -144,7 +144,7 @@ class Cut:
     order: tuple[str, ...] = ()
 
     def shared(self, images: Index, machine: Machine) -> bool | Expr:
-        """True if threads share the tasks of so many images, where this is the cut of one image if their number is an
+        """True if threads share the tasks of this many images, where this is the cut of one image if their number is an
         expression: a run-time condition then, unless the tasks of one image pay."""
         if self.parallel or isinstance(images, int):
             return self.parallel
@@ -306,7 +306,7 @@ def start_cycles(threads: int) -> float:
 def estimated_cycles(
     axes: Sequence[CutAxis], works: Sequence[Work], sizes: Mapping[str, int], machine: Machine, threads: int
 ) -> float:
-    """Estimated time of a cut, given by the steps of a part of each axis, on so many threads; 1: without starting
+    """Estimated time of a cut, given by the steps of a part of each axis, on this many threads; 1: without starting
     any."""
     one = np.array([[sizes[axis.name] for axis in axes]], dtype=np.int64)
     return float(_cycles(axes, works, one, machine, threads)[0])
@@ -381,7 +381,7 @@ def _share(
     parts: NDArray[np.int64],
     covered: Vector,
 ) -> Vector:
-    """The share of the work along an axis that a part has: the mean of the thread with the most, which covers so many
+    """The share of the work along an axis that a part has: the mean of the thread with the most, which covers this many
     parts. It has a short last one only as often as it has all others."""
 
     last = axis.extent - (parts - 1) * sizes

@@ -330,7 +330,7 @@ _EPSILON = 1e-6  # of the lengths of queries and keys
 class DeltaRule:
     """Operands of the rule, all float32.
 
-    Heads of values share heads of keys evenly: neighbours the same, or where `tiled` every so many.
+    Value heads share key heads evenly: neighbouring ones, or where `tiled` those at equal distances.
 
     Attributes:
         query, key: (n, key heads * key size); their lengths become 1, and the query is divided by sqrt(key size).

@@ -80,7 +80,7 @@ def get(name: str, *, cores: int | None = None) -> Target:
     Raises:
         UnknownTarget: with suggestions.
         TargetError: "cuda" on a machine without a graphics processor that there is a target for, or no machine of that
-            name has so many cores.
+            name has this many cores.
         RegistrationError: an entry point is not a target.
     """
     plain, colon, count = name.partition(":")

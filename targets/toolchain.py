@@ -71,7 +71,7 @@ class Compiler:
 
 
 def limited(command: Sequence[str], seconds: int) -> list[str]:
-    """The command, ended after so many seconds of processor time, however busy the machine is; see `ran_over`."""
+    """The command, ended after this many seconds of processor time, however busy the machine is; see `ran_over`."""
     return ["sh", "-c", f'ulimit -t {seconds}; exec "$0" "$@"', *command]
 
 

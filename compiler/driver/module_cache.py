@@ -42,7 +42,7 @@ _VERSIONS = tuple(
     f"{name}_"
     for name in ("apache_tvm", "apache_tvm_ffi", "numpy", "onnx", "torch", "transformers", "gguf", "ml_dtypes")
 )
-"""How the folders of distributions' metadata begin, in lower case and with hyphens as underscores."""
+"""Prefixes of distributions' metadata folders, in lower case and with hyphens as underscores."""
 _EXTENSIONS = ("tensorwright.targets", "tensorwright.schedules", "tensorwright.onnx_operators")
 _SOURCES = (".py", ".json", ".jsonl", ".h", ".c", ".cc", ".ubj")
 _PACKAGES = ("compiler", "schedules", "targets", "tuning_logs")

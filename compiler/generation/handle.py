@@ -66,7 +66,7 @@ class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
         """The whole generation, once it has ended.
 
         Raises:
-            TimeoutError: it has not within so many seconds.
+            TimeoutError: it has not within this many seconds.
             TensorwrightError: what ended it.
         """
         if not self._ended.wait(timeout):

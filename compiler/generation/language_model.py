@@ -132,7 +132,7 @@ class LanguageModel:
         """Start a chat, whose cache keeps earlier turns.
 
         Args:
-            context: room for so many tokens; None for the model's context, 4096 at most.
+            context: room for this many tokens; None for the model's context, 4096 at most.
         """
         return Conversation(self, min(self.description.context, 4096) if context is None else context)
 

@@ -18,7 +18,7 @@ class GenerationOptions:
     """Options of text generation.
 
     Attributes:
-        max_new_tokens: at most so many tokens.
+        max_new_tokens: at most this many tokens.
         temperature: 0 takes the most likely token each time; else logits are divided by it before one is drawn.
         top_k: only the k most likely tokens are drawn; 0 for all.
         top_p: only the most likely tokens whose probabilities reach this sum are drawn.
@@ -28,7 +28,7 @@ class GenerationOptions:
         stop: texts that end the generation and are not part of the result.
         seed: seed of the random numbers; None for another one each time. The result says which it was.
         grammar: what the text has to match: a `Grammar`, a JSON schema as a dictionary, or a grammar in EBNF as a text.
-        speculative: guess so many tokens at most, and check them in one run; 0 for none. The result stays the same.
+        speculative: guess this many tokens at most, and check them in one run; 0 for none. The result stays the same.
             Guesses come from the model's draft model, or from what followed in the prompt and the text before.
         adapter: name of the adapter of the module that the text is generated with; None for the base.
         logprobs: for each token also log probabilities: its own, and those of this many likely ones; None: none.
@@ -114,7 +114,7 @@ class Generation:
     Attributes:
         text: without the prompt; empty where the module has no tokenizer.
         tokens: those of the result; a token that ended it is not among them.
-        finish_reason: "stop": the model or a stop text ended it; "length": so many tokens were asked for, or the
+        finish_reason: "stop": the model or a stop text ended it; "length": this many tokens were asked for, or the
             context is full; "cancelled": the caller ended it.
         prompt_tokens: number of tokens that the prompt has.
         reused_tokens: how many of them an earlier turn had computed already.

@@ -102,7 +102,7 @@ class Output:
 
     def settle(self, seconds: float = 0.0) -> bool:
         """Find out whether the last token ends the sequence; False where its grammar, in another process, does not say
-        within so many seconds. Raises InputError where the grammar allows no other token."""
+        within this many seconds. Raises InputError where the grammar allows no other token."""
         matcher = self._matcher
         if self.reason is None and self.tokens:
             if matcher is not None and not matcher.wait(seconds):

@@ -77,8 +77,8 @@ def prepare(
 
 
 def as_module(source: object, threads: int | None = None, trusted_keys: Sequence[Key] | None = None) -> Module:
-    """`source` if it is a `Module`, or the module in the `.twm` file it is the path of, set to so many threads; a file
-    must be signed by one of the trusted keys if there are any."""
+    """`source` if it is a `Module`, else the module in the `.twm` file of that path, set to this number of threads; a
+    file must be signed by one of the trusted keys if there are any."""
     if isinstance(source, str | os.PathLike):
         return load(source, threads=threads, trusted_keys=trusted_keys)
     if not isinstance(source, Module):

@@ -40,9 +40,10 @@ def load(
     """
     opened = open_module(source, private=trusted_keys is not None)
     # What this imports takes as long as the digests of a model of some 100 MB.
-    from compiler.runtime.reading import read_module
+    from compiler.artifact.artifact import read_opened
+    from compiler.runtime.module import Module
 
-    module = read_module(opened, trusted_keys, threads)
+    module = Module(read_opened(opened, trusted_keys), threads=threads)
     if verify:
         module.verify()
     return module

@@ -326,7 +326,7 @@ class Session:
         self._restore(self._before.pop(), None)
 
     def _shorten(self, length: int) -> None:
-        """Only so many rows are in use."""
+        """Only this many rows are in use."""
         self._length = length
         if self._grown and self._held is not None:
             executor = self._module._executor

@@ -325,7 +325,7 @@ def check_choices(knobs: Sequence[Any]) -> None:
 
 
 _CONTENDERS = 3  # to each finalist
-_SHARE_OF_TRAINING = 4  # a contender's training is so many times shorter than a finalist's
+_SHARE_OF_TRAINING = 4  # a contender's training is this many times shorter than a finalist's
 
 Chosen = tuple[Candidate, Finished]
 

@@ -17,8 +17,8 @@ _STEP_CYCLES = 0.35  # in vectors
 MIN_PARALLEL_WORK = round(least_parallel_cycles(2) / _STEP_CYCLES)
 MIN_PARALLEL_BYTES = round(least_parallel_cycles(2) * CORE_MEMORY_RATE)
 _EXPENSIVE_WEIGHT = 4  # of an exponential, in vectors
-# A table of at least so many bytes is in no cache of a core, and a byte of it from a position that other data say takes
-# so many steps (1.3 bytes a cycle: 128 rows of 384 floats of 47 MB in 36 microseconds, Zen 4).
+# A table of at least this many bytes is in no cache of a core, and a byte of it at an index from other data takes this
+# many steps (1.3 bytes a cycle: 128 rows of 384 floats of 47 MB in 36 microseconds, Zen 4).
 _FAR_TABLE, _STEPS_OF_FAR_BYTE = 1 << 21, 2
 
 

@@ -508,7 +508,7 @@ class WinogradNest:
         return sequence(self._clear(tile), self._whole_blocks(tile, first, count), when(is_first, stored, added))
 
     def _part_blocks(self, whole: int) -> int:
-        """Blocks of input channels that are summed at a time, of so many."""
+        """Blocks of input channels that are summed at a time, of this many."""
         limited = self.work.dtype == "float32" and whole
         return steps_of_part(whole, self.steps, CHANNELS_OF_PART) if limited else whole
 

@@ -63,7 +63,7 @@ def elementwise_code(plan: NestPlan, machine: Machine) -> Stmt:
 
 
 def interleaved_code(plan: NestPlan, machine: Machine) -> Stmt:
-    """Vectors along the plan's axis of each interleaved value, stored as so many vectors of all."""
+    """Vectors along the plan's axis of each interleaved value, stored as this many vectors of all."""
     axis = plan.axis
     assert axis is not None
 

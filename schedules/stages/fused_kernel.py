@@ -26,8 +26,8 @@ def anchor_stages(kernel: Kernel, kind: str) -> tuple[Stage, ...]:
 
 
 def only_anchors(kernel: Kernel, kind: str, count: int = 1) -> tuple[Stage, ...] | None:
-    """The stages that carry the annotation of a rule, if there are so many, each of one store, and no other statements
-    than stages in the kernel."""
+    """The stages that carry the annotation of a rule, if there are `count`, each of one store, and the kernel has no
+    other statements than stages."""
     stages = anchor_stages(kernel, kind)
     fits = kernel.is_plain and len(stages) == count and all(stage.store is not None for stage in stages)
     return stages if fits else None

@@ -26,7 +26,7 @@ _FEW_CHANNELS = 4  # of images that the processor arranges
 
 
 def in_columns(shape: tuple[int, ...], channels: int) -> tuple[int, ...]:
-    """The shape of an image (N, H, W, C) whose columns hold so many channels."""
+    """The shape of an image (N, H, W, C) whose columns hold this many channels."""
     batch, height, width, depth = shape
     return batch, height, width * depth // channels, channels
 
@@ -98,7 +98,7 @@ class Dense:
         )
 
     def _joined(self) -> Iterator[tuple[str, Dense]]:
-        """f columns as one, and so many columns of the result together."""
+        """f columns as one, and this many columns of the result together."""
         batch, height, width, channels = self.image
         stride = self.window.strides[1]
         deepest = _DEEPEST

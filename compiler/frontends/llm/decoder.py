@@ -302,7 +302,7 @@ class _Builder(Emitter):
         return Positions(None, tokens, emit(_single_runs, *operands, primfunc_name_hint="wanted_sequences"))
 
     def _rotations(self, position: Positions, length: Index) -> dict[Rope | None, Expr]:
-        """Those of each layer's rotary embedding."""
+        """The rotations of each distinct rotary embedding."""
         ropes = dict.fromkeys(layer.rope for layer in self.config.layers if layer.rope is not None)
         return {rope: rotations(self.builder, rope, position, length) for rope in ropes}
 

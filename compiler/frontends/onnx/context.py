@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from compiler.frontends.onnx.importer import Importer, Scope
 
 T = TypeVar("T")
-# More sizes than any tensor has axes: expressions of so many unknown values would take forever.
+# More sizes than any tensor has axes: expressions of this many unknown values would take forever.
 _MAXIMUM_SIZES = 16
 
 

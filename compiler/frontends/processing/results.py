@@ -248,7 +248,7 @@ def prototypes_of(model: ImportedModel, processing: Processing) -> TensorSpec | 
 
 
 def _prototypes(model: ImportedModel) -> int:
-    """How many prototypes of masks the second of two outputs may be, (1, count, rows, columns); else 0."""
+    """Number of mask prototypes if the second of two outputs is (1, count, rows, columns), else 0."""
     shape = model.outputs[-1].shape
     is_fixed = len(shape) == 4 and all(isinstance(each, int) for each in shape)
     return int(shape[1]) if len(model.outputs) == 2 and is_fixed and shape[0] == 1 else 0

@@ -79,7 +79,7 @@ def _corrcoef(_: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _covariance(values: Tensor, correction: int) -> Tensor:
-    """Of rows that are variables; a number where there is one."""
+    """Covariance matrix of variables in rows; a scalar for one variable."""
     import torch
 
     values = values if values.is_floating_point() or values.is_complex() else values.to(torch.get_default_dtype())

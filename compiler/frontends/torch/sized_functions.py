@@ -173,7 +173,7 @@ def _pool(rank: int, reduction: str) -> Callable[[_Function], _Function]:
 
 
 def _each(value: Any, count: int) -> tuple[Any, ...]:
-    """A number for each of so many axes; a sequence of one is for all of them."""
+    """A number for each of this many axes; a sequence of one is for all of them."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return values * count if len(values) == 1 else values
 

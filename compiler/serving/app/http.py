@@ -151,7 +151,7 @@ class Call:
         return Request(inputs, outputs, self.arrival, deadline, level, identifier, traced, self.margin(deadline))
 
     def observe(self, responses: Sequence[Response], metrics: Metrics, rows: int = 1) -> None:
-        """Note when its answer was computed, and count the responses that it comes from, each of so many rows."""
+        """Note when its answer was computed, and count the responses that it comes from, each of this many rows."""
         self.computed = max(each.timing.ended for each in responses)
         for each in responses:
             metrics.observe_response(each, self.model, rows)

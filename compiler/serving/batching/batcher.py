@@ -23,7 +23,7 @@ from compiler.serving.tracing import kernel_events
 
 _INLINE_SECONDS = 200e-6  # shorter runs are made in the event loop: handing one to a thread costs a third of it
 _UNQUEUED_SECONDS = 30e-6  # shorter ones are run at once: queueing costs as much as a batch saves
-_LEARNT_RUNS = 8  # of those, the cost of one in so many is recorded: recording takes as long as running a small net
+_LEARNT_RUNS = 8  # of those, the cost of one in this many is recorded: recording takes as long as running a small net
 _INLINE_ROWS = 64
 _Run = tuple[dict[str, Array], float, float]
 _Answer = tuple[Waiting, Result | BaseException]

@@ -163,7 +163,7 @@ class Runners:
         return self._members > 1
 
     def join(self, count: int) -> None:
-        """A module of which so many runs share the cores takes part; before any of them starts."""
+        """A module of which this many runs share the cores takes part; before any of them starts."""
         self._members += 1
         self._count = max(self._count, count)
 

@@ -188,7 +188,7 @@ def build(options: ExactCacheOptions, inner: Service, parts: Parts) -> Service:
 _MAGIC = b"twcache1"
 _MAX_HEADER = 1 << 20
 _SUFFIX = ".answer"
-# After a write has failed so many more are not tried: a full disk does not cost each request a failed write.
+# After a write has failed this many more are not tried: a full disk does not cost each request a failed write.
 _SKIPPED_WRITES = 64
 _log = logging.getLogger(__name__)
 

@@ -113,7 +113,7 @@ class TextService:
 
         Raises:
             InputError: a prompt or image cannot be read, or does not fit the model.
-            QueueFullError: there is no room for so many sequences; nothing is read then.
+            QueueFullError: there is no room for this many sequences; nothing is read then.
             ServiceUnavailableError: the service is closed.
         """
         scheduler = self._running()

@@ -34,7 +34,7 @@ class Worker:
     """A process of `python -m module` that answers requests one at a time; started when first used.
 
     Its time limits are not of the clock, so that what is given up does not depend on how busy the machine is: a request
-    is overdue when its process has used so many seconds of processor time, or none at all for as long (it hangs, or
+    is overdue when its process has used this many seconds of processor time, or none at all for as long (it hangs, or
     what it waits for does: a device that does not answer).
 
     Attributes:
@@ -44,7 +44,7 @@ class Worker:
     def __init__(
         self, module: str, setup: Any, environment: Mapping[str, str] | None = None, *, threads: int = 1
     ) -> None:
-        """`threads` compute in the process at once: a limit of processor time is so many times as long."""
+        """`threads` compute in the process at once: a limit of processor time is this many times as long."""
         self._module, self._setup, self._threads = module, setup, threads
         self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None

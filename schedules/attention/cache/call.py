@@ -131,8 +131,8 @@ class AttentionOptions:
         length: without `causal`, how many rows there are, as `position`; None: the capacity.
         causal: query i sees the rows up to `position + i`; else each sees all `length` rows.
         scale: scale of the scores; None: 1 / sqrt(size).
-        window: a causal query sees only so many rows, itself included; None: all before it.
-        chunk: a causal query sees the rows of its own chunk of so many alone (not with a window); None: all before it.
+        window: a causal query sees only this many rows, itself included; None: all before it.
+        chunk: a causal query sees only its own chunk of this many rows (not with a window); None: all before it.
         softcap: scores become `softcap * tanh(score / softcap)`.
         sinks: (heads,), scores that take part in each softmax without a row of values.
         bias: added to the scores (or bool: false hides), 4 dimensions that broadcast to (batch, heads, queries, rows),

@@ -31,7 +31,7 @@ class CachedAttention:
         scale: what scores are multiplied by.
         causal: whether query i sees no row behind `position + i`; else each sees the first `length` rows.
         window: number of rows that a causal query sees, the newest ones; None: all.
-        chunk: a causal query sees the rows of its own chunk of so many alone; None: all.
+        chunk: a causal query sees the rows of its own chunk of this many alone; None: all.
         softcap: scores become `softcap * tanh(score / softcap)`; None: they stay.
         rounds: whether products of many queries may round their operands to bfloat16.
     """

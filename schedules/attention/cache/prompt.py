@@ -117,7 +117,7 @@ class RunningSoftmax:
         return repeat("row", self.rows, row)
 
     def powers(self, vectors: Expr, put: Callable[[Expr, Expr, Expr], Stmt] | None = None) -> Stmt:
-        """Scores of a block, so many vectors of them, become powers; `put(row, key, power)` stores them rounded
+        """Scores of a block, this many vectors of them, become powers; `put(row, key, power)` stores them rounded
         elsewhere, so that they need not be exact."""
         lanes = self.machine.lanes("float32")
         most, most_made = allocate("most", [lanes], "float32", "local")

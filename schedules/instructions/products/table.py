@@ -15,7 +15,7 @@ from schedules.instructions.products.operation import DOT_BF16, OPERATIONS, SCAL
 from schedules.machine import Machine
 
 PRODUCTS: tuple[Product, ...] = (*amx.PRODUCTS, *x86.PRODUCTS, *arm.PRODUCTS)
-"""Those of one operation: the one to be preferred first."""
+"""Instructions of all processors; of those for one operation, the preferred one first."""
 
 
 def products(machine: Machine, a: str, b: str) -> tuple[Product, ...]:

@@ -91,7 +91,7 @@ def _joined(
 RESOURCES = ("issue", "float32", "integer", "float64", "special", "tensor", "memory", "l2")
 """Resources that instructions keep busy; costs are cycles of one multiprocessor."""
 SHARED_BY_PARTITIONS = ("memory", "l2")
-"""Those that the partitions of a multiprocessor have in common."""
+"""Resources that the partitions of a multiprocessor share."""
 _NUMBER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?")
 _REGISTER = re.compile(r"%\w+")
 _TILE = re.compile(r"m(\d+)n(\d+)k(\d+)")

@@ -35,7 +35,7 @@ from targets.ethos_u.steps import Emitter, Form, Quantized, Result, Step, Unsupp
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View
 
-# Sums of so many differences of two bytes fit 32 bits; the accelerator reduces as many.
+# Sums of this many differences of two bytes fit 32 bits; the accelerator reduces as many.
 _MOST = 65536
 
 

@@ -92,7 +92,7 @@ def _layer_inputs(settings: Settings) -> LayerInputs | None:
 
 
 def _deviations(settings: Settings, count: int) -> list[float | None]:
-    """How many standard deviations the gates of each layer are compared with: of files, or of a part of the gates."""
+    """Each layer's threshold of gates in standard deviations, from the file or from a share of the gates."""
     stored = settings.each_layer("activation_sparsity_scale", count)
     if stored is not None:
         return [each if isinstance(each, float) and math.isfinite(each) else None for each in stored]

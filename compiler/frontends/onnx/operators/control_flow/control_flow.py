@@ -274,7 +274,7 @@ def _placed(context: NodeContext, stack: Value, axis: int, reverse: bool) -> Val
     return Runtime(expr, stack.dtype, stack.sources)
 
 
-# A body of so many nodes in total is written out; above it compiling costs more than the calls that it saves.
+# A body of this many nodes in total is written out; above it compiling costs more than the calls that it saves.
 _UNROLLED_NODES = 256
 # The same for a loop that cannot be a function: its state holds sequences that grow, say.
 _FORCED_NODES = 2**15

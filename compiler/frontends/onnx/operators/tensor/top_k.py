@@ -86,7 +86,7 @@ _VECTORS = 4  # compared before looking whether any item is a candidate
 _BLOCK = _LANES * _VECTORS
 _WIDE = ("float32", "int32")  # compared by vectors; of other types each item is looked at
 _WORTH_THREADS = 1 << 15  # items, some 15 microseconds
-_ITEMS_OF_CANDIDATE = 128  # the first candidates of a row take as long as so many items each
+_ITEMS_OF_CANDIDATE = 128  # the first candidates of a row take as long as this many items each
 _FEW = 256  # candidates that are kept sorted; each new one is inserted
 
 _RANKED = 128  # items of a row that are counted: each is compared with every other, 16 at a time

@@ -29,7 +29,7 @@ from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 DOMAIN = "ai.onnx.ml"
 _SHOWN_KEYS = 10  # in a note
-# A table of labels may have so many entries for each key, and so many more.
+# A table of labels may have this many entries for each key, and this many more.
 _SPARSE, _SMALL_TABLE = 4, 4096
 _LEAST = 1e-7  # probability of one class of a pair, as LIBSVM bounds it
 

@@ -323,7 +323,7 @@ class _Code:
             self._join(first, count, result, dtype)
 
     def _join(self, first: Expr, count: Expr, result: Buffer, dtype: str) -> None:
-        """The results of a strip; threads share its rows where there are so many sums."""
+        """The results of a strip; threads share its rows where there are that many sums."""
         plan = self.plan
         rows, sums = int64(_TASK_ROWS), plan.blocks * plan.outputs
         if plan.strip_rows * sums < MIN_PARALLEL_WORK:
