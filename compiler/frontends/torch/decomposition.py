@@ -6,7 +6,8 @@ step by step: ONNX's LSTM has none, and the exporter leaves them out silently.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,25 @@ if TYPE_CHECKING:
     import torch
 
 Decomposition = Callable[..., Any]
-_DECOMPOSITIONS: dict[str, Decomposition] = {}
-_DTYPES: dict[str, Container[torch.dtype]] = {}
-_CONDITIONS: dict[str, Callable[[torch.fx.Node], bool]] = {}
+_DECOMPOSITIONS: dict[str, list[_Registered]] = {}
 _BATCH_NORMS = ("aten.batch_norm.default", "aten.native_batch_norm.default")
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """A decomposition, and the nodes that it is for."""
+
+    function: Decomposition
+    dtypes: Container[torch.dtype] | None
+    condition: Callable[[torch.fx.Node], bool] | None
+
+    def applies(self, node: torch.fx.Node) -> bool:
+        """True if it is for this node: for its arguments, and for the type of its first result."""
+        if self.condition is not None and not self.condition(node):
+            return False
+        value = node.meta.get("val")
+        first = value[0] if isinstance(value, list | tuple) and value else value
+        return self.dtypes is None or getattr(first, "dtype", None) in self.dtypes
 
 
 def decomposition_of(
@@ -29,7 +45,8 @@ def decomposition_of(
 ) -> Callable[[Decomposition], Decomposition]:
     """Register a function that takes the arguments of these operators ("aten.cdist.default") and computes the same.
 
-    `torch` traces it into the program. It returns NotImplemented for arguments that it does not cover.
+    `torch` traces it into the program. It returns NotImplemented for arguments that it does not cover, for which the
+    operator's next decomposition is asked.
 
     Args:
         dtypes: of results: programs without such results of these operators are not traced for it.
@@ -38,13 +55,7 @@ def decomposition_of(
 
     def register(function: Decomposition) -> Decomposition:
         for operator in operators:
-            if operator in _DECOMPOSITIONS:
-                raise ValueError(f"{operator} is decomposed twice")
-            _DECOMPOSITIONS[operator] = function
-            if dtypes is not None:
-                _DTYPES[operator] = dtypes
-            if condition is not None:
-                _CONDITIONS[operator] = condition
+            _DECOMPOSITIONS.setdefault(operator, []).append(_Registered(function, dtypes, condition))
         return function
 
     return register
@@ -52,11 +63,11 @@ def decomposition_of(
 
 def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program without the operators that have a decomposition here; the same one where it uses none."""
-    known = decompositions()
+    _discover()
     if any(_normalizes_by_batch(node) for node in _nodes(program)):
         program = program.run_decompositions({})
-    used = {node.target for node in _nodes(program) if str(node.target) in known and _applies(node)}
-    return program.run_decompositions({each: known[str(each)] for each in used}) if used else program
+    used = {node.target for node in _nodes(program) if _applies(node)}
+    return program.run_decompositions({each: decomposition(str(each)) for each in used}) if used else program
 
 
 def _nodes(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
@@ -70,13 +81,7 @@ def _normalizes_by_batch(node: torch.fx.Node) -> bool:
 
 
 def _applies(node: torch.fx.Node) -> bool:
-    """True if the decomposition of its operator is for it: for its arguments, and for the type of its first result."""
-    condition = _CONDITIONS.get(str(node.target))
-    if condition is not None and not condition(node):
-        return False
-    dtypes, value = _DTYPES.get(str(node.target)), node.meta.get("val")
-    first = value[0] if isinstance(value, list | tuple) and value else value
-    return dtypes is None or getattr(first, "dtype", None) in dtypes
+    return any(each.applies(node) for each in _DECOMPOSITIONS.get(str(node.target), ()))
 
 
 def is_dynamic(sizes: Sequence[Any]) -> bool:
@@ -89,10 +94,22 @@ def along_axis(values: torch.Tensor, rank: int, axis: int) -> torch.Tensor:
     return values.reshape([-1 if each == axis else 1 for each in range(rank)])
 
 
-def decompositions() -> dict[str, Decomposition]:
-    """The function for each operator that is decomposed here."""
+def decomposed_operators() -> Collection[str]:
+    """The names of the operators that are decomposed here."""
     _discover()
-    return _DECOMPOSITIONS
+    return _DECOMPOSITIONS.keys()
+
+
+def decomposition(operator: str) -> Decomposition:
+    """The first decomposition of an operator that covers the arguments; NotImplemented where none does."""
+    _discover()
+    functions = [each.function for each in _DECOMPOSITIONS[operator]]
+
+    def first_that_covers(*arguments: Any, **named: Any) -> Any:
+        results = (function(*arguments, **named) for function in functions)
+        return next((each for each in results if each is not NotImplemented), NotImplemented)
+
+    return first_that_covers
 
 
 @cache

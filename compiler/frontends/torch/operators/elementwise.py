@@ -13,7 +13,7 @@ from compiler.frontends.torch.decomposition import decomposition_of
 
 
 @decomposition_of("aten.hypot.default")
-def _hypot(first: Tensor, second: Tensor) -> Tensor:
+def hypot(first: Tensor, second: Tensor) -> Tensor:
     """Divided by the larger one, so that the squares stay in range."""
     first, second = first.abs(), second.abs()
     larger = torch.maximum(first, second)
@@ -22,7 +22,7 @@ def _hypot(first: Tensor, second: Tensor) -> Tensor:
 
 
 @decomposition_of("aten.copysign.Tensor")
-def _copysign(values: Tensor, signs: Tensor) -> Tensor:
+def copysign(values: Tensor, signs: Tensor) -> Tensor:
     return torch.where(negative(signs), -values.abs(), values.abs())
 
 
@@ -146,7 +146,7 @@ def _tensors(values: Tensor | float, divisor: Tensor | float) -> tuple[Tensor, T
 
 
 @decomposition_of("aten.atan2.default")
-def _atan2(ordinates: Tensor, abscissas: Tensor) -> Tensor:
+def atan2(ordinates: Tensor, abscissas: Tensor) -> Tensor:
     """In all quadrants, with signed zeros and infinities, as of C."""
     if not (ordinates.is_floating_point() and abscissas.is_floating_point()):
         return NotImplemented

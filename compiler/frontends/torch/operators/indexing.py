@@ -127,6 +127,33 @@ def _index_reduce(
     return data.scatter_reduce(dim, positions, source, reduce, include_self=include_self)
 
 
+def _same_sizes(first: Tensor, second: Tensor) -> bool:
+    return all(statically_known_true(one == other) for one, other in zip(first.shape, second.shape, strict=True))
+
+
+def _leaves_a_rest(node: torch.fx.Node) -> bool:
+    """True for a source that is larger than the index."""
+    index, source = node.args[2:4]
+    return not _same_sizes(index.meta["val"], source.meta["val"])
+
+
+def _scatters_a_corner(operator: torch._ops.OpOverload) -> None:
+    """PyTorch scatters what of the source the index covers; ONNX wants both of one size."""
+
+    def decomposition(data: Tensor, dim: int, index: Tensor, source: Tensor, *options: Any, **named: Any) -> Any:
+        if _same_sizes(index, source):
+            return NotImplemented
+        covered = source[tuple(slice(size) for size in index.shape)]
+        return operator(data, dim, index, covered, *options, **named)
+
+    decomposition_of(str(operator), condition=_leaves_a_rest)(decomposition)
+
+
+_ATEN = torch.ops.aten
+for _operator in (_ATEN.scatter.src, _ATEN.scatter.reduce, _ATEN.scatter_add.default, _ATEN.scatter_reduce.two):
+    _scatters_a_corner(_operator)
+
+
 @decomposition_of("aten.scatter_reduce.two")
 def _scatter_reduce(
     data: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True

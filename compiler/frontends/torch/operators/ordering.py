@@ -114,12 +114,13 @@ def _running(
 
 
 @decomposition_of("aten.cumprod.default")
-def _cumprod(values: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+def cumprod(values: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """By doubling: each product of the last 1, 2, 4, ... elements times the one that ends before it."""
     size = _size(values, dim)
-    result = values.to(dtype or (values.dtype if values.is_floating_point() else torch.int64))
+    floats = values.is_floating_point() or values.is_complex()
+    result = values.to(dtype or (values.dtype if floats else torch.int64))
     if not isinstance(size, int):
-        return _own("CumProd", result, dim, result.dtype)
+        return NotImplemented if values.is_complex() else _own("CumProd", result, dim, result.dtype)
     step = 1
     while step < size:
         rest = result.narrow(dim, step, size - step) * result.narrow(dim, 0, size - step)

@@ -34,7 +34,7 @@ def log1p(values: Tensor) -> Tensor:
 
 
 @decomposition_of("aten.expm1.default", "aten.special_expm1.default")
-def _expm1(values: Tensor) -> Tensor:
+def expm1(values: Tensor) -> Tensor:
     """By Kahan (Higham, Accuracy and Stability of Numerical Algorithms, 1.14.1)."""
     if not values.is_floating_point():
         return NotImplemented

@@ -66,6 +66,17 @@ def squares(x: Tensor) -> Tensor:
     return x.mT @ x + torch.eye(x.shape[-1])
 
 
+def scattered_corner(x: Tensor) -> list[Tensor]:
+    index = torch.tensor([[0, 1], [1, 0]])
+    data, source = x[0], x[1]
+    return [
+        data.scatter(1, index, source),
+        data.scatter_add(0, index, source),
+        *(data.scatter_reduce(0, index, source, how) for how in ("amax", "mean")),
+        torch.view_as_real(torch.complex(data, source).scatter(1, index, torch.complex(source, data))),
+    ]
+
+
 def scattered(x: Tensor, reduce: str) -> list[Tensor]:
     """Rows written to places, some of them twice and one never."""
     places = torch.tensor([1, 3, 1, 0])
@@ -161,6 +172,7 @@ RARER_FUNCTIONS: dict[str, Function] = {
         functional.cross_entropy(x, x.flip(1).softmax(1), x[0, :, 0].abs(), label_smoothing=0.1),
     ),
     "scattered maximum": lambda x: scattered(x, "amax"),
+    "a corner of the source": scattered_corner,
     "mode": lambda x: torch.mode((x * 2).round(), 1),
     "mode, kept": lambda x: torch.mode((x * 2).round(), -1, keepdim=True)[0],
     "nanmedian": lambda x: (torch.nanmedian(x.sqrt()), *torch.nanmedian(x.abs(), 1)),

@@ -77,7 +77,7 @@ def _dropped(registry: ONNXRegistry) -> dict[str, set[str]]:
             if schema is None or str(each.fx_target) in RESAMPLING or str(each.fx_target) in translations.KNOWN:
                 continue
             unread = _unread(each.onnx_function, schema) - _WITHOUT_EFFECT
-            if unread and str(each.fx_target) not in decomposition.decompositions():
+            if unread and str(each.fx_target) not in decomposition.decomposed_operators():
                 dropped.setdefault(str(name), set()).update(unread)
     return dropped
 
