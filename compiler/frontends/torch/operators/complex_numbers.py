@@ -355,9 +355,9 @@ def _power(values: Tensor, exponent: complex) -> Tensor:
     """A small whole power is a product; others are computed by size and angle."""
     if exponent in _PRODUCTS:
         return functools.reduce(torch.mul, [values] * int(exponent.real))
-    if isinstance(exponent, complex):
+    if exponent.imag:
         return _power_of(values, torch.full((), exponent.real), torch.full((), exponent.imag))
-    return torch.polar(values.abs() ** exponent, values.angle() * exponent)
+    return torch.polar(values.abs() ** exponent.real, values.angle() * exponent.real)
 
 
 @_of_complex("aten.pow.Tensor_Tensor")

@@ -133,7 +133,7 @@ def _same_sizes(first: Tensor, second: Tensor) -> bool:
 
 def _leaves_a_rest(node: torch.fx.Node) -> bool:
     """True for a source that is larger than the index."""
-    index, source = node.args[2:4]
+    index, source = [each for each in node.args[2:4] if isinstance(each, torch.fx.Node)]
     return not _same_sizes(index.meta["val"], source.meta["val"])
 
 

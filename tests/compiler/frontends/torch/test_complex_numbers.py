@@ -93,7 +93,7 @@ def test_of_two_tensors_and_powers() -> None:
     check("mul.Scalar", first.conj(), 2.5)
     check("mul.Scalar", torch.arange(3), 0.5j)
     check("mul.Tensor", torch.arange(3.0), 0.5j)
-    for exponent in (0.5, -1, 1j, 2 - 0.5j):
+    for exponent in (0.5, 0.5 + 0j, -1, 1j, 2 - 0.5j):
         check("pow.Tensor_Scalar", first, exponent)
     check("pow.Tensor_Tensor", first, second)
     check("pow.Tensor_Tensor", first.real, second)
