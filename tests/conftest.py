@@ -34,15 +34,16 @@ UNUSED_PATTERNS = pytest.StashKey[set[str]]()
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks sweeps, and keeps the patterns that name no test for tests/test_sweeps.py."""
-    lines = SWEEPS.read_text(encoding="utf-8").splitlines()
-    unused = {line for line in lines if line and not line.startswith("#")}
-    patterns = {line: re.compile(re.escape(line).replace(r"\*", ".*")) for line in unused}
+    lines = {line for line in SWEEPS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")}
+    patterns = {line: re.compile(re.escape(line).replace(r"\*", ".*")) for line in lines if "*" in line}
+    used = set()
     for item in items:
-        for line, pattern in patterns.items():
-            if pattern.fullmatch(item.nodeid):
-                item.add_marker(pytest.mark.sweep)
-                unused.discard(line)
-    config.stash[UNUSED_PATTERNS] = unused
+        found = {line for line, pattern in patterns.items() if pattern.fullmatch(item.nodeid)}
+        found |= {item.nodeid} & lines
+        if found:
+            item.add_marker(pytest.mark.sweep)
+            used |= found
+    config.stash[UNUSED_PATTERNS] = lines - used
 
 
 @pytest.hookimpl(wrapper=True)

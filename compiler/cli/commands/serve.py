@@ -122,12 +122,20 @@ def _serve(given: _Options) -> None:
         raise OptionError("there is nothing to serve", "give a module, or --config FILE")
     served = _worker_options(given, keys, local)
     if given.engine is Engine.RAY:
-        from compiler.serving.ray.command import RayFlags, serve_command
+        from compiler.serving.ray.command import RayAddress, serve_command
+        from compiler.serving.ray.options import RayOptions
 
-        flags = RayFlags(given.ray_address, given.max_workers, given.replica_cores, given.multiplexed, given.placement)
-        serve_command(
-            served, flags, given.host, given.port, given.drain, started=lambda url: print_line(f"serving on {url}")
+        how = RayOptions(
+            min_replicas=given.workers,
+            max_replicas=given.max_workers or given.workers,
+            cores=given.replica_cores,
+            multiplexed=given.multiplexed,
+            placement=given.placement,
+            drain_s=given.drain,
+            otlp=given.otlp,
         )
+        address = RayAddress(host=given.host, port=given.port, cluster=given.ray_address)
+        serve_command(served, how, address, started=lambda url: print_line(f"serving on {url}"))
         return
     if (
         given.ray_address

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.errors import OptionError, ServiceUnavailableError
@@ -22,20 +22,7 @@ from compiler.serving.workers.options import WorkerOptions
 _HTTP = {"certificate": "ssl_certfile", "private_key": "ssl_keyfile", "client_ca": "ssl_ca_certs"}
 
 
-@dataclass(frozen=True)
-class RayFlags:
-    """Options of the command line about Ray, as of `RayOptions` and `RayAddress`."""
-
-    cluster: str
-    max_replicas: int | None
-    cores: int
-    multiplexed: int
-    placement: bool
-
-
-def serve_command(
-    given: WorkerOptions, flags: RayFlags, host: str, port: int, drain_seconds: float, started: Callable[[str], None]
-) -> None:
+def serve_command(given: WorkerOptions, how: RayOptions, address: RayAddress, started: Callable[[str], None]) -> None:
     """Serve on Ray until SIGTERM or SIGINT. Raises as `serve_on_ray`; OptionError for options that Ray cannot have."""
     if given.access_log:
         raise OptionError("--access-log is not available with Ray", "Ray's proxies log requests (serve/ in Ray's logs)")
@@ -46,17 +33,7 @@ def serve_command(
         price=given.price,
         traces=given.traces,
     )
-    how = RayOptions(
-        min_replicas=given.workers,
-        max_replicas=flags.max_replicas or given.workers,
-        cores=flags.cores,
-        multiplexed=flags.multiplexed,
-        placement=flags.placement,
-        drain_s=drain_seconds,
-        otlp=given.otlp,
-    )
-    address = RayAddress(host=host, port=port, cluster=flags.cluster, http=_tls(given.http))
-    serve_on_ray(_models(given), app, how, address, started)
+    serve_on_ray(_models(given), app, how, replace(address, http=_tls(given.http)), started)
 
 
 def _models(given: WorkerOptions) -> list[ModelOptions]:
