@@ -383,7 +383,7 @@ class InferenceSession:
         return [OrtValue(array) for array in self.run(output_names, feed)]
 
     def _feed(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Lists and numbers as arrays of the input's type; what has memory of its own stays what it is."""
+        """Lists and numbers as arrays of the input's type; objects with memory of their own stay as they are."""
         feed: dict[str, Any] = {}
         for name, value in given.items():
             if isinstance(value, OrtValue):

@@ -252,7 +252,7 @@ class OpenedKernel:
         return tirx.Cast(cast.ty, self._closed(cast.value)) if isinstance(cast.value, tirx.Var) else cast
 
     def _call(self, call: Call) -> Expr:
-        """Intrinsics may take constants alone; what they are given an expression for may be anything."""
+        """Restore constant arguments of intrinsics, which may have to be constants; expressions stay."""
         if isinstance(call, tvm.ir.TensorLoad) or not any(each in self._positions for each in _variables_of(call)):
             return call
         arguments = [self._closed(each) if isinstance(each, tirx.Var) else each for each in call.args]

@@ -48,7 +48,7 @@ from compiler.support.progress_bar import automatic, shows_progress
 
 @dataclass(frozen=True)
 class Row:
-    """The model after a step; `drop` against the model as it came, None where accuracy was not measured."""
+    """The model after a step; `drop` against the original model, None where accuracy was not measured."""
 
     step: str
     measure: Measure

@@ -296,7 +296,7 @@ class RunningSequence:
         return self.held is None and (self.reads_prompt or self.output.left > 0)
 
     def take(self, logits: Logits) -> int:
-        """Go on by the logits of the next tokens, and hand out what comes of it; how many guesses were wrong."""
+        """Choose the next tokens from their logits and emit them; the number of rejected guesses."""
         is_first, before = not self.output.tokens, len(self.output.tokens)
         pieces = self.output.take_checked(logits, self._guesses)
         now = time.perf_counter()

@@ -170,7 +170,7 @@ class _Unchecked:
 
 
 def _run_pass(each: GraphPass, mod: IRModule, phase: str, context: PipelineContext, unchecked: _Unchecked) -> IRModule:
-    """Run one pass; whatever it raises and whatever it breaks becomes a PassError that names it."""
+    """Run one pass; its exceptions, and invalid modules, become a PassError that names it."""
     where = f"pass {each.name!r} (phase {phase!r})"
     try:
         result = each(mod, context)

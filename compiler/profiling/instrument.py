@@ -228,7 +228,7 @@ def crossing_costs(recording: Recording, plain: float | None = None) -> NDArray[
 
 
 def _scale(gaps: NDArray[np.float64], costs: NDArray[np.float64], plain: float) -> float:
-    """The factor for the costs that makes what is left of all gaps and intervals `plain` nanoseconds."""
+    """The cost factor with which the gaps and intervals, less their costs, sum to `plain` nanoseconds."""
     low, high = _SCALES
     for _ in range(30):
         middle = (low + high) / 2

@@ -140,7 +140,7 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Original:
-    """The net as it came."""
+    """The original net."""
 
     score: float
     costs: Costs
@@ -221,7 +221,7 @@ class SearchReport:
 
     @property
     def drop(self) -> float:
-        """The share of the score that the chosen net lost against the net as it came."""
+        """The share of the score that the chosen net lost against the original one."""
         return relative_drop(self.original.score, self.score)
 
     @property

@@ -148,7 +148,7 @@ class SearchOptions:
     finalists: int = 2
 
     def check(self) -> None:
-        """Raises OptionError for what cannot be done, whatever the model."""
+        """Raises OptionError for options that are invalid for every model."""
         check_budget(self.budget)
         if self.sampler not in SAMPLERS:
             raise OptionError(f"sampler={self.sampler!r}", f"use one of {', '.join(SAMPLERS)}")

@@ -216,7 +216,7 @@ class SubNetwork(Pruned):
             self._structure.append(hook)
 
     def distill(self, teacher: Any, options: SearchOptions, epochs: int, report: Callable[[str], None]) -> None:
-        """Let the net as it came teach it. Raises OptionError and InputError."""
+        """Distill from the original net. Raises OptionError and InputError."""
         assert options.batches is not None
         settings = DistillationOptions(
             teacher=teacher,

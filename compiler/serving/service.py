@@ -44,7 +44,7 @@ class Service(Protocol):
         """
 
     async def close(self) -> None:
-        """Answer what was accepted, refuse what comes, and free what is held."""
+        """Answer accepted requests, refuse new ones, and free resources."""
 
 
 class Wrapper:

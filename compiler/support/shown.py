@@ -1,4 +1,4 @@
-"""`shown`: values of strangers in messages, at a bounded cost whatever their size and nesting."""
+"""`shown`: untrusted values in messages, at a bounded cost for any size and nesting."""
 
 from __future__ import annotations
 

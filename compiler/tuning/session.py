@@ -112,7 +112,7 @@ class Session:
         return count
 
     def try_configs(self, state: TaskState, configs: Sequence[Config]) -> None:
-        """Measure and record those configs of a task that were not tried yet, whatever the budget would say."""
+        """Measure and record those configs of a task that were not tried yet, regardless of the budget."""
         self._prepare([state])
         if not state.finished:
             self._try([(state, config) for config in configs if config not in state.results], None)

@@ -121,7 +121,7 @@ class TaskState:
         self.leaders = [*default, *others[:most]]
 
     def keep_default(self) -> None:
-        """Let the kernel run as it does untuned, whatever else was measured."""
+        """Keep the kernel's default, regardless of other measurements."""
         before = self.default_seconds or self.best_seconds
         self.best = (self.task.default, before)
         for alternative in self.alternatives:

@@ -156,7 +156,7 @@ class Pattern:
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Raises OptionError with what there is."""
+    """Raises OptionError that lists the known patterns."""
     if text == "elements":
         return Pattern(text)
     if match := re.fullmatch(r"(\d+):(\d+)", text):

@@ -43,7 +43,7 @@ class PruningOptions:
         return Plan(self.pattern, kind, self.criterion, self.scope, self.steps)
 
     def check(self, *, has_samples: bool, has_measure: bool) -> None:
-        """Raises OptionError for what cannot be done, whatever the model.
+        """Raises OptionError for options that are invalid for every model.
 
         Args:
             has_samples: there is a calibration.

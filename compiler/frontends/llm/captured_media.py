@@ -265,7 +265,7 @@ def _voxtral_rows(model: Any, features: Tensor) -> Outputs:
 
 
 def _qwen_audio_rows(model: Any, features: Tensor, mask: Tensor) -> Outputs:
-    """All rows, and which of them stand for frames that are no padding."""
+    """All rows, and a mask of those that are not padding."""
     tower = model.model.audio_tower
     halved, lengths = tower._get_feat_extract_output_lengths(mask.sum(-1))
     seen = torch.arange(tower.max_source_positions)[None] < halved[:, None]

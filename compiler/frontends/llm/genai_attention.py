@@ -101,7 +101,7 @@ def _moved(name: str, made: Mapping[str, onnx.NodeProto]) -> str:
 
 
 def _check_causal(graph: onnx.GraphProto, name: str, ids: str, mask: str, path: Path) -> None:
-    """Raise OptionError unless what is added to scores hides what comes later, and nothing else."""
+    """Raise OptionError unless the mask added to scores hides exactly the later positions."""
     made = {result: node for node in graph.node for result in node.output if result}
     needed: set[str] = set()
     waiting = [name]

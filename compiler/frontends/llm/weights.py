@@ -262,7 +262,7 @@ def new_name(name: str, renames: Mapping[str, str]) -> str:
 
 
 class Checkpoint:
-    """A reader that knows which tensors were taken: what is left over is a part that the model would lack."""
+    """A reader that tracks which tensors were taken: the others belong to a part that the imported model would lack."""
 
     def __init__(self, reader: Reader, origin: str) -> None:
         self._reader, self.origin = reader, origin

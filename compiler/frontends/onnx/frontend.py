@@ -530,7 +530,7 @@ def _left(symbols: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, str
 
 
 def _is_met(requirement: SizeRequirement, sizes: Mapping[str, int]) -> bool:
-    """True if it is what a size is known from."""
+    """True if all of its dimensions have known sizes and it determines another one."""
     return all(dimension in sizes for dimension in requirement.symbols.values()) and bool(
         list(_required([requirement]))
     )

@@ -36,7 +36,7 @@ def composites_captured() -> AbstractContextManager[None]:
 
 @contextmanager
 def replaced(positions: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
-    """While it lasts, each (owner, name) is what the function at the third position makes of the original."""
+    """Context in which each (owner, name) is replaced by the third item applied to the original."""
     originals = [(owner, name, vars(owner).get(name)) for owner, name, _ in positions]
     try:
         for owner, name, replacement in positions:

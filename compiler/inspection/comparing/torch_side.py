@@ -93,7 +93,7 @@ class TorchSide:
 
 
 class _Plain(torch.nn.Module):
-    """A graph as a module in evaluation mode, whatever its own attributes say."""
+    """A graph as a module in evaluation mode, regardless of the graph's own attributes."""
 
     def __init__(self, graph: torch.fx.GraphModule) -> None:
         super().__init__()

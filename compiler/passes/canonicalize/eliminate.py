@@ -102,7 +102,7 @@ _NOT_SHARED = (
 
 @graph_pass("eliminate-common-subexpressions", summary="Compute equal expressions once")
 def eliminate_common_subexpressions(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Equal operators on equal operands; constants are equal when their bits are, whatever object holds them."""
+    """Equal operators on equal operands; constants are equal when their bits are."""
     pool = ConstantPool()
     changed = {}
     for variable, function in rewritable_functions(mod):

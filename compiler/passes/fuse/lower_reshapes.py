@@ -81,7 +81,7 @@ def _is_analyzed(function: tirx.PrimFunc) -> bool:
 
 
 def _are_as_many(left: Sequence[Expr], right: Sequence[Expr]) -> bool:
-    """True if two shapes hold as many elements, whatever the symbolic sizes are."""
+    """True if two shapes have equally many elements for all values of the symbolic sizes."""
     ours, theirs = _factors(left), _factors(right)
     for key, (factor, count) in list(ours.items()):
         shared = min(count, theirs.get(key, (factor, 0))[1])

@@ -142,7 +142,7 @@ class _Fuser(PyExprMutator):
 
 
 def _rounding(found: AttentionMatch, *, integers: bool) -> tuple[list[Step], Rounding | None]:
-    """The steps on raw scores, and what happens to weights and to what comes out."""
+    """The steps on raw scores, and the rounding of the weights and of the result."""
     weights = found.weights
     if weights is None:
         return joined(found.steps), None
@@ -190,8 +190,8 @@ class Operand:
 
 @dataclass(frozen=True)
 class AttentionMatch:
-    """`weights` and `result`: what the weights, and what comes out, are quantized by; `order`: the dimensions that the
-    result is transposed to."""
+    """`weights` and `result`: quantization of the attention weights and of the result; `order`: the order of dimensions
+    that the result is transposed to."""
 
     query: Operand
     key: Operand
@@ -307,8 +307,8 @@ class AttentionMatcher:
             steps[:0], expr = found
 
     def _weights(self, expr: Expr) -> tuple[Expr | None, bool, Quantization | None]:
-        """The softmax behind the weights, whether `where(isnan(weights), 0, weights)` guards them, and what they are
-        quantized by."""
+        """The softmax that computes the weights, True if `where(isnan(weights), 0, weights)` guards them, and their
+        quantization."""
         softmax = self._sole(expr, "relax.nn.softmax")
         if softmax is not None:
             return softmax, False, None

@@ -135,7 +135,7 @@ class _Split:
         return _function(self._main, parameters, self._left, self._main.body.body, name)
 
     def _used(self) -> list[Expr]:
-        """The prepared variables that what is left reads, in the order in which they are made."""
+        """The prepared variables that the remaining code reads, in the order of their definitions."""
         read = {leaf for binding in self._left for leaf in leaves(binding.value)} | set(leaves(self._main.body.body))
         return [variable for variable in self._prepared if variable in read]
 

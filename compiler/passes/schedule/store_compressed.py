@@ -41,7 +41,7 @@ Pack = Callable[[Array], Packed | None]
 
 
 def store_narrow(mod: IRModule, expansions: Expansions, pack: Pack, name: str) -> None:
-    """Have the module's constants, or what they are expanded from, stored as `pack` says; `name` is the kernel's."""
+    """Store the module's constants, or the tensors they are expanded from, packed by `pack`; `name`: the kernel's."""
     # By the identity of an array, which is its own as long as the array is kept beside it.
     packed: dict[int, tuple[Array, Packed | None]] = {}
 

@@ -22,7 +22,7 @@ def request_digest(identity: str, inputs: Mapping[str, Array], outputs: Sequence
 
 
 def row_digests(identity: str, inputs: Mapping[str, Array], outputs: Sequence[str] | None, count: int) -> list[str]:
-    """Digests of the `count` rows of a request; equal rows have equal digests in whatever batch they are."""
+    """Digests of the `count` rows of a request; equal rows have equal digests in any batch."""
     begin = _begin(identity, outputs)
     made = []
     for row in range(count):

@@ -1,4 +1,4 @@
-"""The analytic model: no measurement needed, so it is what a search starts with."""
+"""The analytic model: needs no measurements, so searches start with it."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Builder:
         return self.linked(function), parallel_tasks(function)
 
     def scheduled(self, request: BuildRequest) -> Any:
-        """The PrimFunc that a request describes. Raises NotScheduledError, and whatever TVM raises."""
+        """The PrimFunc that a request describes. Raises NotScheduledError, and the errors of TVM."""
         kernel, rule_name = self._kernels[request.key]
         if rule_name == AS_IT_IS:
             return kernel.function

@@ -130,7 +130,7 @@ class CandidatePool(ABC):
         self._tasks[task.key] = task
 
     def kill(self) -> None:
-        """End all workers at once, whatever they do."""
+        """End all workers at once, busy or idle."""
         for worker in self._workers():
             worker.kill()
 

@@ -49,7 +49,7 @@ def _kinds(settings: Settings, count: int) -> list[str]:
 
 
 def _kinds_ending_in_full(settings: Settings, count: int) -> list[str]:
-    """Layer kinds of Gemma 4, whose last layer sees everything whatever is listed."""
+    """Layer kinds of Gemma 4, whose last layer has full attention regardless of the list."""
     return [*_kinds(settings, count)[:-1], FULL]
 
 

@@ -129,7 +129,7 @@ _MOST_SYMBOLIC = 256  # elements of an array, each of which is an expression
 
 
 def can_evaluate(operator: str) -> bool:
-    """True if nodes of that operator are computed while importing, whatever their inputs."""
+    """True if nodes of that operator are always computed while importing."""
     return operator in ("Shape", "Size")
 
 

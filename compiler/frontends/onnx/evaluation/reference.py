@@ -94,7 +94,7 @@ def _stored(result: np.ndarray) -> np.ndarray:
 def reference_outputs(
     node: onnx.NodeProto, arrays: Sequence[np.ndarray | None], opset: int, opsets: dict[str, int]
 ) -> list[Any]:
-    """Outputs of onnx's reference implementation; raises whatever it raises."""
+    """Outputs of onnx's reference implementation; its exceptions pass through."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     del copy.input[:], copy.output[:]

@@ -205,7 +205,7 @@ class _Mixture:
         return bits
 
     def _array(self, index: int, *shape: int) -> np.ndarray:
-        """A constant input as one array for each expert, whatever shape of as many elements it is declared with."""
+        """A constant input as one array for each expert; its declared shape only needs as many elements."""
         array = self.context.constant(index)
         if array.size != self.experts * math.prod(shape):
             self.context.invalid(f"its input {index} has the shape {array.shape}, not {(self.experts, *shape)}")

@@ -380,6 +380,6 @@ def _less(context: NodeContext, lengths: relax.Expr, new: Dim, most: Dim) -> rel
 
 
 def keeps_precision(context: NodeContext, dtype: str) -> bool:
-    """True if softmax in float32 is what the node asks for."""
+    """True if the node asks for softmax in float32."""
     precision = context.attribute("softmax_precision", 0)
     return not precision or dtypes.dtype_name(precision) in ("float32", dtype)

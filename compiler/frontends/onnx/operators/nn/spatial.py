@@ -144,7 +144,7 @@ def _explicit(
 
 
 def starts_in_data(after: int, stride: int, extent: int) -> bool:
-    """True if no window starts in the padding after the data in ceiling mode, whatever the size of the data."""
+    """True if no window starts in the padding after the data in ceiling mode, for any size of the data."""
     return after + stride <= extent
 
 

@@ -67,7 +67,7 @@ def constant(context: NodeContext) -> Value:
 
 @converter("Identity")
 def identity(context: NodeContext) -> Value:
-    """The same value, whatever its kind."""
+    """The same value of any kind."""
     return context.value(0)
 
 
