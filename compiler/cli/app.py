@@ -43,7 +43,8 @@ COMMANDS = (
     "targets",
     "passes",
 )
-"""The files of `compiler/cli/commands` in the order of the help; each registers the command of its name."""
+"""The files of `compiler/cli/commands` in the order of the help. Each holds its `HELP` and the function `command`; for
+several commands, `register`."""
 
 _OVERVIEW = """Compile trained models to small, fast, verified modules.
 
@@ -85,7 +86,11 @@ def application(arguments: Sequence[str] = ()) -> typer.Typer:
     )
     app.callback(invoke_without_command=True, help=_OVERVIEW)(_overview)
     for name in arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS:
-        importlib.import_module(f"compiler.cli.commands.{name}").register(app)
+        module = importlib.import_module(f"compiler.cli.commands.{name}")
+        if hasattr(module, "command"):
+            app.command(name, help=module.HELP)(module.command)
+        else:
+            module.register(app)
     wrap_freely(app)
     return app
 

@@ -7,12 +7,9 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 def option(help: str, metavar: str | None = None, *names: str, default: Any = None, **settings: Any) -> Any:
@@ -170,15 +167,13 @@ class CompressionOptions(ImportOptions):
     as_json: Json = False
 
 
-Options = TypeVar("Options", bound="DataclassInstance")
+def command_of(run: Callable[..., int | None], more: Sequence[inspect.Parameter] = ()) -> Callable[..., int | None]:
+    """A function for `app.command(...)` with a parameter for each field of the dataclass that `run` takes as `given`.
 
-
-def command_of(
-    options: type[Options], run: Callable[..., int | None], more: Sequence[inspect.Parameter] = ()
-) -> Callable[..., int | None]:
-    """A function for `app.command(...)` with a parameter for each field of `options`, annotated and with the default
-    of the field. It calls `run` with what was given; with the values of `more` parameters, as a dictionary, behind
-    it where there are any."""
+    It calls `run` with what was given; with the values of `more` parameters, as a dictionary, behind it where there are
+    any.
+    """
+    options = get_type_hints(run)["given"]
 
     def command(**given: object) -> int | None:
         others = {each.name: given.pop(each.name) for each in more}

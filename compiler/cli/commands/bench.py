@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
 import compiler
 from compiler.cli import options
 from compiler.cli.options import command_of, keywords_of, option
@@ -53,11 +51,6 @@ _KINDS = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("bench", help=HELP)(command_of(_Options, _bench))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     file: options.AnyPath
@@ -79,7 +72,8 @@ class _Options:
     as_json: options.Json = False
 
 
-def _bench(given: _Options) -> None:
+@command_of
+def command(given: _Options) -> None:
     from compiler.cli.paths import prepare
 
     if given.device is not None:

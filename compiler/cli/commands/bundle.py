@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from compiler.cli import options
 from compiler.cli.options import command_of, flag, option
 from compiler.cli.output import print_json, print_line, print_table
@@ -40,11 +38,6 @@ Server serves the module from; more modules may be added to it. Of a language mo
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("bundle", help=HELP)(command_of(_Options, _bundle))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     module: options.ModulePath
@@ -65,7 +58,8 @@ class _Options:
     as_json: options.Json = False
 
 
-def _bundle(given: _Options) -> None:
+@command_of
+def command(given: _Options) -> None:
     from compiler.artifact import read_artifact
     from compiler.cli.paths import check_is_module
     from compiler.driver.compile import find_target, translated_target_errors

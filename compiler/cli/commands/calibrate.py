@@ -59,7 +59,7 @@ another meaning would get an answer than --max-false-hits allows.
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="rich")
-    group.command("cascade", help=_CASCADE_HELP)(command_of(_CascadeOptions, _cascade))
+    group.command("cascade", help=_CASCADE_HELP)(command_of(_cascade))
     group.command("semantic-cache", help=_SEMANTIC_HELP)(_semantic_cache)
     app.add_typer(group, name="calibrate")
 

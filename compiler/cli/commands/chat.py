@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
 import compiler
 from compiler.cli import generation, options
 from compiler.cli.options import argument, command_of, option
@@ -47,11 +45,6 @@ _COMMANDS = """/reset       begin a new conversation
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("chat", help=HELP)(command_of(_Options, _chat))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     module: Path = argument("A .twm file, or a model.", "MODEL")
@@ -72,7 +65,8 @@ class _Options:
     trusted: options.TrustedKeys = None
 
 
-def _chat(given: _Options) -> None:
+@command_of
+def command(given: _Options) -> None:
 
     generation.prepare_generation()
     chosen = generation.generation_options(given)

@@ -36,11 +36,6 @@ Ends with exit code 1 where an output differs by more than the tolerance.
 _SHOWN = 10
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("compare", help=HELP)(command_of(_Options, _compare))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     model: Path = argument("An .onnx or .pt2 file.", "MODEL")
@@ -58,7 +53,8 @@ class _Options:
     as_json: options.Json = False
 
 
-def _compare(given: _Options) -> None:
+@command_of
+def command(given: _Options) -> None:
     from compiler.cli.paths import check_writable
     from compiler.inspection.comparison import compare
     from compiler.inspection.model_inspection import model_inputs

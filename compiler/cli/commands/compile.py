@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import typer
 
 import compiler
 from compiler.cli import options
@@ -50,11 +49,6 @@ HELP = """Compile a model into a module that runs without the compiler.
   Sign it; tensorwright.load(path, trusted_keys=[...]) checks the signature:
     tensorwright key new release.pem && tensorwright compile model.onnx --sign release.pem
 """
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("compile", help=HELP)(command_of(_Options, _compile, processing_parameters()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +101,8 @@ class _Options(options.ImportOptions):
     as_json: options.Json = False
 
 
-def _compile(given: _Options, processing: dict[str, Any]) -> None:
+@partial(command_of, more=processing_parameters())
+def command(given: _Options, processing: dict[str, Any]) -> None:
     from compiler.artifact import KeyKind
     from compiler.cli.passphrases import load_private_key
     from compiler.cli.paths import check_writable

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
 import compiler
 from compiler.cli import options
 from compiler.cli.options import command_of, option
@@ -38,11 +36,6 @@ tensorwright.compress(net, recipe, evaluate=...).
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("compress", help=HELP)(command_of(_Options, _compress))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Options(options.CompressionOptions):
     recipe: str | None = option("A YAML file, or STEP -> STEP.", "RECIPE", "--recipe", "-r")
@@ -50,7 +43,8 @@ class _Options(options.CompressionOptions):
     variant: list[str] | None = option("One of them, or NAME=RECIPE; float32, bf16 and int8 if not given.", "NAME")
 
 
-def _compress(given: _Options) -> None:
+@command_of
+def command(given: _Options) -> None:
     from compiler.cli.compression import compress_to_file, variants_to_folder
 
     if (given.recipe is None) == (given.variants is None):

@@ -6,8 +6,6 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import typer
-
 from compiler.cli import generation, options
 from compiler.cli.arguments import parse_arrays
 from compiler.cli.options import argument, command_of, flag, option
@@ -43,11 +41,6 @@ HELP = """Continue a text, or answer a message, with a compiled language model.
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("generate", help=HELP)(command_of(_Options, _generate))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     module: options.ModulePath
@@ -78,7 +71,8 @@ class _Options:
     as_json: options.Json = False
 
 
-def _generate(given: _Options) -> None:
+@command_of
+def command(given: _Options) -> None:
     from compiler.cli.paths import check_is_module
 
     check_is_module(given.module)

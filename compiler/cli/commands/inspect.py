@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from compiler.cli import options
 from compiler.cli.arguments import divide_shapes, parse_arrays, parse_shapes
 from compiler.cli.options import flag, option
@@ -46,12 +44,7 @@ arithmetic, its bytes and the least time they can take on the target. For a modu
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("inspect", help=HELP)(_inspect)
-
-
-def _inspect(
+def command(
     file: options.AnyPath,
     target: options.TargetName = "host",
     shape: options.RunShapes = None,

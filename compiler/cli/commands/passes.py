@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import typer
-
 from compiler.cli import options
 from compiler.cli.output import print_json, print_table
 
@@ -20,12 +18,7 @@ HELP = """List the graph passes in the order they run.
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("passes", help=HELP)(_passes)
-
-
-def _passes(as_json: options.Json = False) -> None:
+def command(as_json: options.Json = False) -> None:
     from compiler.inspection.listings import list_passes
 
     listed = list_passes()

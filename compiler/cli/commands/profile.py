@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
 import compiler
 from compiler.cli import options
 from compiler.cli.options import command_of, flag, keywords_of, option
@@ -43,11 +41,6 @@ writes profile/profile.html (a page with plots), profile/trace.json (for ui.perf
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("profile", help=HELP)(command_of(_Options, _profile))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     file: options.AnyPath
@@ -63,7 +56,8 @@ class _Options:
     as_json: options.Json = False
 
 
-def _profile(given: _Options) -> None:
+@command_of
+def command(given: _Options) -> None:
     from compiler.cli.paths import check_writable_folder, prepare
     from compiler.profiling.difference import differences, layer_times, read_profile
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import typer
-
 from compiler.cli import options
 from compiler.cli.options import argument, command_of, option
 from compiler.cli.output import print_facts, print_json, print_note
@@ -39,11 +37,6 @@ them, and no kernels of `tensorwright tune` (TVM's RPC carries them, and nobody 
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("push", help=HELP)(command_of(_Options, _push))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     module: options.ModulePath
@@ -59,7 +52,8 @@ class _Options:
     as_json: options.Json = False
 
 
-def _push(given: _Options) -> None:
+@command_of
+def command(given: _Options) -> None:
     from compiler.cli.passphrases import load_credentials
     from compiler.cli.paths import check_is_module
     from compiler.device.connection import is_loopback

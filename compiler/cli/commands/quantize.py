@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
 import compiler
 from compiler.cli import options
 from compiler.cli.options import command_of, flag, option
@@ -42,11 +40,6 @@ For a metric of your own use tensorwright.quantize(model, samples, evaluate=...)
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("quantize", help=HELP)(command_of(_Options, _quantize))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Options(options.CompressionOptions):
     scheme: str = option("What is quantized and how; see above.", "NAME", default="static-int8")
@@ -61,7 +54,8 @@ class _Options(options.CompressionOptions):
     precisions: Path | None = option("Write there which layers are quantized (.json).", "FILE")
 
 
-def _quantize(given: _Options) -> None:
+@command_of
+def command(given: _Options) -> None:
     from compiler.cli.compression import compress_to_file
 
     compress_to_file(compiler.quantize, given, given.precisions)

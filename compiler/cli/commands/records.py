@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from compiler.cli import options
 from compiler.cli.options import argument, flag, option
 from compiler.cli.output import print_json, print_line, print_note, print_table
@@ -33,12 +31,7 @@ HELP = """Show, merge and reduce tuning records.
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("records", help=HELP)(_records)
-
-
-def _records(
+def command(
     paths: list[Path] | None = argument("Record files or folders.", "[PATH]...", default=None),
     output: Path | None = option("Write them there.", "FILE", "--output", "-o"),
     best: bool = flag("Keep what a compilation needs: the best and the default.", "--best"),

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 import compiler
 from compiler.cli import options
 from compiler.cli.arguments import parse_arrays, parse_shapes, split_shapes
@@ -54,12 +52,7 @@ module's stored example, or random.
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("run", help=HELP)(_run)
-
-
-def _run(
+def command(
     module: options.ModulePath,
     files: list[Path] | None = argument(
         "Pictures, or recordings (.wav): of a module with processing.", "[FILE]...", default=None

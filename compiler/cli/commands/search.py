@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
 import compiler
 from compiler.cli import options
 from compiler.cli.arguments import load_archives, parse_arrays, parse_numbers, parse_shapes
@@ -38,11 +36,6 @@ tensorwright.search(net, budget, train=..., evaluate=...).
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("search", help=HELP)(command_of(_Options, _search))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     model: options.ModelPath
@@ -70,7 +63,8 @@ class _Options:
     as_json: options.Json = False
 
 
-def _search(given: _Options) -> None:
+@command_of
+def command(given: _Options) -> None:
     from compiler.cli.paths import check_report, check_writable
     from compiler.inspection.model_inspection import model_inputs
 

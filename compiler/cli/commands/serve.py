@@ -7,8 +7,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from compiler.cli import options
 from compiler.cli.options import argument, command_of, flag, option
 from compiler.cli.output import print_line
@@ -58,11 +56,6 @@ class Engine(str, Enum):
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("serve", help=HELP)(command_of(_Options, _serve))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     modules: list[str] | None = argument("Modules (.twm), or folders of versions.", "[NAME=]MODULE...", default=None)
@@ -107,7 +100,8 @@ class _Options:
     otlp: str = option("Send spans there: an OpenTelemetry collector, OTLP over HTTP.", "URL", default="")
 
 
-def _serve(given: _Options) -> None:
+@command_of
+def command(given: _Options) -> None:
     from compiler.serving.app.api_keys import read_api_keys
     from compiler.serving.workers.supervisor import serve
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import typer
-
 import compiler
 from compiler.cli import options
 from compiler.cli.arguments import load_archives, parse_arrays, parse_shapes
@@ -37,11 +35,6 @@ server/1/model.twm, which `tensorwright serve` serves, and split.json.
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("split", help=HELP)(command_of(_Options, _split))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     model: options.ModelPath
@@ -60,7 +53,8 @@ class _Options:
     as_json: options.Json = False
 
 
-def _split(given: _Options) -> None:
+@command_of
+def command(given: _Options) -> None:
 
     from compiler.inspection.model_inspection import model_inputs
     from compiler.splitting.split import bits_per_second, seconds

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 import compiler
 from compiler.cli import options
 from compiler.cli.arguments import parse_bytes, parse_duration, parse_imports
@@ -47,11 +45,6 @@ lost, and the next run goes on from there.
     scp -r tuning gpu: && ssh gpu tuning/run && scp gpu:tuning/results.json .
     tensorwright tune --target h100 --take results.json
 """
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("tune", help=HELP)(command_of(_Options, _tune))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +94,8 @@ class _Options(options.ImportOptions):
     as_json: options.Json = False
 
 
-def _tune(given: _Options) -> int:
+@command_of
+def command(given: _Options) -> int:
     from compiler.cli.paths import check_report
     from compiler.tuning.result import TuningInterrupted
 
