@@ -22,6 +22,7 @@ from tests.compiler.frontends.llm.encoder_models import (
     save_encoder_model,
 )
 from tests.compiler.frontends.llm.families import CAPTURED, FAMILIES, greedy, save_model
+from tests.coverage.causal_classes import classes, table
 
 _STEPS = 64
 _TOLERANCE = 2e-5  # of the largest logit
@@ -35,11 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captured", action="store_true", help="take transformers' own code, captured, for all of them"
     )
+    parser.add_argument(
+        "--classes", action="store_true", help="all classes of transformers (or the named types), with small defaults"
+    )
+    parser.add_argument("--json", type=Path, help="rows of --classes, to go on with")
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 7, 128, 513])
 
 
 def main(options: argparse.Namespace) -> int:
     """A line for each family; 1 where one differs."""
+    if options.classes:
+        return table(options.names or classes(), options.json)
     wrong = 0
     for name in options.names or [*FAMILIES, *CAPTURED, *ENCODER_MODELS]:
         if name in ENCODER_MODELS:

@@ -1,0 +1,152 @@
+"""Every causal language model class of transformers, small and random, compiled and compared with transformers.
+
+Each class runs in a process of its own. A row says how the model was built ("family" or "captured") and how it ended:
+"right", "wrong" (numbers or tokens differ), "refused", "error" (any other exception), "crashed" or "too long", or
+"not built" where transformers itself cannot make or run the small model.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import compiler
+from compiler.errors import TensorwrightError
+from compiler.frontends.llm.families import FAMILIES
+from tests.coverage.tiny_configs import CONTEXT, VOCABULARY, tiny_config
+
+_PROMPTS, _STEPS = (7, 40), 8
+_TOLERANCE = 2e-5  # of the largest logit
+_MOST_PARAMETERS = 1 << 24
+_LIMIT = 600.0  # seconds of a class
+
+
+def classes() -> list[str]:
+    """The model types of AutoModelForCausalLM."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    return list(NAMES)
+
+
+def table(kinds: Sequence[str], path: Path | None) -> int:
+    """Print a row for each type, and counts; 1 where one is wrong or ends in an error.
+
+    Args:
+        kinds: model types.
+        path: JSON with a row for each type, written after each one; types that it has already are not run again.
+    """
+    rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path and path.exists() else {}
+    for kind in kinds:
+        if kind not in rows:
+            rows[kind] = _row_in_a_process(kind)
+            print(f"{rows[kind]['end']} {kind}: {_described(rows[kind])}", flush=True)
+        if path:
+            path.write_text(json.dumps(rows, indent=1))
+    ends = [(row["built"], row["end"]) for row in rows.values()]
+    for (built, end), count in sorted(Counter(ends).items()):
+        print(f"{count:4} {built}, {end}")
+    return int(any(end in ("wrong", "error", "crashed") for _, end in ends))
+
+
+def _described(row: dict[str, Any]) -> str:
+    if "errors" in row:
+        pairs = zip(row["errors"], row["same"], strict=True)
+        return f"{row['built']}, " + ", ".join(f"{error:.1e} and {same} of {_STEPS} tokens" for error, same in pairs)
+    return f"{row['built']}, {row['reason']}"
+
+
+def _row_in_a_process(kind: str) -> dict[str, Any]:
+    context = multiprocessing.get_context("fork")  # the imports are shared
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_send_row, args=(kind, sender))
+    child.start()
+    sender.close()
+    try:
+        return dict(receiver.recv()) if receiver.poll(_LIMIT) else _ended(kind, "too long", f"{_LIMIT:.0f} s")
+    except EOFError:
+        return _ended(kind, "crashed", f"exit code {child.exitcode}")
+    finally:
+        child.kill()
+        child.join()
+
+
+def _send_row(kind: str, sender: Any) -> None:
+    sender.send(_row(kind))
+
+
+def _ended(kind: str, end: str, reason: object) -> dict[str, Any]:
+    built = "family" if kind in FAMILIES else "captured"
+    return {"built": built, "end": end, "reason": " ".join(str(reason).split())[:400]}
+
+
+def _row(kind: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            wanted = _reference(kind, Path(folder))
+        except Exception as error:
+            return _ended(kind, "not built", f"{type(error).__name__}: {error}")
+        try:
+            module = compiler.compile(folder, progress=None)
+            found = [_errors(module, *each) for each in wanted]
+        except TensorwrightError as error:
+            return _ended(kind, "refused", error)
+        except Exception as error:
+            return _ended(kind, "error", f"{type(error).__name__}: {error}")
+    errors, same = zip(*found, strict=True)
+    is_right = max(errors) <= _TOLERANCE and min(same) == _STEPS
+    return {**_ended(kind, "right" if is_right else "wrong", ""), "errors": errors, "same": same}
+
+
+def _errors(module: Any, prompt: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> tuple[float, int]:
+    """The largest error of the logits of each step, of the largest logit, and how many tokens are the same."""
+    takes_capacity = any("capacity" in each.shape for each in module.inputs)
+    session = module.session(capacity=len(prompt) + _STEPS if takes_capacity else None)
+    step, worst, same = prompt, 0.0, 0
+    for row in rows:
+        logits = session.run([step[None]])["logits"][0, -1]
+        worst = max(worst, float(abs(logits - row).max() / abs(row).max()))
+        same += int(logits.argmax() == row.argmax())
+        step = np.array([row.argmax()])
+    return worst, same
+
+
+def _reference(kind: str, folder: Path) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Write a random model, and return prompts with transformers' logits (steps, vocabulary) without a cache."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(1)
+    torch.manual_seed(len(kind))
+    config = tiny_config(kind)
+    with torch.device("meta"):
+        count = sum(each.numel() for each in transformers.AutoModelForCausalLM.from_config(config).parameters())
+    if count > _MOST_PARAMETERS:
+        raise ValueError(f"{count} parameters")
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    found = []
+    with torch.no_grad():
+        for parameter in model.parameters():  # large enough that every part counts, norms and biases included
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith(("expert_bias", "e_score_correction_bias")):
+                buffer.add_(0.3 * torch.randn_like(buffer))
+        model.save_pretrained(folder)
+        for size in _PROMPTS:
+            prompt = np.random.default_rng(size).integers(5, min(VOCABULARY, CONTEXT), size)
+            tokens, rows = prompt.tolist(), []
+            for _ in range(_STEPS):
+                row = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
+                rows.append(row.float().numpy())
+                tokens.append(int(row.argmax()))
+            found.append((prompt, np.stack(rows)))
+    if not all(np.isfinite(rows).all() for _, rows in found):
+        raise ValueError("its logits are not finite")
+    return found
