@@ -9,12 +9,12 @@ VOCABULARY, CONTEXT = 160, 256
 _HIDDEN, _HEADS, _LAYERS = 64, 4, 2
 
 _SIZES: dict[int, str] = {
-    VOCABULARY: "vocab_size vocab_size_per_layer_input unpadded_vocab_size encoder_hash_byte_group_vocab pronunciation_vocab_size"
-    " shape_vocab_size ngram_vocab_size_base",
-    CONTEXT: "max_position_embeddings n_positions max_seq_len model_max_length context_length n_ctx max_target_positions"
-    " seq_length max_source_positions",
-    96: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_inner dff dim_ff ffn_hidden_size feed_forward_size"
-    " dense_intermediate_size intermediate_size_mlp",
+    VOCABULARY: "vocab_size vocab_size_per_layer_input unpadded_vocab_size encoder_hash_byte_group_vocab"
+    " pronunciation_vocab_size shape_vocab_size ngram_vocab_size_base",
+    CONTEXT: "max_position_embeddings n_positions max_seq_len model_max_length context_length n_ctx"
+    " max_target_positions seq_length max_source_positions",
+    96: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_inner dff dim_ff ffn_hidden_size"
+    " feed_forward_size dense_intermediate_size intermediate_size_mlp",
     80: "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size expert_ffn_hidden_size"
     " moe_shared_expert_intermediate_size shared_experts_intermediate_size",
     _HIDDEN: "hidden_size d_model n_embd emb_dim embedding_size embedding_dim word_embed_proj_dim lru_width"
@@ -22,25 +22,28 @@ _SIZES: dict[int, str] = {
     " original_max_position_embeddings mamba_d_ssm router_hidden_size prompt_mid_dim ple_embed_dim",
     32: "kv_lora_rank o_lora_rank num_mel_bins classifier_proj_size index_block_size",
     24: "q_lora_rank qk_head_dim laurel_rank hc_lowrank",
-    16: "head_dim qk_nope_head_dim linear_head_dim linear_key_head_dim linear_value_head_dim index_head_dim mamba_d_head"
-    " mamba_head_dim swa_head_dim dim_head d_head kv_channels attention_head_size attention_head_dim dim_model_base global_head_dim"
-    " hidden_size_per_layer_input query_pre_attn_scalar rotary_dim mamba_headdim patch_size swa_v_head_dim index_topk v_head_dim",
+    16: "head_dim qk_nope_head_dim linear_head_dim linear_key_head_dim linear_value_head_dim index_head_dim"
+    " mamba_d_head mamba_head_dim swa_head_dim dim_head d_head kv_channels attention_head_size"
+    " attention_head_dim dim_model_base global_head_dim hidden_size_per_layer_input query_pre_attn_scalar"
+    " rotary_dim mamba_headdim patch_size swa_v_head_dim index_topk v_head_dim",
     12: "rel_extent",
     9: "sliding_window window_size attention_window_size local_attention attention_chunk_size keep_window_size"
     " sliding_window_size local_attention_window_len swa_window_size",
     8: "qk_rope_head_dim state_size ssm_state_size mamba_d_state n_routed_experts num_experts num_local_experts"
-    " moe_num_experts floor_scale log_scaling_n_floor adapter_rank gated_norm_rank loop_gate_rank time_step_rank mamba_dt_rank"
-    " block_size chunk_size mamba_chunk_size mamba_n_heads mamba_num_heads n_mamba_heads",
-    _HEADS: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads attention_heads"
-    " num_encoder_attention_heads num_decoder_attention_heads linear_num_heads linear_num_value_heads index_n_heads"
-    " swa_num_attention_heads zero_expert_num compress_ratio",
-    2: "linear_num_key_heads n_group topk_group num_expert_group num_experts_per_tok num_experts_per_token moe_topk moe_k n_groups"
-    " mamba_n_groups mamba_ngroups index_topk_blocks heads_per_ngram num_global_key_value_heads o_groups"
-    " attn_layer_period global_attn_every_n_layers layer_group_size sliding_window_pattern no_rope_layer_interval"
-    " num_kv_heads swa_num_key_value_heads num_query_groups split_ngram_parts num_mem_blocks",
+    " moe_num_experts floor_scale log_scaling_n_floor adapter_rank gated_norm_rank loop_gate_rank"
+    " time_step_rank mamba_dt_rank block_size chunk_size mamba_chunk_size mamba_n_heads mamba_num_heads"
+    " n_mamba_heads",
+    _HEADS: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads"
+    " attention_heads num_encoder_attention_heads num_decoder_attention_heads linear_num_heads"
+    " linear_num_value_heads index_n_heads swa_num_attention_heads zero_expert_num compress_ratio",
+    2: "linear_num_key_heads n_group topk_group num_expert_group num_experts_per_tok num_experts_per_token"
+    " moe_topk moe_k n_groups mamba_n_groups mamba_ngroups index_topk_blocks heads_per_ngram"
+    " num_global_key_value_heads o_groups attn_layer_period global_attn_every_n_layers layer_group_size"
+    " sliding_window_pattern no_rope_layer_interval num_kv_heads swa_num_key_value_heads num_query_groups"
+    " split_ngram_parts num_mem_blocks",
     1: "first_k_dense_replace attn_layer_offset num_dense_layers make_ngram_vocab_size_divisible_by"
-    " num_layers_per_stack n_input_layers n_recurrent_layers n_output_layers n_layers_per_attn_res_block hc_sinkhorn_iters"
-    " loop_layer_index_start num_kv_shared_layers",
+    " num_layers_per_stack n_input_layers n_recurrent_layers n_output_layers n_layers_per_attn_res_block"
+    " hc_sinkhorn_iters loop_layer_index_start num_kv_shared_layers",
 }  # size -> the settings that get it
 _BY_SETTING = {setting: size for size, settings in _SIZES.items() for setting in settings.split()}
 _COUNTS = (
@@ -134,6 +137,8 @@ def _scaled(values: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = [lists[key][index % len(lists[key])] for index in range(layers)]
         elif isinstance(value, dict):
             found[key] = _scaled(value)
+        elif key.endswith("_token_id") and isinstance(value, list):
+            found[key] = [min(each, VOCABULARY - 1) for each in value]
         elif isinstance(value, bool) or not isinstance(value, int):
             found[key] = value
         else:

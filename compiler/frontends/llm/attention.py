@@ -10,7 +10,7 @@ import numpy as np
 from tvm import relax, te, tirx
 from tvm.relax import op as R
 
-from compiler.frontends.llm.config import DecoderConfig, LayerConfig
+from compiler.frontends.llm.config import DecoderConfig, LayerConfig, Temperature
 from compiler.frontends.llm.rope import Rope
 from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.rewriting.state_writes import write_rows, write_sequences
@@ -160,14 +160,15 @@ def rotated(builder: relax.BlockBuilder, heads: Expr, angles: Expr) -> Expr:
     return builder.emit_te(compute, heads, angles, primfunc_name_hint="rotate")
 
 
-def tempered(builder: relax.BlockBuilder, heads: Expr, position: Positions, temperature: tuple[float, float]) -> Expr:
-    """Heads (1, n, count, size), multiplied with a factor that grows with the position: see `DecoderConfig`."""
-    floor, scale = (tirx.const(each, "float32") for each in temperature)
+def tempered(builder: relax.BlockBuilder, heads: Expr, position: Positions, temperature: Temperature) -> Expr:
+    """Heads (1, n, count, size), multiplied with a factor that grows with the position."""
+    numbers = (temperature.floor, temperature.scale, temperature.offset)
+    floor, scale, offset = (tirx.const(each, "float32") for each in numbers)
     one = tirx.const(1.0, "float32")
 
     def compute(x: te.Tensor, start: te.Tensor) -> te.Tensor:
         def element(b: Expr, row: Expr, head: Expr, d: Expr) -> Expr:
-            steps = tirx.floor((tirx.Cast("float32", position.position(start, row)) + one) / floor)
+            steps = tirx.floor((tirx.Cast("float32", position.position(start, row)) + offset) / floor)
             return x[b, row, head, d] * (one + scale * tirx.log(one + steps))
 
         return te.compute(x.shape, element, name="tempered")

@@ -139,6 +139,21 @@ class LayerInputs:
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """Queries are multiplied with 1 + scale * log(1 + floor((position + offset) / floor)).
+
+    Attributes:
+        floor, scale, offset: see above.
+        rotated: those of layers with rotations too.
+    """
+
+    floor: float
+    scale: float
+    offset: float = 0.0
+    rotated: bool = True
+
+
+@dataclass(frozen=True)
 class XieluNumbers:
     """xIELU: positive * x**2 + beta * x above 0, else negative * (exp(min(x, epsilon)) - 1 - x) + beta * x."""
 
@@ -228,8 +243,8 @@ class DecoderConfig:
         bare_value_norms: values are normalized head by head, without weights.
         layer_inputs: embeddings of each layer's own; None for none.
         alternating: the streams of a model that has several; None for one.
-        temperature: (floor, scale): queries of layers without rotations are multiplied with 1 + scale * log(1 +
-            floor((position + 1) / floor)); None for no factor.
+        norms_after_rotation: queries and keys are rotated before they are normalized head by head.
+        temperature: factor of queries that grows with the position; None for no factor.
         latent: attention of all layers is latent; then there is one head of keys, of the rotated size.
         before_mixers: in layers with attention, a block of attention and an MLP reads x beside the embeddings, and its
             result is added to what the recurrent mixer reads (Zamba2).
@@ -264,7 +279,8 @@ class DecoderConfig:
     bare_value_norms: bool = False
     layer_inputs: LayerInputs | None = None
     alternating: AlternatingUpdates | None = None
-    temperature: tuple[float, float] | None = None
+    norms_after_rotation: bool = False
+    temperature: Temperature | None = None
     latent: LatentConfig | None = None
     before_mixers: bool = False
 

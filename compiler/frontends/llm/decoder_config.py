@@ -209,7 +209,8 @@ def _rope(settings: Settings, head_size: int, kind: str, *, scaled: bool) -> Rop
     if any(isinstance(each, dict) for each in parameters.values()):
         scaling = dict(parameters.get(FULL if kind == BOTH else kind) or {})
     else:
-        scaling = (parameters or settings.table("rope_scaling")) if scaled else {}
+        kept = parameters if scaled else {"rope_theta": parameters.get("rope_theta")}
+        scaling = kept if parameters or not scaled else settings.table("rope_scaling")
         if not scaled and settings.get("rope_local_base_freq") is not None:
             scaling = {"rope_theta": settings.number("rope_local_base_freq")}
     base = scaling.get("rope_theta")

@@ -33,7 +33,7 @@ class Emitter:
         """Normalize, if the layer has that norm."""
         if not self.has_norm(index, role):
             return x
-        return self.normalized(x, self.parameters.norm(index, role, self.config.hidden))
+        return self.normalized(x, self.parameters.norm(index, role, int(x.ty.shape[-1])))
 
     def normalized(self, x: Expr, norm: Norm, epsilon: float | None = None) -> Expr:
         """Normalize over the last axis, with the model's epsilon if no other is given."""

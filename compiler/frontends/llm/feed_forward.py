@@ -48,11 +48,11 @@ def feed_forward(model: Emitter, index: int, x: Expr) -> Expr:
 def _gated(model: Emitter, index: int, x: Expr, gate_up: Sequence[Linear], down: Linear) -> Expr:
     sparsity = model.config.layers[index].sparsity
     hidden = None if sparsity is not None else model.products.gated(x, gate_up, model.config.activation)
-    if hidden is not None:
-        return model.products.product(hidden, down)
-    gate, up = model.products.products(x, gate_up)
-    gate = gate if sparsity is None else _sparse(model, gate, sparsity)
-    return model.products.product(model.builder.emit(R.multiply(model.activated(index, gate), up)), down)
+    if hidden is None:
+        gate, up = model.products.products(x, gate_up)
+        gate = gate if sparsity is None else _sparse(model, gate, sparsity)
+        hidden = model.builder.emit(R.multiply(model.activated(index, gate), up))
+    return model.products.product(model.normed(index, "down_norm", hidden), down)
 
 
 def _sparse(model: Emitter, gate: Expr, sparsity: float) -> Expr:

@@ -7,6 +7,7 @@ from typing import Any
 
 from compiler.errors import OptionError
 from compiler.frontends.llm.families import Family, Gguf
+from compiler.frontends.llm.families.layer_kinds import FULL, SLIDING
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.settings import Settings
 
@@ -43,6 +44,8 @@ _KEYS = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
     "expert_weights_norm": "norm_topk_prob",
     "expert_weights_scale": "routed_scaling_factor",
     "leading_dense_block_count": "first_k_dense_replace",
@@ -66,6 +69,12 @@ _DEFAULTS: Mapping[str, Any] = {
     "tie_word_embeddings": False,
     "norm_topk_prob": True,
 }
+# Numbers of functions of the router's logits; the last is the softmax over the chosen experts.
+_GATING: Mapping[object, Mapping[str, Any]] = {
+    1: {"scoring_func": "softmax"},
+    2: {"scoring_func": "sigmoid"},
+    3: {"scoring_func": "softmax", "norm_topk_prob": True},
+}
 
 
 def gguf_settings(file: GgufFile, family: Family, found: Gguf) -> Settings:
@@ -86,8 +95,27 @@ def gguf_settings(file: GgufFile, family: Family, found: Gguf) -> Settings:
     keys, width = (_value(file, found, f"attention.{each}_length") for each in ("key", "value"))
     if family.latent is None and None not in (keys, width) and keys != width:
         raise OptionError(f"{file.path}: keys and values of different widths are not supported")
+    values |= _routing(file, found)
+    windows = file.value(f"{found.name}.attention.sliding_window_pattern")
+    if isinstance(windows, list):  # one entry for each layer, those behind the last one included
+        count = values.get("num_hidden_layers")
+        values["layer_types"] = [SLIDING if each else FULL for each in windows][:count]
+        values.pop("sliding_window_pattern", None)
     values |= found.read(file, values)
     return Settings(values, file.path, {**family.defaults, **_DEFAULTS, **found.values})
+
+
+def _routing(file: GgufFile, found: Gguf) -> dict[str, Any]:
+    """How experts are chosen, where the file says it. Raises OptionError for other functions of the router's logits."""
+    values: dict[str, Any] = {}
+    if file.value(f"{found.name}.expert_count"):
+        values["use_expert_bias"] = any(name.endswith(".exp_probs_b.bias") for name in file.names)
+    function = file.value(f"{found.name}.expert_gating_func")
+    if not function:
+        return values
+    if function not in _GATING:
+        raise OptionError(f"{file.path}: the function {function!r} of the router's logits is not supported")
+    return values | _GATING[function]
 
 
 def _value(file: GgufFile, found: Gguf, key: str) -> Any:

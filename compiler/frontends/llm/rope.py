@@ -114,6 +114,9 @@ def _linear(settings: RopeSettings) -> Rope:
 def _dynamic(settings: RopeSettings) -> Rope:
     if settings.size < 4:
         raise InvalidModelError("dynamic rope scaling needs at least 4 rotated elements")
+    if settings.scaling.get("alpha"):  # Hunyuan's base is stretched whatever the length
+        stretched = settings.number("alpha") ** (settings.size / (settings.size - 2))
+        return Rope(_tuple(_inverse(settings, settings.base * stretched)))
     return Rope(
         _tuple(_inverse(settings)),
         original_context=settings.context,

@@ -37,7 +37,9 @@ class SelfAttention:
 
     def output(self, found: Expr) -> Expr:
         """The last product: (1, n, hidden)."""
-        return self._model.products.product(found, self._model.parameters.output(self._index))
+        model = self._model
+        found = model.normed(self._index, "o_norm", found)
+        return model.products.product(found, model.parameters.output(self._index))
 
     @property
     def states(self) -> tuple[Expr, ...]:
@@ -63,12 +65,12 @@ class SelfAttention:
     def _attended(self, query: Expr, key: Expr | None = None, value: Expr | None = None) -> Expr:
         """Attention of the products' results; without keys, over the cache of another layer."""
         config, builder, heads = self._model.config, self._model.builder, self._counts
-        query = self._placed(self._heads(query, heads.count, "q_norm"))
-        if config.temperature is not None and self._angles is None:
+        query = self._placed(query, heads.count, "q_norm")
+        if config.temperature is not None and (self._angles is None or config.temperature.rotated):
             query = tempered(builder, query, self.cache.position, config.temperature)
         if key is not None:
             values = self._values(key if value is None else value)
-            self.cache = self.cache.extended(builder, self._placed(self._heads(key, heads.keys, "k_norm")), values)
+            self.cache = self.cache.extended(builder, self._placed(key, heads.keys, "k_norm"), values)
         stored = self._model.parameters.sinks(self._index)
         sinks = None if stored is None else as_constant(stored)
         found = attend(builder, config, self._layer, query, self.cache, self._bias, sinks)
@@ -106,6 +108,10 @@ class SelfAttention:
         limit = self._model.config.clip
         return x if limit is None else self._model.builder.emit(R.clip(x, -limit, limit))
 
-    def _placed(self, heads: Expr) -> Expr:
-        """Rotated by the positions, where the layer does so."""
-        return heads if self._angles is None else rotated(self._model.builder, heads, self._angles)
+    def _placed(self, x: Expr, count: int, norm: str) -> Expr:
+        """Heads, normalized, and rotated by the positions where the layer does so."""
+        if self._angles is None:
+            return self._heads(x, count, norm)
+        if not self._model.config.norms_after_rotation:
+            return rotated(self._model.builder, self._heads(x, count, norm), self._angles)
+        return self._heads(rotated(self._model.builder, self._heads(x, count, None), self._angles), count, norm)

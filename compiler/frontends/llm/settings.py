@@ -68,9 +68,11 @@ class Settings:
         return None if self.get(key) is None else self.number(key)
 
     def size(self, key: str, default: int | None = None, *, most: int = MOST_SIZE) -> int:
-        """A whole number from 1 to `most`."""
+        """A whole number from 1 to `most`, which a list may repeat for each layer."""
         value = self.get(key)
         value = default if value is None else value
+        if isinstance(value, list) and value and value.count(value[0]) == len(value):
+            value = value[0]
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise self._wrong(key, value, "a size" if most == MOST_SIZE else f"a size of at most {most}")
         return value

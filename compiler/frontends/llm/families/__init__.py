@@ -7,11 +7,14 @@ from compiler.frontends.llm.families.gemma import GEMMA
 from compiler.frontends.llm.families.gpt import GPT, GPT_FILES
 from compiler.frontends.llm.families.latent import LATENT
 from compiler.frontends.llm.families.llama import LLAMA, LLAMA_FILES
+from compiler.frontends.llm.families.mixtures import MIXTURE_FILES, MIXTURES
 from compiler.frontends.llm.families.recurrent import RECURRENT
 
-FAMILIES: dict[str, Family] = {**LLAMA, **GEMMA, **LATENT, **GPT, **RECURRENT}
+FAMILIES: dict[str, Family] = {**LLAMA, **MIXTURES, **GEMMA, **LATENT, **GPT, **RECURRENT}
 ARCHITECTURES: dict[str, tuple[Family, Gguf]] = {
-    gguf.name: (family, gguf) for family in (*FAMILIES.values(), *LLAMA_FILES, *GPT_FILES) for gguf in family.gguf
+    gguf.name: (family, gguf)
+    for family in (*FAMILIES.values(), *LLAMA_FILES, *MIXTURE_FILES, *GPT_FILES)
+    for gguf in family.gguf
 }
 
 __all__ = ["ARCHITECTURES", "FAMILIES", "Family", "Gguf"]

@@ -64,15 +64,17 @@ def mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
     if settings.get(key) is None or not isinstance(dense, list) or layer in dense or (layer + 1) % every:
         return None
     listed = settings.get("mlp_layer_types")
-    is_dense = isinstance(listed, list) and layer < len(listed) and listed[layer] == "dense"
-    if is_dense or layer < settings.number("first_k_dense_replace", 0):
+    if isinstance(listed, list) and layer < len(listed):
+        if listed[layer] == "dense":
+            return None
+    elif layer < settings.number("first_k_dense_replace", 0):
         return None
     count = settings.size(key, most=MOST_EXPERTS)
     chosen = settings.size("num_experts_per_tok")
     if chosen > count:
         raise InvalidModelError(f"{settings.path}: {chosen} experts per token, and {count} in all")
     intermediate = settings.size("moe_intermediate_size", settings.get("intermediate_size"))
-    sigmoid = settings.get("scoring_func") == "sigmoid"
+    sigmoid, biased = settings.get("scoring_func") == "sigmoid", settings.get("use_expert_bias")
     groups, groups_chosen = _groups(settings, count)
     return ExpertsConfig(
         count=count,
@@ -82,7 +84,7 @@ def mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
         shared=(shared := _shared_width(settings, intermediate)),
         shared_gate=bool(shared) and settings.flag("shared_gate"),
         sigmoid=sigmoid,
-        biased=sigmoid and settings.get("use_expert_bias") is not False,
+        biased=sigmoid if biased is None else biased is True,
         scale=settings.number("routed_scaling_factor", 1.0),
         sum_epsilon=settings.number("topk_sum_epsilon", 0.0),
         groups=groups,

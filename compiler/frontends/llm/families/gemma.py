@@ -139,29 +139,21 @@ def _beside(settings: Settings, layer: int) -> ExpertsConfig | None:
     return None if found is None else replace(found, beside=True)
 
 
-def _gguf_layers(file: GgufFile, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The layers' kinds, and how many tokens have inputs of the layers' own."""
-    windows = file.value(f"{file.required('general.architecture')}.attention.sliding_window_pattern")
-    found: dict[str, Any] = {}
-    if isinstance(windows, list):
-        kinds = [SLIDING if each else FULL for each in windows]
-        found |= {"layer_types": kinds, "sliding_window_pattern": None}
-    if _TABLE in file.names:
-        found["vocab_size_per_layer_input"] = file.shape(_TABLE)[0]
-    return found
+def _gguf_inputs(file: GgufFile) -> dict[str, Any]:
+    """How many tokens have inputs of the layers' own."""
+    return {"vocab_size_per_layer_input": file.shape(_TABLE)[0]} if _TABLE in file.names else {}
 
 
 def _gemma3n_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Files that do not say how many layers read the keys of others have those of llama.cpp, all but 20."""
     count = values.get("num_hidden_layers", 0)
     shared = values.get("num_kv_shared_layers", max(count - _OWN_KEYS, 0) if isinstance(count, int) else 0)
-    return {**_gguf_layers(file, values), "num_kv_shared_layers": shared}
+    return {**_gguf_inputs(file), "num_kv_shared_layers": shared}
 
 
 def _gemma4_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Heads are those of each layer, and layers without a tensor of values have keys in their place."""
-    found, count = _gguf_layers(file, values), values.get("num_hidden_layers")
-    kinds, keys = found.get("layer_types"), values.get("num_key_value_heads")
+    count, kinds, keys = (values.get(each) for each in ("num_hidden_layers", "layer_types", "num_key_value_heads"))
     if kinds is None or len(kinds) != count:
         raise InvalidModelError(f"{file.path}: 'attention.sliding_window_pattern' is not a list of {count} layers")
     each = keys if isinstance(keys, list) else [keys] * len(kinds)
@@ -179,7 +171,7 @@ def _gemma4_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]
         if kind == FULL and index < first
     ]
     return {
-        **found,
+        **_gguf_inputs(file),
         "num_key_value_heads": each[0],
         "per_layer_config": own,
         "attention_k_eq_v": any(alike),
@@ -251,6 +243,12 @@ GEMMA: dict[str, Family] = {
         defaults={**_GEMMA, "sliding_window": 4096, "sliding_window_pattern": 2, "query_pre_attn_scalar": 256},
         storage=_STORAGE,
         gguf=(Gguf(name="gemma2", norms="sandwich", read=_scale),),
+    ),
+    "vaultgemma": Family(
+        names=hugging_face_names(roles={"mlp_norm": "pre_feedforward_layernorm"}),
+        scales_embedding=True,
+        defaults={**_GEMMA, "sliding_window": 4096, "sliding_window_pattern": 2, "query_pre_attn_scalar": 256},
+        storage=_STORAGE,
     ),
     "gemma3_text": Family(
         names=hugging_face_names("sandwich"),

@@ -333,6 +333,21 @@ GPT: dict[str, Family] = {
         aliases=_NORM_EPS,
         gguf=(Gguf(name="phi2"),),
     ),
+    "nemotron": Family(
+        norm="layer",
+        gated=False,
+        defaults={"hidden_act": "relu2", **_EPSILON, "partial_rotary_factor": 0.5},
+        aliases={"rms_norm_eps": "norm_eps"},
+        storage=Storage(norm_offset=1.0),
+        gguf=(Gguf(name="nemotron"),),
+    ),
+    "jais2": Family(
+        norm="layer",
+        gated=False,
+        defaults={"hidden_act": "relu2", **_EPSILON},
+        aliases=_NORM_EPS,
+        gguf=(Gguf(name="jais2"),),
+    ),
     "stablelm": Family(
         norm="layer",
         parallel="use_parallel_residual",
@@ -346,6 +361,5 @@ GPT: dict[str, Family] = {
 # Families of GGUF files alone.
 GPT_FILES: tuple[Family, ...] = (
     Family(norm="layer", positions="alibi", changes=_jais, gguf=(Gguf(name="jais"),)),
-    Family(norm="layer", gated=False, defaults={"hidden_act": "relu2"}, gguf=(Gguf(name="nemotron"),)),
     Family(norm="layer", gguf=(Gguf(name="orion"),)),
 )

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from compiler.errors import OptionError
-from compiler.frontends.llm.config import LatentConfig
+from compiler.frontends.llm.config import MOST_HEADS, DecoderConfig, LatentConfig
 from compiler.frontends.llm.families.family import Family, Gguf
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import DEEPSEEK_EXPERTS, hugging_face_names
 from compiler.frontends.llm.rope import MOST_HEAD_SIZE
 from compiler.frontends.llm.settings import Settings
-
-_SIGMOID = 2  # number of the gating function in GGUF files; 1 is softmax
 
 
 def latent(settings: Settings) -> LatentConfig:
@@ -29,23 +28,42 @@ def latent(settings: Settings) -> LatentConfig:
     )
 
 
-def _gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Sizes of heads, of files with keys and values in one tensor too, and what llama.cpp takes for granted."""
+def head_sizes(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Sizes of heads, of files with keys and values in one tensor too; all norms have one epsilon."""
     whole, value = (values.get(f"{each}_mla", values.get(each)) for each in ("qk_head_dim", "v_head_dim"))
     rotated = values.get("qk_rope_head_dim")
     if not all(isinstance(each, int) for each in (whole, value, rotated)):
         raise OptionError(f"{file.path}: the sizes of the heads of latent attention are missing")
-    scaling, growth = dict(values["rope_scaling"]), file.value("deepseek2.rope.scaling.yarn_log_multiplier")
-    if growth:
-        scaling |= {"mscale": 10 * growth, "mscale_all_dim": 10 * growth}  # stored times 0.1
     return {
         "qk_nope_head_dim": whole - rotated,
         "v_head_dim": value,
         "latent_norm_eps": values.get("rms_norm_eps", 1e-6),
-        "rope_scaling": scaling,
-        "scoring_func": "sigmoid" if file.value("deepseek2.expert_gating_func") == _SIGMOID else "softmax",
-        "use_expert_bias": any(name.endswith(".exp_probs_b.bias") for name in file.names),
     }
+
+
+def _gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Sizes of heads, and what llama.cpp takes for granted."""
+    heads = head_sizes(file, values)
+    scaling, growth = dict(values["rope_scaling"]), file.value("deepseek2.rope.scaling.yarn_log_multiplier")
+    if growth:
+        scaling |= {"mscale": 10 * growth, "mscale_all_dim": 10 * growth}  # stored times 0.1
+    return {**heads, "rope_scaling": scaling}
+
+
+def _minicpm_latent(settings: Settings) -> LatentConfig:
+    size = settings.size("hidden_size") // settings.size("num_attention_heads", most=MOST_HEADS)
+    found = latent(settings)
+    return found if settings.get("v_head_dim") else replace(found, values=size)
+
+
+def _minicpm(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Scales of residuals and logits by the depth and width of a small model."""
+    depth, base = settings.get("scale_depth"), settings.get("dim_model_base")
+    return replace(
+        config,
+        residual_scale=settings.positive("scale_depth") / len(config.layers) ** 0.5 if depth else 1.0,
+        logit_scale=settings.positive("dim_model_base") / config.hidden if base else 1.0,
+    )
 
 
 _V2: dict[str, Any] = {"n_shared_experts": 2, "topk_method": "greedy", "q_lora_rank": 1536}
@@ -61,7 +79,7 @@ _V3: dict[str, Any] = {
 }
 _KEYS = {"num_experts": "n_routed_experts", "rotary_dim": "qk_rope_head_dim"}
 _NAMES = hugging_face_names(roles=DEEPSEEK_EXPERTS)
-_GGUF_KEYS = {
+LATENT_KEYS = {
     "attention.key_length": "qk_head_dim",
     "attention.value_length": "v_head_dim",
     "attention.key_length_mla": "qk_head_dim_mla",
@@ -70,8 +88,6 @@ _GGUF_KEYS = {
     "attention.kv_lora_rank": "kv_lora_rank",
     "rope.dimension_count": "qk_rope_head_dim",
     "expert_count": "num_experts",
-    "expert_group_count": "n_group",
-    "expert_group_used_count": "topk_group",
     "expert_shared_count": "n_shared_experts",
 }
 _DEEPSEEK_V3 = Family(
@@ -82,9 +98,10 @@ _DEEPSEEK_V3 = Family(
     gguf=(
         Gguf(
             name="deepseek2",
-            keys=_GGUF_KEYS,
+            keys=LATENT_KEYS,
             values={
                 **dict.fromkeys(("n_group", "topk_group", "num_experts_per_tok")),
+                "scoring_func": "softmax",
                 "norm_topk_prob": False,
                 "routed_scaling_factor": 1.0,
                 "first_k_dense_replace": 0,
@@ -111,6 +128,25 @@ LATENT: dict[str, Family] = {
             "rms_norm_eps": 1e-5,
         },
         aliases=_KEYS,
+    ),
+    "minicpm3": Family(
+        names=_NAMES,
+        latent=_minicpm_latent,
+        changes=_minicpm,
+        aliases={**_KEYS, "embedding_multiplier": "scale_emb"},
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            "kv_lora_rank": 256,
+            "q_lora_rank": 768,
+            "qk_nope_head_dim": 64,
+            "qk_rope_head_dim": 32,
+            "embedding_multiplier": 12.0,
+            "scale_depth": 1.4,
+            "dim_model_base": 256,
+            "rope_interleave": False,
+        },
+        gguf=(Gguf(name="minicpm3", keys=LATENT_KEYS, read=head_sizes),),
     ),
     "youtu": Family(latent=latent, aliases=_KEYS, defaults={"tie_word_embeddings": True}),
 }

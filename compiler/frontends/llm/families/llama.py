@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, XieluNumbers
+from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, Temperature, XieluNumbers
 from compiler.frontends.llm.families.family import Family, Gguf, mixture, needed, without
-from compiler.frontends.llm.families.layer_kinds import CHUNKED, FULL, listed_kinds
+from compiler.frontends.llm.families.layer_kinds import CHUNKED, FULL, SLIDING, listed_kinds
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import (
     DEEPSEEK_EXPERTS,
@@ -22,6 +22,7 @@ from compiler.frontends.llm.names import (
     hugging_face_names,
 )
 from compiler.frontends.llm.parameters import Storage
+from compiler.frontends.llm.rope import RopeSettings, make_rope
 from compiler.frontends.llm.settings import Settings
 
 _BAICHUAN_LAYERS = 32  # of the model whose positions are rotations; the larger one has ALiBi
@@ -95,13 +96,15 @@ def _alibi(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
 def _llama4(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     """Layers without rotations have a temperature, others norms of the heads."""
     tempered = settings.get("attn_temperature_tuning") not in (False, 0)
-    temperature = (settings.positive("floor_scale", 8192.0), settings.number("attn_scale", 0.1)) if tempered else None
+    temperature = Temperature(
+        settings.positive("floor_scale", 8192.0), settings.number("attn_scale", 0.1), offset=1.0, rotated=False
+    )
     bare = settings.get("use_qk_norm") is not False
     return replace(
         config,
         intermediate=settings.size("intermediate_size_mlp", config.intermediate),
         bare_head_norms=bare,
-        temperature=temperature,
+        temperature=temperature if tempered else None,
     )
 
 
@@ -133,6 +136,45 @@ def _llama4_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
     return None if found is None else replace(found, biased=False, shared=found.intermediate, scales_inputs=True)
 
 
+def hunyuan(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Queries and keys are normalized behind their rotations."""
+    return replace(config, norms_after_rotation=True)
+
+
+def full_first(settings: Settings, count: int) -> list[str]:
+    """Layer kinds of which the first of each four sees everything, if no list is given."""
+    if settings.get("layer_types") is not None:
+        return listed_kinds(settings, count)
+    return [SLIDING if index % 4 else FULL for index in range(count)]
+
+
+def layer_ropes(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Each layer may have a base of its rotations, or 0 for none."""
+    bases = settings.each_layer("layer_rope_theta", len(config.layers))
+    if bases is None:
+        return config
+    size, scaling = config.head_size, settings.table("rope_parameters")
+    ropes = {base: make_rope(RopeSettings(size, float(base), config.context, scaling)) for base in set(bases) if base}
+    layers = zip(config.layers, bases, strict=True)
+    return replace(config, layers=tuple(replace(layer, rope=ropes.get(base)) for layer, base in layers))
+
+
+def _ministral(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Queries grow with the position beyond the length of the training."""
+    scaling = settings.table("rope_parameters")
+    scale, floor = (scaling.get(each) for each in ("llama_4_scaling_beta", "original_max_position_embeddings"))
+    if not scale:
+        return config
+    if not isinstance(scale, int | float) or not isinstance(floor, int | float) or floor <= 0:
+        raise InvalidModelError(f"{settings.path}: queries grow by {scale!r} at every {floor!r} positions")
+    return replace(config, temperature=Temperature(float(floor), float(scale)))
+
+
+def _ministral_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    beta = file.value("mistral3.attention.temperature_scale")
+    return {"rope_parameters": {**values["rope_scaling"], "llama_4_scaling_beta": beta}} if beta else {}
+
+
 _NORMALIZED, _NOT_NORMALIZED = {"norm_topk_prob": True}, {"norm_topk_prob": False}
 _DEEPSEEK = {"scoring_func": "sigmoid", "topk_sum_epsilon": 1e-20, "norm_topk_prob": True}
 _DEEPSEEK_KEYS = {"num_experts": "n_routed_experts"}
@@ -140,6 +182,15 @@ _DEEPSEEK_GGUF = {"expert_shared_count": "n_shared_experts"}
 _QWEN = {"use_sliding_window": False, "max_window_layers": 28}
 _GRANITE = {"attention_multiplier": 1.0}
 _GRANITE_GGUF = {"attention_multiplier": None}  # files that lack it have the usual scale
+_GLM = {"rms_norm_eps": 1.5625e-07, "head_dim": 128, "partial_rotary_factor": 0.5}
+_CWM_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+}
 _EXPERTS_PER_TOKEN = {"num_experts_per_tok": 2, **_NORMALIZED}
 _NORM_EPS = {"rms_norm_eps": "layer_norm_eps"}
 _COHERE_GGUF: dict[str, Any] = {
@@ -151,16 +202,80 @@ _COHERE_GGUF: dict[str, Any] = {
 LLAMA: dict[str, Family] = {
     "llama": Family(
         gguf=(
-            *(
-                Gguf(name=name, interleaved=True)
-                for name in ("llama", "mistral3", "internlm2", "xverse", "ernie4_5", "chatglm")
-            ),
+            *(Gguf(name=name, interleaved=True) for name in ("llama", "internlm2", "xverse", "chatglm")),
             Gguf(name="exaone"),
             Gguf(name="pangu-embedded"),
         )
     ),
     "mistral": Family(),
     "ministral": Family(),
+    "ministral3": Family(
+        changes=_ministral,
+        defaults={"rms_norm_eps": 1e-5, "head_dim": 128},
+        gguf=(Gguf(name="mistral3", interleaved=True, read=_ministral_gguf),),
+    ),
+    "cwm": Family(
+        kinds=full_first,
+        defaults={"head_dim": 128, "sliding_window": 8192, "rope_parameters": _CWM_ROPE},
+    ),
+    "arcee": Family(
+        gated=False,
+        defaults={"hidden_act": "relu2", "rms_norm_eps": 1e-5},
+        gguf=(Gguf(name="arcee", interleaved=True),),
+    ),
+    "ernie4_5": Family(
+        defaults={"rms_norm_eps": 1e-5, "rope_theta": 5e5, "head_dim": 128, "tie_word_embeddings": True},
+        storage=Storage(interleaved=True),
+        gguf=(Gguf(name="ernie4_5", interleaved=True),),
+    ),
+    "hunyuan_v1_dense": Family(
+        names=hugging_face_names(
+            roles={"q_norm": "self_attn.query_layernorm", "k_norm": "self_attn.key_layernorm"},
+        ),
+        changes=hunyuan,
+        defaults={"rms_norm_eps": 1e-5},
+        gguf=(Gguf(name="hunyuan-dense"),),
+    ),
+    "helium": Family(
+        defaults={"rms_norm_eps": 1e-8, "rope_theta": 1e5, "head_dim": 128},
+        storage=Storage(interleaved=True),
+    ),
+    "seed_oss": Family(
+        defaults={"head_dim": 128},
+        gguf=(Gguf(name="seed_oss", second={"mlp_norm": "post_attention_norm"}),),
+    ),
+    "exaone4": Family(
+        names=hugging_face_names("post"),
+        rope_in_windows_only=True,
+        defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "sliding_window_pattern": 4},
+        gguf=(Gguf(name="exaone4", norms="post"),),
+    ),
+    "glm": Family(defaults=_GLM, storage=Storage(interleaved=True)),
+    "glm4": Family(
+        names=hugging_face_names(
+            "sandwich",
+            roles={
+                "post_attention_norm": "post_self_attn_layernorm",
+                "mlp_norm": "post_attention_layernorm",
+                "post_mlp_norm": "post_mlp_layernorm",
+            },
+        ),
+        defaults=_GLM,
+        storage=Storage(interleaved=True),
+        gguf=(Gguf(name="glm4", norms="sandwich", interleaved=True),),
+    ),
+    "bitnet": Family(
+        names=hugging_face_names(roles={"o_norm": "self_attn.attn_sub_norm", "down_norm": "mlp.ffn_sub_norm"}),
+        defaults={"hidden_act": "relu2", "rms_norm_eps": 1e-5, "rope_theta": 5e5},
+        # llama.cpp's architecture is that of the first models, which have another activation.
+        gguf=(
+            Gguf(
+                name="bitnet",
+                roles={"o_norm": "attn_sub_norm", "down_norm": "ffn_sub_norm"},
+                values={"hidden_act": "silu"},
+            ),
+        ),
+    ),
     "mixtral": Family(
         names=hugging_face_names(roles=MIXTRAL_EXPERTS),
         defaults={"rms_norm_eps": 1e-5, "rope_theta": 1e6, **_EXPERTS_PER_TOKEN},
@@ -211,6 +326,12 @@ LLAMA: dict[str, Family] = {
         gguf=(Gguf(name="smollm3", interleaved=True),),
     ),
     "phi3": Family(defaults={"rms_norm_eps": 1e-5}, gguf=(Gguf(name="phi3"),)),
+    "granite_swa": Family(
+        names=hugging_face_names(roles={"sinks": "self_attn.sinks"}),
+        kinds=full_first,
+        changes=layer_ropes,
+        defaults={**_GRANITE, "rms_norm_eps": 1e-5, "sliding_window": 128, "tie_word_embeddings": True},
+    ),
     "granite": Family(defaults=_GRANITE, gguf=(Gguf(name="granite", interleaved=True, values=_GRANITE_GGUF),)),
     **dict.fromkeys(
         ("granitemoe", "granitemoeshared"),
@@ -230,12 +351,12 @@ LLAMA: dict[str, Family] = {
     "olmo2": Family(
         names=hugging_face_names("post"),
         defaults={"rms_norm_eps": 1e-5},
-        gguf=(Gguf(name="olmo2", norms="post"),),
     ),
     "olmo3": Family(
         names=hugging_face_names("post"),
         scales_full_only=True,
         defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "sliding_window_pattern": 4},
+        gguf=(Gguf(name="olmo2", norms="post"),),
     ),
     "gpt_oss": Family(
         names=hugging_face_names(roles=GPT_OSS_ROLES),
@@ -306,32 +427,32 @@ LLAMA: dict[str, Family] = {
         storage=Storage(interleaved=True),
         gguf=(Gguf(name="command-r", **_COHERE_GGUF),),
     ),
+    "cohere2": Family(
+        names=without(hugging_face_names(), "mlp_norm"),
+        norm="layer",
+        parallel=True,
+        changes=_cohere,
+        rope_in_windows_only=True,
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            "sliding_window": 4096,
+            "sliding_window_pattern": 4,
+        },
+        aliases=_NORM_EPS,
+        storage=Storage(interleaved=True),
+        gguf=(Gguf(name="cohere2", **_COHERE_GGUF),),
+    ),
 }
 
 # Families of GGUF files alone.
 LLAMA_FILES: tuple[Family, ...] = (
     # As llama.cpp computes Phi's mixtures: no window, RMS norms (with a bias), and the softmax over the chosen experts.
     Family(defaults={"use_sliding_window": False}, gguf=(Gguf(name="phimoe"),)),
-    Family(gated=False, defaults={"hidden_act": "relu2"}, gguf=(Gguf(name="arcee", interleaved=True),)),
     Family(gguf=(Gguf(name="baichuan", interleaved=True, read=_alibi),)),
     Family(positions="alibi", gguf=(Gguf(name="refact"),)),
     Family(changes=_qwen, gguf=(Gguf(name="qwen"),)),
     Family(
-        norm="layer",
-        parallel=True,
-        changes=_cohere,
-        rope_in_windows_only=True,
-        defaults={"sliding_window_pattern": 4},
-        gguf=(Gguf(name="cohere2", **_COHERE_GGUF),),
-    ),
-    Family(
-        rope_in_windows_only=True,
-        defaults={"sliding_window_pattern": 4},
-        gguf=(Gguf(name="exaone4", norms="post"),),
-    ),
-    Family(gguf=(Gguf(name="glm4", norms="sandwich", interleaved=True),)),
-    Family(
         gguf=(Gguf(name="minicpm", interleaved=True, read=needed("embedding_scale", "residual_scale", "logit_scale")),)
     ),
-    Family(gguf=(Gguf(name="seed_oss", second={"mlp_norm": "post_attention_norm"}),)),
 )

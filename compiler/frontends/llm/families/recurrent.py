@@ -13,7 +13,7 @@ import numpy as np
 from compiler.errors import InvalidModelError
 from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
 from compiler.frontends.llm.families.family import Family, Gguf, mixture, within
-from compiler.frontends.llm.families.latent import latent
+from compiler.frontends.llm.families.latent import LATENT_KEYS, head_sizes, latent
 from compiler.frontends.llm.families.layer_kinds import (
     kinds_by_fours,
     kinds_by_interval,
@@ -240,6 +240,11 @@ def _kimi_linear_kinds(settings: Settings, count: int) -> list[str]:
     if settings.get("layer_types") is not None:
         return listed_kinds(settings, count)
     return ["full_attention" if index and index % 4 == 0 else "recurrent" for index in range(count)]
+
+
+def _kimi_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    heads = {"linear_num_heads": values.get("num_attention_heads")}
+    return {**head_sizes(file, values), **_by_key_heads(file, values), **heads}
 
 
 def _zamba2(settings: Settings) -> StateSpace:
@@ -508,6 +513,17 @@ _KIMI_LINEAR = {
     "expert_down": "mlp.experts.{expert}.w2",
 }
 
+_KIMI_GGUF = {
+    **{f"delta_{role}": f"attn_{role}" for role in ("q", "k", "v")},
+    **{f"delta_conv_{role}": f"ssm_conv1d_{role}" for role in ("q", "k", "v")},
+    "delta_gate": "ssm_g_b",
+    "delta_gate_low": "ssm_g_a",
+    "delta_step": "ssm_f_b",
+    "delta_step_low": "ssm_f_a",
+    "delta_rate": "ssm_beta",
+    "delta_out": "attn_output",
+}
+
 # Every layer is a mixer alone.
 _recurrent = partial(
     Family,
@@ -737,6 +753,18 @@ RECURRENT: dict[str, Family] = {
             "num_experts_per_tok": "num_experts_per_token",
             "n_shared_experts": "num_shared_experts",
         },
+        gguf=(
+            Gguf(
+                name="kimi-linear",
+                keys={
+                    **LATENT_KEYS,
+                    "ssm.conv_kernel": "linear_conv_kernel_dim",
+                    "kda.head_dim": "linear_head_dim",
+                },
+                roles=_KIMI_GGUF,
+                read=_kimi_gguf,
+            ),
+        ),
     ),
     "qwen3_next": Family(
         names=hugging_face_names(roles={**QWEN_EXPERTS, **_DELTA}),

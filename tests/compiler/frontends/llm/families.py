@@ -27,6 +27,9 @@ _LLAMA3 = {
     "original_max_position_embeddings": 128,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
+_PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+_GROWING = {**_PLAIN, "llama_4_scaling_beta": 0.25, "original_max_position_embeddings": 8}
+_STRETCHED = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 1.0, "alpha": 100.0}
 _SHORT, _LONG = [1.0 + 0.1 * i for i in range(6)], [2.0 + 0.3 * i for i in range(6)]
 _LONGROPE = {
     "rope_type": "longrope",
@@ -36,6 +39,7 @@ _LONGROPE = {
     "original_max_position_embeddings": 300,
     "partial_rotary_factor": 0.75,
 }
+_OLMO3 = {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 1e6}}
 _ALTERNATE = ["sliding_attention", "full_attention"]
 
 _SHARED_KEYS: dict[str, Any] = {
@@ -72,6 +76,7 @@ _DEEPSEEK: dict[str, Any] = {
     "n_group": 1,
     "topk_group": 1,
 }
+_MIXED: dict[str, Any] = {"moe_intermediate_size": 40, "num_experts_per_tok": 3, "num_shared_experts": 2}
 _LATENT: dict[str, Any] = {
     "head_dim": None,
     "num_key_value_heads": 4,
@@ -427,17 +432,69 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "apertus": ("Apertus", {"rope_parameters": _LLAMA3}),
+    "glm": ("Glm", {"head_dim": 12, "pad_token_id": 0}),
+    "glm4": ("Glm4", {"pad_token_id": 0}),
+    "cohere2": ("Cohere2", {"head_dim": 12, "pad_token_id": 0, "sliding_window": 9, "layer_types": _ALTERNATE}),
+    "exaone4": ("Exaone4", {"sliding_window": 9, "layer_types": _ALTERNATE}),
+    "nemotron": ("Nemotron", {"attention_bias": True, "mlp_bias": True}),
+    "jais2": ("Jais2", {}),
+    "arcee": ("Arcee", {}),
+    "helium": ("Helium", {"head_dim": 12, "pad_token_id": 0}),
+    "seed_oss": ("SeedOss", {"attention_bias": True}),
+    "cwm": ("Cwm", {"rope_parameters": _LLAMA3, "sliding_window": 9, "layer_types": _ALTERNATE}),
+    "ministral3": ("Ministral3", {"rope_parameters": _GROWING, "sliding_window": None}),
+    "granite_swa": ("GraniteSWA", {"sliding_window": 9, "layer_rope_theta": [0, 500.0], "attention_multiplier": 0.1}),
+    "granitemoe_swa": ("GraniteMoeSWA", {"sliding_window": 9, "num_local_experts": 5, "shared_intermediate_size": 72}),
+    "vaultgemma": ("VaultGemma", {"sliding_window": 9, "layer_types": _ALTERNATE, "query_pre_attn_scalar": 24}),
+    "bitnet": ("BitNet", {"head_dim": 12}),
+    "ernie4_5": ("Ernie4_5", {}),
+    "ernie4_5_moe": ("Ernie4_5_Moe", {"head_dim": 12, "moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 40}),
+    "hunyuan_v1_dense": ("HunYuanDenseV1", {"rope_parameters": _STRETCHED, "pad_token_id": 0}),
+    "hunyuan_v1_moe": ("HunYuanMoEV1", {"num_experts": 6, "moe_topk": 2, "pad_token_id": 0}),
+    "exaone_moe": (
+        "ExaoneMoe",
+        {**_MIXED, "num_experts": 6, "sliding_window": 9, "layer_types": _ALTERNATE, "n_group": 3, "topk_group": 2},
+    ),
+    "afmoe": (
+        "Afmoe",
+        {
+            **_MIXED,
+            "num_experts": 6,
+            "mup_enabled": True,
+            "route_scale": 1.5,
+            "sliding_window": 9,
+            "layer_types": _ALTERNATE,
+        },
+    ),
+    "minimax_m2": (
+        "MiniMaxM2",
+        {"num_local_experts": 6, "num_experts_per_tok": 3, "rope_parameters": {**_PLAIN, "partial_rotary_factor": 0.5}},
+    ),
+    "solar_open": ("SolarOpen", {**_DEEPSEEK, "first_k_dense_replace": None}),
+    "hy_v3": ("HYV3", {**_MIXED, "num_experts": 6, "router_scaling_factor": 1.5}),
+    "flex_olmo": ("FlexOlmo", {"head_dim": 12, "num_experts": 6, "num_experts_per_tok": 3, "pad_token_id": 0}),
+    "mellum": ("Mellum", {**_MIXED, "num_experts": 6, "sliding_window": 9, "layer_types": _ALTERNATE}),
+    "minicpm3": ("MiniCPM3", {**_LATENT, "q_lora_rank": 36, "dim_model_base": 24}),
     "olmo": ("Olmo", {"clip_qkv": 0.05, "head_dim": 12}),
     "olmo2": ("Olmo2", {"head_dim": 12}),
-    "olmo3": ("Olmo3", {"sliding_window": 9, "layer_types": _ALTERNATE, "head_dim": 12}),
+    "olmo3": ("Olmo3", {"rope_parameters": _OLMO3, "sliding_window": 9, "layer_types": _ALTERNATE, "head_dim": 12}),
 }
 
 # Those that transformers' own code is captured for.
 CAPTURED: dict[str, tuple[str, dict[str, Any]]] = {
-    "glm": ("Glm", {"head_dim": 12, "pad_token_id": 0}),
-    "cohere2": ("Cohere2", {"pad_token_id": 0, "sliding_window": 9}),
-    "exaone4": ("Exaone4", {"sliding_window": 9}),
-    "nemotron": ("Nemotron", {}),
+    "dbrx": (
+        "Dbrx",
+        {
+            **_BARE,
+            "d_model": 48,
+            "n_heads": 4,
+            "n_layers": 2,
+            "max_seq_len": 2048,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 2.0, "rope_theta": 1e4},
+            "ffn_config": {"hidden_size": 48, "ffn_hidden_size": 40, "moe_num_experts": 5, "moe_top_k": 2},
+        },
+    ),
+    "persimmon": ("Persimmon", {"num_key_value_heads": None, "head_dim": 12}),
     "codegen": ("CodeGen", {**_GPT2, "rotary_dim": 8}),
 }
 

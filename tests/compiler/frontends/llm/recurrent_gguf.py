@@ -322,11 +322,9 @@ def _describe_mixture(writer: gguf.GGUFWriter, config: Config, *, sigmoid: bool)
     writer.add_expert_gating_func(kinds.SIGMOID if sigmoid else kinds.SOFTMAX)
 
 
-def _deepseek(writer: gguf.GGUFWriter, config: Config) -> None:
-    _describe_mixture(writer, config, sigmoid=config["model_type"] == "deepseek_v3")
+def _describe_latent(writer: gguf.GGUFWriter, config: Config) -> None:
     rank, rotated = config["kv_lora_rank"], config["qk_rope_head_dim"]
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_head_count_kv(1)
     writer.add_kv_lora_rank(rank)
     if config["q_lora_rank"]:
         writer.add_q_lora_rank(config["q_lora_rank"])
@@ -335,6 +333,12 @@ def _deepseek(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_key_length_mla(config["qk_nope_head_dim"] + rotated)
     writer.add_value_length_mla(config["v_head_dim"])
     writer.add_rope_dimension_count(rotated)
+
+
+def _deepseek(writer: gguf.GGUFWriter, config: Config) -> None:
+    _describe_mixture(writer, config, sigmoid=config["model_type"] == "deepseek_v3")
+    _describe_latent(writer, config)
+    writer.add_head_count_kv(1)
     scaling = config["rope_parameters"]
     if "mscale_all_dim" in scaling:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
@@ -343,6 +347,15 @@ def _deepseek(writer: gguf.GGUFWriter, config: Config) -> None:
         writer.add_rope_scaling_yarn_log_mul(0.1 * scaling["mscale_all_dim"])
     writer.add_expert_group_count(config["n_group"])
     writer.add_expert_group_used_count(config["topk_group"])
+
+
+def _kimi(writer: gguf.GGUFWriter, config: Config) -> None:
+    """Layers without heads of keys have linear attention."""
+    _describe_latent(writer, config)
+    _describe_mixture(writer, config, sigmoid=True)
+    writer.add_head_count_kv([int(kind == "full_attention") for kind in config["layer_types"]])
+    writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
+    writer.add_kda_head_dim(config["linear_head_dim"])
 
 
 def _dots(writer: gguf.GGUFWriter, config: Config) -> None:
@@ -369,6 +382,15 @@ def _deepseek_tensors(tensors: Tensors, config: Config) -> Tensors:
     return _experts(found, "mlp")
 
 
+def _kimi_tensors(tensors: Tensors, config: Config) -> Tensors:
+    """Products that the name map does not know by the names of transformers."""
+    renamed = {
+        name.replace("block_sparse_moe.", "mlp.").replace("A_log", "A_log.weight"): values
+        for name, values in tensors.items()
+    }
+    return _deepseek_tensors(renamed, config)
+
+
 _Describe: TypeAlias = "Callable[[gguf.GGUFWriter, Config], None]"
 _Convert: TypeAlias = "Callable[[Tensors, Config], Tensors]"
 ARCHITECTURES: dict[str, tuple[str, _Describe, _Convert]] = {
@@ -385,6 +407,7 @@ ARCHITECTURES: dict[str, tuple[str, _Describe, _Convert]] = {
     "deepseek_v3": ("deepseek2", _deepseek, _deepseek_tensors),
     "glm4_moe": ("glm4moe", _dots, _deepseek_tensors),
     "dots1": ("dots1", _dots, _deepseek_tensors),
+    "kimi_linear": ("kimi-linear", _kimi, _kimi_tensors),
     "gemma3n_text": ("gemma3n", describe_gemma3n, gemma_tensors),
     "gemma4_text": ("gemma4", describe_gemma4, gemma_tensors),
     "qwen3_next": ("qwen3next", _qwen, _qwen_tensors),

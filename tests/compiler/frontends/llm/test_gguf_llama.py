@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import tvm_ffi
 
 import compiler
 from compiler.errors import InvalidModelError, OptionError
@@ -21,17 +22,27 @@ from compiler.frontends.llm.parameters import Parameters
 from tests.compiler.frontends.llm.families import greedy, save_model
 from tests.compiler.frontends.llm.gpt_gguf import NAMES
 from tests.compiler.frontends.llm.gpt_oss_gguf import write_gpt_oss_gguf
+from tests.compiler.frontends.llm.llama_gguf import ARCHITECTURES as LLAMA
+from tests.compiler.frontends.llm.llama_gguf import write_llama_gguf
 from tests.compiler.frontends.llm.recurrent_gguf import ARCHITECTURES as RECURRENT
 
 _GPT = {"norm": "layer", "gated": False}
 _GEMMA = {"activation": "gelu_tanh", "embedding_scale": 8**0.5}
 _MIXTURE = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 6}
+# What files of a type cannot say otherwise
+CHANGES: dict[str, dict[str, Any]] = {
+    "bitnet": {"hidden_act": "silu", "tie_word_embeddings": True},
+    "glm4_moe": {"attention_bias": False, "n_group": 3, "topk_group": 2},
+}
 # architecture -> metadata, and what differs from Llama
 KINDS: dict[str, tuple[Mapping[str, float], dict[str, Any]]] = {
-    **{name: ({}, {}) for name in ("internlm2", "xverse", "ernie4_5", "chatglm", "exaone", "pangu-embedded", "glm4")},
-    **{name: ({}, {}) for name in ("llama", "mistral3", "qwen2", "qwen3", "phi3", "olmo2", "seed_oss")},
+    **{name: ({}, {}) for name in ("internlm2", "xverse", "chatglm", "exaone", "pangu-embedded")},
+    **{name: ({}, {}) for name in ("llama", "qwen2", "qwen3", "phi3")},
     **{name: ({}, {}) for name in ("qwen2vl", "qwen3vl")},  # their texts
-    **{name: (_MIXTURE, {}) for name in ("qwen2moe", "qwen3moe", "qwen3vlmoe", "olmoe", "granitemoe", "phimoe")},
+    **{
+        name: (_MIXTURE, {})
+        for name in ("deepseek", "bailingmoe", "qwen2moe", "qwen3moe", "qwen3vlmoe", "olmoe", "granitemoe", "phimoe")
+    },
     "granite": (
         {"logit_scale": 4.0, "residual_scale": 0.5, "embedding_scale": 3.0, "attention.scale": 0.125},
         {"logit_scale": 0.25, "residual_scale": 0.5, "embedding_scale": 3.0, "score_scale": 0.125},
@@ -45,7 +56,6 @@ KINDS: dict[str, tuple[Mapping[str, float], dict[str, Any]]] = {
     ),
     "gpt-oss": ({**_MIXTURE, "attention.sliding_window": 8}, {"windows": [8, None, 8, None]}),
     "llama4": ({**_MIXTURE, "attention.chunk_size": 8}, {"ropes": [1, 1, 1, 0], "chunks": [8, 8, 8, None]}),
-    "arcee": ({}, {"gated": False, "activation": "relu2"}),
     "baichuan": ({}, {"slopes": (0.0625, 0.00390625)}),  # as all but the one of 32 layers
     "command-r": ({"logit_scale": 0.25}, {"norm": "layer", "parallel": True, "logit_scale": 0.25}),
     "cohere2": (
@@ -61,7 +71,6 @@ KINDS: dict[str, tuple[Mapping[str, float], dict[str, Any]]] = {
     "qwen": ({}, {"intermediate": 6}),
     "refact": ({}, {"slopes": (0.0625, 0.00390625)}),
     "codeshell": ({}, {**_GPT, "activation": "gelu_tanh"}),
-    "nemotron": ({}, {**_GPT, "activation": "relu2"}),
     "orion": ({}, {"norm": "layer"}),
     "jais": ({}, {"norm": "layer", "score_scale": 0.25, "slopes": (0.0625, 0.00390625)}),
 }
@@ -132,7 +141,34 @@ def test_a_file_of_apertus_holds_what_the_folder_does(tmp_path: Path) -> None:
 
 
 def test_every_architecture_is_tested() -> None:
-    assert set(ARCHITECTURES) == {"apertus"} | set(KINDS) | set(NAMES) | {each for each, _, _ in RECURRENT.values()}
+    recurrent = {each for each, _, _ in RECURRENT.values()}
+    assert set(ARCHITECTURES) == {"apertus"} | set(KINDS) | set(NAMES) | set(LLAMA.values()) | recurrent
+
+
+_NUMBERS = ("dbrx", "minicpm3")
+
+
+@pytest.mark.parametrize("name", [each for each in LLAMA if each not in _NUMBERS])
+def test_a_file_and_its_folder_become_one_module(name: str, tmp_path: Path) -> None:
+    """`tests.coverage language` compares the folder's module with transformers. Epsilons are exact in float32."""
+    save_model(
+        name, tmp_path, **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "norm_eps"), 2**-16), **CHANGES.get(name, {})
+    )
+    file = write_llama_gguf(tmp_path / "model.gguf", tmp_path)
+    modules = [import_language_model(each).mod for each in (tmp_path, file)]
+    assert tvm_ffi.structural_equal(*modules), tvm_ffi.get_first_structural_mismatch(*modules)
+
+
+@pytest.mark.parametrize("name", _NUMBERS)
+def test_logits_of_a_file_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    """DBRX has no folder here; of MiniCPM 3, llama.cpp has one epsilon and constant factors."""
+    changes = {"rms_norm_eps": 1e-6, "dim_model_base": 256}
+    model = save_model(name, tmp_path, **(changes if name == "minicpm3" else {}))
+    module = compiler.compile(write_llama_gguf(tmp_path / "model.gguf", tmp_path), threads=1)
+    prompt = np.random.default_rng(0).integers(1, model.config.vocab_size, 23)
+    [wanted], _ = greedy(model, prompt, 1)
+    logits = module.session(capacity=40).run([prompt[None]])["logits"][0, 0]
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * abs(wanted).max())
 
 
 def test_a_file_of_gpt_oss_gives_the_logits_of_transformers(tmp_path: Path) -> None:

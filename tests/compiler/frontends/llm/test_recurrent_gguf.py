@@ -28,6 +28,7 @@ _KINDS = (
     "deepseek_v2",
     "deepseek_v3",
     "glm4_moe",
+    "kimi_linear",
     "gemma3n_text",
     "gemma4_text",
     "gemma4_text-mixture",

@@ -35,15 +35,15 @@ class _Folder(NamedTuple):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> _Folder:
-    path = tmp_path_factory.mktemp("nemotron")
-    reference = save_model("nemotron", path, num_hidden_layers=1, max_position_embeddings=64)
+    path = tmp_path_factory.mktemp("persimmon")
+    reference = save_model("persimmon", path, num_hidden_layers=1, max_position_embeddings=64)
     return _Folder(reference, import_language_model(path))
 
 
 def test_a_folder_of_another_architecture_generates_what_transformers_does(folder: _Folder) -> None:
     reference = folder.reference
     model = LanguageModel(compiler.compile(folder.model, threads=1))
-    assert (model.description.architecture, model.description.context) == ("nemotron", 64)
+    assert (model.description.architecture, model.description.context) == ("persimmon", 64)
     prompt = np.random.default_rng(0).integers(1, reference.config.vocab_size, 9)
     _, tokens = greedy(reference, prompt, 8)
     assert list(model.generate(prompt.tolist(), max_new_tokens=8).tokens) == tokens
@@ -141,7 +141,7 @@ _SHAPES = ((32, 8), (3, 32, 40), (3, 40, 32))
 
 
 def test_a_folder_is_refused_before_anything_large_is_made(tmp_path: Path) -> None:
-    save_model("nemotron", tmp_path, num_hidden_layers=1, max_position_embeddings=64)
+    save_model("persimmon", tmp_path, num_hidden_layers=1, max_position_embeddings=64)
     config = json.loads((tmp_path / "config.json").read_text())
     for changes, message in (
         ({"num_hidden_layers": 10**9}, "'num_hidden_layers' is 1000000000"),
@@ -155,6 +155,6 @@ def test_a_folder_is_refused_before_anything_large_is_made(tmp_path: Path) -> No
 
 
 def test_options_that_do_not_apply_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "nemotron", "architectures": ["NemotronForCausalLM"]}')
+    (tmp_path / "config.json").write_text('{"model_type": "persimmon", "architectures": ["PersimmonForCausalLM"]}')
     with pytest.raises(OptionError, match="do not apply"):
         compiler.compile(tmp_path, sequences=True)
