@@ -351,8 +351,11 @@ def _deepseek(writer: gguf.GGUFWriter, config: Config) -> None:
 
 def _kimi(writer: gguf.GGUFWriter, config: Config) -> None:
     """Layers without heads of keys have linear attention."""
-    _describe_latent(writer, config)
-    _describe_mixture(writer, config, sigmoid=True)
+    names = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
+    own = {name: config[each] for name, each in names.items()} | {"q_lora_rank": None, "first_k_dense_replace": 1}
+    own |= {"rope_parameters": {"rope_theta": 1e4}, "num_experts_per_tok": config["num_experts_per_token"]}
+    _describe_latent(writer, config | own)
+    _describe_mixture(writer, config | own, sigmoid=True)
     writer.add_head_count_kv([int(kind == "full_attention") for kind in config["layer_types"]])
     writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
     writer.add_kda_head_dim(config["linear_head_dim"])
@@ -383,11 +386,7 @@ def _deepseek_tensors(tensors: Tensors, config: Config) -> Tensors:
 
 
 def _kimi_tensors(tensors: Tensors, config: Config) -> Tensors:
-    """Products that the name map does not know by the names of transformers."""
-    renamed = {
-        name.replace("block_sparse_moe.", "mlp.").replace("A_log", "A_log.weight"): values
-        for name, values in tensors.items()
-    }
+    renamed = {name.replace("block_sparse_moe.", "mlp."): values for name, values in tensors.items()}
     return _deepseek_tensors(renamed, config)
 
 

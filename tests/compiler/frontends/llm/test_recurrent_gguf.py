@@ -20,6 +20,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     # llama.cpp has one factor of YaRN for all
     "deepseek_v3": {"q_lora_rank": 36, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
     "lfm2_moe": {"routed_scaling_factor": 1.0},
+    # llama.cpp has one number of heads
+    "kimi_linear": {"linear_num_heads": 4},
     # the table of its files is as long as the vocabulary
     "gemma3n_text": {"vocab_size_per_layer_input": 160},
     **{name: {"linear_value_head_dim": 12} for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
