@@ -44,6 +44,8 @@ def head_sizes(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
 def _gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Sizes of heads, and what llama.cpp takes for granted."""
     heads = head_sizes(file, values)
+    if file.value("deepseek2.attention.temperature_scale"):
+        raise OptionError(f"{file.path}: latent attention whose queries grow with the position is not supported")
     scaling, growth = dict(values["rope_scaling"]), file.value("deepseek2.rope.scaling.yarn_log_multiplier")
     if growth:
         scaling |= {"mscale": 10 * growth, "mscale_all_dim": 10 * growth}  # stored times 0.1
