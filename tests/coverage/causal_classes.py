@@ -122,7 +122,7 @@ def _reference(kind: str, folder: Path) -> list[tuple[np.ndarray[Any, Any], np.n
     import torch
     import transformers
 
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     torch.manual_seed(len(kind))
     config = tiny_config(kind)

@@ -115,7 +115,7 @@ def _routing(file: GgufFile, found: Gguf) -> dict[str, Any]:
         return values
     if function not in _GATING:
         raise OptionError(f"{file.path}: the function {function!r} of the router's logits is not supported")
-    return values | _GATING[function]
+    return {**values, **_GATING[function]}
 
 
 def _value(file: GgufFile, found: Gguf, key: str) -> Any:
