@@ -17,6 +17,10 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("tensorwright", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tensorwright")
 
+# A thread of OpenBLAS spins for tens of milliseconds after each product, beside two processes on two cores. Read when
+# numpy is loaded, here and in the processes that tests start.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # What a developer has tuned is not part of what is tested.
 os.environ["TENSORWRIGHT_RECORDS"] = str(Path(tempfile.gettempdir()) / "tensorwright-tests-have-no-records")
 
