@@ -30,7 +30,7 @@ from compiler.frontends.onnx import import_onnx
 from compiler.frontends.torch.capture import exported_program, quiet
 from compiler.frontends.torch.decomposition import decomposed, without_projections
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
-from compiler.frontends.torch.exporter_patches import exact_constants, exporter_caches
+from compiler.frontends.torch.exporter_patches import exporter_caches
 from compiler.frontends.torch.fixed_sizes import OpenSizes
 from compiler.frontends.torch.in_place import write_out_activations
 from compiler.frontends.torch.requirements import ProgramRequirements, congruences
@@ -216,15 +216,15 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
 
 def _converted(program: torch.export.ExportedProgram) -> Any:
     torch = _torch()
-    # Its optimizer folds normalizations of bfloat16 into weights of float32.
-    foldable = all(tensor.dtype != torch.bfloat16 for tensor in program.state_dict.values())
     try:
-        with quiet(), exporter_caches(), exact_constants() as exact:
+        with quiet(), exporter_caches():
+            # onnxscript's optimizer would take longer than the conversion, folds normalizations of bfloat16 into
+            # weights of float32, and takes x + 1e-8 for x; the passes of this project do what it does.
             return torch.onnx.export(
                 program,
                 dynamo=True,
                 verbose=False,
-                optimize=exact and foldable,
+                optimize=False,
                 custom_translation_table=translations(program),
             )
     except Exception as error:  # the exporter wraps whatever a conversion raises
@@ -248,14 +248,24 @@ def _refusal(error: BaseException) -> Refusal:
 
 
 def _name_outputs(onnx_program: Any, names: list[str]) -> None:
-    """Outputs get their names, and others where inputs have them."""
-    outputs = onnx_program.model.graph.outputs
-    taken = {value.name for value in onnx_program.model.graph.inputs}
-    for value, name in zip(outputs, names, strict=True):
+    """Outputs get their names, and others where inputs have them. Inputs that are returned, and values that are
+    returned twice, are so as copies."""
+    import onnx_ir
+
+    graph = onnx_program.model.graph
+    taken, named = {value.name for value in graph.inputs}, {*graph.inputs}
+    for number, name in enumerate(names):
+        value = graph.outputs[number]
+        if value in named:
+            copy = onnx_ir.Node("", "Identity", [value])
+            copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+            graph.append(copy)
+            value = graph.outputs[number] = copy.outputs[0]
         while name in taken:
             name = f"{name}_out"
         value.name = name
         taken.add(name)
+        named.add(value)
 
 
 def _fix_known_sizes(onnx_program: Any) -> None:

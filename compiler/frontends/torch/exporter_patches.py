@@ -1,24 +1,17 @@
-"""Replacements of functions of torch's exporter and onnxscript's optimizer while a model is exported.
+"""Replacements of functions of torch's exporter while a model is exported.
 
-- `torch.onnx.export` parses the source of some 500 conversions at each call to learn their signatures, and each
-  `run_decompositions` looks up the dispatcher's operators several dozen times. For small models that is most of the
-  time of an import; here their results are kept.
-- Patterns of onnxscript's optimizer match constants within 1e-8 and 1e-5 of the value, so that `x + 1e-8` is taken for
-  `x + 0` and removed: a division by it is then one by zero. `x * 1.00001` is taken for `x * 1`. Here they match the
-  constants they name, and no others.
-
-In versions of torch and onnxscript without these functions nothing is replaced.
+`torch.onnx.export` parses the source of some 500 conversions at each call to learn their signatures, and each
+`run_decompositions` looks up the dispatcher's operators several dozen times. For small models that is most of the
+time of an import; here their results are kept. In versions of torch without these functions nothing is replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import math
 import weakref
 from collections.abc import Callable, Iterator
 from functools import cache, wraps
-from types import SimpleNamespace
 from typing import Any
 
 Function = Callable[..., Any]
@@ -79,28 +72,3 @@ def _kept_for_each_function(describe: Function) -> Function:
         return known[key]
 
     return described
-
-
-_ROUNDING = 1e-7  # float32 rounding error: patterns store 1/6 in float32
-
-
-@contextlib.contextmanager
-def exact_constants() -> Iterator[bool]:
-    """Match constants exactly inside the context; yields False for a version of onnxscript that matches elsewhere."""
-    try:
-        matcher = importlib.import_module("onnxscript.rewriter._matcher")
-    except ImportError:
-        matcher = None
-    if getattr(matcher, "math", None) is not math:
-        yield False
-        return
-    matcher.math = SimpleNamespace(**{**vars(math), "isclose": _is_close})  # type: ignore[union-attr]
-    try:
-        yield True
-    finally:
-        matcher.math = math  # type: ignore[union-attr]
-
-
-def _is_close(found: float, wanted: float, *, rel_tol: float = 0.0, abs_tol: float = 0.0) -> bool:
-    """Equality up to the rounding of float32."""
-    return math.isclose(found, wanted, rel_tol=min(rel_tol, _ROUNDING))
