@@ -13,7 +13,14 @@ from compiler.frontends.torch.decomposition import decomposition_of
 _RANK = 4  # the rank that the ONNX exporter converts
 
 
-@decomposition_of("aten.scaled_dot_product_attention.default")
+def _has_other_ranks_or_a_mask_of_booleans(node: torch.fx.Node) -> bool:
+    tensors = [each.meta["val"] for each in node.args[:3]]  # type: ignore[union-attr]
+    mask: Any = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    masked = mask is not None and mask.meta["val"].dtype == torch.bool
+    return masked or any(each.ndim != _RANK for each in tensors)
+
+
+@decomposition_of("aten.scaled_dot_product_attention.default", condition=_has_other_ranks_or_a_mask_of_booleans)
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kw: Any
 ) -> Any:
