@@ -30,7 +30,7 @@ from compiler.frontends.onnx import import_onnx
 from compiler.frontends.torch.capture import exported_program, quiet
 from compiler.frontends.torch.decomposition import decomposed, without_projections
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
-from compiler.frontends.torch.exporter_patches import exporter_caches
+from compiler.frontends.torch.exporter_patches import exporter_caches, without_rewriting
 from compiler.frontends.torch.fixed_sizes import OpenSizes
 from compiler.frontends.torch.in_place import write_out_activations
 from compiler.frontends.torch.requirements import ProgramRequirements, congruences
@@ -216,15 +216,15 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
 
 def _converted(program: torch.export.ExportedProgram) -> Any:
     torch = _torch()
+    # Its optimizer folds normalizations of bfloat16 into weights of float32.
+    foldable = all(tensor.dtype != torch.bfloat16 for tensor in program.state_dict.values())
     try:
-        with quiet(), exporter_caches():
-            # onnxscript's optimizer would take longer than the conversion, folds normalizations of bfloat16 into
-            # weights of float32, and takes x + 1e-8 for x; the passes of this project do what it does.
+        with quiet(), exporter_caches(), without_rewriting() as folds_alone:
             return torch.onnx.export(
                 program,
                 dynamo=True,
                 verbose=False,
-                optimize=False,
+                optimize=folds_alone and foldable,
                 custom_translation_table=translations(program),
             )
     except Exception as error:  # the exporter wraps whatever a conversion raises

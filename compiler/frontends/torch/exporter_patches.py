@@ -1,8 +1,12 @@
-"""Replacements of functions of torch's exporter while a model is exported.
+"""Replacements of functions of torch's exporter and onnxscript's optimizer while a model is exported.
 
-`torch.onnx.export` parses the source of some 500 conversions at each call to learn their signatures, and each
-`run_decompositions` looks up the dispatcher's operators several dozen times. For small models that is most of the
-time of an import; here their results are kept. In versions of torch without these functions nothing is replaced.
+- `torch.onnx.export` parses the source of some 500 conversions at each call to learn their signatures, and each
+  `run_decompositions` looks up the dispatcher's operators several dozen times. For small models that is most of the
+  time of an import; here their results are kept.
+- onnxscript's optimizer folds constants, which sequences and shapes of dynamic sizes need, and rewrites patterns, which
+  takes longer than the conversion, and is done by passes of this project. It also takes `x + 1e-8` for `x + 0`.
+
+In versions of torch and onnxscript without these functions nothing is replaced.
 """
 
 from __future__ import annotations
@@ -72,3 +76,25 @@ def _kept_for_each_function(describe: Function) -> Function:
         return known[key]
 
     return described
+
+
+@contextlib.contextmanager
+def without_rewriting() -> Iterator[bool]:
+    """The optimizer rewrites no patterns inside the context; yields False for a version of onnxscript in which it would
+    do so nevertheless."""
+    try:
+        rewriter = importlib.import_module("onnxscript.rewriter")
+        original = rewriter.RewritePass
+    except (ImportError, AttributeError):
+        yield False
+        return
+
+    class NoRewriting(original):  # type: ignore[misc, valid-type]
+        def call(self, model: Any) -> Any:
+            return importlib.import_module("onnx_ir").passes.PassResult(model, modified=False)
+
+    rewriter.RewritePass = NoRewriting  # type: ignore[attr-defined]
+    try:
+        yield True
+    finally:
+        rewriter.RewritePass = original  # type: ignore[attr-defined]

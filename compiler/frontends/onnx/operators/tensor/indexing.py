@@ -170,9 +170,18 @@ def _slice(context: NodeContext, axes: list[int], starts: list[Dim], ends: list[
         axis: _bounds(context, shape[axis], start, end, step)
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
     }
-    if all(isinstance(value, int) for triple in bounds.values() for value in (*triple, *triple)):
-        return _static_slice(context, bounds)
-    return strided_slice(context, context.input(0), bounds)
+    kept = {axis: each for axis, each in bounds.items() if not _is_whole(context, shape[axis], each)}
+    if not kept:
+        return context.input(0)
+    if all(isinstance(value, int) for triple in kept.values() for value in triple):
+        return _static_slice(context, kept)
+    return strided_slice(context, context.input(0), kept)
+
+
+def _is_whole(context: NodeContext, size: Dim, bounds: tuple[Dim, Dim, int]) -> bool:
+    """True if a slice is all of an axis."""
+    first, count, step = bounds
+    return isinstance(first, int) and first == 0 and step == 1 and context.arithmetic.equal_is_proved(count, size)
 
 
 _LARGEST_STEP = 2**40  # beyond any size
@@ -215,10 +224,7 @@ def _clamped(context: NodeContext, index: Dim, size: Dim, low: Dim, high: Dim) -
     return arithmetic.minimum(arithmetic.maximum(counted, low), high)
 
 
-def _static_slice(context: NodeContext, bounds: dict[int, tuple[Dim, Dim, int]]) -> relax.Expr:
-    kept = {axis: b for axis, b in bounds.items() if b != (0, context.shape(0)[axis], 1)}
-    if not kept:
-        return context.input(0)
+def _static_slice(context: NodeContext, kept: dict[int, tuple[Dim, Dim, int]]) -> relax.Expr:
     if any(count == 0 or step < 0 for _, count, step in kept.values()):
         return strided_slice(context, context.input(0), kept)
     axes = list(kept)
