@@ -204,6 +204,8 @@ def _slice_scatter(
     if step != 1 or data.ndim == 0:
         return NotImplemented
     first: Any = 0 if start is None else start
+    if isinstance(first, int) and first == 0 and statically_known_true(source.shape[dim] == data.shape[dim]):
+        return source.to(data.dtype, copy=True)
     if isinstance(first, int) and first < 0:
         first = first + data.shape[dim]
     if not isinstance(first, int | torch.SymInt) or (isinstance(first, int) and not isinstance(data.shape[dim], int)):

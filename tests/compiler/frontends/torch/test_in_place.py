@@ -42,3 +42,19 @@ def test_written_values_that_others_read_are_left_to_torch() -> None:
     module = compiler.compile(net, example_inputs=(x,))
     for found, expected in zip(module.run({"x": x.numpy()}).values(), net(x), strict=True):
         np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+class Whole(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.zeros_like(x)
+        y[:] = x[0:]
+        y[:, 1] = x[:, 0] + 1
+        return y
+
+
+def test_a_part_that_is_all_of_a_dynamic_axis_is_neither_copied_nor_scattered() -> None:
+    shapes = ({0: torch.export.Dim("n")},)
+    module = compiler.compile(Whole().eval(), example_inputs=(torch.ones(3, 2),), dynamic_shapes=shapes, threads=1)
+    assert not any(word in each.kernel for each in module.manifest.kernels for word in ("scatter", "arange"))
+    x = np.random.default_rng(0).standard_normal((5, 2), np.float32)
+    np.testing.assert_array_equal(module(x)["output_0"], np.stack([x[:, 0], x[:, 0] + 1], 1))

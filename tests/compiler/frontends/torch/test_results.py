@@ -154,3 +154,18 @@ def test_operators_inside_of_branches_are_decomposed_too() -> None:
     module = compiler.compile(Branching().eval(), example_inputs=(x,), threads=1)
     for each in (x, -x):
         np.testing.assert_allclose(module.run([each])["output_0"], Branching()(each).numpy(), rtol=1e-5, atol=1e-5)
+
+
+class ReturningInputs(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        total = x + y
+        return total, x, total, x
+
+
+def test_inputs_and_values_that_are_returned_twice() -> None:
+    arrays = np.arange(3, dtype=np.float32), np.full(3, 2, dtype=np.float32)
+    module = compiler.compile(ReturningInputs().eval(), example_inputs=tuple(map(torch.from_numpy, arrays)), threads=1)
+    assert [each.name for each in module.inputs] == ["x", "y"]
+    total = arrays[0] + arrays[1]
+    for found, expected in zip(module(*arrays).values(), (total, arrays[0], total, arrays[0]), strict=True):
+        np.testing.assert_array_equal(found, expected)
