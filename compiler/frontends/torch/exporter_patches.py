@@ -39,19 +39,20 @@ def exporter_caches() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replaced(holder: str, name: str, cached: Callable[[Function], Function]) -> Iterator[None]:
-    """`name` in a module, or in an object of one ("module:object"), is its cached form in the context."""
+def _replaced(holder: str, name: str, changed: Callable[[Function], Function]) -> Iterator[bool]:
+    """`name` in a module, or in an object of one ("module:object"), is its changed form in the context; yields False
+    where there is none."""
     module, _, member = holder.partition(":")
     try:
         owner = importlib.import_module(module)
         owner = getattr(owner, member) if member else owner
         original = getattr(owner, name)
     except (ImportError, AttributeError):
-        yield
+        yield False
         return
-    setattr(owner, name, cached(original))
+    setattr(owner, name, changed(original))
     try:
-        yield
+        yield True
     finally:
         setattr(owner, name, original)
 
@@ -80,21 +81,26 @@ def _kept_for_each_function(describe: Function) -> Function:
 
 @contextlib.contextmanager
 def without_rewriting() -> Iterator[bool]:
-    """The optimizer rewrites no patterns inside the context; yields False for a version of onnxscript in which it would
-    do so nevertheless."""
-    try:
-        rewriter = importlib.import_module("onnxscript.rewriter")
-        original = rewriter.RewritePass
-    except (ImportError, AttributeError):
-        yield False
-        return
+    """The optimizer rewrites no patterns inside the context, nor the names of inputs that are returned; yields False for
+    a version of onnxscript in which it would do so nevertheless."""
+    with contextlib.ExitStack() as stack:
+        found = [
+            stack.enter_context(_replaced(holder, name, _idle))
+            for holder, name in (
+                ("onnxscript.rewriter", "RewritePass"),
+                ("onnx_ir.passes.common", "OutputFixPass"),
+            )
+        ]
+        yield found[0]
 
-    class NoRewriting(original):  # type: ignore[misc, valid-type]
+
+@cache
+def _idle(original: Any) -> Any:
+    """A pass that changes nothing."""
+    from onnx_ir.passes import PassResult
+
+    class Idle(original):  # type: ignore[misc]
         def call(self, model: Any) -> Any:
-            return importlib.import_module("onnx_ir").passes.PassResult(model, modified=False)
+            return PassResult(model, modified=False)
 
-    rewriter.RewritePass = NoRewriting  # type: ignore[attr-defined]
-    try:
-        yield True
-    finally:
-        rewriter.RewritePass = original  # type: ignore[attr-defined]
+    return Idle
