@@ -81,8 +81,8 @@ def _kept_for_each_function(describe: Function) -> Function:
 
 @contextlib.contextmanager
 def without_rewriting() -> Iterator[bool]:
-    """The optimizer rewrites no patterns inside the context, nor the names of inputs that are returned; yields False for
-    a version of onnxscript in which it would do so nevertheless."""
+    """The optimizer rewrites no patterns inside the context, nor the names of inputs that are returned; yields False
+    for a version of onnxscript in which it would do so nevertheless."""
     with contextlib.ExitStack() as stack:
         found = [
             stack.enter_context(_replaced(holder, name, _idle))
