@@ -95,6 +95,7 @@ def _onnxruntime(proto: onnx.ModelProto, source: object) -> Run:
         settings = onnxruntime.SessionOptions()
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         settings.log_severity_level = 3
+        settings.intra_op_num_threads = 1  # several threads of its ScatterND lose sums of the same row (1.32)
         if folder is not None:
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
