@@ -99,7 +99,7 @@ def _idle(original: Any) -> Any:
     """A pass that changes nothing."""
     from onnx_ir.passes import PassResult
 
-    class Idle(original):  # type: ignore[misc]
+    class Idle(original):
         def call(self, model: Any) -> Any:
             return PassResult(model, modified=False)
 

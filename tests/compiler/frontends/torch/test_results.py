@@ -167,5 +167,7 @@ def test_inputs_and_values_that_are_returned_twice() -> None:
     module = compiler.compile(ReturningInputs().eval(), example_inputs=tuple(map(torch.from_numpy, arrays)), threads=1)
     assert [each.name for each in module.inputs] == ["x", "y"]
     total = arrays[0] + arrays[1]
-    for found, expected in zip(module(*arrays).values(), (total, arrays[0], total, arrays[0]), strict=True):
+    results = module(*arrays)
+    assert isinstance(results, dict)
+    for found, expected in zip(results.values(), (total, arrays[0], total, arrays[0]), strict=True):
         np.testing.assert_array_equal(found, expected)
