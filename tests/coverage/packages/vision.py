@@ -30,6 +30,9 @@ _SMALLER: tuple[dict[str, Any], ...] = (
     {"depth": 2, "dynamic_img_size": True},
     {"depth": 2},
     {"depths": (1, 1, 1, 1)},
+    {"layers": (1, 1, 1, 1)},
+    {"block_config": (1, 1, 1, 1)},
+    {"k_sec": (1, 1, 1, 1)},
     {},
 )
 
