@@ -284,8 +284,8 @@ def _periods(size: Expr) -> dict[Var, int]:
     for part in _operands(size):
         for var, period in _periods(part).items():
             result[var] = math.lcm(result.get(var, 1), period)
-    if isinstance(size, (tirx.FloorDiv, tirx.FloorMod)) and isinstance(size.b, tirx.IntImm) and int(size.b.value) > 0:
-        return {var: period * int(size.b.value) for var, period in result.items()}
+    if isinstance(size, (tirx.FloorDiv, tirx.FloorMod)) and isinstance(size.b, tirx.IntImm) and int(size.b.value) != 0:
+        return {var: period * abs(int(size.b.value)) for var, period in result.items()}
     return result
 
 
@@ -341,14 +341,14 @@ def _product(a: Polynomial, b: Polynomial) -> Polynomial:
 
 
 def _quotient(a: Polynomial, b: Polynomial) -> Polynomial:
-    """a // b: by a positive number that divides all coefficients but the constant, or a product that divides a."""
+    """a // b: by a number that divides all coefficients but the constant, or a product that divides a."""
     if len(b) != 1:
         if a == b:
             return {(): 1}
         raise UnprovableError
     ((monomial, divisor),) = b.items()
-    if divisor <= 0:
-        raise UnprovableError
+    if divisor < 0:
+        return _quotient(_sum({}, a, -1), {monomial: -divisor})
     result: Polynomial = {}
     for each, coefficient in a.items():
         left = list(each)

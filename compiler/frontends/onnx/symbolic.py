@@ -14,6 +14,7 @@ import tvm
 from tvm import sym, tirx
 
 from schedules.ir.size_proofs import SizeSpellings
+from schedules.ir.tir import structural_map
 from schedules.ir.tvm_types import Expr
 
 Scalar = Any  # int | float | bool | tvm.ir.Expr of a primitive type
@@ -80,7 +81,14 @@ class Arithmetic:
             raise ZeroDivisionError("integer division by zero")
         if self.not_negative(a) and self.not_negative(b):
             return self._binary(lambda x, y: x // y, tirx.FloorDiv, a, b)
+        if is_number(b) and b > 0 and not is_number(a) and self.equal_is_proved(self.floor_mod(a, b), 0):
+            return self._exact_quotient(a, b)
         return self._binary(_truncated_quotient, tirx.Div, a, b)
+
+    def _exact_quotient(self, a: tvm.ir.Expr, b: int) -> Scalar:
+        """Quotient of a multiple of `b`; of x - x % b, which frontends write to round down, it is x // b."""
+        shorter = self.floor_divide(structural_map(a, (tirx.FloorMod, lambda rest: _constant(0, rest))), b)
+        return shorter if self.equal_is_proved(shorter, tirx.FloorDiv(a, _constant(b, a))) else self.floor_divide(a, b)
 
     def floor_divide(self, a: Scalar, b: Scalar) -> Scalar:
         return self._binary(lambda x, y: x // y, tirx.FloorDiv, a, b)

@@ -22,6 +22,7 @@ Condition = tuple[SizeRelation, str]
 """A relation of sizes, and where it is asked for."""
 
 _DECOMPOSITIONS = ("_decomp", "_refs")  # folders of torch whose functions compute results, as a model's code does
+_CALLS = ("_export", "_tensor.py", "_jit_internal.py")  # parts of torch that call its functions in a model's name
 
 
 def branch_relations(program: torch.export.ExportedProgram) -> Iterator[Condition]:
@@ -60,6 +61,7 @@ def _source(guard: Any) -> tuple[str, str]:
         return "", ""
     path, home = Path(location.filename), Path(torch.__file__).parent
     folder = path.relative_to(home).parts[0] if path.is_relative_to(home) else ""
+    folder = "" if folder in _CALLS else folder
     return folder, f"({path.name}:{location.lineno})"
 
 

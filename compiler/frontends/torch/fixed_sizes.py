@@ -8,6 +8,7 @@ them alone.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 
-_NEIGHBOURS = 64  # sizes to either side of the example's
+_NEIGHBOURS = 256  # sizes to either side of the example's
 
 
 class OpenSizes:
@@ -72,16 +73,23 @@ class OpenSizes:
             if getattr(guard.expr, "rel_op", None) == "==":
                 equation = guard.expr.xreplace(self._environment.replacements)
                 symbols = list(getattr(equation, "free_symbols", ()))
-                if len(symbols) == 1 and symbols[0] in self._positions and self._has_one_solution(equation, *symbols):
+                if len(symbols) == 1 and symbols[0] in self._positions and self._is_fixed(equation, *symbols):
                     fixed.setdefault(symbols[0], equation)
         return fixed
 
-    def _has_one_solution(self, equation: Any, symbol: Any) -> bool:
-        """True if no size near the example's but its own solves the equation."""
+    def _is_fixed(self, equation: Any, symbol: Any) -> bool:
+        """True if sizes near the example's solve the equation in one block alone, as those from 64 to 79 do
+        `size // 16 == 4`: the model computes one thing for all of them, and another or nothing for others."""
         example = int(_examples(self._environment).get(symbol, 0))
         near = range(max(example - _NEIGHBOURS, 1), example + _NEIGHBOURS)
-        others = (each for each in near if each != example)
-        return example > 0 and not any(_may_hold(equation, symbol, each) for each in others)
+        if example not in near:
+            return False
+        first = _end_of_block(equation, symbol, range(example, near.start - 1, -1))
+        last = _end_of_block(equation, symbol, range(example, near.stop))
+        if first == near.start > 1 or last == near.stop - 1:
+            return False
+        others = (each for each in near if not first <= each <= last)
+        return not any(_may_hold(equation, symbol, each) for each in others)
 
     def _refusal(self, fixed: Mapping[Any, Any]) -> UnsupportedModelError:
         refusals = [
@@ -95,13 +103,19 @@ class OpenSizes:
         ]
         gone = {name for symbol in fixed for _, name in self._positions[symbol]}
         line = remaining_dimensions(self._shapes, list(self._parameters), lambda name, dim: name in gone)
-        hint = "leave these dimensions out of dynamic_shapes"
-        return UnsupportedModelError(refusals, f"{hint}: {line}" if line else hint)
+        hint = f"leave these dimensions out of dynamic_shapes{': ' + line if line else ''}"
+        return UnsupportedModelError(refusals, f"{hint}; or give an example of a size that takes another branch")
 
 
 def _examples(environment: Any) -> Any:
     """The example's value of each symbol."""
     return getattr(environment, "backed_var_to_val", None) or environment.var_to_val
+
+
+def _end_of_block(equation: Any, symbol: Any, sizes: range) -> int:
+    """The last of the sizes before the first at which the equation does not hold."""
+    holds = itertools.takewhile(lambda size: _may_hold(equation, symbol, size), sizes[1:])
+    return max(holds, key=lambda size: abs(size - sizes[0]), default=sizes[0])
 
 
 def _may_hold(equation: Any, symbol: Any, size: int) -> bool:

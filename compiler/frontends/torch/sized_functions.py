@@ -35,6 +35,7 @@ def sized_functions_captured() -> AbstractContextManager[None]:
             (torch, "pow", _pow),
             (torch.Tensor, "pow", _pow),
             (torch.Tensor, "__pow__", _pow),
+            (torch.Tensor, "new_tensor", _new_tensor),
             (torch, "triu_indices", _triangle_indices(1)),
             (torch, "tril_indices", _triangle_indices(-1)),
             *((functional, f"avg_pool{rank}d", _pool(rank, "mean")) for rank in (1, 2, 3)),
@@ -95,6 +96,18 @@ def _as_tensor(original: _Function) -> _Function:
         return original(data, *arguments, **options)
 
     return as_tensor
+
+
+def _new_tensor(original: _Function) -> _Function:
+    def new_tensor(self: Tensor, data: Any, **options: Any) -> Any:
+        import torch
+
+        found = data if isinstance(data, list | tuple) else [data]
+        if any(_is_symbolic(each) for each in found):
+            return torch.tensor(data, **{"dtype": self.dtype, **options})
+        return original(self, data, **options)
+
+    return new_tensor
 
 
 def _kron(original: _Function) -> _Function:

@@ -5,6 +5,7 @@ operators of quantized programs among them.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -223,7 +224,24 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
     attentions = {overload(_ATTENTION): _attention} if _has_special_attention(program) else {}
     sums = {overload("aten.add.Tensor"): _add} if _adds_booleans(program) else {}
     views = {overload("prims.view_of.default"): _itself}  # of the exporter's own decompositions
-    return {torch.ops.aten._int_mm.default: int_mm, **views, **resampling, **attentions, **sums, **found}
+    numbers = {operator.floordiv: _floor_quotient, round: _rounded}
+    return {torch.ops.aten._int_mm.default: int_mm, **views, **resampling, **attentions, **sums, **numbers, **found}
+
+
+def _floor_quotient(size: Any, divisor: Any) -> Any:
+    """Python's quotient of whole numbers, which is rounded down; the exporter's own is rounded toward zero."""
+    from onnxscript import opset18 as op
+
+    return op.Div(op.Sub(size, op.Mod(size, divisor)), divisor)
+
+
+def _rounded(size: Any, digits: int | None = None) -> Any:
+    """The nearest whole number, the even one of two, as `round` of a size that is a float."""
+    from onnxscript import opset18 as op
+
+    if digits is not None:
+        raise NotImplementedError("a size is rounded to whole numbers alone")
+    return op.Cast(op.Round(size), to=_onnx_type("int64"))
 
 
 def _itself(values: object) -> Any:

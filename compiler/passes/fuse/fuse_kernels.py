@@ -3,6 +3,7 @@ and FuseTIR makes a kernel of it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import tvm
@@ -12,8 +13,9 @@ from tvm.ir.transform import PassContext
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
-from schedules.ir.tir import structural_walk
+from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable, bindings_of, update_functions
+from compiler.passes.rewriting.substitution import leaves
+from schedules.ir.tir import structural_map, structural_walk
 from schedules.ir.tvm_types import GlobalVar, PrimFunc, Var
 
 MOST_OPERATORS = 64
@@ -25,9 +27,26 @@ many. TVM's own limit is 256."""
 def group_operators(mod: IRModule, context: PipelineContext) -> IRModule:
     """Groups that are equal are one function, so that which nodes of the model they compute is noted by call."""
     with PassContext(config={"relax.FuseOps.max_depth": MOST_OPERATORS}), context.tvm_target():
-        grouped = relax.transform.FuseOps()(mod)
+        grouped = relax.transform.FuseOps()(_with_outputs_for_casts(mod))
     context.tracker.follow_grouping(mod, grouped)
     return grouped
+
+
+def _with_outputs_for_casts(mod: IRModule) -> IRModule:
+    """The module with values that have both a MatchCast and other uses as outputs of their dataflow blocks.
+
+    FuseOps has no edge from a value to its MatchCast, and would group the value with a use that depends on the cast.
+    """
+    changed = {}
+    for variable, function in mod.functions_items():
+        if not isinstance(function, relax.Function):
+            continue
+        reads = Counter(leaf for leaf in leaves(function) if isinstance(leaf, relax.DataflowVar))
+        cast = {each.value for each in bindings_of(function.body) if isinstance(each, relax.MatchCast)}
+        outputs = {each: relax.Var(str(each.name), each.ty) for each in cast if reads.get(each, 0) > 1}
+        if outputs:
+            changed[variable] = structural_map(function, (relax.DataflowVar, lambda var: outputs.get(var, var)))  # noqa: B023
+    return update_functions(mod, changed)
 
 
 Order = list[int]  # of parameters: the old position of each

@@ -27,11 +27,14 @@ EQUAL = [
     (((H - 1) // 2 + 1 - 1) // 2 + 1, (H + 3) // 4),
     (H // 2 * 2 + H % 2, H),
     (H * W * 16 // W, H * 16),
+    ((H % -4 - H) // 4, -H // 4),
+    (H // -2, -H // 2),
     (tirx.min(H + 3, H + 5), H + 3),
 ]
 DIFFERENT = [
     (H // 2 * 2, H),
     ((H + 1) // 2, H // 2),
+    (H // -2, -(H // 2)),
     (tirx.Select(tirx.EQ(H, tirx.const(1, "int64")), tirx.const(0, "int64"), H), H),
     (tirx.max(H, W), H),
     (H * W, H + W),

@@ -124,6 +124,37 @@ def test_a_multiple_of_which_the_model_makes_a_number_is_refused(count: Callable
         import_model(Whole(count).eval(), example_inputs=(torch.randn(32),), dynamic_shapes=multiple)
 
 
+class Positions(nn.Module):
+    """Positions of 16 patches, which are repeated for another number of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = x.shape[0] // 4
+        return x.mean() + (torch.arange(16) if patches == 16 else torch.arange(patches) * 2)
+
+
+def test_a_branch_that_few_neighbouring_sizes_take_is_refused() -> None:
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    with pytest.raises(UnsupportedModelError, match=r"dimension 0 of x(?s:.*)4\) = 16(?s:.*)an example"):
+        import_model(Positions().eval(), example_inputs=(torch.randn(66),), dynamic_shapes=dynamic)
+    import_model(Positions().eval(), example_inputs=(torch.randn(40),), dynamic_shapes=dynamic)
+
+
+class Areas(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape
+        return x * x.new_tensor([(height // 2) * (width // 2) * 1.0])
+
+
+def test_numbers_that_functions_of_torch_read_are_required() -> None:
+    dynamic = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(Areas().eval(), (torch.randn(4, 12),), dynamic_shapes=dynamic)
+    module = compiler.compile(program, threads=1)
+    x = torch.randn(5, 13)
+    np.testing.assert_allclose(module.run([x])["output_0"], Areas()(x).numpy(), rtol=1e-6)
+    with pytest.raises(InputError, match="a branch of the model"):
+        module.run([torch.randn(8, 12)])
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         size: int = x.shape[0]

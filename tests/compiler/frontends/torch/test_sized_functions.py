@@ -30,6 +30,8 @@ class OfMatrices(nn.Module):
             torch.fft.fftshift(x),
             torch.fft.ifftshift(x, 1),
             x % columns,
+            x / x.new_tensor([columns * 1.0, rows // 2]).sum(),
+            torch.zeros(-(-rows // 2), round(columns * 0.7)) + (3 - columns) // 4,
             *self.powers(x.abs() + 0.5),
             *self.triangles(x @ x.mT),
             *self.written(x),

@@ -1,4 +1,4 @@
-"""The order in which fused kernels take their sizes."""
+"""Groups of operators, and the order in which fused kernels take their sizes."""
 
 from __future__ import annotations
 
@@ -51,3 +51,23 @@ def test_calls_give_the_sizes_in_the_kernels_order(monkeypatch: Any) -> None:
     data = np.arange(4 * 6, dtype=np.float32).reshape(4, 6)
     got = vm["main"](tvm.runtime.tensor(data), tvm.runtime.tensor(np.zeros((2, 3), np.float32)))
     np.testing.assert_array_equal(got.numpy(), data + 1)
+
+
+def test_values_with_a_match_cast_are_grouped_with_no_later_use() -> None:
+    """TVM's FuseOps does not see that `total` depends on `positive` by way of the cast."""
+    n, m = tirx.Var("n", "int64"), tirx.Var("m", "int64")
+    x = relax.Var("x", relax.TensorType([n, 4], "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            positive = builder.emit(relax.op.nn.relu(x))
+            named = builder.match_cast(positive, relax.TensorType([m, 4], "float32"))
+            again = builder.match_cast(builder.emit(relax.op.exp(named)), relax.TensorType([n, 4], "float32"))
+            result = builder.emit_output(relax.op.add(positive, again))
+        builder.emit_func_output(result)
+    mod = relax.transform.AnnotateTIROpPattern()(relax.transform.LegalizeOps()(builder.get()))
+    fused = get_pass("fuse-kernels")(get_pass("group-operators")(mod, PipelineContext()), PipelineContext())
+    vm = relax.VirtualMachine(relax.build(fused, "llvm"), tvm.cpu())
+    data = np.linspace(-2, 1, 12, dtype=np.float32).reshape(3, 4)
+    positive = np.maximum(data, 0)
+    np.testing.assert_allclose(vm["main"](tvm.runtime.tensor(data)).numpy(), positive + np.exp(positive), rtol=1e-6)
