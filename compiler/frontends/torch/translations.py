@@ -224,7 +224,7 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
     attentions = {overload(_ATTENTION): _attention} if _has_special_attention(program) else {}
     sums = {overload("aten.add.Tensor"): _add} if _adds_booleans(program) else {}
     views = {overload("prims.view_of.default"): _itself}  # of the exporter's own decompositions
-    numbers = {operator.floordiv: _floor_quotient, round: _rounded}
+    numbers: dict[Callable[..., Any], Callable[..., Any]] = {operator.floordiv: _floor_quotient, round: _rounded}
     return {torch.ops.aten._int_mm.default: int_mm, **views, **resampling, **attentions, **sums, **numbers, **found}
 
 
