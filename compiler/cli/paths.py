@@ -29,12 +29,7 @@ def check_is_module(path: Path) -> None:
         from compiler.support.model_files import missing_file_hint
 
         raise StorageError(f"no such module: {path}", missing_file_hint(path))
-    if path.suffix in {".onnx", ".pt2"}:
-        from compiler.inspection.contents import is_module_file
-
-        is_model = not is_module_file(path)
-    else:
-        is_model = (path / "config.json").exists()
+    is_model = not is_module_file(path) if path.suffix in {".onnx", ".pt2"} else (path / "config.json").exists()
     if is_model:
         raise ArtifactError(
             f"{path} is a model, not a compiled module", f"compile it first: tensorwright compile {path}"
