@@ -175,10 +175,12 @@ class Parameters:
         self._checkpoint.ignore([f"{self._names.of(layer, role)}.weight" for role in roles])
 
     def gated_queries_keys_values(self, layer: int) -> list[Linear]:
-        """The three products, and the gates of attention: one more, or in a tensor beside the queries head by head."""
+        """The three products, and that of the gates of attention: of heads or of their elements, in a tensor of its own
+        or beside the queries, head by head."""
         heads, hidden = self._config.heads_of(layer), self._config.hidden
         if self._names.of(layer, "attention_gate") is not None:
-            return [*self.queries_keys_values(layer), self._role(layer, "attention_gate", heads.queries, hidden)]
+            rows = heads.count if self.width(layer, "attention_gate") == heads.count else heads.queries
+            return [*self.queries_keys_values(layer), self._role(layer, "attention_gate", rows, hidden)]
         both = self._role(layer, "q", 2 * heads.queries, hidden)
         rows = np.arange(2 * heads.queries).reshape(heads.count, 2, heads.size)
         query, gate = (both.taken(rows[:, part].reshape(-1)) for part in range(2))

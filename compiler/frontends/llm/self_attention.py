@@ -55,12 +55,18 @@ class SelfAttention:
         return self._model.config.heads_of(self._index)
 
     def _gated_heads(self, x: Expr) -> Expr:
-        """`heads` of a model whose results are multiplied with gates."""
+        """`heads` of a model whose results are multiplied with gates, of each element or of each head."""
         model, heads, emit = self._model, self._counts, self._model.builder.emit
-        parts = model.products.heads(x, model.parameters.gated_queries_keys_values(self._index), heads.size)
-        found = self._attended(*parts[:3])
-        gates = emit(R.reshape(parts[3], (1, x.ty.shape[1], heads.queries)))
-        return emit(R.multiply(found, emit(R.sigmoid(gates))))
+        length, linears = x.ty.shape[1], model.parameters.gated_queries_keys_values(self._index)
+        if linears[3].weight.rows == heads.queries:
+            *parts, gates = model.products.heads(x, linears, heads.size)
+            found, shape = self._attended(*parts), (1, length, heads.queries)
+        else:
+            found = self._attended(*model.products.heads(x, linears[:3], heads.size))
+            found = emit(R.reshape(found, (1, length, heads.count, heads.size)))
+            gates, shape = model.products.product(x, linears[3]), (1, length, heads.count, 1)
+        gated = emit(R.multiply(found, emit(R.sigmoid(emit(R.reshape(gates, shape))))))
+        return emit(R.reshape(gated, (1, length, heads.queries)))
 
     def _attended(self, query: Expr, key: Expr | None = None, value: Expr | None = None) -> Expr:
         """Attention of the products' results; without keys, over the cache of another layer."""

@@ -307,6 +307,27 @@ def _xlstm(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     return replace(config, intermediate=int((width + every - 1) // every) * every)
 
 
+def _lfm3_names(settings: Settings) -> Names:
+    """Norms behind the parts of a block and gates of attention are options."""
+    roles = {**_LFM2, "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm", "o": "self_attn.o_proj"}
+    if settings.get("use_sandwich_norm") is not False:
+        roles |= {"post_attention_norm": "post_operator_norm", "post_mlp_norm": "post_ffn_norm"}
+    if settings.get("use_attention_gate") is not False:
+        roles["attention_gate"] = "self_attn.gate_proj"
+    return replace(hugging_face_names(roles=roles), norm="model.embedding_norm")
+
+
+def _lfm3_kinds(settings: Settings, count: int) -> list[str]:
+    if settings.get("layer_types") is not None:
+        return listed_kinds(settings, count)
+    kinds = ("sliding_attention", "recurrent", "full_attention", "recurrent")
+    return ["recurrent", *(kinds[index % 4] for index in range(1, count))]
+
+
+def _lfm3(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    return replace(config, gated_attention=settings.get("use_attention_gate") is not False)
+
+
 def _gated(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     return replace(config, gated_attention=True)
 
@@ -569,6 +590,25 @@ RECURRENT: dict[str, Family] = {
         gguf=(
             Gguf(name="lfm2", norm="token_embd_norm", read=_by_key_heads, values={"block_auto_adjust_ff_dim": False}),
         ),
+    ),
+    "lfm3": Family(
+        names=_lfm3_names,
+        kinds=_lfm3_kinds,
+        recurrent=_short_convolution,
+        changes=_lfm3,
+        renames={"self_attn.g_proj.": "self_attn.gate_proj."},
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            "head_dim": 128,
+            "sliding_window": 256,
+            "conv_L_cache": 7,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+            },
+        },
+        aliases={"rms_norm_eps": "norm_eps"},
     ),
     "lfm2_moe": Family(
         names=replace(hugging_face_names(roles=_LFM2_MOE), norm="model.embedding_norm"),

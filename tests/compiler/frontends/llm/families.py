@@ -226,6 +226,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "falcon_mamba": ("FalconMamba", {**_BARE, "state_size": 12, "num_attention_heads": None}),
     "lfm2": ("Lfm2", {"head_dim": None, "layer_types": ["conv", "full_attention"], "norm_eps": 1e-5}),
+    "lfm3": (
+        "Lfm3",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": ["conv", "full_attention", "sliding_attention"],
+            "sliding_window": 9,
+            "norm_eps": 1e-5,
+            "pad_token_id": 0,
+        },
+    ),
     "lfm2_moe": (
         "Lfm2Moe",
         {
