@@ -504,6 +504,7 @@ CAPTURED: dict[str, tuple[str, dict[str, Any]]] = {
             "ffn_config": {"hidden_size": 48, "ffn_hidden_size": 40, "moe_num_experts": 5, "moe_top_k": 2},
         },
     ),
+    "gpt_neo": ("GPTNeo", {**_BARE, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4}),
     "persimmon": ("Persimmon", {"num_key_value_heads": None, "head_dim": 12}),
     "codegen": ("CodeGen", {**_GPT2, "rotary_dim": 8}),
 }

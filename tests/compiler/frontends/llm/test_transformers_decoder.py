@@ -14,7 +14,7 @@ import torch
 from tvm import relax, tirx, topi
 
 import compiler
-from compiler.errors import InvalidModelError, OptionError
+from compiler.errors import InvalidModelError, OptionError, UnsupportedModelError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.captured_cache import with_cache_type
@@ -152,6 +152,13 @@ def test_a_folder_is_refused_before_anything_large_is_made(tmp_path: Path) -> No
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(InvalidModelError, match=message):
             compiler.compile(tmp_path)
+
+
+def test_code_that_is_wrong_with_a_static_cache_is_refused(tmp_path: Path) -> None:
+    """GPT-Neo's masks take the capacity of the cache for the number of tokens."""
+    save_model("gpt_neo", tmp_path, max_position_embeddings=64, window_size=9)
+    with pytest.raises(UnsupportedModelError, match="other logits than without one"):
+        import_language_model(tmp_path)
 
 
 def test_options_that_do_not_apply_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
