@@ -88,7 +88,7 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
     model = load_model(folder, transformers.AutoModelForCausalLM)
     if model.config.model_type in _WRONG:
         raise OptionError(
-            f"{folder}: models of type {model.config.model_type!r} are not supported: {_WRONG[model.config.model_type]}",
+            f"{folder}: type {model.config.model_type!r} is not supported: {_WRONG[model.config.model_type]}",
             f"built without PyTorch: {', '.join(sorted(FAMILIES))}",
         )
     with model_code(folder, model):
