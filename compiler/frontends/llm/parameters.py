@@ -179,8 +179,8 @@ class Parameters:
         or beside the queries, head by head."""
         heads, hidden = self._config.heads_of(layer), self._config.hidden
         if self._names.of(layer, "attention_gate") is not None:
-            rows = heads.count if self.width(layer, "attention_gate") == heads.count else heads.queries
-            return [*self.queries_keys_values(layer), self._role(layer, "attention_gate", rows, hidden)]
+            width = heads.count if self.width(layer, "attention_gate") == heads.count else heads.queries
+            return [*self.queries_keys_values(layer), self._role(layer, "attention_gate", width, hidden)]
         both = self._role(layer, "q", 2 * heads.queries, hidden)
         rows = np.arange(2 * heads.queries).reshape(heads.count, 2, heads.size)
         query, gate = (both.taken(rows[:, part].reshape(-1)) for part in range(2))

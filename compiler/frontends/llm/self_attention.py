@@ -58,9 +58,10 @@ class SelfAttention:
         """`heads` of a model whose results are multiplied with gates, of each element or of each head."""
         model, heads, emit = self._model, self._counts, self._model.builder.emit
         length, linears = x.ty.shape[1], model.parameters.gated_queries_keys_values(self._index)
+        shape: tuple[Index, ...] = (1, length, heads.queries)
         if linears[3].weight.rows == heads.queries:
             *parts, gates = model.products.heads(x, linears, heads.size)
-            found, shape = self._attended(*parts), (1, length, heads.queries)
+            found = self._attended(*parts)
         else:
             found = self._attended(*model.products.heads(x, linears[:3], heads.size))
             found = emit(R.reshape(found, (1, length, heads.count, heads.size)))
