@@ -190,7 +190,9 @@ def _view_copies(program: torch.export.ExportedProgram) -> None:
             continue
         with graph.inserting_before(node):
             copy = graph.call_function(aten.clone.default, (source,), {"memory_format": torch.contiguous_format})
-        copy.meta = {**source.meta, "val": source.meta["val"].contiguous()} if "val" in source.meta else {}
+        if "val" in source.meta:  # sizes that depend on values are bound by the source alone
+            copy.meta = {key: value for key, value in source.meta.items() if key != "unbacked_bindings"}
+            copy.meta["val"] = source.meta["val"].contiguous()
         node.args = (copy, *node.args[1:])
 
 

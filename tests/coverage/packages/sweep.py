@@ -131,8 +131,6 @@ def _fixed_axes(net: Any, refusal: str) -> set[tuple[int, int]]:
 
 def _compared(net: Any, inputs: Inputs, model: PackageModel) -> tuple[str, float, str]:
     """(result, error, detail) of one compilation, at the example's sizes and, with dynamic axes, at larger ones."""
-    import torch
-
     import compiler
     from compiler.errors import InternalError, InvalidModelError, TensorwrightError
 
@@ -156,17 +154,32 @@ def _compared(net: Any, inputs: Inputs, model: PackageModel) -> tuple[str, float
         return LOST, 0.0, f"(input, axis) {lost} are fixed"
     worst = 0.0
     for given in [inputs, _larger(inputs, model)] if axes else [inputs]:
-        with torch.no_grad():
-            expected = net(*given)
-        wanted = expected if isinstance(expected, tuple | list) else (expected,)
+        wanted, refusal = _of_torch(net, given)
+        shapes = [tuple(each.shape) for each in given]
         names = [spec.name for spec in module.inputs]
         try:
             found = list(module.run(dict(zip(names, (each.numpy() for each in given), strict=True))).values())
         except TensorwrightError as error:
-            return WRONG, worst, f"does not run at {[tuple(each.shape) for each in given]}: {str(error)[:200]}"
+            if refusal:
+                return EXPORT, worst, f"the network does not run at {shapes}: {refusal}"
+            return WRONG, worst, f"does not run at {shapes}: {str(error)[:200]}"
+        if refusal:
+            return WRONG, worst, f"runs at {shapes}, where the network does not: {refusal}"
         for ours, theirs in zip(found, wanted, strict=True):
             worst = max(worst, relative_error(np.asarray(ours), theirs.numpy()))
     return (RIGHT if worst <= TOLERANCE else WRONG), worst, ""
+
+
+def _of_torch(net: Any, inputs: Inputs) -> tuple[Sequence[Any], str]:
+    """The results of a network, or why it does not take such sizes."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            results = net(*inputs)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        return (), f"{type(error).__name__}: {str(error)[:200]}"
+    return (results if isinstance(results, tuple | list) else (results,)), ""
 
 
 def _dimensions(inputs: Inputs, model: PackageModel) -> tuple[dict[int, Any] | None, ...]:

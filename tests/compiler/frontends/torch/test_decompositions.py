@@ -122,6 +122,11 @@ FUNCTIONS: dict[str, Function] = {
     "all true": lambda x: torch.ops.aten._is_all_true(x > -9),
     "any true": lambda x: torch.ops.aten._is_any_true(x > 9),
     "signbit": lambda x: torch.signbit(x.round()),
+    "rows found by a condition": lambda x: [
+        found
+        for rows in ((x[0, :, 0] > 0).nonzero().view(-1), x[0][x[0, :, 1] > 0].view(-1).long().clamp(0, 6))
+        for found in (x[0].index_select(0, rows), torch.zeros_like(x[0]).index_copy(0, rows, x[0][rows]))
+    ],
     "masked values": lambda x: (torch.masked_select(x, x[:1] > 0), torch.masked_select(x[0], x > 1), x[x < 0]),
     "signs of NaN": lambda x: (x.sqrt().sign(), x.sqrt().sgn(), torch.heaviside(x.sqrt(), x), (x * 2).int().sign()),
     "rrelu": lambda x: functional.rrelu(x),
