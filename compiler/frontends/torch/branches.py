@@ -52,6 +52,11 @@ def decomposition_relations(guard: Any) -> Iterator[Condition]:
         yield from _conditions(guard.expr, f"a decomposed operator {where}", required=False)
 
 
+def equation_on_a_size(guard: Any) -> list[Condition]:
+    """The equation of a guard, whoever asks for it; none where no formula states it."""
+    return list(_conditions(guard.expr, f"a decomposed operator {_source(guard)[1]}".rstrip(), required=False))
+
+
 def _source(guard: Any) -> tuple[str, str]:
     """(folder of PyTorch or "", text for messages) of the code that asks; the text is "" where that is not known."""
     import torch

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from compiler.errors import Refusal, UnsupportedModelError
-from compiler.frontends.torch.branches import Condition, decomposition_relations
+from compiler.frontends.torch.branches import Condition, decomposition_relations, equation_on_a_size
 from compiler.frontends.torch.dynamic_shapes import remaining_dimensions
 
 if TYPE_CHECKING:
@@ -50,21 +50,25 @@ class OpenSizes:
         self._known = 0 if self._environment is None else len(self._environment.guards)
 
     def added(self) -> list[Condition]:
-        """The conditions that were added since and that results depend on.
+        """The conditions that were added since and that results depend on, and the equations on one size.
 
         Raises:
             UnsupportedModelError: one of them fixes a size.
         """
         guards = () if self._environment is None else self._environment.guards[self._known :]
-        fixed = self._fixed_by_the_model()
+        fixed, conditions = self._fixed_by_the_model(), []
         for guard in guards:
+            found = list(decomposition_relations(guard))
             if getattr(guard.expr, "rel_op", None) == "==" and not _is_multiple(guard.expr):
                 symbols = [symbol for symbol in self._positions if symbol in guard.expr.free_symbols]
                 if len(symbols) == 1:
-                    fixed.setdefault(symbols[0], guard.expr)
+                    found = found or equation_on_a_size(guard)
+                    if not found or not self._holds_at_twice_the_size(guard.expr, *symbols):
+                        fixed.setdefault(symbols[0], guard.expr)
+            conditions += found
         if fixed:
             raise self._refusal(fixed)
-        return [condition for guard in guards for condition in decomposition_relations(guard)]
+        return conditions
 
     def _fixed_by_the_model(self) -> dict[Any, Any]:
         """The equation that fixes each symbol of which a size is a multiple."""
@@ -90,6 +94,12 @@ class OpenSizes:
             return False
         others = (each for each in near if not first <= each <= last)
         return not any(_may_hold(equation, symbol, each) for each in others)
+
+    def _holds_at_twice_the_size(self, equation: Any, symbol: Any) -> bool:
+        """True for equations like that of a network which halves sizes, rounded up, and doubles them again."""
+        twice = 2 * int(_examples(self._environment).get(symbol, 0))
+        solved = (size for size in range(twice, twice + _NEIGHBOURS) if _may_hold(equation, symbol, size))
+        return twice > 0 and equation.free_symbols == {symbol} and next(solved, None) is not None
 
     def _refusal(self, fixed: Mapping[Any, Any]) -> UnsupportedModelError:
         refusals = [

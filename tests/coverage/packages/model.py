@@ -91,4 +91,4 @@ def with_call(net: Any, call: Callable[..., Any]) -> Any:
 
 def takes_any_inputs(net: Any) -> bool:
     """True for the modules of `with_call`: `torch.export` sees one argument, a tuple."""
-    return "inputs" in inspect.signature(net.forward).parameters
+    return any(each.kind is each.VAR_POSITIONAL for each in inspect.signature(net.forward).parameters.values())

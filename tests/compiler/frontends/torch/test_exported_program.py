@@ -201,6 +201,37 @@ class UpsampledTwice(nn.Module):
         return total.flatten(2), joined, torch.maximum(nearest, up).reshape(x.shape[0], 2, -1), padded
 
 
+class SkipsAddedInPlace(nn.Module):
+    """Sizes are halved, rounded up, and doubled again: the sums fit for multiples of four alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.up, self.last = nn.ConvTranspose2d(4, 4, 2, 2), nn.ConvTranspose2d(4, 2, 2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half = self.first(x)
+        total = self.up(self.second(half))
+        total += half
+        whole: torch.Tensor = self.last(total)
+        whole += x
+        return whole
+
+
+def test_sizes_of_skips_that_are_added_in_place() -> None:
+    torch.manual_seed(0)
+    model, dynamic = SkipsAddedInPlace().eval(), torch.export.Dim.DYNAMIC
+    module = compiler.compile(
+        model, example_inputs=(torch.randn(2, 2, 16, 16),), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
+    )
+    for shape in ((1, 2, 12, 40), (3, 2, 28, 8)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            np.testing.assert_allclose(module.run([x])["output_0"], model(x), atol=1e-5)
+    with pytest.raises(InputError, match="14"):
+        module.run([torch.randn(1, 2, 14, 16)])
+
+
 def test_sizes_that_are_equal_for_multiples_alone() -> None:
     torch.manual_seed(0)
     model, batch, height, width = (
