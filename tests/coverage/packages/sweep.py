@@ -155,16 +155,16 @@ def _compared(net: Any, inputs: Inputs, model: PackageModel) -> tuple[str, float
     worst = 0.0
     for given in [inputs, _larger(inputs, model)] if axes else [inputs]:
         wanted, refusal = _of_torch(net, given)
-        shapes = [tuple(each.shape) for each in given]
+        sizes = [tuple(each.shape) for each in given]
         names = [spec.name for spec in module.inputs]
         try:
             found = list(module.run(dict(zip(names, (each.numpy() for each in given), strict=True))).values())
         except TensorwrightError as error:
             if refusal:
-                return EXPORT, worst, f"the network does not run at {shapes}: {refusal}"
-            return WRONG, worst, f"does not run at {shapes}: {str(error)[:200]}"
+                return EXPORT, worst, f"the network does not run at {sizes}: {refusal}"
+            return WRONG, worst, f"does not run at {sizes}: {str(error)[:200]}"
         if refusal:
-            return WRONG, worst, f"runs at {shapes}, where the network does not: {refusal}"
+            return WRONG, worst, f"runs at {sizes}, where the network does not: {refusal}"
         for ours, theirs in zip(found, wanted, strict=True):
             worst = max(worst, relative_error(np.asarray(ours), theirs.numpy()))
     return (RIGHT if worst <= TOLERANCE else WRONG), worst, ""
