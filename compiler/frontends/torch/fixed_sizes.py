@@ -76,10 +76,22 @@ class OpenSizes:
         for guard in () if self._environment is None else self._environment.guards[: self._known]:
             if getattr(guard.expr, "rel_op", None) == "==":
                 equation = guard.expr.xreplace(self._environment.replacements)
-                symbols = list(getattr(equation, "free_symbols", ()))
-                if len(symbols) == 1 and symbols[0] in self._positions and self._is_fixed(equation, *symbols):
-                    fixed.setdefault(symbols[0], equation)
+                found = getattr(equation, "free_symbols", ())
+                symbols = [each for each in self._positions if each in found]
+                if symbols and len(symbols) == len(found) and self._fixes(equation, symbols):
+                    fixed.update({each: equation for each in symbols if each not in fixed})
         return fixed
+
+    def _fixes(self, equation: Any, symbols: list[Any]) -> bool:
+        """True if the equation fixes each of its symbols, the others being the example's; of several symbols, as in
+        `height // 16 * (width // 16) == 196`, where a side is a number. Else it relates them to one another."""
+        if len(symbols) > 1 and not any(side.is_number and side != 0 for side in (equation.lhs, equation.rhs)):
+            return False
+        examples = _examples(self._environment)
+        return all(
+            self._is_fixed(equation.subs({other: examples.get(other, 0) for other in symbols if other != each}), each)
+            for each in symbols
+        )
 
     def _is_fixed(self, equation: Any, symbol: Any) -> bool:
         """True if sizes near the example's solve the equation in one block alone, as those from 64 to 79 do
@@ -90,7 +102,7 @@ class OpenSizes:
             return False
         first = _end_of_block(equation, symbol, range(example, near.start - 1, -1))
         last = _end_of_block(equation, symbol, range(example, near.stop))
-        if first == near.start > 1 or last == near.stop - 1:
+        if first == near.start > 1 or last == near.stop - 1 or last - first >= example:  # a range of sizes
             return False
         others = (each for each in near if not first <= each <= last)
         return not any(_may_hold(equation, symbol, each) for each in others)
@@ -113,8 +125,8 @@ class OpenSizes:
         ]
         gone = {name for symbol in fixed for _, name in self._positions[symbol]}
         line = remaining_dimensions(self._shapes, list(self._parameters), lambda name, dim: name in gone)
-        hint = f"leave these dimensions out of dynamic_shapes{': ' + line if line else ''}"
-        return UnsupportedModelError(refusals, f"{hint}; or give an example of a size that takes another branch")
+        hint = "give an example of a size that takes another branch, or leave these dimensions out of dynamic_shapes"
+        return UnsupportedModelError(refusals, f"{hint}: {line}" if line else hint)
 
 
 def _examples(environment: Any) -> Any:
