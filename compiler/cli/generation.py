@@ -106,7 +106,6 @@ def grammar_of(json_schema: Path | None, grammar: Path | None, regex: str | None
 
 
 def _text_of(path: Path) -> str:
-
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -168,7 +168,6 @@ def model_inputs(path: str | os.PathLike[str]) -> list[ModelInput]:
 
 
 def _onnx_text(value: Any) -> str:
-
     if not value.type.HasField("tensor_type"):
         return f"{value.name}: {value.type.WhichOneof('value') or 'unknown type'}"
     tensor = value.type.tensor_type

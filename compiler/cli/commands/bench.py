@@ -149,7 +149,6 @@ def _check_only_runs(*others: object) -> None:
 def _bench_there(
     file: Path, address: str, credentials: Any, trusted: list[Path] | None, runs: int | None, as_json: bool
 ) -> None:
-
     from compiler.cli.paths import check_is_module
     from compiler.device.push import measure
 
@@ -172,18 +171,15 @@ def _bench_there(
 
 
 def _stream_text(each: Any) -> str:
-
     return f"{format_count(each.runs_per_second)} runs/s, p50 {format_seconds(each.p50)}"
 
 
 def _threads_text(result: Any) -> str:
-
     each = plural(result.threads, "thread")
     return each if result.streams == 1 else f"{plural(result.streams, 'stream')} of {each}"
 
 
 def _print(result: Any) -> None:
-
     latency = result.latency
     plan = f", {format_bytes(result.planned_memory)} of it planned activations" if result.planned_memory else ""
     print_facts(

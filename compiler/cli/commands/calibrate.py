@@ -74,7 +74,6 @@ def _semantic_cache(
     synonyms: list[str] | None = option("Words that count as one; repeat for more.", "WORD,WORD"),
     as_json: options.Json = False,
 ) -> None:
-
     from compiler.cli.paths import check_report
     from compiler.runtime import load
     from compiler.runtime.prediction.texts import TextEmbedder
@@ -122,7 +121,6 @@ def _fed(text: str) -> tuple[str, str]:
 
 
 def _cascade(given: _CascadeOptions) -> None:
-
     from compiler.cli.paths import check_report
     from compiler.runtime import load
     from compiler.serving.policies.cascade_calibration import BothModels, calibrate_cascade, classification_accuracy

@@ -67,7 +67,6 @@ class _Options:
 
 @command_of
 def command(given: _Options) -> None:
-
     generation.prepare_generation()
     chosen = generation.generation_options(given)
     model = _loaded(given)

@@ -90,7 +90,6 @@ def command(given: _Options) -> None:
 
 
 def _print(found: Any) -> None:
-
     shown = [each for each in found.layers if each.differs][:_SHOWN]
     rows = [(each.name, each.node, f"{each.error:.3g}", each.problem) for each in (*found.outputs, *shown)]
     print_table(("value", "node", "error", "problem"), rows, ("error",))

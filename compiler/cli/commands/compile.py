@@ -147,7 +147,6 @@ def command(given: _Options, processing: dict[str, Any]) -> None:
 
 
 def _print_coverage(coverage: Any) -> None:
-
     if coverage is None:
         return
     parts = [f"{count} {kind}" for kind, count in coverage.nodes.items() if count or kind == "supported"]
@@ -157,7 +156,6 @@ def _print_coverage(coverage: Any) -> None:
 
 
 def _print_summary(summary: Any) -> None:
-
     facts = [
         ("inputs", "\n".join(summary.shown_inputs) or "none"),
         ("outputs", "\n".join(summary.shown_outputs) or "none"),

@@ -135,7 +135,6 @@ def _messages(text: str, given: _Options) -> list[dict[str, Any]]:
 
 
 def _standard_input() -> str:
-
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:

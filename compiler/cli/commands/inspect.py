@@ -84,7 +84,6 @@ def command(
 
 
 def _print(inspection: Any, limit: int | None) -> None:
-
     values = format_count(inspection.parameter_values)
     size = format_bytes(inspection.parameter_bytes)
     print_facts(
@@ -106,7 +105,6 @@ def _print(inspection: Any, limit: int | None) -> None:
 
 
 def _print_operators(inspection: Any) -> None:
-
     print_line()
     counts: dict[str, int] = {}
     for item in inspection.operators:
@@ -119,7 +117,6 @@ def _print_operators(inspection: Any) -> None:
 
 
 def _print_kernels(inspection: Any, limit: int | None) -> None:
-
     kernels = inspection.kernels[:limit]
     print_line()
     if inspection.kind == "module":
@@ -139,7 +136,6 @@ def _print_kernels(inspection: Any, limit: int | None) -> None:
 
 
 def _estimate_heading(inspection: Any) -> str:
-
     total = format_seconds(sum(item.seconds for item in inspection.kernels))
     operations = format_operations(sum(item.operations or 0 for item in inspection.kernels))
     taken = "".join(f", {name} = {size}" for name, size in inspection.sizes.items())
@@ -156,7 +152,6 @@ def _module_row(item: Any) -> tuple[str, ...]:
 
 
 def _model_row(item: Any) -> tuple[str, ...]:
-
     return (
         shorten(item.label, 48),
         str(item.calls),

@@ -89,7 +89,6 @@ def command(given: _Options) -> None:
 
 
 def _print_comparison(p50: float, other: float, compared: list[Any], limit: int | None) -> None:
-
     def text(seconds: float | None) -> str:
         return "-" if seconds is None else format_seconds(seconds)
 

@@ -38,7 +38,6 @@ def command(
     take_over: bool = flag("Append them to your own records.", "--import"),
     as_json: options.Json = False,
 ) -> None:
-
     from compiler.records.folders import shipped_folder, user_folder
     from compiler.records.record_set import coverage, essential, merged, newest_of_models, summary
     from compiler.records.records import Loaded, RecordWriter, read, write_all
@@ -77,7 +76,6 @@ def command(
 
 
 def _print(lines: Any, targets: Any) -> None:
-
     if not lines:
         print_line("no records")
         return

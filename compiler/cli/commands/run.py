@@ -99,7 +99,6 @@ def command(
 
 
 def _print(described: dict[str, list[Any]], output: Path | None, verified: bool) -> None:
-
     for kind, arrays in described.items():
         print_heading(kind)
         rows = [

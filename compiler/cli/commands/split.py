@@ -55,7 +55,6 @@ class _Options:
 
 @command_of
 def command(given: _Options) -> None:
-
     from compiler.inspection.model_inspection import model_inputs
     from compiler.splitting.split import bits_per_second, seconds
 

@@ -109,7 +109,6 @@ def _check(
     only: str | None = option("Run only the check of this name, or else those whose name holds this text.", "TEXT"),
     as_json: options.Json = False,
 ) -> None:
-
     from compiler.driver.conformance import check_target, keep_outcomes
 
     outcomes = []

@@ -147,7 +147,6 @@ def _write_report(path: Path, result: TuneResult, model: Path) -> None:
 
 
 def _check_kind(model: Path | None, pack: Path | None, take: Path | None) -> None:
-
     if take is not None and (model is not None or pack is not None):
         raise OptionError("--take needs no model and no --pack: results.json says what was measured", "leave them out")
     if take is None and model is None:
@@ -155,7 +154,6 @@ def _check_kind(model: Path | None, pack: Path | None, take: Path | None) -> Non
 
 
 def _pack(model: Path, target: str, output: Path, imports: ImportArguments, as_json: bool, **settings: Any) -> int:
-
     from compiler.frontends.source import ImportOptions
     from compiler.tuning.pack.folder import write_pack
 
@@ -176,7 +174,6 @@ def _pack(model: Path, target: str, output: Path, imports: ImportArguments, as_j
 
 
 def _take(results: Path, target: str, records: Path | None, as_json: bool) -> int:
-
     from compiler.tuning.pack.results import take
 
     taken = take(results, target, records=records)
@@ -264,7 +261,6 @@ def _print_network(result: TuneResult, network: NetworkResult) -> None:
 
 
 def _print(result: TuneResult) -> None:
-
     for problem in result.problems:
         print_note(problem)
     if result.network is not None:

@@ -45,8 +45,12 @@ def _with_outputs_for_casts(mod: IRModule) -> IRModule:
         cast = {each.value for each in bindings_of(function.body) if isinstance(each, relax.MatchCast)}
         outputs = {each: relax.Var(str(each.name), each.ty) for each in cast if reads.get(each, 0) > 1}
         if outputs:
-            changed[variable] = structural_map(function, (relax.DataflowVar, lambda var: outputs.get(var, var)))  # noqa: B023
+            changed[variable] = _substituted(function, outputs)
     return update_functions(mod, changed)
+
+
+def _substituted(function: relax.Function, outputs: Mapping[Var, Var]) -> relax.Function:
+    return structural_map(function, (relax.DataflowVar, lambda var: outputs.get(var, var)))
 
 
 Order = list[int]  # of parameters: the old position of each
