@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -223,9 +223,42 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
     resampling = {overload(name): conversion for name, conversion in RESAMPLING.items()}
     attentions = {overload(_ATTENTION): _attention} if _has_special_attention(program) else {}
     sums = {overload("aten.add.Tensor"): _add} if _adds_booleans(program) else {}
+    volumes = {overload(_CONV3D): _conv3d} if _convolves_volumes(program) else {}
     views = {overload("prims.view_of.default"): _itself}  # of the exporter's own decompositions
     numbers: dict[Callable[..., Any], Callable[..., Any]] = {operator.floordiv: _floor_quotient, round: _rounded}
-    return {torch.ops.aten._int_mm.default: int_mm, **views, **resampling, **attentions, **sums, **numbers, **found}
+    own = {torch.ops.aten._int_mm.default: int_mm, **views, **volumes}
+    return {**own, **resampling, **attentions, **sums, **numbers, **found}
+
+
+_CONV3D = "aten.conv3d.default"
+
+
+def _convolves_volumes(program: torch.export.ExportedProgram) -> bool:
+    """True if there are convolutions of volumes, all of real numbers; the exporter's own conversion takes complex
+    ones."""
+    graphs = [each.graph for each in program.graph_module.modules() if hasattr(each, "graph")]
+    values = [node.meta.get("val") for graph in graphs for node in graph.nodes if str(node.target) == _CONV3D]
+    return bool(values) and not any(each is None or each.dtype.is_complex for each in values)
+
+
+def _conv3d(
+    values: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Any:
+    """Like the exporter's conversion, which gives convolutions without a bias one of rank 2."""
+    from onnxscript import opset18 as op
+
+    strides, pads, dilations = (list(each) * (3 // len(each)) for each in (stride, padding, dilation))
+    single = len(values.shape) == 4
+    batch = op.Unsqueeze(values, op.Constant(value_ints=[0])) if single else values
+    operands = (batch, weight) if bias is None else (batch, weight, bias)
+    result = op.Conv(*operands, strides=strides, pads=[*pads, *pads], dilations=dilations, group=groups)
+    return op.Squeeze(result, op.Constant(value_ints=[0])) if single else result
 
 
 def _floor_quotient(size: Any, divisor: Any) -> Any:

@@ -250,3 +250,16 @@ def test_sizes_that_are_equal_for_multiples_alone() -> None:
             wanted = model(x)
         for found, theirs in zip(module.run([x]).values(), wanted, strict=True):
             np.testing.assert_allclose(found, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_of_volumes_without_a_bias(dtype: torch.dtype) -> None:
+    net = torch.nn.Conv3d(2, 4, 2, stride=(2, 1, 2), padding=(0, 1, 0), groups=2, bias=False).eval().to(dtype)
+    volumes = torch.randn(1, 2, 4, 3, 5).to(dtype)
+    for values in (volumes, volumes[0]):
+        found = compiler.compile(net, example_inputs=(values,), threads=1)(values)
+        with torch.no_grad():
+            expected = net(values).float().numpy()
+        np.testing.assert_allclose(
+            np.asarray(found, np.float32), expected, rtol=1e-2 if dtype.itemsize == 2 else 1e-5, atol=1e-5
+        )
