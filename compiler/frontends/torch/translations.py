@@ -225,9 +225,17 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
     sums = {overload("aten.add.Tensor"): _add} if _adds_booleans(program) else {}
     volumes = {overload(_CONV3D): _conv3d} if _convolves_volumes(program) else {}
     views = {overload("prims.view_of.default"): _itself}  # of the exporter's own decompositions
-    own: dict[Callable[..., Any], Callable[..., Any]] = {operator.floordiv: _floor_quotient, round: _rounded}
-    own |= {torch.ops.aten._int_mm.default: int_mm, **views, **volumes}
-    return {**own, **resampling, **attentions, **sums, **found}
+    numbers: dict[Callable[..., Any], Callable[..., Any]] = {operator.floordiv: _floor_quotient, round: _rounded}
+    return {
+        torch.ops.aten._int_mm.default: int_mm,
+        **views,
+        **resampling,
+        **attentions,
+        **sums,
+        **volumes,
+        **numbers,
+        **found,
+    }
 
 
 _CONV3D = "aten.conv3d.default"
