@@ -64,13 +64,13 @@ def decomposition_of(
 def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program without the operators that have a decomposition here; the same one where it uses none."""
     _discover()
-    if any(_normalizes_by_batch(node) for node in _nodes(program)):
+    if any(_normalizes_by_batch(node) for node in every_node(program)):
         program = program.run_decompositions({})
-    used = {node.target for node in _nodes(program) if _applies(node)}
+    used = {node.target for node in every_node(program) if _applies(node)}
     return program.run_decompositions({each: decomposition(str(each)) for each in used}) if used else program
 
 
-def _nodes(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
+def every_node(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
     """The nodes of all graphs, those of branches too."""
     return [node for each in program.graph_module.modules() if hasattr(each, "graph") for node in each.graph.nodes]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compiler.frontends.onnx.registry import OWN_DOMAIN
+from compiler.frontends.torch.decomposition import every_node
 from compiler.frontends.torch.recurrent_layers import OPERATORS, translation
 from compiler.frontends.torch.resampling import RESAMPLING
 
@@ -244,8 +245,7 @@ _CONV3D = "aten.conv3d.default"
 def _convolves_volumes(program: torch.export.ExportedProgram) -> bool:
     """True if there are convolutions of volumes, all of real numbers; the exporter's own conversion takes complex
     ones."""
-    graphs = [each.graph for each in program.graph_module.modules() if hasattr(each, "graph")]
-    values = [node.meta.get("val") for graph in graphs for node in graph.nodes if str(node.target) == _CONV3D]
+    values = [node.meta.get("val") for node in every_node(program) if str(node.target) == _CONV3D]
     return bool(values) and not any(each is None or each.dtype.is_complex for each in values)
 
 
@@ -296,8 +296,7 @@ def _adds_booleans(program: torch.export.ExportedProgram) -> bool:
     import torch
 
     sums = ("aten.add.Tensor", "aten.add_.Tensor")
-    graphs = [each.graph for each in program.graph_module.modules() if hasattr(each, "graph")]  # of branches, too
-    nodes = [node for graph in graphs for node in graph.nodes if str(node.target) in sums]
+    nodes = [node for node in every_node(program) if str(node.target) in sums]
     dtypes = {node.meta["val"].dtype for node in nodes if "val" in node.meta}
     return torch.bool in dtypes and not any(dtype.is_complex for dtype in dtypes)
 

@@ -10,6 +10,8 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
+from tests.compiler.frontends.llm.gguf_tensors import write_tensors
+
 Array = np.ndarray[Any, Any]
 # model type -> architecture
 ARCHITECTURES = {
@@ -76,15 +78,7 @@ def write_llama_gguf(path: Path, folder: Path) -> Path:
     layers = config.get("num_hidden_layers") or config["n_layers"]
     writer = gguf.GGUFWriter(path, name)
     _describe(writer, name, {**config, **config.get("attn_config", {}), **config.get("ffn_config", {})})
-    known = gguf.get_tensor_name_map(next(a for a, each in gguf.MODEL_ARCH_NAMES.items() if each == name), layers)
-    for key, values in _converted(load_file(folder / "model.safetensors"), name, config).items():
-        found = key if key.startswith("blk.") else known.get_name(key, try_suffixes=(".weight", ".bias"))
-        assert found is not None, key
-        writer.add_tensor(found, np.ascontiguousarray(values, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensors(writer, name, layers, _converted(load_file(folder / "model.safetensors"), name, config))
     return path
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from tests.compiler.frontends.llm.gemma_gguf import describe_gemma3n, describe_gemma4, gemma_tensors
+from tests.compiler.frontends.llm.gguf_tensors import write_tensors
 from tests.compiler.generation.models import byte_tokens
 
 Config: TypeAlias = "dict[str, Any]"
@@ -34,15 +35,7 @@ def write_recurrent_gguf(path: Path, folder: Path) -> Path:
     writer.add_layer_norm_rms_eps(next(config[key] for key in _EPSILONS if key in config))
     describe(writer, config)
     _add_tokenizer(writer, config["vocab_size"])
-    names = gguf.get_tensor_name_map(next(arch for arch, each in gguf.MODEL_ARCH_NAMES.items() if each == name), layers)
-    for key, values in convert(_plain(tensors, config), config).items():
-        known = key if key.startswith("blk.") else names.get_name(key, try_suffixes=(".weight", ".bias"))
-        assert known is not None, key
-        writer.add_tensor(known, np.ascontiguousarray(values, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensors(writer, name, layers, convert(_plain(tensors, config), config))
     return path
 
 
