@@ -103,7 +103,7 @@ class CheckedFile:
 
     def is_known(self) -> bool:
         """True if its digests were checked before, and it was not changed since."""
-        return self.key is not None and _is_private(_folder()) and (_folder() / self.key).is_file()
+        return self.key is not None and is_private(_folder()) and (_folder() / self.key).is_file()
 
     def remember(self) -> None:
         """Its digests are right. A cache that cannot be written only costs the next check."""
@@ -127,7 +127,7 @@ def _folder() -> Path:
     return cache_folder() / "checked"
 
 
-def _is_private(folder: Path) -> bool:
+def is_private(folder: Path) -> bool:
     """True if nobody but the user can write to a folder."""
     try:
         status = folder.stat()

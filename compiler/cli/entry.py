@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 
 from compiler.cli.output import EXIT_INTERNAL_ERROR, EXIT_INTERRUPTED, EXIT_USER_ERROR, print_error
+from compiler.cli.repeated import Repeated
 from compiler.errors import TensorwrightError, UserError
 from compiler.support.interrupts import interruptible
 
@@ -47,12 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @interruptible
 def _run(arguments: list[str]) -> int:
+    repeated = Repeated.of(arguments)
+    if repeated is not None and repeated.is_done():
+        return 0
     from typer.main import get_command
 
     from compiler.cli.app import application
 
     result = get_command(application(arguments)).main(args=arguments, prog_name="tensorwright", standalone_mode=False)
     sys.stdout.flush()
+    if repeated is not None and repeated == Repeated.of(arguments) and isinstance(result, list):
+        repeated.remember(result)
     return result if isinstance(result, int) else 0
 
 

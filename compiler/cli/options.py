@@ -167,7 +167,7 @@ class CompressionOptions(ImportOptions):
     as_json: Json = False
 
 
-def command_of(run: Callable[..., int | None], more: Sequence[inspect.Parameter] = ()) -> Callable[..., int | None]:
+def command_of(run: Callable[..., object], more: Sequence[inspect.Parameter] = ()) -> Callable[..., object]:
     """A function for `app.command(...)` with a parameter for each field of the dataclass that `run` takes as `given`.
 
     It calls `run` with what was given; with the values of `more` parameters, as a dictionary, behind it where there are
@@ -175,7 +175,7 @@ def command_of(run: Callable[..., int | None], more: Sequence[inspect.Parameter]
     """
     options = get_type_hints(run)["given"]
 
-    def command(**given: object) -> int | None:
+    def command(**given: object) -> object:
         others = {each.name: given.pop(each.name) for each in more}
         return run(options(**given), *([others] if more else []))
 
@@ -190,7 +190,7 @@ def command_of(run: Callable[..., int | None], more: Sequence[inspect.Parameter]
         for field in dataclasses.fields(options)
     ]
     parameters += more
-    command.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": int | None}
+    command.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": object}
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = run.__doc__
     return command

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,22 +22,23 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import numpy as np
-
 from compiler.errors import OptionError, StorageError, TensorwrightError
 from compiler.support.cache import FOLDER_VARIABLE, cache_folder, cached, key_of
-from compiler.support.options import ImportArguments
 from compiler.support.processing import Processing
 from targets.processors import usable_cores
 
 if TYPE_CHECKING:
     import targets
     from compiler.driver.compile_options import CompileOptions
+    from compiler.records.library import RecordSource
     from compiler.runtime import Module
+    from compiler.support.options import ImportArguments
 
 LIMIT_VARIABLE = "TENSORWRIGHT_CACHE_MB"
 """Environment variable: megabytes that modules in the cache take together at most; 0 keeps none."""
 _DEFAULT_LIMIT_MB = 2048
+COMMANDS = "commands"
+"""Folder of what commands printed, for `cli.repeated`."""
 _KIND, _MODULE, _FACTS = "modules", "module.twm", "facts.json"
 _VERSIONS = tuple(
     f"{name}_"
@@ -108,7 +110,8 @@ def key_of_call(
             return None
         settings["adapters"] = list(adapters.items())  # their order counts
         given = {name: value for name, value in imports.items() if value is not None}
-        parts = [model, target, _plain(settings), _plain(given), _records(options.records), environment()]
+        stamps = [_stamp(each) for each in record_files(options.records)]
+        parts = [model, target, _plain(settings), _plain(given), stamps, environment()]
     except (OSError, TypeError, ValueError):
         return None  # the compilation reports what is wrong with a file or an argument
     return key_of(map(str, parts))
@@ -164,6 +167,7 @@ def entries() -> list[Entry]:
 
 def clear() -> int:
     """Remove all modules; returns how many bytes they took."""
+    shutil.rmtree(cache_folder() / COMMANDS, ignore_errors=True)
     freed = 0
     for folder in _folders():
         freed += _size(folder)
@@ -249,38 +253,34 @@ def _digest_of_model(source: object, limit: int) -> str | None:
     if not isinstance(source, str | Path):
         return None
     path = Path(source)
-    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path, *_external(path)]
+    files = model_files(path)
     if sum(each.stat().st_size for each in files) > limit:
         return None
     # The file's name becomes the module's.
     return " ".join([path.stem, *(f"{each.name} {_digest(each)}" for each in files)])
 
 
-def _external(path: Path) -> list[Path]:
-    """Files with the weights of an ONNX model; they lie beside it."""
-    # "location" is the key of an external tensor's file.
-    if path.suffix != ".onnx" or not path.is_file() or b"location" not in path.read_bytes():
-        return []
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx import external_data_helper as external
+def model_files(path: Path) -> list[Path]:
+    """The files of a folder, or a file and those of an ONNX model's weights, which lie beside it.
 
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError:
-        return []  # the compilation reports it
-    graphs, names = [model.graph], set()
-    while graphs:
-        graph = graphs.pop()
-        attributes = [each for node in graph.node for each in node.attribute]
-        graphs += [each.g for each in attributes] + [every for each in attributes for every in each.graphs]
-        tensors = [
-            *graph.initializer,
-            *(each.t for each in attributes),
-            *(t for each in attributes for t in each.tensors),
-        ]
-        names |= {external.ExternalDataInfo(each).location for each in tensors if external.uses_external_data(each)}
-    return [path.parent / name for name in sorted(names)]
+    Raises:
+        OSError: they cannot be read.
+        ValueError: the model names a file in a form that its exporters do not write.
+    """
+    if path.is_dir():
+        return sorted(each for each in path.iterdir() if each.is_file())
+    if path.suffix != ".onnx" or not path.is_file():
+        return [path]
+    data = path.read_bytes()
+    # StringStringEntryProto: field 1 is the key, field 2 the value. Loading onnx to parse it would take the longest.
+    names = {data[each.end() : each.end() + each[1][0]] for each in _LOCATION.finditer(data)}
+    if len(_LOCATION.findall(data)) != data.count(_LOCATION_KEY):
+        raise ValueError(f"{path} names its weights in an unknown form")
+    return [path, *(path.parent / os.fsdecode(each) for each in sorted(names))]
+
+
+_LOCATION_KEY = b"\x0a\x08location"
+_LOCATION = re.compile(_LOCATION_KEY + rb"\x12([\x01-\x7f])", re.DOTALL)
 
 
 def _digest(path: Path) -> str:
@@ -295,7 +295,8 @@ def _digest(path: Path) -> str:
 
 def _plain(value: object) -> object:
     """A value as text that is equal for equal values alone; arrays by a digest. Raises TypeError for other objects."""
-    if isinstance(value, np.ndarray | np.generic):
+    np = sys.modules.get("numpy")
+    if np is not None and isinstance(value, np.ndarray | np.generic):
         array = np.ascontiguousarray(value)
         return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
     if isinstance(value, Processing):
@@ -309,10 +310,10 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no plain form")
 
 
-def _records(source: object) -> str:
-    """Names, sizes and times of the files of tuning records that a compilation may read."""
+def record_files(source: RecordSource) -> list[Path]:
+    """Files of tuning records that a compilation may read."""
     if source is False:
-        return "none"
+        return []
     if isinstance(source, str | Path):
         chosen: Iterable[Path] = [Path(source)]
     elif isinstance(source, list | tuple):
@@ -321,7 +322,7 @@ def _records(source: object) -> str:
         from compiler.records.folders import user_folder
 
         chosen = [user_folder()]
-    return repr([_stamp(file) for each in chosen for file in _files_below(each)])
+    return [file for each in chosen for file in _files_below(each)]
 
 
 def _files_below(path: Path) -> Iterator[Path]:

@@ -144,7 +144,7 @@ def _triton(
 
 def _text_of(artifact: Any, *, no_text: bool, raw: bool) -> bytes | None:
     """Data that the executable of a language model needs to generate text; None for other modules."""
-    from compiler.generation.native.program import has_text, text_program
+    from compiler.generation.text_program import has_text, text_program
 
     if not has_text(artifact):
         if no_text or raw:

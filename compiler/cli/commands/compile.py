@@ -14,6 +14,7 @@ from compiler.cli.options import command_of, flag, keywords_of, option
 from compiler.cli.output import message_console, print_facts, print_json, print_line
 from compiler.cli.processing_options import parse_processing, processing_parameters
 from compiler.cli.progress import Steps
+from compiler.cli.repeated import Facts, default_output
 from compiler.reports.formatting import format_bytes, format_count, format_seconds, plural
 
 HELP = """Compile a model into a module that runs without the compiler.
@@ -102,7 +103,7 @@ class _Options(options.ImportOptions):
 
 
 @partial(command_of, more=processing_parameters())
-def command(given: _Options, processing: dict[str, Any]) -> None:
+def command(given: _Options, processing: dict[str, Any]) -> Facts | None:
     from compiler.artifact import KeyKind
     from compiler.cli.passphrases import load_private_key
     from compiler.cli.paths import check_writable
@@ -111,9 +112,7 @@ def command(given: _Options, processing: dict[str, Any]) -> None:
 
     named = hub_model(given.model)
     model = given.model if named is None else download(named)
-    name = f"{model.resolve().name}.twm" if model.is_dir() else model.with_suffix(".twm").name
-    name = name if named is None else f"{named.name}.twm"
-    path = given.output if given.output is not None else Path(name)
+    path = given.output or (default_output(model) if named is None else Path(f"{named.name}.twm"))
     check_writable(path)
     key = load_private_key(given.sign, KeyKind.SIGNING, given.passphrase_file) if given.sign is not None else None
     passes = parse_passes(given.pass_ or [])
@@ -142,8 +141,13 @@ def command(given: _Options, processing: dict[str, Any]) -> None:
     summary = summarize(module, path, coverage, steps.seconds)
     if given.as_json:
         print_json(summary.to_dict())
-    else:
-        _print_summary(summary)
+        return None
+    facts = _facts_of(summary)
+    steps = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in summary.seconds.items())
+    print_facts([*facts, ("time", f"{format_seconds(sum(summary.seconds.values()))} ({steps})")])
+    print_line()
+    print_line(f"wrote {summary.path}, {format_bytes(summary.file_bytes)}")
+    return facts
 
 
 def _print_coverage(coverage: Any) -> None:
@@ -155,7 +159,7 @@ def _print_coverage(coverage: Any) -> None:
         message_console().print(f"  rewritten: {line}", markup=False, soft_wrap=True)
 
 
-def _print_summary(summary: Any) -> None:
+def _facts_of(summary: Any) -> Facts:
     facts = [
         ("inputs", "\n".join(summary.shown_inputs) or "none"),
         ("outputs", "\n".join(summary.shown_outputs) or "none"),
@@ -178,11 +182,7 @@ def _print_summary(summary: Any) -> None:
         facts.append(("memory plan", summary.memory_plan))
     if summary.precision:
         facts.append(("precision", summary.precision))
-    steps = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in summary.seconds.items())
-    facts.append(("time", f"{format_seconds(sum(summary.seconds.values()))} ({steps})"))
-    print_facts(facts)
-    print_line()
-    print_line(f"wrote {summary.path}, {format_bytes(summary.file_bytes)}")
+    return facts
 
 
 def _kernels_text(summary: Any) -> str:

@@ -194,6 +194,47 @@ def test_command(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.endswith("[]\n")
 
 
+def test_a_repeated_command_finds_its_file(
+    model: Path,
+    builds: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "add.twm"
+
+    def answer(*options: str) -> str:
+        with isolated_consoles():
+            assert main(["compile", str(model), "-o", str(output), *options]) == 0
+        return capsys.readouterr().out.splitlines()[-1].split(",")[0]
+
+    compiled, known = f"wrote {output}", f"{output} is up to date"
+    assert [answer(), answer(), answer("--threads", "1"), answer("--threads", "1")] == [compiled, known] * 2
+    code = f"""
+import sys
+from compiler.cli import main
+main(["compile", {str(model)!r}, "-o", {str(output)!r}, "--threads", "1"])
+print([name for name in ("typer", "numpy", "tvm", "onnx") if name in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == [f"{known}, {output.stat().st_size / 1024:.1f} KiB", "[]"]
+    changes = [
+        lambda: output.write_bytes(output.read_bytes()),
+        output.unlink,
+        lambda: (tmp_path / "add.weights").write_bytes(np.ones(4, np.float32).tobytes()),
+        lambda: monkeypatch.setenv("TENSORWRIGHT_RECORDS", str(tmp_path / "records")),
+        lambda: next((tmp_path / "cache" / "commands").iterdir()).write_text("[]"),
+        lambda: (tmp_path / "cache" / "commands").chmod(0o777),
+        module_cache.clear,
+    ]
+    for change in changes:
+        change()
+        assert answer("--threads", "1") == compiled
+    np.testing.assert_array_equal(compiler.load(output).run([X])["y"], X + 1)
+    assert len(builds) == 5  # two numbers of threads, other weights, other records, and after all were removed
+    monkeypatch.setenv("TENSORWRIGHT_CACHE_MB", "0")
+    assert [answer(), answer()] == [compiled] * 2
+
+
 def test_another_process_loads_no_compiler(model: Path) -> None:
     compiler.compile(model)
     command = ["compile", str(model), "-o", str(model.with_name("again.twm"))]
