@@ -422,12 +422,17 @@ def _dims(spec: onnx.ValueInfoProto, override: Sequence[int | str] | None) -> li
     dims: list[int | str] = []
     for axis, dim in enumerate(tensor.shape.dim):
         size = declared_size(dim)
-        dims.append(f"{spec.name}_dim{axis}" if size is None else size)
+        dims.append(unnamed_size(spec.name, axis) if size is None else size)
     if override is None:
         return dims
     if len(override) != len(dims):
         raise InputError(f"shapes: input {spec.name!r} has {len(dims)} dimensions {tuple(dims)}, not {len(override)}")
     return [_checked_size(spec.name, size) for size in override]
+
+
+def unnamed_size(name: str, axis: int) -> str:
+    """The name of a dynamic size of an input for which the model has none."""
+    return f"{name}_dim{axis}"
 
 
 def other_sizes(graph: onnx.GraphProto, shapes: Shapes | None) -> str | None:

@@ -29,6 +29,20 @@ def remaining_dimensions(dynamic_shapes: Any, names: Sequence[str], fixed: Fixed
     return f"dynamic_shapes={text}" if _DYNAMIC in text else None
 
 
+def dimension_names(dynamic_shapes: Any, names: Sequence[str]) -> dict[str, str]:
+    """Names of `Dim`s by their positions as torch writes them ("L['x'].size()[1]"); `names`: as above."""
+    found: dict[str, str] = {}
+
+    def note(size: str, dim: Any) -> bool:
+        name = getattr(getattr(dim, "root", dim), "__name__", "")  # "n" of 4 * Dim("n"), too
+        if name.isidentifier():
+            found[size] = name
+        return False
+
+    remaining_dimensions(dynamic_shapes, names, note)
+    return found
+
+
 def fixed_by(report: str) -> Fixed:
     """Dimensions that a report of `torch.export` says were "specialized": by position, or by the name of a `Dim`."""
     marked = set(re.findall(r"You marked (.+?) as dynamic", report))

@@ -27,6 +27,7 @@ from compiler.errors import (
 )
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
+from compiler.frontends.onnx.frontend import unnamed_size
 from compiler.frontends.torch.capture import exported_program, quiet
 from compiler.frontends.torch.decomposition import decomposed, without_projections
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
@@ -107,6 +108,8 @@ def import_torch(
     name_states(onnx_program, states)
     _name_outputs(onnx_program, [*(output_name(each) for each in states), *results])
     _fix_known_sizes(onnx_program)
+    names = _name_sizes(onnx_program, sizes.names())
+    known = {_renamed(size, names): each for size, each in known.items()}
     large = sum(_bytes(tensor) for tensor in program.state_dict.values()) >= _LARGEST_PROTO_BYTES
     wanted = None if outputs is None else [*outputs, *(output_name(each) for each in states)]
     pairs = state if isinstance(state, Mapping) else None if state is None else {}
@@ -277,6 +280,32 @@ def _fix_known_sizes(onnx_program: Any) -> None:
             text = getattr(size, "value", None)
             if isinstance(text, str) and text.isdecimal():
                 value.shape[axis] = int(text)
+
+
+def _name_sizes(onnx_program: Any, names: Mapping[str, str]) -> dict[str, str]:
+    """Name dynamic sizes as their `Dim`s, in `names` by symbol, or as ONNX models' sizes without a name; returns all
+    names."""
+    import onnx_ir
+
+    graph = onnx_program.model.graph
+    known = dict(names)
+    for value in graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            if _SYMBOL.fullmatch(str(getattr(size, "value", ""))):
+                known.setdefault(size.value, unnamed_size(value.name, axis))
+    produced = (value for node in onnx_ir.traversal.RecursiveGraphIterator(graph) for value in node.outputs)
+    for value in (*graph.inputs, *produced):
+        for axis, size in enumerate(value.shape or ()):
+            if isinstance(getattr(size, "value", None), str):
+                value.shape[axis] = _renamed(size.value, known)
+    return known
+
+
+_SYMBOL = re.compile(r"\bs\d+\b")
+
+
+def _renamed(size: str, names: Mapping[str, str]) -> str:
+    return _SYMBOL.sub(lambda symbol: names.get(symbol[0], symbol[0]), size)
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.errors import Refusal, UnsupportedModelError
 from compiler.frontends.torch.branches import Condition, decomposition_relations, equation_on_a_size
-from compiler.frontends.torch.dynamic_shapes import remaining_dimensions
+from compiler.frontends.torch.dynamic_shapes import dimension_names, remaining_dimensions
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,16 @@ class OpenSizes:
                     names = (f"dimension {axis} of {node.name}", f"{argument}.size()[{axis}]")
                     self._positions.setdefault(symbol, []).append(names)
         self._known = 0 if self._environment is None else len(self._environment.guards)
+
+    def names(self) -> dict[str, str]:
+        """Names of `Dim`s by the symbols that stand for them."""
+        given = dimension_names(self._shapes, list(self._parameters))
+        return {
+            str(symbol): given[path]
+            for symbol, positions in self._positions.items()
+            for _, path in positions
+            if path in given
+        }
 
     def added(self) -> list[Condition]:
         """The conditions that were added since and that results depend on, and the equations on one size.
