@@ -26,6 +26,10 @@ _MODULE = "model.twm"
 _log = logging.getLogger(__name__)
 
 
+def _log_failure(name: str, version: str, error: TensorwrightError) -> None:
+    _log.error("model %s: version %s was not loaded: %s", name, version, error.message)
+
+
 @dataclass(frozen=True)
 class ModelStatus:
     """A line of the index.
@@ -102,20 +106,20 @@ class Repository:
             await self._start(name)
 
     async def _start(self, name: str) -> None:
-        failure: TensorwrightError | None = None
+        failed: list[tuple[str, TensorwrightError]] = []
         for path, version in versions_of(self._options[name].path):
             try:
                 await self._stage(name, path, version)
             except TensorwrightError as error:
-                failure = failure or error
+                failed.append((version, error))
             else:
                 reason = self._reasons.get(name, "")
                 self.commit(name)
-                if failure is not None:
+                for newer, error in failed:
+                    _log_failure(name, newer, error)
                     self._reasons[name] = reason
                 return
-        assert failure is not None
-        raise failure
+        raise failed[0][1]
 
     @property
     def ready(self) -> bool:
@@ -200,7 +204,11 @@ class Repository:
     async def stage(self, name: str) -> None:
         """The first half of `load`: load and prove a version, without it answering yet."""
         path, version = versions_of(self.options(name).path)[0]
-        await self._stage(name, path, version)
+        try:
+            await self._stage(name, path, version)
+        except TensorwrightError as error:
+            _log_failure(name, version, error)
+            raise
 
     async def _stage(self, name: str, path: Path, version: str) -> None:
         async with self._locks[name]:
@@ -210,7 +218,6 @@ class Repository:
                 await service.start()
             except TensorwrightError as error:
                 self._reasons[name] = f"loading failed: version {version}: {error.message}"
-                _log.error("model %s: version %s was not loaded: %s", name, version, error.message)
                 raise
             self._staged[name] = Loaded(service)
 

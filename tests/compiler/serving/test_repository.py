@@ -82,7 +82,9 @@ def test_a_version_that_fails_is_refused_and_the_old_one_answers(tmp_path: Path,
     with_repository(tmp_path, test)
 
 
-def test_a_server_starts_with_the_newest_version_that_is_sound(tmp_path: Path) -> None:
+def test_a_server_starts_with_the_newest_version_that_is_sound(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def test(repository: Repository) -> None:
         (status,) = repository.index()
         assert (status.version, status.state) == ("1", "READY")
@@ -91,6 +93,15 @@ def test_a_server_starts_with_the_newest_version_that_is_sound(tmp_path: Path) -
     version(tmp_path, 1)
     version(tmp_path, 2).write_bytes(b"nothing")
     with_repository(tmp_path, test)
+    assert "version 2 was not loaded" in caplog.text
+
+
+def test_a_server_that_cannot_start_raises_and_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(repository: Repository) -> None: ...
+
+    with pytest.raises(StorageError):
+        with_repository(tmp_path / "nothere.twm", test)
+    assert caplog.text == ""
 
 
 def test_unloading_and_loading(tmp_path: Path) -> None:
