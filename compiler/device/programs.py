@@ -57,10 +57,17 @@ LIBRARY_SOURCES = (
 THREAD_POOL_SOURCES = ("thread_pool.c",)
 SHARED_LIBRARY = "libtensorwright.so"
 NO_LINKED_MODULE = "linked_none.cc"
-# Code of the runner: it reads recordings, and pictures by `prediction.cc`.
-RUN_SOURCES = ("processing.cc", "audio.cc", "speech.cc", "run.cc")
+# Code of the runner: it reads recordings and texts, and pictures by `prediction.cc`.
+RUN_SOURCES = ("processing.cc", "audio.cc", "speech.cc", "text/embedder.cc", "run.cc")
+TOKENIZER_SOURCES = tuple(
+    f"text/{name}.cc"
+    for name in (
+        *("reader", "pattern", "normal", "character_steps", "steps", "decoder"),
+        *("vocabulary", "bpe", "unigram", "word_piece", "model", "tokenizer"),
+    )
+)
 PROGRAMS = {
-    "tensorwright-run": ("prediction.cc", *RUN_SOURCES, "run_main.cc"),
+    "tensorwright-run": ("prediction.cc", *TOKENIZER_SOURCES, *RUN_SOURCES, "run_main.cc"),
     "tensorwright-server": (
         "noise.cc",
         "wire.cc",

@@ -26,6 +26,7 @@ from compiler.device.programs import (
     RUN_SOURCES,
     SOURCES,
     THREAD_POOL_SOURCES,
+    TOKENIZER_SOURCES,
     source_files,
 )
 from compiler.device.runtime_sources import (
@@ -56,14 +57,7 @@ _RUNNER_SOURCES = ("run_main.cc",)
 # What reads pictures, and what stands in its place in the programs of modules that take none.
 _IMAGE_OBJECTS = {"images": (*IMAGE_SOURCES, "prediction.cc"), "no_images": ("prediction_none.cc",)}
 # The program that generates text around the runner.
-_TEXT_SOURCES = tuple(
-    f"text/{name}.cc"
-    for name in (
-        *("reader", "pattern", "normal", "character_steps", "steps", "decoder"),
-        *("vocabulary", "bpe", "unigram", "word_piece", "model", "tokenizer"),
-        *("random", "sampler", "stream", "language", "generate", "main"),
-    )
-)
+_TEXT_SOURCES = tuple(f"text/{name}.cc" for name in ("random", "sampler", "stream", "language", "generate", "main"))
 _LINK_OPTIONS = ("-static", "-s", "-Wl,--gc-sections", "-pthread")
 
 # The module is aligned as the tensors in it are.
@@ -120,7 +114,7 @@ def write_static_program(
 
     Args:
         file: the module's file, linked unchanged so that signatures remain valid; None: an unsigned module.
-        text: the program of a language model's text, by `compiler.generation.native.program.text_program`.
+        text: the program of a language model's text, by `compiler.generation.text_program.text_program`.
         progress: called with the name of each step as it begins: compiling the runtime takes minutes, once a target.
 
     Raises:
@@ -177,6 +171,7 @@ def _objects(target: Target, *, generates: bool, progress: Callable[[str], None]
 
     def build(folder: Path) -> None:
         own = {"program": _SOURCES, "thread_pool": THREAD_POOL_SOURCES, "main": _RUNNER_SOURCES}
+        own["tokenizer"] = TOKENIZER_SOURCES
         _compile(target, {**own, **_IMAGE_OBJECTS}, folder)
         for path in (runtime / FFI_OBJECT, runtime / RUNTIME_OBJECT, *third_party):
             shutil.copy(path, folder)

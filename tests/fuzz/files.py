@@ -22,11 +22,11 @@ import onnx
 from onnx import helper
 
 from compiler.artifact.language_model import DESCRIPTION_ASSET, TOKENIZER_ASSET, LanguageModelDescription
+from compiler.artifact.native_tokenizer.tokenizer import write_tokenizer
+from compiler.artifact.native_tokenizer.writer import Writer
 from compiler.errors import InternalError, TensorwrightError
 from compiler.frontends.llm.importer import import_language_model
 from compiler.frontends.onnx.frontend import import_onnx
-from compiler.generation.native.tokenizer import write_tokenizer
-from compiler.generation.native.writer import Writer
 from compiler.generation.tokenizer import Tokenizer
 from compiler.support.media_files import pixels_of, read_audio, wave_seconds
 from tests.compiler.generation.models import write_folder, write_gguf

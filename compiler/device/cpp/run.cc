@@ -1,9 +1,10 @@
-// Runs a module:  tensorwright-run MODULE.twm [FILE]... [--picture FILE] [--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels]
+// Runs a module:  tensorwright-run MODULE.twm [FILE]... [--text TEXT]... [--picture FILE] [--inputs FILE] [--outputs FILE] [--verify]
+//                                      [--runs N] [--graph] [--kernels]
 //                                      [--session] [--capacity N] [--load-states FILE] [--save-states FILE]
 //                                      [--json] [--trusted-key PATH]...
 //
-// A module with processing takes pictures (PNG, JPEG, GIF, BMP) or recordings (WAV), prints what it finds, and writes pictures with
-// boxes or masks: FILE-boxes.png in the current folder, or what --picture names.
+// A module with processing takes pictures (PNG, JPEG, GIF, BMP), recordings (WAV) or texts (--text), prints what it finds, and
+// writes pictures with boxes or masks: FILE-boxes.png in the current folder, or what --picture names.
 // FILE of an option is in the safetensors format, tensors by the names of the module's inputs or outputs. Inputs are the stored example
 // if not given. With --runs, the median and the 99th percentile of that many further runs are printed; on a graphics processor
 // also those of runs without copies of inputs and outputs, by CUDA events, and with --graph of the run captured as one CUDA
@@ -27,6 +28,7 @@
 #include "session.h"
 #include "signature.h"
 #include "speech.h"
+#include "text/embedder.h"
 #include "whole_number.h"
 
 namespace tensorwright {
@@ -34,7 +36,7 @@ namespace {
 
 struct Options {
   std::string module, inputs, outputs, picture, load_states, save_states;
-  std::vector<std::string> files;  // pictures or recordings
+  std::vector<std::string> files, texts;  // files are pictures or recordings
   bool verify = false, graph = false, kernels = false, json = false, session = false;
   int runs = 0;
   int64_t capacity = 0;
@@ -42,7 +44,8 @@ struct Options {
 };
 
 constexpr int kMostRuns = 1'000'000;
-const char* const kUsage = "usage: tensorwright-run %s[FILE]... [--picture FILE] [--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels] [--session] [--capacity N] "
+constexpr size_t kShownNumbers = 6;  // of a vector
+const char* const kUsage = "usage: tensorwright-run %s[FILE]... [--text TEXT]... [--picture FILE] [--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels] [--session] [--capacity N] "
     "[--load-states FILE] [--save-states FILE] [--json] [--trusted-key PATH]...\n";
 
 bool Parse(int count, char** arguments, Options* options) {
@@ -72,6 +75,8 @@ bool Parse(int count, char** arguments, Options* options) {
       options->outputs = arguments[++i];
     } else if (argument == "--picture" && more) {
       options->picture = arguments[++i];
+    } else if (argument == "--text" && more) {
+      options->texts.push_back(arguments[++i]);
     } else if (argument == "--trusted-key" && more) {
       options->trusted.Add(arguments[++i]);
     } else if (argument == "--runs" && more) {
@@ -89,6 +94,9 @@ bool Parse(int count, char** arguments, Options* options) {
     throw Error("--picture and --outputs name one file: of one picture", "run the pictures one at a time");
   }
   if (!options->files.empty() && (options->session || !options->inputs.empty())) throw Error("a picture or recording is the module's input: leave out --inputs and --session");
+  if (!options->texts.empty() && (options->session || !options->files.empty() || !options->inputs.empty() || !options->outputs.empty())) {
+    throw Error("--text gives all inputs: leave out files, --inputs, --outputs and --session");
+  }
   return LinkedModule().data || !options->module.empty();
 }
 
@@ -106,7 +114,7 @@ std::vector<Description> Chosen(const std::vector<Description>& all, const std::
 }
 
 // One step of a session; inputs are the stored example's where there is no file.
-void Step(Module* module, const Options& options, Report* report) {
+void RunStep(Module* module, const Options& options, Report* report) {
   const Artifact& artifact = module->artifact();
   Session session(module, options.capacity);
   if (!options.load_states.empty()) session.Load(FileBytes(options.load_states).span(), options.load_states);
@@ -137,6 +145,26 @@ void Listen(Module* module, const Processing& processing, const Options& options
     if (options.json) continue;
     if (options.files.size() > 1) std::printf("%s\n", Printable(path).c_str());
     std::printf("%s\n", found.text.c_str());
+  }
+  if (options.json) report->Add("predictions", "[" + list + "]", "");
+}
+
+// Runs an embedder on each text, and prints the vectors; all their numbers as JSON.
+void ShowVectors(Module* module, const Options& options, Report* report) {
+  std::vector<std::vector<float>> vectors = Embed(module, options.texts);
+  std::string list;
+  for (size_t i = 0; i < vectors.size(); ++i) {
+    std::string numbers, shown;
+    for (size_t place = 0; place < vectors[i].size(); ++place) {
+      numbers += (place ? ", " : "") + Number(vectors[i][place]);
+      char text[16];
+      std::snprintf(text, sizeof text, "%.4f, ", vectors[i][place]);
+      if (place < kShownNumbers) shown += text;
+    }
+    list += (i ? ", " : "") + ("{\"input\": " + JsonText(options.texts[i])) + ", \"vector\": [" + numbers + "]}";
+    if (options.json) continue;
+    if (vectors.size() > 1) std::printf("%s\n", Printable(options.texts[i]).c_str());
+    std::printf("[%s...] (%zu numbers; --json prints all)\n", shown.c_str(), vectors[i].size());
   }
   if (options.json) report->Add("predictions", "[" + list + "]", "");
 }
@@ -191,12 +219,14 @@ int RunnerMain(int count, char** arguments) {
     report.Add("difference", Number(difference), "verified: the largest difference from the reference is " + Number(difference));
   }
   if (options.session) {
-    Step(&module, options, &report);
+    RunStep(&module, options, &report);
     if (options.json) std::printf("%s\n", report.Json().c_str());
     return 0;
   }
   if (!options.files.empty()) {
     inputs = Predict(&module, options, &report);
+  } else if (!options.texts.empty()) {
+    ShowVectors(&module, options, &report);
   } else {
     std::vector<ffi::Tensor> outputs = module.Run(inputs);
     if (!options.outputs.empty()) WriteFile(options.outputs, WriteTensors(artifact->outputs, outputs));

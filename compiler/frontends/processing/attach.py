@@ -16,6 +16,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from compiler.artifact.language_model import TOKENIZER_ASSET
+from compiler.artifact.native_tokenizer.tokenizer import TOKENIZER_PROGRAM, native_tokenizer
 from compiler.artifact.processing import PROCESSING_ASSET, encoded
 from compiler.errors import OptionError, StorageError
 from compiler.frontends.imported_model import ImportedModel, SizeRequirement, TensorSpec, with_rewritten_main
@@ -75,6 +76,9 @@ def with_description(model: ImportedModel, given: Processing) -> ImportedModel:
             assets[TOKENIZER_ASSET] = Path(processing.tokenizer).read_bytes()
         except OSError as error:
             raise StorageError(f"the tokenizer {processing.tokenizer} cannot be read: {error.strerror}") from error
+        native = native_tokenizer(assets[TOKENIZER_ASSET]) if processing.task == "embed" else None
+        if native is not None:
+            assets[TOKENIZER_PROGRAM] = native
         processing = replace(processing, tokenizer=TOKENIZER_ASSET)
     return replace(model, assets={**assets, PROCESSING_ASSET: encoded(processing)})
 

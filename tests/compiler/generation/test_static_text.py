@@ -18,7 +18,7 @@ from compiler.cli import main
 from compiler.device.static_program import StaticProgram, write_static_program
 from compiler.errors import OptionError
 from compiler.generation import LanguageModel
-from compiler.generation.native.program import _frames, text_program
+from compiler.generation.text_program import _frames, text_program
 from compiler.generation.tokenizer import Tokenizer
 from targets import Target
 from tests.compiler.cli.running import isolated_consoles

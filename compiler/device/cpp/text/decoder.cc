@@ -11,7 +11,7 @@ namespace {
 
 using Tokens = std::vector<std::string>;
 
-// The same as in native/parts.py.
+// The same as in native_tokenizer/parts.py.
 enum class Undo : uint32_t { kByteLevel = 1, kReplace, kByteFallback, kFuse, kStrip, kMetaspace, kWordPiece, kWordEnds };
 
 std::string Joined(const Tokens& tokens, const char* between = "") {

@@ -1,4 +1,4 @@
-// Description of the language model beside the module: native/program.py of the Python package writes it.
+// Description of the language model beside the module: compiler/generation/text_program.py of the Python package writes it.
 #pragma once
 
 #include <cstdint>

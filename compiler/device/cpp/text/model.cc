@@ -7,7 +7,7 @@
 namespace tensorwright {
 namespace {
 
-// The same as in native/models.py.
+// The same as in native_tokenizer/tokenizer.py.
 enum class ModelKind : uint32_t { kPairEncoding = 1, kUnigram, kWordPiece, kWordLevel };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Unicode normalization by tables, which native/normalization.py of the Python package writes.
+// Unicode normalization by tables, which native_tokenizer/normalizers.py of the Python package writes.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Regular expressions as programs, which native/patterns.py of the Python package compiles.
+// Regular expressions as programs, which native_tokenizer/patterns.py of the Python package compiles.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@ class Pattern {
   std::vector<Match> Cut(const std::u32string& text) const;
 
  private:
-  // The same as in native/patterns.py, which says what they do.
+  // The same as in native_tokenizer/patterns.py, which says what they do.
   enum Operation : uint32_t { kMatch, kCharacter, kFork, kJump, kGreedy, kPossessive, kAhead, kNotAhead, kAtomic, kBehind, kNotBehind, kBegin, kEnd };
 
   struct Instruction {

@@ -1,4 +1,4 @@
-// Reads what native/writer.py of the Python package wrote: little-endian, lengths before contents.
+// Reads what native_tokenizer/writer.py of the Python package wrote: little-endian, lengths before contents.
 #pragma once
 
 #include <cstdint>

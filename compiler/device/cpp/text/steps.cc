@@ -9,7 +9,7 @@
 namespace tensorwright {
 namespace {
 
-// The same as in native/parts.py.
+// The same as in native_tokenizer/parts.py.
 enum class StepKind : uint32_t { kPrepend = 1, kReplace, kNormalize, kStrip, kSplit, kByteLevel, kMetaspace, kMapped, kSpaced, kCharsmap };
 enum class Behavior : uint32_t { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };
 enum class Prepended : uint32_t { kNever, kFirst, kAlways };

@@ -70,7 +70,7 @@ void Tokenizer::EncodePiece(const Piece& piece, std::vector<uint32_t>* tokens) c
   }
 }
 
-std::vector<int64_t> Tokenizer::Encode(const std::string& text, bool special) const {
+std::vector<int64_t> Tokenizer::Encode(const std::string& text, bool special, size_t most) const {
   std::vector<uint32_t> tokens;
   if (special) tokens = added_.before;
   std::vector<Piece> pieces;
@@ -80,7 +80,12 @@ std::vector<int64_t> Tokenizer::Encode(const std::string& text, bool special) co
     EncodePiece(pieces[i], &tokens);
     if (between[i] != AddedTokens::kNone) tokens.push_back(between[i]);
   }
-  if (special) tokens.insert(tokens.end(), added_.after.begin(), added_.after.end());
+  size_t around = special ? added_.before.size() + added_.after.size() : 0;
+  if (around > most) throw Error("the module takes fewer tokens than its tokenizer puts around a text");
+  if (special) {
+    tokens.resize(std::min(tokens.size(), most - added_.after.size()));
+    tokens.insert(tokens.end(), added_.after.begin(), added_.after.end());
+  }
   return {tokens.begin(), tokens.end()};
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -38,8 +39,9 @@ class Tokenizer {
  public:
   explicit Tokenizer(Reader* reader);
 
-  // Tokens of a text, which must be valid UTF-8; `special`: with those that the model expects around it.
-  std::vector<int64_t> Encode(const std::string& text, bool special) const;
+  // Tokens of a text, which must be valid UTF-8; `special`: with those that the model expects around it. Of more than `most`
+  // the last ones of the text are left out.
+  std::vector<int64_t> Encode(const std::string& text, bool special, size_t most = std::numeric_limits<size_t>::max()) const;
 
   // The text of tokens without special ones.
   std::string Decode(const std::vector<int64_t>& tokens) const;

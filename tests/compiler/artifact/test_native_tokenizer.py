@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from compiler.artifact.native_tokenizer.patterns import Pattern, parse
+from compiler.artifact.native_tokenizer.tokenizer import write_tokenizer
+from compiler.artifact.native_tokenizer.writer import Writer
 from compiler.driver.compile import find_target
 from compiler.errors import OptionError
 from compiler.frontends.llm.gguf_tokenizer import GPT2, GPT4O, LLAMA3, QWEN2, TEKKEN, _merges
-from compiler.generation.native.patterns import Pattern, parse
-from compiler.generation.native.tokenizer import write_tokenizer
-from compiler.generation.native.writer import Writer
-from tests.compiler.generation.native_library import NativeTokenizer
+from tests.compiler.artifact.native_library import NativeTokenizer
 from tests.compiler.generation.other_tokenizers import BEGIN, CORPUS, OTHER_TOKENIZERS, SPECIAL
 
 

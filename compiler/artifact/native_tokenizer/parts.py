@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
-from compiler.generation.native.character_sets import (
+from compiler.artifact.native_tokenizer.character_sets import (
     WHITE_SPACE,
     characters_matching,
     digits,
@@ -14,8 +14,8 @@ from compiler.generation.native.character_sets import (
     refused,
     word_characters,
 )
-from compiler.generation.native.patterns import Pattern
-from compiler.generation.native.writer import Writer
+from compiler.artifact.native_tokenizer.patterns import Pattern
+from compiler.artifact.native_tokenizer.writer import Writer
 
 Part = Mapping[str, Any]
 _BYTE_LEVEL_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from compiler.artifact.native_tokenizer.character_sets import CHUNK, LAST, Ranges, chunks, made_of, ranges_of, refused
+from compiler.artifact.native_tokenizer.parts import Part, Step, pattern_source
+from compiler.artifact.native_tokenizer.patterns import Pattern
+from compiler.artifact.native_tokenizer.writer import Writer
 from compiler.errors import ArtifactError
-from compiler.generation.native.character_sets import CHUNK, LAST, Ranges, chunks, made_of, ranges_of, refused
-from compiler.generation.native.parts import Part, Step, pattern_source
-from compiler.generation.native.patterns import Pattern
-from compiler.generation.native.writer import Writer
 from compiler.support.optional import optional_module
 
 

@@ -5,23 +5,19 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from compiler.device.programs import SOURCES
-from compiler.generation.native.tokenizer import write_tokenizer
-from compiler.generation.native.writer import Writer
+from compiler.artifact.native_tokenizer.tokenizer import write_tokenizer
+from compiler.artifact.native_tokenizer.writer import Writer
+from compiler.device.programs import SOURCES, TOKENIZER_SOURCES
 from compiler.support.cache import cached, key_of
 from targets import Target
 
-_PARTS = (
-    *("reader", "pattern", "normal", "character_steps", "steps", "decoder"),
-    *("vocabulary", "bpe", "unigram", "word_piece", "model", "tokenizer"),
-)
 _WRAPPER = Path(__file__).with_name("text_library.cc")
 _SIZE, _POINTER = ctypes.c_size_t, ctypes.c_void_p
 
 
 def _library(host: Target) -> ctypes.CDLL:
     text = SOURCES / "text"
-    sources = [_WRAPPER, SOURCES / "error.cc", *(text / f"{name}.cc" for name in _PARTS)]
+    sources = [_WRAPPER, SOURCES / "error.cc", *(SOURCES / name for name in TOKENIZER_SOURCES)]
     key = key_of([path.read_bytes() for path in (*sources, *sorted(text.glob("*.h")))])
 
     def build(folder: Path) -> None:

@@ -10,8 +10,8 @@ from enum import IntEnum
 from functools import cache
 from typing import Literal
 
-from compiler.generation.native.character_sets import LAST, Ranges, characters_matching, refused
-from compiler.generation.native.writer import Writer
+from compiler.artifact.native_tokenizer.character_sets import LAST, Ranges, characters_matching, refused
+from compiler.artifact.native_tokenizer.writer import Writer
 
 Greed = Literal["greedy", "lazy", "possessive"]
 

@@ -14,10 +14,10 @@ from compiler.artifact.language_model import (
     TOKENIZER_ASSET,
     LanguageModelDescription,
 )
+from compiler.artifact.native_tokenizer.character_sets import refused, stripped_by_python
+from compiler.artifact.native_tokenizer.tokenizer import write_tokenizer
+from compiler.artifact.native_tokenizer.writer import Writer
 from compiler.errors import ArtifactError, InputError, OptionError
-from compiler.generation.native.character_sets import refused, stripped_by_python
-from compiler.generation.native.tokenizer import write_tokenizer
-from compiler.generation.native.writer import Writer
 from compiler.generation.tokenizer import Tokenizer
 
 # Contents that templates are tried with: what surrounds a message must not depend on it.

@@ -9,11 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from compiler.generation.native.character_sets import WHITE_SPACE, refused
-from compiler.generation.native.normalizers import write_normalizers
-from compiler.generation.native.parts import flattened, write_decoders, write_pre_tokenizers
-from compiler.generation.native.writer import Writer
+from compiler.artifact.native_tokenizer.character_sets import WHITE_SPACE, refused
+from compiler.artifact.native_tokenizer.normalizers import write_normalizers
+from compiler.artifact.native_tokenizer.parts import flattened, write_decoders, write_pre_tokenizers
+from compiler.artifact.native_tokenizer.writer import Writer
+from compiler.errors import MissingDependencyError, OptionError
 from compiler.support.tokenizer_file import read_tokenizer
+
+TOKENIZER_PROGRAM = "tokenizer.bin"
+"""Asset of an embedder for the C++ runtime."""
+
+
+def native_tokenizer(content: bytes) -> bytes | None:
+    """A tokenizer for the C++ runtime; None where it has a part that the runtime does not have, or where the package
+    tokenizers is not installed. Raises ArtifactError."""
+    writer = Writer()
+    try:
+        write_tokenizer(content, writer)
+    except (OptionError, MissingDependencyError):
+        return None
+    return writer.content()
 
 
 def write_tokenizer(content: bytes, writer: Writer) -> None:

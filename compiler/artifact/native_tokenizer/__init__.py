@@ -1,0 +1,1 @@
+"""Tokenizers as the C++ runtime reads them (compiler/device/cpp/text)."""
