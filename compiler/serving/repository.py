@@ -115,8 +115,8 @@ class Repository:
             else:
                 reason = self._reasons.get(name, "")
                 self.commit(name)
-                for newer, error in failed:
-                    _log_failure(name, newer, error)
+                for newer, reported in failed:
+                    _log_failure(name, newer, reported)
                     self._reasons[name] = reason
                 return
         raise failed[0][1]

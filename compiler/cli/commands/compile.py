@@ -143,8 +143,8 @@ def command(given: _Options, processing: dict[str, Any]) -> Facts | None:
         print_json(summary.to_dict())
         return None
     facts = _facts_of(summary)
-    steps = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in summary.seconds.items())
-    print_facts([*facts, ("time", f"{format_seconds(sum(summary.seconds.values()))} ({steps})")])
+    times = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in summary.seconds.items())
+    print_facts([*facts, ("time", f"{format_seconds(sum(summary.seconds.values()))} ({times})")])
     print_line()
     print_line(f"wrote {summary.path}, {format_bytes(summary.file_bytes)}")
     return facts

@@ -217,7 +217,7 @@ main(["compile", {str(model)!r}, "-o", {str(output)!r}, "--threads", "1"])
 print([name for name in ("typer", "numpy", "tvm", "onnx") if name in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-2:] == [f"{known}, {output.stat().st_size / 1024:.1f} KiB", "[]"]
-    changes = [
+    changes: list[Callable[[], object]] = [
         lambda: output.write_bytes(output.read_bytes()),
         output.unlink,
         lambda: (tmp_path / "add.weights").write_bytes(np.ones(4, np.float32).tobytes()),
