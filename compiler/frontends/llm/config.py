@@ -39,6 +39,7 @@ class ExpertsConfig:
             (Gemma 4).
         clamped: (limit, slope) of experts that compute `(up + 1) * gate * sigmoid(slope * gate)` of gates of at most
             `limit` and ups within [-limit, limit]; None for the activation of the model.
+        latent: width of what experts read and return, between two further products; 0 for that of the model.
     """
 
     count: int
@@ -57,6 +58,7 @@ class ExpertsConfig:
     scales_inputs: bool = False
     beside: bool = False
     clamped: tuple[float, float] | None = None
+    latent: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from compiler.frontends.llm.emitter import Emitter, number
 from compiler.frontends.llm.parameters import Norm
 from compiler.frontends.llm.weights import Linear
 from compiler.passes.rewriting.expert_products import (
+    Routing,
     combined,
     limited_to_groups,
     route,
@@ -41,8 +42,11 @@ def feed_forward(model: Emitter, index: int, x: Expr) -> Expr:
         return _Mixture(model, index, experts).result(x)
     if model.config.gated:
         return _gated(model, index, x, parameters.gate_up(index), parameters.down(index))
-    hidden = model.activated(index, model.products.product(x, parameters.up(index)))
-    return model.products.product(hidden, parameters.down(index))
+    return _plain(model, index, x, parameters.up(index), parameters.down(index))
+
+
+def _plain(model: Emitter, index: int, x: Expr, up: Linear, down: Linear) -> Expr:
+    return model.products.product(model.activated(index, model.products.product(x, up)), down)
 
 
 def _gated(model: Emitter, index: int, x: Expr, gate_up: Sequence[Linear], down: Linear) -> Expr:
@@ -91,13 +95,12 @@ class _Mixture:
         routing = route(model.builder, logits if config.scales_inputs else choice, config.chosen)
         if config.scales_inputs:
             rows = scaled_slots(model.builder, rows, scores, routing)
-        first = parameters.expert_gate_up(self._index, config)
-        gate, up = products.experts(rows, first, routing, of_slots=config.scales_inputs)
-        hidden = self._gated(gate, up)
+        if config.latent:
+            rows = products.product(rows, parameters.linear(self._index, "experts_in", config.latent, shape[1]))
+        hidden = self._hidden(rows, routing)
         [found] = products.experts(hidden, [parameters.expert_down(self._index, config)], routing, of_slots=True)
         if config.scales_inputs:
-            ones = emit(R.ones_like(routing.scores))
-            return self._completed(x, emit(R.reshape(combined(model.builder, found, routing, ones), tuple(x.ty.shape))))
+            return self._completed(x, combined(model.builder, found, routing, emit(R.ones_like(routing.scores))))
         weights = routing.scores if config.jitter is None else self._sparse_weights(scores, routing.scores)
         if config.biased:
             weights = scores_of_chosen(model.builder, scores, routing)
@@ -111,11 +114,27 @@ class _Mixture:
                 R.multiply(emit(R.ones_like(scores)), as_constant(parameters.expert_scale(self._index, config)))
             )
             weights = emit(R.multiply(weights, scores_of_chosen(model.builder, factors, routing)))
-        return self._completed(x, emit(R.reshape(combined(model.builder, found, routing, weights), tuple(x.ty.shape))))
+        return self._completed(x, combined(model.builder, found, routing, weights))
 
     def _completed(self, x: Expr, found: Expr) -> Expr:
-        """Sum of the results of each token's experts and of the MLP that all tokens share."""
-        return self._model.builder.emit(R.add(found, self._shared(x))) if self._config.shared else found
+        """Sum of the results (n, width) of each token's experts and of the MLP for all tokens: (1, n, hidden)."""
+        model, config = self._model, self._config
+        if config.latent:
+            out = model.parameters.linear(self._index, "experts_out", model.config.hidden, config.latent)
+            found = model.products.product(found, out)
+        found = model.builder.emit(R.reshape(found, tuple(x.ty.shape)))
+        return model.builder.emit(R.add(found, self._shared(x))) if config.shared else found
+
+    def _hidden(self, rows: Expr, routing: Routing) -> Expr:
+        """What the experts' last matmuls read, of tokens, or of slots whose inputs are scaled."""
+        parameters, slots = self._model.parameters, self._config.scales_inputs
+        if self._model.config.gated:
+            first = parameters.expert_gate_up(self._index, self._config)
+            return self._gated(*self._model.products.experts(rows, first, routing, of_slots=slots))
+        [up] = self._model.products.experts(
+            rows, [parameters.expert_up(self._index, self._config)], routing, of_slots=slots
+        )
+        return self._model.activated(self._index, up)
 
     def _gated(self, gate: Expr, up: Expr) -> Expr:
         """Operand of the experts' last matmul."""
@@ -150,8 +169,11 @@ class _Mixture:
     def _shared(self, x: Expr) -> Expr:
         """The MLP of all tokens."""
         model, config, parameters = self._model, self._config, self._model.parameters
-        gate_up, down = parameters.shared_gate_up(self._index, config), parameters.shared_down(self._index, config)
-        found = _gated(model, self._index, x, gate_up, down)
+        down = parameters.shared_down(self._index, config)
+        if model.config.gated:
+            found = _gated(model, self._index, x, parameters.shared_gate_up(self._index, config), down)
+        else:
+            found = _plain(model, self._index, x, parameters.shared_up(self._index, config), down)
         if not config.shared_gate:
             return found
         gate = model.products.exact(x, parameters.shared_router(self._index))

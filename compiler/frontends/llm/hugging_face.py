@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from compiler.errors import OptionError
 from compiler.frontends.llm.adapters import AdaptedReader, Adapter, KeptAdapters
@@ -19,11 +20,39 @@ from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Checkpoint, Reader, renamed
 from targets.extras import install_command
 
+# Types of models that also read images or sounds, and compute text alone as the decoder in 'text_config' does.
+_WITH_TEXT = (
+    "exaone4_5",
+    "gemma3n",
+    "gemma4",
+    "lfm2_vl",
+    "lfm3_vl",
+    "llama4",
+    "llava_onevision",
+    "minicpmv4_6",
+    "minicpmv4_7",
+    "mistral3",
+    "ovis2",
+    "qwen3_5",
+    "qwen3_5_moe",
+)
+_TEXT = "language_model."
+_TEXT_RENAMES = {f"model.{_TEXT}": "model.", f"{_TEXT}model.": "model.", f"{_TEXT}lm_head.": "lm_head."}
 
-def model_type(folder: Path) -> str:
-    """The model type in config.json, "" for none. Raises StorageError or InvalidModelError as `read_hugging_face`."""
-    found = read_json(folder / "config.json").get("model_type")
-    return found if isinstance(found, str) else ""
+
+def decoder_settings(folder: Path) -> tuple[str, dict[str, Any], bool]:
+    """The type of a folder's decoder ("" for none), its settings, and True if it is a part of a larger model.
+
+    Raises StorageError or InvalidModelError as `read_hugging_face`.
+    """
+    values = read_json(folder / "config.json")
+    text = values.get("text_config")
+    is_part = False
+    if values.get("model_type") in _WITH_TEXT and isinstance(text, dict):
+        tied = values.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+        values, is_part = {**text, "tie_word_embeddings": tied}, True
+    kind = values.get("model_type")
+    return kind if isinstance(kind, str) else "", values, is_part
 
 
 def read_hugging_face(
@@ -37,9 +66,8 @@ def read_hugging_face(
         OptionError: the type of the model, or a setting of it, is not supported.
     """
     path = folder / "config.json"
-    values = read_json(path)
-    kind = values.get("model_type")
-    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    kind, values, is_part = decoder_settings(folder)
+    family = FAMILIES.get(kind)
     if family is None:
         raise OptionError(
             f"{path}: models of type {kind!r} are not supported",
@@ -47,13 +75,16 @@ def read_hugging_face(
             " own code is captured then",
         )
     settings = Settings(values, path, family.defaults, family.aliases)
-    config = decoder_config(settings, str(kind), family)
+    config = decoder_config(settings, kind, family)
     tied = True if settings.flag("tie_word_embeddings") else None
     weights = _weights(folder, options)
     kept = [Adapter(each) for each in options.kept_adapters.values()]
-    adapters = KeptAdapters(weights, kept, family.renames) if kept else None
-    checkpoint = Checkpoint(renamed(weights, family.renames), str(folder))
+    renames = {**_TEXT_RENAMES, **family.renames} if is_part else family.renames
+    adapters = KeptAdapters(weights, kept, renames) if kept else None
+    checkpoint = Checkpoint(renamed(weights, renames), str(folder))
     checkpoint.ignore_suffixes(family.unused)
+    if is_part:
+        checkpoint.ignore([name for name in weights.names if _TEXT not in name and not name.startswith("lm_head.")])
     names = family.names(settings) if callable(family.names) else family.names
     if settings.get("num_nextn_predict_layers"):  # layers behind the last one that predict further tokens
         checkpoint.ignore_layers(names.layer, len(config.layers))

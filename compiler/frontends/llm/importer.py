@@ -42,7 +42,7 @@ from compiler.frontends.llm.genai_folder import import_genai_folder, is_genai_fo
 from compiler.frontends.llm.gguf_config import read_gguf
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer, tokenizer_kind
-from compiler.frontends.llm.hugging_face import model_type, read_hugging_face
+from compiler.frontends.llm.hugging_face import decoder_settings, read_hugging_face
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
 from compiler.frontends.llm.preparation_files import read_audio, read_images
@@ -73,7 +73,7 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
 
 def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
     named = options.adapters or options.kept_adapters
-    if named and (not path.is_dir() or is_genai_folder(path) or model_type(path) not in FAMILIES):
+    if named and (not path.is_dir() or is_genai_folder(path) or decoder_settings(path)[0] not in FAMILIES):
         raise OptionError(
             f"{path}: adapters are for folders of transformers, of the types {', '.join(sorted(FAMILIES))}",
             "merge them with peft (merge_and_unload), and give the folder that it saves",
@@ -81,7 +81,7 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
     if is_genai_folder(path):
         return _genai(path, options)
     if path.is_dir():
-        kind = model_type(path)
+        kind, _, is_part = decoder_settings(path)
         if kind not in FAMILIES and has_encoder(path):
             return _pair(path, options)
         if kind not in FAMILIES and is_available():
@@ -92,7 +92,7 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
         gguf = GgufFile(path)
         config, names, storage, checkpoint = read_gguf(gguf)
         adapters = None
-        files = read_gguf_tokenizer(gguf)
+        files, is_part = read_gguf_tokenizer(gguf), False
     files.check_fits(config.vocabulary, str(path))
     built = build_decoder(config, Parameters(checkpoint, names, config, storage, adapters), options)
     checkpoint.check_complete()
@@ -126,6 +126,7 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
         states=states,
         position=PositionSpec(POSITION, "n") if config.counts and not options.sequences else None,
         assets=_assets(description, files),
+        notes=(f"{path}: only the model of text is built, which reads no images and sounds",) if is_part else (),
     )
 
 

@@ -12,7 +12,8 @@ class Names:
 
     Roles of a layer: attention_norm, q, k, v (or qkv), o, q_norm, k_norm, sinks, post_attention_norm, mlp_norm, gate,
     up (or gate_up), activation (the prefix of its own numbers), down, post_mlp_norm; of a mixture router, router_bias,
-    expert_gate, expert_up (or expert_gate_up), expert_down, where names may hold "{expert}", and shared_gate,
+    expert_gate, expert_up (or expert_gate_up), expert_down, where names may hold "{expert}", experts_in, experts_out,
+    and shared_gate,
     shared_up (or shared_gate_up), shared_down, shared_router. Of latent attention: q (or q_a, q_a_norm, q_b), kv_a,
     kv_a_norm, kv_b (or k_b and v_b, which hold one head after another, keys transposed). A role that the format or
     architecture does not have is missing. Of recurrent mixers: conv_in, conv, conv_out; ssm_in, ssm_conv,
@@ -277,6 +278,8 @@ _GGUF_ROLES = {
     "expert_gate_up": "ffn_gate_up_exps",
     "expert_scale": "ffn_down_exps.scale",
     "experts_norm": "pre_ffw_norm_2",
+    "experts_in": "ffn_latent_down",
+    "experts_out": "ffn_latent_up",
     "dense_post_norm": "post_ffw_norm_1",
     "experts_post_norm": "post_ffw_norm_2",
     "layer_gate": "inp_gate",

@@ -345,7 +345,7 @@ class Parameters:
 
     def expert_gate_up(self, layer: int, config: ExpertsConfig) -> list[Experts]:
         """The two products of the experts' gated MLPs."""
-        width, depth = config.intermediate, self._config.hidden
+        width, depth = config.intermediate, config.latent or self._config.hidden
         fused, gate = (self._names.of(layer, role) for role in ("expert_gate_up", "expert_gate"))
         if fused is not None and (gate is None or not self._checkpoint.has(f"{gate}.weight")):
             whole = self._stack(fused, config, 2 * width, depth)
@@ -356,11 +356,19 @@ class Parameters:
 
     def expert_down(self, layer: int, config: ExpertsConfig) -> Experts:
         """The down projections of the experts."""
-        return self._experts(layer, "expert_down", config, self._config.hidden, config.intermediate)
+        return self._experts(layer, "expert_down", config, config.latent or self._config.hidden, config.intermediate)
+
+    def expert_up(self, layer: int, config: ExpertsConfig) -> Experts:
+        """The first products of experts without gates."""
+        return self._experts(layer, "expert_up", config, config.intermediate, config.latent or self._config.hidden)
 
     def shared_gate_up(self, layer: int, config: ExpertsConfig) -> list[Linear]:
         """The two products of the MLP that all tokens go to."""
         return self.parts(layer, "shared_gate_up", ("shared_gate", "shared_up"), [config.shared] * 2)
+
+    def shared_up(self, layer: int, config: ExpertsConfig) -> Linear:
+        """Its first product where it has no gates."""
+        return self._role(layer, "shared_up", config.shared, self._config.hidden)
 
     def shared_down(self, layer: int, config: ExpertsConfig) -> Linear:
         """Its last product."""

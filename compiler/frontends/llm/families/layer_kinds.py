@@ -62,14 +62,10 @@ def kinds_of_nemotron(settings: Settings, count: int) -> list[str]:
     """Layer kinds from the config's list, or from a pattern with one letter per layer."""
     pattern = settings.get("hybrid_override_pattern")
     if pattern is None:
-        kinds = listed_kinds(settings, count)
-    elif isinstance(pattern, str) and len(pattern) == count and set(pattern) <= set(_LETTERS):
-        kinds = [_LETTERS[letter] for letter in pattern]
-    else:
+        return listed_kinds(settings, count)
+    if not isinstance(pattern, str) or len(pattern) != count or not set(pattern) <= set(_LETTERS):
         raise InvalidModelError(f"{settings.path}: 'hybrid_override_pattern' is not a letter for each layer")
-    if MOE in kinds:
-        raise OptionError(f"{settings.path}: mixtures of Nemotron-H are not supported")
-    return kinds
+    return [_LETTERS[letter] for letter in pattern]
 
 
 def _named(settings: Settings, name: object) -> str:

@@ -15,6 +15,7 @@ from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
 from compiler.frontends.llm.families.family import Family, Gguf, mixture, within
 from compiler.frontends.llm.families.latent import LATENT_KEYS, head_sizes, latent
 from compiler.frontends.llm.families.layer_kinds import (
+    MOE,
     kinds_by_fours,
     kinds_by_interval,
     kinds_of_nemotron,
@@ -391,6 +392,29 @@ def _falcon_h1(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     return replace(config, logit_scale=settings.number("lm_head_multiplier", 1.0))
 
 
+def _nemotron_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
+    """The mixture of layers of that kind, whose experts may read and return a narrower x."""
+    listed = settings.get("hybrid_override_pattern") or settings.get("layers_block_type") or settings.get("layer_types")
+    if kinds_of_nemotron(settings, len(listed))[layer] != MOE:
+        return None
+    found = mixture(settings, layer)
+    if found is None:
+        raise InvalidModelError(f"{settings.path}: layer {layer} is a mixture, and 'n_routed_experts' is missing")
+    return replace(
+        found,
+        shared=settings.size("shared_expert_intermediate_size"),
+        latent=settings.size("moe_latent_size") if settings.get("moe_latent_size") else 0,
+    )
+
+
+def _nemotron_moe_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Layers with a router are mixtures."""
+    found = dict(_by_key_heads(file, values))
+    routed = (f"blk.{index}.ffn_gate_inp.weight" in file.names for index in range(len(found["layer_types"])))
+    kinds = [MOE if each else kind for each, kind in zip(routed, found["layer_types"], strict=True)]
+    return {**found, "layer_types": kinds}
+
+
 def _by_key_heads(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The kinds of layers of which those without heads of keys have no attention, those without a width no MLP."""
     heads, widths = (values.get(key) for key in ("num_key_value_heads", "intermediate_size"))
@@ -401,7 +425,7 @@ def _by_key_heads(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any
     if isinstance(widths, list):
         kinds = ["mlp" if width else kind for kind, width in zip(kinds, widths, strict=True)]
         found["intermediate_size"] = max(widths)
-    return {**found, "layer_types": kinds}
+    return {**found, "layer_types": kinds[: values.get("num_hidden_layers")]}  # others predict further tokens
 
 
 def _granite_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -493,6 +517,7 @@ _LFM2_MOE = {
     "expert_down": "feed_forward.experts.{expert}.w2",
 }
 _SIGMOID = {"scoring_func": "sigmoid", "topk_sum_epsilon": 1e-6}
+_DEEPSEEK = {"scoring_func": "sigmoid", "topk_sum_epsilon": 1e-20, "norm_topk_prob": True}
 _JAMBA = {
     **_FEED_FORWARD,
     **recurrent_roles("ssm", "mamba."),
@@ -505,6 +530,12 @@ _NEMOTRON = {
     **recurrent_roles("ssm", "mixer."),
     "attention_norm": "norm",
     **{role: f"mixer.{role}_proj" for role in ("q", "k", "v", "o", "up", "down")},
+    "router": "mixer.gate",
+    "router_bias": "mixer.gate.e_score_correction_bias",
+    "experts_in": "mixer.fc1_latent_proj",
+    "experts_out": "mixer.fc2_latent_proj",
+    **{f"expert_{role}": f"mixer.experts.{{expert}}.{role}_proj" for role in ("up", "down")},
+    **{f"shared_{role}": f"mixer.shared_experts.{role}_proj" for role in ("up", "down")},
 }
 _QWEN_NEXT: dict[str, Any] = {
     "head_dim": 256,
@@ -684,20 +715,37 @@ RECURRENT: dict[str, Family] = {
         names=Names("backbone.embeddings", "backbone.norm_f", "lm_head", "backbone.layers.{index}.", _NEMOTRON),
         kinds=kinds_of_nemotron,
         recurrent=_mamba2,
-        experts=lambda settings, layer: None,
+        experts=_nemotron_mixture,
         one_part=True,
         gated=False,
         positions="none",
         refused={"mamba_hidden_act": ("this activation", "silu")},
-        defaults={"hidden_act": "relu2", "head_dim": 128, "mamba_n_groups": 8, "rms_norm_eps": 1e-5},
+        defaults={
+            **_DEEPSEEK,
+            "hidden_act": "relu2",
+            "head_dim": 128,
+            "mamba_n_groups": 8,
+            "rms_norm_eps": 1e-5,
+            "num_experts_per_tok": 2,
+        },
         aliases={
             **_SSM,
+            "num_experts": "n_routed_experts",
+            "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
             "mamba_n_heads": "mamba_num_heads",
             "mamba_d_head": "mamba_head_dim",
             "mamba_d_state": "ssm_state_size",
             "hidden_act": "mlp_hidden_act",
         },
-        gguf=(Gguf(name="nemotron_h", keys=_HEADS, read=_by_key_heads),),
+        gguf=(
+            Gguf(name="nemotron_h", keys=_HEADS, read=_by_key_heads),
+            Gguf(
+                name="nemotron_h_moe",
+                keys={**_HEADS, "moe_latent_size": "moe_latent_size"},
+                values=_DEEPSEEK,
+                read=_nemotron_moe_gguf,
+            ),
+        ),
     ),
     "zamba2": Family(
         names=_zamba2_names,

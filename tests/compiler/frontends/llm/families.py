@@ -336,6 +336,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "ssm_state_size": 8,
         },
     ),
+    "nemotron_h-mixture": (
+        "NemotronH",
+        {
+            "num_hidden_layers": 4,
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "mamba_num_heads": 6,
+            "mamba_head_dim": 16,
+            "n_groups": 2,
+            "ssm_state_size": 8,
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "moe_shared_expert_intermediate_size": 56,
+            "moe_latent_size": 32,
+            "routed_scaling_factor": 1.5,
+        },
+    ),
     "qwen3_next": (
         "Qwen3Next",
         {

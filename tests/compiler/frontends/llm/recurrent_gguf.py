@@ -24,7 +24,8 @@ _EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "norm_eps")
 def write_recurrent_gguf(path: Path, folder: Path) -> Path:
     """The model of a folder."""
     config: Config = json.loads((folder / "config.json").read_text())
-    name, describe, convert = ARCHITECTURES[config["model_type"]]
+    mixture = "-mixture" if "moe" in config.get("layers_block_type", ()) else ""
+    name, describe, convert = ARCHITECTURES[config["model_type"] + mixture]
     tensors = load_file(folder / "model.safetensors")
     layers = config.get("num_hidden_layers") or len(config["layers_block_type"])
     writer = gguf.GGUFWriter(path, name)
@@ -238,10 +239,35 @@ def _nemotron(writer: gguf.GGUFWriter, config: Config) -> None:
     _describe_scan(writer, config["conv_kernel"], inner, *sizes)
     _key_heads(writer, config)
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    widths = [config["intermediate_size"] if kind == "mlp" else 0 for kind in config["layers_block_type"]]
-    writer.add_feed_forward_length(widths)
+    widths = {"mlp": config["intermediate_size"], "moe": config["moe_intermediate_size"]}
+    writer.add_feed_forward_length([widths.get(kind, 0) for kind in config["layers_block_type"]])
     writer.add_key_length(config["head_dim"])
     writer.add_value_length(config["head_dim"])
+
+
+def _nemotron_mixture(writer: gguf.GGUFWriter, config: Config) -> None:
+    _nemotron(writer, config)
+    writer.add_expert_count(config["n_routed_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_shared_feed_forward_length(config["moe_shared_expert_intermediate_size"])
+    writer.add_expert_shared_count(config["n_shared_experts"])
+    writer.add_expert_weights_norm(config["norm_topk_prob"])
+    writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    writer.add_expert_group_count(config["n_group"])
+    writer.add_moe_latent_size(config["moe_latent_size"])
+
+
+def _nemotron_mixture_tensors(tensors: Tensors, config: Config) -> Tensors:
+    parts = {"gate.e_score_correction_bias": "exp_probs_b.bias", "fc1_latent_proj": "ffn_latent_down"}
+    parts |= {"fc2_latent_proj": "ffn_latent_up"}
+    named: Tensors = {}
+    for name, values in _experts(tensors, "mixer").items():
+        end = next((each for each in parts if f".mixer.{each}" in name), None)
+        named[
+            name if end is None else f"blk.{name.split('.')[2]}.{name.split('.mixer.')[1]}".replace(end, parts[end])
+        ] = values
+    return named
 
 
 def _qwen(writer: gguf.GGUFWriter, config: Config) -> None:
@@ -395,6 +421,7 @@ ARCHITECTURES: dict[str, tuple[str, _Describe, _Convert]] = {
     "falcon_h1": ("falcon-h1", _falcon_h1, _falcon_tensors),
     "jamba": ("jamba", _jamba, lambda tensors, config: _experts(tensors, "feed_forward")),
     "nemotron_h": ("nemotron_h", _nemotron, lambda tensors, config: tensors),
+    "nemotron_h-mixture": ("nemotron_h_moe", _nemotron_mixture, _nemotron_mixture_tensors),
     "deepseek_v2": ("deepseek2", _deepseek, _deepseek_tensors),
     "deepseek_v3": ("deepseek2", _deepseek, _deepseek_tensors),
     "glm4_moe": ("glm4moe", _dots, _deepseek_tensors),

@@ -41,7 +41,7 @@ _TESTED = (
     "olmo_hybrid",
     "minimax",
 )
-_HYBRID = ("lfm2", "lfm3", "granitemoehybrid", "falcon_h1", "jamba", "nemotron_h", "qwen3_next")
+_HYBRID = ("lfm2", "lfm3", "granitemoehybrid", "falcon_h1", "jamba", "nemotron_h", "nemotron_h-mixture", "qwen3_next")
 _STEPS = 12
 
 

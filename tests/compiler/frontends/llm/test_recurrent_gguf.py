@@ -42,6 +42,7 @@ _KINDS = (
     "falcon_h1",
     "jamba",
     "nemotron_h",
+    "nemotron_h-mixture",
     "qwen3_next",
     "qwen3_5_text",
     "qwen3_5_moe_text",

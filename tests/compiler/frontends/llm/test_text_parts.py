@@ -1,0 +1,45 @@
+"""Folders of models that also read images: the decoder of their text is built as the family of that decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import compiler
+from compiler.frontends.llm import import_language_model
+from tests.coverage.tiny_configs import tiny_config
+
+pytest.importorskip("transformers")
+_NAMES = ("mistral3", "gemma4", "qwen3_5", "lfm2_vl")
+
+
+def _save(name: str, folder: Path) -> Any:
+    """Write a small random model, and return it."""
+    import torch
+    import transformers
+
+    torch.manual_seed(len(name))
+    model = transformers.AutoModelForMultimodalLM.from_config(tiny_config(name), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_logits_of_text_equal_those_of_the_whole_model(name: str, tmp_path: Path) -> None:
+    import torch
+
+    reference = _save(name, tmp_path)
+    imported = import_language_model(tmp_path)
+    assert "reads no images" in imported.notes[0]
+    prompt = np.random.default_rng(1).integers(5, 100, (1, 30))
+    with torch.no_grad():
+        wanted = reference(input_ids=torch.from_numpy(prompt)).logits[0, -1].numpy()
+    session = compiler.compile(imported, threads=1).session(capacity=32)
+    found = session.run([prompt])["logits"][0, -1]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * abs(wanted).max())
