@@ -229,6 +229,11 @@ def keep_busy(tasks: Index, machine: Machine) -> bool | Expr:
     return tasks >= _ENOUGH_TASKS * machine.cores
 
 
+def busiest_share(tasks: int, cores: int) -> float:
+    """The fraction of equal tasks that the busiest core runs."""
+    return ceil_div(tasks, cores) / tasks
+
+
 def balancing_parts(tasks: int, machine: Machine) -> int:
     """Into how many equal parts to cut each of equal tasks, of unknown length, so that all cores have as much."""
     return 1 if keep_busy(tasks, machine) else machine.cores // math.gcd(tasks, machine.cores)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from schedules.cuts import EXPOSED, SHARED_CACHE_RATE, TASK_CYCLES, busiest_share
 from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
-
-_CACHE_RATE = 16.0  # bytes per cycle and core from the cache behind the second one
-_TASK_CYCLES = 150.0  # cycles to start a task
 
 
 @dataclass(frozen=True)
@@ -35,16 +33,15 @@ class Estimate:
 
     def share(self, machine: Machine) -> float:
         """Share of the work of the busiest core."""
-        tasks = max(self.tasks, 1)
-        return ceil_div(tasks, machine.cores) / tasks
+        return busiest_share(max(self.tasks, 1), machine.cores)
 
     def total(self, machine: Machine) -> float:
         """Cycles until the kernel is done: arithmetic and movement overlap for the most part."""
-        moved = self.moved / _CACHE_RATE
+        moved = self.moved / SHARED_CACHE_RATE
         if self.task_bytes > machine.l2_bytes:
             moved += self.cycles * 0.2
-        both = max(self.cycles, moved) + 0.3 * min(self.cycles, moved)
-        return both * self.share(machine) + _TASK_CYCLES * ceil_div(self.tasks, machine.cores)
+        both = max(self.cycles, moved) + EXPOSED * min(self.cycles, moved)
+        return both * self.share(machine) + TASK_CYCLES * ceil_div(self.tasks, machine.cores)
 
 
 def tail(extent: int, tile: int) -> float:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from schedules.codegen.nest import build_function
 from schedules.config import Config
-from schedules.cuts import CutAxis, Work, estimated_cycles, pays_at_run_time
+from schedules.cuts import CutAxis, Work, busiest_share, estimated_cycles, pays_at_run_time
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
 from schedules.ir.expression import constant_int
@@ -118,7 +118,7 @@ def _step(recurrence: Recurrence, steps: int, samples: int, machine: Machine, wa
         tasks = recurrence.directions
     elif way == SAMPLES and _samples_pay(recurrence, steps * samples, machine):
         tasks = recurrence.directions * (samples if recurrence.has_lengths else ceil_div(samples, TEAM))
-    return alone * ceil_div(tasks, machine.cores) / tasks
+    return alone * busiest_share(tasks, machine.cores)
 
 
 def _samples_pay(recurrence: Recurrence, amount: Index, machine: Machine) -> bool | Expr:

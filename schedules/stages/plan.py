@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from schedules.codegen.parallel import pays_off, step_cycles, work
-from schedules.cuts import start_cycles
+from schedules.cuts import busiest_share, start_cycles
 from schedules.ir.access import with_plain_indices
 from schedules.ir.expression import buffers_loaded, nodes, uses
 from schedules.ir.inline import IF_THEN_ELSE, call_name
-from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Expr, Index, tirx, tvm
@@ -189,7 +188,7 @@ def _shared_axis(stage: Stage, pieces: Sequence[Stage], machine: Machine) -> Axi
     whole = [axis for axis in outer if isinstance(axis.extent, int) and all(axis in piece.axes for piece in pieces)]
     cycles = step_cycles(total)
     start = start_cycles(machine.cores)
-    times = [cycles * ceil_div(axis.extent, machine.cores) / axis.extent + start for axis in whole]
+    times = [cycles * busiest_share(axis.extent, machine.cores) + start for axis in whole]
     apart = cycles / machine.cores + len(pieces) * start
     return whole[times.index(min(times))] if times and min(times) <= apart else None
 

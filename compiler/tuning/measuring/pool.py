@@ -37,6 +37,7 @@ from compiler.tuning.measuring.messages import (
 )
 from compiler.tuning.measuring.runners import is_reachable
 from schedules.config import Config
+from schedules.cuts import busiest_share
 from targets.measure import TIMED, Measure
 
 BUILD_MODULE = "compiler.tuning.measuring.build_worker"
@@ -281,7 +282,7 @@ class MeasurementPool(CandidatePool):
         """Time on all cores over the time that is measured."""
         if not self.serial or built is None:
             return 1.0
-        return -(-built.tasks // self._cores) / built.tasks
+        return busiest_share(built.tasks, self._cores)
 
     def _unscaled(self, effort: Effort, built: Built) -> Effort:
         limit = effort.give_up_above

@@ -57,7 +57,7 @@ def scan(x: T.Buffer((1 << 20,), "float32"), y: T.Buffer((1 << 20,), "float32"))
 def partly(x: T.Buffer((1 << 20,), "float32"), y: T.Buffer((1 << 20,), "float32")) -> None:  # type: ignore[valid-type]
     for i in T.parallel(1 << 20):
         y[i] = x[i]
-    for j in T.serial(1 << 20, annotations={"tensorwright.serial": "updates of one place, in order"}):
+    for j in T.serial(1 << 20, annotations={"tensorwright.serial": "updates of one element are applied in order"}):
         y[j] = x[j] + y[0]
     for k in T.serial(4, annotations={"tensorwright.serial": "little"}):
         y[k] = x[k]
@@ -112,7 +112,7 @@ def test_why_one_thread_computes_a_kernel() -> None:
 
 
 def test_a_serial_part_of_a_kernel_is_named() -> None:
-    assert serial_reason(partly, 2) == "updates of one place, in order"
+    assert serial_reason(partly, 2) == "updates of one element are applied in order"
     assert serial_reason(in_tasks, 2) is None
     assert serial_reason(around_tasks, 2) is None
     assert serial_reason(dynamic, 2) is None

@@ -36,8 +36,8 @@ def test_rows_are_combined_in_order(reduction: str) -> None:
         np.testing.assert_allclose(module.run(feeds)["y"], session.run(None, feeds)[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("axis", "size"), [(1, (50, 300, 4)), (2, (8, 9, 300))])
-def test_threads_share_the_rows_of_the_axes_before(axis: int, size: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("axis", "size"), [(1, (50, 300, 4)), (2, (8, 9, 300)), (0, (300, 37))])
+def test_threads_share_the_rows_and_columns_of_the_other_axes(axis: int, size: tuple[int, ...]) -> None:
     node = helper.make_node("ScatterElements", ["data", "indices", "updates"], ["y"], axis=axis, reduction="add")
     shape = tuple(each + 3 for each in size)  # data outside of the updates' axes as well
     inputs = [
