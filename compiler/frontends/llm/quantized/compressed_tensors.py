@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.errors import OptionError
-from compiler.frontends.llm.quantized.floats import FLOATS_OF_8_BITS, float8
+from compiler.frontends.llm.quantized.floats import FLOATS_OF_8_BITS, float8, nvfp4
 from compiler.frontends.llm.quantized.parts import Parts, Scheme, fp4, order_of, powers, unpacked, whole
 from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Array, Groups, Matrix
@@ -123,15 +123,10 @@ class _Compressed:
 
 def _fp4(parts: Parts, rows: int, depth: int) -> Matrix:
     """NVFP4, whose scales are float8 over one of the whole tensor, or MXFP4, whose scales are powers of two."""
-    codes = parts.integers(".weight_packed", ("uint8",))
-    if not parts.has(".weight_global_scale"):
-        exponents = parts.integers(".weight_scale", ("uint8", "float8_e8m0fnu"), (rows, -(-depth // 32)))
-        return fp4(codes, powers(exponents), 32)
-    scales = parts.integers(".weight_scale", ("float8_e4m3fn",), (rows, -(-depth // 16))).astype(np.float32)
-    whole_scale = parts.floats(".weight_global_scale").astype(np.float32)
-    if whole_scale.size != 1 or not whole_scale.all() or not np.isfinite(scales).all():
-        raise parts.wrong(".weight_global_scale", "or the scales that it applies to are not finite")
-    return fp4(codes, scales / whole_scale.reshape(()), 16)
+    if parts.has(".weight_global_scale"):
+        return nvfp4(parts, ".weight_packed", ".weight_global_scale", divides=True)
+    exponents = parts.integers(".weight_scale", ("uint8", "float8_e8m0fnu"), (rows, -(-depth // 32)))
+    return fp4(parts.integers(".weight_packed", ("uint8",)), powers(exponents), 32)
 
 
 def compressed_tensors(settings: Settings) -> Scheme:

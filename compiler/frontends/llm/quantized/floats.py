@@ -5,6 +5,9 @@ by 128: https://huggingface.co/docs/transformers/quantization/finegrained_fp8
 
 FBGEMM: `weight` times `weight_scale` (rows, 1).
 
+ModelOpt: FP8 as FBGEMM's with one scale, or NVFP4: `weight` uint8 (rows, depth / 2) times `weight_scale` float8 (rows,
+depth / 16) times `weight_scale_2`, one number.
+
 MXFP4: `blocks` uint8 (..., rows, groups, 16), two numbers a byte, times 2 ** (`scales` - 127), uint8 (..., rows,
 groups): https://huggingface.co/openai/gpt-oss-20b
 """
@@ -15,11 +18,14 @@ import math
 
 import numpy as np
 
-from compiler.errors import InvalidModelError
+from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.quantized.parts import Parts, Scheme, fp4, powers, whole
 from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Array, Groups, Matrix
 
+_UNUSED = tuple(  # of activations and caches
+    f".{each}_scale" for each in ("activation", "input", "k", "v", "q", "kv")
+) + (".weight_scale_ub", ".input_scale_ub")
 FLOATS_OF_8_BITS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 
 
@@ -65,21 +71,20 @@ def _scales(parts: Parts, end: str) -> Array:
 
 def _of_float8(scale: str, block: tuple[int, int] | None) -> Scheme:
     """Scheme of 8-bit float weights with one tensor of scales; `block` as in `float8`."""
-    unused = (".activation_scale", ".input_scale", ".weight_scale_ub", ".input_scale_ub")
     return Scheme(
         marks=(scale,),
         ends=(".weight", scale),
         shape=lambda parts: parts.matrix_shape(".weight"),
         read=lambda parts: float8(parts, scale, block),
-        unused=unused,
+        unused=_UNUSED,
     )
 
 
-def fine_grained(settings: Settings) -> Scheme:
-    """Scheme of fine-grained FP8. Raises InvalidModelError for an invalid block size."""
+def fine_grained(settings: Settings) -> Scheme | tuple[Scheme, ...]:
+    """Scheme of fine-grained FP8, or of one scale per weight. Raises InvalidModelError for an invalid block size."""
     block = settings.get("weight_block_size")
     if block is None:
-        return _of_float8(".weight_scale_inv", None)
+        return _of_float8(".weight_scale_inv", None), _of_float8(".weight_scale", None)
     if not isinstance(block, list) or len(block) != 2 or not all(type(each) is int and each > 0 for each in block):
         raise InvalidModelError(f"{settings.path}: 'weight_block_size' is {str(block)[:80]!r}, not two sizes")
     return _of_float8(".weight_scale_inv", (block[0], block[1]))
@@ -88,6 +93,47 @@ def fine_grained(settings: Settings) -> Scheme:
 def fbgemm(settings: Settings) -> Scheme:
     """Scheme of FBGEMM FP8."""
     return _of_float8(".weight_scale", None)
+
+
+def modelopt(settings: Settings) -> Scheme:
+    """Scheme of ModelOpt's FP8 and NVFP4, of which a model may hold both. Raises OptionError for others."""
+    algorithm = settings.get("quant_algo")
+    if algorithm not in ("FP8", "NVFP4", "MIXED_PRECISION"):
+        raise OptionError(
+            f"{settings.path}: ModelOpt's {str(algorithm)[:80]!r} is not supported", "supported are FP8 and NVFP4"
+        )
+    ends = (".weight", ".weight_scale", ".weight_scale_2")
+    return Scheme((".weight_scale",), ends, _modelopt_shape, _modelopt_matrix, _UNUSED)
+
+
+def _modelopt_shape(parts: Parts) -> tuple[int, int]:
+    rows, columns = parts.matrix_shape(".weight")
+    return rows, 2 * columns if parts.dtype(".weight") == "uint8" else columns
+
+
+def _modelopt_matrix(parts: Parts) -> Matrix:
+    if parts.dtype(".weight") != "uint8":
+        return float8(parts, ".weight_scale")
+    return nvfp4(parts, ".weight", ".weight_scale_2", divides=False)
+
+
+def nvfp4(parts: Parts, codes: str, whole: str, *, divides: bool) -> Matrix:
+    """Floats of 4 bits, two a byte, with a float8 scale of 16 neighbours, times or over a number of the tensor.
+
+    Args:
+        parts: the weight's tensors; scales are ".weight_scale".
+        codes, whole: the ends of the names of the numbers and of the number of the tensor.
+        divides: scales are divided by it.
+
+    Raises InvalidModelError where shapes do not fit, or a number is not finite.
+    """
+    rows, columns = parts.matrix_shape(codes)
+    scales = parts.integers(".weight_scale", ("float8_e4m3fn",), (rows, -(-2 * columns // 16))).astype(np.float32)
+    factor = parts.floats(whole).astype(np.float32)
+    if factor.size != 1 or not factor.all() or not np.isfinite(scales).all():
+        raise parts.wrong(whole, "or the scales that it applies to are not finite")
+    factor = factor.reshape(())
+    return fp4(parts.integers(codes, ("uint8",)), scales / factor if divides else scales * factor, 16)
 
 
 def mxfp4(settings: Settings) -> Scheme:

@@ -12,8 +12,8 @@ from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.blocks import dequantized
 from compiler.frontends.llm.quantized.bitsandbytes import bitsandbytes
 from compiler.frontends.llm.quantized.compressed_tensors import compressed_tensors
-from compiler.frontends.llm.quantized.floats import fbgemm, fine_grained, mxfp4
-from compiler.frontends.llm.quantized.gptq import awq, gptq
+from compiler.frontends.llm.quantized.floats import fbgemm, fine_grained, modelopt, mxfp4
+from compiler.frontends.llm.quantized.gptq import auto_round, awq, gptq
 from compiler.frontends.llm.quantized.parts import Parts, Scheme
 from compiler.frontends.llm.safetensors_folder import SafetensorsFolder, read_json
 from compiler.frontends.llm.settings import Settings
@@ -21,12 +21,14 @@ from compiler.frontends.llm.weights import Array, Matrix, Reader
 
 # Keyed by the method names of transformers.
 METHODS: Mapping[str, Callable[[Settings], Scheme | tuple[Scheme, ...]]] = {
+    "auto-round": auto_round,
     "awq": awq,
     "bitsandbytes": bitsandbytes,
     "compressed-tensors": compressed_tensors,
     "fbgemm_fp8": fbgemm,
     "fp8": fine_grained,
     "gptq": gptq,
+    "modelopt": modelopt,
     "mxfp4": mxfp4,
 }
 _KEYS = ("quantization_config", "compression_config")

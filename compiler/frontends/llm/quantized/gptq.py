@@ -1,4 +1,5 @@
-"""GPTQ as AutoGPTQ and GPTQModel write it, and AWQ's GEMM layout: integers of 2 to 8 bits in words, zeros a group.
+"""GPTQ as AutoGPTQ, GPTQModel and AutoRound write it, and AWQ's GEMM layout: integers of 2 to 8 bits in words, zeros a
+group.
 
 GPTQ: `qweight` int32 (depth in words, rows), packed along the depth; `qzeros` int32 (groups, rows in words); `scales`
 (groups, rows); `g_idx` int32 (depth,), the group of each feature. A zero is stored less 1 in the format "gptq", and as
@@ -21,6 +22,7 @@ from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Array, Groups, Matrix
 
 _BITS = (2, 3, 4, 8)
+_FLOAT_BITS = 16  # of modules that are not quantized
 _AWQ_PLACES = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # position of rows 0, 1, ... of eight within a word
 
 
@@ -53,7 +55,7 @@ class _Gptq:
 
 def gptq(settings: Settings) -> Scheme:
     """The scheme that a configuration describes. Raises OptionError or InvalidModelError."""
-    if settings.table("dynamic"):
+    if any(not name.startswith("-") for name in settings.table("dynamic")):  # others are not quantized
         raise OptionError(f"{settings.path}: GPTQ with settings of single modules ('dynamic') is not supported")
     layout = settings.get("checkpoint_format") or "gptq"
     if layout not in ("gptq", "gptq_v2"):
@@ -102,6 +104,28 @@ def awq(settings: Settings) -> Scheme:
     group = settings.get("group_size")
     weights = _Awq(0 if group == -1 else settings.size("group_size"))
     return Scheme((".qweight",), (".qweight", ".qzeros", ".scales"), weights.shape, weights.read)
+
+
+def auto_round(settings: Settings) -> Scheme:
+    """The scheme of AutoRound, which writes one of both layouts. Raises OptionError or InvalidModelError."""
+    layouts = {"auto_gptq": gptq, "auto_awq": awq}
+    layout = str(settings.get("packing_format")).removeprefix("auto_round:")
+    if layout not in layouts or settings.get("data_type") not in (None, "int"):
+        raise OptionError(
+            f"{settings.path}: AutoRound in the format {layout[:80]!r} is not supported",
+            f"supported are integers in {' and '.join(layouts)}",
+        )
+    for name, own in settings.table("extra_config").items():
+        differs = isinstance(own, dict) and any(own.get(key, value) != value for key, value in _common(settings))
+        if differs and not own.get("bits", 0) >= _FLOAT_BITS:
+            raise OptionError(
+                f"{settings.path}: AutoRound with settings of single modules ({name[:80]!r}) is not supported"
+            )
+    return layouts[layout](settings)
+
+
+def _common(settings: Settings) -> list[tuple[str, object]]:
+    return [(key, settings.get(key)) for key in ("bits", "group_size", "sym")]
 
 
 def _bits(settings: Settings, supported: tuple[int, ...]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,15 +148,19 @@ def compressed_float8(strategy: str) -> Kind:
     return _compressed("float-quantized", {"num_bits": 8, "type": "float", "strategy": strategy, **block}, write)
 
 
-def nvfp4() -> Kind:
+def nvfp4(*, modelopt: bool = False) -> Kind:
     def write(random: np.random.Generator, rows: int, depth: int) -> Written:
         codes = random.integers(0, 16, (rows, depth)).astype(np.uint8)
         scales = random.uniform(1, 100, (rows, depth // 16)).astype(ml_dtypes.float8_e4m3fn)
         whole = np.array([2000.0], np.float32)
         weight = FP4[codes] * np.repeat(scales.astype(np.float32) / whole, 16, 1)
         packed = codes[:, ::2] | codes[:, 1::2] << 4
+        if modelopt:
+            return {".weight": packed, ".weight_scale": scales, ".weight_scale_2": 1 / whole.reshape(())}, weight
         return {".weight_packed": packed, ".weight_scale": scales, ".weight_global_scale": whole}, weight
 
+    if modelopt:
+        return Kind({"quant_method": "modelopt", "quant_algo": "NVFP4"}, write)
     weights = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
     return _compressed("nvfp4-pack-quantized", weights, write)
 
@@ -181,6 +185,25 @@ def fbgemm() -> Kind:
         return {".weight": tensors[".weight"], ".weight_scale": tensors[".weight_scale_inv"]}, weight
 
     return Kind({"quant_method": "fbgemm_fp8"}, write)
+
+
+def float8_tensor(config: dict[str, Any]) -> Kind:
+    """Floats with one scale, and those of activations and caches."""
+
+    def write(random: np.random.Generator, rows: int, depth: int) -> Written:
+        tensors, weight = _float8(random, rows, depth, (), (rows, depth))
+        unused = {end: np.ones((), np.float32) for end in (".input_scale", ".k_scale")}
+        return {".weight": tensors[".weight"], ".weight_scale": tensors[".weight_scale_inv"], **unused}, weight
+
+    return Kind(config, write)
+
+
+def auto_round(kind: Kind, layout: str) -> Kind:
+    """As AutoRound describes a layout; a module that is not quantized is named."""
+    kept = {key: kind.config[key] for key in ("bits", "group_size")}
+    own = {"lm_head": {"bits": 16, "data_type": "float"}, "model.layers.0.self_attn.q_proj": kept}
+    config = {"quant_method": "auto-round", "packing_format": f"auto_round:{layout}", "data_type": "int"}
+    return replace(kind, config={**config, **kept, "sym": kind.config.get("sym", False), "extra_config": own})
 
 
 def _float8(
@@ -245,6 +268,8 @@ def kinds() -> dict[str, Kind]:
     """Every way to quantize that is tested, by name."""
     return {
         "gptq": gptq(4, 32, symmetric=True, act_order=False),
+        "auto-round-gptq": auto_round(gptq(4, 32, symmetric=True, act_order=False), "auto_gptq"),
+        "auto-round-awq": auto_round(awq(32), "auto_awq"),
         "gptq-asymmetric": gptq(4, 16, symmetric=False, act_order=False),
         "gptq-v2": gptq(4, 32, symmetric=False, act_order=False, version=2),
         "gptq-act-order": gptq(4, 32, symmetric=False, act_order=True),
@@ -263,6 +288,9 @@ def kinds() -> dict[str, Kind]:
         "compressed-float8-channel": compressed_float8("channel"),
         "compressed-float8-block": compressed_float8("block"),
         "compressed-nvfp4": nvfp4(),
+        "modelopt-nvfp4": nvfp4(modelopt=True),
+        "modelopt-fp8": float8_tensor({"quant_method": "modelopt", "quant_algo": "FP8"}),
+        "fp8-static": float8_tensor({"quant_method": "fp8", "activation_scheme": "static"}),
         "nf4": nf4(nested=False),
         "nf4-nested": nf4(nested=True),
         "nf4-across-rows": nf4(nested=True, block=128),

@@ -91,6 +91,17 @@ def test_quantized_weights_are_quantized_again_on_request(tmp_path: Path) -> Non
         ({"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "marlin"}, "'marlin'"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": {"x": {}}}, "single modules"),
         ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv"}, "'gemv'"),
+        ({"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:llm_compressor"}, "'llm_compressor'"),
+        (
+            {
+                "quant_method": "auto-round",
+                "bits": 4,
+                "packing_format": "auto_round:auto_gptq",
+                "extra_config": {"model.layers.0.mlp.down_proj": {"bits": 8}},
+            },
+            "single modules",
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "'W4A8_AWQ'"),
         ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "'marlin-24'"),
         ({"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-bitmask"}}, "sparse weights"),
         ({"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"x": 1}}}, "transforms"),
