@@ -18,6 +18,7 @@ from compiler.frontends.torch.caches import register_caches
 from compiler.frontends.torch.capture_errors import capture_error, line_of_the_model
 from compiler.frontends.torch.composite_functions import composites_captured
 from compiler.frontends.torch.dynamic_shapes import fixed_by, remaining_dimensions
+from compiler.frontends.torch.number_types import number_types_captured
 from compiler.frontends.torch.recurrent_layers import recurrent_layers_captured
 from compiler.frontends.torch.results import named_results
 from compiler.frontends.torch.sized_functions import sized_functions_captured
@@ -73,19 +74,34 @@ def _captured(
     model: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
     """The program; sizes that are computed from integers in buffers are computed once more with these as constants."""
-    import torch
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+    try:
+        return _exported(model, arguments, named, dynamic_shapes)
+    except GuardOnDataDependentSymNode:
+        with integers_as_constants(model) as replaced:
+            if not replaced:
+                raise
+            program = _exported(model, arguments, named, dynamic_shapes)
+        refuse_writes_to_constants(program)
+        return program
+
+
+def _exported(
+    model: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
+    """The program; with the builtin number types where the model does not run with those that take symbolic sizes."""
+    import torch
+
     with quiet(), torch.no_grad(), named_results(model), _replaced_functions():
-        try:
-            return torch.export.export(model, arguments, named, dynamic_shapes=dynamic_shapes, strict=False)
-        except GuardOnDataDependentSymNode:
-            with integers_as_constants(model) as replaced:
-                if not replaced:
-                    raise
-                program = torch.export.export(model, arguments, named, dynamic_shapes=dynamic_shapes, strict=False)
-            refuse_writes_to_constants(program)
-            return program
+        if dynamic_shapes is not None:
+            with number_types_captured(model) as replaced:
+                try:
+                    return torch.export.export(model, arguments, named, dynamic_shapes=dynamic_shapes, strict=False)
+                except Exception:  # torch.export raises many classes, none of them public
+                    if not replaced:
+                        raise
+        return torch.export.export(model, arguments, named, dynamic_shapes=dynamic_shapes, strict=False)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """Functions of transformers that read a dynamic size as a number, replaced while a model is captured.
 
-- The selective scan of state space models (Mamba) is a Python loop over the sequence, which torch.export unrolls; here
-  it is a loop of any length.
-- `torch_int`, which computes sizes of images, makes a Python number of a size.
+The selective scan of state space models (Mamba) is a Python loop over the sequence, which torch.export unrolls; here it
+is a loop of any length.
 """
 
 from __future__ import annotations
@@ -32,16 +31,6 @@ def transformers_functions_captured() -> Iterator[None]:
         yield
 
 
-def _whole_number(original: Any) -> Any:
-    def torch_int(x: Any) -> Any:
-        import torch
-
-        symbolic: Any = torch.sym_int
-        return symbolic(x) if isinstance(x, torch.SymInt | torch.SymFloat) else original(x)
-
-    return torch_int
-
-
 def _scan(original: Any) -> Any:
     def scan(hidden_states: Tensor, *arguments: Any, **named: Any) -> Any:
         length: Any = hidden_states.shape[-1]  # a symbol where it is dynamic
@@ -52,7 +41,7 @@ def _scan(original: Any) -> Any:
     return scan
 
 
-_REPLACEMENTS = {"mamba_selective_scan": _scan, "torch_int": _whole_number}
+_REPLACEMENTS = {"mamba_selective_scan": _scan}
 
 
 def _selective_scan(

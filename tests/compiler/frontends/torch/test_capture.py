@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import sys
 import types
 from collections.abc import Callable
@@ -91,9 +92,9 @@ def test_scans_of_transformers_at_any_length(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Whole(nn.Module):
-    """Adds the numbers of patches of 4 samples, counted by Python or as transformers counts them."""
+    """Adds the numbers of patches of 4 samples, of which `count` makes a number."""
 
-    def __init__(self, count: Any) -> None:
+    def __init__(self, count: Callable[[Any], Any]) -> None:
         super().__init__()
         self.count = count
 
@@ -101,23 +102,31 @@ class Whole(nn.Module):
         return x.sum() + torch.arange(self.count((x.shape[0] - 1) // 4 + 1))
 
 
-def _python_number(x: Any) -> int:
-    return int(x)
+def _whole(size: Any) -> int:
+    return int(size) if isinstance(size, int) and int("2") == 2 else int(np.ceil(float(size) / 0.5) / 2)
 
 
-def test_sizes_of_transformers_stay_symbolic(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("transformers.models.invented")
-    module.torch_int = _python_number  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    net = Whole(lambda size: module.torch_int(size))
-    multiple = ({0: 4 * torch.export.Dim("n", max=100)},)
-    compiled = compiler.compile(net.eval(), example_inputs=(torch.randn(8),), dynamic_shapes=multiple, threads=1)
+def _of_a_type(size: Any) -> int:
+    return int(size) + int(torch.zeros(1, dtype=int).shape[0] - 1)  # type: ignore[call-overload]
+
+
+def test_python_numbers_of_sizes_stay_symbolic() -> None:
+    net, multiple = Whole(_whole).eval(), ({0: 4 * torch.export.Dim("n", max=100)},)
+    compiled = compiler.compile(net, example_inputs=(torch.randn(8),), dynamic_shapes=multiple, threads=1)
     for length in (8, 20, 4):
         x = torch.randn(length)
         np.testing.assert_allclose(compiled.run([x])["output_0"], net(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [_python_number, lambda size: int(96 // (size - 3))], ids=["size", "quotient"])
+def test_models_that_need_the_builtin_types_are_captured_with_them() -> None:
+    net, x = Whole(_of_a_type).eval(), torch.randn(8)
+    static = compiler.compile(net, example_inputs=(x,), dynamic_shapes=({0: None},), threads=1)
+    np.testing.assert_allclose(static.run([x])["output_0"], net(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "count", [operator.index, lambda size: (96 // (size - 3)).__index__()], ids=["size", "quotient"]
+)
 def test_a_multiple_of_which_the_model_makes_a_number_is_refused(count: Callable[[Any], int]) -> None:
     multiple = ({0: 4 * torch.export.Dim("n", min=5, max=100)},)
     with pytest.raises(UnsupportedModelError, match=r"dimension 0 of x(?s:.*)written for"):

@@ -1,0 +1,91 @@
+"""`int` and `float` of a dynamic size in the code of a model, which make a number of it and so fix the size.
+
+While a model is captured, they leave symbolic sizes symbolic: the names are replaced in the modules of Python that the
+classes of the model come from and in those of the same packages, where functions call them. The replacements equal the
+builtin types and have their instances, but are not the same objects; modules that compare with `is` are left alone.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextmanager
+def number_types_captured(model: torch.nn.Module) -> Iterator[bool]:
+    """While it lasts, `int(size)` and `float(size)` in the model's code are symbolic; False where it has none."""
+    import torch
+
+    symbolic: Any = torch
+    types = {"int": _stand_in(int, symbolic.sym_int), "float": _stand_in(float, symbolic.sym_float)}
+    readers: dict[tuple[int, str], list[FunctionType]] = {}
+    for function in _functions(model):
+        for name in types:
+            if name in function.__code__.co_names and name not in function.__globals__:
+                readers.setdefault((id(function.__globals__), name), []).append(function)
+    changed = [
+        (functions[0].__globals__, name)
+        for (_, name), functions in readers.items()
+        if not any(_compares(each.__code__, name) for each in functions)
+    ]
+    try:
+        for names, name in changed:
+            names[name] = types[name]
+        yield bool(changed)
+    finally:
+        for names, name in changed:
+            names.pop(name, None)
+
+
+def _functions(model: torch.nn.Module) -> Iterator[FunctionType]:
+    """The functions of the model's classes, and of the modules of Python in their packages."""
+    classes = {base for each in model.modules() for base in type(each).__mro__}
+    packages = {each.__module__.partition(".")[0] for each in classes} - {"torch", "builtins"}
+    for path, module in list(sys.modules.items()):
+        if path.partition(".")[0] in packages:
+            for value in list(vars(module).values()):
+                if isinstance(value, type):
+                    classes.add(value)
+                elif isinstance(value, FunctionType):
+                    yield value
+    for each in classes:
+        if each.__module__.partition(".")[0] in packages:
+            yield from (value for value in vars(each).values() if isinstance(value, FunctionType))
+
+
+def _compares(code: CodeType, name: str) -> bool:
+    """True for `x is int`."""
+    return any(one.argval == name and two.opname == "IS_OP" for one, two in pairwise(dis.get_instructions(code)))
+
+
+def _stand_in(builtin: type, symbolic: Callable[[Any], Any]) -> type:
+    """A type that equals `builtin`, and has its instances and subclasses."""
+
+    class StandIn(type):
+        def __call__(cls, *arguments: Any, **options: Any) -> Any:
+            import torch
+
+            of_size = len(arguments) == 1 and isinstance(arguments[0], torch.SymInt | torch.SymFloat)
+            return symbolic(*arguments) if of_size else builtin(*arguments, **options)
+
+        def __instancecheck__(cls, instance: Any) -> bool:
+            return isinstance(instance, builtin)
+
+        def __subclasscheck__(cls, subclass: type) -> bool:
+            return issubclass(subclass, builtin)
+
+        def __eq__(cls, other: object) -> bool:
+            return other is cls or other is builtin
+
+        def __hash__(cls) -> int:
+            return hash(builtin)
+
+    return StandIn(builtin.__name__, (builtin,), {})
