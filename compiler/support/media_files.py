@@ -33,37 +33,43 @@ def read_image(image: Image) -> Any:
     """
     pillow = optional_module("PIL.Image", "images", "reads images")
     operations = optional_module("PIL.ImageOps", "images", "reads images")
+    name = _name(image, "the image")
     try:
         if isinstance(image, np.ndarray):
-            _check_size(*(image.shape[:2] if image.ndim > 1 else (1, image.size)))
+            _check_size(name, *(image.shape[:2] if image.ndim > 1 else (1, image.size)))
             return pillow.fromarray(image).convert("RGB")
         found = pillow.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS)
-        _check_size(found.height, found.width)
+        _check_size(name, found.height, found.width)
         found = operations.exif_transpose(found)
         if found.mode.startswith("I;16"):  # gray PNG files of 16 bits, which Pillow cuts off at 255
             found = pillow.fromarray((np.asarray(found) >> 8).astype(np.uint8))
         return found.convert("RGB")
     except FileNotFoundError as error:
-        raise StorageError(f"no such file: {image!s}") from error
+        raise StorageError(f"no such file: {name}") from error
     except (InputError, MemoryError):
         raise
     except pillow.UnidentifiedImageError as error:
-        raise InputError("the image cannot be read: unknown format", f"give one of {', '.join(FORMATS)}") from error
+        formats = ", ".join(FORMATS)
+        raise InputError(f"{name} cannot be read: unknown format", f"convert it to one of {formats}") from error
     except Exception as error:  # its formats raise what they like on damaged files
-        raise InputError(f"the image cannot be read: {error}", f"give one of {', '.join(FORMATS)}") from error
+        raise InputError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def pixels_of(image: Image) -> Array:
     """Pixels, uint8 (height, width, 3), contiguous. Raises as `read_image`."""
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        _check_size(*image.shape[:2])
+        _check_size("the image", *image.shape[:2])
         return np.ascontiguousarray(image)
     return np.array(read_image(image), np.uint8)
 
 
-def _check_size(height: int, width: int) -> None:
+def _name(file: Image, otherwise: str) -> str:
+    return str(file) if isinstance(file, str | Path) else otherwise
+
+
+def _check_size(name: str, height: int, width: int) -> None:
     if width * height > MOST_PIXELS:
-        raise InputError(f"an image has {width} x {height} pixels, and at most {MOST_PIXELS} are read")
+        raise InputError(f"{name} has {width} x {height} pixels, and at most {MOST_PIXELS} are read", "scale it down")
 
 
 Audio = str | Path | bytes | Array
@@ -76,7 +82,9 @@ _WIDTHS = (1, 2, 3, 4)  # bytes of a sample
 def read_audio(audio: Audio, rate: int) -> Array:
     """Samples, float32 (samples,) at `rate` a second; channels are averaged.
 
-    Raises InputError where it is not a WAV file of integers, or holds nothing or numbers that are not finite.
+    Raises:
+        StorageError: there is no such file.
+        InputError: it is not a WAV file of integers, or holds nothing or numbers that are not finite.
     """
     if isinstance(audio, np.ndarray):
         samples = np.asarray(audio, np.float32)
@@ -86,7 +94,7 @@ def read_audio(audio: Audio, rate: int) -> Array:
         samples, own = _wave_file(audio)
         samples = _resampled(samples, own, rate)
     if not samples.size or not np.isfinite(samples).all():
-        raise InputError("the audio is empty, or holds numbers that are not finite")
+        raise InputError(f"{_name(audio, 'the audio')} holds no samples, or numbers that are not finite")
     return samples
 
 
@@ -110,10 +118,12 @@ def _opened(audio: str | Path | bytes) -> Iterator[tuple[Any, int]]:
             if width not in _WIDTHS or frames * channels > _MOST_SAMPLES or not 1000 <= rate <= 1_000_000:
                 raise InputError(f"audio of {frames} samples of {8 * width} bits at {rate} a second is not supported")
             yield file, frames
+    except FileNotFoundError as error:
+        raise StorageError(f"no such file: {audio!s}") from error
     except (wave.Error, EOFError, OSError, ValueError, RuntimeError) as error:  # the last of chunks that are cut
-        raise InputError(
-            f"the audio is not a WAV file of integers: {error}", "convert it: ffmpeg -i IN OUT.wav"
-        ) from error
+        name, reason = _name(audio, "the audio"), getattr(error, "strerror", None) or str(error) or "it is cut off"
+        hint = f"convert it: ffmpeg -i {name if isinstance(audio, str | Path) else 'IN'} OUT.wav"
+        raise InputError(f"{name} is not a WAV file of integers: {reason}", hint) from error
 
 
 def _wave_file(audio: str | Path | bytes) -> tuple[Array, int]:

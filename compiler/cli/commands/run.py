@@ -130,10 +130,15 @@ _NUMBERS = 6  # of a vector that are shown
 def show_predictions(module: Module, given: Sequence[Path | str], output: Path | None, as_json: bool) -> None:
     """Print what a module finds in each, and write the pictures with boxes: to `output`, or beside here by their names.
 
-    Raises OptionError where `output` is one file for several, or is no picture, and as `Module.predict`.
+    Raises OptionError where `output` is one file for several, or is no picture, for texts that the module does not
+    read, and as `Module.predict`.
     """
+    from compiler.runtime.prediction import processing_of
+    from compiler.support.processing import IMAGE_TASKS
 
     _check_output(module, given, output)
+    if any(isinstance(each, str) for each in given) and processing_of(module).task in (*IMAGE_TASKS, "speech"):
+        raise OptionError("--text is for modules that read texts", "give this one a file: tensorwright run MODULE FILE")
     documents = []
     for each in given:
         found = module.predict(each)

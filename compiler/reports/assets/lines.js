@@ -1,7 +1,7 @@
 "use strict";
 // Charts with two axes: lines and histograms.
 
-const MARGIN = { left: 58, right: 18, top: 22, bottom: 40 };
+const MARGIN = { left: 74, right: 18, top: 22, bottom: 40 };
 
 /** An SVG with grid and axes; `x` and `y` map values to pixels. `bounds` is [xLow, xHigh, yLow, yHigh]. */
 function plane(host, bounds, options) {

@@ -61,7 +61,7 @@ def _predicted(module: Module, given: Sequence[Given], processing: Processing) -
     if processing.task == "embed":
         texts = [each for each in given if isinstance(each, str)]
         if len(texts) < len(given):
-            raise InputError("the module embeds texts", "give a string")
+            raise InputError("the module embeds texts", "give a string (--text)")
         return [Vector(each) for each in _embedder(module).embed(texts)] if texts else []
     if processing.task == "speech":
         return [_speech(module, each, processing) for each in given]

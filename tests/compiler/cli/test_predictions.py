@@ -56,4 +56,10 @@ def test_a_picture_is_written_with_its_boxes(
     assert shown.out.count("\n") > len(found["detections"])
     refused = tensorwright("run", "net.twm", "missing.png")
     assert (refused.code, "no such file" in refused.err) == (2, True)
+    (tmp_path / "bad.png").write_text("text")
+    for given, message in (
+        ("bad.png", "bad.png cannot be read: unknown format"),
+        ("--text=hi", "--text is for modules"),
+    ):
+        assert message in tensorwright("run", "net.twm", given).err
     assert tensorwright("run", "net.twm", "street.png", "--output", "boxes.npz").code == 2

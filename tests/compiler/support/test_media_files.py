@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from compiler.errors import InputError
+from compiler.errors import InputError, StorageError
 from compiler.support.media_files import read_audio, wave_seconds
 from tests.fuzz.serving.attacks import wav
 
@@ -34,3 +35,11 @@ def test_broken_heads(at: int, content: bytes) -> None:
     file = wav(800, 8000)
     with pytest.raises(InputError, match="audio"):
         read_audio(file[:at] + content + file[at + len(content) :], 8000)
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "song.mp3").write_bytes(b"ID3")
+    with pytest.raises(InputError, match=r"song\.mp3 is not a WAV file of integers"):
+        read_audio(tmp_path / "song.mp3", 8000)
+    with pytest.raises(StorageError, match=r"no such file: .*none\.wav"):
+        read_audio(tmp_path / "none.wav", 8000)
