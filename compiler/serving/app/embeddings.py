@@ -11,6 +11,7 @@ from typing import Any
 from compiler.errors import InputError
 from compiler.serving.app.http import Call, Reply, check_method, json_bytes, mapping
 from compiler.serving.app.openai_models import named_model, unknown_fields
+from compiler.serving.app.predictions import served_tokenizer
 from compiler.serving.limits import Limits, utf8_size
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
@@ -43,7 +44,7 @@ class Embeddings:
         name = named_model(self._repository, body, call)
         as_text = _is_base64(body)
         with self._repository.lease(name) as service:
-            embedder = self._embedder(name, service)
+            embedder = await self._embedder(name, service)
             texts = await embedder.tokens(_texts(body.get("input"), call.limits), call.required_sandbox)
             request = call.request({}, self._repository.options(name).latency_ms)
             vectors, responses = await embedder.embed(texts, request)
@@ -53,10 +54,14 @@ class Embeddings:
         rest = json_bytes({"model": name, "usage": {"prompt_tokens": count, "total_tokens": count}})
         return Reply(b'{"object":"list","data":[%b],%b' % (await _written(vectors, as_text), rest[1:]))
 
-    def _embedder(self, name: str, service: Service) -> ServiceEmbedder:
+    async def _embedder(self, name: str, service: Service) -> ServiceEmbedder:
         found = self._embedders.get(service)
         if found is None:
-            found = self._embedders[service] = ServiceEmbedder(service, self._repository.options(name).text)
+            found = ServiceEmbedder(service, self._repository.options(name).text)
+            content = await served_tokenizer(self._repository, name, service)
+            if content is not None:
+                found.use_tokenizer(content)
+            self._embedders[service] = found
         return found
 
 

@@ -9,6 +9,7 @@ import weakref
 import numpy as np
 
 from compiler.artifact import Artifact, read_artifact
+from compiler.artifact.language_model import TOKENIZER_ASSET
 from compiler.artifact.processing import PROCESSING_ASSET, decoded
 from compiler.errors import InputError
 from compiler.runtime.prediction.results import of_image
@@ -74,3 +75,16 @@ async def served_artifact(repository: Repository, name: str, service: Service) -
     paths = versions_of(repository.options(name).path)
     path = next((path for path, version in paths if version == service.version), paths[0][0])
     return None if path.is_dir() else await asyncio.to_thread(read_artifact, path)
+
+
+async def served_tokenizer(repository: Repository, name: str, service: Service) -> bytes | None:
+    """The tokenizer.json that a model is served with, or else that of its module; None where there is none.
+
+    Raises ArtifactError, StorageError.
+    """
+    given = repository.options(name).text.tokenizer
+    if given is not None:
+        return await asyncio.to_thread(given.read_bytes)
+    artifact = await served_artifact(repository, name, service)
+    asset = None if artifact is None else artifact.assets.get(TOKENIZER_ASSET)
+    return None if asset is None else asset.tobytes()

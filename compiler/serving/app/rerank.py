@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from compiler.artifact.language_model import TOKENIZER_ASSET
 from compiler.errors import InputError
 from compiler.serving.app.http import Call, Reply, check_method, flag, json_reply, mapping
 from compiler.serving.app.openai_models import named_model, unknown_fields
-from compiler.serving.app.predictions import served_artifact
+from compiler.serving.app.predictions import served_tokenizer
 from compiler.serving.limits import Limits, utf8_size
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
@@ -60,19 +58,14 @@ class Rerank:
     async def _reranker(self, name: str, service: Service) -> ServiceReranker:
         found = self._rerankers.get(service)
         if found is None:
-            options = self._repository.options(name).text
-            if options.tokenizer is not None:
-                content = await asyncio.to_thread(options.tokenizer.read_bytes)
-            else:
-                artifact = await served_artifact(self._repository, name, service)
-                asset = None if artifact is None else artifact.assets.get(TOKENIZER_ASSET)
-                if asset is None:
-                    raise InputError(
-                        f"model {name!r} is served without a tokenizer",
-                        "compile it with the task rerank, or serve it with --tokenizer tokenizer.json",
-                    )
-                content = asset.tobytes()
-            found = self._rerankers[service] = ServiceReranker(service, content, options.max_tokens)
+            content = await served_tokenizer(self._repository, name, service)
+            if content is None:
+                raise InputError(
+                    f"model {name!r} is served without a tokenizer",
+                    "compile it with the task rerank, or serve it with --tokenizer tokenizer.json",
+                )
+            most = self._repository.options(name).text.max_tokens
+            found = self._rerankers[service] = ServiceReranker(service, content, most)
         return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from compiler.serving.request import Array, Request, Response
 from compiler.serving.sandbox.client import Sandbox, State
 from compiler.serving.service import Service
 from compiler.serving.text.service import TextOptions
-from compiler.support.tokenizer_file import read_tokenizer_file
+from compiler.support.tokenizer_file import read_tokenizer
 
 Tokens: TypeAlias = Sequence[int] | Array
 """Tokens of a text: a list, or int64 (tokens,)."""
@@ -39,8 +39,6 @@ class ServiceEmbedder:
 
         Raises:
             InputError: it does not map tokens to vectors.
-            StorageError, ArtifactError: the tokenizer cannot be read.
-            MissingDependencyError: the package tokenizers is missing.
         """
         self._service, self._options = service, options
         inputs = {each.name: each for each in service.inputs}
@@ -57,16 +55,19 @@ class ServiceEmbedder:
         self._length = length if isinstance(length, int) else None
         most = self._length or _MOST_TOKENS
         self.max_tokens = most if options.max_tokens is None else min(most, options.max_tokens)
-        self._tokenizer = None if options.tokenizer is None else read_tokenizer_file(options.tokenizer)
+        self._tokenizer: Any = None
         self._state: State | None = None
         self._pad = 0
         self._padding_is_proven = self._length is not None or options.pad_to_multiple_of == 1
-        if self._tokenizer is not None:
-            padding = self._tokenizer.padding
-            self._pad = padding["pad_id"] if padding is not None else 0
-            self._tokenizer.no_padding()
-            self._tokenizer.enable_truncation(self.max_tokens)
-            self._state = State("text tokenizer", self._tokenizer.to_str(), self.max_tokens)
+
+    def use_tokenizer(self, content: bytes) -> None:
+        """Read texts with a tokenizer.json. Raises ArtifactError, and MissingDependencyError without tokenizers."""
+        self._tokenizer = read_tokenizer(content, "the tokenizer")
+        padding = self._tokenizer.padding
+        self._pad = padding["pad_id"] if padding is not None else 0
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.max_tokens)
+        self._state = State("text tokenizer", self._tokenizer.to_str(), self.max_tokens)
 
     async def tokens(self, given: Sequence[str | list[int]], sandbox: Sandbox) -> list[Tokens]:
         """The tokens of texts, cut where there are too many; lists of tokens stay as they are. Short texts are read
@@ -82,7 +83,7 @@ class ServiceEmbedder:
         if self._tokenizer is None or self._state is None:
             raise InputError(
                 f"model {self._service.name!r} is served without a tokenizer",
-                "send tokens, or serve it with --tokenizer tokenizer.json",
+                "compile it with the task embed, serve it with --tokenizer tokenizer.json, or send tokens",
             )
         if sum(map(len, texts)) <= INLINE_TEXT:
             return [tokens_of(self._tokenizer, each) for each in texts]

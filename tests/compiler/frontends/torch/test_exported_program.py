@@ -68,12 +68,13 @@ def test_dynamic_sizes_have_the_names_of_their_dims() -> None:
     rows, columns, quarter = (torch.export.Dim(name, max=64) for name in ("rows", "columns", "quarter"))
     given = (torch.ones(2, 3), torch.ones(2, 8))
     named = ({0: rows, 1: columns}, {0: rows, 1: 4 * quarter})
-    module = compiler.compile(Side(), example_inputs=given, dynamic_shapes=named)
+    side = Side().eval()
+    module = compiler.compile(side, example_inputs=given, dynamic_shapes=named)
     assert [each.shape for each in module.inputs] == [("rows", "columns"), ("rows", "4*quarter")]
     assert module.run([np.ones((3, 2), np.float32), np.ones((3, 4), np.float32)])["output_0"].shape == (3, 6)
     with pytest.raises(InputError):
         module.run([np.ones((3, 2), np.float32), np.ones((3, 5), np.float32)])
-    program = torch.export.export(Side(), given, dynamic_shapes=({0: rows, 1: columns}, {0: rows, 1: columns}))
+    program = torch.export.export(side, given, dynamic_shapes=({0: rows, 1: columns}, {0: rows, 1: columns}))
     module = compiler.compile(program)  # which stores no names
     assert [each.shape for each in module.inputs] == [("x_dim0", "x_dim1"), ("x_dim0", "x_dim1")]
 

@@ -42,7 +42,7 @@ def language(language_file: Path) -> LanguageModel:
     return load(language_file)
 
 
-def embedder() -> Module:
+def embedder(**assets: bytes) -> Module:
     """Vectors of tokens: (batch, length) to float32 (batch, length, 4)."""
     table = np.random.default_rng(0).standard_normal((260, 4)).astype(np.float32)
     artifact = build_artifact(
@@ -57,6 +57,7 @@ def embedder() -> Module:
             )
         ],
         {"table": table},
+        assets={name.replace("_", "."): content for name, content in assets.items()},
     )
     return Module(artifact, threads=1)
 
@@ -65,9 +66,12 @@ def embedder() -> Module:
 def server(language_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("models")
     embedder().export(folder / "embed.twm")
+    tokenizer = language_file.parent / "tokenizer.json"
+    embedder(tokenizer_json=tokenizer.read_bytes()).export(folder / "carried.twm")
     models = [
         {"path": str(language_file), "generation": {"max_sequences": 2, "max_queue": 4}},
-        {"path": str(folder / "embed.twm"), "text": {"tokenizer": str(language_file.parent / "tokenizer.json")}},
+        {"path": str(folder / "embed.twm"), "text": {"tokenizer": str(tokenizer)}},
+        {"path": str(folder / "carried.twm")},
         {"path": str(dense_file(folder))},
     ]
     with serving([model_options(each, "a model") for each in models]) as running:
@@ -81,7 +85,7 @@ def client(server: Running) -> Iterator[Any]:
 
 
 def test_models_are_listed(client: Any) -> None:
-    assert {each.id for each in client.models.list()} == {"tiny", "embed", "dense"}
+    assert {each.id for each in client.models.list()} == {"tiny", "embed", "carried", "dense"}
     assert client.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
@@ -249,6 +253,8 @@ def test_embeddings(client: Any, language: LanguageModel) -> None:
         expected = hidden.mean(axis=0) / np.linalg.norm(hidden.mean(axis=0))
         np.testing.assert_allclose(each.embedding, expected, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(other.embedding, expected, rtol=1e-4, atol=1e-6)
+    carried = client.embeddings.create(model="carried", input=texts)  # by the tokenizer in the module
+    assert [each.embedding for each in carried.data] == [each.embedding for each in packed.data]
     assert floats.usage.prompt_tokens == sum(len(language.tokens_of(text)) for text in texts)
     tokens = client.embeddings.create(model="embed", input=[language.tokens_of("one")])
     np.testing.assert_allclose(tokens.data[0].embedding, floats.data[0].embedding, rtol=1e-5)
