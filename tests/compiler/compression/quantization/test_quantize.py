@@ -47,7 +47,13 @@ def test_a_net_computes_in_integers_and_is_near_the_float_one(tmp_path: Path) ->
 
 def test_the_worst_layer_goes_back_to_float() -> None:
     quantized = compiler.quantize(
-        chain_net(spoiled=1), samples((4, 16), 2), max_drop=0.01, per_channel=False, method="min-max", threads=1
+        chain_net(spoiled=1),
+        samples((4, 16), 2),
+        max_drop=0.01,
+        per_channel=False,
+        method="min-max",
+        keep_slower=True,
+        threads=1,
     )
     report = quantized.report
     assert report.drop <= 0.01
@@ -76,7 +82,7 @@ def test_what_the_caller_asks_for_stays_in_float() -> None:
     with pytest.raises(OptionError, match="not a layer") as raised:
         compiler.quantize(chain_net(2), data, in_float=["matmul_9"], threads=1)
     assert "m0, m1" in str(raised.value)  # the names of the nodes
-    quantized = compiler.quantize(chain_net(2), data, in_float=["m1"], method="min-max", threads=1)
+    quantized = compiler.quantize(chain_net(2), data, in_float=["m1"], method="min-max", keep_slower=True, threads=1)
     assert [(layer.name, layer.reason) for layer in quantized.report.in_float] == [("m1", "asked for")]
 
 

@@ -133,7 +133,7 @@ def _predicted(width: int, target: targets.Target) -> LayerTime:
 
 def test_what_was_decided_is_repeated(tmp_path: Path) -> None:
     data = samples((4, 16), 2)
-    first = compiler.quantize(chain_net(3), data, in_float=["m1"], threads=1)
+    first = compiler.quantize(chain_net(3), data, in_float=["m1"], keep_slower=True, threads=1)
     first.report.save_precisions(tmp_path / "layers.json")
     again = compiler.quantize(chain_net(3), data, decide=tmp_path / "layers.json", threads=1)
     assert again.report.precisions == first.report.precisions

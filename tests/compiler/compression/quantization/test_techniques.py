@@ -100,7 +100,9 @@ def test_smoothing_helps_where_channels_are_uneven() -> None:
     for sample in data:
         sample["x"][:, 5] *= 200
     noise = {
-        techniques: compiler.quantize(net, data, techniques=techniques, method="min-max", threads=1, max_drop=0.9)
+        techniques: compiler.quantize(
+            net, data, techniques=techniques, method="min-max", threads=1, max_drop=0.9, keep_slower=True
+        )
         .report.layers[1]
         .noise
         for techniques in ((), ("smoothing",))
