@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model, run_reference
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model, random_int8, run_reference
 from tests.coverage.engine import import_and_build
 
 _RANDOM = np.random.default_rng(0)
@@ -23,7 +23,7 @@ def _u8(*shape: int) -> np.ndarray:
 
 
 def _i8(*shape: int) -> np.ndarray:
-    return _RANDOM.integers(-128, 128, shape).astype(np.int8)
+    return random_int8(_RANDOM, *shape)
 
 
 def _q(name: str, tensor: np.ndarray, scale: float, zero: int) -> dict[str, np.ndarray]:

@@ -8,7 +8,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.compiler.frontends.onnx.operators.onnxruntime_check import assert_equal_to_onnxruntime, node_model
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import (
+    assert_equal_to_onnxruntime,
+    node_model,
+    random_int8,
+)
 
 Array = np.ndarray
 
@@ -19,8 +23,10 @@ def _check(operator: str, inputs: dict[str, Any], *, constants: tuple[str, ...] 
 
 
 def _integers(dtype: str, *shape: int) -> Array:
-    limits = np.iinfo(dtype)
-    return np.random.default_rng(sum(shape)).integers(limits.min, limits.max + 1, shape).astype(dtype)
+    generator, limits = np.random.default_rng(sum(shape)), np.iinfo(dtype)
+    if dtype == "int8":
+        return random_int8(generator, *shape)
+    return generator.integers(limits.min, limits.max + 1, shape).astype(dtype)
 
 
 def _floats(*shape: int) -> Array:
