@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tvm.relax import op as R
 
-from compiler.frontends.llm.attention import KeyValueCache, attend, rotated
+from compiler.frontends.llm.attention import KeyValueCache, attend, rotated, tempered
 from compiler.frontends.llm.config import LatentConfig
 from compiler.frontends.llm.emitter import Emitter
 from compiler.frontends.llm.weights import Linear
@@ -35,6 +35,8 @@ class LatentAttention:
         turned = self._placed(emit(R.reshape(turned, (1, model.length, count, config.rotated))))
         absorbed = model.products.of_heads(plain, model.parameters.latent_keys(self._index, config))
         queries = emit(R.concat([absorbed, turned], axis=3))
+        if model.config.temperature is not None:
+            queries = tempered(model.builder, queries, self.cache.position, model.config.temperature)
         norm = model.parameters.norm(self._index, "kv_a_norm", config.rank)
         compressed = model.normalized(self._part(row, 0, config.rank), norm, config.epsilon)
         compressed = emit(R.reshape(compressed, (1, model.length, 1, config.rank)))

@@ -80,8 +80,9 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     settings = _optional_json(folder / "tokenizer_config.json")
     generation = _optional_json(folder / "generation_config.json")
     config = _optional_json(folder / "config.json")
-    stops = generation.get("eos_token_id")
-    stops = config.get("eos_token_id") if stops is None else stops
+    text = config.get("text_config")  # of models that also read images or sounds
+    tables = (generation, config, text if isinstance(text, dict) else {})
+    stops = next((each["eos_token_id"] for each in tables if each.get("eos_token_id") is not None), None)
     return TokenizerFiles(
         content=read_bytes(path) if path.exists() else None,
         stop_tokens=_tokens(stops, folder),
@@ -120,14 +121,15 @@ def read_text_rules(folder: Path) -> TextRules:
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """In a file of its own, or in the settings: one, or several of which one is the default."""
+    """In a file of its own, or in the settings (of processors in a file of their own too): one, or several of which one
+    is the default."""
     path = folder / "chat_template.jinja"
     if path.exists():
         try:
             return read_bytes(path).decode()
         except UnicodeDecodeError as error:
             raise InvalidModelError(f"{path} is not valid UTF-8: {error}") from error
-    template = settings.get("chat_template")
+    template = settings.get("chat_template") or _optional_json(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):
         named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
         template = named.get("default")

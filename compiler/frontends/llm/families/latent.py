@@ -9,8 +9,10 @@ from typing import Any
 from compiler.errors import OptionError
 from compiler.frontends.llm.config import MOST_HEADS, DecoderConfig, LatentConfig
 from compiler.frontends.llm.families.family import Family, Gguf
+from compiler.frontends.llm.families.llama import growing_queries
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import DEEPSEEK_EXPERTS, hugging_face_names
+from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.rope import MOST_HEAD_SIZE
 from compiler.frontends.llm.settings import Settings
 
@@ -43,13 +45,12 @@ def head_sizes(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Sizes of heads, and what llama.cpp takes for granted."""
-    heads = head_sizes(file, values)
-    if file.value("deepseek2.attention.temperature_scale"):
-        raise OptionError(f"{file.path}: latent attention whose queries grow with the position is not supported")
-    scaling, growth = dict(values["rope_scaling"]), file.value("deepseek2.rope.scaling.yarn_log_multiplier")
+    architecture, scaling = file.value("general.architecture"), dict(values["rope_scaling"])
+    growth = file.value(f"{architecture}.rope.scaling.yarn_log_multiplier")
     if growth:
         scaling |= {"mscale": 10 * growth, "mscale_all_dim": 10 * growth}  # stored times 0.1
-    return {**heads, "rope_scaling": scaling}
+    beta = file.value(f"{architecture}.attention.temperature_scale")
+    return {**head_sizes(file, values), "rope_parameters": {**scaling, "llama_4_scaling_beta": beta}}
 
 
 def _minicpm_latent(settings: Settings) -> LatentConfig:
@@ -92,31 +93,50 @@ LATENT_KEYS = {
     "expert_count": "num_experts",
     "expert_shared_count": "n_shared_experts",
 }
+_UNSTATED = {
+    **dict.fromkeys(("n_group", "topk_group", "num_experts_per_tok")),
+    "scoring_func": "softmax",
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 1.0,
+    "first_k_dense_replace": 0,
+}
 _DEEPSEEK_V3 = Family(
     names=_NAMES,
     latent=latent,
+    changes=growing_queries,
     defaults=_V3,
     aliases=_KEYS,
-    gguf=(
-        Gguf(
-            name="deepseek2",
-            keys=LATENT_KEYS,
-            values={
-                **dict.fromkeys(("n_group", "topk_group", "num_experts_per_tok")),
-                "scoring_func": "softmax",
-                "norm_topk_prob": False,
-                "routed_scaling_factor": 1.0,
-                "first_k_dense_replace": 0,
-            },
-            read=_gguf,
-        ),
-    ),
+    gguf=(Gguf(name="deepseek2", keys=LATENT_KEYS, values=_UNSTATED, read=_gguf),),
 )
 
 LATENT: dict[str, Family] = {
     "deepseek_v2": Family(names=_NAMES, latent=latent, defaults=_V2, aliases=_KEYS),
     "deepseek_v3": _DEEPSEEK_V3,
     "kimi_k2": _DEEPSEEK_V3,
+    "mistral4": Family(
+        names=hugging_face_names(
+            roles={
+                **DEEPSEEK_EXPERTS,
+                "expert_gate_up": "mlp.experts.gate_up_proj",
+                "expert_down": "mlp.experts.down_proj",
+            }
+        ),
+        latent=latent,
+        changes=growing_queries,
+        storage=Storage(stacked_rows=True),
+        refused={"n_group": ("the choice of experts in groups", 1)},
+        aliases=_KEYS,
+        defaults={
+            "kv_lora_rank": 256,
+            "q_lora_rank": 1024,
+            "qk_nope_head_dim": 64,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 4,
+            "norm_topk_prob": True,
+            "topk_sum_epsilon": 1e-20,
+        },
+        gguf=(Gguf(name="mistral4", keys=LATENT_KEYS, values=_UNSTATED, read=_gguf),),
+    ),
     "glm4_moe_lite": Family(
         names=_NAMES,
         latent=latent,

@@ -159,7 +159,7 @@ def layer_ropes(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     return replace(config, layers=tuple(replace(layer, rope=ropes.get(base)) for layer, base in layers))
 
 
-def _ministral(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+def growing_queries(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     """Queries grow with the position beyond the length of the training."""
     scaling = settings.table("rope_parameters")
     scale, floor = (scaling.get(each) for each in ("llama_4_scaling_beta", "original_max_position_embeddings"))
@@ -210,7 +210,7 @@ LLAMA: dict[str, Family] = {
     "mistral": Family(),
     "ministral": Family(),
     "ministral3": Family(
-        changes=_ministral,
+        changes=growing_queries,
         defaults={"rms_norm_eps": 1e-5, "head_dim": 128},
         gguf=(Gguf(name="mistral3", interleaved=True, read=_ministral_gguf),),
     ),

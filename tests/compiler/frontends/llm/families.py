@@ -263,6 +263,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**YARN, "mscale": 0.8, "mscale_all_dim": 1.3},
         },
     ),
+    "mistral4": (
+        "Mistral4",
+        {
+            **_LATENT,
+            **_DEEPSEEK,
+            "q_lora_rank": 36,
+            "rope_parameters": {
+                **YARN,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "original_max_position_embeddings": 8,
+                "llama_4_scaling_beta": 0.25,
+            },
+        },
+    ),
     "glm4_moe_lite": ("Glm4MoeLite", {**_LATENT, **_DEEPSEEK, "first_k_dense_replace": None, "q_lora_rank": 36}),
     "youtu": ("Youtu", {**_LATENT, "q_lora_rank": 36}),
     "glm4_moe": ("Glm4Moe", {**_DEEPSEEK, "use_qk_norm": True, "attention_bias": True}),
@@ -538,7 +553,8 @@ def save_model(name: str, folder: Path, **changes: Any) -> Any:
     config = getattr(transformers, f"{kind}Config")(
         **{key: value for key, value in settings.items() if value is not None}
     )
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    build = getattr(transformers, f"{kind}ForCausalLM", transformers.AutoModelForCausalLM.from_config)
+    model = build(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             # Large enough that every part counts, norms and biases included.

@@ -336,7 +336,7 @@ def _describe_mixture(writer: gguf.GGUFWriter, config: Config, *, sigmoid: bool)
     writer.add_expert_shared_count(config["n_shared_experts"])
     writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     writer.add_expert_weights_scale(config["routed_scaling_factor"])
-    writer.add_expert_weights_norm(sigmoid)
+    writer.add_expert_weights_norm(config.get("norm_topk_prob", sigmoid))
     kinds = gguf.ExpertGatingFuncType
     writer.add_expert_gating_func(kinds.SIGMOID if sigmoid else kinds.SOFTMAX)
 
@@ -364,6 +364,8 @@ def _deepseek(writer: gguf.GGUFWriter, config: Config) -> None:
         writer.add_rope_scaling_factor(scaling["factor"])
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
         writer.add_rope_scaling_yarn_log_mul(0.1 * scaling["mscale_all_dim"])
+    if "llama_4_scaling_beta" in scaling:
+        writer.add_attn_temperature_scale(scaling["llama_4_scaling_beta"])
     writer.add_expert_group_count(config["n_group"])
     writer.add_expert_group_used_count(config["topk_group"])
 
@@ -399,9 +401,11 @@ def _deepseek_tensors(tensors: Tensors, config: Config) -> Tensors:
             heads = values.reshape(config["num_attention_heads"], -1, values.shape[-1])
             found[f"{prefix}attn_k_b.weight"] = heads[:, :size].swapaxes(1, 2)
             found[f"{prefix}attn_v_b.weight"] = heads[:, size:]
+        elif name.endswith(("gate_up_proj", "experts.down_proj")):
+            found[f"{name}.weight"] = values
         else:
             found[f"{prefix}exp_probs_b.bias" if name.endswith(bias) else name] = values
-    return _experts(found, "mlp")
+    return found if config["model_type"] == "mistral4" else _experts(found, "mlp")
 
 
 def _kimi_tensors(tensors: Tensors, config: Config) -> Tensors:
@@ -424,6 +428,7 @@ ARCHITECTURES: dict[str, tuple[str, _Describe, _Convert]] = {
     "nemotron_h-mixture": ("nemotron_h_moe", _nemotron_mixture, _nemotron_mixture_tensors),
     "deepseek_v2": ("deepseek2", _deepseek, _deepseek_tensors),
     "deepseek_v3": ("deepseek2", _deepseek, _deepseek_tensors),
+    "mistral4": ("mistral4", _deepseek, _deepseek_tensors),
     "glm4_moe": ("glm4moe", _dots, _deepseek_tensors),
     "dots1": ("dots1", _dots, _deepseek_tensors),
     "kimi_linear": ("kimi-linear", _kimi, _kimi_tensors),

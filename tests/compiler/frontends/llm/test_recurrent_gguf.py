@@ -29,6 +29,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 _KINDS = (
     "deepseek_v2",
     "deepseek_v3",
+    "mistral4",
     "glm4_moe",
     "kimi_linear",
     "gemma3n_text",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import compiler
 from compiler.frontends.llm import import_language_model
+from compiler.frontends.llm.tokenizer_files import read_tokenizer_files
 from tests.coverage.tiny_configs import tiny_config
 
 pytest.importorskip("transformers")
@@ -43,3 +45,12 @@ def test_logits_of_text_equal_those_of_the_whole_model(name: str, tmp_path: Path
     session = compiler.compile(imported, threads=1).session(capacity=32)
     found = session.run([prompt])["logits"][0, -1]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * abs(wanted).max())
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+def test_templates_have_a_file_of_their_own_or_are_settings(file: str, tmp_path: Path) -> None:
+    text = "{{ messages }}"
+    (tmp_path / file).write_text(text if file.endswith("jinja") else json.dumps({"chat_template": text}))
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": [7, 9]}}))
+    found = read_tokenizer_files(tmp_path)
+    assert (found.chat_template, found.stop_tokens) == (text, (7, 9))
