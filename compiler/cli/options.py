@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Any, get_type_hints
 
 import typer
 
@@ -28,147 +28,118 @@ def argument(help: str, metavar: str, *, default: Any = ...) -> Any:
     return typer.Argument(default, metavar=metavar, help=help, show_default=False)
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for programs.")]
-TargetName = Annotated[
-    str,
-    typer.Option(
-        "--target",
-        "-t",
-        metavar="NAME",
-        help="What to build for (znver4, znver4:16 for 16 cores); see `tensorwright targets`.",
-    ),
-]
-ModelShapes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--shape",
-        metavar="INPUT=SIZES",
-        help="Sizes of an input: a number fixes a dimension, a name keeps it dynamic. Repeat for other inputs.",
-    ),
-]
-RunShapes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--shape",
-        metavar="NAME=SIZES",
-        help="Sizes of an input (input_ids=1,64) or of a dynamic dimension (batch=8), 1 if not given.",
-    ),
-]
-Constants = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--constant",
-        metavar="INPUT=VALUE",
-        help="Make an input a constant: a .npy file, a number, true, false, or a list. It is an input no longer.",
-    ),
-]
-States = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--state",
-        metavar="INPUT=OUTPUT",
-        help="What a session keeps: of an ONNX model, the output with the next value of an input (* stands for "
-        "the same text in both: past.*=present.*); of a PyTorch model, NAME of an input that it writes to; none: "
-        "no states. Pairs of the usual names if not given.",
-    ),
-]
-Capacity = Annotated[
-    str | None,
-    typer.Option(
-        "--capacity",
-        metavar="ROWS",
-        help="How many rows states that grow have room for, written in place; or a name, whose size each session "
-        "chooses.",
-    ),
-]
-Inputs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        "-i",
-        metavar="NAME=VALUE",
-        help="A .npy file, an array of an .npz file, a number, a list, or `random`; a lone FILE.npz gives all it "
-        "holds. Inputs that are not given take the stored example or random values.",
-    ),
-]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="How many threads a run uses.")]
-Runs = Annotated[int | None, typer.Option("--runs", min=1, metavar="N", help="How many runs to time.")]
-Seconds = Annotated[
-    float, typer.Option("--seconds", min=0.01, metavar="S", help="How long to time when --runs is not given.")
-]
-ModelPath = Annotated[
-    Path,
-    typer.Argument(
-        metavar="MODEL", help="An .onnx, .pt2 or .gguf file, or a folder of a language model.", show_default=False
-    ),
-]
-Samples = Annotated[
-    list[Path] | None,
-    typer.Option("--samples", "-s", metavar="FILE", help="An .npz file with an array for each input; repeat for more."),
-]
-ModuleOutput = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="The module to write; MODEL.twm here if not given."),
-]
-ModulePath = Annotated[Path, typer.Argument(metavar="MODULE", help="A .twm file.", show_default=False)]
-AnyPath = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A module (.twm), or a model (.onnx, .pt2).", show_default=False)
-]
-TrustedKeys = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--trusted-key",
-        metavar="PATH",
-        help="Refuse a module that is not signed by this key: an Ed25519 public key (PEM), or a folder of them. "
-        "Repeat for other keys.",
-        show_default=False,
-    ),
-]
-PassphraseFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--passphrase-file",
-        metavar="FILE",
-        help="The passphrase of an encrypted private key; otherwise TENSORWRIGHT_PASSPHRASE, or you are asked for it.",
-    ),
-]
-ConnectionKey = Annotated[
-    Path | None,
-    typer.Option(
-        "--key",
-        metavar="FILE",
-        help="Connect encrypted, with this X25519 private key (`tensorwright key new --kind connection`).",
-        show_default=False,
-    ),
-]
+MODEL_PATH = argument("An .onnx, .pt2 or .gguf file, or a folder of a language model.", "MODEL")
+MODULE_PATH = argument("A .twm file.", "MODULE")
+ANY_PATH = argument("A module (.twm), or a model (.onnx, .pt2).", "FILE")
+MODULE_OUTPUT = option("The module to write; MODEL.twm here if not given.", "FILE", "--output", "-o")
+JSON = flag("Print one JSON document on stdout, for programs.", "--json")
+TARGET = option(
+    "What to build for (znver4, znver4:16 for 16 cores); see `tensorwright targets`.",
+    "NAME",
+    *("--target", "-t"),
+    default="host",
+)
+MODEL_SHAPES = option(
+    "Sizes of an input: a number fixes a dimension, a name keeps it dynamic. Repeat for other inputs.",
+    "INPUT=SIZES",
+    "--shape",
+)
+RUN_SHAPES = option(
+    "Sizes of an input (input_ids=1,64) or of a dynamic dimension (batch=8), 1 if not given.", "NAME=SIZES", "--shape"
+)
+CONSTANTS = option(
+    "Make an input a constant: a .npy file, a number, true, false, or a list. It is an input no longer.",
+    "INPUT=VALUE",
+    "--constant",
+)
+INPUTS = option(
+    "A .npy file, an array of an .npz file, a number, a list, or `random`; a lone FILE.npz gives all it holds. Inputs "
+    "that are not given take the stored example or random values.",
+    "NAME=VALUE",
+    *("--input", "-i"),
+)
+SAMPLES = option("An .npz file with an array for each input; repeat for more.", "FILE", "--samples", "-s")
+THREADS = option("How many threads a run uses.", "N", min=1)
+RUNS = option("How many runs to time.", "N", min=1)
+SECONDS = option("How long to time when --runs is not given.", "S", default=3.0, min=0.01)
+TRUSTED_KEYS = option(
+    "Refuse a module that is not signed by this key: an Ed25519 public key (PEM), or a folder of them. Repeat for "
+    "other keys.",
+    "PATH",
+    "--trusted-key",
+    show_default=False,
+)
+PASSPHRASE_FILE = option(
+    "The passphrase of an encrypted private key; otherwise TENSORWRIGHT_PASSPHRASE, or you are asked for it.", "FILE"
+)
+CONNECTION_KEY = option(
+    "Connect encrypted, with this X25519 private key (`tensorwright key new --kind connection`).",
+    "FILE",
+    "--key",
+    show_default=False,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportOptions:
     """The options of commands that import a model."""
 
-    shape: ModelShapes = None
-    constant: Constants = None
-    state: States = None
-    capacity: Capacity = None
+    shape: list[str] | None = MODEL_SHAPES
+    constant: list[str] | None = CONSTANTS
+    state: list[str] | None = option(
+        "What a session keeps: of an ONNX model, the output with the next value of an input (* stands for the same "
+        "text in both: past.*=present.*); of a PyTorch model, NAME of an input that it writes to; none: no states. "
+        "Pairs of the usual names if not given.",
+        "INPUT=OUTPUT",
+    )
+    capacity: str | None = option(
+        "How many rows states that grow have room for, written in place; or a name, whose size each session chooses.",
+        "ROWS",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompressionOptions(ImportOptions):
     """The options of commands that compress a model."""
 
-    model: ModelPath
-    samples: Samples = None
-    output: ModuleOutput = None
-    target: TargetName = "host"
+    model: Path = MODEL_PATH
+    samples: list[Path] | None = SAMPLES
+    output: Path | None = MODULE_OUTPUT
+    target: str = TARGET
     max_drop: float = option("How far the mean cosine similarity may drop.", "SHARE", default=0.01)
     report: Path | None = option("Write a report there, .html or .json.", "FILE")
-    threads: Threads = None
-    as_json: Json = False
+    threads: int | None = THREADS
+    as_json: bool = JSON
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """The options of commands that generate text with a language model."""
+
+    max_new_tokens: int = option("Generate at most so many tokens.", "N", default=256, min=0)
+    temperature: float = option("0 takes the most likely token; above, tokens are drawn.", "T", default=0.0, min=0)
+    top_k: int = option("Draw one of the K most likely tokens; 0 for all.", "K", default=0, min=0)
+    top_p: float = option("Draw one of the most likely tokens that reach P together.", "P", default=1.0)
+    min_p: float = option("Draw no token that is less than P times as likely as the likeliest.", "P", default=0.0)
+    repetition_penalty: float = option("Divide logits of tokens that were seen before; 1 for none.", "R", default=1.0)
+    stop: list[str] | None = option("End where this text appears; may be given several times.", "TEXT")
+    seed: int | None = option("Of the random numbers.", "N", min=0)
+    adapter: str | None = option("The adapter of the module (compile --adapter NAME=DIR) to use.", "NAME")
+    speculative: int = option(
+        "Guess at most N tokens and check them in one run; the text stays the same. Needs a module that was compiled "
+        "with --sequences.",
+        "N",
+        default=0,
+        min=0,
+    )
+    draft: Path | None = option("A smaller model with the same tokens that guesses, for --speculative.", "MODULE")
+    threads: int | None = THREADS
+    trusted: list[Path] | None = TRUSTED_KEYS
 
 
 def command_of(run: Callable[..., object], more: Sequence[inspect.Parameter] = ()) -> Callable[..., object]:
-    """A function for `app.command(...)` with a parameter for each field of the dataclass that `run` takes as `given`.
+    """A function for `app.command(...)` with a parameter for each field of the dataclass that `run` takes as `given`,
+    those of its base classes last.
 
     It calls `run` with what was given; with the values of `more` parameters, as a dictionary, behind it where there are
     any.
@@ -187,7 +158,7 @@ def command_of(run: Callable[..., object], more: Sequence[inspect.Parameter] = (
             default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
             annotation=hints[field.name],
         )
-        for field in dataclasses.fields(options)
+        for field in sorted(dataclasses.fields(options), key=lambda each: each.name not in options.__annotations__)
     ]
     parameters += more
     command.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": object}

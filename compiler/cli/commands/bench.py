@@ -53,23 +53,23 @@ _KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    file: options.AnyPath
-    inputs: options.Inputs = None
-    shape: options.RunShapes = None
+    file: Path = options.ANY_PATH
+    inputs: list[str] | None = options.INPUTS
+    shape: list[str] | None = options.RUN_SHAPES
     batch: int | None = option("Rows of inputs with a dynamic first dimension; 1 if not given.", "N", min=1)
     hint: str = option("latency, or throughput: find the fastest number of streams.", "HINT", default="latency")
     streams: int = option("Threads that run the module at the same time, with --threads each.", "N", default=1, min=1)
-    runs: options.Runs = None
-    seconds: options.Seconds = 3.0
-    threads: options.Threads = None
-    target: options.TargetName = "host"
-    trusted: options.TrustedKeys = None
+    runs: int | None = options.RUNS
+    seconds: float = options.SECONDS
+    threads: int | None = options.THREADS
+    target: str = options.TARGET
+    trusted: list[Path] | None = options.TRUSTED_KEYS
     compare: str | None = option("Time other runtimes in turn on the same ONNX file: onnxruntime,openvino.", "NAMES")
     device: str | None = option("Measure there: a tensorwright-server.", "HOST:PORT")
-    key: options.ConnectionKey = None
+    key: Path | None = options.CONNECTION_KEY
     device_key: Path | None = option("The X25519 public key of the server.", "FILE")
-    passphrase_file: options.PassphraseFile = None
-    as_json: options.Json = False
+    passphrase_file: Path | None = options.PASSPHRASE_FILE
+    as_json: bool = options.JSON
 
 
 @command_of

@@ -40,7 +40,7 @@ Server serves the module from; more modules may be added to it. Of a language mo
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    module: options.ModulePath
+    module: Path = options.MODULE_PATH
     output: Path | None = option(
         "The folder (MODULE-bundle), or the file of --static (MODULE).", "PATH", "--output", "-o"
     )
@@ -54,8 +54,8 @@ class _Options:
         "With --triton: rows of a batch at most; 0: none. If not given, 32 where rows are independent.", "N"
     )
     instances: int | None = option("With --triton: runs at a time (processors / threads).", "N")
-    trusted: options.TrustedKeys = None
-    as_json: options.Json = False
+    trusted: list[Path] | None = options.TRUSTED_KEYS
+    as_json: bool = options.JSON
 
 
 @command_of

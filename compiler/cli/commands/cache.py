@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="cache")
 
 
-def _list(as_json: options.Json = False) -> None:
+def _list(as_json: bool = options.JSON) -> None:
     from datetime import datetime
 
     from compiler.driver.module_cache import entries, limit_bytes
@@ -53,7 +53,7 @@ def _list(as_json: options.Json = False) -> None:
     print_line(f"{total} of at most {format_bytes(limit_bytes())} in {cache_folder()}")
 
 
-def _clear(as_json: options.Json = False) -> None:
+def _clear(as_json: bool = options.JSON) -> None:
     from compiler.driver.module_cache import clear
 
     freed = clear()

@@ -72,7 +72,7 @@ def _semantic_cache(
     max_false_hits: float = option("How many pairs of different meaning may hit.", "SHARE", default=0.0),
     extra_words: int = option("Content words that one of two texts may have beyond the other.", "N", default=0),
     synonyms: list[str] | None = option("Words that count as one; repeat for more.", "WORD,WORD"),
-    as_json: options.Json = False,
+    as_json: bool = options.JSON,
 ) -> None:
     from compiler.cli.paths import check_report
     from compiler.runtime import load
@@ -110,7 +110,7 @@ class _CascadeOptions:
     feeds: list[str] | None = option(
         "An input of LARGE that is an output of SMALL: an early exit of one network; repeat for more.", "INPUT=OUTPUT"
     )
-    as_json: options.Json = False
+    as_json: bool = options.JSON
 
 
 def _fed(text: str) -> tuple[str, str]:

@@ -46,23 +46,11 @@ _COMMANDS = """/reset       begin a new conversation
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
+class _Options(options.GenerationOptions):
     module: Path = argument("A .twm file, or a model.", "MODEL")
     system: str | None = option("A system message at the beginning.", "TEXT")
     context: int | None = option("Room for so many tokens; the model's, 4096 at most, if not given.", "N", min=1)
-    max_new_tokens: generation.MaxNewTokens = 512
-    temperature: generation.Temperature = 0.0
-    top_k: generation.TopK = 0
-    top_p: generation.TopP = 1.0
-    min_p: generation.MinP = 0.0
-    repetition_penalty: generation.RepetitionPenalty = 1.0
-    stop: generation.Stop = None
-    seed: generation.Seed = None
-    adapter: generation.Adapter = None
-    speculative: generation.Speculative = 0
-    draft: generation.Draft = None
-    threads: options.Threads = None
-    trusted: options.TrustedKeys = None
+    max_new_tokens: int = option("Generate at most so many tokens.", "N", default=512, min=0)
 
 
 @command_of

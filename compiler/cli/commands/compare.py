@@ -40,17 +40,17 @@ _SHOWN = 10
 class _Options:
     model: Path = argument("An .onnx or .pt2 file.", "MODEL")
     reference: str | None = option("onnxruntime, onnx (the onnx package's evaluator); torch of .pt2.", "NAME", "--with")
-    inputs: options.Inputs = None
-    shape: options.RunShapes = None
-    constant: options.Constants = None
-    target: options.TargetName = "host"
+    inputs: list[str] | None = options.INPUTS
+    shape: list[str] | None = options.RUN_SHAPES
+    constant: list[str] | None = options.CONSTANTS
+    target: str = options.TARGET
     tolerance: float = option("Largest difference allowed, relative to the largest value.", "SHARE", default=1e-3)
     layers: bool = flag("Compare layer by layer even where the outputs agree.", "--layers")
     first_difference: Path | None = option(
         "Find the first node that differs, and write its tensors there (.npz).", "FILE"
     )
-    threads: options.Threads = None
-    as_json: options.Json = False
+    threads: int | None = options.THREADS
+    as_json: bool = options.JSON
 
 
 @command_of

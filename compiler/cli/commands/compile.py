@@ -54,9 +54,9 @@ HELP = """Compile a model into a module that runs without the compiler.
 
 @dataclass(frozen=True, kw_only=True)
 class _Options(options.ImportOptions):
-    model: options.ModelPath
-    output: options.ModuleOutput = None
-    target: options.TargetName = "host"
+    model: Path = options.MODEL_PATH
+    output: Path | None = options.MODULE_OUTPUT
+    target: str = options.TARGET
     sizes: list[str] | None = option(
         "Sizes of a dynamic dimension (batch=1,8), or shapes of an input (x=1x3x224x224), that get code of their "
         "own beside the code for every size; all share the weights. Again for others: each combination.",
@@ -98,8 +98,8 @@ class _Options(options.ImportOptions):
         "--pass",
     )
     sign: Path | None = option("Sign with this Ed25519 private key (a PEM file).", "KEY")
-    passphrase_file: options.PassphraseFile = None
-    as_json: options.Json = False
+    passphrase_file: Path | None = options.PASSPHRASE_FILE
+    as_json: bool = options.JSON
 
 
 @partial(command_of, more=processing_parameters())

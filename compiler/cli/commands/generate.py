@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from compiler.cli import generation, options
@@ -42,33 +43,22 @@ HELP = """Continue a text, or answer a message, with a compiled language model.
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
-    module: options.ModulePath
+class _Options(options.GenerationOptions):
+    module: Path = options.MODULE_PATH
     text: str | None = argument("The prompt, as --prompt.", "[TEXT]", default=None)
     prompt: str | None = option("The prompt; standard input if not given.", "TEXT", "--prompt", "-p")
     system: str | None = option("A system message before the prompt.", "TEXT")
-    inputs: options.Inputs = None
-    images: generation.Images = None
-    audio: generation.AudioFile = None
-    language: generation.Language = None
+    inputs: list[str] | None = options.INPUTS
+    images: list[Path] | None = option(
+        "An image (PNG, JPEG, ...) that the prompt is about; may be given several times, in order.", "FILE", "--image"
+    )
+    audio: Path | None = option("A WAV file; without a prompt it is transcribed.", "FILE")
+    language: str | None = option("The language of --audio, as en; detected if not given.", "NAME")
     raw: bool = flag("Continue the prompt itself, without the chat template.", "--raw")
-    max_new_tokens: generation.MaxNewTokens = 256
-    temperature: generation.Temperature = 0.0
-    top_k: generation.TopK = 0
-    top_p: generation.TopP = 1.0
-    min_p: generation.MinP = 0.0
-    repetition_penalty: generation.RepetitionPenalty = 1.0
-    stop: generation.Stop = None
-    seed: generation.Seed = None
-    adapter: generation.Adapter = None
-    speculative: generation.Speculative = 0
-    draft: generation.Draft = None
-    json_schema: generation.JsonSchema = None
-    grammar: generation.GrammarFile = None
-    regex: generation.Regex = None
-    threads: options.Threads = None
-    trusted: options.TrustedKeys = None
-    as_json: options.Json = False
+    json_schema: Path | None = option("The text has to be JSON that is valid by this JSON schema.", "FILE")
+    grammar: Path | None = option("The text has to match this grammar in EBNF, whose first rule is root.", "FILE")
+    regex: str | None = option("The text as a whole has to match this regular expression.", "PATTERN")
+    as_json: bool = options.JSON
 
 
 @command_of

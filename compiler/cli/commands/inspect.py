@@ -45,13 +45,13 @@ arithmetic, its bytes and the least time they can take on the target. For a modu
 
 
 def command(
-    file: options.AnyPath,
-    target: options.TargetName = "host",
-    shape: options.RunShapes = None,
-    constant: options.Constants = None,
+    file: Path = options.ANY_PATH,
+    target: str = options.TARGET,
+    shape: list[str] | None = options.RUN_SHAPES,
+    constant: list[str] | None = options.CONSTANTS,
     graph: Path | None = option("Also write the graph of fused kernels of a model, an .onnx file for Netron."),
     everything: bool = flag(f"Show all layers, not the first {_SHOWN}.", "--all"),
-    as_json: options.Json = False,
+    as_json: bool = options.JSON,
 ) -> None:
     from compiler.cli.paths import check_writable
     from compiler.inspection.contents import inspect_module, is_module_file

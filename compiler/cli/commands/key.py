@@ -61,8 +61,8 @@ def _new(
     file: Path = argument("The private key to write.", "FILE"),
     kind: Kind = option("What the key is for.", default=Kind.SIGNING),
     encrypt: bool = flag("With a passphrase, asked for, or out of TENSORWRIGHT_PASSPHRASE.", "--encrypt"),
-    passphrase_file: options.PassphraseFile = None,
-    as_json: options.Json = False,
+    passphrase_file: Path | None = options.PASSPHRASE_FILE,
+    as_json: bool = options.JSON,
 ) -> None:
     from compiler.artifact import KeyKind, public_key_bytes, write_new_keys
     from compiler.cli.passphrases import new_passphrase
@@ -78,7 +78,7 @@ def _new(
 
 def _show(
     paths: list[Path] = argument("Public keys.", "PATH..."),
-    as_json: options.Json = False,
+    as_json: bool = options.JSON,
 ) -> None:
     from compiler.artifact.keys import kind_of, public_keys
 

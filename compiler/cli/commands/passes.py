@@ -18,7 +18,7 @@ HELP = """List the graph passes in the order they run.
 """
 
 
-def command(as_json: options.Json = False) -> None:
+def command(as_json: bool = options.JSON) -> None:
     from compiler.inspection.listings import list_passes
 
     listed = list_passes()

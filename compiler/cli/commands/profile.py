@@ -43,17 +43,17 @@ writes profile/profile.html (a page with plots), profile/trace.json (for ui.perf
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    file: options.AnyPath
+    file: Path = options.ANY_PATH
     output: Path | None = option("Write the page, the trace and the JSON there.", "DIR", "--output", "-o")
-    inputs: options.Inputs = None
-    shape: options.RunShapes = None
-    runs: options.Runs = None
-    seconds: options.Seconds = 3.0
-    threads: options.Threads = None
-    target: options.TargetName = "host"
+    inputs: list[str] | None = options.INPUTS
+    shape: list[str] | None = options.RUN_SHAPES
+    runs: int | None = options.RUNS
+    seconds: float = options.SECONDS
+    threads: int | None = options.THREADS
+    target: str = options.TARGET
     everything: bool = flag(f"Show all layers, not the first {_SHOWN}.", "--all")
     compare: Path | None = option("Another module, model or profile.json to compare with.", "FILE")
-    as_json: options.Json = False
+    as_json: bool = options.JSON
 
 
 @command_of

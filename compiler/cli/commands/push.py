@@ -39,17 +39,17 @@ them, and no kernels of `tensorwright tune` (TVM's RPC carries them, and nobody 
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    module: options.ModulePath
+    module: Path = options.MODULE_PATH
     address: str = argument("The device server.", "HOST:PORT")
     runs: int = option("How many runs to measure.", "N", default=20, min=1)
     run_seconds: float = option(
         "How long the reference run may take there.", "SECONDS", "--timeout", default=600, min=1
     )
-    key: options.ConnectionKey = None
+    key: Path | None = options.CONNECTION_KEY
     device_key: Path | None = option("The X25519 public key of the server.", "FILE")
-    trusted: options.TrustedKeys = None
-    passphrase_file: options.PassphraseFile = None
-    as_json: options.Json = False
+    trusted: list[Path] | None = options.TRUSTED_KEYS
+    passphrase_file: Path | None = options.PASSPHRASE_FILE
+    as_json: bool = options.JSON
 
 
 @command_of

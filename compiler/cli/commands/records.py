@@ -36,7 +36,7 @@ def command(
     output: Path | None = option("Write them there.", "FILE", "--output", "-o"),
     best: bool = flag("Keep what a compilation needs: the best and the default.", "--best"),
     take_over: bool = flag("Append them to your own records.", "--import"),
-    as_json: options.Json = False,
+    as_json: bool = options.JSON,
 ) -> None:
     from compiler.records.folders import shipped_folder, user_folder
     from compiler.records.record_set import coverage, essential, merged, newest_of_models, summary

@@ -53,19 +53,19 @@ module's stored example, or random.
 
 
 def command(
-    module: options.ModulePath,
+    module: Path = options.MODULE_PATH,
     files: list[Path] | None = argument(
         "Pictures, or recordings (.wav): of a module with processing.", "[FILE]...", default=None
     ),
     text: list[str] | None = option("A text to embed or rank; repeat for more.", "TEXT", "--text", "-t"),
     query: str | None = option("Order the texts by how well they answer it.", "TEXT", "--query", "-q"),
-    inputs: options.Inputs = None,
-    shape: options.RunShapes = None,
+    inputs: list[str] | None = options.INPUTS,
+    shape: list[str] | None = options.RUN_SHAPES,
     output: Path | None = option("Write the outputs (.npz), or the picture, there.", "FILE", "--output", "-o"),
     verify: bool = flag("Also run the stored example and compare.", "--verify"),
-    threads: options.Threads = None,
-    trusted: options.TrustedKeys = None,
-    as_json: options.Json = False,
+    threads: int | None = options.THREADS,
+    trusted: list[Path] | None = options.TRUSTED_KEYS,
+    as_json: bool = options.JSON,
 ) -> None:
     from compiler.cli.paths import check_is_module, check_writable
     from compiler.profiling.workload import complete_inputs, describe_arrays, made_up_note, save_arrays

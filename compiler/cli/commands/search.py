@@ -38,7 +38,7 @@ tensorwright.search(net, budget, train=..., evaluate=...).
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    model: options.ModelPath
+    model: Path = options.MODEL_PATH
     budget: list[str] = option(
         "A limit: ms, mb (parameters), peak_mb (activations), cycles or sram_kb. Repeat for others.",
         "NAME=LIMIT",
@@ -47,9 +47,9 @@ class _Options:
         default=...,
     )
     space: Path | None = option("A YAML file that says what may be changed.", "FILE")
-    samples: options.Samples = None
-    output: options.ModuleOutput = None
-    target: options.TargetName = "host"
+    samples: list[Path] | None = options.SAMPLES
+    output: Path | None = options.MODULE_OUTPUT
+    target: str = options.TARGET
     trials: int = option("How many candidates to score.", "N", default=64, min=1)
     sampler: str = option("What proposes candidates: nsga2 or tpe.", "NAME", default="nsga2")
     seed: int = option("Another one searches in another order.", "N", default=0)
@@ -57,10 +57,10 @@ class _Options:
     family: Path | None = option("Write a small, a middle and a large net there, for a server.", "DIR")
     max_drop: float | None = option("How far the score may drop; no limit if not given.", "SHARE")
     report: Path | None = option("Write a report there, .html or .json.", "FILE")
-    shape: options.ModelShapes = None
-    constant: options.Constants = None
-    threads: options.Threads = None
-    as_json: options.Json = False
+    shape: list[str] | None = options.MODEL_SHAPES
+    constant: list[str] | None = options.CONSTANTS
+    threads: int | None = options.THREADS
+    as_json: bool = options.JSON
 
 
 @command_of

@@ -80,7 +80,7 @@ class _Options:
     max_wait: float = option("How long it waits for them.", "MS", default=0.0, min=0)
     max_queue: int = option("Rows that may wait; more are refused.", "ROWS", default=1024, min=1)
     latency: float | None = option("Deadline of requests that name none.", "MS", min=0.001)
-    threads: options.Threads = None
+    threads: int | None = options.THREADS
     runners: int | None = option("Runs of a model at once; by the cores if not given.", "N", min=1)
     exact_cache: float | None = option("Keep answers to equal requests, so many MB of them.", "MB", min=0.001)
     tokenizer: Path | None = option("A tokenizer.json, for the embeddings route, where the module has none.", "FILE")

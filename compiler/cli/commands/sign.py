@@ -36,10 +36,10 @@ def register(app: typer.Typer) -> None:
 
 
 def _sign(
-    module: options.ModulePath,
+    module: Path = options.MODULE_PATH,
     key: Path = option("An Ed25519 private key (PEM).", "FILE", default=...),
-    passphrase_file: options.PassphraseFile = None,
-    as_json: options.Json = False,
+    passphrase_file: Path | None = options.PASSPHRASE_FILE,
+    as_json: bool = options.JSON,
 ) -> None:
     from compiler.artifact import KeyKind, sign
     from compiler.artifact.keys import public_of
@@ -57,9 +57,9 @@ def _sign(
 
 
 def _verify(
-    module: options.ModulePath,
-    trusted: options.TrustedKeys = None,
-    as_json: options.Json = False,
+    module: Path = options.MODULE_PATH,
+    trusted: list[Path] | None = options.TRUSTED_KEYS,
+    as_json: bool = options.JSON,
 ) -> None:
     from compiler.artifact import public_keys, read_artifact, signatures_of
     from compiler.cli.paths import check_is_module

@@ -37,7 +37,7 @@ server/1/model.twm, which `tensorwright serve` serves, and split.json.
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    model: options.ModelPath
+    model: Path = options.MODEL_PATH
     bandwidth: str = option("Of the network: 10Mbit, 1Gbit, 500kbit, or bytes as in 2MB.", "RATE", default=...)
     output: Path = option("Where both halves go.", "DIR", "--output", "-o", default=...)
     latency: str = option("Of a round trip: 20ms, 0.1s.", "TIME", default="0ms")
@@ -45,12 +45,12 @@ class _Options:
     server_target: str = option("The server's machine.", "NAME", default="host")
     wire: list[str] | None = option("float32, float16 or int8; all if not given.", "TYPE")
     at: str | None = option("Cut after this node.", "NODE")
-    samples: options.Samples = None
+    samples: list[Path] | None = options.SAMPLES
     max_drop: float = option("How far the cosine similarity may drop by the wire's type.", "SHARE", default=0.01)
-    shape: options.ModelShapes = None
-    constant: options.Constants = None
-    threads: options.Threads = None
-    as_json: options.Json = False
+    shape: list[str] | None = options.MODEL_SHAPES
+    constant: list[str] | None = options.CONSTANTS
+    threads: int | None = options.THREADS
+    as_json: bool = options.JSON
 
 
 @command_of

@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
 def _targets(
     context: typer.Context,
     details: bool = flag("Processor features, toolchains and results of the conformance suite too.", "--details"),
-    as_json: options.Json = False,
+    as_json: bool = options.JSON,
 ) -> None:
     if context.invoked_subcommand is not None:
         return
@@ -107,7 +107,7 @@ def _cores(entry: TargetEntry) -> str:
 def _check(
     name: str = argument("A target's name.", "NAME"),
     only: str | None = option("Run only the check of this name, or else those whose name holds this text.", "TEXT"),
-    as_json: options.Json = False,
+    as_json: bool = options.JSON,
 ) -> None:
     from compiler.driver.conformance import check_target, keep_outcomes
 

@@ -50,17 +50,17 @@ lost, and the next run goes on from there.
 @dataclass(frozen=True, kw_only=True)
 class _Options(options.ImportOptions):
     model: Path | None = argument("As for `compile`; left out with --take.", "MODEL", default=None)
-    target: options.TargetName = "host"
+    target: str = options.TARGET
     device: list[str] | None = option(
         "Measure there: an RPC server, or KEY@HOST:PORT of a tracker; repeat for more devices. This machine if "
         "not given.",
         "HOST:PORT",
     )
-    key: options.ConnectionKey = None
+    key: Path | None = options.CONNECTION_KEY
     device_key: list[Path] | None = option(
         "The X25519 public key of the device's server: one for all, or one per device.", "FILE"
     )
-    passphrase_file: options.PassphraseFile = None
+    passphrase_file: Path | None = options.PASSPHRASE_FILE
     trials: int | None = option("How many configurations to measure.", "N", min=1)
     time_budget: str | None = option(
         "How long to search once the defaults are measured, 10s at least: 90s, 10m, 1h. 10m if neither this nor "
@@ -69,7 +69,7 @@ class _Options(options.ImportOptions):
     )
     records: Path | None = option("The folder of records; the user's own if not given.", "DIR")
     precision: str = option("Type that float operators compute in.", "TYPE", default="float32")
-    threads: options.Threads = None
+    threads: int | None = options.THREADS
     timing: str = option(
         "parallel: wall-clock time on all cores; serial: CPU time of one, on loaded machines; auto: find out.",
         "HOW",
@@ -91,7 +91,7 @@ class _Options(options.ImportOptions):
     )
     take: Path | None = option("Import results.json, which the program of a pack wrote.", "FILE")
     report: Path | None = option("Write a page of plots (.html).", "FILE")
-    as_json: options.Json = False
+    as_json: bool = options.JSON
 
 
 @command_of
