@@ -1,16 +1,49 @@
-"""The C libraries that every program on a device links: libsodium and Wuffs."""
+"""The C libraries that every program on a device links, compiled from what source distributions on PyPI carry.
+
+libsodium (ISC License) is in PyNaCl. All of its C files are compiled, without the assembly and the intrinsics of single
+processors: the reference implementations run on every architecture, and what a device checks and encrypts is small.
+
+Wuffs' image decoders (Apache License 2.0 or MIT License) are one C file in pywuffs. Wuffs is a language in which code
+that reads past its buffers, or overflows, does not compile; its JPEG decoder computes what libjpeg-turbo does, which
+Pillow reads with.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from compiler.device import sodium, wuffs
+from compiler.device.runtime_libraries import download_source
+from compiler.support.cache import cached, key_of
 from targets import Target
+
+_OPTIONS = ("-x", "c", "-w", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
+_SODIUM_OPTIONS = (
+    "-O2",
+    "-D_GNU_SOURCE",
+    "-DCONFIGURED=1",
+    "-DSODIUM_STATIC=1",
+    "-DNATIVE_LITTLE_ENDIAN=1",  # as all architectures that there are targets for
+    "-DHAVE_SYS_RANDOM_H=1",  # getrandom(2), so that it needs no /dev/urandom
+    "-DHAVE_PTHREAD=1",
+    "-DTLS=_Thread_local",
+)
+_WUFFS_HEADER = "wuffs.h"  # the name under which the file is included; it is the implementation too
+_WUFFS_MODULES = ("ADLER32", "BASE", "BMP", "CRC32", "DEFLATE", "GIF", "JPEG", "PNG", "ZLIB")
+_WUFFS_OPTIONS = (
+    "-Os",
+    "-DWUFFS_IMPLEMENTATION",
+    "-DWUFFS_CONFIG__MODULES",
+    *(f"-DWUFFS_CONFIG__MODULE__{module}" for module in _WUFFS_MODULES),
+)
 
 
 def third_party_objects(target: Target, options: Sequence[str] = ()) -> list[Path]:
-    """Their object files for the target.
+    """An object file of each library for the target; compiled once, which takes about 5 s of processor time each.
 
     Args:
         options: more options to compile Wuffs with, as those of sanitizers.
@@ -19,17 +52,91 @@ def third_party_objects(target: Target, options: Sequence[str] = ()) -> list[Pat
         MissingDependencyError: the source of one is not cached and could not be downloaded.
         targets.TargetError: no compiler for the target, or it failed.
     """
-    return [sodium.sodium_object(target), wuffs.wuffs_object(target, options)]
+    sodium, wuffs = _sodium_source(), _wuffs_source()
+    files = sorted(sodium.rglob("*.c"))
+    includes = [f"-I{sodium / 'include' / 'sodium'}", f"-I{sodium / 'include'}"]
+    return [
+        _object("libsodium", sodium, files, target, _SODIUM_OPTIONS, includes),
+        _object("wuffs", wuffs, [wuffs / _WUFFS_HEADER], target, (*_WUFFS_OPTIONS, *options)),
+    ]
 
 
 def third_party_includes() -> list[Path]:
     """The folders of their headers. Raises MissingDependencyError."""
-    return [sodium.sodium_source() / "include", wuffs.wuffs_source()]
+    return [_sodium_source() / "include", _wuffs_source()]
 
 
 def third_party_licenses() -> dict[str, Path]:
     """Their licenses, by "project/file name". Raises MissingDependencyError."""
-    return {
-        "libsodium/LICENSE": sodium.sodium_source() / sodium.LICENSE,
-        "Wuffs/LICENSE": wuffs.wuffs_source() / wuffs.LICENSE,
-    }
+    return {"libsodium/LICENSE": _sodium_source() / "LICENSE", "Wuffs/LICENSE": _wuffs_source() / "LICENSE"}
+
+
+def _object(
+    name: str, source: Path, files: Sequence[Path], target: Target, options: Sequence[str], includes: Sequence[str] = ()
+) -> Path:
+    compiler, options = target.compiler(), [*_OPTIONS, *options]
+    key = key_of([target.architecture, source.name, compiler.version(), *options])
+
+    def build(folder: Path) -> None:
+        def compiled(path: Path) -> Path:
+            made = folder / "-".join(path.relative_to(source).with_suffix(".part").parts)
+            compiler.run([*options, *includes, "-c", path, "-o", made])
+            return made
+
+        with ThreadPoolExecutor(2) as pool:
+            parts = list(pool.map(compiled, files))
+        compiler.run(["-r", "-nostdlib", *parts, "-o", folder / f"{name}.o"])
+        for part in parts:
+            part.unlink()
+
+    return cached(name, f"{target.architecture}-{key}", build) / f"{name}.o"
+
+
+def _sodium_source() -> Path:
+    """A folder with libsodium's C files, headers (`include`) and license."""
+    sha256 = "018494d6d696ae03c7e656e5e74cdfd8ea1326962cc401bcf018f1ed8436811c"
+    return _source("libsodium", "PyNaCl", "1.6.2", sha256, _unpack_sodium)
+
+
+def _wuffs_source() -> Path:
+    """A folder with Wuffs' C file, under its name as a header, and its license."""
+    sha256 = "5a9fd8a5026badf9e133940cee87ad58bd5cb4cd5264b9c46b607cb34e2bb9ab"
+    return _source("wuffs", "pywuffs", "2.0.1", sha256, _unpack_wuffs)
+
+
+def _source(
+    name: str, distribution: str, version: str, sha256: str, unpack: Callable[[tarfile.TarFile, Path, Path], None]
+) -> Path:
+    def make(destination: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
+            archive = download_source(distribution, version, sha256, Path(folder), name)
+            with tarfile.open(archive) as packed:
+                unpack(packed, Path(folder) / "tree", destination)
+
+    return cached(f"{name}-source", f"{distribution}-{version}-{sha256[:8]}", make)
+
+
+def _unpack_sodium(packed: tarfile.TarFile, tree: Path, destination: Path) -> None:
+    for member in packed:
+        _, inside, name = member.name.partition("/src/libsodium/")
+        content = packed.extractfile(member) if inside and member.isfile() else None
+        if content is not None:
+            path = tree / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.read())
+    shutil.copytree(tree / "src" / "libsodium", destination, dirs_exist_ok=True)
+    # The header that ./configure would generate.
+    shutil.copy(tree / "builds" / "msvc" / "version.h", destination / "include" / "sodium")
+    shutil.copy(tree / "LICENSE", destination)
+
+
+def _unpack_wuffs(packed: tarfile.TarFile, tree: Path, destination: Path) -> None:
+    member = next(each for each in packed if each.name.endswith("/release/c/wuffs-unsupported-snapshot.c"))
+    content = packed.extractfile(member)
+    assert content is not None
+    text = content.read()
+    (destination / _WUFFS_HEADER).write_bytes(text)
+    notice = text[text.index(b"// Copyright") : text.index(b"#include <")].decode()
+    notice = "\n".join(line.removeprefix("//").strip() for line in notice.splitlines())
+    whole = "The text of the Apache License is that of Tensorwright: tensorwright/LICENSE."
+    (destination / "LICENSE").write_text(f"{notice.strip()}\n\n{whole}\n", encoding="utf-8")
