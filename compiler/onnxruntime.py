@@ -43,12 +43,7 @@ VERSION = "1.20.0"
 """The version of ONNX Runtime's interface that this module follows."""
 __version__ = VERSION
 
-_INNER = (
-    "capi",
-    "capi._pybind_state",
-    "capi.onnxruntime_pybind11_state",
-    "capi.onnxruntime_inference_collection",
-)
+_INNER = ("capi", "capi._pybind_state", "capi.onnxruntime_pybind11_state", "capi.onnxruntime_inference_collection")
 """Modules inside ONNX Runtime from which packages import the same names."""
 
 # ONNX Runtime's exceptions, for code that catches them.

@@ -24,15 +24,7 @@ _HOME = {
     "apply_schedules": "schedules.selection.apply",
 }
 
-__all__ = [
-    "Config",
-    "ConfigSpace",
-    "Machine",
-    "ScheduleReport",
-    "ScheduleRule",
-    "Workload",
-    "apply_schedules",
-]
+__all__ = ["Config", "ConfigSpace", "Machine", "ScheduleReport", "ScheduleRule", "Workload", "apply_schedules"]
 
 
 def __getattr__(name: str) -> Any:

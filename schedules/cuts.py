@@ -380,11 +380,7 @@ def _cycles(
 
 
 def _share(
-    axis: CutAxis,
-    work: float | Sequence[float],
-    sizes: NDArray[np.int64],
-    parts: NDArray[np.int64],
-    covered: Vector,
+    axis: CutAxis, work: float | Sequence[float], sizes: NDArray[np.int64], parts: NDArray[np.int64], covered: Vector
 ) -> Vector:
     """The share of the work along an axis that a part has: the mean of the thread with the most, which covers this many
     parts. It has a short last one only as often as it has all others."""

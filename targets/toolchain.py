@@ -166,8 +166,7 @@ def find_linker(candidates: Sequence[Sequence[str]] = _CANDIDATES) -> Linker:
         command = tuple(override.split())
         if shutil.which(command[0]) is None:
             raise ToolchainMissing(
-                f"{OVERRIDE} is {override!r}, but {command[0]!r} is not on the PATH",
-                f"correct or unset {OVERRIDE}",
+                f"{OVERRIDE} is {override!r}, but {command[0]!r} is not on the PATH", f"correct or unset {OVERRIDE}"
             )
         return Linker(command)
     for candidate in candidates:

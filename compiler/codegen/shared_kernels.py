@@ -149,8 +149,7 @@ def _with_early_quotients(body: Stmt, parameters: Sequence[Expr]) -> Stmt:
 def _quotients_first(body: Stmt, task: Var, parameters: set[Var]) -> Stmt:
     inner: set[Var] = set()
     structural_walk(
-        body,
-        [(tirx.For, lambda loop: inner.add(loop.loop_var)), (tirx.Bind, lambda binding: inner.add(binding.var))],
+        body, [(tirx.For, lambda loop: inner.add(loop.loop_var)), (tirx.Bind, lambda binding: inner.add(binding.var))]
     )
     names: dict[StructuralKey, Var] = {}
     bindings: list[Stmt] = []

@@ -114,12 +114,7 @@ class LanguageModel:
         return run.result
 
     def stream(
-        self,
-        prompt: Prompt,
-        options: GenerationOptions | None = None,
-        *,
-        media: Media | None = None,
-        **settings: Any,
+        self, prompt: Prompt, options: GenerationOptions | None = None, *, media: Media | None = None, **settings: Any
     ) -> Iterator[Piece]:
         """Like `generate`, token by token: each `Piece` has a token and the text that it completes.
 
@@ -224,11 +219,7 @@ class LanguageModel:
         return Speculation(DraftModel(drafts, slot, room), options.speculative)
 
     def _run(
-        self,
-        prompt: Prompt,
-        options: GenerationOptions,
-        cancel: threading.Event | None,
-        media: Media | None,
+        self, prompt: Prompt, options: GenerationOptions, cancel: threading.Event | None, media: Media | None
     ) -> Run:
         tokens, inputs = self.prepared(prompt, media)
         context = self.description.context

@@ -41,11 +41,7 @@ class PassVerifier:
     """
 
     def __init__(
-        self,
-        mod: IRModule,
-        phases: Sequence[Any],
-        context: PipelineContext,
-        example_inputs: Sequence[Array] | None,
+        self, mod: IRModule, phases: Sequence[Any], context: PipelineContext, example_inputs: Sequence[Array] | None
     ) -> None:
         self._order = [(phase.name, i, each) for phase in phases for i, each in enumerate(phase.passes)]
         self._context = context
@@ -154,8 +150,7 @@ def _random_input(parameter: Expr, sizes: dict[Var, int], generator: np.random.G
     ty = parameter.ty
     if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
         raise OptionError(
-            f"verify=True cannot make up a value for the input {parameter.name}: {ty}",
-            "give example_inputs=...",
+            f"verify=True cannot make up a value for the input {parameter.name}: {ty}", "give example_inputs=..."
         )
     analyzer = Analyzer()
     for value in ty.shape.values:

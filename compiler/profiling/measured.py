@@ -175,14 +175,7 @@ class Profile:
             return format_percent(max(0.0, seconds) / total) if total > 0 else "-"
 
         rows: list[tuple[object, ...]] = [
-            (
-                each.label,
-                each.name,
-                each.kind,
-                each.calls,
-                format_seconds(each.seconds),
-                share(each.seconds),
-            )
+            (each.label, each.name, each.kind, each.calls, format_seconds(each.seconds), share(each.seconds))
             for each in self.layers[:_SHOWN]
         ]
         where = f"{self.model} on {self.target}, {plural(self.threads, 'thread')}"

@@ -75,11 +75,7 @@ class Module:
         self._executor = executor
 
     def run(
-        self,
-        inputs: Mapping[str, object] | Sequence[object],
-        *,
-        outputs: OutputKind = "numpy",
-        out: Out | None = None,
+        self, inputs: Mapping[str, object] | Sequence[object], *, outputs: OutputKind = "numpy", out: Out | None = None
     ) -> dict[str, Any]:
         """Run the model once.
 
@@ -104,11 +100,7 @@ class Module:
         return self._executor.run(inputs, self._threads, as_numpy=outputs == "numpy", out=given)
 
     def submit(
-        self,
-        inputs: Mapping[str, object] | Sequence[object],
-        *,
-        outputs: OutputKind = "numpy",
-        out: Out | None = None,
+        self, inputs: Mapping[str, object] | Sequence[object], *, outputs: OutputKind = "numpy", out: Out | None = None
     ) -> Future[dict[str, Any]]:
         """Run the model on another thread; the number of concurrent runs is limited by the processors, in order.
 
@@ -122,11 +114,7 @@ class Module:
         return self._runners.submit(lambda: run(inputs, threads, as_numpy=outputs == "numpy", out=given))
 
     async def run_async(
-        self,
-        inputs: Mapping[str, object] | Sequence[object],
-        *,
-        outputs: OutputKind = "numpy",
-        out: Out | None = None,
+        self, inputs: Mapping[str, object] | Sequence[object], *, outputs: OutputKind = "numpy", out: Out | None = None
     ) -> dict[str, Any]:
         """Await `submit`; the event loop is not blocked while the model runs."""
         from asyncio import wrap_future  # which takes longer to import than a small model to load
@@ -284,11 +272,7 @@ class Module:
         return session
 
     def run_in_place(
-        self,
-        inputs: Mapping[str, Any],
-        states: Mapping[str, Array],
-        *,
-        outputs: OutputKind = "numpy",
+        self, inputs: Mapping[str, Any], states: Mapping[str, Array], *, outputs: OutputKind = "numpy"
     ) -> dict[str, Any]:
         """Run the model once on states that the caller keeps; a `Session` keeps them by itself.
 

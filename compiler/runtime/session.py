@@ -151,11 +151,7 @@ class Session:
     """
 
     def __init__(
-        self,
-        module: Module,
-        capacity: int | None = None,
-        sizes: Mapping[str, int] | None = None,
-        snapshots: int = 0,
+        self, module: Module, capacity: int | None = None, sizes: Mapping[str, int] | None = None, snapshots: int = 0
     ) -> None:
         """See `Module.session`."""
         manifest = module.manifest

@@ -331,11 +331,7 @@ class KeptResults:
 class OutputReader:
     """Gives out a run's results under their names; one for a module, used by all of its threads."""
 
-    def __init__(
-        self,
-        outputs: Sequence[TensorDescription],
-        parameters: Iterable[Array],
-    ) -> None:
+    def __init__(self, outputs: Sequence[TensorDescription], parameters: Iterable[Array]) -> None:
         self.names = tuple(output.name for output in outputs)
         self._elements = tuple(ELEMENT_TYPES[output.carrier or output.dtype] for output in outputs)
         self._carried = {output.name: ELEMENT_TYPES[output.dtype] for output in outputs if output.carrier is not None}

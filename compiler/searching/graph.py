@@ -274,10 +274,7 @@ class GraphNet:
         self.job, self.precisions = job, precisions
         self.graph = SearchGraph.of(job.model)
         lanes = channels_at_once(precisions.target)
-        self.knobs: list[Knob] = [
-            *self.graph.knobs(space, lanes),
-            *precisions.knobs(job.model, space, space.keep),
-        ]
+        self.knobs: list[Knob] = [*self.graph.knobs(space, lanes), *precisions.knobs(job.model, space, space.keep)]
 
     def model(self, config: Config) -> ImportedModel:
         """A candidate, as it is compiled."""

@@ -353,12 +353,7 @@ class _Splitter:
         return found
 
     def _built(
-        self,
-        best: Measured,
-        measured: Sequence[Measured],
-        estimated: Sequence[Choice],
-        alone: float,
-        max_drop: float,
+        self, best: Measured, measured: Sequence[Measured], estimated: Sequence[Choice], alone: float, max_drop: float
     ) -> SplitResult:
         choice, cut, wires, error = best.choice, best.cut, best.wires, best.error
         self.report(f"build the halves of the cut after {cut.after}")

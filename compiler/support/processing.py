@@ -85,10 +85,7 @@ class Processing:
     even_crop: bool | None = field(default=None, metadata=_help("Halve odd margins as torchvision does."))
     activation: Activation | None = field(default=None, metadata=_help("Of scores: softmax, sigmoid or none."))
     top: int | None = field(default=None, metadata=_help("Classes, or boxes at most, that are returned."))
-    boxes: Boxes | None = field(
-        default=None,
-        metadata=_help("yolo, yolo-objectness, end-to-end, detr or rt-detr."),
-    )
+    boxes: Boxes | None = field(default=None, metadata=_help("yolo, yolo-objectness, end-to-end, detr or rt-detr."))
     score: float | None = field(default=None, metadata=_help("Least score of a box."))
     overlap: float | None = field(default=None, metadata=_help("Overlap that drops the worse of two boxes."))
     names: tuple[str, ...] | None = field(default=None, metadata=_help("A file with the name of a class on each line."))

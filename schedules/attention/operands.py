@@ -14,16 +14,7 @@ from typing import ClassVar, Self, TypeAlias
 
 from schedules.annotations import KIND
 from schedules.attention.compute import ADJUSTED, OPERANDS, PRODUCT, RESULT, SCORES, WEIGHTS, guarded_quotient
-from schedules.codegen.nest import (
-    Extent,
-    in_vectors,
-    lanes_of,
-    load,
-    parallel_grid,
-    repeat_symbolic,
-    sequence,
-    store,
-)
+from schedules.codegen.nest import Extent, in_vectors, lanes_of, load, parallel_grid, repeat_symbolic, sequence, store
 from schedules.codegen.parallel import pays_off
 from schedules.instructions.rounding import narrowed, rounded_pair, rounded_run
 from schedules.ir.expression import buffers_loaded, constant_int, expression, map_loads, substitute

@@ -18,10 +18,7 @@ import numpy as np
 from schedules.codegen.nest import load, sequence, vectorized, when
 from schedules.config import Config
 from schedules.conv.compute import Windows
-from schedules.conv.direct import (
-    DirectRule,
-    direct_estimate,
-)
+from schedules.conv.direct import DirectRule, direct_estimate
 from schedules.conv.direct_nest import DirectNest
 from schedules.conv.tiling import Task, row_cost
 from schedules.conv.workload import ConvWorkload

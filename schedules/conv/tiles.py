@@ -27,13 +27,7 @@ from schedules.codegen.nest import (
 )
 from schedules.codegen.register_tile import Taps, block_sums
 from schedules.config import Config, ConfigSpace
-from schedules.conv.direct_nest import (
-    CHANNELS,
-    GROUPS,
-    IMAGES,
-    dimension,
-    group_steps,
-)
+from schedules.conv.direct_nest import CHANNELS, GROUPS, IMAGES, dimension, group_steps
 from schedules.conv.dot import CONV_TILES, DotNest
 from schedules.conv.rule import BlockedRule
 from schedules.conv.tiling import Task, divisors

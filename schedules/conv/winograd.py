@@ -24,14 +24,7 @@ from schedules.codegen.nest import lanes_of, load, splat
 from schedules.config import Config, ConfigSpace
 from schedules.conv.compute import WINOGRAD, conv_winograd
 from schedules.conv.rule import BlockedRule
-from schedules.conv.tiling import (
-    accumulators,
-    block_choices,
-    channel_unroll,
-    copied_scalars,
-    divisors,
-    row_cost,
-)
+from schedules.conv.tiling import accumulators, block_choices, channel_unroll, copied_scalars, divisors, row_cost
 from schedules.conv.winograd_nest import FrequencyTile, WinogradNest
 from schedules.conv.winograd_tiling import (
     has_window,

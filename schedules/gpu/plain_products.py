@@ -123,9 +123,7 @@ class _PlainWriter(TileWriter):
             value = load(self.sums, i * columns + j)
             return when(self.is_inside(row, column), self.stored(value, row, column))
 
-        return [
-            repeat("i", rows, lambda i: repeat("j", columns, lambda j: element(i, j), _UNROLLED), _UNROLLED),
-        ]
+        return [repeat("i", rows, lambda i: repeat("j", columns, lambda j: element(i, j), _UNROLLED), _UNROLLED)]
 
 
 class GpuProducts(TiledProductRule):

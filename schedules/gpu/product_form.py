@@ -65,10 +65,7 @@ class DepthSplit:
         """The launch that adds the parts, and stores what becomes of the sums."""
         point = tirx.Var("point", "int64")
         line = tirx.floordiv(point, expression(self.columns))
-        row, column = (
-            tirx.floormod(line, expression(self.rows)),
-            tirx.floormod(point, expression(self.columns)),
-        )
+        row, column = (tirx.floormod(line, expression(self.rows)), tirx.floormod(point, expression(self.columns)))
         batch: Mapping[Expr, Expr] = self.form.batch.values(tirx.floordiv(line, expression(self.rows)))
         total, allocation = allocate("total", [1], self.form.reduction.dtype, "local")
         value = load(self.sums, point)

@@ -138,8 +138,7 @@ class TiledProductRule(ProductRule[ProductWorkload]):
         known = 0 not in (workload.samples, workload.rows, workload.columns, workload.depth)
         splits = _SPLITS if known else (1,)
         return ConfigSpace(
-            {**self.knobs, "splits": splits},
-            (lambda config: self.tile(config).shared_bytes(bits) <= limit, can_split),
+            {**self.knobs, "splits": splits}, (lambda config: self.tile(config).shared_bytes(bits) <= limit, can_split)
         )
 
     def default(self, workload: ProductWorkload, machine: Machine) -> Config:

@@ -142,8 +142,7 @@ class TileWriter(ABC):
     def is_inside(self, row: Expr, column: Expr) -> Expr | bool:
         """True where an element of the block's tile is one of the result's."""
         return both(
-            within(row, self.form.a.rows.extent, self.size[0]),
-            within(column, self.form.b.rows.extent, self.size[1]),
+            within(row, self.form.a.rows.extent, self.size[0]), within(column, self.form.b.rows.extent, self.size[1])
         )
 
     def _part(self, name: str, operand: Operand, tile: Expr, rows: int) -> Part:

@@ -88,12 +88,7 @@ def _pair_text(lanes: int) -> str:
             f"  %{name}n = fcmp uno {f} %{name}, %{name}",
             f"  %{name}v = select {b} %{name}n, {i} {splat(0x7FC0, lanes)}, {i} %{name}u",
         ]
-    lines += [
-        f"  %up = shl {i} %highv, {splat(16, lanes)}",
-        f"  %r = or {i} %up, %lowv",
-        f"  ret {i} %r",
-        "}",
-    ]
+    lines += [f"  %up = shl {i} %highv, {splat(16, lanes)}", f"  %r = or {i} %up, %lowv", f"  ret {i} %r", "}"]
     return "\n".join(lines)
 
 

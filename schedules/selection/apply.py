@@ -68,11 +68,7 @@ def record_key(rule: AnyRule, workload: Workload) -> str:
 
 
 def apply_schedules(
-    mod: tvm.IRModule,
-    machine: Machine,
-    configs: ConfigSource | None = None,
-    *,
-    rules: Sequence[AnyRule] | None = None,
+    mod: tvm.IRModule, machine: Machine, configs: ConfigSource | None = None, *, rules: Sequence[AnyRule] | None = None
 ) -> tuple[tvm.IRModule, ScheduleReport]:
     """Schedule every PrimFunc of a module for a machine.
 
@@ -128,11 +124,7 @@ def _finished(function: PrimFunc, symbol: object, *, copy: bool) -> PrimFunc:
 
 
 def _schedule_kernel(
-    name: str,
-    function: PrimFunc,
-    machine: Machine,
-    configs: ConfigSource | None,
-    rules: Sequence[AnyRule],
+    name: str, function: PrimFunc, machine: Machine, configs: ConfigSource | None, rules: Sequence[AnyRule]
 ) -> tuple[PrimFunc, KernelReport]:
     kernel = Kernel.of(function)
     failures: list[RuleFailure] = []
@@ -168,11 +160,7 @@ def _not_applied(rule: AnyRule, error: ScheduleError) -> RuleFailure:
 
 
 def _configs_for(
-    rule: AnyRule,
-    workload: Workload,
-    machine: Machine,
-    configs: ConfigSource | None,
-    failures: list[RuleFailure],
+    rule: AnyRule, workload: Workload, machine: Machine, configs: ConfigSource | None, failures: list[RuleFailure]
 ) -> Iterator[tuple[Config, str]]:
     """The tuned config where there is one, then the default: a record that does not apply costs no more than itself."""
     if callable(configs):

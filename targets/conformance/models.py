@@ -392,10 +392,7 @@ def streaming_net() -> onnx.ModelProto:
         for name, shape in (("y", [1, 12]), ("new_cache", [6, 12]), ("hn", [1, 12]))
     ]
     weight = random.standard_normal((12, 12)).astype("float32") / 4
-    constants = [
-        onnx.numpy_helper.from_array(weight, "weight"),
-        onnx.numpy_helper.from_array(np.array([0]), "axes"),
-    ]
+    constants = [onnx.numpy_helper.from_array(weight, "weight"), onnx.numpy_helper.from_array(np.array([0]), "axes")]
     graph = helper.make_graph(nodes, "streaming", inputs, outputs, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 

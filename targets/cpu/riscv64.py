@@ -32,7 +32,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "with": ("m", "a", "f", "d", "c", "v", "zfh", "zvfh"),
         "features": [*_BASE, "v", "zfh", "zvfh"],
         "machine": _MACHINE,
-    },
+    }
 }
 
 

@@ -76,10 +76,7 @@ def _new(
     print_facts([("private", f"{file} (keep it secret)"), ("public", str(public)), ("key", fingerprint)])
 
 
-def _show(
-    paths: list[Path] = argument("Public keys.", "PATH..."),
-    as_json: bool = options.JSON,
-) -> None:
+def _show(paths: list[Path] = argument("Public keys.", "PATH..."), as_json: bool = options.JSON) -> None:
     from compiler.artifact.keys import kind_of, public_keys
 
     rows = []

@@ -57,9 +57,7 @@ def _sign(
 
 
 def _verify(
-    module: Path = options.MODULE_PATH,
-    trusted: list[Path] | None = options.TRUSTED_KEYS,
-    as_json: bool = options.JSON,
+    module: Path = options.MODULE_PATH, trusted: list[Path] | None = options.TRUSTED_KEYS, as_json: bool = options.JSON
 ) -> None:
     from compiler.artifact import public_keys, read_artifact, signatures_of
     from compiler.cli.paths import check_is_module

@@ -305,12 +305,7 @@ _NOISE_SAMPLES = 4
 
 
 def make_report(
-    session: Session,
-    found: Candidate,
-    target: str,
-    scores: tuple[float, float],
-    max_drop: float,
-    evaluations: int,
+    session: Session, found: Candidate, target: str, scores: tuple[float, float], max_drop: float, evaluations: int
 ) -> QuantizationReport:
     """Everything there is to say about the candidate that was chosen."""
     noise = _noise(session, found)

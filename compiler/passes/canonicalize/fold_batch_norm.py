@@ -17,14 +17,7 @@ from tvm.ir import IRModule
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.constant_products import (
-    CONVOLUTIONS,
-    MATMUL,
-    Linear,
-    along_axis,
-    as_linear,
-    per_channel,
-)
+from compiler.passes.rewriting.constant_products import CONVOLUTIONS, MATMUL, Linear, along_axis, as_linear, per_channel
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import (
     Array,

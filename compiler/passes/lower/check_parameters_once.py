@@ -21,9 +21,7 @@ Keep: TypeAlias = "Callable[[Call], bool]"
 
 
 @graph_pass(
-    "check-parameters-once",
-    summary="Parameters are checked when a module is loaded, not on every run",
-    required=False,
+    "check-parameters-once", summary="Parameters are checked when a module is loaded, not on every run", required=False
 )
 def check_parameters_once(mod: IRModule, context: PipelineContext) -> IRModule:
     """`main` loses the checks of its trailing parameters to a function of their own, `CHECK_ENTRY(*parameters)`.

@@ -18,13 +18,7 @@ from tvm import relax, tirx
 from tvm.ir import GlobalVar, IRModule
 from tvm.relax.utils import copy_with_new_vars
 
-from compiler.artifact.entries import (
-    MAIN_ENTRY,
-    PREPARE_ENTRY,
-    PREPARE_KEEPING_ENTRY,
-    RUN_ENTRY,
-    RUN_KEEPING_ENTRY,
-)
+from compiler.artifact.entries import MAIN_ENTRY, PREPARE_ENTRY, PREPARE_KEEPING_ENTRY, RUN_ENTRY, RUN_KEEPING_ENTRY
 from compiler.passes.context import PipelineContext
 from compiler.passes.lower.shape_heap import (
     ALLOCATE_HEAP,

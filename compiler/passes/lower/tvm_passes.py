@@ -31,9 +31,7 @@ dispatch_sort = _tvm_pass("dispatch-sort", "Lower sort, top-k and scan operators
 
 
 annotate_patterns = _tvm_pass(
-    "annotate-patterns",
-    "Mark each TensorIR function as elementwise, reduction...",
-    _transform.AnnotateTIROpPattern,
+    "annotate-patterns", "Mark each TensorIR function as elementwise, reduction...", _transform.AnnotateTIROpPattern
 )
 fold_lowered_constants = _tvm_pass(
     "fold-lowered-constants", "Evaluate TensorIR calls on constants", _transform.FoldConstant, required=False

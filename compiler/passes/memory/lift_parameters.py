@@ -25,8 +25,7 @@ ENTRY = "main"
 
 
 @graph_pass(
-    "lift-parameters",
-    summary="Make constants trailing parameters of main, so that the library holds only code",
+    "lift-parameters", summary="Make constants trailing parameters of main, so that the library holds only code"
 )
 def lift_parameters(mod: IRModule, context: PipelineContext) -> IRModule:
     """Constants with at least one dimension, in `main` and in what it calls, become parameters of `main`.

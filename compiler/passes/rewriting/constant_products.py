@@ -164,14 +164,7 @@ def _as_convolution(graph: Graph, call: Call) -> Linear | None:
     if weight is None or not (kernel + data + out).isalpha() or len(kernel) != weight.ndim:
         return None
     return Linear(
-        call,
-        weight,
-        1,
-        out.index("C"),
-        data.index("C"),
-        kernel.index("O"),
-        kernel.index("I"),
-        int(attrs.groups),
+        call, weight, 1, out.index("C"), data.index("C"), kernel.index("O"), kernel.index("I"), int(attrs.groups)
     )
 
 

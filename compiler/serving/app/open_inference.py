@@ -10,15 +10,7 @@ from typing import Any
 
 from compiler.artifact import tool_versions
 from compiler.errors import InputError
-from compiler.serving.app.http import (
-    INLINE_BYTES,
-    Call,
-    Reply,
-    check_method,
-    json_reply,
-    orjson,
-    positive,
-)
+from compiler.serving.app.http import INLINE_BYTES, Call, Reply, check_method, json_reply, orjson, positive
 from compiler.serving.app.tensors import Inference, metadata, read_inference, write_outputs
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Control, Repository
@@ -203,10 +195,7 @@ def _reply(
     reply = json_reply(content)
     if not chunks:
         return reply
-    headers = (
-        (b"content-type", b"application/octet-stream"),
-        (_HEADER_LENGTH, str(len(reply.body)).encode()),
-    )
+    headers = ((b"content-type", b"application/octet-stream"), (_HEADER_LENGTH, str(len(reply.body)).encode()))
     return Reply(b"".join((reply.body, *chunks)), headers=headers)
 
 

@@ -141,10 +141,7 @@ def _dynamic_runs(module: Module, layout: BatchLayout, seed: int) -> tuple[list[
     shared = {name: array for name, array in parts[0].items() if name not in layout.inputs}
     parts = [{**part, **shared} for part in parts]
     outputs = module.run(layout.joined(parts))
-    return (
-        [layout.rows_of(outputs, 0, 1), layout.rows_of(outputs, 1, 3)],
-        [module.run(part) for part in parts],
-    )
+    return ([layout.rows_of(outputs, 0, 1), layout.rows_of(outputs, 1, 3)], [module.run(part) for part in parts])
 
 
 def _fixed_runs(module: Module, layout: BatchLayout, seed: int) -> tuple[list[Arrays], list[Arrays]]:

@@ -181,18 +181,9 @@ class Supervisor:
         environment = dict(os.environ)
         if self._folder is not None:
             environment[_METRICS_FOLDER] = self._folder
-        command = [
-            sys.executable,
-            "-m",
-            "compiler.serving.workers.worker",
-            str(source.fileno()),
-            str(theirs.fileno()),
-        ]
+        command = [sys.executable, "-m", "compiler.serving.workers.worker", str(source.fileno()), str(theirs.fileno())]
         process = await asyncio.create_subprocess_exec(
-            *command,
-            pass_fds=(source.fileno(), theirs.fileno()),
-            stdin=subprocess.DEVNULL,
-            env=environment,
+            *command, pass_fds=(source.fileno(), theirs.fileno()), stdin=subprocess.DEVNULL, env=environment
         )
         theirs.close()
         if handing is not None:

@@ -199,13 +199,7 @@ class MeasurementPool(CandidatePool):
             Worker(
                 MEASURE_MODULE,
                 WorkerSetup(
-                    None,
-                    threads,
-                    device,
-                    target.machine.l3_bytes,
-                    measure_timeout,
-                    target.memory,
-                    keys.get(device),
+                    None, threads, device, target.machine.l3_bytes, measure_timeout, target.memory, keys.get(device)
                 ),
                 {"TVM_NUM_THREADS": str(threads)},
                 threads=threads,

@@ -120,10 +120,7 @@ def _bytewise(lanes: int, signed: Mapping[str, bool]) -> str:
                 f"  %{name}s{byte} = {first} {i} %{name}, {splat(shift, lanes)}",
                 f"  %{name}b{byte} = {second} {i} %{name}s{byte}, {splat(mask, lanes)}",
             ]
-        lines += [
-            f"  %p{byte} = mul {i} %ab{byte}, %bb{byte}",
-            f"  {after} = add {i} {before}, %p{byte}",
-        ]
+        lines += [f"  %p{byte} = mul {i} %ab{byte}, %bb{byte}", f"  {after} = add {i} {before}, %p{byte}"]
     return "\n".join(lines)
 
 

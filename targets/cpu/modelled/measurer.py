@@ -206,9 +206,7 @@ def analyse(text: str, core: Core, cores: int, tools: LlvmTools) -> Pipeline:
 
 
 def _regions(
-    blocks: list[MachineBlock],
-    counts: dict[str, dict[str, float]],
-    loops: dict[str, dict[str, str]],
+    blocks: list[MachineBlock], counts: dict[str, dict[str, float]], loops: dict[str, dict[str, str]]
 ) -> Iterator[Region]:
     """The code in most iterations of each loop, in order, as one region; the rest block by block."""
     joined: dict[tuple[str, str], list[tuple[MachineBlock, float]]] = {}

@@ -362,10 +362,7 @@ def program_of(kernel: Kernel, model: Multiprocessor) -> Program:
         fixed.append((tuple(map(sum, zip(*(each.costs for each in always), strict=True))), len(always)))
     empty = (0.0,) * len(RESOURCES)
     return Program(
-        blocks,
-        tuple((costs or empty, count) for costs, count in fixed),
-        reader.symbols,
-        tuple(kernel.parameters),
+        blocks, tuple((costs or empty, count) for costs, count in fixed), reader.symbols, tuple(kernel.parameters)
     )
 
 
