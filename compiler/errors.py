@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -151,6 +152,29 @@ class SignatureError(ArtifactError):
 
 class StorageError(UserError):
     """A file could not be read or written: permissions, a full disk, a missing folder."""
+
+
+_STORAGE_HINTS = {
+    "No space left on device": "free some space, or write to another disk",
+    "Read-only file system": "write to a folder that can be written",
+    "Permission denied": "check the permissions of the file and its folder",
+    "No such file or directory": "check the path",
+}
+
+
+@contextmanager
+def storage_errors(path: object, verb: str = "read", what: str = "") -> Iterator[None]:
+    """Raise StorageError with a hint where the system cannot read, write or make the file or folder of that path.
+
+    Args:
+        verb: "read", "written" or "made".
+        what: what the file is, for the message: "the tokenizer ".
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path, or bytes that are not UTF-8
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise StorageError(f"{what}{path} cannot be {verb}: {reason}", _STORAGE_HINTS.get(reason)) from error
 
 
 class DeviceError(UserError):

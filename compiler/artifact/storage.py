@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from compiler.errors import StorageError
+from compiler.errors import StorageError, storage_errors
 from compiler.support.interrupts import uninterrupted
 
 _ALIGNMENT = 64
@@ -29,9 +29,8 @@ def read_mapped(path: str | os.PathLike[str]) -> memoryview:
         if size == 0:
             return memoryview(b"")
         # Not populated at once: the threads that check the digests fault the pages in, and do so in parallel.
-        return memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ))
-    except OSError as error:
-        raise _failure("read", path, error) from error
+        with storage_errors(path):
+            return memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ))
     finally:
         os.close(descriptor)
 
@@ -48,24 +47,19 @@ def read_private(path: str | os.PathLike[str]) -> memoryview:
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     buffer = raw.data[start : start + size]
-    try:
-        with open(descriptor, "rb", buffering=0) as file:
-            position = 0
-            while position < size and (count := file.readinto(buffer[position:])):
-                position += count
-    except OSError as error:
-        raise _failure("read", path, error) from error
+    with storage_errors(path), open(descriptor, "rb", buffering=0) as file:
+        position = 0
+        while position < size and (count := file.readinto(buffer[position:])):
+            position += count
     return buffer[:position].toreadonly()
 
 
 def _open(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Open a regular file; its descriptor and size in bytes."""
-    try:
+    with storage_errors(path):
         # O_NONBLOCK: a pipe must not block us before it is refused.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(descriptor)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise _failure("read", path, error) from error
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise StorageError(f"{os.fspath(path)} is not a regular file")
@@ -84,20 +78,19 @@ def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memo
     destination = Path(path)
     temporary = None
     try:
-        if destination.exists() and not destination.is_file() and not destination.is_dir():
-            raise StorageError(f"{os.fspath(path)!r} is not a regular file", "write to a file of its own")
-        descriptor, temporary = _unfinished_file(destination)
-        with open(descriptor, "wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            os.fsync(file.fileno())
-        _finish(temporary, destination)
-        temporary = None
-        _sync_folder(destination.parent)
-    except (OSError, ValueError) as error:
-        raise _failure("written", path, error) from error
+        with storage_errors(path, "written"):
+            if destination.exists() and not destination.is_file() and not destination.is_dir():
+                raise StorageError(f"{os.fspath(path)} is not a regular file", "write to a file of its own")
+            descriptor, temporary = _unfinished_file(destination)
+            with open(descriptor, "wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+                file.flush()
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
+                os.fsync(file.fileno())
+            _finish(temporary, destination)
+            temporary = None
+            _sync_folder(destination.parent)
     finally:
         if temporary is not None:
             _discard(temporary)
@@ -149,14 +142,3 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def _failure(verb: str, path: str | os.PathLike[str], error: OSError | ValueError) -> StorageError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    hints = {
-        "No space left on device": "free some space, or write to another disk",
-        "Read-only file system": "write to a folder that can be written",
-        "Permission denied": "check the permissions of the file and its folder",
-        "No such file or directory": "check the path",
-    }
-    return StorageError(f"{os.fspath(path)!r} could not be {verb}: {reason}", hints.get(reason))

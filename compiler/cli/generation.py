@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.cli.options import keywords_of
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError, storage_errors
 from compiler.support.compilation import collecting_rarely
 
 
@@ -43,7 +43,5 @@ def grammar_of(json_schema: Path | None, grammar: Path | None, regex: str | None
 
 
 def _text_of(path: Path) -> str:
-    try:
+    with storage_errors(path):
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"{path} could not be read: {error}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from compiler.artifact.keys import PASSPHRASE_VARIABLE, KeyKind, is_encrypted, private_key_bytes
 from compiler.device.credentials import Credentials
 from compiler.device.credentials import load_credentials as device_credentials
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError, storage_errors
 
 
 def load_private_key(path: Path, kind: KeyKind, passphrase_file: Path | None = None) -> bytes:
@@ -63,10 +63,8 @@ def new_passphrase(passphrase_file: Path | None) -> bytes:
 
 
 def _of_file(path: Path) -> bytes:
-    try:
+    with storage_errors(path, what="the passphrase file "):
         return path.read_bytes().rstrip(b"\r\n")
-    except OSError as error:
-        raise StorageError(f"the passphrase file {path} cannot be read: {error.strerror}") from error
 
 
 def _is_encrypted_file(path: Path) -> bool:

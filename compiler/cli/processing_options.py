@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError, storage_errors
 from compiler.support.processing import Processing
 
 _PANEL = "Processing of images and results"
@@ -74,10 +74,8 @@ def _size(text: str) -> tuple[int, ...]:
 
 
 def _lines(text: str) -> tuple[str, ...]:
-    try:
+    with storage_errors(text, what="--names: "):
         return tuple(line for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"--names: {text} cannot be read: {error}") from error
 
 
 _READERS: dict[object, Callable[[str], Any]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
@@ -18,31 +18,38 @@ from compiler.passes.rewriting.graph import Var, bindings_of
 from compiler.passes.rewriting.node_tracker import Nodes, NodeTracker
 from compiler.profiling.attribution import main_node
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, kw_only=True)
-class CompressedModel(ImportedModel):
-    """A compressed model, to be given to `tensorwright.compile` or to the next technique.
+class ReportedModel(ImportedModel):
+    """A model that a technique made of another, with its report.
 
     Attributes:
         name: name of the model it was made from.
         report: what was done and what it cost; `report.save("report.html")`.
+    """
+
+    name: str
+    report: Any
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}: {self.report!r}>"
+
+    def _repr_html_(self) -> str:
+        return str(self.report._repr_html_())
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CompressedModel(ReportedModel):
+    """A compressed model, to be given to `tensorwright.compile` or to the next technique.
+
+    Attributes:
         trained: the torch module behind it, with its masks, where it was made of one; `distill` trains it further.
         measured: by what, on what and on how many threads `report.after` was measured.
     """
 
-    name: str
     report: CompressionReport
     trained: Any = None
     measured: Any = None
-
-    def __repr__(self) -> str:
-        return f"<CompressedModel {self.name!r}: {self.report!r}>"
-
-    def _repr_html_(self) -> str:
-        return self.report._repr_html_()
 
 
 CompressedModel.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles
@@ -50,13 +57,11 @@ CompressedModel.__module__ = "tensorwright"  # where it is imported from: for re
 
 def canonical(model: ImportedModel, target: targets.Target) -> ImportedModel:
     """With batch norms folded and constants computed."""
-    context = PipelineContext(target=target, machine=target.machine, options=_options(model))
+    context = PipelineContext(
+        target=target, machine=target.machine, options=PassOptions(checks=model.checks, nodes=model.nodes)
+    )
     mod = run_pipeline(model.mod, context, until="canonicalize").mod
     return replace(model, mod=mod, nodes=context.tracker.nodes)
-
-
-def _options(model: ImportedModel) -> PassOptions:
-    return PassOptions(checks=model.checks, nodes=model.nodes)
 
 
 class LayerNames:

@@ -23,7 +23,7 @@ import targets
 from compiler.compression.distillation import DistillationOptions, distill
 from compiler.compression.job import JobOptions, Samples, start
 from compiler.compression.low_rank import FactorizationOptions, factorize
-from compiler.compression.model import CompressedModel
+from compiler.compression.model import CompressedModel, ReportedModel
 from compiler.compression.pruning import prune
 from compiler.compression.pruning.settings import PruningOptions
 from compiler.compression.quantization import quantize
@@ -191,23 +191,11 @@ Step = tuple[str, dict[str, Any]]
 _KEY = "compress"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecipeResult(ImportedModel):
-    """A model at the end of a recipe, to be given to `tensorwright.compile`.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RecipeResult(ReportedModel):
+    """A model at the end of a recipe, to be given to `tensorwright.compile`; `report` has a row per step."""
 
-    Attributes:
-        name: name of the model it was made from.
-        report: one row per step, and the report of each.
-    """
-
-    name: str
     report: RecipeReport
-
-    def __repr__(self) -> str:
-        return f"<RecipeResult {self.name!r}: {self.report!r}>"
-
-    def _repr_html_(self) -> str:
-        return self.report._repr_html_()
 
 
 @interruptible

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError, storage_errors
 from compiler.reports.charts import Bar, BarChart, Column, Table
 from compiler.reports.formatting import format_bytes, format_percent, format_seconds
 from compiler.reports.page import Fact, Page, Section, render
@@ -123,10 +123,8 @@ def save_report(path: str | Path, page: Any, numbers: Any) -> None:
     if path.suffix not in (".html", ".json"):
         raise OptionError(f"{path}: a report is .html or .json")
     text = page() if path.suffix == ".html" else json.dumps(numbers(), indent=1)
-    try:
+    with storage_errors(path, "written"):
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
 
 
 def compression_page(report: CompressionReport) -> str:

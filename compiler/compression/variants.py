@@ -18,7 +18,7 @@ from compiler.compression.quantization import quantize
 from compiler.compression.recipe import compress
 from compiler.driver.compile import check_precision
 from compiler.driver.compile import compile as compile_model
-from compiler.errors import AccuracyError, NothingGainedError, OptionError, StorageError
+from compiler.errors import AccuracyError, NothingGainedError, OptionError, storage_errors
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import ImportOptions
 from compiler.profiling.timing import interleaved_seconds
@@ -110,10 +110,8 @@ def write_variants(
     maker = _Maker(source, options, how)
     modules, left_out = maker.modules({REFERENCE: REFERENCE, **wanted})
     path = Path(folder)
-    try:
+    with storage_errors(path, "made"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be made: {error}") from error
     index = _written(path, maker, modules, left_out)
     return VariantsReport(path, index, left_out)
 

@@ -39,7 +39,7 @@ from compiler.device.runtime_sources import (
     runtime_objects,
 )
 from compiler.device.third_party_objects import third_party_includes, third_party_objects
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError, storage_errors
 from compiler.support.cache import cached, key_of
 from compiler.support.progress_bar import silent
 from targets import LinkError, Target
@@ -149,11 +149,9 @@ def write_static_program(
         linked = sorted(path for path in objects.glob("*.o") if path.name != left_out)
         target.compiler().run([*_LINK_OPTIONS, assembly, *linked, "-o", made])
         module_bytes = module.stat().st_size
-        try:
+        with storage_errors(output, "written"):
             shutil.copy(made, output)
             output.with_name(f"{output.name}.licenses.txt").write_text(licenses_text(), encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"{output} cannot be written: {error}") from error
     size = output.stat().st_size
     return StaticProgram(output, size, module_bytes, ONNX_RUNTIME_BYTES.get(target.architecture))
 

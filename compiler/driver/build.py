@@ -27,7 +27,7 @@ from compiler.driver.compile_options import (
 from compiler.driver.manifest_entries import initial_states, manifest_entries, requirements, states, tensor_descriptions
 from compiler.driver.module_cache import Built
 from compiler.driver.sizes import specialized
-from compiler.errors import InputError, InvalidModelError, OptionError, StorageError, TensorwrightError
+from compiler.errors import InputError, InvalidModelError, OptionError, TensorwrightError, storage_errors
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.decoder import OPERAND, TOKENS
@@ -296,10 +296,8 @@ def calibration_tokens(text: Path, model: ImportedModel) -> Array:
         InputError: it has too few tokens.
         InvalidModelError: the model has no tokenizer.
     """
-    try:
+    with storage_errors(text):
         content = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"{text} cannot be read as a text in UTF-8: {error}") from error
     stored = model.assets.get(TOKENIZER_ASSET)
     if stored is None:
         raise InvalidModelError("calibration needs the model's tokenizer, and it has none", "leave out the calibration")

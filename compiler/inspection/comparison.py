@@ -17,7 +17,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 import targets
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError, storage_errors
 from compiler.inspection.comparing.onnx_side import OnnxSide
 from compiler.support.interrupts import interruptible
 from compiler.support.notebook import table_html
@@ -140,11 +140,8 @@ class Comparison:
         """Write `tensors` as an .npz file. Raises OptionError where nothing differs, StorageError."""
         if not self.tensors:
             raise OptionError("no value differs, or its tensors were not asked for: first_difference=True")
-        try:
-            with open(path, "wb") as file:
-                np.savez(file, allow_pickle=False, **self.tensors)
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+        with storage_errors(path, "written"), open(path, "wb") as file:
+            np.savez(file, allow_pickle=False, **self.tensors)
 
     def __repr__(self) -> str:
         return f"<Comparison {self.model!r} {self.summary}>"

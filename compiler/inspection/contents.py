@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from compiler.errors import StorageError
+from compiler.errors import storage_errors
 from compiler.profiling.attribution import kind_of, layer_label, operators_of
 from compiler.profiling.tensor_fields import tensor_list
 from compiler.reports.formatting import plural
@@ -264,7 +264,5 @@ def element_count(shape: Sequence[int | str]) -> int:
 
 
 def file_bytes(path: str | os.PathLike[str]) -> int:
-    try:
+    with storage_errors(path):
         return os.stat(path).st_size
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error

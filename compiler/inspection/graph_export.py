@@ -24,7 +24,7 @@ from tvm.ir import GenericConst, GlobalVar
 import targets
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.driver.compile import find_target
-from compiler.errors import StorageError
+from compiler.errors import storage_errors
 from compiler.frontends.source import ImportOptions
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
@@ -70,10 +70,9 @@ def export_graph(
     options = PassOptions(checks=model.checks, nodes=model.nodes)
     context = PipelineContext(target=chosen, machine=chosen.machine, options=options)
     lowered = run_pipeline(model.mod, context, until="fuse").mod
-    try:
-        onnx.save(_graph(lowered, chosen, context.tracker), path)
-    except OSError as error:
-        raise StorageError(f"{os.fspath(path)!r} could not be written: {error.strerror}", "check the path") from error
+    graph = _graph(lowered, chosen, context.tracker)
+    with storage_errors(path, "written"):
+        onnx.save(graph, path)
 
 
 def _graph(mod: IRModule, target: targets.Target, tracker: NodeTracker) -> onnx.ModelProto:

@@ -14,7 +14,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 import compiler.passes.fuse.ordered_variables  # noqa: F401  (TVM's sets of sizes)
-from compiler.errors import OptionError, PassError, StorageError, TensorwrightError, ToolchainError
+from compiler.errors import OptionError, PassError, TensorwrightError, ToolchainError, storage_errors
 from compiler.passes.context import CompilationReport, PipelineContext
 from compiler.passes.memory.lift_parameters import lift_constants
 from compiler.passes.phases import Phase, phases_of
@@ -271,10 +271,8 @@ class ModuleDump:
         self._folder = folder
         self._count = 0
         self._pool = ConstantPool()
-        try:
+        with storage_errors(folder, "made", "the dump folder "):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the dump folder {folder}: {error.strerror}") from error
         self._write("import", "import", mod)
 
     def after_pass(self, phase: str, _position: int, each: GraphPass, mod: IRModule) -> None:
@@ -289,10 +287,8 @@ class ModuleDump:
         self._count += 1
         lifted, _ = lift_constants(mod, self._pool)
         text = _HEADER.format(name=name, phase=phase) + importable(lifted.script(show_meta=True))
-        try:
+        with storage_errors(path, "written"):
             path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def importable(script: str) -> str:

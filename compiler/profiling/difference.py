@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError, storage_errors
 
 if TYPE_CHECKING:
     from compiler.profiling.measured import Profile
@@ -59,12 +59,12 @@ def read_profile(path: Path) -> Mapping[str, Any]:
         StorageError: the file cannot be read.
         OptionError: it is not a profile, or has no layers.
     """
+    with storage_errors(path):
+        content = path.read_bytes()
     try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        found = dict(json.loads(content))
         layer_times(found)
         float(found["latency"]["p50"])
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise OptionError(
             f"{path} is not a profile with layers (format version {FORMAT_VERSION})",

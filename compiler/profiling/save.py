@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.artifact.storage import write_atomically
-from compiler.errors import StorageError
+from compiler.errors import storage_errors
 from compiler.profiling.profile_page import profile_page
 from compiler.reports.formatting import plural
 
@@ -28,12 +28,8 @@ def save_profile(profile: Profile, folder: Path, beside: Profile | Mapping[str, 
     Raises:
         StorageError: the folder cannot be made or a file not be written.
     """
-    try:
+    with storage_errors(folder, "made", "the folder "):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"the folder {folder} cannot be made: {error.strerror or error}", "choose another --output"
-        ) from error
     contents = {
         "profile": ("profile.json", json.dumps(profile.to_dict(), indent=2, allow_nan=False)),
         "trace": ("trace.json", json.dumps(chrome_trace(profile), allow_nan=False)),

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from compiler.artifact.storage import read_mapped, write_atomically
-from compiler.errors import StorageError
+from compiler.errors import StorageError, storage_errors
 
 FOLDER_VARIABLE = "TENSORWRIGHT_SHARED_PARAMETERS"
 _LEAST_BYTES = 16 << 10  # smaller arrays are not worth sharing
@@ -143,10 +143,8 @@ def _publish(array: Array, path: Path) -> None:
     made = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         write_atomically(made, [_bytes(array).data])
-        with contextlib.suppress(FileExistsError):
+        with storage_errors(path, "written"), contextlib.suppress(FileExistsError):
             os.link(made, path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
     finally:
         made.unlink(missing_ok=True)
 

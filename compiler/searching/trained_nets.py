@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compiler.errors import StorageError
+from compiler.errors import storage_errors
 from compiler.searching.knobs import Config
 from compiler.searching.settings import SearchOptions
 
@@ -59,8 +59,6 @@ class TrainedNets:
             return
         from compiler.searching.supernet import write_weights
 
-        try:
+        with storage_errors(path.parent, "made", "the folder "):
             path.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"the folder {path.parent} cannot be made: {error}", "name another storage=") from error
         write_weights(net, path)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError, storage_errors
 from compiler.runtime import Module
 from compiler.serving.batching.batcher import Batcher
 from compiler.serving.batching.module_service import ModuleService, Runners, load_proven
@@ -170,11 +170,11 @@ def server_limits(path: Path | None, given: Mapping[str, object]) -> Limits:
 
 
 def _content(path: Path) -> Mapping[str, Any]:
+    with storage_errors(path):
+        text = path.read_text(encoding="utf-8")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise OptionError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, Mapping) or not set(content) <= {"models", "limits"}:
         raise OptionError(f"{path} must hold a list of models under the key 'models', and beside it 'limits' alone")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import ArtifactError, InputError, StorageError
+from compiler.errors import ArtifactError, InputError, storage_errors
 from compiler.support.optional import optional_module
 
 _MOST_GROWTH = 1024  # times that normalizers may lengthen a text
@@ -41,10 +41,8 @@ def read_tokenizer(content: bytes, origin: str = "the tokenizer of the module") 
 
 def read_tokenizer_file(path: str | os.PathLike[str]) -> Any:
     """The tokenizer in a file. Raises StorageError where it cannot be read, and as `read_tokenizer`."""
-    try:
+    with storage_errors(path, what="the tokenizer "):
         content = Path(path).read_bytes()
-    except OSError as error:
-        raise StorageError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
     return read_tokenizer(content, f"the tokenizer {path}")
 
 

@@ -11,7 +11,7 @@ from compiler.cli.arguments import load_archives, parse_arrays, parse_shapes
 from compiler.cli.options import command_of, keywords_of, option
 from compiler.cli.output import print_json, print_line
 from compiler.cli.progress import Steps
-from compiler.errors import StorageError
+from compiler.errors import storage_errors
 
 HELP = """Cut a model between a client and a server where both and the network take the least time.
 
@@ -61,10 +61,8 @@ def command(given: _Options) -> None:
     specs = {each.name: each for each in model_inputs(given.model)} if given.constant else {}
     rate, delay = bits_per_second(given.bandwidth), seconds(given.latency)
     server = given.output / "server" / "1"
-    try:
+    with storage_errors(server, "made"):
         server.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{server} cannot be made: {error}") from error
     with Steps() as steps:
         result = compiler.split(
             given.model,

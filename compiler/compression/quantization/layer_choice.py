@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from compiler.compression.quantization.layers import Layer, LayerGraph
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError
 from compiler.passes.rewriting.graph import Var
 
 FORMAT_VERSION = 1
@@ -34,11 +34,7 @@ def check_decide(decide: str | Path | Mapping[str, str]) -> str | Mapping[str, s
 
 def write_precisions(precisions: Mapping[str, str], path: str | Path) -> None:
     """Write them for `check_decide` to read. Raises StorageError."""
-    text = json.dumps({"version": FORMAT_VERSION, "layers": dict(precisions)}, indent=1)
-    try:
-        Path(path).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
+    write_json(path, {"version": FORMAT_VERSION, "layers": dict(precisions)})
 
 
 def _read(path: Path) -> dict[str, str]:

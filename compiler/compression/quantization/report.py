@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from compiler.compression.model import ReportedModel
 from compiler.compression.quantization.affine import NO_NOISE, decibels, noise_ratio
 from compiler.compression.quantization.calibration import Array, Tapped
 from compiler.compression.quantization.layer_choice import FLOAT, INTEGER, MEASURED, write_precisions
@@ -19,7 +20,6 @@ from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.schemes import STATIC
 from compiler.compression.quantization.session import Candidate, Session
 from compiler.compression.report import save_report, size_lines
-from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.rewriting.graph import Var
 from compiler.profiling.timing import reported_seconds
 from compiler.reports.charts import Bar, BarChart, Column, Table
@@ -279,23 +279,11 @@ def _row(layer: LayerReport) -> dict[str, object]:
     return {"name": layer.name, "kind": _kind(layer), "reason": layer.reason, **rounded, **exact}
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuantizedModel(ImportedModel):
-    """A model with quantized tensors, to be given to `tensorwright.compile`.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class QuantizedModel(ReportedModel):
+    """A model with quantized tensors, to be given to `tensorwright.compile`."""
 
-    Attributes:
-        name: name of the model it was made from.
-        report: what was quantized and what it cost; `report.save("report.html")`.
-    """
-
-    name: str
     report: QuantizationReport
-
-    def __repr__(self) -> str:
-        return f"<QuantizedModel {self.name!r}: {self.report!r}>"
-
-    def _repr_html_(self) -> str:
-        return self.report._repr_html_()
 
 
 QuantizedModel.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles

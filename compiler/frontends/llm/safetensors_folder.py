@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from compiler.errors import InvalidModelError, OptionError, StorageError
+from compiler.errors import InvalidModelError, OptionError, StorageError, storage_errors
 from compiler.frontends.llm.weights import Array, Matrix
 
 _INDEX = "model.safetensors.index.json"
@@ -190,13 +190,10 @@ def _header(path: Path) -> dict[str, _Entry]:
     """Parse the header: the location of each tensor, all checked to lie within the file."""
     if not path.is_file():  # opening a pipe would wait for its writer
         raise StorageError(f"{path} is not a regular file")
-    try:
+    with storage_errors(path), path.open("rb") as file:
         size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            text = file.read(length) if length <= min(size - 8, _MAX_HEADER) else b""
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if length <= min(size - 8, _MAX_HEADER) else b""
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
@@ -211,12 +208,10 @@ def _header(path: Path) -> dict[str, _Entry]:
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file. Raises StorageError where it cannot be read, or is a device, which may never end."""
-    try:
+    with storage_errors(path):
         if path.exists() and not path.is_file():
             raise StorageError(f"{path} is not a file")
         return path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tvm.script.ir_builder import tirx as T
 from compiler.artifact.language_model import TOKENIZER_ASSET
 from compiler.artifact.native_tokenizer.tokenizer import TOKENIZER_PROGRAM, native_tokenizer
 from compiler.artifact.processing import PROCESSING_ASSET, encoded
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError, storage_errors
 from compiler.frontends.imported_model import ImportedModel, SizeRequirement, TensorSpec, with_rewritten_main
 from compiler.frontends.processing.geometry import Axis, axes_of, emit_frame, emit_placement
 from compiler.frontends.processing.results import recognized, results_of
@@ -72,10 +72,8 @@ def with_description(model: ImportedModel, given: Processing) -> ImportedModel:
     if processing.task in ("embed", "rerank"):
         if processing.tokenizer is None:
             raise OptionError(f"processing: {processing.task} needs a tokenizer", "give tokenizer=, a tokenizer.json")
-        try:
+        with storage_errors(processing.tokenizer, what="the tokenizer "):
             assets[TOKENIZER_ASSET] = Path(processing.tokenizer).read_bytes()
-        except OSError as error:
-            raise StorageError(f"the tokenizer {processing.tokenizer} cannot be read: {error.strerror}") from error
         native = native_tokenizer(assets[TOKENIZER_ASSET]) if processing.task == "embed" else None
         if native is not None:
             assets[TOKENIZER_PROGRAM] = native

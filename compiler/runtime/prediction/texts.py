@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from compiler.errors import InputError, OptionError, StorageError
+from compiler.errors import InputError, OptionError, storage_errors
 from compiler.runtime.identity import module_identity
 from compiler.runtime.prediction.results import Ranking
 from compiler.support.tokenizer_file import library_errors, read_tokenizer
@@ -101,10 +101,8 @@ class TextEmbedder:
 def tokenizer_bytes(module: Module, path: str | os.PathLike[str] | None) -> bytes:
     """The tokenizer.json at a path, or of the module. Raises StorageError, OptionError."""
     if path is not None:
-        try:
+        with storage_errors(path, what="the tokenizer "):
             return Path(path).read_bytes()
-        except OSError as error:
-            raise StorageError(f"the tokenizer {path} cannot be read: {error}") from error
     found = module.artifact.assets.get("tokenizer.json")
     if found is None:
         raise OptionError("the module carries no tokenizer", "name a tokenizer.json")

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError, storage_errors
 
 KEYS_VARIABLE = "TENSORWRIGHT_API_KEYS"
 """Environment variable with API keys, separated by commas."""
@@ -22,10 +22,8 @@ def read_api_keys(path: Path | None) -> tuple[bytes, ...]:
     """
     keys = [each.strip() for each in os.environ.get(KEYS_VARIABLE, "").split(",") if each.strip()]
     if path is not None:
-        try:
+        with storage_errors(path, what="the file of API keys "):
             lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise StorageError(f"the file of API keys {path} cannot be read: {error}") from error
         found = [line.partition("#")[0].strip() for line in lines]
         if not any(found):
             raise OptionError(f"the file {path} holds no API key")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from compiler.artifact.storage import write_json
-from compiler.errors import AccuracyError, OptionError, StorageError
+from compiler.errors import AccuracyError, OptionError, storage_errors
 from compiler.runtime.prediction.texts import Embedder
 
 _FOLDS = 5
@@ -191,10 +191,8 @@ def read_pairs(path: str | os.PathLike[str]) -> list[LabelledPair]:
         StorageError: the file cannot be read.
         OptionError: a line is not such an object.
     """
-    try:
+    with storage_errors(path):
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
     pairs = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -214,12 +212,12 @@ def read_pairs(path: str | os.PathLike[str]) -> list[LabelledPair]:
 
 def read_calibration(path: str | os.PathLike[str]) -> SemanticCalibration:
     """Read a file of `save`. Raises StorageError, or OptionError for a file that is none."""
+    with storage_errors(path):
+        content = Path(path).read_bytes()
     try:
-        given: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        given: Mapping[str, Any] = json.loads(content)
         groups = tuple(tuple(group) for group in given["synonyms"])
         made = SemanticCalibration(**{**given, "synonyms": groups, "notes": tuple(given["notes"])})
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise OptionError(
             f"{path} is not a calibration of a semantic cache: {error}",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from compiler.artifact.storage import write_json
-from compiler.errors import InputError, NothingGainedError, OptionError, StorageError
+from compiler.errors import InputError, NothingGainedError, OptionError, storage_errors
 from compiler.profiling.timing import interleaved_seconds
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
@@ -245,11 +245,11 @@ def _threshold(
 
 def read_cascade(path: str | os.PathLike[str]) -> CascadeCalibration:
     """Read a file of `save`. Raises StorageError, or OptionError for a file that is none."""
+    with storage_errors(path):
+        content = Path(path).read_bytes()
     try:
-        made = CascadeCalibration(**json.loads(Path(path).read_text(encoding="utf-8")))
+        made = CascadeCalibration(**json.loads(content))
         numbers = (made.threshold, made.accuracy, made.small_accuracy)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
     except (ValueError, TypeError) as error:
         hint = "`tensorwright calibrate cascade` writes one"
         raise OptionError(f"{path} is not a calibration of a cascade: {error}", hint) from error

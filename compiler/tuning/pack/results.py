@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import targets
 from compiler.driver.compile import find_target
-from compiler.errors import OptionError, StorageError
+from compiler.errors import OptionError, storage_errors
 from compiler.records.folders import user_folder
 from compiler.records.identity import fingerprint, target_description
 from compiler.records.library import read_current
@@ -104,10 +104,8 @@ def take(results: Path, target: str | targets.Target, *, records: str | Path | N
 
 
 def _read(path: Path) -> tuple[PackResults, PackHeader]:
-    try:
+    with storage_errors(path):
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
     try:
         measured = PackResults.model_validate_json(text)
         header = PackHeader.model_validate_json(measured.header)

@@ -39,7 +39,7 @@ def test_a_file_that_can_not_grow(tmp_path: Path) -> None:
     path = tmp_path / "a.twm"
     write_artifact(sample_artifact(), path)
     before = path.read_bytes()
-    with _file_size_limit(100_000), pytest.raises(StorageError, match="could not be written"):
+    with _file_size_limit(100_000), pytest.raises(StorageError, match="cannot be written"):
         write_artifact(sample_artifact(parameters=LARGE), path)
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == before

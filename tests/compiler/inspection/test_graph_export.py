@@ -55,5 +55,5 @@ def test_kernels_have_the_names_of_layers_and_know_their_operands(tmp_path: Path
 
 
 def test_a_folder_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="could not be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         tensorwright.export_graph(_model(), tmp_path / "none" / "graph.onnx")
