@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compiler.artifact.storage import write_json
 from compiler.compression.quantization.layers import Layer, LayerGraph
 from compiler.errors import OptionError
 from compiler.passes.rewriting.graph import Var
