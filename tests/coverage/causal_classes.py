@@ -8,10 +8,10 @@ Each class runs in a process of its own. A row says how the model was built ("fa
 from __future__ import annotations
 
 import json
-import multiprocessing
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import compiler
 from compiler.errors import TensorwrightError
 from compiler.frontends.llm.families import FAMILIES
 from tests.coverage.tiny_configs import CONTEXT, VOCABULARY, tiny_config
+from tests.fuzz.forked import ending_of
 
 _PROMPTS, _STEPS = (7, 40), 8
 _TOLERANCE = 2e-5  # of the largest logit
@@ -63,22 +64,9 @@ def _described(row: dict[str, Any]) -> str:
 
 
 def _row_in_a_process(kind: str) -> dict[str, Any]:
-    context = multiprocessing.get_context("fork")  # the imports are shared
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_send_row, args=(kind, sender))
-    child.start()
-    sender.close()
-    try:
-        return dict(receiver.recv()) if receiver.poll(_LIMIT) else _ended(kind, "too long", f"{_LIMIT:.0f} s")
-    except EOFError:
-        return _ended(kind, "crashed", f"exit code {child.exitcode}")
-    finally:
-        child.kill()
-        child.join()
-
-
-def _send_row(kind: str, sender: Any) -> None:
-    sender.send(_row(kind))
+    ending = ending_of(partial(_row, kind), _LIMIT)  # the imports are shared
+    ends = {"died": "crashed", "raised": "error", "too long": "too long"}
+    return dict(ending.value) if ending.kind == "returned" else _ended(kind, ends[ending.kind], ending.reason)
 
 
 def _ended(kind: str, end: str, reason: object) -> dict[str, Any]:

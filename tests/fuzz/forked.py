@@ -1,16 +1,33 @@
-"""Call a function in a forked process: one that dies there costs its result alone."""
+"""Call a function in a forked process: one that dies or hangs there costs its result alone."""
 
 from __future__ import annotations
 
 import faulthandler
 import os
 import pickle
+import select
+import signal
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 
-def call_forked(function: Callable[[], Any]) -> Any:
-    """What `function` returns (to be pickled); None where it raises, or its process dies.
+@dataclass(frozen=True)
+class Ending:
+    """How a call ended: with a value, an exception or the death of its process (`reason`), or at the time limit."""
+
+    kind: Literal["returned", "raised", "died", "too long"]
+    value: Any = None
+    reason: str = ""
+
+
+def call_forked(function: Callable[[], Any], seconds: float | None = None) -> Any:
+    """The result of `function` (pickled); None where the call ends in another way."""
+    return ending_of(function, seconds).value
+
+
+def ending_of(function: Callable[[], Any], seconds: float | None = None) -> Ending:
+    """Call `function` in a child process for `seconds` at most.
 
     The child has this thread alone, so `function` must not wait for another one.
     """
@@ -20,21 +37,31 @@ def call_forked(function: Callable[[], Any]) -> Any:
         _answer(function, reading, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:
+        in_time = bool(select.select([stream], [], [], seconds)[0])
+        if not in_time:
+            os.kill(child, signal.SIGKILL)
         answer = stream.read()
-    _, status = os.waitpid(child, 0)
-    return pickle.loads(answer) if status == 0 else None
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if not in_time:
+        return Ending("too long", reason=f"{seconds:g} s")
+    return pickle.loads(answer) if code == 0 else Ending("died", reason=f"exit code {code}")
 
 
 def _answer(function: Callable[[], Any], reading: int, writing: int) -> None:
-    """The child: write the answer and end, without a report of a crash and without the parent's exit handlers."""
+    """The child: write the ending and exit, without a report of a crash and without the parent's exit handlers."""
     try:
         faulthandler.disable()
         os.close(reading)
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
+        try:
+            ending = Ending("returned", function())
+        except BaseException as error:
+            ending = Ending("raised", reason=f"{type(error).__name__}: {error}")
+        content = pickle.dumps(ending)
         with os.fdopen(writing, "wb") as stream:
-            stream.write(pickle.dumps(function()))
+            stream.write(content)
         os._exit(0)
     except BaseException:
         os._exit(1)

@@ -13,7 +13,7 @@ import onnx.parser
 import pytest
 
 from tests.fuzz import symbolic
-from tests.fuzz.forked import call_forked
+from tests.fuzz.forked import ending_of
 from tests.fuzz.minimize import minimized
 
 
@@ -58,7 +58,14 @@ def test_minimising_keeps_the_node_that_fails() -> None:
     assert len(small.graph.output) == 1
 
 
-def test_a_reference_that_dies_costs_its_answer_alone() -> None:
-    assert call_forked(lambda: [np.ones(2)])[0].tolist() == [1, 1]
-    assert call_forked(lambda: os.kill(os.getpid(), signal.SIGSEGV)) is None
-    assert call_forked(lambda: 1 // 0) is None
+def test_a_forked_call_says_how_it_ended() -> None:
+    endings = [
+        ending_of(lambda: [np.ones(2)]),
+        ending_of(lambda: 1 / 0),
+        ending_of(lambda: os.kill(os.getpid(), signal.SIGSEGV)),
+        ending_of(signal.pause, seconds=0.05),
+    ]
+    assert [each.kind for each in endings] == ["returned", "raised", "died", "too long"]
+    assert endings[0].value[0].tolist() == [1, 1]
+    assert endings[1].reason == "ZeroDivisionError: division by zero"
+    assert endings[2].reason == f"exit code {-signal.SIGSEGV}"
