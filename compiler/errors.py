@@ -26,7 +26,7 @@ class TensorwrightError(Exception):
         hint: what the user can do about it, a sentence; shown on a line of its own.
 
     Attributes:
-        reached: what several steps had made before one of them failed, None where there is no such thing.
+        reached: the result of the steps before the one that failed, None if there is none.
     """
 
     exit_code: ClassVar[int] = 1
@@ -168,7 +168,7 @@ def storage_errors(path: object, verb: str = "read", what: str = "") -> Iterator
 
     Args:
         verb: "read", "written" or "made".
-        what: what the file is, for the message: "the tokenizer ".
+        what: a description of the file before its path in the message: "the tokenizer ".
     """
     try:
         yield

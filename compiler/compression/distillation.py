@@ -61,9 +61,9 @@ def distill(
             tensors named in `features` (FitNets, Romero et al. 2015); "relation": also the distances and angles between
             samples (Park et al. 2019); "self": the student as it is now is the teacher (Furlanello et al. 2018).
         task: of outputs and labels, a loss; cross-entropy when None and there are labels.
-        weight: of what the teacher says; 1 - weight is that of the task.
+        weight: of the teacher's loss; 1 - weight is that of the task.
         temperature: of the softened outputs.
-        features: pairs of names of submodules of student and teacher whose outputs are to be alike.
+        features: pairs of names of submodules of student and teacher whose outputs should match.
         optimizer: given the parameters, an optimizer; Adam with `learning_rate` when None.
         schedule: "constant", or "one-cycle": the learning rate rises over the first three tenths of the training, and
             falls to almost nothing over the rest (Smith and Topin 2018).

@@ -108,7 +108,7 @@ class Job:
         return relative_drop(self.before.score, after.score)
 
     def holds(self, after: Measure) -> bool:
-        """True if the limit does, as far as that was measured."""
+        """True if the limit holds, or nothing was measured."""
         drop = self.drop(after)
         return drop is None or drop <= self.max_drop
 

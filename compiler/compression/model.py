@@ -44,7 +44,7 @@ class CompressedModel(ReportedModel):
 
     Attributes:
         trained: the torch module behind it, with its masks, where it was made of one; `distill` trains it further.
-        measured: by what, on what and on how many threads `report.after` was measured.
+        measured: the settings with which `report.after` was measured.
     """
 
     report: CompressionReport

@@ -220,7 +220,7 @@ def compress(
             state, capacity, ...): as `tensorwright.prune` takes them; every step gets them.
         recipe: a path to a YAML file; the text "prune -> distill -> quantize"; or a list of names and
             {name: settings}, also as {"compress": list}.
-        max_drop: how much of the score the whole recipe may lose in the end; the limit of a step that sets none.
+        max_drop: the share of the score that the whole recipe may lose; also the limit of a step that sets none.
         extra: settings for the steps of that name that no YAML can hold (`-` written as `_`):
             `distill={"teacher": net, "batches": batches}`, `prune={"finetune": train}`.
 

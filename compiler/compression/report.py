@@ -1,4 +1,4 @@
-"""The report of a compression step: what it changed, cost and gained."""
+"""The report of a compression step: changed layers, accuracy, size and time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class LayerChange:
     """One layer.
 
     Attributes:
-        change: what was done to it, as text; "" where nothing was.
+        change: the change as text; "" where there is none.
         before, after: numbers of weights that are not zero, or units of structured pruning.
-        reason: why nothing was done, or what to know of it.
+        reason: the reason for leaving it unchanged, or a remark.
     """
 
     name: str
@@ -57,7 +57,7 @@ class CompressionReport:
     Attributes:
         technique: its name with the most telling settings.
         drop: the relative loss of score; None where it was not measured. `max_drop` was its limit.
-        notes: what else there is to know, a sentence each.
+        notes: remarks, a sentence each.
     """
 
     technique: str

@@ -1,4 +1,4 @@
-"""The options of a compilation, and its target: what `compile` checks before it builds."""
+"""The options of a compilation and its target, checked before anything is built."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
 
 
 def requirements(model: ImportedModel) -> dict[str, Any]:
-    """Keyword arguments of `Artifact.create`: what the model needs of its inputs' sizes and indices."""
+    """Keyword arguments of `Artifact.create` for requirements on the inputs' sizes and indices."""
     return {
         "requirements": [Requirement(**vars(each)) for each in model.requirements],
         "indices": [IndexRequirement(**vars(each)) for each in model.indices],
@@ -80,7 +80,7 @@ def requirements(model: ImportedModel) -> dict[str, Any]:
 
 
 def states(model: ImportedModel) -> dict[str, Any]:
-    """Keyword arguments of `Artifact.create`: what a session of the model keeps."""
+    """Keyword arguments of `Artifact.create` for the states of sessions."""
     position = model.position
     states = [(each.name, each.input, each.output, each.axis, each.grows) for each in model.states]
     described = [model.inputs, model.outputs, states, position] if states else []

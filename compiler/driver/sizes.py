@@ -1,4 +1,4 @@
-"""`compile(sizes=...)`: which sizes get specialized code."""
+"""`compile(sizes=...)`: the sizes that get specialized code."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class GenerationOptions:
             negative; 1 for none.
         stop: texts that end the generation and are not part of the result.
         seed: seed of the random numbers; None for another one each time. The result says which it was.
-        grammar: what the text has to match: a `Grammar`, a JSON schema as a dictionary, or a grammar in EBNF as a text.
+        grammar: the text must match it: a `Grammar`, a JSON schema as a dictionary, or a grammar in EBNF as text.
         speculative: guess this many tokens at most, and check them in one run; 0 for none. The result stays the same.
             Guesses come from the model's draft model, or from what followed in the prompt and the text before.
         adapter: name of the adapter of the module that the text is generated with; None for the base.
@@ -117,7 +117,7 @@ class Generation:
         finish_reason: "stop": the model or a stop text ended it; "length": this many tokens were asked for, or the
             context is full; "cancelled": the caller ended it.
         prompt_tokens: number of tokens that the prompt has.
-        reused_tokens: how many of them an earlier turn had computed already.
+        reused_tokens: number of them that an earlier turn had computed.
         prompt_seconds, decode_seconds: time for the prompt up to the first token, and for what followed.
         seed: seed of the random numbers; None where none were drawn.
         logprobs: one for each token, where asked for.

@@ -63,7 +63,7 @@ class Output:
         room: int,
         matcher: Matcher | None = None,
     ) -> None:
-        """`room`: how many tokens the model can read in all, the prompt's included; `matcher`: of the grammar."""
+        """`room`: the most tokens that the model can read, the prompt's included; `matcher`: of the grammar."""
         self._matcher = matcher
         self._prompt_tokens, self.options, self._room = len(prompt), options, room
         self._ends = frozenset(rules.stop)

@@ -55,9 +55,9 @@ class Scheduler:
         """Start the thread.
 
         Args:
-            model: which is not to be used by another scheduler.
-            max_sequences: how many run at once.
-            queue: how many more may wait.
+            model: used by this scheduler alone.
+            max_sequences: the most sequences that run at once.
+            queue: the most sequences that wait.
             context: tokens of a sequence, prompt and result; None for the model's context, 4096 at most.
             kept: how many more sequences, which have ended, keep their state for prompts that begin alike; None for as
                 many as run. Memory is that of `max_sequences + kept` caches of `context` tokens, as far as these are
@@ -104,9 +104,9 @@ class Scheduler:
 
         Args:
             prompt: a text, messages ({"role": ..., "content": ...}) or tokens.
-            media: what the encoder of the model reads.
+            media: inputs of the model's encoder.
             matcher: matcher of a grammar that was compiled elsewhere.
-            options: how to generate; None for the defaults, greedy.
+            options: generation options; None for the defaults (greedy).
             settings: fields of `GenerationOptions` that replace those of `options`.
 
         Raises:
@@ -226,8 +226,8 @@ class RunningSequence:
 
     Attributes:
         slot: where its state is; None before its first chunk.
-        read: how many tokens its slot holds.
-        reused: how many tokens of the prompt were there already.
+        read: number of tokens in its slot.
+        reused: number of prompt tokens that were in the slot already.
         held: logits of its next token, until its grammar says which ones it may be.
     """
 
@@ -242,7 +242,7 @@ class RunningSequence:
         """
         Args:
             speculate: makes what guesses tokens of the sequence in a slot.
-            inputs: what it reads beside its tokens.
+            inputs: its inputs besides tokens.
         """
         self.inputs = inputs
         self.prompt, self.output, self.handle = prompt, output, handle

@@ -55,7 +55,7 @@ class DraftModel:
     """The most likely tokens of a smaller model with the same tokens."""
 
     def __init__(self, steps: Steps, slot: int, room: int) -> None:
-        """`slot`: of the sequence; `room`: how many tokens the smaller model can read."""
+        """`slot`: of the sequence; `room`: the most tokens that the smaller model can read."""
         self._steps, self._slot, self._room = steps, slot, room
         self._read: list[int] = []
 

@@ -34,9 +34,9 @@ class Chunk:
     Attributes:
         slot: slot of the sequence.
         tokens: at least one.
-        position: how many tokens of the slot come before; what it holds behind them is forgotten.
+        position: number of tokens before these in the slot; later ones are discarded.
         total: length of the whole prompt, or of what was read with this chunk, whichever is more.
-        is_prompt: whether they are of a prompt; else they were generated.
+        is_prompt: true for tokens of a prompt, false for generated ones.
         logits: of how many of the last tokens logits are wanted, 0 for none.
     """
 
@@ -54,9 +54,9 @@ class Steps(Protocol):
     Attributes:
         slots: number of sequences that it holds.
         room: number of tokens that a slot can hold; None: no limit but the model's.
-        joins: whether sequences of one step share a run of the module, which reads the weights once.
-        verifies: whether logits of several tokens of a chunk are returned, and are those of single tokens bit by bit.
-        rewinds: whether a slot can go back to every earlier position, and a part of it be copied.
+        joins: true if the sequences of a step share a run of the module, which reads the weights once.
+        verifies: true if the logits of several tokens of a chunk are returned, bitwise equal to those of single tokens.
+        rewinds: true if a slot can go back to any earlier position, and parts of it can be copied.
     """
 
     slots: int

@@ -76,7 +76,7 @@ class Difference:
         error: the largest absolute difference over the largest magnitude of the reference; infinite where shapes
             differ, or NaN and infinities are in other places.
         problem: a difference other than in the numbers, or "".
-        differs: whether `error` is beyond the tolerance.
+        differs: true if `error` is beyond the tolerance.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Comparison:
 
     @property
     def summary(self) -> str:
-        """One line: whether the outputs agree, and the first layer that differs."""
+        """The verdict in one line, with the first layer that differs."""
         worst = max((each.error for each in self.outputs), default=0.0)
         if self.equal and self.first is None:
             return f"equal to {self.reference} within {self.tolerance:g} of the largest value (at most {worst:.2g})"
@@ -178,7 +178,7 @@ def compare(
             "torch"; None: "onnxruntime", and "torch" of PyTorch models, which are compared with it alone.
         shapes, constants, target, threads: as in `tensorwright.compile`.
         sizes: sizes of symbolic dimensions, for random inputs; 1 for those not named.
-        tolerance: how far values may be apart, as a share of the largest magnitude of the reference's.
+        tolerance: the largest error allowed, as a share of the largest magnitude of the reference.
         layers: compare values inside of the model too; None: where an output differs.
         first_difference: find the first value that differs, also where the outputs agree, and keep its tensors
             (`Comparison.tensors`, `save_first`). Where an output differs and no layer of its own does, models that end

@@ -1,4 +1,4 @@
-"""`inspect`: what is in a model or a module, and where its time will go."""
+"""`inspect`: contents of a model or a module, and an estimate of its time."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Inspection:
         kind: "model" or "module".
         facts: single things worth knowing as text, by name: producer, opsets, target, versions.
         details: the same for programs: numbers, lists and objects.
-        sizes: what symbolic dimensions were taken as in the estimates.
+        sizes: sizes of symbolic dimensions in the estimates.
         problem: why there is no estimate, where there is none.
     """
 

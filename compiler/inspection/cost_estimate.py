@@ -41,7 +41,7 @@ class KernelCost:
     Attributes:
         nodes: nodes of the model that it computes, the main one first.
         operations: arithmetic operations, or None where they depend on the data.
-        nbytes: bytes of its tensors: what must at least be read and written.
+        nbytes: bytes of its tensors, the least that it reads and writes.
         seconds: the least time it takes on the target's machine.
         share: share of the sum over all kernels.
         work: of all calls, for estimates in other precisions.

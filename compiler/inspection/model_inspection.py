@@ -1,4 +1,4 @@
-"""`inspect_model`: what is in a model's file, what of it can be compiled, and what it will cost."""
+"""`inspect_model`: contents of a model's file, coverage, and estimated cost."""
 
 from __future__ import annotations
 

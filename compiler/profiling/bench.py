@@ -151,7 +151,7 @@ def bench(
         threads: number of threads that a run uses; the module's own setting when None.
         sizes: sizes of symbolic dimensions by name, for random inputs; 1 for those not named.
         batch: rows of each input whose first dimension is symbolic; 1 when neither this nor inputs nor sizes are given.
-        streams: how many threads of the process run the module at the same time.
+        streams: number of threads that run the module at the same time.
         hint: "latency" measures `streams`, one run after the other by default. "throughput" divides the threads among
             1, 2, 4, ... streams, measures each in a share of `seconds`, and returns the fastest one's result.
         trusted_keys: Ed25519 public keys, as for `load`: a file must be signed by one of them.

@@ -27,7 +27,7 @@ class CallTime:
         start, duration: in seconds from the beginning of the run; duration includes nested calls.
         depth: 0 in `main`, 1 in a function it calls, and so on.
         shapes: shapes of the tensors it was given, outputs included.
-        nbytes: of these tensors: what it must at least read and write.
+        nbytes: bytes of these tensors, the least that it reads and writes.
         operations: arithmetic operations, or None where not known.
         nodes: nodes of the model that it computes, the main one first; empty where not known.
         layer: its index among the layers of the profile.
@@ -141,7 +141,7 @@ class Profile:
         calls: the calls of one typical run, in order.
         roofline: limits of the processor with these threads; None for other devices.
         planned_bytes: that the memory plan holds for tensors between kernels; None where it depends on sizes.
-        thread_times: what each thread did in the parallel loops of that run.
+        thread_times: work of each thread in the parallel loops of that run.
     """
 
     model: str

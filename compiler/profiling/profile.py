@@ -59,7 +59,7 @@ def profile(
     Args:
         source: a `Module`, or the path of a `.twm` file.
         inputs: by name or in order, as for `Module.run`; random ones when None.
-        runs: how many runs with the instrument; as many as fit in `seconds`, at least 5, when None.
+        runs: number of runs with the instrument; None: all that fit in `seconds`, at least 5.
         threads: number of threads that a run uses; the module's own setting when None.
         sizes: sizes of symbolic dimensions by name, for random inputs; 1 for those not named.
 
@@ -480,7 +480,7 @@ def dataflow(calls: Sequence[Call], outputs: Sequence[int]) -> Dataflow:
     """Find what flows between calls.
 
     Args:
-        outputs: how many of its tensors, the last ones, each call writes; 0 for calls of the runtime.
+        outputs: number of tensors that each call writes, its last ones; 0 for calls of the runtime.
     """
     current: dict[int, _Tensor] = {}  # by address
     every: list[_Tensor] = []

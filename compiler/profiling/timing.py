@@ -77,7 +77,7 @@ class Latency:
     """Statistics of the times of single runs, all in seconds.
 
     Attributes:
-        runs: how many runs were timed.
+        runs: number of timed runs.
         deviation: standard deviation of one run (of the sample, n - 1); 0 for a single run.
     """
 

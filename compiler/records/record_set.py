@@ -1,4 +1,4 @@
-"""Sets of records: which still apply, the best of each task, and summary statistics.
+"""Sets of records: those that still apply, the best of each task, and summary statistics.
 
 Coverage of each target's records: by which measure, how many kernels, which models.
 """
@@ -150,7 +150,7 @@ def taken_over(records: Iterable[Record], is_default: IsDefault, margin: float =
     default was never measured: records that beat another default say nothing of this one.
 
     Args:
-        is_default: whether a config is the default today.
+        is_default: true if a config is the current default.
         margin: in place of `MIN_GAIN_ELSEWHERE` for costs that were not timed.
     """
     known = [as_of_today(record, is_default) for record in deduplicated(records)]
@@ -174,7 +174,7 @@ def alternative_taken_over(groups: Sequence[Sequence[Record]], is_default: IsDef
     alternatives take alone does not count: they differ most in what they ask of the memory that a model shares.
 
     Args:
-        is_default: whether a config is the default of the first today.
+        is_default: true if a config is the current default of the first.
     """
     known = [as_of_today(record, is_default) for record in deduplicated(groups[0])] if groups else []
     untuned = [record for record in known if record.is_default and record.in_model]

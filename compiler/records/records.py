@@ -59,7 +59,7 @@ class Record(_Line):
         status: "ok", or how the trial failed.
         seconds: duration of one run, a low quantile over `runs`; None unless "ok", or where the measure counts cycles.
         cycles: cycles of one run, where the measure counts those; else None.
-        spread: how far repeated measurements lay apart, as a share of `seconds`.
+        spread: range of repeated measurements, as a share of `seconds`.
         is_default: the config is the rule's own default.
         compared: measured alternately with the default and other leaders, which says more than a time by itself.
         in_model: measured as part of a model, beside the module without it; see `compiler.tuning.in_model`.
@@ -69,7 +69,7 @@ class Record(_Line):
             by the clock of a graphics processor, CUDA graphs of calls being launched whole.
         measure: what `seconds` or `cycles` are: timed, counted or modelled, and by what.
         unix_time: when, in seconds.
-        note: what went wrong, in short.
+        note: a short description of the failure.
         origin: the file it was read from; not stored.
     """
 

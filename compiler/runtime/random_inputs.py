@@ -55,7 +55,7 @@ def random_inputs(
 
     Args:
         sizes: sizes of symbolic dimensions by name; for those not named 2, or what the relations allow.
-        indices: which inputs are indices, and their ranges, as an `ImportedModel` or a `Manifest` has them.
+        indices: the inputs that are indices, with their ranges, as in `ImportedModel` and `Manifest`.
         relations: requirements on sizes, as these have them.
 
     Raises:

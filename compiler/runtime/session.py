@@ -349,12 +349,12 @@ class Session:
         return Snapshot(self._length, arrays)
 
     def restore(self, snapshot: Snapshot, entry: int | None = None) -> None:
-        """Go back to a snapshot of this session, or of the one that it is a fork of: what was read since is forgotten.
+        """Go back to a snapshot of this session, or of the one it was forked from; later inputs are discarded.
 
         Rows that were in use at the snapshot must not have been rewound and written anew in between.
 
         Args:
-            snapshot: what `snapshot` returned.
+            snapshot: a result of `snapshot`.
             entry: see `snapshot`.
 
         Raises OptionError where fewer rows are in use than there were, or where the snapshot is of another module.

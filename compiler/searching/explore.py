@@ -339,7 +339,7 @@ class Finalists:
     best by their score, and the best evenly pruned one, are finished.
 
     Args:
-        fits: whether a candidate meets the budget when its module is run as a whole.
+        fits: true if a candidate meets the budget when its module is run as a whole.
     """
 
     def __init__(

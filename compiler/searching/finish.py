@@ -40,11 +40,11 @@ class Finished:
 
     Attributes:
         config: as it was searched.
-        model: what was compiled.
+        model: the compiled model.
         module: for the target; verified.
         score: score of the model on this machine, where `evaluate` was given its runs.
         costs: by the names of the budget.
-        steps: what was done to it, in order, as text.
+        steps: descriptions of the steps, in order.
         seconds: duration of training and quantizing.
     """
 

@@ -38,7 +38,7 @@ class SearchGraph:
 
     Attributes:
         model: as imported; canonical where it is to be quantized.
-        found: which units go together.
+        found: dependencies between units.
         cells: groups of units that share a knob, by the name of their first weight.
         order: the units of each cell, those that matter least first.
     """

@@ -58,7 +58,7 @@ class _Contents(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """A module that was measured as a whole: what a run takes, and what its kernels took in it, in seconds."""
+    """A module that was measured as a whole: seconds of a run, and of its kernels in it."""
 
     lowered: LoweredModel
     seconds: float
@@ -207,7 +207,7 @@ class LoweredModel:
         model: what was lowered.
         mod: its kernels, which are not scheduled.
         keys: of each kernel by its name in the module.
-        calls: how often a run calls each key.
+        calls: number of calls of each key in a run.
     """
 
     model: ImportedModel

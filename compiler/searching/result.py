@@ -74,7 +74,7 @@ class SearchResult:
             folder: as `tensorwright.write_variants` takes it.
             budgets: of each variant, by its name; None: "small", "middle" and "large" are the cheapest net of the front
                 that loses at most `max_drop`, the dearest one, and the one halfway between, as far as they differ.
-            max_drop: how much of the net's score as it came a variant may lose.
+            max_drop: the share of the original net's score that a variant may lose.
 
         Raises:
             OptionError: a budget that no candidate meets.
@@ -171,7 +171,7 @@ class Decision:
     Attributes:
         whole: the option that leaves the net as it is.
         score: how much score the choice costs, before finetuning: that of the net without it less the net's.
-        saved: how much of the budget's first cost it saves; None where it was not measured.
+        saved: saving of the budget's first cost; None where it was not measured.
     """
 
     name: str
@@ -187,7 +187,7 @@ class SearchReport:
 
     Attributes:
         cost: the name of the budget's first limit.
-        measure: what kernels' times are; "" where none were needed.
+        measure: the source of kernels' times; "" where none were needed.
         table: number of kernels that the table of layers holds.
         table_errors: |table - run| / run of the modules that were run whole after their kernels were known.
         front: (cost, score) of the candidates that no other beats, before finetuning, the cheapest first.

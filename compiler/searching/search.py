@@ -92,14 +92,14 @@ def search(
         finish_epochs: how long a finalist is distilled, with the same rate; None: three times `epochs`. Small nets need
             longer than large ones.
         recipe: steps of `tensorwright.compress` between training and quantizing.
-        trials: how many candidates are scored.
+        trials: number of candidates to score.
         sampler: what proposes them between the first and the last: "nsga2" or "tpe", of optuna.
         storage: a file, made where it is not there, in which candidates are kept as they are found; with it a search
             that was stopped goes on where it was. What kernels take, and shared weights, lie beside it.
         finalists: how many candidates are finished; the best of those is chosen. With `batches` three times as many,
             the best evenly pruned one among them, are trained for a quarter of the time first; without, those that
             score best are finished, and the best evenly pruned one beside them.
-        max_drop: how much of the score the chosen net may lose, as a share of the net's as it came; None: no limit.
+        max_drop: the share of the original net's score that the chosen net may lose; None: no limit.
 
     Returns:
         The front, the chosen net, the compiled module, and a report.

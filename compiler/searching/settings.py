@@ -38,7 +38,7 @@ class Space(BaseModel):
         channels: shares of the channels that a group may keep; 1 is always among the options.
         heads: the same for heads of attention.
         expansion: the same for channels inside residual layers, which the sum does not see; `channels` when None.
-        layers: whether residual layers may be left out.
+        layers: true if residual layers may be removed.
         kernels: sizes that square filters may be cut to, around their centre.
         resolution: shares of the height and width that images may be scaled to before the net sees them.
         precision: of each layer's weights (bf16, int4) or of its product (int8); float32 is always among the options.
@@ -102,7 +102,7 @@ def parse_space(space: Space | Mapping[str, Any] | str | Path | None) -> Space:
 
 
 def _space_of_file(path: Path) -> Any:
-    """Search space of a file: what is under `space`, or all of it. Raises OptionError or StorageError."""
+    """Search space of a file: its entry `space`, or all of it. Raises OptionError or StorageError."""
     content = read_recipe(path)
     if not isinstance(content, Mapping):
         raise OptionError(f"{path} holds {'nothing' if content is None else type(content).__name__}", _FILE_EXAMPLE)

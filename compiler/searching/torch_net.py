@@ -306,7 +306,7 @@ def _example(imports: ImportOptions) -> dict[str, Any] | list[Any]:
 
 @contextmanager
 def on_threads(count: int | None) -> Iterator[None]:
-    """Run torch on that many threads; None: on as many as it has."""
+    """Run torch on a number of threads; None: its own setting."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:

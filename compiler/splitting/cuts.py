@@ -57,7 +57,7 @@ class Cut:
     Attributes:
         position: number of bindings of `main` that the client computes; 0: none, the inputs are sent.
         after: the node that it comes after; "the inputs" for position 0.
-        crossing: what the server needs of what the client has.
+        crossing: tensors that the server needs from the client.
     """
 
     position: int

@@ -221,7 +221,7 @@ def split(
         at: the node after which to cut; None: the best one.
         calibration: inputs as the model meets them, for int8's scales and for the error; None: random inputs, which the
             report says.
-        max_drop: how far the cosine similarity with the whole model may drop by the wire's type, as a share.
+        max_drop: the largest drop of cosine similarity with the whole model that the wire's type may cause.
         size: size of all symbolic dimensions, for times and bytes.
 
     Raises:

@@ -244,7 +244,7 @@ def conclude(
 
     Args:
         comparison: None where the model cannot be run; then times taken alone decide.
-        known: what an earlier tuning of the model recorded.
+        known: records of an earlier tuning of the model.
         deadline: by `time.monotonic()`, to be as quick as can be after it.
 
     Returns:

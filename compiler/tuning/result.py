@@ -72,8 +72,8 @@ class TuneResult:
         before, after: of one run of the model spent in kernels, untuned and tuned, in the unit of the measure.
         records: the file that was appended to.
         resumed: trials found in the records.
-        network: what was chosen for the model as a whole, where an accelerator runs it; else None.
-        measure: what the times are: taken by a clock, or computed and by what.
+        network: settings chosen for the whole model, where an accelerator runs it; else None.
+        measure: the source of the times: a clock, or the model that computed them.
         method: "parallel" or "serial": see `compiler.records.records.Record`.
         history: (seconds since the start, trials, seconds of the model).
         predictions: (task, the cost model's score before measuring, seconds) of each config proposed.
@@ -126,7 +126,7 @@ class TuningInterrupted(KeyboardInterrupt):
     """Ctrl-C ended a tuning.
 
     Attributes:
-        result: what was found by then; it is recorded.
+        result: everything found so far; it is recorded.
     """
 
     def __init__(self, result: TuneResult) -> None:

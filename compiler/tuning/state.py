@@ -140,7 +140,7 @@ class Progress:
     Attributes:
         seconds: since the start; `limit_seconds` (known when the search begins) and `limit_trials` are what is allowed.
         before, now: of a run of the model in kernels, untuned and as tuned so far, in `unit`: "s" or "cycles".
-        phase: what is being done.
+        phase: the current step.
         resumed: trials found in the records.
         current: the task being tried.
         history: (seconds since the start, trials, `now`) whenever `now` became less.

@@ -99,7 +99,7 @@ class TiledProductRule(ProductRule[ProductWorkload]):
     load_cost: ClassVar[int]
     """Loading a row of a tile costs as much as multiplying it by this number of columns."""
     full_warps: ClassVar[int]
-    """So many resident warps keep a multiprocessor busy."""
+    """Warps per multiprocessor needed to hide latency."""
     launch_cost: ClassVar[int]
     """A launch costs as many multiplications of a multiprocessor."""
 

@@ -1,4 +1,4 @@
-"""Normalizers of a tokenizer.json: what is done to a text before it is cut."""
+"""Normalizers of a tokenizer.json, applied to a text before it is split."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ _LIGHTEST = "\u0334"  # a mark of combining class 1, which goes before those of 
 
 
 def write_normalization(form: str, writer: Writer) -> None:
-    """Append the tables of a form: whether it composes, decompositions, combining classes, and compositions."""
+    """Append the tables of a normalization form: a composition flag, decompositions, combining classes, compositions."""
     compatible, composed = FORMS[form]
     decompositions = _decompositions(compatible)
     writer.number(int(composed))

@@ -21,11 +21,11 @@ from compiler.passes.rewriting.matching import BINARY, UNARY, plain, rank_of, sh
 Labels = NDArray[np.int64]
 Axis = Labels | None  # a node for each position; None where the axis must stay as it is
 
-FIXED = 0  # the node of what must stay
+FIXED = 0  # the node of positions that cannot be removed
 
 
 class Nodes:
-    """Nodes are made by `fresh` and joined by `unite`; node 0 is what must stay."""
+    """Nodes are made by `fresh` and joined by `unite`; node 0 cannot be removed."""
 
     def __init__(self) -> None:
         self._count = 1
@@ -99,7 +99,7 @@ class Trace:
     """Output of the rules.
 
     Attributes:
-        nodes: which positions go together.
+        nodes: union-find of positions that are removed together.
         producers: in the order of the graph.
         batched: axes over which products of two activations are independent: the heads of attention.
         transposed: variables that are a constant with its axes in another order, with that constant and its axes.

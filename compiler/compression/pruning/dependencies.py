@@ -36,9 +36,9 @@ class Cell:
     """Channels that the same weights give: each is a unit that can be removed on its own.
 
     Attributes:
-        name: for people: of the first of those weights.
+        name: name of the first of those weights, for reports.
         units: the number of each unit, as in `Dependencies.units`.
-        width: how many positions of its weights' axes a unit takes.
+        width: number of positions of its weights' axes per unit.
         kind: "channels" or "heads".
     """
 

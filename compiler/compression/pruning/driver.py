@@ -67,7 +67,7 @@ def prune(
     Args:
         source, target, threads, and how the source is imported (shapes, constants, state, capacity, ...): as in
             `tensorwright.compile`.
-        amount: the share that goes. None: the largest multiple of 5 % with which `max_drop` holds.
+        amount: the share to prune. None: the largest multiple of 5 % with which `max_drop` holds.
         pattern: "channels" and "heads" (of attention) make the graph smaller: whatever else depends on them, through
             residuals, concatenations and grouped convolutions, goes with them; "layers" leaves out what residual sums
             add to their inputs. "elements" sets single weights to zero, "2:4" all but two of every four operands,
@@ -84,7 +84,7 @@ def prune(
         calibration: inputs as the model will meet them, {input name: array}.
         evaluate: given a function from inputs to outputs, how good it is; higher is better. Without one, with
             `calibration`: the mean cosine between the outputs and those before; else accuracy is not measured.
-        max_drop: how much of that may be lost, as a share.
+        max_drop: the share of that score that may be lost.
 
     Returns:
         A `CompressedModel` for `tensorwright.compile` or a further technique; `report` says what was done.
@@ -262,7 +262,7 @@ def _is_plain(layer: Layer) -> bool:
 
 
 def _operands(layer: Layer, data: Array) -> Array:
-    """(rows, operands): what each result of a filter is a product of."""
+    """(rows, operands): the operands of each result of a filter."""
     if layer.operator.is_matrix:
         rows = data.reshape(-1, data.shape[-1])
     else:

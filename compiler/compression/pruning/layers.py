@@ -33,7 +33,7 @@ class ResidualLayer:
 
     Attributes:
         result: the variable of the sum.
-        passed: what it is without the layer.
+        passed: the variable that replaces it when the layer is removed.
         weights: the constants of two and more dimensions that only this layer's result depends on.
     """
 

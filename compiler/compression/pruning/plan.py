@@ -24,7 +24,7 @@ CRITERIA = ("magnitude", "gradient", "second-order", "influence")
 
 @dataclass(frozen=True)
 class Plan:
-    """The caller's choices; `kind` is None for what makes the graph smaller."""
+    """The caller's choices; `kind` is None for patterns that shrink the graph."""
 
     pattern: str
     kind: Pattern | None
@@ -233,7 +233,7 @@ _LEAST_KEPT = 0.1  # of a cell, when all cells share one budget: removing a whol
 def select_units(
     cells: Sequence[Cell], scores: Array, amount: float, scope: str, lanes: int, gone: Collection[int] = ()
 ) -> NDArray[np.bool_]:
-    """For each unit (entry 0 is none) whether it goes.
+    """A mask of the units to remove; entry 0 is no unit.
 
     Args:
         scores: score of each unit; the smallest go first.

@@ -58,7 +58,7 @@ def cut(found: Dependencies, removed: Removed, constant: GenericConst) -> Any:
 
 
 def kept(found: Dependencies, removed: Removed, axis: Axis) -> NDArray[np.bool_] | None:
-    """For each position of an axis whether it stays; None when all do."""
+    """Mask of the positions of an axis that stay; None when all do."""
     units = found.unit_axis(axis)
     return None if units is None else ~removed[units]
 

@@ -44,7 +44,7 @@ class Trained:
         found: dependencies of the graph.
         positions: for each weight the index of each element in all parameters laid end to end; of zeros that pad packed
             weights, as those of recurrent layers, the index after the last.
-        masks: what stays of each parameter, by its name.
+        masks: mask of the kept elements of each parameter, by its name.
     """
 
     net: Any

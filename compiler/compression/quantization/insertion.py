@@ -52,7 +52,7 @@ class Numbers(Generic[WeightT]):
     Attributes:
         activations: quantization parameters of each site; a site without them is left unchanged.
         weights: quantized weights of each layer, by its variable.
-        shifts: what to add to each filter's result, by the layer's variable: corrections of the bias.
+        shifts: bias corrections per filter, by the layer's variable.
     """
 
     activations: Mapping[Var, Affine]
@@ -174,7 +174,7 @@ def place_integer_only(
 
     Args:
         in_float: names of layers.
-        operators: what else the target computes in integers.
+        operators: other operators that the target computes in integers.
     """
     layers = [layer for layer in graph.layers if layer.name not in in_float]
     integer = {layer.variable for layer in layers} | {layer.bias for layer in layers}

@@ -1,4 +1,4 @@
-"""Coverage of a model: which of its parts can be compiled, determined without compiling it."""
+"""Coverage of a model: the operators that can be compiled, determined without compiling it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Support = Literal["supported", "rewritten", "refused"]
 
 @dataclass(frozen=True)
 class OperatorCoverage:
-    """One operator of a model: how often it occurs, and whether it is supported, rewritten or refused."""
+    """An operator of a model: number of nodes, and "supported", "rewritten" or "refused"."""
 
     operator: str
     domain: str

@@ -55,7 +55,7 @@ class XgboostModel:
 
     Args:
         pretrained: a model file to start from, or None.
-        start: what ranks before there is anything to learn from; the analytic model when None.
+        start: ranks candidates before there is training data; the analytic model when None.
     """
 
     def __init__(self, pretrained: str | Path | None = None, seed: int = 0, start: CostModel | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Devices behind TVM's tracker: which there are, and one of them for a worker."""
+"""Devices behind TVM's tracker: their list, and one of them for a worker."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class KernelTask:
         rule: the name of the schedule rule, or `AS_IT_IS`.
         function: the unscheduled PrimFunc as TVM's JSON.
         arguments: its parameters.
-        constant_bytes: how many bytes of weights the whole model reads between two runs of this kernel.
+        constant_bytes: bytes of weights that the whole model reads between two runs of this kernel.
     """
 
     key: str
@@ -102,7 +102,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class ReferenceRequest:
-    """Run this library and keep its outputs: what other libraries of the task are compared with."""
+    """Run this library and keep its outputs as the reference for other libraries of the task."""
 
     key: str
     library: KernelLibrary
@@ -185,7 +185,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """The first message: what a worker works for. `target` is pickled, as third parties may define it.
+    """The first message: the setup of a worker. `target` is pickled, as third parties may define it.
 
     With one thread, local times are processor time. `memory` is where kernels find their arguments on the device: "cpu"
     or "cuda". `credentials` are for an encrypted connection to the device.

@@ -94,7 +94,7 @@ class CandidatePool(ABC):
     """Worker processes that try candidates: trials in, outcomes out.
 
     Attributes:
-        measure: what the numbers of the outcomes are.
+        measure: the quantity that outcomes are in.
         margin: the share by which a candidate must beat the default, beside the spread of its samples.
         margin_of_alternatives: the same for another algorithm.
         serial: times are of one core.

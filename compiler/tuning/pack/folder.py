@@ -84,7 +84,7 @@ def write_pack(
     Args:
         source, imports, precision: see `compile`; tune what you will compile.
         output: a new folder.
-        trials: how many candidates in all; `CANDIDATES` of each kernel unless given.
+        trials: number of candidates in all; `CANDIDATES` of each kernel unless given.
         records: the folder of records; what is measured there already is left out.
 
     Raises:
@@ -336,7 +336,7 @@ class Candidates:
     """Candidates of a task, the rule's default first; `failed` configs and why they give no code.
 
     Attributes:
-        workspaces: how many parameters at the end hold what launches hand to each other.
+        workspaces: number of parameters at the end that are buffers between launches.
     """
 
     task: Task

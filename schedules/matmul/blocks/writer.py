@@ -357,7 +357,7 @@ def _plain_number(word: Expr, layout: BlockFormat, position: int) -> Expr:
 
 
 FEW_ROWS = ROWS - 1
-"""As many rows fill no tile."""
+"""The largest number of rows that fill no tile."""
 _VECTOR_ROWS = 4  # rows of a tile in vectors
 _LEAST_UNIT = 16  # bytes of a row of a tile: with fewer the unit does too little of what it could
 _SIGN_BITS = 0x80808080

@@ -144,7 +144,7 @@ def _mixed(emitter: Emitter, x: Tensor, position: int, matrix: Array, data: Quan
 
 
 def _integers(matrix: Array) -> tuple[Array, int]:
-    """int8 weights and what they are to be divided by: the least that makes them whole, else what int8 holds.
+    """int8 weights and their divisor: the least that makes them integers, else the largest that int8 allows.
 
     Rows keep their sums, so that what is even stays even.
     """

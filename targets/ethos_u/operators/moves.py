@@ -126,7 +126,7 @@ def strided_slice(view: View, call: Call, result: Result) -> Step:
 
 
 def _stepped(graph: TosaGraph, x: Tensor, starts: Sequence[int], steps: Sequence[int], sizes: Sequence[int]) -> Tensor:
-    """Every so-manieth element: the first of each group of as many, of which the last is filled up."""
+    """Every `step`-th element of each axis: the first of each group of `step`, the last group padded."""
     reach = [size * step for size, step in zip(sizes, steps, strict=True)]
     present = [min(each, size - start) for each, size, start in zip(reach, x.shape, starts, strict=True)]
     around = [width for wanted, there in zip(reach, present, strict=True) for width in (0, wanted - there)]

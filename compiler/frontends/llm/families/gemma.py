@@ -140,7 +140,7 @@ def _beside(settings: Settings, layer: int) -> ExpertsConfig | None:
 
 
 def _gguf_inputs(file: GgufFile) -> dict[str, Any]:
-    """How many tokens have inputs of the layers' own."""
+    """Number of tokens with per-layer inputs."""
     return {"vocab_size_per_layer_input": file.shape(_TABLE)[0]} if _TABLE in file.names else {}
 
 

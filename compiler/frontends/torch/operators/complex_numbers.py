@@ -282,7 +282,7 @@ def _negative_view(values: Tensor) -> Tensor:
 
 @_of_complex("aten.sgn.default")
 def _sgn(values: Tensor) -> Tensor:
-    """Of size 1; zero for zero."""
+    """Divided by the absolute value; zero for zero."""
     real, imaginary = _parts(values)
     size = hypot(real, imaginary)
     size = torch.where(size == 0, 1.0, size)

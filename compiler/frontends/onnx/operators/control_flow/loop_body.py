@@ -42,7 +42,7 @@ from schedules.annotations import LOOP
 
 @dataclass(frozen=True)
 class Step:
-    """Result of one iteration: whether to go on, the next state, an element of each stack."""
+    """Result of one iteration: the loop condition, the next state, an element of each stack."""
 
     go: Value
     state: list[Value]

@@ -279,7 +279,7 @@ def grouped_matmul(context: NodeContext) -> Expr:
 
 
 def _groups(rows: te.Tensor, ends: te.Tensor) -> te.Tensor:
-    """The group of each row, int64: how many end at it or before."""
+    """The group of each row, int64: the number of groups that end at it or before."""
     count = int(ends.shape[0])
 
     def group(row: Expr) -> Expr:
