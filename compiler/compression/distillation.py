@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import targets
 from compiler.compression.job import JobOptions, Samples, start
 from compiler.compression.model import CompressedModel, canonical
-from compiler.errors import InputError, MissingDependencyError, OptionError
+from compiler.errors import InputError, OptionError
 from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate
 from compiler.support.interrupts import interruptible
+from compiler.support.optional import optional_module
 from compiler.support.options import options_of
 from compiler.support.progress_bar import automatic, shows_progress
-from targets.extras import install_command
 
 if TYPE_CHECKING:
     import torch
@@ -85,10 +85,7 @@ def distill(
 def _distilled(
     student: Any, options: DistillationOptions, common: JobOptions, imports: ImportOptions
 ) -> CompressedModel:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependencyError("distillation needs PyTorch", install_command("torch")) from error
+    torch = optional_module("torch", "torch", "trains students")
     options.check()
     trained = getattr(student, "trained", None)
     net = trained.net if trained is not None else student

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import MissingDependencyError, OptionError, StorageError
+from compiler.errors import OptionError, StorageError
 from compiler.searching.front import Candidate
 from compiler.searching.knobs import Config, Knob, Option
-from targets.extras import install_command
+from compiler.support.optional import optional_module
 
 _NAME = "tensorwright-search"
 _POPULATION = 16
@@ -41,12 +41,8 @@ class Study:
         seed: int,
         storage: str | os.PathLike[str] | None,
     ) -> None:
-        try:
-            import optuna
-        except ImportError as error:
-            raise MissingDependencyError("search needs optuna", install_command("search")) from error
-        self._optuna: Any = optuna
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna = optional_module("optuna", "search", "proposes candidates")
+        self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
         self._knobs, self._main, self._sampler, self._seed = list(knobs), main, sampler, seed
         self._study = self._opened(storage)
         held = self._study.user_attrs.get("identity")

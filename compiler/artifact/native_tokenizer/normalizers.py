@@ -220,7 +220,7 @@ _LIGHTEST = "\u0334"  # a mark of combining class 1, which goes before those of 
 
 
 def write_normalization(form: str, writer: Writer) -> None:
-    """Append the tables of a normalization form: a composition flag, decompositions, combining classes, compositions."""
+    """Append the tables of a normalization form: composition flag, decompositions, combining classes, compositions."""
     compatible, composed = FORMS[form]
     decompositions = _decompositions(compatible)
     writer.number(int(composed))

@@ -19,7 +19,6 @@ import numpy as np
 
 from compiler.errors import (
     InvalidModelError,
-    MissingDependencyError,
     Refusal,
     StorageError,
     TensorwrightError,
@@ -39,7 +38,7 @@ from compiler.frontends.torch.results import complex_notes, result_names
 from compiler.frontends.torch.states import model_with_states, name_states, output_name, with_states
 from compiler.frontends.torch.translations import translations
 from compiler.support.model_files import check_is_model_file
-from targets.extras import install_command
+from compiler.support.optional import optional_module
 
 if TYPE_CHECKING:
     import torch
@@ -168,11 +167,7 @@ def read_program(path: Path) -> torch.export.ExportedProgram:
 
 
 def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependencyError("PyTorch is not installed", install_command("torch")) from error
-    return torch
+    return optional_module("torch", "torch", "reads exported programs")
 
 
 def _view_copies(program: torch.export.ExportedProgram) -> None:
@@ -202,13 +197,7 @@ def _view_copies(program: torch.export.ExportedProgram) -> None:
 def _to_onnx(program: torch.export.ExportedProgram) -> Any:
     """The program as ONNX. Where an operator has no conversion, those that it consists of are decomposed, and what is
     constant is evaluated."""
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            "onnxscript, which converts PyTorch operators, is not installed",
-            install_command("torch"),
-        ) from error
+    optional_module("onnxscript", "torch", "converts PyTorch operators")
     try:
         return _converted(program)
     except UnsupportedModelError as refusal:

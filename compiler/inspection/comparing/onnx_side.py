@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 
 from compiler.driver.compile import compile
-from compiler.errors import InvalidModelError, MissingDependencyError
+from compiler.errors import InvalidModelError
 from compiler.frontends.onnx.loading.loader import load_model
 from compiler.frontends.onnx.structure import describe
 from compiler.profiling.workload import complete_inputs
+from compiler.support.optional import optional_module
 
 Array = np.ndarray
 Run = Callable[[Mapping[str, Array], Sequence[str]], dict[str, Array]]
@@ -84,10 +85,7 @@ def tensor_values(proto: onnx.ModelProto) -> list[str]:
 
 
 def _onnxruntime(proto: onnx.ModelProto, source: object) -> Run:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("ONNX Runtime is not installed", "pip install onnxruntime") from error
+    onnxruntime = optional_module("onnxruntime", "peers", "computes reference outputs")
 
     folder = Path(source).parent if isinstance(source, str | os.PathLike) else None
 
