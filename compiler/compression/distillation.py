@@ -18,7 +18,7 @@ from compiler.frontends.source import ImportOptions
 from compiler.support.accuracy import Evaluate
 from compiler.support.interrupts import interruptible
 from compiler.support.optional import optional_module
-from compiler.support.options import options_of
+from compiler.support.options import check_choices, options_of
 from compiler.support.progress_bar import automatic, shows_progress
 
 if TYPE_CHECKING:
@@ -169,10 +169,7 @@ class DistillationOptions:
         """Raises OptionError for what cannot be done; the submodules in `features` are the nets' to know."""
         if self.batches is None:
             raise OptionError("distill needs batches=", "compress(..., distill={'teacher': net, 'batches': data})")
-        if self.method not in METHODS:
-            raise OptionError(f"method={self.method!r}", f"use one of {', '.join(METHODS)}")
-        if self.schedule not in SCHEDULES:
-            raise OptionError(f"schedule={self.schedule!r}", f"use one of {', '.join(SCHEDULES)}")
+        check_choices(self, method=METHODS, schedule=SCHEDULES)
         numbers = {name: getattr(self, name) for name in ("temperature", "epochs", "learning_rate")}
         wrong = [f"{name}={value}" for name, value in numbers.items() if not 0 < value < math.inf]
         if wrong or not 0 < self.weight <= 1:

@@ -38,7 +38,7 @@ from compiler.profiling.timing import interleaved_seconds
 from compiler.runtime.random_inputs import random_inputs
 from compiler.support.accuracy import Evaluate, fewest
 from compiler.support.interrupts import interruptible
-from compiler.support.options import ImportArguments, options_of, takes_imports
+from compiler.support.options import ImportArguments, check_choices, options_of, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
 # The search for a rank that is fast enough: these shares of a layer's energy, the largest first.
@@ -250,8 +250,7 @@ class FactorizationOptions:
             raise OptionError(f"speedup={self.speedup}", "give a number above 1, like 1.5")
         if not self.minimum_gain >= 1:
             raise OptionError(f"minimum_gain={self.minimum_gain}", "give 1 or more")
-        if self.decide not in (PREDICTED, MEASURED):
-            raise OptionError(f"decide={self.decide!r}", f"use {PREDICTED!r} or {MEASURED!r}")
+        check_choices(self, decide=(PREDICTED, MEASURED))
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from compiler.compression.recipe import parse_recipe, read_recipe
 from compiler.errors import OptionError, type_text
 from compiler.passes.registry import did_you_mean
+from compiler.support.options import check_choices
 from compiler.support.precision import precision_name
 
 SAMPLERS = ("nsga2", "tpe")
@@ -150,8 +151,7 @@ class SearchOptions:
     def check(self) -> None:
         """Raises OptionError for options that are invalid for every model."""
         check_budget(self.budget)
-        if self.sampler not in SAMPLERS:
-            raise OptionError(f"sampler={self.sampler!r}", f"use one of {', '.join(SAMPLERS)}")
+        check_choices(self, sampler=SAMPLERS)
         for name in ("trials", "finalists", "epochs", "finish_epochs"):
             value = getattr(self, name)
             if name == "finish_epochs" and value is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
 import numpy as np
+
+from compiler.errors import OptionError
 
 Options = TypeVar("Options")
 
@@ -15,6 +17,13 @@ Options = TypeVar("Options")
 def options_of(kind: type[Options], values: Mapping[str, object]) -> Options:
     """A dataclass made of those of `values` that it has fields for."""
     return kind(**{each.name: values[each.name] for each in fields(kind) if each.name in values})  # type: ignore[arg-type]
+
+
+def check_choices(options: object, **known: Collection[object]) -> None:
+    """Raises OptionError for a field of `options` with a value that is not among the known ones."""
+    for name, values in known.items():
+        if (value := getattr(options, name)) not in values:
+            raise OptionError(f"{name}={value!r}", f"use one of {', '.join(map(str, values))}")
 
 
 Dimension = int | str

@@ -9,6 +9,7 @@ from pathlib import Path
 from compiler.device.credentials import Credentials
 from compiler.errors import OptionError
 from compiler.records.folders import user_folder
+from compiler.support.options import check_choices
 from compiler.tuning.cost_models import CostModel
 from compiler.tuning.measuring.device_names import LOCAL, parse_device
 from compiler.tuning.state import Progress
@@ -62,10 +63,7 @@ class TuningOptions:
             raise OptionError(f"trials={self.trials}: there must be at least one")
         if self.time_budget is not None and self.time_budget < LEAST_SECONDS:
             raise OptionError(f"time_budget={self.time_budget}: it must be {LEAST_SECONDS:.0f} seconds at least")
-        if self.timing not in _TIMINGS:
-            raise OptionError(f"timing {self.timing!r} is not supported", "use auto, parallel or serial")
-        if self.measure not in _MEASURES:
-            raise OptionError(f"measure {self.measure!r} is not supported", f"use {', '.join(_MEASURES)}")
+        check_choices(self, timing=_TIMINGS, measure=_MEASURES)
         if self.measure == "modelled" and self.names_devices:
             raise OptionError("measure 'modelled' uses no device", "leave out the devices, or measure='timed'")
         if self.memory_limit is not None and self.memory_limit <= 0:

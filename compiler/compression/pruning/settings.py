@@ -11,6 +11,7 @@ from compiler.compression.pruning.plan import CRITERIA, SCOPES, STRUCTURES, Plan
 from compiler.compression.report import Measure
 from compiler.errors import OptionError
 from compiler.passes.layout.pack_weights import pack_sparse_weights
+from compiler.support.options import check_choices
 from schedules.conv.sparse import CONV_SPARSE
 from schedules.instructions.select_lanes import choices_of
 from schedules.matmul.sparse import MATMUL_N_OF_M, MATMUL_SPARSE, share_that_pays
@@ -52,10 +53,7 @@ class PruningOptions:
         _check_amount(self.amount, self.trains, has_samples or has_measure)
         if self.pattern not in STRUCTURES:
             parse_pattern(self.pattern)
-        if self.criterion not in CRITERIA:
-            raise OptionError(f"criterion={self.criterion!r}", f"use one of {', '.join(CRITERIA)}")
-        if self.scope not in SCOPES:
-            raise OptionError(f"scope={self.scope!r}", f"use one of {', '.join(SCOPES)}")
+        check_choices(self, criterion=CRITERIA, scope=SCOPES)
         if self.steps < 1:
             raise OptionError(f"steps={self.steps}: pruning takes at least one step")
         if self.steps > 1 and not self.trains:

@@ -25,6 +25,7 @@ from compiler.passes.rewriting.constant_products import Interleaved
 from compiler.passes.rewriting.graph import Call, Expr, Var
 from compiler.passes.rewriting.grouped_weights import GroupedWeight, grouped_expression
 from compiler.passes.rewriting.matching import array_of, as_constant, rank_of
+from compiler.support.options import check_choices
 
 STATIC = "static-int8"
 
@@ -295,6 +296,5 @@ class WeightIntegers:
 @scheme("weight-int4", "weight-int8")
 def weight_integers(name: str, options: SchemeOptions) -> WeightIntegers:
     """Raises OptionError for a group that the kernel has no form for."""
-    if options.group not in GROUPS:
-        raise OptionError(f"group={options.group}", f"use one of {', '.join(map(str, GROUPS))}")
+    check_choices(options, group=GROUPS)
     return WeightIntegers(_BITS[name], options)

@@ -11,6 +11,7 @@ from compiler.compression.quantization.calibration import get_calibrator, scheme
 from compiler.compression.quantization.layer_choice import PREDICTED
 from compiler.compression.quantization.schemes import STATIC, SchemeOptions, make_scheme, scheme_names
 from compiler.errors import OptionError
+from compiler.support.options import check_choices
 from compiler.support.precision import type_name
 from schedules.instructions.products.table import multiplies_bytes
 
@@ -48,8 +49,7 @@ class QuantizationOptions:
     def check(self, target: targets.Target, calibrated: bool) -> None:
         """Raises OptionError for what cannot be done; the names of layers in `in_float` are the model's to know."""
         self._check_techniques(target)
-        if self.scales not in _SCALES:
-            raise OptionError(f"scales={self.scales!r}", f"use one of {', '.join(_SCALES)}")
+        check_choices(self, scales=_SCALES)
         get_calibrator(self.method)
         scheme_for(target, self.activations, self.per_channel)
         if self.scheme != STATIC:

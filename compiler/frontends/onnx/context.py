@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
@@ -236,6 +236,13 @@ class NodeContext:
             return value.decode(errors="replace")  # type: ignore[return-value]
         if isinstance(value, (list, tuple)) or type(value).__name__.startswith("Repeated"):
             return [v.decode(errors="replace") if isinstance(v, bytes) else v for v in value]  # type: ignore[return-value]
+        return value
+
+    def choice(self, name: str, default: str, known: Collection[str]) -> str:
+        """A string attribute; InvalidModelError when it is none of the known values."""
+        value = self.attribute(name, default)
+        if value not in known:
+            self.invalid(f"{name} must be one of {', '.join(known)}, not {value!r}")
         return value
 
     def has_attribute(self, name: str) -> bool:

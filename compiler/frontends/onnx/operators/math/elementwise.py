@@ -204,9 +204,7 @@ def mish(context: NodeContext) -> relax.Expr:
 @converter("Gelu", since=20)
 def gelu(context: NodeContext) -> relax.Expr:
     """x Phi(x), exact or by tanh."""
-    approximate = context.attribute("approximate", "none")
-    if approximate not in ("none", "tanh"):
-        context.invalid(f"approximate is {approximate!r}")
+    approximate = context.choice("approximate", "none", ("none", "tanh"))
     return widened(context, R.nn.gelu_tanh if approximate == "tanh" else R.nn.gelu, context.input(0))
 
 

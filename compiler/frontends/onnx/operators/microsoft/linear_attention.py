@@ -24,11 +24,9 @@ def linear_attention(context: NodeContext) -> list[TensorValue]:
     (batch, steps, heads * size), past state (batch, heads, key size, value size), decay g (batch, steps, heads) or with
     one for each element of a key, and rate beta. Query heads that share a key head stand beside each other.
     """
-    op, rule = Composer(context), context.attribute("update_rule", "gated_delta")
+    op, rule = Composer(context), context.choice("update_rule", "gated_delta", _RULES)
     heads, queries = (int(context.required_attribute(name)) for name in ("kv_num_heads", "q_num_heads"))
     widths = [context.shape(index)[2] for index in range(3)]
-    if rule not in _RULES:
-        context.invalid(f"update_rule must be one of {', '.join(_RULES)}, not {rule!r}")
     if context.attribute("state_window", 0):
         context.refuse("state_window is not supported")
     if queries % heads or not all(isinstance(width, int) for width in widths):

@@ -40,9 +40,7 @@ def pad(context: NodeContext) -> relax.Expr:
 
 
 def _pad(context: NodeContext, axes: list[int], pads: Sequence[Dim], value: relax.Expr) -> relax.Expr:
-    mode, arithmetic = context.attribute("mode", "constant"), context.arithmetic
-    if mode not in _MODES:
-        context.invalid(f"mode is {mode!r}")
+    mode, arithmetic = context.choice("mode", "constant", _MODES), context.arithmetic
     if len(pads) != 2 * len(axes):
         context.invalid(f"{len(pads)} pads for {len(axes)} axes")
     shape = context.shape(0)

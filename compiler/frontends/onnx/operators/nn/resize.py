@@ -48,10 +48,7 @@ def resize_10(context: NodeContext) -> relax.Expr:
 
 
 def _old_resize(context: NodeContext, scales: list[float]) -> relax.Expr:
-    mode = context.attribute("mode", "nearest")
-    if mode not in _OLD:
-        context.invalid(f"mode must be one of {', '.join(_OLD)}, not {mode!r}")
-    sampling = Sampling(mode=_OLD[mode], coordinates="asymmetric", nearest="simple")
+    sampling = Sampling(mode=_OLD[context.choice("mode", "nearest", _OLD)], coordinates="asymmetric", nearest="simple")
     axes = list(range(context.rank(0)))
     return _resized(context, _from_scales(context, axes, scales, {}), sampling)
 
@@ -91,9 +88,9 @@ def _is_given(context: NodeContext, index: int) -> bool:
 
 def _sampling(context: NodeContext) -> Sampling:
     sampling = Sampling(
-        mode=_choice(context, "mode", "nearest", ("nearest", "linear", "cubic")),
-        coordinates=_choice(context, "coordinate_transformation_mode", "half_pixel", COORDINATE_MODES),
-        nearest=_choice(context, "nearest_mode", "round_prefer_floor", NEAREST_MODES),
+        mode=context.choice("mode", "nearest", ("nearest", "linear", "cubic")),
+        coordinates=context.choice("coordinate_transformation_mode", "half_pixel", COORDINATE_MODES),
+        nearest=context.choice("nearest_mode", "round_prefer_floor", NEAREST_MODES),
         cubic_a=float(context.attribute("cubic_coeff_a", -0.75)),
         antialias=bool(context.attribute("antialias", 0)),
         exclude_outside=bool(context.attribute("exclude_outside", 0)),
@@ -102,13 +99,6 @@ def _sampling(context: NodeContext) -> Sampling:
     if sampling.antialias and sampling.mode == "nearest":
         context.invalid("antialias has no meaning with the mode nearest")
     return sampling
-
-
-def _choice(context: NodeContext, name: str, default: str, allowed: Sequence[str]) -> str:
-    value = context.attribute(name, default)
-    if value not in allowed:
-        context.invalid(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
-    return value
 
 
 def _regions(context: NodeContext, axes: Sequence[int]) -> dict[int, tuple[float, float]]:
@@ -148,7 +138,7 @@ def _scaled(context: NodeContext, size: Dim, scale: float) -> Dim:
 def _from_sizes(
     context: NodeContext, axes: Sequence[int], sizes: Sequence[Dim], regions: dict[int, tuple[float, float]]
 ) -> list[AxisResize]:
-    policy = _choice(context, "keep_aspect_ratio_policy", "stretch", _POLICIES)
+    policy = context.choice("keep_aspect_ratio_policy", "stretch", _POLICIES)
     scale = None
     if policy != "stretch":
         sizes, scale = _fitted(context, axes, sizes, larger=policy == "not_smaller")

@@ -31,11 +31,7 @@ _PADDINGS = ("zeros", "border", "reflection")
 @converter("GridSample", since=16)
 def grid_sample(context: NodeContext) -> relax.Expr:
     """Data (N, C, D1...) sampled at grid (N, E1..., rank): coordinates in [-1, 1], the last axis first."""
-    mode, padding = context.attribute("mode", "linear"), context.attribute("padding_mode", "zeros")
-    if mode not in _MODES:
-        context.invalid(f"mode must be one of {', '.join(_MODES)}, not {mode!r}")
-    if padding not in _PADDINGS:
-        context.invalid(f"padding_mode must be one of {', '.join(_PADDINGS)}, not {padding!r}")
+    mode, padding = context.choice("mode", "linear", _MODES), context.choice("padding_mode", "zeros", _PADDINGS)
     rank = context.rank(0) - 2
     if rank < 1 or context.rank(1) != rank + 2 or context.shape(1)[-1] != rank:
         context.invalid(f"a grid of shape {context.shape(1)} for data of rank {rank + 2}")

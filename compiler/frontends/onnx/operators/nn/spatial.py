@@ -79,10 +79,7 @@ def kernel_attribute(context: NodeContext, rank: int) -> tuple[int, ...]:
 
 def auto_pad(context: NodeContext) -> str:
     """The attribute auto_pad; InvalidModelError for a value that does not exist."""
-    mode = context.attribute("auto_pad", "NOTSET") or "NOTSET"
-    if mode not in AUTO_PADS:
-        context.invalid(f"auto_pad must be one of {', '.join(AUTO_PADS)}, not {mode!r}")
-    return mode
+    return context.choice("auto_pad", "NOTSET", ("", *AUTO_PADS)) or "NOTSET"
 
 
 def window_of(

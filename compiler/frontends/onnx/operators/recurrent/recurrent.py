@@ -93,10 +93,7 @@ def _recurrent(context: NodeContext, kind: CellKind, inputs: _Inputs) -> list[re
 
 def direction_flags(context: NodeContext) -> tuple[bool, ...]:
     """For each direction of the node, True if it runs backwards in time."""
-    direction = context.attribute("direction", "forward")
-    if direction not in _DIRECTIONS:
-        context.invalid(f"direction must be one of {', '.join(_DIRECTIONS)}, not {direction!r}")
-    return _DIRECTIONS[direction]
+    return _DIRECTIONS[context.choice("direction", "forward", _DIRECTIONS)]
 
 
 def _checked_sizes(context: NodeContext, cell: Cell, directions: int) -> tuple[int, int]:

@@ -72,9 +72,7 @@ _REDUCTIONS: dict[str, Combine] = {
 
 
 def _combine(context: NodeContext) -> Combine:
-    reduction = context.attribute("reduction", "none")
-    if reduction not in _REDUCTIONS:
-        context.invalid(f"reduction is {reduction!r}")
+    reduction = context.choice("reduction", "none", _REDUCTIONS)
     if context.dtype(0) == "bool" and reduction in ("add", "max"):
         return lambda old, new: tirx.any(old, new)
     if context.dtype(0) == "bool" and reduction in ("mul", "min"):
