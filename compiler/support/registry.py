@@ -1,4 +1,4 @@
-"""Named implementations of an interface: built-in ones in the modules of a package, third-party ones by entry point."""
+"""Functions and implementations of an interface that are registered under names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,24 @@ from compiler.errors import OptionError
 from schedules.discovery import import_all
 
 Made = TypeVar("Made")
+Function = TypeVar("Function")
+
+
+def registers_in(table: dict[str, Function], prefix: str = "") -> Callable[..., Callable[[Function], Function]]:
+    """A decorator that enters functions into `table` under the names that it is given, each behind `prefix`."""
+
+    def named(*names: str) -> Callable[[Function], Function]:
+        def register(function: Function) -> Function:
+            table.update((prefix + name, function) for name in names)
+            return function
+
+        return register
+
+    return named
 
 
 class Registry(Generic[Made]):
-    """Factories by name.
+    """Factories by name: built-in ones in the modules of a package, third-party ones by entry point.
 
     Args:
         what: a name of the interface, for messages.

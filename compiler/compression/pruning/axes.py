@@ -17,6 +17,7 @@ from tvm.ir import GenericConst
 
 from compiler.passes.rewriting.graph import Call, Expr
 from compiler.passes.rewriting.matching import BINARY, UNARY, plain, rank_of, shape_of
+from compiler.support.registry import registers_in
 
 Labels = NDArray[np.int64]
 Axis = Labels | None  # a node for each position; None where the axis must stay as it is
@@ -114,17 +115,7 @@ class Trace:
 # Given the call, the values of its operands (None for what is not a tensor) and the rank of its result.
 Rule = Callable[[Trace, Call, Sequence[Value]], Value]
 _RULES: dict[str, Rule] = {}
-
-
-def axis_rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register the decorated function for calls of the operators `names`."""
-
-    def register(rule: Rule) -> Rule:
-        for name in names:
-            _RULES[name] = rule
-        return rule
-
-    return register
+axis_rule = registers_in(_RULES)  # for calls of operators
 
 
 def rule_for(name: str) -> Rule | None:

@@ -19,6 +19,7 @@ from compiler.errors import OptionError
 from compiler.frontends.imported_model import ImportedModel, TensorSpec
 from compiler.passes.rewriting.graph import Var
 from compiler.runtime import Module
+from compiler.support.registry import registers_in
 
 _ACTIVATIONS = ("uint8", "int8")
 
@@ -220,16 +221,7 @@ class Statistics:
 Calibrator = Callable[[Histogram, Scheme], tuple[float, float]]
 
 _CALIBRATORS: dict[str, Calibrator] = {}
-
-
-def calibrator(name: str) -> Callable[[Calibrator], Calibrator]:
-    """Register the decorated function as the method `name`."""
-
-    def register(function: Calibrator) -> Calibrator:
-        _CALIBRATORS[name] = function
-        return function
-
-    return register
+calibrator = registers_in(_CALIBRATORS)
 
 
 def calibrators() -> list[str]:

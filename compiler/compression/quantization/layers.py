@@ -23,6 +23,7 @@ from compiler.passes.rewriting.constant_products import Interleaved
 from compiler.passes.rewriting.graph import Call, Var, operands, operator_name
 from compiler.passes.rewriting.matching import BINARY, UNARY, Array, array_of, dtype_of, rank_of, same_shape, shape_of
 from compiler.passes.rewriting.node_tracker import Nodes
+from compiler.support.registry import registers_in
 from schedules.ir.tvm_types import Expr
 
 
@@ -284,17 +285,7 @@ _TABLE_ELEMENTS = 1024  # smaller tables are not worth one scale per row
 # The operator; the reason why integers cannot compute it; or None if the call is not a matmul or convolution.
 Describe = Callable[[Call], LinearOperator | str | None]
 _LINEAR_OPERATORS: dict[str, Describe] = {}
-
-
-def linear_operator(*names: str) -> Callable[[Describe], Describe]:
-    """Register the decorated function for calls of the operators `names`."""
-
-    def register(describe: Describe) -> Describe:
-        for name in names:
-            _LINEAR_OPERATORS[name] = describe
-        return describe
-
-    return register
+linear_operator = registers_in(_LINEAR_OPERATORS)  # for calls of operators
 
 
 def linear_operator_of(call: Call, operators: Collection[str] = ()) -> LinearOperator | str | None:

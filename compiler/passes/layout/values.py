@@ -19,6 +19,7 @@ from compiler.passes.rewriting.expansion import Expansions
 from compiler.passes.rewriting.graph import Call
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, shape_of
 from compiler.support.model_nodes import derived_name
+from compiler.support.registry import registers_in
 from schedules.instructions.products.operation import Operation
 from schedules.instructions.rounding import narrowed, rounded_pair, stored_halves
 from schedules.ir.expression import number
@@ -356,18 +357,9 @@ NARROW_READERS = frozenset(
     }
 )
 """Operators whose handlers read blocked floats stored as bfloat16 as they are."""
-
-
-def handles(*operators: str) -> Callable[[Handler], Handler]:
-    """Register what is done with calls of `operators`. A handler answers with the result's blocked form (or with a
-    Value), or None: then the operator runs on plain operands."""
-
-    def register(handler: Handler) -> Handler:
-        for operator in operators:
-            HANDLERS[operator] = handler
-        return handler
-
-    return register
+handles = registers_in(HANDLERS)
+"""Registers a handler of operators. It answers with the result's blocked form (or a Value), or with None: then the
+operator runs on plain operands."""
 
 
 _COLUMNS = 384  # of a product that BLAS runs on one thread: on a busy machine, more threads only wait for each other

@@ -16,22 +16,13 @@ from tvm.tirx import IntImm
 
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.matching import Array, array_of, plain, static_shape
+from compiler.support.registry import registers_in
 from schedules.ir.tvm_types import Call, Expr, Type
 
 Evaluator: TypeAlias = "Callable[[Call, list[Array]], Array | None]"
 
 EVALUATORS: dict[str, Evaluator] = {}
-
-
-def evaluator(*operators: str) -> Callable[[Evaluator], Evaluator]:
-    """Register the decorated function for operators, named without "relax."."""
-
-    def register(function: Evaluator) -> Evaluator:
-        for operator in operators:
-            EVALUATORS[f"relax.{operator}"] = function
-        return function
-
-    return register
+evaluator = registers_in(EVALUATORS, prefix="relax.")
 
 
 def evaluate_in_numpy(call: Call) -> Array | None:
