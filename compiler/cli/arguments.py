@@ -25,14 +25,18 @@ RANDOM = "random"
 
 def parse_imports(model: Path, given: ImportOptions) -> ImportArguments:
     """The arguments of `compile` for these options."""
+    fixed = parse_fixed(model, given.shape, given.constant)
+    return {**fixed, "state": parse_state(given.state or []), "capacity": parse_capacity(given.capacity)}
+
+
+def parse_fixed(model: Path, shape: Sequence[str] | None, constant: Sequence[str] | None) -> ImportArguments:
+    """The arguments `shapes` and `constants` of functions that import a model."""
     from compiler.inspection.model_inspection import model_inputs
 
-    specs: dict[str, Any] = {each.name: each for each in model_inputs(model)} if given.constant else {}
+    specs: dict[str, Any] = {each.name: each for each in model_inputs(model)} if constant else {}
     return {
-        "shapes": parse_shapes(given.shape or []) or None,
-        "constants": parse_arrays(given.constant or [], "--constant", specs) or None,
-        "state": parse_state(given.state or []),
-        "capacity": parse_capacity(given.capacity),
+        "shapes": parse_shapes(shape or []) or None,
+        "constants": parse_arrays(constant or [], "--constant", specs) or None,
     }
 
 

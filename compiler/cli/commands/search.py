@@ -7,7 +7,7 @@ from pathlib import Path
 
 import compiler
 from compiler.cli import options
-from compiler.cli.arguments import load_archives, parse_arrays, parse_numbers, parse_shapes
+from compiler.cli.arguments import load_archives, parse_fixed, parse_numbers
 from compiler.cli.options import command_of, keywords_of, option
 from compiler.cli.output import print_json, print_line
 from compiler.cli.progress import Steps
@@ -66,19 +66,16 @@ class _Options:
 @command_of
 def command(given: _Options) -> None:
     from compiler.cli.paths import check_report, check_writable
-    from compiler.inspection.model_inspection import model_inputs
 
     path = given.output if given.output is not None else Path(given.model.with_suffix(".twm").name)
     check_writable(path)
     check_report(given.report, (".html", ".json"))
     limits = parse_numbers(given.budget, "--budget")
     samples = load_archives(given.samples, "--samples")
-    specs = {each.name: each for each in model_inputs(given.model)} if given.constant else {}
     with Steps() as steps:
         found = compiler.search(
             given.model,
-            shapes=parse_shapes(list(given.shape or [])) or None,
-            constants=parse_arrays(list(given.constant or []), "--constant", specs) or None,
+            **parse_fixed(given.model, given.shape, given.constant),
             **keywords_of(compiler.search, given, budget=limits, calibration=samples, progress=steps),
         )
         found.module.export(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import compiler
 from compiler.cli import options
-from compiler.cli.arguments import load_archives, parse_arrays, parse_shapes
+from compiler.cli.arguments import load_archives, parse_fixed
 from compiler.cli.options import command_of, keywords_of, option
 from compiler.cli.output import print_json, print_line
 from compiler.cli.progress import Steps
@@ -55,10 +55,8 @@ class _Options:
 
 @command_of
 def command(given: _Options) -> None:
-    from compiler.inspection.model_inspection import model_inputs
     from compiler.splitting.split import bits_per_second, seconds
 
-    specs = {each.name: each for each in model_inputs(given.model)} if given.constant else {}
     rate, delay = bits_per_second(given.bandwidth), seconds(given.latency)
     server = given.output / "server" / "1"
     with storage_errors(server, "made"):
@@ -68,8 +66,7 @@ def command(given: _Options) -> None:
             given.model,
             wires=given.wire or ("float32", "float16", "int8"),
             calibration=load_archives(given.samples, "--samples"),
-            shapes=parse_shapes(list(given.shape or [])) or None,
-            constants=parse_arrays(list(given.constant or []), "--constant", specs) or None,
+            **parse_fixed(given.model, given.shape, given.constant),
             **keywords_of(compiler.split, given, bandwidth=rate, latency=delay, progress=steps),
         )
     result.client.export(given.output / "client.twm")
