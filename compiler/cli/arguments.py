@@ -26,10 +26,11 @@ RANDOM = "random"
 def parse_imports(model: Path, given: ImportOptions) -> ImportArguments:
     """The arguments of `compile` for these options."""
     fixed = parse_fixed(model, given.shape, given.constant)
-    return {**fixed, "state": parse_state(given.state or []), "capacity": parse_capacity(given.capacity)}
+    kept: Any = {"state": parse_state(given.state or []), "capacity": parse_capacity(given.capacity)}
+    return fixed | kept
 
 
-def parse_fixed(model: Path, shape: Sequence[str] | None, constant: Sequence[str] | None) -> ImportArguments:
+def parse_fixed(model: Path, shape: Sequence[str] | None, constant: Sequence[str] | None) -> Any:
     """The arguments `shapes` and `constants` of functions that import a model."""
     from compiler.inspection.model_inspection import model_inputs
 
