@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "checked_json.h"
+#include "font.h"
 #include "image.h"
 
 namespace tensorwright {
@@ -85,8 +86,9 @@ struct Canvas {
 
   uint8_t* At(int64_t y, int64_t x) { return pixels + 3 * (y * width + x); }
 
-  // The outline of a box, as wide to its inside; what lies outside of the image is not drawn.
-  void Outline(const float* box, const Color& color) {
+  // The outline of a box, as wide to its inside, and its name above it, or where there is no room at the top of the image;
+  // what lies outside of the image is not drawn.
+  void Outline(const float* box, const Color& color, const std::string& name) {
     if (!std::all_of(box, box + 4, [](float edge) { return std::isfinite(edge); })) return;
     int64_t line = std::max<int64_t>(2, std::llround(static_cast<double>(std::max(height, width)) / kLineShare));
     int64_t edges[4];
@@ -95,6 +97,20 @@ struct Canvas {
     if (left > right || top > bottom) return;
     Fill(left, top, right, top + line - 1, color), Fill(left, bottom - line + 1, right, bottom, color);
     Fill(left, top, left + line - 1, bottom, color), Fill(right - line + 1, top, right, bottom, color);
+    int64_t dot = std::max<int64_t>(1, line / 2), step = dot * (kLetterWidth + 1), count = static_cast<int64_t>(name.size());
+    int64_t above = std::max<int64_t>(0, top - dot * kLetterHeight - 2 * line);
+    Fill(left, above, left + count * step + 2 * line - 1, above + dot * kLetterHeight + 2 * line - 1, color);
+    for (int64_t i = 0; i < count; ++i) Letter(name[static_cast<size_t>(i)], left + line + i * step, above + line, dot);
+  }
+
+  // A letter in white, whose dots are squares; a question mark for what is not ASCII.
+  void Letter(char letter, int64_t left, int64_t top, int64_t dot) {
+    const char* columns = kLetters + kLetterWidth * ((letter >= ' ' && letter <= '~' ? letter : '?') - ' ');
+    for (int64_t x = 0; x < kLetterWidth; ++x) {
+      for (int64_t y = 0; y < kLetterHeight; ++y) {
+        if (columns[x] >> y & 1) Fill(left + x * dot, top + y * dot, left + (x + 1) * dot - 1, top + (y + 1) * dot - 1, {255, 255, 255});
+      }
+    }
   }
 
   // Both edges are included.
@@ -157,7 +173,9 @@ Prediction Boxes(const Processing& processing, const Manifest& manifest, const s
     }
     list += (i ? ", " : "") + ("{\"name\": " + JsonText(name)) + ", \"score\": " + Number(found.scores.data[i]) + ", \"box\": [" + edges + "], \"class\": " + std::to_string(found.classes.data[i]) + "}";
   }
-  for (size_t i = found.count; i-- > 0;) canvas.Outline(boxes.data + 4 * i, ColorOf(found.classes.data[i]));
+  for (size_t i = found.count; i-- > 0;) {
+    canvas.Outline(boxes.data + 4 * i, ColorOf(found.classes.data[i]), Name(processing, found.classes.data[i]) + Format(" %.2f", found.scores.data[i]));
+  }
   return {lines, "\"width\": " + std::to_string(canvas.width) + ", \"height\": " + std::to_string(canvas.height) + ", \"detections\": [" + list + "]", canvas.tensor};
 }
 

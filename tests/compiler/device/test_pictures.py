@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import subprocess
 import zlib
@@ -16,7 +17,7 @@ import pytest
 import targets
 import tensorwright
 from compiler.artifact.processing import takes_images
-from compiler.device.programs import device_programs
+from compiler.device.programs import SOURCES, device_programs
 from compiler.runtime.prediction.results import _rgb
 from compiler.support.media_files import pixels_of
 from tests.compiler.device.c_library import CallError, read_image
@@ -129,7 +130,7 @@ def test_the_runner_finds_what_predict_finds(task: str, tmp_path: Path) -> None:
     assert_alike(found, document)
     if isinstance(expected, tensorwright.Segmentation):
         np.testing.assert_array_equal(pixels_of(tmp_path / "street-mask.png"), np.asarray(expected.picture()))
-    if isinstance(expected, tensorwright.Detections):  # Pillow writes names and scores too, the runner does not
+    if isinstance(expected, tensorwright.Detections):
         drawn = pixels_of(tmp_path / "street-boxes.png")
         assert len(document["detections"]) > 1
         np.testing.assert_array_equal(drawn, boxes_of(expected))
@@ -139,11 +140,19 @@ def test_the_runner_finds_what_predict_finds(task: str, tmp_path: Path) -> None:
 
 
 def boxes_of(found: tensorwright.Detections) -> Array:
-    """The picture as Pillow draws it, without names."""
+    """The picture as Pillow draws it, with names and scores in the letters of the runner."""
+    font = (SOURCES / "font.h").read_text()
+    columns = np.array([int(each, 16) for each in re.findall(r"\\x(..)", font)], np.uint8).reshape(95, 5)
+    dots = np.pad(np.unpackbits(columns[..., None], axis=2, bitorder="little"), ((0, 0), (0, 1), (0, 0)))
     picture = pillow.fromarray(found._masked())
     draw = pytest.importorskip("PIL.ImageDraw").Draw(picture)
     for number, each in reversed(list(zip(found.classes, found, strict=True))):
-        draw.rectangle(each.box, outline=tuple(map(int, _rgb(int(number)))), width=2)
+        color = tuple(map(int, _rgb(int(number))))
+        draw.rectangle(each.box, outline=color, width=2)
+        text = np.concatenate([dots[ord(letter) - 32] for letter in f"{each.name} {each.score:.2f}"]).T
+        left, top = int(each.box[0]), max(0, int(each.box[1]) - 12)
+        draw.rectangle((left, top, left + text.shape[1] + 3, top + 11), fill=color)
+        draw.bitmap((left + 2, top + 2), pillow.fromarray(text * 255), fill="white")
     return np.asarray(picture)
 
 
