@@ -65,6 +65,7 @@ _SUFFIXES = (
     ".zip",
 )
 _HEAD = 4096
+_GGUF = b"GGUF"
 # How transformers names classes of models that generate text.
 _GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSpeechSeq2Seq", "MTModel")
 
@@ -89,6 +90,9 @@ def check_is_model_file(path: Path, *, exported_program: bool = False) -> None:
             head = file.read(_HEAD)
     except OSError:
         return  # the code that reads it reports why that is not possible
+    if path.suffix == ".gguf" and head.startswith(_GGUF):  # which the importer of language models reads
+        hint = f"compile it, and give the module: tensorwright compile {path}"
+        raise InvalidModelError(f"{path} is a language model, and this is for graphs of ONNX and PyTorch", hint)
     if path.suffix == ".gguf":
         raise InvalidModelError(f"{path} is not a GGUF file, or it is damaged", "download or convert the file again")
     found = foreign_file(head, path)
@@ -114,7 +118,7 @@ def foreign_file(head: bytes, source: Path | bytes) -> ForeignFile | None:
         return ForeignFile("a TensorFlow Lite model", _EXPORT_TENSORFLOW.format(kind="tflite", path=name))
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 30:
         return ForeignFile("a safetensors file, which holds weights and no model", _weights_hint())
-    if head.startswith(b"GGUF"):
+    if head.startswith(_GGUF):
         return ForeignFile("a GGUF file, which holds the weights of a language model and no graph", _weights_hint())
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return ForeignFile("an HDF5 file, as Keras saves models", _EXPORT_TENSORFLOW.format(kind="keras", path=name))

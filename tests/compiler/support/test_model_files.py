@@ -100,6 +100,9 @@ def test_a_gguf_file_that_is_none_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\0" * 90)
     with pytest.raises(InvalidModelError, match="is not a GGUF file, or it is damaged"):
         tensorwright.compile(path)
+    path.write_bytes(b"GGUF" + b"\0" * 90)
+    with pytest.raises(InvalidModelError, match=r"net\.gguf is a language model"):
+        tensorwright.coverage_report(path)
 
 
 def test_damaged_program_is_no_file_of_another_kind(tmp_path: Path) -> None:
