@@ -22,17 +22,21 @@ from schedules.ir.tir import Expr, Index, Stmt
 from schedules.machine import Machine, dtype_bits
 
 MAX_PIXELS = 30
+_MANY_REGISTERS = 32
+# Of fewer registers. Measured on Zen 3 (tiles of 7 x 1, 4 x 2, 5 x 2, 6 x 2 and 4 x 3, rows of 7 to 112 pixels).
+_FEW_LOADS, _FEW_SUMS = 1.2, 0.06
 
 
 def accumulators(machine: Machine) -> int:
     """Number of vector registers available as accumulators; the rest hold weights and broadcast values.
 
-    With 16 registers LLVM spills from 10 accumulators on: 107 GFLOP/s with 4 x 2, 75 with 6 x 2 (Zen 4, AVX2).
+    Of 16 registers 12 hold sums: rows of 14 pixels take 1.16 ms in tiles of 5 x 2 where they took 1.37 in 7 x 1, rows
+    of 7 pixels 1.10 ms in 4 x 3 where they took 1.31 (1x1 convolutions of 1024 to 256 and 512 to 2048 channels, Zen 3).
     """
     if machine.register_sums is not None:
         return machine.register_sums
     registers = machine.vector_registers
-    return registers - 4 if registers >= 32 else max(4, registers // 2)
+    return registers - 4 if registers >= _MANY_REGISTERS else max(4, registers * 3 // 4)
 
 
 def multiplies_by_lane(work: ConvWorkload, machine: Machine) -> bool:
@@ -68,10 +72,12 @@ def tile_cost(machine: Machine, pixels: int, blocks: int, load_cycles: float = 0
     (measured on Zen 4: 118 GFLOP/s with 14 accumulators, 113 with 28). `load_cycles` is that of two load ports.
     """
     sums = pixels * blocks
-    enough = 4 * machine.fma_ports * machine.fma_latency
-    arithmetic = sums / machine.fma_ports * (1 + 0.006 * max(0, sums - enough))
+    few = machine.vector_registers < _MANY_REGISTERS and machine.register_sums is None
+    enough, beyond = (1, _FEW_SUMS) if few else (4, 0.006)
+    arithmetic = sums / machine.fma_ports
+    arithmetic *= 1 + beyond * max(0, sums - enough * machine.fma_ports * machine.fma_latency)
     loads = (pixels + blocks + 1) * load_cycles * 2 / machine.load_ports  # one load prefetches
-    return max(arithmetic, loads, machine.fma_latency)
+    return max(arithmetic, loads * _FEW_LOADS if few else loads, machine.fma_latency)
 
 
 def row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
@@ -137,7 +143,7 @@ def _cheapest_tile(
         (cost(pixels, each), -pixels * each, pixels, each)
         for each in blocks
         for pixels in range(1, min(most, most_pixels(each, machine, by_lane=by_lane)) + 1)
-        if pixels * each + each + 1 < machine.vector_registers or pixels == 1
+        if pixels * each + each + 1 <= machine.vector_registers or pixels == 1
     )
     return found[0], found[1]
 

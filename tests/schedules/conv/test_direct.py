@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from schedules.conv import compute as conv_compute
 from schedules.conv.direct import ConvDirect
+from schedules.conv.tiling import register_tile
 from schedules.conv.workload import ConvWorkload
 from schedules.machine import Machine
 from schedules.selection.apply import apply_schedules
 from tests.schedules.blocked import (
+    AVX2,
     AVX512,
     MACHINES,
     blocks,
@@ -189,6 +191,12 @@ def test_a_prime_number_of_blocks_is_cut_into_tiles_of_two_widths() -> None:
     work = ConvWorkload(1, 208, 16, (14, 14), (1, 1), (1, 1), (1, 1), none, "float32", 208, 1, 16)
     machine = AVX512.model_copy(update={"fma_ports": 2})
     assert ConvDirect().default(work, machine)["blocks"] == 2
+
+
+def test_tiles_in_sixteen_registers_hide_latency_in_every_part_of_a_row() -> None:
+    machine = AVX2.model_copy(update={"fma_ports": 2})
+    tiles = {width: register_tile(width, 24, machine) for width in (7, 10, 14, 28, 56)}
+    assert tiles == {7: (4, 3), 10: (5, 2), 14: (5, 2), 28: (4, 2), 56: (4, 2)}
 
 
 @pytest.mark.parametrize(("in_block", "outermost"), [(1, "k1"), (16, "k0")])
