@@ -14,7 +14,7 @@ from schedules.conv.direct import ConvDirect
 from schedules.conv.direct_nest import direct_cut
 from schedules.conv.window import Depthwise, window_cut
 from schedules.conv.winograd import Winograd
-from schedules.conv.winograd_tiling import Register, winograd_cut, winograd_form
+from schedules.conv.winograd_tiling import Register, winograd_cut, winograd_form, winograd_plan
 from schedules.conv.workload import ConvWorkload, WindowWorkload, WinogradWorkload
 from schedules.cuts import Cut
 from schedules.machine import Machine
@@ -153,3 +153,13 @@ def test_no_convolution_of_the_catalog_is_serial_on_32_cores() -> None:
             direct = replace(work, block=16)
             found = direct_cut(direct, ConvDirect().default(direct, many), many, copies=direct.reaches_outside)
         assert found.parallel or found.serial_cycles < BOUND, work
+
+
+def test_tasks_use_the_weights_that_they_bring_more_than_once() -> None:
+    """Of 25 tasks of two tiles each would read 262 KB from the second cache for a single register tile."""
+    avx2 = {"vector_bits": 256, "vector_registers": 16, "l2_bytes": 512 << 10, "fma_ports": 2, "memory_rate": 10.0}
+    many = machine(32).model_copy(update=avx2)
+    work = replace(workload(128, 32, 14, 3, 1, 1), block=8, in_block=8)
+    forms = [WinogradWorkload(**vars(work), tile=tile) for tile in (2, 4)]
+    plan = min((winograd_plan(form, many) for form in forms), key=lambda each: each.weighted)
+    assert plan.tiles > plan.pixels or plan.blocks == 1
