@@ -138,4 +138,5 @@ def test_command(
         assert main([*bundle, str(tmp_path / "plain"), "--static", "--no-text"]) == 0
         assert main([*bundle, str(tmp_path / "folder"), "--raw"]) != 0
     assert "--no-text and --raw are for --static" in capsys.readouterr().err
-    assert (tmp_path / "plain").stat().st_size < program.bytes
+    tokenizer = text_program(module.artifact)
+    assert [tokenizer in path.read_bytes() for path in (program.path, tmp_path / "plain")] == [True, False]
