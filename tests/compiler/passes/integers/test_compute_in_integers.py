@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,6 +24,7 @@ from compiler.passes.registry import get_pass
 
 import tvm  # isort: skip
 from tvm import relax  # isort: skip
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import precise_session
 
 Array = NDArray[Any]
 
@@ -127,8 +127,7 @@ def check(graph: QuantizedGraph, output: str, differing: float = 0.0) -> list[tu
     model = graph.model(output)
     planned, run = compiled(model)
     x = graph.rng.uniform(-3, 3, graph.shape).astype(np.float32)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    expected = session.run(None, {"x": x})[0]
+    expected = precise_session(model).run(None, {"x": x})[0]
     step = graph.parameters[output][0]
     steps = np.rint((run(x) - expected) / step)
     assert np.abs(steps).max() <= (1 if differing else 0), steps
@@ -265,7 +264,7 @@ def test_convolutions_by_winograd_match_bit_for_bit(kind: str, stride: int) -> N
     module = compiler.compile(model, target="x86-64-v3")
     assert "conv-winograd-integer" in {kernel.rule for kernel in module.manifest.kernels}
     x = graph.rng.uniform(-3, 3, graph.shape).astype(np.float32)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = precise_session(model)
     (expected,) = session.run(None, {"x": x})
     assert len(np.unique(expected)) > 8
     np.testing.assert_array_equal(module.run({"x": x})[output], expected)

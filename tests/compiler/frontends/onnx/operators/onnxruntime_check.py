@@ -27,6 +27,14 @@ def random_int8(generator: np.random.Generator, *shape: int) -> np.ndarray:
     return generator.integers(-INT8_END, INT8_END, shape).astype(np.int8)
 
 
+def precise_session(model: onnx.ModelProto) -> Any:
+    """ONNX Runtime's session with its optimizations, which sums products of uint8 and constant int8 exactly."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
 def run_reference(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
     """ONNX Runtime's outputs, unoptimized."""
     onnxruntime = pytest.importorskip("onnxruntime")
