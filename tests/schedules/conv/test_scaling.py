@@ -155,11 +155,11 @@ def test_no_convolution_of_the_catalog_is_serial_on_32_cores() -> None:
         assert found.parallel or found.serial_cycles < BOUND, work
 
 
-def test_tasks_use_the_weights_that_they_bring_more_than_once() -> None:
-    """Of 25 tasks of two tiles each would read 262 KB from the second cache for a single register tile."""
+def test_tasks_have_enough_tiles_for_the_weights_that_they_bring() -> None:
+    """Of 25 tasks of two tiles each would read 262 KB from the second cache for a few multiply-adds."""
     avx2 = {"vector_bits": 256, "vector_registers": 16, "l2_bytes": 512 << 10, "fma_ports": 2, "memory_rate": 10.0}
     many = machine(32).model_copy(update=avx2)
     work = replace(workload(128, 32, 14, 3, 1, 1), block=8, in_block=8)
     forms = [WinogradWorkload(**vars(work), tile=tile) for tile in (2, 4)]
     plan = min((winograd_plan(form, many) for form in forms), key=lambda each: each.weighted)
-    assert plan.tiles > plan.pixels or plan.blocks == 1
+    assert plan.tiles >= 4
