@@ -273,7 +273,7 @@ class DirectNest:
         single = isinstance(own, int) and own >= steps + bool(rest)
         if single:
             begin, own = 0, steps
-        elif not isinstance(own, int) or steps % own:
+        elif not isinstance(own, int) or rest or steps % own:  # the last chunk may hold the remainder alone
             own = most(least(own, steps - begin), 0)
         whole = repeat("co", own, lambda step: body(self, first + (begin + step) * self.blocks)) if steps else None
         if not rest:

@@ -24,6 +24,8 @@ AVX2 = Machine(architecture="x86_64", vector_bits=256, vector_registers=16, l2_b
 NEON = Machine(architecture="aarch64", vector_bits=128, vector_registers=32, l2_bytes=512 << 10, cores=4)
 MACHINES = {"avx512": AVX512, "avx2": AVX2, "neon": NEON}
 
+_GUARD = 4096  # elements around an output
+
 
 @cache
 def host() -> Any:
@@ -63,15 +65,20 @@ def pack_filter(weight: Array, in_lanes: int, lanes: int) -> Array:
 def run_scheduled(
     tensors: Sequence[Any], arrays: Sequence[Array], machine: Machine, rule: str, shape: Sequence[int]
 ) -> Array:
-    """Schedule the tensor expression, see that `rule` served it, run it, and return the output."""
+    """Schedule the tensor expression, see that `rule` served it and that it writes only its output, and return that."""
     function = te.create_prim_func(list(tensors)).with_attr("global_symbol", "main")
     scheduled, report = apply_schedules(tvm.IRModule({"main": function}), machine)
     assert not report.failures, report.failures
     assert [kernel.rule for kernel in report.kernels] == [rule]
     module = tvm.compile(scheduled, target=host(), tir_pipeline=PIPELINE)
-    output = tvm.runtime.tensor(np.full(shape, 7, dtype="float32"))
-    module["main"](*(tvm.runtime.tensor(array) for array in arrays), output)
-    return output.numpy()
+    size = int(np.prod(shape))
+    room = tvm.runtime.tensor(np.full(_GUARD + size + _GUARD, 7, dtype="float32"))
+    before, output, behind = np.split(np.from_dlpack(room), [_GUARD, _GUARD + size])
+    output = output.reshape(shape)
+    module["main"](*(tvm.runtime.tensor(array) for array in arrays), tvm.runtime.from_dlpack(output))
+    assert (before == 7).all()
+    assert (behind == 7).all()
+    return output
 
 
 def relu(value: Any) -> Any:

@@ -175,6 +175,12 @@ def _run_config(work: ConvWorkload, rule: ConvDirect, config: Any, values: Any, 
     return output.numpy()
 
 
+def test_a_task_that_has_only_the_remaining_blocks_writes_nothing_else() -> None:
+    """15 blocks are a tile of eight and one of seven, and each is a task."""
+    pixel: dict[str, Any] = {"kernel": (1, 1), "spatial": (1, 1), "pad": ((0, 0), (0, 0))}
+    check(AVX2, {**_COMMON, **pixel, "batch": 3, "channels": 960, "filters": 120})
+
+
 def test_defaults_lie_in_their_space() -> None:
     for machine in MACHINES.values():
         lanes = machine.lanes("float32")
