@@ -20,8 +20,11 @@ def test_the_example() -> None:
     with torch.no_grad():
         wanted = trained.converted(torch.from_numpy(trained.images)).numpy()
     (got,) = trained.module.run([trained.images]).values()
-    # Steps of the last layer's activations are the same integers on both sides.
-    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    # The same integers on both sides, but where a sum of torch, in float32, lies within its rounding errors of the
+    # middle between two steps (in 3 of 50 images as trained on Zen 3), which moves the result by a step.
+    steps = np.abs(got - wanted).max(axis=1) / np.abs(wanted).max()
+    assert np.mean(steps > 1e-5) <= 0.1
+    assert steps.max() < 1 / 127
     rules = [each.rule for each in trained.module.manifest.kernels if "conv2d" in each.kernel]
     assert set(rules) <= {*INTEGER_RULES, "conv-depthwise"}
     assert sum(rule in INTEGER_RULES for rule in rules) >= 5

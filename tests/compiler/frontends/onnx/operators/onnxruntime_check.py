@@ -27,12 +27,23 @@ def random_int8(generator: np.random.Generator, *shape: int) -> np.ndarray:
     return generator.integers(-INT8_END, INT8_END, shape).astype(np.int8)
 
 
-def precise_session(model: onnx.ModelProto) -> Any:
-    """ONNX Runtime's session with its optimizations, which sums products of uint8 and constant int8 exactly."""
+def precise_options() -> Any:
+    """Options of ONNX Runtime's sessions with which products of uint8 and constant int8 are summed exactly.
+
+    They take effect with all its optimizations.
+    """
     onnxruntime = pytest.importorskip("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return options
+
+
+def precise_session(model: onnx.ModelProto) -> Any:
+    """ONNX Runtime's session with these options."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), precise_options(), providers=["CPUExecutionProvider"]
+    )
 
 
 def run_reference(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
