@@ -1,20 +1,29 @@
-"""`torch.nn.LSTM`, `GRU` and `RNN` of dynamic length.
+"""`torch.nn.LSTM`, `GRU` and `RNN` of dynamic length, and of packed sequences.
 
-torch.export traces their steps one by one, which makes the length a number. While a model is captured, they call
-operators of our own with the same arguments, which become ONNX's operators.
+torch.export traces their steps one by one, which makes the length a number, and does not take packed sequences. While a
+model is captured, the layers call operators of our own with the same arguments, which become ONNX's operators. A packed
+sequence is then the padded tensor, time first, and the lengths (1, batch): a model that reads its parts is refused.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from compiler.errors import Refusal, UnsupportedModelError
+from compiler.frontends.torch.composite_functions import replaced
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _NAMESPACE = "tensorwright"
 _PARAMETERS = (
-    "Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first"
+    "Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, "
+    "bool batch_first, Tensor? lengths=None"
 )
 
 
@@ -44,25 +53,25 @@ OPERATORS = tuple(f"{_NAMESPACE}.{name}.default" for name in _LAYERS)
 
 @contextmanager
 def recurrent_layers_captured() -> Iterator[None]:
-    """While it lasts, recurrent layers of dynamic length are captured as one operator each."""
+    """While it lasts, recurrent layers of dynamic length or of packed sequences are captured as one operator each."""
     import torch
 
     functions: Any = torch._VF
-    operators = _registered()
-    originals = {name: getattr(functions, name) for name in _LAYERS}
-    try:
-        for name, original in originals.items():
-            setattr(functions, name, _captured(original, operators[name]))
+    layers = (torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN)
+    with replaced(
+        [
+            *((functions, name, partial(_captured, operator)) for name, operator in _registered().items()),
+            (functions, "_pack_padded_sequence", _packed),
+            (functions, "_pad_packed_sequence", _padded),
+            (torch.nn.utils.rnn, "PackedSequence", _guarded),
+            *((layer, "forward", _of_packed_sequences) for layer in layers),
+        ]
+    ):
         yield
-    finally:
-        for name in _LAYERS:
-            delattr(functions, name)  # looked up again where torch has it
 
 
-def _captured(original: Callable[..., Any], operator: Callable[..., Any]) -> Callable[..., Any]:
+def _captured(operator: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
-        if not isinstance(arguments[3], bool):  # a packed sequence
-            return original(*arguments)
         length: Any = arguments[0].shape[1 if arguments[-1] else 0]  # a symbol where it is dynamic
         hidden = arguments[2][1].shape[-1]
         projects = isinstance(arguments[1], tuple) and arguments[1][0].shape[-1] != arguments[1][1].shape[-1]
@@ -71,6 +80,90 @@ def _captured(original: Callable[..., Any], operator: Callable[..., Any]) -> Cal
         return operator(*arguments)
 
     return call
+
+
+def _guarded(original: Any) -> Any:
+    """The class of packed sequences, whose parts only PyTorch and this module may read."""
+
+    def check() -> None:
+        reader = sys._getframe(2).f_globals["__name__"]
+        if reader != __name__ and not reader.startswith("torch."):
+            raise UnsupportedModelError(
+                [Refusal("PackedSequence", reader, "its parts are read, which are not packed here")],
+                "compute on what pad_packed_sequence returns",
+            )
+
+    def part(number: int) -> property:
+        def read(self: Any) -> Any:
+            check()
+            return tuple.__getitem__(self, number)
+
+        return property(read)
+
+    class PackedSequence(original):
+        def __iter__(self) -> Iterator[Any]:
+            check()
+            return tuple.__iter__(self)
+
+        def __getitem__(self, at: Any) -> Any:
+            check()
+            return tuple.__getitem__(self, at)
+
+    for number, name in enumerate(original._fields):
+        setattr(PackedSequence, name, part(number))
+    return PackedSequence
+
+
+def _packed(_: Callable[..., Any]) -> Callable[..., Any]:
+    def pack(input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+        return (input.transpose(0, 1) if batch_first else input), lengths.unsqueeze(0)
+
+    return pack
+
+
+def _padded(_: Callable[..., Any]) -> Callable[..., Any]:
+    """`total` is 1, the first size of the lengths, where the result has as many steps as the longest sequence."""
+
+    def pad(data: Tensor, lengths: Tensor, batch_first: bool, padding: float, total: Any) -> tuple[Tensor, Tensor]:
+        import torch
+
+        check: Any = torch._check
+        if isinstance(total, int) and total == 1:
+            total = lengths.max().item()
+            check(total >= 1)
+            check(total <= data.shape[0])
+            data = data[:total]
+        else:
+            data = torch.nn.functional.pad(data, (0, 0, 0, 0, 0, total - data.shape[0]))
+        if padding:
+            beyond = torch.arange(data.shape[0]).unsqueeze(1) >= lengths
+            data = data.masked_fill(beyond.unsqueeze(2), padding)
+        return (data.transpose(0, 1) if batch_first else data), lengths[0]
+
+    return pad
+
+
+def _of_packed_sequences(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, input: Any, hx: Any = None) -> Any:
+        from torch.nn.utils.rnn import PackedSequence
+
+        if not isinstance(input, PackedSequence) or self.proj_size:
+            return original(self, input, hx)
+        data, lengths, order, back = input
+        has_cell = self.mode == "LSTM"
+        if hx is None:
+            layers = self.num_layers * (2 if self.bidirectional else 1)
+            hx = data.new_zeros(layers, data.shape[1], self.hidden_size)
+            hx = (hx, hx) if has_cell else hx
+        else:
+            hx = self.permute_hidden(hx, order)
+        options = (self.bias, self.num_layers, 0.0, False, self.bidirectional, False)
+        operator = _registered()[self.mode.lower()]
+        found, *last = operator(data, hx, self._flat_weights, *options, lengths[0])
+        last = self.permute_hidden(tuple(last) if has_cell else last[0], back)
+        return PackedSequence(found, lengths, order, back), last
+
+    return forward
 
 
 @cache
@@ -95,7 +188,7 @@ def _shapes(layer: _Layer) -> Callable[..., Any]:
 
     def fake(x: Any, hx: Any, params: Any, *options: Any) -> Any:
         states = list(hx) if layer.has_cell else [hx]
-        directions = 2 if options[-2] else 1
+        directions = 2 if options[4] else 1
         output = x.new_empty((*x.shape[:2], directions * states[0].shape[-1]))
         return output, *(state.new_empty(state.shape) for state in states)
 
@@ -116,18 +209,20 @@ def translation(name: str) -> Callable[..., Any]:
         train: bool,
         bidirectional: bool,
         batch_first: bool,
+        lengths: Any = None,
     ) -> Any:
         from onnxscript import opset18
 
         states = list(hx) if layer.has_cell else [hx]
         directions, each = (2 if bidirectional else 1), (4 if has_biases else 2)
         x = opset18.Transpose(x, perm=[1, 0, 2]) if batch_first else x
+        lengths = None if lengths is None else opset18.Cast(lengths, to=6)  # INT32
         last: list[list[Any]] = [[] for _ in states]
         for number in range(num_layers):
             first = number * directions
             initial = [opset18.Slice(state, [first], [first + directions], [0]) for state in states]
             own = [list(params[each * d : each * (d + 1)]) for d in range(first, first + directions)]
-            x, *final = _layer(layer, x, own, initial)
+            x, *final = _layer(layer, x, own, initial, lengths)
             for collected, state in zip(last, final, strict=True):
                 collected.append(state)
         x = opset18.Transpose(x, perm=[1, 0, 2]) if batch_first else x
@@ -136,7 +231,7 @@ def translation(name: str) -> Callable[..., Any]:
     return convert
 
 
-def _layer(layer: _Layer, x: object, params: list[list[Any]], initial: list[Any]) -> list[Any]:
+def _layer(layer: _Layer, x: object, params: list[list[Any]], initial: list[Any], lengths: Any) -> list[Any]:
     """One layer of one or two directions: (output (length, batch, directions * hidden), last states)."""
     from onnxscript import opset18
 
@@ -158,6 +253,6 @@ def _layer(layer: _Layer, x: object, params: list[list[Any]], initial: list[Any]
         attributes["direction"] = "bidirectional"
     if "activations" in attributes:
         attributes["activations"] = attributes["activations"] * len(params)
-    y, *last = getattr(opset18, layer.operator)(x, *weights, bias, None, *initial, **attributes)
+    y, *last = getattr(opset18, layer.operator)(x, *weights, bias, lengths, *initial, **attributes)
     moved = opset18.Transpose(y, perm=[0, 2, 1, 3])
     return [opset18.Reshape(moved, [0, 0, len(params) * hidden]), *last]
