@@ -48,7 +48,7 @@ Arrays = Mapping[str, Array]
 
 
 _NOTHING: frozenset[str] = frozenset()
-_KEPT_BYTES = 16 << 10  # copying more bytes takes longer than allocating them
+_KEPT_BYTES = 32 << 10  # copying more bytes takes longer than allocating them
 _IDLE_RUNS = 256  # a virtual machine is freed after this many runs that did not use it
 
 
@@ -232,7 +232,11 @@ class LocalExecutor:
             self._give_back(session)
             raise
         try:
-            results = self._results(tensors, session, held)
+            if held is None:
+                given = self._with_own_states(tensors) if self._states else tensors
+                results = self._device.run(session.main(), given, session.placed)
+            else:
+                results = self._step(tensors, session, held)
         except Exception as error:  # TVM raises whatever class its C++ side names
             # The virtual machine is dropped: its state after an error is undefined.
             raise engine_error(error, len(tensors)) from error
@@ -267,19 +271,15 @@ class LocalExecutor:
                     freed = True
         return freed
 
-    def _results(
-        self, tensors: list[RuntimeTensor], session: _Session, held: dict[str, Any] | None
+    def _step(
+        self, tensors: list[RuntimeTensor], session: _Session, held: dict[str, Any]
     ) -> Sequence[RuntimeTensor]:
-        """Return TVM's array of results; states stay in device memory."""
-        if held is not None:
-            computed = self._device.call(session.main(), self._beside_held(tensors, session))
-            self._take_grown(computed, tensors, held)
-            return self._device.to_host(computed)
-        return self._device.run(session.main(), self._with_own_states(tensors), session.placed)
+        """TVM's array of results; the states held stay in device memory."""
+        computed = self._device.call(session.main(), self._beside_held(tensors, session))
+        self._take_grown(computed, tensors, held)
+        return self._device.to_host(computed)
 
     def _with_own_states(self, tensors: list[RuntimeTensor]) -> list[RuntimeTensor]:
-        if not self._states:
-            return tensors
         own = list(tensors)
         for index in self._states:
             element = self._binder.specs[index].element
