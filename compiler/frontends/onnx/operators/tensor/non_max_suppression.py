@@ -11,7 +11,8 @@ from tvm.script.ir_builder import tirx as T
 from compiler.frontends.onnx.bounds import require_shape
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.data_dependent import first_entries, parts, size_from
-from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, int64, sorted_positions
+from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, int64
+from compiler.frontends.onnx.operators.tensor.top_k import first_positions
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import tensor_shape
@@ -34,7 +35,7 @@ def non_max_suppression(context: NodeContext) -> relax.Expr:
     rows = context.arithmetic.product((batch, classes))
     flat = context.reshape(scores, [rows, count])
     order = context.emit_te(
-        lambda tensor: sorted_positions(tensor, descending=True), flat, primfunc_name_hint="sorted_positions"
+        lambda tensor: first_positions(tensor, tensor.shape[1], descending=True), flat, primfunc_name_hint="positions"
     )
     limits = [
         _scalar(context, 2, 0, "int64"),

@@ -21,6 +21,7 @@ from compiler.frontends.onnx.operators.tensor.sort_kernels import (
     STATE,
     Run,
     comes_before,
+    in_vectors,
     int64,
     shared_tasks,
     sort_positions,
@@ -82,14 +83,13 @@ def _top_k_kernel(largest: bool) -> Callable[..., Sequence[Tensor]]:
 
 
 _LANES = 16
-_VECTORS = 4  # compared before looking whether any item is a candidate
-_BLOCK = _LANES * _VECTORS
-_WIDE = ("float32", "int32")  # compared by vectors; of other types each item is looked at
 _WORTH_THREADS = 1 << 15  # items, some 15 microseconds
 _ITEMS_OF_CANDIDATE = 128  # the first candidates of a row take as long as this many items each
 _FEW = 256  # candidates that are kept sorted; each new one is inserted
+_INSERTED = 32  # the same of items that have keys: more are sorted by their digits,
+_ITEMS_OF_INSERTED = 800  # but of long rows: counting digits takes twice as long as comparing items with the last
 
-_RANKED = 128  # items of a row that are counted: each is compared with every other, 16 at a time
+_RANKED = 64  # items of a row that are counted: each is compared with every other, 16 at a time
 _SHORT = 32  # the same where k is at most a `_FEWER`th of them
 _FEWER = 8
 _MASKED = 32  # items of a row that are compared at once, a bit each
@@ -97,14 +97,15 @@ _PACKED = 8  # keys with positions in a vector
 _KEYS = ("float32", "float16", "bfloat16", "int32", "int16", "int8", "uint16", "uint8")  # that have keys of 32 bits
 
 # Positions in `state` behind those of the sort.
-_COUNT, _IS_FULL, _FOUND, _PLACE, _LIMIT, _HIGH, _MIDDLE = range(STATE, STATE + 7)
+_COUNT, _IS_FULL, _PLACE, _LIMIT, _HIGH, _MIDDLE = range(STATE, STATE + 6)
 
 
 def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
     """Positions of the `k` items that come first in each row, in order; ties by position, NaN counts as the largest.
 
-    Candidates are gathered: few of them in order; of many, the best k are found when there are as many again. From then
-    on an item that does not come before the last of these is none; one comparison of vectors shows it for most blocks.
+    Short rows are ranked, few items inserted where they belong, more sorted by the digits of their keys. Of types that
+    have no keys, candidates are gathered: few of them in order; of many, the best k are found when there are as many
+    again. From then on an item that does not come before the last of these is none.
 
     Args:
         data: (rows, n), with n >= k.
@@ -114,14 +115,14 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
     """
     rows, count = data.shape
     is_known = isinstance(k, tirx.IntImm) and isinstance(count, tirx.IntImm)
-    has_keys = isinstance(k, tirx.IntImm) and str(data.dtype) in _KEYS and int(k) > 0
-    if is_known and has_keys and int(count) <= (_RANKED if _FEWER * int(k) > int(count) else _SHORT):
+    has_keys = str(data.dtype) in _KEYS
+    if is_known and has_keys and 0 < int(count) <= (_RANKED if _FEWER * int(k) > int(count) else _SHORT):
         return _ranked_positions(data, int(k), int(count), descending=descending)
-    if is_known and 2 * int(k) >= int(count):
+    if has_keys and isinstance(k, tirx.IntImm) and 0 < int(k) <= _inserted(count):
+        return _scanned_positions(data, int(k), descending=descending)
+    if is_known and not has_keys and 2 * int(k) >= int(count):
         order = sorted_positions(data, descending=descending)
         return te.compute((rows, k), lambda row, i: order[row, i], name="positions")
-    if has_keys and int(k) <= _FEW:
-        return _scanned_positions(data, int(k), descending=descending)
     width = tirx.max(k, int64(1))  # TVM divides by the sizes of what a kernel writes
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
@@ -129,14 +130,93 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
         with IRBuilder() as builder:
             with T.seq_scope():
                 wanted = tirx.Select(k > int64(0), rows, int64(0))
-                items_of_row = count + tirx.min(k, int64(_FEW)) * int64(_ITEMS_OF_CANDIDATE)
+                items_of_row = count + (k if has_keys else tirx.min(k, int64(_FEW)) * int64(_ITEMS_OF_CANDIDATE))
                 with shared_tasks(wanted, rows * items_of_row, _WORTH_THREADS) as row:
-                    items = _Items(source, row * count, count, str(data.dtype), descending)
-                    _select(items, k, lambda i, position: first.__setitem__(row * width + i, position))
+                    if has_keys:
+                        position_at = _sorted_by_digits(source, row * count, count, k, descending=descending)
+                        with T.serial(0, k) as i:
+                            first[row * width + i] = position_at(i)
+                    else:
+                        items = _Items(source, row * count, count, str(data.dtype), descending)
+                        _select(items, k, lambda i, position: first.__setitem__(row * width + i, position))
             return builder.get()
 
     first = te.extern([[rows, width]], [data], generate, dtype="int64", name="first_positions")
     return te.compute((rows, k), lambda row, i: first[row, i], name="positions")
+
+
+def _inserted(count: Expr) -> int:
+    """The largest k of rows of so many items of which the first are inserted, not sorted by digits."""
+    return max(_INSERTED, int(count) // _ITEMS_OF_INSERTED if isinstance(count, tirx.IntImm) else 0)
+
+
+_DIGITS, _DIGIT_BITS = 4, 8  # of a key of 32 bits
+_COARSE_BITS = 11  # sign, exponent and two bits more of a float32: few items share those of the k-th
+_BUCKETS = 1 << _COARSE_BITS
+
+
+def _sorted_by_digits(source: Buffer, begin: Expr, count: Expr, k: Expr, *, descending: bool) -> Callable[[Expr], Expr]:
+    """Emits a radix sort of the first items of a row, stable, and returns the position of the i-th as an expression.
+
+    Items whose leading bits come after those of the k-th are left out before; of `count` < 2^32 items. An entry is an
+    item's key, smaller for those that come first, and its position below it.
+    """
+    ranks, counts = (T.buffer_proxy(T.alloc_buffer([size], "int32")) for size in (count + 1, _BUCKETS))
+    entries, spare = (T.buffer_proxy(T.alloc_buffer([count + 1], "int64")) for _ in range(2))
+    number, total, limit, entry, place = (T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local")) for _ in range(5))
+    zero = int64(0)
+
+    def put_rank(i: Expr) -> None:
+        key = _key(source, begin + i, descending=descending)
+        ranks[i] = tirx.bitwise_xor(key, tirx.const(0x7FFFFFFF, "int32"))
+
+    def clear_counts() -> None:
+        in_vectors(int64(_BUCKETS), "int32", lambda i: counts.__setitem__(i, tirx.const(0, "int32")))
+
+    def digit(value: Expr, shift: int, bits: int) -> Expr:
+        kept = tirx.const((1 << bits) - 1, str(value.ty.dtype))
+        return tirx.Cast("int64", tirx.bitwise_and(value >> tirx.const(shift, str(value.ty.dtype)), kept))
+
+    def add(bucket: Expr) -> None:
+        counts[bucket] = counts[bucket] + tirx.const(1, "int32")
+
+    in_vectors(count, "int32", put_rank)
+    limit[zero] = int64(_BUCKETS)
+    with T.If(k * int64(2) < count), T.Then(), T.seq_scope():
+        clear_counts()
+        with T.serial(0, count) as i:
+            add(digit(ranks[i], 32 - _COARSE_BITS, _COARSE_BITS))
+        total[zero] = zero
+        limit[zero] = zero
+        with T.While(total[zero] < k), T.seq_scope():
+            total[zero] = total[zero] + tirx.Cast("int64", counts[limit[zero]])
+            limit[zero] = limit[zero] + int64(1)
+    number[zero] = zero
+    with T.serial(0, count) as i, T.seq_scope():
+        entries[number[zero]] = tirx.bitwise_or(tirx.Cast("int64", ranks[i]) << int64(32), i)
+        is_taken = digit(ranks[i], 32 - _COARSE_BITS, _COARSE_BITS) < limit[zero]
+        number[zero] = number[zero] + tirx.Select(is_taken, int64(1), zero)
+    clear_counts()
+    places = [(each << _DIGIT_BITS, 32 + each * _DIGIT_BITS) for each in range(_DIGITS)]
+    with T.serial(0, number[zero]) as i, T.seq_scope():
+        entry[zero] = entries[i]
+        for at, shift in places:
+            add(int64(at) + digit(entry[zero], shift, _DIGIT_BITS))
+    for at, _ in places:
+        total[zero] = zero
+        with T.serial(0, int64(1 << _DIGIT_BITS)) as bucket, T.seq_scope():
+            place[zero] = tirx.Cast("int64", counts[int64(at) + bucket])
+            counts[int64(at) + bucket] = tirx.Cast("int32", total[zero])
+            total[zero] = total[zero] + place[zero]
+    for at, shift in places:
+        with T.serial(0, number[zero]) as i, T.seq_scope():
+            entry[zero] = entries[i]
+            bucket = int64(at) + digit(entry[zero], shift, _DIGIT_BITS)
+            place[zero] = tirx.Cast("int64", counts[bucket])
+            add(bucket)
+            spare[place[zero]] = entry[zero]
+        entries, spare = spare, entries
+    return lambda i: tirx.bitwise_and(entries[i], int64(0xFFFFFFFF))
 
 
 def _ranked_positions(data: te.Tensor, k: int, count: int, *, descending: bool) -> te.Tensor:
@@ -314,14 +394,13 @@ def _count_before(keys: Buffer, positions: Buffer, count: int, lanes: int) -> No
 
 def _select(items: _Items, k: Expr, put: Callable[[Expr, Expr], None]) -> None:
     """`put(i, position)` for the first k of some items, in order; `position` is that of the item among them."""
-    room = k * int64(2) + int64(_BLOCK)
-    candidates, spare, state = (T.buffer_proxy(T.alloc_buffer([size], "int64")) for size in (room, room, STATE + 7))
-    found = T.buffer_proxy(T.alloc_buffer([_LANES], "int32", scope="local"))
-    selection = _Selection(items, candidates, spare, state, found, room)
+    room = k * int64(2) + int64(1)
+    candidates, spare, state = (T.buffer_proxy(T.alloc_buffer([size], "int64")) for size in (room, room, STATE + 6))
+    selection = _Selection(items, candidates, spare, state, room)
     state[_LIMIT] = k
     selection.start()
-    with T.serial(0, tirx.floordiv(items.count + int64(_BLOCK - 1), int64(_BLOCK))) as block, T.seq_scope():
-        selection.visit(block * int64(_BLOCK))
+    with T.serial(0, items.count) as position, T.seq_scope():
+        selection.visit(position)
     with T.If(k > int64(_FEW)), T.Then(), T.seq_scope():
         selection.sort()
     with T.serial(0, k) as i:
@@ -345,14 +424,6 @@ class _Items:
         """True where the item at position `a` sorts strictly before that at `b`."""
         return comes_before(self.at(a), self.at(b), self.dtype, descending=self.descending)
 
-    def may_be_before(self, a: Expr, threshold: Expr) -> Expr:
-        """The same in an expression of vectors, perhaps also where two are NaN."""
-        value = self.at(a)
-        is_before = value > threshold if self.descending else value < threshold
-        if self.dtype != "float32":
-            return is_before
-        return tirx.any(is_before, tirx.isnan(value if self.descending else threshold))
-
 
 @dataclass(frozen=True)
 class _Selection:
@@ -362,7 +433,6 @@ class _Selection:
     candidates: Buffer
     spare: Buffer
     state: Buffer
-    found: Buffer
     room: Expr
 
     def start(self) -> None:
@@ -374,34 +444,14 @@ class _Selection:
     def sort(self) -> None:
         sort_positions(Run(self.candidates, self.spare, self.state, int64(0), self.state[_COUNT]), self.items.before)
 
-    def visit(self, start: Expr) -> None:
-        """Add the candidates of a block."""
-        items, state = self.items, self.state
-        last = self.candidates[state[_LIMIT] - int64(1)]
-        state[_FOUND] = int64((1 << _VECTORS) - 1)
-        if items.dtype in _WIDE:
-            is_whole = start + int64(_BLOCK) <= items.count
-            with T.If(tirx.all(state[_IS_FULL] == int64(1), is_whole)), T.Then(), T.seq_scope():
-                self._screen(start, items.at(last))
-        with T.serial(0, int64(_VECTORS)) as vector:
-            is_found = tirx.bitwise_and(state[_FOUND] >> vector, int64(1)) != int64(0)
-            with T.If(is_found), T.Then(), T.serial(0, int64(_LANES)) as lane:
-                position = start + vector * int64(_LANES) + lane
-                # Two conditions: both operands of one are evaluated, and items end here.
-                is_new = tirx.any(state[_IS_FULL] == int64(0), items.before(position, last))
-                with T.If(position < items.count), T.Then(), T.If(is_new), T.Then():
-                    self._add(position)
-
-    def _screen(self, start: Expr, threshold: Expr) -> None:
-        """Sets bit i of `state[_FOUND]` where vector i of a block may hold a candidate."""
-        with T.vectorized(0, int64(_LANES)) as lane:
-            bits = []
-            for vector in range(_VECTORS):
-                is_before = self.items.may_be_before(start + int64(vector * _LANES) + lane, threshold)
-                bits.append(tirx.Select(is_before, tirx.const(1 << vector, "int32"), tirx.const(0, "int32")))
-            self.found[lane] = reduce(tirx.bitwise_or, bits)
-        every = reduce(tirx.bitwise_or, (self.found[int64(lane)] for lane in range(_LANES)))
-        self.state[_FOUND] = tirx.Cast("int64", every)
+    def visit(self, position: Expr) -> None:
+        """Add an item if it is a candidate."""
+        state = self.state
+        is_new = tirx.any(
+            state[_IS_FULL] == int64(0), self.items.before(position, self.candidates[state[_LIMIT] - int64(1)])
+        )
+        with T.If(is_new), T.Then():
+            self._add(position)
 
     def _add(self, position: Expr) -> None:
         with T.If(self.state[_LIMIT] <= int64(_FEW)):
