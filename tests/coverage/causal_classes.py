@@ -23,7 +23,7 @@ from compiler.frontends.llm.families import FAMILIES
 from tests.coverage.tiny_configs import CONTEXT, VOCABULARY, tiny_config
 from tests.fuzz.forked import ending_of
 
-_PROMPTS, _STEPS = (7, 40), 8
+_PROMPTS, _STEPS = (1, 7, 33), 16
 _TOLERANCE = 2e-5  # of the largest logit
 _MOST_PARAMETERS = 1 << 24
 _LIMIT = 600.0  # seconds of a class
