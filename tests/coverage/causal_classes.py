@@ -128,7 +128,7 @@ def _reference(kind: str, folder: Path) -> list[tuple[np.ndarray[Any, Any], np.n
                 buffer.add_(0.3 * torch.randn_like(buffer))
         model.save_pretrained(folder)
         for size in _PROMPTS:
-            prompt = np.random.default_rng(size).integers(5, min(VOCABULARY, CONTEXT), size)
+            prompt = np.random.default_rng(size).permutation(np.arange(5, min(VOCABULARY, CONTEXT)))[:size]
             tokens, rows = prompt.tolist(), []
             for _ in range(_STEPS):
                 row = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]

@@ -25,7 +25,7 @@ _SIZES: dict[int, str] = {
     16: "head_dim qk_nope_head_dim linear_head_dim linear_key_head_dim linear_value_head_dim index_head_dim"
     " mamba_d_head mamba_head_dim swa_head_dim dim_head d_head kv_channels attention_head_size"
     " attention_head_dim dim_model_base global_head_dim hidden_size_per_layer_input query_pre_attn_scalar"
-    " rotary_dim mamba_headdim patch_size swa_v_head_dim index_topk v_head_dim",
+    " rotary_dim mamba_headdim patch_size swa_v_head_dim index_topk v_head_dim index_n_heads",
     12: "rel_extent",
     9: "sliding_window window_size attention_window_size local_attention attention_chunk_size keep_window_size"
     " sliding_window_size local_attention_window_len swa_window_size",
@@ -35,7 +35,7 @@ _SIZES: dict[int, str] = {
     " n_mamba_heads",
     _HEADS: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads"
     " attention_heads num_encoder_attention_heads num_decoder_attention_heads linear_num_heads"
-    " linear_num_value_heads index_n_heads swa_num_attention_heads zero_expert_num compress_ratio",
+    " linear_num_value_heads swa_num_attention_heads zero_expert_num compress_ratio",
     2: "linear_num_key_heads n_group topk_group num_expert_group num_experts_per_tok num_experts_per_token"
     " moe_topk moe_k n_groups mamba_n_groups mamba_ngroups index_topk_blocks heads_per_ngram"
     " num_global_key_value_heads o_groups attn_layer_period global_attn_every_n_layers layer_group_size"

@@ -239,6 +239,8 @@ class _Builder(Emitter):
         """One decoder layer, which may have an input of its own: (1, n, hidden) -> (1, n, hidden). The last one that
         keeps anything returns only the rows whose logits are needed."""
         layer = self.config.layers[index]
+        if not mixers and not layer.feeds:
+            return x
         first = self.normed(index, "attention_norm", x)
         found = [mixer.heads(first) for mixer in mixers]
         if self._narrows(index):

@@ -12,7 +12,18 @@ from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.gguf_settings import ROPE_TENSORS, gguf_settings
 from compiler.frontends.llm.names import Names, gguf_names
 from compiler.frontends.llm.parameters import Storage
-from compiler.frontends.llm.weights import Checkpoint
+from compiler.frontends.llm.weights import Checkpoint, renamed
+
+# Why architectures of llama.cpp are not built -> their names
+_OTHERS = {
+    "it is an encoder, which generates no text": "bert eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llama-embed"
+    " modern-bert neo-bert nomic-bert nomic-bert-moe t5encoder",
+    "it is a diffusion model, whose tokens attend to later ones": "dream llada llada-moe rnd1",
+    "it has an encoder and a decoder, of which folders of transformers are read": "t5",
+    "it is no language model": "clip pockettts qwen3tts wavtokenizer-dec",
+    "it is a draft of another model": "dflash eagle3 gemma4-assistant",
+    "its layers keep states that are not supported": "arwkv7 plamo2 rwkv6 rwkv6qwen2 rwkv7",
+}
 
 
 def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint]:
@@ -24,12 +35,14 @@ def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint
     """
     name = str(file.required("general.architecture"))
     if name not in ARCHITECTURES:
+        reason = next((f": {why}" for why, names in _OTHERS.items() if name in names.split()), "")
         raise OptionError(
-            f"{file.path}: the architecture {name!r} is not supported", f"supported: {', '.join(sorted(ARCHITECTURES))}"
+            f"{file.path}: the architecture {name!r} is not supported{reason}",
+            f"supported: {', '.join(sorted(ARCHITECTURES))}",
         )
     family, found = ARCHITECTURES[name]
     config = decoder_config(gguf_settings(file, family, found), name, family)
-    checkpoint = Checkpoint(file, str(file.path))
+    checkpoint = Checkpoint(renamed(file, family.renames), str(file.path))
     checkpoint.ignore(ROPE_TENSORS)
     names = _names(found, config, file)
     if file.value(f"{name}.nextn_predict_layers"):
@@ -48,10 +61,14 @@ def _names(found: Gguf, config: DecoderConfig, file: GgufFile) -> Names:
     roles = {**names.roles, **found.roles}
     if config.parallel and "blk.0.ffn_norm.weight" not in file.names:  # both parts of a block read what one norm gives
         del roles["mlp_norm"]
+    own: dict[int, dict[str, str | None]] = {}
+    for index in range(len(config.layers)):  # those without attention may name the only norm for the MLP behind it
+        if f"blk.{index}.attn_norm.weight" not in file.names and f"blk.{index}.ffn_norm.weight" in file.names:
+            own[index] = {"attention_norm": "ffn_norm"}
     if found.second and all(f"blk.0.{name}.weight" in file.names for name in found.second.values()):
         roles |= found.second
     tables = [
         name if f"{name}.weight" in file.names and name != found.norm else None
         for name in ("position_embd", "token_embd_norm")
     ]
-    return replace(names, norm=found.norm, roles=roles, positions=tables[0], embedding_norm=tables[1])
+    return replace(names, norm=found.norm, roles=roles, positions=tables[0], embedding_norm=tables[1], own=own)

@@ -46,11 +46,11 @@ _LOADING_ERRORS = (
     MemoryError,
     AssertionError,
 )
-# Types whose captured modules have other logits than transformers, for reasons that are not found yet.
-_WRONG = {"doge": "its masks, which keep the best keys of each query, give wrong logits"}
 _CHECKED_TOKENS = 7, 20  # in the first run, and in both
 _CHECK_TOLERANCE = 1e-3  # of the largest logit
-_ROW_LAYERS = ("StaticLayer", "StaticSlidingWindowLayer")
+_INDEXED_LAYER = "StaticIndexedLayer"  # which keeps keys of an indexer too (DeepSeek Sparse Attention)
+_ROW_LAYERS = ("StaticLayer", "StaticSlidingWindowLayer", _INDEXED_LAYER)
+_CACHES = ("key_", "value_", "indexer_")  # prefixes of buffers
 _SHARED_LAYER = "DummyLayer"  # of a layer that reads the keys and values of another one (Gemma 3n and 4)
 _SLICING = "_maybe_slice_kv_shared_inputs"  # asks for the number of tokens, which is symbolic
 
@@ -86,11 +86,6 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
     torch, transformers = packages()
     options = checked_options(folder, options)
     model = load_model(folder, transformers.AutoModelForCausalLM)
-    if model.config.model_type in _WRONG:
-        raise OptionError(
-            f"{folder}: type {model.config.model_type!r} is not supported: {_WRONG[model.config.model_type]}",
-            f"built without PyTorch: {', '.join(sorted(FAMILIES))}",
-        )
     with model_code(folder, model):
         config = model.config.get_text_config()
         vocabulary, context = int(config.vocab_size), context_of(config)
@@ -99,7 +94,8 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
     imported = _imported(module, context, torch)
     imported = replace(imported, mod=with_precision(imported.mod, options, vocabulary))
     imported = with_cache_type(imported, options.cache_dtype(narrow=False))
-    states = tuple(replace(state, axis=2) for state in imported.states)
+    ranks = {each.name: len(each.shape) for each in imported.inputs}
+    states = tuple(replace(state, axis=ranks[state.input] - 2) for state in imported.states)  # rows, before their width
     rows = next(each.shape[1] for each in imported.inputs if each.name == TOKENS)
     tokens = IndexRequirement(TOKENS, str(vocabulary), {}, "the vocabulary", "0")
     imported = replace(
@@ -260,7 +256,7 @@ def _check_cache(folder: Path, module: Any, vocabulary: int) -> None:
         module(tokens[:, :first], torch.tensor(0))
         found = module(tokens[:, first:], torch.tensor(first))[LOGITS][0, -1]
         for name, buffer in module.named_buffers(recurse=False):
-            if name.startswith(("key_", "value_")):
+            if name.startswith(_CACHES):
                 buffer.zero_()
     error = float((found - wanted).abs().max() / wanted.abs().max())
     if not error <= _CHECK_TOLERANCE:  # NaN included
@@ -291,6 +287,8 @@ def register_caches(module: Any, layers: Sequence[Any]) -> None:
     for index, layer in enumerate(layers):
         module.register_buffer(f"key_{index}", layer.keys)
         module.register_buffer(f"value_{index}", layer.values)
+        if getattr(layer, "indexer_keys", None) is not None:
+            module.register_buffer(f"indexer_{index}", layer.indexer_keys)
 
 
 def read_caches(module: Any, layers: Sequence[Any], position: Any) -> None:
@@ -298,6 +296,8 @@ def read_caches(module: Any, layers: Sequence[Any], position: Any) -> None:
     for index, layer in enumerate(layers):
         layer.keys, layer.values = getattr(module, f"key_{index}"), getattr(module, f"value_{index}")
         layer.cumulative_length = position.clone()
+        if hasattr(module, f"indexer_{index}"):
+            layer.indexer_keys, layer.indexer_cumulative_length = getattr(module, f"indexer_{index}"), position.clone()
 
 
 def _static_cache(model: Any, capacity: int) -> Any:
@@ -316,13 +316,14 @@ def _static_cache(model: Any, capacity: int) -> Any:
                 "not keys and values of each token",
                 f"built without PyTorch: {', '.join(sorted(FAMILIES))}",
             )
-        # The mask hides what a window does not see, so that all layers can keep everything.
-        cache.layers[index] = cache_utils.StaticLayer(capacity)
+        if kind != _INDEXED_LAYER:  # the mask hides what a window does not see, so that all layers can keep everything
+            cache.layers[index] = cache_utils.StaticLayer(capacity)
     with torch.no_grad():  # the first run sizes the layers
         model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=True, **{cache_argument(model): cache})
     for layer in cache.layers:
-        if type(layer).__name__ != _SHARED_LAYER:
-            layer.keys, layer.values = torch.zeros_like(layer.keys), torch.zeros_like(layer.values)
+        for name in ("keys", "values", "indexer_keys"):
+            if getattr(layer, name, None) is not None:
+                setattr(layer, name, torch.zeros_like(getattr(layer, name)))
     return cache
 
 

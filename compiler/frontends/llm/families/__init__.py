@@ -5,7 +5,7 @@ from __future__ import annotations
 from compiler.frontends.llm.families.family import Family, Gguf
 from compiler.frontends.llm.families.gemma import GEMMA
 from compiler.frontends.llm.families.gpt import GPT, GPT_FILES
-from compiler.frontends.llm.families.latent import LATENT
+from compiler.frontends.llm.families.latent import LATENT, LATENT_FILES
 from compiler.frontends.llm.families.llama import LLAMA, LLAMA_FILES
 from compiler.frontends.llm.families.mixtures import MIXTURE_FILES, MIXTURES
 from compiler.frontends.llm.families.recurrent import RECURRENT
@@ -13,7 +13,7 @@ from compiler.frontends.llm.families.recurrent import RECURRENT
 FAMILIES: dict[str, Family] = {**LLAMA, **MIXTURES, **GEMMA, **LATENT, **GPT, **RECURRENT}
 ARCHITECTURES: dict[str, tuple[Family, Gguf]] = {
     gguf.name: (family, gguf)
-    for family in (*FAMILIES.values(), *LLAMA_FILES, *MIXTURE_FILES, *GPT_FILES)
+    for family in (*FAMILIES.values(), *LLAMA_FILES, *LATENT_FILES, *MIXTURE_FILES, *GPT_FILES)
     for gguf in family.gguf
 }
 

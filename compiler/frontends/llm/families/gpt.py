@@ -14,6 +14,7 @@ from compiler.errors import InvalidModelError
 from compiler.frontends.llm.attention import alibi_slopes
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.families.family import Family, Gguf, within, without
+from compiler.frontends.llm.families.layer_kinds import FULL, SLIDING
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import Names, hugging_face_names
 from compiler.frontends.llm.parameters import Storage
@@ -63,6 +64,23 @@ def _mpt(config: DecoderConfig, settings: Settings) -> DecoderConfig:
         clip=attention.optional("clip_qkv"),
         slopes=alibi_slopes(config.heads, most),
     )
+
+
+def _neo(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Scores are not scaled."""
+    return replace(config, score_scale=1.0)
+
+
+def _neo_kinds(settings: Settings, count: int) -> list[str]:
+    """Kinds of layers and how often they are repeated, such as [[["global", "local"], 12]]."""
+    kinds = {"global": FULL, "local": SLIDING}
+    try:
+        found = [kinds[each] for names, times in settings.get("attention_types") for each in names * min(times, count)]
+    except (KeyError, TypeError, ValueError):
+        found = []
+    if len(found) != count:
+        raise InvalidModelError(f"{settings.path}: 'attention_types' are not global or local for {count} layers")
+    return found
 
 
 def _opt(config: DecoderConfig, settings: Settings) -> DecoderConfig:
@@ -142,6 +160,7 @@ _OPT_NAMES = Names(
     },
     "model.decoder.embed_positions",
 )
+_NEO_ROLES = {**within("attn.attention.", {**_SEPARATE, "o": "out_proj"}), **_LN}
 _GPTJ_ROLES = {**within("attn.", {**_SEPARATE, "o": "out_proj"}), "attention_norm": "ln_1"}
 _GPTJ_NAMES = Names(
     "transformer.wte",
@@ -225,6 +244,24 @@ GPT: dict[str, Family] = {
         expansion=4,
         unused=_UNUSED,
         gguf=(Gguf(name="starcoder", read=_bigcode_rows),),
+    ),
+    "gpt_neo": Family(
+        names=replace(_gpt2_names(), roles={**_NEO_ROLES, "up": "mlp.c_fc", "down": "mlp.c_proj"}),
+        norm="layer",
+        gated=False,
+        positions="learned",
+        kinds=_neo_kinds,
+        changes=_neo,
+        defaults={**_TANH, **_TIED, "max_position_embeddings": 2048, "sliding_window": 256},
+        aliases={
+            "num_attention_heads": "num_heads",
+            "num_hidden_layers": "num_layers",
+            "rms_norm_eps": "layer_norm_epsilon",
+            "hidden_act": "activation_function",
+            "sliding_window": "window_size",
+        },
+        expansion=4,
+        unused=(*_UNUSED, ".attn.attention.bias", ".attn.attention.masked_bias"),
     ),
     "gptj": Family(
         names=_GPTJ_NAMES,

@@ -109,6 +109,16 @@ _DEEPSEEK_V3 = Family(
     gguf=(Gguf(name="deepseek2", keys=LATENT_KEYS, values=_UNSTATED, read=_gguf),),
 )
 
+# A family of GGUF files alone.
+LATENT_FILES = (
+    Family(
+        latent=latent,
+        gated=False,
+        defaults={"hidden_act": "relu2"},
+        gguf=(Gguf(name="plm", keys=LATENT_KEYS, read=head_sizes),),
+    ),
+)
+
 LATENT: dict[str, Family] = {
     "deepseek_v2": Family(names=_NAMES, latent=latent, defaults=_V2, aliases=_KEYS),
     "deepseek_v3": _DEEPSEEK_V3,

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, Temperature, XieluNumbers
+from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, Heads, Temperature, XieluNumbers
 from compiler.frontends.llm.families.family import Family, Gguf, mixture, needed, without
-from compiler.frontends.llm.families.layer_kinds import CHUNKED, FULL, SLIDING, listed_kinds
+from compiler.frontends.llm.families.layer_kinds import CHUNKED, FULL, MLP, SLIDING, listed_kinds
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import (
     DEEPSEEK_EXPERTS,
@@ -175,6 +175,58 @@ def _ministral_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, A
     return {"rope_parameters": {**values["rope_scaling"], "llama_4_scaling_beta": beta}} if beta else {}
 
 
+def _hunyuan_vl(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Its files state the factor of NTK-aware scaling, which those of text models have in their base."""
+    alpha, size = file.value("hunyuan_vl.rope.scaling.alpha"), values.get("head_dim")
+    if not alpha or not isinstance(size, int):
+        return {}
+    return {"rope_theta": values.get("rope_theta", 10000.0) * alpha ** (size / (size - 2))}
+
+
+def _rope_pattern(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"no_rope_layers": file.value("granite_swa.attention.rope_pattern")}
+
+
+_LISTED = ("num_attention_heads", "num_key_value_heads")
+
+
+def _listed(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Numbers of heads that differ by layer: the model has those of the layer with the most.
+
+    Some layers of DeciLM have no attention, no MLP, or neither (arXiv:2411.19146).
+    """
+    count = values.get("num_hidden_layers", 0)
+    lists = [values.get(key) if isinstance(values.get(key), list) else [values.get(key)] * count for key in _LISTED]
+    widths = values.get("intermediate_size")
+    if any(not isinstance(each, int) for listed in lists for each in listed or ()):
+        raise InvalidModelError(f"{file.path}: the numbers of attention heads are {str(lists)[:80]}")
+    pairs = list(zip(*(listed or () for listed in lists), strict=True))
+    if any(queries and not keys for queries, keys in pairs):
+        raise OptionError(f"{file.path}: layers with a product in place of attention are not supported")
+    found = {"listed_heads": pairs, **dict(zip(_LISTED, max(pairs, default=(0, 0)), strict=True))}
+    if isinstance(widths, list):
+        found |= {"intermediate_size": [each or 1 for each in widths], "listed_widths": widths}
+    return found
+
+
+def _listed_heads(settings: Settings, layer: int, kind: str, heads: Heads) -> Heads:
+    queries, keys = settings.get("listed_heads")[layer]
+    if keys and queries % keys:
+        raise InvalidModelError(f"{settings.path}: layer {layer} has {queries} heads, and {keys} of keys")
+    return Heads(queries, keys, heads.size) if queries else heads
+
+
+def _listed_attention(settings: Settings, count: int) -> list[str]:
+    pairs = settings.each_layer("listed_heads", count) or ()
+    return [FULL if queries else MLP for queries, _ in pairs]
+
+
+def _listed_mlps(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    widths = settings.get("listed_widths") or [1] * len(config.layers)
+    layers = zip(config.layers, widths, strict=True)
+    return replace(config, layers=tuple(replace(layer, feeds=width > 0) for layer, width in layers))
+
+
 _NORMALIZED, _NOT_NORMALIZED = {"norm_topk_prob": True}, {"norm_topk_prob": False}
 _DEEPSEEK = {"scoring_func": "sigmoid", "topk_sum_epsilon": 1e-20, "norm_topk_prob": True}
 _DEEPSEEK_KEYS = {"num_experts": "n_routed_experts"}
@@ -234,7 +286,7 @@ LLAMA: dict[str, Family] = {
         ),
         changes=hunyuan,
         defaults={"rms_norm_eps": 1e-5},
-        gguf=(Gguf(name="hunyuan-dense"),),
+        gguf=(Gguf(name="hunyuan-dense"), Gguf(name="hunyuan_vl", read=_hunyuan_vl)),
     ),
     "helium": Family(
         defaults={"rms_norm_eps": 1e-8, "rope_theta": 1e5, "head_dim": 128},
@@ -287,7 +339,7 @@ LLAMA: dict[str, Family] = {
         changes=_phimoe,
         defaults={"rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_experts_per_tok": 2},
     ),
-    "qwen2": Family(defaults=_QWEN, gguf=(Gguf(name="qwen2"), Gguf(name="qwen2vl"))),
+    "qwen2": Family(defaults=_QWEN, gguf=(Gguf(name="qwen2"), Gguf(name="qwen2vl"), Gguf(name="paddleocr"))),
     "qwen3": Family(defaults={**_QWEN, "head_dim": 128}, gguf=(Gguf(name="qwen3"), Gguf(name="qwen3vl"))),
     "qwen2_moe": Family(
         names=hugging_face_names(roles=QWEN_EXPERTS),
@@ -331,6 +383,7 @@ LLAMA: dict[str, Family] = {
         kinds=full_first,
         changes=layer_ropes,
         defaults={**_GRANITE, "rms_norm_eps": 1e-5, "sliding_window": 128, "tie_word_embeddings": True},
+        gguf=(Gguf(name="granite_swa", interleaved=True, values=_GRANITE_GGUF, read=_rope_pattern),),
     ),
     "granite": Family(defaults=_GRANITE, gguf=(Gguf(name="granite", interleaved=True, values=_GRANITE_GGUF),)),
     **dict.fromkeys(
@@ -451,6 +504,39 @@ LLAMA_FILES: tuple[Family, ...] = (
     Family(defaults={"use_sliding_window": False}, gguf=(Gguf(name="phimoe"),)),
     Family(gguf=(Gguf(name="baichuan", interleaved=True, read=_alibi),)),
     Family(positions="alibi", gguf=(Gguf(name="refact"),)),
+    Family(parallel=True, gguf=(Gguf(name="plamo"),)),
+    Family(
+        scales_full_only=True,
+        defaults={"rope_local_base_freq": 10000.0, "sliding_window_pattern": 8},
+        renames={f".post_{part}": f".post_{part}.weight" for part in ("attention_norm", "ffw_norm")},
+        gguf=(Gguf(name="plamo3", norms="sandwich"),),
+    ),
+    Family(heads=_listed_heads, gguf=(Gguf(name="openelm", read=_listed),)),
+    Family(
+        heads=_listed_heads,
+        kinds=_listed_attention,
+        changes=_listed_mlps,
+        gguf=(Gguf(name="deci", interleaved=True, read=_listed),),
+    ),
+    Family(
+        changes=_cohere,
+        gguf=(
+            Gguf(
+                name="grok",
+                norms="sandwich",
+                roles={"post_attention_norm": "attn_output_norm", "post_mlp_norm": "layer_output_norm"},
+                second={"post_mlp_norm": "post_ffw_norm"},
+                keys={"attention.output_scale": "attention_multiplier", "logit_scale": "logit_scale"},
+                values={
+                    "hidden_act": "gelu_pytorch_tanh",
+                    "embedding_multiplier": 78.38367176906169,
+                    "attention_multiplier": 0.08838834764831845,
+                    "attn_logit_softcapping": 30.0,
+                    "logit_scale": 0.5773502691896257,
+                },
+            ),
+        ),
+    ),
     Family(changes=_qwen, gguf=(Gguf(name="qwen"),)),
     Family(
         gguf=(Gguf(name="minicpm", interleaved=True, read=needed("embedding_scale", "residual_scale", "logit_scale")),)

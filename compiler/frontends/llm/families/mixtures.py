@@ -201,6 +201,7 @@ MIXTURES: dict[str, Family] = {
             "first_k_dense_replace": 1,
         },
         aliases={**_SHARED_KEY, "routed_scaling_factor": "router_scaling_factor"},
+        gguf=(Gguf(name="hy_v3"),),
     ),
     "flex_olmo": Family(
         names=hugging_face_names("post", roles=QWEN_EXPERTS),
@@ -218,6 +219,8 @@ MIXTURES: dict[str, Family] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
         },
+        scales_full_only=True,
+        gguf=(Gguf(name="mellum", values={"rope_parameters": None, "sliding_window_pattern": 4}),),
     ),
     "granitemoe_swa": Family(
         names=hugging_face_names(
@@ -239,8 +242,12 @@ MIXTURES: dict[str, Family] = {
 
 # Families of GGUF files alone.
 MIXTURE_FILES: tuple[Family, ...] = (
-    Family(gguf=(Gguf(name="deepseek", interleaved=True, keys=_COUNT_GGUF, values={"norm_topk_prob": False}),)),
-    Family(gguf=(Gguf(name="bailingmoe", interleaved=True, keys=_COUNT_GGUF, values={"norm_topk_prob": False}),)),
+    Family(
+        gguf=tuple(
+            Gguf(name=name, interleaved=True, keys=_COUNT_GGUF, values={"norm_topk_prob": False})
+            for name in ("deepseek", "deepseek2-ocr", "bailingmoe")
+        )
+    ),
     Family(
         defaults={"topk_sum_epsilon": 1e-20},
         gguf=(

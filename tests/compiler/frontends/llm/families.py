@@ -203,6 +203,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", _GPT2),
     "gpt_bigcode": ("GPTBigCode", _GPT2),
     "gpt_bigcode-heads": ("GPTBigCode", {**_GPT2, "multi_query": False}),
+    "gpt_neo": (
+        "GPTNeo",
+        {**_BARE, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4, "window_size": 9},
+    ),
     "gptj": ("GPTJ", {**_GPT2, "n_head": 3, "rotary_dim": 8}),
     "gpt_neox": ("GPTNeoX", {**_BARE, "intermediate_size": 80, "hidden_size": 64}),
     "gpt_neox-sequential": (
@@ -536,7 +540,6 @@ CAPTURED: dict[str, tuple[str, dict[str, Any]]] = {
             "ffn_config": {"hidden_size": 48, "ffn_hidden_size": 40, "moe_num_experts": 5, "moe_top_k": 2},
         },
     ),
-    "gpt_neo": ("GPTNeo", {**_BARE, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4}),
     "persimmon": ("Persimmon", {"num_key_value_heads": None, "head_dim": 12}),
     "codegen": ("CodeGen", {**_GPT2, "rotary_dim": 8}),
 }

@@ -26,9 +26,12 @@ ARCHITECTURES = {
     "exaone_moe": "exaone-moe",
     "glm4": "glm4",
     "glm4_moe": "bailingmoe2",  # which computes the same
+    "granite_swa": "granite_swa",
     "hunyuan_v1_dense": "hunyuan-dense",
     "hunyuan_v1_moe": "hunyuan-moe",
+    "hy_v3": "hy_v3",
     "jais2": "jais2",
+    "mellum": "mellum",
     "minicpm3": "minicpm3",
     "minimax_m2": "minimax-m2",
     "ministral3": "mistral3",
@@ -36,7 +39,11 @@ ARCHITECTURES = {
     "olmo3": "olmo2",
     "seed_oss": "seed_oss",
 }
-_ADJACENT = ("arcee", "mistral3")  # whose files have rotated pairs side by side, and the folders half a head apart
+_ADJACENT = (
+    "arcee",
+    "granite_swa",
+    "mistral3",
+)  # whose files have rotated pairs side by side, and the folders half a head apart
 # metadata -> settings, of which the first that is there counts
 _METADATA = {
     "context_length": "max_position_embeddings max_seq_len",
@@ -57,16 +64,19 @@ _METADATA = {
     "expert_shared_count": "n_shared_experts num_shared_experts",
     "expert_group_count": "n_group",
     "expert_group_used_count": "topk_group",
-    "expert_weights_scale": "routed_scaling_factor route_scale",
+    "expert_weights_scale": "routed_scaling_factor route_scale router_scaling_factor",
     "expert_weights_norm": "norm_topk_prob",
     "leading_dense_block_count": "first_k_dense_replace num_dense_layers moe_layer_start_index",
     "interleave_moe_layer_step": "moe_layer_interval",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps layer_norm_eps norm_eps",
-    "logit_scale": "logit_scale",
+    "logit_scale": "logit_scale logits_scaling",
+    "residual_scale": "residual_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "attention.scale": "attention_multiplier",
     "rope.dimension_count": "qk_rope_head_dim",
 }
-_SIGMOID = ("afmoe", "bailingmoe2", "exaone-moe", "minimax-m2")
-_FLOATS = ("epsilon", "scale", "clamp_kqv", "freq_base")
+_SIGMOID = ("afmoe", "bailingmoe2", "exaone-moe", "hy_v3", "minimax-m2")
+_FLOATS = ("epsilon", "scale", "clamp_kqv", "freq_base", "freq_base_swa")
 _BIASES = ("e_score_correction_bias", "expert_bias")
 _EXPERTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
 
@@ -89,8 +99,12 @@ def _describe(writer: gguf.GGUFWriter, name: str, config: dict[str, Any]) -> Non
         for key, settings in _METADATA.items()
     }
     rope = config.get("rope_parameters") or {}
+    values["rope.freq_base_swa"] = rope.get("sliding_attention", {}).get("rope_theta")
     rope = rope.get("full_attention", rope)
     values["rope.freq_base"] = rope.get("rope_theta", config.get("rope_theta"))
+    if config.get("layer_rope_theta"):
+        values["rope.freq_base"] = max(config["layer_rope_theta"])
+        writer.add_array(f"{name}.attention.rope_pattern", [base > 0 for base in config["layer_rope_theta"]])
     if rope.get("alpha"):
         size = config["head_dim"]
         values["rope.freq_base"] *= rope["alpha"] ** (size / (size - 2))
@@ -98,9 +112,9 @@ def _describe(writer: gguf.GGUFWriter, name: str, config: dict[str, Any]) -> Non
         values["rope.dimension_count"] = int(config["head_dim"] * rope["partial_rotary_factor"])
     if name in ("hunyuan-moe", "minimax-m2", "dbrx"):
         values["expert_feed_forward_length"] = values["feed_forward_length"]
-    if name == "ernie4_5-moe":
-        width = config["moe_num_shared_experts"] * config["moe_intermediate_size"]
-        values["expert_shared_feed_forward_length"] = width
+    shared = {"ernie4_5-moe": "moe_num_shared_experts", "hy_v3": "num_shared_experts"}.get(name)
+    if shared is not None:
+        values["expert_shared_feed_forward_length"] = config[shared] * config["moe_intermediate_size"]
     if name == "hunyuan-moe":
         values["expert_shared_feed_forward_length"] = values["feed_forward_length"]
     if name in _SIGMOID:
@@ -141,6 +155,8 @@ def _converted(tensors: dict[str, Array], name: str, config: dict[str, Any]) -> 
             found[key] = (
                 values.reshape(-1, 2, config["head_dim"] // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
             )
+        elif key.endswith(".sinks"):
+            found[f"{prefix}attn_sinks.weight"] = values
         elif "sub_norm" in key:  # which the name map has by older names
             found[f"{prefix}{parts[-2]}.weight"] = values
         elif name == "nemotron" and key.endswith("norm.weight"):

@@ -34,6 +34,7 @@ _TESTED = (
     "bitnet",
     "ministral3",
     "granite_swa",
+    "gpt_neo",
     "deepseek_v3",
     "llama4_text",
     "kimi_linear",

@@ -25,6 +25,7 @@ from tests.compiler.frontends.llm.gpt_oss_gguf import write_gpt_oss_gguf
 from tests.compiler.frontends.llm.llama_gguf import ARCHITECTURES as LLAMA
 from tests.compiler.frontends.llm.llama_gguf import write_llama_gguf
 from tests.compiler.frontends.llm.recurrent_gguf import ARCHITECTURES as RECURRENT
+from tests.compiler.frontends.llm.test_gguf_graphs import GRAPHS
 
 _GPT = {"norm": "layer", "gated": False}
 _GEMMA = {"activation": "gelu_tanh", "embedding_scale": 8**0.5}
@@ -32,16 +33,27 @@ _MIXTURE = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_leng
 # What files of a type cannot say otherwise
 CHANGES: dict[str, dict[str, Any]] = {
     "bitnet": {"hidden_act": "silu", "tie_word_embeddings": True},
+    "granite_swa": {"attention_multiplier": 0.125},
     "glm4_moe": {"attention_bias": False, "n_group": 3, "topk_group": 2},
 }
 # architecture -> metadata, and what differs from Llama
 KINDS: dict[str, tuple[Mapping[str, float], dict[str, Any]]] = {
     **{name: ({}, {}) for name in ("internlm2", "xverse", "chatglm", "exaone", "pangu-embedded")},
     **{name: ({}, {}) for name in ("llama", "qwen2", "qwen3", "phi3")},
-    **{name: ({}, {}) for name in ("qwen2vl", "qwen3vl")},  # their texts
+    **{name: ({}, {}) for name in ("qwen2vl", "qwen3vl", "paddleocr", "hunyuan_vl")},  # their texts
     **{
         name: (_MIXTURE, {})
-        for name in ("deepseek", "bailingmoe", "qwen2moe", "qwen3moe", "qwen3vlmoe", "olmoe", "granitemoe", "phimoe")
+        for name in (
+            "deepseek",
+            "deepseek2-ocr",
+            "bailingmoe",
+            "qwen2moe",
+            "qwen3moe",
+            "qwen3vlmoe",
+            "olmoe",
+            "granitemoe",
+            "phimoe",
+        )
     },
     "granite": (
         {"logit_scale": 4.0, "residual_scale": 0.5, "embedding_scale": 3.0, "attention.scale": 0.125},
@@ -142,7 +154,8 @@ def test_a_file_of_apertus_holds_what_the_folder_does(tmp_path: Path) -> None:
 
 def test_every_architecture_is_tested() -> None:
     recurrent = {each for each, _, _ in RECURRENT.values()}
-    assert set(ARCHITECTURES) == {"apertus"} | set(KINDS) | set(NAMES) | set(LLAMA.values()) | recurrent
+    others = {"apertus", *GRAPHS, *KINDS, *NAMES, *LLAMA.values()}
+    assert set(ARCHITECTURES) == others | recurrent
 
 
 _NUMBERS = ("dbrx", "minicpm3")

@@ -19,13 +19,15 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.captured_cache import with_cache_type
 from compiler.frontends.llm.captured_products import with_precision
+from compiler.frontends.llm.transformers_decoder import capture_decoder
 from compiler.generation.language_model import LanguageModel
 from compiler.passes.rewriting.block_weights import BlockWeight
 from compiler.passes.rewriting.expert_products import expert_product, padded_experts
 from compiler.passes.rewriting.graph import bindings_of, operator_name
 from tests.compiler.frontends.llm.families import greedy, save_model
+from tests.coverage.tiny_configs import VOCABULARY, tiny_config
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 
 class _Folder(NamedTuple):
@@ -158,7 +160,27 @@ def test_code_that_is_wrong_with_a_static_cache_is_refused(tmp_path: Path) -> No
     """GPT-Neo's masks take the capacity of the cache for the number of tokens."""
     save_model("gpt_neo", tmp_path, max_position_embeddings=64, window_size=9)
     with pytest.raises(UnsupportedModelError, match="other logits than without one"):
-        import_language_model(tmp_path)
+        capture_decoder(tmp_path, LanguageModelOptions())
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v32", "doge"])
+def test_a_token_attends_to_the_keys_that_are_chosen_for_it(kind: str, tmp_path: Path) -> None:
+    """16 keys of 24, of distinct tokens: DeepSeek's indexer has a cache of its own, and Doge chooses by the values,
+    which are equal in the first layer where tokens are, so that a choice between them means nothing."""
+    torch.manual_seed(0)
+    reference = transformers.AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    reference.save_pretrained(tmp_path)
+    module = compiler.compile(tmp_path, threads=1)
+    prompt = np.random.default_rng(0).permutation(VOCABULARY)[:24]
+    session = module.session()
+    session.run([prompt[None, :20]])
+    with torch.no_grad():
+        wanted = reference(input_ids=torch.from_numpy(prompt)[None], use_cache=False).logits[0, -1].numpy()
+    logits = session.run([prompt[None, 20:]])["logits"][0, 0]
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * abs(wanted).max())
 
 
 def test_options_that_do_not_apply_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
