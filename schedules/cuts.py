@@ -70,7 +70,10 @@ FREE = 1.005  # what a cut may cost to suit other numbers of threads
 FEW, FEW_POWER = 2, 1.5
 # Cycles of a nest where they are not known or less; what a point of fused loops takes for its indices, and at least.
 WORK_OF_A_NEST, POINT_CYCLES, LEAST_POINT_CYCLES = 3e5, 40.0, 160.0
-HELD = 0.6  # of a second cache: what a thread reads once for consecutive tasks
+# Of a second cache: what a thread reads once for consecutive tasks. Of a cache of 512 KB, tasks of 128 to 32 channels at
+# 14 x 14 read 262 KB of filters again each: in 25 tasks of two Winograd tiles a layer takes 175 us, in two of eight 92
+# (one thread, Zen 3).
+HELD = 0.4
 MOST_TASKS, MOST_TASKS_OF_FEW = 16, 256  # of a core; of few cores together
 _ENOUGH_TASKS = 4  # of a core
 _THREADS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -111,7 +114,8 @@ class Work:
         passed: bytes of the whole that the kernel before wrote, taken to be cut likewise: a thread that needs other
             parts than it wrote itself gets them from the caches of other cores.
         from_memory: the bytes are weights, which each thread draws from memory where they are more than half a second
-            cache: networks of such kernels have more of them together than a shared cache holds.
+            cache: networks of such kernels have more of them together than a shared cache holds. What its tasks read
+            again comes from the shared cache.
     """
 
     axes: Mapping[str, float | Sequence[float]]
@@ -362,7 +366,9 @@ def _cycles(
         reads = np.where(work.bytes * share <= HELD * machine.l2_bytes, -(-own // _reuse(loops, work)), own)
         if work.from_memory and machine.l3_bytes and work.bytes > machine.l2_bytes / 2:
             # At least what all cores together take.
-            moved = moved + work.bytes * np.maximum(reads * share / CORE_MEMORY_RATE, 1 / machine.memory_rate)
+            first = np.minimum(reads, _distinct(loops, work, own))
+            far = np.maximum(first * share / CORE_MEMORY_RATE, 1 / machine.memory_rate)
+            moved = moved + work.bytes * (far + (reads - first) * share / rate)
         else:
             moved = moved + reads * work.bytes * share / rate
         if work.passed and threads > 1:
@@ -416,6 +422,16 @@ def _reuse(loops: Sequence[_Loop], work: Work) -> NDArray[np.int64] | int:
             return reuse
         reuse = reuse * count
     return reuse
+
+
+def _distinct(loops: Sequence[_Loop], work: Work, own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number of different parts of the work that this many consecutive tasks need."""
+    found = np.ones(len(own), dtype=np.int64)
+    for name, count in reversed(loops):
+        if name in work.axes:
+            found = found * np.minimum(own, count)
+        own = -(-own // count)
+    return found
 
 
 def _foreign(loops: Sequence[_Loop], work: Work, own: NDArray[np.int64]) -> Vector:

@@ -42,10 +42,6 @@ _APART = 0.97
 # transforms itself 0.44; of 512 at 7 x 7 (F(2,3)) 0.85 and 0.76. In huge pages it takes 0.38 and 0.64, but such filters
 # take up to four times the memory, and as much longer to load, and many cores wait for their bytes.
 _STALLS = 0.07
-# Cycles for each byte of transformed weights that a task brings from the second cache, beyond what the first register
-# tile's multiply-adds hide: 128 to 32 channels at 14 x 14 in 25 tasks of two tiles take 175 us, in two of eight 92 (one
-# thread, Zen 3).
-_FETCH_CYCLES = 0.025
 _LARGE = 56  # the side of an image with many tiles
 _FEW_TILES = (4, 9, 16, 25)  # those of images of 7 to 20 pixels
 
@@ -237,7 +233,6 @@ def _works(
     rows = work.channels * work.out_blocks
     weights = _weight_bytes(work)
     filters = rows * filter_cycles(edge) if work.transforms_filters else 0.0
-    fetched = weights * _FETCH_CYCLES
     streamed = not work.transforms_filters and machine.l3_bytes > 0 and weights > machine.l2_bytes
     every = {IMAGES: 0.0, TILES: 0.0, CHANNELS: 0.0}
     return [
@@ -247,7 +242,7 @@ def _works(
         Work({IMAGES: 0.0, TILES: far}, bytes=float(total * scratch)),
         Work({**every, TILES: far}, bytes=float(total * scratch * reads)),
         Work({IMAGES: 0.0, TILES: 0.0}, bytes=float(read), passed=float(passed)),
-        Work({CHANNELS: 0.0}, filters + fetched, weights / (1 if machine.l3_bytes else _IN_STEP), from_memory=True),
+        Work({CHANNELS: 0.0}, filters, weights / (1 if machine.l3_bytes else _IN_STEP), from_memory=True),
     ]
 
 

@@ -180,7 +180,7 @@ def test_two_threads_find_their_input_in_their_own_cache() -> None:
     """Of a map with few weights each thread takes half of the rows; of one with many, half of the channels."""
 
     def of(weights: float) -> Cut:
-        axes = [CutAxis("channels", 8), CutAxis("rows", 56)]
+        axes = [CutAxis("channels", 16), CutAxis("rows", 56)]
         every = {"channels": 0, "rows": 0}
         works = [
             Work(every, cycles=8e6),
@@ -191,7 +191,14 @@ def test_two_threads_find_their_input_in_their_own_cache() -> None:
         return cut(axes, works, machine(32), orders=orders)
 
     assert of(1.5e5).order == ("rows", "channels", "rows")
-    assert of(4e6).order == ("channels", "rows")
+    assert of(6e6).order == ("channels", "rows")
+
+
+def test_weights_that_a_thread_reads_again_come_from_the_shared_cache() -> None:
+    axes, weights = [CutAxis("rows", 8)], [Work({}, bytes=4e6, from_memory=True)]
+    once, four_times = (estimated_cycles(axes, weights, {"rows": rows}, machine(2), 2) for rows in (4, 1))
+    again = 3 * 4e6 / SHARED_CACHE_RATE + EXPOSED * 3 * TASK_CYCLES
+    assert four_times - once == pytest.approx(again)
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 8, 32])
