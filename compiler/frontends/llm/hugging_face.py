@@ -22,22 +22,34 @@ from targets.extras import install_command
 
 # Types of models that also read images or sounds, and compute text alone as the decoder in 'text_config' does.
 _WITH_TEXT = (
+    "aya_vision",
+    "cohere2_vision",
+    "deepseek_vl",
+    "deepseek_vl_hybrid",
     "exaone4_5",
     "gemma3n",
     "gemma4",
+    "kimi_k25",
     "lfm2_vl",
     "lfm3_vl",
     "llama4",
+    "llava_next",
+    "llava_next_video",
     "llava_onevision",
     "minicpmv4_6",
     "minicpmv4_7",
     "mistral3",
+    "nemotron_h_omni",
     "ovis2",
     "qwen3_5",
     "qwen3_5_moe",
+    "video_llama_3",
+    "video_llava",
+    "vipllava",
 )
 _TEXT = "language_model."
-_TEXT_RENAMES = {f"model.{_TEXT}": "model.", f"{_TEXT}model.": "model.", f"{_TEXT}lm_head.": "lm_head."}
+# transformers 5.24 names the layers of Kimi K2.5's text as those of its encoder, "blocks", where it saves them.
+_TEXT_RENAMES = {f"{_TEXT}model.blocks.": "model.layers.", f"model.{_TEXT}": "model.", _TEXT: ""}
 
 
 def decoder_settings(folder: Path) -> tuple[str, dict[str, Any], bool]:
