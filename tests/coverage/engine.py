@@ -8,20 +8,18 @@ from typing import Any
 import numpy as np
 import onnx
 import tvm
-from tvm import relax
 
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.onnx.dtypes import from_carrier, to_carrier
+from tests.unoptimized import unoptimized_machine
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 def build(model: ImportedModel) -> Run:
     """A function from inputs by name to outputs by name."""
-    # The frontend is what is tested: code that LLVM does not optimize gives the same numbers and is built sooner.
-    executable = relax.build(model.mod, tvm.target.Target({"kind": "llvm", "opt-level": 0}))
-    machine = relax.VirtualMachine(executable, tvm.cpu())
+    machine = unoptimized_machine(model.mod)
 
     def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         arrays = [to_carrier(np.asarray(feeds[s.name]), s.dtype) for s in model.inputs]

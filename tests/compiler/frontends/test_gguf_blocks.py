@@ -13,6 +13,7 @@ from compiler.frontends.gguf_blocks import BLOCK_SIZES, read_gguf_blocks, readab
 from compiler.passes.rewriting.block_weights import block_rows
 from schedules.ir.tir import tvm
 from tests.schedules.harness import Array
+from tests.unoptimized import unoptimized_machine
 
 gguf = pytest.importorskip("gguf")
 
@@ -44,7 +45,7 @@ def test_elements_equal_those_of_the_package() -> None:
             weights = [read_gguf_blocks(raw, name, (COLUMNS, DEPTH)) for name, raw in raws.items()]
             output = builder.emit_output([block_rows(builder, places, weight) for weight in weights])
         builder.emit_func_output(output)
-    machine = relax.VirtualMachine(tvm.compile(builder.get(), target="llvm"), tvm.cpu())
+    machine = unoptimized_machine(builder.get())
     asked = np.random.default_rng(0).permutation(3 * COLUMNS).reshape(3, COLUMNS) - COLUMNS
     results = machine["main"](tvm.runtime.tensor(asked))
     for (name, raw), result in zip(raws.items(), results, strict=True):

@@ -18,11 +18,9 @@ from compiler.passes.pipeline import run_pipeline
 from compiler.passes.registry import get_pass
 from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.verify import flatten
+from tests.unoptimized import unoptimized_machine
 
 Array = NDArray[Any]
-
-# Graph passes are what is tested: code that LLVM does not optimize gives the same numbers and is built sooner.
-UNOPTIMIZED = {"kind": "llvm", "opt-level": 0}
 
 
 class Build:
@@ -75,9 +73,7 @@ class Build:
 
 def run_module(mod: IRModule, *inputs: Array) -> list[Array]:
     """Outputs of `main`, built by TVM's own pipeline."""
-    executable = relax.build(mod, tvm.target.Target(UNOPTIMIZED))
-    result = relax.VirtualMachine(executable, tvm.cpu())["main"](*map(tvm.runtime.tensor, inputs))
-    return flatten(result)
+    return flatten(unoptimized_machine(mod)["main"](*map(tvm.runtime.tensor, inputs)))
 
 
 def apply(name: str, mod: IRModule) -> IRModule:
@@ -111,9 +107,7 @@ def kernel_names(mod: IRModule) -> list[str]:
 def run_scheduled(mod: IRModule, context: PipelineContext, arrays: Sequence[Array]) -> Array:
     """The first output of `main` after the whole pipeline, on this machine."""
     result = run_pipeline(mod, context)
-    target = tvm.target.Target({**UNOPTIMIZED, "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
-    executable = relax.build(result.mod, target=target, relax_pipeline=None, tir_pipeline=PIPELINE)
-    machine = relax.VirtualMachine(executable, tvm.cpu())
+    machine = unoptimized_machine(result.mod, own_processor=True, relax_pipeline=None, tir_pipeline=PIPELINE)
     weights = [tvm.runtime.tensor(np.asarray(value)) for value in result.parameters.values()]
     output: Array = machine["main"](*(tvm.runtime.tensor(array) for array in arrays), *weights)[0].numpy()
     return output

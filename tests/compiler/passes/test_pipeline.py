@@ -19,7 +19,8 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.pipeline import build_phases, run_pipeline
 from compiler.passes.registry import as_graph_pass, get_pass, graph_pass
 from compiler.passes.verify import compare
-from tests.compiler.passes.building import UNOPTIMIZED, Build, run_module
+from tests.compiler.passes.building import Build, run_module
+from tests.unoptimized import unoptimized_machine
 
 
 def model() -> IRModule:
@@ -36,10 +37,8 @@ def test_runs_to_code_with_parameters_outside_and_agrees_with_the_plain_build() 
     x = np.random.default_rng(0).standard_normal((2, 8)).astype("float32")
     result = run_pipeline(mod)
     assert [value.shape for value in result.parameters.values()] == [(8, 8), (8,)]
-    executable = relax.build(result.mod, tvm.target.Target(UNOPTIMIZED), relax_pipeline=None)
-    got = relax.VirtualMachine(executable, tvm.cpu())["main"](
-        *map(tvm.runtime.tensor, [x, *result.parameters.values()])
-    )
+    machine = unoptimized_machine(result.mod, relax_pipeline=None)
+    got = machine["main"](*map(tvm.runtime.tensor, [x, *result.parameters.values()]))
     np.testing.assert_allclose(got[0].numpy(), run_module(mod, x)[0], rtol=1e-6)
     assert result.timings[0].name == "normalize"
     assert result.seconds() >= result.seconds("fuse") > 0

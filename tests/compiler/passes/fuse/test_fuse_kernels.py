@@ -15,6 +15,7 @@ from tvm import relax, te, tirx
 from compiler.passes.context import PipelineContext
 from compiler.passes.fuse.fuse_kernels import order_of_use
 from compiler.passes.registry import get_pass
+from tests.unoptimized import unoptimized_machine
 
 
 def _doubled(names: str) -> tuple[Any, list[Any]]:
@@ -47,7 +48,7 @@ def test_calls_give_the_sizes_in_the_kernels_order(monkeypatch: Any) -> None:
     before = tvm.IRModule({var: each for var, each in fused.functions_items() if var.name_hint != "add"})
     ordered = get_pass("fuse-kernels")(before, PipelineContext())
     assert [str(each.name) for each in ordered["add"].params[1:-1]] == ["a", "b"]
-    vm = relax.VirtualMachine(relax.build(ordered, "llvm"), tvm.cpu())
+    vm = unoptimized_machine(ordered)
     data = np.arange(4 * 6, dtype=np.float32).reshape(4, 6)
     got = vm["main"](tvm.runtime.tensor(data), tvm.runtime.tensor(np.zeros((2, 3), np.float32)))
     np.testing.assert_array_equal(got.numpy(), data + 1)
@@ -67,7 +68,7 @@ def test_values_with_a_match_cast_are_grouped_with_no_later_use() -> None:
         builder.emit_func_output(result)
     mod = relax.transform.AnnotateTIROpPattern()(relax.transform.LegalizeOps()(builder.get()))
     fused = get_pass("fuse-kernels")(get_pass("group-operators")(mod, PipelineContext()), PipelineContext())
-    vm = relax.VirtualMachine(relax.build(fused, "llvm"), tvm.cpu())
+    vm = unoptimized_machine(fused)
     data = np.linspace(-2, 1, 12, dtype=np.float32).reshape(3, 4)
     positive = np.maximum(data, 0)
     np.testing.assert_allclose(vm["main"](tvm.runtime.tensor(data)).numpy(), positive + np.exp(positive), rtol=1e-6)

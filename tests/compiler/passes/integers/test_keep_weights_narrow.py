@@ -13,6 +13,7 @@ from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import run_pipeline
 from schedules import Machine
+from tests.unoptimized import unoptimized_machine
 
 op = relax.op
 MACHINE = Machine(architecture="x86_64", vector_bits=256, vector_registers=16, cores=2)
@@ -83,10 +84,7 @@ def compiled(build: Any, context: PipelineContext) -> tuple[Any, Any]:
             output = builder.emit_output(relax.Tuple([build(builder, x)]))
         builder.emit_func_output(output)
     result = run_pipeline(builder.get(), context)
-    target = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
-    machine = relax.VirtualMachine(
-        relax.build(result.mod, target=target, relax_pipeline=None, tir_pipeline=PIPELINE), tvm.cpu()
-    )
+    machine = unoptimized_machine(result.mod, own_processor=True, relax_pipeline=None, tir_pipeline=PIPELINE)
     data = np.random.default_rng(1).uniform(-2, 42, (7, ROWS)).astype("float32")
     parameters = [tvm.runtime.tensor(np.ascontiguousarray(value)) for value in result.parameters.values()]
     return result, machine["main"](tvm.runtime.tensor(data), *parameters)[0].numpy()

@@ -15,7 +15,8 @@ from schedules import apply_schedules
 from schedules.attention.cache.call import cached_attention
 from schedules.attention.cache.description import ATTRIBUTE, parse
 from schedules.machine import Machine
-from tests.compiler.passes.building import UNOPTIMIZED, operators, run_module
+from tests.compiler.passes.building import operators, run_module
+from tests.unoptimized import unoptimized_machine
 
 op = relax.op
 CONTEXT = PipelineContext(machine=Machine(vector_bits=256))
@@ -40,11 +41,10 @@ def build(*, scale: str = "multiply", mask: bool = True, axis: int = -1, keep: b
 
 
 def run(mod: tvm.IRModule, operands: list[Any] | None = None) -> Any:
-    executable = relax.build(mod, target=tvm.target.Target(UNOPTIMIZED))
     operands = operands or [
         np.random.default_rng(i).standard_normal(shape, dtype="float32") for i, shape in enumerate(SHAPES.values())
     ]
-    return relax.VirtualMachine(executable, tvm.cpu())["main"](*map(tvm.runtime.tensor, operands)).numpy()
+    return unoptimized_machine(mod)["main"](*map(tvm.runtime.tensor, operands)).numpy()
 
 
 def kernels(mod: tvm.IRModule) -> list[str]:

@@ -12,7 +12,7 @@ from tvm import relax
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.layout.pack_weights import pack_matmul_weights
 from schedules.machine import Machine
-from tests.compiler.passes.building import UNOPTIMIZED
+from tests.unoptimized import unoptimized_machine
 
 MACHINE = Machine(vector_bits=256, features=frozenset({"avx2", "fma"}))
 WEIGHT = np.random.default_rng(0).standard_normal((24, 37), dtype="float32")
@@ -29,8 +29,7 @@ def build(shape: tuple[Any, ...], weight: np.ndarray[Any, Any] = WEIGHT) -> tvm.
 
 
 def run(mod: tvm.IRModule, x: Any) -> Any:
-    executable = relax.build(mod, target=tvm.target.Target(UNOPTIMIZED))
-    return relax.VirtualMachine(executable, tvm.cpu())["main"](tvm.runtime.tensor(x)).numpy()
+    return unoptimized_machine(mod)["main"](tvm.runtime.tensor(x)).numpy()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -25,7 +25,8 @@ from compiler.passes.rewriting.matching import as_constant
 from compiler.passes.verify import flatten
 from compiler.support.formula import evaluate
 from schedules.machine import Machine
-from tests.compiler.passes.building import UNOPTIMIZED, Build, run_module
+from tests.compiler.passes.building import Build, run_module
+from tests.unoptimized import unoptimized_machine
 
 op = relax.op
 
@@ -35,9 +36,8 @@ def planned(mod: IRModule, *inputs: Any, bounds: dict[str, int] | None = None) -
     context = PipelineContext(shape_bounds=bounds or {})
     leave_out: dict[str, Any] = {f"instead-of:{name}": None for name in ("canonicalize", "group-operators")}
     result = run_pipeline(mod, context, passes={**leave_out, "before:fuse": "normalize"})
-    executable = relax.build(result.mod, tvm.target.Target(UNOPTIMIZED), relax_pipeline=None)
     arguments = map(tvm.runtime.tensor, [*inputs, *result.parameters.values()])
-    outputs = flatten(relax.VirtualMachine(executable, tvm.cpu())["main"](*arguments))
+    outputs = flatten(unoptimized_machine(result.mod, relax_pipeline=None)["main"](*arguments))
     return outputs, result.report.memory["main"]
 
 
@@ -266,11 +266,10 @@ def test_reshapes_between_scheduled_kernels_copy_nothing() -> None:
     result = run_pipeline(mod, PipelineContext(machine=Machine(vector_bits=256)))
     text = result.mod.script()
     assert "vm.builtin.reshape" in text
-    executable = relax.build(result.mod, tvm.target.Target(UNOPTIMIZED), relax_pipeline=None)
     data = np.random.default_rng(0).standard_normal((8, 8)).astype("float32")
     given = tvm.runtime.tensor(data)
     arguments = map(tvm.runtime.tensor, result.parameters.values())
-    outputs = flatten(relax.VirtualMachine(executable, tvm.cpu())["main"](given, *arguments))
+    outputs = flatten(unoptimized_machine(result.mod, relax_pipeline=None)["main"](given, *arguments))
     given.copyfrom(np.zeros((8, 8), "float32"))  # a result owns its memory
     for got, expected in zip(outputs, run_module(mod, data), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)

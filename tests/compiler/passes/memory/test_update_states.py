@@ -18,7 +18,7 @@ from compiler.passes.rewriting.graph import bindings_of
 from compiler.passes.rewriting.state_writes import write_positions, write_rows
 from compiler.passes.verify import flatten
 from schedules.ir.tir import structural_walk
-from tests.compiler.passes.building import UNOPTIMIZED
+from tests.unoptimized import unoptimized_machine
 
 op = relax.op
 Array = NDArray[Any]
@@ -41,7 +41,7 @@ def module(inputs: list[relax.Var], body: Callable[..., list[Any]]) -> tvm.IRMod
 def run(mod: tvm.IRModule, states: States, *inputs: Array) -> tuple[tvm.IRModule, list[Array], list[Array]]:
     """The lowered module, its results, and the inputs after the run."""
     final = run_pipeline(mod, PipelineContext(options=PassOptions(states=states))).mod
-    machine = relax.VirtualMachine(relax.build(final, tvm.target.Target(UNOPTIMIZED), relax_pipeline=None), tvm.cpu())
+    machine = unoptimized_machine(final, relax_pipeline=None)
     arguments = [tvm.runtime.tensor(each) for each in inputs]
     results = flatten(machine["main"](*arguments))
     return final, results, [each.numpy() for each in arguments]
@@ -139,7 +139,7 @@ def test_a_row_outside_is_an_error_before_the_write() -> None:
         return [write_rows(builder, cache, builder.emit(op.add(rows, doubled)), at, 1), doubled]
 
     final = run_pipeline(module(inputs, body), PipelineContext(options=PassOptions(states=((0, 0), (3, 1))))).mod
-    machine = relax.VirtualMachine(relax.build(final, tvm.target.Target(UNOPTIMIZED), relax_pipeline=None), tvm.cpu())
+    machine = unoptimized_machine(final, relax_pipeline=None)
     cache, h = tvm.runtime.tensor(CACHE), tvm.runtime.tensor(np.ones(5, "float32"))
     for wrong in (5, -1, 2**62):
         with pytest.raises(Exception, match="outside of its capacity"):

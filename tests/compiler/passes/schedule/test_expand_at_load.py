@@ -23,6 +23,7 @@ from schedules.conv.winograd_transforms import TILES, spread_weight, transforms
 
 import tvm  # isort: skip
 from tvm import relax  # isort: skip
+from tests.unoptimized import unoptimized_machine
 
 MACHINE = Machine(architecture="x86_64", vector_bits=256, vector_registers=16, cores=2)
 CHANNELS, SIDE = 32, 20
@@ -113,7 +114,7 @@ def test_expanding_gives_what_transforming_gives(tile: int) -> None:
     ]
     with builder.function("main", params):
         builder.emit_func_output(builder.emit(builder.call_te(expand_winograd, *params)))
-    machine = relax.VirtualMachine(tvm.compile(builder.get(), tvm.target.Target("llvm")), tvm.cpu())
+    machine = unoptimized_machine(builder.get())
     got = machine["main"](tvm.runtime.tensor(stored), tvm.runtime.tensor(matrix)).numpy()
     expected = pack_winograd(spread_weight(weight, np.array(transforms(tile).weight)), 8)
     np.testing.assert_allclose(got, expected, rtol=2e-7, atol=1e-7)

@@ -12,6 +12,7 @@ from compiler.passes.schedule.store_compressed import _packed_palette, palette_c
 
 import tvm  # isort: skip
 from tvm import relax  # isort: skip
+from tests.unoptimized import unoptimized_machine
 
 Array = np.ndarray[Any, Any]
 
@@ -36,7 +37,7 @@ def _expanded(array: Array) -> Array | None:
     ]
     with builder.function("main", params):
         builder.emit_func_output(builder.emit(builder.call_te(packed.expand, *params)))
-    machine = relax.VirtualMachine(tvm.compile(builder.get(), tvm.target.Target("llvm")), tvm.cpu())
+    machine = unoptimized_machine(builder.get())
     result: Array = machine["main"](*(tvm.runtime.tensor(each) for each in packed.stored)).numpy()
     return result
 
