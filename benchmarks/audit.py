@@ -35,7 +35,7 @@ from compiler.support.roofline import Roofline
 
 _PLAIN = ("fallback", "as-is")
 _CALL_SECONDS = 1e-6
-"""Of a call of any kernel: what is shorter has no rate."""
+"""Shortest time of a call of any kernel for which a rate is shown."""
 
 
 @dataclass(frozen=True)

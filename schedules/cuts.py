@@ -70,9 +70,9 @@ FREE = 1.005  # what a cut may cost to suit other numbers of threads
 FEW, FEW_POWER = 2, 1.5
 # Cycles of a nest where they are not known or less; what a point of fused loops takes for its indices, and at least.
 WORK_OF_A_NEST, POINT_CYCLES, LEAST_POINT_CYCLES = 3e5, 40.0, 160.0
-# Of a second cache: what a thread reads once for consecutive tasks. Of a cache of 512 KB, tasks of 128 to 32 channels at
-# 14 x 14 read 262 KB of filters again each: in 25 tasks of two Winograd tiles a layer takes 175 us, in two of eight 92
-# (one thread, Zen 3).
+# Share of a second cache that keeps what consecutive tasks of a thread read again. With 512 KB, tasks of 128 to 32
+# channels at 14 x 14 each read their 262 KB of filters again: in 25 tasks of two Winograd tiles a layer takes 175 us,
+# in two of eight 92 (one thread, Zen 3).
 HELD = 0.4
 MOST_TASKS, MOST_TASKS_OF_FEW = 16, 256  # of a core; of few cores together
 _ENOUGH_TASKS = 4  # of a core

@@ -29,7 +29,7 @@ REQUIRE_TOOLS = "TENSORWRIGHT_TESTS_REQUIRE_TOOLS"
 
 
 SWEEPS = Path(__file__).with_name("sweeps.txt")
-"""Which tests have the marker `sweep`: patterns of their names, one a line."""
+"""Tests with the marker `sweep`: patterns of their names, one a line."""
 
 UNUSED_PATTERNS = pytest.StashKey[set[str]]()
 """Patterns of SWEEPS that name none of the collected tests."""
@@ -78,7 +78,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def _missing_tool(error: BaseException | None) -> str | None:
-    """What to install, if an exception or what caused it says that a program is missing."""
+    """The program to install, if an exception or its cause says that one is missing."""
     from targets.errors import ToolchainMissing
 
     while error is not None:

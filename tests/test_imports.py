@@ -111,7 +111,7 @@ def _found(node: ast.AST, lazy: bool, typing_only: bool) -> Iterator[Import]:
 
 
 def _target(module: str, name: str) -> str:
-    """What `from module import name` loads: a module of that name, or `module`."""
+    """The module that `from module import name` loads: one of that name, or `module`."""
     return f"{module}.{name}" if f"{module}.{name}" in _modules() else module
 
 

@@ -22,7 +22,7 @@ from targets.errors import TargetError
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _SCRIPTS = ("generator.py", "nets.py", "peers.py")
 MOST_OPERATIONS = 10e9  # of a net that is run simulated: ResNet-50 is, ViT-B/16 is not
-_NOTE = '"""What a pack needs of the project\'s Python: the generator, the nets, and the script of the peers."""\n'
+_NOTE = '"""Python of the project that a pack needs: the generator, the nets, and the script of the peers."""\n'
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the commands for language models share: imports, and the options of a generation."""
+"""Imports and options that the commands for language models share."""
 
 from __future__ import annotations
 

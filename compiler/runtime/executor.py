@@ -271,9 +271,7 @@ class LocalExecutor:
                     freed = True
         return freed
 
-    def _step(
-        self, tensors: list[RuntimeTensor], session: _Session, held: dict[str, Any]
-    ) -> Sequence[RuntimeTensor]:
+    def _step(self, tensors: list[RuntimeTensor], session: _Session, held: dict[str, Any]) -> Sequence[RuntimeTensor]:
         """TVM's array of results; the states held stay in device memory."""
         computed = self._device.call(session.main(), self._beside_held(tensors, session))
         self._take_grown(computed, tensors, held)

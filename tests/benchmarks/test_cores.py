@@ -20,7 +20,7 @@ from tests.compiler.building import perceptron
 
 US = 1e-6
 SERIAL_OPERATIONS = 100e-6 * 40e9
-"""Of 100 microseconds on one core, at some 40 GFLOP/s: a third of what AVX-512 does."""
+"""Operations in 100 microseconds on one core, at some 40 GFLOP/s: a third of what AVX-512 does."""
 
 
 def call(serial: float = 0.0, *regions: tuple[float, float, int], **more: Any) -> dict[str, Any]:

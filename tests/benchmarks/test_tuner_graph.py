@@ -1,4 +1,4 @@
-"""What the fastest of each kernel could gain, from the results of tuning."""
+"""Possible gain of the fastest candidate of each kernel, from the results of tuning."""
 
 from __future__ import annotations
 

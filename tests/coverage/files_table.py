@@ -149,7 +149,7 @@ def random_feeds(inputs: Any, seed: int) -> dict[str, Array]:
 
 
 def _dtype(declared: str) -> np.dtype[Any]:
-    """Of "tensor(float)" and the like."""
+    """Element type of "tensor(float)" and the like."""
     name = declared.removeprefix("tensor(").removesuffix(")")
     return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
 

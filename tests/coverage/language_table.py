@@ -30,7 +30,7 @@ _DISTINCT = 4  # a model that repeats one token proves little
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which families, and how long the prompts are."""
+    """Families, and lengths of prompts."""
     known = ", ".join([*FAMILIES, *CAPTURED, *ENCODER_MODELS])
     parser.add_argument("names", nargs="*", help=f"some of {known}; all when none is given")
     parser.add_argument(

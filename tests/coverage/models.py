@@ -70,7 +70,7 @@ def check_model(name: str, target: str = "host", largest_megabytes: float | None
 
 
 def _megabytes(source: Any) -> float:
-    """Of an ONNX file or model, or of a torch module's parameters."""
+    """Digest of an ONNX file or model, or of a torch module's parameters."""
     if isinstance(source, str | Path):
         return Path(source).stat().st_size / 1e6
     if isinstance(source, onnx.ModelProto):

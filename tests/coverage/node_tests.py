@@ -20,7 +20,7 @@ _PLAIN = frozenset(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one test."""
+    """Outcome of one test."""
 
     name: str
     operator: str
@@ -40,7 +40,7 @@ def load_cases() -> dict[str, Any]:
 
 
 def is_plain(case: Any) -> bool:
-    """Whether all inputs and outputs are tensors of types that numpy has."""
+    """True if all inputs and outputs are tensors of types that numpy has."""
     specs = [*case.model.graph.input, *case.model.graph.output]
     if any(spec.type.WhichOneof("value") != "tensor_type" for spec in specs):
         return False

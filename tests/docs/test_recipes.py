@@ -24,7 +24,7 @@ RECIPES = {text.partition("\n")[0].removeprefix("# "): text for text in PYTHON}
 
 @pytest.fixture
 def _nothing_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a recipe registers, and the modules that it adds, are gone after its test."""
+    """Registrations of a recipe, and the modules that it adds, are gone after its test."""
     operators.discover()
     passes.get_pass("fold-constants")
     monkeypatch.setattr(operators, "_CONVERTERS", {key: dict(value) for key, value in operators._CONVERTERS.items()})

@@ -125,7 +125,7 @@ def replace_manifest(parts: Parts, random: Random) -> None:
 
 
 def edit_shapes(parts: Parts, random: Random) -> None:
-    """What the manifest says of a tensor no longer fits the code."""
+    """The manifest's description of a tensor no longer fits the code."""
     groups = ["inputs", "outputs", "parameters", "reference_inputs", "reference_outputs"]
     tensors = parts.manifest[pick([group for group in groups if parts.manifest[group]], random)]
     tensor = pick(tensors, random)

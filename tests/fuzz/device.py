@@ -29,7 +29,7 @@ from tests.fuzz.media import changed, pictures
 from tests.fuzz.outcome import Outcome
 
 MEMORY_BYTES = -1
-"""Of address space that a worker may have: no limit, since AddressSanitizer reserves terabytes."""
+"""Address space of a worker: no limit, since AddressSanitizer reserves terabytes."""
 
 _SHOWN = 70
 _MODULES_OF = 6  # all but two of so many cases are modules

@@ -36,7 +36,7 @@ from tests.fuzz.device_mutations import FORMAT_MUTATIONS
 from tests.fuzz.outcome import Kind, Outcome
 
 MEMORY_BYTES = -1
-"""Of address space that a worker may have: no limit, since AddressSanitizer reserves terabytes."""
+"""Address space of a worker: no limit, since AddressSanitizer reserves terabytes."""
 
 _PLAIN, _NOISE, _RPC = b"TWPLAIN2", b"TWNOISE2", struct.pack("<i", 0xFF271)
 _SECONDS = 20.0  # for an answer
@@ -64,7 +64,7 @@ class Samples:
     modules: tuple[bytes, ...]
 
     def credentials(self, client: str) -> Credentials:
-        """Of the client with that name."""
+        """Paths of the keys of the client with that name."""
         return load_credentials(self.folder / f"{client}.pem", self.folder / "device.pem.pub")
 
 
@@ -104,7 +104,7 @@ class Server:
         return socket.create_connection((host, int(port)), _SECONDS)
 
     def verdict(self, by_rpc: bool) -> tuple[Kind, str]:
-        """How the server is once a client has gone; `by_rpc`: which may have spoken TVM's RPC."""
+        """State of the server once a client has gone; `by_rpc`: the client may have spoken TVM's RPC."""
         ended = self._process.poll() is not None
         sessions = [] if ended else psutil.Process(self._process.pid).children(recursive=True)
         _, alive = psutil.wait_procs(sessions, timeout=_END_SECONDS)
@@ -187,7 +187,7 @@ def _answers(received: bytes) -> list[bytes]:
 
 
 def _no_session(received: bytes) -> str:
-    """What is wrong where more than the answer to a handshake came: "" if nothing is."""
+    """The fault where more than the answer to a handshake came; "" for none."""
     handshake = len(_NOISE) + SECOND_MESSAGE_BYTES if received.startswith(_NOISE) else 0
     return "" if received.startswith(b"TWERROR2") or len(received) == handshake else "a session began"
 

@@ -55,7 +55,7 @@ _LARGEST_CHAIN = 500
 
 @dataclass(frozen=True)
 class Sound:
-    """What is changed: a folder and a GGUF file of a language model, modules, and a place for what comes of them."""
+    """Files to mutate: a folder and a GGUF file of a language model, modules; and a folder for the results."""
 
     folder: Path
     gguf: bytes

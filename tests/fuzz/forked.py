@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Ending:
-    """How a call ended: with a value, an exception or the death of its process (`reason`), or at the time limit."""
+    """End of a call: a value, an exception, the death of its process (`reason`), or the time limit."""
 
     kind: Literal["returned", "raised", "died", "too long"]
     value: Any = None

@@ -53,7 +53,7 @@ _SIDE = 32  # of the images of the convolutions
 
 @dataclass(frozen=True)
 class Sources:
-    """What the calls take."""
+    """Arguments of the calls."""
 
     net: Path
     language_model: Path

@@ -43,7 +43,7 @@ def _smaller(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
 
 
 def _without(model: onnx.ModelProto, place: int) -> onnx.ModelProto:
-    """What reads a node's first output reads its first input instead."""
+    """Readers of a node's first output read its first input instead."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     removed = copy.graph.node[place]
@@ -82,7 +82,7 @@ def _pruned(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
 
 
 def names_read(node: onnx.NodeProto) -> set[str]:
-    """What a node reads, in its subgraphs too."""
+    """Values that a node reads, in its subgraphs too."""
     names = set(node.input)
     for attribute in node.attribute:
         if attribute.HasField("g"):

@@ -1,4 +1,4 @@
-"""What became of one case, and the table of what became of all."""
+"""Outcome of one case, and the table of all outcomes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Whether this must not happen."""
+        """True if this must not happen."""
         return self.kind in FAILURES
 
 
@@ -60,7 +60,7 @@ def outcome_table(outcomes: Sequence[Outcome], title: str) -> Table:
 
 
 def error_table(outcomes: Sequence[Outcome], title: str) -> Table:
-    """How often each class of error was raised (the detail up to its first colon)."""
+    """Number of errors by class (the detail up to its first colon)."""
     counts = Counter(outcome.detail.partition(":")[0] for outcome in outcomes if outcome.kind == "refused")
     table = Table("error", "cases", title=title)
     for name, count in counts.most_common():

@@ -37,7 +37,7 @@ def random_model(seed: int) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
 
 
 def reference(model: onnx.ModelProto, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-    """What ONNX Runtime computes, its optimizations off."""
+    """Outputs of ONNX Runtime without its optimizations."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -50,7 +50,7 @@ def reference(model: onnx.ModelProto, inputs: dict[str, NDArray[Any]]) -> list[N
 
 
 def difference(ours: NDArray[Any], theirs: NDArray[Any]) -> str | None:
-    """What is wrong with an output, or None."""
+    """The fault of an output, or None."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return f"{ours.dtype}{ours.shape} instead of {theirs.dtype}{theirs.shape}"
     if ours.dtype.kind != "f":

@@ -23,7 +23,7 @@ from tests.fuzz.device_driver import Driver, SanitizerReport, build_driver
 from tests.fuzz.outcome import Outcome
 
 MEMORY_BYTES = -1
-"""Of address space that a worker may have: no limit, since AddressSanitizer reserves terabytes."""
+"""Address space of a worker: no limit, since AddressSanitizer reserves terabytes."""
 
 _CAPACITY = 8  # of the driver's sessions
 _DIGEST_BYTES = 32

@@ -72,7 +72,7 @@ def case(_: None, seed: int) -> Outcome:
 
 
 def _cause(outcome: Outcome) -> str:
-    """What tells one failure from another: the class of an exception; NaN and shapes from numbers."""
+    """Key that tells one failure from another: the class of an exception; NaN and shapes apart from numbers."""
     return outcome.detail.partition(":")[0] if outcome.kind == "exception" else outcome.detail.partition("|")[0]
 
 
@@ -168,7 +168,7 @@ def _reference(model: onnx.ModelProto, feeds: Feeds) -> Arrays | None:
 
 
 def _is_either(ours: Arrays, theirs: Arrays, others: Arrays) -> bool:
-    """Whether each output is equal to one of the references': each has operators with other answers for NaN."""
+    """True if each output equals one of the references': each has operators with other answers for NaN."""
     return all(
         _difference([one], [other]) is None or _difference([one], [another]) is None
         for one, other, another in zip(ours, theirs, others, strict=True)

@@ -126,7 +126,7 @@ class SymbolicBuilder:
         return text
 
     def fits(self, shape: Shape) -> bool:
-        """Whether a tensor of that shape is small enough at all sizes."""
+        """True if a tensor of that shape is small enough at all sizes."""
         product = 1
         for dim in shape:
             product *= max(self.estimate(dim), 1)

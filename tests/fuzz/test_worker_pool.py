@@ -14,7 +14,7 @@ from tests.fuzz.worker_pool import run_cases
 
 
 def _case(context: str, seed: int) -> Outcome:
-    """What the seed says: right, crash by a signal, exit, hang, or too much memory."""
+    """Outcome by seed: right, crash by a signal, exit, hang, or too much memory."""
     assert context == "context"
     kind = seed % 10
     if kind == 1:

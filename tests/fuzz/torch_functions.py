@@ -233,7 +233,7 @@ def recurrent(random: Random, x: Tensor) -> Any:
 
 
 def discrete(random: Random, x: Tensor) -> Any:
-    """What jumps: of inputs alone, whose values are exact."""
+    """Functions with jumps: applied to inputs alone, whose values are exact."""
     if not x.ndim:
         return None
     axis = _axis(random, x)

@@ -117,7 +117,7 @@ def _expected(net: Net, x: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _difference(ours: np.ndarray, theirs: tuple[Tensor, Tensor]) -> str | None:
-    """What is wrong with an output, or None. Where float32 itself is far from float64, so may ours be."""
+    """The fault of an output, or None. Where float32 itself is far from float64, so may ours be."""
     single, double = (each.numpy() for each in theirs)
     if (ours.shape, ours.dtype) != (single.shape, single.dtype):
         return f"{ours.dtype}{ours.shape} instead of {single.dtype}{single.shape}"

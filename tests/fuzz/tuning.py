@@ -162,7 +162,7 @@ def _tune_until_killed(records: Path, writer: int, seed: int, instant: bool) -> 
 
 
 def _reports_until(reader: int, trials: int) -> bytes:
-    """What was announced until so many trials were made; empty when the tuning never began."""
+    """Announcements until this number of trials was made; empty when the tuning never began."""
     data = b""
     while select.select([reader], [], [], _READY_SECONDS)[0] and (chunk := os.read(reader, _REPORT.size)):
         data += chunk

@@ -125,7 +125,7 @@ def run_cases(
 
 
 def _receive(worker: _Worker) -> tuple[Outcome | None, bool]:
-    """What a worker has to say: an outcome (None: it is ready), and whether it is still alive."""
+    """A worker's message: an outcome (None: it is ready), and whether the worker is still alive."""
     try:
         return worker.connection.recv(), True
     except (EOFError, ConnectionResetError):

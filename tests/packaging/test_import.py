@@ -1,4 +1,4 @@
-"""What `import tensorwright` loads, and what it says when another package is in the way or on another system."""
+"""Modules that `import tensorwright` loads, and errors where another package shadows it or the system is another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the schedule tests share: lower an operator, schedule it for a described machine, run it."""
+"""Helpers of the schedule tests: lower an operator, schedule it for a described machine, run it."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_tasks_in_any_order_are_all_parts_once(order: tuple[str, ...]) -> None:
 
 
 def test_two_threads_find_their_input_in_their_own_cache() -> None:
-    """Of a map with few weights each thread takes half of the rows; of one with many, half of the channels."""
+    """Each thread takes half of the rows of a map with few weights, and half of the channels of one with many."""
 
     def of(weights: float) -> Cut:
         axes = [CutAxis("channels", 16), CutAxis("rows", 56)]

@@ -1,4 +1,4 @@
-"""What is bound to threads, and how, where a kernel is not a plain stage of loops; by simulation."""
+"""Thread binding of kernels that are not a plain stage of loops, by simulation."""
 
 from __future__ import annotations
 

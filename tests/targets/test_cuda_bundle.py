@@ -73,7 +73,7 @@ def machine(net: Path, target: CudaTarget, tmp_path_factory: pytest.TempPathFact
 
 
 def error(machine: Machine, **settings: object) -> str:
-    """What the runner says where the module cannot run."""
+    """The runner's message where the module cannot run."""
     done = machine.run("bundle/bin/tensorwright-run", machine.path("bundle/model.twm"), "--verify", **settings)
     assert done.returncode == 1
     return done.stderr

@@ -140,7 +140,7 @@ def test_a_pack_is_verified_and_timed_without_python(copy: Path, tmp_path: Path)
 
 @pytest.fixture
 def bare_root(pack: Path, tmp_path: Path) -> list[str]:
-    """What starts a command in a folder that holds the pack and the few files of a system that it needs."""
+    """Arguments that start a command in a folder with the pack and the few system files that it needs."""
     root = tmp_path / "bare"
     for name in ("proc", "tmp", "bin", "lib64"):
         (root / name).mkdir(parents=True)

@@ -32,7 +32,7 @@ from tests.targets.cuda_models import (
 
 
 def kernels_with(source: str, text: str) -> int:
-    """How many kernels of CUDA source hold a text."""
+    """Number of kernels of CUDA source that contain a text."""
     return sum(text in body for body in re.split(r'^extern "C" __global__ .*\{$', source, flags=re.MULTILINE)[1:])
 
 

@@ -126,7 +126,7 @@ class _Mixture:
         return model.builder.emit(R.add(found, self._shared(x))) if config.shared else found
 
     def _hidden(self, rows: Expr, routing: Routing) -> Expr:
-        """What the experts' last matmuls read, of tokens, or of slots whose inputs are scaled."""
+        """Inputs of the experts' last matmuls, of tokens, or of slots whose inputs are scaled."""
         parameters, slots = self._model.parameters, self._config.scales_inputs
         if self._model.config.gated:
             first = parameters.expert_gate_up(self._index, self._config)

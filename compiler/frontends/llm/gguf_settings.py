@@ -106,7 +106,7 @@ def gguf_settings(file: GgufFile, family: Family, found: Gguf) -> Settings:
 
 
 def _routing(file: GgufFile, found: Gguf) -> dict[str, Any]:
-    """How experts are chosen, where the file says it. Raises OptionError for other functions of the router's logits."""
+    """Selection of experts, where the file states it. Raises OptionError for other functions of the router's logits."""
     values: dict[str, Any] = {}
     if file.value(f"{found.name}.expert_count"):
         values["use_expert_bias"] = any(name.endswith(".exp_probs_b.bias") for name in file.names)

@@ -1,4 +1,4 @@
-"""What reading a module's JSON relies on."""
+"""Properties of the JSON reader that modules rely on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checks of arguments stay in the code of kernels."""
+"""Checks of arguments that stay in the code of kernels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def symbolic(x: T.handle, y: T.handle) -> None:
 
 
 def checks(function: Any) -> list[str]:
-    """What is checked of the arguments after lowering."""
+    """Checks of the arguments after lowering."""
     target = tvm.target.Target({"kind": "llvm"})
     mod = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     lower, _, _ = tirx.get_tir_pipeline(kernel_lowering.PIPELINE)

@@ -28,7 +28,7 @@ class _Tensor(ctypes.Structure):
 
 
 class CallError(Exception):
-    """What `tensorwright_last_error` said."""
+    """The message of `tensorwright_last_error`."""
 
 
 @cache

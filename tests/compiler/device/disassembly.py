@@ -21,7 +21,7 @@ class Loop:
     operations: tuple[tuple[str, str], ...]
 
     def count(self, pattern: str) -> int:
-        """How many instructions match (name and operands)."""
+        """Number of instructions that match (name and operands)."""
         return sum(bool(re.match(pattern, f"{name} {operands}")) for name, operands in self.operations)
 
     def share(self, pattern: str) -> float:

@@ -54,7 +54,7 @@ class Setting:
 
     @property
     def options(self) -> tuple[object, ...]:
-        """Of a server with keys of both kinds."""
+        """Address of a server with keys of both kinds."""
         return ("--key", self.folder / "device.pem", "--client-key", self.folder / "laptop.pem.pub",
                 "--trusted-key", self.folder / "release.pem.pub")  # fmt: skip
 
@@ -132,7 +132,7 @@ def test_code_that_no_trusted_key_signed_does_not_run(
 
 
 def test_without_trusted_keys_a_signature_is_not_looked_at(setting: Setting, tmp_path: Path) -> None:
-    """What the documentation warns of, and the proof that the test above would notice code that ran."""
+    """As the documentation warns, code may run here, which proves that the test above would notice it."""
     with device_server((), setting.program, tmp_path / "modules") as address:
         with pytest.raises(DeviceError, match="reference run failed"):
             push(setting.folder / "replaced.twm", address)

@@ -36,7 +36,7 @@ def module(target: Target) -> compiler.Module:
 
 @pytest.fixture(scope="module")
 def program(module: compiler.Module, target: Target, tmp_path_factory: pytest.TempPathFactory) -> StaticProgram:
-    """Of a module that is signed by the key beside it."""
+    """Path of a module that is signed by the key beside it."""
     folder = tmp_path_factory.mktemp("device")
     write_new_keys(folder / "key.pem")
     module.export(folder / "net.twm", sign_key=folder / "key.pem")

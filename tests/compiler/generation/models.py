@@ -27,7 +27,7 @@ SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
 
 def byte_tokens() -> list[str]:
-    """How byte-level BPE writes each byte, in the order of the bytes."""
+    """Characters of byte-level BPE for each byte, in order."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     shown = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

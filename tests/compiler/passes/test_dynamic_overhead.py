@@ -1,4 +1,4 @@
-"""What a call of a small net costs at dynamic sizes: shapes are made once, and reshapes by ones are fused."""
+"""Overhead of a call of a small net at dynamic sizes: shapes are made once, and reshapes by ones are fused."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def test_tasks_without_tiles() -> None:
 
 
 def test_a_resized_image_is_convolved() -> None:
-    """What makes the operand of a convolution may be any kernel, here one of a single operand."""
+    """Any kernel may produce the operand of a convolution, here one of a single operand."""
     x = np.random.default_rng(0).standard_normal((2, 4, 5, 6), np.float32)
     proto = model(4, 2, [("Resize", {"mode": "nearest"}, [(0,), (4,)]), ("Conv", {"pads": [1] * 4}, [(8, 4, 3, 3)])])
     scales = np.array([1, 1, 2, 2], np.float32)
@@ -140,7 +140,7 @@ def test_a_resized_image_is_convolved() -> None:
 
 
 def test_transposed_convolutions() -> None:
-    """As many outputs a stride as inputs, and one less: a phase has none where there is one input."""
+    """As many outputs per stride as inputs, and one fewer: a phase has none where there is one input."""
     nodes: list[Node] = [
         conv(24, 5, (1, 1), (0, 0, 0, 0)),
         ("ConvTranspose", {"strides": [2, 2]}, [(24, 20, 2, 2)]),

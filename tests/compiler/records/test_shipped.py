@@ -39,7 +39,7 @@ def _convolution(channels: int, filters: int, kernel: int, size: int) -> onnx.Mo
 
 
 def test_a_model_with_a_known_layer_takes_its_config() -> None:
-    """Of a model that was never tuned; the manifest says from which file, and by which measure it won."""
+    """Records for a model that was never tuned; the manifest names the file, and the measure by which each won."""
     module = compiler.compile(_convolution(256, 1024, 1, 14), "h100", threads=None)
     kernels = {each.measure: each for each in module.manifest.kernels if each.source == "record"}
     assert set(kernels) == {"nvcc model sm_90"}

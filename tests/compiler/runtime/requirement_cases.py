@@ -50,7 +50,7 @@ def module_of(case: Case) -> bytes:
 
 
 def inputs_of(case: Case) -> dict[str, np.ndarray[Any, Any]]:
-    """What the case gives the module."""
+    """Inputs of the case."""
     given = {**_GIVEN, **case.get("given", {})}
     arrays = {name: np.ones(given[name], np.float32) for name in ("a", "b")}
     return {**arrays, "i": np.array(given["i"], np.int64), "u": np.array(given["u"], np.uint8)}

@@ -16,7 +16,7 @@ CUDA = tvm_ffi.device("cuda", 0)
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What TVM is asked to do, in order."""
+    """Calls of TVM, in order."""
     steps: list[str] = []
 
     def function(name: str) -> Callable[..., None]:

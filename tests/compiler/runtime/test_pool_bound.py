@@ -1,4 +1,4 @@
-"""What runs of many sizes leave in memory."""
+"""Memory that runs of many sizes leave allocated."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def _system_threads() -> int:
 
 
 def _settled(wanted: int) -> int:
-    """How many threads the process has, once they are as many as wanted: those that end take a moment."""
+    """Number of threads of the process, once it is the wanted one: those that end take a moment."""
     for _ in range(10_000):
         if _system_threads() == wanted:
             break

@@ -1,4 +1,4 @@
-"""Which candidates become finalists."""
+"""Selection of finalists among the candidates."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from compiler.serving.workers.supervisor import listen
 
 @dataclass
 class Answer:
-    """What a server answered."""
+    """A server's answer."""
 
     status: int
     headers: Mapping[str, str]

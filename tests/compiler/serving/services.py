@@ -43,7 +43,7 @@ class FunctionService:
 
     @property
     def rows(self) -> int:
-        """How many rows it has computed."""
+        """Number of rows computed."""
         return sum(len(each.inputs["x"]) for each in self.asked)
 
     async def start(self) -> None:

@@ -1,4 +1,4 @@
-"""Which nodes of the model the calls of a kernel compute."""
+"""Nodes of the model that the calls of a kernel compute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a notebook or a prompt shows: a line or two, tables, a bar where somebody looks; and modules as functions."""
+"""Output in notebooks and at prompts: a line or two, tables, a bar on terminals; and modules as functions."""
 
 from __future__ import annotations
 

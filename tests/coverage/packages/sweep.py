@@ -40,7 +40,7 @@ Inputs = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class SweepRow:
-    """How a network fares.
+    """Outcome of a network.
 
     Attributes:
         dynamic: (input, axis) of the dimensions that are dynamic.
@@ -215,7 +215,7 @@ def _random(shape: list[int], like: Any) -> Any:
 
 
 def summary(rows: Sequence[SweepRow]) -> str:
-    """How many networks fared how, at fixed and at dynamic sizes."""
+    """Number of networks by outcome, at fixed and at dynamic sizes."""
     fixed = Counter(row.fixed for row in rows if row.fixed)
     dynamic = Counter(row.dynamic_result for row in rows if row.dynamic_result)
     parts = [", ".join(f"{count} {name}" for name, count in each.most_common()) for each in (fixed, dynamic)]

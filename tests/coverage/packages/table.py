@@ -73,7 +73,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _warm_up() -> None:
-    """What the first import of a model loads and builds, which each child would do again."""
+    """Load and build what the first import of a model needs, which each child would do again."""
     import torch
 
     import compiler.driver.build  # noqa: F401

@@ -1,4 +1,4 @@
-"""What the hostile suite compiles and what it then runs it with."""
+"""Models that the hostile suite compiles, and the inputs that it runs them with."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class TorchSource:
-    """What `compiler.compile` takes of a PyTorch model, and the names of its inputs in order."""
+    """Arguments of `compiler.compile` for a PyTorch model, and the names of its inputs in order."""
 
     module: Any
     example: tuple[Any, ...]

@@ -37,7 +37,7 @@ def run(only: str | None, workers: int, console: Console) -> int:
 
 
 def _is_chosen(name: str, only: str | None) -> bool:
-    """Whether the name holds the text; a text "!torch" chooses what does not hold it."""
+    """True if the name contains the text; "!torch" selects names without "torch"."""
     if only is None:
         return True
     return (only.removeprefix("!").lower() in name.lower()) != only.startswith("!")

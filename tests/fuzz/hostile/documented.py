@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "runtime_checks.md"
 
 @dataclass(frozen=True)
 class Statement:
-    """What the page says of some runs.
+    """A statement of the page about some runs.
 
     Attributes:
         text: words of the page.
@@ -29,7 +29,7 @@ class Statement:
     computed: bool = True
 
     def is_about(self, subject: Subject, label: str) -> bool:
-        """Whether it is said of a run of a subject."""
+        """True if it is said of a run of a subject."""
         if self.computed and subject.form == "input" and not re.fullmatch(_COMPUTED_IN_ITSELF, subject.operator):
             return False
         return bool(re.fullmatch(self.operators, subject.operator) and re.fullmatch(self.runs, label))
@@ -103,5 +103,5 @@ def page() -> str:
 
 
 def is_documented(subject: Subject, label: str) -> bool:
-    """Whether the page says something of a run of a subject."""
+    """True if the page says something about a run of a subject."""
     return any(each.is_about(subject, label) and each.text in page() for each in STATEMENTS)

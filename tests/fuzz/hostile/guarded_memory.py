@@ -29,7 +29,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """How buffers are laid out in a run.
+    """Layout of buffers in a run.
 
     Attributes:
         fill: the byte that fresh memory is full of.
@@ -41,11 +41,11 @@ class Layout:
 
 
 LAYOUTS = (Layout(0x5A, at_start=False), Layout(0xC3, at_start=True))
-"""What is read beside a buffer, or before it was written, differs between them."""
+"""Values read beside a buffer, or before they are written, differ between them."""
 
 
 def is_available() -> bool:
-    """Whether this system can build and preload the library."""
+    """True if this system can build and preload the library."""
     return os.name == "posix" and os.uname().sysname == "Linux" and shutil.which("gcc") is not None
 
 

@@ -315,7 +315,7 @@ def _grouped_query() -> Iterator[Onnx]:
 
 
 def _arithmetic() -> Iterator[Onnx]:
-    """What no memory is touched by, but what a processor may trap on or leave undefined."""
+    """Operations that touch no memory, but on which a processor may trap, or whose result it leaves undefined."""
     for dtype in ("int32", "int64"):
         limits = np.iinfo(dtype)
         for operator in ("Div", "Mod"):

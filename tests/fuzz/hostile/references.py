@@ -17,7 +17,7 @@ _STORED_BYTES = 16 << 20
 
 
 def computed(subject: Subject, number: int, feeds: Feeds) -> tuple[Theirs, Any]:
-    """What the reference computes of these inputs, or why not; of large results the shape alone."""
+    """The reference's results for these inputs, or its error; of large results the shape alone."""
     try:
         run = _session(subject, number)
     except NotImplementedError as error:
@@ -78,7 +78,7 @@ def _torch(source: TorchSource) -> Callable[[Feeds], list[Array]]:
 
 
 def differences(ours: list[Array], theirs: list[Any], difference: Callable[[Array, Array], str | None]) -> str | None:
-    """What is wrong with our outputs, or None."""
+    """The fault of our outputs, or None."""
     if len(ours) != len(theirs):
         return f"{len(ours)} outputs instead of {len(theirs)}"
     for position, (one, other) in enumerate(zip(ours, theirs, strict=True)):

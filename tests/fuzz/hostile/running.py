@@ -35,7 +35,7 @@ _RUNS_A_SUBJECT = 1000  # a seed is subject * this + run
 
 @dataclass(frozen=True)
 class Context:
-    """What a worker needs.
+    """Inputs of a worker.
 
     Attributes:
         catalog: the name of a module that has `subjects()`.
@@ -61,7 +61,7 @@ class Context:
         return self.folder / f"touched-{process}"
 
     def read(self, phase: Phase, seed: int) -> Any:
-        """What a worker left; None where it ended before."""
+        """Results that a worker left; None where it ended before."""
         path = self.result(phase, seed)
         return pickle.loads(path.read_bytes()) if path.exists() else None
 

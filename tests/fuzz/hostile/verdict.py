@@ -1,4 +1,4 @@
-"""What became of one run, by the reference and by us."""
+"""Outcome of one run, of the reference and of ours."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ class Verdict:
 
     @property
     def failed(self) -> bool:
-        """Whether this must not happen."""
+        """True if this must not happen."""
         return self.ours in FAILURES
 
     @property
     def stricter(self) -> bool:
-        """Whether we refuse what the reference computes: no failure here."""
+        """True if we refuse what the reference computes, which is no failure here."""
         return self.theirs == "computes" and self.ours.startswith("refused")
 
 

@@ -52,7 +52,7 @@ time.time = lambda: _time() - (3600 if int(time.monotonic() - _start) // 2 % 2 e
 
 @dataclass
 class Row:
-    """What became of a part of the suite."""
+    """Outcome of a part of the suite."""
 
     name: str
     answers: Counter[str] = field(default_factory=Counter)
@@ -66,7 +66,7 @@ class Row:
 
     @property
     def failed(self) -> bool:
-        """Whether something happened that must not."""
+        """True if something happened that must not."""
         return bool(self.deaths or self.problems or self.health.failed or set(self.neighbours) - {"200"})
 
 

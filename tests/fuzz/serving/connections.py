@@ -1,4 +1,4 @@
-"""What clients do with connections: pieces that come slowly or never end, many requests at once, and broken HTTP."""
+"""Misuse of connections by clients: slow or endless pieces, many requests at once, and broken HTTP."""
 
 from __future__ import annotations
 

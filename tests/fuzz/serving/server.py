@@ -38,7 +38,7 @@ class Served:
         return sum(_proportional(each) for each in _descendants(self.process.pid))
 
     def processes(self) -> int:
-        """How many processes it has."""
+        """Number of its processes."""
         return len(_descendants(self.process.pid))
 
 
@@ -68,7 +68,7 @@ def serve(log: Path, *flags: str, environment: Mapping[str, str] | None = None) 
 
 @dataclass
 class Health:
-    """What a process that asked for the health saw: how often, the slowest answer in seconds, and how many failed."""
+    """Observations of a process that polls the health: answers, the slowest in seconds, and failures."""
 
     asked: int = 0
     slowest: float = 0.0
@@ -84,7 +84,7 @@ class Watch:
         self.take()
 
     def take(self) -> Health:
-        """What it saw since this was called last, at least one answer."""
+        """Its observations since the last call, of at least one answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("\n")

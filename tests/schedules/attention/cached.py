@@ -66,7 +66,7 @@ class Case:
         return found
 
     def build(self) -> Build:
-        """What makes the call of these arrays, in their order."""
+        """Emit the call on these arrays, in their order."""
         names = list(self.arrays())
 
         def make(builder: Any, *given: Any) -> Any:

@@ -156,7 +156,7 @@ def test_no_convolution_of_the_catalog_is_serial_on_32_cores() -> None:
 
 
 def test_tasks_have_enough_tiles_for_the_weights_that_they_bring() -> None:
-    """Of 25 tasks of two tiles each would read 262 KB, more than the second cache holds, for a few multiply-adds."""
+    """Each of 25 tasks of two tiles would read 262 KB, more than the second cache holds, for a few multiply-adds."""
     avx2 = {"vector_bits": 256, "vector_registers": 16, "l2_bytes": 512 << 10, "fma_ports": 2, "memory_rate": 10.0}
     many = machine(32).model_copy(update=avx2)
     work = replace(workload(128, 32, 14, 3, 1, 1), block=8, in_block=8)

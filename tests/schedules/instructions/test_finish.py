@@ -1,4 +1,4 @@
-"""What TVM misreads or cannot generate, written another way: numbers against numpy."""
+"""Rewrites of expressions that TVM misreads or cannot generate: numbers against numpy."""
 
 from __future__ import annotations
 

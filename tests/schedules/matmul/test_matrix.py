@@ -97,7 +97,7 @@ def test_matrices_need_fewer_instructions_than_dot_products(tmp_path: Path) -> N
 
 
 def test_compiled_nets_use_them() -> None:
-    """What a quantized net is compiled to for the processor, not only what can be."""
+    """A quantized net compiled for the processor uses the matrix instructions."""
     data = relax.Var("data", relax.TensorType((6, 32), "uint8"))
     image = relax.Var("image", relax.TensorType((1, 16, 6, 6), "uint8"))
     weight, filters = integers((32, 16), "int8", 1), integers((8, 16, 3, 3), "int8", 2)

@@ -17,7 +17,7 @@ _CORES = (1, 2, 3, 8, 32)
 
 
 def _results(build: Any, array: Array, shape: list[Any], target: str) -> dict[int, Array]:
-    """What the kernel gives when compiled for so many cores."""
+    """Result of the kernel compiled for this number of cores."""
     mod = lowered(build, [(shape, str(array.dtype))], target)
     found = {}
     for cores in _CORES:

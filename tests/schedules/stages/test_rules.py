@@ -1,4 +1,4 @@
-"""Which rule serves what no operator family does, and that it says how the code really runs."""
+"""Rules for kernels outside the operator families, and that their reports match the generated code."""
 
 from __future__ import annotations
 

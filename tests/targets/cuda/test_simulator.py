@@ -1,4 +1,4 @@
-"""What the simulation shows that a processor alone would not."""
+"""Faults that the simulation shows and a processor alone would not."""
 
 from __future__ import annotations
 

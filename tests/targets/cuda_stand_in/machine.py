@@ -36,7 +36,7 @@ class Machine:
         return subprocess.run(whole, capture_output=True, text=True, timeout=600, env=environment, cwd=self.root)
 
     def environment(self, **settings: object) -> dict[str, str]:
-        """What a program's environment holds, all of it."""
+        """A program's whole environment."""
         found = {f"STAND_IN_{name}": str(value) for name, value in settings.items()}
         found |= {"STAND_IN_KERNELS": self.path("kernels"), "PATH": _PATH}
         return found if self.isolated else {**found, "LD_LIBRARY_PATH": str(self.root / "lib")}
@@ -47,7 +47,7 @@ class Machine:
 
     @property
     def prefix(self) -> list[str]:
-        """What starts a program in the root folder; nothing where the system does not let us."""
+        """Arguments that start a program in the root folder; empty where the system does not allow it."""
         return [*_isolation(self.root)] if self.isolated else []
 
     def path(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What Vela emitted, run by the simulator, against the TOSA reference model: every bit."""
+"""Vela's output, run by the simulator, against the TOSA reference model, bit for bit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def canonical(source: Any, name: str = DEFAULT) -> Any:
 
 
 def planned(source: Any, name: str = DEFAULT) -> tuple[Found, Schedule]:
-    """What the target takes of a model (of ONNX, or imported), and its segments."""
+    """The part of a model (ONNX, or imported) that the target takes, and its segments."""
     mod = canonical(source, name)
     view = View(mod)
     found = find(view, target_named(name).accelerator)
@@ -48,7 +48,7 @@ def planned(source: Any, name: str = DEFAULT) -> tuple[Found, Schedule]:
 
 
 def off_by(model: onnx.ModelProto, name: str = DEFAULT) -> float:
-    """How far the reference model is from ONNX Runtime at most, in steps of the result, for one that is one segment."""
+    """Largest distance of the reference model from ONNX Runtime, in steps of the result, for a model of one segment."""
     view = View(canonical(model, name))
     (segment,) = schedule(view, find(view, target_named(name).accelerator).steps, view.results).parts.values()
     operands = random_operands(segment)

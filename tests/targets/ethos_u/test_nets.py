@@ -30,7 +30,7 @@ def test_net(name: str) -> None:
 
 @pytest.mark.parametrize("target", ["cortex-m55+ethos-u65-256", "cortex-m85+ethos-u85-256"])
 def test_other_accelerators(target: str) -> None:
-    """Of the U85, which has no simulator: Vela compiles it, and the graph computes in the reference model."""
+    """The U85 has no simulator: Vela compiles for it, and the graph runs in the reference model."""
     _, plan = planned(model_of("resnet8"), target)
     check(next(iter(plan.parts.values())), target)
 

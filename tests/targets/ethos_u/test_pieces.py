@@ -1,5 +1,5 @@
-"""What is written piece by piece (concatenated, padded, repeated), and what is done with it: Vela loses some rescalings
-behind it, so a copy stands between."""
+"""Tensors written piece by piece (concatenated, padded, repeated), and their readers: Vela loses some rescalings
+between them, so a copy stands there."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _MAXIMUM_PROTOBUF = 2**31
 _MAXIMUM_INLINED = 200_000
 """Nodes that calls of functions may add to a model: functions that call the one before twice double it each time."""
 _INLINED_PER_NODE, _FEW_INLINED = 100, 5_000
-"""So many for each node of the file, and a few: importing takes time in proportion to nodes, and so to the file."""
+"""Per node of the file, and a few: importing takes time in proportion to nodes, and so to the file."""
 
 
 @dataclass

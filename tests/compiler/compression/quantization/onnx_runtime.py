@@ -117,7 +117,7 @@ class _Samples:
 def static(
     model: onnx.ModelProto, folder: Path, form: str, types: str, *, per_channel: bool = False, **extra: Any
 ) -> onnx.ModelProto:
-    """What `quantize_static` makes; `types` as in "u8s8", of activations and weights; `extra` as its extra options."""
+    """Result of `quantize_static`; `types` as in "u8s8", of activations and weights; `extra` as its extra options."""
     reduce_range = extra.pop("reduce_range", False)
     return _quantized(
         model,
@@ -137,7 +137,7 @@ def static(
 
 
 def dynamic(model: onnx.ModelProto, folder: Path, kind: str, **options: Any) -> onnx.ModelProto:
-    """What `quantize_dynamic` makes; `kind` is the weights' type, "u8" or "s8"."""
+    """Result of `quantize_dynamic`; `kind` is the weights' type, "u8" or "s8"."""
     return _quantized(
         model, folder, lambda source, result: quantize_dynamic(source, result, weight_type=_TYPES[kind], **options)
     )

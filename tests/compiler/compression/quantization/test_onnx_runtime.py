@@ -1,4 +1,4 @@
-"""What ONNX Runtime's quantizer makes with its options: computed in integers, equal to ONNX Runtime's results.
+"""Models of ONNX Runtime's quantizer with its options: computed in integers, equal to ONNX Runtime's results.
 
 ONNX Runtime runs with its basic optimizations, which keep to what the operators mean. The extended ones look softmax up
 in a table and change residual sums by a step.
@@ -89,7 +89,7 @@ def _compare(model: onnx.ModelProto, *, mixed: bool = False) -> None:
 
 
 def _products(model: onnx.ModelProto) -> dict[str, int]:
-    """How many products and convolutions are float32, bytes summed in int32, or something else."""
+    """Number of matmuls and convolutions in float32, in bytes summed in int32, or in something else."""
     mod = run_pipeline(import_model(model).mod, PipelineContext(), until="canonicalize").mod
     mod = center_weights(compute_in_integers(mod, PipelineContext()), PipelineContext())
     counts = {"float32": 0, "int32": 0, "other": 0}

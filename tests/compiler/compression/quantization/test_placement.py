@@ -95,7 +95,7 @@ def test_what_an_accelerator_computes_besides_is_rounded_too() -> None:
 
 
 def test_products_of_constants_are_no_layers() -> None:
-    """What is too large to be folded, a position's encoding say, is not an activation."""
+    """A constant too large to be folded, such as a position encoding, is not an activation."""
     data, weight = (as_constant(np.ones(shape, np.float32)) for shape in ((1, 4, 8, 8), (2, 4, 1, 1)))
     x = relax.Var("x", relax.TensorType((1, 2, 8, 8), "float32"))
     builder = relax.BlockBuilder()

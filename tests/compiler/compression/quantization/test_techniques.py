@@ -1,4 +1,4 @@
-"""What is done to lose less keeps the function of the float model, and loses less."""
+"""Techniques that reduce the loss keep the function of the float model, and do reduce it."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ _TOKENS = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": 0, "decod
 
 @dataclass(frozen=True)
 class EncoderModel:
-    """How to make a model.
+    """Recipe of a model.
 
     Attributes:
         kind: the class of transformers, without "Config" or "ForConditionalGeneration".

@@ -53,7 +53,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
 
 
 def _plain(tensors: Tensors, config: Config) -> Tensors:
-    """What all architectures do alike: decays, convolutions, skips, the biases of steps."""
+    """Transformations that all architectures share: decays, convolutions, skips, the biases of steps."""
     found: Tensors = {}
     for name, values in tensors.items():
         if name.endswith("A_log"):
@@ -85,7 +85,7 @@ def _experts(tensors: Tensors, prefix: str) -> Tensors:
 
 
 def _kinds(config: Config, layers: int) -> list[bool]:
-    """Of each layer, whether it has attention."""
+    """For each layer, true if it has attention."""
     listed = config.get("layer_types") or config.get("layers_block_type")
     if listed is not None:
         return [kind == "full_attention" for kind in listed]

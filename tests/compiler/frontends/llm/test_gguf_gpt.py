@@ -82,7 +82,7 @@ def test_every_architecture_is_tested() -> None:
 
 
 def _weights(parameters: Parameters, config: DecoderConfig) -> list[np.ndarray[Any, Any]]:
-    """Of the first layer, and around the layers."""
+    """Tensors of the first layer, and around the layers."""
     norms = [parameters.final_norm(), parameters.embedding_norm()]
     norms += [
         parameters.norm(0, role, config.hidden)

@@ -296,7 +296,7 @@ def test_masks_of_images_are_those_of_transformers() -> None:
 
 
 def _reply(made: _Made, picture: np.ndarray, count: int) -> list[int]:
-    """What transformers answers to "What?" about a picture."""
+    """transformers' answer to "What?" about a picture."""
     tokens, inputs = made.model.prepared([_message()], Media(images=[picture]))
     assert inputs is not None
     return encoder_greedy(made.reference, tokens, count, **inputs)[1]

@@ -71,7 +71,7 @@ def make_model(
 
 
 def reference(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """What ONNX Runtime computes, without its graph optimizations; onnx's own reference where it has no kernel."""
+    """Outputs of ONNX Runtime without its graph optimizations; of onnx's own reference where it has no kernel."""
     typed = onnx.shape_inference.infer_shapes(model)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -114,7 +114,7 @@ def check_cases(cases: Sequence[Case]) -> list[str]:
 
 
 def differences(outputs: Mapping[str, np.ndarray], wanted: Wanted) -> list[str]:
-    """What differs of the outputs of merged cases."""
+    """Differences between the outputs of merged cases."""
     failures = []
     for name, (case, expected) in wanted.items():
         try:

@@ -21,7 +21,7 @@ DOMAIN = "com.example"
 
 @pytest.fixture(autouse=True)
 def _registered_converters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers is gone after it."""
+    """Registrations of a test are gone after it."""
     registry.discover()
     monkeypatch.setattr(registry, "_CONVERTERS", {key: dict(value) for key, value in registry._CONVERTERS.items()})
     yield

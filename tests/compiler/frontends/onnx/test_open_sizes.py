@@ -1,4 +1,4 @@
-"""What real exporters write around dynamic sizes: ranges of floats, "to the end", transforms of whole signals."""
+"""Patterns of real exporters around dynamic sizes: ranges of floats, "to the end", transforms of whole signals."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_sizes_that_an_exporter_did_not_know_may_differ(unknown: str | int) -> N
 
 
 def test_look_ups_of_positions_in_a_mask_with_a_size_of_its_own() -> None:
-    """What decoders with a cache do: one kernel reads the sizes of the old part, the new part and the mask."""
+    """As in decoders with a cache, one kernel reads the sizes of the old part, the new part and the mask."""
     text = """(int64[batch,past] old, int64[batch,seq] new, int64[batch,total] mask) => (int64[b,m] y)
       <int64[1] flat_shape = {-1}, int64 two = {2}>
       { all = Concat<axis: int = 1>(old, new)

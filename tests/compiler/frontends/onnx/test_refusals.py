@@ -1,4 +1,4 @@
-"""What cannot be compiled is named, all of it at once; the coverage report says it before compiling."""
+"""Everything that cannot be compiled is named at once; the coverage report says it before compiling."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def _unread(conversion: Any, schema: Any) -> set[str]:
 
 
 def _dropped(registry: ONNXRegistry) -> dict[str, set[str]]:
-    """What the conversions that we do not replace leave unread, by operator."""
+    """Arguments that the conversions we do not replace leave unread, by operator."""
     dropped: dict[str, set[str]] = {}
     for name, conversions in registry.functions.items():
         if str(name).startswith("quantized_decomposed::"):

@@ -1,4 +1,4 @@
-"""What is kept between exports, and what is not."""
+"""Caches that are kept between exports, and those that are not."""
 
 from __future__ import annotations
 

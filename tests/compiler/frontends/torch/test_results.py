@@ -1,4 +1,4 @@
-"""What models return, and how they are called: names of nested results, caches, dataclasses, keyword arguments."""
+"""Results and arguments of models: names of nested results, caches, dataclasses, keyword arguments."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.compiler.passes.building import Build, apply, operators, run_module
 
 
 def folded(value: Any, *operands: Any) -> Any:
-    """What `value`, a call on constants, is folded to: the constant, or None."""
+    """The constant that `value`, a call on constants, is folded to, or None."""
     build = Build()
     for operand in operands:
         build.emit(operand)
@@ -216,7 +216,7 @@ def test_a_module_without_constants_stays_the_same_object() -> None:
 
 
 def test_sums_of_weights_that_stay_narrow_are_folded() -> None:
-    """What the zero point of data adds to a product of integers: a sum of each column of the weights."""
+    """The zero point of data adds a sum of each column of the weights to a product of integers."""
     weights = np.random.default_rng(0).integers(-128, 128, (300, 400)).astype(np.int8)
     x = relax.Var("x", relax.TensorType((4, 300), "float32"))
     builder = relax.BlockBuilder()

@@ -1,4 +1,4 @@
-"""Which operators become one kernel."""
+"""Operators that become one kernel."""
 
 from __future__ import annotations
 

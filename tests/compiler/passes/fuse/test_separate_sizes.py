@@ -24,7 +24,7 @@ def size_of_sum(build: Build, x: Any, name: str) -> tuple[Any, Any]:
 
 
 def kinds(mod: Any) -> list[tuple[bool, int]]:
-    """Of each block of main: whether it is a dataflow block, and its number of bindings."""
+    """For each block of main: true for a dataflow block, and its number of bindings."""
     return [(isinstance(each, relax.DataflowBlock), len(each.bindings)) for each in mod["main"].body.blocks]
 
 

@@ -193,7 +193,7 @@ def test_concatenation_joins_integers() -> None:
 
 
 def test_a_channel_shuffle_moves_bytes() -> None:
-    """What is rounded behind the shuffle is rounded before it, by the convolution."""
+    """Values rounded after the shuffle are rounded before it, by the convolution."""
     graph = QuantizedGraph((1, 16, 6, 6), "uint8")
     data = graph.conv(graph.quantize("x"), 16, 16, 1)
     apart = graph.node("Reshape", data, graph.constant(np.array([1, 4, 4, 36])))

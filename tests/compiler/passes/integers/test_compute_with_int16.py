@@ -130,7 +130,7 @@ def test_results_are_the_exact_values_rounded(kind: str, data: str, seed: int, r
 
 
 def layout_text(net: WordsNet, target: str = "cascadelake") -> str:
-    """What the passes before the layout make of a net."""
+    """A net after the passes before the layout."""
     chosen = targets.get(target)
     context = PipelineContext(target=chosen, machine=chosen.machine)
     passes = {"instead-of:plan-layout": None, "instead-of:pack-matmul-weights": None}

@@ -32,7 +32,7 @@ def thinned(net: nn.Module, pattern: str, amount: float) -> nn.Module:
 
 
 def check(net: nn.Module, example: torch.Tensor) -> tuple[Counter[str], int]:
-    """How many kernels each rule serves and the bytes of the parameters; outputs are torch's in float64."""
+    """Number of kernels by rule and the bytes of the parameters; outputs are torch's in float64."""
     module = compiler.compile(net, target=TARGET, example_inputs=(example,), threads=1, records=False)
     got = next(iter(module.run({module.inputs[0].name: example.numpy()}).values()))
     with torch.no_grad():

@@ -45,7 +45,7 @@ def test_a_residual_stream_that_convolutions_read_stays_blocked() -> None:
 
 @pytest.mark.parametrize(("first", "expected"), [(3.0, {"t"}), (1.0, {"a", "t"}), (2.0, {"t"})])
 def test_cut(first: float, expected: set[str]) -> None:
-    """Of cuts of equal cost, that with the fewest nodes on the second side."""
+    """Among cuts of equal cost, the one with the fewest nodes on the second side."""
     cut = Cut()
     cut.edge("s", "a", first)
     cut.edge("a", "t", 2.0)

@@ -14,7 +14,7 @@ ONE = tirx.const(1, "int64")
 
 
 def holds(value: Any, a: int, b: int) -> bool:
-    """Whether all conditions of an expression hold for the two sizes."""
+    """True if all conditions of an expression hold for the two sizes."""
     analyzer = sym.Analyzer()
     for variable, number in ((A, a), (B, b)):
         analyzer.bind(variable, tirx.const(number, "int64"))

@@ -31,7 +31,7 @@ def lowered(described: tuple[str, ...]) -> Any:
 
 
 def texts(mod: Any) -> list[str]:
-    """What the checks of match_casts say."""
+    """Messages of the checks of match_casts."""
     found: list[str] = []
 
     def visit(expr: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which outputs a tap of a filter reads the input for, against walking over all of them."""
+"""Outputs for which a tap of a filter reads the input, against walking over all of them."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16]
 
 
 async def _asked(app: Application, messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """What the application sends; after the messages nothing comes."""
+    """Messages that the application sends; after the given ones nothing comes."""
     sent: list[Mapping[str, Any]] = []
 
     async def receive() -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What answers wait for their process, and what overload does with and without room for it: by a clock of the tests."""
+"""Answers that wait for their process, and overload with and without room for it, by a clock of the tests."""
 
 from __future__ import annotations
 

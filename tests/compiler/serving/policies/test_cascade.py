@@ -37,7 +37,7 @@ def calibration(threshold: float = 0.9, **changes: Any) -> CascadeCalibration:
 
 
 def both() -> tuple[FunctionService, FunctionService]:
-    """Of a row (v, v + 0.5), the small one gives v twice, which is its score, and the large one 100 v."""
+    """For a row (v, v + 0.5) the small model gives v twice, which is its score, and the large one 100 v."""
     small = FunctionService(lambda x: np.repeat(x[:, :1], 2, axis=1), name="small")
     return small, FunctionService(lambda x: x * 100, name="large")
 

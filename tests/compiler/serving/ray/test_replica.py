@@ -1,4 +1,4 @@
-"""What needs no Ray: options, placement, models on demand, and the error where Ray is missing."""
+"""Parts that need no Ray: options, placement, models on demand, and the error where Ray is missing."""
 
 from __future__ import annotations
 

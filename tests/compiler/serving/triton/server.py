@@ -18,7 +18,7 @@ INSTALL = "tests/system/install_triton.sh"
 
 @dataclass(frozen=True)
 class Installation:
-    """What `install_triton.sh` made: an environment with the server and its clients, and Triton's public headers."""
+    """Results of `install_triton.sh`: an environment with the server and its clients, and Triton's public headers."""
 
     python: Path
     server: Path

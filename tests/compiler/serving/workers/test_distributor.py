@@ -10,7 +10,7 @@ from compiler.serving.workers.supervisor import listen
 
 
 def _taken(worker: socket.socket) -> int:
-    """How many connections a worker was given."""
+    """Number of connections given to a worker."""
     count = 0
     while (connection := handed(worker)) is not None:
         connection.close()
@@ -31,7 +31,7 @@ def test_connections_are_dealt_out_in_turn() -> None:
                     writers.append(writer)
 
             async def both(count: int) -> tuple[int, int]:
-                """What the two workers are given, once all connections are."""
+                """Connections of the two workers, once all are given."""
                 found = (0, 0)
                 while sum(found) < count:
                     await asyncio.sleep(0.001)

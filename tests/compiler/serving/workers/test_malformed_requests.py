@@ -105,7 +105,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_requests_end_the_connection(server: tuple[Echo, int], case: str) -> None:
-    """What follows them is not answered, and nothing of it is run."""
+    """Requests that follow them are not answered, and nothing of them is run."""
     status, line, headers, body = REFUSED[case]
     server[0].statuses.clear()
     answers = _answers(server[1], _request(line, headers, body) + _request(b"GET /next HTTP/1.1", [HOST]))

@@ -1,4 +1,4 @@
-"""What machines multiply with, and the code of each operation against numpy."""
+"""Dot-product instructions by machine, and the code of each operation against numpy."""
 
 from __future__ import annotations
 

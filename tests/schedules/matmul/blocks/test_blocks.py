@@ -50,7 +50,7 @@ def random_weight(layout: BlockFormat, columns: int, depth: int) -> tuple[BlockW
 
 
 def rounded(data: Array, unit: int) -> Array:
-    """What the data become when each unit of neighbours is rounded to bytes, as float64."""
+    """The data with each unit of neighbours rounded to bytes, as float64."""
     rows, depth = data.shape
     padded = np.zeros((rows, -(-depth // unit) * unit), np.float32)
     padded[:, :depth] = data
