@@ -18,6 +18,7 @@ from schedules.instructions.element_loops import vectorize_element_loops
 from schedules.instructions.llvm_functions import PREFIX
 from schedules.instructions.products import amx, table
 from schedules.instructions.rounding import rounded_int32
+from schedules.ir.access import with_flat_indices
 from schedules.ir.expression import buffers_loaded, changed_block, nodes, substitute, uses
 from schedules.ir.inline import call_name
 from schedules.ir.lets import chosen_conditions, fresh_lets, hide_backward_divisions, own_differences
@@ -176,7 +177,8 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     """
     used: set[str] = set()
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
-    body = vector_nan_tests(vector_limits(vectorize_element_loops(function.body), used))
+    body = with_flat_indices(function.body, function.params)
+    body = vector_nan_tests(vector_limits(vectorize_element_loops(body), used))
     body = hide_backward_divisions(serialize_vectors(widen_narrow_calls(inline_narrow_lets(body))))
     body = fresh_lets(chosen_conditions(own_differences(_vector_calls(_rounded_integers(body), used, suffix))))
     called, lengths = _called(body), vector_lengths(body)

@@ -22,7 +22,20 @@ from schedules.ir.expression import (
     uses,
 )
 from schedules.ir.stages import Axis, Stage, is_compact, shape_of
-from schedules.ir.tir import Analyzer, Buffer, Expr, Index, Node, Stmt, Var, structural_equal, structural_map, tirx, tvm
+from schedules.ir.tir import (
+    Analyzer,
+    Buffer,
+    Expr,
+    Index,
+    Node,
+    Stmt,
+    StructuralKey,
+    Var,
+    structural_equal,
+    structural_map,
+    tirx,
+    tvm,
+)
 
 
 def with_plain_indices(stage: Stage) -> Stage:
@@ -100,6 +113,32 @@ def _with_sizes(buffer: Buffer, indices: Sequence[Expr]) -> list[tuple[Index, Ex
     """Each index with the number of elements that one step of it skips."""
     shape = shape_of(buffer)
     return [(reduce(lambda a, b: a * b, shape[i + 1 :], 1), point) for i, point in enumerate(indices)]
+
+
+def with_flat_indices(root: Stmt, buffers: Sequence[Expr]) -> Node:
+    """Accesses of these buffers by quotients and remainders of a number are made by the number.
+
+    TVM simplifies each index on its own, within the bounds of its variables, and cannot put them together any more
+    where vectors do not divide rows: `x[(8 * i + lane) // 28, (8 * i + lane) % 28]` would be read lane by lane. Not for
+    buffers that a kernel allocates, whose sizes follow from the indices.
+    """
+    known: dict[StructuralKey, Expr] = {}  # a kernel repeats few of them very often
+
+    def moved(buffer: Buffer, indices: Sequence[Expr]) -> tuple[Buffer, Sequence[Expr]] | None:
+        divided = sum(bool(nodes(point, tirx.FloorDiv, tirx.FloorMod)) for point in indices)
+        if divided < 2 or any(str(point.ty) not in ("int32", "int64") for point in indices):  # or vectors
+            return None
+        if not is_compact(buffer) or not any(buffer.same_as(each) for each in buffers):
+            return None
+        place = reduce(lambda a, b: a + b, (point * size for size, point in _with_sizes(buffer, indices)))
+        key = StructuralKey(place)
+        if key not in known:
+            known[key] = tvm.sym.Analyzer().simplify(place)
+        if nodes(known[key], tirx.FloorDiv, tirx.FloorMod):
+            return None
+        return buffer, [index(0, str(known[key].ty))] * (len(indices) - 1) + [known[key]]
+
+    return map_accesses(root, moved)
 
 
 def coefficient_of(expr: Expr, var: Var) -> int | None:

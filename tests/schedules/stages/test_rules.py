@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tvm import relax, te
 from tvm.script import tirx as T
 
+from schedules.ir.expression import nodes
 from schedules.ir.stages import Kernel, kernels_of
 from schedules.ir.tir import structural_walk, tirx, tvm
 from schedules.selection.apply import apply_schedules
@@ -116,6 +117,14 @@ def test_rules_of_forms_come_after_all_others_and_serve_a_kernel_alone() -> None
             kernel = Kernel.of(function)
             assert sum(rule.match(kernel, machine) is not None for rule in general[:-1]) <= 1
             assert general[-1].match(kernel, machine) is not None
+
+
+def test_vectors_that_do_not_divide_rows_are_read_at_once() -> None:
+    build = one(lambda x, y: op.concat([x, op.nn.relu(y)], 1))
+    module, _ = scheduled(build, [((1, 6, 28, 28), F32), ((1, 2, 28, 28), F32)], AVX512)
+    for function in module.functions.values():
+        if isinstance(function, tirx.PrimFunc):
+            assert not nodes(function.body, tirx.FloorDiv, tirx.FloorMod)
 
 
 def test_a_plan_is_written_anew_each_time() -> None:
