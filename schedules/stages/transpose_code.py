@@ -12,7 +12,7 @@ from functools import partial
 
 from schedules.codegen.nest import Extent, parallel_grid, repeat
 from schedules.cuts import cut_nest
-from schedules.ir.expression import expression, index, map_loads, substitute
+from schedules.ir.expression import expression, index, map_loads, substitute, uses
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Stage
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Var, structural_equal, tirx
@@ -20,6 +20,7 @@ from schedules.machine import Machine
 from schedules.stages.loops import Loop, LoopNest
 
 _LARGEST_BLOCK = 16
+_BLOCKS_OF_A_RUN = 4  # of an axis of unknown length, which threads share
 _SMALLEST_EXTENT = 4  # below this along either axis, single elements are as fast
 
 
@@ -37,7 +38,7 @@ def find_transpose(nest: LoopNest) -> Transpose | None:
     if nest.stage.store is None or nest.stage.reduction:
         return None
     for target in reversed(nest.spatial):
-        if not target.is_static or any(target.strides[i] != 1 for i in nest.stores):
+        if any(target.strides[i] != 1 for i in nest.stores):
             continue
         moved = tuple(i for i, stride in enumerate(target.strides) if stride not in (0, 1))
         for source in nest.spatial:
@@ -47,37 +48,47 @@ def find_transpose(nest: LoopNest) -> Transpose | None:
 
 
 def _serves(nest: LoopNest, source: Loop, target: Loop, moved: Sequence[int]) -> bool:
-    if not moved or not source.is_static or min(source.extent, target.extent) < _SMALLEST_EXTENT:
+    extents = (source.extent, target.extent)
+    short = any(isinstance(each, int) and each < _SMALLEST_EXTENT for each in extents)
+    ragged = any(not isinstance(each, int) and uses(each, loop.var) for each in extents for loop in nest.spatial)
+    if not moved or short or ragged:
         return False
-    return all(source.strides[i] == 1 and isinstance(target.strides[i], int) for i in moved)
+    return all(source.strides[i] == 1 and target.strides[i] is not None for i in moved)
 
 
 def transpose_code(
     nest: LoopNest, found: Transpose, machine: Machine, lanes: int, *, threads: bool | Expr, cycles: float
 ) -> Stmt:
-    """The stage as blocks of at most 16 x 16; what is left at the edges in shorter vectors."""
+    """The stage as blocks of at most 16 x 16; what is left at the edges in shorter vectors, or, along axes of unknown
+    length, by single elements."""
     size = 1 << (min(lanes, _LARGEST_BLOCK).bit_length() - 1)
     writer = _BlockWriter(nest.stage, nest, found, size)
     others = [loop for loop in nest.spatial if loop is not found.source and loop is not found.target]
 
     height, width = found.source.extent, found.target.extent
-    blocks = [ceil_div(height, size), ceil_div(width, size)]
-    longer = blocks.index(max(blocks))
+    blocks = [_block_count(height, size), _block_count(width, size)]
+    sizes = [each for each in blocks if isinstance(each, int)]
+    longer = blocks.index(max(sizes)) if len(sizes) == len(blocks) else int(isinstance(blocks[0], int))
     run = blocks[longer]
-    if threads is not False:
+    if not isinstance(run, int):
+        run = _BLOCKS_OF_A_RUN
+    elif threads is not False:
         run = cut_nest([loop.extent for loop in others], machine, cycles, run).run
+    is_cut = not isinstance(blocks[longer], int) or run < blocks[longer]
 
     def body(values: list[Expr]) -> Stmt:
         *outer, part = values
         mapping = {loop.var: value for loop, value in zip(others, outer, strict=True)}
         first: list[Index] = [0, 0]
         counts: list[Index] = list(blocks)
-        if run < blocks[longer]:
+        if is_cut:
             first[longer] = part * run
-            counts[longer] = tirx.Min(index(run), blocks[longer] - first[longer])
+            counts[longer] = tirx.Min(index(run), expression(blocks[longer]) - first[longer])
 
         def block(i: Index, j: Index) -> Stmt:
             row, column = expression(first[0] + i), expression(first[1] + j)
+            if len(sizes) < len(blocks):
+                return writer.at_open_edge(mapping, row * size, column * size, height, width)
             write = partial(writer.block, mapping, row * size, column * size)
             return _at_edge(
                 row, height, size, lambda rows: _at_edge(column, width, size, lambda columns: write(rows, columns))
@@ -86,8 +97,13 @@ def transpose_code(
         return repeat("row", counts[0], lambda i: repeat("column", counts[1], lambda j: block(i, j)))
 
     extents = [Extent(str(loop.var.name), loop.extent, str(loop.var.ty)) for loop in others]
-    extents.append(Extent("part", ceil_div(blocks[longer], run)))
+    extents.append(Extent("part", _block_count(blocks[longer], run)))
     return parallel_grid(extents, body, machine, parallel=threads, cycles=cycles)
+
+
+def _block_count(extent: Index, size: int) -> Index:
+    """Blocks, the last of which may be shorter."""
+    return ceil_div(extent, size) if isinstance(extent, int) else tirx.FloorDiv(extent + (size - 1), index(size))
 
 
 def _at_edge(number: Expr, extent: int, size: int, code: Callable[[int], Stmt]) -> Stmt:
@@ -116,6 +132,20 @@ class _BlockWriter:
                 repeat("lane", columns, lambda lane, i=i: self._stored(turned, outer, row, column, i, lane), VECTORIZED)  # type: ignore[misc]
             )
         return tirx.SeqStmt(statements)
+
+    def at_open_edge(self, outer: Mapping[Var, Expr], row: Expr, column: Expr, height: Index, width: Index) -> Stmt:
+        """A block, or of one that reaches beyond axes of unknown length the elements inside."""
+        rows, columns = (
+            tirx.Min(index(self.size), expression(extent) - at) for extent, at in ((height, row), (width, column))
+        )
+
+        def element(i: Index, j: Index) -> Stmt:
+            position = {**outer, self.found.source.var: row + i, self.found.target.var: column + j}
+            return substitute(self.stage.body, position)
+
+        is_whole = tirx.all(rows == index(self.size), columns == index(self.size))
+        rest = repeat("i", rows, lambda i: repeat("j", columns, lambda j: element(i, j)))
+        return tirx.IfThenElse(is_whole, self.block(outer, row, column, self.size, self.size), rest)
 
     def _turned(
         self,

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from tvm import relax, te
 from tvm.script import tirx as T
 
+import compiler
+import targets
 from schedules.ir.expression import nodes
 from schedules.ir.stages import Kernel, kernels_of
 from schedules.ir.tir import structural_walk, tirx, tvm
@@ -49,6 +52,7 @@ KERNELS: list[tuple[str, Build, Shapes]] = [
     ("reduction", one(lambda x: op.sum(x, [0])), [((64, 77), F32)]),
     ("reduction", one(lambda x: op.max(x, [1])), [((64, 77), F32)]),
     ("transpose", one(lambda x: op.permute_dims(x, [1, 0])), [((64, 77), F32)]),
+    ("transpose", one(lambda x: op.permute_dims(x, [1, 0])), [((N, 77), F32)]),
     ("transpose", one(lambda x: op.nn.relu(op.permute_dims(x, [1, 0]))), [((64, 77), F32)]),
     ("elementwise", one(op.nn.gelu), [((64, 77), F32)]),
     ("elementwise", one(op.add), [((64, 77), F32), ((77,), F32)]),
@@ -117,6 +121,19 @@ def test_rules_of_forms_come_after_all_others_and_serve_a_kernel_alone() -> None
             kernel = Kernel.of(function)
             assert sum(rule.match(kernel, machine) is not None for rule in general[:-1]) <= 1
             assert general[-1].match(kernel, machine) is not None
+
+
+@pytest.mark.parametrize("perm", [(0, 2, 1), (2, 0, 1)], ids=["matrices", "last to front"])
+def test_transposes_of_unknown_sizes(perm: tuple[int, ...]) -> None:
+    node = helper.make_node("Transpose", ["x"], ["y"], perm=perm)
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", "n", "m"])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "transpose", [given], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    module = compiler.compile(model, targets.get("host", cores=8), threads=2, records=False)
+    for shape in ((1, 1, 1), (2, 8, 16), (1, 67, 7), (3, 17, 50), (1, 300, 129)):
+        x = normal(shape)
+        np.testing.assert_array_equal(module.run([x])["y"], x.transpose(perm))
 
 
 def test_vectors_that_do_not_divide_rows_are_read_at_once() -> None:
