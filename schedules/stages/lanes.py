@@ -36,8 +36,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from schedules.instructions.element_loops import VECTOR_DTYPES
-from schedules.ir.access import Access, Stride, accesses_of, coefficient_of, with_plain_indices
-from schedules.ir.expression import buffers_loaded, constant_int, index, map_loads, nodes, substitute, uses
+from schedules.ir.access import Access, Stride, accesses_of, coefficient_of, simplified, with_plain_indices
+from schedules.ir.expression import buffers_loaded, constant_int, expression, index, map_loads, nodes, substitute, uses
 from schedules.ir.inline import has_branch
 from schedules.ir.size_proofs import UnprovableError, evaluated
 from schedules.ir.stages import Axis, Stage, dtype_of, is_compact, product, shape_of
@@ -227,12 +227,12 @@ def _with_interleaved_stores(stage: Stage) -> Stage | None:
         return None
     target = Access(store.buffer, tuple(store.indices), True)
     for position, axis in enumerate(stage.axes):
-        if not isinstance(axis.extent, int) or target.stride(axis.var) != 1:
+        if target.stride(axis.var) != 1:
             continue
-        if axis.extent in _COUNTS:
+        if isinstance(axis.extent, int) and axis.extent in _COUNTS:
             return _one_store_each(stage, position)
         for count in _divisors(stage):
-            if axis.extent % count == 0:
+            if simplified(tirx.floormod(expression(axis.extent), index(count))) == 0:
                 split = with_plain_indices(split_axis(stage, position, count)[0])
                 return _one_store_each(split, position + 1)
     return None

@@ -27,6 +27,7 @@ from schedules.ir.access import (
     accesses_of,
     bound_analyzer,
     coefficient_of,
+    simplified,
     used_outside_indices,
     with_plain_indices,
 )
@@ -227,10 +228,13 @@ def _serves(axis: Axis, factor: int) -> bool:
 
 
 def split_axis(stage: Stage, position: int, factor: int) -> list[Stage]:
-    """The axis as two, and what the factor leaves of it."""
+    """The axis as two, and what the factor leaves of it; a factor of an axis of unknown length has to divide it."""
     axis = stage.axes[position]
     dtype = str(axis.var.ty)
-    whole, rest = divmod(axis.extent, factor)
+    if isinstance(axis.extent, int):
+        whole, rest = divmod(axis.extent, factor)
+    else:
+        whole, rest = simplified(tirx.floordiv(axis.extent, index(factor, dtype))), 0
     outer = Axis(tirx.Var(f"{axis.name}_outer", dtype), whole, axis.reduce)
     inner = Axis(tirx.Var(f"{axis.name}_inner", dtype), factor, axis.reduce)
     pieces = [stage.with_axes(position, (outer, inner), outer.var * index(factor, dtype) + inner.var)]

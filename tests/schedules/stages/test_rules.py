@@ -39,6 +39,10 @@ def shuffled(x: Any) -> Any:
     return te.compute((40, 64), lambda i, j: x[i, (j * 7) % 64])
 
 
+def repeated(x: Any) -> Any:
+    return te.compute((9, x.shape[1] * 2), lambda i, j: x[i, j // 2])
+
+
 def gathered(x: Any, at: Any) -> Any:
     return te.compute((40, 5), lambda i, j: x[i, at[j]])
 
@@ -53,6 +57,7 @@ KERNELS: list[tuple[str, Build, Shapes]] = [
     ("reduction", one(lambda x: op.max(x, [1])), [((64, 77), F32)]),
     ("transpose", one(lambda x: op.permute_dims(x, [1, 0])), [((64, 77), F32)]),
     ("transpose", one(lambda x: op.permute_dims(x, [1, 0])), [((N, 77), F32)]),
+    ("transpose", computed(repeated), [((9, N), F32)]),
     ("transpose", one(lambda x: op.nn.relu(op.permute_dims(x, [1, 0]))), [((64, 77), F32)]),
     ("elementwise", one(op.nn.gelu), [((64, 77), F32)]),
     ("elementwise", one(op.add), [((64, 77), F32), ((77,), F32)]),

@@ -49,7 +49,7 @@ def resize_nearest(context: NodeContext, data: relax.Expr, axes: list[AxisResize
     forms: list[tuple[str, int]] = []
     for axis in axes:
         if not axis.is_static:
-            forms.append(("formula", 0))
+            forms.append(_repetition(context, axis, sampling) or ("formula", 0))
             continue
         coordinate = _coordinates(axis, sampling)
         index = nearest_index(NumpyOperations, sampling, axis, coordinate).astype(np.int64)
@@ -96,6 +96,24 @@ def _closed_form(index: np.ndarray, axis: AxisResize) -> tuple[str, int]:
         if np.array_equal(index, positions * factor):
             return "multiple", factor
     return "table", 0
+
+
+_TRIED = range(1, 33)  # sizes
+
+
+def _repetition(context: NodeContext, axis: AxisResize, sampling: Sampling) -> tuple[str, int] | None:
+    """The closed form of an axis of unknown size of which each element is repeated as often; None where that is not so,
+    by the proof of its size and the formula at small ones: rounding moves no position that far from all bounds."""
+    factor = int(axis.scale or 0)
+    if factor != axis.scale or sampling.coordinates == "tf_crop_and_resize":
+        return None
+    if not context.arithmetic.equal_is_proved(axis.after, context.arithmetic.multiply(axis.before, factor)):
+        return None
+    tried = [AxisResize(axis.axis, size, size * factor, axis.scale) for size in _TRIED]
+    form = ("quotient", factor)
+    tables = (nearest_index(NumpyOperations, sampling, each, _coordinates(each, sampling)) for each in tried)
+    same = all(_closed_form(table, each) == form for table, each in zip(tables, tried, strict=True))
+    return form if same else None
 
 
 def _nearest_source(

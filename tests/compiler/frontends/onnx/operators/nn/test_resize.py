@@ -149,6 +149,21 @@ def test_a_region_that_is_computed(mode: str) -> None:
     assert_equal_to_onnxruntime(model, *feeds)
 
 
+def test_pixels_of_an_unknown_number_are_repeated() -> None:
+    """Some of the modes repeat every pixel as often, others do not."""
+    ways = [("half_pixel", "round_prefer_floor"), ("asymmetric", "floor"), ("asymmetric", "ceil")]
+    ways.append(("align_corners", "round_prefer_floor"))
+    nodes = "".join(
+        f'y{i} = Resize<coordinate_transformation_mode = "{mode}", nearest_mode = "{rounding}">(x, , scales)\n'
+        for i, (mode, rounding) in enumerate(ways)
+    )
+    results = ", ".join(f"float[n,c,p{i},q{i}] y{i}" for i in range(len(ways)))
+    text = f"g (float[n,c,h,w] x) => ({results}) <float[4] scales = {{1.0, 1.0, 2.0, 3.0}}> {{ {nodes} }}"
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> {text}')
+    random = np.random.default_rng(0)
+    assert_equal_to_onnxruntime(model, *({"x": normal(random, 1, 2, *size)} for size in ((1, 2), (3, 5), (9, 40))))
+
+
 def test_an_unknown_mode_is_named() -> None:
     inputs = [np.zeros((1, 1, 4, 4), np.float32), None, np.ones(4, np.float32)]
     case = NodeCase("Resize", inputs, {"mode": "area"}, opset=18, fixed=frozenset({2}))
