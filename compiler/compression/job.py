@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 import targets
+from compiler.artifact.language_model import DESCRIPTION_ASSET
 from compiler.compression.model import CompressedModel, canonical
 from compiler.compression.report import CompressionReport, LayerChange, Measure
 from compiler.driver.compile import compile as compile_model
@@ -166,6 +167,11 @@ def import_job(source: object, options: JobOptions, imports: ImportOptions) -> J
     report("import")
     uncapped = replace(imports, capacity=None)
     imported = uncapped.load(source)
+    if DESCRIPTION_ASSET in imported.assets:
+        raise OptionError(
+            f"{model_name(source)} is a language model, whose weights are rounded as it is compiled",
+            "compile it with precision= (`tensorwright compile MODEL --precision int8`)",
+        )
     if imports.capacity is not None:
         with_capacity(imported, imports.capacity)  # raises now what it would raise in the end
     for note in imported.notes:

@@ -15,6 +15,7 @@ import compiler
 from compiler.compression.recipe import RecipeResult, parse_recipe
 from compiler.compression.weight_sharing import shared
 from compiler.errors import AccuracyError, OptionError
+from tests.compiler.frontends.llm.families import save_model
 
 _X = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
 _OPTIONS: dict[str, Any] = {"example_inputs": (_X,), "threads": 1, "calibration": [{"input": _X.numpy()}]}
@@ -214,3 +215,10 @@ def test_only_layers_that_get_faster_are_factorized() -> None:
     assert [bool(layer.change) for layer in result.report.layers] == [False, True, False]
     with torch.no_grad():
         assert np.abs(_run(result) - net(_X).numpy()).max() < 1e-4
+
+
+def test_language_models_are_rounded_as_they_are_compiled(tmp_path: Path) -> None:
+    save_model("llama", tmp_path, num_hidden_layers=1)
+    with pytest.raises(OptionError, match="rounded as it is compiled") as error:
+        compiler.share_weights(tmp_path, 5)
+    assert "--precision int8" in str(error.value.hint)
