@@ -177,6 +177,22 @@ def test_rows_of_images_and_sounds_take_the_places_of_tokens(name: str, tmp_path
     assert read is not None
     _, expected = encoder_greedy(made.reference, prompt, 6, **read)
     assert list(made.model.generate("a <image>?", media=shown, max_new_tokens=6).tokens) == expected
+    if heard:
+        _hears_over_http(made, name)
+
+
+def _hears_over_http(made: _Made, name: str) -> None:
+    """A chat brings a recording, and is answered as `generate` answers it."""
+    openai = pytest.importorskip("openai")
+    text = {"type": "text", "text": "What?"}
+    message = {"role": "user", "content": [{"type": "audio"}, text]}
+    wanted = made.model.generate([message], media=Media(audio=_speech(0.7)), max_new_tokens=6)
+    sound = {"data": base64.b64encode(_speech(0.7)).decode(), "format": "wav"}
+    messages = [{"role": "user", "content": [{"type": "input_audio", "input_audio": sound}, text]}]
+    options = model_options({"path": str(made.file)}, "a model")
+    with serving([options]) as running, openai.OpenAI(base_url=f"{running.url}/v1", api_key="none") as client:
+        reply = client.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=6)
+    assert reply.choices[0].message.content == made.model.decode(list(wanted.tokens))
 
 
 @pytest.mark.parametrize("shape", [(16, 32), (40, 23), (9, 9), (50, 100)])
