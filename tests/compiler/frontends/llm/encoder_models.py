@@ -26,8 +26,8 @@ _TILES = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
 IMAGE_TOKENS = ["<|end|>", "<|start|>", IMAGE, "<fake_token_around_image>", "<global-img>", *_TILES]
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {% if message.content is string %}{{ message.content }}{% else %}"
-    "{% for part in message.content %}{% if part.type in ('image', 'audio') %}<image>{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}{% endif %}\n{% endfor %}a: "
+    "{% for part in message.content %}{% if part.type in ('image', 'audio') %}<image>{% else %}{{ part.text }}"
+    "{% endif %}{% endfor %}{% endif %}\n{% endfor %}a: "
 )
 _VOCABULARY = 280
 _TEXT = {
