@@ -18,6 +18,7 @@ from compiler.frontends.torch.caches import register_caches
 from compiler.frontends.torch.capture_errors import capture_error, line_of_the_model
 from compiler.frontends.torch.composite_functions import composites_captured
 from compiler.frontends.torch.dynamic_shapes import fixed_by, remaining_dimensions
+from compiler.frontends.torch.exporter_patches import patched_exporter
 from compiler.frontends.torch.number_types import number_types_captured
 from compiler.frontends.torch.recurrent_layers import recurrent_layers_captured
 from compiler.frontends.torch.results import named_results
@@ -93,7 +94,7 @@ def _exported(
     """The program; with the builtin number types where the model does not run with those that take symbolic sizes."""
     import torch
 
-    with quiet(), torch.no_grad(), named_results(model), _replaced_functions():
+    with quiet(), torch.no_grad(), patched_exporter(), named_results(model), _replaced_functions():
         if dynamic_shapes is not None:
             with number_types_captured(model) as replaced:
                 try:

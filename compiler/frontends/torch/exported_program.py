@@ -30,7 +30,7 @@ from compiler.frontends.onnx.frontend import unnamed_size
 from compiler.frontends.torch.capture import exported_program, quiet
 from compiler.frontends.torch.decomposition import decomposed, without_projections
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
-from compiler.frontends.torch.exporter_patches import exporter_caches, without_rewriting
+from compiler.frontends.torch.exporter_patches import patched_exporter, without_rewriting
 from compiler.frontends.torch.fixed_sizes import OpenSizes
 from compiler.frontends.torch.in_place import write_out_activations
 from compiler.frontends.torch.requirements import ProgramRequirements, congruences
@@ -89,10 +89,10 @@ def import_torch(
     sizes = OpenSizes(program, {} if own else inspect.signature(source.forward).parameters, dynamic_shapes)
     if not own:
         write_out_activations(program)
-    with quiet(), exporter_caches():
+    with quiet(), patched_exporter():
         program, states = with_states(program, None if isinstance(state, Mapping) else state)
     needs, known = ProgramRequirements(program), congruences(program)
-    with quiet(), exporter_caches():
+    with quiet(), patched_exporter():
         if own:
             refuse_even_parts(program)
         if program is source:  # the caller's own: what follows changes its graph
@@ -213,7 +213,7 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
     # Its optimizer folds normalizations of bfloat16 into weights of float32.
     foldable = all(tensor.dtype != torch.bfloat16 for tensor in program.state_dict.values())
     try:
-        with quiet(), exporter_caches(), without_rewriting() as folds_alone:
+        with quiet(), patched_exporter(), without_rewriting() as folds_alone:
             return torch.onnx.export(
                 program,
                 dynamo=True,

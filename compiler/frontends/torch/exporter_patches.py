@@ -3,6 +3,8 @@
 - `torch.onnx.export` parses the source of some 500 conversions at each call to learn their signatures, and each
   `run_decompositions` looks up the dispatcher's operators several dozen times. For small models that is most of the
   time of an import; here their results are kept.
+- PyTorch records the memory format of each value that it traces. Comparing symbolic strides, it makes requirements on
+  sizes of it ("the padded width is not the width") that no value depends on. Here it compares the example's.
 - onnxscript's optimizer folds constants, which sequences and shapes of dynamic sizes need, and rewrites patterns, which
   takes longer than the conversion, and is done by passes of this project. It also takes `x + 1e-8` for `x + 0`.
 
@@ -13,26 +15,32 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 Function = Callable[..., Any]
 
 
 @contextlib.contextmanager
-def exporter_caches() -> Iterator[None]:
+def patched_exporter() -> Iterator[None]:
     """Exports and decompositions inside the context are made without repeated work.
 
     Conversions and signatures are kept for the process: they belong to functions, whose source does not change. That
-    operators were looked up holds until the context ends: libraries that are loaded afterwards add others.
+    operators were looked up holds until the context ends: libraries that are loaded afterwards add others. Memory
+    formats are those of the example inputs.
     """
     with contextlib.ExitStack() as stack:
         for holder, name, cached in (
             ("torch.onnx._internal.exporter._registration:onnxscript_apis", "get_torchlib_ops", _kept),
             ("torch.onnx._internal.exporter._schemas", "op_signature_from_function", _kept_for_each_function),
             ("torch._export.utils", "_materialize_cpp_cia_ops", cache),
+            ("torch._prims_common", "is_contiguous", _of_example),
+            ("torch._prims_common", "is_channels_last_contiguous_2d", _of_example),
+            ("torch._prims_common", "is_channels_last_contiguous_3d", _of_example),
+            ("torch._prims_common", "are_strides_like_channels_last_or_false", _of_example_strides),
         ):
             stack.enter_context(_replaced(holder, name, cached))
         yield
@@ -77,6 +85,52 @@ def _kept_for_each_function(describe: Function) -> Function:
         return known[key]
 
     return described
+
+
+class _Strided(NamedTuple):
+    """What tests of memory formats read of a tensor."""
+
+    shape: tuple[Any, ...]
+    strides: tuple[Any, ...]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def stride(self) -> tuple[Any, ...]:
+        return self.strides
+
+    def numel(self) -> Any:
+        return math.prod(self.shape)
+
+
+@cache
+def _of_example(test: Function) -> Function:
+    """A test of a tensor's memory format, asked for the sizes of the example."""
+
+    @wraps(test)
+    def asked(tensor: Any, *arguments: Any, **named: Any) -> Any:
+        return test(_Strided(_example(tensor.shape), _example(tensor.stride())), *arguments, **named)
+
+    return asked
+
+
+@cache
+def _of_example_strides(test: Function) -> Function:
+    """A test of sizes and strides, asked for those of the example."""
+
+    @wraps(test)
+    def asked(sizes: Any, strides: Any) -> Any:
+        return test(_example(sizes), _example(strides))
+
+    return asked
+
+
+def _example(sizes: Iterable[Any]) -> tuple[Any, ...]:
+    """The example's sizes; those that depend on values stay symbolic."""
+    return tuple(
+        size.node.hint if hasattr(size, "node") and size.node.has_hint() else size for size in sizes
+    )
 
 
 @contextlib.contextmanager

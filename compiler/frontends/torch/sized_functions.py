@@ -1,6 +1,7 @@
 """Functions that read a dynamic size as a number, which fixes it, replaced while a model is captured.
 
-Each computes the same of a symbolic size: of PyTorch's functions, and `math.sqrt`. With known sizes the originals run.
+Each computes the same of a symbolic size: of PyTorch's functions, `math.sqrt` and Python's `%`. With known sizes the
+originals run.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def sized_functions_captured() -> AbstractContextManager[None]:
             (torch.Tensor, "pow", _pow),
             (torch.Tensor, "__pow__", _pow),
             (torch.Tensor, "new_tensor", _new_tensor),
+            (torch.Tensor, "contiguous", _contiguous),
+            (torch.SymInt, "__mod__", _remainder),
             (torch, "triu_indices", _triangle_indices(1)),
             (torch, "tril_indices", _triangle_indices(-1)),
             *((functional, f"avg_pool{rank}d", _pool(rank, "mean")) for rank in (1, 2, 3)),
@@ -108,6 +111,20 @@ def _new_tensor(original: _Function) -> _Function:
         return original(self, data, **options)
 
     return new_tensor
+
+
+def _contiguous(original: _Function) -> _Function:
+    """PyTorch compares symbolic strides, which limits sizes to those whose tensors are as compact as the example."""
+
+    def contiguous(self: Tensor, **options: Any) -> Any:
+        import torch
+        from torch._prims_common import is_contiguous  # of the example's sizes, while a model is captured
+
+        if options or not any(_is_symbolic(each) for each in self.shape):
+            return original(self, **options)
+        return self if is_contiguous(self) else self.clone(memory_format=torch.contiguous_format)
+
+    return contiguous
 
 
 def _kron(original: _Function) -> _Function:
@@ -284,3 +301,36 @@ def _sqrt(original: _Function) -> _Function:
         return value**0.5 if _is_symbolic(value) else original(value)
 
     return sqrt
+
+
+def _remainder(original: _Function) -> _Function:
+    """The remainder of a negated size, as in `(4 - size % 4) % 4`, which rounds the size up to a multiple.
+
+    It is `4 * ((size + 3) // 4) - size`, so that the padded size is written as a multiple. The sum of the size and a
+    remainder of a remainder is one too, but each view of windows takes PyTorch's shape environment seconds to check.
+    """
+
+    def remainder(self: Any, divisor: Any) -> Any:
+        size = _negated(self.node.expr, divisor) if isinstance(divisor, int) and divisor > 0 else None
+        if size is None:
+            return original(self, divisor)
+        size = self.node.shape_env.create_symintnode(size, hint=None)
+        return (size + divisor - 1) // divisor * divisor - size
+
+    return remainder
+
+
+def _negated(value: Any, divisor: int) -> Any:
+    """A sum of sizes whose negative has this value's remainder; None where a size is not subtracted."""
+    import sympy
+    from torch.utils._sympy.functions import Mod, PythonMod
+
+    terms = [each.as_coeff_Mul() for each in sympy.Add.make_args(value)]
+    sizes = [
+        -factor * (rest.args[0] if isinstance(rest, Mod | PythonMod) and rest.args[1] == divisor else rest)
+        for factor, rest in terms
+        if rest != 1
+    ]
+    if not all(factor < 0 for factor, rest in terms if rest != 1):
+        return None
+    return sympy.Add(*sizes, -sum(factor for factor, rest in terms if rest == 1) % divisor)

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch.onnx._internal.exporter import _registration, _schemas
 
-from compiler.frontends.torch.exporter_patches import exporter_caches
+from compiler.frontends.torch.exporter_patches import patched_exporter
 
 
 def test_conversions_are_read_once_and_torch_is_left_as_it_was() -> None:
     exporter: Any = vars(_registration)["onnxscript_apis"]
     before = exporter.get_torchlib_ops, torch._export.utils._materialize_cpp_cia_ops
-    with exporter_caches():
+    with patched_exporter():
         found = exporter.get_torchlib_ops()
-    with exporter_caches():
+    with patched_exporter():
         assert exporter.get_torchlib_ops() is found
     assert (exporter.get_torchlib_ops, torch._export.utils._materialize_cpp_cia_ops) == before
 
@@ -25,7 +25,7 @@ def test_a_function_is_described_once_and_not_kept_alive() -> None:
     def conversion(x: Any) -> Any:
         return x
 
-    with exporter_caches():
+    with patched_exporter():
         signatures = [_schemas.op_signature_from_function(conversion, "own", name) for name in ("one", "two", "one")]
     assert [each.name for each in signatures] == ["one", "two", "one"]
     assert signatures[0] is signatures[2]

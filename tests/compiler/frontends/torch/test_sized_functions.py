@@ -92,6 +92,21 @@ class OfImages(nn.Module):
         )
 
 
+class OfWindows(nn.Module):
+    """Windows of 4 x 3 of images that are padded to a multiple of them, and cut to the image again."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        batch, height, width, channels = x.shape
+        below, right = (4 - height % 4) % 4, -width % 3
+        padded = functional.pad(x, (0, 0, 0, right, 0, below))
+        rows, columns = (height + below) // 4, (width + right) // 3
+        windows = padded.view(batch, rows, 4, columns, 3, channels).transpose(2, 3).reshape(-1, 12, channels)
+        mixed = windows - windows.mean(1, keepdim=True)
+        joined = mixed.view(batch, rows, columns, 4, 3, channels).transpose(2, 3).reshape(padded.shape)
+        found = joined[:, :height, :width].contiguous().view(batch, height * width, channels)
+        return (found + (x * (height % 4)).reshape(found.shape),)
+
+
 def check(net: nn.Module, axes: list[dict[int, object]], *examples: tuple[Tensor, ...]) -> None:
     module = compiler.compile(net.eval(), example_inputs=examples[0], dynamic_shapes=tuple(axes), threads=1)
     for given in examples:
@@ -112,3 +127,9 @@ def test_of_images() -> None:
         for n, h, w in ((2, 6, 7), (3, 4, 9))
     )
     check(OfImages(), axes, *examples)
+
+
+def test_of_padded_windows() -> None:
+    axes: dict[int, object] = dict.fromkeys((0, 1, 2), Dim.DYNAMIC)
+    shapes = ((2, 9, 7, 5), (3, 8, 9, 5), (1, 5, 3, 5))
+    check(OfWindows(), [axes], *((torch.randn(*shape),) for shape in shapes))
