@@ -5,6 +5,7 @@
   time of an import; here their results are kept.
 - PyTorch records the memory format of each value that it traces. Comparing symbolic strides, it makes requirements on
   sizes of it ("the padded width is not the width") that no value depends on. Here it compares the example's.
+- `math.sqrt`, which models and PyTorch's decompositions call, makes a number of a symbolic size. Here it keeps it.
 - onnxscript's optimizer folds constants, which sequences and shapes of dynamic sizes need, and rewrites patterns, which
   takes longer than the conversion, and is done by passes of this project. It also takes `x + 1e-8` for `x + 0`.
 
@@ -37,6 +38,7 @@ def patched_exporter() -> Iterator[None]:
             ("torch.onnx._internal.exporter._registration:onnxscript_apis", "get_torchlib_ops", _kept),
             ("torch.onnx._internal.exporter._schemas", "op_signature_from_function", _kept_for_each_function),
             ("torch._export.utils", "_materialize_cpp_cia_ops", cache),
+            ("math", "sqrt", _of_symbols),
             ("torch._prims_common", "is_contiguous", _of_example),
             ("torch._prims_common", "is_channels_last_contiguous_2d", _of_example),
             ("torch._prims_common", "is_channels_last_contiguous_3d", _of_example),
@@ -87,6 +89,12 @@ def _kept_for_each_function(describe: Function) -> Function:
     return described
 
 
+@cache
+def _of_symbols(sqrt: Function) -> Function:
+    """The square root of a symbolic size is symbolic."""
+    return wraps(sqrt)(lambda value: value**0.5 if hasattr(value, "node") else sqrt(value))
+
+
 class _Strided(NamedTuple):
     """What tests of memory formats read of a tensor."""
 
@@ -128,9 +136,7 @@ def _of_example_strides(test: Function) -> Function:
 
 def _example(sizes: Iterable[Any]) -> tuple[Any, ...]:
     """The example's sizes; those that depend on values stay symbolic."""
-    return tuple(
-        size.node.hint if hasattr(size, "node") and size.node.has_hint() else size for size in sizes
-    )
+    return tuple(size.node.hint if hasattr(size, "node") and size.node.has_hint() else size for size in sizes)
 
 
 @contextlib.contextmanager

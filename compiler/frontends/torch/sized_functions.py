@@ -1,12 +1,10 @@
 """Functions that read a dynamic size as a number, which fixes it, replaced while a model is captured.
 
-Each computes the same of a symbolic size: of PyTorch's functions, `math.sqrt` and Python's `%`. With known sizes the
-originals run.
+Each computes the same of a symbolic size: of PyTorch's functions and Python's `%`. With known sizes the originals run.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -43,8 +41,8 @@ def sized_functions_captured() -> AbstractContextManager[None]:
             (torch, "tril_indices", _triangle_indices(-1)),
             *((functional, f"avg_pool{rank}d", _pool(rank, "mean")) for rank in (1, 2, 3)),
             *((functional, f"max_pool{rank}d", _pool(rank, "amax")) for rank in (1, 2, 3)),
+            (torch, "max_pool1d", _max_pool1d),
             (functional, "conv2d", _conv2d),
-            (math, "sqrt", _sqrt),
         ]
     )
 
@@ -202,6 +200,25 @@ def _pool(rank: int, reduction: str) -> Callable[[_Function], _Function]:
     return replacement
 
 
+def _max_pool1d(original: _Function) -> _Function:
+    """PyTorch's own fixes every size; it is a pooling of images of one row."""
+
+    def max_pool1d(
+        input: Tensor, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+    ) -> Any:
+        import torch
+
+        if not any(_is_symbolic(each) for each in input.shape):
+            return original(input, kernel_size, stride, padding, dilation, ceil_mode)
+        window, step, edge, space = (
+            _each(each, 1)[0] for each in (kernel_size, stride or kernel_size, padding, dilation)
+        )
+        rows = input.unsqueeze(-2)
+        return torch.max_pool2d(rows, (1, window), (1, step), (0, edge), (1, space), ceil_mode).squeeze(-2)
+
+    return max_pool1d
+
+
 def _each(value: Any, count: int) -> tuple[Any, ...]:
     """A number for each of this many axes; a sequence of one is for all of them."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
@@ -294,13 +311,6 @@ def _conv2d(original: _Function) -> _Function:
         return found if bias is None else found + bias.reshape(1, -1, 1, 1)
 
     return conv2d
-
-
-def _sqrt(original: _Function) -> _Function:
-    def sqrt(value: Any) -> Any:
-        return value**0.5 if _is_symbolic(value) else original(value)
-
-    return sqrt
 
 
 def _remainder(original: _Function) -> _Function:
