@@ -116,7 +116,7 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
     rows, count = data.shape
     is_known = isinstance(k, tirx.IntImm) and isinstance(count, tirx.IntImm)
     has_keys = str(data.dtype) in _KEYS
-    if is_known and has_keys and 0 < int(count) <= (_RANKED if _FEWER * int(k) > int(count) else _SHORT):
+    if is_known and has_keys and 0 < int(k) <= int(count) <= (_RANKED if _FEWER * int(k) > int(count) else _SHORT):
         return _ranked_positions(data, int(k), int(count), descending=descending)
     if has_keys and isinstance(k, tirx.IntImm) and 0 < int(k) <= _inserted(count):
         return _scanned_positions(data, int(k), descending=descending)
