@@ -8,20 +8,18 @@ User-defined converters: for operators of custom domains, and for ONNX operators
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from inspect import Parameter
+from typing import Any
 
 from compiler.errors import OptionError, TensorwrightError
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError, RefusedError
 from compiler.frontends.onnx.structure import normalized_domain
 from schedules.discovery import import_all
 
-if TYPE_CHECKING:
-    from compiler.frontends.onnx.context import NodeContext
-
-    Converter = Callable[[NodeContext], Any]
+Converter = Callable[[NodeContext], Any]
 
 _CONVERTERS: dict[tuple[str, str], dict[int, Converter]] = {}
 
@@ -45,6 +43,17 @@ def converter(*operators: str, since: int = 1, domain: str = "") -> Callable[[Co
         return function
 
     return register
+
+
+def bound_attributes(context: NodeContext, parameters: Iterable[Parameter]) -> dict[str, Any]:
+    """The node's attributes that keyword-only parameters name; one without a default is required."""
+    return {
+        each.name: context.required_attribute(each.name)
+        if each.default is Parameter.empty
+        else context.attribute(each.name, each.default)
+        for each in parameters
+        if each.kind is Parameter.KEYWORD_ONLY
+    }
 
 
 def converters_of(domain: str, operator: str) -> dict[int, Converter]:
@@ -85,10 +94,8 @@ OWN_DOMAIN = "tensorwright"
 ENTRY_POINT_GROUP = "tensorwright.onnx_operators"
 GUIDE = "docs/guides/operators.md"
 
-Convert = Callable[[NodeContext], Any]
 
-
-def register_onnx_operator(operator: str, *, domain: str, since: int = 1) -> Callable[[Convert], Convert]:
+def register_onnx_operator(operator: str, *, domain: str, since: int = 1) -> Callable[[Converter], Converter]:
     """Register the decorated function as the converter of an ONNX operator, for all later compilations of the process.
 
         @tensorwright.register_onnx_operator("Squareplus", domain="com.example")
@@ -110,7 +117,7 @@ def register_onnx_operator(operator: str, *, domain: str, since: int = 1) -> Cal
         OptionError: the operator has a converter from that version on, of Tensorwright or of another function.
     """
 
-    def register(function: Convert) -> Convert:
+    def register(function: Converter) -> Converter:
         discover()
         key = (normalized_domain(domain), operator)
         known = converters_of(*key).get(since)
@@ -131,7 +138,7 @@ def _identity(function: Callable[..., Any]) -> tuple[str, str]:
     return function.__module__, function.__qualname__
 
 
-def _guarded(function: Convert, operator: str, domain: str) -> Convert:
+def _guarded(function: Converter, operator: str, domain: str) -> Converter:
     """The converter; an exception other than a refusal of the node becomes an error that names the converter."""
 
     @functools.wraps(function)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import onnx.helper
@@ -11,9 +12,11 @@ import onnx.helper
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError
 from compiler.frontends.onnx.importer import Scope
+from compiler.frontends.onnx.registry import bound_attributes, converter
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, TensorValue, Value, is_poisoned
 
 _OPSETS = {"": 23, "com.microsoft": 1, "ai.onnx.ml": 3}
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Composer:
@@ -62,6 +65,30 @@ class Composer:
         if isinstance(item, (np.ndarray, np.generic)):
             return Constant(np.asarray(item))
         return item  # type: ignore[return-value]
+
+
+def composed(*operators: str, since: int = 1, domain: str = "") -> Callable[[Function], Function]:
+    """Register a function as the converter of operators that are made of others.
+
+    It takes a Composer, then the node's inputs in order (one with a default may be missing), then attributes as
+    keywords with their defaults; one without a default is required.
+    """
+
+    def register(function: Function) -> Function:
+        parameters = list(signature(function).parameters.values())[1:]
+        inputs = [each for each in parameters if each.kind is not Parameter.KEYWORD_ONLY]
+
+        def convert(context: NodeContext) -> object:
+            values = [
+                context.tensor(index) if each.default is Parameter.empty or context.has_input(index) else each.default
+                for index, each in enumerate(inputs)
+            ]
+            return function(Composer(context), *values, **bound_attributes(context, parameters))
+
+        converter(*operators, since=since, domain=domain)(convert)
+        return function
+
+    return register
 
 
 def int64s(*values: int) -> np.ndarray:

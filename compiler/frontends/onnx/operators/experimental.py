@@ -2,59 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.composition import Composer, int64s
-from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.operators.composition import Composer, composed, int64s
 from compiler.frontends.onnx.values import TensorValue
 
 
-@converter("Affine")
-def affine(context: NodeContext) -> TensorValue:
+@composed("Affine")
+def affine(op: Composer, x: TensorValue, *, alpha: float = 1.0, beta: float = 0.0) -> TensorValue:
     """alpha * x + beta."""
-    op = Composer(context)
-    scaled = op("Mul", context.value(0), float(context.attribute("alpha", 1.0)))
-    return op("Add", scaled, float(context.attribute("beta", 0.0)))
+    return op("Add", op("Mul", x, alpha), beta)
 
 
-@converter("Scale")
-def scale(context: NodeContext) -> TensorValue:
+@composed("Scale")
+def scaled(op: Composer, x: TensorValue, *, scale: float = 1.0) -> TensorValue:
     """scale * x."""
-    return Composer(context)("Mul", context.value(0), float(context.attribute("scale", 1.0)))
+    return op("Mul", x, scale)
 
 
-@converter("ScaledTanh")
-def scaled_tanh(context: NodeContext) -> TensorValue:
+@composed("ScaledTanh")
+def scaled_tanh(op: Composer, x: TensorValue, *, alpha: float = 1.0, beta: float = 1.0) -> TensorValue:
     """alpha * tanh(beta * x)."""
-    op = Composer(context)
-    bent = op("Tanh", op("Mul", context.value(0), float(context.attribute("beta", 1.0))))
-    return op("Mul", bent, float(context.attribute("alpha", 1.0)))
+    return op("Mul", op("Tanh", op("Mul", x, beta)), alpha)
 
 
-@converter("ParametricSoftplus")
-def parametric_softplus(context: NodeContext) -> TensorValue:
+@composed("ParametricSoftplus")
+def parametric_softplus(op: Composer, x: TensorValue, *, alpha: float = 1.0, beta: float = 1.0) -> TensorValue:
     """alpha * log(exp(beta * x) + 1)."""
-    op = Composer(context)
-    bent = op("Softplus", op("Mul", context.value(0), float(context.attribute("beta", 1.0))))
-    return op("Mul", bent, float(context.attribute("alpha", 1.0)))
+    return op("Mul", op("Softplus", op("Mul", x, beta)), alpha)
 
 
-@converter("ImageScaler")
-def image_scaler(context: NodeContext) -> TensorValue:
+@composed("ImageScaler")
+def image_scaler(op: Composer, x: TensorValue, *, bias: Sequence[float], scale: float = 1.0) -> TensorValue:
     """scale * x plus a bias for each channel of x (N, C, H, W)."""
-    op = Composer(context)
-    bias = np.array(context.required_attribute("bias"), np.float32).reshape(-1, 1, 1)
-    return op("Add", op("Mul", context.value(0), float(context.attribute("scale", 1.0))), bias)
+    return op("Add", op("Mul", x, scale), np.array(bias, np.float32).reshape(-1, 1, 1))
 
 
-@converter("Crop")
-def crop(context: NodeContext) -> TensorValue:
+@composed("Crop")
+def crop(op: Composer, x: TensorValue, *, border: Sequence[int], scale: Sequence[int] | None = None) -> TensorValue:
     """x (N, C, H, W) without a border (left, top, right, bottom), or its `scale` (height, width) from there on."""
-    op = Composer(context)
-    left, top, right, bottom = (int(size) for size in context.required_attribute("border"))
+    left, top, right, bottom = border
     ends = [-cut if cut else np.iinfo(np.int64).max for cut in (bottom, right)]
-    if context.has_attribute("scale"):
-        height, width = (int(size) for size in context.required_attribute("scale"))
-        ends = [top + height, left + width]
-    return op("Slice", context.value(0), int64s(top, left), int64s(*ends), int64s(2, 3))
+    if scale is not None:
+        ends = [top + scale[0], left + scale[1]]
+    return op("Slice", x, int64s(top, left), int64s(*ends), int64s(2, 3))

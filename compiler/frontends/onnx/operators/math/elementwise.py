@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import reduce
+from inspect import signature
 
 import numpy as np
 from tvm import relax, tirx
@@ -14,7 +15,7 @@ from compiler.frontends.onnx import broadcasting, dtypes
 from compiler.frontends.onnx.broadcasting import broadcast, const, elementwise, in_float32, select
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.cast import is_narrow_float
-from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.registry import bound_attributes, converter
 from schedules.ir.tvm_types import Expr
 
 # Relax has them under the same names.
@@ -82,6 +83,29 @@ def relu(context: NodeContext) -> relax.Expr:
     return R.nn.relu(context.input(0))
 
 
+def scalar(operator: str, since: int = 1) -> Callable[[Callable[..., Expr]], Callable[..., Expr]]:
+    """Register the kernel of a function of one element, which takes the node's attributes as keywords; narrow floats
+    are computed in float32."""
+
+    def register(function: Callable[..., Expr]) -> Callable[..., Expr]:
+        parameters = signature(function).parameters.values()
+
+        def convert(context: NodeContext) -> relax.Expr:
+            dtype, attributes = context.dtype(0), bound_attributes(context, parameters)
+            narrow = is_narrow_float(dtype)
+
+            def kernel(x: Expr) -> Expr:
+                return function(x.astype("float32") if narrow else x, **attributes)
+
+            name = function.__name__
+            return elementwise(context, name, kernel, context.input(0), dtype=dtype if narrow else None)
+
+        converter(operator, since=since)(convert)
+        return function
+
+    return register
+
+
 @converter("LeakyRelu", since=6)
 def leaky_relu(context: NodeContext) -> relax.Expr:
     """x where positive, else alpha x."""
@@ -97,42 +121,29 @@ def parametric_relu(context: NodeContext) -> relax.Expr:
     )
 
 
-@converter("Elu", since=6)
-def elu(context: NodeContext) -> relax.Expr:
+@scalar("Elu", since=6)
+def elu(x: Expr, *, alpha: float = 1.0) -> Expr:
     """x where positive, else alpha (exp(x) - 1)."""
-    alpha = context.attribute("alpha", 1.0)
-    return _scalar_function(context, "elu", lambda x: select(x < const(0, x), const(alpha, x) * _expm1(x), x))
+    return select(x < const(0, x), const(alpha, x) * _expm1(x), x)
 
 
-@converter("Selu", since=6)
-def selu(context: NodeContext) -> relax.Expr:
+@scalar("Selu", since=6)
+def selu(x: Expr, *, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875) -> Expr:
     """gamma x where positive, else gamma alpha (exp(x) - 1)."""
-    alpha = context.attribute("alpha", 1.67326319217681884765625)
-    gamma = context.attribute("gamma", 1.05070102214813232421875)
-
-    def function(x: relax.Expr) -> relax.Expr:
-        return const(gamma, x) * select(x > const(0, x), x, const(alpha, x) * _expm1(x))
-
-    return _scalar_function(context, "selu", function)
+    return const(gamma, x) * select(x > const(0, x), x, const(alpha, x) * _expm1(x))
 
 
-@converter("Celu", since=12)
-def celu(context: NodeContext) -> relax.Expr:
+@scalar("Celu", since=12)
+def celu(x: Expr, *, alpha: float = 1.0) -> Expr:
     """max(0, x) + min(0, alpha (exp(x / alpha) - 1))."""
-    alpha = context.attribute("alpha", 1.0)
-
-    def function(x: relax.Expr) -> relax.Expr:
-        zero = const(0, x)
-        return tirx.max(zero, x) + tirx.min(zero, const(alpha, x) * _expm1(x / const(alpha, x)))
-
-    return _scalar_function(context, "celu", function)
+    zero = const(0, x)
+    return tirx.max(zero, x) + tirx.min(zero, const(alpha, x) * _expm1(x / const(alpha, x)))
 
 
-@converter("ThresholdedRelu")
-def thresholded_relu(context: NodeContext) -> relax.Expr:
+@scalar("ThresholdedRelu")
+def thresholded_relu(x: Expr, *, alpha: float = 1.0) -> Expr:
     """x where x > alpha, else 0."""
-    alpha = context.attribute("alpha", 1.0)
-    return _scalar_function(context, "thresholded_relu", lambda x: select(x > const(alpha, x), x, const(0, x)))
+    return select(x > const(alpha, x), x, const(0, x))
 
 
 @converter("Shrink")
@@ -171,34 +182,25 @@ def hard_swish(context: NodeContext) -> relax.Expr:
     return R.multiply(data, gate)
 
 
-@converter("Softplus")
-def softplus(context: NodeContext) -> relax.Expr:
+@scalar("Softplus")
+def softplus(x: Expr) -> Expr:
     """log(1 + exp(x)), computed so that it neither overflows nor loses small values."""
-
-    def function(x: relax.Expr) -> relax.Expr:
-        magnitude = tirx.abs(x)
-        return tirx.max(x, const(0, x)) + _log1p(tirx.exp(const(0, x) - magnitude))
-
-    return _scalar_function(context, "softplus", function)
+    return tirx.max(x, const(0, x)) + _log1p(tirx.exp(const(0, x) - tirx.abs(x)))
 
 
-@converter("Softsign")
-def softsign(context: NodeContext) -> relax.Expr:
+@scalar("Softsign")
+def softsign(x: Expr) -> Expr:
     """x / (1 + |x|)."""
-    return _scalar_function(context, "softsign", lambda x: x / (const(1, x) + tirx.abs(x)))
+    return x / (const(1, x) + tirx.abs(x))
 
 
-@converter("Mish", since=18)
-def mish(context: NodeContext) -> relax.Expr:
+@scalar("Mish", since=18)
+def mish(x: Expr) -> Expr:
     """x tanh(softplus(x))."""
-
-    def function(x: relax.Expr) -> relax.Expr:
-        # tanh(log(1 + e)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1); past 20 it is 1 in every float type up to 32 bits.
-        e = tirx.exp(tirx.min(x, const(40, x)))
-        n = e * (e + const(2, x))
-        return select(x > const(40, x), x, x * n / (n + const(2, x)))
-
-    return _scalar_function(context, "mish", function)
+    # tanh(log(1 + e)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1); past 20 it is 1 in every float type up to 32 bits.
+    e = tirx.exp(tirx.min(x, const(40, x)))
+    n = e * (e + const(2, x))
+    return select(x > const(40, x), x, x * n / (n + const(2, x)))
 
 
 @converter("Gelu", since=20)
@@ -257,14 +259,6 @@ def logical_not(context: NodeContext) -> relax.Expr:
 def bitwise_not(context: NodeContext) -> relax.Expr:
     """Every bit flipped."""
     return R.bitwise_not(context.input(0))
-
-
-def _scalar_function(context: NodeContext, name: str, function: Callable[[relax.Expr], relax.Expr]) -> relax.Expr:
-    """A kernel of a scalar function; narrow floats are computed in float32."""
-    dtype = context.dtype(0)
-    if not is_narrow_float(dtype):
-        return elementwise(context, name, function, context.input(0))
-    return elementwise(context, name, lambda x: function(x.astype("float32")), context.input(0), dtype=dtype)
 
 
 def _expm1(x: relax.Expr) -> relax.Expr:

@@ -12,7 +12,7 @@ import numpy as np
 
 from compiler.frontends.onnx.bounds import require, require_values
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.composition import Composer, int64s
+from compiler.frontends.onnx.operators.composition import Composer, composed, int64s
 from compiler.frontends.onnx.operators.math.matrix import inverted
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import TensorValue, Value
@@ -104,14 +104,23 @@ def fused_conv(context: NodeContext) -> TensorValue:
 @converter("NhwcConv", "NhwcFusedConv", domain=DOMAIN)
 def nhwc_conv(context: NodeContext) -> TensorValue:
     """FusedConv with the channels of data and result last; the weights as in Conv."""
-    op, rank = Composer(context), context.rank(0)
-    data = op("Transpose", context.value(0), perm=[0, rank - 1, *range(1, rank - 1)])
-    inputs = [data, context.value(1), given(context, 2)]
-    result = op("Conv", *inputs, **attributes_of(context, *_CONV_ATTRIBUTES))
-    result = op("Transpose", result, perm=[0, *range(2, rank), 1])
+    op = Composer(context)
+    inputs = [channels_first(op, context.tensor(0)), context.value(1), given(context, 2)]
+    result = channels_last(op, op("Conv", *inputs, **attributes_of(context, *_CONV_ATTRIBUTES)))
     if context.has_input(3):
         result = op("Add", result, context.value(3))
     return activated(context, op, result)
+
+
+def channels_first(op: Composer, value: TensorValue) -> TensorValue:
+    """(N, ..., C) as (N, C, ...)."""
+    rank = len(value.shape)
+    return op("Transpose", value, perm=[0, rank - 1, *range(1, rank - 1)])
+
+
+def channels_last(op: Composer, value: TensorValue) -> TensorValue:
+    """(N, C, ...) as (N, ..., C)."""
+    return op("Transpose", value, perm=[0, *range(2, len(value.shape)), 1])
 
 
 @converter("CausalConvWithState")
@@ -145,56 +154,49 @@ def causal_conv_with_state(context: NodeContext) -> list[TensorValue]:
 @converter("NhwcMaxPool", domain=DOMAIN)
 def nhwc_max_pool(context: NodeContext) -> TensorValue:
     """MaxPool with the channels last."""
-    op, rank = Composer(context), context.rank(0)
-    data = op("Transpose", context.value(0), perm=[0, rank - 1, *range(1, rank - 1)])
-    return op(
-        "Transpose", op("MaxPool", data, **attributes_of(context, *_POOL_ATTRIBUTES)), perm=[0, *range(2, rank), 1]
-    )
+    op = Composer(context)
+    pooled = op("MaxPool", channels_first(op, context.tensor(0)), **attributes_of(context, *_POOL_ATTRIBUTES))
+    return channels_last(op, pooled)
 
 
-@converter("Gelu", domain=DOMAIN)
-def gelu(context: NodeContext) -> TensorValue:
+@composed("Gelu", domain=DOMAIN)
+def gelu(op: Composer, x: TensorValue) -> TensorValue:
     """x * Phi(x)."""
-    return Composer(context)("Gelu", context.value(0))
+    return op("Gelu", x)
 
 
-@converter("BiasGelu", domain=DOMAIN)
-def bias_gelu(context: NodeContext) -> TensorValue:
+@composed("BiasGelu", domain=DOMAIN)
+def bias_gelu(op: Composer, x: TensorValue, bias: TensorValue) -> TensorValue:
     """Gelu of a sum."""
-    op = Composer(context)
-    return op("Gelu", op("Add", context.value(0), context.value(1)))
+    return op("Gelu", op("Add", x, bias))
 
 
-@converter("FastGelu", domain=DOMAIN)
-def fast_gelu(context: NodeContext) -> TensorValue:
+@composed("FastGelu", domain=DOMAIN)
+def fast_gelu(op: Composer, x: TensorValue, bias: TensorValue | None = None) -> TensorValue:
     """Gelu by tanh, of a sum when there is a bias."""
-    op, value = Composer(context), context.value(0)
-    if context.has_input(1):
-        value = op("Add", value, context.value(1))
-    return op("Gelu", value, approximate="tanh")
+    return op("Gelu", x if bias is None else op("Add", x, bias), approximate="tanh")
 
 
-@converter("QuickGelu", domain=DOMAIN)
-def quick_gelu(context: NodeContext) -> TensorValue:
+@composed("QuickGelu", domain=DOMAIN)
+def quick_gelu(op: Composer, x: TensorValue, *, alpha: float = 1.702) -> TensorValue:
     """x * sigmoid(alpha * x)."""
-    return swish(Composer(context), context.tensor(0), context.attribute("alpha", 1.702))
+    return swish(op, x, alpha)
 
 
-@converter("SwiGLU")
-def swiglu(context: NodeContext) -> TensorValue:
+@composed("SwiGLU")
+def swiglu(op: Composer, a: TensorValue, b: TensorValue, *, alpha: float = 1.0) -> TensorValue:
     """a * sigmoid(alpha * a) * b."""
-    op = Composer(context)
-    return op("Mul", swish(op, context.tensor(0), context.attribute("alpha", 1.0)), context.value(1))
+    return op("Mul", swish(op, a, alpha), b)
 
 
-@converter("SwiGLU", domain=DOMAIN)
-def clamped_swiglu(context: NodeContext) -> TensorValue:
+@composed("SwiGLU", domain=DOMAIN)
+def clamped_swiglu(
+    op: Composer, gate: TensorValue, linear: TensorValue | None = None, *, limit: float = 0.0
+) -> TensorValue:
     """SwiGLU of limited operands, `activation_beta` added to the second; both may be the halves of one input."""
-    gate, linear = context.tensor(0), given(context, 1)
     if linear is None:
-        gate, linear = Composer(context).outputs(2, "Split", gate, axis=-1, num_outputs=2)
-    limit = float(context.attribute("limit", 0.0))
-    return limited_swiglu(context, gate, linear, limit if limit > 0 else np.inf)
+        gate, linear = op.outputs(2, "Split", gate, axis=-1, num_outputs=2)
+    return limited_swiglu(op.context, gate, linear, limit if limit > 0 else np.inf)
 
 
 def limited_swiglu(context: NodeContext, gate: TensorValue, linear: Value, limit: float) -> TensorValue:
@@ -206,12 +208,10 @@ def limited_swiglu(context: NodeContext, gate: TensorValue, linear: Value, limit
     return op("Mul", swish(op, gate, context.attribute("activation_alpha", 1.0)), linear)
 
 
-@converter("ScaledSiLU", domain=DOMAIN)
-def scaled_silu(context: NodeContext) -> TensorValue:
+@composed("ScaledSiLU", domain=DOMAIN)
+def scaled_silu(op: Composer, x: TensorValue, scale: TensorValue | None = None, *, alpha: float = 1.0) -> TensorValue:
     """z * sigmoid(z) of z = scale * x."""
-    op = Composer(context)
-    scale = op("Cast", context.value(1), to=op.number(context.dtype(0))) if context.has_input(1) else None
-    return swish(op, op("Mul", context.value(0), context.attribute("alpha", 1.0) if scale is None else scale))
+    return swish(op, op("Mul", x, alpha if scale is None else op("Cast", scale, to=op.number(x.dtype))))
 
 
 def swish(op: Composer, value: TensorValue, alpha: float = 1.0) -> TensorValue:
@@ -219,50 +219,40 @@ def swish(op: Composer, value: TensorValue, alpha: float = 1.0) -> TensorValue:
     return op("Mul", value, op("Sigmoid", _scaled(op, value, alpha)))
 
 
-@converter("GatedAdd", domain=DOMAIN)
-def gated_add(context: NodeContext) -> TensorValue:
+@composed("GatedAdd", domain=DOMAIN)
+def gated_add(
+    op: Composer, x: TensorValue, y: TensorValue, gate: TensorValue, weight: TensorValue | None = None
+) -> TensorValue:
     """x + y * gate, a gate for each row."""
-    op = Composer(context)
-    if context.has_input(3):
-        context.refuse("a weight that computes the gate is not supported")
-    return op("Add", context.value(0), op("Mul", context.value(1), context.value(2)))
+    if weight is not None:
+        op.context.refuse("a weight that computes the gate is not supported")
+    return op("Add", x, op("Mul", y, gate))
 
 
-@converter("BiasSplitGelu", domain=DOMAIN)
-def bias_split_gelu(context: NodeContext) -> TensorValue:
+@composed("BiasSplitGelu", domain=DOMAIN)
+def bias_split_gelu(op: Composer, x: TensorValue, bias: TensorValue) -> TensorValue:
     """The first half of x + bias along the last axis, times Gelu of the second."""
-    op = Composer(context)
-    left, right = op.outputs(2, "Split", op("Add", context.value(0), context.value(1)), axis=-1, num_outputs=2)
+    left, right = op.outputs(2, "Split", op("Add", x, bias), axis=-1, num_outputs=2)
     return op("Mul", left, op("Gelu", right))
 
 
-@converter("BiasAdd", domain=DOMAIN)
-def bias_add(context: NodeContext) -> TensorValue:
-    """x + bias + skip."""
-    op = Composer(context)
-    return op("Add", op("Add", context.value(0), context.value(1)), context.value(2))
+@composed("BiasAdd", "BiasDropout", domain=DOMAIN)
+def biased(op: Composer, x: TensorValue, bias: TensorValue, residual: TensorValue | None = None) -> TensorValue:
+    """x + bias + residual: nothing is dropped outside training."""
+    total = op("Add", x, bias)
+    return total if residual is None else op("Add", total, residual)
 
 
-@converter("BiasSoftmax", domain=DOMAIN)
-def bias_softmax(context: NodeContext) -> TensorValue:
+@composed("BiasSoftmax", domain=DOMAIN)
+def bias_softmax(op: Composer, x: TensorValue, bias: TensorValue, *, axis: int = 1) -> TensorValue:
     """Softmax of a sum, over all axes from `axis` on; the bias is broadcast over inner or outer batches.
 
     With is_inner_broadcast each entry of the bias serves as many consecutive batches as there are for one.
     """
-    op = Composer(context)
-    axis = context.axis(context.attribute("axis", 1), context.rank(0))
-    data, bias = context.value(0), context.value(1)
-    if axis < context.rank(0) - 1:
-        context.refuse("a softmax over more than the last axis is not supported")
-    return op("Softmax", op("Add", data, bias), axis=axis)
-
-
-@converter("BiasDropout", domain=DOMAIN)
-def bias_dropout(context: NodeContext) -> TensorValue:
-    """x + bias + residual: nothing is dropped outside training."""
-    op = Composer(context)
-    result = op("Add", context.value(0), context.value(1))
-    return op("Add", result, context.value(2)) if context.has_input(2) else result
+    rank = len(x.shape)
+    if op.context.axis(axis, rank) < rank - 1:
+        op.context.refuse("a softmax over more than the last axis is not supported")
+    return op("Softmax", op("Add", x, bias), axis=rank - 1)
 
 
 @converter("ExpandDims", domain=DOMAIN)
@@ -289,18 +279,18 @@ def grid_sample(context: NodeContext) -> TensorValue:
     return Composer(context)("GridSample", context.value(0), context.value(1), mode=mode, **attributes)
 
 
-@converter("Pad", domain=DOMAIN)
-def pad(context: NodeContext) -> TensorValue:
+@composed("Pad", domain=DOMAIN)
+def pad(
+    op: Composer, x: TensorValue, widths: TensorValue, value: TensorValue | None = None, *, mode: str = "constant"
+) -> TensorValue:
     """Pad with the widths as an operand, which may be a matrix of one row."""
-    op = Composer(context)
-    widths = op("Reshape", context.value(1), int64s(-1))
-    return op("Pad", context.value(0), widths, given(context, 2), mode=context.attribute("mode", "constant"))
+    return op("Pad", x, op("Reshape", widths, int64s(-1)), value, mode=mode)
 
 
-@converter("Unique", domain=DOMAIN)
-def unique(context: NodeContext) -> list[TensorValue]:
+@composed("Unique", domain=DOMAIN)
+def unique(op: Composer, x: TensorValue) -> list[TensorValue]:
     """The distinct elements in the order in which they occur first, which one each input is, how often each occurs."""
-    distinct, _, inverse, counts = Composer(context).outputs(4, "Unique", context.value(0), sorted=0)
+    distinct, _, inverse, counts = op.outputs(4, "Unique", x, sorted=0)
     return [distinct, inverse, counts]
 
 
@@ -310,15 +300,13 @@ def inverse(context: NodeContext) -> TensorValue:
     return inverted(context, context.input(0))
 
 
-@converter("CDist", domain=DOMAIN)
-def cdist(context: NodeContext) -> TensorValue:
+@composed("CDist", domain=DOMAIN)
+def cdist(op: Composer, a: TensorValue, b: TensorValue, *, metric: str = "sqeuclidean") -> TensorValue:
     """Distances between the rows of two matrices: euclidean, or its square."""
-    op = Composer(context)
-    metric = context.attribute("metric", "sqeuclidean")
     if metric not in ("sqeuclidean", "euclidean"):
-        context.refuse(f"the metric {metric!r} is not supported")
-    a, b = op("Unsqueeze", context.value(0), int64s(1)), op("Unsqueeze", context.value(1), int64s(0))
-    squares = op("ReduceSumSquare", op("Sub", a, b), int64s(2), keepdims=0)
+        op.context.refuse(f"the metric {metric!r} is not supported")
+    difference = op("Sub", op("Unsqueeze", a, int64s(1)), op("Unsqueeze", b, int64s(0)))
+    squares = op("ReduceSumSquare", difference, int64s(2), keepdims=0)
     return op("Sqrt", squares) if metric == "euclidean" else squares
 
 
@@ -362,32 +350,17 @@ def layer_normalization(context: NodeContext) -> list[TensorValue]:
     return op.outputs(count, "LayerNormalization", *inputs, **attributes_of(context, "axis", "epsilon", "stash_type"))
 
 
-@converter("SimplifiedLayerNormalization")
-def simplified_layer_normalization(context: NodeContext) -> list[TensorValue]:
-    """x / sqrt(mean(x^2) + epsilon) * scale, and the reciprocal of the root."""
-    op = Composer(context)
-    return _root_mean_square(
-        context,
-        op,
-        context.tensor(0),
-        context.tensor(1),
-        context.attribute("axis", -1),
-        context.attribute("epsilon", 1e-5),
-    )
-
-
-converter("SimplifiedLayerNormalization", domain=DOMAIN)(simplified_layer_normalization)
-
-
-def _root_mean_square(
-    context: NodeContext, op: Composer, x: TensorValue, scale: TensorValue, axis: int, epsilon: float
+@composed("SimplifiedLayerNormalization")
+@composed("SimplifiedLayerNormalization", domain=DOMAIN)
+def simplified_layer_normalization(
+    op: Composer, x: TensorValue, scale: TensorValue, *, axis: int = -1, epsilon: float = 1e-5
 ) -> list[TensorValue]:
-    """[normalized, reciprocal of the root of the mean square], computed in float32."""
+    """x / sqrt(mean(x^2) + epsilon) * scale, and the reciprocal of the root, computed in float32."""
     rank, dtype = len(x.shape), x.dtype
-    axes = range(context.axis(axis, rank), rank)
+    axes = range(op.context.axis(axis, rank), rank)
     wide = x if dtype in ("float32", "float64") else op("Cast", x, to=1)
     mean = op("ReduceMean", op("Mul", wide, wide), int64s(*axes), keepdims=1)
-    inverse = op("Reciprocal", op("Sqrt", op("Add", mean, float(epsilon))))
+    inverse = op("Reciprocal", op("Sqrt", op("Add", mean, epsilon)))
     normalized = op("Mul", wide, inverse)
     if normalized.dtype != dtype:
         normalized = op("Cast", normalized, to=op.number(dtype))
@@ -396,32 +369,36 @@ def _root_mean_square(
     return [op("Mul", normalized, scale), inverse]
 
 
-def _skip_sum(context: NodeContext, op: Composer, bias: int) -> TensorValue:
-    """input + skip (which may lack the batch) + bias."""
-    total = op("Add", context.value(0), context.value(1))
-    return op("Add", total, context.value(bias)) if context.has_input(bias) else total
+@composed("SkipLayerNormalization", domain=DOMAIN)
+def skip_layer_normalization(
+    op: Composer,
+    x: TensorValue,
+    skip: TensorValue,
+    gamma: TensorValue,
+    beta: TensorValue | None = None,
+    bias: TensorValue | None = None,
+    *,
+    epsilon: float = _EPSILON,
+) -> list[TensorValue]:
+    """LayerNormalization of a sum: result, mean, inverse deviation, sum. The batch may be missing in `skip`."""
+    total = biased(op, x, skip, bias)
+    return [*op.outputs(3, "LayerNormalization", total, gamma, beta, axis=-1, epsilon=epsilon), total]
 
 
-@converter("SkipLayerNormalization", domain=DOMAIN)
-def skip_layer_normalization(context: NodeContext) -> list[TensorValue]:
-    """LayerNormalization of a sum: input, skip, gamma, beta, bias. Outputs: result, mean, inverse deviation, sum."""
-    op = Composer(context)
-    total = _skip_sum(context, op, 4)
-    epsilon = context.attribute("epsilon", _EPSILON)
-    inputs = [total, context.value(2), given(context, 3)]
-    outputs = op.outputs(3, "LayerNormalization", *inputs, axis=-1, epsilon=epsilon)
-    return [*outputs, total]
-
-
-@converter("SkipSimplifiedLayerNormalization", domain=DOMAIN)
-def skip_simplified_layer_normalization(context: NodeContext) -> list[TensorValue | None]:
-    """SimplifiedLayerNormalization of a sum: input, skip, gamma, bias. Outputs as SkipLayerNormalization's."""
-    op = Composer(context)
-    total = _skip_sum(context, op, 3)
-    result, inverse = _root_mean_square(
-        context, op, total, context.tensor(2), -1, context.attribute("epsilon", _EPSILON)
-    )
-    return [result, None if not context.output_used(1) else inverse, inverse, total]
+@composed("SkipSimplifiedLayerNormalization", domain=DOMAIN)
+def skip_simplified_layer_normalization(
+    op: Composer,
+    x: TensorValue,
+    skip: TensorValue,
+    gamma: TensorValue,
+    bias: TensorValue | None = None,
+    *,
+    epsilon: float = _EPSILON,
+) -> list[TensorValue | None]:
+    """SimplifiedLayerNormalization of a sum; outputs as those of SkipLayerNormalization."""
+    total = biased(op, x, skip, bias)
+    result, inverse = simplified_layer_normalization(op, total, gamma, epsilon=epsilon)
+    return [result, None if not op.context.output_used(1) else inverse, inverse, total]
 
 
 @converter("EmbedLayerNormalization", domain=DOMAIN)

@@ -20,7 +20,14 @@ from compiler.frontends.onnx.broadcasting import broadcast, elementwise
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.math.matrix import matrix_product
-from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, attributes_of, embedded, given
+from compiler.frontends.onnx.operators.microsoft.fused import (
+    DOMAIN,
+    attributes_of,
+    channels_first,
+    channels_last,
+    embedded,
+    given,
+)
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.operators.quantization.integer_products import (
     Operand,
@@ -137,30 +144,22 @@ def qlinear_softmax(context: NodeContext) -> Value:
 @converter("QLinearAveragePool", "QLinearGlobalAveragePool", domain=DOMAIN)
 def qlinear_pool(context: NodeContext) -> Value:
     """Average pooling; with channels_last the channels are the last axis."""
-    op = Composer(context)
-    last, rank = bool(context.attribute("channels_last", 0)), context.rank(0)
+    op, last = Composer(context), bool(context.attribute("channels_last", 0))
     x = dequantized_input(context, op, 0)
-    if last:
-        x = op("Transpose", x, perm=[0, rank - 1, *range(1, rank - 1)])
     names = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
-    result = op(context.operator.removeprefix("QLinear"), x, **attributes_of(context, *names))
-    if last:
-        result = op("Transpose", result, perm=[0, *range(2, rank), 1])
-    return quantized_output(context, op, result, 3)
+    pool, attributes = context.operator.removeprefix("QLinear"), attributes_of(context, *names)
+    result = op(pool, channels_first(op, x) if last else x, **attributes)
+    return quantized_output(context, op, channels_last(op, result) if last else result, 3)
 
 
 @converter("QLinearConv", domain=DOMAIN)
 def qlinear_conv(context: NodeContext) -> Value:
     """QLinearConv; with channels_last the channels of data and result are the last axis, and the weights as ever."""
-    op, rank = Composer(context), context.rank(0)
-    last = bool(context.attribute("channels_last", 0))
-    x = context.value(0)
-    if last:
-        x = op("Transpose", x, perm=[0, rank - 1, *range(1, rank - 1)])
+    op, last, x = Composer(context), bool(context.attribute("channels_last", 0)), context.tensor(0)
     names = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
     inputs = [given(context, index) for index in range(1, 9)]
-    result = op("QLinearConv", x, *inputs, **attributes_of(context, *names))
-    return op("Transpose", result, perm=[0, *range(2, rank), 1]) if last else result
+    result = op("QLinearConv", channels_first(op, x) if last else x, *inputs, **attributes_of(context, *names))
+    return channels_last(op, result) if last else result
 
 
 @converter("QEmbedLayerNormalization", domain=DOMAIN)

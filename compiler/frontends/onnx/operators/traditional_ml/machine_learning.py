@@ -18,7 +18,7 @@ from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.bounds import require, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.evaluation.reference import fold_strings
-from compiler.frontends.onnx.operators.composition import Composer, int64s
+from compiler.frontends.onnx.operators.composition import Composer, composed, int64s
 from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, int64, shared_tasks
 from compiler.frontends.onnx.operators.traditional_ml import tree_ensembles
 from compiler.frontends.onnx.operators.traditional_ml.tree_tables import Ensemble
@@ -51,23 +51,19 @@ def require_features(context: NodeContext, count: int, index: int = 0) -> None:
         require(context, context.shape(index)[-1], "equal", count)
 
 
-@converter("ArrayFeatureExtractor", domain=DOMAIN)
-def array_feature_extractor(context: NodeContext) -> TensorValue:
+@composed("ArrayFeatureExtractor", domain=DOMAIN)
+def array_feature_extractor(op: Composer, data: TensorValue, positions: TensorValue) -> TensorValue:
     """The entries of the last axis at given positions."""
-    op = Composer(context)
-    data = context.value(0)
-    require_values(context, 1, 0, context.shape(0)[-1])
-    if context.rank(0) == 1:
+    require_values(op.context, 1, 0, data.shape[-1])
+    if len(data.shape) == 1:
         data = op("Unsqueeze", data, int64s(0))
-    return op("Gather", data, op("Reshape", context.value(1), int64s(-1)), axis=-1)
+    return op("Gather", data, op("Reshape", positions, int64s(-1)), axis=-1)
 
 
-@converter("Binarizer", domain=DOMAIN)
-def binarizer(context: NodeContext) -> TensorValue:
+@composed("Binarizer", domain=DOMAIN)
+def binarizer(op: Composer, x: TensorValue, *, threshold: float = 0.0) -> TensorValue:
     """1 above the threshold, else 0."""
-    op = Composer(context)
-    above = op("Greater", context.value(0), float(context.attribute("threshold", 0.0)))
-    return op("Cast", above, to=op.number(context.dtype(0)))
+    return op("Cast", op("Greater", x, threshold), to=op.number(x.dtype))
 
 
 @converter("Scaler", domain=DOMAIN)
@@ -80,15 +76,14 @@ def scaler(context: NodeContext) -> TensorValue:
     return op("Mul", shifted, vector(context, "scale"))
 
 
-@converter("Normalizer", domain=DOMAIN)
-def normalizer(context: NodeContext) -> TensorValue:
+@composed("Normalizer", domain=DOMAIN)
+def normalizer(op: Composer, x: TensorValue, *, norm: str = "MAX") -> TensorValue:
     """Rows divided by their largest entry, sum of magnitudes, or root of the sum of squares; those of 0 unchanged."""
-    op, norm = Composer(context), context.attribute("norm", "MAX")
-    data, axis = floats(context, op), int64s(context.rank(0) - 1)
     reductions = {"MAX": "ReduceMax", "L1": "ReduceL1", "L2": "ReduceL2"}
     if norm not in reductions:
-        context.invalid(f"the norm {norm!r} does not exist")
-    size = op(reductions[norm], data, axis, keepdims=1)
+        op.context.invalid(f"the norm {norm!r} does not exist")
+    data = floats(op.context, op)
+    size = op(reductions[norm], data, int64s(len(x.shape) - 1), keepdims=1)
     return op("Div", data, op("Where", op("Equal", size, 0.0), np.float32(1), size))
 
 
@@ -244,7 +239,7 @@ def _classified(context: NodeContext, op: Composer, values: TensorValue, labels:
 
 @converter("TreeEnsembleRegressor", domain=DOMAIN)
 def tree_ensemble_regressor(context: NodeContext) -> TensorValue:
-    """The sum, mean, least or largest of what the trees give each target."""
+    """The sum, mean, least or largest of the trees' values for each target."""
     op, count = Composer(context), int(context.attribute("n_targets", 1))
     ensemble = tree_ensembles.from_node_lists(context, "target", count, context.integer_list("target_ids"))
     return transformed(context, op, _float_scores(context, op, ensemble, count))
