@@ -21,7 +21,7 @@ test: $(VENV)/test.stamp
 sweep: $(VENV)/test.stamp
 	tests/system/install_packages.sh
 	$(BIN)/python -m pip install --quiet --no-deps -r examples/gallery/large_packages.txt
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m sweep
+	TENSORWRIGHT_TESTS_OPTIMIZE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m sweep
 
 # In under a minute: structure, imports, links, graph passes before and after, refusals, file formats, and numbers on small
 # graphs. For use while working; `make test` decides.
