@@ -1,8 +1,9 @@
 """Replacements of functions of torch's exporter and onnxscript's optimizer while a model is exported.
 
 - `torch.onnx.export` parses the source of some 500 conversions at each call to learn their signatures, and each
-  `run_decompositions` looks up the dispatcher's operators several dozen times. For small models that is most of the
-  time of an import; here their results are kept.
+  `run_decompositions` looks up the dispatcher's operators several dozen times, and evaluates the annotations of a
+  function that it defines some thousand times. For small models that is most of the time of an import; here their
+  results are kept.
 - PyTorch records the memory format of each value that it traces. Comparing symbolic strides, it makes requirements on
   sizes of it ("the padded width is not the width") that no value depends on. Here it compares the example's.
 - `math.sqrt`, which models and PyTorch's decompositions call, makes a number of a symbolic size. Here it keeps it.
@@ -38,6 +39,7 @@ def patched_exporter() -> Iterator[None]:
             ("torch.onnx._internal.exporter._registration:onnxscript_apis", "get_torchlib_ops", _kept),
             ("torch.onnx._internal.exporter._schemas", "op_signature_from_function", _kept_for_each_function),
             ("torch._export.utils", "_materialize_cpp_cia_ops", cache),
+            ("torch._ops", "Callable", lambda _: _Callable),
             ("math", "sqrt", _of_symbols),
             ("torch._prims_common", "is_contiguous", _of_example),
             ("torch._prims_common", "is_channels_last_contiguous_2d", _of_example),
@@ -95,8 +97,22 @@ def _of_symbols(sqrt: Function) -> Function:
     return wraps(sqrt)(lambda value: value**0.5 if hasattr(value, "node") else sqrt(value))
 
 
+class _Unevaluated(type):
+    """Of a type in annotations that nobody reads."""
+
+    def __getitem__(cls, _: object) -> type:
+        return cls
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return callable(instance)
+
+
+class _Callable(metaclass=_Unevaluated):
+    """`Callable`, of which `Callable[...]` makes nothing new."""
+
+
 class _Strided(NamedTuple):
-    """What tests of memory formats read of a tensor."""
+    """The attributes of a tensor that tests of memory formats read."""
 
     shape: tuple[Any, ...]
     strides: tuple[Any, ...]

@@ -11,6 +11,7 @@ import dis
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ def _functions(model: torch.nn.Module) -> Iterator[FunctionType]:
             yield from (value for value in vars(each).values() if isinstance(value, FunctionType))
 
 
+@cache  # models of one package are captured again and again
 def _compares(code: CodeType, name: str) -> bool:
     """True for `x is int`."""
     return any(one.argval == name and two.opname == "IS_OP" for one, two in pairwise(dis.get_instructions(code)))

@@ -13,12 +13,25 @@ from compiler.frontends.torch.exporter_patches import patched_exporter
 
 def test_conversions_are_read_once_and_torch_is_left_as_it_was() -> None:
     exporter: Any = vars(_registration)["onnxscript_apis"]
-    before = exporter.get_torchlib_ops, torch._export.utils._materialize_cpp_cia_ops
+
+    def replaced() -> list[object]:
+        utils: Any = torch._export.utils
+        return [exporter.get_torchlib_ops, utils._materialize_cpp_cia_ops, vars(torch._ops)["Callable"]]
+
+    before = replaced()
     with patched_exporter():
         found = exporter.get_torchlib_ops()
     with patched_exporter():
         assert exporter.get_torchlib_ops() is found
-    assert (exporter.get_torchlib_ops, torch._export.utils._materialize_cpp_cia_ops) == before
+    assert replaced() == before
+
+
+def test_operators_are_registered_without_evaluating_annotations() -> None:
+    with patched_exporter():
+        annotation: Any = vars(torch._ops)["Callable"]
+    assert annotation[[int], int] is annotation
+    assert isinstance(len, annotation)
+    assert not isinstance(1, annotation)
 
 
 def test_a_function_is_described_once_and_not_kept_alive() -> None:
