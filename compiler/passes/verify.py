@@ -124,7 +124,7 @@ def compare(got: Array, expected: Array) -> str | None:
     left, right = got.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(right)
     if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
-        return "NaN or infinity in other places"
+        return "NaN or infinity at other indices"
     error = np.abs(left[finite] - right[finite])
     if not error.size:
         return None

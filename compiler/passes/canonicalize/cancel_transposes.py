@@ -367,7 +367,7 @@ def _inserted(before: Sequence[Index] | None, after: Sequence[Index] | None) -> 
 
 
 def _without(shape: Sequence[Index] | None, axes: Sequence[int], rank: int) -> list[Index] | None:
-    """The shape of what is broadcast to `rank` dimensions, without some axes that are 1 in it."""
+    """The shape of a tensor broadcast to `rank` dimensions, without some axes that are 1 in it."""
     if shape is None or len(shape) > rank:
         return None
     full = [*(1 for _ in range(rank - len(shape))), *shape]

@@ -26,6 +26,7 @@ from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import (
     Array,
     as_constant,
+    both_orders,
     constant_array,
     dtype_of,
     is_scalar_constant,
@@ -172,7 +173,7 @@ class Normalized:
 
     Attributes:
         numerator: the tensor that is divided.
-        variance: what stands under the root beside epsilon.
+        variance: the term under the root beside epsilon.
         epsilon: the constant.
         scale: a factor that was multiplied into the inverse root, or None.
         inner: variables in between, with how often the match reads each.
@@ -193,7 +194,7 @@ def as_mean(graph: Graph, expr: Expr) -> Mean | None:
     scaled = graph.call(expr, "relax.multiply", "relax.divide")
     if scaled is None:
         return None
-    for total_expr, factor in ((scaled.args[0], scaled.args[1]), (scaled.args[1], scaled.args[0])):
+    for total_expr, factor in both_orders(scaled):
         total = graph.call(total_expr, "relax.sum")
         mean = _reduced(total) if total is not None and graph.only_use(total_expr) else None
         count = None if mean is None else _count(mean)
@@ -240,14 +241,14 @@ def as_normalized(graph: Graph, call: Call) -> Normalized | None:
     if call.op.name == "relax.divide":
         root = graph.call(call.args[1], "relax.sqrt")
         return _under_root(graph, call.args[0], root, None, [call.args[1]]) if root is not None else None
-    for numerator, inverse in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
+    for numerator, inverse in both_orders(call):
         found = _inverse_root(graph, inverse)
         if found is not None:
             return _under_root(graph, numerator, found[0], None, [inverse, *found[1]])
         scaled = graph.call(inverse, "relax.multiply")
         if scaled is None:
             continue
-        for factor, scale in ((scaled.args[0], scaled.args[1]), (scaled.args[1], scaled.args[0])):
+        for factor, scale in both_orders(scaled):
             found = _inverse_root(graph, factor)
             if found is not None and constant_array(graph, scale) is not None:
                 return _under_root(graph, numerator, found[0], scale, [inverse, factor, *found[1]])
@@ -269,7 +270,7 @@ def _under_root(graph: Graph, numerator: Expr, root: Call, scale: Expr | None, i
     total = graph.call(root.args[0], "relax.add")
     if total is None:
         return None
-    for variance, constant in ((total.args[0], total.args[1]), (total.args[1], total.args[0])):
+    for variance, constant in both_orders(total):
         epsilon = scalar_of(graph, constant)
         if epsilon is not None and constant_array(graph, variance) is None and epsilon >= 0:
             return Normalized(numerator, variance, float(epsilon), scale, [*inner, root.args[0], variance])
@@ -299,7 +300,7 @@ def over_axes(graph: Graph, expr: Expr, like: Expr, axes: tuple[int, ...]) -> Ar
 
 def scaled_norms(graph: Graph, call: Call, operator: str) -> Iterator[tuple[Call, tuple[int, ...], Array]]:
     """(norm, axes, constant over these axes) for each operand of a binary call that is such a norm, used only here."""
-    for variable, other in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
+    for variable, other in both_orders(call):
         norm = graph.call(variable, operator)
         if norm is None or not graph.only_use(variable) or not same_type(norm, call):
             continue

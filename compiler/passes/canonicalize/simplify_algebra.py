@@ -19,6 +19,7 @@ from compiler.passes.rewriting.matching import (
     BINARY,
     Array,
     as_constant,
+    both_orders,
     constant_array,
     dtype_of,
     is_float,
@@ -46,8 +47,7 @@ def keeps_type(call: Call, operand: Expr) -> bool:
 
 def split_constant(graph: Graph, call: Call) -> tuple[Expr, Array] | None:
     """The operands of a commutative call as (variable, constant)."""
-    left, right = call.args
-    for variable, other in ((left, right), (right, left)):
+    for variable, other in both_orders(call):
         constant = constant_array(graph, other)
         if constant is not None and constant_array(graph, variable) is None:
             return variable, constant
@@ -115,8 +115,7 @@ def subtract_constant(graph: Graph, call: Call) -> Expr | None:
 @rules.on("relax.add")
 def add_negative(graph: Graph, call: Call) -> Expr | None:
     """x + (-y) => x - y"""
-    left, right = call.args
-    for variable, other in ((left, right), (right, left)):
+    for variable, other in both_orders(call):
         inner = graph.call(other, "relax.negative")
         if inner is not None and is_float(call):
             return op.subtract(variable, inner.args[0])

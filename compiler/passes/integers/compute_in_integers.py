@@ -31,6 +31,7 @@ from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import (
     Array,
     as_constant,
+    both_orders,
     constant_array,
     dtype_of,
     rank_of,
@@ -259,7 +260,7 @@ def _step_of(graph: Graph, call: Call, dtypes: Sequence[str] = BYTES) -> float |
 
 
 def _constant_addend(graph: Graph, added: Call) -> tuple[Expr, Array | None]:
-    for value, other in ((added.args[0], added.args[1]), (added.args[1], added.args[0])):
+    for value, other in both_orders(added):
         bias = constant_array(graph, other)
         if bias is not None and same_shape(shape_of(added), shape_of(value)):
             return value, bias

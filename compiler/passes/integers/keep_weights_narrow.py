@@ -18,7 +18,7 @@ from tvm.ir import IRModule
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable, operator_name
-from compiler.passes.rewriting.matching import Array, as_constant, constant_array, dtype_of, rank_of
+from compiler.passes.rewriting.matching import Array, as_constant, both_orders, constant_array, dtype_of, rank_of
 
 rules = RuleTable()
 
@@ -64,7 +64,7 @@ def _cast(graph: Graph, call: Expr) -> NarrowWeight | None:
 
 
 def _scaled(graph: Graph, call: Call) -> NarrowWeight | None:
-    for product, factor in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
+    for product, factor in both_orders(call):
         scale = constant_array(graph, factor)
         inner = _cast(graph, graph.definition(product))
         if inner is None or scale is None or scale.dtype != np.float32 or scale.ndim > 2:

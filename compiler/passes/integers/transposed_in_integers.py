@@ -23,6 +23,7 @@ from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import (
     Array,
     as_constant,
+    both_orders,
     constant_array,
     dtype_of,
     same_shape,
@@ -125,7 +126,7 @@ def _is_sum(graph: Graph, expr: Expr) -> bool:
 @rules.on("relax.add")
 def addition(graph: Graph, call: Call) -> Expr | None:
     """interleave(y) + bias => interleave(y + bias'), a bias per filter"""
-    for data, other in ((call.args[0], call.args[1]), (call.args[1], call.args[0])):
+    for data, other in both_orders(call):
         bias = constant_array(graph, other)
         found = None if bias is None else _interleaving(graph, data)
         if bias is None or found is None or not same_shape(shape_of(call), shape_of(data)):

@@ -297,7 +297,7 @@ class StateRead:
     Attributes:
         state: the state after its rows were written.
         rows: how many of its first rows; None for all.
-        factor: what each element is multiplied by.
+        factor: the factor of each element.
         scales: float32 (batch, heads, rows), of a state of int8; None else.
         axes: which axes of the state each axis of the expression is made of, those of size 1 left out.
         path: the variables between the state and the expression.

@@ -27,7 +27,7 @@ class Ordered:
 
 
 def ordered(expr: Expr, definition: Definition) -> Ordered:
-    """A tensor of known rank as the transposition of what was computed before its transposes."""
+    """A tensor of known rank as the transposition of the tensor before its transposes."""
     shape = shape_of(expr)
     assert shape is not None
     value = definition(expr)

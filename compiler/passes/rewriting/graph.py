@@ -35,7 +35,7 @@ MAX_ROUNDS = 12  # enough for chains of rewrites that enable each other; more ro
 
 
 class RuleTable:
-    """Rules by the name of the operator at the root of what they match."""
+    """Rules by the name of the operator at the root of their pattern."""
 
     def __init__(self) -> None:
         self._rules: dict[str, list[Rule]] = {}

@@ -19,6 +19,12 @@ _ALIGNMENT = 64  # bytes
 Array = np.ndarray
 
 
+def both_orders(call: Expr) -> tuple[tuple[Expr, Expr], tuple[Expr, Expr]]:
+    """The two operands of a commutative call, in both orders."""
+    left, right = call.args
+    return (left, right), (right, left)
+
+
 def constant_array(graph: Graph, expr: Expr) -> Array | None:
     """The value when `expr` is a constant: a view of the constant's own memory, not to be written to."""
     value = graph.definition(expr)

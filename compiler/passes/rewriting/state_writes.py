@@ -242,7 +242,7 @@ def append_rows(builder: BlockBuilder, state: Expr, rows: Expr, starts: Expr, le
 
 
 def placed(rows: te.Tensor, starts: te.Tensor, axis: int, indices: Sequence[Expr], other: Callable[[], Expr]) -> Expr:
-    """The element at a place where `rows` start at `starts[position[0]]` along an axis; `other` outside of them."""
+    """The element at an index where `rows` start at `starts[position[0]]` along an axis; `other` outside of them."""
     start, count = starts[indices[0]], rows.shape[axis]
     inner = tirx.max(tirx.min(indices[axis] - start, count - 1), tirx.const(0, "int64"))
     is_new = tirx.all(indices[axis] >= start, indices[axis] < start + count)
