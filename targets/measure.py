@@ -57,7 +57,7 @@ TIMED = Measure()
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of one call of a kernel in the unit of its measure, and what it is made of, for people."""
+    """The cost of one call of a kernel in the unit of its measure, and its parts, for people."""
 
     cost: float
     parts: Mapping[str, float] = field(default_factory=dict)

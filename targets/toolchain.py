@@ -65,7 +65,7 @@ class Compiler:
         _run([*self.command, *map(str, arguments)], timeout_seconds)
 
     def version(self) -> str:
-        """The first line of its version output; part of the cache key of what it builds."""
+        """The first line of its version output; part of the cache key of its outputs."""
         done = subprocess.run([*self.command, "--version"], capture_output=True, text=True, timeout=60, check=False)
         return done.stdout.partition("\n")[0]
 

@@ -47,7 +47,7 @@ def align(offset: int) -> int:
 
 @dataclass(frozen=True)
 class Section:
-    """Name and place of one section in the file, in bytes."""
+    """Name, offset and size of one section in the file, in bytes."""
 
     name: str
     offset: int
@@ -66,11 +66,11 @@ class Layout:
 
 
 def pack_head(manifest: bytes, sizes: dict[str, int], signed: bool) -> tuple[bytes, Layout]:
-    """Lay a file out: its first bytes (up to the first section) and the places of the sections.
+    """Lay a file out: its first bytes (up to the first section) and the offsets of the sections.
 
     Args:
         sizes: bytes of each section by name (at most 16 ASCII characters), in file order.
-        signed: whether a signature block will follow the content.
+        signed: True if a signature block will follow the content.
     """
     position = align(HEAD_BYTES + _ENTRY.size * len(sizes) + len(manifest))
     sections = []
@@ -118,7 +118,7 @@ def parse_head(data: memoryview, origin: str) -> Layout:
     if checked.digest() != digest:
         raise _damaged(origin, "the checksum of its head does not match")
     sections = _parse_table(data[HEAD_BYTES:table_end], origin)
-    _check_places(data, sections, manifest_end, content_bytes, origin)
+    _check_extents(data, sections, manifest_end, content_bytes, origin)
     if (len(data) > content_bytes) != bool(flags):
         raise _damaged(origin, "what follows its content is not what its head announces")
     return Layout(bytes(data[table_end:manifest_end]), sections, content_bytes, digest, bool(flags))
@@ -136,7 +136,7 @@ def _parse_table(table: memoryview, origin: str) -> tuple[Section, ...]:
     return tuple(sections)
 
 
-def _check_places(
+def _check_extents(
     data: memoryview, sections: tuple[Section, ...], head_end: int, content_bytes: int, origin: str
 ) -> None:
     """Sections must follow each other at the next multiples of 64, with zeros between, and end the content."""

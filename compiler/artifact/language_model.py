@@ -22,12 +22,12 @@ class AudioPreparation(Record, frozen=True, kw_only=True):
 
     Attributes:
         text: stands for a row of a sound, and in its place in a text for all of it; "" where sounds take no tokens.
-        rows: number of rows of what is read at once.
+        rows: number of rows that are read at once.
         masked: the encoder reads which frames are no padding, and gives a row for each four of these.
         rate: samples a second.
         window, hop: samples of a frame, and from one to the next.
         mels: bands.
-        samples: length of what is read at once; shorter speech is padded.
+        samples: number of samples that are read at once; shorter speech is padded.
     """
 
     rate: Size
@@ -63,7 +63,7 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
         place: stands for an image in a text; "" for `text`.
         before, after: texts around the rows of an image that is not cut.
         rows: number of rows of an image, or of a tile of it; of images in patches that depends on their size.
-        height, width: of what the encoder reads: an image, a tile or a patch.
+        height, width: of the encoder's input: an image, a tile or a patch.
         shortest: the shorter side is made so long, and the middle is cut out; None: the whole is made to fit.
         longest: the longer side is made so long first; None: it is not.
         splits: the image is cut in tiles, which come before it as a whole.

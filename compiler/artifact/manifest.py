@@ -161,7 +161,7 @@ class CallList(Record, frozen=True, kw_only=True):
     """Nodes of the model that each kernel call computes.
 
     Attributes:
-        nodes, callees: names, which `functions` refers to by their places.
+        nodes, callees: names, which `functions` refers to by index.
         functions: by the name of a function of the module, its steps in order. A step is a call, [callee, node, ...]
             with the node that most of its work is for first, or the steps of the two branches of a condition,
             [[step, ...], [step, ...]].

@@ -30,7 +30,7 @@ Offset = Annotated[int, Meta(ge=0, le=2**62)]
 
 
 class TensorEntry(Record, frozen=True, kw_only=True):
-    """Type, shape and place of one tensor, as a blob's header has it."""
+    """Type, shape and offset of one tensor, as a blob's header has it."""
 
     dtype: str
     shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_ELEMENTS)], ...], Meta(max_length=64)]
@@ -77,7 +77,7 @@ def read_blob(data: memoryview, expected: Sequence[TensorDescription], what: str
         ArtifactError: the blob is not valid safetensors, or does not hold exactly the expected tensors.
     """
     header, body = _parse_header(data, what)
-    _check_places(header, len(body), what)
+    _check_extents(header, len(body), what)
     if {name for name in header if not name.startswith(PADDING)} != {tensor.name for tensor in expected}:
         raise ArtifactError(f"the {what} of the module are not those that its manifest names")
     arrays = {}
@@ -112,7 +112,7 @@ def _parse_header(data: memoryview, what: str) -> tuple[dict[str, TensorEntry], 
     return header, data[end:]
 
 
-def _check_places(header: dict[str, TensorEntry], body_bytes: int, what: str) -> None:
+def _check_extents(header: dict[str, TensorEntry], body_bytes: int, what: str) -> None:
     """Tensors must follow each other without holes or overlap, fill the body, and have the size their shape says."""
     position = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1].data_offsets):

@@ -11,7 +11,7 @@ from compiler.errors import OptionError, storage_errors
 from compiler.support.compilation import collecting_rarely
 
 
-@collecting_rarely  # of what is imported nothing becomes garbage
+@collecting_rarely  # imported objects do not become garbage
 def prepare_generation() -> None:
     """Import what generates text, so that the first token comes soon."""
     # A thread for each core would be started and spin, though numpy multiplies nothing of size here.

@@ -1,4 +1,4 @@
-"""`tensorwright compile` of what is compiled already, answered before the parser, NumPy or TVM are loaded.
+"""`tensorwright compile` of a model that is compiled already, answered before the parser, NumPy or TVM are loaded.
 
 As in `make`, a file has not changed where its inode, size and times are those of the earlier command.
 """
@@ -27,7 +27,7 @@ _OPTIONS = ("output", "target", "shape", "sizes", "outputs", "precision", "cache
 
 @dataclass(frozen=True)
 class Repeated:
-    """A command that compiles a file: what it writes, and a key of its arguments and all that it reads."""
+    """A command that compiles a file: its output, and a key of its arguments and all that it reads."""
 
     output: Path
     key: str

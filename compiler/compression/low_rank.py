@@ -259,7 +259,7 @@ class Factors:
 
     Attributes:
         weights: float32; matrices (in, out), or convolutions (out, in, *kernel) of which one has the whole kernel.
-        product: what they multiply to, in the layer's own shape.
+        product: their product, in the layer's own shape.
         multiplications: a position of the output (of stride 1).
     """
 
@@ -381,8 +381,8 @@ def _convolution(call: Call, data: Expr, weight: Array, *, own: bool) -> Expr:
     layouts = {"data_layout": str(attributes.data_layout), "kernel_layout": str(attributes.kernel_layout)}
     if not own:
         return operator(data, as_constant(weight), **layouts)
-    places = {name: [int(each) for each in getattr(attributes, name)] for name in ("strides", "padding", "dilation")}
-    return operator(data, as_constant(weight), **places, **layouts)
+    spatial = {name: [int(each) for each in getattr(attributes, name)] for name in ("strides", "padding", "dilation")}
+    return operator(data, as_constant(weight), **spatial, **layouts)
 
 
 # A layer is faster in factors by the cost model of the target's machine, or by timing both forms

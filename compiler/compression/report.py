@@ -38,7 +38,7 @@ class Measure:
     """A model in numbers.
 
     Attributes:
-        score: what `evaluate` gave, or the mean cosine of the outputs with those before; None where not measured.
+        score: the result of `evaluate`, or the mean cosine of the outputs with those before; None where not measured.
         bytes: bytes of the parameters as they are stored in a module.
         seconds: of a run in processor time, the median, on the first sample of calibration or on random inputs.
         kernels: number of kernels that each schedule rule serves.

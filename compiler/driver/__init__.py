@@ -1,1 +1,1 @@
-"""`compile`: from a model to a verified module, and what its manifest says."""
+"""`compile`: from a model to a verified module, and its manifest."""

@@ -38,7 +38,7 @@ LIMIT_VARIABLE = "TENSORWRIGHT_CACHE_MB"
 """Environment variable: megabytes that modules in the cache take together at most; 0 keeps none."""
 _DEFAULT_LIMIT_MB = 2048
 COMMANDS = "commands"
-"""Folder of what commands printed, for `cli.repeated`."""
+"""Folder of the output of commands, for `cli.repeated`."""
 _KIND, _MODULE, _FACTS = "modules", "module.twm", "facts.json"
 _VERSIONS = tuple(
     f"{name}_"

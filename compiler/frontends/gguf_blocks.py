@@ -177,9 +177,9 @@ def _read_iq4_nl(blocks: Array) -> Parts:
 
 
 def _read_iq4_xs(blocks: Array) -> Parts:
-    places = np.arange(8)
-    low = (blocks[:, 4:8][:, places // 2] >> (4 * (places % 2)).astype(np.uint8)) & 15
-    high = (blocks[:, 2:4][:, places // 4] >> (2 * (places % 4)).astype(np.uint8)) & 3
+    indices = np.arange(8)
+    low = (blocks[:, 4:8][:, indices // 2] >> (4 * (indices % 2)).astype(np.uint8)) & 15
+    high = (blocks[:, 2:4][:, indices // 4] >> (2 * (indices % 4)).astype(np.uint8)) & 3
     scales = (low | high << 4).astype(np.int8) - np.int8(32)
     values = _IQ4[_nibbles(blocks[:, 8:].reshape(-1, 8, 16)).reshape(-1, _SUPER)]
     return values, {"scale": _half(blocks, 0), "scale_integers": scales}

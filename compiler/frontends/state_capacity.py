@@ -4,7 +4,7 @@
                                                   present = buffer[:position + rows]
 
 The number of rows in use stays the symbolic dimension that it was, so that all else in the model is the same; an input
-of that size, which a session gives, takes the place of the past. Rows whose places are computed (`append_rows`) are
+of that size, which a session gives, takes the place of the past. Rows whose positions are computed (`append_rows`) are
 written there.
 
 Appends to growing states: where in the graph, how many rows, and where they go.
@@ -400,7 +400,7 @@ class Appends:
 
     def append(self, call: Expr) -> Append | None:
         """Operation that makes a growing state longer: a concatenation whose first part it is, or rows at computed
-        places."""
+        positions."""
         placed = placed_append(call, self._model.mod)
         if placed is not None:
             source = self.value(placed.state)
@@ -423,6 +423,6 @@ class Appends:
         return self.value(self.result(self._results.index(self.at[at].output))).same_as(self.value(var))
 
     def is_longer_state(self, var: Var) -> bool:
-        """True if a variable is the new value of a state whose rows are at computed places."""
+        """True if a variable is the new value of a state whose rows are at computed positions."""
         append = self.append(self.value(var))
         return append is not None and append.starts is not None

@@ -288,9 +288,9 @@ class Conversation:
 
 
 def user_message(text: str, images: int = 0, sounds: int = 0) -> dict[str, Any]:
-    """A message for chat templates, with places for images and sounds before its text."""
-    places = [*[{"type": "image"}] * images, *[{"type": "audio"}] * sounds]
-    return {"role": "user", "content": [*places, {"type": "text", "text": text}] if places else text}
+    """A message for chat templates, with markers for images and sounds before its text."""
+    markers = [*[{"type": "image"}] * images, *[{"type": "audio"}] * sounds]
+    return {"role": "user", "content": [*markers, {"type": "text", "text": text}] if markers else text}
 
 
 def load(

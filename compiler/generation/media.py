@@ -26,7 +26,7 @@ class Media:
     """Media that a prompt refers to.
 
     Attributes:
-        images: in the order of their places in the prompt.
+        images: in the order of their markers in the prompt.
         audio: speech, of which models like Whisper read the first part that they read at once.
         inputs: the encoder's inputs by name, in place of both.
     """
@@ -38,7 +38,7 @@ class Media:
     def prepared(
         self, description: LanguageModelDescription, name: str, rank: int
     ) -> tuple[Mapping[str, Any] | None, list[str], str]:
-        """The encoder's inputs, the text that stands for each image, or for the sound, and what marks its place.
+        """The encoder's inputs, the text that stands for each image, or for the sound, and the marker it replaces.
 
         Args:
             name, rank: of the encoder's first input.
@@ -67,11 +67,11 @@ class Media:
         images = description.images
         if images is None:
             raise InputError(_no("images", description), "give its inputs as arrays: inputs={...}")
-        place = images.place or images.text
+        marker = images.place or images.text
         if images.patches is not None:
-            return *prepared_patches(self.images, images, images.patches), place
+            return *prepared_patches(self.images, images, images.patches), marker
         pixels, texts = prepared_images(self.images, images)
-        return {name: pixels[None] if rank == 5 else pixels}, texts, place
+        return {name: pixels[None] if rank == 5 else pixels}, texts, marker
 
 
 def _no(what: str, description: LanguageModelDescription) -> str:
@@ -134,13 +134,13 @@ def _in_area(width: int, height: int, side: int, patches: PatchPreparation) -> t
     return across, down
 
 
-def with_media(text: str, texts: Sequence[str], place: str) -> str:
-    """A prompt with the texts of images or of a sound in their places. Raises InputError where it has other numbers of
-    places."""
-    parts = text.split(place)
+def with_media(text: str, texts: Sequence[str], marker: str) -> str:
+    """The prompt, its markers replaced by the texts of images or of a sound. Raises InputError where their numbers
+    differ."""
+    parts = text.split(marker)
     if len(parts) != len(texts) + 1:
         raise InputError(
-            f"the prompt has {len(parts) - 1} places for images or sounds ({place}), and {len(texts)} are given"
+            f"the prompt has {len(parts) - 1} markers of images or sounds ({marker}), and {len(texts)} are given"
         )
     return "".join(part + own for part, own in zip(parts, [*texts, ""], strict=True))
 

@@ -99,7 +99,7 @@ class TokenLogprob:
     """A token and its log probability before temperature and penalties.
 
     Attributes:
-        alternatives: the most likely tokens at this place with their log probabilities, most likely first.
+        alternatives: the most likely tokens at this position with their log probabilities, most likely first.
     """
 
     token: int

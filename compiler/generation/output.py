@@ -213,10 +213,10 @@ class StopTexts:
         if self.found:
             return ""
         text = self._held + piece
-        places = [index for index in (text.find(stop) for stop in self._stops) if index >= 0]
-        if places:
+        found = [index for index in (text.find(stop) for stop in self._stops) if index >= 0]
+        if found:
             self.found, self._held = True, ""
-            return text[: min(places)]
+            return text[: min(found)]
         held = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -22,7 +22,7 @@ class PromptReader:
 
     Attributes:
         tokenizer: None of models that were compiled without one, which take tokens alone.
-        encoder_input: name and rank of what the encoder reads; None of models without one.
+        encoder_input: name and rank of the encoder's first input; None for models without an encoder.
         context: tokens of a prompt at most; texts that cannot fit are refused unread. None: no limit.
     """
 
@@ -58,7 +58,7 @@ class PromptReader:
         return self._encoded(self.required_tokenizer().chat(messages, tools, **names), special=False)
 
     def prepared(self, prompt: Prompt, media: Media | None) -> tuple[list[int], Mapping[str, Any] | None]:
-        """The tokens of a prompt with its images in their places, and what the encoder reads; None for nothing.
+        """The tokens of a prompt with its images put in, and the encoder's inputs; None for none.
 
         Raises InputError as `tokens_of`, and where media cannot be read or do not fit the model or the prompt.
         """
@@ -66,18 +66,18 @@ class PromptReader:
             return self.tokens_of(prompt), None
         if self.encoder_input is None:
             raise InputError("the model has no encoder, and reads the prompt alone", "leave media out")
-        inputs, texts, place = media.prepared(self.description, *self.encoder_input)
+        inputs, texts, marker = media.prepared(self.description, *self.encoder_input)
         if not texts:
             return self.tokens_of(prompt), inputs
         if isinstance(prompt, str):
-            return self._encoded(with_media(prompt, texts, place), special=True), inputs
+            return self._encoded(with_media(prompt, texts, marker), special=True), inputs
         if not prompt or not all(isinstance(each, Mapping) for each in prompt):
             raise InputError(
                 "images and sounds need a prompt that is a text or messages", "give the encoder's inputs as arrays"
             )
         messages: Any = prompt
         chat = self.required_tokenizer().chat(messages)
-        return self._encoded(with_media(chat, texts, place), special=False), inputs
+        return self._encoded(with_media(chat, texts, marker), special=False), inputs
 
     def required_tokenizer(self) -> Tokenizer:
         """Raises InputError where the model has none."""

@@ -222,7 +222,7 @@ _GUESSES = 16  # of all sequences of a step; more make it slower than they save
 
 
 class RunningSequence:
-    """A sequence and what has become of it.
+    """A sequence and its state.
 
     Attributes:
         slot: where its state is; None before its first chunk.

@@ -90,7 +90,7 @@ class Speculation:
         self._width = min(most, 4)
 
     def draft(self, tokens: Sequence[int], room: int) -> list[int]:
-        """Guesses of what follows, at most `room`."""
+        """Guesses of the next tokens, at most `room`."""
         return self._drafter.draft(tokens, min(self._width, room))
 
     def checked(self, guessed: int, right: int) -> None:

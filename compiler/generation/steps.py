@@ -35,7 +35,7 @@ class Chunk:
         slot: slot of the sequence.
         tokens: at least one.
         position: number of tokens before these in the slot; later ones are discarded.
-        total: length of the whole prompt, or of what was read with this chunk, whichever is more.
+        total: length of the whole prompt, or of all tokens read up to the end of this chunk, whichever is more.
         is_prompt: true for tokens of a prompt, false for generated ones.
         logits: of how many of the last tokens logits are wanted, 0 for none.
     """

@@ -74,7 +74,7 @@ class Difference:
         name: name of the value in the model.
         node: the node that computes it, as text.
         error: the largest absolute difference over the largest magnitude of the reference; infinite where shapes
-            differ, or NaN and infinities are in other places.
+            differ, or NaN and infinities are at other indices.
         problem: a difference other than in the numbers, or "".
         differs: true if `error` is beyond the tolerance.
     """
@@ -283,7 +283,7 @@ def _difference(name: str, node: str, ours: Array, theirs: Array, tolerance: flo
         left, right = (np.asarray(each).astype(np.float64) for each in (ours, theirs))
         finite = np.isfinite(right)
         if not np.array_equal(left[~finite], right[~finite], equal_nan=True) or not np.isfinite(left[finite]).all():
-            problem, error = "NaN or infinities in other places", math.inf
+            problem, error = "NaN or infinities at other indices", math.inf
         elif finite.any():
             largest = float(np.abs(right[finite]).max())
             error = float(np.abs(left[finite] - right[finite]).max()) / (largest if largest > 0 else 1.0)

@@ -67,14 +67,14 @@ class HeldStates(dict[str, Held]):
 
 
 class _BoundStates:
-    """States as `main` takes them, among places for the other inputs.
+    """States as `main` takes them, among the positions of the other inputs.
 
     Attributes:
         states: the bound states.
         sizes: their symbolic dimensions.
         tensors: in the order of `main`, None for other inputs.
         memory: address ranges of these.
-        others: the other inputs and their places.
+        others: the other inputs and their positions.
         names: names of these.
     """
 

@@ -204,7 +204,7 @@ class LoweredModel:
     """The calls of one run.
 
     Attributes:
-        model: what was lowered.
+        model: the model that was lowered.
         mod: its kernels, which are not scheduled.
         keys: of each kernel by its name in the module.
         calls: number of calls of each key in a run.

@@ -74,7 +74,7 @@ class TimedHere:
         """Nothing: modules run in this process."""
 
 
-# Kernels by a target's own model of what they take, in worker processes: the same numbers on every run.
+# Costs of kernels by a target's own cost model, in worker processes: the same numbers on every run.
 
 _AT_ONCE = 16  # kernels that are estimated before they are stored
 
@@ -179,7 +179,7 @@ def kernel_times(target: targets.Target, threads: int | None) -> KernelTimes:
     measurer = target.measurer()
     if measurer is None or measurer.unit != "s":
         raise OptionError(
-            f"target {target.name!r} runs elsewhere, and has no model of what a kernel takes",
+            f"target {target.name!r} runs elsewhere, and has no cost model of kernels",
             "limit mb or peak_mb, or name a target that this machine runs",
         )
     try:

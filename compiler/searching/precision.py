@@ -96,11 +96,11 @@ class Precisions:
         if not scheme.symmetric_activations:
             zero += _OFF_CENTRE
 
-        def unknown(place: int, site: Var) -> Affine:
+        def unknown(index: int, site: Var) -> Affine:
             zero_point = least if site in positive and not scheme.symmetric_activations else zero
-            return Affine(scheme.activations, _STEP * (1 + place / 64), zero_point)
+            return Affine(scheme.activations, _STEP * (1 + index / 64), zero_point)
 
-        own = {site: unknown(place, site) for place, site in enumerate(placement.sites)}
+        own = {site: unknown(index, site) for index, site in enumerate(placement.sites)}
         sites = {site: self.ranges.get(str(site.name), own[_first_of(site, placement.ties)]) for site in own}
         weights = {
             layer.variable: quantize_weight(

@@ -68,7 +68,7 @@ class Space(BaseModel):
     @classmethod
     def _are_odd(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if not all(each > 0 and each % 2 for each in value):
-            raise ValueError("sizes of filters are odd numbers: what is cut around the centre keeps it")
+            raise ValueError("sizes of filters must be odd, so that cropping keeps the centre")
         return value
 
     @field_validator("precision")

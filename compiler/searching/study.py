@@ -102,7 +102,7 @@ class Study:
         return self.finish(self._asked(), evaluate)
 
     def proposals(self, count: int) -> list[tuple[Any, dict[str, Option]]]:
-        """(trial, config) of what the sampler would try next; each trial is to be finished. The same trials before
+        """(trial, config) that the sampler would try next; each trial is to be finished. The same trials before
         give the same proposals."""
         found = []
         for _ in range(count):

@@ -56,7 +56,7 @@ class Processing:
             the transformers library does.
         activation: of classes' scores, unless the net computes it: "softmax", "sigmoid" or "none".
         top: classes that a classifier returns, or boxes at most that a detector does.
-        boxes: what a detector returns. "yolo": (1, 4 + classes, boxes), centers and sizes in pixels of what it reads,
+        boxes: format of a detector's boxes. "yolo": (1, 4 + classes, boxes), centers and sizes in pixels of its input,
             and scores (YOLOv8 and later). "yolo-objectness": (1, boxes, 5 + classes), a score of the box before those
             of classes, which are multiplied (YOLOv5 to v7). "end-to-end": (1, boxes, 6), corners, score and class
             (YOLOv10, YOLO26). "detr", "rt-detr": logits (1, boxes, classes), and centers and sizes from 0 to 1 in

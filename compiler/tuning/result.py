@@ -18,11 +18,11 @@ from targets.measure import TIMED, Measure, NetworkCost, Setting
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """One task: seconds of a call with the rule's default and with the best config, and what became of it.
+    """One task: seconds of a call with the rule's default and with the best config, and why it ended.
 
     Attributes:
         nodes: names of the model's nodes that the kernel computes, the main one first.
-        of_limit: the best's share of what the machine can do (1 is all of it); None when that is not known.
+        of_limit: the best's share of the machine's limit (1 is all of it); None when that is not known.
         instead_of: the key of the task that this one computes the same as, by an alternative; "" for the untuned one.
         fastest_seconds: `best_seconds` of the fastest alternative.
     """

@@ -123,7 +123,7 @@ class Session:
         self.progress.limit_trials = limits.trials
         self._measure_defaults()
         self.progress.before = self._model_seconds(default=True)
-        if not self.measure.deterministic:  # a model says nothing of what the machine could do
+        if not self.measure.deterministic:  # a cost model says nothing about the machine's limit
             self._find_lower_bounds()
         self._search_all(limits)
         self._compare_leaders()

@@ -130,10 +130,10 @@ def with_flat_indices(root: Stmt, buffers: Sequence[Expr]) -> Node:
             return None
         if not is_compact(buffer) or not any(buffer.same_as(each) for each in buffers):
             return None
-        place = reduce(lambda a, b: a + b, (point * size for size, point in _with_sizes(buffer, indices)))
-        key = StructuralKey(place)
+        offset = reduce(lambda a, b: a + b, (point * size for size, point in _with_sizes(buffer, indices)))
+        key = StructuralKey(offset)
         if key not in known:
-            known[key] = tvm.sym.Analyzer().simplify(place)
+            known[key] = tvm.sym.Analyzer().simplify(offset)
         if nodes(known[key], tirx.FloorDiv, tirx.FloorMod):
             return None
         return buffer, [index(0, str(known[key].ty))] * (len(indices) - 1) + [known[key]]

@@ -463,7 +463,7 @@ class QuantizedState:
                     T.buffer_store(sums, sums[at] + tirx.Cast("float32", total) * scale, [at])
 
     def _centered(self, total: Expr, team: Team, at: tuple[Expr, int, int], lane: Expr) -> Expr:
-        """The sum of products of what was subtracted both zero points."""
+        """The sum of products after both zero points are subtracted."""
         own, row, gate = at
         total = total - self._zeros[own] * team.vector("sums", gate, lane)
         if "zeros" not in self._operands:

@@ -1,6 +1,6 @@
 """Vectors assembled from lanes of other vectors: the source of each lane of a block, and the permutations.
 
-A block is the last dimension of what a stage stores, when that fits a vector: channels in blocks of channels.
+A block is the last dimension of a stage's result, when that fits a vector: channels in blocks of channels.
 
 Joins short runs that are adjacent in memory into one vector, as in concatenations in blocks of channels.
 

@@ -48,9 +48,9 @@ def cuda_devices() -> CudaDevices:
         return _failed(driver, result)
     if count.value == 0:
         return _failed(driver, _NO_DEVICE)
-    places = range(count.value)
+    devices = range(count.value)
     return CudaDevices(
-        tuple(_capability(driver, device) for device in places), tuple(_name(driver, device) for device in places)
+        tuple(_capability(driver, device) for device in devices), tuple(_name(driver, device) for device in devices)
     )
 
 

@@ -157,6 +157,6 @@ def _packaged(name: str) -> str | None:
         spec = importlib.util.find_spec("nvidia")
     except ValueError:
         return None
-    places = spec.submodule_search_locations if spec is not None else None
-    found = [path for folder in places or () for path in Path(folder).glob(f"cu*/bin/{name}")]
+    folders = spec.submodule_search_locations if spec is not None else None
+    found = [path for folder in folders or () for path in Path(folder).glob(f"cu*/bin/{name}")]
     return str(found[0]) if found else None

@@ -88,7 +88,7 @@ class TosaGraph:
     def emit(
         self, operator: str, inputs: Sequence[Tensor], shape: Shape, dtype: str, attribute: str, *values: object
     ) -> Tensor:
-        """An operator with one result; `attribute` is the serializer's name of what it takes beside tensors."""
+        """An operator with one result; `attribute` is the serializer's name of its attributes."""
         result = self._serializer.addIntermediate(list(shape), self._type(dtype))
         self._made[result.name] = result
         if operator in _PIECE_BY_PIECE or (operator == "RESHAPE" and inputs[0].name in self._in_pieces):

@@ -1,4 +1,4 @@
-"""Arm's compiler for the Ethos-U: a TOSA graph to a command stream, and its estimate of what running it costs."""
+"""Arm's compiler for the Ethos-U: a TOSA graph to a command stream, and its estimate of the cost of running it."""
 
 from __future__ import annotations
 

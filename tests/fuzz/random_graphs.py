@@ -56,7 +56,7 @@ def difference(ours: NDArray[Any], theirs: NDArray[Any]) -> str | None:
     if ours.dtype.kind != "f":
         return None if np.array_equal(ours, theirs) else "different integers or booleans"
     if not np.array_equal(np.isnan(ours), np.isnan(theirs)) or not np.array_equal(np.isinf(ours), np.isinf(theirs)):
-        return "NaN or infinity in other places"
+        return "NaN or infinity at other indices"
     finite = np.isfinite(theirs)
     if not finite.any():
         return None

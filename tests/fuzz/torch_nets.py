@@ -124,7 +124,7 @@ def _difference(ours: np.ndarray, theirs: tuple[Tensor, Tensor]) -> str | None:
     if ours.dtype.kind != "f":
         return None if np.array_equal(ours, single) else "different integers or booleans"
     if not np.array_equal(np.isfinite(ours), np.isfinite(single)):
-        return "NaN or infinity in other places"
+        return "NaN or infinity at other indices"
     finite = np.isfinite(single)
     if not finite.any():
         return None

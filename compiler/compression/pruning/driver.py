@@ -235,7 +235,7 @@ _DAMPING = 0.01  # of the mean of H's diagonal, as in SparseGPT
 def hessians(job: Job, wanted: Sequence[GenericConst]) -> dict[GenericConst, Array]:
     """H (operands, operands; float64) of each weight that is a matrix product's or an ungrouped convolution's.
 
-    Operands of a convolution are in the order of `Weight.matrix`: by kernel place, then by channel.
+    Operands of a convolution are in the order of `Weight.matrix`: by position in the kernel, then by channel.
     """
     known = set(wanted)
     layers = [

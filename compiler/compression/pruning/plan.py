@@ -300,7 +300,7 @@ class Weight:
     name: str = ""
 
     def matrix(self, values: Array) -> Array:
-        """(results, operands); operands of a convolution by kernel place, then by channel."""
+        """(results, operands); operands of a convolution by position in the kernel, then by channel."""
         moved = np.moveaxis(values, self.axis, 0)
         if moved.ndim > 2:
             moved = np.moveaxis(moved, 1, -1)

@@ -9,7 +9,7 @@ import numpy as np
 Array = np.ndarray
 # Smaller steps than this turn a sum's scale, the product of two of them, into a subnormal number.
 _SMALLEST_SCALE = 2.0**-60
-NO_NOISE = 200.0  # decibels of what is exact
+NO_NOISE = 200.0  # decibels of exact values
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ class Statistics:
         axis: of the channels; None where channels are of no interest.
 
     Attributes:
-        is_finite: whether all that was seen is; the histogram counts what is.
+        is_finite: True if all observed values are; the histogram counts those that are.
     """
 
     def __init__(self, axis: int | None) -> None:

@@ -330,7 +330,7 @@ class LayerwiseSession(LayerChoice):
             self.float_outputs = [dict(self.float_module.run(sample)) for sample in samples]
 
     def _observed(self) -> list[dict[str, Array]]:
-        """The outputs of each sample; sums up the Gram matrices of what the layers read."""
+        """The outputs of each sample; sums up the Gram matrices of the layers' inputs."""
         sites = list(dict.fromkeys(layer.data for layer in self.quantizable if not layer.is_look_up))
         tapped = Tapped(self.model, self.model.mod, sites, self.compile)
         outputs = []

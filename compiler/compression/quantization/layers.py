@@ -204,8 +204,8 @@ def place(graph: LayerGraph, in_float: Collection[str] = ()) -> Placement:
 
 
 def _order(graph: LayerGraph) -> Callable[[Var], int]:
-    places = {variable: index for index, variable in enumerate(graph.definitions)}
-    return lambda variable: places.get(variable, -1)
+    indices = {variable: index for index, variable in enumerate(graph.definitions)}
+    return lambda variable: indices.get(variable, -1)
 
 
 def _enclosed(graph: LayerGraph, layers: list[Layer]) -> list[Mover]:

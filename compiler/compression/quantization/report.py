@@ -41,7 +41,7 @@ class LayerReport:
     """One product of the model.
 
     Attributes:
-        integer: whether it is quantized.
+        integer: True if it is quantized.
         reason: why it is in float.
         noise: signal to noise of its result in the whole quantized model, in decibels; None where not measured.
         sensitivity: signal to noise at the model's outputs with this layer alone quantized; None where not measured.
@@ -89,8 +89,8 @@ class QuantizationReport:
     Attributes:
         scheme: one of `schemes.registry.scheme_names()`; `method`, `activations` and `per_channel` say something of
             the static one alone, `group` of weights alone.
-        generated: whether the samples are random numbers, since the caller gave none.
-        before, after: what `evaluate` gave, or the mean cosine of the outputs with the float model's.
+        generated: True if the samples are random numbers, since the caller gave none.
+        before, after: the results of `evaluate`, or the mean cosine of the outputs with the float model's.
         drop: the relative loss; `max_drop` was its limit.
         evaluations: how many quantized models were measured.
         decided: "predicted" or "measured", where layers were left in float for their speed; else "".

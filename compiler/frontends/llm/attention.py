@@ -20,7 +20,7 @@ from schedules.ir.tvm_types import Expr, Index
 
 
 def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
-    """The slope of each head: what its scores gain per position; the last of a power of two of heads has 2 ** -most."""
+    """The slope of each head: its scores' bias per position; the last of a power of two of heads has 2 ** -most."""
     power = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-most * (head + 1) / power) for head in range(power)]
     slopes += [2.0 ** (-most / 2 * (2 * head + 1) / power) for head in range(heads - power)]
@@ -61,7 +61,7 @@ class KeyValueCache:
     position says; or (slots, ...) of several sequences. Values of None are the keys (of latent attention).
 
     int8 ones have `scales`: float32 (1, key heads, capacity) of each, what each row is multiplied with.
-    `rounds`: whether attention may round its operands, as products with quantized weights do.
+    `rounds`: True if attention may round its operands, as products with quantized weights do.
     """
 
     keys: Expr

@@ -131,14 +131,14 @@ class _Caches:
         return UPDATES in (self._model.mod[value.args[0]].attrs or {}) and value.args[1].fields[0] in self._stored
 
     def _write(self, builder: BlockBuilder, var: Var, call: Call) -> None:
-        old, rows, *places = call.args[1].fields
+        old, rows, *positions = call.args[1].fields
         shape, given = shape_of(old), shape_of(rows)
         count = None if given is None or len(given) != _RANK else given[_ROWS]
-        if shape is None or given is None or len(places) != 1 or not same_shape(shape_of(places[0]), [count]):
+        if shape is None or given is None or len(positions) != 1 or not same_shape(shape_of(positions[0]), [count]):
             raise self._unfit(str(old.name))
         if not same_shape(shape[:_ROWS] + shape[_ROWS + 1 :], given[:_ROWS] + given[_ROWS + 1 :]):
             raise self._unfit(str(old.name))
-        rows, position = self._read(builder, rows), self._read(builder, places[0])
+        rows, position = self._read(builder, rows), self._read(builder, positions[0])
         if self._dtype == "int8":
             rounded, scales = _rounded(builder, rows)
             self._stored[var] = write_positions(builder, self._stored[old], rounded, position, _ROWS)

@@ -126,7 +126,7 @@ class MediaModel:
     """A model that reads images or sounds, whose rows stand in place of tokens.
 
     Attributes:
-        reads: what its encoder reads.
+        reads: the inputs of its encoder.
         rows: the model and what it reads to outputs, each (images, rows of one, ...), of patches (rows, ...).
         text: the part of the model that is the decoder.
         token: the setting with the token that stands for a row.

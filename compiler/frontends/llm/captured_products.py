@@ -106,14 +106,14 @@ class _Rewriter(PyExprMutator):
 
     def _experts(self, call: Call) -> Expr | None:
         """The products of rows with the weights of their experts, which are float32 (panels, depth, columns)."""
-        data, experts, stored = call.args[1].fields[:3]  # sizes may follow
+        data, chosen, stored = call.args[1].fields[:3]  # sizes may follow
         if dtype_of(data) != "float32":
             return None
         panels = array_of(stored).view(np.float32)
         values = panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])[:, : int(data.ty.shape[-1])]
         weight = packed(Matrix("F32", values, values.shape[1]), self._options.precision)
-        columns, places = int(call.ty.shape[-1]), self.visit_expr(experts)
-        return expert_product(self.builder_, self.visit_expr(data), weight, columns, places, self._options.activations)
+        columns, experts = int(call.ty.shape[-1]), self.visit_expr(chosen)
+        return expert_product(self.builder_, self.visit_expr(data), weight, columns, experts, self._options.activations)
 
     def _rows(self, call: Call) -> Expr | None:
         table, axis = self._constant(call.args[0]), call.attrs.axis

@@ -238,7 +238,7 @@ class DecoderConfig:
         slopes: ALiBi slope of each head; None without ALiBi.
         score_scale: factor of the products of queries and keys.
         score_cap, logit_cap: c of c * tanh(x / c); None for no cap.
-        embedding_scale, residual_scale, logit_scale: factors of the embeddings, of what a block adds, of the logits.
+        embedding_scale, residual_scale, logit_scale: factors of the embeddings, of blocks' results, of the logits.
         clip: queries, keys and values are limited to [-clip, clip]; None for no limit.
         gated_attention: attention results are multiplied by the sigmoid of gates that are projected with the queries.
         bare_head_norms: queries and keys that are rotated are normalized, without weights.

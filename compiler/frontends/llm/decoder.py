@@ -365,8 +365,8 @@ def _single_runs(tokens: te.Tensor, sequences: te.Tensor, wanted: te.Tensor) -> 
     each = te.reduce_axis((0, sequences.shape[0]), "sequence")
 
     def slot(row: Expr) -> Expr:
-        place, first = _within(wanted[row], tokens.shape[1]), sequences[each, 2]
-        holds = tirx.all(first <= place, place < first + sequences[each, 3])
+        index, first = _within(wanted[row], tokens.shape[1]), sequences[each, 2]
+        holds = tirx.all(first <= index, index < first + sequences[each, 3])
         return te.sum(tirx.Select(holds, sequences[each, 0], tirx.const(0, "int64")), axis=each)
 
     slots = te.compute(wanted.shape, slot, name="slots")

@@ -72,10 +72,10 @@ class _Header:
         tensors, entries = self._integer("Q"), self._integer("Q")
         for _ in range(entries):
             self._entry()
-        places = [self._tensor(blocks) for _ in range(tensors)]
+        extents = [self._tensor(blocks) for _ in range(tensors)]
         start = -(-self._at // self._alignment) * self._alignment
         end, last = 0, ""
-        for offset, size, name in sorted(places):
+        for offset, size, name in sorted(extents):
             if offset < end:
                 raise ValueError(f"the tensors {last!r} and {name!r} overlap")
             end, last = offset + size, name

@@ -255,14 +255,14 @@ def _pieces(file: GgufFile, tokens: list[str], merges: list[list[str]], *, prefi
 
 def _merges(tokens: list[str], scores: list[float], types: list[int]) -> list[list[str]]:
     """Each way to merge two pieces into one, best pieces first."""
-    places = _vocabulary(tokens)
+    ids = _vocabulary(tokens)
     found = []
     for text, score, kind in zip(tokens, scores, types, strict=True):
         if kind not in (_NORMAL, _USER, _UNUSED):
             continue
         pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
-        local = [(left, right) for left, right in pairs if left in places and right in places]
-        local.sort(key=lambda pair: (places[pair[0]], places[pair[1]]))
+        local = [(left, right) for left, right in pairs if left in ids and right in ids]
+        local.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
         found += [(score, pair) for pair in local]
     found.sort(key=lambda entry: -entry[0])
     return [list(pair) for _, pair in found]

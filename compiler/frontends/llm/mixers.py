@@ -168,7 +168,7 @@ class LightningAttention:
         return {"state": (self.heads, self.size, self.size)}
 
     def decays(self, layer: int, layers: int) -> list[float]:
-        """The logarithms of what a token keeps of the state of each head."""
+        """Logarithms of the share of each head's state that a token keeps."""
         factor = 1 - layer / (layers - 1 + 1e-5) + 1e-5
         return [-factor * 2 ** (-8 * (head + 1) / self.heads) for head in range(self.heads)]
 

@@ -64,7 +64,7 @@ class LanguageModelOptions:
             object.__setattr__(self, "cache", name)
 
     def cache_dtype(self, *, narrow: bool) -> str:
-        """The type of the cache; `narrow`: whether the checkpoint's own weights are narrower than float32."""
+        """The type of the cache; `narrow`: True if the checkpoint's own weights are narrower than float32."""
         if self.cache is not None:
             return self.cache
         return "float32" if self.precision == "float32" or not (self.precision or narrow) else "float16"

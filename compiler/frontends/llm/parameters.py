@@ -125,7 +125,7 @@ class Parameters:
         return [Linear(each, None) for each in stack.weights]
 
     def layer_scale(self, layer: int) -> float:
-        """The factor of what a layer returns, 1 where there is none."""
+        """The factor of a layer's result, 1 where there is none."""
         name = self._names.of(layer, "layer_scale")
         if name is None or not self._checkpoint.has(name):
             return 1.0

@@ -161,9 +161,9 @@ class Products:
         result = block_product(self._builder, x, weight, "float32")
         return result if linear.bias is None else self._builder.emit(R.add(result, as_constant(linear.bias)))
 
-    def exact_rows(self, table: Matrix, places: Expr) -> Expr:
+    def exact_rows(self, table: Matrix, rows: Expr) -> Expr:
         """Rows of a table that is kept as it is stored."""
-        return block_rows(self._builder, places, packed(table, None))
+        return block_rows(self._builder, rows, packed(table, None))
 
     def _split(self, whole: Expr, widths: list[int]) -> list[Expr]:
         """The parts of a product along its last axis."""

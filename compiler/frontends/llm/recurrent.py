@@ -39,7 +39,7 @@ _LIGHTNING_EPSILON = _MEMORY_EPSILON = 1e-6
 
 
 class Mixer(Protocol):
-    """A mixer of one layer. `states` are the next values of what it keeps, once `heads` was called."""
+    """A mixer of one layer. `states` are the new values of its states, once `heads` was called."""
 
     @property
     def states(self) -> tuple[Expr, ...]:
@@ -282,7 +282,7 @@ class _GatedRecurrence(_Recurrent):
         return self._emit(R.reshape(found, (self._model.length, self._config.width)))
 
     def _share_of_inputs(self, rate: Expr, decay: np.ndarray) -> Expr:
-        """sqrt(1 - kept**2) of what is kept of the state, 1 for the first token of a sequence: (n, width)."""
+        """sqrt(1 - kept**2) of the share kept of the state, 1 for the first token of a sequence: (n, width)."""
         position = self._position
 
         def compute(rate: te.Tensor, decay: te.Tensor, start: te.Tensor) -> te.Tensor:
@@ -403,8 +403,8 @@ class _GatedDelta(_Recurrent):
             whole = linear("qkv", config.convolved) if config.layout == "separate" else self._whole()
             return [whole, *(linear(role, width) for role, width in widths.items())]
         rates = linear("rates", 2 * config.heads)
-        places = np.arange(2 * config.heads).reshape(config.key_heads, 2, each)
-        rate, step = (rates.taken(places[:, part].reshape(-1)) for part in range(2))
+        heads = np.arange(2 * config.heads).reshape(config.key_heads, 2, each)
+        rate, step = (rates.taken(heads[:, part].reshape(-1)) for part in range(2))
         if config.layout == "mixed":
             return [linear("qkv", config.convolved), linear("gate", config.values), rate, step]
         whole = linear("joined", config.convolved + config.values)

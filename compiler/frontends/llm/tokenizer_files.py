@@ -113,7 +113,9 @@ def read_text_rules(folder: Path) -> TextRules:
     forced = settings.get("forced_decoder_ids") or []
     for pair in forced if isinstance(forced, list) else [forced]:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise InvalidModelError(f"{folder}: 'forced_decoder_ids' holds {str(pair)[:80]!r}, not a place and a token")
+            raise InvalidModelError(
+                f"{folder}: 'forced_decoder_ids' has {str(pair)[:80]!r}, not a position and a token"
+            )
         if pair[0] != len(start) or pair[1] is None:
             break  # the language is to be detected, and what comes behind it
         start += _tokens(pair[1], folder, "forced_decoder_ids")

@@ -23,7 +23,7 @@ class Groups:
         size: neighbours along the depth that share a scale; the last group may be shorter.
         scales: float (rows, groups).
         zeros: integers (rows, groups); None for 0.
-        order: int64 (depth,), the feature of the input that each place of the depth belongs to (GPTQ's act-order); None
+        order: int64 (depth,), the feature of the input that each index of the depth belongs to (GPTQ's act-order); None
             where they are in order.
         table: float32 (2**bits,), the values that integers stand for; None where they stand for themselves.
     """

@@ -67,7 +67,7 @@ class Call:
         sandbox: of the process that answers; None before it answers.
         parsing: held while a large body is parsed; one for all requests.
         holding: counts the bytes that requests hold; None: nothing does.
-        held: bytes that are counted: of its body, and of what was unpacked from it.
+        held: bytes that are counted: of its body, and of data unpacked from it.
         computed: seconds of `time.monotonic()` when its answer was computed; 0 where it is not known.
     """
 

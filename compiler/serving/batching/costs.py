@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 
 _SHAPES = 256  # how many shapes are kept, the most recently used
-_FORGET = 0.99  # weight of what was known before, at each run; less at first, when runs are slow and few
+_FORGET = 0.99  # weight of the earlier estimate, at each run; less at first, when runs are slow and few
 _OUTLIER = 4.0  # how many times its prediction a run counts at most: a thread may wait long for a processor
 _KNOWN = 4.0  # weight of the runs from which on predictions judge others
 _SPREAD = 0.02  # least relative variance of rows that tells a run's fixed part from its rows

@@ -231,10 +231,10 @@ def _threshold(
     evaluate: Evaluate, both: BothModels, scorer: Any, scores: Array, score_large: float, max_drop: float
 ) -> tuple[float, float]:
     """The lowest threshold from which on the limit holds for every higher one tried, and the score there."""
-    places = np.unique(np.linspace(0, len(scores), _STEPS + 1).round().astype(int))
+    indices = np.unique(np.linspace(0, len(scores), _STEPS + 1).round().astype(int))
     # The highest sends every row to the large model, where the limit holds by definition.
     chosen = (float("inf"), score_large)
-    for index in places[::-1][1:]:
+    for index in indices[::-1][1:]:
         threshold = float(scores[index])
         value = evaluated(evaluate, both.cascade(scorer, threshold))
         if relative_drop(score_large, value) > max_drop:

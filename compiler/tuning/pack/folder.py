@@ -265,14 +265,14 @@ def _arguments(task: Task, function: PrimFunc, workspaces: int) -> list[dict[str
 
 
 def symbol_of(index: int) -> str:
-    """The function of the candidate at a place."""
+    """The name of a candidate's function, by its index."""
     return f"kernel_{index}"
 
 
 def build_library(
     chosen: Sequence[Candidate], target: targets.Target, path: Path
 ) -> tuple[list[Candidate], dict[Candidate, str]]:
-    """Write a library of candidates; a function each, named by its place.
+    """Write a library of candidates; a function each, named by its index.
 
     Returns:
         The candidates in it in their order, and why others are not.

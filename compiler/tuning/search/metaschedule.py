@@ -58,7 +58,7 @@ class MetaSchedule:
 
 
 class _KernelSearch:
-    """The search for one kernel, with its database of what was measured."""
+    """The search for one kernel, with its database of measured schedules."""
 
     def __init__(self, state: TaskState, seed: int) -> None:
         from tvm.s_tir import meta_schedule as ms

@@ -102,8 +102,8 @@ class PipelineMeasurer(Measurer):
         machine, into = self._machine, traffic.into(self._machine.l2_bytes)
         if machine.l3_bytes:
             return sum(into.values()) / self._processor.l2_rate
-        places = accesses.parameters
-        nbytes = sum(each * (1 if places[at] in kernel.constants else machine.cores) for at, each in into.items())
+        parameters = accesses.parameters
+        nbytes = sum(each * (1 if parameters[at] in kernel.constants else machine.cores) for at, each in into.items())
         return nbytes / machine.memory_rate
 
     def _far_bytes(self, kernel: ScheduledKernel, traffic: Traffic, accesses: Accesses) -> float:

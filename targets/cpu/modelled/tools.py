@@ -39,8 +39,8 @@ class LlvmTools:
         """Cycles of one iteration of each region, in a steady state: texts of instructions. Raises ModelError."""
         found = [0.0] * len(regions)
         for count in sorted(set(iterations)):
-            places = [index for index, each in enumerate(iterations) if each == count]
-            text = "".join(f"// LLVM-MCA-BEGIN r{index}\n{regions[index]}\n// LLVM-MCA-END\n" for index in places)
+            indices = [index for index, each in enumerate(iterations) if each == count]
+            text = "".join(f"// LLVM-MCA-BEGIN r{index}\n{regions[index]}\n// LLVM-MCA-END\n" for index in indices)
             if triple.startswith("x86"):
                 text = text.replace("// LLVM-MCA", "# LLVM-MCA")
             command = [self.mca, f"--mtriple={triple}", f"--mcpu={mcpu}", f"--iterations={count}"]

@@ -108,7 +108,7 @@ def _short_convolution(settings: Settings) -> ShortConvolution:
 
 
 def _lfm2(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """The width of the MLP is two thirds of what is stated, rounded up."""
+    """The width of the MLP is two thirds of the stated one, rounded up."""
     if not settings.flag("block_auto_adjust_ff_dim"):
         return config
     width = int(2 * config.intermediate / 3)

@@ -144,7 +144,7 @@ def _own(operator: str, values: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
 
 @decomposition_of("aten.mode.default")
 def _mode(values: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """The commonest element, the smallest of several; its last place."""
+    """The commonest element, the smallest of several; its last index."""
     moved = values.movedim(dim, -1)
     counts = (moved.unsqueeze(-1) == moved.unsqueeze(-2)).sum(-1)
     commonest = counts == counts.amax(-1, keepdim=True)
@@ -157,7 +157,7 @@ def _mode(values: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor,
 
 @decomposition_of("aten.nanmedian.dim")
 def _nanmedian_of_axis(values: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """The median of what is a number; NaN where nothing is."""
+    """The median of the elements that are not NaN; NaN where all are."""
     ordered, positions = values.nan_to_num(float("inf"), float("inf"), float("-inf")).sort(dim)
     count = (~values.isnan()).sum(dim, keepdim=True)
     middle = ((count + 1) // 2 - 1).clamp(min=0)

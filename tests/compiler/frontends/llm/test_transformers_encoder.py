@@ -330,7 +330,7 @@ def test_a_chat_about_images(smolvlm: _Made) -> None:
     assert second.reused_tokens > 20
     whole = smolvlm.model.generate(chat.messages[:3], images=[_picture(3)], max_new_tokens=6)
     assert second.tokens == whole.tokens
-    with pytest.raises(InputError, match="0 places for images"):
+    with pytest.raises(InputError, match="0 markers of images"):
         smolvlm.model.generate("no place", images=[_picture(3)])
     with pytest.raises(InputError, match="cannot be read"):
         smolvlm.model.generate("<image>", images=[b"no image"])

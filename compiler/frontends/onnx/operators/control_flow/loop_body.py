@@ -292,7 +292,7 @@ class _Recursion:
         return list(found)
 
     def _declared(self) -> relax.Function:
-        """The function without its code: parameters of its own, and the type of what it returns."""
+        """The function without its code: parameters of its own, and the type of its result."""
         captures = [tvm.ir.Var(v.name, v.ty) for v in self.body.function.captures]
         parameters = [
             tvm.ir.Var("level", COUNTER),

@@ -152,7 +152,7 @@ def lift(
     parameters: Callable[[], Variables],
     results: Callable[[Variables], Sequence[relax.Expr]],
 ) -> Lifted:
-    """The code that `results` emits as a function from `parameters` to the tuple of what it returns."""
+    """The code that `results` emits, as a function from `parameters` to a tuple of results."""
     builder = context.importer.builder
     with builder.sizes_scope():
         variables = list(parameters())

@@ -61,7 +61,7 @@ def _pad(context: NodeContext, axes: list[int], pads: Sequence[Dim], value: rela
             return R.nn.pad(context.input(0), widths, "constant", number)
     data, offsets = context.input(0), [before.get(axis, 0) for axis in range(len(shape))]
     if mode != "constant" and all(isinstance(pad, int) for pad in pads):
-        # What is cut away is not part of what is repeated.
+        # Elements that are cut away are not repeated.
         data = _cropped(context, before, after)
         offsets = [max(offset, 0) for offset in offsets]
     if mode != "constant":

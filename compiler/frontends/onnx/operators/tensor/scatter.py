@@ -81,7 +81,7 @@ def _combine(context: NodeContext) -> Combine:
 
 
 def _moved(flat: Expr, sizes: Sequence[Expr], others: Sequence[Expr]) -> Expr:
-    """The row-major position, in an array of other sizes, of what is at `flat` in one of `sizes`."""
+    """The row-major position, in an array of other sizes, of the element at `flat` in one of `sizes`."""
     if all(structural_equal(one, other) for one, other in zip(sizes[1:], others[1:], strict=True)):
         return flat
     positions: list[Expr] = []

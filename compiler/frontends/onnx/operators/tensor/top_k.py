@@ -123,7 +123,7 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
     if is_known and not has_keys and 2 * int(k) >= int(count):
         order = sorted_positions(data, descending=descending)
         return te.compute((rows, k), lambda row, i: order[row, i], name="positions")
-    width = tirx.max(k, int64(1))  # TVM divides by the sizes of what a kernel writes
+    width = tirx.max(k, int64(1))  # TVM divides by the sizes of a kernel's outputs
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
         source, first = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
@@ -163,7 +163,7 @@ def _sorted_by_digits(source: Buffer, begin: Expr, count: Expr, k: Expr, *, desc
     """
     ranks, counts = (T.buffer_proxy(T.alloc_buffer([size], "int32")) for size in (count + 1, _BUCKETS))
     entries, spare = (T.buffer_proxy(T.alloc_buffer([count + 1], "int64")) for _ in range(2))
-    number, total, limit, entry, place = (T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local")) for _ in range(5))
+    number, total, limit, entry, slot = (T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local")) for _ in range(5))
     zero = int64(0)
 
     def put_rank(i: Expr) -> None:
@@ -197,24 +197,24 @@ def _sorted_by_digits(source: Buffer, begin: Expr, count: Expr, k: Expr, *, desc
         is_taken = digit(ranks[i], 32 - _COARSE_BITS, _COARSE_BITS) < limit[zero]
         number[zero] = number[zero] + tirx.Select(is_taken, int64(1), zero)
     clear_counts()
-    places = [(each << _DIGIT_BITS, 32 + each * _DIGIT_BITS) for each in range(_DIGITS)]
+    digits = [(each << _DIGIT_BITS, 32 + each * _DIGIT_BITS) for each in range(_DIGITS)]
     with T.serial(0, number[zero]) as i, T.seq_scope():
         entry[zero] = entries[i]
-        for at, shift in places:
+        for at, shift in digits:
             add(int64(at) + digit(entry[zero], shift, _DIGIT_BITS))
-    for at, _ in places:
+    for at, _ in digits:
         total[zero] = zero
         with T.serial(0, int64(1 << _DIGIT_BITS)) as bucket, T.seq_scope():
-            place[zero] = tirx.Cast("int64", counts[int64(at) + bucket])
+            slot[zero] = tirx.Cast("int64", counts[int64(at) + bucket])
             counts[int64(at) + bucket] = tirx.Cast("int32", total[zero])
-            total[zero] = total[zero] + place[zero]
-    for at, shift in places:
+            total[zero] = total[zero] + slot[zero]
+    for at, shift in digits:
         with T.serial(0, number[zero]) as i, T.seq_scope():
             entry[zero] = entries[i]
             bucket = int64(at) + digit(entry[zero], shift, _DIGIT_BITS)
-            place[zero] = tirx.Cast("int64", counts[bucket])
+            slot[zero] = tirx.Cast("int64", counts[bucket])
             add(bucket)
-            spare[place[zero]] = entry[zero]
+            spare[slot[zero]] = entry[zero]
         entries, spare = spare, entries
     return lambda i: tirx.bitwise_and(entries[i], int64(0xFFFFFFFF))
 
