@@ -93,12 +93,15 @@ def _exported(
 ) -> torch.export.ExportedProgram:
     """The program; with the builtin number types where the model does not run with those that take symbolic sizes."""
     import torch
+    from torch._dynamo.exc import UserError
 
     with quiet(), torch.no_grad(), patched_exporter(), named_results(model), _replaced_functions():
         if dynamic_shapes is not None:
             with number_types_captured(model) as replaced:
                 try:
                     return torch.export.export(model, arguments, named, dynamic_shapes=dynamic_shapes, strict=False)
+                except UserError:  # a size is fixed, which the builtin types would fix too
+                    raise
                 except Exception:  # torch.export raises many classes, none of them public
                     if not replaced:
                         raise

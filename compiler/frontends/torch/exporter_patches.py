@@ -7,6 +7,10 @@
 - PyTorch records the memory format of each value that it traces. Comparing symbolic strides, it makes requirements on
   sizes of it ("the padded width is not the width") that no value depends on. Here it compares the example's.
 - `math.sqrt`, which models and PyTorch's decompositions call, makes a number of a symbolic size. Here it keeps it.
+- torch's quotient of two sizes divides both by their common factors and simplifies the results, with the arguments of
+  all functions in them: minutes for the sizes of a Swin's windows. Here common factors are cancelled.
+- Each decomposition of a program traces the guards of its capture again, as conditions on its inputs, and drops them:
+  more than half of its time for long guards. Here they are left out.
 - onnxscript's optimizer folds constants, which sequences and shapes of dynamic sizes need, and rewrites patterns, which
   takes longer than the conversion, and is done by passes of this project. It also takes `x + 1e-8` for `x + 0`.
 
@@ -41,6 +45,8 @@ def patched_exporter() -> Iterator[None]:
             ("torch._export.utils", "_materialize_cpp_cia_ops", cache),
             ("torch._ops", "Callable", lambda _: _Callable),
             ("math", "sqrt", _of_symbols),
+            ("sympy", "simplify", _divided),
+            ("torch.export._unlift", "_ok_to_generate_guards_fn", _never),
             ("torch._prims_common", "is_contiguous", _of_example),
             ("torch._prims_common", "is_channels_last_contiguous_2d", _of_example),
             ("torch._prims_common", "is_channels_last_contiguous_3d", _of_example),
@@ -109,6 +115,33 @@ class _Unevaluated(type):
 
 class _Callable(metaclass=_Unevaluated):
     """`Callable`, of which `Callable[...]` makes nothing new."""
+
+
+@cache
+def _never(_: Function) -> Function:
+    """A condition that does not hold."""
+    return lambda: False
+
+
+@cache
+def _divided(simplify: Function) -> Function:
+    """A quotient without common factors; functions in it (`h // 4`) are looked at as a whole."""
+    from sympy import Dummy, cancel
+
+    def hidden(part: Any, names: dict[Any, Any]) -> Any:
+        if part.is_Atom or not (part.is_Add or part.is_Mul or part.is_Pow):
+            return part if part.is_Atom else names.setdefault(part, Dummy())
+        return part.func(*(hidden(each, names) for each in part.args))
+
+    @wraps(simplify)
+    def divided(quotient: Any, **options: Any) -> Any:
+        if options or not any(each.is_Pow and each.exp.is_negative for each in quotient.args):
+            return quotient
+        names: dict[Any, Any] = {}
+        cancelled = cancel(hidden(quotient, names))
+        return cancelled.xreplace({name: part for part, name in names.items()})
+
+    return divided
 
 
 class _Strided(NamedTuple):

@@ -124,6 +124,19 @@ def test_models_that_need_the_builtin_types_are_captured_with_them() -> None:
     np.testing.assert_allclose(static.run([x])["output_0"], net(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_a_model_that_fixes_a_size_is_traced_once() -> None:
+    traced = []
+
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            traced.append(int("0"))
+            return x * operator.index(x.shape[0])
+
+    with pytest.raises(InvalidModelError, match=r"specialized(?s:.*)leave the dimension out"):
+        import_model(Fixed().eval(), example_inputs=(torch.randn(32),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    assert len(traced) == 1
+
+
 @pytest.mark.parametrize(
     "count", [operator.index, lambda size: (96 // (size - 3)).__index__()], ids=["size", "quotient"]
 )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import pytest
+import sympy
 import torch
 from torch.onnx._internal.exporter import _registration, _schemas
+from torch.utils._sympy.functions import FloorDiv
 
 from compiler.frontends.torch.exporter_patches import patched_exporter
 
@@ -45,3 +48,25 @@ def test_a_function_is_described_once_and_not_kept_alive() -> None:
     function = weakref.ref(conversion)
     del conversion
     assert function() is None
+
+
+def test_quotients_of_sizes_are_divided_term_by_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    def simplify(_: Any) -> Any:
+        raise AssertionError("takes minutes for long sizes")
+
+    monkeypatch.setattr(sympy, "simplify", simplify)
+    a, b, c, d = (sympy.Symbol(f"divided_{each}", integer=True, positive=True) for each in "abcd")
+    with patched_exporter():
+        assert FloorDiv(a * b + 6 * a * c, 2 * a * d) == FloorDiv(b + 6 * c, 2 * d)
+        assert FloorDiv(a * b, a * c) == FloorDiv(b, c)
+
+
+def test_decompositions_do_not_trace_guards_again() -> None:
+    class Rows(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(2, -1)
+
+    program = torch.export.export(Rows(), (torch.randn(4, 3),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    assert hasattr(program.module(), "_guards_fn")
+    with patched_exporter():
+        assert not hasattr(program.module(), "_guards_fn")
