@@ -239,7 +239,7 @@ def busiest_share(tasks: int, cores: int) -> float:
 
 
 def balancing_parts(tasks: int, machine: Machine) -> int:
-    """Into how many equal parts to cut each of equal tasks, of unknown length, so that all cores have as much."""
+    """Number of parts to cut each of equal tasks into, of unknown length, so that all cores have as much."""
     return 1 if keep_busy(tasks, machine) else machine.cores // math.gcd(tasks, machine.cores)
 
 
@@ -478,7 +478,7 @@ _UNITS = 1024  # of the work of a step
 
 
 def parts_at_run_time(extent: Index, longest: int, others: Index, cores: int, again: int = 1) -> Index:
-    """Into how many parts to cut an axis whose length is known only when the kernel runs; a part has
+    """Number of parts to cut an axis into whose length is known only when the kernel runs; a part has
     ceil(extent / parts) steps.
 
     Of some numbers of parts, the one with the least time: rounds of tasks * (steps of a part + `again`). An int where

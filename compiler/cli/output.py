@@ -37,13 +37,13 @@ def _console(to_stderr: bool) -> Console:
 
 @cache
 def result_console() -> Console:
-    """For results."""
+    """The console for results."""
     return _console(to_stderr=False)
 
 
 @cache
 def message_console() -> Console:
-    """For progress, notes and errors."""
+    """The console for progress, notes and errors."""
     return _console(to_stderr=True)
 
 

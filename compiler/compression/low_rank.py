@@ -375,7 +375,7 @@ def _with_kernel(call: Call, weights: Sequence[Array]) -> int:
 
 
 def _convolution(call: Call, data: Expr, weight: Array, *, own: bool) -> Expr:
-    """With the attributes of `call` where they are its `own`, plain otherwise."""
+    """A convolution with the attributes of `call` where they are its `own`, plain otherwise."""
     operator = getattr(relax.op.nn, call.op.name.rsplit(".", 1)[-1])
     attributes = call.attrs
     layouts = {"data_layout": str(attributes.data_layout), "kernel_layout": str(attributes.kernel_layout)}

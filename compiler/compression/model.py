@@ -56,7 +56,7 @@ CompressedModel.__module__ = "tensorwright"  # where it is imported from: for re
 
 
 def canonical(model: ImportedModel, target: targets.Target) -> ImportedModel:
-    """With batch norms folded and constants computed."""
+    """The model with batch norms folded and constants computed."""
     context = PipelineContext(
         target=target, machine=target.machine, options=PassOptions(checks=model.checks, nodes=model.nodes)
     )

@@ -76,7 +76,7 @@ class RecipeReport:
         return [row for row in self.rows if not any(_beats(other.measure, row.measure) for other in self.rows)]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return {
             "target": self.target,
             "max_drop": self.max_drop,

@@ -71,7 +71,7 @@ class CompressionReport:
     notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return asdict(self)
 
     def save(self, path: str | Path) -> None:

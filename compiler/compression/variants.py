@@ -49,7 +49,7 @@ class VariantsReport:
     left_out: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return {"folder": str(self.folder), **self.index.model_dump(), "left_out": dict(self.left_out)}
 
     def __str__(self) -> str:

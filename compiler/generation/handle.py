@@ -102,14 +102,14 @@ class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
         raise StopAsyncIteration
 
     def put(self, pieces: Sequence[Piece], usage: Usage) -> None:
-        """For the scheduler: new pieces."""
+        """Hand over new pieces (the scheduler does)."""
         with self._condition:
             self._pieces.extend(pieces)
             self._usage = usage
             self._wake()
 
     def finish(self, outcome: Generation | BaseException) -> None:
-        """For the scheduler: the sequence has ended, with a result or by an error."""
+        """End with a result or an error (the scheduler does)."""
         with self._condition:
             if isinstance(outcome, Generation):
                 self._result = outcome

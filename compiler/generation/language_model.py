@@ -364,13 +364,13 @@ class EncoderInputs:
         self._rows = None if image_token is None else np.concatenate([[0], np.cumsum(stands)])
 
     def end(self, end: int) -> int:
-        """Where a chunk that would end at `end` does: behind all rows of an image, which may see one another."""
+        """The end of a chunk that would end at `end`: behind all rows of an image, which may see one another."""
         while 0 < end < len(self._stands) and self._stands[end - 1] and self._stands[end]:
             end += 1
         return end
 
     def of(self, chunk: Chunk) -> dict[str, Array]:
-        """By the names of the decoder's inputs, of some tokens."""
+        """The decoder's inputs for some tokens, by name."""
         if self._rows is None:
             return self._found
         before = int(self._rows[min(chunk.position, len(self._rows) - 1)])

@@ -266,7 +266,7 @@ class RunningSequence:
         return Usage(len(self.prompt), self.reused, len(self.output.tokens))
 
     def started(self, slot: int, reused: int) -> None:
-        """It has a slot, which holds the first tokens of its prompt."""
+        """Note that it has a slot, which holds the first tokens of its prompt."""
         self.slot, self.read, self.reused = slot, reused, reused
         self._begin = time.perf_counter()
         if self._speculate is not None:

@@ -132,7 +132,7 @@ class Comparison:
         return f"differs from {self.reference} by up to {worst:.2g}{hint}"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         first = None if self.first is None else asdict(self.first)
         return {**asdict(replace(self, tensors={})), "equal": self.equal, "first": first}
 

@@ -93,7 +93,7 @@ class Inspection:
     problem: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; tensors are objects, and `details` stand in for `facts`."""
+        """Return plain data for JSON; tensors are objects, and `details` stand in for `facts`."""
         texts = {name: value for name, value in asdict(self).items() if name != "facts"}
         return {**texts, "inputs": tensor_list(self.inputs), "outputs": tensor_list(self.outputs)}
 

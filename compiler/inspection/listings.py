@@ -36,7 +36,7 @@ class TargetEntry:
     conformance: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return asdict(self)
 
 
@@ -50,7 +50,7 @@ class PassEntry:
     summary: str
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return asdict(self)
 
 

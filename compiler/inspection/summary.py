@@ -58,7 +58,7 @@ class Summary:
     shown_outputs: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: tensors are objects, and the memory plan its numbers."""
+        """Return plain data for JSON: tensors are objects, and the memory plan its numbers."""
         fields = asdict(self)
         for name in ("memory_plan", "shown_inputs", "shown_outputs"):
             del fields[name]

@@ -280,7 +280,7 @@ class ModuleDump:
         self._write(phase, each.name, mod)
 
     def after_phase(self) -> None:
-        """Nothing to do: each pass has been written."""
+        """Do nothing: each pass has been written."""
 
     def _write(self, phase: str, name: str, mod: IRModule) -> None:
         path = self._folder / f"{self._count:02d}-{phase}-{name.replace('/', '-')}.py"

@@ -122,7 +122,7 @@ class BenchResult:
         return facts_html(title, [("inputs", inputs), *facts])
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the single times."""
+        """The result as plain data for JSON, without the single times."""
         fields = asdict(self)
         del fields["samples"]
         return {**fields, "inputs": named_types(self.inputs), "latency": self.latency.to_dict()}

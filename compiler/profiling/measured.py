@@ -218,7 +218,7 @@ class Profile:
         return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; times in seconds, sizes in bytes."""
+        """Return plain data for JSON; times in seconds, sizes in bytes."""
         kernels, layers = (
             [{**asdict(each), "operations_per_second": each.rate} for each in group]
             for group in (self.kernels, self.layers)

@@ -196,7 +196,7 @@ class RuntimeTime:
     difference: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return asdict(self)
 
 

@@ -110,5 +110,5 @@ class Latency:
         return 1 / self.mean if self.mean > 0 else math.inf
 
     def to_dict(self) -> dict[str, float | int]:
-        """For JSON; times in seconds, `throughput` in runs a second."""
+        """Return plain data for JSON; times in seconds, `throughput` in runs a second."""
         return {**asdict(self), "throughput": self.throughput}

@@ -76,7 +76,7 @@ def random_inputs(
 
 
 def _range(name: str, indices: Sequence[Indices], sizes: Mapping[str, int]) -> tuple[int, int]:
-    """From where to where (excluded) integers of an input are drawn."""
+    """The range, its end excluded, that integers of an input are drawn from."""
     low, high, spread = 0, 1 << 31, False
     for each in indices:
         if each.input != name:

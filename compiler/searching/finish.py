@@ -1,4 +1,4 @@
-"""From a config to a module: its weights are finetuned and distilled, its layers quantized, it is verified and
+"""Makes a module from a config: its weights are finetuned and distilled, its layers quantized, it is verified and
 compiled."""
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class SearchGraph:
 
     @property
     def residual_layers(self) -> dict[str, ResidualLayer]:
-        """By name."""
+        """The residual layers by name."""
         return self._layers
 
     def knobs(self, space: Space, lanes: int) -> list[Knob]:
@@ -129,7 +129,7 @@ class SearchGraph:
         return knobs
 
     def removed(self, config: Config) -> Array:
-        """For each unit whether it goes."""
+        """A flag for each unit, True if it is removed."""
         gone = np.zeros(int(self.found.units.max(initial=0)) + 1, np.bool_)
         for name, cell in self.cells.items():
             for kind in ("channels", "expansion", "heads"):

@@ -71,7 +71,7 @@ class TimedHere:
         return Measured(found, Run(lowered, run, own))
 
     def close(self) -> None:
-        """Nothing: modules run in this process."""
+        """Do nothing: modules run in this process."""
 
 
 # Costs of kernels by a target's own cost model, in worker processes: the same numbers on every run.
@@ -189,6 +189,6 @@ def kernel_times(target: targets.Target, threads: int | None) -> KernelTimes:
 
 
 def _checked(found: Modelled) -> Modelled:
-    """With its tool at hand."""
+    """Raise an error where the model's tool is missing."""
     _ = found.name
     return found

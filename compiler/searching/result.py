@@ -230,7 +230,7 @@ class SearchReport:
         return float(np.median(self.table_errors)) if self.table_errors else None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return {**asdict(self), "drop": self.drop, "table_error": self.table_error}
 
     def save(self, path: str | Path) -> None:

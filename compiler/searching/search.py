@@ -282,7 +282,7 @@ class _Search:
         return time.perf_counter() - begun
 
     def _fits_as_a_whole(self, candidate: Candidate) -> bool:
-        """By its module as a whole: the table is off by some per cent."""
+        """True if its module as a whole is within the budget: the table is off by some per cent."""
         table = self.costs.table
         if table is None or "ms" not in self.budget:
             return True

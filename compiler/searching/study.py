@@ -135,7 +135,7 @@ class Study:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """Without optuna's notes on what may change in it."""
+        """Silence optuna's warnings about experimental features."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
             yield

@@ -343,7 +343,7 @@ _OF_ZEROS = {
 
 
 def modules_of_layers(net: nn.Module, graph: SearchGraph, example: Mapping[str, Any] | Sequence[Any]) -> dict[str, str]:
-    """By the layer's name the module whose output the sum adds; layers without one are left out.
+    """The module whose output the sum adds, by the layer's name; layers without one are left out.
 
     A module that is called twice, or that gives no tensor of as many elements, is none.
     """

@@ -12,7 +12,7 @@ from compiler.support.optional import optional_module
 
 
 class CounterTally:
-    """For a counter of prometheus_client, with its labels."""
+    """An amount to be added to a counter of prometheus_client."""
 
     __slots__ = ("_counter", "amount")
 
@@ -28,7 +28,7 @@ class CounterTally:
 
 
 class HistogramTally:
-    """For a histogram of prometheus_client, with its labels."""
+    """Values to be added to a histogram of prometheus_client."""
 
     __slots__ = ("_bounds", "_counts", "_histogram", "_total")
 

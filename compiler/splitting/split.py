@@ -421,7 +421,7 @@ def _different(estimated: Sequence[Choice], cuts: Mapping[int, Cut]) -> list[int
 
 
 def _ratio(target: float, here: float) -> float:
-    """By how much a target is slower than this machine, by estimates; 1 where both do nothing."""
+    """A target's estimated time as a multiple of this machine's; 1 where both do nothing."""
     return target / here if here else 1.0
 
 

@@ -194,7 +194,7 @@ class WinogradWorkload(ConvWorkload):
     transforms_filters: bool = False
 
     def key(self) -> str:
-        """Without `transforms_filters` where they are transformed before."""
+        """The key, without `transforms_filters` where they are transformed before."""
         return super().key().replace(',"transforms_filters":false', "")
 
 

@@ -87,7 +87,7 @@ class PartialSums:
 
     @classmethod
     def of(cls, form: MatmulForm, panels: int, parts: int, width: int) -> PartialSums:
-        """For panels of `width` columns."""
+        """The partial sums of panels of `width` columns."""
         batch, rows = tuple(axis.extent for axis in form.batch), form.rows.extent
         positions = math.prod(batch) * panels * parts * rows
         sums = tirx.decl_buffer([positions, width], form.reduction.dtype, "partial", layout=None)

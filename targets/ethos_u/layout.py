@@ -49,7 +49,7 @@ class Arrangement:
 
     @property
     def description(self) -> str:
-        """For who fills the tensor."""
+        """A description for whoever fills the tensor."""
         text = f"{self.left} columns of the zero point before each row, {self.right} behind"
         if self.width == 1:
             return text

@@ -47,7 +47,7 @@ class LayerTimes:
         self._conversion: float | None = None
 
     def measure(self, layers: Sequence[Layer], weights: Callable[[Layer], QuantizedWeight]) -> dict[str, LayerTime]:
-        """By the layer's name; without those whose data has no fixed size."""
+        """Times by the layer's name; without those whose data has no fixed size."""
         keys = {layer.name: key for layer in layers if (key := _key(layer)) is not None}
         examples = list({keys[layer.name]: layer for layer in layers if layer.name in keys}.values())
         times: dict[object, LayerTime] = {}

@@ -139,7 +139,7 @@ class QuantizationReport:
         write_precisions(self.precisions, path)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return asdict(self)
 
     def save(self, path: str | Path) -> None:

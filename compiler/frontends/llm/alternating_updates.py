@@ -94,7 +94,7 @@ class StreamUpdate:
         return model.builder.emit(R.add(x, model.normed(index, "laurel_norm", high)))
 
     def completed(self, streams: Expr, update: Expr) -> Expr:
-        """With the update of the layer's own input, which goes to all streams but the first."""
+        """Add the update of the layer's own input to all streams but the first."""
 
         def compute(x: te.Tensor, update: te.Tensor) -> te.Tensor:
             def element(to: Expr, row: Expr, k: Expr) -> Expr:

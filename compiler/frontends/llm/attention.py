@@ -90,7 +90,7 @@ class KeyValueCache:
         return self._of_parts([written(*each) for each in zip(self.parts, new, strict=True)])
 
     def _of_parts(self, parts: Sequence[Expr]) -> KeyValueCache:
-        """With other tensors, in the order of `parts`."""
+        """The same cache with other tensors, in the order of `parts`."""
         count = len(parts) - len(self.scales)
         values = None if self.values is None else parts[1]
         return replace(self, keys=parts[0], values=values, scales=tuple(parts[count:]))

@@ -428,7 +428,7 @@ class Parameters:
         return self._scaled(self._adapted(layer, role, self._linear(name, rows, depth)), role)
 
     def _adapted(self, layer: int, role: str, linear: Linear) -> Linear:
-        """With the update of low rank that a layer adds to a weight that it shares with others (Zamba2)."""
+        """The weight with the low-rank update that a layer adds to one shared with others (Zamba2)."""
         inner, outer = (self._names.of(layer, f"{role}_adapter.{at}") for at in range(2))
         if inner is None:
             return linear
@@ -440,7 +440,7 @@ class Parameters:
         return replace(linear, weight=Matrix(kind, whole.astype(dtype), weight.depth))
 
     def _scaled(self, linear: Linear, role: str) -> Linear:
-        """With the factor of its role."""
+        """The weight with the factor of its role."""
         factor = self._storage.factors.get(role)
         if factor is None:
             return linear

@@ -48,7 +48,7 @@ class _Entry:
 
     @classmethod
     def of(cls, path: Path, described: Any, offset: int) -> _Entry:
-        """From its description in the header; data begin at `offset`."""
+        """Make one from its description in the header; data begin at `offset`."""
         start, end = (int(at) + offset for at in described["data_offsets"])
         return cls(path, str(described["dtype"]), tuple(int(size) for size in described["shape"]), start, end)
 

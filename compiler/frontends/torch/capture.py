@@ -1,4 +1,4 @@
-"""From a `torch.nn.Module` and example inputs to an `ExportedProgram`."""
+"""Captures a `torch.nn.Module` with example inputs as an `ExportedProgram`."""
 
 from __future__ import annotations
 

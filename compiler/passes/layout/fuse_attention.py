@@ -433,7 +433,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Divide:
-    """By a number."""
+    """A division by a number."""
 
     divisor: float
 

@@ -311,7 +311,7 @@ class Inflight:
         return flight
 
     def end(self, flight: Flight) -> None:
-        """It is answered."""
+        """Note that the request is answered."""
         self._flights.discard(flight)
         if flight.watcher is not None:
             flight.watcher.cancel()

@@ -19,7 +19,7 @@ class RooflineModel:
     """Fewer cycles are better; a rule without an estimate gets equal scores."""
 
     def update(self, samples: Sequence[Sample]) -> None:
-        """It does not learn."""
+        """Do nothing: the model does not learn."""
 
     def predict(self, subject: Subject, configs: Sequence[Config]) -> NDArray[np.float64]:
         estimates = [estimate(subject.rule, subject.workload, config, subject.machine) for config in configs]
@@ -36,7 +36,7 @@ class RandomModel:
         self._generator = np.random.default_rng(seed)
 
     def update(self, samples: Sequence[Sample]) -> None:
-        """It does not learn."""
+        """Do nothing: the model does not learn."""
 
     def predict(self, subject: Subject, configs: Sequence[Config]) -> NDArray[np.float64]:
         return self._generator.random(len(configs))

@@ -47,7 +47,7 @@ class EstimatingPool(CandidatePool):
         return self.workers
 
     def prepare(self, keys: Sequence[str]) -> dict[str, str]:
-        """Nothing: an estimate needs no reference. No errors."""
+        """Do nothing: an estimate needs no reference. No errors."""
         return {}
 
     def trials(self, trials: Sequence[Trial], emit: Emit) -> list[Outcome]:

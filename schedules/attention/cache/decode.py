@@ -165,7 +165,7 @@ class RoundedQueries:
 
     @classmethod
     def of(cls, operands: CacheOperands, machine: Machine) -> tuple[RoundedQueries, list[Stmt]]:
-        """With the statements that allocate them."""
+        """The buffers, with the statements that allocate them."""
         bytes_, bytes_made = allocate("query_bytes", [operands.group, operands.size], "int8")
         numbers, numbers_made = allocate("query_numbers", [operands.group, 2], "float32")
         return cls(operands, machine, bytes_, numbers), [bytes_made, numbers_made]

@@ -250,7 +250,7 @@ def product(view: View, call: Call, result: Result) -> Step:
 
 
 def _fully_connected(view: View, call: Call, result: Result) -> Step:
-    """With a constant matrix (depth, filters)."""
+    """A product with a constant matrix (depth, filters)."""
     if len(call.args[1].ty.shape) != 2:
         raise Unsupported("its second operand is constant, and no matrix")
     data = view.quantized(call.args[0])

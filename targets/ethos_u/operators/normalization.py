@@ -83,7 +83,7 @@ def _epsilon_of(kernel: Kernel, data: Quantized) -> float:
 
 
 def _integer_epsilon(epsilon: float, data: Quantized) -> int:
-    """In steps of the mean of squares."""
+    """Epsilon in steps of the mean of squares."""
     steps = max(1, round(epsilon / data.scale**2 * 2.0**_MEAN_BITS))
     if steps > _LARGEST_EPSILON:
         raise Unsupported("what it adds to the variance is far above a step of its operand")

@@ -140,7 +140,7 @@ def _double_rounded(product: Array, shift: Array) -> Array:
 
 
 def _in_python(values: Array, multiplier: Array, shift: Array, rounding: int) -> Array:
-    """With integers of any size."""
+    """The result in integers of any size."""
     wide = values.astype(object) * multiplier.astype(object)
     shifts = np.broadcast_to(shift, wide.shape)
     result = np.empty(wide.shape, np.int64)

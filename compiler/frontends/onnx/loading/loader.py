@@ -1,4 +1,4 @@
-"""From a path, bytes or a ModelProto to a model whose structure is known to be sound.
+"""Loads a path, bytes or a ModelProto as a model whose structure is known to be sound.
 
 Everything after this may rely on: opset versions exist, every name is produced exactly once and before it is used,
 every constant's size fits its shape, every node has the inputs and attributes its operator needs, functions do not

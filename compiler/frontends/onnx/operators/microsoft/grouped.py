@@ -173,7 +173,7 @@ class _Grouped:
         return self.context.emit_te(starts, expr, length, total, primfunc_name_hint="cache_starts")
 
     def _rotated(self, tensor: relax.Expr) -> relax.Expr:
-        """With the pairs of each head's first elements turned by the angles of its position, in one kernel."""
+        """Rotate the pairs of each head's first elements by the angles of its position, in one kernel."""
         context = self.context
         interleaved = bool(context.attribute("rotary_interleaved", 0))
         tables = [context.input(index) for index in (_COSINES, _SINES)]

@@ -65,7 +65,7 @@ class _Grams:
     columns: np.ndarray
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """In the order in which the kernel takes them."""
+        """The values in the order in which the kernel takes them."""
         return self.firsts, self.begins, self.pool, self.starts, self.lengths, self.columns
 
 
