@@ -67,7 +67,15 @@ _SUFFIXES = (
 _HEAD = 4096
 _GGUF = b"GGUF"
 # How transformers names classes of models that generate text.
-_GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSpeechSeq2Seq", "MTModel")
+_GENERATING = (
+    "ForCausalLM",
+    "LMHeadModel",
+    "ModelWithLMHead",
+    "GenerationDecoder",
+    "ForConditionalGeneration",
+    "ForSpeechSeq2Seq",
+    "MTModel",
+)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ MOST_LAYERS = 4096
 MOST_HEADS = MOST_EXPERTS = 1 << 14
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
 NormKind = Literal["rms", "layer"]
+GateKind = Literal["sigmoid", "softplus"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class ExpertsConfig:
         clamped: (limit, slope) of experts that compute `(up + 1) * gate * sigmoid(slope * gate)` of gates of at most
             `limit` and ups within [-limit, limit]; None for the activation of the model.
         latent: width of what experts read and return, between two further products; 0 for that of the model.
+        averaged: the result is the mean of the experts' and the shared expert's; else their sum.
+        early: the router reads the input of the layer, before attention and without a norm (SmallThinker).
     """
 
     count: int
@@ -59,6 +62,8 @@ class ExpertsConfig:
     beside: bool = False
     clamped: tuple[float, float] | None = None
     latent: int = 0
+    averaged: bool = False
+    early: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +245,8 @@ class DecoderConfig:
         score_cap, logit_cap: c of c * tanh(x / c); None for no cap.
         embedding_scale, residual_scale, logit_scale: factors of the embeddings, of blocks' results, of the logits.
         clip: queries, keys and values are limited to [-clip, clip]; None for no limit.
-        gated_attention: attention results are multiplied by the sigmoid of gates that are projected with the queries.
+        attention_gate: attention results are multiplied by this function of gates that are projected with the queries;
+            None for no gates.
         bare_head_norms: queries and keys that are rotated are normalized, without weights.
         bare_value_norms: values are normalized head by head, without weights.
         layer_inputs: embeddings of each layer's own; None for none.
@@ -276,7 +282,7 @@ class DecoderConfig:
     position_rows: int = 0
     position_offset: int = 0
     slopes: tuple[float, ...] | None = None
-    gated_attention: bool = False
+    attention_gate: GateKind | None = None
     bare_head_norms: bool = False
     bare_value_norms: bool = False
     layer_inputs: LayerInputs | None = None

@@ -258,10 +258,11 @@ class _Builder(Emitter):
             x = self._mixed(first, updates[0], layer.mixed[:2])
             second = self.normed(index, "mlp_norm", x)
             return self._mixed(second, feed_forward(self, index, second), layer.mixed[2:])
+        entered = x
         x = self.residual(x, self.normed(index, "post_attention_norm", updates[0]))
         if not layer.feeds:
             return x
-        x = self.residual(x, normed_feed_forward(self, index, x))
+        x = self.residual(x, normed_feed_forward(self, index, x, entered))
         if own is not None and self.config.layer_inputs is not None:
             x = self.residual(x, layer_update(self, index, self.config.layer_inputs, x, own))
         return self.scaled(x, self.parameters.layer_scale(index))
@@ -279,7 +280,7 @@ class _Builder(Emitter):
             predicted, active, first, found, own = map(self._wanted_rows, (predicted, active, first, found, own))
         attended = self.residual(active, self.normed(index, "post_attention_norm", mixer.output(found)))
         computed = self.scaled(self.residual(attended, update.laurel(first)), math.sqrt(0.5))
-        computed = self.residual(computed, normed_feed_forward(self, index, computed))
+        computed = self.residual(computed, normed_feed_forward(self, index, computed, active))
         corrected = update.corrected(predicted, computed)
         read = update.scaled(update.active(corrected))
         return update.completed(corrected, layer_update(self, index, self.config.layer_inputs, read, own))

@@ -69,6 +69,12 @@ class Emitter:
         below = emit(R.multiply(emit(R.subtract(power, x)), number(numbers.negative)))
         return emit(R.add(emit(R.where(emit(R.greater(x, number(0.0))), squared, below)), linear))
 
+    def softplus(self, x: Expr) -> Expr:
+        """log(1 + exp(x)), without overflow."""
+        emit = self.builder.emit
+        small = emit(R.exp(emit(R.negative(emit(R.abs(x))))))
+        return emit(R.add(emit(R.nn.relu(x)), emit(R.log(emit(R.add(small, number(1.0)))))))
+
     def scaled(self, x: Expr, factor: float) -> Expr:
         """Multiply by a number."""
         return x if factor == 1.0 else self.builder.emit(R.multiply(x, number(factor)))

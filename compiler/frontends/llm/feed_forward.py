@@ -23,23 +23,27 @@ from compiler.passes.rewriting.matching import as_constant
 from schedules.ir.tvm_types import Expr
 
 
-def normed_feed_forward(model: Emitter, index: int, x: Expr) -> Expr:
-    """The residual update of the block, norms before and behind it included: (1, n, hidden)."""
+def normed_feed_forward(model: Emitter, index: int, x: Expr, entered: Expr) -> Expr:
+    """The residual update of the block, norms before and behind it included: (1, n, hidden).
+
+    `entered` is the input of the layer, which some routers read.
+    """
     experts = model.config.layers[index].experts
-    found = feed_forward(model, index, model.normed(index, "mlp_norm", x))
+    found = feed_forward(model, index, model.normed(index, "mlp_norm", x), entered)
     if experts is not None and experts.beside:
-        mixed = _Mixture(model, index, experts).result(model.normed(index, "experts_norm", x), routed_by=x)
+        routed_by = model.normalized(x, Norm(None))
+        mixed = _Mixture(model, index, experts).result(model.normed(index, "experts_norm", x), routed_by)
         mixed = model.normed(index, "experts_post_norm", mixed)
         found = model.builder.emit(R.add(model.normed(index, "dense_post_norm", found), mixed))
     return model.normed(index, "post_mlp_norm", found)
 
 
-def feed_forward(model: Emitter, index: int, x: Expr) -> Expr:
+def feed_forward(model: Emitter, index: int, x: Expr, entered: Expr | None = None) -> Expr:
     """The MLP of a layer, or its mixture in place of one, for normalized x: (1, n, hidden)."""
     experts = model.config.layers[index].experts
     parameters = model.parameters
     if experts is not None and not experts.beside:
-        return _Mixture(model, index, experts).result(x)
+        return _Mixture(model, index, experts).result(x, entered if experts.early and entered is not None else x)
     if model.config.gated:
         return _gated(model, index, x, parameters.gate_up(index), parameters.down(index))
     return _plain(model, index, x, parameters.up(index), parameters.down(index))
@@ -73,13 +77,13 @@ class _Mixture:
     def __init__(self, model: Emitter, index: int, config: ExpertsConfig) -> None:
         self._model, self._index, self._config = model, index, config
 
-    def result(self, x: Expr, *, routed_by: Expr | None = None) -> Expr:
-        """(1, n, hidden) -> (1, n, hidden); the router reads a norm of `routed_by`, None for x."""
+    def result(self, x: Expr, routed_by: Expr) -> Expr:
+        """(1, n, hidden) -> (1, n, hidden); the router reads `routed_by`."""
         model, config, parameters = self._model, self._config, self._model.parameters
         emit, products = model.builder.emit, model.products
         shape = (x.ty.shape[1], model.config.hidden)
         rows = emit(R.reshape(x, shape))
-        read = rows if routed_by is None else emit(R.reshape(model.normalized(routed_by, Norm(None)), shape))
+        read = rows if routed_by is x else emit(R.reshape(routed_by, shape))
         # The router stays exact: a rounding could choose another expert.
         logits = scores = products.exact(read, parameters.router(self._index, config))
         if config.sigmoid:
@@ -123,7 +127,9 @@ class _Mixture:
             out = model.parameters.linear(self._index, "experts_out", model.config.hidden, config.latent)
             found = model.products.product(found, out)
         found = model.builder.emit(R.reshape(found, tuple(x.ty.shape)))
-        return model.builder.emit(R.add(found, self._shared(x))) if config.shared else found
+        if not config.shared:
+            return found
+        return model.scaled(model.builder.emit(R.add(found, self._shared(x))), 0.5 if config.averaged else 1.0)
 
     def _hidden(self, rows: Expr, routing: Routing) -> Expr:
         """Inputs of the experts' last matmuls, of tokens, or of slots whose inputs are scaled."""

@@ -22,7 +22,19 @@ _OTHERS = {
     "it has an encoder and a decoder, of which folders of transformers are read": "t5",
     "it is no language model": "clip pockettts qwen3tts wavtokenizer-dec",
     "it is a draft of another model": "dflash eagle3 gemma4-assistant",
-    "its layers keep states that are not supported": "arwkv7 plamo2 rwkv6 rwkv6qwen2 rwkv7",
+    "its layers keep states that are not supported": "plamo2",
+    "the time mixing of RWKV, whose layers shift tokens and keep states of their own, is not supported": "arwkv7 rwkv6"
+    " rwkv6qwen2 rwkv7",
+    "each of its layers has a mixture beside attention and MLP": "arctic",
+    "its queries and keys have norms with other weights for each head": "chameleon",
+    "its layers have other weights for images than for texts": "cogvlm",
+    "its attention chooses keys by an indexer, of which folders of transformers are read": "deepseek32 glm-dsa",
+    "it keeps several streams and compressed keys, which are not supported": "deepseek4",
+    "llama.cpp has no code for it; folders of transformers are read": "gptj",
+    "groups of its experts share further experts": "grovemoe",
+    "its keys and values have different widths, of which folders of transformers are read": "mimo2",
+    "its experts are clamped with a limit of each layer": "step35",
+    "its layers add the embeddings again": "talkie",
 }
 
 

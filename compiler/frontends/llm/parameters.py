@@ -136,8 +136,12 @@ class Parameters:
         return self._norm(self._names.norm, self._config.hidden)
 
     def norm(self, layer: int, role: str, size: int) -> Norm:
-        """A norm of a layer."""
-        return self._norm(self._names.of(layer, role), size)
+        """A norm of a layer; those of queries and keys in the order of their rows."""
+        found = self._norm(self._names.of(layer, role), size)
+        if role not in ("q_norm", "k_norm") or not self._storage.interleaved or found.weight is None:
+            return found
+        order = self._turned(layer, size // self._config.heads_of(layer).size)
+        return Norm(found.weight[order], None if found.bias is None else found.bias[order])
 
     def has_norm(self, layer: int, role: str) -> bool:
         """True if a layer has this norm."""
@@ -166,10 +170,13 @@ class Parameters:
             return [self._role(layer, role, width, self._config.hidden) for role, width in widths.items()]
         q, k, v = self.parts(layer, "qkv", ("q", "k", "v"), [heads.queries, heads.key_width, heads.key_width])
         if self._storage.interleaved:
-            rotated = heads.size if own.rope is None else own.rope.size
-            q = q.taken(_halves(heads.count, heads.size, rotated))
-            k = k.taken(_halves(heads.keys, heads.size, rotated))
+            q, k = q.taken(self._turned(layer, heads.count)), k.taken(self._turned(layer, heads.keys))
         return [q, k, v]
+
+    def _turned(self, layer: int, count: int) -> Array:
+        """Rows of some heads of a layer in the order of rotations of halves."""
+        rope, size = self._config.layers[layer].rope, self._config.heads_of(layer).size
+        return _halves(count, size, size if rope is None else rope.size)
 
     def _ignore(self, layer: int, roles: Sequence[str]) -> None:
         self._checkpoint.ignore([f"{self._names.of(layer, role)}.weight" for role in roles])

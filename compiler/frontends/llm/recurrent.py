@@ -127,11 +127,6 @@ class _Recurrent:
     def _array(self, role: str, shape: tuple[int, ...]) -> Expr:
         return as_constant(self._model.parameters.array(self._index, role, shape))
 
-    def _softplus(self, x: Expr) -> Expr:
-        """log(1 + exp(x)), without overflow."""
-        small = self._emit(R.exp(self._emit(R.negative(self._emit(R.abs(x))))))
-        return self._emit(R.add(self._emit(R.nn.relu(x)), self._emit(R.log(self._emit(R.add(small, number(1.0)))))))
-
     def _emit(self, value: Expr) -> Expr:
         return self._model.builder.emit(value)
 
@@ -190,7 +185,7 @@ class _StateSpace(_Recurrent):
             parts = [Columns(self._selection_norm(self._slice(part, width), role)) for part, width, role in triples]
         low = self._batch(self._slice(parts[0], config.rank))
         step = products.product(low, parameters.linear(self._index, "ssm_step", config.inner, config.rank))
-        return self._rows(self._softplus(step)), parts[1], parts[2]
+        return self._rows(self._model.softplus(step)), parts[1], parts[2]
 
     def _selection_norm(self, x: Expr, role: str) -> Expr:
         width = int(x.ty.shape.values[-1])
@@ -432,7 +427,7 @@ class _MatrixMemory(_Recurrent):
         )
         query, key, value, gate, *gates = model.products.columns(x, parts)
         opening, forgetting = (model.capped(self._slice(each, config.heads), config.cap) for each in gates)
-        step = self._softplus(emit(R.negative(forgetting)))
+        step = self._model.softplus(emit(R.negative(forgetting)))
         write = emit(R.exp(opening))
         scaled = emit(R.multiply(self._slice(query, keys), number(config.key_size**-0.5)))
         shape = (model.length, config.heads, config.value_size)

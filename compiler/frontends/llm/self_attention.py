@@ -26,7 +26,7 @@ class SelfAttention:
     def heads(self, x: Expr) -> Expr:
         """Attention results of all heads, for normalized x (1, n, hidden): (1, n, heads * head size)."""
         model, parameters, products = self._model, self._model.parameters, self._model.products
-        if model.config.gated_attention:
+        if model.config.attention_gate is not None:
             return self._gated_heads(x)
         parts = parameters.queries_keys_values(self._index)
         heads = self._counts
@@ -66,7 +66,9 @@ class SelfAttention:
             found = self._attended(*model.products.heads(x, linears[:3], heads.size))
             found = emit(R.reshape(found, (1, length, heads.count, heads.size)))
             gates, shape = model.products.product(x, linears[3]), (1, length, heads.count, 1)
-        gated = emit(R.multiply(found, emit(R.sigmoid(emit(R.reshape(gates, shape))))))
+        gates = emit(R.reshape(gates, shape))
+        opened = emit(R.sigmoid(gates)) if model.config.attention_gate == "sigmoid" else model.softplus(gates)
+        gated = emit(R.multiply(found, opened))
         return emit(R.reshape(gated, (1, length, heads.queries)))
 
     def _attended(self, query: Expr, key: Expr | None = None, value: Expr | None = None) -> Expr:

@@ -537,6 +537,7 @@ LLAMA_FILES: tuple[Family, ...] = (
             ),
         ),
     ),
+    Family(changes=hunyuan, gguf=(Gguf(name="maincoder", interleaved=True),)),
     Family(changes=_qwen, gguf=(Gguf(name="qwen"),)),
     Family(
         gguf=(Gguf(name="minicpm", interleaved=True, read=needed("embedding_scale", "residual_scale", "logit_scale")),)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from compiler.errors import OptionError
-from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
-from compiler.frontends.llm.families.family import Family, Gguf, mixture
+from compiler.errors import InvalidModelError, OptionError
+from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, Heads
+from compiler.frontends.llm.families.family import Family, Gguf, mixture, without
+from compiler.frontends.llm.families.layer_kinds import FULL, SLIDING, listed_kinds
 from compiler.frontends.llm.families.llama import full_first, hunyuan, layer_ropes
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import (
@@ -34,9 +35,122 @@ def _hunyuan_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
     return None if found is None else replace(found, shared=found.shared or settings.size("intermediate_size"))
 
 
+def _cohere_kinds(settings: Settings, count: int) -> list[str]:
+    """The kinds of the first layers, which have MLPs, follow a pattern of their own, if no list is given."""
+    if settings.get("layer_types") is not None:
+        return listed_kinds(settings, count)
+    dense = int(settings.number("first_k_dense_replace", 0))
+    patterns = [settings.size("prefix_dense_sliding_window_pattern", 1)] * dense
+    patterns += [settings.size("sliding_window_pattern", 4)] * (count - dense)
+    places = [*range(1, dense + 1), *range(1, count - dense + 1)]
+    return [SLIDING if place % every else FULL for place, every in zip(places, patterns, strict=True)]
+
+
+def _cohere_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
+    """The softmax over the logits of the chosen experts is that over all, normalized."""
+    found, function = mixture(settings, layer), settings.get("expert_selection_fn")
+    combined = settings.get("shared_expert_combination_strategy")
+    if function not in ("softmax", "sigmoid") or combined not in ("average", "sum"):
+        raise InvalidModelError(f"{settings.path}: experts are chosen by {function!r} and combined by {combined!r}")
+    if found is None:
+        return None
+    sigmoid = function == "sigmoid"
+    return replace(
+        found,
+        sigmoid=sigmoid,
+        biased=False,
+        normalized=found.normalized or not sigmoid,
+        averaged=combined == "average" and found.shared > 0,
+    )
+
+
+def _cohere_moe(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """Layers that see everything have rotations where they are first ones with an MLP."""
+    rotates = settings.number("prefix_dense_sliding_window_pattern", 1) == 1
+    layers = tuple(
+        layer if layer.window is not None or (rotates and layer.experts is None) else replace(layer, rope=None)
+        for layer in config.layers
+    )
+    rms = settings.get("rms_norm_eps") is not None
+    return replace(
+        config,
+        norm="rms" if rms else "layer",
+        epsilon=settings.number("rms_norm_eps" if rms else "layer_norm_eps", 1e-5),
+        layers=layers,
+        logit_scale=settings.number("logit_scale", 0.0625),
+        intermediate=settings.size("prefix_dense_intermediate_size", config.intermediate),
+    )
+
+
+def _cohere_moe_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Files state the epsilon of the norms that they have, and llama.cpp averages whenever there is a shared expert."""
+    prefix = "cohere2moe."
+    function = file.value(f"{prefix}expert_gating_func", 2)
+    listed = values.get("layer_types")
+    every = file.value(f"{prefix}attention.sliding_window_pattern")
+    if listed is None and isinstance(every, int) and every > 0:
+        listed = [SLIDING if index % every else FULL for index in range(values.get("num_hidden_layers", 0))]
+    return {
+        "layer_types": listed,
+        "layer_norm_eps": file.value(f"{prefix}attention.layer_norm_epsilon"),
+        "rms_norm_eps": file.value(f"{prefix}attention.layer_norm_rms_epsilon"),
+        "expert_selection_fn": {1: "softmax", 2: "sigmoid"}.get(function, function),
+        "norm_topk_prob": bool(file.value(f"{prefix}expert_weights_norm", False)),
+    }
+
+
+def _laguna(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    return replace(config, attention_gate="softplus")
+
+
+def _laguna_heads(settings: Settings, layer: int, kind: str, heads: Heads) -> Heads:
+    counts = settings.layer_sizes("num_attention_heads_per_layer", settings.size("num_hidden_layers"))
+    if counts is None:
+        return heads
+    if counts[layer] % heads.keys:
+        raise InvalidModelError(f"{settings.path}: layer {layer} has {counts[layer]} heads, and {heads.keys} of keys")
+    return replace(heads, count=counts[layer])
+
+
+def _laguna_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Layers with a window have rotations of their own, which are not scaled."""
+    prefix, count = "laguna.", values.get("num_hidden_layers", 0)
+    heads, every = values.get("num_attention_heads"), file.value("laguna.attention.sliding_window_pattern", 4)
+    size = values.get("head_dim")
+    found: dict[str, Any] = {"rotary_dim": None}
+    if isinstance(heads, list):
+        found |= {"num_attention_heads": max(heads, default=0), "num_attention_heads_per_layer": heads}
+    if values.get("sliding_window") and isinstance(every, int) and every > 0:
+        found["layer_types"] = [SLIDING if index % every else FULL for index in range(count)]
+    if isinstance(size, int) and size > 0:
+        base = values.get("rope_theta", 10000.0)
+        full = values.get("rotary_dim", size) / size
+        part = file.value(f"{prefix}rope.dimension_count_swa", values.get("rotary_dim", size)) / size
+        slides = {"rope_type": "default", "rope_theta": values.get("rope_local_base_freq", base)}
+        found["rope_parameters"] = {
+            FULL: {**values["rope_scaling"], "rope_theta": base, "partial_rotary_factor": full},
+            SLIDING: {**slides, "partial_rotary_factor": part},
+        }
+    return found
+
+
+def _small_thinker_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
+    found = mixture(settings, layer)
+    return None if found is None else replace(found, early=True)
+
+
+def _small_thinker_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """llama.cpp knows one width of windows, and the layers that have one."""
+    count = values.get("num_hidden_layers", 0)
+    if not values.get("sliding_window"):
+        return {}
+    kinds = [SLIDING if index % 4 else FULL for index in range(count)]
+    return {"sliding_window": 4096, "layer_types": kinds, "no_rope_layers": [kind == SLIDING for kind in kinds]}
+
+
 def _afmoe(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     scale = config.hidden**0.5 if settings.flag("mup_enabled") else 1.0
-    return replace(config, embedding_scale=scale, gated_attention=True)
+    return replace(config, embedding_scale=scale, attention_gate="sigmoid")
 
 
 def _bailing_shared(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -203,6 +317,68 @@ MIXTURES: dict[str, Family] = {
         aliases={**_SHARED_KEY, "routed_scaling_factor": "router_scaling_factor"},
         gguf=(Gguf(name="hy_v3"),),
     ),
+    "cohere2_moe": Family(
+        names=without(hugging_face_names(roles=DEEPSEEK_EXPERTS), "mlp_norm"),
+        parallel=True,
+        kinds=_cohere_kinds,
+        experts=_cohere_mixture,
+        changes=_cohere_moe,
+        storage=Storage(interleaved=True),
+        defaults={
+            **_NORMALIZED,
+            "head_dim": 128,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "sliding_window": 4096,
+            "tie_word_embeddings": True,
+            "expert_selection_fn": "softmax",
+            "shared_expert_combination_strategy": "average",
+        },
+        aliases=_SHARED_KEY,
+        gguf=(
+            Gguf(
+                name="cohere2moe",
+                interleaved=True,
+                keys={**_COUNT_GGUF, "logit_scale": "logit_scale"},
+                read=_cohere_moe_gguf,
+            ),
+        ),
+    ),
+    "laguna": Family(
+        names=hugging_face_names(
+            roles={
+                **QWEN_EXPERTS,
+                "router_bias": "mlp.experts.e_score_correction_bias",
+                "attention_gate": "self_attn.g_proj",
+            }
+        ),
+        heads=_laguna_heads,
+        changes=_laguna,
+        refused={
+            "moe_router_logit_softcapping": ("a cap of the router's logits", 0.0),
+            "moe_apply_router_weight_on_input": ("scaling the inputs of experts", False),
+        },
+        defaults={
+            **_SIGMOID,
+            "head_dim": 128,
+            "num_experts": 256,
+            "num_experts_per_tok": 8,
+            "first_k_dense_replace": 1,
+            "shared_expert_intermediate_size": 512,
+            "sliding_window": 512,
+            "use_sliding_window": False,  # where layers are not listed
+            "rope_parameters": {
+                FULL: {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5},
+                SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+        aliases={"routed_scaling_factor": "moe_routed_scaling_factor"},
+        renames={
+            "mlp.gate.e_score_correction_bias": "mlp.experts.e_score_correction_bias",
+            "mlp.shared_experts.": "mlp.shared_expert.",
+        },
+        gguf=(Gguf(name="laguna", roles={"attention_gate": "attn_gate"}, read=_laguna_gguf),),
+    ),
     "flex_olmo": Family(
         names=hugging_face_names("post", roles=QWEN_EXPERTS),
         defaults={"rope_theta": 5e5, "num_experts_per_tok": 5, "num_experts": 7},
@@ -258,6 +434,10 @@ MIXTURE_FILES: tuple[Family, ...] = (
                 read=_bailing_shared,
             ),
         ),
+    ),
+    Family(
+        experts=_small_thinker_mixture,
+        gguf=(Gguf(name="smallthinker", values={"hidden_act": "relu"}, read=_small_thinker_gguf),),
     ),
     Family(norm="layer", gguf=(Gguf(name="dbrx", roles={"mlp_norm": "attn_output_norm"}),)),
 )

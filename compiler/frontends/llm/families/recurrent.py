@@ -326,11 +326,11 @@ def _lfm3_kinds(settings: Settings, count: int) -> list[str]:
 
 
 def _lfm3(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    return replace(config, gated_attention=settings.get("use_attention_gate") is not False)
+    return config if settings.get("use_attention_gate") is False else _gated(config, settings)
 
 
 def _gated(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    return replace(config, gated_attention=True)
+    return replace(config, attention_gate="sigmoid")
 
 
 def _granite_mlp(config: DecoderConfig, settings: Settings) -> DecoderConfig:

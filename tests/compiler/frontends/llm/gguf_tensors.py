@@ -8,7 +8,13 @@ from typing import Any
 import gguf
 import numpy as np
 
-_LIKE = {"granite_swa": "granite", "hy_v3": "exaone-moe", "mellum": "qwen3moe"}  # which gguf's names lack
+_LIKE = {
+    "cohere2moe": "exaone-moe",
+    "granite_swa": "granite",
+    "hy_v3": "exaone-moe",
+    "laguna": "dots1",
+    "mellum": "qwen3moe",
+}  # which gguf's names lack
 
 
 def write_tensors(

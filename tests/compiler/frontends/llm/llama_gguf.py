@@ -19,6 +19,7 @@ ARCHITECTURES = {
     "arcee": "arcee",
     "bitnet": "bitnet",
     "cohere2": "cohere2",
+    "cohere2_moe": "cohere2moe",
     "dbrx": "dbrx",
     "ernie4_5": "ernie4_5",
     "ernie4_5_moe": "ernie4_5-moe",
@@ -30,6 +31,7 @@ ARCHITECTURES = {
     "hunyuan_v1_dense": "hunyuan-dense",
     "hunyuan_v1_moe": "hunyuan-moe",
     "hy_v3": "hy_v3",
+    "laguna": "laguna",
     "jais2": "jais2",
     "mellum": "mellum",
     "minicpm3": "minicpm3",
@@ -50,7 +52,7 @@ _METADATA = {
     "embedding_length": "hidden_size d_model",
     "block_count": "num_hidden_layers n_layers",
     "feed_forward_length": "intermediate_size ffn_hidden_size",
-    "attention.head_count": "num_attention_heads n_heads",
+    "attention.head_count": "num_attention_heads_per_layer num_attention_heads n_heads",
     "attention.head_count_kv": "num_key_value_heads kv_n_heads",
     "attention.key_length": "qk_head_dim head_dim",
     "attention.value_length": "v_head_dim head_dim",
@@ -64,7 +66,8 @@ _METADATA = {
     "expert_shared_count": "n_shared_experts num_shared_experts",
     "expert_group_count": "n_group",
     "expert_group_used_count": "topk_group",
-    "expert_weights_scale": "routed_scaling_factor route_scale router_scaling_factor",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "expert_weights_scale": "routed_scaling_factor route_scale router_scaling_factor moe_routed_scaling_factor",
     "expert_weights_norm": "norm_topk_prob",
     "leading_dense_block_count": "first_k_dense_replace num_dense_layers moe_layer_start_index",
     "interleave_moe_layer_step": "moe_layer_interval",
@@ -75,7 +78,7 @@ _METADATA = {
     "attention.scale": "attention_multiplier",
     "rope.dimension_count": "qk_rope_head_dim",
 }
-_SIGMOID = ("afmoe", "bailingmoe2", "exaone-moe", "hy_v3", "minimax-m2")
+_SIGMOID = ("afmoe", "bailingmoe2", "cohere2moe", "exaone-moe", "hy_v3", "laguna", "minimax-m2")
 _FLOATS = ("epsilon", "scale", "clamp_kqv", "freq_base", "freq_base_swa")
 _BIASES = ("e_score_correction_bias", "expert_bias")
 _EXPERTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
@@ -108,6 +111,13 @@ def _describe(writer: gguf.GGUFWriter, name: str, config: dict[str, Any]) -> Non
     if rope.get("alpha"):
         size = config["head_dim"]
         values["rope.freq_base"] *= rope["alpha"] ** (size / (size - 2))
+    if name in ("cohere2moe", "laguna"):
+        values["leading_dense_block_count"] = 1
+    if name == "cohere2moe":
+        values["expert_feed_forward_length"] = values["feed_forward_length"]
+        values["feed_forward_length"] = config["prefix_dense_intermediate_size"]
+    if name == "laguna":
+        values |= {"expert_weights_norm": True, "rope.dimension_count_swa": config["head_dim"]}
     if "partial_rotary_factor" in rope:
         values["rope.dimension_count"] = int(config["head_dim"] * rope["partial_rotary_factor"])
     if name in ("hunyuan-moe", "minimax-m2", "dbrx"):
@@ -124,6 +134,7 @@ def _describe(writer: gguf.GGUFWriter, name: str, config: dict[str, Any]) -> Non
             continue
         add = writer.add_bool if isinstance(value, bool) else writer.add_uint32
         add = writer.add_float32 if key.endswith(_FLOATS) else add
+        add = writer.add_array if isinstance(value, list) else add
         add(f"{name}.{key}", value)
     if "layer_types" in config and config.get("sliding_window"):
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
@@ -155,6 +166,8 @@ def _converted(tensors: dict[str, Array], name: str, config: dict[str, Any]) -> 
             found[key] = (
                 values.reshape(-1, 2, config["head_dim"] // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
             )
+        elif key.endswith("g_proj.weight"):
+            found[f"{prefix}attn_gate.weight"] = values
         elif key.endswith(".sinks"):
             found[f"{prefix}attn_sinks.weight"] = values
         elif "sub_norm" in key:  # which the name map has by older names

@@ -29,6 +29,9 @@ class _Graph:
         window: layers but each second see so many tokens, and have rotations of base 10000.
         cap: softcap of the scores.
         experts: number of experts, two of which each token has.
+        early: the router reads the input of the layer.
+        unrotated: layers without rotations.
+        late_norms: heads are normalized behind their rotations.
         metadata: further metadata.
     """
 
@@ -42,6 +45,9 @@ class _Graph:
     cap: float = 0.0
     scale: float = _HEAD**-0.5
     experts: int = 0
+    early: bool = False
+    unrotated: tuple[int, ...] = ()
+    late_norms: bool = False
     activation: str = "silu"
     factors: tuple[float, float] = (1.0, 1.0)  # of embeddings and logits
     latent: bool = False
@@ -76,6 +82,21 @@ GRAPHS = {
         activation="gelu",
         factors=(3.0, 0.5),
         metadata={**_GROK, "expert_count": 3, "expert_used_count": 2, "expert_feed_forward_length": 24},
+    ),
+    "maincoder": _Graph([(4, 2, 24)] * 2, adjacent=True, head_norms=True, late_norms=True),
+    "smallthinker": _Graph(
+        [(4, 2, 24)] * 5,
+        experts=3,
+        early=True,
+        unrotated=(0, 4),
+        activation="relu",
+        metadata={
+            "attention.sliding_window": 4096,  # more than the test reads
+            "expert_count": 3,
+            "expert_used_count": 2,
+            "expert_feed_forward_length": 24,
+            "expert_gating_func": 1,
+        },
     ),
     "plm": _Graph([(4, 4, 24)] * 2, adjacent=True, activation="relu2", latent=True, scale=12**-0.5, metadata=_LATENT),
 }
@@ -180,9 +201,12 @@ def _heads(graph: _Graph, layer: int, w: Mapping[str, Array], x: Array, base: fl
         parts = [x @ w[f"attn_{role}.weight"].T for role in "qkv"]
     heads = [each.reshape(len(x), -1, _HEAD) for each in parts]
     for at, role in enumerate("qk"):
-        if graph.head_norms:
+        if graph.head_norms and not graph.late_norms:
             heads[at] = _normed(heads[at], w[f"attn_{role}_norm.weight"])
-        heads[at] = _rotated(heads[at], base, adjacent=graph.adjacent)
+        if layer not in graph.unrotated:
+            heads[at] = _rotated(heads[at], base, adjacent=graph.adjacent)
+        if graph.late_norms:
+            heads[at] = _normed(heads[at], w[f"attn_{role}_norm.weight"])
     return [heads[0], *(np.repeat(each, queries // keys, 1) for each in heads[1:])]
 
 
@@ -202,12 +226,14 @@ def _attention(graph: _Graph, layer: int, w: Mapping[str, Array], x: Array) -> A
 def _activated(graph: _Graph, x: Array) -> Array:
     if graph.activation == "gelu":
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    return np.maximum(x, 0) ** 2 if graph.activation == "relu2" else x / (1 + np.exp(-x))
+    if graph.activation.startswith("relu"):
+        return np.maximum(x, 0) ** (2 if graph.activation == "relu2" else 1)
+    return x / (1 + np.exp(-x))
 
 
-def _mlp(graph: _Graph, w: Mapping[str, Array], x: Array) -> Array:
+def _mlp(graph: _Graph, w: Mapping[str, Array], x: Array, entered: Array) -> Array:
     if graph.experts:
-        scores = np.exp(x @ w["ffn_gate_inp.weight"].T)
+        scores = np.exp((entered if graph.early else x) @ w["ffn_gate_inp.weight"].T)
         scores[scores == scores.min(-1, keepdims=True)] = 0  # two of three
         scores /= scores.sum(-1, keepdims=True)
         gates, ups = (np.einsum("nk,emk->nem", x, w[f"ffn_{role}_exps.weight"]) for role in ("gate", "up"))
@@ -230,12 +256,13 @@ def _logits(graph: _Graph, tensors: Mapping[str, Array], tokens: Array) -> Array
             key.removeprefix(prefix): each.astype(np.float64) for key, each in tensors.items() if key.startswith(prefix)
         }
         posts = [w[name] for name in graph.post_norms]
+        entered = x
         if queries:
             first = _normed(x, w["attn_norm.weight"])
             update = _attention(graph, layer, w, first)
             x = x + (_normed(update, posts[0]) if posts else update)
         if width:
-            update = _mlp(graph, w, first if graph.parallel else _normed(x, w["ffn_norm.weight"]))
+            update = _mlp(graph, w, first if graph.parallel else _normed(x, w["ffn_norm.weight"]), entered)
             x = x + (_normed(update, posts[1]) if posts else update)
     return _normed(x[-1], tensors["output_norm.weight"]) @ tensors["output.weight"].T * graph.factors[1]
 
