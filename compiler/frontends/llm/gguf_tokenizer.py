@@ -8,13 +8,23 @@ from typing import Any
 from compiler.errors import InvalidModelError
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles
-
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-    r"\s+(?!\S)|\s+"
+from compiler.frontends.llm.tokenizer_models import (
+    CONTROL,
+    GPT2,
+    LLAMA3,
+    NORMAL,
+    QWEN2,
+    UNKNOWN,
+    USER,
+    added_token,
+    byte_level,
+    check_pieces,
+    cut,
+    pieces,
+    scored_merges,
+    tokenizer_content,
 )
-QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
 _WORD = r"[^\r\n\p{L}\p{N}]?"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 TEKKEN = (
@@ -74,9 +84,6 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }
 
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
-_LONGEST_PIECE = 1024  # all ways to split one are tried
-_SPACE = "\u2581"  # SentencePiece's space character
 _PREFIX = "tokenizer.ggml."
 
 _WHOLE_WORDS_FIRST = frozenset([*LLAMA3_KIN, "tekken", "smollm3", "seed-coder", "deepseek-v3"])
@@ -102,7 +109,7 @@ def read_gguf_tokenizer(file: GgufFile) -> TokenizerFiles:
         return TokenizerFiles(None, ())
     if not isinstance(tokens, list) or not all(isinstance(text, str) for text in tokens):
         raise InvalidModelError(f"{file.path}: its tokens are not a list of texts")
-    types = file.value(f"{_PREFIX}token_type") or [_NORMAL] * len(tokens)
+    types = file.value(f"{_PREFIX}token_type") or [NORMAL] * len(tokens)
     if not isinstance(types, list) or len(types) != len(tokens):
         raise InvalidModelError(f"{file.path}: {len(tokens)} tokens do not have as many types")
     content = _content(file, tokens, types)
@@ -126,64 +133,22 @@ def tokenizer_kind(file: GgufFile) -> str:
 def _content(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, Any] | None:
     kind, pre = file.value(f"{_PREFIX}model"), str(file.value(f"{_PREFIX}pre", "default"))
     if kind == "gpt2" and pre in SPLITS:
-        parts = _byte_level(file, tokens, pre)
+        merges = _listed_merges(file, tokens)
+        parts = byte_level(_vocabulary(tokens), merges, SPLITS[pre], whole_words_first=pre in _WHOLE_WORDS_FIRST)
     elif kind == "llama":
         parts = _sentence_piece(file, tokens, types)
     elif kind == "gemma4":
         parts = _merged_pieces(file, tokens)
     else:
         return None
-    special = [_added(i, tokens[i], types[i]) for i, each in enumerate(types) if each in (_CONTROL, _USER, _UNKNOWN)]
+    special = [
+        added_token(at, tokens[at], special=each != USER)
+        for at, each in enumerate(types)
+        if each in (CONTROL, USER, UNKNOWN)
+    ]
     begins = bool(file.value(f"{_PREFIX}add_bos_token", kind in ("llama", "gemma4") or pre in _BEGINS))
-    post = _begin_with(file, tokens) if begins else None
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": special,
-        "post_processor": post,
-        **parts,
-    }
-
-
-def _added(index: int, text: str, kind: int) -> dict[str, Any]:
-    return {
-        "id": index,
-        "content": text,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": kind != _USER,
-    }
-
-
-def _byte_level(file: GgufFile, tokens: list[str], pre: str) -> dict[str, Any]:
-    """Bytes as printable characters, merged in the order of a list."""
-    cuts = [_cut(pattern) for pattern in SPLITS[pre]]
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": pre in _WHOLE_WORDS_FIRST,
-        "vocab": _vocabulary(tokens),
-        "merges": _listed_merges(file, tokens),
-    }
-    return {
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*cuts, level]},
-        "decoder": {**level, "use_regex": True},
-        "model": model,
-    }
-
-
-def _cut(pattern: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    index = _token(file, "bos") if begins else None
+    return tokenizer_content(parts, special, None if index is None or index >= len(tokens) else (tokens[index], index))
 
 
 def _listed_merges(file: GgufFile, tokens: list[str]) -> list[list[str]]:
@@ -200,8 +165,9 @@ def _listed_merges(file: GgufFile, tokens: list[str]) -> list[list[str]]:
 
 def _merged_pieces(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
     """Pieces that are merged in the order of a list, within lines (Gemma 4)."""
-    parts = _pieces(file, tokens, _listed_merges(file, tokens), prefix=False)
-    return {**parts, "pre_tokenizer": _cut(r"\n+")}
+    unknown = _token_text(file, tokens, "unknown")
+    parts = pieces(_vocabulary(tokens), _listed_merges(file, tokens), prefix=False, unknown=unknown)
+    return {**parts, "pre_tokenizer": cut(r"\n+")}
 
 
 def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, Any]:
@@ -209,87 +175,19 @@ def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict
     scores = file.required(f"{_PREFIX}scores")
     if not isinstance(scores, list) or len(scores) != len(tokens) or any(isinstance(each, str) for each in scores[:1]):
         raise InvalidModelError(f"{file.path}: {len(tokens)} tokens do not have as many scores")
-    longest = max(tokens, key=len, default="")
-    if len(longest) > _LONGEST_PIECE:
-        raise InvalidModelError(
-            f"{file.path}: a token has {len(longest)} characters, and at most {_LONGEST_PIECE} are read"
-        )
+    check_pieces(tokens, str(file.path))
     prefix = bool(file.value(f"{_PREFIX}add_space_prefix", True))
-    return _pieces(file, tokens, _merges(tokens, scores, types), prefix=prefix)
-
-
-def _pieces(file: GgufFile, tokens: list[str], merges: list[list[str]], *, prefix: bool) -> dict[str, Any]:
-    """Pieces of text with a mark for spaces, and bytes for characters that are none.
-
-    `prefix`: texts begin as if a space stood before them.
-    """
-    steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
-    decoders: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if prefix:
-        steps.insert(0, {"type": "Prepend", "prepend": _SPACE})
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     unknown = _token_text(file, tokens, "unknown")
-    model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": unknown or None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": True,
-        "byte_fallback": True,
-        "ignore_merges": False,
-        "vocab": _vocabulary(tokens),
-        "merges": merges,
-    }
-    return {
-        "normalizer": {"type": "Sequence", "normalizers": steps},
-        "pre_tokenizer": None,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": model,
-    }
-
-
-def _merges(tokens: list[str], scores: list[float], types: list[int]) -> list[list[str]]:
-    """Each way to merge two pieces into one, best pieces first."""
-    ids = _vocabulary(tokens)
-    found = []
-    for text, score, kind in zip(tokens, scores, types, strict=True):
-        if kind not in (_NORMAL, _USER, _UNUSED):
-            continue
-        pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
-        local = [(left, right) for left, right in pairs if left in ids and right in ids]
-        local.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-        found += [(score, pair) for pair in local]
-    found.sort(key=lambda entry: -entry[0])
-    return [list(pair) for _, pair in found]
+    return pieces(_vocabulary(tokens), scored_merges(tokens, scores, types), prefix=prefix, unknown=unknown)
 
 
 def _vocabulary(tokens: list[str]) -> dict[str, int]:
     return {text: index for index, text in enumerate(tokens)}
 
 
-def _begin_with(file: GgufFile, tokens: list[str]) -> dict[str, Any] | None:
-    """Texts begin with the token for it."""
-    index = _token(file, "bos")
-    if index is None or index >= len(tokens):
-        return None
-    text = tokens[index]
-    begin = {"SpecialToken": {"id": text, "type_id": 0}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {text: {"id": text, "ids": [index], "tokens": [text]}},
-    }
-
-
 def _stop_tokens(file: GgufFile, tokens: list[str], types: list[int]) -> tuple[int, ...]:
     named = [_token(file, name) for name in ("eos", "eot", "eom")]
-    ends = [index for index, kind in enumerate(types) if kind == _CONTROL and tokens[index] in _TURN_ENDS]
+    ends = [index for index, kind in enumerate(types) if kind == CONTROL and tokens[index] in _TURN_ENDS]
     return tuple(dict.fromkeys([*(each for each in named if each is not None), *ends]))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ArtifactError, InvalidModelError
+from compiler.frontends.llm.folder_tokenizers import read_folder_tokenizer, token_text
 from compiler.frontends.llm.safetensors_folder import read_bytes, read_json
 from compiler.support.tokenizer_file import check_tokenizer
 
@@ -76,7 +77,6 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         InvalidModelError: a file is damaged.
         StorageError: a file cannot be read.
     """
-    path = folder / "tokenizer.json"
     settings = _optional_json(folder / "tokenizer_config.json")
     generation = _optional_json(folder / "generation_config.json")
     config = _optional_json(folder / "config.json")
@@ -84,10 +84,10 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     tables = (generation, config, text if isinstance(text, dict) else {})
     stops = next((each["eos_token_id"] for each in tables if each.get("eos_token_id") is not None), None)
     return TokenizerFiles(
-        content=read_bytes(path) if path.exists() else None,
+        content=read_folder_tokenizer(folder, settings),
         stop_tokens=_tokens(stops, folder),
-        begin=_text(settings.get("bos_token")),
-        end=_text(settings.get("eos_token")),
+        begin=token_text(settings.get("bos_token")),
+        end=token_text(settings.get("eos_token")),
         chat_template=_chat_template(folder, settings),
     )
 
@@ -143,13 +143,6 @@ def _tokens(value: Any, folder: Path, name: str = "eos_token_id") -> tuple[int, 
     if not all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < _MOST_TOKENS for each in values):
         raise InvalidModelError(f"{folder}: {name!r} is {str(value)[:80]!r}, not a token or a list of tokens")
     return tuple(dict.fromkeys(values))
-
-
-def _text(token: Any) -> str:
-    """A special token's text, which may stand in an object."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from compiler.artifact.native_tokenizer.tokenizer import write_tokenizer
 from compiler.artifact.native_tokenizer.writer import Writer
 from compiler.driver.compile import find_target
 from compiler.errors import OptionError
-from compiler.frontends.llm.gguf_tokenizer import GPT2, GPT4O, LLAMA3, QWEN2, TEKKEN, _merges
+from compiler.frontends.llm.gguf_tokenizer import GPT4O, TEKKEN
+from compiler.frontends.llm.tokenizer_models import GPT2, LLAMA3, QWEN2, scored_merges
 from tests.compiler.artifact.native_library import NativeTokenizer
 from tests.compiler.generation.other_tokenizers import BEGIN, CORPUS, OTHER_TOKENIZERS, SPECIAL
 
@@ -83,7 +84,7 @@ def _llama2() -> Tokenizer:
     content = json.loads(made.to_str())
     tokens = sorted(content["model"]["vocab"], key=content["model"]["vocab"].__getitem__)
     scores = [-float(index) for index in range(len(tokens))]
-    content["model"]["merges"] = _merges(tokens, scores, [1] * len(tokens))
+    content["model"]["merges"] = scored_merges(tokens, scores, [1] * len(tokens))
     content["pre_tokenizer"] = None
     tokenizer = Tokenizer.from_str(json.dumps(content))
     tokenizer.post_processor = BEGIN

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 import compiler
-from compiler.frontends.llm.gguf_tokenizer import LLAMA3
+from compiler.frontends.llm.tokenizer_models import LLAMA3
 from compiler.support.processing import Processing
 from tests.compiler.frontends.llm.encoder_models import save_encoder_model
 from tests.compiler.frontends.processing.nets import centers, net_with

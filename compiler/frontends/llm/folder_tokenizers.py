@@ -1,0 +1,212 @@
+"""Tokenizers of folders in their older files: tokens added beside tokenizer.json, SentencePiece's, GPT-2's."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import InvalidModelError
+from compiler.frontends.llm.safetensors_folder import read_bytes, read_json
+from compiler.frontends.llm.tokenizer_models import (
+    CONTROL,
+    GPT2,
+    NORMAL,
+    QWEN2,
+    UNKNOWN,
+    USER,
+    added_token,
+    byte_level,
+    check_pieces,
+    pieces,
+    scored_merges,
+    tokenizer_content,
+)
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_PIECES, _TRAINER, _NORMALIZER = 1, 2, 3  # fields of SentencePiece's ModelProto
+_TEXT, _SCORE, _KIND = 1, 2, 3  # of a piece
+_MODEL_TYPE, _BEGIN, _PREFIX = 3, 41, 3  # of the trainer and of the normalizer
+_MERGED = 2  # the model type of merged pairs; 1 is Unigram
+_SPLITS = {"GPT2Tokenizer": GPT2, "CodeGenTokenizer": GPT2, "Qwen2Tokenizer": QWEN2}
+
+
+def read_folder_tokenizer(folder: Path, settings: Mapping[str, Any]) -> bytes | None:
+    """A file of the tokenizers library, of a folder with these settings in tokenizer_config.json; None where there is
+    no tokenizer of a known kind.
+
+    Raises:
+        InvalidModelError: a file is damaged.
+        StorageError: a file cannot be read.
+    """
+    path = folder / "tokenizer.json"
+    if path.exists():
+        return _with_added(read_bytes(path), _listed(folder, settings))
+    if (folder / "tokenizer.model").exists():
+        content = _sentence_piece(folder / "tokenizer.model", settings)
+    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        content = _vocabulary_and_merges(folder, settings)
+    else:
+        return None
+    return None if content is None else _with_added(json.dumps(content).encode(), _listed(folder, settings))
+
+
+def _listed(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Added tokens beside tokenizer.json, in the order of their numbers."""
+    path = folder / "added_tokens.json"
+    older = read_json(path) if path.exists() else {}
+    found = {number: added_token(number, text, special=False) for text, number in older.items()}
+    table = settings.get("added_tokens_decoder")
+    for number, given in (table if isinstance(table, dict) else {}).items():
+        if not isinstance(given, dict) or not str(number).isdecimal() or not isinstance(given.get("content"), str):
+            raise InvalidModelError(f"{folder}: the added token {str(number)[:80]!r} is {str(given)[:80]!r}")
+        token = added_token(int(number), given["content"], special=False)
+        found[int(number)] = token | {flag: bool(given.get(flag)) for flag in _FLAGS}
+    if not all(isinstance(number, int) and number >= 0 for number in found):
+        raise InvalidModelError(f"{path} holds tokens without numbers")
+    return [found[number] for number in sorted(found)]
+
+
+def _with_added(content: bytes, listed: list[dict[str, Any]]) -> bytes:
+    """The file with the tokens that it lacks; a damaged one as it is, which whoever reads it refuses."""
+    if not listed:
+        return content
+    try:
+        parsed = json.loads(content)
+        own = parsed.get("added_tokens") or []
+        known = {each["id"] for each in own}
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return content
+    missing = [each for each in listed if each["id"] not in known]
+    if not missing:
+        return content
+    return json.dumps({**parsed, "added_tokens": [*own, *missing]}, ensure_ascii=False).encode()
+
+
+@dataclass
+class _SentencePiece:
+    """A file of SentencePiece, as far as it is read."""
+
+    tokens: list[str]
+    scores: list[float]
+    kinds: list[int]
+    model_type: int = 1
+    begin: int = 1
+    prefix: bool = True
+
+
+def _sentence_piece(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Pieces that are merged by their scores (Llama, Mistral, Gemma); None for Unigram."""
+    try:
+        model = _parsed(read_bytes(path))
+    except (ValueError, IndexError, struct.error) as error:
+        raise InvalidModelError(f"{path} is no file of SentencePiece, or damaged: {error}") from error
+    if model.model_type != _MERGED:
+        return None
+    check_pieces(model.tokens, str(path))
+    unknown = next((text for text, kind in zip(model.tokens, model.kinds, strict=True) if kind == UNKNOWN), "")
+    prefix = model.prefix if settings.get("add_prefix_space") is None else settings["add_prefix_space"] is True
+    vocabulary = {text: index for index, text in enumerate(model.tokens)}
+    merges = scored_merges(model.tokens, model.scores, model.kinds)
+    special = [
+        added_token(index, model.tokens[index], special=kind != USER)
+        for index, kind in enumerate(model.kinds)
+        if kind in (CONTROL, USER, UNKNOWN)
+    ]
+    begins = settings.get("add_bos_token") is not False and 0 <= model.begin < len(model.tokens)
+    begin = (model.tokens[model.begin], model.begin) if begins else None
+    return tokenizer_content(pieces(vocabulary, merges, prefix=prefix, unknown=unknown), special, begin)
+
+
+def _parsed(data: bytes) -> _SentencePiece:
+    found = _SentencePiece([], [], [])
+    for field, value in _fields(data):
+        if not isinstance(value, bytes):
+            continue
+        if field == _PIECES:
+            piece = dict(_fields(value))
+            score = piece.get(_SCORE, b"\0" * 4)
+            found.tokens.append(_bytes(piece.get(_TEXT, b"")).decode())
+            found.scores.append(struct.unpack("<f", _bytes(score))[0])
+            found.kinds.append(_number(piece.get(_KIND, NORMAL)))
+        elif field == _TRAINER:
+            trainer = dict(_fields(value))
+            found.model_type = _number(trainer.get(_MODEL_TYPE, 1))
+            found.begin = _number(trainer.get(_BEGIN, 1))
+        elif field == _NORMALIZER:
+            found.prefix = bool(_number(dict(_fields(value)).get(_PREFIX, 1)))
+    return found
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Numbers and values of the fields of a protobuf message; floats as their bytes."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield tag >> 3, value
+            continue
+        if kind not in (1, 2, 5):
+            raise ValueError(f"a field of the unknown kind {kind}")
+        size, at = _varint(data, at) if kind == 2 else (8 if kind == 1 else 4, at)
+        if at + size > len(data):
+            raise ValueError("a field ends behind the file")
+        yield tag >> 3, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value - (1 << 64) if value >> 63 else value, at
+    raise ValueError("a number is too long")
+
+
+def _number(value: int | bytes) -> int:
+    if not isinstance(value, int):
+        raise ValueError("a field holds no number")
+    return value
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if not isinstance(value, bytes):
+        raise ValueError("a field holds a number")
+    return value
+
+
+def _vocabulary_and_merges(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Byte-level pairs (GPT-2, OPT, Qwen 2) in two files; None for the tokenizers of other classes."""
+    kind = str(settings.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
+    if kind not in _SPLITS:
+        return None
+    vocabulary = read_json(folder / "vocab.json")
+    try:
+        lines = read_bytes(folder / "merges.txt").decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidModelError(f"{folder / 'merges.txt'} is not valid UTF-8: {error}") from error
+    if lines[0].startswith("#version"):
+        del lines[0]
+    merges = [line.split(" ") for line in lines if line]
+    if any(len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys() for pair in merges):
+        raise InvalidModelError(f"{folder / 'merges.txt'} merges what vocab.json does not hold")
+    parts = byte_level(vocabulary, merges, (_SPLITS[kind],), composes=kind == "Qwen2Tokenizer")
+    texts = {name: token_text(settings.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")}
+    special = {vocabulary[text]: text for text in texts.values() if text in vocabulary}
+    added = [added_token(number, special[number], special=True) for number in sorted(special)]
+    begins = settings.get("add_bos_token") is True and texts["bos"] in vocabulary
+    return tokenizer_content(parts, added, (texts["bos"], vocabulary[texts["bos"]]) if begins else None)
+
+
+def token_text(token: Any) -> str:
+    """A special token's text, which may stand in an object."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else ""

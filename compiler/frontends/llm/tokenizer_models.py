@@ -1,0 +1,150 @@
+"""Tokenizers in the form of the tokenizers library, made of vocabularies, merges and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compiler.errors import InvalidModelError
+
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # kinds of pieces, as SentencePiece and GGUF number them
+_SPACE = "\u2581"  # SentencePiece's space character
+_LONGEST_PIECE = 1024  # all ways to split one are tried
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def tokenizer_content(
+    parts: Mapping[str, Any], added: Sequence[Mapping[str, Any]], begin: tuple[str, int] | None
+) -> dict[str, Any]:
+    """A whole file; texts begin with the token `begin`, if there is one."""
+    post = None if begin is None else _begin_with(*begin)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": list(added),
+        "post_processor": post,
+        **parts,
+    }
+
+
+def added_token(index: int, text: str, *, special: bool) -> dict[str, Any]:
+    """A token that texts are searched for first."""
+    return {
+        "id": index,
+        "content": text,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
+
+
+def byte_level(
+    vocabulary: Mapping[str, int],
+    merges: Sequence[Sequence[str]],
+    splits: Sequence[str],
+    *,
+    whole_words_first: bool = False,
+    composes: bool = False,
+) -> dict[str, Any]:
+    """Bytes as printable characters, merged in the order of a list. `composes`: texts are normalized to NFC first."""
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": whole_words_first,
+        "vocab": dict(vocabulary),
+        "merges": [list(pair) for pair in merges],
+    }
+    return {
+        "normalizer": {"type": "NFC"} if composes else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*map(cut, splits), level]},
+        "decoder": {**level, "use_regex": True},
+        "model": model,
+    }
+
+
+def cut(pattern: str) -> dict[str, Any]:
+    """Matches of a regular expression stand alone."""
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def pieces(
+    vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], *, prefix: bool, unknown: str
+) -> dict[str, Any]:
+    """Pieces of text with a mark for spaces, and bytes for characters that are none.
+
+    `prefix`: texts begin as if a space stood before them.
+    """
+    steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix:
+        steps.insert(0, {"type": "Prepend", "prepend": _SPACE})
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unknown or None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+        "vocab": dict(vocabulary),
+        "merges": [list(pair) for pair in merges],
+    }
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": model,
+    }
+
+
+def check_pieces(tokens: Sequence[str], origin: str) -> None:
+    """Raise InvalidModelError where a piece is too long for `scored_merges`."""
+    longest = max(map(len, tokens), default=0)
+    if longest > _LONGEST_PIECE:
+        raise InvalidModelError(f"{origin}: a token has {longest} characters, and at most {_LONGEST_PIECE} are read")
+
+
+def scored_merges(tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]) -> list[list[str]]:
+    """Each way to merge two pieces into one, best pieces first."""
+    ids = {text: index for index, text in enumerate(tokens)}
+    found = []
+    for text, score, kind in zip(tokens, scores, kinds, strict=True):
+        if kind not in (NORMAL, USER, UNUSED):
+            continue
+        pairs = [(text[:end], text[end:]) for end in range(1, len(text))]
+        local = [(left, right) for left, right in pairs if left in ids and right in ids]
+        local.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+        found += [(score, pair) for pair in local]
+    found.sort(key=lambda entry: -entry[0])
+    return [list(pair) for _, pair in found]
+
+
+def _begin_with(text: str, index: int) -> dict[str, Any]:
+    begin = {"SpecialToken": {"id": text, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {text: {"id": text, "ids": [index], "tokens": [text]}},
+    }
