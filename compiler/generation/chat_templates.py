@@ -61,6 +61,8 @@ class ChatTemplate:
 
         Raises InputError where something is not a message, or the template refuses the messages.
         """
+        if tools and "tools" not in self._source:
+            raise InputError("the model's chat template takes no tools", "describe them in a message")
         given = {"add_generation_prompt": True, "documents": None, **self._special, **names}
         given["range"] = _Ranges().range
         given |= {"messages": [_plain_message(each) for each in messages], "tools": _plain(tools)}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from compiler.errors import OptionError
 from compiler.generation.grammar import Grammar
 from compiler.support.shown import shown
+
+_MOST_BIAS = 100
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class GenerationOptions:
         min_p: only tokens at least this times as likely as the most likely one are drawn.
         repetition_penalty: logits of tokens that were seen before are divided by it, or multiplied where they are
             negative; 1 for none.
+        frequency_penalty, presence_penalty: taken off the logits of tokens of the result so far: the first each time
+            that they occur, the second once.
+        logit_bias: token -> what is added to its logit, from -100 to 100.
         stop: texts that end the generation and are not part of the result.
         seed: seed of the random numbers; None for another one each time. The result says which it was.
         grammar: the text must match it: a `Grammar`, a JSON schema as a dictionary, or a grammar in EBNF as text.
@@ -40,6 +45,9 @@ class GenerationOptions:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
     stop: str | tuple[str, ...] = ()
     seed: int | None = None
     logprobs: int | None = None
@@ -69,6 +77,9 @@ class GenerationOptions:
         self._check_range("top_p", 0, 1)
         self._check_range("min_p", 0, 1)
         self._check_range("repetition_penalty", 0, math.inf)
+        self._check_range("frequency_penalty", -2, 2)
+        self._check_range("presence_penalty", -2, 2)
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         if self.top_p == 0 or self.repetition_penalty == 0:
             raise OptionError("top_p and repetition_penalty must be above 0")
 
@@ -89,6 +100,17 @@ class GenerationOptions:
             raise OptionError(f"{name} must be a number {wanted}, not {shown(value)}")
         if value > sys.float_info.max:
             raise OptionError(f"{name} must be a finite number of 64 bits")
+
+
+def _biases(given: Mapping[int, float] | Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """Pairs of a token and a number. Raises OptionError for anything else."""
+    pairs = tuple(given.items() if isinstance(given, Mapping) else given)
+    for token, bias in pairs:
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            raise OptionError(f"logit_bias must have tokens, not {shown(token)}")
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -_MOST_BIAS <= bias <= _MOST_BIAS:
+            raise OptionError(f"logit_bias must have numbers from -{_MOST_BIAS} to {_MOST_BIAS}, not {shown(bias)}")
+    return pairs
 
 
 FinishReason = Literal["stop", "length", "cancelled"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 from compiler.artifact.language_model import LanguageModelDescription
 from compiler.errors import InputError
@@ -13,7 +13,16 @@ from compiler.generation.chat_templates import Messages
 from compiler.generation.media import Media, with_media
 from compiler.generation.tokenizer import Tokenizer
 
-Prompt = str | Messages | Sequence[int]
+
+class Chat(TypedDict):
+    """Messages, with what else a chat template reads: see `LanguageModel.chat_tokens`."""
+
+    messages: Messages
+    tools: Sequence[Mapping[str, Any]] | None
+    names: Mapping[str, object]
+
+
+Prompt = str | Messages | Chat | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class PromptReader:
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
         """The tokens of a prompt. Raises InputError if it is empty, or has tokens outside the vocabulary."""
+        if isinstance(prompt, Mapping) and "messages" in prompt:
+            return self._encoded(self._rendered(prompt), special=False)
         if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Collection):
             raise InputError(
                 f"a prompt cannot be of type {type(prompt).__name__}",
@@ -71,13 +82,21 @@ class PromptReader:
             return self.tokens_of(prompt), inputs
         if isinstance(prompt, str):
             return self._encoded(with_media(prompt, texts, marker), special=True), inputs
-        if not prompt or not all(isinstance(each, Mapping) for each in prompt):
+        is_chat = isinstance(prompt, Mapping) and "messages" in prompt
+        if not is_chat and (not prompt or not all(isinstance(each, Mapping) for each in prompt)):
             raise InputError(
                 "images and sounds need a prompt that is a text or messages", "give the encoder's inputs as arrays"
             )
-        messages: Any = prompt
-        chat = self.required_tokenizer().chat(messages)
-        return self._encoded(with_media(chat, texts, marker), special=False), inputs
+        return self._encoded(with_media(self._rendered(prompt), texts, marker), special=False), inputs
+
+    def _rendered(self, prompt: Any) -> str:
+        """Messages or a `Chat` as text."""
+        if not isinstance(prompt, Mapping):
+            return self.required_tokenizer().chat(prompt)
+        names = prompt.get("names") or {}
+        if not all(isinstance(name, str) and name not in ("messages", "tools", "self") for name in names):
+            raise InputError(f"a chat template cannot be given the names {', '.join(map(str, names))[:80]}")
+        return self.required_tokenizer().chat(prompt["messages"], prompt.get("tools"), **names)
 
     def required_tokenizer(self) -> Tokenizer:
         """Raises InputError where the model has none."""

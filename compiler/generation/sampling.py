@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ class Sampler:
         self._suppressed_now = sorted({*suppressed, *suppressed_first})
         self._options = options
         self._seen = set(seen)
+        self._chosen: Counter[int] = Counter()
         self.seed: int | None = None
         self._random: np.random.Generator | None = None
         if options.temperature > 0:
@@ -42,7 +44,7 @@ class Sampler:
 
         Raises InputError where they are not finite.
         """
-        scores = self._penalized(logits)
+        scores = self._biased(self._penalized(logits))
         if self._suppressed_now:
             scores = scores.copy()
             scores[self._suppressed_now] = -np.inf
@@ -57,6 +59,7 @@ class Sampler:
         if self._random is not None:
             token = self._drawn(scores, self._random)
         self._seen.add(token)
+        self._chosen[token] += 1
         return token
 
     def logprob(self, logits: Logits, token: int) -> TokenLogprob:
@@ -79,6 +82,22 @@ class Sampler:
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # where the other is taken, and at the end
             changed = np.where(values > 0, values / penalty, values * penalty)
         scores[seen] = np.where(np.isfinite(values), changed.clip(-largest, largest), values)
+        return scores
+
+    def _biased(self, scores: Logits) -> Logits:
+        """What is added to the logits of tokens, or taken off those of the result so far."""
+        options: GenerationOptions = self._options
+        changes: dict[int, float] = defaultdict(float)
+        if options.frequency_penalty or options.presence_penalty:
+            for token, count in self._chosen.items():
+                changes[token] = -options.frequency_penalty * count - options.presence_penalty
+        for token, bias in dict(options.logit_bias).items():
+            if token >= len(scores):
+                raise InputError(f"logit_bias has the token {token}, and the vocabulary has {len(scores)}")
+            changes[token] += bias
+        if changes:
+            scores = scores.copy()
+            scores[list(changes)] += np.array(list(changes.values()), np.float32)
         return scores
 
     def _drawn(self, scores: Logits, random: np.random.Generator) -> int:

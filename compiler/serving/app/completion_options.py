@@ -14,23 +14,24 @@ from compiler.generation.options import GenerationOptions
 from compiler.generation.prompts import Prompt
 from compiler.serving.app.http import flag, mapping, orjson
 from compiler.serving.app.openai_models import unknown_fields
+from compiler.serving.app.tool_calls import message_calls, requested_tools
 from compiler.serving.limits import Limits, utf8_size
 from compiler.support.shown import shown
 
 _MAX_CHOICES = 16
 _MAX_LOGPROBS = 20
+_MAX_BIASES = 1024
 _COMPLETION_TOKENS = 16  # of OpenAI's completions, where a request does not say
-_SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop"})
+_PENALTIES = frozenset({"repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias"})
+_SAMPLING = _PENALTIES | {"temperature", "top_p", "top_k", "min_p", "seed", "stop"}
 _COMMON = _SAMPLING | {"model", "n", "stream", "stream_options", "max_tokens", "logprobs", "response_format"}
-CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
+_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"})
+CHAT_FIELDS = _COMMON | _TOOLS | {"messages", "max_completion_tokens", "top_logprobs"}
 COMPLETION_FIELDS = _COMMON | {"prompt"}
 # They say nothing about the text.
 IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
 # Their defaults.
 NEUTRAL: Mapping[str, Sequence[Any]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
     "echo": (False,),
     "suffix": ("",),
     "best_of": (1,),
@@ -49,6 +50,8 @@ class CompletionRequest:
         max_tokens: None: as many as the context holds.
         usage: the stream ends with the counts of tokens.
         images, audio: of a chat.
+        tools: names of the functions that the model may call; None where it has none.
+        several_calls: it may call several at once.
     """
 
     prompts: tuple[Prompt, ...]
@@ -59,6 +62,8 @@ class CompletionRequest:
     usage: bool
     images: tuple[bytes, ...] = ()
     audio: bytes | None = None
+    tools: tuple[str, ...] | None = None
+    several_calls: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,20 @@ def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionReques
     logprobs = _whole(body, "top_logprobs", 0, 0, _MAX_LOGPROBS) if wanted else None
     max_tokens = body.get("max_completion_tokens", body.get("max_tokens"))
     files = _Attachments()
-    request = _request(body, (_messages(body.get("messages"), files, limits),), logprobs, _limit(max_tokens), limits)
-    return replace(request, images=tuple(files.images), audio=files.sounds[0] if files.sounds else None)
+    messages, tools = _messages(body.get("messages"), files, limits), requested_tools(body, limits)
+    names = mapping(body.get("chat_template_kwargs") or {}, "'chat_template_kwargs'")
+    limits.check("text_bytes", utf8_size(orjson.dumps(names).decode()))
+    prompt: Prompt = messages
+    if tools is not None or names:
+        prompt = {"messages": messages, "tools": tools, "names": names}
+    request = _request(body, (prompt,), logprobs, _limit(max_tokens), limits)
+    return replace(
+        request,
+        images=tuple(files.images),
+        audio=files.sounds[0] if files.sounds else None,
+        tools=None if tools is None else tuple(each["function"]["name"] for each in tools),
+        several_calls=body.get("parallel_tool_calls") is not False,
+    )
 
 
 def completion_request(body: Mapping[str, object], limits: Limits) -> CompletionRequest:
@@ -93,7 +110,7 @@ def completion_request(body: Mapping[str, object], limits: Limits) -> Completion
 
 def _check_fields(body: Mapping[str, object], known: frozenset[str]) -> None:
     for name, neutral in NEUTRAL.items():
-        if body.get(name) is not None and body[name] not in neutral:
+        if name not in known and body.get(name) is not None and body[name] not in neutral:
             raise InputError(f"{name!r} is not supported")
     unknown_fields(body, known, IGNORED | set(NEUTRAL))
 
@@ -103,6 +120,8 @@ def _request(
 ) -> CompletionRequest:
     settings = {name: body[name] for name in _SAMPLING if body.get(name) is not None}
     settings.setdefault("temperature", 1.0)
+    if "logit_bias" in settings:
+        settings["logit_bias"] = _biases(settings["logit_bias"])
     if "stop" in settings:
         settings["stop"] = _stops(settings["stop"], limits)
     settings.update(response_format(body.get("response_format"), limits))
@@ -115,6 +134,13 @@ def _request(
         flag(body, "stream"),
         flag(stream_options, "include_usage"),
     )
+
+
+def _biases(given: object) -> dict[int, Any]:
+    biases = mapping(given, "'logit_bias'")
+    if len(biases) > _MAX_BIASES or not all(name.isascii() and name.isdigit() for name in biases):
+        raise InputError(f"'logit_bias' must be an object of at most {_MAX_BIASES} tokens", 'as {"50256": -100}')
+    return {int(name): bias for name, bias in biases.items()}
 
 
 def _stops(given: object, limits: Limits) -> tuple[str, ...]:
@@ -159,10 +185,20 @@ def _messages(given: object, files: _Attachments, limits: Limits) -> list[dict[s
             raise InputError(f"a message's role must be a string, not {shown(role)}")
         parts += len(content) if isinstance(content, list) else 1
         limits.check("parts", parts)
-        read = _content(content, files, limits)
-        size += utf8_size(role) + sum(map(utf8_size, _texts_of(read)))
+        found: dict[str, Any] = {"role": "system" if role == "developer" else role}
+        size += utf8_size(role)
+        if message.get("tool_calls"):
+            found["tool_calls"] = message_calls(message["tool_calls"])
+            size += utf8_size(orjson.dumps(found["tool_calls"]).decode())
+        if content is not None or "tool_calls" not in found:
+            found["content"] = _content(content, files, limits)
+            size += sum(map(utf8_size, _texts_of(found["content"])))
+        for name in ("name", "tool_call_id"):
+            if isinstance(message.get(name), str):
+                found[name] = message[name]
+                size += utf8_size(message[name])
         limits.check("text_bytes", size)
-        messages.append({"role": "system" if role == "developer" else role, "content": read})
+        messages.append(found)
     return messages
 
 

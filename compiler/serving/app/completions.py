@@ -17,6 +17,7 @@ from compiler.generation.output import Piece
 from compiler.serving.app.completion_options import CompletionRequest, chat_request, completion_request
 from compiler.serving.app.http import Call, Reply, StreamReply, check_method, failure, json_reply, mapping, orjson
 from compiler.serving.app.openai_models import named_model
+from compiler.serving.app.tool_calls import CalledTools
 from compiler.serving.limits import Limits
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
@@ -34,11 +35,11 @@ class Format(Protocol):
     def begin(self, index: int) -> dict[str, Any] | None:
         """The first part of a streamed text."""
 
-    def piece(self, index: int, text: str, logprob: TokenLogprob | None) -> dict[str, Any]:
-        """A part of a streamed text."""
+    def piece(self, index: int, text: str, logprob: TokenLogprob | None) -> dict[str, Any] | None:
+        """A part of a streamed text; None where there is nothing to say yet."""
 
-    def end(self, index: int, reason: str) -> dict[str, Any]:
-        """The last part of a streamed text."""
+    def end(self, index: int, reason: str) -> Sequence[dict[str, Any]]:
+        """The last parts of a streamed text."""
 
 
 @dataclass
@@ -66,12 +67,20 @@ class Envelope:
 class ChatFormat:
     """The format of chat completions."""
 
-    def __init__(self, text_of: TokenText) -> None:
-        self._text_of = text_of
+    def __init__(self, text_of: TokenText, request: CompletionRequest) -> None:
+        self._text_of, self._request = text_of, request
+        self._called: dict[int, CalledTools] = {}
 
     def choice(self, index: int, text: str, reason: str, logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any]:
         """See `Format`."""
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self._request.tools is not None:
+            called = self._calls(index)
+            said = called.say(text)
+            rest, calls = called.ended()
+            if calls:
+                message |= {"content": (said + rest).strip() or None, "tool_calls": calls}
+                reason = "tool_calls"
         return {
             "index": index,
             "message": message,
@@ -83,14 +92,29 @@ class ChatFormat:
         """See `Format`."""
         return self._delta(index, {"role": "assistant", "content": ""}, None, None)
 
-    def piece(self, index: int, text: str, logprob: TokenLogprob | None) -> dict[str, Any]:
+    def piece(self, index: int, text: str, logprob: TokenLogprob | None) -> dict[str, Any] | None:
         """See `Format`."""
         logprobs = None if logprob is None else {"content": [self._logprob(logprob)]}
-        return self._delta(index, {"content": text}, None, logprobs)
+        if self._request.tools is not None:
+            text = self._calls(index).say(text)
+        return self._delta(index, {"content": text}, None, logprobs) if text or logprobs else None
 
-    def end(self, index: int, reason: str) -> dict[str, Any]:
+    def end(self, index: int, reason: str) -> Sequence[dict[str, Any]]:
         """See `Format`."""
-        return self._delta(index, {}, reason, None)
+        if self._request.tools is None:
+            return [self._delta(index, {}, reason, None)]
+        rest, calls = self._calls(index).ended()
+        if calls:
+            reason = "tool_calls"
+        numbered = [{"index": number, **each} for number, each in enumerate(calls)]
+        delta: dict[str, Any] = {"tool_calls": numbered} if calls else {"content": rest}
+        last = self._delta(index, {}, reason, None)
+        return [self._delta(index, delta, None, None), last] if calls or rest else [last]
+
+    def _calls(self, index: int) -> CalledTools:
+        if index not in self._called:
+            self._called[index] = CalledTools(self._request.tools or (), several=self._request.several_calls)
+        return self._called[index]
 
     def _delta(self, index: int, delta: dict[str, Any], reason: str | None, logprobs: object) -> dict[str, Any]:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
@@ -107,7 +131,7 @@ class ChatFormat:
 class TextFormat:
     """The format of completions."""
 
-    def __init__(self, text_of: TokenText) -> None:
+    def __init__(self, text_of: TokenText, request: CompletionRequest) -> None:
         self._text_of = text_of
         self._offsets: dict[int, int] = {}
 
@@ -123,9 +147,9 @@ class TextFormat:
         """See `Format`."""
         return self._choice(index, text, None, None if logprob is None else [logprob])
 
-    def end(self, index: int, reason: str) -> dict[str, Any]:
+    def end(self, index: int, reason: str) -> Sequence[dict[str, Any]]:
         """See `Format`."""
-        return self._choice(index, "", reason, None)
+        return [self._choice(index, "", reason, None)]
 
     def _choice(
         self, index: int, text: str, reason: str | None, logprobs: Sequence[TokenLogprob] | None
@@ -166,7 +190,7 @@ class _Kind:
 
     route: str
     read: Callable[[Mapping[str, Any], Limits], CompletionRequest]
-    format: Callable[[Callable[[int], str]], Format]
+    format: Callable[[TokenText, CompletionRequest], Format]
     whole: str
     part: str
     prefix: str
@@ -209,7 +233,7 @@ class Completions:
             texts = await _Texts.submit(service, request, call)
             held.callback(self._count, name, texts)
             held.callback(texts.cancel)
-            form = kind.format(lambda token: service.model.decode([token]))
+            form = kind.format(lambda token: service.model.decode([token]), request)
             if request.stream:
                 envelope = Envelope(kind.part, str(asked), kind.prefix)
                 events = _events(texts, form, envelope, request, call)
@@ -282,9 +306,12 @@ async def _events(
         async for index, piece in _merged(texts.handles):
             if piece is None:
                 result = await texts.handles[index].finished()
-                yield _event(envelope.around([form.end(index, result.finish_reason)]))
+                for last in form.end(index, result.finish_reason):
+                    yield _event(envelope.around([last]))
             elif piece.text or piece.logprob is not None:
-                yield _event(envelope.around([form.piece(index, piece.text, piece.logprob)]))
+                part = form.piece(index, piece.text, piece.logprob)
+                if part is not None:
+                    yield _event(envelope.around([part]))
         if request.usage:
             yield _event(envelope.around([], usage_of([each.usage for each in texts.handles], texts.prompts)))
         yield b"data: [DONE]\n\n"

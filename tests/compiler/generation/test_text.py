@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from compiler.errors import InputError
+from compiler.errors import InputError, OptionError
 from compiler.generation.options import GenerationOptions
 from compiler.generation.output import StopTexts, TextStream
 from compiler.generation.sampling import Sampler
@@ -82,6 +82,25 @@ def test_a_penalty_makes_seen_tokens_less_likely() -> None:
     sampler = Sampler(GenerationOptions(repetition_penalty=2.0), [0, 2])
     assert sampler.choose(np.array([3.0, 2.0, -1.0], np.float32)) == 1
     assert sampler.choose(np.array([3.0, 2.0, 1.4], np.float32)) == 0  # 1.5, 1, 0.7: token 1 was seen by now
+
+
+def test_penalties_count_the_tokens_of_the_result_alone() -> None:
+    logits = np.array([3.0, 2.0, 1.0], np.float32)
+    often = Sampler(GenerationOptions(frequency_penalty=0.75), [0, 0, 0])
+    assert [often.choose(logits) for _ in range(5)] == [0, 0, 1, 0, 1]  # 3, 2.25, 1.5 < 2, 1.5 > 1.25, 0.75 < 1.25
+    once = Sampler(GenerationOptions(presence_penalty=1.5), [1])
+    assert [once.choose(logits) for _ in range(4)] == [0, 1, 0, 0]
+
+
+def test_biases_are_added_to_logits() -> None:
+    logits = np.array([3.0, 2.0, 1.0], np.float32)
+    assert Sampler(GenerationOptions(logit_bias={0: -100, 2: 0.5}), []).choose(logits) == 1
+    assert Sampler(GenerationOptions(logit_bias={2: 2.5}), []).choose(logits) == 2
+    with pytest.raises(InputError, match="has the token 3, and the vocabulary has 3"):
+        Sampler(GenerationOptions(logit_bias={3: 1}), []).choose(logits)
+    for wrong in ({0: 101}, {-1: 1}, {"a": 1}, {0: float("nan")}):
+        with pytest.raises(OptionError, match="logit_bias must have"):
+            GenerationOptions(logit_bias=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("error")

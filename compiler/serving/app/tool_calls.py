@@ -1,0 +1,104 @@
+"""Tools of chats: what a request says of them, and the calls in a model's answer."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compiler.errors import InputError
+from compiler.serving.app.http import mapping, orjson
+from compiler.serving.limits import Limits, utf8_size
+from compiler.support.shown import shown
+
+_BEGIN, _END = "<tool_call>", "</tool_call>"
+
+
+def requested_tools(body: Mapping[str, object], limits: Limits) -> list[dict[str, Any]] | None:
+    """The JSON schemas of the functions that a model may call; None for none. Raises InputError."""
+    tools, choice = body.get("tools"), body.get("tool_choice")
+    if choice not in (None, "none", "auto"):
+        raise InputError(f"the tool_choice {shown(choice)} is not supported", "use auto or none")
+    if not tools or choice == "none":
+        return None
+    if not isinstance(tools, list):
+        raise InputError(f"'tools' must be a list, not {shown(tools)}")
+    for each in tools:
+        function = mapping(mapping(each, "a tool").get("function"), "a tool's 'function'")
+        if not isinstance(function.get("name"), str):
+            raise InputError(f"a function's name must be a string, not {shown(function.get('name'))}")
+    limits.check("text_bytes", utf8_size(orjson.dumps(tools).decode()))
+    return tools
+
+
+def message_calls(given: object) -> list[dict[str, Any]]:
+    """The calls of a message for a chat template, which takes arguments as an object. Raises InputError."""
+    if not isinstance(given, list):
+        raise InputError(f"'tool_calls' must be a list, not {shown(given)}")
+    found = []
+    for each in given:
+        call = mapping(each, "a call of a tool")
+        function = mapping(call.get("function"), "a call's 'function'")
+        arguments = function.get("arguments")
+        try:
+            parsed = orjson.loads(arguments) if isinstance(arguments, str) else arguments
+        except ValueError as error:
+            raise InputError(f"a call's arguments are not JSON: {error}") from error
+        found.append({**call, "function": {**function, "arguments": parsed}})
+    return found
+
+
+class CalledTools:
+    """The calls in a text that is generated: JSON between tags (Qwen, Hermes, Granite, SmolLM), or a text that is JSON
+    as a whole (Llama 3, Mistral). Anything else is text.
+
+    Text that may be part of a call is held back until it is none, or the text ends.
+    """
+
+    def __init__(self, names: Sequence[str], *, several: bool) -> None:
+        """`names`: of the functions; `several`: more than the first call counts."""
+        self._names, self._several = frozenset(names), several
+        self._text, self._said = "", 0
+
+    def say(self, text: str) -> str:
+        """Append text; returns what is no part of a call."""
+        self._text += text
+        end = self._end()
+        said, self._said = self._text[self._said : end], max(self._said, end)
+        return said
+
+    def ended(self) -> tuple[str, list[dict[str, Any]]]:
+        """The text that was held back and is no call, and the calls."""
+        calls = self._calls()
+        rest = "" if calls else self._text[self._said :]
+        return rest, calls if self._several else calls[:1]
+
+    def _end(self) -> int:
+        """Where the text ends that may be said."""
+        if self._text.lstrip()[:1] in ("", "{", "["):
+            return self._said
+        begin = self._text.find(_BEGIN)
+        if begin >= 0:
+            return begin
+        tails = (size for size in range(len(_BEGIN) - 1, 0, -1) if self._text.endswith(_BEGIN[:size]))
+        return len(self._text) - next(tails, 0)
+
+    def _calls(self) -> list[dict[str, Any]]:
+        parts = [self._text]
+        if _BEGIN in self._text:
+            parts = [each.split(_END)[0] for each in self._text.split(_BEGIN)[1:]]
+        try:
+            values = [json.loads(each) for each in parts]
+        except (ValueError, RecursionError):
+            return []
+        flat = [each for value in values for each in (value if isinstance(value, list) else [value])]
+        calls = [self._call(each) for each in flat]
+        return [] if None in calls else [each for each in calls if each is not None]
+
+    def _call(self, value: object) -> dict[str, Any] | None:
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str) or value["name"] not in self._names:
+            return None
+        arguments = json.dumps(value.get("arguments", value.get("parameters", {})), ensure_ascii=False)
+        function = {"name": value["name"], "arguments": arguments}
+        return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}

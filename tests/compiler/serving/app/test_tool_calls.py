@@ -1,0 +1,171 @@
+"""Tools of chats: what is asked for, the calls in answers, and both through OpenAI's client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import compiler
+import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
+from compiler.errors import InputError
+from compiler.generation import load
+from compiler.serving.app.completion_options import chat_request
+from compiler.serving.app.tool_calls import CalledTools
+from compiler.serving.configuration import model_options
+from compiler.serving.limits import DEFAULT_LIMITS
+from tests.compiler.generation.models import write_folder
+from tests.compiler.serving.server import serving
+
+openai = pytest.importorskip("openai")
+_TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool.function.name }};{% endfor %}{% for m in messages %}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.arguments.city }},{% endfor %}{{ m.content }}|{% endfor %}"
+    "{% if short %}short{% endif %}"
+)
+_TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+_CHAT: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
+_CALL = {"name": "weather", "arguments": {"city": "Ulm"}}
+_TAGGED = f"<tool_call>\n{json.dumps(_CALL)}\n</tool_call>"
+_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"const": "weather"},
+        "arguments": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Ulm"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["name", "arguments"],
+    "additionalProperties": False,
+}
+_FORM = {"type": "json_schema", "json_schema": {"name": "call", "schema": _SCHEMA}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "count"),
+    [
+        ("plain < text", "plain < text", 0),
+        (f"Let me see.\n{_TAGGED}", "Let me see.\n", 1),
+        (f"{_TAGGED}\n{_TAGGED}", "", 2),
+        (json.dumps({"name": "weather", "parameters": {"city": "Ulm"}}), "", 1),
+        (json.dumps([_CALL, _CALL]), "", 2),
+        (json.dumps({"name": "other", "arguments": {}}), json.dumps({"name": "other", "arguments": {}}), 0),
+        ("<tool_call>{broken</tool_call>", "<tool_call>{broken</tool_call>", 0),
+        ('{"an": "object"} and more', '{"an": "object"} and more', 0),
+        ("ends in <tool_", "ends in <tool_", 0),
+        ("", "", 0),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_calls_in_pieces_of_a_text(text: str, said: str, count: int, step: int) -> None:
+    called = CalledTools(["weather"], several=True)
+    found = "".join(called.say(text[start : start + step]) for start in range(0, len(text), step))
+    rest, calls = called.ended()
+    assert found + rest == said
+    assert len(calls) == count
+    for each in calls:
+        assert (each["type"], each["function"]["name"]) == ("function", "weather")
+        assert json.loads(each["function"]["arguments"]) == {"city": "Ulm"}
+    assert len({each["id"] for each in calls}) == count
+
+
+def test_one_call_where_several_are_not_wanted() -> None:
+    called = CalledTools(["weather"], several=False)
+    called.say(_TAGGED * 2)
+    assert len(called.ended()[1]) == 1
+
+
+def test_a_request_with_calls_and_their_results() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "1", "content": "sunny"}
+    body = {"messages": [*_CHAT, answer, result], "tools": _TOOLS, "chat_template_kwargs": {"short": True}}
+    request = chat_request({"model": "tiny", **body}, DEFAULT_LIMITS)
+    parsed = {**call, "function": {"name": "weather", "arguments": {"city": "Ulm"}}}
+    assert request.prompts == (
+        {
+            "messages": [*_CHAT, {"role": "assistant", "tool_calls": [parsed]}, result],
+            "tools": _TOOLS,
+            "names": {"short": True},
+        },
+    )
+    assert request.tools == ("weather",)
+    assert chat_request({"model": "tiny", **body, "tool_choice": "none"}, DEFAULT_LIMITS).tools is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tools": [{"type": "function"}]}, "a tool's 'function' must be an object"),
+        ({"tools": [{"function": {}}]}, "a function's name must be a string"),
+        ({"tools": {"a": 1}}, "'tools' must be a list"),
+        ({"tools": _TOOLS, "tool_choice": "required"}, "the tool_choice 'required' is not supported"),
+        ({"messages": [{"role": "assistant", "tool_calls": "a"}]}, "'tool_calls' must be a list"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}]},
+            "a call's arguments are not JSON",
+        ),
+    ],
+)
+def test_what_cannot_be_asked(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        chat_request({"model": "tiny", "messages": _CHAT, **fields}, DEFAULT_LIMITS)
+
+
+@pytest.fixture(scope="module")
+def language_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_folder(tmp_path_factory.mktemp("language"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": _TEMPLATE}))
+    compiler.compile(folder, threads=1).export(folder / "tiny.twm")
+    return folder / "tiny.twm"
+
+
+@pytest.fixture(scope="module")
+def client(language_file: Path) -> Iterator[Any]:
+    with (
+        serving([model_options({"path": str(language_file)}, "a model")]) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as made,
+    ):
+        yield made
+
+
+def test_a_call_through_the_client(client: Any, language_file: Path) -> None:
+    answer = client.chat.completions.create(
+        model="tiny", messages=_CHAT, tools=_TOOLS, response_format=_FORM, max_tokens=90
+    )
+    [choice] = answer.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert json.loads(choice.message.tool_calls[0].function.arguments) == {"city": "Ulm"}
+    prompt = load(language_file).chat_tokens(_CHAT, _TOOLS)
+    assert answer.usage.prompt_tokens == len(prompt) == len("weather;hi|")
+    following = [*_CHAT, choice.message, {"role": "tool", "tool_call_id": "1", "content": "sun"}]
+    answer = client.chat.completions.create(
+        model="tiny", messages=following, tools=_TOOLS, max_tokens=1, extra_body={"chat_template_kwargs": {"short": 1}}
+    )
+    assert answer.usage.prompt_tokens == len("weather;hi|Ulm,|sun|short")
+
+
+def test_a_call_in_a_stream(client: Any) -> None:
+    stream = client.chat.completions.create(
+        model="tiny", messages=_CHAT, tools=_TOOLS, response_format=_FORM, max_tokens=90, stream=True
+    )
+    choices = [each for chunk in stream for each in chunk.choices]
+    [calls] = [each.delta.tool_calls for each in choices if each.delta.tool_calls]
+    assert (calls[0].index, calls[0].function.name, calls[0].function.arguments) == (0, "weather", '{"city": "Ulm"}')
+    assert choices[-1].finish_reason == "tool_calls"
+    assert not any(each.delta.content for each in choices)
+
+
+def test_text_stays_text(client: Any) -> None:
+    options: dict[str, Any] = {"model": "tiny", "messages": _CHAT, "max_tokens": 8, "temperature": 0}
+    found = client.chat.completions.create(**options, tools=_TOOLS).choices[0]
+    parts = [each for chunk in client.chat.completions.create(**options, tools=_TOOLS, stream=True)
+             for each in chunk.choices]  # fmt: skip
+    assert "".join(each.delta.content or "" for each in parts) == found.message.content
+    assert (found.message.tool_calls, parts[-1].finish_reason) == (None, found.finish_reason)
