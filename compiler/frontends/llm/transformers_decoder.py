@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,7 @@ _INDEXED_LAYER = "StaticIndexedLayer"  # which keeps keys of an indexer too (Dee
 _ROW_LAYERS = ("StaticLayer", "StaticSlidingWindowLayer", _INDEXED_LAYER)
 _CACHES = ("key_", "value_", "indexer_")  # prefixes of buffers
 _SHARED_LAYER = "DummyLayer"  # of a layer that reads the keys and values of another one (Gemma 3n and 4)
+_MASK, _MASKING = "attention_mask", "in prepare_padding_mask"  # an input, and where errors about its size come from
 _SLICING = "_maybe_slice_kv_shared_inputs"  # asks for the number of tokens, which is symbolic
 
 
@@ -83,15 +84,13 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
         UnsupportedModelError: an operator has no conversion.
         MissingDependencyError: torch or transformers is not installed.
     """
-    torch, transformers = packages()
+    _, transformers = packages()
     options = checked_options(folder, options)
     model = load_model(folder, transformers.AutoModelForCausalLM)
     with model_code(folder, model):
         config = model.config.get_text_config()
         vocabulary, context = int(config.vocab_size), context_of(config)
-        module = _with_cache(model, context, all_logits=options.all_logits)
-        _check_cache(folder, module, vocabulary)
-    imported = _imported(module, context, torch)
+        imported = _captured(folder, model, context, vocabulary, all_logits=options.all_logits)
     imported = replace(imported, mod=with_precision(imported.mod, options, vocabulary))
     imported = with_cache_type(imported, options.cache_dtype(narrow=False))
     ranks = {each.name: len(each.shape) for each in imported.inputs}
@@ -102,6 +101,24 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
         imported, states=states, position=PositionSpec(POSITION, rows), indices=(*imported.indices, tokens)
     )
     return CapturedDecoder(imported, str(model.config.model_type), context, vocabulary)
+
+
+def _captured(folder: Path, model: Any, context: int, vocabulary: int, *, all_logits: bool) -> ImportedModel:
+    """The model with a static cache; at the second try with a mask of all its rows, since some code makes one of the
+    rows that are filled, whose number is a value of a tensor (BioGPT, BigBird)."""
+    import torch
+
+    def imported(*, masked: bool) -> ImportedModel:
+        module = _with_cache(model, context, all_logits=all_logits, masked=masked)
+        _check_cache(folder, module, vocabulary)
+        return _imported(module, context, torch)
+
+    try:
+        return imported(masked=False)
+    except InvalidModelError as error:
+        if _MASKING not in error.message or _MASK not in inspect.signature(model.forward).parameters:
+            raise
+    return imported(masked=True)
 
 
 @contextmanager
@@ -211,8 +228,9 @@ def fixed_cache(layers: Sequence[Any], capacity: int) -> Any:
     return cache
 
 
-def _with_cache(model: Any, capacity: int, *, all_logits: bool) -> Any:
-    """A module from tokens and a position to logits, whose buffers are the cache.
+def _with_cache(model: Any, capacity: int, *, all_logits: bool, masked: bool) -> Any:
+    """A module from tokens and a position to logits, whose buffers are the cache; `masked`: the model is given a mask
+    that hides no row.
 
     Raises OptionError for a model that keeps something else than keys and values.
     """
@@ -235,7 +253,9 @@ def _with_cache(model: Any, capacity: int, *, all_logits: bool) -> Any:
 
         def forward(self, tokens: Any, position: Any) -> dict[str, Any]:
             read_caches(self, kept, position)
-            call: Mapping[str, Any] = {cache_name: cache}
+            call: dict[str, Any] = {cache_name: cache}
+            if masked:
+                call[_MASK] = torch.ones((1, capacity), dtype=torch.int64)
             found = self.model(input_ids=tokens, use_cache=True, logits_to_keep=0 if all_logits else 1, **call)
             return {LOGITS: found.logits.to(torch.float32)}
 
