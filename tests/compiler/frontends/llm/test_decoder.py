@@ -40,6 +40,8 @@ _TESTED = (
     "kimi_linear",
     "recurrent_gemma",
     "olmo_hybrid",
+    "cohere2_moe",
+    "laguna",
     "minimax",
 )
 _HYBRID = ("lfm2", "lfm3", "granitemoehybrid", "falcon_h1", "jamba", "nemotron_h", "nemotron_h-mixture", "qwen3_next")
