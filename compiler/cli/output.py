@@ -47,6 +47,12 @@ def message_console() -> Console:
     return _console(to_stderr=True)
 
 
+def write_out(text: str) -> None:
+    """Write text on stdout at once, without the end of a line."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def print_error(message: str, hint: str | None) -> None:
     """`error: ...` and `hint: ...` on stderr, as plain text but for the colour of the first word."""
     _print_labelled("error", "bold red", message)

@@ -36,22 +36,20 @@ def substitute(root: Node, mapping: Mapping[Var, Expr | int]) -> Node:
 
 def map_loads(root: Node, replace: Callable[[Expr], Expr | None]) -> Node:
     """Replace buffer loads, innermost first; `replace` answers None to keep one."""
-
-    def visit(load: Expr) -> Expr:
-        answer = replace(load)
-        return load if answer is None else answer
-
-    return structural_map(root, (tvm.ir.TensorLoad, visit))
+    return _mapped(root, tvm.ir.TensorLoad, replace)
 
 
 def map_stores(root: Stmt, replace: Callable[[Stmt], Stmt | None]) -> Stmt:
     """Replace buffer stores; `replace` answers None to keep one."""
+    return _mapped(root, tirx.BufferStore, replace)
 
-    def visit(store: Stmt) -> Stmt:
-        answer = replace(store)
-        return store if answer is None else answer
 
-    return structural_map(root, (tirx.BufferStore, visit))
+def _mapped(root: Node, kind: type, replace: Callable[[Node], Node | None]) -> Node:
+    def visit(node: Node) -> Node:
+        answer = replace(node)
+        return node if answer is None else answer
+
+    return structural_map(root, (kind, visit))
 
 
 def map_accesses(root: Node, moved: Callable[[Buffer, Sequence[Expr]], tuple[Buffer, Sequence[Expr]] | None]) -> Node:

@@ -6,7 +6,6 @@ the vendor states, some 0.7 of their peak.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -15,6 +14,7 @@ from typing import Any
 
 from schedules.machine import Machine
 from targets import cpuinfo
+from targets.cpu.family import load_presets
 from targets.cpu.llvm import LlvmTarget, memory_rate, most_cores
 from targets.errors import TargetError
 from targets.processors import usable_cores
@@ -52,15 +52,9 @@ class X86Target(LlvmTarget):
         return options
 
 
-@cache
-def _preset_data() -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(_PRESETS_FILE.read_text(encoding="utf-8"))
-    return data
-
-
 def level_features(level: str) -> frozenset[str]:
     """The features of a micro-architecture level of the x86-64 psABI ("x86-64-v3"), lower levels included."""
-    levels = _preset_data()["levels"]
+    levels = load_presets(_PRESETS_FILE)["levels"]
     names = list(levels)
     if level not in levels:
         raise TargetError(f"unknown x86-64 level {level!r}")
@@ -68,9 +62,9 @@ def level_features(level: str) -> frozenset[str]:
 
 
 def _preset(name: str, cores: int | None) -> Target:
-    entry = _preset_data()["processors"][name]
+    entry = load_presets(_PRESETS_FILE)["processors"][name]
     features = _features_of(entry)
-    simulated = _preset_data()["processors"][entry["simulates"]] if "simulates" in entry else None
+    simulated = load_presets(_PRESETS_FILE)["processors"][entry["simulates"]] if "simulates" in entry else None
     described = entry if simulated is None else simulated
     cores = cores or usable_cores()
     machine = Machine(
@@ -104,7 +98,7 @@ def _known(mcpu: str, features: frozenset[str], cores: int) -> dict[str, Any]:
     report models that they are not), the one with the most features of those that are all here.
     Memory is not measured when compiling: a machine that others use too would get another module each time.
     """
-    entries = [each for each in _preset_data()["processors"].values() if "simulates" not in each]
+    entries = [each for each in load_presets(_PRESETS_FILE)["processors"].values() if "simulates" not in each]
     if features <= llvm_features(mcpu):
         found = next((each for each in entries if each["mcpu"] == mcpu), None)
     else:
@@ -120,7 +114,7 @@ def _known(mcpu: str, features: frozenset[str], cores: int) -> dict[str, Any]:
 
 def presets() -> dict[str, Callable[[int | None], Target]]:
     """Functions of the core count that make the named targets."""
-    return {name: partial(_preset, name) for name in _preset_data()["processors"]}
+    return {name: partial(_preset, name) for name in load_presets(_PRESETS_FILE)["processors"]}
 
 
 def host(cores: int | None = None) -> Target:

@@ -6,17 +6,17 @@ ones. The library also holds the source, compressed: without a device it runs as
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from schedules.gpu import gpu_rules
 from schedules.gpu.machine import GpuMachine
 from targets import registry
+from targets.cpu.family import load_presets
 from targets.cpu.llvm import LlvmTarget
 from targets.cuda import device as cuda_device
 from targets.cuda.image import replaced_source
@@ -160,14 +160,8 @@ class CudaTarget(Target):
             executable.export_library(str(path), fcompile=link, workspace_dir=folder, addons=addons)
 
 
-@cache
-def _preset_data() -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(_PRESETS_FILE.read_text(encoding="utf-8"))
-    return data
-
-
 def _preset(name: str, cores: int | None) -> Target:
-    entry = _preset_data()[name]
+    entry = load_presets(_PRESETS_FILE)[name]
     host = registry.get(entry["host"], cores=cores)
     if not isinstance(host, LlvmTarget):
         raise TargetError(f"the processor {entry['host']!r} beside {name!r} is not one that LLVM generates code for")
@@ -178,4 +172,4 @@ def _preset(name: str, cores: int | None) -> Target:
 
 def presets() -> dict[str, Callable[[int | None], Target]]:
     """Functions of the core count that make the named targets."""
-    return {name: partial(_preset, name) for name in _preset_data()}
+    return {name: partial(_preset, name) for name in load_presets(_PRESETS_FILE)}

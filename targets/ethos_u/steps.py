@@ -37,6 +37,11 @@ class Quantized:
     zero: int
     unsigned: bool
 
+    @property
+    def sizes(self) -> str:
+        """Its shape in reports: 1x16x8x8."""
+        return "x".join(map(str, self.shape))
+
     def same_numbers(self, other: Quantized) -> bool:
         """True if equal integers mean equal values."""
         return self.scale == other.scale and self.zero == other.zero

@@ -14,7 +14,7 @@ from typing import Any
 import compiler
 from compiler.cli import generation, options
 from compiler.cli.options import argument, command_of, option
-from compiler.cli.output import print_note
+from compiler.cli.output import print_note, write_out
 from compiler.cli.progress import Steps
 from compiler.errors import InputError, OptionError
 
@@ -68,7 +68,7 @@ def command(given: _Options) -> None:
         elif line.startswith("/image "):
             images.append(line.removeprefix("/image ").strip())
         elif line == "/help":
-            _write(_COMMANDS)
+            write_out(_COMMANDS)
         elif line.startswith("/") and not line.startswith("//"):
             print_note(f"{line.split()[0]} is not a command; /help lists them, and // begins a message with a slash")
         elif line:
@@ -106,11 +106,11 @@ def _answer(conversation: Any, line: str, images: list[str], chosen: Any) -> Non
 
     try:
         with _cancelled_by_interrupt() as cancel:
-            result = conversation.say(line, chosen, images=images, stream=_write, cancel=cancel)
+            result = conversation.say(line, chosen, images=images, stream=write_out, cancel=cancel)
     except InputError as error:
         print_note(str(error))
         return
-    _write("\n")
+    write_out("\n")
     print_note(
         f"{len(result.tokens)} tokens at {result.decode_tokens_per_second:.1f}/s, ended by {result.finish_reason}"
     )
@@ -131,7 +131,7 @@ def _line() -> str | None:
     """A line that the user types; None at the end."""
 
     if sys.stdin.isatty():
-        _write("> ")
+        write_out("> ")
     data = sys.stdin.buffer.readline()
     if not data:
         return None
@@ -140,8 +140,3 @@ def _line() -> str | None:
     except UnicodeDecodeError:
         print_note("this line is not valid UTF-8")
         return ""
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()

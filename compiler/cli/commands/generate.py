@@ -10,7 +10,7 @@ from typing import Any
 from compiler.cli import generation, options
 from compiler.cli.arguments import parse_arrays
 from compiler.cli.options import argument, command_of, flag, option
-from compiler.cli.output import print_json, print_note
+from compiler.cli.output import print_json, print_note, write_out
 from compiler.errors import InputError, OptionError
 
 HELP = """Continue a text, or answer a message, with a compiled language model.
@@ -85,10 +85,10 @@ def command(given: _Options) -> None:
     read = parse_arrays(given.inputs, "--input", specs) if given.inputs else None
     media: dict[str, Any] = {"inputs": read, "images": given.images or None, "audio": given.audio}
     try:
-        result = model.generate(asked, chosen, stream=None if given.as_json else _write, **media)
+        result = model.generate(asked, chosen, stream=None if given.as_json else write_out, **media)
     except KeyboardInterrupt:
         if not given.as_json:
-            _write("\n")  # the message about it begins a line
+            write_out("\n")  # the message about it begins a line
         raise
     if given.as_json:
         rates = {
@@ -97,7 +97,7 @@ def command(given: _Options) -> None:
         }
         print_json({**asdict(result), **rates})
         return
-    _write("\n")
+    write_out("\n")
     print_note(
         f"{result.prompt_tokens} tokens of prompt at {result.prompt_tokens_per_second:.1f}/s, "
         f"{len(result.tokens)} tokens at {result.decode_tokens_per_second:.1f}/s, ended by {result.finish_reason}"
@@ -112,7 +112,7 @@ def _transcribe(model: Any, audio: Any, language: str | None, chosen: Any, *, as
     if as_json:
         print_json(asdict(found))
         return
-    _write(f"{found.text}\n")
+    write_out(f"{found.text}\n")
     spoken = f", language {found.language}" if found.language else ""
     print_note(f"{found.seconds:.1f} s of speech in {len(found.parts)} parts{spoken}")
 
@@ -129,8 +129,3 @@ def _standard_input() -> str:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise InputError(f"the prompt on standard input is not valid UTF-8: {error}") from error
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()

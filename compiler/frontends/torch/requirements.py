@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, SizeRequirement
 from compiler.frontends.torch.branches import Condition, branch_relations, size_formula
-from compiler.frontends.torch.size_relations import SizeRelation, size_relations
+from compiler.frontends.torch.size_relations import SizeRelation, size_relations, sizes_of
 from compiler.support.formula import FormulaError, names_in
 from schedules.ir.size_proofs import Congruence
 
@@ -49,7 +49,7 @@ class ProgramRequirements:
                 for axis, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
                     self._positions.setdefault(str(size), (node.name, axis))
             elif node.op == "call_function":
-                where = f"{_operator(node)} {shown_name(node)!r}"
+                where = f"{operator_of(node)} {shown_name(node)!r}"
                 self._indices += [(each, where) for each in index_ranges(node) if each.values.name in inputs]
                 self._sizes += [(each, where) for each in size_relations(node) if not _is_known(each)]
         self._sizes += branch_relations(program)
@@ -119,7 +119,8 @@ class ProgramRequirements:
         return name.group() if name.group() in self._positions else self._symbols.get(name.group(), name.group())
 
 
-def _operator(node: torch.fx.Node) -> str:
+def operator_of(node: torch.fx.Node) -> str:
+    """The name of a node's operator, without its overload."""
     return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
@@ -187,11 +188,6 @@ def _holds_integers(node: Any) -> bool:
 _INTEGERS = frozenset({"torch.int64", "torch.int32"})
 
 
-def _sizes(node: Any) -> Sequence[Any]:
-    shape: Sequence[Any] = node.meta["val"].shape
-    return shape
-
-
 def _argument(node: Any, position: int, name: str, default: Any = None) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
@@ -204,7 +200,7 @@ def _along(position: int, axis: int, least: int | None = 0) -> _Ranges:
     """Argument `position` chooses along the axis of the first tensor that argument `axis` names."""
 
     def ranges(node: Any) -> Iterator[IndexRange]:
-        sizes, dimension = _sizes(node.args[0]), _argument(node, axis, "dim")
+        sizes, dimension = sizes_of(node.args[0]), _argument(node, axis, "dim")
         if sizes and dimension is not None:
             yield IndexRange(node.args[position], sizes[dimension], least)
 
@@ -212,18 +208,18 @@ def _along(position: int, axis: int, least: int | None = 0) -> _Ranges:
 
 
 def _embedding(node: Any) -> Iterator[IndexRange]:
-    yield IndexRange(node.args[1], _sizes(node.args[0])[0])
+    yield IndexRange(node.args[1], sizes_of(node.args[0])[0])
 
 
 def _bags(node: Any) -> Iterator[IndexRange]:
     """Offsets say where among the indices each bag begins."""
     yield from _embedding(node)
-    yield IndexRange(node.args[2], _sizes(node.args[1])[0] + 1)
+    yield IndexRange(node.args[2], sizes_of(node.args[1])[0] + 1)
 
 
 def _advanced(node: Any) -> Iterator[IndexRange]:
     """Tensors in the place of axes; negative ones count from the end."""
-    for size, values in zip(_sizes(node.args[0]), node.args[1], strict=False):
+    for size, values in zip(sizes_of(node.args[0]), node.args[1], strict=False):
         if values is not None:
             yield IndexRange(values, size, None)
 
@@ -244,13 +240,13 @@ def _repeats(node: Any) -> Iterator[IndexRange]:
 
 def _unpooled(node: Any) -> Iterator[IndexRange]:
     """Positions in the image that comes out."""
-    *_, height, width = _sizes(node)
+    *_, height, width = sizes_of(node)
     yield IndexRange(node.args[1], height * width)
 
 
 def _target(node: Any) -> Iterator[IndexRange]:
     """Classes, and the one number that is none; what lies between them is not told apart."""
-    sizes, ignored = _sizes(node.args[0]), _argument(node, 4, "ignore_index", -100)
+    sizes, ignored = sizes_of(node.args[0]), _argument(node, 4, "ignore_index", -100)
     if sizes and isinstance(ignored, int):
         yield IndexRange(node.args[1], sizes[1 if len(sizes) > 1 else 0], min(ignored, 0))
 

@@ -37,7 +37,8 @@ def _value(argument: Any) -> Any:
     return argument.meta["val"] if hasattr(argument, "meta") else argument
 
 
-def _sizes(node: Any) -> Sequence[Any]:
+def sizes_of(node: Any) -> Sequence[Any]:
+    """The sizes of a node's tensor."""
     shape: Sequence[Any] = node.meta["val"].shape
     return shape
 
@@ -48,7 +49,7 @@ def _argument(node: Any, position: int, name: str, default: object = None) -> An
 
 def _narrow(node: Any) -> Iterator[SizeRelation]:
     axis, start, length = (_value(each) for each in node.args[1:4])
-    size = _sizes(node.args[0])[axis]
+    size = sizes_of(node.args[0])[axis]
     if not isinstance(start, int) or start >= 0:
         yield SizeRelation(size, "at least", start + length)
     else:
@@ -57,7 +58,7 @@ def _narrow(node: Any) -> Iterator[SizeRelation]:
 
 def _unfold(node: Any) -> Iterator[SizeRelation]:
     axis, length = (_value(each) for each in node.args[1:3])
-    if sizes := _sizes(node.args[0]):
+    if sizes := sizes_of(node.args[0]):
         yield SizeRelation(sizes[axis], "at least", length)
 
 
@@ -75,13 +76,13 @@ def _reflection(node: object) -> Iterator[SizeRelation]:
 def _at_least_pads(node: Any, more: int) -> Iterator[SizeRelation]:
     pads = [_value(each) for each in node.args[1]]
     for index in range(0, len(pads), 2):
-        size = _sizes(node.args[0])[-1 - index // 2]
+        size = sizes_of(node.args[0])[-1 - index // 2]
         yield from (SizeRelation(size, "at least", pad + more) for pad in pads[index : index + 2])
 
 
 def _not_empty(node: Any) -> Iterator[SizeRelation]:
     """The axes that are reduced, all of them where none is named."""
-    sizes = _sizes(node.args[0])
+    sizes = sizes_of(node.args[0])
     axes = _argument(node, 1, "dim")
     named = list(axes) if isinstance(axes, list | tuple) else [axes] if isinstance(axes, int) else []
     for axis in named or range(len(sizes)):
@@ -90,7 +91,7 @@ def _not_empty(node: Any) -> Iterator[SizeRelation]:
 
 
 def _kth(node: Any) -> Iterator[SizeRelation]:
-    sizes = _sizes(node.args[0])
+    sizes = sizes_of(node.args[0])
     if sizes:
         yield SizeRelation(sizes[_argument(node, 2, "dim", -1)], "at least", _value(node.args[1]))
 
@@ -99,7 +100,7 @@ def _spatial(axes: int) -> _Relations:
     """The last axes of the first tensor have elements."""
 
     def relations(node: Any) -> Iterator[SizeRelation]:
-        for size in _sizes(node.args[0])[-axes:]:
+        for size in sizes_of(node.args[0])[-axes:]:
             yield SizeRelation(size, "at least", 1)
 
     return relations
@@ -109,7 +110,7 @@ def _resized(axes: int) -> _Relations:
     """The last axes of the first tensor and of the result have elements."""
 
     def relations(node: Any) -> Iterator[SizeRelation]:
-        for size in (*_sizes(node.args[0])[-axes:], *_sizes(node)[-axes:]):
+        for size in (*sizes_of(node.args[0])[-axes:], *sizes_of(node)[-axes:]):
             yield SizeRelation(size, "at least", 1)
 
     return relations
@@ -118,33 +119,33 @@ def _resized(axes: int) -> _Relations:
 def _columns(node: Any) -> Iterator[SizeRelation]:
     """A window fits into the image."""
     kernel, dilation, padding = node.args[1:4]
-    for size, each, step, pad in zip(_sizes(node.args[0])[-2:], kernel, dilation, padding, strict=True):
+    for size, each, step, pad in zip(sizes_of(node.args[0])[-2:], kernel, dilation, padding, strict=True):
         yield SizeRelation(size, "at least", step * (each - 1) + 1 - 2 * pad)
 
 
 def _image_of_columns(node: Any) -> Iterator[SizeRelation]:
     """The channels are those of one window or more."""
     height, width = node.args[2]
-    channels = _sizes(node.args[0])[-2]
+    channels = sizes_of(node.args[0])[-2]
     yield SizeRelation(channels, "at least", height * width)
     yield SizeRelation(channels % (height * width), "equal", 0)
 
 
 def _halves(node: Any) -> Iterator[SizeRelation]:
-    yield SizeRelation(_sizes(node.args[0])[_argument(node, 1, "dim", -1)] % 2, "equal", 0)
+    yield SizeRelation(sizes_of(node.args[0])[_argument(node, 1, "dim", -1)] % 2, "equal", 0)
 
 
 def _instances(node: Any) -> Iterator[SizeRelation]:
     """Statistics are of more than one element."""
     elements = 1
-    for size in _sizes(node.args[0])[2:]:
+    for size in sizes_of(node.args[0])[2:]:
         elements = elements * size
     yield SizeRelation(elements, "at least", 2)
 
 
 def _steps(node: Any) -> Iterator[SizeRelation]:
     """A sequence has steps; the argument before the last says whether the batch comes first."""
-    sizes = _sizes(node.args[0])
+    sizes = sizes_of(node.args[0])
     if len(sizes) == 3:
         yield SizeRelation(sizes[1 if node.args[-1] else 0], "at least", 1)
 

@@ -15,7 +15,7 @@ from compiler.driver.compile import compile
 from compiler.errors import InputError, InvalidModelError
 from compiler.frontends.torch.capture import exported_program, quiet
 from compiler.frontends.torch.exported_program import read_program
-from compiler.frontends.torch.requirements import shown_name
+from compiler.frontends.torch.requirements import operator_of, shown_name
 
 Array = np.ndarray
 
@@ -58,7 +58,7 @@ class TorchSide:
         self.example = {name: _array(each) for name, each in self._inputs.items() if isinstance(each, torch.Tensor)}
         computed = [node for node in graph.graph.nodes if node.op == "call_function" and _is_tensor(node)]
         self.values = [node.name for node in computed]
-        self.nodes = {node.name: f"{_operator(node)} node {shown_name(node)!r}" for node in computed}
+        self.nodes = {node.name: f"{operator_of(node)} node {shown_name(node)!r}" for node in computed}
         self.operands = {
             node.name: [each.name for each in node.all_input_nodes if each.op in ("call_function", "placeholder")]
             for node in computed
@@ -109,10 +109,6 @@ class _Plain(torch.nn.Module):
 def _is_tensor(node: torch.fx.Node) -> bool:
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and not value.is_complex()
-
-
-def _operator(node: torch.fx.Node) -> str:
-    return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def _array(tensor: torch.Tensor) -> Array:

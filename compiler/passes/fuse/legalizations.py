@@ -33,7 +33,16 @@ from tvm.tirx import IntImm, const
 from compiler.passes.canonicalize.spell_sizes import operators_without_shapes, spell_sizes
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.matching import array_of, dtype_of, is_one, rank_of, same_shape, same_size, shape_of
+from compiler.passes.rewriting.matching import (
+    array_of,
+    dtype_of,
+    is_one,
+    rank_of,
+    same_shape,
+    same_size,
+    shape_of,
+    without_ones,
+)
 from schedules.ir import tvm_private
 from schedules.ir.expression import substitute
 from schedules.ir.size_proofs import SizeSpellings
@@ -366,7 +375,7 @@ def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Exp
     source, target = shape_of(call.args[0]), shape_of(call)
     if source is None or target is None or all(isinstance(size, IntImm) for size in target):
         return tvm_reshape(topi.reshape, "reshape")(builder, call)
-    if not same_shape(_without_ones(source), _without_ones(target)):
+    if not same_shape(without_ones(source), without_ones(target)):
         return builder.call_te(
             topi.reshape, call.args[0], target, primfunc_name_hint="reshape", primfunc_attrs={RESHAPE: True}
         )
@@ -379,10 +388,6 @@ def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Exp
         return te.compute(target, element, name="reshape")
 
     return builder.call_te(reshaped, call.args[0], primfunc_name_hint="reshape")
-
-
-def _without_ones(shape: list[Index]) -> list[Index]:
-    return [size for size in shape if not is_one(size)]
 
 
 _MOST = 8  # tensors of dynamic sizes that are joined at once, and in a step

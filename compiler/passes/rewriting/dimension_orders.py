@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compiler.passes.rewriting.graph import Expr, operator_name
-from compiler.passes.rewriting.matching import is_one, rank_of, same_shape, shape_of
+from compiler.passes.rewriting.matching import is_one, rank_of, same_shape, shape_of, without_ones
 from schedules.ir.tvm_types import Index
 
 Definition = Callable[[Expr], Expr]
@@ -38,7 +38,7 @@ def ordered(expr: Expr, definition: Definition) -> Ordered:
         return Ordered(inner.source, inner.shape, tuple(inner.order[axis] for axis in axes))
     if operator_name(value) == "relax.reshape" and operator_name(definition(value.args[0])) == "relax.permute_dims":
         before = shape_of(value.args[0])
-        if before is not None and same_shape(_long(before), _long(shape)):
+        if before is not None and same_shape(without_ones(before), without_ones(shape)):
             return _with_units(ordered(value.args[0], definition), shape)
     return plain
 
@@ -63,11 +63,7 @@ def order_of_result(axes: Sequence[int], shape: Sequence[Index], between: Sequen
 
 def differ_by_ones(left: Sequence[Index], right: Sequence[Index]) -> bool:
     """True if two shapes are equal but for dimensions of 1."""
-    return same_shape(_long(left), _long(right))
-
-
-def _long(shape: Sequence[Index]) -> list[Index]:
-    return [size for size in shape if not is_one(size)]
+    return same_shape(without_ones(left), without_ones(right))
 
 
 def _with_units(inner: Ordered, shape: Sequence[Index]) -> Ordered:

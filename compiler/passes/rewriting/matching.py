@@ -115,6 +115,11 @@ def is_one(size: Index) -> bool:
     return isinstance(size, int) and size == 1
 
 
+def without_ones(shape: Sequence[Index]) -> list[Index]:
+    """The sizes of a shape that are not 1."""
+    return [size for size in shape if not is_one(size)]
+
+
 def same_size(left: Index, right: Index) -> bool:
     """True if two dimensions are provably equal."""
     if isinstance(left, int) and isinstance(right, int):

@@ -176,7 +176,7 @@ def softmax(view: View, call: Call, result: Result) -> Step:
         share = fixed.shift_right(fixed.multiply(powers, inverse), fixed.minus_from(16, shift))
         return put_back(emitter.finished(share, [2.0**-29 / result.output.scale], result))
 
-    return Step("softmax", _sizes(data), (data,), result.output, 0, emit)
+    return Step("softmax", data.sizes, (data,), result.output, 0, emit)
 
 
 @operator("relax.nn.log_softmax")
@@ -198,7 +198,7 @@ def log_softmax(view: View, call: Call, result: Result) -> Step:
         found = fixed.subtract(fixed.times(distance, round(data.scale * 2.0**_SOFTMAX_POINT)), logarithm)
         return put_back(emitter.finished(found, [2.0**-_SOFTMAX_POINT / result.output.scale], result))
 
-    return Step("log_softmax", _sizes(data), (data,), result.output, 0, emit)
+    return Step("log_softmax", data.sizes, (data,), result.output, 0, emit)
 
 
 def _described(view: View, call: Call) -> tuple[Quantized, int]:
@@ -217,7 +217,3 @@ def _powers(emitter: Emitter, fixed: FixedPoint, rows: Tensor, data: Quantized) 
     distance = fixed.subtract(*wide)
     exponentials = np.rint(LARGEST * np.exp((np.arange(256) - 255) * data.scale))
     return distance, fixed.looked_up(graph.rescale(distance, [1.0], "int8", output_zero=127), exponentials)
-
-
-def _sizes(data: Quantized) -> str:
-    return "x".join(map(str, data.shape))

@@ -54,7 +54,7 @@ def total(view: View, call: Call, result: Result) -> Step:
 
     window = _positions(data, axes) if name == "mean" else None
     if window is None:
-        return Step(name, _sizes(data), (data,), result.output, 0, emit)
+        return Step(name, data.sizes, (data,), result.output, 0, emit)
 
     def emit_pool(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         if len(data.shape) == 3 and not inputs[0].last:
@@ -73,7 +73,7 @@ def total(view: View, call: Call, result: Result) -> Step:
         return emitter.made(emitter.graph.reshape(emitter.finished(sums, [ratio], result), shape), last=kept)
 
     forms = {"channels in columns": Form(emit_strips)} if has_strips(data.shape) else {}
-    return Step(name, _sizes(data), (data,), result.output, math.prod(data.shape), emit_pool, forms)
+    return Step(name, data.sizes, (data,), result.output, math.prod(data.shape), emit_pool, forms)
 
 
 @operator("relax.max", "relax.min")
@@ -108,7 +108,7 @@ def _extreme(name: str, data: Quantized, axes: Sequence[int], result: Result) ->
         found = (emitter.table if name == "min" else emitter.rescaled)(reduced, data, result)
         return emitter.made(emitter.graph.reshape(found, result.output.shape), last=False)
 
-    return Step(name, _sizes(data), (data,), result.output, 0, emit)
+    return Step(name, data.sizes, (data,), result.output, 0, emit)
 
 
 def _described(view: View, call: Call) -> tuple[Quantized, list[int], int]:
@@ -132,10 +132,6 @@ def _positions(data: Quantized, axes: Sequence[int]) -> Window | None:
     if height > TALLEST_KERNEL or height * width > LARGEST_KERNEL:
         return None
     return Window((height, width), (1, 1), (0, 0, 0, 0))
-
-
-def _sizes(data: Quantized) -> str:
-    return "x".join(map(str, data.shape))
 
 
 _TALLEST, _LARGEST = 256, 65536

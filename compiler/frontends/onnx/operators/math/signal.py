@@ -222,12 +222,12 @@ def transform(context: NodeContext, data: Complex, length: int, *, inverse: bool
     if length <= direct or first == 1:
         return _multiply(context, data, _roots(length, inverse)[_products(length)])
     second = length // first
-    data = _each(data, lambda tensor: _split(context, tensor, first, second))
-    data = transform(context, _each(data, lambda tensor: _swap(context, tensor)), first, inverse=inverse)
+    data = _each_part(data, lambda tensor: _split(context, tensor, first, second))
+    data = transform(context, _each_part(data, lambda tensor: _swap(context, tensor)), first, inverse=inverse)
     twiddles = _roots(length, inverse)[np.outer(np.arange(second), np.arange(first)) % length]
-    data = _each(_scale(context, data, twiddles), lambda tensor: _swap(context, tensor))
+    data = _each_part(_scale(context, data, twiddles), lambda tensor: _swap(context, tensor))
     data = transform(context, data, second, inverse=inverse)
-    return _each(data, lambda tensor: _join(context, _swap(context, tensor), length))
+    return _each_part(data, lambda tensor: _join(context, _swap(context, tensor), length))
 
 
 def _transform_of_any_length(
@@ -315,10 +315,6 @@ def _scale(context: NodeContext, data: Complex, factors: np.ndarray) -> Complex:
     real = R.subtract(context.emit(R.multiply(data.real, cosines)), context.emit(R.multiply(data.imaginary, sines)))
     imaginary = R.add(context.emit(R.multiply(data.real, sines)), context.emit(R.multiply(data.imaginary, cosines)))
     return Complex(context.emit(real), context.emit(imaginary))
-
-
-def _each(data: Complex, function: Callable[[relax.Expr], relax.Expr]) -> Complex:
-    return Complex(function(data.real), None if data.imaginary is None else function(data.imaginary))
 
 
 def _split(context: NodeContext, tensor: relax.Expr, first: int, second: int) -> relax.Expr:

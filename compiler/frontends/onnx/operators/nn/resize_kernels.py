@@ -22,6 +22,7 @@ from tvm import relax, te, tirx
 
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.bounds import limited_position
+from compiler.frontends.onnx.broadcasting import const
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype
 from compiler.frontends.onnx.symbolic import Dim, expression, plain
@@ -338,15 +339,11 @@ TapTables: TypeAlias = "list[list[tuple[Tensor, Tensor]]]"  # for each axis and 
 _MOST_JOINED = 8  # combinations of taps
 
 
-def _const(value: float, like: Expr) -> Expr:
-    return tirx.const(value, str(like.ty.dtype))
-
-
 def linear_taps(coordinate: Expr) -> list[Tap]:
     """The two neighbours."""
     base = tirx.floor(coordinate)
     ratio = coordinate - base
-    one = _const(1.0, coordinate)
+    one = const(1.0, coordinate)
     return [(base, one - ratio), (base + one, ratio)]
 
 
@@ -355,16 +352,16 @@ def cubic_taps(coordinate: Expr, a: float = -0.75) -> list[Tap]:
     base = tirx.floor(coordinate)
     x = coordinate - base
 
-    def const(value: float) -> Expr:
-        return _const(value, coordinate)
+    def number(value: float) -> Expr:
+        return const(value, coordinate)
 
     def near(d: Expr) -> Expr:
-        return (const(a + 2) * d - const(a + 3)) * d * d + const(1)
+        return (number(a + 2) * d - number(a + 3)) * d * d + number(1)
 
     def far(d: Expr) -> Expr:
-        return ((const(a) * d - const(5 * a)) * d + const(8 * a)) * d - const(4 * a)
+        return ((number(a) * d - number(5 * a)) * d + number(8 * a)) * d - number(4 * a)
 
-    one, two = const(1), const(2)
+    one, two = number(1), number(2)
     return [(base - one, far(x + one)), (base, near(x)), (base + one, near(one - x)), (base + two, far(two - x))]
 
 
@@ -382,23 +379,23 @@ def weighted_sum(taps: Sequence[Sequence[Tap]], pixel: Callable[[list[Expr]], Ex
 
 def inside(position: Expr, size: Expr) -> Expr:
     """True where a float coordinate is that of an element."""
-    return tirx.all(position >= _const(0, position), position < size.astype(str(position.ty.dtype)))
+    return tirx.all(position >= const(0, position), position < size.astype(str(position.ty.dtype)))
 
 
 def clamped(position: Expr, size: Expr) -> Expr:
     """A float coordinate moved to the nearest element's."""
-    last = size.astype(str(position.ty.dtype)) - _const(1, position)
-    return tirx.max(tirx.min(position, last), _const(0, position))
+    last = size.astype(str(position.ty.dtype)) - const(1, position)
+    return tirx.max(tirx.min(position, last), const(0, position))
 
 
 def reflected(position: Expr, low: Expr, high: Expr) -> Expr:
     """A float coordinate mirrored at the borders until it lies between them."""
-    span = tirx.max(high - low, _const(1e-6, position))  # a single element has no span with its corners aligned
+    span = tirx.max(high - low, const(1e-6, position))  # a single element has no span with its corners aligned
     below = position < low
-    distance = tirx.Select(below, low - position, tirx.max(position - high, _const(0, position)))
+    distance = tirx.Select(below, low - position, tirx.max(position - high, const(0, position)))
     turns = tirx.floor(distance / span)
     rest = distance - turns * span
-    even = turns - _const(2, position) * tirx.floor(turns * _const(0.5, position)) < _const(0.5, position)
+    even = turns - const(2, position) * tirx.floor(turns * const(0.5, position)) < const(0.5, position)
     from_low = tirx.Select(below, even, tirx.Not(even))
     mirrored = tirx.Select(from_low, low + rest, high - rest)
     return tirx.Select(tirx.any(below, position > high), mirrored, position)
@@ -458,7 +455,7 @@ def sampled(tables: TapTables, indices: Sequence[Expr], element: Callable[[Expr]
         if not zeros:
             return element(offset.astype("int64"))
         value = element(tirx.max(offset, tirx.const(0, str(offset.ty.dtype))).astype("int64"))
-        return tirx.Select(offset >= tirx.const(0, str(offset.ty.dtype)), value, _const(0, value))
+        return tirx.Select(offset >= tirx.const(0, str(offset.ty.dtype)), value, const(0, value))
 
     own = [[(offsets(*indices), weights(*indices)) for offsets, weights in taps] for taps in tables]
     return weighted_sum(own, pixel)
