@@ -37,8 +37,14 @@ def branch_relations(program: torch.export.ExportedProgram) -> Iterator[Conditio
     for environment in environments.values():
         for guard in environment.guards:
             folder, where = _source(guard)
-            if where and not folder.startswith("_"):
+            if where and not folder.startswith("_") and not _is_assumed(guard):
                 yield from _conditions(guard.expr, f"a branch of the model {where}", required=not folder)
+
+
+def _is_assumed(guard: Any) -> bool:
+    """True if a composite operator, not the model, asks that a size is not 0 or 1: its results do not depend on it."""
+    caller = getattr(guard.sloc.framework_loc, "name", "")
+    return caller == "_special_op_to_decompose_cia" and getattr(guard.expr, "rel_op", None) == "!="
 
 
 def decomposition_relations(guard: Any) -> Iterator[Condition]:

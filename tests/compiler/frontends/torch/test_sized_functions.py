@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -110,6 +111,17 @@ class OfWindows(nn.Module):
         return (found + (x * (height % 4)).reshape(found.shape),)
 
 
+class OfRegions(nn.Module):
+    """Numbers of the regions of shifted windows of 4, as Swin's masks; an image of one window has no first region."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        regions = torch.zeros(1, *x.shape, 1)
+        parts = slice(0, -4), slice(-4, -2), slice(-2, None)
+        for number, (rows, columns) in enumerate(itertools.product(parts, parts)):
+            regions[:, rows, columns, :] = number
+        return (x + regions.view(x.shape),)
+
+
 def check(net: nn.Module, axes: list[dict[int, object]], *examples: tuple[Tensor, ...]) -> None:
     module = compiler.compile(net.eval(), example_inputs=examples[0], dynamic_shapes=tuple(axes), threads=1)
     for given in examples:
@@ -136,3 +148,8 @@ def test_of_padded_windows() -> None:
     axes: dict[int, object] = dict.fromkeys((0, 1, 2), Dim.DYNAMIC)
     shapes = ((2, 9, 7, 5), (3, 8, 9, 5), (1, 5, 3, 5))
     check(OfWindows(), [axes], *((torch.randn(*shape),) for shape in shapes))
+
+
+def test_regions_that_are_empty_at_some_sizes() -> None:
+    axes: dict[int, object] = dict.fromkeys((0, 1), Dim.DYNAMIC)
+    check(OfRegions(), [axes], *((torch.randn(*shape),) for shape in ((8, 12), (4, 6), (5, 4))))
