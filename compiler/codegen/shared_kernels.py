@@ -74,11 +74,12 @@ def _alike(kernels: Sequence[Kernel]) -> list[list[tuple[int, OpenedKernel]]]:
         if may_open(kernel):
             by_signature.setdefault(_signature(kernel), []).append(position)
     by_hash: dict[Hashable, list[list[tuple[int, OpenedKernel]]]] = {}
-    for positions in by_signature.values():
+    for signature, positions in by_signature.items():
         for position in positions if len(positions) > 1 else ():
             opened = OpenedKernel(kernels[position][1])
             plain = opened.function.without_attr("global_symbol")
-            key = tvm_ffi.structural_hash(plain, map_free_vars=True), opened.fixed_values
+            # A dynamic size of one kernel may stand where another has a constant.
+            key = signature, tvm_ffi.structural_hash(plain, map_free_vars=True), opened.fixed_values
             groups = by_hash.setdefault(key, [])
             group = next((each for each in groups if _are_equal(each[0][1].function, opened.function)), None)
             if group is None:
@@ -179,16 +180,15 @@ class OpenedKernel:
         function: the kernel, without the integers among its parameters that it does not read; its name and attributes
             are the given kernel's.
         given: which parameters of the given kernel those of `function` are.
-        variables: those of the constants, in the order in which they occur.
-        values: what stood in their places.
-        fixed: which of them, by position, must stay what they are: sizes of small buffers.
+        variables: those of the constants that it has, in the order in which they occur in it, which is that of equal
+            kernels.
+        values: the constants.
+        fixed_values: those that must be equal for two kernels to share code: sizes of small buffers.
     """
 
     def __init__(self, kernel: PrimFunc) -> None:
-        self.variables: list[Any] = []
-        self.values: list[int] = []
-        self.fixed: set[int] = set()
-        self._positions: dict[Any, int] = {}
+        self._constants: dict[Any, int] = {}
+        self._fixed: set[Any] = set()
         self._inner = _bound_in_loops(kernel.body)
         body = structural_map(kernel.body, self._callbacks())
         buffers = {each: self._with_open_shape(each) for each in kernel.params if tirx.is_buffer_var(each)}
@@ -201,6 +201,10 @@ class OpenedKernel:
         parameters = [buffers.get(each, each) for each in (kernel.params[position] for position in self.given)]
         body = _renamed(body, buffers)
         self.function = tirx.PrimFunc(parameters, body, kernel.ret_type, kernel.attrs, kernel.span)
+        found = [each for buffer in buffers.values() for size in buffer.ty.shape for each in variables_in(size)]
+        self.variables = [each for each in dict.fromkeys([*found, *variables_in(body)]) if each in self._constants]
+        self.values = [self._constants[each] for each in self.variables]
+        self.fixed_values = tuple(self._constants[each] for each in self.variables if each in self._fixed)
 
     def _callbacks(self) -> list[Any]:
         return [
@@ -217,10 +221,8 @@ class OpenedKernel:
     def _opened(self, constant: Expr) -> Expr:
         if int(constant.value) < _LEAST or str(constant.ty) != _TYPE:
             return constant
-        opened = tirx.Var(f"constant_{len(self.variables)}", _TYPE)
-        self._positions[opened] = len(self.variables)
-        self.variables.append(opened)
-        self.values.append(int(constant.value))
+        opened = tirx.Var(f"constant_{len(self._constants)}", _TYPE)
+        self._constants[opened] = int(constant.value)
         return opened
 
     def _with_open_shape(self, buffer: Buffer) -> Expr:
@@ -231,8 +233,8 @@ class OpenedKernel:
         """An expression with its constants as they were."""
 
         def replace(variable: Var) -> Expr:
-            position = self._positions.get(variable)
-            return variable if position is None else tirx.IntImm(_TYPE, self.values[position])
+            value = self._constants.get(variable)
+            return variable if value is None else tirx.IntImm(_TYPE, value)
 
         if isinstance(root, tirx.IntImm):
             return root
@@ -252,14 +254,14 @@ class OpenedKernel:
 
     def _call(self, call: Call) -> Expr:
         """Restore constant arguments of intrinsics, which may have to be constants; expressions stay."""
-        if isinstance(call, tvm.ir.TensorLoad) or not any(each in self._positions for each in _variables_of(call)):
+        if isinstance(call, tvm.ir.TensorLoad) or not any(each in self._constants for each in _variables_of(call)):
             return call
         arguments = [self._closed(each) if isinstance(each, tirx.Var) else each for each in call.args]
         return tvm.ir.Call(call.op, arguments, call.attrs, call.ty_args, call.span, ret_ty=call.ty)
 
     def _division(self, division: Expr) -> Expr:
         variables = variables_in(division)
-        if not any(each in self._positions for each in variables):
+        if not any(each in self._constants for each in variables):
             return division
         return self._closed(division) if any(each in self._inner for each in variables) else division
 
@@ -270,18 +272,13 @@ class OpenedKernel:
         variables = [each for size in statement.buffer.ty.shape for each in variables_in(size)]
         if self._lies_on_heap(statement.buffer):
             return statement
-        self.fixed.update(self._positions[each] for each in variables if each in self._positions)
+        self._fixed.update(each for each in variables if each in self._constants)
         return statement
 
     def _lies_on_heap(self, buffer: Expr) -> bool:
         """True if room for a buffer is asked for when the kernel runs, as TVM does for what is large."""
         size = product([constant_int(self._closed(each)) for each in buffer.ty.shape])
         return str(buffer.ty.storage_scope) == "global" and isinstance(size, int) and size > _LARGE
-
-    @property
-    def fixed_values(self) -> tuple[int, ...]:
-        """The values that must be equal for two kernels to share code."""
-        return tuple(self.values[position] for position in sorted(self.fixed))
 
 
 def may_open(kernel: PrimFunc) -> bool:

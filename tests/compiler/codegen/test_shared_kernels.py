@@ -123,3 +123,26 @@ def test_a_size_within_a_formula_of_a_shape_stays_an_argument() -> None:
     built, calls = share_kernels([kernel("a", 6), kernel("b", 24)])
     assert _names(built) == ["a_shared"]
     assert calls["b"] == SharedCall("a_shared", (0, 1, 2), (24,))
+
+
+def test_a_table_of_known_rows_is_no_table_of_dynamic_rows() -> None:
+    """Layers look rows up in tables, of a graph's nodes others in what was computed."""
+    kernels = [_looked_up("a", 7, 64), _looked_up("b", 9, 128), _looked_up("c", None, 64), _looked_up("d", None, 128)]
+    built, calls = share_kernels(kernels)
+    assert _names(built) == ["a_shared", "c_shared"]
+    assert [calls[name].constants for name in "abcd"] == [(7, 64), (9, 128), (64,), (128,)]
+
+
+def _looked_up(name: str, rows: int | None, channels: int) -> Any:
+    count = tirx.Var("count", "int64")
+    first = tirx.Var("rows", "int64") if rows is None else index(rows)
+    table, y = (
+        tirx.decl_buffer([each, index(channels)], "float32", f"{name}_{label}", layout=None)
+        for each, label in ((first, "table"), (count, "y"))
+    )
+
+    def row(i: Any) -> Any:
+        return repeat("c", channels, lambda c: store(y, load(table, 0, c), i, c))
+
+    function = tirx.PrimFunc([table, y], parallel("row", count, row)).with_attr("global_symbol", name)
+    return tvm.ir.GlobalVar(name), function
