@@ -6,6 +6,7 @@ eliminate-common-subexpressions: equal operators on equal operands are computed 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import partial
 
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
@@ -21,7 +22,9 @@ from compiler.passes.rewriting.graph import (
     operator_name,
     remove_unused,
     rewritable_functions,
+    rewrite_functions,
     update_functions,
+    with_body,
 )
 from compiler.passes.rewriting.matching import array_of
 from schedules.ir.tvm_types import Binding, BindingBlock, SeqExpr
@@ -35,9 +38,7 @@ def eliminate_dead_code(mod: IRModule, context: PipelineContext) -> IRModule:
         original = function.body
         body = splice_known_branches(original)
         if body is not original:
-            changed[var] = relax.Function(
-                function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
-            )
+            changed[var] = with_body(function, body)
     return remove_unused(update_functions(mod, changed))
 
 
@@ -104,12 +105,8 @@ _NOT_SHARED = (
 def eliminate_common_subexpressions(mod: IRModule, context: PipelineContext) -> IRModule:
     """Equal operators on equal operands; constants are equal when their bits are."""
     pool = ConstantPool()
-    changed = {}
-    for variable, function in rewritable_functions(mod):
-        rewritten = ExpressionSharing(mod, pool).rewrite_function(function)
-        if rewritten is not None:
-            changed[variable] = rewritten
-    return remove_unused(update_functions(mod, changed)) if changed else mod
+    shared = rewrite_functions(mod, partial(ExpressionSharing, mod, pool))
+    return mod if shared is mod else remove_unused(shared)
 
 
 class ExpressionSharing(Graph):

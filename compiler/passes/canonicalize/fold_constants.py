@@ -33,7 +33,7 @@ from compiler.passes.rewriting.graph import (
     operator_name,
     remove_unused,
     rewritable_functions,
-    update_functions,
+    rewrite_functions,
 )
 from compiler.passes.rewriting.matching import Array, as_constant, constant_array, dtype_of, rank_of
 from compiler.passes.rewriting.substitution import calls_of_functions, replace_leaves, used_as_values
@@ -90,12 +90,7 @@ def fold(mod: IRModule, *, keep_narrow: bool | None) -> IRModule:
     """Fold everything, except, with `keep_narrow`, what widens 8-bit weights, or, with None, what widens those that
     only matrix products and row look-ups read."""
     for _ in range(MAX_ROUNDS):
-        changed = {}
-        for variable, function in rewritable_functions(mod):
-            rewritten = ConstantFolder(mod, keep_narrow).rewrite_function(function)
-            if rewritten is not None:
-                changed[variable] = rewritten
-        propagated = propagate_constants(update_functions(mod, changed))
+        propagated = propagate_constants(rewrite_functions(mod, partial(ConstantFolder, mod, keep_narrow)))
         if propagated is mod:
             break
         # Shapes that are known now let match_casts go, and with them symbols, which makes more known.

@@ -22,6 +22,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,7 @@ from compiler.passes.rewriting.graph import (
     operands,
     operator_name,
     remove_unused,
-    rewritable_functions,
-    update_functions,
+    rewrite_functions,
 )
 from compiler.passes.rewriting.matching import (
     Array,
@@ -62,12 +62,8 @@ FEW_ROWS = 64
 @graph_pass("merge-small-matmuls", summary="One product for several of the same few rows by constant weights")
 def merge_small_matmuls(mod: IRModule, context: PipelineContext) -> IRModule:
     """Within a dataflow block; see the equations in the module's documentation."""
-    changed = {}
-    for variable, function in rewritable_functions(mod):
-        rewritten = ParallelMerger(mod).rewrite_function(function)
-        if rewritten is not None:
-            changed[variable] = rewritten
-    return remove_unused(update_functions(mod, changed)) if changed else mod
+    merged = rewrite_functions(mod, partial(ParallelMerger, mod))
+    return mod if merged is mod else remove_unused(merged)
 
 
 @dataclass(frozen=True)
@@ -172,12 +168,8 @@ _SPLIT, _TAKE, _SLICE = "relax.split", "relax.take", "relax.strided_slice"
 @graph_pass("merge-products-of-slices", summary="One product for those of a tensor's slices by one constant weight")
 def merge_products_of_slices(mod: IRModule, context: PipelineContext) -> IRModule:
     """Merge where the slices are at least half of the tensor and each has few rows; see the module's documentation."""
-    changed = {}
-    for variable, function in rewritable_functions(mod):
-        rewritten = _PieceMerger(mod).rewrite_function(function)
-        if rewritten is not None:
-            changed[variable] = rewritten
-    return remove_unused(update_functions(mod, changed)) if changed else mod
+    merged = rewrite_functions(mod, partial(_PieceMerger, mod))
+    return mod if merged is mod else remove_unused(merged)
 
 
 @dataclass(frozen=True)

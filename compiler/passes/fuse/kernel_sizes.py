@@ -36,7 +36,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from compiler.passes.canonicalize.spell_sizes import kernel_tensors, with_changed_calls
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.graph import bindings_of, rewritable_functions
+from compiler.passes.rewriting.graph import bindings_of, rewritable_functions, with_functions
 from schedules.ir.tvm_types import BindingBlock, Call, Expr, PrimFunc, SeqExpr
 
 
@@ -130,12 +130,7 @@ def separate_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
             rewritten = cutter.visit_expr(function)
             if cutter.cuts:
                 changed[variable] = rewritten
-    if not changed:
-        return mod
-    copy = mod.clone()
-    for variable, function in changed.items():
-        copy.update_func(variable, function)
-    return copy
+    return with_functions(mod, changed)
 
 
 @mutator

@@ -28,6 +28,7 @@ from compiler.passes.rewriting.graph import (
     kernel_attribute,
     operator_name,
     rewritable_functions,
+    with_body,
 )
 from compiler.passes.rewriting.matching import array_of, dtype_of, is_one, plain, same_size, shape_of
 from compiler.passes.rewriting.substitution import replace_leaves
@@ -211,7 +212,7 @@ def _without_checks(function: Function, checks: set[Var]) -> Function:
                 kept.append(relax.VarBinding(binding.var, value))
         blocks.append(type(block)(kept))
     body = relax.SeqExpr(blocks, function.body.body)
-    return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
+    return with_body(function, body)
 
 
 _ORDER: tuple[Axis, ...] = ("batch", "heads", "rows", "size")

@@ -31,7 +31,7 @@ from compiler.passes.layout.kernels import ELEMENTWISE
 from compiler.passes.layout.values import ANCHORS, HANDLERS, NARROW_READERS, Blocked, LayoutBuilder, Value, handles
 from compiler.passes.layout.windows import AverageWindow
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.graph import count_uses, operator_name, rewritable_functions
+from compiler.passes.rewriting.graph import count_uses, operator_name, rewritable_functions, with_body
 from compiler.passes.rewriting.matching import dtype_of, plain, same_shape, shape_of
 from schedules.instructions.products.operation import HALVES
 from schedules.ir.tvm_types import Binding, BindingBlock, Call, Expr, Function, Index, Var
@@ -78,7 +78,7 @@ def _plan(function: Function, builder: LayoutBuilder) -> Function:
         for block in function.body.blocks
     ]
     body = relax.SeqExpr(blocks, function.body.body, function.body.span)
-    return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
+    return with_body(function, body)
 
 
 def _wanted_narrow(function: Function) -> set[Expr]:

@@ -42,7 +42,7 @@ from compiler.passes.lower.shape_heap import (
     rewrite_shape_functions,
 )
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.graph import operator_name
+from compiler.passes.rewriting.graph import operator_name, with_body
 from compiler.passes.rewriting.substitution import leaves
 from schedules.ir.tvm_private import set_type
 from schedules.ir.tvm_types import Binding, Expr, SeqExpr, Stmt, Var
@@ -182,9 +182,7 @@ def name_checks(mod: IRModule, context: PipelineContext) -> IRModule:
             body = _named(function.body, described)
             if body is not function.body:
                 changed = True
-                result[variable] = relax.Function(
-                    function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
-                )
+                result[variable] = with_body(function, body)
     return IRModule(result, mod.attrs, mod.global_infos) if changed else mod
 
 
@@ -254,9 +252,7 @@ def drop_result_checks(mod: IRModule, context: PipelineContext) -> IRModule:
             kept = _kept(bindings, function.body.body)
             if len(kept) < len(bindings):
                 body = relax.SeqExpr([relax.BindingBlock(kept)], function.body.body, function.body.span)
-                changed[variable] = relax.Function(
-                    function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
-                )
+                changed[variable] = with_body(function, body)
     return IRModule({**dict(mod.functions_items()), **changed}, mod.attrs, mod.global_infos) if changed else mod
 
 

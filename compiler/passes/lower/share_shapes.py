@@ -16,6 +16,7 @@ from tvm_ffi import StructuralKey
 from compiler.passes.context import PipelineContext
 from compiler.passes.lower.shape_heap import MAKE_SHAPE, called
 from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import with_body
 from schedules.ir.tvm_private import set_type
 from schedules.ir.tvm_types import Binding, Expr, SeqExpr
 
@@ -36,9 +37,7 @@ def share_shapes(mod: IRModule, context: PipelineContext) -> IRModule:
         body = _shared(function.body, {}, {})
         if body is not function.body:
             changed = True
-            result[variable] = relax.Function(
-                function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
-            )
+            result[variable] = with_body(function, body)
     return IRModule(result, mod.attrs, mod.global_infos) if changed else mod
 
 

@@ -16,7 +16,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.constant_pool import ConstantPool
 from compiler.passes.rewriting.expansion import Expansion, Expansions
-from compiler.passes.rewriting.graph import update_functions
+from compiler.passes.rewriting.graph import update_functions, with_body
 from compiler.passes.rewriting.substitution import leaves, replace_leaves, used_as_values
 from schedules.ir.tvm_private import set_type
 from schedules.ir.tvm_types import Expr, Function
@@ -145,9 +145,7 @@ def share_constants(mod: IRModule, context: PipelineContext) -> IRModule:
     for variable, function in _functions(mod):
         body = replace_leaves(function.body, lambda leaf: kept.get(leaf, leaf))
         if body is not function.body:
-            changed[variable] = relax.Function(
-                function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
-            )
+            changed[variable] = with_body(function, body)
     _store_filters_once(set(kept.values()), context.expansions)
     return update_functions(mod, changed) if changed else mod
 

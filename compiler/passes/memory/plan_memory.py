@@ -20,7 +20,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.memory.liveness import ALLOCATE, Allocation, Liveness, assign, peak_of_live_bytes
 from compiler.passes.memory.update_states import InPlaceKernels
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.graph import operator_name
+from compiler.passes.rewriting.graph import operator_name, with_body
 from compiler.support.operation_count import UncountableError, size_formula
 from schedules.ir.tir import StructuralKey
 from schedules.ir.tvm_types import Binding, Expr, Function, Index, SeqExpr, Var
@@ -174,7 +174,7 @@ class _Rewrite:
         entry = relax.BindingBlock([storage.binding for storage in storages])
         blocks = [entry, *body.blocks] if storages else body.blocks
         whole = relax.SeqExpr(blocks, body.body, body.span)
-        return relax.Function(function.params, whole, function.ret_ty, function.is_pure, function.attrs, function.span)
+        return with_body(function, whole)
 
     def _sequence(self, sequence: SeqExpr) -> SeqExpr:
         blocks = [

@@ -19,7 +19,7 @@ from compiler.errors import InternalError
 from compiler.passes.context import PipelineContext
 from compiler.passes.memory.liveness import ALLOCATE, IN_PLACE
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.graph import bindings_of, operator_name
+from compiler.passes.rewriting.graph import bindings_of, operator_name, with_body
 from compiler.passes.rewriting.size_variants import ANY_SIZE
 from compiler.passes.rewriting.substitution import leaves
 from schedules.annotations import CALLS, UPDATES
@@ -102,7 +102,7 @@ class _Update:
         tail.append(relax.VarBinding(whole, relax.Tuple(results)))
         body = relax.SeqExpr([relax.BindingBlock([*self._bindings, *tail])], whole)
         old = self._function
-        return relax.Function(old.params, body, old.ret_ty, old.is_pure, old.attrs, old.span)
+        return with_body(old, body)
 
     def _fields(self, result: Expr) -> list[Expr]:
         """The results of `main`, one by one."""

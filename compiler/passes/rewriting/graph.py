@@ -17,6 +17,7 @@ what another consumer needs. It asks `graph.only_use(...)` where a second consum
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import tvm_ffi
@@ -24,7 +25,7 @@ from tvm import ir, relax
 from tvm.ir import GenericConst, IRModule, Op
 
 from compiler.support.model_nodes import derived_name
-from schedules.ir.tvm_types import Binding, BindingBlock, Function, GlobalVar
+from schedules.ir.tvm_types import Binding, BindingBlock, Function, GlobalVar, PrimFunc
 
 Expr: TypeAlias = ir.Expr
 Call: TypeAlias = ir.Call
@@ -61,12 +62,7 @@ class RuleTable:
 
     def apply_once(self, mod: IRModule) -> IRModule:
         """Offer each call once."""
-        changed = {}
-        for variable, function in rewritable_functions(mod):
-            rewritten = Graph(self._rules, mod).rewrite_function(function)
-            if rewritten is not None:
-                changed[variable] = rewritten
-        return update_functions(mod, changed)
+        return rewrite_functions(mod, partial(Graph, self._rules, mod))
 
 
 def rewritable_functions(mod: IRModule) -> list[tuple[GlobalVar, Function]]:
@@ -79,14 +75,30 @@ def rewritable_functions(mod: IRModule) -> list[tuple[GlobalVar, Function]]:
     ]
 
 
-def update_functions(mod: IRModule, changed: dict[GlobalVar, Function]) -> IRModule:
+def rewrite_functions(mod: IRModule, graph: Callable[[], Graph]) -> IRModule:
+    """Rewrite each function by a graph of its own; `mod` itself when none changes."""
+    rewritten = {variable: graph().rewrite_function(function) for variable, function in rewritable_functions(mod)}
+    return update_functions(mod, {variable: each for variable, each in rewritten.items() if each is not None})
+
+
+def update_functions(mod: IRModule, changed: Mapping[GlobalVar, Function]) -> IRModule:
     """A copy of `mod` with functions replaced and types inferred; `mod` itself when `changed` is empty."""
+    return relax.transform.Normalize()(with_functions(mod, changed)) if changed else mod
+
+
+def with_functions(mod: IRModule, changed: Mapping[GlobalVar, Function | PrimFunc]) -> IRModule:
+    """A copy of `mod` with functions replaced; `mod` itself when `changed` is empty."""
     if not changed:
         return mod
     copy = mod.clone()
     for variable, function in changed.items():
         copy.update_func(variable, function)
-    return relax.transform.Normalize()(copy)
+    return copy
+
+
+def with_body(function: Function, body: Expr) -> Function:
+    """The function with another body; its parameters and attributes stay."""
+    return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
 
 
 def remove_unused(mod: IRModule) -> IRModule:
@@ -180,7 +192,7 @@ class Graph:
         body = self._rewrite_sequence(function.body)
         if not self._changed:
             return None
-        return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
+        return with_body(function, body)
 
     def _visible(self, value: Expr, block: int) -> bool:
         """A value from another block may not be used when it reads variables local to that block."""
@@ -252,7 +264,7 @@ class Graph:
         body = self._rewrite_sequence(original)
         if body is original:
             return value
-        return relax.Function(value.params, body, value.ret_ty, value.is_pure, value.attrs, value.span)
+        return with_body(value, body)
 
     def offer(self, value: Expr, _variable: Var) -> Expr | None:
         """The first answer whose type is as precise as what it replaces, since later code was typed by that."""

@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar
 
+from compiler.passes.rewriting.graph import with_body
 from schedules.ir.tvm_types import Binding, Call, Expr, Function, SeqExpr
 
 Replace: TypeAlias = "Callable[[Expr], Expr]"
@@ -95,7 +96,7 @@ def _rebuild(expr: Expr, children: list[Expr]) -> Expr:
     if isinstance(expr, relax.If):
         return relax.If(*children, expr.span)
     if isinstance(expr, relax.Function):
-        return relax.Function(expr.params, children[0], expr.ret_ty, expr.is_pure, expr.attrs, expr.span)
+        return with_body(expr, children[0])
     return _rebuild_sequence(expr, iter(children))
 
 

@@ -20,6 +20,7 @@ from tvm_ffi import structural_equal
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import with_body
 from compiler.passes.rewriting.substitution import calls_of_functions
 from compiler.passes.schedule.loop_kernel import (
     Branch,
@@ -183,9 +184,7 @@ class _Compiler:
         count = len(function.ret_ty.fields)
         result = relax.Tuple([relax.TupleGetItem(binding.var, index) for index in range(count)])
         body = relax.SeqExpr([relax.BindingBlock([binding])], result)
-        return relax.Function(
-            function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
-        ).without_attr(LOOP)
+        return with_body(function, body).without_attr(LOOP)
 
     def _in_parts(self, form: LoopForm, binding: Binding, added: dict[GlobalVar, PrimFunc]) -> Function:
         """Replace the lowest level of the function's recursion, which ran one iteration, by one that runs several."""
@@ -217,7 +216,7 @@ class _Compiler:
             kept.append(part)
         once = relax.SeqExpr([relax.BindingBlock(bindings)], relax.Tuple(kept))
         body = _with_branch(function.body, self._loop.body, once)
-        return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
+        return with_body(function, body)
 
 
 def _view(value: Value) -> View:

@@ -14,6 +14,7 @@ from tvm_ffi import structural_equal
 from compiler.passes.context import PipelineContext
 from compiler.passes.memory.liveness import IN_PLACE
 from compiler.passes.registry import graph_pass
+from compiler.passes.rewriting.graph import with_functions
 from compiler.passes.rewriting.matching import plain
 from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
@@ -27,12 +28,7 @@ def mark_in_place(mod: IRModule, context: PipelineContext) -> IRModule:
             operands = overwritable_operands(function)
             if operands:
                 changed[variable] = function.with_attr(IN_PLACE, operands)
-    if not changed:
-        return mod
-    copy = mod.clone()
-    for variable, function in changed.items():
-        copy.update_func(variable, function)
-    return copy
+    return with_functions(mod, changed)
 
 
 def overwritable_operands(function: PrimFunc) -> list[int]:
