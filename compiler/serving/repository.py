@@ -20,6 +20,7 @@ from compiler.serving.configuration import ModelOptions, build_service
 from compiler.serving.metrics import NO_OBSERVER, Observer
 from compiler.serving.service import Service
 from compiler.serving.text.service import TextService
+from compiler.support.model_files import is_language_model
 from compiler.support.shown import shown
 
 _MODULE = "model.twm"
@@ -282,6 +283,9 @@ def versions_of(path: Path) -> list[tuple[Path, str]]:
     numbers = (each.name for each in path.iterdir() if each.name.isascii() and each.name.isdecimal() and each.is_dir())
     versions = sorted(set(map(int, numbers)), reverse=True)
     if not versions:
+        if is_language_model(path):
+            hint = f"compile it first: tensorwright compile {path}"
+            raise StorageError(f"{path} is a model, not a compiled module", hint)
         raise StorageError(f"{path} holds no versions", f"put a module there as 1/{_MODULE}")
     folders = [(path / str(version), str(version)) for version in versions]
     return [(each if (each / VARIANTS_FILE).exists() else each / _MODULE, version) for each, version in folders]

@@ -193,6 +193,8 @@ def check_folder(path: Path) -> None:
         hint = "it is a TensorFlow SavedModel; " + _EXPORT_TENSORFLOW.format(kind="saved-model", path=path)
     elif path.suffix == ".mlpackage":
         hint = "it is a Core ML model; compile the ONNX or PyTorch model that it was made from"
+    elif (path / "adapter_config.json").exists():
+        hint = f"it is an adapter; compile the model that it was trained for, with --adapter {path}"
     elif (path / "config.json").exists():
         hint = "it is a model of the transformers library; " + _EXPORT_HUB.format(name=path)
     raise StorageError(f"{path} is a folder, not a model file", hint)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -129,9 +130,14 @@ def test_a_staged_version_can_be_discarded(tmp_path: Path) -> None:
     with_repository(dense_file(tmp_path), test)
 
 
-def test_a_folder_without_versions_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "expected"), [("", "holds no versions"), ("LlamaForCausalLM", "is a model, not a compiled module")]
+)
+def test_a_folder_without_versions_is_refused(architecture: str, expected: str, tmp_path: Path) -> None:
     async def body() -> None:
-        with pytest.raises(StorageError, match="holds no versions"):
+        with pytest.raises(StorageError, match=expected):
             await Repository([model_options({"path": str(tmp_path)}, "a model")]).start()
 
+    if architecture:
+        (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
     asyncio.run(body())

@@ -119,6 +119,7 @@ def test_damaged_program_is_no_file_of_another_kind(tmp_path: Path) -> None:
         ("onnx_folder", ["model.onnx"], "onnx_folder/model.onnx"),
         ("saved", ["saved_model.pb"], "tf2onnx.convert --saved-model"),
         ("bert", ["config.json"], "optimum-cli export onnx --model"),
+        ("lora", ["adapter_config.json", "adapter_model.safetensors"], "with --adapter"),
         ("empty", [], "the path of the .onnx file inside"),
     ],
 )
