@@ -190,6 +190,11 @@ class LanguageModel:
         self.module.adapter_number(options.adapter)
         if options.stops and self.tokenizer is None:
             raise OptionError("stop texts need a tokenizer, and the model was compiled without one")
+        unknown = [token for token in dict(options.logit_bias) if token >= self.description.vocabulary]
+        if unknown:
+            raise OptionError(
+                f"logit_bias has the token {unknown[0]}, of a vocabulary of {self.description.vocabulary}"
+            )
         if matcher is None and options.grammar is not None:
             assert isinstance(options.grammar, Grammar)
             matcher = self._grammars.matcher(options.grammar)

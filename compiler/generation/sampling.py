@@ -92,8 +92,6 @@ class Sampler:
             for token, count in self._chosen.items():
                 changes[token] = -options.frequency_penalty * count - options.presence_penalty
         for token, bias in dict(options.logit_bias).items():
-            if token >= len(scores):
-                raise InputError(f"logit_bias has the token {token}, and the vocabulary has {len(scores)}")
             changes[token] += bias
         if changes:
             scores = scores.copy()

@@ -14,7 +14,7 @@ from compiler.generation.options import GenerationOptions
 from compiler.generation.prompts import Prompt
 from compiler.serving.app.http import flag, mapping, orjson
 from compiler.serving.app.openai_models import unknown_fields
-from compiler.serving.app.tool_calls import message_calls, requested_tools
+from compiler.serving.app.tool_calls import json_size, message_calls, requested_tools
 from compiler.serving.limits import Limits, utf8_size
 from compiler.support.shown import shown
 
@@ -85,7 +85,7 @@ def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionReques
     files = _Attachments()
     messages, tools = _messages(body.get("messages"), files, limits), requested_tools(body, limits)
     names = mapping(body.get("chat_template_kwargs") or {}, "'chat_template_kwargs'")
-    limits.check("text_bytes", utf8_size(orjson.dumps(names).decode()))
+    limits.check("text_bytes", json_size(names, "'chat_template_kwargs'"))
     prompt: Prompt = messages
     if tools is not None or names:
         prompt = {"messages": messages, "tools": tools, "names": names}
@@ -138,7 +138,8 @@ def _request(
 
 def _biases(given: object) -> dict[int, Any]:
     biases = mapping(given, "'logit_bias'")
-    if len(biases) > _MAX_BIASES or not all(name.isascii() and name.isdigit() for name in biases):
+    known = all(name.isascii() and name.isdigit() and len(name) <= _DIGITS for name in biases)
+    if len(biases) > _MAX_BIASES or not known:
         raise InputError(f"'logit_bias' must be an object of at most {_MAX_BIASES} tokens", 'as {"50256": -100}')
     return {int(name): bias for name, bias in biases.items()}
 
@@ -189,7 +190,7 @@ def _messages(given: object, files: _Attachments, limits: Limits) -> list[dict[s
         size += utf8_size(role)
         if message.get("tool_calls"):
             found["tool_calls"] = message_calls(message["tool_calls"])
-            size += utf8_size(orjson.dumps(found["tool_calls"]).decode())
+            size += json_size(found["tool_calls"], "'tool_calls'")
         if content is not None or "tool_calls" not in found:
             found["content"] = _content(content, files, limits)
             size += sum(map(utf8_size, _texts_of(found["content"])))

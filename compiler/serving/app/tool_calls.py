@@ -9,7 +9,7 @@ from typing import Any
 
 from compiler.errors import InputError
 from compiler.serving.app.http import mapping, orjson
-from compiler.serving.limits import Limits, utf8_size
+from compiler.serving.limits import Limits
 from compiler.support.shown import shown
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
@@ -28,8 +28,16 @@ def requested_tools(body: Mapping[str, object], limits: Limits) -> list[dict[str
         function = mapping(mapping(each, "a tool").get("function"), "a tool's 'function'")
         if not isinstance(function.get("name"), str):
             raise InputError(f"a function's name must be a string, not {shown(function.get('name'))}")
-    limits.check("text_bytes", utf8_size(orjson.dumps(tools).decode()))
+    limits.check("text_bytes", json_size(tools, "'tools'"))
     return tools
+
+
+def json_size(value: object, what: str) -> int:
+    """Bytes of a value as JSON. Raises InputError where it is nested too deeply."""
+    try:
+        return len(orjson.dumps(value))
+    except TypeError as error:
+        raise InputError(f"{what} cannot be written as JSON: {error}") from error
 
 
 def message_calls(given: object) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ _SAMPLING = {
     "stop": ["x", "yz"], "n": 2, "max_tokens": 3, "stream": False, "stream_options": {"include_usage": True},
     "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": _SCHEMA}},
     "user": "a", "metadata": {}, "store": False, "service_tier": "auto", "safety_identifier": "a",
-    "prompt_cache_key": "a", "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "echo": False,
+    "prompt_cache_key": "a", "frequency_penalty": 0.5, "presence_penalty": -1, "logit_bias": {"7": -2}, "echo": False,
     "suffix": "", "best_of": 1, "tools": [], "tool_choice": "none", "parallel_tool_calls": True,
 }  # fmt: skip
 _PARTS = [{"type": "image_url", "image_url": _PICTURE}, {"type": "text", "text": "what is it?"}]
@@ -35,7 +35,7 @@ _LEVEL = {"latency_ms": 10_000, "min_accuracy": 0.5, "max_cost": 1000, "timeout"
 COMPLETION: dict[str, Any] = {"model": "chat", "prompt": ["hello", "you"], "logprobs": 2, **_SAMPLING}
 CHAT: dict[str, Any] = {
     "model": "chat", "messages": [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}],
-    "logprobs": True, "top_logprobs": 2, "max_completion_tokens": 3, **_SAMPLING,
+    "logprobs": True, "top_logprobs": 2, "max_completion_tokens": 3, **_SAMPLING, "chat_template_kwargs": {"a": [1]},
 }  # fmt: skip
 EMBEDDINGS: dict[str, Any] = {
     "model": "embed", "input": ["a text", "b"], "encoding_format": "float", "dimensions": 4, "user": "a"

@@ -44,6 +44,8 @@ _SCHEMA = {
     "required": ["name", "arguments"],
     "additionalProperties": False,
 }
+_DEEP = json.loads("[" * 500 + "]" * 500)
+_NO_SPACES = dict.fromkeys(map(str, b" \n\r\t"), -100)  # which JSON may have anywhere
 _FORM = {"type": "json_schema", "json_schema": {"name": "call", "schema": _SCHEMA}}
 
 
@@ -105,6 +107,12 @@ def test_a_request_with_calls_and_their_results() -> None:
         ({"tools": [{"type": "function"}]}, "a tool's 'function' must be an object"),
         ({"tools": [{"function": {}}]}, "a function's name must be a string"),
         ({"tools": {"a": 1}}, "'tools' must be a list"),
+        ({"tools": [{"function": {"name": "a", "parameters": _DEEP}}]}, "'tools' cannot be written as JSON"),
+        ({"chat_template_kwargs": {"a": _DEEP}}, "'chat_template_kwargs' cannot be written as JSON"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": _DEEP}}]}]},
+            "'tool_calls' cannot",
+        ),
         ({"tools": _TOOLS, "tool_choice": "required"}, "the tool_choice 'required' is not supported"),
         ({"messages": [{"role": "assistant", "tool_calls": "a"}]}, "'tool_calls' must be a list"),
         (
@@ -137,7 +145,13 @@ def client(language_file: Path) -> Iterator[Any]:
 
 def test_a_call_through_the_client(client: Any, language_file: Path) -> None:
     answer = client.chat.completions.create(
-        model="tiny", messages=_CHAT, tools=_TOOLS, response_format=_FORM, max_tokens=90
+        model="tiny",
+        messages=_CHAT,
+        tools=_TOOLS,
+        response_format=_FORM,
+        max_tokens=90,
+        temperature=0,
+        logit_bias=_NO_SPACES,
     )
     [choice] = answer.choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
@@ -151,9 +165,26 @@ def test_a_call_through_the_client(client: Any, language_file: Path) -> None:
     assert answer.usage.prompt_tokens == len("weather;hi|Ulm,|sun|short")
 
 
+def test_biases_are_of_tokens_that_the_model_has(client: Any) -> None:
+    options: dict[str, Any] = {"model": "tiny", "messages": _CHAT, "max_tokens": 3, "temperature": 0}
+    answer = client.chat.completions.create(**options, logit_bias={"65": 100})
+    assert answer.choices[0].message.content == "AAA"
+    with pytest.raises(openai.BadRequestError, match="logit_bias has the token 9999, of a vocabulary of 260"):
+        client.chat.completions.create(**options, logit_bias={"9999": 1})
+    with pytest.raises(openai.BadRequestError, match="'logit_bias' must be an object"):
+        client.chat.completions.create(**options, logit_bias={"9" * 5000: 1})
+
+
 def test_a_call_in_a_stream(client: Any) -> None:
     stream = client.chat.completions.create(
-        model="tiny", messages=_CHAT, tools=_TOOLS, response_format=_FORM, max_tokens=90, stream=True
+        model="tiny",
+        messages=_CHAT,
+        tools=_TOOLS,
+        response_format=_FORM,
+        max_tokens=90,
+        temperature=0,
+        logit_bias=_NO_SPACES,
+        stream=True,
     )
     choices = [each for chunk in stream for each in chunk.choices]
     [calls] = [each.delta.tool_calls for each in choices if each.delta.tool_calls]
