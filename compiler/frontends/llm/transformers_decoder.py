@@ -201,7 +201,8 @@ def _check_size(folder: Path, loader: Any, stored: int) -> None:
     for table in (values, *(each for each in values.values() if isinstance(each, dict))):
         for key, value in table.items():
             is_count = key.endswith(_COUNTS) and isinstance(value, int) and not isinstance(value, bool)
-            if is_count and not 0 <= value <= (MOST_LAYERS if key.endswith("layers") else MOST_SIZE):
+            # -1 stands for none
+            if is_count and not -1 <= value <= (MOST_LAYERS if key.endswith("layers") else MOST_SIZE):
                 raise InvalidModelError(f"{folder / 'config.json'}: {key!r} is {str(value)[:80]}, not a size")
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):

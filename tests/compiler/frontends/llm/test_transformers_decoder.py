@@ -148,7 +148,7 @@ def test_a_folder_is_refused_before_anything_large_is_made(tmp_path: Path) -> No
     for changes, message in (
         ({"num_hidden_layers": 10**9}, "'num_hidden_layers' is 1000000000"),
         ({"num_attention_heads": -4}, "'num_attention_heads' is -4"),
-        ({"vocab_size": 10**9}, "parameters, and the files hold"),
+        ({"vocab_size": 10**9, "chunk_size": -1}, "parameters, and the files hold"),
         ({"num_hidden_layers": 2}, "lacks the tensor"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
