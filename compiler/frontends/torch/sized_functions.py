@@ -25,6 +25,7 @@ def sized_functions_captured() -> AbstractContextManager[None]:
     return replaced(
         [
             (torch, "linspace", _linspace),
+            (torch, "logspace", _logspace),
             (torch, "affine_grid_generator", _affine_grid),
             (torch, "as_tensor", _as_tensor),
             (torch, "kron", _kron),
@@ -42,6 +43,7 @@ def sized_functions_captured() -> AbstractContextManager[None]:
             *((functional, f"avg_pool{rank}d", _pool(rank, "mean")) for rank in (1, 2, 3)),
             *((functional, f"max_pool{rank}d", _pool(rank, "amax")) for rank in (1, 2, 3)),
             (torch, "max_pool1d", _max_pool1d),
+            (functional, "adaptive_max_pool2d", _adaptive_max_pool2d),
             (functional, "conv2d", _conv2d),
         ]
     )
@@ -67,6 +69,17 @@ def _linspace(original: _Function) -> _Function:
         return torch.where(positions < steps / 2, start + positions * step, end - (last - positions) * step)
 
     return linspace
+
+
+def _logspace(original: _Function) -> _Function:
+    def logspace(start: Any, end: Any, steps: Any, base: float = 10.0, **options: Any) -> Any:
+        import torch
+
+        if not any(_is_symbolic(each) for each in (start, end, steps)):
+            return original(start, end, steps, base, **options)
+        return torch.pow(base, torch.linspace(start, end, steps, **options))
+
+    return logspace
 
 
 def _affine_grid(original: _Function) -> _Function:
@@ -217,6 +230,25 @@ def _max_pool1d(original: _Function) -> _Function:
         return torch.max_pool2d(rows, (1, window), (1, step), (0, edge), (1, space), ceil_mode).squeeze(-2)
 
     return max_pool1d
+
+
+def _adaptive_max_pool2d(original: _Function) -> _Function:
+    """An axis that keeps its dynamic size, as in `adaptive_max_pool2d(x, (1, None))`, is not pooled."""
+
+    def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+        from torch.nn import functional
+
+        sizes = _each(output_size, 2)
+        kept = [axis for axis in (-2, -1) if sizes[axis] is None and _is_symbolic(input.shape[axis])]
+        if return_indices or len(kept) != 1:
+            return original(input, output_size, return_indices)
+        pooled = -3 - kept[0]
+        rows = input.movedim(pooled, -1)
+        size = input.shape[pooled] if sizes[pooled] is None else sizes[pooled]
+        found = functional.adaptive_max_pool1d(rows.reshape(-1, rows.shape[-1]), size)
+        return found.reshape(*rows.shape[:-1], size).movedim(-1, pooled)
+
+    return adaptive_max_pool2d
 
 
 def _each(value: Any, count: int) -> tuple[Any, ...]:
