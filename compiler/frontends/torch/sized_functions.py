@@ -5,6 +5,7 @@ Each computes the same of a symbolic size: of PyTorch's functions and Python's `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ def sized_functions_captured() -> AbstractContextManager[None]:
         [
             (torch, "linspace", _linspace),
             (torch, "logspace", _logspace),
+            *((torch, f"{name}_window", _window(form)) for name, form in _WINDOWS.items()),
             (torch, "affine_grid_generator", _affine_grid),
             (torch, "as_tensor", _as_tensor),
             (torch, "kron", _kron),
@@ -80,6 +82,34 @@ def _logspace(original: _Function) -> _Function:
         return torch.pow(base, torch.linspace(start, end, steps, **options))
 
     return logspace
+
+
+def _window(form: Callable[..., Any]) -> Callable[[_Function], _Function]:
+    """A window of dynamic length, by the angles of its samples; one sample alone is 1, as PyTorch has it."""
+
+    def replacement(original: _Function) -> _Function:
+        def window(window_length: Any, periodic: bool = True, *weights: float, **options: Any) -> Any:
+            import torch
+
+            if not _is_symbolic(window_length) or options.keys() - {"alpha", "beta", "dtype", "device"}:
+                return original(window_length, periodic, *weights, **options)
+            dtype = options.pop("dtype", None) or torch.get_default_dtype()
+            options.pop("device", None)
+            period = torch.full((), window_length if periodic else window_length - 1, dtype=dtype)
+            angles = torch.arange(window_length, dtype=dtype) * (2 * math.pi) / period.clamp(min=1)
+            return torch.where(torch.full((), window_length) > 1, form(angles, *weights, **options), 1.0)
+
+        return window
+
+    return replacement
+
+
+_WINDOWS: dict[str, Callable[..., Any]] = {
+    "bartlett": lambda angles: 1 - (angles / math.pi - 1).abs(),
+    "blackman": lambda angles: 0.42 - 0.5 * angles.cos() + 0.08 * (2 * angles).cos(),
+    "hamming": lambda angles, alpha=0.54, beta=0.46: alpha - beta * angles.cos(),
+    "hann": lambda angles: 0.5 - 0.5 * angles.cos(),
+}
 
 
 def _affine_grid(original: _Function) -> _Function:

@@ -18,6 +18,8 @@ class OfMatrices(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         rows, columns = x.shape
         return (
+            x * torch.hann_window(columns) + torch.bartlett_window(columns, periodic=False),
+            x * torch.hamming_window(columns, True, 0.6, beta=0.3) + torch.blackman_window(columns),
             torch.linspace(0.5, columns - 0.5, columns),
             torch.linspace(-1, 1, rows),
             torch.as_tensor([rows, 2], dtype=torch.float32),
