@@ -94,7 +94,7 @@ class OfImages(nn.Module):
             *functional.max_pool1d(x[0, 0], 2, return_indices=True),
             functional.avg_pool3d(x.unsqueeze(1), (2, height, width)),
             functional.lp_pool2d(x, 2, (height, width)),
-            functional.adaptive_max_pool2d(x, (1, None)),
+            nn.AdaptiveMaxPool2d((1, None))(x),
             nn.AdaptiveMaxPool2d((None, 3))(x),
             x * torch.logspace(0, 1, width),
             styled.view(batch, -1, (height + 1) // 2, width),
