@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+_IS = dis.opmap["IS_OP"]
+
 
 @contextmanager
 def number_types_captured(model: torch.nn.Module) -> Iterator[bool]:
@@ -65,7 +67,9 @@ def _functions(model: torch.nn.Module) -> Iterator[FunctionType]:
 @cache  # models of one package are captured again and again
 def _compares(code: CodeType, name: str) -> bool:
     """True for `x is int`."""
-    return any(one.argval == name and two.opname == "IS_OP" for one, two in pairwise(dis.get_instructions(code)))
+    if _IS not in code.co_code[::2]:  # reading the instructions takes long
+        return False
+    return any(one.argval == name and two.opcode == _IS for one, two in pairwise(dis.get_instructions(code)))
 
 
 def _stand_in(builtin: type, symbolic: Callable[[Any], Any]) -> type:
