@@ -42,7 +42,7 @@ def test_files_that_are_refused(tmp_path: Path, text: str, message: str) -> None
     [
         ({"chanels": [0.5]}, "'chanels'"),
         ({"channels": [0.0]}, "shares above 0"),
-        ({"kernels": [2]}, "odd numbers"),
+        ({"kernels": [2]}, "must be odd"),
         ({"precision": ["int3"]}, "int3: use some of"),
         ({"channels": "half"}, "channels: 'half'"),
         ([0.5], "is a list"),
