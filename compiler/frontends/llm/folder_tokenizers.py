@@ -29,7 +29,8 @@ from compiler.frontends.llm.tokenizer_models import (
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3  # fields of SentencePiece's ModelProto
 _TEXT, _SCORE, _KIND = 1, 2, 3  # of a piece
-_MODEL_TYPE, _BEGIN, _PREFIX = 3, 41, 3  # of the trainer and of the normalizer
+_MODEL_TYPE, _BEGIN = 3, 41  # of the trainer
+_CHARACTERS, _PREFIX = 2, 3  # of the normalizer
 _MERGED = 2  # the model type of merged pairs; 1 is Unigram
 _SPLITS = {"GPT2Tokenizer": GPT2, "CodeGenTokenizer": GPT2, "Qwen2Tokenizer": QWEN2}
 
@@ -96,15 +97,17 @@ class _SentencePiece:
     model_type: int = 1
     begin: int = 1
     prefix: bool = True
+    normalizes: bool = False
 
 
 def _sentence_piece(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Pieces that are merged by their scores (Llama, Mistral, Gemma); None for Unigram."""
+    """Pieces that are merged by their scores (Llama, Mistral, Gemma); None for Unigram, and where characters are
+    replaced first."""
     try:
         model = _parsed(read_bytes(path))
     except (ValueError, IndexError, struct.error) as error:
         raise InvalidModelError(f"{path} is no file of SentencePiece, or damaged: {error}") from error
-    if model.model_type != _MERGED:
+    if model.model_type != _MERGED or model.normalizes:
         return None
     check_pieces(model.tokens, str(path))
     unknown = next((text for text, kind in zip(model.tokens, model.kinds, strict=True) if kind == UNKNOWN), "")
@@ -137,7 +140,9 @@ def _parsed(data: bytes) -> _SentencePiece:
             found.model_type = _number(trainer.get(_MODEL_TYPE, 1))
             found.begin = _number(trainer.get(_BEGIN, 1))
         elif field == _NORMALIZER:
-            found.prefix = bool(_number(dict(_fields(value)).get(_PREFIX, 1)))
+            normalizer = dict(_fields(value))
+            found.prefix = bool(_number(normalizer.get(_PREFIX, 1)))
+            found.normalizes = bool(normalizer.get(_CHARACTERS))
     return found
 
 

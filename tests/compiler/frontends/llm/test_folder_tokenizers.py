@@ -87,7 +87,7 @@ def test_a_vocabulary_and_merges(kind: str, tmp_path: Path) -> None:
         read_tokenizer_files(tmp_path)
 
 
-def _sentence_piece(path: Path, model_type: int, *, prefix: bool) -> None:
+def _sentence_piece(path: Path, model_type: int, *, prefix: bool, replaced: bytes = b"") -> None:
     from transformers.utils import sentencepiece_model_pb2_new as proto
 
     model = proto.ModelProto()
@@ -96,6 +96,7 @@ def _sentence_piece(path: Path, model_type: int, *, prefix: bool) -> None:
     model.trainer_spec.model_type = model_type
     model.trainer_spec.bos_id, model.trainer_spec.pad_id = 1, -1
     model.normalizer_spec.add_dummy_prefix = prefix
+    model.normalizer_spec.precompiled_charsmap = replaced
     path.write_bytes(model.SerializeToString())
 
 
@@ -126,6 +127,7 @@ def test_a_file_of_sentencepiece_is_that_of_its_gguf_file(prefix: bool, tmp_path
         read_tokenizer_files(tmp_path)
 
 
-def test_unigram_gives_no_tokenizer(tmp_path: Path) -> None:
-    _sentence_piece(tmp_path / "tokenizer.model", 1, prefix=True)
+@pytest.mark.parametrize(("model_type", "replaced"), [(1, b""), (2, b"nfkc")])
+def test_unigram_and_replaced_characters_give_no_tokenizer(model_type: int, replaced: bytes, tmp_path: Path) -> None:
+    _sentence_piece(tmp_path / "tokenizer.model", model_type, prefix=True, replaced=replaced)
     assert read_tokenizer_files(tmp_path).content is None
