@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "device.h"
+#include "error.h"
 #include "visitor.h"
 #include "whole_number.h"
 
@@ -253,7 +254,7 @@ int Main(int count, char** arguments) {
   Storage storage(options.folder);
   std::string problem;
   storage.Active(options.settings.trusted, &problem);
-  if (!problem.empty()) std::fprintf(stderr, "warning: %s\n", problem.c_str());
+  if (!problem.empty()) std::fprintf(stderr, "warning: %s\n", Printable(problem).c_str());
   options.settings.devices = DescribeDevices();
   Visitors(Listen(options, storage.folder()), storage, &options).ServeForever();
   return 0;
@@ -266,7 +267,7 @@ int main(int count, char** arguments) {
   try {
     return tensorwright::Main(count, arguments);
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
+    std::fprintf(stderr, "error: %s\n", tensorwright::Printable(error.what()).c_str());
     return 1;
   }
 }
