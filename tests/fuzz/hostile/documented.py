@@ -48,7 +48,7 @@ STATEMENTS = (
     Statement(_COORDINATES, r"GatherND", computed=False),
     Statement("the update is left out", r"Scatter(Elements|ND).*"),
     Statement("such coordinates", r"ScatterND", computed=False),
-    Statement("a place outside the cache that the model computes", r"TensorScatter"),
+    Statement("a position outside the cache that the model computes", r"TensorScatter"),
     Statement("a length outside [0, size] that the model computes", r"(ReverseSequence|RNN|GRU|LSTM).*"),
     Statement("a batch index outside the data that the model computes, or that is a float", r"RoiAlign.*"),
     Statement(
