@@ -85,7 +85,7 @@ class Sampler:
         return scores
 
     def _biased(self, scores: Logits) -> Logits:
-        """What is added to the logits of tokens, or taken off those of the result so far."""
+        """Add biases to the logits; subtract the penalties of tokens that the result has so far."""
         options: GenerationOptions = self._options
         changes: dict[int, float] = defaultdict(float)
         if options.frequency_penalty or options.presence_penalty:

@@ -228,7 +228,7 @@ def _serves(axis: Axis, factor: int) -> bool:
 
 
 def split_axis(stage: Stage, position: int, factor: int) -> list[Stage]:
-    """The axis as two, and what the factor leaves of it; a factor of an axis of unknown length has to divide it."""
+    """Split an axis into two, with a stage for the remainder; a factor of an axis of unknown length must divide it."""
     axis = stage.axes[position]
     dtype = str(axis.var.ty)
     if isinstance(axis.extent, int):

@@ -146,7 +146,7 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
 
 
 def _inserted(count: Expr) -> int:
-    """The largest k of rows of so many items of which the first are inserted, not sorted by digits."""
+    """The largest k that is found by insertion in rows of `count` items; a larger one by a radix sort."""
     return max(_INSERTED, int(count) // _ITEMS_OF_INSERTED if isinstance(count, tirx.IntImm) else 0)
 
 
