@@ -57,23 +57,11 @@ def byte_level(
 ) -> dict[str, Any]:
     """Bytes as printable characters, merged in the order of a list. `composes`: texts are normalized to NFC first."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": whole_words_first,
-        "vocab": dict(vocabulary),
-        "merges": [list(pair) for pair in merges],
-    }
     return {
         "normalizer": {"type": "NFC"} if composes else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*map(cut, splits), level]},
         "decoder": {**level, "use_regex": True},
-        "model": model,
+        "model": _pairs(vocabulary, merges, ignore_merges=whole_words_first),
     }
 
 
@@ -98,24 +86,27 @@ def pieces(
     if prefix:
         steps.insert(0, {"type": "Prepend", "prepend": _SPACE})
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": unknown or None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": True,
-        "byte_fallback": True,
-        "ignore_merges": False,
-        "vocab": dict(vocabulary),
-        "merges": [list(pair) for pair in merges],
-    }
     return {
         "normalizer": {"type": "Sequence", "normalizers": steps},
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": model,
+        "model": _pairs(vocabulary, merges, unk_token=unknown or None, fuse_unk=True, byte_fallback=True),
     }
+
+
+def _pairs(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], **settings: Any) -> dict[str, Any]:
+    """A model of merged pairs, with these settings in place of the library's defaults."""
+    defaults = {
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+    }
+    tables = {"vocab": dict(vocabulary), "merges": [list(pair) for pair in merges]}
+    return {"type": "BPE", **defaults, **settings, **tables}
 
 
 def check_pieces(tokens: Sequence[str], origin: str) -> None:

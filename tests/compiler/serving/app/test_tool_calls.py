@@ -47,6 +47,15 @@ _SCHEMA = {
 _DEEP = json.loads("[" * 500 + "]" * 500)
 _NO_SPACES = dict.fromkeys(map(str, b" \n\r\t"), -100)  # which JSON may have anywhere
 _FORM = {"type": "json_schema", "json_schema": {"name": "call", "schema": _SCHEMA}}
+_CALLING: dict[str, Any] = {
+    "model": "tiny",
+    "messages": _CHAT,
+    "tools": _TOOLS,
+    "response_format": _FORM,
+    "max_tokens": 90,
+    "temperature": 0,
+    "logit_bias": _NO_SPACES,
+}
 
 
 @pytest.mark.parametrize(
@@ -144,15 +153,7 @@ def client(language_file: Path) -> Iterator[Any]:
 
 
 def test_a_call_through_the_client(client: Any, language_file: Path) -> None:
-    answer = client.chat.completions.create(
-        model="tiny",
-        messages=_CHAT,
-        tools=_TOOLS,
-        response_format=_FORM,
-        max_tokens=90,
-        temperature=0,
-        logit_bias=_NO_SPACES,
-    )
+    answer = client.chat.completions.create(**_CALLING)
     [choice] = answer.choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
     assert json.loads(choice.message.tool_calls[0].function.arguments) == {"city": "Ulm"}
@@ -176,16 +177,7 @@ def test_biases_are_of_tokens_that_the_model_has(client: Any) -> None:
 
 
 def test_a_call_in_a_stream(client: Any) -> None:
-    stream = client.chat.completions.create(
-        model="tiny",
-        messages=_CHAT,
-        tools=_TOOLS,
-        response_format=_FORM,
-        max_tokens=90,
-        temperature=0,
-        logit_bias=_NO_SPACES,
-        stream=True,
-    )
+    stream = client.chat.completions.create(**_CALLING, stream=True)
     choices = [each for chunk in stream for each in chunk.choices]
     [calls] = [each.delta.tool_calls for each in choices if each.delta.tool_calls]
     assert (calls[0].index, calls[0].function.name, calls[0].function.arguments) == (0, "weather", '{"city": "Ulm"}')
