@@ -1,4 +1,4 @@
-"""The context of a compilation that passes read, and the report that they fill in."""
+"""The context of a compilation as passes read it, and the report they fill in."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PassOptions:
-    """The options of `compile` that passes read.
+    """Options of `compile` that passes read.
 
     Attributes:
-        precision: "float32", "bf16" or "float16": what operands of convolutions and of products by weights round to.
-        checks: what the checks of sizes in the module are for: the one that binds `check_N_` is for `checks[N]`.
-        states: of each state, the position of its parameter in `main` and of its new value in the results.
-        nodes: the model's nodes by the variables that are named after them.
+        precision: "float32", "bf16" or "float16": the rounding of operands of convolutions and of matmuls by weights.
+        checks: purpose of the module's size checks: the one that binds `check_N_` is for `checks[N]`.
+        states: for each state, the positions of its parameter in `main` and of its new value in the results.
+        nodes: the model's nodes, by the variables named after them.
     """
 
     precision: str = "float32"
@@ -42,20 +42,20 @@ class PassOptions:
 
 @dataclass
 class CompilationReport:
-    """Report of passes beside the module.
+    """Results that passes report in addition to the module.
 
     Attributes:
-        schedules: of `apply-schedules`: the rule and config of each kernel; None before it ran.
-        operations: of `count-operations`: the arithmetic of each kernel, by name; kernels whose work depends on data
-            are not in it.
-        gathered: of `count-operations`: the arguments of each kernel that it only gathers from, where there are any.
-        memory: of `plan-memory`: bytes of each function that allocates, by its name, then "peak", "without_reuse",
+        schedules: from `apply-schedules`: the rule and config of each kernel; None before it ran.
+        operations: from `count-operations`: the arithmetic of each kernel, by name, except kernels with data-dependent
+            work.
+        gathered: from `count-operations`: the arguments of each kernel that it only gathers from, if any.
+        memory: from `plan-memory`: bytes of each function that allocates, by its name, then "peak", "without_reuse",
             "lower_bound", "in_place" and "unplanned".
-        dynamic_memory: of `plan-memory`: bytes of each function's tensors of unbounded size, as a formula of symbols;
-            "" where there is none.
-        calls: of `list-calls`: the calls of each function in order, with the model's nodes that they compute.
-        outputs: of `list-calls`: how many results the kernels with several have.
-        partition: of a target's partition passes: "claimed" and "refused", each a list; None for a processor.
+        dynamic_memory: from `plan-memory`: bytes of each function's tensors of unbounded size, as a symbolic formula;
+            "" if there are none.
+        calls: from `list-calls`: the calls of each function in order, with the model nodes that they compute.
+        outputs: from `list-calls`: the number of results of multi-result kernels.
+        partition: from a target's partition passes: "claimed" and "refused", each a list; None for a CPU.
     """
 
     schedules: ScheduleReport | None = None
@@ -69,26 +69,26 @@ class CompilationReport:
 
     @property
     def kernels(self) -> Sequence[KernelReport]:
-        """Rule and config of each kernel; none where nothing was scheduled."""
+        """Return the rule and config of each kernel; empty if nothing was scheduled."""
         return () if self.schedules is None else self.schedules.kernels
 
 
 @dataclass
 class PipelineContext:
-    """The compilation a pass takes part in.
+    """State shared by the passes of one compilation.
 
     Attributes:
         target: None for TVM's plain CPU.
-        machine: what kernels are scheduled for; None: nothing is scheduled.
-        options: what the caller asks of the passes.
-        shape_bounds: upper bound of a symbolic dimension, by its name; used in planning memory.
-        configs: configs of kernels from tuning records, handed to the schedule rules as they are.
-        choose: which algorithm a convolution takes; the one estimated to be fastest when None.
-        settings: what a tuning record chose for the model as a whole, for the target's partition passes.
+        machine: the machine that kernels are scheduled for; None: nothing is scheduled.
+        options: the caller's options.
+        shape_bounds: upper bounds of symbolic dimensions, by name; used to plan memory.
+        configs: kernel configs from tuning records, passed unchanged to the schedule rules.
+        choose: the convolution algorithm; None chooses by estimated time.
+        settings: model-wide choices of a tuning record, for the target's partition passes.
         parameters: filled by `lift-parameters`: the trailing parameters of `main`, in order, by name.
-        expansions: which constants can be stored in a smaller form; those that are come last in `parameters`.
-        report: what passes report about the module.
-        tracker: which of the model's nodes the variables stand for.
+        expansions: constants that can be stored in a smaller form; those stored so are last in `parameters`.
+        report: the passes' report about the module.
+        tracker: maps variables to the model's nodes.
     """
 
     target: Target | None = None
@@ -107,5 +107,5 @@ class PipelineContext:
         self.tracker = NodeTracker(self.options.nodes)
 
     def tvm_target(self) -> AbstractContextManager[object]:
-        """TVM's description of the target, entered while passes run that ask for the current target."""
+        """Enter TVM's description of the target, for passes that query the current target."""
         return nullcontext() if self.target is None else self.target.tvm_target()

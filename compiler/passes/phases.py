@@ -1,6 +1,6 @@
-"""The phases of the pipeline: which passes run, in order.
+"""The phases of the pipeline, with their passes in order.
 
-Passes that lay data out, or write kernels, for a processor's vectors are registered with `only="processor"`.
+Passes that lay out data or write kernels for CPU vectors are registered with `only="processor"`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ from compiler.passes.schedule.store_compressed import expand_at_load, store_pale
 
 @dataclass(frozen=True)
 class Phase:
-    """A named run of passes."""
+    """A named sequence of passes."""
 
     name: str
     passes: tuple[GraphPass, ...]
@@ -83,7 +83,7 @@ CANONICALIZE = (
     spell_sizes,
     fold_constants,
     eliminate_dead_code,
-    attend_to_states,  # while slices and transposes of states stand where the model has them
+    attend_to_states,  # while slices and transposes of states are where the model has them
     widen_half,
     simplify_algebra,
     eliminate_common_subexpressions,
@@ -95,7 +95,7 @@ CANONICALIZE = (
     recognize_silu,
     recognize_layer_norm,
     recognize_rms_norm,
-    cancel_transposes,  # again: arithmetic that used a transpose twice may now be one function of it
+    cancel_transposes,  # again: arithmetic that read a transpose twice may now be a single operator
     fold_batch_norm,
     simplify_algebra,
     merge_products_of_slices,
@@ -103,7 +103,7 @@ CANONICALIZE = (
     normalize,
     track_nodes,
 )
-# 2. Compress: empty; `quantize`, `prune` and the like stop before it and go on from here, and users may add passes.
+# 2. Compress: empty; `quantize`, `prune` and the like stop before it and resume here, and users may add passes.
 # 3. Partition: the target claims what its accelerator can run, `Target.partition_passes()`.
 # 4. Choose blocked layouts and pack weights for them.
 LAYOUT = (
@@ -125,7 +125,7 @@ LAYOUT = (
     pack_matmul_weights,
     track_nodes,
 )
-# 5. Operators become kernels, and epilogues join their producers.
+# 5. Lower operators to kernels and fuse epilogues with their producers.
 FUSE = (
     dispatch_sampling,
     dispatch_sort,
@@ -134,7 +134,7 @@ FUSE = (
     annotate_patterns,
     fold_lowered_constants,
     specialize_sizes,
-    spell_sizes,  # once more: kernels have the sizes that TVM's expressions gave them
+    spell_sizes,  # again: kernels have the sizes of TVM's expressions
     separate_sizes,
     group_operators,
     gather_sizes,
@@ -142,7 +142,7 @@ FUSE = (
     lower_reshapes,  # before schedules obscure which kernels only copy
     eliminate_dead_code,
 )
-# 6. Every kernel gets a schedule for the machine.
+# 6. Schedule every kernel for the machine.
 SCHEDULE = (
     share_constants,  # again: weights are packed
     store_palettes,
@@ -167,7 +167,7 @@ PLAN_MEMORY = (
     lower_allocations,
     free_storage,
 )
-# 8. The remaining operators become calls of the virtual machine.
+# 8. Lower the remaining operators to calls of the virtual machine.
 LOWER = (
     lower_builtins,
     compute_scalars,
@@ -182,7 +182,7 @@ LOWER = (
     export_symbols,
 )
 
-# What phases 2 and 3 run depends on the compilation.
+# The passes of phases 2 and 3 depend on the compilation.
 PHASES = (
     Phase("canonicalize", CANONICALIZE),
     Phase("compress", ()),
@@ -196,5 +196,5 @@ PHASES = (
 
 
 def phases_of(pipeline: str) -> list[Phase]:
-    """The phases with the passes that serve `pipeline`, which is `Target.pipeline`."""
+    """Return the phases with the passes that serve `pipeline`, a value of `Target.pipeline`."""
     return [Phase(each.name, tuple(one for one in each.passes if one.serves(pipeline))) for each in PHASES]

@@ -28,7 +28,7 @@ from targets.errors import TargetError
 
 
 def build_phases(context: PipelineContext) -> list[Phase]:
-    """The phases for `context`, in order."""
+    """Return the phases for `context`, in order."""
     target = context.target
     phases = phases_of("processor" if target is None else target.pipeline)
     if target is None:
@@ -39,7 +39,7 @@ def build_phases(context: PipelineContext) -> list[Phase]:
 
 @dataclass(frozen=True)
 class PassTiming:
-    """One pass of one run. `changed` is False when it returned the module it was given."""
+    """One pass of one run. `changed` is False if it returned the module it was given."""
 
     phase: str
     name: str
@@ -52,11 +52,11 @@ class PipelineResult:
     """Result of `run_pipeline`.
 
     Attributes:
-        mod: the module, ready for `relax.build(..., relax_pipeline=None)` when every phase ran.
+        mod: the module, ready for `relax.build(..., relax_pipeline=None)` if every phase ran.
         parameters: trailing parameters of `main` by name, in order (empty unless `lift-parameters` ran).
-        expansions: which of them, the last ones, the module stores in a smaller form.
+        expansions: the trailing parameters that the module stores in a smaller form.
         timings: one entry per pass, in order.
-        report: what passes reported.
+        report: the passes' report.
     """
 
     mod: IRModule
@@ -66,12 +66,12 @@ class PipelineResult:
     report: CompilationReport
 
     def stored_parameters(self) -> dict[str, NDArray[np.generic]]:
-        """The contents of the module's file: the parameters, the last ones in their smaller form."""
+        """Return the contents of the module's file: the parameters, the last ones in their smaller form."""
         whole = list(self.parameters.items())[: len(self.parameters) - len(self.expansions.chosen)]
         return {**dict(whole), **self.expansions.stored}
 
     def seconds(self, phase: str | None = None) -> float:
-        """Time spent in `phase`, or in all of them."""
+        """Return the time spent in `phase`, or in all of them."""
         return sum(timing.seconds for timing in self.timings if phase in (None, timing.phase))
 
 
@@ -92,16 +92,16 @@ def run_pipeline(
     Args:
         passes: changes to the list: {"before:NAME" | "after:NAME" | "instead-of:NAME": pass}, where NAME is a
             pass or a phase; a pass is a registered name, a `tvm.transform.Pass` or a function of a module.
-            "instead-of" with None leaves NAME out. Where NAME occurs twice, "before" means the first time,
-            "after" the last one, "instead-of" every one.
-        until: the name of the last phase to run; all when None.
-        dump: folder that receives the module after each pass that changed it, as numbered TVMScript files.
-        verify: after each pass that changed the module, build and run it beside the one given.
-        example_inputs: the inputs `verify` runs on, in order; random ones when None.
+            "instead-of" with None removes NAME. If NAME occurs more than once, "before" means the first one,
+            "after" the last one, and "instead-of" all of them.
+        until: the name of the last phase to run; None runs all.
+        dump: folder for the module after each pass that changed it, as numbered TVMScript files.
+        verify: after each pass that changed the module, build and run it, and compare with the input module.
+        example_inputs: the inputs `verify` runs on, in order; None uses random ones.
         progress: called with the name of each phase as it begins.
 
     Raises:
-        OptionError: `passes` or `until` names nothing there is.
+        OptionError: `passes` or `until` names an unknown pass or phase.
         PassError: a pass failed, or left a module that is not well formed; names the pass.
         VerificationError: `verify` found that a pass changed a result; names the pass.
     """
@@ -147,7 +147,7 @@ def _observers(
 
 
 class _Unchecked:
-    """Results of a phase's passes that are checked at its end, since a check takes as long as many a pass."""
+    """Pass results checked only at the end of a phase, since a check takes as long as many a pass."""
 
     def __init__(self) -> None:
         self._made: list[tuple[IRModule, str]] = []
@@ -156,8 +156,8 @@ class _Unchecked:
         self._made.append((mod, where))
 
     def check(self, *, each: bool = False) -> None:
-        """Raises PassError, which names the first pass whose module is not well formed. Only the last module is looked
-        at while it is well formed, unless `each` asks for all."""
+        """Raise PassError for the first pass whose module is not well formed. Only the last module is checked while it
+        is well formed, unless `each` is set."""
         if not self._made:
             return
         try:
@@ -170,7 +170,7 @@ class _Unchecked:
 
 
 def _run_pass(each: GraphPass, mod: IRModule, phase: str, context: PipelineContext, unchecked: _Unchecked) -> IRModule:
-    """Run one pass; its exceptions, and invalid modules, become a PassError that names it."""
+    """Run one pass, converting its exceptions and invalid modules to a PassError that names it."""
     where = f"pass {each.name!r} (phase {phase!r})"
     try:
         result = each(mod, context)
@@ -197,7 +197,7 @@ def _run_pass(each: GraphPass, mod: IRModule, phase: str, context: PipelineConte
 
 
 def _check_well_formed(mod: IRModule, where: str, *, thorough: bool) -> None:
-    """Checks scopes and structure, and with `thorough` also types, which costs as much as inferring all of them
+    """Check scopes and structure, and with `thorough` also types, which costs as much as inferring all of them
     again."""
     try:
         relax.analysis.well_formed(mod, thorough)
@@ -215,7 +215,7 @@ def _select(phases: list[Phase], until: str | None) -> list[Phase]:
 
 
 def insert_passes(phases: list[Phase], changes: Mapping[str, PassLike | None]) -> list[Phase]:
-    """`phases` with the changes of `run_pipeline(passes=...)` applied in their order."""
+    """Apply the changes of `run_pipeline(passes=...)` to `phases`, in order."""
     for key, candidate in changes.items():
         action, _, name = key.partition(":")
         if action not in ("before", "after", "instead-of") or not name:
@@ -261,10 +261,10 @@ _HEADER = """\
 
 
 class ModuleDump:
-    """A folder with one numbered file for each pass that changed the module; 00 is the module as it came in.
+    """A folder with one numbered file for each pass that changed the module; 00 is the input module.
 
     Raises:
-        StorageError: the folder cannot be made or written.
+        StorageError: the folder cannot be created or written.
     """
 
     def __init__(self, folder: Path, mod: IRModule) -> None:
@@ -292,6 +292,6 @@ class ModuleDump:
 
 
 def importable(script: str) -> str:
-    """TVMScript as a Python module: the printer leaves the imports as comments."""
+    """Return TVMScript as a Python module: the printer comments out the imports."""
     lines = script.splitlines(keepends=True)
     return "".join(line.removeprefix("# ") if line.startswith("# from ") else line for line in lines)

@@ -1,9 +1,9 @@
-"""Graph passes by name: registering, discovering and looking up.
+"""Registry of graph passes: registration, discovery and lookup by name.
 
-    @graph_pass("fold-constants", summary="Evaluate what depends on constants alone")
+    @graph_pass("fold-constants", summary="Evaluate expressions that depend only on constants")
     def fold_constants(mod: IRModule, context: PipelineContext) -> IRModule: ...
 
-A user's own pass is defined in the same way, or is any `tvm.transform.Pass` or function from IRModule to IRModule.
+Users define passes in the same way, or pass any `tvm.transform.Pass` or function from IRModule to IRModule.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class GraphPass:
 
     Attributes:
         name: verb first, words joined by hyphens, as users write it.
-        summary: one line that says what it does.
-        rewrite: the pass itself; returns the very module it was given when there was nothing to do.
-        required: the module cannot be built without it; `verify` runs these to build a module in between.
-        only: the one pipeline that runs it (`Target.pipeline`: "processor" or "gpu"); all when None.
+        summary: a one-line description.
+        rewrite: the pass itself; returns the same module object if there is nothing to do.
+        required: the module cannot be built without it; `verify` runs these to build intermediate modules.
+        only: the one pipeline that runs it (`Target.pipeline`: "processor" or "gpu"); None: all.
     """
 
     name: str
@@ -48,11 +48,11 @@ class GraphPass:
         return self.only in (None, pipeline)
 
     def __call__(self, mod: IRModule, context: PipelineContext | None = None) -> IRModule:
-        """Run on `mod`; without `context`, on one with every default."""
+        """Run on `mod`; the default `context` has default options."""
         return self.rewrite(mod, context if context is not None else PipelineContext())
 
     def as_tvm_pass(self, context: PipelineContext | None = None) -> Any:
-        """The pass as a `tvm.transform.Pass`, to be mixed with TVM's own."""
+        """Return the pass as a `tvm.transform.Pass`, to be combined with TVM's own."""
 
         def transform(mod: IRModule, _engine_context: object) -> IRModule:
             return self(mod, context)
@@ -70,7 +70,7 @@ def graph_pass(
     """Register the decorated function as the pass `name` and turn it into a `GraphPass`.
 
     Raises:
-        OptionError: another function has that name already.
+        OptionError: the name is already taken by another function.
     """
 
     def register(rewrite: Rewrite) -> GraphPass:
@@ -90,7 +90,7 @@ def graph_pass(
 
 
 def all_passes() -> dict[str, GraphPass]:
-    """Every registered pass by name, sorted; imports the modules of `compiler.passes` the first time."""
+    """Return every registered pass by name, sorted; the first call imports the modules of `compiler.passes`."""
     global _discovered
     if not _discovered:
         import_all("compiler.passes")
@@ -99,10 +99,10 @@ def all_passes() -> dict[str, GraphPass]:
 
 
 def get_pass(name: str) -> GraphPass:
-    """The pass `name`.
+    """Return the pass `name`.
 
     Raises:
-        OptionError: no such pass; the hint names near ones.
+        OptionError: there is no such pass; the hint lists similar names.
     """
     passes = all_passes()
     if name in passes:
@@ -111,18 +111,18 @@ def get_pass(name: str) -> GraphPass:
 
 
 def is_own(candidate: GraphPass) -> bool:
-    """True if `candidate` is one of the passes of `compiler.passes`, whose tests check the types they leave."""
+    """True if `candidate` is one of the passes of `compiler.passes`, whose output types are tested."""
     return candidate.rewrite.__module__.startswith("compiler.passes.") and _PASSES.get(candidate.name) is candidate
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint that names up to three of `known` near `name`, or all of them when none is near."""
+    """Return a hint with up to three similar names from `known`, or all names if none is similar."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else "known: " + ", ".join(sorted(known))
 
 
 def as_graph_pass(candidate: PassLike) -> GraphPass:
-    """`candidate` as a `GraphPass`: one itself, a name, a `tvm.transform.Pass`, or a function of a module.
+    """Convert `candidate` to a `GraphPass`: a GraphPass, a name, a `tvm.transform.Pass`, or a function of a module.
 
     Raises:
         OptionError: it is none of these, or an unknown name.

@@ -1,4 +1,4 @@
-"""Checking each pass by running: the module it leaves against the module that came in."""
+"""Verification of passes by running their output module against the original module."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Array = np.ndarray
 # the short formats, whose sums are carried in float32.
 TOLERANCE = {"float64": 1e-12, "float32": 2.5e-4, "float16": 2e-2, "bfloat16": 1.6e-1}
 
-# Many small steps, most of them TVM's: compared at the end of the phase, one by one only when that is wrong.
+# Many small steps, most of them TVM's: compared at the end of the phase, individually only on a mismatch.
 _LOWERING = ("fuse", "plan-memory", "lower")
 
 
 class PassVerifier:
-    """Runs the module after each pass and compares its outputs with those of the module it started from.
+    """Runs the module after each pass and compares its outputs with those of the original module.
 
-    The reference is lowered by the required passes alone: no pass of ours, no fusion, no schedule.
+    The reference is lowered by the required passes only: no fusion, no schedule and no other pass of ours.
 
     Raises:
-        OptionError: the module does not run on the inputs, or this machine does not run the target.
+        OptionError: the module does not run on the inputs, or this machine cannot run the target.
         VerificationError: a pass changed an output beyond `TOLERANCE`; names the pass.
     """
 
@@ -62,7 +62,7 @@ class PassVerifier:
             ) from error
 
     def after_pass(self, phase: str, position: int, each: GraphPass, mod: IRModule) -> None:
-        """Compare `mod` with the reference, unless the pass left what it was given; of a lowering phase: remember."""
+        """Compare `mod` with the reference unless the pass changed nothing; in lowering phases, only record it."""
         if structural_equal(mod, self._last):
             return
         self._last = mod
@@ -71,7 +71,7 @@ class PassVerifier:
             self.after_phase()
 
     def after_phase(self) -> None:
-        """Compare the last module that is not compared yet; when it is wrong, find the first pass that made it so."""
+        """Compare the last module not yet compared; on a mismatch, find the first pass that caused it."""
         pending, self._pending = self._pending, []
         if pending and self._problem(*pending[-1]) is not None:
             for candidate in pending:
@@ -80,7 +80,7 @@ class PassVerifier:
                     raise VerificationError(problem)
 
     def _problem(self, phase: str, position: int, each: GraphPass, mod: IRModule) -> str | None:
-        """Describe what is wrong with `mod` after the pass."""
+        """Describe the mismatch of `mod` after the pass."""
         done = next(i for i, (name, at, _) in enumerate(self._order) if (name, at) == (phase, position))
         where = f"pass {each.name!r} (phase {phase!r})"
         try:
@@ -94,7 +94,7 @@ class PassVerifier:
         return None
 
     def _run(self, mod: IRModule, rest: Sequence[tuple[str, int, GraphPass]]) -> list[Array]:
-        """Lower `mod` by what is required of `rest`, build it, run it."""
+        """Lower `mod` by the required passes of `rest`, build it and run it."""
         for _, _, each in rest:
             if each.required:
                 mod = each(mod, self._context)
@@ -107,14 +107,14 @@ class PassVerifier:
 
 
 def flatten(value: RuntimeTensor | Sequence[RuntimeTensor]) -> list[Array]:
-    """The tensors of a result, nested tuples in order, as arrays."""
+    """Return the tensors of a result as arrays, nested tuples in order."""
     if hasattr(value, "numpy"):
         return [value.numpy()]
     return [array for item in value for array in flatten(item)]
 
 
 def compare(got: Array, expected: Array) -> str | None:
-    """A description of the difference, or None when `got` agrees with `expected` within `TOLERANCE`."""
+    """Describe the difference, or return None if `got` agrees with `expected` within `TOLERANCE`."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         return f"{got.dtype}{got.shape} where {expected.dtype}{expected.shape} was expected"
     tolerance = TOLERANCE.get(str(expected.dtype))
@@ -136,7 +136,8 @@ def compare(got: Array, expected: Array) -> str | None:
 
 
 def random_inputs(mod: IRModule, seed: int = 0) -> list[Array]:
-    """Inputs for `main`: normal numbers, integers 0 and 1 (they may be indices), and sizes 2, 3, ... for symbols.
+    """Return inputs for `main`: normal numbers, integers 0 and 1 (they may be indices), and sizes 2, 3, ... for
+    symbols.
 
     Raises:
         OptionError: an input is not a tensor of known rank.

@@ -1,22 +1,22 @@
-"""cancel-transposes: transposes and reshapes move towards the outputs until they meet and merge, or cancel.
+"""cancel-transposes: move transposes and reshapes towards the outputs until they merge or cancel.
 
     transpose(transpose(x))       => transpose(x), or x
-    reshape(reshape(x))           => reshape(x), or x              likewise flatten, squeeze, expand_dims
-    transpose(x)                  => reshape(x)                    where only axes of size 1 move
+    reshape(reshape(x))           => reshape(x), or x              also flatten, squeeze, expand_dims
+    transpose(x)                  => reshape(x)                    when only axes of size 1 move
     f(transpose(x))               => transpose(f(x))               f: elementwise, reduction, pad, slice, concatenation
-    f(reshape(x))                 => reshape(f(x))                 f: elementwise, or a product with a matrix
-    f(reshape(x @ w), y)          => reshape(f(x @ w, reshape(y))) f: of two operands
+    f(reshape(x))                 => reshape(f(x))                 f: elementwise, or a matmul with a matrix
+    f(reshape(x @ w), y)          => reshape(f(x @ w, reshape(y))) f: binary
 
-A transpose moves only when nothing else uses it, so that none is computed twice. It does not move past softmax or
-normalizations, whose kernels want their axis last. A reshape is preferred to a transpose: it copies nothing.
+A transpose moves only if it has a single consumer, so that none is computed twice. It does not move past softmax or
+normalizations, whose kernels need their axis last. Reshapes are preferred to transposes: they copy nothing.
 
-cancel-reshapes: a reshape and its inverse are removed, even with elementwise functions between them.
+cancel-reshapes: remove a reshape and its inverse, even with elementwise functions between them.
 
-    reshape(f(...reshape(x))) => f(...x), where the outer reshape restores x's shape
-    reshape(f(reshape(x), y)) => f(x, reshape(y)), where the inner reshape only inserts dimensions of 1 besides
+    reshape(f(...reshape(x))) => f(...x), if the outer reshape restores x's shape
+    reshape(f(reshape(x), y)) => f(x, reshape(y)), if the inner reshape only inserts dimensions of 1
 
-Kernels then end where the elementwise functions end, not at the first reshape; attention that adds a mask to each
-window of an image is recognized.
+Kernels then end after the elementwise functions, not at the first reshape, and attention with a mask per image window
+is recognized.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from compiler.passes.rewriting.matching import (
 from schedules.ir.tvm_types import Index
 
 rules = RuleTable()
-last_rules = RuleTable()  # only after nothing moves any more, since a reshape does not merge with a transpose
+last_rules = RuleTable()  # after the other rules: a reshape does not merge with a transpose
 op = relax.op
 
 PERMUTE = "relax.permute_dims"
@@ -55,26 +55,26 @@ REDUCTIONS = ("relax.sum", "relax.mean", "relax.max", "relax.min", "relax.prod",
 
 @graph_pass("cancel-transposes", summary="Move transposes and reshapes down until they merge or cancel")
 def cancel_transposes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation."""
+    """See the equations in the module docstring."""
     return last_rules.apply(rules.apply(mod))
 
 
 def permuted(graph: Graph, expr: Expr) -> tuple[Expr, list[int]] | None:
-    """x and the axes, when `expr` is a transpose of x that nothing else uses."""
+    """Return (x, axes) if `expr` is a transpose of x with a single consumer."""
     call = graph.call(expr, PERMUTE)
     axes = axes_of(call) if call is not None and graph.only_use(expr) else None
     return None if call is None or axes is None else (call.args[0], axes)
 
 
 def reshaped(graph: Graph, expr: Expr) -> Expr | None:
-    """x, when `expr` is a reshape of x that nothing else uses."""
+    """Return x if `expr` is a reshape of x with a single consumer."""
     call = graph.call(expr, *RESHAPES)
     return call.args[0] if call is not None and graph.only_use(expr) else None
 
 
 @rules.on(PERMUTE)
 def merge_transposes(graph: Graph, call: Call) -> Expr | None:
-    """transpose(transpose(x)) => transpose(x); a transpose that moves nothing => x"""
+    """transpose(transpose(x)) => transpose(x); an identity transpose => x"""
     outer = axes_of(call)
     if outer is None:
         return None
@@ -90,7 +90,7 @@ def merge_transposes(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on(PERMUTE)
 def merge_transposes_around_ones(graph: Graph, call: Call) -> Expr | None:
-    """transpose(reshape(transpose(x))) => reshape(transpose(x)), where the reshape adds or drops axes of size 1 only"""
+    """transpose(reshape(transpose(x))) => reshape(transpose(x)), when the reshape adds or drops axes of size 1 only"""
     outer, inner = axes_of(call), graph.call(call.args[0], *RESHAPES)
     first = graph.call(inner.args[0], PERMUTE) if inner is not None else None
     if outer is None or inner is None or first is None:
@@ -106,7 +106,7 @@ def merge_transposes_around_ones(graph: Graph, call: Call) -> Expr | None:
 
 @last_rules.on(PERMUTE)
 def transpose_of_ones(graph: Graph, call: Call) -> Expr | None:
-    """transpose(x) => reshape(x), where the axes of other sizes than 1 keep their order"""
+    """transpose(x) => reshape(x), when the axes of size > 1 keep their order"""
     axes, shape, result = axes_of(call), shape_of(call.args[0]), shape_of(call)
     if axes is None or shape is None or result is None:
         return None
@@ -160,7 +160,7 @@ def transpose_past_binary(graph: Graph, call: Call) -> Expr | None:
 
 
 def _transposed_back(graph: Graph, operand: Expr, axes: list[int]) -> Expr | None:
-    """The constant that, transposed by `axes`, is `operand`; a scalar stands for itself."""
+    """Return the constant whose transpose by `axes` is `operand`; scalars are returned unchanged."""
     if rank_of(operand) == 0:
         return operand
     constant = constant_array(graph, operand)
@@ -172,7 +172,7 @@ def _transposed_back(graph: Graph, operand: Expr, axes: list[int]) -> Expr | Non
 
 @rules.on(*BINARY)
 def reshape_past_binary(graph: Graph, call: Call) -> Expr | None:
-    """f(reshape(x), reshape(y)) => reshape(f(x, y)) for x and y of one shape; y may be a scalar"""
+    """f(reshape(x), reshape(y)) => reshape(f(x, y)) for x and y of equal shape; y may be a scalar"""
     result = shape_of(call)
     sources = [reshaped(graph, operand) for operand in call.args]
     first = next((source for source in sources if source is not None), None)
@@ -192,8 +192,8 @@ def reshape_past_binary(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on(*BINARY)
 def reshape_past_epilogue(graph: Graph, call: Call) -> Expr | None:
-    """f(reshape(x), y) => reshape(f(x, reshape(y))) for a product x, which then has f for its epilogue; y has the
-    shape of the result, or is a vector along the last axis, which the reshape keeps"""
+    """f(reshape(x), y) => f(x, reshape(y)) for a matmul or convolution x, whose epilogue f then is; y has the shape of
+    the result, or is a vector along the last axis, which the reshape keeps"""
     result = shape_of(call)
     for position, operand in enumerate(call.args):
         product, other = reshaped(graph, operand), call.args[1 - position]
@@ -213,7 +213,7 @@ def reshape_past_epilogue(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.matmul")
 def reshape_past_matmul(graph: Graph, call: Call) -> Expr | None:
-    """reshape(x) @ w => reshape(x @ w) for a matrix w, when the reshape keeps the last axis: a product of rows"""
+    """reshape(x) @ w => reshape(x @ w) for a matrix w, if the reshape keeps the last axis"""
     inner = graph.call(call.args[0], *RESHAPES)
     result = shape_of(call)
     if inner is None or result is None or rank_of(call.args[1]) != 2:
@@ -227,7 +227,7 @@ def reshape_past_matmul(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on(*REDUCTIONS)
 def transpose_past_reduction(graph: Graph, call: Call) -> Expr | None:
-    """reduce(transpose(x), axes) => transpose(reduce(x, those axes)), or without a transpose where none is left"""
+    """reduce(transpose(x), axes) => transpose(reduce(x, those axes)), without the transpose if none is left"""
     found = permuted(graph, call.args[0])
     if found is None:
         return None
@@ -308,7 +308,7 @@ reshape_rules = RuleTable()
 
 @graph_pass("cancel-reshapes", summary="Remove reshapes that a later reshape undoes")
 def cancel_reshapes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equation in the module's documentation."""
+    """See the equations in the module docstring."""
     return reshape_rules.apply(mod)
 
 
@@ -332,7 +332,7 @@ def reshaped_back(graph: Graph, call: Call) -> Expr | None:
 
 @reshape_rules.on("relax.reshape")
 def inserted_dimensions(graph: Graph, call: Call) -> Expr | None:
-    """reshape(f(reshape(x), y)) => f(x, reshape(y)), where the inner reshape inserts dimensions of 1"""
+    """reshape(f(reshape(x), y)) => f(x, reshape(y)), if the inner reshape inserts dimensions of 1"""
     outer = graph.definition(call.args[0])
     if operator_name(outer) not in _OF_TWO or not graph.only_use(call.args[0]):
         return None
@@ -351,7 +351,7 @@ def inserted_dimensions(graph: Graph, call: Call) -> Expr | None:
 
 
 def _inserted(before: Sequence[Index] | None, after: Sequence[Index] | None) -> list[int] | None:
-    """Axes of `after`, each of extent 1, that are not in `before`; None where the two differ otherwise."""
+    """Return the axes of `after`, each of extent 1, that are not in `before`; None if the two differ otherwise."""
     if before is None or after is None or len(after) <= len(before):
         return None
     left = list(before)
@@ -367,7 +367,7 @@ def _inserted(before: Sequence[Index] | None, after: Sequence[Index] | None) -> 
 
 
 def _without(shape: Sequence[Index] | None, axes: Sequence[int], rank: int) -> list[Index] | None:
-    """The shape of a tensor broadcast to `rank` dimensions, without some axes that are 1 in it."""
+    """Return the shape of a tensor broadcast to `rank` dimensions, without the given axes, whose extent must be 1."""
     if shape is None or len(shape) > rank:
         return None
     full = [*(1 for _ in range(rank - len(shape))), *shape]
@@ -377,7 +377,7 @@ def _without(shape: Sequence[Index] | None, axes: Sequence[int], rank: int) -> l
 
 
 def _is_of_single_elements(graph: Graph, call: Expr) -> bool:
-    """True if each element of the result depends on one element of the first operand, wherever it lies."""
+    """True if each element of the result depends on a single element of the first operand, at any position."""
     name = operator_name(call)
     if name in _FUNCTIONS:
         return True
@@ -388,7 +388,7 @@ def _is_of_single_elements(graph: Graph, call: Expr) -> bool:
 
 
 def _on_another_value(graph: Graph, functions: list[Call], value: Expr) -> Expr:
-    """The functions, the last one first in the list, on another value."""
+    """Apply the functions, listed last first, to another value."""
     for function in reversed(functions):
         value = graph.emit(relax.Call(function.op, [value, *list(function.args)[1:]], function.attrs, function.ty_args))
     return value

@@ -1,6 +1,6 @@
-"""eliminate-dead-code: unused bindings, unused private functions, branches that are never taken.
+"""eliminate-dead-code: remove unused bindings, unused private functions and branches never taken.
 
-eliminate-common-subexpressions: equal operators on equal operands are computed once.
+eliminate-common-subexpressions: compute equal operators on equal operands once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from schedules.ir.tvm_types import Binding, BindingBlock, SeqExpr
 
 @graph_pass("eliminate-dead-code", summary="Remove unused bindings and functions, and branches never taken")
 def eliminate_dead_code(mod: IRModule, context: PipelineContext) -> IRModule:
-    """An If on a constant becomes the branch it takes, spliced into the code around it."""
+    """Also replaces an If on a constant by the branch it takes, spliced into the surrounding code."""
     changed = {}
     for var, function in rewritable_functions(mod):
         original = function.body
@@ -43,7 +43,7 @@ def eliminate_dead_code(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def splice_known_branches(sequence: SeqExpr) -> Expr:
-    """`sequence` with the taken branch in place of each If whose condition is a constant, nested ones too."""
+    """Replace each If on a constant in `sequence`, nested ones included, by the branch it takes."""
     if not isinstance(sequence, relax.SeqExpr):
         return sequence
     blocks: list[BindingBlock] = []
@@ -56,7 +56,7 @@ def splice_known_branches(sequence: SeqExpr) -> Expr:
 
 
 def _splice_block(block: BindingBlock) -> list[BindingBlock] | None:
-    """The blocks that replace `block`, or None when it holds no If that changes."""
+    """Return the blocks that replace `block`, or None if none of its Ifs changes."""
     blocks: list[BindingBlock] = []
     pending: list[Binding] = []
     changed = False
@@ -83,7 +83,7 @@ def _splice_block(block: BindingBlock) -> list[BindingBlock] | None:
     return [*blocks, relax.BindingBlock(pending)]
 
 
-# Random, effectful, or about storage; the rest of the operators are functions of their operands.
+# Random, effectful, or about storage; all other operators are pure functions of their operands.
 _NOT_SHARED = (
     "relax.nn.dropout",
     "relax.call_",
@@ -103,14 +103,14 @@ _NOT_SHARED = (
 
 @graph_pass("eliminate-common-subexpressions", summary="Compute equal expressions once")
 def eliminate_common_subexpressions(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Equal operators on equal operands; constants are equal when their bits are."""
+    """Constants are equal if their bits are."""
     pool = ConstantPool()
     shared = rewrite_functions(mod, partial(ExpressionSharing, mod, pool))
     return mod if shared is mod else remove_unused(shared)
 
 
 class ExpressionSharing(Graph):
-    """Remembers each call; an equal later one becomes a reference to it."""
+    """Records each call and replaces later equal calls by a reference to it."""
 
     def __init__(self, mod: IRModule, pool: ConstantPool) -> None:
         super().__init__({}, mod)
@@ -118,7 +118,7 @@ class ExpressionSharing(Graph):
         self._seen: dict[tuple[Hashable, ...], Var] = {}
 
     def offer(self, value: Expr, variable: Var) -> Expr | None:
-        """The variable that holds the same value already."""
+        """Return the variable that already holds the same value."""
         name = operator_name(value)
         if name is None or (name.startswith(_NOT_SHARED) and name != "relax.call_tir"):
             return None
@@ -140,14 +140,14 @@ class ExpressionSharing(Graph):
         return StructuralKey(operand)
 
     def _rewrite_sequence(self, sequence: Expr) -> Expr:
-        """Rewrite a sequence; values that are computed in a branch are known in that branch only."""
+        """Rewrite a sequence; values computed in a branch are visible in that branch only."""
         outside = dict(self._seen)
         result = super()._rewrite_sequence(sequence)
         self._seen = outside
         return result
 
     def _rewrite_block(self, block: BindingBlock) -> BindingBlock:
-        """Variables local to a dataflow block are known in that block only."""
+        """Variables local to a dataflow block are visible in that block only."""
         result = super()._rewrite_block(block)
         local = relax.DataflowVar
         self._seen = {

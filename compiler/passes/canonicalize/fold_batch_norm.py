@@ -1,12 +1,12 @@
-"""fold-batch-norm: factors and offsets of channels move into the weights and the bias around them.
+"""fold-batch-norm: fold per-channel factors and offsets into adjacent weights and biases.
 
-    conv(x, w) * s       => conv(x, w * s)             likewise x @ w, w @ x, transposed and grouped convolutions
+    conv(x, w) * s       => conv(x, w * s)             also x @ w, w @ x, transposed and grouped convolutions
     (conv(x, w) + b) * s => conv(x, w * s) + b * s
     conv(x * s, w)       => conv(x, w * s)
-    conv(x + b, w)       => conv(x, w) + conv(b, w)    without padding only, where conv(b, w) is constant
+    conv(x + b, w)       => conv(x, w) + conv(b, w)    only without padding, when conv(b, w) is constant
     batch_norm(x)        => x * s + t                  in inference, with constant statistics
 
-Each factor in a weight is one rounding of it. Never where what stands in between has another consumer.
+Each factor rounds a weight once. Nothing is folded across a value that has another consumer.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ op = relax.op
 
 @graph_pass("fold-batch-norm", summary="Move batch norms, factors and offsets of channels into weights and biases")
 def fold_batch_norm(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation."""
+    """See the equations in the module docstring."""
     return rules.apply(mod)
 
 
 @rules.on("tuple-get-item")
 def split_batch_norm(graph: Graph, item: Expr) -> Expr | None:
-    """batch_norm(x, gamma, beta, mean, variance) => x * s + t; its other results are the statistics unchanged"""
+    """batch_norm(x, gamma, beta, mean, variance) => x * s + t; its other results are the unchanged statistics"""
     call = graph.call(item.tuple_value, "relax.nn.batch_norm")
     if call is None or bool(call.attrs.training):
         return None
@@ -69,7 +69,8 @@ def split_batch_norm(graph: Graph, item: Expr) -> Expr | None:
 
 
 def _with_constant(graph: Graph, call: Call) -> list[tuple[Expr, Array]]:
-    """(variable, constant) of a binary call; for a division or subtraction, only with the constant on the right."""
+    """Return the (variable, constant) pairs of a binary call; for division and subtraction, only the right operand may
+    be constant."""
     left, right = call.args
     pairs = [(left, constant_array(graph, right))]
     if call.op.name in ("relax.add", "relax.multiply"):
@@ -78,7 +79,7 @@ def _with_constant(graph: Graph, call: Call) -> list[tuple[Expr, Array]]:
 
 
 def _factor(graph: Graph, call: Call, rank: int | None, axis: int, channels: int) -> tuple[Expr, Array] | None:
-    """x and the factor of each channel, when `call` is x * s or x / s."""
+    """Return x and the per-channel factor if `call` is x * s or x / s."""
     for variable, constant in _with_constant(graph, call):
         vector = per_channel(constant, rank, axis, channels)
         if vector is None:
@@ -91,7 +92,7 @@ def _factor(graph: Graph, call: Call, rank: int | None, axis: int, channels: int
 
 
 def _offset(graph: Graph, call: Call, rank: int | None, axis: int, channels: int) -> tuple[Expr, Array] | None:
-    """x and the offset of each channel, when `call` is x + b or x - b."""
+    """Return x and the per-channel offset if `call` is x + b or x - b."""
     for variable, constant in _with_constant(graph, call):
         vector = per_channel(constant, rank, axis, channels)
         if vector is not None:

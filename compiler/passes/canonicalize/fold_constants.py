@@ -1,11 +1,11 @@
-"""fold-constants: expressions that depend only on constants are evaluated at compile time.
+"""fold-constants: evaluate expressions that depend only on constants at compile time.
 
-Constants that callers hand to private functions become constants of these functions.
+Constants passed to private functions at every call are propagated into these functions.
 
-Loops are imported as functions that call themselves, and what their body reads from outside is a parameter: without
-this, nothing that depends on it is computed when compiling, and weights are not packed.
+Loops are imported as recursive functions, with the values that their body captures as parameters. Without
+propagation, nothing that depends on captured values is computed at compile time, and weights are not packed.
 
-Evaluating a call on constants with TVM: compile it, run it here.
+Calls on constants are evaluated by compiling them with TVM and running them.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from schedules.instructions.llvm_options import plain_cpu
 from schedules.ir.tvm_private import set_type
 from schedules.ir.tvm_types import Call, Function, PackedFunc, RuntimeModule, RuntimeTensor
 
-# A result may be this many times its operands (int8 to float32 is 4), or this many bytes whatever they are.
+# A result may be at most this many times larger than its operands (int8 to float32 is 4), or this many bytes.
 GROWTH = 4
 ALWAYS_BYTES = 1 << 20
 # Above this TVM's unscheduled kernels take seconds.
 ENGINE_BYTES = 64 << 20
 
-# Random, effectful, or about memory and devices; and those whose result has a size known only at run time.
+# Random, effectful, or about memory and devices; or with a result size known only at run time.
 _NEVER = (
     "relax.nn.dropout",
     "relax.multinomial_from_uniform",
@@ -65,41 +65,41 @@ _NEVER_PREFIXES = ("call_", "builtin", "memory", "vm", "ccl", "dist", "grad", "i
 _WEIGHT_ELEMENTS = 1024
 _NARROW = ("int8", "uint8")
 _NARROW_READERS = ("relax.matmul", "relax.multiply", "relax.permute_dims", "relax.take")
-# Of weights with one scale per group.
+# Readers of weights with one scale per group.
 _GROUP_READERS = (*_NARROW_READERS, "relax.reshape")
 _HEAVY = ("relax.nn.conv", "relax.nn.attention", "relax.einsum")
 
 
-@graph_pass("fold-constants", summary="Evaluate what depends on constants alone")
+@graph_pass("fold-constants", summary="Evaluate expressions that depend only on constants")
 def fold_constants(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Through reshapes, casts, arithmetic, shapes and kernel calls, unless the module would grow much.
+    """Evaluate reshapes, casts, arithmetic, shapes and kernel calls, unless the module would grow too much.
 
-    Where activations are made integers too, weights of 8 bits stay narrow: a later phase may compute with
-    them as they are. `fold-dequantize` folds what it left.
+    In models with quantized activations, 8-bit weights stay 8-bit, since a later phase may compute with them directly;
+    `fold-dequantize` folds the rest.
     """
     return fold(mod, keep_narrow=True if _quantizes_activations(mod) else None)
 
 
-@graph_pass("fold-dequantize", summary="Evaluate what depends on constants alone, dequantized weights too")
+@graph_pass("fold-dequantize", summary="Evaluate expressions that depend only on constants, dequantized weights too")
 def fold_dequantize(mod: IRModule, context: PipelineContext) -> IRModule:
-    """For weights that no phase uses in an integer computation."""
+    """For weights that no phase uses in integer arithmetic."""
     return fold(mod, keep_narrow=False)
 
 
 def fold(mod: IRModule, *, keep_narrow: bool | None) -> IRModule:
-    """Fold everything, except, with `keep_narrow`, what widens 8-bit weights, or, with None, what widens those that
-    only matrix products and row look-ups read."""
+    """Fold constants; `keep_narrow` exempts dequantizations and casts of 8-bit weights, None only those of weights read
+    only by matmuls and row look-ups."""
     for _ in range(MAX_ROUNDS):
         propagated = propagate_constants(rewrite_functions(mod, partial(ConstantFolder, mod, keep_narrow)))
         if propagated is mod:
             break
-        # Shapes that are known now let match_casts go, and with them symbols, which makes more known.
+        # Known shapes make match_casts and their symbols redundant, so that more becomes known.
         mod = remove_unused(relax.transform.CanonicalizeBindings()(propagated))
     return mod
 
 
 class ConstantFolder(Graph):
-    """Replaces each call on constants by its value, in one walk, since operands come first."""
+    """Replaces each call on constants by its value, in one traversal, since operands come first."""
 
     def __init__(self, mod: IRModule, keep_narrow: bool | None) -> None:
         super().__init__({}, mod)
@@ -107,7 +107,7 @@ class ConstantFolder(Graph):
         self._keep_narrow = keep_narrow
 
     def offer(self, value: Expr, variable: Var) -> Expr | None:
-        """The value of a call, the field of a known tuple, a shape that is known."""
+        """Fold a call, a field of a known tuple, or a known shape."""
         if isinstance(value, relax.TupleGetItem):
             known = self.definition(value.tuple_value)
             return known.fields[value.index] if isinstance(known, relax.Tuple) else None
@@ -124,7 +124,7 @@ class ConstantFolder(Graph):
         return self._fold_call(name, value)
 
     def _stays_narrow(self, call: Call, variable: Var) -> bool:
-        """True if a later phase may read the weights in 8 bits: any of them, or matrices that are multiplied or read by
+        """True if a later phase may read the weights in 8 bits: any weights, or only matrices read by matmuls or by
         rows."""
         if self._keep_narrow is not None:
             return self._keep_narrow
@@ -132,7 +132,7 @@ class ConstantFolder(Graph):
         return rank_of(call) == 2 and self.only_read_by(variable, *(_GROUP_READERS if grouped else _NARROW_READERS))
 
     def _fold_sum_of_weights(self, call: Call) -> Expr | None:
-        """Sums of weights that themselves stay narrow: the contribution of a zero point to a product."""
+        """Fold sums of weights that themselves stay 8-bit: a zero point's contribution to a matmul."""
         cast = self.call(call.args[0], "relax.astype")
         weights = None if cast is None else constant_array(self, cast.args[0])
         if weights is None or weights.dtype.name not in _NARROW or dtype_of(call) != "int32":
@@ -142,7 +142,7 @@ class ConstantFolder(Graph):
         return as_constant(np.asarray(sums))
 
     def _fold_shape(self, name: str, call: Call) -> Expr | None:
-        """Shape values, symbolic sizes included."""
+        """Fold shape values, including symbolic sizes."""
         if name == "relax.shape_of":
             ty = call.args[0].ty
             shape = ty.shape if isinstance(ty, relax.TensorType) else None
@@ -186,7 +186,7 @@ class ConstantFolder(Graph):
 
 
 def _quantizes_activations(mod: IRModule) -> bool:
-    """True if numbers that are not constant become integers of 8 or 16 bits anywhere."""
+    """True if any non-constant value is quantized to 8 or 16 bits."""
     return any(
         operator_name(binding.value) in ("relax.quantize", "relax.astype")
         and dtype_of(binding.var) in (*_NARROW, "int16", "uint16")
@@ -198,7 +198,7 @@ def _quantizes_activations(mod: IRModule) -> bool:
 
 
 def _widens_weights(name: str, call: Call) -> bool:
-    """True if the call widens an 8-bit tensor large enough to be weights."""
+    """True if the call casts or dequantizes an 8-bit tensor large enough to be weights."""
     if name not in ("relax.dequantize", "relax.astype") or dtype_of(call.args[0]) not in _NARROW:
         return False
     size = result_bytes(call.args[0].ty)
@@ -209,9 +209,9 @@ _compiled: dict[Hashable, RuntimeModule] = {}
 
 
 def evaluate_with_engine(call: Call, mod: IRModule) -> Expr:
-    """The value of a call whose tensor operands are constants: a constant, or a tuple of constants.
+    """Return the value of a call on constant tensors: a constant, or a tuple of constants.
 
-    `mod` holds the kernel when the call is of one. Compiling takes some 30 ms, so each call is compiled once.
+    `mod` holds the kernel of a kernel call. Compiling takes some 30 ms, so each distinct call is compiled once.
     """
     parameters: list[Expr] = []
     values: list[Expr] = []
@@ -260,10 +260,10 @@ _Values = dict[tuple[str, int], Any]
 
 
 def propagate_constants(mod: IRModule) -> IRModule:
-    """`mod` without the parameters that are the same constant at every call, through calls of itself too; `mod` itself
-    when there are none.
+    """Remove the parameters that are the same constant at every call, recursive calls included; return `mod` itself if
+    there are none.
 
-    Functions that are used as values or can be called from outside keep theirs.
+    Functions used as values or callable from outside keep their parameters.
     """
     functions = {var: f for var, f in mod.functions_items() if isinstance(f, relax.Function)}
     if len(functions) < 2:
@@ -276,7 +276,7 @@ def propagate_constants(mod: IRModule) -> IRModule:
 
 
 def _known(functions: dict[GlobalVar, Function], private: dict[str, Function]) -> _Values:
-    """The constant of each parameter that has one."""
+    """Return the constant value of each parameter that has one."""
     positions = {each: (name, index) for name, f in private.items() for index, each in enumerate(f.params)}
     values: _Values = dict.fromkeys(
         (parameter for each, parameter in positions.items() if _has_known_shape(each)), _UNKNOWN
@@ -309,7 +309,7 @@ def _arguments(body: Expr, values: _Values) -> Iterator[tuple[tuple[str, int], E
 
 
 def _meet(first: Any, second: Any) -> Any:
-    """Meet of two calls in the lattice of constants."""
+    """Meet of two arguments in the lattice of constants."""
     if second is _UNKNOWN:
         return first
     if first is _UNKNOWN:
@@ -320,7 +320,7 @@ def _meet(first: Any, second: Any) -> Any:
 
 
 def _without(mod: IRModule, functions: dict[GlobalVar, Function], known: _Values) -> IRModule:
-    """The module with known parameters replaced by their values."""
+    """Return the module with known parameters replaced by their values."""
     dropped: dict[str, set[int]] = {}
     for name, index in known:
         dropped.setdefault(name, set()).add(index)

@@ -1,16 +1,16 @@
-"""fold-pad: an explicit padding becomes the padding of the convolution or pooling it feeds.
+"""fold-pad: fold explicit padding into the convolution or pooling it feeds.
 
     conv(pad(x, 0), w)        => conv(x, w, padding)
     avg_pool(pad(x, 0))       => avg_pool(x, padding), which then counts it
     max_pool(pad(x, lowest))  => max_pool(x, padding); also with 0 for x >= 0
 
-Only where spatial axes alone are padded, and nothing else uses the padded tensor.
+Only if no other than spatial axes are padded, and nothing else uses the padded tensor.
 
-crop-filters: removes taps at the edge of a filter that only ever read padding.
+crop-filters: remove taps at the edge of a filter that only ever read padding.
 
     conv(x, w, padding) => conv(x, w[..., first:last], less padding)
 
-A 3x3 filter with dilation 36 on an image of 16x16, as in the pyramids of DeepLab, is a 1x1 filter.
+For example, a 3x3 filter with dilation 36 on a 16x16 image, as in DeepLab, is a 1x1 filter.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _POOL_ATTRIBUTES = (
 
 @graph_pass("fold-pad", summary="Make explicit padding the padding of the convolution or pooling it feeds")
 def fold_pad(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation."""
+    """See the equations in the module docstring."""
     return rules.apply(mod)
 
 
 def padded_operand(graph: Graph, call: Call, layout: str) -> tuple[Call, list[int]] | None:
-    """The constant padding that feeds `call`, and what it adds to the call's padding: all begins, then all ends."""
+    """Return the constant padding that feeds `call`, and the padding to add to the call: all begins, then all ends."""
     pad = graph.call(call.args[0], "relax.nn.pad")
     if pad is None or not graph.only_use(call.args[0]) or str(pad.attrs.pad_mode) != "constant":
         return None
@@ -63,7 +63,7 @@ def padded_operand(graph: Graph, call: Call, layout: str) -> tuple[Call, list[in
 
 
 def rebuilt(call: Call, data: Expr, names: tuple[str, ...], added: list[int], **changes: object) -> Call:
-    """`call` on `data` with `added` on top of its padding."""
+    """Return `call` on `data` with `added` on top of its padding."""
     values = {name: getattr(call.attrs, name) for name in names}
     values["padding"] = [int(own) + more for own, more in zip(values["padding"], added, strict=True)]
     function = getattr(relax.op.nn, str(call.op.name).removeprefix("relax.nn."))
@@ -81,7 +81,7 @@ def pad_of_convolution(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on(*_AVERAGE)
 def pad_of_average(graph: Graph, call: Call) -> Expr | None:
-    """avg_pool(pad(x, 0)) => avg_pool(x, padding), counting what is padded"""
+    """avg_pool(pad(x, 0)) => avg_pool(x, padding), counting the padding"""
     found = padded_operand(graph, call, str(call.attrs.layout))
     if found is None or float(found[0].attrs.pad_value) != 0 or bool(call.attrs.ceil_mode):
         return None
@@ -92,7 +92,7 @@ def pad_of_average(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on(*_MAXIMUM)
 def pad_of_maximum(graph: Graph, call: Call) -> Expr | None:
-    """max_pool(pad(x, lowest)) => max_pool(x, padding), where no window lies in the padding alone"""
+    """max_pool(pad(x, lowest)) => max_pool(x, padding), if no window is all padding"""
     found = padded_operand(graph, call, str(call.attrs.layout))
     dtype = dtype_of(call)
     if found is None or bool(call.attrs.ceil_mode) or dtype not in ("float16", "float32", "float64"):
@@ -118,7 +118,7 @@ crop_rules = RuleTable()
 
 @graph_pass("crop-filters", summary="Remove the taps of convolutions that only read padding")
 def crop_filters(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equation in the module's documentation."""
+    """See the equations in the module docstring."""
     return crop_rules.apply(mod)
 
 
@@ -138,7 +138,7 @@ def crop_filter(graph: Graph, call: Call) -> Expr | None:
         window.after - (window.taps - cut.stop) * window.dilation for window, cut in zip(windows, kept, strict=True)
     ]
     if min(*before, *after, 0) < 0:
-        return None  # what is left begins inside of the input
+        return None  # the rest begins inside the input
     attrs = call.attrs
     function = getattr(relax.op.nn, str(call.op.name).removeprefix("relax.nn."))
     return function(

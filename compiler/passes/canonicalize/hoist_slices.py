@@ -1,11 +1,11 @@
-"""hoist-slices: slices move towards the inputs, so that the elements cut away are not computed, copied or moved.
+"""hoist-slices: move slices towards the inputs, so that dropped elements are not computed, copied or moved.
 
     slice(transpose(x)) => transpose(slice(x))
-    slice(reshape(x))   => reshape(slice(x))     where the cut falls along one axis of x
-    slice(f(x))         => f(slice(x))           f: elementwise with one operand, or another that is constant
-    slice(x @ w)        => x @ slice(w)          w constant: packed projections are split, nothing is copied
+    slice(reshape(x))   => reshape(slice(x))     if the slice maps to one axis of x
+    slice(f(x))         => f(slice(x))           f: elementwise, unary or with a constant operand
+    slice(x @ w)        => x @ slice(w)          w constant: splits packed projections without a copy
 
-Only past what slices alone read: then, as long as they do not overlap, all of them together do what was done once.
+Only past values read by nothing but slices; if these do not overlap, together they do no more work than the original.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ SLICE = "relax.strided_slice"
 
 @graph_pass("hoist-slices", summary="Move slices towards the inputs, past transposes, reshapes and arithmetic")
 def hoist_slices(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation."""
+    """See the equations in the module docstring."""
     return rules.apply(mod)
 
 
 def _cut(call: Call) -> tuple[int, int, int] | None:
-    """(axis, begin, end) of a slice along one axis without strides, with known bounds inside the axis."""
+    """Return (axis, begin, end) of a slice along one axis without strides, with known bounds inside the axis."""
     shape = shape_of(call.args[0])
     fields = [list(getattr(argument, "fields", ())) for argument in list(call.args)[1:]]
     if shape is None or any(len(field) != 1 for field in fields):
@@ -62,7 +62,7 @@ def _cut(call: Call) -> tuple[int, int, int] | None:
 
 
 def _fits(graph: Graph, call: Call) -> tuple[int, int, int] | None:
-    """The cut, when slices alone read what it cuts and, if alike, they do not overlap."""
+    """Return the cut if only slices read its operand and that many of this size fit without overlap."""
     cut, shape = _cut(call), shape_of(call.args[0])
     if cut is None or shape is None or not graph.only_read_by(call.args[0], SLICE):
         return None
@@ -150,9 +150,9 @@ def past_reshape(graph: Graph, call: Call) -> Expr | None:
 
 
 def _outer_axis(source: tuple[int, ...], middle: tuple[int, ...], axis: int) -> tuple[int, int] | None:
-    """The axis of `source` in which `axis` of `middle` is the outermost part, and how many elements a step is there.
+    """Return the axis of `source` whose outermost part is `axis` of `middle`, and its number of elements per step.
 
-    Row-major: what lies outside of `axis`, and what lies outside and in it, must be whole axes of `source`.
+    Row-major: the axes before `axis`, and the axes up to and including it, must each be whole axes of `source`.
     """
     before = math.prod(middle[:axis])
     for outer in range(len(source)):

@@ -1,19 +1,19 @@
-"""merge-small-matmuls: products of one input of few rows by several weights become one.
+"""merge-small-matmuls: merge matmuls of one input with few rows by several weights into one.
 
     x @ a, x @ b, x @ c => slices of x @ [a b c]
     x @ a + p, x @ b + q => slices of x @ [a b] + [p q]
 
-The input is read once in place of three times, and one larger product keeps all cores busy; the slices cost a copy
-where nothing fuses with them. Few rows leave each product short of work; with many, measured, one product is no faster
-than three, and neither is one convolution.
+The input is read once instead of three times, and one larger matmul keeps all cores busy; the slices cost a copy if
+nothing fuses with them. With few rows each matmul has too little work; with many, one matmul measured no faster than
+three, nor did one convolution.
 
-merge-products-of-slices: products of a tensor's slices by one weight become one product of the whole tensor.
+merge-products-of-slices: merge matmuls of a tensor's slices by one weight into one matmul of the tensor.
 
     split(x)[0] @ w, split(x)[1] @ w, ...    => split(x @ w)[0], split(x @ w)[1], ...
-    take(x, 0) @ w, take(x, 1) @ w, ...      => take(x @ w, 0), take(x @ w, 1), ...       slices likewise
+    take(x, 0) @ w, take(x, 1) @ w, ...      => take(x @ w, 0), take(x @ w, 1), ...       also slices
 
-Exporters unroll recurrent cells step by step: each step multiplies one element of the sequence, and the weight is
-read from memory again for a row or two.
+Exporters unroll recurrent cells: each step multiplies one element of the sequence, reading the whole weight from
+memory for one or two rows.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ from schedules.ir.tvm_types import Binding, BindingBlock
 FEW_ROWS = 64
 
 
-@graph_pass("merge-small-matmuls", summary="One product for several of the same few rows by constant weights")
+@graph_pass("merge-small-matmuls", summary="Merge matmuls of the same few rows by constant weights")
 def merge_small_matmuls(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Within a dataflow block; see the equations in the module's documentation."""
+    """Merges within a dataflow block; see the equations in the module docstring."""
     merged = rewrite_functions(mod, partial(ParallelMerger, mod))
     return mod if merged is mod else remove_unused(merged)
 
 
 @dataclass(frozen=True)
 class Member:
-    """One product of a group: the variable that holds it, and the sum with its bias where that is all it is for."""
+    """One matmul of a group: the variable that holds it, and its sum with a bias if that is its only use."""
 
     linear: Linear
     product: Var
@@ -77,7 +77,7 @@ class Member:
 
 
 class ParallelMerger(Graph):
-    """At the first product of a group, computes all of them; each becomes a slice."""
+    """At the first matmul of a group, computes all of them; each becomes a slice."""
 
     def __init__(self, mod: IRModule) -> None:
         super().__init__({}, mod)
@@ -126,7 +126,7 @@ class ParallelMerger(Graph):
         return Member(linear, product)
 
     def offer(self, value: Expr, variable: Var) -> Expr | None:
-        """The slice that holds a product's value; emits the merged product before the first of its group."""
+        """Return the slice that holds a matmul's value; emits the merged matmul at the first of its group."""
         members = self._groups.pop(variable, None)
         if members is not None:
             self._emit_merged(members)
@@ -165,16 +165,16 @@ _FEWEST_SLICES = 3
 _SPLIT, _TAKE, _SLICE = "relax.split", "relax.take", "relax.strided_slice"
 
 
-@graph_pass("merge-products-of-slices", summary="One product for those of a tensor's slices by one constant weight")
+@graph_pass("merge-products-of-slices", summary="Merge matmuls of a tensor's slices by one constant weight")
 def merge_products_of_slices(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Merge where the slices are at least half of the tensor and each has few rows; see the module's documentation."""
+    """Merges if the slices are at least half of the tensor and each has few rows; see the module docstring."""
     merged = rewrite_functions(mod, partial(_PieceMerger, mod))
     return mod if merged is mod else remove_unused(merged)
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """`share` elements of `source` along an axis, as `call` cuts them off; `index` is the element of a split."""
+    """A slice of `source`: `share` elements along an axis, cut by `call`; `index` is the element of a split."""
 
     source: Var
     axis: int
@@ -185,8 +185,7 @@ class _Piece:
 
 @dataclass
 class _Group:
-    """Products of slices of one tensor by one weight, and what was emitted for them: the whole product, and slices of
-    it."""
+    """Matmuls of slices of one tensor by one weight, and what was emitted for them: the whole matmul and its slices."""
 
     linear: Linear
     pieces: dict[Var, _Piece]
@@ -202,7 +201,7 @@ class _Group:
 
 
 class _PieceMerger(Graph):
-    """At the first product of a group, computes the whole product; each becomes a slice of it."""
+    """At the first matmul of a group, computes the whole matmul; each becomes a slice of it."""
 
     def __init__(self, mod: IRModule) -> None:
         super().__init__({}, mod)
@@ -234,7 +233,7 @@ class _PieceMerger(Graph):
                 self._groups.update(dict.fromkeys(group.pieces, group))
 
     def offer(self, value: Expr, variable: Var) -> Expr | None:
-        """The slice of the whole product."""
+        """Return the slice of the whole matmul."""
         group = self._groups.get(variable)
         if group is None:
             return None
@@ -250,7 +249,7 @@ class _PieceMerger(Graph):
 
 
 def _piece_of(data: Expr, values: dict[Var, Expr]) -> _Piece | None:
-    """The slice of another tensor that `data` is, along another axis than the last one."""
+    """Return the slice that computes `data`, if along an axis other than the last."""
     value: Expr = values.get(data)
     index = None
     if isinstance(value, relax.TupleGetItem):
@@ -268,7 +267,7 @@ def _piece_of(data: Expr, values: dict[Var, Expr]) -> _Piece | None:
 
 
 def _cut_axis(call: Call) -> int | None:
-    """The axis along which a call takes one element by a constant index, or what lies between constant bounds."""
+    """Return the axis along which a call takes one element by a constant index, or a range with constant bounds."""
     name = operator_name(call)
     if name == _SPLIT:
         return int(call.attrs.axis)

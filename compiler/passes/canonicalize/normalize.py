@@ -1,6 +1,6 @@
-"""normalize: every function in normal form, with pure code in dataflow blocks and no trivial bindings.
+"""normalize: bring functions into normal form, with pure code in dataflow blocks and no trivial bindings.
 
-track-nodes: notes which nodes of the model the variables of the module stand for; changes nothing.
+track-nodes: record which model nodes each variable computes; the module is unchanged.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from schedules.ir.tvm_types import Expr, Var
 def normalize(mod: IRModule, context: PipelineContext) -> IRModule:
     """Operands are variables, constants or shapes; pure calls are in dataflow blocks.
 
-    TVM replaces a size that a match_cast names by what it is computed from, but not in the match_cast itself. Where the
-    two no longer fit together, as behind a branch, every name is replaced before.
+    TVM replaces a size named by a match_cast by its defining expression, but not in the match_cast itself. If the two
+    then disagree, as after a branch, all such names are replaced first.
     """
     result = _normalized(mod)
     return result if _is_consistent(result) else _normalized(_without_names(mod))
@@ -31,7 +31,7 @@ def normalize(mod: IRModule, context: PipelineContext) -> IRModule:
 def _is_consistent(mod: IRModule) -> bool:
     try:
         relax.analysis.well_formed(mod, False)
-    except ValueError:  # of the validation of calls, which does not return
+    except ValueError:  # validation, whose result is not returned
         return False
     return True
 
@@ -44,7 +44,7 @@ def _normalized(mod: IRModule) -> IRModule:
 
 
 def _without_names(mod: IRModule) -> IRModule:
-    """Sizes that are names for known ones are replaced by these."""
+    """Replace symbolic names of known sizes by the sizes."""
     functions = {
         var: _computed(function) if isinstance(function, relax.Function) else function
         for var, function in mod.functions_items()
@@ -72,6 +72,6 @@ def _computed(function: relax.Function) -> relax.Function:
 
 @graph_pass("track-nodes", summary="Note which nodes of the model each binding computes")
 def track_nodes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Runs where a phase has removed or replaced bindings; reports and profiles name nodes by it."""
+    """Runs after phases that remove or replace bindings; reports and profiles name nodes by it."""
     context.tracker.follow(mod)
     return mod

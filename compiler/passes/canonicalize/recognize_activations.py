@@ -1,9 +1,9 @@
-"""recognize-gelu and recognize-silu: activations written out as arithmetic become operators.
+"""recognize-gelu and recognize-silu: replace activations written out as arithmetic by operators.
 
-Recognizes a scalar function in the arithmetic that it was decomposed into.
+Recognizes a scalar function from the arithmetic it was decomposed into.
 
-Exporters write GELU and the like in many ways: factors in any order, x/1.414 or x*0.707, cubes as powers or products.
-So the arithmetic is not matched but evaluated: in float64, on points where the functions we know differ.
+Exporters write GELU and similar functions in many ways: factors in any order, x/1.414 or x*0.707, cubes as powers or
+products. So the arithmetic is not matched but evaluated in float64, at points that tell the known functions apart.
 """
 
 from __future__ import annotations
@@ -72,20 +72,21 @@ _SCALAR_OPERATORS: dict[str, Callable[..., Any]] = {
 _TELLTALE = {"relax.exp", "relax.tanh", "relax.erf", "relax.sigmoid"}
 _MAX_CALLS = 16
 _POINTS = np.concatenate([np.linspace(-9, 9, 41), [-0.7, -0.1, -1e-3, 1e-3, 0.3, 1.7]])
-# Constants of the model carry the rounding of its data type; over the points that is at most this, relative to |x|+1.
+# Model constants carry the rounding of their data type; at the sample points the error is at most this, relative to
+# |x|+1.
 _TOLERANCE = {"float64": 1e-7, "float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """`function` of `argument`, as computed by the calls behind `root`."""
+    """`function` of `argument`, as computed by the calls that end in `root`."""
 
     function: str
     argument: Expr
 
 
 class _Cone:
-    """The calls behind `root` that are arithmetic with numbers: of one variable, if it is cut at that one."""
+    """The arithmetic calls that `root` depends on: a function of one variable, if cut at that variable."""
 
     def __init__(self, graph: Graph, root: Call) -> None:
         self.root = root
@@ -113,9 +114,9 @@ class _Cone:
         return any(operator_name(call) in _TELLTALE for call in self.calls.values())
 
     def evaluate(self, argument: Var) -> tuple[Array, set[Var]] | None:
-        """The values at `_POINTS` as a function of `argument`, and the variables in between.
+        """Return the values at `_POINTS` as a function of `argument`, and the variables in between.
 
-        None when something else than `argument` and numbers goes in.
+        None if there are inputs other than `argument` and numbers.
         """
         values: dict[Var, Array | None] = {argument: _POINTS}
         result = self._evaluate(self.root, values)
@@ -141,7 +142,7 @@ class _Cone:
 
 
 def recognize(graph: Graph, root: Call, functions: Mapping[str, Function]) -> Spelling | None:
-    """Recognize which of `functions` the call `root` computes, and of what; None too when a part of it has another
+    """Recognize which of `functions` the call `root` computes, and its argument; None also if a part has another
     consumer."""
     tolerance = _TOLERANCE.get(dtype_of(root))
     if tolerance is None:
@@ -172,7 +173,7 @@ def _distance(values: Array, expected: Array) -> float:
 
 
 def gelu(x: Array) -> Array:
-    """x times the normal distribution function of x."""
+    """x times the normal CDF of x."""
     return np.asarray(0.5 * x * (1 + _erf(x / math.sqrt(2))))
 
 

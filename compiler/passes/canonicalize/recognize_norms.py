@@ -1,12 +1,12 @@
-"""recognize-layer-norm and recognize-rms-norm: normalizations from means, squares and roots become operators.
+"""recognize-layer-norm and recognize-rms-norm: replace normalizations written as means, squares and roots by operators.
 
 (x - mean(x)) / sqrt(mean((x - mean(x))**2) + e)  => layer_norm(x, 1, 0)
 layer_norm(x, 1, 0) * g                           => layer_norm(x, g, 0)     g constant over the normalized axes
-layer_norm(x, g, 0) + b                           => layer_norm(x, g, b)     b likewise
+layer_norm(x, g, 0) + b                           => layer_norm(x, g, b)     also b
 x / sqrt(mean(x**2) + e)                          => rms_norm(x, 1)
-rms_norm(x, 1) * g                                => rms_norm(x, g)          g likewise
+rms_norm(x, 1) * g                                => rms_norm(x, g)          also g
 
-Patterns shared by layer and RMS normalization: means, squared tensors, inverse roots and scales in their various
+Layer and RMS normalization share the patterns of means, squared tensors, inverse roots and scales in their various
 forms.
 """
 
@@ -42,13 +42,13 @@ op = relax.op
 
 @graph_pass("recognize-layer-norm", summary="Replace a decomposed layer normalization by one operator")
 def recognize_layer_norm(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation."""
+    """See the equations in the module docstring."""
     return _layer_norm_rules.apply(mod)
 
 
 @_layer_norm_rules.on("relax.divide", "relax.multiply")
 def spelled_layer_norm(graph: Graph, call: Call) -> Expr | None:
-    """=> layer_norm(x, 1, 0), or with the scale that was multiplied into the inverse root"""
+    """=> layer_norm(x, 1, 0), or with the scale multiplied into the inverse root"""
     found = as_normalized(graph, call)
     if found is None:
         return None
@@ -67,7 +67,7 @@ def spelled_layer_norm(graph: Graph, call: Call) -> Expr | None:
 
 
 def _is_variance(graph: Graph, found: Normalized, mean: Mean) -> bool:
-    """True if what is under the root is the variance of the operand of `mean`, and nothing else reads its parts."""
+    """True if the term under the root is the variance of the operand of `mean`, and its parts have no other reader."""
     variance = graph.call(found.variance, "relax.variance")
     if variance is not None:
         axes = tuple(sorted(int(axis) % len(shape_of(mean.operand) or [0]) for axis in variance.attrs.axis or []))
@@ -123,13 +123,13 @@ _rms_norm_rules = RuleTable()
 
 @graph_pass("recognize-rms-norm", summary="Replace a decomposed RMS normalization by one operator")
 def recognize_rms_norm(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation. Only over the last axes, which is what the operator does."""
+    """See the equations in the module docstring. Only over the last axes, as the operator requires."""
     return _rms_norm_rules.apply(mod)
 
 
 @_rms_norm_rules.on("relax.divide", "relax.multiply")
 def spelled_rms_norm(graph: Graph, call: Call) -> Expr | None:
-    """=> rms_norm(x, 1), or with the scale that was multiplied into the inverse root"""
+    """=> rms_norm(x, 1), or with the scale multiplied into the inverse root"""
     found = as_normalized(graph, call)
     mean = as_mean(graph, found.variance) if found is not None else None
     square = as_square(graph, mean.operand) if mean is not None else None
@@ -140,7 +140,7 @@ def spelled_rms_norm(graph: Graph, call: Call) -> Expr | None:
     if rank is None or shape is None or mean.axes != tuple(range(max(1, rank - len(mean.axes)), rank)):
         return None
     sizes = [shape[axis] for axis in mean.axes]
-    # The operator computes in float32 and casts back, which float64 cannot afford.
+    # The operator computes in float32 and casts back, which is too imprecise for float64.
     known = all(isinstance(size, int) for size in sizes) and dtype_of(data) in ("float16", "float32")
     if not known or not same_type(call, data) or not read_exactly(graph, [(each, 1) for each in found.inner]):
         return None
@@ -161,7 +161,7 @@ def absorb_scale(graph: Graph, call: Call) -> Expr | None:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of `operand` over `axes` (not negative, sorted), which stay as axes of size 1."""
+    """The mean of `operand` over `axes` (non-negative, sorted), which are kept with size 1."""
 
     operand: Expr
     axes: tuple[int, ...]
@@ -169,14 +169,14 @@ class Mean:
 
 @dataclass(frozen=True)
 class Normalized:
-    """`numerator / sqrt(mean_of_squares + epsilon)`, times `scale` where there is one.
+    """`numerator / sqrt(mean_of_squares + epsilon)`, times `scale` if there is one.
 
     Attributes:
         numerator: the tensor that is divided.
-        variance: the term under the root beside epsilon.
+        variance: the term added to epsilon under the root.
         epsilon: the constant.
-        scale: a factor that was multiplied into the inverse root, or None.
-        inner: variables in between, with how often the match reads each.
+        scale: a factor multiplied into the inverse root, or None.
+        inner: variables in between, once per read by the match.
     """
 
     numerator: Expr
@@ -187,7 +187,7 @@ class Normalized:
 
 
 def as_mean(graph: Graph, expr: Expr) -> Mean | None:
-    """A mean over known axes that keeps them: the operator, or a sum over the count."""
+    """Return a mean over known axes with keepdims: the operator, or a sum divided by the count."""
     call = graph.call(expr, "relax.mean")
     if call is not None:
         return _reduced(call)
@@ -225,7 +225,7 @@ def _count(mean: Mean) -> int | None:
 
 
 def as_square(graph: Graph, expr: Expr) -> tuple[Expr, int] | None:
-    """x and how often it is read, when `expr` is the square of x."""
+    """Return x and how often it is read, if `expr` is the square of x."""
     call = graph.call(expr, "relax.multiply", "relax.square", "relax.power")
     if call is None or not graph.only_use(expr):
         return None
@@ -237,7 +237,7 @@ def as_square(graph: Graph, expr: Expr) -> tuple[Expr, int] | None:
 
 
 def as_normalized(graph: Graph, call: Call) -> Normalized | None:
-    """Reads `call` as x / sqrt(v + e), x * rsqrt(v + e), x * (1 / sqrt(v + e)) or x * (rsqrt(v + e) * scale)."""
+    """Match `call` as x / sqrt(v + e), x * rsqrt(v + e), x * (1 / sqrt(v + e)) or x * (rsqrt(v + e) * scale)."""
     if call.op.name == "relax.divide":
         root = graph.call(call.args[1], "relax.sqrt")
         return _under_root(graph, call.args[0], root, None, [call.args[1]]) if root is not None else None
@@ -256,7 +256,7 @@ def as_normalized(graph: Graph, call: Call) -> Normalized | None:
 
 
 def _inverse_root(graph: Graph, expr: Expr) -> tuple[Call, list[Expr]] | None:
-    """The root call when `expr` is rsqrt(..) or 1 / sqrt(..), and the variables in between."""
+    """Return the root call if `expr` is rsqrt(..) or 1 / sqrt(..), and the variables in between."""
     call = graph.call(expr, "relax.rsqrt", "relax.divide")
     if call is None:
         return None
@@ -278,12 +278,12 @@ def _under_root(graph: Graph, numerator: Expr, root: Call, scale: Expr | None, i
 
 
 def read_exactly(graph: Graph, counts: list[tuple[Expr, int]]) -> bool:
-    """True if none of the variables is read more often than the match reads it."""
+    """True if no variable has more reads than the match accounts for."""
     return all(graph.uses(expr) <= count for expr, count in counts)
 
 
 def over_axes(graph: Graph, expr: Expr, like: Expr, axes: tuple[int, ...]) -> Array | None:
-    """A constant that varies over `axes` of `like` only, as an array of just these axes; None when it is not that."""
+    """Return a constant that varies only over `axes` of `like` as an array of these axes, or None."""
     array, shape = constant_array(graph, expr), shape_of(like)
     if array is None or shape is None or array.ndim > len(shape) or str(array.dtype) != dtype_of(like):
         return None
@@ -299,7 +299,8 @@ def over_axes(graph: Graph, expr: Expr, like: Expr, axes: tuple[int, ...]) -> Ar
 
 
 def scaled_norms(graph: Graph, call: Call, operator: str) -> Iterator[tuple[Call, tuple[int, ...], Array]]:
-    """(norm, axes, constant over these axes) for each operand of a binary call that is such a norm, used only here."""
+    """Yield (norm, axes, constant over these axes) for each operand of a binary call that is such a norm, used only
+    here."""
     for variable, other in both_orders(call):
         norm = graph.call(variable, operator)
         if norm is None or not graph.only_use(variable) or not same_type(norm, call):
@@ -311,7 +312,7 @@ def scaled_norms(graph: Graph, call: Call, operator: str) -> Iterator[tuple[Call
 
 
 def normalized_axes(call: Call) -> tuple[int, ...]:
-    """Axes of a layer_norm or rms_norm call, not negative, sorted."""
+    """Return the axes of a layer_norm or rms_norm call, non-negative and sorted."""
     rank = rank_of(call.args[0])
     assert rank is not None
     return tuple(sorted(int(axis) % rank for axis in call.attrs.axes))

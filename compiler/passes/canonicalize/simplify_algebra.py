@@ -1,8 +1,8 @@
-"""simplify-algebra: removes operators that do nothing, and replaces some by cheaper ones.
+"""simplify-algebra: remove operators that do nothing and replace some by cheaper ones.
 
-What may differ from the module as it came: the sign of a zero (x + 0), one rounding where two constants are joined
-into one, and a result where joining them avoids an overflow in between. NaN and infinity stay where they were.
-Of float16 and bfloat16 every rounding is kept: there, one more or less shows in the third digit.
+Results may differ from the original's in the sign of a zero (x + 0), in one rounding when two constants are combined,
+and in cases where combining them avoids an intermediate overflow. NaN and infinity are preserved. For float16 and
+bfloat16 every rounding is kept, since one more or less shows in the third digit.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ op = relax.op
 
 @graph_pass("simplify-algebra", summary="Remove operators that do nothing; replace some by cheaper ones")
 def simplify_algebra(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the rules below; each is one line of algebra."""
+    """See the rules below; each is one algebraic identity."""
     return rules.apply(mod)
 
 
 def keeps_type(call: Call, operand: Expr) -> bool:
-    """True if `operand` can stand for `call`: the same shape, provably, and data type."""
+    """True if `operand` can replace `call`: equal data type and provably equal shape."""
     return dtype_of(call) == dtype_of(operand) != "" and same_shape(shape_of(call), shape_of(operand))
 
 
 def split_constant(graph: Graph, call: Call) -> tuple[Expr, Array] | None:
-    """The operands of a commutative call as (variable, constant)."""
+    """Return the operands of a commutative call as (variable, constant)."""
     for variable, other in both_orders(call):
         constant = constant_array(graph, other)
         if constant is not None and constant_array(graph, variable) is None:
@@ -61,7 +61,7 @@ def all_equal(array: Array, number: float) -> bool:
 
 @rules.on(*BINARY)
 def scalar_constant(graph: Graph, call: Call) -> Expr | None:
-    """A constant of one element needs no dimensions beside an operand that has as many"""
+    """Drop the dimensions of a one-element constant if the other operand has as many"""
     operands = list(call.args)
     for position in (0, 1):
         constant, other = constant_array(graph, operands[position]), rank_of(operands[1 - position])
@@ -91,7 +91,7 @@ def multiply_one(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.equal", "relax.not_equal", "relax.less_equal", "relax.greater_equal")
 def compare_with_itself(graph: Graph, call: Call) -> Expr | None:
-    """x != x => isnan(x), x == x => not isnan(x): TVM would take them for false and true"""
+    """x != x => isnan(x), x == x => not isnan(x): TVM would fold them to false and true"""
     left, right = call.args
     if not left.same_as(right) or not _is_numpy_float(left):
         return None
@@ -183,12 +183,12 @@ def join_scales(graph: Graph, call: Call) -> Expr | None:
 
 
 def _may_round_anew(call: Expr) -> bool:
-    """True if one rounding more or less is too small for a caller to notice."""
+    """True if one rounding more or less is negligible for the data type."""
     return dtype_of(call) in ("float32", "float64")
 
 
 def _is_tame(array: Array) -> bool:
-    """Finite, and far from overflow and underflow where not zero."""
+    """True if all values are finite, and far from overflow and underflow unless zero."""
     info = ml_dtypes.finfo(array.dtype)
     magnitude = np.abs(array[array != 0]).astype(np.float64)
     low, high = float(info.tiny) ** 0.5, float(info.max) ** 0.5
@@ -204,13 +204,13 @@ def cancel_involution(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.abs", "relax.nn.relu", "relax.floor", "relax.ceil", "relax.round", "relax.trunc", "relax.sign")
 def drop_repeated(graph: Graph, call: Call) -> Expr | None:
-    """f(f(x)) => f(x) where f does nothing to its own results"""
+    """f(f(x)) => f(x) for idempotent f"""
     return call.args[0] if graph.call(call.args[0], str(call.op.name)) is not None else None
 
 
 @rules.on("relax.abs")
 def drop_on_non_negative(graph: Graph, call: Call) -> Expr | None:
-    """|x| => x where x is a square, an exponential, ..."""
+    """|x| => x if x is a square, an exponential, ..."""
     return call.args[0] if is_non_negative(graph, call.args[0]) else None
 
 
@@ -240,7 +240,7 @@ def _is_numpy_float(expr: Expr) -> bool:
 
 @rules.on("relax.astype")
 def join_casts(graph: Graph, call: Call) -> Expr | None:
-    """A cast to the type at hand is nothing; one through a wider type goes straight."""
+    """Drop a cast to the same type; skip an intermediate wider type."""
     source = call.args[0]
     if dtype_of(source) == dtype_of(call) != "":
         return source
@@ -256,7 +256,7 @@ def join_casts(graph: Graph, call: Call) -> Expr | None:
 
 
 def _is_lossless(source: str, target: str) -> bool:
-    """True if every value of `source` is one of `target`, so that a cast between them changes nothing."""
+    """True if `target` represents every value of `source`, so that the cast is lossless."""
     known = {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
     known |= {"float16", "float32", "float64"}
     if source == "bfloat16":
@@ -276,7 +276,7 @@ def _is_lossless(source: str, target: str) -> bool:
     "relax.repeat",
 )
 def drop_identity(graph: Graph, call: Call) -> Expr | None:
-    """An operator of this kind that keeps the shape keeps everything (a slice: with positive steps)."""
+    """Drop such an operator if it keeps the shape (a slice: with positive steps)."""
     source = call.args[0]
     if not keeps_type(call, source):
         return None
@@ -307,7 +307,7 @@ def take_of_neighbours(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.nn.pad")
 def drop_empty_pad(graph: Graph, call: Call) -> Expr | None:
-    """Padding by nothing"""
+    """Drop padding of width zero"""
     return call.args[0] if all(int(width) == 0 for width in call.attrs.pad_width) else None
 
 
@@ -321,6 +321,6 @@ def drop_single_concat(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.sum", "relax.mean", "relax.prod")
 def drop_empty_reduction(graph: Graph, call: Call) -> Expr | None:
-    """Reducing over axes of size one, all of them kept, is nothing (but for max and min of NaN)."""
+    """Drop a reduction over axes of size one with keepdims (for max and min this ignores NaN handling)."""
     source = call.args[0]
     return source if keeps_type(call, source) and bool(call.attrs.keepdims) else None

@@ -1,9 +1,9 @@
-"""spell-sizes: sizes that can be proved equal are written in one way, in the types of tensors and of kernels' buffers.
+"""spell-sizes: write provably equal sizes in one way, in tensor types and kernel buffers.
 
 Sizes come from the importer, TVM's type inference, and the expressions of its kernels: `(n + 2 - 3) // 2 + 1`, `(n -
-1) // 2 + 1` and `(n + 1) // 2` are one size. TVM compares them by structure where it joins kernels, and operators of
-equal shapes are lowered to simpler kernels than those that may broadcast. Kernels' buffers get the sizes of the
-tensors that they are called with, spelled as these are.
+1) // 2 + 1` and `(n + 1) // 2` are one size. TVM compares them structurally when it fuses kernels, and operators on
+equal shapes are lowered to simpler kernels than those that may broadcast. Kernel buffers get the sizes of the
+tensors passed to them, in the same spelling.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from schedules.ir.tvm_types import Expr, Function, PrimFunc, Type
 
 @graph_pass("spell-sizes", summary="Write sizes that are equal in one way")
 def spell_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """The shortest spelling in a function stands for all; kernels have those of their calls."""
+    """The shortest spelling in a function replaces all others; kernels use that of their calls."""
     return with_spelled_sizes(mod)
 
 
 def with_spelled_sizes(mod: IRModule) -> IRModule:
-    """The module after spell-sizes."""
+    """Return the module after spell-sizes."""
     known = {name: Congruence(int(pair[0]), int(pair[1])) for name, pair in _congruences(mod).items()}
     changed: dict[GlobalVar, Function] = {}
     for variable, function in rewritable_functions(mod):
@@ -43,7 +43,7 @@ def with_spelled_sizes(mod: IRModule) -> IRModule:
 
 
 def operators_without_shapes(mod: IRModule) -> int:
-    """The number of operators' results without a shape: TVM could not prove the sizes of operands equal."""
+    """Count operator results without a shape, whose operand sizes TVM could not prove equal."""
     return sum(_lost(function) for _, function in rewritable_functions(mod))
 
 
@@ -59,7 +59,7 @@ def _is_lost(call: Call) -> bool:
 
 @mutator
 class _Inferred(PyExprMutator):
-    """Infers the types of operators again, with one spelling of each size from operator to operator."""
+    """Infers operator types again, with one spelling of each size across operators."""
 
     def __init__(self, mod: IRModule, known: Mapping[str, Congruence]) -> None:
         super().__init__(mod)
@@ -88,7 +88,7 @@ def _congruences(mod: IRModule) -> Mapping[str, tuple[int, int]]:
 
 
 def _formulas(function: Function) -> Iterator[Expr]:
-    """The sizes of a function that are not numbers."""
+    """Yield the non-constant sizes of a function."""
     shapes: list[Expr] = []
     structural_walk(function, (relax.ShapeExpr, shapes.append))
     for shape in shapes:
@@ -96,7 +96,7 @@ def _formulas(function: Function) -> Iterator[Expr]:
 
 
 def _spelled(function: Function, known: Mapping[str, Congruence]) -> Function:
-    """The function with one spelling of each size; itself where it has no other."""
+    """Return the function with one spelling of each size; itself if nothing changes."""
     sizes = {StructuralKey(size): size for size in _formulas(function)}
     if all(isinstance(size, Var) for size in sizes.values()):
         return function
@@ -114,11 +114,11 @@ def _spelled(function: Function, known: Mapping[str, Congruence]) -> Function:
 
 
 Made: TypeAlias = "dict[tuple[object, ...], Expr]"
-"""Kernels of other spellings, by their names and their sizes."""
+"""Respelled kernels, by name and sizes."""
 
 
 def respelled_kernels(mod: IRModule) -> IRModule:
-    """Each call of a kernel that spells a size in another way calls a copy of it that spells it as the call does."""
+    """Redirect each call whose sizes are spelled differently from its kernel's to a respelled copy of the kernel."""
     made: Made = {}
     return with_changed_calls(
         mod,
@@ -132,7 +132,7 @@ def with_changed_calls(
     is_to_change: Callable[[PrimFunc, Call], bool],
     changed: Callable[[relax.BlockBuilder, PrimFunc, Call], Call],
 ) -> IRModule:
-    """The module with `changed` applied to its `call_tir` of kernels; unchanged where no call is to change."""
+    """Apply `changed` to the `call_tir` calls that `is_to_change` selects; return `mod` itself if there are none."""
     if not any(
         _is_kernel_call(binding.value) and is_to_change(mod[binding.value.args[0]], binding.value)
         for _, function in rewritable_functions(mod)
@@ -146,7 +146,7 @@ def with_changed_calls(
 
 
 def respelled_call(builder: relax.BlockBuilder, kernel: PrimFunc, call: Call, made: Made) -> Call:
-    """A `call_tir` of a kernel that spells sizes as the call's types do; added where it is not among `made`."""
+    """Return a `call_tir` of a kernel that spells sizes like the call's types; the kernel is added unless in `made`."""
     spelling, arguments = _Spelling(kernel, call), list(call.args[1].fields)
     if not spelling.differs:
         return call
@@ -158,7 +158,7 @@ def respelled_call(builder: relax.BlockBuilder, kernel: PrimFunc, call: Call, ma
 
 
 def kernel_tensors(call: Call) -> list[Type]:
-    """The types of a kernel's arguments and results, in the order of its parameters."""
+    """Return the types of a kernel's arguments and results, in parameter order."""
     outputs = call.ty_args[0]
     fields = list(outputs.fields) if isinstance(outputs, relax.TupleType) else [outputs]
     return [*(argument.ty for argument in call.args[1].fields), *fields]
@@ -169,11 +169,11 @@ def _is_kernel_call(value: Expr) -> bool:
 
 
 class _Spelling:
-    """Sizes of a kernel's buffers at a call, in the kernel's variables.
+    """Sizes of a kernel's buffers at a call, expressed in the kernel's variables.
 
     Attributes:
-        shapes: shapes of each buffer that the kernel spells differently, by the position of its parameter.
-        more: the call's sizes that no variable of the kernel stands for, and the new variables that do.
+        shapes: shapes of the buffers that the kernel spells differently, by parameter position.
+        more: the call's sizes that have no variable in the kernel, with their new variables.
     """
 
     def __init__(self, kernel: PrimFunc, call: Call) -> None:
@@ -229,13 +229,13 @@ class _Spelling:
         return structural_map(wanted, (Var, own))
 
     def key(self) -> tuple[object, ...]:
-        """Equal for calls that spell all sizes alike."""
+        """Key that is equal for calls that spell all sizes alike."""
         shapes = [(position, *map(StructuralKey, shape)) for position, shape in self.shapes.items()]
         return (*shapes, *(var.name for var in self.more))
 
 
 def _respelled(kernel: PrimFunc, spelling: _Spelling, arguments: int) -> PrimFunc:
-    """The kernel with these shapes, and the variables that they add after its arguments."""
+    """Return the kernel with these shapes, and their additional variables after its arguments."""
     shapes = {kernel.params[position]: shape for position, shape in spelling.shapes.items()}
     types = {StructuralKey(buffer.ty): _of_shape(buffer.ty, shape) for buffer, shape in shapes.items()}
     changed = structural_map(kernel, (tirx.BufferType, lambda ty: types.get(StructuralKey(ty), ty)))

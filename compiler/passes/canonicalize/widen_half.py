@@ -1,9 +1,9 @@
-"""widen-half: computes float16 operators other than convolutions in float32 on CPUs.
+"""widen-half: compute float16 operators other than convolutions in float32 on CPUs.
 
-Schedules for convolutions and what lies between them are for float32: processors multiply in it as fast, or faster.
-Each value of the function exists in both types then, and the one that nothing reads goes away; inputs, results and
-what an operator outside of the list reads stay float16. Rounding in between is left out, as ONNX Runtime leaves it
-out. Weights stay exact in 16 bits and are stored in them (`expand-at-load`).
+Convolution kernels and the operators between them are scheduled for float32, which CPUs multiply as fast or faster.
+Each value then exists in both types, and the unused one is removed; inputs, results and the operands of unlisted
+operators stay float16. Intermediate rounding is skipped, as in ONNX Runtime. Weights are exact in 16 bits and stored
+in them (`expand-at-load`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CONVOLUTIONS = tuple(
     for rank, suffix in ((1, ""), (2, ""), (3, ""), (1, "_transpose"), (2, "_transpose"))
 )
 _SUMS = (*_CONVOLUTIONS, "relax.matmul")
-# Their result has the type of their operands, and no attribute names it.
+# Their result has the type of their operands, which no attribute names.
 _ELEMENTWISE = (
     *("add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "negative", "abs", "square", "sqrt"),
     *("rsqrt", "exp", "log", "sigmoid", "tanh", "erf", "clip", "where"),
@@ -49,7 +49,7 @@ _OPERATORS = frozenset(
     "widen-half", summary="Compute float16 functions with convolutions in float32, on processors", only="processor"
 )
 def widen_half(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Functions without a float16 convolution are left as they are; does nothing without a machine."""
+    """Functions without a float16 convolution are unchanged, as is every function if there is no machine."""
     if context.machine is None:
         return mod
     changed = False
@@ -62,14 +62,14 @@ def widen_half(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def multiplies_halves(mod: IRModule) -> bool:
-    """True if a model has convolutions or products, all of float16 operands."""
+    """True if the model has convolutions or matmuls, all with float16 operands."""
     values = [binding.value for _, function in rewritable_functions(mod) for binding in bindings_of(function.body)]
     types = {dtype_of(each.args[0]) for each in values if operator_name(each) in _SUMS}
     return types == {"float16"}
 
 
 def _is_half_convolution(value: Expr) -> bool:
-    """True if the operands are float16; sums may be float32."""
+    """True if the operands are float16; the accumulator may be float32."""
     return operator_name(value) in _CONVOLUTIONS and dtype_of(value.args[0]) == "float16"
 
 
@@ -81,7 +81,7 @@ def _is_half_tuple(ty: Type) -> bool:
 
 @mutator
 class _Widener(PyExprMutator):
-    """Binds each value of an operator of the list in float32, and in float16 what that is rounded to."""
+    """Binds each result of a listed operator in float32, and its rounding in float16."""
 
     def __init__(self, mod: IRModule) -> None:
         super().__init__(mod)
@@ -90,7 +90,7 @@ class _Widener(PyExprMutator):
     def visit_dataflow_block_(self, block: BindingBlock) -> BindingBlock:
         outside = dict(self._wide)
         result = super().visit_dataflow_block_(block)
-        self._wide = outside  # variables of a block are known in it alone
+        self._wide = outside  # a block's variables are visible only inside it
         return result
 
     def visit_call_(self, call: Call) -> Expr:
@@ -112,14 +112,14 @@ class _Widener(PyExprMutator):
         return call
 
     def _sum(self, call: Call) -> Expr:
-        """A convolution or a product of float32."""
+        """Return the convolution or matmul in float32."""
         operands = [self._widened(each) for each in call.args]
         if operator_name(call) == "relax.matmul":
             return self.builder_.normalize(relax.op.matmul(*operands, out_dtype="float32"))
         return self.builder_.normalize(_wide_convolution(call, operands))
 
     def _cast(self, call: Call) -> Expr:
-        """Casts between the two types change nothing."""
+        """Drop casts between the two types."""
         source, target = dtype_of(call.args[0]), dtype_of(call)
         if (source, target) == ("float16", "float32"):
             return self._widened(call.args[0])
@@ -135,20 +135,20 @@ class _Widener(PyExprMutator):
         return fields.fields[item.index] if isinstance(fields, relax.Tuple) else item
 
     def _tuple(self, call: Call) -> Expr:
-        """Results of an operator that has several."""
+        """Convert the results of an operator with several."""
         wide = relax.Call(call.op, [self._widened(each) for each in call.args], call.attrs, call.ty_args)
         variable = self.builder_.emit(self.builder_.normalize(wide))
         items = [self.builder_.emit(relax.TupleGetItem(variable, index)) for index in range(len(call.ty.fields))]
         return relax.Tuple([self._rounded(item) for item in items])
 
     def _rounded(self, wide: Expr) -> Expr:
-        """The value in float16, which remembers the one it comes from."""
+        """Round a value to float16, recording its float32 source."""
         narrow = self.builder_.emit(relax.op.astype(wide, "float16"))
         self._wide[narrow] = self._source(wide)
         return narrow
 
     def _widened(self, operand: Expr) -> Expr:
-        """The operand in float32, where it is float16."""
+        """Return the operand in float32 if it is float16."""
         if isinstance(operand, relax.Tuple):
             return relax.Tuple([self._widened(each) for each in operand.fields])
         if dtype_of(operand) != "float16":
@@ -162,7 +162,7 @@ class _Widener(PyExprMutator):
         return self._wide[operand]
 
     def _source(self, operand: Expr) -> Expr:
-        """Value that a variable is bound to where that is another variable."""
+        """Follow a variable bound to another variable to its value."""
         while isinstance(operand, relax.Var) and operand not in self._wide:
             value = self.lookup_binding(operand)
             if not isinstance(value, relax.Var):

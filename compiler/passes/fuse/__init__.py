@@ -1,1 +1,1 @@
-"""Phase 5: operators become kernels, and epilogues join their producers."""
+"""Phase 5: lower operators to kernels and fuse epilogues with their producers."""

@@ -1,5 +1,5 @@
-"""group-operators and fuse-kernels: TVM's FuseOps puts the calls that become one kernel into a function of their own,
-and FuseTIR makes a kernel of it."""
+"""group-operators and fuse-kernels: TVM's FuseOps moves the calls of each future kernel into a function, and FuseTIR
+merges them into one kernel."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from schedules.ir.tir import structural_map, structural_walk
 from schedules.ir.tvm_types import GlobalVar, PrimFunc, Var
 
 MOST_OPERATORS = 64
-"""Operators of one kernel: what inlines, splits and compiles a kernel takes more than twice as long for two times as
-many. TVM's own limit is 256."""
+"""Largest number of operators per kernel: inlining, splitting and compiling a kernel scale worse than linearly in it.
+TVM's own limit is 256."""
 
 
 @graph_pass("group-operators", summary="Group operators into kernels")
 def group_operators(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Groups that are equal are one function, so that which nodes of the model they compute is noted by call."""
+    """Equal groups share one function, so the model nodes that they compute are recorded per call."""
     with PassContext(config={"relax.FuseOps.max_depth": MOST_OPERATORS}), context.tvm_target():
         grouped = relax.transform.FuseOps()(_with_outputs_for_casts(mod))
     context.tracker.follow_grouping(mod, grouped)
@@ -33,7 +33,7 @@ def group_operators(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def _with_outputs_for_casts(mod: IRModule) -> IRModule:
-    """The module with values that have both a MatchCast and other uses as outputs of their dataflow blocks.
+    """Return the module with values that have both a MatchCast and other uses as outputs of their dataflow blocks.
 
     FuseOps has no edge from a value to its MatchCast, and would group the value with a use that depends on the cast.
     """
@@ -53,12 +53,12 @@ def _substituted(function: relax.Function, outputs: Mapping[Var, Var]) -> relax.
     return structural_map(function, (relax.DataflowVar, lambda var: outputs.get(var, var)))
 
 
-Order = list[int]  # of parameters: the old position of each
+Order = list[int]  # new parameter order: the old position of each
 
 
 @graph_pass("fuse-kernels", summary="Merge each group into one TensorIR function", required=True)
 def fuse_kernels(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Each group of kernels becomes one, whose scalar arguments come in the order of their use."""
+    """Each group becomes one kernel, whose scalar arguments are in order of use."""
     with context.tvm_target():
         fused = relax.transform.FuseTIR()(mod)
     before = {var.name_hint for var, each in mod.functions_items() if isinstance(each, tirx.PrimFunc)}
@@ -72,8 +72,7 @@ def fuse_kernels(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def order_of_use(kernel: PrimFunc) -> Order:
-    """New positions of the parameters, with scalars in the order of their use: in the sizes of tensors first, then in
-    the body."""
+    """Return the new parameter order, with scalars in order of use: first in tensor sizes, then in the body."""
     positions = [index for index, parameter in enumerate(kernel.params) if not tirx.is_buffer_var(parameter)]
     uses: dict[Var, None] = {}
 
@@ -94,7 +93,7 @@ def order_of_use(kernel: PrimFunc) -> Order:
 
 
 def _reordered(mod: IRModule, orders: Mapping[GlobalVar, Order]) -> IRModule:
-    """The kernels and their calls with other orders of parameters; FuseTIR calls what it made by `call_tir` alone."""
+    """Apply new parameter orders to kernels and their calls; FuseTIR's kernels are called only by `call_tir`."""
     kernels = {var: _picked(mod[var].params, order) for var, order in orders.items()}
     functions = {
         var: tirx.PrimFunc(kernels[var], each.body, each.ret_type, each.attrs, each.span) if var in kernels else each

@@ -1,27 +1,26 @@
-"""gather-sizes: a group of kernels takes the sizes that it reads as one shape.
+"""gather-sizes: pass the sizes that a group of kernels reads as one shape.
 
-Grouping gives a function the sizes that its tensors' shapes do not tell as one shape, and those that its kernels take
-as arguments one by one. Merging a group that has both fails in TVM (a size is redefined). Such a group takes
-all of them in the shape, from which, unlike from single sizes, TVM also derives the type of a call:
+Grouping passes a function the sizes that its tensors' shapes do not determine as one shape, and the sizes that its
+kernels take as arguments individually. Merging a group that has both fails in TVM (a size is redefined). Such a group
+takes all of them in the shape, from which, unlike from single sizes, TVM can also derive the type of a call:
 
     group(a, total, shape(seq, past))  =>  group(a, shape(seq, past, total))
 
-separate-sizes: whatever defines or checks a symbolic size stands before everything that reads it, in a block of its
-own.
+separate-sizes: put whatever defines or checks a symbolic size before everything that reads it, in a block of its own.
 
-In a dataflow block the variables that are read say what must come before what. A `match_cast` that gives a symbolic
-size its value breaks that rule: kernels read the size in their types alone. Passes that move kernels, as the grouping
-of operators does, would move them before it. So a block is cut at each such cast, as early as its operands allow:
+In a dataflow block, only the variables read determine the order. A `match_cast` that defines a symbolic size is not
+ordered this way: kernels read the size only in their types. Passes that move kernels, such as operator grouping, would
+move them before it. So the block is split at each such cast, as early as its operands allow:
 
     dataflow: a; count; match_cast(count, [n]); f(a); g(a, n)
     =>  dataflow: count;  match_cast(count, [n]);  dataflow: a; f(a); g(a, n)
 
-The same holds for a cast that checks computed sizes: no variable says that what is unsafe without it comes after it.
+The same holds for a cast that checks computed sizes: no variable orders the code that relies on the check after it.
 
-specialize-sizes: kernels that were written for a symbolic size and are called with a known one have the known one.
+specialize-sizes: specialize kernels with a symbolic size to the known size they are called with.
 
-Constant folding makes sizes known. A single kernel works with either; but TVM cannot merge a group of kernels in which
-some know a size and others do not.
+Constant folding makes sizes known. A single kernel works with either, but TVM cannot merge a group in which some
+kernels know a size and others do not.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from schedules.ir.tvm_types import BindingBlock, Call, Expr, PrimFunc, SeqExpr
 
 @graph_pass("gather-sizes", summary="Give groups of kernels their sizes as one shape", required=True)
 def gather_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Groups with both a size and a shape among their parameters take the size in the shape."""
+    """Groups with both sizes and shapes among their parameters take the sizes in the shape."""
     mixed = {variable: function for variable, function in mod.functions.items() if _is_mixed(function)}
     if not mixed:
         return mod
@@ -70,7 +69,7 @@ def _is_shape(value: Expr) -> bool:
 
 
 def _gathered(function: Expr) -> Expr:
-    """The function with a shape as its last parameter in place of all sizes and shapes."""
+    """Return the function with one shape as its last parameter in place of all sizes and shapes."""
     shape = relax.Var("sizes", relax.ShapeType(_sizes(function.params, function.params)))
     return relax.Function(
         [*_others(function.params, function.params), shape],
@@ -82,7 +81,7 @@ def _gathered(function: Expr) -> Expr:
 
 
 def _sizes(values: Sequence[Expr], parameters: Sequence[Expr]) -> list[Expr]:
-    """The sizes among parameters or arguments: those of shapes, then single ones."""
+    """Return the sizes among parameters or arguments: those of shapes, then single ones."""
     pairs = list(zip(values, parameters, strict=True))
     of_shapes = [size for value, parameter in pairs if _is_shape(parameter) for size in value.ty.values]
     return [*of_shapes, *(value for value, parameter in pairs if _is_size(parameter))]
@@ -98,7 +97,7 @@ def _others(values: Sequence[Expr], parameters: Sequence[Expr]) -> list[Expr]:
 
 @mutator
 class _Caller(PyExprMutator):
-    """Calls the changed functions in place of the mixed ones."""
+    """Calls the changed functions instead of the mixed ones."""
 
     def __init__(self, mod: IRModule, mixed: dict[GlobalVar, Expr]) -> None:
         super().__init__(mod)
@@ -122,7 +121,7 @@ Var: TypeAlias = relax.Var
 
 @graph_pass("separate-sizes", summary="Cut dataflow blocks where a size gets its value or is checked")
 def separate_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Each `match_cast` that defines or checks a size is in a plain block, as early as its operands allow."""
+    """Puts each `match_cast` that defines or checks a size into a plain block, as early as its operands allow."""
     changed = {}
     for variable, function in rewritable_functions(mod):
         if any(isinstance(binding, relax.MatchCast) for binding in bindings_of(function.body)):
@@ -155,7 +154,7 @@ class _Cutter(PyExprMutator):
         return escaped
 
     def _parts(self, block: BindingBlock) -> list[BindingBlock]:
-        """The block, cut at what defines sizes."""
+        """Split the block at bindings that define sizes."""
         bindings = list(block.bindings)
         defining = [i for i, binding in enumerate(bindings) if self._new_sizes(binding) or _checks_sizes(binding)]
         if not isinstance(block, relax.DataflowBlock) or not defining:
@@ -171,7 +170,7 @@ class _Cutter(PyExprMutator):
         return [*parts, relax.DataflowBlock(rest)] if rest else parts
 
     def _new_sizes(self, binding: Binding) -> bool:
-        """True if it defines sizes that nothing before it does; they count as defined from then on."""
+        """True if the binding defines new sizes, which count as defined from then on."""
         if not isinstance(binding, relax.MatchCast):
             return False
         sizes = set(relax.analysis.definable_tir_vars_in_type(binding.ty)) - self._known
@@ -179,7 +178,7 @@ class _Cutter(PyExprMutator):
         return bool(sizes)
 
     def _mark_escaping(self, groups: Sequence[Sequence[Binding]]) -> None:
-        """Variables that are read outside of the block they will be in, or defined outside of any dataflow block."""
+        """Mark variables that are read outside of their future block, or defined outside of any dataflow block."""
         home = {}
         for index, group in enumerate(groups):
             for position, binding in enumerate(group):
@@ -194,7 +193,7 @@ class _Cutter(PyExprMutator):
 
 
 def _reads(binding: Binding) -> set[Var]:
-    """Variables and sizes that a binding reads, in its type too."""
+    """Return the variables and sizes that a binding reads, also in its type."""
     read = set(relax.analysis.free_vars(binding.value))
     if isinstance(binding, relax.MatchCast):
         return read | set(relax.analysis.tir_vars_in_type(binding.ty))
@@ -202,12 +201,13 @@ def _reads(binding: Binding) -> set[Var]:
 
 
 def _checks_sizes(binding: Binding) -> bool:
-    """True if it checks computed sizes, which no kernel reads: those that rely on the check must not move before it."""
+    """True if it checks computed sizes, which no kernel reads: code that relies on the check must not move before
+    it."""
     return isinstance(binding, relax.MatchCast) and isinstance(binding.value.ty, relax.ShapeType)
 
 
 def _grouped(bindings: Sequence[Binding], defining: Sequence[int]) -> tuple[list[list[Binding]], list[Binding]]:
-    """For each defining binding what it needs and itself last, in order; and all other bindings."""
+    """Return each defining binding, preceded by its dependencies, in order; and all other bindings."""
     makers: dict[Var, int] = {}
     needs: list[set[int]] = []
     for index, binding in enumerate(bindings):
@@ -231,12 +231,13 @@ def _grouped(bindings: Sequence[Binding], defining: Sequence[int]) -> tuple[list
 
 @graph_pass("specialize-sizes", summary="Give kernels the sizes that are known where they are called", required=True)
 def specialize_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Every such call reads a copy of its kernel of known sizes."""
+    """Every such call gets a copy of its kernel with known sizes."""
     return with_changed_calls(mod, lambda kernel, call: _known(kernel, call) is not None, _specialized_call)
 
 
 def _known(kernel: PrimFunc, call: Call) -> tuple[int, list[Expr]] | None:
-    """A parameter with a symbolic size that the call knows, and its shape with that; None where there is none."""
+    """Return a parameter with a symbolic size known at the call, and its shape with that size; None if there is
+    none."""
     if not isinstance(kernel, tirx.PrimFunc):
         return None
     for index, (parameter, ty) in enumerate(zip(kernel.params, kernel_tensors(call), strict=False)):

@@ -1,20 +1,18 @@
-"""legalize-operators: each Relax operator becomes a TensorIR function, by TVM's pass, with our lowerings in place of
+"""legalize-operators: lower each Relax operator to a TensorIR function with TVM's pass, using our lowerings in place of
 some of TVM's, and the target's in place of both. Ours:
 
-- Normalizations in float64 and bfloat16, which TVM's own lowering refuses: y = (x - mean) / sqrt(mean((x - mean)**2) +
+- Normalizations in float64 and bfloat16, which TVM's own lowering rejects: y = (x - mean) / sqrt(mean((x - mean)**2) +
   epsilon) * scale + bias, computed in float64 or float32.
-- Reshapes at dynamic sizes. TVM computes a reshape's indices by dividing; where a size is dynamic, it then takes the
-  kernel for one that cannot be fused. Those that only add or drop dimensions of 1, as squeezes and unsqueezes do, have
-  their indices in their places and are fused with what is around them, as at fixed sizes. Of the others, which TVM
-  often cannot prove to keep the order of elements, the kernel says that it is a reshape (`RESHAPE`), for
-  `lower-reshapes` to make a view of it.
-- Concatenations of many tensors, in steps of a few tensors each. TVM's kernel chooses, for each element, between all
-  tensors one after the other. Where sizes along the axis are dynamic, each choice holds the sum of all sizes before it,
-  too: code that grows with the square of their number. That of a detector's 91 classes took 19 s to compile. Where they
-  are known, the loop is cut at the edges of the tensors, unless there are many more than the layers of a block of
-  DenseNet-201 (48).
+- Reshapes with dynamic sizes. TVM computes a reshape's indices by division, and with a dynamic size treats the kernel
+  as not fusible. Reshapes that only add or drop dimensions of 1, such as squeeze and unsqueeze, keep their indices and
+  fuse with their neighbors, as at fixed sizes. For the others, which TVM often cannot prove to keep the element order,
+  the kernel is marked as a reshape (`RESHAPE`), so that `lower-reshapes` makes a view of it.
+- Concatenations of many tensors, in steps of a few tensors each. TVM's kernel selects, for each element, between all
+  tensors in sequence. With dynamic sizes along the axis, each condition also contains the sum of all preceding sizes:
+  code quadratic in the number of tensors. A detector with 91 classes took 19 s to compile. With known sizes, the loop
+  is split at the tensor boundaries, unless there are many more than the 48 layers of a DenseNet-201 block.
 - Maxima and minima of floats that propagate NaN, and are -inf (or inf) for no elements. TVM's own lowering drops NaN,
-  depending on the order, and starts from the largest finite number.
+  depending on the operand order, and starts from the largest finite number.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ _FLOATS = ("float16", "float32", "float64", "bfloat16")
 
 
 def legalize_take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`take`; its mode "fast" promises that indices are inside, of which TVM warns each time."""
+    """Lower `take`; its mode "fast" promises indices in bounds, about which TVM warns each time."""
     axis, mode = call.attrs.axis, str(call.attrs.mode)
     if mode != "fast" or axis is None:
         flat = None if axis is None else int(axis)
@@ -61,10 +59,10 @@ def legalize_take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 
 def legalize_strided_slice(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`strided_slice`, with the numbers that its sizes are proved to be.
+    """Lower `strided_slice`, simplifying its sizes to numbers if provable.
 
-    Of the first of n + 1 rows, TVM's kernel has `min(1, n + 1) - min(0, n + 1)`. An operator that broadcasts the result
-    would not see that this is 1, and read rows that are not there.
+    For the first of n + 1 rows, TVM's kernel has `min(1, n + 1) - min(0, n + 1)`. A broadcast of the result would not
+    recognize this as 1 and read out of bounds.
     """
     if not all(isinstance(each, relax.Tuple) for each in call.args[1:]):
         return tvm_strided_slice(builder, call)
@@ -90,7 +88,7 @@ def legalize_strided_slice(builder: relax.BlockBuilder, call: relax.Call) -> rel
 
 
 def legalize_broadcast_to(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`broadcast_to`, where a size may be 1 without a proof: TVM's kernel takes it for the size that it becomes."""
+    """Lower `broadcast_to` when a size may be 1 without proof: TVM's kernel assumes that it equals the target size."""
     own, target = shape_of(call.args[0]), shape_of(call)
     if own is None or target is None:
         return _tvm_broadcast_to(builder, call)
@@ -124,13 +122,13 @@ def _take(data: te.Tensor, indices: te.Tensor, axis: int) -> te.Tensor:
 
 
 def legalize_relu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`nn.relu`, max(0, x): of a comparison with NaN TVM takes the second operand, so that NaN stays NaN."""
+    """Lower `nn.relu`, max(0, x): for a comparison with NaN TVM returns the second operand, so that NaN stays NaN."""
     zero = tirx.const(0, dtype_of(call))
     return builder.call_te(_elementwise(lambda x: te.max(zero, x)), call.args[0], primfunc_name_hint="relu")
 
 
 def legalize_clip(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`clip` to two numbers, max(low, min(high, x)), in the order that keeps NaN."""
+    """Lower `clip` to two numbers, max(low, min(high, x)), in the order that keeps NaN."""
     low, high = (tirx.const(limit.value, dtype_of(call)) for limit in call.args[1:])
     limited = _elementwise(lambda x: te.max(low, te.min(high, x)))
     return builder.call_te(limited, call.args[0], primfunc_name_hint="clip")
@@ -141,12 +139,12 @@ def _elementwise(function: Callable[[Expr], Expr]) -> Callable[[te.Tensor], te.T
 
 
 def legalize_not(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`logical_not`, as a choice: TVM would make `y <= x` of `not x < y`, which differs where one is NaN."""
+    """Lower `logical_not` as a selection: TVM would rewrite `not x < y` to `y <= x`, which differs for NaN."""
     return builder.call_te(_elementwise(_inverted), call.args[0], primfunc_name_hint="logical_not")
 
 
 def legalize_not_equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`not_equal` of floats, true where one is NaN: TVM generates an ordered comparison, false there."""
+    """Lower `not_equal` of floats, true if one is NaN: TVM generates an ordered comparison, which is false."""
     if not dtype_of(call.args[0]).startswith(("float", "bfloat")):
         return tvm_private.legalize_binary(topi.not_equal)(builder, call)
 
@@ -158,12 +156,12 @@ def legalize_not_equal(builder: relax.BlockBuilder, call: relax.Call) -> relax.E
 
 
 def _inverted(condition: Expr) -> Expr:
-    """In integers, which TVM does not treat as a comparison of floats."""
+    """Invert in integers, which TVM does not treat as a comparison of floats."""
     return tirx.EQ(tirx.Cast("int8", condition), tirx.const(0, "int8"))
 
 
 def legalize_divide(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`divide`; TVM would take 0 / x for 0, where 0 / 0 and 0 / NaN are NaN, and fail on x / 0."""
+    """Lower `divide`; TVM would fold 0 / x to 0, although 0 / 0 and 0 / NaN are NaN, and fail on x / 0."""
     (numerator, divisor), dtype = map(_one_number, call.args), dtype_of(call.args[0])
     if dtype not in _FLOATS:
         return tvm_private.legalize_binary(topi.divide)(builder, call)
@@ -175,7 +173,7 @@ def legalize_divide(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr
 
 
 def legalize_multiply(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`multiply`; TVM would take x * 0 for 0, where it is NaN or has the sign of x."""
+    """Lower `multiply`; TVM would fold x * 0 to 0, although it can be NaN or -0."""
     dtype = dtype_of(call.args[0])
     for factor, other in (call.args, reversed(call.args)):
         number = _one_number(factor)
@@ -185,14 +183,15 @@ def legalize_multiply(builder: relax.BlockBuilder, call: relax.Call) -> relax.Ex
 
 
 def _exact(function: Callable[[Expr, str], Expr], dtype: str) -> Callable[[te.Tensor], te.Tensor]:
-    """An elementwise function of values and their dtype; of bfloat16, which has no operations, by way of float32."""
+    """Lift an elementwise function of a value and its dtype; bfloat16, which has no arithmetic, goes through
+    float32."""
     if dtype != "bfloat16":
         return _elementwise(lambda x: function(x, dtype))
     return _elementwise(lambda x: tirx.Cast(dtype, function(tirx.Cast("float32", x), "float32")))
 
 
 def _times_zero(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
-    """x * zero: zero of the sign of both, NaN where x is infinite or NaN."""
+    """x * zero: zero with the combined sign, NaN if x is infinite or NaN."""
 
     def product(x: Expr, dtype: str) -> Expr:
         infinity, nan = tirx.const(math.inf, dtype), tirx.const(math.nan, dtype)
@@ -203,7 +202,7 @@ def _times_zero(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
 
 
 def _signed_zero(x: Expr, zero: float, dtype: str) -> Expr:
-    """Zero with the sign of x * zero. The sign goes over as a bit: TVM takes a choice between 0.0 and -0.0 for 0.0."""
+    """Zero with the sign of x * zero, set as a bit: TVM folds a selection between 0.0 and -0.0 to 0.0."""
     integer = dtype.replace("float", "int")
     sign = tirx.min_value(integer)
     bits = tirx.reinterpret(integer, x) & sign
@@ -211,7 +210,7 @@ def _signed_zero(x: Expr, zero: float, dtype: str) -> Expr:
 
 
 def _over_zero(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
-    """x / zero: infinity of the sign of both, NaN where x is 0 or NaN."""
+    """x / zero: infinity with the combined sign, NaN if x is 0 or NaN."""
     infinity = math.copysign(math.inf, zero)
 
     def quotient(x: Expr, dtype: str) -> Expr:
@@ -222,21 +221,21 @@ def _over_zero(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
 
 
 def _zero_over(zero: float, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
-    """zero / x: zero of the sign of both, NaN where x is 0 or NaN."""
+    """zero / x: zero with the combined sign, NaN if x is 0 or NaN."""
 
     def quotient(x: Expr, dtype: str) -> Expr:
         nothing, nan = tirx.const(0.0, dtype), tirx.const(math.nan, dtype)
         signed = _signed_zero(x, zero, dtype)
-        # One choice by "or" would become x != 0, which NaN is.
+        # A single "or" condition would become x != 0, which holds for NaN.
         return tirx.Select(x > nothing, signed, tirx.Select(x < nothing, signed, nan))
 
     return _exact(quotient, dtype)
 
 
 def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`quantize` of float32: limited, rounded half to even (TVM's own rounds half away from zero), shifted.
+    """Lower `quantize` of float32: clamp, round half to even (TVM's own rounds half away from zero), shift.
 
-    Limits come before rounding, where they are exact: what is rounded lies within int32, as vector instructions want.
+    Clamping before rounding is exact there and keeps values within int32, as vector instructions need.
     """
     data, scale, zero = call.args
     out = str(call.attrs.out_dtype)
@@ -263,7 +262,7 @@ def legalize_quantize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Ex
 
 
 def _one_number(parameter: relax.Expr) -> float | int | None:
-    """The value of a constant that is one number."""
+    """Return the value of a one-element constant."""
     if not isinstance(parameter, GenericConst) or array_of(parameter).size != 1:
         return None
     number: float | int = array_of(parameter).reshape(()).item()
@@ -271,7 +270,7 @@ def _one_number(parameter: relax.Expr) -> float | int | None:
 
 
 def _parameter(number: float | int | None, remaining: Iterator[te.Tensor], at: tuple[Expr, ...], axis: int) -> Expr:
-    """A parameter of a quantization at a position: a Python number where it is known."""
+    """Return a quantization parameter at a position: a Python number if known."""
     if number is not None:
         return number
     tensor = next(remaining)
@@ -345,7 +344,7 @@ def _wide(data: te.Tensor) -> te.Tensor:
 
 
 def _normalized(values: te.Tensor, axes: Sequence[int], call: relax.Call) -> te.Tensor:
-    """Less the mean, over the root of the mean square of that; two steps keep the digits of a large mean."""
+    """Subtract the mean and divide by the standard deviation; two passes keep precision for a large mean."""
     count: Expr = tirx.const(1, values.dtype)
     for axis in axes:
         count = count * values.shape[axis].astype(values.dtype)
@@ -359,7 +358,7 @@ def _normalized(values: te.Tensor, axes: Sequence[int], call: relax.Call) -> te.
 def _narrow(
     call: relax.Call, data: te.Tensor, result: te.Tensor, scale: te.Tensor, bias: te.Tensor, shape: Sequence[Index]
 ) -> te.Tensor:
-    """Scaled and shifted as the call asks for, in the type of `data`."""
+    """Scale and shift as the call requires, in the type of `data`."""
     if call.attrs.scale:
         result = topi.multiply(result, topi.cast(topi.reshape(scale, shape), result.dtype))
     if call.attrs.center:
@@ -367,11 +366,11 @@ def _narrow(
     return topi.cast(result, data.dtype)
 
 
-RESHAPE = "tensorwright.reshape"  # attribute of a kernel that is a reshape of its first parameter and nothing else
+RESHAPE = "tensorwright.reshape"  # attribute of a kernel that only reshapes its first parameter
 
 
 def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`reshape`: each axis of the result that is not 1 reads its own axis of the operand."""
+    """Lower `reshape`: each axis of the result other than 1 reads its own axis of the operand."""
     source, target = shape_of(call.args[0]), shape_of(call)
     if source is None or target is None or all(isinstance(size, IntImm) for size in target):
         return tvm_reshape(topi.reshape, "reshape")(builder, call)
@@ -390,13 +389,13 @@ def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Exp
     return builder.call_te(reshaped, call.args[0], primfunc_name_hint="reshape")
 
 
-_MOST = 8  # tensors of dynamic sizes that are joined at once, and in a step
-_MOST_STATIC = 64  # tensors of known sizes that are joined at once
-_STATIC_STEP = 24  # and in a step: one more copy, but the loops decide nothing
+_MOST = 8  # tensors of dynamic sizes joined at once, and per step
+_MOST_STATIC = 64  # tensors of known sizes joined at once
+_STATIC_STEP = 24  # and per step: one more copy, but loops without branches
 
 
 def legalize_concat(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """`concat`: more tensors than those of a step are first joined in runs of that length, and these again."""
+    """Lower `concat`: more tensors than fit one step are first joined in runs of that length, and these again."""
     pieces = _fields(builder, call.args[0])
     if pieces is None or call.attrs.axis is None:
         return tvm_concat(builder, call)
@@ -427,7 +426,7 @@ _MAXIMA_TYPES = ("float16", "float32", "float64")
 
 
 def _reducer(dtype: str, *, greatest: bool) -> Callable[..., Expr]:
-    """In the form that `schedules.ir.reduction` recognizes."""
+    """Return the reducer in the form that `schedules.ir.reduction` recognizes."""
 
     def combine(own: Expr, value: Expr) -> Expr:
         best = tirx.max(own, value) if greatest else tirx.min(own, value)
@@ -437,7 +436,7 @@ def _reducer(dtype: str, *, greatest: bool) -> Callable[..., Expr]:
 
 
 def _extremum(name: str) -> Legalize:
-    """`max` and `min` over axes; of no element, the infinity that no element is beyond."""
+    """Lower `max` and `min` over axes; over no elements the result is -inf or inf."""
     own: Legalize = statistical._statistical(getattr(topi, name))
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -511,7 +510,7 @@ def _pooled(data: te.Tensor, spatial: Sequence[int], attrs: Attrs) -> te.Tensor:
 def _bordered(
     data: te.Tensor, spatial: Sequence[int], before: Sequence[int], after: Sequence[int], attrs: Attrs
 ) -> Tensor:
-    """The data with -inf around it, as far as windows reach."""
+    """Pad the data with -inf as far as windows reach."""
     low, high = [0] * len(data.shape), [0] * len(data.shape)
     for i, axis in enumerate(spatial):
         low[axis], high[axis] = before[i], after[i] + (int(attrs.strides[i]) - 1 if attrs.ceil_mode else 0)
@@ -544,10 +543,10 @@ LEGALIZATIONS: dict[str, Legalize] = {
 
 @graph_pass("legalize-operators", summary="Lower each operator to a TensorIR function", required=True)
 def legalize_operators(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Every operator with a lowering as a call of a TensorIR function.
+    """Replace every operator that has a lowering by a call of a TensorIR function.
 
-    A kernel's result has the sizes of its expression, so an operator after it may lose its shape, and is left as it
-    is: its sizes are spelled again, and it is lowered in the next turn. Each turn lowers at least one.
+    A kernel's result has the sizes of its expression, so an operator after it may lose its shape and is skipped at
+    first: its sizes are normalized and it is lowered in the next iteration. Each iteration lowers at least one.
     """
     of_target = {} if context.target is None else context.target.legalizations()
     lower = relax.transform.LegalizeOps({**LEGALIZATIONS, **of_target})

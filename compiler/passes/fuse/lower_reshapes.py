@@ -1,8 +1,8 @@
-"""Reshapes become views: calls of kernels that only keep the order of elements become `relax.reshape`.
+"""Reshapes become views: replace calls of kernels that only keep the element order by `relax.reshape`.
 
-TVM's pass of that purpose asks at every call whether the kernel keeps the order, and whether as many elements come out
-as go in. It fails with an internal error on some kernels that choose between positions, such as reflecting padding of a
-dynamic size, and its proofs of equal counts of dynamic sizes took most of its time: here each kernel is asked once.
+TVM's pass for this analyzes the kernel at every call for element order and equal element counts. It fails with an
+internal error on some kernels that select between positions, such as reflection padding of a dynamic size, and its
+proofs of equal dynamic counts took most of its time; here each kernel is analyzed once.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _CHOICES = (tirx.Min, tirx.Max, tirx.Select, tirx.IfThenElse, tvm.ir.Call)
 
 @graph_pass("lower-reshapes", summary="Turn reshapes into views", required=True)
 def lower_reshapes(mod: IRModule, _context: PipelineContext) -> IRModule:
-    """Calls of kernels that only reshape become `relax.reshape` of their argument.
+    """Replace calls of kernels that only reshape by `relax.reshape` of their argument.
 
-    Not those that leave their dataflow block: what a function returns is to have memory of its own.
+    Except those that leave their dataflow block: a function's results must have memory of their own.
     """
     sources = {
         var.name_hint: source
@@ -45,17 +45,17 @@ def lower_reshapes(mod: IRModule, _context: PipelineContext) -> IRModule:
             return None
         shape = getattr(call.ty, "shape", None)
         if shape is None or any(isinstance(size, tirx.IntImm) and size.value == 0 for size in shape):
-            return None  # a 0 stands for a size of the argument in `relax.reshape`
+            return None  # a 0 in `relax.reshape` copies the argument's size
         return relax.op.reshape(operands.fields[source], shape)
 
     return rules.apply_once(mod)
 
 
 def _reshaped(function: tirx.PrimFunc) -> int | None:
-    """Index of the parameter that a kernel is a reshape of, or None.
+    """Return the index of the parameter that the kernel reshapes, or None.
 
-    None unless it says so, or has one store, of an element at a position that no choice was made of and that TVM can
-    analyze, and gives as many elements as it takes.
+    The kernel must be marked as a reshape, or have one store, of an element at a position that has no selection and
+    that TVM can analyze, with equal element counts.
     """
     if function.attrs is not None and RESHAPE in function.attrs:
         return 0
@@ -73,7 +73,7 @@ def _reshaped(function: tirx.PrimFunc) -> int | None:
 
 
 def _is_analyzed(function: tirx.PrimFunc) -> bool:
-    """True if TVM takes a kernel for a reshape; where its proofs of divisibility fail, the kernel stays a copy."""
+    """True if TVM recognizes the kernel as a reshape; if its divisibility proofs fail, the kernel stays a copy."""
     try:
         return bool(relax.analysis.has_reshape_pattern(function))
     except tvm.error.InternalError:
@@ -81,7 +81,7 @@ def _is_analyzed(function: tirx.PrimFunc) -> bool:
 
 
 def _are_as_many(left: Sequence[Expr], right: Sequence[Expr]) -> bool:
-    """True if two shapes have equally many elements for all values of the symbolic sizes."""
+    """True if two shapes have equal element counts for all values of the symbolic sizes."""
     ours, theirs = _factors(left), _factors(right)
     for key, (factor, count) in list(ours.items()):
         shared = min(count, theirs.get(key, (factor, 0))[1])
@@ -92,7 +92,7 @@ def _are_as_many(left: Sequence[Expr], right: Sequence[Expr]) -> bool:
 
 
 def _factors(sizes: Iterable[Expr]) -> dict[StructuralKey, tuple[Expr, int]]:
-    """The factors of a product, each with its count."""
+    """Return the factors of a product, each with its count."""
     found: dict[StructuralKey, tuple[Expr, int]] = {}
     waiting = list(sizes)
     while waiting:

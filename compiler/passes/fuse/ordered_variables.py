@@ -1,8 +1,8 @@
-"""Kernels take sizes that are not dimensions of their tensors in the order of use, in every process.
+"""Kernels take sizes that are no tensor dimensions in order of use, deterministically.
 
-`relax.BlockBuilder.call_te` collects them in sets of variables, whose order is that of their addresses: the same model
-then has other kernels in each process, and two layers that are alike may take `(height, width)` and `(width, height)`,
-so that they do not share their code. Importing this module gives TVM's function sets that keep the order.
+`relax.BlockBuilder.call_te` collects them in sets of variables, ordered by address: kernels would differ between
+processes, and two equal layers might take `(height, width)` and `(width, height)` and so not share code. Importing this
+module makes TVM's function use insertion-ordered sets.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""compute-in-integers: operators between a dequantization and a quantization compute with the integers themselves.
+"""compute-in-integers: compute operators between a dequantization and a quantization in integers.
 
     conv(dequantize(x), dequantize(w))             => scale * (conv(x, w) - offset), conv in int32
-    matmul(dequantize(x), dequantize(w))           => the same, also of a scale of x that is computed
+    matmul(dequantize(x), dequantize(w))           => the same, also with a computed scale of x
     quantize(scale * sum + bias)                   => quantize((scale / step) * (sum + round(bias / scale)))
     quantize(dequantize(a) + dequantize(b))        => quantize(ratio a + (ratio b + constant))
     quantize(relu(y)), quantize(clip(y))           => clip(quantize(y))
     move(dequantize(x)), max_pool(dequantize(x))   => dequantize(move(x)), dequantize(max_pool(x))
     quantize(concat(...)), quantize(move(...))     => concat(quantize(...)), move(quantize(...))
     quantize(factor * dequantize(move(x)))         => move(quantize(factor * dequantize(x)))
-    quantize(dequantize(x)) of equal parameters    => x
+    quantize(dequantize(x)) with equal parameters    => x
 
-Sums are exact. The multipliers are those that ONNX Runtime's operators on quantized tensors use, formed in float32 in
-the same order, so that results round alike: see QLinearConv, QLinearMatMul and (com.microsoft) QLinearAdd.
+Sums are exact. The multipliers are those of ONNX Runtime's quantized operators, computed in float32 in the same order,
+so that results round alike: see QLinearConv, QLinearMatMul and (com.microsoft) QLinearAdd.
 
 Operands of integer operators: quantized tensors, and weights stored in 8 bits.
 """
@@ -67,13 +67,13 @@ class Quantized:
         )
 
     def dequantized(self, data: Expr) -> Expr:
-        """Other integers with the same scalar parameters as floats."""
+        """Dequantize other integers with the same scalar parameters."""
         zero = self.zero.reshape(())
         return relax.op.dequantize(data, as_constant(self.scale.reshape(())), as_constant(zero), -1, "float32")
 
 
 def dequantized_operand(graph: Graph, expr: Expr, dtypes: Sequence[str] = BYTES) -> Quantized | None:
-    """Tensor that a float operand is the dequantization of, where that is of one of the `dtypes`."""
+    """Return the dequantization that computes a float operand, if its type is one of `dtypes`."""
     call = graph.call(expr, "relax.dequantize")
     if call is None or dtype_of(call) != "float32":
         return None
@@ -85,14 +85,14 @@ def dequantized_operand(graph: Graph, expr: Expr, dtypes: Sequence[str] = BYTES)
 
 @dataclass(frozen=True)
 class IntegerWeight:
-    """Weights less their zero point, int8 or int16 (see center-weights), and the scale of each filter or of all."""
+    """Weights minus their zero point, int8 or int16 (see center-weights), and the scale per filter or of all."""
 
     values: Array
     scale: Array
 
 
 def integer_weight(graph: Graph, expr: Expr, filters: int) -> IntegerWeight | None:
-    """Constant weights with one scale for all or one per entry of axis `filters`."""
+    """Return constant weights with one scale for all, or one per entry of axis `filters`."""
     found = dequantized_operand(graph, expr)
     values = None if found is None else constant_array(graph, found.data)
     if found is None or values is None or (found.scale.size > 1 and found.axis != filters):
@@ -112,15 +112,15 @@ rules = RuleTable()
 _CONVOLUTIONS = tuple(f"relax.nn.conv{rank}d" for rank in (1, 2, 3))
 _POOLS = tuple(f"relax.nn.max_pool{rank}d" for rank in (1, 2, 3))
 _MOVES = ("relax.reshape", "relax.permute_dims", "relax.squeeze", "relax.expand_dims", "relax.flatten")
-# How far a bias, divided by the step of the sums, may be from the integer that it was before float32 rounding.
+# How far a bias divided by the accumulator's scale may be from its integer before float32 rounding.
 _BIAS_ROUNDING = 2.0**-20
-# The largest term added to a sum of products, so that int32 holds both.
+# The largest term added to an accumulator, so that int32 holds both.
 _MOST_BIAS = 2.0**30
 
 
 @graph_pass("compute-in-integers", summary="Compute with quantized tensors as integers")
 def compute_in_integers(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation."""
+    """See the equations in the module docstring."""
     return rules.apply(mod)
 
 
@@ -137,7 +137,7 @@ def convolution(graph: Graph, call: Call) -> Expr | None:
 
 
 def is_plain_convolution(call: Call) -> bool:
-    """True if a convolution of float32 has its channels before its spatial dimensions."""
+    """True for a float32 convolution with channels before the spatial dimensions."""
     spatial = "DHW"[-len(call.attrs.strides) :]
     layouts = str(call.attrs.data_layout), str(call.attrs.kernel_layout), str(call.attrs.out_layout)
     plain = (f"NC{spatial}", f"OI{spatial}")
@@ -145,7 +145,7 @@ def is_plain_convolution(call: Call) -> bool:
 
 
 def integer_convolution(graph: Graph, call: Call, source: Expr, weight: IntegerWeight, zero: int) -> Expr:
-    """The int32 convolution of other data by a convolution's attributes, padded with `zero`."""
+    """Return the int32 convolution of other data with a convolution's attributes, padded with `zero`."""
     rank, padding = len(call.attrs.strides), [int(each) for each in call.attrs.padding]
     if zero and any(padding):
         widths = [0, 0, 0, 0, *(width for i in range(rank) for width in (padding[i], padding[i + rank]))]
@@ -177,7 +177,7 @@ def matmul(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.matmul")
 def matmul_of_measured(graph: Graph, call: Call) -> Expr | None:
-    """The same of data whose scale and zero point are computed when the model runs: one of each, of its range."""
+    """The same for data quantized dynamically, with one scale and zero point per tensor."""
     data, weight = graph.call(call.args[0], "relax.dequantize"), integer_weight(graph, call.args[1], 1)
     if data is None or weight is None or not is_plain_matmul(call) or dtype_of(data.args[0]) not in BYTES:
         return None
@@ -193,12 +193,12 @@ def matmul_of_measured(graph: Graph, call: Call) -> Expr | None:
 
 
 def is_plain_matmul(call: Call) -> bool:
-    """True if a product of float32 has a matrix on the right and no vector on the left."""
+    """True for a float32 matmul with a matrix on the right and no vector on the left."""
     return dtype_of(call) == "float32" and rank_of(call.args[1]) == 2 and (rank_of(call.args[0]) or 0) >= 2
 
 
 def scaled_sum(graph: Graph, product: Expr, data: Quantized, weight: IntegerWeight, spatial: int | None = None) -> Expr:
-    """scale * (product - zero * sum of each filter); of convolutions `spatial` counts the dimensions after channels."""
+    """scale * (product - zero * sum of each filter); `spatial`: a convolution's number of dimensions after channels."""
     axes = (0,) if spatial is None else tuple(range(1, weight.values.ndim))
     channels = (-1, *[1] * (spatial or 0))
     sums = weight.values.astype(np.int32).sum(axis=axes, dtype=np.int32)
@@ -231,7 +231,7 @@ def quantize_of_sum(graph: Graph, call: Call) -> Expr | None:
     if bias is not None:
         steps = bias.astype(np.float64) / factor.astype(np.float64)
         integers = np.rint(steps)
-        # Written so that NaN, which is near nothing, does not pass.
+        # Written so that NaN fails the test.
         if not np.all(np.abs(integers) < _MOST_BIAS):
             return None
         if not np.all(np.abs(steps - integers) <= np.maximum(np.abs(steps), 1) * _BIAS_ROUNDING):
@@ -243,7 +243,7 @@ def quantize_of_sum(graph: Graph, call: Call) -> Expr | None:
 
 
 def _plus(graph: Graph, total: Expr, constant: Array) -> Expr:
-    """A sum and a constant, joined with the constant that was added before."""
+    """Add a constant to a sum, combining it with the constant added before."""
     added = graph.call(total, "relax.add")
     before = None if added is None else constant_array(graph, added.args[1])
     if added is not None and before is not None and before.dtype == np.int32:
@@ -252,7 +252,7 @@ def _plus(graph: Graph, total: Expr, constant: Array) -> Expr:
 
 
 def _step_of(graph: Graph, call: Call, dtypes: Sequence[str] = BYTES) -> float | None:
-    """The scale of a quantization to one of the `dtypes` by scalar constants."""
+    """Return the scale of a quantization to one of `dtypes` by scalar constants."""
     scale, zero = (constant_array(graph, each) for each in call.args[1:3])
     if scale is None or zero is None or scale.size != 1 or zero.size != 1:
         return None
@@ -302,7 +302,7 @@ def quantize_of_addition(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.quantize")
 def quantize_of_limit(graph: Graph, call: Call) -> Expr | None:
-    """quantize(relu(y)) => clip(quantize(y)): quantizing keeps order"""
+    """quantize(relu(y)) => clip(quantize(y)): quantization is monotonic"""
     step = _step_of(graph, call, BYTES + WORDS)
     inner = graph.call(call.args[0], "relax.nn.relu", "relax.clip", "relax.nn.relu6")
     if step is None or inner is None or not graph.only_use(call.args[0]):
@@ -338,7 +338,7 @@ def _bounds(call: Call) -> tuple[float, float] | None:
 
 @rules.on("relax.quantize")
 def quantize_again(graph: Graph, call: Call) -> Expr | None:
-    """quantize(dequantize(x)) => x for equal parameters: the quotient is within a rounding of the integer"""
+    """quantize(dequantize(x)) => x for equal parameters: the quotient rounds back to the integer"""
     inner = dequantized_operand(graph, call.args[0], BYTES + WORDS)
     scale, zero = (constant_array(graph, each) for each in call.args[1:3])
     if inner is None or scale is None or zero is None or dtype_of(inner.data) != str(call.attrs.out_dtype):
@@ -348,7 +348,7 @@ def quantize_again(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.quantize")
 def quantize_of_concatenation(graph: Graph, call: Call) -> Expr | None:
-    """quantize(concat(a, b)) => concat(quantize(a), quantize(b)) where an operand is dequantized"""
+    """quantize(concat(a, b)) => concat(quantize(a), quantize(b)) if an operand is dequantized"""
     joined = graph.call(call.args[0], "relax.concat")
     if joined is None or _step_of(graph, call) is None or not graph.only_use(call.args[0]):
         return None
@@ -365,7 +365,7 @@ def quantize_of_concatenation(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.quantize")
 def quantize_of_moved(graph: Graph, call: Call) -> Expr | None:
-    """quantize(move(x)) => move(quantize(x)): the producer of x rounds it, and bytes are moved"""
+    """quantize(move(x)) => move(quantize(x)): quantize in the producer of x, so that bytes are moved"""
     moved = graph.call(call.args[0], *_MOVES)
     if moved is None or _step_of(graph, call, BYTES + WORDS) is None or not graph.only_use(call.args[0]):
         return None
@@ -377,8 +377,7 @@ def quantize_of_moved(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.quantize")
 def quantize_of_rescaled_move(graph: Graph, call: Call) -> Expr | None:
-    """quantize(factor * dequantize(move(x))) => move(quantize(factor * dequantize(x))): the producer of x rescales
-    it"""
+    """quantize(factor * dequantize(move(x))) => move(quantize(factor * dequantize(x))): rescale in the producer of x"""
     scaled = graph.call(call.args[0], "relax.multiply", "relax.divide")
     if scaled is None or _step_of(graph, call, BYTES + WORDS) is None or not graph.only_use(call.args[0]):
         return None
@@ -395,7 +394,7 @@ def quantize_of_rescaled_move(graph: Graph, call: Call) -> Expr | None:
 
 
 def _number(graph: Graph, expr: Expr) -> Array | None:
-    """A constant of one float32, dequantized or not."""
+    """Return the value of a one-element float32 constant, dequantized or not."""
     constant, quantized = constant_array(graph, expr), dequantized_operand(graph, expr)
     values = None if quantized is None else constant_array(graph, quantized.data)
     if values is not None and quantized is not None and quantized.is_scalar:
@@ -418,7 +417,7 @@ def move(graph: Graph, call: Call) -> Expr | None:
 
 
 def _permuted(graph: Graph, call: Call, inner: Quantized) -> Expr | None:
-    """Permuted constants; the axis of their parameters is followed."""
+    """Permute constants, remapping the axis of their parameters."""
     values = constant_array(graph, inner.data)
     if values is None or str(call.op.name) != "relax.permute_dims":
         return None

@@ -1,11 +1,10 @@
-"""compute-with-int16: products of 16-bit activations and 8-bit weights as two products of bytes.
+"""compute-with-int16: split products of 16-bit activations and 8-bit weights into two 8-bit products.
 
     x = 256 h + l,   h = x >> 8,   l = x & 255
     conv(dequantize(x), dequantize(w)) => scale * (256 conv(h, w) + conv(l, w) - offset), all in int32
 
-Sums are exact: a product whose sums might leave int32 for some data computes in float32, as before. Only where the
-processor multiplies bytes: elsewhere two products are slower than one of float32. `compute-in-integers` goes on from
-the sums.
+Sums are exact: products whose sums might overflow int32 for some data stay in float32. Only for CPUs with 8-bit dot
+products: elsewhere two integer products are slower than one in float32. `compute-in-integers` then handles the sums.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from schedules.instructions.products.table import multiplies_bytes
 rules = RuleTable()
 
 WORDS = ("int16", "uint16")
-# Sums are less than this, so that a bias may still be added.
+# Upper bound of the sums, with room for adding a bias.
 _MOST_SUM = 2**30
 
 
-@graph_pass("compute-with-int16", summary="Compute with 16-bit activations as two products of bytes", only="processor")
+@graph_pass("compute-with-int16", summary="Compute with 16-bit activations as two 8-bit products", only="processor")
 def compute_with_int16(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation."""
+    """See the equations in the module docstring."""
     if context.machine is None or not multiplies_bytes(context.machine):
         return mod
     return rules.apply(mod)
@@ -73,7 +72,7 @@ def matmul(graph: Graph, call: Call) -> Expr | None:
 
 
 def _operands(graph: Graph, call: Call, filters: int) -> tuple[Quantized, IntegerWeight] | None:
-    """16-bit data and 8-bit weights whose sums int32 holds."""
+    """Return 16-bit data and 8-bit weights whose sums fit int32."""
     data, weight = dequantized_operand(graph, call.args[0], WORDS), integer_weight(graph, call.args[1], filters)
     if data is None or weight is None or not data.is_scalar or weight.values.dtype != np.int8:
         return None
@@ -82,10 +81,10 @@ def _operands(graph: Graph, call: Call, filters: int) -> tuple[Quantized, Intege
 
 
 def sums_fit(weight: Array, filters: int, *, symmetric: bool = True) -> bool:
-    """True if int32 holds the sums of any 16-bit data with integer weights with one filter per entry of an axis.
+    """True if int32 holds the sums of any 16-bit data times integer weights with one filter per entry of an axis.
 
     Args:
-        symmetric: the data is int16 with zero point 0: then |256 h| + |l| is at most 2**15 + 2**8, else twice that.
+        symmetric: the data is int16 with zero point 0: |256 h| + |l| is at most 2**15 + 2**8; otherwise twice that.
     """
     others = tuple(axis for axis in range(weight.ndim) if axis != filters)
     largest = int(np.abs(weight.astype(np.int64)).sum(axis=others).max())
@@ -93,7 +92,7 @@ def sums_fit(weight: Array, filters: int, *, symmetric: bool = True) -> bool:
 
 
 def _halves(graph: Graph, data: Expr) -> tuple[Expr, Expr]:
-    """The upper and the lower bytes."""
+    """Split into the upper and the lower bytes."""
     dtype = dtype_of(data)
     high = graph.emit(relax.op.right_shift(data, as_constant(np.asarray(8, dtype))))
     low = graph.emit(relax.op.bitwise_and(data, as_constant(np.asarray(0xFF, dtype))))

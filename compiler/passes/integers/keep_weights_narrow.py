@@ -1,10 +1,10 @@
-"""keep-weights-narrow: multiplies 8-bit weights without converting them, and scales the results.
+"""keep-weights-narrow: multiply by 8-bit weights without converting them, and scale the results.
 
     matmul(x, scale * float(w))        => scale * matmul(x, w), one scale per column
     take(scale * float(w), index, 0)   => take(scale, index, 0) * float(take(w, index, 0))
 
-Scales and integers come from a cast and a multiplication or from a dequantization, transposed or not. A quarter of the
-bytes are stored in the module, and read from memory when it runs.
+Weights are recognized as a cast and a multiplication or as a dequantization, transposed or not. The module stores, and
+reads from memory at run time, a quarter of the bytes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ WEIGHT_ELEMENTS = 1024  # smaller weights are not worth the scaling
 
 @graph_pass("keep-weights-narrow", summary="Compute with the integers of weights stored in 8 bits")
 def keep_weights_narrow(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation."""
+    """See the equations in the module docstring."""
     return rules.apply(mod)
 
 
 @dataclass(frozen=True)
 class NarrowWeight:
-    """int8 values (rows, columns) and the float32 scale (rows or 1, columns or 1) of each."""
+    """int8 values (rows, columns) and their float32 scale (rows or 1, columns or 1)."""
 
     values: Array
     scale: Array
@@ -43,7 +43,7 @@ class NarrowWeight:
 
 
 def narrow_weight(graph: Graph, expr: Expr) -> NarrowWeight | None:
-    """A float matrix that comes from 8-bit integers."""
+    """Return the weight if `expr` is a float matrix computed from 8-bit integers."""
     if rank_of(expr) != 2 or dtype_of(expr) != "float32":
         return None
     value = graph.definition(expr)

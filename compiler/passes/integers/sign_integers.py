@@ -1,19 +1,19 @@
-"""sign-integers: tensors of uint8 become int8, 128 less, for targets whose products take only int8.
+"""sign-integers: convert uint8 tensors to int8 by subtracting 128, for targets with int8 dot products only.
 
     quantize(x, scale, zero, uint8)  => unsigned(quantize(x, scale, zero - 128, int8))
-    conv(unsigned(y), w)             => conv(y, w) + 128 * sum of w          (matmul alike)
-    max_pool(unsigned(y))            => unsigned(max_pool(y))                (moves, pad, clip, concat alike)
+    conv(unsigned(y), w)             => conv(y, w) + 128 * sum of w          (also matmul)
+    max_pool(unsigned(y))            => unsigned(max_pool(y))                (also moves, pad, clip, concat)
     float(unsigned(y))               => float(int32(y) + 128)
 
-where unsigned(y) = uint8(int32(y) + 128). All are exact. A product of other uint8 data takes 128 off it first.
+where unsigned(y) = uint8(int32(y) + 128). All are exact. A product of other uint8 data subtracts 128 first.
 
-center-weights: weights that are bytes plus an offset are stored as int8; the offset is subtracted from the sum.
+center-weights: store weights that are bytes plus an offset as int8, and correct the sum by the offset.
 
     matmul(x, w) => matmul(x, w - c) + c * sum of each row of x
     conv(x, w)   => conv(x, w - c) + c * conv(x, 1)
 
-Weights that were uint8 differ from their zero point by -255 to 255: no processor multiplies such numbers with bytes.
-`c` is the middle of each filter's numbers; all sums are in int32 and wrap alike, so the results are the same.
+uint8 weights minus their zero point range from -255 to 255, and no CPU multiplies such numbers by bytes. `c` is the
+middle of each filter's range; all sums are in int32 and wrap alike, so the results are the same.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _MOVES = (
 _SHIFT = 128
 
 
-@graph_pass("sign-integers", summary="Hold 8-bit tensors as int8 where products take only those")
+@graph_pass("sign-integers", summary="Store 8-bit tensors as int8 for targets with int8 products only")
 def sign_integers(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation; for targets with `signed_integers`."""
+    """See the equations in the module docstring; for targets with `signed_integers`."""
     return rules.apply(mod) if context.target is not None and context.target.signed_integers else mod
 
 
@@ -56,7 +56,7 @@ def _plus_shift(graph: Graph, signed: Expr) -> Expr:
 
 
 def signed_source(graph: Graph, expr: Expr) -> Expr | None:
-    """The int8 tensor that a uint8 one is 128 more than: y of unsigned(y), or of a constant."""
+    """Return y if a uint8 tensor is unsigned(y) or a constant."""
     if dtype_of(expr) != "uint8":
         return None
     constant = constant_array(graph, expr)
@@ -138,7 +138,7 @@ def matmul(graph: Graph, call: Call) -> Expr | None:
 
 
 def _factor(graph: Graph, call: Call, *, even_unknown: bool) -> Expr | None:
-    """The data of an integer product as int8, where it is uint8."""
+    """Return the data of an integer product as int8 if it is uint8."""
     if dtype_of(call) != "int32" or dtype_of(call.args[0]) != "uint8":
         return None
     signed = signed_source(graph, call.args[0])
@@ -212,14 +212,14 @@ def conversion(graph: Graph, call: Call) -> Expr | None:
 center_rules = RuleTable()
 
 
-@graph_pass("center-weights", summary="Store wider weights as int8 and an offset")
+@graph_pass("center-weights", summary="Store wider weights as int8 plus an offset")
 def center_weights(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation."""
+    """See the equations in the module docstring."""
     return center_rules.apply(mod)
 
 
 def _centered(graph: Graph, call: Call, axes: tuple[int, ...]) -> tuple[Array, Array] | None:
-    """(int8 weights, the int32 offset taken from each), where numbers that share an offset lie along `axes`."""
+    """Return (int8 weights, int32 offset subtracted from them), with offsets shared along `axes`."""
     values = constant_array(graph, call.args[1])
     if values is None or values.dtype not in (np.int16, np.uint8) or values.size == 0:
         return None
@@ -229,7 +229,7 @@ def _centered(graph: Graph, call: Call, axes: tuple[int, ...]) -> tuple[Array, A
     low, high = (bound(wide, axis=axes, keepdims=True) for bound in (np.min, np.max))
     if np.any(high - low > 255):
         return None
-    # None, or one for all where that suffices; else one per filter.
+    # None, or one offset for all if that suffices; otherwise one per filter.
     middle = low + 128
     if low.min() >= -128 and high.max() <= 127:
         middle = np.zeros_like(middle)

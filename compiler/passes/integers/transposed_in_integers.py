@@ -1,10 +1,10 @@
-"""transposed-in-integers: transposed convolutions of quantized tensors become plain ones, which compute in integers.
+"""transposed-in-integers: turn transposed convolutions of quantized tensors into plain ones, computed in integers.
 
 conv_transpose(dequantize(x), dequantize(w))   => interleave(conv(dequantize(x), dequantize(w'))) interleave(y) + bias
 => interleave(y + bias') relu, clip, quantize (interleave(y))           => interleave(relu, clip, quantize (y))
 
-See `interleaved`. What reads the sums moves before the interleaving, which then moves bytes; `compute-in-integers` goes
-on from the plain convolution.
+See `interleaved`. Operators that read the sums move before the interleaving, which then moves bytes;
+`compute-in-integers` handles the plain convolution.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _OPERATORS = tuple(f"relax.nn.conv{rank}d_transpose" for rank in (1, 2, 3))
 _DATA = ("int8", "uint8", "int16", "uint16")
 
 
-@graph_pass("transposed-in-integers", summary="Make transposed convolutions of quantized tensors plain ones")
+@graph_pass("transposed-in-integers", summary="Turn transposed convolutions of quantized tensors into plain ones")
 def transposed_in_integers(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation."""
+    """See the equations in the module docstring."""
     return rules.apply(mod)
 
 
@@ -67,14 +67,14 @@ def transposed(graph: Graph, call: Call) -> Expr | None:
 
 
 def _alike(scale: Array, zero: Array) -> tuple[Array, Array]:
-    """Both with the same number of elements."""
+    """Broadcast both to the same number of elements."""
     size = max(scale.size, zero.size)
     return tuple(np.broadcast_to(each.reshape(-1), size) for each in (scale, zero))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Operands of an interleaving, and its calls from the first to the last."""
+    """Operands of an interleaving, and its calls in order."""
 
     source: Expr
     calls: tuple[Call, ...]
@@ -82,7 +82,7 @@ class _Found:
     phases: int
 
     def of(self, value: Expr, graph: Graph) -> Expr:
-        """The interleaving of something else of the same shape."""
+        """Interleave another value of the same shape."""
         for call in self.calls[:-1]:
             value = graph.emit(self._again(call, value))
         return self._again(self.calls[-1], value)
@@ -93,7 +93,8 @@ class _Found:
 
 
 def _interleaving(graph: Graph, expr: Expr) -> _Found | None:
-    """The interleaving that a tensor is, where nothing reads it elsewhere: of a convolution, or of what moved there."""
+    """Return the interleaving that computes a tensor with a single reader: of a convolution, or of operators moved
+    there."""
     calls: list[Call] = []
     for names in (("relax.strided_slice",), ("relax.reshape",), ("relax.permute_dims",), ("relax.reshape",)):
         call = graph.call(expr, *names)
@@ -113,7 +114,7 @@ def _interleaving(graph: Graph, expr: Expr) -> _Found | None:
 
 
 def _is_sum(graph: Graph, expr: Expr) -> bool:
-    """True if it is a convolution of quantized tensors, perhaps with a bias and limits."""
+    """True for a convolution of quantized tensors, optionally with a bias and clipping."""
     while True:
         call = graph.call(expr, "relax.add", "relax.nn.relu", "relax.nn.relu6", "relax.clip")
         if call is None:
@@ -143,7 +144,7 @@ def addition(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.nn.relu", "relax.nn.relu6", "relax.clip", "relax.quantize")
 def function(graph: Graph, call: Call) -> Expr | None:
-    """f(interleave(y)) => interleave(f(y)), of a function of each element"""
+    """f(interleave(y)) => interleave(f(y)), for elementwise f"""
     found = _interleaving(graph, call.args[0])
     if found is None:
         return None

@@ -1,1 +1,1 @@
-"""The parts of `plan_layout`: values in blocked layouts, and how each operator computes on them."""
+"""Parts of `plan_layout`: values in blocked layouts, and how each operator computes on them."""

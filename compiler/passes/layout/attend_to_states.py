@@ -1,10 +1,11 @@
-"""attend-to-states: attention over keys and values that are states reads the rows in use alone, where they lie.
+"""attend-to-states: let attention over key and value states read only the rows in use, in place.
 
     matmul(softmax(scale * matmul(q, transpose(repeat(keys[:n]))) + mask), repeat(values[:n]))
 
-becomes one kernel over `keys` and `values` as they are: nothing is sliced, repeated or transposed. Where a model reads
-whole states and a mask hides what is not in use, the rows up to the last one that the mask shows are read.
-A state is found behind the transposes, reshapes, repetitions and scales in between.
+becomes one kernel over `keys` and `values` themselves: nothing is sliced, repeated or transposed. If a model reads
+whole
+states and masks unused rows, the rows up to the last unmasked one are read. States are found through the transposes,
+reshapes, repetitions and scales in between.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ from schedules.attention.cache.description import ATTRIBUTE, BIAS, KEY, LENGTH, 
 from schedules.ir.tvm_types import Call, Expr, Function, Index, Var
 
 _RANK = 4
-_HIDDEN = -1e30  # a mask's number below which no score matters
+_HIDDEN = -1e30  # mask values below this hide a position
 
 
-@graph_pass("attend-to-states", summary="Read only the rows in use of states that attention reads")
+@graph_pass("attend-to-states", summary="Let attention read only the rows in use of its states")
 def attend_to_states(mod: IRModule, context: PipelineContext) -> IRModule:
     """Does nothing for models without states."""
     if not context.options.states:
@@ -54,7 +55,7 @@ def attend_to_states(mod: IRModule, context: PipelineContext) -> IRModule:
 
 @mutator
 class _Rewriter(PyExprMutator):
-    """Replaces the second product of attention, and calls of attention that read whole states."""
+    """Replaces the second matmul of attention, and calls of attention that read whole states."""
 
     def __init__(self, mod: IRModule) -> None:
         super().__init__(mod)
@@ -62,10 +63,10 @@ class _Rewriter(PyExprMutator):
         self.count = 0
         self._matcher = AttentionMatcher({}, {}, in_integers=False)
         self._reader = StateReader(mod, {})
-        self._lengths: dict[Expr, Expr] = {}  # of masks and numbers of rows
+        self._lengths: dict[Expr, Expr] = {}  # by mask and number of rows
 
     def rewrite(self, variable: GlobalVar, function: Function) -> None:
-        """One function, where anything in it is attention over states."""
+        """Rewrite one function if it contains attention over states."""
         before = self.count
         uses = self._look_at(function)
         unchecked = _without_checks(function, self._checks(function, uses))
@@ -78,7 +79,7 @@ class _Rewriter(PyExprMutator):
             self.builder_.update_func(variable, updated)
 
     def _look_at(self, function: Function) -> dict[Var, int]:
-        """Prepare to match in a function; how often its variables are used."""
+        """Prepare matching in a function; return the use counts of its variables."""
         uses: dict[Var, int] = {}
         count_uses(function.body, uses, {})
         self._matcher = AttentionMatcher(relax.analysis.get_var2val(function), uses, in_integers=False)
@@ -86,7 +87,8 @@ class _Rewriter(PyExprMutator):
         return uses
 
     def _checks(self, function: Function, uses: dict[Var, int]) -> set[Var]:
-        """Checks of shapes that only attention over states reads: they would keep what it no longer reads alive."""
+        """Return shape checks read only by attention over states; they would keep values alive that it no longer
+        reads."""
         checks = {each.var for each in bindings_of(function.body) if isinstance(each, relax.MatchCast)}
         found: set[Var] = set()
         for binding in bindings_of(function.body) if checks else ():
@@ -99,7 +101,7 @@ class _Rewriter(PyExprMutator):
         return found
 
     def visit_call_(self, call: Call) -> Expr:
-        """A call, or what replaces it."""
+        """Return a call or its replacement."""
         name, found = operator_name(call), None
         if name == "relax.matmul":
             match = self._matcher.match(call)
@@ -109,7 +111,7 @@ class _Rewriter(PyExprMutator):
         return self.visit_expr_post_order(call) if found is None else found
 
     def _attention(self, match: AttentionMatch) -> Expr | None:
-        """Attention over states of a product, or None where it is none."""
+        """Return attention over states for a match, or None if it does not apply."""
         scale, masks = _scale_and_masks(match.steps)
         keys, values = self._reader.read(match.key.expr), self._reader.read(match.value.expr)
         if scale is None or keys is None or values is None or match.weights is not None or not _belong(keys, values):
@@ -140,7 +142,7 @@ class _Rewriter(PyExprMutator):
         return R.multiply(self.builder_.emit(result), relax.const(values.factor, "float32"))
 
     def _shortened(self, call: Call) -> Expr | None:
-        """A call of attention over whole states, or over copies of their first rows, over the rows in use."""
+        """Restrict attention over whole states, or over copies of their first rows, to the rows in use."""
         text = kernel_attribute(call, self._mod, ATTRIBUTE)
         if text is None:
             return None
@@ -173,7 +175,7 @@ class _Rewriter(PyExprMutator):
         )
 
     def _bias(self, masks: Sequence[Expr]) -> Expr | None:
-        """The sum of masks, of rank 4."""
+        """Sum masks, with rank 4."""
         total: Expr | None = None
         for each in masks:
             mask = self.visit_expr(each)
@@ -184,7 +186,7 @@ class _Rewriter(PyExprMutator):
         return total
 
     def _length(self, keys: StateRead, bias: Expr | None) -> Expr | None:
-        """Number of rows that attention sees, int64 of shape () or (batch,); None for all of the state."""
+        """Return the number of visible rows, int64 of shape () or (batch,); None for the whole state."""
         source = bias if keys.rows is None else keys.rows
         if source is None:
             return None
@@ -195,7 +197,7 @@ class _Rewriter(PyExprMutator):
 
 
 def _without_checks(function: Function, checks: set[Var]) -> Function:
-    """The function where what is checked stands in place of what the checks give."""
+    """Replace the results of `checks` by the checked values."""
     if not checks:
         return function
     sources: dict[Var, Expr] = {}
@@ -219,7 +221,7 @@ _ORDER: tuple[Axis, ...] = ("batch", "heads", "rows", "size")
 
 
 def _scale_and_masks(steps: Sequence[Step]) -> tuple[float | None, list[Expr]]:
-    """Factor of scores, and the masks that are added behind it; None for other steps."""
+    """Return the factor of the scores, and the masks added after it; None if there are other steps."""
     scale = 1.0
     masks: list[Expr] = []
     for step in steps:
@@ -233,7 +235,7 @@ def _scale_and_masks(steps: Sequence[Step]) -> tuple[float | None, list[Expr]]:
 
 
 def _belong(keys: StateRead, values: StateRead) -> bool:
-    """True if the same rows of two states are read, which are of one type."""
+    """True if the same rows of two states of equal type are read."""
     if (keys.rows is None) != (values.rows is None) or dtype_of(keys.state) != dtype_of(values.state):
         return False
     if keys.rows is not None and not same_size(keys.rows, values.rows):
@@ -256,9 +258,10 @@ def _number_of_rows(rewriter: _Rewriter, rows: Expr) -> Expr:
 
 
 def _shown_rows(rewriter: _Rewriter, mask: Expr) -> Expr | None:
-    """For each sample, the rows up to the last that some query sees; all where a query sees none: int64 (batch,).
+    """For each sample, return the rows up to the last that any query sees; all rows if a query sees none: int64
+    (batch,).
 
-    A query that sees nothing has a score of the same size for every row, so that all of them count.
+    A query that sees nothing scores every row alike, so that all of them count.
     """
     builder = rewriter.builder_
     shape = shape_of(mask)
@@ -287,20 +290,20 @@ def _or_all(rows: te.Tensor, count: tirx.Expr) -> te.Tensor:
 Axis = Literal["batch", "heads", "rows", "size", "repeated"]
 _AXES: tuple[Axis, ...] = ("batch", "heads", "rows", "size")
 _NARROW = ("float16", "bfloat16")
-_SLICE = 3  # operands of a slice: axes, first and last elements
-_ROWS = 2  # the axis of the rows of a state (batch, heads, rows, size)
+_SLICE = 3  # operands of a slice: axes, begin, end
+_ROWS = 2  # row axis of a state (batch, heads, rows, size)
 
 
 @dataclass(frozen=True)
 class StateRead:
-    """Part of a state (batch, heads, rows, size) that an expression holds.
+    """The part of a state (batch, heads, rows, size) that an expression holds.
 
     Attributes:
         state: the state after its rows were written.
-        rows: how many of its first rows; None for all.
+        rows: the number of leading rows; None for all.
         factor: the factor of each element.
-        scales: float32 (batch, heads, rows), of a state of int8; None else.
-        axes: which axes of the state each axis of the expression is made of, those of size 1 left out.
+        scales: float32 (batch, heads, rows), for int8 states; otherwise None.
+        axes: for each axis of the expression, the state axes that make it up, without those of size 1.
         path: the variables between the state and the expression.
     """
 
@@ -312,7 +315,7 @@ class StateRead:
     path: tuple[Var, ...] = ()
 
     def is_ordered(self, *order: Axis) -> bool:
-        """True if its axes are those of the state in this order, heads perhaps repeated one by one."""
+        """True if its axes are the state's in this order, heads optionally each repeated."""
         wanted = [[axis, "repeated"] if axis == "heads" else [axis] for axis in order]
         return len(self.axes) == len(wanted) and all(
             [axis for axis in names if axis in found] == list(found)
@@ -322,7 +325,7 @@ class StateRead:
 
 @dataclass
 class _Path:
-    """Operations between a state and what is read of it, the last first."""
+    """Operations between a state and the expression that reads it, last first."""
 
     shapes: list[Call] = field(default_factory=list)
     factor: float = 1.0
@@ -330,13 +333,13 @@ class _Path:
 
 
 class StateReader:
-    """Finds what expressions of a function read of states, by the definitions of its variables."""
+    """Finds the parts of states that a function's expressions read, by the definitions of its variables."""
 
     def __init__(self, mod: IRModule, definitions: Mapping[Var, Expr]) -> None:
         self._mod, self._definitions = mod, definitions
 
     def read(self, expr: Expr) -> StateRead | None:
-        """Part that an expression holds of a state that this run wrote rows to; None where it holds something else."""
+        """Return the part that an expression holds of a state written in this run; None if it holds something else."""
         path = _Path()
         variables = []
         while not self._is_state(expr):
@@ -358,14 +361,14 @@ class StateReader:
         return None if axes is None else StateRead(expr, rows, path.factor, path.scales, axes, tuple(variables))
 
     def _is_state(self, expr: Expr) -> bool:
-        """True if it is the result of a kernel that writes rows."""
+        """True for the result of a kernel that writes rows."""
         call = self._definitions.get(expr)
         if call is None or operator_name(call) != "relax.call_tir" or not isinstance(call.args[0], GlobalVar):
             return False
         return UPDATES in (self._mod[call.args[0]].attrs or {})
 
     def _before(self, value: Expr, path: _Path) -> Expr | None:
-        """The operand that a value is made of, with what it does to it added to the path."""
+        """Return the operand that a value is computed from, adding its operation to the path."""
         name = operator_name(value)
         if isinstance(value, relax.Var):
             return value
@@ -390,7 +393,7 @@ class StateReader:
         return self._bytes(value, path)
 
     def _bytes(self, value: Call, path: _Path) -> Expr | None:
-        """The state of int8 whose rows are multiplied by their scales."""
+        """Return the int8 state whose rows are multiplied by their scales."""
         cast, scales = (self._definitions.get(each) for each in value.args)
         if cast is None or scales is None:
             return None
@@ -424,7 +427,7 @@ def _is(expr: Expr, number: int) -> bool:
 
 
 def _number(expr: Expr) -> float | None:
-    """The value of a float32 constant of one element."""
+    """Return the value of a one-element float32 constant."""
     if not isinstance(expr, GenericConst) or dtype_of(expr) != "float32":
         return None
     array = array_of(expr)
@@ -462,9 +465,9 @@ def _repeated(groups: list[Atoms], shape: list[Index]) -> list[Atoms] | None:
 
 
 def _regrouped(atoms: Atoms, shape: list[Index]) -> list[Atoms] | None:
-    """The atoms on axes of other sizes; None where an axis is not made of whole atoms.
+    """Regroup the atoms into axes of other sizes; None if an axis is not made of whole atoms.
 
-    One axis may have a size that is not seen to be that of its atoms: the rest is its own.
+    One axis may have a size not provably equal to its atoms': it gets the remaining ones.
     """
     front, left = _taken(atoms, shape)
     if len(front) == len(shape):
@@ -476,7 +479,7 @@ def _regrouped(atoms: Atoms, shape: list[Index]) -> list[Atoms] | None:
 
 
 def _taken(atoms: Atoms, shape: list[Index]) -> tuple[list[Atoms], Atoms]:
-    """The first axes as far as each is made of the next atoms, and the atoms that are left."""
+    """Assign the next atoms to the leading axes as far as sizes match; return them and the remaining atoms."""
     groups: list[Atoms] = []
     left = list(atoms)
     for size in shape:

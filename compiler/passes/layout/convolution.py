@@ -1,7 +1,7 @@
-"""Convolutions in blocked layouts: the algorithm by shape, the weights packed.
+"""Convolutions in blocked layouts: choice of the algorithm by shape, and packing of the weights.
 
-Those of 8-bit integers, and the operators between them, likewise. Symbolic sizes count as likely values where a
-kernel's time is estimated.
+Also covers convolutions of 8-bit integers and the operators between them. To estimate a kernel's time, symbolic sizes
+are replaced by likely values.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ class Conv:
     dilations: tuple[int, ...]
     pad: tuple[tuple[int, int], ...]
     groups: int
-    same: str = ""  # "upper" or "lower" where padding follows from sizes
+    same: str = ""  # "upper" or "lower" if padding follows from sizes
 
     @classmethod
     def of(cls, call: Call) -> Conv | None:
-        """None when a layout is blocked already."""
+        """Return the attributes; None if a layout is already blocked."""
         attrs = call.attrs
         spatial = "DHW"[-(len(attrs.strides)) :]
         layouts = str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout) or str(attrs.data_layout)
@@ -108,14 +108,14 @@ class Conv:
 
     @property
     def is_plain(self) -> bool:
-        """True if it pads nothing, and axes lie in ONNX's order."""
+        """True if it has no padding, and its axes are in ONNX's order."""
         orders = (self.order, self.out_order, self.filter_order)
         return not any(map(any, self.pad)) and all(list(order) == sorted(order) for order in orders)
 
     def long_last(self, sizes: Sequence[Index]) -> Conv:
-        """The same convolution with spatial dimensions whose output has one element moved to the front.
+        """Move spatial dimensions with one output element to the front.
 
-        Register tiles run along the last dimension: a column of pixels would leave them with one pixel each.
+        Register tiles run along the last dimension, so a column of pixels would give them one pixel each.
         """
         spatial = range(len(self.strides))
         single = [isinstance(sizes[axis], int) and sizes[axis] == 1 for axis in self.out_order[2:]]
@@ -135,12 +135,12 @@ class Conv:
         )
 
     def padded_same(self, padding: SamePadding, kernel: Sequence[int]) -> Conv:
-        """The same convolution, of data that it pads itself."""
+        """Return the same convolution with its own padding for the data."""
         return replace(self, pad=padding.pads(kernel, self.strides, self.dilations), same=padding.mode)
 
 
 def float_convolution(builder: LayoutBuilder, call: Call) -> Blocked | Value | None:
-    """A float32 convolution in blocks; None where that is not possible."""
+    """Compute a float32 convolution in blocks; None if not possible."""
     conv = Conv.of(call)
     data, weight = call.args
     sizes, filter_shape = shape_of(call), static_shape(weight)
@@ -178,7 +178,7 @@ class BlockedConv:
     def build(self) -> Blocked | Value | None:
         constant = isinstance(self.weight, GenericConst)
         if self.conv.groups > 1 and not constant:
-            return None  # groups are merged with zeros between them, which takes known weights
+            return None  # groups are merged with zeros between them, which requires known weights
         if self.conv.groups == self.channels == self.filters and self.conv.groups > 1:
             return self._depthwise()
         groups, merged = self._merged_groups()
@@ -197,7 +197,7 @@ class BlockedConv:
         return self._emit_chosen(choose_float(case, self.builder.machine, self.builder.choose), values)
 
     def _emit_chosen(self, chosen: FloatChoice, values: np.ndarray) -> Blocked | Value:
-        """Pack the weights for an algorithm, and call its kernel."""
+        """Pack the weights for an algorithm and call its kernel."""
         if isinstance(chosen, FoldedWorkload):
             return self._emit_folded(chosen, values)
         if isinstance(chosen, SparseChoice):
@@ -242,7 +242,7 @@ class BlockedConv:
         )
 
     def _winograd_weight(self, values: np.ndarray, work: WinogradWorkload) -> Expr:
-        """The filter, or the transformed one, which the module need not store: it takes up to 36 numbers for 9."""
+        """Return the filter, or the transformed one, which the module need not store: up to 36 numbers for 9."""
         packed = pack_winograd(values, work.block)
         if work.transforms_filters:
             return as_constant(np.ascontiguousarray(packed.swapaxes(1, 2)))
@@ -260,7 +260,8 @@ class BlockedConv:
         return values
 
     def _merged_groups(self) -> tuple[int, int]:
-        """(groups left, groups merged into one): each a whole number of blocks on both sides but the last, or one."""
+        """Return (groups left, groups merged into one): all but the last span whole blocks on both sides, or there is
+        one."""
         groups, lanes = self.conv.groups, self.builder.lanes
         if groups == 1:
             return 1, 1
@@ -269,7 +270,7 @@ class BlockedConv:
         return ceil_div(groups, merged), merged
 
     def _in_lanes(self, groups: int) -> int:
-        """Plain input is read as it is when there are so few channels that a block would be mostly empty."""
+        """Plain input is read unblocked if there are so few channels that a block would be mostly empty."""
         blocked = self.builder.blocked(self.data, self.conv.order) is not None
         few = groups == 1 and self.channels * 2 <= self.builder.lanes
         return 1 if few and not blocked else self.builder.lanes
@@ -338,10 +339,10 @@ class BlockedConv:
         reads_half: bool = False,
         key: Hashable = None,
     ) -> Blocked:
-        """The call of a kernel of data, weights, output sizes and `more`.
+        """Call a kernel on data, weights, output sizes and `more`.
 
-        `reads_half`: it computes in float32 and reads 16-bit floats as well. `key` is what the kernel follows from
-        besides the types of its operands, as in `LayoutBuilder.emit_kernel`.
+        `reads_half`: it computes in float32 and can also read 16-bit floats. `key`: what determines the kernel besides
+        its operand types, as in `LayoutBuilder.emit_kernel`.
         """
         if isinstance(weight, np.ndarray):
             weight = as_constant(weight)
@@ -352,7 +353,7 @@ class BlockedConv:
         return Blocked(result, self.out_shape, self.conv.out_order)
 
     def _stored(self, work: WindowWorkload, reads_half: bool) -> Expr:
-        """The input as the workload wants it."""
+        """Return the input in the form the workload needs."""
         order = self.conv.order
         if isinstance(work, DotWorkload) and work.words:
             plain = self.builder.plain(self.data)
@@ -371,15 +372,15 @@ class BlockedConv:
 
 
 def _kept(packed: np.ndarray, work: ConvWorkload, values: np.ndarray) -> float:
-    """The share of blocks of a packed filter that are not zero."""
+    """Return the share of nonzero blocks of a packed filter."""
     return float(np.count_nonzero(np.any(packed, axis=-1)) / (work.out_blocks * values[0].size))
 
 
-_SIDES = (160, 224, 384)  # of images that networks take
+_SIDES = (160, 224, 384)  # common image sides
 
 
 def common_sizes(sizes: Sequence[Expr]) -> list[tuple[int, ...]]:
-    """`sizes` with numbers in place of symbols, in several ways: those of images of common sides."""
+    """Return `sizes` with symbols replaced by numbers, once per common image side."""
     return [tuple(_at(size, side) for size in sizes) for side in _SIDES]
 
 
@@ -401,7 +402,7 @@ def convolution(builder: LayoutBuilder, call: Call) -> Blocked | Value | None:
 
 
 def integer_convolution(builder: LayoutBuilder, call: Call) -> Blocked | None:
-    """An int32 convolution of 8-bit data and constant int8 weights; None for any other."""
+    """Compute an int32 convolution of 8-bit data and constant int8 weights; None for any other."""
     conv = Conv.of(call)
     data, weight = call.args
     if conv is None:
@@ -423,7 +424,8 @@ def integer_convolution(builder: LayoutBuilder, call: Call) -> Blocked | None:
 
 
 def _padding_before(builder: LayoutBuilder, data: Expr, conv: Conv) -> tuple[Expr, Conv, int] | None:
-    """The operand of a padding with one value that feeds a convolution without, and the convolution with it."""
+    """Return the operand of a constant-value padding that feeds an unpadded convolution, and the convolution with
+    it."""
     call = builder.definitions.get(data)
     if not isinstance(call, relax.Call) or call.op.name != "relax.nn.pad" or str(call.attrs.pad_mode) != "constant":
         return None
@@ -439,7 +441,7 @@ def _padding_before(builder: LayoutBuilder, data: Expr, conv: Conv) -> tuple[Exp
 
 
 class _IntegerConv(BlockedConv):
-    """One integer convolution being converted to a blocked layout; `fill` is the padding value."""
+    """An integer convolution being converted to a blocked layout; `fill` is the padding value."""
 
     def __init__(
         self, builder: LayoutBuilder, conv: Conv, data: Expr, weight: Expr, out_shape: tuple[Index, ...], fill: int
@@ -465,7 +467,7 @@ class _IntegerConv(BlockedConv):
         return self._plus(result, sums * -work.shift)
 
     def _depthwise(self) -> Blocked:
-        """The kernel takes `fill` off every element, so that the padding is zero; that is added back."""
+        """Subtracts `fill` from every element, so that the padding is zero, and adds it back to the result."""
         work = DepthwiseDotWorkload(**{**vars(self._window()), "dtype": "int32"}, operand=self.operand, fill=self.fill)
         values = self._filter_values()
         packed = pack_depthwise(values.astype(np.int16), work.block)
@@ -481,7 +483,7 @@ class _IntegerConv(BlockedConv):
         return self._plus(result, sums * self.fill)
 
     def _plus(self, result: Blocked, channels: np.ndarray) -> Blocked:
-        """Plus one number per channel."""
+        """Add one number per channel."""
         rank = len(self.kernel)
         constant = pack_channels(channels.reshape(1, -1, *[1] * rank), self.builder.lanes)
         total = self.builder.emit(relax.op.add(result.expr, as_constant(constant)), "corrected")
@@ -490,7 +492,7 @@ class _IntegerConv(BlockedConv):
 
 @handles("relax.quantize", "relax.dequantize")
 def quantization(builder: LayoutBuilder, call: Call) -> Blocked | None:
-    """By one scale and one zero point for all."""
+    """Quantize with one scale and one zero point."""
     data = builder.blocked(call.args[0])
     if data is None or dtype_of(call) not in BLOCKABLE or any(rank_of(each) != 0 for each in call.args[1:3]):
         return None
@@ -501,7 +503,7 @@ def quantization(builder: LayoutBuilder, call: Call) -> Blocked | None:
 
 @handles("relax.astype")
 def conversion(builder: LayoutBuilder, call: Call) -> Blocked | None:
-    """Between the types that lie in blocks."""
+    """Convert between the blockable types."""
     data = builder.blocked(call.args[0])
     if data is None or dtype_of(call) not in BLOCKABLE:
         return None

@@ -1,16 +1,17 @@
-"""fuse-attention: softmax(scale * (q k) + mask) v becomes one kernel.
+"""fuse-attention: softmax(scale * (q k) + mask) v as one kernel.
 
 matmul(softmax(add(multiply(matmul(q, k), scale), mask)), v)
+with any number of constant scales and masks that broadcast to the scores, in any order or absent, and with
+`where(isnan(weights), 0, weights)` between softmax and the second matmul, as torch exports it. Transposes around it
+that
+move heads before positions and back are folded into its reads and writes.
 
-with any number of constant scales and masks that broadcast to the scores, in any order, also without them; and with
-`where(isnan(weights), 0, weights)` between softmax and the last product, as torch exports it. Transposes around it, by
-which heads come before positions and behind them again, are read and written through.
 
-Scores and weights may be quantized and dequantized on the way. Where all operands and the weights are 8-bit integers of
-one scale each, and the machine multiplies bytes, both products are sums of integers.
+Scores and weights may be quantized and dequantized in between. If all operands and the weights are 8-bit integers with
+one scale each, and the machine has 8-bit dot products, both matmuls are computed in integers.
 
-Quantizations between the first product and softmax (`quantize`, `dequantize`) are elementwise steps of the scores: a
-score is scaled, rounded within limits, and moved.
+Quantizations between the first matmul and softmax (`quantize`, `dequantize`) are elementwise steps on the scores:
+scale, round within limits, shift.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ from schedules.instructions.products.operation import DOT_BF16
 from schedules.instructions.products.table import halves_pay, multiplies_bytes
 from schedules.ir.tvm_types import Call, Expr, Function, GlobalVar, Index, Tensor, Var
 
-OPAQUE = 8  # relax's pattern kind that is fused with nothing
+OPAQUE = 8  # Relax's pattern kind of kernels that fuse with nothing
 _last_rules = RuleTable()
 _last_rules.on("relax.reshape")(merge_reshapes)
 
 
-@graph_pass("fuse-attention", summary="Turn products, softmax and masks of attention into one kernel", only="processor")
+@graph_pass("fuse-attention", summary="Turn matmuls, softmax and masks of attention into one kernel", only="processor")
 def fuse_attention(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Does nothing without a machine: the kernel is only fast when scheduled."""
+    """Does nothing without a machine: the kernel is fast only when scheduled."""
     if context.machine is None:
         return mod
     narrow = context.options.precision == "bf16" and halves_pay(context.machine, DOT_BF16)
@@ -56,7 +57,7 @@ def fuse_attention(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def _with_rounded_products(mod: IRModule) -> IRModule:
-    """Attention over a cache may round operands as well."""
+    """Let attention over a cache round its operands as well."""
     changed = mod.clone()
     for variable, function in mod.functions_items():
         text = (function.attrs or {}).get(ATTRIBUTE)
@@ -75,7 +76,7 @@ class _Fuser(PyExprMutator):
         self.count = 0
         self._matcher = AttentionMatcher({}, {}, in_integers)
         self._endings: dict[Var, Ending] = {}
-        self._within: set[Var] = set()  # products that attention does not end in
+        self._within: set[Var] = set()  # matmuls inside attention, not at its end
 
     def rewrite(self, variable: GlobalVar, function: Function) -> None:
         before = self.count
@@ -130,7 +131,7 @@ class _Fuser(PyExprMutator):
         )
 
     def _ordered(self, expr: Expr, contiguous: tuple[int, ...]) -> Ordered:
-        """An operand before its transposes, when one of the axes given is the last one there."""
+        """Return an operand before its transposes, if one of the given axes is the last one there."""
         found = ordered(expr, self._matcher.definition)
         last = len(found.order) - 1
         if found.is_plain or not any(found.order[axis] == last for axis in contiguous):
@@ -142,7 +143,7 @@ class _Fuser(PyExprMutator):
 
 
 def _rounding(found: AttentionMatch, *, integers: bool) -> tuple[list[Step], Rounding | None]:
-    """The steps on raw scores, and the rounding of the weights and of the result."""
+    """Return the steps on raw scores, and the rounding of the weights and of the result."""
     weights = found.weights
     if weights is None:
         return joined(found.steps), None
@@ -167,7 +168,7 @@ def _rounding(found: AttentionMatch, *, integers: bool) -> tuple[list[Step], Rou
 
 
 def _at(tensor: Tensor, at: tuple[Expr, ...]) -> Expr:
-    """An element of a tensor that broadcasts to the scores."""
+    """Return an element of a tensor that broadcasts to the scores."""
     own = at[len(at) - len(tensor.shape) :]
     zero = tirx.IntImm("int64", 0)
     is_one = [isinstance(size, tirx.IntImm) and int(size.value) == 1 for size in tensor.shape]
@@ -181,7 +182,7 @@ _INTEGERS = (*_BYTES, "int16", "uint16")
 
 @dataclass(frozen=True)
 class Operand:
-    """A float32 tensor, and the 8-bit integers that it is dequantized from, if any."""
+    """A float32 tensor, and the 8-bit integers it is dequantized from, if any."""
 
     expr: Expr
     quantized: Expr | None = None
@@ -190,8 +191,8 @@ class Operand:
 
 @dataclass(frozen=True)
 class AttentionMatch:
-    """`weights` and `result`: quantization of the attention weights and of the result; `order`: the order of dimensions
-    that the result is transposed to."""
+    """Attention with the quantization of its `weights` and `result`, and the dimension `order` that the result is
+    transposed to."""
 
     query: Operand
     key: Operand
@@ -204,12 +205,12 @@ class AttentionMatch:
 
     @property
     def tensors(self) -> list[Expr]:
-        """Tensors that are added to the scores, in order."""
+        """Return the tensors added to the scores, in order."""
         return [step.tensor for step in self.steps if isinstance(step, Add)]
 
     @property
     def is_quantized(self) -> bool:
-        """True if all operands and the weights are bytes, of known sizes."""
+        """True if all operands and the weights are bytes, with known sizes."""
         operands = self.query, self.key, self.value
         weights = self.weights is not None and self.weights.dtype in _BYTES
         return weights and all(each.quantization is not None for each in operands)
@@ -217,7 +218,7 @@ class AttentionMatch:
 
 @dataclass(frozen=True)
 class Ending:
-    """Attention that ends in `product`, whose result is quantized or transposed or both."""
+    """Attention whose last matmul is `product`, and whose result is quantized, transposed or both."""
 
     product: Expr
     match: AttentionMatch
@@ -225,9 +226,9 @@ class Ending:
 
 @dataclass(frozen=True)
 class AttentionMatcher:
-    """Looks for attention among the `definitions` of a function's variables, `uses` of which are counted.
+    """Finds attention among the `definitions` of a function's variables, given their use counts `uses`.
 
-    `in_integers`: whether attention of quantized tensors is one of integers, and ends in the quantization behind it.
+    `in_integers`: compute attention of quantized tensors in integers, including the quantization after it.
     """
 
     definitions: Mapping[Var, Expr]
@@ -235,7 +236,7 @@ class AttentionMatcher:
     in_integers: bool
 
     def endings(self) -> dict[Expr, Ending]:
-        """Calls that attention ends in, other than its second product: transposes, then quantizations."""
+        """Return the calls other than the second matmul that attention ends in: transposes, then quantizations."""
         found: dict[Var, Ending] = {}
         products: set[Var] = set()
         for find in (self._transposed_ending, self._quantized_ending):
@@ -247,7 +248,7 @@ class AttentionMatcher:
         return found
 
     def _transposed_ending(self, transpose: Expr) -> Ending | None:
-        """The attention whose result a transpose alone reads."""
+        """Return the attention whose result only a transpose reads."""
         axes = axes_of(transpose) if operator_name(transpose) == "relax.permute_dims" else None
         if axes is None:
             return None
@@ -260,7 +261,7 @@ class AttentionMatcher:
         if ending is None or shape is None or between is None or not differ_by_ones(shape, between):
             return None
         order = order_of_result(axes, shape, between)
-        keeps_rows = order[-1] == len(shape) - 1  # columns stay neighbours
+        keeps_rows = order[-1] == len(shape) - 1  # columns stay adjacent
         return Ending(ending.product, replace(ending.match, order=order)) if keeps_rows else None
 
     def _product_ending(self, expr: Expr) -> Ending | None:
@@ -269,7 +270,7 @@ class AttentionMatcher:
         return None if found is None else Ending(product, found)
 
     def _quantized_ending(self, call: Expr) -> Ending | None:
-        """The attention of integers whose result a quantization alone reads."""
+        """Return the integer attention whose result only a quantization reads."""
         if operator_name(call) != "relax.quantize":
             return None
         quantization, ending = _quantization(call), self._product_ending(call.args[0])
@@ -278,18 +279,18 @@ class AttentionMatcher:
         return Ending(ending.product, replace(ending.match, result=quantization))
 
     def definition(self, expr: Expr) -> Expr:
-        """Definition of a variable."""
+        """Return the definition of a variable."""
         return self.definitions.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
     def _sole(self, expr: Expr, *names: str) -> Expr | None:
-        """The call of one of these operators that defines `expr`, when nothing else reads it."""
+        """Return the call of one of these operators that defines `expr`, if `expr` has a single reader."""
         value = self.definition(expr)
         if operator_name(value) not in names or self.uses.get(expr, 0) != 1:
             return None
         return value
 
     def match(self, call: Call) -> AttentionMatch | None:
-        """The attention whose second product a call is."""
+        """Return the attention whose second matmul is `call`."""
         softmax, guarded, weights = self._weights(call.args[0])
         scores = shape_of(call.args[0])
         if softmax is None or scores is None or int(softmax.attrs.axis) not in (-1, len(scores) - 1):
@@ -307,8 +308,8 @@ class AttentionMatcher:
             steps[:0], expr = found
 
     def _weights(self, expr: Expr) -> tuple[Expr | None, bool, Quantization | None]:
-        """The softmax that computes the weights, True if `where(isnan(weights), 0, weights)` guards them, and their
-        quantization."""
+        """Return the softmax that computes the weights, True if `where(isnan(weights), 0, weights)` guards them, and
+        their quantization."""
         softmax = self._sole(expr, "relax.nn.softmax")
         if softmax is not None:
             return softmax, False, None
@@ -332,7 +333,7 @@ class AttentionMatcher:
         return (softmax, False, quantization) if same else (None, False, None)
 
     def _step(self, expr: Expr, scores: list[Index]) -> tuple[list[Step], Expr] | None:
-        """Steps that the call that makes `expr` applies to the scores, and the scores."""
+        """Return the steps that the call defining `expr` applies to the scores, and the scores."""
         adjusting = self._sole(expr, "relax.multiply", "relax.divide", "relax.add")
         if adjusting is not None:
             return self._adjusting(adjusting, scores)
@@ -363,7 +364,7 @@ class AttentionMatcher:
         return None
 
     def _operands(self, product: Expr, call: Call, scores: list[Index]) -> tuple[Operand, Operand, Operand] | None:
-        """Query, key and value, where their shapes are those of attention."""
+        """Return query, key and value if their shapes are those of attention."""
         query, key, value = product.args[0], product.args[1], call.args[1]
         shapes = [shape_of(each) for each in (query, key, value)]
         if any(shape is None or len(shape) != len(scores) or len(shape) < 3 for shape in shapes):
@@ -380,7 +381,7 @@ class AttentionMatcher:
         return self._operand(query, known), self._operand(key, known), self._operand(value, known)
 
     def _operand(self, expr: Expr, known: bool) -> Operand:
-        """The tensor, or the bytes that it is dequantized from where its sizes are `known`."""
+        """Return the tensor, or the bytes it is dequantized from if its sizes are `known`."""
         call = self.definition(expr)
         quantization = _quantization(call) if known and operator_name(call) == "relax.dequantize" else None
         if quantization is None or quantization.dtype not in _BYTES:
@@ -389,7 +390,7 @@ class AttentionMatcher:
 
 
 def _quantization(call: Call) -> Quantization | None:
-    """Quantization or dequantization of float32 by a call, where it has one known scale and zero point."""
+    """Return a float32 quantization or dequantization with one known scale and zero point."""
     scale, zero = (array_of(each) if isinstance(each, GenericConst) else None for each in call.args[1:3])
     rounds = operator_name(call) == "relax.quantize"
     dtype = _dtype(call) if rounds else _dtype(call.args[0])
@@ -405,7 +406,7 @@ def _dtype(expr: Expr) -> str:
 
 
 def _number(expr: Expr) -> float | None:
-    """The value of a float32 constant of one element."""
+    """Return the value of a one-element float32 constant."""
     if not isinstance(expr, GenericConst) or str(expr.ty.dtype) != "float32":
         return None
     array = array_of(expr)
@@ -413,7 +414,7 @@ def _number(expr: Expr) -> float | None:
 
 
 def _broadcasts(operand: Expr, scores: list[Index]) -> bool:
-    """True if a float32 tensor has the scores' rank at most, and each dimension 1 or the scores' own."""
+    """True for a float32 tensor of at most the scores' rank, with each dimension 1 or equal to the scores'."""
     shape = shape_of(operand)
     if shape is None or len(shape) > len(scores) or str(operand.ty.dtype) != "float32":
         return False
@@ -426,35 +427,35 @@ _LIMITS = {name: np.iinfo(name) for name in ("int8", "uint8", "int16", "uint16")
 
 @dataclass(frozen=True)
 class Scale:
-    """Times a number."""
+    """Multiplication by a number."""
 
     factor: float
 
 
 @dataclass(frozen=True)
 class Divide:
-    """A division by a number."""
+    """Division by a number."""
 
     divisor: float
 
 
 @dataclass(frozen=True)
 class Shift:
-    """Plus a number."""
+    """Addition of a number."""
 
     offset: float
 
 
 @dataclass(frozen=True)
 class Add:
-    """Plus a tensor that broadcasts to the scores."""
+    """Addition of a tensor that broadcasts to the scores."""
 
     tensor: Expr
 
 
 @dataclass(frozen=True)
 class Round:
-    """Round to the nearest integer within limits, halves to even."""
+    """Rounding to the nearest integer within limits, half to even."""
 
     low: int
     high: int
@@ -465,22 +466,22 @@ Step = Scale | Divide | Shift | Add | Round
 
 @dataclass(frozen=True)
 class Quantization:
-    """Quantization per tensor: integer = round(number / scale) + zero, limited to what the type holds."""
+    """Per-tensor quantization: integer = round(number / scale) + zero, clamped to the type's range."""
 
     scale: float
     zero: int
     dtype: str
 
     def quantize(self) -> list[Step]:
-        """Quantize to its integers."""
+        """Return the steps from floats to integers."""
         return [Scale(1 / self.scale), self._limits, Shift(self.zero)]
 
     def dequantize(self) -> list[Step]:
-        """From its integers."""
+        """Return the steps from integers to floats."""
         return [Shift(-self.zero), Scale(self.scale)]
 
     def integer(self, number: Expr, factor: float = 1.0) -> Expr:
-        """The integer of `factor * number`, a float32."""
+        """Return the integer of `factor * number`, a float32."""
         whole = _rounded(number * _float(factor / self.scale), self._limits)
         return tirx.Cast(self.dtype, whole + tirx.IntImm("int32", self.zero))
 
@@ -491,8 +492,8 @@ class Quantization:
 
 
 def joined(steps: Sequence[Step]) -> list[Step]:
-    """The steps with neighbouring factors and offsets made one, where something is rounded: what is between two
-    roundings is one multiplication then, as in operators on quantized tensors."""
+    """Combine adjacent factors and offsets if any step rounds: only one multiplication then remains between two
+    roundings, as in operators on quantized tensors."""
     if not any(isinstance(step, Round) for step in steps):
         return list(steps)
     result: list[Step] = []
@@ -527,7 +528,7 @@ def applied(steps: Sequence[Step], number: Expr, tensors: Sequence[Expr]) -> Exp
 
 
 def _rounded(number: Expr, step: Round) -> Expr:
-    """The int32; limits come first, since vector instructions round what lies within int32."""
+    """Round to int32, clamping first, since vector instructions round only values within int32."""
     limited = te.min(te.max(number, _float(step.low)), _float(step.high))
     return tirx.Cast("int32", tirx.nearbyint(limited))
 

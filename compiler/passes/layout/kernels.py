@@ -1,6 +1,6 @@
-"""Elementwise kernels, maxima and averages that a frontend wrote itself: written anew over blocked operands.
+"""Elementwise, maximum and average kernels written by a frontend: rewritten over blocked operands.
 
-Elementwise operators: the same operator on blocked operands, the others broadcast to them.
+Elementwise operators: the same operator on blocked operands, with the other operands broadcast to them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from schedules.ir.tvm_types import Call, Expr, Index, PrimFunc, Tensor, Var
 
 @handles("relax.call_tir")
 def kernel(builder: LayoutBuilder, call: Call) -> Blocked | Value | None:
-    """Elementwise kernels, maxima over the image, and averages over windows."""
+    """Handle elementwise kernels, maxima over the image, and averages over windows."""
     return average_kernel(builder, call) or elementwise_kernel(builder, call) or maximum_kernel(builder, call)
 
 
@@ -34,7 +34,7 @@ def elementwise_kernel(builder: LayoutBuilder, call: Call) -> Blocked | None:
     if shape is None or dtype_of(call) not in BLOCKABLE or len(call.args) > 2 or not isinstance(arguments, relax.Tuple):
         return None
     function = builder.function(call.args[0])
-    # The sizes that a kernel is given besides tensors are those of its shapes.
+    # A kernel's arguments other than tensors are the sizes in its shapes.
     given_to = list(zip(function.params, arguments.fields, strict=False))
     pairs = [(parameter, each) for parameter, each in given_to if isinstance(each.ty, relax.TensorType)]
     operands = [each for _, each in pairs]
@@ -57,14 +57,14 @@ def elementwise_kernel(builder: LayoutBuilder, call: Call) -> Blocked | None:
 
 
 def _computes_with_sizes(stage: Stage, function: PrimFunc) -> bool:
-    """True if a size is part of the value that the kernel stores."""
+    """True if the value that the kernel stores depends on a size."""
     assert stage.store is not None
     value = map_loads(stage.store.value, lambda load: tirx.Var("loaded", load.ty))
     return any(uses(value, size) for size in _sizes(function))
 
 
 def _sizes(function: PrimFunc) -> set[Var]:
-    """The variables that a kernel's shapes are made of."""
+    """Return the variables in a kernel's shapes."""
     sizes: set[Var] = {each for each in function.params if not tirx.is_buffer_var(each)}
     for parameter in function.params:
         if tirx.is_buffer_var(parameter):
@@ -73,7 +73,7 @@ def _sizes(function: PrimFunc) -> set[Var]:
 
 
 def _scalar(operand: Expr) -> Expr | None:
-    """A constant of one element as an expression."""
+    """Return a one-element constant as an expression."""
     if not isinstance(operand, GenericConst):
         return None
     array = array_of(operand)
@@ -83,7 +83,7 @@ def _scalar(operand: Expr) -> Expr | None:
 
 
 def _elementwise_stage(function: PrimFunc) -> Stage | None:
-    """The only stage, when each element of the output depends on the operands' elements at its own position."""
+    """Return the only stage if each output element depends only on the operands' elements at its own position."""
     stages = inline_stages(Kernel.of(function))
     stage = stages[0] if len(stages) == 1 else None
     if not isinstance(stage, Stage) or stage.store is None or stage.reduction or stage.init is not None:
@@ -100,7 +100,7 @@ def _elementwise_stage(function: PrimFunc) -> Stage | None:
 
 
 def _at_own_position(load: Expr, positions: list[Expr]) -> bool:
-    """True if a load's indices are the output's, aligned at the end, or 0 where its size is 1."""
+    """True if a load's indices are the output's, aligned at the end, or 0 for an axis of size 1."""
     sizes = buffer_shape(load.source)
     if len(sizes) > len(positions):
         return False
@@ -179,7 +179,7 @@ def elementwise(builder: LayoutBuilder, call: Call) -> Blocked | None:
 
 
 def anchor_of(builder: LayoutBuilder, operands: Sequence[Expr], shape: Sequence[Index] | None) -> Blocked | None:
-    """The operand that has the shape of the result and lies in blocks."""
+    """Return the operand that has the shape of the result and a blocked form."""
     for argument in operands:
         blocked = builder.blocked(argument)
         if blocked is not None and same_shape(list(blocked.shape), shape):

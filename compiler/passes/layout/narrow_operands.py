@@ -1,9 +1,9 @@
-"""narrow-operands: products multiply 16-bit numbers, for targets whose matrix units do: the option "precision".
+"""narrow-operands: multiply in 16 bits on targets with 16-bit matrix units, by the option "precision".
 
     conv(x, w)    => conv(narrow(x), narrow(w)), sums in float32
     matmul(x, w)  => matmul(narrow(x), narrow(w)), w constant
 
-where narrow rounds float32 to bfloat16 ("bf16") or float16. Processors round operands where they pack them instead.
+where narrow rounds float32 to bfloat16 ("bf16") or float16. CPUs round operands while packing them instead.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _TYPES = {"bf16": "bfloat16", "float16": "float16"}
 _NUMPY: dict[str, Any] = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
-@graph_pass("narrow-operands", summary="Round the operands of products to 16 bits, where the caller asks for it")
+@graph_pass("narrow-operands", summary="Round operands of matmuls and convolutions to 16 bits on request")
 def narrow_operands(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equations in the module's documentation; for targets with `narrows_operands`. Reads "precision"."""
+    """See the equations in the module docstring; for targets with `narrows_operands`. Reads "precision"."""
     dtype = _TYPES.get(context.options.precision)
     if dtype is None or context.target is None or not context.target.narrows_operands:
         return mod
@@ -37,7 +37,7 @@ def _rules(dtype: str) -> RuleTable:
     rules = RuleTable()
 
     def narrowed(graph: Graph, call: Call) -> tuple[Expr, Expr] | None:
-        """The operands of a float32 product with constant weights."""
+        """Return the rounded operands of a float32 matmul or convolution with constant weights."""
         data, weight = call.args[0], constant_array(graph, call.args[1])
         if weight is None or weight.dtype != np.float32 or not dtype_of(call) == dtype_of(data) == "float32":
             return None

@@ -1,7 +1,8 @@
-"""pack-matmul-weights, pack-grouped-weights, pack-sparse-weights: constant weights of matmuls as inner loops read them.
+"""pack-matmul-weights, pack-grouped-weights, pack-sparse-weights: store constant matmul weights as inner loops read
+them.
 
-They are stored in panels; those of 4 or 8 bits with one scale per group as they are; and zeros are skipped, whole
-blocks or all but N of every M, where that is faster.
+Weights are stored in panels, or unpacked at 4 or 8 bits with one scale per group; zeros are skipped, by whole blocks or
+as N:M sparsity, when that is faster.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from schedules.matmul.sparse import SparseForm, matmul_n_of_m, matmul_sparse, pa
 from schedules.matmul.tiling import panel_width
 from schedules.matmul.words import MATRICES, matmul_matrix, matmul_words
 
-# From more rows on, widening weights costs more than reading them.
+# With more rows, converting weights costs more than reading them.
 _FEW_ROWS = 4
-# Of data, weights and result.
+# Types of data, weights and result.
 _DTYPES = (
     ("float32", "float32", "float32"),
     ("uint8", "int8", "int32"),
@@ -47,15 +48,15 @@ _OF_FLOAT16 = (("float16", "float16", "float16"), ("float16", "float16", "float3
 
 @graph_pass(
     "pack-matmul-weights",
-    summary="Store constant weights of matrix products in panels for the inner loop",
+    summary="Store constant weights of matmuls in panels for the inner loop",
     only="processor",
 )
 def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Rewrites `matmul(x, constant)` with a 2-D constant of float32, or of int8 where x is 8-bit integers and the
-    result int32; does nothing without a machine to pack for.
+    """Rewrites `matmul(x, constant)` with a 2-D float32 constant, or an int8 one if x is 8-bit and the result int32.
+    Does nothing without a machine to pack for.
 
-    Weights that float16 holds exactly are read in it where there are few rows. The option "precision" set to "bf16"
-    or "float16" rounds weights and data to that, where the machine multiplies those faster.
+    Weights that float16 represents exactly are stored in it if there are few rows. With "precision" set to "bf16" or
+    "float16", weights and data are rounded to that if the machine multiplies it faster.
     """
     if context.machine is None:
         return mod
@@ -119,12 +120,12 @@ class _Packer(PyExprMutator):
         return self.builder_.normalize(relax.op.add(self.builder_.emit(product), as_constant(sums * -shift)))
 
     def _words(self, values: Array, width: int, operation: Operation) -> Array:
-        """A weight for the products of a machine that compute an operation, which all read it."""
+        """Pack a weight for the machine's dot products of an operation, which all read the same form."""
         tiles = tile_product(self.machine, operation)
         return pack_words(values, width, operation.group, tiles.depth if tiles is not None else 0)
 
     def _width(self, data: Expr, weight: Expr, call: Call) -> int:
-        """The columns of a panel, 0 when the call is left alone."""
+        """Return the columns of a panel, 0 to leave the call unchanged."""
         if not isinstance(weight, GenericConst) or weight.ty.ndim != 2:
             return 0
         types = tuple(str(each.ty.dtype) for each in (data, weight, call))
@@ -137,7 +138,7 @@ class _Packer(PyExprMutator):
         return panel_width(columns, self.machine)
 
     def _few_rows(self, data: Expr) -> bool:
-        """True if reading the weights takes longer than multiplying with them, and the machine widens float16."""
+        """True if reading the weights takes longer than multiplying by them, and the machine converts float16."""
         shape = shape_of(data) or [None]
         known = all(isinstance(size, int) for size in shape)
         loads_half = self.machine.has("f16c") or self.machine.architecture == "aarch64"
@@ -158,8 +159,8 @@ class _Packer(PyExprMutator):
 
 
 def pack_all(packer: Any, mod: IRModule) -> IRModule:
-    """`mod` with every function but kernels rewritten by `packer`, a mutator that counts in `count` what it
-    packs; `mod` itself where that is nothing."""
+    """Rewrite every function but kernels with `packer`, a mutator whose `count` counts packed weights; return `mod`
+    itself if there are none."""
     for variable, function in mod.functions_items():
         if not isinstance(function, relax.Function) or (function.attrs and "Primitive" in function.attrs):
             continue
@@ -172,11 +173,11 @@ def pack_all(packer: Any, mod: IRModule) -> IRModule:
 
 @graph_pass(
     "pack-grouped-weights",
-    summary="Multiply with weights of 4 or 8 bits and one scale per group as they are",
+    summary="Multiply by 4-bit or 8-bit weights with one scale per group without expanding them",
     only="processor",
 )
 def pack_grouped_weights(mod: IRModule, context: PipelineContext) -> IRModule:
-    """matmul(x, a weight as `grouped_weights` writes it) => one kernel; nothing without a machine to pack for."""
+    """matmul(x, a weight as in `grouped_weights`) => one kernel; does nothing without a machine to pack for."""
     if context.machine is None:
         return mod
     return pack_all(_GroupedPacker(mod, context.machine), mod)
@@ -214,7 +215,7 @@ class _GroupedPacker(PyExprMutator):
         return dtype_of(data) == "float32" and (rank_of(data) or 0) >= 2 and shape is not None and 0 not in shape
 
     def _weight(self, expr: Expr) -> tuple[GroupedWeight, list[Expr]] | None:
-        """The weight, and the constants of the kernel; each weight is packed once."""
+        """Return the weight and the constants of the kernel; each weight is packed once."""
         if expr not in self._packed:
             weight = grouped_weight(expr, self._define)
             if weight is None or not _pays_off(weight):
@@ -233,7 +234,7 @@ class _GroupedPacker(PyExprMutator):
 
 
 def _pays_off(weight: GroupedWeight) -> bool:
-    """True if groups are whole words; of 8 bits with one scale per column, `keep-weights-narrow` takes care."""
+    """True if groups are whole words; 8-bit weights with one scale per column are left to `keep-weights-narrow`."""
     plain = weight.bits == 8 and len(weight.scales) == 1 and weight.zeros is None
     return weight.group % grouped.PER_WORD == 0 and not plain
 
@@ -241,14 +242,12 @@ def _pays_off(weight: GroupedWeight) -> bool:
 Kernel = Callable[..., Any]
 
 
-@graph_pass(
-    "pack-sparse-weights", summary="Skip zeros of weights, in blocks or N of M, where it pays", only="processor"
-)
+@graph_pass("pack-sparse-weights", summary="Skip zero weights, in blocks or N:M, if faster", only="processor")
 def pack_sparse_weights(mod: IRModule, context: PipelineContext) -> IRModule:
-    """matmul(x, a 2-D constant of float32 with zeros in the right positions) => a product of the other numbers.
+    """matmul(x, a 2-D float32 constant with zeros in the right positions) => a sparse matmul of the nonzeros.
 
-    Does nothing without a machine to pack for, or where weights are rounded to bfloat16: dense products of those are
-    faster still. Convolutions are packed where their layout is planned.
+    Does nothing without a machine to pack for, or if weights are rounded to bfloat16, whose dense matmuls are faster
+    still. Convolution weights are packed by layout planning.
     """
     if context.machine is None or context.options.precision != "float32":
         return mod
@@ -284,7 +283,7 @@ class _SparsePacker(PyExprMutator):
         )
 
     def _form(self, data: Expr, weight: Expr, call: Call) -> SparseForm | None:
-        """Storage of the weight; None when the call is left alone."""
+        """Return the storage of the weight; None to leave the call unchanged."""
         if not isinstance(weight, GenericConst) or weight.ty.ndim != 2:
             return None
         if any(dtype_of(each) != "float32" for each in (data, weight, call)):
@@ -298,7 +297,7 @@ class _SparsePacker(PyExprMutator):
         return sparse_form(values, int(np.prod(shape[:-1])) if known else 0, self.machine)
 
     def _kernel(self, weight: Expr, form: SparseForm) -> tuple[Kernel, list[Expr], dict[str, int]]:
-        """The kernel with its constants and numbers; each weight is packed once."""
+        """Return the kernel with its constants and scalars; each weight is packed once."""
         key = (weight, form)
         if key not in self._packed:
             panels = pack_panels(array_of(weight), form.width)

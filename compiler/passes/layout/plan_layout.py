@@ -1,18 +1,17 @@
-"""plan-layout: convolutions and what lies between them in blocked layouts, weights packed while compiling.
+"""plan-layout: put convolutions and the operators between them in blocked layouts, with weights packed at compile time.
 
 Every value of a dataflow block has a plain form, a blocked one (channels in blocks as wide as a vector register, the
-block innermost), or both, each made when an operator first asks for it. Convolutions return blocked results; operators
-that can compute on blocked operands do so when an operand is blocked; all others, and the block's outputs, get plain
-operands. So there is a conversion only where a region begins or ends, and it is made once. A function without a
-convolution is left as it is.
+block innermost), or both, each made on first use. Convolutions return blocked results; operators that support blocked
+operands use them if an operand is blocked; all others, and the block's outputs, get plain operands. So conversions
+occur
+only at region boundaries, once per value. A function without a convolution is unchanged.
 
-The values that use blocked layouts are chosen for a whole dataflow block, by the cut of fewest conversions.
-Convolutions return blocked values and read them, most other operators know plain ones alone, and elementwise operators
-compute on either. A label for each value, blocked or plain, costs what its conversions copy: a blocked value that some
-operator reads as plain is unpacked once, a plain one that some operator reads in blocks is packed once. The labels of
-least cost are a minimum cut between the convolutions and the operators on plain values. Of several, that with the most
-blocked values is taken: there results join the kernels of convolutions.
-Operators that move data are free in blocked layouts where whole blocks move, or none at all.
+The values that use blocked layouts are chosen per dataflow block by a minimum cut. Convolutions read and return blocked
+values, most other operators support only plain ones, and elementwise operators support either. The label of a value,
+blocked or plain, costs the bytes its conversions copy: a blocked value with a plain reader is unpacked once, a plain
+value with a blocked reader is packed once. The cheapest labels are a minimum cut between the convolutions and the
+operators on plain values. Ties are broken towards blocked values, whose operators fuse with convolution kernels.
+Operators that move data are free in blocked layouts if they move whole blocks or nothing.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ def _plan(function: Function, builder: LayoutBuilder) -> Function:
 
 
 def _wanted_narrow(function: Function) -> set[Expr]:
-    """The variables that some operator reads in 16 bits."""
+    """Return the variables that some operator reads in 16 bits."""
     counts: dict[Var, int] = {}
     readers: dict[Var, list[str]] = {}
     count_uses(function.body, counts, readers)
@@ -102,7 +101,7 @@ def _plan_block(block: BindingBlock, builder: LayoutBuilder) -> BindingBlock:
 
 
 def _averages(call: Call, builder: LayoutBuilder) -> bool:
-    """True if a call is of a kernel that averages over windows."""
+    """True for a call of a kernel that averages over windows."""
     return operator_name(call) == "relax.call_tir" and AverageWindow.of(builder.function(call.args[0])) is not None
 
 
@@ -124,7 +123,7 @@ def _plan_binding(binding: Binding, builder: LayoutBuilder) -> None:
 
 
 def _value_of(blocked: Blocked, variable: Var, builder: LayoutBuilder) -> Value:
-    """A result, in 16 bits where a reader wants it: rounding it is the last step of the kernel that makes it."""
+    """Return a result, in 16 bits if a reader wants it; rounding is then the last step of the producing kernel."""
     if blocked.narrow:
         return Value(narrow=blocked)
     if variable in builder.wanted_narrow and dtype_of(blocked.expr) == "float32":
@@ -145,7 +144,7 @@ def _answer(value: Expr, builder: LayoutBuilder) -> Blocked | Value | None:
 
 
 def _on_plain(value: Expr, builder: LayoutBuilder) -> Expr:
-    """The same expression on plain operands."""
+    """Return the same expression on plain operands."""
     if isinstance(value, relax.Call):
         arguments = [_plain_operand(each, builder) for each in value.args]
         return relax.Call(value.op, arguments, value.attrs, value.ty_args, value.span, ret_ty=value.ty)
@@ -165,7 +164,7 @@ def _plain_operand(value: Expr, builder: LayoutBuilder) -> Expr:
 _FOLLOWING = frozenset(
     {*ELEMENTWISE, "relax.call_tir", "relax.permute_dims", "relax.astype", "relax.quantize", "relax.dequantize"}
 )
-"""Operators whose result is laid out as their operands of the same shape."""
+"""Operators whose result has the layout of their operands of the same shape."""
 _WINDOWS = frozenset(
     {
         *(f"relax.nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)),
@@ -175,25 +174,25 @@ _WINDOWS = frozenset(
         "relax.nn.pad",
     }
 )
-"""Operators that read blocked values of other shapes as they are, and return blocked ones then."""
-_SOME = 64  # elements along a dimension that is not known
+"""Operators that read blocked values of other shapes directly, and then return blocked ones."""
+_SOME = 64  # assumed extent of an unknown dimension
 _BLOCKED, _PLAIN = "blocked", "plain"
 
 
 class Cut:
-    """A minimum cut of a directed graph between two nodes, by augmenting paths of fewest edges."""
+    """Minimum cut of a directed graph between two nodes, by shortest augmenting paths."""
 
     def __init__(self) -> None:
         self._room: dict[Hashable, dict[Hashable, float]] = {}
 
     def edge(self, source: Hashable, target: Hashable, cost: float) -> None:
-        """The cost of having `source` on the first side and `target` on the second."""
+        """Add the cost of having `source` on the first side and `target` on the second."""
         ahead = self._room.setdefault(source, {})
         ahead[target] = ahead.get(target, 0.0) + cost
         self._room.setdefault(target, {}).setdefault(source, 0.0)
 
     def second_side(self, source: Hashable, sink: Hashable) -> set[Hashable]:
-        """The nodes on the side of `sink`, as few as a minimum cut has."""
+        """Return the nodes on the side of `sink`, in the minimum cut with the fewest of them."""
         while path := self._path(source, sink):
             least = min(self._room[a][b] for a, b in path)
             for a, b in path:
@@ -230,9 +229,9 @@ class Cut:
 
 
 def plain_values(block: BindingBlock, is_window: Callable[[Call], bool] = lambda _: False) -> set[Var]:
-    """The variables of elementwise results that are to be plain although an operand may be blocked.
+    """Return the variables of elementwise results that should be plain although an operand may be blocked.
 
-    `is_window` says which calls of kernels slide a window over their first operand, as the operators of `_WINDOWS` do.
+    `is_window`: True for kernel calls that slide a window over their first operand, like the operators of `_WINDOWS`.
     """
     calls = {binding.var: binding.value for binding in block.bindings if isinstance(binding.value, relax.Call)}
     if not any(operator_name(call) in ANCHORS for call in calls.values()):
@@ -257,7 +256,7 @@ def plain_values(block: BindingBlock, is_window: Callable[[Call], bool] = lambda
 
 
 def _add_costs(cut: Cut, var: Var, call: Call, calls: Mapping[Var, Call], is_window: Callable[[Call], bool]) -> None:
-    """The conversions of a value, and what its operator reads."""
+    """Add the costs of a value's conversions, and its operator's requirements."""
     shape, name = shape_of(call), operator_name(call)
     elements = prod(size if isinstance(size, int) else _SOME for size in shape) if shape is not None else 0
     cut.edge(var, ("unpacked", var), elements)
@@ -278,7 +277,7 @@ def _add_costs(cut: Cut, var: Var, call: Call, calls: Mapping[Var, Call], is_win
 
 
 def _alike(call: Call, operands: list[Var], calls: Mapping[Var, Call]) -> list[Var]:
-    """The operands that the result of a call is laid out as."""
+    """Return the operands that determine the layout of a call's result."""
     name, shape = operator_name(call), shape_of(call)
     if shape is None:
         return []
@@ -304,7 +303,7 @@ def _require(cut: Cut, operands: Iterable[Var], side: str) -> None:
 
 
 def _operands(value: Expr, calls: Mapping[Var, Call]) -> list[Var]:
-    """The results of calls in this block that an expression reads, in order."""
+    """Return the results of calls in this block that an expression reads, in order."""
     found: list[Var] = []
 
     def visit(expr: Expr) -> None:
@@ -326,7 +325,7 @@ def _operands(value: Expr, calls: Mapping[Var, Call]) -> list[Var]:
 
 @handles("relax.permute_dims")
 def permute(builder: LayoutBuilder, call: Call) -> Blocked | None:
-    """The same data under other names of its axes."""
+    """Permute the logical axes without moving data."""
     data = builder.stored(call.args[0])
     shape = shape_of(call)
     if data is None or shape is None:
@@ -363,7 +362,7 @@ def concat(builder: LayoutBuilder, call: Call) -> Blocked | None:
 
 @handles("relax.split")
 def split(builder: LayoutBuilder, call: Call) -> Value | None:
-    """Channels cut at whole blocks, or any spatial dimension."""
+    """Split channels at whole blocks, or any spatial dimension."""
     data = builder.stored(call.args[0])
     if data is None:
         return None
@@ -396,7 +395,7 @@ def split(builder: LayoutBuilder, call: Call) -> Value | None:
 
 @handles("relax.reshape")
 def reshape(builder: LayoutBuilder, call: Call) -> Blocked | None:
-    """A reshape to the shape it has."""
+    """Drop a reshape to the same shape."""
     data = builder.stored(call.args[0])
     shape = shape_of(call)
     if data is None or shape is None or not same_shape(list(data.shape), shape):
@@ -406,7 +405,7 @@ def reshape(builder: LayoutBuilder, call: Call) -> Blocked | None:
 
 @handles("relax.strided_slice")
 def cut(builder: LayoutBuilder, call: Call) -> Blocked | None:
-    """Spatial dimensions, and channels at whole blocks, cut without steps."""
+    """Slice spatial dimensions, and channels at whole blocks, without strides."""
     data = builder.stored(call.args[0])
     shape, bounds = shape_of(call), _bounds(call)
     if data is None or shape is None or bounds is None:
@@ -425,7 +424,7 @@ def cut(builder: LayoutBuilder, call: Call) -> Blocked | None:
 
 
 def _bounds(call: Call) -> dict[int, tuple[int, int]] | None:
-    """(start, stop) by axis of a slice without steps, inside of known sizes."""
+    """Return (start, stop) per axis of a slice without strides, within known sizes."""
     shape = shape_of(call.args[0])
     fields = [[plain(each) for each in getattr(argument, "fields", ())] for argument in list(call.args)[1:]]
     if shape is None or not all(isinstance(each, int) for field in fields for each in field):
@@ -443,7 +442,7 @@ def _bounds(call: Call) -> dict[int, tuple[int, int]] | None:
 
 @handles("relax.nn.pad")
 def pad(builder: LayoutBuilder, call: Call) -> Blocked | None:
-    """Zeros around spatial dimensions."""
+    """Pad spatial dimensions with zeros."""
     data = builder.stored(call.args[0])
     shape = shape_of(call)
     if data is None or shape is None or str(call.attrs.pad_mode) != "constant" or float(call.attrs.pad_value) != 0:

@@ -21,8 +21,8 @@ from schedules.ir.tvm_types import Call, Expr
 
 @dataclass(frozen=True)
 class _Window:
-    """A window over the spatial axes of an operand, in their order there. `ceil` says that output sizes are rounded
-    up; the rest is `PoolWorkload`'s."""
+    """A window over an operand's spatial axes, in their order there. `ceil`: output sizes are rounded up; the other
+    fields are those of `PoolWorkload`."""
 
     kernel: Sequence[int]
     strides: Sequence[int]
@@ -63,7 +63,7 @@ def pool(builder: LayoutBuilder, call: Call) -> Blocked | None:
 
 
 def average_kernel(builder: LayoutBuilder, call: Call) -> Blocked | None:
-    """A kernel that a frontend wrote for averages over windows, and said so."""
+    """Handle a frontend kernel marked as averaging over windows."""
     window = AverageWindow.of(builder.function(call.args[0]))
     if window is None:
         return None
@@ -71,7 +71,7 @@ def average_kernel(builder: LayoutBuilder, call: Call) -> Blocked | None:
     if not can_block(call, order):
         return None
     geometry = (window.kernel, window.strides, window.dilations, window.before, window.after)
-    # Where output sizes are rounded up, the sizes say so.
+    # Rounding up is already contained in the output sizes.
     described = _Window(*geometry, "average", window.count_pad, ceil=True, same=window.same)
     return _pooled(builder, call, call.args[1].fields[0], order, described)
 
@@ -91,13 +91,13 @@ def _pooled(builder: LayoutBuilder, call: Call, operand: Expr, order: Order, win
     sizes = [out_shape[axis] for axis in data.order[2:]]
     pad = []
     for i, size in enumerate(data.spatial):
-        if size == 0:  # rounded up, the last window may reach as far beyond the padding as a stride takes it
+        if size == 0:  # with rounding up, the last window may exceed the padding by up to a stride
             pad.append((before[i], after[i] + (strides[i] - 1 if window.ceil and not window.same else 0)))
             continue
         reach = (sizes[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
         pad.append((before[i], reach - size - before[i]))
     if window.count_pad and any(beyond > own for (_, beyond), own in zip(pad, after, strict=True)):
-        return None  # the last window reaches beyond the padding, where nothing is counted
+        return None  # the last window exceeds the padding, whose elements are not counted
     work = _work(data, kernel, strides, dilations, pad, builder, window.mode, window.count_pad)
     if window.same and work.is_open:
         work = replace(work, same=window.same)
@@ -112,7 +112,7 @@ def _pooled(builder: LayoutBuilder, call: Call, operand: Expr, order: Order, win
 
 
 def _same_padding(builder: LayoutBuilder, call: Call, order: Order, mode: str) -> SamePadding | None:
-    """The padding of a maximum's operand that a kernel writes."""
+    """Return the padding that a kernel applied to the operand of a maximum."""
     found = same_padding(builder, call.args[0])
     if found is None or mode != "max" or list(order) != sorted(order) or any(map(int, call.attrs.padding)):
         return None
@@ -135,7 +135,7 @@ def adaptive_pool(builder: LayoutBuilder, call: Call) -> Blocked | None:
 
 @handles("relax.mean", "relax.max")
 def reduce_image(builder: LayoutBuilder, call: Call) -> Blocked | Value | None:
-    """A mean or maximum over exactly the spatial dimensions."""
+    """Handle a mean or maximum over exactly the spatial dimensions."""
     data = builder.stored(call.args[0])
     if data is None or call.attrs.axis is None:
         return None
@@ -144,7 +144,7 @@ def reduce_image(builder: LayoutBuilder, call: Call) -> Blocked | Value | None:
 
 
 def maximum_kernel(builder: LayoutBuilder, call: Call) -> Blocked | Value | None:
-    """A kernel that a frontend wrote for a maximum over exactly the spatial dimensions, NaN where there is one."""
+    """Handle a frontend kernel for a maximum over exactly the spatial dimensions that propagates NaN."""
     arguments = call.args[1]
     if len(call.args) > 2 or not isinstance(arguments, relax.Tuple) or len(arguments.fields) != 1:
         return None
@@ -159,12 +159,12 @@ def maximum_kernel(builder: LayoutBuilder, call: Call) -> Blocked | Value | None
 
 
 def _axes_of_maximum(stage: Stage) -> list[int] | None:
-    """The dimensions of a tensor over which a stage takes the maximum; None for any other stage."""
+    """Return the dimensions over which a stage takes the maximum; None for any other stage."""
     reduction = reduction_of(stage)
     if reduction is None or reduction.combiner.name != "maximum" or not isinstance(reduction.value, tvm.ir.TensorLoad):
         return None
     found = [next((axis for axis in stage.axes if axis.var.same_as(point)), None) for point in reduction.value.indices]
-    # Dimensions of 1 that a result keeps are axes of their own, or none.
+    # Kept dimensions of size 1 may or may not be axes.
     rest = [axis for axis in stage.axes if axis not in found]
     kept = [axis.var for axis in found if axis is not None and not axis.reduce]
     stored = [
@@ -231,7 +231,7 @@ def _work(
 
 
 def _laid_out(builder: LayoutBuilder, expr: Expr, order: Order) -> Blocked | None:
-    """The blocked form that an operand has, in `order` or with its spatial dimensions in another order."""
+    """Return the blocked form that an operand has, in `order` or with its spatial dimensions in another order."""
     data = builder.stored(expr)
     same_axes = data is not None and data.order[:2] == order[:2] and sorted(data.order) == sorted(order)
     return data if same_axes else builder.stored(expr, order)

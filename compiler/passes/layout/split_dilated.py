@@ -1,10 +1,10 @@
-"""split-dilated: a dilated convolution as the sum of its taps, each on the part of the input that it meets.
+"""split-dilated: compute a dilated convolution as a sum over its taps, each on the input it overlaps.
 
 conv(x, w, dilation) => pad(conv(slice(x), w[..., 0])) + pad(conv(slice(x), w[..., 1])) + ...
 
-The direct schedule copies the rows that a task reads, with the padding around them; far apart rows of many channels fit
-no cache, and most of what is multiplied may be padding. Where one of these holds, 1x1 convolutions are faster, as long
-as there are channels enough to be worth the additions (DeepLab: 960 channels of 16x16, dilation 12).
+The direct schedule copies the rows that a task reads, with their padding; distant rows of many channels exceed the
+cache, and most multiplications may be by padding. In either case 1x1 convolutions are faster, provided that there are
+enough channels to pay for the additions (DeepLab: 960 channels of 16x16, dilation 12).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from compiler.passes.rewriting.constant_products import PLAIN_CONVOLUTIONS, Tap,
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import Array, as_constant, constant_array, dtype_of, shape_of
 
-_FEWEST_CHANNELS = 128  # 2 * 128 operations pay for reading and writing a sum
+_FEWEST_CHANNELS = 128  # 2 * 128 operations outweigh reading and writing a sum
 _MOST_TAPS = 27
-_MOSTLY_PADDING = 0.5  # below this share of multiplications that meet the input
+_MOSTLY_PADDING = 0.5  # minimum share of multiplications that overlap the input
 
 
 @graph_pass(
     "split-dilated", summary="Compute widely dilated convolutions tap by tap, without their padding", only="processor"
 )
 def split_dilated(mod: IRModule, context: PipelineContext) -> IRModule:
-    """See the equation in the module's documentation."""
+    """See the equation in the module docstring."""
     if context.machine is None:
         return mod
     room = context.machine.l2_bytes // 2
@@ -63,14 +63,14 @@ def _split(graph: Graph, call: Call, room: int) -> Expr | None:
 
 
 def _reach(windows: list[Window]) -> int:
-    """Elements of a channel that one row of outputs reads, with the padding."""
+    """Return the elements of a channel that one output row reads, padding included."""
     *outer, last = windows
     row = (last.out - 1) * last.stride + (last.taps - 1) * last.dilation + 1
     return row * prod((window.taps - 1) * window.dilation + 1 for window in outer)
 
 
 def _tap(graph: Graph, call: Call, weight: Array, windows: list[Window], taps: tuple[Tap, ...]) -> Expr:
-    """Contribution of one tap to the result, zeros where it meets padding."""
+    """Return the contribution of one tap to the result, zero where it overlaps padding."""
     axes = [2 + axis for axis in range(len(windows))]
     starts = [tap.start for tap in taps]
     stops = [tap.start + (tap.outputs - 1) * window.stride + 1 for tap, window in zip(taps, windows, strict=True)]

@@ -1,12 +1,13 @@
-"""Transposed convolutions as convolutions of stride 1, one for each phase of the output, and their results interleaved.
+"""Transposed convolutions as stride-1 convolutions, one per phase of the output, with interleaved results.
 
-Output position u takes part in x[i] w[k] where i s + k - p = u. With u + p = s a + b, that is k = b + s j, i = a - j:
-for each phase b a convolution over j, of the taps b, b + s, ... of the kernel, and no product with an inserted zero.
-
-The phases are either the filters of one convolution, over all positions a and taps j that one of them has, or
-convolutions of their own (`phase_convolutions`), whichever is estimated to be faster. Of the latter, output u = s q +
-r is phase r, of the taps k = b + s j with b = (r + p) mod s, and of the inputs i = q + c - j with c = (r + p) // s: no
-product with an inserted zero, nor with one that fills a phase up to the taps of another.
+Output position u reads x[i] w[k] for i s + k - p = u. With u + p = s a + b, this means k = b + s j, i = a - j: each
+phase
+b is a convolution over j, with the taps b, b + s, ... of the kernel and no multiplications by inserted zeros.
+The phases are either filters of one convolution, over all positions a and taps j of any phase, or separate convolutions
+(`phase_convolutions`), whichever is estimated to be faster. In the latter, output u = s q + r is phase r, with the taps
+k = b + s j for b = (r + p) mod s, and the inputs i = q + c - j for c = (r + p) // s: no multiplications by inserted
+zeros,
+nor by zeros that pad a phase to the number of taps of another.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Phases:
         taps = ceil_div(kernel, stride)
         first, last = before // stride, (out + before - 1) // stride
         if first > taps - 1:
-            return None  # the padding cuts off whole inputs
+            return None  # the padding crops whole inputs
         return cls(stride, taps, before - first * stride, last - first + 1, (taps - 1 - first, last - (size - 1)))
 
 
@@ -74,7 +75,7 @@ def transposed_convolution(builder: LayoutBuilder, call: Call) -> Blocked | None
     shape, out_shape = shape_of(data) or [], shape_of(call) or []
     groups = int(attrs.groups)
     values = _dilated(array_of(weight), [int(each) for each in attrs.dilation])
-    # Of one input each output has one tap, whatever the stride is.
+    # With one input, each output has one tap for any stride.
     sizes = zip(attrs.strides, values.shape[2:], shape[2:], strict=True)
     strides = [max(int(stride), taps) if is_one(size) else int(stride) for stride, taps, size in sizes]
     before = [int(each) for each in attrs.padding[:rank]]
@@ -88,7 +89,7 @@ def transposed_convolution(builder: LayoutBuilder, call: Call) -> Blocked | None
     found = [each for each in phases if each is not None]
     one = _Merged(builder, data, found, tuple(out_shape), groups * values.shape[1]) if len(found) == rank else None
     if any(size % stride for size, stride in zip(values.shape[2:], strides, strict=True)):
-        one = None  # phases with fewer taps would multiply inputs by zeros, and NaN would spread to outputs beside it
+        one = None  # zeros in phases with fewer taps would spread NaN to neighboring outputs
     if several is not None and (
         one is None or groups > 1 or several.cycles(one.work, builder.machine) < tile_cycles(one.work, builder.machine)
     ):
@@ -97,7 +98,7 @@ def transposed_convolution(builder: LayoutBuilder, call: Call) -> Blocked | None
 
 
 def _dense(weight: Array, groups: int) -> Array:
-    """(i, o / groups, *kernel) -> (i, o, *kernel), zeros between the groups."""
+    """(i, o / groups, *kernel) -> (i, o, *kernel), with zeros between the groups."""
     if groups == 1:
         return weight
     channels, each = weight.shape[:2]
@@ -110,7 +111,7 @@ def _dense(weight: Array, groups: int) -> Array:
 
 
 def _dilated(weight: Array, dilations: list[int]) -> Array:
-    """Zeros between the taps."""
+    """Insert zeros between the taps."""
     if all(each == 1 for each in dilations):
         return weight
     sizes = [(size - 1) * step + 1 for size, step in zip(weight.shape[2:], dilations, strict=True)]
@@ -120,7 +121,7 @@ def _dilated(weight: Array, dilations: list[int]) -> Array:
 
 
 def phase_filters(weight: Array, phases: list[Phases]) -> Array:
-    """(i, o, *kernel) -> (phases * o, i, *taps): the phases' filters one behind the other."""
+    """(i, o, *kernel) -> (phases * o, i, *taps): the phases' filters concatenated."""
     extents = [phase.taps * phase.stride for phase in phases]
     ends = [(0, extent - size) for extent, size in zip(extents, weight.shape[2:], strict=True)]
     padded = np.pad(weight, [(0, 0), (0, 0), *ends])
@@ -133,7 +134,7 @@ def phase_filters(weight: Array, phases: list[Phases]) -> Array:
 
 
 class _Merged:
-    """One convolution that computes all phases, with `filters` filters for each."""
+    """One convolution that computes all phases, with `filters` filters each."""
 
     def __init__(
         self, builder: LayoutBuilder, data: Expr, phases: list[Phases], out_shape: tuple[Index, ...], filters: int
@@ -159,7 +160,7 @@ class _Merged:
         )
 
     def emit(self, weight: Array) -> Blocked:
-        """The calls, of the dense weight (i, o, *kernel)."""
+        """Emit the calls for the dense weight (i, o, *kernel)."""
         builder, work = self.builder, self.work
         source = builder.plain(self.data) if work.in_block == 1 else builder.as_blocked(self.data, self.order).expr
         packed = as_constant(pack_filter(phase_filters(weight, self.phases), work.in_block, work.block))
@@ -177,7 +178,7 @@ class _Merged:
 
 
 def _interleave(parts: Tensor, phases: list[Phases], out_shape: tuple[Index, ...], filters: int) -> Tensor:
-    """The output out of the phases' results."""
+    """Interleave the phases' results into the output."""
     lanes = int(parts.shape[-1])
     blocks = ceil_div(filters, lanes)
 
@@ -190,7 +191,7 @@ def _interleave(parts: Tensor, phases: list[Phases], out_shape: tuple[Index, ...
             positions.append(shifted // phase.stride)
         if filters % lanes == 0:
             return parts(image, number * blocks + block, *positions, rest[-1])
-        # The lanes behind the last channel of the last phase have no source: they may hold anything.
+        # The lanes after the last channel of the last phase have no source and are unspecified.
         last = int(parts.shape[1]) * lanes - 1
         channel = te.min(number * filters + block * lanes + rest[-1], last)
         return parts(image, channel // lanes, *positions, channel % lanes)
@@ -199,14 +200,14 @@ def _interleave(parts: Tensor, phases: list[Phases], out_shape: tuple[Index, ...
 
 
 MOST_PHASES = 16
-"""Each is a kernel that is compiled, called, and reads the input once more."""
+"""Each phase is a kernel to compile and call, which reads the input once more."""
 _CALL_SECONDS, _CYCLES_A_SECOND = 2e-6, 3e9
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of one spatial dimension: `positions` outputs, of the kernel's taps `first`, `first` + stride, ...,
-    and `pad` (before, after) zeros around the input."""
+    """One phase of a spatial dimension: `positions` outputs, of the kernel's taps `first`, `first` + stride, ..., with
+    `pad` (before, after) zeros around the input."""
 
     first: int
     taps: int
@@ -215,9 +216,9 @@ class Phase:
 
     @classmethod
     def of(cls, number: int, size: Index, out: Index, kernel: int, stride: int, before: int) -> Phase | None:
-        """None for one without taps or outputs, and where the padding cuts off whole inputs.
+        """Return the phase; None if it has no taps or outputs, or the padding crops whole inputs.
 
-        Symbolic sizes need an output for every input but one at least, and that their number is known beyond those.
+        Symbolic sizes need at least one output for every input but one, and a known number of outputs beyond those.
         """
         beyond = _constant(out - size * stride)
         if beyond is None:
@@ -231,7 +232,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class PhaseConvolutions:
-    """The convolutions of one transposed convolution; `phases` by spatial dimension."""
+    """The convolutions that make up a transposed one; `phases` by spatial dimension."""
 
     phases: tuple[tuple[Phase, ...], ...]
     groups: int
@@ -247,11 +248,11 @@ class PhaseConvolutions:
         before: Sequence[int],
         groups: int,
     ) -> PhaseConvolutions | None:
-        """None where one of the phases has no outputs or taps, or there are too many of them.
+        """Return the convolutions; None if a phase has no outputs or taps, or there are too many phases.
 
         Args:
             shape, out_shape: (batch, channels, *spatial).
-            before: the padding in front, by spatial dimension.
+            before: the leading padding, by spatial dimension.
         """
         if np.prod(strides) > MOST_PHASES:
             return None
@@ -263,17 +264,17 @@ class PhaseConvolutions:
         return cls(known, groups, tuple(out_shape))
 
     def __iter__(self) -> Iterator[tuple[Phase, ...]]:
-        """The phases of all dimensions, the last one fastest."""
+        """Iterate over combinations of phases, the last dimension fastest."""
         return itertools.product(*self.phases)
 
     def cycles(self, merged: ConvWorkload, machine: Machine) -> float:
-        """Estimated cycles of a core for one image, beside those of one convolution for all phases."""
+        """Estimate the cycles of a core per image, in excess of those of one convolution for all phases."""
         filters = merged.filters // len(list(self))
         calls = _CALL_SECONDS * _CYCLES_A_SECOND
         return sum(tile_cycles(_part(merged, filters, phases), machine) + calls for phases in self) - calls
 
     def emit(self, builder: LayoutBuilder, data: Expr, weight: Array) -> Blocked:
-        """The calls, of the weight (i, o / groups, *kernel)."""
+        """Emit the calls for the weight (i, o / groups, *kernel)."""
         order = tuple(range(len(self.out_shape)))
         strides = [len(row) for row in self.phases]
         parts = []
@@ -294,7 +295,7 @@ class PhaseConvolutions:
 
 
 def _constant(size: Index) -> int | None:
-    """A size that is known, perhaps once simplified."""
+    """Return a size that is known, if necessary after simplification."""
     known = size if isinstance(size, int) else Analyzer().simplify(size)
     return known if isinstance(known, int) else int(known) if isinstance(known, tirx.IntImm) else None
 
@@ -314,7 +315,7 @@ def _filters(weight: Array, phases: Sequence[Phase], strides: Sequence[int], gro
 
 
 def _interleave_parts(parts: Sequence[Tensor], shape: Sequence[Index], strides: Sequence[int], lanes: int) -> Tensor:
-    """The output out of the phases' results, which the last dimension's phase tells apart fastest."""
+    """Interleave the phases' results into the output; the last dimension's phase varies fastest."""
 
     def point(image: Expr, block: Expr, *rest: Expr) -> Expr:
         number: Index = 0

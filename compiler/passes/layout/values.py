@@ -1,4 +1,4 @@
-"""Values of a function in plain and in blocked form, each made when first asked for.
+"""Values of a function in plain and in blocked form, each made on first use.
 
 Constants are converted between the layouts with numpy at compile time, other tensors by kernels at run time.
 """
@@ -33,7 +33,7 @@ from tvm import te, tirx  # isort: skip
 
 Array = np.ndarray
 Order = tuple[int, ...]
-# Element types that lie in blocks.
+# Element types with blocked layouts.
 BLOCKABLE = ("float32", "int32", "int16", "uint16", "int8", "uint8")
 
 
@@ -41,9 +41,9 @@ BLOCKABLE = ("float32", "int32", "int16", "uint16", "int8", "uint8")
 class Blocked:
     """A tensor in blocked layout: (batch, channel blocks, *spatial, lanes).
 
-    `shape` is the logical shape; `order[i]` is the logical axis behind physical axis i: the batch, the channels, then
-    the spatial dimensions. The lanes behind the last channel hold anything. `narrow` says that they are 16-bit
-    floats, as `Operation.stored`.
+    `shape` is the logical shape; `order[i]` is the logical axis of physical axis i: the batch, the channels, then the
+    spatial dimensions. The lanes after the last channel are unspecified. `narrow`: the elements are 16-bit floats, as
+    in `Operation.stored`.
     """
 
     expr: Expr
@@ -57,7 +57,7 @@ class Blocked:
 
     @property
     def spatial(self) -> tuple[int, ...]:
-        """The spatial sizes, 0 where they are symbolic."""
+        """Spatial sizes, 0 for symbolic ones."""
         return known_sizes([self.shape[axis] for axis in self.order[2:]])
 
     @property
@@ -67,7 +67,7 @@ class Blocked:
 
 @dataclass(eq=False)
 class Value:
-    """One value of the function; `parts` are those of a tuple. `narrow` is its blocked form in 16-bit floats."""
+    """One value of the function; `parts` are a tuple's elements. `narrow` is its blocked form in 16-bit floats."""
 
     plain: Expr | None = None
     blocked: Blocked | None = None
@@ -78,7 +78,7 @@ class Value:
 
 
 class LayoutBuilder:
-    """Emits bindings of a dataflow block and keeps the forms of its values."""
+    """Emits bindings of a dataflow block and records the forms of its values."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class LayoutBuilder:
     # Values.
 
     def value(self, expr: Expr) -> Value:
-        """The value that a variable or constant of the old function stands for."""
+        """Return the value of a variable or constant of the old function."""
         found = self._values.get(expr) if isinstance(expr, relax.Var) else None
         return found if found is not None else Value(plain=expr)
 
@@ -119,14 +119,14 @@ class LayoutBuilder:
         self._values[variable] = value
 
     def forget_block(self) -> None:
-        """Start another block: what is not plain does not outlive one."""
+        """Start another block: only plain forms remain valid across blocks."""
         self.bindings = []
         self._values = {}
         self.definitions = {}
 
     def start_binding(self, variable: Var, value: Expr) -> None:
-        """Record the value of a variable of the old function. Conversions to a wider type are not shared between
-        bindings: each reader's own conversion becomes part of its kernel."""
+        """Record the value of a variable of the old function. Upcasts are not shared between bindings: each reader's
+        own conversion is fused into its kernel."""
         self.definitions[variable] = value
         self._root = str(variable.name)
         self._widened = {}
@@ -151,13 +151,13 @@ class LayoutBuilder:
     ) -> Expr:
         """Bind the call of a kernel given as a tensor expression.
 
-        Kernels of equal `key`, name and pattern whose arguments have equal types are the same, and made once.
+        Kernels with equal `key`, name, pattern and argument types are created once.
         """
         made = None if key is None else (key, name, pattern, *(_argument_key(each) for each in arguments))
         known = None if made is None else self._kernel_calls.get(made)
         if known is not None:
             tensors = [each for each in arguments if not isinstance(each, list)]
-            given = relax.Tuple([*tensors, *known.args[1].fields[len(tensors) :]])  # behind the tensors are sizes
+            given = relax.Tuple([*tensors, *known.args[1].fields[len(tensors) :]])  # sizes follow the tensors
             return self.emit(relax.Call(known.op, [known.args[0], given], known.attrs, known.ty_args), name)
         attributes = {} if pattern is None else {"primfunc_attrs": {"op_pattern": pattern}}
         call = self._builder.call_te(function, *arguments, primfunc_name_hint=name, **attributes)
@@ -166,13 +166,13 @@ class LayoutBuilder:
         return self.emit(call, name)
 
     def function(self, variable: GlobalVar) -> PrimFunc:
-        """The kernel that a global variable of the module names."""
+        """Return the kernel that a global variable of the module names."""
         return self._mod[variable]
 
     # Conversions.
 
     def plain(self, expr: Expr) -> Expr:
-        """The plain form of an operand of the old function."""
+        """Return the plain form of an operand of the old function."""
         return self.plain_value(self.value(expr))
 
     def plain_value(self, value: Value) -> Expr:
@@ -183,12 +183,12 @@ class LayoutBuilder:
             assert found is not None
             plain = self._unpack(found)
             if value.blocked is None:
-                return plain  # of a narrow value each reader has its own, in its kernel
+                return plain  # each reader converts a narrow value itself, in its kernel
             value.plain = plain
         return value.plain
 
     def _floats(self, value: Value) -> Blocked | None:
-        """The blocked form as float32, converted from the 16-bit form if there is no other."""
+        """Return the blocked form as float32, converted from the 16-bit form if there is no other."""
         if value.blocked is not None or value.narrow is None:
             return value.blocked
         narrow = value.narrow
@@ -198,7 +198,7 @@ class LayoutBuilder:
         return self._widened[narrow.expr]
 
     def narrow(self, expr: Expr, order: Order) -> Blocked:
-        """The blocked form of a float operand in 16 bits, converted when it has none."""
+        """Return the blocked form of a float operand in 16 bits, converted if there is none."""
         value = self.value(expr)
         if value.narrow is not None and value.narrow.order == order:
             return value.narrow
@@ -209,7 +209,7 @@ class LayoutBuilder:
         return value.packed_narrow[order]
 
     def narrowed(self, blocked: Blocked) -> Blocked:
-        """Blocked floats in 16 bits."""
+        """Convert blocked floats to 16 bits."""
         assert self.halves is not None
         if isinstance(blocked.expr, GenericConst):
             stored = as_constant(stored_halves(array_of(blocked.expr), self.halves))
@@ -218,7 +218,7 @@ class LayoutBuilder:
         return Blocked(stored, blocked.shape, blocked.order, narrow=True)
 
     def blocked(self, expr: Expr, order: Order | None = None) -> Blocked | None:
-        """The blocked form that an operand has already (in `order`, if given), without converting anything."""
+        """Return the existing blocked form of an operand (in `order`, if given), without conversion."""
         value = self.value(expr)
         found = self._floats(value)
         if found is not None and (order is None or found.order == order):
@@ -226,14 +226,14 @@ class LayoutBuilder:
         return None if order is None else value.packed.get(order)
 
     def stored(self, expr: Expr, order: Order | None = None) -> Blocked | None:
-        """`blocked`, in 16 bits when that is how the operand is stored."""
+        """Like `blocked`, but in 16 bits if the operand is stored so."""
         narrow = self.value(expr).narrow
         if narrow is not None and (order is None or narrow.order == order):
             return narrow
         return self.blocked(expr, order)
 
     def as_blocked(self, expr: Expr, order: Order) -> Blocked:
-        """The blocked form of an operand, converted when it has none."""
+        """Return the blocked form of an operand, converted if there is none."""
         found = self.blocked(expr, order)
         if found is not None:
             return found
@@ -267,8 +267,8 @@ class LayoutBuilder:
     # Broadcasting.
 
     def broadcast(self, expr: Expr, to: Blocked) -> Expr | None:
-        """An operand of an elementwise operator whose result is laid out as `to`; None when that takes a copy in plain
-        layout anyway."""
+        """Broadcast an operand of an elementwise operator whose result is laid out like `to`; None if that requires a
+        copy in plain layout anyway."""
         blocked = self.blocked(expr)
         if blocked is not None and blocked.order == to.order and blocked.channels == to.channels:
             return blocked.expr
@@ -290,11 +290,11 @@ class LayoutBuilder:
 
     def _one_element(self, plain: Expr, shape: Sequence[Index], rank: int) -> Expr:
         if isinstance(plain, GenericConst):
-            return as_constant(array_of(plain).reshape(()))  # legalization writes a scalar into the code
+            return as_constant(array_of(plain).reshape(()))  # legalization inlines a scalar into the code
         return self._reshape(plain, [1] * rank) if shape else plain
 
     def _channelless(self, plain: Expr, full: Sequence[Index], order: Order) -> Expr:
-        """A tensor of one channel, shared by all lanes: (batch, 1, *spatial, 1)."""
+        """Return a one-channel tensor, shared by all lanes: (batch, 1, *spatial, 1)."""
         if isinstance(plain, GenericConst):
             values = array_of(plain).reshape([int(size) for size in full]).transpose(order)
             return as_constant(values[..., np.newaxis])
@@ -310,14 +310,14 @@ class LayoutBuilder:
 
 
 def _argument_key(argument: Expr | list[Index]) -> Hashable:
-    """Equal for arguments of a kernel that do not tell two kernels apart: tensors of one type, equal sizes."""
+    """Return a key equal for kernel arguments that lead to the same kernel: tensors of one type, equal sizes."""
     if isinstance(argument, list):
         return tuple(each if isinstance(each, int) else StructuralKey(each) for each in argument)
     return StructuralKey(argument.ty)
 
 
 def _rising(order: Order, shape: Sequence[Index]) -> bool:
-    """True if the axes of more than one element lie in their logical order."""
+    """True if the axes with more than one element are in their logical order."""
     kept = [axis for axis in order if not _same(shape[axis], 1)]
     return kept == sorted(kept)
 
@@ -327,7 +327,7 @@ def _same(left: Index, right: Index) -> bool:
 
 
 def can_block(expr: Expr, order: Order, dtypes: Sequence[str] = ("float32",)) -> bool:
-    """True if a tensor can be laid out in blocks: of one of `dtypes`, its channels known, none of its sizes zero."""
+    """True if a tensor can be laid out in blocks: of one of `dtypes`, with known channels and no size of zero."""
     shape = shape_of(expr)
     if shape is None or dtype_of(expr) not in dtypes or len(shape) != len(order):
         return False
@@ -335,7 +335,7 @@ def can_block(expr: Expr, order: Order, dtypes: Sequence[str] = ("float32",)) ->
 
 
 def known_sizes(sizes: Sequence[Index]) -> tuple[int, ...]:
-    """Sizes as workloads hold them: 0 for those that are symbolic."""
+    """Return sizes as in workloads: 0 for symbolic ones."""
     return tuple(size if isinstance(size, int) else 0 for size in sizes)
 
 
@@ -345,7 +345,7 @@ Handler = Callable[[LayoutBuilder, Call], Answer]
 HANDLERS: dict[str, Handler] = {}
 
 ANCHORS = frozenset(f"relax.nn.conv{rank}d{kind}" for rank in (1, 2, 3) for kind in ("", "_transpose"))
-"""Operators that start a blocked region; a function without one is left as it is."""
+"""Operators that start a blocked region; a function without one is unchanged."""
 
 
 NARROW_READERS = frozenset(
@@ -356,17 +356,17 @@ NARROW_READERS = frozenset(
         "relax.concat",
     }
 )
-"""Operators whose handlers read blocked floats stored as bfloat16 as they are."""
+"""Operators whose handlers read blocked bfloat16 floats directly."""
 handles = registers_in(HANDLERS)
-"""Registers a handler of operators. It answers with the result's blocked form (or a Value), or with None: then the
-operator runs on plain operands."""
+"""Registers a handler of operators. It returns the result's blocked form (or a Value), or None to run the operator on
+plain operands."""
 
 
-_COLUMNS = 384  # of a product that BLAS runs on one thread: on a busy machine, more threads only wait for each other
+_COLUMNS = 384  # matmul columns BLAS computes on one thread: on a busy machine, more threads only wait
 
 
 def pack_channels(values: Array, lanes: int) -> Array:
-    """(n, c, *spatial) -> (n, ceil(c / lanes), *spatial, lanes), zeros behind the last channel."""
+    """(n, c, *spatial) -> (n, ceil(c / lanes), *spatial, lanes), zeros after the last channel."""
     images, channels = values.shape[:2]
     blocks = ceil_div(channels, lanes)
     padded = _padded(values, {1: blocks * lanes})
@@ -375,7 +375,7 @@ def pack_channels(values: Array, lanes: int) -> Array:
 
 
 def pack_filter(weight: Array, in_lanes: int, lanes: int) -> Array:
-    """(o, i, *kernel) -> (ceil(o / lanes), ceil(i / in_lanes), *kernel, in_lanes, lanes), filled up with zeros."""
+    """(o, i, *kernel) -> (ceil(o / lanes), ceil(i / in_lanes), *kernel, in_lanes, lanes), zero-padded."""
     outer, inner = ceil_div(weight.shape[0], lanes), ceil_div(weight.shape[1], in_lanes)
     padded = _padded(weight, {0: outer * lanes, 1: inner * in_lanes})
     split = padded.reshape(outer, lanes, inner, in_lanes, *weight.shape[2:])
@@ -385,7 +385,7 @@ def pack_filter(weight: Array, in_lanes: int, lanes: int) -> Array:
 
 
 def pack_filter_groups(weight: Array, in_lanes: int, lanes: int, group: int) -> Array:
-    """`pack_filter` with `group` channels of a filter next to each other: (..., in_lanes / group, lanes * group)."""
+    """Like `pack_filter`, with `group` channels of a filter adjacent: (..., in_lanes / group, lanes * group)."""
     packed = pack_filter(weight, in_lanes, lanes)
     split = packed.reshape(*packed.shape[:-2], in_lanes // group, group, lanes)
     return np.ascontiguousarray(split.swapaxes(-1, -2)).reshape(*packed.shape[:-2], in_lanes // group, lanes * group)
@@ -405,8 +405,8 @@ def pack_winograd(weight: Array, lanes: int) -> Array:
 
 
 def transform_winograd(packed: Array, matrix: NDArray[np.float64]) -> Array:
-    """`pack_winograd` of a filter, (o, 9, i, lanes), to that of the transformed one, (o, edge^2, i, lanes), computed in
-    double precision. `matrix` is `winograd_transforms.weight_matrix`: (9, edge^2)."""
+    """Transform a filter packed by `pack_winograd`, (o, 9, i, lanes) -> (o, edge^2, i, lanes), in double precision.
+    `matrix` is `winograd_transforms.weight_matrix`: (9, edge^2)."""
     outer, taps, channels, lanes = packed.shape
     filters = packed.reshape(outer, taps, -1)
     spread = np.empty((outer, matrix.shape[1], filters.shape[-1]), packed.dtype)
@@ -418,7 +418,7 @@ def transform_winograd(packed: Array, matrix: NDArray[np.float64]) -> Array:
 
 
 def expand_winograd(weight: Tensor, matrix: Tensor) -> Tensor:
-    """`pack_winograd` of the filter itself, (o, 9, i, lanes), to that of the transformed one, in double precision.
+    """Transform a filter packed by `pack_winograd` at load time, (o, 9, i, lanes) -> (o, edge^2, i, lanes), in float64.
 
     `matrix` is `winograd_transforms.weight_matrix`: (9, edge^2), float64.
     """
@@ -435,8 +435,8 @@ def expand_winograd(weight: Tensor, matrix: Tensor) -> Tensor:
 
 
 def repack_filter(weight: Tensor, kernel: Sequence[int]) -> Tensor:
-    """`pack_winograd` of a filter itself, (o, taps, i, lanes), to `pack_filter` of it in blocks of as many channels:
-    (o, i / lanes, *kernel, lanes, lanes)."""
+    """Convert an untransformed filter from `pack_winograd` form, (o, taps, i, lanes), to `pack_filter` form with equal
+    blocks: (o, i / lanes, *kernel, lanes, lanes)."""
     outer, _, channels, lanes = weight.shape
 
     def point(block: Expr, inner: Expr, *rest: Expr) -> Expr:
@@ -450,7 +450,7 @@ def repack_filter(weight: Tensor, kernel: Sequence[int]) -> Tensor:
 
 
 def merge_groups(weight: Array, groups: int, merged: int) -> Array:
-    """The same grouped convolution with `merged` neighbouring groups made one, by zeros between them.
+    """Merge each `merged` neighboring groups of a grouped convolution into one, with zeros between them.
 
     (o, i / groups, *kernel) -> (o, i / groups * merged, *kernel).
     """
@@ -469,8 +469,8 @@ def _padded(values: Array, sizes: dict[int, int]) -> Array:
 
 
 def pack_tensor(data: Tensor, order: Sequence[int], lanes: int) -> Tensor:
-    """A logical tensor to (batch, channel blocks, *spatial, lanes); `order` lists the logical axis of each, as in
-    `Blocked`."""
+    """Pack a logical tensor into (batch, channel blocks, *spatial, lanes); `order` lists the logical axis of each, as
+    in `Blocked`."""
     shape = list(data.shape)
     channels = shape[order[1]]
     exact = isinstance(channels, int | tirx.IntImm) and int(channels) % lanes == 0
@@ -491,7 +491,7 @@ def pack_tensor(data: Tensor, order: Sequence[int], lanes: int) -> Tensor:
 
 
 def unpack_tensor(data: Tensor, order: Sequence[int], channels: int) -> Tensor:
-    """The inverse of `pack_tensor`."""
+    """Inverse of `pack_tensor`."""
     lanes = int(data.shape[-1])
     shape: list[Index | None] = [None] * len(order)
     for index, axis in enumerate(order):
@@ -507,7 +507,7 @@ def unpack_tensor(data: Tensor, order: Sequence[int], channels: int) -> Tensor:
 
 
 def pack_filter_tensor(weight: Tensor, in_lanes: int, lanes: int) -> Tensor:
-    """`pack_filter` for weights that are not known while compiling."""
+    """Like `pack_filter`, for weights unknown at compile time."""
     filters, channels, *kernel = [int(size) for size in weight.shape]
     shape = (ceil_div(filters, lanes), ceil_div(channels, in_lanes), *kernel, in_lanes, lanes)
 
@@ -520,18 +520,18 @@ def pack_filter_tensor(weight: Tensor, in_lanes: int, lanes: int) -> Tensor:
 
 
 def narrowed_tensor(data: Tensor, halves: Operation) -> Tensor:
-    """float32 as the 16-bit floats of an operation."""
+    """Convert float32 to the 16-bit floats of an operation."""
     return te.compute(data.shape, lambda *at: narrowed(data(*at), halves), name="narrow")
 
 
 def widened_tensor(stored: Tensor) -> Tensor:
-    """The inverse of `narrowed_tensor`."""
+    """Inverse of `narrowed_tensor`."""
     return te.compute(stored.shape, lambda *at: number(stored(*at), "float32"), name="widen")
 
 
 def pack_words(data: Tensor, order: Sequence[int], operation: Operation) -> Tensor:
-    """A logical tensor of few channels to int32 (batch, ceil(channels / group), *spatial): a group of channels per
-    word, as `DotWorkload` states. Float data becomes the operation's, int8 is made unsigned."""
+    """Pack a logical tensor of few channels into int32 (batch, ceil(channels / group), *spatial): a group of channels
+    per word, see `DotWorkload`. Float data is converted to the operation's type, int8 to unsigned."""
     group = operation.group
     shape = list(data.shape)
     channels = int(shape[order[1]])

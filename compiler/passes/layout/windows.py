@@ -1,8 +1,7 @@
-"""Padding that follows from sizes (auto_pad SAME): frontends write it as a kernel, and convolutions and poolings absorb
-it.
+"""Size-dependent padding (auto_pad SAME): frontends write it as a kernel, and convolutions and poolings absorb it.
 
-Averages over windows that Relax has no operator for: frontends write them as kernels and say what they are, so that
-the layout pass can have the pooling rule compute them.
+Averages over windows without a Relax operator: frontends write them as annotated kernels, so that the layout pass can
+compute them with the pooling rule.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from compiler.passes.rewriting.matching import array_of, shape_of
 from schedules.ir.tvm_types import Expr, PrimFunc
 
 SAME = "tensorwright.same_padding"
-"""Attribute of a kernel that pads spatial axes: "upper" or "lower", where the odd element of each goes."""
+"""Attribute of a kernel that pads spatial axes: "upper" or "lower", the side of the odd element."""
 
 Pads = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class SamePadding:
-    """`data` before it is padded with `fill`, and where the odd element goes."""
+    """`data` before padding with `fill`, and the side of the odd element."""
 
     data: Expr
     fill: float
     mode: str
 
     def pads(self, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Pads:
-        """(before, after) of each spatial axis; where its size is symbolic, the most of each."""
+        """Return (before, after) for each spatial axis; the maximum of each if its size is symbolic."""
         sizes = (shape_of(self.data) or [])[2:]
         result = []
         for size, window, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
@@ -50,13 +49,13 @@ class SamePadding:
 
 
 def same_padding(builder: LayoutBuilder, padded: Expr) -> SamePadding | None:
-    """Padding by the kernel that pads an operand of the old function; None where there is no such kernel."""
+    """Return the padding applied by the kernel that computes an operand of the old function; None for other kernels."""
     call = builder.definitions.get(padded) if isinstance(padded, relax.Var) else None
     if call is None or operator_name(call) != "relax.call_tir":
         return None
     attributes = builder.function(call.args[0]).attrs
     if attributes is None or SAME not in attributes:
-        return None  # any kernel: its operands may be of any number
+        return None  # an unrelated kernel may have any number of operands
     data, fill, *_ = call.args[1].fields
     if not isinstance(fill, GenericConst):
         return None
@@ -71,8 +70,8 @@ AVERAGE_WINDOW = "tensorwright.average_window"
 class AverageWindow:
     """A window over the axes after batch and channel, one entry for each axis.
 
-    `before` and `after` are the padding; `same` is "upper" or "lower" where that of symbolic axes follows from their
-    sizes (auto_pad SAME), and they hold the most of it then. `count_pad` says whether padding counts.
+    `before` and `after` are the padding; `same` is "upper" or "lower" if the padding of symbolic axes depends on their
+    sizes (auto_pad SAME); `before` and `after` are then its maxima. `count_pad`: padding counts.
     """
 
     kernel: tuple[int, ...]
@@ -84,12 +83,12 @@ class AverageWindow:
     count_pad: bool
 
     def text(self) -> str:
-        """The value of the attribute."""
+        """Return the value of the attribute."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def of(cls, function: PrimFunc) -> AverageWindow | None:
-        """Window that a kernel averages over; None where it does not say so."""
+        """Return the window that a kernel averages over; None without the attribute."""
         if function.attrs is None or AVERAGE_WINDOW not in function.attrs:
             return None
         entries: dict[str, Any] = json.loads(str(function.attrs[AVERAGE_WINDOW]))

@@ -1,1 +1,1 @@
-"""Phase 8: the remaining operators become calls of TVM's virtual machine."""
+"""Phase 8: lower the remaining operators to calls of TVM's virtual machine."""

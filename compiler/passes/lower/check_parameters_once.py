@@ -1,4 +1,4 @@
-"""check-parameters-once: parameters are checked when a module is loaded, not on every run."""
+"""check-parameters-once: check parameters at module load, not on every run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Keep: TypeAlias = "Callable[[Call], bool]"
 
 
 @graph_pass(
-    "check-parameters-once", summary="Parameters are checked when a module is loaded, not on every run", required=False
+    "check-parameters-once", summary="Check parameters when a module is loaded, not on every run", required=False
 )
 def check_parameters_once(mod: IRModule, context: PipelineContext) -> IRModule:
-    """`main` loses the checks of its trailing parameters to a function of their own, `CHECK_ENTRY(*parameters)`.
+    """Move the checks of `main`'s trailing parameters to a separate function, `CHECK_ENTRY(*parameters)`.
 
-    A private function loses those of what it is always given with the very type that it checks.
-    TVM checks type and shape of every argument on every call: 0.15 us each, which for a small network is a tenth
-    of its time.
+    Private functions drop the checks of parameters whose arguments always have the checked type.
+    TVM checks type and shape of every argument on every call: 0.15 us each, which for a small network is a tenth of its
+    time.
     """
     functions = {var: each for var, each in mod.functions_items() if isinstance(each, relax.Function)}
     entry = next((var for var in functions if var.name_hint == MAIN_ENTRY), None)
@@ -52,7 +52,7 @@ def check_parameters_once(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def _calls(expr: Expr) -> Iterator[Call]:
-    """Every call of a function by its name, branches included."""
+    """Yield every call of a global function, including those in branches."""
     if isinstance(expr, relax.Call) and isinstance(expr.op, GlobalVar):
         yield expr
     for child in children(expr):
@@ -68,7 +68,7 @@ def _used_as_value(var: GlobalVar, functions: Mapping[GlobalVar, Function]) -> b
 
 
 def _always_as_typed(function: relax.Function, var: GlobalVar, calls: Sequence[Call]) -> list[Expr]:
-    """The parameters of a function that every call gives an argument of the same static type."""
+    """Return the parameters of a function whose arguments have the same static type at every call."""
     given = [call.args for call in calls if call.op == var]
     return [
         parameter
@@ -83,13 +83,13 @@ def _bindings(function: relax.Function) -> list[Binding]:
 
 
 def _checks_of(function: relax.Function, parameters: Sequence[Expr]) -> set[Binding]:
-    """The bindings that check one of the parameters."""
+    """Return the bindings that check one of the parameters."""
     among = set(parameters)
     return {binding for binding in _bindings(function) if _is_check_of(binding, among)}
 
 
 def _is_check_of(binding: Binding, parameters: Set[Expr]) -> bool:
-    """True if a binding checks one of the parameters and does nothing else."""
+    """True if a binding only checks one of the parameters."""
     call = binding.value
     name = called(call)
     if name not in (MATCH_SHAPE, CHECK_TYPE) or call.args[0] not in parameters:
@@ -98,7 +98,8 @@ def _is_check_of(binding: Binding, parameters: Set[Expr]) -> bool:
 
 
 def _check_function(main: relax.Function, count: int) -> relax.Function:
-    """The checks of the last `count` parameters, and what makes the heap that they are given."""
+    """Return a function with the checks of the last `count` parameters, and the allocation of the shape heap they
+    use."""
     parameters = list(main.params)[-count:]
     checks = _checks_of(main, parameters)
     heaps = {argument for check in checks for argument in check.value.args[1:2] if isinstance(argument, relax.Var)}
@@ -111,7 +112,7 @@ def _check_function(main: relax.Function, count: int) -> relax.Function:
 
 
 def _without_checks(function: relax.Function, parameters: list[Expr]) -> relax.Function:
-    """The same function if there is none."""
+    """Remove the parameters' checks; return the same function if there are none."""
     checks = _checks_of(function, parameters)
     if not checks:
         return function
@@ -121,6 +122,6 @@ def _without_checks(function: relax.Function, parameters: list[Expr]) -> relax.F
 def _with_bindings(function: relax.Function, params: list[Expr], kept: Keep, result: Expr) -> relax.Function:
     blocks = [relax.BindingBlock([each for each in block.bindings if kept(each)]) for block in function.body.blocks]
     body = relax.SeqExpr([block for block in blocks if block.bindings], result)
-    # The result's own type may speak of sizes that only the body knows; the function's does not.
+    # The result's own type may refer to sizes known only in the body; the function's does not.
     ty = function.ret_ty if result.same_as(function.body.body) else result.ty
     return relax.Function(params, body, ty, function.is_pure, function.attrs)

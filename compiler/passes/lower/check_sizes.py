@@ -1,19 +1,19 @@
-"""check-sizes: sizes that are computed when a module runs cannot overflow, nor be divided by zero.
+"""check-sizes: assert that sizes computed at run time do not overflow or divide by zero.
 
-Sizes and storages are computed in int64 by small functions on the shape heap. A product that wraps around would give a
-storage too small for what is written to it, so each of these functions begins with an assertion: its sums and products,
-computed again in float64, stay below 2**63. Factors of a product count as at least 1, which refuses shapes such as
-(2**62, 0) too: loops over them would not end.
+Sizes of tensors and storages are computed in int64 by small functions on the shape heap. An overflowing product would
+allocate too little storage, so each of these functions starts with an assertion that its sums and products, computed
+again in float64, are below 2**63. Factors of a product count as at least 1, which also rejects shapes such as (2**62,
+0): loops over them would not end.
 
-name-checks: a check of sizes that fails says which node of the model needs them.
+name-checks: failing size checks name the model node that requires them.
 
-TVM's checks carry a text that ends up in the error. Theirs is the type that did not fit, in names that passes
-made; ours is what the frontend says the check is for: `context.options.checks[N]` of the one that binds `check_N_`.
+TVM's checks carry an error message. TVM's own shows the mismatched type, with names made by passes; ours is the
+frontend's description of the check: `context.options.checks[N]` for the check that binds `check_N_`.
 
-drop-result-checks: a result is not checked for the shape that it was allocated with.
+drop-result-checks: do not check results for the shape they were allocated with.
 
-`lower-shapes` ends a function with a check of each result whose type has dynamic sizes. Most results are tensors that
-the function allocated, with that very shape.
+`lower-shapes` ends a function with a check of each result with dynamic sizes. Most results are tensors that the
+function allocated with that very shape.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from compiler.passes.rewriting.substitution import leaves
 from schedules.ir.tvm_private import set_type
 from schedules.ir.tvm_types import Binding, Expr, SeqExpr, Stmt, Var
 
-_LIMIT = 2.0**63 - 2.0**40  # with room for the rounding of some thousand operations in float64
+_LIMIT = 2.0**63 - 2.0**40  # leaves room for the rounding of some thousand operations in float64
 _TEXT = f"{CHECK_MARK}[sizes: a size that is computed from the inputs is larger than any memory, or divided by zero] "
 _LOGICAL = (prim.And, prim.Or)
 _DIVISIONS = (prim.FloorMod, prim.Mod, prim.FloorDiv, prim.Div)
@@ -55,16 +55,14 @@ _COMPARISONS = (prim.EQ, prim.NE, prim.LT, prim.LE, prim.GT, prim.GE)
 _BINARY = (prim.Add, prim.Sub, prim.Mul, prim.Min, prim.Max, *_LOGICAL, *_DIVISIONS, *_COMPARISONS)
 
 
-@graph_pass(
-    "check-sizes", summary="Raise an error where a computed size would overflow or divide by zero", required=False
-)
+@graph_pass("check-sizes", summary="Raise an error if a computed size would overflow or divide by zero", required=False)
 def check_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """After `lower-shapes`: every function on the shape heap that computes begins with an assertion."""
+    """Runs after `lower-shapes`: every function that computes on the shape heap starts with an assertion."""
     return rewrite_shape_functions(mod, _checked)
 
 
 def _checked(function: tirx.PrimFunc) -> tirx.PrimFunc | None:
-    """The function behind an assertion; None when nothing in it can overflow."""
+    """Return the function with an assertion; None if nothing in it can overflow."""
     body = function.body
     statements = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
     if not all(isinstance(each, tirx.BufferStore) for each in statements):
@@ -72,16 +70,16 @@ def _checked(function: tirx.PrimFunc) -> tirx.PrimFunc | None:
     conditions = overflow_conditions([each.value for each in statements])
     if not conditions:
         return None
-    # TVM's Python class names the first two arguments the wrong way round.
+    # TVM's Python class swaps the names of the first two arguments.
     message = StringImm("RuntimeError"), [StringImm(_TEXT)]
     assertion: Stmt = tirx.AssertStmt(tirx.all(*conditions), *message)
     return function.with_body(tirx.SeqStmt([assertion, *statements]), function.span)
 
 
 def overflow_conditions(values: list[Expr]) -> list[Expr]:
-    """Conditions under which no sum or product in these expressions of int64 overflows, and no divisor is 0.
+    """Return the conditions under which no sum or product in these int64 expressions overflows, and no divisor is 0.
 
-    Sizes that are read are below 2**62, so that sums of two of them are not checked.
+    Sizes read from the heap are below 2**62, so that sums of two of them are not checked.
     """
     conditions: dict[str, Expr] = {}
     for value in values:
@@ -90,7 +88,7 @@ def overflow_conditions(values: list[Expr]) -> list[Expr]:
 
 
 def _in_float(value: Expr, conditions: dict[str, Expr]) -> Expr:
-    """An expression of sizes computed in float64 (truth values as they are); notes its conditions, by their text."""
+    """Return a size expression in float64 (booleans unchanged); records its conditions by their text."""
     if isinstance(value, prim.Cast):
         return _in_float(value.value, conditions).astype("float64")
     if isinstance(value, prim.Select):
@@ -102,7 +100,7 @@ def _in_float(value: Expr, conditions: dict[str, Expr]) -> Expr:
         return tirx.Not(_in_float(value.a, conditions))
     if isinstance(value, Call):
         return _call_in_float(value, conditions)
-    if not isinstance(value, _BINARY):  # a number, or a size that is read
+    if not isinstance(value, _BINARY):  # a number, or a size read from the heap
         return value if str(value.ty.dtype) == "bool" else value.astype("float64")
     a, b = _in_float(value.a, conditions), _in_float(value.b, conditions)
     if isinstance(value, _LOGICAL):
@@ -123,7 +121,7 @@ def _in_float(value: Expr, conditions: dict[str, Expr]) -> Expr:
 
 
 def _product_bound(value: Expr) -> Expr:
-    """A product in float64 whose factors count as at least 1."""
+    """Return a product in float64 with factors counted as at least 1."""
     if isinstance(value, prim.Mul):
         return _product_bound(value.a) * _product_bound(value.b)
     return tirx.max(_absolute(_in_float(value, {})), tirx.const(1.0, "float64"))
@@ -139,7 +137,7 @@ def _call_in_float(value: Expr, conditions: dict[str, Expr]) -> Expr:
 
 
 def _choice_in_float(value: Expr, conditions: dict[str, Expr]) -> Expr:
-    """A choice of which one side alone is computed."""
+    """Return a selection, of which only one side is evaluated."""
     condition = _in_float(value.args[0], conditions)
     sides = []
     for side, skipped in ((value.args[1], tirx.Not(condition)), (value.args[2], condition)):
@@ -169,9 +167,9 @@ _ENGINE_TEXT = "ErrorContext(match_cast"
 _NAME = re.compile(r"check_(\d+)_")
 
 
-@graph_pass("name-checks", summary="Let checks of sizes that fail name the node that needs them")
+@graph_pass("name-checks", summary="Let failing size checks name the node that requires them")
 def name_checks(mod: IRModule, context: PipelineContext) -> IRModule:
-    """After `lower-shapes`: the checks that stand before the variable they are for get its text."""
+    """Runs after `lower-shapes`: the checks before the variable that they are for get its text."""
     described = context.options.checks
     if not described:
         return mod
@@ -187,7 +185,7 @@ def name_checks(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def _named(sequence: SeqExpr, described: Sequence[str]) -> Expr:
-    """The sequence with texts for its checks; itself when there are none."""
+    """Return the sequence with texts for its checks; itself if there are none."""
     blocks, changed = [], False
     for block in sequence.blocks:
         bindings = list(block.bindings)
@@ -211,7 +209,7 @@ def _named(sequence: SeqExpr, described: Sequence[str]) -> Expr:
 
 
 def _with_branches(binding: Binding, described: Sequence[str]) -> Binding:
-    """The binding of an If whose branches have texts for their checks; itself when there are none."""
+    """Return the binding of an If whose branches have texts for their checks; itself if there are none."""
     choice = binding.value
     branches = [choice.true_branch, choice.false_branch]
     named = [_named(branch, described) if isinstance(branch, relax.SeqExpr) else branch for branch in branches]
@@ -238,13 +236,13 @@ def _with_text(binding: Binding, text: str) -> Binding:
 
 
 _ALLOCATE = "relax.vm.alloc_tensor"
-_SHAPE_ARGUMENT = 2  # of an allocation: storage, offset, shape, element type
+_SHAPE_ARGUMENT = 2  # position in an allocation: storage, offset, shape, element type
 _SAME = {EQUALS_NUMBER: IS_NUMBER, EQUALS_PLACE: IS_PLACE}
 
 
-@graph_pass("drop-result-checks", summary="Results are not checked for the shape that they were allocated with")
+@graph_pass("drop-result-checks", summary="Do not check results for the shape they were allocated with")
 def drop_result_checks(mod: IRModule, context: PipelineContext) -> IRModule:
-    """After `share-shapes`; the heap's positions are written once, so that equal ones have equal values."""
+    """Runs after `share-shapes`; the heap's positions are written once, so that equal ones have equal values."""
     changed = {}
     for variable, function in mod.functions_items():
         if isinstance(function, relax.Function) and isinstance(function.body, relax.SeqExpr):
@@ -266,7 +264,7 @@ def _kept(bindings: list[Binding], result: Expr) -> list[Binding]:
 
 
 def _is_known(value: Expr, values: dict[Var, Expr]) -> bool:
-    """True if a value is a check that cannot fail."""
+    """True for a check that cannot fail."""
     if called(value) != MATCH_SHAPE:
         return False
     allocation = values.get(_source(value.args[0], values))
@@ -280,7 +278,7 @@ def _is_known(value: Expr, values: dict[Var, Expr]) -> bool:
 
 
 def _source(variable: Var, values: dict[Var, Expr]) -> Expr:
-    """The variable that was bound to a tensor first, found through tuples and other names."""
+    """Follow tuples and aliases to the variable first bound to a tensor."""
     value = values.get(variable)
     if isinstance(value, relax.Var):
         return _source(value, values)
@@ -292,7 +290,7 @@ def _source(variable: Var, values: dict[Var, Expr]) -> Expr:
 
 
 def _dimensions(shape: Expr, values: dict[Var, Expr]) -> list[Dimension]:
-    """Kind of each dimension of a shape; none for one that is not known."""
+    """Return the kind of each dimension of a shape; none for an unknown shape."""
     if isinstance(shape, relax.ShapeExpr):
         return [(IS_NUMBER, number(size)) for size in shape.values]
     value = values.get(shape)

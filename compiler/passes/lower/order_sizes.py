@@ -1,6 +1,6 @@
-"""order-sizes: sizes are computed in the order of their positions on the shape heap.
+"""order-sizes: compute sizes in the order of their positions on the shape heap.
 
-TVM goes through a set of pointers there, so that the order of independent statements differs from process to process.
+TVM iterates over a set of pointers there, so the order of independent statements would differ between processes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from schedules.ir.access import accesses_of
 from schedules.ir.tvm_types import Expr
 
 
-@graph_pass("order-sizes", summary="Compute sizes in one order, whatever the process")
+@graph_pass("order-sizes", summary="Compute sizes in a deterministic order")
 def order_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """After `lower-shapes`: the statements of each function on the shape heap by the position that they write."""
+    """Runs after `lower-shapes`: sorts the statements of each function on the shape heap by the position they write."""
     return rewrite_shape_functions(mod, _ordered)
 
 
 def _ordered(function: tirx.PrimFunc) -> tirx.PrimFunc | None:
-    """The function with its statements in order; None when they are, or when one may read what another writes."""
+    """Return the function with sorted statements; None if already sorted, or if one may read what another writes."""
     body = function.body
     if not isinstance(body, tirx.SeqStmt) or not all(isinstance(each, tirx.BufferStore) for each in body.seq):
         return None
@@ -39,6 +39,6 @@ def _ordered(function: tirx.PrimFunc) -> tirx.PrimFunc | None:
 
 
 def _position(indices: Sequence[Expr]) -> int | None:
-    """The constant position on the heap."""
+    """Return the constant position on the heap."""
     (index,) = indices
     return int(index.value) if isinstance(index, tirx.IntImm) else None

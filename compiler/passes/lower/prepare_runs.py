@@ -1,13 +1,13 @@
-"""prepare-runs: runs with equal sizes share the work that depends only on sizes.
+"""prepare-runs: share the work that depends only on sizes between runs with equal sizes.
 
-`main` checks its inputs, computes shapes, allocates each tensor and frees it again on every run, which is most of the
-time of a small network: an allocation costs four times what the call of a kernel does. Here all of that becomes a
-function of its own, `PREPARE_ENTRY`, whose results `RUN_ENTRY` takes beside the arguments of `main`. A runtime calls
-the first when sizes change and the second on every run; `main` stays as it is for one that does neither.
+`main` checks its inputs, computes shapes, and allocates and frees each tensor on every run, which dominates small
+networks: an allocation costs four times as much as a kernel call. This pass moves all of that to a function
+`PREPARE_ENTRY`, whose results `RUN_ENTRY` takes in addition to the arguments of `main`. A runtime calls the former when
+sizes change and the latter on every run; `main` is kept for runtimes that do neither.
 
-What a caller gets is allocated in each run. Of a model whose shapes depend on values only tensors of known sizes are
-prepared. Where all results lie in memory that `main` allocates, `RUN_KEEPING_ENTRY` is there too, whose results are
-prepared as well: for a runtime that copies small ones.
+Results returned to the caller are allocated in each run. If shapes depend on values, only tensors of known sizes are
+prepared. If all results are in memory that `main` allocates, `RUN_KEEPING_ENTRY` is emitted too, whose results are also
+prepared: for a runtime that copies small ones.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _FREE = "relax.vm.kill_object"
 _CHECKS = (MATCH_SHAPE, CHECK_TYPE)
 _READS_OF_HEAP = (MAKE_SHAPE, "vm.builtin.make_prim_value")
 _VIEW = "vm.builtin.reshape"
-# Builtins that hold on to no argument once the variable of their result is gone.
+# Builtins that do not retain arguments after their result is freed.
 _KEEP_NOTHING = (*_CHECKS, *_READS_OF_HEAP, _VIEW, "vm.builtin.read_if_cond", "vm.builtin.call_tir_dyn")
 
 
-# On GPUs its tensors are those of captured graphs.
+# On GPUs, captured graphs own the tensors.
 @graph_pass(
     "prepare-runs", summary="Share the work that depends only on sizes between runs with equal sizes", only="processor"
 )
 def prepare_runs(mod: IRModule, context: PipelineContext) -> IRModule:
-    """After `lower-shapes` and the passes that check and share shapes."""
+    """Runs after `lower-shapes` and the passes that check and share shapes."""
     entry = next((var for var, _ in mod.functions_items() if var.name_hint == MAIN_ENTRY), None)
     if entry is None or not isinstance(mod[entry].body, relax.SeqExpr):
         return mod
@@ -64,7 +64,7 @@ def prepare_runs(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 class _Split:
-    """Bindings of `main` that depend on the sizes of its inputs alone; without sizes, on nothing at all.
+    """Bindings of `main` that depend only on its input sizes, or, without `with_sizes`, on nothing at all.
 
     With `keeps`, the memory of results is prepared as well.
     """
@@ -77,7 +77,7 @@ class _Split:
         self._inputs = list(main.params)[: len(main.params) - parameters]
         self._bindings = [binding for block in main.body.blocks for binding in block.bindings]
         self._escaping = self._found_escaping()
-        self._prepared: dict[Var, Binding] = {}  # bindings by their variable
+        self._prepared: dict[Var, Binding] = {}  # prepared bindings by variable
         for binding in self._bindings:
             if self._can_prepare(binding):
                 self._prepared[binding.var] = binding
@@ -85,8 +85,8 @@ class _Split:
 
     @property
     def worthwhile(self) -> bool:
-        """True if an allocation can be prepared (with `keeps` that of each result), and nothing that is left writes to
-        a shape heap that is."""
+        """True if an allocation can be prepared (with `keeps`, that of each result), and no remaining code writes to a
+        prepared shape heap."""
         prepared = (binding.value for binding in self._prepared.values())
         if self._keeps and not all(self._is_kept(each) for each in self._results()):
             return False
@@ -97,7 +97,7 @@ class _Split:
         return not any(self._writes_heap(call) for binding in self._left for call in _calls(binding.value))
 
     def _results(self) -> list[Expr]:
-        """The tensors that `main` returns."""
+        """Return the tensors that `main` returns."""
         bound = {binding.var: binding.value for binding in self._bindings}
         found, pending = [], [self._main.body.body]
         while pending:
@@ -119,22 +119,22 @@ class _Split:
         return isinstance(value, relax.Call) and called(value) == _VIEW and self._is_kept(value.args[0])
 
     def prepare(self, name: str) -> relax.Function:
-        """(*inputs) -> what `run` takes."""
+        """(*inputs) -> the prepared values that `run` takes."""
         result = relax.Tuple(self._used())
         return _function(self._main, self._inputs, list(self._prepared.values()), result, name)
 
     def run(self, name: str) -> relax.Function:
-        """(*inputs, *parameters, *what `prepare` gave) -> the results."""
+        """(*inputs, *parameters, *prepared values) -> the results."""
         parameters = [*self._main.params, *self._used()]
         return _function(self._main, parameters, self._left, self._main.body.body, name)
 
     def _used(self) -> list[Expr]:
-        """The prepared variables that the remaining code reads, in the order of their definitions."""
+        """Return the prepared variables that the remaining code reads, in definition order."""
         read = {leaf for binding in self._left for leaf in leaves(binding.value)} | set(leaves(self._main.body.body))
         return [variable for variable in self._prepared if variable in read]
 
     def _is_done(self, binding: Binding) -> bool:
-        """True if a binding is prepared, or frees what is, or what is a result."""
+        """True if a binding is prepared, or frees a prepared value or a result."""
         if binding.var in self._prepared:
             return True
         if operator_name(binding.value) != _FREE:
@@ -158,7 +158,7 @@ class _Split:
         return name in _READS_OF_HEAP or self._is_shape_function(value)
 
     def _found_escaping(self) -> set[Expr]:
-        """Variables whose memory the caller, or something outside of this function, may get."""
+        """Return variables whose memory may reach the caller or other code outside this function."""
         found = set() if self._keeps else set(leaves(self._main.body.body))
         for binding in reversed(self._bindings):
             if binding.var in found or any(self._may_keep(call) for call in _calls(binding.value)):
@@ -166,7 +166,7 @@ class _Split:
         return found
 
     def _may_keep(self, call: Call) -> bool:
-        """True if a call may hold on to an argument beyond the life of its result."""
+        """True if a call may retain an argument beyond the life of its result."""
         name = called(call)
         if name is not None:
             return name != ALLOCATE_HEAP and name not in _KEEP_NOTHING
@@ -185,7 +185,7 @@ class _Split:
 
 
 def _calls(expression: Expr) -> Iterator[Call]:
-    """Every call in an expression, branches included."""
+    """Yield every call in an expression, including those in branches."""
     if isinstance(expression, relax.Call):
         yield expression
     for child in children(expression):

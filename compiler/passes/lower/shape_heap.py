@@ -1,5 +1,4 @@
-"""Functions on the shape heap, as `lower-shapes` leaves them, and calls of TVM's runtime on shapes: names, and codes of
-their arguments.
+"""Functions on the shape heap, as `lower-shapes` produces them, and runtime calls on shapes: names and argument codes.
 
 A match takes a tensor, the shape heap, the rank, then (code, value) for each dimension, and a context; a shape is made
 of the heap, the rank, and (code, value) for each dimension.
@@ -24,7 +23,7 @@ def is_shape_function(function: tirx.PrimFunc) -> bool:
 
 
 def rewrite_shape_functions(mod: IRModule, rewrite: Callable[[tirx.PrimFunc], tirx.PrimFunc | None]) -> IRModule:
-    """The module with each function on the shape heap replaced by what `rewrite` makes of it; None leaves it."""
+    """Replace each function on the shape heap by the result of `rewrite`; None keeps it."""
     changed = {}
     for variable, function in mod.functions_items():
         if isinstance(function, tirx.PrimFunc) and is_shape_function(function):
@@ -40,15 +39,15 @@ CHECK_TYPE = "vm.builtin.check_tensor_info"
 ALLOCATE_HEAP = "vm.builtin.alloc_shape_heap"
 
 _FIRST_CODE_OF_MATCH, _FIRST_CODE_OF_SHAPE = 3, 2
-EQUALS_NUMBER, STORES, EQUALS_PLACE = 0, 1, 3  # what a match does with a dimension
-IS_NUMBER, IS_PLACE = 0, 1  # what a dimension of a shape is
+EQUALS_NUMBER, STORES, EQUALS_PLACE = 0, 1, 3  # action of a match on a dimension
+IS_NUMBER, IS_PLACE = 0, 1  # kind of a dimension of a shape
 
 Dimension = tuple[int | None, int | None]
 """A code and its value: a number, or a position on the heap."""
 
 
 def called(call: Expr) -> str | None:
-    """The name of the function of the runtime that a call calls; None for everything else."""
+    """Return the name of the runtime function that a call invokes; None for everything else."""
     if not isinstance(call, relax.Call):
         return None
     name = getattr(call.op, "name", "")
@@ -57,17 +56,17 @@ def called(call: Expr) -> str | None:
 
 
 def matched(call: Call) -> list[Dimension]:
-    """Action of a match on each dimension."""
+    """Return a match's action on each dimension."""
     return _pairs(call.args[_FIRST_CODE_OF_MATCH:-1])
 
 
 def made(call: Call) -> list[Dimension]:
-    """Kind of each dimension of a shape."""
+    """Return the kind of each dimension of a shape."""
     return _pairs(call.args[_FIRST_CODE_OF_SHAPE:])
 
 
 def number(expression: Expr) -> int | None:
-    """The integer that an argument is."""
+    """Return the integer value of an argument."""
     value = getattr(expression, "value", expression)
     return int(value) if isinstance(value, int | IntImm) else None
 

@@ -1,7 +1,8 @@
-"""share-shapes: each shape of dynamic sizes is made once.
+"""share-shapes: create each dynamic shape once.
 
-`lower-shapes` makes a shape wherever one is used, by a call that allocates an object. Where tensors are small, these
-calls are most of a run: DLRM with 26 embeddings makes 177 shapes, of which a tenth differ.
+`lower-shapes` creates a shape at each use, by a call that allocates an object. With small tensors these calls dominate
+a
+run: DLRM with 26 embeddings creates 177 shapes, of which a tenth are distinct.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from schedules.ir.tvm_private import set_type
 from schedules.ir.tvm_types import Binding, Expr, SeqExpr
 
 Made = dict[Any, Any]
-"""Variables of the shapes made so far, by the arguments of their calls: the heap, and constants or positions on it."""
+"""Variables of the shapes created so far, by the arguments of their calls: the heap, and constants or positions on
+it."""
 Names = dict[Any, Any]
-"""The variables of shapes that are left out, and the ones in their places."""
+"""Variables of the removed shapes, with their replacements."""
 
 
-@graph_pass("share-shapes", summary="Make each shape of dynamic sizes once")
+@graph_pass("share-shapes", summary="Create each dynamic shape once")
 def share_shapes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """After `lower-shapes`, which writes each position on a function's shape heap once, before it is read."""
+    """Runs after `lower-shapes`, which writes each position on a function's shape heap once, before it is read."""
     result = dict(mod.functions_items())
     changed = False
     for variable, function in mod.functions_items():
@@ -42,7 +44,7 @@ def share_shapes(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def _shared(sequence: SeqExpr, made: Made, names: Names) -> Expr:
-    """The sequence with its repeated shapes left out and the first ones used; itself when there are none."""
+    """Replace repeated shapes in the sequence by the first ones; return it unchanged if there are none."""
     blocks, changed = [], False
     for block in sequence.blocks:
         bindings = []
@@ -63,14 +65,14 @@ def _shared(sequence: SeqExpr, made: Made, names: Names) -> Expr:
 
 
 def _shape_key(value: Expr) -> Hashable:
-    """Key of a call that makes a shape; None for other values."""
+    """Return a key of a call that creates a shape; None for other values."""
     if called(value) != MAKE_SHAPE:
         return None
     return tuple(each if isinstance(each, relax.Var) else StructuralKey(each) for each in value.args)
 
 
 def _renamed(binding: Binding, made: Made, names: Names) -> Binding:
-    """The binding with the first shapes for those that were left out; itself when it uses none."""
+    """Replace removed shapes in the binding by the first ones; return it unchanged if it uses none."""
     value = binding.value
     new = _choice(value, made, names) if isinstance(value, relax.If) else _value(value, names)
     if new is value:
@@ -81,7 +83,7 @@ def _renamed(binding: Binding, made: Made, names: Names) -> Binding:
 
 
 def _value(value: Expr, names: Names) -> Expr:
-    """A value of a lowered function: a variable, or a call or tuple of such values."""
+    """Return a value of a lowered function: a variable, or a call or tuple of values."""
     if isinstance(value, relax.Var):
         return names.get(value, value)
     if isinstance(value, relax.Tuple):
@@ -100,7 +102,8 @@ def _same(new: Sequence[Expr], old: Sequence[Expr]) -> bool:
 
 
 def _choice(choice: Expr, made: Made, names: Names) -> Expr:
-    """An If whose branches use the shapes made before it; what one of them makes is not there afterwards."""
+    """Return an If whose branches use the shapes created before it; shapes created in a branch are not visible after
+    it."""
     branches = [choice.true_branch, choice.false_branch]
     shared = [
         _shared(branch, dict(made), names) if isinstance(branch, relax.SeqExpr) else _value(branch, names)

@@ -1,4 +1,4 @@
-"""TVM's own lowering passes under our naming, so that they are timed, dumped and verified like ours.
+"""TVM's own lowering passes under our names, so that they are timed, dumped and verified like ours.
 
 The order is that of `tvm.relax.backend.cpu_generic.pipeline`.
 """

@@ -1,1 +1,1 @@
-"""Phase 7: weights are moved out of the code, and memory is planned."""
+"""Phase 7: move weights out of the code and plan memory."""

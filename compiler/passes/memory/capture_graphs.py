@@ -1,6 +1,6 @@
-"""capture-graphs: what touches planned memory and parameters alone is recorded as a CUDA graph and launched whole.
+"""capture-graphs: record kernels that touch only planned memory and parameters as a CUDA graph, launched as a whole.
 
-Kernels that read an input or write a result stay launches of their own: where those lie changes from run to run.
+Kernels that read an input or write a result remain separate launches: those addresses change from run to run.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from schedules.ir.tvm_types import Function
 _INPUTS = "num_input"
 
 
-@graph_pass("capture-graphs", summary="Let the device record runs of kernels and launch each as one")
+@graph_pass("capture-graphs", summary="Record sequences of kernels and launch each at once")
 def capture_graphs(mod: IRModule, context: PipelineContext) -> IRModule:
-    """For targets with `captures_graphs`. Parameters, which `lift-parameters` made, count as buffers that stay."""
+    """For targets with `captures_graphs`. Parameters made by `lift-parameters` count as persistent buffers."""
     if context.target is None or not context.target.captures_graphs:
         return mod
     (main,) = (variable for variable in mod.get_global_vars() if variable.name_hint == "main")

@@ -1,7 +1,6 @@
-"""lift-parameters: constants become trailing parameters of `main`.
+"""lift-parameters: turn constants into trailing parameters of `main`.
 
-share-constants: equal constants become one object, so that tensors derived from them are computed and stored
-once.
+share-constants: make equal constants one object, so that tensors derived from them are computed and stored once.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ ENTRY = "main"
     "lift-parameters", summary="Make constants trailing parameters of main, so that the library holds only code"
 )
 def lift_parameters(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Constants with at least one dimension, in `main` and in what it calls, become parameters of `main`.
+    """Turns constants with at least one dimension, in `main` and its callees, into parameters of `main`.
 
-    The values go to `context.parameters`, in the order of the parameters; equal constants share one.
+    The values go to `context.parameters`, in parameter order; equal constants share one.
     """
     pool = ConstantPool()
     expanded = [index for each in context.expansions.chosen if (index := pool.index(each)) is not None]
@@ -41,12 +40,12 @@ def lift_parameters(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def lift_constants(mod: IRModule, pool: ConstantPool, last: Sequence[int] = ()) -> tuple[IRModule, list[int]]:
-    """`mod` with the constants as trailing parameters of `main`, and their indices in `pool`, in order.
+    """Turn constants into trailing parameters of `main`; return the module and their indices in `pool`, in order.
 
     Those of `last` come last in `main`, in that order; each must be in use.
 
-    Private functions get the constants they need as trailing parameters too, and callers hand them on.
-    A constant stays where it is in a function that is used as a value: its callers cannot be seen.
+    Private functions that need constants take them as trailing parameters too, passed on by their callers. A function
+    used as a value keeps its constants, since its callers are unknown.
     """
     functions = {var: f for var, f in mod.functions_items() if isinstance(f, relax.Function)}
     needs = _needs(functions, _used_as_values(functions), pool)
@@ -58,7 +57,7 @@ def lift_constants(mod: IRModule, pool: ConstantPool, last: Sequence[int] = ()) 
 
 
 def _used_as_values(functions: dict[GlobalVar, Function]) -> set[str]:
-    """Names of functions that are not only called by name, and of those that can be called from outside."""
+    """Return the names of functions that are used other than by direct call, or callable from outside."""
     exported = {
         var.name_hint
         for var, function in functions.items()
@@ -68,7 +67,7 @@ def _used_as_values(functions: dict[GlobalVar, Function]) -> set[str]:
 
 
 def _needs(functions: dict[GlobalVar, Function], fixed: set[str], pool: ConstantPool) -> dict[GlobalVar, list[int]]:
-    """For each function, the constants that it and what it calls need, in order."""
+    """Return, for each function, the constants that it and its callees need, in order."""
     own: dict[GlobalVar, list[int]] = {}
     calls: dict[GlobalVar, list[str]] = {}
     for var, function in functions.items():
@@ -135,10 +134,11 @@ def _arguments(
 
 @graph_pass("share-constants", summary="Store equal constants once")
 def share_constants(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Replaces each constant with dimensions by the first one with the same bits, type and shape.
+    """Replace each constant with dimensions by the first one with the same bits, type and shape.
 
-    Of equal constants the one with a smaller form (`context.expansions`) is kept. A filter that is packed for
-    Winograd's method in one position and for the direct convolution in another is stored for the first alone.
+    Of equal constants the one with a smaller form (`context.expansions`) is kept. A filter packed both for Winograd and
+    for
+    direct convolution is stored only in the Winograd form.
     """
     kept = _kept(mod, context.expansions)
     changed = {}
@@ -151,7 +151,7 @@ def share_constants(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def constants_of(mod: IRModule) -> dict[Expr, None]:
-    """The constants that functions of the module read, each object once, in order."""
+    """Return the distinct constant objects that the module's functions read, in order."""
     return dict.fromkeys(
         leaf for _, function in _functions(mod) for leaf in leaves(function.body) if isinstance(leaf, GenericConst)
     )
@@ -164,7 +164,7 @@ def _functions(mod: IRModule) -> Iterator[tuple[GlobalVar, Function]]:
 
 
 def _kept(mod: IRModule, expansions: Expansions) -> dict[Expr, Expr]:
-    """For each constant with dimensions, the equal one to use."""
+    """Map each constant with dimensions to the equal one to use."""
     pool = ConstantPool()
     indices = {constant: index for constant in constants_of(mod) if (index := pool.index(constant)) is not None}
     chosen: dict[int, Expr] = {}
@@ -176,7 +176,7 @@ def _kept(mod: IRModule, expansions: Expansions) -> dict[Expr, Expr]:
 
 
 def _store_filters_once(used: set[Expr], expansions: Expansions) -> None:
-    """Have direct convolutions' filters come out of those that are stored for Winograd's method anyway."""
+    """Derive direct convolution filters from stored Winograd filters."""
     stored = {key: array for key, (constant, array) in expansions.filters.items() if constant in used}
     for constant, (key, kernel) in expansions.repacked.items():
         if constant in used and constant not in expansions.known and key in stored:

@@ -1,4 +1,4 @@
-"""list-calls: reports the calls of each function in order, with the nodes of the model that each computes."""
+"""list-calls: report each function's calls in order, with the model nodes that they compute."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from schedules.ir.tvm_types import SeqExpr
 _BY_NAME = ("relax.call_tir", "relax.call_tir_inplace", "relax.call_dps_packed", "relax.call_pure_packed")
 
 
-@graph_pass("list-calls", summary="Report which nodes of the model each call of a kernel computes")
+@graph_pass("list-calls", summary="Report which model nodes each kernel call computes")
 def list_calls(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Before kernels get their outputs as arguments, and lose the variable that they were bound to."""
+    """Runs before kernels get their outputs as arguments, which removes the variables they were bound to."""
     if context.tracker.nodes:
         for variable, function in rewritable_functions(mod):
             steps = tuple(_steps(function.body, str(variable.name_hint), context))
@@ -48,7 +48,7 @@ def _steps(sequence: SeqExpr, function: str, context: PipelineContext) -> Iterat
 
 
 def _callee(call: Any) -> str | None:
-    """The name of the function that a call runs, None where it is an operator of its own."""
+    """Return the name of the function that a call runs; None for an operator."""
     if isinstance(call.op, GlobalVar):
         return str(call.op.name_hint)
     if isinstance(call.op, Op) and call.op.name in _BY_NAME:

@@ -1,10 +1,10 @@
 """Liveness of the tensors that a lowered function allocates, and their assignment to storages.
 
-Time is the position of a binding in the order of the text, branches one after the other. A view, a tuple or a result
-that may be an operand counts as that operand: what stands for the same memory lives as long as the last of it.
+Time is the position of a binding in program order, with branches one after the other. A view, a tuple or a result that
+may alias an operand counts as that operand: aliases of one buffer live until the last use of any of them.
 
 The assignment is "greedy by size for shared objects" of Pisarchyk and Lee, arXiv:2001.03288: from the largest tensor
-to the smallest, each takes the smallest storage that is free while it lives, or a new one.
+to the smallest, each takes the smallest storage that is free during its lifetime, or a new one.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from schedules.annotations import UPDATES
 from schedules.ir.tvm_types import Call, Expr, Function, IRModule, SeqExpr, Var
 
 ALLOCATE = "relax.builtin.alloc_tensor"
-IN_PLACE = "tensorwright.in_place"  # attribute of a kernel: which operands its result may overwrite
+IN_PLACE = "tensorwright.in_place"  # attribute of a kernel: the operands that its result may overwrite
 
 
 @dataclass
 class Allocation:
-    """A tensor that the function allocates.
+    """A tensor allocated by the function.
 
     Attributes:
-        variable: what it is bound to.
-        size: bytes; the upper bound where it depends on symbols; None when there is none.
-        formula: the bytes as an expression of symbols, simplified, where there is no bound; None when they are known,
-            or no whole number for each element.
-        lifetime: when it is needed; None when it is never used.
+        variable: the variable it is bound to.
+        size: bytes; the upper bound if symbolic; None if there is no bound.
+        formula: the bytes as a simplified symbolic expression if there is no bound; None if they are known, or the
+            element size is not a whole number of bytes.
+        lifetime: first write to last read; None if never used.
         escapes: it may be a result of the function, which must own its memory.
-        in_place: variable of an allocation that may become this one, being read last where this one is written.
-        is_updated: the kernel that writes it begins with a copy of that allocation (see `UPDATES`), which it can then
-            do without.
+        in_place: variable of an allocation whose memory it can reuse, last read by the kernel that writes this one.
+        is_updated: the kernel that writes it starts with a copy of that allocation (see `UPDATES`), which is then
+            redundant.
     """
 
     variable: Var
@@ -55,7 +55,7 @@ class Allocation:
 
 @dataclass
 class _Group:
-    """Variables that stand for the same memory."""
+    """Variables that alias the same memory."""
 
     parent: _Group | None = None
     first: int | None = None
@@ -72,7 +72,7 @@ class _Group:
 
 @dataclass
 class _Kernel:
-    """A call of a kernel: when, what it reads and writes, which operands it may overwrite, and which it updates."""
+    """A kernel call: its time, what it reads and writes, the operands it may overwrite, and the one it updates."""
 
     time: int
     arguments: list[Expr]
@@ -81,7 +81,7 @@ class _Kernel:
 
 
 class Liveness:
-    """The allocations of one function."""
+    """Liveness of the allocations of one function."""
 
     def __init__(self, mod: IRModule, function: Function, bounds: Mapping[str, int]) -> None:
         self._mod = mod
@@ -140,7 +140,7 @@ class Liveness:
                 for result in operands(branch.body):
                     self._unite(variable, result)
             return
-        if isinstance(value, relax.Function):  # a closure: when it runs is not seen here
+        if isinstance(value, relax.Function):  # a closure: it is unknown when it runs
             self._escape(value.body)
             return
         if operator_name(value) == ALLOCATE:
@@ -199,7 +199,8 @@ class Liveness:
             self._match_in_place(kernel)
 
     def _match_in_place(self, kernel: _Kernel) -> None:
-        """The output becomes the operand that ends here, when the kernel allows it and both are single tensors."""
+        """Reuse an operand's memory for the output if it ends here, the kernel allows it and both are single
+        tensors."""
         result = self.allocations.get(kernel.arguments[-1]) if kernel.arguments else None
         if result is None or result.lifetime is None or result.escapes:
             return
@@ -215,7 +216,7 @@ class Liveness:
                 return
 
     def _read_only_elementwise(self, kernel: _Kernel, source: Allocation) -> bool:
-        """True if no other operand of the kernel is a view of `source` that it reads elsewhere."""
+        """True if no other operand of the kernel is a view of `source` that it reads at other positions."""
         group = self._group(source.variable)
         views = [
             index
@@ -248,7 +249,7 @@ def _formula(shape: Expr, dtype: Expr) -> Expr | None:
 
 
 def _is_void(call: Call) -> bool:
-    """True if a call returns nothing, so that no result of it can stand for an operand."""
+    """True if a call returns nothing, so that its result cannot alias an operand."""
     return isinstance(call.ty, relax.TupleType) and len(call.ty.fields) == 0
 
 
@@ -256,12 +257,12 @@ def _may_hold_memory(variable: Var) -> bool:
     return not isinstance(variable.ty, relax.ShapeType | tvm.ir.PrimType)
 
 
-ALIGNMENT = 64  # of storages, in bytes; what TVM's allocator gives
+ALIGNMENT = 64  # of storages, in bytes; the alignment of TVM's allocator
 
 
 @dataclass(frozen=True)
 class Lifetime:
-    """A tensor of `size` bytes that is written first at time `start` and read last at time `end`."""
+    """A tensor of `size` bytes, first written at time `start` and last read at time `end`."""
 
     size: int
     start: int
@@ -270,13 +271,13 @@ class Lifetime:
 
 @dataclass
 class Storage:
-    """Memory that tensors use one after the other."""
+    """Memory shared by tensors with disjoint lifetimes."""
 
     size: int
     _spans: list[tuple[int, int, int]] = field(default_factory=list)  # (start, end, tensor), sorted, disjoint
 
     def admits(self, lifetime: Lifetime, before: int | None) -> bool:
-        """True if nothing lives here meanwhile; tensor `before` may end in the very moment this one starts."""
+        """True if nothing else lives here in that time; tensor `before` may end exactly when this one starts."""
         position = bisect_left(self._spans, (lifetime.start, -1, -1))
         if position < len(self._spans) and self._spans[position][0] <= lifetime.end:
             return False
@@ -286,15 +287,15 @@ class Storage:
         return end < lifetime.start or (end == lifetime.start and tensor == before)
 
     def put(self, tensor: int, lifetime: Lifetime) -> None:
-        """Let `tensor` live here."""
+        """Assign `tensor` to this storage."""
         insort(self._spans, (lifetime.start, lifetime.end, tensor))
 
 
 def assign(lifetimes: Sequence[Lifetime], in_place: Mapping[int, int]) -> tuple[list[int], list[int]]:
-    """The storage of each tensor, and the size of each storage in bytes.
+    """Return the storage of each tensor, and the size of each storage in bytes.
 
     Args:
-        in_place: tensor -> a tensor that may become it: one that is read last where this one is written.
+        in_place: tensor -> a tensor whose memory it may reuse, last read by the kernel that writes the new one.
     """
     storages: list[Storage] = []
     chosen = [-1] * len(lifetimes)
@@ -313,12 +314,12 @@ def assign(lifetimes: Sequence[Lifetime], in_place: Mapping[int, int]) -> tuple[
 
 
 def aligned(size: int) -> int:
-    """`size` rounded up to a multiple of `ALIGNMENT`, at least one."""
+    """Round `size` up to a positive multiple of `ALIGNMENT`."""
     return max(1, -(-size // ALIGNMENT)) * ALIGNMENT
 
 
 def peak_of_live_bytes(lifetimes: Sequence[Lifetime]) -> int:
-    """The most bytes alive at one time: no planner without in-place reuse can do with less."""
+    """Return the most bytes alive at one time, a lower bound for planning without in-place reuse."""
     changes: dict[int, int] = {}
     for lifetime in lifetimes:
         changes[lifetime.start] = changes.get(lifetime.start, 0) + aligned(lifetime.size)

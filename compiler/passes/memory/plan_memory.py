@@ -1,9 +1,9 @@
-"""plan-memory: tensors that are never alive together share storage.
+"""plan-memory: share storage between tensors that are never alive together.
 
-Tensors of known size, or of bounded size where the caller gives bounds of symbols, are assigned to a few storages that
+Tensors of known size, or of bounded size if the caller gives bounds of symbols, are assigned to a few storages that
 are allocated on entry. Results of a function own their memory. Tensors of unbounded size share storage with those of
-equal symbolic size; it is allocated where the first of them is. In functions with branches they do not: storage that
-one branch allocates is not there for code after it when the other branch was taken.
+equal symbolic size, allocated at the first of them. In functions with branches these do not share: a storage allocated
+in one branch does not exist after it if the other branch was taken.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MAX_BYTES = 1 << 47
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes of activations of one function, results included, parameters and inputs not.
+    """Bytes of one function's activations, including results but not parameters and inputs.
 
     Attributes:
-        peak: what the plan holds at once.
+        peak: the plan's peak.
         without_reuse: the sum of all tensors.
-        lower_bound: the most that is alive at one time; in-place reuse can go below.
-        in_place: how many tensors are written over an operand.
-        unplanned: how many tensors have no known bound and are not counted.
+        lower_bound: the most bytes alive at one time; in-place reuse can go below.
+        in_place: number of tensors written over an operand.
+        unplanned: number of tensors without a known bound, which are not counted.
     """
 
     peak: int
@@ -73,7 +73,7 @@ def _has_branch(sequence: SeqExpr) -> bool:
 
 
 def _planned(function: Function, liveness: Liveness, kernels: InPlaceKernels) -> tuple[Function, MemoryReport, str]:
-    """The function, the report, and the bytes of tensors of unbounded size as a formula of symbols."""
+    """Return the function, the report, and the bytes of tensors of unbounded size as a symbolic formula."""
     every = list(liveness.allocations.values())
     known = [each for each in every if each.lifetime is not None and each.size is not None]
     shared = [each for each in known if not each.escapes]
@@ -104,14 +104,14 @@ def _planned(function: Function, liveness: Liveness, kernels: InPlaceKernels) ->
 
 
 def _in_place(allocations: Sequence[Allocation]) -> dict[int, int]:
-    """The tensors that may be written over another of these, and over which one, by their positions among them."""
+    """Map each tensor, by index, to the one whose memory it may reuse."""
     position = {each.variable: index for index, each in enumerate(allocations)}
     pairs = [(position[each.variable], each.in_place) for each in allocations if each.in_place is not None]
     return {new: position[old] for new, old in pairs if old in position}
 
 
 def _dynamic_bytes(allocations: Sequence[Allocation], positions: Mapping[Var, _Storage]) -> str:
-    """A formula, such as "128*n"; "0" without such tensors, "" where it has no such form."""
+    """Return a formula such as "128*n"; "0" without such tensors, "" if there is no such form."""
     sizes: dict[Var, Expr] = {}
     for each in allocations:
         if each.size is None and each.lifetime is not None:
@@ -126,13 +126,13 @@ def _dynamic_bytes(allocations: Sequence[Allocation], positions: Mapping[Var, _S
         formula = size_formula(Analyzer().simplify(total))
     except UncountableError:
         return ""
-    if formula.startswith("("):  # around the whole
+    if formula.startswith("("):  # parentheses around the whole formula
         formula = formula[1:-1]
     return formula if len(formula) <= _LONGEST_FORMULA else ""
 
 
 class _Storage:
-    """A storage: its variable and the binding that allocates it. `size` is its bytes, which may be symbolic."""
+    """A storage: its variable and the binding that allocates it. `size` is in bytes and may be symbolic."""
 
     def __init__(self, index: int, size: Index) -> None:
         call = relax.op.memory.alloc_storage(relax.ShapeExpr([size]), 0, "global", "uint8")
@@ -142,7 +142,8 @@ class _Storage:
 
 
 def _symbolic_positions(allocations: Sequence[Allocation], first: int) -> dict[Var, _Storage]:
-    """The storage of each tensor of unbounded size that is not a result, numbered from `first`; equal sizes share."""
+    """Return the storage of each tensor of unbounded size that is not a result, numbered from `first`; equal sizes
+    share."""
     alike: dict[Hashable, list[Allocation]] = {}
     for each in allocations:
         if each.formula is not None and each.lifetime is not None and not each.escapes:
@@ -158,9 +159,9 @@ def _symbolic_positions(allocations: Sequence[Allocation], first: int) -> dict[V
 
 
 class _Rewrite:
-    """Puts tensors in their places; those of `updated` are written without the copy of what they replace.
+    """Assigns tensors to their storages; those of `updated` are written without copying their old value.
 
-    `allocated` are the storages that are there on entry; others are allocated by their first tensor.
+    `allocated` are the storages allocated on entry; others are allocated by their first tensor.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class _Rewrite:
         self._positions, self._allocated, self._updated, self._kernels = positions, allocated, updated, kernels
 
     def function(self, function: Function, storages: list[_Storage]) -> Function:
-        """The function, which allocates the storages on entry."""
+        """Return the function, with the storages allocated on entry."""
         body = self._sequence(function.body)
         entry = relax.BindingBlock([storage.binding for storage in storages])
         blocks = [entry, *body.blocks] if storages else body.blocks

@@ -1,9 +1,9 @@
-"""update-states: a model's states are updated in place, in the parameters of `main` that hold them.
+"""update-states: update a model's states in place, in the parameters of `main` that hold them.
 
-A chain of kernels with the attribute `UPDATES` from the parameter to the new value loses its copies. A new value
-that one kernel computes when the old one is not read any more is computed in the state's memory. What is left is
-copied into the state at the end. Where an old value is still read after a write, the write goes elsewhere.
-A kernel that copies an operand and overwrites parts of the copy becomes one that writes these parts alone.
+A chain of kernels with the attribute `UPDATES` from the parameter to the new value drops its copies. A new value
+computed by one kernel after the last read of the old one is computed in the state's memory. All others are copied into
+the state at the end. If an old value is still read after a write, the write goes to other memory.
+A kernel that copies an operand and overwrites parts of the copy becomes one that only writes these parts.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ _COPY = "runtime.TVMTensorCopyFromTo"
 
 @graph_pass("update-states", summary="Write the states of a model in place", required=True)
 def update_states(mod: IRModule, context: PipelineContext) -> IRModule:
-    """After `call-kernels`: `main` writes the new value of each state of `context.options.states` to its parameter.
+    """Runs after `call-kernels`: `main` writes the new value of each state of `context.options.states` to its
+    parameter.
 
-    The parameter is also what it returns for the state; no other result shares its memory.
+    `main` also returns the parameter for the state; no other result shares its memory.
     """
     if not context.options.states:
         return mod
@@ -42,20 +43,21 @@ def update_states(mod: IRModule, context: PipelineContext) -> IRModule:
     variants = [var for var in mod.functions if var.name_hint in _variants(mod, mod[main])]
     update = _Update(mod, mod[main], context.options.states, dispatches=bool(variants))
     functions = {main: update.function()}
-    for variable in variants:  # each writes to the states that `main` hands on
+    for variable in variants:  # each writes to the states that `main` passes on
         functions[variable] = _Update(mod, mod[variable], context.options.states, update.kernels).function()
     return update.kernels.module(functions)
 
 
 def _variants(mod: IRModule, main: Function) -> set[str]:
-    """The functions that `main` chooses one of by its sizes (`size_variants`); none where it computes by itself."""
+    """Return the functions that `main` dispatches to by its sizes (`size_variants`); none if it computes by itself."""
     names = {var.name_hint for var in mod.functions if isinstance(mod[var], relax.Function)}
     return names & named(main) if ANY_SIZE in names else set()
 
 
 @dataclass(frozen=True)
 class _Write:
-    """A kernel's call that turns one value of a state into the next: where it stands, and which operand is the old."""
+    """A kernel call that turns one value of a state into the next, with its time and the operand that is the old
+    value."""
 
     time: int
     allocation: Expr
@@ -64,7 +66,7 @@ class _Write:
 
 
 class _Update:
-    """The rewriting of one `main`; times are positions of bindings."""
+    """Rewrites one `main`; times are positions of bindings."""
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class _Update:
         *,
         dispatches: bool = False,
     ) -> None:
-        """`kernels`: those in place that are known; `dispatches`: what the function calls has written the states."""
+        """`kernels`: the in-place kernels known so far; `dispatches`: the called functions have written the states."""
         self._mod, self._function, self._dispatches = mod, function, dispatches
         body = function.body
         self._bindings = [binding for block in body.blocks for binding in block.bindings]
@@ -86,7 +88,7 @@ class _Update:
         self.kernels = InPlaceKernels(mod) if kernels is None else kernels
 
     def function(self) -> Function:
-        """`main` with its states in place."""
+        """Return `main` with its states updated in place."""
         builder = relax.BlockBuilder()
         tail: list[Binding] = []
         copied = [] if self._dispatches else [pair for pair in self._states if not self._in_place(*pair)]
@@ -105,7 +107,7 @@ class _Update:
         return with_body(old, body)
 
     def _fields(self, result: Expr) -> list[Expr]:
-        """The results of `main`, one by one."""
+        """Return the results of `main` as a list."""
         value = self._roots.value(result)
         if isinstance(value, relax.Tuple):
             return list(value.fields)
@@ -120,10 +122,10 @@ class _Update:
     def _is_state(self, value: Expr) -> bool:
         return isinstance(value, relax.Var) and any(value.same_as(state) for state, _ in self._states)
 
-    # A state whose new value is written where the old one lies.
+    # States whose new value is written over the old one.
 
     def _in_place(self, state: Expr, field: int) -> bool:
-        """Have the new value written into the state's memory; False where that cannot be."""
+        """Write the new value into the state's memory; return False if that is not possible."""
         new = self._roots.exact(self._results[field])
         if new.same_as(state):
             return True
@@ -139,14 +141,14 @@ class _Update:
         return True
 
     def _chain(self, state: Expr, new: Expr) -> list[_Write]:
-        """The writes that lead from the state to its new value, in order; empty where there are none."""
+        """Return the writes that lead from the state to its new value, in order; empty if there are none."""
         writes: list[_Write] = []
         while not new.same_as(state):
             write = self._write_of(new)
             if write is None:
                 return []
-            if write.operand < 0:  # it reads no old value that it must not lose
-                # An update that finds no room for its rows ends the run, which must not have written anything by then.
+            if write.operand < 0:  # it reads no old value
+                # An update without room for its rows aborts the run, before which nothing may have been written.
                 return [write, *writes] if write.time > self._last_update else []
             writes.insert(0, write)
             new = self._roots.exact(self._bindings[write.time].value.args[write.operand])
@@ -158,7 +160,7 @@ class _Update:
         return kernel is not None and UPDATES in (kernel.attrs or {})
 
     def _write_of(self, value: Expr) -> _Write | None:
-        """The kernel that writes an allocation; None for what is none."""
+        """Return the kernel that writes an allocation; None for other values."""
         allocated = self._roots.defined.get(value)
         if allocated is None or operator_name(self._bindings[allocated].value) != ALLOCATE:
             return None
@@ -173,7 +175,7 @@ class _Update:
         return _Write(time, value, kernel, -1 if operand is None else int(operand))
 
     def _is_read_before(self, old: Expr, write: _Write) -> bool:
-        """True if nothing reads an old value when, or after, the next one is written over it."""
+        """True if every read of an old value precedes the write over it."""
         if any(old in self._roots.of(each) for each in self._results):
             return False
         late = [time for time in self._roots.reads(old) if time >= write.time]
@@ -190,7 +192,7 @@ class _Update:
         return exact and set(reading) <= set(allowed)
 
     def _write_to(self, state: Expr, write: _Write) -> None:
-        """The kernel writes to the state in place of an allocation."""
+        """Let the kernel write to the state instead of an allocation."""
         allocated = self._roots.defined[write.allocation]
         self._bindings[allocated] = relax.VarBinding(write.allocation, state)
         if write.operand < 0:
@@ -201,7 +203,7 @@ class _Update:
     # Results and states that need a copy.
 
     def _own_results(self, memory: set[Expr], tail: list[Binding], builder: BlockBuilder) -> list[Expr]:
-        """The results, those that share memory with a state copied; the states' own are replaced later."""
+        """Return the results, copying those that share memory with a state; the states' own are replaced later."""
         fields = {field for _, field in self._states}
         results = list(self._results)
         for index, result in enumerate(results):
@@ -212,7 +214,7 @@ class _Update:
     def _sources(
         self, states: list[tuple[Expr, int]], tail: list[Binding], builder: BlockBuilder
     ) -> list[tuple[Expr, Expr]]:
-        """For each state to copy into, its new value; one that lies in another state's memory is copied first."""
+        """Return (state, new value) to copy; a new value in another state's memory is copied first."""
         parameters = {state for state, _ in states}
         pairs = []
         for state, field in states:
@@ -229,7 +231,7 @@ def _copy(source: Buffer, target: Buffer) -> Binding:
 
 
 def _copied(value: Expr, tail: list[Binding], builder: BlockBuilder) -> Expr:
-    """A variable with its own memory, to which a value is copied."""
+    """Copy a value to a variable with its own memory."""
     allocation = relax.op.builtin.alloc_tensor(value.ty.shape, str(value.ty.dtype), 0)
     own = relax.Var("copy", value.ty)
     tail += [relax.VarBinding(own, builder.normalize(allocation)), _copy(value, own)]
@@ -237,7 +239,7 @@ def _copied(value: Expr, tail: list[Binding], builder: BlockBuilder) -> Expr:
 
 
 class Roots:
-    """Parameters and allocations behind variables: sets, since a branch or a function may give one of several.
+    """Parameters and allocations that variables may alias: sets, since a branch or function may return one of several.
 
     Attributes:
         defined: the time (position among the bindings) at which each variable is bound.
@@ -252,7 +254,7 @@ class Roots:
             self.note(binding, time)
 
     def note(self, binding: Binding, time: int) -> None:
-        """Take in a binding, which may read those before it."""
+        """Record a binding, which may read earlier ones."""
         self.defined[binding.var] = time
         self._values[binding.var] = binding.value
         for inner in bindings_of(binding.value):
@@ -264,7 +266,7 @@ class Roots:
                 self._reads.setdefault(root, []).append(time)
 
     def of(self, expr: Expr) -> frozenset[Expr]:
-        """The parameters and allocations whose memory an expression may stand for."""
+        """Return the parameters and allocations whose memory an expression may alias."""
         if isinstance(expr, relax.Var):
             return self._roots.get(expr, frozenset())
         found: frozenset[Var] = frozenset()
@@ -274,7 +276,7 @@ class Roots:
         return found
 
     def exact(self, expr: Expr) -> Expr:
-        """The variable that `expr` is another name of, also as a field of a tuple."""
+        """Return the variable that `expr` is an alias of, also through tuple fields."""
         while isinstance(expr, relax.Var):
             bound = self._values.get(expr)
             if isinstance(bound, relax.TupleGetItem):
@@ -286,12 +288,12 @@ class Roots:
         return expr
 
     def value(self, expr: Expr) -> Expr:
-        """Value that a variable is bound to, through its other names; None for a parameter."""
+        """Return the value that a variable is bound to, through aliases; None for a parameter."""
         variable = self.exact(expr)
         return self._values.get(variable) if isinstance(variable, relax.Var) else variable
 
     def reads(self, root: Expr) -> list[int]:
-        """The times at which its memory is read or written, in order."""
+        """Return the times at which its memory is read or written, in order."""
         return self._reads.get(root, [])
 
     def _behind(self, variable: Var, value: Expr) -> frozenset[Expr]:
@@ -301,7 +303,7 @@ class Roots:
 
 
 class InPlaceKernels:
-    """The kernels of a module that update an operand, each made to write in place where that is asked for."""
+    """Kernels of a module that update an operand, converted to in-place writes on request."""
 
     def __init__(self, mod: IRModule) -> None:
         self._mod = mod
@@ -309,11 +311,11 @@ class InPlaceKernels:
         self._replaced: set[str] = set()
 
     def updates(self, call: Call) -> bool:
-        """True if a call is one of a kernel that updates an operand."""
+        """True for a call of a kernel that updates an operand."""
         return isinstance(call.op, GlobalVar) and UPDATES in (self._mod[call.op].attrs or {})
 
     def call(self, call: Call) -> Call:
-        """The call of a kernel that updates an operand, which shares its memory with the result, in place."""
+        """Return an in-place call of a kernel that updates an operand, sharing its memory with the result."""
         kernel = self._mod[call.op]
         operand = int(kernel.attrs[UPDATES])
         arguments = [each for index, each in enumerate(call.args) if index != operand]
@@ -327,7 +329,7 @@ class InPlaceKernels:
         return relax.Call(known, arguments, call.attrs, call.ty_args, call.span, ret_ty=call.ty)
 
     def module(self, changed: Mapping[GlobalVar, Function]) -> IRModule:
-        """The module with changed Relax functions and the kernels that they call, without those called no more."""
+        """Return the module with changed Relax functions and the kernels that they call, without unused ones."""
         functions = {**dict(self._mod.functions_items()), **self._made, **changed}
         used = {name for each in functions.values() for name in named(each)}
         unused = self._replaced - used
@@ -336,16 +338,16 @@ class InPlaceKernels:
 
 
 def named(function: Function | PrimFunc) -> set[str]:
-    """The names of the global functions that a function calls."""
+    """Return the names of the global functions that a function calls."""
     if isinstance(function, tirx.PrimFunc):
         return set(map(str, (function.attrs or {}).get(CALLS, ())))
     return {leaf.name_hint for leaf in leaves(function.body) if isinstance(leaf, GlobalVar)}
 
 
 def in_place_kernel(kernel: PrimFunc, operand: int) -> PrimFunc:
-    """The kernel without that operand and without its first statement, which copies it to the result.
+    """Return the kernel without that operand and without its first statement, which copies it to the result.
 
-    Raises InternalError where it is not of the form that `UPDATES` promises.
+    Raises InternalError if it does not have the form that `UPDATES` promises.
     """
     removed = kernel.params[operand]
     body = _without_copy(kernel.body)
@@ -359,7 +361,7 @@ def in_place_kernel(kernel: PrimFunc, operand: int) -> PrimFunc:
 
 
 def _without_copy(statement: Stmt) -> Stmt:
-    """The sequence behind blocks and scopes, without its first statement."""
+    """Return the statements inside blocks and scopes, without the first one."""
     if isinstance(statement, tirx.SeqStmt):
         rest = list(statement.seq)[1:]
         return rest[0] if len(rest) == 1 else tirx.SeqStmt(rest)

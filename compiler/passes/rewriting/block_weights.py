@@ -1,8 +1,8 @@
-"""Weights that stay in the blocks in which they are quantized, and how frontends multiply with them and look them up.
+"""Weights kept in their quantization blocks, with the matmuls and row look-ups that frontends emit.
 
 A `BlockWeight` is packed while a model is imported, one tensor at a time, in the layout that every kernel reads (see
-`schedules.matmul.blocks.expressions`); nothing repacks it later. The kernels compute
-with exactly the numbers of the blocks, but for many rows on processors with AMX, where they are rounded to bfloat16.
+`schedules.matmul.blocks.expressions`), and never repacked. The kernels compute with exactly the blocks' numbers, except
+for many rows on CPUs with AMX, where they are rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from schedules.matmul.words import matmul_words
 
 Empty = Callable[[tuple[int, ...], Any], Array]
 ACTIVATIONS = ("int8", "float32", "bfloat16")
-_ELEMENTWISE = 0  # relax's pattern kind that is fused with what comes before
-_OPAQUE = 8  # relax's pattern kind that is fused with nothing
+_ELEMENTWISE = 0  # Relax's pattern kind of kernels that fuse with their producer
+_OPAQUE = 8  # Relax's pattern kind of kernels that fuse with nothing
 
 
 @dataclass(frozen=True, eq=False)
 class BlockWeight:
-    """A weight (columns, depth), columns being the features of the output.
+    """A weight (columns, depth); columns are the output features.
 
     Attributes:
-        layout: how its elements are stored.
-        arrays: what `layout.arrays` names, packed.
-        order: int64 (depth,), the feature of the input that each position of the depth belongs to; None in order. Of
-            experts (experts, depth).
+        layout: the storage format of its elements.
+        arrays: the packed arrays named in `layout.arrays`.
+        order: int64 (depth,), the input feature at each position of the depth; None if in order. For experts
+            (experts, depth).
     """
 
     layout: BlockFormat
@@ -60,14 +60,14 @@ class BlockWeight:
 
     @staticmethod
     def of_blocks(layout: BlockFormat, values: Array, numbers: Mapping[str, Array]) -> BlockWeight:
-        """A weight out of its integers and the numbers of its groups.
+        """Pack a weight given as integers and the numbers of its groups.
 
         Args:
-            layout: of integers.
+            layout: an integer format.
             values: uint8 (columns, depth), below 2**bits.
-            numbers: by the names of `layout.arrays`, each (columns, groups); groups may end behind the depth.
+            numbers: by the names of `layout.arrays`, each (columns, groups); the last group may extend past the depth.
 
-        Raises ValueError where shapes do not fit.
+        Raises ValueError if shapes do not fit.
         """
         columns, depth = values.shape
         groups = layout.padded_depth(depth) // layout.group
@@ -87,13 +87,13 @@ class BlockWeight:
     def of_integers(
         values: Array, scales: Array, zeros: Array | None, group: int, bits: int, *, vary: bool = False
     ) -> BlockWeight:
-        """A weight scale * (q - zero).
+        """Pack a weight scale * (q - zero).
 
         Args:
             values: unsigned integers below 2**bits as uint8, or signed ones as int8, (columns, depth).
             scales: float16 or float32 (columns, groups).
             zeros: integers of the type of `values`, (columns, groups) or (1, 1); None for 0.
-            group: how many neighbours along the depth share a scale.
+            group: number of neighbors along the depth that share a scale.
             bits: bits per integer, 1 to 8.
             vary: store a zero for each group even if all are equal.
         """
@@ -111,13 +111,13 @@ class BlockWeight:
 
     @staticmethod
     def of_codes(values: Array, scales: Array, group: int, code: str | Sequence[float]) -> BlockWeight:
-        """A weight scale * number(q).
+        """Pack a weight scale * number(q).
 
         Args:
             values: uint8 (columns, depth).
             scales: float16 or float32 (columns, groups).
             group: see `of_integers`.
-            code: the numbers that 0, 1, ... stand for, or one of `FLOATS_OF_8_BITS`, whose bits the values are.
+            code: the number for each of 0, 1, ..., or one of `FLOATS_OF_8_BITS`, in which case values are its bits.
         """
         unit, (scales,) = _readable_groups(values.shape[1], group, [_exact_half(scales)])
         if isinstance(code, str):
@@ -128,7 +128,7 @@ class BlockWeight:
 
     @staticmethod
     def of_experts(count: int, columns: int, weights: Iterable[BlockWeight], empty: Empty = np.empty) -> BlockWeight:
-        """Concatenate the weights of experts, with a number of columns each; each is zero-padded to full panels."""
+        """Concatenate experts' weights of `columns` columns each, zero-padded to full panels."""
         orders = list[Array]()
 
         def each_weight() -> Iterator[BlockWeight]:
@@ -141,8 +141,8 @@ class BlockWeight:
 
     @staticmethod
     def of_floats(values: Array, numbers: str) -> BlockWeight:
-        """Plain numbers (columns, depth), rounded to "bfloat16", "float16" or "float32" where they are wider; uint16
-        is taken as bits of that type."""
+        """Pack plain numbers (columns, depth), rounded to "bfloat16", "float16" or "float32" if wider; uint16 is
+        interpreted as the bits of that type."""
         if numbers not in FLOATS:
             raise ValueError(f"numbers are {', '.join(FLOATS)}, not {numbers}")
         layout = BlockFormat(32 if numbers == "float32" else 16, numbers=numbers)
@@ -157,7 +157,7 @@ class BlockWeight:
 
     @staticmethod
     def joined(weights: Sequence[BlockWeight]) -> BlockWeight:
-        """Weights beside each other, as one with all their columns. Raises ValueError where they cannot be joined."""
+        """Join weights along their columns. Raises ValueError if they cannot be joined."""
         first = weights[0]
         if not all(each.joins(first) for each in weights):
             raise ValueError("weights of different formats, or whose panels are not full, cannot be joined")
@@ -165,7 +165,7 @@ class BlockWeight:
 
     @staticmethod
     def stacked(weights: Sequence[BlockWeight]) -> BlockWeight:
-        """Weights of one format and depth, all but the last of whole panels, as one."""
+        """Stack weights of equal format and depth; all but the last must have whole panels."""
         first = weights[0]
         if len(weights) == 1:
             return first
@@ -174,7 +174,7 @@ class BlockWeight:
 
     @staticmethod
     def of_rows(columns: int, parts: Iterable[BlockWeight], empty: Empty = np.empty) -> BlockWeight:
-        """Like `stacked`, for parts that are made one at a time: at most one exists besides the result, whose arrays
+        """Like `stacked`, for parts created one at a time: at most one exists in addition to the result, whose arrays
         `empty` allocates."""
         layout, depth, whole, start = None, 0, list[Array](), 0
         for part in parts:
@@ -183,7 +183,7 @@ class BlockWeight:
             if not whole:
                 whole = [empty((-(-columns // PANEL), *each.shape[1:]), each.dtype) for each in part.arrays]
             for at, each in enumerate(part.arrays):
-                if whole[at].dtype != each.dtype:  # scales that float16 does not hold
+                if whole[at].dtype != each.dtype:  # scales outside float16's range
                     whole[at] = whole[at].astype(np.promote_types(whole[at].dtype, each.dtype))
                 whole[at][start : start + panels] = each
             start += panels
@@ -197,27 +197,27 @@ class BlockWeight:
         return full and types and self.layout == other.layout and self.depth == other.depth
 
     def constants(self) -> list[Expr]:
-        """The arrays as constants of Relax, the same ones at each call."""
+        """Return the arrays as Relax constants, the same objects at each call."""
         if not self._constants:
             self._constants.extend(shared_constant(each) for each in self.arrays)
         return self._constants
 
     @property
     def form(self) -> dict[str, object]:
-        """The arguments of the expressions beside the arrays."""
+        """Return the arguments of the expressions other than the arrays."""
         return {"columns": self.columns, "depth": self.depth, "layout": self.layout.text()}
 
 
 def block_product(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, activations: str = "int8") -> Expr:
-    """The product of float32 data (..., depth) and a weight, emitted: float32 (..., columns).
+    """Multiply float32 data (..., depth) by a weight: float32 (..., columns), emitted.
 
     Args:
         builder: inside a function.
-        data: of any, also symbolic, numbers of rows.
-        weight: what to multiply with.
-        activations: "int8" rounds each unit of 32 neighbours (16 where the weight's groups are of 16) of the data to
-            bytes with a scale of its own, and sums in integers; "bfloat16" rounds them to that where the weight is of
-            bfloat16 numbers; "float32" keeps them. What does not apply to a weight's format is "float32".
+        data: with any number of rows, also symbolic.
+        weight: the weight.
+        activations: "int8" quantizes each 32 neighbors (16 if the weight's groups have 16) of the data to bytes with
+            their own scale, and accumulates in integers; "bfloat16" rounds them to bfloat16 if the weight is bfloat16;
+            "float32" keeps them. Anything inapplicable to a weight's format means "float32".
     """
     if activations not in ACTIVATIONS:
         raise ValueError(f"activations are {' or '.join(ACTIVATIONS)}, not {activations}")
@@ -237,8 +237,8 @@ def block_product(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, 
 
 
 def _product_of_rounded(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight) -> Expr:
-    """The product of bfloat16 operands. Data of an even depth are rounded by the kernel that makes them."""
-    # The layout of the weight is that of pairs along the depth.
+    """Multiply bfloat16 operands. Data of even depth are rounded by the kernel that computes them."""
+    # The weight is stored as pairs along the depth.
     kernel: Callable[..., Any] = partial(matmul_words, operation=DOT_BF16)
     if weight.depth % 2 == 0:
         kernel, data = matmul_rounded_bf16, _rounded(builder, data)
@@ -253,7 +253,7 @@ def _rounded(builder: relax.BlockBuilder, data: Expr) -> Expr:
 
 
 def gates(gate: BlockWeight, up: BlockWeight, activation: str) -> bool:
-    """True if `gated_product` takes these."""
+    """True if `gated_product` accepts these."""
     return (
         activation in GATES
         and gate.layout.numbers == up.layout.numbers == "bfloat16"
@@ -264,12 +264,12 @@ def gates(gate: BlockWeight, up: BlockWeight, activation: str) -> bool:
 
 
 def gated_product(builder: relax.BlockBuilder, data: Expr, weights: tuple[BlockWeight, BlockWeight], act: str) -> Expr:
-    """act(data gate^T) * (data up^T) of operands rounded to bfloat16, emitted: float32 (..., columns).
+    """Compute act(data gate^T) * (data up^T) with operands rounded to bfloat16: float32 (..., columns), emitted.
 
     Args:
         builder: inside a function.
         data: float32 (..., depth).
-        weights: gate and up, that `gates` accepts.
+        weights: gate and up, as accepted by `gates`.
         act: the activation, one of `GATES`.
     """
     pairs = as_constant(interleaved(*(each.arrays[0] for each in weights)))
@@ -280,8 +280,8 @@ def gated_product(builder: relax.BlockBuilder, data: Expr, weights: tuple[BlockW
 
 
 def rounded_rows(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, activations: str) -> Expr:
-    """Data (..., depth) as products with a weight read them: in its order, and rounded in units for "int8" and integer
-    weights, emitted."""
+    """Prepare data (..., depth) for matmuls with a weight: permuted to its order and, for "int8" and integer weights,
+    quantized; emitted."""
     if weight.order is not None and weight.order.ndim == 1:
         data = builder.emit(relax.op.take(data, as_constant(weight.order), axis=data.ty.ndim - 1))
     if activations != "int8" or not weight.layout.is_integer:
@@ -300,9 +300,9 @@ def rounded_rows(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, a
 
 
 def block_rows(builder: relax.BlockBuilder, positions: Expr, weight: BlockWeight) -> Expr:
-    """Rows of an embedding (columns, depth), emitted: float32 (..., depth) for int32 or int64 positions (...).
+    """Look up rows of an embedding (columns, depth): float32 (..., depth) for int32 or int64 positions (...), emitted.
 
-    Positions outside [0, columns) are clamped. Raises ValueError for a weight with an order of its own.
+    Positions outside [0, columns) are clamped. Raises ValueError for a weight with its own order.
     """
     if weight.order is not None:
         raise ValueError("the rows of an embedding have no order of their own")
@@ -311,7 +311,8 @@ def block_rows(builder: relax.BlockBuilder, positions: Expr, weight: BlockWeight
 
 
 def _readable_groups(depth: int, group: int, numbers: Sequence[Array]) -> tuple[int, list[Array]]:
-    """The size of groups that kernels read, and their numbers: groups beyond a step are whole steps, or fit one."""
+    """Return a group size that kernels support, and the groups' numbers: groups larger than a step are whole steps;
+    smaller ones divide it."""
     unit = group if 32 % group == 0 or group % 32 == 0 else int(np.gcd(group, 32))
     if unit % 4:
         raise ValueError(f"groups of {group} neighbours are not supported: they have to be a multiple of 4")
@@ -322,7 +323,7 @@ def _readable_groups(depth: int, group: int, numbers: Sequence[Array]) -> tuple[
 
 
 def _exact_half(scales: Array) -> Array:
-    """Scales as float16 where that holds them, else as float32."""
+    """Return scales as float16 if exact, otherwise as float32."""
     wide = scales.astype(np.float32)
     with np.errstate(over="ignore"):
         half = wide.astype(np.float16)

@@ -1,4 +1,4 @@
-"""Constants and arrays by content."""
+"""Deduplication of constants and arrays by content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from schedules.ir.tvm_types import Expr
 
 
 class ConstantPool:
-    """Constants by content; each has an index in the order of arrival."""
+    """Constants by content, indexed in order of first use."""
 
     def __init__(self) -> None:
         self.arrays: list[Array] = []
@@ -22,11 +22,11 @@ class ConstantPool:
         self._distinct = ArrayIndex()
 
     def name(self, index: int) -> str:
-        """The parameter's name."""
+        """Return the parameter's name."""
         return f"parameter_{index}"
 
     def index(self, constant: Expr) -> int | None:
-        """The index of `constant`, or None for a scalar, which stays in the code."""
+        """Return the index of `constant`, or None for a scalar, which stays in the code."""
         if not isinstance(constant.ty, relax.TensorType) or constant.ty.ndim == 0:
             return None
         if constant not in self._by_object:
@@ -43,14 +43,14 @@ class ConstantPool:
 
 
 class ArrayIndex:
-    """Numbers distinct arrays from 0 on; equal bits, data types and shapes have one number."""
+    """Numbers distinct arrays from 0; arrays with equal bits, data type and shape have the same number."""
 
     def __init__(self) -> None:
         self._arrays: list[Array] = []
         self._by_digest: dict[Hashable, list[int]] = defaultdict(list)
 
     def index(self, array: Array) -> int:
-        """The number of `array`: that of an equal one seen before, or the next."""
+        """Return the number of `array`: that of an equal one seen before, or the next."""
         same_digest = self._by_digest[_digest(array)]
         for index in same_digest:
             if same_bits(self._arrays[index], array):
@@ -61,7 +61,7 @@ class ArrayIndex:
 
 
 def _digest(array: Array) -> tuple[object, ...]:
-    """Equal for equal arrays, cheap for large ones: 64 elements of it, spread evenly."""
+    """Return a key equal for equal arrays and cheap for large ones: 64 elements, evenly spaced."""
     flat = array.reshape(-1)
     sample = flat[:: max(1, flat.size // 64)][:64]
     return (str(array.dtype), array.shape, np.ascontiguousarray(sample).tobytes())

@@ -1,13 +1,13 @@
-"""A common view of convolutions and matrix products with constant weights: scaling and shifting their channels.
+"""A common view of convolutions and matmuls with constant weights, for scaling and shifting their channels.
 
-Weights are multiplied in their own precision (float32 for float16), which rounds each once.
+Weights are multiplied in their own precision (float32 for float16), which rounds each weight once.
 
-Transposed convolutions become plain ones with one filter per phase, whose results are interleaved. A transposed
-convolution adds x[i] w[k] at position i s + k. With k = s j + r, position s q + r gets the sum over j of x[q - j] w[s j
-+ r]: for each phase r a convolution over j with the kernel turned around. One convolution computes all phases as
-filters of its own (kernels are filled up to a multiple of s), its results are interleaved, and `padding` is cut off.
+Transposed convolutions become plain ones with one filter per phase and interleaved results. A transposed convolution
+adds x[i] w[k] at position i s + k. With k = s j + r, position s q + r gets the sum over j of x[q - j] w[s j + r]: for
+each phase r, a convolution over j with the kernel flipped. One convolution computes all phases as separate filters
+(kernels are padded to a multiple of s), its results are interleaved, and `padding` is cropped.
 
-The taps of a convolution's filter: which outputs each of them reads the input for, and which meet padding alone.
+Taps of a convolution's filter: for which outputs each one reads the input, and which read only padding.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _FLOATS = ("float16", "float32", "float64")
 
 @dataclass(frozen=True)
 class Linear:
-    """A convolution, `x @ w` or `w @ x`, whose weight is a constant.
+    """A convolution, `x @ w` or `w @ x` with a constant weight.
 
     Attributes:
         call: the call.
         weight: the constant.
-        position: which operand it is (0 in `w @ x`, else 1).
-        channel_axis: the axis of the result along which filters, columns or rows lie.
-        input_axis: the axis of the other operand that is summed over.
-        out_axis, in_axis: axes of the weight for output and input channels (for a group's part of them).
+        position: the weight's operand index (0 in `w @ x`, otherwise 1).
+        channel_axis: the axis of the result for filters, columns or rows.
+        input_axis: the reduction axis of the other operand.
+        out_axis, in_axis: axes of the weight for output and input channels (within a group).
         groups: groups of channels.
     """
 
@@ -51,47 +51,48 @@ class Linear:
 
     @property
     def data(self) -> Expr:
-        """The operand that is not the weight."""
+        """Return the operand that is not the weight."""
         return self.call.args[1 - self.position]
 
     @property
     def is_transposed(self) -> bool:
-        """True if it is a transposed convolution, whose weight has all input channels and a group's output channels."""
+        """True for a transposed convolution, whose weight has all input channels and one group's output channels."""
         return str(self.call.op.name).endswith("_transpose")
 
     @property
     def out_channels(self) -> int:
-        """Output channels of all groups."""
+        """Number of output channels of all groups."""
         return self.weight.shape[self.out_axis] * (self.groups if self.is_transposed else 1)
 
     @property
     def in_channels(self) -> int:
-        """Input channels of all groups."""
+        """Number of input channels of all groups."""
         return self.weight.shape[self.in_axis] * (1 if self.is_transposed else self.groups)
 
     def rebuilt(self, weight: Array, data: Expr | None = None) -> Call:
-        """The call with another weight of the same shape and, if given, other data."""
+        """Return the call with another weight of the same shape and, if given, other data."""
         operands = [self.data if data is None else data, as_constant(weight)]
         if self.position == 0:
             operands.reverse()
         return relax.Call(self.call.op, operands, self.call.attrs, self.call.ty_args)
 
     def scaled_outputs(self, factor: Array) -> Array | None:
-        """The weight with output channel c multiplied by `factor[c]`; None when a weight overflows."""
+        """Return the weight with output channel c multiplied by `factor[c]`; None if a weight overflows."""
         if self.is_transposed:
             return self._times(self._pairs(factor, self.in_axis, self.out_axis))
         return self._times(self._along(factor, self.out_axis))
 
     def scaled_inputs(self, factor: Array) -> Array | None:
-        """The weight that gives for x what this one gives for x with input channel c multiplied by `factor[c]`."""
+        """Return the weight equivalent to multiplying input channel c by `factor[c]`."""
         if self.is_transposed or self.groups == 1:
             return self._times(self._along(factor, self.in_axis))
         return self._times(self._pairs(factor, self.out_axis, self.in_axis))
 
     def shift(self, offset: Array) -> Array | None:
-        """Offset of each output channel (float64) when `offset[c]` is added to input channel c everywhere.
+        """Return the offset of each output channel (float64) caused by adding `offset[c]` to input channel c
+        everywhere.
 
-        None where it is not the same at every position: with padding, in a transposed convolution, in a batch.
+        None if it differs between positions: with padding, in a transposed convolution, in a batch.
         """
         others = [axis for axis in range(self.weight.ndim) if axis not in (self.out_axis, self.in_axis)]
         if operator_name(self.call) == MATMUL:
@@ -111,7 +112,7 @@ class Linear:
         return factor.reshape(shape)
 
     def _pairs(self, factor: Array, grouped_axis: int, axis: int) -> Array:
-        """`factor` of (groups * n) spread over an axis that runs through the groups and the axis of n."""
+        """Spread `factor` of (groups * n) over an axis that spans the groups and the axis of n."""
         repeats = self.weight.shape[grouped_axis] // self.groups
         matrix = np.repeat(factor.reshape(self.groups, -1), repeats, axis=0)
         shape = [1] * self.weight.ndim
@@ -129,7 +130,7 @@ class Linear:
 
 
 def as_linear(graph: Graph, expr: Expr) -> Linear | None:
-    """The convolution or matrix product with a constant floating-point weight that defines `expr`."""
+    """Return the convolution or matmul with a constant floating-point weight that defines `expr`."""
     call = graph.call(expr, MATMUL, *CONVOLUTIONS)
     if call is None:
         return None
@@ -169,7 +170,7 @@ def _as_convolution(graph: Graph, call: Call) -> Linear | None:
 
 
 def per_channel(array: Array | None, rank: int | None, axis: int, channels: int) -> Array | None:
-    """`array` as a float64 vector of `channels`, when that is all it is if broadcast to a tensor of `rank`."""
+    """Return `array` as a float64 vector of `channels` if it varies only along that axis when broadcast to `rank`."""
     if array is None or rank is None or array.ndim > rank or array.dtype.name not in _FLOATS:
         return None
     shape = (1,) * (rank - array.ndim) + array.shape
@@ -180,7 +181,7 @@ def per_channel(array: Array | None, rank: int | None, axis: int, channels: int)
 
 
 def along_axis(vector: Array, rank: int, axis: int, dtype: str) -> Array:
-    """`vector` of c elements as an array of `dtype` that broadcasts along `axis` of a tensor: (c, 1, ..., 1)."""
+    """Reshape a vector of c elements to broadcast along `axis` of a tensor: (c, 1, ..., 1) of `dtype`."""
     return vector.reshape([-1] + [1] * (rank - 1 - axis)).astype(dtype)
 
 
@@ -189,13 +190,13 @@ Emit = Callable[[Expr], Expr]
 
 @dataclass(frozen=True)
 class Interleaved:
-    """One transposed convolution.
+    """Decomposition of one transposed convolution.
 
     Attributes:
-        strides: of it, which are the phases of the plain one.
-        taps: of the plain one's kernel, by dimension.
-        start, size: what is cut out of the interleaved results, by dimension.
-        filters, groups: of the transposed one.
+        strides: its strides, the numbers of phases.
+        taps: kernel size of the plain convolution, by dimension.
+        start, size: the region cropped from the interleaved results, by dimension.
+        filters, groups: those of the transposed convolution.
     """
 
     strides: tuple[int, ...]
@@ -207,7 +208,7 @@ class Interleaved:
 
     @classmethod
     def of(cls, call: Call) -> Interleaved | None:
-        """None for dynamic sizes, dilated kernels, or layouts other than ONNX's."""
+        """Return the decomposition; None for dynamic sizes, dilated kernels, or layouts other than ONNX's."""
         attrs = call.attrs
         rank = len(attrs.strides)
         spatial = "DHW"[-rank:]
@@ -220,7 +221,7 @@ class Interleaved:
             return None
         strides, groups = tuple(int(each) for each in attrs.strides), int(attrs.groups)
         start = tuple(int(each) for each in attrs.padding[:rank])
-        # What lies behind the last product is summed up of nothing: a further tap of zeros makes it.
+        # Outputs past the last product are empty sums: an additional zero tap produces them.
         ends = [first + length for first, length in zip(start, out[2:], strict=True)]
         taps = tuple(
             max(-(-kernel // stride), -(-end // stride) - extent + 1)
@@ -233,7 +234,7 @@ class Interleaved:
         return int(np.prod(self.strides))
 
     def kernels(self, weight: Array, fill: int = 0) -> Array:
-        """(in, filters / groups, *kernel) -> (filters * phases, in / groups, *taps); `fill` stands for zero."""
+        """(in, filters / groups, *kernel) -> (filters * phases, in / groups, *taps); `fill` represents zero."""
         rank = len(self.strides)
         grouped = weight.reshape(self.groups, -1, *weight.shape[1:]).swapaxes(1, 2)
         flat = grouped.reshape(self.filters, -1, *weight.shape[2:])
@@ -249,18 +250,18 @@ class Interleaved:
         return np.ascontiguousarray(turned.reshape(self.filters * self.phases, -1, *self.taps))
 
     def repeated(self, values: Array) -> Array:
-        """One number per filter, repeated for each of its phases."""
+        """Repeat one number per filter for each of its phases."""
         return np.repeat(values.reshape(-1), self.phases)
 
     def convolution(self, data: Expr, kernels: Expr, out_dtype: str) -> Expr:
-        """The plain convolution."""
+        """Emit the plain convolution."""
         rank = len(self.strides)
         return getattr(relax.op.nn, f"conv{rank}d")(
             data, kernels, padding=[tap - 1 for tap in self.taps] * 2, groups=self.groups, out_dtype=out_dtype
         )
 
     def interleave(self, phases: Expr, emit: Emit) -> Expr:
-        """Its results (batch, filters * phases, *positions) in their places."""
+        """Interleave its results (batch, filters * phases, *positions)."""
         batch, _, *positions = static_shape(phases) or ()
         rank = len(positions)
         split = emit(relax.op.reshape(phases, (batch, self.filters, *self.strides, *positions)))
@@ -278,9 +279,9 @@ PLAIN_CONVOLUTIONS = tuple(name for name in CONVOLUTIONS if not name.endswith("_
 
 @dataclass(frozen=True)
 class Tap:
-    """One position of the filter along an axis: it reads the input for outputs `first` to `last` - 1 only.
+    """One filter position along an axis: it reads the input only for outputs `first` to `last` - 1.
 
-    `start` is the position in the input that it reads for output `first`.
+    `start` is the input position that it reads for output `first`.
     """
 
     index: int
@@ -295,7 +296,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class Window:
-    """Window of a convolution along one spatial axis, sizes known."""
+    """Window of a convolution along one spatial axis, with known sizes."""
 
     size: int
     out: int
@@ -306,7 +307,7 @@ class Window:
     after: int
 
     def tap(self, index: int) -> Tap:
-        """The outputs o with 0 <= o * stride + index * dilation - before < size."""
+        """Return the tap with the outputs o for which 0 <= o * stride + index * dilation - before < size."""
         offset = index * self.dilation - self.before
         first = max(0, -(offset // self.stride))
         last = min(self.out, -((offset - self.size) // self.stride))
@@ -314,12 +315,13 @@ class Window:
 
     @property
     def met(self) -> list[Tap]:
-        """The taps that meet the input at all."""
+        """Return the taps that read any input."""
         return [tap for tap in map(self.tap, range(self.taps)) if tap.outputs]
 
 
 def windows_of(call: Call) -> list[Window] | None:
-    """A window for each spatial axis, of a convolution of known sizes in the layouts NC... and OI...; else None."""
+    """Return a window for each spatial axis of a convolution with known sizes in layouts NC... and OI...; otherwise
+    None."""
     attrs = call.attrs
     rank = len(attrs.strides)
     spatial = "DHW"[-rank:]

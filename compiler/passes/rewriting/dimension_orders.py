@@ -1,4 +1,4 @@
-"""Tensors as transpositions of other tensors, for kernels that can read any order of dimensions."""
+"""Tensors as transpositions of other tensors, for kernels that can read dimensions in any order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Definition = Callable[[Expr], Expr]
 
 @dataclass(frozen=True)
 class Ordered:
-    """`permute_dims(reshape(source, shape), order)`; the reshape adds and removes dimensions of 1 alone."""
+    """`permute_dims(reshape(source, shape), order)`; the reshape only adds and removes dimensions of 1."""
 
     source: Expr
     shape: tuple[Index, ...]
@@ -27,7 +27,7 @@ class Ordered:
 
 
 def ordered(expr: Expr, definition: Definition) -> Ordered:
-    """A tensor of known rank as the transposition of the tensor before its transposes."""
+    """Express a tensor of known rank as a transposition of the tensor before its transposes."""
     shape = shape_of(expr)
     assert shape is not None
     value = definition(expr)
@@ -44,7 +44,7 @@ def ordered(expr: Expr, definition: Definition) -> Ordered:
 
 
 def axes_of(call: Expr) -> list[int] | None:
-    """The permutation of a permute_dims call: axis i of the result is axis `axes[i]` of the operand."""
+    """Return the permutation of a permute_dims call: axis i of the result is axis `axes[i]` of the operand."""
     rank = rank_of(call.args[0])
     if rank is None:
         return None
@@ -53,8 +53,7 @@ def axes_of(call: Expr) -> list[int] | None:
 
 
 def order_of_result(axes: Sequence[int], shape: Sequence[Index], between: Sequence[Index]) -> tuple[int, ...]:
-    """The order of a tensor of `shape` that a transpose by `axes` makes of it after its reshape to `between`, which
-    adds and removes dimensions of 1 alone; these come first."""
+    """which only adds and removes dimensions of 1; these come first."""
     own = [axis for axis, size in enumerate(shape) if not is_one(size)]
     theirs = [axis for axis, size in enumerate(between) if not is_one(size)]
     moved = [own[theirs.index(axis)] for axis in axes if axis in theirs]
@@ -62,12 +61,12 @@ def order_of_result(axes: Sequence[int], shape: Sequence[Index], between: Sequen
 
 
 def differ_by_ones(left: Sequence[Index], right: Sequence[Index]) -> bool:
-    """True if two shapes are equal but for dimensions of 1."""
+    """True if two shapes are equal except for dimensions of 1."""
     return same_shape(without_ones(left), without_ones(right))
 
 
 def _with_units(inner: Ordered, shape: Sequence[Index]) -> Ordered:
-    """The same elements in a shape with other dimensions of 1, which come first in the source."""
+    """Return the same elements in a shape with other dimensions of 1, which come first in the source."""
     long = [axis for axis, size in enumerate(inner.shape) if not is_one(size)]
     order = [long.index(axis) for axis in inner.order if axis in long]
     units = len(shape) - len(long)

@@ -1,7 +1,7 @@
-"""Evaluating operators on constants in numpy, which costs nothing to compile.
+"""Evaluation of operators on constants in numpy, without compilation.
 
-Only operators for which numpy gives what TVM's kernel gives; the rest is left to TVM
-(`engine_evaluation`). An evaluator answers None for operands it does not handle.
+Only operators for which numpy matches TVM's kernels; the rest is left to TVM
+(`engine_evaluation`). An evaluator returns None for operands it does not handle.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ evaluator = registers_in(EVALUATORS, prefix="relax.")
 
 
 def evaluate_in_numpy(call: Call) -> Array | None:
-    """The value of a call whose tensor operands are constants, or None when no evaluator answers."""
+    """Return the value of a call on constant tensors, or None if no evaluator handles it."""
     function = EVALUATORS.get(operator_name(call) or "")
     if function is None:
         return None
     arrays = constant_operands(call)
     if arrays is None or any(array.dtype.kind not in "biuf" for array in arrays):
-        return None  # numpy does not compute in bfloat16 and the 8-bit floats as TVM does
+        return None  # numpy does not compute in bfloat16 and 8-bit floats like TVM
     with np.errstate(all="ignore"):
         result = function(call, arrays)
     ty = call.ty
@@ -42,7 +42,7 @@ def evaluate_in_numpy(call: Call) -> Array | None:
 
 
 def constant_operands(call: Call) -> list[Array] | None:
-    """The tensor operands in order, tuples flattened; None when an operand, shapes included, is not constant."""
+    """Return the tensor operands in order, tuples flattened; None if an operand, shapes included, is not constant."""
     arrays: list[Array] = []
     for argument in call.args:
         for item in argument.fields if isinstance(argument, relax.Tuple) else (argument,):
@@ -72,8 +72,8 @@ def _elementwise(functions: dict[str, Callable[..., Any]], kinds: str) -> None:
 
 
 def _rounded_once(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """An elementary function computed in float64: numpy's own of float32 are up to 2.5 units in the last place off, and
-    frequencies that are multiplied by large times or positions show it."""
+    """Compute an elementary function in float64: numpy's float32 functions are off by up to 2.5 ulp, which shows in
+    frequencies multiplied by large times or positions."""
 
     def evaluate(array: Array) -> Array:
         with np.errstate(all="ignore"):
@@ -83,7 +83,7 @@ def _rounded_once(function: Callable[[Array], Array]) -> Callable[[Array], Array
 
 
 def _of_numpy(*names: str) -> dict[str, Callable[..., Array]]:
-    """Functions that numpy has under the same names as Relax."""
+    """Return the numpy functions that have the same names in Relax."""
     return {name: getattr(np, name) for name in names}
 
 
@@ -104,7 +104,7 @@ def _rsqrt(_call: Call, arrays: list[Array]) -> Array | None:
 @evaluator("maximum", "minimum")
 def _extreme(call: Call, arrays: list[Array]) -> Array | None:
     result = np.maximum(*arrays) if call.op.name == "relax.maximum" else np.minimum(*arrays)
-    # TVM does not hand on NaN as numpy does.
+    # TVM does not propagate NaN like numpy.
     return None if result.dtype.kind == "f" and bool(np.isnan(result).any()) else np.asarray(result)
 
 
@@ -123,7 +123,7 @@ def _astype(call: Call, arrays: list[Array]) -> Array | None:
         limits = np.iinfo(target)
         inside = np.isfinite(source) & (source >= limits.min) & (source <= limits.max)
         if not bool(inside.all()):
-            return None  # undefined; whatever TVM's code does is the answer
+            return None  # undefined; TVM's code decides
     return source.astype(target)
 
 
@@ -186,7 +186,7 @@ def _strided_slice(call: Call, arrays: list[Array]) -> Array | None:
     index: list[slice] = [slice(None)] * arrays[0].ndim
     for axis, begin, end, stride in zip(axes, begins, ends, strides, strict=True):
         if stride <= 0:
-            return None  # an end before the first element has several readings
+            return None  # an end before the first element is ambiguous
         index[axis] = slice(begin, end, stride)
     result = arrays[0][tuple(index)]
     return result if result.shape == static_shape(call) else None
@@ -275,7 +275,7 @@ def _dequantize(call: Call, arrays: list[Array]) -> Array | None:
 
 
 def result_bytes(ty: Type) -> int | None:
-    """Bytes of a value of this type, tuples summed; None when not all sizes are known."""
+    """Return the bytes of a value of this type, tuples summed; None unless all sizes are known."""
     if isinstance(ty, relax.TupleType):
         sizes = [result_bytes(field) for field in ty.fields]
         return None if any(size is None for size in sizes) else sum(size or 0 for size in sizes)

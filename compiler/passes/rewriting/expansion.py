@@ -1,5 +1,5 @@
-"""Parameters that are larger in memory than in the file: the stored form, the kernel that expands it, and storage of
-float32 constants that 16 bits hold exactly."""
+"""Parameters that are larger in memory than in the file: their stored form, the kernel that expands it, and 16-bit
+storage of float32 constants that are exact in 16 bits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from schedules.ir.tvm_types import Expr, Tensor
 
 @dataclass(frozen=True, eq=False)
 class Expansion:
-    """Expansion of one constant from smaller ones.
+    """Expansion of one constant from smaller arrays.
 
     Attributes:
-        stored: what the module's file holds in its place.
-        kernel: a tensor expression of them that gives the constant.
-        free: axes of each stored array whose sizes the kernel does not depend on: it is built once for all sizes.
+        stored: the arrays that the module's file holds instead.
+        kernel: a tensor expression that computes the constant from them.
+        free: axes of each stored array that the kernel is generic in: it is built once for all their sizes.
     """
 
     stored: tuple[Array, ...]
@@ -33,15 +33,15 @@ class Expansion:
 
 @dataclass
 class Expansions:
-    """The constants of one compilation that can be expanded when the module is loaded.
+    """Constants of one compilation that can be expanded when the module is loaded.
 
     Attributes:
-        known: how, for each such constant; filled by the passes that make them.
-        chosen: those that `expand-at-load` found in use, in the order in which the function `EXPAND_ENTRY` gives them.
-        stored: what that function takes, in order, by name.
-        filters: by filter, the constant transformed for Winograd's method and what is stored for it.
-        repacked: for filters packed otherwise, the filter, and the kernel that packs them from what is stored for
-            Winograd's method.
+        known: the expansion of each such constant; filled by the passes that create them.
+        chosen: constants in use, as found by `expand-at-load`, in the order that `EXPAND_ENTRY` returns them.
+        stored: the arguments of that function, in order, by name.
+        filters: by filter, the constant transformed for Winograd and its stored form.
+        repacked: for filters in other packings, the filter, and the kernel that packs them from the form stored for
+            Winograd.
     """
 
     known: dict[Expr, Expansion] = field(default_factory=dict)
@@ -51,13 +51,13 @@ class Expansions:
     repacked: dict[Expr, tuple[Expr, Callable[..., Tensor]]] = field(default_factory=dict)
 
 
-# Fewer bytes are not worth a kernel that runs when the module is loaded.
+# Fewer bytes are not worth a kernel at load time.
 LEAST_ELEMENTS = 4096
 _PROBED = 256
 
 
 def exact_half(values: Array) -> Array | None:
-    """The numbers as float16, or as the uint16 that hold bfloat16, where that changes none; else None."""
+    """Return the numbers as float16, or as uint16 bits of bfloat16, if exact; otherwise None."""
     if values.dtype != np.float32 or values.size < LEAST_ELEMENTS:
         return None
     probe = values.reshape(-1)[:: max(1, values.size // _PROBED)]
@@ -91,13 +91,13 @@ def _widened(stored: Tensor) -> Tensor:
 
 
 def widening(values: Array) -> Expansion | None:
-    """Expansion of a constant from half its bytes, where it has one."""
+    """Return the expansion of a constant from half its bytes, if exact."""
     stored = exact_half(values)
     return None if stored is None else Expansion((stored,), _widened, "widen")
 
 
 def with_half_storage(expansion: Expansion) -> Expansion:
-    """The expansion with what 16 bits hold of what it stores stored so."""
+    """Return the expansion with its stored arrays in 16 bits if exact."""
     halves = [exact_half(each) for each in expansion.stored]
     if all(each is None for each in halves):
         return expansion

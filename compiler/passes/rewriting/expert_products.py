@@ -1,7 +1,7 @@
-"""Mixtures of experts: which experts each row goes to, and products in which each row has the weight of its expert.
+"""Mixtures of experts: routing of rows to experts, and matmuls of each row with its expert's weight.
 
-Rows are sorted by expert once, so that a prompt reads the weights of an expert once for all of its rows, and a single
-token reads those of its own experts alone.
+Rows are sorted by expert once, so that a prompt reads each expert's weights once for all of its rows, and a single
+token reads only those of its own experts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from schedules.ir.tvm_types import Stmt
 from schedules.matmul.blocks.expressions import PANEL, expert_matmul
 from schedules.matmul.packed_operand import FUSABLE
 
-_OPAQUE = 8  # relax's pattern kind that is fused with nothing
+_OPAQUE = 8  # Relax's pattern kind of kernels that fuse with nothing
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Routing:
         experts: int64 (slots,), the expert of each slot.
         rows: int64 (slots,), the row of data that each slot holds.
         slots: int64 (rows, chosen), the slots of each row.
-        scores: float32 (rows, chosen), the scores that the experts were chosen by, the largest first.
+        scores: float32 (rows, chosen), the scores of the chosen experts, largest first.
     """
 
     experts: Expr
@@ -42,12 +42,12 @@ class Routing:
 
 
 def route(builder: relax.BlockBuilder, scores: Expr, chosen: int) -> Routing:
-    """Choose the experts with the largest scores, of equal ones the first.
+    """Choose the experts with the largest scores; ties go to the first.
 
     Args:
         builder: inside a function.
         scores: float32 (rows, experts); the number of rows may be symbolic.
-        chosen: number of experts that each row gets.
+        chosen: number of experts per row.
     """
     call = builder.call_te(_routes, scores, chosen, primfunc_name_hint="route", primfunc_attrs={"op_pattern": _OPAQUE})
     found = builder.emit(call)
@@ -56,13 +56,13 @@ def route(builder: relax.BlockBuilder, scores: Expr, chosen: int) -> Routing:
 
 
 def limited_to_groups(builder: relax.BlockBuilder, scores: Expr, groups: int, chosen: int, best: int) -> Expr:
-    """Scores (rows, experts) with the least number for experts outside the best groups of neighbours, emitted.
+    """Set scores (rows, experts) of experts outside the best groups of neighbors to the lowest number, emitted.
 
     Args:
         builder: inside a function.
         scores: float32.
-        groups, chosen: number of groups, and of those that are kept, of equal ones the first.
-        best: a group counts by its largest score (1) or by the sum of its two largest (2).
+        groups, chosen: number of groups, and of groups kept; ties go to the first.
+        best: rank groups by their largest score (1) or by the sum of their two largest (2).
     """
 
     def compute(scores: te.Tensor) -> te.Tensor:
@@ -96,17 +96,17 @@ def limited_to_groups(builder: relax.BlockBuilder, scores: Expr, groups: int, ch
 def expert_product(
     builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, columns: int, experts: Expr, activations: str
 ) -> Expr:
-    """The product of each slot with the weight of its expert: float32 (slots, columns), emitted.
+    """Multiply each slot by the weight of its expert: float32 (slots, columns), emitted.
 
     Args:
         builder: inside a function.
-        data: what `expert_rows` gives, or float32 (slots, depth).
+        data: the result of `expert_rows`, or float32 (slots, depth).
         weight: the experts' weights one after another, each `columns` columns rounded up to whole panels of 32.
         columns: number of columns of one expert.
         experts: int64 (slots,), sorted.
         activations: see `block_product`; bfloat16 weights are multiplied by float32 data.
 
-    Raises ValueError where the weight is not one of whole experts.
+    Raises ValueError if the weight does not consist of whole experts.
     """
     each = -(-columns // PANEL) * PANEL
     if weight.columns % each:
@@ -130,8 +130,8 @@ def expert_product(
 
 
 def padded_experts(values: Array) -> Array:
-    """Weights (experts, columns, depth) as those of one matrix (experts * columns, depth), in which each expert has
-    whole panels of columns; added ones are 0."""
+    """Flatten weights (experts, columns, depth) to one matrix (experts * columns, depth), zero-padding each expert to
+    whole panels of columns."""
     missing = -values.shape[1] % PANEL
     whole = np.pad(values, ((0, 0), (0, missing), (0, 0))) if missing else values
     return whole.reshape(-1, values.shape[2])
@@ -140,15 +140,16 @@ def padded_experts(values: Array) -> Array:
 def expert_rows(
     builder: relax.BlockBuilder, data: Expr, routing: Routing, weight: BlockWeight, activations: str
 ) -> Expr:
-    """Rows (rows, depth) as slots, rounded as products with a weight read them, but of experts with orders of their
-    own, whose products round them."""
+    """Gather rows (rows, depth) into slots, quantized as matmuls with a weight read them, unless experts have their own
+    orders, in which case the matmuls quantize."""
     if weight.order is None:
         data = rounded_rows(builder, data, weight, activations)
     return builder.emit(R.take(data, routing.rows, axis=0))
 
 
 def scaled_slots(builder: relax.BlockBuilder, data: Expr, scores: Expr, routing: Routing) -> Expr:
-    """Rows (rows, depth) as slots, each multiplied with the score (rows, experts) of its expert: (slots, depth)."""
+    """Gather rows (rows, depth) into slots, each multiplied by the score (rows, experts) of its expert: (slots,
+    depth)."""
 
     def compute(data: te.Tensor, scores: te.Tensor, rows: te.Tensor, experts: te.Tensor) -> te.Tensor:
         def element(slot: Expr, at: Expr) -> Expr:
@@ -169,7 +170,7 @@ def scaled_slots(builder: relax.BlockBuilder, data: Expr, scores: Expr, routing:
 
 
 def _ordered(builder: relax.BlockBuilder, data: Expr, order: Array, experts: Expr) -> Expr:
-    """Data (slots, depth), each in the order of its expert."""
+    """Permute data (slots, depth) to the order of each slot's expert."""
 
     def compute(rows: te.Tensor, orders: te.Tensor, chosen: te.Tensor) -> te.Tensor:
         return te.compute(rows.shape, lambda slot, at: rows[slot, orders[chosen[slot], at]], name="ordered")
@@ -189,7 +190,7 @@ def scores_of_chosen(builder: relax.BlockBuilder, scores: Expr, routing: Routing
 
 
 def combined(builder: relax.BlockBuilder, results: Expr, routing: Routing, weights: Expr) -> Expr:
-    """The sum of each row's slots, weighted by float32 (rows, chosen): (slots, width) -> (rows, width)."""
+    """Sum each row's slots, weighted by float32 (rows, chosen): (slots, width) -> (rows, width)."""
 
     def compute(slots: te.Tensor, positions: te.Tensor, factors: te.Tensor) -> te.Tensor:
         chosen = int(positions.shape[1])
@@ -207,7 +208,7 @@ def combined(builder: relax.BlockBuilder, results: Expr, routing: Routing, weigh
 
 
 def _routes(scores: te.Tensor, chosen: int) -> list[te.Tensor]:
-    """(experts, rows, slots, scores), then the experts of each row and a count for each expert, which nobody reads."""
+    """Return (experts, rows, slots, scores), then the experts of each row and a count per expert, which are unused."""
     rows, count, each = scores.shape[0], scores.shape[1], tirx.const(chosen, "int64")
     shapes = [(rows * each,), (rows * each,), (rows, each), (rows, each), (rows, each), (count,)]
     names = ["experts", "rows", "slots", "scores", "choice", "ends"]
@@ -229,12 +230,12 @@ def _routes(scores: te.Tensor, chosen: int) -> list[te.Tensor]:
 
 
 def _choose(scores: Expr, taken: Expr, choice: Expr) -> None:
-    """The largest scores of each row, one after another: each is the largest that comes after the one before it."""
+    """Choose the largest scores of each row one after another: each is the largest below the one before it."""
     rows, chosen = choice.shape
     zero = tirx.const(0, "int64")
     with T.serial(0, rows) as row, T.serial(0, chosen) as at, T.seq_scope():
         before = tirx.max(at - 1, zero)
-        # Where no score compares, as with NaN, the choice stays inside of the experts.
+        # If no score compares, e.g. NaN, the choice stays within the experts.
         T.buffer_store(choice, at, [row, at])
         T.buffer_store(taken, tirx.min_value("float32"), [row, at])
         with T.serial(0, scores.shape[1]) as expert, T.seq_scope():
@@ -248,7 +249,7 @@ def _choose(scores: Expr, taken: Expr, choice: Expr) -> None:
 
 
 def _sort(choice: Expr, ends: Expr, outs: list[Expr]) -> None:
-    """Counting sort: stable, so slots of one expert stand in the order of the rows."""
+    """Counting sort: stable, so that slots of one expert are in row order."""
     rows, chosen = choice.shape
     count = ends.shape[0]
     one = tirx.const(1, "int64")
@@ -258,7 +259,7 @@ def _sort(choice: Expr, ends: Expr, outs: list[Expr]) -> None:
         T.buffer_store(ends, ends[choice[row, at]] + one, [choice[row, at]])
     with T.serial(0, count - 1) as expert:
         T.buffer_store(ends, ends[expert + 1] + ends[expert], [expert + 1])
-    # Backwards, so that each count becomes the position of the last slot that is left.
+    # Backwards, so that each count becomes the position of the last remaining slot.
     with T.serial(0, rows) as row, T.serial(0, chosen) as at, T.seq_scope():
         from_row, from_at = rows - 1 - row, chosen - 1 - at
         expert = choice[from_row, from_at]

@@ -1,6 +1,6 @@
-"""Rewriting Relax functions by tables of rules.
+"""Rule tables for rewriting Relax functions.
 
-A rule looks at one call and answers with another expression or None:
+A rule maps one call to another expression, or to None:
 
     rules = RuleTable()
 
@@ -9,9 +9,9 @@ A rule looks at one call and answers with another expression or None:
         inner = graph.call(call.args[0], "relax.negative")
         return inner.args[0] if inner is not None else None
 
-`rules.apply(mod)` offers every call of every function to its rules, operands first, until none answers, and
-removes what became unused. Rules only add; a definition goes when nothing uses it, so a rule cannot take away
-what another consumer needs. It asks `graph.only_use(...)` where a second consumer would make the rewrite a loss.
+`rules.apply(mod)` offers every call of every function to its rules, operands first, until none applies, and then
+removes unused code. Rules only add: a definition is removed only if unused, so a rule cannot remove a value that
+another consumer needs. A rule checks `graph.only_use(...)` if a second consumer would make the rewrite a loss.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_ROUNDS = 12  # enough for chains of rewrites that enable each other; more ro
 
 
 class RuleTable:
-    """Rules by the name of the operator at the root of their pattern."""
+    """Rules, by the name of the operator at the root of their pattern."""
 
     def __init__(self) -> None:
         self._rules: dict[str, list[Rule]] = {}
@@ -52,7 +52,7 @@ class RuleTable:
         return register
 
     def apply(self, mod: IRModule) -> IRModule:
-        """Rewrite until nothing changes; returns `mod` itself when no rule answered."""
+        """Rewrite until nothing changes; return `mod` itself if no rule applied."""
         for _ in range(MAX_ROUNDS):
             rewritten = self.apply_once(mod)
             if rewritten is mod:
@@ -61,12 +61,12 @@ class RuleTable:
         return mod
 
     def apply_once(self, mod: IRModule) -> IRModule:
-        """Offer each call once."""
+        """Offer each call to the rules once."""
         return rewrite_functions(mod, partial(Graph, self._rules, mod))
 
 
 def rewritable_functions(mod: IRModule) -> list[tuple[GlobalVar, Function]]:
-    """Relax functions with their global variables, but for bodies of kernels and parts of code generators."""
+    """Return the Relax functions with their global variables, except kernel bodies and parts of code generators."""
     return [
         (variable, function)
         for variable, function in mod.functions_items()
@@ -76,18 +76,18 @@ def rewritable_functions(mod: IRModule) -> list[tuple[GlobalVar, Function]]:
 
 
 def rewrite_functions(mod: IRModule, graph: Callable[[], Graph]) -> IRModule:
-    """Rewrite each function by a graph of its own; `mod` itself when none changes."""
+    """Rewrite each function with its own graph; return `mod` itself if none changes."""
     rewritten = {variable: graph().rewrite_function(function) for variable, function in rewritable_functions(mod)}
     return update_functions(mod, {variable: each for variable, each in rewritten.items() if each is not None})
 
 
 def update_functions(mod: IRModule, changed: Mapping[GlobalVar, Function]) -> IRModule:
-    """A copy of `mod` with functions replaced and types inferred; `mod` itself when `changed` is empty."""
+    """Return a copy of `mod` with functions replaced and types inferred; `mod` itself if `changed` is empty."""
     return relax.transform.Normalize()(with_functions(mod, changed)) if changed else mod
 
 
 def with_functions(mod: IRModule, changed: Mapping[GlobalVar, Function | PrimFunc]) -> IRModule:
-    """A copy of `mod` with functions replaced; `mod` itself when `changed` is empty."""
+    """Return a copy of `mod` with functions replaced; `mod` itself if `changed` is empty."""
     if not changed:
         return mod
     copy = mod.clone()
@@ -97,24 +97,24 @@ def with_functions(mod: IRModule, changed: Mapping[GlobalVar, Function | PrimFun
 
 
 def with_body(function: Function, body: Expr) -> Function:
-    """The function with another body; its parameters and attributes stay."""
+    """Return the function with another body, keeping parameters and attributes."""
     return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
 
 
 def remove_unused(mod: IRModule) -> IRModule:
-    """Drop bindings and private functions that nothing uses."""
+    """Drop unused bindings and private functions."""
     return relax.transform.DeadCodeElimination(["main"])(mod)
 
 
 def operator_name(expr: Expr) -> str | None:
-    """The operator's name when `expr` is a call of an operator."""
+    """Return the operator's name if `expr` is an operator call."""
     if isinstance(expr, relax.Call) and isinstance(expr.op, Op):
         return str(expr.op.name)
     return None
 
 
 def kernel_attribute(expr: Expr, functions: Mapping[Any, Any], name: str) -> Any:
-    """An attribute of the kernel that an expression calls; None where it calls none, or it has no such attribute.
+    """Return an attribute of the kernel that an expression calls; None without a kernel or attribute.
 
     `functions` are those of the expression's module.
     """
@@ -124,7 +124,7 @@ def kernel_attribute(expr: Expr, functions: Mapping[Any, Any], name: str) -> Any
 
 
 class Graph:
-    """A rule's view of the function it rewrites, for one traversal of one function."""
+    """A rule's view of the function being rewritten, for one traversal of one function."""
 
     def __init__(self, rules: dict[str, list[Rule]], mod: IRModule) -> None:
         self._rules = rules
@@ -140,10 +140,10 @@ class Graph:
         self._names = 0
         self._root = "t"
 
-    # What rules ask.
+    # Queries of rules.
 
     def definition(self, expr: Expr) -> Expr:
-        """Definition of `expr`: follows variables to their values, where those may be used here."""
+        """Return the definition of `expr`: follows variables to their values if those can be used here."""
         while isinstance(expr, relax.Var):
             found = self._definitions.get(expr)
             if found is None or not self._visible(*found):
@@ -152,12 +152,13 @@ class Graph:
         return expr
 
     def call(self, expr: Expr, *operators: str) -> Call | None:
-        """The call of one of `operators` that defines `expr`, or None."""
+        """Return the call of one of `operators` that defines `expr`, or None."""
         value = self.definition(expr)
         return value if operator_name(value) in operators else None
 
     def uses(self, expr: Expr) -> int:
-        """Number of consumers of `expr`, outputs included; too high at times within a walk, never too low."""
+        """Return the number of consumers of `expr`, including outputs; during a traversal it can be too high, never too
+        low."""
         return self._uses.get(expr, 0) if isinstance(expr, relax.Var) else 1
 
     def only_use(self, *exprs: Expr) -> bool:
@@ -165,16 +166,16 @@ class Graph:
         return all(self.uses(expr) <= 1 for expr in exprs)
 
     def only_read_by(self, expr: Expr, *operators: str) -> bool:
-        """True if all consumers of `expr`, outputs included, are calls of `operators`, as the function came."""
+        """True if all consumers of `expr` in the original function, outputs included, are calls of `operators`."""
         return isinstance(expr, relax.Var) and set(self._readers.get(expr, ("unknown",))) <= set(operators)
 
     @property
     def is_local(self) -> bool:
-        """True if nothing outside its dataflow block reads what the call at hand is bound to."""
+        """True if the current call's variable is read only inside its dataflow block."""
         return self._local
 
     def emit(self, expr: Expr) -> Var:
-        """Bind `expr` to a new variable before the call at hand."""
+        """Bind `expr` to a new variable before the current call."""
         value = self._builder.normalize(expr)
         kind = relax.DataflowVar if self._in_dataflow else relax.Var
         self._names += 1
@@ -184,10 +185,10 @@ class Graph:
             self._uses[operand] = self._uses.get(operand, 0) + 1
         return variable
 
-    # The walk.
+    # The traversal.
 
     def rewrite_function(self, function: Function) -> Function | None:
-        """`function` with the rules applied, or None when none answered."""
+        """Return `function` with the rules applied, or None if none applied."""
         count_uses(function.body, self._uses, self._readers)
         body = self._rewrite_sequence(function.body)
         if not self._changed:
@@ -195,7 +196,7 @@ class Graph:
         return with_body(function, body)
 
     def _visible(self, value: Expr, block: int) -> bool:
-        """A value from another block may not be used when it reads variables local to that block."""
+        """Values of another block are unusable if they read variables local to that block."""
         return block == self._block or not any(isinstance(each, relax.DataflowVar) for each in operands(value))
 
     def _append(self, variable: Var, value: Expr) -> None:
@@ -267,7 +268,7 @@ class Graph:
         return with_body(value, body)
 
     def offer(self, value: Expr, _variable: Var) -> Expr | None:
-        """The first answer whose type is as precise as what it replaces, since later code was typed by that."""
+        """Return the first result whose type is as precise as the original's, by which later code was typed."""
         name = "tuple-get-item" if isinstance(value, relax.TupleGetItem) else operator_name(value)
         for rule in self._rules.get(name or "", ()):
             answer = rule(self, value)
@@ -290,7 +291,7 @@ class Graph:
         elif tvm_ffi.structural_equal(variable.ty, answer.ty):
             self._append(variable, answer)
             return
-        else:  # the type is more precise now: later code is typed by it
+        else:  # the type is more precise now and types later code
             precise = type(variable)(variable.name, answer.ty)
             self._append(precise, answer)
             self._replaced[variable] = precise
@@ -298,7 +299,7 @@ class Graph:
         if isinstance(alias, relax.Var):
             self._uses[alias] = self._uses.get(alias, 0) + self._uses.get(variable, 0) - 1
 
-    # Substituting what was replaced.
+    # Substituting replaced values.
 
     def _substitute(self, expr: Expr) -> Expr:
         if isinstance(expr, relax.Var):
@@ -338,8 +339,8 @@ class Graph:
 
 
 def operands(expr: Expr) -> Iterable[Var]:
-    """The variables `expr` reads, once for each time it reads them; not those inside branches."""
-    # Slices: iterating over an array of TVM asks for its length at each element.
+    """Yield the variables `expr` reads, once per read; not those inside branches."""
+    # Slices: iterating over a TVM array asks for its length at each element.
     if isinstance(expr, relax.Var):
         yield expr
     elif isinstance(expr, relax.Call):
@@ -360,7 +361,7 @@ def operands(expr: Expr) -> Iterable[Var]:
 
 
 def bindings_of(expr: Expr) -> Iterable[Binding]:
-    """Every binding in `expr`, those of branches included."""
+    """Yield every binding in `expr`, including branches."""
     if isinstance(expr, relax.SeqExpr):
         for block in expr.blocks:
             for binding in block.bindings:
@@ -372,9 +373,9 @@ def bindings_of(expr: Expr) -> Iterable[Binding]:
 
 
 def count_uses(expr: Expr, counts: dict[Var, int], readers: dict[Var, list[str]]) -> None:
-    """Note how often each variable is read anywhere in `expr`, branches and closures included, and by which operators.
+    """Count the reads of each variable anywhere in `expr`, branches and closures included, and record the operators.
 
-    A reader that is not a call of an operator is noted as "".
+    A reader other than an operator call is recorded as "".
     """
     if isinstance(expr, relax.SeqExpr):
         for block in expr.blocks:

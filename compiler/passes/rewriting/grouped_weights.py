@@ -1,10 +1,10 @@
-"""Weights whose scales belong to groups of neighbours along the depth of a product, as a graph writes them.
+"""Weights with one scale per group of neighbors along the depth of a matmul, as graphs express them.
 
     permute_dims(reshape(dequantize(integers (columns * groups, group), scales (columns * groups,), axis 0),
                          (columns, groups * group)))
 
-perhaps with the first `depth` of the groups' numbers cut out by a strided_slice, and without a reshape where a column
-is one group: a matrix (depth, columns).
+optionally cropped to the first `depth` elements by a strided_slice, and without a reshape if a column is one group: a
+matrix (depth, columns).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from compiler.passes.rewriting.graph import Expr, operator_name
 from compiler.passes.rewriting.matching import Array, array_of, as_constant, dtype_of, rank_of, static_shape
 
 Emit = Callable[[Expr], Expr]
-# The value a variable is bound to; the expression itself where it is none.
+# Returns the value a variable is bound to; other expressions unchanged.
 Define = Callable[[Expr], Expr]
 
 
 @dataclass(frozen=True)
 class GroupedWeight:
-    """A matrix (depth, columns) as integers.
+    """A matrix (depth, columns) stored as integers.
 
     Attributes:
-        values: int8 (depth, columns); of 4 bits -8 to 7.
+        values: int8 (depth, columns); -8 to 7 for 4 bits.
         scales: float32 or float16 (groups, columns).
-        zeros: float32 (groups, columns), None where all are 0.
-        group: how many neighbours along the depth share a scale.
+        zeros: float32 (groups, columns), None if all are 0.
+        group: number of neighbors along the depth that share a scale.
         bits: 4 or 8.
     """
 
@@ -43,7 +43,7 @@ class GroupedWeight:
     bits: int
 
     def dequantized(self) -> Array:
-        """The weight as float32."""
+        """Return the weight as float32."""
         depth = len(self.values)
         scales = np.repeat(self.scales.astype(np.float32), self.group, 0)[:depth]
         zeros = 0 if self.zeros is None else np.repeat(self.zeros, self.group, 0)[:depth]
@@ -51,13 +51,13 @@ class GroupedWeight:
 
 
 def grouped_rows(values: Array, scales: Array, zeros: Array | None, group: int, emit: Emit) -> Expr:
-    """The graph of a weight (columns, depth).
+    """Build the graph of a weight (columns, depth).
 
     Args:
         values: int8 or uint8 (columns, depth).
-        scales: scales of a type that float32 holds, (columns, groups).
+        scales: of a type no wider than float32, (columns, groups).
         zeros: integers of the type of `values`, (columns, groups); None for 0.
-        group: how many neighbours along the depth share a scale.
+        group: number of neighbors along the depth that share a scale.
     """
     columns, depth = values.shape
     groups = scales.shape[1]
@@ -72,13 +72,14 @@ def grouped_rows(values: Array, scales: Array, zeros: Array | None, group: int, 
 
 
 def grouped_expression(values: Array, scales: Array, zeros: Array | None, group: int, emit: Emit) -> Expr:
-    """The graph of a weight (depth, columns) whose scales and zero points are (groups, columns); as `grouped_rows`."""
+    """Build the graph of a weight (depth, columns) with scales and zero points (groups, columns); see
+    `grouped_rows`."""
     rows = grouped_rows(values.T, scales.T, None if zeros is None else zeros.T, group, emit)
     return emit(relax.op.permute_dims(rows))
 
 
 def grouped_weight(expr: Expr, define: Define) -> GroupedWeight | None:
-    """The weight that a matrix is, when it has the form of `grouped_expression`."""
+    """Return the weight if a matrix has the form of `grouped_expression`."""
     call = define(expr)
     if operator_name(call) != "relax.permute_dims" or rank_of(call) != 2:
         return None
@@ -122,7 +123,7 @@ def _array(expr: Expr) -> Array | None:
 
 
 def _narrowed(integers: Array, scale: Array, zero: Array, shape: tuple[int, int]) -> GroupedWeight:
-    """The weight in as few bits as hold it, its zero points 0 where they can be."""
+    """Return the weight in as few bits as possible, with zero points of 0 if possible."""
     depth, columns = shape
     group = integers.shape[1]
     signed, zeros = integers.astype(np.int16), zero.astype(np.int16)

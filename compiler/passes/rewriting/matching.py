@@ -1,4 +1,4 @@
-"""Queries of rules on expressions: constants, shapes, data types; elementwise operators, non-negative results."""
+"""Queries on expressions for rules: constants, shapes, data types; elementwise operators, non-negative results."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Array = np.ndarray
 
 
 def both_orders(call: Expr) -> tuple[tuple[Expr, Expr], tuple[Expr, Expr]]:
-    """The two operands of a commutative call, in both orders."""
+    """Return the two operands of a commutative call in both orders."""
     left, right = call.args
     return (left, right), (right, left)
 
 
 def constant_array(graph: Graph, expr: Expr) -> Array | None:
-    """The value when `expr` is a constant: a view of the constant's own memory, not to be written to."""
+    """Return the value if `expr` is a constant: a read-only view of the constant's memory."""
     value = graph.definition(expr)
     return array_of(value) if isinstance(value, GenericConst) else None
 
 
 def array_of(constant: Expr) -> Array:
-    """The value of a constant; not a copy, but for data types numpy lacks (bfloat16 and the like)."""
+    """Return the value of a constant; a copy only for data types numpy lacks, such as bfloat16."""
     try:
         view: Array = np.from_dlpack(constant.value)
     except (RuntimeError, TypeError, BufferError):
@@ -42,19 +42,19 @@ def array_of(constant: Expr) -> Array:
 
 
 def as_constant(array: Array) -> Expr:
-    """`array` as a constant of the same data type (`relax.const` makes int32 of int64)."""
+    """Convert `array` to a constant of the same data type (`relax.const` would turn int64 into int32)."""
     return relax.const(tvm.runtime.tensor(np.ascontiguousarray(array).reshape(array.shape)))
 
 
 def shared_constant(array: Array) -> Expr:
-    """`array` as a constant that, where it is aligned as kernels read constants, shares its memory: it must not be
-    changed any more."""
+    """Convert `array` to a constant that shares its memory if it is aligned like kernels' constants: it must not be
+    modified afterwards."""
     aligned = array.ctypes.data % _ALIGNMENT == 0 and array.flags.c_contiguous and array.flags.writeable
     return relax.const(tvm.runtime.from_dlpack(array)) if array.size and aligned else as_constant(array)
 
 
 def scalar_of(graph: Graph, expr: Expr) -> float | int | bool | None:
-    """The number when `expr` is a constant of one element, or one whose elements are all equal and few."""
+    """Return the number if `expr` is a one-element constant, or one with few, equal elements."""
     array = constant_array(graph, expr)
     if array is None or array.size == 0 or array.size > 65536:
         return None
@@ -66,7 +66,7 @@ def scalar_of(graph: Graph, expr: Expr) -> float | int | bool | None:
 
 
 def is_scalar_constant(graph: Graph, expr: Expr, number: float) -> bool:
-    """True if `expr` is a constant of one element near `number` (to the precision of its data type)."""
+    """True if `expr` is a one-element constant close to `number` (to the precision of its data type)."""
     value = graph.definition(expr)
     if not isinstance(value, GenericConst):
         return False
@@ -78,7 +78,7 @@ def is_scalar_constant(graph: Graph, expr: Expr, number: float) -> bool:
 
 
 def shape_of(expr: Expr) -> list[Index] | None:
-    """The dimensions of a tensor: ints where known, symbolic expressions elsewhere; None when unknown."""
+    """Return the dimensions of a tensor: ints if known, otherwise symbolic expressions; None if unknown."""
     ty = expr.ty
     if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
         return None
@@ -86,12 +86,12 @@ def shape_of(expr: Expr) -> list[Index] | None:
 
 
 def plain(value: Expr) -> Index:
-    """An int where `value` is an integer literal."""
+    """Convert integer literals to int."""
     return int(value) if isinstance(value, int | tvm.tirx.IntImm) else value
 
 
 def static_shape(expr: Expr) -> tuple[int, ...] | None:
-    """The dimensions when all are known."""
+    """Return the dimensions if all are known."""
     shape = shape_of(expr)
     if shape is None or not all(isinstance(size, int) for size in shape):
         return None
@@ -99,13 +99,13 @@ def static_shape(expr: Expr) -> tuple[int, ...] | None:
 
 
 def rank_of(expr: Expr) -> int | None:
-    """The number of dimensions of a tensor, None when unknown."""
+    """Return the number of dimensions of a tensor, None if unknown."""
     ty = expr.ty
     return int(ty.ndim) if isinstance(ty, relax.TensorType) and ty.ndim >= 0 else None
 
 
 def dtype_of(expr: Expr) -> str:
-    """The data type of a tensor, "" when it is not one or unknown."""
+    """Return the data type of a tensor, "" for other values or if unknown."""
     ty = expr.ty
     return str(ty.dtype) if isinstance(ty, relax.TensorType) and ty.dtype is not None else ""
 
@@ -116,7 +116,7 @@ def is_one(size: Index) -> bool:
 
 
 def without_ones(shape: Sequence[Index]) -> list[Index]:
-    """The sizes of a shape that are not 1."""
+    """Return the sizes of a shape other than 1."""
     return [size for size in shape if not is_one(size)]
 
 
@@ -128,7 +128,7 @@ def same_size(left: Index, right: Index) -> bool:
 
 
 def same_shape(left: Sequence[Index] | None, right: Sequence[Index] | None) -> bool:
-    """True if two shapes are provably equal; False when either is unknown."""
+    """True if two shapes are provably equal; False if either is unknown."""
     if left is None or right is None or len(left) != len(right):
         return False
     return all(same_size(a, b) for a, b in zip(left, right, strict=True))
@@ -150,14 +150,14 @@ _BINARY = """
     right_shift subtract
 """
 
-# With one tensor operand, the first; further operands are numbers.
+# One tensor operand, the first; further operands are numbers.
 UNARY = tuple(f"relax.{name}" for name in _UNARY.split())
-# With two tensor operands that broadcast against each other.
+# Two tensor operands that broadcast against each other.
 BINARY = tuple(f"relax.{name}" for name in _BINARY.split())
 
 
 _ALWAYS = {"exp", "sigmoid", "abs", "square", "nn.softmax", "variance", "std", "nn.softplus"}
-# Of operands that are non-negative themselves.
+# Operators whose results are non-negative if their operands are.
 _INHERITED = {"sum", "mean", "max", "min", "prod", "reshape", "add", "multiply", "divide", "permute_dims"}
 _INHERITED |= {"broadcast_to", "maximum", "minimum", "expand_dims", "squeeze", "astype", "strided_slice"}
 _INHERITED |= {"sqrt", "rsqrt", "nn.relu", "take"}

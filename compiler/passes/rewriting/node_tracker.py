@@ -1,8 +1,8 @@
-"""Nodes of the model that each binding computes, followed through the passes.
+"""Tracks the model nodes that each binding computes through the passes.
 
-Names of variables lead back to nodes (`compiler.support.model_nodes`). A variable that a pass removes hands its nodes
-on to what replaced it: the nearest variables that read it and are still there (a batch norm takes in the convolution
-that it is folded into). Variables that passes made without a name belong to what reads them.
+Variable names lead back to nodes (`compiler.support.model_nodes`). A variable that a pass removes hands its nodes
+on to its replacement: the nearest remaining variables that read it (a convolution takes over the batch norm folded
+into it). Variables that passes create without a name belong to their readers.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from compiler.support.model_nodes import ModelNode, original_name
 from schedules.ir.tvm_types import Binding, Expr, Function, SeqExpr, Var
 
 Nodes = tuple[ModelNode, ...]
-_RESULT = ""  # stands for what a function returns
-_MOST_HEIRS = 16  # of a variable that passes removed
+_RESULT = ""  # represents a function's result
+_MOST_HEIRS = 16  # of a removed variable
 
 
 class NodeTracker:
-    """The nodes behind the variables of a module, by name.
+    """The model nodes of a module's variables, by name.
 
     Args:
-        nodes: those of the module that the pipeline begins with.
+        nodes: the nodes of the pipeline's input module.
     """
 
     def __init__(self, nodes: Mapping[str, Nodes] | None = None) -> None:
@@ -34,7 +34,7 @@ class NodeTracker:
         self._of_groups: dict[tuple[str, str], Nodes] = {}
 
     def follow(self, mod: IRModule) -> None:
-        """Note what became of the variables since the last call."""
+        """Update for the changes to the variables since the last call."""
         if not self.nodes:
             return
         reads = _reads_of(mod)
@@ -43,11 +43,12 @@ class NodeTracker:
         self._reads = reads
 
     def of(self, variable: str) -> Nodes:
-        """The nodes of a variable by its name alone: its own, then those that it took in."""
+        """Return the nodes of a variable by its name: its own, then those it took over."""
         return self.nodes.get(variable) or self.nodes.get(original_name(variable), ())
 
     def all_of(self, mod: IRModule) -> dict[str, Nodes]:
-        """The nodes of every variable; of those without a name the ones of what reads them, or of what they read."""
+        """Return the nodes of every variable; those without a name get their readers' nodes, or those of what they
+        read."""
         reads = _reads_of(mod)
         found = {variable: self.of(variable) for variable in reads}
         readers = _inverted(reads)
@@ -60,7 +61,7 @@ class NodeTracker:
         return found
 
     def follow_grouping(self, before: IRModule, after: IRModule) -> None:
-        """Note the nodes of each group that TVM's FuseOps made of the bindings of `before`."""
+        """Record the nodes of each group that TVM's FuseOps formed from the bindings of `before`."""
         if not self.nodes:
             return
         nodes = self.all_of(before)
@@ -78,7 +79,7 @@ class NodeTracker:
                     self._of_groups[str(variable.name_hint), name] = tuple(found)
 
     def of_call(self, function: str, variable: str) -> Nodes:
-        """The nodes of a kernel's call after grouping, by its function and the variable it is bound to."""
+        """Return the nodes of a kernel call after grouping, by its function and the variable it is bound to."""
         return self._of_groups.get((function, variable)) or self.of(variable)
 
     def _hand_on(self, before: Mapping[str, list[str]], after: Mapping[str, list[str]]) -> None:
@@ -100,7 +101,7 @@ class NodeTracker:
 
 
 def _reads_of(mod: IRModule) -> dict[str, list[str]]:
-    """The variables that each binding reads, by name and in order; `_RESULT` reads what functions return."""
+    """Return the variables that each binding reads, by name and in order; `_RESULT` reads what functions return."""
     found: dict[str, list[str]] = {}
     results = []
     for _, function in rewritable_functions(mod):
@@ -110,7 +111,7 @@ def _reads_of(mod: IRModule) -> dict[str, list[str]]:
 
 
 def _note_sequence(sequence: SeqExpr, found: dict[str, list[str]]) -> list[str]:
-    """Note the bindings of a sequence; returns what it results in."""
+    """Record the bindings of a sequence; return the variables of its result."""
     if not isinstance(sequence, relax.SeqExpr):
         return [str(each.name) for each in operands(sequence)]
     for block in sequence.blocks:
@@ -138,10 +139,10 @@ def _inverted(reads: Mapping[str, list[str]]) -> dict[str, list[str]]:
 def _nearest(
     order: Iterable[str], neighbours: Mapping[str, list[str]], wanted: Collection[str]
 ) -> dict[str, list[str]]:
-    """For each variable the nearest wanted ones in one direction, a few at most, and `_RESULT` where it is among them.
+    """Map each variable to the nearest wanted ones in one direction, a few at most, including `_RESULT`.
 
     Args:
-        order: the variables, each after its neighbours.
+        order: the variables, each after its neighbors.
     """
     found: dict[str, list[str]] = {_RESULT: [_RESULT]}
     for variable in order:
@@ -163,7 +164,7 @@ def _first(candidates: Iterator[Nodes]) -> Nodes:
 class _Members:
     """Groups that FuseOps formed of a function's bindings.
 
-    A binding of a group is that of the function which calls the same kernel on the same values.
+    A group's binding corresponds to the function's binding that calls the same kernel on the same values.
     """
 
     def __init__(self, function: Function, groups: Mapping[GlobalVar, Function]) -> None:
@@ -174,7 +175,7 @@ class _Members:
             self._known.setdefault(_key(binding.value, {}), []).append(name)
 
     def of(self, function: Function) -> dict[str, list[str]]:
-        """For each variable that a group's result is bound to, the variables of the bindings that the group holds."""
+        """Map each variable bound to a group's result to the variables of the group's bindings."""
         found: dict[str, list[str]] = {}
         stands_for: dict[str, Expr] = {}
         for binding in _bindings(function.body):
@@ -186,12 +187,12 @@ class _Members:
                 stands_for.get(str(value.tuple_value.name)), tuple
             ):
                 stands_for[name] = stands_for[str(value.tuple_value.name)][value.index]
-            elif isinstance(value, relax.TupleGetItem):  # of a result of branches or of a call; FuseOps renames it
+            elif isinstance(value, relax.TupleGetItem):  # a result of branches or of a call; FuseOps renames it
                 stands_for[name] = next(iter(self._known.get(_key(value, stands_for), [])), name)
         return found
 
     def _inside(self, group: Function, arguments: list[Expr]) -> tuple[list[str], Function | None]:
-        """The old variables of a group's bindings, and what the group results in."""
+        """Return the old variables of a group's bindings, and the group's result."""
         stands_for = {str(parameter.name): each for parameter, each in zip(group.params, arguments, strict=True)}
         inside = []
         for binding in _bindings(group.body):
@@ -214,7 +215,8 @@ def _bindings(sequence: SeqExpr) -> Iterator[Binding]:
 
 
 def _value(expr: Expr, stands_for: Mapping[str, Expr]) -> Expr:
-    """A tensor argument by name; constants are all alike, and sizes, which groups get otherwise, do not count."""
+    """Return a tensor argument by name; constants are all alike, and sizes, which groups receive differently, are
+    ignored."""
     if isinstance(expr, relax.Var):
         return stands_for.get(str(expr.name), str(expr.name)) if not _is_size(expr) else None
     if isinstance(expr, relax.Tuple):
@@ -227,7 +229,7 @@ def _is_size(variable: Var) -> bool:
 
 
 def _key(value: Expr, stands_for: Mapping[str, Expr]) -> Hashable:
-    """Equal for bindings that do the same with the same values."""
+    """Return a key equal for bindings that apply the same operation to the same values."""
     if isinstance(value, relax.Call):
         operator = value.op.name if isinstance(value.op, Op) else ""
         callees = [str(each.name_hint) for each in (value.op, *value.args) if isinstance(each, GlobalVar)]

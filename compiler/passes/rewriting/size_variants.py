@@ -1,8 +1,8 @@
-"""A model's code once more for sizes that are known: `main` looks at the sizes of its inputs and calls the function for
-them, or the one that serves every size.
+"""Specialized copies of a model's code for known sizes: `main` dispatches on the sizes of its inputs to a specialized
+function or to the generic one.
 
-Constants are the same objects in all of these functions, so weights that two of them want in the same layout are held
-once (`lift-parameters`).
+All these functions share the same constant objects, so weights that two of them need in the same layout are stored once
+(`lift-parameters`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from schedules.ir.tvm_types import Binding, Expr, Function, SeqExpr
 
 ENTRY = "main"
 ANY_SIZE = "any_size"
-"""The function that serves every size."""
+"""The function that handles every size."""
 
 
 def with_variants(mod: IRModule, variants: Sequence[Mapping[str, int]]) -> IRModule:
-    """`mod` with a function for each variant, and one for every other size, which `main` dispatches to.
+    """Return `mod` with a function for each variant, and one for all other sizes, to which `main` dispatches.
 
     Args:
-        variants: sizes of symbolic dimensions of `main`'s parameters, by name; the first one that fits is taken.
+        variants: sizes of symbolic dimensions of `main`'s parameters, by name; the first match is used.
     """
     main = mod[ENTRY]
     builder = relax.BlockBuilder(IRModule({var: each for var, each in mod.functions_items() if var.name_hint != ENTRY}))
@@ -47,12 +47,12 @@ def with_variants(mod: IRModule, variants: Sequence[Mapping[str, int]]) -> IRMod
 
 
 def variant_name(sizes: Mapping[str, int]) -> str:
-    """The name of a variant's function: "batch_8_height_224"."""
+    """Return the name of a variant's function: "batch_8_height_224"."""
     return re.sub(r"\W", "_", "_".join(f"{name}_{size}" for name, size in sizes.items()))
 
 
 def symbolic_dimensions(parameters: Sequence[Expr]) -> dict[str, Expr]:
-    """The variables that are dimensions of parameters, by name."""
+    """Return the variables that are dimensions of parameters, by name."""
     shapes = [each.ty.shape for each in parameters if getattr(each.ty, "shape", None) is not None]
     return {str(size.name): size for shape in shapes for size in shape.values if isinstance(size, tirx.Var)}
 
@@ -64,7 +64,7 @@ def _private(main: Function, sizes: Mapping[str, int]) -> Function:
 
 
 def _call(callee: GlobalVar, function: Function, arguments: Sequence[Expr]) -> SeqExpr:
-    """The body of a branch: the arguments as `function` takes them, and the call."""
+    """Return the body of a branch: the arguments as `function` expects them, and the call."""
     bindings: list[Binding] = []
     given: list[Expr] = []
     for argument, parameter in zip(arguments, function.params, strict=True):

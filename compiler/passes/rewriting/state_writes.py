@@ -1,10 +1,10 @@
-"""Kernels that overwrite a part of a tensor, in a form that `update-states` can turn into writes in place.
+"""Kernels that overwrite part of a tensor, in a form that `update-states` can turn into in-place writes.
 
-Such a kernel is functional: it copies one operand to its result, then writes the new parts. The attribute `UPDATES` of
-the kernel is that operand's position, the copy is its first statement, and nothing after it reads the operand, so
-that without the first statement and with one buffer for operand and result the same kernel writes in place.
+Such a kernel is functional: it copies one operand to its result, then writes the new parts. The kernel's attribute
+`UPDATES` is that operand's position, the copy is its first statement, and nothing after it reads the operand. Without
+the first statement, and with one buffer for operand and result, the same kernel thus writes in place.
 
-Kernels that make a state longer by rows whose positions are computed, in a form that `with_capacity` recognizes.
+Also kernels that extend a state by rows at computed positions, in a form that `with_capacity` recognizes.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from schedules.attention.cache.description import (
 from schedules.instructions.element_loops import VECTOR_DTYPES
 from schedules.ir.tvm_types import BlockBuilder, Call, Expr, Stmt, Tensor, Type
 
-_LANES = 16  # of a vector; LLVM splits it where registers are narrower
+_LANES = 16  # per vector; LLVM splits it for narrower registers
 Positions: TypeAlias = "tuple[Expr, ...]"
 
 
 def write_rows(builder: relax.BlockBuilder, state: Expr, rows: Expr, position: Expr, axis: int) -> relax.Var:
-    """`state` with `rows` written along `axis` from `position` on: the Relax form that is always done in place.
+    """Write `rows` into `state` along `axis` from `position` on, in the form that is always done in place.
 
     Args:
         builder: inside of a binding block.
         state: a tensor of known rank, (..., capacity, ...).
-        rows: the same shape and dtype but for the number of rows along `axis`.
-        position: int64, () for all, or (batch,) for each entry of axis 0 of its own (then `axis` is not 0).
-        axis: of the rows; negative counts from the end.
+        rows: the same shape and dtype except for the number of rows along `axis`.
+        position: int64, () for all, or (batch,) for each entry of axis 0 (then `axis` is not 0).
+        axis: axis of the rows; negative counts from the end.
 
     Returns:
-        The new value, of the type of `state`. A run fails with one error, before this state is written, where a row
-        would lie outside of it.
+        The new value, of the type of `state`. If a row would be out of bounds, the run fails with one error, before
+        this state is written.
     """
     axis %= len(state.ty.shape)
 
@@ -68,7 +68,7 @@ def write_rows(builder: relax.BlockBuilder, state: Expr, rows: Expr, position: E
 
 
 def write_positions(builder: relax.BlockBuilder, state: Expr, rows: Expr, positions: Expr, axis: int) -> relax.Var:
-    """`state` with `rows[i]` written at `positions[i]` (int64, (rows,)) along `axis`, in order, as `write_rows`."""
+    """`state` with `rows[i]` written at `positions[i]` (int64, (rows,)) along `axis`, in order; see `write_rows`."""
     axis %= len(state.ty.shape)
 
     def kernel(old: te.Tensor, new: te.Tensor, each: te.Tensor) -> te.Tensor:
@@ -78,12 +78,12 @@ def write_positions(builder: relax.BlockBuilder, state: Expr, rows: Expr, positi
 
 
 def write_sequences(builder: relax.BlockBuilder, state: Expr, rows: Expr, sequences: Expr, axis: int = 1) -> relax.Var:
-    """A cache of several sequences with new rows of some of them written; as `write_rows`.
+    """Write new rows of some sequences into a cache of several sequences; see `write_rows`.
 
     Args:
         builder: inside of a binding block.
         state: (slots, heads, capacity, ...).
-        rows: (1, tokens, heads, ...), the rows of a sequence one after the other; or (1, heads, tokens, ...).
+        rows: (1, tokens, heads, ...), with each sequence's rows contiguous; or (1, heads, tokens, ...).
         sequences: int64 (sequences, 5), each (slot, first row, first token, tokens, is a prompt), as
             `schedules.attention.cache.call.cached_attention` reads them.
         axis: of the tokens in `rows`, 1 or 2.
@@ -104,7 +104,7 @@ def _emitted(
 
 
 def updated(old: te.Tensor, others: list[te.Tensor], write: Callable[..., None], name: str) -> te.Tensor:
-    """The result of such a kernel: `old`, then what `write(result, *others)` writes into the buffer `result`."""
+    """Return the result of such a kernel: `old`, with what `write(result, *others)` writes into the buffer `result`."""
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
         source, *rest = ins
@@ -185,14 +185,14 @@ def _check(condition: Expr) -> None:
 
 
 def _within(index: Expr, last: Expr) -> Expr:
-    """A position that was checked; graphics processors check nothing, and must not write elsewhere."""
+    """Clamp a checked position; GPUs check nothing, and must not write out of bounds."""
     return tirx.max(tirx.min(index, last), tirx.const(0, "int64"))
 
 
 def _each_element(
     shape: Sequence[Expr], dtype: Type, body: Callable[[Positions], None], *, in_vectors: bool = True
 ) -> None:
-    """Run `body` for each position of a shape in order, along the last axis in vectors where its dtype has them."""
+    """Run `body` for each position of a shape in order, vectorized along the last axis if the dtype permits."""
     if not len(shape):
         body(())
         return
@@ -211,19 +211,19 @@ def _each_element(
 
 
 APPENDS = "tensorwright.appends"
-"""Attribute of such a kernel: the axis of the rows. Its operands are the state, the rows and where they start."""
+"""Attribute of such a kernel: the axis of the rows. Its operands are the state, the rows and their start."""
 
 
 def append_rows(builder: BlockBuilder, state: Expr, rows: Expr, starts: Expr, length: Expr, axis: int) -> Call:
-    """A longer state: the old rows before `starts`, the new ones from there on, and zeros behind them.
+    """Return a longer state: the old rows before `starts`, the new ones from there on, then zeros.
 
     Args:
         builder: inside of a binding block; the call is not yet bound to a variable.
         state: (batch, ..., past, ...).
-        rows: the same shape and dtype but for the number of rows along `axis`.
-        starts: int64 (batch,), of each entry of axis 0, between 0 and `past`.
-        length: of the result along `axis`.
-        axis: of the rows; not 0.
+        rows: the same shape and dtype except for the number of rows along `axis`.
+        starts: int64 (batch,), for each entry of axis 0, between 0 and `past`.
+        length: size of the result along `axis`.
+        axis: axis of the rows; not 0.
     """
 
     def longer(old: te.Tensor, new: te.Tensor, first: te.Tensor, size: Expr) -> te.Tensor:
@@ -242,7 +242,8 @@ def append_rows(builder: BlockBuilder, state: Expr, rows: Expr, starts: Expr, le
 
 
 def placed(rows: te.Tensor, starts: te.Tensor, axis: int, indices: Sequence[Expr], other: Callable[[], Expr]) -> Expr:
-    """The element at an index where `rows` start at `starts[position[0]]` along an axis; `other` outside of them."""
+    """Return the element at an index, with `rows` starting at `starts[position[0]]` along an axis; `other` outside of
+    them."""
     start, count = starts[indices[0]], rows.shape[axis]
     inner = tirx.max(tirx.min(indices[axis] - start, count - 1), tirx.const(0, "int64"))
     is_new = tirx.all(indices[axis] >= start, indices[axis] < start + count)
@@ -251,7 +252,7 @@ def placed(rows: te.Tensor, starts: te.Tensor, axis: int, indices: Sequence[Expr
 
 @dataclass(frozen=True)
 class PlacedAppend:
-    """The operands of a call that `append_rows` made."""
+    """The operands of a call created by `append_rows`."""
 
     state: Expr
     rows: Expr
@@ -260,7 +261,7 @@ class PlacedAppend:
 
 
 def placed_append(call: Expr, functions: Mapping[Any, Any]) -> PlacedAppend | None:
-    """The operands where an expression is such a call; `functions` are those of its module."""
+    """Return the operands if an expression is such a call; `functions` are its module's."""
     axis = kernel_attribute(call, functions, APPENDS)
     if axis is None:
         return None
@@ -270,7 +271,7 @@ def placed_append(call: Expr, functions: Mapping[Any, Any]) -> PlacedAppend | No
 
 @dataclass(frozen=True)
 class CausalAttention:
-    """A call of `cached_attention` each of whose queries sees the rows up to its own position."""
+    """A call of `cached_attention` in which each query sees the rows up to its own position."""
 
     description: CachedAttention
     operands: Mapping[str, Expr]
@@ -291,8 +292,8 @@ class CausalAttention:
         return self.operands.get(POSITION)
 
     def over(self, builder: BlockBuilder, key: Expr, value: Expr, renewed: Callable[[Expr], Expr]) -> Call:
-        """The same over longer keys and values, where the queries end within the old ones; `renewed` gives the other
-        operands."""
+        """Return the same attention over longer keys and values, with queries that end within the old ones; `renewed`
+        returns the other operands."""
         given = {role: renewed(each) for role, each in self.operands.items() if role not in (KEY, VALUE)}
         description = self.description
         options = AttentionOptions(
@@ -309,7 +310,7 @@ class CausalAttention:
 
 
 def attention_call(call: Expr, functions: Mapping[Any, Any]) -> CausalAttention | None:
-    """Causal attention that a call computes, or None; `functions` are those of its module."""
+    """Return the causal attention that a call computes, or None; `functions` are its module's."""
     text = kernel_attribute(call, functions, ATTRIBUTE)
     if text is None:
         return None

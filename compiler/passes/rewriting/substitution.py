@@ -1,5 +1,5 @@
-"""Substitution in Relax functions: of variables, constants and references to functions; and their recursion, as ONNX's
-loops are imported."""
+"""Substitution of variables, constants and function references in Relax functions; detection of recursion, as which
+ONNX loops are imported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Arguments: TypeAlias = "Callable[[GlobalVar, list[Expr]], list[Expr]]"
 
 
 def leaves(expr: Expr) -> Iterator[Expr]:
-    """Every variable, constant and function reference read in `expr`, branches and closures included."""
+    """Yield every variable, constant and function reference read in `expr`, branches and closures included."""
     if isinstance(expr, relax.Var | GenericConst | GlobalVar):
         yield expr
         return
@@ -28,8 +28,8 @@ def leaves(expr: Expr) -> Iterator[Expr]:
 
 
 def children(expr: Expr) -> list[Expr]:
-    """The expressions that `expr` is made of, in the order in which `replace_leaves` rebuilds them."""
-    # Slices: iterating over an array of TVM asks for its length at each element.
+    """Return the subexpressions of `expr`, in the order in which `replace_leaves` rebuilds them."""
+    # Slices: iterating over a TVM array asks for its length at each element.
     if isinstance(expr, relax.Call):
         return [expr.op, *expr.args[:]]
     if isinstance(expr, relax.Tuple):
@@ -47,7 +47,7 @@ def children(expr: Expr) -> list[Expr]:
 
 
 def calls_of_functions(expr: Expr) -> Iterator[Call]:
-    """Each call of a function by its name in `expr`."""
+    """Yield each call of a global function in `expr`."""
     if isinstance(expr, relax.Call) and isinstance(expr.op, GlobalVar):
         yield expr
     for child in children(expr):
@@ -55,12 +55,12 @@ def calls_of_functions(expr: Expr) -> Iterator[Call]:
 
 
 def called_functions(expr: Expr) -> Iterator[GlobalVar]:
-    """The GlobalVar of each call of a function by its name in `expr`."""
+    """Yield the GlobalVar of each call of a global function in `expr`."""
     return (call.op for call in calls_of_functions(expr))
 
 
 def used_as_values(functions: Mapping[GlobalVar, Function]) -> set[str]:
-    """Names of the functions that are mentioned other than in a call by name."""
+    """Return the names of functions that are referenced other than as a callee."""
     names: set[str] = set()
     for function in functions.values():
         mentioned = Counter(leaf.name_hint for leaf in leaves(function.body) if isinstance(leaf, GlobalVar))
@@ -70,10 +70,10 @@ def used_as_values(functions: Mapping[GlobalVar, Function]) -> set[str]:
 
 
 def replace_leaves(expr: Expr, replace: Replace, arguments: Arguments = lambda _callee, given: given) -> Expr:
-    """`expr` with `replace(leaf)` in place of each leaf; parts without a change stay the same objects.
+    """Return `expr` with `replace(leaf)` in place of each leaf; unchanged parts stay the same objects.
 
-    A replacement has the type of the leaf, but for a function reference, whose result has the type it had.
-    `arguments(callee, given)` gives the arguments of each call of a function by name.
+    A replacement has the type of the leaf, except for a function reference, whose result has the type it had.
+    `arguments(callee, given)` returns the arguments of each call of a global function.
     """
     if isinstance(expr, relax.Var | GenericConst | GlobalVar):
         return replace(expr)
@@ -116,7 +116,7 @@ def _rebind(binding: Binding, value: Expr) -> Binding:
 
 
 def loops(mod: tvm.IRModule) -> bool:
-    """True if a Relax function of the module calls itself, directly or through others."""
+    """True if any Relax function is (mutually) recursive."""
     calls = {
         variable.name_hint: {callee.name_hint for callee in called_functions(function.body)}
         for variable, function in mod.functions_items()

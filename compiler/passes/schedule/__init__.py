@@ -1,1 +1,1 @@
-"""Phase 6: every kernel gets a schedule for the machine."""
+"""Phase 6: schedule every kernel for the machine."""

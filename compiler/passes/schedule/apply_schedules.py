@@ -1,4 +1,4 @@
-"""apply-schedules: every kernel gets a schedule for the machine.
+"""apply-schedules: schedule every kernel for the machine.
 
 count-operations: count the arithmetic of each kernel before scheduling obscures it.
 """
@@ -20,7 +20,7 @@ from schedules.errors import RuleError
 
 @graph_pass("apply-schedules", summary="Schedule each kernel for the machine: vectors, tiles, threads")
 def apply_schedules(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Reports what `schedules` says of each kernel; does nothing without a machine (an unscheduled build)."""
+    """Stores the scheduler's report of each kernel; does nothing without a machine (an unscheduled build)."""
     if context.machine is None:
         return mod
     try:
@@ -44,13 +44,13 @@ def _hint(cause: BaseException | None) -> str:
 
 
 def _rules(context: PipelineContext) -> Sequence[Any] | None:
-    """The rules of the target, where it has its own."""
+    """Return the target's own rules, if any."""
     return None if context.target is None else context.target.schedule_rules()
 
 
 @graph_pass("count-operations", summary="Count the arithmetic of each kernel, for profiles; changes nothing")
 def count_operations(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Fills `context.report.operations`, where kernels whose work depends on data are missing, and `.gathered`."""
+    """Fills `context.report.operations`, except for kernels with data-dependent work, and `.gathered`."""
     context.report.operations = count_kernels(mod)
     context.report.gathered = gathered_by_kernel(mod)
     return mod

@@ -1,13 +1,14 @@
-"""compile-loops: fuses a loop over kernel calls into one kernel that calls those of the body in turn.
+"""compile-loops: fuse a loop over kernel calls into one kernel that calls the body's kernels in turn.
 
-A step of a loop costs the virtual machine more than a small kernel takes: calls of functions, allocations, tests of
-conditions, shapes. Here the tensors of a step lie in one workspace, its state twice: a step reads what the one before
-it wrote and writes the other half. Elements of stacks whose rows are whole cache lines are written in place.
+A loop iteration costs the virtual machine more than a small kernel takes: function calls, allocations, conditions,
+shapes. Here the tensors of an iteration are in one workspace, with a double-buffered state: each iteration reads the
+half written by the previous one and writes the other. Elements of stacks whose rows are whole cache lines are written
+in place.
 
-Functions that run a loop are those of `compiler.frontends.onnx.operators.control_flow.loop_body`. A loop that
-ends by a condition of its own, or whose number of iterations a kernel computes, and that stacks elements, is run some
-steps at a time, and their stacks are joined as those of single steps are. Loops whose bodies do anything else than call
-kernels on tensors of fixed sizes (fixed while the loop runs) stay with the virtual machine.
+Functions that run a loop are those of `compiler.frontends.onnx.operators.control_flow.loop_body`. A loop with its own
+end condition, or with a computed number of iterations, that stacks elements is run some iterations at a time, and their
+stacks are joined like those of single iterations. Loops whose bodies do anything other than call kernels on tensors of
+fixed sizes (fixed during the loop) stay with the virtual machine.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _ROOM = 1 << 20  # bytes of a stack with an unknown number of rows
 _ROWS, _FEWEST_ROWS = 64, 4
 
 
-@graph_pass("compile-loops", summary="Run loops over kernels by one kernel each", only="processor")
+@graph_pass("compile-loops", summary="Compile each loop over kernels to one kernel", only="processor")
 def compile_loops(mod: IRModule, context: PipelineContext) -> IRModule:
     """Runs after `apply-schedules`, on inner loops first: they are kernels to the outer ones."""
     waiting = [variable for variable, function in mod.functions_items() if _is_loop(function)]
@@ -74,7 +75,7 @@ class _Loop:
 
     Attributes:
         states: number of tensors in the state; these parameters follow the level and the iteration number.
-        rows: the number of iterations, if it is known when the function is called.
+        rows: the number of iterations, if known when the function is called.
         body: the call of the function of one iteration.
     """
 

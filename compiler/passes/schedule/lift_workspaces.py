@@ -1,7 +1,7 @@
-"""lift-workspaces: buffers that pass data between a kernel's launches become tensors of the module.
+"""lift-workspaces: turn buffers that pass data between a kernel's launches into tensors of the module.
 
-A device cannot allocate memory while it runs a kernel. As further results of the call, such buffers get their position
-from `plan-memory`, beside everything else.
+A device cannot allocate memory while it runs a kernel. As additional results of the call, such buffers are placed by
+`plan-memory` like all other tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from schedules.ir.tvm_types import Buffer, Call, Expr, Type, Var
 
 
 @graph_pass(
-    "lift-workspaces", summary="Make tensors of the buffers between a kernel's launches, on a device", required=True
+    "lift-workspaces", summary="Turn buffers between a kernel's launches into tensors, on devices", required=True
 )
 def lift_workspaces(mod: IRModule, context: PipelineContext) -> IRModule:
     """Does nothing for targets whose kernels allocate their own (`Target.lifts_workspaces`)."""
@@ -50,16 +50,16 @@ def lift_workspaces(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def with_workspaces_as_parameters(function: PrimFunc) -> tuple[PrimFunc, int]:
-    """A kernel whose launches hand on what they compute in parameters, its last results; how many there are."""
+    """Turn the buffers that a kernel's launches share into parameters, its last results; return their number too."""
     buffers = _workspaces(function)
     return (_with_parameters(function, buffers), len(buffers)) if buffers else (function, 0)
 
 
 def with_equal_workspaces(functions: Sequence[PrimFunc]) -> tuple[list[PrimFunc | None], int]:
-    """Schedules of one kernel with equal parameters, whichever of them is called: the largest of each buffer that
-    launches hand on; and how many there are.
+    """Give schedules of one kernel equal parameters: for each buffer shared by launches, the largest one. Return the
+    functions and the number of buffers.
 
-    A schedule that hands on less leaves the rest alone. None in place of one whose buffers have other types.
+    A schedule with fewer buffers ignores the rest. None replaces one whose buffers have other types.
     """
     own = [_workspaces(function) for function in functions]
     wanted: list[Buffer] = []
@@ -95,14 +95,14 @@ def _holds(larger: Buffer, buffer: Buffer) -> bool:
 
 
 def _workspaces(function: PrimFunc) -> list[Expr]:
-    """The function-wide buffers in a device's memory."""
+    """Return the function-wide buffers in device memory."""
     if not isinstance(function.body, s_tir.SBlockRealize):
         return []
     return [each for each in function.body.block.alloc_buffers if str(each.ty.storage_scope) in ("", "global")]
 
 
 def _scalars(function: PrimFunc) -> int:
-    """Number of parameters at the end that are numbers."""
+    """Return the number of trailing scalar parameters."""
     count = 0
     for parameter in reversed(list(function.params)):
         if tirx.is_buffer_var(parameter):
@@ -112,7 +112,7 @@ def _scalars(function: PrimFunc) -> int:
 
 
 def _with_parameters(function: PrimFunc, buffers: list[Expr]) -> PrimFunc:
-    """The function with these buffers as its last results."""
+    """Return the function with these buffers as its last results."""
     parameters = list(function.params)
     index = len(parameters) - _scalars(function)
     root = function.body.block
@@ -134,7 +134,7 @@ def _with_parameters(function: PrimFunc, buffers: list[Expr]) -> PrimFunc:
 
 @mutator
 class _Calls(PyExprMutator):
-    """Calls of changed functions take the further results, and give what they gave."""
+    """Calls of changed functions receive the additional results and return the original ones."""
 
     def __init__(self, mod: IRModule, lifted: dict[GlobalVar, tuple[GlobalVar, list[Expr]]]) -> None:
         super().__init__(mod)
@@ -163,7 +163,7 @@ class _Calls(PyExprMutator):
 
 
 def _sizes(function: PrimFunc, types: list[Type], numbers: list[int]) -> dict[Var, int]:
-    """Value of each symbolic size of a function at the caller, from its arguments' types."""
+    """Return the value of each symbolic size of a function at a call, from its arguments' types."""
     sizes: dict[Var, int] = {}
     parameters = list(function.params)
     for parameter, given in zip(parameters, types, strict=False):

@@ -1,4 +1,4 @@
-"""Generates one kernel for a loop: a workspace for the tensors of a step, and calls of the step's kernels in turn.
+"""Generates one kernel for a loop: a workspace for the tensors of a step, and calls of the step's kernels in sequence.
 
 Steps are calls of kernels, copies and branches on tensors whose sizes do not change in the loop.
 """
@@ -40,7 +40,7 @@ class LoopForm:
         go: the condition to continue; None: always.
         elements: the row that the iteration adds to each stack.
         rows: capacity of the stacks in iterations; None without stacks.
-        given: the tensors that the loop gets: the level, the first iteration, the state before it, and what steps read.
+        given: the loop's inputs: the level, the first iteration, the state before it, and the tensors that steps read.
     """
 
     steps: list[Step]
@@ -122,7 +122,7 @@ class LoopKernel:
         return self._results[2 + len(self.form.state) : -1]
 
     def _take(self, size: Index) -> Index:
-        """Allocate bytes in the workspace; returns their offset."""
+        """Allocate bytes in the workspace; return their offset."""
         begin, self._total = self._total, self._total + _rounded(size)
         return begin
 
@@ -189,7 +189,7 @@ class LoopKernel:
         return tirx.NE(position.args[0], tirx.const(0, "uint8"))
 
     def function(self) -> tuple[PrimFunc, list[Var]]:
-        """The kernel, and the symbolic sizes that it takes as parameters."""
+        """Return the kernel, and the symbolic sizes that it takes as parameters."""
         form, states = self.form, self._results[2 : 2 + len(self.form.state)]
         begin = [
             self._allocate_step,
@@ -279,7 +279,8 @@ def _copy(to: Expr, source: Expr, size: Index) -> Stmt:
 
 
 def copy_kernel(stack: Sequence[Expr], rows: Var, dtype: str) -> tuple[PrimFunc, list[Var]]:
-    """A kernel that copies the first rows of a stack, (allocated rows, *element) to (rows, *element), and its sizes."""
+    """Return a kernel that copies the first rows of a stack, (allocated rows, *element) to (rows, *element), and its
+    sizes."""
     source, result = _buffer("stack", list(stack), dtype), _buffer("rows", [rows, *stack[1:]], dtype)
     body = _copy(tirx.buffer_data(result), tirx.buffer_data(source), rows * bytes_of(stack[1:], dtype))
     attributes = {"tirx.is_scheduled": True, "tirx.noalias": True}
@@ -292,7 +293,7 @@ def _buffer(name: str, shape: Sequence[Expr], dtype: str) -> Expr:
 
 
 def _with_own_sizes(params: Sequence[Var], body: Stmt) -> PrimFunc:
-    """The kernel with fresh variables for the symbolic sizes among its parameters."""
+    """Return the kernel with fresh variables for the symbolic sizes among its parameters."""
     buffers = [each for each in params if tirx.is_buffer_var(each)]
     own = {each: tirx.Var(str(each.name), "int64") for each in params if not tirx.is_buffer_var(each)}
     for each in buffers:
@@ -302,8 +303,8 @@ def _with_own_sizes(params: Sequence[Var], body: Stmt) -> PrimFunc:
 
 
 def _sizes_of(buffers: Sequence[Expr], body: Stmt) -> list[Var]:
-    """The symbolic sizes that a kernel reads. They are passed as numbers: TVM cannot read them from a tensor if the
-    kernel only uses its address."""
+    """Return the symbolic sizes that a kernel reads. They are passed as numbers: TVM cannot read them from a tensor if
+    the kernel only uses its address."""
     read = dict.fromkeys(
         size for buffer in buffers for each in buffer.ty.shape for size in tirx.analysis.undefined_vars(each)
     )
@@ -312,7 +313,7 @@ def _sizes_of(buffers: Sequence[Expr], body: Stmt) -> list[Var]:
 
 
 def _written(steps: Sequence[Step]) -> Iterator[Tensor]:
-    """Every tensor that steps write, without duplicates."""
+    """Yield every tensor that steps write, without duplicates."""
     seen: dict[Tensor, None] = {}
     for step in steps:
         if isinstance(step, KernelCall):
@@ -335,7 +336,7 @@ def _names(steps: Sequence[Step]) -> Iterator[str]:
 
 
 def _lifetimes(form: LoopForm) -> dict[Tensor, tuple[int, int]]:
-    """First and last step that uses each tensor, with the sides of branches one after the other."""
+    """Return the first and last step that uses each tensor, with the sides of branches one after the other."""
     found: dict[Tensor, tuple[int, int]] = {}
     time = 0
 
@@ -435,11 +436,11 @@ class StepReader:
     constants: list[tuple[GenericConst, Tensor]] = field(default_factory=list)
 
     def call(self, function: Function, arguments: Sequence[Value]) -> Value:
-        """The result of a call. Raises NotCompiledError."""
+        """Return the result of a call. Raises NotCompiledError."""
         return _FunctionReader(self, function, arguments).value_of(function.body)
 
     def constant(self, constant: GenericConst) -> View:
-        """The loop input for a constant; the same one for repeated uses."""
+        """Return the loop input for a constant; the same one for repeated uses."""
         known = next((tensor for each, tensor in self.constants if each.same_as(constant)), None)
         if known is None:
             known = tensor_of(constant.ty, {}, given=constant)
@@ -448,7 +449,7 @@ class StepReader:
 
 
 def tensor_of(ty: Type, sizes: dict[Var, Expr], given: Expr | None = None) -> Tensor:
-    """A tensor of a Relax type, with sizes substituted. Raises NotCompiledError if its shape is unknown."""
+    """Return a tensor of a Relax type, with sizes substituted. Raises NotCompiledError if its shape is unknown."""
     if not isinstance(ty, relax.TensorType) or ty.shape is None or not isinstance(ty.shape, relax.ShapeExpr):
         raise NotCompiledError("a tensor of unknown shape")
     dtype = str(ty.dtype)
@@ -458,7 +459,7 @@ def tensor_of(ty: Type, sizes: dict[Var, Expr], given: Expr | None = None) -> Te
 
 
 class _FunctionReader:
-    """One call of a function: `sizes` and `values` are those of its variables."""
+    """Reads one call of a function; `sizes` and `values` belong to its variables."""
 
     def __init__(self, reader: StepReader, function: Function, arguments: Sequence[Value]) -> None:
         self._reader = reader
@@ -474,7 +475,7 @@ class _FunctionReader:
                 self._bind_sizes(parameter.ty, value)
 
     def _bind_sizes(self, ty: Type, given: Sequence[Expr]) -> None:
-        """Bind the sizes that a type names to those of its value; sizes that are already bound must match."""
+        """Bind the sizes that a type names to those of its value; sizes already bound must match."""
         named = ty.values if isinstance(ty, relax.ShapeType) else getattr(ty, "shape", None)
         if named is None or len(named) != len(given):
             raise NotCompiledError("a shape that is not known")
@@ -485,7 +486,7 @@ class _FunctionReader:
                 raise NotCompiledError("a size that is checked while the loop runs")
 
     def value_of(self, expr: Expr) -> Value:
-        """The value of an expression."""
+        """Return the value of an expression."""
         if isinstance(expr, relax.SeqExpr):
             return self._sequence(expr)
         if isinstance(expr, relax.Var):

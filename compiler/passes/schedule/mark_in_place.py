@@ -1,7 +1,7 @@
-"""mark-in-place: note which operands an elementwise kernel may overwrite with its result.
+"""mark-in-place: mark the operands that an elementwise kernel may overwrite with its result.
 
-The kernel must be one block that reads the operand only where it writes the result, and have one result of the same
-shape and data type. Then whatever a schedule does, an element is read for the last time before it is written.
+The kernel must be one block that reads the operand only at the index it writes, and have one result of the same shape
+and data type. Then, under any schedule, each element is last read before it is written.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from compiler.passes.rewriting.matching import plain
 from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 
-@graph_pass("mark-in-place", summary="Note which operands each elementwise kernel may overwrite")
+@graph_pass("mark-in-place", summary="Mark the operands that each elementwise kernel may overwrite")
 def mark_in_place(mod: IRModule, context: PipelineContext) -> IRModule:
-    """`plan-memory` reads the marks; it is a pass of its own since schedules hide what a kernel computes."""
+    """Marks are read by `plan-memory`; a separate pass, since schedules obscure what a kernel computes."""
     changed = {}
     for variable, function in mod.functions_items():
         if isinstance(function, PrimFunc) and IN_PLACE not in (function.attrs or {}):
@@ -32,7 +32,7 @@ def mark_in_place(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def overwritable_operands(function: PrimFunc) -> list[int]:
-    """Positions of the parameters that the last one, the result, may overwrite."""
+    """Return the positions of the parameters that the last one, the result, may overwrite."""
     block = _only_block(function.body)
     buffers = list(function.params)  # a tensor parameter is its buffer's variable
     if block is None or not buffers or not all(tvm.tirx.is_buffer_var(buffer) for buffer in buffers):
@@ -52,7 +52,7 @@ def overwritable_operands(function: PrimFunc) -> list[int]:
 
 
 def _only_block(body: Stmt) -> Stmt | None:
-    """The one block below the root and plain loops, or None."""
+    """Return the only block below the root and plain loops, or None."""
     tirx = tvm.tirx
     while True:
         if isinstance(body, tvm.s_tir.SBlockRealize):

@@ -1,11 +1,11 @@
-"""store-palettes and store-scaled-integers: weights that fewer bytes hold exactly are stored so, and restored bit for
-bit when the module is loaded, behind whatever packing or transforming a weight went through. Nothing is rounded.
+"""store-palettes and store-scaled-integers: store weights in an exact smaller form and restore them bit for bit when
+the module is loaded, after any packing or transformation. Nothing is rounded.
 
-- Weights of few distinct values, as `share_weights` leaves them: a palette, and a code of a few bits for each.
-- Weights that are int8 integers times a scale per output channel, as quantizing weights alone (or training with
-  rounding) leaves them: the integers and scales.
+- Weights with few distinct values, as from `share_weights`: a palette, and a code of a few bits for each weight.
+- Weights that are int8 integers times a scale per output channel, as from weight-only quantization (or training with
+  rounding): the integers and scales.
 
-expand-at-load: constants larger than the tensors they are computed from are computed when the module is loaded.
+expand-at-load: compute constants larger than the tensors they are computed from when the module is loaded.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Packed:
     expand: Callable[..., Tensor]
 
 
-# None where it would not be smaller.
+# Returns None if it would not be smaller.
 Pack = Callable[[Array], Packed | None]
 
 
 def store_narrow(mod: IRModule, expansions: Expansions, pack: Pack, name: str) -> None:
-    """Store the module's constants, or the tensors they are expanded from, packed by `pack`; `name`: the kernel's."""
-    # By the identity of an array, which is its own as long as the array is kept beside it.
+    """Store the module's constants, or the tensors they are expanded from, packed by `pack`; `name` is the kernel's."""
+    # By the identity of an array, which is unique while the array is kept with it.
     packed: dict[int, tuple[Array, Packed | None]] = {}
 
     def look(array: Array) -> Packed | None:
@@ -81,13 +81,13 @@ _PROBE = 4096
 
 @graph_pass("store-palettes", summary="Store weights of few distinct values as a palette and codes of 1 to 8 bits")
 def store_palettes(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Adds to `context.expansions`; the module stays as it is."""
+    """Adds to `context.expansions`; the module is unchanged."""
     store_narrow(mod, context.expansions, _packed_palette, "expand_palette")
     return mod
 
 
 def _packed_palette(array: Array) -> Packed | None:
-    """None where a palette saves nothing."""
+    """Return the packed palette; None if it saves nothing."""
     if array.dtype != np.float32 or array.size < _FEWEST_OF_PALETTE:
         return None
     stored = palette_codes(array)
@@ -95,8 +95,8 @@ def _packed_palette(array: Array) -> Packed | None:
 
 
 def palette_codes(array: Array) -> tuple[Array, Array] | None:
-    """(codes packed into bytes, palette of float32) when there are at most 256 values; None otherwise."""
-    flat = np.ascontiguousarray(array).ravel().view(np.uint32)  # by bits: two zeros are two values
+    """Return (codes packed into bytes, float32 palette) if there are at most 256 values; otherwise None."""
+    flat = np.ascontiguousarray(array).ravel().view(np.uint32)  # by bits: +0 and -0 are two values
     step = max(1, flat.size // _PROBE)
     if len(np.unique(flat[::step])) > 1 << MOST_BITS:
         return None
@@ -108,7 +108,7 @@ def palette_codes(array: Array) -> tuple[Array, Array] | None:
     palette[: len(values)] = values.view(np.float32)
     digits = (codes.reshape(-1, 1) >> np.arange(bits)) & 1
     packed = np.packbits(digits.astype(np.uint8).ravel(), bitorder="little")
-    return np.append(packed, np.uint8(0)), palette  # a byte more: codes are read two bytes at a time
+    return np.append(packed, np.uint8(0)), palette  # one more byte: codes are read two bytes at a time
 
 
 def _palette_expansion(shape: tuple[int, ...], codes: Array, palette: Array) -> Callable[..., Tensor]:
@@ -129,27 +129,27 @@ def _palette_expansion(shape: tuple[int, ...], codes: Array, palette: Array) -> 
     return expand
 
 
-_FEWEST_INTEGERS = 4096  # elements; fewer are not worth a kernel that runs when the module is loaded
-# The largest integer of a filter: it is 127 where weights are rounded to the nearest, perhaps less where otherwise, or
-# where the filter is a phase of a transposed one. A product of scale and integer was rounded: divided again, it may be
-# the scale's neighbour.
+_FEWEST_INTEGERS = 4096  # elements; fewer are not worth a kernel at load time
+# The largest integer of a filter: 127 with round-to-nearest weights, possibly less otherwise, or if the filter is a
+# phase of a transposed one. The product of scale and integer was rounded, so dividing again may give a neighbor of the
+# scale.
 _MOST = range(127, 0, -1)
 _PROBED = 64
 
 
 @graph_pass("store-scaled-integers", summary="Store weights that are 8-bit integers times a scale per channel as such")
 def store_scaled_integers(mod: IRModule, context: PipelineContext) -> IRModule:
-    """Adds to `context.expansions`; the module stays as it is."""
+    """Adds to `context.expansions`; the module is unchanged."""
     store_narrow(mod, context.expansions, packed_integers, "expand_integers")
     return mod
 
 
 def packed_integers(array: Array) -> Packed | None:
-    """None where no scale per output channel gives the numbers back exactly."""
+    """Return the packed integers; None if no scale per output channel restores the numbers exactly."""
     if array.dtype != np.float32 or array.size < _FEWEST_INTEGERS or array.ndim < 2:
         return None
     last = array.ndim - 1
-    # Filters lie along the first axis, or in blocks: along the first and the last.
+    # Filters are along the first axis, or in blocks: along the first and the last.
     for axes in ((0,), (0, last), (last,)):
         if 8 * np.prod([array.shape[axis] for axis in axes]) > array.size:
             continue
@@ -159,7 +159,7 @@ def packed_integers(array: Array) -> Packed | None:
 
 
 def _may_be_scaled(array: Array, axes: Sequence[int]) -> bool:
-    """True if a few numbers of a filter are integers on some scale of it: of other weights none are."""
+    """True if a few numbers of a filter are integers at one of its scales; in other weights none are."""
     indices = [array.shape[axis] // 2 if axis in axes else slice(None) for axis in range(array.ndim)]
     values = np.ravel(array[tuple(indices)])
     largest, some = np.abs(values).max(), values[np.flatnonzero(values)[:_PROBED]]
@@ -173,7 +173,7 @@ def _may_be_scaled(array: Array, axes: Sequence[int]) -> bool:
 
 
 def _scaled(array: Array, axes: Sequence[int]) -> tuple[Array, Array] | None:
-    """(int8 integers, float32 scales that broadcast over them), whose products are the array."""
+    """Return (int8 integers, float32 scales that broadcast over them) whose products are the array."""
     ahead = np.moveaxis(array, axes, range(len(axes)))
     filters = np.ascontiguousarray(ahead).reshape(-1, int(np.prod(ahead.shape[len(axes) :])))
     largest = np.abs(filters).max(1, keepdims=True)
@@ -217,9 +217,11 @@ STORED_NAME = "stored_{}"
 def expand_at_load(mod: IRModule, context: PipelineContext) -> IRModule:
     """Adds `EXPAND_ENTRY(*stored)`, which returns every constant of the module that `context.expansions` knows.
 
-    Winograd's transformed 3x3 filters take 36 numbers for 9: without this, ResNet-18 is 4 times its ONNX file. What 16
-    bits hold exactly is stored in them.
-    `lift-parameters` makes the constants the last parameters of `main`, in the order in which they are returned.
+    Winograd-transformed 3x3 filters take 36 numbers for 9: without this, ResNet-18 is 4 times the size of its ONNX
+    file.
+    Numbers that are exact in 16 bits are stored in 16 bits. `lift-parameters` makes the constants the last parameters
+    of
+    `main`, in the order in which they are returned.
     """
     expansions: Expansions = context.expansions
     expansions.chosen = _in_use(mod, expansions)
@@ -242,9 +244,9 @@ def expand_at_load(mod: IRModule, context: PipelineContext) -> IRModule:
 
 
 def _expansion_call(builder: BlockBuilder, expansion: Expansion, arguments: list[Expr], result: Type) -> Expr:
-    """The call of an expansion's kernel, whose result has the type `result`.
+    """Call an expansion's kernel, with a result of type `result`.
 
-    Kernels that differ in free sizes alone are one function.
+    Kernels that differ only in free sizes are one function.
     """
     if not expansion.free:
         return builder.call_te(expansion.kernel, *arguments, primfunc_name_hint=expansion.name)
@@ -260,7 +262,7 @@ def _expansion_call(builder: BlockBuilder, expansion: Expansion, arguments: list
 
 
 def _in_use(mod: IRModule, expansions: Expansions) -> list[Expr]:
-    """The distinct constants of the module that a pass made of smaller ones, or that 16 bits hold."""
+    """Return the distinct constants in use that a pass computed from smaller ones, or that are exact in 16 bits."""
     pool = ConstantPool()
     found = {
         index: each
@@ -271,7 +273,7 @@ def _in_use(mod: IRModule, expansions: Expansions) -> list[Expr]:
 
 
 def _is_smaller(constant: Expr, expansions: Expansions) -> bool:
-    """True if the constant has a smaller form; notes what 16 bits hold."""
+    """True if the constant has a smaller form; records constants that are exact in 16 bits."""
     known = expansions.known.get(constant)
     if known is not None:
         expansions.known[constant] = with_half_storage(known)
@@ -283,7 +285,7 @@ def _is_smaller(constant: Expr, expansions: Expansions) -> bool:
 
 
 class _Stored:
-    """The parameters of the function, one for each distinct array that is stored."""
+    """The parameters of the expansion function, one for each distinct stored array."""
 
     def __init__(self, expansions: Expansions) -> None:
         self._expansions = expansions
