@@ -1,6 +1,6 @@
-"""`with_processing`: a model between an image and its results.
+"""`with_processing`: adds image preprocessing and result decoding to a model.
 
-Masks of an image's size from a network's outputs for its frame.
+Also computes masks of an image's size from a network's outputs for its frame.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FLOATS = ("float32", "float16", "bfloat16")
 
 
 def image_input(model: ImportedModel) -> TensorSpec:
-    """The input that is an image: the only one of rank 4. Raises OptionError where there are others, or none."""
+    """Return the image input, the only one of rank 4. Raises OptionError if there is not exactly one."""
     found = [each for each in model.inputs if len(each.shape) == 4]
     if len(found) != 1:
         listed = "; ".join(map(str, model.inputs))
@@ -40,9 +40,9 @@ def image_input(model: ImportedModel) -> TensorSpec:
 
 
 def fixed_shape(model: ImportedModel, processing: Processing) -> tuple[str, tuple[int, ...]] | None:
-    """The image's input and a shape for it, where it is dynamic; None where it is not.
+    """Return the image input and a fixed shape for it if it is dynamic; otherwise None.
 
-    Raises OptionError where its height or width is dynamic, and no size is given.
+    Raises OptionError if its height or width is dynamic and no size is given.
     """
     spec = image_input(model)
     if all(isinstance(each, int) for each in spec.shape):
@@ -64,7 +64,7 @@ def fixed_shape(model: ImportedModel, processing: Processing) -> tuple[str, tupl
 
 
 def with_description(model: ImportedModel, given: Processing) -> ImportedModel:
-    """The model with the description that `Module.predict` needs for text or speech, and its tokenizer.
+    """Return the model with its tokenizer and the description that `Module.predict` needs for text or speech.
 
     Raises OptionError, StorageError: there is no tokenizer.
     """
@@ -82,13 +82,13 @@ def with_description(model: ImportedModel, given: Processing) -> ImportedModel:
 
 
 def with_processing(model: ImportedModel, given: Processing) -> ImportedModel:
-    """The model with an image as its input, and results as its outputs.
+    """Return the model with an image as its input and decoded results as its outputs.
 
     Args:
         model: with an image input of fixed shape, batch 1.
         given: options, completed with defaults here.
 
-    Raises OptionError where the options do not fit the model.
+    Raises OptionError if the options do not fit the model.
     """
     processing = completed(recognized(model, given))
     spec = image_input(model)
@@ -103,7 +103,7 @@ def with_processing(model: ImportedModel, given: Processing) -> ImportedModel:
 
 
 def _layout(spec: TensorSpec, processing: Processing) -> str:
-    """NCHW or NHWC, determined by the axis whose size is the number of channels."""
+    """Return NCHW or NHWC, determined by the axis whose size is the number of channels."""
     channels = 1 if processing.colors == "gray" else 3
     if spec.shape[1] == channels or spec.shape[3] != channels:
         return "NCHW"
@@ -131,7 +131,7 @@ def _check(spec: TensorSpec, processing: Processing, sizes: dict[str, int]) -> N
 
 
 class _Attached:
-    """The rewriting of one model."""
+    """Adds processing to one model."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class _Attached:
         self._names = [name if name not in taken else f"image_{name}" for name in ("height", "width")]
 
     def model(self) -> ImportedModel:
-        """The model with processing."""
+        """Return the model with processing."""
         model, names = self._model, self._names
         image = TensorSpec("image", (*names, 3), "uint8")
         outputs = self._results.outputs if self._results is not None else self._masks()
@@ -224,7 +224,7 @@ def _inlined(
     arguments: Sequence[Expr],
     renamed: Callable[[GlobalVar], GlobalVar] = lambda each: each,
 ) -> list[Expr]:
-    """Inline a function call; returns the fields of its result."""
+    """Inline a function call; return the fields of its result."""
     values = dict(zip(function.params, arguments, strict=True))
 
     def leaf(each: Expr) -> Expr:
@@ -251,7 +251,7 @@ _OPAQUE = 8  # TVM's pattern kind of kernels that are never fused
 
 
 def mask_outputs(model: ImportedModel, processing: Processing, sizes: tuple[str, str]) -> list[TensorSpec]:
-    """The outputs of a module that segments: `mask`, and `scores` where the net has one class.
+    """Return the outputs of a segmentation module: `mask`, and `scores` if the net has one class.
 
     Args:
         sizes: names of the image's height and width.
@@ -267,7 +267,7 @@ def mask_outputs(model: ImportedModel, processing: Processing, sizes: tuple[str,
     if classes > _MOST_CLASSES:
         raise OptionError(f"processing: masks have {_MOST_CLASSES} classes at most, and {raw} has {classes}")
     if processing.resize == "crop":
-        raise OptionError("processing: what a crop cuts off has no mask", "use resize=stretch, letterbox or fit")
+        raise OptionError("processing: cropped parts have no mask", "use resize=stretch, letterbox or fit")
     mask = TensorSpec("mask", sizes, "uint8")
     return [mask, TensorSpec("scores", sizes, "float32")] if classes == 1 else [mask]
 
@@ -275,9 +275,9 @@ def mask_outputs(model: ImportedModel, processing: Processing, sizes: tuple[str,
 def emit_mask(
     builder: BlockBuilder, image: Expr, values: Expr, processing: Processing, size: tuple[int, int]
 ) -> list[Expr]:
-    """The class of each pixel, uint8 (height, width), of values float32 (1, classes, rows, columns) for a frame of
-    `size`, which are interpolated linearly before the largest is chosen, as the transformers library and
-    mmsegmentation do; of one class the scores too, float32 (height, width)."""
+    """Compute the class of each pixel, uint8 (height, width), from float32 values (1, classes, rows, columns) for a
+    frame of `size`, interpolated linearly before the argmax, like the transformers library and mmsegmentation; for one
+    class also the scores, float32 (height, width)."""
     height, width, _ = image.ty.shape.values
     attributes = {"op_pattern": _OPAQUE}
     if int(values.ty.shape.values[1]) == 1:
@@ -303,8 +303,8 @@ def emit_mask(
 
 
 def _place(axis: Axis, count: Expr, position: Expr) -> tuple[Expr, Expr, Expr]:
-    """The two neighbours, int64, of a pixel among `count` values along an axis of the frame, and the weight of the
-    second, float32; positions outside the frame are clamped to its edge."""
+    """Return the two neighbors, int64, of a pixel among `count` values along an axis of the frame, and the weight of
+    the second, float32; positions outside the frame are clamped to its edge."""
     half = tirx.const(0.5, "float64")
     inside = (_real(position) + half) * _real(axis.resized) / _real(axis.image) - _real(axis.offset)
     coordinate = inside * _real(count) / tirx.const(float(axis.frame), "float64") - half

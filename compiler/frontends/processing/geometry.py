@@ -1,13 +1,13 @@
-"""Mapping between an axis of the model's input (the frame) and that of the image.
+"""Mapping between the axes of the model's input (the frame) and of the image; resampling.
 
-A position p of the frame that the net reads is position p + offset of the image made `resized` pixels long. The
-formulas are written once, and evaluated with numpy (tests, documentation) or as TVM's expressions (kernels).
+Position p of the frame that the net reads is position p + offset of the image resized to `resized` pixels. The formulas
+are written once, and evaluated with numpy (tests, documentation) or as TVM expressions (kernels).
+Images are resampled one axis after the other, with Pillow's integer arithmetic.
 
-Resampling of an image, one axis after the other, in the integers that Pillow computes with.
-
-For each position of the frame a table holds the first pixel that it weighs and the weights, rounded to `_BITS` bits
-after the point. The rows of the image are summed first and rounded to bytes; then the columns, where the sums are
-normalized and laid out as the net reads them.
+For each position of the frame, a table holds the first source pixel and the weights, rounded to `_BITS` fractional
+bits. The image's rows are summed first and rounded to bytes; then the columns, whose sums are normalized and laid out
+as
+the net reads them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _A = -0.5  # coefficient of Pillow's bicubic filter
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: pixels of the image, of the resized image, of the frame, and the frame's offset in the resized image;
-    `gain` is the factor that was asked for, float64, of which `resized` is a rounding."""
+    """An axis: sizes in pixels of the image, the resized image and the frame, and the frame's offset in the resized
+    image; `gain` is the requested scale factor, float64, which `resized` rounds."""
 
     image: Expr
     resized: Expr
@@ -39,7 +39,7 @@ class Axis:
 
 
 def axes_of(processing: Processing, size: tuple[int, int], height: Expr, width: Expr) -> tuple[Axis, Axis]:
-    """The vertical and the horizontal axis of an image of int64 sizes, for a frame of (height, width)."""
+    """Return the vertical and horizontal axes of an image of int64 sizes, for a frame of (height, width)."""
     if processing.resize == "stretch":
         return _stretched(height, size[0]), _stretched(width, size[1])
     if processing.resize in ("letterbox", "fit"):
@@ -77,7 +77,7 @@ def _margin(extra: Expr, even: bool) -> Expr:
 
 
 def taps(processing: Processing, axes: tuple[Axis, Axis], which: int) -> Expr:
-    """A bound, int64, of the pixels along an axis (0: vertical) that a position of the frame weighs."""
+    """Return a bound, int64, on the number of source pixels along an axis (0: vertical) per position of the frame."""
     support, axis = _support(processing), axes[which]
     least = 2 * support + 1
     if not processing.antialias:
@@ -85,7 +85,7 @@ def taps(processing: Processing, axes: tuple[Axis, Axis], which: int) -> Expr:
     if processing.resize == "stretch":
         return tirx.floordiv(2 * support * axis.image, axis.frame) + least
     if processing.resize == "crop":
-        # The longer side is rounded down, so its scale is that of the shorter one made one pixel shorter, at most.
+        # The longer side is rounded down, so its scale is at most that of the shorter side minus one pixel.
         shortest = processing.shortest or min(each.frame for each in axes)
         shorter = tirx.min(axes[0].image, axes[1].image)
         return tirx.floordiv(2 * support * shorter, max(shortest - 1, 1)) + least
@@ -99,8 +99,8 @@ def _support(processing: Processing) -> int:
 
 
 def window(processing: Processing, axis: Axis, position: Expr) -> tuple[Expr, Expr, Expr, Expr]:
-    """First pixel and number of pixels that a position of the frame weighs (int64), the center, and the filter's scale
-    (float64), as Pillow computes them."""
+    """Return the first pixel and number of pixels for a position of the frame (int64), the center, and the filter's
+    scale (float64), as in Pillow."""
     scale = _real(axis.image) / _real(axis.resized)
     filter_scale = tirx.max(scale, _real(1)) if processing.antialias else _real(1)
     support = _real(_support(processing)) * filter_scale
@@ -111,7 +111,7 @@ def window(processing: Processing, axis: Axis, position: Expr) -> tuple[Expr, Ex
 
 
 def weight(processing: Processing, distance: Expr) -> Expr:
-    """The filter's value, float64, at a distance from its center."""
+    """Return the filter's value, float64, at a distance from its center."""
     x = tirx.abs(distance)
     one = _real(1)
     if processing.filter != "bicubic":
@@ -123,7 +123,7 @@ def weight(processing: Processing, distance: Expr) -> Expr:
 
 
 def is_inside(axis: Axis, position: Expr) -> Expr:
-    """True where a position of the frame lies on the image."""
+    """True if a position of the frame is inside the image."""
     index = position + axis.offset
     return tirx.all(index >= 0, index < axis.resized)
 
@@ -160,7 +160,7 @@ def emit_frame(builder: BlockBuilder, image: Expr, processing: Processing, size:
 
 
 def normalization(processing: Processing) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and offset of each channel of the network's input, float32 (channels,)."""
+    """Return scale and offset of each channel of the network's input, float32 (channels,)."""
     channels = 1 if processing.colors == "gray" else 3
     given = (processing.mean or (0.0,), processing.std or (1.0,))
     mean, std = (np.broadcast_to(np.array(each, np.float64), channels) for each in given)
@@ -170,8 +170,8 @@ def normalization(processing: Processing) -> tuple[np.ndarray, np.ndarray]:
 
 
 def emit_placement(builder: BlockBuilder, image: Expr, processing: Processing, size: tuple[int, int]) -> Expr:
-    """The mapping from frame to image coordinates, float32 (3, 4): offsets to subtract from x, y, x, y in the frame,
-    factors to multiply by, and the maximum of each in image pixels."""
+    """Emit the mapping from frame to image coordinates, float32 (3, 4): offsets to subtract from x, y, x, y in the
+    frame, factors to multiply by, and the maximum of each in image pixels."""
     height, width, _ = image.ty.shape.values
 
     def placement(rows: Expr, columns: Expr) -> Tensor:
@@ -199,8 +199,8 @@ def emit_placement(builder: BlockBuilder, image: Expr, processing: Processing, s
 def _tables(
     builder: BlockBuilder, processing: Processing, size: tuple[int, int], height: Expr, width: Expr, which: int
 ) -> tuple[Expr, Expr]:
-    """Resampling tables of an axis: the first pixel and the pixel count of each position, int32 (2, frame), and the
-    weights, int32 (frame, taps)."""
+    """Emit the resampling tables of an axis: the first pixel and the pixel count of each position, int32 (2, frame),
+    and the weights, int32 (frame, taps)."""
 
     def tables(rows: Expr, columns: Expr) -> list[Tensor]:
         axes = axes_of(processing, size, rows, columns)
@@ -249,7 +249,8 @@ def _byte(total: Expr) -> Expr:
 
 
 def _sum_rows(processing: Processing, image: Tensor, windows: Tensor, weights: Tensor) -> Tensor:
-    """The image with the frame's width: uint8 (channels, height, width), the channels in the net's order."""
+    """Resample horizontally to the frame's width: uint8 (channels, height, width), with the channels in the net's
+    order."""
     height, columns = image.shape[0], weights.shape[0]
     channels = 1 if processing.colors == "gray" else 3
 
@@ -275,7 +276,7 @@ def _sum_rows(processing: Processing, image: Tensor, windows: Tensor, weights: T
 
 
 def _value(image: Expr, row: Expr, column: Expr, channel: int, processing: Processing) -> Expr:
-    """A pixel's value in a channel of the net, int32."""
+    """Return a pixel's value in a channel of the net, int32."""
     if processing.colors == "gray":
         parts = [tirx.Cast("int32", image[row, column, each]) * _GRAY[each] for each in range(3)]
         return (parts[0] + parts[1] + parts[2] + (1 << 15)) >> tirx.const(16, "int32")

@@ -1,8 +1,8 @@
-"""Boxes and classes from a network's outputs, as ONNX graphs in ONNX's textual syntax.
+"""Decoding of a network's outputs to boxes and classes, as ONNX graphs in ONNX's textual syntax.
 
-Each form of a detector's results becomes `corners` (boxes, 4) in pixels of the frame, and `best`, `label` (boxes,) in
-falling order or not; then overlapping boxes are dropped, or, where the net did that, those of low scores. A detector
-with prototypes of masks as its second output returns a mask of each box, too.
+Each form of a detector's results is converted to `corners` (boxes, 4) in pixels of the frame, and `best`, `label`
+(boxes,) in any order; then overlapping boxes are dropped, or, if the net already did that, those with low scores. A
+detector whose second output is mask prototypes also returns a mask per box.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from compiler.frontends.onnx import import_onnx
 from compiler.support.processing import Processing
 
 _HEADER = '<ir_version: 9, opset_import: ["" : 18]>'
-_FAR = 8192.0  # more than an edge of a frame, so that boxes of two classes, moved by so much each, do not overlap
+_FAR = 8192.0  # exceeds a frame's edges: boxes are shifted by this per class so that classes do not overlap
 _CONSTANTS = """
   zero = Constant <value_ints = [0]> ()
   one = Constant <value_ints = [1]> ()
@@ -139,8 +139,8 @@ _ABOVE = """
   enough = Greater (most_scores, least)
   kept = Compress <axis = 0> (order, enough)
 """
-# As ultralytics' process_mask: products with the prototypes, interpolated to the frame, and cut at their boxes; boxes
-# without a pixel are dropped.
+# Like ultralytics' process_mask: matmuls with the prototypes, interpolated to the frame and cropped to their boxes;
+# boxes without a pixel are dropped.
 _MASKED = """
   of_boxes = Gather <axis = 0> (coefficients, kept)
   frames = Gather <axis = 0> (corners, kept)
@@ -199,11 +199,11 @@ _PLACED = """
 
 
 def results_of(model: ImportedModel, processing: Processing, size: tuple[int, int]) -> tuple[ImportedModel, list[str]]:
-    """The graph that makes results of a net's outputs, and the names of those that it reads, in order; of a detector
-    it reads a placement behind them.
+    """Return the graph that decodes a net's outputs, and the names of the outputs that it reads, in order; for a
+    detector it also reads a placement after them.
 
     Raises:
-        OptionError: the outputs have not the form that `processing.boxes` says, or no form is given or recognized.
+        OptionError: the outputs do not have the form `processing.boxes`, or no form is given or recognized.
     """
     if processing.task == "classify":
         raw = model.outputs[0]
@@ -223,7 +223,7 @@ def results_of(model: ImportedModel, processing: Processing, size: tuple[int, in
     prototypes = prototypes_of(model, processing)
     if prototypes is not None:
         if processing.resize == "crop":
-            raise OptionError("processing: what a crop cuts off has no mask", "use resize=stretch, letterbox or fit")
+            raise OptionError("processing: cropped parts have no mask", "use resize=stretch, letterbox or fit")
         read.append(("prototypes", prototypes))
         results += f", uint8[n, {size[0]}, {size[1]}] masks"
     body = _detector_body(processing, raw, prototypes, size)
@@ -233,9 +233,9 @@ def results_of(model: ImportedModel, processing: Processing, size: tuple[int, in
 
 
 def prototypes_of(model: ImportedModel, processing: Processing) -> TensorSpec | None:
-    """The output of a detector with prototypes of masks, (1, coefficients, rows, columns); None where it has none.
+    """Return a detector's output with mask prototypes, (1, coefficients, rows, columns); None if it has none.
 
-    The boxes of such a net have as many columns more, behind their scores.
+    Such a net's boxes have that many more columns, after their scores.
     """
     count = _prototypes(model)
     if not count or processing.boxes in ("detr", "rt-detr"):
@@ -248,17 +248,17 @@ def prototypes_of(model: ImportedModel, processing: Processing) -> TensorSpec | 
 
 
 def _prototypes(model: ImportedModel) -> int:
-    """Number of mask prototypes if the second of two outputs is (1, count, rows, columns), else 0."""
+    """Return the number of mask prototypes if the second of two outputs is (1, count, rows, columns), otherwise 0."""
     shape = model.outputs[-1].shape
     is_fixed = len(shape) == 4 and all(isinstance(each, int) for each in shape)
     return int(shape[1]) if len(model.outputs) == 2 and is_fixed and shape[0] == 1 else 0
 
 
 def _check_frames(raw: TensorSpec, processing: Processing) -> None:
-    """Raise OptionError unless an output is classes of the steps of a line, (1, steps, classes)."""
+    """Raise OptionError unless an output holds per-step class scores, (1, steps, classes)."""
     numbers = _numbers(raw)
     if len(numbers) != 3 or numbers[0] != 1:
-        raise OptionError(f"processing: {raw} is not classes of steps: (1, steps, classes)")
+        raise OptionError(f"processing: {raw} is not (1, steps, classes)")
     if processing.names is not None and len(processing.names) != numbers[2]:
         raise OptionError(f"processing: {len(processing.names)} names for {numbers[2]} classes of {raw}")
     if (processing.blank or 0) >= numbers[2]:
@@ -268,7 +268,7 @@ def _check_frames(raw: TensorSpec, processing: Processing) -> None:
 def _detector_body(
     processing: Processing, raw: TensorSpec, prototypes: TensorSpec | None, size: tuple[int, int]
 ) -> str:
-    """Nodes of a detector's results, from the raw ones on."""
+    """Return the nodes that decode a detector's raw results."""
     limits = {"score": processing.score, "overlap": processing.overlap, "far": _FAR}
     activation = _ACTIVATIONS[processing.activation or "none"].format("values")
     coefficients = 0 if prototypes is None else int(prototypes.shape[1])
@@ -291,7 +291,7 @@ def _detector_body(
 
 
 def _masked(prototypes: TensorSpec, size: tuple[int, int]) -> str:
-    """Nodes of the masks of the chosen boxes."""
+    """Return the nodes that compute the masks of the chosen boxes."""
     _, count, rows, columns = _numbers(prototypes)
     height, width = map(float, size)
     return _MASKED.format(
@@ -307,9 +307,9 @@ def _masked(prototypes: TensorSpec, size: tuple[int, int]) -> str:
 
 
 def recognized(model: ImportedModel, processing: Processing) -> Processing:
-    """The options with the form of a detector's results, where they can be told by names and shapes.
+    """Return the options with the form of a detector's results, inferred from names and shapes.
 
-    Raises OptionError where they cannot.
+    Raises OptionError if the form cannot be inferred.
     """
     if processing.task != "detect" or processing.boxes is not None:
         return processing
@@ -356,7 +356,7 @@ def _candidates(processing: Processing, raw: TensorSpec) -> int:
 
 
 def _numbers(spec: TensorSpec) -> list[int]:
-    """The shape of an output. Raises OptionError where a size is dynamic."""
+    """Return the shape of an output. Raises OptionError if a size is dynamic."""
     if not all(isinstance(each, int) for each in spec.shape):
         raise OptionError(f"processing: the size of output {spec} is dynamic", "fix the model's inputs with shapes=")
     return [int(each) for each in spec.shape]
@@ -381,4 +381,4 @@ def _graph(
     try:
         return import_onnx(onnx.parser.parse_model(text))
     except onnx.parser.ParseError as error:
-        raise InvalidModelError(f"the graph of results cannot be read: {error}") from error
+        raise InvalidModelError(f"the result graph is invalid: {error}") from error

@@ -1,7 +1,7 @@
-"""Conditions on sizes that `torch.export` followed: branches of a model's own code, and of decompositions.
+"""Conditions on sizes that `torch.export` assumed: branches in a model's own code, and in decompositions.
 
-Conditions that PyTorch's own operators ask for (of strides, mostly) hold for the results of other sizes as well.
-Expressions of sympy, which those of `torch.export` are, become formulas (`compiler.support.formula`).
+Conditions that PyTorch's own operators check (mostly on strides) do not restrict other sizes.
+The sympy expressions of `torch.export` are converted to formulas (`compiler.support.formula`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     import torch
 
 Condition = tuple[SizeRelation, str]
-"""A relation of sizes, and where it is asked for."""
+"""A relation of sizes, and the source that requires it."""
 
-_DECOMPOSITIONS = ("_decomp", "_refs")  # folders of torch whose functions compute results, as a model's code does
-_CALLS = ("_export", "_tensor.py", "_jit_internal.py")  # parts of torch that call its functions in a model's name
+_DECOMPOSITIONS = ("_decomp", "_refs")  # folders of torch with functions that compute results, like model code
+_CALLS = ("_export", "_tensor.py", "_jit_internal.py")  # parts of torch that call its functions on behalf of a model
 
 
 def branch_relations(program: torch.export.ExportedProgram) -> Iterator[Condition]:
-    """Relations between input sizes under which the followed branches are taken, and where they are.
+    """Yield the relations between input sizes under which the exported branches are taken, with their locations.
 
     Raises:
-        UnsupportedModelError: a branch of the model depends on a condition that no formula of sizes states.
+        UnsupportedModelError: a branch of the model depends on a condition that is no formula of sizes.
     """
     values = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
     environments = {id(mode.shape_env): mode.shape_env for mode in (getattr(each, "fake_mode", None) for each in values)
@@ -42,15 +42,16 @@ def branch_relations(program: torch.export.ExportedProgram) -> Iterator[Conditio
 
 
 def _is_assumed(guard: Any) -> bool:
-    """True if a composite operator, not the model, asks that a size is not 0 or 1: its results do not depend on it."""
+    """True if a composite operator, not the model, requires that a size is not 0 or 1, on which its results do not
+    depend."""
     caller = getattr(guard.sloc.framework_loc, "name", "")
     return caller == "_special_op_to_decompose_cia" and getattr(guard.expr, "rel_op", None) == "!="
 
 
 def decomposition_relations(guard: Any) -> Iterator[Condition]:
-    """The equation that a guard of `torch` asks for, where the decomposition of an operator computes by it.
+    """Yield the equation required by a guard in `torch`, if an operator's decomposition computes with it.
 
-    Inequalities are left out: most say that a size is not 1, which tracing assumes and results do not depend on.
+    Inequalities are skipped: most state that a size is not 1, which tracing assumes and results do not depend on.
     """
     folder, where = _source(guard)
     computes = folder in _DECOMPOSITIONS and "view" not in guard.sloc.framework_loc.name
@@ -59,12 +60,12 @@ def decomposition_relations(guard: Any) -> Iterator[Condition]:
 
 
 def equation_on_a_size(guard: Any) -> list[Condition]:
-    """The equation of a guard, whoever asks for it; none where no formula states it."""
+    """Return the equation of a guard, from any source; empty if no formula expresses it."""
     return list(_conditions(guard.expr, f"a decomposed operator {_source(guard)[1]}".rstrip(), required=False))
 
 
 def _source(guard: Any) -> tuple[str, str]:
-    """(folder of PyTorch or "", text for messages) of the code that asks; the text is "" where that is not known."""
+    """Return (folder of PyTorch or "", text for messages) of the code that guards; the text is "" if unknown."""
     import torch
 
     location: Any = getattr(guard.sloc, "framework_loc", None)
@@ -77,7 +78,7 @@ def _source(guard: Any) -> tuple[str, str]:
 
 
 def _conditions(condition: Any, where: str, *, required: bool) -> Iterator[Condition]:
-    """A condition of sympy as relations. Raises UnsupportedModelError where it is `required` and has no formula."""
+    """Convert a sympy condition to relations. Raises UnsupportedModelError if it is `required` and has no formula."""
     try:
         yield from [(each, where) for each in _relations(condition)]
     except FormulaError as error:
@@ -103,14 +104,14 @@ def _relations(condition: Any) -> Iterator[SizeRelation]:
     yield SizeRelation(size_formula(large), "at least", size_formula(small + 1 if kind in (">", "<") else small))
 
 
-# ruff: noqa: N802  (methods of sympy's printers have the names of its classes)
+# ruff: noqa: N802  (methods of sympy's printers are named after its classes)
 
 
 _LARGEST_DENOMINATOR = 1 << 20
 
 
 def size_formula(size: Any) -> str:
-    """A whole number, symbolic size or expression of sympy as a formula; a text is one already.
+    """Return an integer, symbolic size or sympy expression as a formula; strings are returned unchanged.
 
     Raises:
         FormulaError: it has parts that formulas lack, such as a square root.
@@ -121,7 +122,7 @@ def size_formula(size: Any) -> str:
 
 
 def truth_formula(condition: Any) -> str:
-    """A condition of sympy on sizes as a formula that is 1 where it holds, else 0. Raises FormulaError."""
+    """Return a sympy condition on sizes as a formula that is 1 if it holds, otherwise 0. Raises FormulaError."""
     kind = type(condition).__name__
     if kind in ("And", "Or"):
         parts = ", ".join(truth_formula(each) for each in condition.args)
@@ -136,7 +137,7 @@ def truth_formula(condition: Any) -> str:
 
 
 def sides(relation: Any) -> tuple[Any, Any]:
-    """The sides of a relation as expressions of whole numbers. Raises FormulaError where there are none."""
+    """Return the sides of a relation as integer expressions. Raises FormulaError if there are none."""
     try:
         size_formula(relation.lhs), size_formula(relation.rhs)
     except FormulaError:
@@ -155,10 +156,10 @@ _TRUTHS: dict[str, Callable[[str], str]] = {
 
 
 def _fraction(expr: Any) -> tuple[Any, Any]:
-    """An expression as a quotient of whole ones; the divisor is positive, as sizes are.
+    """Return an expression as a quotient of integer expressions; the divisor is positive, like sizes.
 
     Raises:
-        FormulaError: a floating-point number has more digits than products with sizes keep.
+        FormulaError: a float has more digits than products with sizes preserve.
     """
     import sympy
     from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
@@ -180,7 +181,7 @@ def _text(expr: Any) -> str:
 
 @cache
 def _printer() -> Any:
-    """Torch's printer of Python, with quotients that are rounded to whole numbers."""
+    """Return torch's Python printer, extended by quotients rounded to integers."""
     from torch.utils._sympy.printers import PythonPrinter
 
     class Printer(PythonPrinter):

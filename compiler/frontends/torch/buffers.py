@@ -1,5 +1,5 @@
-"""Buffers of a model that the exporter misreads: integers from which sizes are computed, like EnCodec's strides, which
-`torch.export` treats as data, and one tensor under several names, of which the first stands for all."""
+"""Model buffers that the exporter misreads: integers that determine sizes, like EnCodec's strides, which `torch.export`
+treats as data; and one tensor under several names, of which the first is used for all."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def integers_as_constants(model: torch.nn.Module) -> Iterator[bool]:
-    """While it lasts, scalar integers that are not part of the model's state are constants of the code that runs.
+    """Context in which scalar integer buffers outside the model's state are constants of the executed code.
 
-    Yields whether there are any. A buffer that is saved with the model may count something, and stays as it is.
+    Yields True if there are any. A buffer saved with the model may be a counter and stays unchanged.
     """
     handles: list[Any] = []
     try:
@@ -46,7 +46,7 @@ def _integers(module: torch.nn.Module) -> dict[str, int]:
 
 
 def _exchange(values: dict[str, int]) -> tuple[Any, Any]:
-    """Hooks of a module that put constants in place of its buffers, and the buffers back."""
+    """Return module hooks that replace buffers by constants, and restore the buffers."""
     import torch
 
     kept: dict[str, Any] = {}
@@ -63,10 +63,10 @@ def _exchange(values: dict[str, int]) -> tuple[Any, Any]:
 
 
 def refuse_writes_to_constants(program: torch.export.ExportedProgram) -> None:
-    """Raise UnsupportedModelError where the model writes to what became a constant."""
+    """Raise UnsupportedModelError if the model writes to a buffer that became a constant."""
     import torch
 
-    detach = torch.ops.aten.detach_.default  # as each constant begins
+    detach = torch.ops.aten.detach_.default  # first operation on each constant
     constants = set(program.graph_signature.inputs_to_lifted_tensor_constants)
     for node in program.graph.nodes:
         schema = getattr(node.target, "_schema", None)
@@ -83,15 +83,15 @@ def refuse_writes_to_constants(program: torch.export.ExportedProgram) -> None:
 
 
 def with_shared_buffers(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program with one input for each buffer; a copy where two of its buffers are the same tensor.
+    """Return the program with one input per distinct buffer; a copy if two of its buffers are the same tensor.
 
-    Raises UnsupportedModelError where the memory of a buffer is part of another one's: what is written to one would
-    have to show in the other.
+    Raises UnsupportedModelError if a buffer's memory is part of another's: writes to one would have to be visible in
+    the other.
     """
     from torch.export.graph_signature import InputKind
 
-    first: dict[Any, Any] = {}  # what describes a tensor's memory: the specification of the buffer
-    same: dict[str, str] = {}  # placeholders, and those that stand for them
+    first: dict[Any, Any] = {}  # memory description of a tensor -> input specification of the buffer
+    same: dict[str, str] = {}  # placeholder -> placeholder that replaces it
     for spec in program.graph_signature.input_specs:
         tensor = _buffer(program, spec.target) if spec.kind == InputKind.BUFFER else None
         if tensor is None or not tensor.numel():
@@ -106,7 +106,7 @@ def with_shared_buffers(program: torch.export.ExportedProgram) -> torch.export.E
 
 
 def _buffer(program: torch.export.ExportedProgram, name: str | None) -> Any:
-    """A buffer of a memory of its own; None for tensors that have none to compare, as sparse ones."""
+    """Return a buffer with memory to compare; None for other tensors, such as sparse ones."""
     import torch
 
     tensor = program.state_dict.get(name, program.constants.get(name)) if name is not None else None
@@ -114,7 +114,7 @@ def _buffer(program: torch.export.ExportedProgram, name: str | None) -> Any:
 
 
 def _position(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Equal for tensors of the same elements in memory, read in the same way."""
+    """Return a key that is equal for tensors that read the same memory in the same way."""
     storage = tensor.untyped_storage().data_ptr()
     return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
@@ -132,7 +132,7 @@ def _merged(program: torch.export.ExportedProgram, same: dict[str, str]) -> torc
 
     root = copy.deepcopy(program.graph_module)
     for node, original in zip(root.graph.nodes, program.graph.nodes, strict=True):
-        node.name = original.name  # copies rename what shadows a name of Python, and the signature names nodes
+        node.name = original.name  # copies rename names that shadow Python's, and the signature refers to nodes by name
     nodes = {node.name: node for node in root.graph.nodes}
     for name, other in same.items():
         nodes[name].replace_all_uses_with(nodes[other])

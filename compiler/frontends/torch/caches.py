@@ -1,4 +1,4 @@
-"""Caches of transformers as inputs: their keys and values become inputs of the program."""
+"""Caches of the transformers library as inputs: their keys and values become program inputs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from compiler.errors import InputError, type_text
 
 CACHE_MODULE = "transformers.cache_utils"
-# Of these layers only keys and values change; others count positions or write in place.
+# In these layers only keys and values change; others count positions or write in place.
 _LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 
 
 def is_cache(value: object) -> bool:
-    """True if it is one of transformers' caches, or one of their layers."""
+    """True for a cache of the transformers library, or one of its layers."""
     return any(each.__module__ == CACHE_MODULE for each in type(value).__mro__)
 
 
 def register_caches(arguments: Iterable[object]) -> None:
-    """Let `torch.export` take caches among the arguments apart: into the keys and values of each layer in turn.
+    """Let `torch.export` flatten caches among the arguments into the keys and values of each layer in turn.
 
-    Raises InputError for those that hold more than keys and values.
+    Raises InputError for caches that hold more than keys and values.
     """
     from torch.utils import _pytree
 
@@ -47,7 +47,7 @@ def _check(cache: object) -> None:
 
 
 class _Structure:
-    """Structure of a cache without its tensors; equal for caches of the same layers."""
+    """Structure of a cache without its tensors; equal for caches with the same layers."""
 
     def __init__(self, cache: Any) -> None:
         self.cache = copy.copy(cache)
@@ -77,7 +77,7 @@ def _tensors_with_keys(cache: Any) -> tuple[list[tuple[Any, Any]], _Structure]:
 
 
 def _cache_of(tensors: Iterable[Any], structure: _Structure) -> Any:
-    """A cache of its own around the tensors."""
+    """Return a new cache around the tensors."""
     given: Sequence[Any] = list(tensors)
     cache = copy.copy(structure.cache)
     cache.layers = [copy.copy(layer) for layer in structure.cache.layers]

@@ -34,19 +34,19 @@ def exported_program(
     example_inputs: Sequence[Any] | Mapping[str, Any] | None,
     dynamic_shapes: Any,
 ) -> torch.export.ExportedProgram:
-    """Export a module by `torch.export`; a program is returned as it is. Raises as `import_torch`."""
+    """Export a module with `torch.export`; a program is returned unchanged. Raises like `import_torch`."""
     import torch
     from torch.export import ExportedProgram
 
     if isinstance(source, ExportedProgram):
         if example_inputs is not None or dynamic_shapes is not None:
             raise OptionError(
-                "an ExportedProgram has its inputs already; example_inputs and dynamic_shapes do not apply"
+                "an ExportedProgram already has its inputs; example_inputs and dynamic_shapes do not apply"
             )
         return source
     if isinstance(source, torch.jit.ScriptModule):
         raise OptionError(
-            "the model is a TorchScript program, which torch.export does not take",
+            "the model is a TorchScript program, which torch.export does not accept",
             "give the torch.nn.Module that it was made of",
         )
     if example_inputs is None:
@@ -74,7 +74,7 @@ def exported_program(
 def _captured(
     model: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
-    """The program; sizes that are computed from integers in buffers are computed once more with these as constants."""
+    """Return the program; a second capture makes integer buffers constants if sizes are computed from them."""
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     try:
@@ -91,7 +91,8 @@ def _captured(
 def _exported(
     model: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
-    """The program; with the builtin number types where the model does not run with those that take symbolic sizes."""
+    """Return the program; fall back to the builtin number types if the model fails with those that accept symbolic
+    sizes."""
     import torch
     from torch._dynamo.exc import UserError
 
@@ -100,7 +101,7 @@ def _exported(
             with number_types_captured(model) as replaced:
                 try:
                     return torch.export.export(model, arguments, named, dynamic_shapes=dynamic_shapes, strict=False)
-                except UserError:  # a size is fixed, which the builtin types would fix too
+                except UserError:  # a size is fixed, as it would be with the builtin types
                     raise
                 except Exception:  # torch.export raises many classes, none of them public
                     if not replaced:
@@ -110,7 +111,7 @@ def _exported(
 
 @contextlib.contextmanager
 def _replaced_functions() -> Iterator[None]:
-    """While it lasts, functions that torch captures at one size only have forms that it captures at any."""
+    """Context in which functions that torch captures only at a fixed size are replaced by dynamic ones."""
     with (
         transformers_functions_captured(),
         recurrent_layers_captured(),
@@ -121,7 +122,7 @@ def _replaced_functions() -> Iterator[None]:
 
 
 def _arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the model."""
+    """Return the model's positional and keyword arguments."""
     arguments: tuple[Any, ...] = ()
     named: dict[str, Any] = {}
     if isinstance(example_inputs, Mapping):
@@ -135,7 +136,7 @@ def _arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def _told_apart(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs, copied where one tensor is given twice: `torch.export` takes these for one input."""
+    """Copy inputs passed more than once, which `torch.export` would treat as one input."""
     import torch
     from torch.utils import _pytree
 
@@ -156,7 +157,8 @@ def _told_apart(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tupl
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporters print progress and graphs that they fail at, and warn of their plans; a failure still raises."""
+    """Silence the exporters' progress output, dumps of failing graphs and deprecation warnings; failures still
+    raise."""
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

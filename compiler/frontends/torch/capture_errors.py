@@ -1,4 +1,4 @@
-"""Summarizes in a line or two why `torch.export` failed: the cause, the line of the model, and what to do."""
+"""Short summaries of why `torch.export` failed: the cause, the line of the model, and what to do."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 from compiler.errors import InvalidModelError
 
 _FIXED_SIZE = (
-    "a loop of Python over that dimension, or a branch on its size, fixes it, and so do parts of a fixed size (split): "
-    "leave the dimension out of dynamic_shapes and compile once for each size, or write the loop with "
+    "a Python loop over that dimension, a branch on its size, or parts of a fixed size (split) fixes its size: "
+    "leave the dimension out of dynamic_shapes and compile once per size, or write the loop with "
     "torch._higher_order_ops.scan, which is compiled for any length"
 )
 _DATA_DEPENDENT = (
-    "compute both branches and choose with torch.where, use torch.cond, or compile the parts around it; models that "
-    "decide by values, as torchvision's detectors, become ONNX by torch.onnx.export(dynamo=False)"
+    "compute both branches and select with torch.where, use torch.cond, or compile the parts around it; export models "
+    "that branch on values, such as torchvision's detectors, with torch.onnx.export(dynamo=False)"
 )
 _INDEX = (
-    "write to and read from computed places with a tensor of one axis, cache.index_copy_(1, at, rows) or "
+    "index computed positions with a one-axis tensor: cache.index_copy_(1, at, rows) or "
     "cache[:, at] with `at` of shape (1,)"
 )
 _OTHER = "make torch.export.export(model, example_inputs) work first"
@@ -31,23 +31,23 @@ _LONGEST = 300
 
 
 def capture_error(error: Exception, example: Sequence[Any] = (), remaining: str | None = None) -> InvalidModelError:
-    """The error of a model that `torch.export` stopped at with these inputs; torch's own report is its cause.
+    """Return the error for a model that `torch.export` failed on with these inputs; torch's report is its cause.
 
     Args:
-        remaining: `dynamic_shapes` without the dimensions that the report names, where some remain.
+        remaining: `dynamic_shapes` without the dimensions named in the report, if any remain.
     """
     text = str(error)
     where = line_of_the_model(error.__traceback__)
     if "data-dependent" in text:
-        hint = f"{_INDEX}; else {_DATA_DEPENDENT}" if "specialized integer" in text else _DATA_DEPENDENT
-        what = f"a value of a tensor decides what is computed ({_first_line(text)})"
+        hint = f"{_INDEX}; otherwise {_DATA_DEPENDENT}" if "specialized integer" in text else _DATA_DEPENDENT
+        what = f"the computation depends on the value of a tensor ({_first_line(text)})"
     elif "specialized it to be a constant" in text:
         what, hint = _summary(text), f"{_FIXED_SIZE}: {remaining or _one_size(example)}"
     elif small := _ONE.findall(text):
         what = "; ".join(
             f"dimension {axis} of {name} is dynamic, and {size} in the example" for size, name, axis in small
         )
-        hint = "torch.export takes sizes of 0 and 1 in an example for constants: give an example with at least 2 there"
+        hint = "torch.export treats example sizes of 0 and 1 as constants: give an example with at least 2 there"
     elif "the generated guard" in text:
         what, hint = _range_of_a_dimension(text, example)
     else:
@@ -56,7 +56,8 @@ def capture_error(error: Exception, example: Sequence[Any] = (), remaining: str 
 
 
 def _range_of_a_dimension(text: str, example: Sequence[Any]) -> tuple[str, str]:
-    """The model's constraint on a dynamic dimension, and code to paste that defines the dimension accordingly."""
+    """Return the model's constraint on a dynamic dimension, and code to paste that defines the dimension
+    accordingly."""
     reasons = [line.strip().removeprefix("- ") for line in text.splitlines() if "the generated guard" in line]
     suggested = re.findall(r"^\s+(\w+) = (.*)$", text.partition("Suggested fixes:")[2], re.MULTILINE)
     if not suggested:
@@ -65,7 +66,8 @@ def _range_of_a_dimension(text: str, example: Sequence[Any]) -> tuple[str, str]:
 
 
 def _defined(suggested: Sequence[tuple[str, str]]) -> list[str]:
-    """Torch's suggestions as Python: "h = 2*_h" needs a definition of `_h`, and a number is no dimension."""
+    """Return torch's suggestions as Python: "h = 2*_h" requires a definition of `_h`, and a number is not a
+    dimension."""
     names = {name for name, _ in suggested}
     lines = []
     for name, value in suggested:
@@ -77,27 +79,28 @@ def _defined(suggested: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _summary(text: str) -> str:
-    """The lines of a report that say what was fixed, without what torch says of its other options."""
+    """Return the lines of a report that state what was fixed, without torch's other suggestions."""
     lines = [line.strip().removeprefix("- ") for line in text.splitlines() if "specialized it to be" in line]
     return "; ".join(line.partition(" If you're using")[0] for line in lines) or text.strip()
 
 
 def _one_size(example: Sequence[Any]) -> str:
-    """The call that compiles for the sizes of the example alone."""
+    """Return the call that compiles for the example's sizes only."""
     shapes = [tuple(each.shape) for each in example if hasattr(each, "shape")]
     tensors = "".join(f"torch.randn{shape}, " for shape in shapes).rstrip()
     return f"tensorwright.compile(model, example_inputs=({tensors or '...'}))"
 
 
 def _first_line(text: str) -> str:
-    """The first line, without what torch says of its symbols."""
+    """Return the first line, without torch's remarks on its symbols."""
     line = next((each.strip() for each in text.splitlines() if each.strip()), "no message")
     line = re.sub(r"\s*\((unhinted|Size-like symbols):[^)]*\)+\.?", "", line)
     return line if len(line) <= _LONGEST else line[:_LONGEST] + " ..."
 
 
 def line_of_the_model(traceback: TracebackType | None) -> str:
-    """The innermost line that is neither torch's, Python's nor ours, as "at net.py:9, in forward: if x.sum() > 0"."""
+    """Return the innermost line outside torch, Python and this package, as "at net.py:9, in forward: if x.sum() >
+    0"."""
     found = ""
     while traceback is not None:
         code = traceback.tb_frame.f_code

@@ -1,7 +1,7 @@
-"""Functions of PyTorch whose own composite form fixes a size or decides by values, replaced while a model is captured.
+"""Replacements, during capture, of PyTorch functions whose composite form fixes a size or depends on values.
 
-- `istft` fixes the number of frames; here blocks are added up by `fold`, of any number.
-- `cdist` computes by products above 25 rows, and by differences below, so that a dynamic number stays on its side.
+- `istft` fixes the number of frames; here `fold` overlap-adds any number of blocks.
+- `cdist` uses matmuls above 25 rows and differences below, which fixes the range of a dynamic number of rows.
 - `cov` and `corrcoef` read a value to warn of too few observations.
 """
 
@@ -18,7 +18,7 @@ _BY_DIFFERENCES = 2  # compute_mode "donot_use_mm_for_euclid_dist"
 
 
 def composites_captured() -> AbstractContextManager[None]:
-    """While it lasts, models call the forms of this file."""
+    """Context in which models call the replacements in this file."""
     import torch
 
     functions: Any = torch._VF
@@ -44,7 +44,7 @@ def replaced(positions: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterat
         yield
     finally:
         for owner, name, original in originals:
-            if original is None:  # inherited, or looked up where torch has it
+            if original is None:  # inherited, or looked up elsewhere in torch
                 delattr(owner, name)
             else:
                 setattr(owner, name, original)
@@ -79,7 +79,7 @@ def _corrcoef(_: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _covariance(values: Tensor, correction: int) -> Tensor:
-    """Covariance matrix of variables in rows; a scalar for one variable."""
+    """Return the covariance matrix of variables in rows; a scalar for one variable."""
     import torch
 
     values = values if values.is_floating_point() or values.is_complex() else values.to(torch.get_default_dtype())
@@ -127,9 +127,9 @@ def _istft(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _added_up(blocks: Tensor, step: int, cut: int, length: int | None) -> Tensor:
-    """Blocks (batch, size, count), each `step` behind the one before, without the first `cut` samples of the sum.
+    """Overlap-add blocks (batch, size, count) with hop `step`, without the first `cut` samples of the sum.
 
-    The result has `length` samples where there are as many, and without a length `cut` fewer at the end, too.
+    The result has `length` samples if available; without a length, `cut` samples are also dropped at the end.
     """
     from torch.fx.experimental.symbolic_shapes import statically_known_true
     from torch.nn import functional
@@ -142,7 +142,7 @@ def _added_up(blocks: Tensor, step: int, cut: int, length: int | None) -> Tensor
         found = functional.fold(blocks, (1, samples), (1, size), padding=(0, padding), stride=(1, step))
         return found.flatten(1)
 
-    # The blocks that fold expects for the length: a signal's own, so that nothing is computed and then cut.
+    # If fold expects exactly this many blocks for the length, nothing is computed and then dropped.
     if statically_known_true((wanted + 2 * cut - size) // step + 1 == count):
         return fold(wanted, cut)
     return fold(natural + 2 * cut, 0)[:, cut : cut + wanted]

@@ -1,7 +1,7 @@
-"""Operators of PyTorch that its ONNX exporter has no conversion for are written with ones that it has.
+"""Decompositions of PyTorch operators without an ONNX conversion into operators that have one.
 
 They are discovered in `compiler.frontends.torch.operators`, one file per family. LSTMs with projections are written out
-step by step: ONNX's LSTM has none, and the exporter leaves them out silently.
+step by step: ONNX's LSTM has none, and the exporter drops them silently.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _BATCH_NORMS = ("aten.batch_norm.default", "aten.native_batch_norm.default")
 
 @dataclass(frozen=True)
 class _Registered:
-    """A decomposition, and the nodes that it is for."""
+    """A decomposition, and the nodes to which it applies."""
 
     function: Decomposition
     dtypes: Container[torch.dtype] | None
     condition: Callable[[torch.fx.Node], bool] | None
 
     def applies(self, node: torch.fx.Node) -> bool:
-        """True if it is for this node: for its arguments, and for the type of its first result."""
+        """True if it applies to the node's arguments, and to the type of its first result."""
         if self.condition is not None and not self.condition(node):
             return False
         value = node.meta.get("val")
@@ -45,12 +45,12 @@ def decomposition_of(
 ) -> Callable[[Decomposition], Decomposition]:
     """Register a function that takes the arguments of these operators ("aten.cdist.default") and computes the same.
 
-    `torch` traces it into the program. It returns NotImplemented for arguments that it does not cover, for which the
-    operator's next decomposition is asked.
+    `torch` traces it into the program. It returns NotImplemented for unsupported arguments, for which the operator's
+    next decomposition is tried.
 
     Args:
-        dtypes: of results: programs without such results of these operators are not traced for it.
-        condition: of nodes: programs without a node that meets it are not traced for it.
+        dtypes: data types of results: programs without such results of these operators are not traced.
+        condition: predicate on nodes: programs without a node that satisfies it are not traced.
     """
 
     def register(function: Decomposition) -> Decomposition:
@@ -62,7 +62,7 @@ def decomposition_of(
 
 
 def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program without the operators that have a decomposition here; the same one where it uses none."""
+    """Return the program without the operators that are decomposed here; the same object if it uses none."""
     _discover()
     if any(_normalizes_by_batch(node) for node in every_node(program)):
         program = program.run_decompositions({})
@@ -71,12 +71,12 @@ def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
 
 
 def every_node(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
-    """The nodes of all graphs, those of branches too."""
+    """Return the nodes of all graphs, including those of branches."""
     return [node for each in program.graph_module.modules() if hasattr(each, "graph") for node in each.graph.nodes]
 
 
 def _normalizes_by_batch(node: torch.fx.Node) -> bool:
-    """True for an operator that becomes, as torch makes the program functional, one with a decomposition."""
+    """True for an operator that torch's functionalization turns into one with a decomposition."""
     return str(node.target) in _BATCH_NORMS and node.args[3] is not None and bool(node.args[5])
 
 
@@ -85,23 +85,23 @@ def _applies(node: torch.fx.Node) -> bool:
 
 
 def is_dynamic(sizes: Sequence[Any]) -> bool:
-    """True if a size is a symbol."""
+    """True if a size is symbolic."""
     return not all(isinstance(size, int) for size in sizes)
 
 
 def along_axis(values: torch.Tensor, rank: int, axis: int) -> torch.Tensor:
-    """A vector reshaped so that it broadcasts along one axis of tensors of a rank."""
+    """Reshape a vector so that it broadcasts along one axis of tensors of a rank."""
     return values.reshape([-1 if each == axis else 1 for each in range(rank)])
 
 
 def decomposed_operators() -> Collection[str]:
-    """The names of the operators that are decomposed here."""
+    """Return the names of the operators that are decomposed here."""
     _discover()
     return _DECOMPOSITIONS.keys()
 
 
 def decomposition(operator: str) -> Decomposition:
-    """The first decomposition of an operator that covers the arguments; NotImplemented where none does."""
+    """Return the first decomposition of an operator that supports the arguments; NotImplemented if none does."""
     _discover()
     functions = [each.function for each in _DECOMPOSITIONS[operator]]
 
@@ -118,7 +118,7 @@ def _discover() -> None:
 
 
 def without_projections(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program with each `torch.nn.LSTM` of `proj_size` > 0 as its single steps; other LSTMs stay.
+    """Return the program with each `torch.nn.LSTM` with `proj_size` > 0 written out in single steps; other LSTMs stay.
 
     The number of steps is known: `torch.export` fixes it for such layers.
     """
@@ -139,5 +139,5 @@ def without_projections(program: torch.export.ExportedProgram) -> torch.export.E
 def _projects(
     parameters: Sequence[Any], biases: bool, layers: int, dropout: float, training: bool, bidirectional: bool, *_: bool
 ) -> bool:
-    """True if each direction of each layer has a matrix more than those of its input, state and biases."""
+    """True if each direction of each layer has one matrix more than those of input, state and biases."""
     return len(parameters) > layers * (1 + bidirectional) * (2 + 2 * biases)

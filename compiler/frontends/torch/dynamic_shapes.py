@@ -1,4 +1,4 @@
-"""The `dynamic_shapes` of `torch.export` without dimensions that a model fixes, as a line to paste."""
+"""The `dynamic_shapes` of `torch.export` without dimensions that a model fixes, as code to paste."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Fixed = Callable[[str, Any], bool]
-"""True for a dimension that is fixed, by its position as torch writes it ("L['x'].size()[1]") and its `Dim`."""
+"""True for a fixed dimension, given its position as torch writes it ("L['x'].size()[1]") and its `Dim`."""
 
 _DYNAMIC = "torch.export.Dim.DYNAMIC"
 
 
 def remaining_dimensions(dynamic_shapes: Any, names: Sequence[str], fixed: Fixed) -> str | None:
-    """ "dynamic_shapes=..." of the dimensions that are not fixed; None where none would remain.
+    """ "dynamic_shapes=..." with the dimensions that are not fixed; None if none remains.
 
     Args:
-        names: of the arguments of `forward`, in its order.
+        names: the argument names of `forward`, in order.
     """
     if isinstance(dynamic_shapes, Mapping):
         parts = {name: _left(each, f"L[{name!r}]", fixed) for name, each in dynamic_shapes.items()}
@@ -30,7 +30,7 @@ def remaining_dimensions(dynamic_shapes: Any, names: Sequence[str], fixed: Fixed
 
 
 def dimension_names(dynamic_shapes: Any, names: Sequence[str]) -> dict[str, str]:
-    """Names of `Dim`s by their positions as torch writes them ("L['x'].size()[1]"); `names`: as above."""
+    """Map positions as torch writes them ("L['x'].size()[1]") to names of `Dim`s; `names`: as above."""
     found: dict[str, str] = {}
 
     def note(size: str, dim: Any) -> bool:
@@ -44,7 +44,8 @@ def dimension_names(dynamic_shapes: Any, names: Sequence[str]) -> dict[str, str]
 
 
 def fixed_by(report: str) -> Fixed:
-    """Dimensions that a report of `torch.export` says were "specialized": by position, or by the name of a `Dim`."""
+    """Return the dimensions that a `torch.export` report calls "specialized": by position, or by the name of a
+    `Dim`."""
     marked = set(re.findall(r"You marked (.+?) as dynamic", report))
     return lambda size, dim: size in marked or getattr(dim, "__name__", None) in marked
 
@@ -57,7 +58,7 @@ def _left(value: Any, path: str, fixed: Fixed) -> str:
         return _mapping({key: _left(each, f"{path}[{key!r}]", fixed) for key, each in value.items()})
     if not isinstance(value, list | tuple):
         return "None"
-    if any(map(_is_open, value)):  # a dimension for each axis
+    if any(map(_is_open, value)):  # one entry per axis
         return _left(dict(enumerate(value)), path, fixed)
     return _sequence(value, [_left(each, f"{path}[{index}]", fixed) for index, each in enumerate(value)])
 

@@ -1,7 +1,7 @@
 """Splits of dynamic sizes, part by part.
 
-The decomposition of `tensor_split` fixes the remainder of the division; the exporter's optimizer stops at parts of
-`chunk` and `split` whose sizes are not known.
+The decomposition of `tensor_split` fixes the remainder of the division; the exporter's optimizer fails on parts of
+`chunk` and `split` with unknown sizes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def refuse_even_parts(program: torch.export.ExportedProgram) -> None:
-    """Raise UnsupportedModelError for a split of a dynamic size, where the graph is not ours to change."""
+    """Raise UnsupportedModelError for a split of a dynamic size, if the graph must not be modified."""
     found = [Refusal("tensor_split", shown_name(node), "it splits a dynamic size") for node, *_ in _splits(program)]
     if found:
         raise UnsupportedModelError(found, "compile the torch.nn.Module with example_inputs and dynamic_shapes")
 
 
 def write_out_even_parts(program: torch.export.ExportedProgram) -> None:
-    """Replace, in the program's graph, each split of a dynamic size by slices: the larger ones come first."""
+    """Replace each split of a dynamic size in the program's graph by slices, the larger ones first."""
     graph = program.graph
     for node, data, sections, axis in _splits(program):
         with graph.inserting_before(node):
@@ -36,7 +36,7 @@ def write_out_even_parts(program: torch.export.ExportedProgram) -> None:
 
 
 def write_out_sized_parts(program: torch.export.ExportedProgram) -> None:
-    """Replace, in the program's graph, each part of a `split` or `chunk` of a dynamic size by a slice."""
+    """Replace each part of a `split` or `chunk` of a dynamic size in the program's graph by a slice."""
     import torch
 
     aten = torch.ops.aten
@@ -70,7 +70,7 @@ def _size(graph: Any, data: Any, axis: int) -> Any:
 
 
 def _splits(program: torch.export.ExportedProgram) -> list[tuple[Any, Any, int, int]]:
-    """(node, tensor, number of parts, axis) of each split of a dynamic size."""
+    """Return (node, tensor, number of parts, axis) of each split of a dynamic size."""
     import torch
 
     found = []

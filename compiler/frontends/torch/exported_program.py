@@ -1,8 +1,8 @@
-"""A `torch.nn.Module` or `ExportedProgram` becomes an ONNX model in memory, and then an `ImportedModel`.
+"""Import of a `torch.nn.Module` or `ExportedProgram`, through an ONNX model in memory.
 
-Operators that depend on parameters and constants alone are evaluated where the conversion to ONNX failed: an operator
-without one may be applied to constants only (`Normal.icdf` of a constant in Gemma 3n). Weights that are merely
-rearranged are folded too, which costs memory, so nothing is folded before a conversion has failed.
+If the conversion to ONNX fails, operators that depend only on parameters and constants are evaluated: an operator
+without a conversion may be applied only to constants (`Normal.icdf` of a constant in Gemma 3n). This also folds weights
+that are merely rearranged, which costs memory, so nothing is folded before a conversion has failed.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from compiler.support.optional import optional_module
 if TYPE_CHECKING:
     import torch
 
-# The protocol-buffer format of ONNX ends at 2 GiB; above this the weights go to a file of their own.
+# ONNX's protobuf format is limited to 2 GiB; above this size the weights go to a separate file.
 _LARGEST_PROTO_BYTES = 1 << 30
-# The exporter's message about a node; an operator of a higher order is a name alone.
+# The exporter's message about a node; a higher-order operator is only a name.
 _NODE = re.compile(
     r"Error when translating node %(?P<node>\w+) .*?target=(torch\.ops\.)?(?P<operator>[\w.]+)\]", re.DOTALL
 )
@@ -61,23 +61,25 @@ def import_torch(
     outputs: Sequence[str] | None = None,
     state: Mapping[str, str] | Collection[str] | None = None,
 ) -> ImportedModel:
-    """Import a PyTorch model. Inputs have the names of `forward`'s arguments; outputs are output_0, output_1, ...,
-    or have the keys and fields of the dictionaries, dataclasses and caches that the model returns ("hidden_states_0",
-    "past_key_values_0_keys").
+    """Import a PyTorch model. Inputs have the names of `forward`'s arguments; outputs are named output_0, output_1,
+    ..., or after the keys and fields of the dictionaries, dataclasses and caches that the model returns
+    ("hidden_states_0", "past_key_values_0_keys").
 
     Args:
         source: a `torch.nn.Module` or a `torch.export.ExportedProgram`.
         example_inputs: positional arguments for a `torch.nn.Module`, or a dictionary of keyword arguments; they give
-            ranks, data types and fixed sizes. A `DynamicCache` of transformers is the keys and values of each layer in
-            turn, inputs "cache_0_keys", "cache_0_values", ..., and in `dynamic_shapes` a list of as many.
+            ranks, data types and fixed sizes. A `DynamicCache` of transformers becomes the keys and values of each
+            layer
+            in turn, inputs "cache_0_keys", "cache_0_values", ..., and a list of as many entries in `dynamic_shapes`.
         dynamic_shapes: see `torch.export.export`: the dimensions that stay symbolic.
-        outputs: names of those to return, in this order; all when None.
-        state: names of inputs that the model writes to, which are states then, "*" for all of them; buffers that it
-            writes to always are. Or pairs of inputs and the outputs that are their next values, as for ONNX models;
+        outputs: names of the outputs to return, in this order; all if None.
+        state: names of the inputs that the model writes to, which then are states; "*" for all of them. Buffers that it
+            writes to always are states. Or pairs of inputs and the outputs that are their next values, as for ONNX
+            models;
             None: the keys and values of a `DynamicCache`, which grow.
 
     Raises:
-        OptionError: no example inputs, a module in training mode, or a name in `outputs` that is none of its outputs.
+        OptionError: no example inputs, a module in training mode, or an unknown name in `outputs`.
         InvalidModelError: `torch.export` cannot capture the module.
         UnsupportedModelError: an operator has no conversion.
         MissingDependencyError: onnxscript is not installed.
@@ -95,7 +97,7 @@ def import_torch(
     with quiet(), patched_exporter():
         if own:
             refuse_even_parts(program)
-        if program is source:  # the caller's own: what follows changes its graph
+        if program is source:  # the caller's own program, whose graph must not be modified
             program = program.run_decompositions({})
         write_out_even_parts(program)
         write_out_sized_parts(program)
@@ -120,7 +122,7 @@ def import_torch(
 
 
 def _imported(onnx_program: Any, large: bool, options: Mapping[str, Any]) -> ImportedModel:
-    """The ONNX model imported from memory, or where it is `large` from a file."""
+    """Import the ONNX model from memory, or from a file if it is `large`."""
     if not large:
         return import_onnx(onnx_program.model_proto, **options)
     try:
@@ -133,12 +135,12 @@ def _imported(onnx_program: Any, large: bool, options: Mapping[str, Any]) -> Imp
 
 
 def _rewritten(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program without operators that have a decomposition of our own."""
+    """Return the program without operators that have a decomposition of our own."""
     try:
         return decomposed(without_projections(program))
     except TensorwrightError:
         raise
-    except Exception as error:  # whatever tracing a decomposition raises, as for sizes of 0
+    except Exception as error:  # tracing a decomposition may raise anything, e.g. for sizes of 0
         reason = str(error).split("\n", 1)[0]
         raise UnsupportedModelError([Refusal("torch.export", "model", f"{type(error).__name__}: {reason}")]) from error
 
@@ -151,16 +153,16 @@ def import_torch_file(
     outputs: Sequence[str] | None = None,
     state: Mapping[str, str] | Collection[str] | None = None,
 ) -> ImportedModel:
-    """Import a file written by `torch.export.save`. Raises as `import_torch`."""
+    """Import a file written by `torch.export.save`. Raises like `import_torch`."""
     return import_torch(read_program(path), shapes=shapes, constants=constants, outputs=outputs, state=state)
 
 
 def read_program(path: Path) -> torch.export.ExportedProgram:
-    """The program in a file written by `torch.export.save`. Raises InvalidModelError, MissingDependencyError."""
+    """Read the program in a file written by `torch.export.save`. Raises InvalidModelError, MissingDependencyError."""
     torch = _torch()
     try:
         return torch.export.load(str(path))
-    except Exception as error:  # torch raises whatever the broken part raises
+    except Exception as error:  # torch's errors depend on the broken part
         check_is_model_file(path, exported_program=True)
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvalidModelError(f"{path} is not a program saved by torch.export.save: {reason}") from error
@@ -171,11 +173,11 @@ def _torch() -> Any:
 
 
 def _view_copies(program: torch.export.ExportedProgram) -> None:
-    """Views become views of compact copies, which cost nothing once they are ONNX.
+    """Replace views by views of contiguous copies, which cost nothing in ONNX.
 
-    The strides that a view was captured with are those of attention on one backend, or of a tensor that is written to
-    in place; the exporter's decomposition of attention gives others, as does the program without these writes, and
-    tracing stops at a view that asks for too much (T5, in torch 2.13). The program has no writes.
+    The strides a view was captured with are those of one attention backend, or of a tensor written in place; the
+    exporter's decomposition of attention has others, as does the program without these writes, and tracing fails on a
+    view whose strides do not match (T5, in torch 2.13). The program has no writes.
     """
     torch = _torch()
     aten = torch.ops.aten
@@ -188,29 +190,29 @@ def _view_copies(program: torch.export.ExportedProgram) -> None:
             continue
         with graph.inserting_before(node):
             copy = graph.call_function(aten.clone.default, (source,), {"memory_format": torch.contiguous_format})
-        if "val" in source.meta:  # sizes that depend on values are bound by the source alone
+        if "val" in source.meta:  # data-dependent sizes are bound only by the source
             copy.meta = {key: value for key, value in source.meta.items() if key != "unbacked_bindings"}
             copy.meta["val"] = source.meta["val"].contiguous()
         node.args = (copy, *node.args[1:])
 
 
 def _to_onnx(program: torch.export.ExportedProgram) -> Any:
-    """The program as ONNX. Where an operator has no conversion, those that it consists of are decomposed, and what is
-    constant is evaluated."""
+    """Convert the program to ONNX. If an operator has no conversion, decompose composite operators and evaluate
+    constant ones."""
     optional_module("onnxscript", "torch", "converts PyTorch operators")
     try:
         return _converted(program)
     except UnsupportedModelError as refusal:
         try:
             simpler = with_folded_constants(decomposed(program.run_decompositions({})))
-        except Exception as error:  # whatever tracing an operator that torch knows no shapes of raises
+        except Exception as error:  # tracing an operator whose shapes torch does not know may raise anything
             raise refusal from error
         return _converted(simpler)
 
 
 def _converted(program: torch.export.ExportedProgram) -> Any:
     torch = _torch()
-    # Its optimizer folds normalizations of bfloat16 into weights of float32.
+    # Its optimizer folds bfloat16 normalizations into float32 weights.
     foldable = all(tensor.dtype != torch.bfloat16 for tensor in program.state_dict.values())
     try:
         with quiet(), patched_exporter(), without_rewriting() as folds_alone:
@@ -221,12 +223,12 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
                 optimize=folds_alone and foldable,
                 custom_translation_table=translations(program),
             )
-    except Exception as error:  # the exporter wraps whatever a conversion raises
+    except Exception as error:  # the exporter wraps anything that a conversion raises
         raise UnsupportedModelError([_refusal(error)]) from error
 
 
 def _refusal(error: BaseException) -> Refusal:
-    """The node that the exporter stopped at, and the innermost reason."""
+    """Return the node that the exporter failed on, and the innermost reason."""
     texts = [str(error).strip()]
     while error.__cause__ is not None:
         error = error.__cause__
@@ -242,8 +244,8 @@ def _refusal(error: BaseException) -> Refusal:
 
 
 def _name_outputs(onnx_program: Any, names: list[str]) -> None:
-    """Outputs get their names, and others where inputs have them. Inputs that are returned, and values that are
-    returned twice, are so as copies."""
+    """Name the outputs, renaming other values with these names. Returned inputs, and values returned twice, become
+    copies."""
     import onnx_ir
 
     graph = onnx_program.model.graph
@@ -263,7 +265,8 @@ def _name_outputs(onnx_program: Any, names: list[str]) -> None:
 
 
 def _fix_known_sizes(onnx_program: Any) -> None:
-    """Sizes of inputs that `torch.export` found to be numbers; its exporter gives dimensions of such names."""
+    """Replace sizes of inputs that `torch.export` found to be constant; its exporter emits symbolic dimensions for
+    them."""
     for value in onnx_program.model.graph.inputs:
         for axis, size in enumerate(value.shape or ()):
             text = getattr(size, "value", None)
@@ -272,8 +275,8 @@ def _fix_known_sizes(onnx_program: Any) -> None:
 
 
 def _name_sizes(onnx_program: Any, names: Mapping[str, str]) -> dict[str, str]:
-    """Name dynamic sizes as their `Dim`s, in `names` by symbol, or as ONNX models' sizes without a name; returns all
-    names."""
+    """Name dynamic sizes after their `Dim`s, given in `names` by symbol, or like unnamed sizes of ONNX models; return
+    all names."""
     import onnx_ir
 
     graph = onnx_program.model.graph
@@ -302,7 +305,7 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 _MOST_BYTES = 1 << 26
-"""Size limit of a folded value: a larger one comes from an expansion rather than from a computation of constants."""
+"""Size limit of a folded value: larger ones result from expansions rather than from computations on constants."""
 
 
 def with_folded_constants(folded: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -325,7 +328,7 @@ def with_folded_constants(folded: torch.export.ExportedProgram) -> torch.export.
 
 
 def _constant_inputs(program: torch.export.ExportedProgram) -> dict[Any, Any]:
-    """The values of the inputs that are parameters, buffers that nothing writes, or constants."""
+    """Return the values of inputs that are parameters, constants, or buffers that are never written."""
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_lifted_tensor_constants}
     written = set(signature.buffers_to_mutate.values())
@@ -349,7 +352,7 @@ def _is_pure(node: Any) -> bool:
 
 
 def _evaluated(node: Any, known: dict[Any, Any]) -> Any:
-    """The tensor that an operator makes of constants; None where it makes none, or a large one."""
+    """Return the tensor that an operator computes from constants; None if there is none, or it is large."""
     import torch
 
     made = node.meta.get("val")
@@ -363,7 +366,7 @@ def _evaluated(node: Any, known: dict[Any, Any]) -> Any:
 
 
 def _replace(program: torch.export.ExportedProgram, node: Any, value: torch.Tensor) -> None:
-    """Make a node a constant of the program, which is an input of its graph before those of the caller."""
+    """Turn a node into a constant of the program: a graph input that precedes the caller's."""
     from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
     name = f"folded_{node.name}"

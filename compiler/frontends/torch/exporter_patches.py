@@ -1,20 +1,20 @@
-"""Replacements of functions of torch's exporter and onnxscript's optimizer while a model is exported.
+"""Patches of torch's exporter and onnxscript's optimizer that are active while a model is exported.
 
-- `torch.onnx.export` parses the source of some 500 conversions at each call to learn their signatures, and each
+- `torch.onnx.export` parses the source of some 500 conversions on each call to learn their signatures, and each
   `run_decompositions` looks up the dispatcher's operators several dozen times, and evaluates the annotations of a
-  function that it defines some thousand times. For small models that is most of the time of an import; here their
-  results are kept.
-- PyTorch records the memory format of each value that it traces. Comparing symbolic strides, it makes requirements on
-  sizes of it ("the padded width is not the width") that no value depends on. Here it compares the example's.
-- `math.sqrt`, which models and PyTorch's decompositions call, makes a number of a symbolic size. Here it keeps it.
-- torch's quotient of two sizes divides both by their common factors and simplifies the results, with the arguments of
-  all functions in them: minutes for the sizes of a Swin's windows. Here common factors are cancelled.
-- Each decomposition of a program traces the guards of its capture again, as conditions on its inputs, and drops them:
-  more than half of its time for long guards. Here they are left out.
+  function that it defines some thousand times. For small models this dominates import time; the results are cached.
+- PyTorch records the memory format of each value that it traces. Comparing symbolic strides adds requirements on sizes
+  ("the padded width is not the width") that no value depends on. Instead, the example's strides are compared.
+- `math.sqrt`, called by models and PyTorch's decompositions, turns a symbolic size into a number. Instead, it stays
+  symbolic.
+- torch's quotient of two sizes divides both by their common factors and simplifies the results, including the arguments
+  of all functions in them: minutes for the sizes of a Swin's windows. Instead, only common factors are cancelled.
+- Each decomposition of a program traces the guards of its capture again, as conditions on its inputs, and drops them,
+  which takes more than half of its time for long guards. They are skipped.
 - onnxscript's optimizer folds constants, which sequences and shapes of dynamic sizes need, and rewrites patterns, which
-  takes longer than the conversion, and is done by passes of this project. It also takes `x + 1e-8` for `x + 0`.
+  takes longer than the conversion and duplicates passes of this project. It also treats `x + 1e-8` as `x + 0`.
 
-In versions of torch and onnxscript without these functions nothing is replaced.
+Versions of torch and onnxscript without these functions are not patched.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Function = Callable[..., Any]
 
 @contextlib.contextmanager
 def patched_exporter() -> Iterator[None]:
-    """Exports and decompositions inside the context are made without repeated work.
+    """Context in which exports and decompositions avoid repeated work.
 
-    Conversions and signatures are kept for the process: they belong to functions, whose source does not change. That
-    operators were looked up holds until the context ends: libraries that are loaded afterwards add others. Memory
-    formats are those of the example inputs.
+    Conversions and signatures are cached for the process: they belong to functions, whose source does not change. The
+    operator look-up is cached until the context ends, since libraries loaded later add operators. Memory formats are
+    those of the example inputs.
     """
     with contextlib.ExitStack() as stack:
         for holder, name, cached in (
@@ -58,8 +58,8 @@ def patched_exporter() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replaced(holder: str, name: str, changed: Callable[[Function], Function]) -> Iterator[bool]:
-    """`name` in a module, or in an object of one ("module:object"), is its changed form in the context; yields False
-    where there is none."""
+    """Context in which `name` in a module, or in an object of one ("module:object"), is replaced by its changed form;
+    yields False if it does not exist."""
     module, _, member = holder.partition(":")
     try:
         owner = importlib.import_module(module)
@@ -99,12 +99,12 @@ def _kept_for_each_function(describe: Function) -> Function:
 
 @cache
 def _of_symbols(sqrt: Function) -> Function:
-    """The square root of a symbolic size is symbolic."""
+    """Keep the square root of a symbolic size symbolic."""
     return wraps(sqrt)(lambda value: value**0.5 if hasattr(value, "node") else sqrt(value))
 
 
 class _Unevaluated(type):
-    """Of a type in annotations that nobody reads."""
+    """Metaclass of a type for annotations that no code reads."""
 
     def __getitem__(cls, _: object) -> type:
         return cls
@@ -114,18 +114,18 @@ class _Unevaluated(type):
 
 
 class _Callable(metaclass=_Unevaluated):
-    """`Callable`, of which `Callable[...]` makes nothing new."""
+    """`Callable` with a `Callable[...]` that creates no new object."""
 
 
 @cache
 def _never(_: Function) -> Function:
-    """A condition that does not hold."""
+    """Return a condition that never holds."""
     return lambda: False
 
 
 @cache
 def _divided(simplify: Function) -> Function:
-    """A quotient without common factors; functions in it (`h // 4`) are looked at as a whole."""
+    """Cancel common factors of a quotient; functions in it (`h // 4`) are treated as opaque."""
     from sympy import Dummy, cancel
 
     def hidden(part: Any, names: dict[Any, Any]) -> Any:
@@ -145,7 +145,7 @@ def _divided(simplify: Function) -> Function:
 
 
 class _Strided(NamedTuple):
-    """The attributes of a tensor that tests of memory formats read."""
+    """The tensor attributes that memory-format tests read."""
 
     shape: tuple[Any, ...]
     strides: tuple[Any, ...]
@@ -163,7 +163,7 @@ class _Strided(NamedTuple):
 
 @cache
 def _of_example(test: Function) -> Function:
-    """A test of a tensor's memory format, asked for the sizes of the example."""
+    """Apply a test of a tensor's memory format to the example's sizes."""
 
     @wraps(test)
     def asked(tensor: Any, *arguments: Any, **named: Any) -> Any:
@@ -174,7 +174,7 @@ def _of_example(test: Function) -> Function:
 
 @cache
 def _of_example_strides(test: Function) -> Function:
-    """A test of sizes and strides, asked for those of the example."""
+    """Apply a test of sizes and strides to the example's."""
 
     @wraps(test)
     def asked(sizes: Any, strides: Any) -> Any:
@@ -184,14 +184,14 @@ def _of_example_strides(test: Function) -> Function:
 
 
 def _example(sizes: Iterable[Any]) -> tuple[Any, ...]:
-    """The example's sizes; those that depend on values stay symbolic."""
+    """Return the example's sizes; those that depend on values stay symbolic."""
     return tuple(size.node.hint if hasattr(size, "node") and size.node.has_hint() else size for size in sizes)
 
 
 @contextlib.contextmanager
 def without_rewriting() -> Iterator[bool]:
-    """The optimizer rewrites no patterns inside the context, nor the names of inputs that are returned; yields False
-    for a version of onnxscript in which it would do so nevertheless."""
+    """Context in which the optimizer rewrites no patterns and does not rename returned inputs; yields False for
+    versions of onnxscript in which this is not possible."""
     with contextlib.ExitStack() as stack:
         found = [
             stack.enter_context(_replaced(holder, name, _idle))
@@ -205,7 +205,7 @@ def without_rewriting() -> Iterator[bool]:
 
 @cache
 def _idle(original: Any) -> Any:
-    """A pass that changes nothing."""
+    """Return a pass that changes nothing."""
     from onnx_ir.passes import PassResult
 
     class Idle(original):

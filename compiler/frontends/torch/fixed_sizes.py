@@ -1,8 +1,8 @@
-"""Conditions on dynamic sizes that the decomposition of operators added, or that `torch.export` overlooked.
+"""Conditions on dynamic sizes that were added by decomposing operators, or overlooked by `torch.export`.
 
-`torch.export` refuses models that fix a size, unless the size is a multiple of a dimension (`32 * Dim("h")`). What is
-traced later, for the decomposition of an operator, adds conditions on sizes silently, and is right for sizes that meet
-them alone.
+`torch.export` rejects models that fix a size, unless the size is a multiple of a dimension (`32 * Dim("h")`). Later
+tracing, to decompose operators, silently adds conditions on sizes, and its results are only correct for sizes that meet
+them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     import torch
 
 
-_NEIGHBOURS = 256  # sizes to either side of the example's
+_NEIGHBOURS = 256  # sizes tested on either side of the example's
 
 
 class OpenSizes:
-    """The dynamic sizes of a program's inputs, and the conditions on them that it came with.
+    """The dynamic sizes of a program's inputs, and the conditions on them in the original program.
 
     Args:
-        parameters: those of the model's `forward`; none of a program that was exported before.
+        parameters: the parameters of the model's `forward`; empty for a program exported by the caller.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class OpenSizes:
             self._environment = mode.shape_env
             for axis, size in enumerate(value.shape):
                 expr = getattr(getattr(size, "node", None), "expr", None)
-                for symbol in getattr(expr, "free_symbols", ()):  # of 32*s, too
+                for symbol in getattr(expr, "free_symbols", ()):  # also for 32*s
                     names = (f"dimension {axis} of {node.name}", f"{argument}.size()[{axis}]")
                     self._positions.setdefault(symbol, []).append(names)
         self._known = 0 if self._environment is None else len(self._environment.guards)
 
     def names(self) -> dict[str, str]:
-        """Names of `Dim`s by the symbols that stand for them."""
+        """Names of `Dim`s by their symbols."""
         given = dimension_names(self._shapes, list(self._parameters))
         return {
             str(symbol): given[path]
@@ -60,7 +60,7 @@ class OpenSizes:
         }
 
     def added(self) -> list[Condition]:
-        """The conditions that were added since and that results depend on, and the equations on one size.
+        """Return the conditions added since that results depend on, and the equations on one size.
 
         Raises:
             UnsupportedModelError: one of them fixes a size.
@@ -81,7 +81,7 @@ class OpenSizes:
         return conditions
 
     def _fixed_by_the_model(self) -> dict[Any, Any]:
-        """The equation that fixes each symbol of which a size is a multiple."""
+        """Map each symbol, of which a size is a multiple, to the equation that fixes it."""
         fixed: dict[Any, Any] = {}
         for guard in () if self._environment is None else self._environment.guards[: self._known]:
             if getattr(guard.expr, "rel_op", None) == "==":
@@ -93,8 +93,8 @@ class OpenSizes:
         return fixed
 
     def _fixes(self, equation: Any, symbols: list[Any]) -> bool:
-        """True if the equation fixes each of its symbols, the others being the example's; of several symbols, as in
-        `height // 16 * (width // 16) == 196`, where a side is a number. Else it relates them to one another."""
+        """True if the equation fixes each of its symbols when the others have the example's values, as `height // 16 *
+        (width // 16) == 196` does if one side is a number; otherwise it relates several symbols."""
         if len(symbols) > 1 and not any(side.is_number and side != 0 for side in (equation.lhs, equation.rhs)):
             return False
         examples = _examples(self._environment)
@@ -104,8 +104,8 @@ class OpenSizes:
         )
 
     def _is_fixed(self, equation: Any, symbol: Any) -> bool:
-        """True if sizes near the example's solve the equation in one block alone, as those from 64 to 79 do
-        `size // 16 == 4`: the model computes one thing for all of them, and another or nothing for others."""
+        """True if the sizes near the example's that solve the equation form a single block, like 64 to 79 for `size //
+        16 == 4`: the model computes one thing for all of them, and something else or nothing for others."""
         example = int(_examples(self._environment).get(symbol, 0))
         near = range(max(example - _NEIGHBOURS, 1), example + _NEIGHBOURS)
         if example not in near:
@@ -118,7 +118,7 @@ class OpenSizes:
         return not any(_may_hold(equation, symbol, each) for each in others)
 
     def _holds_at_twice_the_size(self, equation: Any, symbol: Any) -> bool:
-        """True for equations like that of a network which halves sizes, rounded up, and doubles them again."""
+        """True for equations like that of a network that halves sizes, rounding up, and doubles them again."""
         twice = 2 * int(_examples(self._environment).get(symbol, 0))
         solved = (size for size in range(twice, twice + _NEIGHBOURS) if _may_hold(equation, symbol, size))
         return twice > 0 and equation.free_symbols == {symbol} and next(solved, None) is not None
@@ -140,20 +140,20 @@ class OpenSizes:
 
 
 def _examples(environment: Any) -> Any:
-    """The example's value of each symbol."""
+    """Return the example's value of each symbol."""
     return getattr(environment, "backed_var_to_val", None) or environment.var_to_val
 
 
 def _end_of_block(equation: Any, symbol: Any, sizes: range) -> int:
-    """The last of the sizes before the first at which the equation does not hold."""
+    """Return the last of the sizes before the first one that violates the equation."""
     holds = itertools.takewhile(lambda size: _may_hold(equation, symbol, size), sizes[1:])
     return max(holds, key=lambda size: abs(size - sizes[0]), default=sizes[0])
 
 
 def _may_hold(equation: Any, symbol: Any, size: int) -> bool:
-    """True unless the equation is false for this size, or divides by zero there."""
+    """True unless the equation is false for this size, or divides by zero."""
     try:
-        return str(equation.subs(symbol, size)) != "False"  # a relation may stay open
+        return str(equation.subs(symbol, size)) != "False"  # a relation may remain undecided
     except ZeroDivisionError:
         return False
 
@@ -172,7 +172,7 @@ def _input_nodes(program: torch.export.ExportedProgram) -> list[Any]:
 
 
 def _arguments(program: torch.export.ExportedProgram, parameters: list[inspect.Parameter]) -> Iterator[str]:
-    """The argument of `forward` that each input is, or is a part of, as torch writes it: "L['x'][0]"."""
+    """Yield the argument of `forward` that each input is, or is part of, as torch writes it: "L['x'][0]"."""
     from torch.utils import _pytree
 
     spec = program.call_spec.in_spec
@@ -182,7 +182,7 @@ def _arguments(program: torch.export.ExportedProgram, parameters: list[inspect.P
 
 
 def _argument(path: tuple[Any, ...], parameters: list[inspect.Parameter]) -> str:
-    """The argument of a path of keys into the pair of positional and named arguments."""
+    """Return the argument at a path of keys into the pair of positional and keyword arguments."""
     kind, first, *rest = path
     within = "".join(map(str, rest))
     if kind.idx == 1:

@@ -1,4 +1,4 @@
-"""The arguments of a graph that `torch.compile` captured: parameters, sizes, and tensors that each call brings."""
+"""The arguments of a graph captured by `torch.compile`: parameters, sizes, and per-call tensors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Position = tuple[int, int]  # position of a size: index of the argument, and of 
 
 @dataclass(frozen=True)
 class GraphArguments:
-    """Arguments of a captured graph, by their positions.
+    """The arguments of a captured graph, by position.
 
-    `numbers`: integers, and floats of modules, which are constants of the compiled module. `sizes`: integers that are a
-    dimension of a tensor, and where they are read. `dynamic`: symbolic dimensions of tensors. All but `constants`,
-    `sizes` and `numbers` are `tensors`, which the compiled module takes.
+    `numbers`: integers, and floats of modules, which are constants of the compiled module. `sizes`: integers that equal
+    a tensor dimension, with the position to read them from. `dynamic`: symbolic dimensions of tensors. All except
+    `constants`, `sizes` and `numbers` are `tensors`, the inputs of the compiled module.
     """
 
     count: int
@@ -32,7 +32,7 @@ class GraphArguments:
 
     @classmethod
     def of(cls, graph: torch.fx.GraphModule, given: Sequence[Any]) -> GraphArguments:
-        """The arguments of a graph whose first arguments are `given`."""
+        """Return the arguments of a graph whose first arguments are `given`."""
         placeholders = graph.graph.find_nodes(op="placeholder")
         fake = [node.meta.get("example_value", value) for node, value in zip(placeholders, given, strict=True)]
         tensors, constants, numbers = [], [], []
@@ -54,7 +54,7 @@ class GraphArguments:
         return cls(len(given), tuple(tensors), tuple(constants), rest, sizes, dynamic)
 
     def signature(self, arguments: Sequence[Any], *, fixed: bool) -> tuple[Any, ...]:
-        """Equal for arguments that one module serves; `fixed`: one without symbolic dimensions."""
+        """Return a key equal for arguments that one module serves; `fixed`: a module without symbolic dimensions."""
         return (
             fixed,
             *(
@@ -69,18 +69,18 @@ class GraphArguments:
         return [None if axis in open_axes else int(size) for axis, size in enumerate(shape)]
 
     def dynamic_shapes(self) -> tuple[dict[int, Any], ...] | None:
-        """Like `torch.export` takes them, for the tensors in order; None where all sizes are known."""
+        """Return dynamic shapes in `torch.export`'s format, for the tensors in order; None if all sizes are known."""
         if not any(self.dynamic.values()):
             return None
         return tuple(dict.fromkeys(self.dynamic[index], torch.export.Dim.AUTO) for index in self.tensors)
 
     def constant_versions(self, arguments: Sequence[Any]) -> list[tuple[int, int]]:
-        """Versions of the constants; they change if a parameter is modified or replaced."""
+        """Return the versions of the constants, which change if a parameter is modified or replaced."""
         return [(arguments[index].data_ptr(), arguments[index]._version) for index in self.constants]
 
 
 class BoundGraph(torch.nn.Module):
-    """A captured graph as a module of its tensors alone: parameters are constants, sizes are read from the tensors."""
+    """A captured graph as a module of its tensors: parameters are constants, and sizes are read from the tensors."""
 
     def __init__(self, graph: torch.fx.GraphModule, arguments: GraphArguments, values: Sequence[Any]) -> None:
         super().__init__()
@@ -99,8 +99,8 @@ class BoundGraph(torch.nn.Module):
         return self._graph(*(given[index] for index in range(self._arguments.count)))
 
     def digest(self) -> str | None:
-        """A digest of operators, constants, and the types and sizes of the example inputs; None where the graph calls
-        code that is not PyTorch's."""
+        """Return a digest of operators, constants, and the types and sizes of the example inputs; None if the graph
+        calls code outside PyTorch."""
         digest = hashlib.sha256()
         for name, module in self.named_modules():
             if isinstance(module, torch.fx.GraphModule):
@@ -130,9 +130,9 @@ def _is_of_torch(node: torch.fx.Node) -> bool:
 
 
 def grown_axes(graph: torch.fx.GraphModule) -> dict[int, int]:
-    """Outputs that are longer than an input by concatenation, and along which axis: the next call brings them back.
+    """Return the outputs that extend an input by concatenation, with their axes: the next call passes them back.
 
-    A cache of keys and values is one. Marked as dynamic, they make the graph for one length the graph for all.
+    For example, a cache of keys and values. Marking them as dynamic makes one graph serve all lengths.
     """
     (results,) = graph.graph.output_node().args
     axes: dict[int, int] = {}
@@ -149,7 +149,7 @@ def _constant(index: int) -> str:
 
 
 def _symbol(size: Any) -> Any:
-    """The symbolic expression of a size; None where it is a number."""
+    """Return the symbolic expression of a size; None if it is a number."""
     if not isinstance(size, torch.SymInt):
         return None
     expression = size.node.shape_env.replace(size.node.expr)
@@ -157,16 +157,16 @@ def _symbol(size: Any) -> Any:
 
 
 class _Float(float):
-    """A float as the graph reads it: a tensor of one element."""
+    """A float that the graph reads as a one-element tensor."""
 
     def item(self) -> float:
         return float(self)
 
 
 def _is_float(node: torch.fx.Node) -> bool:
-    """True for a float that is an attribute of a module (the epsilon of a normalization), which dynamo hands on as a
-    tensor where it captures floats as symbols. Floats among a function's arguments stay inputs: each call may bring
-    another one."""
+    """True for a float that is a module attribute (such as a normalization's epsilon), which dynamo passes as a tensor
+    if it captures floats as symbols. Floats among a function's arguments stay inputs, since they may differ per
+    call."""
     example = node.meta.get("example_value")
     argument = node.meta.get("grapharg")
     if not isinstance(example, torch.Tensor) or example.dtype != torch.float64 or example.ndim or argument is None:

@@ -1,4 +1,4 @@
-"""In-place operators on values that nothing else reads, as ReLUs behind convolutions have them."""
+"""In-place operators on values with no other reader, such as ReLUs after convolutions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _IN_PLACE = {
 
 
 def _functional(name: str) -> str:
-    """The name of the form that returns a new tensor."""
+    """Return the name of the form that returns a new tensor."""
     return name.replace("_.", ".")
 
 
-# Their results are tensors of their own, never views or the arguments themselves.
+# Their results are new tensors, never views or the arguments themselves.
 _FRESH = {
     *map(_functional, _IN_PLACE),
     *(
@@ -39,7 +39,7 @@ _FRESH = {
 
 
 def write_out_activations(program: torch.export.ExportedProgram) -> None:
-    """In-place activations and arithmetic on fresh values without other readers return new values.
+    """Make in-place activations and arithmetic on fresh values without other readers return new values.
 
     `run_decompositions` does so for all in-place operators, but traces the whole program again, which takes as long as
     capturing it.
@@ -52,7 +52,7 @@ def write_out_activations(program: torch.export.ExportedProgram) -> None:
 
 
 def _is_own(node: torch.fx.Node) -> bool:
-    """True if a node alone reads what it writes to, a tensor of its own with the type of all operands."""
+    """True if a node is the only reader of the fresh tensor that it writes to, whose type is that of all operands."""
     written: Any = node.args[0]
     values = [each.meta.get("val") for each in node.all_input_nodes]
     dtypes = {getattr(value, "dtype", None) for value in values}

@@ -1,8 +1,8 @@
-"""`int` and `float` of a dynamic size in the code of a model, which make a number of it and so fix the size.
+"""`int` and `float` calls on a dynamic size in model code, which would turn it into a number and fix it.
 
-While a model is captured, they leave symbolic sizes symbolic: the names are replaced in the modules of Python that the
-classes of the model come from and in those of the same packages, where functions call them. The replacements equal the
-builtin types and have their instances, but are not the same objects; modules that compare with `is` are left alone.
+While a model is captured, they keep symbolic sizes symbolic: the names are replaced in the Python modules that define
+the classes of the model and in those of the same packages, if functions call them. The replacements equal the builtin
+types and have their instances, but are not the same objects; modules that compare with `is` are not modified.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _IS = dis.opmap["IS_OP"]
 
 @contextmanager
 def number_types_captured(model: torch.nn.Module) -> Iterator[bool]:
-    """While it lasts, `int(size)` and `float(size)` in the model's code are symbolic; False where it has none."""
+    """Context in which `int(size)` and `float(size)` in the model's code are symbolic; yields False if there are
+    none."""
     import torch
 
     symbolic: Any = torch
@@ -49,7 +50,7 @@ def number_types_captured(model: torch.nn.Module) -> Iterator[bool]:
 
 
 def _functions(model: torch.nn.Module) -> Iterator[FunctionType]:
-    """The functions of the model's classes, and of the modules of Python in their packages."""
+    """Yield the functions of the model's classes, and of the Python modules in their packages."""
     classes = {base for each in model.modules() for base in type(each).__mro__}
     packages = {each.__module__.partition(".")[0] for each in classes} - {"torch", "builtins"}
     for path, module in list(sys.modules.items()):
@@ -64,16 +65,16 @@ def _functions(model: torch.nn.Module) -> Iterator[FunctionType]:
             yield from (value for value in vars(each).values() if isinstance(value, FunctionType))
 
 
-@cache  # models of one package are captured again and again
+@cache  # models of one package are captured repeatedly
 def _compares(code: CodeType, name: str) -> bool:
     """True for `x is int`."""
-    if _IS not in code.co_code[::2]:  # reading the instructions takes long
+    if _IS not in code.co_code[::2]:  # decoding all instructions is slow
         return False
     return any(one.argval == name and two.opcode == _IS for one, two in pairwise(dis.get_instructions(code)))
 
 
 def _stand_in(builtin: type, symbolic: Callable[[Any], Any]) -> type:
-    """A type that equals `builtin`, and has its instances and subclasses."""
+    """Return a type that equals `builtin` and has its instances and subclasses."""
 
     class StandIn(type):
         def __call__(cls, *arguments: Any, **options: Any) -> Any:

@@ -1,8 +1,8 @@
-"""`torch.nn.LSTM`, `GRU` and `RNN` of dynamic length, and of packed sequences.
+"""`torch.nn.LSTM`, `GRU` and `RNN` over sequences of dynamic length, and over packed sequences.
 
-torch.export traces their steps one by one, which makes the length a number, and does not take packed sequences. While a
-model is captured, the layers call operators of our own with the same arguments, which become ONNX's operators. A packed
-sequence is then the padded tensor, time first, and the lengths (1, batch): a model that reads its parts is refused.
+torch.export traces their steps one by one, which fixes the length, and does not support packed sequences. While a model
+is captured, the layers call custom operators with the same arguments, which become ONNX's operators. A packed sequence
+is represented by the padded tensor, time first, and the lengths (1, batch): models that read its parts are rejected.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PARAMETERS = (
 
 @dataclass(frozen=True)
 class _Layer:
-    """A function of `torch._VF`: its operator of ONNX, ONNX's gates by their numbers in torch, and attributes."""
+    """A function of `torch._VF`: its ONNX operator, the torch gate index of each ONNX gate, and attributes."""
 
     operator: str
     gates: tuple[int, ...]
@@ -47,13 +47,13 @@ _LAYERS = {
     "rnn_tanh": _Layer("RNN", (0,)),
     "rnn_relu": _Layer("RNN", (0,), {"activations": ["Relu"]}),
 }
-_LIBRARIES: list[Any] = []  # operators last as long as the library that defines them
+_LIBRARIES: list[Any] = []  # operators exist as long as the library that defines them
 OPERATORS = tuple(f"{_NAMESPACE}.{name}.default" for name in _LAYERS)
 
 
 @contextmanager
 def recurrent_layers_captured() -> Iterator[None]:
-    """While it lasts, recurrent layers of dynamic length or of packed sequences are captured as one operator each."""
+    """Context in which recurrent layers over dynamic lengths or packed sequences are captured as one operator each."""
     import torch
 
     functions: Any = torch._VF
@@ -72,7 +72,7 @@ def recurrent_layers_captured() -> Iterator[None]:
 
 def _captured(operator: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
-        length: Any = arguments[0].shape[1 if arguments[-1] else 0]  # a symbol where it is dynamic
+        length: Any = arguments[0].shape[1 if arguments[-1] else 0]  # a symbol if dynamic
         hidden = arguments[2][1].shape[-1]
         projects = isinstance(arguments[1], tuple) and arguments[1][0].shape[-1] != arguments[1][1].shape[-1]
         if isinstance(length, int) or not isinstance(hidden, int) or projects:
@@ -83,7 +83,7 @@ def _captured(operator: Callable[..., Any], original: Callable[..., Any]) -> Cal
 
 
 def _guarded(original: Any) -> Any:
-    """The class of packed sequences, whose parts only PyTorch and this module may read."""
+    """Return the class of packed sequences, whose parts only PyTorch and this module may read."""
 
     def check() -> None:
         reader = sys._getframe(2).f_globals["__name__"]
@@ -122,7 +122,7 @@ def _packed(_: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _padded(_: Callable[..., Any]) -> Callable[..., Any]:
-    """`total` is 1, the first size of the lengths, where the result has as many steps as the longest sequence."""
+    """Pad; `total` is 1, the first size of the lengths, if the result has as many steps as the longest sequence."""
 
     def pad(data: Tensor, lengths: Tensor, batch_first: bool, padding: float, total: Any) -> tuple[Tensor, Tensor]:
         import torch
@@ -168,7 +168,7 @@ def _of_packed_sequences(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def _registered() -> dict[str, Callable[..., Any]]:
-    """The operators by name, defined once per process."""
+    """Return the operators by name, defined once per process."""
     import torch
 
     libraries: Any = torch.library
@@ -196,7 +196,7 @@ def _shapes(layer: _Layer) -> Callable[..., Any]:
 
 
 def translation(name: str) -> Callable[..., Any]:
-    """ONNX conversion of the operator, for the exporter's `custom_translation_table`."""
+    """Return the ONNX conversion of the operator, for the exporter's `custom_translation_table`."""
     layer = _LAYERS[name.split(".")[1]]
 
     def convert(
@@ -232,7 +232,7 @@ def translation(name: str) -> Callable[..., Any]:
 
 
 def _layer(layer: _Layer, x: object, params: list[list[Any]], initial: list[Any], lengths: Any) -> list[Any]:
-    """One layer of one or two directions: (output (length, batch, directions * hidden), last states)."""
+    """Emit one layer with one or two directions: (output (length, batch, directions * hidden), last states)."""
     from onnxscript import opset18
 
     hidden = int(params[0][1].shape[1])

@@ -1,14 +1,14 @@
-"""Requirements on inputs that a PyTorch program has and its ONNX form lacks; checked before a run like ONNX's.
+"""Requirements of a PyTorch program on its inputs that its ONNX form lacks; checked before a run like ONNX's.
 
-Branches that a model's own code takes on sizes: `torch.export` follows the one that the example takes.
+Branches on sizes in a model's own code: `torch.export` follows the example's branch.
 
-Inputs that hold indices, lengths or counts, and the ranges that PyTorch needs them in.
+Inputs that hold indices, lengths or counts, and their ranges in PyTorch.
 
-ONNX counts negative indices from the end wherever there are indices, PyTorch in some operators alone; and where an
-index reaches its ONNX operator by way of others, the importer does not see that it is an input. Of indices that a
-program computes nothing is checked: the kernels that use them bring them inside.
+ONNX counts negative indices from the end everywhere, PyTorch only in some operators; and if an index reaches its ONNX
+operator through other operators, the importer cannot tell that it is an input. Computed indices are not checked: the
+kernels that use them clamp them.
 
-Each dynamic dimension has a range, and a number that it must be a multiple of.
+Each dynamic dimension has a range, and may have to be a multiple of a number.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _Formula = tuple[str, dict[str, str]]
 
 
 class ProgramRequirements:
-    """The requirements of a program, taken before its operators are rewritten."""
+    """The requirements of a program, collected before its operators are rewritten."""
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         inputs = set(program.graph_signature.user_inputs)
@@ -53,14 +53,14 @@ class ProgramRequirements:
                 self._indices += [(each, where) for each in index_ranges(node) if each.values.name in inputs]
                 self._sizes += [(each, where) for each in size_relations(node) if not _is_known(each)]
         self._sizes += branch_relations(program)
-        self._sizes += range_relations(program)  # last: those of operators say what needs them
+        self._sizes += range_relations(program)  # last: operators' relations name their source
 
     def add(self, conditions: Iterable[Condition]) -> None:
-        """Further relations of sizes, of the program that the operators were rewritten to."""
+        """Add relations of sizes from the rewritten program."""
         self._sizes += conditions
 
     def added_to(self, model: ImportedModel) -> ImportedModel:
-        """The model with these before its own; not those of inputs or of sizes that it does not have."""
+        """Return the model with these requirements before its own, except for inputs or sizes that it lacks."""
         shapes = {spec.name: spec.shape for spec in model.inputs}
         return replace(
             model,
@@ -77,7 +77,7 @@ class ProgramRequirements:
                 least = None if each.least is None else str(each.least)
                 kept.setdefault((name, formula[0], least), IndexRequirement(name, *formula, where, least))
         for own in model.indices:
-            if (own.input, own.size, "0") not in kept:  # that is the narrower one
+            if (own.input, own.size, "0") not in kept:  # otherwise the model's own is narrower
                 kept.setdefault((own.input, own.size, own.least), own)
         return list(kept.values())
 
@@ -94,9 +94,10 @@ class ProgramRequirements:
         return list(kept.values())
 
     def _formula(self, size: object, shapes: _Shapes) -> _Formula | None:
-        """A size as a formula and the dimensions that its names stand for; None where it is not one of inputs' sizes.
+        """Return a size as a formula with the dimensions its names refer to; None if it does not depend on inputs'
+        sizes.
 
-        The number takes the place of the name of a dimension that the caller fixed.
+        Dimensions fixed by the caller are replaced by their number.
         """
         try:
             text = re.sub(r"\b\w+\b", self._in_dimensions, size_formula(size))
@@ -115,12 +116,12 @@ class ProgramRequirements:
         return text, symbols
 
     def _in_dimensions(self, name: re.Match[str]) -> str:
-        """A symbol that no dimension is, as a formula of the dimension that is linear in it."""
+        """Express a symbol that is no dimension in terms of a dimension that is linear in it."""
         return name.group() if name.group() in self._positions else self._symbols.get(name.group(), name.group())
 
 
 def operator_of(node: torch.fx.Node) -> str:
-    """The name of a node's operator, without its overload."""
+    """Return the name of a node's operator, without its overload."""
     return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
@@ -134,7 +135,7 @@ _LARGEST_COUNT = 2**62
 
 @dataclass(frozen=True)
 class IndexRange:
-    """The elements of an input (its node) lie in [least, size); a `least` of None is -size."""
+    """Elements of an input (its node) must be in [least, size); a `least` of None means -size."""
 
     values: Any
     size: Any
@@ -145,7 +146,7 @@ _Ranges = Callable[[Any], Iterator[IndexRange]]
 
 
 def index_ranges(node: Any) -> Iterator[IndexRange]:
-    """Requirements of a node on tensors that it uses as indices: of those that they are copies of."""
+    """Yield a node's requirements on its index tensors, applied to the tensors that they are copies of."""
     for each in _OPERATORS.get(str(node.target), _nothing)(node):
         source = _source(each.values)
         if source is not None:
@@ -168,11 +169,11 @@ _ALIKE = frozenset(
         *("transpose.int", "permute.default", "t.default", "repeat.default", "lift_fresh_copy.default"),
     )
 )
-"""Operators whose result has the elements of their first argument, each of them, and no others."""
+"""Operators whose result has exactly the elements of their first argument."""
 
 
 def _source(node: Any) -> Any:
-    """The tensor that this one has all elements of, as integers; None where they are not integers."""
+    """Return the integer tensor with the same elements as this one; None if they are not integers."""
     while getattr(node, "op", None) == "call_function" and str(node.target) in _ALIKE:
         if not _holds_integers(node):
             return None
@@ -197,7 +198,7 @@ def _nothing(node: Any) -> Iterator[IndexRange]:
 
 
 def _along(position: int, axis: int, least: int | None = 0) -> _Ranges:
-    """Argument `position` chooses along the axis of the first tensor that argument `axis` names."""
+    """Argument `position` indexes an axis of the first tensor, given by argument `axis`."""
 
     def ranges(node: Any) -> Iterator[IndexRange]:
         sizes, dimension = sizes_of(node.args[0]), _argument(node, axis, "dim")
@@ -212,13 +213,13 @@ def _embedding(node: Any) -> Iterator[IndexRange]:
 
 
 def _bags(node: Any) -> Iterator[IndexRange]:
-    """Offsets say where among the indices each bag begins."""
+    """Offsets are the start of each bag in the indices."""
     yield from _embedding(node)
     yield IndexRange(node.args[2], sizes_of(node.args[1])[0] + 1)
 
 
 def _advanced(node: Any) -> Iterator[IndexRange]:
-    """Tensors in the place of axes; negative ones count from the end."""
+    """Index tensors by axis; negative indices count from the end."""
     for size, values in zip(sizes_of(node.args[0]), node.args[1], strict=False):
         if values is not None:
             yield IndexRange(values, size, None)
@@ -239,13 +240,13 @@ def _repeats(node: Any) -> Iterator[IndexRange]:
 
 
 def _unpooled(node: Any) -> Iterator[IndexRange]:
-    """Positions in the image that comes out."""
+    """Positions are within the output image."""
     *_, height, width = sizes_of(node)
     yield IndexRange(node.args[1], height * width)
 
 
 def _target(node: Any) -> Iterator[IndexRange]:
-    """Classes, and the one number that is none; what lies between them is not told apart."""
+    """Class indices, or the ignored index; numbers in between are accepted too."""
     sizes, ignored = sizes_of(node.args[0]), _argument(node, 4, "ignore_index", -100)
     if sizes and isinstance(ignored, int):
         yield IndexRange(node.args[1], sizes[1 if len(sizes) > 1 else 0], min(ignored, 0))
@@ -277,12 +278,12 @@ _OPERATORS: dict[str, _Ranges] = {
 
 
 _ARTIFICIAL_LEAST = 2
-"""torch.export takes dynamic sizes for 2 or more while it traces, and its programs run with smaller ones."""
+"""torch.export assumes dynamic sizes of at least 2 while tracing, but its programs also run with smaller ones."""
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """A dynamic dimension of an input, `factor * symbol + offset`, of a symbol of `torch.export`.
+    """A dynamic dimension of an input: `factor * symbol + offset`, for a symbol of `torch.export`.
 
     Attributes:
         input, axis: its position.
@@ -296,27 +297,27 @@ class Dimension:
 
     @property
     def is_symbol(self) -> bool:
-        """True if the symbol itself is the dimension."""
+        """True if the dimension is the symbol itself."""
         return self.factor == 1 and self.offset == 0
 
     @property
     def name(self) -> str:
-        """A name for it in formulas."""
+        """Return its name in formulas."""
         return f"{self.input}_axis{self.axis}"
 
     @property
     def formula_of_symbol(self) -> str:
-        """The symbol as a formula of the dimension."""
+        """Return the symbol as a formula of the dimension."""
         return f"({self.multiple} // {self.factor})"
 
     @property
     def multiple(self) -> str:
-        """The expression that must be a multiple of the factor."""
+        """Return the expression that must be a multiple of the factor."""
         return f"({self.name}{_signed(-self.offset)})"
 
 
 def dimensions(program: torch.export.ExportedProgram) -> list[Dimension]:
-    """The dynamic dimensions of the program's inputs that are linear in one symbol, those that are symbols first."""
+    """Return the dynamic dimensions of the program's inputs that are linear in one symbol, plain symbols first."""
     inputs = set(program.graph_signature.user_inputs)
     found = [
         each
@@ -342,7 +343,7 @@ def _linear(name: str, axis: int, size: Any) -> Dimension | None:
 
 
 def range_relations(program: torch.export.ExportedProgram) -> Iterator[tuple[SizeRelation, str]]:
-    """The least and the largest size of each symbol, that dimensions of one symbol agree, and where that is said."""
+    """Yield the bounds of each symbol, and the agreement of dimensions with one symbol, with their source."""
     first: dict[str, Dimension] = {}
     for each in dimensions(program):
         linear = f"{each.factor}*{each.symbol}{_signed(each.offset)}"
@@ -364,12 +365,12 @@ def range_relations(program: torch.export.ExportedProgram) -> Iterator[tuple[Siz
 
 
 def _signed(number: int) -> str:
-    """A number as the last term of a sum."""
+    """Return a number as the last term of a sum."""
     return "" if not number else f" {'-' if number < 0 else '+'} {abs(number)}"
 
 
 def congruences(program: torch.export.ExportedProgram) -> dict[str, Congruence]:
-    """Known congruences of dimensions, by the names that torch's ONNX exporter gives them ("4*s39")."""
+    """Return known congruences of dimensions, by their names in torch's ONNX exporter ("4*s39")."""
     known = {}
     for each in dimensions(program):
         if each.factor > 1:
@@ -387,7 +388,7 @@ _CONTAINERS = "torch.nn.modules.container."
 
 
 def shown_name(node: Any) -> str:
-    """The path of the module that the node computes; of a module that is more than an operator, a node of it."""
+    """Return the path of the module that the node computes; for a module of several operators, of a node in it."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     if not stack:
         return str(node.name)

@@ -1,7 +1,7 @@
-"""Interpolation: `torch.nn.functional.interpolate` by a scale factor, which coordinates follow, or to a size.
+"""`torch.nn.functional.interpolate` by a scale factor, which determines coordinates, or to a size.
 
-The exporter's conversions drop the scale factor where the size is given too, and with it the coordinates that it
-stands for: `floor(size * factor) / size` is another factor.
+The exporter's conversions drop the scale factor if the size is also given, and with it the coordinates that it implies:
+`floor(size * factor) / size` is a different factor.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from onnxscript.values import Opset
 
 
-# A tensor, or the sizes where they are known.
+# A tensor, or the sizes if known.
 SizeArgument: TypeAlias = "Value | Sequence[int]"
 
 
 def _interpolation(mode: Mapping[str, object], *, either: bool) -> Callable[..., Value]:
-    """A conversion of aten.upsample_*.vec, which has a size or factors, or of .default, which has the size always."""
+    """Return a conversion of aten.upsample_*.vec, which has a size or factors, or of .default, which always has the
+    size."""
 
     def to_either(
         data: Value, size: SizeArgument, align_corners: bool, factors: Sequence[float] | None = None
@@ -62,7 +63,7 @@ def _nearest(mode: Mapping[str, object], *, either: bool) -> Callable[..., Value
 def _resized(
     data: Value, size: SizeArgument, factors: Sequence[float | None], mode: Mapping[str, object], align_corners: bool
 ) -> Value:
-    """ONNX's Resize: by the factors where there is one for each axis of the image, else to the size."""
+    """ONNX's Resize: by the factors if there is one for each axis of the image, otherwise to the size."""
     from onnxscript import opset18 as op
 
     spatial = list(data.shape)[2:]
@@ -95,7 +96,7 @@ def _resized(
 
 
 def _size(size: object, factor: float) -> int | None:
-    """PyTorch's size, which is computed in float64; None where that of the input is dynamic."""
+    """Return PyTorch's size, computed in float64; None if the input's is dynamic."""
     return math.floor(size * factor) if isinstance(size, int) else None
 
 
@@ -105,30 +106,31 @@ def _part(size: object, axis: int) -> int | None:
 
 
 def _counted(op: Opset, data: Value, factors: Sequence[float]) -> Value:
-    """The sizes of an image of dynamic size, computed in float64."""
+    """Return the sizes of an image of dynamic size, computed in float64."""
     exact = op.Constant(value=onnx.numpy_helper.from_array(np.array(factors, np.float64)))
     return op.Cast(op.Floor(op.Mul(op.Cast(op.Shape(data, start=2), to=_DOUBLE), exact)), to=_INT64)
 
 
 def _is_exact(factor: float) -> bool:
-    """True if sizes are the same in float32 and in float64, as those of factors such as 1.5 are."""
+    """True if sizes are the same in float32 and float64, as for factors such as 1.5."""
     return float(np.float32(factor)) == factor
 
 
 def _is_whole(factor: float) -> bool:
-    """True if a position times the reciprocal in float32 is rounded down as the position over the factor is."""
+    """True if a position times the reciprocal in float32 rounds down to the same number as the position over the
+    factor."""
     return _is_exact(factor) and float(np.float32(1 / factor)) >= 1 / factor
 
 
 def _taken(op: Opset, data: Value, counts: Value, factors: Sequence[float | None], offset: float) -> Value:
-    """The nearest elements of an image of dynamic size, at the positions that PyTorch computes in float32."""
+    """Return the nearest elements of an image of dynamic size, at the positions that PyTorch computes in float32."""
     for axis, factor in enumerate(factors):
         size, count = op.Gather(op.Shape(data), axis + 2, axis=0), op.Gather(counts, axis, axis=0)
         if factor is None:
             step = op.Div(*(op.Cast(each, to=onnx.TensorProto.FLOAT) for each in (size, count)))
         else:
             step = op.Constant(value_float=float(np.float32(1 / factor)))
-            if len(factors) == 2 and not offset:  # PyTorch doubles images whatever the factor says
+            if len(factors) == 2 and not offset:  # PyTorch doubles images regardless of the factor
                 step = op.Where(op.Equal(count, op.Mul(size, 2)), op.Constant(value_float=0.5), step)
         centers = op.Add(op.Cast(op.Range(0, count, 1), to=onnx.TensorProto.FLOAT), op.Constant(value_float=offset))
         positions = op.Floor(op.Mul(centers, step))
@@ -137,7 +139,7 @@ def _taken(op: Opset, data: Value, counts: Value, factors: Sequence[float | None
 
 
 def _scale(size: int | None, factor: float, wanted: int | None) -> float:
-    """The float32 with which ONNX's size, computed in float32, is at least PyTorch's."""
+    """Return a float32 scale with which ONNX's size, computed in float32, is at least PyTorch's."""
     scale = np.float32(factor)
     if wanted is None and float(scale) < factor:
         scale = np.nextafter(scale, np.float32(np.inf))
@@ -147,7 +149,7 @@ def _scale(size: int | None, factor: float, wanted: int | None) -> float:
 
 
 def _cropped(op: Opset, data: Value, sizes: Value, rank: int) -> Value:
-    """Without the row or column by which float32 rounds a size up where float64 does not."""
+    """Crop the row or column by which float32 rounds a size up but float64 does not."""
     axes = op.Constant(value_ints=list(range(2, 2 + rank)))
     return op.Slice(data, op.Constant(value_ints=[0] * rank), sizes, axes)
 
@@ -163,7 +165,7 @@ def _nearest_indices(
         own = np.minimum(
             np.floor((positions + np.float32(offset)).astype(np.float32) * step).astype(np.int64), size - 1
         )
-        if len(sizes) == 2 and count == 2 * size and not offset:  # PyTorch doubles images whatever the factor says
+        if len(sizes) == 2 and count == 2 * size and not offset:  # PyTorch doubles images regardless of the factor
             own = positions // 2
         whole = whole and count % max(size, 1) == 0 and bool(np.array_equal(own, positions * size // max(count, 1)))
         found.append(own)
@@ -178,10 +180,10 @@ def _gathered(op: Opset, data: Value, indices: Sequence[np.ndarray]) -> Value:
 
 _INT64, _DOUBLE = onnx.TensorProto.INT64, onnx.TensorProto.DOUBLE
 _NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-_NEAREST_EXACT = {"mode": "nearest-exact"}  # the pixel whose area holds the center of the new one
+_NEAREST_EXACT = {"mode": "nearest-exact"}  # the pixel whose area contains the center of the new one
 _LINEAR = {"mode": "linear"}
 _CUBIC = {"mode": "cubic", "cubic_coeff_a": -0.75}
-# As Pillow has it: weights of what lies inside of the image alone, and another coefficient of cubic ones.
+# Like Pillow: weights only inside the image, and another cubic coefficient.
 _LINEAR_ANTIALIASED = {"mode": "linear", "antialias": 1, "exclude_outside": 1}
 _CUBIC_ANTIALIASED = {"mode": "cubic", "antialias": 1, "cubic_coeff_a": -0.5, "exclude_outside": 1}
 _MODES: dict[str, Mapping[str, object]] = {

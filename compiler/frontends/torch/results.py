@@ -1,4 +1,4 @@
-"""Results of a PyTorch model as named tensors: tuples, dictionaries, dataclasses and caches, however nested."""
+"""Results of a PyTorch model as named tensors: tuples, dictionaries, dataclasses and caches, with any nesting."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SCALARS = int | float | bool | str
 
 @contextmanager
 def named_results(model: torch.nn.Module) -> Iterator[None]:
-    """The model returns a dictionary by name in place of any structure that is more than tuples of tensors."""
+    """Context in which the model returns a dictionary by name instead of any structure other than tuples of tensors."""
     handle = model.register_forward_hook(_with_names)
     try:
         yield
@@ -35,13 +35,13 @@ def _with_names(_: torch.nn.Module, __: object, result: object) -> Any:
 
 
 def result_names(structure: Any, count: int) -> list[str]:
-    """Names of the `count` results of a program, whose structure is a `TreeSpec` or None."""
+    """Return names for the `count` results of a program, whose structure is a `TreeSpec` or None."""
     numbered = [f"output_{index}" for index in range(count)]
     if structure is None or structure.num_leaves != count:
         return numbered
     try:
         paths = {leaf: path for path, leaf in _leaves(structure.unflatten(list(range(count))), ())}
-    except Exception:  # of constructors that take tensors alone
+    except Exception:  # from constructors that accept only tensors
         return numbered
     if set(paths) != set(range(count)) or _is_numbered(paths.values()):
         return numbered
@@ -49,7 +49,7 @@ def result_names(structure: Any, count: int) -> list[str]:
 
 
 def complex_notes(program: torch.export.ExportedProgram) -> dict[str, str]:
-    """For each output of complex numbers, which ONNX's operators have not, a line that says what stands for it."""
+    """Return, for each complex output, which ONNX does not support, a line that explains its representation."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     results = program.graph_signature.user_outputs
     return {
@@ -75,7 +75,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _leaves(value: object, path: Path) -> Iterator[tuple[Path, Any]]:
-    """Tensors and numbers with their positions; None has none. Raises InvalidModelError for other objects."""
+    """Yield tensors and numbers with their positions; nothing for None. Raises InvalidModelError for other objects."""
     import torch
 
     if value is None:
@@ -102,7 +102,7 @@ def _parts(value: object, path: Path) -> list[tuple[str | int | None, Any]]:
     if parts is None:
         where = f" as {'.'.join(map(str, path))!r}" if path else ""
         raise InvalidModelError(
-            f"the model returns {type_text(value)}{where}, which holds no tensors that are known",
+            f"the model returns {type_text(value)}{where}, which holds no known tensors",
             "return tensors, tuples, dictionaries or dataclasses of them, or register the class with "
             "torch.utils._pytree.register_pytree_node; models of transformers return no cache with use_cache=False",
         )
@@ -110,7 +110,7 @@ def _parts(value: object, path: Path) -> list[tuple[str | int | None, Any]]:
 
 
 def _cache_parts(cache: object) -> list[tuple[str | int | None, Any]]:
-    """Tensors, layers and inner caches of a cache of transformers; the rest of its attributes is bookkeeping."""
+    """Return tensors, layers and inner caches of a transformers cache; its other attributes are bookkeeping."""
     import torch
 
     kinds = (torch.Tensor, list, tuple, dict)
@@ -133,7 +133,7 @@ def _holds_tensors(value: object) -> bool:
 
 
 def _registered_parts(value: object) -> list[tuple[str | int | None, Any]] | None:
-    """By the functions that the class was registered with as a pytree; None where it was not."""
+    """Flatten with the functions that the class was registered with as a pytree; None if it was not registered."""
     from torch.utils import _pytree
 
     node = _pytree.SUPPORTED_NODES.get(type(value))

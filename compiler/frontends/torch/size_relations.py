@@ -1,6 +1,6 @@
-"""Relations of sizes that PyTorch requires and the ONNX operators of the exported program do not.
+"""Relations of sizes required by PyTorch, but not by the ONNX operators of the exported program.
 
-An ONNX Slice is cut to its tensor, a reduction of nothing has a value; PyTorch refuses both.
+An ONNX Slice is clamped to its tensor, and an empty reduction has a value; PyTorch rejects both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Relations = Callable[[Any], Iterator[SizeRelation]]
 
 
 def size_relations(node: Any) -> Iterator[SizeRelation]:
-    """Requirements of a node on the sizes of its tensors."""
+    """Yield a node's requirements on the sizes of its tensors."""
     yield from _OPERATORS.get(str(node.target), _nothing)(node)
 
 
@@ -33,12 +33,12 @@ def _nothing(node: Any) -> Iterator[SizeRelation]:
 
 
 def _value(argument: Any) -> Any:
-    """An argument, or what a node for a size stands for."""
+    """Return an argument, or the value of a size node."""
     return argument.meta["val"] if hasattr(argument, "meta") else argument
 
 
 def sizes_of(node: Any) -> Sequence[Any]:
-    """The sizes of a node's tensor."""
+    """Return the sizes of a node's tensor."""
     shape: Sequence[Any] = node.meta["val"].shape
     return shape
 
@@ -63,7 +63,7 @@ def _unfold(node: Any) -> Iterator[SizeRelation]:
 
 
 def _pad(node: object) -> Iterator[SizeRelation]:
-    """Reflections end before the first element, and a circular pad goes around once."""
+    """Reflection padding is smaller than the size, circular padding at most the size."""
     mode = _argument(node, 2, "mode", "constant")
     if mode in ("reflect", "circular"):
         yield from _at_least_pads(node, 1 if mode == "reflect" else 0)
@@ -81,7 +81,7 @@ def _at_least_pads(node: Any, more: int) -> Iterator[SizeRelation]:
 
 
 def _not_empty(node: Any) -> Iterator[SizeRelation]:
-    """The axes that are reduced, all of them where none is named."""
+    """Require elements along the reduced axes, or along all axes by default."""
     sizes = sizes_of(node.args[0])
     axes = _argument(node, 1, "dim")
     named = list(axes) if isinstance(axes, list | tuple) else [axes] if isinstance(axes, int) else []
@@ -97,7 +97,7 @@ def _kth(node: Any) -> Iterator[SizeRelation]:
 
 
 def _spatial(axes: int) -> _Relations:
-    """The last axes of the first tensor have elements."""
+    """Require elements along the last axes of the first tensor."""
 
     def relations(node: Any) -> Iterator[SizeRelation]:
         for size in sizes_of(node.args[0])[-axes:]:
@@ -107,7 +107,7 @@ def _spatial(axes: int) -> _Relations:
 
 
 def _resized(axes: int) -> _Relations:
-    """The last axes of the first tensor and of the result have elements."""
+    """Require elements along the last axes of the first tensor and of the result."""
 
     def relations(node: Any) -> Iterator[SizeRelation]:
         for size in (*sizes_of(node.args[0])[-axes:], *sizes_of(node)[-axes:]):
@@ -117,14 +117,14 @@ def _resized(axes: int) -> _Relations:
 
 
 def _columns(node: Any) -> Iterator[SizeRelation]:
-    """A window fits into the image."""
+    """Require that a window fits into the image."""
     kernel, dilation, padding = node.args[1:4]
     for size, each, step, pad in zip(sizes_of(node.args[0])[-2:], kernel, dilation, padding, strict=True):
         yield SizeRelation(size, "at least", step * (each - 1) + 1 - 2 * pad)
 
 
 def _image_of_columns(node: Any) -> Iterator[SizeRelation]:
-    """The channels are those of one window or more."""
+    """Require channels of one or more whole windows."""
     height, width = node.args[2]
     channels = sizes_of(node.args[0])[-2]
     yield SizeRelation(channels, "at least", height * width)
@@ -136,7 +136,7 @@ def _halves(node: Any) -> Iterator[SizeRelation]:
 
 
 def _instances(node: Any) -> Iterator[SizeRelation]:
-    """Statistics are of more than one element."""
+    """Require more than one element for statistics."""
     elements = 1
     for size in sizes_of(node.args[0])[2:]:
         elements = elements * size
@@ -144,7 +144,7 @@ def _instances(node: Any) -> Iterator[SizeRelation]:
 
 
 def _steps(node: Any) -> Iterator[SizeRelation]:
-    """A sequence has steps; the argument before the last says whether the batch comes first."""
+    """Require a nonempty sequence; the argument before the last is batch_first."""
     sizes = sizes_of(node.args[0])
     if len(sizes) == 3:
         yield SizeRelation(sizes[1 if node.args[-1] else 0], "at least", 1)

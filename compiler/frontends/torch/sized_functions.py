@@ -1,6 +1,6 @@
-"""Functions that read a dynamic size as a number, which fixes it, replaced while a model is captured.
+"""Replacements, during capture, of functions that convert a dynamic size to a number and thereby fix it.
 
-Each computes the same of a symbolic size: of PyTorch's functions and Python's `%`. With known sizes the originals run.
+Covers PyTorch functions and Python's `%`, each computing the same for symbolic sizes. Known sizes use the originals.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Function = Callable[..., Any]
 
 
 def sized_functions_captured() -> AbstractContextManager[None]:
-    """While it lasts, models call the forms of this file."""
+    """Context in which models call the replacements in this file."""
     import torch
     from torch.nn import functional
 
@@ -67,7 +67,7 @@ def _linspace(original: _Function) -> _Function:
             return original(start, end, steps, **options)
         positions = torch.arange(steps, dtype=dtype)
         last = torch.full((), steps - 1, dtype=dtype)
-        step = (end - start) / last.clamp(min=1)  # one value is the start
+        step = (end - start) / last.clamp(min=1)  # a single value is the start
         return torch.where(positions < steps / 2, start + positions * step, end - (last - positions) * step)
 
     return linspace
@@ -85,7 +85,7 @@ def _logspace(original: _Function) -> _Function:
 
 
 def _window(form: Callable[..., Any]) -> Callable[[_Function], _Function]:
-    """A window of dynamic length, by the angles of its samples; one sample alone is 1, as PyTorch has it."""
+    """Window of dynamic length, computed from the angles of its samples; a single sample is 1, as in PyTorch."""
 
     def replacement(original: _Function) -> _Function:
         def window(window_length: Any, periodic: bool = True, *weights: float, **options: Any) -> Any:
@@ -119,7 +119,7 @@ def _affine_grid(original: _Function) -> _Function:
         if not any(_is_symbolic(each) for each in size[2:]):
             return original(theta, size, align_corners)
         axes = []
-        for length in reversed(size[2:]):  # the width comes first in a point
+        for length in reversed(size[2:]):  # a point's first coordinate is the width
             axis = torch.linspace(-1, 1, length, dtype=theta.dtype)
             axes.append(axis if align_corners else axis * (length - 1) / length)
         points = torch.stack(torch.meshgrid(*reversed(axes), indexing="ij")[::-1], -1)
@@ -155,11 +155,11 @@ def _new_tensor(original: _Function) -> _Function:
 
 
 def _contiguous(original: _Function) -> _Function:
-    """PyTorch compares symbolic strides, which limits sizes to those whose tensors are as compact as the example."""
+    """PyTorch compares symbolic strides, which limits sizes to those whose tensors are as contiguous as the example."""
 
     def contiguous(self: Tensor, **options: Any) -> Any:
         import torch
-        from torch._prims_common import is_contiguous  # of the example's sizes, while a model is captured
+        from torch._prims_common import is_contiguous  # of the example's sizes, during capture
 
         if options or not any(_is_symbolic(each) for each in self.shape):
             return original(self, **options)
@@ -217,7 +217,7 @@ def _half_frequencies(original: _Function) -> _Function:
 
 
 def _pool(rank: int, reduction: str) -> Callable[[_Function], _Function]:
-    """Pooling over whole axes of dynamic size, as `avg_pool2d(x, x.shape[2:])`, is a reduction."""
+    """Pooling over whole axes of dynamic size, as in `avg_pool2d(x, x.shape[2:])`, is a reduction."""
 
     def replacement(original: _Function) -> _Function:
         def pool(input: Tensor, kernel_size: Any, *arguments: Any, **options: Any) -> Any:
@@ -227,7 +227,7 @@ def _pool(rank: int, reduction: str) -> Callable[[_Function], _Function]:
             sizes = _each(kernel_size, rank)
             whole = [at for at, size in zip(axes, sizes, strict=True) if _is_symbolic(size)]
             covered = all(statically_known_true(input.shape[axis] == sizes[axis]) for axis in whole)
-            # A stride does not matter where there is one window; what else is given does.
+            # A stride does not matter with a single window; other options do.
             plain = not any((*arguments[1:], *(value for name, value in options.items() if name != "stride")))
             if not whole or not covered or not plain:
                 return original(input, kernel_size, *arguments, **options)
@@ -244,7 +244,7 @@ def _pool(rank: int, reduction: str) -> Callable[[_Function], _Function]:
 
 
 def _max_pool1d(original: _Function) -> _Function:
-    """PyTorch's own fixes every size; it is a pooling of images of one row."""
+    """Pool as images of one row: PyTorch's own implementation fixes every size."""
 
     def max_pool1d(
         input: Tensor, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
@@ -263,7 +263,7 @@ def _max_pool1d(original: _Function) -> _Function:
 
 
 def _adaptive_max_pool2d(original: _Function) -> _Function:
-    """An axis that keeps its dynamic size, as in `adaptive_max_pool2d(x, (1, None))`, is not pooled."""
+    """Do not pool an axis that keeps its dynamic size, as in `adaptive_max_pool2d(x, (1, None))`."""
 
     def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
         from torch.nn import functional
@@ -282,13 +282,13 @@ def _adaptive_max_pool2d(original: _Function) -> _Function:
 
 
 def _each(value: Any, count: int) -> tuple[Any, ...]:
-    """A number for each of this many axes; a sequence of one is for all of them."""
+    """Return a number for each of `count` axes; a sequence of one is repeated."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return values * count if len(values) == 1 else values
 
 
 def _pow(original: _Function) -> _Function:
-    """PyTorch compares an exponent that is a number with 0, 1, 2, ..., which fixes a size."""
+    """PyTorch compares an integer exponent with 0, 1, 2, ..., which fixes a size."""
 
     def power(input: Any, exponent: Any, **options: Any) -> Any:
         import torch
@@ -309,8 +309,8 @@ def _is_whole(dtype: Any) -> bool:
 def _triangle_indices(sign: int) -> Callable[[_Function], _Function]:
     """Rows and columns of the triangle of a square of dynamic size: sign 1 is the upper one, -1 the lower one.
 
-    A triangle of `side` rows has 1, 2, 3, ... elements in them, so that element p is in row
-    floor((sqrt(8 p + 1) - 1) / 2); the upper one is the lower one read backwards.
+    The rows of a triangle have 1, 2, 3, ... elements, so that element p is in row floor((sqrt(8 p + 1) - 1) / 2); the
+    upper one is the lower one in reverse.
     """
 
     def replacement(original: _Function) -> _Function:
@@ -341,7 +341,7 @@ def _triangle_indices(sign: int) -> Callable[[_Function], _Function]:
 
 
 def _conv2d(original: _Function) -> _Function:
-    """Convolutions in a dynamic number of groups, as of samples that each have their own filters, are products."""
+    """Compute convolutions with a dynamic number of groups, such as per-sample filters, as matmuls."""
 
     def conv2d(
         input: Tensor,
@@ -376,9 +376,9 @@ def _conv2d(original: _Function) -> _Function:
 
 
 def _remainder(original: _Function) -> _Function:
-    """The remainder of a negated size, as in `(4 - size % 4) % 4`, which rounds the size up to a multiple.
+    """Remainder of a negated size, as in `(4 - size % 4) % 4`, which rounds the size up to a multiple.
 
-    It is `4 * ((size + 3) // 4) - size`, so that the padded size is written as a multiple. The sum of the size and a
+    Written as `4 * ((size + 3) // 4) - size`, so that the padded size is a visible multiple. The sum of the size and a
     remainder of a remainder is one too, but each view of windows takes PyTorch's shape environment seconds to check.
     """
 
@@ -393,7 +393,7 @@ def _remainder(original: _Function) -> _Function:
 
 
 def _negated(value: Any, divisor: int) -> Any:
-    """A sum of sizes whose negative has this value's remainder; None where a size is not subtracted."""
+    """Return a sum of sizes whose negative has this value's remainder; None if no size is subtracted."""
     import sympy
     from torch.utils._sympy.functions import Mod, PythonMod
 

@@ -1,4 +1,4 @@
-"""Buffers and inputs that a program writes to: they become inputs, and their new values outputs, in pairs."""
+"""Buffers and inputs that a program writes to: they become pairs of inputs and outputs (the new values)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProgramState:
-    """A state that a program writes: its name, the graph's input for it, and its value before the first run."""
+    """A state that a program writes: its name, its graph input, and its initial value."""
 
     name: str
     placeholder: str
@@ -29,14 +29,14 @@ class ProgramState:
 def with_states(
     program: torch.export.ExportedProgram, wanted: Collection[str] | None
 ) -> tuple[torch.export.ExportedProgram, list[ProgramState]]:
-    """The program as a function whose inputs and first outputs are its states; as it is where it writes to none.
+    """Return the program as a function whose inputs and first outputs are its states; unchanged if it writes to none.
 
-    In-place operators on intermediate values are written out. Buffers that the program writes to are states, inputs
-    that it writes to are where they are `wanted`; "*" stands for all of them.
+    In-place operators on intermediate values are replaced by functional ones. Buffers that the program writes to are
+    states; inputs that it writes to are states if `wanted`; "*" means all of them.
 
     Raises:
         UnsupportedModelError: the program writes to an input that is not wanted, or its buffers overlap.
-        OptionError: it does not write to one that is.
+        OptionError: it does not write to a wanted input.
     """
     every = "*" in (wanted or ())
     if not any(_writes(node.target) for node in program.graph.nodes) and (every or not wanted):
@@ -59,7 +59,7 @@ def with_states(
 
 
 def _functional(program: torch.export.ExportedProgram) -> tuple[torch.export.ExportedProgram, list[ProgramState]]:
-    """Mutations become ordinary inputs and outputs in the signature; the graph is the same."""
+    """Turn mutations into ordinary inputs and outputs of the signature; the graph is unchanged."""
     from torch.export import ExportedProgram
     from torch.export.graph_signature import (
         ExportGraphSignature,
@@ -102,7 +102,7 @@ def _functional(program: torch.export.ExportedProgram) -> tuple[torch.export.Exp
 
 
 def _flat_call(inputs: list[Any], outputs: list[Any]) -> Any:
-    """The call of a program that takes tensors by name and returns a tuple of them."""
+    """Return the call spec of a program that takes tensors by name and returns a tuple of them."""
     from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
     from torch.export.graph_signature import InputKind
     from torch.utils._pytree import tree_structure
@@ -113,21 +113,21 @@ def _flat_call(inputs: list[Any], outputs: list[Any]) -> Any:
 
 
 def name_states(onnx_program: Any, states: list[ProgramState]) -> None:
-    """Inputs of the ONNX model that are states get their names."""
+    """Rename the inputs of the ONNX model that are states."""
     names = {state.placeholder: state.name for state in states}
     for value in onnx_program.model.graph.inputs:
         value.name = names.get(value.name, value.name)
 
 
 def output_name(state: ProgramState) -> str:
-    """The name of the output that is a state's next value."""
+    """Return the name of the output that is a state's next value."""
     return f"{state.name}_next"
 
 
 def model_with_states(model: ImportedModel, states: list[ProgramState], *, usual: bool) -> ImportedModel:
-    """The imported model with the states that it still has: their sizes are those of the program's buffers.
+    """Return the imported model with its remaining states, with the sizes of the program's buffers.
 
-    `usual`: pairs were found by their names, of which those that grow are states as well.
+    `usual`: pairs were found by name; those that grow are states as well.
     """
     have = {spec.name for spec in model.inputs}
     specs = [
@@ -145,7 +145,7 @@ def _value(program: torch.export.ExportedProgram, name: str) -> Any:
 
 
 def _array(tensor: Any) -> np.ndarray | None:
-    """A tensor's value as numpy has it."""
+    """Return a tensor's value as a numpy array."""
     if tensor is None:
         return None
     import torch

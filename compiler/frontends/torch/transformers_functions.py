@@ -1,7 +1,7 @@
-"""Functions of transformers that read a dynamic size as a number, replaced while a model is captured.
+"""Replacements, during capture, of transformers functions that convert a dynamic size to a number.
 
-The selective scan of state space models (Mamba) is a Python loop over the sequence, which torch.export unrolls; here it
-is a loop of any length.
+The selective scan of state space models (Mamba) is a Python loop over the sequence, which torch.export unrolls; the
+replacement is a loop of any length.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def transformers_functions_captured() -> Iterator[None]:
-    """While it lasts, models of transformers call the forms of this file."""
+    """Context in which transformers models call the replacements in this file."""
     found = [
         (module, name, replacement)
         for path, module in list(sys.modules.items())
@@ -33,7 +33,7 @@ def transformers_functions_captured() -> Iterator[None]:
 
 def _scan(original: Any) -> Any:
     def scan(hidden_states: Tensor, *arguments: Any, **named: Any) -> Any:
-        length: Any = hidden_states.shape[-1]  # a symbol where it is dynamic
+        length: Any = hidden_states.shape[-1]  # a symbol if dynamic
         if isinstance(length, int):
             return original(hidden_states, *arguments, **named)
         return _selective_scan(hidden_states, *arguments, **named)
@@ -47,7 +47,7 @@ _REPLACEMENTS = {"mamba_selective_scan": _scan}
 def _selective_scan(
     hidden_states: Tensor,
     dt: Tensor,
-    A: Tensor,  # noqa: N803  (as it is called)
+    A: Tensor,  # noqa: N803  (as in transformers)
     B: Tensor,  # noqa: N803
     C: Tensor,  # noqa: N803
     D: Tensor | None = None,  # noqa: N803

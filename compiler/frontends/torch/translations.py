@@ -1,5 +1,5 @@
-"""Operators of PyTorch that are one of ONNX, and that its ONNX exporter has no conversion for or not the right one;
-operators of quantized programs among them.
+"""PyTorch operators that correspond to one ONNX operator, but that the ONNX exporter converts wrongly or not at all,
+including those of quantized programs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from compiler.frontends.torch.resampling import RESAMPLING
 if TYPE_CHECKING:
     import torch
 
-# Smallest and largest of the types that programs quantize to.
+# Bounds of the types that programs quantize to.
 _BOUNDS = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
 
@@ -30,7 +30,7 @@ def int_mm(first: object, second: object) -> Any:
 
 
 def _choose(data: object, low: int, high: int, smallest: float, dtype: int) -> tuple[Any, Any]:
-    """(scale, zero point) that hold the data's range and zero: float64 and int64, of shape (1,)."""
+    """Return (scale, zero point) that cover the data's range and zero: float64 and int64, of shape (1,)."""
     op = _opset()
     least, most = op.Min(op.ReduceMin(data, keepdims=0), 0.0), op.Max(op.ReduceMax(data, keepdims=0), 0.0)
     scale = op.Max(op.Div(op.Sub(most, least), float(high - low)), smallest)
@@ -48,7 +48,7 @@ def _choose_symmetric(data: object, low: int, high: int, smallest: float, dtype:
 
 
 def _quantize(data: object, scale: object, zero: object, low: int, high: int, dtype: int) -> Any:
-    """Limited to `low` and `high`, which are narrower than the type where the range is reduced."""
+    """Quantize, clamped to `low` and `high`, which are narrower than the type for reduced ranges."""
     op = _opset()
     scale, zero = _parameters(scale, zero, dtype)
     if (low, high) != _BOUNDS[_name(dtype)]:
@@ -60,14 +60,14 @@ def _quantize(data: object, scale: object, zero: object, low: int, high: int, dt
 def _dequantize(
     data: object, scale: object, zero: object, low: int, high: int, dtype: int, out_dtype: int | None = None
 ) -> Any:
-    """Convert to float32, or to another type of floats that is asked for."""
+    """Convert to float32, or to another requested float type."""
     op = _opset()
     wide = op.DequantizeLinear(data, *_parameters(scale, zero, dtype))
     return wide if out_dtype in (None, -1) else op.Cast(wide, to=out_dtype)
 
 
 def _parameters(scale: object, zero: object, dtype: int) -> tuple[Any, Any]:
-    """Both as scalars, of numbers or of tensors of one."""
+    """Return both as scalars, from numbers or one-element tensors."""
     import onnx
 
     op, name = _opset(), _name(dtype)
@@ -154,7 +154,7 @@ def _attention(
 
 
 def _causal_mask(op: Any, query: Any, key: Any) -> Any:
-    """Minus infinity behind each query's own position, for a batch that is repeated."""
+    """Return a mask of minus infinity after each query's own position, for a broadcast batch."""
 
     def positions(tensor: Any, axis: int) -> Any:
         length = op.Squeeze(op.Shape(tensor, start=2, end=3))
@@ -167,7 +167,7 @@ def _causal_mask(op: Any, query: Any, key: Any) -> Any:
 
 @cache
 def _attention_operator() -> Any:
-    """ONNX's Attention in a domain of our own: the exporter writes an older opset than the one that has it."""
+    """Return ONNX's Attention in a domain of our own: the exporter emits an opset older than the operator."""
     import onnx.defs
     from onnxscript.values import Op, Opset
 
@@ -191,9 +191,9 @@ _GROUPED_MATMULS = ("aten._grouped_mm.default", "transformers.grouped_mm_fallbac
 def _grouped_matmul(
     rows: Any, weights: Any, offs: Any = None, bias: Any = None, out_dtype: int | None = None, **_: object
 ) -> Any:
-    """Rows (n, depth), weights (groups, depth, columns); `offs` says where in the rows each group ends."""
+    """Multiply rows (n, depth) by weights (groups, depth, columns); `offs` is the end of each group's rows."""
     if offs is None or bias is not None or out_dtype is not None or len(rows.shape) != 2 or len(weights.shape) != 3:
-        raise ValueError("grouped products are supported of rows (n, depth) with matrices (groups, depth, columns)")
+        raise ValueError("grouped matmuls are supported only for rows (n, depth) and matrices (groups, depth, columns)")
     return _grouped_matmul_operator()(rows, weights, offs)
 
 
@@ -217,7 +217,7 @@ def _grouped_matmul_operator() -> Any:
 
 
 def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """The exporter's `custom_translation_table`. An operator of a package is there only where a program has it."""
+    """Return the exporter's `custom_translation_table`. A package's operators exist only if the program uses them."""
     import torch
 
     found = {node.target: KNOWN[str(node.target)] for node in program.graph.nodes if str(node.target) in KNOWN}
@@ -243,7 +243,7 @@ _CONV3D = "aten.conv3d.default"
 
 
 def _convolves_volumes(program: torch.export.ExportedProgram) -> bool:
-    """True if there are convolutions of volumes, all of real numbers; the exporter's own conversion takes complex
+    """True if there are convolutions of volumes, all of real numbers; the exporter's own conversion handles complex
     ones."""
     values = [node.meta.get("val") for node in every_node(program) if str(node.target) == _CONV3D]
     return bool(values) and not any(each is None or each.dtype.is_complex for each in values)
@@ -258,7 +258,7 @@ def _conv3d(
     dilation: Sequence[int] = (1,),
     groups: int = 1,
 ) -> Any:
-    """Like the exporter's conversion, which gives convolutions without a bias one of rank 2."""
+    """Like the exporter's conversion, which adds biases of the wrong rank to convolutions without one."""
     from onnxscript import opset18 as op
 
     strides, pads, dilations = (list(each) * (3 // len(each)) for each in (stride, padding, dilation))
@@ -270,18 +270,18 @@ def _conv3d(
 
 
 def _floor_quotient(size: Any, divisor: Any) -> Any:
-    """Python's quotient of whole numbers, which is rounded down; the exporter's own is rounded toward zero."""
+    """Integer quotient of Python, rounded down; the exporter's own is rounded toward zero."""
     from onnxscript import opset18 as op
 
     return op.Div(op.Sub(size, op.Mod(size, divisor)), divisor)
 
 
 def _rounded(size: Any, digits: int | None = None) -> Any:
-    """The nearest whole number, the even one of two, as `round` of a size that is a float."""
+    """Round a float size half to even, like `round`."""
     from onnxscript import opset18 as op
 
     if digits is not None:
-        raise NotImplementedError("a size is rounded to whole numbers alone")
+        raise NotImplementedError("sizes are rounded only to integers")
     return op.Cast(op.Round(size), to=_onnx_type("int64"))
 
 
@@ -292,7 +292,7 @@ def _itself(values: object) -> Any:
 
 
 def _adds_booleans(program: torch.export.ExportedProgram) -> bool:
-    """True if a sum is of booleans; the exporter's own conversion, which stays for complex numbers, takes none."""
+    """True if a sum adds booleans, which the exporter's own conversion (kept for complex numbers) does not support."""
     import torch
 
     sums = ("aten.add.Tensor", "aten.add_.Tensor")
@@ -302,7 +302,7 @@ def _adds_booleans(program: torch.export.ExportedProgram) -> bool:
 
 
 def _add(left: Any, right: Any, alpha: float = 1) -> Any:
-    """left + alpha * right, which of booleans is `or`."""
+    """left + alpha * right, which is `or` for booleans."""
     from onnxscript import ir, opset18
 
     if left.dtype == ir.DataType.BOOL:
@@ -311,7 +311,7 @@ def _add(left: Any, right: Any, alpha: float = 1) -> Any:
 
 
 def overload(name: str) -> Callable[..., Any]:
-    """The overload of a name such as "aten.upsample_bilinear2d.vec"."""
+    """Return the overload of a name such as "aten.upsample_bilinear2d.vec"."""
     import torch
 
     namespace, operator, variant = name.split(".")
@@ -320,7 +320,7 @@ def overload(name: str) -> Callable[..., Any]:
 
 
 def _roi_pool(values: object, regions: object, scale: float, height: int, width: int) -> Any:
-    """The largest elements; the second output, their positions, is for training alone."""
+    """Return the largest elements; the second output, their positions, is used only in training."""
     from onnxscript import opset18
 
     pooled = opset18.MaxRoiPool(values, regions, pooled_shape=[height, width], spatial_scale=scale)
@@ -328,7 +328,7 @@ def _roi_pool(values: object, regions: object, scale: float, height: int, width:
 
 
 def _masked_select(values: Any, mask: Any) -> Any:
-    """The values where the mask is true, both broadcast, as one axis."""
+    """Return the values selected by the mask, both broadcast, as one axis."""
     from onnxscript import opset18 as op
 
     flat = op.Constant(value_ints=[-1])
@@ -339,7 +339,7 @@ def _masked_select(values: Any, mask: Any) -> Any:
 def _unique_consecutive(
     values: object, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None
 ) -> Any:
-    """The first of each run of equal elements, the run of each element, and the lengths of runs."""
+    """Return the first element of each run of equal elements, the run of each element, and the lengths of runs."""
     from onnxscript import opset18 as op
 
     if dim is not None:

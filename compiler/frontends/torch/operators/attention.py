@@ -1,4 +1,4 @@
-"""Attention over other leading dimensions than a batch and heads, as windows of an image have them, and its masks."""
+"""Attention with leading dimensions other than batch and heads, as for image windows, and its masks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _has_other_ranks_or_a_mask_of_booleans(node: torch.fx.Node) -> bool:
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kw: Any
 ) -> Any:
-    """In the exporter's rank and with a mask of numbers; a query that may look at no key gets 0, as torch has it."""
+    """Convert to the exporter's rank and a float mask; a query that may attend to no key gets 0, like in torch."""
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         lowest = torch.full((), torch.finfo(query.dtype).min, dtype=query.dtype)
         numbers = torch.where(attn_mask, torch.zeros((), dtype=query.dtype), lowest)

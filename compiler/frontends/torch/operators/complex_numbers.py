@@ -1,4 +1,4 @@
-"""Operators on complex numbers that the exporter converts for real ones alone: by the real and the imaginary part."""
+"""Operators on complex numbers that the exporter converts only for real ones, in terms of real and imaginary parts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PRODUCTS = range(1, 5)  # exponents
 
 
 def _parts(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The real and the imaginary part, which is zero for real numbers."""
+    """Return the real and the imaginary part, which is zero for real numbers."""
     if not values.is_complex():
         return values, torch.zeros_like(values)
-    if values.is_conj():  # marked as conjugated, which `view_as_real` does not take
+    if values.is_conj():  # marked as conjugated, which `view_as_real` rejects
         real, imaginary = _parts(values.conj())
         return real, -imaginary
     pairs = torch.view_as_real(values)
@@ -43,7 +43,7 @@ def _takes_complex(node: torch.fx.Node) -> bool:
 
 
 def _of_complex(*operators: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a decomposition for complex operands; with real ones alone, the operators are left to the exporter."""
+    """Register a decomposition for complex operands; the exporter handles operators with only real ones."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -61,7 +61,7 @@ def _of_complex(*operators: str) -> Callable[[Callable[..., Any]], Callable[...,
 
 
 def _applies_to_parts(operator: torch._ops.OpOverload) -> None:
-    """An operator that moves or adds elements is applied to the real and to the imaginary parts of its operands."""
+    """Apply an operator that moves or adds elements to the real and imaginary parts of its operands."""
 
     def decomposition(values: Tensor, *arguments: Any, **named: Any) -> Any:
         if not values.is_complex() or named.get("dtype") is not None:
@@ -99,7 +99,7 @@ def _squeezes_symbols(node: torch.fx.Node) -> bool:
 
 @decomposition_of("aten.squeeze.default", condition=_squeezes_symbols)
 def _squeeze(values: Tensor) -> Tensor:
-    """Without the axes of size 1, as `torch.export` takes them: a dynamic size is another one."""
+    """Remove the axes of size 1 like `torch.export`, which assumes that dynamic sizes are not 1."""
     sizes: Sequence[Any] = values.shape
     axes = [axis for axis, size in enumerate(sizes) if isinstance(size, int) and size == 1]
     if values.is_complex():
@@ -276,13 +276,13 @@ def _norm(values: Tensor, *arguments: Any, **named: Any) -> Tensor:
 
 @decomposition_of("aten._neg_view.default")
 def _negative_view(values: Tensor) -> Tensor:
-    """The imaginary part of a conjugate."""
+    """Return the imaginary part of a conjugate."""
     return torch.neg(values)
 
 
 @_of_complex("aten.sgn.default")
 def _sgn(values: Tensor) -> Tensor:
-    """Divided by the absolute value; zero for zero."""
+    """Divide by the absolute value; zero for zero."""
     real, imaginary = _parts(values)
     size = hypot(real, imaginary)
     size = torch.where(size == 0, 1.0, size)
@@ -290,7 +290,8 @@ def _sgn(values: Tensor) -> Tensor:
 
 
 def _largest(real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The larger size of the two parts, and both sizes divided by it, so that their squares stay in range."""
+    """Return the larger magnitude of the two parts, and both magnitudes divided by it, so that their squares stay in
+    range."""
     first, second = real.abs(), imaginary.abs()
     largest = torch.maximum(first, second)
     scale = torch.where(largest == 0, 1.0, largest)
@@ -299,8 +300,8 @@ def _largest(real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @_of_complex("aten.sqrt.default")
 def _sqrt(values: Tensor) -> Tensor:
-    """With a real part that is not negative. The larger part comes from a sum, and the product of both is half the
-    imaginary part: the smaller one as a difference would cancel close to the real axis.
+    """Square root with a non-negative real part. The larger part is computed from a sum, and the smaller one from the
+    product of both, half the imaginary part: a difference would cancel close to the real axis.
     """
     real, imaginary = _parts(values)
     largest, first, second = _largest(real, imaginary)
@@ -318,7 +319,7 @@ def _reciprocal_sqrt(values: Tensor) -> Tensor:
 
 @_of_complex("aten.exp.default")
 def _exp(values: Tensor) -> Tensor:
-    """In two factors, of which the first may overflow only where the product does."""
+    """Computed in two factors, of which the first overflows only if the product does."""
     real, angle = _parts(values)
     half = torch.exp(real / 2)
     return _joined(half * torch.cos(angle) * half, torch.where(angle == 0, angle, half * torch.sin(angle) * half))
@@ -352,7 +353,7 @@ def _log10(values: Tensor) -> Tensor:
 
 @_of_complex("aten.pow.Tensor_Scalar")
 def _power(values: Tensor, exponent: complex) -> Tensor:
-    """A small whole power is a product; others are computed by size and angle."""
+    """Small integer powers are products; others are computed from magnitude and angle."""
     if exponent in _PRODUCTS:
         return functools.reduce(torch.mul, [values] * int(exponent.real))
     if exponent.imag:
@@ -371,7 +372,8 @@ def _power_of_number(number: complex, exponent: Tensor) -> Tensor:
 
 
 def _power_of(values: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
-    """exp(exponent * log(values)), the exponent in parts; zero for zeros and an exponent of positive real part."""
+    """exp(exponent * log(values)), with the exponent in parts; zero for zeros and an exponent with positive real
+    part."""
     size, angle = _parts(_log(values))
     exponent = _joined(real * size - imaginary * angle, real * angle + imaginary * size)
     zero = (size == -math.inf) & (real > 0)
@@ -392,7 +394,8 @@ def _sinh(values: Tensor) -> Tensor:
 
 @_of_complex("aten.tanh.default")
 def _tanh(values: Tensor) -> Tensor:
-    """sinh / cosh, both divided by the hyperbolic cosine of the real part, which overflows before the quotient does."""
+    """sinh / cosh, both divided by the hyperbolic cosine of the real part, which would overflow before the quotient
+    does."""
     real, angle = _parts(values)
     hyperbolic, secant, cosine = torch.tanh(real), 1 / torch.cosh(real), torch.cos(angle)
     size = hyperbolic * hyperbolic + (cosine * secant) ** 2
@@ -415,7 +418,7 @@ def _tan(values: Tensor) -> Tensor:
 
 
 def _turned(values: Tensor, sign: int = 1) -> Tensor:
-    """Times i, or -i."""
+    """Multiply by i, or -i."""
     real, imaginary = _parts(values)
     return _joined(-imaginary * sign, real * sign)
 

@@ -14,7 +14,7 @@ from compiler.frontends.torch.decomposition import decomposition_of
 
 @decomposition_of("aten.hypot.default")
 def hypot(first: Tensor, second: Tensor) -> Tensor:
-    """Divided by the larger one, so that the squares stay in range."""
+    """Computed after division by the larger operand, so that the squares stay in range."""
     first, second = first.abs(), second.abs()
     larger = torch.maximum(first, second)
     ratio = torch.minimum(first, second) / torch.where(larger == 0, torch.ones_like(larger), larger)
@@ -28,13 +28,13 @@ def copysign(values: Tensor, signs: Tensor) -> Tensor:
 
 @decomposition_of("aten.signbit.default")
 def negative(values: Tensor) -> Tensor:
-    """Below zero, or the zero that is."""
+    """True for values below zero, including -0."""
     return (values < 0) | (1 / values < 0) if values.is_floating_point() else values < 0
 
 
 @decomposition_of("aten.sign.default", "aten.sgn.default")
 def _sign(values: Tensor) -> Tensor:
-    """The sign; 0 for NaN, unlike ONNX's."""
+    """Return the sign; 0 for NaN, unlike ONNX's."""
     if not values.is_floating_point():
         return NotImplemented
     return (values > 0).to(values.dtype) - (values < 0).to(values.dtype)
@@ -42,7 +42,7 @@ def _sign(values: Tensor) -> Tensor:
 
 @decomposition_of("aten.heaviside.default")
 def _heaviside(values: Tensor, at_zero: Tensor) -> Tensor:
-    """The step function; 0 for NaN."""
+    """Step function; 0 for NaN."""
     return torch.where(values == 0, at_zero, (values > 0).to(values.dtype))
 
 
@@ -63,13 +63,13 @@ def _is_any_true(values: Tensor) -> Tensor:
 
 @decomposition_of("aten.fmax.default")
 def _fmax(first: Tensor, second: Tensor) -> Tensor:
-    """The larger one, or the one that is not NaN."""
+    """Return the larger operand, or the one that is not NaN."""
     return torch.where(first.isnan(), second, torch.where(second.isnan(), first, torch.maximum(first, second)))
 
 
 @decomposition_of("aten.fmin.default")
 def _fmin(first: Tensor, second: Tensor) -> Tensor:
-    """The smaller one, or the one that is not NaN."""
+    """Return the smaller operand, or the one that is not NaN."""
     return torch.where(first.isnan(), second, torch.where(second.isnan(), first, torch.minimum(first, second)))
 
 
@@ -81,7 +81,7 @@ def _fmin(first: Tensor, second: Tensor) -> Tensor:
     "aten.bitwise_right_shift.Scalar_Tensor",
 )
 def _right_shift(values: Tensor | int, steps: Tensor | int) -> Tensor:
-    """The sign is shifted in: a quotient rounded down."""
+    """Arithmetic shift: a quotient rounded down."""
     return torch.div(_wide(values), 2 ** _wide(steps), rounding_mode="floor").to(torch.result_type(values, steps))
 
 
@@ -97,13 +97,13 @@ def _left_shift(values: Tensor | int, steps: Tensor | int) -> Tensor:
 
 
 def _wide(values: Tensor | int) -> Tensor | int:
-    """In 64 bits, which hold the powers of two that the shifts of narrower integers take."""
+    """Cast to 64 bits, which hold the powers of two for shifts of narrower integers."""
     return values.to(torch.int64) if isinstance(values, Tensor) else values
 
 
 @decomposition_of("aten.remainder.Tensor", "aten.remainder.Scalar", "aten.remainder.Scalar_Tensor")
 def _remainder(values: Tensor | float, divisor: Tensor | float) -> Tensor:
-    """With the sign of the divisor, exact as fmod is. Of powers of two the exporter's form is exact."""
+    """Remainder with the sign of the divisor, exact like fmod. For powers of two the exporter's form is exact."""
     if _is_symbolic(values) or _is_symbolic(divisor):
         return torch.remainder(_not_symbolic(values), _not_symbolic(divisor))
     if not _is_float(values, divisor) or (not isinstance(divisor, Tensor) and abs(math.frexp(divisor)[0]) == 0.5):
@@ -121,7 +121,7 @@ def _divide(values: Tensor, divisor: Tensor | float, *, rounding_mode: str | Non
 
 
 def floor_quotient(values: Tensor | float, divisor: Tensor | float) -> Tensor:
-    """The quotient of floats rounded down as in Python: 3.0 // 0.3 is 9, where the rounded quotient is 10."""
+    """Quotient of floats rounded down like in Python: 3.0 // 0.3 is 9, although the rounded quotient is 10."""
     values, divisor = _tensors(values, divisor)
     rest = torch.fmod(values, divisor)
     quotient = (values - rest) / divisor
@@ -139,7 +139,7 @@ def _tensors(values: Tensor | float, divisor: Tensor | float) -> tuple[Tensor, T
     dtype = torch.result_type(values, divisor)
 
     def tensor(value: Tensor | float) -> Tensor:
-        # `as_tensor` would make a number an input of the program.
+        # `as_tensor` would turn a number into a program input.
         return value.to(dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype)
 
     return tensor(values), tensor(divisor)
@@ -147,7 +147,7 @@ def _tensors(values: Tensor | float, divisor: Tensor | float) -> tuple[Tensor, T
 
 @decomposition_of("aten.atan2.default")
 def atan2(ordinates: Tensor, abscissas: Tensor) -> Tensor:
-    """In all quadrants, with signed zeros and infinities, as of C."""
+    """Arctangent in all quadrants, with signed zeros and infinities like in C."""
     if not (ordinates.is_floating_point() and abscissas.is_floating_point()):
         return NotImplemented
     infinite = torch.isinf(ordinates) & torch.isinf(abscissas)
@@ -160,7 +160,7 @@ def atan2(ordinates: Tensor, abscissas: Tensor) -> Tensor:
 
 @decomposition_of("aten.rsub.Scalar", "aten.rsub.Tensor")
 def _subtracted_from(values: Tensor, other: Any, alpha: Any = 1) -> Any:
-    """other - alpha * values, where integers become floats."""
+    """other - alpha * values, with integers converted to floats."""
     dtype = torch.result_type(values, other)
     if dtype == values.dtype:
         return NotImplemented
@@ -170,7 +170,7 @@ def _subtracted_from(values: Tensor, other: Any, alpha: Any = 1) -> Any:
 
 @decomposition_of("aten.floor_divide.default")
 def _floor_divided(left: Any, right: Any) -> Any:
-    """left // right, either of them a number, in the data type that both give."""
+    """left // right, either of them a number, in the data type that results from both."""
     dtype = torch.result_type(left, right)
     if dtype.is_floating_point:
         return floor_quotient(left, right)
@@ -184,7 +184,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 def _in_float32(name: str, function: Callable[..., Tensor]) -> None:
-    """Sums and products of halves stay halves; the exporter returns the float32 that it computes with."""
+    """Keep sums and products of halves in half precision; the exporter returns the float32 that it computes in."""
 
     def decomposition(values: Tensor, *arguments: Any, dtype: torch.dtype | None = None, **named: Any) -> Tensor:
         if values.dtype not in _HALVES or dtype not in (None, values.dtype):
@@ -215,5 +215,5 @@ def _is_symbolic(value: object) -> bool:
 
 
 def _not_symbolic(value: Any) -> Any:
-    """A scalar that is computed from dynamic sizes as a tensor: the exporter takes it for a number."""
+    """Turn a scalar computed from dynamic sizes into a tensor: the exporter would treat it as a number."""
     return torch.full((), value) if _is_symbolic(value) else value

@@ -1,5 +1,5 @@
-"""Embedding bags, repeated elements, ranges, random draws, and tensors with a part overwritten along one axis, as
-caches are: one operator that a session can do in place."""
+"""Embedding bags, repeated elements, ranges, random draws, and tensors partly overwritten along one axis, such as
+caches: a single operator that a session can run in place."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
-    """Sums (mode 0), means (1) or largest elements (2) of the rows of each bag; an empty bag gives zeros.
+    """Sums (mode 0), means (1) or maxima (2) of the rows of each bag; zeros for an empty bag.
 
-    Offsets are taken as if they were sorted, and what lies before the first is in no bag.
+    Offsets are assumed to be sorted, and indices before the first offset are in no bag.
     """
     offsets = offsets[:-1] if include_last_offset else offsets
     positions = torch.arange(indices.shape[0], device=indices.device)
@@ -82,7 +82,7 @@ def _index_copy(data: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor
 
 @decomposition_of("aten.index_put.default")
 def _index_put(data: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
-    """Index_put along one axis with integer indices; the exporter handles the rest, by indices of int64 alone."""
+    """Index_put along one axis with integer indices; the exporter handles the rest, but only with int64 indices."""
     used = [axis for axis, index in enumerate(indices) if index is not None]
     index = indices[used[0]] if len(used) == 1 else None
     if accumulate or index is None or index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
@@ -98,7 +98,7 @@ def _index_put(data: Tensor, indices: list[Tensor | None], values: Tensor, accum
 
 @decomposition_of("aten.unfold_backward.default")
 def _unfold_backward(windows: Tensor, shape: Sequence[int], axis: int, size: int, step: int) -> Tensor:
-    """Windows (..., count, ..., size) of an axis added up to a tensor of a shape."""
+    """Add up windows (..., count, ..., size) of an axis into a tensor of a shape."""
     if not shape:
         return NotImplemented
     axis = axis % len(shape)
@@ -132,13 +132,13 @@ def _same_sizes(first: Tensor, second: Tensor) -> bool:
 
 
 def _leaves_a_rest(node: torch.fx.Node) -> bool:
-    """True for a source that is larger than the index."""
+    """True if the source is larger than the index."""
     index, source = [each for each in node.args[2:4] if isinstance(each, torch.fx.Node)]
     return not _same_sizes(index.meta["val"], source.meta["val"])
 
 
 def _scatters_a_corner(operator: torch._ops.OpOverload) -> None:
-    """PyTorch scatters what of the source the index covers; ONNX wants both of one size."""
+    """Scatter only the part of the source that the index covers, as PyTorch does; ONNX requires equal sizes."""
 
     def decomposition(data: Tensor, dim: int, index: Tensor, source: Tensor, *options: Any, **named: Any) -> Any:
         if _same_sizes(index, source):
@@ -158,7 +158,7 @@ for _operator in (_ATEN.scatter.src, _ATEN.scatter.reduce, _ATEN.scatter_add.def
 def _scatter_reduce(
     data: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
-    """The mean, for which the exporter writes a plain ScatterElements."""
+    """Compute the mean, for which the exporter emits a plain ScatterElements."""
     return _scattered_mean(data, dim, index, source, include_self) if reduce == "mean" else NotImplemented
 
 
@@ -170,7 +170,7 @@ def _scattered_mean(data: Tensor, dim: int, index: Tensor, source: Tensor, inclu
 
 @decomposition_of("aten.diagonal_scatter.default")
 def _diagonal_scatter(data: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """Repeat the diagonal's elements along rows or columns, and select them where column - row is the offset."""
+    """Repeat the diagonal's elements along rows or columns, and select them if column - row is the offset."""
     moved = data.movedim((dim1, dim2), (-2, -1))
     rows, columns = (torch.arange(moved.shape[axis], device=data.device) for axis in (-2, -1))
     on_diagonal = columns - rows.unsqueeze(-1) == offset
@@ -185,7 +185,7 @@ def _diagonal_scatter(data: Tensor, source: Tensor, offset: int = 0, dim1: int =
 def _as_strided_scatter(
     data: Tensor, source: Tensor, size: Sequence[Any], stride: Sequence[Any], storage_offset: Any = None
 ) -> Tensor:
-    """A strided view of contiguous data, as `fill_diagonal_` writes to them."""
+    """Write a strided view of contiguous data, as `fill_diagonal_` does."""
     positions: Any = torch.full((), storage_offset or 0, dtype=torch.int64, device=data.device)
     for length, step in zip(size, stride, strict=True):
         positions = positions.unsqueeze(-1) + torch.arange(length, device=data.device) * step
@@ -197,7 +197,7 @@ def _as_strided_scatter(
 def _slice_scatter(
     data: Tensor, source: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Tensor:
-    """The part from `start` on; its end is that of what is written."""
+    """Write the part from `start` on; its end follows from the written values."""
     if data.is_complex():
         parts = _real_parts(data, source)
         return torch.view_as_complex(torch.slice_scatter(*parts, dim % data.ndim, start, end, step))
@@ -211,7 +211,7 @@ def _slice_scatter(
     if not isinstance(first, int | torch.SymInt) or (isinstance(first, int) and not isinstance(data.shape[dim], int)):
         return NotImplemented
     known = isinstance(first, int) or statically_known_true(first >= 0)
-    if not known:  # as y[-n:] begins
+    if not known:  # as in y[-n:]
         begin: Any = first
         begin = torch.full((), begin, dtype=torch.int64)
         first = torch.where(begin < 0, begin + data.shape[dim], begin).clamp(min=0)
@@ -253,7 +253,7 @@ def _counts_in_floats(node: torch.fx.Node) -> bool:
 
 @decomposition_of("aten.arange.default", "aten.arange.start", "aten.arange.start_step", condition=_counts_in_floats)
 def _arange(*bounds: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
-    """Arange of floats, counted and computed in float64; the exporter's conversion counts in the result's dtype."""
+    """Arange of floats, computed in float64; the exporter's conversion counts in the result's dtype."""
     start, end, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)[:3]
     kinds = {type(each) for each in (start, end, step)}
     if not kinds <= {int, float} or float not in kinds:
@@ -265,7 +265,7 @@ def _arange(*bounds: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
 
 @decomposition_of("aten.multinomial.default")
 def _multinomial(weights: Tensor, num_samples: int, replacement: bool = False, *, generator: object = None) -> Tensor:
-    """Draws without replacement: the largest of log(weight) plus Gumbel noise. The exporter draws with replacement."""
+    """Draw without replacement: the largest of log(weight) plus Gumbel noise. The exporter draws with replacement."""
     if replacement or num_samples == 1:
         return NotImplemented
     noise = -torch.log(-torch.log(torch.rand_like(weights).clamp(min=torch.finfo(weights.dtype).tiny)))
@@ -273,7 +273,7 @@ def _multinomial(weights: Tensor, num_samples: int, replacement: bool = False, *
 
 
 def _rolls_by_symbols(node: torch.fx.Node) -> bool:
-    """True if a shift is computed from dynamic sizes, which ONNX's exporter takes one at a time alone."""
+    """True if a shift is computed from dynamic sizes, for which the ONNX exporter supports only one at a time."""
     return any(isinstance(shift, torch.fx.Node) for shift in _listed(node.args[1]))
 
 
@@ -283,7 +283,7 @@ def _listed(value: Any) -> list[Any]:
 
 @decomposition_of("aten.roll.default", condition=_rolls_by_symbols)
 def _roll(values: Tensor, shifts: Any, dims: Any = ()) -> Tensor:
-    """Along one axis after the other, by index: slices of computed sizes would be guarded against sizes of 1."""
+    """Roll along one axis after another by index: slices of computed sizes would add guards against sizes of 1."""
     steps, axes = _listed(shifts), _listed(dims)
     if not axes:
         return _roll(values.flatten(), steps, [0]).reshape(values.shape)
@@ -300,7 +300,7 @@ def _shifts_dynamic_sizes(node: torch.fx.Node) -> bool:
 
 @decomposition_of("aten.fft_fftshift.default", condition=_shifts_dynamic_sizes)
 def _fftshift(values: Tensor, dim: Any = None) -> Tensor:
-    """The second half before the first, which is the longer one."""
+    """Swap the halves; the first half is the longer one."""
     axes = list(range(values.ndim)) if dim is None else _listed(dim)
     return _roll(values, [values.shape[axis] // 2 for axis in axes], axes)
 

@@ -1,6 +1,6 @@
-"""Inverses, solutions and factors of matrices, computed in float64.
+"""Matrix inverses, solvers and factorizations, computed in float64.
 
-What is unrolled step by step (Cholesky, QR) covers matrices of known sizes up to `_LARGEST`.
+Operators that are unrolled step by step (Cholesky, QR) support matrices of known sizes up to `_LARGEST`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from torch import Tensor
 from compiler.frontends.torch.decomposition import decomposition_of
 
 _LARGEST = 64
-# exp(A) = exp(A / 2^_SQUARINGS)^(2^_SQUARINGS), the inner one by its series; what overflows has a norm below 2^10.
+# exp(A) = exp(A / 2^_SQUARINGS)^(2^_SQUARINGS), the inner one by its series; a norm above 2^10 overflows.
 _SQUARINGS = 12
 _TERMS = 18
 
 
 @decomposition_of("aten.linalg_inv.default", "aten.inverse.default")
 def _inverse(matrices: Tensor) -> Tensor:
-    """Inverse of a matrix; a singular one gives NaN or infinities, where torch raises."""
+    """Invert a matrix; a singular one gives NaN or infinities, where torch raises an error."""
     shape = list(matrices.shape)
     return torch.onnx.ops.symbolic("com.microsoft::Inverse", [matrices], dtype=matrices.dtype, shape=shape, version=1)
 
@@ -61,7 +61,7 @@ def _cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
 
 
 def _gram(factor: Tensor, upper: bool) -> Tensor:
-    """The matrix that a triangular factor is one of, float64."""
+    """Return the matrix that a triangular factor belongs to, in float64."""
     wide = factor.double()
     wide = wide.triu() if upper else wide.tril()
     return wide.mT @ wide if upper else wide @ wide.mT
@@ -74,7 +74,7 @@ def _product(inverse: Tensor, right: Tensor, left: bool) -> Tensor:
 
 @decomposition_of("aten.linalg_cholesky.default", "aten.cholesky.default")
 def _cholesky(matrices: Tensor, upper: bool = False, *_: bool) -> Tensor:
-    """A column at a time; what is not positive definite gives NaN, where torch raises."""
+    """Cholesky factor, one column at a time; NaN if not positive definite, where torch raises an error."""
     size = _known(matrices.shape[-1])
     if size is None:
         return NotImplemented
@@ -90,7 +90,7 @@ def _cholesky(matrices: Tensor, upper: bool = False, *_: bool) -> Tensor:
 
 @decomposition_of("aten.linalg_qr.default")
 def _qr(matrices: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
-    """By Householder's reflections, with LAPACK's signs: H = I - 2 v v' / v'v takes x to -sign(x[0]) |x| e."""
+    """QR by Householder reflections, with LAPACK's signs: H = I - 2 v v' / v'v maps x to -sign(x[0]) |x| e."""
     rows, columns = _known(matrices.shape[-2]), _known(matrices.shape[-1])
     if rows is None or columns is None:
         return NotImplemented
@@ -116,7 +116,7 @@ def _qr(matrices: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
 
 @decomposition_of("aten.linalg_slogdet.default")
 def _sign_and_logarithm(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row is divided by its largest element first, so that the product stays in range."""
+    """Divide each row by its largest element first, so that the product stays in range."""
     largest = matrices.double().abs().amax(-1, keepdim=True)
     scale = torch.where(largest == 0, 1.0, largest)
     determinant = torch.linalg.det(matrices.double() / scale)
@@ -162,7 +162,7 @@ def _known(size: int | torch.SymInt) -> int | None:
 
 @decomposition_of("aten.linalg_vander.default")
 def _powers(values: Tensor, **options: int | None) -> Tensor:
-    """Powers 0, 1, 2, ... of each number, by products; as many as `N`, else as there are numbers."""
+    """Powers 0, 1, 2, ... of each number, by products; `N` of them, by default as many as there are numbers."""
     return _vander(values, options.get("N"), increasing=True)
 
 

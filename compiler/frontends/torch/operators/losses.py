@@ -63,7 +63,7 @@ def _pdist(values: Tensor, p: float = 2.0) -> Tensor:
 
 
 def _norm(difference: Tensor, p: float) -> Tensor:
-    """The p-norm along the last axis; of order 0 it counts."""
+    """p-norm along the last axis; order 0 counts nonzeros."""
     difference = difference.abs()
     if p == 0:
         return (difference != 0).to(difference.dtype).sum(-1)

@@ -1,5 +1,5 @@
-"""Batch normalization by the statistics of the batch (`training=True`), which the exporter takes for inference where
-running statistics are given."""
+"""Batch normalization with batch statistics (`training=True`), which the exporter treats as inference if running
+statistics are given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def _batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The values, the batch's mean and inverse deviation, and the next running mean and variance (of count - 1)."""
+    """Return the values, the batch's mean and inverse deviation, and the next running mean and variance (of count -
+    1)."""
     if not training:
         return NotImplemented
     axes = [axis for axis in range(values.ndim) if axis != 1]

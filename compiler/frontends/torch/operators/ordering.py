@@ -1,4 +1,4 @@
-"""Smallest, largest and middle elements."""
+"""Minima, maxima, medians and sorting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compiler.frontends.torch.decomposition import along_axis, decomposition_of
 
 @decomposition_of("aten.sort.default")
 def _sort(values: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
-    """Booleans as integers: ONNX's TopK takes numbers."""
+    """Sort booleans as integers: ONNX's TopK accepts only numbers."""
     if values.dtype != torch.bool:
         return NotImplemented
     found, positions = values.to(torch.uint8).sort(dim, descending)
@@ -25,7 +25,7 @@ def _sort(values: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tens
 def _stable_sort(
     values: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """ONNX's TopK keeps the order of equal elements."""
+    """Stable sort: ONNX's TopK keeps the order of equal elements."""
     return _sort(values, dim, descending) if values.dtype == torch.bool else values.sort(dim, descending)
 
 
@@ -45,7 +45,7 @@ def _amin(values: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Ten
 
 
 def _over_all_axes(reduction: Callable[..., Tensor], values: Tensor, keepdim: bool) -> Tensor:
-    """The exporter converts reductions that name their axes."""
+    """Name all axes, as the exporter's conversion of reductions requires."""
     return reduction(values, list(range(values.ndim)), keepdim) if values.ndim else values.clone()
 
 
@@ -70,7 +70,7 @@ def _median(values: Tensor) -> Tensor:
 
 
 def _middle(size: int) -> int:
-    """The position of the median, the lower one of two, counted from 1."""
+    """Return the position of the median, the lower one of two, counted from 1."""
     return (size + 1) // 2
 
 
@@ -93,9 +93,9 @@ def _cummin(values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 def _running(
     values: Tensor, dim: int, keeps: Callable[[Tensor, Tensor], Tensor], operator: str
 ) -> tuple[Tensor, Tensor]:
-    """Each element against those before it, from 1, 2, 4, ... positions away: of equal ones the later, of NaN the last.
+    """Compare each element with those 1, 2, 4, ... positions before it; ties go to the later element, NaN to the last.
 
-    An axis of dynamic size is `operator` of our own.
+    An axis of dynamic size uses the custom `operator`.
     """
     size = _size(values, dim)
     if not isinstance(size, int):
@@ -115,7 +115,8 @@ def _running(
 
 @decomposition_of("aten.cumprod.default")
 def cumprod(values: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
-    """By doubling: each product of the last 1, 2, 4, ... elements times the one that ends before it."""
+    """Cumulative product by doubling: the product of the last 1, 2, 4, ... elements times the one that ends before
+    it."""
     size = _size(values, dim)
     floats = values.is_floating_point() or values.is_complex()
     result = values.to(dtype or (values.dtype if floats else torch.int64))
@@ -129,12 +130,12 @@ def cumprod(values: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Te
 
 
 def _size(values: Tensor, dim: int) -> Any:
-    """An int, or a symbol where it is dynamic."""
+    """Return an int, or a symbol if dynamic."""
     return values.shape[dim] if values.ndim else 1
 
 
 def _own(operator: str, values: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    """An operator of `TORCH_DOMAIN` along an axis."""
+    """Emit an operator of `TORCH_DOMAIN` along an axis."""
     if not hasattr(torch.onnx, "ops"):  # before torch 2.8
         return NotImplemented
     name = f"{TORCH_DOMAIN}::{operator}"
@@ -144,7 +145,7 @@ def _own(operator: str, values: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
 
 @decomposition_of("aten.mode.default")
 def _mode(values: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """The commonest element, the smallest of several; its last index."""
+    """Return the most frequent element, the smallest of several, and its last index."""
     moved = values.movedim(dim, -1)
     counts = (moved.unsqueeze(-1) == moved.unsqueeze(-2)).sum(-1)
     commonest = counts == counts.amax(-1, keepdim=True)
@@ -157,7 +158,7 @@ def _mode(values: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor,
 
 @decomposition_of("aten.nanmedian.dim")
 def _nanmedian_of_axis(values: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """The median of the elements that are not NaN; NaN where all are."""
+    """Median of the elements that are not NaN; NaN if all are."""
     ordered, positions = values.nan_to_num(float("inf"), float("inf"), float("-inf")).sort(dim)
     count = (~values.isnan()).sum(dim, keepdim=True)
     middle = ((count + 1) // 2 - 1).clamp(min=0)
@@ -181,13 +182,14 @@ def _searchsorted(
     side: str | None = None,
     sorter: Tensor | None = None,
 ) -> Tensor:
-    """Insertion position of each value: the number of elements that are less, or with `right` less or equal."""
+    """Return the insertion position of each value: the number of smaller elements, or with `right`, smaller or equal
+    ones."""
     if sorter is not None:
         ordered = ordered.gather(-1, sorter)
     one, other = ordered.unsqueeze(-2) if ordered.ndim > 1 else ordered, values.unsqueeze(-1)
     before = one <= other if right or side == "right" else one < other
     if ordered.is_floating_point():
-        before = before | one.isnan() | other.isnan()  # torch looks on behind what does not compare
+        before = before | one.isnan() | other.isnan()  # torch continues past incomparable elements
     return before.sum(-1).to(torch.int32 if out_int32 else torch.int64)
 
 

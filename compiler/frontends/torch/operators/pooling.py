@@ -15,7 +15,7 @@ from compiler.frontends.torch.decomposition import decomposition_of, is_dynamic
 
 @decomposition_of("aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
 def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The largest element of each window and its position in the image."""
+    """Return the largest element of each window and its position in the image."""
     rank = len(output_size)
     sizes = _sizes(values)[-rank:]
     if is_dynamic(sizes):
@@ -31,7 +31,7 @@ def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tens
 
 
 def _largest_by_axis(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The same for images of dynamic size, axis by axis from the last: of equal elements it is the first, too."""
+    """The same for images of dynamic size, axis by axis from the last; ties also go to the first element."""
     rank = len(output_size)
     sizes = _sizes(values)[-rank:]
     least = -math.inf if values.is_floating_point() else torch.iinfo(values.dtype).min
@@ -48,7 +48,7 @@ def _largest_by_axis(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor
 
 
 def _position_in_image(index: Tensor, window: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Tensor:
-    """The flat position in an image of what has a flat position in one of its windows."""
+    """Convert a flat position in a window to one in the image."""
     whole, stride = torch.zeros_like(index), 1
     for (start, end), size in zip(reversed(window), reversed(sizes), strict=True):
         whole = whole + (index % (end - start) + start) * stride
@@ -80,7 +80,7 @@ def _average_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """Sums of windows over a given divisor: means of whole windows of the padded values, times a factor."""
+    """Window sums divided by a given divisor: means of whole windows of the padded values, times a factor."""
     if divisor_override is None:
         return NotImplemented
     rank = len(kernel_size) if len(kernel_size) > 1 else values.ndim - 2
@@ -101,7 +101,8 @@ def _of_rank(sizes: Sequence[int], rank: int) -> list[int]:
 
 
 def _windows_of(size: Any, kernel: int, stride: int, pad: int, ceil_mode: bool) -> Any:
-    """Number of windows along an axis; with `ceil_mode`, none starts beyond the values and their left padding."""
+    """Return the number of windows along an axis; with `ceil_mode`, none starts beyond the values and their left
+    padding."""
     rest = size + 2 * pad - kernel
     if not ceil_mode:
         return rest // stride + 1
@@ -118,7 +119,7 @@ def _pools_dynamic_sizes(node: torch.fx.Node) -> bool:
     "aten.adaptive_avg_pool2d.default", "aten._adaptive_avg_pool2d.default", condition=_pools_dynamic_sizes
 )
 def _adaptive_average_pool2d(values: Tensor, output_size: Sequence[int]) -> Tensor:
-    """Adaptive average pooling of images of dynamic size: matmuls with the share of each input position in each
+    """Adaptive average pooling of images of dynamic size: matmuls with the weight of each input position in each
     window."""
     height, width = _sizes(values)[-2:]
     if not is_dynamic((height, width)) or list(output_size) == [1, 1]:
@@ -137,7 +138,7 @@ def _adaptive_average_pool1d(values: Tensor, output_size: Sequence[int]) -> Tens
 
 @decomposition_of("aten.adaptive_avg_pool3d.default", "aten._adaptive_avg_pool3d.default")
 def _adaptive_average_pool3d(values: Tensor, output_size: Sequence[int]) -> Tensor:
-    """Axis by axis; the exporter has no conversion, so for fixed sizes too."""
+    """Pool axis by axis; the exporter has no conversion, not even for fixed sizes."""
     if all(size == 1 for size in output_size):
         return values.mean((-3, -2, -1), keepdim=True)
     depth, height, width = _sizes(values)[-3:]
@@ -148,12 +149,12 @@ def _adaptive_average_pool3d(values: Tensor, output_size: Sequence[int]) -> Tens
 
 
 def _sizes(values: Tensor) -> Sequence[Any]:
-    """The sizes: ints, or symbols where they are dynamic."""
+    """Return the sizes: ints, or symbols if dynamic."""
     return values.shape
 
 
 def _shares(size: Any, parts: int, dtype: torch.dtype) -> Tensor:
-    """(parts, size): 1 / (the positions of a window) at each of its positions, 0 elsewhere."""
+    """(parts, size): 1 / (number of positions) at each position of a window, 0 elsewhere."""
     inside = _inside(size, parts)
     return inside.to(dtype) / inside.sum(-1, keepdim=True).to(dtype)
 
@@ -169,7 +170,7 @@ def _inside(size: Any, parts: int) -> Tensor:
 def _ps_roi_align(
     values: Tensor, regions: Tensor, scale: float, height: int, width: int, sampling_ratio: int
 ) -> tuple[Tensor, Tensor]:
-    """Every part of a region is pooled from channels of its own: of all that RoiAlign gives, the diagonal."""
+    """Pool each part of a region from its own channels: the diagonal of RoiAlign's result."""
     whole = torch.ops.torchvision.roi_align(values, regions, scale, height, width, sampling_ratio, True)
     channels = values.shape[1] // (height * width)
     parts = whole.reshape(regions.shape[0], channels, height, width, height, width)

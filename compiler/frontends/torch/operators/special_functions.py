@@ -1,12 +1,12 @@
 """Logarithms, the error function and the gamma function, with the relative precision of the type.
 
-- The exporter writes log(1 + x) for log1p(x), which is 0 for a small x, and log(sigmoid(x)) for logsigmoid(x), which is
+- The exporter emits log(1 + x) for log1p(x), which is 0 for small x, and log(sigmoid(x)) for logsigmoid(x), which is
   -inf below -88.
 - The inverse error function is computed in float64: Winitzki's approximation (2008, within 0.002), and three steps of
-  Halley's method on erf(x) - y. The complement is the Chebyshev approximation of Numerical Recipes (6.2), of relative
-  error 1.2e-7.
-- The gamma function's logarithm and its derivative are computed in float64: Stirling's series (Abramowitz and Stegun
-  6.1.41, 6.3.18) at x + 8, from there back by the recurrences; below 1/2 by reflection (6.1.17, 6.3.7).
+  Halley's method on erf(x) - y. The complementary error function is the Chebyshev approximation of Numerical Recipes
+  (6.2), with a relative error of 1.2e-7.
+- The logarithm of the gamma function and its derivative are computed in float64: Stirling's series (Abramowitz and
+  Stegun 6.1.41, 6.3.18) at x + 8, then back by the recurrences; below 1/2 by reflection (6.1.17, 6.3.7).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NONE, _MEAN = 0, 1  # at::Reduction
 
 @decomposition_of("aten.log1p.default")
 def log1p(values: Tensor) -> Tensor:
-    """By Kahan: the rounding error of 1 + x is that of the divisor too (Goldberg, ACM Computing Surveys 23, 1991)."""
+    """Kahan's method: divisor and logarithm have the same rounding error (Goldberg, ACM Computing Surveys 23, 1991)."""
     if not values.is_floating_point():
         return NotImplemented
     above = 1 + values
@@ -35,7 +35,7 @@ def log1p(values: Tensor) -> Tensor:
 
 @decomposition_of("aten.expm1.default", "aten.special_expm1.default")
 def expm1(values: Tensor) -> Tensor:
-    """By Kahan (Higham, Accuracy and Stability of Numerical Algorithms, 1.14.1)."""
+    """Kahan's method (Higham, Accuracy and Stability of Numerical Algorithms, 1.14.1)."""
     if not values.is_floating_point():
         return NotImplemented
     power = torch.exp(values)
@@ -128,7 +128,7 @@ def _erfcx(values: Tensor) -> Tensor:
 
 @decomposition_of("aten.special_log_ndtr.default")
 def _log_ndtr(values: Tensor) -> Tensor:
-    """The logarithm of the normal distribution's integral from -inf to x."""
+    """Logarithm of the normal CDF."""
     if values.dtype != torch.float32:
         return NotImplemented
     scaled = -values / math.sqrt(2)
@@ -144,7 +144,7 @@ def _exponential_of_complement(values: Tensor, square: Tensor) -> Tensor:
     return term * torch.exp(square + _polynomial(_ERFC_COEFFICIENTS, term))
 
 
-_LIMIT = 3.75  # of |x|, between two series
+_LIMIT = 3.75  # boundary of |x| between two series
 _I0_NEAR = (1.0, 3.5156229, 3.0899424, 1.2067492, 0.2659732, 0.0360768, 0.0045813)
 _I0_FAR = (
     *(0.39894228, 0.01328592, 0.00225319, -0.00157565, 0.00916281),
@@ -163,7 +163,7 @@ def _bessel_i0e(values: Tensor) -> Tensor:
 
 
 def _scaled_i0(wide: Tensor) -> Tensor:
-    """I0(x) exp(-|x|) by Abramowitz and Stegun 9.8.1 and 9.8.2, of relative error 2e-7."""
+    """I0(x) exp(-|x|) by Abramowitz and Stegun 9.8.1 and 9.8.2, with a relative error of 2e-7."""
     size = wide.abs()
     ratio = (size / _LIMIT).clamp(max=1)
     near = _polynomial(_I0_NEAR, ratio * ratio) * torch.exp(-size)
@@ -185,7 +185,7 @@ def _float_dtype(values: Tensor) -> torch.dtype:
 
 
 _RECURRENCE_STEPS = 8
-# Bernoulli's numbers B2, B4, ...
+# Bernoulli numbers B2, B4, ...
 _BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6)
 
 
@@ -198,7 +198,7 @@ def _lgamma(values: Tensor) -> Tensor:
     far = x + _RECURRENCE_STEPS
     series = _series(far, [b / (2 * n * (2 * n - 1)) for n, b in enumerate(_BERNOULLI, 1)]) * far
     direct = (far - 0.5) * far.log() - far + math.log(2 * math.pi) / 2 + series
-    # What is large needs no steps, which would overflow.
+    # Large values need no steps, which would overflow.
     large = x > 1e6
     alone = (x - 0.5) * x.log() - x + math.log(2 * math.pi) / 2
     direct = torch.where(large, alone, direct - torch.where(large, 1.0, product).log())
@@ -217,14 +217,14 @@ def _digamma(values: Tensor) -> Tensor:
     fraction = wide - wide.round()
     cotangent = math.pi * torch.cos(math.pi * fraction) / torch.sin(math.pi * fraction)
     result = torch.where(reflected, direct - cotangent, direct)
-    # At 0 it goes to infinity on either side; at the other poles there is no limit.
+    # At 0 it tends to infinity on either side; at the other poles there is no limit.
     pole = torch.where(wide == 0, -1 / wide, torch.nan)
     return torch.where((fraction == 0) & reflected, pole, result).to(values.dtype)
 
 
 @decomposition_of("aten.mvlgamma.default", "aten.special_multigammaln.default")
 def _mvlgamma(values: Tensor, p: int) -> Tensor:
-    """The sum over j below p of lgamma(x - j / 2), and p (p - 1) / 4 log(pi)."""
+    """Sum over j below p of lgamma(x - j / 2), plus p (p - 1) / 4 log(pi)."""
     wide = values.double()
     total = torch.full_like(wide, p * (p - 1) / 4 * math.log(math.pi))
     for step in range(p):
@@ -241,7 +241,7 @@ def _series(values: Tensor, coefficients: Sequence[float]) -> Tensor:
 
 
 def _reflected(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(values, whether they are below 1/2, the values or what they are reflected to: 1/2 and more), float64."""
+    """Return (values, mask of those below 1/2, the values reflected to at least 1/2), in float64."""
     wide = values.double()
     reflected = wide < 0.5
     return wide, reflected, torch.where(reflected, 1 - wide, wide)

@@ -255,7 +255,7 @@ class Looping(nn.Module):
 
 
 def test_a_loop_over_a_dynamic_dimension_is_named_with_the_way_out() -> None:
-    with pytest.raises(InvalidModelError, match=r"loop of Python(?s:.*)scan"):
+    with pytest.raises(InvalidModelError, match=r"Python loop(?s:.*)scan"):
         import_model(
             Looping().eval(), example_inputs=(torch.ones(3, 2),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
         )
