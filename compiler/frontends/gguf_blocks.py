@@ -1,4 +1,4 @@
-"""Tensors of GGUF files as weights that stay in their blocks: integers and scales exactly as they are stored.
+"""GGUF tensors as weights in their original blocks: integers and scales exactly as stored.
 
 The block types are those of ggml (`ggml-common.h`). Only numpy is needed.
 """
@@ -25,7 +25,7 @@ Parts = tuple[Array, dict[str, Array]]
 
 @dataclass(frozen=True)
 class _BlockType:
-    """Block layout of a GGUF type: `elements` numbers stored in `size` bytes."""
+    """Block layout of a GGUF type: `elements` numbers in `size` bytes."""
 
     elements: int
     size: int
@@ -34,19 +34,19 @@ class _BlockType:
 
 
 def readable_types() -> tuple[str, ...]:
-    """The types that `read_gguf_blocks` reads, by ggml's names."""
+    """Return ggml's names of the types that `read_gguf_blocks` reads."""
     return (*_FLOATS, *_TYPES)
 
 
 def read_gguf_blocks(raw: Array, type_name: str, shape: tuple[int, int]) -> BlockWeight:
-    """A tensor as GGUF stores it, for example `gguf.ReaderTensor.data`.
+    """Read a tensor as GGUF stores it, for example `gguf.ReaderTensor.data`.
 
     Args:
-        raw: its bytes, or elements of any type over them, in order.
+        raw: its bytes in order, viewed as elements of any type.
         type_name: ggml's name of its type ("Q4_K").
         shape: (columns, depth): features of the output and of the input; GGUF's own order is the reverse.
 
-    Raises InvalidModelError for other types, and where the bytes do not fit the shape.
+    Raises InvalidModelError for other types, or if the bytes do not fit the shape.
     """
     columns, depth = shape
     content = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
@@ -84,7 +84,7 @@ def _read_rows(rows: Array, kind: _BlockType, depth: int) -> BlockWeight:
 
 
 def _half(blocks: Array, at: int) -> Array:
-    """The float16 that begin at a byte of each block."""
+    """Return the float16 at byte `at` of each block."""
     return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16)
 
 
@@ -94,7 +94,7 @@ def _nibbles(packed: Array) -> Array:
 
 
 def _read_q4(minimum: bool, fifth: bool) -> Callable[[Array], Parts]:
-    """The reader of Q4_0, Q4_1, Q5_0 and Q5_1."""
+    """Return the reader of Q4_0, Q4_1, Q5_0 and Q5_1."""
 
     def read(blocks: Array) -> Parts:
         numbers, at = {"scale": _half(blocks, 0)}, 2
@@ -111,7 +111,7 @@ def _read_q8_0(blocks: Array) -> Parts:
 
 
 def _read_k(fifth: bool) -> Callable[[Array], Parts]:
-    """The reader of Q4_K and Q5_K."""
+    """Return the reader of Q4_K and Q5_K."""
 
     def read(blocks: Array) -> Parts:
         packed = blocks[:, 4:16].reshape(-1, 3, 4)
@@ -141,7 +141,7 @@ def _read_q6_k(blocks: Array) -> Parts:
 
 
 def _planes_of_two(packed: Array) -> Array:
-    """Values of two bits: each 32 bytes hold 32 lowest ones, then the next 32, and so on."""
+    """Unpack 2-bit values: each 32 bytes hold 32 lowest ones, then the next 32, and so on."""
     shifts = np.array([0, 2, 4, 6], np.uint8)[None, None, :, None]
     values: Array = ((packed.reshape(len(packed), -1, 1, 32) >> shifts) & 3).reshape(len(packed), -1)
     return values
@@ -166,7 +166,7 @@ def _read_q3_k(blocks: Array) -> Parts:
 
 
 def _planes_of_two_small(packed: Array) -> Array:
-    """Like `_planes_of_two`, of all bytes together."""
+    """Like `_planes_of_two`, over all bytes together."""
     shifts = np.array([0, 2, 4, 6], np.uint8)[None, :, None]
     values: Array = ((packed[:, None] >> shifts) & 3).reshape(len(packed), -1)
     return values
@@ -186,16 +186,16 @@ def _read_iq4_xs(blocks: Array) -> Parts:
 
 
 def _read_mxfp4(blocks: Array) -> Parts:
-    """Halves of powers of two times numbers of four bits, which are doubled."""
+    """Powers of two times halves of 4-bit numbers; the numbers are stored doubled."""
     return _FP4[_nibbles(blocks[:, 1:])], {"scale": np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128)}
 
 
 def _read_tq2_0(blocks: Array) -> Parts:
-    """Numbers of -1, 0 and 1."""
+    """Numbers -1, 0 and 1."""
     return _planes_of_two(blocks[:, :64]), {"scale": np.repeat(_half(blocks, 64), _SUPER // 32, 1)}
 
 
-# What the values of IQ4 and of MXFP4 stand for, and 128 or 16 more, so that they are integers of 8 or 5 bits.
+# Values of the IQ4 and MXFP4 codes, plus 128 or 16, so that they are integers of 8 or 5 bits.
 _IQ4 = np.array([1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241], np.uint8)
 _FP4 = np.array([16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4], np.uint8)
 _K4 = BlockFormat(4, 32, minimum=True, super_groups=8)
@@ -218,7 +218,7 @@ _TYPES = {
 }
 
 _SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "MXFP4": (), "TQ2_0": (64,)}
-# Elements and bytes of a block of each type, and where its float16 scales stand.
+# Elements and bytes of a block of each type, and the positions of its float16 scales.
 BLOCK_SIZES = {
     name: (each.elements, each.size, _SCALES.get(name, (0, 2) if each.layout.minimum else (0,)))
     for name, each in _TYPES.items()

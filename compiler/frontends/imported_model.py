@@ -1,8 +1,8 @@
-"""Result of every frontend.
+"""The result of every frontend.
 
 Selection of the outputs that a module returns.
 
-A module whose main function is written anew, by rewritings of imported models.
+Replacement of a module's main function, for rewrites of imported models.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from schedules.ir.tvm_types import BlockBuilder, Function
 class TensorSpec:
     """Name, shape and data type of one input or output.
 
-    A dimension is an int, or a str: a symbolic dimension's name, or the expression of one (`"batch*2"`). `carrier` is
-    the type that the module has for it where that is not `dtype`: the values of a narrow integer in a byte, or the bits
-    of a narrow float in one.
+    A dimension is an int, or a str: a symbolic dimension's name, or an expression (`"batch*2"`). `carrier` is the type
+    that the module uses if it is not `dtype`: a byte that holds the value of a narrow integer, or the bits of a narrow
+    float.
     """
 
     name: str
@@ -43,13 +43,13 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class SizeRequirement:
-    """A relation between symbolic sizes of the inputs without which the model cannot run.
+    """A relation between symbolic input sizes that the model requires.
 
     Attributes:
         left, right: formulas (`compiler.support.formula`) of the names in `symbols`.
         relation: "equal"; "at least": left >= right; "broadcast": left is right, or one of them is 1.
-        symbols: the symbolic dimension that each name stands for.
-        where: the node or option that needs it, for messages.
+        symbols: the symbolic dimension for each name.
+        where: the node or option that requires it, for messages.
     """
 
     left: str
@@ -61,7 +61,7 @@ class SizeRequirement:
 
 @dataclass(frozen=True)
 class IndexRequirement:
-    """An input whose elements must lie in [least, size); a `least` of None is -size; otherwise as above."""
+    """An input whose elements must be in [least, size); a `least` of None means -size; other fields as above."""
 
     input: str
     size: str
@@ -72,16 +72,15 @@ class IndexRequirement:
 
 @dataclass(frozen=True)
 class StateSpec:
-    """A tensor that the model keeps from one run to the next: an input and the output that is its next value.
+    """A tensor kept between runs: an input and the output that is its next value.
 
     Attributes:
         name: its name in a session.
-        input, output: names of the pair in `ImportedModel.inputs` and `outputs`, of one shape and dtype.
-        initial: its value at first, of its whole shape; None: zeros.
-        axis: the axis that holds rows, one per step, where `PositionSpec` says how many of them are in use; its size,
-            the
-            capacity, may be a symbolic dimension. None: the value as a whole is replaced.
-        grows: the output is longer along `axis`, whose size is symbolic, and is another tensor; no rows at first.
+        input, output: names of the pair in `ImportedModel.inputs` and `outputs`, of equal shape and dtype.
+        initial: its initial value, of its full shape; None: zeros.
+        axis: the axis of the rows, one per step, of which `PositionSpec` gives the number in use; its size, the
+            capacity, may be a symbolic dimension. None: the whole value is replaced.
+        grows: the output is a new tensor, longer along `axis`, whose size is symbolic; initially empty.
     """
 
     name: str
@@ -94,11 +93,11 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class PositionSpec:
-    """The input that says how many rows of the states with an axis are in use before a run; a session gives it.
+    """The input with the number of rows in use, before a run, of the states with an axis; a session sets it.
 
     Attributes:
-        input: its name: int64, of shape (), or (n,) for n equal ones. Where n is a symbolic dimension that no other
-            input has, it is the number of rows itself.
+        input: its name: int64, of shape (), or (n,) with n equal values. If n is a symbolic dimension of no other
+            input, n itself is the number of rows.
         rows: number of rows that a run adds: a constant, or the name of a symbolic dimension of the inputs.
     """
 
@@ -111,14 +110,13 @@ class ImportedModel:
     """A model as a Relax module.
 
     `mod["main"]` takes the runtime inputs in the order of `inputs` and returns a tuple in the order of `outputs`;
-    weights are embedded constants. `fixed` holds the model inputs whose values were fixed while importing: they are
-    not runtime inputs any more. `requirements` and `indices` are checked when a run begins; `checks` says what the
-    checks of sizes in the module are for: the one that binds the variable `check_N_` is for `checks[N]`. `notes` are
-    lines for the user about results that differ from what the model declares. `states` pair inputs with outputs:
-    `main` is a pure function of them here, and updates them in place once it is compiled. `nodes` holds the model's
-    nodes by the variables of `mod` that are named after them. `assets` are files that go into the module beside its
-    numbers, as a tokenizer, by name. `encoder` is a model of its own whose outputs are inputs of this one: it runs once
-    for each text that this one generates.
+    weights are embedded constants. `fixed` holds the model inputs that were fixed during import and are no longer
+    runtime inputs. `requirements` and `indices` are checked at the start of a run; `checks` describes the module's size
+    checks: the one that binds the variable `check_N_` is `checks[N]`. `notes` are lines for the user about results that
+    differ from the model's declaration. `states` pair inputs with outputs: `main` is a pure function of them here, and
+    updates them in place once compiled. `nodes` maps variables of `mod` named after model nodes to these nodes.
+    `assets` are additional files of the module, such as a tokenizer, by name. `encoder` is a separate model whose
+    outputs are inputs of this one: it runs once for each text that this one generates.
     """
 
     mod: tvm.IRModule
@@ -136,7 +134,7 @@ class ImportedModel:
     encoder: ImportedModel | None = None
 
     def state_positions(self) -> tuple[tuple[int, int], ...]:
-        """(input index, output index) of each state that is updated in place."""
+        """Return (input index, output index) of each state that is updated in place."""
         inputs, outputs = ([spec.name for spec in specs] for specs in (self.inputs, self.outputs))
         return tuple((inputs.index(each.input), outputs.index(each.output)) for each in self.states if not each.grows)
 
@@ -148,19 +146,19 @@ class ImportedModel:
 def selected_outputs(
     selection: Sequence[str] | None, declared: Sequence[str], inner: Collection[str] = ()
 ) -> list[str]:
-    """The names of `selection` in its order, or all declared outputs without duplicates when it is None.
+    """Return the names in `selection`, in order, or all declared outputs without duplicates if it is None.
 
     Args:
         declared: names of the model's outputs.
         inner: names of other values that can be returned.
 
     Raises:
-        OptionError: no sequence of names, an empty one, a name twice, or one that the model does not have.
+        OptionError: `selection` is not a sequence of names, is empty, or has a duplicate or unknown name.
     """
     if selection is None:
         return list(dict.fromkeys(declared))
     if isinstance(selection, str) or not isinstance(selection, Sequence):
-        raise OptionError(f"outputs= takes a list of names, not {selection!r}", 'as in outputs=["logits"]')
+        raise OptionError(f"outputs= must be a list of names, not {selection!r}", 'as in outputs=["logits"]')
     if not selection:
         raise OptionError("outputs= names no output", f"the model has {_listed(declared)}")
     known = {*declared, *inner}
@@ -181,13 +179,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def with_rewritten_main(mod: IRModule, function: Callable[[BlockBuilder], Function], what: str) -> IRModule:
-    """The module with another main function, as dataflow and without dead code.
+    """Replace the module's main function, converted to dataflow form without dead code.
 
     Args:
-        function: makes the main function; kernels that it emits join the module.
-        what: the module in a sentence, for the error: "the module with a capacity".
+        function: builds the main function; kernels that it emits are added to the module.
+        what: a description of the module for the error: "the module with a capacity".
 
-    Raises InternalError where the module is not well formed.
+    Raises InternalError if the module is not well formed.
     """
     builder = relax.BlockBuilder(
         IRModule({var: each for var, each in mod.functions_items() if var.name_hint != "main"})
@@ -197,6 +195,6 @@ def with_rewritten_main(mod: IRModule, function: Callable[[BlockBuilder], Functi
     made = relax.transform.DeadCodeElimination(["main"])(relax.transform.ConvertToDataflow(1)(made))
     try:
         relax.analysis.well_formed(made)
-    except Exception as error:  # whatever TVM raises here is a defect of the rewriting
+    except Exception as error:  # any TVM error here is a bug in the rewrite
         raise InternalError(f"{what} is not well formed: {error}") from error
     return made

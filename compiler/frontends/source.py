@@ -1,6 +1,6 @@
 """Finds the frontend for a model.
 
-Of a Relax IRModule, `main` is the model, and the names of its parameters are those of the inputs.
+In a Relax IRModule, `main` is the model, and its parameter names are the input names.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LONGEST_REASON = 300  # characters
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """The options of `import_model`, for functions that hand them on."""
+    """The options of `import_model`, for functions that pass them on."""
 
     shapes: Shapes | None = None
     constants: Constants | None = None
@@ -54,7 +54,7 @@ class ImportOptions:
 
     @classmethod
     def of(cls, arguments: ImportArguments) -> ImportOptions:
-        """The options of keyword arguments. Raises TypeError for an unknown one, as Python does."""
+        """Return the options from keyword arguments. Raises TypeError for unknown ones, like Python."""
         known = [each.name for each in fields(cls)]
         for name in arguments:
             if name not in known:
@@ -64,13 +64,13 @@ class ImportOptions:
         return cls(**arguments)
 
     def given(self) -> dict[str, Any]:
-        """The options that are not None, by name."""
+        """Return the options that are not None, by name."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
     @one_at_a_time
     def load(self, source: object) -> ImportedModel:
-        """`import_model` with these options."""
+        """Call `import_model` with these options."""
         _check_forms(self.shapes, self.constants)
         try:
             model = _imported(source, replace(self, capacity=None))
@@ -84,17 +84,17 @@ class ImportOptions:
 
 @takes_imports
 def import_model(source: object, **imports: Unpack[ImportArguments]) -> ImportedModel:
-    """Import a model of any supported source.
+    """Import a model from any supported source.
 
     Args:
         source: one of `SOURCES`.
-        shapes: sizes of inputs by name; an int fixes a dimension, a string makes it symbolic, and equal strings are
+        shapes: sizes of inputs by name; an int fixes a dimension, a string makes it symbolic, and equal strings mean
             equal sizes.
-        constants: values of inputs that are fixed when compiling; those inputs disappear from the module.
+        constants: values of inputs to fix at compile time; the module does not have these inputs.
         example_inputs: positional arguments of a `torch.nn.Module`, or a dictionary of keyword arguments.
         dynamic_shapes: see `torch.export.export`, for a `torch.nn.Module`.
-        outputs: names of those to return, in this order; all when None.
-        state, capacity: as `compile` takes them.
+        outputs: names of the outputs to return, in this order; None returns all.
+        state, capacity: as in `compile`.
 
     Raises:
         InvalidModelError, UnsupportedModelError, InputValueRequiredError, InputError, OptionError, StorageError.
@@ -103,7 +103,8 @@ def import_model(source: object, **imports: Unpack[ImportArguments]) -> Imported
 
 
 def _place_of(error: Exception) -> str:
-    """The innermost function of this package that an error came through: "frontends/torch/states.py, with_states"."""
+    """Return the innermost function of this package in an error's traceback: "frontends/torch/states.py,
+    with_states"."""
     root = Path(__file__).parents[1]
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((each for each in reversed(frames) if Path(each.filename).is_relative_to(root)), frames[-1])
@@ -126,7 +127,7 @@ def _imported(source: object, options: ImportOptions) -> ImportedModel:
         )
     if isinstance(source, ImportedModel):
         _check_no_import_options(options)
-        # Without what a technique added, so that the next one can add its own.
+        # Drop the fields that a technique added, so that the next one can add its own.
         return ImportedModel(**{each.name: getattr(source, each.name) for each in fields(ImportedModel)})
     if isinstance(source, str | Path):
         _only_for_torch_modules(options)
@@ -146,9 +147,9 @@ def _hint_on(source: object) -> str:
     if isinstance(source, type):
         return f"give an instance: {source.__name__}(...)"
     if isinstance(source, Mapping) and source and all(hasattr(each, "dtype") for each in source.values()):
-        return "these are weights alone: load them into the model (model.load_state_dict), and give that"
+        return "these are only weights: load them into the model (model.load_state_dict), and give that"
     if hasattr(source, "manifest"):
-        return "it is compiled already: call its run()"
+        return "it is already compiled: call its run()"
     return f"give {SOURCES}"
 
 
@@ -156,7 +157,7 @@ def _check_forms(shapes: Shapes | None, constants: Constants | None) -> None:
     """Raise OptionError unless both are dictionaries, and InputError unless each shape is a sequence of sizes."""
     for option, given in (("shapes", shapes), ("constants", constants)):
         if given is not None and not isinstance(given, Mapping):
-            raise OptionError(f"{option}= takes a dict by input name, not {type_text(given)}")
+            raise OptionError(f"{option}= must be a dict by input name, not {type_text(given)}")
     for name, sizes in (shapes or {}).items():
         if isinstance(sizes, str | bytes) or not isinstance(sizes, Sequence | np.ndarray):
             raise InputError(
@@ -166,14 +167,14 @@ def _check_forms(shapes: Shapes | None, constants: Constants | None) -> None:
 
 
 def _pairs(state: State) -> Mapping[str, str] | None:
-    """The option for an ONNX model. Raises OptionError for what is not a dictionary of names."""
+    """Return the option for an ONNX model. Raises OptionError unless it is a dictionary of names."""
     if state is not None and not isinstance(state, Mapping):
         raise OptionError('state= of an ONNX model pairs inputs with outputs: {"past_key_values.*": "present.*"}')
     return state
 
 
 def _names_or_pairs(state: State) -> State:
-    """The option for a PyTorch model. Raises OptionError for a lone name."""
+    """Return the option for a PyTorch model. Raises OptionError for a single string."""
     if isinstance(state, str):
         raise OptionError('state= of a PyTorch model names inputs that it writes to, as in ["key_cache"], or pairs')
     return state
@@ -198,7 +199,7 @@ def _import_file(path: Path, options: ImportOptions) -> ImportedModel:
             state=_names_or_pairs(options.state),
         )
     if path.suffix == ".twm":
-        raise InvalidModelError(f"{path} is compiled already", "run it with tensorwright.load(path).run(...)")
+        raise InvalidModelError(f"{path} is already compiled", "run it with tensorwright.load(path).run(...)")
     return _import_onnx(path, options)
 
 
@@ -243,15 +244,15 @@ def import_relax(
     constants: Mapping[str, np.ndarray] | None = None,
     outputs: Sequence[str] | None = None,
 ) -> ImportedModel:
-    """Import a Relax module: parameters of `main` are the inputs, outputs are named output_0, output_1, ...
+    """Import a Relax module: inputs are the parameters of `main`, outputs are named output_0, output_1, ...
 
     Args:
-        constants: values of parameters, by name, that become constants (the weights of a model, usually).
-        outputs: names of those to return, in this order; all when None.
+        constants: values of parameters, by name, to turn into constants (usually a model's weights).
+        outputs: names of the outputs to return, in this order; None returns all.
 
     Raises:
         InvalidModelError: no `main`, an ill-formed module, or a parameter or result that is not a tensor.
-        OptionError: `shapes` is given, which only an importer can apply, or `outputs` has a name that is none.
+        OptionError: `shapes` is given, which only importers can apply, or `outputs` has an unknown name.
     """
     if shapes:
         raise OptionError("shapes= does not apply to a Relax module", "its own types give the sizes")
@@ -275,7 +276,7 @@ def import_relax(
 
 
 def _nodes(mod: tvm.IRModule) -> dict[str, tuple[ModelNode, ...]]:
-    """The variables that calls are bound to, as nodes."""
+    """Return the variables that calls are bound to, as nodes."""
     return {
         str(binding.var.name): (ModelNode(str(binding.var.name), operator_name(binding.value) or "call"),)
         for _, function in rewritable_functions(mod)
@@ -293,7 +294,7 @@ def _bind(mod: tvm.IRModule, fixed: dict[str, np.ndarray]) -> tvm.IRModule:
 
 
 def _return_tuple(mod: tvm.IRModule) -> tvm.IRModule:
-    """`main` returns a flat tuple, with one result too."""
+    """Make `main` return a flat tuple, even for a single result."""
     main = mod["main"]
     if isinstance(main.body.ty, relax.TupleType):
         return mod
@@ -301,19 +302,19 @@ def _return_tuple(mod: tvm.IRModule) -> tvm.IRModule:
     result = relax.Tuple([body.body])
     returned = relax.TupleType([body.ty])
     wrapped = relax.Function(main.params, relax.SeqExpr(body.blocks, result), returned, main.is_pure, main.attrs)
-    mod = mod.clone()  # the caller's stays as it is
+    mod = mod.clone()  # do not modify the caller's
     mod["main"] = wrapped
     return relax.transform.Normalize()(mod)
 
 
 def _return_fields(mod: tvm.IRModule, fields: Sequence[int]) -> tvm.IRModule:
-    """`main` returns these fields of its tuple, and computes nothing else."""
+    """Make `main` return and compute only these fields of its tuple."""
     main = mod["main"]
     body = main.body
     result = relax.Tuple([relax.TupleGetItem(body.body, field) for field in fields])
     returned = relax.TupleType([body.ty.fields[field] for field in fields])
     chosen = relax.Function(main.params, relax.SeqExpr(body.blocks, result), returned, main.is_pure, main.attrs)
-    mod = mod.clone()  # the caller's stays as it is
+    mod = mod.clone()  # do not modify the caller's
     mod["main"] = chosen
     passes = relax.transform
     steps = [passes.Normalize(), passes.CanonicalizeBindings(), passes.DeadCodeElimination(["main"])]

@@ -1,13 +1,13 @@
-"""States that a model makes longer by concatenation become buffers of a fixed capacity that it writes rows to.
+"""Converts states that a model extends by concatenation to fixed-capacity buffers that it writes rows to.
 
     present = concat(past, new)      becomes      buffer = write_rows(buffer, new, position)
                                                   present = buffer[:position + rows]
 
-The number of rows in use stays the symbolic dimension that it was, so that all else in the model is the same; an input
-of that size, which a session gives, takes the place of the past. Rows whose positions are computed (`append_rows`) are
-written there.
+The number of rows in use stays the same symbolic dimension, so that the rest of the model is unchanged; an input of
+that size, which a session sets, replaces the past. Rows at computed positions (`append_rows`) are written at these
+positions.
 
-Appends to growing states: where in the graph, how many rows, and where they go.
+Also finds the appends to growing states in the graph, with their numbers of rows and positions.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ _LENGTHS = "states are not as long as their past and the new rows: the lengths o
 
 
 def with_capacity(model: Model, capacity: int | str) -> Model:
-    """The model whose growing states are buffers of `capacity` rows, written in place.
+    """Return the model with its growing states as buffers of `capacity` rows, written in place.
 
     Args:
-        model: with states that grow; others stay as they are.
-        capacity: a number of rows; or the name of a symbolic dimension, whose size each session chooses.
+        model: a model with states that grow; other states are unchanged.
+        capacity: a number of rows; or the name of a symbolic dimension, whose size each session sets.
 
     Raises:
-        OptionError: no state grows, they grow by different numbers of rows, or the capacity is no number or name.
-        UnsupportedModelError: the new value of a state is not the old one with rows appended to it.
+        OptionError: no state grows, states grow by different numbers of rows, or the capacity is not a number or name.
+        UnsupportedModelError: a state's new value is not the old one with appended rows.
     """
     _check_capacity(model, capacity)
     growing = [state for state in model.states if state.grows]
@@ -78,7 +78,7 @@ def _check_capacity(model: ImportedModel, capacity: object) -> None:
 
 
 class _Growing(Generic[Model]):
-    """The rewriting of one model's growing states."""
+    """Rewrites the growing states of one model."""
 
     def __init__(self, model: Model, states: Sequence[StateSpec], capacity: int | str) -> None:
         self._model, self._states, self._capacity = model, states, capacity
@@ -93,7 +93,7 @@ class _Growing(Generic[Model]):
         )
 
     def model(self) -> Model:
-        """The model with buffers."""
+        """Return the model with buffers."""
         model, grown = self._model, {state.input: state for state in self._states}
         inputs = [self._described(spec, grown.get(spec.name)) for spec in model.inputs]
         held = {spec.name: spec for spec in inputs}
@@ -119,7 +119,8 @@ class _Growing(Generic[Model]):
         )
 
     def _described(self, spec: TensorSpec, state: StateSpec | None) -> TensorSpec:
-        """An input or output with the one name of the rows in use, and a state's axis of the capacity."""
+        """Return an input or output with the single name of the rows in use, and with a state's axis set to the
+        capacity."""
         shape = [self._text(size) for size in spec.shape]
         if state is not None and state.axis is not None:
             shape[state.axis] = self._capacity
@@ -140,7 +141,7 @@ class _Growing(Generic[Model]):
         return replace(requirement, symbols=self._symbols(requirement.symbols))
 
     def _room(self, rows: int | str) -> SizeRequirement:
-        """A run without a session has room for its rows as well."""
+        """Require room for a run's rows even without a session."""
         names = [name for name in (self._capacity, str(self._past.name), rows) if isinstance(name, str)]
         return SizeRequirement(
             str(self._capacity), "at least", f"{self._past.name} + {rows}", {name: name for name in names}, "the states"
@@ -180,7 +181,7 @@ class _Growing(Generic[Model]):
         return relax.Var(param.name, relax.TensorType(shape, param.ty.dtype))
 
     def _first(self, builder: BlockBuilder, buffer: Expr, count: Expr, at: int) -> Expr:
-        """The first rows of a buffer."""
+        """Return the first rows of a buffer."""
         axis = self._found.at[at].axis or 0
         zero = tirx.const(0, "int64")
         value: Expr = builder.emit(R.strided_slice(buffer, [axis], [zero], [count], assume_inbound=True))
@@ -191,7 +192,7 @@ class _Growing(Generic[Model]):
         return value
 
     def _rebind(self, made: _Made, binding: Binding) -> None:
-        """Emit a binding of the model: that of an appended state as a write, others as they are, on the past's rows."""
+        """Emit a binding of the model: an append as a write, other bindings unchanged, on the past's rows."""
         append = self._found.append(binding.value) if isinstance(binding, relax.VarBinding) else None
         if append is not None and append.state not in made.written and self._found.is_next(binding.var, append.state):
             made.pasts[binding.var] = self._written(made, append)
@@ -212,7 +213,7 @@ class _Growing(Generic[Model]):
             made.builder.emit_normalized(relax.VarBinding(binding.var, value))
 
     def _checked(self, binding: Binding) -> Expr:
-        """The value of a binding; of a check that holds now that all pasts are of one size, what is checked."""
+        """Return the value of a binding; for a check made redundant by equal sizes of all pasts, the checked value."""
         if not isinstance(binding, relax.MatchCast):
             return binding.value
         source = binding.value
@@ -224,7 +225,7 @@ class _Growing(Generic[Model]):
         return source if same_shape(shape_of(source) if known else None, sizes) else binding.value
 
     def _written(self, made: _Made, append: Append) -> Expr:
-        """The rows in use after the new ones were written."""
+        """Return the rows in use after the new ones were written."""
         rows = [made.renewed(each) for each in append.rows]
         new = rows[0] if len(rows) == 1 else made.builder.emit(R.concat(rows, axis=append.axis))
         first = made.position if append.starts is None else made.renewed(append.starts)
@@ -233,7 +234,7 @@ class _Growing(Generic[Model]):
         return self._first(made.builder, buffer, self._past + self._rows, append.state)
 
     def _check_length(self, made: _Made, call: Expr, append: Append) -> None:
-        """A run fails where the model would make the state of another length than by its new rows."""
+        """Make a run fail if the model would extend the state by anything but its new rows."""
         length, wanted = call.ty.shape[append.axis], self._past + self._rows
         if append.starts is None or any(same_size(each, length) for each in made.checked):
             return
@@ -243,7 +244,7 @@ class _Growing(Generic[Model]):
         made.checked.append(length)
 
     def _name_lengths(self, made: _Made, check: Binding) -> None:
-        """A check of a state's new value names its length: of sizes alone, so that no rows are copied for it."""
+        """Let a check of a state's new value name its length, from sizes only, so that no rows are copied for it."""
         source = made.renewed(check.value)
         made.pasts[check.var] = source
         if isinstance(check.ty.shape, relax.ShapeExpr):
@@ -251,7 +252,7 @@ class _Growing(Generic[Model]):
             made.builder.match_cast(shape, relax.ShapeType(check.ty.shape.values), check.var.name)
 
     def _attention(self, made: _Made, call: Expr) -> Expr | None:
-        """Attention of queries that end where the rows that were appended to its keys and values do, in place."""
+        """Compute attention in place if its queries end at the rows appended to its keys and values."""
         attention = attention_call(call, self._model.mod)
         if attention is None or attention.position is None:
             return None
@@ -276,15 +277,15 @@ class _Growing(Generic[Model]):
 
 
 def _forgets(binding: Binding) -> bool:
-    """True if a check is none: it gives a tensor a type without its shape."""
+    """True if a check only drops a tensor's shape from its type."""
     is_cast = isinstance(binding, relax.MatchCast) and isinstance(binding.ty, relax.TensorType)
     return is_cast and not isinstance(binding.ty.shape, relax.ShapeExpr)
 
 
 @dataclass(frozen=True)
 class _Made:
-    """The function in the making: how many rows are in use (int64, ()), the buffers of states, what takes the place of
-    pasts and new values, buffers that were written, by the positions of their inputs, and lengths that were checked."""
+    """The function under construction: the number of rows in use (int64, ()), the state buffers, replacements of pasts
+    and new values, the written buffers by input position, and checked lengths."""
 
     builder: BlockBuilder
     position: Expr
@@ -294,7 +295,7 @@ class _Made:
     checked: list[Expr]
 
     def renewed(self, expr: Expr) -> Expr:
-        """An expression of the model, on the rows in use of the buffers."""
+        """Return an expression of the model, applied to the rows in use of the buffers."""
         return replace_leaves(expr, lambda leaf: self.pasts.get(leaf, leaf))
 
 
@@ -303,7 +304,7 @@ HINT = "leave capacity= out: each run then returns a longer tensor"
 
 @dataclass(frozen=True)
 class Append:
-    """The rows that are appended to a state, and the axis of the rows.
+    """The rows appended to a state, and their axis.
 
     Attributes:
         starts: position at which each sample's rows are written, int64 (batch,); None: after all rows.
@@ -316,16 +317,16 @@ class Append:
 
 
 class Appends:
-    """The appends of one model.
+    """All appends of a model.
 
     Attributes:
-        main: its function, whose states all have the same number of rows.
-        at: the states by the positions of their inputs.
-        past: the number of rows in use, a symbolic dimension; `others`: further names that it had, and it.
-        rows: number of rows that a run appends to each state: a constant, or an input dimension.
-        values: values that variables are bound to.
+        main: its main function, with equal numbers of rows in all states.
+        at: the states, by input position.
+        past: the number of rows in use, a symbolic dimension; `others`: all its original names.
+        rows: number of rows appended to each state per run: a constant, or an input dimension.
+        values: the values that variables are bound to.
 
-    Raises as `with_capacity` where it is made.
+    The constructor raises the errors of `with_capacity`.
     """
 
     def __init__(self, model: ImportedModel, states: Sequence[StateSpec]) -> None:
@@ -342,7 +343,7 @@ class Appends:
         self.rows = self._rows_of_a_run()
 
     def _rows_of_a_run(self) -> Index:
-        """Number of rows that a run appends to each state: a constant, or an input dimension."""
+        """Return the number of rows appended to each state per run: a constant, or an input dimension."""
         found: Index | None = None
         symbols = {size for spec in self._model.inputs for size in spec.shape}
         for state in self.at.values():
@@ -366,20 +367,20 @@ class Appends:
         return total
 
     def result(self, index: int) -> Expr:
-        """One result of `main`."""
+        """Return one result of `main`."""
         value = self.value(self.main.body.body)
         if not isinstance(value, relax.Tuple):
             raise InternalError("main does not return a tuple of its results")
         return value.fields[index]
 
     def value(self, expr: Expr) -> Expr:
-        """Value that an expression is bound to, behind names and checks of its shape."""
+        """Return the value that an expression is bound to, through aliases and shape checks."""
         while expr in self.values:
             expr = self.values[expr]
         return expr
 
     def _append_of(self, state: StateSpec, result: Expr) -> Append:
-        """The rows that the new value of a state has more than the old one."""
+        """Return the rows by which the new value of a state extends the old one."""
         at = next(index for index, each in self.at.items() if each is state)
         call = self.value(result)
         append = self.append(call)
@@ -399,7 +400,7 @@ class Appends:
         return append
 
     def append(self, call: Expr) -> Append | None:
-        """Operation that makes a growing state longer: a concatenation whose first part it is, or rows at computed
+        """Return the operation that extends a growing state: a concatenation that starts with it, or rows at computed
         positions."""
         placed = placed_append(call, self._model.mod)
         if placed is not None:
@@ -423,6 +424,6 @@ class Appends:
         return self.value(self.result(self._results.index(self.at[at].output))).same_as(self.value(var))
 
     def is_longer_state(self, var: Var) -> bool:
-        """True if a variable is the new value of a state whose rows are at computed positions."""
+        """True if a variable is the new value of a state with rows at computed positions."""
         append = self.append(self.value(var))
         return append is not None and append.starts is not None

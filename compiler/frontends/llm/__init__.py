@@ -1,4 +1,4 @@
-"""Language models of the decoder family: a Hugging Face folder or a GGUF file becomes a Relax module, without torch."""
+"""Decoder-only language models: import of a Hugging Face folder or a GGUF file as a Relax module, without torch."""
 
 from compiler.frontends.llm.config import DecoderConfig, LayerConfig
 from compiler.frontends.llm.importer import import_language_model

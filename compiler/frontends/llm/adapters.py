@@ -1,4 +1,4 @@
-"""LoRA adapters as peft saves them, w + scale * b @ a: merged into the weights of a model, or kept beside them.
+"""LoRA adapters in peft's format, w + scale * b @ a: merged into a model's weights, or kept separately.
 
 The layout is that of https://huggingface.co/docs/peft/developer_guides/checkpoint; the formulas are those of LoRA
 (Hu et al., 2021), of rsLoRA (Kalajdzievski, 2023) and of DoRA (Liu et al., 2024).
@@ -23,7 +23,7 @@ _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _EMBEDDING_A, _EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 _MAGNITUDE = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
-# Settings that change the meaning of the weights, and the values for which they do not.
+# Settings that change the meaning of the weights, with descriptions for error messages.
 _REFUSED = {
     "layer_replication": "layers that are there several times",
     "trainable_token_indices": "tokens that are trained by themselves",
@@ -38,21 +38,21 @@ _CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class Adapter:
-    """A LoRA adapter: the update to each weight, by weight name."""
+    """A LoRA adapter: the update of each weight, by weight name."""
 
     def __init__(self, folder: Path) -> None:
-        """Open a folder of peft.
+        """Open a folder saved by peft.
 
         Raises:
             StorageError: a file is missing or cannot be read.
-            InvalidModelError: a file is damaged, or a tensor has no partner.
-            OptionError: it is no LoRA adapter, or has settings that are not supported.
+            InvalidModelError: a file is damaged, or a tensor lacks its counterpart.
+            OptionError: it is not a LoRA adapter, or has unsupported settings.
         """
         self.origin = str(folder)
         self._settings = Settings(read_json(folder / _CONFIG), folder / _CONFIG, {})
         self._check_settings()
         self._tensors = SafetensorsFolder(folder, _WEIGHTS)
-        # Without the prefix, and without what peft calls the weight below an adapter, -> as it is in the file.
+        # Names without the prefix and peft's name of the adapted layer -> names in the file.
         self._stored = {name.removeprefix(_PREFIX).replace(".base_layer.", "."): name for name in self._tensors.names}
         self.targets: set[str] = set()
         self.replaced: set[str] = set()
@@ -84,13 +84,13 @@ class Adapter:
             )
 
     def changed(self, name: str, weight: Array) -> Array:
-        """A weight with the adapter's change, float32 (rows, depth).
+        """Return a weight with the adapter's change, float32 (rows, depth).
 
         Args:
-            name: name of the weight's tensor.
-            weight: float32, as the base stores it.
+            name: name of the weight tensor.
+            weight: float32, as stored in the base.
 
-        Raises InvalidModelError where the adapter lacks a tensor, or one has another shape.
+        Raises InvalidModelError if the adapter lacks a tensor, or one has the wrong shape.
         """
         module = name.removesuffix(".weight")
         whole: Array = weight + self._change(module, weight.shape)
@@ -105,7 +105,7 @@ class Adapter:
         return result
 
     def check_separate(self) -> None:
-        """Raise OptionError where it changes more than what two products can add to that of a weight."""
+        """Raise OptionError if it changes anything other than adding a low-rank product to a weight's matmul."""
         whole = next(iter(sorted(self.replaced)), None)
         other = next((name for name in self._stored if name.endswith((*_MAGNITUDE, _EMBEDDING_A))), None)
         if whole or other:
@@ -116,18 +116,18 @@ class Adapter:
             )
 
     def pair(self, module: str, rows: int, depth: int) -> tuple[Array, Array] | None:
-        """a (rank, depth) and scale * b (rows, rank) of a weight; None where it is not changed."""
+        """Return a (rank, depth) and scale * b (rows, rank) of a weight; None if it is unchanged."""
         if module not in self.targets:
             return None
         a, b = self._pair(module, _A, _B, depth, rows)
         return a, self._scale(module, len(a)) * b
 
     def replacement(self, name: str, shape: tuple[int, ...]) -> Array | None:
-        """The tensor that replaces another one (modules_to_save, biases); None if there is none."""
+        """Return the tensor that replaces another one (modules_to_save, biases); None if there is none."""
         return self._tensor(name, shape) if name in self.replaced else None
 
     def _change(self, module: str, shape: tuple[int, ...]) -> Array:
-        """scale * b @ a in the shape of the weight."""
+        """Return scale * b @ a in the shape of the weight."""
         rows, columns = shape
         if module + _EMBEDDING_A in self._stored:
             a, b = self._pair(module, _EMBEDDING_A, _EMBEDDING_B, rows, columns)
@@ -139,7 +139,7 @@ class Adapter:
         return self._scale(module, len(a)) * (b @ a)
 
     def _pair(self, module: str, first: str, second: str, depth: int, rows: int) -> tuple[Array, Array]:
-        """a (rank, depth) and b (rows, rank)."""
+        """Return a (rank, depth) and b (rows, rank)."""
         for end in (first, second):
             if module + end not in self._stored:
                 raise InvalidModelError(f"{self.origin} lacks the tensor {_PREFIX + module + end!r}")
@@ -156,7 +156,7 @@ class Adapter:
         return found
 
     def _scale(self, module: str, rank: int) -> np.float32:
-        """alpha / rank, with the settings of single modules."""
+        """Return alpha / rank, considering per-module settings."""
         settings = self._settings
         expected = self._of_module("rank_pattern", module, settings.number("r"))
         if expected != rank:
@@ -165,7 +165,7 @@ class Adapter:
         return np.float32(alpha / (math.sqrt(rank) if settings.flag("use_rslora") else rank))
 
     def _of_module(self, key: str, module: str, default: float) -> float:
-        """A module's number: that of the first pattern equal to its name or to a suffix of it after a dot."""
+        """Return a module's number: that of the first pattern equal to its name or to a suffix of it after a dot."""
         table: Mapping[str, object] = self._settings.table(key)
         for pattern in table:
             if _ends_with(module, pattern, self._settings.path):
@@ -174,7 +174,7 @@ class Adapter:
 
 
 def _ends_with(module: str, pattern: str, path: Path) -> bool:
-    """True if a name ends with a pattern: a name suffix, or "^" and a full name, where "\\." stands for a dot."""
+    """True if a name ends with a pattern: a name suffix, or "^" and a full name, with "\\." for a dot."""
     plain = pattern.removeprefix("^").replace(r"\.", ".")
     if not re.fullmatch(r"[\w.]+", plain):
         raise OptionError(f"{path}: patterns of modules other than names are not supported ({pattern[:80]!r})")
@@ -182,7 +182,7 @@ def _ends_with(module: str, pattern: str, path: Path) -> bool:
 
 
 def _check_belongs(adapter: Adapter, base: Reader) -> None:
-    """Raise InvalidModelError where an adapter changes what the base does not have."""
+    """Raise InvalidModelError if an adapter changes a weight that the base lacks."""
     for name in [*(f"{target}.weight" for target in adapter.targets), *adapter.replaced]:
         if name not in base.names:
             raise InvalidModelError(
@@ -192,19 +192,19 @@ def _check_belongs(adapter: Adapter, base: Reader) -> None:
 
 
 class KeptAdapters:
-    """Adapters beside the weights of a base; each run chooses one of them, or none, which is number 0."""
+    """Adapters kept separate from the base's weights; each run chooses one of them, or none (number 0)."""
 
     def __init__(self, base: Reader, adapters: Sequence[Adapter], renames: Mapping[str, str]) -> None:
         """Check that the adapters belong to the base.
 
         Args:
             base: reader of the base model's folder.
-            adapters: those of the numbers from 1 on.
+            adapters: numbered from 1.
             renames: see `compiler.frontends.llm.weights.renamed`.
 
         Raises:
-            InvalidModelError: an adapter changes what the base does not have.
-            OptionError: it changes what cannot be kept beside the base.
+            InvalidModelError: an adapter changes a weight that the base lacks.
+            OptionError: it has changes that cannot be kept separate.
         """
         self._adapters = adapters
         for adapter in adapters:
@@ -218,7 +218,7 @@ class KeptAdapters:
         return len(self._adapters)
 
     def changes(self, module: str, rows: int, depth: int) -> tuple[LowRank, ...]:
-        """The changes of a weight by its name without ".weight"; none where no adapter changes it."""
+        """Return the changes of a weight, by its name without ".weight"; empty if no adapter changes it."""
         if module not in self._modules:
             return ()
         pairs = [adapter.pair(self._modules[module], rows, depth) for adapter in self._adapters]
@@ -232,7 +232,7 @@ class KeptAdapters:
         return (LowRank(inner, outer, np.where(there, np.cumsum(there) - 1, -1), module),)
 
     def check_applied(self, modules: Collection[str]) -> None:
-        """Raise OptionError where a weight is changed whose product cannot be changed by adapters."""
+        """Raise OptionError if adapters change a weight whose matmul does not support them."""
         left = sorted(set(self._modules).difference(modules))
         if left:
             raise OptionError(
@@ -243,18 +243,18 @@ class KeptAdapters:
 
 
 class AdaptedReader:
-    """A `Reader` of the weights of a base with adapters merged into them, one after another."""
+    """A `Reader` of base weights with adapters merged into them, one after another."""
 
     def __init__(self, base: Reader, adapters: Sequence[Adapter], *, rounds: bool) -> None:
         """Check that the adapters belong to the base.
 
         Args:
-            base: reader of the base model's folder; its tensor names are those that peft uses.
+            base: reader of the base model's folder; with peft's tensor names.
             adapters: in order.
             rounds: quantized weights may become float32, because they are quantized again.
 
         Raises:
-            InvalidModelError: an adapter changes what the base does not have.
+            InvalidModelError: an adapter changes a weight that the base lacks.
             OptionError: it changes quantized weights that are not quantized again.
         """
         self._base, self._adapters, self._rounds = base, adapters, rounds
@@ -271,7 +271,7 @@ class AdaptedReader:
         return self._base.shape(name)
 
     def matrix(self, name: str) -> Matrix:
-        """A tensor of two axes, or of more whose rows are those of all leading axes; of the type of the base."""
+        """Return a 2-D tensor, or one with more axes, whose leading axes are flattened to rows; of the base's type."""
         if not self._changes(name):
             return self._base.matrix(name)
         found = self._base.matrix(name)
@@ -285,7 +285,7 @@ class AdaptedReader:
         return Matrix(kind, values.reshape(found.rows, found.depth).astype(dtype), found.depth)
 
     def vector(self, name: str) -> Array:
-        """Any tensor as float32."""
+        """Return any tensor as float32."""
         values = self._base.vector(name)
         for adapter in self._adapters:
             replaced = adapter.replacement(name, values.shape)

@@ -1,4 +1,4 @@
-"""Layers of models with several streams, of which each layer computes one (AltUp, arXiv:2301.13310; Gemma 3n).
+"""Layers of models with several streams, each layer computing one (AltUp, arXiv:2301.13310; Gemma 3n).
 
 Streams are one tensor, float32 (streams, n, hidden).
 """
@@ -19,17 +19,17 @@ from compiler.passes.rewriting.matching import as_constant
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
 
-_LEAST = 1e-5  # of the mean square of a stream that others are scaled by
+_LEAST = 1e-5  # lower bound of the mean square of a stream that others are scaled by
 
 
 def streams_of(model: Emitter, config: AlternatingUpdates, x: Expr) -> Expr:
-    """The streams that begin with an embedding (1, n, hidden)."""
+    """Return the initial streams, from an embedding (1, n, hidden)."""
     others = model.parameters.stream_products("streams_in", config.streams - 1)
     return model.builder.emit(R.concat([x, *(_like(model, model.products.product(x, each), x) for each in others)], 0))
 
 
 def merged(model: Emitter, config: AlternatingUpdates, streams: Expr) -> Expr:
-    """The mean of the first stream and of products with the others, which have its magnitude: (1, n, hidden)."""
+    """Return the mean of the first stream and projections of the others, scaled to its magnitude: (1, n, hidden)."""
     emit = model.builder.emit
     first, *others = (_stream(model, streams, index) for index in range(config.streams))
     total = first
@@ -40,13 +40,13 @@ def merged(model: Emitter, config: AlternatingUpdates, streams: Expr) -> Expr:
 
 
 class StreamUpdate:
-    """The update of all streams by one layer."""
+    """A layer's update of all streams."""
 
     def __init__(self, model: Emitter, index: int, config: AlternatingUpdates) -> None:
         self._model, self._index, self._config = model, index, config
 
     def predicted(self, streams: Expr) -> Expr:
-        """The streams as the layer's prediction maps them to one another."""
+        """Return the layer's prediction of all streams, a linear mix of them."""
         count = self._config.streams
         routed = self._routed(_stream(self._model, streams, self._config.active))
         factors = self._factors("stream_predict", count * count, routed)
@@ -63,11 +63,11 @@ class StreamUpdate:
         return self._model.builder.emit_te(compute, streams, factors, primfunc_name_hint="predict_streams")
 
     def active(self, streams: Expr) -> Expr:
-        """The stream that the layer computes: (1, n, hidden)."""
+        """Return the stream that the layer computes: (1, n, hidden)."""
         return _stream(self._model, streams, self._config.active)
 
     def corrected(self, predicted: Expr, computed: Expr) -> Expr:
-        """All streams, with what the layer computed in place of its prediction."""
+        """Return all streams, corrected by the computed stream's difference from its prediction."""
         factors = self._factors("stream_correct", self._config.streams, self._routed(computed))
         active = self._config.active
 
@@ -81,12 +81,12 @@ class StreamUpdate:
         return self._model.builder.emit_te(compute, predicted, computed, factors, primfunc_name_hint="correct_streams")
 
     def scaled(self, x: Expr) -> Expr:
-        """The active stream as the layer's own input scales it."""
+        """Scale the active stream for the layer's own input."""
         weight = self._model.parameters.array(self._index, "stream_scale", (self._model.config.hidden,))
         return self._model.builder.emit(R.multiply(x, as_constant(weight)))
 
     def laurel(self, x: Expr) -> Expr:
-        """x and a normalized product of low rank with it."""
+        """Add a normalized low-rank projection of x to x."""
         model, index, hidden = self._model, self._index, self._model.config.hidden
         rank = model.parameters.width(index, "laurel_in")
         low = model.products.product(x, model.parameters.linear(index, "laurel_in", rank, hidden))
@@ -94,7 +94,7 @@ class StreamUpdate:
         return model.builder.emit(R.add(x, model.normed(index, "laurel_norm", high)))
 
     def completed(self, streams: Expr, update: Expr) -> Expr:
-        """Add the update of the layer's own input to all streams but the first."""
+        """Add the update by the layer's own input to all streams but the first."""
 
         def compute(x: te.Tensor, update: te.Tensor) -> te.Tensor:
             def element(to: Expr, row: Expr, k: Expr) -> Expr:
@@ -105,7 +105,7 @@ class StreamUpdate:
         return self._model.builder.emit_te(compute, streams, update, primfunc_name_hint="complete_streams")
 
     def _routed(self, x: Expr) -> Expr:
-        """A number of each stream that its mixture is computed from: (1, n, streams)."""
+        """Return the router's output per stream, from which its mixture is computed: (1, n, streams)."""
         model, hidden = self._model, self._model.config.hidden
         normed = model.scaled(model.normed(self._index, "stream_router_norm", x), 1 / hidden)
         weight = model.parameters.linear(self._index, "stream_router", self._config.streams, hidden)
@@ -122,7 +122,7 @@ def _stream(model: Emitter, streams: Expr, index: int) -> Expr:
 
 
 def _like(model: Emitter, x: Expr, target: Expr) -> Expr:
-    """x with the root mean square of another stream."""
+    """Scale x to the root mean square of another stream."""
     emit = model.builder.emit
 
     def mean_square(each: Expr) -> Expr:

@@ -1,4 +1,4 @@
-"""Positions (rotary or ALiBi), the cache of keys and values, and attention over it, as Relax."""
+"""Positions (rotary or ALiBi), the cache of keys and values, and attention over it, in Relax."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from schedules.ir.tvm_types import Expr, Index
 
 
 def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
-    """The slope of each head: its scores' bias per position; the last of a power of two of heads has 2 ** -most."""
+    """Return each head's slope (score bias per position); the last of a power of two of heads has 2 ** -most."""
     power = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-most * (head + 1) / power) for head in range(power)]
     slopes += [2.0 ** (-most / 2 * (2 * head + 1) / power) for head in range(heads - power)]
@@ -32,9 +32,9 @@ class Positions:
     """Positions of a run's tokens within their sequences.
 
     Attributes:
-        start: int64 (), how many tokens came before; None where the run is of several sequences.
-        tokens: int64 (2, n), of each token its position, and the length of its sequence; None where `start` is known.
-        sequences: int64 (sequences, 5), as `cached_attention` takes them; None where `start` is known.
+        start: int64 (), number of earlier tokens; None for runs of several sequences.
+        tokens: int64 (2, n), each token's position and the length of its sequence; None if `start` is known.
+        sequences: int64 (sequences, 5), as for `cached_attention`; None if `start` is known.
     """
 
     start: Expr | None = None
@@ -43,25 +43,25 @@ class Positions:
 
     @property
     def operand(self) -> Expr:
-        """Operands of kernels that use `position` and `length`."""
+        """Operand of kernels that use `position` and `length`."""
         return self.start if self.tokens is None else self.tokens
 
     def position(self, operand: te.Tensor, row: Expr) -> Expr:
-        """The position of a token, of `operand` inside of a kernel."""
+        """Return a token's position from `operand` inside a kernel."""
         return operand() + row if self.tokens is None else operand[0, row]
 
     def length(self, operand: te.Tensor, row: Expr, tokens: Expr) -> Expr:
-        """The length of its sequence, in a run of `tokens` tokens."""
+        """Return the length of a token's sequence, in a run of `tokens` tokens."""
         return operand() + tokens if self.tokens is None else operand[1, row]
 
 
 @dataclass(frozen=True)
 class KeyValueCache:
-    """Keys and values of what came before: (1, key heads, capacity, head size), of which as many rows are filled as the
-    position says; or (slots, ...) of several sequences. Values of None are the keys (of latent attention).
+    """The cache of earlier tokens' keys and values: (1, key heads, capacity, head size), with as many rows in use as
+    the position; or (slots, ...) for several sequences. If `values` is None, they are the keys (latent attention).
 
-    int8 ones have `scales`: float32 (1, key heads, capacity) of each, what each row is multiplied with.
-    `rounds`: True if attention may round its operands, as products with quantized weights do.
+    int8 caches have `scales`: float32 (1, key heads, capacity), a factor per row.
+    `rounds`: True if attention may round its operands, like matmuls with quantized weights.
     """
 
     keys: Expr
@@ -72,11 +72,11 @@ class KeyValueCache:
 
     @property
     def parts(self) -> tuple[Expr, ...]:
-        """The tensors of the cache: keys, values and scales."""
+        """Tensors of the cache: keys, values and scales."""
         return (self.keys, *([] if self.values is None else [self.values]), *self.scales)
 
     def extended(self, builder: relax.BlockBuilder, *new: Expr) -> KeyValueCache:
-        """With the new entries (1, n, key heads, head size), rounded to the cache's type, from `position` on."""
+        """Return the cache with new entries (1, n, key heads, head size), rounded to its type, from `position` on."""
         if self.scales:
             return self._with_bytes(builder, new)
         dtype = str(self.keys.ty.dtype)
@@ -90,7 +90,7 @@ class KeyValueCache:
         return self._of_parts([written(*each) for each in zip(self.parts, new, strict=True)])
 
     def _of_parts(self, parts: Sequence[Expr]) -> KeyValueCache:
-        """The same cache with other tensors, in the order of `parts`."""
+        """Return the same cache with other tensors, in the order of `parts`."""
         count = len(parts) - len(self.scales)
         values = None if self.values is None else parts[1]
         return replace(self, keys=parts[0], values=values, scales=tuple(parts[count:]))
@@ -109,7 +109,7 @@ class KeyValueCache:
 
 
 def rotations(builder: relax.BlockBuilder, rope: Rope, position: Positions, length: Expr) -> Expr:
-    """Cosines and sines of the positions of `length` tokens: float32 (2, length, size / 2)."""
+    """Return cosines and sines of the positions of `length` tokens: float32 (2, length, size / 2)."""
     frequencies = as_constant(np.asarray(rope.frequencies, np.float32))
     longer = as_constant(np.asarray(rope.long_frequencies or rope.frequencies, np.float32))
 
@@ -126,7 +126,7 @@ def rotations(builder: relax.BlockBuilder, rope: Rope, position: Positions, leng
 
 
 def _frequency(rope: Rope, short: te.Tensor, long: te.Tensor, total: Expr, pair: Expr) -> Expr:
-    """The frequency of one pair, in a sequence of `total` tokens."""
+    """Return the frequency of one pair, in a sequence of `total` tokens."""
     if rope.long_frequencies is not None:
         return tirx.Select(total > rope.original_context, long[pair], short[pair])
     if rope.dynamic is None:
@@ -142,7 +142,7 @@ def _frequency(rope: Rope, short: te.Tensor, long: te.Tensor, total: Expr, pair:
 
 
 def rotated(builder: relax.BlockBuilder, heads: Expr, angles: Expr) -> Expr:
-    """Heads (1, n, count, size) with the pairs (i, i + half) of their first elements rotated."""
+    """Rotate the pairs (i, i + half) of the first elements of heads (1, n, count, size)."""
 
     def compute(x: te.Tensor, angles: te.Tensor) -> te.Tensor:
         half = angles.shape[2]
@@ -161,7 +161,7 @@ def rotated(builder: relax.BlockBuilder, heads: Expr, angles: Expr) -> Expr:
 
 
 def tempered(builder: relax.BlockBuilder, heads: Expr, position: Positions, temperature: Temperature) -> Expr:
-    """Heads (1, n, count, size), multiplied with a factor that grows with the position."""
+    """Multiply heads (1, n, count, size) by a factor that grows with the position."""
     numbers = (temperature.floor, temperature.scale, temperature.offset)
     floor, scale, offset = (tirx.const(each, "float32") for each in numbers)
     one = tirx.const(1.0, "float32")
@@ -177,7 +177,7 @@ def tempered(builder: relax.BlockBuilder, heads: Expr, position: Positions, temp
 
 
 def row_numbers(builder: relax.BlockBuilder, position: Positions, offset: int, length: Index) -> Expr:
-    """The row numbers of learned positions in their table: int64 (1, length)."""
+    """Return the row numbers of learned positions in their table: int64 (1, length)."""
 
     def compute(start: te.Tensor) -> te.Tensor:
         return te.compute((1, length), lambda _, row: position.position(start, row) + offset, name="row_numbers")
@@ -186,7 +186,7 @@ def row_numbers(builder: relax.BlockBuilder, position: Positions, offset: int, l
 
 
 def linear_biases(builder: relax.BlockBuilder, slopes: tuple[float, ...], capacity: Index) -> Expr:
-    """ALiBi: float32 (1, heads, 1, capacity). Softmax takes what a query's own position would subtract from a row."""
+    """Return ALiBi biases: float32 (1, heads, 1, capacity). Softmax cancels the term of the query's own position."""
     values = as_constant(np.asarray(slopes, np.float32))
 
     def compute(slope: te.Tensor) -> te.Tensor:
@@ -205,7 +205,8 @@ def attend(
     bias: Expr | None = None,
     sinks: Expr | None = None,
 ) -> Expr:
-    """Causal attention of queries (1, n, heads, size), whose own rows are in the cache: (1, n, heads, value size)."""
+    """Compute causal attention of queries (1, n, heads, size) over a cache with their own rows: (1, n, heads, value
+    size)."""
     return builder.emit(
         cached_attention(
             builder,

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint in the form that kernels read: as they are stored, or rounded to another precision."""
+"""Packing of checkpoint weights for kernels: unchanged, or rounded to another precision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import ml_dtypes  # noqa: F401  (numpy's types of 8 bits, by name)
+import ml_dtypes  # noqa: F401  (numpy's 8-bit types, by name)
 import numpy as np
 
 from compiler.frontends.gguf_blocks import read_gguf_blocks
@@ -22,12 +22,12 @@ _ROWS_IN_CACHES = 256
 
 
 def packed(weight: Matrix, precision: str | None, gram: Array | None = None, *, empty: Empty = np.empty) -> BlockWeight:
-    """A weight in the form that kernels read, some rows at a time.
+    """Pack a weight for kernels, some rows at a time.
 
     Args:
-        weight: of any kind. Where kernels do not read its groups, which are no multiple of 4, it becomes float32.
-        precision: see `LanguageModelOptions`; weights that are quantized already are quantized again.
-        gram: one of the options' `grams`.
+        weight: of any kind; float32 replaces weights with group sizes that kernels do not support (no multiple of 4).
+        precision: see `LanguageModelOptions`; already quantized weights are quantized again.
+        gram: a Gram matrix from the options' `grams`.
         empty: allocates the arrays of the weight.
     """
     vary = _zeros_vary([weight])
@@ -59,13 +59,12 @@ def _packed(weight: Matrix, precision: str | None, gram: Array | None, *, vary: 
 
 
 def _kernels_read(weight: Matrix) -> bool:
-    """True if kernels read the groups of a weight: they are read in fours."""
+    """True if kernels support a weight's groups, which they read in fours."""
     return weight.groups is None or math.gcd(weight.groups.size, 4) == 4
 
 
 def packed_experts(run: Sequence[Experts], precision: str | None, empty: Empty = np.empty) -> BlockWeight:
-    """The weights of the experts of a mixture, one after another, in the form that kernels read; those of the parts of
-    a run beside each other in each expert."""
+    """Pack the weights of a mixture's experts one after another; the parts of a run are adjacent within each expert."""
     vary = _zeros_vary([weight for part in run for weight in part.weights])
     each = zip(*(part.weights for part in run), strict=True)
     weights = (_packed_expert(Matrix.joined(parts), precision, vary=vary) for parts in each)
@@ -77,19 +76,19 @@ def _packed_expert(weight: Matrix, precision: str | None, *, vary: bool) -> Bloc
 
 
 def _order(weight: Matrix, precision: str | None) -> Array | None:
-    """The order of the features that a packed weight multiplies."""
+    """Return the order of the input features of a packed weight."""
     kept = weight.groups is not None and precision is None and _kernels_read(weight)
     return weight.groups.order if weight.groups is not None and kept else None
 
 
 def _zeros_vary(weights: Sequence[Matrix]) -> bool:
-    """True if weights have zeros that are not all equal."""
+    """True if zero points exist and are not all equal."""
     zeros = [each.groups.zeros for each in weights if each.groups is not None and each.groups.zeros is not None]
     return bool(zeros) and any(bool((each != zeros[0].flat[0]).any()) for each in zeros)
 
 
 def dequantized(weight: Matrix) -> Array:
-    """The weight as float32: (rows, depth), in the order of the input's features."""
+    """Return the weight as float32: (rows, depth), in the order of the input features."""
     if weight.kind in FLOAT_KINDS:
         return np.asarray(weight.data, np.float32)
     if weight.groups is None:
@@ -114,7 +113,7 @@ def dequantized(weight: Matrix) -> Array:
 
 
 def _rounded(values: Array, bits: int) -> BlockWeight:
-    """Groups of neighbours as symmetric integers, with a float16 scale per group."""
+    """Quantize groups of neighbors to symmetric integers, with a float16 scale per group."""
     rows, depth = values.shape
     groups = -(-depth // GROUP)
     integers = np.zeros((rows, groups * GROUP), np.int8)
@@ -131,13 +130,13 @@ def _rounded(values: Array, bits: int) -> BlockWeight:
 
 
 def _byte_scales(blocks: Array) -> Array:
-    """The largest number of a group becomes 127."""
+    """Return scales that map the largest number of a group to 127."""
     scales: Array = (abs(blocks).max(-1) / np.float32(127)).astype(np.float16)
     return scales
 
 
 def _to_integers(blocks: Array, scales: Array, bits: int) -> Array:
-    """Rounded to the nearest multiple of the scale of the group; 0 where that is 0."""
+    """Round to the nearest multiple of the group's scale; 0 if the scale is 0."""
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
     most = (1 << (bits - 1)) - 1
     return np.clip(np.rint(blocks * inverse[..., None]), -most - 1, most).astype(np.int8)

@@ -1,7 +1,7 @@
 """Stores caches of captured models in another dtype: rows are rounded when written, and converted back when read.
 
-torch captures a model with caches of float32. `attend-to-states` later finds attention behind the conversions, and
-reads the rows as they are stored.
+torch captures a model with float32 caches. `attend-to-states` later finds attention through the conversions, and
+reads the rows as stored.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from compiler.passes.rewriting.substitution import replace_leaves
 from schedules.annotations import UPDATES
 from schedules.ir.tvm_types import Binding, BlockBuilder, Call, Expr, Function, Var
 
-_ROWS, _RANK = 2, 4  # the rows axis and the rank of a cache (batch, heads, rows, size)
+_ROWS, _RANK = 2, 4  # the row axis and the rank of a cache (batch, heads, rows, size)
 _MOST = 127.0  # largest int8
 
 
 def with_cache_type(model: ImportedModel, dtype: str) -> ImportedModel:
-    """A captured model whose states, keys and values (batch, heads, rows, size), are of another type.
+    """Convert the states of a captured model, keys and values (batch, heads, rows, size), to another type.
 
     Args:
-        dtype: "float32", "float16", "bfloat16", or "int8" with a scale for each head and row: a further state.
+        dtype: "float32", "float16", "bfloat16", or "int8" with a scale for each head and row, an additional state.
 
-    Raises OptionError where a state is not written row by row.
+    Raises OptionError if a state is not written row by row.
     """
     return model if dtype == "float32" else _Caches(model, dtype).model()
 
 
 class _Caches:
-    """The rewriting of one model's caches."""
+    """Rewrites one model's caches."""
 
     def __init__(self, model: ImportedModel, dtype: str) -> None:
         self._model, self._dtype = model, dtype
@@ -47,12 +47,12 @@ class _Caches:
         self._values = {each.var: each.value for each in bindings_of(self._main.body)}
         self._params = {state.input: self._cache(state) for state in model.states}
         self._scales = {state.input: self._scale(state) for state in model.states if dtype == "int8"}
-        self._stored: dict[Expr, Expr] = {}  # by what is float32 in the model
+        self._stored: dict[Expr, Expr] = {}  # by their float32 value in the model
         self._stored_scales: dict[Expr, Expr] = {}
         self._widened: dict[Expr, Expr] = {}
 
     def model(self) -> ImportedModel:
-        """The model with caches of the other type."""
+        """Return the model with caches of the other type."""
         model, caches = self._model, {name for state in self._model.states for name in (state.input, state.output)}
         specs = [
             [replace(spec, dtype=self._dtype) if spec.name in caches else spec for spec in given]
@@ -125,7 +125,7 @@ class _Caches:
             builder.emit_normalized(relax.VarBinding(binding.var, value))
 
     def _is_write(self, value: Expr) -> bool:
-        """True if it is a call that writes rows to a cache."""
+        """True for a call that writes rows to a cache."""
         if operator_name(value) != "relax.call_tir" or not isinstance(value.args[0], GlobalVar):
             return False
         return UPDATES in (self._model.mod[value.args[0]].attrs or {}) and value.args[1].fields[0] in self._stored
@@ -148,7 +148,7 @@ class _Caches:
             self._stored[var] = write_positions(builder, self._stored[old], narrow, position, _ROWS)
 
     def _read(self, builder: BlockBuilder, leaf: Expr) -> Expr:
-        """A cache in float32; other values unchanged."""
+        """Return a cache in float32; other values unchanged."""
         if leaf not in self._stored:
             return leaf
         if leaf not in self._widened:
@@ -179,7 +179,7 @@ class _Caches:
 
 
 def _rounded(builder: BlockBuilder, rows: Expr) -> tuple[Expr, Expr]:
-    """Rows (batch, heads, n, size) as int8, and the scale of each: float32 (batch, heads, n)."""
+    """Return rows (batch, heads, n, size) as int8, and their scales: float32 (batch, heads, n)."""
 
     def emit(value: Expr) -> Expr:
         return builder.emit(value)

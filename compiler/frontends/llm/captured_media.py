@@ -1,9 +1,9 @@
-"""Encoders of images and sounds whose rows take the place of tokens: a table of the models of transformers.
+"""Encoders of images and sounds whose rows replace tokens: a table of transformers models.
 
-An encoder returns `features` (rows, width) and, where the model has them, `shifts` (rows, 4): what rotary positions in
-three dimensions (arXiv:2409.12191) add to the index of a token, and in the last column to that of tokens behind the
-image; and `deep` (rows, layers, width), which is added behind the first layers of the decoder (arXiv:2406.04334).
-Rows that `kept` (rows) denies stand for no token.
+An encoder returns `features` (rows, width) and, for some models, `shifts` (rows, 4): offsets of 3-D rotary positions
+(arXiv:2409.12191) relative to a token's index, and in the last column the offset of tokens after the image; and `deep`
+(rows, layers, width), added after the first layers of the decoder (arXiv:2406.04334). Rows excluded by `kept` (rows)
+replace no token.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from transformers import AttentionInterface, vision_utils
 from compiler.frontends.llm.transformers_decoder import LOGITS, cache_argument, read_caches, register_caches
 
 FEATURES, SHIFTS, DEEP, KEPT = "features", "shifts", "deep", "kept"
-EXAMPLES = 2  # images or sounds of an encoder's example inputs
-_MOST_MEDIA = 64  # images or sounds of a prompt
-_DEEP_ROWS = "_deepstack_process"  # adds to the tokens of images, whose number depends on the prompt
+EXAMPLES = 2  # images or sounds in an encoder's example inputs
+_MOST_MEDIA = 64  # images or sounds per prompt
+_DEEP_ROWS = "_deepstack_process"  # adds to image tokens, whose number depends on the prompt
 Tensor = torch.Tensor
 Outputs = dict[str, Tensor]
-_WITHIN_SEGMENTS = "flash_within_segments"  # so named, transformers calls it once for all segments
+_WITHIN_SEGMENTS = "flash_within_segments"  # a name for which transformers makes one call for all segments
 
 
 class MediaEncoder(torch.nn.Module):
-    """The encoder of a model; subclasses read what its processor returns."""
+    """A model's encoder; subclasses read the outputs of its processor."""
 
     def __init__(self, model: Any, rows: Callable[..., Outputs]) -> None:
-        """`rows`: the model and the arguments of `forward` to the encoder's outputs."""
+        """`rows`: maps the model and the arguments of `forward` to the encoder's outputs."""
         super().__init__()
         self.model, self.rows = model, rows
 
     def example(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
-        """Inputs of `EXAMPLES` images or sounds, and their dynamic dimensions."""
+        """Return inputs with `EXAMPLES` images or sounds, and their dynamic dimensions."""
         raise NotImplementedError
 
     def flat(self, *given: Tensor) -> Outputs:
-        """The outputs, of the rows of all images or sounds one after another."""
+        """Return the outputs, with the rows of all images or sounds concatenated."""
         return {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in self.rows(self.model, *given).items()}
 
 
@@ -60,7 +60,7 @@ class Images(MediaEncoder):
 
 
 class ImagesOfTexts(Images):
-    """Reads images of one text: (1, images, channels, height, width), none of them padded."""
+    """Reads the images of one text: (1, images, channels, height, width), none of them padded."""
 
     def example(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
         """See `MediaEncoder`."""
@@ -106,7 +106,7 @@ class Sounds(MediaEncoder):
 
 
 class MaskedSounds(MediaEncoder):
-    """Reads spectrograms of one length, and which of their frames (sounds, frames) are not padding."""
+    """Reads spectrograms of one length, and a mask (sounds, frames) of frames that are not padding."""
 
     def example(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
         """See `MediaEncoder`."""
@@ -123,14 +123,15 @@ class MaskedSounds(MediaEncoder):
 
 @dataclass(frozen=True, kw_only=True)
 class MediaModel:
-    """A model that reads images or sounds, whose rows stand in place of tokens.
+    """A model that reads images or sounds, whose rows replace tokens.
 
     Attributes:
         reads: the inputs of its encoder.
-        rows: the model and what it reads to outputs, each (images, rows of one, ...), of patches (rows, ...).
+        rows: maps the model and the encoder's inputs to outputs, each (images, rows per image, ...), or (rows, ...) for
+            patches.
         text: the part of the model that is the decoder.
-        token: the setting with the token that stands for a row.
-        masks: further arguments of the decoder, which depend on the images; None for none.
+        token: the setting for the placeholder token of a row.
+        masks: additional decoder arguments that depend on the images; None for none.
     """
 
     reads: type[MediaEncoder]
@@ -141,7 +142,7 @@ class MediaModel:
 
 
 class MediaDecoder(torch.nn.Module):
-    """Tokens to logits of the last one, whose buffers are the cache; rows of the encoder take the place of tokens."""
+    """Maps tokens to the logits of the last one; its buffers are the cache, and encoder rows replace tokens."""
 
     def __init__(self, model: Any, found: MediaModel, cache: Any) -> None:
         super().__init__()
@@ -161,13 +162,13 @@ class MediaDecoder(torch.nn.Module):
         shifts: Tensor | None = None,
         deep: Tensor | None = None,
     ) -> Outputs:
-        """Logits.
+        """Return logits.
 
         Args:
-            tokens, position: (1, n), and the position of the first.
-            first_row: rows of all images before these tokens; of tokens that were generated, none of which stands for
-                an image, its complement (~).
-            features, shifts, deep: of the encoder.
+            tokens, position: (1, n), and the first one's position.
+            first_row: number of rows of all images before these tokens; for generated tokens, which replace no rows,
+                its complement (~).
+            features, shifts, deep: the encoder's outputs.
         """
         read_caches(self, self.cache.layers, position)
         stands = (tokens == self.token) & (first_row >= 0)
@@ -187,19 +188,19 @@ class MediaDecoder(torch.nn.Module):
 
 
 def _with_deep_rows(hidden: Tensor, stands: Tensor, rows: Tensor) -> Tensor:
-    """Hidden states (1, n, width) plus rows (n, width) where tokens stand for images."""
+    """Add rows (n, width) to hidden states (1, n, width) at the placeholder tokens."""
     return hidden + torch.where(stands[..., None], rows[None].to(hidden.dtype), 0)
 
 
 def gemma_masks(config: Any, stands: Tensor, position: Tensor, capacity: int) -> dict[str, Any]:
-    """Positions, and masks (1, 1, n, capacity) in which tokens of an image see one another, in windows too.
+    """Return positions, and masks (1, 1, n, capacity) in which an image's tokens see one another, even beyond windows.
 
-    `stands` (1, n) is true for tokens of images, all of whose rows are tokens of this run.
+    `stands` (1, n) is true for image tokens; all rows of an image are tokens of this run.
     """
     count = stands.shape[1]
     queries, keys = torch.arange(count) + position, torch.arange(capacity)
     begins = stands[0] & ~torch.nn.functional.pad(stands[0], (1, 0))[:count]
-    number = torch.where(stands[0], torch.cumsum(begins.to(torch.int64), 0), 0)  # of the image, from 1 on
+    number = torch.where(stands[0], torch.cumsum(begins.to(torch.int64), 0), 0)  # of the image, counted from 1
     own = (keys >= position) & (keys < position + count)
     numbers = torch.where(own, number[(keys - position).clamp(0, count - 1)], 0)
     alike = (numbers[None] == number[:, None]) & (number[:, None] > 0)
@@ -210,13 +211,13 @@ def gemma_masks(config: Any, stands: Tensor, position: Tensor, capacity: int) ->
 
 
 def three_positions(shifts: Tensor, behind: Tensor, stands: Tensor, position: Tensor) -> Tensor:
-    """Positions (3, 1, n) of tokens in time, height and width.
+    """Return positions (3, 1, n) of tokens in time, height and width.
 
     Args:
-        shifts: (rows, 4), of the encoder.
-        behind: (n), how many rows stand before the end of each token.
-        stands: (1, n), true for tokens of images.
-        position: of the first token.
+        shifts: (rows, 4), from the encoder.
+        behind: (n), the number of rows up to and including each token.
+        stands: (1, n), true for image tokens.
+        position: the first token's position.
     """
     index = torch.arange(stands.shape[1]) + position
     own = shifts[(behind - 1).clamp(0, shifts.shape[0] - 1)]
@@ -265,7 +266,7 @@ def _voxtral_rows(model: Any, features: Tensor) -> Outputs:
 
 
 def _qwen_audio_rows(model: Any, features: Tensor, mask: Tensor) -> Outputs:
-    """All rows, and a mask of those that are not padding."""
+    """Return all rows, and a mask of those that are not padding."""
     tower = model.model.audio_tower
     halved, lengths = tower._get_feat_extract_output_lengths(mask.sum(-1))
     seen = torch.arange(tower.max_source_positions)[None] < halved[:, None]
@@ -275,13 +276,13 @@ def _qwen_audio_rows(model: Any, features: Tensor, mask: Tensor) -> Outputs:
 
 
 def _qwen_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
-    """Rows of Qwen2-VL, 2.5 and 3: attention within the frames of images, or within windows of them."""
+    """Rows of Qwen2-VL, 2.5 and 3, with attention within image frames or windows of them."""
     visual = model.model.visual
     _attend_within_segments(visual)
     patches = _PatchPositions(grids, pixels.shape[0], visual.spatial_merge_size)
     given: dict[str, Any] = {"position_ids": patches.coordinates, "cu_seqlens": patches.frames, "max_seqlen": 1}
     if hasattr(visual, "window_size"):
-        # Attention does not depend on the order of patches, so that they stay in theirs.
+        # Attention does not depend on the order of patches, so they are not reordered.
         given["window_index"] = torch.arange(pixels.shape[0] // patches.unit)
         given["cu_window_seqlens"] = patches.windows(visual.window_size // visual.patch_size)
         given["max_window_seqlen"] = 1
@@ -295,10 +296,10 @@ def _qwen_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
 
 
 class _PatchPositions:
-    """Where patches lie in their images: of grids (images, 3) of (frames, rows, columns), `merge` x `merge` patches, of
-    which a row of the encoder is made, following one another.
+    """Positions of patches in their images, from grids (images, 3) of (frames, rows, columns); `merge` x `merge`
+    consecutive patches make one encoder row.
 
-    Computed for each patch, since loops over images and sizes that depend on numbers cannot be exported.
+    Computed per patch, since loops over images and data-dependent sizes cannot be exported.
     """
 
     def __init__(self, grids: Tensor, patches: int, merge: int) -> None:
@@ -309,21 +310,21 @@ class _PatchPositions:
         self._image = (index[:, None] >= ends[None]).sum(1).clamp(0, grids.shape[0] - 1)
         self._height, self._width = grids[:, 1][self._image], grids[:, 2][self._image]
         self._start = (ends - self._counts)[self._image]
-        within, area = index - self._start, (self._height * self._width).clamp(1)  # callers may give any grids
+        within, area = index - self._start, (self._height * self._width).clamp(1)  # callers may pass any grids
         self._frame, within = within // area, within % area
         block, inner = within // self.unit, within % self.unit
         across = (self._width // merge).clamp(1)
         self._row = block // across * merge + inner // merge
         self._column = block % across * merge + inner % merge
         self.coordinates = torch.stack([self._row, self._column], -1)
-        self.frames = self._start + self._frame * area  # the first patch of each one's frame
+        self.frames = self._start + self._frame * area  # the first patch of each patch's frame
 
     def windows(self, side: int) -> Tensor:
-        """A number (patches) for each window of `side` x `side` patches."""
+        """Return a number (patches) that identifies each window of `side` x `side` patches."""
         return self.frames + self._row // side * self._width + self._column // side
 
     def taps(self, side: int, mode: str, align_corners: bool) -> tuple[Tensor, Tensor]:
-        """Indices and weights (patches, taps) in a table of `side` x `side` learned positions."""
+        """Return indices and weights (patches, taps) into a table of `side` x `side` learned positions."""
         axes = ((self._row, self._height), (self._column, self._width))
         (rows, down), (columns, along) = (
             vision_utils._interpolation_axis_taps_weights(index, size, side, mode, align_corners)
@@ -334,7 +335,7 @@ class _PatchPositions:
         return indices, (down[:, :, None] * along[:, None]).reshape(-1, taps)
 
     def shifts(self) -> Tensor:
-        """See `SHIFTS`: an image takes as many positions as its longer side has rows."""
+        """See `SHIFTS`: an image spans as many positions as its longer side has rows."""
         taken = torch.maximum(self._grids[:, 1], self._grids[:, 2]) // self._merge
         behind = (taken - self._counts // self.unit).cumsum(0)[self._image]
         own = taken[self._image] - self._counts[self._image] // self.unit
@@ -345,7 +346,7 @@ class _PatchPositions:
 
 
 def _attend_within_segments(visual: Any) -> None:
-    """Let all attention of an encoder take the number of each patch's segment for the lengths of segments."""
+    """Replace segment lengths by per-patch segment numbers in all attention of an encoder."""
     AttentionInterface.register(_WITHIN_SEGMENTS, _within_segments)
     for part in visual.modules():
         if hasattr(part, "config"):

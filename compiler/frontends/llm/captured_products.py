@@ -1,7 +1,7 @@
-"""Stores weights of captured models in another precision, like those of models built here.
+"""Stores the weights of captured models in another precision, like those of models built here.
 
-torch captures a model in float32. The weights of its products, its embedding and its head become weights that kernels
-read in blocks; routers of mixtures, convolutions, norms and tables of positions stay as they are.
+torch captures a model in float32. The weights of its matmuls, embedding and head become block weights; mixture
+routers, convolutions, norms and position tables are unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from compiler.passes.rewriting.graph import bindings_of, operands, operator_name
 from compiler.passes.rewriting.matching import array_of, dtype_of, shape_of
 from schedules.ir.tvm_types import Call, Expr, Function, Var
 
-# What may stand between a router's product and the choice of experts.
+# Operators allowed between a router's matmul and the choice of experts.
 _ROUTING = frozenset(
     f"relax.{name}"
     for name in ("add", "astype", "divide", "multiply", "nn.softmax", "permute_dims", "reshape", "sigmoid", "subtract")
@@ -31,11 +31,11 @@ _CHOICE, _EXPERTS = "top_k", "expert_matmul"
 
 
 def with_precision(mod: IRModule, options: LanguageModelOptions, entries: int | None) -> IRModule:
-    """A captured model whose weights have the precision of the options; float32 and None leave it as it is.
+    """Convert a captured model's weights to the precision of the options; float32 and None change nothing.
 
     Args:
-        entries: rows of the embedding and columns of the head, which get 8 bits where others get 4; None where the
-            model has neither.
+        entries: rows of the embedding and columns of the head, which get 8 bits if others get 4; None if the model has
+            neither.
     """
     if options.precision in (None, "float32"):
         return mod
@@ -48,7 +48,7 @@ def with_precision(mod: IRModule, options: LanguageModelOptions, entries: int | 
 
 @mutator
 class _Rewriter(PyExprMutator):
-    """Replaces products with constant matrices, and embedding look-ups, by those with block weights."""
+    """Replaces matmuls with constant matrices, and embedding look-ups, by those with block weights."""
 
     def __init__(self, mod: IRModule, main: Function, options: LanguageModelOptions, entries: int | None) -> None:
         super().__init__(mod)
@@ -59,12 +59,12 @@ class _Rewriter(PyExprMutator):
         self._var: Var | None = None
 
     def visit_var_binding_(self, binding: Any) -> None:
-        """Remembers the variable that the current call is bound to."""
+        """Record the variable that the current call is bound to."""
         self._var = binding.var
         super().visit_var_binding_(binding)
 
     def visit_call_(self, call: Call) -> Expr:
-        """A call, or what replaces it."""
+        """Return a call or its replacement."""
         found = None
         if operator_name(call) == "relax.matmul" and self._var not in self._routers:
             found = self._product(call)
@@ -83,7 +83,7 @@ class _Rewriter(PyExprMutator):
         data = self.visit_expr(call.args[0])
         if weights.ndim == 2:
             return self._multiplied(data, weights.T)
-        # A product of each expert of a mixture, with what is for it, or with what is for all.
+        # A matmul per expert of a mixture, with data per expert or shared by all.
         shape = shape_of(data) or []
         own = len(shape) == 3 and shape[0] == len(weights)
         parts = []
@@ -97,7 +97,7 @@ class _Rewriter(PyExprMutator):
         return R.concat(parts, axis=0)
 
     def _multiplied(self, data: Expr, weights: Array) -> Expr:
-        """The product with weights (columns, depth)."""
+        """Return the matmul with weights (columns, depth)."""
         weight = self._block_weight(weights, is_table=len(weights) == self._entries)
         activations = self._options.activations
         if activations == "int8" and weight.layout.numbers == "bfloat16":
@@ -105,7 +105,7 @@ class _Rewriter(PyExprMutator):
         return block_product(self.builder_, data, weight, activations)
 
     def _experts(self, call: Call) -> Expr | None:
-        """The products of rows with the weights of their experts, which are float32 (panels, depth, columns)."""
+        """Return the matmuls of rows with their experts' weights, float32 (panels, depth, columns)."""
         data, chosen, stored = call.args[1].fields[:3]  # sizes may follow
         if dtype_of(data) != "float32":
             return None
@@ -123,7 +123,7 @@ class _Rewriter(PyExprMutator):
         return block_rows(self.builder_, self.visit_expr(call.args[1]), weight)
 
     def _matrix(self, expr: Expr) -> Array | None:
-        """The weights (depth, columns) that are multiplied with, or (experts, depth, columns)."""
+        """Return the constant weights (depth, columns), or (experts, depth, columns)."""
         found = self._constant(expr)
         if found is None:
             value = self._value(expr)
@@ -147,7 +147,7 @@ class _Rewriter(PyExprMutator):
         return expr
 
     def _block_weight(self, values: Array, *, is_table: bool) -> BlockWeight:
-        """Weights (columns, depth), packed once however often they are read."""
+        """Pack weights (columns, depth), once per distinct weight."""
         for known, weight in self._packed:
             if known.shape == values.shape and (
                 (known.ctypes.data == values.ctypes.data and known.strides == values.strides)
@@ -169,7 +169,7 @@ def _is_for_experts(data: Expr, count: int) -> bool:
 
 
 def _routers(function: Function) -> set[Var]:
-    """Products whose results choose experts: rounding them would choose others."""
+    """Return matmuls whose results choose experts: rounding them would change the choice."""
     bindings = list(bindings_of(function.body))
     chosen: set[Var] = set()
     for binding in reversed(bindings):
@@ -179,10 +179,10 @@ def _routers(function: Function) -> set[Var]:
 
 
 def _chooses(value: Expr) -> bool:
-    """True if it is a call of the kernel that finds the largest of some numbers."""
+    """True for a call of the top-k kernel."""
     return _calls(value, _CHOICE)
 
 
 def _calls(value: Expr, kernel: str) -> bool:
-    """True if it is a call of a kernel whose name begins so."""
+    """True for a call of a kernel with this name prefix."""
     return operator_name(value) == "relax.call_tir" and str(value.args[0].name_hint).startswith(kernel)

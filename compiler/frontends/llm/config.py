@@ -1,4 +1,4 @@
-"""Configuration of a decoder-only transformer, read from config.json or GGUF metadata."""
+"""Configuration of a decoder-only transformer, from config.json or GGUF metadata."""
 
 from __future__ import annotations
 
@@ -18,30 +18,29 @@ GateKind = Literal["sigmoid", "softplus"]
 
 @dataclass(frozen=True)
 class ExpertsConfig:
-    """A mixture of experts in place of an MLP: a router chooses a few for each token.
+    """A mixture of experts that replaces an MLP: a router chooses a few experts per token.
 
     Attributes:
         count: number of experts.
         chosen: number of experts per token.
         intermediate: intermediate size of each expert.
         normalized: the probabilities of the chosen experts are scaled to sum to 1.
-        jitter: jitter of Phi's mixtures, which weigh each expert by the softmax over those whose scores are relatively
-            at most twice this below its own, and that were not chosen before it; None: softmax over all.
-        shared: intermediate size of the shared expert, 0 if there is none.
+        jitter: jitter of Phi's mixtures, which weight each expert by the softmax over those experts whose scores are at
+            most, relatively, twice this below its own and that were not chosen before it; None: softmax over all.
         shared_gate: the shared expert's result is multiplied by the sigmoid of a linear gate.
-        sigmoid: scores are elementwise sigmoids of the router logits; else their softmax.
-        biased: experts are selected by score plus a bias, which the weights do not include.
+        sigmoid: scores are elementwise sigmoids of the router logits; otherwise their softmax.
+        biased: experts are selected by score plus a bias that is not part of the weights.
         scale: factor of the weights.
-        sum_epsilon: added to the sum where the weights are normalized.
-        groups, groups_chosen: number of groups, and of those that a token's experts are chosen from: the groups with
-            the largest sums of two scores where scores are sigmoids, else with the largest score.
-        scales_inputs: experts are chosen by the logits, and their inputs are multiplied with the scores (Llama 4).
-        beside: an MLP reads x beside the experts, each with norms of its own, and the router a norm without weights
-            (Gemma 4).
-        clamped: (limit, slope) of experts that compute `(up + 1) * gate * sigmoid(slope * gate)` of gates of at most
-            `limit` and ups within [-limit, limit]; None for the activation of the model.
-        latent: width of what experts read and return, between two further products; 0 for that of the model.
-        averaged: the result is the mean of the experts' and the shared expert's; else their sum.
+        sum_epsilon: added to the sum that normalizes the weights.
+        groups, groups_chosen: number of groups, and of groups that a token's experts are chosen from: those with the
+            largest sums of two scores if scores are sigmoids, otherwise with the largest score.
+        scales_inputs: experts are chosen by the logits, and their inputs are multiplied by the scores (Llama 4).
+        beside: an MLP reads x in parallel with the experts, each with its own norms, and the router a norm without
+            weights (Gemma 4).
+        clamped: (limit, slope) of experts that compute `(up + 1) * gate * sigmoid(slope * gate)` with gates of at most
+            `limit` and ups within [-limit, limit]; None for the model's activation.
+        latent: width of the experts' input and output, between two additional matmuls; 0 for the model's width.
+        averaged: the result is the mean of the experts' and the shared expert's outputs; otherwise their sum.
         early: the router reads the input of the layer, before attention and without a norm (SmallThinker).
     """
 
@@ -68,16 +67,16 @@ class ExpertsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentConfig:
-    """Multi-head latent attention (arXiv:2405.04434): a compressed row of each token gives all keys and values.
+    """Multi-head latent attention (arXiv:2405.04434): keys and values are computed from one compressed row per token.
 
     Attributes:
-        query_rank: width of compressed queries; 0 where one product gives the queries.
-        rank: width of what keys and values are computed from.
+        query_rank: width of compressed queries; 0 if a single matmul computes the queries.
+        rank: width of the compressed keys and values.
         plain, rotated: sizes of the parts of a query without and with a rotary embedding; all heads share the rotated
             part of the keys.
-        values: size of the values of a head.
+        values: size of a head's values.
         interleaved: rows that are rotated are stored as adjacent pairs.
-        epsilon: of the norms of compressed rows.
+        epsilon: epsilon of the norms of compressed rows.
     """
 
     query_rank: int
@@ -90,7 +89,7 @@ class LatentConfig:
 
     @property
     def width(self) -> int:
-        """Width of the row of a token in the cache."""
+        """Width of a token's row in the cache."""
         return self.rank + self.rotated
 
 
@@ -100,7 +99,7 @@ class Heads:
 
     Attributes:
         count: number of query heads.
-        keys: number of heads of keys and values, which groups of query heads share.
+        keys: number of key and value heads, each shared by a group of query heads.
         size: width of a head.
     """
 
@@ -121,11 +120,11 @@ class Heads:
 
 @dataclass(frozen=True)
 class AlternatingUpdates:
-    """Several streams, of which a layer computes one and predicts the others (arXiv:2301.13310; Gemma 3n).
+    """Several streams, of which each layer computes one and predicts the others (arXiv:2301.13310; Gemma 3n).
 
     Attributes:
         streams: number of streams.
-        active: the one that layers compute.
+        active: the stream that layers compute.
     """
 
     streams: int
@@ -134,11 +133,11 @@ class AlternatingUpdates:
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """Embeddings of tokens that each layer has of its own, beside the stream (Gemma 3n and 4).
+    """Per-layer embeddings of tokens, in addition to the residual stream (Gemma 3n and 4).
 
     Attributes:
-        width: of the embedding of a token for one layer.
-        vocabulary: number of tokens that have such embeddings; further ones have that of token 0.
+        width: width of a token's embedding for one layer.
+        vocabulary: number of tokens with such embeddings; all others use that of token 0.
     """
 
     width: int
@@ -147,11 +146,11 @@ class LayerInputs:
 
 @dataclass(frozen=True)
 class Temperature:
-    """Queries are multiplied with 1 + scale * log(1 + floor((position + offset) / floor)).
+    """Factor of the queries: 1 + scale * log(1 + floor((position + offset) / floor)).
 
     Attributes:
         floor, scale, offset: see above.
-        rotated: those of layers with rotations too.
+        rotated: also applies to layers with rotations.
     """
 
     floor: float
@@ -162,7 +161,7 @@ class Temperature:
 
 @dataclass(frozen=True)
 class XieluNumbers:
-    """xIELU: positive * x**2 + beta * x above 0, else negative * (exp(min(x, epsilon)) - 1 - x) + beta * x."""
+    """xIELU: positive * x**2 + beta * x above 0, otherwise negative * (exp(min(x, epsilon)) - 1 - x) + beta * x."""
 
     positive: float
     negative: float
@@ -171,32 +170,32 @@ class XieluNumbers:
 
     @staticmethod
     def of_stored(alpha_p: float, alpha_n: float, beta: float, epsilon: float) -> XieluNumbers:
-        """As checkpoints hold them, where the factors are softplus of what is stored, that below 0 from beta on."""
+        """Return the numbers for stored factors: softplus of the stored value, plus beta for the negative one."""
         positive, negative = (math.log1p(math.exp(-abs(each))) + max(each, 0.0) for each in (alpha_p, alpha_n))
         return XieluNumbers(positive, beta + negative, beta, epsilon)
 
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """One layer's own settings.
+    """Settings of one layer.
 
     Attributes:
-        rope: the rotary position embedding, None where the layer has none.
+        rope: the rotary position embedding, None if the layer has none.
         window: size of the sliding window, including the query's position; None for full causal attention.
         chunk: tokens of a chunk; a token attends to its own chunk only. None for no chunks.
         experts: the mixture of experts in place of an MLP; None for an MLP.
         attends: the layer has attention.
-        recurrent: its recurrent mixer, in place of attention or beside it; None for none.
+        recurrent: its recurrent mixer, instead of or in parallel with attention; None for none.
         feeds: the layer has an MLP or a mixture of experts.
-        mixed: (a, b, c, d) of layers that compute x = a norm(x) + b attention(norm(x)), and then x = c norm(x) + d
-            mlp(norm(x)); None for layers that add to x.
-        xielu: numbers of the activation xIELU that are metadata of a file; None where they are tensors.
-        heads: its attention heads; None for those of the model.
-        intermediate: width of its MLP; None for that of the model.
+        mixed: (a, b, c, d) for layers that compute x = a norm(x) + b attention(norm(x)), and then x = c norm(x) + d
+            mlp(norm(x)); None for residual layers.
+        xielu: xIELU parameters from the file's metadata; None if they are tensors.
+        heads: its attention heads; None for the model's.
+        intermediate: width of its MLP; None for the model's.
         shares: the layer whose keys and values it reads; None for its own.
         values_are_keys: its values are the keys before their norm and rotation.
-        sparsity: gates of its MLP are `max(gate - mean - sparsity * deviation, 0)` before the activation; None for
-            gates as they are.
+        sparsity: the MLP's gates are `max(gate - mean - sparsity * deviation, 0)` before the activation; None for
+            unchanged gates.
     """
 
     rope: Rope | None
@@ -216,7 +215,7 @@ class LayerConfig:
 
     @property
     def keeps(self) -> bool:
-        """True if it keeps a state: keys and values of its own, or a recurrent one."""
+        """True if it keeps a state: its own keys and values, or a recurrent state."""
         return (self.attends and self.shares is None) or self.recurrent is not None
 
 
@@ -224,38 +223,37 @@ class LayerConfig:
 class DecoderConfig:
     """A decoder-only transformer.
 
-    A block is `x += r * post(attention(pre(x)))`, then `x += r * post(mlp(pre(x)))`, or both at once of one x where
-    `parallel`; which of the norms there are, and which norms and products have a bias, is known by the weights that the
-    checkpoint holds.
+    A block is `x += r * post(attention(pre(x)))`, then `x += r * post(mlp(pre(x)))`, or both at once on the same x if
+    `parallel`; which norms exist, and which norms and linear layers have a bias, follows from the checkpoint's weights.
 
     Attributes:
-        architecture: the name in the file, as "llama".
+        architecture: the name in the file, such as "llama".
         hidden, intermediate, vocabulary: widths.
-        heads, key_heads: attention heads, and heads of keys and values that groups of them share.
+        heads, key_heads: attention heads, and key and value heads shared by groups of them.
         head_size: width of a head.
         context: the largest number of positions.
-        norm, epsilon: the kind of all norms, and what is added to the variance.
+        norm, epsilon: the kind of all norms, and their epsilon.
         activation: activation function of the MLP.
-        gated: the MLP is `down(activation(gate(x)) * up(x))`; else it is `down(activation(up(x)))`.
+        gated: the MLP is `down(activation(gate(x)) * up(x))`; otherwise `down(activation(up(x)))`.
         parallel: attention and MLP read the same x.
-        position_rows, position_offset: rows of the table of learned positions, and the row of position 0; no rows for
-            other positions.
+        position_rows, position_offset: rows of the table of learned positions, and the row of position 0; 0 rows for
+            other kinds of positions.
         slopes: ALiBi slope of each head; None without ALiBi.
-        score_scale: factor of the products of queries and keys.
+        score_scale: factor of the query-key dot products.
         score_cap, logit_cap: c of c * tanh(x / c); None for no cap.
-        embedding_scale, residual_scale, logit_scale: factors of the embeddings, of blocks' results, of the logits.
-        clip: queries, keys and values are limited to [-clip, clip]; None for no limit.
-        attention_gate: attention results are multiplied by this function of gates that are projected with the queries;
-            None for no gates.
-        bare_head_norms: queries and keys that are rotated are normalized, without weights.
-        bare_value_norms: values are normalized head by head, without weights.
-        layer_inputs: embeddings of each layer's own; None for none.
-        alternating: the streams of a model that has several; None for one.
-        norms_after_rotation: queries and keys are rotated before they are normalized head by head.
+        embedding_scale, residual_scale, logit_scale: factors of the embeddings, of blocks' results and of the logits.
+        clip: queries, keys and values are clamped to [-clip, clip]; None for no clamping.
+        attention_gate: attention results are multiplied by this function of gates that are projected together with the
+            queries; None for no gates.
+        bare_head_norms: rotated queries and keys are normalized, without weights.
+        bare_value_norms: values are normalized per head, without weights.
+        layer_inputs: per-layer embeddings; None for none.
+        alternating: the streams of a multi-stream model; None for one stream.
+        norms_after_rotation: queries and keys are rotated before they are normalized per head.
         temperature: factor of queries that grows with the position; None for no factor.
-        latent: attention of all layers is latent; then there is one head of keys, of the rotated size.
-        before_mixers: in layers with attention, a block of attention and an MLP reads x beside the embeddings, and its
-            result is added to what the recurrent mixer reads (Zamba2).
+        latent: attention of all layers is latent, with one key head of the rotated size.
+        before_mixers: in layers with attention, a block of attention and an MLP reads x concatenated with the
+            embeddings, and its result is added to the recurrent mixer's input (Zamba2).
     """
 
     architecture: str
@@ -294,18 +292,18 @@ class DecoderConfig:
 
     @property
     def attention_inputs(self) -> int:
-        """Width of the rows that attention reads."""
+        """Width of attention's input rows."""
         return 2 * self.hidden if self.before_mixers else self.hidden
 
     @property
     def counts(self) -> bool:
-        """True if any layer reads the positions of tokens."""
+        """True if any layer reads token positions."""
         return any(layer.attends or isinstance(layer.recurrent, GatedRecurrence) for layer in self.layers)
 
     def heads_of(self, layer: int) -> Heads:
-        """The attention heads of a layer."""
+        """Return the attention heads of a layer."""
         return self.layers[layer].heads or Heads(self.heads, self.key_heads, self.head_size)
 
     def intermediate_of(self, layer: int) -> int:
-        """The width of the MLP of a layer."""
+        """Return the width of a layer's MLP."""
         return self.layers[layer].intermediate or self.intermediate

@@ -1,4 +1,4 @@
-"""A decoder as a Relax module: tokens and caches in, logits and caches out."""
+"""A decoder as a Relax module: maps tokens and caches to logits and caches."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ POSITIONS, SEQUENCES, WANTED = "positions", "sequences", "wanted"
 class DecoderModule:
     """The Relax module of a decoder, and its states.
 
-    `main(tokens, position, *states) -> (logits, *states)`: tokens int64 (1, n); position int64 (), how many tokens came
-    before, missing where no layer reads it. Logits are float32 (1, 1, vocabulary) of the last token, or (1, n,
-    vocabulary) of all. A layer with attention keeps keys and values (1, key heads, capacity, head size), or rows of
-    latent attention (1, 1, capacity, width), int8 ones with scales float32 (1, key heads, capacity); one with a
-    recurrent mixer what `compiler.frontends.llm.mixers` says, in float32.
+    `main(tokens, position, *states) -> (logits, *states)`: tokens int64 (1, n); position int64 (), the number of
+    earlier tokens, omitted if no layer reads it. Logits are float32 (1, 1, vocabulary) of the last token, or (1, n,
+    vocabulary) of all. The state of a layer with attention is keys and values (1, key heads, capacity, head size), or
+    rows of latent attention (1, 1, capacity, width), with scales float32 (1, key heads, capacity) for int8; that of a
+    recurrent mixer is described in `compiler.frontends.llm.mixers`, in float32.
 
-    With adapters, `adapter` follows the position: int64 (), the number of one, 0 for none.
+    With adapters, `adapter` follows the position: int64 (), an adapter's number, 0 for none.
 
-    For several sequences, `main(tokens, positions, sequences, wanted, *states)`: `positions` and `sequences` as
-    `compiler.frontends.llm.attention.Positions` has them, `wanted` int64 (m,) the tokens whose logits (1, m,
-    vocabulary) are returned; each state has an axis of slots at first.
+    For several sequences, `main(tokens, positions, sequences, wanted, *states)`: `positions` and `sequences` as in
+    `compiler.frontends.llm.attention.Positions`, `wanted` int64 (m,) the tokens whose logits (1, m, vocabulary) are
+    returned; each state has a leading axis of slots.
 
-    Where the options ask for them, operands of products follow, float32 (1, n, depth); `operands` are their depths.
+    If the options ask for them, operands of matmuls follow, float32 (1, n, depth); `operands` are their depths.
     """
 
     mod: IRModule
@@ -63,14 +63,14 @@ def build_decoder(config: DecoderConfig, parameters: Parameters, options: Langua
     """Build the module of a decoder.
 
     Raises:
-        InvalidModelError: the checkpoint lacks a tensor, or one has another shape.
+        InvalidModelError: the checkpoint lacks a tensor, or one has the wrong shape.
         OptionError: the precision does not fit the checkpoint.
     """
     return _Builder(config, parameters, options).build()
 
 
 class _Builder(Emitter):
-    """One decoder under construction."""
+    """Builds one decoder."""
 
     def __init__(self, config: DecoderConfig, parameters: Parameters, options: LanguageModelOptions) -> None:
         super().__init__(config, parameters, options)
@@ -78,7 +78,7 @@ class _Builder(Emitter):
         self.wanted: Expr | None = None
 
     def build(self) -> DecoderModule:
-        """The module."""
+        """Return the module."""
         builder = self.builder
         tokens = relax.Var(TOKENS, relax.TensorType([1, self.length], "int64"))
         position, positions = self._positions()
@@ -99,7 +99,7 @@ class _Builder(Emitter):
         return DecoderModule(builder.get(), tuple(spec for each in specs for spec in each), operands)
 
     def _states(self, index: int, dtype: str) -> list[TensorSpec]:
-        """The state of a layer; caches are of type `dtype`."""
+        """Return the state of a layer; caches are of type `dtype`."""
         config, layer = self.config, self.config.layers[index]
         specs = []
         if layer.attends and layer.shares is None:
@@ -126,7 +126,7 @@ class _Builder(Emitter):
         return self.products.operands if self.options.captures else []
 
     def _positions(self) -> tuple[Positions, list[relax.Var]]:
-        """The positions of a run's tokens, and the parameters that they are computed from."""
+        """Return the positions of a run's tokens, and the parameters they are computed from."""
 
         def parameter(name: str, *shape: Index) -> relax.Var:
             return relax.Var(name, relax.TensorType(list(shape), "int64"))
@@ -140,7 +140,7 @@ class _Builder(Emitter):
         return Positions(None, tokens, sequences), [tokens, sequences, self.wanted]
 
     def _adapter(self) -> list[relax.Var]:
-        """The parameter that gives the adapter of a run, or of each token of several sequences."""
+        """Return the parameter for the adapter of a run, or of each token of several sequences."""
         kept = self.parameters.adapters
         if kept is None:
             return []
@@ -215,7 +215,7 @@ class _Builder(Emitter):
     def _attention(
         self, index: int, kept: list[Expr], position: Positions, angles: Expr | None, bias: Expr | None, *, rounds: bool
     ) -> Mixer:
-        """The attention of a layer over what it kept."""
+        """Return a layer's attention over its state."""
         latent = self.config.latent
         if latent is not None:
             row, *scales = kept
@@ -236,8 +236,8 @@ class _Builder(Emitter):
         return x if norm is None else self.normalized(x, norm)
 
     def _block(self, index: int, x: Expr, mixers: Sequence[Mixer], own: Expr | None) -> Expr:
-        """One decoder layer, which may have an input of its own: (1, n, hidden) -> (1, n, hidden). The last one that
-        keeps anything returns only the rows whose logits are needed."""
+        """Apply one decoder layer, which may have its own input: (1, n, hidden) -> (1, n, hidden). The last layer with
+        a state returns only the rows whose logits are needed."""
         layer = self.config.layers[index]
         if not mixers and not layer.feeds:
             return x
@@ -250,7 +250,7 @@ class _Builder(Emitter):
         if self.config.parallel:
             second = self.normed(index, "mlp_norm", x) if self.has_norm(index, "mlp_norm") else first
             return self.residual(x, *updates, feed_forward(self, index, second))
-        if not mixers:  # such a layer's only norm is that of its MLP
+        if not mixers:  # the only norm of such a layer is its MLP's
             return self.residual(x, feed_forward(self, index, first))
         if len(updates) > 1:
             updates = [self.builder.emit(R.add(*updates))]
@@ -268,7 +268,7 @@ class _Builder(Emitter):
         return self.scaled(x, self.parameters.layer_scale(index))
 
     def _alternating_block(self, index: int, x: Expr, own: Expr, mixer: Mixer) -> Expr:
-        """A layer of Gemma 3n, with an input of its own: (streams, n, hidden) -> (streams, n, hidden)."""
+        """Apply a layer of Gemma 3n with its own input: (streams, n, hidden) -> (streams, n, hidden)."""
         assert self.config.alternating is not None
         assert self.config.layer_inputs is not None
         update = StreamUpdate(self, index, self.config.alternating)
@@ -286,16 +286,16 @@ class _Builder(Emitter):
         return update.completed(corrected, layer_update(self, index, self.config.layer_inputs, read, own))
 
     def _narrows(self, index: int) -> bool:
-        """True for the layer that returns only the rows whose logits are needed: the last one that keeps a state.
+        """True for the layer that returns only the rows whose logits are needed: the last one with a state.
 
-        Nothing reads the other rows behind its mixers.
+        Nothing reads the other rows after its mixers.
         """
         if self.options.captures or (self.options.all_logits and self.wanted is None):
             return False
         return index == max(at for at, each in enumerate(self.config.layers) if each.keeps)
 
     def _wanted_positions(self, position: Positions) -> Positions:
-        """The positions of the tokens whose logits are returned; of several sequences, each of them is a run."""
+        """Return the positions of the tokens whose logits are returned; for several sequences, each token is a run."""
         if self.wanted is None:
             rows = row_numbers(self.builder, position, 0, self.length)
             return Positions(self.builder.emit_te(_last_number, rows, primfunc_name_hint="last_position"))
@@ -305,12 +305,12 @@ class _Builder(Emitter):
         return Positions(None, tokens, emit(_single_runs, *operands, primfunc_name_hint="wanted_sequences"))
 
     def _rotations(self, position: Positions, length: Index) -> dict[Rope | None, Expr]:
-        """The rotations of each distinct rotary embedding."""
+        """Return the rotations of each distinct rotary embedding."""
         ropes = dict.fromkeys(layer.rope for layer in self.config.layers if layer.rope is not None)
         return {rope: rotations(self.builder, rope, position, length) for rope in ropes}
 
     def _hybrid_block(self, index: int, x: Expr, embedded: Expr, attention: Mixer, mixer: Mixer) -> Expr:
-        """A layer of Zamba2 (arXiv:2411.15242): x + mixer(norm(x + block(x beside the embeddings)))."""
+        """Apply a layer of Zamba2 (arXiv:2411.15242): x + mixer(norm(x + block(x and embeddings concatenated)))."""
         both = self.builder.emit(R.concat([x, embedded], axis=2))
         norm = self.parameters.norm(index, "block_norm", self.config.attention_inputs)
         found = attention.output(attention.heads(self.normalized(both, norm)))
@@ -323,11 +323,11 @@ class _Builder(Emitter):
         return self.residual(x, mixer.output(found))
 
     def _mixed(self, x: Expr, update: Expr, weights: Sequence[float]) -> Expr:
-        """The weighted sum of a normalized x and its update."""
+        """Return the weighted sum of a normalized x and its update."""
         return self.builder.emit(R.add(self.scaled(x, weights[0]), self.scaled(update, weights[1])))
 
     def _wanted_rows(self, x: Expr) -> Expr:
-        """The rows (1, n, width) of tokens whose logits are returned."""
+        """Return the rows (1, n, width) of tokens whose logits are returned."""
         if self.wanted is not None:
             return self.builder.emit_te(_selected, x, self.wanted, primfunc_name_hint="wanted_tokens")
         return x if self.options.all_logits else self.builder.emit_te(last_row, x, primfunc_name_hint="last_token")
@@ -340,29 +340,29 @@ class _Builder(Emitter):
 
 
 def _within(position: Expr, rows: Index) -> Expr:
-    """The position, or the nearest one of these rows."""
+    """Clamp a position to valid rows."""
     return tirx.max(tirx.min(position, rows - 1), tirx.const(0, "int64"))
 
 
 def last_row(x: te.Tensor) -> te.Tensor:
-    """The last row: (batch, n, width) -> (batch, 1, width)."""
+    """Return the last row: (batch, n, width) -> (batch, 1, width)."""
     return te.compute((x.shape[0], 1, x.shape[2]), lambda b, _, k: x[b, x.shape[1] - 1, k], name="last")
 
 
 def _last_number(rows: te.Tensor) -> te.Tensor:
-    """The last of (1, n) numbers."""
+    """Return the last of (1, n) numbers."""
     return te.compute((), lambda: rows[0, rows.shape[1] - 1], name="last")
 
 
 def _selected_positions(tokens: te.Tensor, wanted: te.Tensor) -> te.Tensor:
-    """Positions and lengths (2, n) of some tokens: (2, m)."""
+    """Select tokens' positions and lengths (2, n): (2, m)."""
     return te.compute(
         (2, wanted.shape[0]), lambda part, row: tokens[part, _within(wanted[row], tokens.shape[1])], name="selected"
     )
 
 
 def _single_runs(tokens: te.Tensor, sequences: te.Tensor, wanted: te.Tensor) -> te.Tensor:
-    """Each wanted token as a run of its own in the slot of its sequence: (m, 5), see `Positions.sequences`."""
+    """Turn each wanted token into a run in the slot of its sequence: (m, 5), see `Positions.sequences`."""
     each = te.reduce_axis((0, sequences.shape[0]), "sequence")
 
     def slot(row: Expr) -> Expr:
@@ -384,7 +384,7 @@ def _single_runs(tokens: te.Tensor, sequences: te.Tensor, wanted: te.Tensor) -> 
 
 
 def _selected(x: te.Tensor, wanted: te.Tensor) -> te.Tensor:
-    """Some rows: (batch, n, width) -> (batch, m, width)."""
+    """Select rows: (batch, n, width) -> (batch, m, width)."""
 
     def element(b: Expr, row: Expr, k: Expr) -> Expr:
         return x[b, _within(wanted[row], x.shape[1]), k]

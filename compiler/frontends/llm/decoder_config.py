@@ -1,4 +1,4 @@
-"""A decoder's configuration from the settings of a config.json, or of GGUF metadata under the same names."""
+"""A decoder's configuration from the settings of a config.json, or from GGUF metadata under the same names."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _MOST_ALIBI = 1024
 
 
 def decoder_config(settings: Settings, kind: str, family: Family) -> DecoderConfig:
-    """The configuration of a model of a family; `kind` is its name in the file.
+    """Return the configuration of a model of a family; `kind` is its name in the file.
 
     Raises:
-        InvalidModelError: a setting is missing or out of range, or they do not fit together.
-        OptionError: a setting asks for what is not supported.
+        InvalidModelError: a setting is missing or out of range, or settings are inconsistent.
+        OptionError: a setting is not supported.
     """
     for key, (what, unless) in family.refused.items():
         settings.refuse(key, what, unless=unless)
@@ -107,7 +107,7 @@ def _score_scale(settings: Settings, head_size: int) -> float:
 
 
 def _latent_scale(settings: Settings, latent: LatentConfig) -> float:
-    """YaRN grows the scores of all positions, the parts of the heads without rotary embedding included."""
+    """YaRN scales the scores of all positions, including the unrotated parts of heads."""
     scaling = settings.table("rope_parameters") or settings.table("rope_scaling")
     growth, factor = scaling.get("mscale_all_dim") or 0.0, scaling.get("factor") or 1.0
     if not isinstance(growth, int | float) or not isinstance(factor, int | float):
@@ -124,7 +124,7 @@ def _activation(settings: Settings) -> Activation:
 
 
 def _intermediate(settings: Settings, hidden: int, family: Family, layers: tuple[LayerConfig, ...]) -> int:
-    """The width of an MLP; models of experts alone, or without any, may not state it."""
+    """Return the width of an MLP; models of only experts, or without MLPs, may omit it."""
     if not any(layer.feeds for layer in layers):
         return 0
     experts = layers[0].experts
@@ -133,7 +133,7 @@ def _intermediate(settings: Settings, hidden: int, family: Family, layers: tuple
 
 
 def _layers(settings: Settings, heads: Heads, family: Family) -> tuple[LayerConfig, ...]:
-    """The parts of each layer."""
+    """Return the settings of each layer."""
     listed = settings.get("layers_block_type") or settings.get("hybrid_override_pattern") or ()
     count = settings.size("num_hidden_layers", len(listed) if isinstance(listed, list | str) and listed else None)
     if count > MOST_LAYERS:
@@ -169,7 +169,7 @@ def _layers(settings: Settings, heads: Heads, family: Family) -> tuple[LayerConf
 
 
 def _rotating_layers(settings: Settings, kinds: list[str], family: Family, *, has_window: bool) -> list[bool]:
-    """For each layer, True if it applies a rotary embedding."""
+    """Return, for each layer, True if it applies a rotary embedding."""
     attends = [kind in _ATTENDING for kind in kinds]
     if family.rope_if is not None and settings.get(family.rope_if[0]) != family.rope_if[1]:
         return [False] * len(kinds)
@@ -187,7 +187,7 @@ def _rotating_layers(settings: Settings, kinds: list[str], family: Family, *, ha
 
 
 def _attention_kinds(settings: Settings, count: int, window: int | None) -> list[str]:
-    """Full or sliding, by the list of layers, by a pattern, or by the first layer that slides."""
+    """Return full or sliding, from the list of layers, a pattern, or the index of the first sliding layer."""
     listed = settings.each_layer("layer_types", count)
     if listed is not None:
         for kind in listed:
@@ -204,7 +204,8 @@ def _attention_kinds(settings: Settings, count: int, window: int | None) -> list
 
 
 def _rope(settings: Settings, head_size: int, kind: str, *, scaled: bool) -> Rope:
-    """The rotary embedding of a kind of layer, from `rope_parameters` (one, or one per kind), or the older keys."""
+    """Return the rotary embedding for a kind of layer, from `rope_parameters` (one, or one per kind), or the older
+    keys."""
     parameters = settings.table("rope_parameters")
     if any(isinstance(each, dict) for each in parameters.values()):
         scaling = dict(parameters.get(FULL if kind == BOTH else kind) or {})

@@ -1,4 +1,4 @@
-"""Shared context while a decoder is built: the block builder, weights, norms and elementwise operations."""
+"""Shared context for building a decoder: block builder, weights, norms and elementwise operations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from schedules.ir.tvm_types import Expr
 
 
 class Emitter:
-    """Emits operations of one decoder. `length` is the symbolic number of tokens of a run."""
+    """Emits operations of one decoder. `length` is the symbolic number of tokens per run."""
 
     def __init__(self, config: DecoderConfig, parameters: Parameters, options: LanguageModelOptions) -> None:
         self.config, self.parameters, self.options = config, parameters, options
@@ -30,7 +30,7 @@ class Emitter:
         return self.parameters.has_norm(index, role)
 
     def normed(self, index: int, role: str, x: Expr) -> Expr:
-        """Normalize, if the layer has that norm."""
+        """Normalize, if the layer has the norm."""
         if not self.has_norm(index, role):
             return x
         return self.normalized(x, self.parameters.norm(index, role, int(x.ty.shape[-1])))
@@ -47,23 +47,23 @@ class Emitter:
         return self.builder.emit(R.nn.layer_norm(x, scale, bias, [-1], epsilon))
 
     def residual(self, x: Expr, *added: Expr) -> Expr:
-        """The sum of x and the residual updates of a block."""
+        """Add the residual updates of a block to x."""
         for each in added:
             x = self.builder.emit(R.add(x, self.scaled(each, self.config.residual_scale)))
         return x
 
     def activated(self, index: int, x: Expr) -> Expr:
-        """The activation of the MLP of a layer."""
+        """Apply the activation of a layer's MLP."""
         if self.config.activation == "xielu":
             return self._xielu(x, self.config.layers[index].xielu or self.parameters.xielu(index))
         return self.builder.emit(_ACTIVATIONS[self.config.activation](x))
 
     def _xielu(self, x: Expr, numbers: XieluNumbers) -> Expr:
-        """xIELU, as transformers computes it: https://arxiv.org/abs/2411.13010"""
+        """xIELU, like in transformers: https://arxiv.org/abs/2411.13010"""
         emit = self.builder.emit
         linear = emit(R.multiply(x, number(numbers.beta)))
         squared = emit(R.multiply(emit(R.multiply(x, x)), number(numbers.positive)))
-        # exp(y) - 1 = 2 t / (1 - t) of t = tanh(y / 2), which loses no digits near 0.
+        # exp(y) - 1 = 2 t / (1 - t) with t = tanh(y / 2), which is accurate near 0.
         tangent = emit(R.tanh(emit(R.multiply(emit(R.minimum(x, number(numbers.epsilon))), number(0.5)))))
         power = emit(R.divide(emit(R.multiply(tangent, number(2.0))), emit(R.subtract(number(1.0), tangent))))
         below = emit(R.multiply(emit(R.subtract(power, x)), number(numbers.negative)))
@@ -80,7 +80,7 @@ class Emitter:
         return x if factor == 1.0 else self.builder.emit(R.multiply(x, number(factor)))
 
     def capped(self, x: Expr, cap: float | None) -> Expr:
-        """cap * tanh(x / cap); x where there is no cap."""
+        """Return cap * tanh(x / cap), or x without a cap."""
         if cap is None:
             return x
         emit = self.builder.emit
@@ -88,7 +88,7 @@ class Emitter:
 
 
 def number(value: float) -> Expr:
-    """A float32 constant."""
+    """Return a float32 constant."""
     return relax.const(value, "float32")
 
 

@@ -1,4 +1,4 @@
-"""The MLP of a layer, or its mixture of experts."""
+"""The MLP or mixture of experts of a layer."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from schedules.ir.tvm_types import Expr
 
 
 def normed_feed_forward(model: Emitter, index: int, x: Expr, entered: Expr) -> Expr:
-    """The residual update of the block, norms before and behind it included: (1, n, hidden).
+    """Return the residual update of the block, including norms before and after it: (1, n, hidden).
 
-    `entered` is the input of the layer, which some routers read.
+    `entered` is the layer's input, which some routers read.
     """
     experts = model.config.layers[index].experts
     found = feed_forward(model, index, model.normed(index, "mlp_norm", x), entered)
@@ -39,7 +39,7 @@ def normed_feed_forward(model: Emitter, index: int, x: Expr, entered: Expr) -> E
 
 
 def feed_forward(model: Emitter, index: int, x: Expr, entered: Expr | None = None) -> Expr:
-    """The MLP of a layer, or its mixture in place of one, for normalized x: (1, n, hidden)."""
+    """Apply a layer's MLP, or the mixture that replaces it, to normalized x: (1, n, hidden)."""
     experts = model.config.layers[index].experts
     parameters = model.parameters
     if experts is not None and not experts.beside:
@@ -64,7 +64,7 @@ def _gated(model: Emitter, index: int, x: Expr, gate_up: Sequence[Linear], down:
 
 
 def _sparse(model: Emitter, gate: Expr, sparsity: float) -> Expr:
-    """The excess of gates over their mean and `sparsity` times their standard deviation."""
+    """Return the excess of gates over their mean plus `sparsity` times their standard deviation."""
     emit = model.builder.emit
     centered = emit(R.subtract(gate, emit(R.mean(gate, [-1], keepdims=True))))
     deviation = emit(R.sqrt(emit(R.mean(emit(R.multiply(centered, centered)), [-1], keepdims=True))))
@@ -78,13 +78,13 @@ class _Mixture:
         self._model, self._index, self._config = model, index, config
 
     def result(self, x: Expr, routed_by: Expr) -> Expr:
-        """(1, n, hidden) -> (1, n, hidden); the router reads `routed_by`."""
+        """Apply the mixture, (1, n, hidden) -> (1, n, hidden); the router reads `routed_by`."""
         model, config, parameters = self._model, self._config, self._model.parameters
         emit, products = model.builder.emit, model.products
         shape = (x.ty.shape[1], model.config.hidden)
         rows = emit(R.reshape(x, shape))
         read = rows if routed_by is x else emit(R.reshape(routed_by, shape))
-        # The router stays exact: a rounding could choose another expert.
+        # The router stays exact: rounding could select another expert.
         logits = scores = products.exact(read, parameters.router(self._index, config))
         if config.sigmoid:
             scores = emit(R.sigmoid(scores))
@@ -121,7 +121,7 @@ class _Mixture:
         return self._completed(x, combined(model.builder, found, routing, weights))
 
     def _completed(self, x: Expr, found: Expr) -> Expr:
-        """Sum of the results (n, width) of each token's experts and of the MLP for all tokens: (1, n, hidden)."""
+        """Sum the results (n, width) of each token's experts and of the shared MLP: (1, n, hidden)."""
         model, config = self._model, self._config
         if config.latent:
             out = model.parameters.linear(self._index, "experts_out", model.config.hidden, config.latent)
@@ -132,7 +132,7 @@ class _Mixture:
         return model.scaled(model.builder.emit(R.add(found, self._shared(x))), 0.5 if config.averaged else 1.0)
 
     def _hidden(self, rows: Expr, routing: Routing) -> Expr:
-        """Inputs of the experts' last matmuls, of tokens, or of slots whose inputs are scaled."""
+        """Return the inputs of the experts' last matmuls, for tokens, or for slots if inputs are scaled."""
         parameters, slots = self._model.parameters, self._config.scales_inputs
         if self._model.config.gated:
             first = parameters.expert_gate_up(self._index, self._config)
@@ -143,7 +143,7 @@ class _Mixture:
         return self._model.activated(self._index, up)
 
     def _gated(self, gate: Expr, up: Expr) -> Expr:
-        """Operand of the experts' last matmul."""
+        """Return the operand of the experts' last matmul."""
         emit, clamped = self._model.builder.emit, self._config.clamped
         if clamped is None:
             return emit(R.multiply(self._model.activated(self._index, gate), up))
@@ -153,7 +153,7 @@ class _Mixture:
         return emit(R.multiply(emit(R.add(up, number(1.0))), emit(R.multiply(gate, opened))))
 
     def _sparse_weights(self, scores: Expr, chosen: Expr) -> Expr:
-        """The weights (n, 2) of scores (n, experts) and the chosen ones (n, 2), the larger first."""
+        """Return the weights (n, 2) for scores (n, experts) and the chosen ones (n, 2), the larger first."""
         emit = self._model.builder.emit
         assert self._config.jitter is not None
         limit, one, zero = (relax.const(each, "float32") for each in (2 * self._config.jitter, 1.0, 0.0))
@@ -164,16 +164,16 @@ class _Mixture:
         for best in (first, second):
             least = emit(R.maximum(emit(R.abs(scores)), best))
             below = emit(R.divide(emit(R.subtract(best, scores)), least))
-            # The second sum leaves out the expert that was chosen first, whose score is larger.
+            # The second sum excludes the expert chosen first, whose score is larger.
             left_out = emit(R.logical_or(emit(R.greater(below, limit)), emit(R.greater(scores, best))))
             shares = emit(R.where(left_out, zero, emit(R.exp(emit(R.subtract(scores, best))))))
             weights.append(emit(R.sum(shares, -1, keepdims=True)))
-        equal = emit(R.where(emit(R.equal(first, second)), one, zero))  # or equal, where it is part of the sum
+        equal = emit(R.where(emit(R.equal(first, second)), one, zero))  # or equal, if it is part of the sum
         sums = emit(R.concat([weights[0], emit(R.subtract(weights[1], equal))], axis=1))
         return emit(R.divide(one, sums))
 
     def _shared(self, x: Expr) -> Expr:
-        """The MLP of all tokens."""
+        """Apply the shared MLP."""
         model, config, parameters = self._model, self._config, self._model.parameters
         down = parameters.shared_down(self._index, config)
         if model.config.gated:

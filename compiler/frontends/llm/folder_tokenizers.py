@@ -1,4 +1,4 @@
-"""Tokenizers of folders in their older files: tokens added beside tokenizer.json, SentencePiece's, GPT-2's."""
+"""Older tokenizer files in folders: tokens added outside tokenizer.json, SentencePiece, GPT-2."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _SPLITS = {"GPT2Tokenizer": GPT2, "CodeGenTokenizer": GPT2, "Qwen2Tokenizer": QW
 
 
 def read_folder_tokenizer(folder: Path, settings: Mapping[str, Any]) -> bytes | None:
-    """A file of the tokenizers library, of a folder with these settings in tokenizer_config.json; None where there is
-    no tokenizer of a known kind.
+    """Read the tokenizer of a folder, with its settings in tokenizer_config.json, as a tokenizers file; None if there
+    is none of a known kind.
 
     Raises:
         InvalidModelError: a file is damaged.
@@ -56,7 +56,7 @@ def read_folder_tokenizer(folder: Path, settings: Mapping[str, Any]) -> bytes | 
 
 
 def _listed(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Added tokens beside tokenizer.json, in the order of their numbers."""
+    """Return tokens added outside tokenizer.json, in numeric order."""
     path = folder / "added_tokens.json"
     older = read_json(path) if path.exists() else {}
     found = {number: added_token(number, text, special=False) for text, number in older.items()}
@@ -72,7 +72,7 @@ def _listed(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _with_added(content: bytes, listed: list[dict[str, Any]]) -> bytes:
-    """The file with the tokens that it lacks; a damaged one as it is, which whoever reads it refuses."""
+    """Add missing tokens to the file; a damaged file is returned unchanged, to be rejected by its reader."""
     if not listed:
         return content
     try:
@@ -89,7 +89,7 @@ def _with_added(content: bytes, listed: list[dict[str, Any]]) -> bytes:
 
 @dataclass
 class _SentencePiece:
-    """A file of SentencePiece, as far as it is read."""
+    """The parts of a SentencePiece file that are read."""
 
     tokens: list[str]
     scores: list[float]
@@ -101,8 +101,7 @@ class _SentencePiece:
 
 
 def _sentence_piece(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Pieces that are merged by their scores (Llama, Mistral, Gemma); None for Unigram, and where characters are
-    replaced first."""
+    """Return pieces merged by score (Llama, Mistral, Gemma); None for Unigram, or if characters are replaced first."""
     try:
         model = _parsed(read_bytes(path))
     except (ValueError, IndexError, struct.error) as error:
@@ -147,7 +146,7 @@ def _parsed(data: bytes) -> _SentencePiece:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Numbers and values of the fields of a protobuf message; floats as their bytes."""
+    """Yield numbers and values of a protobuf message's fields; floats as bytes."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -189,7 +188,7 @@ def _bytes(value: int | bytes) -> bytes:
 
 
 def _vocabulary_and_merges(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Byte-level pairs (GPT-2, OPT, Qwen 2) in two files; None for the tokenizers of other classes."""
+    """Return byte-level pairs (GPT-2, OPT, Qwen 2) from two files; None for other tokenizer classes."""
     kind = str(settings.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
     if kind not in _SPLITS:
         return None
@@ -212,6 +211,6 @@ def _vocabulary_and_merges(folder: Path, settings: Mapping[str, Any]) -> dict[st
 
 
 def token_text(token: Any) -> str:
-    """A special token's text, which may stand in an object."""
+    """Return a special token's text, which may be inside an object."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else ""

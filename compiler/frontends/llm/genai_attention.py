@@ -1,4 +1,4 @@
-"""MultiHeadAttention of ONNX Runtime GenAI's float16 models for processors, as GroupQueryAttention.
+"""Rewrites MultiHeadAttention in ONNX Runtime GenAI's float16 CPU models to GroupQueryAttention.
 
 Such a graph concatenates past and new keys, repeats them for the heads that share them, and adds a causal mask.
 """
@@ -19,13 +19,13 @@ from compiler.errors import InvalidModelError, OptionError
 _KIND = "MultiHeadAttention"
 _BIAS, _MASK, _ADDED, _PASTS = 3, 4, 5, (6, 7)
 _MOVES = ("Reshape", "Transpose", "Expand", "Unsqueeze")
-_SIZES = ((0, 4), (3, 1))  # past and new tokens that a mask is looked at with: others such graphs do not compute
-_HIDDEN = -1e4  # and below, added to a score
+_SIZES = ((0, 4), (3, 1))  # numbers of past and new tokens for which a mask is evaluated
+_HIDDEN = -1e4  # values at or below this, added to a score, hide a position
 
 
 @dataclass(frozen=True)
 class _Part:
-    """New keys or values (1, n, width), and the cache that they go to."""
+    """New keys or values (1, n, width), and their cache."""
 
     new: str
     past: str
@@ -36,12 +36,12 @@ def with_grouped_attention(graph: onnx.GraphProto, ids: str, mask: str, path: Pa
     """Replace each MultiHeadAttention, in place.
 
     Args:
-        ids, mask: names of the inputs.
-        path: path of the model, for messages.
+        ids, mask: input names.
+        path: the model's path, for messages.
 
     Raises:
         OptionError: the attention is not causal, or has a bias.
-        InvalidModelError: its keys are not those of a cache.
+        InvalidModelError: its keys do not belong to a cache.
     """
     made = {result: node for node in graph.node for result in node.output if result}
     inputs = {each.name: each for each in graph.input}
@@ -82,7 +82,7 @@ def _part(
     inputs: Mapping[str, onnx.ValueInfoProto],
     path: Path,
 ) -> _Part:
-    """The keys (at 0) or values (at 1) of an attention."""
+    """Return the keys (at 0) or values (at 1) of an attention."""
     past = node.input[_PASTS[at]] if len(node.input) > _PASTS[at] else ""
     if past:
         return _Part(node.input[1 + at], past, node.output[1 + at])
@@ -94,7 +94,7 @@ def _part(
 
 
 def _moved(name: str, made: Mapping[str, onnx.NodeProto]) -> str:
-    """The tensors that are reached through reshapes alone."""
+    """Follow a tensor back through reshapes."""
     while name in made and made[name].op_type in _MOVES:
         name = made[name].input[0]
     return name
@@ -120,7 +120,7 @@ def _check_causal(graph: onnx.GraphProto, name: str, ids: str, mask: str, path: 
         feeds = {each.name: _example(each, ids, mask, past, new) for each in inputs}
         try:
             [found] = ReferenceEvaluator(model).run(None, feeds)
-        except Exception as error:  # whatever the evaluator's operators raise
+        except Exception as error:  # the evaluator's operators may raise anything
             raise OptionError(f"{path}: its attention mask cannot be computed: {str(error)[:200]}") from error
         later = np.arange(past + new)[None] > np.arange(past, past + new)[:, None]
         values = np.asarray(found, np.float32)
@@ -130,7 +130,7 @@ def _check_causal(graph: onnx.GraphProto, name: str, ids: str, mask: str, path: 
 
 
 def _example(value: onnx.ValueInfoProto, ids: str, mask: str, past: int, new: int) -> np.ndarray:
-    """An input for a mask of `new` tokens behind `past`."""
+    """Return an input for a mask of `new` tokens after `past` ones."""
     dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     if value.name in (ids, mask):
         return np.ones((1, new if value.name == ids else past + new), dtype)

@@ -1,7 +1,7 @@
 """Folders of ONNX Runtime GenAI: genai_config.json and an ONNX model whose attention is or becomes GroupQueryAttention.
 
-Its graph takes a mask and caches that grow; here the caches are states of one capacity that are written in place, and
-the lengths that attention takes follow from the position.
+The graph takes a mask and growing caches; here the caches are in-place states of a fixed capacity, and the lengths
+that attention needs are computed from the position.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PREFIX = "tensorwright_"
 
 @dataclass(frozen=True)
 class GenaiModel:
-    """A module with the inputs, outputs and states of a decoder, and what its configuration says of it."""
+    """A module with a decoder's inputs, outputs and states, and properties from its configuration."""
 
     model: ImportedModel
     architecture: str
@@ -49,12 +49,12 @@ def is_genai_folder(path: Path) -> bool:
 
 
 def import_genai_folder(folder: Path, options: LanguageModelOptions) -> GenaiModel:
-    """Import the decoder of a folder, with the numbers that its weights have.
+    """Import the decoder of a folder, with its weights' numbers unchanged.
 
     Raises:
         StorageError: a file is missing.
-        InvalidModelError: the configuration and the model do not belong together.
-        OptionError: the model is not a single decoder with GroupQueryAttention, or an option that does not apply.
+        InvalidModelError: the configuration and the model are inconsistent.
+        OptionError: the model is not a single decoder with GroupQueryAttention, or an option does not apply.
         UnsupportedModelError: an operator has no conversion.
     """
     given = options.precision or options.cache or options.sequences or options.captures or options.grams
@@ -89,7 +89,7 @@ def import_genai_folder(folder: Path, options: LanguageModelOptions) -> GenaiMod
 
 
 class _Graph:
-    """The graph of a decoder, changed in place."""
+    """A decoder's graph, modified in place."""
 
     def __init__(self, proto: onnx.ModelProto, decoder: Settings, path: Path) -> None:
         self._graph, self._decoder, self._path = proto.graph, decoder, path
@@ -102,7 +102,7 @@ class _Graph:
         self._logits = str(results.get("logits", "logits"))
 
     def rewritten(self) -> dict[str, str]:
-        """Make it a function of tokens, position and caches; returns the pairs of caches and their next values."""
+        """Make it a function of tokens, position and caches; return pairs of caches and their next values."""
         graph = self._graph
         with_grouped_attention(graph, self._ids, self._mask, self._path)
         attentions = [node for node in graph.node if node.op_type == _ATTENTION]
@@ -128,7 +128,7 @@ class _Graph:
         return pairs
 
     def _caches(self) -> Iterator[tuple[str, str]]:
-        """Past and present of each layer, whose rows become the capacity."""
+        """Yield past and present of each layer, whose row axis becomes the capacity."""
         outputs = {each.name: each for each in self._graph.output}
         patterns = [re.escape(name).replace("%d", r"(\d+)") for name in self._pasts]
         for value in self._graph.input:
@@ -151,7 +151,7 @@ class _Graph:
             sizes[3].dim_value = self._decoder.size("head_size")
 
     def _lengths(self, attentions: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-        """Nodes that compute the lengths and positions, which attention uses from now on."""
+        """Return nodes that compute the lengths and positions used by attention."""
         name = _PREFIX.__add__
         graph = self._graph
         graph.initializer.extend(
@@ -188,7 +188,7 @@ class _Graph:
         return nodes
 
     def _use_last_row(self) -> None:
-        """Compute the logits of the last token alone, as float32."""
+        """Compute the logits of the last token only, as float32."""
         graph = self._graph
         made = {result: node for node in graph.node for result in node.output}
         output = next((each for each in graph.output if each.name == self._logits), None)
@@ -201,7 +201,7 @@ class _Graph:
             raise OptionError(f"{self._path}: the logits come from {node.op_type}, not from a product")
         graph.initializer.append(helper.make_tensor(f"{_PREFIX}minus_one", TensorProto.INT64, [1], [-1]))
         last = f"{_PREFIX}last_row"
-        # Before the product in the order of the nodes, which `_needed` restores.
+        # Precedes the matmul once `_needed` restores the node order.
         graph.node.append(helper.make_node("Gather", [node.input[0], f"{_PREFIX}minus_one"], [last], axis=1))
         node.input[0] = last
         kind = output.type.tensor_type.elem_type
@@ -223,7 +223,7 @@ class _Graph:
 
 
 def _needed(nodes: list[onnx.NodeProto], outputs: list[str]) -> list[onnx.NodeProto]:
-    """The nodes that the outputs depend on, in topological order."""
+    """Return the nodes that the outputs depend on, in topological order."""
     made = {result: node for node in nodes for result in node.output if result}
     ordered: list[onnx.NodeProto] = []
     done: set[int] = set()

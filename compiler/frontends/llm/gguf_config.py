@@ -1,4 +1,4 @@
-"""GGUF files as a decoder's configuration, names and weights."""
+"""Configuration, names and weights of a decoder in a GGUF file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compiler.frontends.llm.names import Names, gguf_names
 from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.weights import Checkpoint, renamed
 
-# Why architectures of llama.cpp are not built -> their names
+# Reason why architectures of llama.cpp are not supported -> their names
 _OTHERS = {
     "it is an encoder, which generates no text": "bert eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llama-embed"
     " modern-bert neo-bert nomic-bert nomic-bert-moe t5encoder",
@@ -39,10 +39,10 @@ _OTHERS = {
 
 
 def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint]:
-    """The configuration, names and weights of a GGUF file.
+    """Return the configuration, names and weights of a GGUF file.
 
     Raises:
-        InvalidModelError: the metadata is not complete or does not fit together.
+        InvalidModelError: the metadata is incomplete or inconsistent.
         OptionError: the architecture is not supported.
     """
     name = str(file.required("general.architecture"))
@@ -63,7 +63,7 @@ def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint
 
 
 def _storage(family: Family, found: Gguf) -> Storage:
-    """Converters add the offset of norms, transpose weights and sort fused rows."""
+    """Converters add the norm offset, transpose weights and sort fused rows."""
     bare = isinstance(family.storage, Storage) and family.storage.bare_norms
     return Storage(interleaved=found.interleaved, bare_norms=bare, decays=True)
 
@@ -71,10 +71,10 @@ def _storage(family: Family, found: Gguf) -> Storage:
 def _names(found: Gguf, config: DecoderConfig, file: GgufFile) -> Names:
     names = gguf_names(found.norms)
     roles = {**names.roles, **found.roles}
-    if config.parallel and "blk.0.ffn_norm.weight" not in file.names:  # both parts of a block read what one norm gives
+    if config.parallel and "blk.0.ffn_norm.weight" not in file.names:  # both parts of a block read the same norm
         del roles["mlp_norm"]
     own: dict[int, dict[str, str | None]] = {}
-    for index in range(len(config.layers)):  # those without attention may name the only norm for the MLP behind it
+    for index in range(len(config.layers)):  # layers without attention may name their only norm after the MLP
         if f"blk.{index}.attn_norm.weight" not in file.names and f"blk.{index}.ffn_norm.weight" in file.names:
             own[index] = {"attention_norm": "ffn_norm"}
     if found.second and all(f"blk.0.{name}.weight" in file.names for name in found.second.values()):

@@ -1,4 +1,4 @@
-"""GGUF files: metadata and tensors, mapped and read a tensor at a time; headers are validated first."""
+"""GGUF files: metadata and memory-mapped tensors, read one at a time; headers are validated first."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from compiler.frontends.gguf_blocks import readable_types
 from compiler.frontends.llm.weights import Array, Matrix
 from compiler.support.optional import optional_module
 
-# Validates the header of a GGUF file before the gguf package, which trusts all counts, reads it.
+# Validates the header of a GGUF file before it is read by the gguf package, which trusts all counts.
 
 
-# Bytes of the scalar types by number; texts and lists have numbers of their own.
+# Bytes of the scalar types by number; strings and arrays have other numbers.
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _UINT32, _TEXT, _LIST = 4, 8, 9
 _VERSIONS = (2, 3)
-_MOST_ELEMENTS = 1 << 22  # in all lists together: vocabularies have less than a million, and the package is slow
+_MOST_ELEMENTS = 1 << 22  # in all lists: vocabularies have fewer than a million, and the package is slow
 _MOST_AXES = 4
 _ALIGNMENT = "general.alignment"
 
 
 def check_gguf_header(path: Path, blocks: Mapping[int, tuple[int, int]]) -> None:
-    """Check that everything in a header is where it says, and that tensors neither overlap nor leave the file.
+    """Check that a header's contents are where it states, and that tensors neither overlap nor exceed the file.
 
     Args:
-        blocks: by the number of an element type, elements and bytes of its blocks.
+        blocks: elements and bytes per block, by element type number.
 
     Raises:
         StorageError: the file cannot be read.
@@ -46,14 +46,14 @@ def check_gguf_header(path: Path, blocks: Mapping[int, tuple[int, int]]) -> None
             _Header(data).check(blocks)
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
-    except (ValueError, struct.error, UnicodeDecodeError) as error:  # ValueError: of an empty file
+    except (ValueError, struct.error, UnicodeDecodeError) as error:  # ValueError: from an empty file
         raise InvalidModelError(
             f"{path} is a GGUF file that is truncated or damaged: {error}", "download or convert the file again"
         ) from error
 
 
 class _Header:
-    """A position in the file; what is beyond its end raises struct.error, what makes no sense ValueError."""
+    """A position in the file; reading past its end raises struct.error, invalid contents ValueError."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._at = data, 0
@@ -83,7 +83,7 @@ class _Header:
             raise ValueError(f"the tensor {last!r} ends behind the end of the file")
 
     def _entry(self) -> None:
-        """A key of the metadata and its value."""
+        """Check a metadata key and its value."""
         key, kind = self._text(), self._integer("I")
         if key == _ALIGNMENT:
             (value,) = struct.unpack_from(self._order + "I", self._data, self._at)
@@ -109,13 +109,13 @@ class _Header:
             self._skip(count * self._size(kind))
 
     def _tensor(self, blocks: Mapping[int, tuple[int, int]]) -> tuple[int, int, str]:
-        """Offset, bytes and name of a tensor."""
+        """Return offset, bytes and name of a tensor."""
         name, axes = self._text(), self._integer("I")
         if not 1 <= axes <= _MOST_AXES:
             raise ValueError(f"the tensor {name[:80]!r} has {axes} axes")
         shape = [self._integer("Q") for _ in range(axes)]
         kind, offset = self._integer("I"), self._integer("Q")
-        elements, size = blocks.get(kind, (1, 0))  # those that are not known are refused by their names later
+        elements, size = blocks.get(kind, (1, 0))  # unknown types are rejected by name later
         if 0 in shape or shape[0] % elements or offset % self._alignment:
             raise ValueError(f"the tensor {name[:80]!r} has the shape {shape} at {offset}")
         return offset, math.prod(shape) // elements * size, name
@@ -150,12 +150,12 @@ class GgufFile:
     """The tensors of a GGUF file by name (a `Reader`), and its metadata."""
 
     def __init__(self, path: Path) -> None:
-        """Open a file, and the other files of a model that is split.
+        """Open a file, and the other files of a split model.
 
         Raises:
             StorageError: it cannot be read, or another file of the model is missing.
-            InvalidModelError: it is truncated or damaged, or is not the first file of a model that is split.
-            UnsupportedModelError: a tensor has an element type that is not supported.
+            InvalidModelError: it is truncated or damaged, or is not the first file of a split model.
+            UnsupportedModelError: a tensor has an element type that is unsupported.
             MissingDependencyError: the package gguf is not installed.
         """
         self.path = path
@@ -165,7 +165,7 @@ class GgufFile:
         self._check_types()
 
     def _other_files(self) -> list[Path]:
-        """The other files of a model that is split: name-00001-of-00003.gguf and so on."""
+        """Return the other files of a split model: name-00001-of-00003.gguf and so on."""
         count = self.value("split.count", 0)
         if not isinstance(count, int) or count <= 1:
             return []
@@ -197,7 +197,7 @@ class GgufFile:
         return tuple(int(size) for size in reversed(self._tensors[name].shape))
 
     def matrix(self, name: str) -> Matrix:
-        """A tensor of two axes, or of more with all rows after one another, as it is stored."""
+        """Return a 2-D tensor as stored; more axes are flattened to rows."""
         tensor = self._tensors[name]
         *axes, depth = self.shape(name)
         rows = math.prod(axes)
@@ -208,14 +208,14 @@ class GgufFile:
         return Matrix(kind, data.reshape(rows, -1), depth)
 
     def vector(self, name: str) -> Array:
-        """A tensor of a float type as float32."""
+        """Return a tensor of a float type as float32."""
         tensor = self._tensors[name]
         gguf = optional_module("gguf", "generate", "reads GGUF files")
         values: Array = gguf.dequantize(np.asarray(tensor.data), tensor.tensor_type)
         return values.reshape(self.shape(name)).astype(np.float32)
 
     def value(self, key: str, default: object = None) -> Any:
-        """A value of the metadata; lists of strings and numbers as lists. Raises InvalidModelError on broken text."""
+        """Return a metadata value; lists of strings and numbers as lists. Raises InvalidModelError on invalid text."""
         field = self._file.fields.get(key)
         if field is None:
             return default
@@ -225,7 +225,7 @@ class GgufFile:
             raise InvalidModelError(f"{self.path}: its metadata {key!r} cannot be read: {error}") from error
 
     def required(self, key: str) -> Any:
-        """Like `value`. Raises InvalidModelError where there is no such key."""
+        """Like `value`. Raises InvalidModelError if there is no such key."""
         found = self.value(key)
         if found is None:
             raise InvalidModelError(f"{self.path} lacks the metadata {key!r}", "convert the model again")
@@ -243,7 +243,8 @@ class GgufFile:
 
 @cache
 def _reader() -> Any:
-    """gguf's reader, which makes a list an array: the package keeps an array, and reads the file, for each element."""
+    """Return gguf's reader, patched to read a list as one array: the package keeps an array, and reads the file, per
+    element."""
     gguf: Any = optional_module("gguf", "generate", "reads GGUF files")
     kinds, base = gguf.GGUFValueType, gguf.GGUFReader
 
@@ -270,7 +271,7 @@ def _reader() -> Any:
 
 
 def _opened(path: Path) -> Any:
-    """The `GGUFReader` of a file whose header is valid."""
+    """Return the `GGUFReader` of a file whose header is valid."""
     gguf = optional_module("gguf", "generate", "reads GGUF files")
     check_gguf_header(path, {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()})
     try:
@@ -278,7 +279,7 @@ def _opened(path: Path) -> Any:
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeDecodeError, MemoryError) as error:
-        # What the package raises on missing or invalid bytes.
+        # Raised by the package on missing or invalid bytes.
         raise InvalidModelError(
             f"{path} is a GGUF file that is truncated or damaged", "download or convert the file again"
         ) from error

@@ -15,7 +15,7 @@ _FACTORS, _LONG, _SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope
 ROPE_TENSORS = (_FACTORS, _LONG, _SHORT)
 _ROPE = "rope.scaling."
 
-# Metadata below the name of the architecture -> setting; of two that are present the later one counts.
+# Metadata key without the architecture's name -> setting; if both keys of a setting exist, the later one counts.
 _KEYS = {
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -57,7 +57,7 @@ _KEYS = {
     "shortconv.l_cache": "conv_L_cache",
     "full_attention_interval": "full_attention_interval",
 }
-# What llama.cpp computes with where a file does not say it, instead of a family's own defaults.
+# llama.cpp's values for missing metadata, which override a family's own defaults.
 _DEFAULTS: Mapping[str, Any] = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
@@ -69,7 +69,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "tie_word_embeddings": False,
     "norm_topk_prob": True,
 }
-# Numbers of functions of the router's logits; the last is the softmax over the chosen experts.
+# Numbers of the functions of router logits; the last is the softmax over the chosen experts.
 _GATING: Mapping[object, Mapping[str, Any]] = {
     1: {"scoring_func": "softmax"},
     2: {"scoring_func": "sigmoid"},
@@ -78,15 +78,15 @@ _GATING: Mapping[object, Mapping[str, Any]] = {
 
 
 def gguf_settings(file: GgufFile, family: Family, found: Gguf) -> Settings:
-    """The settings of a file of an architecture of a family.
+    """Return the settings of a file of one of a family's architectures.
 
     Raises:
-        InvalidModelError: the file lacks its embedding, or metadata that cannot be read.
+        InvalidModelError: the file lacks its embedding, or has unreadable metadata.
         OptionError: keys and values have different widths.
     """
     every = {**_KEYS, **found.keys}
     values = {setting: value for key, setting in every.items() if (value := _value(file, found, key)) is not None}
-    further = _value(file, found, "nextn_predict_layers")  # behind the last layer, that predict further tokens
+    further = _value(file, found, "nextn_predict_layers")  # after the last layer, predicting more tokens
     if isinstance(further, int) and isinstance(values.get("num_hidden_layers"), int):
         values["num_hidden_layers"] -= further
     values["rope_scaling"] = _scaling(file, found)
@@ -97,7 +97,7 @@ def gguf_settings(file: GgufFile, family: Family, found: Gguf) -> Settings:
         raise OptionError(f"{file.path}: keys and values of different widths are not supported")
     values |= _routing(file, found)
     windows = file.value(f"{found.name}.attention.sliding_window_pattern")
-    if isinstance(windows, list):  # one entry for each layer, those behind the last one included
+    if isinstance(windows, list):  # one entry per layer, including those after the last one
         count = values.get("num_hidden_layers")
         values["layer_types"] = [SLIDING if each else FULL for each in windows][:count]
         values.pop("sliding_window_pattern", None)
@@ -106,7 +106,7 @@ def gguf_settings(file: GgufFile, family: Family, found: Gguf) -> Settings:
 
 
 def _routing(file: GgufFile, found: Gguf) -> dict[str, Any]:
-    """Selection of experts, where the file states it. Raises OptionError for other functions of the router's logits."""
+    """Return the selection of experts, if specified. Raises OptionError for other functions of the router's logits."""
     values: dict[str, Any] = {}
     if file.value(f"{found.name}.expert_count"):
         values["use_expert_bias"] = any(name.endswith(".exp_probs_b.bias") for name in file.names)
@@ -119,7 +119,7 @@ def _routing(file: GgufFile, found: Gguf) -> dict[str, Any]:
 
 
 def _value(file: GgufFile, found: Gguf, key: str) -> Any:
-    """A value of the metadata, or the only one of a list; None where it is missing or 0, which stands for that."""
+    """Return a metadata value, or the only distinct one of a list; None if missing or 0, which means missing."""
     value = file.value(f"{found.name}.{key}")
     if isinstance(value, list) and len(set(value)) == 1:
         value = value[0]
@@ -127,7 +127,7 @@ def _value(file: GgufFile, found: Gguf, key: str) -> Any:
 
 
 def _scaling(file: GgufFile, found: Gguf) -> dict[str, Any]:
-    """The metadata of RoPE scaling in the form of transformers' `rope_parameters`."""
+    """Return the RoPE scaling metadata in the form of transformers' `rope_parameters`."""
     kind = file.value(f"{found.name}.{_ROPE}type", "none")
     scaling = {
         "rope_type": "default" if kind == "none" else kind,

@@ -1,4 +1,4 @@
-"""The tokenizer in GGUF metadata as a file of the tokenizers library; text is split into words as llama.cpp does it."""
+"""The tokenizer in GGUF metadata as a file of the tokenizers library; text is split into words like in llama.cpp."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _GPT2_KIN = (
 )
 _QWEN2_KIN = ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2")
 _DIGITS_KIN = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-# By the name in `tokenizer.ggml.pre`; each splits what the one before it left.
+# By the name in `tokenizer.ggml.pre`; each pattern splits the parts left by the previous one.
 SPLITS: dict[str, tuple[str, ...]] = {
     "default": _DEFAULT,
     "falcon": _FALCON,
@@ -88,7 +88,7 @@ _PREFIX = "tokenizer.ggml."
 
 _WHOLE_WORDS_FIRST = frozenset([*LLAMA3_KIN, "tekken", "smollm3", "seed-coder", "deepseek-v3"])
 _BEGINS = frozenset([*LLAMA3_KIN, "tekken"])
-# Control tokens that end a turn, whatever the metadata say.
+# Control tokens that end a turn, regardless of the metadata.
 _TURN_ENDS = frozenset(
     [
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<turn|>"),
@@ -98,11 +98,11 @@ _TURN_ENDS = frozenset(
 
 
 def read_gguf_tokenizer(file: GgufFile) -> TokenizerFiles:
-    """The tokenizer of a GGUF file.
+    """Return the tokenizer of a GGUF file.
 
-    A kind that is not known gives no tokenizer: the module takes and returns tokens then.
+    For unknown kinds there is no tokenizer: the module then takes and returns tokens.
 
-    Raises InvalidModelError where the metadata do not fit together.
+    Raises InvalidModelError if the metadata are inconsistent.
     """
     tokens = file.value(f"{_PREFIX}tokens")
     if tokens is None:
@@ -164,14 +164,14 @@ def _listed_merges(file: GgufFile, tokens: list[str]) -> list[list[str]]:
 
 
 def _merged_pieces(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
-    """Pieces that are merged in the order of a list, within lines (Gemma 4)."""
+    """Pieces merged in the order of a list, within lines (Gemma 4)."""
     unknown = _token_text(file, tokens, "unknown")
     parts = pieces(_vocabulary(tokens), _listed_merges(file, tokens), prefix=False, unknown=unknown)
     return {**parts, "pre_tokenizer": cut(r"\n+")}
 
 
 def _sentence_piece(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, Any]:
-    """Pieces with scores: the pair whose piece has the best score is merged first."""
+    """Pieces with scores: the pair with the best-scored piece is merged first."""
     scores = file.required(f"{_PREFIX}scores")
     if not isinstance(scores, list) or len(scores) != len(tokens) or any(isinstance(each, str) for each in scores[:1]):
         raise InvalidModelError(f"{file.path}: {len(tokens)} tokens do not have as many scores")
@@ -197,7 +197,7 @@ def _token_text(file: GgufFile, tokens: list[str], name: str) -> str:
 
 
 def _token(file: GgufFile, name: str) -> int | None:
-    """The number of a special token; None where there is none."""
+    """Return the number of a special token; None if there is none."""
     index = file.value(f"{_PREFIX}{name}_token_id")
     if index is not None and (not isinstance(index, int) or not 0 <= index < 1 << 31):
         raise InvalidModelError(f"{file.path}: its {name} token is {str(index)[:80]!r}, not a token")

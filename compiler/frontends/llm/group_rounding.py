@@ -1,6 +1,6 @@
-"""Groups of 32 neighbours rounded to 4-bit integers with a scale each: the best of several scales, in compiled code.
+"""4-bit quantization in groups of 32 neighbors with the best of several scales per group, in compiled code.
 
-The code is that of any processor of the architecture, so that a model becomes the same module wherever it is compiled.
+The code targets the architecture's baseline CPU, so that a model becomes the same module wherever it is compiled.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from schedules.ir.tir import Expr, Stmt
 from schedules.ir.tvm_types import Buffer
 
 GROUP = 32
-_LANES = 16  # groups that are rounded side by side
-# The scales that are tried make the largest number of a group one of these.
+_LANES = 16  # groups that are rounded in parallel
+# The candidate scales map the largest number of a group to one of these.
 _ENDS = tuple(-8 + 0.15 * (trial - 7) for trial in range(15))
 
 
 def best_scales(groups: Array, importance: Array | None = None) -> Array:
-    """The scale of each group of the smallest weighted squared error.
+    """Return the scale of each group with the smallest weighted squared error.
 
     Args:
         groups: float32 (rows, groups of a row, 32).
@@ -53,7 +53,7 @@ def best_scales(groups: Array, importance: Array | None = None) -> Array:
 
 @cache
 def _kernel() -> Any:
-    """The compiled function of (groups, importance, scales)."""
+    """Return the compiled function of (groups, importance, scales)."""
     tiles, count = tirx.Var("tiles", "int64"), tirx.Var("count", "int64")
     given = tirx.decl_buffer([tiles, expression(_LANES), count, expression(GROUP)], "float32", "groups")
     importance = tirx.decl_buffer([count, expression(GROUP)], "float32", "importance")
@@ -68,7 +68,7 @@ def _kernel() -> Any:
 
 
 class _Groups:
-    """Writes the code of one group of as many rows as there are lanes."""
+    """Emits the code for one group of as many rows as there are lanes."""
 
     def __init__(self, given: Buffer, importance: Buffer, scales: Buffer, tile: Expr, group: Expr) -> None:
         self.given, self.importance, self.result, self.tile, self.group = given, importance, scales, tile, group
@@ -106,7 +106,7 @@ class _Groups:
         )
 
     def _trial(self, end: float) -> Stmt:
-        """Try another scale, and keep it where its error is the smallest so far."""
+        """Try another scale, and keep it if its error is the smallest so far."""
         zero, one = tirx.const(0.0, "float32"), tirx.const(1.0, "float32")
 
         def halved(lane: Expr) -> Expr:
@@ -150,24 +150,25 @@ class _Groups:
         return vectorized("lane", _LANES, lambda lane: store(self.numbers[name], value(lane), lane))
 
 
-# GPTQ: columns of a weight are rounded one after another, and those behind make up for the error in the results.
+# GPTQ: columns of a weight are rounded one after another, and the remaining ones compensate for the error in the
+# results.
 #
 # Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2023), with a
-# scale for each group of neighbours, chosen when its turn comes.
+# scale per group of neighbors, chosen when the group is reached.
 
 _DAMPING = 0.01  # fraction of the diagonal's mean that is added to the diagonal
 _LEAST, _MOST = -8, 7
 
 
 def rounded_by_gptq(values: Array, gram: Array) -> tuple[Array, Array]:
-    """Round a weight to 4 bits so that its products with data, not its elements, change least.
+    """Round a weight to 4 bits so that its matmul results on data, not its elements, change least.
 
     Args:
         values: float32 (rows, depth).
         gram: the sum of x xᵀ over the data x, float32 (depth, depth).
 
     Returns:
-        integers, int8 (rows, groups * 32), and scales, float16 (rows, groups), as `best_scales` has them.
+        integers, int8 (rows, groups * 32), and scales, float16 (rows, groups), as in `best_scales`.
     """
     rows, depth = values.shape
     groups = -(-depth // GROUP)
@@ -188,7 +189,7 @@ def rounded_by_gptq(values: Array, gram: Array) -> tuple[Array, Array]:
 
 
 def _factors(gram: Array, size: int) -> Array:
-    """The upper Cholesky factor of the inverse of the damped matrix, float32 (size, size)."""
+    """Return the upper Cholesky factor of the inverse of the damped matrix, float32 (size, size)."""
     whole = np.zeros((size, size), np.float64)
     whole[: len(gram), : len(gram)] = gram
     mean = float(np.mean(np.diagonal(gram))) or 1.0
@@ -198,7 +199,7 @@ def _factors(gram: Array, size: int) -> Array:
 
 
 def _round_group(values: Array, scale: Array, factors: Array, integers: Array) -> Array:
-    """Round the columns of a group into `integers`; their errors (rows, 32), each over its factor."""
+    """Round the columns of a group into `integers`; return their errors (rows, 32), each divided by its factor."""
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
     columns = np.ascontiguousarray(values.T)
     errors = np.empty_like(columns)

@@ -1,4 +1,4 @@
-"""A folder of the transformers library: config.json as a decoder's configuration."""
+"""Folders of the transformers library: reads config.json as a decoder's configuration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Checkpoint, Reader, renamed
 from targets.extras import install_command
 
-# Types of models that also read images or sounds, and compute text alone as the decoder in 'text_config' does.
+# Model types that also read images or sounds, with a text part that is the decoder in 'text_config'.
 _WITH_TEXT = (
     "aya_vision",
     "cohere2_vision",
@@ -48,14 +48,14 @@ _WITH_TEXT = (
     "vipllava",
 )
 _TEXT = "language_model."
-# transformers 5.24 names the layers of Kimi K2.5's text as those of its encoder, "blocks", where it saves them.
+# transformers 5.24 saves the layers of Kimi K2.5's text under the name of its encoder's, "blocks".
 _TEXT_RENAMES = {f"{_TEXT}model.blocks.": "model.layers.", f"model.{_TEXT}": "model.", _TEXT: ""}
 
 
 def decoder_settings(folder: Path) -> tuple[str, dict[str, Any], bool]:
-    """The type of a folder's decoder ("" for none), its settings, and True if it is a part of a larger model.
+    """Return the type of a folder's decoder ("" for none), its settings, and True if it is part of a larger model.
 
-    Raises StorageError or InvalidModelError as `read_hugging_face`.
+    Raises StorageError or InvalidModelError like `read_hugging_face`.
     """
     values = read_json(folder / "config.json")
     text = values.get("text_config")
@@ -70,12 +70,12 @@ def decoder_settings(folder: Path) -> tuple[str, dict[str, Any], bool]:
 def read_hugging_face(
     folder: Path, options: LanguageModelOptions
 ) -> tuple[DecoderConfig, Names, Storage, Checkpoint, KeptAdapters | None]:
-    """The configuration, names and weights of a folder, merged adapters included, and the adapters that are kept.
+    """Return the configuration, names and weights of a folder, including merged adapters, and the separate adapters.
 
     Raises:
         StorageError: a file is missing.
-        InvalidModelError: a file is damaged, config.json is not complete, or an adapter belongs to another model.
-        OptionError: the type of the model, or a setting of it, is not supported.
+        InvalidModelError: a file is damaged, config.json is incomplete, or an adapter belongs to another model.
+        OptionError: the model type, or one of its settings, is not supported.
     """
     path = folder / "config.json"
     kind, values, is_part = decoder_settings(folder)
@@ -98,7 +98,7 @@ def read_hugging_face(
     if is_part:
         checkpoint.ignore([name for name in weights.names if _TEXT not in name and not name.startswith("lm_head.")])
     names = family.names(settings) if callable(family.names) else family.names
-    if settings.get("num_nextn_predict_layers"):  # layers behind the last one that predict further tokens
+    if settings.get("num_nextn_predict_layers"):  # layers after the last one that predict more tokens
         checkpoint.ignore_layers(names.layer, len(config.layers))
     storage = family.storage(settings) if callable(family.storage) else family.storage
     return config, _names(names, checkpoint), replace(storage, tied=tied), checkpoint, adapters
@@ -112,7 +112,7 @@ def _weights(folder: Path, options: LanguageModelOptions) -> Reader:
 
 
 def _names(names: Names, checkpoint: Checkpoint) -> Names:
-    """The names of the checkpoint: some were saved without the head, so that names lack the first part."""
+    """Adapt the names to the checkpoint: some were saved without the head, so that names lack the first part."""
     prefix = names.embedding.partition(".")[0] + "."
     bare = names.below(prefix)
     whole = checkpoint.has(f"{names.embedding}.weight") or not checkpoint.has(f"{bare.embedding}.weight")

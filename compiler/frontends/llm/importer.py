@@ -1,4 +1,4 @@
-"""A language model's folder or file as an imported model."""
+"""Import of a language model's folder or file."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
 
     Args:
         path: a GGUF file, or a folder of the transformers library with config.json and safetensors.
-        options: how it is built; None for the defaults.
+        options: build options; None for the defaults.
 
-    A model whose tokenizer is missing or not supported is imported without one; its notes say so.
+    A model whose tokenizer is missing or unsupported is imported without one, as stated in its notes.
 
     Raises:
         InvalidModelError, OptionError, StorageError, UnsupportedModelError, MissingDependencyError.
@@ -131,7 +131,7 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
 
 
 def _captured(folder: Path, options: LanguageModelOptions) -> ImportedModel:
-    """A model of any other type, captured from transformers' own code."""
+    """Import a model of any other type, captured from transformers' own code."""
     files = read_tokenizer_files(folder)
     found = capture_decoder(folder, options)
     files.check_fits(found.vocabulary, str(folder))
@@ -140,7 +140,7 @@ def _captured(folder: Path, options: LanguageModelOptions) -> ImportedModel:
 
 
 def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
-    """An encoder of speech, images or text, and its decoder, captured from transformers' own code."""
+    """Import an encoder of speech, images or text, and its decoder, captured from transformers' own code."""
     files = read_tokenizer_files(folder)
     rules = read_text_rules(folder)
     found = capture_pair(folder, options)
@@ -161,7 +161,7 @@ def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
 
 
 def _audio(folder: Path, found: CapturedPair, files: TokenizerFiles) -> AudioPreparation | None:
-    """Audio preprocessing; None if the encoder reads no sounds, or a token without text stands for them."""
+    """Return the audio preprocessing; None if the encoder reads no sounds, or their placeholder token has no text."""
     text = "" if found.image_token is None else files.text_of(found.image_token)
     if found.spectrogram is None or text is None:
         return None
@@ -169,7 +169,7 @@ def _audio(folder: Path, found: CapturedPair, files: TokenizerFiles) -> AudioPre
 
 
 def _images(folder: Path, found: CapturedPair, files: TokenizerFiles) -> ImagePreparation | None:
-    """Image preprocessing; None if the folder does not describe it or has no token for images."""
+    """Return the image preprocessing; None if the folder does not describe it or has no image token."""
     text = None if found.image_token is None or found.spectrogram else files.text_of(found.image_token)
     if text is None:
         return None
@@ -179,7 +179,7 @@ def _images(folder: Path, found: CapturedPair, files: TokenizerFiles) -> ImagePr
 
 
 def _genai(folder: Path, options: LanguageModelOptions) -> ImportedModel:
-    """A model of ONNX Runtime GenAI, whose configuration says which tokens end a text."""
+    """Import a model of ONNX Runtime GenAI, whose configuration specifies the stop tokens."""
     found = import_genai_folder(folder, options)
     files = replace(read_tokenizer_files(folder), stop_tokens=found.stop_tokens)
     files.check_fits(found.vocabulary, str(folder))
@@ -188,7 +188,7 @@ def _genai(folder: Path, options: LanguageModelOptions) -> ImportedModel:
 
 
 def _places(config: DecoderConfig, options: LanguageModelOptions) -> list[TensorSpec]:
-    """The inputs that give the positions of a run's tokens."""
+    """Return the inputs for the positions of a run's tokens."""
     if not options.sequences:
         return [TensorSpec(POSITION, (), "int64")] if config.counts else []
     shapes: dict[str, tuple[int | str, ...]] = {POSITIONS: (2, "n"), SEQUENCES: ("sequences", 5), WANTED: ("m",)}
@@ -196,7 +196,7 @@ def _places(config: DecoderConfig, options: LanguageModelOptions) -> list[Tensor
 
 
 def _requirements(config: DecoderConfig) -> tuple[SizeRequirement, ...]:
-    """Learned positions end where their table does."""
+    """Return the limit of learned positions, the size of their table."""
     if not config.position_rows:
         return ()
     most = str(config.position_rows - config.position_offset)
@@ -205,7 +205,7 @@ def _requirements(config: DecoderConfig) -> tuple[SizeRequirement, ...]:
 
 
 def _stable_context(config: DecoderConfig) -> int | None:
-    """The length of a sequence beyond which the rotations of its tokens depend on the length."""
+    """Return the sequence length beyond which the rotations of tokens depend on it."""
     ropes = [layer.rope for layer in config.layers if layer.rope is not None]
     changing = [rope.original_context for rope in ropes if rope.dynamic or rope.long_frequencies]
     return min(changing) if changing else None
@@ -224,7 +224,7 @@ def _description(architecture: str, context: int, vocabulary: int, files: Tokeni
 
 
 def _assets(description: LanguageModelDescription, files: TokenizerFiles) -> dict[str, bytes]:
-    """Data that a module stores beside its weights to generate text."""
+    """Return data stored in a module in addition to its weights, for text generation."""
     try:
         assets = {DESCRIPTION_ASSET: encode(checked(description))}
     except FieldError as error:

@@ -1,7 +1,7 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434) of one layer, in its absorbed form.
 
-The cache holds one row a token, (compressed keys and values, rotated key). Queries are multiplied with the weights of
-the keys, and results with those of the values, so that neither keys nor values of single heads are ever computed.
+The cache holds one row per token, (compressed keys and values, rotated key). Queries are multiplied by the key weights,
+and results by the value weights, so that keys and values of individual heads are never computed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from schedules.ir.tvm_types import Expr
 
 
 class LatentAttention:
-    """A mixer whose `cache` has the new entries once `heads` was called; `angles` are its rotations, None for none."""
+    """A mixer whose `cache` has the new entries after `heads` was called; `angles` are its rotations, None for none."""
 
     def __init__(
         self, model: Emitter, index: int, config: LatentConfig, angles: Expr | None, cache: KeyValueCache
@@ -25,7 +25,7 @@ class LatentAttention:
         self._angles, self.cache = angles, cache
 
     def heads(self, x: Expr) -> Expr:
-        """Weighted sums of cached rows for normalized x (1, n, hidden): (1, n, heads * width of a row)."""
+        """Return weighted sums of cached rows for normalized x (1, n, hidden): (1, n, heads * row width)."""
         model, config, emit = self._model, self._config, self._model.builder.emit
         query, row = self._projected(x)
         count = model.config.heads
@@ -46,7 +46,7 @@ class LatentAttention:
         return emit(R.reshape(found, (1, model.length, count * config.width)))
 
     def output(self, found: Expr) -> Expr:
-        """The values of the heads, and the last product: (1, n, hidden)."""
+        """Apply the value weights and the last matmul: (1, n, hidden)."""
         model, config, emit = self._model, self._config, self._model.builder.emit
         rows, count = found.ty.shape[1], model.config.heads
         sums = emit(R.reshape(found, (1, rows, count, config.width)))
@@ -58,11 +58,11 @@ class LatentAttention:
 
     @property
     def states(self) -> tuple[Expr, ...]:
-        """The cache with the new entries."""
+        """Cache with the new entries."""
         return self.cache.parts
 
     def _projected(self, x: Expr) -> tuple[Expr, Expr]:
-        """The queries, the parts of all heads without positions first, and the row of each token."""
+        """Return the queries, with the unrotated parts of all heads first, and the row of each token."""
         model, config, parameters = self._model, self._config, self._model.parameters
         row: Linear = parameters.latent_row(self._index, config)
         if not config.query_rank:
@@ -75,7 +75,7 @@ class LatentAttention:
         return model.products.product(low, parameters.latent_queries(self._index, config)), new
 
     def _part(self, x: Expr, start: int, width: int) -> Expr:
-        """Some columns of (1, n, width)."""
+        """Return a range of columns of (1, n, width)."""
         return self._model.builder.emit(
             R.strided_slice(x, axes=[2], begin=[start], end=[start + width], assume_inbound=True)
         )

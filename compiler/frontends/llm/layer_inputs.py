@@ -1,4 +1,4 @@
-"""Embeddings of tokens that each layer has of its own (Gemma 3n and 4)."""
+"""Per-layer embeddings of tokens (Gemma 3n and 4)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def layer_inputs(model: Emitter, config: LayerInputs, tokens: Expr, embedded: Expr) -> list[Expr]:
-    """The input (1, n, width) of each layer.
+    """Return the input (1, n, width) of each layer.
 
-    It is the sum, divided by sqrt(2), of an embedding of the token, and of a normalized product with `embedded`, what
-    the first layer reads: (1, n, hidden).
+    It is the sum, divided by sqrt(2), of an embedding of the token and a normalized projection of `embedded`, the first
+    layer's input: (1, n, hidden).
     """
     emit, parameters, products = model.builder.emit, model.parameters, model.products
     layers, width = len(model.config.layers), config.width
@@ -39,7 +39,7 @@ def layer_inputs(model: Emitter, config: LayerInputs, tokens: Expr, embedded: Ex
 
 
 def layer_update(model: Emitter, index: int, config: LayerInputs, x: Expr, own: Expr) -> Expr:
-    """The update of a layer from its own input: (1, n, hidden) and (1, n, width) -> (1, n, hidden)."""
+    """Return a layer's update from its own input: (1, n, hidden) and (1, n, width) -> (1, n, hidden)."""
     parameters, products, hidden = model.parameters, model.products, model.config.hidden
     gate = products.product(x, parameters.linear(index, "layer_gate", config.width, hidden))
     gated = model.builder.emit(R.multiply(model.activated(index, gate), own))

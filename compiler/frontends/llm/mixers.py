@@ -1,4 +1,4 @@
-"""Recurrent mixers of decoders: short convolution, selective scan and gated delta rule, with the states they keep."""
+"""Recurrent mixers of decoders: short convolution, selective scan and gated delta rule, with their states."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Shapes: TypeAlias = "dict[str, tuple[int, ...]]"
-_BLOCK = 64  # channels of Mamba that are scanned together
+_BLOCK = 64  # channels of Mamba scanned together
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShortConvolution:
-    """The mixer of LFM2: `out(c * convolution(b * x))` of three parts of one product.
+    """The mixer of LFM2: `out(c * convolution(b * x))` of three parts of one matmul.
 
     Attributes:
         width: hidden size of the model.
@@ -24,23 +24,23 @@ class ShortConvolution:
 
     @property
     def states(self) -> Shapes:
-        """The rows that the convolution reaches back to."""
+        """The last rows, for the convolution."""
         return {"window": (self.taps - 1, self.width)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateSpace:
-    """The mixer of Mamba, or of Mamba-2 where there are `heads`.
+    """The mixer of Mamba, or of Mamba-2 if there are `heads`.
 
     Attributes:
         inner: channels of the scan.
         sizes: state size of a channel.
         taps: kernel size of the convolution.
         rank: rank of the projection to steps, dt (Mamba).
-        heads, groups: number of channel groups that share a step, and of those that share B and C (Mamba-2).
+        heads, groups: number of channel groups with a shared step, and of those with shared B and C (Mamba-2).
         limits: range of the steps (Mamba-2).
         norm: group norm of the result: after its gate, before it, or none (Mamba-2).
-        selection_norms: norms of dt, B and C: none, RMS without weights, or with them (Mamba).
+        selection_norms: norms of dt, B and C: none, RMS without weights, or RMS with weights (Mamba).
         selection_epsilon: epsilon of these norms.
     """
 
@@ -62,14 +62,14 @@ class StateSpace:
 
     @property
     def block(self) -> int:
-        """Channels that are scanned together."""
+        """Channels scanned together."""
         if self.heads:
             return self.inner // self.heads
         return _block(self.inner)
 
     @property
     def states(self) -> Shapes:
-        """The rows that the convolution reaches back to, and the state of each channel."""
+        """The last rows, for the convolution, and the state of each channel."""
         blocks = self.inner // self.block
         return {"window": (self.taps - 1, self.convolved), "state": (blocks, self.sizes, self.block)}
 
@@ -80,7 +80,7 @@ class GatedRecurrence:
 
     Attributes:
         width: channels of both.
-        heads: blocks of channels whose gates are computed from one another.
+        heads: blocks of channels with block-diagonal gate projections.
         taps: kernel size of the convolution.
     """
 
@@ -90,7 +90,7 @@ class GatedRecurrence:
 
     @property
     def states(self) -> Shapes:
-        """The rows that the convolution reaches back to, and a number for each channel."""
+        """The last rows, for the convolution, and a number per channel."""
         block = _block(self.width)
         return {"window": (self.taps - 1, self.width), "state": (self.width // block, 1, block)}
 
@@ -104,13 +104,13 @@ class GatedDelta:
         key_size, value_size: widths of these heads.
         taps: kernel size of the convolution.
         layout: layout of the projections: "joined", by key head in two tensors (Qwen3-Next), "separate" in four
-            (Qwen3.5), "mixed", separate except for rates and steps (GGUF files of Qwen3-Next), "parts", queries, keys
-            and values apart as well (OLMo-Hybrid), or "low-rank", like that with gates and steps by two products each
-            (Kimi Linear, whose states have a step for each of their rows).
-        tiled: value head i reads key head i % key_heads (GGUF files of Qwen3.5); else neighbours share one.
+            (Qwen3.5), "mixed", separate except for rates and steps (GGUF files of Qwen3-Next), "parts", with queries,
+            keys and values separate as well (OLMo-Hybrid), or "low-rank", the same with gates and steps as two matmuls
+            each (Kimi Linear, whose states have a step per row).
+        tiled: value head i reads key head i % key_heads (GGUF files of Qwen3.5); otherwise neighbors share one.
         rate_scale: factor of the correction, besides its sigmoid.
         gate: activation of the gates of the result.
-        epsilon: of the norm of the result; None for the model's.
+        epsilon: epsilon of the result's norm; None for the model's.
     """
 
     heads: int
@@ -126,7 +126,7 @@ class GatedDelta:
 
     @property
     def steps(self) -> int:
-        """Number of steps of a token."""
+        """Number of steps per token."""
         return self.heads * (self.key_size if self.layout == "low-rank" else 1)
 
     @property
@@ -146,17 +146,17 @@ class GatedDelta:
 
     @property
     def states(self) -> Shapes:
-        """The rows that the convolution reaches back to, and the matrix of each head."""
+        """The last rows, for the convolution, and the matrix of each head."""
         return {"window": (self.taps - 1, self.convolved), "state": (self.heads, self.key_size, self.value_size)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightningAttention:
-    """The mixer of MiniMax-Text-01: linear attention with a fixed decay of each head (arXiv:2401.04658).
+    """The mixer of MiniMax-Text-01: linear attention with a fixed decay per head (arXiv:2401.04658).
 
     Attributes:
         heads: number of heads.
-        size: width of their queries, keys and values.
+        size: width of each head's queries, keys and values.
     """
 
     heads: int
@@ -168,7 +168,7 @@ class LightningAttention:
         return {"state": (self.heads, self.size, self.size)}
 
     def decays(self, layer: int, layers: int) -> list[float]:
-        """Logarithms of the share of each head's state that a token keeps."""
+        """Return logarithms of the share of each head's state that a token keeps."""
         factor = 1 - layer / (layers - 1 + 1e-5) + 1e-5
         return [-factor * 2 ** (-8 * (head + 1) / self.heads) for head in range(self.heads)]
 
@@ -199,5 +199,5 @@ Recurrent: TypeAlias = ShortConvolution | StateSpace | GatedRecurrence | GatedDe
 
 
 def _block(channels: int) -> int:
-    """Channels that are scanned together, where each has a decay of its own."""
+    """Return the number of channels scanned together if each has its own decay."""
     return next(width for width in range(min(_BLOCK, channels), 0, -1) if channels % width == 0)

@@ -12,32 +12,31 @@ class Names:
 
     Roles of a layer: attention_norm, q, k, v (or qkv), o, q_norm, k_norm, sinks, post_attention_norm, mlp_norm, gate,
     up (or gate_up), activation (the prefix of its own numbers), down, post_mlp_norm; of a mixture router, router_bias,
-    expert_gate, expert_up (or expert_gate_up), expert_down, where names may hold "{expert}", experts_in, experts_out,
-    and shared_gate,
-    shared_up (or shared_gate_up), shared_down, shared_router. Of latent attention: q (or q_a, q_a_norm, q_b), kv_a,
-    kv_a_norm, kv_b (or k_b and v_b, which hold one head after another, keys transposed). A role that the format or
-    architecture does not have is missing. Of recurrent mixers: conv_in, conv, conv_out; ssm_in, ssm_conv,
+    expert_gate, expert_up (or expert_gate_up), expert_down, whose names may contain "{expert}", experts_in,
+    experts_out, and shared_gate, shared_up (or shared_gate_up), shared_down, shared_router. Of latent attention: q (or
+    q_a, q_a_norm, q_b), kv_a, kv_a_norm, kv_b (or k_b and v_b, with the heads concatenated and keys transposed). Roles
+    that a format or architecture lacks are absent. Of recurrent mixers: conv_in, conv, conv_out; ssm_in, ssm_conv,
     ssm_selection, ssm_step, ssm_step_bias, ssm_decay, ssm_skip, ssm_norm, ssm_out and the norms ssm_step_norm,
-    ssm_write_norm, ssm_read_norm; delta_joined and delta_rates, or delta_qkv (or delta_q, delta_k, delta_v),
-    delta_gate and delta_step (each may have a product before it, with "_low") and delta_rate; delta_conv,
-    delta_step_bias, delta_decay, delta_norm, delta_out; unit_in, unit_gate, unit_conv, unit_input, unit_rate,
-    unit_decay, unit_out; memory_q, memory_k, memory_v, memory_gate (or memory_qkv_gate), memory_input and
-    memory_forget (or memory_gates), memory_norm, memory_out. Of Zamba2's blocks: block_norm, block_out. Of layers with
-    inputs of their own: layer_gate, layer_out, layer_out_norm, layer_scale. Of mixtures beside an MLP: router_scale,
+    ssm_write_norm, ssm_read_norm; delta_joined and delta_rates, or delta_qkv (or delta_q, delta_k, delta_v), delta_gate
+    and delta_step (each optionally preceded by a matmul, with "_low") and delta_rate; delta_conv, delta_step_bias,
+    delta_decay, delta_norm, delta_out; unit_in, unit_gate, unit_conv, unit_input, unit_rate, unit_decay, unit_out;
+    memory_q, memory_k, memory_v, memory_gate (or memory_qkv_gate), memory_input and memory_forget (or memory_gates),
+    memory_norm, memory_out. Of Zamba2's blocks: block_norm, block_out. Of layers with
+    their own inputs: layer_gate, layer_out, layer_out_norm, layer_scale. Of mixtures parallel to an MLP: router_scale,
     expert_scale, experts_norm, dense_post_norm, experts_post_norm. Of alternating updates: stream_router,
     stream_router_norm, stream_predict, stream_correct, stream_scale, laurel_in, laurel_out, laurel_norm. Any
-    product may have an update of low rank, whose roles are its own with "_adapter.0" and "_adapter.1". Names of sinks,
-    decays, skips, biases and scales are whole; ".weight" follows the others.
+    matmul may have a low-rank update, with roles suffixed "_adapter.0" and "_adapter.1". Names of sinks,
+    decays, skips, biases and scales are complete; all others are followed by ".weight".
 
     Attributes:
         embedding, norm, head: names without ".weight".
         layer: the prefix of layer {index}.
         roles: role -> name below the prefix.
-        own: roles of single layers that differ, by number of the layer; names of None do not exist there, and
-            those that begin as `layer` does are whole: tensors of another layer.
-        positions, embedding_norm: as `embedding`; None where there is no such thing.
-        whole: role -> name of further tensors of no layer: layer_embedding, layer_model, layer_norm
-            (see `LayerInputs`), streams_in, streams_out (see `AlternatingUpdates`).
+        own: roles that differ in single layers, by layer number; a name of None means that the role is absent, and
+            names that begin like `layer` are complete: tensors of another layer.
+        positions, embedding_norm: like `embedding`; None if absent.
+        whole: role -> name of other tensors outside layers: layer_embedding, layer_model, layer_norm (see
+            `LayerInputs`), streams_in, streams_out (see `AlternatingUpdates`).
     """
 
     embedding: str
@@ -51,7 +50,7 @@ class Names:
     whole: Mapping[str, str] = field(default_factory=dict)
 
     def below(self, prefix: str) -> Names:
-        """The same without a prefix, as checkpoints of the model without its head have it."""
+        """Return the names without a prefix, for checkpoints of models without a head."""
         return replace(
             self,
             embedding=self.embedding.removeprefix(prefix),
@@ -67,7 +66,7 @@ class Names:
         )
 
     def of(self, index: int, role: str) -> str | None:
-        """The name of a role in a layer, without ".weight"; None where there is no such thing."""
+        """Return the name of a role in a layer, without ".weight"; None if absent."""
         name = {**self.roles, **self.own.get(index, {})}.get(role)
         if name is None or name.startswith(self.layer.partition("{index}")[0]):
             return name
@@ -228,16 +227,16 @@ _RECURRENT = {
 
 
 def recurrent_roles(kind: str, prefix: str) -> dict[str, str]:
-    """Names of a recurrent mixer (a key of the table above) in files of transformers, below a prefix."""
+    """Return names of a recurrent mixer (a key of the table above) in transformers files, below a prefix."""
     return {role: prefix + name for role, name in _RECURRENT[kind].items()}
 
 
 def hugging_face_names(norms: str = "pre", roles: Mapping[str, str] | None = None) -> Names:
-    """Names in files of transformers, of Llama and similar models.
+    """Return names in transformers files of Llama and similar models.
 
     Args:
         norms: position of a block's norms: "pre", "post" or "sandwich" (both).
-        roles: roles with other names, and additional ones.
+        roles: renamed and additional roles.
     """
     own = {"pre": _PRE_NORM, "post": _POST_NORM, "sandwich": _SANDWICH}[norms]
     every = {**_ATTENTION, **_MLP, **own, **(roles or {})}
@@ -324,7 +323,7 @@ _GGUF_ROLES = {
 
 
 def gguf_names(norms: str) -> Names:
-    """Names in GGUF files, as `hugging_face_names`."""
+    """Return names in GGUF files; see `hugging_face_names`."""
     roles = dict(_GGUF_ROLES)
     if norms != "post":
         roles |= {"attention_norm": "attn_norm", "mlp_norm": "ffn_norm"}

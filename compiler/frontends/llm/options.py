@@ -20,18 +20,19 @@ class LanguageModelOptions:
     """Options of a language model's compilation.
 
     Attributes:
-        precision: storage type of weights: one of `PRECISIONS`, or None for what the checkpoint has. "int8" and
-            "int4" round groups of 32 neighbours with a scale of their own; the embedding and the head get 8 bits.
-        activations: "int8" rounds the operands of products with quantized weights to 8 bits, 32 neighbours with a scale
-            of their own, as llama.cpp does, and of those with bfloat16 weights to bfloat16; "float32" keeps them.
-        all_logits: return the logits of all tokens, not of the last one.
-        cache: the type of keys and values that are kept: one of `CACHES`, or None for float32 beside float32 weights
-            and float16 beside narrower ones. It is read whole for each token. "int8" has a scale for each head and row.
-        sequences: build the module for several sequences a run, for `compiler.generation.Scheduler` and for speculative
+        precision: storage type of weights: one of `PRECISIONS`, or None to keep the checkpoint's. "int8" and "int4"
+            quantize groups of 32 neighbors with one scale each; the embedding and the head get 8 bits.
+        activations: "int8" quantizes the operands of matmuls with quantized weights to 8 bits, with one scale per 32
+            neighbors, like llama.cpp, and rounds those of matmuls with bfloat16 weights to bfloat16; "float32" keeps
+            them.
+        all_logits: return the logits of all tokens instead of only the last one.
+        cache: the type of cached keys and values: one of `CACHES`, or None for float32 with float32 weights and float16
+            with narrower ones. Each token reads the whole cache. "int8" has a scale per head and row.
+        sequences: build the module for several sequences per run, for `compiler.generation.Scheduler` and speculative
             decoding: a session's cache has a slot for each. Excludes `all_logits` and int8 caches.
-        adapters: folders of LoRA adapters of peft that are merged into the weights, one after another.
-        kept_adapters: name -> folder of adapters that are kept beside the weights; each run chooses one, or none.
-        captures: return the operand of each product of the layers as well, for `grams`.
+        adapters: folders of peft LoRA adapters to merge into the weights, one after another.
+        kept_adapters: name -> folder of adapters kept separate from the weights; each run chooses one, or none.
+        captures: also return the operand of each matmul of the layers, for `grams`.
         grams: Gram matrix of each of these operands (the sum of x xᵀ over its rows x), used by "int4" (GPTQ).
     """
 
@@ -64,14 +65,14 @@ class LanguageModelOptions:
             object.__setattr__(self, "cache", name)
 
     def cache_dtype(self, *, narrow: bool) -> str:
-        """The type of the cache; `narrow`: True if the checkpoint's own weights are narrower than float32."""
+        """Return the type of the cache; `narrow`: True if the checkpoint's own weights are narrower than float32."""
         if self.cache is not None:
             return self.cache
         return "float32" if self.precision == "float32" or not (self.precision or narrow) else "float16"
 
     def rounds_attention(self, cache: str, *, stored: str) -> bool:
-        """True if attention may round its operands as products with such weights do: to bfloat16 in prompts, and
-        queries to 8 bits over an int8 cache. `stored`: the kind of the checkpoint's weights, as `Matrix.kind`."""
+        """True if attention may round its operands like matmuls with such weights: to bfloat16 in prompts, and queries
+        to 8 bits over an int8 cache. `stored`: the kind of the checkpoint's weights, as in `Matrix.kind`."""
         exact = ("F32", "F16") if self.precision is None else ("float32", "float16")
         narrow = (stored if self.precision is None else self.precision) not in exact
         return self.activations == "int8" and (narrow or cache in ("int8", "bfloat16"))

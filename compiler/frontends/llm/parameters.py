@@ -1,4 +1,4 @@
-"""The weights of a decoder by role: fused tensors are split, and rows are reordered for this package."""
+"""The weights of a decoder by role: fused tensors are split, and rows are reordered for this compiler."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from compiler.frontends.llm.weights import (
 
 @dataclass(frozen=True)
 class Norm:
-    """A weight of None is 1, a bias of None 0; each float32 (size,)."""
+    """A weight of None is 1, a bias of None is 0; both are float32 (size,)."""
 
     weight: Array | None
     bias: Array | None = None
@@ -39,16 +39,19 @@ class Storage:
 
     Attributes:
         interleaved: rows of queries and keys are ordered for the rotation of adjacent pairs (GGUF of Llama, GPT-J).
-        grouped: a fused tensor holds, for each head of keys, its queries, its keys, its values; else all queries come
-            first, then all keys.
+        grouped: a fused tensor holds, for each key head, its queries, its keys and its values; otherwise all queries
+            precede all keys.
         transposed: weights of layers are stored as (depth, rows).
-        alternating: rows of the fused first product of experts are gate, up, gate, up, ...; else all gates come first.
-        stacked_rows: tensors of all experts without ".weight" are (experts, rows, depth); else (experts, depth, rows).
+        alternating: rows of the fused first matmul of experts are gate, up, gate, up, ...; otherwise all gates come
+            first.
+        stacked_rows: tensors of all experts without ".weight" are (experts, rows, depth); otherwise (experts, depth,
+            rows).
         norm_offset: offset added to norm weights (Gemma's are stored minus 1).
-        tied: the output head is the embedding; None: if there is no other.
-        bare_norms: norms that have no weights (OLMo).
-        decays: decays of recurrent mixers are stored as they are, which are negative; else as logarithms of amounts.
-        factors: role -> factor of the product of a weight (Falcon-H1), a number or one for each output.
+        tied: the output head is the embedding; None: if there is no head tensor.
+        bare_norms: norms have no weights (OLMo).
+        decays: decays of recurrent mixers are stored directly, as negative numbers; otherwise as logarithms of
+            magnitudes.
+        factors: role -> factor of a weight's matmul (Falcon-H1), one number or one per output.
     """
 
     interleaved: bool = False
@@ -64,7 +67,7 @@ class Storage:
 
 
 class Parameters:
-    """Reads the weights of a model as it is built."""
+    """Reads the weights of a model while it is built."""
 
     def __init__(
         self,
@@ -78,12 +81,12 @@ class Parameters:
         self.adapters = adapters
 
     def embedding(self) -> Matrix:
-        """(vocabulary, hidden)"""
+        """Return the embedding, (vocabulary, hidden)."""
         config = self._config
         return self._checkpoint.matrix(f"{self._names.embedding}.weight", config.vocabulary, config.hidden)
 
     def head(self) -> Linear | None:
-        """The head; None where it is tied to the embedding."""
+        """Return the head; None if it is tied to the embedding."""
         name, config = self._names.head, self._config
         if self._storage.tied is True:
             self._checkpoint.ignore([f"{name}.weight"])
@@ -93,31 +96,32 @@ class Parameters:
         return self._linear(name, config.vocabulary, config.hidden)
 
     def positions(self) -> Matrix:
-        """The table of learned positions: (position rows, hidden)."""
+        """Return the table of learned positions: (position rows, hidden)."""
         config = self._config
         return self._checkpoint.matrix(f"{self._names.positions}.weight", config.position_rows, config.hidden)
 
     def embedding_norm(self) -> Norm | None:
-        """The norm applied to the embeddings; None if there is none."""
+        """Return the norm applied to the embeddings; None if there is none."""
         name = self._names.embedding_norm
         return None if name is None else self._norm(name, self._config.hidden)
 
     def layer_embedding(self, config: LayerInputs) -> Matrix:
-        """The embeddings of all layers side by side: (vocabulary, layers * width)."""
+        """Return the embeddings of all layers side by side: (vocabulary, layers * width)."""
         name, width = self._names.whole["layer_embedding"], len(self._config.layers) * config.width
         return self._checkpoint.matrix(f"{name}.weight", config.vocabulary, width)
 
     def layer_model(self, config: LayerInputs) -> Linear:
-        """The product that gives a part of all layers' inputs from the embedding of a token."""
+        """Return the projection of a token's embedding to a part of all layers' inputs."""
         width = len(self._config.layers) * config.width
         return self._linear(self._names.whole["layer_model"], width, self._config.hidden)
 
     def layer_norm(self, config: LayerInputs) -> Norm:
-        """The norm of each layer's part of that product."""
+        """Return the norm of each layer's part of that projection."""
         return self._norm(self._names.whole["layer_norm"], config.width)
 
     def stream_products(self, role: str, count: int) -> list[Linear]:
-        """Products between the first stream and each of `count` others: tensors of their own, or one for all."""
+        """Return the projections between the first stream and each of `count` others, stored separately or in one
+        tensor."""
         name, hidden = self._names.whole[role], self._config.hidden
         if not self._checkpoint.has(f"{name}.weight"):
             return [self._linear(f"{name}.{index}", hidden, hidden) for index in range(count)]
@@ -125,18 +129,18 @@ class Parameters:
         return [Linear(each, None) for each in stack.weights]
 
     def layer_scale(self, layer: int) -> float:
-        """The factor of a layer's result, 1 where there is none."""
+        """Return the factor of a layer's result, by default 1."""
         name = self._names.of(layer, "layer_scale")
         if name is None or not self._checkpoint.has(name):
             return 1.0
         return float(self._checkpoint.vector(name, 1)[0])
 
     def final_norm(self) -> Norm:
-        """The last norm, (hidden,)."""
+        """Return the final norm, (hidden,)."""
         return self._norm(self._names.norm, self._config.hidden)
 
     def norm(self, layer: int, role: str, size: int) -> Norm:
-        """A norm of a layer; those of queries and keys in the order of their rows."""
+        """Return a norm of a layer; norms of queries and keys are in the order of their rows."""
         found = self._norm(self._names.of(layer, role), size)
         if role not in ("q_norm", "k_norm") or not self._storage.interleaved or found.weight is None:
             return found
@@ -144,7 +148,7 @@ class Parameters:
         return Norm(found.weight[order], None if found.bias is None else found.bias[order])
 
     def has_norm(self, layer: int, role: str) -> bool:
-        """True if a layer has this norm."""
+        """True if a layer has the norm."""
         name = self._names.of(layer, role)
         if self._storage.bare_norms:
             return role in ("attention_norm", "mlp_norm")
@@ -153,14 +157,14 @@ class Parameters:
         return name is not None
 
     def norm_size(self, layer: int, role: str, sizes: tuple[int, ...]) -> int:
-        """The size of a norm's weight: that of one head, or of all together."""
+        """Return the size of a norm's weight: that of one head, or of all heads."""
         for size in sizes:
             if self._checkpoint.shape_is(f"{self._names.of(layer, role)}.weight", (size,)):
                 return size
         raise InvalidModelError(f"{self._checkpoint.origin}: {self._names.of(layer, role)!r} has none of sizes {sizes}")
 
     def queries_keys_values(self, layer: int) -> list[Linear]:
-        """The three products, in this order; without that of values that are keys, or of keys of another layer."""
+        """Return the three projections in order, except for values that are keys, or keys of another layer."""
         heads, own = self._config.heads_of(layer), self._config.layers[layer]
         if own.shares is not None:
             self._ignore(layer, ("k", "v", "k_norm"))  # some files have them
@@ -174,7 +178,7 @@ class Parameters:
         return [q, k, v]
 
     def _turned(self, layer: int, count: int) -> Array:
-        """Rows of some heads of a layer in the order of rotations of halves."""
+        """Return the rows of some heads of a layer, ordered for rotating halves."""
         rope, size = self._config.layers[layer].rope, self._config.heads_of(layer).size
         return _halves(count, size, size if rope is None else rope.size)
 
@@ -182,8 +186,8 @@ class Parameters:
         self._checkpoint.ignore([f"{self._names.of(layer, role)}.weight" for role in roles])
 
     def gated_queries_keys_values(self, layer: int) -> list[Linear]:
-        """The three products, and that of the gates of attention: of heads or of their elements, in a tensor of its own
-        or beside the queries, head by head."""
+        """Return the three projections, and that of the attention gates (per head or element), stored separately or
+        next to the queries of each head."""
         heads, hidden = self._config.heads_of(layer), self._config.hidden
         if self._names.of(layer, "attention_gate") is not None:
             width = heads.count if self.width(layer, "attention_gate") == heads.count else heads.queries
@@ -195,7 +199,7 @@ class Parameters:
         return [query, key, value, gate]
 
     def latent_queries(self, layer: int, config: LatentConfig) -> Linear:
-        """The queries of latent attention: of all heads the parts without positions, then the rotated parts."""
+        """Return the query projection of latent attention: the unrotated parts of all heads, then the rotated parts."""
         count, size = self._config.heads, config.plain + config.rotated
         if config.query_rank:
             whole = self._role(layer, "q_b", count * size, config.query_rank)
@@ -208,7 +212,7 @@ class Parameters:
         return whole.taken(np.concatenate([rows[:, : config.plain].reshape(-1), turned]))
 
     def latent_row(self, layer: int, config: LatentConfig) -> Linear:
-        """The product that gives the row of a token, before its norm and rotation."""
+        """Return the projection to a token's row, before its norm and rotation."""
         whole = self._role(layer, "kv_a", config.width, self._config.hidden)
         if not config.interleaved:
             return whole
@@ -216,7 +220,7 @@ class Parameters:
         return whole.taken(np.concatenate([np.arange(config.rank), turned]))
 
     def latent_keys(self, layer: int, config: LatentConfig) -> Experts:
-        """Matrix of each head that maps the part of its query without positions to the width of a cached row."""
+        """Return each head's matrix that maps the unrotated part of its query to the width of a cached row."""
         count, name = self._config.heads, self._names.of(layer, "k_b")
         if name is not None and self._checkpoint.has(f"{name}.weight"):
             return Experts.of_stack(self._checkpoint.stack(f"{name}.weight", count, config.rank, config.plain), count)
@@ -224,57 +228,57 @@ class Parameters:
         return Experts(tuple(_floats(each).transposed() for each in keys.weights))
 
     def latent_values(self, layer: int, config: LatentConfig) -> Experts:
-        """Matrix of each head that maps weighted sums of cached rows to its values."""
+        """Return each head's matrix that maps weighted sums of cached rows to its values."""
         count, name = self._config.heads, self._names.of(layer, "v_b")
         if name is not None and self._checkpoint.has(f"{name}.weight"):
             return Experts.of_stack(self._checkpoint.stack(f"{name}.weight", count, config.values, config.rank), count)
         return self._latent_heads(layer, config).part(slice(config.plain, None))
 
     def _latent_heads(self, layer: int, config: LatentConfig) -> Experts:
-        """Keys, then values, of each head."""
+        """Return keys, then values, of each head."""
         count = self._config.heads
         whole = self._role(layer, "kv_b", count * (config.plain + config.values), config.rank)
         return Experts.of_stack(whole.weight, count)
 
     def linear(self, layer: int, role: str, rows: int, depth: int) -> Linear:
-        """A product of a mixer."""
+        """Return a linear layer of a mixer."""
         return self._role(layer, role, rows, depth)
 
     def width(self, layer: int, role: str) -> int:
-        """The number of outputs of a product whose width no setting gives."""
+        """Return the number of outputs of a linear layer whose width is not in the settings."""
         return self._checkpoint.shape(f"{self._names.of(layer, role)}.weight")[0]
 
     def head_products(self, layer: int, role: str, heads: int, size: int) -> Experts:
-        """Products of blocks of channels, stored as (heads, inputs, outputs) beside their biases."""
+        """Return block-diagonal matmuls, stored as (heads, inputs, outputs) with their biases."""
         name, checkpoint = self._names.of(layer, role), self._checkpoint
         stored = Experts.of_stack(checkpoint.stack(f"{name}_weight", heads, size, size), heads)
         biases = checkpoint.array(f"{name}_bias", (heads, size))
         return Experts(tuple(_floats(each).transposed() for each in stored.weights), biases)
 
     def together(self, layer: int, widths: Mapping[str, int], depth: int) -> Linear:
-        """One product of several roles with these numbers of outputs; float32 where they are not stored alike."""
+        """Return one matmul of several roles with these numbers of outputs; float32 if their storage differs."""
         parts = [self._role(layer, role, width, depth) for role, width in widths.items()]
         if len(stacked(parts)) > 1:
             parts = [replace(each, weight=Matrix("F32", dequantized(each.weight), depth)) for each in parts]
         return joined(parts)
 
     def array(self, layer: int, role: str, shape: tuple[int, ...]) -> Array:
-        """Numbers as float32, which a file may store with axes of 1, or with one axis as two."""
+        """Return a float32 array, which a file may store with axes of 1, or with one axis split in two."""
         name = self._names.of(layer, role)
         assert name is not None
         return self._shaped(name, shape)
 
     def decay(self, layer: int, role: str, shape: tuple[int, ...]) -> Array:
-        """The rates of the states, which are negative."""
+        """Return the rates of the states, which are negative."""
         stored = self.array(layer, role, shape)
         return stored if self._storage.decays else -np.exp(stored)
 
     def weights(self, layer: int, role: str, shape: tuple[int, ...]) -> Array:
-        """Weights of a norm, or of a small product, as float32."""
+        """Return weights of a norm, or of a small matmul, as float32."""
         return self._shaped(f"{self._names.of(layer, role)}.weight", shape)
 
     def convolution(self, layer: int, role: str, channels: int, taps: int) -> tuple[Array, Array]:
-        """Weights (taps, channels) and biases of a convolution of each channel, which may be stored in three parts."""
+        """Return weights (taps, channels) and biases of a depthwise convolution, possibly stored in three parts."""
         name = self._names.of(layer, role)
         parts = [f"{self._names.of(layer, f'{role}_{part}')}.weight" for part in "qkv"]
         if self._checkpoint.has(parts[0]):
@@ -297,15 +301,15 @@ class Parameters:
         return self._checkpoint.array(name, found).reshape(shape)
 
     def gate_up(self, layer: int) -> list[Linear]:
-        """The two products of a gated MLP."""
+        """Return the two first matmuls of a gated MLP."""
         return self.parts(layer, "gate_up", ("gate", "up"), [self._config.intermediate_of(layer)] * 2)
 
     def up(self, layer: int) -> Linear:
-        """The first product of an MLP without gates."""
+        """Return the first matmul of an MLP without gates."""
         return self._role(layer, "up", self._config.intermediate_of(layer), self._config.hidden)
 
     def xielu(self, layer: int) -> XieluNumbers:
-        """The numbers of the activation of a layer, which are trained. Raises OptionError where the format has none."""
+        """Return the trained parameters of a layer's activation. Raises OptionError if the format has none."""
         name = self._names.of(layer, "activation")
         if name is None:
             raise OptionError(
@@ -319,22 +323,22 @@ class Parameters:
         return XieluNumbers.of_stored(positive, negative, beta, epsilon)
 
     def sinks(self, layer: int) -> Array | None:
-        """A score of each head that takes part in its softmax without a value, (heads,); None where there are none."""
+        """Return each head's additional softmax score without a value, (heads,); None if there are none."""
         name = self._names.of(layer, "sinks")
         if name is None or not self._checkpoint.has(name):
             return None
         return self._checkpoint.vector(name, self._config.heads)
 
     def output(self, layer: int) -> Linear:
-        """The output projection of attention."""
+        """Return the output projection of attention."""
         return self._role(layer, "o", self._config.hidden, self._config.heads_of(layer).queries)
 
     def down(self, layer: int) -> Linear:
-        """The down projection of the MLP."""
+        """Return the down projection of the MLP."""
         return self._role(layer, "down", self._config.hidden, self._config.intermediate_of(layer))
 
     def router(self, layer: int, config: ExpertsConfig) -> Linear:
-        """The router, with the scale of its inputs where those have one."""
+        """Return the router, including the scale of its inputs if there is one."""
         hidden = self._config.hidden
         found = self._role(layer, "router", config.count, hidden)
         if not config.beside:
@@ -343,15 +347,15 @@ class Parameters:
         return replace(found, weight=Matrix("F32", dequantized(found.weight) * scale, hidden))
 
     def router_bias(self, layer: int, config: ExpertsConfig) -> Array:
-        """The bias added to the router scores when experts are selected."""
+        """Return the bias added to the router scores when experts are selected."""
         return self.array(layer, "router_bias", (config.count,))
 
     def expert_scale(self, layer: int, config: ExpertsConfig) -> Array:
-        """Factor of the result of each expert, (experts,)."""
+        """Return the factor of each expert's result, (experts,)."""
         return self.array(layer, "expert_scale", (config.count,))
 
     def expert_gate_up(self, layer: int, config: ExpertsConfig) -> list[Experts]:
-        """The two products of the experts' gated MLPs."""
+        """Return the two first matmuls of the experts' gated MLPs."""
         width, depth = config.intermediate, config.latent or self._config.hidden
         fused, gate = (self._names.of(layer, role) for role in ("expert_gate_up", "expert_gate"))
         if fused is not None and (gate is None or not self._checkpoint.has(f"{gate}.weight")):
@@ -362,34 +366,34 @@ class Parameters:
         return [self._experts(layer, role, config, width, depth) for role in ("expert_gate", "expert_up")]
 
     def expert_down(self, layer: int, config: ExpertsConfig) -> Experts:
-        """The down projections of the experts."""
+        """Return the down projections of the experts."""
         return self._experts(layer, "expert_down", config, config.latent or self._config.hidden, config.intermediate)
 
     def expert_up(self, layer: int, config: ExpertsConfig) -> Experts:
-        """The first products of experts without gates."""
+        """Return the first matmuls of experts without gates."""
         return self._experts(layer, "expert_up", config, config.intermediate, config.latent or self._config.hidden)
 
     def shared_gate_up(self, layer: int, config: ExpertsConfig) -> list[Linear]:
-        """The two products of the MLP that all tokens go to."""
+        """Return the two first matmuls of the shared MLP."""
         return self.parts(layer, "shared_gate_up", ("shared_gate", "shared_up"), [config.shared] * 2)
 
     def shared_up(self, layer: int, config: ExpertsConfig) -> Linear:
-        """Its first product where it has no gates."""
+        """Return the first matmul of a shared MLP without gates."""
         return self._role(layer, "shared_up", config.shared, self._config.hidden)
 
     def shared_down(self, layer: int, config: ExpertsConfig) -> Linear:
-        """Its last product."""
+        """Return the last matmul of the shared MLP."""
         return self._role(layer, "shared_down", self._config.hidden, config.shared)
 
     def shared_router(self, layer: int) -> Linear:
-        """The product with one output that scales that MLP."""
+        """Return the one-output projection that scales the shared MLP."""
         name, hidden = f"{self._names.of(layer, 'shared_router')}.weight", self._config.hidden
         if self._checkpoint.shape_is(name, (hidden,)):
             return Linear.of_vector(self._checkpoint.vector(name, hidden))
         return self._role(layer, "shared_router", 1, hidden)
 
     def _experts(self, layer: int, role: str, config: ExpertsConfig, rows: int, depth: int) -> Experts:
-        """One tensor, or a tensor for each expert."""
+        """Read one tensor, or one per expert."""
         name = self._names.of(layer, role)
         assert name is not None
         if "{expert}" not in name:
@@ -398,7 +402,8 @@ class Parameters:
         return Experts(tuple(self._checkpoint.matrix(one, rows, depth) for one in each))
 
     def _stack(self, name: str, config: ExpertsConfig, rows: int, depth: int) -> Experts:
-        """One tensor of all experts: (experts, rows, depth), or as `Storage.stacked_rows` says under the bare name."""
+        """Read one tensor of all experts: (experts, rows, depth), or according to `Storage.stacked_rows` without
+        ".weight"."""
         checkpoint, count = self._checkpoint, config.count
         if checkpoint.has(name):
             stacked_rows = self._storage.stacked_rows
@@ -412,7 +417,7 @@ class Parameters:
         return found if bias is None else replace(found, biases=checkpoint.array(bias, (count, rows)))
 
     def parts(self, layer: int, fused: str, roles: tuple[str, ...], widths: list[int]) -> list[Linear]:
-        """Products of their own, or the parts of one."""
+        """Return separate matmuls, or the parts of a fused one."""
         depth = self._config.attention_inputs if fused == "qkv" else self._config.hidden
         first = self._names.of(layer, roles[0])
         if first is not None and self._checkpoint.has(f"{first}.weight"):
@@ -435,7 +440,7 @@ class Parameters:
         return self._scaled(self._adapted(layer, role, self._linear(name, rows, depth)), role)
 
     def _adapted(self, layer: int, role: str, linear: Linear) -> Linear:
-        """The weight with the low-rank update that a layer adds to one shared with others (Zamba2)."""
+        """Return the weight with a layer's low-rank update of a weight shared with other layers (Zamba2)."""
         inner, outer = (self._names.of(layer, f"{role}_adapter.{at}") for at in range(2))
         if inner is None:
             return linear
@@ -447,7 +452,7 @@ class Parameters:
         return replace(linear, weight=Matrix(kind, whole.astype(dtype), weight.depth))
 
     def _scaled(self, linear: Linear, role: str) -> Linear:
-        """The weight with the factor of its role."""
+        """Return the weight multiplied by the factor of its role."""
         factor = self._storage.factors.get(role)
         if factor is None:
             return linear
@@ -469,7 +474,7 @@ class Parameters:
         if self._storage.bare_norms:
             return Norm(None)
         assert name is not None
-        bare = self._checkpoint.has(name) and not self._checkpoint.has(f"{name}.weight")  # Falcon-H1's in GGUF files
+        bare = self._checkpoint.has(name) and not self._checkpoint.has(f"{name}.weight")  # GGUF files of Falcon-H1
         stored = self._checkpoint.vector(name if bare else f"{name}.weight", size)
         weight = stored + np.float32(self._storage.norm_offset)
         has_bias = self._checkpoint.has(f"{name}.bias")
@@ -477,19 +482,19 @@ class Parameters:
 
 
 def _floats(weight: Matrix) -> Matrix:
-    """A weight that can be transposed: quantized ones are float32."""
+    """Return a weight that can be transposed; quantized weights become float32."""
     return weight if weight.kind in FLOAT_KINDS else Matrix("F32", dequantized(weight), weight.depth)
 
 
 def _halves(heads: int, size: int, rotated: int) -> Array:
-    """The rows in an order in which a rotated pair is half of them apart, where it was side by side."""
+    """Reorder rows so that rotated pairs, stored adjacent, are half the rotated size apart."""
     rows = np.arange(heads * size).reshape(heads, size)
     pairs = rows[:, :rotated].reshape(heads, rotated // 2, 2).swapaxes(1, 2).reshape(heads, rotated)
     return np.concatenate([pairs, rows[:, rotated:]], axis=1).reshape(-1)
 
 
 def _ungrouped(config: DecoderConfig) -> Array:
-    """The rows of all queries, of all keys, of all values, where those of each head of keys stood together."""
+    """Order rows as all queries, all keys, all values if they are stored per key head."""
     each = config.heads // config.key_heads
     shape = (config.key_heads, each + 2, config.head_size)
     rows = np.arange(math.prod(shape)).reshape(shape)

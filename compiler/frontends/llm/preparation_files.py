@@ -48,15 +48,15 @@ def read_audio(
 def read_images(
     folder: Path, kind: str, rows: int, text: str, frame: tuple[str, str] | None = None
 ) -> ImagePreparation | None:
-    """Read the image preprocessing of a vision model; None if the folder does not describe it or uses an unknown step.
+    """Read the image preprocessing of a vision model; None if the folder does not describe it or has an unknown step.
 
     Args:
         kind: the type of the model.
-        rows: number of the encoder's rows for an image.
-        text: stands for a row of an image in a prompt.
-        frame: tokens before and behind the rows of an image, the first of which is its place in a text; None for none.
+        rows: number of encoder rows per image.
+        text: placeholder for an image row in a prompt.
+        frame: tokens before and after the rows of an image; the first one marks its position in a text; None for none.
 
-    Raises InvalidModelError where a file is damaged.
+    Raises InvalidModelError if a file is damaged.
     """
     values = _settings(folder, "image_processor")
     if values is None:
@@ -87,7 +87,7 @@ def read_images(
 
 
 def _cropped(values: dict[str, Any]) -> dict[str, Any] | None:
-    """The middle of an image, or all of it squeezed."""
+    """The center crop of an image, or the whole image resized to it."""
     if values.get("do_pad"):
         return None
     size, crop = values.get("size", {"shortest_edge": 224}), values.get("crop_size")
@@ -101,18 +101,18 @@ def _cropped(values: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _squeezed(values: dict[str, Any]) -> dict[str, Any] | None:
-    """The whole image in a square."""
+    """The whole image resized to a square."""
     return None if values.get("do_pan_and_scan") else _rectangle(values, 224)
 
 
 def _on_canvas(values: dict[str, Any]) -> dict[str, Any]:
-    """Tiles of a grid like the image, and all of it."""
+    """Tiles of a grid with the image's aspect ratio, and the whole image."""
     canvas = values.get("min_patches", 1), values.get("max_patches", 12)
     return {**_rectangle(values, 384), "canvas": canvas, "before": "<img>", "after": "</img>"}
 
 
 def _in_tiles(values: dict[str, Any]) -> dict[str, Any]:
-    """Square tiles of an image with a limited longer side, and all of it."""
+    """Square tiles of an image with a limited longer side, and the whole image."""
     side = _side(values.get("max_image_size"), "longest_edge", 364)
     return {
         "height": side,
@@ -125,7 +125,7 @@ def _in_tiles(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_patches(values: dict[str, Any]) -> dict[str, Any]:
-    """Patches of an image of nearly its own size."""
+    """Patches of an image at nearly its own size."""
     side, size = values.get("patch_size", 14), values.get("size")
     patches = {
         "merge": values.get("merge_size", 2),
@@ -136,8 +136,7 @@ def _in_patches(values: dict[str, Any]) -> dict[str, Any]:
     return {"height": side, "width": side, "patches": patches}
 
 
-# By the type of the model: the layout of an image, Pillow's filter, and the channels' means and deviations where the
-# folder names none.
+# By model type: the image layout, Pillow's filter, and the channels' default means and deviations.
 _KINDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], int, tuple[tuple[float, ...], ...]]] = {
     "llava": (_cropped, _BICUBIC, _CLIP),
     "gemma3": (_squeezed, _BILINEAR, _HALVES),
@@ -152,12 +151,12 @@ def _rectangle(values: dict[str, Any], default: int) -> dict[str, Any]:
 
 
 def _side(value: Any, name: str, default: int) -> Any:
-    """A length in an object, or a plain number."""
+    """Return a length from an object, or a plain number."""
     return value.get(name, default) if isinstance(value, dict) else default if value is None else value
 
 
 def _settings(folder: Path, part: str) -> dict[str, Any] | None:
-    """The settings of a part of a processor; None where there is no file of them."""
+    """Return the settings of a part of a processor; None if there is no file."""
     for name in _FILES:
         if (folder / name).exists():
             values = read_json(folder / name)

@@ -1,4 +1,4 @@
-"""Products with weights and look-ups in the embedding, as Relax."""
+"""Matmuls with weights and embedding look-ups, in Relax."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from compiler.support.unnamed_file import Room
 from schedules.ir.tvm_types import Expr
 from schedules.sequence_mixers import Columns
 
-_MOST_IN_MEMORY = 1 << 30  # bytes of weights; further ones go to files, so that a large model need not fit the memory
+_MOST_IN_MEMORY = 1 << 30  # bytes of weights; the rest go to files, so that a large model need not fit into memory
 
 
 class Products:
-    """Emits the products of one model."""
+    """Emits the matmuls of one model."""
 
     def __init__(self, builder: relax.BlockBuilder, options: LanguageModelOptions) -> None:
         self._builder, self._options = builder, options
         self._room = Room(_MOST_IN_MEMORY)
-        self.operands: list[Expr] = []  # of `product` but for the head, in order
-        self.adapter_of_rows: Callable[[Expr], Expr] | None = None  # int64 (n,), of an operand (1, n, depth)
-        self.adapted: set[str] = set()  # weights that adapters change, by name
+        self.operands: list[Expr] = []  # of `product` except the head, in order
+        self.adapter_of_rows: Callable[[Expr], Expr] | None = None  # int64 (n,), for an operand (1, n, depth)
+        self.adapted: set[str] = set()  # names of weights that adapters change
 
     def _packed(self, weight: Matrix, precision: str | None, gram: Array | None = None) -> BlockWeight:
         return packed(weight, precision, gram, empty=self._room.empty)
@@ -53,7 +53,7 @@ class Products:
         return self._builder.emit(R.add(result, as_constant(linear.bias.astype(np.float32))))
 
     def _changed(self, x: Expr, changes: Sequence[LowRank]) -> Expr:
-        """The low-rank update of each row's adapter, in float32: (1, n, rows)."""
+        """Return the low-rank update of each row's adapter, in float32: (1, n, rows)."""
         assert self.adapter_of_rows is not None
         emit, (_, length, depth) = self._builder.emit, list(x.ty.shape)
         numbers, rows = self.adapter_of_rows(x), emit(R.reshape(x, (length, depth)))
@@ -62,7 +62,7 @@ class Products:
         return emit(R.reshape(whole, (1, length, sum(change.rows for change in changes))))
 
     def _change(self, rows: Expr, numbers: Expr, change: LowRank) -> Expr:
-        """The update of some outputs, 0 where a row's adapter changes none: (n, rows)."""
+        """Return the update of some outputs, 0 if a row's adapter changes none: (n, rows)."""
         emit = self._builder.emit
         if not change.module:
             return emit(R.zeros((rows.ty.shape[0], change.rows), "float32"))
@@ -77,14 +77,14 @@ class Products:
         return emit(R.where(changes, rows, relax.const(0.0, "float32")))
 
     def products(self, x: Expr, parts: Sequence[Linear]) -> list[Expr]:
-        """Products of one operand: one product where their weights are stored alike, then taken apart."""
+        """Return matmuls of one operand; weights with the same storage are one matmul, which is split."""
         results: list[Expr] = []
         for run in stacked(parts):
             results += self._split(self.product(x, joined(run)), [part.weight.rows for part in run])
         return results
 
     def columns(self, x: Expr, parts: Sequence[Linear]) -> list[Columns]:
-        """Like `products`, as columns of matrices (n, ...), without taking them apart."""
+        """Like `products`, as columns of matrices (n, ...), without splitting them."""
         results: list[Columns] = []
         for run in stacked(parts):
             whole = self.product(x, joined(run))
@@ -95,7 +95,8 @@ class Products:
         return results
 
     def heads(self, x: Expr, parts: Sequence[Linear], size: int) -> list[Expr]:
-        """Like `products`, each (1, n, heads, size): slices of whole heads are a part of the kernel that reads them."""
+        """Like `products`, each (1, n, heads, size): slices of whole heads are fused into the kernel that reads
+        them."""
         results: list[Expr] = []
         for run in stacked(parts):
             whole = self.product(x, joined(run))
@@ -112,7 +113,7 @@ class Products:
         return results
 
     def gated(self, x: Expr, gate_up: Sequence[Linear], activation: str) -> Expr | None:
-        """act(gate) * up of two products as one kernel, None where there is none for such weights."""
+        """Return act(gate) * up of two matmuls as one kernel, None if unsupported for the weights."""
         if self._options.activations == "float32" or any(
             part.bias is not None or part.scale is not None or part.changes for part in gate_up
         ):
@@ -127,9 +128,9 @@ class Products:
         return gated_product(self._builder, x, (gate, up), activation)
 
     def experts(self, x: Expr, parts: Sequence[Experts], routing: Routing, *, of_slots: bool) -> list[Expr]:
-        """Products of each slot of a mixture with the weights of its expert, as `products`: each (slots, rows).
+        """Multiply each slot of a mixture by the weights of its expert, like `products`: each (slots, rows).
 
-        x are the tokens (n, depth) or, where `of_slots`, what the slots hold: (slots, depth).
+        x are the tokens (n, depth), or with `of_slots`, the contents of the slots: (slots, depth).
         """
         results: list[Expr] = []
         for run in stacked_experts(parts):
@@ -146,7 +147,7 @@ class Products:
         return results
 
     def of_heads(self, x: Expr, heads: Experts) -> Expr:
-        """Products of each head with a weight of its own: (1, n, heads, depth) -> (1, n, heads, rows)."""
+        """Multiply each head by its own weight: (1, n, heads, depth) -> (1, n, heads, rows)."""
         emit, (_, length, count, depth) = self._builder.emit, list(x.ty.shape)
         by_head = emit(R.reshape(emit(R.permute_dims(x, [2, 0, 1, 3])), (count * length, depth)))
         weight = packed_experts([heads], self._options.precision, self._room.empty)
@@ -162,11 +163,11 @@ class Products:
         return result if linear.bias is None else self._builder.emit(R.add(result, as_constant(linear.bias)))
 
     def exact_rows(self, table: Matrix, rows: Expr) -> Expr:
-        """Rows of a table that is kept as it is stored."""
+        """Look up rows of a table in its stored precision."""
         return block_rows(self._builder, rows, packed(table, None))
 
     def _split(self, whole: Expr, widths: list[int]) -> list[Expr]:
-        """The parts of a product along its last axis."""
+        """Split a matmul's result along its last axis."""
         if len(widths) == 1:
             return [whole]
         ends = [int(end) for end in np.cumsum(widths)[:-1]]
@@ -174,19 +175,19 @@ class Products:
         return [self._builder.emit(relax.TupleGetItem(split, index)) for index in range(len(widths))]
 
     def table(self, embedding: Matrix) -> BlockWeight:
-        """The embedding, for `rows` and, where it is the head as well, for `with_table`."""
+        """Pack the embedding, for `rows` and, if it is also the head, for `with_table`."""
         return self._packed(embedding, self._table_precision)
 
     def rows(self, table: BlockWeight, tokens: Expr) -> Expr:
-        """Entries by token: (1, n) -> (1, n, depth)."""
+        """Look up entries by token: (1, n) -> (1, n, depth)."""
         return block_rows(self._builder, tokens, table)
 
     def with_table(self, x: Expr, table: BlockWeight) -> Expr:
-        """The product with the embedding: (1, n, depth) -> (1, n, entries)."""
+        """Multiply by the embedding: (1, n, depth) -> (1, n, entries)."""
         return block_product(self._builder, x, table, self._activations(table))
 
     def _activations(self, weight: BlockWeight) -> str:
-        """The other operand's type: bfloat16 where weights have it, which is twice as fast for prompts."""
+        """Return the other operand's type: bfloat16 for bfloat16 weights, which is twice as fast for prompts."""
         asked = self._options.activations
         return "bfloat16" if asked == "int8" and weight.layout.numbers == "bfloat16" else asked
 
@@ -197,6 +198,6 @@ class Products:
 
 
 def _heads_of_slots(x: te.Tensor) -> te.Tensor:
-    """The head of each slot of (1, n, heads, depth) where those of a head follow one another: int64 (heads * n,)."""
+    """Return the head of each slot of (1, n, heads, depth), grouped by head: int64 (heads * n,)."""
     _, rows, count, _ = x.shape
     return te.compute((count * rows,), lambda slot: tirx.floordiv(slot, rows), name="heads_of_slots")

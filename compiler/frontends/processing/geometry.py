@@ -6,8 +6,7 @@ Images are resampled one axis after the other, with Pillow's integer arithmetic.
 
 For each position of the frame, a table holds the first source pixel and the weights, rounded to `_BITS` fractional
 bits. The image's rows are summed first and rounded to bytes; then the columns, whose sums are normalized and laid out
-as
-the net reads them.
+as the net reads them.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ def import_torch(
         source: a `torch.nn.Module` or a `torch.export.ExportedProgram`.
         example_inputs: positional arguments for a `torch.nn.Module`, or a dictionary of keyword arguments; they give
             ranks, data types and fixed sizes. A `DynamicCache` of transformers becomes the keys and values of each
-            layer
-            in turn, inputs "cache_0_keys", "cache_0_values", ..., and a list of as many entries in `dynamic_shapes`.
+            layer in turn, inputs "cache_0_keys", "cache_0_values", ..., and a list of as many entries in
+            `dynamic_shapes`.
         dynamic_shapes: see `torch.export.export`: the dimensions that stay symbolic.
         outputs: names of the outputs to return, in this order; all if None.
         state: names of the inputs that the model writes to, which then are states; "*" for all of them. Buffers that it

@@ -3,9 +3,8 @@
     matmul(softmax(scale * matmul(q, transpose(repeat(keys[:n]))) + mask), repeat(values[:n]))
 
 becomes one kernel over `keys` and `values` themselves: nothing is sliced, repeated or transposed. If a model reads
-whole
-states and masks unused rows, the rows up to the last unmasked one are read. States are found through the transposes,
-reshapes, repetitions and scales in between.
+whole states and masks unused rows, the rows up to the last unmasked one are read. States are found through the
+transposes, reshapes, repetitions and scales in between.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 matmul(softmax(add(multiply(matmul(q, k), scale), mask)), v)
 with any number of constant scales and masks that broadcast to the scores, in any order or absent, and with
 `where(isnan(weights), 0, weights)` between softmax and the second matmul, as torch exports it. Transposes around it
-that
-move heads before positions and back are folded into its reads and writes.
+that move heads before positions and back are folded into its reads and writes.
 
 
 Scores and weights may be quantized and dequantized in between. If all operands and the weights are 8-bit integers with

@@ -3,8 +3,7 @@
 Every value of a dataflow block has a plain form, a blocked one (channels in blocks as wide as a vector register, the
 block innermost), or both, each made on first use. Convolutions return blocked results; operators that support blocked
 operands use them if an operand is blocked; all others, and the block's outputs, get plain operands. So conversions
-occur
-only at region boundaries, once per value. A function without a convolution is unchanged.
+occur only at region boundaries, once per value. A function without a convolution is unchanged.
 
 The values that use blocked layouts are chosen per dataflow block by a minimum cut. Convolutions read and return blocked
 values, most other operators support only plain ones, and elementwise operators support either. The label of a value,

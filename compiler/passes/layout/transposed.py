@@ -1,13 +1,11 @@
 """Transposed convolutions as stride-1 convolutions, one per phase of the output, with interleaved results.
 
 Output position u reads x[i] w[k] for i s + k - p = u. With u + p = s a + b, this means k = b + s j, i = a - j: each
-phase
-b is a convolution over j, with the taps b, b + s, ... of the kernel and no multiplications by inserted zeros.
-The phases are either filters of one convolution, over all positions a and taps j of any phase, or separate convolutions
+phase b is a convolution over j, with the taps b, b + s, ... of the kernel and no multiplications by inserted zeros. The
+phases are either filters of one convolution, over all positions a and taps j of any phase, or separate convolutions
 (`phase_convolutions`), whichever is estimated to be faster. In the latter, output u = s q + r is phase r, with the taps
 k = b + s j for b = (r + p) mod s, and the inputs i = q + c - j for c = (r + p) // s: no multiplications by inserted
-zeros,
-nor by zeros that pad a phase to the number of taps of another.
+zeros, nor by zeros that pad a phase to the number of taps of another.
 """
 
 from __future__ import annotations

@@ -137,8 +137,7 @@ def share_constants(mod: IRModule, context: PipelineContext) -> IRModule:
     """Replace each constant with dimensions by the first one with the same bits, type and shape.
 
     Of equal constants the one with a smaller form (`context.expansions`) is kept. A filter packed both for Winograd and
-    for
-    direct convolution is stored only in the Winograd form.
+    for direct convolution is stored only in the Winograd form.
     """
     kept = _kept(mod, context.expansions)
     changed = {}

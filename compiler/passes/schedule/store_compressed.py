@@ -218,10 +218,8 @@ def expand_at_load(mod: IRModule, context: PipelineContext) -> IRModule:
     """Adds `EXPAND_ENTRY(*stored)`, which returns every constant of the module that `context.expansions` knows.
 
     Winograd-transformed 3x3 filters take 36 numbers for 9: without this, ResNet-18 is 4 times the size of its ONNX
-    file.
-    Numbers that are exact in 16 bits are stored in 16 bits. `lift-parameters` makes the constants the last parameters
-    of
-    `main`, in the order in which they are returned.
+    file. Numbers that are exact in 16 bits are stored in 16 bits. `lift-parameters` makes the constants the last
+    parameters of `main`, in the order in which they are returned.
     """
     expansions: Expansions = context.expansions
     expansions.chosen = _in_use(mod, expansions)

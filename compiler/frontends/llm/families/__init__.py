@@ -1,4 +1,4 @@
-"""The families of decoders that are built without PyTorch, by the type in config.json and by GGUF architecture."""
+"""Families of decoders that are built without PyTorch, by the type in config.json and by GGUF architecture."""
 
 from __future__ import annotations
 

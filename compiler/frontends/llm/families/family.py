@@ -1,6 +1,6 @@
-"""Description of a family of decoders: one entry serves folders of transformers and GGUF files.
+"""Description of a family of decoders: one entry for both transformers folders and GGUF files.
 
-Settings are named as transformers names them; `compiler.frontends.llm.gguf_settings` translates the metadata of GGUF
+Settings have the names used in transformers; `compiler.frontends.llm.gguf_settings` translates the metadata of GGUF
 files to the same names.
 """
 
@@ -34,14 +34,14 @@ class Gguf:
     """A GGUF architecture that holds a family.
 
     Attributes:
-        name: name of the architecture.
+        name: the architecture's name.
         norms: see `gguf_names`.
-        norm: the tensor of the last norm.
+        norm: the tensor of the final norm.
         interleaved: rows of queries and keys are ordered for rotary embeddings of adjacent pairs.
-        values: settings that files lack, or that llama.cpp computes with instead.
-        keys: metadata of the architecture -> setting, beside the common ones.
-        read: settings that depend on several metadata or on tensors.
-        roles: role -> other name; those in `second` where the first layer has tensors of all its names.
+        values: settings that files lack, or that llama.cpp overrides.
+        keys: the architecture's metadata -> setting, in addition to the common ones.
+        read: returns settings that depend on several metadata or on tensors.
+        roles: role -> other name; those in `second` if the first layer has tensors with all its names.
         second: see `roles`.
     """
 
@@ -57,7 +57,7 @@ class Gguf:
 
 
 def mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
-    """The mixture of a layer; None for an MLP, as in models without experts, the first layers and some of Qwen's."""
+    """Return the mixture of a layer; None for an MLP, as in dense models, first layers and some layers of Qwen's."""
     key = "num_experts" if settings.get("num_experts") is not None else "num_local_experts"
     dense = settings.get("mlp_only_layers") or []
     every = settings.size("decoder_sparse_step", 1)
@@ -93,7 +93,7 @@ def mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
 
 
 def _groups(settings: Settings, experts: int) -> tuple[int, int]:
-    """The groups that experts are chosen from, and how many of them; 1 for no groups."""
+    """Return the number of expert groups, and of groups to choose from; 1 for no groups."""
     if not settings.get("n_group") or settings.get("topk_method") == "greedy":
         return 1, 1
     groups = settings.size("n_group", most=experts)
@@ -104,7 +104,7 @@ def _groups(settings: Settings, experts: int) -> tuple[int, int]:
 
 
 def _shared_width(settings: Settings, intermediate: int) -> int:
-    """Width of the MLP of all tokens, 0 for none."""
+    """Return the width of the shared experts' MLP, 0 for none."""
     if settings.get("n_shared_experts"):
         return settings.size("n_shared_experts") * intermediate
     return settings.size("shared_expert_intermediate_size") if settings.get("shared_expert_intermediate_size") else 0
@@ -112,32 +112,32 @@ def _shared_width(settings: Settings, intermediate: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Properties of a model type that its settings may lack.
+    """Properties of a model type that its settings may not contain.
 
     Attributes:
         names: tensor names in folders, or a function that returns them.
         norm, gated: see `DecoderConfig`.
-        parallel: attention and MLP read the same x; or the name of the setting for it.
-        positions: rotations, the rows of a table ("learned", from row `position_offset` on), ALiBi, or none.
-        rope_in_windows_only: layers that see everything have no rotary embedding, where others have a window.
-        scales_full_only: RoPE scaling is for layers that see everything, and not for those with a window.
+        parallel: attention and MLP read the same x; or the name of this setting.
+        positions: rotations, rows of a table ("learned", from row `position_offset` on), ALiBi, or none.
+        rope_in_windows_only: if some layers have a window, layers with full attention have no rotary embedding.
+        scales_full_only: RoPE scaling applies to layers with full attention, not to those with a window.
         scales_embedding: embeddings are multiplied by the square root of their width.
-        rope_if: setting and the value of it with which there are rotary embeddings; None: always.
-        kinds: the kinds of the layers (`layer_kinds`); None: attention in all.
-        heads: the attention heads of a layer of a kind, from those of the model; None: the same.
-        recurrent: the recurrent mixer of those that have one.
-        latent: attention is latent, with these sizes; None for keys and values of their own.
-        one_part: a layer has a mixer, or an MLP, and not both.
-        experts: the mixture of a layer, None for an MLP.
-        expansion: times the hidden size, the width of an MLP that the settings do not give.
-        defaults: settings that a config.json may leave out.
+        rope_if: a setting and the value that enables rotary embeddings; None: always.
+        kinds: the kinds of the layers (`layer_kinds`); None: attention in all layers.
+        heads: returns a layer's attention heads from its kind and the model's heads; None: the same.
+        recurrent: the recurrent mixer of layers that have one.
+        latent: the sizes of latent attention; None for separate keys and values.
+        one_part: a layer has either a mixer or an MLP.
+        experts: returns the mixture of a layer, None for an MLP.
+        expansion: MLP width as a multiple of the hidden size, if the settings do not give it.
+        defaults: values of settings that a config.json may omit.
         aliases: standard setting -> the family's own name.
-        refused: setting -> what it asks for that is not supported, and the value that does not.
-        changes: adapts the configuration where no field does.
-        storage: how weights are stored in folders, or a function that says so.
-        renames: parts of names of tensors in folders -> what `names` has in their place.
-        unused: ends of the names of tensors that hold nothing a model needs: masks, frequencies.
-        gguf: the GGUF architectures that hold the family.
+        refused: setting -> a description of the unsupported feature, and the supported value.
+        changes: adapts the configuration beyond the other fields.
+        storage: how weights are stored in folders, or a function that returns it.
+        renames: parts of tensor names in folders -> their counterparts in `names`.
+        unused: suffixes of tensors that models do not need: masks, frequencies.
+        gguf: the family's GGUF architectures.
     """
 
     names: Names | Callable[[Settings], Names] = field(default_factory=hugging_face_names)
@@ -168,17 +168,17 @@ class Family:
 
 
 def without(names: Names, role: str) -> Names:
-    """Names of models whose blocks lack a role."""
+    """Return names without a role, for models whose blocks lack it."""
     return replace(names, roles={key: name for key, name in names.roles.items() if key != role})
 
 
 def within(prefix: str, roles: Mapping[str, str]) -> dict[str, str]:
-    """Roles whose names begin with a prefix."""
+    """Prepend a prefix to the names of roles."""
     return {role: prefix + name for role, name in roles.items()}
 
 
 def needed(*keys: str) -> Callable[[GgufFile, Mapping[str, Any]], Mapping[str, Any]]:
-    """A check that older files may fail: they lack these settings. Raises OptionError."""
+    """Return a check for settings that older files lack. Raises OptionError."""
 
     def check(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
         architecture = file.value("general.architecture")

@@ -28,20 +28,20 @@ from compiler.frontends.llm.settings import Settings
 
 _27B_LAYERS = (46, 62)
 _MOST_STREAMS = 16
-_SPARSE_LAYERS = 10  # of Gemma 3n, where a config does not say which
+_SPARSE_LAYERS = 10  # of Gemma 3n, if the config does not specify them
 _OWN_KEYS = 20
 _TABLE = "per_layer_token_embd.weight"
 
 
 def _scale(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The scale of the 27B models is that of the width shared among their heads."""
+    """The 27B models scale by the width divided by the number of heads."""
     is_large = values.get("num_hidden_layers") in _27B_LAYERS
     scale = values["hidden_size"] / values["num_attention_heads"] if is_large else None
     return {"query_pre_attn_scalar": scale}
 
 
 def _kinds(settings: Settings, count: int) -> list[str]:
-    """Layer kinds of Gemma 3n: listed, or a layer that sees everything at fixed intervals."""
+    """Layer kinds of Gemma 3n: listed, or full attention at fixed intervals."""
     if settings.get("layer_types") is not None:
         return listed_kinds(settings, count)
     every = settings.size("sliding_window_pattern")
@@ -54,7 +54,7 @@ def _kinds_ending_in_full(settings: Settings, count: int) -> list[str]:
 
 
 def _heads(settings: Settings, layer: int, kind: str, heads: Heads) -> Heads:
-    """Layers that see everything have wider heads, and may have fewer of keys and values."""
+    """Layers with full attention have wider heads, and may have fewer key heads."""
     listed = settings.table("per_layer_config")
     own = Settings(listed.get(str(layer)) or {}, settings.path, {})
     if not listed and kind == FULL:
@@ -69,7 +69,7 @@ def _heads(settings: Settings, layer: int, kind: str, heads: Heads) -> Heads:
 
 
 def _sharing(config: DecoderConfig, settings: Settings, kinds: list[str]) -> DecoderConfig:
-    """The last layers read the keys and values of the last layer of their kind before them."""
+    """Let the last layers read the keys and values of the preceding layer of their kind."""
     shared = settings.number("num_kv_shared_layers", 0)
     first = len(kinds) - int(shared)
     if shared == 0:
@@ -92,7 +92,7 @@ def _layer_inputs(settings: Settings) -> LayerInputs | None:
 
 
 def _deviations(settings: Settings, count: int) -> list[float | None]:
-    """Each layer's threshold of gates in standard deviations, from the file or from a share of the gates."""
+    """Return each layer's gate threshold in standard deviations, from the file or from a share of the gates."""
     stored = settings.each_layer("activation_sparsity_scale", count)
     if stored is not None:
         return [each if isinstance(each, float) and math.isfinite(each) else None for each in stored]
@@ -140,19 +140,19 @@ def _beside(settings: Settings, layer: int) -> ExpertsConfig | None:
 
 
 def _gguf_inputs(file: GgufFile) -> dict[str, Any]:
-    """Number of tokens with per-layer inputs."""
+    """Return the number of tokens with per-layer inputs."""
     return {"vocab_size_per_layer_input": file.shape(_TABLE)[0]} if _TABLE in file.names else {}
 
 
 def _gemma3n_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Files that do not say how many layers read the keys of others have those of llama.cpp, all but 20."""
+    """Files without the number of layers that share keys use llama.cpp's: all but 20."""
     count = values.get("num_hidden_layers", 0)
     shared = values.get("num_kv_shared_layers", max(count - _OWN_KEYS, 0) if isinstance(count, int) else 0)
     return {**_gguf_inputs(file), "num_kv_shared_layers": shared}
 
 
 def _gemma4_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Heads are those of each layer, and layers without a tensor of values have keys in their place."""
+    """Heads differ by layer, and layers without a value tensor use keys as values."""
     count, kinds, keys = (values.get(each) for each in ("num_hidden_layers", "layer_types", "num_key_value_heads"))
     if kinds is None or len(kinds) != count:
         raise InvalidModelError(f"{file.path}: 'attention.sliding_window_pattern' is not a list of {count} layers")

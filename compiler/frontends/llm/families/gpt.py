@@ -1,7 +1,7 @@
-"""Families of decoders like GPT-2: layer norms, MLPs without gates, fused products of queries, keys and values, learned
-positions or ALiBi, attention and MLP side by side.
+"""Families of decoders similar to GPT-2: layer norms, MLPs without gates, fused query-key-value projections, learned
+positions or ALiBi, parallel attention and MLP.
 
-Where a model of transformers has the exact GELU, llama.cpp computes the tanh form, and so do GGUF files here.
+If a transformers model uses the exact GELU, llama.cpp, and therefore GGUF files here, use the tanh form.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _gpt2(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _one_key_head(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """`multi_query`: all heads share one of keys."""
+    """`multi_query`: all heads share one key head."""
     return replace(config, key_heads=1 if settings.flag("multi_query") else config.heads)
 
 
@@ -72,7 +72,7 @@ def _neo(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _neo_kinds(settings: Settings, count: int) -> list[str]:
-    """Kinds of layers and how often they are repeated, such as [[["global", "local"], 12]]."""
+    """Expand kinds of layers with repetition counts, such as [[["global", "local"], 12]]."""
     kinds = {"global": FULL, "local": SLIDING}
     try:
         found = [kinds[each] for names, times in settings.get("attention_types") for each in names * min(times, count)]
@@ -93,7 +93,7 @@ def _jais(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _learned_rows(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The rows of the table of positions. Raises InvalidModelError where there is none."""
+    """Return the number of rows of the position table. Raises InvalidModelError if there is none."""
     if "position_embd.weight" not in file.names:
         raise InvalidModelError(f"{file.path}: it has no table of positions, 'position_embd.weight'")
     rows = file.shape("position_embd.weight")[0]
@@ -106,7 +106,7 @@ def _bigcode_rows(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any
 
 
 def _one_norm(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The largest models have one norm for attention and MLP, which read the same values then."""
+    """The largest models have one norm for attention and MLP, which then read the same values."""
     return {"use_parallel_residual": "blk.0.ffn_norm.weight" not in file.names}
 
 
@@ -196,7 +196,7 @@ _MPT_NAMES = Names(
 
 
 def _falcon_names(settings: Settings) -> Names:
-    """Falcon's blocks have two norms by one of two pairs of names, or one."""
+    """Falcon's blocks have two norms, named by one of two pairs, or one."""
     new = settings.flag("new_decoder_architecture")
     norms = settings.size("num_ln_in_parallel_attn", 2 if new else 1)
     if new and norms == 2:
@@ -206,7 +206,7 @@ def _falcon_names(settings: Settings) -> Names:
 
 
 def _falcon_storage(settings: Settings) -> Storage:
-    """Queries, keys and values of a head of keys stand together, but where all heads share one."""
+    """Queries, keys and values of a key head are stored together, unless all heads share one."""
     return Storage(grouped=settings.flag("new_decoder_architecture") or not settings.flag("multi_query"))
 
 
@@ -321,7 +321,7 @@ GPT: dict[str, Family] = {
                 name="falcon",
                 values={**_TANH, "new_decoder_architecture": True},
                 keys={"attention.head_count_kv": "num_kv_heads"},
-                # The larger models have two norms, and the second is that of attention.
+                # The larger models have two norms, and the second is attention's.
                 second={"attention_norm": "attn_norm_2", "mlp_norm": "attn_norm"},
             ),
         ),
@@ -395,7 +395,7 @@ GPT: dict[str, Family] = {
     ),
 }
 
-# Families of GGUF files alone.
+# Families that exist only as GGUF files.
 GPT_FILES: tuple[Family, ...] = (
     Family(norm="layer", positions="alibi", changes=_jais, gguf=(Gguf(name="jais"),)),
     Family(norm="layer", gguf=(Gguf(name="orion"),)),

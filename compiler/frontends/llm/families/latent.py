@@ -1,4 +1,4 @@
-"""Families with multi-head latent attention: DeepSeek-V2, V3 and their kin."""
+"""Families with multi-head latent attention: DeepSeek-V2, V3 and related models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from compiler.frontends.llm.settings import Settings
 
 
 def latent(settings: Settings) -> LatentConfig:
-    """Sizes of latent attention; the norms of its rows have an epsilon of their own in transformers."""
+    """Return the sizes of latent attention; in transformers, the norms of its rows have their own epsilon."""
     return LatentConfig(
         query_rank=settings.size("q_lora_rank") if settings.get("q_lora_rank") else 0,
         rank=settings.size("kv_lora_rank", 512, most=MOST_HEAD_SIZE),
@@ -31,7 +31,7 @@ def latent(settings: Settings) -> LatentConfig:
 
 
 def head_sizes(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Sizes of heads, of files with keys and values in one tensor too; all norms have one epsilon."""
+    """Return head sizes, also for files with keys and values in one tensor; all norms share one epsilon."""
     whole, value = (values.get(f"{each}_mla", values.get(each)) for each in ("qk_head_dim", "v_head_dim"))
     rotated = values.get("qk_rope_head_dim")
     if not all(isinstance(each, int) for each in (whole, value, rotated)):
@@ -44,7 +44,7 @@ def head_sizes(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Sizes of heads, and what llama.cpp takes for granted."""
+    """Return head sizes, and llama.cpp's implicit settings."""
     architecture, scaling = file.value("general.architecture"), dict(values["rope_scaling"])
     growth = file.value(f"{architecture}.rope.scaling.yarn_log_multiplier")
     if growth:
@@ -60,7 +60,7 @@ def _minicpm_latent(settings: Settings) -> LatentConfig:
 
 
 def _minicpm(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """Scales of residuals and logits by the depth and width of a small model."""
+    """Return scales of residuals and logits relative to the depth and width of a small model."""
     depth, base = settings.get("scale_depth"), settings.get("dim_model_base")
     return replace(
         config,
@@ -109,7 +109,7 @@ _DEEPSEEK_V3 = Family(
     gguf=(Gguf(name="deepseek2", keys=LATENT_KEYS, values=_UNSTATED, read=_gguf),),
 )
 
-# A family of GGUF files alone.
+# A family that exists only as GGUF files.
 LATENT_FILES = (
     Family(
         latent=latent,

@@ -1,7 +1,7 @@
-"""The kinds of the layers of models whose layers differ.
+"""Layer kinds of models whose layers differ.
 
 A kind is "full_attention", "sliding_attention", "chunked_attention", "recurrent", "both" (attention and a recurrent
-mixer side by side), or "mlp" and "moe" for layers with nothing else.
+mixer in parallel), or "mlp" and "moe" for layers with nothing else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LETTERS = {"M": RECURRENT, "*": FULL, "-": MLP, "E": MOE}
 
 
 def listed_kinds(settings: Settings, count: int) -> list[str]:
-    """The kinds that a list gives, or the layers with attention, or the interval between them."""
+    """Return the kinds from a list, from the layers with attention, or from the interval between them."""
     found = settings.each_layer("layer_types", count) or settings.each_layer("layers_block_type", count)
     if found is not None:
         return [_named(settings, name) for name in found]
@@ -46,12 +46,13 @@ def listed_kinds(settings: Settings, count: int) -> list[str]:
 
 
 def kinds_by_fours(count: int) -> list[str]:
-    """Layer kinds of OLMo-Hybrid if no list is given: each fourth layer has attention, and the last without others."""
+    """Layer kinds of OLMo-Hybrid without a list: attention in every fourth layer, or in the last one if there are
+    fewer."""
     return [FULL if index % 4 == 3 or index == count - 1 < 3 else RECURRENT for index in range(count)]
 
 
 def kinds_by_interval(settings: Settings, count: int) -> list[str]:
-    """Layer kinds of Jamba: attention at a fixed interval and offset, if no list is given."""
+    """Layer kinds of Jamba without a list: attention at a fixed interval and offset."""
     if settings.get("layer_types") is not None:
         return listed_kinds(settings, count)
     period, offset = settings.size("attn_layer_period", 8), settings.number("attn_layer_offset", 4)
@@ -59,7 +60,7 @@ def kinds_by_interval(settings: Settings, count: int) -> list[str]:
 
 
 def kinds_of_nemotron(settings: Settings, count: int) -> list[str]:
-    """Layer kinds from the config's list, or from a pattern with one letter per layer."""
+    """Return layer kinds from the config's list, or from a pattern with one letter per layer."""
     pattern = settings.get("hybrid_override_pattern")
     if pattern is None:
         return listed_kinds(settings, count)

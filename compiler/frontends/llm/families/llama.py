@@ -1,4 +1,4 @@
-"""Families of decoders like Llama, mixtures of experts included."""
+"""Families of decoders similar to Llama, including mixtures of experts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.rope import RopeSettings, make_rope
 from compiler.frontends.llm.settings import Settings
 
-_BAICHUAN_LAYERS = 32  # of the model whose positions are rotations; the larger one has ALiBi
+_BAICHUAN_LAYERS = 32  # of the model with rotary positions; the larger one has ALiBi
 _LLAMA4_BARE_EXPERTS = 128
 
 
 def _cohere(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """Its scale of the logits is a factor, where that of Granite is a divisor."""
+    """The scale of the logits is a factor, unlike Granite's, which is a divisor."""
     return replace(config, logit_scale=settings.number("logit_scale", 0.0625))
 
 
@@ -42,7 +42,7 @@ def _sparse_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
 
 
 def _phimoe(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """Cosine and sine have a factor of their own."""
+    """Cosine and sine have an additional factor."""
     scaling = settings.table("rope_parameters") or settings.table("rope_scaling")
     factors = [scaling.get(each, 1.0) for each in ("short_mscale", "long_mscale")]
     if factors[0] != factors[1] or not isinstance(factors[0], int | float):
@@ -56,14 +56,14 @@ def _phimoe(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _clamped_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
-    """The softmax over the chosen experts is that over all, normalized."""
+    """The softmax over the chosen experts equals the softmax over all, normalized."""
     found = mixture(settings, layer)
     clamped = settings.positive("swiglu_limit", 7.0), settings.number("swiglu_alpha", 1.702)
     return None if found is None else replace(found, clamped=clamped)
 
 
 def _apertus(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """GGUF files have the numbers of xIELU as metadata."""
+    """GGUF files store the xIELU parameters as metadata."""
     stored = settings.get("xielu")
     if stored is None:
         return config
@@ -72,7 +72,7 @@ def _apertus(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _apertus_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Each number of xIELU is that of all layers, or one for each."""
+    """Each xIELU parameter is one number for all layers, or a list with one per layer."""
     count, stored = values.get("num_hidden_layers", 0), []
     for key in ("xielu.alpha_p", "xielu.alpha_n", "xielu.beta", "xielu.eps"):
         found = file.required(key)
@@ -84,17 +84,17 @@ def _apertus_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any
 
 
 def _qwen(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """The width in the file is that of both products of the MLP together."""
+    """The width in the file is the sum of both MLP matmuls' widths."""
     return replace(config, intermediate=config.intermediate // 2)
 
 
 def _alibi(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Baichuan's larger models."""
+    """Baichuan's larger models have ALiBi."""
     return {"alibi": values.get("num_hidden_layers") != _BAICHUAN_LAYERS}
 
 
 def _llama4(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """Layers without rotations have a temperature, others norms of the heads."""
+    """Layers without rotations have a temperature; the others have head norms."""
     tempered = settings.get("attn_temperature_tuning") not in (False, 0)
     temperature = Temperature(
         settings.positive("floor_scale", 8192.0), settings.number("attn_scale", 0.1), offset=1.0, rotated=False
@@ -109,13 +109,13 @@ def _llama4(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _llama4_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The model of 128 experts has no norms of the heads, which llama.cpp knows by their number."""
+    """The model with 128 experts has no head norms; llama.cpp detects it by the number of experts."""
     width = values.get("moe_intermediate_size")
     return {"use_qk_norm": values.get("num_experts") != _LLAMA4_BARE_EXPERTS, "intermediate_size": width}
 
 
 def _llama4_kinds(settings: Settings, count: int) -> list[str]:
-    """Layers with rotations see their chunk alone."""
+    """Layers with rotations attend only within their chunk."""
     if settings.get("layer_types") is not None:
         return listed_kinds(settings, count)
     listed = settings.each_layer("no_rope_layers", count) if settings.get("no_rope_layers") else None
@@ -126,7 +126,7 @@ def _llama4_kinds(settings: Settings, count: int) -> list[str]:
 
 
 def _llama4_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
-    """Layers with a mixture are listed, or one in `interleave_moe_layer_step` has one."""
+    """Layers with a mixture are listed, or are every `interleave_moe_layer_step`-th."""
     listed = settings.get("moe_layers")
     if isinstance(listed, list) and layer not in listed:
         return None
@@ -137,19 +137,19 @@ def _llama4_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
 
 
 def hunyuan(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """Queries and keys are normalized behind their rotations."""
+    """Queries and keys are normalized after their rotation."""
     return replace(config, norms_after_rotation=True)
 
 
 def full_first(settings: Settings, count: int) -> list[str]:
-    """Layer kinds of which the first of each four sees everything, if no list is given."""
+    """Layer kinds without a list: full attention in the first of every four layers."""
     if settings.get("layer_types") is not None:
         return listed_kinds(settings, count)
     return [SLIDING if index % 4 else FULL for index in range(count)]
 
 
 def layer_ropes(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """Each layer may have a base of its rotations, or 0 for none."""
+    """Each layer may have its own rotary base, or 0 for no rotation."""
     bases = settings.each_layer("layer_rope_theta", len(config.layers))
     if bases is None:
         return config
@@ -160,7 +160,7 @@ def layer_ropes(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def growing_queries(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """Queries grow with the position beyond the length of the training."""
+    """Queries are scaled with the position beyond the training length."""
     scaling = settings.table("rope_parameters")
     scale, floor = (scaling.get(each) for each in ("llama_4_scaling_beta", "original_max_position_embeddings"))
     if not scale:
@@ -176,7 +176,7 @@ def _ministral_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, A
 
 
 def _hunyuan_vl(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Its files state the factor of NTK-aware scaling, which those of text models have in their base."""
+    """Its files specify the factor of NTK-aware scaling, which text models include in their base."""
     alpha, size = file.value("hunyuan_vl.rope.scaling.alpha"), values.get("head_dim")
     if not alpha or not isinstance(size, int):
         return {}
@@ -191,7 +191,7 @@ _LISTED = ("num_attention_heads", "num_key_value_heads")
 
 
 def _listed(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Numbers of heads that differ by layer: the model has those of the layer with the most.
+    """Numbers of heads that differ by layer: the model has the largest ones.
 
     Some layers of DeciLM have no attention, no MLP, or neither (arXiv:2411.19146).
     """
@@ -233,7 +233,7 @@ _DEEPSEEK_KEYS = {"num_experts": "n_routed_experts"}
 _DEEPSEEK_GGUF = {"expert_shared_count": "n_shared_experts"}
 _QWEN = {"use_sliding_window": False, "max_window_layers": 28}
 _GRANITE = {"attention_multiplier": 1.0}
-_GRANITE_GGUF = {"attention_multiplier": None}  # files that lack it have the usual scale
+_GRANITE_GGUF = {"attention_multiplier": None}  # files without it use the usual scale
 _GLM = {"rms_norm_eps": 1.5625e-07, "head_dim": 128, "partial_rotary_factor": 0.5}
 _CWM_ROPE = {
     "rope_type": "llama3",
@@ -319,7 +319,7 @@ LLAMA: dict[str, Family] = {
     "bitnet": Family(
         names=hugging_face_names(roles={"o_norm": "self_attn.attn_sub_norm", "down_norm": "mlp.ffn_sub_norm"}),
         defaults={"hidden_act": "relu2", "rms_norm_eps": 1e-5, "rope_theta": 5e5},
-        # llama.cpp's architecture is that of the first models, which have another activation.
+        # llama.cpp's architecture is the first models', which have another activation.
         gguf=(
             Gguf(
                 name="bitnet",
@@ -498,9 +498,9 @@ LLAMA: dict[str, Family] = {
     ),
 }
 
-# Families of GGUF files alone.
+# Families that exist only as GGUF files.
 LLAMA_FILES: tuple[Family, ...] = (
-    # As llama.cpp computes Phi's mixtures: no window, RMS norms (with a bias), and the softmax over the chosen experts.
+    # Phi's mixtures as in llama.cpp: no window, RMS norms (with a bias), and the softmax over the chosen experts.
     Family(defaults={"use_sliding_window": False}, gguf=(Gguf(name="phimoe"),)),
     Family(gguf=(Gguf(name="baichuan", interleaved=True, read=_alibi),)),
     Family(positions="alibi", gguf=(Gguf(name="refact"),)),

@@ -1,4 +1,4 @@
-"""Families of decoders like Llama whose layers hold mixtures of experts in forms of their own."""
+"""Families of Llama-like decoders with special forms of mixtures of experts."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from compiler.frontends.llm.settings import Settings
 
 
 def _ernie_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
-    """Layers behind the last one with a mixture have MLPs."""
+    """Layers after the last one with a mixture have MLPs."""
     last = settings.number("moe_layer_end_index", -1)
     return None if 0 <= last < layer else mixture(settings, layer)
 
 
 def _hunyuan_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
-    """All tokens go to an MLP as wide as those of dense models, too."""
+    """All tokens also go through a shared MLP, as wide as that of dense models."""
     found = mixture(settings, layer)
     return None if found is None else replace(found, shared=found.shared or settings.size("intermediate_size"))
 
 
 def _cohere_kinds(settings: Settings, count: int) -> list[str]:
-    """The kinds of the first layers, which have MLPs, follow a pattern of their own, if no list is given."""
+    """Layer kinds without a list; the first layers, which have MLPs, follow their own pattern."""
     if settings.get("layer_types") is not None:
         return listed_kinds(settings, count)
     dense = int(settings.number("first_k_dense_replace", 0))
@@ -47,7 +47,7 @@ def _cohere_kinds(settings: Settings, count: int) -> list[str]:
 
 
 def _cohere_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
-    """The softmax over the logits of the chosen experts is that over all, normalized."""
+    """The softmax over the chosen experts' logits equals the softmax over all, normalized."""
     found, function = mixture(settings, layer), settings.get("expert_selection_fn")
     combined = settings.get("shared_expert_combination_strategy")
     if function not in ("softmax", "sigmoid") or combined not in ("average", "sum"):
@@ -65,7 +65,7 @@ def _cohere_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
 
 
 def _cohere_moe(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """Layers that see everything have rotations where they are first ones with an MLP."""
+    """Layers with full attention have rotations if they are among the first ones, with an MLP."""
     rotates = settings.number("prefix_dense_sliding_window_pattern", 1) == 1
     layers = tuple(
         layer if layer.window is not None or (rotates and layer.experts is None) else replace(layer, rope=None)
@@ -83,7 +83,7 @@ def _cohere_moe(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _cohere_moe_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Files state the epsilon of the norms that they have, and llama.cpp averages whenever there is a shared expert."""
+    """Files contain the epsilon of their norms, and llama.cpp averages whenever there is a shared expert."""
     prefix = "cohere2moe."
     function = file.value(f"{prefix}expert_gating_func", 2)
     listed = values.get("layer_types")
@@ -113,7 +113,7 @@ def _laguna_heads(settings: Settings, layer: int, kind: str, heads: Heads) -> He
 
 
 def _laguna_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Layers with a window have rotations of their own, which are not scaled."""
+    """Layers with a window have separate rotations, which are not scaled."""
     prefix, count = "laguna.", values.get("num_hidden_layers", 0)
     heads, every = values.get("num_attention_heads"), file.value("laguna.attention.sliding_window_pattern", 4)
     size = values.get("head_dim")
@@ -140,7 +140,7 @@ def _small_thinker_mixture(settings: Settings, layer: int) -> ExpertsConfig | No
 
 
 def _small_thinker_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """llama.cpp knows one width of windows, and the layers that have one."""
+    """llama.cpp uses a fixed window size and fixed layers with a window."""
     count = values.get("num_hidden_layers", 0)
     if not values.get("sliding_window"):
         return {}
@@ -154,7 +154,7 @@ def _afmoe(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _bailing_shared(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """llama.cpp takes the stated width, or that of an expert, as many times as there are experts for all tokens."""
+    """llama.cpp uses the given width, or the width of one expert times the number of shared experts."""
     count = values.get("n_shared_experts")
     width = values.get("shared_expert_intermediate_size", values.get("moe_intermediate_size"))
     if not isinstance(count, int) or not isinstance(width, int):
@@ -366,7 +366,7 @@ MIXTURES: dict[str, Family] = {
             "first_k_dense_replace": 1,
             "shared_expert_intermediate_size": 512,
             "sliding_window": 512,
-            "use_sliding_window": False,  # where layers are not listed
+            "use_sliding_window": False,  # if layers are not listed
             "rope_parameters": {
                 FULL: {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5},
                 SLIDING: {"rope_type": "default", "rope_theta": 1e4},
@@ -389,7 +389,7 @@ MIXTURES: dict[str, Family] = {
             **_NORMALIZED,
             "head_dim": 128,
             "num_experts_per_tok": 8,
-            "use_sliding_window": False,  # where layers are not listed
+            "use_sliding_window": False,  # if layers are not listed
             "rope_parameters": {
                 "full_attention": {"rope_type": "default", "rope_theta": 5e5},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -416,7 +416,7 @@ MIXTURES: dict[str, Family] = {
     ),
 }
 
-# Families of GGUF files alone.
+# Families that exist only as GGUF files.
 MIXTURE_FILES: tuple[Family, ...] = (
     Family(
         gguf=tuple(

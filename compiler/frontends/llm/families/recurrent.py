@@ -1,4 +1,4 @@
-"""Families with recurrent mixers, in all layers or beside layers with attention."""
+"""Families with recurrent mixers, in all layers or combined with layers with attention."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from compiler.frontends.llm.names import (
 from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.settings import MOST_SIZE, Settings
 
-_ENDLESS = 1 << 20  # the context of models whose states do not grow
+_ENDLESS = 1 << 20  # context of models whose states do not grow
 
 
 def _inner(settings: Settings, hidden: int) -> int:
-    """Channels of the scan. Raises InvalidModelError where they are out of range."""
+    """Return the scan's number of channels. Raises InvalidModelError if out of range."""
     inner = int(min(settings.positive("mamba_expand", 2.0) * hidden, MOST_SIZE + 1))
     if settings.get("mamba_d_ssm") is not None:
         inner = settings.size("mamba_d_ssm")
@@ -56,7 +56,7 @@ def _inner(settings: Settings, hidden: int) -> int:
 
 
 def _limits(settings: Settings) -> tuple[float, float]:
-    """The limits of steps; JSON has infinity as a string, a literal or an object."""
+    """Return the limits of steps; JSON represents infinity as a string, a literal or an object."""
     limits = settings.get("time_step_limit") or (0.0, np.inf)
     values: list[Any] = [each.get("__float__") if isinstance(each, dict) else each for each in limits]
     try:
@@ -69,7 +69,7 @@ def _limits(settings: Settings) -> tuple[float, float]:
 
 
 def _mamba(settings: Settings) -> StateSpace:
-    """A mixer of Mamba."""
+    """Return a Mamba mixer."""
     hidden = settings.size("hidden_size")
     auto = settings.get("mamba_dt_rank") in (None, "auto")
     return StateSpace(
@@ -83,7 +83,7 @@ def _mamba(settings: Settings) -> StateSpace:
 
 
 def _mamba2(settings: Settings) -> StateSpace:
-    """A mixer of Mamba-2."""
+    """Return a Mamba-2 mixer."""
     heads, groups = settings.size("mamba_n_heads"), settings.size("mamba_n_groups", 1)
     sized = settings.get("mamba_d_head") not in (None, "auto") and settings.get("mamba_d_ssm") is None
     inner = heads * settings.size("mamba_d_head") if sized else _inner(settings, settings.size("hidden_size"))
@@ -108,7 +108,7 @@ def _short_convolution(settings: Settings) -> ShortConvolution:
 
 
 def _lfm2(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """The width of the MLP is two thirds of the stated one, rounded up."""
+    """The MLP's width is two thirds of the given one, rounded up."""
     if not settings.flag("block_auto_adjust_ff_dim"):
         return config
     width = int(2 * config.intermediate / 3)
@@ -134,7 +134,7 @@ def _gated_delta(settings: Settings) -> GatedDelta:
 
 
 def _olmo_hybrid(settings: Settings) -> GatedDelta:
-    """Sizes that the settings leave out follow from the number of heads."""
+    """Sizes missing in the settings follow from the number of heads."""
     heads = settings.size("linear_num_value_heads", settings.size("num_attention_heads"))
     key_heads = settings.size("linear_num_key_heads", settings.size("num_attention_heads"))
     size = settings.size("linear_key_head_dim", 3 * settings.size("hidden_size") // (4 * key_heads))
@@ -157,7 +157,7 @@ def _olmo_hybrid_kinds(settings: Settings, count: int) -> list[str]:
 
 
 def _olmo_hybrid_names(settings: Settings) -> Names:
-    """Layers with attention have norms behind their parts, others before them."""
+    """Layers with attention have norms after their parts, others before them."""
     kinds = _olmo_hybrid_kinds(settings, settings.size("num_hidden_layers"))
     before: dict[str, str | None] = {
         "attention_norm": "input_layernorm",
@@ -170,7 +170,7 @@ def _olmo_hybrid_names(settings: Settings) -> Names:
 
 
 def _recurrent_gemma(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """Both products of an MLP have half of the stated width together; the embedding's factor is a bfloat16."""
+    """The given width is the sum of both MLP matmuls' widths; the embedding factor is a bfloat16."""
     scale = float(np.asarray(config.embedding_scale, ml_dtypes.bfloat16))
     return replace(config, intermediate=config.intermediate // 2, embedding_scale=scale)
 
@@ -216,7 +216,7 @@ def _minimax(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _kimi_linear(settings: Settings) -> GatedDelta:
-    """Kimi Delta Attention; the published files have its sizes in a table."""
+    """Kimi Delta Attention; published files contain its sizes in a table."""
     sizes = settings.table("linear_attn_config")
     heads, size, taps = (
         sizes.get(key, settings.size(own, default))
@@ -253,7 +253,7 @@ def _zamba2(settings: Settings) -> StateSpace:
 
 
 def _zamba2_changes(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """Attention reads rows of twice the width, and its scores are scaled as for heads of half the size."""
+    """Attention reads rows of twice the width, and scales its scores as for heads of half the size."""
     return replace(
         config,
         intermediate=settings.size("intermediate_size", 4 * config.hidden),
@@ -263,7 +263,7 @@ def _zamba2_changes(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _zamba2_names(settings: Settings) -> Names:
-    """Layers with attention share a few blocks in turn, beside which each has updates of its own."""
+    """Layers with attention share a few blocks in turn, each with additional updates of its own."""
     kinds = listed_kinds(settings, settings.size("num_hidden_layers"))
     hybrid = [index for index, kind in enumerate(kinds) if kind == "both"]
     parts = {role: f"self_attn.{role}_proj" for role in ("q", "k", "v", "o")}
@@ -302,14 +302,14 @@ def _matrix_memory(settings: Settings) -> MatrixMemory:
 
 
 def _xlstm(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """The width of the MLP is a multiple of the hidden size, rounded up."""
+    """The MLP's width is a multiple of the hidden size, rounded up."""
     every = settings.size("ffn_round_up_to_multiple_of", 64)
     width = settings.positive("ffn_proj_factor", 2.667) * config.hidden
     return replace(config, intermediate=int((width + every - 1) // every) * every)
 
 
 def _lfm3_names(settings: Settings) -> Names:
-    """Norms behind the parts of a block and gates of attention are options."""
+    """Norms after the parts of a block and attention gates are optional."""
     roles = {**_LFM2, "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm", "o": "self_attn.o_proj"}
     if settings.get("use_sandwich_norm") is not False:
         roles |= {"post_attention_norm": "post_operator_norm", "post_mlp_norm": "post_ffn_norm"}
@@ -334,7 +334,7 @@ def _gated(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _granite_mlp(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """Models without experts have the shared MLP alone."""
+    """Models without experts have only the shared MLP."""
     if any(layer.experts for layer in config.layers):
         return config
     return replace(config, intermediate=settings.size("shared_expert_intermediate_size"))
@@ -352,7 +352,7 @@ def _granite_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
 
 
 def _jamba_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
-    """Jamba's mixture-of-experts layers: at a fixed interval and offset."""
+    """Jamba's mixture-of-experts layers are at a fixed interval and offset."""
     if settings.get("mlp_only_layers") is not None:
         return mixture(settings, layer)
     period, offset = settings.size("expert_layer_period", 2), settings.number("expert_layer_offset", 1)
@@ -360,7 +360,7 @@ def _jamba_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
 
 
 def _falcon_factors(settings: Settings) -> Storage:
-    """Factors of inputs and outputs of products, all as those of the outputs."""
+    """Return the factors of matmul inputs and outputs, all as output factors."""
     scan = _mamba2(settings)
     parts = _numbers(settings, "ssm_multipliers", 5)
     gate, down = _numbers(settings, "mlp_multipliers", 2)
@@ -381,7 +381,7 @@ def _falcon_factors(settings: Settings) -> Storage:
 
 
 def _numbers(settings: Settings, key: str, count: int) -> list[float]:
-    """Some numbers, 1 where they are missing. Raises InvalidModelError for others."""
+    """Return a list of numbers, 1 if missing. Raises InvalidModelError for invalid ones."""
     values = settings.get(key) or [1.0] * count
     if not isinstance(values, list) or len(values) != count or not all(isinstance(x, int | float) for x in values):
         raise InvalidModelError(f"{settings.path}: {key!r} is {str(values)[:80]}, not {count} numbers")
@@ -393,7 +393,7 @@ def _falcon_h1(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _nemotron_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
-    """The mixture of layers of that kind, whose experts may read and return a narrower x."""
+    """Return the mixture of MoE layers, whose experts may work on a narrower x."""
     listed = settings.get("hybrid_override_pattern") or settings.get("layers_block_type") or settings.get("layer_types")
     if kinds_of_nemotron(settings, len(listed))[layer] != MOE:
         return None
@@ -416,20 +416,20 @@ def _nemotron_moe_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str
 
 
 def _by_key_heads(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The kinds of layers of which those without heads of keys have no attention, those without a width no MLP."""
+    """Return layer kinds: layers without key heads have no attention, those without a width no MLP."""
     heads, widths = (values.get(key) for key in ("num_key_value_heads", "intermediate_size"))
-    if not isinstance(heads, list):  # of layers that are all alike, of which 0 counts as missing
+    if not isinstance(heads, list):  # all layers are alike; 0 counts as missing
         return {"layer_types": [("full_attention" if heads else "recurrent")] * values.get("num_hidden_layers", 0)}
     kinds = ["full_attention" if count else "recurrent" for count in heads]
     found: dict[str, Any] = {"num_key_value_heads": max(heads)}
     if isinstance(widths, list):
         kinds = ["mlp" if width else kind for kind, width in zip(kinds, widths, strict=True)]
         found["intermediate_size"] = max(widths)
-    return {**found, "layer_types": kinds[: values.get("num_hidden_layers")]}  # others predict further tokens
+    return {**found, "layer_types": kinds[: values.get("num_hidden_layers")]}  # further layers predict more tokens
 
 
 def _granite_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Files with experts have another width for the MLP beside them."""
+    """Files with experts specify a separate width for the shared MLP."""
     rotates = file.value("granitehybrid.rope.scaling.finetuned", True)
     found = {**_by_key_heads(file, values), "position_embedding_type": "rope" if rotates else "nope"}
     shared = values.get("shared_expert_intermediate_size", values.get("intermediate_size"))
@@ -441,7 +441,7 @@ def _falcon_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]
 
 
 def _jamba_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Layers with experts are those whose tensors are there."""
+    """Layers with experts are those that have their tensors."""
     layers = range(values.get("num_hidden_layers", 0))
     dense = [index for index in layers if f"blk.{index}.ffn_gate_inp.weight" not in file.names]
     return {**_by_key_heads(file, values), "mlp_only_layers": dense}
@@ -457,7 +457,7 @@ _DELTA_KEYS = {
 
 
 def _delta_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The width of values, and older files of Qwen3-Next, whose products are joined as in folders."""
+    """Return the width of values; older files of Qwen3-Next have joined projections, like folders."""
     joined = any(name.endswith(".ssm_in.weight") for name in file.names)
     size = values.get("linear_inner", 0) // max(1, values.get("linear_num_value_heads", 1))
     kinds = _by_key_heads(file, values) if isinstance(values.get("num_key_value_heads"), list) else {}
@@ -576,7 +576,7 @@ _KIMI_GGUF = {
     "delta_out": "attn_output",
 }
 
-# Every layer is a mixer alone.
+# Every layer is only a mixer.
 _recurrent = partial(
     Family,
     names=_BACKBONE,
@@ -684,7 +684,7 @@ RECURRENT: dict[str, Family] = {
         refused=_SILU,
         defaults={"rms_norm_eps": 1e-5, "mamba_d_ssm": 1024, "mamba_norm_before_gate": True, "mamba_rms_norm": False},
         unused=(".rotary_emb.inv_freq", ".mup_vector"),
-        # Converters multiply weights with the factors.
+        # Converters multiply the weights by the factors.
         gguf=(Gguf(name="falcon-h1", keys=_HEADS, read=_falcon_gguf),),
     ),
     "bamba": Family(

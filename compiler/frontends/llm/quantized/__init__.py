@@ -1,1 +1,1 @@
-"""Quantized folders of transformers: the layouts of the packages that write them, one file per package."""
+"""Quantized transformers folders: the storage layouts, one file per package that writes them."""

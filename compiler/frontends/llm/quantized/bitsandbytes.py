@@ -1,9 +1,9 @@
-"""bitsandbytes: NF4 and FP4 in blocks of neighbours, their scales quantized once more or not, and LLM.int8().
+"""bitsandbytes: NF4 and FP4 in blocks of neighbors, optionally with quantized scales, and LLM.int8().
 
-4 bits: `weight` uint8, two numbers a byte, the first in the high half, of the flattened weight; `weight.quant_map` are
-the numbers that the 16 codes stand for, `weight.absmax` the scale of each block, or, where there is
-`weight.nested_absmax`, codes of such scales; `weight.quant_state.bitsandbytes__nf4` (or `fp4`) is a JSON text with
-shape and sizes. 8 bits: `weight` int8 (rows, depth) times `SCB` (rows,) over 127.
+4 bits: `weight` uint8, two numbers per byte, the first in the high half, of the flattened weight; `weight.quant_map` is
+the table of the 16 codes' values, `weight.absmax` the scale of each block, or, with `weight.nested_absmax`, codes of
+such scales; `weight.quant_state.bitsandbytes__nf4` (or `fp4`) is a JSON text with shape and sizes. 8 bits: `weight`
+int8 (rows, depth) times `SCB` (rows,) over 127.
 https://github.com/bitsandbytes-foundation/bitsandbytes/blob/main/bitsandbytes/functional.py (QuantState)
 """
 
@@ -45,7 +45,7 @@ def _four_bits(parts: Parts) -> Matrix:
     codes = np.empty(2 * stored.size, np.uint8)
     codes[0::2], codes[1::2] = stored >> 4, stored & 15
     scales = _scales(parts, end, state, -(-count // block))
-    # Blocks are consecutive in the flattened weight, so one may span two rows.
+    # Blocks are consecutive in the flattened weight, so a block may span two rows.
     size = math.gcd(depth, block)
     each = np.repeat(scales, block // size)[: count // size].reshape(rows, depth // size)
     table = parts.floats(".weight.quant_map", (16,)).astype(np.float32)
@@ -53,7 +53,7 @@ def _four_bits(parts: Parts) -> Matrix:
 
 
 def _state(parts: Parts) -> tuple[str, dict[str, Any]]:
-    """The quantization state of a weight, and the name suffix of the tensor that stores it."""
+    """Return the quantization state of a weight, and the name suffix of the tensor that stores it."""
     end = next(each for each in _STATES if parts.has(each))
     if math.prod(parts.shape(end)) <= _MOST_STATE:
         try:
@@ -66,7 +66,7 @@ def _state(parts: Parts) -> tuple[str, dict[str, Any]]:
 
 
 def _scales(parts: Parts, end: str, state: dict[str, Any], blocks: int) -> Array:
-    """The scale of each block, float32."""
+    """Return the scale of each block, float32."""
     if not parts.has(".weight.nested_absmax"):
         return parts.floats(".weight.absmax", (blocks,)).astype(np.float32)
     size, offset = state.get("nested_blocksize"), state.get("nested_offset")
@@ -91,8 +91,8 @@ def _eight_bits(parts: Parts) -> Matrix:
 
 
 def bitsandbytes(settings: Settings) -> tuple[Scheme, ...]:
-    """Schemes of bitsandbytes: 4-bit and 8-bit weights, which may be mixed in a model. Raises InvalidModelError if the
-    config enables neither."""
+    """Return the schemes of bitsandbytes: 4-bit and 8-bit weights, which may be mixed in a model. Raises
+    InvalidModelError if the config enables neither."""
     if not (settings.flag("load_in_4bit") or settings.flag("load_in_8bit")):
         raise InvalidModelError(f"{settings.path}: bitsandbytes with neither 'load_in_4bit' nor 'load_in_8bit'")
     numbers = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")

@@ -1,9 +1,9 @@
-"""compressed-tensors (llm-compressor, Neural Magic): integers packed in words or bytes, floats of 8 and 4 bits.
+"""compressed-tensors (llm-compressor, Neural Magic): integers packed in words or bytes, 8-bit and 4-bit floats.
 
-Packed: `weight_packed` int32 (rows, words), the lowest bits first, of integers plus 2 ** (bits - 1); `weight_shape`;
-`weight_scale` (rows, groups); where they are asymmetric `weight_zero_point`, packed along the rows or int8;
-`weight_g_idx` (depth,) where groups are in act-order. Others: `weight` int8 or float8 (rows, depth). NVFP4 and MXFP4:
-`weight_packed` uint8, two numbers a byte, with scales of 16 or 32 neighbours.
+Packed: `weight_packed` int32 (rows, words), lowest bits first, of integers plus 2 ** (bits - 1); `weight_shape`;
+`weight_scale` (rows, groups); if asymmetric, `weight_zero_point`, packed along the rows or int8; `weight_g_idx`
+(depth,) for groups in act-order. Others: `weight` int8 or float8 (rows, depth). NVFP4 and MXFP4: `weight_packed` uint8,
+two numbers per byte, with scales of 16 or 32 neighbors.
 https://github.com/vllm-project/compressed-tensors/tree/main/src/compressed_tensors/compressors
 """
 
@@ -48,7 +48,7 @@ _UNUSED = (
 
 @dataclass(frozen=True)
 class _Compressed:
-    """Weights whose tensors say how they are stored; `groups` are the sizes of groups that the configuration names."""
+    """Weights whose tensors determine their storage; `groups` are the group sizes in the configuration."""
 
     groups: tuple[int, ...]
     blocks: tuple[tuple[int, int], ...]
@@ -86,7 +86,7 @@ class _Compressed:
         return float8(parts, ".weight_scale", next(fitting, None))
 
     def _integers(self, parts: Parts, values: Array, bits: int) -> Matrix:
-        """The weight from unsigned integers, which are offset by 2 ** (bits - 1)."""
+        """Return the weight from unsigned integers, offset by 2 ** (bits - 1)."""
         rows, depth = values.shape
         scales = parts.floats(".weight_scale")
         if scales.size == 1:
@@ -104,7 +104,7 @@ class _Compressed:
         return Matrix(f"INT{bits}", values, depth, Groups(size, scales, zeros, order))
 
     def _group(self, depth: int, count: int) -> int | None:
-        """The group size, given the number of groups per row."""
+        """Return the group size, given the number of groups per row."""
         return next((size for size in self.groups if -(-depth // size) == count), None)
 
     def _zeros(self, parts: Parts, rows: int, groups: int, bits: int) -> Array:
@@ -122,7 +122,8 @@ class _Compressed:
 
 
 def _fp4(parts: Parts, rows: int, depth: int) -> Matrix:
-    """NVFP4, whose scales are float8 over one of the whole tensor, or MXFP4, whose scales are powers of two."""
+    """Read NVFP4, whose scales are float8 relative to one of the whole tensor, or MXFP4, whose scales are powers of
+    two."""
     if parts.has(".weight_global_scale"):
         return nvfp4(parts, ".weight_packed", ".weight_global_scale", divides=True)
     exponents = parts.integers(".weight_scale", ("uint8", "float8_e8m0fnu"), (rows, -(-depth // 32)))
@@ -130,7 +131,7 @@ def _fp4(parts: Parts, rows: int, depth: int) -> Matrix:
 
 
 def compressed_tensors(settings: Settings) -> Scheme:
-    """The scheme that a configuration describes. Raises OptionError or InvalidModelError."""
+    """Return the scheme of a configuration. Raises OptionError or InvalidModelError."""
     layouts, sizes, blocks = {settings.get("format")}, set[int](), set[tuple[int, int]]()
     for group in settings.table("config_groups").values():
         own = Settings(group if isinstance(group, dict) else {}, settings.path, {})

@@ -1,14 +1,14 @@
-"""Weights as floats of 8 or 4 bits: fine-grained FP8 (DeepSeek, Qwen), FBGEMM's FP8, MXFP4 (gpt-oss).
+"""8-bit and 4-bit float weights: fine-grained FP8 (DeepSeek, Qwen), FBGEMM's FP8, MXFP4 (gpt-oss).
 
-FP8: `weight` (rows, depth) times `weight_scale_inv`, one number for each block of rows and features, by default of 128
-by 128: https://huggingface.co/docs/transformers/quantization/finegrained_fp8
+FP8: `weight` (rows, depth) times `weight_scale_inv`, one number per block of rows and features, by default 128 by
+128: https://huggingface.co/docs/transformers/quantization/finegrained_fp8
 
 FBGEMM: `weight` times `weight_scale` (rows, 1).
 
-ModelOpt: FP8 as FBGEMM's with one scale, or NVFP4: `weight` uint8 (rows, depth / 2) times `weight_scale` float8 (rows,
-depth / 16) times `weight_scale_2`, one number.
+ModelOpt: FP8 like FBGEMM's with one scale, or NVFP4: `weight` uint8 (rows, depth / 2) times `weight_scale` float8
+(rows, depth / 16) times `weight_scale_2`, one number.
 
-MXFP4: `blocks` uint8 (..., rows, groups, 16), two numbers a byte, times 2 ** (`scales` - 127), uint8 (..., rows,
+MXFP4: `blocks` uint8 (..., rows, groups, 16), two numbers per byte, times 2 ** (`scales` - 127), uint8 (..., rows,
 groups): https://huggingface.co/openai/gpt-oss-20b
 """
 
@@ -23,21 +23,21 @@ from compiler.frontends.llm.quantized.parts import Parts, Scheme, fp4, powers, w
 from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Array, Groups, Matrix
 
-_UNUSED = tuple(  # of activations and caches
+_UNUSED = tuple(  # for activations and caches
     f".{each}_scale" for each in ("activation", "input", "k", "v", "q", "kv")
 ) + (".weight_scale_ub", ".input_scale_ub")
 FLOATS_OF_8_BITS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 
 
 def float8(parts: Parts, scale: str, block: tuple[int, int] | None = None) -> Matrix:
-    """Floats of 8 bits with the scales of a tensor: one number, one a row, or one for each block.
+    """Read 8-bit floats with the scales of a tensor: one number, one per row, or one per block.
 
     Args:
         parts: the weight's tensors.
-        scale: the end of the name of the scales.
-        block: rows and features of a block; None where they follow from the shape, as each axis is cut evenly.
+        scale: the name suffix of the scales.
+        block: rows and features of a block; None to infer them from the shape, splitting each axis evenly.
 
-    Raises InvalidModelError where shapes do not fit, or a number is not finite.
+    Raises InvalidModelError if shapes do not fit, or a number is not finite.
     """
     rows, depth = parts.matrix_shape(".weight")
     stored = parts.integers(".weight", tuple(FLOATS_OF_8_BITS))
@@ -70,7 +70,7 @@ def _scales(parts: Parts, end: str) -> Array:
 
 
 def _of_float8(scale: str, block: tuple[int, int] | None) -> Scheme:
-    """Scheme of 8-bit float weights with one tensor of scales; `block` as in `float8`."""
+    """Return the scheme of 8-bit float weights with one tensor of scales; `block` as in `float8`."""
     return Scheme(
         marks=(scale,),
         ends=(".weight", scale),
@@ -81,7 +81,8 @@ def _of_float8(scale: str, block: tuple[int, int] | None) -> Scheme:
 
 
 def fine_grained(settings: Settings) -> Scheme | tuple[Scheme, ...]:
-    """Scheme of fine-grained FP8, or of one scale per weight. Raises InvalidModelError for an invalid block size."""
+    """Return the scheme of fine-grained FP8, or of one scale per weight. Raises InvalidModelError for an invalid block
+    size."""
     block = settings.get("weight_block_size")
     if block is None:
         return _of_float8(".weight_scale_inv", None), _of_float8(".weight_scale", None)
@@ -91,12 +92,12 @@ def fine_grained(settings: Settings) -> Scheme | tuple[Scheme, ...]:
 
 
 def fbgemm(settings: Settings) -> Scheme:
-    """Scheme of FBGEMM FP8."""
+    """Return the scheme of FBGEMM FP8."""
     return _of_float8(".weight_scale", None)
 
 
 def modelopt(settings: Settings) -> Scheme:
-    """Scheme of ModelOpt's FP8 and NVFP4, of which a model may hold both. Raises OptionError for others."""
+    """Return the schemes of ModelOpt's FP8 and NVFP4, which a model may mix. Raises OptionError for others."""
     algorithm = settings.get("quant_algo")
     if algorithm not in ("FP8", "NVFP4", "MIXED_PRECISION"):
         raise OptionError(
@@ -118,14 +119,14 @@ def _modelopt_matrix(parts: Parts) -> Matrix:
 
 
 def nvfp4(parts: Parts, codes: str, whole: str, *, divides: bool) -> Matrix:
-    """Floats of 4 bits, two a byte, with a float8 scale of 16 neighbours, times or over a number of the tensor.
+    """Read 4-bit floats, two per byte, with a float8 scale per 16 neighbors, relative to a number for the whole tensor.
 
     Args:
         parts: the weight's tensors; scales are ".weight_scale".
-        codes, whole: the ends of the names of the numbers and of the number of the tensor.
-        divides: scales are divided by it.
+        codes, whole: the name suffixes of the codes and of the tensor's number.
+        divides: divide scales by the tensor's number instead of multiplying.
 
-    Raises InvalidModelError where shapes do not fit, or a number is not finite.
+    Raises InvalidModelError if shapes do not fit, or a number is not finite.
     """
     rows, columns = parts.matrix_shape(codes)
     scales = parts.integers(".weight_scale", ("float8_e4m3fn",), (rows, -(-2 * columns // 16))).astype(np.float32)
@@ -137,7 +138,7 @@ def nvfp4(parts: Parts, codes: str, whole: str, *, divides: bool) -> Matrix:
 
 
 def mxfp4(settings: Settings) -> Scheme:
-    """Scheme of MXFP4: expert weights with blocks and scales in separate tensors."""
+    """Return the scheme of MXFP4: expert weights with blocks and scales in separate tensors."""
     return Scheme(("_blocks",), ("_blocks", "_scales"), _mxfp4_shape, _mxfp4_matrix)
 
 

@@ -19,7 +19,7 @@ from compiler.frontends.llm.safetensors_folder import SafetensorsFolder, read_js
 from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Array, Matrix, Reader
 
-# Keyed by the method names of transformers.
+# By the method names of transformers.
 METHODS: Mapping[str, Callable[[Settings], Scheme | tuple[Scheme, ...]]] = {
     "auto-round": auto_round,
     "awq": awq,
@@ -32,15 +32,15 @@ METHODS: Mapping[str, Callable[[Settings], Scheme | tuple[Scheme, ...]]] = {
     "mxfp4": mxfp4,
 }
 _KEYS = ("quantization_config", "compression_config")
-_OLD_FILE = "quantize_config.json"  # AutoGPTQ's, next to a config.json that does not mention quantization
+_OLD_FILE = "quantize_config.json"  # AutoGPTQ's, next to a config.json without quantization settings
 
 
 def open_folder(folder: Path) -> Reader:
-    """The weights of a folder.
+    """Open the weights of a folder.
 
     Raises:
-        StorageError, InvalidModelError: as `SafetensorsFolder`, and where config.json is damaged.
-        OptionError: the weights are quantized by a method that is not supported.
+        StorageError, InvalidModelError: like `SafetensorsFolder`, or if config.json is damaged.
+        OptionError: the weights are quantized by an unsupported method.
     """
     schemes = _schemes(folder)
     opened = SafetensorsFolder(folder)
@@ -48,7 +48,7 @@ def open_folder(folder: Path) -> Reader:
 
 
 def quantization(folder: Path) -> dict[str, Any] | None:
-    """The quantization settings in config.json; None if there are none."""
+    """Return the quantization settings in config.json; None if there are none."""
     path = folder / "config.json"
     values = read_json(path)
     found = next((values[key] for key in _KEYS if values.get(key)), None)
