@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from schedules.annotations import UPDATES
 from schedules.attention.cache.description import FIRST_ROW, FIRST_TOKEN, SLOT, TOKENS
@@ -370,22 +371,41 @@ def gated_delta_rule(builder: BlockBuilder, given: DeltaRule) -> tuple[Expr, Exp
     heads, _, size = (int(each) for each in given.state.ty.shape.values[-3:])
 
     def body(buffers: Buffers) -> Stmt:
-        return DeltaRuleLoops(given, buffers).code()
+        return MatrixLoops(_GatedDelta(given, buffers), buffers, task_width(size)).code()
 
     return with_state(builder, "gated_delta_rule", columns, others, given.state, heads * size, body)
 
 
-class DeltaRuleLoops:
-    """The loops of one kernel."""
+class MatrixRule(Protocol):
+    """state = kept * state + write (delta of what `read` finds in the state) + inserted; result = query state."""
 
-    def __init__(self, given: DeltaRule, buffers: Buffers) -> None:
-        self._given, self._buffers = given, buffers
-        self._named, self._state = buffers.named, buffers.state
+    def allocations(self, lanes: int, vectors: int) -> list[Stmt]:
+        """Allocate the vectors of a head and a row."""
+
+    def prepared(self, row: Expr, head: Expr) -> list[Stmt]:
+        """Compute these vectors."""
+
+    def factors(self, index: Expr) -> tuple[Expr, Expr, Expr, Expr]:
+        """Scalars of a row of the state: read, kept, write, query."""
+
+    def delta(self, found: Expr, place: tuple[Expr, Expr, Expr], at: int) -> Expr:
+        """A vector of what is written; `place` is the row, the head and the first column of the task."""
+
+    def inserted(self, index: Expr, at: int) -> Expr | None:
+        """A vector that is added to a row of the state as well."""
+
+    def results(self, sums: list[Buffer], place: tuple[Expr, Expr, Expr]) -> list[Stmt]:
+        """Store the result of a row."""
+
+
+class MatrixLoops:
+    """The loops of a kernel whose state is a matrix for each head: a task is some columns of the values of a head."""
+
+    def __init__(self, rule: MatrixRule, buffers: Buffers, width: int) -> None:
+        self._rule, self._buffers, self._state = rule, buffers, buffers.state
         self._heads, self._keys, self._values = (int(each) for each in shape_of(self._state)[-3:])
-        self._width = task_width(self._values)
-        self._lanes = vector_width(self._width)
-        self._vectors = self._width // self._lanes
-        self._by_row = int(shape_of(self._named["bias"])[0]) != self._heads
+        self._width, self._lanes = width, vector_width(width)
+        self._vectors = width // self._lanes
 
     def code(self) -> Stmt:
         """The statement."""
@@ -400,71 +420,99 @@ class DeltaRuleLoops:
 
     def _sequence(self, rows: Rows, head: Expr, first: Expr) -> Stmt:
         sums, sums_made = allocate_tile("sum", (self._vectors, self._lanes), "float32")
-        parts, parts_made = allocate_tile("delta", (self._vectors, self._lanes), "float32")
-        (key, key_made), (query, query_made) = (
-            allocate(name, (self._keys,), "float32", "local") for name in ("key", "query")
-        )
-        scalars, scalars_made = allocate("scalars", (2,), "float32", "local")
-        kept_rows, kept_made = allocate("kept", (self._keys if self._by_row else 1,), "float32", "local")
+        deltas, deltas_made = allocate_tile("delta", (self._vectors, self._lanes), "float32")
         every, vectors = lanes_of(0, self._lanes), range(self._vectors)
-        zero = broadcast(tirx.const(0.0, "float32"), self._lanes)
+        clear = [store(sums, broadcast(tirx.const(0.0, "float32"), self._lanes), at, every) for at in vectors]
 
         def state(index: Expr, at: int) -> tuple[Expr, ...]:
             return (*rows.slot, head, index, lanes_of(first + at * self._lanes, self._lanes))
 
         def remembered(index: Expr) -> Stmt:
-            found = load(key, index) * load(kept_rows, index) if self._by_row else load(key, index)
-            factor = broadcast(found, self._lanes)
+            factor = broadcast(self._rule.factors(index)[0], self._lanes)
             return sequence(
                 [store(sums, load(sums, at, every) + load(self._state, *state(index, at)) * factor, at, every)
                  for at in vectors]
             )  # fmt: skip
 
         def updated(index: Expr) -> Stmt:
-            factor, wanted = (broadcast(load(each, index), self._lanes) for each in (key, query))
-            kept = broadcast(load(kept_rows, index if self._by_row else 0), self._lanes)
+            _, kept, write, query = (broadcast(each, self._lanes) for each in self._rule.factors(index))
             steps = []
             for at in vectors:
                 where = state(index, at)
-                new = load(self._state, *where) * kept + load(parts, at, every) * factor
-                steps.append(store(self._state, new, *where))
-                steps.append(store(sums, load(sums, at, every) + load(self._state, *where) * wanted, at, every))
+                new = load(self._state, *where) * kept + load(deltas, at, every) * write
+                inserted = self._rule.inserted(index, at)
+                steps.append(store(self._state, new if inserted is None else new + inserted, *where))
+                steps.append(store(sums, load(sums, at, every) + load(self._state, *where) * query, at, every))
             return sequence(steps)
 
         def row(number: Expr) -> Stmt:
-            position = rows.first + number
-            rate = broadcast(load(scalars, _RATE), self._lanes)
-            # Sums over rows of the state that are kept alike are multiplied once.
-            shared = broadcast(tirx.const(1.0, "float32") if self._by_row else load(kept_rows, 0), self._lanes)
-            clear = [store(sums, zero, at, every) for at in vectors]
-            deltas = [
-                store(
-                    parts, (self._value(position, head, first, at) - load(sums, at, every) * shared) * rate, at, every
-                )
-                for at in vectors
-            ]
-            results = [
-                store(self._buffers.result, load(sums, at, every), position,
-                      lanes_of(head * self._values + first + at * self._lanes, self._lanes))
-                for at in vectors
-            ]  # fmt: skip
+            place = rows.first + number, head, first
             return sequence(
-                self._scalars(scalars, kept_rows, position, head),
-                self._normalized(key, "key", scalars, position, head, 1.0),
-                self._normalized(query, "query", scalars, position, head, self._keys**-0.5),
+                self._rule.prepared(*place[:2]),
                 clear,
                 repeat("index", self._keys, remembered),
-                deltas,
+                [store(deltas, self._rule.delta(load(sums, at, every), place, at), at, every) for at in vectors],
                 clear,
                 repeat("index", self._keys, updated),
-                results,
+                self._rule.results(sums, place),
             )
 
-        made = [sums_made, parts_made, [key_made, query_made, scalars_made, kept_made]]
+        made = [sums_made, deltas_made, self._rule.allocations(self._lanes, self._vectors)]
         begin = cleared(self._state, [*rows.slot, head, first], (self._keys, self._width), rows.begins)
         return sequence(*made, begin, repeat("row", rows.count, row))
 
-    def _scalars(self, scalars: Buffer, kept: Buffer, row: Expr, head: Expr) -> list[Stmt]:
+
+class _GatedDelta:
+    """The gated delta rule; see `MatrixRule`."""
+
+    def __init__(self, given: DeltaRule, buffers: Buffers) -> None:
+        self._given, self._buffers, self._named = given, buffers, buffers.named
+        self._heads, self._keys, self._values = (int(each) for each in shape_of(buffers.state)[-3:])
+        self._by_row = int(shape_of(self._named["bias"])[0]) != self._heads
+
+    def allocations(self, lanes: int, vectors: int) -> list[Stmt]:
+        """See `MatrixRule`."""
+        self._lanes, self._vectors = lanes, vectors
+        sizes = {"key": self._keys, "query": self._keys, "kept": self._keys if self._by_row else 1, "scalars": 2}
+        made = {name: allocate(name, (size,), "float32", "local") for name, size in sizes.items()}
+        self._local = {name: buffer for name, (buffer, _) in made.items()}
+        return [allocation for _, allocation in made.values()]
+
+    def prepared(self, row: Expr, head: Expr) -> list[Stmt]:
+        """See `MatrixRule`."""
+        return [
+            *self._scalars(row, head),
+            *self._normalized("key", row, head, 1.0),
+            *self._normalized("query", row, head, self._keys**-0.5),
+        ]
+
+    def factors(self, index: Expr) -> tuple[Expr, Expr, Expr, Expr]:
+        """See `MatrixRule`."""
+        key, kept = load(self._local["key"], index), load(self._local["kept"], index if self._by_row else 0)
+        return key * kept if self._by_row else key, kept, key, load(self._local["query"], index)
+
+    def delta(self, found: Expr, place: tuple[Expr, Expr, Expr], at: int) -> Expr:
+        """See `MatrixRule`."""
+        row, head, first = place
+        value = self._buffers.column("value", row, head * self._values + first, self._lanes, at * self._lanes)
+        # Sums over rows of the state that are kept alike are multiplied once.
+        shared = tirx.const(1.0, "float32") if self._by_row else load(self._local["kept"], 0)
+        rate = broadcast(load(self._local["scalars"], _RATE), self._lanes)
+        return (value - found * broadcast(shared, self._lanes)) * rate
+
+    def inserted(self, index: Expr, at: int) -> None:
+        """See `MatrixRule`."""
+
+    def results(self, sums: list[Buffer], place: tuple[Expr, Expr, Expr]) -> list[Stmt]:
+        """See `MatrixRule`."""
+        row, head, first = place
+        return [
+            store(self._buffers.result, load(sums, at, lanes_of(0, self._lanes)), row,
+                  lanes_of(head * self._values + first + at * self._lanes, self._lanes))
+            for at in range(self._vectors)
+        ]  # fmt: skip
+
+    def _scalars(self, row: Expr, head: Expr) -> list[Stmt]:
         """The rate, and what is kept of the state, or of each of its rows."""
         count = self._keys if self._by_row else 1
         rate = self._buffers.column("rate", row, head)
@@ -472,16 +520,14 @@ class DeltaRuleLoops:
         def keep(index: Expr) -> Stmt:
             position = head * count + index
             step = self._buffers.column("step", row, position) + load(self._named["bias"], position)
-            return store(kept, tirx.exp(load(self._named["decay"], head) * softplus(step)), index)
+            return store(self._local["kept"], tirx.exp(load(self._named["decay"], head) * softplus(step)), index)
 
         scale = tirx.const(self._given.rate_scale, "float32")
-        return [repeat("index", count, keep), store(scalars, scale * sigmoid(rate), _RATE)]
+        return [repeat("index", count, keep), store(self._local["scalars"], scale * sigmoid(rate), _RATE)]
 
-    def _normalized(
-        self, target: Buffer, role: str, scalars: Buffer, row: Expr, head: Expr, scale: float
-    ) -> list[Stmt]:
+    def _normalized(self, role: str, row: Expr, head: Expr, scale: float) -> list[Stmt]:
         """A vector of length `scale`, in a buffer."""
-        keys = expression(self._given.key_heads)
+        keys, scalars = expression(self._given.key_heads), self._local["scalars"]
         of_neighbours = tirx.floordiv(head, expression(self._heads // self._given.key_heads))
         shared = tirx.floormod(head, keys) if self._given.tiled else of_neighbours
         start = shared * self._keys + self._buffers.starts[role]
@@ -491,7 +537,8 @@ class DeltaRuleLoops:
             return store(scalars, load(scalars, _TOTAL) + value * value, _TOTAL)
 
         def copy(index: Expr) -> Stmt:
-            return store(target, load(self._named[role], row, start + index) * load(scalars, _TOTAL), index)
+            value = load(self._named[role], row, start + index) * load(scalars, _TOTAL)
+            return store(self._local[role], value, index)
 
         length = tirx.sqrt(load(scalars, _TOTAL) + tirx.const(_EPSILON, "float32"))
         return [
@@ -500,9 +547,6 @@ class DeltaRuleLoops:
             store(scalars, tirx.const(scale, "float32") / length, _TOTAL),
             repeat("index", self._keys, copy),
         ]
-
-    def _value(self, row: Expr, head: Expr, first: Expr, at: int) -> Expr:
-        return self._buffers.column("value", row, head * self._values + first, self._lanes, at * self._lanes)
 
 
 def decayed_maximum(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 from compiler.artifact.language_model import LanguageModelDescription
 from compiler.errors import ArtifactError, InputError
 from compiler.generation.chat_templates import ChatTemplate, Messages
-from compiler.support.tokenizer_file import expressions_of, library_errors, read_tokenizer
+from compiler.generation.longest_match import LongestMatch
+from compiler.support.tokenizer_file import byte_level, expressions_of, library_errors, read_tokenizer
 
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
@@ -29,6 +30,7 @@ class Tokenizer:
         self._tokenizer = read_tokenizer(content)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._longest_match = LongestMatch.of(json.loads(self._tokenizer.to_str()))
         self._description = description
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -40,6 +42,8 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the text is not valid Unicode: {error}", "decode it as UTF-8 first") from error
+        if self._longest_match is not None:
+            return self._longest_match.encode(text)
         return tokens_of(self._tokenizer, text, special=special)
 
     def longest_token(self) -> int:
@@ -111,16 +115,8 @@ def tokens_of(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
     return tokens
 
 
-@cache
-def _byte_level() -> dict[str, int]:
-    """Bytes by the characters that stand for them in byte-level BPE."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
 def _from_byte_level(token: str) -> bytes:
-    table = _byte_level()
+    table = byte_level()
     return bytes(table[each] for each in token) if all(each in table for each in token) else token.encode()
 
 

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ def read_tokenizer_file(path: str | os.PathLike[str]) -> Any:
     with storage_errors(path, what="the tokenizer "):
         content = Path(path).read_bytes()
     return read_tokenizer(content, f"the tokenizer {path}")
+
+
+@cache
+def byte_level() -> dict[str, int]:
+    """Bytes by the characters that stand for them in byte-level models."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 @contextmanager

@@ -20,9 +20,10 @@ from compiler.frontends.llm.emitter import Emitter
 from compiler.frontends.llm.feed_forward import feed_forward, normed_feed_forward
 from compiler.frontends.llm.latent_attention import LatentAttention
 from compiler.frontends.llm.layer_inputs import layer_inputs, layer_update
+from compiler.frontends.llm.mixers import TimeMixing
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
-from compiler.frontends.llm.recurrent import Mixer, recurrent_mixer
+from compiler.frontends.llm.recurrent import Mixer, TimeMixer, recurrent_mixer
 from compiler.frontends.llm.rope import Rope
 from compiler.frontends.llm.self_attention import SelfAttention
 from compiler.frontends.llm.weights import Matrix
@@ -243,6 +244,8 @@ class _Builder(Emitter):
             return x
         first = self.normed(index, "attention_norm", x)
         found = [mixer.heads(first) for mixer in mixers]
+        if isinstance(layer.recurrent, TimeMixing) and layer.recurrent.shifts_channels:
+            return self._shifted_block(index, x, found[0], mixers[0])
         if self._narrows(index):
             x, first, *found = (self._wanted_rows(each) for each in (x, first, *found))
             own = None if own is None else self._wanted_rows(own)
@@ -321,6 +324,15 @@ class _Builder(Emitter):
         if self._narrows(index):
             x, found = self._wanted_rows(x), self._wanted_rows(found)
         return self.residual(x, mixer.output(found))
+
+    def _shifted_block(self, index: int, x: Expr, found: Expr, mixer: Mixer) -> Expr:
+        """The rest of a layer of RWKV, whose MLP reads the token before as well."""
+        assert isinstance(mixer, TimeMixer)
+        x = self.residual(x, mixer.output(found))
+        read = mixer.channels(self.normed(index, "mlp_norm", x))
+        if self._narrows(index):
+            x, read = self._wanted_rows(x), self._wanted_rows(read)
+        return self.residual(x, feed_forward(self, index, read))
 
     def _mixed(self, x: Expr, update: Expr, weights: Sequence[float]) -> Expr:
         """Return the weighted sum of a normalized x and its update."""

@@ -30,6 +30,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu2",
+    "sqrelu": "relu2",
     "xielu": "xielu",
 }
 _ATTENDING = (FULL, SLIDING, CHUNKED, BOTH)

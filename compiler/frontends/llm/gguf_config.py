@@ -23,8 +23,8 @@ _OTHERS = {
     "it is no language model": "clip pockettts qwen3tts wavtokenizer-dec",
     "it is a draft of another model": "dflash eagle3 gemma4-assistant",
     "its layers keep states that are not supported": "plamo2",
-    "the time mixing of RWKV, whose layers shift tokens and keep states of their own, is not supported": "arwkv7 rwkv6"
-    " rwkv6qwen2 rwkv7",
+    "the time mixing of RWKV 6, whose layers shift tokens and keep states of their own, is not supported": "rwkv6"
+    " rwkv6qwen2",
     "each of its layers has a mixture beside attention and MLP": "arctic",
     "its queries and keys have norms with other weights for each head": "chameleon",
     "its layers have other weights for images than for texts": "cogvlm",

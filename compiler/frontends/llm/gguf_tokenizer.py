@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from compiler.errors import InvalidModelError
@@ -20,6 +21,7 @@ from compiler.frontends.llm.tokenizer_models import (
     byte_level,
     check_pieces,
     cut,
+    longest_match,
     pieces,
     scored_merges,
     tokenizer_content,
@@ -85,6 +87,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
 
 
 _PREFIX = "tokenizer.ggml."
+_ESCAPES = {b"t": b"\t", b"n": b"\n", b"r": b"\r"}
 
 _WHOLE_WORDS_FIRST = frozenset([*LLAMA3_KIN, "tekken", "smollm3", "seed-coder", "deepseek-v3"])
 _BEGINS = frozenset([*LLAMA3_KIN, "tekken"])
@@ -139,6 +142,12 @@ def _content(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, A
         parts = _sentence_piece(file, tokens, types)
     elif kind == "gemma4":
         parts = _merged_pieces(file, tokens)
+    elif kind == "rwkv" and tokens:
+        texts = [_unescaped(text) for text in tokens]
+        matched = longest_match({text: index for index, text in enumerate(texts)}, texts[0])
+        if matched is None:
+            return None
+        parts = matched
     else:
         return None
     special = [
@@ -149,6 +158,16 @@ def _content(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, A
     begins = bool(file.value(f"{_PREFIX}add_bos_token", kind in ("llama", "gemma4") or pre in _BEGINS))
     index = _token(file, "bos") if begins else None
     return tokenizer_content(parts, special, None if index is None or index >= len(tokens) else (tokens[index], index))
+
+
+def _unescaped(text: str) -> bytes:
+    """The bytes that a token of RWKV stands for."""
+
+    def byte(found: re.Match[bytes]) -> bytes:
+        code = found[1]
+        return bytes([int(code[1:], 16)]) if len(code) == 3 else _ESCAPES.get(code, code)
+
+    return re.sub(rb"\\(x[0-9a-fA-F]{2}|.)", byte, text.encode(), flags=re.DOTALL)
 
 
 def _listed_merges(file: GgufFile, tokens: list[str]) -> list[list[str]]:

@@ -195,7 +195,39 @@ class MatrixMemory:
         return {"state": matrix, "key_sum": (self.heads, self.key_size, 1), "largest": (self.heads,)}
 
 
-Recurrent: TypeAlias = ShortConvolution | StateSpace | GatedRecurrence | GatedDelta | LightningAttention | MatrixMemory
+@dataclass(frozen=True, kw_only=True)
+class TimeMixing:
+    """The mixer of RWKV 7 (arXiv:2503.14456): a delta rule over tokens that are mixed with those before them.
+
+    Attributes:
+        heads, size: number of heads, and their width.
+        epsilon: of the norm of each head's result.
+        key_epsilon: of the squared length of the keys that remove.
+        shifts_channels: the MLP of the layer reads a mixture with the token before as well.
+    """
+
+    heads: int
+    size: int
+    epsilon: float
+    key_epsilon: float
+    shifts_channels: bool
+
+    @property
+    def width(self) -> int:
+        """Width of all heads together, which is that of the model."""
+        return self.heads * self.size
+
+    @property
+    def states(self) -> Shapes:
+        """The token before, the matrix of each head, and the token before as the MLP reads it."""
+        shift = (1, self.width)
+        found: Shapes = {"shift": shift, "state": (self.heads, self.size, self.size)}
+        return {**found, "channel_shift": shift} if self.shifts_channels else found
+
+
+Recurrent: TypeAlias = (
+    ShortConvolution | StateSpace | GatedRecurrence | GatedDelta | LightningAttention | MatrixMemory | TimeMixing
+)
 
 
 def _block(channels: int) -> int:

@@ -21,12 +21,14 @@ class Names:
     and delta_step (each optionally preceded by a matmul, with "_low") and delta_rate; delta_conv, delta_step_bias,
     delta_decay, delta_norm, delta_out; unit_in, unit_gate, unit_conv, unit_input, unit_rate, unit_decay, unit_out;
     memory_q, memory_k, memory_v, memory_gate (or memory_qkv_gate), memory_input and memory_forget (or memory_gates),
-    memory_norm, memory_out. Of Zamba2's blocks: block_norm, block_out. Of layers with
-    their own inputs: layer_gate, layer_out, layer_out_norm, layer_scale. Of mixtures parallel to an MLP: router_scale,
+    memory_norm, memory_out; mix_query, mix_key, mix_value, mix_out, mix_norm, mix_decay, mix_rate, mix_gate and
+    mix_first (low-rank matmuls, each preceded by one with "_low"), mix_removal, mix_rate_share, mix_bonus, mix_shifts
+    (or mix_shift_{part}), channel_shift. Of Zamba2's blocks: block_norm, block_out. Of layers with their own inputs:
+    layer_gate, layer_out, layer_out_norm, layer_scale. Of mixtures parallel to an MLP: router_scale,
     expert_scale, experts_norm, dense_post_norm, experts_post_norm. Of alternating updates: stream_router,
     stream_router_norm, stream_predict, stream_correct, stream_scale, laurel_in, laurel_out, laurel_norm. Any
     matmul may have a low-rank update, with roles suffixed "_adapter.0" and "_adapter.1". Names of sinks,
-    decays, skips, biases and scales are complete; all others are followed by ".weight".
+    decays, skips, shifts, biases and scales are complete; all others are followed by ".weight".
 
     Attributes:
         embedding, norm, head: names without ".weight".
@@ -214,6 +216,18 @@ _MEMORY = {
     "memory_norm": "multihead_norm",
     "memory_out": "out_proj",
 }
+_LOW_RANK = {"mix_decay": "w", "mix_rate": "a", "mix_first": "v", "mix_gate": "g"}
+_MIX = {
+    **{f"mix_{role}": f"{name}_proj" for role, name in zip(("query", "key", "value", "out"), "rkvo", strict=True)},
+    **{f"{role}_low": f"{name}_lora.lora.0" for role, name in _LOW_RANK.items()},
+    **{role: f"{name}_lora.lora.2" for role, name in _LOW_RANK.items()},
+    "mix_removal": "k_k",
+    "mix_rate_share": "k_a",
+    "mix_bonus": "r_k",
+    "mix_norm": "g_norm",
+    "mix_shifts": "x_x",
+    "mix_shift_{part}": "x_{part}",
+}
 _CONVOLUTION = {"conv_in": "in_proj", "conv": "conv", "conv_out": "out_proj"}
 _RECURRENT = {
     "ssm": _STATE_SPACE,
@@ -223,6 +237,7 @@ _RECURRENT = {
     "unit": _UNIT,
     "lightning": _LIGHTNING,
     "memory": _MEMORY,
+    "mix": _MIX,
 }
 
 
@@ -319,6 +334,18 @@ _GGUF_ROLES = {
     "delta_decay": "ssm_a",
     "delta_norm": "ssm_norm",
     "delta_out": "ssm_out",
+    **{f"{role}_low": f"time_mix_{name}1" for role, name in _LOW_RANK.items()},
+    **{role: f"time_mix_{name}2" for role, name in _LOW_RANK.items()},
+    "mix_query": "time_mix_receptance",
+    "mix_key": "time_mix_key",
+    "mix_value": "time_mix_value",
+    "mix_out": "time_mix_output",
+    "mix_removal": "time_mix_k_k.weight",
+    "mix_rate_share": "time_mix_k_a.weight",
+    "mix_bonus": "time_mix_r_k.weight",
+    "mix_norm": "time_mix_ln",
+    "mix_shifts": "time_mix_lerp_fused.weight",
+    "channel_shift": "channel_mix_lerp_k.weight",
 }
 
 

@@ -152,7 +152,7 @@ class Parameters:
         name = self._names.of(layer, role)
         if self._storage.bare_norms:
             return role in ("attention_norm", "mlp_norm")
-        if role in ("q_norm", "k_norm"):
+        if role in ("q_norm", "k_norm", "mix_norm"):
             return name is not None and self._checkpoint.has(f"{name}.weight")
         return name is not None
 
@@ -167,7 +167,7 @@ class Parameters:
         """Return the three projections in order, except for values that are keys, or keys of another layer."""
         heads, own = self._config.heads_of(layer), self._config.layers[layer]
         if own.shares is not None:
-            self._ignore(layer, ("k", "v", "k_norm"))  # some files have them
+            self.ignore(layer, ("k", "v", "k_norm"))  # some files have them
             return [self._role(layer, "q", heads.queries, self._config.hidden)]
         if own.values_are_keys:
             widths = {"q": heads.queries, "k": heads.key_width}
@@ -182,8 +182,10 @@ class Parameters:
         rope, size = self._config.layers[layer].rope, self._config.heads_of(layer).size
         return _halves(count, size, size if rope is None else rope.size)
 
-    def _ignore(self, layer: int, roles: Sequence[str]) -> None:
-        self._checkpoint.ignore([f"{self._names.of(layer, role)}.weight" for role in roles])
+    def ignore(self, layer: int, roles: Sequence[str]) -> None:
+        """Mark products as not needed, if they are present."""
+        names = [self._names.of(layer, role) for role in roles]
+        self._checkpoint.ignore([f"{name}.{part}" for name in names for part in ("weight", "bias")])
 
     def gated_queries_keys_values(self, layer: int) -> list[Linear]:
         """Return the three projections, and that of the attention gates (per head or element), stored separately or
@@ -299,6 +301,16 @@ class Parameters:
         if math.prod(found) != math.prod(shape) or axes > len(shape) + 1:
             raise InvalidModelError(f"{self._checkpoint.origin}: tensor {name!r} has shape {found}, expected {shape}")
         return self._checkpoint.array(name, found).reshape(shape)
+
+    def shifts(self, layer: int, width: int) -> Array:
+        """Shares of the token before in what the products of RWKV 7 read, (products, width): of queries, decays, keys,
+        values, rates and, where the model has them, gates; one tensor, or one for each."""
+        whole = self._names.of(layer, "mix_shifts")
+        if whole is not None and self._checkpoint.has(whole):
+            return self._shaped(whole, (math.prod(self._checkpoint.shape(whole)) // width, width))
+        name = self._names.of(layer, "mix_shift_{part}")
+        assert name is not None
+        return np.stack([self._shaped(name.format(part=part), (width,)) for part in "rwkvag"])
 
     def gate_up(self, layer: int) -> list[Linear]:
         """Return the two first matmuls of a gated MLP."""

@@ -19,6 +19,7 @@ from compiler.frontends.llm.mixers import (
     Recurrent,
     ShortConvolution,
     StateSpace,
+    TimeMixing,
 )
 from compiler.frontends.llm.weights import Linear
 from compiler.passes.rewriting.matching import as_constant
@@ -33,6 +34,7 @@ from schedules.sequence_mixers import (
     gated_delta_rule,
     selective_scan,
 )
+from schedules.time_mixing import TimeMix, time_mix
 
 _RATE = -8.0  # of the decay in RecurrentGemma
 _LIGHTNING_EPSILON = _MEMORY_EPSILON = 1e-6
@@ -470,6 +472,95 @@ class _MatrixMemory(_Recurrent):
         return found
 
 
+class TimeMixer(_Recurrent):
+    """The mixer of RWKV 7, and the shift of tokens before its MLP."""
+
+    output_role = "mix_out"
+    _config: TimeMixing
+
+    def heads(self, x: Expr) -> Expr:
+        """See `Mixer.heads`."""
+        config, model, width = self._config, self._model, self._config.width
+        query, step, key, value, rate, gate = self._shifted(x)
+        values = self._mixed_values(value)
+        weights = {role: self._array(f"mix_{role}", (width,)) for role in ("removal", "rate_share", "bonus")}
+        norm = (
+            model.parameters.norm(self._index, "mix_norm", width) if model.has_norm(self._index, "mix_norm") else None
+        )
+        scale, bias = (None, None) if norm is None else (norm.weight, norm.bias)
+        given = TimeMix(
+            query=self._projected(query, "query"),
+            key=self._projected(key, "key"),
+            value=Columns(values),
+            decay=self._low_rank(step, "decay", R.tanh),
+            rate=self._low_rank(rate, "rate"),
+            gate=None if gate is None else self._low_rank(gate, "gate", R.sigmoid),
+            **weights,
+            scale=None if scale is None else as_constant(scale),
+            bias=None if bias is None else as_constant(bias),
+            state=self._old[1],
+            epsilon=config.epsilon,
+            key_epsilon=config.key_epsilon,
+            sequences=self._sequences,
+        )
+        found, self._new[1] = time_mix(model.builder, given)
+        return self._batch(found)
+
+    def channels(self, x: Expr) -> Expr:
+        """What the MLP reads of normalized x (1, n, hidden): a mixture with the token before."""
+        share = self._model.parameters.array(self._index, "channel_shift", (self._config.width,))
+        return self._batch(self._shift(x, 2, np.stack([share, 1 - share])))
+
+    def _shift(self, x: Expr, state: int, weight: np.ndarray) -> Expr:
+        """Weights (2, width) times the token before, and the token: (n, width)."""
+        zeros = as_constant(np.zeros(weight.shape[1], np.float32))
+        given = Convolution(
+            x=Columns(self._rows(x)),
+            weight=as_constant(weight.astype(np.float32)),
+            bias=zeros,
+            window=self._old[state],
+            sequences=self._sequences,
+        )
+        found, self._new[state] = causal_convolution(self._model.builder, given)
+        return found
+
+    def _shifted(self, x: Expr) -> list[Expr | None]:
+        """What the products read: mixtures of a token and the one before, the last one None where nothing reads it."""
+        width = self._config.width
+        change = self._batch(self._shift(x, 0, np.tile(np.array([[1.0], [-1.0]]), width)))
+        parts: list[Expr | None] = []
+        for share in self._model.parameters.shifts(self._index, width):
+            weighted = self._emit(R.multiply(change, as_constant(share)))
+            parts.append(self._emit(R.add(x, weighted)))
+        return [*parts, None][:6]
+
+    def _projected(self, x: Expr, role: str) -> Columns:
+        width = self._config.width
+        [found] = self._model.products.columns(
+            x, [self._model.parameters.linear(self._index, f"mix_{role}", width, width)]
+        )
+        return found
+
+    def _low_rank(self, x: Expr, role: str, activation: Callable[[Expr], Expr] | None = None) -> Columns:
+        """Two products in their stored precision: they are small, and what they give acts on all later tokens."""
+        parameters, products, width = self._model.parameters, self._model.products, self._config.width
+        rank = parameters.width(self._index, f"mix_{role}_low")
+        low = products.exact(x, parameters.linear(self._index, f"mix_{role}_low", rank, width))
+        low = low if activation is None else self._emit(activation(low))
+        return Columns(self._rows(products.exact(low, parameters.linear(self._index, f"mix_{role}", width, rank))))
+
+    def _mixed_values(self, x: Expr) -> Expr:
+        """The values (n, width), in later layers mixed with those of the first layer."""
+        model, emit = self._model, self._emit
+        value = self._slice(self._projected(x, "value"), self._config.width)
+        if model.first_values is None:
+            model.parameters.ignore(self._index, ("mix_first", "mix_first_low"))  # some files have them
+            model.first_values = value
+            return value
+        share = emit(R.sigmoid(self._low_rank(x, "first").data))
+        return emit(R.add(value, emit(R.multiply(emit(R.subtract(model.first_values, value)), share))))
+
+
 _KINDS: dict[type, Callable[..., Mixer]] = {
     ShortConvolution: _ShortConvolution,
     StateSpace: _StateSpace,
@@ -477,4 +568,5 @@ _KINDS: dict[type, Callable[..., Mixer]] = {
     GatedDelta: _GatedDelta,
     LightningAttention: _LightningAttention,
     MatrixMemory: _MatrixMemory,
+    TimeMixing: TimeMixer,
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler.errors import InvalidModelError
+from compiler.support.tokenizer_file import byte_level as byte_level_characters
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # kinds of pieces, as SentencePiece and GGUF number them
 _SPACE = "\u2581"  # SentencePiece's space character
@@ -107,6 +108,24 @@ def _pairs(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], **set
     }
     tables = {"vocab": dict(vocabulary), "merges": [list(pair) for pair in merges]}
     return {"type": "BPE", **defaults, **settings, **tables}
+
+
+def longest_match(tokens: Mapping[bytes, int], unknown: bytes) -> dict[str, Any] | None:
+    """The longest token at each place of a text (RWKV), as words of bytes whose pieces have no prefix; None where a
+    byte is no token. `unknown` is one of the tokens, for which no text is left."""
+    if not {bytes([byte]) for byte in range(256)} <= tokens.keys():
+        return None
+    characters = {byte: character for character, byte in byte_level_characters().items()}
+    texts = {token: "".join(characters[byte] for byte in token) for token in tokens}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model = {
+        "type": "WordPiece",
+        "unk_token": texts[unknown],
+        "continuing_subword_prefix": "",
+        "max_input_chars_per_word": 1 << 30,
+        "vocab": {texts[token]: index for token, index in tokens.items() if token},
+    }
+    return {"normalizer": None, "pre_tokenizer": level, "decoder": level, "model": model}
 
 
 def check_pieces(tokens: Sequence[str], origin: str) -> None:

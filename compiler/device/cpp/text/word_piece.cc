@@ -14,10 +14,11 @@ WordPiece::WordPiece(Reader* reader) : TokenModel(reader), unknown_(ReadUnknown(
 
 bool WordPiece::Cut(const std::string& word, std::vector<uint32_t>* tokens) const {
   for (size_t at = 0; at < word.size();) {
-    std::string rest = (at ? continuing_ : "") + word.substr(at);
-    size_t prefix = at ? continuing_.size() : 0, length = 0;
+    bool continues = at && !continuing_.empty();
+    std::string rest = continues ? continuing_ + word.substr(at) : "";
+    size_t prefix = continues ? continuing_.size() : at, length = 0;
     uint32_t longest = kNoToken;
-    vocabulary().Prefixes(rest, 0, [&](uint32_t token, size_t end) {
+    vocabulary().Prefixes(continues ? rest : word, continues ? 0 : at, [&](uint32_t token, size_t end) {
       if (end > prefix) longest = token, length = end - prefix;
     });
     if (longest == kNoToken) return false;

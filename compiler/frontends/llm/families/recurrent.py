@@ -29,6 +29,7 @@ from compiler.frontends.llm.mixers import (
     MatrixMemory,
     ShortConvolution,
     StateSpace,
+    TimeMixing,
 )
 from compiler.frontends.llm.names import (
     DEEPSEEK_EXPERTS,
@@ -43,6 +44,7 @@ from compiler.frontends.llm.parameters import Storage
 from compiler.frontends.llm.settings import MOST_SIZE, Settings
 
 _ENDLESS = 1 << 20  # context of models whose states do not grow
+_MOST_MIXED = 256  # largest head size of RWKV 7: the kernel unrolls the vectors of a head
 
 
 def _inner(settings: Settings, hidden: int) -> int:
@@ -306,6 +308,34 @@ def _xlstm(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     every = settings.size("ffn_round_up_to_multiple_of", 64)
     width = settings.positive("ffn_proj_factor", 2.667) * config.hidden
     return replace(config, intermediate=int((width + every - 1) // every) * every)
+
+
+def _time_mixing(settings: Settings) -> TimeMixing:
+    hidden, size = settings.size("hidden_size"), settings.size("head_size", 64, most=_MOST_MIXED)
+    widths = settings.get("value_dim") or hidden
+    if hidden % size or {*(widths if isinstance(widths, list) else [widths])} != {hidden}:
+        raise InvalidModelError(f"{settings.path}: {hidden} channels and values of {widths} are not heads of {size}")
+    return TimeMixing(
+        heads=hidden // size,
+        size=size,
+        epsilon=settings.number("head_norm_eps", size * settings.number("rms_norm_eps", 1e-5)),
+        # Those of the fused norms of flash-linear-attention, and of torch's, which limits the length itself.
+        key_epsilon=1e-6 if settings.flag("fuse_norm") else 1e-24,
+        shifts_channels=settings.flag("shifts_channels"),
+    )
+
+
+def _rwkv7_names(settings: Settings) -> Names:
+    embedding_norm = None if settings.get("norm_first") is False else "model.layers.0.pre_norm"
+    return replace(_RWKV7, embedding_norm=embedding_norm)
+
+
+def _rwkv7(config: DecoderConfig, settings: Settings) -> DecoderConfig:
+    """The width of the MLP is a multiple of 32."""
+    if settings.get("intermediate_size") is not None:
+        return config
+    width = int(config.hidden * settings.positive("hidden_ratio", 4.0))
+    return replace(config, intermediate=-(-width // 32) * 32)
 
 
 def _lfm3_names(settings: Settings) -> Names:
@@ -576,6 +606,24 @@ _KIMI_GGUF = {
     "delta_out": "attn_output",
 }
 
+_RWKV7 = Names(
+    "model.embeddings",
+    "model.norm",
+    "lm_head",
+    "model.layers.{index}.",
+    {
+        **recurrent_roles("mix", "attn."),
+        "attention_norm": "attn_norm",
+        "mlp_norm": "ffn_norm",
+        "up": "ffn.key",
+        "down": "ffn.value",
+        "channel_shift": "ffn.x_k",
+    },
+)
+# GGUF files store the biases of low-rank projections as weights.
+_RWKV7_BIASES = {f".time_mix_{part}0.weight": f".time_mix_{part}2.bias" for part in "wav"}
+_RWKV7_GGUF: dict[str, Any] = {"head_norm_eps": 64e-5}
+
 # Every layer is only a mixer.
 _recurrent = partial(
     Family,
@@ -785,6 +833,28 @@ RECURRENT: dict[str, Family] = {
         defaults={**_PURE, "rms_norm_eps": 1e-6, "final_logit_softcapping": 30.0},
         aliases={"rms_norm_eps": "norm_eps", "final_logit_softcapping": "output_logit_soft_cap"},
     ),
+    "rwkv7": Family(
+        names=_rwkv7_names,
+        kinds=lambda settings, count: ["recurrent"] * count,
+        recurrent=_time_mixing,
+        norm="layer",
+        positions="none",
+        gated=False,
+        expansion=4,
+        changes=_rwkv7,
+        refused={"attn": ("attention in some layers", None), "hidden_act": ("this activation", "sqrelu")},
+        defaults={**_PURE, "hidden_act": "sqrelu", "fuse_norm": True, "shifts_channels": True},
+        aliases={"rms_norm_eps": "norm_eps", "head_size": "head_dim"},
+        renames=_RWKV7_BIASES,
+        gguf=(
+            Gguf(
+                name="rwkv7",
+                keys={"wkv.head_size": "head_size"},
+                values={**_RWKV7_GGUF, "fuse_norm": False},
+                roles={"mlp_norm": "attn_norm_2", "up": "channel_mix_key", "down": "channel_mix_value"},
+            ),
+        ),
+    ),
     "recurrent_gemma": Family(
         names=replace(hugging_face_names(roles=_RECURRENT_GEMMA), norm="model.final_norm"),
         kinds=_recurrent_gemma_kinds,
@@ -909,3 +979,15 @@ RECURRENT: dict[str, Family] = {
         ),
     ),
 }
+
+# RWKV 7's mixers with the MLP of Qwen 2 and its norms
+RECURRENT_FILES = (
+    Family(
+        kinds=lambda settings, count: ["recurrent"] * count,
+        recurrent=_time_mixing,
+        positions="none",
+        defaults=_PURE,
+        renames=_RWKV7_BIASES,
+        gguf=(Gguf(name="arwkv7", keys={"wkv.head_size": "head_size"}, values=_RWKV7_GGUF),),
+    ),
+)

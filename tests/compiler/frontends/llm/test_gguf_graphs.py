@@ -286,7 +286,7 @@ def test_logits_are_those_of_the_graph(architecture: str, tmp_path: Path) -> Non
     [
         ("deci", [(4, 0, 24), (4, 2, 24)], OptionError, "a product in place of attention"),
         ("openelm", [(3, 2, 24), (4, 2, 24)], InvalidModelError, "layer 0 has 3 heads, and 2 of keys"),
-        ("rwkv7", [(4, 2, 24)], OptionError, "the time mixing of RWKV"),
+        ("rwkv6", [(4, 2, 24)], OptionError, "the time mixing of RWKV 6"),
     ],
 )
 def test_other_layers_are_refused(
