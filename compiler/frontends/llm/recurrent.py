@@ -1,4 +1,4 @@
-"""Recurrent mixers of a decoder's layer as Relax."""
+"""Recurrent mixers of a decoder's layers, in Relax."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ from schedules.sequence_mixers import (
 )
 from schedules.time_mixing import TimeMix, time_mix
 
-_RATE = -8.0  # of the decay in RecurrentGemma
+_RATE = -8.0  # factor of the decay in RecurrentGemma
 _LIGHTNING_EPSILON = _MEMORY_EPSILON = 1e-6
 
 
 class Mixer(Protocol):
-    """A mixer of one layer. `states` are the new values of its states, once `heads` was called."""
+    """A mixer of one layer. `states` are the new values of its states, after `heads` was called."""
 
     @property
     def states(self) -> tuple[Expr, ...]:
         """Next values of the states."""
 
     def heads(self, x: Expr) -> Expr:
-        """The mixer's result for normalized x (1, n, hidden), before the output projection: (1, n, width)."""
+        """Return the mixer's result for normalized x (1, n, hidden), before the output projection: (1, n, width)."""
 
     def output(self, found: Expr) -> Expr:
-        """The last product: (1, n, hidden)."""
+        """Apply the output projection: (1, n, hidden)."""
 
 
 def recurrent_mixer(
     model: Emitter, index: int, config: Recurrent, states: Sequence[Expr], position: Positions
 ) -> Mixer:
-    """The mixer of a layer."""
+    """Return the mixer of a layer."""
     kind: Callable[..., Mixer] = _KINDS[type(config)]
     return kind(model, index, config, states, position)
 
@@ -79,7 +79,7 @@ class _Recurrent:
         return tuple(self._new[at] for at in range(len(self._old)))
 
     def output(self, found: Expr) -> Expr:
-        """The last product."""
+        """Apply the output projection."""
         model = self._model
         weight = model.parameters.linear(
             self._index, self.output_role, model.config.hidden, int(found.ty.shape.values[-1])
@@ -87,7 +87,7 @@ class _Recurrent:
         return model.products.product(found, weight)
 
     def _convolved(self, x: Columns, channels: int, **options: Any) -> Expr:
-        """The convolution of some channels: (n, channels)."""
+        """Convolve some channels: (n, channels)."""
         weight, bias = self._model.parameters.convolution(
             self._index, self.convolution_role, channels, self._config.taps
         )
@@ -175,7 +175,7 @@ class _StateSpace(_Recurrent):
         return self._batch(found)
 
     def _selected(self, convolved: Expr) -> tuple[Expr, Columns, Columns]:
-        """The steps (n, inner), and what is written and read."""
+        """Return the steps (n, inner), and the write and read projections."""
         config, products, parameters = self._config, self._model.products, self._model.parameters
         widths = [config.rank, config.sizes, config.sizes]
         weight = parameters.linear(self._index, "ssm_selection", sum(widths), config.inner)
@@ -227,7 +227,7 @@ class _StateSpace(_Recurrent):
         return self._batch(found)
 
     def _group_norm(self, x: Expr) -> Expr:
-        """Root mean square over the channels of each group."""
+        """Normalize by the root mean square over the channels of each group."""
         config, length = self._config, self._model.length
         each = config.inner // config.groups
         weight = self._model.parameters.weights(self._index, "ssm_norm", (config.inner,))
@@ -279,7 +279,7 @@ class _GatedRecurrence(_Recurrent):
         return self._emit(R.reshape(found, (self._model.length, self._config.width)))
 
     def _share_of_inputs(self, rate: Expr, decay: np.ndarray) -> Expr:
-        """sqrt(1 - kept**2) of the share kept of the state, 1 for the first token of a sequence: (n, width)."""
+        """Return sqrt(1 - kept**2) for the kept share of the state, 1 for the first token of a sequence: (n, width)."""
         position = self._position
 
         def compute(rate: te.Tensor, decay: te.Tensor, start: te.Tensor) -> te.Tensor:
@@ -365,7 +365,7 @@ class _GatedDelta(_Recurrent):
         return self._batch(self._emit(R.multiply(flat, gates)))
 
     def _projected(self, x: Expr) -> list[Columns]:
-        """Queries, keys and values; gates; rates; steps."""
+        """Return queries, keys and values; gates; rates; steps."""
         config, products = self._config, self._model.products
         if config.layout != "low-rank":
             return products.columns(x, self._parts())
@@ -382,13 +382,13 @@ class _GatedDelta(_Recurrent):
         return [whole, gate, rate, step]
 
     def _whole(self) -> Linear:
-        """The product of queries, keys and values, whose weights are three tensors."""
+        """Return the matmul of queries, keys and values, whose weights are three tensors."""
         config = self._config
         widths = {"delta_q": config.keys, "delta_k": config.keys, "delta_v": config.values}
         return self._model.parameters.together(self._index, widths, self._model.config.hidden)
 
     def _parts(self) -> list[Linear]:
-        """The products: queries, keys and values; gates; rates; steps."""
+        """Return the matmuls of queries, keys and values; gates; rates; steps."""
         config, parameters, hidden = self._config, self._model.parameters, self._model.config.hidden
         each = config.heads // config.key_heads
 
@@ -412,8 +412,8 @@ class _GatedDelta(_Recurrent):
 
 
 class _MatrixMemory(_Recurrent):
-    """States are kept without the common factor by which the paper divides them: gates are capped, so that they stay
-    in the range of float32. The factor is needed for the epsilon of the result's divisor alone."""
+    """States are stored without the common factor that the paper divides them by: gates are capped, so states stay
+    within float32's range. Only the epsilon of the result's divisor needs the factor."""
 
     output_role = "memory_out"
     _config: MatrixMemory
@@ -452,7 +452,7 @@ class _MatrixMemory(_Recurrent):
         return self._batch(emit(R.multiply(normed, emit(R.sigmoid(self._slice(gate, values))))))
 
     def _scanned(self, state: int, given: Expr, step: Expr, write: Columns, read: Expr) -> Expr:
-        """The scan of one of the states."""
+        """Scan one of the states."""
         heads = self._config.heads
         scan = Scan(
             x=Columns(given),

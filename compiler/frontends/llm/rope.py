@@ -12,7 +12,7 @@ import numpy as np
 from compiler.errors import InvalidModelError, OptionError
 
 MOST_HEAD_SIZE = 1 << 14
-PROPORTIONAL = "proportional"  # the kind of scaling that turns whole heads, whatever part of them it names
+PROPORTIONAL = "proportional"  # the scaling kind that rotates whole heads, regardless of the configured part
 Frequencies = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
@@ -22,10 +22,10 @@ class Rope:
 
     Attributes:
         frequencies: float32 (size / 2,), as a tuple.
-        factor: scale of cosine and sine.
+        factor: factor of cosine and sine.
         long_frequencies: frequencies for sequences longer than `original_context`; None: `frequencies` always.
         original_context: context length of the model's training, if it matters.
-        dynamic: (base, factor): the base grows with the length beyond `original_context`; None: it does not.
+        dynamic: (base, factor): the base grows with the length beyond `original_context`; None: constant base.
     """
 
     frequencies: tuple[float, ...]
@@ -36,13 +36,13 @@ class Rope:
 
     @property
     def size(self) -> int:
-        """Number of elements of a head that are rotated."""
+        """Number of rotated elements per head."""
         return 2 * len(self.frequencies)
 
 
 @dataclass(frozen=True)
 class RopeSettings:
-    """Settings that determine the frequencies: `size` elements are rotated; `scaling` as `rope_parameters` has it."""
+    """Settings that determine the frequencies: `size` elements are rotated; `scaling` is as in `rope_parameters`."""
 
     size: int
     base: float
@@ -50,7 +50,7 @@ class RopeSettings:
     scaling: Mapping[str, Any]
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number of the scaling. Raises InvalidModelError where it is missing or none."""
+        """Return a number of the scaling. Raises InvalidModelError if it is missing or not a number."""
         value = self.scaling.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -64,11 +64,11 @@ class RopeSettings:
 
 
 def make_rope(settings: RopeSettings) -> Rope:
-    """The embedding that settings describe.
+    """Return the embedding described by settings.
 
     Raises:
         InvalidModelError: a size or number of the scaling is missing or out of range.
-        OptionError: a kind of scaling that is not known.
+        OptionError: the kind of scaling is unknown.
     """
     if settings.size < 2 or settings.size % 2 or settings.size > MOST_HEAD_SIZE or not 0 < settings.base < math.inf:
         raise InvalidModelError(f"rope of {settings.size} elements with base {settings.base}")
@@ -79,12 +79,12 @@ def make_rope(settings: RopeSettings) -> Rope:
     try:
         with np.errstate(divide="raise", invalid="raise", over="raise"):
             return _divided(_KINDS[kind](settings), settings.scaling.get("divisors"))
-    except (ArithmeticError, ValueError, TypeError) as error:  # ValueError: of math.log; TypeError: of lists
+    except (ArithmeticError, ValueError, TypeError) as error:  # ValueError: from math.log; TypeError: from lists
         raise InvalidModelError(f"the parameters of the rope scaling {kind!r} are invalid: {error}") from error
 
 
 def _divided(rope: Rope, divisors: Sequence[float] | None) -> Rope:
-    """Frequencies that are divided by numbers of their own, as GGUF files store the scaling of Llama 3."""
+    """Divide each frequency by its own divisor, as GGUF files store Llama 3's scaling."""
     if divisors is None:
         return rope
     if len(divisors) != len(rope.frequencies):
@@ -93,7 +93,7 @@ def _divided(rope: Rope, divisors: Sequence[float] | None) -> Rope:
 
 
 def _inverse(settings: RopeSettings, base: float | None = None) -> Frequencies:
-    """1 / base**(2 i / size), rounded as float32 arithmetic does."""
+    """Return 1 / base**(2 i / size), rounded like in float32 arithmetic."""
     exponents = np.arange(0, settings.size, 2).astype(np.float32) / np.float32(settings.size)
     powers = np.float32(settings.base if base is None else base) ** exponents
     return (np.float32(1.0) / powers).astype(np.float32)
@@ -114,7 +114,7 @@ def _linear(settings: RopeSettings) -> Rope:
 def _dynamic(settings: RopeSettings) -> Rope:
     if settings.size < 4:
         raise InvalidModelError("dynamic rope scaling needs at least 4 rotated elements")
-    if settings.scaling.get("alpha"):  # Hunyuan's base is stretched whatever the length
+    if settings.scaling.get("alpha"):  # Hunyuan's base is scaled for all lengths
         stretched = settings.number("alpha") ** (settings.size / (settings.size - 2))
         return Rope(_tuple(_inverse(settings, settings.base * stretched)))
     return Rope(
@@ -157,7 +157,7 @@ def _yarn(settings: RopeSettings) -> Rope:
 
 
 def _yarn_factor(settings: RopeSettings, factor: float) -> float:
-    """The factor of cosine and sine."""
+    """Return the factor of cosine and sine."""
     if settings.scaling.get("attention_factor") is not None:
         return settings.number("attention_factor")
     both = [settings.scaling.get(key) for key in ("mscale", "mscale_all_dim")]
@@ -171,7 +171,7 @@ def _yarn_factor(settings: RopeSettings, factor: float) -> float:
 
 
 def _longrope(settings: RopeSettings) -> Rope:
-    """Each frequency has a divisor of its own, one for short sequences and one for long ones."""
+    """Each frequency has two divisors, one for short and one for long sequences."""
     original = settings.original
     divisors = []
     for key in ("short_factor", "long_factor"):
@@ -193,7 +193,7 @@ def _longrope(settings: RopeSettings) -> Rope:
 
 
 def _proportional(settings: RopeSettings) -> Rope:
-    """Frequencies of the whole head, of which only the first ones are not 0 (Gemma 4)."""
+    """Frequencies of the whole head, only the first of which are nonzero (Gemma 4)."""
     turned = int(settings.number("partial_rotary_factor", 1.0) * settings.size // 2)
     frequencies = _inverse(settings) / np.float32(settings.number("factor", 1.0))
     return Rope(_tuple(np.where(np.arange(settings.size // 2) < turned, frequencies, np.float32(0.0))))

@@ -1,4 +1,4 @@
-"""Weights in safetensors files: one file, or shards with an index; mapped, and read a tensor at a time."""
+"""Weights in safetensors files: one file, or shards with an index; memory-mapped, and read one tensor at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compiler.frontends.llm.weights import Array, Matrix
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_LONGEST_NAME = 255  # bytes, of common file systems
+_LONGEST_NAME = 255  # bytes, in common file systems
 _MAX_HEADER = 32 << 20  # some 300,000 tensors
 _TYPES: dict[str, tuple[str, Any]] = {
     "F32": ("F32", np.float32),
@@ -24,7 +24,7 @@ _TYPES: dict[str, tuple[str, Any]] = {
     "BF16": ("BF16", ml_dtypes.bfloat16),
     "F64": ("F32", np.float64),
 }
-_OTHERS: dict[str, Any] = {  # of quantized weights
+_OTHERS: dict[str, Any] = {  # types of quantized weights
     "I8": np.int8,
     "U8": np.uint8,
     "I32": np.int32,
@@ -38,7 +38,7 @@ _OTHERS: dict[str, Any] = {  # of quantized weights
 
 @dataclass(frozen=True)
 class _Entry:
-    """One tensor: its file, element type, shape, first byte and the one after its last."""
+    """One tensor: its file, element type, shape, and byte range."""
 
     path: Path
     dtype: str
@@ -48,25 +48,25 @@ class _Entry:
 
     @classmethod
     def of(cls, path: Path, described: Any, offset: int) -> _Entry:
-        """Make one from its description in the header; data begin at `offset`."""
+        """Return the entry for its description in the header; data begin at `offset`."""
         start, end = (int(at) + offset for at in described["data_offsets"])
         return cls(path, str(described["dtype"]), tuple(int(size) for size in described["shape"]), start, end)
 
     def fits(self, least: int, most: int) -> bool:
-        """True if it lies in these bytes of the file, and is as long as its shape says."""
+        """True if it is within these bytes of the file, and its length matches its shape."""
         inside = least <= self.start <= self.end <= most and all(0 <= size <= most for size in self.shape)
         dtype = self.numpy
         return inside and (dtype is None or self.end - self.start == math.prod(self.shape) * dtype.itemsize)
 
     @property
     def numpy(self) -> np.dtype[Any] | None:
-        """The element type of numpy; None where it has no such type."""
+        """The numpy element type; None if there is none."""
         if self.dtype in _TYPES:
             return np.dtype(_TYPES[self.dtype][1])
         return np.dtype(_OTHERS[self.dtype]) if self.dtype in _OTHERS else None
 
     def mapped(self) -> Array:
-        """The tensor, mapped; of a type that numpy has."""
+        """Return the memory-mapped tensor, of a type that numpy has."""
         dtype = self.numpy
         assert dtype is not None
         if self.start == self.end:
@@ -82,8 +82,8 @@ class SafetensorsFolder:
         """Open the files.
 
         Args:
-            folder: that holds them.
-            single: the name of the file, where there is no index.
+            folder: the folder of the files.
+            single: the file's name if there is no index.
 
         Raises:
             StorageError: a file is missing or cannot be read.
@@ -108,27 +108,27 @@ class SafetensorsFolder:
         return self._entries[name].shape
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """The shapes of all tensors."""
+        """Return the shapes of all tensors."""
         return [entry.shape for entry in self._entries.values()]
 
     def matrix(self, name: str) -> Matrix:
-        """A tensor of two axes, or of more with all rows after one another, mapped."""
+        """Return a 2-D tensor, memory-mapped; more axes are flattened to rows."""
         kind, data = self._read(name)
         if data.dtype == np.float64:
             data = data.astype(np.float32)
         return Matrix(kind, data.reshape(-1, data.shape[-1]), data.shape[-1])
 
     def vector(self, name: str) -> Array:
-        """A tensor as float32."""
+        """Return a tensor as float32."""
         return self._read(name)[1].astype(np.float32)
 
     def dtype(self, name: str) -> str:
-        """The element type by numpy's name, or by that of the file where numpy has none."""
+        """Return the element type by numpy's name, or the file's if numpy has none."""
         entry = self._entries[name]
         return entry.dtype if entry.numpy is None else str(entry.numpy)
 
     def stored(self, name: str) -> Array:
-        """A tensor of any type as it is stored, mapped. Raises OptionError for a type that numpy has not."""
+        """Return a tensor of any type as stored, memory-mapped. Raises OptionError for a type that numpy lacks."""
         entry = self._entries[name]
         if entry.numpy is None:
             raise _unsupported(name, entry, (*_TYPES, *_OTHERS))
@@ -149,7 +149,7 @@ def _unsupported(name: str, entry: _Entry, supported: tuple[str, ...]) -> Option
 
 
 def _files(folder: Path, single: str) -> dict[Path, list[str] | None]:
-    """The files, with the names that an index says each holds."""
+    """Return the files, with the tensor names that an index lists for each."""
     index = folder / _INDEX
     if index.exists():
         table = read_json(index).get("weight_map")
@@ -187,7 +187,7 @@ def _is_file_name(name: str) -> bool:
 
 
 def _header(path: Path) -> dict[str, _Entry]:
-    """Parse the header: the location of each tensor, all checked to lie within the file."""
+    """Parse the header: the location of each tensor, all validated to be within the file."""
     if not path.is_file():  # opening a pipe would wait for its writer
         raise StorageError(f"{path} is not a regular file")
     with storage_errors(path), path.open("rb") as file:
@@ -207,7 +207,7 @@ def _header(path: Path) -> dict[str, _Entry]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file. Raises StorageError where it cannot be read, or is a device, which may never end."""
+    """Return the content of a file. Raises StorageError if it cannot be read, or is a device, which may be endless."""
     with storage_errors(path):
         if path.exists() and not path.is_file():
             raise StorageError(f"{path} is not a file")
@@ -215,11 +215,11 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Read a JSON file with an object.
 
     Raises:
         StorageError: it cannot be read.
-        InvalidModelError: it is not JSON, or another thing than an object.
+        InvalidModelError: it is not JSON, or not an object.
     """
     try:
         found = json.loads(read_bytes(path))

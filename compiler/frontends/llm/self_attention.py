@@ -1,4 +1,4 @@
-"""The attention of one layer of a decoder."""
+"""The attention of a decoder layer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from schedules.ir.tvm_types import Expr, Index
 
 
 class SelfAttention:
-    """Attention of one layer; `cache` has the new entries once `heads` was called.
+    """Attention of one layer; `cache` has the new entries after `heads` was called.
 
-    `angles` are its rotations, None where it has none; `bias` is added to its scores, None for nothing.
+    `angles` are its rotations, None for none; `bias` is added to its scores, None for none.
     """
 
     def __init__(
@@ -24,26 +24,26 @@ class SelfAttention:
         self._model, self._index, self._angles, self._bias, self.cache = model, index, angles, bias, cache
 
     def heads(self, x: Expr) -> Expr:
-        """Attention results of all heads, for normalized x (1, n, hidden): (1, n, heads * head size)."""
+        """Return the attention results of all heads, for normalized x (1, n, hidden): (1, n, heads * head size)."""
         model, parameters, products = self._model, self._model.parameters, self._model.products
         if model.config.attention_gate is not None:
             return self._gated_heads(x)
         parts = parameters.queries_keys_values(self._index)
         heads = self._counts
-        wide = len(parts) == 3 and (  # norms of all heads together
+        wide = len(parts) == 3 and (  # norms over all heads
             self._norms_all_heads("q_norm", heads.count) or self._norms_all_heads("k_norm", heads.keys)
         )
         return self._attended(*(products.products(x, parts) if wide else products.heads(x, parts, heads.size)))
 
     def output(self, found: Expr) -> Expr:
-        """The last product: (1, n, hidden)."""
+        """Apply the output projection: (1, n, hidden)."""
         model = self._model
         found = model.normed(self._index, "o_norm", found)
         return model.products.product(found, model.parameters.output(self._index))
 
     @property
     def states(self) -> tuple[Expr, ...]:
-        """The cache with the new entries; nothing where it is that of another layer."""
+        """The cache with the new entries; empty if the layer uses another layer's cache."""
         return self.cache.parts if self._layer.shares is None else ()
 
     @property
@@ -55,7 +55,7 @@ class SelfAttention:
         return self._model.config.heads_of(self._index)
 
     def _gated_heads(self, x: Expr) -> Expr:
-        """`heads` of a model whose results are multiplied with gates, of each element or of each head."""
+        """Compute `heads` with results multiplied by gates, per element or per head."""
         model, heads, emit = self._model, self._counts, self._model.builder.emit
         length, linears = x.ty.shape[1], model.parameters.gated_queries_keys_values(self._index)
         shape: tuple[Index, ...] = (1, length, heads.queries)
@@ -72,7 +72,7 @@ class SelfAttention:
         return emit(R.reshape(gated, (1, length, heads.queries)))
 
     def _attended(self, query: Expr, key: Expr | None = None, value: Expr | None = None) -> Expr:
-        """Attention of the products' results; without keys, over the cache of another layer."""
+        """Apply attention to the projections' results; without keys, over another layer's cache."""
         config, builder, heads = self._model.config, self._model.builder, self._counts
         query = self._placed(query, heads.count, "q_norm")
         if config.temperature is not None and (self._angles is None or config.temperature.rotated):
@@ -97,7 +97,8 @@ class SelfAttention:
         return model.parameters.norm_size(self._index, norm, (size, count * size)) != size
 
     def _heads(self, x: Expr, count: int, norm: str | None) -> Expr:
-        """(1, n, count, head size), normalized a head, or all heads together, then clipped; x may have that shape."""
+        """Return (1, n, count, head size), normalized per head or over all heads, then clipped; x may have that
+        shape."""
         model, size = self._model, self._counts.size
         shape = (1, x.ty.shape[1], count, size)
         if norm is not None and model.config.bare_head_norms and self._angles is not None:
@@ -118,7 +119,7 @@ class SelfAttention:
         return x if limit is None else self._model.builder.emit(R.clip(x, -limit, limit))
 
     def _placed(self, x: Expr, count: int, norm: str) -> Expr:
-        """Heads, normalized, and rotated by the positions where the layer does so."""
+        """Return heads, normalized, and rotated by position if the layer has rotations."""
         if self._angles is None:
             return self._heads(x, count, norm)
         if not self._model.config.norms_after_rotation:

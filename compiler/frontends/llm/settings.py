@@ -1,4 +1,4 @@
-"""The values of a config.json, checked as they are read."""
+"""The values of a config.json, validated when read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MOST_SIZE = (1 << 31) - 1
 
 
 class Settings:
-    """A config.json whose values are checked as they are read.
+    """A config.json whose values are validated when read.
 
-    `defaults` stand in for what it leaves out; `aliases` are this type's own names of keys.
+    `defaults` are the values of missing keys; `aliases` are the model type's own key names.
     """
 
     def __init__(
@@ -29,27 +29,27 @@ class Settings:
         self._aliases = aliases or {}
 
     def get(self, key: str) -> Any:
-        """A value; None where there is none."""
+        """Return a value; None if there is none."""
         for name in (self._aliases.get(key, key), key):
             if self._values.get(name) is not None:
                 return self._values[name]
         return self._defaults.get(key)
 
     def refuse(self, key: str, what: str, *, unless: object = False) -> None:
-        """Raise OptionError where a value asks for what is not supported: it is neither missing nor `unless`."""
+        """Raise OptionError if a value requires an unsupported feature: it is neither missing nor `unless`."""
         value = self.get(key)
         if value is not None and value != unless:
             raise OptionError(f"{self.path}: {what} is not supported ({key!r} is {str(value)[:80]!r})")
 
     def flag(self, key: str) -> bool:
-        """A truth value, false where there is none."""
+        """Return a boolean, by default False."""
         value = self.get(key)
         if value is not None and not isinstance(value, bool):
             raise self._wrong(key, value, "true or false")
         return bool(value)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number."""
+        """Return a finite number."""
         value = self.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -57,18 +57,18 @@ class Settings:
         return float(value)
 
     def positive(self, key: str, default: float | None = None) -> float:
-        """A finite number above 0."""
+        """Return a finite number above 0."""
         value = self.number(key, default)
         if value <= 0:
             raise self._wrong(key, value, "a number above 0")
         return value
 
     def optional(self, key: str) -> float | None:
-        """A finite number, or None."""
+        """Return a finite number, or None."""
         return None if self.get(key) is None else self.number(key)
 
     def size(self, key: str, default: int | None = None, *, most: int = MOST_SIZE) -> int:
-        """A whole number from 1 to `most`, which a list may repeat for each layer."""
+        """Return an integer from 1 to `most`, which may be a list that repeats it for each layer."""
         value = self.get(key)
         value = default if value is None else value
         if isinstance(value, list) and value and value.count(value[0]) == len(value):
@@ -78,14 +78,14 @@ class Settings:
         return value
 
     def table(self, key: str) -> dict[str, Any]:
-        """An object; empty where there is none."""
+        """Return an object, by default empty."""
         value = self.get(key)
         if value is not None and not isinstance(value, dict):
             raise self._wrong(key, value, "an object")
         return dict(value or {})
 
     def each_layer(self, key: str, count: int) -> list[Any] | None:
-        """A list with an entry for each layer, or None."""
+        """Return a list with an entry for each layer, or None."""
         value = self.get(key)
         if value is None:
             return None
@@ -94,7 +94,7 @@ class Settings:
         return value
 
     def layer_sizes(self, key: str, count: int) -> list[int] | None:
-        """A size of each layer where there is a list of them, or None."""
+        """Return a list with a size for each layer, or None if there is none."""
         if not isinstance(self.get(key), list):
             return None
         found = self.each_layer(key, count) or []

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder: its files, checked to fit the model."""
+"""The tokenizer of a Hugging Face folder: its files, validated against the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TokenizerFiles:
     """The tokenizer data that a module stores.
 
     Attributes:
-        content: a file of the tokenizers library; None where the model has none.
+        content: a file of the tokenizers library; None if the model has none.
         stop_tokens, begin, end, chat_template: see `LanguageModelDescription`.
     """
 
@@ -32,14 +32,14 @@ class TokenizerFiles:
     chat_template: str | None = None
 
     def text_of(self, token: int) -> str | None:
-        """The text of an added token; None where there is none."""
+        """Return the text of an added token; None if there is none."""
         return None if self.content is None else _added_tokens(self.content).get(token) or None
 
     def stored(self) -> bytes | None:
-        """`content` as a module keeps it: pairs of merges as texts, which the library reads in two thirds of the time
-        of lists. Pairs that hold a space stay as they are.
+        """Return `content` as stored in a module: merges as strings, which the library reads in two thirds of the time
+        of lists. Pairs that contain a space stay lists.
 
-        Raises InvalidModelError where a text is not valid Unicode.
+        Raises InvalidModelError if a text is not valid Unicode.
         """
         if self.content is None:
             return None
@@ -54,7 +54,7 @@ class TokenizerFiles:
             raise InvalidModelError(f"a text of tokenizer.json is not valid Unicode: {error}") from error
 
     def check_fits(self, vocabulary: int, origin: str, others: Sequence[int] = ()) -> None:
-        """Raise InvalidModelError where it, or `others`, has tokens that the model does not."""
+        """Raise InvalidModelError if it, or `others`, has tokens that the model lacks."""
         largest = max((*self.stop_tokens, *others), default=0)
         if self.content is not None:
             largest = max(largest, _largest_token(self.content, origin))
@@ -66,7 +66,7 @@ class TokenizerFiles:
 
 
 def _added_tokens(content: bytes) -> dict[int, str]:
-    """Texts of added tokens, of a file that `_largest_token` has read."""
+    """Return the texts of added tokens in a file already read by `_largest_token`."""
     return {each["id"]: str(each.get("content", "")) for each in json.loads(content).get("added_tokens") or []}
 
 
@@ -80,7 +80,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     settings = _optional_json(folder / "tokenizer_config.json")
     generation = _optional_json(folder / "generation_config.json")
     config = _optional_json(folder / "config.json")
-    text = config.get("text_config")  # of models that also read images or sounds
+    text = config.get("text_config")  # in models that also read images or sounds
     tables = (generation, config, text if isinstance(text, dict) else {})
     stops = next((each["eos_token_id"] for each in tables if each.get("eos_token_id") is not None), None)
     return TokenizerFiles(
@@ -94,7 +94,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
 @dataclass(frozen=True)
 class TextRules:
-    """Tokens that a text begins with, and that are not generated, or not first: `LanguageModelDescription`."""
+    """Tokens that start a text, and tokens that are never generated, or never first: see `LanguageModelDescription`."""
 
     start: tuple[int, ...]
     suppressed: tuple[int, ...]
@@ -102,7 +102,7 @@ class TextRules:
 
 
 def read_text_rules(folder: Path) -> TextRules:
-    """Read the text rules of a folder from generation_config.json, falling back to config.json. Raises as
+    """Read the text rules of a folder from generation_config.json, falling back to config.json. Raises like
     `read_tokenizer_files`."""
     settings = {**_optional_json(folder / "config.json"), **_optional_json(folder / "generation_config.json")}
 
@@ -117,14 +117,14 @@ def read_text_rules(folder: Path) -> TextRules:
                 f"{folder}: 'forced_decoder_ids' has {str(pair)[:80]!r}, not a position and a token"
             )
         if pair[0] != len(start) or pair[1] is None:
-            break  # the language is to be detected, and what comes behind it
+            break  # the language is to be detected, and what follows it
         start += _tokens(pair[1], folder, "forced_decoder_ids")
     return TextRules(tuple(start), tokens("suppress_tokens"), tokens("begin_suppress_tokens"))
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """In a file of its own, or in the settings (of processors in a file of their own too): one, or several of which one
-    is the default."""
+    """Return the chat template from its own file, or from the settings (for processors also in a separate file): one,
+    or several with a default."""
     path = folder / "chat_template.jinja"
     if path.exists():
         try:

@@ -1,4 +1,4 @@
-"""Tokenizers in the form of the tokenizers library, made of vocabularies, merges and scores."""
+"""Tokenizers in the form of the tokenizers library, built from vocabularies, merges and scores."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from compiler.errors import InvalidModelError
 from compiler.support.tokenizer_file import byte_level as byte_level_characters
 
-NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # kinds of pieces, as SentencePiece and GGUF number them
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # kinds of pieces, numbered as in SentencePiece and GGUF
 _SPACE = "\u2581"  # SentencePiece's space character
-_LONGEST_PIECE = 1024  # all ways to split one are tried
+_LONGEST_PIECE = 1024  # all ways to split a piece are tried
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 LLAMA3 = (
@@ -23,7 +23,7 @@ QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 def tokenizer_content(
     parts: Mapping[str, Any], added: Sequence[Mapping[str, Any]], begin: tuple[str, int] | None
 ) -> dict[str, Any]:
-    """A whole file; texts begin with the token `begin`, if there is one."""
+    """Return a complete file; texts begin with the token `begin`, if there is one."""
     post = None if begin is None else _begin_with(*begin)
     return {
         "version": "1.0",
@@ -36,7 +36,7 @@ def tokenizer_content(
 
 
 def added_token(index: int, text: str, *, special: bool) -> dict[str, Any]:
-    """A token that texts are searched for first."""
+    """Return a token that is matched before all others."""
     return {
         "id": index,
         "content": text,
@@ -56,7 +56,7 @@ def byte_level(
     whole_words_first: bool = False,
     composes: bool = False,
 ) -> dict[str, Any]:
-    """Bytes as printable characters, merged in the order of a list. `composes`: texts are normalized to NFC first."""
+    """Return byte-level BPE with merges in order of a list. `composes`: texts are normalized to NFC first."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
         "normalizer": {"type": "NFC"} if composes else None,
@@ -67,16 +67,16 @@ def byte_level(
 
 
 def cut(pattern: str) -> dict[str, Any]:
-    """Matches of a regular expression stand alone."""
+    """Split off the matches of a regular expression."""
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 def pieces(
     vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], *, prefix: bool, unknown: str
 ) -> dict[str, Any]:
-    """Pieces of text with a mark for spaces, and bytes for characters that are none.
+    """Return pieces with a space marker, and bytes for characters without a piece.
 
-    `prefix`: texts begin as if a space stood before them.
+    `prefix`: texts begin as if preceded by a space.
     """
     steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
     decoders: list[dict[str, Any]] = [
@@ -96,7 +96,7 @@ def pieces(
 
 
 def _pairs(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], **settings: Any) -> dict[str, Any]:
-    """A model of merged pairs, with these settings in place of the library's defaults."""
+    """Return a BPE model with these settings instead of the library's defaults."""
     defaults = {
         "dropout": None,
         "unk_token": None,
@@ -129,14 +129,14 @@ def longest_match(tokens: Mapping[bytes, int], unknown: bytes) -> dict[str, Any]
 
 
 def check_pieces(tokens: Sequence[str], origin: str) -> None:
-    """Raise InvalidModelError where a piece is too long for `scored_merges`."""
+    """Raise InvalidModelError if a piece is too long for `scored_merges`."""
     longest = max(map(len, tokens), default=0)
     if longest > _LONGEST_PIECE:
         raise InvalidModelError(f"{origin}: a token has {longest} characters, and at most {_LONGEST_PIECE} are read")
 
 
 def scored_merges(tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]) -> list[list[str]]:
-    """Each way to merge two pieces into one, best pieces first."""
+    """Return all ways to merge two pieces into one, best pieces first."""
     ids = {text: index for index, text in enumerate(tokens)}
     found = []
     for text, score, kind in zip(tokens, scores, kinds, strict=True):

@@ -1,4 +1,4 @@
-"""Decoders that are not built here: transformers' own code, captured by torch.export with a static cache."""
+"""Decoders of other model types: transformers' own code, captured by torch.export with a static cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from compiler.support.optional import optional_module
 TOKENS, POSITION, LOGITS = "tokens", "position", "logits"
 MOST_CONTEXT = 4096  # the cache of such a module has a fixed size
 _COUNTS = ("layers", "heads", "_size", "_dim", "experts", "d_model")
-_SMALL = 1 << 22  # parameters: what a model may have beside those that are stored
+_SMALL = 1 << 22  # parameters that a model may have in addition to the stored ones
 _LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -46,19 +46,19 @@ _LOADING_ERRORS = (
     MemoryError,
     AssertionError,
 )
-_CHECKED_TOKENS = 7, 20  # in the first run, and in both
-_CHECK_TOLERANCE = 1e-3  # of the largest logit
-_INDEXED_LAYER = "StaticIndexedLayer"  # which keeps keys of an indexer too (DeepSeek Sparse Attention)
+_CHECKED_TOKENS = 7, 20  # in the first run, and in both runs
+_CHECK_TOLERANCE = 1e-3  # relative to the largest logit
+_INDEXED_LAYER = "StaticIndexedLayer"  # also keeps keys of an indexer (DeepSeek Sparse Attention)
 _ROW_LAYERS = ("StaticLayer", "StaticSlidingWindowLayer", _INDEXED_LAYER)
 _CACHES = ("key_", "value_", "indexer_")  # prefixes of buffers
-_SHARED_LAYER = "DummyLayer"  # of a layer that reads the keys and values of another one (Gemma 3n and 4)
-_MASK, _MASKING = "attention_mask", "in prepare_padding_mask"  # an input, and where errors about its size come from
-_SLICING = "_maybe_slice_kv_shared_inputs"  # asks for the number of tokens, which is symbolic
+_SHARED_LAYER = "DummyLayer"  # for layers that read the keys and values of another one (Gemma 3n and 4)
+_MASK, _MASKING = "attention_mask", "in prepare_padding_mask"  # an input, and the source of errors about its size
+_SLICING = "_maybe_slice_kv_shared_inputs"  # queries the number of tokens, which is symbolic
 
 
 @dataclass(frozen=True)
 class CapturedDecoder:
-    """A module with the inputs, outputs and states of one that is built here, and what its config says of it."""
+    """A module with the same interface as the decoders built here, and properties from its config."""
 
     model: ImportedModel
     architecture: str
@@ -76,7 +76,7 @@ def is_available() -> bool:
 
 
 def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDecoder:
-    """Capture the causal language model of a folder.
+    """Capture the causal language model in a folder.
 
     Raises:
         OptionError: an option does not apply, or the model's states are not keys and values.
@@ -94,7 +94,8 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
     imported = replace(imported, mod=with_precision(imported.mod, options, vocabulary))
     imported = with_cache_type(imported, options.cache_dtype(narrow=False))
     ranks = {each.name: len(each.shape) for each in imported.inputs}
-    states = tuple(replace(state, axis=ranks[state.input] - 2) for state in imported.states)  # rows, before their width
+    # The row axis precedes the width.
+    states = tuple(replace(state, axis=ranks[state.input] - 2) for state in imported.states)
     rows = next(each.shape[1] for each in imported.inputs if each.name == TOKENS)
     tokens = IndexRequirement(TOKENS, str(vocabulary), {}, "the vocabulary", "0")
     imported = replace(
@@ -104,8 +105,8 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
 
 
 def _captured(folder: Path, model: Any, context: int, vocabulary: int, *, all_logits: bool) -> ImportedModel:
-    """The model with a static cache; at the second try with a mask of all its rows, since some code makes one of the
-    rows that are filled, whose number is a value of a tensor (BioGPT, BigBird)."""
+    """Import the model with a static cache; the second attempt passes a mask of all rows, since some code creates one
+    from the data-dependent number of filled rows (BioGPT, BigBird)."""
     import torch
 
     def imported(*, masked: bool) -> ImportedModel:
@@ -123,9 +124,9 @@ def _captured(folder: Path, model: Any, context: int, vocabulary: int, *, all_lo
 
 @contextmanager
 def model_code(folder: Path, model: Any) -> Iterator[None]:
-    """Code of transformers that takes a model for one with a cache of keys and values, which not every one is.
+    """Context for transformers code that assumes a cache of keys and values, which not all models have.
 
-    Raises UnsupportedModelError for whatever it raises before the model is imported.
+    Raises UnsupportedModelError for anything raised before the model is imported.
     """
     from compiler.frontends.torch.capture_errors import line_of_the_model
 
@@ -135,7 +136,7 @@ def model_code(folder: Path, model: Any) -> Iterator[None]:
         raise
     except Exception as error:
         if any(frame.name == "import_torch" for frame in traceback.extract_tb(error.__traceback__)):
-            raise  # a defect of the importer
+            raise  # an importer bug
         reason = f"it does not run with a static cache of keys and values ({type(error).__name__}: {str(error)[:300]})"
         location = line_of_the_model(error.__traceback__)
         raise UnsupportedModelError(
@@ -145,13 +146,13 @@ def model_code(folder: Path, model: Any) -> Iterator[None]:
 
 
 def packages() -> tuple[Any, Any]:
-    """torch and transformers. Raises MissingDependencyError."""
+    """Return torch and transformers. Raises MissingDependencyError."""
     purpose = "captures language models that are not built here"
     return optional_module("torch", "torch", purpose), optional_module("transformers", "transformers", purpose)
 
 
 def checked_options(folder: Path, options: LanguageModelOptions) -> LanguageModelOptions:
-    """The options, with the precision that weights are stored in where none is given.
+    """Return the options, with a default for the precision of stored weights.
 
     Raises OptionError for options that do not apply to captured models.
     """
@@ -166,7 +167,8 @@ def checked_options(folder: Path, options: LanguageModelOptions) -> LanguageMode
 
 
 def load_model(folder: Path, loader: Any) -> Any:
-    """The model in float32 by one of transformers' automatic classes, from safetensors; code of a folder is never run.
+    """Load the model in float32 by one of transformers' automatic classes, from safetensors; never runs a folder's
+    code.
 
     Raises InvalidModelError.
     """
@@ -186,14 +188,14 @@ def load_model(folder: Path, loader: Any) -> Any:
     except _LOADING_ERRORS as error:
         raise InvalidModelError(f"{folder}: transformers cannot load it: {str(error)[:300]}") from error
     missing = sorted(info["missing_keys"])
-    if missing:  # transformers would go on with random numbers
+    if missing:  # transformers would continue with random weights
         raise InvalidModelError(f"{folder} lacks the tensor {missing[0]!r}", "the checkpoint is not complete")
     return model.eval()
 
 
 def _check_size(folder: Path, loader: Any, stored: int) -> None:
-    """Raise InvalidModelError, before memory is allocated, where a config describes a model that is much larger than
-    the `stored` numbers, or has settings that no model has."""
+    """Raise InvalidModelError, before allocating memory, if a config describes a model much larger than the `stored`
+    numbers, or has impossible settings."""
     import torch
     import transformers
 
@@ -201,7 +203,7 @@ def _check_size(folder: Path, loader: Any, stored: int) -> None:
     for table in (values, *(each for each in values.values() if isinstance(each, dict))):
         for key, value in table.items():
             is_count = key.endswith(_COUNTS) and isinstance(value, int) and not isinstance(value, bool)
-            # -1 stands for none
+            # -1 means none
             if is_count and not -1 <= value <= (MOST_LAYERS if key.endswith("layers") else MOST_SIZE):
                 raise InvalidModelError(f"{folder / 'config.json'}: {key!r} is {str(value)[:80]}, not a size")
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -215,12 +217,12 @@ def _check_size(folder: Path, loader: Any, stored: int) -> None:
 
 
 def context_of(config: Any, setting: str = "max_position_embeddings") -> int:
-    """Maximum context length of a model in tokens, at most `MOST_CONTEXT`."""
+    """Return the maximum context length of a model in tokens, at most `MOST_CONTEXT`."""
     return min(int(getattr(config, setting, None) or MOST_CONTEXT), MOST_CONTEXT)
 
 
 def fixed_cache(layers: Sequence[Any], capacity: int) -> Any:
-    """A cache of transformers with the keys and values of such layers, of fixed capacity."""
+    """Return a fixed-capacity transformers cache with the keys and values of such layers."""
     from transformers import cache_utils
 
     cache = cache_utils.Cache(layers=[cache_utils.StaticLayer(capacity) for _ in layers])
@@ -230,10 +232,10 @@ def fixed_cache(layers: Sequence[Any], capacity: int) -> Any:
 
 
 def _with_cache(model: Any, capacity: int, *, all_logits: bool, masked: bool) -> Any:
-    """A module from tokens and a position to logits, whose buffers are the cache; `masked`: the model is given a mask
-    that hides no row.
+    """Return a module that maps tokens and a position to logits, with the cache as buffers; `masked`: pass the model a
+    mask that hides no row.
 
-    Raises OptionError for a model that keeps something else than keys and values.
+    Raises OptionError for a model with states other than keys and values.
     """
     import torch
 
@@ -245,7 +247,7 @@ def _with_cache(model: Any, capacity: int, *, all_logits: bool, masked: bool) ->
     cache_name = cache_argument(model)
 
     class Decoder(torch.nn.Module):
-        """Writes to its buffers as it runs."""
+        """Writes to its buffers when run."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -264,9 +266,10 @@ def _with_cache(model: Any, capacity: int, *, all_logits: bool, masked: bool) ->
 
 
 def _check_cache(folder: Path, module: Any, vocabulary: int) -> None:
-    """Run both ways, since some code takes the capacity of a static cache for the number of tokens (GPT-Neo's masks).
+    """Run with and without the static cache, whose capacity some code mistakes for the number of tokens (GPT-Neo's
+    masks).
 
-    Raises UnsupportedModelError where the logits differ.
+    Raises UnsupportedModelError if the logits differ.
     """
     import torch
 
@@ -294,17 +297,17 @@ def _check_cache(folder: Path, module: Any, vocabulary: int) -> None:
 
 
 def _unsliced(*inputs: Any, **_: Any) -> tuple[Any, ...]:
-    """Hidden states, inputs of the layers, rotations and masks of all tokens, as they are."""
+    """Return hidden states, layer inputs, rotations and masks of all tokens, unchanged."""
     return inputs[:4]
 
 
 def cache_argument(module: Any) -> str:
-    """Name of the argument with the cache, which versions of transformers call differently."""
+    """Return the name of the cache argument, which depends on the version of transformers."""
     return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
 def register_caches(module: Any, layers: Sequence[Any]) -> None:
-    """Make the keys and values of a static cache's layers buffers of a module."""
+    """Register the keys and values of a static cache's layers as buffers of a module."""
     for index, layer in enumerate(layers):
         module.register_buffer(f"key_{index}", layer.keys)
         module.register_buffer(f"value_{index}", layer.values)
@@ -313,7 +316,7 @@ def register_caches(module: Any, layers: Sequence[Any]) -> None:
 
 
 def read_caches(module: Any, layers: Sequence[Any], position: Any) -> None:
-    """Let the layers of a static cache read and write a module's buffers, `position` tokens of which are filled."""
+    """Let a static cache's layers read and write a module's buffers, of which `position` tokens are filled."""
     for index, layer in enumerate(layers):
         layer.keys, layer.values = getattr(module, f"key_{index}"), getattr(module, f"value_{index}")
         layer.cumulative_length = position.clone()
@@ -337,7 +340,7 @@ def _static_cache(model: Any, capacity: int) -> Any:
                 "not keys and values of each token",
                 f"built without PyTorch: {', '.join(sorted(FAMILIES))}",
             )
-        if kind != _INDEXED_LAYER:  # the mask hides what a window does not see, so that all layers can keep everything
+        if kind != _INDEXED_LAYER:  # the mask hides rows outside a window, so that all layers can keep everything
             cache.layers[index] = cache_utils.StaticLayer(capacity)
     with torch.no_grad():  # the first run sizes the layers
         model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=True, **{cache_argument(model): cache})

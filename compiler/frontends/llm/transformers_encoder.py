@@ -1,8 +1,8 @@
-"""Models of two parts, captured from transformers by `torch.export`: one that reads speech, an image or another text
-once, and a decoder that generates with what it found.
+"""Encoder-decoder models captured from transformers by `torch.export`: the encoder reads speech, an image or another
+text once, and the decoder generates from its results.
 
-What the first part returns is the second's inputs, by name: keys and values of cross attention, or the rows that stand
-in place of an image's tokens.
+The encoder's outputs are the decoder's inputs, by name: keys and values of cross attention, or the rows that replace an
+image's tokens.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _ROWS, _SPECTROGRAM = "rows", "input_features"
 
 @dataclass(frozen=True)
 class CapturedPair:
-    """Both parts.
+    """Encoder and decoder.
 
     Attributes:
-        image_token: stands for each row of an image or a sound; None for models with cross attention.
-        rows: number of rows of an image or a sound at most; None where that depends on its size.
-        frame: tokens before and behind the rows of an image; None for none.
+        image_token: the placeholder of each row of an image or sound; None for models with cross attention.
+        rows: maximum number of rows per image or sound; None if it depends on the size.
+        frame: tokens before and after the rows of an image; None for none.
         spectrogram: bands and frames of the log-mel spectrograms that the encoder reads; None for none.
-        masked: the encoder reads which frames are no padding, and returns rows of those alone.
+        masked: the encoder reads a mask of frames that are not padding, and returns only their rows.
     """
 
     encoder: ImportedModel
@@ -59,13 +59,13 @@ class CapturedPair:
 
 
 def has_encoder(folder: Path) -> bool:
-    """True if config.json names a model of two parts. Raises StorageError or InvalidModelError where it is damaged."""
+    """True if config.json names an encoder-decoder model. Raises StorageError or InvalidModelError if it is damaged."""
     names = read_json(folder / "config.json").get("architectures")
     return isinstance(names, list) and any(str(name).endswith(_CLASSES) for name in names)
 
 
 def capture_pair(folder: Path, options: LanguageModelOptions) -> CapturedPair:
-    """Capture both parts of the model of a folder. Raises as `capture_decoder`."""
+    """Capture encoder and decoder of the model in a folder. Raises like `capture_decoder`."""
     torch, transformers = packages()
     options = checked_options(folder, options)
     if options.all_logits:
@@ -77,7 +77,7 @@ def capture_pair(folder: Path, options: LanguageModelOptions) -> CapturedPair:
     model = load_model(folder, loader)
     with torch.no_grad(), model_code(folder, model):
         pair = _with_cross_attention(model) if crosses else _with_media(folder, model)
-    # Four bits are too few for what is read once and looked at by every token.
+    # Four bits are too few for results that are computed once and used by every token.
     encoding = replace(options, precision="int8") if options.precision == "int4" else options
     decoder, entries = pair.decoder, pair.decoder.vocabulary
     return replace(
@@ -118,7 +118,7 @@ def _with_cross_attention(model: Any) -> CapturedPair:
 
 
 def _cross_encoder(model: Any, cache_name: str) -> Any:
-    """The encoder with the projections of the decoder's cross attention: returns the keys and values of its layers."""
+    """Return the encoder with the decoder's cross attention projections: returns the keys and values of its layers."""
     import torch
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
@@ -149,7 +149,7 @@ def _cross_encoder(model: Any, cache_name: str) -> Any:
 
 
 def _cross_decoder(model: Any, own: Any) -> Any:
-    """The decoder over the cache `own` and the keys and values that the encoder returned; writes to its buffers."""
+    """Return the decoder over the cache `own` and the encoder's keys and values; writes to its buffers."""
     import torch
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
     from transformers.modeling_outputs import BaseModelOutput
@@ -179,7 +179,7 @@ def _cross_decoder(model: Any, own: Any) -> Any:
 
 
 def _read_once(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Example inputs of the encoder, and which of their dimensions are dynamic."""
+    """Return example inputs of the encoder, and their dynamic dimensions."""
     import torch
 
     config, name = model.config, model.main_input_name
@@ -197,12 +197,12 @@ def _read_once(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _width(model: Any) -> int:
-    """Width of the encoder's output for each token."""
+    """Return the width of the encoder's output per token."""
     return int(getattr(model.config, "d_model", None) or model.get_input_embeddings().embedding_dim)
 
 
 def _own_layers(model: Any, cache_name: str, count: int, context: int) -> Any:
-    """The cache of the decoder's own tokens, sized by a first run."""
+    """Return the cache of the decoder's own tokens, sized by a first run."""
     import torch
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
@@ -218,7 +218,7 @@ def _own_layers(model: Any, cache_name: str, count: int, context: int) -> Any:
 
 
 def _with_media(folder: Path, model: Any) -> CapturedPair:
-    """Images or sounds, whose rows stand in place of tokens."""
+    """Capture a model of images or sounds, whose rows replace tokens."""
     import torch
 
     from compiler.frontends.llm import captured_media as media

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint, read a tensor at a time: what a reader offers, and what a model takes from it."""
+"""Checkpoint weights, read one tensor at a time: the reader interface, and the weights models take from it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Groups:
-    """Numbers of the groups of a quantized weight: w = scale * (value - zero).
+    """Per-group numbers of a quantized weight: w = scale * (value - zero).
 
     Attributes:
-        size: neighbours along the depth that share a scale; the last group may be shorter.
+        size: number of neighbors along the depth that share a scale; the last group may be shorter.
         scales: float (rows, groups).
         zeros: integers (rows, groups); None for 0.
-        order: int64 (depth,), the feature of the input that each index of the depth belongs to (GPTQ's act-order); None
-            where they are in order.
-        table: float32 (2**bits,), the values that integers stand for; None where they stand for themselves.
+        order: int64 (depth,), the input feature at each index of the depth (GPTQ's act-order); None if in order.
+        table: float32 (2**bits,), the value of each integer; None if it is the integer itself.
     """
 
     size: int
@@ -35,7 +34,7 @@ class Groups:
     table: Array | None = None
 
     def fits(self, other: Groups) -> bool:
-        """True if rows of the two can be those of one weight."""
+        """True if rows of the two can belong to one weight."""
         return (
             self.size == other.size
             and (self.zeros is None) == (other.zeros is None)
@@ -50,15 +49,15 @@ def _equal(one: Array | None, other: Array | None) -> bool:
 
 @dataclass(frozen=True)
 class Matrix:
-    """The weight of a product or a look-up table: (rows, depth).
+    """The weight of a matmul or a look-up table: (rows, depth).
 
     Attributes:
         kind: the element type as GGUF names it: "F32", "F16", "BF16", or blocks along the depth: "Q4_0", "Q6_K", ...;
             with `groups` "INT2" to "INT8", "F8_E4M3" or "F8_E5M2".
-        data: (rows, depth) of float32, float16 or ml_dtypes.bfloat16; of blocks uint8 (rows, bytes of a row); with
-            groups uint8 or int8 (rows, depth), a byte an element.
+        data: (rows, depth) of float32, float16 or ml_dtypes.bfloat16; for blocks uint8 (rows, bytes per row); with
+            groups uint8 or int8 (rows, depth), one byte per element.
         depth: elements of a row.
-        groups: scales of a weight that is quantized otherwise than GGUF's blocks.
+        groups: scales of a weight that is quantized differently from GGUF's blocks.
     """
 
     kind: str
@@ -72,7 +71,7 @@ class Matrix:
         return len(self.data)
 
     def transposed(self) -> Matrix:
-        """Transposed, without a copy. Raises OptionError for quantized weights."""
+        """Return the transpose, without a copy. Raises OptionError for quantized weights."""
         if self.kind not in FLOAT_KINDS:
             raise OptionError("quantized weights that are stored as (depth, rows), as GPT-2's, are not supported")
         return Matrix(self.kind, self.data.T, self.rows)
@@ -83,12 +82,12 @@ class Matrix:
 
     @staticmethod
     def joined(parts: Sequence[Matrix]) -> Matrix:
-        """The rows of all parts, one after another; each stacks on the others."""
+        """Concatenate the rows of all parts, which must stack."""
         return parts[0] if len(parts) == 1 else Matrix._merged(parts, np.concatenate)
 
     @staticmethod
     def _merged(parts: Sequence[Matrix], merge: Callable[[list[Array]], Array]) -> Matrix:
-        """The same change of the rows of all arrays."""
+        """Apply the same merge of rows to all arrays."""
         first, groups = parts[0], [part.groups for part in parts if part.groups is not None]
         merged = None
         if groups:
@@ -98,7 +97,7 @@ class Matrix:
         return Matrix(first.kind, merge([part.data for part in parts]), first.depth, merged)
 
     def stacks_on(self, other: Matrix) -> bool:
-        """True if rows of the two can be those of one weight."""
+        """True if rows of the two can belong to one weight."""
         if self.groups is None or other.groups is None:
             return self.kind == other.kind and self.groups is other.groups
         return self.kind == other.kind and self.groups.fits(other.groups)
@@ -106,13 +105,14 @@ class Matrix:
 
 @dataclass(frozen=True)
 class LowRank:
-    """Changes of outputs of a product by one of several adapters: x -> outer[slots[i]] @ (inner[slots[i]] @ x).
+    """Changes of a matmul's outputs by one of several adapters: x -> outer[slots[i]] @ (inner[slots[i]] @ x).
 
     Attributes:
-        inner: float32 (adapters that change them, rank, depth).
-        outer: float32 (adapters that change them, rows, rank).
-        slots: int64 (adapters + 1,), where the matrices of each adapter are; -1 where it changes nothing, as 0 does.
-        module: name of the weight that is changed, "" for none.
+        inner: float32 (adapters with changes, rank, depth).
+        outer: float32 (adapters with changes, rows, rank).
+        slots: int64 (adapters + 1,), the index of each adapter's matrices; -1 for adapters without changes, like number
+            0.
+        module: name of the changed weight, "" for none.
     """
 
     inner: Array
@@ -127,7 +127,7 @@ class LowRank:
 
     @staticmethod
     def none(rows: int) -> LowRank:
-        """No change of outputs that stand beside changed ones."""
+        """Return an empty change, for outputs next to changed ones."""
         empty = np.zeros((0, rows, 0), np.float32)
         return LowRank(empty, empty, np.zeros(0, np.int64), "")
 
@@ -136,7 +136,7 @@ class LowRank:
 class Linear:
     """x -> scale * (x @ weight.T + changes(x)) + bias; `bias` and `scale` are float32 (rows,).
 
-    `changes` are of all outputs, one after another; none where no adapter changes any.
+    `changes` cover all outputs, in order; empty if no adapter changes any.
     """
 
     weight: Matrix
@@ -146,32 +146,32 @@ class Linear:
 
     @staticmethod
     def of_vector(values: Array) -> Linear:
-        """A product with one output: (depth,)."""
+        """Return a linear layer with one output, from (depth,)."""
         return Linear(Matrix("F32", np.asarray(values, np.float32)[None], len(values)), None)
 
     def taken(self, rows: Array | slice) -> Linear:
-        """Only these outputs, in this order."""
+        """Select outputs, in this order."""
         bias, scale = (None if each is None else each[rows] for each in (self.bias, self.scale))
-        assert len(self.changes) <= 1  # parts of joined products are taken before they are joined
+        assert len(self.changes) <= 1  # parts of joined matmuls are selected before joining
         changes = tuple(replace(each, outer=each.outer[:, rows]) for each in self.changes)
         return Linear(self.weight.taken(rows), bias, scale, changes)
 
 
 @dataclass(frozen=True)
 class Experts:
-    """The weights of one product of all experts of a mixture, those of each expert apart: (rows, depth)."""
+    """The weights of one linear layer of all experts of a mixture, one matrix (rows, depth) per expert."""
 
     weights: tuple[Matrix, ...]
     biases: Array | None = None  # float32 (experts, rows)
 
     @property
     def rows(self) -> int:
-        """Number of rows of one expert."""
+        """Number of rows per expert."""
         return self.weights[0].rows
 
     @staticmethod
     def of_stack(stack: Matrix, count: int) -> Experts:
-        """The weights of a tensor that holds one expert after another."""
+        """Split a tensor with all experts concatenated."""
         rows = stack.rows // count
         return Experts(tuple(stack.taken(slice(at * rows, (at + 1) * rows)) for at in range(count)))
 
@@ -182,7 +182,7 @@ class Experts:
 
 
 def stacked_experts(parts: Sequence[Experts]) -> list[list[Experts]]:
-    """Parts in runs that can be one product."""
+    """Group parts into runs that can be one matmul."""
 
     def fits(part: Experts, last: Experts) -> bool:
         alike = (part.biases is None) == (last.biases is None)
@@ -192,7 +192,7 @@ def stacked_experts(parts: Sequence[Experts]) -> list[list[Experts]]:
 
 
 def _runs(parts: Sequence[Part], fits: Callable[[Part, Part], bool]) -> list[list[Part]]:
-    """Parts in runs, each of which fits the one before it."""
+    """Group parts into runs, each element of which fits the previous one."""
     runs: list[list[Part]] = []
     for part in parts:
         if runs and fits(part, runs[-1][-1]):
@@ -203,7 +203,7 @@ def _runs(parts: Sequence[Part], fits: Callable[[Part, Part], bool]) -> list[lis
 
 
 class Reader(Protocol):
-    """A checkpoint's tensors by name."""
+    """A checkpoint's tensors, by name."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -215,18 +215,17 @@ class Reader(Protocol):
         ...
 
     def matrix(self, name: str) -> Matrix:
-        """A tensor of two axes, or of more, whose rows are those of all leading axes. Raises InvalidModelError where it
-        is damaged."""
+        """Return a 2-D tensor; more axes are flattened to rows. Raises InvalidModelError if it is damaged."""
         ...
 
     def vector(self, name: str) -> Array:
-        """Any tensor as float32."""
+        """Return any tensor as float32."""
         ...
 
 
 @dataclass(frozen=True)
 class _Renamed:
-    """A reader whose tensors have other names: those of `stored` by the new ones."""
+    """A reader with renamed tensors; `stored` maps new names to original ones."""
 
     reader: Reader
     stored: Mapping[str, str]
@@ -250,19 +249,19 @@ class _Renamed:
 
 
 def renamed(reader: Reader, renames: Mapping[str, str]) -> Reader:
-    """A reader in whose names each text is replaced by another one."""
+    """Return a reader with texts in its names replaced."""
     return _Renamed(reader, {new_name(name, renames): name for name in reader.names}) if renames else reader
 
 
 def new_name(name: str, renames: Mapping[str, str]) -> str:
-    """A name in which each text is replaced by another one."""
+    """Return a name with texts replaced."""
     for old, new in renames.items():
         name = name.replace(old, new)
     return name
 
 
 class Checkpoint:
-    """A reader that tracks which tensors were taken: the others belong to a part that the imported model would lack."""
+    """A reader that tracks the tensors taken: any left over belong to a part missing in the imported model."""
 
     def __init__(self, reader: Reader, origin: str) -> None:
         self._reader, self.origin = reader, origin
@@ -273,31 +272,31 @@ class Checkpoint:
         return name in self._reader.names
 
     def shape_is(self, name: str, shape: tuple[int, ...]) -> bool:
-        """True if there is such a tensor of this shape."""
+        """True if there is such a tensor with this shape."""
         return self.has(name) and self._reader.shape(name) == shape
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor. Raises InvalidModelError where it is missing."""
+        """Return the shape of a tensor. Raises InvalidModelError if it is missing."""
         if not self.has(name):
             raise InvalidModelError(f"{self.origin} lacks the tensor {name!r}", "the checkpoint is not complete")
         return self._reader.shape(name)
 
     def vector(self, name: str, size: int) -> Array:
-        """A tensor of one axis as float32. Raises InvalidModelError where it is missing or has another size."""
+        """Return a 1-D tensor as float32. Raises InvalidModelError if it is missing or has another size."""
         return self.array(name, (size,))
 
     def array(self, name: str, shape: tuple[int, ...]) -> Array:
-        """A tensor of any axes as float32. Raises InvalidModelError where it is missing or has another shape."""
+        """Return a tensor of any rank as float32. Raises InvalidModelError if it is missing or has another shape."""
         self._check(name, shape)
         return self._reader.vector(name)
 
     def matrix(self, name: str, rows: int, depth: int) -> Matrix:
-        """A tensor of two axes. Raises InvalidModelError where it is missing or has another shape."""
+        """Return a 2-D tensor. Raises InvalidModelError if it is missing or has another shape."""
         self._check(name, (rows, depth))
         return self._reader.matrix(name)
 
     def stack(self, name: str, count: int, rows: int, depth: int) -> Matrix:
-        """A tensor of three axes as (count * rows, depth). Raises InvalidModelError as `matrix`."""
+        """Return a 3-D tensor as (count * rows, depth). Raises InvalidModelError like `matrix`."""
         self._check(name, (count, rows, depth))
         return self._reader.matrix(name)
 
@@ -306,11 +305,11 @@ class Checkpoint:
         self._left.difference_update(names)
 
     def ignore_suffixes(self, suffixes: tuple[str, ...]) -> None:
-        """Like `ignore`, of all tensors whose names end so."""
+        """Like `ignore`, for all tensors whose names have these suffixes."""
         self._left = {name for name in self._left if not name.endswith(suffixes)}
 
     def ignore_layers(self, layer: str, first: int) -> None:
-        """Like `ignore`, of all tensors of layers from `first` on; their names begin with `layer`, with "{index}"."""
+        """Like `ignore`, for all tensors of layers from `first` on; their names begin with `layer`, with "{index}"."""
         start, end = layer.split("{index}")
 
         def number(name: str) -> int:
@@ -320,7 +319,7 @@ class Checkpoint:
         self._left = {name for name in self._left if number(name) < first}
 
     def check_complete(self) -> None:
-        """Raise InvalidModelError where a tensor was not taken: the model has a part that would be left out."""
+        """Raise InvalidModelError if any tensor was not taken: the model has a part that would be left out."""
         if self._left:
             some = ", ".join(sorted(self._left)[:4]) + (", ..." if len(self._left) > 4 else "")
             raise InvalidModelError(
@@ -336,7 +335,7 @@ class Checkpoint:
 
 
 def stacked(parts: Sequence[Linear]) -> list[list[Linear]]:
-    """Parts in runs that can be one product: their weights stack, and all or none have a bias or a scale."""
+    """Group parts into runs that can be one matmul: their weights stack, and all or none have a bias or a scale."""
 
     def fits(part: Linear, last: Linear) -> bool:
         alike = (part.bias is None, part.scale is None) == (last.bias is None, last.scale is None)
@@ -346,7 +345,7 @@ def stacked(parts: Sequence[Linear]) -> list[list[Linear]]:
 
 
 def joined(run: Sequence[Linear]) -> Linear:
-    """Concatenate weights: a matmul whose outputs are those of the parts, in order."""
+    """Concatenate weights into a matmul whose outputs are those of the parts, in order."""
     if len(run) == 1:
         return run[0]
     biases = [part.bias for part in run if part.bias is not None]

@@ -99,14 +99,14 @@ class QuantizedFolder:
         return self._names
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape, slowest axis first. Raises InvalidModelError for damaged tensors."""
+        """Return the shape, slowest axis first. Raises InvalidModelError for damaged tensors."""
         if name not in self._quantized:
             return self._folder.shape(name)
         scheme, parts = self._quantized[name]
         return scheme.shape(parts)
 
     def matrix(self, name: str) -> Matrix:
-        """A tensor of two axes, or of more with all rows after one another. Raises InvalidModelError as `shape`."""
+        """Return a 2-D tensor; more axes are flattened to rows. Raises InvalidModelError like `shape`."""
         if name not in self._quantized:
             return self._folder.matrix(name)
         scheme, parts = self._quantized[name]
@@ -115,7 +115,7 @@ class QuantizedFolder:
         return found
 
     def vector(self, name: str) -> Array:
-        """A tensor as float32."""
+        """Return a tensor as float32."""
         if name not in self._quantized:
             return self._folder.vector(name)
         values: Array = dequantized(self.matrix(name)).reshape(self.shape(name))

@@ -1,12 +1,13 @@
-"""GPTQ as AutoGPTQ, GPTQModel and AutoRound write it, and AWQ's GEMM layout: integers of 2 to 8 bits in words, zeros a
-group.
+"""GPTQ as written by AutoGPTQ, GPTQModel and AutoRound, and AWQ's GEMM layout: integers of 2 to 8 bits packed into
+words, with zero points per group.
 
 GPTQ: `qweight` int32 (depth in words, rows), packed along the depth; `qzeros` int32 (groups, rows in words); `scales`
-(groups, rows); `g_idx` int32 (depth,), the group of each feature. A zero is stored less 1 in the format "gptq", and as
-it is in "gptq_v2": https://github.com/AutoGPTQ/AutoGPTQ/blob/main/auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py
+(groups, rows); `g_idx` int32 (depth,), the group of each feature. Zero points are stored minus 1 in the format "gptq",
+and unchanged in "gptq_v2":
+https://github.com/AutoGPTQ/AutoGPTQ/blob/main/auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py
 
 AWQ: `qweight` int32 (depth, rows in words), packed along the rows in the order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest
-bits on; `qzeros` (groups, rows in words) alike; `scales` (groups, rows):
+bits; `qzeros` (groups, rows in words) likewise; `scales` (groups, rows):
 https://github.com/casper-hansen/AutoAWQ/blob/main/awq/modules/linear/gemm.py
 """
 
@@ -22,7 +23,7 @@ from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Array, Groups, Matrix
 
 _BITS = (2, 3, 4, 8)
-_FLOAT_BITS = 16  # of modules that are not quantized
+_FLOAT_BITS = 16  # of unquantized modules
 _AWQ_PLACES = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # position of rows 0, 1, ... of eight within a word
 
 
@@ -54,8 +55,8 @@ class _Gptq:
 
 
 def gptq(settings: Settings) -> Scheme:
-    """The scheme that a configuration describes. Raises OptionError or InvalidModelError."""
-    if any(not name.startswith("-") for name in settings.table("dynamic")):  # others are not quantized
+    """Return the scheme of a configuration. Raises OptionError or InvalidModelError."""
+    if any(not name.startswith("-") for name in settings.table("dynamic")):  # modules with "-" are not quantized
         raise OptionError(f"{settings.path}: GPTQ with settings of single modules ('dynamic') is not supported")
     layout = settings.get("checkpoint_format") or "gptq"
     if layout not in ("gptq", "gptq_v2"):
@@ -90,13 +91,13 @@ class _Awq:
 
 
 def _awq_rows(words: Array, rows: int) -> Array:
-    """Words (n, rows / 8) as integers (rows, n)."""
+    """Unpack words (n, rows / 8) to integers (rows, n)."""
     values = unpacked(words, 4, rows).reshape(len(words), -1, 8)[..., _AWQ_PLACES]
     return np.ascontiguousarray(values.reshape(len(words), rows).T)
 
 
 def awq(settings: Settings) -> Scheme:
-    """The scheme that a configuration describes. Raises OptionError or InvalidModelError."""
+    """Return the scheme of a configuration. Raises OptionError or InvalidModelError."""
     layout = str(settings.get("version") or "gemm").lower()
     if layout != "gemm":
         raise OptionError(f"{settings.path}: AWQ in the layout {layout[:80]!r} is not supported", "supported is 'gemm'")
@@ -107,7 +108,7 @@ def awq(settings: Settings) -> Scheme:
 
 
 def auto_round(settings: Settings) -> Scheme:
-    """The scheme of AutoRound, which writes one of both layouts. Raises OptionError or InvalidModelError."""
+    """Return the scheme of AutoRound, which writes either layout. Raises OptionError or InvalidModelError."""
     layouts = {"auto_gptq": gptq, "auto_awq": awq}
     layout = str(settings.get("packing_format")).removeprefix("auto_round:")
     if layout not in layouts or settings.get("data_type") not in (None, "int"):

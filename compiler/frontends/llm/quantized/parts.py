@@ -1,4 +1,4 @@
-"""The tensors of one quantized weight, checked as they are read."""
+"""The tensors of one quantized weight, validated when read."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ class Parts:
         return self.module + end in self.folder.names
 
     def dtype(self, end: str) -> str:
-        """The element type of a tensor by numpy's name. Raises InvalidModelError where it is missing."""
+        """Return a tensor's element type by numpy's name. Raises InvalidModelError if it is missing."""
         self._expect(end)
         return self.folder.dtype(self.module + end)
 
     def shape(self, end: str) -> tuple[int, ...]:
-        """The shape of a tensor. Raises InvalidModelError where it is missing."""
+        """Return the shape of a tensor. Raises InvalidModelError if it is missing."""
         self._expect(end)
         return self.folder.shape(self.module + end)
 
     def integers(self, end: str, dtypes: Sequence[str], shape: Sequence[int] | None = None) -> Array:
-        """A tensor of one of these types of numpy, mapped. Raises InvalidModelError for another type or shape."""
+        """Return a memory-mapped tensor of one of these numpy types. Raises InvalidModelError for another type or
+        shape."""
         self._expect(end)
         found = self.folder.stored(self.module + end)
         if str(found.dtype) not in dtypes:
@@ -47,7 +48,8 @@ class Parts:
         return found
 
     def floats(self, end: str, shape: Sequence[int] | None = None) -> Array:
-        """A tensor of floats, as they are stored or, of bfloat16, as float32, all finite. Raises InvalidModelError."""
+        """Return a float tensor, bfloat16 converted to float32; all numbers must be finite. Raises
+        InvalidModelError."""
         found = self.integers(end, _FLOATS, shape)
         found = found.astype(np.float32) if found.dtype == ml_dtypes.bfloat16 else found
         if not np.isfinite(found).all():
@@ -55,14 +57,14 @@ class Parts:
         return found
 
     def matrix_shape(self, end: str) -> tuple[int, int]:
-        """The shape of a tensor of two axes. Raises InvalidModelError for one of others, or of none."""
+        """Return the shape of a 2-D tensor. Raises InvalidModelError for other ranks, or if it is missing."""
         shape = self.shape(end)
         if len(shape) != 2 or not all(shape):
             raise self.wrong(end, f"has shape {shape}, expected two axes")
         return shape[0], shape[1]
 
     def wrong(self, end: str, what: str) -> InvalidModelError:
-        """An error about a tensor."""
+        """Return an error about a tensor."""
         return InvalidModelError(f"{self.folder.origin}: tensor {self.module + end!r} {what}")
 
     def _expect(self, end: str) -> None:
@@ -77,11 +79,11 @@ class Scheme:
     """Storage format of a package's quantized weights.
 
     Attributes:
-        marks: name suffixes of tensors that show that their module's weight is quantized.
+        marks: name suffixes of tensors that mark their module's weight as quantized.
         ends: name suffixes of all tensors that belong to a weight.
-        shape: the shape of a weight, its data unread.
-        read: a weight, all leading axes as rows. Both raise InvalidModelError for damaged tensors.
-        unused: ends of the names of tensors that hold nothing for weights, such as scales of activations.
+        shape: returns the shape of a weight without reading its data.
+        read: reads a weight with leading axes flattened to rows. Both raise InvalidModelError for damaged tensors.
+        unused: name suffixes of tensors that weights do not need, such as activation scales.
     """
 
     marks: tuple[str, ...]
@@ -92,7 +94,7 @@ class Scheme:
 
 
 def unpacked(words: Array, bits: int, count: int) -> Array:
-    """The first `count` integers of each row of words, as uint8; the lowest bits of a word come first.
+    """Unpack the first `count` integers of each row of words, as uint8; the lowest bits of a word come first.
 
     Args:
         words: any integers, (rows, words of a row).
@@ -118,12 +120,12 @@ def words_of(count: int, bits: int) -> int:
 
 
 def whole(depth: int) -> int:
-    """The group size that covers a whole row, as kernels read it."""
+    """Return the group size that covers a whole row, as kernels require."""
     return -(-depth // 32) * 32
 
 
 def order_of(parts: Parts, end: str, depth: int, size: int) -> Array | None:
-    """Features sorted by group (GPTQ's act-order); None if they already are, or there is no tensor."""
+    """Return the features sorted by group (GPTQ's act-order); None if already sorted, or without such a tensor."""
     if not parts.has(end):
         return None
     found = parts.integers(end, ("int32", "int64"), (depth,))
@@ -140,9 +142,9 @@ _FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.in
 
 
 def fp4(codes: Array, scales: Array, size: int) -> Matrix:
-    """Floats of 4 bits (E2M1), two a byte, the first in the low half, with scales of `size` neighbours.
+    """Read 4-bit floats (E2M1), two per byte, the first in the low half, with scales of `size` neighbors.
 
-    Twice such a number is an integer, so that it is multiplied as one of 5 bits.
+    Twice such a number is an integer, so that it is stored as a 5-bit integer.
 
     Args:
         codes: uint8 (rows, depth / 2).
@@ -153,6 +155,6 @@ def fp4(codes: Array, scales: Array, size: int) -> Matrix:
 
 
 def powers(exponents: Array) -> Array:
-    """Scales stored as exponents of 2 with bias 127 (E8M0), as float32."""
+    """Convert scales stored as exponents of 2 with bias 127 (E8M0) to float32."""
     scales: Array = np.ldexp(np.float32(1), exponents.view(np.uint8).astype(np.int32) - 127)
     return scales
