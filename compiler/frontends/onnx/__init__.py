@@ -1,4 +1,4 @@
-"""ONNX models to Relax."""
+"""Import of ONNX models as Relax."""
 
 from compiler.frontends.onnx.coverage import CoverageReport, coverage_report
 from compiler.frontends.onnx.frontend import import_onnx

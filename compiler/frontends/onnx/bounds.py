@@ -1,8 +1,7 @@
-"""Bounds checks: sizes that must agree, and indices, lengths and counts that must lie in a range.
+"""Bounds checks: sizes that must agree, and ranges of indices, lengths and counts.
 
-What is known is checked while importing. Sizes of the inputs, and inputs that hold indices, are checked before a run;
-sizes that are computed are checked within one. Indices that are computed are brought inside by the kernels that use
-them.
+Known values are checked during import. Input sizes, and inputs that hold indices, are checked before a run; computed
+sizes are checked during it. Computed indices are clamped by the kernels that use them.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from schedules.ir.tvm_types import Expr
 
 
 def require(context: NodeContext, left: Dim, relation: Relation, right: Dim) -> None:
-    """Raise an error where two sizes do not stand in a relation: InvalidModelError for numbers, else when running."""
+    """Check a relation between two sizes: raises InvalidModelError for numbers, otherwise emits a run-time check."""
     if is_number(left) and is_number(right):
         if not {
             "equal": left == right,
@@ -33,7 +32,7 @@ def require(context: NodeContext, left: Dim, relation: Relation, right: Dim) -> 
 
 
 def require_shape(context: NodeContext, shape: Sequence[Dim], expected: Sequence[Dim], what: str) -> None:
-    """Raise an error where a shape is not the expected one; `what` names the tensor in the message."""
+    """Check that a shape is the expected one; `what` names the tensor in the message."""
     if len(shape) != len(expected):
         context.invalid(f"{what} has rank {len(shape)}, not {len(expected)}")
     for size, wanted in zip(shape, expected, strict=True):
@@ -43,7 +42,7 @@ def require_shape(context: NodeContext, shape: Sequence[Dim], expected: Sequence
 
 
 def require_multiple(context: NodeContext, size: Dim, divisor: int) -> None:
-    """Raise an error where a size is not a multiple of a divisor."""
+    """Check that a size is a multiple of a divisor."""
     if is_number(size):
         if size % divisor:
             context.invalid(f"a size of {size} does not divide by {divisor}")
@@ -52,15 +51,15 @@ def require_multiple(context: NodeContext, size: Dim, divisor: int) -> None:
 
 
 def require_entries(context: NodeContext, size: Dim, count: Dim) -> None:
-    """Raise an error where an axis has no entry, unless nothing is read from it: `count` is 0."""
+    """Check that an axis has an entry, unless nothing is read from it: `count` is 0."""
     if not (is_number(size) and size > 0):
         require(context, size, "at least", context.arithmetic.minimum(count, 1))
 
 
 def require_indices(context: NodeContext, position: int, size: Dim, count: Dim | None = None) -> None:
-    """Input `position` holds indices into an axis of that size, negative ones counted from its end.
+    """Check that input `position` holds indices into an axis of that size; negative ones count from its end.
 
-    `count` is how many elements are read with them (by default as many as there are indices).
+    `count` is the number of elements read with them (by default the number of indices).
     """
     require_values(context, position, None, size)
     number = context.arithmetic.product(context.shape(position)) if count is None else count
@@ -68,14 +67,14 @@ def require_indices(context: NodeContext, position: int, size: Dim, count: Dim |
 
 
 def require_within(context: NodeContext, shape: Sequence[Dim], outer: Sequence[Dim], axis: int) -> None:
-    """Raise an error where a shape is larger than another of the same rank, along any axis but the given one."""
+    """Check that a shape is no larger than another of the same rank, along any axis but the given one."""
     for other, (size, limit) in enumerate(zip(shape, outer, strict=True)):
         if other != axis:
             require(context, limit, "at least", size)
 
 
 def require_coordinates(context: NodeContext, position: int, sizes: Sequence[Dim]) -> None:
-    """Input `position` holds coordinates in its last axis: indices into axes of those sizes, one after another."""
+    """Check that input `position` holds coordinates in its last axis: indices into axes of those sizes, in order."""
     count = context.arithmetic.product(context.shape(position)[:-1])
     for size in sizes:
         require_entries(context, size, count)
@@ -88,10 +87,10 @@ def require_coordinates(context: NodeContext, position: int, sizes: Sequence[Dim
 
 
 def require_values(context: NodeContext, position: int, least: Dim | None, size: Dim) -> None:
-    """The elements of input `position` lie in [least, size); a `least` of None is -size.
+    """Check that the elements of input `position` are in [least, size); a `least` of None means -size.
 
-    Raises an error where one does not: InvalidModelError for known elements in a known range, else when running. Of
-    elements that are computed nothing is checked: the kernel brings them inside, or leaves out what is not.
+    Raises InvalidModelError for known elements in a known range, otherwise emits a check before a run. Computed
+    elements are not checked: the kernel clamps them, or skips those out of range.
     """
     known = context.known(position)
     if known is None:
@@ -101,7 +100,7 @@ def require_values(context: NodeContext, position: int, least: Dim | None, size:
 
 
 def require_constants(context: NodeContext, known: np.ndarray, least: Dim | None, size: Dim) -> None:
-    """Like `require_values`, of a known array that is not empty."""
+    """Like `require_values`, for a known, nonempty array."""
     low, high = int(known.min()), int(known.max())
     numbers = is_number(size) and (least is None or is_number(least))
     if numbers and not (-size if least is None else least) <= low <= high < size:
@@ -121,7 +120,7 @@ def _text(shape: Sequence[Dim]) -> str:
 
 
 def with_size(context: NodeContext, tensor: relax.Expr, axis: int, size: Dim) -> relax.Expr:
-    """The tensor, whose size at an axis is checked, and from here on known, to be `size`."""
+    """Return the tensor with its size at an axis checked, and from here on known, to be `size`."""
     shape = list(tensor_shape(tensor))
     require(context, shape[axis], "equal", size)
     if is_number(shape[axis]) or context.arithmetic.equal_is_proved(shape[axis], size):
@@ -131,9 +130,9 @@ def with_size(context: NodeContext, tensor: relax.Expr, axis: int, size: Dim) ->
 
 
 def limited_position(value: Expr, size: Expr, index_dtype: str = "int64") -> Expr:
-    """A float coordinate inside a kernel as the index of an element of an axis of that size.
+    """Convert a float coordinate inside a kernel to the index of an element of an axis of that size.
 
-    It is limited before the cast, which infinities and NaN do not survive, and after it: float32 rounds large sizes.
+    It is clamped before the cast, which is undefined for infinities and NaN, and after it: float32 rounds large sizes.
     """
     dtype = str(value.ty.dtype)
     last = tirx.max(size.astype(dtype) - tirx.const(1, dtype), tirx.const(0, dtype))
@@ -142,6 +141,6 @@ def limited_position(value: Expr, size: Expr, index_dtype: str = "int64") -> Exp
 
 
 def limited(value: Expr, low: object, high: Expr, dtype: str = "int64") -> Expr:
-    """A value inside a kernel, brought into [low, high], as an integer of that dtype."""
+    """Clamp a value inside a kernel to [low, high], as an integer of that dtype."""
     low, high = expression(low).astype(dtype), expression(high).astype(dtype)
     return tirx.max(tirx.min(value.astype(dtype), high), low)

@@ -1,6 +1,6 @@
-"""ONNX broadcasting that is correct for every value of a symbolic size: a size that is 1 at run time is repeated.
+"""ONNX broadcasting that is correct for every value of a symbolic size: a size that is 1 at run time is broadcast.
 
-Scalar expressions inside kernels for which TVM has no exact operator.
+Also scalar expressions for kernels for which TVM has no exact operator.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from schedules.ir.tvm_types import Expr
 
 
 def broadcast_dim(arithmetic: Arithmetic, a: Dim, b: Dim) -> tuple[Dim, bool]:
-    """(size, sure): the size that two sizes broadcast to, and whether TVM's own operators know it too.
+    """Return (size, sure): the broadcast of two sizes, and whether TVM's own operators can infer it.
 
-    Raises ValueError for two different sizes neither of which is 1.
+    Raises ValueError for two different sizes other than 1.
     """
     if arithmetic.equal_is_proved(a, b):
         return a, True
@@ -42,7 +42,7 @@ def broadcast_dim(arithmetic: Arithmetic, a: Dim, b: Dim) -> tuple[Dim, bool]:
 
 
 def common_size(context: NodeContext, a: Dim, b: Dim) -> tuple[Dim, bool]:
-    """Like `broadcast_dim`; what is not sure is checked: a size that fits nothing would be read outside its tensor."""
+    """Like `broadcast_dim`, with a run-time check if not sure: a mismatched size would be read out of bounds."""
     size, sure = broadcast_dim(context.arithmetic, a, b)
     if not sure:
         context.importer.builder.require(a, "broadcast", b)
@@ -50,7 +50,7 @@ def common_size(context: NodeContext, a: Dim, b: Dim) -> tuple[Dim, bool]:
 
 
 def broadcast_shapes(context: NodeContext, shapes: Sequence[Sequence[Dim]]) -> tuple[list[Dim], bool]:
-    """The common shape, and whether every size of it is sure; what is not is checked before or in a run."""
+    """Return the common shape, and whether all its sizes are sure; the others are checked before or during a run."""
     rank = max((len(shape) for shape in shapes), default=0)
     result: list[Dim] = [1] * rank
     sure = True
@@ -63,7 +63,7 @@ def broadcast_shapes(context: NodeContext, shapes: Sequence[Sequence[Dim]]) -> t
 
 
 def broadcast(context: NodeContext, tensors: Sequence[relax.Expr]) -> list[relax.Expr]:
-    """The tensors, repeated where TVM's operators could not tell the common shape by themselves."""
+    """Broadcast the tensors explicitly if TVM's operators cannot infer the common shape."""
     shapes = [tensor_shape(tensor) for tensor in tensors]
     try:
         shape, sure = broadcast_shapes(context, shapes)
@@ -75,7 +75,7 @@ def broadcast(context: NodeContext, tensors: Sequence[relax.Expr]) -> list[relax
 
 
 def of_one_shape(context: NodeContext, tensors: Sequence[relax.Expr]) -> list[relax.Expr]:
-    """Tensors whose shapes are equal at run time, with the names of the first one's sizes."""
+    """Match tensors whose shapes are equal at run time to the first one's sizes."""
     first, *rest = tensors
     named = tensor_shape(first)
     return [first, *(_matched(context, tensor, named) for tensor in rest)]
@@ -88,7 +88,8 @@ def _matched(context: NodeContext, tensor: relax.Expr, shape: Sequence[Dim]) -> 
 
 
 def broadcast_to(context: NodeContext, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
-    """The tensor repeated to `shape`, whose sizes are the tensor's own or replace a 1, maybe only known at run time."""
+    """Broadcast a tensor to `shape`, whose sizes are the tensor's own or replace a 1, possibly known only at run
+    time."""
     own = tensor_shape(tensor)
     if len(own) == len(shape) and all(
         context.arithmetic.equal_is_proved(a, b) for a, b in zip(own, shape, strict=True)
@@ -117,7 +118,7 @@ def broadcast_to(context: NodeContext, tensor: relax.Expr, shape: Sequence[Dim])
 def elementwise(
     context: NodeContext, name: str, function: Callable[..., Any], *tensors: relax.Expr, dtype: str | None = None
 ) -> relax.Expr:
-    """Apply a scalar function over broadcast tensors, as a kernel of its own called `name`.
+    """Apply a scalar function over broadcast tensors, as a separate kernel called `name`.
 
     `function` takes TVM's scalar expressions; `dtype` casts its result.
     """
@@ -140,9 +141,9 @@ def elementwise(
 def in_float32(
     context: NodeContext, kernel: Callable[..., relax.Expr], data: relax.Expr, *others: relax.Expr
 ) -> relax.Expr:
-    """The result of a kernel that rounds nothing, computed in float32 where `data` is float16.
+    """Compute a kernel that does not round in float32 if `data` is float16.
 
-    Passes that compute float16 nets in float32 know casts, and not what a kernel does.
+    Passes that compute float16 nets in float32 understand casts, but not the kernel.
     """
     if str(data.ty.dtype) != "float16":
         return kernel(data, *others)
@@ -164,10 +165,10 @@ def _common_shape(shapes: list[list[Expr]], rank: int) -> list[Expr]:
 
 
 def _own_indices(tensor: te.Tensor, sizes: Sequence[Expr], indices: Sequence[Expr]) -> list[Expr]:
-    """Indices at which a tensor is read for an element of a result of shape `sizes`.
+    """Return the indices at which a tensor is read for an element of a result of shape `sizes`.
 
-    An axis of size 1 keeps its index where the result has one element there too: TVM joins the kernel with the
-    convolution or product before it only if it reads as it writes.
+    An axis of size 1 keeps its index if the result also has one element there: TVM fuses the kernel with the
+    convolution or matmul before it only if it reads and writes at the same indices.
     """
     zero, skipped = tirx.const(0, "int64"), len(indices) - len(tensor.shape)
     own = zip(tensor.shape, sizes[skipped:], indices[skipped:], strict=True)
@@ -175,7 +176,7 @@ def _own_indices(tensor: te.Tensor, sizes: Sequence[Expr], indices: Sequence[Exp
 
 
 def const(value: float | int | bool, like: Expr) -> Expr:
-    """A constant of the type of `like`."""
+    """Return a constant of the type of `like`."""
     return tirx.const(value, str(like.ty.dtype))
 
 
@@ -217,15 +218,14 @@ def floored_remainder(a: Expr, b: Expr) -> Expr:
 
 
 def opposite_signs(a: Expr, b: Expr) -> Expr:
-    """True where one is positive and the other negative."""
+    """True if one is positive and the other negative."""
     zero = const(0, a)
     return tirx.any(tirx.all(a < zero, b > zero), tirx.all(a > zero, b < zero))
 
 
 def integer_power(base: Expr, exponent: Expr) -> Expr:
-    """base ** exponent of integers, wrapped around; negative exponents give the truncated reciprocal.
-
-    Of exponents from 64 on only the powers of -1, 0 and 1 do not overflow; what others give is not specified.
+    """base ** exponent of integers, wrapping around; negative exponents give the truncated reciprocal.
+    Exponents of 64 and more only work for -1, 0 and 1, whose powers do not overflow; other results are unspecified.
     """
     zero, one = const(0, base), const(1, base)
     last = const(1, exponent)
@@ -246,40 +246,40 @@ def integer_power(base: Expr, exponent: Expr) -> Expr:
 
 
 def is_nan(a: Expr) -> Expr:
-    """True where a float is NaN; TVM knows it for types of 16 bits up, but not for bfloat16 and float8."""
+    """True if a float is NaN; TVM supports this for float16 to float64, but not for bfloat16 and float8."""
     return tirx.isnan(a if dtype_of(a) in ("float16", "float32", "float64") else a.astype("float32"))
 
 
 def maximum(a: Expr, b: Expr) -> Expr:
-    """The larger one; NaN when either is."""
+    """Return the larger one; NaN if either is."""
     if not dtypes.is_float(dtype_of(a)):
         return tirx.max(a, b)
     return select(is_nan(a), a, select(is_nan(b), b, tirx.max(a, b)))
 
 
 def minimum(a: Expr, b: Expr) -> Expr:
-    """The smaller one; NaN when either is."""
+    """Return the smaller one; NaN if either is."""
     if not dtypes.is_float(dtype_of(a)):
         return tirx.min(a, b)
     return select(is_nan(a), a, select(is_nan(b), b, tirx.min(a, b)))
 
 
 def lowest(dtype: str) -> float | int:
-    """The smallest value of a type: -inf for floats."""
+    """Return the smallest value of a type: -inf for floats."""
     if dtype == "bool":
         return 0
     return -np.inf if dtypes.is_float(dtype) else dtypes.integer_limits(dtype)[0]
 
 
 def highest(dtype: str) -> float | int:
-    """The largest value of a type: inf for floats."""
+    """Return the largest value of a type: inf for floats."""
     if dtype == "bool":
         return 1
     return np.inf if dtypes.is_float(dtype) else dtypes.integer_limits(dtype)[1]
 
 
 def extremum_reducer(dtype: str, *, greatest: bool) -> Callable[..., Expr]:
-    """A commutative reducer of `te` to the largest or smallest value, NaN before all of them."""
+    """Return a commutative `te` reducer to the largest or smallest value that propagates NaN."""
     combine = maximum if greatest else minimum
     identity = lowest(dtype) if greatest else highest(dtype)
     return te.comm_reducer(combine, lambda t: tirx.const(identity, str(t)), name="extremum")

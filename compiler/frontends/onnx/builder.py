@@ -24,11 +24,11 @@ from schedules.ir.tvm_types import Expr
 
 _LONGEST_SIZE = 120  # characters
 LARGEST_ELEMENT = 2**62
-_OPAQUE = 8  # TVM's pattern kind of kernels that are joined with no other
+_OPAQUE = 8  # TVM's pattern kind of kernels that are never fused
 
 
 class Builder:
-    """Emits bindings into plain (not dataflow) blocks, so that control flow can stand anywhere."""
+    """Emits bindings into plain (not dataflow) blocks, which allow control flow anywhere."""
 
     def __init__(self) -> None:
         self.block_builder = NamingBuilder()
@@ -45,7 +45,7 @@ class Builder:
 
     @contextmanager
     def sizes_scope(self) -> Iterator[None]:
-        """Sizes made in it cannot be used after it."""
+        """Context whose new sizes cannot be used after it."""
         self._region_count += 1
         self._regions.append(self._region_count)
         try:
@@ -55,7 +55,7 @@ class Builder:
 
     @contextmanager
     def region(self) -> Iterator[list[relax.BindingBlock]]:
-        """A block of its own (a branch, a loop's body); the list holds it when the region has ended."""
+        """Context for a separate block (a branch, a loop's body); the list contains it after the region."""
         blocks: list[relax.BindingBlock] = []
         with self.sizes_scope():
             self.block_builder._begin_binding_block()
@@ -69,11 +69,11 @@ class Builder:
         return self._regions[-1]
 
     def is_visible(self, region: int) -> bool:
-        """True if what was bound in a region can be used here."""
+        """True if bindings of a region can be used here."""
         return region in self._regions
 
     def unique_name(self, name: str) -> str:
-        """`name` as an identifier no earlier call gave."""
+        """Return `name` as an identifier not returned by an earlier call."""
         base = re.sub(r"\W", "_", name) or "value"
         base = f"_{base}" if base[0].isdigit() else base
         count = self._names.get(base, 0)
@@ -81,21 +81,21 @@ class Builder:
         return base if count == 0 else self.unique_name(f"{base}_{count}")
 
     def dimension(self, name: str = "size", maximum: int = 2**40) -> tvm.ir.Expr:
-        """A new symbolic size, below `maximum`."""
+        """Return a new symbolic size, below `maximum`."""
         size = self.arithmetic.dimension(self.unique_name(name), maximum)
         self._size_regions[size] = self.current_region
         self._size_sources[size] = self.sources
         return size
 
     def sources_of_size(self, size: Dim) -> frozenset[str] | None:
-        """The model inputs whose values the size comes from; None when it (also) depends on a dynamic shape."""
+        """Return the model inputs whose values determine the size; None if it (also) depends on a dynamic shape."""
         if is_number(size):
             return frozenset()
         found = [self._size_sources.get(v, frozenset()) for v in tirx.analysis.undefined_vars(size)]
         return frozenset().union(*found) if all(found) else None
 
     def size_is_visible(self, size: Dim) -> bool:
-        """True if a size is computed from nothing but sizes that can be used here."""
+        """True if a size is computed only from sizes that can be used here."""
         if is_number(size):
             return True
         used = tirx.analysis.undefined_vars(size)
@@ -104,7 +104,7 @@ class Builder:
     def emit(self, expr: relax.Expr) -> relax.Expr:
         """Bind an expression; the result's shape is known (each field's, for a tuple).
 
-        A tensor without elements is computed by no operator: many of TVM's divide by a size or take 0 for another one.
+        No operator computes an empty tensor: many of TVM's divide by a size or confuse 0 with another size.
         """
         if isinstance(expr, (tvm.ir.Var, tvm.ir.GenericConst)):
             return expr
@@ -119,16 +119,16 @@ class Builder:
         return variable
 
     def reshape(self, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
-        """The tensor in another shape of as many elements, one of whose sizes may be -1."""
+        """Reshape a tensor to a shape with as many elements, one of whose sizes may be -1."""
         sizes = relax.ShapeExpr([expression(size) for size in shape])
         if any(is_number(size) and size == 0 for size in shape):
-            # To TVM's reshape a 0 is the old size of that axis.
+            # In TVM's reshape, a 0 copies the old size of that axis.
             return self.emit(R.zeros(sizes, tensor.ty.dtype))
         return self.emit(R.reshape(tensor, sizes))
 
     def _with_plain_sizes(self, expr: relax.Expr) -> relax.Expr:
-        """An operator's call with one spelling of each inferred size (n + 200 + 112 as n + 312), so that TVM's own
-        inference finds equal sizes equal, and no size grows from layer to layer."""
+        """Return an operator call with one spelling of each inferred size (n + 200 + 112 as n + 312), so that TVM's
+        type inference recognizes equal sizes, and sizes do not grow from layer to layer."""
         if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.Op):
             return expr
         call = self.block_builder.normalize(expr)
@@ -143,7 +143,7 @@ class Builder:
         return respelled_call(self.block_builder, self.block_builder.get()[call.args[0]], typed, {})
 
     def _with_plain_type(self, ty: relax.Type) -> relax.Type:
-        """The type of a tensor, or of several, with one spelling of each size; itself where it has no other."""
+        """Return the type of one or several tensors with one spelling of each size; the same object if unchanged."""
         if isinstance(ty, relax.TupleType):
             fields = [self._with_plain_type(field) for field in ty.fields]
             return (
@@ -158,7 +158,7 @@ class Builder:
         return relax.TensorType(plain, ty.dtype, ty.vdevice)
 
     def _require_sizes(self, variable: relax.Expr) -> None:
-        """No size of a tensor may turn out to be negative."""
+        """Check that no size of a tensor is negative at run time."""
         if not isinstance(variable.ty, relax.TensorType):
             return
         for size in tensor_shape(variable):
@@ -169,15 +169,15 @@ class Builder:
                 self.checks.require(size, "at least", 0)
 
     def require_range(self, tensor: relax.Expr, least: Dim | None, size: Dim) -> None:
-        """Raise an error before a run when a tensor that is an input holds values outside of [least, size).
+        """Check before a run that a tensor that is an input holds values in [least, size).
 
-        A `least` of None is -size, where negative indices count from the end.
+        A `least` of None means -size, for indices that count from the end if negative.
         """
         if len(self._regions) == 1:
             self.checks.require_range(tensor, least, size)
 
     def require(self, left: Dim, relation: Relation, right: Dim) -> None:
-        """Raise an error before a run, or within one, when the sizes do not stand in that relation."""
+        """Check, before or during a run, that the sizes have that relation."""
         arithmetic = self.arithmetic
         holds = arithmetic.equal(left, right)
         if relation == "at least":
@@ -196,9 +196,9 @@ class Builder:
         self.block_builder.match_cast(shape, relax.ShapeType([1]), name)
 
     def match_shape(self, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
-        """The same tensor with `shape`, checked at run time; sizes not seen before take their values from it.
+        """Return the same tensor with `shape`, checked at run time; new symbolic sizes are defined by it.
 
-        The old shape is forgotten first: TVM would put its sizes in place of the new names, here and there.
+        The old shape is dropped first: TVM would substitute its sizes for some of the new names.
         """
         if has_shape(tensor):
             for old, new in zip(tensor_shape(tensor), shape, strict=True):
@@ -210,11 +210,11 @@ class Builder:
         return self.block_builder.match_cast(tensor, wanted, self.checks.next_name())
 
     def with_simple_sizes(self, tensor: relax.Expr) -> relax.Expr:
-        """Name the sizes that hold a minimum, a maximum or a choice, so that what follows stays simple."""
+        """Name sizes that contain a minimum, a maximum or a selection, to keep later sizes simple."""
         return self._with_names_unless(is_simple, tensor)
 
     def with_short_sizes(self, tensor: relax.Expr) -> relax.Expr:
-        """Name the sizes that are long expressions: where each layer's size holds the last one's several times (windows
+        """Name sizes that are long expressions: if each layer's size contains the previous one's several times (windows
         that round up), they would grow exponentially."""
         return self._with_names_unless(_is_short, tensor) if isinstance(tensor.ty, relax.TensorType) else tensor
 
@@ -225,7 +225,7 @@ class Builder:
         return self.match_shape(tensor, [size if keeps(size) else self._named(size) for size in shape])
 
     def _named(self, size: Dim) -> Dim:
-        """A size with the value of this one; equal ones have one name."""
+        """Return a name for a size; equal sizes have the same name."""
         key = str(self.arithmetic.simplify(size))
         name = self._names_of_sizes.get(key)
         if name is None or not self.size_is_visible(name):
@@ -233,17 +233,17 @@ class Builder:
         return name
 
     def emit_te(self, function: Callable[..., Any], *args: object, **kwargs: object) -> relax.Expr:
-        """Bind a call of a tensor expression function; relax tensors arrive in it as te tensors."""
+        """Bind a call of a tensor expression function, which receives relax tensors as te tensors."""
         if not any(isinstance(each, tvm.ir.Expr) and isinstance(each.ty, relax.TensorType) for each in args):
-            # TVM cannot join kernels of sizes alone with others that depend on further sizes.
+            # TVM cannot fuse kernels of only sizes with others that depend on more sizes.
             kwargs = {**kwargs, "primfunc_attrs": {"op_pattern": _OPAQUE}}
         return self.emit(self.block_builder.call_te(function, *args, **kwargs))
 
     def shape_values(self, tensor: relax.Expr, signed: bool) -> list[Dim]:
-        """The elements of an integer tensor of known length, as sizes that take their values when the module runs.
+        """Return the elements of an integer tensor of known length as sizes that are read at run time.
 
-        TVM takes every symbolic size for non-negative, so that an element that may be negative is the
-        difference of two: its positive and its negative part.
+        TVM assumes that symbolic sizes are non-negative, so an element that may be negative is the difference of two:
+        its positive and its negative part.
         """
         count = int(np.prod(tensor_shape(tensor), dtype=np.int64))
         if str(tensor.ty.dtype) != "int64":
@@ -257,9 +257,9 @@ class Builder:
         return [p - n for p, n in zip(positive, negative, strict=True)]
 
     def truncated_size(self, value: Scalar) -> Dim:
-        """A float scalar toward zero, as a size: by integer arithmetic where that is exact, else computed in a kernel.
+        """Truncate a float scalar to a size: by integer arithmetic if exact, otherwise in a kernel.
 
-        TVM's passes cannot infer the type of `floor` and `ceil` within a shape.
+        TVM's passes cannot infer the type of `floor` and `ceil` in a shape.
         """
         exact = self.arithmetic.truncated(value)
         if exact is not None:
@@ -275,7 +275,7 @@ class Builder:
         return size
 
     def _clamped(self, tensor: relax.Expr) -> relax.Expr:
-        """Elements limited to [0, 2**62), where sums of a few of them do not overflow."""
+        """Clamp elements to [0, 2**62), so that sums of a few of them do not overflow."""
         low, high = (relax.const(np.array(limit, np.int64), "int64") for limit in (0, LARGEST_ELEMENT - 1))
         return self.emit(R.minimum(self.emit(R.maximum(tensor, low)), high))
 
@@ -286,7 +286,7 @@ class Builder:
         return sizes
 
     def materialize(self, value: Constant | Symbolic | Runtime) -> relax.Expr:
-        """The Relax expression of a value."""
+        """Return the Relax expression of a value."""
         if isinstance(value, Constant):
             return value.expr()
         if isinstance(value, Runtime):
@@ -294,7 +294,7 @@ class Builder:
         return self.scalars_to_tensor(value.array.reshape(-1).tolist(), value.shape, value.dtype)
 
     def scalars_to_tensor(self, scalars: list[Scalar], shape: tuple[int, ...], dtype: str) -> relax.Expr:
-        """A tensor whose elements are given scalars, in row-major order."""
+        """Return a tensor with the given scalars as elements, in row-major order."""
         carrier = dtypes.carrier(dtype)
         if all(is_number(s) for s in scalars):
             return Constant(np.array(scalars, dtypes.numpy_dtype(dtype)).reshape(shape), dtype).expr()
@@ -325,5 +325,5 @@ def _is_empty(call: relax.Call) -> bool:
 
 
 def has_shape(tensor: relax.Expr) -> bool:
-    """True if the expression's type says its shape."""
+    """True if the expression's type includes its shape."""
     return isinstance(tensor.ty, relax.TensorType) and isinstance(tensor.ty.shape, relax.ShapeExpr)

@@ -1,4 +1,4 @@
-"""The context of a node's conversion, as converters see it."""
+"""The context that converters see of the node being converted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from compiler.frontends.onnx.importer import Importer, Scope
 
 T = TypeVar("T")
-# More sizes than any tensor has axes: expressions of this many unknown values would take forever.
+# Exceeds any tensor's rank: expressions of this many unknown values would be too slow.
 _MAXIMUM_SIZES = 16
 
 
@@ -53,7 +53,7 @@ class PoisonedInputError(Exception):
 
 
 class NodeContext:
-    """One node while it is converted: its inputs and attributes, and the builder that takes its code."""
+    """A node being converted: its inputs and attributes, and the builder for its code."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class NodeContext:
         return index < len(self.inputs) and self.inputs[index] is not None
 
     def value(self, index: int) -> Value:
-        """Input `index` as it is; refuses when it is missing."""
+        """Return input `index` unchanged; refuses if it is missing."""
         value = self.inputs[index] if index < len(self.inputs) else None
         if value is None:
             raise InvalidModelError(f"{describe(self.node)} lacks its input {index}")
@@ -105,7 +105,7 @@ class NodeContext:
         return value
 
     def tensor(self, index: int) -> Constant | Symbolic | Runtime:
-        """Input `index`, which must be a tensor (a filled optional counts as its content)."""
+        """Return input `index`, which must be a tensor (a filled optional counts as its content)."""
         value = self.value(index)
         while isinstance(value, OptionalValue) and value.value is not None:
             value = value.value
@@ -115,7 +115,7 @@ class NodeContext:
         return value
 
     def input(self, index: int) -> relax.Expr:
-        """Input `index` as a Relax expression."""
+        """Return input `index` as a Relax expression."""
         if index not in self._materialized:
             value = self.tensor(index)
             if not dtypes.is_carried(value.dtype):
@@ -124,18 +124,18 @@ class NodeContext:
         return self._materialized[index]
 
     def shape(self, index: int) -> tuple[Dim, ...]:
-        """The shape of input `index`; each size is an int or an expression."""
+        """Return the shape of input `index`; each size is an int or an expression."""
         return self.tensor(index).shape
 
     def rank(self, index: int) -> int:
         return len(self.shape(index))
 
     def dtype(self, index: int) -> str:
-        """The element type's name of input `index`."""
+        """Return the element type's name of input `index`."""
         return self.tensor(index).dtype
 
     def known(self, index: int) -> np.ndarray | None:
-        """The value of input `index` when it is known while importing, else None."""
+        """Return the value of input `index` if known during import, otherwise None."""
         value = self.tensor(index)
         if isinstance(value, Constant):
             return value.array
@@ -144,9 +144,9 @@ class NodeContext:
         return None
 
     def constant(self, index: int) -> np.ndarray:
-        """The value of input `index`, which must be known while importing.
+        """Return the value of input `index`, which must be known during import.
 
-        Raises InputValueRequiredError naming the model inputs it depends on; refuses when no input's value would help.
+        Raises InputValueRequiredError with the model inputs it depends on; refuses if no input's value would help.
         """
         found = self.known(index)
         if found is not None:
@@ -161,9 +161,9 @@ class NodeContext:
         raise InputValueRequiredError(Refusal(self.operator, self.name, reason), sources)
 
     def require_sizes(self, sizes: Sequence[Dim], reason: str) -> NoReturn:
-        """Refuse because sizes are not known when compiling.
+        """Refuse because sizes are unknown at compile time.
 
-        Raises InputValueRequiredError instead when they are read from values of inputs, which the caller can fix.
+        Raises InputValueRequiredError instead if they are read from input values, which the caller can fix.
         """
         sources = [self.importer.builder.sources_of_size(size) for size in sizes]
         names = sorted(frozenset().union(*(s for s in sources if s is not None)))
@@ -172,7 +172,7 @@ class NodeContext:
         raise InputValueRequiredError(Refusal(self.operator, self.name, reason), names)
 
     def scalar(self, index: int, default: Any = None) -> Any:
-        """The single element of a known input as a Python number; `default` when the input is missing."""
+        """Return the single element of a known input as a Python number; `default` if the input is missing."""
         if not self.has_input(index):
             return default
         array = self.constant(index)
@@ -181,14 +181,14 @@ class NodeContext:
         return array.reshape(-1)[0].item()
 
     def integers(self, index: int) -> list[int]:
-        """The elements of a known integer input."""
+        """Return the elements of a known integer input."""
         return [int(v) for v in self.constant(index).reshape(-1)]
 
     def shape_values(self, index: int, *, signed: bool = False, length: int | None = None) -> list[Dim]:
-        """The elements of an integer input as sizes: ints, expressions, or sizes that are read when the module runs.
+        """Return the elements of an integer input as sizes: ints, expressions, or sizes read at run time.
 
-        The tensor's length must be known, or is given as what the operator requires. Elements that are read at run time
-        count as non-negative (a negative one is taken for 0, and of an input an error) unless `signed`.
+        The tensor's length must be known, or is given as required by the operator. Elements read at run time are
+        assumed to be non-negative (a negative one counts as 0, or is an error in an input) unless `signed`.
         """
         value = self.tensor(index)
         known = self.known(index)
@@ -218,17 +218,17 @@ class NodeContext:
         return list(value.as_shape[key])
 
     def input_label(self, index: int) -> str:
-        """An input in a message: its position and its name."""
+        """Return an input's position and name for a message."""
         return f"{index} ({self.node.input[index]!r})"
 
     def sources(self) -> frozenset[str]:
-        """The model inputs that the node's inputs depend on."""
+        """Return the model inputs that the node's inputs depend on."""
         return frozenset().union(*(sources_of(value) for value in self.inputs))
 
     # Attributes
 
     def attribute(self, name: str, default: T) -> T:
-        """An attribute's value, strings decoded, or the default."""
+        """Return an attribute's value, strings decoded, or the default."""
         if name not in self._attributes:
             return default
         value = onnx.helper.get_attribute_value(self._attributes[name])
@@ -239,7 +239,7 @@ class NodeContext:
         return value
 
     def choice(self, name: str, default: str, known: Collection[str]) -> str:
-        """A string attribute; InvalidModelError when it is none of the known values."""
+        """Return a string attribute; InvalidModelError unless it is one of the known values."""
         value = self.attribute(name, default)
         if value not in known:
             self.invalid(f"{name} must be one of {', '.join(known)}, not {value!r}")
@@ -249,20 +249,20 @@ class NodeContext:
         return name in self._attributes
 
     def required_attribute(self, name: str) -> Any:
-        """An attribute's value; InvalidModelError when it is missing."""
+        """Return an attribute's value; InvalidModelError if it is missing."""
         if name not in self._attributes:
             raise InvalidModelError(f"{describe(self.node)} lacks the attribute {name!r}")
         return self.attribute(name, None)
 
     def integer_list(self, name: str) -> NDArray[np.int64]:
-        """A list of integers in an attribute; none where it is missing."""
+        """Return an attribute's list of integers; empty if missing."""
         if name not in self._attributes:
             return np.zeros(0, np.int64)
         values = self._attributes[name].ints
         return np.fromiter(values, np.int64, len(values))
 
     def choices(self, name: str, known: Sequence[str]) -> NDArray[np.int8]:
-        """The positions in `known` of a list of strings in an attribute; InvalidModelError for any other string."""
+        """Return the positions in `known` of an attribute's list of strings; InvalidModelError for unknown strings."""
         positions = {choice.encode(): index for index, choice in enumerate(known)}
         values = self._attributes[name].strings if name in self._attributes else ()
         unknown = next((value for value in values if value not in positions), None)
@@ -271,20 +271,20 @@ class NodeContext:
         return np.fromiter((positions[value] for value in values), np.int8, len(values))
 
     def axis(self, value: int, rank: int) -> int:
-        """A non-negative axis; InvalidModelError when it lies outside [-rank, rank)."""
+        """Return a non-negative axis; InvalidModelError if it is outside [-rank, rank)."""
         if not -rank <= value < rank:
             raise InvalidModelError(f"{describe(self.node)}: axis {value} does not exist in a tensor of rank {rank}")
         return value + rank if value < 0 else value
 
     def axes(self, values: Sequence[int], rank: int) -> list[int]:
-        """Non-negative axes, each once."""
+        """Return non-negative axes, which must be distinct."""
         axes = [self.axis(int(v), rank) for v in values]
         if len(set(axes)) != len(axes):
             raise InvalidModelError(f"{describe(self.node)}: an axis is given twice: {list(values)}")
         return axes
 
     def output_used(self, index: int) -> bool:
-        """True if output `index` has a name, and something reads it."""
+        """True if output `index` has a name and a reader."""
         name = self.node.output[index] if index < len(self.node.output) else ""
         return bool(name) and (self.scope.read is None or name in self.scope.read)
 
@@ -295,7 +295,7 @@ class NodeContext:
         return self.importer.builder.emit(expr)
 
     def reshape(self, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
-        """The tensor in another shape of as many elements, one of whose sizes may be -1; an axis may be empty."""
+        """Reshape a tensor to a shape with as many elements, one of whose sizes may be -1; axes may be empty."""
         return self.importer.builder.reshape(tensor, shape)
 
     def emit_te(self, function: Callable[..., Any], *args: object, **kwargs: object) -> relax.Expr:
@@ -303,33 +303,33 @@ class NodeContext:
         return self.importer.builder.emit_te(function, *args, **kwargs)
 
     def match_shape(self, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
-        """The tensor with a known shape, checked when the module runs."""
+        """Return the tensor with a known shape, checked at run time."""
         return self.importer.builder.match_shape(tensor, shape)
 
     def with_simple_sizes(self, tensor: relax.Expr) -> relax.Expr:
-        """The tensor, with names for those of its sizes that are more than sums and products."""
+        """Return the tensor with names for sizes other than sums and products."""
         return self.importer.builder.with_simple_sizes(tensor)
 
     def dimension(self, name: str = "size") -> tvm.ir.Expr:
-        """A new symbolic size."""
+        """Return a new symbolic size."""
         return self.importer.builder.dimension(name)
 
     def literal(self, value: object, dtype: str, shape: tuple[int, ...] = ()) -> tvm.ir.GenericConst:
-        """A constant of that type."""
+        """Return a constant of that type."""
         return Constant(np.full(shape, value, dtypes.numpy_dtype(dtype)), dtype).expr()
 
     def runtime(self, expr: relax.Expr, dtype: str) -> Runtime:
-        """A value whose logical type differs from the expression's (int4 carried as int8)."""
+        """Return a value whose logical type differs from the expression's (int4 carried as int8)."""
         return Runtime(self.emit(expr), dtype, self.sources())
 
     def refuse(self, reason: str) -> NoReturn:
-        """Give up on this node; the reason becomes part of the UnsupportedModelError."""
+        """Refuse this node; the reason becomes part of the UnsupportedModelError."""
         raise RefusedError(Refusal(self.operator, self.name, reason))
 
     def invalid(self, reason: str) -> NoReturn:
-        """The model is broken at this node."""
+        """Raise InvalidModelError for this node."""
         raise InvalidModelError(f"{describe(self.node)}: {reason}")
 
     def import_subgraph(self, graph: onnx.GraphProto, inputs: Sequence[Value | None]) -> list[Value]:
-        """Import a subgraph's nodes at this position of the code; it sees the values around the node."""
+        """Import a subgraph's nodes at this position in the code; it can access the values around the node."""
         return self.importer.import_subgraph(graph, inputs, self.scope)

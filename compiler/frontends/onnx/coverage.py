@@ -1,4 +1,4 @@
-"""Coverage of a model: the operators that can be compiled, determined without compiling it."""
+"""Coverage of a model: its compilable operators, determined without compiling it."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class CoverageReport:
 
     @property
     def complete(self) -> bool:
-        """True if no operator is refused. Single nodes can still be, for their attributes or types."""
+        """True if no operator is refused. Individual nodes can still be refused for their attributes or types."""
         return not self.of("refused")
 
     def of(self, support: Support) -> list[OperatorCoverage]:
-        """The operators with that kind of support."""
+        """Return the operators with that kind of support."""
         return [item for item in self.operators if item.support == support]
 
     def __str__(self) -> str:
@@ -54,9 +54,9 @@ class CoverageReport:
 
 
 def coverage_report(source: ModelSource) -> CoverageReport:
-    """Look up every operator of a model, those in subgraphs and functions included.
+    """Look up every operator of a model, including those in subgraphs and functions.
 
-    Raises InvalidModelError or StorageError when the model cannot be read.
+    Raises InvalidModelError or StorageError if the model cannot be read.
     """
     model = load_model(source)
     counts: Counter[tuple[str, str, int]] = Counter()

@@ -1,8 +1,8 @@
-"""Element types: ONNX's numbers, their names, numpy's and TVM's types.
+"""Element types: ONNX's numbers and names, and the types of numpy and TVM.
 
 A *name* is numpy's or ml_dtypes' (`float32`, `bfloat16`, `int4`, `bool`, `string`). Types narrower than a byte are
-carried as the byte-wide type that holds their values (`carrier`), since TVM packs them in ways its kernels do
-not support; floats of a byte or less as their bits in a byte, since TVM's casts of them are wrong.
+carried by a byte-wide type that holds their values (`carrier`), since TVM packs them in ways its kernels do not
+support; floats of a byte or less by their bits in a byte, since TVM casts them incorrectly.
 """
 
 from __future__ import annotations
@@ -50,40 +50,40 @@ _UNCARRIED = frozenset({"string", "complex64", "complex128"})
 
 
 def dtype_name(element_type: int) -> str | None:
-    """The name of ONNX's element type number, or None when there is no such type."""
+    """Return the name of ONNX's element type number, or None if there is no such type."""
     return NAMES.get(element_type)
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """The numpy (or ml_dtypes) type of that name; strings are objects."""
+    """Return the numpy (or ml_dtypes) type of that name; strings are objects."""
     if name == "string":
         return np.dtype(object)
     return np.dtype(getattr(ml_dtypes, name)) if hasattr(ml_dtypes, name) else np.dtype(name)
 
 
 def carrier(name: str) -> str:
-    """TVM's type that carries values of type `name`."""
+    """Return TVM's type that carries values of type `name`."""
     return _CARRIERS.get(name, name)
 
 
 def carrier_of(name: str) -> Carrier | None:
-    """TVM's type that carries values of type `name`, where it is another."""
+    """Return TVM's type that carries values of type `name` if it is a different one."""
     return _CARRIERS.get(name)
 
 
 def to_carrier(array: np.ndarray, name: str) -> np.ndarray:
-    """An array of type `name` as TVM holds it."""
+    """Convert an array of type `name` to TVM's representation."""
     target = np.dtype(numpy_dtype(carrier(name)))
     return array.view(target) if is_float8_or_float4(name) else array.astype(target, copy=False)
 
 
 def from_carrier(array: np.ndarray, name: str) -> np.ndarray:
-    """Convert an array that TVM holds as type `name`."""
+    """Convert an array in TVM's representation to type `name`."""
     return array.view(numpy_dtype(name)) if is_float8_or_float4(name) else array.astype(numpy_dtype(name), copy=False)
 
 
 def is_float8_or_float4(name: str) -> bool:
-    """True if it is a float of a byte or less."""
+    """True for a float of a byte or less."""
     return name.startswith(("float8", "float4"))
 
 
@@ -105,7 +105,7 @@ def is_unsigned(name: str) -> bool:
 
 
 def bits(name: str) -> int:
-    """Width of one value of that numeric type."""
+    """Return the number of bits of a value of that numeric type."""
     if name == "bool":
         return 1
     if name.startswith("float8"):
@@ -116,6 +116,6 @@ def bits(name: str) -> int:
 
 
 def integer_limits(name: str) -> tuple[int, int]:
-    """Smallest and largest value of an integer type."""
+    """Return the smallest and largest value of an integer type."""
     width = bits(name)
     return (0, 2**width - 1) if is_unsigned(name) else (-(2 ** (width - 1)), 2 ** (width - 1) - 1)

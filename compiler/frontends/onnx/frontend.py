@@ -1,7 +1,7 @@
-"""`import_onnx`: a model becomes a Relax module.
+"""`import_onnx`: imports an ONNX model as a Relax module.
 
-Inputs and outputs that are one state pair by the names that a caller gives, or by the usual ones. Symbolic dimensions
-of states that a model requires to be one number are that number, though some exports declare them as names.
+Inputs and outputs that form a state are paired by names from the caller, or by common names. Symbolic dimensions of
+states that a model requires to be a number are replaced by it, since some exports declare them as names.
 """
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ def import_onnx(
     state: Mapping[str, str] | None = None,
     congruences: Mapping[str, Congruence] | None = None,
 ) -> ImportedModel:
-    """Import an ONNX model: a path, its bytes or an `onnx.ModelProto`.
+    """Import an ONNX model from a path, its bytes or an `onnx.ModelProto`.
 
     Args:
-        source: the model; external data are looked for next to the file.
-        shapes: sizes by input name; an int fixes a dimension, a str makes it symbolic and equal wherever it occurs.
-        constants: values of model inputs known when compiling; they are no longer inputs of the module.
-        outputs: names of what to return, in this order: outputs or other values of the main graph; all outputs when
-            None. What nothing else needs is not imported.
-        state: pairs of inputs and outputs, by names with "*"; None: those of the usual names.
+        source: the model; external data must be next to the file.
+        shapes: sizes by input name; an int fixes a dimension, a str makes it symbolic, and equal for equal strings.
+        constants: values of model inputs to fix at compile time; the module does not have these inputs.
+        outputs: names of the results, in this order: outputs or other values of the main graph; None returns all
+            outputs. Unneeded nodes are not imported.
+        state: pairs of inputs and outputs, by names with "*"; None: pairs with common names.
         congruences: the caller's constraints on dimensions, by name, in addition to the model's.
 
-    Raises InvalidModelError, StorageError, InputError, OptionError, UnsupportedModelError (all refused nodes at
-    once), or InputValueRequiredError when nothing but values of inputs is missing.
+    Raises InvalidModelError, StorageError, InputError, OptionError, UnsupportedModelError (for all refused nodes at
+    once), or InputValueRequiredError if only input values are missing.
     """
     discover()
     model = load_model(source)
@@ -161,7 +161,7 @@ def _spec(name: str, value: Runtime) -> TensorSpec:
 
 
 def _text(size: tvm.ir.Expr) -> str:
-    """An expression of sizes as a person writes it, without the types of its numbers."""
+    """Return an expression of sizes in readable form, without the types of its numbers."""
     return re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(size))
 
 
@@ -181,20 +181,20 @@ def _outputs(importer: Importer, scope: Scope, wanted: list[str]) -> dict[str, R
 
 
 def _finish(mod: tvm.IRModule) -> tvm.IRModule:
-    """Dataflow blocks made, dead code removed, well-formedness checked.
+    """Form dataflow blocks, remove dead code and check well-formedness.
 
-    TVM infers the types of operators again when it copies them, in its own spelling of sizes.
+    TVM infers operator types again when copying them, with its own spelling of sizes.
     """
     steps = [relax.transform.ConvertToDataflow(1), relax.transform.DeadCodeElimination(["main"])]
     try:
         mod = with_spelled_sizes(tvm.transform.Sequential(steps)(mod))
         relax.analysis.well_formed(mod)
-    except Exception as error:  # whatever TVM raises here is a defect of a converter
+    except Exception as error:  # any TVM error here is a bug in a converter
         raise InternalError(f"the imported module is not well formed: {error}") from error
     return mod
 
 
-# Exporters' names for a state and its next value; "*" is the same text in both.
+# Exporters' names for a state and its next value; "*" matches the same text in both.
 USUAL_NAMES = (
     ("past_key_values.*", "present.*"),
     ("past_key_values.*", "present_key_values.*"),
@@ -219,9 +219,9 @@ USUAL_NAMES = (
 
 
 def named_pairs(graph: onnx.GraphProto, state: Mapping[str, str] | None) -> dict[str, str]:
-    """The output for each input that is a state, by names alone.
+    """Return the output for each input that is a state, by name.
 
-    Raises OptionError where one of the caller's names matches no input, or no output goes with an input.
+    Raises OptionError if one of the caller's names matches no input, or an input has no matching output.
     """
     given = {each.name for each in graph.initializer}
     inputs = [each.name for each in graph.input if each.name not in given]
@@ -256,7 +256,7 @@ def _usual(inputs: Iterable[str], outputs: set[str]) -> dict[str, str]:
 
 
 def _filled(pattern: str, result: str, name: str) -> str | None:
-    """The output's name for an input's; None where the pattern is not that of the name."""
+    """Return the output's name for an input's; None if the name does not match the pattern."""
     match = re.fullmatch("(.+)".join(map(re.escape, pattern.split("*"))), name)
     if match is None:
         return None
@@ -267,15 +267,15 @@ def _filled(pattern: str, result: str, name: str) -> str | None:
 def state_specs(
     pairs: Mapping[str, str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, strict: bool
 ) -> tuple[StateSpec, ...]:
-    """The pairs that are states by their shapes: equal ones, or longer along one symbolic axis.
+    """Return the pairs that are states by their shapes: equal ones, or longer along one symbolic axis.
 
-    Raises OptionError for a pair that is none where `strict`.
+    With `strict`, raises OptionError for a pair that is not a state.
     """
     given = {spec.name: spec for spec in inputs}
     results = {spec.name: spec for spec in outputs}
     states = []
     for name, output in pairs.items():
-        if name not in given or output not in results:  # fixed when compiling, or not asked for
+        if name not in given or output not in results:  # fixed at compile time, or not selected
             continue
         state = _state(given[name], results[output])
         if state is not None:
@@ -304,7 +304,7 @@ Shapes = Mapping[str, Sequence[int | str]]
 
 @dataclass(frozen=True)
 class RuntimeInput:
-    """A tensor that the module takes: its true name, its variable, its value in the graph."""
+    """An input tensor of the module: its original name, its variable, and its value in the graph."""
 
     spec: TensorSpec
     variable: tvm.ir.Var
@@ -314,7 +314,7 @@ class RuntimeInput:
 def fixed_values(
     graph: onnx.GraphProto, initializers: Mapping[str, Constant], constants: Mapping[str, object] | None
 ) -> dict[str, Value]:
-    """Values of the inputs that the caller fixes. Raises InputError for names, types or shapes that do not fit."""
+    """Return values of the inputs fixed by the caller. Raises InputError for mismatched names, types or shapes."""
     specs = {spec.name: spec for spec in graph.input}
     fixed: dict[str, Value] = {}
     for name, value in (constants or {}).items():
@@ -359,9 +359,9 @@ def _fixed_tensor(spec: onnx.ValueInfoProto, value: object) -> Constant:
 def runtime_inputs(
     graph: onnx.GraphProto, excluded: set[str], shapes: Shapes | None, builder: Builder
 ) -> list[RuntimeInput]:
-    """The inputs that stay, with symbolic sizes shared by name and the caller's shapes applied.
+    """Return the remaining inputs, with symbolic sizes shared by name and the caller's shapes applied.
 
-    Raises InputError for shapes that do not fit, UnsupportedModelError for inputs that are not tensors.
+    Raises InputError for mismatched shapes, UnsupportedModelError for inputs that are not tensors.
     """
     names = [spec.name for spec in graph.input]
     for name in shapes or {}:
@@ -412,7 +412,7 @@ def _refuse_other_than_tensors(specs: list[onnx.ValueInfoProto]) -> None:
 
 
 def _dims(spec: onnx.ValueInfoProto, override: Sequence[int | str] | None) -> list[int | str]:
-    """A declared shape with the caller's put over it; a size without a name gets one of its own."""
+    """Return a declared shape overridden by the caller's; an unnamed size gets its own name."""
     tensor = spec.type.tensor_type
     if not tensor.HasField("shape"):
         if override is None:
@@ -431,12 +431,12 @@ def _dims(spec: onnx.ValueInfoProto, override: Sequence[int | str] | None) -> li
 
 
 def unnamed_size(name: str, axis: int) -> str:
-    """The name of a dynamic size of an input for which the model has none."""
+    """Return the name of a dynamic input size for which the model has none."""
     return f"{name}_dim{axis}"
 
 
 def other_sizes(graph: onnx.GraphProto, shapes: Shapes | None) -> str | None:
-    """Inputs that the caller gives other sizes than the model declares, as text; None where there are none."""
+    """Describe the inputs with other sizes than the model declares, given by the caller; None if there are none."""
     found = []
     for spec in graph.input:
         given = (shapes or {}).get(spec.name)
@@ -461,7 +461,7 @@ def _checked_size(name: str, size: object) -> int | str:
 
 
 def _fixed_sizes(specs: list[onnx.ValueInfoProto], declared: dict[str, list[int | str]]) -> dict[str, int]:
-    """Sizes that the caller fixed, by the model's own name of the dimension, so that they reach every input."""
+    """Return the sizes fixed by the caller, by the model's own dimension names, so that they reach every input."""
     sizes: dict[str, int] = {}
     for spec in specs:
         dims = spec.type.tensor_type.shape.dim
@@ -482,7 +482,7 @@ _ENTRY = "main"
 
 
 def with_required_sizes(model: ImportedModel, inputs: Collection[str]) -> ImportedModel:
-    """The model where those dimensions of some inputs are numbers that it cannot run without."""
+    """Return the model with input dimensions that must equal a number replaced by it."""
     names = {size for spec in model.inputs if spec.name in inputs for size in spec.shape if isinstance(size, str)}
     sizes = {name: size for name, size in _required(model.requirements) if name in names}
     if not sizes:
@@ -502,7 +502,7 @@ def with_required_sizes(model: ImportedModel, inputs: Collection[str]) -> Import
 
 
 def _required(requirements: Collection[SizeRequirement]) -> Iterator[tuple[str, int]]:
-    """Dimensions that must equal a number, and the number."""
+    """Yield dimensions that must equal a number, with the number."""
     for each in requirements:
         if each.relation == "equal":
             for one, other in ((each.left, each.right), (each.right, each.left)):
@@ -515,7 +515,7 @@ def _described(spec: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
 
 
 def _with_sizes(formula: int | str, sizes: Mapping[str, int]) -> int | str:
-    """A size with numbers for the names that have one."""
+    """Return a size with names replaced by known numbers."""
     if isinstance(formula, int):
         return formula
     return with_names(formula, lambda name: str(sizes.get(name, name)))
@@ -526,7 +526,7 @@ def _number(size: int | str) -> int | str:
 
 
 def _own(symbols: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, int]:
-    """The numbers by the names that a formula has for the dimensions."""
+    """Return the numbers, by a formula's names for the dimensions."""
     return {name: sizes[dimension] for name, dimension in symbols.items() if dimension in sizes}
 
 
@@ -535,7 +535,7 @@ def _left(symbols: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, str
 
 
 def _is_met(requirement: SizeRequirement, sizes: Mapping[str, int]) -> bool:
-    """True if all of its dimensions have known sizes and it determines another one."""
+    """True if all of its dimensions have known sizes and it does not determine another one."""
     return all(dimension in sizes for dimension in requirement.symbols.values()) and bool(
         list(_required([requirement]))
     )

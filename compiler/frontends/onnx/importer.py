@@ -1,7 +1,8 @@
-"""The walk over the graph: each node is evaluated, converted, expanded or refused.
+"""Traversal of the graph: each node is evaluated, converted, expanded or refused.
 
-A model's own faults are told from ours: types are checked before a node is converted, the rest when a conversion
-fails. Functions replace nodes with their bodies, onnx's own schemas' too; references to attributes are resolved.
+Faults of a model are distinguished from ours: types are checked before a node is converted, the rest when a conversion
+fails. Nodes that call functions, including those of onnx's schemas, are replaced by their bodies, with attribute
+references resolved.
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ _KEEPING_ELEMENTS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Uns
 
 @dataclass
 class Scope:
-    """Values by name; a subgraph sees those of the graph around it. None is an optional input that was left out.
+    """Values by name; a subgraph also sees those of the enclosing graph. None is an omitted optional input.
 
-    `read` holds the names that anything reads, where that is known. In a function's body `function` is the name of the
-    node that calls it, and `is_expansion` says that the body is what defines an operator, not part of the model.
+    `read` holds the names with a reader, if known. In a function's body `function` is the name of the calling node, and
+    `is_expansion` is True if the body defines an operator rather than being part of the model.
     """
 
     parent: Scope | None = None
@@ -89,24 +90,24 @@ class Scope:
         raise InvalidModelError(f"nothing defines the value {name!r}")
 
     def child(self) -> Scope:
-        """A scope inside this one."""
+        """Return a nested scope."""
         return Scope(self, {}, self.opsets, self.depth + 1, None, self.function, self.is_expansion)
 
 
 class Importer:
-    """Imports graphs into one builder and collects what it must refuse."""
+    """Imports graphs into one builder and collects refusals."""
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
         self.opsets = model.opsets
         self.builder = Builder()
         self.refusals: list[Refusal] = []
-        self.hint: str | None = None  # what to do about the first operator without a converter
+        self.hint: str | None = None  # hint for the first operator without a converter
         self.missing_values: list[InputValueRequiredError] = []
         self.notes: list[str] = [*load_installed()]
 
     def raise_refusals(self) -> None:
-        """Raise one error for everything that was refused, if anything was."""
+        """Raise one error for all refusals, if there are any."""
         if self.refusals:
             refusals = [*self.refusals, *(error.refusal for error in self.missing_values)]
             raise UnsupportedModelError(refusals, self.hint)
@@ -115,7 +116,7 @@ class Importer:
             raise InputValueRequiredError(self.missing_values[0].refusal, names)
 
     def import_nodes(self, nodes: Sequence[onnx.NodeProto], scope: Scope) -> None:
-        """Import nodes, which are in topological order, into a scope."""
+        """Import topologically sorted nodes into a scope."""
         for node in nodes:
             inputs = [scope.lookup(name) if name else None for name in node.input]
             outputs = self._import_node(node, inputs, scope)
@@ -124,7 +125,7 @@ class Importer:
                     scope.values[name] = outputs[index]
 
     def import_subgraph(self, graph: onnx.GraphProto, inputs: Sequence[Value | None], outer: Scope) -> list[Value]:
-        """Import a subgraph in place: its inputs are given values, its outputs are returned."""
+        """Import a subgraph in place with the given inputs; return its outputs."""
         self.model.reader.keep_data()
         scope = outer.child()
         scope.values.update(graph_initializers(graph, self.model.reader))
@@ -208,7 +209,7 @@ class Importer:
             evaluated = evaluate(context)
             if evaluated is not None:
                 return list(evaluated)
-            # The reference matches expressions by backtracking, which may take for ever.
+            # The reference implementation matches by backtracking, which may never end.
             if node.op_type != "RegexFullMatch" and all_known_with_strings(context.inputs):
                 return fold_strings(context)
         wrong_types = type_error(node, context.inputs, scope.opsets)
@@ -225,7 +226,7 @@ class Importer:
         return self.import_function(expanded, node, context.inputs, scope.depth, scope.opsets)
 
     def _with_inputs_named(self, values: list[Value], context: NodeContext) -> list[Value]:
-        """The values; a result that has an input's elements in another shape is checked as that input."""
+        """Return the values; a result with an input's elements in another shape is checked like that input."""
         first, result = context.inputs[:1], values[0] if values else None
         if _keeps_elements(context) and isinstance(first[0], Runtime) and isinstance(result, Runtime):
             self.builder.checks.same_elements(result.expr, first[0].expr)
@@ -258,7 +259,7 @@ class Importer:
 
     @staticmethod
     def _with_producer(value: Runtime, context: NodeContext, index: int) -> Runtime:
-        """Make a value foldable when everything it is computed from is constant."""
+        """Make a value foldable if it is computed only from constants."""
         foldable = all(
             item is None or isinstance(item, Constant) or (isinstance(item, Runtime) and item.producer is not None)
             for item in context.inputs
@@ -274,7 +275,8 @@ class Importer:
 
 
 def to_tensor(importer: Importer, value: Value | None, name: str) -> Runtime:
-    """A model output as a tensor of the module. Refuses sequences, optionals and types without a run-time form."""
+    """Return a model output as a tensor of the module. Refuses sequences, optionals and types without a run-time
+    form."""
     if isinstance(value, (Constant, Symbolic, Runtime)):
         if not dtypes.is_carried(value.dtype):
             raise RefusedError(Refusal("model output", name, f"{value.dtype} tensors are not supported at run time"))
@@ -286,7 +288,7 @@ def to_tensor(importer: Importer, value: Value | None, name: str) -> Runtime:
 
 
 def _keeps_elements(context: NodeContext) -> bool:
-    """True if the first output has the elements of the first input, all of them, as the same numbers."""
+    """True if the first output has exactly the elements of the first input, with unchanged values."""
     if not context.inputs or context.node.domain not in ("", "ai.onnx"):
         return False
     if context.node.op_type == "Cast":
@@ -303,7 +305,7 @@ _TYPE_WORDS = {"float32": "float", "float64": "double", "float4_e2m1fn": "float4
 
 
 def type_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]) -> str | None:
-    """Description of element types that the operator's schema does not allow, or None."""
+    """Describe element types that the operator's schema does not allow, or return None."""
     domain = normalized_domain(node.domain)
     schema = schema_of(node.op_type, opsets.get(domain, 1), domain)
     if schema is None or not schema.inputs:
@@ -318,7 +320,7 @@ def type_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dic
         allowed = constraints.get(formal.type_str, {formal.type_str})
         optional = {f"optional({found})", f"seq({found})"}
         if value.dtype == "bfloat16" and "tensor(float16)" in allowed:
-            found = "tensor(float16)"  # PyTorch writes whole nets in bfloat16 in opsets that have it in few operators
+            found = "tensor(float16)"  # PyTorch writes whole nets in bfloat16 in opsets where few operators support it
         if found not in allowed and not optional & allowed:
             return f"input {index} ({formal.name}) is of type {value.dtype}, which the operator does not take"
         if formal.is_homogeneous and bound.setdefault(formal.type_str, value.dtype) != value.dtype:
@@ -329,7 +331,7 @@ def type_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dic
 def moved_dtype(
     node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int], output: int
 ) -> str | None:
-    """The type of an output that has the type of an input which TVM carries in another one; None otherwise."""
+    """Return the type of an output that has the type of an input carried as another TVM type; None otherwise."""
     carried = {
         index: value.dtype
         for index, value in enumerate(inputs)
@@ -347,12 +349,12 @@ def moved_dtype(
 
 
 def why_invalid(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]) -> str | None:
-    """The reason why a node cannot be computed on inputs of these types and shapes, or None when nothing is found."""
+    """Return the reason why a node cannot be computed on inputs of these types and shapes, or None if none is found."""
     return _inference_error(node, inputs, opsets) or _reference_error(node, inputs, opsets)
 
 
 def _inference_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]) -> str | None:
-    """Error of onnx's own type and shape inference, or None."""
+    """Return the error of onnx's own type and shape inference, or None."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     del copy.input[:]
@@ -375,7 +377,7 @@ def _inference_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opset
 
 
 def _reference_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]) -> str | None:
-    """The error of onnx's reference implementation for inputs of these shapes; only small ones are tried."""
+    """Return the error of onnx's reference implementation for inputs of these shapes; only small ones are tried."""
     arrays: list[np.ndarray | None] = []
     for value in inputs:
         if value is None:
@@ -396,13 +398,13 @@ def _reference_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opset
         reference_outputs(node, arrays, opsets.get(domain, 1), opsets)
     except (NotImplementedError, RuntimeError):
         return None
-    except Exception as error:  # numpy's complaints about shapes and values
+    except Exception as error:  # numpy errors about shapes and values
         return " ".join(f"{type(error).__name__}: {error}".split())[:400]
     return None
 
 
 def resolve_references(function: onnx.FunctionProto, call: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The function's nodes with references to its attributes replaced by the caller's values, or by their defaults."""
+    """Return the function's nodes with references to its attributes replaced by the caller's values, or by defaults."""
     given = {attribute.name: attribute for attribute in function.attribute_proto}
     given.update({attribute.name: attribute for attribute in call.attribute})
     nodes = []
@@ -440,7 +442,7 @@ def _resolve(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> Non
 def schema_function(
     node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]
 ) -> onnx.FunctionProto | None:
-    """The body by which onnx itself defines the operator, or None when it has none for these inputs."""
+    """Return the body with which onnx defines the operator, or None if it has none for these inputs."""
     domain = normalized_domain(node.domain)
     opset = opsets.get(domain, 1)
     schema = schema_of(node.op_type, opset, domain)
@@ -475,7 +477,7 @@ def _body(
 
 
 def type_of(value: Value | None) -> onnx.TypeProto:
-    """A value's type as onnx writes it; empty for a missing one."""
+    """Return a value's type as an onnx proto; empty for a missing value."""
     if isinstance(value, (Constant, Symbolic, Runtime)):
         shape = [d if isinstance(d, int) else str(d) for d in value.shape]
         return onnx.helper.make_tensor_type_proto(dtypes.NUMBERS[value.dtype], shape)

@@ -1,4 +1,4 @@
-"""Names of ONNX nodes for people: paths of the torch modules that they come from, and bindings named after them."""
+"""Readable names of ONNX nodes: paths of their original torch modules, and bindings named after them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _CONTAINERS = "torch.nn.modules.container."
 
 
 def shown_name(node: onnx.NodeProto) -> str:
-    """The name by which users know a node; its first output's name where it has none."""
+    """Return the node's name for users, or its first output's if it has none."""
     return _module_path(node) or node_name(node)
 
 
 def node_name(node: onnx.NodeProto) -> str:
-    """The node's own name, or its first output's where it has none."""
+    """Return the node's own name, or its first output's if it has none."""
     return node.name or next((name for name in node.output if name), "")
 
 
 def _module_path(node: onnx.NodeProto) -> str | None:
-    """The path of the torch module that the node computes; of a module that is more than an operator, a node of it."""
+    """Return the path of the torch module that the node computes; for a module of several operators, of a node in
+    it."""
     notes = {each.key: each.value for each in node.metadata_props if each.key in (_SCOPES, _CLASSES)}
     scopes, classes = _texts(notes.get(_SCOPES, "")), _texts(notes.get(_CLASSES, ""))
     if len(scopes) < 2 or len(classes) != len(scopes):
@@ -36,7 +37,7 @@ def _module_path(node: onnx.NodeProto) -> str | None:
     path, own, kind = scopes[-2], scopes[-1], classes[-2]
     for name in node.input:
         module, dot, parameter = name.rpartition(".")
-        # A convolution with its batch norm folded in bears the batch norm's name.
+        # A convolution with a folded batch norm has the batch norm's name.
         if dot and parameter == "weight" and module.rpartition(".")[0] == path.rpartition(".")[0]:
             return module
     is_operator = kind.startswith("torch.nn.modules.") and not kind.startswith(_CONTAINERS)
@@ -44,16 +45,16 @@ def _module_path(node: onnx.NodeProto) -> str | None:
 
 
 def _texts(listed: str) -> list[str]:
-    """The strings in the text of a Python list of strings."""
+    """Return the strings in the text of a Python list of strings."""
     return re.findall(r"'([^']*)'", listed)
 
 
 class NamingBuilder(relax.BlockBuilder):
-    """A block builder that names variables after the node at hand.
+    """A block builder that names variables after the current node.
 
     Attributes:
-        node: whose results are being bound, None outside of any.
-        nodes: for each variable named so, its node.
+        node: the node whose results are being bound, None outside of any.
+        nodes: the node of each variable named after one.
     """
 
     def __init__(self) -> None:
@@ -71,10 +72,10 @@ class NamingBuilder(relax.BlockBuilder):
 
 
 def model_node(node: onnx.NodeProto, prefix: str = "") -> ModelNode:
-    """A node as users know it: by the path of its torch module where the model was exported from torch, else by name.
+    """Return a node's identity for users: the path of its torch module if exported from torch, otherwise its name.
 
     Args:
-        prefix: the name of the node that calls the function it is part of.
+        prefix: the name of the node that calls the enclosing function.
     """
     name = shown_name(node) or node.op_type
     return ModelNode(f"{prefix}/{name}" if prefix else name, node.op_type)

@@ -1,1 +1,1 @@
-"""Nodes whose inputs are known while importing, evaluated at import, which removes exported shape computations."""
+"""Evaluation of nodes with known inputs during import, which removes exported shape computations."""

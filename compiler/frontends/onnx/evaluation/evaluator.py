@@ -1,5 +1,5 @@
-"""Evaluation of nodes whose inputs are known: creation, indexing, slicing, reshaping, arithmetic, comparison, logic and
-reduction of constants and of sizes.
+"""Evaluation of nodes with known inputs: creation, indexing, slicing, reshaping, arithmetic, comparison, logic and
+reduction of constants and sizes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ SYMBOLIC_DTYPES = frozenset({"int64", "int32", "float32", "float64", "bool"})
 
 
 class NotEvaluatedError(Exception):
-    """This node cannot be evaluated while importing; it is converted like any other."""
+    """The node cannot be evaluated during import; it is converted like any other."""
 
 
 class Operands:
-    """The inputs of a node that is being evaluated, as arrays."""
+    """The inputs of a node being evaluated, as arrays."""
 
     def __init__(self, context: NodeContext) -> None:
         self.context = context
@@ -44,7 +44,7 @@ class Operands:
         return self.context.has_input(index)
 
     def array(self, index: int) -> np.ndarray:
-        """Input `index`; an object array when any input is symbolic."""
+        """Return input `index`; an object array if any input is symbolic."""
         value = self.context.inputs[index]
         assert isinstance(value, (Constant, Symbolic))
         if isinstance(value, Symbolic):
@@ -52,7 +52,7 @@ class Operands:
         return value.array.astype(object) if self.symbolic else value.array
 
     def real(self, index: int) -> np.ndarray:
-        """Input `index`, which must have no symbolic element."""
+        """Return input `index`, which must have no symbolic element."""
         value = self.context.inputs[index]
         if not isinstance(value, Constant):
             raise NotEvaluatedError
@@ -62,7 +62,7 @@ class Operands:
         return [int(v) for v in self.real(index).reshape(-1)]
 
     def sizes(self, index: int) -> list[int]:
-        """A list of sizes for an array made while importing: none symbolic, none absurd."""
+        """Return a list of sizes for an array created during import: none symbolic or absurdly large."""
         sizes = self.integers(index)
         if any(s < 0 for s in sizes):
             self.context.invalid(f"a size is negative: {sizes}")
@@ -77,7 +77,7 @@ RESULT_DTYPES: dict[str, str] = {}
 
 
 def evaluates(*operators: str, dtype: str | None = None) -> Callable[[Evaluator], Evaluator]:
-    """Register an evaluator; `dtype` is the result's when it is not that of the first input."""
+    """Register an evaluator; `dtype` is the result's if it differs from the first input's."""
 
     def register(function: Evaluator) -> Evaluator:
         for operator in operators:
@@ -100,7 +100,7 @@ def elementwise(function: Callable[..., object], *arrays: np.ndarray) -> np.ndar
 
 
 def cast_array(operands: Operands, array: np.ndarray, target: str) -> np.ndarray:
-    """Cast an array, symbolic elements included; what is not trivial is left to the Cast converter."""
+    """Cast an array, including symbolic elements; nontrivial casts are left to the Cast converter."""
     if array.dtype == object:
         if target not in SYMBOLIC_DTYPES:
             raise NotEvaluatedError
@@ -125,16 +125,16 @@ def cast_array(operands: Operands, array: np.ndarray, target: str) -> np.ndarray
 
 
 Evaluated = list[Value]
-_MOST_SYMBOLIC = 256  # elements of an array, each of which is an expression
+_MOST_SYMBOLIC = 256  # elements of an array of expressions
 
 
 def can_evaluate(operator: str) -> bool:
-    """True if nodes of that operator are always computed while importing."""
+    """True if nodes of that operator are always evaluated during import."""
     return operator in ("Shape", "Size")
 
 
 def evaluate(context: NodeContext) -> Evaluated | None:
-    """The node's outputs when its inputs are known, else None."""
+    """Return the node's outputs if its inputs are known, otherwise None."""
     special = _shape_or_size(context)
     if special is not None:
         return special
@@ -162,8 +162,8 @@ def evaluate(context: NodeContext) -> Evaluated | None:
 
 
 def to_value(array: np.ndarray, dtype: str) -> Constant | Symbolic | None:
-    """An evaluated array as a value: constant when nothing in it is symbolic; None when it has no symbolic form, or too
-    many elements to compute one by one."""
+    """Convert an evaluated array to a value: a constant if nothing in it is symbolic; None if it has no symbolic form,
+    or too many elements to compute individually."""
     array = np.asarray(array)
     if array.dtype != object:
         return Constant(np.ascontiguousarray(array).reshape(array.shape), dtype)
@@ -173,7 +173,7 @@ def to_value(array: np.ndarray, dtype: str) -> Constant | Symbolic | None:
 
 
 def _wrapped(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Python numbers as `dtype`, integers wrapped around."""
+    """Return Python numbers as `dtype`, integers wrapped around."""
     if dtypes.is_integer(dtype):
         low, _ = dtypes.integer_limits(dtype)
         span = 2 ** dtypes.bits(dtype)
@@ -416,7 +416,7 @@ _COMPARISONS: dict[str, tuple[Callable[..., Any], Callable[[Arithmetic], Callabl
 
 
 def _old_broadcast(operands: Operands) -> None:
-    """Before opset 7 broadcasting was asked for by attributes: left to the converters."""
+    """Before opset 7, attributes determined broadcasting: left to the converters."""
     if operands.context.opset < 7:
         raise NotEvaluatedError
 
@@ -442,7 +442,7 @@ def _comparison(operands: Operands) -> np.ndarray:
 
 
 def _require_divisors(operands: Operands, divisors: np.ndarray) -> None:
-    """Raise an error when a symbolic divisor of integers turns out to be 0: the processor would trap."""
+    """Raise an error if a symbolic integer divisor is 0 at run time: the CPU would trap."""
     arithmetic, builder = operands.arithmetic, operands.context.importer.builder
     for divisor in divisors.reshape(-1):
         if not isinstance(divisor, (int, float)) and not arithmetic.is_float(divisor):

@@ -1,4 +1,4 @@
-"""Values that depend on constants alone, computed with onnx's reference implementation when an importer needs them."""
+"""On-demand evaluation of values that depend only on constants, with onnx's reference implementation."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from compiler.frontends.onnx.context import NodeContext
 
 _MAXIMUM_ELEMENTS = 2**22
-# What only says how elements lie costs nothing, whatever their number.
+# Operators that only rearrange elements cost nothing, regardless of size.
 _REARRANGES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-# Its expressions are matched by backtracking, which may take for ever.
+# Regular expressions are matched by backtracking, which may never end.
 _NEVER_FOLDED = RANDOM_OPERATORS | {"RegexFullMatch"}
 
 
 def fold(value: Runtime, opsets: dict[str, int]) -> np.ndarray | None:
-    """The array of a foldable value, or None when the reference implementation has no answer."""
+    """Return the array of a foldable value, or None if the reference implementation cannot compute it."""
     if value.producer is None:
         return None
     producer = value.producer
@@ -47,17 +47,17 @@ def _known_array(value: Value | None, opsets: dict[str, int], limit: int | None)
 def fold_node(
     node: onnx.NodeProto, arrays: Sequence[np.ndarray | None], opset: int, opsets: dict[str, int]
 ) -> list[Any] | None:
-    """Every output of a node on these inputs, by onnx's reference implementation; None when it fails."""
+    """Return all outputs of a node on these inputs, by onnx's reference implementation; None if it fails."""
     try:
         return reference_outputs(node, arrays, opset, opsets)
-    except MemoryError:  # on a machine with more, the value would be known, and the module another one
+    except MemoryError:  # with more memory, the value would be known, and the module a different one
         raise
-    except Exception:  # its own failures, of any kind, mean that the value stays unknown
+    except Exception:  # its own failures, of any kind, leave the value unknown
         return None
 
 
 def all_known_with_strings(inputs: Sequence[Value | None]) -> bool:
-    """True if every input is a constant, and one holds strings, which nothing but the reference can compute with."""
+    """True if every input is a constant, and one holds strings, which only the reference implementation supports."""
     tensors = [value for value in inputs if value is not None]
     return all(isinstance(value, Constant) for value in tensors) and any(
         isinstance(value, Constant) and value.dtype == "string" for value in tensors
@@ -65,7 +65,7 @@ def all_known_with_strings(inputs: Sequence[Value | None]) -> bool:
 
 
 def folded_outputs(context: NodeContext) -> list[Value] | None:
-    """The outputs of a node of constant inputs that has no conversion; None where it is not one, or has subgraphs."""
+    """Return the outputs of a node with constant inputs and no conversion; None for other nodes, or with subgraphs."""
     node = context.node
     if node.op_type in _NEVER_FOLDED or subgraphs(node):
         return None
@@ -79,7 +79,7 @@ def folded_outputs(context: NodeContext) -> list[Value] | None:
 
 
 def fold_strings(context: NodeContext) -> list[Value]:
-    """The outputs of a node whose inputs are all constants, from onnx's reference implementation."""
+    """Return the outputs of a node with constant inputs, from onnx's reference implementation."""
     arrays = [context.constant(index) if context.has_input(index) else None for index in range(len(context.inputs))]
     results = fold_node(context.node, arrays, context.opset, context.importer.opsets)
     if results is None:
@@ -94,7 +94,7 @@ def _stored(result: np.ndarray) -> np.ndarray:
 def reference_outputs(
     node: onnx.NodeProto, arrays: Sequence[np.ndarray | None], opset: int, opsets: dict[str, int]
 ) -> list[Any]:
-    """Outputs of onnx's reference implementation; its exceptions pass through."""
+    """Return the outputs of onnx's reference implementation; its exceptions are propagated."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     del copy.input[:], copy.output[:]

@@ -1,1 +1,1 @@
-"""ONNX files: read, checked, external data included."""
+"""Reading and validation of ONNX files, including external data."""

@@ -1,10 +1,10 @@
-"""Loads a path, bytes or a ModelProto as a model whose structure is known to be sound.
+"""Loads a path, bytes or a ModelProto as a model with validated structure.
 
-Everything after this may rely on: opset versions exist, every name is produced exactly once and before it is used,
-every constant's size fits its shape, every node has the inputs and attributes its operator needs, functions do not
-recurse. `onnx.checker` is not used: it crashes on some broken files and refuses some sound ones.
+All later code may assume that opset versions exist, every name is defined exactly once and before its use, every
+constant's size fits its shape, every node has the inputs and attributes its operator requires, and functions are not
+recursive. `onnx.checker` is not used: it crashes on some broken files and rejects some valid ones.
 
-Initializers as arrays: inline or in an external file, checked before use, read when first needed.
+Initializers, inline or in an external file, become arrays: validated before use, read on first access.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ FunctionKey = tuple[str, str]
 
 _MAXIMUM_PROTOBUF = 2**31
 _MAXIMUM_INLINED = 200_000
-"""Nodes that calls of functions may add to a model: functions that call the one before twice double it each time."""
+"""Limit on nodes that function calls may add to a model: chains of functions that call the previous one twice double it
+each time."""
 _INLINED_PER_NODE, _FEW_INLINED = 100, 5_000
-"""Per node of the file, and a few: importing takes time in proportion to nodes, and so to the file."""
+"""Nodes allowed per node of the file, plus a few: import time is proportional to nodes, and so to the file."""
 
 
 @dataclass
 class LoadedModel:
-    """A sound model: `initializers` are read when first needed; `nodes` are sorted topologically."""
+    """A valid model: `initializers` are read on first access; `nodes` are sorted topologically."""
 
     proto: onnx.ModelProto
     opsets: dict[str, int]
@@ -47,9 +48,9 @@ class LoadedModel:
 
 
 def load_model(source: ModelSource) -> LoadedModel:
-    """Read and check a model.
+    """Read and validate a model.
 
-    Raises InvalidModelError when it is broken, StorageError when the file cannot be read.
+    Raises InvalidModelError if it is broken, StorageError if the file cannot be read.
     """
     proto, folder = _read(source)
     if not proto.HasField("graph"):
@@ -71,7 +72,7 @@ def load_model(source: ModelSource) -> LoadedModel:
 
 
 def graph_initializers(graph: onnx.GraphProto, reader: TensorReader) -> dict[str, Constant]:
-    """The constants of a graph by name, checked. Raises InvalidModelError."""
+    """Return the validated constants of a graph, by name. Raises InvalidModelError."""
     found = {t.name: reader.constant(t, f"initializer {t.name!r}") for t in graph.initializer}
     for sparse in graph.sparse_initializer:
         name = sparse.values.name
@@ -91,7 +92,7 @@ def _read(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
         check_folder(path)
     check_is_model_file(path)
     try:
-        if path.exists() and not path.is_file():  # a device or a pipe, which may never end
+        if path.exists() and not path.is_file():  # a device or a pipe, which may be endless
             raise StorageError(f"the model {path} is not a file")
         if path.is_file() and path.stat().st_size >= _MAXIMUM_PROTOBUF:
             raise InvalidModelError(
@@ -133,7 +134,7 @@ def _check_function(function: onnx.FunctionProto, functions: frozenset[FunctionK
 
 
 def function_graph(function: onnx.FunctionProto) -> onnx.GraphProto:
-    """A function's body as a graph with untyped inputs and outputs."""
+    """Return a function's body as a graph with untyped inputs and outputs."""
     graph = onnx.GraphProto(name=function.name)
     graph.node.extend(function.node)
     graph.input.extend(onnx.ValueInfoProto(name=name) for name in function.input)
@@ -160,7 +161,7 @@ def _check_no_recursion(functions: dict[FunctionKey, onnx.FunctionProto]) -> Non
 
 
 def _check_calls(graph: onnx.GraphProto, functions: dict[FunctionKey, onnx.FunctionProto]) -> None:
-    """Raises InvalidModelError where functions in place of their calls are too many nodes. They do not recurse."""
+    """Raise InvalidModelError if inlining all functions, which are not recursive, gives too many nodes."""
     sizes: dict[FunctionKey, int] = {}
 
     def added(nodes: object) -> int:
@@ -185,7 +186,7 @@ def _check_calls(graph: onnx.GraphProto, functions: dict[FunctionKey, onnx.Funct
 
 
 def all_nodes(nodes: object) -> list[onnx.NodeProto]:
-    """Nodes and those of their subgraphs, at any depth."""
+    """Return nodes and those of their subgraphs, at any depth."""
     found: list[onnx.NodeProto] = []
     for node in nodes:  # type: ignore[attr-defined]
         found.append(node)
@@ -200,9 +201,9 @@ MAXIMUM_ELEMENTS = 2**40
 
 
 class TensorReader:
-    """Reads the tensors of a model found in `folder` (None for a model in memory, which has no external files).
+    """Reads the tensors of a model in `folder` (None for a model in memory, which has no external files).
 
-    With `owned`, the bytes of a large inline tensor are dropped from the model once they were read.
+    With `owned`, the bytes of a large inline tensor are removed from the model after they are read.
     """
 
     def __init__(self, folder: Path | None, owned: bool) -> None:
@@ -210,11 +211,11 @@ class TensorReader:
         self._owned = owned
 
     def keep_data(self) -> None:
-        """Drop no more bytes: tensors may be read again, since subgraphs are imported as often as it takes."""
+        """Stop removing bytes: tensors may be read again, since subgraphs can be imported repeatedly."""
         self._owned = False
 
     def constant(self, tensor: TensorProto, where: str) -> Constant:
-        """A constant whose array is read later; its header, its size and its file are checked now.
+        """Return a constant whose array is read later, after checking its header, its size and its file.
 
         Raises InvalidModelError.
         """
@@ -235,7 +236,7 @@ class TensorReader:
     def _inline_array(self, tensor: TensorProto, where: str) -> np.ndarray:
         try:
             array = numpy_helper.to_array(tensor)
-        except Exception as error:  # onnx raises many kinds for malformed tensors
+        except Exception as error:  # onnx raises many exception types for malformed tensors
             raise InvalidModelError(f"{where}: its data cannot be read: {error}") from error
         if array.shape != tuple(tensor.dims):
             raise InvalidModelError(f"{where}: its data have shape {array.shape}, not {tuple(tensor.dims)}")
@@ -275,7 +276,7 @@ class TensorReader:
 
 
 def check_header(tensor: TensorProto, where: str) -> str:
-    """The dtype name of a tensor whose type and dims are sound. Raises InvalidModelError."""
+    """Return the dtype name of a tensor with valid type and dims. Raises InvalidModelError."""
     dtype = dtypes.dtype_name(tensor.data_type)
     if dtype is None:
         raise InvalidModelError(f"{where} has the unknown element type {tensor.data_type}")
@@ -292,7 +293,7 @@ def check_header(tensor: TensorProto, where: str) -> str:
 
 
 def _check_typed_data(tensor: TensorProto, dtype: str, elements: int, where: str) -> None:
-    """Check the count of values in float_data, int32_data and so on."""
+    """Check the number of values in float_data, int32_data and so on."""
     expected = elements
     if dtype.startswith("complex"):
         expected = 2 * elements
@@ -316,12 +317,12 @@ def _stored_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def numpy_bytes(dtype: str) -> int:
-    """Bytes of one value as numpy holds it."""
+    """Return the bytes of one value in numpy."""
     return dtypes.numpy_dtype(dtype).itemsize
 
 
 def _read_external(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Map the file: nothing is copied until the values are used."""
+    """Memory-map the file: nothing is copied until the values are used."""
     count = _stored_bytes(dtype, shape)
     if count == 0:
         return np.zeros(shape, dtypes.numpy_dtype(dtype))
@@ -336,7 +337,7 @@ def _read_external(path: Path, offset: int, shape: tuple[int, ...], dtype: str) 
 
 
 def dense_from_sparse(sparse: onnx.SparseTensorProto, where: str, reader: TensorReader) -> np.ndarray:
-    """A sparse initializer as a dense array. Raises InvalidModelError."""
+    """Convert a sparse initializer to a dense array. Raises InvalidModelError."""
     values = reader.constant(sparse.values, where).array
     indices = reader.constant(sparse.indices, where).array
     dims = tuple(sparse.dims)

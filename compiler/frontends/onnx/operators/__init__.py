@@ -1,1 +1,1 @@
-"""Converters, one file per operator family; every module here is discovered by the registry."""
+"""Converters, one file per operator family; the registry discovers every module here."""

@@ -1,4 +1,4 @@
-"""Operators made of other operators: nodes imported one by one, on values."""
+"""Operators composed of other operators, imported node by node on values."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Composer:
-    """Calls of it import a node in place of the one that is being converted, and return its outputs.
+    """Importer of nodes: each call imports one at the position of the node being converted, and returns its outputs.
 
-    Inputs are values, arrays, numbers (of the type of the first tensor among the inputs) or None for a missing one.
-    Nodes have the meaning of opset 23.
+    Inputs are values, arrays, numbers (of the type of the first tensor among the inputs) or None if missing. Nodes have
+    opset 23 semantics.
     """
 
     def __init__(self, context: NodeContext) -> None:
@@ -31,13 +31,13 @@ class Composer:
         self._scope = Scope(None, {}, _OPSETS, context.scope.depth + 1)
 
     def __call__(self, operator: str, *inputs: object, domain: str = "", **attributes: object) -> TensorValue:
-        """The only output of a node."""
+        """Import a node and return its only output."""
         return self.outputs(1, operator, *inputs, domain=domain, **attributes)[0]
 
     def outputs(
         self, count: int, operator: str, *inputs: object, domain: str = "", **attributes: object
     ) -> list[TensorValue]:
-        """The outputs of a node."""
+        """Import a node and return its outputs."""
         values = self._values(inputs)
         names = ["" if value is None else f"in{index}" for index, value in enumerate(values)]
         base = self.context.name or self.context.operator
@@ -47,11 +47,11 @@ class Composer:
         results = self.context.importer._import_node(node, values, self._scope)[:count]
         if any(is_poisoned(result) for result in results):
             raise PoisonedInputError
-        return cast("list[TensorValue]", results)  # none of the operators has other outputs
+        return cast("list[TensorValue]", results)  # none of the operators has outputs other than tensors
 
     @staticmethod
     def number(dtype: str) -> int:
-        """ONNX's number of an element type."""
+        """Return ONNX's number of an element type."""
         return dtypes.NUMBERS[dtype]
 
     def _values(self, inputs: Sequence[object]) -> list[Value | None]:
@@ -68,10 +68,10 @@ class Composer:
 
 
 def composed(*operators: str, since: int = 1, domain: str = "") -> Callable[[Function], Function]:
-    """Register a function as the converter of operators that are made of others.
+    """Register a function as the converter of operators composed of others.
 
-    It takes a Composer, then the node's inputs in order (one with a default may be missing), then attributes as
-    keywords with their defaults; one without a default is required.
+    It takes a Composer, then the node's inputs in order (those with a default are optional), then attributes as
+    keywords with their defaults; an attribute without a default is required.
     """
 
     def register(function: Function) -> Function:
@@ -92,5 +92,5 @@ def composed(*operators: str, since: int = 1, domain: str = "") -> Callable[[Fun
 
 
 def int64s(*values: int) -> np.ndarray:
-    """A list of sizes or axes as an operand."""
+    """Return a list of sizes or axes as an operand."""
     return np.array(values, np.int64)

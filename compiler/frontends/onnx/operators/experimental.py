@@ -1,4 +1,4 @@
-"""Operators that were experimental until opset 10: old files that were converted from Core ML and Caffe2 have them."""
+"""Operators that were experimental until opset 10, found in old files converted from Core ML and Caffe2."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def image_scaler(op: Composer, x: TensorValue, *, bias: Sequence[float], scale: 
 
 @composed("Crop")
 def crop(op: Composer, x: TensorValue, *, border: Sequence[int], scale: Sequence[int] | None = None) -> TensorValue:
-    """x (N, C, H, W) without a border (left, top, right, bottom), or its `scale` (height, width) from there on."""
+    """x (N, C, H, W) without a border (left, top, right, bottom), or a `scale` (height, width) region from there."""
     left, top, right, bottom = border
     ends = [-cut if cut else np.iinfo(np.int64).max for cut in (bottom, right)]
     if scale is not None:

@@ -1,4 +1,4 @@
-"""If: the branch is chosen while importing when the condition is known, else when the module runs."""
+"""If: the branch is chosen during import if the condition is known, otherwise at run time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from compiler.frontends.onnx.values import Runtime, Symbolic, Value, tensor_shap
 
 @converter("If")
 def convert_if(context: NodeContext) -> list[Value]:
-    """One branch in place when the condition is known; else both as functions; sizes that differ are unknown."""
+    """Import one branch in place if the condition is known, otherwise both as functions; differing sizes are
+    unknown."""
     then_graph: onnx.GraphProto = context.required_attribute("then_branch")
     else_graph: onnx.GraphProto = context.required_attribute("else_branch")
     condition = _known_condition(context)
@@ -55,7 +56,7 @@ def _known_condition(context: NodeContext) -> bool | None:
 
 
 def _branch(context: NodeContext, graph: onnx.GraphProto, name: str) -> _Branch | InvalidModelError:
-    """The branch, or why it cannot run on the shapes that it gets here."""
+    """Return the branch, or the reason why it cannot run on its input shapes."""
     try:
         return _Branch(context, graph, name)
     except InvalidModelError as error:
@@ -69,9 +70,9 @@ def _only_branch(
     else_graph: onnx.GraphProto,
     branches: Sequence[_Branch | InvalidModelError],
 ) -> list[Value]:
-    """The branch that fits the shapes, in place, and a check when running that the condition asks for it.
+    """Import the branch that fits the shapes in place, with a run-time check that the condition selects it.
 
-    One model may serve several input shapes, each with a branch of its own.
+    One model may support several input shapes, each with its own branch.
     """
     errors = [branch for branch in branches if isinstance(branch, InvalidModelError)]
     if len(errors) == 2:
@@ -83,7 +84,7 @@ def _only_branch(
 def _assumed_branch(
     context: NodeContext, condition: relax.Expr, takes_then: bool, graph: onnx.GraphProto
 ) -> list[Value]:
-    """One branch in place, and a check when running that the condition asks for it."""
+    """Import one branch in place, with a run-time check that the condition selects it."""
     number = context.reshape(context.emit(R.astype(condition, "int64")), (1,))
     shape = context.block_builder.emit(R.tensor_to_shape(number))
     name = context.importer.builder.checks.next_name(
@@ -94,13 +95,13 @@ def _assumed_branch(
 
 
 def _squeezes(graph: onnx.GraphProto, other: onnx.GraphProto) -> bool:
-    """True if a branch drops an axis that the other keeps, as `squeeze(axis)` of a dynamic size is exported."""
+    """True if a branch drops an axis that the other keeps, as in the export of `squeeze(axis)` for a dynamic size."""
     nodes = [node.op_type for node in graph.node if node.op_type != "Constant"]
     return nodes == ["Squeeze"] and [node.op_type for node in other.node] == ["Identity"]
 
 
 def scalar_condition(context: NodeContext, expr: relax.Expr) -> relax.Expr:
-    """A condition of one element without dimensions, as TVM's If wants it."""
+    """Return a one-element condition without dimensions, as TVM's If requires."""
     shape = tensor_shape(expr)
     if any(isinstance(d, int) and d != 1 for d in shape):
         context.invalid(f"its condition must have one element, not {shape}")
@@ -108,7 +109,7 @@ def scalar_condition(context: NodeContext, expr: relax.Expr) -> relax.Expr:
 
 
 class _Branch:
-    """A branch as a private function, with the structure and the shapes of its outputs."""
+    """A branch as a private function, with the structure and shapes of its outputs."""
 
     def __init__(self, context: NodeContext, graph: onnx.GraphProto, name: str) -> None:
         self.values: list[Value] = []
@@ -132,7 +133,7 @@ def _choose_at_run_time(context: NodeContext, then_graph: onnx.GraphProto, else_
         return _only_branch(context, condition, then_graph, else_graph, [first, second])
     _check_structures(context, first, second)
     if [len(shape) for shape in first.shapes] != [len(shape) for shape in second.shapes]:
-        # What follows was exported for the squeezed form; the other rank would fail there.
+        # The code after it was exported for the squeezed form; the other rank would fail there.
         if _squeezes(then_graph, else_graph):
             return _assumed_branch(context, condition, True, then_graph)
         if _squeezes(else_graph, then_graph):
@@ -152,14 +153,14 @@ def choose(
     when_false: relax.Expr,
     shapes: Sequence[Sequence[Dim]],
 ) -> list[relax.Expr]:
-    """The fields of one of two tuples; `shapes` are the shapes that both agree with."""
+    """Return the fields of one of two tuples; `shapes` are shapes that both agree with."""
     block_builder = context.block_builder
     chosen = block_builder.emit(relax.If(condition, when_true, when_false))
     return fields(context, chosen, shapes)
 
 
 def fields(context: NodeContext, chosen: relax.Expr, shapes: Sequence[Sequence[Dim]]) -> list[relax.Expr]:
-    """The tensors in a tuple with those shapes, checked when the module runs where the types do not say so."""
+    """Return the tensors in a tuple with those shapes, checked at run time if the types do not imply them."""
     found: list[relax.Expr] = []
     for index, shape in enumerate(shapes):
         field = context.block_builder.emit(relax.TupleGetItem(chosen, index))
@@ -169,7 +170,7 @@ def fields(context: NodeContext, chosen: relax.Expr, shapes: Sequence[Sequence[D
 
 
 def joined_shape(context: NodeContext, left: Sequence[Dim], right: Sequence[Dim]) -> list[Dim]:
-    """A shape that fits both: sizes that are equal and known here, fresh ones elsewhere."""
+    """Return a shape that fits both: equal sizes that are known here, otherwise fresh ones."""
     if len(left) != len(right):
         context.refuse(f"an output has {len(left)} dimensions in one branch and {len(right)} in the other")
     builder = context.importer.builder

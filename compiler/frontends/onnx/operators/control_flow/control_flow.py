@@ -1,6 +1,6 @@
 """Loop and Scan.
 
-Loops over a body that is imported as often as needed: unrolled, or once as a private function that calls itself.
+Loops over a body that is imported as often as needed: unrolled, or once as a recursive private function.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TRUE = Constant(np.array(True))
 
 @converter("Loop")
 def loop(context: NodeContext) -> list[Value]:
-    """A loop with a number of iterations, a condition, or both; see `loops` for how it becomes code."""
+    """Import a loop with a number of iterations, a condition, or both; see `loops` for its code."""
     body: onnx.GraphProto = context.required_attribute("body")
     state = [context.value(index) for index in range(2, len(context.node.input))]
     if len(body.input) != len(state) + 2 or len(body.output) < len(state) + 1:
@@ -57,7 +57,7 @@ def loop(context: NodeContext) -> list[Value]:
     appended = _appended(body, state) if known_scalar(trips) is None else []
 
     def step(iteration: Value, values: list[Value]) -> Step:
-        # In an iteration that runs, the condition it was given is true.
+        # In an iteration that runs, the condition passed to it is true.
         rest = iter(values)
         given = [state[index] if index in appended else next(rest) for index in range(len(state))]
         go, *results = context.import_subgraph(body, [iteration, _TRUE, *given])
@@ -86,7 +86,7 @@ def loop(context: NodeContext) -> list[Value]:
 
 
 def _appended(body: onnx.GraphProto, state: Sequence[Value]) -> list[int]:
-    """Positions in the state of empty sequences to which each iteration appends an element and does nothing else."""
+    """Return the state positions of empty sequences to which each iteration only appends an element."""
     inner = {name for graph in (g for node in body.node for g in subgraphs(node)) for name in captured_names(graph)}
     found = []
     for index, value in enumerate(state[: len(body.output) - 1]):
@@ -112,7 +112,7 @@ def _inserted(sequence: Value) -> Value:
 
 
 def _scalar(context: NodeContext, index: int) -> Value | None:
-    """A scalar input, as a constant when its value is known; None when it is missing."""
+    """Return a scalar input, as a constant if its value is known; None if it is missing."""
     if not context.has_input(index):
         return None
     value = context.tensor(index)
@@ -120,7 +120,7 @@ def _scalar(context: NodeContext, index: int) -> Value | None:
 
 
 def _folded(context: NodeContext, value: Value) -> Value:
-    """A value as a constant when it can be known while importing."""
+    """Return a value as a constant if it can be computed during import."""
     if is_poisoned(value):
         raise PoisonedInputError
     if isinstance(value, Symbolic) and value.dtype == "bool":
@@ -136,7 +136,7 @@ def _folded(context: NodeContext, value: Value) -> Value:
 
 @converter("Scan", since=9)
 def scan(context: NodeContext) -> list[Value]:
-    """A loop over slices of its inputs along an axis."""
+    """Import a loop over slices of its inputs along an axis."""
     count = int(context.required_attribute("num_scan_inputs"))
     total = len(context.node.input)
     if not 0 < count <= total:
@@ -156,7 +156,8 @@ def scan(context: NodeContext) -> list[Value]:
 
 @converter("Scan", since=8)
 def scan_8(context: NodeContext) -> list[Value]:
-    """The first version of Scan: every value has a batch axis in front, and the loop runs for each entry of it."""
+    """Import the first version of Scan: all values have a leading batch axis, and the loop runs for each entry of
+    it."""
     if context.has_input(0):
         context.refuse("sequence_lens is not supported")
     count = int(context.required_attribute("num_scan_inputs"))
@@ -179,7 +180,7 @@ def scan_8(context: NodeContext) -> list[Value]:
 
 
 class _SlicedInput:
-    """An input that each iteration sees a slice of."""
+    """An input of which each iteration sees a slice."""
 
     def __init__(self, context: NodeContext, value: Value, axis: int, reverse: int) -> None:
         if is_poisoned(value):
@@ -193,7 +194,7 @@ class _SlicedInput:
         self.expr = materialized(context, value)
 
     def at(self, context: NodeContext, iteration: Value) -> Value:
-        """The slice of an iteration."""
+        """Return the slice for an iteration."""
         if isinstance(iteration, Constant):
             number = int(iteration.array)
             position: relax.Expr = relax.const(number, "int64")
@@ -245,7 +246,7 @@ def _scan_loop(
 
 
 def _common_count(context: NodeContext, inputs: Sequence[_SlicedInput]) -> Dim:
-    """The number of slices, which all inputs must have."""
+    """Return the number of slices, which must be the same for all inputs."""
     counts = [item.count for item in inputs]
     count = next((c for c in counts if isinstance(c, int)), counts[0])
     if any(isinstance(c, int) and c != count for c in counts):
@@ -256,7 +257,7 @@ def _common_count(context: NodeContext, inputs: Sequence[_SlicedInput]) -> Dim:
 
 
 def _placed(context: NodeContext, stack: Value, axis: int, reverse: bool) -> Value:
-    """A stack with its axis where the node wants it, and its order."""
+    """Return a stack with its axis and order as the node requires."""
     assert isinstance(stack, (Constant, Runtime))
     rank = len(stack.shape)
     axis = context.axis(axis, rank)
@@ -274,14 +275,14 @@ def _placed(context: NodeContext, stack: Value, axis: int, reverse: bool) -> Val
     return Runtime(expr, stack.dtype, stack.sources)
 
 
-# A body of this many nodes in total is written out; above it compiling costs more than the calls that it saves.
+# A loop with at most this many nodes in total is unrolled; beyond it compilation costs more than the saved calls.
 _UNROLLED_NODES = 256
-# The same for a loop that cannot be a function: its state holds sequences that grow, say.
+# The same for a loop that cannot be a function, e.g. because its state holds growing sequences.
 _FORCED_NODES = 2**15
 
 
 def run_loop(context: NodeContext, loop: Loop) -> LoopResult:
-    """Emit the loop. Refuses a state that changes its kind or its number of dimensions from iteration to iteration."""
+    """Emit the loop. Refuses a state whose kind or rank changes between iterations."""
     trips, go = known_scalar(loop.trips), True if loop.go is None else known_scalar(loop.go)
     if go == 0:
         trips = 0
@@ -310,7 +311,7 @@ def run_loop(context: NodeContext, loop: Loop) -> LoopResult:
 
 
 def _unrolled(context: NodeContext, loop: Loop, trips: int) -> LoopResult | None:
-    """The iterations one after the other; None when the condition to go on is known only when running."""
+    """Emit the iterations one after another; None if the loop condition is known only at run time."""
     if trips == 0:
         return _without_iterations(context, loop)
     state = list(loop.state)
@@ -334,7 +335,7 @@ def _check(step: Step) -> None:
 
 
 def _without_iterations(context: NodeContext, loop: Loop) -> LoopResult:
-    """The state as it was, and stacks without elements; the body tells their shape, as far as it is known here."""
+    """Return the unchanged state, and empty stacks, whose shapes are taken from the body as far as known here."""
     builder = context.importer.builder
     with builder.region():
         step = loop.body(Constant(np.array(0, np.int64)), list(loop.state))

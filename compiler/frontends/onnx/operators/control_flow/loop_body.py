@@ -2,9 +2,9 @@
 
 It may become two private functions: the body, and one that runs it up to 2**level times by calling itself twice.
 
-The virtual machine keeps calls on its stack, so a function that called itself once an iteration would overflow it. Here
-the depth is the logarithm of the number of iterations, and the number of calls is linear in it. Stacked outputs are
-joined on the way up, so each element is copied once a level.
+The virtual machine keeps calls on its stack, which would overflow if a function called itself once per iteration. Here
+the recursion depth is the logarithm of the number of iterations, and the number of calls is linear in it. Stacked
+outputs are joined while returning, so each element is copied once per level.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from schedules.annotations import LOOP
 
 @dataclass(frozen=True)
 class Step:
-    """Result of one iteration: the loop condition, the next state, an element of each stack."""
+    """Result of one iteration: the loop condition, the next state, an element for each stack."""
 
     go: Value
     state: list[Value]
@@ -51,10 +51,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop. `trips` is a scalar, the most iterations (None: no limit); `go` a condition to start (None: true).
+    """A loop. `trips` is a scalar, the maximum number of iterations (None: no limit); `go` a condition to start (None:
+    true).
 
-    `body` is called with the iteration's number and the state; `weight` is how many nodes it has. `control` are the
-    node's inputs that must be known for the loop to be written out.
+    `body` is called with the iteration number and the state; `weight` is its number of nodes. `control` are the node's
+    inputs that must be known to unroll the loop.
     """
 
     body: Callable[[Value, list[Value]], Step]
@@ -68,34 +69,34 @@ class Loop:
 
 @dataclass(frozen=True)
 class LoopResult:
-    """The state at the end, and the elements of all iterations stacked along a new first axis."""
+    """The final state, and the elements of all iterations stacked along a new first axis."""
 
     state: list[Value]
     stacks: list[Value]
 
 
 def known_scalar(value: Value | None) -> int | None:
-    """The value of a constant scalar, or None."""
+    """Return the value of a constant scalar, or None."""
     if isinstance(value, Constant):
         return int(value.array.reshape(-1)[0])
     return None
 
 
 def element_kind(context: NodeContext, value: Value) -> tuple[tuple[object, ...], str]:
-    """Shape and type of an element of a stack; refuses anything but tensors."""
+    """Return shape and type of an element of a stack; refuses anything but tensors."""
     if not isinstance(value, (Constant, Symbolic, Runtime)):
         context.refuse(f"an output that is stacked over the iterations is {structure_of(value).describe()}")
     return value.shape, value.dtype
 
 
 def empty_stack(context: NodeContext, shape: Sequence[object], dtype: str) -> relax.Expr:
-    """A stack without elements of that shape."""
+    """Return an empty stack for elements of that shape."""
     if all(isinstance(d, int) for d in shape):
         return Constant(np.empty((0, *shape), carrier(dtype)), dtype).expr()  # type: ignore[arg-type]
     return context.emit(R.zeros(relax.ShapeExpr([0, *shape]), carrier(dtype)))
 
 
-# The body of a loop as a function: imported until what is assumed of the state holds after an iteration too.
+# The body of a loop as a function: imported until the assumptions about the state also hold after an iteration.
 
 
 COUNTER = relax.TensorType([], "int64")
@@ -103,7 +104,7 @@ COUNTER = relax.TensorType([], "int64")
 
 @dataclass
 class Body:
-    """The body as a function, and what its import told about it."""
+    """The body as a function, and properties found by importing it."""
 
     function: Lifted
     ends_early: bool
@@ -114,7 +115,7 @@ class Body:
 
 @dataclass
 class State:
-    """The tensors that the iterations hand on: all of those in the loop's state but the ones that never change."""
+    """The tensors passed between iterations: those of the loop's state that change."""
 
     structures: list[Structure]
     initial: list[Tensor]
@@ -125,7 +126,7 @@ class State:
         return [index for index in range(len(self.initial)) if index not in self.fixed]
 
     def shape(self, context: NodeContext, index: int) -> list[Dim]:
-        """The shape of a tensor in any iteration; sizes that change are fresh ones."""
+        """Return the shape of a tensor in any iteration; varying sizes are fresh ones."""
         return [
             context.dimension() if axis in self.varying[index] else size
             for axis, size in enumerate(self.initial[index].shape)
@@ -139,7 +140,7 @@ class State:
 
 
 def fitting_body(context: NodeContext, loop: Loop, state: State, trips: relax.Expr | None) -> Body:
-    """The body imported until the assumed shapes of its state hold after it too."""
+    """Import the body until the assumed shapes of its state also hold after it."""
     importer = context.importer
     while True:
         refusals, missing = len(importer.refusals), len(importer.missing_values)
@@ -174,7 +175,7 @@ def _import_body(context: NodeContext, loop: Loop, state: State, trips: relax.Ex
         go, ends_early = _condition(context, step.go, following, trips)
         shapes = [tuple(shape) for shape, _ in kinds]
         found["body"] = Body(None, ends_early, after, shapes, [dtype for _, dtype in kinds])  # type: ignore[arg-type]
-        # A tensor that only passes through is recognized by its expression, so it is bound as it is.
+        # A tensor that is only passed through is recognized by its expression, so it is bound unchanged.
         exprs = [materialized(context, after[index]) for index in state.carried()]
         stacked = [materialized(context, tensor) for value in step.elements for tensor in tensors_in(value)]
         return [following, go, *exprs, *stacked]
@@ -188,7 +189,7 @@ def _import_body(context: NodeContext, loop: Loop, state: State, trips: relax.Ex
 def _condition(
     context: NodeContext, go: object, following: relax.Expr, trips: relax.Expr | None
 ) -> tuple[relax.Expr, bool]:
-    """The condition for another iteration, and True if the model's own condition can end the loop."""
+    """Return the condition for another iteration, and True if the model's own condition can end the loop."""
     assert isinstance(go, (Constant, Symbolic, Runtime))
     if known_scalar(go) == 0:
         return relax.const(False, "bool"), True
@@ -213,7 +214,7 @@ def _check_structures(context: NodeContext, before: list[Structure], after: list
 
 
 def _widen(context: NodeContext, state: State, body: Body) -> bool:
-    """Weaken what was assumed of the state to what holds after the body too; whether anything changed."""
+    """Weaken the assumptions about the state to what also holds after the body; return True if anything changed."""
     changed = False
     for index in state.carried():
         before, after = state.initial[index], body.state[index]
@@ -234,7 +235,7 @@ _FLAG = relax.TensorType([], "bool")
 
 
 def recursive_loop(context: NodeContext, loop: Loop) -> LoopResult:
-    """The loop as functions; refuses a state whose kind or number of dimensions changes."""
+    """Import the loop as functions; refuses a state whose kind or rank changes."""
     structures = [structure_of(value) for value in loop.state]
     initial = [tensor for value in loop.state for tensor in tensors_in(value)]
     state = State(structures, initial, [set() for _ in initial])
@@ -246,14 +247,14 @@ def recursive_loop(context: NodeContext, loop: Loop) -> LoopResult:
 
 
 def _counter(context: NodeContext, value: object) -> relax.Expr:
-    """A number of iterations as an int64 scalar."""
+    """Return a number of iterations as an int64 scalar."""
     assert isinstance(value, (Constant, Symbolic, Runtime))
     expr = scalar_condition(context, materialized(context, value))
     return expr if str(expr.ty.dtype) == "int64" else context.emit(R.astype(expr, "int64"))
 
 
 class _Recursion:
-    """The function that runs the body up to 2**level times, and the call of it."""
+    """The function that runs the body up to 2**level times, and its call."""
 
     def __init__(self, context: NodeContext, loop: Loop, state: State, body: Body) -> None:
         self.context, self.loop, self.state, self.body = context, loop, state, body
@@ -271,11 +272,11 @@ class _Recursion:
         self.renamed.update(zip(self.expressions, renamed.values, strict=True))
 
     def _element_shape(self, index: int) -> list[Dim | None]:
-        """The shape of an element; None for a size that is known only inside the body."""
+        """Return the shape of an element; None for a size known only inside the body."""
         return [d if self.builder.size_is_visible(d) else None for d in self.body.element_shapes[index]]
 
     def _expressions(self) -> list[tvm.ir.Expr]:
-        """Symbolic sizes in the shapes of the state and the elements that are known outside the loop."""
+        """Return symbolic sizes in the shapes of state and elements that are known outside the loop."""
         shapes: list[Sequence[Dim | None]] = [
             [d for axis, d in enumerate(tensor.shape) if axis not in self.state.varying[index]]
             for index, tensor in enumerate(self.state.initial)
@@ -284,7 +285,7 @@ class _Recursion:
         return list(dict.fromkeys(d for shape in shapes for d in shape if d is not None and not isinstance(d, int)))
 
     def _sizes(self) -> list[tvm.ir.Expr]:
-        """Every symbolic size of the enclosing code that the function needs."""
+        """Return every symbolic size of the enclosing code that the function needs."""
         captures = [tensor_shape(v) for v in self.body.function.captures if isinstance(v.ty, relax.TensorType)]
         found: dict[tvm.ir.Expr, None] = dict.fromkeys(self.body.function.sizes)
         for dim in [*self.expressions, *(d for shape in captures for d in shape if not isinstance(d, int))]:
@@ -292,7 +293,7 @@ class _Recursion:
         return list(found)
 
     def _declared(self) -> relax.Function:
-        """The function without its code: parameters of its own, and the type of its result."""
+        """Return the function without its code: its own parameters, and its result type."""
         captures = [tvm.ir.Var(v.name, v.ty) for v in self.body.function.captures]
         parameters = [
             tvm.ir.Var("level", COUNTER),
@@ -311,7 +312,7 @@ class _Recursion:
             for shape, dtype in zip(self.body.element_shapes, self.body.element_dtypes, strict=True)
         ]
         result = relax.TupleType([COUNTER, _FLAG, *states, *stacks])
-        # The body is only there to have the shapes renamed too.
+        # The body only serves to have the shapes renamed as well.
         body = relax.SeqExpr([], relax.Tuple([relax.ShapeExpr(self.expressions)]))
         return relax.utils.copy_with_new_vars(relax.Function(parameters, body, result, is_pure=True))
 
@@ -365,7 +366,7 @@ class _Recursion:
         return [self.context.dimension() if d is None else d for d in self._element_shape(index)]
 
     def _iterations(self) -> Dim | None:
-        """Number of iterations, or None if it is unknown."""
+        """Return the number of iterations, or None if unknown."""
         if self.body.ends_early or (self.loop.go is not None and known_scalar(self.loop.go) is None):
             return None
         if isinstance(self.loop.trips, Constant):
@@ -376,7 +377,7 @@ class _Recursion:
         return None
 
     def _start(self, trips: relax.Expr | None) -> relax.Expr | None:
-        """The condition that the first iteration runs; None if it always does."""
+        """Return the condition for the first iteration; None if it always runs."""
         context, go = self.context, self.loop.go
         conditions = []
         if trips is not None and (known_scalar(self.loop.trips) or 0) <= 0:
@@ -405,7 +406,7 @@ class _Recursion:
         bb.update_func(self.variable, function.with_attr(LOOP, loop))
 
     def _once(self, iteration: relax.Expr, states: Sequence[relax.Expr]) -> relax.Expr:
-        """One iteration; its elements become stacks of one."""
+        """Run one iteration; its elements become stacks of one."""
         function = self.body.function
         captures = self.template.params[2 + len(states) : 2 + len(states) + len(function.captures)]
         sizes = [self.renamed[size] for size in function.sizes]
@@ -417,13 +418,13 @@ class _Recursion:
         return relax.Tuple([*found[:head], *stacks])
 
     def _twice(self, level: relax.Expr, iteration: relax.Expr, states: Sequence[relax.Expr]) -> relax.Expr:
-        """Half of the iterations, and the other half if the loop has not ended by then."""
+        """Run half of the iterations, then the other half unless the loop has ended."""
         builder, bb = self.builder, self.builder.block_builder
         below = bb.emit(R.subtract(level, relax.const(1, "int64")))
         first = self._call(below, iteration, states, self._inner_elements())
         head = 2 + len(states)
         with builder.region() as again:
-            # Elements of one shape: checked by the cast to that of the first half.
+            # Elements of equal shape: checked by the cast to the shape of the first half.
             second = self._call(below, first[0], first[2:head], [tensor_shape(stack)[1:] for stack in first[head:]])
             halves = zip(first[head:], second[head:], strict=True)
             joined = [bb.emit(R.concat([left, right], 0)) for left, right in halves]
@@ -446,7 +447,7 @@ class _Recursion:
         return fields(self.context, result, [[], [], *self._inner_states(), *stacks])
 
     def _inner_states(self) -> list[list[Dim]]:
-        """Shapes of the state in terms of the function's own sizes."""
+        """Return shapes of the state in terms of the function's own sizes."""
         return [[self._inner(d) for d in self.state.shape(self.context, index)] for index in self.carried]
 
     def _inner_elements(self) -> list[list[Dim]]:
@@ -457,7 +458,7 @@ class _Recursion:
 
 
 def _level(context: NodeContext, trips: relax.Expr | None) -> relax.Expr:
-    """The least level at which 2**level iterations are enough."""
+    """Return the lowest level at which 2**level iterations suffice."""
     if trips is None:
         return relax.const(_HIGHEST_LEVEL, "int64")
     powers = Constant(2 ** np.arange(_HIGHEST_LEVEL, dtype=np.int64)).expr()

@@ -1,4 +1,4 @@
-"""RoiAlign and MaxRoiPool: pooling of regions whose corners are data."""
+"""RoiAlign and MaxRoiPool: pooling of data-dependent regions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from schedules.codegen.parallel import MIN_PARALLEL_WORK
 from schedules.ir.expression import expression
 from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt, Tensor
 
-_STEPS_OF_A_BIN = 4  # of `schedules.codegen.parallel.work`, for each channel
-_MOST_SAMPLES = 2**10  # of a bin along an axis, where the region's size decides: a hostile region would never end
+_STEPS_OF_A_BIN = 4  # of `schedules.codegen.parallel.work`, per channel
+_MOST_SAMPLES = 2**10  # per bin and axis if the region's size determines it: a malicious region would never end
 
 
 @dataclass(frozen=True)
 class _Pooling:
-    """Size of the output, scale of the corners, and how RoiAlign samples."""
+    """Size of the output, scale of the corners, and RoiAlign's sampling."""
 
     height: int
     width: int
@@ -39,7 +39,7 @@ class _Pooling:
 
 @converter("RoiAlign", since=10)
 def roi_align(context: NodeContext) -> relax.Expr:
-    """Bilinear samples of each region's bins, averaged, or the largest of the weighted neighbours."""
+    """Average bilinear samples of each region's bins, or take the maximum of the weighted neighbors."""
     mode = context.attribute("mode", "avg").lower()
     if mode not in ("avg", "max"):
         context.invalid(f"mode must be avg or max, not {mode!r}")
@@ -71,7 +71,7 @@ def roi_align(context: NodeContext) -> relax.Expr:
 
         return te.extern([shape], [data, rois, batches], body, dtype=str(data.dtype), name="roi_align")
 
-    # Channels last: a sample's position and weights are the same for all of them.
+    # Channels last: position and weights of a sample are the same for all channels.
     data = context.emit(R.permute_dims(widened(context, context.input(0)), [0, 2, 3, 1]))
     result = context.emit_te(compute, data, context.input(1), context.input(2), primfunc_name_hint="roi_align")
     return cast(context, context.emit(R.permute_dims(result, [0, 3, 1, 2])), context.dtype(0))
@@ -85,7 +85,7 @@ def _size(context: NodeContext, name: str) -> int:
 
 
 def _align_body(pooling: _Pooling, ins: Sequence[Expr], out: Expr) -> Stmt:
-    """Data of shape (N, H, W, C), the result of (regions, height, width, C)."""
+    """Data of shape (N, H, W, C), result of (regions, height, width, C)."""
     data, rois, batches = ins
     wide, channels = str(data.dtype), data.shape[3]
     height, width = int64(pooling.height), int64(pooling.width)
@@ -134,7 +134,7 @@ def _align_body(pooling: _Pooling, ins: Sequence[Expr], out: Expr) -> Stmt:
 
 
 def _stored(*values: Expr) -> list[Expr]:
-    """Floats as elements of a buffer of the kernel that is written: TVM puts what names stand for in their place."""
+    """Store floats in a buffer of the kernel being written; TVM would inline named values."""
     held = T.buffer_proxy(T.alloc_buffer([len(values)], str(values[0].ty.dtype), scope="local"))
     for number, value in enumerate(values):
         held[number] = value
@@ -150,12 +150,12 @@ class _Bins:
     samples: Expr
 
     def stored(self) -> _Bins:
-        """The same, computed once by the kernel that is written."""
+        """Compute the same once in the kernel being written."""
         start, size = _stored(self.start, self.size)
         return _Bins(start, size, self.samples)
 
     def coordinate(self, number: Expr, sample: Expr) -> Expr:
-        """Coordinate of a sample within a bin."""
+        """Return the coordinate of a sample in a bin."""
         dtype = str(self.start.ty.dtype)
         within = (sample.astype(dtype) + tirx.const(0.5, dtype)) * self.size / self.samples.astype(dtype)
         return self.start + number.astype(dtype) * self.size + within
@@ -175,7 +175,7 @@ def _bins(pooling: _Pooling, low: Expr, high: Expr, count: int, dtype: str) -> _
 
 
 def _is_beyond(data: Expr, y: Expr, x: Expr) -> Expr:
-    """True where a position lies more than one element outside."""
+    """True if a position is more than one element outside."""
     conditions = []
     for value, size in ((y, data.shape[1]), (x, data.shape[2])):
         dtype = str(value.ty.dtype)
@@ -184,7 +184,7 @@ def _is_beyond(data: Expr, y: Expr, x: Expr) -> Expr:
 
 
 def _neighbours(data: Expr, y: Expr, x: Expr) -> list[tuple[Expr, Expr, Expr]]:
-    """The four elements around a position: row, column, weight."""
+    """Return the four elements around a position: row, column, weight."""
     parts = []
     for value, size in ((y, data.shape[1]), (x, data.shape[2])):
         dtype = str(value.ty.dtype)
@@ -201,7 +201,7 @@ def _neighbours(data: Expr, y: Expr, x: Expr) -> list[tuple[Expr, Expr, Expr]]:
 
 @converter("MaxRoiPool")
 def max_roi_pool(context: NodeContext) -> relax.Expr:
-    """The largest element of each bin of regions (sample, x1, y1, x2, y2) with rounded corners; 0 for empty bins."""
+    """Maximum of each bin of regions (sample, x1, y1, x2, y2) with rounded corners; 0 for empty bins."""
     height, width = (int(size) for size in context.required_attribute("pooled_shape"))
     pooling = _Pooling(height, width, float(context.attribute("spatial_scale", 1.0)))
     if min(height, width) < 1 or context.rank(0) != 4 or context.rank(1) != 2 or context.shape(1)[1] != 5:

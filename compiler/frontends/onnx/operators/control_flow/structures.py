@@ -1,6 +1,6 @@
-"""Values that cross the border of a private function: sequences and optionals as the tensors in them.
+"""Values passed to and from private functions: sequences and optionals as the tensors in them.
 
-Functions are made of subgraphs, whose captured values become trailing parameters.
+Subgraphs become functions, with captured values as trailing parameters.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Tensor = Constant | Symbolic | Runtime
 
 @dataclass(frozen=True)
 class Structure:
-    """Kind of a value; the parts of a sequence, or of an optional that is not empty."""
+    """Kind of a value, with the parts of a sequence or a filled optional."""
 
     kind: str
     dtype: str | None = None
     parts: tuple[Structure, ...] = ()
 
     def describe(self) -> str:
-        """In a message."""
+        """Return a description for messages."""
         if self.kind == "tensor":
             return f"a {self.dtype} tensor"
         if self.kind == "sequence":
@@ -51,7 +51,7 @@ class Structure:
 
 
 def structure_of(value: Value) -> Structure:
-    """The structure of a value; raises PoisonedInputError for one of a refused node."""
+    """Return the structure of a value; raises PoisonedInputError for the result of a refused node."""
     if is_poisoned(value):
         raise PoisonedInputError
     if isinstance(value, SequenceValue):
@@ -65,7 +65,7 @@ def structure_of(value: Value) -> Structure:
 
 
 def tensors_in(value: Value) -> Iterator[Tensor]:
-    """The tensors of a value, in order."""
+    """Yield the tensors of a value, in order."""
     if isinstance(value, SequenceValue):
         for item in value.values:
             yield from tensors_in(item)
@@ -81,7 +81,7 @@ def tensors_in(value: Value) -> Iterator[Tensor]:
 
 
 def rebuild(structure: Structure, tensors: Iterator[Tensor]) -> Value:
-    """The value of that structure made of the next tensors."""
+    """Return the value of that structure built from the next tensors."""
     if structure.kind == "sequence":
         return SequenceValue([rebuild(part, tensors) for part in structure.parts], structure.dtype)
     if structure.kind == "stack":
@@ -92,7 +92,7 @@ def rebuild(structure: Structure, tensors: Iterator[Tensor]) -> Value:
 
 
 def same_structure(left: Structure, right: Structure) -> bool:
-    """True if two values hold the same kinds of things; a sequence's declared element type does not count."""
+    """True if two values contain the same kinds of values; a sequence's declared element type is ignored."""
     if left.kind != right.kind or len(left.parts) != len(right.parts):
         return False
     if left.kind == "tensor":
@@ -101,14 +101,14 @@ def same_structure(left: Structure, right: Structure) -> bool:
 
 
 def materialized(context: NodeContext, tensor: Tensor) -> relax.Expr:
-    """A tensor as an expression; refuses types without a run-time form."""
+    """Return a tensor as an expression; refuses types without a run-time form."""
     if not dtypes.is_carried(tensor.dtype):
         context.refuse(f"{tensor.dtype} tensors are not supported at run time")
     return context.importer.builder.materialize(tensor)
 
 
 def sources_with_captures(context: NodeContext, values: Sequence[Value] = ()) -> frozenset[str]:
-    """The model inputs that a node with subgraphs depends on, by its inputs and by what they take from around it."""
+    """Return the model inputs that a node with subgraphs depends on, through its inputs and captured values."""
     found = context.sources().union(*(sources_of(value) for value in values))
     for graph in subgraphs(context.node):
         for name in captured_names(graph):
@@ -128,20 +128,20 @@ Variables = Sequence[tvm.ir.Var]
 
 @dataclass(frozen=True)
 class Lifted:
-    """A private function; `captures` are variables of the enclosing code, `sizes` symbolic sizes of it."""
+    """A private function; `captures` are variables of the enclosing code, `sizes` its symbolic sizes."""
 
     variable: tvm.ir.GlobalVar
     captures: tuple[tvm.ir.Var, ...]
     sizes: tuple[tvm.ir.Expr, ...]
 
     def call(self, arguments: Sequence[relax.Expr]) -> relax.Call:
-        """Call it from the code it was lifted out of."""
+        """Return a call from the code it was lifted out of."""
         return self.call_with(arguments, self.captures, self.sizes)
 
     def call_with(
         self, arguments: Sequence[relax.Expr], captures: Sequence[relax.Expr], sizes: Sequence[tvm.ir.Expr]
     ) -> relax.Call:
-        """Call it where other variables stand for what it captured."""
+        """Return a call with other variables for its captures."""
         holder = [relax.ShapeExpr(list(sizes))] if sizes else []
         return relax.Call(self.variable, [*arguments, *captures, *holder])
 
@@ -152,7 +152,7 @@ def lift(
     parameters: Callable[[], Variables],
     results: Callable[[Variables], Sequence[relax.Expr]],
 ) -> Lifted:
-    """The code that `results` emits, as a function from `parameters` to a tuple of results."""
+    """Emit the code of `results` as a function from `parameters` to a tuple of results."""
     builder = context.importer.builder
     with builder.sizes_scope():
         variables = list(parameters())
@@ -172,13 +172,14 @@ def lift(
 
 
 def size_holder(sizes: Sequence[tvm.ir.Expr]) -> tvm.ir.Var:
-    """The parameter by which a function gets symbolic sizes that no tensor of it has."""
+    """Return the parameter that passes a function the symbolic sizes that none of its tensors has."""
     return tvm.ir.Var("sizes", relax.ShapeType(list(sizes)))
 
 
 @contextmanager
 def function_body(builder: Builder, parameters: Variables) -> Iterator[list[relax.Expr]]:
-    """Code of a function of its own; the list takes what it returns and then ends with the function's body."""
+    """Context for the code of a separate function; results are appended to the list, which then holds the function's
+    body."""
     block_builder = builder.block_builder
     block_builder.begin_scope(list(parameters))
     returned: list[relax.Expr] = []

@@ -1,1 +1,1 @@
-"""Elementwise functions, reductions, matrix products, transforms."""
+"""Elementwise functions, reductions, matmuls, transforms."""

@@ -1,4 +1,4 @@
-"""Elementwise functions: of one tensor, and arithmetic, comparison, logic and bits of several."""
+"""Elementwise functions of one tensor, and arithmetic, comparison, logic and bitwise operators on several."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from compiler.frontends.onnx.operators.tensor.cast import is_narrow_float
 from compiler.frontends.onnx.registry import bound_attributes, converter
 from schedules.ir.tvm_types import Expr
 
-# Relax has them under the same names.
+# Relax functions with the same names.
 _FLOAT_FUNCTIONS = (
     *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "Log", "Round"),
     *("Sigmoid", "Sin", "Sinh", "Sqrt", "Tan", "Tanh"),
 )
-# TVM has no half-precision code for these, or loses accuracy in it.
+# TVM has no half-precision code for these, or it is inaccurate.
 _WIDENED = frozenset({"Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Sinh", "Tan", "Erf", "Sin", "Cos"})
 
 
 def widened(context: NodeContext, function: Callable[..., relax.Expr], *tensors: relax.Expr) -> relax.Expr:
-    """Compute in float32 what arrives in a narrower float type."""
+    """Compute narrower float types in float32."""
     dtype = str(tensors[0].ty.dtype)
     if not is_narrow_float(dtype):
         return function(*tensors)
@@ -38,7 +38,7 @@ def widened(context: NodeContext, function: Callable[..., relax.Expr], *tensors:
 
 @converter(*_FLOAT_FUNCTIONS)
 def float_function(context: NodeContext) -> relax.Expr:
-    """A function that Relax has; integers are allowed for Erf only, and computed in float32."""
+    """Apply a function that Relax has; integers are allowed only for Erf, and computed in float32."""
     function = getattr(R, context.operator.lower())
     data, dtype = context.input(0), context.dtype(0)
     if dtypes.is_integer(dtype):
@@ -51,7 +51,7 @@ def float_function(context: NodeContext) -> relax.Expr:
 
 @converter("Abs", "Neg", "Sign")
 def signed_function(context: NodeContext) -> relax.Expr:
-    """Abs, Neg and Sign for any number type; unsigned values are their own magnitude."""
+    """Abs, Neg and Sign for all number types; unsigned values are their own magnitude."""
     data, dtype = context.input(0), context.dtype(0)
     if context.operator == "Neg":
         return R.negative(data)
@@ -84,8 +84,8 @@ def relu(context: NodeContext) -> relax.Expr:
 
 
 def scalar(operator: str, since: int = 1) -> Callable[[Callable[..., Expr]], Callable[..., Expr]]:
-    """Register the kernel of a function of one element, which takes the node's attributes as keywords; narrow floats
-    are computed in float32."""
+    """Register a scalar kernel, which takes the node's attributes as keywords; narrow floats are computed in
+    float32."""
 
     def register(function: Callable[..., Expr]) -> Callable[..., Expr]:
         parameters = signature(function).parameters.values()
@@ -108,14 +108,14 @@ def scalar(operator: str, since: int = 1) -> Callable[[Callable[..., Expr]], Cal
 
 @converter("LeakyRelu", since=6)
 def leaky_relu(context: NodeContext) -> relax.Expr:
-    """x where positive, else alpha x."""
+    """x if positive, otherwise alpha x."""
     alpha = context.attribute("alpha", 0.01)
     return widened(context, lambda x: R.nn.leakyrelu(x, alpha), context.input(0))
 
 
 @converter("PRelu", since=7)
 def parametric_relu(context: NodeContext) -> relax.Expr:
-    """x where not negative, else slope x; the slope broadcasts to x."""
+    """x unless negative, otherwise slope x; the slope broadcasts to x."""
     return elementwise(
         context, "prelu", lambda x, slope: select(x < const(0, x), x * slope, x), context.input(0), context.input(1)
     )
@@ -123,13 +123,13 @@ def parametric_relu(context: NodeContext) -> relax.Expr:
 
 @scalar("Elu", since=6)
 def elu(x: Expr, *, alpha: float = 1.0) -> Expr:
-    """x where positive, else alpha (exp(x) - 1)."""
+    """x if positive, otherwise alpha (exp(x) - 1)."""
     return select(x < const(0, x), const(alpha, x) * _expm1(x), x)
 
 
 @scalar("Selu", since=6)
 def selu(x: Expr, *, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875) -> Expr:
-    """gamma x where positive, else gamma alpha (exp(x) - 1)."""
+    """gamma x if positive, otherwise gamma alpha (exp(x) - 1)."""
     return const(gamma, x) * select(x > const(0, x), x, const(alpha, x) * _expm1(x))
 
 
@@ -142,7 +142,7 @@ def celu(x: Expr, *, alpha: float = 1.0) -> Expr:
 
 @scalar("ThresholdedRelu")
 def thresholded_relu(x: Expr, *, alpha: float = 1.0) -> Expr:
-    """x where x > alpha, else 0."""
+    """x if x > alpha, otherwise 0."""
     return select(x > const(alpha, x), x, const(0, x))
 
 
@@ -184,7 +184,7 @@ def hard_swish(context: NodeContext) -> relax.Expr:
 
 @scalar("Softplus")
 def softplus(x: Expr) -> Expr:
-    """log(1 + exp(x)), computed so that it neither overflows nor loses small values."""
+    """log(1 + exp(x)), without overflow or loss of small values."""
     return tirx.max(x, const(0, x)) + _log1p(tirx.exp(const(0, x) - tirx.abs(x)))
 
 
@@ -197,7 +197,7 @@ def softsign(x: Expr) -> Expr:
 @scalar("Mish", since=18)
 def mish(x: Expr) -> Expr:
     """x tanh(softplus(x))."""
-    # tanh(log(1 + e)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1); past 20 it is 1 in every float type up to 32 bits.
+    # tanh(log(1 + e)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1); beyond 20 it is 1 in every float type up to 32 bits.
     e = tirx.exp(tirx.min(x, const(40, x)))
     n = e * (e + const(2, x))
     return select(x > const(40, x), x, x * n / (n + const(2, x)))
@@ -220,12 +220,12 @@ def swish(context: NodeContext) -> relax.Expr:
 
 @converter("IsNaN")
 def is_nan(context: NodeContext) -> relax.Expr:
-    """True where each element is NaN."""
+    """True for elements that are NaN."""
     return widened_predicate(context, R.isnan)
 
 
 def widened_predicate(context: NodeContext, function: Callable[[relax.Expr], relax.Expr]) -> relax.Expr:
-    """A predicate of float values."""
+    """Apply a predicate to float values."""
     data, dtype = context.input(0), context.dtype(0)
     if is_narrow_float(dtype):
         data = context.emit(R.astype(data, "float32"))
@@ -234,7 +234,7 @@ def widened_predicate(context: NodeContext, function: Callable[[relax.Expr], rel
 
 @converter("IsInf")
 def is_infinite(context: NodeContext) -> relax.Expr:
-    """True where each element is infinite, of the signs that are asked for."""
+    """True for infinite elements of the requested signs."""
     positive, negative = context.attribute("detect_positive", 1), context.attribute("detect_negative", 1)
     data = context.input(0)
     if is_narrow_float(context.dtype(0)):
@@ -251,13 +251,13 @@ def is_infinite(context: NodeContext) -> relax.Expr:
 
 @converter("Not")
 def logical_not(context: NodeContext) -> relax.Expr:
-    """Not of booleans."""
+    """Logical not."""
     return R.logical_not(context.input(0))
 
 
 @converter("BitwiseNot", since=18)
 def bitwise_not(context: NodeContext) -> relax.Expr:
-    """Every bit flipped."""
+    """Bitwise not."""
     return R.bitwise_not(context.input(0))
 
 
@@ -268,7 +268,7 @@ def _expm1(x: relax.Expr) -> relax.Expr:
 def _log1p(x: relax.Expr) -> relax.Expr:
     """log(1 + x) for x in [0, 1]: 2 artanh(s) with s = x / (2 + x) <= 1/3, by its power series.
 
-    The terms left out are below 2e-10 of the result in float32, below 1e-17 in float64.
+    The omitted terms are below 2e-10 of the result in float32, below 1e-17 in float64.
     """
     s = x / (const(2, x) + x)
     square = s * s
@@ -284,7 +284,7 @@ _MAXIMUM_SMALL_EXPONENT = 4
 
 
 def operands(context: NodeContext, *indices: int) -> list[relax.Expr]:
-    """The inputs, all of one type, ready to be combined."""
+    """Return the inputs, all of one type, broadcast to each other."""
     names = {context.dtype(i) for i in indices}
     if len(names) != 1:
         context.invalid(f"its inputs have different types: {', '.join(sorted(names))}")
@@ -300,7 +300,7 @@ def arithmetic(context: NodeContext) -> relax.Expr:
 
 @converter("Div", since=7)
 def divide(context: NodeContext) -> relax.Expr:
-    """Quotient; of integers truncated toward zero."""
+    """Quotient; truncated toward zero for integers."""
     a, b = operands(context, 0, 1)
     if not dtypes.is_integer(context.dtype(0)):
         return R.divide(a, b)
@@ -332,7 +332,7 @@ def modulo(context: NodeContext) -> relax.Expr:
 
 @converter("Pow", since=7)
 def power(context: NodeContext) -> relax.Expr:
-    """base ** exponent in the type of the base; the exponent may be of another type."""
+    """base ** exponent in the base's type; the exponent can have another type."""
     base, exponent = context.dtype(0), context.dtype(1)
     small = _small_exponent(context)
     if small is not None:
@@ -360,7 +360,7 @@ def _as(context: NodeContext, index: int, dtype: str) -> relax.Expr:
 
 
 def _small_exponent(context: NodeContext) -> int | None:
-    """The exponent, when it is one small positive integer for all elements and does not change the shape."""
+    """Return the exponent if it is one small positive integer for all elements and does not change the shape."""
     known = context.known(1)
     if known is None or known.size != 1 or known.ndim > context.rank(0):
         return None
@@ -376,7 +376,7 @@ def _product(context: NodeContext, exponent: int) -> relax.Expr:
 
 @converter("Max", "Min", since=6)
 def extremum(context: NodeContext) -> relax.Expr:
-    """Largest or smallest of any number of tensors; NaN wins."""
+    """Maximum or minimum of any number of tensors; NaN wins."""
     tensors = operands(context, *range(len(context.inputs)))
     greatest = context.operator == "Max"
     if not dtypes.is_float(context.dtype(0)):
@@ -420,28 +420,28 @@ def comparison(context: NodeContext) -> relax.Expr:
     """Elementwise comparison."""
     a, b = operands(context, 0, 1)
     if context.dtype(0) == "bool":
-        # TVM's code generator has no comparison of booleans.
+        # TVM's code generator has no comparisons of booleans.
         a, b = (context.emit(R.astype(tensor, "int8")) for tensor in (a, b))
     return _COMPARISONS[context.operator](a, b)
 
 
 @converter("And", "Or", "Xor", since=7)
 def logic(context: NodeContext) -> relax.Expr:
-    """Logic of booleans."""
+    """Logical operators on booleans."""
     functions: dict[str, Binary] = {"And": R.logical_and, "Or": R.logical_or, "Xor": R.logical_xor}
     return functions[context.operator](*operands(context, 0, 1))
 
 
 @converter("BitwiseAnd", "BitwiseOr", "BitwiseXor", since=18)
 def bitwise(context: NodeContext) -> relax.Expr:
-    """Logic of the bits of integers."""
+    """Bitwise operators on integers."""
     functions: dict[str, Binary] = {"BitwiseAnd": R.bitwise_and, "BitwiseOr": R.bitwise_or, "BitwiseXor": R.bitwise_xor}
     return functions[context.operator](*operands(context, 0, 1))
 
 
 @converter("BitShift", since=11)
 def bit_shift(context: NodeContext) -> relax.Expr:
-    """Shift by any number of bits; past the width, nothing but the sign is left."""
+    """Shift by any number of bits; beyond the width, only the sign remains."""
     left = context.required_attribute("direction") == "LEFT"
     dtype = context.dtype(0)
     width = dtypes.bits(dtype)
@@ -460,7 +460,7 @@ def bit_shift(context: NodeContext) -> relax.Expr:
 
 @converter("Where", since=9)
 def where(context: NodeContext) -> relax.Expr:
-    """The second input where the condition holds, else the third."""
+    """Select the second input if the condition holds, otherwise the third."""
     if context.dtype(1) != context.dtype(2):
         context.invalid(f"it chooses between {context.dtype(1)} and {context.dtype(2)}")
     return R.where(*broadcast(context, [context.input(i) for i in range(3)]))
@@ -477,7 +477,7 @@ def clip_by_attributes(context: NodeContext) -> relax.Expr:
 
 @converter("Clip", since=11)
 def clip(context: NodeContext) -> relax.Expr:
-    """Clip to limits given as inputs, each of which may be missing; the upper one wins when they cross."""
+    """Clip to limits given as inputs, each of them optional; the upper one wins if they cross."""
     low = context.input(1) if context.has_input(1) else None
     high = context.input(2) if context.has_input(2) else None
     return _clip(context, low, high)

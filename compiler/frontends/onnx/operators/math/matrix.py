@@ -1,8 +1,8 @@
-"""Matrix products (MatMul, Gemm, Einsum), determinants and inverses.
+"""Matmuls (MatMul, Gemm, Einsum), determinants and inverses.
 
-GroupedMatMul of our own domain: rows sorted by group, each multiplied with the matrix of its group.
+GroupedMatMul of our own domain: rows sorted by group, each multiplied by the matrix of its group.
 
-Einsum as transpositions, sums and matrix products, which the schedules know.
+Einsum in terms of transpositions, sums and matmuls, for which there are schedules.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from compiler.passes.rewriting.block_weights import BlockWeight
 from compiler.passes.rewriting.expert_products import expert_product, padded_experts
 from schedules.ir.tvm_types import Buffer, Expr, Stmt, Tensor
 
-_LANES = 8  # numbers of float64 in the longest vectors
+_LANES = 8  # float64 numbers in the longest vectors
 _ELIMINATION = "elimination, a column after the other"
 
 
 def _order(context: NodeContext) -> Dim:
-    """Rows of the input's matrices, which must have as many columns."""
+    """Return the number of rows of the input's matrices, which must be square."""
     shape = context.shape(0)
     if len(shape) < 2:
         context.invalid(f"its input has shape {shape}; it needs square matrices")
@@ -42,7 +42,7 @@ def _order(context: NodeContext) -> Dim:
 
 
 def inverted(context: NodeContext, matrices: relax.Expr) -> relax.Expr:
-    """The inverses of stacked square matrices, by Gauss-Jordan elimination with row exchanges, in float64."""
+    """Invert stacked square matrices by Gauss-Jordan elimination with row exchanges, in float64."""
     if _order(context) == 0:
         return matrices
     results = context.emit_te(_inverse_kernel, matrices, primfunc_name_hint="inverse")
@@ -82,7 +82,7 @@ def _inverse_kernel(data: te.Tensor) -> list[te.Tensor]:
 
 
 def _pivot(work: Buffer, right: Buffer, state: Buffer, column: Expr, size: Expr) -> None:
-    """Bring the row with the largest element of a column into its position, in both halves."""
+    """Move the row with the largest element of a column into its position, in both halves."""
     state[0] = column.astype("float64")
     with T.serial(0, size - column) as below:
         row, best = column + below, state[0].astype("int64")
@@ -98,9 +98,9 @@ def _pivot(work: Buffer, right: Buffer, state: Buffer, column: Expr, size: Expr)
 
 
 def matrix_product(context: NodeContext, a: relax.Expr, b: relax.Expr, *, out_dtype: str | None = None) -> relax.Expr:
-    """numpy.matmul: vectors, matrices, and stacks of them that broadcast; narrow floats are summed in float32.
+    """numpy.matmul: vectors, matrices, and stacks of them that broadcast; narrow floats are accumulated in float32.
 
-    `out_dtype` is the type that narrow integers are summed in, and of the result.
+    `out_dtype` is the accumulator type of narrow integers, and the result's type.
     """
     left, right = tensor_shape(a), tensor_shape(b)
     if not left or not right:
@@ -130,7 +130,7 @@ def _same_inner_size(context: NodeContext, a: relax.Expr, b: relax.Expr) -> tupl
 
 
 def _broadcast_stacks(context: NodeContext, a: relax.Expr, b: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
-    """Repeat stacks whose sizes TVM could not tell to be equal."""
+    """Broadcast stacks whose sizes TVM cannot prove equal."""
     left, right = tensor_shape(a), tensor_shape(b)
     try:
         stack, sure = broadcast_shapes(context, [left[:-2], right[:-2]])
@@ -153,7 +153,7 @@ def matmul(context: NodeContext) -> relax.Expr:
 
 @converter("Gemm", since=7)
 def gemm(context: NodeContext) -> relax.Expr:
-    """alpha * A' * B' + beta * C, where ' is an optional transposition."""
+    """alpha * A' * B' + beta * C, with ' an optional transposition."""
     a, b, dtype = context.input(0), context.input(1), context.dtype(0)
     if context.rank(0) != 2 or context.rank(1) != 2:
         context.invalid(f"it multiplies ranks {context.rank(0)} and {context.rank(1)}")
@@ -175,10 +175,10 @@ def gemm(context: NodeContext) -> relax.Expr:
 
 
 def _bias_of(context: NodeContext, bias: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
-    """The bias, made the product's size where its own is symbolic and not known to be that or 1."""
+    """Return the bias, broadcast to the matmul's size if its own is symbolic and not known to be equal or 1."""
     own = tensor_shape(bias)
     for size, wanted in zip(own[::-1], shape[::-1], strict=False):
-        if is_number(size) and size != 1:  # the product does not broadcast to its bias
+        if is_number(size) and size != 1:  # the matmul does not broadcast to its bias
             require(context, wanted, "equal", size)
     try:
         _, sure = broadcast_shapes(context, [shape, tensor_shape(bias)])
@@ -189,7 +189,7 @@ def _bias_of(context: NodeContext, bias: relax.Expr, shape: Sequence[Dim]) -> re
 
 @converter("Det", since=11)
 def determinant(context: NodeContext) -> relax.Expr:
-    """Determinants of stacked square matrices, by elimination with row exchanges, in float64."""
+    """Compute determinants of stacked square matrices by elimination with row exchanges, in float64."""
     dtype = context.dtype(0)
     if _order(context) == 0:
         return filled(context, 1.0, dtype, context.shape(0)[:-2])
@@ -217,7 +217,7 @@ def _determinant_kernel(dtype: str) -> Callable[..., Tensor]:
 
 
 def _eliminate(source: Buffer, result: Buffer, work: Buffer, b: Expr, size: Expr, dtype: str) -> None:
-    """Gaussian elimination of matrix `b` in `work`; its last elements hold the product and a spare."""
+    """Gaussian elimination of matrix `b` in `work`, whose last elements hold the product and a spare."""
     product, spare, first = size * size, size * size + 1, int64(0)
     with T.seq_scope():
         pivot = T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local"))
@@ -244,7 +244,7 @@ def _eliminate(source: Buffer, result: Buffer, work: Buffer, b: Expr, size: Expr
                 work[spare] = work[row * size + column] / work[column * size + column]
                 factor = T.bind(work[spare])
 
-                # From the start of a vector on: what is left of the column is not read again.
+                # Starts at a vector boundary: the rest of the column is not read again.
                 lanes = 1 if isinstance(size, tirx.IntImm) and int(size) < _LANES else _LANES
                 start = tirx.floordiv(column + 1, int64(lanes)) * int64(lanes)
                 own, above = row * size + start, column * size + start
@@ -266,7 +266,7 @@ def _exchange(work: Buffer, a: Expr, b: Expr, spare: Expr) -> None:
 
 @converter("GroupedMatMul", domain=OWN_DOMAIN)
 def grouped_matmul(context: NodeContext) -> Expr:
-    """Rows (n, depth), weights (groups, depth, columns), and where in the rows each group ends (groups,)."""
+    """Multiply rows (n, depth) by weights (groups, depth, columns), given each group's end in the rows (groups,)."""
     rows = context.input(0)
     groups = context.emit_te(_groups, rows, context.input(2), primfunc_name_hint="groups")
     weights = context.known(1) if context.dtype(0) == "float32" else None
@@ -279,7 +279,7 @@ def grouped_matmul(context: NodeContext) -> Expr:
 
 
 def _groups(rows: te.Tensor, ends: te.Tensor) -> te.Tensor:
-    """The group of each row, int64: the number of groups that end at it or before."""
+    """Return the group of each row, int64: the number of groups that end at or before it."""
     count = int(ends.shape[0])
 
     def group(row: Expr) -> Expr:
@@ -293,7 +293,7 @@ def _groups(rows: te.Tensor, ends: te.Tensor) -> te.Tensor:
 
 @dataclass
 class Term:
-    """A tensor and the label of each of its axes; labels are letters, or numbers for the axes of an ellipsis."""
+    """A tensor with a label for each axis: a letter, or a number for an ellipsis axis."""
 
     data: relax.Expr
     labels: list[str]
@@ -304,7 +304,7 @@ class Term:
 
 @converter("Einsum", since=12)
 def einsum(context: NodeContext) -> relax.Expr:
-    """The sum over the labels that the result does not have, of products of elements with equal labels."""
+    """Sum over labels missing in the result, of products of elements with equal labels."""
     inputs, result = _parse(context)
     terms = [Term(context.input(i), labels) for i, labels in enumerate(inputs)]
     terms = [_diagonal(context, term) for term in terms]
@@ -343,7 +343,7 @@ def _parse(context: NodeContext) -> tuple[list[list[str]], list[str]]:
 
 
 def _labels(context: NodeContext, part: str, rank: int) -> tuple[list[str], int]:
-    """The labels of one term; an ellipsis stands for as many axes as are left, numbered from its end."""
+    """Return the labels of one term; an ellipsis covers the remaining axes, numbered from the end."""
     before, found, after = part.partition("...")
     width = rank - len(before) - len(after)
     if width < 0 or (width and not found) or (not (before + after).isalpha() and before + after):
@@ -352,7 +352,7 @@ def _labels(context: NodeContext, part: str, rank: int) -> tuple[list[str], int]
 
 
 def _diagonal(context: NodeContext, term: Term) -> Term:
-    """Take the diagonal where a label occurs twice in one term."""
+    """Take the diagonal if a label occurs twice in one term."""
     unique = list(dict.fromkeys(term.labels))
     if len(unique) == len(term.labels):
         return term
@@ -373,7 +373,7 @@ def _diagonal(context: NodeContext, term: Term) -> Term:
 
 
 def _common_sizes(context: NodeContext, terms: list[Term]) -> list[Term]:
-    """Make the sizes of each label equal; those of an ellipsis and those of 1 broadcast."""
+    """Make the sizes of each label equal; ellipsis axes and sizes of 1 broadcast."""
     sizes: dict[str, Dim] = {}
     for term in terms:
         for label in term.labels:
@@ -418,7 +418,7 @@ def _contract(context: NodeContext, a: Term, b: Term, needed: set[str]) -> Term:
 
 
 def _grouped(context: NodeContext, term: Term, groups: list[list[str]], sizes: dict[str, Dim]) -> relax.Expr:
-    """The term's axes ordered by groups, each group one axis."""
+    """Order a term's axes by groups, and merge each group into one axis."""
     order = [term.labels.index(label) for group in groups for label in group]
     data = term.data
     if order != list(range(len(order))):

@@ -1,6 +1,6 @@
 """Reductions, ArgMax, ArgMin, Softmax, LogSoftmax, Hardmax.
 
-CumSum, CumProd, and PyTorch's running products, maxima and minima.
+CumSum, CumProd, and PyTorch's cumulative products, maxima and minima.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Reduction = Callable[[NodeContext, relax.Expr, list[int], bool], relax.Expr]
     "ReduceSumSquare",
 )
 def reduction(context: NodeContext) -> relax.Expr:
-    """Over the given axes, or all; with `noop_with_empty_axes` only the part that is elementwise."""
+    """Reduce the given axes, or all; with `noop_with_empty_axes` apply only the elementwise part."""
     axes, rank = axes_operand(context), context.rank(0)
     keep = bool(context.attribute("keepdims", 1))
     if not axes and context.attribute("noop_with_empty_axes", 0):
@@ -57,7 +57,7 @@ def reduction(context: NodeContext) -> relax.Expr:
 
 
 def _of_nothing(context: NodeContext, axes: list[int], keep: bool) -> relax.Expr:
-    """A reduction over an empty axis: TVM's kernels would leave the result unset."""
+    """Reduce an empty axis: TVM's kernels would leave the result uninitialized."""
     dtype, operator = context.dtype(0), context.operator
     values: dict[str, float | int] = {
         "ReduceProd": 1,
@@ -94,7 +94,7 @@ def _product(context: NodeContext, data: relax.Expr, axes: list[int], keep: bool
 
 
 def _extremum(context: NodeContext, data: relax.Expr, axes: list[int], keep: bool) -> relax.Expr:
-    """Largest or smallest; NaN wins; an empty one gives the type's limit."""
+    """Maximum or minimum; NaN wins; over no elements, the type's limit."""
     if not axes:
         return data
     greatest = context.operator == "ReduceMax"
@@ -111,7 +111,7 @@ def _extremum(context: NodeContext, data: relax.Expr, axes: list[int], keep: boo
 def reduce_with(
     context: NodeContext, data: relax.Expr, axes: list[int], keep: bool, reducer: Callable[..., Expr]
 ) -> relax.Expr:
-    """Reduce axes with a commutative reducer as a kernel of its own."""
+    """Reduce axes with a commutative reducer as a separate kernel."""
 
     def compute(source: te.Tensor) -> te.Tensor:
         reduced = {axis: te.reduce_axis((0, source.shape[axis]), f"k{axis}") for axis in axes}
@@ -154,7 +154,7 @@ def _through_float(context: NodeContext, data: relax.Expr, function: Callable[[r
 
 
 def _log_sum_exp(context: NodeContext, data: relax.Expr, axes: list[int], keep: bool) -> relax.Expr:
-    """log(sum(exp(x - m))) + m with m the largest element, so that nothing overflows."""
+    """log(sum(exp(x - m))) + m with m the largest element, to avoid overflow."""
     dtype = str(data.ty.dtype)
     if not axes:
         return data
@@ -163,7 +163,7 @@ def _log_sum_exp(context: NodeContext, data: relax.Expr, axes: list[int], keep: 
         return R.astype(context.emit(_log_sum_exp(context, wide, axes, keep)), dtype)
     reducer = broadcasting.extremum_reducer(dtype, greatest=True)
     largest = reduce_with(context, data, axes, True, reducer)
-    # An infinite or absent largest element would make inf - inf.
+    # An infinite or missing largest element would give inf - inf.
     infinite = context.emit(R.equal(context.emit(R.abs(largest)), context.literal(float("inf"), dtype)))
     shift = context.emit(R.where(infinite, context.literal(0, dtype), largest))
     powers = context.emit(R.exp(context.emit(R.subtract(data, shift))))
@@ -189,10 +189,10 @@ _REDUCTIONS: dict[str, Reduction] = {
 
 @converter("ArgMax", "ArgMin")
 def arg_extremum(context: NodeContext) -> relax.Expr:
-    """Index of the first (or last, with select_last_index) largest or smallest element, int64; NaN wins.
+    """Return the index of the first (or last, with select_last_index) largest or smallest element, int64; NaN wins.
 
-    The extremum is found first, and then the position of an element that equals it: both run in vectors.
-    The Ethos-U knows it by its name and by what it computes (targets/ethos_u/partition.py).
+    The extremum is computed first, and then the position of an element equal to it: both are vectorized.
+    The Ethos-U target recognizes it by name and by its computation (targets/ethos_u/partition.py).
     """
     rank = context.rank(0)
     axis = context.axis(context.attribute("axis", 0), rank)
@@ -210,7 +210,7 @@ def arg_extremum(context: NodeContext) -> relax.Expr:
 def position_of_extremum(
     context: NodeContext, data: relax.Expr, axis: int, *, keep: bool, greatest: bool = True, last: bool = False
 ) -> relax.Expr:
-    """The index along an axis, int64, of the first (or last) largest or smallest element, NaN before all of them."""
+    """Return the index along an axis, int64, of the first (or last) largest or smallest element; NaN wins."""
     dtype, size = str(data.ty.dtype), tensor_shape(data)[axis]
     index_type = "int32" if isinstance(size, int) and size < 2**31 else "int64"
 
@@ -243,7 +243,7 @@ def position_of_extremum(
 
 @converter("Softmax", "LogSoftmax", "Hardmax")
 def softmax_of_matrix(context: NodeContext) -> relax.Expr:
-    """Before opset 13: over all axes from `axis` on, as if they were one."""
+    """Softmax before opset 13: over all axes from `axis` on, flattened."""
     shape = context.shape(0)
     axis = context.axis(context.attribute("axis", 1), max(len(shape), 1)) if shape else 0
     product = context.arithmetic.product
@@ -253,7 +253,7 @@ def softmax_of_matrix(context: NodeContext) -> relax.Expr:
 
 @converter("Softmax", "LogSoftmax", "Hardmax", since=13)
 def softmax(context: NodeContext) -> relax.Expr:
-    """Along one axis."""
+    """Softmax along one axis."""
     axis = context.axis(context.attribute("axis", -1), context.rank(0))
     return _softmax(context, context.input(0), axis)
 
@@ -272,7 +272,7 @@ def _softmax(context: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
 
 
 def _half_softmax(context: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
-    """Every step rounded to float16, as onnx defines the operator: computed wide, elements differ by two units."""
+    """Softmax with every step rounded to float16, as defined by onnx: in a wider type, elements differ by two units."""
 
     def wide(tensor: relax.Expr) -> relax.Expr:
         return context.emit(R.astype(tensor, "float32"))
@@ -300,14 +300,14 @@ def _hardmax(context: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
     return context.emit_te(mark, first, data, primfunc_name_hint="hardmax")
 
 
-_COLUMNS = 64  # per task: neighbours along the axes after the scan axis
+_COLUMNS = 64  # per task: neighbors along the axes after the scan axis
 _SCAN = "a scan along one axis"
 
 
 @converter("CumSum", since=11)
 @converter("CumProd", since=26)
 def cumulative(context: NodeContext) -> relax.Expr:
-    """Running sum or product along an axis; `exclusive` leaves out the element itself, `reverse` runs backwards."""
+    """Cumulative sum or product along an axis; `exclusive` excludes the element itself, `reverse` runs backwards."""
     data = context.input(0)
     axis = context.axis(int(context.scalar(1)), context.rank(0))
     exclusive, reverse = bool(context.attribute("exclusive", 0)), bool(context.attribute("reverse", 0))
@@ -316,13 +316,14 @@ def cumulative(context: NodeContext) -> relax.Expr:
 
 @converter("CumProd", domain=TORCH_DOMAIN)
 def running_product(context: NodeContext) -> relax.Expr:
-    """Along the attribute `axis`, in the type of the input."""
+    """Cumulative product along the attribute `axis`, in the input's type."""
     return _running(context, context.input(0), context.axis(context.attribute("axis", 0), context.rank(0)), adds=False)
 
 
 @converter("RunningArgMax", "RunningArgMin", domain=TORCH_DOMAIN)
 def running_extremum(context: NodeContext) -> relax.Expr:
-    """The position, int64, of the largest or smallest element so far along `axis`: of equal ones the last, NaN wins."""
+    """Return the position, int64, of the largest or smallest element so far along `axis`: ties go to the last, NaN
+    wins."""
     axis = context.axis(context.attribute("axis", 0), context.rank(0))
     kernel = _extremum_kernel(axis, greatest=context.operator == "RunningArgMax")
     return context.emit_te(kernel, context.input(0), primfunc_name_hint=context.operator.lower())
@@ -343,7 +344,7 @@ def _running(
 
 
 def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool) -> Callable[..., te.Tensor]:
-    """A running sum or product along an axis, of any size."""
+    """Return a kernel for a cumulative sum or product along an axis of any size."""
 
     def compute(data: te.Tensor) -> te.Tensor:
         dtype, size = str(data.dtype), data.shape[axis]
@@ -385,7 +386,7 @@ def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool)
 
 
 def _extremum_kernel(axis: int, *, greatest: bool) -> Callable[..., te.Tensor]:
-    """Positions of running maxima or minima along an axis, of any size."""
+    """Return a kernel for positions of cumulative maxima or minima along an axis of any size."""
 
     def compute(data: te.Tensor) -> te.Tensor:
         size, inner = data.shape[axis], product(data.shape[axis + 1 :])
@@ -423,5 +424,5 @@ def _extremum_kernel(axis: int, *, greatest: bool) -> Callable[..., te.Tensor]:
 
 
 def _comparable(value: Expr) -> Expr:
-    """Booleans as integers: LLVM's comparisons of them fail in TVM."""
+    """Cast booleans to integers: comparing them fails in TVM's LLVM backend."""
     return tirx.Cast("int8", value) if str(value.ty) == "bool" else value

@@ -1,9 +1,8 @@
-"""Signal processing: DFT, STFT, MelWeightMatrix. The window functions are defined by onnx in other operators.
+"""Signal processing: DFT, STFT, MelWeightMatrix. onnx defines the window functions in terms of other operators.
 
-The discrete Fourier transform as matrix products: direct for short lengths, factored for long composite ones.
+The discrete Fourier transform as matmuls: direct for short lengths, factored for long composite ones.
 
-A length n1 * n2 costs n * (n1 + n2) products in place of n * n (Cooley and Tukey, 1965):
-X[k1 + n1 k2] = sum over j2 of W_n^(j2 k1) W_n2^(j2 k2) (sum over j1 of W_n1^(j1 k1) x[j1 n2 + j2]).
+A length n1 * n2 costs n * (n1 + n2) multiplications instead of n * n (Cooley and Tukey, 1965):
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from schedules.ir.tvm_types import Expr
 
 @converter("DFT", since=17)
 def dft_17(context: NodeContext) -> relax.Expr:
-    """The axis is an attribute."""
+    """DFT with the axis as an attribute."""
     return _dft(context, context.axis(context.attribute("axis", 1), context.rank(0)))
 
 
 @converter("DFT", since=20)
 def dft(context: NodeContext) -> relax.Expr:
-    """The axis is an operand, by default the last one before the complex pair."""
+    """DFT with the axis as an operand, by default the last one before the complex pair."""
     return _dft(context, context.axis(context.scalar(2, -2), context.rank(0)))
 
 
@@ -71,7 +70,7 @@ def _dft(context: NodeContext, axis: int) -> relax.Expr:
 
 
 def _complex(context: NodeContext, data: relax.Expr, order: list[int]) -> Complex:
-    """The parts of a tensor whose last axis holds one or two of them, the axis to transform moved last."""
+    """Return the parts of a tensor whose last axis holds one or two of them, with the transformed axis moved last."""
     parts = tensor_shape(data)[-1]
     if parts not in (1, 2):
         context.invalid(f"the last axis must hold 1 or 2 numbers, not {parts}")
@@ -93,7 +92,7 @@ def _sliced(context: NodeContext, tensor: relax.Expr, begin: int, end: int) -> r
 
 
 def _resized(context: NodeContext, data: Complex, length: int) -> Complex:
-    """Cut or padded with zeros to a length."""
+    """Crop or zero-pad to a length."""
     current = tensor_shape(data.real)[-1]
     if current > length:
         return _each_part(data, lambda part: _sliced(context, part, 0, length))
@@ -108,7 +107,7 @@ def _padded(context: NodeContext, tensor: relax.Expr, count: int) -> relax.Expr:
 
 
 def _whole_spectrum(context: NodeContext, half: Complex, length: int) -> Complex:
-    """The spectrum of a real signal from its first half: the rest is its mirror image, conjugated."""
+    """Return the spectrum of a real signal from its first half: the rest is its conjugated mirror image."""
     mirrored = length - (length // 2 + 1)
     if half.imaginary is None:
         half = Complex(half.real, context.emit(R.zeros_like(half.real)))
@@ -125,7 +124,7 @@ def _whole_spectrum(context: NodeContext, half: Complex, length: int) -> Complex
 
 
 def _packed(context: NodeContext, data: Complex, order: list[int]) -> relax.Expr:
-    """The parts on a last axis, the transformed axis back in its place."""
+    """Return the parts on a last axis, with the transformed axis moved back."""
     inverse = [int(k) for k in np.argsort(order)]
 
     def placed(part: relax.Expr) -> relax.Expr:
@@ -138,7 +137,7 @@ def _packed(context: NodeContext, data: Complex, order: list[int]) -> relax.Expr
 
 @converter("STFT", since=17)
 def stft(context: NodeContext) -> relax.Expr:
-    """The transform of windows that move along a signal of shape (batch, samples, 1 or 2), or (batch, samples)."""
+    """Transform sliding windows of a signal of shape (batch, samples, 1 or 2), or (batch, samples)."""
     step = context.scalar(1)
     window_length = context.shape(2)[0] if context.has_input(2) else None
     length = context.scalar(3, window_length)
@@ -147,21 +146,21 @@ def stft(context: NodeContext) -> relax.Expr:
     if step < 1 or length < 1:
         context.invalid(f"frame step {step} and length {length} must be positive")
     signal = widened(context, context.input(0))
-    # ONNX Runtime takes a real signal without its last axis, and so exporters leave it out.
+    # ONNX Runtime accepts a real signal without its last axis, so exporters omit it.
     data = Complex(signal) if context.rank(0) == 2 else _complex(context, signal, [0, 1])
     if context.has_input(2):
         require_shape(context, context.shape(2), [length], "the window")
     window = widened(context, context.input(2)) if context.has_input(2) else None
     framed = _each_part(data, lambda part: _frames(context, part, window, step, length))
     result = transform(context, framed, length)
-    # A complex signal's spectrum is not symmetric: only that of a real one can be halved.
+    # A complex signal's spectrum is not symmetric, so only a real signal's can be halved.
     if context.attribute("onesided", 1) and data.imaginary is None:
         result = _each_part(result, lambda part: _sliced(context, part, 0, length // 2 + 1))
     return cast(context, _packed(context, result, [0, 1, 2]), context.dtype(0))
 
 
 def _frames(context: NodeContext, signal: relax.Expr, window: relax.Expr | None, step: int, length: int) -> relax.Expr:
-    """Windows of shape (batch, frames, length) of a signal, times the window function."""
+    """Return windows of shape (batch, frames, length) of a signal, times the window function."""
     samples = tensor_shape(signal)[1]
     if isinstance(samples, int) and samples < length:
         context.invalid(f"the signal of {samples} samples is shorter than one frame of {length}")
@@ -181,7 +180,7 @@ def _frames(context: NodeContext, signal: relax.Expr, window: relax.Expr | None,
 
 @converter("MelWeightMatrix", since=17)
 def mel_weight_matrix(context: NodeContext) -> Constant:
-    """Weights from linear frequencies to the mel scale, as onnx defines them; all operands are numbers."""
+    """Return onnx's weights from linear frequencies to the mel scale; all operands are numbers."""
     bins, length, rate = (int(context.scalar(k)) for k in range(3))
     low, high = (float(context.scalar(k)) for k in (3, 4))
     spectrum = length // 2 + 1
@@ -201,8 +200,8 @@ def mel_weight_matrix(context: NodeContext) -> Constant:
     return Constant(weights.astype(dtypes.numpy_dtype(dtype)), dtype)
 
 
-# Up to these lengths one product with the whole matrix: a real tensor needs half the products of a complex one, and
-# small factors of a complex one round least, their roots of unity being few.
+# Up to these lengths, one matmul with the whole matrix: a real tensor needs half the multiplications of a complex one,
+# and small complex factors, with few roots of unity, have the smallest rounding error.
 _DIRECT_REAL_LENGTH = 256
 _DIRECT_COMPLEX_LENGTH = 8
 
@@ -216,7 +215,7 @@ class Complex:
 
 
 def transform(context: NodeContext, data: Complex, length: int, *, inverse: bool = False) -> Complex:
-    """The transform along the last axis, which has that length; the inverse is not scaled."""
+    """Transform along the last axis, which has that length; the inverse is not scaled."""
     first = _divisor(length)
     direct = _DIRECT_REAL_LENGTH if data.imaginary is None else _DIRECT_COMPLEX_LENGTH
     if length <= direct or first == 1:
@@ -233,10 +232,10 @@ def transform(context: NodeContext, data: Complex, length: int, *, inverse: bool
 def _transform_of_any_length(
     context: NodeContext, data: Complex, length: Dim, *, inverse: bool = False, onesided: bool = False
 ) -> Complex:
-    """The transform along the last axis, whose length is dynamic, by the whole matrix, which is computed at run time.
+    """Transform along the last axis, whose length is dynamic, with the whole matrix, computed at run time.
 
-    Data that is shorter than `length` counts as padded with zeros, and what is longer is cut. The inverse is scaled;
-    with `onesided` it takes the first half of the spectrum of a real signal, the forward transform returns it.
+    Data shorter than `length` are zero-padded, longer data are cropped. The inverse is scaled; with `onesided` it takes
+    the first half of the spectrum of a real signal, and the forward transform returns it.
     """
     arithmetic = context.arithmetic
     dtype = str(data.real.ty.dtype)
@@ -271,12 +270,12 @@ def _transform_of_any_length(
 
 
 def _divisor(length: int) -> int:
-    """The largest divisor that is at most the square root."""
+    """Return the largest divisor that is at most the square root."""
     return next(d for d in range(math.isqrt(length), 0, -1) if length % d == 0)
 
 
 def _roots(length: int, inverse: bool) -> np.ndarray:
-    """exp(-2 pi i k / length), or its conjugate, for k below length; in float64."""
+    """Return exp(-2 pi i k / length), or its conjugate, for k below length, in float64."""
     sign = 2j if inverse else -2j
     return np.exp(sign * np.pi * np.arange(length) / length)
 
@@ -298,7 +297,7 @@ def _multiply(context: NodeContext, data: Complex, matrix: np.ndarray) -> Comple
 def _with_imaginary(
     context: NodeContext, data: Complex, real: relax.Expr, cosines: relax.Expr, sines: relax.Expr
 ) -> Complex:
-    """The rest of a product with a complex matrix; `real` is that of the real parts."""
+    """Return the remaining parts of a matmul with a complex matrix; `real` is the matmul of the real parts."""
     imaginary = context.emit(R.matmul(data.real, sines))
     if data.imaginary is None:
         return Complex(real, imaginary)
@@ -308,7 +307,7 @@ def _with_imaginary(
 
 
 def _scale(context: NodeContext, data: Complex, factors: np.ndarray) -> Complex:
-    """The elementwise product with complex constants; the data is complex."""
+    """Multiply elementwise by complex constants; the data are complex."""
     assert data.imaginary is not None
     dtype = str(data.real.ty.dtype)
     cosines, sines = _constant(factors.real, dtype), _constant(factors.imag, dtype)

@@ -19,7 +19,7 @@ _MASKED = -10000.0
 
 
 class Heads:
-    """Attention of (batch, heads, length, size) tensors, and the masks that the fused operators know."""
+    """Attention on (batch, heads, length, size) tensors, and the masks of the fused operators."""
 
     def __init__(self, context: NodeContext) -> None:
         self.context, self.op = context, Composer(context)
@@ -27,20 +27,20 @@ class Heads:
         self.filter = float(context.attribute("mask_filter_value", _MASKED))
 
     def split(self, value: TensorValue, count: int | None = None) -> TensorValue:
-        """(batch, length, heads * size) as (batch, heads, length, size)."""
+        """(batch, length, heads * size) -> (batch, heads, length, size)."""
         shaped = self.op("Reshape", value, int64s(0, 0, count or self.count, -1))
         return self.op("Transpose", shaped, perm=[0, 2, 1, 3])
 
     def merge(self, value: TensorValue) -> TensorValue:
-        """The reverse of `split`."""
+        """Inverse of `split`."""
         return self.op("Reshape", self.op("Transpose", value, perm=[0, 2, 1, 3]), int64s(0, 0, -1))
 
     def size(self, value: TensorValue, axis: int) -> TensorValue:
-        """A size as an int64 tensor (1,)."""
+        """Return a size as an int64 tensor (1,)."""
         return self.op("Slice", self.op("Shape", value), int64s(axis), int64s(axis + 1))
 
     def positions(self, count: TensorValue) -> TensorValue:
-        """0, 1, ... up to a size given as (1,)."""
+        """Return 0, 1, ... up to a size given as (1,)."""
         return self.op("Range", np.int64(0), self.op("Squeeze", count), np.int64(1))
 
     def attend(self, query: TensorValue, key: TensorValue, value: TensorValue, added: list[TensorValue]) -> TensorValue:
@@ -57,13 +57,13 @@ class Heads:
         return self.merge(op("MatMul", op("Softmax", scores, axis=-1), value))
 
     def penalty(self, allowed: TensorValue, dtype: str, value: float) -> TensorValue:
-        """0 where allowed, `value` elsewhere."""
+        """Return 0 if allowed, otherwise `value`."""
         wide = self.op("Where", allowed, np.float32(0), np.float32(value))
         return wide if dtype == "float32" else self.op("Cast", wide, to=self.op.number(dtype))
 
     def padding(self, index: int, query: TensorValue, key: TensorValue) -> list[TensorValue]:
-        """Terms that the mask in input `index` adds to the scores: raw (batch, total) or (batch, length, total), or
-        ends."""
+        """Return the terms that the mask in input `index` adds to the scores: raw (batch, total) or (batch, length,
+        total), or ends."""
         if not self.context.has_input(index):
             return []
         op, mask, rank = self.op, self.context.value(index), self.context.rank(index)
@@ -90,14 +90,14 @@ class Heads:
         return [self.penalty(op("Unsqueeze", allowed, int64s(1, 2)), query.dtype, self.filter)]
 
     def causal(self, query: TensorValue, key: TensorValue) -> list[TensorValue]:
-        """Each query sees the keys up to its own position; the last query's is the last key's."""
+        """Mask keys after each query's own position; the last query is at the last key."""
         if not self.context.attribute("unidirectional", 0):
             return []
         op = self.op
         length, total = self.size(query, 2), self.size(key, 2)
         rows = op("Add", self.positions(length), op("Sub", total, length))
         allowed = op("LessOrEqual", self.positions(total), op("Unsqueeze", rows, int64s(1)))
-        # Not the filter's value: a later key stays hidden even when padding hides all of the others.
+        # Not the filter's value: a later key stays hidden even if padding hides all others.
         lowest = np.finfo(np.float16 if query.dtype == "float16" else np.float32).min
         return [self.penalty(allowed, query.dtype, float(lowest))]
 
@@ -161,7 +161,8 @@ def quantized_attention(context: NodeContext) -> list[TensorValue | None]:
 
 @converter("MultiHeadAttention", domain=DOMAIN)
 def multi_head_attention(context: NodeContext) -> list[TensorValue]:
-    """Attention of query, key, value, packed or not; then bias, padding mask, attention bias, past key and value."""
+    """Attention with inputs query, key, value (optionally packed), bias, padding mask, attention bias, past key and
+    value."""
     heads = Heads(context)
     op = heads.op
     query, key, value = _query_key_value(context, heads)
@@ -175,7 +176,7 @@ def multi_head_attention(context: NodeContext) -> list[TensorValue]:
 
 
 def _query_key_value(context: NodeContext, heads: Heads) -> tuple[TensorValue, TensorValue, TensorValue]:
-    """Each (batch, heads, length, size), with its bias."""
+    """Return each as (batch, heads, length, size), with its bias."""
     op = heads.op
     if context.rank(0) == 5:
         packed = op.outputs(3, "Split", context.value(0), axis=3, num_outputs=3)
@@ -194,7 +195,7 @@ def _query_key_value(context: NodeContext, heads: Heads) -> tuple[TensorValue, T
     result = []
     for part, bias in zip(parts, biases, strict=True):
         if len(part.shape) == 4:
-            # Key and value of a cross attention, split into heads already; their bias was added with that.
+            # Key and value of cross attention, already split into heads, with the bias already added.
             result.append(part)
             continue
         result.append(heads.split(part if bias is None else op("Add", part, bias)))
@@ -202,7 +203,7 @@ def _query_key_value(context: NodeContext, heads: Heads) -> tuple[TensorValue, T
 
 
 def _width(context: NodeContext, part: TensorValue, heads: int) -> int:
-    """Number of all heads' features."""
+    """Return the number of features of all heads."""
     width = part.shape[-1] if len(part.shape) == 3 else part.shape[-1] * heads
     if not isinstance(width, int):
         context.refuse("the size of the heads is not known when compiling")
@@ -210,7 +211,7 @@ def _width(context: NodeContext, part: TensorValue, heads: int) -> int:
 
 
 def _check_positions(context: NodeContext) -> None:
-    """Positions, or the first of them, lie in the tables."""
+    """Check that positions, or the first of them, are within the tables."""
     rows = context.shape(2)[0]
     batch, length = context.shape(0)[0], context.shape(0)[1 if context.rank(0) == 3 else 2]
     if context.rank(1) == 1:
@@ -223,7 +224,7 @@ def _check_positions(context: NodeContext) -> None:
 
 @converter("RotaryEmbedding", domain=DOMAIN)
 def rotary_embedding(context: NodeContext) -> TensorValue:
-    """Rotary positions: input, positions (one offset, or (batch, length)), cosines, sines."""
+    """Rotary positions; inputs: input, positions (one offset, or (batch, length)), cosines, sines."""
     op = Composer(context)
     if context.attribute("is_packed_batching", 0):
         context.refuse("is_packed_batching is not supported")
@@ -231,7 +232,7 @@ def rotary_embedding(context: NodeContext) -> TensorValue:
     _check_positions(context)
     heads, rotated = context.attribute("num_heads", 0), context.attribute("rotary_embedding_dim", 0)
     if rank == 3 and not heads:
-        # All of the last axis are heads of the size that the tables imply.
+        # The whole last axis consists of heads of the size implied by the tables.
         size, table = context.shape(0)[2], context.shape(2)[1]
         if not isinstance(size, int) or not isinstance(table, int):
             context.refuse("the number of heads is not known when compiling")
@@ -258,10 +259,11 @@ def rotary_embedding(context: NodeContext) -> TensorValue:
 
 @converter("MRotaryEmbedding", domain=DOMAIN)
 def multimodal_rotary_embedding(context: NodeContext) -> TensorValue:
-    """Rotary positions in time, height and width, as Qwen-VL's: input, positions (3, batch, length), cosines, sines.
+    """Rotary positions in time, height and width, like Qwen-VL's; inputs: input, positions (3, batch, length), cosines,
+    sines.
 
     Each column of the tables is looked up with one of the positions: in sections of `mrope_section` columns, or
-    interleaved (`mrope_layout` 1), where the columns behind a section's end take the position in time.
+    interleaved (`mrope_layout` 1), with the time position for columns after a section's end.
     """
     op = Composer(context)
     if context.attribute("is_packed_batching", 0) or context.attribute("scale", 1.0) != 1.0:

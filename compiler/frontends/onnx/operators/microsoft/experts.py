@@ -1,4 +1,4 @@
-"""com.microsoft: mixtures of experts, of floats (MoE) and of weights quantized in blocks (QMoE)."""
+"""com.microsoft: mixtures of experts, with float weights (MoE) and block-quantized weights (QMoE)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from compiler.passes.rewriting.expert_products import Routing, combined, expert_
 from schedules.ir.tvm_types import Expr
 
 _ROUTER_WEIGHTS = 14  # an input of QMoE
-_INTERLEAVED = 1  # the value of swiglu_fusion with which gates and linear parts alternate in the rows of one weight
+_INTERLEAVED = 1  # swiglu_fusion's value for gates and linear parts in alternating rows of one weight
 _BITS = (2, 4, 8)
 
 
@@ -46,20 +46,20 @@ _INTEGERS = (
 
 @converter("MoE", domain=DOMAIN)
 def moe(context: NodeContext) -> relax.Expr:
-    """Each row of the input through the experts with its largest logits: `_Mixture`.
+    """Apply to each row of the input the experts with its largest logits: see `_Mixture`.
 
     Inputs: data (..., hidden), logits (rows, experts), then weight (experts, outputs, inputs) and bias of each matmul:
-    the first, the last and, of gated experts, the second half of the first.
+    the first, the last and, for gated experts, the second half of the first.
     """
     return _Mixture(context, _FLOATS).result()
 
 
 @converter("QMoE", domain=DOMAIN)
 def quantized_moe(context: NodeContext) -> relax.Expr:
-    """MoE whose weights are packed integers with a scale for each row, or for `block_size` neighbours in it.
+    """MoE whose weights are packed integers with a scale per row, or per `block_size` neighbors in it.
 
-    ONNX Runtime's kernel normalizes the weights of the chosen experts whatever `normalize_routing_weights` says,
-    unless they come from an input of their own.
+    ONNX Runtime's kernel normalizes the weights of the chosen experts regardless of `normalize_routing_weights`,
+    unless they come from a separate input.
     """
     kind = context.attribute("quant_type", "int")
     if kind != "int":
@@ -74,9 +74,9 @@ def _bytes(count: int, bits: int) -> int:
 
 
 class _Mixture:
-    """One node: rows are routed to `k` experts each, whose results are summed with the weights of the routing.
+    """One node: rows are routed to `k` experts each, whose results are summed with the routing weights.
 
-    An expert is last(activation(first(x))), or last(activation(gate(x)) * linear(x)) if it is gated.
+    An expert is last(activation(first(x))), or last(activation(gate(x)) * linear(x)) if gated.
     """
 
     def __init__(self, context: NodeContext, layers: tuple[_Layer, _Layer, _Layer]) -> None:
@@ -106,7 +106,7 @@ class _Mixture:
                 context.refuse(f"its input {index} is not supported")
 
     def result(self) -> relax.Expr:
-        """The results of the experts of each row, of the shape and type of the input."""
+        """Return the combined expert results of each row, with the shape and type of the input."""
         context, builder = self.context, self.context.block_builder
         rows = context.reshape(cast(context, context.input(0), "float32"), [self.rows, self.hidden])
         logits = self._scores(1)
@@ -121,12 +121,12 @@ class _Mixture:
         return cast(context, context.reshape(total, context.shape(0)), str(context.input(0).ty.dtype))
 
     def _scores(self, index: int) -> relax.Expr:
-        """Numbers of each row and expert, float32."""
+        """Return one number per row and expert, float32."""
         scores = cast(self.context, self.context.input(index), "float32")
         return self.context.match_shape(scores, [self.rows, self.experts])
 
     def _weights(self, logits: relax.Expr, routing: Routing) -> relax.Expr:
-        """The weights of the experts of each row: float32 (rows, k)."""
+        """Return the weights of each row's experts: float32 (rows, k)."""
         context, builder = self.context, self.context.block_builder
         normalized = bool(context.attribute("normalize_routing_weights", 0))
         if self.first.scales is not None and context.has_input(_ROUTER_WEIGHTS):
@@ -139,7 +139,7 @@ class _Mixture:
         return scores_of_chosen(builder, context.emit(R.nn.softmax(logits, -1)), routing)
 
     def _activated(self, slots: relax.Expr, routing: Routing) -> relax.Expr:
-        """The operand of the experts' last matmul: (slots, inner)."""
+        """Return the operand of the experts' last matmul: (slots, inner)."""
         context = self.context
         first = self._product(slots, self.first, self.inner * (2 if self.fusion else 1), routing)
         if self.fusion:
@@ -167,7 +167,7 @@ class _Mixture:
         return found.expr
 
     def _product(self, slots: relax.Expr, layer: _Layer, columns: int, routing: Routing) -> relax.Expr:
-        """The product of each slot with the weight of its expert, plus bias: float32 (slots, columns)."""
+        """Multiply each slot by its expert's weight and add the bias: float32 (slots, columns)."""
         context = self.context
         depth = int(tensor_shape(slots)[1])
         weights = self._floats(layer, columns, depth) if layer.scales is None else self._blocks(layer, columns, depth)
@@ -189,7 +189,7 @@ class _Mixture:
         return shape
 
     def _columns(self, layer: _Layer) -> int:
-        """The number of outputs of a matmul of rows of the input; the weight may be declared transposed."""
+        """Return the number of outputs of a matmul on input rows; the weight may be declared transposed."""
         context = self.context
         _, *sizes = self._shape(layer)
         bits = 8 if layer.scales is None else self._bits(layer)
@@ -205,14 +205,15 @@ class _Mixture:
         return bits
 
     def _array(self, index: int, *shape: int) -> np.ndarray:
-        """A constant input as one array for each expert; its declared shape only needs as many elements."""
+        """Return a constant input as one array per expert; its declared shape only needs the same number of
+        elements."""
         array = self.context.constant(index)
         if array.size != self.experts * math.prod(shape):
             self.context.invalid(f"its input {index} has the shape {array.shape}, not {(self.experts, *shape)}")
         return array.reshape(self.experts, *shape)
 
     def _gate_first(self, layer: _Layer, values: np.ndarray) -> np.ndarray:
-        """Values (experts, outputs, ...) of a matmul, gates before linear parts where they alternate."""
+        """Return values (experts, outputs, ...) of a matmul with gates before linear parts, if these alternate."""
         if layer is not self.first or self.fusion != _INTERLEAVED:
             return values
         return np.concatenate([values[:, 0::2], values[:, 1::2]], axis=1)
@@ -236,7 +237,7 @@ class _Mixture:
         scales = self._array(layer.scales, columns, groups).astype(np.float32)
         zeros: np.ndarray = np.full((1, 1, 1), 2 ** (bits - 1), np.uint8)
         if context.has_input(layer.zeros):
-            # With one scale a row, the zero points of neighbouring rows share a byte.
+            # With one scale per row, the zero points of neighboring rows share a byte.
             rows, each = (columns, groups) if groups > 1 else (1, columns)
             packed = self._array(layer.zeros, rows, _bytes(each, bits))
             zeros = unpacked(packed, bits)[..., :each].reshape(scales.shape)

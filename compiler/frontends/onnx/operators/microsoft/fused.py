@@ -1,6 +1,6 @@
-"""com.microsoft: products, convolutions and activations that ONNX Runtime's optimizer fuses; small operators.
+"""com.microsoft: matmuls, convolutions and activations fused by ONNX Runtime's optimizer; small operators.
 
-Normalizations that ONNX Runtime's optimizer fuses, some of which it writes in the default domain.
+Also normalizations fused by ONNX Runtime's optimizer, some of which it writes in the default domain.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _POOL_ATTRIBUTES = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads"
 
 
 def given(context: NodeContext, index: int) -> Value | None:
-    """Input `index`, or None when it is missing."""
+    """Return input `index`, or None if missing."""
     return context.value(index) if context.has_input(index) else None
 
 
 def attributes_of(context: NodeContext, *names: str) -> dict[str, Any]:
-    """The named attributes that the node has."""
+    """Return the named attributes that the node has."""
     return {name: context.attribute(name, None) for name in names if context.has_attribute(name)}
 
 
 def activated(context: NodeContext, op: Composer, value: TensorValue) -> TensorValue:
-    """A value after the node's `activation`, with its parameters in `activation_params` or attributes of their own."""
+    """Apply the node's `activation`, with parameters in `activation_params` or in separate attributes."""
     activation = context.attribute("activation", "")
     parameters: list[float] = context.attribute("activation_params", [])
     alpha = context.attribute("activation_alpha", parameters[0] if parameters else None)
@@ -103,7 +103,7 @@ def fused_conv(context: NodeContext) -> TensorValue:
 
 @converter("NhwcConv", "NhwcFusedConv", domain=DOMAIN)
 def nhwc_conv(context: NodeContext) -> TensorValue:
-    """FusedConv with the channels of data and result last; the weights as in Conv."""
+    """FusedConv with the channels of data and result last; weights as in Conv."""
     op = Composer(context)
     inputs = [channels_first(op, context.tensor(0)), context.value(1), given(context, 2)]
     result = channels_last(op, op("Conv", *inputs, **attributes_of(context, *_CONV_ATTRIBUTES)))
@@ -113,22 +113,22 @@ def nhwc_conv(context: NodeContext) -> TensorValue:
 
 
 def channels_first(op: Composer, value: TensorValue) -> TensorValue:
-    """(N, ..., C) as (N, C, ...)."""
+    """(N, ..., C) -> (N, C, ...)."""
     rank = len(value.shape)
     return op("Transpose", value, perm=[0, rank - 1, *range(1, rank - 1)])
 
 
 def channels_last(op: Composer, value: TensorValue) -> TensorValue:
-    """(N, C, ...) as (N, ..., C)."""
+    """(N, C, ...) -> (N, ..., C)."""
     return op("Transpose", value, perm=[0, *range(2, len(value.shape)), 1])
 
 
 @converter("CausalConvWithState")
 @converter("CausalConvWithState", domain=DOMAIN)
 def causal_conv_with_state(context: NodeContext) -> list[TensorValue]:
-    """Depthwise convolution of x (batch, channels, length) that reads no later positions: x, weights, bias, past.
+    """Depthwise causal convolution of x (batch, channels, length); inputs: x, weights, bias, past.
 
-    The second output holds the positions that the next call reads: (batch, channels, (k - 1) * dilation).
+    The second output holds the positions needed by the next call: (batch, channels, (k - 1) * dilation).
     """
     op, (channels, _, size) = Composer(context), context.shape(1)
     for name, usual in (("ndim", 1), ("channels_last", 0), ("state_window", 0), ("state_update_capacity", 0)):
@@ -153,7 +153,7 @@ def causal_conv_with_state(context: NodeContext) -> list[TensorValue]:
 
 @converter("NhwcMaxPool", domain=DOMAIN)
 def nhwc_max_pool(context: NodeContext) -> TensorValue:
-    """MaxPool with the channels last."""
+    """MaxPool with channels last."""
     op = Composer(context)
     pooled = op("MaxPool", channels_first(op, context.tensor(0)), **attributes_of(context, *_POOL_ATTRIBUTES))
     return channels_last(op, pooled)
@@ -173,7 +173,7 @@ def bias_gelu(op: Composer, x: TensorValue, bias: TensorValue) -> TensorValue:
 
 @composed("FastGelu", domain=DOMAIN)
 def fast_gelu(op: Composer, x: TensorValue, bias: TensorValue | None = None) -> TensorValue:
-    """Gelu by tanh, of a sum when there is a bias."""
+    """Tanh approximation of Gelu, of a sum if there is a bias."""
     return op("Gelu", x if bias is None else op("Add", x, bias), approximate="tanh")
 
 
@@ -193,14 +193,14 @@ def swiglu(op: Composer, a: TensorValue, b: TensorValue, *, alpha: float = 1.0) 
 def clamped_swiglu(
     op: Composer, gate: TensorValue, linear: TensorValue | None = None, *, limit: float = 0.0
 ) -> TensorValue:
-    """SwiGLU of limited operands, `activation_beta` added to the second; both may be the halves of one input."""
+    """SwiGLU of clamped operands, with `activation_beta` added to the second; they may be the halves of one input."""
     if linear is None:
         gate, linear = op.outputs(2, "Split", gate, axis=-1, num_outputs=2)
     return limited_swiglu(op.context, gate, linear, limit if limit > 0 else np.inf)
 
 
 def limited_swiglu(context: NodeContext, gate: TensorValue, linear: Value, limit: float) -> TensorValue:
-    """gate * sigmoid(activation_alpha * gate) * (linear + activation_beta), both operands up to `limit`."""
+    """gate * sigmoid(activation_alpha * gate) * (linear + activation_beta), with both operands clamped to `limit`."""
     op = Composer(context)
     if np.isfinite(limit):
         gate, linear = op("Clip", gate, None, limit), op("Clip", linear, -limit, limit)
@@ -210,7 +210,7 @@ def limited_swiglu(context: NodeContext, gate: TensorValue, linear: Value, limit
 
 @composed("ScaledSiLU", domain=DOMAIN)
 def scaled_silu(op: Composer, x: TensorValue, scale: TensorValue | None = None, *, alpha: float = 1.0) -> TensorValue:
-    """z * sigmoid(z) of z = scale * x."""
+    """z * sigmoid(z) with z = scale * x."""
     return swish(op, op("Mul", x, alpha if scale is None else op("Cast", scale, to=op.number(x.dtype))))
 
 
@@ -223,7 +223,7 @@ def swish(op: Composer, value: TensorValue, alpha: float = 1.0) -> TensorValue:
 def gated_add(
     op: Composer, x: TensorValue, y: TensorValue, gate: TensorValue, weight: TensorValue | None = None
 ) -> TensorValue:
-    """x + y * gate, a gate for each row."""
+    """x + y * gate, with one gate per row."""
     if weight is not None:
         op.context.refuse("a weight that computes the gate is not supported")
     return op("Add", x, op("Mul", y, gate))
@@ -238,7 +238,7 @@ def bias_split_gelu(op: Composer, x: TensorValue, bias: TensorValue) -> TensorVa
 
 @composed("BiasAdd", "BiasDropout", domain=DOMAIN)
 def biased(op: Composer, x: TensorValue, bias: TensorValue, residual: TensorValue | None = None) -> TensorValue:
-    """x + bias + residual: nothing is dropped outside training."""
+    """x + bias + residual: there is no dropout outside training."""
     total = op("Add", x, bias)
     return total if residual is None else op("Add", total, residual)
 
@@ -247,7 +247,7 @@ def biased(op: Composer, x: TensorValue, bias: TensorValue, residual: TensorValu
 def bias_softmax(op: Composer, x: TensorValue, bias: TensorValue, *, axis: int = 1) -> TensorValue:
     """Softmax of a sum, over all axes from `axis` on; the bias is broadcast over inner or outer batches.
 
-    With is_inner_broadcast each entry of the bias serves as many consecutive batches as there are for one.
+    With is_inner_broadcast, each entry of the bias is used for several consecutive batches.
     """
     rank = len(x.shape)
     if op.context.axis(axis, rank) < rank - 1:
@@ -257,13 +257,13 @@ def bias_softmax(op: Composer, x: TensorValue, bias: TensorValue, *, axis: int =
 
 @converter("ExpandDims", domain=DOMAIN)
 def expand_dims(context: NodeContext) -> TensorValue:
-    """A new axis of size 1 at a position counted as in the result."""
+    """Insert a new axis of size 1 at a position in the result."""
     return Composer(context)("Unsqueeze", context.value(0), int64s(*context.integers(1)))
 
 
 @converter("Trilu", "GatherND", "Range", domain=DOMAIN)
 def as_in_onnx(context: NodeContext) -> TensorValue:
-    """Operators that ONNX has taken over since."""
+    """Operators since adopted by ONNX."""
     inputs: list[object] = [given(context, index) for index in range(len(context.node.input))]
     if context.operator == "Range" and not context.has_input(2):
         inputs = [*inputs[:2], 1]
@@ -273,7 +273,7 @@ def as_in_onnx(context: NodeContext) -> TensorValue:
 
 @converter("GridSample", domain=DOMAIN)
 def grid_sample(context: NodeContext) -> TensorValue:
-    """GridSample with the names of modes that ONNX had up to opset 19."""
+    """GridSample with the mode names of ONNX up to opset 19."""
     attributes = attributes_of(context, "align_corners", "padding_mode")
     mode = context.attribute("mode", "bilinear").replace("bilinear", "linear").replace("bicubic", "cubic")
     return Composer(context)("GridSample", context.value(0), context.value(1), mode=mode, **attributes)
@@ -283,20 +283,20 @@ def grid_sample(context: NodeContext) -> TensorValue:
 def pad(
     op: Composer, x: TensorValue, widths: TensorValue, value: TensorValue | None = None, *, mode: str = "constant"
 ) -> TensorValue:
-    """Pad with the widths as an operand, which may be a matrix of one row."""
+    """Pad with the widths as an operand, possibly a one-row matrix."""
     return op("Pad", x, op("Reshape", widths, int64s(-1)), value, mode=mode)
 
 
 @composed("Unique", domain=DOMAIN)
 def unique(op: Composer, x: TensorValue) -> list[TensorValue]:
-    """The distinct elements in the order in which they occur first, which one each input is, how often each occurs."""
+    """Return distinct elements in order of first occurrence, each input's index among them, and their counts."""
     distinct, _, inverse, counts = op.outputs(4, "Unique", x, sorted=0)
     return [distinct, inverse, counts]
 
 
 @converter("Inverse", domain=DOMAIN)
 def inverse(context: NodeContext) -> TensorValue:
-    """Inverses of stacked square matrices."""
+    """Invert stacked square matrices."""
     return inverted(context, context.input(0))
 
 
@@ -332,7 +332,7 @@ def conv_transpose_with_dynamic_pads(context: NodeContext) -> TensorValue:
     domain="com.microsoft.nchwc",
 )
 def blocked_layout(context: NodeContext) -> TensorValue:
-    """Refused: nothing in the model says how its weights are laid out."""
+    """Refused: the model does not specify the layout of its weights."""
     context.refuse(
         "its layout is that of the machine on which ONNX Runtime optimized the model; save the model with the "
         "optimization level 'extended' or below"
@@ -344,7 +344,7 @@ _EPSILON = 1e-12  # default of the fused operators
 
 @converter("LayerNormalization", since=1)
 def layer_normalization(context: NodeContext) -> list[TensorValue]:
-    """ONNX Runtime writes it for opsets in which ONNX does not have it yet."""
+    """LayerNormalization as written by ONNX Runtime in opsets that lack it."""
     op, count = Composer(context), len(context.node.output)
     inputs = [context.value(0), context.value(1), given(context, 2)]
     return op.outputs(count, "LayerNormalization", *inputs, **attributes_of(context, "axis", "epsilon", "stash_type"))
@@ -380,7 +380,7 @@ def skip_layer_normalization(
     *,
     epsilon: float = _EPSILON,
 ) -> list[TensorValue]:
-    """LayerNormalization of a sum: result, mean, inverse deviation, sum. The batch may be missing in `skip`."""
+    """LayerNormalization of a sum: result, mean, inverse deviation, sum. `skip` may lack the batch axis."""
     total = biased(op, x, skip, bias)
     return [*op.outputs(3, "LayerNormalization", total, gamma, beta, axis=-1, epsilon=epsilon), total]
 
@@ -395,7 +395,7 @@ def skip_simplified_layer_normalization(
     *,
     epsilon: float = _EPSILON,
 ) -> list[TensorValue | None]:
-    """SimplifiedLayerNormalization of a sum; outputs as those of SkipLayerNormalization."""
+    """SimplifiedLayerNormalization of a sum; outputs as for SkipLayerNormalization."""
     total = biased(op, x, skip, bias)
     result, inverse = simplified_layer_normalization(op, total, gamma, epsilon=epsilon)
     return [result, None if not op.context.output_used(1) else inverse, inverse, total]
@@ -403,7 +403,7 @@ def skip_simplified_layer_normalization(
 
 @converter("EmbedLayerNormalization", domain=DOMAIN)
 def embed_layer_normalization(context: NodeContext) -> list[TensorValue]:
-    """Word, position and segment embeddings summed and normalized; the number of unmasked tokens; the sum.
+    """Sum word, position and segment embeddings and normalize; also return the number of unmasked tokens and the sum.
 
     Inputs: ids, segments, word, position and segment tables, gamma, beta, mask, positions.
     """
@@ -414,9 +414,9 @@ def embed_layer_normalization(context: NodeContext) -> list[TensorValue]:
 def embedded(
     context: NodeContext, tables: Sequence[TensorValue | None], position_input: int | None
 ) -> list[TensorValue]:
-    """[result, number of tokens, sum]: input 0 holds ids, 1 segments, 7 a mask, `position_input` positions.
+    """Return [result, number of tokens, sum]: input 0 holds ids, 1 segments, 7 a mask, `position_input` positions.
 
-    The tables are of words, positions and segments, then gamma and beta.
+    The tables are words, positions and segments, then gamma and beta.
     """
     op = Composer(context)
     ids = context.tensor(0)

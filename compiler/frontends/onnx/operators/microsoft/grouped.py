@@ -1,4 +1,4 @@
-"""com.microsoft: GroupQueryAttention, as exported language models use it."""
+"""com.microsoft: GroupQueryAttention, as in exported language models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from schedules.ir.tvm_types import Expr
 
 _KEY, _VALUE, _PAST_KEY, _PAST_VALUE, _LENGTHS, _TOTAL, _COSINES, _SINES, _POSITIONS, _BIAS, _SINK = range(1, 12)
 _LAST_INPUT = _SINK
-_ROWS = 2  # the axis of the rows of a cache
+_ROWS = 2  # the row axis of a cache
 
 
 @converter("GroupQueryAttention", domain=DOMAIN)
@@ -29,10 +29,10 @@ def group_query_attention(context: NodeContext) -> list[Expr]:
     """Causal attention of many query heads to few key heads, with a cache and rotary positions.
 
     Inputs: query (or query, key and value packed), key, value, past key and value (batch, heads, past, size), the last
-    position of each sample, the total length, cosines and sines, positions, a bias of the scores, and scores of heads
-    that take part in each softmax without a value (`smooth_softmax` alone: 0). The cache may be longer than what is in
-    it: new entries go where each sample ends. A cache declared with the same sizes before and
-    after is one buffer, of which only the new entries are written.
+    position of each sample, the total length, cosines and sines, positions, a bias of the scores, and additional
+    softmax scores per head without a value (with only `smooth_softmax`: 0). The cache may be longer than its contents:
+    new entries are appended to each sample. A cache declared with equal sizes before and after is one buffer, of which
+    only the new entries are written.
     """
     _refuse_variants(context)
     return _Grouped(context).outputs()
@@ -50,7 +50,7 @@ def _refuse_variants(context: NodeContext) -> None:
 
 
 class _Grouped:
-    """One node: its heads, lengths and positions."""
+    """One node, with its heads, lengths and positions."""
 
     def __init__(self, context: NodeContext) -> None:
         self.context, self.op = context, Composer(context)
@@ -66,7 +66,7 @@ class _Grouped:
         self.starts = self._starts()
 
     def outputs(self) -> list[Expr]:
-        """[result, present key, present value]."""
+        """Return [result, present key, present value]."""
         context = self.context
         query, key = self.query, self.key
         if context.attribute("do_rotary", 0):
@@ -94,7 +94,7 @@ class _Grouped:
         return [context.runtime(merged, context.dtype(0)), keys, values]
 
     def _parts(self) -> list[Expr]:
-        """Query, key and value as (batch, length, heads, size)."""
+        """Return query, key and value as (batch, length, heads, size)."""
         context, op = self.context, self.op
         width = context.shape(0)[2]
         if not isinstance(width, int):
@@ -108,7 +108,7 @@ class _Grouped:
         return [self._heads_apart(part, count) for part, count in zip(parts, counts, strict=True)]
 
     def _heads_apart(self, part: Expr, count: int) -> relax.Expr:
-        """(batch, length, heads, size) of (batch, length, width) or (batch, heads, length, size)."""
+        """(batch, length, width) or (batch, heads, length, size) -> (batch, length, heads, size)."""
         context, shape = self.context, part.shape
         expr = context.importer.builder.materialize(part)
         if len(shape) == 4:
@@ -118,7 +118,7 @@ class _Grouped:
         return context.reshape(expr, [*shape[:2], count, shape[2] // count])
 
     def _sinks(self) -> relax.Expr | None:
-        """A score of each head that has no value, float32 (heads,)."""
+        """Return an additional score per head that has no value, float32 (heads,)."""
         context = self.context
         if context.has_input(_SINK):
             require_shape(context, context.shape(_SINK), [self.heads], "the sinks of the heads")
@@ -128,7 +128,7 @@ class _Grouped:
         return relax.const(np.zeros(self.heads, np.float32))
 
     def _is_shared(self) -> bool:
-        """True if past and present are declared as one buffer: inputs and outputs of the model of equal sizes."""
+        """True if past and present are declared as one buffer: model inputs and outputs of equal sizes."""
         graph, node = self.context.importer.model.proto.graph, self.context.node
         if self.context.scope.depth or not self.context.has_input(_PAST_KEY):
             return False
@@ -141,7 +141,7 @@ class _Grouped:
         return all(past and None not in past and past == present for past, present in pairs)
 
     def _check_sizes(self) -> None:
-        """Keys, values, lengths and the bias must fit the queries."""
+        """Check that keys, values, lengths and the bias fit the queries."""
         context = self.context
         for name, part in (("the key", self.key), ("the value", self.value)):
             require_shape(context, tensor_shape(part)[:3], [self.batch, self.length, self.key_heads], name)
@@ -158,7 +158,7 @@ class _Grouped:
             require_entries(context, length, self.capacity)
 
     def _starts(self) -> relax.Expr:
-        """Number of valid cache entries of each sample, int64 (batch,); 0 if all tokens are new."""
+        """Return the number of valid cache entries of each sample, int64 (batch,); 0 if all tokens are new."""
         length, total = expression(self.length), expression(self.total)
 
         def starts(lengths: te.Tensor, new: Expr, all_of_them: Expr) -> te.Tensor:
@@ -202,7 +202,8 @@ class _Grouped:
         return context.emit_te(rotated, tensor, *tables, *position_tensors, primfunc_name_hint="rotate")
 
     def _check_tables(self, tensor: relax.Expr) -> None:
-        """Cosines and sines are of one shape and no wider than a head; given positions lie in them."""
+        """Check that cosines and sines have equal shapes no wider than a head, and that given positions are within
+        them."""
         context, size = self.context, tensor_shape(tensor)[3]
         rows, half = context.shape(_COSINES)
         require_shape(context, context.shape(_SINES), [rows, half], "the sines")
@@ -215,8 +216,8 @@ class _Grouped:
             require(context, rows, "at least", self.length)
 
     def _with_past(self, new: relax.Expr, index: int, capacity: Dim | None = None) -> Runtime:
-        """The cache with the new entries (batch, length, heads, size) where each sample ends: (batch, heads, capacity,
-        size)."""
+        """Return the cache with the new entries (batch, length, heads, size) appended to each sample: (batch, heads,
+        capacity, size)."""
         context = self.context
         batch, _, heads, size = tensor_shape(new)
         rows = context.emit(R.permute_dims(new, [0, 2, 1, 3]))
@@ -235,7 +236,7 @@ class _Grouped:
 
 
 def _first_rows(rows: te.Tensor, starts: te.Tensor, length: Expr) -> te.Tensor:
-    """A cache of that length with rows where each sample starts, and zeros around them."""
+    """Return a cache of that length with the rows at each sample's start, and zeros elsewhere."""
 
     def element(*indices: Expr) -> Expr:
         return placed(rows, starts, _ROWS, indices, lambda: tirx.const(0, rows.dtype))

@@ -1,4 +1,5 @@
-"""com.microsoft: LinearAttention, the recurrence of linear attention and of (gated) delta rules, and what feeds it."""
+"""com.microsoft: LinearAttention, the recurrence of linear attention and (gated) delta rules, with its gates and
+norms."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ _RULES = ("linear", "gated", "delta", "gated_delta")
 def linear_attention(context: NodeContext) -> list[TensorValue]:
     """A `Scan` over the steps: S = exp(g) S + k (beta (v - (exp(g) S)^T k))^T, o = scale q^T S.
 
-    Rules without a gate have no exp(g), those without a delta add k v^T. Inputs: query, key and value
-    (batch, steps, heads * size), past state (batch, heads, key size, value size), decay g (batch, steps, heads) or with
-    one for each element of a key, and rate beta. Query heads that share a key head stand beside each other.
+    Rules without a gate omit exp(g), those without a delta add k v^T. Inputs: query, key and value
+    (batch, steps, heads * size), past state (batch, heads, key size, value size), decay g (batch, steps, heads) or one
+    per element of a key, and rate beta. Query heads that share a key head are adjacent.
     """
     op, rule = Composer(context), context.choice("update_rule", "gated_delta", _RULES)
     heads, queries = (int(context.required_attribute(name)) for name in ("kv_num_heads", "q_num_heads"))
@@ -72,7 +73,7 @@ def linear_attention_gate(context: NodeContext) -> list[TensorValue | None]:
 
 @converter("GatedRMSNorm", domain=DOMAIN)
 def gated_rms_norm(context: NodeContext) -> TensorValue:
-    """x / sqrt(mean(x^2)) * scale * activation(gate), in float32; each run of as many elements as `scale` has apart."""
+    """x / sqrt(mean(x^2)) * scale * activation(gate), in float32, over each run of as many elements as `scale` has."""
     op, single = Composer(context), Composer.number("float32")
     (size,), shape = context.shape(1), op("Shape", context.value(0))
     if not isinstance(size, int):
@@ -88,7 +89,8 @@ def gated_rms_norm(context: NodeContext) -> TensorValue:
 
 
 def _step(inputs: list[str]) -> onnx.GraphProto:
-    """One step: the state s (batch, heads, key size, value size) and `inputs` to the next state and the results."""
+    """Return the graph of one step: from the state s (batch, heads, key size, value size) and `inputs` to the next
+    state and the results."""
     nodes, state, value = [], "s", "v"
     if "g" in inputs:
         nodes.append(helper.make_node("Mul", ["s", "g"], ["decayed"]))

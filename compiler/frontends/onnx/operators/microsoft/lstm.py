@@ -1,4 +1,4 @@
-"""com.microsoft: DynamicQuantizeLSTM, whose input and state are quantized as it runs and multiplied as integers."""
+"""com.microsoft: DynamicQuantizeLSTM, whose input and state are quantized dynamically and multiplied as integers."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from schedules.ir.tvm_types import Expr, Index
 from schedules.recurrence.description import CellKind, Recurrence
 
 _GATES = 4
-_QUAD = 4  # bytes of a word along the depth
+_QUAD = 4  # bytes per word along the depth
 _MOST_LANES = 16
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """Signed bytes (directions, 4 * hidden, depth); scales and zero points (directions, 4 * hidden), the latter None
-    where they are all 0."""
+    """Signed bytes (directions, 4 * hidden, depth); scales and zero points (directions, 4 * hidden), the latter None if
+    all are 0."""
 
     data: Operand
     scales: Operand
@@ -43,9 +43,10 @@ class _Weights:
 
 @converter("DynamicQuantizeLSTM", domain=DOMAIN)
 def dynamic_quantize_lstm(context: NodeContext) -> list[Expr]:
-    """X, W, R, B, lengths, initial h and c, P, then scale and zero point of W and of R; gates in the order iofc.
+    """Inputs: X, W, R, B, lengths, initial h and c, P, then scale and zero point of W and of R; gates in the order
+    iofc.
 
-    The input is quantized as a whole, the state of all samples of a direction in each step.
+    The input is quantized as a whole, the state per step, over all samples of a direction.
     """
     if context.has_input(4):
         context.refuse("sequence_lens is not supported")
@@ -69,7 +70,7 @@ def dynamic_quantize_lstm(context: NodeContext) -> list[Expr]:
 
 
 def _checked_sizes(context: NodeContext, directions: int) -> tuple[int, int]:
-    """(hidden units, features); InvalidModelError where the operands do not fit."""
+    """Return (hidden units, features); InvalidModelError if the operands do not fit."""
     if [context.rank(index) for index in range(3)] != [3, 3, 3]:
         context.invalid("X, W and R must have rank 3")
     features, hidden = context.shape(1)[1], context.shape(2)[1]
@@ -118,7 +119,7 @@ def _operands(context: NodeContext, recurrence: Recurrence) -> dict[str, Expr]:
 
 
 def _weights(context: NodeContext, packing: Packing, index: int, scale: int) -> _Weights:
-    """Weights of unsigned bytes and their zero points are moved by 128."""
+    """Convert unsigned weights and their zero points to signed by subtracting 128."""
     arrays, columns = packing.arrays, (packing.directions, _GATES * packing.hidden)
     unsigned = context.dtype(index) == "uint8"
     zero_points = None
@@ -137,7 +138,7 @@ def _weights(context: NodeContext, packing: Packing, index: int, scale: int) -> 
 
 
 def _spread(arrays: Arrays, value: Operand, shape: tuple[int, int]) -> Operand:
-    """One value per direction or per column, as one per column."""
+    """Expand one value per direction or per column to one per column."""
     known = tuple(value.shape) if isinstance(value, np.ndarray) else tuple(tensor_shape(value))
     if known == shape:
         return value
@@ -145,7 +146,7 @@ def _spread(arrays: Arrays, value: Operand, shape: tuple[int, int]) -> Operand:
 
 
 def _projection(op: Composer, packing: Packing, weights: _Weights, features: int) -> Expr:
-    """Products of all steps with the input weights, plus bias: (steps, samples, directions, blocks, gates, lanes)."""
+    """Multiply all steps by the input weights and add the bias: (steps, samples, directions, blocks, gates, lanes)."""
     context, arrays = op.context, packing.arrays
     layout = (packing.directions, packing.blocks, _GATES, packing.lanes)
     columns = packing.directions * packing.blocks * _GATES * packing.lanes
@@ -169,8 +170,8 @@ def _projection(op: Composer, packing: Packing, weights: _Weights, features: int
 
 
 def _words(packing: Packing, data: Operand, depth: int) -> Operand:
-    """Signed bytes (directions, 4 * hidden, depth) as words of four along the depth: (directions, blocks, depth / 4,
-    gates, lanes), int32."""
+    """Pack signed bytes (directions, 4 * hidden, depth) into words of four along the depth: (directions, blocks, depth
+    / 4, gates, lanes), int32."""
     arrays = packing.arrays
     padded = arrays.pad_last(data, -depth % _QUAD)
     packed = packing.matrix(padded, depth + -depth % _QUAD, range(_GATES))

@@ -1,8 +1,8 @@
-"""com.microsoft: operators on quantized tensors that ONNX Runtime's quantizer writes.
+"""com.microsoft: operators on quantized tensors, as written by ONNX Runtime's quantizer.
 
-Those without an integer form are what their definition says: dequantize, compute, quantize.
+Those without an integer form follow their definition: dequantize, compute, quantize.
 
-com.microsoft: weights quantized in blocks: MatMulNBits, and GatherBlockQuantized, how embeddings are looked up.
+com.microsoft: weights quantized in blocks: MatMulNBits, and GatherBlockQuantized for embedding look-ups.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ converter("DequantizeLinear", domain=DOMAIN)(dequantize_linear)
 
 
 def dequantized_input(context: NodeContext, op: Composer, index: int) -> TensorValue:
-    """The float value of input `index`, whose scale and zero point are the next two inputs."""
+    """Return the float value of input `index`, whose scale and zero point are the next two inputs."""
     return op("DequantizeLinear", context.value(index), context.value(index + 1), given(context, index + 2))
 
 
 def quantized_output(context: NodeContext, op: Composer, value: Value, index: int, like: int = 0) -> Value:
-    """A float value quantized with the scale and zero point in inputs `index` and `index + 1`."""
+    """Quantize a float value with the scale and zero point in inputs `index` and `index + 1`."""
     zero = given(context, index + 1)
     if zero is None:
         zero = op("Cast", 0.0, to=op.number(context.dtype(like)))
@@ -72,10 +72,10 @@ def quantized_output(context: NodeContext, op: Composer, value: Value, index: in
 
 @converter("QLinearAdd", domain=DOMAIN)
 def qlinear_add(context: NodeContext) -> Value:
-    """a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero; rounded as ONNX Runtime does.
+    """a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero; rounded like in ONNX Runtime.
 
-    Halves are common here, since the scales' ratios often are powers of two: the zero points are summed first, and
-    each product is added in one step where the processor multiplies and adds in one, as ONNX Runtime's is.
+    Ties are common, since ratios of scales are often powers of two: the zero points are summed first, and each product
+    is added in one step if the CPU has fused multiply-add, as in ONNX Runtime.
     """
     ratios = [multiplier(context, [1], 6, None), multiplier(context, [4], 6, None)]
     zeros = [_zero(context, index) for index in (2, 5, 7)]
@@ -93,7 +93,7 @@ def qlinear_add(context: NodeContext) -> Value:
 
 @converter("QLinearMul", domain=DOMAIN)
 def qlinear_mul(context: NodeContext) -> Value:
-    """a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero; the integers' product is scaled once."""
+    """a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero; the integer product is scaled once."""
     ratio = multiplier(context, [1, 4], 6, None)
     zeros = [_zero(context, index) for index in (2, 5, 7)]
 
@@ -106,7 +106,7 @@ def qlinear_mul(context: NodeContext) -> Value:
 
 
 def _zero(context: NodeContext, index: int) -> relax.Expr:
-    """A zero point as a float32 scalar."""
+    """Return a zero point as a float32 scalar."""
     if not context.has_input(index):
         return relax.const(0.0, "float32")
     expr = cast(context, context.input(index), "float32")
@@ -131,7 +131,7 @@ def qlinear_activation(context: NodeContext) -> Value:
 
 @converter("QLinearSoftmax", domain=DOMAIN)
 def qlinear_softmax(context: NodeContext) -> Value:
-    """Softmax with the meaning that `opset` gives it: before 13, over all axes from `axis` on."""
+    """Softmax with the semantics of `opset`: before 13, over all axes from `axis` on."""
     op = Composer(context)
     x = dequantized_input(context, op, 0)
     axis = context.axis(context.attribute("axis", -1), context.rank(0))
@@ -143,7 +143,7 @@ def qlinear_softmax(context: NodeContext) -> Value:
 
 @converter("QLinearAveragePool", "QLinearGlobalAveragePool", domain=DOMAIN)
 def qlinear_pool(context: NodeContext) -> Value:
-    """Average pooling; with channels_last the channels are the last axis."""
+    """Average pooling; with channels_last, the channels are the last axis."""
     op, last = Composer(context), bool(context.attribute("channels_last", 0))
     x = dequantized_input(context, op, 0)
     names = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
@@ -154,7 +154,7 @@ def qlinear_pool(context: NodeContext) -> Value:
 
 @converter("QLinearConv", domain=DOMAIN)
 def qlinear_conv(context: NodeContext) -> Value:
-    """QLinearConv; with channels_last the channels of data and result are the last axis, and the weights as ever."""
+    """QLinearConv; with channels_last, the channels of data and result are the last axis, and weights are unchanged."""
     op, last, x = Composer(context), bool(context.attribute("channels_last", 0)), context.tensor(0)
     names = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
     inputs = [given(context, index) for index in range(1, 9)]
@@ -164,7 +164,7 @@ def qlinear_conv(context: NodeContext) -> Value:
 
 @converter("QEmbedLayerNormalization", domain=DOMAIN)
 def quantized_embed_layer_normalization(context: NodeContext) -> list[TensorValue]:
-    """EmbedLayerNormalization of quantized tables, gamma and beta, with their scales and then their zero points."""
+    """EmbedLayerNormalization with quantized tables, gamma and beta, followed by their scales and zero points."""
     op = Composer(context)
     tables = [
         op("DequantizeLinear", context.value(2 + index), context.value(8 + index), given(context, 13 + index))
@@ -202,7 +202,8 @@ def qlinear_where(context: NodeContext) -> Value:
 
 @converter("QGemm", domain=DOMAIN)
 def qgemm(context: NodeContext) -> Value | relax.Expr:
-    """alpha * A' * B' + C of quantized A and B and int32 C: a, a_scale, a_zero, b, b_scale, b_zero, c, y_scale, y_zero.
+    """alpha * A' * B' + C with quantized A and B and int32 C: a, a_scale, a_zero, b, b_scale, b_zero, c, y_scale,
+    y_zero.
 
     Without y_scale the result is float.
     """
@@ -221,7 +222,7 @@ def qgemm(context: NodeContext) -> Value | relax.Expr:
 
 
 def _columns_operand(context: NodeContext) -> Operand:
-    """B with one zero point per column of the product, which is a row of B when it is transposed."""
+    """Return B with one zero point per column of the matmul, which is a row of B if transposed."""
     transposed = bool(context.attribute("transB", 0))
     return _transposed(context, operand(context, 3, 5, 0 if transposed else -1), "transB")
 
@@ -254,7 +255,7 @@ def matmul_integer_to_float(context: NodeContext) -> relax.Expr:
 
 @converter("DynamicQuantizeMatMul", domain=DOMAIN)
 def dynamic_quantize_matmul(context: NodeContext) -> relax.Expr:
-    """A float A, quantized to uint8 as it comes, times b: a, b, b_scale, b_zero, bias."""
+    """A float A, dynamically quantized to uint8, times b: a, b, b_scale, b_zero, bias."""
     data, scale, zero = dynamically_quantized(context, context.input(0))
     assert isinstance(data, Runtime)
     left = Operand(data.expr, context.emit(R.astype(zero, "int32")))
@@ -269,10 +270,10 @@ INT8_DATA = 4  # the accuracy level
 
 @converter("GatherBlockQuantized", domain=DOMAIN)
 def gather_block_quantized(context: NodeContext) -> Expr:
-    """Entries of a table that is quantized in blocks: data, indices, scales, zero points.
+    """Look up entries of a table that is quantized in blocks: data, indices, scales, zero points.
 
-    Data of type uint8 hold `bits` a value, low bits first; without zero points the middle of the range of uint8 data
-    is zero, and 0 otherwise.
+    uint8 data hold `bits` per value, low bits first; without zero points, zero is the middle of the range for uint8
+    data, and 0 otherwise.
     """
     op, bits = Composer(context), int(context.attribute("bits", 4))
     stored = _stored_table(context, bits)
@@ -295,7 +296,7 @@ def gather_block_quantized(context: NodeContext) -> Expr:
 
 
 def _stored_table(context: NodeContext, bits: int) -> Expr | None:
-    """Rows of a table looked up in its blocks, as float32; None where blocks are not runs of a row."""
+    """Look up rows of a table in its blocks, as float32; None if blocks are not runs of a row."""
     data, scales = context.constant(0), context.constant(2)
     block = int(context.attribute("block_size", 128))
     along = context.axis(context.attribute("quantize_axis", 1), data.ndim) == 1
@@ -322,7 +323,7 @@ def _stored_table(context: NodeContext, bits: int) -> Expr | None:
 
 
 def _spread(values: np.ndarray, block: int, axis: int, length: int) -> np.ndarray:
-    """Each value of a block for all of its elements."""
+    """Repeat each block's value for all of its elements."""
     return np.take(np.repeat(values, block, axis), range(length), axis)
 
 
@@ -330,7 +331,7 @@ def _spread(values: np.ndarray, block: int, axis: int, length: int) -> np.ndarra
 def matmul_n_bits(context: NodeContext) -> Value:
     """A times the transposed B of packed 2, 4 or 8-bit integers (N, blocks, bytes): a, b, scales, zeros, g_idx, bias.
 
-    Without zero points the middle of the range is zero.
+    Without zero points, zero is the middle of the range.
     """
     rows, size = int(context.required_attribute("N")), int(context.required_attribute("K"))
     bits, block = int(context.attribute("bits", 4)), int(context.required_attribute("block_size"))
@@ -353,7 +354,7 @@ def matmul_n_bits(context: NodeContext) -> Value:
             zeros = raw.reshape(rows, blocks, 1).astype(np.float32)
     dtype = op.number(context.dtype(2))
     if context.has_input(4):
-        # Each column says which block's scale and zero point are its own.
+        # For each column, the block whose scale and zero point it uses.
         order = context.constant(4).astype(np.int64)
         weights, scales = weights.reshape(rows, -1, 1), op("Gather", scales, order, axis=1)
         zeros = zeros if np.ndim(zeros) == 0 else zeros[:, order]
@@ -367,9 +368,9 @@ def matmul_n_bits(context: NodeContext) -> Value:
 
 
 def _narrow_product(context: NodeContext, op: Composer, weights: np.ndarray, bits: int, size: int) -> Value | None:
-    """The matmul with unmodified integers; None if scales are computed, or zero points are not integers.
+    """Return the matmul with unmodified integers; None if scales are computed, or zero points are not integers.
 
-    At accuracy level 4 the data are rounded to 8-bit integers, as ONNX Runtime does.
+    At accuracy level 4 the data are rounded to 8-bit integers, like in ONNX Runtime.
     """
     scales, zeros = context.known(2), None
     if scales is None or context.has_input(4):
@@ -399,7 +400,7 @@ def _narrow_product(context: NodeContext, op: Composer, weights: np.ndarray, bit
     return op("Cast", result, to=op.number(dtype))
 
 
-# What the 16 codes of 4-bit floats stand for, by quant_type:
+# Values of the 16 codes of 4-bit floats, by quant_type:
 # https://github.com/bitsandbytes-foundation/bitsandbytes/blob/main/bitsandbytes/functional.py (create_fp4_map); NF4.
 _FP4 = (0.0, 1 / 192, 2 / 3, 1.0, 1 / 3, 1 / 2, 1 / 6, 1 / 4)
 _BNB4_CODES: tuple[tuple[float, ...], ...] = ((*_FP4, *(-value for value in _FP4)), TABLES["nf4"])
@@ -409,7 +410,7 @@ _BNB4_CODES: tuple[tuple[float, ...], ...] = ((*_FP4, *(-value for value in _FP4
 def matmul_bnb4(context: NodeContext) -> relax.Expr:
     """A times the transposed B (N, K) of 4-bit floats: a, codes (the high half of a byte first), scales.
 
-    Blocks are consecutive in the flattened B, so that one may span two rows.
+    Blocks are consecutive in the flattened B, so a block may span two rows.
     """
     rows, depth, block = (int(context.required_attribute(name)) for name in ("N", "K", "block_size"))
     kind = int(context.required_attribute("quant_type"))
@@ -437,7 +438,7 @@ def matmul_bnb4(context: NodeContext) -> relax.Expr:
 
 
 def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
-    """Integers packed into bytes along the last axis, low bits first."""
+    """Unpack integers packed into bytes along the last axis, low bits first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     values = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
     return values.reshape(*packed.shape[:-1], -1).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""Attention: scaled products of queries and keys, masks, softmax, and the weighted sum of values.
+"""Attention: scaled dot products of queries and keys, masks, softmax, and the weighted sum of values.
 
-Attention in one kernel that reads keys once for all heads that share them, and only what a query may see.
+Also attention in one kernel that reads keys once for all heads that share them, and only the visible ones.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Heads:
 @converter("Attention", domain=OWN_DOMAIN)
 @converter("Attention", since=23)
 def attention(context: NodeContext) -> list[relax.Expr | None]:
-    """Scaled dot-product attention with grouped heads, a cache of keys and values, masks, and a cap of the scores."""
+    """Scaled dot-product attention with grouped heads, a cache of keys and values, masks, and a cap on the scores."""
     is_flat = context.rank(0) == 3
     heads = _heads(context)
     key, value = _with_past(context, heads.key, _PAST_KEY), _with_past(context, heads.value, _PAST_VALUE)
@@ -69,7 +69,7 @@ def attention(context: NodeContext) -> list[relax.Expr | None]:
 
 
 def _reads_in_place(context: NodeContext, heads: _Heads, masking: Visible) -> bool:
-    """True if one kernel does it all; products of plain heads, which only a mask is added to, become one later."""
+    """True if one kernel computes everything; plain heads with only a mask are fused into one later."""
     if context.output_used(3) or not masking.is_served(heads.dtype) or not keeps_precision(context, heads.dtype):
         return False
     if not (isinstance(tensor_shape(heads.query)[3], int) and isinstance(tensor_shape(heads.value)[3], int)):
@@ -92,7 +92,7 @@ def _result_in_place(context: NodeContext, heads: _Heads, masking: Visible, *, i
 
 
 def _heads(context: NodeContext) -> _Heads:
-    """The inputs with their heads on an axis of their own."""
+    """Return the inputs with a separate head axis."""
     counts = [context.attribute("q_num_heads", 0), *[context.attribute("kv_num_heads", 0)] * 2]
     tensors = []
     for index, count in enumerate(counts):
@@ -115,13 +115,13 @@ def _with_past(context: NodeContext, tensor: relax.Expr, index: int) -> relax.Ex
     if not context.has_input(index):
         return tensor
     batch, heads, _, size = tensor_shape(tensor)
-    # Sizes that TVM cannot tell to be equal are checked when the module runs.
+    # Sizes that TVM cannot prove equal are checked at run time.
     past = context.match_shape(context.input(index), [batch, heads, context.shape(index)[2], size])
     return context.emit(R.concat([past, tensor], axis=2))
 
 
 def _check_sizes(context: NodeContext, heads: _Heads) -> None:
-    """Queries, keys, values, mask and lengths must fit one another; a mask is repeated along its axes of size 1."""
+    """Check that queries, keys, values, mask and lengths fit; a mask broadcasts along axes of size 1."""
     query, key, value = (tensor_shape(each) for each in (heads.query, heads.key, heads.value))
     require(context, query[0], "equal", key[0])
     require_shape(context, value[:3], key[:3], "the value")
@@ -157,7 +157,7 @@ def _masking(context: NodeContext, heads: _Heads) -> Visible:
 
 
 def _groups(context: NodeContext, heads: _Heads) -> tuple[int, int]:
-    """(heads of keys, query heads that share one)."""
+    """Return (key heads, query heads per key head)."""
     query_heads, key_heads = tensor_shape(heads.query)[1], tensor_shape(heads.key)[1]
     if not isinstance(query_heads, int) or not isinstance(key_heads, int):
         context.refuse("the number of heads is not known when compiling")
@@ -167,7 +167,7 @@ def _groups(context: NodeContext, heads: _Heads) -> tuple[int, int]:
 
 
 def _scores(context: NodeContext, heads: _Heads) -> relax.Expr:
-    """Products of queries and keys times the scale: (batch, query heads, queries, keys)."""
+    """Return scaled dot products of queries and keys: (batch, query heads, queries, keys)."""
     size = tensor_shape(heads.query)[3]
     if not isinstance(size, int):
         context.refuse("the size of a head is not known when compiling")
@@ -176,7 +176,7 @@ def _scores(context: NodeContext, heads: _Heads) -> relax.Expr:
     if dtypes.bits(heads.dtype) >= 32:
         query = context.emit(R.multiply(query, context.literal(scale, heads.dtype)))
     else:
-        # Both are scaled by the root, so that no product overflows.
+        # Both are scaled by the square root, so that no product overflows.
         root = context.literal(math.sqrt(scale), heads.dtype)
         query, key = context.emit(R.multiply(query, root)), context.emit(R.multiply(key, root))
     return _grouped_product(context, query, key, heads)
@@ -188,7 +188,7 @@ def _weighted_values(context: NodeContext, probabilities: relax.Expr, heads: _He
 
 
 def _grouped_product(context: NodeContext, left: relax.Expr, right: relax.Expr, heads: _Heads) -> relax.Expr:
-    """Each head of `left` times its head of `right`; rows of heads that share one are stacked, not repeated."""
+    """Multiply each head of `left` by its head of `right`; rows of heads that share one are stacked, not repeated."""
     count, group = _groups(context, heads)
     if group == 1:
         return matrix_product(context, left, right)
@@ -206,7 +206,7 @@ def _softcapped(context: NodeContext, scores: relax.Expr, softcap: float) -> rel
 
 
 def _masked(context: NodeContext, scores: relax.Expr, masking: Visible) -> relax.Expr:
-    """The scores plus the mask, minus infinity where a query may not look; the scores themselves without any mask."""
+    """Add the mask to the scores, with minus infinity for hidden keys; unchanged without any mask."""
     has_mask, has_lengths = context.has_input(_MASK), context.has_input(_LENGTHS)
     if not (has_mask or has_lengths or masking.is_positional):
         return scores
@@ -250,12 +250,12 @@ def _allowed(masking: Visible, position: Expr, key: Expr) -> list[Expr]:
 
 
 def _with_mask(mask: Tensor, indices: list[Expr], value: Expr, low: Expr) -> Expr:
-    """The score plus a float mask, or the score where a boolean one is true. Keys beyond a mask are hidden."""
+    """Add a float mask to the score, or keep the score where a boolean mask is true. Keys beyond a mask are hidden."""
     zero = tirx.const(0, "int64")
     own = indices[4 - len(mask.shape) :]
     positions = [tirx.Select(size == 1, zero, index) for size, index in zip(mask.shape, own, strict=True)]
     length, key = mask.shape[-1], indices[-1]
-    # The last axis is never repeated: a shorter mask ends there.
+    # The last axis never broadcasts: a shorter mask ends there.
     positions[-1] = tirx.min(key, length - 1)
     entry = mask(*positions)
     entry = tirx.Select(entry, value, low) if str(mask.dtype) == "bool" else value + entry
@@ -263,7 +263,7 @@ def _with_mask(mask: Tensor, indices: list[Expr], value: Expr, low: Expr) -> Exp
 
 
 def _softmax(context: NodeContext, scores: relax.Expr, *, guarded: bool) -> relax.Expr:
-    """Probabilities over the keys, in the type softmax_precision; zeros for a query that may look nowhere."""
+    """Return probabilities over the keys, in the type softmax_precision; zeros for a query that sees no key."""
     precision = context.attribute("softmax_precision", 0)
     if precision:
         name = dtypes.dtype_name(precision)
@@ -279,7 +279,7 @@ def _softmax(context: NodeContext, scores: relax.Expr, *, guarded: bool) -> rela
         result = context.emit(R.nn.softmax(scores, axis=-1))
     if not guarded:
         return result
-    # TVM's maximum of nothing but minus infinity is the smallest finite number.
+    # TVM's maximum over only minus infinity is the smallest finite number.
     low, zero = (
         context.literal(float(ml_dtypes.finfo(dtypes.numpy_dtype(dtype)).min), dtype),
         context.literal(0.0, dtype),
@@ -289,7 +289,7 @@ def _softmax(context: NodeContext, scores: relax.Expr, *, guarded: bool) -> rela
 
 
 def _narrow_exponentials(context: NodeContext, scores: relax.Expr) -> relax.Expr:
-    """exp(score - largest), each step rounded to the narrow type as ONNX prescribes; only sums are wider."""
+    """exp(score - largest), each step rounded to the narrow type as ONNX prescribes; only sums use a wider type."""
     return context.emit(R.exp(context.emit(R.subtract(scores, R.max(scores, [-1], keepdims=True)))))
 
 
@@ -298,8 +298,8 @@ _KERNEL_RANK = 4
 
 @dataclass(frozen=True)
 class Visible:
-    """Keys that each query may attend to. `offset` is the number of keys before the queries, the same for all samples;
-    None where `lengths` (batch,) say how many keys each sample has, the queries' own last."""
+    """Keys that each query may attend to. `offset` is the number of keys before the queries, equal for all samples;
+    None if `lengths` (batch,) gives the number of keys of each sample, with the queries' own last."""
 
     causal: bool
     left: int
@@ -315,7 +315,7 @@ class Visible:
         return self.causal or self.left >= 0 or self.right >= 0
 
     def is_served(self, dtype: str) -> bool:
-        """True if the kernel has what this asks for."""
+        """True if the kernel supports it."""
         narrow_enough = dtype in ("float32", "float16", "bfloat16")
         return narrow_enough and (self.causal or not self.is_positional)
 
@@ -323,7 +323,8 @@ class Visible:
 def attention_in_place(
     context: NodeContext, query: relax.Expr, key: relax.Expr, value: relax.Expr, scale: float, visible: Visible
 ) -> relax.Expr:
-    """(batch, queries, heads, size) of queries of that shape, and keys and values (batch, heads, keys, size)."""
+    """Return (batch, queries, heads, size) for queries of that shape, and keys and values (batch, heads, keys,
+    size)."""
     position = length = None
     if visible.lengths is not None:
         new = expression(tensor_shape(query)[1]) if visible.causal else 0
@@ -358,7 +359,7 @@ def _of_rank_4(context: NodeContext, mask: relax.Expr) -> relax.Expr:
 
 
 def _scalar(context: NodeContext, size: Dim) -> relax.Expr:
-    """A size as an int64 tensor ()."""
+    """Return a size as an int64 tensor ()."""
     if isinstance(size, int):
         return context.literal(size, "int64")
     return context.emit_te(
@@ -369,7 +370,7 @@ def _scalar(context: NodeContext, size: Dim) -> relax.Expr:
 
 
 def _less(context: NodeContext, lengths: relax.Expr, new: Dim, most: Dim) -> relax.Expr:
-    """Each length, limited to the keys there are, less the number of queries."""
+    """Return each length, limited to the number of keys, minus the number of queries."""
 
     def compute(each: te.Tensor, *sizes: Expr) -> te.Tensor:
         most, *new = sizes
@@ -380,6 +381,6 @@ def _less(context: NodeContext, lengths: relax.Expr, new: Dim, most: Dim) -> rel
 
 
 def keeps_precision(context: NodeContext, dtype: str) -> bool:
-    """True if the node asks for softmax in float32."""
+    """True if the node's softmax is in float32 or its own type."""
     precision = context.attribute("softmax_precision", 0)
     return not precision or dtypes.dtype_name(precision) in ("float32", dtype)

@@ -1,6 +1,6 @@
 """Conv and ConvTranspose in one to three spatial dimensions.
 
-DeformConv: a convolution whose taps are moved by offsets that are data.
+DeformConv: a convolution whose taps are shifted by data-dependent offsets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NARROW = ("float16", "bfloat16")
 
 
 def accumulator(dtype: str) -> str:
-    """The type to sum products of `dtype` in: float32 for 16-bit floats, whose sums would lose digits."""
+    """Return the accumulator type for products of `dtype`: float32 for 16-bit floats, which would lose digits."""
     return "float32" if dtype in _NARROW else dtype
 
 
@@ -99,7 +99,7 @@ def _group(context: NodeContext) -> int:
 
 
 def _with_channels(context: NodeContext, expected: Dim) -> relax.Expr:
-    """The data, which must have as many channels as the weights ask for."""
+    """Return the data, checked to have as many channels as the weights require."""
     channels = context.shape(0)[1]
     if isinstance(channels, int) and isinstance(expected, int) and channels != expected:
         context.invalid(f"the data have {channels} channels, the weights ask for {expected}")
@@ -129,7 +129,7 @@ def conv_transpose(context: NodeContext) -> relax.Expr:
     strides = integers_attribute(context, "strides", rank, 1, 1)
     dilations = integers_attribute(context, "dilations", rank, 1, 1)
     crops = _crops(context, spatial_sizes(data), kernel, strides, dilations)
-    # What is cropped is static padding of the operator where it can be; the rest is cut off or added around its result.
+    # Cropping is static padding of the operator if possible; the rest is cropped or padded afterwards.
     inside = [(max(b, 0), max(a, 0)) if isinstance(b, int) and isinstance(a, int) else (0, 0) for b, a in crops]
     dtype = context.dtype(0)
     result = context.emit(
@@ -187,11 +187,11 @@ def _crops(
 def _output_shape(
     context: NodeContext, sizes: Sequence[Dim], strides: Sequence[int], mode: str
 ) -> Sequence[Dim] | None:
-    """The spatial output sizes when they are prescribed: by output_shape, or by the padding SAME."""
+    """Return the spatial output sizes if prescribed: by output_shape, or by SAME padding."""
     rank = len(sizes)
     given: list[int] = context.attribute("output_shape", [])
     if given:
-        # Some exporters write batch and channels too.
+        # Some exporters include batch and channels.
         if len(given) not in (rank, rank + 2) or any(size < 1 for size in given[-rank:]):
             context.invalid(f"output_shape must hold {rank} positive sizes, not {list(given)}")
         return [int(size) for size in given[-rank:]]
@@ -205,7 +205,7 @@ _OFFSETS, _BIAS, _MASK = 2, 3, 4
 
 @converter("DeformConv", since=19)
 def deform_conv(context: NodeContext) -> relax.Expr:
-    """Samples the data at the moved taps, times the mask, and multiplies by the weights (M, C / group, k1...)."""
+    """Sample the data at the shifted taps, multiply by the mask, and by the weights (M, C / group, k1...)."""
     rank = checked_rank(context)
     kernel = checked_kernel(context, rank)
     group, offset_group = context.attribute("group", 1), context.attribute("offset_group", 1)
@@ -237,7 +237,7 @@ def deform_conv(context: NodeContext) -> relax.Expr:
 
 
 def _check_operands(context: NodeContext, window: Window, offset_group: int, group: int) -> None:
-    """Offsets, mask, weights and bias must have the sizes that the data and the attributes give them."""
+    """Check that offsets, mask, weights and bias have the sizes implied by data and attributes."""
     batch, channels, *spatial = context.shape(0)
     taps = offset_group * math.prod(window.kernel)
     positions = []
@@ -263,9 +263,9 @@ def _window(context: NodeContext, kernel: tuple[int, ...]) -> Window:
 
 
 def _columns(window: Window, group_channels: int) -> Callable[..., Tensor]:
-    """The sampled data (N, C, taps, E1...), zero outside of the data.
+    """Return the kernel of the sampled data (N, C, taps, E1...), zero outside the data.
 
-    Its operands: data (N, C, product of the sizes), offsets, the mask where there is one, and the sizes.
+    Operands: data (N, C, product of the sizes), offsets, the mask if there is one, and the sizes.
     """
     rank, count = window.rank, math.prod(window.kernel)
 
@@ -281,7 +281,7 @@ def _columns(window: Window, group_channels: int) -> Callable[..., Tensor]:
             step = tirx.floordiv(tap, math.prod(window.kernel[axis + 1 :])) % window.kernel[axis]
             return (start + step * window.dilations[axis]).astype(wide) + moved
 
-        # Those of a group of channels are the same.
+        # All channels of a group share them.
         shape = (data.shape[0], tirx.floordiv(offsets.shape[1], rank), *offsets.shape[2:])
         tables = tap_tables(shape, lengths, lambda *at: linear_taps(coordinate(*at)), zeros=True)
 

@@ -1,4 +1,4 @@
-"""LayerNormalization, RMSNormalization, InstanceNormalization, GroupNormalization and their kin."""
+"""LayerNormalization, RMSNormalization, InstanceNormalization, GroupNormalization and related operators."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from schedules.ir.tvm_types import Expr, IterVar, Tensor
 
 
 def group_normalization_kernel(groups: int | None, epsilon: float, *, per_group: bool) -> Callable[..., Tensor]:
-    """Statistics of each group of channels of each sample; None makes every channel a group of its own.
+    """Normalize each group of channels of each sample; None makes every channel a group.
 
-    The variance is the mean of squared differences from the mean: TVM's own operator subtracts the square of the
-    mean from the mean of squares, which loses all digits when the mean is large. Scale and bias come in the type to
-    compute in, one per channel, or one per group.
+    The variance is the mean of squared differences from the mean: TVM's own operator subtracts the square of the mean
+    from the mean of squares, which loses all digits if the mean is large. Scale and bias have the type of the
+    computation, one per channel, or one per group.
     """
 
     def compute(data: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def local_response_kernel(size: int, alpha: float, beta: float, bias: float) -> 
 
 
 def _power(base: Expr, exponent: float) -> Expr:
-    """base ** exponent; by square roots, which vectors have, where the exponent is a quarter, a half, ... up to 1."""
+    """base ** exponent; by vectorizable square roots if the exponent is a quarter, a half, ... up to 1."""
     quarters = exponent * 4
     if quarters not in (1, 2, 3, 4):
         return tirx.pow(base, tirx.const(exponent, base.ty.dtype))
@@ -117,7 +117,7 @@ _MAXIMUM_FILL = 2**20
 
 
 def _of_elements(convert: Callable[[NodeContext], Any]) -> Callable[[NodeContext], Any]:
-    """The converter of a normalization, but an empty tensor is returned as it is: means divide by its size."""
+    """Wrap a normalization's converter to return empty tensors unchanged: means divide by the size."""
 
     @functools.wraps(convert)
     def converted(context: NodeContext) -> Any:
@@ -131,7 +131,8 @@ def _of_elements(convert: Callable[[NodeContext], Any]) -> Callable[[NodeContext
 @converter("LayerNormalization", since=17)
 @_of_elements
 def layer_normalization(context: NodeContext) -> list[relax.Expr | None]:
-    """Zero mean and unit variance over the axes from `axis` on, then scale and bias; the statistics when asked for."""
+    """Zero mean and unit variance over the axes from `axis` on, then scale and bias; also the statistics if
+    requested."""
     axes = _trailing_axes(context)
     data = widened(context, _with_parameter_sizes(context, axes, (1, 2)))
     dtype = context.dtype(0)
@@ -141,7 +142,7 @@ def layer_normalization(context: NodeContext) -> list[relax.Expr | None]:
         stash = _stash_dtype(context)
         statistics = [cast(context, mean, stash), cast(context, inverse, stash)]
     shape = tensor_shape(data)[axes[0] :]
-    # The operator wants scale and bias of exactly the normalized shape.
+    # The operator requires scale and bias of exactly the normalized shape.
     scale, bias = _exact_parameter(context, 1, shape, 1.0), _exact_parameter(context, 2, shape, 0.0)
     if scale is not None and bias is not None and dtype != "float64":
         result = context.emit(R.nn.layer_norm(data, scale, bias, axes, epsilon=_epsilon(context)))
@@ -206,7 +207,7 @@ def _group_normalization(context: NodeContext, groups: int | None, *, per_group:
 
 
 def _with_parameter_sizes(context: NodeContext, axes: Sequence[int], parameters: Sequence[int]) -> relax.Expr:
-    """The data with the sizes of scale and bias, which must fit it: they are repeated along its axes, never it."""
+    """Return the data with the sizes of scale and bias, which must broadcast to it."""
     data = context.input(0)
     for index in parameters:
         shape = context.shape(index) if context.has_input(index) else ()
@@ -236,7 +237,7 @@ def _stash_dtype(context: NodeContext) -> str:
 
 
 def _exact_parameter(context: NodeContext, index: int, shape: Sequence[Dim], default: float) -> relax.Expr | None:
-    """Input `index` when it has exactly that shape, a constant when it is missing, None when it is to be broadcast."""
+    """Return input `index` if it has exactly that shape, a constant if missing, None if it must be broadcast."""
     arithmetic = context.arithmetic
     if not context.has_input(index):
         static = [size for size in shape if isinstance(size, int)]
@@ -252,7 +253,8 @@ def _exact_parameter(context: NodeContext, index: int, shape: Sequence[Dim], def
 def _standardized(
     context: NodeContext, data: relax.Expr, axes: Sequence[int], epsilon: float
 ) -> tuple[relax.Expr, relax.Expr, relax.Expr]:
-    """Zero mean and unit variance over axes; the mean and the inverse standard deviation too, axes kept."""
+    """Normalize to zero mean and unit variance over axes; also return mean and inverse standard deviation, axes
+    kept."""
     mean = context.emit(R.mean(data, axis=list(axes), keepdims=True))
     centered = context.emit(R.subtract(data, mean))
     variance = context.emit(R.mean(R.multiply(centered, centered), axis=list(axes), keepdims=True))
@@ -261,7 +263,7 @@ def _standardized(
 
 
 def _affine(context: NodeContext, result: relax.Expr, scale: int, bias: int | None) -> relax.Expr:
-    """The result times input `scale` plus input `bias`, both broadcast to it."""
+    """Multiply the result by input `scale` and add input `bias`, both broadcast to it."""
     dtype = str(result.ty.dtype)
     for index, operation in ((scale, R.multiply), (bias, R.add)):
         if index is not None and context.has_input(index):
@@ -286,7 +288,7 @@ def mean_variance_normalization(context: NodeContext) -> relax.Expr:
 @converter("LpNormalization")
 @_of_elements
 def lp_normalization(context: NodeContext) -> relax.Expr:
-    """Divides by the 1- or 2-norm along an axis; zeros stay zeros."""
+    """Divide by the 1- or 2-norm along an axis; zeros stay zero."""
     order = context.attribute("p", 2)
     if order not in (1, 2):
         context.invalid(f"p must be 1 or 2, not {order}")
@@ -304,7 +306,7 @@ def lp_normalization(context: NodeContext) -> relax.Expr:
 
 @converter("LRN")
 def local_response_normalization(context: NodeContext) -> relax.Expr:
-    """x / (bias + alpha / size * sum of squares over `size` neighbouring channels) ** beta."""
+    """x / (bias + alpha / size * sum of squares over `size` neighboring channels) ** beta."""
     spatial_rank(context, minimum=0)
     size = int(context.required_attribute("size"))
     if size < 1:
@@ -333,7 +335,7 @@ def batch_normalization(context: NodeContext) -> relax.Expr | list[relax.Expr | 
 
 
 def _with_statistics_sizes(context: NodeContext) -> relax.Expr:
-    """The data with as many channels as there are parameters: of each channel, or (long ago) of each element."""
+    """Return the data with as many channels as there are parameters: per channel, or (in old opsets) per element."""
     data, last = context.input(0), 2 if context.rank(1) == 1 else context.rank(0)
     for index in (1, 2, 3, 4):
         require_shape(context, context.shape(index), context.shape(0)[1:last], f"its input {index}")
