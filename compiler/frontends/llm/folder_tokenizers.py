@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import struct
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from compiler.frontends.llm.tokenizer_models import (
     added_token,
     byte_level,
     check_pieces,
+    longest_match,
     pieces,
     scored_merges,
     tokenizer_content,
@@ -32,6 +34,7 @@ _TEXT, _SCORE, _KIND = 1, 2, 3  # of a piece
 _MODEL_TYPE, _BEGIN = 3, 41  # of the trainer
 _CHARACTERS, _PREFIX = 2, 3  # of the normalizer
 _MERGED = 2  # the model type of merged pairs; 1 is Unigram
+_RWKV = "rwkv_vocab_v20230424.txt"
 _SPLITS = {"GPT2Tokenizer": GPT2, "CodeGenTokenizer": GPT2, "Qwen2Tokenizer": QWEN2}
 
 
@@ -48,6 +51,8 @@ def read_folder_tokenizer(folder: Path, settings: Mapping[str, Any]) -> bytes | 
         return _with_added(read_bytes(path), _listed(folder, settings))
     if (folder / "tokenizer.model").exists():
         content = _sentence_piece(folder / "tokenizer.model", settings)
+    elif (folder / _RWKV).exists():
+        content = _longest_match(folder / _RWKV, _listed(folder, settings))
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         content = _vocabulary_and_merges(folder, settings)
     else:
@@ -185,6 +190,25 @@ def _bytes(value: int | bytes) -> bytes:
     if not isinstance(value, bytes):
         raise ValueError("a field holds a number")
     return value
+
+
+def _longest_match(path: Path, listed: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """RWKV's vocabulary: lines of a number, a Python literal and a length. Token 0 ends texts."""
+    tokens: dict[bytes, int] = {}
+    try:
+        for line in read_bytes(path).decode().splitlines():
+            number, _, rest = line.partition(" ")
+            literal, _, size = rest.rpartition(" ")
+            token = ast.literal_eval(literal)
+            token = token.encode() if isinstance(token, str) else bytes(token)
+            if len(token) != int(size):
+                raise ValueError(f"{literal} does not have {size} bytes")
+            tokens[token] = int(number)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        raise InvalidModelError(f"{path} is damaged: {error}", "download the tokenizer again") from error
+    end: str = next((each["content"] for each in listed if each["id"] == 0), "<s>")
+    parts = longest_match({end.encode(): 0, **tokens}, end.encode())
+    return None if parts is None else tokenizer_content(parts, [added_token(0, end, special=True)], None)
 
 
 def _vocabulary_and_merges(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

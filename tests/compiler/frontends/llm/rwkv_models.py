@@ -62,7 +62,8 @@ def random_tensors(config: dict[str, Any], *, gated_mlp: bool = False, gates: bo
 
 def write_folder(folder: Path, config: dict[str, Any], tensors: Tensors) -> Path:
     """Write a folder as flash-linear-attention does."""
-    (folder / "config.json").write_text(json.dumps({"model_type": "rwkv7", **config}))
+    kind = {"model_type": "rwkv7", "architectures": ["RWKV7ForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps({**kind, **config}))
     save_file(tensors, folder / "model.safetensors")
     return folder
 

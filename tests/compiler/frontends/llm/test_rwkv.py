@@ -12,16 +12,18 @@ import pytest
 import compiler
 from compiler.artifact.language_model import TOKENIZER_ASSET, LanguageModelDescription
 from compiler.driver.compile import find_target
+from compiler.errors import InvalidModelError, TensorwrightError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.generation import LanguageModel
 from compiler.generation.loop import SequenceState
 from compiler.generation.steps import BatchedSteps, Chunk
 from compiler.generation.tokenizer import Tokenizer
 from tests.compiler.artifact.native_library import NativeTokenizer
-from tests.compiler.frontends.llm.rwkv_models import Reference, random_tensors, write_gguf
+from tests.compiler.frontends.llm.rwkv_models import Reference, random_tensors, write_folder, write_gguf
 
 _WORDS = ["the ", " the", " then", "\\n\\n", "\\xe4\\xb8", "\\xe4\\xb8\\xad", "aaaa", "aaaab", "\\\\'", "\\t\\x00"]
 TOKENS = ["<s>", *(repr(bytes([byte]))[2:-1] for byte in range(256)), *_WORDS]
+_BYTES = {each.encode().decode("unicode_escape").encode("latin1"): at for at, each in enumerate(TOKENS)}
 _CONFIG: dict[str, Any] = {
     "hidden_size": 48,
     "intermediate_size": 80,
@@ -63,6 +65,55 @@ def test_logits_and_tokens_equal_the_reference(tmp_path: Path, size: int, *, gat
         generated = list(model.generate(prompt.tolist(), max_new_tokens=8).tokens)
         end = tokens.index(0) if 0 in tokens else 8  # the stop token
         assert generated[:end] == tokens[:end]
+
+
+@pytest.mark.parametrize(("fuse_norm", "older"), [(True, False), (False, True)])
+def test_folders_equal_the_reference(tmp_path: Path, *, fuse_norm: bool, older: bool) -> None:
+    """As flash-linear-attention writes them; older ones have the shifts in one tensor."""
+    config = {**_CONFIG, "num_hidden_layers": 2, "intermediate_size": None, "hidden_ratio": 1.5}
+    tensors = random_tensors({**config, "intermediate_size": 96})
+    stored = dict(tensors)
+    if older:
+        for index in range(2):
+            shifts = [stored.pop(f"model.layers.{index}.attn.x_{part}")[0, 0] for part in "rwkvag"]
+            stored[f"model.layers.{index}.attn.x_x"] = np.stack(shifts)
+    write_folder(tmp_path, {**config, "fuse_norm": fuse_norm}, stored)
+    lines = [f"{index} {each!r} {len(each)}" for each, index in list(_BYTES.items())[1:]]
+    (tmp_path / "rwkv_vocab_v20230424.txt").write_text("\n".join(lines))
+    model = LanguageModel(compiler.compile(tmp_path, threads=1))
+    text = "<s>the then\n\n 中é"
+    assert model.tokenizer is not None
+    assert model.tokenizer.encode(text) == _longest(text)
+    prompt = np.random.default_rng(1).integers(1, len(TOKENS), 9)
+    reference = Reference(config, tensors, 1e-6 if fuse_norm else 1e-24, 12 * 1e-5)
+    rows, tokens = _greedy(reference, prompt, 4)
+    session, step = model.module.session(), prompt
+    for row, token in zip(rows, [*tokens, 0], strict=True):
+        _close(session.run([step[None]])["logits"][0, 0], row)
+        step = np.array([token])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attn": {"layers": [1]}}, "attention in some layers"),
+        ({"value_dim": [48, 96]}, "values of"),
+        ({"hidden_act": "relu"}, "this activation"),
+    ],
+)
+def test_variants_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    config = {**_CONFIG, "num_hidden_layers": 2}
+    write_folder(tmp_path, {**config, **change}, random_tensors(config))
+    with pytest.raises(TensorwrightError, match=message):
+        import_language_model(tmp_path)
+
+
+def test_damaged_vocabularies_are_refused(tmp_path: Path) -> None:
+    config = {**_CONFIG, "num_hidden_layers": 1}
+    write_folder(tmp_path, config, random_tensors(config))
+    (tmp_path / "rwkv_vocab_v20230424.txt").write_text("1 b'\\x00' 1\n2 b'ab' 3\n")
+    with pytest.raises(InvalidModelError, match="b'ab' does not have 3 bytes"):
+        import_language_model(tmp_path)
 
 
 @pytest.mark.parametrize("sequences", [False, True])
@@ -112,11 +163,10 @@ def test_speculation_and_shared_prompts_change_no_token(tmp_path: Path) -> None:
 
 def _longest(text: str) -> list[int]:
     """The longest token at each place, found as plainly as it is said."""
-    tokens = {each.encode().decode("unicode_escape").encode("latin1"): at for at, each in enumerate(TOKENS)}
     content, found, at = text.encode(), list[int](), 0
     while at < len(content):
-        end = max(end for end in range(at + 1, len(content) + 1) if content[at:end] in tokens)
-        found.append(tokens[content[at:end]])
+        end = max(end for end in range(at + 1, len(content) + 1) if content[at:end] in _BYTES)
+        found.append(_BYTES[content[at:end]])
         at = end
     return found
 
