@@ -28,10 +28,10 @@ TORCH_DOMAIN = "tensorwright.torch"
 
 
 def converter(*operators: str, since: int = 1, domain: str = "") -> Callable[[Converter], Converter]:
-    """Register a converter for operators of `domain` from opset version `since` on, until a later registration.
+    """Register a converter for operators of `domain` from opset version `since` up to that of the next registration.
 
     A converter takes the node's context and returns its outputs: a Relax expression or a value, or a sequence of
-    them (None for an output it leaves out).
+    them (None for an omitted output).
     """
 
     def register(function: Converter) -> Converter:
@@ -46,7 +46,7 @@ def converter(*operators: str, since: int = 1, domain: str = "") -> Callable[[Co
 
 
 def bound_attributes(context: NodeContext, parameters: Iterable[Parameter]) -> dict[str, Any]:
-    """The node's attributes that keyword-only parameters name; one without a default is required."""
+    """Return the node's attributes named by keyword-only parameters; those without a default are required."""
     return {
         each.name: context.required_attribute(each.name)
         if each.default is Parameter.empty
@@ -57,12 +57,12 @@ def bound_attributes(context: NodeContext, parameters: Iterable[Parameter]) -> d
 
 
 def converters_of(domain: str, operator: str) -> dict[int, Converter]:
-    """The registered converters of an operator by the version that each begins with."""
+    """Return the registered converters of an operator, by the version each begins with."""
     return dict(_CONVERTERS.get((domain, operator), {}))
 
 
 def set_converter(domain: str, operator: str, since: int, function: Converter) -> None:
-    """Register a converter in place of the one with the same version, where there is one."""
+    """Register a converter, replacing one with the same version."""
     _CONVERTERS.setdefault((domain, operator), {})[since] = function
 
 
@@ -73,7 +73,7 @@ def discover() -> None:
 
 
 def find_converter(operator: str, opset: int, domain: str = "") -> Converter | None:
-    """The converter of an operator in that opset version, or None."""
+    """Return the converter of an operator in that opset version, or None."""
     discover()
     versions = _CONVERTERS.get((normalized_domain(domain), operator), {})
     fitting = [since for since in versions if since <= opset]
@@ -81,7 +81,7 @@ def find_converter(operator: str, opset: int, domain: str = "") -> Converter | N
 
 
 def registered_operators() -> list[tuple[str, str, int]]:
-    """(domain, operator, since) of every converter, sorted."""
+    """Return (domain, operator, since) of every converter, sorted."""
     discover()
     return sorted(
         (domain, operator, since) for (domain, operator), versions in _CONVERTERS.items() for since in versions
@@ -134,12 +134,12 @@ def register_onnx_operator(operator: str, *, domain: str, since: int = 1) -> Cal
 
 
 def _identity(function: Callable[..., Any]) -> tuple[str, str]:
-    """The identity of a function when its module, or a notebook cell, runs again."""
+    """Return the identity of a function across reruns of its module, or of a notebook cell."""
     return function.__module__, function.__qualname__
 
 
 def _guarded(function: Converter, operator: str, domain: str) -> Converter:
-    """The converter; an exception other than a refusal of the node becomes an error that names the converter."""
+    """Return the converter with exceptions other than refusals converted to an error that names the converter."""
 
     @functools.wraps(function)
     def convert(node: NodeContext) -> Any:
@@ -159,10 +159,10 @@ def _guarded(function: Converter, operator: str, domain: str) -> Converter:
 
 @functools.cache
 def load_installed() -> tuple[str, ...]:
-    """Import what installed packages name by entry points of `ENTRY_POINT_GROUP`: modules that register converters.
+    """Import modules that register converters, named by installed packages in the entry points of `ENTRY_POINT_GROUP`.
 
     Returns:
-        What is wrong with those that cannot be imported; it stops nothing else.
+        The errors of those that cannot be imported; the others are not affected.
     """
     problems = []
     for entry in entry_points(group=ENTRY_POINT_GROUP):
@@ -178,7 +178,7 @@ def load_installed() -> tuple[str, ...]:
 
 
 def unknown_operator_hint(operator: str, domain: str) -> str:
-    """Hint on an operator that has no converter."""
+    """Return the hint for an operator without a converter."""
     return (
         f"a converter of your own can be registered: @tensorwright.register_onnx_operator({operator!r}, "
         f"domain={domain!r}), see {GUIDE}"

@@ -1,4 +1,4 @@
-"""The relations of sizes that a model requires, collected during import; they are checked before a run or within it."""
+"""Relations between sizes that a model requires, collected during import and checked before or during a run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Relation = Literal["equal", "at least", "broadcast"]
 
 
 class SizeChecks:
-    """Relations of the inputs' sizes, and a name for each check in the module.
+    """Relations between input sizes, and a name for each check in the module.
 
     Attributes:
         where: the current node, as text for messages.
-        inputs: the symbolic sizes of the model's inputs, with the names of their dimensions.
-        input_names: the variables of the model's inputs, and of what has their elements, with the inputs' names.
+        inputs: symbolic sizes of the model's inputs -> names of their dimensions.
+        input_names: variables of inputs, and of tensors with their elements -> input names.
         described: purpose of each check; check N binds a variable whose name is `check_N_`.
     """
 
@@ -34,31 +34,32 @@ class SizeChecks:
 
     @property
     def requirements(self) -> tuple[SizeRequirement, ...]:
-        """In the order of the nodes."""
+        """Requirements in node order."""
         return tuple(self._requirements.values())
 
     @property
     def indices(self) -> tuple[IndexRequirement, ...]:
-        """In the order of the nodes."""
+        """Requirements in node order."""
         return tuple(self._indices.values())
 
     def next_name(self, reason: str = "") -> str:
-        """The name of the variable of a check that belongs to the node at hand; why it fails where sizes do not say."""
+        """Return the variable name for a check of the current node; `reason`: the failure, if not evident from
+        sizes."""
         text = f"{self.where}: {reason}" if reason else self.where
         if not self.described or self.described[-1] != text:
             self.described.append(text)
-        # TVM appends numbers of its own to names.
+        # TVM appends numbers to names.
         return f"check_{len(self.described) - 1}_"
 
     def same_elements(self, variable: tvm.ir.Expr, other: tvm.ir.Expr) -> None:
-        """Note that a variable has the elements of another one, so that what is required of them is of an input's."""
+        """Record that a variable has the elements of another, so that requirements on it apply to the same input."""
         if other in self.input_names:
             self.input_names[variable] = self.input_names[other]
 
     def require_range(self, variable: tvm.ir.Expr, least: Dim | None, size: Dim) -> None:
-        """Note that the elements of an input lie in [least, size); nothing when the variable is not an input.
+        """Record that the elements of an input are in [least, size); ignored if the variable is not an input.
 
-        A `least` of None is -size.
+        A `least` of None means -size.
         """
         name = self.input_names.get(variable)
         said = None if name is None else self._formula(size)
@@ -68,7 +69,7 @@ class SizeChecks:
             self._indices.setdefault((name, said[0], low[0]), requirement)
 
     def _formula(self, size: Dim) -> tuple[str, dict[str, str]] | None:
-        """A size as a formula and what its names stand for; None when it is not one of the inputs' sizes alone."""
+        """Return a size as a formula with its names; None if it does not depend only on input sizes."""
         if is_number(size):
             return str(size), {}
         variables = set(tirx.analysis.undefined_vars(size))
@@ -81,7 +82,7 @@ class SizeChecks:
         return formula, {str(variable.name): self.inputs[variable] for variable in variables}
 
     def require(self, left: Dim, relation: Relation, right: Dim) -> bool:
-        """Note a relation; False when it is not one of the inputs' sizes alone, or no formula can say it."""
+        """Record a relation; False if it does not depend only on input sizes, or no formula expresses it."""
         first, second = self._formula(left), self._formula(right)
         if first is None or second is None:
             return False
@@ -91,7 +92,7 @@ class SizeChecks:
 
 
 def _outermost(formula: str) -> str:
-    """The formula without the parentheses around all of it."""
+    """Return the formula without parentheses around the whole."""
     if not formula.startswith("("):
         return formula
     depth = 0

@@ -51,7 +51,7 @@ _ATTRIBUTE_FIELDS = {
 
 
 def check_opsets(imports: Iterable[onnx.OperatorSetIdProto], where: str) -> dict[str, int]:
-    """The opset version by domain; the default domain's must exist."""
+    """Return the opset version by domain; the default domain's must exist."""
     opsets: dict[str, int] = {}
     for item in imports:
         check_text([item.domain], where)
@@ -104,7 +104,7 @@ def check_graph(
 
 
 def check_text(names: Iterable[object], where: str) -> None:
-    """Strings that are not valid UTF-8 arrive as bytes."""
+    """Check that names are text: strings that are not valid UTF-8 are read as bytes."""
     for name in names:
         if not isinstance(name, str):
             raise InvalidModelError(f"{where} holds a name that is not text: {name!r}")
@@ -125,9 +125,9 @@ def _declared_names(graph: onnx.GraphProto, where: str) -> set[str]:
 
 
 def declared_size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    """A declared size: a number, a name that stands for one size everywhere, or None when it says nothing.
+    """Return a declared size: a number, a name that represents one size everywhere, or None if unspecified.
 
-    Some exporters write -1, "?" or "None" for every size that they do not know, different ones too.
+    Some exporters write -1, "?" or "None" for all unknown sizes, even if different.
     """
     if dim.WhichOneof("value") == "dim_value":
         return None if dim.dim_value == -1 else int(dim.dim_value)
@@ -135,7 +135,7 @@ def declared_size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
 
 
 def check_value_type(value: onnx.ValueInfoProto, where: str) -> None:
-    """Check the element type and the dimensions that a graph input or output declares, if it does."""
+    """Check the element type and dimensions declared by a graph input or output, if any."""
     if value.type.WhichOneof("value") != "tensor_type":
         return
     tensor = value.type.tensor_type
@@ -148,7 +148,7 @@ def check_value_type(value: onnx.ValueInfoProto, where: str) -> None:
 
 
 def ordered_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes in topological order, stable; a graph may come unsorted, but not with a cycle."""
+    """Return the nodes in topological order, stable; a graph may be unsorted, but not cyclic."""
     producer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     needs = [{producer[n] for n in used_names(node) if n in producer} for node in graph.node]
     if all(index > max(need, default=-1) for index, need in enumerate(needs)):
@@ -173,7 +173,7 @@ def ordered_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def used_names(node: onnx.NodeProto) -> set[str]:
-    """Names a node reads, those its subgraphs take from outside included."""
+    """Return the names a node reads, including those its subgraphs capture."""
     names = set(filter(None, node.input))
     for subgraph in subgraphs(node):
         names |= captured_names(subgraph)
@@ -181,7 +181,7 @@ def used_names(node: onnx.NodeProto) -> set[str]:
 
 
 def captured_names(graph: onnx.GraphProto) -> set[str]:
-    """Names a graph takes from the scopes around it."""
+    """Return the names a graph captures from enclosing scopes."""
     own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
     own |= {t.values.name for t in graph.sparse_initializer}
     used = {v.name for v in graph.output}
@@ -192,7 +192,7 @@ def captured_names(graph: onnx.GraphProto) -> set[str]:
 
 
 def live_nodes(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
-    """The nodes, given in topological order, that some of the outputs depend on."""
+    """Return the nodes, given in topological order, that some of the outputs depend on."""
     wanted = set(outputs)
     live: list[onnx.NodeProto] = []
     for node in reversed(nodes):
@@ -203,7 +203,7 @@ def live_nodes(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[
 
 
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The graphs in a node's attributes."""
+    """Return the graphs in a node's attributes."""
     found: list[onnx.GraphProto] = []
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
@@ -213,7 +213,7 @@ def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node of the graph, of subgraphs and of functions."""
+    """Yield every node of the graph, of subgraphs and of functions."""
     waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     while waiting:
         node = waiting.pop()
@@ -222,13 +222,13 @@ def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def describe(node: onnx.NodeProto) -> str:
-    """A node in a message: its operator and the name by which users know it."""
+    """Describe a node in a message: its operator and its name for users."""
     return f"{node.op_type} node {shown_name(node)!r}"
 
 
 @cache
 def schema_of(operator: str, opset: int, domain: str) -> Any:
-    """The operator's schema in that opset version, or None when onnx does not know it."""
+    """Return the operator's schema in that opset version, or None if onnx does not know it."""
     try:
         return onnx.defs.get_schema(operator, opset, domain)
     except onnx.defs.SchemaError:
@@ -260,7 +260,7 @@ def _check_node(node: onnx.NodeProto, opsets: dict[str, int], functions: frozens
         )
     for index in range(min(schema.min_input, len(schema.inputs))):
         required = schema.inputs[index].option != onnx.defs.OpSchema.FormalParameterOption.Optional
-        # Opset 11 asks for all inputs of Resize, but exporters leave out those that mean nothing.
+        # Opset 11 requires all inputs of Resize, but exporters omit the unused ones.
         if required and not node.input[index] and (node.op_type, index > 0) != ("Resize", True):
             raise InvalidModelError(f"{describe(node)} lacks its input {schema.inputs[index].name!r}")
     _check_against_schema(node, schema)
@@ -278,7 +278,7 @@ def _check_attributes(node: onnx.NodeProto) -> None:
 
 
 def _check_extents(node: onnx.NodeProto) -> None:
-    """Attributes that are sizes must be ones a tensor can have; for others the largest integers have a meaning."""
+    """Check that attributes that are sizes are possible ones; in others the largest integers have a meaning."""
     for attribute in node.attribute:
         if attribute.name in _EXTENTS and any(abs(v) >= 2**31 for v in (attribute.i, *attribute.ints)):
             raise InvalidModelError(f"{describe(node)}: the attribute {attribute.name!r} has an absurd value")
@@ -298,5 +298,5 @@ def _check_against_schema(node: onnx.NodeProto, schema: Any) -> None:
 
 
 def normalized_domain(domain: str) -> str:
-    """`ai.onnx` is another name of the default domain."""
+    """Return the domain; `ai.onnx` is another name of the default domain."""
     return "" if domain == "ai.onnx" else domain

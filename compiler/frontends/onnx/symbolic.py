@@ -1,7 +1,7 @@
-"""Arithmetic on scalars known while importing or at run time: Python numbers and TVM's scalar expressions.
+"""Arithmetic on scalars known during import or at run time: Python numbers and TVM scalar expressions.
 
-Every function takes ints, floats, bools or expressions, gives a Python number whenever it can, and a simplified
-expression otherwise. Shape variables count as non-negative. Integer division and remainder are ONNX's: truncated.
+Every function takes ints, floats, bools or expressions, and returns a Python number if possible, otherwise a simplified
+expression. Shape variables are assumed non-negative. Integer division and remainder truncate, as in ONNX.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ Scalar = Any  # int | float | bool | tvm.ir.Expr of a primitive type
 Dim = Any  # int | tvm.ir.Expr of type int64
 
 _MAXIMUM_SIZE = 2**40
-_LARGEST_DENOMINATOR = 16  # for float constants by which sizes are multiplied exactly
+_LARGEST_DENOMINATOR = 16  # of float constants by which sizes are multiplied exactly
 
 
 class Arithmetic:
-    """Scalar arithmetic under the assumption that the dimensions it made lie in [0, 2**40)."""
+    """Scalar arithmetic that assumes that its dimensions are in [0, 2**40)."""
 
     def __init__(self) -> None:
         self.analyzer = sym.Analyzer()
         self.spellings = SizeSpellings()
 
     def dimension(self, name: str, maximum: int = _MAXIMUM_SIZE) -> tvm.ir.Expr:
-        """A new symbolic size, int64, in [0, maximum)."""
+        """Return a new symbolic size, int64, in [0, maximum)."""
         variable = tirx.Var(name, "int64")
         self.analyzer.bind(variable, tvm.ir.Range(0, maximum))
         self.spellings.of(variable)
         return variable
 
     def simplify(self, value: Scalar) -> Scalar:
-        """The value in its shortest form; sizes that are proved equal have one."""
+        """Return the value in its shortest form, the same for all sizes proved equal."""
         if is_number(value):
             return value
         simple = self.analyzer.simplify(value)
@@ -49,7 +49,7 @@ class Arithmetic:
         if is_number(a) and is_number(b):
             return bool(a == b)
         left, right = expression(a), expression(b)
-        # Spellings are of sizes; TVM proves some equalities of floats as well.
+        # Spellings are for sizes; TVM also proves some equalities of floats.
         return self.spellings.equal(left, right) or bool(self.analyzer.can_prove_equal(left, right))
 
     def proved(self, condition: Scalar) -> bool:
@@ -74,7 +74,7 @@ class Arithmetic:
         return self._binary(lambda x, y: x * y, tirx.Mul, a, b)
 
     def divide(self, a: Scalar, b: Scalar) -> Scalar:
-        """Quotient; of integers truncated toward zero. Raises ZeroDivisionError for an integer division by zero."""
+        """Quotient, truncated toward zero for integers. Raises ZeroDivisionError for an integer division by zero."""
         if self.is_float(a) or self.is_float(b):
             return self._binary(lambda x, y: x / y, tirx.Div, a, b)
         if is_number(b) and b == 0:
@@ -86,7 +86,7 @@ class Arithmetic:
         return self._binary(_truncated_quotient, tirx.Div, a, b)
 
     def _exact_quotient(self, a: tvm.ir.Expr, b: int) -> Scalar:
-        """Quotient of a multiple of `b`; of x - x % b, which frontends write to round down, it is x // b."""
+        """Quotient of a multiple of `b`; x // b for x - x % b, which frontends write to round down."""
         shorter = self.floor_divide(structural_map(a, (tirx.FloorMod, lambda rest: _constant(0, rest))), b)
         return shorter if self.equal_is_proved(shorter, tirx.FloorDiv(a, _constant(b, a))) else self.floor_divide(a, b)
 
@@ -155,17 +155,18 @@ class Arithmetic:
         return cast(self.ceil_divide(*fraction), dtype_of(a))
 
     def truncated(self, a: Scalar) -> Scalar | None:
-        """A float toward zero, as int64; None where it is not a rational multiple of sizes."""
+        """Truncate a float to int64; None unless it is a rational multiple of sizes."""
         if is_number(a):
             return int(a)
         fraction = self.fraction(a)
         return None if fraction is None else self.divide(*fraction)
 
     def fraction(self, a: Scalar) -> tuple[Scalar, int] | None:
-        """(numerator, denominator), integers, of a float scalar; None where it is no such quotient.
+        """Return (numerator, denominator), integers, of a float scalar; None if it is not such a quotient.
 
-        Only what float32 computes exactly for numerators below 2**24: constants with a denominator of at most 16, a
-        power of two, and one division by another integer at the very end, whose floor and ceiling rounding keeps.
+        Only for expressions that float32 computes exactly for numerators below 2**24: constants with a denominator of
+        at most 16, a power of two, and one division by another integer at the very end, whose floor and ceiling survive
+        rounding.
         """
         if is_number(a):
             numerator, denominator = float(a).as_integer_ratio() if math.isfinite(a) else (0, 0)
@@ -193,7 +194,7 @@ class Arithmetic:
         return combine(self.multiply(n, common // d), self.multiply(m, common // e)), common
 
     def select(self, condition: Scalar, a: Scalar, b: Scalar) -> Scalar:
-        """`a` where the condition holds, else `b`."""
+        """Return `a` if the condition holds, otherwise `b`."""
         condition = self.simplify(condition)
         if is_number(condition):
             return a if condition else b
@@ -220,7 +221,7 @@ class Arithmetic:
         return a >= 0 if is_number(a) else bool(self.analyzer.can_prove(tirx.GE(a, _constant(0, a))))
 
     def float_not_negative(self, a: Scalar) -> bool:
-        """True if the form of a float scalar shows that it is not negative; the analyzer knows integers alone."""
+        """True if the form of a float scalar proves it non-negative; the analyzer only supports integers."""
         if is_number(a):
             return bool(a >= 0)
         if isinstance(a, tirx.FloatImm):
@@ -244,12 +245,12 @@ def is_number(value: Scalar) -> bool:
 
 
 def _is_condition(value: Scalar) -> bool:
-    """True for an expression that is a boolean."""
+    """True for a boolean expression."""
     return not is_number(value) and dtype_of(value) == "bool"
 
 
 def dtype_of(value: tvm.ir.Expr) -> str:
-    """The name of an expression's primitive type."""
+    """Return the name of an expression's primitive type."""
     return str(value.ty.dtype)
 
 
@@ -258,14 +259,14 @@ def _is_power_of_two(value: int) -> bool:
 
 
 def is_simple(size: Dim) -> bool:
-    """True if a size is a number, a symbol, or made of those by adding, subtracting, multiplying and dividing."""
+    """True if a size is a number, a symbol, or built from those by adding, subtracting, multiplying and dividing."""
     if isinstance(size, (int, tirx.Var, tirx.IntImm)):
         return True
     return isinstance(size, (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv)) and is_simple(size.a) and is_simple(size.b)
 
 
 def plain(value: Scalar) -> Scalar:
-    """The Python number in an immediate; anything else unchanged."""
+    """Convert an immediate to a Python number; anything else is unchanged."""
     if isinstance(value, tirx.IntImm):
         return bool(value.value) if str(value.ty.dtype) == "bool" else int(value.value)
     if isinstance(value, tirx.FloatImm):
@@ -274,7 +275,7 @@ def plain(value: Scalar) -> Scalar:
 
 
 def expression(value: Scalar, dtype: str | None = None) -> tvm.ir.Expr:
-    """TVM's expression of a scalar; ints are int64 and floats float32 unless `dtype` says otherwise."""
+    """Return the TVM expression of a scalar; by default ints are int64 and floats float32."""
     if isinstance(value, bool):
         return tirx.const(value, dtype or "bool")
     if isinstance(value, int):

@@ -1,10 +1,10 @@
-"""The values between the nodes of a graph during import.
+"""Values passed between the nodes of a graph during import.
 
 - `Constant`: a known array.
 - `Symbolic`: an array whose elements are known up to symbolic sizes (the result of Shape and arithmetic on it).
-- `Runtime`: a tensor that exists when the module runs.
-- `SequenceValue`, `OptionalValue`: resolved at import. `StackedSequence`: a sequence whose length a run decides.
-- `Poisoned`: the result of a node that was refused; nodes that use it are skipped.
+- `Runtime`: a tensor that exists at run time.
+- `SequenceValue`, `OptionalValue`: resolved at import. `StackedSequence`: a sequence of run-time length.
+- `Poisoned`: the result of a refused node; nodes that use it are skipped.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ NO_SOURCES: frozenset[str] = frozenset()
 
 
 class Constant:
-    """An array known when importing.
+    """An array known during import.
 
-    The array is loaded when first asked for; once it is part of the module, the module's copy is the only one.
+    The array is loaded on first access; once it is part of the module, the module's copy is the only one.
     """
 
     def __init__(self, array: np.ndarray, dtype: str | None = None) -> None:
@@ -38,7 +38,7 @@ class Constant:
 
     @classmethod
     def lazy(cls, load: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: str) -> Constant:
-        """A constant whose array `load` reads when it is first needed."""
+        """Return a constant whose array is read by `load` on first access."""
         constant = cls.__new__(cls)
         constant._array, constant._load, constant._expr = None, load, None
         constant.dtype, constant.shape = dtype, shape
@@ -59,7 +59,7 @@ class Constant:
         return int(np.prod(self.shape, dtype=np.int64))
 
     def expr(self) -> tvm.ir.GenericConst:
-        """The Relax constant, in the carrier type of this dtype."""
+        """Return the Relax constant, in the carrier type of this dtype."""
         if self._expr is None:
             carrier = dtypes.carrier(self.dtype)
             array = np.ascontiguousarray(self.array).reshape(self.shape)
@@ -71,7 +71,7 @@ class Constant:
 
 @dataclass(eq=False)
 class Symbolic:
-    """Elements are Python numbers or scalar expressions; integers are computed as int64 whatever `dtype` says."""
+    """Elements are Python numbers or scalar expressions; integers are computed as int64 regardless of `dtype`."""
 
     array: np.ndarray
     dtype: str
@@ -83,7 +83,7 @@ class Symbolic:
 
 @dataclass(frozen=True, eq=False)
 class Producer:
-    """The node that made a foldable value: enough to evaluate it on demand."""
+    """The node that computes a foldable value: enough to evaluate it on demand."""
 
     node: onnx.NodeProto
     inputs: tuple[Value | None, ...]
@@ -95,8 +95,8 @@ class Producer:
 class Runtime:
     """A tensor of the module. `sources` names the model inputs its value depends on.
 
-    `producer` is set when every input of its node is a constant or has a producer: the value can be folded.
-    `as_shape` keeps its elements as sizes, by (signed, region).
+    `producer` is set if every input of its node is a constant or has a producer: the value can be folded. `as_shape`
+    caches its elements as sizes, by (signed, region).
     """
 
     expr: relax.Expr
@@ -112,7 +112,7 @@ class Runtime:
 
 @dataclass(eq=False)
 class SequenceValue:
-    """A list of values; `dtype` is that of its elements when it is known."""
+    """A list of values; `dtype` is the element type, if known."""
 
     values: list[Value]
     dtype: str | None = None
@@ -120,14 +120,14 @@ class SequenceValue:
 
 @dataclass(eq=False)
 class StackedSequence:
-    """A sequence of tensors of one shape along the first axis of a tensor, so that a run may decide its length."""
+    """A sequence of tensors of one shape along the first axis of a tensor, with a length known only at run time."""
 
     tensor: TensorValue
 
 
 @dataclass(eq=False)
 class OptionalValue:
-    """An optional: a value, or None when it is empty."""
+    """An optional: a value, or None if empty."""
 
     value: Value | None
 
@@ -142,12 +142,12 @@ Value = TensorValue | SequenceValue | StackedSequence | OptionalValue | Poisoned
 
 
 def tensor_shape(expr: relax.Expr) -> tuple[Dim, ...]:
-    """The shape of a tensor expression whose shape is known, ints where they are immediate."""
+    """Return the shape of a tensor expression of known shape, with ints for immediates."""
     return tuple(int(d.value) if isinstance(d, tvm.tirx.IntImm) else d for d in expr.ty.shape.values)
 
 
 def sources_of(value: Value | None) -> frozenset[str]:
-    """The model inputs on whose values a value depends."""
+    """Return the model inputs whose values a value depends on."""
     if isinstance(value, Runtime):
         return value.sources
     if isinstance(value, SequenceValue):

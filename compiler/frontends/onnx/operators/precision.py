@@ -1,4 +1,4 @@
-"""Computing in a wider type than the tensors have: 16-bit floats are summed and exponentiated as float32."""
+"""Computation in wider types than the tensors': 16-bit floats are summed and exponentiated in float32."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ _WIDER = {"float16": "float32", "bfloat16": "float32"}
 
 
 def compute_dtype(dtype: object) -> str:
-    """The type to compute in, of a type's name or TVM's own: float32 for 16-bit floats, else the type itself."""
+    """Return the computation type for a type's name or TVM type: float32 for 16-bit floats, otherwise the type
+    itself."""
     return _WIDER.get(str(dtype), str(dtype))
 
 
 def cast(context: NodeContext, tensor: relax.Expr, dtype: str) -> relax.Expr:
-    """The tensor in a type."""
+    """Cast the tensor to a type."""
     return tensor if str(tensor.ty.dtype) == dtype else context.emit(R.astype(tensor, dtype))
 
 
 def widened(context: NodeContext, tensor: relax.Expr) -> relax.Expr:
-    """The tensor in the type to compute in."""
+    """Cast the tensor to the computation type."""
     return cast(context, tensor, compute_dtype(str(tensor.ty.dtype)))

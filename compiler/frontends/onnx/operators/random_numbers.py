@@ -1,7 +1,7 @@
-"""Random numbers: hashes of each element's position and a seed, so that a run needs no state and repeats its numbers.
+"""Random numbers: hashes of each element's position and a seed, so that runs are stateless and reproducible.
 
-The attribute `seed` chooses the numbers; without it, the node's name does. They are not those of another runtime, and
-every run of a module gives the same. The hash is MurmurHash3's 32-bit finalizer, applied twice with different keys.
+The attribute `seed` determines the numbers; without it, the node's name does. They differ from other runtimes', and
+are the same in every run. The hash is MurmurHash3's 32-bit finalizer, applied twice with different keys.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from schedules.ir.tvm_types import Expr
 
-Distribution: TypeAlias = "Callable[[Expr, Expr], Expr]"  # of two independent uniform float32 numbers in [0, 1)
+Distribution: TypeAlias = "Callable[[Expr, Expr], Expr]"  # from two independent uniform float32 numbers in [0, 1)
 
 
 @converter("RandomUniform", "RandomUniformLike")
 def random_uniform(context: NodeContext) -> relax.Expr:
-    """Numbers spread evenly over [low, high)."""
+    """Uniform numbers in [low, high)."""
     low, high = float(context.attribute("low", 0.0)), float(context.attribute("high", 1.0))
     return _drawn(context, *_shape_and_type(context), lambda u, _: low + (high - low) * u)
 
 
 @converter("RandomNormal", "RandomNormalLike")
 def random_normal(context: NodeContext) -> relax.Expr:
-    """Normal numbers by the transform of Box and Muller."""
+    """Normal numbers by the Box-Muller transform."""
     mean, scale = float(context.attribute("mean", 0.0)), float(context.attribute("scale", 1.0))
 
     def normal(u: Expr, v: Expr) -> Expr:
@@ -46,7 +46,7 @@ def random_normal(context: NodeContext) -> relax.Expr:
 
 @converter("Bernoulli")
 def bernoulli(context: NodeContext) -> relax.Expr:
-    """1 with the probability that the input says, else 0."""
+    """1 with the probability given by the input, otherwise 0."""
     number = context.attribute("dtype", 0)
     target = _type(context, number) if number else context.dtype(0)
     chances = context.emit(R.astype(context.input(0), "float32"))
@@ -56,9 +56,9 @@ def bernoulli(context: NodeContext) -> relax.Expr:
 
 @converter("Multinomial")
 def multinomial(context: NodeContext) -> relax.Expr:
-    """Classes drawn with the probabilities whose logarithms the input holds: (batch, sample_size).
+    """Draw classes with the probabilities whose logarithms are the input: (batch, sample_size).
 
-    The largest of log(p) - log(-log(u)) over the classes has the wanted distribution (Gumbel's maximum).
+    The argmax of log(p) - log(-log(u)) over the classes has the required distribution (Gumbel-max trick).
     """
     batch, classes = context.shape(0)
     samples = int(context.attribute("sample_size", 1))
@@ -66,7 +66,7 @@ def multinomial(context: NodeContext) -> relax.Expr:
 
     def noise(u: Expr, _: Expr) -> Expr:
         one = tirx.const(1.0, "float32")
-        # Between 0 and 1, both excluded.
+        # Strictly between 0 and 1.
         inside = u * tirx.const(1 - 2.0**-23, "float32") + tirx.const(2.0**-25, "float32")
         return tirx.const(0.0, "float32") - tirx.log(tirx.const(0.0, "float32") - tirx.log(inside)) * one
 
@@ -91,14 +91,14 @@ def _type(context: NodeContext, number: int) -> str:
 
 
 def _seed(context: NodeContext) -> int:
-    """32 bits from the attribute, or from the node's name."""
+    """Return 32 bits from the attribute, or from the node's name."""
     if context.has_attribute("seed"):
         return zlib.crc32(struct.pack("<f", float(context.attribute("seed", 0.0))))
     return zlib.crc32(node_name(context.node).encode())
 
 
 def _drawn(context: NodeContext, shape: Sequence[Dim], dtype: str, distribution: Distribution) -> relax.Expr:
-    """A tensor of numbers with a distribution."""
+    """Return a tensor of numbers with a distribution."""
     seed = _seed(context)
 
     def draw(*sizes: Expr) -> te.Tensor:
@@ -111,7 +111,7 @@ def _drawn(context: NodeContext, shape: Sequence[Dim], dtype: str, distribution:
 
 
 def _uniform(sizes: Sequence[Expr], seed: int, stream: int) -> te.Tensor:
-    """Uniform float32 numbers in [0, 1), with 24 bits."""
+    """Return uniform float32 numbers in [0, 1), with 24 random bits."""
     keys = [zlib.crc32(struct.pack("<III", seed, stream, step)) for step in (0, 1)]
 
     def hashed(*indices: Expr) -> Expr:
@@ -131,7 +131,7 @@ def _uniform(sizes: Sequence[Expr], seed: int, stream: int) -> te.Tensor:
 
 
 def _word(value: int) -> Expr:
-    """32 bits in 64: TVM takes it for granted that unsigned arithmetic of 32 bits or more never overflows."""
+    """32 bits in 64: TVM assumes that unsigned arithmetic of 32 bits or more never overflows."""
     return tirx.const(value, "uint64")
 
 

@@ -1,7 +1,7 @@
 """Sequences and optionals.
 
-Most exist while importing only. Those whose length a run decides are tensors of all elements, which have one shape:
-parts of length 1 of an axis of dynamic size, and what a loop adds to an empty sequence.
+Most exist only during import. Sequences whose length is known only at run time are tensors of all elements, which have
+equal shapes: parts of length 1 of an axis of dynamic size, and elements that a loop adds to an empty sequence.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from compiler.frontends.onnx.values import (
 
 
 def sequence_input(context: NodeContext, index: int) -> SequenceValue:
-    """Input `index`, which must be a sequence (a filled optional counts as its content)."""
+    """Return input `index`, which must be a sequence (a filled optional counts as its content)."""
     value = context.value(index)
     while isinstance(value, OptionalValue) and value.value is not None:
         value = value.value
@@ -40,19 +40,19 @@ def sequence_input(context: NodeContext, index: int) -> SequenceValue:
 
 @converter("SequenceConstruct", since=11)
 def construct(context: NodeContext) -> Value:
-    """A sequence of the inputs."""
+    """Return a sequence of the inputs."""
     values = [context.value(i) for i in range(len(context.inputs))]
     return SequenceValue(values, context.dtype(0))
 
 
 @converter("SequenceEmpty", since=11)
 def empty(context: NodeContext) -> Value:
-    """A sequence without elements."""
+    """Return an empty sequence."""
     return SequenceValue([], dtypes.dtype_name(context.attribute("dtype", 1)))
 
 
 def _position(context: NodeContext, index: int, length: int, default: int, last: int) -> int:
-    """A position, counted from the end where negative; InvalidModelError outside [-length, last]."""
+    """Return a position, counted from the end if negative; InvalidModelError outside [-length, last]."""
     position = int(context.scalar(index, default))
     if not -length <= position <= last:
         context.invalid(f"position {position} in a sequence of length {length}")
@@ -61,7 +61,7 @@ def _position(context: NodeContext, index: int, length: int, default: int, last:
 
 @converter("SequenceAt", since=11)
 def at(context: NodeContext) -> Value:
-    """The element at a position, which may be computed if all elements have one shape."""
+    """Return the element at a position, which may be computed if all elements have the same shape."""
     stack = _stack(context) if context.known(1) is None else context.value(0)
     if isinstance(stack, StackedSequence):
         return Composer(context)("Gather", stack.tensor, context.value(1), axis=0)
@@ -70,7 +70,7 @@ def at(context: NodeContext) -> Value:
 
 
 def _stack(context: NodeContext) -> Value:
-    """Input 0 as a stacked sequence where its elements have one shape and type; else as it is."""
+    """Return input 0 as a stacked sequence if its elements have equal shapes and types; otherwise unchanged."""
     sequence = context.value(0)
     if not isinstance(sequence, SequenceValue) or not sequence.values:
         return sequence
@@ -89,7 +89,7 @@ def _stack(context: NodeContext) -> Value:
 
 @converter("SequenceInsert", since=11)
 def insert(context: NodeContext) -> Value:
-    """A copy with an element more, at the end without a position."""
+    """Return a copy with one more element, by default at the end."""
     sequence = sequence_input(context, 0)
     position = _position(context, 2, len(sequence.values), len(sequence.values), len(sequence.values))
     values = [*sequence.values[:position], context.value(1), *sequence.values[position:]]
@@ -98,7 +98,7 @@ def insert(context: NodeContext) -> Value:
 
 @converter("SequenceErase", since=11)
 def erase(context: NodeContext) -> Value:
-    """A copy without an element, the last one without a position."""
+    """Return a copy without an element, by default the last one."""
     sequence = sequence_input(context, 0)
     position = _position(context, 1, len(sequence.values), -1, len(sequence.values) - 1)
     return SequenceValue([*sequence.values[:position], *sequence.values[position + 1 :]], sequence.dtype)
@@ -106,7 +106,7 @@ def erase(context: NodeContext) -> Value:
 
 @converter("SequenceLength", since=11)
 def length(context: NodeContext) -> np.ndarray | Value:
-    """The number of elements."""
+    """Return the number of elements."""
     sequence = context.value(0)
     if isinstance(sequence, StackedSequence):
         op = Composer(context)
@@ -116,12 +116,13 @@ def length(context: NodeContext) -> np.ndarray | Value:
 
 @converter("SplitToSequence", since=11)
 def split_to_sequence(context: NodeContext) -> Value:
-    """Parts along an axis: of one given length, of given lengths, or of length 1 (then the axis can be dropped)."""
+    """Split along an axis into parts: of one given length, of given lengths, or of length 1 (then the axis can be
+    dropped)."""
     data, shape = context.input(0), context.shape(0)
     axis = context.axis(context.attribute("axis", 0), len(shape))
     size = shape[axis]
-    # ONNX ignores keepdims where lengths are given; PyTorch's exporter writes it beside a length of 1 and means it, and
-    # ONNX Runtime reads it so.
+    # ONNX ignores keepdims if lengths are given; PyTorch's exporter writes it for a length of 1 and expects it to
+    # apply, as it does in ONNX Runtime.
     chunk = context.known(1) if context.has_input(1) else np.array(1)
     single = chunk is not None and chunk.shape == () and chunk == 1
     drop = single and not context.attribute("keepdims", 1)
@@ -164,7 +165,7 @@ def _lengths(context: NodeContext, size: int) -> list[int]:
 
 @converter("ConcatFromSequence", since=11)
 def concat_from_sequence(context: NodeContext) -> relax.Expr:
-    """The elements one after another along an axis, or along a new one."""
+    """Concatenate the elements along an axis, or stack them along a new one."""
     if isinstance(stack := context.value(0), StackedSequence):
         return _joined(context, context.importer.builder.materialize(stack.tensor))
     sequence = sequence_input(context, 0)
@@ -182,7 +183,7 @@ def concat_from_sequence(context: NodeContext) -> relax.Expr:
 
 
 def _joined(context: NodeContext, stack: relax.Expr) -> relax.Expr:
-    """The elements of a stack one after another along an axis, or along a new one."""
+    """Concatenate the elements of a stack along an axis, or along a new one."""
     new = bool(context.attribute("new_axis", 0))
     rank = stack.ty.ndim - (not new)
     axis = context.axis(context.required_attribute("axis"), rank)
@@ -196,7 +197,7 @@ def _joined(context: NodeContext, stack: relax.Expr) -> relax.Expr:
 
 @converter("SequenceMap", since=17)
 def sequence_map(context: NodeContext) -> list[Value]:
-    """The body applied to each element; further inputs are sequences of the same length, or tensors for all."""
+    """Apply the body to each element; additional inputs are sequences of the same length, or tensors used for all."""
     body, elements = context.required_attribute("body"), sequence_input(context, 0).values
     columns: list[list[Value]] = []
     for index in range(len(context.inputs)):
@@ -213,13 +214,13 @@ def sequence_map(context: NodeContext) -> list[Value]:
 
 @converter("Optional", since=15)
 def optional(context: NodeContext) -> Value:
-    """An optional with the input in it, or an empty one."""
+    """Return an optional that contains the input, or an empty one."""
     return OptionalValue(context.value(0) if context.has_input(0) else None)
 
 
 @converter("OptionalGetElement", since=15)
 def optional_element(context: NodeContext) -> Value:
-    """Content of an optional; a value that is not an optional is its own content."""
+    """Return an optional's content; other values are their own content."""
     value = context.value(0)
     if isinstance(value, OptionalValue):
         if value.value is None:

@@ -1,7 +1,4 @@
-"""Optimizers of ai.onnx.preview.training, and operators that cannot be compiled.
-
-Dropout, which lets everything through when a model is run.
-"""
+"""Optimizers of ai.onnx.preview.training, Dropout (the identity at inference) and operators that cannot be compiled."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ Update = Callable[[relax.Expr, relax.Expr, list[relax.Expr]], list[relax.Expr]]
 
 
 class _Math:
-    """Arithmetic with attributes of the node, in the type of the tensors."""
+    """Arithmetic with attributes of the node, in the tensors' type."""
 
     def __init__(self, context: NodeContext) -> None:
         self.context = context
@@ -36,11 +33,11 @@ class _Math:
         return self.context.literal(value, self.dtype)
 
     def input(self, index: int) -> relax.Expr:
-        """A scalar input in the type of the tensors."""
+        """Return a scalar input in the tensors' type."""
         return self.context.emit(R.astype(self.context.reshape(self.context.input(index), []), self.dtype))
 
     def regularized(self, tensor: relax.Expr, gradient: relax.Expr) -> relax.Expr:
-        """The gradient with that of the L2 penalty."""
+        """Return the gradient including that of the L2 penalty."""
         return self.context.emit(R.add(R.multiply(self.attribute("norm_coefficient", 0.0), tensor), gradient))
 
 
@@ -136,7 +133,7 @@ def image_decoder(context: NodeContext) -> NoReturn:
 
 @converter("Dropout", since=7)
 def dropout(context: NodeContext) -> list[Value | relax.Expr | None]:
-    """The input and, when asked for, a mask of ones."""
+    """Input and, if requested, a mask of ones."""
     if context.opset >= 12 and context.has_input(2) and bool(context.scalar(2)):
         ratio = float(context.scalar(1, 0.5))
         if ratio != 0.0:

@@ -52,7 +52,7 @@ def activated(context: NodeContext, op: Composer, value: TensorValue) -> TensorV
 
 @converter("FusedMatMul", "TransposeMatMul", domain=DOMAIN)
 def fused_matmul(context: NodeContext) -> TensorValue:
-    """alpha * A' * B', where ' swaps the last two axes, or moves the second one to the position before the last."""
+    """alpha * A' * B', with ' swapping the last two axes, or moving the first axis to the second last position."""
     op = Composer(context)
     a = _matrix(context, op, 0, "transA", "transBatchA")
     b = _matrix(context, op, 1, "transB", "transBatchB")

@@ -353,7 +353,7 @@ def _is_training(context: NodeContext) -> bool:
 
 
 def _elementwise_batch_norm(context: NodeContext, data: relax.Expr, parameters: list[relax.Expr]) -> relax.Expr:
-    """The obsolete non-spatial form: one parameter per element of the sample."""
+    """Normalize in the obsolete non-spatial form: one parameter per element of the sample."""
     scale, bias, mean, variance = parameters
     deviation = context.emit(R.sqrt(R.add(variance, context.literal(_epsilon(context), str(data.ty.dtype)))))
     return context.emit(R.add(R.multiply(R.divide(R.subtract(data, mean), deviation), scale), bias))

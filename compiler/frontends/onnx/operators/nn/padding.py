@@ -1,4 +1,4 @@
-"""Pad: borders of one value, or repeated from the data."""
+"""Pad: constant borders, or borders repeated from the data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MODES = ("constant", "reflect", "edge", "wrap")
 
 @converter("Pad")
 def pad_by_attributes(context: NodeContext) -> relax.Expr:
-    """Before opset 11: pads and value are attributes."""
+    """Pad before opset 11, with pads and value as attributes."""
     name = "pads" if context.has_attribute("pads") else "paddings"
     pads = [int(p) for p in context.required_attribute(name)]
     axes = list(range(context.rank(0)))
@@ -30,7 +30,7 @@ def pad_by_attributes(context: NodeContext) -> relax.Expr:
 
 @converter("Pad", since=11)
 def pad(context: NodeContext) -> relax.Expr:
-    """Every mode; pads may be negative (cropping) and only known at run time."""
+    """Pad in every mode; pads may be negative (cropping) and known only at run time."""
     pads = context.shape_values(1, signed=True)
     rank = context.rank(0)
     axes = context.axes(context.integers(3), rank) if context.has_input(3) else list(range(rank))
@@ -61,7 +61,7 @@ def _pad(context: NodeContext, axes: list[int], pads: Sequence[Dim], value: rela
             return R.nn.pad(context.input(0), widths, "constant", number)
     data, offsets = context.input(0), [before.get(axis, 0) for axis in range(len(shape))]
     if mode != "constant" and all(isinstance(pad, int) for pad in pads):
-        # Elements that are cut away are not repeated.
+        # Cropped elements are not repeated.
         data = _cropped(context, before, after)
         offsets = [max(offset, 0) for offset in offsets]
     if mode != "constant":
@@ -74,7 +74,7 @@ def _pad(context: NodeContext, axes: list[int], pads: Sequence[Dim], value: rela
 
 
 def _require_one_reflection(context: NodeContext, size: Dim, pads: tuple[Dim, Dim]) -> None:
-    """ONNX Runtime refuses what is reflected more than once; of known sizes it is computed, as numpy.pad does."""
+    """ONNX Runtime refuses to reflect more than once; for known sizes this is computed, like numpy.pad."""
     for pad in pads:
         if not (isinstance(size, int) and isinstance(pad, int)):
             least = context.arithmetic.add(context.arithmetic.maximum(pad, 0), 1)
@@ -82,7 +82,7 @@ def _require_one_reflection(context: NodeContext, size: Dim, pads: tuple[Dim, Di
 
 
 def _cropped(context: NodeContext, before: dict[int, int], after: dict[int, int]) -> relax.Expr:
-    """The input without what negative pads cut away."""
+    """Return the input cropped by negative pads."""
     cuts = [axis for axis in before if before[axis] < 0 or after[axis] < 0]
     if not cuts:
         return context.input(0)
@@ -128,7 +128,7 @@ def _pad_kernel(
 
 
 def _source_index(mode: str, index: Expr, size: Expr) -> Expr:
-    """Source index of a padded position; reflection and wrapping repeat as often as needed."""
+    """Return the source index of a padded position; reflection and wrapping repeat as often as needed."""
     if mode == "edge":
         return tirx.max(tirx.min(index, size - 1), tirx.const(0, "int64"))
     if mode == "wrap":

@@ -1,6 +1,6 @@
-"""MaxPool, AveragePool, LpPool and the global poolings.
+"""MaxPool, AveragePool, LpPool and global pooling.
 
-MaxUnpool and Col2Im: elements put back to where a window took them from.
+MaxUnpool and Col2Im: elements moved back to where a window took them from.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.passes.layout.windows import AVERAGE_WINDOW, AverageWindow
 from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt, Tensor
 
-# Poolings that Relax has no operator for, as tensor expressions.
+# Poolings without a Relax operator, as tensor expressions.
 #
 # Each function takes the window and returns a tensor expression function of the data (N, C, D1...), the padding before
 # each axis, and the number of windows along each axis; the last two may be symbolic.
@@ -47,7 +47,7 @@ from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt, Tensor
 
 Kernel: TypeAlias = "Callable[..., Tensor | list[Tensor]]"
 _MAXIMUM_PRODUCT = 8  # the largest power computed by multiplication
-_MOST_UNROLLED = 16  # taps of a window; larger ones are loops
+_MOST_UNROLLED = 16  # taps of a window; larger windows are loops
 
 
 def _const(value: float, dtype: str) -> Expr:
@@ -59,7 +59,7 @@ def _conjunction(conditions: Sequence[Expr]) -> Expr:
 
 
 class _Windows:
-    """The positions of a window over a tensor."""
+    """Positions of a window over a tensor."""
 
     def __init__(self, window: Window, data: Tensor, sizes: Sequence[Index]) -> None:
         self.window, self.data = window, data
@@ -69,7 +69,7 @@ class _Windows:
         self.taps = [te.reduce_axis((0, k), name=f"tap{axis}") for axis, k in enumerate(window.kernel)]
 
     def positions(self, output: Sequence[Expr], taps: Sequence[Expr]) -> list[Expr]:
-        """Input indices of a window's tap at an output position; out of range in the padding."""
+        """Return the input indices of a window's tap at an output position; out of range in the padding."""
         window = self.window
         return [
             o * window.strides[axis] + t * window.dilations[axis] - self.before[axis]
@@ -77,17 +77,17 @@ class _Windows:
         ]
 
     def inside(self, positions: Sequence[Expr]) -> Expr:
-        """True where a position lies in the data."""
+        """True if a position is in the data."""
         sizes = self.data.shape[2:]
         return _conjunction([c for p, size in zip(positions, sizes, strict=True) for c in (p >= 0, p < size)])
 
     def load(self, leading: Sequence[Expr], positions: Sequence[Expr], fill: Expr) -> Expr:
-        """The data at a position, or `fill` in the padding."""
+        """Return the data at a position, or `fill` in the padding."""
         return tirx.if_then_else(self.inside(positions), self.data(*leading, *positions), fill)
 
 
 def max_kernel(window: Window) -> Kernel:
-    """The largest element, or NaN where there is one; windows without any data give the type's smallest value."""
+    """Return the largest element, or NaN if there is one; windows without data give the type's smallest value."""
 
     def compute(data: Tensor, *sizes: Expr) -> Tensor:
         windows = _Windows(window, data, sizes)
@@ -108,9 +108,9 @@ def max_kernel(window: Window) -> Kernel:
 
 
 def max_index_kernel(window: Window, column_major: bool) -> Kernel:
-    """The flat index, int64, of the first element of each window, in row-major order, that is the largest.
+    """Return the flat index, int64, of the first largest element of each window, in row-major order.
 
-    It takes the data, the largest elements (NaN where there is one) and the padding before each axis.
+    Operands: the data, the largest elements (NaN if there is one) and the padding before each axis.
     """
 
     def compute(data: Tensor, largest: Tensor, *before: Expr) -> Tensor:
@@ -118,7 +118,7 @@ def max_index_kernel(window: Window, column_major: bool) -> Kernel:
         number = math.prod(window.kernel)
 
         def found(output: Sequence[Expr], taps: Sequence[Expr]) -> Expr:
-            """The number of a tap that holds the largest element; `number` of any other."""
+            """Return the number of a tap that holds the largest element; `number` for any other."""
             positions = windows.positions(output[2:], taps)
             value, wanted = data(*output[:2], *positions), largest(*output)
             same = value == wanted
@@ -155,7 +155,7 @@ def max_index_kernel(window: Window, column_major: bool) -> Kernel:
 
 
 def _flatten(indices: Sequence[Expr], sizes: Sequence[Index]) -> Expr:
-    """The row-major position, int64."""
+    """Return the row-major position, int64."""
     flat: Expr = _const(0, "int64")
     for index, size in zip(indices, sizes, strict=True):
         flat = flat * size + index.astype("int64")
@@ -170,7 +170,7 @@ def _product(sizes: Sequence[Expr]) -> Expr:
 
 
 def average_kernel(window: Window, include_padding: bool) -> Kernel:
-    """The mean over the data of each window, or over data and padding; takes the padding after each axis last."""
+    """Mean over each window's data, or over data and padding; takes the padding after each axis last."""
 
     def compute(data: Tensor, *sizes: Index) -> Tensor:
         windows = _Windows(window, data, sizes)
@@ -200,7 +200,7 @@ def average_kernel(window: Window, include_padding: bool) -> Kernel:
 
 
 def _taps_between(start: Expr, kernel: int, dilation: int, low: Expr, high: Expr) -> Expr:
-    """Number of taps start, start + dilation, ... (`kernel` of them) that lie in [low, high)."""
+    """Return the number of taps start, start + dilation, ... (`kernel` of them) in [low, high)."""
     step = _const(dilation, "int64")
     skipped = tirx.max(tirx.floordiv(low - start + step - 1, step), 0)
     reached = tirx.min(tirx.floordiv(high - 1 - start, step) + 1, kernel)
@@ -208,7 +208,7 @@ def _taps_between(start: Expr, kernel: int, dilation: int, low: Expr, high: Expr
 
 
 def norm_kernel(window: Window, order: float) -> Kernel:
-    """The p-norm of each window."""
+    """p-norm of each window."""
 
     def compute(data: Tensor, *sizes: Expr) -> Tensor:
         windows = _Windows(window, data, sizes)
@@ -226,7 +226,7 @@ def norm_kernel(window: Window, order: float) -> Kernel:
 
 
 def _power(value: Expr, order: float) -> Expr:
-    """A non-negative value to a positive power."""
+    """Raise a non-negative value to a positive power."""
     if order != int(order) or order > _MAXIMUM_PRODUCT:
         return tirx.pow(value, _const(order, value.ty.dtype))
     result = value
@@ -241,7 +241,7 @@ def _root(value: Expr, order: float) -> Expr:
     return tirx.sqrt(value) if order == 2 else tirx.pow(value, _const(1.0 / order, value.ty.dtype))
 
 
-# Types of integers that TVM pools, from their lowest value on.
+# Integer types that TVM pools, starting from their lowest value.
 _BYTES = ("int8", "uint8")
 _MAX_POOLS = {1: R.nn.max_pool1d, 2: R.nn.max_pool2d, 3: R.nn.max_pool3d}
 _AVERAGE_POOLS = {1: R.nn.avg_pool1d, 2: R.nn.avg_pool2d, 3: R.nn.avg_pool3d}
@@ -255,27 +255,28 @@ def _window(context: NodeContext) -> Window:
 
 
 def _require_data(context: NodeContext) -> None:
-    """A window over nothing has no largest element and no mean; ONNX Runtime refuses it too."""
+    """Check that no axis is empty: a window over nothing has no maximum and no mean; ONNX Runtime refuses it too."""
     for size in context.shape(0)[2:]:
         if not isinstance(size, int):
             require(context, size, "at least", 1)
 
 
 def _overhang(context: NodeContext, window: Window) -> tuple[Dim, ...]:
-    """Distance by which the last window extends beyond the padded input; 0 if output sizes are rounded down."""
+    """Return the distance by which the last window extends beyond the padded input; 0 if output sizes are rounded
+    down."""
     if not context.attribute("ceil_mode", 0):
         return (0,) * window.rank
     return window.overhang(context.arithmetic, spatial_sizes(context.input(0)))
 
 
 def _flat(window: Window) -> list[Dim]:
-    """The window as scalars, for a tensor expression function."""
+    """Return the window as scalars, for a tensor expression function."""
     return [*window.before, *window.output]
 
 
 @converter("MaxPool")
 def max_pool(context: NodeContext) -> relax.Expr | list[relax.Expr]:
-    """The largest element of each window and, when asked for, its index in the flattened input (int64)."""
+    """Maximum of each window and, if requested, its index in the flattened input (int64)."""
     window = _window(context)
     largest = context.emit(_largest(context, window))
     if not context.output_used(1):
@@ -286,13 +287,13 @@ def max_pool(context: NodeContext) -> relax.Expr | list[relax.Expr]:
 
 
 def _largest(context: NodeContext, window: Window) -> relax.Expr:
-    """The largest element of each window, NaN where there is one."""
+    """Return the maximum of each window, NaN if it contains NaN."""
     data = context.input(0)
     overhang = _overhang(context, window)
     ceil_mode = not all(isinstance(each, int) for each in overhang) and _rounds_up(context, window)
     after = [a if ceil_mode else context.arithmetic.add(a, o) for a, o in zip(window.after, overhang, strict=True)]
     padding = [*window.before, *after]
-    # A padding as wide as the window makes windows without data.
+    # Padding as wide as the window creates windows without data.
     plain = all(isinstance(p, int) and p < e for p, e in zip(padding, window.extents * 2, strict=True))
     dtype = context.dtype(0)
     known = window.rank in _MAX_POOLS and (dtypes.is_float(dtype) or dtype in _BYTES)
@@ -307,8 +308,8 @@ def _largest(context: NodeContext, window: Window) -> relax.Expr:
 
 
 def _rounds_up(context: NodeContext, window: Window) -> bool:
-    """True if the ceiling mode that Relax has, which never leaves out a window, gives the same output size: no window
-    starts in the padding after the input, whatever its size."""
+    """True if Relax's ceiling mode, which never omits a window, gives the same output size: no window starts in the
+    padding after the input, for any size."""
     if not context.attribute("ceil_mode", 0) or not window.has_static_padding():
         return False
     return all(map(starts_in_data, window.after, window.strides, window.extents))
@@ -316,7 +317,7 @@ def _rounds_up(context: NodeContext, window: Window) -> bool:
 
 @converter("AveragePool")
 def average_pool(context: NodeContext) -> relax.Expr:
-    """The mean of each window; its padding counts when count_include_pad is set, what lies beyond never does."""
+    """Mean of each window; padding counts with count_include_pad, positions beyond it never do."""
     window = _window(context)
     data = context.input(0)
     dtype = context.dtype(0)
@@ -342,7 +343,7 @@ def average_pool(context: NodeContext) -> relax.Expr:
 
 
 def _described(context: NodeContext, window: Window, include: bool) -> AverageWindow:
-    """The window as the layout pass wants it: padding that follows from symbolic sizes as the most of it."""
+    """Return the window for the layout pass: padding that depends on symbolic sizes as its maximum."""
     mode = auto_pad(context)
     same = mode.removeprefix("SAME_").lower() if mode.startswith("SAME") else ""
     totals = [extent - 1 for extent in window.extents]
@@ -365,7 +366,7 @@ def lp_pool(context: NodeContext) -> relax.Expr:
 
 @converter("GlobalMaxPool")
 def global_max_pool(context: NodeContext) -> relax.Expr:
-    """The largest element of each channel, or NaN where there is one."""
+    """Maximum of each channel, or NaN if it contains NaN."""
     return R.max(context.input(0), axis=_spatial_axes(context), keepdims=True)
 
 
@@ -395,7 +396,7 @@ def _spatial_axes(context: NodeContext) -> list[int]:
 
 @converter("MaxUnpool", since=9)
 def max_unpool(context: NodeContext) -> relax.Expr:
-    """Zeros but for the elements at the flat indices of the second input; an output_shape that is larger adds zeros."""
+    """Place elements at the flat indices of the second input, zeros elsewhere; a larger output_shape adds zeros."""
     rank = spatial_rank(context)
     kernel = kernel_attribute(context, rank)
     strides = integers_attribute(context, "strides", rank, 1, 1)
@@ -419,7 +420,7 @@ def max_unpool(context: NodeContext) -> relax.Expr:
 
 
 def _scatter(data: Tensor, indices: Tensor, *sizes: Expr) -> Tensor:
-    """A tensor of those sizes: data[i] at the flat position indices[i], zero elsewhere."""
+    """Return a tensor of those sizes: data[i] at the flat position indices[i], zero elsewhere."""
 
     def body(ins: Sequence[Expr], outs: Sequence[Expr]) -> Stmt:
         source, positions, out = (T.buffer_proxy(buffer) for buffer in (ins[0], ins[1], outs[0]))
@@ -438,7 +439,7 @@ def _scatter(data: Tensor, indices: Tensor, *sizes: Expr) -> Tensor:
 
 @converter("Col2Im", since=18)
 def col2im(context: NodeContext) -> relax.Expr:
-    """Blocks (N, C * taps, blocks) added up to images (N, C, D1...), each at the position it was taken from."""
+    """Sum blocks (N, C * taps, blocks) into images (N, C, D1...), each at its original position."""
     image, block = context.shape_values(1), context.integers(2)
     rank = len(block)
     if len(image) != rank or context.rank(0) != 3 or any(size < 1 for size in block):
@@ -495,7 +496,7 @@ class _Window:
 def _add_blocks(
     window: _Window, source: Buffer, out: Buffer, image: Expr, sizes: list[Expr], counts: list[Expr], dtype: str
 ) -> None:
-    """One channel of one sample: zeros, and each tap of all blocks added where it was taken from."""
+    """Emit one channel of one sample: zeros, plus each tap of all blocks at its original position."""
     rank, area, blocks = len(sizes), _product(sizes), _product(counts)
 
     def tap(axis: int, taken: list[Expr]) -> None:
@@ -510,7 +511,7 @@ def _add_blocks(
             tap(axis + 1, [*taken, each])
 
     def line(axis: int, taken: list[Expr], first: Expr, to: Expr) -> None:
-        """Blocks along an axis whose tap lies in the image: the last axis in vectors."""
+        """Emit the blocks along an axis whose tap is in the image; the last axis is vectorized."""
         stride, moved = window.strides[axis], taken[axis] * window.dilations[axis] - window.before[axis]
         low = tirx.max(tirx.floordiv(stride - 1 - moved, tirx.const(stride, "int64")), tirx.const(0, "int64"))
         high = tirx.min(tirx.floordiv(sizes[axis] - 1 - moved, tirx.const(stride, "int64")) + 1, counts[axis])

@@ -1,4 +1,4 @@
-"""Resize and Upsample, of a region computed at run time too (`tf_crop_and_resize`, as in TensorFlow's detectors)."""
+"""Resize and Upsample, also of a region computed at run time (`tf_crop_and_resize`, as in TensorFlow's detectors)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _old_resize(context: NodeContext, scales: list[float]) -> relax.Expr:
 
 @converter("Resize", since=11)
 def resize(context: NodeContext) -> relax.Expr | TensorValue:
-    """Resize axes to sizes, or by scales, of which exactly one is given."""
+    """Resize axes to sizes, or by scales; exactly one of them is given."""
     rank = context.rank(0)
     axes = context.axes(context.attribute("axes", list(range(rank))), rank)
     sampling = _sampling(context)
@@ -75,14 +75,14 @@ def resize(context: NodeContext) -> relax.Expr | TensorValue:
 
 
 def _is_computed_region(context: NodeContext, sampling: Sampling) -> bool:
-    """True for a region of interest that only a run computes, where its sampling and sizes are served."""
+    """True for a region of interest computed at run time, with supported sampling and sizes."""
     if sampling.coordinates != "tf_crop_and_resize" or context.known(1) is not None:
         return False
     return sampling.mode != "cubic" and not sampling.antialias and _is_given(context, 3) and not _is_given(context, 2)
 
 
 def _is_given(context: NodeContext, index: int) -> bool:
-    """True if an input is given and not empty."""
+    """True if an input is given and nonempty."""
     return context.has_input(index) and context.shape(index) != (0,)
 
 
@@ -102,7 +102,7 @@ def _sampling(context: NodeContext) -> Sampling:
 
 
 def _regions(context: NodeContext, axes: Sequence[int]) -> dict[int, tuple[float, float]]:
-    """Start and end of the region of interest by axis."""
+    """Return start and end of the region of interest by axis."""
     roi = [float(value) for value in context.constant(1).reshape(-1)]
     if len(roi) != 2 * len(axes):
         context.invalid(f"roi must hold {2 * len(axes)} numbers, not {len(roi)}")
@@ -123,12 +123,12 @@ def _from_scales(
 
 
 def _scaled(context: NodeContext, size: Dim, scale: float) -> Dim:
-    """floor(size * scale), in float32 as the shape inference of ONNX computes it."""
+    """Return floor(size * scale), in float32 like ONNX's shape inference."""
     if isinstance(size, int):
         return int(np.floor(np.float32(size) * np.float32(scale)))
     arithmetic = context.arithmetic
     inverse = max(round(1 / scale), 1)
-    # The reciprocal of an integer, stored in float32: products with it reach whole numbers if it is not below.
+    # The reciprocal of an integer in float32: products with it reach integers unless it was rounded down.
     if float(np.float32(1 / inverse)) == scale and Fraction(scale) * inverse >= 1:
         return arithmetic.floor_divide(size, inverse)
     product = tirx.Cast("float32", expression(size)) * tirx.const(scale, "float32")
@@ -151,7 +151,7 @@ def _from_sizes(
 def _fitted(
     context: NodeContext, axes: Sequence[int], sizes: Sequence[Dim], *, larger: bool
 ) -> tuple[list[Dim], float]:
-    """Sizes with the aspect ratio kept, and the common scale."""
+    """Return sizes with the aspect ratio kept, and the common scale."""
     before = [context.shape(0)[axis] for axis in axes]
     if not all(isinstance(size, int) for size in [*before, *sizes]):
         context.refuse("keep_aspect_ratio_policy with sizes that are not known when compiling; fix them with shapes=")
@@ -188,9 +188,9 @@ _ROUNDED = {
 
 
 def resize_computed_region(context: NodeContext, axes: Sequence[int], sampling: Sampling) -> TensorValue:
-    """Nearest or linear sampling, one axis after the other; elements outside of the input are the extrapolation value.
+    """Sample nearest or linearly, one axis after another; elements outside the input are the extrapolation value.
 
-    The sizes are given, as an input of the node.
+    The sizes are given as an input of the node.
     """
     op, rank = Composer(context), context.rank(0)
     shape, dtype = op("Shape", context.value(0)), context.dtype(0)
@@ -210,7 +210,8 @@ def resize_computed_region(context: NodeContext, axes: Sequence[int], sampling: 
 def _coordinates(
     op: Composer, count: TensorValue, last: TensorValue, start: TensorValue, end: TensorValue
 ) -> TensorValue:
-    """(count,) positions from `start` to `end`, which are shares of the last position; the middle of them for one."""
+    """Return (count,) positions from `start` to `end`, given as fractions of the last position; their middle for a
+    single one."""
     positions = op("Cast", op("Range", np.int64(0), op("Cast", count, to=7), np.int64(1)), to=1)
     steps = op("Sub", op("Cast", count, to=1), 1.0)
     spread = op("Div", op("Mul", op("Mul", positions, op("Sub", end, start)), last), op("Max", steps, 1.0))

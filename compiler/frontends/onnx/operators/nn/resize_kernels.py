@@ -1,10 +1,9 @@
 """Resizing as tensor expressions: nearest for all axes at once, weighted sums axis by axis.
 
-Sampling a tensor between its elements, as TVM expressions: what GridSample, DeformConv and RoiAlign share.
+Sampling a tensor between its elements, as TVM expressions shared by GridSample, DeformConv and RoiAlign.
 
-The formulas of coordinates and weights are those of ONNX's Resize. They are written once and evaluated twice: with
-numpy, to tables, when sizes are known, and as TVM's expressions, inside the kernel, when they are symbolic. All
-arithmetic is in float32.
+Coordinates and weights follow ONNX's Resize. The formulas are written once and evaluated twice: with numpy, to tables,
+for known sizes, and as TVM expressions inside the kernel for symbolic ones. All arithmetic is in float32.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from compiler.frontends.onnx.symbolic import Dim, expression, plain
 from compiler.frontends.onnx.values import Constant
 from schedules.ir.tvm_types import Expr, Index, Tensor
 
-_MAXIMUM_UNROLLED = 4  # taps written out; longer sums are loops
+_MAXIMUM_UNROLLED = 4  # unrolled taps; longer sums are loops
 
 
 def _constant(array: np.ndarray, dtype: str) -> relax.Constant:
@@ -37,7 +36,7 @@ def _constant(array: np.ndarray, dtype: str) -> relax.Constant:
 
 
 def _extrapolated(sampling: Sampling, axis: AxisResize, coordinate: np.ndarray) -> np.ndarray | None:
-    """Mask of extrapolated outputs, or None when none is."""
+    """Return the mask of extrapolated outputs, or None if there are none."""
     if sampling.coordinates != "tf_crop_and_resize":
         return None
     outside = np.asarray(is_outside(NumpyOperations, axis, coordinate))
@@ -45,7 +44,7 @@ def _extrapolated(sampling: Sampling, axis: AxisResize, coordinate: np.ndarray) 
 
 
 def resize_nearest(context: NodeContext, data: relax.Expr, axes: list[AxisResize], sampling: Sampling) -> relax.Expr:
-    """Every output element is a copy of an input element."""
+    """Copy an input element to each output element."""
     tables: list[relax.Expr] = []
     forms: list[tuple[str, int]] = []
     for axis in axes:
@@ -86,7 +85,7 @@ def resize_nearest(context: NodeContext, data: relax.Expr, axes: list[AxisResize
 
 
 def _closed_form(index: np.ndarray, axis: AxisResize) -> tuple[str, int]:
-    """(kind, factor): the table as a quotient or a multiple of the position where it is one: both vectorize."""
+    """Return (kind, factor): the table as a quotient or a multiple of the position if possible: both vectorize."""
     positions = np.arange(len(index))
     if len(index) and axis.before and len(index) % axis.before == 0 and len(index) >= axis.before:
         factor = len(index) // axis.before
@@ -103,8 +102,9 @@ _TRIED = range(1, 33)  # sizes
 
 
 def _repetition(context: NodeContext, axis: AxisResize, sampling: Sampling) -> tuple[str, int] | None:
-    """The closed form of an axis of unknown size of which each element is repeated as often; None where that is not so,
-    by the proof of its size and the formula at small ones: rounding moves no position that far from all bounds."""
+    """Return the closed form of an axis of unknown size whose elements are all repeated equally often; None otherwise.
+    Proved by its size and the formula at small sizes: no position is close enough to a bound to be moved by
+    rounding."""
     factor = int(axis.scale or 0)
     if factor != axis.scale or sampling.coordinates == "tf_crop_and_resize":
         return None
@@ -120,7 +120,7 @@ def _repetition(context: NodeContext, axis: AxisResize, sampling: Sampling) -> t
 def _nearest_source(
     sampling: Sampling, axis: AxisResize, position: Expr, kind: str, number: int, lookups: Expr
 ) -> tuple[Expr, list[Expr]]:
-    """The index that an output position reads, and the conditions under which it is extrapolated instead."""
+    """Return the index that an output position reads, and the conditions under which it is extrapolated instead."""
     if kind == "quotient":
         return (position if number == 1 else tirx.floordiv(position, tirx.const(number, "int64"))), []
     if kind == "multiple":
@@ -136,7 +136,7 @@ def _nearest_source(
 
 
 def _with_sizes(axis: AxisResize, before: Expr, after: Expr) -> AxisResize:
-    """The axis with its sizes as the kernel's own variables."""
+    """Return the axis with its sizes as the kernel's own variables."""
     return AxisResize(axis.axis, before, after, axis.scale, axis.start, axis.end)
 
 
@@ -145,7 +145,7 @@ def _fill(value: float, dtype: str) -> Expr:
 
 
 def resize_weighted(context: NodeContext, data: relax.Expr, axes: list[AxisResize], sampling: Sampling) -> relax.Expr:
-    """Weighted sums along one axis after the other, in the type to compute in; the result has the data's type."""
+    """Compute weighted sums along one axis after another, in the computation type; the result has the data's type."""
     dtype = str(data.ty.dtype)
     if not dtypes.is_float(dtype) and sampling.mode == "linear" and not sampling.antialias and _are_static(axes):
         return _resize_integers(context, data, axes, sampling)
@@ -155,7 +155,7 @@ def resize_weighted(context: NodeContext, data: relax.Expr, axes: list[AxisResiz
         result = _resize_axis(context, result, axis, sampling)
     if dtypes.is_float(dtype):
         return cast(context, result, dtype)
-    # ONNX says nothing about fractions: its reference rounds, ONNX Runtime drops them in the mode linear.
+    # ONNX does not specify fractions: its reference rounds, ONNX Runtime truncates in linear mode.
     drops = sampling.mode == "linear" and not sampling.antialias
     rounded = relax.op.trunc(result) if drops else relax.op.round(result)
     return context.emit(relax.op.astype(relax.op.clip(rounded, *dtypes.integer_limits(dtype)), dtype))
@@ -166,9 +166,9 @@ def _are_static(axes: list[AxisResize]) -> bool:
 
 
 def _resize_integers(context: NodeContext, data: relax.Expr, axes: list[AxisResize], sampling: Sampling) -> relax.Expr:
-    """Linear interpolation of integers, whose fractions are dropped: summed in the order of ONNX Runtime.
+    """Linear interpolation of integers, truncated, summed in the same order as ONNX Runtime.
 
-    A sum in another order may fall short of a whole number and so lose one.
+    Another order of summation may fall just below an integer and so lose one.
     """
     tables = [table for axis in axes for table in _tap_tables(axis, sampling, "float32")]
     masks = _masks(axes, sampling)
@@ -203,7 +203,7 @@ def _resize_integers(context: NodeContext, data: relax.Expr, axes: list[AxisResi
 
 
 def _masks(axes: list[AxisResize], sampling: Sampling) -> dict[int, relax.Expr]:
-    """Masks of extrapolated outputs, by axis; axes where none is are left out."""
+    """Return masks of extrapolated outputs, by axis; axes without any are omitted."""
     masks = {}
     for axis in axes:
         outside = _extrapolated(sampling, axis, _coordinates(axis, sampling))
@@ -217,17 +217,18 @@ def _coordinates(axis: AxisResize, sampling: Sampling) -> np.ndarray:
 
 
 def _tap_tables(axis: AxisResize, sampling: Sampling, dtype: str) -> tuple[relax.Expr, relax.Expr]:
-    """Indices and weights of the taps of each output, (size, taps)."""
+    """Return indices and weights of the taps of each output, (size, taps)."""
     taps = weighted_taps(NumpyOperations, sampling, axis, _coordinates(axis, sampling))
     indices = np.stack([index for index, _ in taps], axis=-1).astype(np.int32)
     weights = np.stack([weight for _, weight in taps], axis=-1)
-    # A tap that weighs nothing may not reach an infinite element.
+    # A tap with zero weight must not read an infinite element.
     heaviest = np.take_along_axis(indices, np.abs(weights).argmax(-1)[..., None], -1)
     return _constant(np.where(weights == 0, heaviest, indices), "int32"), _constant(weights, dtype)
 
 
 def _cheapest_order(axes: list[AxisResize]) -> list[AxisResize]:
-    """Shrinking axes first, so that what lies between is small; among growing ones the innermost first."""
+    """Order axes so that intermediate results are small: shrinking ones first, among growing ones the innermost
+    first."""
 
     def key(axis: AxisResize) -> tuple[float, int]:
         scale = axis.static_scale
@@ -267,7 +268,8 @@ def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampl
 def _resize_axis_by_dynamic_taps(
     context: NodeContext, data: relax.Expr, axis: AxisResize, sampling: Sampling
 ) -> relax.Expr:
-    """Antialiased, where sizes decide how many elements are averaged: the kernel computes the table of weights too."""
+    """Antialiased resize with a size-dependent number of averaged elements: the kernel also computes the weight
+    table."""
 
     def compute(tensor: Tensor, after: Expr) -> Tensor:
         bound = _with_sizes(axis, tensor.shape[axis.axis], after)
@@ -289,7 +291,7 @@ def _resize_axis_by_dynamic_taps(
             index = limited_position(tap(position, number)[0], bound.before)
             value = tensor(*output[: axis.axis], index, *output[axis.axis + 1 :])
             weight = weights(position, number)
-            # An element that weighs nothing may be infinite.
+            # An element with zero weight may be infinite.
             return tirx.Select(weight == 0, tirx.const(0, tensor.dtype), value * weight.astype(tensor.dtype))
 
         shape = [*tensor.shape[: axis.axis], after, *tensor.shape[axis.axis + 1 :]]
@@ -333,14 +335,14 @@ def _resize_axis_by_table(context: NodeContext, data: relax.Expr, axis: AxisResi
     return context.emit_te(compute, data, *tables, primfunc_name_hint=f"resize_{sampling.mode}")
 
 
-Tap: TypeAlias = "tuple[Expr, Expr]"  # a whole-numbered coordinate and its weight, both floats
-TapsOf: TypeAlias = "Callable[[int, Sequence[Expr]], list[Tap]]"  # of an axis, at a position
-TapTables: TypeAlias = "list[list[tuple[Tensor, Tensor]]]"  # for each axis and tap, the offsets and the weights
+Tap: TypeAlias = "tuple[Expr, Expr]"  # an integer coordinate and its weight, both floats
+TapsOf: TypeAlias = "Callable[[int, Sequence[Expr]], list[Tap]]"  # taps of an axis at a position
+TapTables: TypeAlias = "list[list[tuple[Tensor, Tensor]]]"  # offsets and weights, by axis and tap
 _MOST_JOINED = 8  # combinations of taps
 
 
 def linear_taps(coordinate: Expr) -> list[Tap]:
-    """The two neighbours."""
+    """Return the two neighbors."""
     base = tirx.floor(coordinate)
     ratio = coordinate - base
     one = const(1.0, coordinate)
@@ -348,7 +350,7 @@ def linear_taps(coordinate: Expr) -> list[Tap]:
 
 
 def cubic_taps(coordinate: Expr, a: float = -0.75) -> list[Tap]:
-    """The four neighbours, weighted by Keys' cubic convolution kernel (IEEE TASSP 29, 1981, equation 4)."""
+    """Return the four neighbors, weighted by Keys' cubic convolution kernel (IEEE TASSP 29, 1981, equation 4)."""
     base = tirx.floor(coordinate)
     x = coordinate - base
 
@@ -366,7 +368,7 @@ def cubic_taps(coordinate: Expr, a: float = -0.75) -> list[Tap]:
 
 
 def weighted_sum(taps: Sequence[Sequence[Tap]], pixel: Callable[[list[Expr]], Expr]) -> Expr:
-    """The sum over all combinations of one tap per axis of the element times the weights."""
+    """Sum element times weights over all combinations of one tap per axis."""
     total: Expr = None
     for combination in itertools.product(*taps):
         weight: Expr = None
@@ -378,19 +380,19 @@ def weighted_sum(taps: Sequence[Sequence[Tap]], pixel: Callable[[list[Expr]], Ex
 
 
 def inside(position: Expr, size: Expr) -> Expr:
-    """True where a float coordinate is that of an element."""
+    """True if a float coordinate is within an axis."""
     return tirx.all(position >= const(0, position), position < size.astype(str(position.ty.dtype)))
 
 
 def clamped(position: Expr, size: Expr) -> Expr:
-    """A float coordinate moved to the nearest element's."""
+    """Clamp a float coordinate to the nearest element's."""
     last = size.astype(str(position.ty.dtype)) - const(1, position)
     return tirx.max(tirx.min(position, last), const(0, position))
 
 
 def reflected(position: Expr, low: Expr, high: Expr) -> Expr:
-    """A float coordinate mirrored at the borders until it lies between them."""
-    span = tirx.max(high - low, const(1e-6, position))  # a single element has no span with its corners aligned
+    """Reflect a float coordinate at the borders until it is between them."""
+    span = tirx.max(high - low, const(1e-6, position))  # a single element has no span with aligned corners
     below = position < low
     distance = tirx.Select(below, low - position, tirx.max(position - high, const(0, position)))
     turns = tirx.floor(distance / span)
@@ -402,16 +404,17 @@ def reflected(position: Expr, low: Expr, high: Expr) -> Expr:
 
 
 def tap_tables(shape: Sequence[Expr], sizes: Sequence[Expr], taps_of: TapsOf, *, zeros: bool) -> TapTables:
-    """The taps at all positions of `shape`, shared by all channels: for each axis and tap, its offset and weight.
+    """Return the taps at all positions of `shape`, shared by all channels: for each axis and tap, its offset and
+    weight.
 
     Offsets are those of an axis in a row-major tensor of `sizes`: their sum over the axes is the element's position.
-    With `zeros`, an offset outside of its axis is so negative that every sum with it is negative.
+    With `zeros`, an offset outside its axis is so negative that every sum with it is negative.
 
     Args:
-        shape: shape of the sampled positions: a sample, then its position.
+        shape: shape of the sampled positions: sample, then position.
         sizes: sizes of the data's sampled axes.
-        taps_of: the taps of an axis at a position.
-        zeros: elements outside are zeros; otherwise coordinates are clamped to the axis.
+        taps_of: returns the taps of an axis at a position.
+        zeros: elements outside are zero; otherwise coordinates are clamped to the axis.
     """
     dtype = _offset_dtype(sizes)
     total = _product(sizes)
@@ -432,7 +435,7 @@ def tap_tables(shape: Sequence[Expr], sizes: Sequence[Expr], taps_of: TapsOf, *,
 
 
 def _joined(shape: Sequence[Expr], tables: TapTables) -> list[tuple[Tensor, Tensor]]:
-    """The taps of all axes as those of one: an element costs one offset and one weight."""
+    """Combine the taps of all axes into one: an element needs one offset and one weight."""
 
     def joined(pairs: Sequence[tuple[Tensor, Tensor]], number: int) -> tuple[Tensor, Tensor]:
         offsets, weights = zip(*pairs, strict=True)
@@ -448,7 +451,7 @@ def _total(tensors: Sequence[Tensor], indices: Sequence[Expr], join: Callable[[E
 
 
 def sampled(tables: TapTables, indices: Sequence[Expr], element: Callable[[Expr], Expr], *, zeros: bool) -> Expr:
-    """The weighted sum of the elements that the tables name at a position; `element` reads one at an int64 offset."""
+    """Return the weighted sum of elements from the tables at a position; `element` reads one at an int64 offset."""
 
     def pixel(offsets: list[Expr]) -> Expr:
         offset = sum(offsets[1:], start=offsets[0])
@@ -466,7 +469,7 @@ def _product(sizes: Sequence[Expr]) -> Expr:
 
 
 def _offset_dtype(sizes: Sequence[Expr]) -> str:
-    """int32 where the sums of the offsets of all axes fit, for vectors of twice as many."""
+    """Return int32 if the sums of all axes' offsets fit, for vectors of twice as many."""
     if all(isinstance(size, tirx.IntImm) for size in sizes):
         return "int32" if len(sizes) * math.prod(int(size) for size in sizes) < 2**31 else "int64"
     return "int64"
@@ -499,7 +502,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class AxisResize:
-    """One axis: its sizes before and after, the scale (None: the quotient of the sizes), and the region of interest."""
+    """One axis: sizes before and after, the scale (None: the quotient of the sizes), and the region of interest."""
 
     axis: int
     before: Dim
@@ -514,7 +517,7 @@ class AxisResize:
 
     @property
     def static_scale(self) -> float | None:
-        """The scale when it is known when compiling."""
+        """The scale if known at compile time."""
         if self.scale is not None:
             return self.scale
         if isinstance(self.before, int) and isinstance(self.after, int):
@@ -523,7 +526,7 @@ class AxisResize:
 
 
 class NumpyOperations:
-    """The few functions that the formulas need, on float32 arrays."""
+    """The functions that the formulas need, on float32 arrays."""
 
     floor = staticmethod(np.floor)
     ceil = staticmethod(np.ceil)
@@ -538,7 +541,7 @@ class NumpyOperations:
 
 
 class EngineOperations:
-    """The same on TVM's expressions."""
+    """The functions that the formulas need, on TVM expressions."""
 
     floor = staticmethod(tirx.floor)
     ceil = staticmethod(tirx.ceil)
@@ -557,11 +560,11 @@ Operations = type[NumpyOperations] | type[EngineOperations]
 
 
 def source_coordinate(ops: Operations, sampling: Sampling, axis: AxisResize, position: Expr) -> Expr:
-    """The input coordinate of output `position` (float32)."""
+    """Return the input coordinate of output `position` (float32)."""
     before, after = ops.real(axis.before), ops.real(axis.after)
     # TVM's simplifier fails on a quotient of quotients, hence the maximum.
     scale = ops.real(axis.scale) if axis.scale is not None else ops.maximum(after / before, ops.real(0.0))
-    # The length may be a fraction when a scale prescribes it.
+    # With a given scale, the length may be fractional.
     length = before * scale if axis.scale is not None else after
     half, one = ops.real(0.5), ops.real(1.0)
     last = before - one
@@ -575,7 +578,7 @@ def source_coordinate(ops: Operations, sampling: Sampling, axis: AxisResize, pos
     if mode == "tf_crop_and_resize":
         start, end = ops.real(axis.start), ops.real(axis.end)
         middle = half * (start + end) * last + ops.real(0.0) * position
-        # Divided last: the far corner must not land beyond the input by rounding.
+        # Divided last: rounding must not move the far corner outside the input.
         moved = start * last + position * (end - start) * last / _not_zero(ops, length - one)
         return ops.where(length == one, middle, moved)
     centered = (position + half) / scale - half
@@ -591,13 +594,13 @@ def _not_zero(ops: Operations, value: Expr) -> Expr:
 
 
 def is_outside(ops: Operations, axis: AxisResize, coordinate: Expr) -> Expr:
-    """True where a coordinate lies outside the input (where tf_crop_and_resize extrapolates)."""
+    """True if a coordinate is outside the input (where tf_crop_and_resize extrapolates)."""
     low, high = coordinate < ops.real(0.0), coordinate > ops.real(axis.before) - ops.real(1.0)
     return low | high if ops is NumpyOperations else tirx.any(low, high)
 
 
 def nearest_index(ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Expr) -> Expr:
-    """The nearest element, as float32, within the input."""
+    """Return the nearest element, as float32, within the input."""
     half = ops.real(0.5)
     shrinks = ops.real(axis.after) < ops.real(axis.before)
     rounding: dict[str, Callable[[], Expr]] = {
@@ -605,7 +608,7 @@ def nearest_index(ops: Operations, sampling: Sampling, axis: AxisResize, coordin
         "round_prefer_ceil": lambda: ops.floor(coordinate + half),
         "floor": lambda: ops.floor(coordinate),
         "ceil": lambda: ops.ceil(coordinate),
-        # Before opset 11: up when shrinking, down when growing.
+        # Before opset 11: up if shrinking, down if growing.
         "simple": lambda: ops.where(shrinks, ops.ceil(coordinate), ops.floor(coordinate)),
     }
     return _clamped(ops, axis, rounding[sampling.nearest]())
@@ -616,9 +619,9 @@ def _clamped(ops: Operations, axis: AxisResize, index: Expr) -> Expr:
 
 
 def weighted_taps(ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Expr) -> list[tuple[Expr, Expr]]:
-    """(index, weight), both float32, of each element that an output element is made of.
+    """Return (index, weight), both float32, of each element that contributes to an output element.
 
-    An antialiased axis needs a scale that is known when compiling; `dynamic_tap` serves others.
+    An antialiased axis needs a scale known at compile time; `dynamic_tap` handles others.
     """
     if sampling.mode == "linear" and not sampling.antialias:
         return _linear_taps(ops, axis, coordinate)
@@ -636,13 +639,14 @@ def weighted_taps(ops: Operations, sampling: Sampling, axis: AxisResize, coordin
 
 
 def dynamic_taps(sampling: Sampling, axis: AxisResize) -> Expr:
-    """A bound, int64, of the elements of an antialiased axis of dynamic sizes that an output element is made of."""
+    """Return a bound, int64, on the elements of a dynamically sized antialiased axis that contribute to an output
+    element."""
     shrunk = tirx.floordiv(axis.before, tirx.max(axis.after, tirx.const(1, "int64")))
     return 2 * _radius(sampling) * (shrunk + 1) + 2
 
 
 def dynamic_tap(sampling: Sampling, axis: AxisResize, coordinate: Expr, number: Expr) -> tuple[Expr, Expr]:
-    """(index, weight), both float32, of one of the `dynamic_taps`; the weights have yet to be divided by their sum."""
+    """Return (index, weight), both float32, of one of the `dynamic_taps`; weights are not yet divided by their sum."""
     ops = EngineOperations
     offset = number - (tirx.div(dynamic_taps(sampling, axis), 2) - 1)
     stretch = ops.minimum(ops.real(axis.after) / ops.real(axis.before), ops.real(1.0))
@@ -656,7 +660,7 @@ def _radius(sampling: Sampling) -> int:
 def _tap(
     ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Expr, offset: Expr, stretch: Expr
 ) -> tuple[Expr, Expr]:
-    """(index, weight) of the element that lies `offset` behind the coordinate rounded down."""
+    """Return (index, weight) of the element at `offset` from the coordinate rounded down."""
     base = ops.floor(coordinate)
     index = base + offset
     weight = _weight(ops, sampling, stretch * (offset - (coordinate - base)))
@@ -667,7 +671,7 @@ def _tap(
 
 
 def _linear_taps(ops: Operations, axis: AxisResize, coordinate: Expr) -> list[tuple[Expr, Expr]]:
-    """The two neighbours; outside of the input both are its edge. The differences are exact."""
+    """Return the two neighbors; outside the input both are its edge. The differences are exact."""
     coordinate = _clamped(ops, axis, coordinate)
     base = ops.floor(coordinate)
     following = base + ops.real(1.0)
@@ -675,7 +679,7 @@ def _linear_taps(ops: Operations, axis: AxisResize, coordinate: Expr) -> list[tu
 
 
 def _weight(ops: Operations, sampling: Sampling, distance: Expr) -> Expr:
-    """The interpolation kernel: a triangle, or Keys' cubic (IEEE TASSP 29, 1981, equation 4)."""
+    """Interpolation kernel: a triangle, or Keys' cubic (IEEE TASSP 29, 1981, equation 4)."""
     x = ops.absolute(distance)
     one, zero = ops.real(1.0), ops.real(0.0)
     if sampling.mode == "linear":

@@ -23,14 +23,14 @@ from compiler.frontends.onnx.symbolic import expression
 from schedules.ir.tvm_types import Expr, Tensor
 
 _MODES = {"bilinear": "linear", "bicubic": "cubic", "linear": "linear", "cubic": "cubic", "nearest": "nearest"}
-# Positions whose taps stay in the L2 cache, so that channels follow one another; taps of more are computed row by row.
+# Number of positions whose taps stay in the L2 cache across channels; with more, taps are computed row by row.
 _MOST_CACHED = 16384
 _PADDINGS = ("zeros", "border", "reflection")
 
 
 @converter("GridSample", since=16)
 def grid_sample(context: NodeContext) -> relax.Expr:
-    """Data (N, C, D1...) sampled at grid (N, E1..., rank): coordinates in [-1, 1], the last axis first."""
+    """Sample data (N, C, D1...) at a grid (N, E1..., rank): coordinates in [-1, 1], last axis first."""
     mode, padding = context.choice("mode", "linear", _MODES), context.choice("padding_mode", "zeros", _PADDINGS)
     rank = context.rank(0) - 2
     if rank < 1 or context.rank(1) != rank + 2 or context.shape(1)[-1] != rank:
@@ -53,14 +53,14 @@ def grid_sample(context: NodeContext) -> relax.Expr:
 
 
 def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., Tensor]:
-    """Kernel of GridSample on data (N, C, product of the sampled axes' sizes), a grid and those sizes."""
+    """Return the GridSample kernel on data (N, C, product of the sampled axes' sizes), a grid and those sizes."""
     zeros = padding == "zeros"
 
     def compute(data: Tensor, grid: Tensor, *lengths: Expr) -> Tensor:
         wide, rank = compute_dtype(data.dtype), len(lengths)
 
-        # Coordinates and taps are the same for all channels. Coordinates are stored: the expression of a reflected one,
-        # put into that of its taps, grows to thousands of nodes.
+        # Coordinates and taps are the same for all channels. Coordinates are stored: inlining a reflected coordinate
+        # into its taps gives expressions of thousands of nodes.
         positions = (data.shape[0], *grid.shape[1:-1])
 
         def coordinate(axis: int, indices: Sequence[Expr]) -> Expr:
@@ -68,7 +68,7 @@ def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., T
             value = _denormalized(grid(*indices, rank - 1 - axis).astype(wide), size, align)
             if mode == "nearest":
                 value = tirx.nearbyint(value)
-            # As in PyTorch, the cubic mode pads element by element only.
+            # Like in PyTorch, the cubic mode only pads element by element.
             return value if mode == "cubic" else _within(value, size, padding, align)
 
         def coordinates_of(axis: int) -> Tensor:
@@ -108,7 +108,7 @@ def _borders(size: Expr, align: bool, dtype: str) -> tuple[Expr, Expr]:
 
 
 def _within(value: Expr, size: Expr, padding: str, align: bool) -> Expr:
-    """A coordinate beyond the borders brought back as the padding says."""
+    """Map a coordinate beyond the borders back according to the padding."""
     if padding == "zeros":
         return value
     low, high = _borders(size, align, str(value.ty.dtype))
@@ -118,13 +118,14 @@ def _within(value: Expr, size: Expr, padding: str, align: bool) -> Expr:
 
 
 def _padded(position: Expr, size: Expr, padding: str, align: bool) -> Expr:
-    """A whole-numbered coordinate brought back as the padding says."""
+    """Map an integer coordinate back according to the padding."""
     return reflected(position, *_borders(size, align, str(position.ty.dtype))) if padding == "reflection" else position
 
 
 @converter("AffineGrid", since=20)
 def affine_grid(context: NodeContext) -> relax.Expr:
-    """Coordinates (N, D1..., rank) in [-1, 1] of an output's elements, transformed by theta (N, rank, rank + 1)."""
+    """Return coordinates (N, D1..., rank) in [-1, 1] of an output's elements, transformed by theta (N, rank, rank +
+    1)."""
     sizes = context.shape_values(1)
     rank = len(sizes) - 2
     if rank not in (2, 3) or tuple(context.shape(0)[1:]) != (rank, rank + 1):

@@ -21,8 +21,8 @@ AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 class Window:
     """A window that slides over the spatial axes; one entry per axis.
 
-    `before` and `after` are the padding, which depends on the sizes (and may so be an expression) with an automatic
-    padding; `output` is the number of positions. In ceiling mode the last position may reach beyond the padding.
+    `before` and `after` are the padding, which with automatic padding depends on the sizes (and may be an expression);
+    `output` is the number of positions. In ceiling mode the last position may extend beyond the padding.
     """
 
     kernel: tuple[int, ...]
@@ -38,15 +38,15 @@ class Window:
 
     @property
     def extents(self) -> tuple[int, ...]:
-        """The kernel's size with its dilation."""
+        """The kernel's size including dilation."""
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
     def has_static_padding(self) -> bool:
-        """True if the padding is known when compiling, so that an operator's attribute can hold it."""
+        """True if the padding is known at compile time, so that it can be an operator's attribute."""
         return all(isinstance(p, int) for p in (*self.before, *self.after))
 
     def overhang(self, arithmetic: Arithmetic, sizes: Sequence[Dim]) -> tuple[Dim, ...]:
-        """Distance by which the last window extends beyond the padded input, along each axis."""
+        """Return the distance by which the last window extends beyond the padded input, along each axis."""
         reach = []
         for axis, size in enumerate(sizes):
             padded = arithmetic.add(arithmetic.add(size, self.before[axis]), self.after[axis])
@@ -56,7 +56,7 @@ class Window:
 
 
 def integers_attribute(context: NodeContext, name: str, count: int, default: int, minimum: int) -> tuple[int, ...]:
-    """An attribute of `count` integers, each at least `minimum`; all `default` when it is missing."""
+    """Return an attribute of `count` integers, each at least `minimum`; all `default` if missing."""
     values: list[Index] = context.attribute(name, [default] * count)
     if len(values) != count or any(v < minimum for v in values):
         context.invalid(f"{name} must hold {count} integers of at least {minimum}, not {list(values)}")
@@ -64,7 +64,7 @@ def integers_attribute(context: NodeContext, name: str, count: int, default: int
 
 
 def spatial_rank(context: NodeContext, index: int = 0, *, minimum: int = 1) -> int:
-    """Number of axes after batch and channel of input `index`."""
+    """Return the number of axes after batch and channel of input `index`."""
     rank = context.rank(index) - 2
     if rank < minimum:
         context.invalid(f"its input {index} has rank {rank + 2}; {minimum + 2} is the least")
@@ -72,20 +72,20 @@ def spatial_rank(context: NodeContext, index: int = 0, *, minimum: int = 1) -> i
 
 
 def kernel_attribute(context: NodeContext, rank: int) -> tuple[int, ...]:
-    """The required attribute kernel_shape of a pooling."""
+    """Return the required attribute kernel_shape of a pooling."""
     context.required_attribute("kernel_shape")
     return integers_attribute(context, "kernel_shape", rank, 1, 1)
 
 
 def auto_pad(context: NodeContext) -> str:
-    """The attribute auto_pad; InvalidModelError for a value that does not exist."""
+    """Return the attribute auto_pad; InvalidModelError for unknown values."""
     return context.choice("auto_pad", "NOTSET", ("", *AUTO_PADS)) or "NOTSET"
 
 
 def window_of(
     context: NodeContext, kernel: tuple[int, ...], sizes: Sequence[Dim], *, ceil_mode: bool = False
 ) -> Window:
-    """The window that a node's attributes describe over an input of those spatial sizes."""
+    """Return the window described by a node's attributes for an input of those spatial sizes."""
     rank = len(kernel)
     strides = integers_attribute(context, "strides", rank, 1, 1)
     dilations = integers_attribute(context, "dilations", rank, 1, 1)
@@ -104,14 +104,14 @@ def window_of(
 
 
 def _same(arithmetic: Arithmetic, size: Dim, extent: int, stride: int, *, upper: bool) -> tuple[Dim, Dim, Dim]:
-    """Padding for an output of ceil(size / stride); the odd element goes after the data (upper) or before them."""
+    """Return padding for an output of ceil(size / stride); the odd element goes after the data (upper) or before it."""
     output = arithmetic.ceil_divide(size, stride)
     if stride == 1 or extent == 1:
         total: Dim = extent - 1  # independent of the size, which may be symbolic
     else:
         last = arithmetic.multiply(arithmetic.subtract(output, 1), stride)
         total = arithmetic.subtract(arithmetic.add(last, extent), size)
-        if extent < stride:  # else it cannot be negative, and the padded size, last + extent, stays a short expression
+        if extent < stride:  # else it is non-negative, and last + extent stays a short expression
             total = arithmetic.maximum(total, 0)
     half = arithmetic.floor_divide(total, 2)
     rest = arithmetic.subtract(total, half)
@@ -127,7 +127,7 @@ def _explicit(
     if not ceil_mode:
         if isinstance(free, int) and free < (-1 if stride == 1 else 0):
             context.invalid(f"a window of extent {extent} does not fit a padded size of {free + extent}")
-        if stride > 1:  # runtimes disagree whether no window at all makes no output or one
+        if stride > 1:  # runtimes disagree whether zero windows give zero outputs or one
             context.importer.builder.require(free, "at least", 0)
     if ceil_mode:
         rounded = arithmetic.add(arithmetic.ceil_divide(free, stride), 1)
@@ -135,13 +135,14 @@ def _explicit(
             context.invalid(f"a window of extent {extent} does not fit a padded size of {size + sum(pads)}")
         if starts_in_data(pads[1], stride, extent):
             return (*pads, rounded)
-        start = arithmetic.multiply(arithmetic.subtract(rounded, 1), stride)  # one that would is left out
+        # A window that would start in the padding is omitted.
+        start = arithmetic.multiply(arithmetic.subtract(rounded, 1), stride)
         output = arithmetic.select(arithmetic.less(start, arithmetic.add(size, pads[0])), rounded, output)
     return (*pads, output)
 
 
 def starts_in_data(after: int, stride: int, extent: int) -> bool:
-    """True if no window starts in the padding after the data in ceiling mode, for any size of the data."""
+    """True if in ceiling mode no window starts in the padding after the data, for any size of the data."""
     return after + stride <= extent
 
 
@@ -153,9 +154,9 @@ def padded(
     value: Index,
     mode: str = "NOTSET",
 ) -> relax.Expr:
-    """Data with its spatial axes padded by sizes that may be expressions; negative ones crop.
+    """Pad the spatial axes of data by sizes that may be expressions; negative ones crop.
 
-    What follows from an auto_pad (`mode`) of SAME is marked, so that windows can pad themselves.
+    Padding from an auto_pad (`mode`) of SAME is marked, so that windows can do the padding themselves.
     """
     if all(isinstance(p, int) and p == 0 for p in (*before, *after)):
         return data
@@ -178,7 +179,8 @@ def padded(
 
 
 def per_channel(context: NodeContext, index: int, rank: int) -> relax.Expr:
-    """Input `index`, one value per channel, shaped (1, C, 1, ...) to broadcast over a tensor of that rank."""
+    """Return input `index`, one value per channel, reshaped to (1, C, 1, ...) to broadcast over a tensor of that
+    rank."""
     value = context.tensor(index)
     if len(value.shape) != 1:
         context.invalid(f"its input {index} must have rank 1, not {len(value.shape)}")
@@ -189,5 +191,5 @@ def per_channel(context: NodeContext, index: int, rank: int) -> relax.Expr:
 
 
 def spatial_sizes(expr: relax.Expr) -> tuple[Dim, ...]:
-    """The sizes after batch and channel."""
+    """Return the sizes after batch and channel."""
     return tensor_shape(expr)[2:]

@@ -1,1 +1,1 @@
-"""Quantization, integer products, narrow floating-point types."""
+"""Quantization, integer matmuls and convolutions, narrow floating-point types."""

@@ -1,7 +1,7 @@
-"""Matrix products and convolutions of 8-bit integers, summed exactly in int32.
+"""Matmuls and convolutions of 8-bit integers, accumulated exactly in int32.
 
-The products are of the raw integers wherever a zero point allows it, so that integer dot-product instructions can do
-them; what the zero points add is subtracted afterwards: (A - a)(B - b) = AB - a * colsum(B) - b * rowsum(A - a).
+Raw integers are multiplied wherever zero points permit, so that integer dot-product instructions can be used; the
+contribution of the zero points is subtracted afterwards: (A - a)(B - b) = AB - a * colsum(B) - b * rowsum(A - a).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _CONVOLUTIONS = {1: R.nn.conv1d, 2: R.nn.conv2d, 3: R.nn.conv3d}
 
 @dataclass(frozen=True)
 class Operand:
-    """An integer tensor and its zero point: None for zero, else an int32 tensor that broadcasts over it."""
+    """An integer tensor and its zero point: None for zero, otherwise an int32 tensor that broadcasts over it."""
 
     data: relax.Expr
     zero_point: relax.Expr | None
 
 
 def operand(context: NodeContext, index: int, zero_point: int, axis: int) -> Operand:
-    """Input `index` with the zero point of input `zero_point`, a scalar or one value per entry of `axis`.
+    """Return input `index` with the zero point of input `zero_point`, a scalar or one value per entry of `axis`.
 
-    Constants lose their zero point: the difference is stored, in int8 if it fits.
+    For constants the zero point is subtracted; the difference is stored, in int8 if it fits.
     """
     if not context.has_input(zero_point):
         return Operand(context.input(index), None)
@@ -73,13 +73,13 @@ def _reshaped(zero: np.ndarray, axis: int, rank: int) -> np.ndarray:
 
 
 def _shifted(context: NodeContext, item: Operand) -> relax.Expr:
-    """The tensor minus its zero point, int32."""
+    """Subtract the zero point from the tensor, int32."""
     wide = cast(context, item.data, "int32")
     return wide if item.zero_point is None else context.emit(R.subtract(wide, item.zero_point))
 
 
 def integer_matmul(context: NodeContext, a: Operand, b: Operand) -> relax.Expr:
-    """The int32 matrix product of two operands."""
+    """Return the int32 matmul of two operands."""
     rank_a, rank_b = len(tensor_shape(a.data)), len(tensor_shape(b.data))
     if rank_a < 2 or rank_b < 2:
         return matrix_product(context, _shifted(context, a), _shifted(context, b))
@@ -94,7 +94,7 @@ def integer_matmul(context: NodeContext, a: Operand, b: Operand) -> relax.Expr:
 
 
 def integer_conv(context: NodeContext, x: Operand, w: Operand) -> relax.Expr:
-    """The int32 convolution of two operands; geometry from the node's attributes. `x` has one zero point."""
+    """Return the int32 convolution of two operands with the node's geometry. `x` has one zero point."""
     weight = w.data if w.zero_point is None else cast(context, _shifted(context, w), "int16")
     shape, kernel = tensor_shape(x.data), tensor_shape(weight)[2:]
     rank = len(shape) - 2
@@ -112,7 +112,7 @@ def integer_conv(context: NodeContext, x: Operand, w: Operand) -> relax.Expr:
     data = with_size(context, x.data, 1, context.arithmetic.multiply(filters[1], group))
     padding = [*window.before, *window.after]
     if x.zero_point is not None or not window.has_static_padding():
-        # Padding stands for zero, which is the zero point.
+        # Padding represents zero, which is the zero point.
         dtype = str(data.ty.dtype)
         fill = context.literal(0, dtype) if x.zero_point is None else cast(context, x.zero_point, dtype)
         data = padded(context, data, window.before, window.after, fill, auto_pad(context))
@@ -141,7 +141,7 @@ def _channels(context: NodeContext, vector: relax.Expr, rank: int) -> relax.Expr
 
 @converter("MatMulInteger", since=10)
 def matmul_integer(context: NodeContext) -> relax.Expr:
-    """int32 product; the zero points are scalars, or one value per row of A and per column of B."""
+    """int32 matmul; the zero points are scalars, or one value per row of A and per column of B."""
     return integer_matmul(context, operand(context, 0, 2, -2), operand(context, 1, 3, -1))
 
 
@@ -152,9 +152,9 @@ def conv_integer(context: NodeContext) -> relax.Expr:
 
 
 def multiplier(context: NodeContext, factors: list[int], divisor: int, shape: list[Index] | None) -> relax.Expr:
-    """The product of scales divided by one, in float32 and in this order; vectors are given `shape`.
+    """Return the product of scales divided by one, in float32 and in this order; vectors are reshaped to `shape`.
 
-    The order and the type matter: the quotient decides how halves are rounded.
+    Order and type matter: they determine how ties are rounded.
     """
     known = [array for index in (*factors, divisor) if (array := context.known(index)) is not None]
     if len(known) == len(factors) + 1:
@@ -184,7 +184,7 @@ def _scale(context: NodeContext, index: int, shape: list[Dim] | None) -> relax.E
 
 
 def requantized(context: NodeContext, sums: relax.Expr, factor: relax.Expr, zero_point: int) -> Value:
-    """saturate(round(sums * factor) + zero point), with the type and value of the zero point's input."""
+    """Return saturate(round(sums * factor) + zero point), with the type and value of the zero point's input."""
     scaled = context.emit(R.multiply(cast(context, sums, "float32"), factor))
     target = context.dtype(zero_point)
     zero = context.input(zero_point)
@@ -195,7 +195,7 @@ def requantized(context: NodeContext, sums: relax.Expr, factor: relax.Expr, zero
 
 @converter("QLinearMatMul", since=10)
 def qlinear_matmul(context: NodeContext) -> Value:
-    """Product of quantized matrices, quantized again: a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero."""
+    """Requantized matmul of quantized matrices: a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero."""
     sums = integer_matmul(context, operand(context, 0, 2, -2), operand(context, 3, 5, -1))
     return requantized(context, sums, _matmul_factor(context), 7)
 

@@ -21,7 +21,7 @@ from compiler.frontends.onnx.values import Constant, Runtime, Value, tensor_shap
 from compiler.passes.rewriting.grouped_weights import grouped_expression, grouped_rows
 from schedules.ir.tvm_types import Expr, Index
 
-# What TVM's own quantize and dequantize take; the rest become kernels of ours.
+# Types that TVM's own quantize and dequantize support; the rest use our kernels.
 _ENGINE_TYPES = frozenset({"int8", "uint8", "int16", "uint16"})
 
 
@@ -36,7 +36,7 @@ class Parameters:
 
 @converter("QuantizeLinear", since=10)
 def quantize_linear(context: NodeContext) -> Value:
-    """saturate(round(x / scale) + zero_point), rounding half to even; per tensor, per axis, or per block of an axis."""
+    """saturate(round(x / scale) + zero_point), rounding half to even; per tensor, axis, or block of an axis."""
     source = context.dtype(0)
     number = context.attribute("output_dtype", 0)
     declared = dtypes.dtype_name(number) if number else None
@@ -55,7 +55,7 @@ def quantize_linear(context: NodeContext) -> Value:
 
 @converter("DequantizeLinear", since=10)
 def dequantize_linear(context: NodeContext) -> relax.Expr:
-    """(x - zero_point) * scale, in the type of the scale or in `output_dtype`."""
+    """(x - zero_point) * scale, in the scale's type or in `output_dtype`."""
     source = context.dtype(0)
     _check_quantized(context, source)
     number = context.attribute("output_dtype", 0)
@@ -69,7 +69,7 @@ def dequantize_linear(context: NodeContext) -> relax.Expr:
 
 
 def _narrow_matrix(context: NodeContext) -> relax.Expr | None:
-    """A constant matrix with a scale for each block of a row or column, in the form that products read as it is."""
+    """Return a constant matrix with a scale per block of a row or column, in a form that matmuls can read directly."""
     data, scales = context.known(0), context.known(1)
     if data is None or scales is None or data.ndim != 2 or scales.ndim != 2 or 0 in scales.shape:
         return None
@@ -96,7 +96,7 @@ def _check_quantized(context: NodeContext, dtype: str) -> None:
 
 
 def read_parameters(context: NodeContext, *, data: int = 0, scale: int, zero_point: int, axis: int) -> Parameters:
-    """The scale and the zero point of a node's input `data`, given by the inputs of those indices."""
+    """Return the scale and the zero point of a node's input `data`, from the inputs of those indices."""
     shape = context.shape(scale)
     rank = context.rank(data)
     if len(shape) > 1 or (len(shape) == 1 and context.attribute("block_size", 0) > 0):
@@ -119,7 +119,7 @@ def _scalar(context: NodeContext, index: int) -> relax.Expr:
 
 
 def _vector(context: NodeContext, index: int, size: Index) -> relax.Expr:
-    """A zero point along an axis; one for all is repeated."""
+    """Return a zero point along an axis; a single one is repeated."""
     value = context.tensor(index)
     if len(value.shape) == 1 and context.arithmetic.equal_is_proved(value.shape[0], size):
         return context.input(index)
@@ -147,7 +147,7 @@ def _blocked(context: NodeContext, data: int, scale: int, zero_point: int, axis:
 
 
 def _repeated(context: NodeContext, index: int, axis: int, block: int, shape: Sequence[Dim]) -> relax.Expr | None:
-    """A parameter of blocks, repeated to the data's shape."""
+    """Return a per-block parameter, repeated to the data's shape."""
     if not context.has_input(index):
         return None
     value = context.tensor(index)
@@ -163,7 +163,7 @@ def _repeated(context: NodeContext, index: int, axis: int, block: int, shape: Se
 
 
 def _spread(context: NodeContext, values: relax.Expr, axis: int, block: int, shape: Sequence[Dim]) -> relax.Expr:
-    """Like `_repeated`, to a dynamic size, whose last block may be a part of one."""
+    """Like `_repeated`, for a dynamic size, whose last block may be partial."""
     for index, (size, wanted) in enumerate(zip(tensor_shape(values), shape, strict=True)):
         require(context, context.arithmetic.ceil_divide(wanted, block) if index == axis else wanted, "equal", size)
 
@@ -179,7 +179,7 @@ def _spread(context: NodeContext, values: relax.Expr, axis: int, block: int, sha
 def quantized(
     context: NodeContext, data: relax.Expr, parameters: Parameters, target: str, precision: str | None = None
 ) -> Value:
-    """Float data as integers of type `target`. Narrow floats are divided in float32, as ONNX Runtime does."""
+    """Quantize float data to integers of type `target`. Narrow floats are divided in float32, like in ONNX Runtime."""
     wide = precision if precision in ("float32", "float64") else "float32"
     data = _with_scales(context, data, parameters)
     data = cast(context, data, wide if str(data.ty.dtype) != "float64" else "float64")
@@ -210,14 +210,14 @@ def quantized(
 
 
 def _with_scales(context: NodeContext, data: relax.Expr, parameters: Parameters) -> relax.Expr:
-    """The data with as many entries along the axis as there are scales."""
+    """Return the data, checked to have as many entries along the axis as there are scales."""
     if parameters.axis is None:
         return data
     return with_size(context, data, parameters.axis, tensor_shape(parameters.scale)[0])
 
 
 def _quantized_float(context: NodeContext, data: relax.Expr, parameters: Parameters, target: str) -> Value:
-    """saturate(x / scale + zero_point) in a float of a byte or less."""
+    """Return saturate(x / scale + zero_point) in a float of a byte or less."""
     zero = parameters.zero_point
     zero = None if zero is None else decoded(context, zero, target)
     scale = cast(context, parameters.scale, "float32")
@@ -240,7 +240,7 @@ def _limited(context: NodeContext, result: relax.Expr, target: str) -> Value:
 
 
 def _aligned(context: NodeContext, parameter: relax.Expr | None, axis: int, rank: int) -> Expr | None:
-    """A vector along an axis, shaped to broadcast over data of that rank."""
+    """Reshape a vector along an axis to broadcast over data of that rank."""
     if parameter is None or not tensor_shape(parameter):
         return parameter
     shape = [1] * rank
@@ -251,7 +251,7 @@ def _aligned(context: NodeContext, parameter: relax.Expr | None, axis: int, rank
 def dequantized(
     context: NodeContext, data: relax.Expr, source: str, parameters: Parameters, target: str = "float32"
 ) -> relax.Expr:
-    """Integers of type `source` as floats."""
+    """Dequantize integers of type `source`."""
     scale, zero = parameters.scale, parameters.zero_point
     data = _with_scales(context, data, parameters)
     along = parameters.axis is not None or not tensor_shape(scale)
@@ -279,17 +279,17 @@ def dequantized(
 
 @converter("DynamicQuantizeLinear", since=11)
 def dynamic_quantize_linear(context: NodeContext) -> list[Value | relax.Expr]:
-    """uint8 with the scale and zero point that just hold the data's range, zero included."""
+    """Quantize to uint8 with the smallest scale that covers the data's range, including zero."""
     return list(dynamically_quantized(context, context.input(0)))
 
 
 def dynamically_quantized(context: NodeContext, data: relax.Expr) -> tuple[Value, relax.Expr, relax.Expr]:
-    """(quantized data, scale, zero point), the last two scalars."""
+    """Return (quantized data, scale, zero point), the last two scalars."""
     zero = relax.const(0.0, "float32")
     low = context.emit(R.minimum(context.emit(R.min(data)), zero))
     high = context.emit(R.maximum(context.emit(R.max(data)), zero))
     span = context.emit(R.subtract(high, low))
-    # A tensor of zeros has no range; any scale will do.
+    # A tensor of zeros has no range; any scale works.
     scale = context.emit(
         R.where(
             context.emit(R.equal(span, zero)),

@@ -1,8 +1,7 @@
-"""RNN, GRU and LSTM: the input's projection as one product, and one kernel that runs over time.
+"""RNN, GRU and LSTM: the input's projection as one matmul, and one kernel that runs over time.
 
-Weights lie in the order in which kernels read them: hidden units are taken in blocks of `lanes`, the last one filled
-with zeros; in a block, the gates that are computed together lie side by side, and the elements of one block follow
-each other in memory.
+Weights are stored in the order in which kernels read them: hidden units in blocks of `lanes`, the last one zero-padded;
+within a block, gates that are computed together are adjacent, and the elements of a block are contiguous.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from schedules.recurrence.description import ATTRIBUTE, HINTS, KINDS, Activation
 from schedules.recurrence.writers import SERIAL, by_samples, lockstep
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-# Work (multiplications of all steps of one sample) from which on samples are spread over cores.
+# Work (multiplications of all steps of one sample) above which samples are distributed over cores.
 _PARALLEL_WORK = 2**21
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Positions of a node's inputs; X, W, R, B and sequence_lens are 0 to 4 for all."""
+    """Positions of a node's inputs; X, W, R, B and sequence_lens are always 0 to 4."""
 
     initial: tuple[tuple[str, int], ...]
     peepholes: int | None = None
@@ -46,13 +45,13 @@ class _Inputs:
 
 @converter("RNN")
 def rnn(context: NodeContext) -> list[relax.Expr]:
-    """A plain recurrent layer."""
+    """Plain recurrent layer."""
     return _recurrent(context, CellKind("RNN"), _Inputs((("h", 5),)))
 
 
 @converter("GRU")
 def gru(context: NodeContext) -> list[relax.Expr]:
-    """Gated recurrent units; before opset 3 always with the reset applied before the product."""
+    """Gated recurrent units; before opset 3 always with the reset applied before the matmul."""
     linear = bool(context.attribute("linear_before_reset", 0)) and context.opset >= 3
     return _recurrent(context, CellKind("GRU", linear_before_reset=linear), _Inputs((("h", 5),)))
 
@@ -92,12 +91,12 @@ def _recurrent(context: NodeContext, kind: CellKind, inputs: _Inputs) -> list[re
 
 
 def direction_flags(context: NodeContext) -> tuple[bool, ...]:
-    """For each direction of the node, True if it runs backwards in time."""
+    """Return, for each direction of the node, True if it runs backwards in time."""
     return _DIRECTIONS[context.choice("direction", "forward", _DIRECTIONS)]
 
 
 def _checked_sizes(context: NodeContext, cell: Cell, directions: int) -> tuple[int, int]:
-    """(hidden units, features); InvalidModelError where the weights do not fit."""
+    """Return (hidden units, features); InvalidModelError if the weights do not fit."""
     if [context.rank(index) for index in range(3)] != [3, 3, 3]:
         context.invalid("X, W and R must have rank 3")
     recurrent, weights = context.shape(2), context.shape(1)
@@ -118,7 +117,7 @@ def _checked_sizes(context: NodeContext, cell: Cell, directions: int) -> tuple[i
 
 
 def _check_operands(context: NodeContext, cell: Cell, inputs: _Inputs, directions: int, hidden: int) -> None:
-    """Bias, lengths, initial states and peepholes must have the sizes that the data and the weights give them."""
+    """Check that bias, lengths, initial states and peepholes have the sizes implied by data and weights."""
     batch_first = bool(context.attribute("layout", 0))
     first, second = context.shape(0)[:2]
     steps, samples = (second, first) if batch_first else (first, second)
@@ -135,7 +134,7 @@ def _check_operands(context: NodeContext, cell: Cell, inputs: _Inputs, direction
 
 
 def _lanes(cell: Cell, hidden: int) -> int:
-    """Units a block: as many as the cell likes, or the power of two that holds them all."""
+    """Return the units per block: the cell's preferred number, or the smallest power of two that fits them all."""
     lanes = 1
     while lanes < min(cell.lanes, hidden):
         lanes *= 2
@@ -179,7 +178,7 @@ def _operands(
 
 
 def _biases(context: NodeContext, arrays: Arrays, packing: Packing, recurrence: Recurrence) -> tuple[Expr, Expr]:
-    """(bias of the sums (directions, blocks, gates, lanes), that of the separate recurrent sums or None)."""
+    """Return (bias of the sums (directions, blocks, gates, lanes), that of the separate recurrent sums or None)."""
     directions, gates, hidden = packing.directions, packing.gates, packing.hidden
     separate = recurrence.stages[0][0].separate
     if not context.has_input(3):
@@ -189,7 +188,7 @@ def _biases(context: NodeContext, arrays: Arrays, packing: Packing, recurrence: 
     joined = gates - len(separate)
     if not separate:
         return packing.vectors(arrays.add(first, second), gates), None
-    # The recurrent bias of a separate gate, which is the last one, does not join the others.
+    # The recurrent bias of a separate gate, the last one, is kept apart.
     sums = arrays.add(arrays.slice(first, 1, 0, joined), arrays.slice(second, 1, 0, joined))
     bias = arrays.concatenate([sums, arrays.slice(first, 1, joined, gates)], 1)
     return packing.vectors(bias, gates), packing.vectors(arrays.slice(second, 1, joined, gates), len(separate))
@@ -198,7 +197,7 @@ def _biases(context: NodeContext, arrays: Arrays, packing: Packing, recurrence: 
 def _projection(
     context: NodeContext, packing: Packing, data: relax.Expr, weights: Expr, features: int, bias: relax.Expr
 ) -> relax.Expr:
-    """Products of all steps with the input weights, plus bias: (steps, samples, directions, blocks, gates, lanes)."""
+    """Multiply all steps by the input weights and add the bias: (steps, samples, directions, blocks, gates, lanes)."""
     steps, samples = tensor_shape(data)[:2]
     rows = context.arithmetic.multiply(steps, samples)
     flat = context.reshape(data, [rows, features])
@@ -212,7 +211,7 @@ def _projection(
 def run_recurrence(context: NodeContext, recurrence: Recurrence, operands: Mapping[str, relax.Expr]) -> relax.Expr:
     """Emit the kernel: (Y (steps, directions, samples, hidden), last states (directions, samples, hidden)).
 
-    It runs as it is; rules write it anew for a processor, from the description in its attribute.
+    It works unscheduled; CPU rules rewrite it from the description in its attribute.
     """
     recurrence = replace(recurrence, operands=tuple(operands))
     result = context.emit_te(_kernel(recurrence), *operands.values(), primfunc_name_hint=HINTS[recurrence.cell.gates])
@@ -224,7 +223,7 @@ def run_recurrence(context: NodeContext, recurrence: Recurrence, operands: Mappi
 
 
 def _kernel(recurrence: Recurrence) -> Callable[..., Tensor]:
-    """A tensor expression function of the operands."""
+    """Return a tensor expression function of the operands."""
 
     def compute(*tensors: Tensor) -> list[Tensor]:
         steps, samples = tensors[recurrence.operands.index("x")].shape[:2]
@@ -243,7 +242,7 @@ def _kernel(recurrence: Recurrence) -> Callable[..., Tensor]:
 
 
 def _is_shared(recurrence: Recurrence, steps: Expr, samples: Expr) -> bool:
-    """True if threads share the samples on targets whose rules leave the kernel as it is."""
+    """True if threads share the samples on targets whose rules do not rewrite the kernel."""
     number, length = constant_int(samples), constant_int(steps)
     if not isinstance(number, int) or number < 2:
         return False
@@ -252,7 +251,7 @@ def _is_shared(recurrence: Recurrence, steps: Expr, samples: Expr) -> bool:
 
 
 def layer_results(context: NodeContext, result: relax.Expr, batch_first: bool) -> list[relax.Expr]:
-    """Results of a kernel in the node's layout and type: Y (steps, directions, samples, hidden), last states."""
+    """Return a kernel's results in the node's layout and type: Y (steps, directions, samples, hidden), last states."""
     dtype = context.dtype(0)
     outputs = [context.emit(relax.TupleGetItem(result, index)) for index in range(len(result.ty.fields))]
     axes = [(2, 0, 1, 3), *[(1, 0, 2)] * (len(outputs) - 1)]
@@ -262,18 +261,18 @@ def layer_results(context: NodeContext, result: relax.Expr, batch_first: bool) -
     ]
 
 
-# The activation functions that a recurrent node asks for.
+# The activation functions of a recurrent node.
 
 
 def activations_of(
     context: NodeContext, defaults: tuple[str, ...], directions: int
 ) -> tuple[tuple[ActivationChoice, ...], ...]:
-    """The activation functions of each direction.
+    """Return the activation functions of each direction.
 
-    activation_alpha and activation_beta hold values for the functions that have such a parameter, in their order.
+    activation_alpha and activation_beta hold values for the functions with such a parameter, in order.
     """
     names: list[str] = context.attribute("activations", list(defaults) * directions)
-    if names == list(defaults) * 2:  # ONNX's default of RNN, whatever the direction, which exporters write out
+    if names == list(defaults) * 2:  # ONNX's default of RNN, for any direction, which exporters write explicitly
         names = list(defaults) * directions
     if len(names) != len(defaults) * directions:
         context.invalid(f"{len(defaults) * directions} activations are needed, not {len(names)}")
@@ -295,26 +294,26 @@ def _next(values: list[float], default: float | None) -> float:
     return float(values.pop(0)) if values else default
 
 
-# An array that is known when compiling, or a tensor.
+# An array known at compile time, or a tensor.
 Operand: TypeAlias = "np.ndarray | Expr"
 
 
 class Arrays:
-    """The same rearrangements of arrays known when compiling, and of tensors that are not."""
+    """The same rearrangements for arrays known at compile time and for tensors."""
 
     def __init__(self, context: NodeContext, dtype: str) -> None:
         self.context = context
         self.dtype = dtype
 
     def input(self, index: int) -> Operand:
-        """Input `index` in the type to compute in: an array if it is constant, else a tensor."""
+        """Return input `index` in the computation type: an array if it is constant, otherwise a tensor."""
         value = self.context.tensor(index)
         if isinstance(value, Constant):
             return value.array.astype(dtypes.numpy_dtype(self.dtype), copy=False)
         return cast(self.context, self.context.input(index), self.dtype)
 
     def raw(self, index: int) -> np.ndarray:
-        """Input `index` in its own type: an array if it is constant, else a tensor."""
+        """Return input `index` in its own type: an array if it is constant, otherwise a tensor."""
         value = self.context.tensor(index)
         return value.array if isinstance(value, Constant) else self.context.input(index)
 
@@ -324,7 +323,7 @@ class Arrays:
         return cast(self.context, value, dtype)
 
     def sum_last(self, value: Operand, dtype: str) -> Operand:
-        """The sums along the last axis, in a wider type."""
+        """Sum along the last axis, in a wider type."""
         if isinstance(value, np.ndarray):
             return value.sum(-1, dtype=dtype)
         return self.context.emit(R.sum(self.cast(value, dtype), axis=[-1]))
@@ -345,7 +344,7 @@ class Arrays:
         return self.context.emit(R.permute_dims(value, list(axes)))
 
     def pad_last(self, value: Operand, count: int) -> Operand:
-        """`count` zeros after the last axis."""
+        """Append `count` zeros to the last axis."""
         if count == 0:
             return value
         if isinstance(value, np.ndarray):
@@ -355,7 +354,7 @@ class Arrays:
         return self.context.emit(R.nn.pad(value, widths))
 
     def slice(self, value: Operand, axis: int, begin: int, end: int) -> Operand:
-        """The elements from `begin` to before `end` along an axis."""
+        """Return the elements from `begin` to before `end` along an axis."""
         if isinstance(value, np.ndarray):
             return value[(slice(None),) * axis + (slice(begin, end),)]
         return self.context.emit(R.strided_slice(value, [axis], [begin], [end]))
@@ -385,7 +384,7 @@ class Arrays:
 
 
 class Packing:
-    """Layout of packed weights: blocks of hidden units, gates side by side."""
+    """Layout of packed weights: blocks of hidden units, with adjacent gates."""
 
     def __init__(self, arrays: Arrays, directions: int, gates: int, hidden: int, lanes: int) -> None:
         self.arrays = arrays
@@ -397,7 +396,7 @@ class Packing:
         return self.blocks * self.lanes - self.hidden
 
     def matrix(self, weight: Operand, inputs: int, gates: Sequence[int]) -> Operand:
-        """(directions, all gates * hidden, inputs) to (directions, blocks, inputs, gates, lanes); gates in a row."""
+        """(directions, all gates * hidden, inputs) -> (directions, blocks, inputs, gates, lanes)."""
         arrays, chosen = self.arrays, len(gates)
         value = arrays.reshape(weight, (self.directions, self.gates, self.hidden, inputs))
         if chosen != self.gates:
@@ -407,14 +406,15 @@ class Packing:
         return arrays.permute(value, (0, 3, 1, 2, 4))
 
     def vectors(self, values: Operand, count: int) -> Operand:
-        """(directions, count * hidden) to (directions, blocks, count, lanes)."""
+        """(directions, count * hidden) -> (directions, blocks, count, lanes)."""
         arrays = self.arrays
         value = arrays.reshape(values, (self.directions, count, self.hidden))
         value = arrays.reshape(arrays.pad_last(value, self.padding), (self.directions, count, self.blocks, self.lanes))
         return arrays.permute(value, (0, 2, 1, 3))
 
     def projection(self, weight: Operand, inputs: int) -> Operand:
-        """(directions, gates * hidden, inputs) to (inputs, directions * blocks * gates * lanes), for one product."""
+        """(directions, gates * hidden, inputs) -> (inputs, directions * blocks * gates * lanes), for a single
+        matmul."""
         arrays = self.arrays
         value = arrays.permute(self.matrix(weight, inputs, range(self.gates)), (2, 0, 1, 3, 4))
         return arrays.reshape(value, (inputs, self.directions * self.blocks * self.gates * self.lanes))

@@ -1,9 +1,9 @@
 """Cast, CastLike, BitCast.
 
-float8 and float4: carried as their bits in a byte, computed with as float32.
+float8 and float4 are carried as their bits in a byte, and computed in float32.
 
-TVM's own casts of these types are wrong (0 becomes 2**-7, ...) or missing, so ours are tables: of each code's
-value, and of the bounds between neighbouring values: the nearest code is the number of bounds below a value.
+TVM's own casts of these types are wrong (0 becomes 2**-7, ...) or missing, so ours use tables: of the value of each
+code, and of the bounds between adjacent values: the nearest code is the number of bounds below a value.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from schedules.ir.tvm_types import Expr
 
 @converter("Cast")
 def cast(context: NodeContext) -> relax.Expr | Value:
-    """The input in the type of attribute `to`."""
+    """Cast the input to the type in attribute `to`."""
     target = dtypes.dtype_name(context.required_attribute("to"))
     if target is None:
         context.invalid(f"its target type {context.required_attribute('to')} is unknown")
@@ -31,12 +31,12 @@ def cast(context: NodeContext) -> relax.Expr | Value:
 
 @converter("CastLike", since=15)
 def cast_like(context: NodeContext) -> relax.Expr | Value:
-    """The input in the type of the second one."""
+    """Cast the input to the type of the second one."""
     return cast_to(context, context.dtype(1))
 
 
 def cast_to(context: NodeContext, target: str) -> relax.Expr | Value:
-    """Input 0 in another type."""
+    """Cast input 0 to another type."""
     source = context.dtype(0)
     if source == target:
         return context.tensor(0)
@@ -46,7 +46,7 @@ def cast_to(context: NodeContext, target: str) -> relax.Expr | Value:
 
 
 def converted(context: NodeContext, data: relax.Expr, source: str, target: str) -> relax.Expr | Value:
-    """A tensor of type `source` in type `target`."""
+    """Cast a tensor of type `source` to type `target`."""
     if dtypes.is_float8_or_float4(source):
         data, source = decoded(context, data, source), "float32"
         return data if target == source else converted(context, data, source, target)
@@ -64,7 +64,7 @@ def converted(context: NodeContext, data: relax.Expr, source: str, target: str) 
 
 
 def _float_to_integer(context: NodeContext, data: relax.Expr, source: str, target: str) -> relax.Expr:
-    """Through an integer wide enough, so that values out of range wrap around as they do in ONNX's other runtimes."""
+    """Cast through a sufficiently wide integer, so that values out of range wrap around like in other ONNX runtimes."""
     if dtypes.bits(source) < 32:
         data = context.emit(R.astype(data, "float32"))
     if target == "uint32":
@@ -73,7 +73,7 @@ def _float_to_integer(context: NodeContext, data: relax.Expr, source: str, targe
 
 
 def _to_packed(context: NodeContext, data: relax.Expr, target: str) -> Value:
-    """The low bits, sign-extended where the type is signed, in the byte that carries the type."""
+    """Return the low bits, sign-extended for signed types, in the byte that carries the type."""
     carrier, width = dtypes.carrier(target), dtypes.bits(target)
     data = context.emit(R.astype(data, carrier))
     if dtypes.is_unsigned(target):
@@ -86,7 +86,7 @@ def _to_packed(context: NodeContext, data: relax.Expr, target: str) -> Value:
 
 @converter("BitCast", since=26)
 def bit_cast(context: NodeContext) -> relax.Expr | Value:
-    """The same bits read as another type of the same width."""
+    """Reinterpret the bits as another type of the same width."""
     target = dtypes.dtype_name(context.required_attribute("to"))
     source = context.dtype(0)
     if target is None or _stored_bits(target) != _stored_bits(source):
@@ -117,13 +117,13 @@ _EXPONENT_ONLY = "float8_e8m0fnu"
 
 
 def decoded(context: NodeContext, data: relax.Expr, source: str) -> relax.Expr:
-    """The float32 values of codes of type `source`."""
+    """Return the float32 values of codes of type `source`."""
     codes = np.arange(2 ** dtypes.bits(source), dtype=np.uint8)
     with np.errstate(all="ignore"):
         table = codes.view(dtypes.numpy_dtype(source)).astype(np.float32)
 
     def look_up(code: te.Tensor, values: te.Tensor) -> te.Tensor:
-        last = len(table) - 1  # codes of less than a byte come in bytes, whose other bits mean nothing
+        last = len(table) - 1  # codes of less than a byte are carried in bytes, whose other bits are undefined
         return te.compute(code.shape, lambda *i: values[code(*i).astype("int32") & last], name="decode")
 
     return context.emit_te(look_up, data, Constant(table).expr(), primfunc_name_hint="decode")
@@ -132,11 +132,11 @@ def decoded(context: NodeContext, data: relax.Expr, source: str) -> relax.Expr:
 def encoded(
     context: NodeContext, data: relax.Expr, target: str, *, saturate: bool = True, rounding: str = "up"
 ) -> Value:
-    """float32 values as codes of type `target`, to the nearest, halves to even.
+    """Convert float32 values to codes of type `target`, rounding to nearest, half to even.
 
     Args:
-        saturate: values out of range become the largest finite one, else infinity or NaN, whichever there is.
-        rounding: "up", "down" or "nearest", of float8_e8m0 alone.
+        saturate: values out of range become the largest finite one; otherwise infinity or NaN, if the type has it.
+        rounding: "up", "down" or "nearest", only for float8_e8m0.
     """
     if target == _EXPONENT_ONLY:
         return context.runtime(_exponents(context, data, saturate, rounding), target)
@@ -148,7 +148,7 @@ def encoded(
     has_minus_zero = not target.endswith("fnuz")
 
     def finished(x: Expr, count: Expr) -> Expr:
-        """The code, from the number of bounds that |x| is beyond."""
+        """Return the code, given the number of bounds below |x|."""
         code, magnitude = count, tirx.abs(x)
         if not saturate:
             beyond = magnitude >= limit if largest % 2 else magnitude > limit
@@ -173,7 +173,8 @@ def encoded(
 
 
 def _tables(target: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """(values of the codes without sign, the bound below each, the largest finite code); NaN where nothing is."""
+    """Return (values of the codes without sign, the bound below each, the largest finite code); NaN for unused
+    codes."""
     count = 2 ** (dtypes.bits(target) - 1)
     with np.errstate(all="ignore"):
         values = np.arange(count, dtype=np.uint8).view(dtypes.numpy_dtype(target)).astype(np.float64)
@@ -184,14 +185,14 @@ def _tables(target: str) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _special_codes(target: str) -> tuple[int, int]:
-    """(what is out of range without saturation, NaN)."""
+    """Return (code for values out of range without saturation, code for NaN)."""
     with np.errstate(all="ignore"):
         special = np.array([np.inf, np.nan], np.float32).astype(dtypes.numpy_dtype(target)).view(np.uint8)
     return int(special[0]), int(special[1])
 
 
 def _exponents(context: NodeContext, data: relax.Expr, saturate: bool, rounding: str) -> relax.Expr:
-    """The biased exponents of float32, rounded by the fraction; NaN and infinity are 255."""
+    """Return the biased exponents of float32, rounded by the fraction; NaN and infinity are 255."""
 
     def exponent_of(x: Expr) -> Expr:
         bits = tirx.reinterpret("uint32", x).astype("int64")

@@ -1,4 +1,4 @@
-"""Tensors made from sizes or of one value: ConstantOfShape, Expand, Tile, Range, EyeLike, OneHot, Constant."""
+"""Tensors created from sizes or a single value: ConstantOfShape, Expand, Tile, Range, EyeLike, OneHot, Constant."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Constant, Symbolic, Value, tensor_shape
 from schedules.ir.tvm_types import Expr
 
-# Tensors of one value, which other families make too.
+# Tensors of one value, also used by other families.
 
 
 def filled(context: NodeContext, value: float | np.generic, dtype: str, sizes: Sequence[Dim]) -> relax.Expr:
-    """A tensor of one value."""
+    """Return a tensor of one value."""
     scalar = context.literal(value, dtype)
     carrier = dtypes.carrier(dtype)
     # TVM's full() fails on infinities.
@@ -35,7 +35,7 @@ def filled(context: NodeContext, value: float | np.generic, dtype: str, sizes: S
 
 
 def sizes_expr(sizes: Sequence[Dim]) -> relax.ShapeExpr:
-    """Sizes as Relax's shape."""
+    """Convert sizes to a Relax shape."""
     return relax.ShapeExpr([expression(size) for size in sizes])
 
 
@@ -46,7 +46,7 @@ _SCALARS = {"value_float": np.float32, "value_floats": np.float32, "value_int": 
 
 @converter("Constant")
 def constant(context: NodeContext) -> Value:
-    """Every form of the value: a tensor, a sparse tensor, numbers or strings."""
+    """Return the value in any of its forms: a tensor, a sparse tensor, numbers or strings."""
     reader = context.importer.model.reader
     given = [attribute.name for attribute in context.node.attribute]
     if len(given) != 1:
@@ -67,12 +67,12 @@ def constant(context: NodeContext) -> Value:
 
 @converter("Identity")
 def identity(context: NodeContext) -> Value:
-    """The same value of any kind."""
+    """Return the same value, of any kind."""
     return context.value(0)
 
 
 def checked_sizes(context: NodeContext, sizes: list[Dim]) -> list[Dim]:
-    """Sizes of a tensor to be made; InvalidModelError for negative or absurd ones."""
+    """Return the sizes of a new tensor; InvalidModelError for negative or absurd ones."""
     known = [size for size in sizes if isinstance(size, int)]
     if any(size < 0 for size in known) or math.prod(size for size in known if size) > MAXIMUM_DIMENSION:
         context.invalid(f"the shape {sizes} is absurd")
@@ -81,7 +81,7 @@ def checked_sizes(context: NodeContext, sizes: list[Dim]) -> list[Dim]:
 
 @converter("ConstantOfShape")
 def constant_of_shape(context: NodeContext) -> relax.Expr:
-    """A tensor of one value."""
+    """Return a tensor of one value."""
     tensor = context.attribute("value", None)
     value = np.zeros(1, np.float32) if tensor is None else numpy_helper.to_array(tensor)
     dtype = "float32" if tensor is None else dtypes.NAMES[tensor.data_type]
@@ -91,7 +91,7 @@ def constant_of_shape(context: NodeContext) -> relax.Expr:
 
 @converter("Expand")
 def expand(context: NodeContext) -> relax.Expr:
-    """Broadcast with a shape in both directions."""
+    """Broadcast with a shape, in both directions."""
     sizes = checked_sizes(context, context.shape_values(1))
     try:
         shape, _ = broadcast_shapes(context, [context.shape(0), sizes])
@@ -102,7 +102,7 @@ def expand(context: NodeContext) -> relax.Expr:
 
 @converter("Tile", since=6)
 def tile(context: NodeContext) -> relax.Expr:
-    """Repeat along each axis; counts may be only known at run time."""
+    """Repeat along each axis; counts may be known only at run time."""
     repeats = checked_sizes(context, context.shape_values(1))
     data, shape = context.input(0), context.shape(0)
     if len(repeats) != len(shape):
@@ -122,7 +122,7 @@ def tile(context: NodeContext) -> relax.Expr:
 
 @converter("Range")
 def arange(context: NodeContext) -> relax.Expr:
-    """start, start + delta, ... before limit; sizes that depend on run-time values are read when the module runs."""
+    """start, start + delta, ... up to limit; sizes that depend on run-time values are read at run time."""
     dtype = context.dtype(0)
     if dtypes.is_integer(dtype):
         start, limit, delta = (context.shape_values(i, signed=True)[0] for i in range(3))
@@ -142,7 +142,7 @@ def arange(context: NodeContext) -> relax.Expr:
 
 
 def _whole_number(context: NodeContext, index: int) -> Dim | None:
-    """A float operand as an integer, where it is one: a constant, or a size that was cast; else None."""
+    """Return a float operand as an integer if possible: a constant, or a cast size; otherwise None."""
     known = context.known(index)
     if known is not None:
         number = context.scalar(index)
@@ -155,7 +155,7 @@ def _whole_number(context: NodeContext, index: int) -> Dim | None:
 
 
 def _computed_range(context: NodeContext, dtype: str) -> relax.Expr:
-    """A range of floats whose length is computed when the module runs."""
+    """Range of floats whose length is computed at run time."""
     first, last, step = (context.reshape(context.input(i), ()) for i in range(3))
     span = context.emit(R.divide(context.emit(R.subtract(last, first)), step))
     length = context.reshape(context.emit(R.astype(context.emit(R.ceil(span)), "int64")), (1,))
@@ -191,7 +191,7 @@ def _integer_range(context: NodeContext, start: Dim, limit: Dim, delta: Dim, dty
 
 @converter("EyeLike")
 def eye_like(context: NodeContext) -> relax.Expr:
-    """Ones on the k-th diagonal of a matrix shaped like the input."""
+    """Ones on the k-th diagonal of a matrix with the input's shape."""
     dtype = dtypes.NAMES[context.attribute("dtype", dtypes.NUMBERS[context.dtype(0)])]
     offset = context.attribute("k", 0)
 
@@ -213,7 +213,7 @@ def _zero(dtype: str) -> Expr:
 
 @converter("OneHot", since=9)
 def one_hot(context: NodeContext) -> relax.Expr:
-    """values[1] where the index is met along a new axis, values[0] elsewhere; negative indices count from the end."""
+    """values[1] at the index along a new axis, values[0] elsewhere; negative indices count from the end."""
     indices, values = context.input(0), context.input(2)
     require_shape(context, context.shape(2), [2], "its values")
     depth = _depth(context)
@@ -241,6 +241,6 @@ def _depth(context: NodeContext) -> Dim:
 
 @converter("Size", "Shape")
 def of_no_tensor(context: NodeContext) -> Value:
-    """Shapes of tensors are known while importing; what arrives here is not a tensor."""
+    """Shapes of tensors are known during import; inputs that reach this converter are not tensors."""
     tensor_shape(context.input(0))
     context.refuse("its input is not a tensor")

@@ -21,11 +21,11 @@ from compiler.frontends.onnx.values import tensor_shape
 from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 _COUNTS = "places follow from a running count"
-_OPAQUE = 8  # TVM's number of the pattern
+_OPAQUE = 8  # TVM's number of this pattern kind
 
 
 def size_from(context: NodeContext, count: relax.Expr, name: str = "count") -> Dim:
-    """A new symbolic size whose value is the only element of an int64 tensor."""
+    """Return a new symbolic size with the value of a one-element int64 tensor."""
     builder = context.importer.builder
     size = builder.dimension(name)
     shape = builder.block_builder.emit(R.tensor_to_shape(count))
@@ -34,31 +34,31 @@ def size_from(context: NodeContext, count: relax.Expr, name: str = "count") -> D
 
 
 def first_entries(context: NodeContext, data: relax.Expr, size: Dim) -> relax.Expr:
-    """The first `size` entries along the first axis."""
+    """Return the first `size` entries along the first axis."""
 
     def take(tensor: te.Tensor, length: Expr) -> te.Tensor:
         return te.compute((length, *tensor.shape[1:]), lambda *i: tensor(*i), name="first_entries")
 
-    # Opaque, so that it is never fused: a fused kernel would not know a size that occurs in no shape of its inputs.
+    # Opaque, so that it is never fused: a fused kernel would not know a size missing from its inputs' shapes.
     return context.emit_te(
         take, data, expression(size), primfunc_name_hint="first_entries", primfunc_attrs={"op_pattern": _OPAQUE}
     )
 
 
 def parts(context: NodeContext, results: relax.Expr) -> list[relax.Expr]:
-    """The fields of a kernel's results."""
+    """Return the fields of a kernel's results."""
     count = len(results.ty.fields)
     return [context.block_builder.emit(relax.TupleGetItem(results, index)) for index in range(count)]
 
 
 def true_positions(context: NodeContext, data: relax.Expr) -> relax.Expr:
-    """Positions in row-major order of the elements that are not zero: int64 (count,)."""
+    """Return positions in row-major order of the nonzero elements: int64 (count,)."""
     dtype = str(data.ty.dtype)
 
     def is_set(value: Expr) -> Expr:
         if dtype == "bool":
             return value
-        # NaN is not zero, but TVM's `!=` of floats is false for it, and TVM makes one of `not ==` too.
+        # NaN is nonzero, but TVM's `!=` of floats is false for NaN, and TVM also rewrites `not ==` to it.
         return tirx.Cast("int8", value == tirx.const(0, dtype)) == tirx.const(0, "int8")
 
     def positions(tensor: te.Tensor) -> list[te.Tensor]:
@@ -85,7 +85,7 @@ def true_positions(context: NodeContext, data: relax.Expr) -> relax.Expr:
 
 @converter("NonZero", since=9)
 def nonzero(context: NodeContext) -> relax.Expr:
-    """Indices of the elements that are not zero: int64 (rank, count)."""
+    """Indices of the nonzero elements: int64 (rank, count)."""
     shape, rank = context.shape(0), context.rank(0)
     data = context.input(0)
     if rank == 0:
@@ -114,9 +114,9 @@ def nonzero(context: NodeContext) -> relax.Expr:
 
 @converter("Compress", since=9)
 def compress(context: NodeContext) -> relax.Expr:
-    """The slices along an axis, or the elements of the flattened tensor, where a condition holds.
+    """Select slices along an axis, or elements of the flattened tensor, by a condition.
 
-    The condition may be shorter than the axis; the rest is left out.
+    The condition may be shorter than the axis; the rest is not selected.
     """
     data, condition = context.input(0), context.input(1)
     if context.rank(1) != 1:
@@ -135,7 +135,7 @@ def compress(context: NodeContext) -> relax.Expr:
 
 
 def _not_longer(context: NodeContext, condition: relax.Expr, size: Dim) -> relax.Expr:
-    """The condition without what lies beyond the axis."""
+    """Crop the condition to the size of the axis."""
 
     def cut(tensor: te.Tensor, limit: Expr) -> te.Tensor:
         return te.compute(tensor.shape, lambda i: tirx.all(i < limit, tensor[i]), name="condition")
@@ -145,7 +145,8 @@ def _not_longer(context: NodeContext, condition: relax.Expr, size: Dim) -> relax
 
 @converter("Unique", since=11)
 def unique(context: NodeContext) -> list[relax.Expr]:
-    """The distinct elements, or slices along an axis; where each is first, which one each input is, and how often."""
+    """Distinct elements, or slices along an axis; with their first positions, each input's index among them, and
+    counts."""
     data, shape = context.input(0), list(context.shape(0))
     arithmetic = context.arithmetic
     by_axis = context.has_attribute("axis")
@@ -173,7 +174,8 @@ def unique(context: NodeContext) -> list[relax.Expr]:
 
 
 def _unique_kernel(data: te.Tensor, in_order: bool) -> list[te.Tensor]:
-    """(first, inverse, counts, number) of the items of (1, n, width); without `in_order` by first occurrence."""
+    """Return (first, inverse, counts, number) of the items of (1, n, width); sorted by first occurrence unless
+    `in_order`."""
     count, width, dtype = data.shape[1], data.shape[2], str(data.dtype)
     order = sorted_positions(data, width=width)
 
@@ -184,7 +186,7 @@ def _unique_kernel(data: te.Tensor, in_order: bool) -> list[te.Tensor]:
             with T.seq_scope():
                 number[0] = int64(0)
                 with in_sequence(count, _COUNTS) as i, T.seq_scope():
-                    # state[0]: whether the item differs from the one before it in the order.
+                    # state[0]: whether the item differs from the previous one in the order.
                     state[0] = tirx.Select(i == int64(0), int64(1), int64(0))
                     previous = positions[tirx.max(i - int64(1), int64(0))]
                     with T.serial(0, width) as k:
@@ -209,14 +211,14 @@ def _unique_kernel(data: te.Tensor, in_order: bool) -> list[te.Tensor]:
 def _by_first_occurrence(
     first: Buffer, inverse: Buffer, counts: Buffer, number: Buffer, names: Buffer, state: Buffer, count: Expr
 ) -> None:
-    """Renumber the groups by where each occurs first; `names` maps the old number of a group to the new one."""
+    """Renumber the groups by first occurrence; `names` maps old group numbers to new ones."""
     state[0] = int64(0)
     with T.serial(0, count) as i, T.If(first[inverse[i]] == i), T.Then(), T.seq_scope():
         names[inverse[i]] = state[0]
         state[0] = state[0] + int64(1)
     with T.serial(0, count) as i:
         inverse[i] = names[inverse[i]]
-    # Now the counts and the first positions, which are counted again.
+    # Now recompute the counts and the first positions.
     with T.serial(0, number[0]) as g:
         counts[g] = int64(0)
     with T.serial(0, count) as back, T.seq_scope():

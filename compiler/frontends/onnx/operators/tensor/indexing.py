@@ -1,4 +1,4 @@
-"""Gather and its relatives. An index outside its axis is brought inside, so that no kernel reads outside a tensor.
+"""Gather and related operators. Indices outside their axis are clamped, so that no kernel reads out of bounds.
 
 Parts of tensors: Slice, Split, Concat, Trilu, DepthToSpace, SpaceToDepth, ReverseSequence.
 """
@@ -28,14 +28,14 @@ from schedules.ir.tvm_types import Expr
 
 
 def wrapped_index(index: Expr, size: Expr) -> Expr:
-    """An index inside a kernel: counted from the end where negative, then limited to the axis."""
+    """Return an index inside a kernel, counted from the end if negative, then clamped to the axis."""
     index = index.astype("int64")
     counted = select(index < const(0, index), index + size, index)
     return limited(counted, 0, size - 1)
 
 
 def known_indices(context: NodeContext, position: int, size: Dim) -> np.ndarray | None:
-    """Known indices, made non-negative; InvalidModelError when one lies outside the axis."""
+    """Return known indices, made non-negative; InvalidModelError if one is outside the axis."""
     known = context.known(position)
     if known is None or not isinstance(size, int):
         return None
@@ -46,7 +46,7 @@ def known_indices(context: NodeContext, position: int, size: Dim) -> np.ndarray 
 
 @converter("Gather")
 def gather(context: NodeContext) -> relax.Expr:
-    """Slices of an axis, chosen by indices of any shape."""
+    """Select slices of an axis by indices of any shape."""
     data = context.input(0)
     axis = context.axis(context.attribute("axis", 0), context.rank(0))
     size = context.shape(0)[axis]
@@ -59,7 +59,7 @@ def gather(context: NodeContext) -> relax.Expr:
 
 
 def elementwise_index(context: NodeContext, indices: relax.Expr, size: Expr) -> relax.Expr:
-    """Run-time indices into an axis of that size, brought inside it, as int64."""
+    """Clamp run-time indices to an axis of that size, as int64."""
 
     def bring(index: te.Tensor, bound: Expr) -> te.Tensor:
         return te.compute(index.shape, lambda *i: wrapped_index(index(*i), bound), name="index")
@@ -88,7 +88,7 @@ def _take_any(context: NodeContext, data: relax.Expr, indices: relax.Expr, axis:
 
 @converter("GatherElements", since=11)
 def gather_elements(context: NodeContext) -> relax.Expr:
-    """The element whose coordinate along the axis is replaced by the index at the same position."""
+    """Select the element with the coordinate along the axis replaced by the index at the same position."""
     axis = context.axis(context.attribute("axis", 0), context.rank(0))
     if context.rank(1) != context.rank(0):
         context.invalid(f"indices of rank {context.rank(1)} into data of rank {context.rank(0)}")
@@ -107,7 +107,7 @@ def gather_elements(context: NodeContext) -> relax.Expr:
 
 @converter("GatherND", since=11)
 def gather_nd(context: NodeContext) -> relax.Expr:
-    """Slices at coordinates given by the last axis of the indices, within the first `batch_dims` axes."""
+    """Select slices at coordinates in the last axis of the indices, within the first `batch_dims` axes."""
     batch, depth = context.attribute("batch_dims", 0), context.shape(1)[-1]
     data_shape, index_shape = context.shape(0), context.shape(1)
     if not isinstance(depth, int):
@@ -135,12 +135,12 @@ def gather_nd(context: NodeContext) -> relax.Expr:
     )
 
 
-_BEYOND = 10**9  # an index that is one in no real tensor
+_BEYOND = 10**9  # exceeds any real index
 
 
 @converter("Slice")
 def slice_by_attributes(context: NodeContext) -> relax.Expr:
-    """Before opset 10: starts, ends and axes are attributes."""
+    """Slice before opset 10: starts, ends and axes are attributes."""
     starts, ends = context.required_attribute("starts"), context.required_attribute("ends")
     axes = context.axes(context.attribute("axes", list(range(len(starts)))), context.rank(0))
     return _slice(context, axes, list(starts), list(ends), [1] * len(axes))
@@ -148,7 +148,7 @@ def slice_by_attributes(context: NodeContext) -> relax.Expr:
 
 @converter("Slice", since=10)
 def slice_by_inputs(context: NodeContext) -> relax.Expr:
-    """Starts and ends may be only known at run time; axes and steps must be known."""
+    """Slice with starts and ends possibly known only at run time; axes and steps must be known."""
     length = next((size for index in (3, 1, 2) if (size := _known_length(context, index)) is not None), None)
     starts, ends = (context.shape_values(index, signed=True, length=length) for index in (1, 2))
     given = context.integers(3) if context.has_input(3) else list(range(len(starts)))
@@ -179,7 +179,7 @@ def _slice(context: NodeContext, axes: list[int], starts: list[Dim], ends: list[
 
 
 def _is_whole(context: NodeContext, size: Dim, bounds: tuple[Dim, Dim, int]) -> bool:
-    """True if a slice is all of an axis."""
+    """True if a slice is the whole axis."""
     first, count, step = bounds
     return isinstance(first, int) and first == 0 and step == 1 and context.arithmetic.equal_is_proved(count, size)
 
@@ -188,14 +188,14 @@ _LARGEST_STEP = 2**40  # beyond any size
 
 
 def _bounds(context: NodeContext, size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim, int]:
-    """(first index, count, step) after ONNX's clamping."""
+    """Return (first index, count, step) after ONNX's clamping."""
     arithmetic = context.arithmetic
     if step == 0:
         context.invalid("a step is 0")
     step = max(-_LARGEST_STEP, min(step, _LARGEST_STEP))
     low, high = (0, size) if step > 0 else (-1, arithmetic.subtract(size, 1))
     if step < 0 and isinstance(end, int) and end in (2**31 - 1, 2**63 - 1):
-        # Exporters write the largest integers for "no end", whatever the direction; ONNX Runtime reads them so.
+        # Exporters write the largest integers for "no end", in either direction; ONNX Runtime accepts that.
         end = -(2**63)
     first = _clamped(context, start, size, 0, high)
     last = _clamped(context, end, size, low, high)
@@ -205,17 +205,17 @@ def _bounds(context: NodeContext, size: Dim, start: Dim, end: Dim, step: int) ->
 
 
 def _clamped(context: NodeContext, index: Dim, size: Dim, low: Dim, high: Dim) -> Dim:
-    """An index counted from the end where negative, limited to [low, high]."""
+    """Return an index, counted from the end if negative, clamped to [low, high]."""
     arithmetic = context.arithmetic
     if isinstance(index, int):
-        # Beyond any size: exporters write the largest integers for "to the end".
+        # Exceeds any size: exporters write the largest integers for "to the end".
         if index >= 2**31 - 1:
             return high
         if index <= -(2**31) + 1:
             return low
         if index >= _BEYOND and not isinstance(size, int):
-            # Written for "to the end" too. A larger size is an error before a run; a minimum of both would be taken
-            # by the memory planner for what the tensor may need.
+            # Also written for "to the end". A larger size is an error before a run; the memory planner would use a
+            # minimum of both as the tensor's bound.
             context.importer.builder.require(index, "at least", size)
             return high
         counted = arithmetic.add(index, size) if index < 0 else index
@@ -234,7 +234,7 @@ def _static_slice(context: NodeContext, kept: dict[int, tuple[Dim, Dim, int]]) -
 
 
 def strided_slice(context: NodeContext, data: relax.Expr, bounds: dict[int, tuple[Dim, Dim, int]]) -> relax.Expr:
-    """A slice by (first index, count, step) of each axis, which may be expressions."""
+    """Slice by (first index, count, step) of each axis, which may be expressions."""
     shape = tensor_shape(data)
     sizes = [bounds[axis][1] if axis in bounds else size for axis, size in enumerate(shape)]
     scalars = [expression(value) for axis in bounds for value in (bounds[axis][0], bounds[axis][2])]
@@ -258,7 +258,7 @@ def strided_slice(context: NodeContext, data: relax.Expr, bounds: dict[int, tupl
 
 @converter("Split")
 def split(context: NodeContext) -> list[relax.Expr]:
-    """Parts along an axis: of given lengths, or equal ones with a smaller last part."""
+    """Split along an axis into parts of given lengths, or into equal ones with a smaller last part."""
     axis = context.axis(context.attribute("axis", 0), context.rank(0))
     size, parts = context.shape(0)[axis], len(context.node.output)
     if context.has_input(1):
@@ -273,7 +273,7 @@ def split(context: NodeContext) -> list[relax.Expr]:
     if known and (sum(lengths) != size or min(lengths) < 0):
         context.invalid(f"a size of {size} cannot be split into {lengths}")
     if not known:
-        # Each by itself too: a sum of huge ones may come out small.
+        # Also check each part: a sum of huge lengths may wrap around.
         for length in lengths:
             require(context, length, "at least", 0)
             require(context, size, "at least", length)
@@ -309,7 +309,7 @@ def _parts(context: NodeContext, axis: int, lengths: list[Dim], known: bool) -> 
 
 @converter("Concat")
 def concat(context: NodeContext) -> relax.Expr:
-    """Tensors one after another along an axis."""
+    """Concatenate tensors along an axis."""
     rank = context.rank(0)
     axis = context.axis(context.attribute("axis", 1), rank)
     count = len(context.inputs)
@@ -319,16 +319,16 @@ def concat(context: NodeContext) -> relax.Expr:
 
 
 def concatenated(context: NodeContext, tensors: list[relax.Expr], axis: int) -> relax.Expr:
-    """Tensors of one rank and type, one after another; an error where they differ in another size."""
+    """Concatenate tensors of equal rank and type; error if they differ in another size."""
     tensors = _same_other_sizes(context, tensors, axis)
     if len(tensors) == 1:
         return tensors[0]
-    # Sums of minima, as of the best boxes of each level, have no one form that all kernels write them in.
+    # Sums of minima, such as the best boxes of each level, have no unique form shared by all kernels.
     return context.with_simple_sizes(context.emit(R.concat(tensors, axis)))
 
 
 def _same_other_sizes(context: NodeContext, tensors: list[relax.Expr], axis: int) -> list[relax.Expr]:
-    """Sizes off the axis must agree: those that are only known at run time are checked then."""
+    """Check that sizes off the axis agree; sizes known only at run time are checked then."""
     shapes = [tensor_shape(tensor) for tensor in tensors]
     common = list(shapes[0])
     for shape in shapes[1:]:
@@ -349,7 +349,7 @@ def _same_other_sizes(context: NodeContext, tensors: list[relax.Expr], axis: int
 
 @converter("Trilu", since=14)
 def triangle(context: NodeContext) -> relax.Expr:
-    """The upper or lower triangle of each matrix, from the k-th diagonal."""
+    """Upper or lower triangle of each matrix, from the k-th diagonal."""
     offset = context.shape_values(1, signed=True)[0] if context.has_input(1) else 0
     upper = bool(context.attribute("upper", 1))
 
@@ -366,7 +366,7 @@ def triangle(context: NodeContext) -> relax.Expr:
 
 @converter("DepthToSpace")
 def depth_to_space(context: NodeContext) -> relax.Expr:
-    """Blocks of channels become blocks of pixels; mode DCR or CRD."""
+    """Turn blocks of channels into blocks of pixels; mode DCR or CRD."""
     batch, channels, height, width = context.shape(0)
     block, arithmetic = context.required_attribute("blocksize"), context.arithmetic
     depth = _divided(context, channels, block * block)
@@ -380,7 +380,7 @@ def depth_to_space(context: NodeContext) -> relax.Expr:
 
 @converter("SpaceToDepth")
 def space_to_depth(context: NodeContext) -> relax.Expr:
-    """Blocks of pixels become blocks of channels; mode DCR (the only one before opset 27) or CRD."""
+    """Turn blocks of pixels into blocks of channels; mode DCR (the only one before opset 27) or CRD."""
     batch, channels, height, width = context.shape(0)
     block, arithmetic = context.required_attribute("blocksize"), context.arithmetic
     rows, columns = _divided(context, height, block), _divided(context, width, block)
@@ -397,7 +397,7 @@ def _divided(context: NodeContext, size: Dim, divisor: int) -> Dim:
 
 @converter("ReverseSequence")
 def reverse_sequence(context: NodeContext) -> relax.Expr:
-    """The first elements of each sequence reversed, as many as its length says."""
+    """Reverse the first elements of each sequence, as many as its length."""
     time_axis, batch_axis = context.attribute("time_axis", 0), context.attribute("batch_axis", 1)
     if sorted((time_axis, batch_axis)) != [0, 1] or context.rank(0) < 2:
         context.invalid(f"time_axis {time_axis} and batch_axis {batch_axis} of a tensor of rank {context.rank(0)}")

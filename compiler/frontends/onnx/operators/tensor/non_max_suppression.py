@@ -1,4 +1,4 @@
-"""NonMaxSuppression: a candidate is compared with a block of the boxes kept so far by one vector operation."""
+"""NonMaxSuppression: one vector operation compares a candidate with a block of the boxes kept so far."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from compiler.frontends.onnx.values import tensor_shape
 from schedules.ir.tvm_types import Expr, Stmt, Tensor
 
 _BLOCK = 16  # kept boxes compared at once: a vector of AVX-512
-_AREA = 4  # the row of areas, behind those of the four corners
+_AREA = 4  # the row of areas, after those of the four corners
 
 
 @converter("NonMaxSuppression", since=10)
 def non_max_suppression(context: NodeContext) -> relax.Expr:
-    """(batch, class, box) of the boxes kept: int64 (count, 3); boxes, scores, most a class, overlap, least score.
+    """Return (batch, class, box) of the boxes kept: int64 (count, 3); inputs: boxes, scores, maximum per class, overlap
+    limit, score threshold.
 
-    In each class the boxes go by falling score, equal ones by position; one is dropped when its overlap with one
-    that was kept (intersection over union) is above the limit.
+    In each class the boxes are processed by descending score, ties by position; a box is dropped if its overlap with a
+    kept one (intersection over union) exceeds the limit.
     """
     boxes, scores = context.input(0), context.input(1)
     batch, classes, count = context.shape(1)
@@ -98,7 +99,7 @@ def _suppression_kernel(centered: bool, has_threshold: bool) -> Callable[..., li
 
 
 def _box(box: Expr, position: Expr, centered: bool) -> list[Expr]:
-    """Two low corners, two high ones in the same order, and the area."""
+    """Return two low corners, two high ones in the same order, and the area."""
     a, b, c, d = (box[position * int64(4) + int64(i)] for i in range(4))
     if centered:
         half = tirx.const(2.0, "float32")
@@ -109,14 +110,14 @@ def _box(box: Expr, position: Expr, centered: bool) -> list[Expr]:
 
 
 class _KeptBoxes:
-    """The boxes kept of a class, as rows of corners and areas: (5 * capacity,), a whole number of blocks filled."""
+    """Boxes kept of a class, as rows of corners and areas: (5 * capacity,), filled in whole blocks."""
 
     def __init__(self, rows: Expr, is_hit: Expr, position: Expr, capacity: Expr, limit: Expr) -> None:
         self._rows, self._is_hit, self._position = rows, is_hit, position
         self._capacity, self._limit = capacity, limit
 
     def compare(self, candidate: Sequence[Expr], count: Expr, is_kept: Expr) -> None:
-        """Sets `is_kept` to 0 where the candidate overlaps with one of the first `count` boxes."""
+        """Set `is_kept` to 0 if the candidate overlaps with one of the first `count` boxes."""
         position, is_hit = self._position, self._is_hit
         position[0] = int64(0)
         with T.While(tirx.all(is_kept[0] == int64(1), position[0] < count)), T.seq_scope():
@@ -128,8 +129,8 @@ class _KeptBoxes:
             position[0] = position[0] + int64(_BLOCK)
 
     def append(self, candidate: Sequence[Expr], count: Expr) -> None:
-        """Keeps the candidate behind `count` others."""
-        # A new block is emptied first: a box without an area overlaps with none.
+        """Append the candidate after `count` others."""
+        # A new block is cleared first: a box without area overlaps with none.
         with T.serial(0, tirx.Select(tirx.floormod(count, int64(_BLOCK)) == int64(0), int64(_BLOCK), int64(0))) as lane:
             self._rows[self._offset(_AREA, count + lane)] = tirx.const(0.0, "float32")
         for part, value in enumerate(candidate):

@@ -1,4 +1,4 @@
-"""Operators that change a shape and move no element: Reshape, Flatten, Squeeze, Unsqueeze; and Transpose."""
+"""Operators that change a shape without moving elements: Reshape, Flatten, Squeeze, Unsqueeze; and Transpose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compiler.frontends.onnx.values import Symbolic
 
 @converter("Reshape", since=5)
 def reshape(context: NodeContext) -> relax.Expr:
-    """Sizes of -1 are inferred and of 0 copied (unless allowzero), also when the shape is only known at run time."""
+    """Reshape; sizes of -1 are inferred and of 0 copied (unless allowzero), also for shapes known only at run time."""
     arithmetic, old = context.arithmetic, context.shape(0)
     wanted = context.shape_values(1, signed=True)
     if not context.attribute("allowzero", 0):
@@ -30,13 +30,13 @@ def reshape(context: NodeContext) -> relax.Expr:
         context.invalid(f"a tensor of shape {list(old)} cannot take the shape {wanted}")
     data = context.input(0)
     if not arithmetic.equal_is_proved(elements, new):
-        # TVM's reshape checks nothing; a wrong size would read outside the tensor.
+        # TVM's reshape has no checks; a wrong size would read out of bounds.
         data = context.match_shape(context.reshape(data, [elements]), [new])
     return context.with_simple_sizes(context.reshape(data, wanted))
 
 
 def _inferred_at_run_time(context: NodeContext, wanted: list[Dim], elements: Dim) -> list[Dim]:
-    """Sizes that may turn out to be -1, one of them at most, replaced by what is left for them."""
+    """Replace sizes that may be -1 at run time, at most one of them, by the inferred size."""
     arithmetic = context.arithmetic
     unknown = [arithmetic.less(size, 0) for size in wanted]
     rest = arithmetic.product(arithmetic.select(u, 1, size) for u, size in zip(unknown, wanted, strict=True))
@@ -49,7 +49,7 @@ def _is_size(context: NodeContext, value: Dim) -> bool:
 
 
 def _copied(context: NodeContext, size: Dim, old: Sequence[Dim], axis: int) -> Dim:
-    """A size of 0 means the old one of the same axis."""
+    """Return the size; 0 means the old size of the same axis."""
     if isinstance(size, int):
         if size == 0 and axis >= len(old):
             context.invalid(f"size 0 at axis {axis} copies a size that a tensor of rank {len(old)} does not have")
@@ -57,7 +57,7 @@ def _copied(context: NodeContext, size: Dim, old: Sequence[Dim], axis: int) -> D
     if axis >= len(old) or context.arithmetic.equal_is_proved(size, old[axis]):
         return size
     if isinstance(context.tensor(1), Symbolic) and _is_size(context, size):
-        # A size computed from sizes is 0 only when the tensor is empty.
+        # A size computed from sizes is 0 only if the tensor is empty.
         return size
     return context.arithmetic.select(tirx.EQ(size, expression(0)), old[axis], size)
 
@@ -80,7 +80,7 @@ def _inferred(context: NodeContext, wanted: list[Dim], elements: Dim) -> list[Di
 
 @converter("Reshape")
 def reshape_by_attribute(context: NodeContext) -> relax.Expr:
-    """Opset 1: the shape is an attribute."""
+    """Reshape in opset 1: the shape is an attribute."""
     wanted = [_copied(context, int(s), context.shape(0), i) for i, s in enumerate(context.required_attribute("shape"))]
     if -1 in [size for size in wanted if isinstance(size, int)]:
         wanted = _inferred(context, wanted, context.arithmetic.product(context.shape(0)))
@@ -89,7 +89,7 @@ def reshape_by_attribute(context: NodeContext) -> relax.Expr:
 
 @converter("Flatten")
 def flatten(context: NodeContext) -> relax.Expr:
-    """Two axes: the product of the sizes before `axis`, and of the rest."""
+    """Flatten to two axes: the product of the sizes before `axis`, and of the rest."""
     shape, axis = context.shape(0), context.attribute("axis", 1)
     if not -len(shape) <= axis <= len(shape):
         context.invalid(f"axis {axis} does not exist in rank {len(shape)}")
@@ -99,7 +99,7 @@ def flatten(context: NodeContext) -> relax.Expr:
 
 
 def axes_operand(context: NodeContext, index: int = 1) -> list[int] | None:
-    """Axes given as an attribute (older opsets) or as an input (newer ones); None when they are left out."""
+    """Return axes given as an attribute (older opsets) or as an input (newer ones); None if omitted."""
     if context.has_input(index):
         return context.integers(index)
     axes = context.attribute("axes", None)
@@ -127,7 +127,7 @@ def squeeze(context: NodeContext) -> relax.Expr:
 
 @converter("Unsqueeze")
 def unsqueeze(context: NodeContext) -> relax.Expr:
-    """Insert axes of size 1; positions count in the result."""
+    """Insert axes of size 1; positions refer to the result."""
     axes = axes_operand(context) or []
     shape: list[Dim] = list(context.shape(0))
     for axis in sorted(context.axes(axes, len(shape) + len(axes))):
@@ -137,7 +137,7 @@ def unsqueeze(context: NodeContext) -> relax.Expr:
 
 @converter("Transpose")
 def transpose(context: NodeContext) -> relax.Expr:
-    """Axes in another order; reversed without `perm`."""
+    """Permute axes; reversed without `perm`."""
     rank = context.rank(0)
     order = [int(axis) for axis in context.attribute("perm", list(range(rank))[::-1])]
     if sorted(order) != list(range(rank)):

@@ -1,7 +1,7 @@
 """ScatterElements, ScatterND and TensorScatter.
 
-Updates of the same position are applied in order; threads share the positions that no two updates have in common. An
-update outside the tensor is skipped.
+Updates of the same position are applied in order; threads share the work by positions that no two updates have in
+common. An update outside the tensor is skipped.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ from schedules.codegen.parallel import MIN_PARALLEL_WORK
 from schedules.ir.tir import structural_equal
 from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
-# Rows written into a tensor: in place, where the tensor is a state that nothing else reads.
+# Rows written into a tensor: in place if the tensor is a state with no other reader.
 
 
 @converter("WritePlaces", domain=TORCH_DOMAIN)
 def write_rows_at_positions(context: NodeContext) -> relax.Expr:
-    """Row i of input 2 goes to `positions[i]` (input 1) along `axis` of input 0; a position outside is an error."""
+    """Write row i of input 2 at `positions[i]` (input 1) along `axis` of input 0; a position out of bounds is an
+    error."""
     axis = context.axis(context.attribute("axis", 0), context.rank(0))
     shape, positions = context.shape(0), context.shape(1)
     require_shape(context, context.shape(2), [*shape[:axis], positions[0], *shape[axis + 1 :]], "the rows")
@@ -57,11 +58,11 @@ def write_rows_at_positions(context: NodeContext) -> relax.Expr:
 
 
 Combine: TypeAlias = "Callable[[Expr, Expr], Expr]"
-_COLUMNS = 128  # of a task, in vectors
-# Of a task, one at a time: a cache line of indices. One thread takes up to 1.7 times as long as in whole rows if those
+_COLUMNS = 128  # per task, in vectors
+# Per task, one at a time: a cache line of indices. A thread takes up to 1.7 times as long as with whole rows if those
 # come from memory, and 0.8 to 1.0 times otherwise (Zen 3).
 _ELEMENTS = 8
-_STEPS = 8  # of a vector loop take as long as one update of a single element
+_STEPS = 8  # iterations of a vector loop that take as long as one update of a single element
 _REDUCTIONS: dict[str, Combine] = {
     "none": lambda old, new: new,
     "add": lambda old, new: old + new,
@@ -81,7 +82,8 @@ def _combine(context: NodeContext) -> Combine:
 
 
 def _moved(flat: Expr, sizes: Sequence[Expr], others: Sequence[Expr]) -> Expr:
-    """The row-major position, in an array of other sizes, of the element at `flat` in one of `sizes`."""
+    """Convert the row-major position `flat` in `sizes` to the position of the same element in an array of other
+    sizes."""
     if all(structural_equal(one, other) for one, other in zip(sizes[1:], others[1:], strict=True)):
         return flat
     positions: list[Expr] = []
@@ -100,12 +102,12 @@ def _flat(positions: Sequence[Expr], sizes: Sequence[Expr]) -> Expr:
 
 @dataclass(frozen=True)
 class _Updates:
-    """Updates as an array (outer, size, inner): those of one position differ in the middle axis alone.
+    """Updates as an array (outer, size, inner): those of one position differ only in the middle axis.
 
     Attributes:
-        target: of a row, step and column, and the indices, gives (position in data, is it inside). If the columns are
-            vectors, that of column 0.
-        in_vectors: neighbouring columns go to neighbouring elements.
+        target: maps a row, step and column, and the indices, to (position in data, is inside). With vectorized columns,
+            that of column 0.
+        in_vectors: adjacent columns go to adjacent elements.
     """
 
     outer: Expr
@@ -173,7 +175,7 @@ def _scattered(context: NodeContext, kernel: Callable[..., te.Tensor], name: str
 @converter("Scatter", since=9)
 @converter("ScatterElements", since=11)
 def scatter_elements(context: NodeContext) -> relax.Expr:
-    """Each update goes to its own coordinates with the one along `axis` replaced by the index."""
+    """Write each update to its own coordinates with the one along `axis` replaced by the index."""
     rank = context.rank(0)
     axis, combine = context.axis(context.attribute("axis", 0), rank), _combine(context)
     if context.rank(1) != rank or context.rank(2) != rank:
@@ -201,7 +203,7 @@ def scatter_elements(context: NodeContext) -> relax.Expr:
 
 @converter("ScatterND", since=11)
 def scatter_nd(context: NodeContext) -> relax.Expr:
-    """Each slice of updates goes to the coordinates in the last axis of the indices."""
+    """Write each slice of updates to the coordinates in the last axis of the indices."""
     depth, combine = context.shape(1)[-1], _combine(context)
     if not isinstance(depth, int):
         context.refuse("the length of its coordinates is not known when compiling")

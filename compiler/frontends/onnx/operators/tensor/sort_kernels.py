@@ -1,10 +1,10 @@
-"""Kernels that sort: a stable merge sort of positions, in n log n comparisons for any size.
+"""Sorting kernels: a stable merge sort of positions, with n log n comparisons for any size.
 
-Blocks are sorted one by one, then merged in pairs; threads share the blocks, and the parts of each merge: where a part
-begins in either run is found by halving (Odeh, Green, Mwassi, Shmueli and Birk, "Merge Path", 2012).
+Blocks are sorted individually, then merged in pairs; threads share the blocks, and the parts of each merge: the start
+of a part in either run is found by bisection (Odeh, Green, Mwassi, Shmueli and Birk, "Merge Path", 2012).
 
-Loops over independent elements in kernels that are written statement by statement; emitted into the current
-`IRBuilder`. Processors run them in vectors, graphics processors one element on each thread.
+Also loops over independent elements in kernels written statement by statement, emitted into the current `IRBuilder`.
+CPUs vectorize them, GPUs run one element per thread.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from schedules.codegen.nest import CHUNKED
 from schedules.instructions.element_loops import IN_CHUNKS, IN_VECTORS, VECTOR_DTYPES
 from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
-_LEVELS = 40  # 2**40 elements are more than a tensor can have
+_LEVELS = 40  # 2**40 elements exceed any tensor
 _BLOCK_LEVELS = 12
-_BLOCK = 1 << _BLOCK_LEVELS  # items of a task: some 300 microseconds of sorting, 20 of merging
+_BLOCK = 1 << _BLOCK_LEVELS  # items per task: some 300 microseconds of sorting, 20 of merging
 _WORTH_THREADS = 1 << 11  # items, some 100 microseconds of sorting
 
 
@@ -45,7 +45,7 @@ def product(sizes: Sequence[Expr]) -> Expr:
 
 
 def comes_before(a: Expr, b: Expr, dtype: str, *, descending: bool) -> Expr:
-    """True where `a` sorts strictly before `b`; NaN counts as the largest."""
+    """True if `a` sorts strictly before `b`; NaN counts as the largest."""
     if dtype in ("float16", "bfloat16"):
         a, b = a.astype("float32"), b.astype("float32")
     before = a > b if descending else a < b
@@ -56,10 +56,10 @@ def comes_before(a: Expr, b: Expr, dtype: str, *, descending: bool) -> Expr:
 
 
 def sorted_positions(data: te.Tensor, *, width: Expr | None = None, descending: bool = False) -> te.Tensor:
-    """Positions that sort each row of `data`; ties keep their order.
+    """Return positions that sort each row of `data`; ties keep their order.
 
     Args:
-        data: (rows, n), or (rows, n, width) with `width`: then the items are vectors, in lexicographic order.
+        data: (rows, n), or (rows, n, width) with `width`: the items are vectors, in lexicographic order.
         descending: largest first.
 
     Returns:
@@ -80,7 +80,7 @@ def sorted_positions(data: te.Tensor, *, width: Expr | None = None, descending: 
             if width is None:
                 x, y = source[row * count + a], source[row * count + b]
                 return comes_before(x, y, dtype, descending=descending)
-            state[_IS_RIGHT] = int64(0)  # 1 when item `a` sorts before item `b`, -1 when after
+            state[_IS_RIGHT] = int64(0)  # 1 if item `a` sorts before item `b`, -1 if after
             with T.serial(0, size) as k:
                 x, y = source[(row * count + a) * size + k], source[(row * count + b) * size + k]
                 with T.If(state[_IS_RIGHT] == int64(0)), T.Then():
@@ -90,7 +90,7 @@ def sorted_positions(data: te.Tensor, *, width: Expr | None = None, descending: 
             return state[_IS_RIGHT] == int64(1)
 
         def run_of(task: Expr) -> tuple[Run, Expr, Callable[[Expr, Expr], Expr]]:
-            """A row, the first item of a block of it, and the order of items."""
+            """Return a row, the first item of a block of it, and the order of items."""
             state = StateOfTask(states, task * int64(_LINE))
             row, first = task, int64(0)
             if in_blocks:
@@ -126,8 +126,8 @@ def sorted_positions(data: te.Tensor, *, width: Expr | None = None, descending: 
 
 
 def _named(value: Expr) -> Expr:
-    """A name that TVM does not replace by its value, as `nest.name_opaque`: else it simplifies quotients of
-    quotients for most of a minute."""
+    """Return a name that TVM does not inline, like `nest.name_opaque`: otherwise it spends most of a minute simplifying
+    quotients of quotients."""
     held = T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local"))
     held[0] = value
     return T.bind(held[0])
@@ -135,7 +135,8 @@ def _named(value: Expr) -> Expr:
 
 @contextmanager
 def shared_tasks(tasks: Expr, items: Expr, least: int = _WORTH_THREADS) -> Iterator[Expr]:
-    """A loop over tasks that threads share if there are items enough, `least`, to pay for starting them."""
+    """Loop over tasks that threads share if there are at least `least` items, enough to pay for starting the
+    threads."""
     analyzer = tvm.sym.Analyzer()
     tasks, items = analyzer.simplify(tasks), analyzer.simplify(items)
     if isinstance(tasks, tirx.IntImm) and isinstance(items, tirx.IntImm):
@@ -157,8 +158,8 @@ def shared_tasks(tasks: Expr, items: Expr, least: int = _WORTH_THREADS) -> Itera
 def shared_runs(
     outer: Expr, size: Expr, inner: Expr, least: int, most: int | None
 ) -> Iterator[tuple[Expr, Expr, Expr]]:
-    """(row, first column, columns) of tasks on an array (outer, size, inner) that go through `size` in order; threads
-    share them from `least` elements on. A task has `most` columns at most, if given."""
+    """Yield (row, first column, columns) of tasks on an array (outer, size, inner) that process `size` in order; shared
+    by threads from `least` elements. A task has at most `most` columns, if given."""
     length = inner if most is None else int64(most)
     runs = int64(1) if most is None else tvm.sym.Analyzer().simplify(tirx.floordiv(inner + (length - 1), length))
     with shared_tasks(outer * runs, outer * size * inner, least) as task:
@@ -171,7 +172,7 @@ def shared_runs(
 
 @dataclass(frozen=True)
 class StateOfTask:
-    """The integers of one task, from `first` on."""
+    """The integers of one task, starting at `first`."""
 
     every: Buffer
     first: Expr
@@ -185,7 +186,7 @@ class StateOfTask:
 
 @dataclass(frozen=True)
 class Run:
-    """`count` positions in `order`, from `start`, room for as many in `spare`, and the `STATE` integers of `state`."""
+    """`count` positions in `order`, from `start`, with equal space in `spare`, and the `STATE` integers of `state`."""
 
     order: Buffer
     spare: Buffer
@@ -195,7 +196,7 @@ class Run:
 
 
 def sort_positions(run: Run, before: Callable[[Expr, Expr], Expr]) -> None:
-    """Emit a stable sort of the positions of a run, where `before(a, b)` is whether position `a` sorts before `b`."""
+    """Emit a stable sort of a run's positions; `before(a, b)`: True if position `a` sorts before `b`."""
     with T.serial(0, _LEVELS) as level:
         half = int64(1) << level
         with T.If(half < run.count), T.Then(), T.seq_scope():
@@ -204,8 +205,8 @@ def sort_positions(run: Run, before: Callable[[Expr, Expr], Expr]) -> None:
                 run.order[run.start + i] = run.spare[run.start + i]
 
 
-# Positions in `state`: the next of the left and of the right run, whether the right one goes first, the last of each;
-# the bounds of a search.
+# Positions in `state`: the next of the left and the right run, whether the right one goes first, the last of each; the
+# bounds of a search.
 _LEFT, _RIGHT, _IS_RIGHT, _LEFT_END, _RIGHT_END, _LOW, _HIGH = range(7)
 STATE = 7  # integers of `Run.state`
 _LINE = 8  # elements per cache line
@@ -222,7 +223,7 @@ def _merge_pairs(run: Run, half: Expr, before: Callable[[Expr, Expr], Expr]) -> 
 
 
 def _merge_part(run: Run, half: Expr, first: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
-    """A block of the result of merging runs of `half` items in pairs: that from `first` on."""
+    """Compute a block, starting at `first`, of the result of merging runs of `half` items in pairs."""
     start = _named(tirx.floordiv(first, half * int64(2)) * half * int64(2))
     middle = _named(tirx.min(start + half, run.count))
     end = _named(tirx.min(middle + half, run.count))
@@ -236,12 +237,12 @@ def _merge_part(run: Run, half: Expr, first: Expr, before: Callable[[Expr, Expr]
 
 
 def _find_cut(run: Run, ends: _Ends, done: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
-    """Sets `state[_LOW]` to how many of the first `done` items of a merge come from the left run."""
+    """Set `state[_LOW]` to the number of items from the left run among the first `done` items of a merge."""
     state, order, base = run.state, run.order, run.start
     lefts, rights = ends.left_end - ends.left, ends.right_end - ends.right
     state[_LOW] = tirx.max(done - rights, int64(0))
     state[_HIGH] = tirx.min(done, lefts)
-    # A loop with a condition makes TVM crash here.
+    # A loop with a condition crashes TVM here.
     with T.serial(0, _LEVELS), T.If(state[_LOW] < state[_HIGH]), T.Then(), T.seq_scope():
         middle = _named((state[_LOW] + state[_HIGH]) >> 1)
         right, left = order[base + ends.right + done - middle - int64(1)], order[base + ends.left + middle]
@@ -254,7 +255,7 @@ def _find_cut(run: Run, ends: _Ends, done: Expr, before: Callable[[Expr, Expr], 
 
 @dataclass(frozen=True)
 class _Ends:
-    """Two sorted runs: positions in a `Run`, each end behind the last item."""
+    """Two sorted runs: positions in a `Run`; each end is after the last item."""
 
     left: Expr
     left_end: Expr
@@ -263,7 +264,7 @@ class _Ends:
 
 
 def _merge(run: Run, ends: _Ends, to: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
-    """Merge two runs from `order` to `spare`: from both ends, which the processor does at the same time."""
+    """Merge two runs from `order` to `spare`, from both ends, which the CPU overlaps."""
     state = run.state
     state[_LEFT] = ends.left
     state[_RIGHT] = ends.right
@@ -278,12 +279,12 @@ def _merge(run: Run, ends: _Ends, to: Expr, before: Callable[[Expr, Expr], Expr]
 
 
 def _take_first(run: Run, to: Expr, ends: _Ends, before: Callable[[Expr, Expr], Expr]) -> None:
-    """The first of what is left goes to `to`. Selected, not branched on: which run has it cannot be predicted. Where a
-    run is used up, an item that may be read stands for its next."""
+    """Move the first remaining item to `to`. Selected without a branch, since the run it is in is unpredictable. If a
+    run is exhausted, another readable item replaces its next one."""
     order, state, base = run.order, run.state, run.start
     left = order[base + tirx.max(tirx.min(state[_LEFT], ends.left_end - int64(1)), int64(0))]
     right = order[base + tirx.min(state[_RIGHT], ends.right_end - int64(1))]
-    # The right one goes first only when it is strictly before the left one.
+    # The right one goes first only if strictly before the left one.
     is_before = before(right, left)
     is_right = tirx.any(state[_LEFT] >= ends.left_end, tirx.all(state[_RIGHT] < ends.right_end, is_before))
     state[_IS_RIGHT] = tirx.Select(is_right, int64(1), int64(0))
@@ -293,7 +294,7 @@ def _take_first(run: Run, to: Expr, ends: _Ends, before: Callable[[Expr, Expr], 
 
 
 def _take_last(run: Run, to: Expr, ends: _Ends, before: Callable[[Expr, Expr], Expr]) -> None:
-    """The last of what is left goes to `to`: of equal ones the right one."""
+    """Move the last remaining item to `to`; ties take the right one."""
     order, state, base = run.order, run.state, run.start
     left, right = order[base + tirx.max(state[_LEFT_END], ends.left)], order[base + state[_RIGHT_END]]
     is_before = before(right, left)
@@ -304,7 +305,7 @@ def _take_last(run: Run, to: Expr, ends: _Ends, before: Callable[[Expr, Expr], E
     state[_LEFT_END] = state[_LEFT_END] - int64(1) + state[_IS_RIGHT]
 
 
-_LEAST = 16  # iterations: fewer are not worth vectors
+_LEAST = 16  # iterations: fewer are not worth vectorizing
 
 
 def in_vectors(extent: Expr, dtype: object, body: Callable[[Expr], None]) -> None:
@@ -313,12 +314,12 @@ def in_vectors(extent: Expr, dtype: object, body: Callable[[Expr], None]) -> Non
 
 
 def for_each(count: Expr, dtype: object, body: Callable[[Expr], None]) -> None:
-    """Like `in_vectors`, for loops that no other surrounds: threads may share them."""
+    """Like `in_vectors`, for outermost loops: threads may share them."""
     _emit(count, dtype, body, IN_CHUNKS)
 
 
 def in_sequence(extent: Expr, reason: str) -> Any:
-    """A serial loop from 0 whose iterations need the ones before them; `reason` is what reports say."""
+    """Serial loop from 0 with dependent iterations; `reason` appears in reports."""
     return T.serial(0, extent, annotations={SERIAL_REASON: reason})
 
 

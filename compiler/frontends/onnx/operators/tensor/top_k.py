@@ -1,6 +1,6 @@
 """TopK: the first k items of each row in sorted order, without sorting the row.
 
-Threads share the rows, and not a row: finding the first candidates of each part would take longer than the rest.
+Threads share rows, but do not split one: finding the first candidates of each part would take longer than the rest.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def top_k_by_attribute(context: NodeContext) -> list[relax.Expr]:
 
 @converter("TopK", since=10)
 def top_k(context: NodeContext) -> list[relax.Expr]:
-    """The k largest or smallest along an axis and their positions, in order; equal ones by position.
+    """The k largest or smallest elements along an axis and their positions, in order; ties by position.
 
-    k may be known, symbolic, or computed when the module runs.
+    k may be known, symbolic, or computed at run time.
     """
     axis = context.axis(context.attribute("axis", -1), context.rank(0))
     if context.known(1) is None:
@@ -84,28 +84,28 @@ def _top_k_kernel(largest: bool) -> Callable[..., Sequence[Tensor]]:
 
 _LANES = 16
 _WORTH_THREADS = 1 << 15  # items, some 15 microseconds
-_ITEMS_OF_CANDIDATE = 128  # the first candidates of a row take as long as this many items each
-_FEW = 256  # candidates that are kept sorted; each new one is inserted
-_INSERTED = 32  # the same of items that have keys: more are sorted by their digits,
-_ITEMS_OF_INSERTED = 800  # but of long rows: counting digits takes twice as long as comparing items with the last
+_ITEMS_OF_CANDIDATE = 128  # finding the first candidates of a row costs this many items per candidate
+_FEW = 256  # candidates that are kept sorted by insertion
+_INSERTED = 32  # the same for items with keys: more are radix sorted,
+_ITEMS_OF_INSERTED = 800  # except in long rows: counting digits takes twice as long as comparing items with the last
 
-_RANKED = 64  # items of a row that are counted: each is compared with every other, 16 at a time
-_SHORT = 32  # the same where k is at most a `_FEWER`th of them
+_RANKED = 64  # items of a row that are ranked: each is compared with every other, 16 at a time
+_SHORT = 32  # the same if k is at most a `_FEWER`th of them
 _FEWER = 8
-_MASKED = 32  # items of a row that are compared at once, a bit each
-_PACKED = 8  # keys with positions in a vector
-_KEYS = ("float32", "float16", "bfloat16", "int32", "int16", "int8", "uint16", "uint8")  # that have keys of 32 bits
+_MASKED = 32  # items of a row that are compared at once, one bit each
+_PACKED = 8  # keys with positions per vector
+_KEYS = ("float32", "float16", "bfloat16", "int32", "int16", "int8", "uint16", "uint8")  # with 32-bit keys
 
-# Positions in `state` behind those of the sort.
+# Positions in `state` after those of the sort.
 _COUNT, _IS_FULL, _PLACE, _LIMIT, _HIGH, _MIDDLE = range(STATE, STATE + 6)
 
 
 def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
-    """Positions of the `k` items that come first in each row, in order; ties by position, NaN counts as the largest.
+    """Return positions of the first `k` items in each row, in order; ties by position, NaN counts as the largest.
 
-    Short rows are ranked, few items inserted where they belong, more sorted by the digits of their keys. Of types that
-    have no keys, candidates are gathered: few of them in order; of many, the best k are found when there are as many
-    again. From then on an item that does not come before the last of these is none.
+    Short rows are ranked; with few results items are inserted in order, with more they are radix sorted by key. For
+    types without keys, candidates are gathered: few of them in order; with many, the best k are selected whenever there
+    are twice as many. From then on, items that do not come before the last of these are discarded.
 
     Args:
         data: (rows, n), with n >= k.
@@ -146,20 +146,20 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
 
 
 def _inserted(count: Expr) -> int:
-    """The largest k that is found by insertion in rows of `count` items; a larger one by a radix sort."""
+    """Return the largest k that is found by insertion in rows of `count` items; larger ones use a radix sort."""
     return max(_INSERTED, int(count) // _ITEMS_OF_INSERTED if isinstance(count, tirx.IntImm) else 0)
 
 
-_DIGITS, _DIGIT_BITS = 4, 8  # of a key of 32 bits
-_COARSE_BITS = 11  # sign, exponent and two bits more of a float32: few items share those of the k-th
+_DIGITS, _DIGIT_BITS = 4, 8  # of a 32-bit key
+_COARSE_BITS = 11  # sign, exponent and two more bits of a float32: few items share those of the k-th
 _BUCKETS = 1 << _COARSE_BITS
 
 
 def _sorted_by_digits(source: Buffer, begin: Expr, count: Expr, k: Expr, *, descending: bool) -> Callable[[Expr], Expr]:
-    """Emits a radix sort of the first items of a row, stable, and returns the position of the i-th as an expression.
+    """Emit a stable radix sort of the first items of a row; return the position of the i-th as an expression.
 
-    Items whose leading bits come after those of the k-th are left out before; of `count` < 2^32 items. An entry is an
-    item's key, smaller for those that come first, and its position below it.
+    Items whose leading bits come after the k-th item's are dropped first; for `count` < 2^32 items. An entry is an
+    item's key, smaller for those that come first, with its position in the bits below it.
     """
     ranks, counts = (T.buffer_proxy(T.alloc_buffer([size], "int32")) for size in (count + 1, _BUCKETS))
     entries, spare = (T.buffer_proxy(T.alloc_buffer([count + 1], "int64")) for _ in range(2))
@@ -220,7 +220,7 @@ def _sorted_by_digits(source: Buffer, begin: Expr, count: Expr, k: Expr, *, desc
 
 
 def _ranked_positions(data: te.Tensor, k: int, count: int, *, descending: bool) -> te.Tensor:
-    """`first_positions` of short rows: an item's position is the number of items before it, which vectors count."""
+    """`first_positions` for short rows: an item's rank is the number of items before it, counted in vectors."""
     rows = data.shape[0]
     lanes = _LANES * -(-count // _LANES)
 
@@ -241,8 +241,8 @@ def _ranked_positions(data: te.Tensor, k: int, count: int, *, descending: bool) 
 
 
 def _scanned_positions(data: te.Tensor, k: int, *, descending: bool) -> te.Tensor:
-    """`first_positions` of long rows, of fewer than 2^32 items: the best k are kept in order, each as its key and,
-    below it, its position inverted. Vectors find the items whose keys are larger than that of the last of these."""
+    """`first_positions` for long rows of fewer than 2^32 items: the best k are kept in order, each as its key with its
+    inverted position below it. Vector operations find the items whose keys exceed the last one's."""
     rows, count = data.shape
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
@@ -267,7 +267,7 @@ def _scanned_positions(data: te.Tensor, k: int, *, descending: bool) -> te.Tenso
 
 
 class _Scan:
-    """Emits the search for the best k items of a row; what it keeps of them is in `best`, behind a larger number."""
+    """Emits the search for the best k items of a row, which are kept in `best`, after a larger number."""
 
     def __init__(self, source: Buffer, begin: Expr, k: int, descending: bool) -> None:
         self._source, self._begin, self._k, self._descending = source, begin, k, descending
@@ -291,7 +291,7 @@ class _Scan:
         key = tirx.Cast("int64", _key(self._source, self._begin + position, descending=self._descending))
         self._entry[int64(0)] = tirx.bitwise_or(key << int64(32), int64(0xFFFFFFFF) - position)
         for number in reversed(range(self._vectors)):
-            # All lanes are read before the first is written, also where no vectors are: they overlap.
+            # All lanes are read before the first is written, even without vectors: they overlap.
             with T.vectorized(0, int64(_PACKED)) as lane:
                 slot = int64(number * _PACKED) + lane
                 moved = tirx.min(self._best[slot], self._entry[int64(0)])
@@ -305,7 +305,7 @@ class _Scan:
             self.insert(position)
 
     def visit(self, start: Expr) -> None:
-        """Insert those of a block that come before the last of the best, which rises meanwhile."""
+        """Insert a block's items that come before the last of the best, which rises meanwhile."""
         mask, first = self._mask, int64(0)
         with T.vectorized(0, int64(_LANES)) as lane:
             bits = []
@@ -329,7 +329,7 @@ class _Scan:
 
 
 def _set_ones(count: Buffer, bits: Expr) -> None:
-    """Number of ones in an int64 below 2^32 (TVM's popcount does not build with LLVM 22)."""
+    """Return the number of ones in an int64 below 2^32 (TVM's popcount does not build with LLVM 22)."""
     first = int64(0)
     count[first] = bits
     count[first] = count[first] - tirx.bitwise_and(count[first] >> 1, int64(0x55555555))
@@ -340,10 +340,9 @@ def _set_ones(count: Buffer, bits: Expr) -> None:
 
 
 def _key(source: Buffer, index: Expr, *, descending: bool) -> Expr:
-    """An integer in the order of the items, larger for those that come first.
+    """Return an integer in the order of the items, larger for those that come first.
 
-    Positive floats are ordered as their bits are, negative ones the other way round. Both zeros are equal; NaN is the
-    largest.
+    Positive floats are ordered like their bits, negative ones in reverse. Both zeros are equal; NaN is the largest.
     """
     item = source[index]
     if str(source.dtype) in ("float32", "float16", "bfloat16"):
@@ -358,7 +357,7 @@ def _key(source: Buffer, index: Expr, *, descending: bool) -> Expr:
 
 
 def _put_keys(source: Buffer, begin: Expr, keys: Buffer, count: int, lanes: int, *, descending: bool) -> None:
-    """The keys of the items of a row; the least behind the last item."""
+    """Store the keys of a row's items, with the least key after the last item."""
 
     def key(i: Expr) -> Expr:
         return _key(source, begin + i, descending=descending)
@@ -375,7 +374,7 @@ def _put_keys(source: Buffer, begin: Expr, keys: Buffer, count: int, lanes: int,
 
 
 def _count_before(keys: Buffer, positions: Buffer, count: int, lanes: int) -> None:
-    """The position of each item: the number of larger keys, and of equal ones before it."""
+    """Compute each item's position: the number of larger keys, plus that of equal ones before it."""
     every = [T.buffer_proxy(T.alloc_buffer([_LANES], "int32", scope="local")) for _ in range(0, lanes, _LANES)]
     for sums in every:
         with T.vectorized(0, int64(_LANES)) as lane:
@@ -393,7 +392,7 @@ def _count_before(keys: Buffer, positions: Buffer, count: int, lanes: int) -> No
 
 
 def _select(items: _Items, k: Expr, put: Callable[[Expr, Expr], None]) -> None:
-    """`put(i, position)` for the first k of some items, in order; `position` is that of the item among them."""
+    """Call `put(i, position)` for the first k of some items, in order; `position` is the item's index among them."""
     room = k * int64(2) + int64(1)
     candidates, spare, state = (T.buffer_proxy(T.alloc_buffer([size], "int64")) for size in (room, room, STATE + 6))
     selection = _Selection(items, candidates, spare, state, room)
@@ -421,13 +420,13 @@ class _Items:
         return self.source[self.base + position]
 
     def before(self, a: Expr, b: Expr) -> Expr:
-        """True where the item at position `a` sorts strictly before that at `b`."""
+        """True if the item at position `a` sorts strictly before that at `b`."""
         return comes_before(self.at(a), self.at(b), self.dtype, descending=self.descending)
 
 
 @dataclass(frozen=True)
 class _Selection:
-    """Emits what is done to the candidates, which are positions of items; `state[_LIMIT]` is k."""
+    """Emits operations on the candidates, which are positions of items; `state[_LIMIT]` is k."""
 
     items: _Items
     candidates: Buffer
@@ -436,7 +435,7 @@ class _Selection:
     room: Expr
 
     def start(self) -> None:
-        """There are no candidates; what stands for the last of k may be read."""
+        """Clear the candidates; the slot of the last of k must be readable."""
         self.state[_COUNT] = int64(0)
         self.state[_IS_FULL] = int64(0)
         self.candidates[self.state[_LIMIT] - int64(1)] = int64(0)
@@ -481,8 +480,8 @@ class _Selection:
         state[_IS_FULL] = tirx.Select(state[_COUNT] == state[_LIMIT], int64(1), int64(0))
 
     def _find_position(self, position: Expr) -> None:
-        """Sets the position to how many candidates do not come after an item, by halving (TVM crashes on a loop with a
-        condition here)."""
+        """Set the position to the number of candidates that do not come after an item, by bisection (TVM crashes on a
+        loop with a condition here)."""
         state = self.state
         state[_PLACE] = int64(0)
         state[_HIGH] = state[_COUNT]

@@ -1,5 +1,4 @@
-"""Strings, which do not exist when the module runs, so that what is computed from them is known when importing, and
-TfIdfVectorizer."""
+"""Strings, which do not exist at run time, so that their results must be known during import; and TfIdfVectorizer."""
 
 from __future__ import annotations
 
@@ -26,13 +25,14 @@ from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 @converter("StringConcat", "StringNormalizer", "StringSplit")
 def string_function(context: NodeContext) -> list[Value]:
-    """Evaluated while importing; refused on anything but constants."""
+    """Evaluated during import; refused for non-constant inputs."""
     return fold_strings(context)
 
 
 @converter("RegexFullMatch")
 def regex_full_match(context: NodeContext) -> Constant:
-    """By RE2, whose syntax ONNX prescribes, in time linear in the text; onnx's reference implementation backtracks."""
+    """Match with RE2, whose syntax ONNX prescribes, in time linear in the text; onnx's reference implementation
+    backtracks."""
     texts = context.constant(0)
     re2 = optional_module("re2", "strings", "matches the expressions of RegexFullMatch")
     options = re2.Options()
@@ -50,11 +50,11 @@ _LONGEST_TABLE = 1 << 16  # entries for first tokens
 
 @dataclass(frozen=True)
 class _Grams:
-    """The n-grams to count: where each begins in the pool, its length, the column that counts it. All int64.
+    """The n-grams to count: start in the pool, length, and output column of each. All int64.
 
-    They are ordered by their first tokens: those that begin with `firsts[i]` are from `begins[i]` to `begins[i + 1]`.
-    Where the first tokens lie close together, `firsts` is the least of them alone, and `begins` has an entry for each
-    number from there on.
+    They are sorted by first token: those that begin with `firsts[i]` are from `begins[i]` to `begins[i + 1]`.
+    If the first tokens are dense, `firsts` contains only the least of them, and `begins` has an entry for each number
+    from there on.
     """
 
     firsts: np.ndarray
@@ -65,7 +65,7 @@ class _Grams:
     columns: np.ndarray
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """The values in the order in which the kernel takes them."""
+        """The arrays in the order of the kernel's operands."""
         return self.firsts, self.begins, self.pool, self.starts, self.lengths, self.columns
 
 
@@ -143,7 +143,7 @@ def _counting_kernel(width: int, skips: int) -> Callable[..., Stmt]:
     return kernel
 
 
-# Positions in `state`: the first tokens that are not ruled out yet, whether an n-gram is there.
+# Positions in `state`: the range of first tokens not ruled out yet, whether an n-gram matches.
 _LOW, _HIGH, _IS_SAME, _STATE = range(4)
 
 
@@ -169,7 +169,7 @@ def _count_rows(ins: Sequence[Buffer], outs: Sequence[Buffer], skips: int) -> No
 
 
 def _position_of(token: Expr, firsts: Buffer, state: Buffer, different: int) -> Expr:
-    """The position of the first token that is not less, or the last position."""
+    """Return the position of the first token that is not less, or the last position."""
     state[_LOW] = int64(0)
     state[_HIGH] = int64(different)
     with T.serial(0, int64(different.bit_length())), T.If(state[_LOW] < state[_HIGH]), T.Then(), T.seq_scope():
@@ -183,13 +183,13 @@ def _position_of(token: Expr, firsts: Buffer, state: Buffer, different: int) -> 
 
 
 def _count_gram(ins: Sequence[Buffer], outs: Sequence[Buffer], skips: int, row: Expr, start: Expr, gram: Expr) -> None:
-    """Count an n-gram where it begins at a token, once for each number of tokens between its own."""
+    """Count an n-gram starting at a token, once for each number of skipped tokens."""
     tokens, _, _, pool, starts, lengths, columns = (T.buffer_proxy(item) for item in ins)
     result, state = (T.buffer_proxy(out) for out in outs)
     count, width = ins[0].shape[1], outs[0].shape[1]
     with T.serial(0, int64(skips + 1)) as skip, T.seq_scope():
         reach = start + (lengths[gram] - int64(1)) * (skip + int64(1))
-        # One token has nothing to skip.
+        # A single token has nothing to skip.
         counts = tirx.any(skip == int64(0), lengths[gram] > int64(1))
         with T.If(tirx.all(counts, reach < count)), T.Then(), T.seq_scope():
             state[_IS_SAME] = int64(1)

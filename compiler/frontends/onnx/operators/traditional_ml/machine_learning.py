@@ -1,7 +1,7 @@
-"""ai.onnx.ml: the operators of classical models, on numbers. Labels that are strings are refused where read.
+"""ai.onnx.ml: operators of classical models, on numbers. String labels are refused if read.
 
-Classes get probabilities from those of pairs: T.-F. Wu, C.-J. Lin, R. Weng, "Probability estimates for multi-class
-classification by pairwise coupling", JMLR 5 (2004), algorithm 2, with LIBSVM's limits of steps and error.
+Class probabilities from pairwise ones: T.-F. Wu, C.-J. Lin, R. Weng, "Probability estimates for multi-class
+classification by pairwise coupling", JMLR 5 (2004), algorithm 2, with LIBSVM's limits on steps and error.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 DOMAIN = "ai.onnx.ml"
 _SHOWN_KEYS = 10  # in a note
-# A table of labels may have this many entries for each key, and this many more.
+# A label table may have this many entries per key, and this many more.
 _SPARSE, _SMALL_TABLE = 4, 4096
-_LEAST = 1e-7  # probability of one class of a pair, as LIBSVM bounds it
+_LEAST = 1e-7  # lower bound on the probability of one class of a pair, like LIBSVM's
 
 
 def floats(context: NodeContext, op: Composer) -> TensorValue:
-    """Input 0 as float32."""
+    """Return input 0 as float32."""
     value = context.tensor(0)
     return value if context.dtype(0) == "float32" else op("Cast", value, to=1)
 
 
 def vector(context: NodeContext, name: str) -> np.ndarray:
-    """An attribute as float32 numbers; none of them where it is missing."""
+    """Return an attribute as float32 numbers; empty if missing."""
     return np.array(context.attribute(name, []), np.float32)
 
 
 def require_features(context: NodeContext, count: int, index: int = 0) -> None:
-    """The last axis of an input has one entry for each of `count` numbers; a single number is for all."""
+    """Check that an input's last axis has one entry per number; a single number applies to all."""
     if count > 1 and context.rank(index):
         require(context, context.shape(index)[-1], "equal", count)
 
 
 @composed("ArrayFeatureExtractor", domain=DOMAIN)
 def array_feature_extractor(op: Composer, data: TensorValue, positions: TensorValue) -> TensorValue:
-    """The entries of the last axis at given positions."""
+    """Entries of the last axis at given positions."""
     require_values(op.context, 1, 0, data.shape[-1])
     if len(data.shape) == 1:
         data = op("Unsqueeze", data, int64s(0))
@@ -62,7 +62,7 @@ def array_feature_extractor(op: Composer, data: TensorValue, positions: TensorVa
 
 @composed("Binarizer", domain=DOMAIN)
 def binarizer(op: Composer, x: TensorValue, *, threshold: float = 0.0) -> TensorValue:
-    """1 above the threshold, else 0."""
+    """1 above the threshold, otherwise 0."""
     return op("Cast", op("Greater", x, threshold), to=op.number(x.dtype))
 
 
@@ -78,7 +78,8 @@ def scaler(context: NodeContext) -> TensorValue:
 
 @composed("Normalizer", domain=DOMAIN)
 def normalizer(op: Composer, x: TensorValue, *, norm: str = "MAX") -> TensorValue:
-    """Rows divided by their largest entry, sum of magnitudes, or root of the sum of squares; those of 0 unchanged."""
+    """Rows divided by their largest entry, sum of magnitudes, or root of the sum of squares; rows with 0 are
+    unchanged."""
     reductions = {"MAX": "ReduceMax", "L1": "ReduceL1", "L2": "ReduceL2"}
     if norm not in reductions:
         op.context.invalid(f"the norm {norm!r} does not exist")
@@ -89,7 +90,7 @@ def normalizer(op: Composer, x: TensorValue, *, norm: str = "MAX") -> TensorValu
 
 @converter("Imputer", domain=DOMAIN)
 def imputer(context: NodeContext) -> TensorValue:
-    """A value that stands for a missing one replaced, for all features or for each."""
+    """Replace the value that marks missing entries, for all features or per feature."""
     op = Composer(context)
     whole = context.has_attribute("imputed_value_int64s")
     kind, suffix = (np.int64, "int64") if whole else (np.float32, "float")
@@ -103,7 +104,7 @@ def imputer(context: NodeContext) -> TensorValue:
 
 @converter("FeatureVectorizer", domain=DOMAIN)
 def feature_vectorizer(context: NodeContext) -> TensorValue:
-    """All inputs side by side, as float32."""
+    """Concatenate all inputs as float32."""
     op = Composer(context)
     widths: list[int] = context.attribute("inputdimensions", [])
     for index, width in enumerate(widths[: len(context.node.input)]):
@@ -115,7 +116,7 @@ def feature_vectorizer(context: NodeContext) -> TensorValue:
 
 @converter("OneHotEncoder", domain=DOMAIN)
 def one_hot_encoder(context: NodeContext) -> TensorValue:
-    """A new last axis with 1 at the position of the category; all 0 for one that is not listed."""
+    """Append an axis with 1 at the position of the category; all 0 for unlisted categories."""
     if context.has_attribute("cats_strings"):
         context.refuse("string categories are not supported at run time")
     if not context.attribute("zeros", 1):
@@ -128,7 +129,7 @@ def one_hot_encoder(context: NodeContext) -> TensorValue:
 
 @converter("LabelEncoder", domain=DOMAIN)
 def label_encoder(context: NodeContext) -> TensorValue | list[Value]:
-    """Each key's value, or the default."""
+    """Value of each key, or the default."""
     op = Composer(context)
     if context.dtype(0) == "string":
         return fold_strings(context)
@@ -153,19 +154,20 @@ def label_encoder(context: NodeContext) -> TensorValue | list[Value]:
 
 
 def _table_of(keys: np.ndarray, values: np.ndarray, default: np.ndarray) -> np.ndarray | None:
-    """The value of each integer from one below the least key to one above the greatest; None where most are no keys."""
+    """Return a table of values from one below the least key to one above the greatest; None if most integers are no
+    keys."""
     if keys.dtype.kind != "i" or not keys.size:
         return None
     low, high, limits = int(keys.min()), int(keys.max()), np.iinfo(np.int64)
     if high - low > _SPARSE * len(keys) + _SMALL_TABLE or low == limits.min or high == limits.max:
         return None
     table = np.full(high - low + 3, default.reshape(()), values.dtype)
-    table[keys[::-1].astype(np.int64) - low + 1] = values[::-1]  # of equal keys the first counts
+    table[keys[::-1].astype(np.int64) - low + 1] = values[::-1]  # the first of equal keys counts
     return table
 
 
 def _labels(context: NodeContext, part: str) -> np.ndarray | None:
-    """Keys, values or the default, from whichever attribute holds them."""
+    """Return keys, values or the default, from the attribute that holds them."""
     if context.has_attribute(f"{part}_tensor"):
         return tree_ensembles.tensor_attribute(context, f"{part}_tensor")
     plural = "" if part == "default" else "s"
@@ -190,7 +192,7 @@ def _linear(context: NodeContext, op: Composer, outputs: int) -> TensorValue:
 
 
 def transformed(context: NodeContext, op: Composer, value: TensorValue) -> TensorValue:
-    """Scores after the node's `post_transform`."""
+    """Apply the node's `post_transform` to scores."""
     transform: str | int = context.attribute("post_transform", "NONE")
     names = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
     if isinstance(transform, int):
@@ -213,7 +215,8 @@ def linear_classifier(context: NodeContext) -> list[TensorValue]:
 
 
 def class_labels(context: NodeContext) -> np.ndarray:
-    """The labels as int64. Strings are refused where the label is read; else their positions stand for them."""
+    """Return the labels as int64. String labels are refused if the label is read; otherwise replaced by their
+    positions."""
     names = [name for name in ("classlabels_ints", "classlabels_int64s") if context.has_attribute(name)]
     if not names:
         strings: list[object] = context.attribute("classlabels_strings", [])
@@ -227,7 +230,7 @@ def class_labels(context: NodeContext) -> np.ndarray:
 
 
 def _classified(context: NodeContext, op: Composer, values: TensorValue, labels: np.ndarray) -> list[TensorValue]:
-    """[label, scores]; a single score decides between two classes."""
+    """Return [label, scores]; a single score decides between two classes."""
     if values.shape[-1] != 1 or len(labels) < 2:
         index = op("ArgMax", values, axis=-1, keepdims=0)
         return [op("Gather", labels, index, axis=0), transformed(context, op, values)]
@@ -239,7 +242,7 @@ def _classified(context: NodeContext, op: Composer, values: TensorValue, labels:
 
 @converter("TreeEnsembleRegressor", domain=DOMAIN)
 def tree_ensemble_regressor(context: NodeContext) -> TensorValue:
-    """The sum, mean, least or largest of the trees' values for each target."""
+    """Sum, mean, minimum or maximum of the trees' values for each target."""
     op, count = Composer(context), int(context.attribute("n_targets", 1))
     ensemble = tree_ensembles.from_node_lists(context, "target", count, context.integer_list("target_ids"))
     return transformed(context, op, _float_scores(context, op, ensemble, count))
@@ -261,7 +264,7 @@ def _base_values(context: NodeContext) -> np.ndarray:
 
 @converter("TreeEnsembleClassifier", domain=DOMAIN)
 def tree_ensemble_classifier(context: NodeContext) -> list[TensorValue]:
-    """The label with the highest score, and the scores; leaves that all vote for one class decide between two."""
+    """Label with the highest score, and the scores; leaves that all vote for one class decide between two."""
     op, labels = Composer(context), class_labels(context)
     ids = context.integer_list("class_ids")
     binary = len(labels) == 2 and len(np.unique(ids)) == 1
@@ -276,7 +279,7 @@ def tree_ensemble_classifier(context: NodeContext) -> list[TensorValue]:
 def _binary_votes(
     context: NodeContext, op: Composer, values: TensorValue, labels: np.ndarray, *, positive: bool
 ) -> list[TensorValue]:
-    """Votes that are all positive are probabilities of the second class; others are signed."""
+    """Return label and scores: votes that are all positive are probabilities of the second class; others are signed."""
     if context.attribute("post_transform", "NONE") not in ("NONE", "LOGISTIC"):
         context.refuse("a transformation of the votes for one of two classes is not supported")
     above = op("Greater", values, 0.5 if positive else 0.0)
@@ -290,7 +293,7 @@ def _binary_votes(
 
 @converter("TreeEnsemble", domain=DOMAIN, since=5)
 def tree_ensemble(context: NodeContext) -> TensorValue:
-    """The newest encoding: leaves stand apart from the branches, and a branch may test for membership in a set."""
+    """The newest encoding: leaves are separate from branches, and a branch may test set membership."""
     op, count = Composer(context), int(context.required_attribute("n_targets"))
     ensemble = tree_ensembles.from_leaf_lists(context, count)
     base = np.zeros(count, ensemble.weights.dtype)
@@ -300,7 +303,7 @@ def tree_ensemble(context: NodeContext) -> TensorValue:
 
 @converter("ZipMap", domain=DOMAIN)
 def zip_map(context: NodeContext) -> TensorValue:
-    """The tensor of scores that its dictionaries are made of; they themselves do not exist at run time."""
+    """Tensor of the scores in its dictionaries, which do not exist at run time."""
     empty: list[object] = []
     keys = context.attribute("classlabels_int64s", empty) or context.attribute("classlabels_strings", empty)
     if not keys:
@@ -313,12 +316,12 @@ def zip_map(context: NodeContext) -> TensorValue:
     return context.tensor(0)
 
 
-# ai.onnx.ml: support vector machines. Each pair of classes has a score, summed over the support vectors.
+# ai.onnx.ml: support vector machines. Each pair of classes has a score, a sum over the support vectors.
 
 
 @converter("SVMRegressor", domain=DOMAIN)
 def svm_regressor(context: NodeContext) -> TensorValue:
-    """The score of each row, or with `one_class` 1 for rows that belong to the class and -1 for others."""
+    """Score of each row, or with `one_class` 1 for rows in the class and -1 for others."""
     op = Composer(context)
     features = _kernel(context, op, int(context.attribute("n_supports", 0)))
     coefficients = vector(context, "coefficients").reshape(-1, 1)
@@ -330,9 +333,9 @@ def svm_regressor(context: NodeContext) -> TensorValue:
 
 @converter("SVMClassifier", domain=DOMAIN)
 def svm_classifier(context: NodeContext) -> list[TensorValue]:
-    """The label that wins most pairs, and the scores of the pairs, or where it has `prob_a` the classes' probabilities.
+    """Label that wins most pairs, and the pairs' scores or, with `prob_a`, the classes' probabilities.
 
-    Without support vectors the scores are of the classes.
+    Without support vectors, the scores belong to the classes.
     """
     op, labels = Composer(context), class_labels(context)
     counts = np.array(context.attribute("vectors_per_class", []), np.int64)
@@ -352,7 +355,7 @@ def svm_classifier(context: NodeContext) -> list[TensorValue]:
 
 
 def _probabilities(context: NodeContext, op: Composer, scores: TensorValue, classes: int) -> TensorValue:
-    """(rows, classes): probabilities of pairs by Platt's sigmoid of their scores, coupled."""
+    """Return probabilities (rows, classes): pair probabilities by Platt's sigmoid of their scores, coupled."""
     slopes, offsets = vector(context, "prob_a"), vector(context, "prob_b")
     first = op("Sigmoid", op("Neg", op("Add", op("Mul", scores, slopes), offsets)))
     pairs = op("Clip", first, np.float32(_LEAST), np.float32(1 - _LEAST))
@@ -362,7 +365,7 @@ def _probabilities(context: NodeContext, op: Composer, scores: TensorValue, clas
 
 
 def _kernel(context: NodeContext, op: Composer, count: int) -> TensorValue:
-    """(rows, count): how near each row is to each support vector; the rows themselves where there are none."""
+    """Return the kernel value (rows, count) of each row and support vector; the rows themselves if there are none."""
     data, kind = floats(context, op), context.attribute("kernel_type", "LINEAR")
     if count == 0:
         return data
@@ -384,7 +387,7 @@ def _kernel(context: NodeContext, op: Composer, count: int) -> TensorValue:
 
 
 def _pair_weights(context: NodeContext, counts: np.ndarray) -> np.ndarray:
-    """(vectors, pairs): what each support vector gives to each pair of classes (as LIBSVM stores it)."""
+    """Return (vectors, pairs): each support vector's weight for each pair of classes (as stored by LIBSVM)."""
     coefficients = vector(context, "coefficients").reshape(-1, int(counts.sum()))
     ends = np.cumsum(counts)
     positions = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
@@ -397,7 +400,8 @@ def _pair_weights(context: NodeContext, counts: np.ndarray) -> np.ndarray:
 
 
 def _votes(op: Composer, scores: TensorValue, classes: int) -> TensorValue:
-    """(rows, classes): how many pairs a class wins; a positive score is a vote for the first of the pair."""
+    """Return (rows, classes): the number of pairs a class wins; a positive score votes for the first class of the
+    pair."""
     pairs = list(combinations(range(classes), 2))
     change, start = np.zeros((len(pairs), classes), np.float32), np.zeros(classes, np.float32)
     for pair, (first, second) in enumerate(pairs):
@@ -413,7 +417,7 @@ _WHY = "each step starts from the probabilities of the one before"
 
 
 def coupling_kernel(classes: int) -> Callable[[te.Tensor], te.Tensor]:
-    """(rows, classes) of (rows, pairs), the probability of the first class of each pair, as a tensor expression."""
+    """Return a tensor expression from (rows, pairs), the probability of each pair's first class, to (rows, classes)."""
 
     def kernel(pairs: te.Tensor) -> te.Tensor:
         rows = pairs.shape[0]
@@ -433,7 +437,7 @@ def coupling_kernel(classes: int) -> Callable[[te.Tensor], te.Tensor]:
 
 
 class _Row:
-    """Emits the steps of one row: its probabilities p minimize p' Q p; `state` holds Q p, p' Q p and the error."""
+    """Emits the steps for one row: its probabilities p minimize p' Q p; `state` holds Q p, p' Q p and the error."""
 
     def __init__(self, classes: int, row: Expr, pairs: Buffer, p: Buffer, q: Buffer, state: Buffer) -> None:
         self.classes, self.row, self.pairs, self.p, self.q, self.state = classes, row, pairs, p, q, state
@@ -451,7 +455,7 @@ class _Row:
                 self._improve(i)
 
     def _matrix(self) -> None:
-        """Q: sums of squares of the others' probabilities on the diagonal, negated products elsewhere."""
+        """Compute Q: sums of squares of the others' probabilities on the diagonal, negated products elsewhere."""
         row, q, classes = self.row, self.q, int64(self.classes)
         with T.serial(0, classes) as i:
             q[row, i * classes + i] = tirx.const(0.0, "float32")
@@ -465,7 +469,7 @@ class _Row:
             q[row, j * classes + i] = -(first * second)
 
     def _products(self) -> None:
-        """Q p, p' Q p, and the largest difference between an entry of the one and the other."""
+        """Compute Q p, p' Q p, and the largest difference between an entry of the former and the latter."""
         row, state, classes = self.row, self.state, int64(self.classes)
         state[row, self.total] = tirx.const(0.0, "float32")
         with T.serial(0, classes) as i, T.seq_scope():
@@ -478,7 +482,7 @@ class _Row:
             state[row, self.error] = tirx.max(state[row, self.error], tirx.abs(state[row, i] - state[row, self.total]))
 
     def _improve(self, i: Expr) -> None:
-        """Move one probability to the minimum along it, and scale all to a sum of 1."""
+        """Move one probability to the minimum along it, and scale all to sum to 1."""
         row, state, classes, one = self.row, self.state, int64(self.classes), tirx.const(1.0, "float32")
         diagonal = self.q[row, i * classes + i]
         with T.seq_scope():

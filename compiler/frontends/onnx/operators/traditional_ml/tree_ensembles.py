@@ -1,5 +1,5 @@
-"""ai.onnx.ml: ensembles of decision trees, in any of their three encodings, walked by one kernel:
-several walks at once, which hides the latency of each.
+"""ai.onnx.ml: ensembles of decision trees, in any of their three encodings, traversed by one kernel: several traversals
+at once, which hides their latency.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
 
 
 class _Keys:
-    """(tree, node) pairs and where they are in the lists of nodes."""
+    """Maps (tree, node) pairs to their indices in the lists of nodes."""
 
     def __init__(self, context: NodeContext) -> None:
         self._context = context
@@ -47,7 +47,7 @@ class _Keys:
             context.invalid("two of its nodes have the same tree and number")
 
     def index(self, trees: Array, nodes: Array) -> Array:
-        """The index of each pair; InvalidModelError where there is no such node."""
+        """Return the index of each pair; InvalidModelError if there is no such node."""
         wanted = self._key(trees, nodes)
         position = np.searchsorted(self._sorted, wanted)
         position[position == len(self._sorted)] = 0
@@ -64,7 +64,8 @@ class _Keys:
 
 
 def from_node_lists(context: NodeContext, prefix: str, outputs: int, outputs_of: Array) -> Ensemble:
-    """The older encoding: nodes are (tree, node) pairs, by which weights, named with a `prefix`, refer to leaves."""
+    """Read the older encoding: nodes are (tree, node) pairs, by which weights, named with a `prefix`, refer to
+    leaves."""
     keys = _Keys(context)
     count = len(keys.trees)
     modes = context.choices("nodes_modes", MODES)
@@ -101,7 +102,7 @@ def from_node_lists(context: NodeContext, prefix: str, outputs: int, outputs_of:
 
 
 def from_leaf_lists(context: NodeContext, outputs: int) -> Ensemble:
-    """The newest encoding: leaves stand apart from the branches, and a branch may test for membership in a set."""
+    """Read the newest encoding: leaves are separate from branches, and a branch may test set membership."""
     modes = tensor_attribute(context, "nodes_modes").astype(np.int8)
     thresholds, weights = tensor_attribute(context, "nodes_splits"), tensor_attribute(context, "leaf_weights")
     features, targets = context.integer_list("nodes_featureids"), context.integer_list("leaf_targetids")
@@ -141,8 +142,8 @@ def from_leaf_lists(context: NodeContext, outputs: int) -> Ensemble:
 
 
 def _membership(context: NodeContext, modes: Array, leaves: int, thresholds: Array) -> tuple[Array | None, Array]:
-    """(the first and the last (exclusive) value of each node's set, the values): one set after another, each ended by
-    a NaN."""
+    """Return (first and last (exclusive) value of each node's set, the values): the sets are concatenated, each
+    terminated by a NaN."""
     asking = np.flatnonzero(modes == MEMBER)
     if not len(asking):
         return None, np.zeros(1, thresholds.dtype)
@@ -171,20 +172,20 @@ def _check_lengths(context: NodeContext, lists: dict[str, Array], count: int) ->
 
 
 def _values(context: NodeContext, name: str) -> Array:
-    """Floats given as a list, or as a tensor under the name with `_as_tensor`."""
+    """Return floats given as a list, or as a tensor under the name with `_as_tensor`."""
     if context.has_attribute(f"{name}_as_tensor"):
         return np.array(tensor_attribute(context, f"{name}_as_tensor"))
     return np.array(context.required_attribute(name), np.float32)
 
 
 def tensor_attribute(context: NodeContext, name: str) -> Array:
-    """A tensor in an attribute."""
+    """Return a tensor attribute."""
     reader = context.importer.model.reader
     return reader.constant(context.required_attribute(name), f"{name} of {context.name!r}").array
 
 
 def scores(context: NodeContext, ensemble: Ensemble, base: Array) -> relax.Expr:
-    """(rows, outputs) of (rows, features), in the type of the weights."""
+    """Return scores (rows, outputs) for (rows, features), in the weights' type."""
     if context.rank(0) != 2:
         context.invalid(f"its input must have rank 2, not {context.rank(0)}")
     _check_indices(context, ensemble)
@@ -205,7 +206,7 @@ def scores(context: NodeContext, ensemble: Ensemble, base: Array) -> relax.Expr:
 
 
 def _check_indices(context: NodeContext, ensemble: Ensemble) -> None:
-    """Features that the input has, checked within a run where its shape is dynamic, and outputs that the node has."""
+    """Check that the input has the features, at run time if its shape is dynamic, and the node the outputs."""
     features = ensemble.features[ensemble.modes != LEAF]
     if ensemble.targets.size and not 0 <= ensemble.targets.min() <= ensemble.targets.max() < ensemble.outputs:
         context.invalid(f"its leaves must refer to one of {ensemble.outputs} outputs")
@@ -217,14 +218,14 @@ def _check_indices(context: NodeContext, ensemble: Ensemble) -> None:
     context.importer.builder.require(given, "at least", needed)
 
 
-# Walks at once: a step of one takes some 20 cycles, most of it waiting for memory.
+# Concurrent traversals: a step of one takes some 20 cycles, mostly memory latency.
 _LANES = 8
-# Rows of a task; their values stay in the first cache while trees pass.
+# Rows per task; their values stay in the L1 cache for all trees.
 _TASK_ROWS = 64
-# Rows whose sums are kept at a time, at most, and bytes of these sums.
+# Maximum number of rows whose sums are kept at a time, and bytes of these sums.
 _STRIP_ROWS = 1024
 _STRIP_BYTES = 4 << 20
-# Tasks of one row, at most, and the least slots of a table worth one: waking a thread takes microseconds.
+# Maximum number of tasks per row, and minimum table slots per task: waking a thread takes microseconds.
 _TREE_BLOCKS = 16
 _LEAST_SLOTS = 1 << 15
 
@@ -249,7 +250,7 @@ class Plan:
 
 
 def plan_of(table: TreeTable, outputs: int, aggregate: str) -> Plan:
-    """Blocks of trees that are worth a task each, and as many rows at a time as their sums may take space."""
+    """Choose blocks of trees large enough for a task, and as many rows at a time as their sums may occupy."""
     trees = len(table.roots)
     slots = max(1, len(table.words) // trees)
     block = max(-(-trees // _TREE_BLOCKS), -(-_LEAST_SLOTS // slots))
@@ -260,7 +261,7 @@ def plan_of(table: TreeTable, outputs: int, aggregate: str) -> Plan:
 
 
 def operands_of(table: TreeTable, base: np.ndarray) -> dict[str, np.ndarray]:
-    """The tables that the kernel reads, by name."""
+    """Return the tables that the kernel reads, by name."""
     optional = {
         "tree_targets": table.tree_targets,
         "leaf_starts": table.leaf_starts,
@@ -274,7 +275,7 @@ def operands_of(table: TreeTable, base: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def walking_kernel(table: TreeTable, plan: Plan, names: list[str]) -> Callable[..., te.Tensor]:
-    """(rows, outputs) of (rows, features) and the operands with these names, as a tensor expression."""
+    """Return a tensor expression from (rows, features) and the operands with these names to (rows, outputs)."""
 
     def kernel(data: te.Tensor, *tables: te.Tensor) -> te.Tensor:
         rows, dtype = data.shape[0], str(tables[names.index("weights")].dtype)
@@ -298,7 +299,7 @@ def walking_kernel(table: TreeTable, plan: Plan, names: list[str]) -> Callable[.
 
 @dataclass(frozen=True)
 class _Code:
-    """Emits the loops. `partial` (blocks, strip rows, outputs) has what each block of trees gives each row."""
+    """Emits the loops. `partial` (blocks, strip rows, outputs) holds each block's contribution to each row."""
 
     table: TreeTable
     plan: Plan
@@ -323,7 +324,7 @@ class _Code:
             self._join(first, count, result, dtype)
 
     def _join(self, first: Expr, count: Expr, result: Buffer, dtype: str) -> None:
-        """The results of a strip; threads share its rows where there are that many sums."""
+        """Compute the results of a strip; threads share its rows if there are enough sums."""
         plan = self.plan
         rows, sums = int64(_TASK_ROWS), plan.blocks * plan.outputs
         if plan.strip_rows * sums < MIN_PARALLEL_WORK:
@@ -337,7 +338,7 @@ class _Code:
             self._combine(first, task * rows + offset, output, result, dtype)
 
     def _task(self, strip_first: Expr, strip_count: Expr, block: Expr, part: Expr, features: Expr) -> None:
-        """Some rows of the strip through a block of trees."""
+        """Process some rows of the strip with a block of trees."""
         plan, lanes = self.plan, int64(_LANES)
         start = part * int64(_TASK_ROWS)
         count = tirx.min(int64(_TASK_ROWS), strip_count - start)
@@ -358,7 +359,7 @@ class _Code:
                     [first_row + row + lane for lane in range(_LANES)],
                     features,
                 )
-            # Rows that are left go through several trees at once.
+            # Remaining rows process several trees at once.
             with T.serial(0, count - groups * lanes) as left, T.serial(0, tirx.ceildiv(trees, lanes)) as group:
                 row = groups * lanes + left
                 self._walks(
@@ -372,8 +373,8 @@ class _Code:
     def _walks(
         self, trees: list[Expr], rows: list[Expr], positions: list[Expr], features: Expr, valid: Expr | None = None
     ) -> None:
-        """Walk one row through one tree per lane, and add the leaf values in lane order; only the first `valid` lanes
-        count."""
+        """Traverse one tree per lane with one row each, and add the leaf values in lane order; only the first `valid`
+        lanes count."""
         word = "int32" if self.table.value_type == "float32" else "int64"
         last = int64(self.plan.trees - 1)
         with T.seq_scope():
@@ -395,7 +396,7 @@ class _Code:
                         self._add_leaf(node[lane], tree, target)
 
     def _step(self, node: Buffer, lane: int, row: Expr, going: Buffer, word: str) -> None:
-        """From a branch to one of its children; from a leaf to itself."""
+        """Step from a branch to one of its children; a leaf stays."""
         table = self.table
 
         def constant(value: int) -> Expr:
@@ -412,32 +413,32 @@ class _Code:
                 holds = tirx.Select(tests == constant(EQUAL), value == threshold, holds)
             asks = tests == constant(IN_SET)
             if table.set_starts is not None:
-                holds = tirx.all(holds, tirx.Not(asks))  # in place of the threshold, there is a set's number
+                holds = tirx.all(holds, tirx.Not(asks))  # the threshold's field holds a set's number
             if table.tracks_missing:
                 tracks = (link & constant(1 << table.feature_bits)) != constant(0)
                 holds = tirx.any(holds, tirx.all(tracks, tirx.isnan(value)))
             if table.set_starts is not None:
                 holds = self._in_set(value, number, asks, holds)
             distance = T.bind(link >> constant(table.feature_bits + 3))
-            # Arithmetic, since selects would become branches, half of which are mispredicted.
+            # Arithmetic, since selects would become branches, half of them mispredicted.
             right = constant(1) - holds.astype(word)
             branches = (distance != constant(0)).astype(word)
             node[lane] = node[lane] + (distance + (right & branches)).astype("int64")
             going[0] = going[0] | distance
 
     def _node(self, node: Expr) -> tuple[Expr, Expr, Expr]:
-        """Contents of a node: the threshold's position as a float and as a number; and the link."""
+        """Return the contents of a node: the threshold field as a float and as a number; and the link."""
         words = self.buffers["words"]
         if self.table.value_type == "float64":
             first = T.bind(words[node * int64(2)])
             return T.reinterpret("float64", first), first, T.bind(words[node * int64(2) + int64(1)])
         both = T.bind(words[node])
-        # The number is an index, whose type TVM may change: it is not part of what is reinterpreted.
+        # The number is an index, whose type TVM may change, so it is not reinterpreted.
         number = both & int64(0xFFFFFFFF)
         return T.reinterpret("float32", both.astype("int32")), number, T.bind((both >> int64(32)).astype("int32"))
 
     def _in_set(self, value: Expr, number: Expr, asks: Expr, otherwise: Expr) -> Expr:
-        """True where the value is in the set of that number, for a branch that asks for it."""
+        """True if the value is in the numbered set, for a branch that tests membership."""
         starts, members = self.buffers["set_starts"], self.buffers["members"]
         found = T.buffer_proxy(T.alloc_buffer([1], "int32", scope="local"))
         found[0] = tirx.Select(otherwise, tirx.const(1, "int32"), tirx.const(0, "int32"))
@@ -474,7 +475,7 @@ class _Code:
         return tirx.min(left, right) if self.plan.aggregate == "MIN" else tirx.max(left, right)
 
     def _combine(self, first: Expr, row: Expr, output: Expr, result: Buffer, dtype: str) -> None:
-        """The result of a row from what the blocks of trees gave it, in their order; 0 where no leaf gave any."""
+        """Combine the contributions of the blocks of trees to a row, in order; 0 if no leaf contributed."""
         plan = self.plan
         total = T.buffer_proxy(T.alloc_buffer([1], self.sums, scope="local"))
         known = T.buffer_proxy(T.alloc_buffer([1], "int8", scope="local"))

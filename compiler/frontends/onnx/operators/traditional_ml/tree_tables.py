@@ -1,4 +1,4 @@
-"""Ensembles of decision trees as tables of two words per node, in the order in which trees are walked."""
+"""Ensembles of decision trees as tables of two words per node, in traversal order."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ Array = np.ndarray
 
 MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ", "BRANCH_MEMBER", "LEAF")
 LEQ, LT, GTE, GT, EQ, NEQ, MEMBER, LEAF = range(len(MODES))
-# How a branch of the table tests: all comparisons by size are "at most" of another threshold.
+# Tests of branches in the table: all comparisons by size are "at most" another threshold.
 AT_MOST, EQUAL, IN_SET = range(3)
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Nodes of all trees in one list, as a model gives them.
+    """Nodes of all trees in one list, as in the model.
 
     Attributes:
-        features: (nodes) int, of the input's columns.
+        features: (nodes) int, the input's column.
         modes: (nodes) int, indices into `MODES`.
         thresholds: (nodes) float.
-        branches: (nodes, 2) int, the nodes that follow when a test is true and when it is false.
-        missing: (nodes) bool, whether NaN counts as true.
+        branches: (nodes, 2) int, the next node if the test is true, and if it is false.
+        missing: (nodes) bool, True if NaN counts as true.
         leaf_weights: (nodes, 2) int, the first and the last (exclusive) of a leaf's weights.
         sets: (nodes, 2) int, the first and the last (exclusive) of a set's values in `members`; None without sets.
         roots: (trees) int.
@@ -48,21 +48,21 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class TreeTable:
-    """Tables that the kernel walks.
+    """Tables traversed by the kernel.
 
     Attributes:
         words: int64. A node is a threshold's bits and a link: from the highest bit, the distance to the first of its
-            two children (0 for a leaf), how it tests (2 bits), whether NaN goes to the first child, and the feature.
-            Where values are compared in float32 both are halves of one word, (slots), the link the upper one; else
-            the words are (2 * slots). Children lie side by side, the one for a true test first. In place of a
-            threshold a leaf has its weight, or its number, and a branch that asks for membership the number of its
-            set.
+            two children (0 for a leaf), the test (2 bits), whether NaN goes to the first child, and the feature. If
+            values are compared in float32, both are halves of one word, (slots), with the link in the upper half;
+            otherwise the words are (2 * slots). Children are adjacent, the one for a true test first. In the
+            threshold's field, a leaf has its weight, or its number, and a branch that tests membership the number of
+            its set.
         roots: (trees) int32, slots.
-        tree_targets: (trees) int32, the output of all leaves of a tree, whose weights are in `words`; None where trees
-            have no such form. Then leaf n has the weights from `leaf_starts[n]` up to `leaf_starts[n + 1]`.
-        leaf_targets: the output of each weight; None when every leaf has a weight for each output, in order.
+        tree_targets: (trees) int32, the output of all leaves of a tree, whose weights are in `words`; None if trees do
+            not have this form. Then leaf n has the weights from `leaf_starts[n]` up to `leaf_starts[n + 1]`.
+        leaf_targets: the output of each weight; None if every leaf has a weight for each output, in order.
         set_starts: start of each set's values in `members`; None without sets.
-        value_type: "float32" or "float64", in which values and thresholds are compared.
+        value_type: "float32" or "float64", the type of comparisons of values and thresholds.
         feature_bits: the width of the feature in a link.
     """
 
@@ -86,7 +86,7 @@ class TreeError(ValueError):
 
 @dataclass(frozen=True)
 class _Walk:
-    """Nodes in the order of the table: tree by tree, in each level by level, children side by side.
+    """Nodes in table order: tree by tree, each level by level, with adjacent children.
 
     `nodes` (slots) are indices into the ensemble, `trees` (slots) the tree of each, `children` (slots) the slot of the
     """
@@ -98,7 +98,7 @@ class _Walk:
 
 
 def tree_table(ensemble: Ensemble, input_type: str) -> TreeTable:
-    """The table for data of `input_type`.
+    """Return the table for data of `input_type`.
 
     Raises:
         TreeError: the nodes do not form trees.
@@ -152,7 +152,7 @@ def tree_table(ensemble: Ensemble, input_type: str) -> TreeTable:
 
 
 def _values_in_single(ensemble: Ensemble, input_type: str) -> bool:
-    """True if comparing in float32 decides as comparing in the wider type of input and thresholds does."""
+    """True if comparing in float32 gives the same results as comparing in the wider type of input and thresholds."""
     if input_type == "float64":
         return False
     if ensemble.thresholds.dtype != np.float64:
@@ -198,18 +198,18 @@ class _Flags:
 
 
 def _flags(ensemble: Ensemble, nodes: Array, modes: Array) -> _Flags:
-    """Comparison of each branch, and True where NaN goes to the first child."""
+    """Return the comparison of each branch, and True if NaN goes to the first child."""
     tests = np.select([np.isin(modes, (EQ, NEQ)), modes == MEMBER], [EQUAL, IN_SET], AT_MOST).astype(np.int64)
     missing = ensemble.missing[nodes].astype(bool)
     turned = np.isin(modes, (GTE, GT)) & ~np.isnan(ensemble.thresholds[nodes])
-    # NaN is above no threshold: it goes to what follows a false test, which is the first child here. It differs from
-    # any number, so that the answer of NEQ is true with or without tracks.
+    # NaN is above no threshold: it takes the branch of a false test, which is the first child here. It differs from any
+    # number, so that NEQ is true with or without tracks.
     missing = np.where(turned, ~missing, missing) & (modes != LEAF) & (modes != NEQ)
     return _Flags(tests, missing.astype(np.int64))
 
 
 def _thresholds(given: Array, modes: Array, float_type: type[np.floating]) -> Array:
-    """The largest numbers of `float_type` for which "at most" is true; NaN where no number is."""
+    """Return the largest numbers of `float_type` for which "at most" is true; NaN if there is none."""
     with np.errstate(over="ignore", invalid="ignore"):
         values = given.astype(float_type)
         by_size = np.isin(modes, (LEQ, LT, GTE, GT))
@@ -222,7 +222,8 @@ def _thresholds(given: Array, modes: Array, float_type: type[np.floating]) -> Ar
 
 
 def _tree_targets(ensemble: Ensemble, walk: _Walk, is_leaf: Array, float_type: type[np.floating]) -> Array | None:
-    """The output of each tree, where every leaf of it has one weight, for that output, which fits into the table."""
+    """Return the output of each tree, if each of its leaves has one weight, for that output, that fits into the
+    table."""
     if ensemble.weights.dtype == np.float64 and float_type == np.float32:
         return None
     bounds = ensemble.leaf_weights[walk.nodes[is_leaf]]
@@ -235,7 +236,7 @@ def _tree_targets(ensemble: Ensemble, walk: _Walk, is_leaf: Array, float_type: t
 
 
 def _leaf_lists(ensemble: Ensemble, leaves: Array) -> tuple[Array, Array]:
-    """(where each leaf's weights begin, and end; the positions of all weights in the ensemble)."""
+    """Return (start and end of each leaf's weights; the positions of all weights in the ensemble)."""
     bounds = ensemble.leaf_weights[leaves].astype(np.int64)
     counts = bounds[:, 1] - bounds[:, 0]
     starts = np.concatenate([[0], np.cumsum(counts)])
@@ -244,7 +245,7 @@ def _leaf_lists(ensemble: Ensemble, leaves: Array) -> tuple[Array, Array]:
 
 
 def _sets(ensemble: Ensemble, nodes: Array, modes: Array, first: Array) -> tuple[Array | None, Array]:
-    """(where sets begin, and end; their values); the numbers of the sets go to `first`."""
+    """Return (start and end of the sets; their values); the numbers of the sets are written to `first`."""
     asking = np.flatnonzero(modes == MEMBER)
     if ensemble.sets is None or not len(asking):
         return None, np.zeros(1, np.float32)
