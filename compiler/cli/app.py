@@ -43,7 +43,7 @@ COMMANDS = (
     "targets",
     "passes",
 )
-"""The files of `compiler/cli/commands` in the order of the help. Each holds its `HELP` and the function `command`; for
+"""Files of `compiler/cli/commands` in the order of the help. Each defines `HELP` and the function `command` or, for
 several commands, `register`."""
 
 _OVERVIEW = """Compile trained models to small, fast, verified modules.
@@ -73,8 +73,9 @@ def _version(wanted: bool) -> None:
 
 
 def application(arguments: Sequence[str] = ()) -> typer.Typer:
-    """The commands: the one that the arguments begin with, which spares the start of the others, or all of them."""
-    if os.environ.get("NO_COLOR"):  # https://no-color.org: the help would still be bold and dim
+    """Return the application with only the command that the arguments begin with, to save importing the others, or with
+    all commands."""
+    if os.environ.get("NO_COLOR"):  # https://no-color.org: otherwise the help would still be bold and dim
         vars(importlib.import_module("typer.rich_utils"))["COLOR_SYSTEM"] = None
     app = typer.Typer(
         name="tensorwright",
@@ -99,13 +100,13 @@ def _overview(
     context: typer.Context,
     _version_option: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Versions of all parts, and the machine."),
+        typer.Option("--version", callback=_version, is_eager=True, help="Show versions and the machine."),
     ] = False,
     _debug: Annotated[
         bool, typer.Option("--debug", help="Show the full traceback of an error (or set TENSORWRIGHT_DEBUG=1).")
     ] = False,
 ) -> None:
-    """Without a command, show the help."""
+    """Show the help if there is no command."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -115,8 +116,7 @@ _WORDS = re.compile(r'(?:--?[a-z][\w-]* +(?!-))?(?:"[^"]*"|\S)+')  # an option s
 
 
 def wrap_freely(app: typer.Typer) -> None:
-    """Join the lines of each paragraph of the commands' help, of groups too; typer would break them where the source
-    does."""
+    """Join the lines of each paragraph in the help of commands and groups; typer keeps the source's line breaks."""
     for command in app.registered_commands:
         if command.help is not None:
             command.help = joined(command.help)
@@ -129,15 +129,15 @@ def wrap_freely(app: typer.Typer) -> None:
 
 
 def joined(text: str, width: int | None = None) -> str:
-    """The text with the lines of a paragraph in one; indented lines stay, but that commands which are wider than the
-    terminal continue on further lines, as a shell reads them."""
+    """Join the lines of each paragraph. Indented lines are kept, except that commands wider than the terminal are
+    broken as a shell reads them."""
     columns = (shutil.get_terminal_size().columns if width is None else width) - 2  # the margins of typer
     paragraphs = "\n\n".join(map(_paragraph, text.split("\n\n")))
     return "\n".join(_broken(line, columns) for line in paragraphs.split("\n"))
 
 
 def _broken(line: str, columns: int) -> str:
-    """A command over several lines, each but the last ending in a backslash."""
+    """Break a command into several lines, each but the last ending in a backslash."""
     example = _EXAMPLE.match(line)
     if len(line) <= columns or example is None:
         return line
@@ -168,7 +168,7 @@ def _installed(package: str) -> str:
 
 
 def version_text() -> str:
-    """One line: Tensorwright's version and the parts that decide about modules, without importing any."""
+    """Return a line with the versions of Tensorwright and of the parts that affect modules, without importing them."""
     parts = [f"{name} {_installed(name)}" for name in ("apache-tvm", "apache-tvm-ffi", "onnx")]
     parts.append(f"Python {platform.python_version()}")
     parts.append(f"{platform.system()} {platform.machine()}")

@@ -1,4 +1,4 @@
-"""Parses shapes, arrays, sizes and passes of the command line."""
+"""Parse shapes, arrays, sizes and passes of the command line."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ RANDOM = "random"
 
 
 def parse_imports(model: Path, given: ImportOptions) -> ImportArguments:
-    """The arguments of `compile` for these options."""
+    """Return the arguments of `compile` for these options."""
     fixed = parse_fixed(model, given.shape, given.constant)
     kept: Any = {"state": parse_state(given.state or []), "capacity": parse_capacity(given.capacity)}
     return fixed | kept
 
 
 def parse_fixed(model: Path, shape: Sequence[str] | None, constant: Sequence[str] | None) -> Any:
-    """The arguments `shapes` and `constants` of functions that import a model."""
+    """Return the arguments `shapes` and `constants` of functions that import a model."""
     from compiler.inspection.model_inspection import model_inputs
 
     specs: dict[str, Any] = {each.name: each for each in model_inputs(model)} if constant else {}
@@ -42,7 +42,7 @@ def parse_fixed(model: Path, shape: Sequence[str] | None, constant: Sequence[str
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int | str, ...]]:
-    """`input_ids=batch,64` and `input_ids=batchx64` become `{"input_ids": ("batch", 64)}`; a scalar is `name=`."""
+    """Parse `input_ids=batch,64` or `input_ids=batchx64` to `{"input_ids": ("batch", 64)}`; a scalar is `name=`."""
     shapes = {}
     for name, value in _pairs(texts, "--shape", "NAME=SIZE,SIZE,... as in input_ids=batch,64 or x=1x3x224x224"):
         shapes[name] = tuple(_size(size.strip(), name) for size in _split_sizes(value))
@@ -50,7 +50,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int | str, ...]]:
 
 
 def _split_sizes(text: str) -> list[str]:
-    """Sizes separated by commas, or by x where a number stands beside one (max_length is one name)."""
+    """Split sizes at commas, or at each x next to a number (max_length is one name)."""
     if not text.strip():
         return []
     if "," not in text and re.search(r"\dx|x\d", text):
@@ -65,12 +65,12 @@ def _size(text: str, name: str) -> int | str:
         return text
     raise OptionError(
         f"--shape {name}: {text!r} is not a size",
-        "a size is a number, or a name for one that is not known yet (batch); separate names by commas",
+        "a size is a number, or a name for a dynamic dimension (batch); separate names by commas",
     )
 
 
 def parse_sizes(texts: Sequence[str]) -> dict[str, list[int | tuple[int, ...]]]:
-    """`batch=1,8` becomes `{"batch": [1, 8]}`, and `x=1x3x224x224` becomes `{"x": [(1, 3, 224, 224)]}`."""
+    """Parse `batch=1,8` to `{"batch": [1, 8]}`, and `x=1x3x224x224` to `{"x": [(1, 3, 224, 224)]}`."""
     form = "DIMENSION=SIZE,SIZE,... as in batch=1,8, or INPUT=SHAPE,... as in x=1x3x224x224,8x3x224x224"
     found: dict[str, list[int | tuple[int, ...]]] = {}
     for name, value in _pairs(texts, "--sizes", form):
@@ -84,10 +84,10 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, list[int | tuple[int, ...]]]:
 
 
 def parse_state(texts: Sequence[str]) -> dict[str, str] | list[str] | None:
-    """`state=` of `compile`: `past.*=present.*` pairs inputs of an ONNX model with outputs, and `cache` names an input
-    that a PyTorch model writes to; a lone `none` keeps no states.
+    """Parse `state=` of `compile`: `past.*=present.*` pairs inputs of an ONNX model with outputs, and `cache` names an
+    input that a PyTorch model writes to; a single `none` keeps no states.
 
-    Raises OptionError where both forms, or `none` and names, are mixed.
+    Raises OptionError if both forms, or `none` and names, are mixed.
     """
     if not texts:
         return None
@@ -98,20 +98,20 @@ def parse_state(texts: Sequence[str]) -> dict[str, str] | list[str] | None:
         return list(texts)
     form = "INPUT=OUTPUT for ONNX models, as in past.*=present.*, or NAME for PyTorch models, or none"
     if len(paired) < len(texts):
-        raise OptionError(f"--state: {', '.join(texts)} are of several forms", f"write {form}")
+        raise OptionError(f"--state: {', '.join(texts)} mix several forms", f"write {form}")
     return dict(_pairs(texts, "--state", form))
 
 
 def parse_capacity(text: str | None) -> int | str | None:
-    """`capacity=` of `compile`: a number of rows, or the name of a symbolic dimension."""
+    """Parse `capacity=` of `compile`: a number of rows, or the name of a symbolic dimension."""
     return int(text) if text is not None and text.isdecimal() else text
 
 
 def split_shapes(shapes: Mapping[str, tuple[int | str, ...]], specs: Sequence[Any]) -> dict[str, int]:
-    """Sizes of a module's symbolic dimensions, from `--shape INPUT=...` or `--shape DIMENSION=SIZE`.
+    """Return sizes of a module's symbolic dimensions, from `--shape INPUT=...` or `--shape DIMENSION=SIZE`.
 
     Raises:
-        OptionError: a name is neither, the rank differs, or a fixed dimension is given another size.
+        OptionError: a name is unknown, the rank differs, or a fixed dimension is given another size.
     """
     by_name = {spec.name: spec.shape for spec in specs}
     symbols = {size for spec in specs for size in spec.shape if isinstance(size, str)}
@@ -134,7 +134,7 @@ def divide_shapes(
 ) -> tuple[dict[str, tuple[int | str, ...]], dict[str, int]]:
     """Split the values of `--shape` for a model into shapes of its inputs and sizes of its dynamic dimensions.
 
-    A name that is not an input stays among the shapes unless it has one fixed size; compiling then says what is wrong.
+    A name that is not an input stays among the shapes unless it has one fixed size; compiling then reports the error.
     """
     sizes = {
         name: shape[0]
@@ -158,9 +158,9 @@ def _match(name: str, described: Sequence[int | str], shape: Sequence[int | str]
 
 
 def parse_arrays(texts: Sequence[str], option: str, specs: Mapping[str, Any]) -> dict[str, Any]:
-    """`name=file.npy`, `name=3`, `name=[1, 2]` or `file.npz` as arrays by name; `name=random` stays that word.
+    """Parse `name=file.npy`, `name=3`, `name=[1, 2]` or `file.npz` to arrays by name; `name=random` stays a string.
 
-    Literals get the data type that `specs` has for the name (objects with `dtype`), files keep theirs.
+    Literals get the data type in `specs` (objects with `dtype`), files keep theirs.
     """
     arrays: dict[str, Any] = {}
     for text in texts:
@@ -201,12 +201,12 @@ def _load_array(path: Path, option: str) -> np.ndarray:
 
 
 def load_archives(paths: Sequence[Path] | None, option: str) -> list[dict[str, np.ndarray]] | None:
-    """The arrays of each file; None where none is given. Raises as `load_archive`."""
+    """Load the arrays of each file; None if none is given. Raises as `load_archive`."""
     return [load_archive(each, option) for each in paths] if paths else None
 
 
 def load_archive(path: Path, option: str) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name. Raises InputError or StorageError that names `option`."""
+    """Load the arrays of an .npz file by name. Raises InputError or StorageError that names `option`."""
     import zipfile
 
     import numpy as np
@@ -245,7 +245,7 @@ def _literal(name: str, text: str, option: str, spec: Any) -> np.ndarray:
 
 
 def _cast(array: np.ndarray, spec: Any, option: str) -> np.ndarray:
-    """A literal in the data type of an input; a value that does not survive the cast is an error."""
+    """Cast a literal to the data type of an input; raise an error if the value changes."""
     import numpy as np
 
     from compiler.artifact.dtypes import ELEMENT_TYPES
@@ -260,7 +260,7 @@ def _cast(array: np.ndarray, spec: Any, option: str) -> np.ndarray:
 
 
 def parse_adapters(texts: Sequence[str]) -> list[str] | dict[str, str]:
-    """Folders of adapters to merge, or NAME=DIR of those to keep, as `compile(adapters=)` takes them."""
+    """Parse folders of adapters to merge, or NAME=DIR of adapters to store separately, for `compile(adapters=)`."""
     named = [text for text in texts if "=" in text and not Path(text).is_dir()]
     if named and len(named) < len(texts):
         raise OptionError("--adapter merges folders (DIR) or keeps them (NAME=DIR), not both at once")
@@ -268,7 +268,7 @@ def parse_adapters(texts: Sequence[str]) -> list[str] | dict[str, str]:
 
 
 def parse_passes(texts: Sequence[str]) -> dict[str, Any]:
-    """`before:NAME=module:function` or `before:NAME=path.py:function` as the mapping that `compile(passes=)` takes."""
+    """Parse `before:NAME=module:function` or `before:NAME=path.py:function` to the mapping for `compile(passes=)`."""
     passes = {}
     for key, value in _pairs(texts, "--pass", "before:NAME=module:function (or after:, instead-of:)"):
         passes[key] = None if value == "none" else _load_function(value)
@@ -289,7 +289,7 @@ def _load_function(text: str) -> Any:
 def _load_module(name: str) -> ModuleType:
     try:
         if not name.endswith(".py"):
-            sys.path.insert(0, "")  # as `python -m` does: modules of the current folder
+            sys.path.insert(0, "")  # like `python -m`: find modules in the current folder
             return importlib.import_module(name)
         path = Path(name)
         if not path.is_file():
@@ -308,7 +308,7 @@ _DURATIONS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def parse_duration(text: str) -> float:
-    """`90s`, `10m`, `1.5h` or a number of seconds, in seconds.
+    """Parse `90s`, `10m`, `1.5h` or a number of seconds; return seconds.
 
     Raises:
         OptionError: it is none of these, or not positive.
@@ -323,7 +323,7 @@ _BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "kib": 1024, "mib": 1024**2}
 
 
 def parse_bytes(text: str) -> int:
-    """`192KiB`, `1MB` or a number of bytes.
+    """Parse `192KiB`, `1MB` or a number of bytes.
 
     Raises:
         OptionError: it is none of these, or not positive.
@@ -347,7 +347,7 @@ def _pairs(texts: Sequence[str], option: str, form: str) -> list[tuple[str, str]
 
 
 def parse_numbers(texts: Sequence[str], option: str) -> dict[str, float]:
-    """NAME=NUMBER of an option that repeats. Raises OptionError."""
+    """Parse NAME=NUMBER of a repeatable option. Raises OptionError."""
     found = {}
     for name, text in _pairs(texts, option, "NAME=NUMBER"):
         try:

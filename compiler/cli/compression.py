@@ -17,7 +17,7 @@ def compress_to_file(technique: Callable[..., Any], given: CompressionOptions, p
     """Run `technique` with the options of the command, compile, write, and print the report.
 
     Args:
-        precisions: a file for those of `quantize`.
+        precisions: file for the precisions chosen by `quantize`.
     """
     from compiler.cli.paths import check_report, check_writable
 

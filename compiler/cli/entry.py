@@ -1,4 +1,4 @@
-"""`main`: run a command, and turn whatever ends it into messages and an exit code.
+"""`main`: run a command, and turn errors and interrupts into messages and an exit code.
 
 Exit codes: 0 success, 2 user error, 70 internal error, 130 interrupted by Ctrl-C, 143 terminated by SIGTERM.
 """
@@ -28,7 +28,7 @@ _REPORT = "this is a defect of Tensorwright: please report it with the model, th
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; `argv` without the program's name, `sys.argv` when None. Returns the exit code."""
+    """Run the command line and return the exit code; `argv` excludes the program's name, None for `sys.argv`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -63,12 +63,12 @@ def _run(arguments: list[str]) -> int:
 
 
 def _code_of(error: SystemExit) -> int:
-    """The parser exits by itself after serving a shell's completion (0), or when the reader of our output left (1)."""
+    """Return the exit code if the parser exits by itself: 0 after a shell completion, 1 after a broken pipe."""
     return _reader_left() if error.code == 1 else int(error.code or 0)
 
 
 def _reader_left() -> int:
-    """The reader closed our output (as `head` does), which is no error; nothing more can be written."""
+    """Handle a closed output pipe (as by `head`), which is no error; nothing more can be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -89,13 +89,13 @@ def _explain(error: Exception, debug: bool, as_json: bool) -> int:
 
 
 def _describe(error: Exception) -> tuple[str, str | None, int]:
-    """Message, hint and exit code of an error."""
+    """Return message, hint and exit code of an error."""
     if isinstance(error, UserError):
         hint = None if error.hint is None else with_option_names(error.hint)
         return with_option_names(error.message), hint, error.exit_code
     if isinstance(error, TensorwrightError):
         return error.message, "; ".join(filter(None, [error.hint, _REPORT])), error.exit_code
-    if hasattr(error, "format_message"):  # a command line that the parser refuses
+    if hasattr(error, "format_message"):  # the parser refuses the command line
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "tensorwright"
         return str(error.format_message()), f"see {command} --help", EXIT_USER_ERROR
@@ -152,7 +152,7 @@ _ARGUMENT = re.compile(rf"(?<![\w.(,-])(?<!, )({_NAMES})(=|(?=\[)|(?=: ))(?P<val
 
 
 def with_option_names(text: str) -> str:
-    """The text with options; calls of the API in it, such as compile(..., shapes=...), stay as they are."""
+    """Replace argument names by option names; API calls in the text, such as compile(..., shapes=...), are kept."""
 
     def renamed(match: re.Match[str]) -> str:
         option, value = _OPTIONS[match[1]], match["value"]
@@ -167,14 +167,14 @@ def with_option_names(text: str) -> str:
 
 _PATIENCE_SECONDS = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_EXIT_BASE = 128  # a shell's exit code of a program that a signal ended, less its number
+_EXIT_BASE = 128  # a shell's exit code for a program that was killed by a signal, minus the signal's number
 
 
 class Interrupts:
     """While active, SIGINT and SIGTERM raise KeyboardInterrupt once and are enforced.
 
     Attributes:
-        received: the signal, None as long as there was none.
+        received: the signal; None if there was none yet.
     """
 
     def __init__(self, patience: float = _PATIENCE_SECONDS) -> None:
@@ -189,12 +189,12 @@ class Interrupts:
 
     @property
     def exit_code(self) -> int:
-        """Exit code of a command that was interrupted."""
+        """Exit code of an interrupted command."""
         return _EXIT_BASE + (self.received or signal.SIGINT)
 
     @property
     def word(self) -> str:
-        """The message about the interruption."""
+        """Message about the interrupt."""
         return "terminated" if self.received == signal.SIGTERM else "interrupted"
 
     def __enter__(self) -> Interrupts:
@@ -223,7 +223,7 @@ class Interrupts:
             self._folder.remove()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is None:  # another one must not stop what cleans up after the first
+        if self.received is None:  # a second signal must not stop the cleanup after the first
             self.received = signal.Signals(number)
             raise KeyboardInterrupt
 
@@ -241,14 +241,14 @@ class Interrupts:
 
 
 class TemporaryFiles:
-    """A folder for all temporary files of this process and of those that it starts."""
+    """A folder for all temporary files of this process and its child processes."""
 
     def __init__(self) -> None:
         self._folder: str | None = None
         self._before: tuple[str | None, str | None] = (None, None)
 
     def make(self) -> None:
-        """Have `tempfile`, and programs that heed TMPDIR, use the folder; where none can be made, nothing changes."""
+        """Make `tempfile`, and programs that use TMPDIR, use the folder; if none can be created, nothing changes."""
         with contextlib.suppress(OSError):
             self._folder = tempfile.mkdtemp(prefix="tensorwright-")
         if self._folder is not None:
@@ -269,7 +269,7 @@ class TemporaryFiles:
 
 
 def _end_children() -> None:
-    """Kill all processes that this one started, and those that they started."""
+    """Kill all descendants of this process."""
     import psutil
 
     for process in psutil.Process().children(recursive=True):

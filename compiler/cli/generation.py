@@ -1,4 +1,4 @@
-"""Imports and options that the commands for language models share."""
+"""Imports and options shared by the commands for language models."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from compiler.errors import OptionError, storage_errors
 from compiler.support.compilation import collecting_rarely
 
 
-@collecting_rarely  # imported objects do not become garbage
+@collecting_rarely  # imported objects never become garbage
 def prepare_generation() -> None:
-    """Import what generates text, so that the first token comes soon."""
-    # A thread for each core would be started and spin, though numpy multiplies nothing of size here.
+    """Import the modules for text generation quickly, to reduce the time to the first token."""
+    # Otherwise numpy's BLAS starts a spinning thread per core, though numpy has no large matmuls here.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import compiler.generation  # noqa: F401
 
 
 def generation_options(given: Any, grammar: Any = None) -> Any:
-    """`GenerationOptions` from the options of a command."""
+    """Return the `GenerationOptions` for the options of a command."""
     from compiler.generation import GenerationOptions
 
     return GenerationOptions(**keywords_of(GenerationOptions, given, stop=tuple(given.stop or ()), grammar=grammar))
 
 
 def grammar_of(json_schema: Path | None, grammar: Path | None, regex: str | None) -> Any:
-    """The `Grammar` that one of the options gives; None where none does.
+    """Return the `Grammar` given by one of the options; None if none is given.
 
-    Raises OptionError where several do, StorageError where a file cannot be read.
+    Raises OptionError if several are given, StorageError if a file cannot be read.
     """
     from compiler.generation import Grammar
 

@@ -28,7 +28,7 @@ def _console(to_stderr: bool) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if to_stderr else sys.stdout
-    # A pipe has no width: lines must not be cut to the 80 columns of a terminal that is not there.
+    # A pipe has no width: without this, lines would be cut to 80 columns.
     width = None if stream.isatty() else max(_PIPED_WIDTH, shutil.get_terminal_size().columns)
     # https://no-color.org: rich would still send bold and dim.
     colors: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"

@@ -14,11 +14,11 @@ from compiler.errors import OptionError, storage_errors
 
 
 def load_private_key(path: Path, kind: KeyKind, passphrase_file: Path | None = None) -> bytes:
-    """The 32 raw bytes of a private key; where it is encrypted and neither a file nor TENSORWRIGHT_PASSPHRASE gives its
-    passphrase, the user is asked.
+    """Return the 32 raw bytes of a private key; if it is encrypted and neither a file nor TENSORWRIGHT_PASSPHRASE gives
+    its passphrase, prompt for it.
 
     Raises:
-        OptionError: it is not a private key of that kind, or its passphrase is missing or wrong.
+        OptionError: the file is not a private key of that kind, or its passphrase is missing or wrong.
         StorageError: the passphrase's file cannot be read.
     """
     passphrase = _of_file(passphrase_file) if passphrase_file is not None else None
@@ -28,7 +28,7 @@ def load_private_key(path: Path, kind: KeyKind, passphrase_file: Path | None = N
 
 
 def load_credentials(key: Path | None, device_key: Path | None, passphrase_file: Path | None) -> Credentials | None:
-    """The keys that --key and --device-key name; None where neither is given.
+    """Load the keys of --key and --device-key; None if neither is given.
 
     Raises:
         OptionError: only one of the two is given, or one is not an X25519 key.
@@ -42,7 +42,7 @@ def load_credentials(key: Path | None, device_key: Path | None, passphrase_file:
 
 
 def new_passphrase(passphrase_file: Path | None) -> bytes:
-    """The passphrase of a new private key: from a file, from TENSORWRIGHT_PASSPHRASE, or asked for twice.
+    """Return the passphrase of a new private key: from a file, from TENSORWRIGHT_PASSPHRASE, or prompted for twice.
 
     Raises:
         OptionError: there is none, or the two differ.
@@ -71,7 +71,7 @@ def _is_encrypted_file(path: Path) -> bool:
     try:
         return is_encrypted(path.read_bytes())
     except OSError:
-        return False  # reading the key says what is wrong
+        return False  # reading the key reports the error
 
 
 def _terminal() -> bool:

@@ -1,6 +1,5 @@
-"""Checks the paths that a command is given, before any work; they load neither TVM nor a model.
-
-A file of the command line as a module: loaded if it is one, compiled if it is a model.
+"""Check the paths given to a command before any work, without loading TVM or a model; and prepare a file of the command
+line as a module: loaded if it is one, compiled if it is a model.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from compiler.inspection.contents import is_module_file
 
 
 def check_is_module(path: Path) -> None:
-    """Tell a model from a module, for commands that take modules only.
+    """Check that a file is a module, for commands that accept only modules.
 
     Raises:
-        ArtifactError: it is a model: a file, or a folder with a config.json.
+        ArtifactError: it is a model file, or a folder with a config.json.
         StorageError: it does not exist.
     """
     if not path.exists():
@@ -37,7 +36,7 @@ def check_is_module(path: Path) -> None:
 
 
 def check_writable(path: Path, option: str = "--output") -> None:
-    """Check that a file can be written, before minutes of work.
+    """Check that a file can be written, before long work.
 
     Raises:
         StorageError: the path is a folder, or its folder is missing or read-only.
@@ -52,11 +51,11 @@ def check_writable(path: Path, option: str = "--output") -> None:
 
 
 def check_report(path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Check that a report can be written, before minutes of work; None stands for no report.
+    """Check that a report can be written, before long work; None for no report.
 
     Raises:
         OptionError: its name does not end in one of `suffixes`.
-        StorageError: as of `check_writable`.
+        StorageError: as `check_writable`.
     """
     if path is None:
         return
@@ -66,10 +65,10 @@ def check_report(path: Path | None, suffixes: tuple[str, ...]) -> None:
 
 
 def check_writable_folder(folder: Path) -> None:
-    """Check that a folder can be written, before minutes of work.
+    """Check that a folder can be written, before long work.
 
     Raises:
-        StorageError: it is a file, or it or the folder it would be made in is read-only.
+        StorageError: it is a file, or it or its parent folder is read-only.
     """
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"{folder} is a file, not a folder", "give another --output")
@@ -86,7 +85,7 @@ class Prepared:
         source: the path of a module file, or a `Module`.
         inputs: the inputs given, by name; None when there are none.
         sizes: sizes of symbolic dimensions; None when none are given.
-        trusted_keys: of a module file; None for a module that was compiled just now.
+        trusted_keys: keys to verify a module file with; None for a newly compiled module.
     """
 
     source: Any
@@ -103,7 +102,7 @@ def prepare(
     threads: int | None,
     trusted_keys: Sequence[Path] | None = None,
 ) -> Prepared:
-    """Compile a model for `target`, or take a module as it is; and read the inputs for it.
+    """Compile a model for `target`, or use a module as it is, and read its inputs.
 
     Args:
         trusted_keys: a module must be signed by one of these; models are not signed.
@@ -120,7 +119,7 @@ def prepare(
         from compiler.inspection.model_inspection import model_inputs  # loads TVM
 
         trusted_keys = None
-        # Sizes of inputs shape the compilation; sizes of dimensions that stay dynamic are for the run.
+        # Input shapes affect compilation; sizes of dynamic dimensions apply to the run.
         names = {each.name for each in model_inputs(path)} if parsed else set()
         fixed, sizes = divide_shapes(parsed, names)
         parsed = {name: (size,) for name, size in sizes.items()}

@@ -1,4 +1,4 @@
-"""Options of the command line for the fields of `Processing`."""
+"""Command-line options for the fields of `Processing`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from compiler.errors import OptionError, storage_errors
 from compiler.support.processing import Processing
 
 _PANEL = "Processing of images and results"
-_NAMES = {"size": "image-size"}  # `--sizes` and `--shape` say something else
+_NAMES = {"size": "image-size"}  # `--sizes` and `--shape` have another meaning
 
 
 def processing_parameters() -> list[inspect.Parameter]:
-    """A parameter of a command for each field, and `processing` for those of the model's metadata."""
-    flag = typer.Option("--processing", help="Find them in the model's metadata.", rich_help_panel=_PANEL)
+    """Return a command parameter for each field, and `processing` to read them from the model's metadata."""
+    flag = typer.Option("--processing", help="Read the processing from the model's metadata.", rich_help_panel=_PANEL)
     parameters = [_parameter("processing", False, Annotated[bool, flag])]
     for field in dataclasses.fields(Processing):
         option = typer.Option(f"--{_option_name(field.name)}", help=field.metadata["help"], rich_help_panel=_PANEL)
@@ -28,7 +28,7 @@ def processing_parameters() -> list[inspect.Parameter]:
 
 
 def parse_processing(given: dict[str, Any]) -> Processing | Literal["auto"] | None:
-    """The argument `processing` from values of `processing_parameters`. Raises OptionError, StorageError."""
+    """Return the argument `processing` for values of `processing_parameters`. Raises OptionError, StorageError."""
     kinds = get_type_hints(Processing)
     values = {
         field.name: _parsed(field.name, given[field.name], kinds[field.name])
@@ -49,7 +49,7 @@ def _option_name(field: str) -> str:
 
 
 def _parsed(name: str, text: str, kind: object) -> Any:
-    """The value of a field from its text."""
+    """Parse the value of a field."""
     try:
         return _READERS.get(get_args(kind)[0], str)(text)
     except ValueError:

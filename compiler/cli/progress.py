@@ -1,6 +1,6 @@
-"""Progress on stderr: each step as it begins, with times; a live line on a terminal, plain lines elsewhere.
+"""Progress on stderr: each step with its time, as a live line on a terminal and as plain lines elsewhere.
 
-The live display of a tuning: trials, rate, the best of each task, when it will end, and the model's latency.
+Live display of tuning: trials, rate, the best of each task, the remaining time, and the model's latency.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Steps:
 
 
 def _live_line(console: Any, step: str) -> Any:
-    """A line with a spinner and a timer while a step runs; it vanishes when the step ends."""
+    """Show a line with a spinner and a timer while a step runs; it disappears when the step ends."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -118,11 +118,11 @@ class TuningDisplay:
             self._console.print(_line(progress), markup=False, soft_wrap=True)
 
     def _tell_what_is_known(self, progress: Progress) -> None:
-        """Print what an earlier run left, from which this one continues."""
+        """Print the results of an earlier run from which this one continues."""
         if not progress.resumed:
             return
         known = sum(bool(state.results) for state in progress.states)
-        self._console.print(f"going on from {progress.resumed} trials of {known} kernels on record", markup=False)
+        self._console.print(f"continuing from {progress.resumed} recorded trials of {known} kernels", markup=False)
 
 
 def _line(progress: Progress) -> str:

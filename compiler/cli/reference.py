@@ -1,4 +1,4 @@
-"""The page of the command line's reference, written from the commands themselves."""
+"""Generate the reference page of the command line from the commands."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _MARKUP = re.compile(r"\[/?(?:bold|dim|italic|cyan)?\]")
 
 
 def command_line_page() -> str:
-    """Markdown: each command with its help, its arguments and its options, in the order of `tensorwright --help`."""
+    """Return Markdown with each command's help, arguments and options, in the order of `tensorwright --help`."""
     from typer.main import get_command
 
     from compiler.cli.app import application
 
     root: Any = get_command(application())
-    lines = ["# Command line", "", "Written from `tensorwright --help` and the help of each command.", ""]
+    lines = ["# Command line", "", "Generated from `tensorwright --help` and the help of each command.", ""]
     lines += ["## tensorwright", "", *_options(root)]
     for name, command in root.commands.items():
         lines += _command(f"tensorwright {name}", command, "##")
@@ -35,7 +35,7 @@ def _command(path: str, command: Any, heading: str) -> Iterator[str]:
 
 
 def _help(text: str) -> list[str]:
-    """Paragraphs as they are, indented commands as blocks, bold titles as bold."""
+    """Convert a help text: paragraphs unchanged, indented commands to code blocks, titles to bold text."""
     lines: list[str] = []
     inside = False
     for line in text.rstrip().splitlines():

@@ -1,6 +1,6 @@
-"""`tensorwright compile` of a model that is compiled already, answered before the parser, NumPy or TVM are loaded.
+"""Fast path for `tensorwright compile` of an unchanged model, before the parser, NumPy or TVM are loaded.
 
-As in `make`, a file has not changed where its inode, size and times are those of the earlier command.
+As in `make`, a file is unchanged if its inode, size and times are those of the earlier command.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from compiler.support.cache import cache_folder, key_of
 
 Facts = list[tuple[str, str]]
 
-# Those whose values are no files.
+# Options whose values are not files.
 _OPTIONS = ("output", "target", "shape", "sizes", "outputs", "precision", "cache", "threads", "state", "capacity")
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """A command that compiles a file: its output, and a key of its arguments and all that it reads."""
+    """A command that compiles a file: its output, and a key of its arguments and all files that it reads."""
 
     output: Path
     key: str
 
     @staticmethod
     def of(arguments: Sequence[str]) -> Repeated | None:
-        """None for other commands, options that name files, and where nothing is to be kept."""
+        """Parse the arguments; None for other commands, options that name files, or a disabled cache."""
         if arguments[:1] != ["compile"]:
             return None
         try:
@@ -44,12 +44,12 @@ class Repeated:
             files = [*model_files(Path(paths[0])), *record_files(None)]
             states = [repr((str(each), file_state(each))) for each in files]
         except (getopt.GetoptError, OSError, ValueError):
-            return None  # the command itself reports what is wrong
+            return None  # the command itself reports the error
         output = dict(given).get("--output", dict(given).get("-o")) or default_output(Path(paths[0]))
         return Repeated(Path(output), key_of([repr(arguments), os.getcwd(), environment(), *states]))
 
     def is_done(self) -> bool:
-        """True if the file that is there is what the command would write; prints what it printed then."""
+        """If the existing output file is up to date, print the earlier command's output and return True."""
         if not self.output.is_file() or not is_private(self._record.parent):
             return False
         try:
@@ -64,7 +64,7 @@ class Repeated:
         return True
 
     def remember(self, facts: Facts) -> None:
-        """Keep what the command printed. A cache that cannot be written costs nothing but the next run."""
+        """Store the command's printed output. If the cache cannot be written, the next run is just not fast."""
         stored = {"states": [self.key, *file_state(self.output)], "facts": facts}
         with contextlib.suppress(OSError):
             self._record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -76,5 +76,5 @@ class Repeated:
 
 
 def default_output(model: Path) -> Path:
-    """The module of a model's file or folder, in the current folder."""
+    """Return the default output for a model's file or folder, in the current folder."""
     return Path(f"{model.resolve().name}.twm" if model.is_dir() else model.with_suffix(".twm").name)

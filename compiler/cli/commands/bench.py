@@ -16,7 +16,7 @@ from compiler.reports.formatting import format_bytes, format_count, format_secon
 
 HELP = """Measure latency, throughput, memory and load time.
 
-The module runs in a fresh process, with the runtime alone, after a warm-up. A model is compiled first.
+The module runs in a fresh process with only the runtime, after a warm-up. A model is compiled first.
 
 [bold]Typical[/]
 
@@ -31,13 +31,13 @@ The module runs in a fresh process, with the runtime alone, after a warm-up. A m
     tensorwright bench bert.twm --shape batch=8
     tensorwright bench bert.twm --input inputs.npz --seconds 10
 
-  Beside other runtimes, each in a process of its own, on the same inputs:
+  Compared with other runtimes, each in its own process, on the same inputs:
     tensorwright bench model.onnx --compare onnxruntime,openvino --threads 2
 
-  As many runs a second as possible: threads divided among 1, 2, 4, ... streams:
+  The highest throughput: threads divided among 1, 2, 4, ... streams:
     tensorwright bench model.twm --hint throughput
 
-  A module on a device server, its stored example, without making it the active one:
+  A module's stored example on a device server, without making the module active:
     tensorwright bench model.twm --device gpu:9090 --runs 50 --key laptop.pem --device-key device.pem.pub
 """
 
@@ -45,9 +45,9 @@ _DEVICE_RUNS = 20
 _KINDS = {
     "ms": "latency",
     "device_ms": "without copies, by the device's clock",
-    "host_ms": "without copies, until the results are there",
+    "host_ms": "without copies, until the results are available",
     "graph_ms": "CUDA graph, by the device's clock",
-    "graph_host_ms": "CUDA graph, until the results are there",
+    "graph_host_ms": "CUDA graph, until the results are available",
 }
 
 
@@ -58,13 +58,15 @@ class _Options:
     shape: list[str] | None = options.RUN_SHAPES
     batch: int | None = option("Rows of inputs with a dynamic first dimension; 1 if not given.", "N", min=1)
     hint: str = option("latency, or throughput: find the fastest number of streams.", "HINT", default="latency")
-    streams: int = option("Threads that run the module at the same time, with --threads each.", "N", default=1, min=1)
+    streams: int = option("Number of concurrent runs, each with --threads threads.", "N", default=1, min=1)
     runs: int | None = options.RUNS
     seconds: float = options.SECONDS
     threads: int | None = options.THREADS
     target: str = options.TARGET
     trusted: list[Path] | None = options.TRUSTED_KEYS
-    compare: str | None = option("Time other runtimes in turn on the same ONNX file: onnxruntime,openvino.", "NAMES")
+    compare: str | None = option(
+        "Time other runtimes alternately on the same ONNX file: onnxruntime,openvino.", "NAMES"
+    )
     device: str | None = option("Measure there: a tensorwright-server.", "HOST:PORT")
     key: Path | None = options.CONNECTION_KEY
     device_key: Path | None = option("The X25519 public key of the server.", "FILE")
@@ -91,7 +93,7 @@ def command(given: _Options) -> None:
     prepared = prepare(given.file, given.target, given.shape, given.inputs, given.threads, given.trusted)
     if peers:
         if given.streams > 1 or given.hint != "latency":
-            raise OptionError("--compare times one run after the other", "leave out --streams and --hint")
+            raise OptionError("--compare times one run after another", "leave out --streams and --hint")
         _compare(given, prepared, peers)
         return
     with Steps() as steps:
@@ -105,7 +107,7 @@ def command(given: _Options) -> None:
 
 
 def _compare(given: _Options, prepared: Any, peers: list[str]) -> None:
-    """Print a row for each runtime, the module's first."""
+    """Print one row per runtime, the module first."""
     from compiler.profiling.bench import bench_inputs
     from compiler.profiling.peers import compare_runtimes
 
@@ -138,7 +140,7 @@ def _compare(given: _Options, prepared: Any, peers: list[str]) -> None:
 
 
 def _check_only_runs(*others: object) -> None:
-    """With --device the stored example is run as the module was compiled."""
+    """Raise OptionError for options of a run: with --device only the module's stored example is run."""
 
     if any(each is not None for each in others):
         raise OptionError(
@@ -198,7 +200,7 @@ def _print(result: Any) -> None:
                 f"{format_seconds(result.load_seconds)} (the runtime itself: {format_seconds(result.import_seconds)})",
             ),
             ("first run", format_seconds(result.first_seconds)),
-            ("memory peak", f"{format_bytes(result.peak_memory)} over the bare runtime{plan}"),
+            ("memory peak", f"{format_bytes(result.peak_memory)} more than the bare runtime{plan}"),
             ("after load", format_bytes(result.load_memory)),
             ("file", f"{format_bytes(result.file_bytes)}, parameters {format_bytes(result.parameter_bytes)}"),
             *([("precision", result.faster_precisions)] if result.faster_precisions else []),

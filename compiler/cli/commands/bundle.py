@@ -13,11 +13,11 @@ from compiler.cli.progress import Steps
 from compiler.errors import OptionError
 from compiler.reports.formatting import format_bytes, plural
 
-HELP = """Write a folder with everything a device needs to run a module: no Python there.
+HELP = """Write a folder with everything a device needs to run a module without Python.
 
-The module, the runtime's libraries, a runner, a device server, a C header with its library, and an example that `make`
-builds. With --static, one executable that needs no libraries at all. With --triton, a folder that Triton Inference
-Server serves the module from; more modules may be added to it. Of a language model, the executable generates text.
+The folder contains the module, the runtime's libraries, a runner, a device server, a C header with its library, and an
+example that `make` builds. With --static, one executable without any libraries is written; for a language model it
+generates text. With --triton, a model repository for Triton Inference Server is written; more modules can be added.
 
 [bold]Typical[/]
 
@@ -44,16 +44,16 @@ class _Options:
     output: Path | None = option(
         "The folder (MODULE-bundle), or the file of --static (MODULE).", "PATH", "--output", "-o"
     )
-    target: str | None = option("The device; if not given, what it was compiled for.", "NAME", "--target", "-t")
-    static: bool = flag("One executable in place of a folder.", "--static")
-    no_text: bool = flag("With --static, of a language model: the plain runner, without its tokenizer.", "--no-text")
-    raw: bool = flag("With --static, of a language model: prompts are continued, without chat template.", "--raw")
-    triton: Path | None = option("A folder for Triton Inference Server; made, or added to.", "DIR")
-    name: str | None = option("With --triton: the model's name (that of the file).", "NAME")
+    target: str | None = option("The device; the module's target if not given.", "NAME", "--target", "-t")
+    static: bool = flag("Write one executable instead of a folder.", "--static")
+    no_text: bool = flag("With --static, for a language model: the plain runner, without its tokenizer.", "--no-text")
+    raw: bool = flag("With --static, for a language model: continue prompts without the chat template.", "--raw")
+    triton: Path | None = option("A model repository for Triton Inference Server; created or extended.", "DIR")
+    name: str | None = option("With --triton: the model's name; the file's name if not given.", "NAME")
     max_batch_size: int | None = option(
-        "With --triton: rows of a batch at most; 0: none. If not given, 32 where rows are independent.", "N"
+        "With --triton: maximum rows per batch; 0: no batching. 32 if not given and rows are independent.", "N"
     )
-    instances: int | None = option("With --triton: runs at a time (processors / threads).", "N")
+    instances: int | None = option("With --triton: concurrent runs; processors / threads if not given.", "N")
     trusted: list[Path] | None = options.TRUSTED_KEYS
     as_json: bool = options.JSON
 
@@ -116,10 +116,10 @@ def _folder(artifact: Any, module: Path, target: Any, output: Path, as_json: boo
     print_table(("file", "size"), [(name, format_bytes(size)) for name, size in bundle.files.items()], ("size",))
     print_line()
     if not bundle.runtime_bytes:
-        print_line(f"wrote {bundle.folder}; the header says how to call what it declares")
+        print_line(f"wrote {bundle.folder}; its header documents the functions")
         return
     print_line(f"runtime: {format_bytes(bundle.runtime_bytes)}{_compared(bundle.onnx_runtime_bytes)}")
-    print_line(f"wrote {bundle.folder}; its README says what to run")
+    print_line(f"wrote {bundle.folder}; see its README")
 
 
 def _triton(
@@ -136,14 +136,14 @@ def _triton(
     if as_json:
         print_json({**asdict(written), "folder": str(written.folder)})
         return
-    rows = f"up to {written.max_batch_size} rows a batch" if written.max_batch_size else "no batches"
+    rows = f"up to {written.max_batch_size} rows per batch" if written.max_batch_size else "no batches"
     runs = plural(written.instances, "run")
     print_line(f"model {written.name!r}, version {written.version}: {runs} at a time, {rows}")
     print_line(f"wrote {written.folder}; build the backend: make -C {written.folder}/backends/tensorwright")
 
 
 def _text_of(artifact: Any, *, no_text: bool, raw: bool) -> bytes | None:
-    """Data that the executable of a language model needs to generate text; None for other modules."""
+    """Return the data that a language model's executable needs to generate text; None for other modules."""
     from compiler.generation.text_program import has_text, text_program
 
     if not has_text(artifact):

@@ -10,10 +10,10 @@ from compiler.cli import options
 from compiler.cli.output import print_json, print_line, print_table
 from compiler.reports.formatting import format_bytes
 
-HELP = """List or remove the compiled modules that are kept for the next compilation.
+HELP = """List or remove cached compiled modules.
 
-The same model, options, target and versions give the module of an earlier compilation. TENSORWRIGHT_CACHE_MB bounds
-what is kept (2048; 0 keeps nothing), TENSORWRIGHT_CACHE names the folder.
+Compiling the same model with the same options, target and versions returns the cached module. TENSORWRIGHT_CACHE_MB
+limits the size of the cache (2048; 0 disables it), TENSORWRIGHT_CACHE sets its folder.
 
 [bold]Typical[/]
 
@@ -29,7 +29,7 @@ what is kept (2048; 0 keeps nothing), TENSORWRIGHT_CACHE names the folder.
 def register(app: typer.Typer) -> None:
     """Add the command and its subcommands."""
     group = typer.Typer(help=HELP, rich_markup_mode="rich", no_args_is_help=True)
-    group.command("list", help="List the modules, the one used last first.")(_list)
+    group.command("list", help="List the modules, most recently used first.")(_list)
     group.command("clear", help="Remove all modules.")(_clear)
     app.add_typer(group, name="cache")
 

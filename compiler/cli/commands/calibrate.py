@@ -13,9 +13,9 @@ from compiler.cli.options import argument, command_of, option
 from compiler.cli.output import print_json, print_line
 from compiler.errors import OptionError
 
-HELP = """Measure on labelled data what a policy of serving would cost, before it is used.
+HELP = """Measure the accuracy and cost of a serving policy on labelled data before it is used.
 
-Each command writes a file that the server starts the policy with; without it, it does not start.
+Each command writes a file that the server requires for the policy.
 
 [bold]Typical[/]
 
@@ -25,9 +25,9 @@ Each command writes a file that the server starts the policy with; without it, i
 
 _CASCADE_HELP = """Choose the threshold of a cascade, and report its expected cost and accuracy.
 
-The small model answers, and the large one the rows on which the small one's score is below the threshold. It is chosen
-so that the share of rows that are answered right drops by no more than --max-drop. Without --labels a row is right if
-the largest output is the large model's. It is an error if the cascade costs as much as the large model alone.
+The small model answers, except for rows whose score is below the threshold: these go to the large model. The threshold
+is chosen so that the fraction of correct rows drops by at most --max-drop. Without --labels a row is correct if its
+largest output is that of the large model. It is an error if the cascade costs as much as the large model alone.
 
 [bold]Typical[/]
 
@@ -35,15 +35,15 @@ the largest output is the large model's. It is an error if the cascade costs as 
 
 [bold]Examples[/]
 
-  An early exit: the second half of a network goes on with what the first one computed:
+  An early exit: the second half of a network continues from the output of the first:
     tensorwright calibrate cascade first.twm second.twm --feeds hidden=hidden --samples data.npz --labels label
 """
 
 _SEMANTIC_HELP = """Choose the threshold of a semantic cache, and measure its false hits.
 
-The pairs are lines of JSON: {"one": "How do I log in?", "other": "How can I log in", "same": true}; at least 30 of one
-meaning and 30 near misses. Hits and false hits are measured by cross-validation. It is an error when more texts of
-another meaning would get an answer than --max-false-hits allows.
+The pairs are lines of JSON: {"one": "How do I log in?", "other": "How can I log in", "same": true}; at least 30 with
+the same meaning and 30 near misses. Hits and false hits are measured by cross-validation. It is an error if more false
+hits remain than --max-false-hits allows.
 
 [bold]Typical[/]
 
@@ -51,7 +51,7 @@ another meaning would get an answer than --max-false-hits allows.
 
 [bold]Examples[/]
 
-  Words that count as one, and a tokenizer that the module does not carry:
+  Synonyms, and a tokenizer that the module does not contain:
     tensorwright calibrate semantic-cache embedder.twm --pairs pairs.jsonl --synonyms movie,film --tokenizer t.json
 """
 
@@ -66,12 +66,12 @@ def register(app: typer.Typer) -> None:
 
 def _semantic_cache(
     embedder: Path = argument("The embedder, a .twm file.", "MODULE"),
-    pairs: Path = option("Labelled pairs, a JSON object a line.", "FILE", default=...),
+    pairs: Path = option("Labelled pairs, one JSON object per line.", "FILE", default=...),
     output: Path = option("The calibration to write.", "FILE", "--output", "-o", default=Path("semantic.json")),
     tokenizer: Path | None = option("A tokenizer.json; the module's own if not given.", "FILE"),
-    max_false_hits: float = option("How many pairs of different meaning may hit.", "SHARE", default=0.0),
-    extra_words: int = option("Content words that one of two texts may have beyond the other.", "N", default=0),
-    synonyms: list[str] | None = option("Words that count as one; repeat for more.", "WORD,WORD"),
+    max_false_hits: float = option("Maximum number of hits among pairs of different meaning.", "SHARE", default=0.0),
+    extra_words: int = option("Content words that one of the two texts may have in addition.", "N", default=0),
+    synonyms: list[str] | None = option("Words to treat as equal; repeat for more.", "WORD,WORD"),
     as_json: bool = options.JSON,
 ) -> None:
     from compiler.cli.paths import check_report
@@ -100,13 +100,13 @@ class _CascadeOptions:
     small: Path = argument("The small model, a .twm file.", "SMALL")
     large: Path = argument("The large model, a .twm file.", "LARGE")
     samples: Path = option("An .npz file with an array of rows for each input.", "FILE", "--samples", "-s", default=...)
-    labels: str | None = option("The array of the samples that holds the class of each row.", "NAME")
+    labels: str | None = option("The array in the samples with the class of each row.", "NAME")
     output: Path = option("The calibration to write.", "FILE", "--output", "-o", default=Path("cascade.json"))
     score: str = option(
-        "How certain the small model is: margin, probability, softmax or value.", "NAME", default="margin"
+        "Certainty score of the small model: margin, probability, softmax or value.", "NAME", default="margin"
     )
-    scored_output: str | None = option("The output that is scored; the only one if not given.", "NAME")
-    max_drop: float = option("How far the share of right rows may drop.", "SHARE", default=0.0)
+    scored_output: str | None = option("The output to score; the only one if not given.", "NAME")
+    max_drop: float = option("Maximum drop of the fraction of correct rows.", "SHARE", default=0.0)
     feeds: list[str] | None = option(
         "An input of LARGE that is an output of SMALL: an early exit of one network; repeat for more.", "INPUT=OUTPUT"
     )

@@ -18,10 +18,10 @@ from compiler.cli.output import print_note, write_out
 from compiler.cli.progress import Steps
 from compiler.errors import InputError, OptionError
 
-HELP = """Talk to a language model: a module, or a model that is compiled first and kept for the next time.
+HELP = """Chat with a language model: a module, or a model that is compiled first and cached.
 
-An empty line does nothing; /reset begins a new conversation, /quit or the end of the input ends it, and /help lists the
-commands. Ctrl-C ends an answer. With a model that reads images, /image FILE adds one to the next message.
+Empty lines are ignored; /reset begins a new conversation, /quit or the end of the input ends it, and /help lists the
+commands. Ctrl-C stops an answer. With a model that reads images, /image FILE adds an image to the next message.
 
 [bold]Typical[/]
 
@@ -29,7 +29,7 @@ commands. Ctrl-C ends an answer. With a model that reads images, /image FILE add
 
 [bold]Examples[/]
 
-  A GGUF file, a folder of the transformers library, or a model of the Hugging Face Hub:
+  A GGUF file, a transformers model folder, or a model on the Hugging Face Hub:
     tensorwright chat SmolLM2-135M-Instruct.Q4_1.gguf
     tensorwright chat hf:HuggingFaceTB/SmolLM2-135M-Instruct
 
@@ -40,17 +40,17 @@ commands. Ctrl-C ends an answer. With a model that reads images, /image FILE add
 
 _COMMANDS = """/reset       begin a new conversation
 /image FILE  add an image to the next message, with a model that reads images
-/quit        end, as the end of the input does
-/help        show these commands; Ctrl-C ends an answer; // begins a message with a slash
+/quit        quit (or end the input)
+/help        show these commands; Ctrl-C stops an answer; // begins a message with a slash
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Options(options.GenerationOptions):
     module: Path = argument("A .twm file, or a model.", "MODEL")
-    system: str | None = option("A system message at the beginning.", "TEXT")
-    context: int | None = option("Room for so many tokens; the model's, 4096 at most, if not given.", "N", min=1)
-    max_new_tokens: int = option("Generate at most so many tokens.", "N", default=512, min=0)
+    system: str | None = option("A system message.", "TEXT")
+    context: int | None = option("Context size in tokens; the model's, 4096 at most, if not given.", "N", min=1)
+    max_new_tokens: int = option("Maximum number of generated tokens.", "N", default=512, min=0)
 
 
 @command_of
@@ -77,7 +77,7 @@ def command(given: _Options) -> None:
 
 
 def _loaded(given: _Options) -> Any:
-    """The language model of a module file, or of a model that is compiled now, or was before."""
+    """Load the language model from a module file, or compile a model (or load it from the cache)."""
     from compiler.cli.paths import check_is_module
     from compiler.generation import LanguageModel, load
     from compiler.support.hub import PREFIX
@@ -102,7 +102,7 @@ def _begun(model: Any, context: int | None, system: str | None) -> Any:
 
 
 def _answer(conversation: Any, line: str, images: list[str], chosen: Any) -> None:
-    """Print an answer, or why the input is invalid; either way the conversation continues."""
+    """Print the answer, or the error for invalid input; the conversation continues either way."""
 
     try:
         with _cancelled_by_interrupt() as cancel:
@@ -118,7 +118,7 @@ def _answer(conversation: Any, line: str, images: list[str], chosen: Any) -> Non
 
 @contextlib.contextmanager
 def _cancelled_by_interrupt() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets."""
+    """Yield an event that Ctrl-C sets."""
     event = threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: event.set())
     try:
@@ -128,7 +128,7 @@ def _cancelled_by_interrupt() -> Iterator[threading.Event]:
 
 
 def _line() -> str | None:
-    """A line that the user types; None at the end."""
+    """Read a line from the user; None at the end."""
 
     if sys.stdin.isatty():
         write_out("> ")

@@ -16,7 +16,7 @@ from compiler.cli.progress import Steps
 
 HELP = """Compare a model's outputs with another runtime's, and name the first layer that differs.
 
-Ends with exit code 1 where an output differs by more than the tolerance.
+Exits with 1 if an output differs by more than the tolerance.
 
 [bold]Typical[/]
 
@@ -24,10 +24,10 @@ Ends with exit code 1 where an output differs by more than the tolerance.
 
 [bold]Examples[/]
 
-  On inputs of your own, and layer by layer in any case:
+  With your own inputs, and always layer by layer:
     tensorwright compare model.onnx --input inputs.npz --layers
 
-  The first node that differs, with what it read and returned here and there:
+  The first node that differs, with its inputs and outputs in both runtimes:
     tensorwright compare model.onnx --first-difference first.npz
 
   Sizes of dynamic dimensions, for random inputs:
@@ -39,15 +39,17 @@ _SHOWN = 10
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     model: Path = argument("An .onnx or .pt2 file.", "MODEL")
-    reference: str | None = option("onnxruntime, onnx (the onnx package's evaluator); torch of .pt2.", "NAME", "--with")
+    reference: str | None = option(
+        "onnxruntime, onnx (the onnx package's evaluator); torch for .pt2.", "NAME", "--with"
+    )
     inputs: list[str] | None = options.INPUTS
     shape: list[str] | None = options.RUN_SHAPES
     constant: list[str] | None = options.CONSTANTS
     target: str = options.TARGET
-    tolerance: float = option("Largest difference allowed, relative to the largest value.", "SHARE", default=1e-3)
-    layers: bool = flag("Compare layer by layer even where the outputs agree.", "--layers")
+    tolerance: float = option("Maximum difference, relative to the largest value.", "SHARE", default=1e-3)
+    layers: bool = flag("Compare layer by layer even if the outputs agree.", "--layers")
     first_difference: Path | None = option(
-        "Find the first node that differs, and write its tensors there (.npz).", "FILE"
+        "Find the first node that differs, and write its tensors to this file (.npz).", "FILE"
     )
     threads: int | None = options.THREADS
     as_json: bool = options.JSON

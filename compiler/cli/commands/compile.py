@@ -37,14 +37,14 @@ HELP = """Compile a model into a module that runs without the compiler.
   Return one output of several:
     tensorwright compile detector.onnx --outputs boxes
 
-  From a picture to boxes, as the metadata of ultralytics' files say; and with a threshold of your own:
+  From a picture to boxes, by the metadata of an ultralytics file; and with your own threshold:
     tensorwright compile yolov8n.onnx --processing && tensorwright run yolov8n.twm street.jpg
     tensorwright compile yolov8n.onnx --score 0.5
 
-  See the module after each pass, with a pass of your own among them:
+  Dump the module after each pass, including your own pass:
     tensorwright compile model.onnx --dump passes --pass after:fold-constants=my_passes.py:simplify
 
-  A language model, out of a GGUF file or a folder of the transformers library:
+  A language model from a GGUF file or a transformers model folder:
     tensorwright compile SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2.twm && tensorwright chat smollm2.twm
 
   Sign it; tensorwright.load(path, trusted_keys=[...]) checks the signature:
@@ -58,41 +58,41 @@ class _Options(options.ImportOptions):
     output: Path | None = options.MODULE_OUTPUT
     target: str = options.TARGET
     sizes: list[str] | None = option(
-        "Sizes of a dynamic dimension (batch=1,8), or shapes of an input (x=1x3x224x224), that get code of their "
-        "own beside the code for every size; all share the weights. Again for others: each combination.",
+        "Sizes of a dynamic dimension (batch=1,8), or shapes of an input (x=1x3x224x224), that get specialized code "
+        "in addition to the code for every size; all share the weights. Repeat for others: each combination.",
         "NAME=SIZES",
     )
     outputs: str | None = option(
-        "Return only these outputs, in this order; what only other outputs need is not compiled.", "NAME,NAME"
+        "Return only these outputs, in this order; nodes that only other outputs need are not compiled.", "NAME,NAME"
     )
     precision: str | None = option(
-        "Type that float operators compute in (float32 if not given). Of a language model: what its weights are "
-        "stored as: float32, bf16, float16, int8 or int4; as in the file if not given.",
+        "Type that float operators compute in (float32 if not given). For a language model: the type of its "
+        "weights: float32, bf16, float16, int8 or int4; as in the file if not given.",
         "TYPE",
     )
     sequences: bool = flag(
-        "Of a language model: read several sequences a run, for servers and speculation.", "--sequences"
+        "For a language model: read several sequences per run, for servers and speculation.", "--sequences"
     )
     cache: str | None = option(
-        "Of a language model: the type of the keys and values that it keeps: float32, bf16, float16 or int8; "
-        "float32 beside float32 weights and float16 beside others if not given.",
+        "For a language model: the type of cached keys and values: float32, bf16, float16 or int8; if not "
+        "given, float32 with float32 weights and float16 with others.",
         "TYPE",
     )
     calibration: Path | None = option(
-        "Of a language model with --precision int4: a text on whose first 4,096 tokens the results of its "
-        "products are to change least (GPTQ).",
+        "For a language model with --precision int4: a text; GPTQ minimizes the change of matmul results on its "
+        "first 4,096 tokens.",
         "FILE",
     )
     adapter: list[str] | None = option(
-        "Of a language model: a folder of a LoRA adapter, as peft saves it, that is merged into the weights; with "
-        "a name it is kept beside them, for requests that choose it. Again for others.",
+        "For a language model: the folder of a LoRA adapter saved by peft, which is merged into the weights; with "
+        "a name it is stored separately, for requests that select it. Repeat for others.",
         "[NAME=]DIR",
     )
-    threads: int | None = option("How many threads it runs on; all cores if not given.", "N", min=1)
-    dump: Path | None = option("Write the module after each pass there, as TVMScript.", "DIR")
-    verify: bool = flag("Check the numbers after each pass; names the first that is wrong. Slow.", "--verify")
+    threads: int | None = option("Number of threads of a run; all cores if not given.", "N", min=1)
+    dump: Path | None = option("Write the module after each pass to this folder, as TVMScript.", "DIR")
+    verify: bool = flag("Check the results after each pass, and name the first wrong one. Slow.", "--verify")
     pass_: list[str] | None = option(
-        "Put a pass of yours before:, after: or instead-of: one of `tensorwright passes`; PASS is "
+        "Insert your own pass before:, after: or instead-of: one of `tensorwright passes`; PASS is "
         "module:function, file.py:function, or none.",
         "WHERE:NAME=PASS",
         "--pass",
@@ -123,7 +123,7 @@ def command(given: _Options, processing: dict[str, Any]) -> Facts | None:
     with Steps() as steps:
 
         def announce(step: str) -> None:
-            # What is reused is not imported, and without the importer it is there in a fraction of a second.
+            # A cached module does not need the model to be imported, and loads in a fraction of a second.
             if step == "import" and not given.as_json and step not in steps.seconds:
                 _print_coverage(coverage_of(model))
             steps(step)

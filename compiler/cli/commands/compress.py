@@ -13,7 +13,7 @@ from compiler.errors import OptionError
 HELP = """Compress a model by a recipe of steps and compile it.
 
 The steps are prune, factorize, share-weights and quantize. After each, size, time and the mean cosine similarity
-of the outputs on the samples are measured. A step that gains nothing is skipped; it is an error when more accuracy is
+of the outputs on the samples are measured. A step that gains nothing is skipped; it is an error if more accuracy is
 lost than --max-drop. Steps that train (distill, fine-tuning) and metrics of your own need Python:
 tensorwright.compress(net, recipe, evaluate=...).
 
@@ -39,8 +39,8 @@ tensorwright.compress(net, recipe, evaluate=...).
 @dataclass(frozen=True, kw_only=True)
 class _Options(options.CompressionOptions):
     recipe: str | None = option("A YAML file, or STEP -> STEP.", "RECIPE", "--recipe", "-r")
-    variants: Path | None = option("Write a folder of variants for a server, in place of one module.", "DIR")
-    variant: list[str] | None = option("One of them, or NAME=RECIPE; float32, bf16 and int8 if not given.", "NAME")
+    variants: Path | None = option("Write a folder of variants for a server instead of one module.", "DIR")
+    variant: list[str] | None = option("A variant, or NAME=RECIPE; float32, bf16 and int8 if not given.", "NAME")
 
 
 @command_of

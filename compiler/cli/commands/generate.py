@@ -25,10 +25,10 @@ HELP = """Continue a text, or answer a message, with a compiled language model.
   Continue a text as it is, without the model's chat template:
     tensorwright generate smollm2.twm --raw -p "Once upon a time" --max-new-tokens 100
 
-  Draw tokens, the same ones each time:
+  Sample tokens reproducibly:
     tensorwright generate smollm2.twm -p "Tell me a story." --temperature 0.8 --top-p 0.95 --seed 7
 
-  An answer in JSON that a schema describes:
+  An answer in JSON that matches a schema:
     tensorwright generate smollm2.twm -p "Name a city and its country." --json-schema city.json
 
   Describe an image with a model that reads images:
@@ -50,14 +50,14 @@ class _Options(options.GenerationOptions):
     system: str | None = option("A system message before the prompt.", "TEXT")
     inputs: list[str] | None = options.INPUTS
     images: list[Path] | None = option(
-        "An image (PNG, JPEG, ...) that the prompt is about; may be given several times, in order.", "FILE", "--image"
+        "An image (PNG, JPEG, ...) for the prompt; repeat for more, in order.", "FILE", "--image"
     )
     audio: Path | None = option("A WAV file; without a prompt it is transcribed.", "FILE")
-    language: str | None = option("The language of --audio, as en; detected if not given.", "NAME")
-    raw: bool = flag("Continue the prompt itself, without the chat template.", "--raw")
-    json_schema: Path | None = option("The text has to be JSON that is valid by this JSON schema.", "FILE")
-    grammar: Path | None = option("The text has to match this grammar in EBNF, whose first rule is root.", "FILE")
-    regex: str | None = option("The text as a whole has to match this regular expression.", "PATTERN")
+    language: str | None = option("The language of --audio, such as en; detected if not given.", "NAME")
+    raw: bool = flag("Continue the prompt without the chat template.", "--raw")
+    json_schema: Path | None = option("The text must be valid JSON for this JSON schema.", "FILE")
+    grammar: Path | None = option("The text must match this EBNF grammar, whose first rule is root.", "FILE")
+    regex: str | None = option("The whole text must match this regular expression.", "PATTERN")
     as_json: bool = options.JSON
 
 
@@ -67,7 +67,7 @@ def command(given: _Options) -> None:
 
     check_is_module(given.module)
     if given.prompt is not None and given.text is not None:
-        raise OptionError("the prompt is given twice", "leave out --prompt, or the text behind the module")
+        raise OptionError("the prompt is given twice", "leave out --prompt, or the text after the module")
     prompt = given.text if given.prompt is None else given.prompt
     generation.prepare_generation()
     grammar = generation.grammar_of(given.json_schema, given.grammar, given.regex)
@@ -88,7 +88,7 @@ def command(given: _Options) -> None:
         result = model.generate(asked, chosen, stream=None if given.as_json else write_out, **media)
     except KeyboardInterrupt:
         if not given.as_json:
-            write_out("\n")  # the message about it begins a line
+            write_out("\n")  # its message begins a line
         raise
     if given.as_json:
         rates = {
@@ -105,7 +105,7 @@ def command(given: _Options) -> None:
 
 
 def _transcribe(model: Any, audio: Any, language: str | None, chosen: Any, *, as_json: bool) -> None:
-    """Speech of any length."""
+    """Print the transcription of speech of any length."""
     from compiler.generation import transcribe
 
     found = transcribe(model, audio, chosen, language=language)

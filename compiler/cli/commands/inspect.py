@@ -22,10 +22,10 @@ from compiler.reports.formatting import (
 
 _SHOWN = 15
 
-HELP = """Show what is in a model or a module, and where its time will go.
+HELP = """Show the contents of a model or a module, and estimate its time.
 
 For a model: inputs, outputs, operators and which of them are supported, parameters, and for each kernel its
-arithmetic, its bytes and the least time they can take on the target. For a module: what its manifest says.
+arithmetic, its bytes and the minimum time on the target. For a module: its manifest.
 
 [bold]Typical[/]
 
@@ -49,7 +49,7 @@ def command(
     target: str = options.TARGET,
     shape: list[str] | None = options.RUN_SHAPES,
     constant: list[str] | None = options.CONSTANTS,
-    graph: Path | None = option("Also write the graph of fused kernels of a model, an .onnx file for Netron."),
+    graph: Path | None = option("Also write a model's graph of fused kernels as an .onnx file for Netron."),
     everything: bool = flag(f"Show all layers, not the first {_SHOWN}.", "--all"),
     as_json: bool = options.JSON,
 ) -> None:
@@ -80,7 +80,7 @@ def command(
     else:
         _print(inspection, None if everything else _SHOWN)
         if graph is not None:
-            print_note(f"wrote {graph}, which netron.app opens")
+            print_note(f"wrote {graph}; open it with netron.app")
 
 
 def _print(inspection: Any, limit: int | None) -> None:

@@ -13,35 +13,35 @@ from compiler.cli.output import print_facts, print_json, print_table
 
 
 class Kind(str, Enum):
-    """The values of `KeyKind`, whose import is slow."""
+    """The values of `KeyKind`, without its slow import."""
 
     SIGNING = "signing"
     CONNECTION = "connection"
 
 
-HELP = """Make keys, and show what a key file holds.
+HELP = """Create keys, and show the contents of key files.
 
 Signing keys (Ed25519) sign modules; connection keys (X25519) open connections to device servers.
 
 [bold]Typical[/]
 
-  tensorwright key new release.pem          a key to sign with, and release.pem.pub for those who verify
+  tensorwright key new release.pem          a signing key, and release.pem.pub for verification
   tensorwright key new laptop.pem --kind connection
 
 [bold]Examples[/]
 
-  Encrypted, with a passphrase that is asked for:
+  Encrypted with a passphrase, which is prompted for:
     tensorwright key new release.pem --encrypt
 """
 
-_NEW_HELP = """Make a key pair: FILE, which its owner alone may read, and FILE.pub.
+_NEW_HELP = """Create a key pair: FILE, readable only by its owner, and FILE.pub.
 
 [bold]Typical[/]
 
   tensorwright key new release.pem
 """
 
-_SHOW_HELP = """Show the kind and the fingerprint of public keys, or of those in a folder.
+_SHOW_HELP = """Show the kind and the fingerprint of public keys, or of all keys in a folder.
 
 [bold]Typical[/]
 
@@ -59,8 +59,8 @@ def register(app: typer.Typer) -> None:
 
 def _new(
     file: Path = argument("The private key to write.", "FILE"),
-    kind: Kind = option("What the key is for.", default=Kind.SIGNING),
-    encrypt: bool = flag("With a passphrase, asked for, or out of TENSORWRIGHT_PASSPHRASE.", "--encrypt"),
+    kind: Kind = option("Purpose of the key.", default=Kind.SIGNING),
+    encrypt: bool = flag("Encrypt with a passphrase, prompted for or from TENSORWRIGHT_PASSPHRASE.", "--encrypt"),
     passphrase_file: Path | None = options.PASSPHRASE_FILE,
     as_json: bool = options.JSON,
 ) -> None:

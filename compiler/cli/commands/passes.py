@@ -11,7 +11,7 @@ HELP = """List the graph passes in the order they run.
 
   tensorwright passes
 
-[bold]Put one of your own among them[/]
+[bold]Insert your own pass[/]
 
   tensorwright compile model.onnx --pass after:fold-constants=my_passes.py:simplify
   tensorwright compile model.onnx --pass instead-of:fold-pad=none

@@ -15,9 +15,9 @@ from compiler.reports.formatting import format_bytes, format_percent, format_rat
 
 _SHOWN = 15
 
-HELP = """Measure where the time of a module goes, layer by layer, by the names that the model gives its nodes.
+HELP = """Measure the time of each layer of a module, under the model's names of its nodes.
 
-The overhead of the instrument is measured in the same run and subtracted. A model is compiled first.
+The overhead of the instrumentation is measured in the same run and subtracted. A model is compiled first.
 
 [bold]Typical[/]
 
@@ -30,7 +30,7 @@ writes profile/profile.html (a page with plots), profile/trace.json (for ui.perf
   More runs, one thread:
     tensorwright profile model.twm --runs 200 --threads 1
 
-  Two modules of one model, layer by layer (or a module and the profile.json of an earlier one):
+  Two modules of one model, layer by layer (or a module and an earlier profile.json):
     tensorwright profile tuned.twm --compare untuned.twm
 
   The same as a page, side by side:
@@ -44,7 +44,7 @@ writes profile/profile.html (a page with plots), profile/trace.json (for ui.perf
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     file: Path = options.ANY_PATH
-    output: Path | None = option("Write the page, the trace and the JSON there.", "DIR", "--output", "-o")
+    output: Path | None = option("Write the page, the trace and the JSON to this folder.", "DIR", "--output", "-o")
     inputs: list[str] | None = options.INPUTS
     shape: list[str] | None = options.RUN_SHAPES
     runs: int | None = options.RUNS
@@ -107,7 +107,7 @@ def _print_comparison(p50: float, other: float, compared: list[Any], limit: int 
     numbers = ("time", "other", "ratio")
     print_table(("layer", *numbers), rows, numbers)
     if len(compared) > len(rows):
-        print_line(f"and {len(compared) - len(rows)} more that differ less: --all shows them")
+        print_line(f"and {len(compared) - len(rows)} more with smaller differences: --all shows them")
 
 
 def _print(profile: Any, paths: dict[str, Path], limit: int | None) -> None:

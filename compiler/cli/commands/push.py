@@ -11,15 +11,16 @@ from compiler.cli.output import print_facts, print_json, print_note
 from compiler.cli.progress import Steps
 from compiler.reports.formatting import format_seconds
 
-HELP = """Send a module to a device server, which switches to it only after it proved itself there.
+HELP = """Send a module to a device server, which switches to it only after checking it on the device.
 
-Upload, checksums, the stored reference input run and compared, latency measured, and only then the switch; if anything
-fails, the module that was active stays. The server is bin/tensorwright-server of `tensorwright bundle`.
+The server checks the upload's checksums, runs the stored reference input, compares the outputs, measures the latency
+and only then switches; if any step fails, the active module stays. The server is bin/tensorwright-server of
+`tensorwright bundle`.
 
-A module is machine code. A server without keys runs the code of everyone who reaches its port, and neither side knows
-the other; so it listens on 127.0.0.1 unless it is told --insecure. One with --key and --client-key talks only to the
-clients that it knows, encrypted. One with --trusted-key runs only modules that one of those keys signed, whoever sends
-them, and no kernels of `tensorwright tune` (TVM's RPC carries them, and nobody signs them) unless told --allow-tuning.
+A module is machine code. A server without keys runs the code of anyone who can reach its port, without authentication,
+so it listens only on 127.0.0.1 unless started with --insecure. With --key and --client-key it accepts only known
+clients, encrypted. With --trusted-key it runs only modules signed by one of those keys, whoever sends them, and no
+kernels of `tensorwright tune` (sent by TVM's RPC, unsigned) unless started with --allow-tuning.
 
 [bold]Typical[/]
 
@@ -27,7 +28,7 @@ them, and no kernels of `tensorwright tune` (TVM's RPC carries them, and nobody 
 
 [bold]Examples[/]
 
-  Keys for both sides, made once; the two .pub files go to the other side:
+  Keys for both sides, created once; copy each .pub file to the other side:
     on the device:  bin/tensorwright-server --new-key device.pem
     here:           tensorwright key new laptop.pem --kind connection
     on the device:  bin/tensorwright-server 9090 --listen 0.0.0.0 --key device.pem --client-key laptop.pem.pub
@@ -41,9 +42,9 @@ them, and no kernels of `tensorwright tune` (TVM's RPC carries them, and nobody 
 class _Options:
     module: Path = options.MODULE_PATH
     address: str = argument("The device server.", "HOST:PORT")
-    runs: int = option("How many runs to measure.", "N", default=20, min=1)
+    runs: int = option("Number of runs to measure.", "N", default=20, min=1)
     run_seconds: float = option(
-        "How long the reference run may take there.", "SECONDS", "--timeout", default=600, min=1
+        "Time limit of the reference run on the device.", "SECONDS", "--timeout", default=600, min=1
     )
     key: Path | None = options.CONNECTION_KEY
     device_key: Path | None = option("The X25519 public key of the server.", "FILE")

@@ -12,12 +12,12 @@ from compiler.cli.options import command_of, flag, option
 HELP = """Quantize a model and compile it.
 
 Schemes: static-int8 (needs samples), dynamic-int8 (activations are quantized at run time), weight-int4 and weight-int8
-(only the weights of matrix products), float16 and bfloat16 (weights stored in 16 bits). int8 stands for static-int8,
+(only the weights of matmuls), float16 and bfloat16 (weights stored in 16 bits). int8 stands for static-int8,
 int4 and q4 for weight-int4, fp16 for float16, bf16 for bfloat16.
 
 The samples should be typical inputs of the model. The mean cosine similarity of the outputs with those of the float
 model is measured; the most sensitive layers go back to float until the limit holds, and it is an error if it cannot.
-For a metric of your own use tensorwright.quantize(model, samples, evaluate=...).
+For your own metric use tensorwright.quantize(model, samples, evaluate=...).
 
 [bold]Typical[/]
 
@@ -25,7 +25,7 @@ For a metric of your own use tensorwright.quantize(model, samples, evaluate=...)
 
 [bold]Examples[/]
 
-  A tighter limit, and a page about every layer:
+  A tighter limit, and a report of every layer:
     tensorwright quantize model.onnx --samples a.npz --max-drop 0.001 --report report.html
 
   The weights of a language model in 4 bits, one scale per 32 weights:
@@ -34,7 +34,7 @@ For a metric of your own use tensorwright.quantize(model, samples, evaluate=...)
   Another method of choosing ranges:
     tensorwright quantize model.onnx --samples a.npz --method percentile
 
-  Layers timed on this machine, and the outcome repeated:
+  Layers timed on this machine, and the same decision repeated:
     tensorwright quantize model.onnx --samples a.npz --decide measured --precisions layers.json
     tensorwright quantize model.onnx --samples a.npz --decide layers.json
 """
@@ -42,16 +42,16 @@ For a metric of your own use tensorwright.quantize(model, samples, evaluate=...)
 
 @dataclass(frozen=True, kw_only=True)
 class _Options(options.CompressionOptions):
-    scheme: str = option("What is quantized and how; see above.", "NAME", default="static-int8")
-    group: int = option("Weight-only schemes: how many weights share a scale, 16 to 256.", "COUNT", default=64)
-    method: str = option("How ranges are chosen: min-max, percentile, entropy or mse.", "NAME", default="mse")
+    scheme: str = option("Quantization scheme; see above.", "NAME", default="static-int8")
+    group: int = option("Weight-only schemes: number of weights per scale, 16 to 256.", "COUNT", default=64)
+    method: str = option("Method of choosing ranges: min-max, percentile, entropy or mse.", "NAME", default="mse")
     decide: str = option(
-        "How layers that are faster in float are found: predicted, measured, or a file of --precisions.",
+        "How to find layers that are faster in float: predicted, measured, or a file of --precisions.",
         "HOW",
         default="predicted",
     )
-    keep_slower: bool = flag("Keep layers quantized that are slower that way, to reduce the size.", "--keep-slower")
-    precisions: Path | None = option("Write there which layers are quantized (.json).", "FILE")
+    keep_slower: bool = flag("Keep layers quantized even if they are slower, to reduce the size.", "--keep-slower")
+    precisions: Path | None = option("Write the list of quantized layers to this file (.json).", "FILE")
 
 
 @command_of

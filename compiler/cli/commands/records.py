@@ -15,14 +15,14 @@ HELP = """Show, merge and reduce tuning records.
 
 [bold]Typical[/]
 
-  tensorwright records                 the records that ship, and your own
+  tensorwright records                 the shipped records, and your own
 
 [bold]Examples[/]
 
-  What a folder holds:
+  The records in a folder:
     tensorwright records logs
 
-  One file out of several, each trial once; or the best of each kernel alone:
+  Merge several files, each trial once; or only the best of each kernel:
     tensorwright records logs other.jsonl --output all.jsonl
     tensorwright records logs --best --output best.jsonl
 
@@ -34,7 +34,7 @@ HELP = """Show, merge and reduce tuning records.
 def command(
     paths: list[Path] | None = argument("Record files or folders.", "[PATH]...", default=None),
     output: Path | None = option("Write them there.", "FILE", "--output", "-o"),
-    best: bool = flag("Keep what a compilation needs: the best and the default.", "--best"),
+    best: bool = flag("Keep only the best and the default of each kernel.", "--best"),
     take_over: bool = flag("Append them to your own records.", "--import"),
     as_json: bool = options.JSON,
 ) -> None:
@@ -63,7 +63,7 @@ def command(
     if take_over:
         unknown = sum(record.target not in loaded.targets for record in records)
         if unknown:
-            print_note(f"{unknown} records left out: the line that describes their target is missing")
+            print_note(f"{unknown} records ignored: the line that describes their target is missing")
         for target, description in loaded.targets.items():
             with RecordWriter.in_folder(user_folder(), description) as writer:
                 own = [record for record in records if record.target == target]
@@ -96,7 +96,7 @@ def _print(lines: Any, targets: Any) -> None:
 
 
 def _print_coverage(lines: Any, targets: Any) -> None:
-    """Print which targets have records, and the measure of each."""
+    """Print the targets with records, and the measure of each."""
 
     rows = [
         (_target_text(line.target, targets), line.measure, str(line.kernels), str(line.models), str(line.changed))
@@ -124,7 +124,7 @@ def _print_models(models: Any, targets: Any) -> None:
 
 
 def _cost(line: Any, cost: float) -> str:
-    """A cost of a whole model in the unit of its measure."""
+    """Format the cost of a whole model in the unit of its measure."""
 
     return format_seconds(cost) if line.measure.unit == "s" else f"{cost:,.0f} {line.measure.unit}"
 

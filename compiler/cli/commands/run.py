@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from compiler.runtime import Module
     from compiler.runtime.prediction import Prediction
 
-HELP = """Run a module once and show what comes out.
+HELP = """Run a module once and show its outputs.
 
-A module that was compiled with processing takes pictures, texts or recordings. Inputs that are not given are the
-module's stored example, or random.
+A module compiled with processing accepts pictures, texts or recordings. Inputs that are not given come from the
+module's stored example, or are random.
 
 [bold]Typical[/]
 
@@ -33,21 +33,21 @@ module's stored example, or random.
 
 [bold]Examples[/]
 
-  The picture with its boxes, as a file of your choice; a text; a recording:
+  The picture with its boxes, written to a file of your choice; a text; a recording:
     tensorwright run detector.twm cat.jpg --output boxes.png
     tensorwright run embedder.twm --text "The cat sleeps."
     tensorwright run vad.twm speech.wav
 
-  Texts in the order in which they answer a query:
+  Texts ranked by how well they answer a query:
     tensorwright run reranker.twm --query "Who sleeps?" --text "The cat sleeps." --text "Stocks fell."
 
   All inputs from one archive, and the module checked against its stored example first:
     tensorwright run model.twm --input inputs.npz --verify
 
-  A module from elsewhere, refused unless a key that you trust signed it:
+  A module from elsewhere, refused unless signed by a key that you trust:
     tensorwright run model.twm --trusted-key release.pem.pub
 
-  Values written out; a dynamic dimension set for the random rest:
+  Values on the command line; a dynamic dimension for the random inputs:
     tensorwright run vad.twm --input sr=16000 --shape batch=4
 """
 
@@ -55,13 +55,13 @@ module's stored example, or random.
 def command(
     module: Path = options.MODULE_PATH,
     files: list[Path] | None = argument(
-        "Pictures, or recordings (.wav): of a module with processing.", "[FILE]...", default=None
+        "Pictures, or recordings (.wav), for a module with processing.", "[FILE]...", default=None
     ),
     text: list[str] | None = option("A text to embed or rank; repeat for more.", "TEXT", "--text", "-t"),
-    query: str | None = option("Order the texts by how well they answer it.", "TEXT", "--query", "-q"),
+    query: str | None = option("Rank the texts by how well they answer this query.", "TEXT", "--query", "-q"),
     inputs: list[str] | None = options.INPUTS,
     shape: list[str] | None = options.RUN_SHAPES,
-    output: Path | None = option("Write the outputs (.npz), or the picture, there.", "FILE", "--output", "-o"),
+    output: Path | None = option("Write the outputs (.npz), or the picture, to this file.", "FILE", "--output", "-o"),
     verify: bool = flag("Also run the stored example and compare.", "--verify"),
     threads: int | None = options.THREADS,
     trusted: list[Path] | None = options.TRUSTED_KEYS,
@@ -115,7 +115,7 @@ def _print(described: dict[str, list[Any]], output: Path | None, verified: bool)
         print_table(("name", "type", "shape", *numbers), rows, numbers)
         print_line()
     if verified:
-        print_line("verified: the stored example gives the stored outputs")
+        print_line("verified: the stored example reproduces the stored outputs")
     if output is not None:
         print_line(f"wrote {output}")
 
@@ -124,13 +124,13 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
 
 
-_NUMBERS = 6  # of a vector that are shown
+_NUMBERS = 6  # shown elements of a vector
 
 
 def show_predictions(module: Module, given: Sequence[Path | str], output: Path | None, as_json: bool) -> None:
-    """Print what a module finds in each, and write the pictures with boxes: to `output`, or beside here by their names.
+    """Print the predictions for each input, and write the pictures with boxes to `output` or, by name, to this folder.
 
-    Raises OptionError where `output` is one file for several, or is no picture, for texts that the module does not
+    Raises OptionError if `output` is one file for several inputs or is no picture, for texts that the module does not
     read, and as `Module.predict`.
     """
     from compiler.runtime.prediction import processing_of
@@ -156,7 +156,7 @@ def show_predictions(module: Module, given: Sequence[Path | str], output: Path |
 
 
 def show_ranking(module: Module, query: str, texts: Sequence[str], as_json: bool) -> None:
-    """Print texts by how well they answer a query, the best first. Raises as `Module.rank`."""
+    """Print texts ranked by how well they answer a query, best first. Raises as `Module.rank`."""
 
     found = module.rank(query, texts)
     if as_json:
@@ -183,7 +183,7 @@ def _check_output(module: Module, given: Sequence[Path | str], output: Path | No
 
 
 def _written(found: Prediction, given: Path | str, output: Path | None) -> Path | None:
-    """The file with the picture and its boxes or mask; None where there is none."""
+    """Write the picture with its boxes or mask, and return the file; None if there is none."""
     from compiler.runtime.prediction import Detections, Segmentation
 
     if not isinstance(found, Detections | Segmentation):

@@ -12,11 +12,11 @@ from compiler.cli.options import command_of, keywords_of, option
 from compiler.cli.output import print_json, print_line
 from compiler.cli.progress import Steps
 
-HELP = """Search the sub-nets of a model for the most accurate one that meets a budget on a target, and compile it.
+HELP = """Search the sub-networks of a model for the most accurate one that meets a budget on a target, and compile it.
 
-Channels, heads of attention and residual layers may go, filters may shrink, and each layer may have a precision of its
-own. What candidates take is known from a table of kernels, timed here or computed by the target's model. They are
-scored by the mean cosine similarity with the model on the samples. Training and metrics of your own need Python:
+Channels, attention heads and residual layers can be removed, filters cropped, and the precision chosen per layer. The
+cost of candidates comes from a table of kernels, timed on this machine or computed by the target's model. Candidates
+are scored by the mean cosine similarity with the model on the samples. Training and your own metrics need Python:
 tensorwright.search(net, budget, train=..., evaluate=...).
 
 [bold]Typical[/]
@@ -25,7 +25,7 @@ tensorwright.search(net, budget, train=..., evaluate=...).
 
 [bold]Examples[/]
 
-  For a device, from a space in a file, and so that it can be stopped:
+  For a device, with a space from a file, resumable:
     tensorwright search model.onnx -b ms=5 -b mb=2 -t raspberry-pi-5 --space space.yaml --samples a.npz --storage s.db
 
   The file:
@@ -46,17 +46,17 @@ class _Options:
         "-b",
         default=...,
     )
-    space: Path | None = option("A YAML file that says what may be changed.", "FILE")
+    space: Path | None = option("A YAML file with the search space.", "FILE")
     samples: list[Path] | None = options.SAMPLES
     output: Path | None = options.MODULE_OUTPUT
     target: str = options.TARGET
-    trials: int = option("How many candidates to score.", "N", default=64, min=1)
-    sampler: str = option("What proposes candidates: nsga2 or tpe.", "NAME", default="nsga2")
-    seed: int = option("Another one searches in another order.", "N", default=0)
-    storage: Path | None = option("Keep candidates there; a search that was stopped goes on.", "FILE")
-    family: Path | None = option("Write a small, a middle and a large net there, for a server.", "DIR")
-    max_drop: float | None = option("How far the score may drop; no limit if not given.", "SHARE")
-    report: Path | None = option("Write a report there, .html or .json.", "FILE")
+    trials: int = option("Number of candidates to score.", "N", default=64, min=1)
+    sampler: str = option("Search algorithm: nsga2 or tpe.", "NAME", default="nsga2")
+    seed: int = option("Seed of the search.", "N", default=0)
+    storage: Path | None = option("Store candidates in this file, to resume an interrupted search.", "FILE")
+    family: Path | None = option("Write a small, a medium and a large network to this folder, for a server.", "DIR")
+    max_drop: float | None = option("Maximum drop of the score; no limit if not given.", "SHARE")
+    report: Path | None = option("Write a report to this file, .html or .json.", "FILE")
     shape: list[str] | None = options.MODEL_SHAPES
     constant: list[str] | None = options.CONSTANTS
     threads: int | None = options.THREADS

@@ -15,11 +15,11 @@ from compiler.errors import OptionError
 if TYPE_CHECKING:
     from compiler.serving.workers.options import WorkerOptions
 
-HELP = """Serve modules over HTTP: requests are batched, answered by worker processes that are replaced when they die.
+HELP = """Serve modules over HTTP, with batching, in worker processes that are restarted when they die.
 
-Speaks the Open Inference Protocol v2 (JSON and binary tensors: tritonclient), OpenAI's embeddings, completions and chat
-routes, and Prometheus' metrics at /metrics; a status page is at /. It listens on 127.0.0.1; on another address it wants
-API keys, unless it is told --insecure.
+Supports the Open Inference Protocol v2 (JSON and binary tensors: tritonclient), OpenAI's embeddings, completions and
+chat routes, and Prometheus metrics at /metrics; a status page is at /. The server listens on 127.0.0.1; on other
+addresses it requires API keys or --insecure.
 
 [bold]Typical[/]
 
@@ -27,21 +27,21 @@ API keys, unless it is told --insecure.
 
 [bold]Examples[/]
 
-  Two models by names of their own, on all addresses, for clients with a key, encrypted:
+  Two named models, on all addresses, for clients with a key, encrypted:
     tensorwright serve embed=minilm.twm chat=smollm2.twm --host 0.0.0.0 --api-keys keys.txt --tls-certificate
     server.pem --tls-key server.key
 
-  A folder of versions (models/minilm/1/model.twm, ...); a newer one is taken over without a failed request by
-  POST /v2/repository/models/minilm/load, or by SIGHUP:
+  A folder of versions (models/minilm/1/model.twm, ...); POST /v2/repository/models/minilm/load or SIGHUP switches to a
+  newer version without a failed request:
     tensorwright serve models/minilm
 
-  Answers within 50 ms or a refusal at once; equal requests from a cache; four worker processes:
+  Answer within 50 ms or refuse at once; cache equal requests; four worker processes:
     tensorwright serve model.twm --latency 50 --exact-cache 256 --workers 4
 
-  Everything by a file (models, batches, caches, variants):
+  Everything from a file (models, batches, caches, variants):
     tensorwright serve --config server.yaml
 
-  On a Ray cluster, two to eight replicas by load, on nodes whose processors have what the module requires:
+  On a Ray cluster, two to eight replicas by load, on nodes with the processor features that the module requires:
     tensorwright serve model.twm --engine ray --ray-address auto --workers 2 --max-workers 8 --placement
 """
 
@@ -61,43 +61,43 @@ class _Options:
     modules: list[str] | None = argument("Modules (.twm), or folders of versions.", "[NAME=]MODULE...", default=None)
     config: Path | None = option("A file that lists models and their options.", "FILE.yaml")
     host: str = option("Where to listen.", "ADDRESS", default="127.0.0.1")
-    port: int = option("0 takes a free one.", "PORT", default=8000, min=0, max=65535)
-    workers: int = option("Worker processes; of Ray: replicas.", "N", default=1, min=1, max=256)
-    engine: Engine = option("Processes of this machine, or Ray Serve.", default=Engine.PROCESSES)
-    ray_address: str = option("Of a running Ray cluster; without, one is started here.", "ADDRESS", default="")
+    port: int = option("0 chooses a free one.", "PORT", default=8000, min=0, max=65535)
+    workers: int = option("Number of worker processes; with Ray: replicas.", "N", default=1, min=1, max=256)
+    engine: Engine = option("Run workers as local processes, or on Ray Serve.", default=Engine.PROCESSES)
+    ray_address: str = option(
+        "Address of a running Ray cluster; if not given, one is started here.", "ADDRESS", default=""
+    )
     max_workers: int | None = option("Ray: scale by load from --workers to N replicas.", "N", min=1)
-    replica_cores: int = option("Ray: cores of a replica.", "N", default=1, min=1)
+    replica_cores: int = option("Ray: cores per replica.", "N", default=1, min=1)
     multiplexed: int = option(
-        "Ray: a replica loads models on demand, N at once; 0: all at start.", "N", default=0, min=0
+        "Ray: a replica loads models on demand, at most N at once; 0: all at start.", "N", default=0, min=0
     )
     placement: bool = flag("Ray: only on nodes with the processor features of the modules.", "--placement")
     api_keys: Path | None = option(
-        "API keys of clients, one a line; TENSORWRIGHT_API_KEYS adds others, separated by commas.", "FILE"
+        "API keys of clients, one per line; TENSORWRIGHT_API_KEYS adds others, separated by commas.", "FILE"
     )
-    insecure: bool = flag("Answer everyone on an address that is not this machine's own.", "--insecure")
-    max_batch_size: int = option("Rows of a batch at most.", "ROWS", default=32, min=1)
-    min_batch_size: int = option("Rows that a batch waits for.", "ROWS", default=1, min=1)
-    max_wait: float = option("How long it waits for them.", "MS", default=0.0, min=0)
-    max_queue: int = option("Rows that may wait; more are refused.", "ROWS", default=1024, min=1)
-    latency: float | None = option("Deadline of requests that name none.", "MS", min=0.001)
+    insecure: bool = flag("Listen on a public address without API keys.", "--insecure")
+    max_batch_size: int = option("Maximum rows per batch.", "ROWS", default=32, min=1)
+    min_batch_size: int = option("Minimum rows that a batch waits for.", "ROWS", default=1, min=1)
+    max_wait: float = option("Maximum time that it waits for them.", "MS", default=0.0, min=0)
+    max_queue: int = option("Maximum queued rows; more are refused.", "ROWS", default=1024, min=1)
+    latency: float | None = option("Deadline of requests that do not set one.", "MS", min=0.001)
     threads: int | None = options.THREADS
-    runners: int | None = option("Runs of a model at once; by the cores if not given.", "N", min=1)
-    exact_cache: float | None = option("Keep answers to equal requests, so many MB of them.", "MB", min=0.001)
-    tokenizer: Path | None = option("A tokenizer.json, for the embeddings route, where the module has none.", "FILE")
-    access_log: str = option("A line for each request; - for standard output.", "FILE", default="")
+    runners: int | None = option("Concurrent runs of a model; by the number of cores if not given.", "N", min=1)
+    exact_cache: float | None = option("Cache answers to equal requests, up to this many MB.", "MB", min=0.001)
+    tokenizer: Path | None = option("A tokenizer.json for the embeddings route, if the module has none.", "FILE")
+    access_log: str = option("Write one line per request; - for standard output.", "FILE", default="")
     max_request: float | None = option("Largest request; 67 if not given.", "MB", min=0.001)
-    request_seconds: float | None = option("For a request to arrive; 30 if not given.", "S", min=0.1)
-    limit: list[str] | None = option(
-        "Another limit of requests, as prompts=16; may be given several times.", "NAME=NUMBER"
-    )
-    drain: float = option("For requests to end at shutdown.", "S", default=30.0, min=0)
-    tls_certificate: Path | None = option("PEM; the server then speaks TLS.", "FILE")
-    tls_key: Path | None = option("PEM; the certificate's private key.", "FILE")
-    tls_key_password: Path | None = option("Holds the password of an encrypted private key.", "FILE")
-    tls_client_ca: Path | None = option("PEM; clients need a certificate signed by it.", "FILE")
-    price: float = option("Of a core for an hour, for the metrics of costs.", "PRICE", default=0.0, min=0)
-    traces: bool = flag("Let requests ask for a profile of the kernels (costs several runs).", "--traces")
-    otlp: str = option("Send spans there: an OpenTelemetry collector, OTLP over HTTP.", "URL", default="")
+    request_seconds: float | None = option("Time for a request to arrive; 30 if not given.", "S", min=0.1)
+    limit: list[str] | None = option("Another limit of requests, such as prompts=16; can be repeated.", "NAME=NUMBER")
+    drain: float = option("Time for requests to finish at shutdown.", "S", default=30.0, min=0)
+    tls_certificate: Path | None = option("Certificate (PEM); enables TLS.", "FILE")
+    tls_key: Path | None = option("The certificate's private key (PEM).", "FILE")
+    tls_key_password: Path | None = option("File with the password of an encrypted private key.", "FILE")
+    tls_client_ca: Path | None = option("CA certificate (PEM) that must have signed clients' certificates.", "FILE")
+    price: float = option("Price of a core per hour, for cost metrics.", "PRICE", default=0.0, min=0)
+    traces: bool = flag("Allow requests to ask for a profile of the kernels (costs several runs).", "--traces")
+    otlp: str = option("Send spans to this OpenTelemetry collector (OTLP over HTTP).", "URL", default="")
 
 
 @command_of
@@ -109,7 +109,7 @@ def command(given: _Options) -> None:
     local = given.host in _LOOPBACK
     if not local and not keys and not given.insecure:
         raise OptionError(
-            f"without API keys, everyone who reaches {given.host} could use the server",
+            f"without API keys, anyone who can reach {given.host} could use the server",
             "give --api-keys FILE, or --insecure",
         )
     if not given.modules and given.config is None:
@@ -189,7 +189,7 @@ def _worker_options(given: _Options, keys: tuple[bytes, ...], local: bool) -> Wo
 
 
 def _limits(given: _Options) -> dict[str, Any]:
-    """The limits that are given; the server checks their names and values."""
+    """Return the given limits; the server checks their names and values."""
 
     limits: dict[str, Any] = {}
     for text in given.limit or ():

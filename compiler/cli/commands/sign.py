@@ -11,7 +11,7 @@ from compiler.cli.options import option
 from compiler.cli.output import print_json, print_line
 from compiler.errors import OptionError
 
-SIGN_HELP = """Sign a module, so that others can tell who made it and that nothing in it changed.
+SIGN_HELP = """Sign a module, so that others can verify its origin and that it has not changed.
 
 The signature covers every byte: code, weights and manifest. Signing again with the same key replaces its signature.
 
@@ -21,7 +21,7 @@ The signature covers every byte: code, weights and manifest. Signing again with 
   tensorwright sign model.twm --key release.pem
 """
 
-VERIFY_HELP = """Check that a module is whole and signed by a key that you trust. Nothing of it is run.
+VERIFY_HELP = """Check that a module is intact and signed by a key that you trust, without running it.
 
 [bold]Typical[/]
 
@@ -63,7 +63,7 @@ def _verify(
     from compiler.cli.paths import check_is_module
 
     if not trusted:
-        raise OptionError("no key to verify with is given", "name those that you trust: --trusted-key FILE")
+        raise OptionError("no key to verify with is given", "name the keys that you trust: --trusted-key FILE")
     check_is_module(module)
     read_artifact(module, trusted)
     keys = public_keys(trusted)

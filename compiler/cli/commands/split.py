@@ -13,12 +13,12 @@ from compiler.cli.output import print_json, print_line
 from compiler.cli.progress import Steps
 from compiler.errors import storage_errors
 
-HELP = """Cut a model between a client and a server where both and the network take the least time.
+HELP = """Split a model between a client and a server at the cut with the least total time.
 
-Every cut of the graph is weighed with each wire type (float32, float16, int8 with calibrated scales): the client's
+Every cut of the graph is estimated with each wire type (float32, float16, int8 with calibrated scales): the client's
 time, the bytes over the bandwidth, and the server's time. The best three are built and timed on this machine; times of
-another target are scaled by what both machines are estimated to take. --output receives client.twm,
-server/1/model.twm, which `tensorwright serve` serves, and split.json.
+another target are scaled by the ratio of the estimates. --output receives client.twm, server/1/model.twm for
+`tensorwright serve`, and split.json.
 
 [bold]Typical[/]
 
@@ -38,15 +38,15 @@ server/1/model.twm, which `tensorwright serve` serves, and split.json.
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     model: Path = options.MODEL_PATH
-    bandwidth: str = option("Of the network: 10Mbit, 1Gbit, 500kbit, or bytes as in 2MB.", "RATE", default=...)
+    bandwidth: str = option("Network bandwidth: 10Mbit, 1Gbit, 500kbit, or bytes such as 2MB.", "RATE", default=...)
     output: Path = option("Where both halves go.", "DIR", "--output", "-o", default=...)
-    latency: str = option("Of a round trip: 20ms, 0.1s.", "TIME", default="0ms")
+    latency: str = option("Latency of a round trip: 20ms, 0.1s.", "TIME", default="0ms")
     client_target: str = option("The client's machine.", "NAME", default="host")
     server_target: str = option("The server's machine.", "NAME", default="host")
     wire: list[str] | None = option("float32, float16 or int8; all if not given.", "TYPE")
     at: str | None = option("Cut after this node.", "NODE")
     samples: list[Path] | None = options.SAMPLES
-    max_drop: float = option("How far the cosine similarity may drop by the wire's type.", "SHARE", default=0.01)
+    max_drop: float = option("Maximum drop of the cosine similarity caused by the wire type.", "SHARE", default=0.01)
     shape: list[str] | None = options.MODEL_SHAPES
     constant: list[str] | None = options.CONSTANTS
     threads: int | None = options.THREADS

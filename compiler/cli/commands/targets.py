@@ -14,21 +14,21 @@ from compiler.cli.output import print_json, print_line, print_note, print_table
 if TYPE_CHECKING:
     from compiler.inspection.listings import TargetEntry
 
-HELP = """List what modules can be built for, or check one.
+HELP = """List the targets, or check one.
 
 [bold]Typical[/]
 
   tensorwright targets
 
-A name goes to --target of the other commands; host is this machine's processor. A number of cores may follow it:
-granite-rapids:32. Without, presets of servers take those of this machine.
+The name is the value of --target in other commands; host is this machine's processor. A number of cores can follow it:
+granite-rapids:32. Without it, server presets use the core count of this machine.
 
 [bold]Examples[/]
 
   Run the conformance suite, which every target passes:
     tensorwright targets check raspberry-pi-5
 """
-CHECK_HELP = """Run the conformance suite on a target, yours or ours, and say what it does not do.
+CHECK_HELP = """Run the conformance suite on a target, yours or ours, and report what fails.
 
 [bold]Typical[/]
 
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 def _targets(
     context: typer.Context,
-    details: bool = flag("Processor features, toolchains and results of the conformance suite too.", "--details"),
+    details: bool = flag("Also show processor features, toolchains and results of the conformance suite.", "--details"),
     as_json: bool = options.JSON,
 ) -> None:
     if context.invoked_subcommand is not None:
@@ -83,7 +83,7 @@ def _targets(
 
 
 def _runs(entry: TargetEntry) -> str:
-    """The way modules run here, in a word or two."""
+    """Describe in a word or two how modules run on this machine."""
     if entry.toolchain is None:
         return "no toolchain"
     how = entry.runs.partition(":")[0]
@@ -91,7 +91,7 @@ def _runs(entry: TargetEntry) -> str:
 
 
 def _short(description: str) -> str:
-    """The first part of a description."""
+    """Return the first part of a description."""
     return description.partition("; here ")[0].partition(", beside ")[0]
 
 
@@ -106,7 +106,7 @@ def _cores(entry: TargetEntry) -> str:
 
 def _check(
     name: str = argument("A target's name.", "NAME"),
-    only: str | None = option("Run only the check of this name, or else those whose name holds this text.", "TEXT"),
+    only: str | None = option("Run only the check with this name, or checks whose names contain it.", "TEXT"),
     as_json: bool = options.JSON,
 ) -> None:
     from compiler.driver.conformance import check_target, keep_outcomes

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 HELP = """Find fast configurations for a model's kernels by measuring them.
 
-The results are kept as records; `tensorwright compile` uses them by itself. Stop it when you like: nothing measured is
-lost, and the next run goes on from there.
+The results are stored as records, which `tensorwright compile` uses automatically. Tuning can be stopped at any time:
+no measurement is lost, and the next run continues.
 
 [bold]Typical[/]
 
@@ -30,7 +30,7 @@ lost, and the next run goes on from there.
 
 [bold]Examples[/]
 
-  Five minutes, into a folder of your own, with a page of plots:
+  Five minutes, with your own folder of records and a page of plots:
     tensorwright tune model.onnx --time-budget 5m --records logs --report tuning.html
 
   On a board that runs TVM's RPC server, or on a fleet behind a tracker:
@@ -40,7 +40,7 @@ lost, and the next run goes on from there.
   A network on an Ethos-U, by Vela's cycles, within 128 KiB of SRAM (no device is needed):
     tensorwright tune quantized.onnx --target cortex-m55+ethos-u55-128 --sram 128KiB
 
-  For a graphics processor: candidates compiled here, timed there by the program in the folder, results imported here:
+  For a GPU: compile candidates here, time them there with the program in the folder, import the results here:
     tensorwright tune model.onnx --target h100 --pack tuning
     scp -r tuning gpu: && ssh gpu tuning/run && scp gpu:tuning/results.json .
     tensorwright tune --target h100 --take results.json
@@ -49,21 +49,21 @@ lost, and the next run goes on from there.
 
 @dataclass(frozen=True, kw_only=True)
 class _Options(options.ImportOptions):
-    model: Path | None = argument("As for `compile`; left out with --take.", "MODEL", default=None)
+    model: Path | None = argument("As for `compile`; not used with --take.", "MODEL", default=None)
     target: str = options.TARGET
     device: list[str] | None = option(
-        "Measure there: an RPC server, or KEY@HOST:PORT of a tracker; repeat for more devices. This machine if "
+        "Measure on this RPC server, or KEY@HOST:PORT of a tracker; repeat for more devices. This machine if "
         "not given.",
         "HOST:PORT",
     )
     key: Path | None = options.CONNECTION_KEY
     device_key: list[Path] | None = option(
-        "The X25519 public key of the device's server: one for all, or one per device.", "FILE"
+        "The X25519 public key of the device server: one for all, or one per device.", "FILE"
     )
     passphrase_file: Path | None = options.PASSPHRASE_FILE
-    trials: int | None = option("How many configurations to measure.", "N", min=1)
+    trials: int | None = option("Number of configurations to measure.", "N", min=1)
     time_budget: str | None = option(
-        "How long to search once the defaults are measured, 10s at least: 90s, 10m, 1h. 10m if neither this nor "
+        "Time to search after the defaults are measured, at least 10s: 90s, 10m, 1h. 10m if neither this nor "
         "--trials is given.",
         "TIME",
     )
@@ -71,25 +71,21 @@ class _Options(options.ImportOptions):
     precision: str = option("Type that float operators compute in.", "TYPE", default="float32")
     threads: int | None = options.THREADS
     timing: str = option(
-        "parallel: wall-clock time on all cores; serial: CPU time of one, on loaded machines; auto: find out.",
+        "parallel: wall-clock time on all cores; serial: CPU time of one, for loaded machines; auto: detect.",
         "HOW",
         default="auto",
     )
     measure: str = option(
-        "timed: on a device or here; modelled: computed from the generated code; auto: timed where possible.",
+        "timed: on a device or here; modelled: computed from the generated code; auto: timed if possible.",
         "HOW",
         default="auto",
     )
-    sram: str | None = option(
-        "Accelerators: keep the network to so much SRAM (192KiB); its cycles are minimized.", "SIZE"
-    )
+    sram: str | None = option("Accelerators: limit the network's SRAM (192KiB); its cycles are minimized.", "SIZE")
     cost_model: str = option("The model that ranks configurations.", "NAME", default="xgboost")
     search: str = option("What proposes configurations.", "NAME", default="evolutionary")
     seed: int = option("Seed of the search.", "N", default=0)
-    pack: Path | None = option(
-        "Write candidates and a program that times them into a new folder: graphics processors.", "DIR"
-    )
-    take: Path | None = option("Import results.json, which the program of a pack wrote.", "FILE")
+    pack: Path | None = option("GPUs: write candidates and a program that times them into a new folder.", "DIR")
+    take: Path | None = option("Import results.json, written by the program of a pack.", "FILE")
     report: Path | None = option("Write a page of plots (.html).", "FILE")
     as_json: bool = options.JSON
 
@@ -148,7 +144,9 @@ def _write_report(path: Path, result: TuneResult, model: Path) -> None:
 
 def _check_kind(model: Path | None, pack: Path | None, take: Path | None) -> None:
     if take is not None and (model is not None or pack is not None):
-        raise OptionError("--take needs no model and no --pack: results.json says what was measured", "leave them out")
+        raise OptionError(
+            "--take needs no model and no --pack: results.json describes the measurements", "leave them out"
+        )
     if take is None and model is None:
         raise OptionError("no model is given", "name a file; or --take results.json of a pack")
 
@@ -164,7 +162,7 @@ def _pack(model: Path, target: str, output: Path, imports: ImportArguments, as_j
         return 0
     for name, why in made.skipped.items():
         print_note(f"not tuned: {name}: {why}")
-    known = f", {made.known} more are measured already" if made.known else ""
+    known = f", {made.known} more already measured" if made.known else ""
     print_line(f"{made.candidates} candidates of {made.tasks} kernels ({made.configs} configs{known})")
     print_line(
         f"wrote {output}, {format_bytes(made.bytes)}: start {output}/run on the machine with the device, and then"
@@ -197,7 +195,7 @@ def _take(results: Path, target: str, records: Path | None, as_json: bool) -> in
         [
             ("model", taken.model),
             ("device", taken.device),
-            ("records", f"{taken.added} added to {taken.records}, {taken.known} were there"),
+            ("records", f"{taken.added} added to {taken.records}, {taken.known} already there"),
             ("failed", f"{taken.failed} of them were wrong or did not run"),
         ]
     )
@@ -207,7 +205,7 @@ def _take(results: Path, target: str, records: Path | None, as_json: bool) -> in
 def _credentials(
     devices: list[str], key: Path | None, device_keys: list[Path], passphrase_file: Path | None
 ) -> dict[str, Any] | None:
-    """The keys for each device; None for plain connections."""
+    """Return the keys for each device; None for plain connections."""
     if key is None and not device_keys:
         return None
     from compiler.artifact import KeyKind
@@ -225,7 +223,7 @@ def _credentials(
 
 
 def _latency(result: TuneResult) -> list[tuple[str, str]]:
-    """The line about the latency of whole runs, where it was measured."""
+    """Return the line on the latency of whole runs, if it was measured."""
 
     if result.latency is None:
         return []
@@ -234,7 +232,7 @@ def _latency(result: TuneResult) -> list[tuple[str, str]]:
 
 
 def _print_network(result: TuneResult, network: NetworkResult) -> None:
-    """Print the settings chosen for an accelerator, and the cost of a run without and with them."""
+    """Print the settings chosen for an accelerator, and the cost of a run before and after."""
 
     unit = result.measure.unit
     if network.settings:
@@ -257,7 +255,7 @@ def _print_network(result: TuneResult, network: NetworkResult) -> None:
         ]
     )
     if result.interrupted:
-        print_note("what was found so far is recorded, and the same command goes on from there")
+        print_note("the results so far are recorded, and the same command continues")
 
 
 def _print(result: TuneResult) -> None:
@@ -305,6 +303,5 @@ def _print(result: TuneResult) -> None:
         print_note(f"not tuned: {', '.join(sorted(result.skipped))} (sizes are known only at run time)")
     if result.interrupted:
         print_note(
-            "what was measured is recorded, and the same command goes on from there; what it found is compared in the "
-            "model only at the end"
+            "measurements are recorded, and the same command continues; choices are compared in the model at the end"
         )

@@ -34,7 +34,7 @@ def test_states() -> None:
     assert parse_state(["past.*=present.*", "h=hn"]) == {"past.*": "present.*", "h": "hn"}
     assert parse_state(["cache", "length"]) == ["cache", "length"]
     for mixed in (["h=hn", "cache"], ["none", "cache"]):
-        with pytest.raises(OptionError, match="of several forms"):
+        with pytest.raises(OptionError, match="mix several forms"):
             parse_state(mixed)
 
 
