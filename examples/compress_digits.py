@@ -1,6 +1,6 @@
 """Train a small net on scikit-learn's digits, then prune it, distill it from the original, and quantize it.
 
-python -m examples.compress_digits            # the extras torch and dev are needed
+python -m examples.compress_digits            # needs the extras torch and dev
 python -m examples.compress_digits --report digits.html
 """
 
@@ -19,7 +19,7 @@ from compiler.compression.recipe import RecipeResult
 
 
 def compress_digits(net: torch.nn.Module, data: Digits, epochs: int = 8, max_drop: float = 0.1) -> RecipeResult:
-    """Half of the channels, 8-bit integers; at most `max_drop` of the share of recognized test images is lost."""
+    """Remove half of the channels and quantize to 8 bits, losing at most `max_drop` of the test accuracy."""
     images: Any
     labels: Any
     images, labels = (torch.from_numpy(part) for part in data.train)
@@ -46,7 +46,7 @@ def compress_digits(net: torch.nn.Module, data: Digits, epochs: int = 8, max_dro
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, compress, and print a row for each step."""
+    """Train and compress the net, and print one row per step."""
     parser = argparse.ArgumentParser(prog="python -m examples.compress_digits", description=__doc__)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--max-drop", type=float, default=0.1)

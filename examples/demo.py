@@ -1,7 +1,7 @@
 """The main workflow on real models: compile, save, load, run, compare with ONNX Runtime; a language
 model; and a detector, whose boxes are drawn in a picture.
 
-Run it with `make demo`, or `python -m examples.demo` where the extras `peers` and `demo` and the packages of
+Run it with `make demo`, or with `python -m examples.demo` if the extras `peers` and `demo` and the packages in
 `examples/model_packages.txt` are installed.
 """
 
@@ -33,7 +33,7 @@ THREADS = min(2, os.cpu_count() or 1)
 
 @dataclass
 class Job:
-    """A model, its compiled module, and ONNX Runtime beside it."""
+    """A model, its compiled module, and an ONNX Runtime session for comparison."""
 
     name: str
     path: Path
@@ -44,12 +44,12 @@ class Job:
     inputs: dict[str, Array] = field(default_factory=dict)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the compiled module; remembers the inputs for the timing."""
+        """Run the compiled module, and keep the inputs for timing."""
         self.inputs = dict(inputs)
         return self.module.run(inputs)
 
     def run_reference(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """ONNX Runtime's outputs by name."""
+        """Return ONNX Runtime's outputs by name."""
         names = [output.name for output in self.session.get_outputs()]
         return dict(zip(names, self.session.run(None, dict(inputs)), strict=True))
 
@@ -59,7 +59,7 @@ class Job:
 
 
 def prepare(name: str, path: Path, folder: Path, console: Console, *, reference_inputs: Any, shapes: Any = None) -> Job:
-    """Compile a model, export it, and load what was exported."""
+    """Compile a model, export it, and load the exported file."""
     console.print(f"[bold]{name}[/]: compiling {path.name} ({path.stat().st_size / 1e6:.1f} MB)")
     start = time.perf_counter()
     module = tensorwright.compile(path, shapes=shapes, threads=THREADS, reference_inputs=reference_inputs)
@@ -72,7 +72,7 @@ def prepare(name: str, path: Path, folder: Path, console: Console, *, reference_
 
 
 def embed_sentences(job: Job, console: Console) -> float:
-    """Print the most similar sentence of each; returns the largest difference to ONNX Runtime's embeddings."""
+    """Print the most similar sentence for each; return the largest difference from ONNX Runtime's embeddings."""
     ours = sentences.embed(lambda tokens: job.run(tokens)["last_hidden_state"])
     theirs = sentences.embed(lambda tokens: job.run_reference(tokens)["last_hidden_state"])
     for row, (index, cosine) in enumerate(sentences.nearest(ours)):
@@ -81,7 +81,7 @@ def embed_sentences(job: Job, console: Console) -> float:
 
 
 def detect_speech(job: Job, console: Console) -> float:
-    """Print where there is speech; returns the largest difference to ONNX Runtime's probabilities."""
+    """Print the speech segments; return the largest difference from ONNX Runtime's probabilities."""
     samples = speech.read_recording()
     ours = speech.speech_probabilities(job.run, samples)
     theirs = speech.speech_probabilities(job.run_reference, samples)
@@ -91,8 +91,8 @@ def detect_speech(job: Job, console: Console) -> float:
 
 
 def timing_table(jobs: list[tuple[Job, float]], console: Console) -> None:
-    """Agreement and speed, each contestant in a process of its own."""
-    table = Table(title=f"{THREADS} threads, median of a run; each in a process of its own, in turn")
+    """Print agreement and speed; each runtime runs in its own process."""
+    table = Table(title=f"{THREADS} threads, median time of a run; each in its own process, alternating")
     for column in ("model", "largest difference", "Tensorwright ms", "ONNX Runtime ms", "ratio", "compile s"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for job, difference in jobs:
@@ -122,7 +122,7 @@ def answer_question(folder: Path, console: Console) -> None:
 
 
 def find_faces(console: Console) -> None:
-    """Compile a detector with the processing that its metadata state, and write a picture with the boxes it finds."""
+    """Compile a detector with the processing in its metadata, and write a picture with the detected boxes."""
     path = faces.model_path()
     console.print(f"[bold]faces[/]: compiling {path.name} ({path.stat().st_size / 1e6:.1f} MB)")
     start = time.perf_counter()

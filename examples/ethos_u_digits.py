@@ -1,6 +1,6 @@
 """Train a small net on scikit-learn's digits, quantize it for an Ethos-U accelerator, and run it in its simulator.
 
-python -m examples.ethos_u_digits             # the extras ethos-u, torch and dev are needed
+python -m examples.ethos_u_digits             # needs the extras ethos-u, torch and dev
 python -m examples.ethos_u_digits --target cortex-m55+ethos-u55-256 --images 50
 """
 
@@ -18,7 +18,7 @@ from benchmarks.digits import DigitsCnn, load_digits, train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Quantize, compile, print what runs where and what it costs, and recognize some digits."""
+    """Quantize and compile, print the partition and its costs, and recognize some digits."""
     parser = argparse.ArgumentParser(prog="python -m examples.ethos_u_digits", description=__doc__)
     parser.add_argument("--target", default="cortex-m55+ethos-u55-128")
     parser.add_argument("--epochs", type=int, default=8)

@@ -1,4 +1,4 @@
-"""Faces in a picture, found by a YOLOv8 whose ONNX file states its processing."""
+"""Detect faces in a picture with a YOLOv8 whose ONNX file describes its processing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from benchmarks.catalog import package_folder
 
 
 def model_path() -> Path:
-    """The detector inside the package `nudenet`; faces are two of its classes."""
+    """Return the path of the detector in the package `nudenet`; two of its classes are faces."""
     return package_folder("nudenet") / "320n.onnx"
 
 
 def picture_path() -> Path:
-    """A photograph of an astronaut by NASA, inside the package `scikit-image`."""
+    """Return the path of NASA's photograph of an astronaut in the package `scikit-image`."""
     return package_folder("skimage") / "data" / "astronaut.png"

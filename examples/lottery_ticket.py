@@ -1,11 +1,11 @@
-"""Find a lottery ticket: a small part of a net's weights that trains as well as the whole from the same start.
+"""Find a lottery ticket: a small part of a net's weights that trains as well as the whole net from the same start.
 
-python -m examples.lottery_ticket             # the extras torch and dev are needed
+python -m examples.lottery_ticket             # needs the extras torch and dev
 python -m examples.lottery_ticket --amount 0.9 --rounds 5
 
-The net is trained, its smallest weights are set to zero, and the others go back to what they were after the first epoch
-("rewinding", Frankle et al. 2019, arXiv:1903.01611); so round after round. The same zeros with other first weights show
-what the start is worth.
+In each round the net is trained, its smallest weights are set to zero, and the others return to their values after the
+first epoch ("rewinding", Frankle et al. 2019, arXiv:1903.01611). The same zeros with other initial weights show the
+value of the start.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Tickets:
 
 
 def find_ticket(data: Digits, amount: float = 0.85, rounds: int = 3, epochs: int = 4) -> Tickets:
-    """Prune `amount` of the weights in `rounds`, rewinding before each training of `epochs`."""
+    """Prune the fraction `amount` of the weights in `rounds`, rewinding before each training of `epochs`."""
     images = torch.from_numpy(data.train[0][:50])
     net = train(DigitsCnn(), data, epochs=1)
     early = copy.deepcopy(net.state_dict())
@@ -86,9 +86,9 @@ def _train_on(net: nn.Module, data: Digits, epochs: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, prune, rewind, and print what each net recognizes."""
+    """Train, prune, rewind, and print the accuracy of each net."""
     parser = argparse.ArgumentParser(prog="python -m examples.lottery_ticket", description=__doc__)
-    parser.add_argument("--amount", type=float, default=0.85, help="the share of weights that goes")
+    parser.add_argument("--amount", type=float, default=0.85, help="fraction of weights to prune")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args(arguments)

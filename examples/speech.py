@@ -1,4 +1,4 @@
-"""Speech detection with Silero VAD: 32 ms frames through a recurrent model whose state the caller keeps."""
+"""Speech detection with Silero VAD: 32 ms frames through a recurrent model; the caller keeps its state."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RECORDING = Path(__file__).parent / "data" / "speech.wav"
 
 
 def model_path() -> Path:
-    """The Silero VAD model inside the package `silero-vad`."""
+    """Return the path of the Silero VAD model in the package `silero-vad`."""
     return package_folder("silero_vad") / "data" / "silero_vad.onnx"
 
 
 def read_recording(path: Path = RECORDING) -> NDArray[np.float32]:
-    """Samples in [-1, 1] of a 16-bit mono recording at 16 kHz, with half a second of silence around it."""
+    """Read a 16-bit mono recording at 16 kHz: samples in [-1, 1], with half a second of silence on both sides."""
     with wave.open(str(path)) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
     silence = np.zeros(SAMPLE_RATE // 2, np.float32)
@@ -34,7 +34,7 @@ def read_recording(path: Path = RECORDING) -> NDArray[np.float32]:
 
 
 def first_frame() -> dict[str, Array]:
-    """The inputs of the model for a frame of silence at the beginning."""
+    """Return the model's inputs for an initial frame of silence."""
     return {
         "input": np.zeros((1, CONTEXT + FRAME), np.float32),
         "state": np.zeros((2, 1, 128), np.float32),
@@ -43,7 +43,7 @@ def first_frame() -> dict[str, Array]:
 
 
 def speech_probabilities(run: Runner, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The probability of speech in each 32 ms frame."""
+    """Return the probability of speech in each 32 ms frame."""
     inputs = first_frame()
     padded = np.concatenate([np.zeros(CONTEXT, np.float32), samples])
     frames = len(samples) // FRAME
@@ -57,7 +57,7 @@ def speech_probabilities(run: Runner, samples: NDArray[np.float32]) -> NDArray[n
 
 
 def segments(probabilities: NDArray[np.float32], threshold: float = 0.5) -> list[tuple[float, float]]:
-    """Start and end, in seconds, of each run of frames above the threshold."""
+    """Return start and end, in seconds, of each run of frames above the threshold."""
     active = np.concatenate([[False], probabilities >= threshold, [False]])
     edges = np.flatnonzero(np.diff(active.astype(np.int8)))
     seconds = edges * FRAME / SAMPLE_RATE

@@ -1,9 +1,9 @@
 """Quantization-aware training: train a net with simulated rounding to 8-bit integers, and compile the result.
 
-torchao inserts fake quantization into an exported net and converts the trained one. The converted
-net comes in as integers: its convolutions become integer kernels.
+torchao inserts fake quantization into an exported net and converts the trained net. The converted
+net is imported as an integer model: its convolutions become integer kernels.
 
-python -m examples.train_quantized            # the extras torch and dev are needed
+python -m examples.train_quantized            # needs the extras torch and dev
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 import tensorwright
 from benchmarks.digits import Digits, DigitsCnn, accuracy, load_digits, train
 
-# The rules of schedules that multiply bytes; a depthwise convolution of integers is one of "conv-depthwise".
+# Schedule rules that multiply bytes; a depthwise integer convolution uses "conv-depthwise".
 INTEGER_RULES = ("conv-dot", "matmul-int8")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A compiled net, what torch computes with the same integers, and accuracies on the test images."""
+    """A compiled net, torch's results for the same integer net, and accuracies on the test images."""
 
     module: tensorwright.Module
     converted: torch.nn.Module
@@ -36,7 +36,7 @@ class Trained:
 
 
 def train_quantized(channels: int = 16, epochs: int = 8, rounded_epochs: int = 2, batch: int = 50) -> Trained:
-    """Train in float, then with rounding, and compile what comes of it for batches of `batch` images."""
+    """Train in float, then with rounding, and compile the result for batches of `batch` images."""
     data = load_digits()
     net = train(DigitsCnn(channels), data, epochs=epochs)
     images = data.test[0][:batch]
@@ -72,7 +72,7 @@ def _trained_with_rounding(net: torch.nn.Module, data: Digits, epochs: int, batc
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, compile, and print what changed."""
+    """Train and compile the net, and print the changes."""
     parser = argparse.ArgumentParser(prog="python -m examples.train_quantized", description=__doc__)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--channels", type=int, default=16)

@@ -1,1 +1,1 @@
-"""Notebooks: each goes from a package's trained model to a picture. `python -m examples.gallery` runs them."""
+"""Notebooks that run a package's trained model and plot the results. `python -m examples.gallery` runs them."""

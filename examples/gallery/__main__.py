@@ -1,4 +1,4 @@
-"""Run notebooks of the gallery, all or those named, and write their pictures where the site shows them."""
+"""Run all or the named notebooks of the gallery, and write their pictures for the documentation site."""
 
 from __future__ import annotations
 

@@ -8,12 +8,12 @@ from typing import Any
 
 
 def notebooks() -> dict[str, Path]:
-    """All notebooks, by name."""
+    """Return all notebooks by name."""
     return {path.stem: path for path in Path(__file__).parent.glob("*.ipynb")}
 
 
 def run(path: Path) -> Any:
-    """The variable `picture` that the cells leave behind, an image of Pillow. Raises what a cell raises."""
+    """Run a notebook's cells and return the Pillow image in their variable `picture`. Raises any error of a cell."""
     names: dict[str, Any] = {"__name__": path.stem}
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":

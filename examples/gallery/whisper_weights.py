@@ -1,4 +1,4 @@
-"""Whisper's weights from CTranslate2's format, in which packages ship them, as a folder of the transformers library."""
+"""Convert Whisper's weights from CTranslate2's format, in which packages ship them, to a transformers folder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _NORMS = {"gamma": "weight", "beta": "bias"}
 
 
 def write_folder(folder: Path) -> Path:
-    """Write config.json, model.safetensors and what else the transformers library keeps of Whisper base.
+    """Write config.json, model.safetensors and the other files of a transformers folder of Whisper base.
 
-    Raises ModuleNotFoundError where a package of the weights is not installed.
+    Raises ModuleNotFoundError if a package with the weights is not installed.
     """
     first, second = (importlib.resources.files(package) / "data" for package in PACKAGES)
     weights = _read((first / "model.bin.part1").read_bytes() + (second / "model.bin.part2").read_bytes())
@@ -81,7 +81,7 @@ def write_folder(folder: Path) -> Path:
 
 
 def _read(data: bytes) -> dict[str, Array]:
-    """The variables of CTranslate2's model.bin, version 6: a header, then name, shape, type and bytes of each."""
+    """Read the variables of CTranslate2's model.bin, version 6: a header, then name, shape, type and bytes of each."""
     at = 0
 
     def take(form: str) -> int:
@@ -107,9 +107,9 @@ def _read(data: bytes) -> dict[str, Array]:
 
 
 def _renamed(name: str, array: Array) -> list[tuple[str, Array]]:
-    """Tensors of the transformers library that a variable holds; projections of attention are joined in it."""
+    """Yield the transformers tensors in a CTranslate2 variable, which fuses attention projections."""
     if array.ndim == 0:
-        return []  # settings, as the number of heads
+        return []  # settings, such as the number of heads
     parts = name.split("/")
     module, kind = f"model.{parts[0]}", parts[-1]
     rest = parts[1:-1]
@@ -135,5 +135,5 @@ def _renamed(name: str, array: Array) -> list[tuple[str, Array]]:
     return [
         (f"{layer}.{attention}.{each}_proj.{kind}", piece)
         for each, piece in zip(joined, pieces, strict=True)
-        if (each, kind) != ("k", "bias")  # which is 0, and not there
+        if (each, kind) != ("k", "bias")  # it is 0, and not stored
     ]

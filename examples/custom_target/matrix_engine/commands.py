@@ -1,7 +1,7 @@
 """The engine's commands, and the code generator that writes them.
 
 The engine has three tiles of 8 x 8 float32 in its scratchpad: A, B and a sum. A program is an int32 array of commands
-of four words: what, and up to three tile numbers. Tiles at the edges are filled up with zeros.
+of four words: an opcode, and up to three tile numbers. Tiles at the edges are padded with zeros.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ LONGEST_PROGRAM = 65536  # commands that fit in the engine's queue
 
 
 def length(rows: int, depth: int, columns: int) -> int:
-    """The largest number of commands that a product takes."""
+    """Return the largest number of commands that a matmul needs."""
     return tiles(rows) * tiles(columns) * (3 * tiles(depth) + 4)
 
 
 def tiles(size: int) -> int:
-    """The number of tiles that cover a size."""
+    """Return the number of tiles that cover a size."""
     return -(-size // TILE)
 
 
 def product(rows: int, depth: int, columns: int, *, bias: bool, relu: bool) -> np.ndarray:
-    """The program of `relu(x @ weight + bias)`, x (rows, depth), weight (depth, columns): int32 (commands, 4)."""
+    """Generate the program of `relu(x @ weight + bias)`, x (rows, depth), weight (depth, columns).
+
+    Returns:
+        int32 (commands, 4).
+    """
     program: list[tuple[int, int, int, int]] = []
     for row in range(tiles(rows)):
         for column in range(tiles(columns)):

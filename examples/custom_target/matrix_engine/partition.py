@@ -1,4 +1,4 @@
-"""The partitioner: finds the matrix products that the engine supports, and reports why it leaves the others."""
+"""The partitioner: claims the matmuls that the engine supports, and reports why it refuses the others."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from matrix_engine.simulator import FUNCTION
 
 
 def claim_products(mod: tvm.IRModule, context: Any) -> tvm.IRModule:
-    """A graph pass: products with constant weights, a bias and a ReLU if they follow, become calls of the engine."""
+    """A graph pass: replace matmuls with constant weights, with an optional bias and ReLU, by calls to the engine."""
     claimed: list[str] = []
     function = mod["main"]
-    # The longest form first: a product claimed with its ReLU is not claimed again without.
+    # The longest pattern first: a matmul claimed with its ReLU is not claimed again without it.
     for bias, relu in ((True, True), (True, False), (False, True), (False, False)):
         pattern, rewrite = _form(bias, relu, claimed)
         function = rewrite_call(pattern, rewrite, function)
@@ -51,7 +51,7 @@ def _form(bias: bool, relu: bool, claimed: list[str]) -> tuple[Any, Callable[[An
 
 
 def _refused(function: Any) -> list[dict[str, str]]:
-    """The products that stay on the CPU, each with the reason."""
+    """Return the matmuls that stay on the CPU, each with the reason."""
     found: list[dict[str, str]] = []
 
     def visit(node: Any) -> None:
@@ -64,7 +64,7 @@ def _refused(function: Any) -> list[dict[str, str]]:
 
 
 def _problem(x: Any, weight: Any) -> str | None:
-    """Why the engine does not support this product; None if it does."""
+    """Return the reason why the engine does not support this matmul; None if it does."""
     if not isinstance(weight, tvm.ir.GenericConst):
         return "its second operand is not a constant"
     if {str(x.ty.dtype), str(weight.ty.dtype)} != {"float32"}:
@@ -84,5 +84,5 @@ def _is_row(value: Any, columns: int) -> bool:
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    """The shape, with -1 for dynamic dimensions."""
+    """Return the shape, with -1 for dynamic dimensions."""
     return tuple(int(size.value) if isinstance(size, tvm.tirx.IntImm) else -1 for size in value.ty.shape)

@@ -1,4 +1,4 @@
-"""A functional simulator: executes the engine's commands one by one. A real engine would have its driver here."""
+"""A functional simulator that executes the engine's commands one by one. A real engine would have its driver here."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def register() -> None:
 
 
 def _run(program: Any, x: Any, weight: Any, bias: Any, out: Any) -> None:
-    """Called by a module with the inputs and the output to fill."""
+    """Run a program on a module's inputs, and write its output."""
     arrays = [np.from_dlpack(tensor) for tensor in (program, x, weight, bias)]
     np.from_dlpack(out)[...] = execute(*arrays)
 
 
 def execute(program: np.ndarray, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """The result of a program on x (rows, depth), weight (depth, columns), bias (columns)."""
+    """Return the result of a program on x (rows, depth), weight (depth, columns), bias (columns)."""
     rows, columns = x.shape[0], weight.shape[1]
     memory_a, memory_b = _padded(x), _padded(weight)
     memory_bias = _padded(bias[None])[0]
