@@ -1,4 +1,4 @@
-"""Chat templates: Jinja sources that turn messages into a prompt, filled in as transformers does."""
+"""Chat templates: Jinja sources that turn messages into a prompt, rendered like in transformers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _REASONING = (
     "reasoning_content",
     "thinking",
     "reasoning",
-)  # names of a message's reasoning; the first is the usual one
-_MOST_RANGE = 1 << 20  # items of all ranges of one rendering
-_MOST_REPEATED = 1 << 24  # characters or items that a product of a text or list makes
+)  # keys of a message's reasoning; the first is the usual one
+_MOST_RANGE = 1 << 20  # items of all ranges in one rendering
+_MOST_REPEATED = 1 << 24  # characters or items of a repeated text or list
 _MOST_POWER = 4096  # bits
 _MOST_TEXT = 1 << 26  # characters of a prompt
-# A conversion of a format with a width or precision of five digits, or one that an argument says.
+# A conversion in a format with a width or precision of five digits, or one taken from an argument.
 _WIDE = re.compile(r"%(\([^)]*\))?[#0\- +]*(\d{5,}|\*|\d*\.(\d{5,}|\*))")
-# What a template raises beside jinja2's errors where messages are not what it expects, or Python cannot compile it.
+# Errors of a template, besides jinja2's, for unexpected messages or if Python cannot compile it.
 _ERRORS = (
     SyntaxError,
     TypeError,
@@ -47,19 +47,19 @@ class ChatTemplate:
 
         Args:
             source: in Jinja.
-            special: texts of special tokens by the names that templates have for them, as "bos_token".
+            special: texts of special tokens by their names in templates, such as "bos_token".
         """
         self._source, self._special = source, dict(special)
 
     def render(self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None, **names: object) -> str:
-        """The prompt of the assistant's next message.
+        """Render the prompt for the assistant's next message.
 
         Args:
             messages: {"role": ..., "content": ...}; those that call tools may lack content.
             tools: JSON schemas of functions that the model may call.
-            names: further ones that the template reads, as enable_thinking=False.
+            names: additional variables for the template, such as enable_thinking=False.
 
-        Raises InputError where something is not a message, or the template refuses the messages.
+        Raises InputError if an item is not a message, or the template refuses the messages.
         """
         if tools and "tools" not in self._source:
             raise InputError("the model's chat template takes no tools", "describe them in a message")
@@ -92,7 +92,7 @@ def _jinja2(name: str) -> Any:
 
 
 class _Ranges:
-    """`range` of one rendering: nested ones multiply, so all of them together are bounded."""
+    """`range` within one rendering: nested ranges multiply, so their total is bounded."""
 
     def __init__(self) -> None:
         self._left = _MOST_RANGE
@@ -106,7 +106,7 @@ class _Ranges:
 
 
 def _environment() -> type:
-    """Jinja's sandbox, in which an operator cannot make a number, text or list of any size."""
+    """Create a Jinja sandbox in which operators cannot create numbers, texts or lists of unbounded size."""
     base: Any = _jinja2("jinja2.sandbox").ImmutableSandboxedEnvironment
 
     class Environment(base):
@@ -132,7 +132,7 @@ def _check_format(form: str) -> None:
 
 
 def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter of Jinja that takes no large numbers."""
+    """Wrap a Jinja filter so that it refuses large numbers."""
 
     @functools.wraps(function)
     def checked(value: Any, *arguments: Any, **names: Any) -> Any:
@@ -146,7 +146,7 @@ def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _generation_tag() -> type:
-    """The extension for `{% generation %}`, which marks what the assistant says for training; here it does nothing."""
+    """Return an extension that ignores `{% generation %}`, which marks the assistant's text for training."""
     nodes = _jinja2("jinja2.nodes")
     extension: Any = _jinja2("jinja2.ext").Extension
 
@@ -161,7 +161,7 @@ def _generation_tag() -> type:
 
 
 def _plain_message(message: object) -> dict[str, Any]:
-    """A message without what is None, its reasoning under the names that templates know."""
+    """Return a message without None values, with its reasoning under the keys that templates use."""
     if isinstance(message, Mapping) and isinstance(message.get("role"), str) and _says_something(message):
         found = {key: value for key, value in _plain(message).items() if value is not None}
         reasoning = next((found[key] for key in _REASONING if key in found), None)
@@ -174,7 +174,7 @@ def _says_something(message: Mapping[str, Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Data as JSON has them: templates come with models, and are not to reach methods of other objects."""
+    """Convert to JSON-like data: templates come with models, and must not reach methods of other objects."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -193,5 +193,5 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes the characters of HTML."""
+    """Replace Jinja's own filter, which escapes HTML characters."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

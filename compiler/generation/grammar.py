@@ -1,6 +1,6 @@
 """Structured output with xgrammar: texts that match a JSON schema, a grammar or a regular expression.
 
-Checks that every rule of a grammar derives a finite text, reading the form in which xgrammar prints grammars.
+To check that every rule of a grammar derives a finite text, grammars printed by xgrammar are parsed:
 
 rule ::= (("text" [a-z]* other) | (other{2, 3}))
 """
@@ -24,8 +24,8 @@ Kind = Literal["json_schema", "ebnf", "regex"]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Bits = np.ndarray[Any, np.dtype[np.int32]]
 _NAMES = {"json_schema": "JSON schema", "ebnf": "grammar", "regex": "regular expression"}
-_CACHE_BYTES = 256 << 20  # of grammars that a model has compiled
-_WHITESPACE = 64  # between parts of JSON: without a limit, a text may go on with it for ever
+_CACHE_BYTES = 256 << 20  # compiled grammars per model
+_WHITESPACE = 64  # between parts of JSON: without a limit, a text could be white space forever
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Grammar:
     """A constraint on the generated text.
 
     Attributes:
-        kind: what `text` is: "json_schema"; "ebnf", a grammar as llama.cpp's GBNF, from its rule `root` on; "regex".
+        kind: kind of `text`: "json_schema"; "ebnf", a grammar like llama.cpp's GBNF with start rule `root`; "regex".
     """
 
     kind: Kind
@@ -45,17 +45,17 @@ class Grammar:
 
     @staticmethod
     def json_schema(schema: str | Mapping[str, object]) -> Grammar:
-        """JSON that is valid by a schema, which is a dictionary or JSON itself."""
+        """Constrain texts to valid JSON for a schema, given as a dictionary or JSON text."""
         return Grammar("json_schema", schema if isinstance(schema, str) else json.dumps(schema))
 
     @staticmethod
     def ebnf(text: str) -> Grammar:
-        """Texts of a grammar in EBNF."""
+        """Constrain texts to a grammar in EBNF."""
         return Grammar("ebnf", text)
 
     @staticmethod
     def regex(pattern: str) -> Grammar:
-        """Texts that match a regular expression as a whole."""
+        """Constrain whole texts to a regular expression."""
         return Grammar("regex", pattern)
 
 
@@ -63,7 +63,7 @@ class Grammars:
     """Compiles grammars for a model's vocabulary; recently used ones are cached. Thread-safe."""
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop_tokens: tuple[int, ...]) -> None:
-        """Raises MissingDependencyError where xgrammar is not installed."""
+        """Raises MissingDependencyError if xgrammar is not installed."""
         self._package: Any = optional_module("xgrammar", "grammar", "constrains texts to a grammar")
         self._vocabulary, self._stop_tokens = vocabulary, stop_tokens
         information = self._package.TokenizerInfo(
@@ -76,17 +76,16 @@ class Grammars:
         self._lock = threading.Lock()
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        """Create the matcher of one text. Raises as `compile`."""
+        """Create a matcher for one text. Raises as `compile`."""
         return Matcher(self.masks(self.compile(grammar)), self._vocabulary, self._stop_tokens)
 
     def compile(self, grammar: Grammar) -> Any:
-        """A grammar in the package's own form. Raises OptionError where it cannot be read, or has texts that never
-        end."""
+        """Compile a grammar with xgrammar. Raises OptionError if it is invalid, or has texts that never end."""
         name = _NAMES[grammar.kind]
         try:
             with self._lock:
                 compiled = self._compiled(grammar)
-        except (RuntimeError, ValueError, TypeError) as error:  # of xgrammar, which has no class of its own for all
+        except (RuntimeError, ValueError, TypeError) as error:  # xgrammar has no common base class of its errors
             lines = str(error).strip().splitlines()
             raise OptionError(
                 f"the {name} cannot be used: {lines[0].split(': ', 1)[-1] if lines else error}"
@@ -100,7 +99,7 @@ class Grammars:
         return compiled
 
     def masks(self, compiled: Any) -> OwnMasks:
-        """Create the token masks of one text of a compiled grammar."""
+        """Create the token masks of one text for a compiled grammar."""
         return OwnMasks(self._package.GrammarMatcher(compiled), self._vocabulary)
 
     def _compiled(self, grammar: Grammar) -> Any:
@@ -112,21 +111,21 @@ class Grammars:
 
 
 class Masks(Protocol):
-    """Token-by-token masks of a text's grammar, computed in this process or another."""
+    """Token-by-token masks of a text's grammar, computed in this or another process."""
 
     def accept(self, token: int) -> None:
-        """A token was chosen. Raises InputError where it is not allowed."""
+        """Advance by a chosen token. Raises InputError if it is not allowed."""
 
     def wait(self, seconds: float) -> bool:
         """Wait at most `seconds`; True if `next` then returns immediately. Raises InputError if it never will."""
 
     def next(self) -> tuple[Bits | None, bool]:
-        """The bit mask of allowed next tokens, int32 (vocabulary / 32,), None for all; and True if the text may end
-        here. Raises InputError if they cannot be determined."""
+        """Return the bit mask of allowed next tokens, int32 (vocabulary / 32,), None for all; and True if the text may
+        end here. Raises InputError if they cannot be determined."""
 
 
 class OwnMasks:
-    """By a grammar that was compiled in this process."""
+    """Masks of a grammar that was compiled in this process."""
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
         self._matcher = matcher
@@ -155,8 +154,8 @@ class Matcher:
         self._next: tuple[Mask | None, bool] | None = None
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most `seconds`; True if the allowed next tokens are then known. Raises InputError if they never will
-        be."""
+        """Wait at most `seconds`; True if the allowed next tokens are then known. Raises InputError if they never
+        will be."""
         return self._next is not None or self._masks.wait(seconds)
 
     @property
@@ -166,11 +165,11 @@ class Matcher:
 
     @property
     def ended(self) -> bool:
-        """True if nothing may come any more but the end."""
+        """True if only the end may follow."""
         return self._known()[1]
 
     def accept(self, token: int) -> None:
-        """A token was chosen, and not one that ends the text."""
+        """Advance by a chosen token that does not end the text."""
         self._masks.accept(token)
         self._next = None
 
@@ -187,7 +186,7 @@ class Matcher:
         ended = np.count_nonzero(allowed) == np.count_nonzero(stops)
         if ended and not stops.any() and not completed:
             raise InputError(
-                "the grammar allows no token here: the model's vocabulary does not have what it asks for",
+                "the grammar allows no token here: the model's vocabulary has no token for the required text",
                 "change the grammar",
             )
         return allowed, ended
@@ -208,7 +207,7 @@ _RULE = re.compile(r"^(?P<name>[A-Za-z_][\w.-]*)\s*::=", re.MULTILINE)
 
 
 def endless_rule(grammar: str) -> str | None:
-    """A rule of a printed grammar that matches no finite text; None where there is none."""
+    """Return a rule of a printed grammar that matches no finite text; None if there is none."""
     starts = list(_RULE.finditer(grammar))
     ends = [each.start() for each in starts[1:]] + [len(grammar)]
     rules = {each["name"]: grammar[each.end() : end] for each, end in zip(starts, ends, strict=True)}
@@ -223,14 +222,14 @@ def endless_rule(grammar: str) -> str | None:
 
 
 class _Body:
-    """The right side of a rule."""
+    """The right-hand side of a rule."""
 
     def __init__(self, text: str, finite: Mapping[str, bool]) -> None:
         self._tokens = list(_tokens(text))
         self._finite, self._at = finite, 0
 
     def is_finite(self) -> bool:
-        """True if it matches a text that ends, by what is known of other rules."""
+        """True if it matches a finite text, given the rules already known to be finite."""
         return self._choice()
 
     def _choice(self) -> bool:
@@ -264,7 +263,7 @@ class _Body:
             self._take(")")
             return found or token == "(="
         if self._at < len(self._tokens) and self._tokens[self._at] == "(" and token not in self._finite:
-            self._skip()  # a construct of xgrammar's own, with arguments
+            self._skip()  # a construct specific to xgrammar, with arguments
             return True
         return self._finite.get(token, True)
 
@@ -284,7 +283,7 @@ class _Body:
 
 
 def _tokens(text: str) -> Iterator[str]:
-    """Names and symbols; texts and characters as "", repetitions as "{" or "{0"."""
+    """Return names and symbols; texts and character classes as "", repetitions as "{" or "{0"."""
     for match in _TOKEN.finditer(text):
         if match["name"] or match["symbol"]:
             yield match["name"] or match["symbol"]

@@ -22,8 +22,8 @@ class Usage:
 
     Attributes:
         prompt_tokens: number of tokens of its prompt.
-        cached_tokens: number of these that were reused from a sequence with the same prefix.
-        generated_tokens: number of tokens of its result so far.
+        cached_tokens: number of prompt tokens reused from a sequence with the same prefix.
+        generated_tokens: number of tokens in its result so far.
     """
 
     prompt_tokens: int
@@ -32,14 +32,14 @@ class Usage:
 
 
 class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
-    """One submitted sequence. Iterate over it, with `for` or `async for`, for its pieces; one consumer at a time.
+    """One submitted sequence. Iterate over its pieces with `for` or `async for`; one consumer at a time.
 
-    All of it may be used from any thread, and from any event loop.
+    All methods can be used from any thread and any event loop.
     """
 
     def __init__(self, prompt_tokens: int, cancel: Callable[[SequenceHandle], None]) -> None:
         self._condition = threading.Condition()
-        self._ended = threading.Event()  # threads waiting only for the end are not woken by each piece
+        self._ended = threading.Event()  # so that threads waiting only for the end are not woken by each piece
         self._pieces: deque[Piece] = deque()
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._usage = Usage(prompt_tokens, 0, 0)
@@ -49,7 +49,7 @@ class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
 
     @property
     def done(self) -> bool:
-        """True if it has ended; pieces may still wait to be read."""
+        """True if it has ended; there may still be unread pieces."""
         return self._result is not None or self._error is not None
 
     @property
@@ -58,16 +58,16 @@ class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
         return self._usage
 
     def cancel(self) -> None:
-        """End it after the current step; at once where it has not begun. Its result says "cancelled"."""
+        """End it after the current step, or at once if it has not begun. Its finish reason is "cancelled"."""
         if not self.done:
             self._cancel(self)
 
     def result(self, timeout: float | None = None) -> Generation:
-        """The whole generation, once it has ended.
+        """Wait for the end and return the whole generation.
 
         Raises:
-            TimeoutError: it has not within this many seconds.
-            TensorwrightError: what ended it.
+            TimeoutError: it has not ended within this many seconds.
+            TensorwrightError: the error that ended it.
         """
         if not self._ended.wait(timeout):
             raise TimeoutError(f"the sequence has not ended within {timeout} s")
@@ -102,14 +102,14 @@ class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
         raise StopAsyncIteration
 
     def put(self, pieces: Sequence[Piece], usage: Usage) -> None:
-        """Hand over new pieces (the scheduler does)."""
+        """Add new pieces (called by the scheduler)."""
         with self._condition:
             self._pieces.extend(pieces)
             self._usage = usage
             self._wake()
 
     def finish(self, outcome: Generation | BaseException) -> None:
-        """End with a result or an error (the scheduler does)."""
+        """End with a result or an error (called by the scheduler)."""
         with self._condition:
             if isinstance(outcome, Generation):
                 self._result = outcome
@@ -128,11 +128,11 @@ class SequenceHandle(Iterator[Piece], AsyncIterator[Piece]):
         self._condition.notify_all()
         waiting, self._waiting = self._waiting, []
         for loop, future in waiting:
-            with contextlib.suppress(RuntimeError):  # its loop is closed, so that nobody waits
+            with contextlib.suppress(RuntimeError):  # its loop is closed, so nobody waits
                 loop.call_soon_threadsafe(_set, future)
 
     async def _change(self, is_there: Callable[[], bool]) -> None:
-        import asyncio  # who awaits has loaded it; others need not wait for it
+        import asyncio  # loaded by callers that await; others need not wait for the import
 
         loop = asyncio.get_running_loop()
         with self._condition:

@@ -1,6 +1,6 @@
 """`LanguageModel`: a compiled language model that generates text.
 
-An encoder reads speech, images or another text once for each text that is generated.
+An encoder reads speech, images or another text once per generated text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from compiler.runtime import load as load_module
 from compiler.support.interrupts import interruptible
 from compiler.support.media_files import Image
 
-_ROWS = 64  # a cache's capacity is a multiple of it
+_ROWS = 64  # cache capacities are multiples of this
 
 
 class LanguageModel:
@@ -92,19 +92,19 @@ class LanguageModel:
         """Generate a text.
 
         Args:
-            prompt: a text, messages ({"role": ..., "content": ...}) or tokens; an empty one of a model that transcribes
-                or translates is how its texts begin.
-            media: what the encoder of a model with one reads. `inputs`, `images` and `audio` among the settings are
-                its fields: as inputs={"input_features": ...}, images=["cat.png"], audio="speech.wav".
-            options: how; None for the defaults, greedy.
-            stream: called with each piece of the text as it is known; pieces are whole characters.
+            prompt: a text, messages ({"role": ..., "content": ...}) or tokens; for a model that transcribes or
+                translates, an empty prompt stands for its start tokens.
+            media: inputs of the model's encoder, if it has one. The settings `inputs`, `images` and `audio` set its
+                fields: inputs={"input_features": ...}, images=["cat.png"], audio="speech.wav".
+            options: generation options; None for the defaults (greedy).
+            stream: called with each piece of the text; pieces are whole characters.
             cancel: set it, from another thread or from `stream`, to end the generation after the current token.
             settings: fields of `GenerationOptions` that replace those of `options`.
 
         Raises:
-            InputError: the prompt does not fit the context, is empty, or holds no such tokens; `inputs` are missing,
+            InputError: the prompt does not fit the context, is empty, or has unknown tokens; `inputs` are missing,
                 do not fit the encoder, or do not fit the prompt.
-            OptionError: an option has a value that is not allowed.
+            OptionError: an option has an invalid value.
         """
         media = merged_media(media, settings)
         run = self._run(prompt, merged_options(options, settings), cancel, media)
@@ -116,9 +116,9 @@ class LanguageModel:
     def stream(
         self, prompt: Prompt, options: GenerationOptions | None = None, *, media: Media | None = None, **settings: Any
     ) -> Iterator[Piece]:
-        """Like `generate`, token by token: each `Piece` has a token and the text that it completes.
+        """Generate token by token: each `Piece` has a token and the text that it completes.
 
-        Leaving the loop ends the generation.
+        Leaving the loop ends the generation. See `generate` for arguments.
         """
         media = merged_media(media, settings)
         yield from self._run(prompt, merged_options(options, settings), None, media)
@@ -127,25 +127,25 @@ class LanguageModel:
         """Start a chat, whose cache keeps earlier turns.
 
         Args:
-            context: room for this many tokens; None for the model's context, 4096 at most.
+            context: capacity in tokens; None for the model's context, 4096 at most.
         """
         return Conversation(self, min(self.description.context, 4096) if context is None else context)
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
-        """The tokens of a prompt. Raises InputError if it is empty, or has tokens outside the vocabulary."""
+        """Return the tokens of a prompt. Raises InputError if it is empty, or has tokens outside the vocabulary."""
         return self.prompts.tokens_of(prompt)
 
     def chat_tokens(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None, **names: object
     ) -> list[int]:
-        """The tokens of messages, for `generate`, with more than messages alone give to the chat template.
+        """Return the tokens of messages, for `generate`, with tools and variables for the chat template.
 
         Args:
             messages: {"role": ..., "content": ...}; those that call tools may lack content.
             tools: JSON schemas of functions that the model may call.
-            names: further ones that the template reads, as enable_thinking=False.
+            names: additional variables for the template, such as enable_thinking=False.
 
-        Raises InputError where the model has no tokenizer or chat template, or the template refuses the messages.
+        Raises InputError if the model has no tokenizer or chat template, or the template refuses the messages.
         """
         return self.prompts.chat_tokens(messages, tools, **names)
 
@@ -154,18 +154,18 @@ class LanguageModel:
         return self.prompts.prepared(prompt, media)
 
     def encoded(self, inputs: Mapping[str, Any] | None, tokens: Sequence[int]) -> EncoderInputs | None:
-        """Inputs of the decoder beside tokens; None of models without an encoder.
+        """Run the encoder and return the decoder's inputs besides tokens; None for models without an encoder.
 
-        Raises InputError where inputs are missing, or do not fit the encoder or the prompt.
+        Raises InputError if inputs are missing, or do not fit the encoder or the prompt.
         """
         return None if self.encoder is None else self.encoder.run(inputs, tokens)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens without special ones; "" without a tokenizer."""
+        """Return the text of tokens, without special ones; "" without a tokenizer."""
         return "" if self.tokenizer is None else self.tokenizer.decode(tokens)
 
     def steps(self, slots: int, context: int) -> Steps:
-        """Steps that read tokens of this many sequences, of at most `context` tokens each."""
+        """Create steps for this many sequences of at most `context` tokens each."""
         capacity = min(-(-context // _ROWS) * _ROWS, max(self.description.context, context))
         kind = BatchedSteps if self.description.sequences else SessionSteps
         steps = kind(self.module, slots, capacity)
@@ -174,13 +174,13 @@ class LanguageModel:
     def output(
         self, prompt: Sequence[int], options: GenerationOptions, room: int, matcher: Matcher | None = None
     ) -> Output:
-        """The result of a sequence, still empty.
+        """Create the still empty result of a sequence.
 
         Args:
-            room: number of tokens that it can have with the prompt.
-            matcher: matcher of a grammar that was compiled elsewhere; None: that of the options' grammar.
+            room: maximum number of tokens, including the prompt.
+            matcher: matcher of a grammar that was compiled elsewhere; None to compile the grammar in the options.
 
-        Raises OptionError for options that the model cannot follow.
+        Raises OptionError for options that the model does not support.
         """
         if options.speculative and not self.description.sequences:
             raise OptionError(
@@ -200,7 +200,7 @@ class LanguageModel:
             matcher = self._grammars.matcher(options.grammar)
         description = self.description
         never, never_first = (
-            [token for token in tokens if token < description.vocabulary]  # configurations name tokens of larger ones
+            [token for token in tokens if token < description.vocabulary]  # they may be of a larger vocabulary
             for tokens in (description.suppressed, description.suppressed_first)
         )
         rules = TokenRules(description.stop_tokens, never, never_first)
@@ -213,11 +213,11 @@ class LanguageModel:
         return Grammars(self.tokenizer, self.description.vocabulary, self.description.stop_tokens)
 
     def draft_steps(self, slots: int, context: int) -> Steps | None:
-        """Like `steps`, of the draft model; None where there is none."""
+        """Create steps for the draft model; None if there is none."""
         return None if self.draft is None else self.draft.steps(slots, min(context, self.draft.description.context))
 
     def speculation(self, options: GenerationOptions, drafts: Steps | None, slot: int) -> Speculation:
-        """Speculation that guesses the tokens of a sequence; `drafts` reads them with the draft model."""
+        """Create the speculation of a sequence; `drafts` are the draft model's steps."""
         if drafts is None or self.draft is None:
             return Speculation(PromptLookup(), options.speculative)
         room = self.draft.description.context if drafts.room is None else drafts.room
@@ -249,7 +249,7 @@ class LanguageModel:
 
 
 class Conversation:
-    """Turns of one chat: what the model has read stays in its cache."""
+    """Turns of one chat; the cache keeps earlier turns."""
 
     def __init__(self, model: LanguageModel, context: int) -> None:
         if not 1 <= context <= model.description.context:
@@ -271,10 +271,10 @@ class Conversation:
         cancel: threading.Event | None = None,
         **settings: Any,
     ) -> Generation:
-        """The answer to a user's message, which comes with images; all become part of `messages`. As
+        """Answer a user's message, optionally with images; both become part of `messages`. Arguments and errors as for
         `LanguageModel.generate`.
 
-        After an error the conversation is as it was before.
+        After an error the conversation is unchanged.
         """
         model = self._model
         messages = [*self.messages, user_message(text, len(images))]
@@ -283,7 +283,7 @@ class Conversation:
         check_fits(tokens, self._context)
         if images or (model.encoder is not None and not self._state.tokens):
             self._steps.attach(0, model.encoded(inputs, tokens))
-            self._state = SequenceState(self._steps, self._context)  # all is read anew
+            self._state = SequenceState(self._steps, self._context)  # everything is read again
         run = model._started(self._state, tokens, merged_options(options, settings), cancel)
         for piece in run:
             if stream is not None and piece.text:
@@ -293,7 +293,7 @@ class Conversation:
 
 
 def user_message(text: str, images: int = 0, sounds: int = 0) -> dict[str, Any]:
-    """A message for chat templates, with markers for images and sounds before its text."""
+    """Create a message for chat templates, with markers for images and sounds before its text."""
     markers = [*[{"type": "image"}] * images, *[{"type": "audio"}] * sounds]
     return {"role": "user", "content": [*markers, {"type": "text", "text": text}] if markers else text}
 
@@ -305,16 +305,16 @@ def load(
     trusted_keys: Sequence[Key] | None = None,
     draft: str | os.PathLike[str] | bytes | None = None,
 ) -> LanguageModel:
-    """Load a language model that `compile` made.
+    """Load a compiled language model.
 
     Args:
         source: the path of a `.twm` file, or its bytes.
-        threads: number of threads that it runs on; None: the module's own setting.
+        threads: number of threads of a run; None for the module's own setting.
         trusted_keys: see `compiler.load`.
-        draft: of a smaller model with the same tokens, for speculative decoding.
+        draft: path or bytes of a smaller model with the same tokens, for speculative decoding.
 
     Raises:
-        StorageError, ArtifactError, IncompatibleArtifactError, SignatureError: as of `compiler.load`.
+        StorageError, ArtifactError, IncompatibleArtifactError, SignatureError: as `compiler.load`.
         ArtifactError: it is not a language model.
         MissingDependencyError: a package of the extra `generate` is missing.
     """
@@ -335,7 +335,7 @@ def _check_same_tokens(model: LanguageModel, draft: LanguageModel) -> None:
 
 
 def merged_options(options: GenerationOptions | None, settings: Mapping[str, Any]) -> GenerationOptions:
-    """Options with some replaced. Raises OptionError for unknown ones, and for values that are not allowed."""
+    """Return options with some replaced. Raises OptionError for unknown options and invalid values."""
     try:
         return replace(options or GenerationOptions(), **settings)
     except TypeError as error:
@@ -344,7 +344,7 @@ def merged_options(options: GenerationOptions | None, settings: Mapping[str, Any
 
 
 def merged_media(media: Media | None, settings: dict[str, Any]) -> Media | None:
-    """Media with fields out of the settings, which are removed there. Raises OptionError for both."""
+    """Return media with fields moved from the settings. Raises OptionError if both are given."""
     own = {name: settings.pop(name) for name in ("inputs", "images", "audio") if name in settings}
     own = {name: value for name, value in own.items() if value is not None}
     if own and media is not None:
@@ -356,26 +356,26 @@ Array = np.ndarray
 FIRST_ROW = "first_row"
 _SPECTROGRAM = "input_features"
 _GRIDS = "image_grid_thw"
-_KEPT = "kept"  # an encoder's output: the rows that stand for a token
+_KEPT = "kept"  # an encoder's output: the feature rows that replace tokens
 
 
 class EncoderInputs:
-    """Inputs of the decoder beside the tokens of a sequence: an encoder's results."""
+    """Inputs of the decoder besides the tokens of a sequence: an encoder's results."""
 
     def __init__(self, found: dict[str, Array], prompt: Sequence[int] = (), image_token: int | None = None) -> None:
-        """`prompt`: whose tokens of images take the rows of `found`, one after another."""
+        """`prompt`: tokens, whose image tokens are replaced by the rows of `found` in order."""
         self._found = found
         self._stands = stands = np.asarray(prompt, np.int64) == image_token
         self._rows = None if image_token is None else np.concatenate([[0], np.cumsum(stands)])
 
     def end(self, end: int) -> int:
-        """The end of a chunk that would end at `end`: behind all rows of an image, which may see one another."""
+        """Return the end of a chunk that would end at `end`, after an image whose rows may attend to one another."""
         while 0 < end < len(self._stands) and self._stands[end - 1] and self._stands[end]:
             end += 1
         return end
 
     def of(self, chunk: Chunk) -> dict[str, Array]:
-        """The decoder's inputs for some tokens, by name."""
+        """Return the decoder's inputs for a chunk of tokens, by name."""
         if self._rows is None:
             return self._found
         before = int(self._rows[min(chunk.position, len(self._rows) - 1)])
@@ -383,10 +383,10 @@ class EncoderInputs:
 
 
 class Encoder:
-    """A module whose outputs are inputs of the decoder."""
+    """The encoder's module, whose outputs are inputs of the decoder."""
 
     def __init__(self, content: bytes, decoder: Module, description: LanguageModelDescription) -> None:
-        """`content`: the module as a file holds it. Raises as `compiler.load`."""
+        """`content`: bytes of a module file. Raises as `compiler.load`."""
         self.module = load_module(content, threads=decoder.threads)
         self._image_token = description.image_token
         self._taken = {each.name: each for each in decoder.manifest.session_inputs if each.name in self._returned()}
@@ -397,14 +397,14 @@ class Encoder:
         return self.module.inputs
 
     def run(self, inputs: Mapping[str, Any] | None, tokens: Sequence[int]) -> EncoderInputs:
-        """Inputs of the decoder beside the tokens.
+        """Run the encoder and return the decoder's inputs besides the tokens.
 
         Args:
-            inputs: by the names of `inputs`; None for a prompt without images.
-            tokens: the prompt, which stands for images token by token.
+            inputs: encoder inputs by name; None for a prompt without images.
+            tokens: the prompt, with one placeholder token per feature row of an image.
 
         Raises:
-            InputError: inputs are missing or do not fit, or the prompt has room for other images.
+            InputError: inputs are missing or do not fit, or the prompt has another number of placeholders.
         """
         stands = 0 if self._image_token is None else list(tokens).count(self._image_token)
         if inputs is None:
@@ -437,7 +437,7 @@ class Encoder:
 
 
 def _check_grids(inputs: Mapping[str, Any]) -> None:
-    """Raise InputError where (frames, rows, columns) of images are not those of the patches."""
+    """Raise InputError if the (frames, rows, columns) of images do not match the number of patches."""
     if _GRIDS not in inputs or "pixel_values" not in inputs:
         return
     grids, patches = np.asarray(inputs[_GRIDS]), len(np.asarray(inputs["pixel_values"]))

@@ -1,4 +1,4 @@
-"""The decoding loop of one sequence: the prompt, then one run per token."""
+"""Decoding loop of one sequence: the prompt, then one run per token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compiler.generation.steps import Chunk, Logits, Steps, common_length
 
 
 class SequenceState:
-    """The first slot of some steps, and the tokens that it has read."""
+    """State of a single sequence: the first slot of some steps, and its tokens."""
 
     def __init__(self, steps: Steps, context: int) -> None:
         self._steps, self.context = steps, context
@@ -22,7 +22,7 @@ class SequenceState:
         self._adapter: str | None = None
 
     def choose(self, adapter: str | None) -> None:
-        """Read what follows with an adapter; None for the base. What was read with another one is forgotten."""
+        """Select an adapter for the following tokens; None for the base. Tokens of another adapter are discarded."""
         self._steps.choose(0, adapter)
         if adapter != self._adapter:
             self.tokens.clear()
@@ -30,11 +30,11 @@ class SequenceState:
 
     @property
     def room(self) -> int:
-        """Number of tokens that it can read in all."""
+        """Total number of tokens that it can read."""
         return self.context if self._steps.room is None else min(self.context, self._steps.room)
 
     def keep_common(self, tokens: Sequence[int]) -> int:
-        """Forget what differs from `tokens`; returns how many stay, at most all but the last of them."""
+        """Discard tokens after the common prefix with `tokens`; return its length, at most all but the last of them."""
         common = common_length(self.tokens, tokens)
         kept = self._steps.back_to(0, common)
         if kept < common:
@@ -44,12 +44,12 @@ class SequenceState:
         return common
 
     def read_prompt(self, tokens: Sequence[int]) -> Logits:
-        """Read what a prompt has beyond the tokens that are there; float32 (1, vocabulary), the logits of the next."""
+        """Read the uncached rest of a prompt; return the logits of the next token, float32 (1, vocabulary)."""
         chunk = Chunk(0, tokens[len(self.tokens) :], len(self.tokens), len(tokens), is_prompt=True, logits=1)
         return self._read(chunk)
 
     def read(self, tokens: Sequence[int]) -> Logits:
-        """Read generated tokens; the logits of the one behind each, float32 (tokens, vocabulary)."""
+        """Read generated tokens; return the logits after each, float32 (tokens, vocabulary)."""
         position = len(self.tokens)
         return self._read(Chunk(0, tokens, position, position + len(tokens), is_prompt=False, logits=len(tokens)))
 
@@ -64,7 +64,7 @@ class SequenceState:
 
 
 class Run(Iterator[Piece]):
-    """One generation, one token per step; `result` once it has ended."""
+    """One generation, token by token; `result` is available at the end."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Run(Iterator[Piece]):
         return [] if piece is None else [piece]
 
     def _decoded_pieces(self) -> list[Piece]:
-        """Pieces from a run of the last token and of the guesses behind it."""
+        """Yield pieces from a run of the last token and the guesses after it."""
         output, speculation = self._output, self._speculation
         guesses: list[int] = []
         if speculation is not None:
@@ -131,13 +131,13 @@ class Run(Iterator[Piece]):
 
 
 def right_guesses(guesses: Sequence[int], tokens: Sequence[int]) -> int:
-    """Number of leading guesses that equal the chosen tokens."""
+    """Return the number of leading guesses that equal the chosen tokens."""
     pairs = enumerate(zip(guesses, tokens, strict=False))
     return next((i for i, (guess, token) in pairs if guess != token), min(len(guesses), len(tokens)))
 
 
 def check_fits(prompt: Sequence[int], room: int) -> None:
-    """Raises InputError where a prompt is longer than the context."""
+    """Raise InputError if a prompt is longer than the context."""
     if len(prompt) > room:
         raise InputError(
             f"the prompt has {len(prompt)} tokens, which exceeds the context of {room}", "give a shorter prompt"

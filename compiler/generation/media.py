@@ -1,5 +1,5 @@
-"""Media inputs of a model's encoder: images as the encoders of vision-language models read them, speech as models like
-Whisper read it (log-mel spectrograms), or arrays as they are."""
+"""Media inputs of a model's encoder: preprocessed images for vision-language models, log-mel spectrograms for models
+like Whisper, or arrays without preprocessing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from compiler.support.media_files import Audio, Image, read_audio, read_image
 
 @dataclass(frozen=True, kw_only=True)
 class Media:
-    """Media that a prompt refers to.
+    """Media of a prompt.
 
     Attributes:
         images: in the order of their markers in the prompt.
-        audio: speech, of which models like Whisper read the first part that they read at once.
-        inputs: the encoder's inputs by name, in place of both.
+        audio: speech; models like Whisper read only its first window.
+        inputs: the encoder's inputs by name, instead of images and audio.
     """
 
     images: Sequence[Image] = ()
@@ -38,13 +38,13 @@ class Media:
     def prepared(
         self, description: LanguageModelDescription, name: str, rank: int
     ) -> tuple[Mapping[str, Any] | None, list[str], str]:
-        """The encoder's inputs, the text that stands for each image, or for the sound, and the marker it replaces.
+        """Return the encoder's inputs, the placeholder text of each image or of the sound, and the marker to replace.
 
         Args:
-            name, rank: of the encoder's first input.
+            name, rank: name and rank of the encoder's first input.
 
         Raises:
-            InputError: the model does not read such things, or they cannot be read.
+            InputError: the model does not read such media, or they cannot be read.
             MissingDependencyError: Pillow is not installed.
         """
         if sum((bool(self.images), self.audio is not None, self.inputs is not None)) > 1:
@@ -83,7 +83,7 @@ _LONGEST = 4096
 
 
 def prepared_images(images: Sequence[Image], preparation: ImagePreparation) -> tuple[Array, list[str]]:
-    """Pixels float32 (tiles, 3, height, width), and for each image the text that stands for it.
+    """Return pixels float32 (tiles, 3, height, width), and the placeholder text of each image.
 
     Raises:
         InputError: an image cannot be read, or is too large.
@@ -101,7 +101,7 @@ def prepared_images(images: Sequence[Image], preparation: ImagePreparation) -> t
 def prepared_patches(
     images: Sequence[Image], preparation: ImagePreparation, patches: PatchPreparation
 ) -> tuple[dict[str, Array], list[str]]:
-    """Patches float32 (patches, values) of all images and the (frames, rows, columns) of each, and its text.
+    """Return patches float32 (patches, values) of all images, and the (frames, rows, columns) and text of each image.
 
     Raises as `prepared_images`.
     """
@@ -121,7 +121,7 @@ def prepared_patches(
 
 
 def _in_area(width: int, height: int, side: int, patches: PatchPreparation) -> tuple[int, int]:
-    """Sizes near those of an image that `side` divides, of between `least` and `most` pixels."""
+    """Return sizes near those of an image that are multiples of `side`, with between `least` and `most` pixels."""
     if max(width, height) > 200 * min(width, height):
         raise InputError(f"an image of {width} x {height} pixels is more than 200 times as long as it is wide")
     across, down = (round(each / side) * side for each in (width, height))
@@ -135,8 +135,7 @@ def _in_area(width: int, height: int, side: int, patches: PatchPreparation) -> t
 
 
 def with_media(text: str, texts: Sequence[str], marker: str) -> str:
-    """The prompt, its markers replaced by the texts of images or of a sound. Raises InputError where their numbers
-    differ."""
+    """Replace the markers in a prompt by texts of images or of a sound. Raises InputError if their numbers differ."""
     parts = text.split(marker)
     if len(parts) != len(texts) + 1:
         raise InputError(
@@ -146,7 +145,7 @@ def with_media(text: str, texts: Sequence[str], marker: str) -> str:
 
 
 def _tiles(image: Any, preparation: ImagePreparation) -> tuple[list[Any], int, int]:
-    """Tiles of an image for the encoder, and the numbers of rows and columns of tiles; 0 where it is not cut."""
+    """Cut an image into tiles; return them with the numbers of rows and columns of tiles, 0 if it is not cut."""
     size, filter_ = (preparation.width, preparation.height), preparation.resample
     if preparation.shortest is not None:
         return [_cropped(image, preparation.shortest, size, filter_)], 0, 0
@@ -165,14 +164,15 @@ def _tiles(image: Any, preparation: ImagePreparation) -> tuple[list[Any], int, i
 
 
 def _cut(image: Any, size: tuple[int, int]) -> list[Any]:
-    """Tiles of a size, row by row."""
+    """Cut an image into tiles of a size, row by row."""
     width, height = size
     corners = [(x, y) for y in range(0, image.height, height) for x in range(0, image.width, width)]
     return [image.crop((x, y, x + width, y + height)) for x, y in corners]
 
 
 def _on_canvas(image: Any, size: tuple[int, int], tiles: tuple[int, int], filter_: int) -> list[Any]:
-    """Tiles of the grid of between `tiles` tiles whose sides are most like those of an image, and the image."""
+    """Cut an image into the grid, with a number of tiles within `tiles`, whose aspect ratio is closest; and append the
+    image itself."""
     least, most = tiles
     sides = range(1, most + 1)
     grids = [(columns, rows) for columns in sides for rows in sides if least <= columns * rows <= most]
@@ -187,7 +187,7 @@ def _on_canvas(image: Any, size: tuple[int, int], tiles: tuple[int, int], filter
 
 
 def _longest(width: int, height: int, longest: int) -> tuple[int, int]:
-    """Sizes whose larger is `longest`, and the other one even."""
+    """Scale sizes so that the larger one is `longest` and the other one is even."""
     ratio = width / height
     if width >= height:
         width, height = longest, int(longest / ratio)
@@ -202,7 +202,7 @@ def _longest(width: int, height: int, longest: int) -> tuple[int, int]:
 
 
 def _whole_tiles(width: int, height: int, side: int) -> tuple[int, int]:
-    """The next multiples of the side of a tile, by the longer side first."""
+    """Round sizes up to multiples of a tile's side, the longer side first."""
     ratio = width / height
     if width >= height:
         width = math.ceil(width / side) * side
@@ -212,7 +212,7 @@ def _whole_tiles(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def _cropped(image: Any, shortest: int, size: tuple[int, int], filter_: int) -> Any:
-    """The middle of an image whose shorter side has a length; what is beyond its edges is black."""
+    """Resize the shorter side of an image, and crop its center; pixels beyond the edges are black."""
     width, height = image.size
     if width <= height:
         resized = image.resize((shortest, int(shortest * height / width)), filter_)
@@ -229,7 +229,7 @@ def _normalized(image: Any, preparation: ImagePreparation) -> Array:
 
 
 def _text(preparation: ImagePreparation, parts: int, rows: int, columns: int) -> str:
-    """Placeholder text of an image of this many parts, which are tiles in rows and columns where it is framed."""
+    """Return the placeholder text of an image with this many parts; framed tiles have row and column markers."""
     own, frame = preparation.text * preparation.rows, preparation.frame
     if not frame:
         return f"{preparation.before}{own * parts}{preparation.after}"
@@ -242,18 +242,18 @@ def _text(preparation: ImagePreparation, parts: int, rows: int, columns: int) ->
 
 
 _HIGHEST = 8000.0  # Hz of the last band
-_LINEAR = 1000.0  # Hz up to which the scale of mels is linear
+_LINEAR = 1000.0  # Hz up to which the mel scale is linear
 _STEP = math.log(6.4) / 27
 
 
 def windows(samples: Array, preparation: AudioPreparation) -> list[Array]:
-    """The parts of speech that a model reads at once, one after another."""
+    """Yield the windows of speech that a model reads at once."""
     return [samples[start : start + preparation.samples] for start in range(0, len(samples), preparation.samples)]
 
 
 def prepared_sound(samples: Array, preparation: AudioPreparation, name: str) -> tuple[dict[str, Array], list[str]]:
-    """Inputs of an encoder whose rows take the place of tokens, by the name of the spectrograms, and the text of a
-    sound. Raises InputError for sounds that are longer than a masked encoder reads."""
+    """Return inputs of an encoder whose feature rows replace tokens, by the name of the spectrograms, and the text of a
+    sound. Raises InputError for sounds that are too long for a masked encoder."""
     parts = max(1, -(-len(samples) // preparation.samples))
     if not preparation.masked:
         features = log_mel(samples, preparation, parts)
@@ -270,7 +270,7 @@ def prepared_sound(samples: Array, preparation: AudioPreparation, name: str) -> 
 
 
 def log_mel(samples: Array, preparation: AudioPreparation, parts: int = 1) -> Array:
-    """The spectrogram of at most `parts` times `preparation.samples` samples: float32 (parts, mels, frames)."""
+    """Return the spectrogram of at most `parts` times `preparation.samples` samples: float32 (parts, mels, frames)."""
     window, hop, length = preparation.window, preparation.hop, parts * preparation.samples
     padded = np.zeros(length, np.float64)
     padded[: len(samples)] = samples
@@ -286,7 +286,7 @@ def log_mel(samples: Array, preparation: AudioPreparation, parts: int = 1) -> Ar
 
 @cache
 def _bands(window: int, mels: int, rate: int) -> Array:
-    """Triangles of equal area over the frequencies, evenly spaced in mels: (frequencies, mels)."""
+    """Return triangular filters of equal area, evenly spaced in mels: (frequencies, mels)."""
     frequencies = np.linspace(0, rate / 2, window // 2 + 1)
     edges = _hertz(np.linspace(0, _mel(_HIGHEST), mels + 2))
     rising = (frequencies[:, None] - edges[:-2]) / np.diff(edges)[:-1]

@@ -20,23 +20,22 @@ class GenerationOptions:
     """Options of text generation.
 
     Attributes:
-        max_new_tokens: at most this many tokens.
-        temperature: 0 takes the most likely token each time; else logits are divided by it before one is drawn.
-        top_k: only the k most likely tokens are drawn; 0 for all.
-        top_p: only the most likely tokens whose probabilities reach this sum are drawn.
-        min_p: only tokens at least this times as likely as the most likely one are drawn.
-        repetition_penalty: logits of tokens that were seen before are divided by it, or multiplied where they are
-            negative; 1 for none.
-        frequency_penalty, presence_penalty: taken off the logits of tokens of the result so far: the first each time
-            that they occur, the second once.
-        logit_bias: token -> what is added to its logit, from -100 to 100.
+        max_new_tokens: maximum number of generated tokens.
+        temperature: 0 always chooses the most likely token; otherwise logits are divided by it before sampling.
+        top_k: sample only from the k most likely tokens; 0 for all.
+        top_p: sample only from the most likely tokens whose probabilities reach this sum.
+        min_p: sample only from tokens at least this times as likely as the most likely one.
+        repetition_penalty: logits of earlier tokens are divided by it, or multiplied if they are negative; 1 for none.
+        frequency_penalty, presence_penalty: subtracted from the logits of tokens in the result so far: the first once
+            per occurrence, the second once.
+        logit_bias: token -> number added to its logit, from -100 to 100.
         stop: texts that end the generation and are not part of the result.
-        seed: seed of the random numbers; None for another one each time. The result says which it was.
-        grammar: the text must match it: a `Grammar`, a JSON schema as a dictionary, or a grammar in EBNF as text.
-        speculative: guess this many tokens at most, and check them in one run; 0 for none. The result stays the same.
-            Guesses come from the model's draft model, or from what followed in the prompt and the text before.
-        adapter: name of the adapter of the module that the text is generated with; None for the base.
-        logprobs: for each token also log probabilities: its own, and those of this many likely ones; None: none.
+        seed: seed of the random numbers; None for a new one each time. The result contains the seed.
+        grammar: constraint on the text: a `Grammar`, a JSON schema as a dictionary, or a grammar in EBNF as text.
+        speculative: guess at most this many tokens, and check them in one run; 0 for none. The result stays the same.
+            Guesses come from the draft model, or from earlier occurrences in the prompt and the text.
+        adapter: name of the module's adapter to use; None for the base.
+        logprobs: also return log probabilities of each token and of this many most likely ones; None for none.
     """
 
     max_new_tokens: int = 256
@@ -103,7 +102,7 @@ class GenerationOptions:
 
 
 def _biases(given: Mapping[int, float] | Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    """Pairs of a token and a number. Raises OptionError for anything else."""
+    """Return pairs of a token and a number. Raises OptionError for anything else."""
     pairs = tuple(given.items() if isinstance(given, Mapping) else given)
     for token, bias in pairs:
         if isinstance(token, bool) or not isinstance(token, int) or token < 0:
@@ -134,15 +133,15 @@ class Generation:
     """A generated text.
 
     Attributes:
-        text: without the prompt; empty where the module has no tokenizer.
-        tokens: those of the result; a token that ended it is not among them.
-        finish_reason: "stop": the model or a stop text ended it; "length": this many tokens were asked for, or the
-            context is full; "cancelled": the caller ended it.
-        prompt_tokens: number of tokens that the prompt has.
-        reused_tokens: number of them that an earlier turn had computed.
-        prompt_seconds, decode_seconds: time for the prompt up to the first token, and for what followed.
-        seed: seed of the random numbers; None where none were drawn.
-        logprobs: one for each token, where asked for.
+        text: text without the prompt; empty if the module has no tokenizer.
+        tokens: generated tokens, without a token that ended the text.
+        finish_reason: "stop": the model or a stop text ended it; "length": the requested number of tokens is reached,
+            or the context is full; "cancelled": the caller ended it.
+        prompt_tokens: number of tokens in the prompt.
+        reused_tokens: number of prompt tokens computed by an earlier turn.
+        prompt_seconds, decode_seconds: time for the prompt up to the first token, and for the rest.
+        seed: seed of the random numbers; None if none were used.
+        logprobs: one per token, if requested.
     """
 
     text: str

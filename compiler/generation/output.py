@@ -1,6 +1,5 @@
-"""The output of one sequence: tokens sampled from logits, their text, and the stopping condition.
-
-Incremental detokenization, and detection of stop texts.
+"""The output of one sequence: tokens sampled from logits, their text, and the stopping condition; with incremental
+detokenization and detection of stop texts.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True)
 class Piece:
-    """A token, and the text that is certain with it (perhaps none, perhaps of earlier tokens); None at the end.
+    """A token (None at the end), and the text that it makes certain, possibly empty or of earlier tokens.
 
     Attributes:
-        logprob: its log probability, where asked for.
+        logprob: its log probability, if requested.
     """
 
     token: int | None
@@ -30,7 +29,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the prompt up to the first token, seconds of what followed, and in how many runs."""
+    """Seconds for the prompt up to the first token, seconds for the rest, and its number of runs."""
 
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -39,7 +38,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class TokenRules:
-    """Tokens that end a text, that are never generated, and that are not generated first."""
+    """Tokens that end a text, tokens that are never generated, and tokens that are never generated first."""
 
     stop: Sequence[int] = ()
     suppressed: Sequence[int] = ()
@@ -50,7 +49,7 @@ class Output:
     """The result of one sequence as it grows.
 
     Attributes:
-        tokens: those generated so far.
+        tokens: tokens generated so far.
         reason: why it has ended; None before that.
     """
 
@@ -63,7 +62,7 @@ class Output:
         room: int,
         matcher: Matcher | None = None,
     ) -> None:
-        """`room`: the most tokens that the model can read, the prompt's included; `matcher`: of the grammar."""
+        """`room`: maximum number of tokens, including the prompt; `matcher`: matcher of the grammar."""
         self._matcher = matcher
         self._prompt_tokens, self.options, self._room = len(prompt), options, room
         self._ends = frozenset(rules.stop)
@@ -76,9 +75,9 @@ class Output:
         self._check_length()
 
     def take(self, logits: Logits) -> Piece | None:
-        """Choose the next token from its logits, float32 (vocabulary,); None where that ends the sequence.
+        """Choose the next token from its logits, float32 (vocabulary,); None if it ends the sequence.
 
-        Raises InputError where the logits are not numbers.
+        Raises InputError if the logits are not finite.
         """
         matcher = self._matcher
         token = self._sampler.choose(logits, None if matcher is None else matcher.allowed)
@@ -101,8 +100,8 @@ class Output:
         return Piece(token, text, logprob)
 
     def settle(self, seconds: float = 0.0) -> bool:
-        """Find out whether the last token ends the sequence; False where its grammar, in another process, does not say
-        within this many seconds. Raises InputError where the grammar allows no other token."""
+        """Determine if the last token ends the sequence; return False if its grammar, in another process, does not
+        answer within this many seconds. Raises InputError if the grammar allows no other token."""
         matcher = self._matcher
         if self.reason is None and self.tokens:
             if matcher is not None and not matcher.wait(seconds):
@@ -117,7 +116,7 @@ class Output:
         """Accept tokens while they match the guesses, and one more.
 
         Args:
-            logits: float32 (guesses + 1, vocabulary): of the next token, and of that behind each guess.
+            logits: float32 (guesses + 1, vocabulary): for the next token, and after each guess.
             guesses: guesses of the next tokens.
         """
         pieces = []
@@ -136,13 +135,13 @@ class Output:
         return max(0, min(self.options.max_new_tokens - len(self.tokens), self._room + 1 - used))
 
     def end(self) -> Piece | None:
-        """The text that was held back until the end; call it once, when `reason` is set."""
+        """Return the text that was held back until the end; call it once, when `reason` is set."""
         rest = "" if self._stop.found else self._stop.add(self._text.end()) + self._stop.end()
         self._pieces.append(rest)
         return Piece(None, rest) if rest else None
 
     def result(self, reused: int, timing: Timing) -> Generation:
-        """The generation, after `end`; `reused`: tokens of the prompt that were not computed for it."""
+        """Return the generation, after `end`; `reused`: number of prompt tokens that came from the cache."""
         assert self.reason is not None
         return Generation(
             text="".join(self._pieces),
@@ -164,25 +163,25 @@ class Output:
 
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
-_LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens, that one character can take
+_LONGEST_CHARACTER = 4  # maximum UTF-8 bytes, and so tokens, of one character
 
 
 class TextStream:
-    """Detokenizes tokens that arrive one by one; a character is emitted once all of its bytes are known."""
+    """Incremental detokenizer; a character is emitted once all of its bytes are known."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], context: Sequence[int] = ()) -> None:
-        """`context`: tokens before, which some tokenizers need to know whether a space is due."""
+        """`context`: preceding tokens, from which some tokenizers decide on a leading space."""
         self._decode = decode
         self._tokens = list(context)[-_LONGEST_CHARACTER:]
         self._begin, self._given = 0, len(self._tokens)
 
     def add(self, token: int) -> str:
-        """The text that this token completes; "" where it ends within a character."""
+        """Return the text that this token completes; "" if it ends within a character."""
         self._tokens.append(token)
         return self._next(final=False)
 
     def end(self) -> str:
-        """Text of the rest: bytes that do not form a character become replacement characters."""
+        """Return the remaining text: bytes that do not form a character become replacement characters."""
         return self._next(final=True)
 
     def _next(self, *, final: bool) -> str:
@@ -195,21 +194,21 @@ class TextStream:
         text = now[len(before) :]
         if (
             text
-        ):  # behind special tokens alone, a decoder takes what follows for the beginning, which may lose its space
+        ):  # after only special tokens, a decoder treats the next token as the beginning, which may lose its space
             self._begin = self._given
         self._given = len(self._tokens)
         return text
 
 
 class StopTexts:
-    """Holds back what may be the beginning of a stop text."""
+    """Filter that holds back a possible beginning of a stop text."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops, self._held = tuple(stops), ""
         self.found = False
 
     def add(self, piece: str) -> str:
-        """Text that can be given out now; sets `found` where a stop text is complete."""
+        """Return the text that can be emitted now; sets `found` if a stop text is complete."""
         if self.found:
             return ""
         text = self._held + piece
@@ -222,11 +221,11 @@ class StopTexts:
         return text[: len(text) - held]
 
     def end(self) -> str:
-        """Text that was held back and did not become a stop text."""
+        """Return held-back text that did not become a stop text."""
         text, self._held = self._held, ""
         return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Number of characters at the end of `text` that begin `stop`."""
+    """Return the number of characters at the end of `text` that are a prefix of `stop`."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)

@@ -1,4 +1,4 @@
-"""`PromptReader`: prompts as tokens, and images or speech as inputs of the encoder; runs no model."""
+"""`PromptReader`: converts prompts to tokens, and images or speech to encoder inputs, without running a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compiler.generation.tokenizer import Tokenizer
 
 
 class Chat(TypedDict):
-    """Messages, with what else a chat template reads: see `LanguageModel.chat_tokens`."""
+    """Messages with tools and variables for a chat template: see `LanguageModel.chat_tokens`."""
 
     messages: Messages
     tools: Sequence[Mapping[str, Any]] | None
@@ -30,9 +30,9 @@ class PromptReader:
     """Reads prompts for a model.
 
     Attributes:
-        tokenizer: None of models that were compiled without one, which take tokens alone.
+        tokenizer: None for models compiled without one, which accept only tokens.
         encoder_input: name and rank of the encoder's first input; None for models without an encoder.
-        context: tokens of a prompt at most; texts that cannot fit are refused unread. None: no limit.
+        context: maximum number of tokens; texts that cannot fit are refused without tokenizing. None: no limit.
     """
 
     description: LanguageModelDescription
@@ -41,7 +41,7 @@ class PromptReader:
     context: int | None = None
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
-        """The tokens of a prompt. Raises InputError if it is empty, or has tokens outside the vocabulary."""
+        """Return the tokens of a prompt. Raises InputError if it is empty, or has tokens outside the vocabulary."""
         if isinstance(prompt, Mapping) and "messages" in prompt:
             return self._encoded(self._rendered(prompt), special=False)
         if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Collection):
@@ -69,9 +69,9 @@ class PromptReader:
         return self._encoded(self.required_tokenizer().chat(messages, tools, **names), special=False)
 
     def prepared(self, prompt: Prompt, media: Media | None) -> tuple[list[int], Mapping[str, Any] | None]:
-        """The tokens of a prompt with its images put in, and the encoder's inputs; None for none.
+        """Return the tokens of a prompt with image placeholders, and the encoder's inputs; None if there are none.
 
-        Raises InputError as `tokens_of`, and where media cannot be read or do not fit the model or the prompt.
+        Raises InputError as `tokens_of`, and if media cannot be read or do not fit the model or the prompt.
         """
         if media is None:
             return self.tokens_of(prompt), None
@@ -90,7 +90,7 @@ class PromptReader:
         return self._encoded(with_media(self._rendered(prompt), texts, marker), special=False), inputs
 
     def _rendered(self, prompt: Any) -> str:
-        """Messages or a `Chat` as text."""
+        """Render messages or a `Chat` to text."""
         if not isinstance(prompt, Mapping):
             return self.required_tokenizer().chat(prompt)
         names = prompt.get("names") or {}
@@ -99,7 +99,7 @@ class PromptReader:
         return self.required_tokenizer().chat(prompt["messages"], prompt.get("tools"), **names)
 
     def required_tokenizer(self) -> Tokenizer:
-        """Raises InputError where the model has none."""
+        """The tokenizer. Raises InputError if the model has none."""
         if self.tokenizer is None:
             raise InputError("the model was compiled without a tokenizer", "give the prompt as tokens")
         return self.tokenizer
@@ -110,7 +110,7 @@ class PromptReader:
         return tokenizer.encode(text, special=special)
 
     def check_length(self, text: str) -> None:
-        """Raise InputError where a text has more characters than its tokens can have."""
+        """Raise InputError if a text has more characters than a full context of tokens."""
         if self.context is not None and len(text) > self.context * self.longest_token:
             raise InputError(
                 f"the prompt has {len(text)} characters, and {self.context * self.longest_token} at most can fit the "
@@ -120,7 +120,7 @@ class PromptReader:
 
     @cached_property
     def longest_token(self) -> int:
-        """Bytes of text that one token stands for at most."""
+        """Maximum number of text bytes per token."""
         return self.required_tokenizer().longest_token()
 
 

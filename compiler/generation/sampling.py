@@ -1,4 +1,4 @@
-"""Choice of the next token."""
+"""Sampling of the next token."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Sampler:
         suppressed: Sequence[int] = (),
         suppressed_first: Sequence[int] = (),
     ) -> None:
-        """`seen`: the prompt's tokens, which the repetition penalty counts; `suppressed`: tokens that are not chosen,
-        and `suppressed_first` those that are not first."""
+        """`seen`: the prompt's tokens, for the repetition penalty; `suppressed`: tokens that are never chosen;
+        `suppressed_first`: tokens that are never chosen first."""
         self._suppressed = list(suppressed)
         self._suppressed_now = sorted({*suppressed, *suppressed_first})
         self._options = options
@@ -40,9 +40,9 @@ class Sampler:
             self._random = np.random.default_rng(self.seed)
 
     def choose(self, logits: Logits, allowed: np.ndarray[Any, np.dtype[np.bool_]] | None = None) -> int:
-        """The next token, out of float32 logits (vocabulary,); one of those allowed, None for all.
+        """Choose the next token from float32 logits (vocabulary,), among the allowed ones; None for all.
 
-        Raises InputError where they are not finite.
+        Raises InputError if the logits are not finite.
         """
         scores = self._biased(self._penalized(logits))
         if self._suppressed_now:
@@ -63,7 +63,7 @@ class Sampler:
         return token
 
     def logprob(self, logits: Logits, token: int) -> TokenLogprob:
-        """The log probability of a token, and of the most likely ones."""
+        """Return the log probabilities of a token and of the most likely ones."""
         wide = logits.astype(np.float64)
         values = wide - wide.max()
         values = values - np.log(np.exp(values).sum())
@@ -79,13 +79,13 @@ class Sampler:
         scores = logits.copy()
         seen = np.fromiter(self._seen, np.int64)
         values = scores[seen]
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # where the other is taken, and at the end
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # in values discarded below
             changed = np.where(values > 0, values / penalty, values * penalty)
         scores[seen] = np.where(np.isfinite(values), changed.clip(-largest, largest), values)
         return scores
 
     def _biased(self, scores: Logits) -> Logits:
-        """Add biases to the logits; subtract the penalties of tokens that the result has so far."""
+        """Add biases to the logits, and subtract penalties of tokens in the result so far."""
         options: GenerationOptions = self._options
         changes: dict[int, float] = defaultdict(float)
         if options.frequency_penalty or options.presence_penalty:
@@ -99,14 +99,14 @@ class Sampler:
         return scores
 
     def _drawn(self, scores: Logits, random: np.random.Generator) -> int:
-        """A token at random, after temperature, top-k, top-p and min-p in this order."""
+        """Sample a token after temperature, top-k, top-p and min-p, in this order."""
         options = self._options
         order = np.argsort(-scores, kind="stable")
         order = order[: max(1, np.count_nonzero(scores > -np.inf))]
         if options.top_k:
             order = order[: options.top_k]
         wide = scores[order].astype(np.float64)
-        with np.errstate(over="ignore"):  # differences to the largest may be infinite, the largest may not
+        with np.errstate(over="ignore"):  # differences from the largest may be infinite, but not the largest itself
             chances = np.exp((wide - wide[0]) / options.temperature)
         chances /= chances.sum()
         if options.top_p < 1:
