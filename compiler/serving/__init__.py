@@ -1,8 +1,8 @@
-"""Serving: requests to compiled modules, batched, cached and routed, behind one ASGI application.
+"""Serving of compiled modules in one ASGI application, with batching, caching and routing.
 
-Everything that answers requests is a `Service`, and what wraps one (a batcher, a cache, a router, a cascade) is a
-service itself, so they compose. Nothing here loads the compiler or torch; the parts that need the compiler (`split`)
-load it on use.
+Everything that answers requests is a `Service`, and its wrappers (a batcher, a cache, a router, a cascade) are services
+too, so they compose. Nothing here loads the compiler or torch; the parts that need the compiler (`split`) load it on
+use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from compiler.serving.caches.semantic_calibration import calibrate_semantic_cache
     from compiler.serving.policies.cascade_calibration import calibrate_cascade
 
-# Loaded on use: importing the interface of services loads nothing else.
+# Loaded on use, so that importing the service interface loads nothing else.
 _HOME = {
     "calibrate_cascade": "compiler.serving.policies.cascade_calibration",
     "calibrate_semantic_cache": "compiler.serving.caches.semantic_calibration",

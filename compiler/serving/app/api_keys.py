@@ -1,4 +1,4 @@
-"""API keys out of a file and the environment; only digests of them are kept."""
+"""API keys from a file and the environment; only their digests are kept."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LEAST_LENGTH = 16
 
 
 def read_api_keys(path: Path | None) -> tuple[bytes, ...]:
-    """SHA-256 of the keys of a file (one a line, # begins a comment) and of TENSORWRIGHT_API_KEYS.
+    """Return the SHA-256 of the keys in a file (one per line, # begins a comment) and in TENSORWRIGHT_API_KEYS.
 
     Raises:
         StorageError: the file cannot be read.
-        OptionError: it holds no key, or one is short or holds white space.
+        OptionError: it has no key, or a key is too short or contains white space.
     """
     keys = [each.strip() for each in os.environ.get(KEYS_VARIABLE, "").split(",") if each.strip()]
     if path is not None:
@@ -32,7 +32,7 @@ def read_api_keys(path: Path | None) -> tuple[bytes, ...]:
 
 
 def key_digest(key: str) -> bytes:
-    """SHA-256 of a key. Raises OptionError for one that is short, or holds white space."""
+    """Return the SHA-256 of a key. Raises OptionError if it is too short or contains white space."""
     if len(key) < _LEAST_LENGTH or key.split() != [key]:
         raise OptionError(
             f"an API key must have {_LEAST_LENGTH} characters at least, and no white space",

@@ -1,6 +1,6 @@
-"""`Application`: answers requests; keys, limits, errors, metrics and the access log around routes.
+"""`Application`: answers requests with its routes, and handles keys, limits, errors, metrics and the access log.
 
-`Asgi` is the application on servers of ASGI, as uvicorn and Ray Serve are. The project's own server does without.
+`Asgi` runs the application on ASGI servers such as uvicorn and Ray Serve. Tensorwright's own server does not need it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _WINDOW = {b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS}
 
 
 class Routes(Protocol):
-    """Answers requests to some paths."""
+    """Interface of a group of routes."""
 
     async def answer(self, call: Call) -> Reply | StreamReply | None:
-        """The response; None if the path is not one of these routes. Raises this project's errors."""
+        """Return the response; None if the path is not one of these routes. Raises Tensorwright's errors."""
 
 
 class Application:
@@ -58,11 +58,11 @@ class Application:
         limits: Limits | None = None,
         local_only: bool = True,
     ) -> None:
-        """Make one.
+        """Create an application.
 
         Args:
             routes: tried in order; the first that knows the path answers.
-            local_only: without keys, answer only what this machine asks for by its own name (`check_browser`).
+            local_only: without keys, answer only requests from this machine to its own name (`check_browser`).
         """
         self.repository = repository
         self.limits = limits or Limits()
@@ -79,13 +79,13 @@ class Application:
         await self._asgi(scope, receive, send)
 
     async def start(self) -> None:
-        """Load the models. Raises what keeps one from being served."""
+        """Load the models. Raises the error if one cannot be served."""
         await self.repository.start()
         if self.repository.reads_text:
             self._sandbox.start()
 
     async def close(self) -> None:
-        """End what was started."""
+        """Close everything that was started."""
         await self.repository.close()
         self._sandbox.close()
 
@@ -104,7 +104,7 @@ class Application:
         try:
             encoding = call.headers.get(b"content-encoding")
             if encoding is not None:
-                # zlib lets other threads run
+                # zlib releases the GIL
                 call.body = await asyncio.to_thread(_unpacked, call.body, encoding.lower(), self.limits)
             for routes in self._routes:
                 reply = await routes.answer(call)
@@ -116,7 +116,7 @@ class Application:
             raise HttpError(404, f"there is nothing at {call.path}")
         except (KeyboardInterrupt, SystemExit, asyncio.CancelledError, GeneratorExit):
             raise
-        except BaseException as error:  # each becomes an answer; panics of extensions in Rust are no Exception
+        except BaseException as error:  # each becomes an answer; panics of Rust extensions are not Exceptions
             return failure(error, call.path)
 
     def refused(self, call: Call, error: Exception) -> Reply:
@@ -155,7 +155,7 @@ def _unpacked(body: bytes | bytearray, encoding: bytes, limits: Limits) -> bytes
 
 
 def _printable(path: str) -> str:
-    """A path for the access log, without line breaks."""
+    """Return a path for the access log, without line breaks."""
     return path.encode("unicode_escape").decode()[:512]
 
 
@@ -164,7 +164,7 @@ class _ClientGoneError(Exception):
 
 
 class Asgi:
-    """An ASGI application around a handler of requests; loading models is its startup."""
+    """An ASGI application around a request handler; models are loaded at startup."""
 
     def __init__(self, handler: LifespanHandler) -> None:
         self._handler = handler
@@ -278,9 +278,9 @@ class Flight:
     """One request.
 
     Attributes:
-        until: when its body has to be complete, by the loop's clock in seconds; None once it is.
-        expired: its body did not come in time.
-        gone: its client went away.
+        until: time by which its body must be complete, in seconds of the loop's clock; None once it is.
+        expired: its body did not arrive in time.
+        gone: its client disconnected.
     """
 
     task: asyncio.Task[object]
@@ -293,7 +293,7 @@ class Flight:
 
 
 class Inflight:
-    """All requests of an application."""
+    """All requests in progress."""
 
     def __init__(self) -> None:
         self._flights: set[Flight] = set()
@@ -303,7 +303,7 @@ class Inflight:
         return len(self._flights)
 
     def begin(self, task: asyncio.Task[object], receive: Receive, until: float) -> Flight:
-        """Note a request whose body has to be complete by then."""
+        """Add a request whose body must be complete by `until`."""
         flight = Flight(task, receive, until)
         self._flights.add(flight)
         if self._timer is None:
@@ -311,7 +311,7 @@ class Inflight:
         return flight
 
     def end(self, flight: Flight) -> None:
-        """Note that the request is answered."""
+        """Remove an answered request."""
         self._flights.discard(flight)
         if flight.watcher is not None:
             flight.watcher.cancel()
@@ -330,7 +330,7 @@ class Inflight:
 
 
 async def _watch(flight: Flight) -> None:
-    """Cancel a request when its client goes away."""
+    """Cancel a request when its client disconnects."""
     while (await flight.receive())["type"] != "http.disconnect":
         pass
     flight.gone = True

@@ -1,4 +1,4 @@
-"""API keys, and what a browser's pages may ask of a server that has none."""
+"""API keys, and restrictions on browsers' requests to a server without keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from compiler.serving.app.http import HttpError
 
-_CHALLENGES = (  # a header each: browsers read but the first scheme of one
+_CHALLENGES = (  # one header each: browsers read only the first scheme of a header
     (b"www-authenticate", b"Bearer"),
     (b"www-authenticate", b'Basic realm="Tensorwright", charset="UTF-8"'),
 )
@@ -21,7 +21,7 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class ApiKeys:
-    """The keys of a server's clients, by their digests."""
+    """API keys of a server's clients, as digests."""
 
     def __init__(self, digests: Iterable[bytes] = ()) -> None:
         self._digests = tuple(digests)
@@ -30,7 +30,7 @@ class ApiKeys:
         return len(self._digests)
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raises HttpError unless the request has one of the keys; takes as long for any key that is none of them."""
+        """Raise HttpError unless the request has one of the keys; takes the same time for every wrong key."""
         if not self._digests:
             return
         given = headers.get(b"x-api-key") or headers.get(b"api-key") or b""
@@ -50,9 +50,9 @@ class ApiKeys:
 
 
 def check_browser(headers: Mapping[bytes, bytes]) -> None:
-    """Refuse what a page of another site asks a server on this machine that wants no key.
+    """Refuse cross-site requests to a server on this machine without keys.
 
-    A browser names the page's site as the origin, and a name that was made to point here as the host.
+    A browser sends the page's site as the origin, and a DNS name that was rebound to this machine as the host.
 
     Raises HttpError.
     """
@@ -64,7 +64,7 @@ def check_browser(headers: Mapping[bytes, bytes]) -> None:
 
 
 def _password(token: bytes) -> bytes:
-    """The password of basic authentication, with which browsers authenticate; empty where there is none."""
+    """Return the password of basic authentication, which browsers use; empty if there is none."""
     try:
         return base64.b64decode(token.strip(), validate=True).partition(b":")[2]
     except binascii.Error:
@@ -72,7 +72,7 @@ def _password(token: bytes) -> bytes:
 
 
 def _check_same_site(headers: Mapping[bytes, bytes]) -> None:
-    """Refuse what a page of another site asks: browsers send a password whichever page asks. Raises HttpError."""
+    """Refuse cross-site requests, since browsers send the password for any page. Raises HttpError."""
     origin = headers.get(b"origin")
     if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
         raise HttpError(403, "pages of other sites are not answered", "send the API key as Authorization: Bearer KEY")

@@ -1,4 +1,4 @@
-"""Options of a generation in OpenAI's requests for completions."""
+"""Options of OpenAI's completion requests."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from compiler.support.shown import shown
 _MAX_CHOICES = 16
 _MAX_LOGPROBS = 20
 _MAX_BIASES = 1024
-_COMPLETION_TOKENS = 16  # of OpenAI's completions, where a request does not say
+_COMPLETION_TOKENS = 16  # OpenAI's default for completions
 _PENALTIES = frozenset({"repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias"})
 _SAMPLING = _PENALTIES | {"temperature", "top_p", "top_k", "min_p", "seed", "stop"}
 _COMMON = _SAMPLING | {"model", "n", "stream", "stream_options", "max_tokens", "logprobs", "response_format"}
 _TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"})
 CHAT_FIELDS = _COMMON | _TOOLS | {"messages", "max_completion_tokens", "top_logprobs"}
 COMPLETION_FIELDS = _COMMON | {"prompt"}
-# They say nothing about the text.
+# These do not affect the text.
 IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
 # Their defaults.
 NEUTRAL: Mapping[str, Sequence[Any]] = {
@@ -43,15 +43,15 @@ NEUTRAL: Mapping[str, Sequence[Any]] = {
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """A request for texts.
+    """A completion request.
 
     Attributes:
         prompts: each gives `choices` texts.
-        max_tokens: None: as many as the context holds.
-        usage: the stream ends with the counts of tokens.
-        images, audio: of a chat.
-        tools: names of the functions that the model may call; None where it has none.
-        several_calls: it may call several at once.
+        max_tokens: None for as many as the context holds.
+        usage: the stream ends with token counts.
+        images, audio: media of a chat.
+        tools: names of the functions that the model may call; None for no tools.
+        several_calls: the model may make several calls at once.
     """
 
     prompts: tuple[Prompt, ...]
@@ -68,14 +68,14 @@ class CompletionRequest:
 
 @dataclass(frozen=True)
 class _Attachments:
-    """Contents of files in the messages of a chat."""
+    """Media files in the messages of a chat."""
 
     images: list[bytes] = field(default_factory=list)
     sounds: list[bytes] = field(default_factory=list)
 
 
 def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionRequest:
-    """The request of a chat. Raises InputError, and OptionError for options out of range."""
+    """Parse a chat request. Raises InputError, and OptionError for options out of range."""
     _check_fields(body, CHAT_FIELDS)
     wanted = body.get("logprobs")
     if wanted not in (None, True, False):
@@ -100,7 +100,7 @@ def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionReques
 
 
 def completion_request(body: Mapping[str, object], limits: Limits) -> CompletionRequest:
-    """The request of a completion. Raises InputError, and OptionError for options out of range."""
+    """Parse a completion request. Raises InputError, and OptionError for options out of range."""
     _check_fields(body, COMPLETION_FIELDS)
     logprobs = None if body.get("logprobs") is None else _whole(body, "logprobs", 0, 0, _MAX_LOGPROBS)
     max_tokens = _limit(body.get("max_tokens"))
@@ -154,7 +154,7 @@ def _stops(given: object, limits: Limits) -> tuple[str, ...]:
 
 
 def response_format(given: object, limits: Limits) -> dict[str, Any]:
-    """Settings of a generation whose text has a form. Raises InputError."""
+    """Return generation settings for a response format. Raises InputError."""
     if given is None:
         return {}
     content = mapping(given, "'response_format'")
@@ -173,7 +173,7 @@ def response_format(given: object, limits: Limits) -> dict[str, Any]:
 
 
 def _messages(given: object, files: _Attachments, limits: Limits) -> list[dict[str, Any]]:
-    """Messages for a chat template; the contents of images and sounds are appended to `files`."""
+    """Return messages for a chat template; images and sounds are appended to `files`."""
     if not isinstance(given, list) or not given:
         raise InputError("'messages' must be a list of messages")
     limits.check("messages", len(given))
@@ -220,7 +220,7 @@ def _content(given: object, files: _Attachments, limits: Limits) -> str | list[d
 
 
 def _part(given: Mapping[str, Any], files: _Attachments, limits: Limits) -> dict[str, str]:
-    """A text, or an image or a sound, whose content is in the request."""
+    """Parse a part of a message: a text, or an image or a sound contained in the request."""
     if given.get("type") == "text" and isinstance(given.get("text"), str):
         return {"type": "text", "text": given["text"]}
     if given.get("type") == "input_audio":
@@ -290,11 +290,11 @@ def _whole(body: Mapping[str, object], name: str, default: int, least: int, most
 
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _ATOM = re.compile(r"[^\\\[\](){}]+|\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<least>\d*)(?P<comma>,?)(?P<most>\d*)\}|.", re.DOTALL)
-_DIGITS = 10  # of a number of repetitions that are read: the limit is below what is left out
+_DIGITS = 10  # digits of a repetition count that are read: the limit has fewer
 
 
 def check_schema(schema: Mapping[str, Any], limits: Limits) -> None:
-    """Raise LimitError where a schema is nested too deeply, or repeats an element too often."""
+    """Raise LimitError if a schema is nested too deeply, or repeats an element too often."""
     waiting: list[tuple[Any, int, int]] = [(schema, 1, 1)]
     while waiting:
         value, depth, repeated = waiting.pop()
@@ -321,12 +321,12 @@ def _checked(repeated: float, limits: Limits) -> int:
 
 
 def _pattern_repetitions(pattern: str, depth: int, limits: Limits) -> int:
-    """Largest number of repetitions of an element in a regular expression.
+    """Return the largest number of repetitions of an element in a regular expression.
 
-    An element without an upper bound counts by its lower one, since it takes a loop. Raises LimitError where groups are
-    nested too deeply; `depth`: of the schema around them.
+    An element without an upper bound counts with its lower bound, since it becomes a loop. Raises LimitError if groups
+    are nested too deeply; `depth`: nesting of the surrounding schema.
     """
-    groups = [1]  # repetitions within each open group
+    groups = [1]  # repetitions in each open group
     last = 1
     for match in _ATOM.finditer(pattern):
         text = match.group()

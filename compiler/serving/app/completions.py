@@ -1,4 +1,4 @@
-"""OpenAI's completions and chats, whole or streamed as server-sent events."""
+"""OpenAI's completions and chats, complete or streamed as server-sent events."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Format(Protocol):
     """The format of one kind of response."""
 
     def choice(self, index: int, text: str, reason: str, logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any]:
-        """A whole text."""
+        """Return a complete text."""
 
     def begin(self, index: int) -> dict[str, Any] | None:
-        """The first part of a streamed text."""
+        """Return the first part of a streamed text."""
 
     def piece(self, index: int, text: str, logprob: TokenLogprob | None) -> dict[str, Any] | None:
-        """A part of a streamed text; None where there is nothing to say yet."""
+        """Return a part of a streamed text; None if there is nothing to send yet."""
 
     def end(self, index: int, reason: str) -> Sequence[dict[str, Any]]:
-        """The last parts of a streamed text."""
+        """Return the last parts of a streamed text."""
 
 
 @dataclass
 class Envelope:
-    """Fields that all parts of a response share."""
+    """Fields shared by all parts of a response."""
 
     kind: str
     model: str
@@ -53,7 +53,7 @@ class Envelope:
     number: str = field(default_factory=lambda: secrets.token_hex(12))
 
     def around(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
-        """A response, or a part of one."""
+        """Return a response, or a part of it."""
         content: dict[str, Any] = {
             "id": f"{self.prefix}-{self.number}",
             "object": self.kind,
@@ -172,7 +172,7 @@ class TextFormat:
 
 
 def usage_of(counts: Sequence[Usage], prompts: int) -> dict[str, Any]:
-    """The tokens of several texts; those of each prompt once, though it gave several texts."""
+    """Return the token counts of several texts; each prompt counts once, even with several texts."""
     each = len(counts) // prompts
     prompt = sum(count.prompt_tokens for count in counts[::each])
     generated = sum(count.generated_tokens for count in counts)
@@ -275,13 +275,13 @@ class _Texts:
         return texts
 
     def cancel(self) -> None:
-        """Cancel those that have not ended."""
+        """Cancel unfinished sequences."""
         for each in self.handles:
             each.cancel()
 
 
 def _room(service: TextService, request: CompletionRequest) -> int:
-    """Tokens of a text at most; a generation ends where the context does."""
+    """Return the maximum number of tokens of a text; a generation also ends at the end of the context."""
     return service.context if request.max_tokens is None else request.max_tokens
 
 
@@ -297,7 +297,7 @@ async def _whole(texts: _Texts, form: Format, envelope: Envelope) -> dict[str, A
 async def _events(
     texts: _Texts, form: Format, envelope: Envelope, request: CompletionRequest, call: Call
 ) -> AsyncIterator[bytes]:
-    """Server-sent events; an error in the middle is one as well, and the last."""
+    """Yield server-sent events; an error is sent as the last event."""
     try:
         for index in range(len(texts.handles)):
             first = form.begin(index)
@@ -315,12 +315,12 @@ async def _events(
         if request.usage:
             yield _event(envelope.around([], usage_of([each.usage for each in texts.handles], texts.prompts)))
         yield b"data: [DONE]\n\n"
-    except Exception as error:  # the status is sent already
+    except Exception as error:  # the status has already been sent
         yield b"data: " + failure(error, call.path).body + b"\n\n"
 
 
 async def _merged(handles: list[SequenceHandle]) -> AsyncIterator[tuple[int, Piece | None]]:
-    """Parts of several texts as they are generated, each with the text's index; None ends a text."""
+    """Yield parts of several texts as they are generated, each with the text's index; None ends a text."""
     queue: asyncio.Queue[tuple[int, Piece | BaseException | None]] = asyncio.Queue()
 
     async def read(index: int, handle: SequenceHandle) -> None:
@@ -328,7 +328,7 @@ async def _merged(handles: list[SequenceHandle]) -> AsyncIterator[tuple[int, Pie
             async for piece in handle:
                 queue.put_nowait((index, piece))
             queue.put_nowait((index, None))
-        except Exception as error:  # raised where the pieces are read
+        except Exception as error:  # raised by the reader of the pieces
             queue.put_nowait((index, error))
 
     tasks = [asyncio.ensure_future(read(index, handle)) for index, handle in enumerate(handles)]
@@ -351,7 +351,7 @@ def _event(content: object) -> bytes:
 
 
 class _Owned(AsyncIterator[bytes]):
-    """Parts of texts, and what has to be released once they are no longer read, even if they never were."""
+    """Parts of texts with resources to release once they are no longer read, even if reading never began."""
 
     def __init__(self, pieces: AsyncIterator[bytes], held: contextlib.ExitStack) -> None:
         self._pieces, self._held = pieces, held
@@ -360,6 +360,6 @@ class _Owned(AsyncIterator[bytes]):
         return await self._pieces.__anext__()
 
     async def aclose(self) -> None:
-        """Release."""
+        """Release the resources."""
         with self._held:
             await self._pieces.aclose()  # type: ignore[attr-defined]

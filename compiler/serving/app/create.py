@@ -1,4 +1,4 @@
-"""`create_app`: the whole application for some models."""
+"""`create_app`: the complete application for a set of models."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from compiler.serving.tracing import Tracer
 
 @dataclass(frozen=True, kw_only=True)
 class AppOptions:
-    """Models that an application serves, and who may use them.
+    """Options of an application: access, limits, metrics and traces.
 
     Attributes:
-        keys: of its clients; none: everyone who reaches it is answered.
-        local_only: without keys, only what this machine asks for by its own name.
-        price: of a core for an hour, for the metrics of costs.
+        keys: API keys of clients; without keys, anyone who can reach the server is answered.
+        local_only: without keys, answer only requests from this machine to its own name.
+        price: price of a core per hour, for cost metrics.
         traces: clients may ask for a profile of the kernels, which takes several runs.
-        tracer: is told of each inference.
+        tracer: records each inference.
     """
 
     keys: ApiKeys = field(default_factory=ApiKeys)
@@ -50,12 +50,12 @@ def create_app(
     control: Callable[[Repository], Control] = LocalControl,
     on_demand: Callable[[Repository], Routes] | None = None,
 ) -> Application:
-    """An ASGI application that serves models; loading them is its startup.
+    """Create an ASGI application that serves models and loads them at startup.
 
     Args:
-        control: what loads and unloads models, where that concerns more than this process.
-        on_demand: makes routes that are asked first, and load the model that a request is for; none is loaded at
-            startup then.
+        control: loads and unloads models, if several processes are involved.
+        on_demand: creates routes that come first, and load the requested model; then none is loaded at
+            startup.
 
     Raises:
         MissingDependencyError: a package of the extra `serve` is missing.

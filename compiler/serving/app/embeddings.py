@@ -73,7 +73,7 @@ def _is_base64(body: Mapping[str, object]) -> bool:
 
 
 def _texts(given: object, limits: Limits) -> Sequence[str | list[int]]:
-    """The texts of a request, those that are tokens as lists of them."""
+    """Return the texts of a request, or lists of tokens."""
     listed = [given] if isinstance(given, str) or (isinstance(given, list) and given and _is_tokens(given)) else given
     if not isinstance(listed, list) or not listed:
         raise InputError("'input' must be a text or tokens, or a list of these")
@@ -95,7 +95,7 @@ def _check_dimensions(given: object, size: int) -> None:
 
 
 async def _written(vectors: Array, as_text: bool) -> bytes:
-    """The elements of a list in JSON, which of many vectors are written a part at a time: others are served between."""
+    """Yield the elements of a JSON list; many vectors are written in parts, so that others are served in between."""
     parts = []
     for index, vector in enumerate(vectors):
         written = base64.b64encode(vector.astype("<f4").tobytes()).decode() if as_text else vector

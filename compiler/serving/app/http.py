@@ -1,4 +1,4 @@
-"""Requests and answers of HTTP as the routes see them, and how long answers wait for this process."""
+"""HTTP requests and answers as the routes see them, and the delay of answers by this process."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ Header = tuple[bytes, bytes]
 Number = TypeVar("Number", int, float)
 
 INLINE_BYTES = 256 << 10
-"""Bytes of JSON that are read in the event loop at any time: some 10 ms at most."""
+"""Bytes of JSON that are parsed in the event loop at once: some 10 ms at most."""
 _NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 JSON: Header = (b"content-type", b"application/json")
 CLOSE: Header = (b"connection", b"close")
 LATENCY_HEADER = b"tensorwright-latency-ms"
-"""A request's header: milliseconds from its arrival after which an answer is of no use."""
+"""Request header: milliseconds from arrival after which the answer is useless."""
 
 orjson: Any = optional_module("orjson", "serve", "reads and writes JSON")
 
 
 class HttpError(UserError):
-    """A request that is refused with a status of its own."""
+    """Refusal of a request with a specific status."""
 
     def __init__(self, status: int, message: str, hint: str | None = None, headers: tuple[Header, ...] = ()) -> None:
         super().__init__(message, hint)
@@ -58,17 +58,17 @@ class Call:
     """An HTTP request whose body has been received.
 
     Attributes:
-        headers: by lower-case name; of several of one name the last.
+        headers: by lower-case name; the last of several with the same name.
         arrival: seconds of `time.monotonic()`.
-        model, route: what it turned out to be for, for metrics and logs.
-        chunked: its client reads answers in chunks (HTTP/1.1).
-        lag: of the process that answers.
+        model, route: its model and route once known, for metrics and logs.
+        chunked: its client accepts chunked answers (HTTP/1.1).
+        lag: delays of the answering process.
         limits: limits of the server.
-        sandbox: of the process that answers; None before it answers.
-        parsing: held while a large body is parsed; one for all requests.
-        holding: counts the bytes that requests hold; None: nothing does.
-        held: bytes that are counted: of its body, and of data unpacked from it.
-        computed: seconds of `time.monotonic()` when its answer was computed; 0 where it is not known.
+        sandbox: sandbox of the answering process; None before it answers.
+        parsing: lock held while a large body is parsed, shared by all requests.
+        holding: counts the bytes held by requests; None: no counting.
+        held: counted bytes of its body and of data decoded from it.
+        computed: seconds of `time.monotonic()` when its answer was computed; 0 if unknown.
     """
 
     method: str
@@ -89,19 +89,19 @@ class Call:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def hold(self, count: int) -> None:
-        """Count bytes that it holds until `release`. Raises LimitError where all requests together hold too many."""
+        """Count bytes that it holds until `release`. Raises LimitError if all requests together hold too many."""
         if self.holding is not None:
             self.holding.add(count)
             self.held += count
 
     def release(self) -> None:
-        """Count what it held as gone."""
+        """Release the counted bytes."""
         if self.holding is not None:
             self.holding.remove(self.held)
             self.held = 0
 
     async def json(self) -> Any:
-        """The body as JSON. Raises InputError, LimitError where it has too many values."""
+        """Parse the body as JSON. Raises InputError, and LimitError if it has too many values."""
         if len(self.body) <= INLINE_BYTES or self.parsing is None:
             return self._parsed()
         async with self.parsing:
@@ -110,25 +110,25 @@ class Call:
 
     def _parsed(self) -> Any:
         limits, body = self.limits, self.body
-        if len(body) > limits.json_values:  # each value takes a byte
+        if len(body) > limits.json_values:  # each value takes at least a byte
             limits.check("json_values", sum(map(body.count, (b",", b"[", b"{"))))
         return parse_json(body)
 
     @property
     def required_sandbox(self) -> Sandbox:
-        """The sandbox, once it is answered."""
+        """Return the sandbox, which is set when the request is answered."""
         assert self.sandbox is not None
         return self.sandbox
 
     def deadline(self, latency_ms: float | None) -> float | None:
-        """Time at which the answer is due: from the request's header, else from `latency_ms`."""
+        """Return the deadline of the answer: from the request's header, or else from `latency_ms`."""
         given = self.headers.get(LATENCY_HEADER)
         if given is not None:
             latency_ms = positive(given.decode("latin-1"), LATENCY_HEADER.decode())
         return None if latency_ms is None else self.arrival + latency_ms / 1000
 
     def margin(self, deadline: float | None) -> float:
-        """Seconds before a deadline at which the answer has to be computed, by what others waited for after that."""
+        """Return how many seconds before a deadline the answer must be computed, by recent delays of other answers."""
         return 0.0 if deadline is None or self.lag is None else self.lag.margin(deadline - self.arrival, self.arrival)
 
     def request(
@@ -141,23 +141,23 @@ class Call:
         identifier: str = "",
         traced: bool = False,
     ) -> Request:
-        """The request to a service. Raises InputError where a header or a parameter is out of range.
+        """Create the request to a service. Raises InputError if a header or a parameter is out of range.
 
         Args:
-            latency_ms: what the answer may take where the request's header does not say.
-            parameters: of the service level.
+            latency_ms: time limit of the answer if the request's header has none.
+            parameters: parameters of the service level.
         """
         deadline, level = self.deadline(latency_ms), self.level(latency_ms, parameters)
         return Request(inputs, outputs, self.arrival, deadline, level, identifier, traced, self.margin(deadline))
 
     def observe(self, responses: Sequence[Response], metrics: Metrics, rows: int = 1) -> None:
-        """Note when its answer was computed, and count the responses that it comes from, each of this many rows."""
+        """Record the time when its answer was computed, and count the underlying responses of this many rows each."""
         self.computed = max(each.timing.ended for each in responses)
         for each in responses:
             metrics.observe_response(each, self.model, rows)
 
     def level(self, latency_ms: float | None, parameters: Mapping[str, Any]) -> ServiceLevel:
-        """Service level that the client asks for: `latency_ms`, `min_accuracy` and `max_cost` of its parameters."""
+        """Return the requested service level: `latency_ms`, `min_accuracy` and `max_cost` in the parameters."""
         if not parameters and latency_ms is None:
             return ANY_LEVEL
         cost = parameters.get("max_cost")
@@ -169,7 +169,7 @@ class Call:
 
 @dataclass(eq=False)
 class Reply:
-    """An answer whose body is known."""
+    """An answer with a complete body."""
 
     body: bytes = b""
     status: int = 200
@@ -178,7 +178,7 @@ class Reply:
 
 @dataclass(eq=False)
 class StreamReply:
-    """An answer whose body comes in pieces; the iterator is closed where the client goes away."""
+    """An answer with a streamed body; the iterator is closed if the client disconnects."""
 
     pieces: AsyncIterator[bytes]
     headers: tuple[Header, ...] = (
@@ -189,7 +189,7 @@ class StreamReply:
 
 
 class Handler(Protocol):
-    """Handler of requests, whichever server reads them: `admit`, then the body, then `answer`, and `finished`."""
+    """Handler of requests, independent of the server: `admit`, then the body, then `answer`, and `finished`."""
 
     limits: Limits
 
@@ -197,45 +197,45 @@ class Handler(Protocol):
         """Check a request's headers before its body is read. Raises HttpError."""
 
     async def answer(self, call: Call) -> Reply | StreamReply:
-        """The answer to a request whose body is here; errors are answers too."""
+        """Answer a request whose body is complete; errors become answers too."""
 
     def refused(self, call: Call, error: Exception) -> Reply:
-        """The answer to a request whose body is not read, after which the connection is closed."""
+        """Answer a request whose body is not read; the connection is closed afterwards."""
 
     def finished(self, call: Call, status: int, client: str) -> None:
-        """Count and log a request that was answered; status 499: its client went away before."""
+        """Count and log an answered request; status 499 if its client had disconnected."""
 
 
 class LifespanHandler(Handler, Protocol):
-    """A handler that is started and closed by what serves it."""
+    """A handler that the server starts and closes."""
 
     async def start(self) -> None:
-        """Load the models. Raises what keeps one from being served."""
+        """Load the models. Raises the error if one cannot be served."""
 
     async def close(self) -> None:
-        """End what was started."""
+        """Close everything that was started."""
 
 
 def check_method(call: Call, method: str) -> None:
-    """Raise HttpError unless a request has the method of its path; HEAD is GET without its body."""
+    """Raise HttpError unless a request has the right method for its path; HEAD is GET without a body."""
     if call.method != method and not (method == "GET" and call.method == "HEAD"):
         allowed = "GET, HEAD" if method == "GET" else method
         raise HttpError(405, f"{call.path} takes {allowed}, not {call.method}", headers=((b"allow", allowed.encode()),))
 
 
 def json_bytes(content: Any) -> bytes:
-    """JSON; numpy arrays are lists in it, and NaN and infinities null."""
+    """Encode JSON; numpy arrays become lists, and NaN and infinities null."""
     written: bytes = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return written
 
 
 def json_reply(content: Any, status: int = 200, headers: tuple[Header, ...] = ()) -> Reply:
-    """An answer in JSON, as `json_bytes` writes it."""
+    """Create an answer in JSON, encoded by `json_bytes`."""
     return Reply(json_bytes(content), status, (JSON, *headers))
 
 
 def parse_json(content: bytes | bytearray | memoryview) -> Any:
-    """Raises InputError if it is not valid JSON."""
+    """Parse JSON. Raises InputError if it is invalid."""
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError as error:
@@ -243,14 +243,14 @@ def parse_json(content: bytes | bytearray | memoryview) -> Any:
 
 
 def mapping(value: Any, what: str) -> Mapping[str, Any]:
-    """Raises InputError unless it is an object of JSON."""
+    """Return a JSON object. Raises InputError for anything else."""
     if not isinstance(value, dict):
         raise InputError(f"{what} must be an object, not {shown(value)}")
     return value
 
 
 def flag(body: Mapping[str, object], name: str) -> bool:
-    """A field that is true or false, and false where it is missing or null. Raises InputError."""
+    """Return a Boolean field; False if it is missing or null. Raises InputError."""
     value = body.get(name)
     if value not in (None, True, False):
         raise InputError(f"{name!r} must be true or false, not {shown(value)}")
@@ -258,7 +258,7 @@ def flag(body: Mapping[str, object], name: str) -> bool:
 
 
 def positive(value: Any, name: str) -> float:
-    """A number above 0. Raises InputError."""
+    """Return a number above 0. Raises InputError."""
     try:
         number = float(value) if not isinstance(value, bool) else 0.0
     except (TypeError, ValueError):
@@ -268,26 +268,26 @@ def positive(value: Any, name: str) -> float:
     return number
 
 
-_PERIOD = 1.0  # seconds after which the longest wait is forgotten, in one to two of these
-_MOST = 0.5  # of a request's time: it must leave some for its run, or nothing would be accepted and learned from
+_PERIOD = 1.0  # seconds; the longest wait is forgotten after one to two of these
+_MOST = 0.5  # of a request's time: some must remain for its run, or nothing would be accepted and learned from
 
 
 class Lag:
-    """The longest wait of the last second or two: for the event loop, and until the answer is written.
+    """The longest delay of an answer in the last second or two: for the event loop, and until it is written.
 
-    A request waits for the same event loop before it is read, which nobody sees; `margin` holds both.
+    A request has a similar, unmeasured delay before it is read; `margin` includes both.
     """
 
     def __init__(self) -> None:
         self._longest = self._before = self._until = 0.0
 
     def add(self, seconds: float, now: float) -> None:
-        """Record the delay of an answer after the end of its run; `now` is a monotonic clock."""
+        """Record the delay of an answer after the end of its run; `now` is monotonic time."""
         self._forget(now)
         self._longest = max(self._longest, seconds)
 
     def margin(self, seconds: float, now: float) -> float:
-        """Share of a request's time limit that its run must leave, in seconds."""
+        """Return the seconds of a request's time limit that its run must leave."""
         self._forget(now)
         return min(2 * max(self._longest, self._before), _MOST * seconds)
 
@@ -298,7 +298,7 @@ class Lag:
         self._longest, self._until = 0.0, now + _PERIOD
 
 
-_MOST_SHOWN = 1000  # characters of a message, which may repeat what the client sent
+_MOST_SHOWN = 1000  # characters of a message, which may contain client data
 _log = logging.getLogger(__name__)
 _STATUSES: tuple[tuple[type[TensorwrightError], int], ...] = (
     (InputError, 400),
@@ -311,7 +311,7 @@ _STATUSES: tuple[tuple[type[TensorwrightError], int], ...] = (
 
 
 def failure(error: BaseException, path: str) -> Reply:
-    """The answer for an error, as the protocol of the path writes errors.
+    """Return the answer for an error, in the error format of the path's protocol.
 
     Server-side errors are logged, and reported without details.
     """

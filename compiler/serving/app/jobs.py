@@ -1,4 +1,4 @@
-"""Jobs of a server's sandboxes: `STATES` are built before client data arrive, `JOBS` read that data."""
+"""Sandbox jobs of a server: `STATES` are built before client data arrives, `JOBS` read that data."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ STATES: Mapping[str, Callable[..., Any]] = {
 
 
 def _prompts(reader: PromptReader, prompts: list[Any], images: list[bytes], audio: bytes | None) -> list[Any]:
-    """Tokens of each prompt, int64, and the encoder's inputs."""
+    """Return the tokens of each prompt, int64, and the encoder's inputs."""
     media = Media(images=images, audio=audio) if images or audio is not None else None
     found = []
     for prompt in prompts:
@@ -71,7 +71,7 @@ def _pairs(tokenizer: Any, query: str, texts: list[str]) -> list[Any]:
 
 
 def _speech(_: None, audio: bytes, preparation: bytes, most_seconds: int) -> list[Any]:
-    """The spectrogram of each part, and the seconds of all."""
+    """Return the spectrogram of each part, and the total seconds."""
     how = decode(preparation, AudioPreparation)
     Limits(audio_seconds=most_seconds).check("audio_seconds", math.ceil(wave_seconds(audio)))
     samples = read_audio(audio, how.rate)
@@ -79,7 +79,7 @@ def _speech(_: None, audio: bytes, preparation: bytes, most_seconds: int) -> lis
 
 
 def _pixels(_: None, image: bytes) -> Array:
-    """Pixels of an image, uint8 (height, width, 3)."""
+    """Decode an image to uint8 (height, width, 3)."""
     return pixels_of(image)
 
 
@@ -102,7 +102,7 @@ def _grammar(grammars: Grammars, kind: Kind, text: str, seconds: int) -> Callabl
 
 
 def _follow(grammars: Grammars, compiled: Any, sock: socket.socket, seconds: int) -> None:
-    """Send what may come first, and after each token that is received what may come next."""
+    """Send the allowed first tokens and, after each received token, the allowed next tokens."""
     allow(seconds, sock)
     masks = grammars.masks(compiled)
     while True:
@@ -114,7 +114,7 @@ def _follow(grammars: Grammars, compiled: Any, sock: socket.socket, seconds: int
         except EOFError:
             return
         allow(seconds, sock)
-        masks.accept(token)  # one that was allowed
+        masks.accept(token)  # an allowed token
 
 
 JOBS: Mapping[str, Callable[..., Any]] = {

@@ -41,11 +41,11 @@ class OpenInference:
         traces: bool = False,
         tracer: Tracer | None = None,
     ) -> None:
-        """Make them.
+        """Create the routes.
 
         Args:
             traces: clients may ask for a profile of the kernels.
-            tracer: is told of each inference.
+            tracer: records each inference.
         """
         self._repository, self._control, self._metrics = repository, control, metrics
         self._traces, self._tracer = traces, tracer
@@ -57,7 +57,7 @@ class OpenInference:
         }
 
     async def answer(self, call: Call) -> Reply | None:
-        """The response; None where the path does not belong to the protocol."""
+        """Return the response; None if the path does not belong to the protocol."""
         path = call.path
         found = _of_model(path)
         if found is not None:
@@ -112,7 +112,7 @@ class OpenInference:
         return json_reply({})
 
     async def _infer(self, call: Call, name: str, version: str | None) -> Reply:
-        self._repository.service(name, version)  # else nothing is read
+        self._repository.service(name, version)  # nothing else is read
         content, binary = _split(call)
         if len(content) <= INLINE_BYTES:
             read = read_inference(content, binary, call.limits)
@@ -143,13 +143,13 @@ class OpenInference:
 
 @lru_cache(maxsize=256)
 def _of_model(path: str) -> tuple[str, str | None, str | None] | None:
-    """The name, version and action of a model's path."""
+    """Return the name, version and action in a model's path."""
     found = _MODEL.fullmatch(path) if len(path) <= _MAX_PATH else None
     return None if found is None else (found[1], found[2], found[3])
 
 
 def rows_of(service: Service, inputs: Mapping[str, Any]) -> int:
-    """Number of rows of a request, for metrics: the first dimension of its first input where that is dynamic."""
+    """Return the number of rows of a request, for metrics: the first dimension of its first input if it is dynamic."""
     if not service.inputs:
         return 1
     first = service.inputs[0]
@@ -157,7 +157,7 @@ def rows_of(service: Service, inputs: Mapping[str, Any]) -> int:
 
 
 def _latency(parameters: Mapping[str, object], default: float | None) -> float | None:
-    """Milliseconds: our parameter `latency_ms`, Triton's `timeout` in microseconds, or the model's default."""
+    """Return milliseconds: our parameter `latency_ms`, Triton's `timeout` in microseconds, or the model's default."""
     if "latency_ms" in parameters:
         return positive(parameters["latency_ms"], "latency_ms")
     if parameters.get("timeout"):
@@ -166,7 +166,7 @@ def _latency(parameters: Mapping[str, object], default: float | None) -> float |
 
 
 def _split(call: Call) -> tuple[bytes | bytearray | memoryview, memoryview]:
-    """The JSON of a request, and the bytes after it."""
+    """Split a request into its JSON and the bytes after it."""
     length = call.headers.get(_HEADER_LENGTH)
     if length is None:
         return call.body, _NOTHING
@@ -200,7 +200,7 @@ def _reply(
 
 
 def _config(name: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Model configuration for Triton's clients; -1 as the first dimension counts rows."""
+    """Return a model configuration for Triton's clients; a first dimension of -1 counts rows."""
     listed = [each for kind in ("inputs", "outputs") for each in tensors[kind]]
     batched = all(each["shape"] and each["shape"][0] == -1 for each in listed)
 

@@ -1,4 +1,4 @@
-"""OpenAI's list of models, and how its routes find one."""
+"""OpenAI's list of models, and the lookup of a model by its routes."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class OpenAIModels:
 
 
 def _described(name: str, parent: str | None) -> dict[str, Any]:
-    """A model; `parent`: that of which it is an adapter."""
+    """Describe a model; `parent`: the base model of an adapter."""
     found = {"id": name, "object": "model", "created": 0, "owned_by": "tensorwright"}
     return found if parent is None else {**found, "parent": parent}
 
 
 def named_model(repository: Repository, body: Mapping[str, object], call: Call) -> str:
-    """The name of the model that a request is for. Raises InputError, ModelNotFoundError, ServiceUnavailableError."""
+    """Return the name of the requested model. Raises InputError, ModelNotFoundError, ServiceUnavailableError."""
     name = body.get("model")
     if not isinstance(name, str):
         raise InputError(f"'model' must be the name of a model, not {shown(name)}")
@@ -52,7 +52,7 @@ def named_model(repository: Repository, body: Mapping[str, object], call: Call) 
 
 
 def unknown_fields(body: Mapping[str, object], known: frozenset[str], ignored: frozenset[str]) -> None:
-    """Raise InputError for a field that would change the answer, and that nothing here reads."""
+    """Raise InputError for an unsupported field that would change the answer."""
     for name, value in body.items():
         if name not in known and name not in ignored and value is not None:
             raise InputError(f"the field {shown(name)} is not supported", f"known are {', '.join(sorted(known))}")

@@ -1,4 +1,4 @@
-"""Predictions on pictures: the body of a request is an image, the answer boxes, a mask, classes or a text."""
+"""Predictions on pictures: the request body is an image, and the answer contains boxes, a mask, classes or a text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compiler.serving.service import Service
 from compiler.support.processing import Processing
 
 _PATH = re.compile(r"/v2/models/([^/]+)/predict")
-_IMAGE = "image"  # the input of modules with processing
+_IMAGE = "image"  # the input name of modules with processing
 
 
 class Predictions:
@@ -37,15 +37,15 @@ class Predictions:
             return None
         check_method(call, "POST")
         name = matched[1]
-        self._repository.options(name)  # raises where there is no such model
+        self._repository.options(name)  # raises if there is no such model
         call.model, call.route = name, "predict"
         with self._repository.lease(name) as service:
             processing = await self._processing(name, service)
             if not call.body:
                 raise InputError("the request has no body", "send an image: curl --data-binary @cat.jpg URL")
-            # A decoder of images that crashes, or that takes long, ends its own process alone.
+            # An image decoder that crashes or hangs only ends its own process.
             pixels: np.ndarray = await call.required_sandbox.run("pixels", None, bytes(call.body))
-            call.hold(pixels.nbytes)  # a thousand times the file, of which many might wait for the model
+            call.hold(pixels.nbytes)  # possibly a thousand times the file's size, and many may wait for the model
             latency = self._repository.options(name).latency_ms
             response = await service.infer(call.request({_IMAGE: pixels}, latency))
         call.observe([response], self._metrics)
@@ -55,7 +55,7 @@ class Predictions:
         return json_reply(prediction.to_dict())
 
     async def _processing(self, name: str, service: Service) -> Processing:
-        """The processing of a model. Raises InputError where it has none, or is not for images."""
+        """Return the processing of a model. Raises InputError if it has none, or is not for images."""
         if service not in self._known:
             if [each.name for each in service.inputs] != [_IMAGE]:
                 raise InputError(
@@ -71,14 +71,14 @@ class Predictions:
 
 
 async def served_artifact(repository: Repository, name: str, service: Service) -> Artifact | None:
-    """The module that a service runs; None where it has variants. Raises ArtifactError, StorageError."""
+    """Return the module that a service runs; None if it has variants. Raises ArtifactError, StorageError."""
     paths = versions_of(repository.options(name).path)
     path = next((path for path, version in paths if version == service.version), paths[0][0])
     return None if path.is_dir() else await asyncio.to_thread(read_artifact, path)
 
 
 async def served_tokenizer(repository: Repository, name: str, service: Service) -> bytes | None:
-    """The tokenizer.json that a model is served with, or else that of its module; None where there is none.
+    """Return the tokenizer.json configured for a model, or else that of its module; None if there is none.
 
     Raises ArtifactError, StorageError.
     """

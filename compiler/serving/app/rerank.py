@@ -82,7 +82,7 @@ def _texts(body: Mapping[str, Any], limits: Limits) -> tuple[str, list[str]]:
             raise InputError(f'a document must be a text, or {{"text": ...}}, not {shown(each)}')
         texts.append(text)
     limits.check("texts", len(texts))
-    # The query is read once with each text.
+    # The query is tokenized once per text.
     limits.check("text_bytes", utf8_size(query) * len(texts) + sum(map(utf8_size, texts)))
     return query, texts
 

@@ -1,4 +1,4 @@
-"""Tools of chats: what a request says of them, and the calls in a model's answer."""
+"""Tools of chats: their definitions in a request, and the calls in a model's answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BEGIN, _END = "<tool_call>", "</tool_call>"
 
 
 def requested_tools(body: Mapping[str, object], limits: Limits) -> list[dict[str, Any]] | None:
-    """The JSON schemas of the functions that a model may call; None for none. Raises InputError."""
+    """Return the JSON schemas of the functions that a model may call; None if there are none. Raises InputError."""
     tools, choice = body.get("tools"), body.get("tool_choice")
     if choice not in (None, "none", "auto"):
         raise InputError(f"the tool_choice {shown(choice)} is not supported", "use auto or none")
@@ -33,7 +33,7 @@ def requested_tools(body: Mapping[str, object], limits: Limits) -> list[dict[str
 
 
 def json_size(value: object, what: str) -> int:
-    """Bytes of a value as JSON. Raises InputError where it is nested too deeply."""
+    """Return the size of a value as JSON in bytes. Raises InputError if it is nested too deeply."""
     try:
         return len(orjson.dumps(value))
     except TypeError as error:
@@ -41,7 +41,7 @@ def json_size(value: object, what: str) -> int:
 
 
 def message_calls(given: object) -> list[dict[str, Any]]:
-    """The calls of a message for a chat template, which takes arguments as an object. Raises InputError."""
+    """Convert a message's calls for a chat template, which expects arguments as an object. Raises InputError."""
     if not isinstance(given, list):
         raise InputError(f"'tool_calls' must be a list, not {shown(given)}")
     found = []
@@ -58,32 +58,32 @@ def message_calls(given: object) -> list[dict[str, Any]]:
 
 
 class CalledTools:
-    """The calls in a text that is generated: JSON between tags (Qwen, Hermes, Granite, SmolLM), or a text that is JSON
-    as a whole (Llama 3, Mistral). Anything else is text.
+    """Parser of calls in a generated text: JSON between tags (Qwen, Hermes, Granite, SmolLM), or a text that is all
+    JSON (Llama 3, Mistral). Anything else is text.
 
-    Text that may be part of a call is held back until it is none, or the text ends.
+    Text that may be part of a call is held back until it turns out not to be, or the text ends.
     """
 
     def __init__(self, names: Sequence[str], *, several: bool) -> None:
-        """`names`: of the functions; `several`: more than the first call counts."""
+        """`names`: names of the functions; `several`: accept more than the first call."""
         self._names, self._several = frozenset(names), several
         self._text, self._said = "", 0
 
     def say(self, text: str) -> str:
-        """Append text; returns what is no part of a call."""
+        """Append text; return the part that does not belong to a call."""
         self._text += text
         end = self._end()
         said, self._said = self._text[self._said : end], max(self._said, end)
         return said
 
     def ended(self) -> tuple[str, list[dict[str, Any]]]:
-        """The text that was held back and is no call, and the calls."""
+        """Return the held-back text that is not a call, and the calls."""
         calls = self._calls()
         rest = "" if calls else self._text[self._said :]
         return rest, calls if self._several else calls[:1]
 
     def _end(self) -> int:
-        """Where the text ends that may be said."""
+        """Return the end of the text that can be emitted."""
         if self._text.lstrip()[:1] in ("", "{", "["):
             return self._said
         begin = self._text.find(_BEGIN)

@@ -48,7 +48,7 @@ class Transcriptions:
             return None
         check_method(call, "POST")
         call.route = "transcriptions"
-        fields = await asyncio.to_thread(form_fields, call)  # of a large file it takes long; it is Python
+        fields = await asyncio.to_thread(form_fields, call)  # slow for a large file: it is Python
         texts = text_fields(fields)
         name = named_model(self._repository, texts, call)
         wanted = _wanted(fields, texts)
@@ -68,7 +68,7 @@ class Transcriptions:
         return json_reply({"task": task, "language": speech.language, "duration": seconds, "text": text})
 
     async def _text_of(self, name: str, service: TextService, speech: Speech, options: GenerationOptions) -> str:
-        """Text of all parts, which wait in the model's queue one after another."""
+        """Transcribe all parts, which enter the model's queue one after another."""
         texts = []
         for media in speech.media:
             handle = await service.submit(ReadPrompt(list(speech.prompt), media.inputs), options)
@@ -98,13 +98,13 @@ def _wanted(fields: Mapping[str, bytes], texts: Mapping[str, str]) -> _Wanted:
 
 FILE = "file"
 """The field that may be large: an uploaded file."""
-_PIECE = 64 << 10  # bytes that are parsed before limits are looked at
+_PIECE = 64 << 10  # bytes that are parsed before limits are checked
 
 
 def form_fields(call: Call) -> dict[str, bytes]:
-    """The fields of a form by name; of several of one name the last.
+    """Return the fields of a form by name; the last of several with the same name.
 
-    Raises InputError where there is no form, LimitError where it passes limits.
+    Raises InputError if there is no form, LimitError if it exceeds limits.
     """
     multipart: Any = optional_module("python_multipart.multipart", "serve", "parses forms")
     limits = call.limits
@@ -121,7 +121,7 @@ def form_fields(call: Call) -> dict[str, bytes]:
         for start in range(0, len(body), _PIECE):
             parser.write(bytes(body[start : start + _PIECE]))
         parser.finalize()
-    except multipart.FormParserError as error:  # of a header that is too long as well, which has no class of its own
+    except multipart.FormParserError as error:  # also raised for too long headers, which have no class of their own
         hint = f"a header of it may have {limits.form_header_bytes} bytes (the server's limit 'form_header_bytes')"
         raise InputError(f"the form cannot be read: {error}", hint) from error
     if not reader.ended:
@@ -130,7 +130,7 @@ def form_fields(call: Call) -> dict[str, bytes]:
 
 
 class _Reader:
-    """Takes what the parser finds."""
+    """Collects the parser's results."""
 
     def __init__(self, limits: Limits, parse_header: Any) -> None:
         self._limits, self._parse_header = limits, parse_header
@@ -178,7 +178,7 @@ class _Reader:
 
 
 def text_fields(fields: dict[str, bytes]) -> dict[str, str]:
-    """The fields but the file, as texts. Raises InputError."""
+    """Return the fields other than the file, as texts. Raises InputError."""
     try:
         return {name: value.decode() for name, value in fields.items() if name != FILE}
     except UnicodeDecodeError as error:

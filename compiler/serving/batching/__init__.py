@@ -1,1 +1,1 @@
-"""Batching: requests that wait at the same time run together, on as many runners as the cores hold."""
+"""Batching: queued requests run together, on as many runners as there are cores for."""

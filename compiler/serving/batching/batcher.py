@@ -1,6 +1,6 @@
-"""`Batcher`: runs requests that wait at the same time together.
+"""`Batcher`: runs queued requests together.
 
-Greedy: it never waits while a runner is idle, and takes what is queued, up to a cap. Options can make it wait for more.
+Greedy: it never waits while a runner is idle, and takes the queued requests up to a cap. Options can make it wait.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from compiler.serving.gathering import gathered
 from compiler.serving.request import Array, Request, Response, Timing
 from compiler.serving.tracing import kernel_events
 
-_INLINE_SECONDS = 200e-6  # shorter runs are made in the event loop: handing one to a thread costs a third of it
-_UNQUEUED_SECONDS = 30e-6  # shorter ones are run at once: queueing costs as much as a batch saves
+_INLINE_SECONDS = 200e-6  # shorter runs execute in the event loop: passing one to a thread costs a third of it
+_UNQUEUED_SECONDS = 30e-6  # shorter runs execute immediately: queueing costs as much as a batch saves
 _LEARNT_RUNS = 8  # of those, the cost of one in this many is recorded: recording takes as long as running a small net
 _INLINE_ROWS = 64
 _Run = tuple[dict[str, Array], float, float]
@@ -30,7 +30,7 @@ _Answer = tuple[Waiting, Result | BaseException]
 
 
 class Batcher:
-    """A service that runs requests of one module together where their rows are independent (`find_layout`)."""
+    """A service that runs requests of one module together if their rows are independent (`find_layout`)."""
 
     def __init__(self, service: ModuleService, options: BatchOptions | None = None) -> None:
         self.service = service
@@ -114,11 +114,11 @@ class Batcher:
         return Response(chosen(outputs, request.outputs), self.service.served_by, timing, events=events)
 
     def expected_wait(self, now: float) -> float:
-        """Seconds until a request that comes now would start, as far as costs are known."""
+        """Return the seconds until a request that arrives now would start, as far as costs are known."""
         return self._plan.expected_wait(now)
 
     def expected_latency(self, key: Hashable, rows: int, now: float) -> float:
-        """Seconds until a request that comes now would be answered, in the mean."""
+        """Return the mean seconds until a request that arrives now would be answered."""
         return self._plan.expected_latency(key, rows, now)
 
     def _at_once(self, rows: int, key: Hashable) -> bool:
@@ -132,7 +132,7 @@ class Batcher:
         )
 
     async def _traced(self, inputs: Mapping[str, Array], rows: int) -> tuple[Mapping[str, Any], ...]:
-        """A profile of a run of a request alone."""
+        """Profile a run of a single request."""
         layout = self.service.layout
         if layout is not None:
             rows = min(rows, self._plan.cap)
@@ -140,8 +140,8 @@ class Batcher:
         return await asyncio.wrap_future(self.service.submit(kernel_events, self.service.module, inputs))
 
     def _admit(self, request: Request, rows: int, key: Hashable) -> float:
-        """Refuse a request for which there is no room, or that would be late; else its expected latency in seconds, 0
-        where nobody asks for it."""
+        """Refuse a request if the queue is full or it would be late; otherwise return its expected latency in seconds,
+        0 if it is not needed."""
         waiting = self._plan.queued_rows
         if waiting and waiting + rows > self.options.max_queue:
             raise OverloadedError(
@@ -167,13 +167,13 @@ class Batcher:
         now = time.monotonic()
         self._plan.add(Waiting(inputs, rows, key, request.deadline, request.arrival or now, now, expected, future))
         if not self._scheduled:
-            # What else is ready in the event loop now is queued before the next batch is taken.
+            # Other requests that are ready in the event loop are queued before the next batch is taken.
             self._scheduled = True
             self._loop.call_soon(self._pump)
         return future
 
     async def _in_parts(self, request: Request, rows: int, key: Hashable) -> Result:
-        """A request of more rows than a batch holds."""
+        """Run a request with more rows than a batch holds."""
         layout, cap = self.service.layout, self._plan.cap
         assert layout is not None
 
@@ -182,7 +182,7 @@ class Batcher:
             end = min(start + cap, rows)
             return self._enqueue(request, layout.part_of(request.inputs, start, end), end - start, key)
 
-        waiting = max(2, self.options.max_queue // (2 * cap))  # so that others find room in the queue meanwhile
+        waiting = max(2, self.options.max_queue // (2 * cap))  # so that the queue has room for others meanwhile
         parts = await gathered(-(-rows // cap), waiting, part)
         computed = sum(timing.computed for _, timing in parts)
         first, ended = parts[0][1], max(timing.ended for _, timing in parts)
@@ -191,7 +191,7 @@ class Batcher:
         )
 
     def _pump(self) -> None:
-        """Give batches to free runners; they take those after by themselves."""
+        """Give batches to free runners, which then take the following batches themselves."""
         self._scheduled = False
         while (batch := self._plan.begin(time.monotonic())).requests:
             self._refuse(batch.late)
@@ -204,7 +204,7 @@ class Batcher:
         self._pause(batch)
 
     def _pause(self, batch: Batch) -> None:
-        """Nothing can run now."""
+        """Handle a time at which nothing can run."""
         self._refuse(batch.late)
         if batch.until is not None:
             if self._timer is not None:
@@ -219,7 +219,7 @@ class Batcher:
         return rows <= _INLINE_ROWS and fast < _INLINE_SECONDS
 
     def _work(self, batch: Batch) -> None:
-        """A runner's thread: runs a batch, and those after it, unless another module waits for its turn."""
+        """Thread of a runner: runs batches one after another, unless another module waits for its turn."""
         while batch.requests:
             answers, seconds = self._answers(batch)
             following = self._plan.next(batch, seconds, time.monotonic())
@@ -238,9 +238,9 @@ class Batcher:
             self._pause(following)
 
     def _answers(self, batch: Batch) -> tuple[list[_Answer], float | None]:
-        """Run a batch: what each of its requests gets, and the seconds of the run; None where it failed.
+        """Run a batch; return the result of each request, and the seconds of the run, None if it failed.
 
-        Where a batch fails, its requests run again, each alone: only those that fail then are at fault.
+        If a batch fails, its requests run again, each alone: only those that fail then are at fault.
         """
         requests, rows = batch.requests, batch.rows
         try:
@@ -249,7 +249,7 @@ class Batcher:
             if len(requests) == 1:
                 return [(requests[0], error)], None
             return [self._answers(Batch([each]))[0][0] for each in requests if not each.future.done()], None
-        except Exception as error:  # told to those who wait
+        except Exception as error:  # passed on to the waiting requests
             return [(each, error) for each in requests], None
         answers: list[_Answer] = []
         _, started, seconds = run
@@ -270,14 +270,14 @@ class Batcher:
         return self.service.run(inputs)
 
     def _part(self, run: _Run, start: int, stop: int, rows: int) -> dict[str, Array]:
-        """Some rows of the outputs of a run for `rows` rows."""
+        """Return some rows of the outputs of a run for `rows` rows."""
         layout = self.service.layout
         if layout is None or (stop - start == rows and self._plan.computed(rows) == rows):
             return run[0]
         return layout.rows_of(run[0], start, stop)
 
     def _give(self, answers: Sequence[_Answer]) -> None:
-        """Tell requests their results, or why there are none."""
+        """Set the results or errors of requests."""
         now = time.monotonic()
         for waiting, result in answers:
             if isinstance(result, BaseException):
@@ -307,11 +307,11 @@ class Batcher:
         await self.service.close()
 
 
-_SHAPES = 256  # that are remembered
+_SHAPES = 256  # remembered shapes
 
 
 class InputChecker:
-    """Checks names, element types and shapes of a request's inputs, so that it can be put beside others."""
+    """Checks names, element types and shapes of a request's inputs before it is batched with others."""
 
     def __init__(self, inputs: tuple[TensorDescription, ...], layout: BatchLayout) -> None:
         described = layout.described(inputs, layout.inputs)
@@ -320,14 +320,14 @@ class InputChecker:
         self._shared = tuple(each.name for each in inputs if each.name not in layout.inputs)
         self._axes = layout.inputs
         self._takes = "the model takes " + "; ".join(map(str, described))
-        # What requests of shapes that came before gave, where nothing but their shapes says so.
+        # Results for earlier shapes, if they depend only on shapes.
         self._known: dict[tuple[tuple[int, ...], ...], tuple[int, tuple[Any, ...]]] = {}
 
     def check(self, inputs: Mapping[str, Array]) -> tuple[int, tuple[Any, ...]]:
-        """The number of rows, and what else must be equal for requests to run together.
+        """Return the number of rows, and a key that is equal for requests that can run together.
 
         Raises:
-            InputError: they do not fit the model.
+            InputError: the inputs do not fit the model.
         """
         if len(inputs) != len(self._specs):
             raise self._names_error(inputs)
