@@ -1,3 +1,3 @@
-"""Kernels to machine code: TensorIR lowering, parallel builds, and the options that LLVM needs."""
+"""Compilation of kernels to machine code: TensorIR lowering, parallel builds and LLVM options."""
 
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)

@@ -1,13 +1,13 @@
-"""Machine code out of a lowered module: TVM generates objects, the target's toolchain links them.
+"""Machine code from a lowered module: TVM generates objects, and the target's toolchain links them.
 
-Compiles kernels to object files in several processes: code generation takes most of the time of a compilation, and
-TVM does it on one thread.
+Kernels are compiled to object files in several processes, because code generation takes most of the compilation time
+and TVM does it on one thread.
 
-TVM's code generation cannot run in several threads: its options of LLVM (`LLVM_OPTIONS`) belong to the process, and the
-first thread to finish would take them back from the others. The processes are forked, so that they have the kernels
-already, and do nothing but generate code. They end with the parent, and the parent ends them when it is interrupted.
+TVM's code generation cannot run in several threads: its LLVM options (`LLVM_OPTIONS`) apply to the process, and the
+first thread to finish would reset them for the others. The processes are forked, so they already have the kernels and
+only generate code. They end with the parent, and the parent ends them when it is interrupted.
 
-Objects are kept in memory for a while: quantization, pruning, search and tuning compile the same kernels many times.
+Objects are cached in memory because quantization, pruning, search and tuning compile the same kernels many times.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from schedules.ir.stages import kernels_of
 from schedules.ir.tvm_private import generate_bytecode, link_bytecode
 from schedules.ir.tvm_types import Attrs, GlobalVar, PrimFunc, RuntimeModule
 
-# Free space required before TVM writes objects: LLVM aborts the process when the disk is full.
-# Objects and library took 12 to 16 KiB per kernel in networks of static shapes (mobilenet_v3_large, resnet18); kernels
-# with dynamic shapes are larger.
+# Free space required before TVM writes objects: LLVM aborts the process when the disk is full. Objects and the library
+# took 12 to 16 KiB per kernel in networks with static shapes (mobilenet_v3_large, resnet18); kernels with dynamic
+# shapes are larger.
 _ROOM = 1 << 20
 _ROOM_OF_A_KERNEL = 128 << 10
-# Attributes of modules: libraries that other compilers made in a graph pass (`relax.transform.RunCodegen`), and their
+# Module attributes: libraries that other compilers created in a graph pass (`relax.transform.RunCodegen`), and their
 # constants.
 _OTHER_CODE = ("external_mods", "const_name_to_constant")
 
@@ -60,7 +60,7 @@ def build_library(mod: tvm.IRModule, target: targets.Target) -> bytes:
     """Build a lowered module into a shared library that holds a Relax VM executable.
 
     Raises:
-        CompilationError: TVM could not generate code; carries its message.
+        CompilationError: TVM failed to generate code; the error contains TVM's message.
         StorageError: the temporary folder is full or not writable.
         targets.TargetError: no linker, or it failed.
     """
@@ -70,7 +70,7 @@ def build_library(mod: tvm.IRModule, target: targets.Target) -> bytes:
             _check_room(folder, len(list(kernels_of(mod))))
             try:
                 executable, objects = _generated(mod, target, folder)
-            except Exception as error:  # TVM raises whatever its passes raise
+            except Exception as error:  # TVM passes may raise any exception
                 raise CompilationError(
                     f"code generation for target {target.name!r} failed: {error}", "this is a defect; please report it"
                 ) from error
@@ -82,7 +82,7 @@ def build_library(mod: tvm.IRModule, target: targets.Target) -> bytes:
 
 
 def _check_room(folder: Path, kernels: int) -> None:
-    """Raises StorageError where a folder has no room for a library of that number of kernels."""
+    """Raise StorageError if a folder has too little free space for a library of that many kernels."""
     disk = os.statvfs(folder)
     free, needed = disk.f_bavail * disk.f_frsize, _ROOM + kernels * _ROOM_OF_A_KERNEL
     if free < needed:
@@ -93,7 +93,7 @@ def _check_room(folder: Path, kernels: int) -> None:
 
 
 def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple[RuntimeModule, list[Path]]:
-    """The executable, and objects of kernels to link to it."""
+    """The executable, and the kernels' objects to link to it."""
     engine_target = target.tvm_target()
     kernels = list(kernels_of(mod))
     if not target.builds_in_parts or any(name in (mod.attrs or {}) for name in _OTHER_CODE):
@@ -118,7 +118,7 @@ def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple
 
 Kernel: TypeAlias = "tuple[GlobalVar, PrimFunc]"  # its global variable and the PrimFunc
 
-# In the calling convention of a packed function (TVMFFISafeCallType).
+# Uses the calling convention of packed functions (TVMFFISafeCallType).
 _ALIAS = """
 declare i32 @__tvm_ffi_{kernel}(ptr, ptr, i32, ptr)
 define i32 @__tvm_ffi_{name}(ptr %0, ptr %1, i32 %2, ptr %3) {{
@@ -127,7 +127,7 @@ define i32 @__tvm_ffi_{name}(ptr %0, ptr %1, i32 %2, ptr %3) {{
 }}
 """
 
-# An argument is a type and a value of 64 bits (TVMFFIAny).
+# An argument is a type and a 64-bit value (TVMFFIAny).
 _SHARED = """
 declare i32 @__tvm_ffi_{kernel}(ptr, ptr, i32, ptr)
 define i32 @__tvm_ffi_{name}(ptr %0, ptr %1, i32 %2, ptr %3) {{
@@ -151,10 +151,9 @@ _INTEGER = 1  # kTVMFFIInt
 
 
 def distinct_kernels(kernels: Sequence[Kernel]) -> tuple[list[Kernel], dict[str, str]]:
-    """One kernel of each set of equal ones, and for each other one's name that kernel's.
+    """One kernel from each set of equal kernels, and a map from every other kernel's name to that kernel's.
 
-    Sizes that are computed from others count as sizes of their own, so that layers of images of different sizes share
-    their code.
+    Computed sizes also count as independent sizes, so layers for images of different sizes share their code.
     """
     distinct: list[Kernel] = []
     aliases: dict[str, str] = {}
@@ -179,7 +178,7 @@ def _are_equal(left: PrimFunc, right: PrimFunc) -> bool:
 def alias_object(
     aliases: Mapping[str, str], calls: Mapping[str, SharedCall], target: tvm.target.Target, pipeline: str, path: Path
 ) -> Path:
-    """Write an object in which each name jumps to its kernel, or calls it with constants, for TVM's target."""
+    """Write an object in which each name jumps to its kernel, or calls it with constants, for the TVM target."""
     shared = {**calls, **{name: calls[kernel] for name, kernel in aliases.items() if kernel in calls}}
     functions = [_ALIAS.format(name=name, kernel=each) for name, each in aliases.items() if name not in shared]
     functions += [_calling(name, call) for name, call in shared.items()]
@@ -190,7 +189,7 @@ def alias_object(
 
 
 def _llvm_module(body: Sequence[str], target: tvm.target.Target, pipeline: str, path: Path) -> RuntimeModule:
-    """The module of lines of LLVM's text for TVM's target, which are written to a file."""
+    """A module from lines of LLVM IR text for the TVM target; the text is written to `path`."""
     key = tvm.ir.save_json(target)
     if key not in _HEADS:
         _HEADS[key] = _head_of(target, pipeline)
@@ -199,11 +198,12 @@ def _llvm_module(body: Sequence[str], target: tvm.target.Target, pipeline: str, 
     return tvm.runtime.load_module(str(path))
 
 
-_HEADS: dict[str, tuple[list[str], str]] = {}  # by TVM's targets
+_HEADS: dict[str, tuple[list[str], str]] = {}  # by TVM target
 
 
 def _head_of(target: tvm.target.Target, pipeline: str) -> tuple[list[str], str]:
-    """The lines of LLVM's text that name a target, and the flag by which TVM knows it when it loads the text."""
+    """The lines of LLVM IR text that name a target, and the flag by which TVM recognizes the target when it loads the
+    text."""
     x = te.placeholder((1,), name="x")
     empty = te.create_prim_func([x, te.compute((1,), lambda i: x[i])]).with_attr("global_symbol", "empty")
     with target:
@@ -214,7 +214,7 @@ def _head_of(target: tvm.target.Target, pipeline: str) -> tuple[list[str], str]:
 
 
 def _calling(name: str, call: SharedCall) -> str:
-    """The text of a function that calls the code it shares with some of its arguments and with constants."""
+    """The text of a function that calls its shared code with some of its own arguments and with constants."""
     passed = [_GIVEN.format(at=at, to=to) for to, at in enumerate(call.given)]
     passed += [
         _CONSTANT.format(to=to, type_index=_INTEGER, value=value)
@@ -225,7 +225,7 @@ def _calling(name: str, call: SharedCall) -> str:
 
 
 def _is_first(line: str, declared: set[str]) -> bool:
-    """True if the line is not a declaration, or is one that was not seen before."""
+    """True if the line is not a declaration, or has not been declared before."""
     if not line.startswith("declare "):
         return True
     seen = line in declared
@@ -234,17 +234,17 @@ def _is_first(line: str, declared: set[str]) -> bool:
 
 
 _PART = 4  # kernels per object: with fewer, the overhead outweighs the better load balance
-_LEAST = 12  # least number of kernels for which processes pay off
-_NUMBER_BYTES = 4  # of a part's number in the pipe
+_LEAST = 12  # minimum number of kernels for which processes pay off
+_NUMBER_BYTES = 4  # size of a part number in the pipe
 
 
 class PartFailedError(Exception):
-    """A process could not generate its code; the message is TVM's, or says what ended the process."""
+    """A process failed to generate its code; the message is TVM's, or says how the process ended."""
 
 
 @dataclass(frozen=True)
 class _Work:
-    """Kernels in parts, a target for each, the module's attributes and a folder for the objects."""
+    """Kernels grouped in parts, a target for each part, the module's attributes and a folder for the objects."""
 
     parts: Sequence[Sequence[tuple[GlobalVar, PrimFunc]]]
     targets: Sequence[tvm.target.Target]
@@ -259,20 +259,20 @@ class _Work:
         return tvm.IRModule(dict(self.parts[number]), attrs=self.attributes)
 
     def key(self, number: int) -> bytes:
-        """A digest of all that a part's object depends on, names included."""
+        """A digest of everything a part's object depends on, including names."""
         digest = hashlib.sha256(tvm.ir.save_json(self.module(number)).encode())
         digest.update(tvm.ir.save_json(self.targets[number]).encode())
         return digest.digest()
 
     def build(self, number: int) -> None:
-        """Write the object of a part."""
+        """Write a part's object."""
         target = self.targets[number]
         with target:
             tvm.tirx.build(self.module(number), target, PIPELINE).write_to_file(str(self.path(number)), "o")
 
     def objects(self) -> list[Path]:
-        """Write the objects of all parts: those of an earlier compilation again, the others in processes if that pays.
-        Raises as `build_objects`."""
+        """Write the objects of all parts: those from an earlier compilation are reused, the others are built, in
+        processes if that pays off. Raises like `build_objects`."""
         keys = [self.key(number) for number in range(len(self.parts))]
         missing = []
         for number, key in enumerate(keys):
@@ -291,7 +291,7 @@ class _Work:
 
 
 class _Kept:
-    """The objects that were used last, by the digests of their kernels."""
+    """The most recently used objects, by the digests of their kernels."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
@@ -305,39 +305,39 @@ class _Kept:
         return found
 
     def add(self, key: bytes, content: bytes) -> None:
-        """Keep the object of a new key; those that were used longest ago make room."""
+        """Add the object for a new key, and evict the least recently used objects if necessary."""
         self._objects[key] = content
         self._bytes += len(content)
         while self._bytes > self._most:
             self._bytes -= len(self._objects.popitem(last=False)[1])
 
 
-_kept = _Kept(32 << 20)  # some 300 networks of 10 kernels
+_kept = _Kept(32 << 20)  # about 300 networks of 10 kernels
 
 
 def worth_parts(kernels: Sequence[object]) -> bool:
-    """True to distribute the kernels to processes. Processes that may have no children (of a `multiprocessing.Pool`) do
-    not."""
+    """True to distribute the kernels over processes. Never true in processes that may have no children (of a
+    `multiprocessing.Pool`)."""
     return processes() > 1 and len(kernels) >= _LEAST and not multiprocessing.current_process().daemon
 
 
 def processes() -> int:
-    """The processors that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def own_options(kernel: PrimFunc) -> tuple[str, ...]:
-    """The options of LLVM that a kernel asks for by its attributes."""
+    """The LLVM options that a kernel requests by its attributes."""
     return tuple(option for name, option in KERNEL_OPTIONS.items() if kernel.attrs and name in kernel.attrs)
 
 
 def build_objects(
     kernels: Sequence[tuple[GlobalVar, PrimFunc]], attributes: Attrs, target: tvm.target.Target, folder: Path
 ) -> list[Path]:
-    """Object files of the kernels, (global variable, PrimFunc) each, for TVM's target.
+    """Object files of the kernels, which are pairs of a global variable and a PrimFunc, for the TVM target.
 
-    Raises PartFailedError when code generation fails in a process or a process dies, what TVM raises where there are
-    too few kernels for processes. However it returns, no process is left.
+    Raises PartFailedError when code generation fails in a process or a process dies. With too few kernels for
+    processes, TVM's own exceptions are raised. No process is left running in any case.
     """
     return _work_of(kernels, attributes, target, folder).objects()
 
@@ -357,7 +357,7 @@ def _build_in_processes(work: _Work, parts: Sequence[int]) -> None:
             process = context.Process(target=_run, args=(work, waiting, theirs, os.getpid()), daemon=True)
             started.append((process, ours))
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads: see above
+                warnings.simplefilter("ignore", DeprecationWarning)  # about forking with threads; see above
                 process.start()
             theirs.close()
         _wait([ours for _, ours in started])
@@ -376,9 +376,9 @@ def _end(started: Sequence[tuple[ForkProcess, Connection]], waiting: int) -> Non
 
 
 def _numbers(numbers: Sequence[int]) -> int:
-    """A pipe from which each reader takes the next of the numbers, until there are no more."""
+    """A pipe from which each reader takes the next number, until none are left."""
     reader, writer = os.pipe()
-    # A pipe holds 64 KiB at least: 16,384 parts, of four kernels each.
+    # A pipe holds at least 64 KiB: 16,384 parts of four kernels each.
     data = b"".join(number.to_bytes(_NUMBER_BYTES, "little") for number in numbers)
     os.set_blocking(writer, False)
     written = os.write(writer, data)
@@ -390,7 +390,7 @@ def _numbers(numbers: Sequence[int]) -> int:
 
 
 def _wait(answers: Sequence[Connection]) -> None:
-    """Until every process said that no part is left. Raises PartFailedError as soon as one failed."""
+    """Wait until every process has reported that no part is left. Raises PartFailedError as soon as one fails."""
     left = list(answers)
     while left:
         for answer in multiprocessing.connection.wait(left):
@@ -405,9 +405,9 @@ def _wait(answers: Sequence[Connection]) -> None:
 
 
 def _run(work: _Work, waiting: int, answer: Connection, parent: int) -> None:
-    """Runs in a child process: build parts until none are left, then send None, or the error."""
+    """Run in a child process: build parts until none are left, then send None, or the error."""
     signal.set_wakeup_fd(-1)  # the parent's end of the pipe
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent sees to it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent handles it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent(parent)
     gc.disable()  # a collection would touch, and so copy, all memory shared with the parent
@@ -427,7 +427,7 @@ def _work_of(
         alike.setdefault(own_options(each[1]), []).append(each)
     parts: list[Sequence[tuple[GlobalVar, PrimFunc]]] = []
     targets: list[tvm.target.Target] = []
-    # Convolutions, which take longest and have options, come first, so that the processes end at about the same time.
+    # Convolutions take longest and have options; they come first so that the processes end at about the same time.
     for options in sorted(alike, key=lambda names: (not names, names)):
         own = alike[options]
         parts += [own[start : start + _PART] for start in range(0, len(own), _PART)]

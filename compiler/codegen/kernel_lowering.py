@@ -1,33 +1,31 @@
-"""TVM's lowering of kernels with six changes: needless checks of arguments are left out, tiles of registers
-lie on the stack, vectors have the lengths that rules gave them, indices hold no Let, scratch buffers of booleans
-hold bytes, and kernels call others by their symbols.
+"""TVM's lowering of kernels with six changes: unnecessary argument checks are removed, register tiles are on the stack,
+vectors keep the lengths that rules chose, indices contain no Let, boolean scratch buffers hold bytes, and kernels call
+others by symbol.
 
-A kernel is only called by the module it belongs to, on tensors that the virtual machine made or has checked. TVM
-still has each kernel look at each argument's type, rank, element type, device and strides, with a message that holds
-the whole signature for each: often more code than the kernel itself. Symbolic sizes stay checked, and so does anything
-that is not recognized here.
+A kernel is only called by its own module, with tensors that the virtual machine has created or checked. TVM still
+checks the type, rank, element type, device and strides of each argument, each with a message that contains the whole
+signature. This is often more code than the kernel itself. Checks of symbolic sizes and any checks that are not
+recognized here are kept.
 
-Buffers of the scope "local" are tiles that are to be held in registers. TVM would take them from the heap, where
-LLVM promotes what it can late and not all of it.
+Buffers with scope "local" are tiles that should be held in registers. TVM would allocate them on the heap, where LLVM
+promotes only some of them, and late.
 
-Lets in indices come from divisions by sizes, in TVM's last steps (see `schedules.ir.lets`).
+Lets in indices come from divisions by sizes in TVM's last steps (see `schedules.ir.lets`).
 
-Scratch buffers of booleans hold bytes.
+Boolean scratch buffers hold bytes, because TVM's pass StorageRewrite turns an allocated buffer into a buffer of vectors
+if every access is a vector of the same length. It turns boolean buffers into buffers of int8 vectors, but adds no
+comparison to the loads. Code generation then fails on int8 vectors that are used as conditions, or inverts them as
+integers.
 
-TVM's pass StorageRewrite makes a buffer that a kernel allocates one of vectors where every access is a vector of the
-same length, and one of booleans a buffer of int8 vectors without a comparison where it is loaded. Code generation then
-stops at vectors of int8 where conditions are wanted, or inverts them as integers.
+The extent of the next parallel loop is passed to the thread pool, so that the pool does not start more threads than
+that. TVM's generated code launches a parallel region without its loop's extent. Here, the code first calls the barrier
+of parallel regions, for a region of one part whose counter holds the extent. TVM's own barrier has nothing to wait for
+in this case; the thread pool's barrier reads the extent (`device/cpp/thread_pool.c`).
 
-Passes the extent of the next parallel loop to the thread pool, so that it does not start more threads than that.
-
-TVM's generated code launches a region without the extent of its loop. Here it calls the barrier of parallel regions
-before, for a region of one part whose counter holds the extent. There TVM's own barrier has nothing to wait for; that
-of the thread pool reads the extent (`device/cpp/thread_pool.c`).
-
-Kernels that hold no blocks, which most schedules write, have a shorter lowering on processors: about a third of the
-processor time of TVM's whole lowering went to passes that look for blocks, threads of a GPU and its shared memory,
-above all `CompactBufferAllocation`, which bounds each access to each buffer. Rules that emit loops allocate what they
-need, so there is nothing to compact.
+Kernels without blocks, which most schedules produce, have a shorter lowering on processors. About a third of the
+processor time of TVM's full lowering was spent in passes that look for blocks, GPU threads and shared memory, mainly in
+`CompactBufferAllocation`, which bounds each access to each buffer. Rules that emit loops allocate only what they need,
+so there is nothing to compact.
 """
 
 from __future__ import annotations
@@ -59,7 +57,8 @@ def _pipeline() -> tuple[tvm.transform.Pass, tvm.transform.Pass, Callable[[], tv
     @tvm.transform.module_pass(opt_level=0, name="LowerKernels")
     def lowered(mod: tvm.IRModule, _context: object) -> tvm.IRModule:
         fixed = with_fixed_vectors(with_plain_kernels(lower))
-        # Schedules copy loops with the variables bound in them; TVM's simplifier wants one value for each variable.
+        # Schedules copy loops together with the variables bound in them; TVM's simplifier needs one value for each
+        # variable.
         unique = _rewritten(tirx.transform.ConvertSSA()(mod), lambda body: bytes_for_booleans(kept_differences(body)))
         return _rewritten(fixed(unique), lambda body: _on_stack(_unchecked(_without_scopes(body))))
 
@@ -84,7 +83,7 @@ def _rewritten(mod: tvm.IRModule, rewrite: Callable[[Node], Node]) -> tvm.IRModu
 
 
 def _without_scopes(body: Stmt) -> Stmt:
-    """Attributes of TVM's operators that its code generator does not know and warns about."""
+    """Remove attributes of TVM's operators that its code generator does not know and warns about."""
 
     def visit(mark: Stmt) -> Stmt:
         return mark.body if str(mark.attr_key) == "pragma_scope" else mark
@@ -113,7 +112,7 @@ def _unchecked(body: Stmt) -> Stmt:
 
 
 def _parts(check: Stmt) -> list[str]:
-    """The first parts of a check's message, which say what it checks."""
+    """The first parts of a check's message, which say what is checked."""
     return [str(part.value) for part in check.message_parts[:3]]
 
 
@@ -129,7 +128,7 @@ def _is_needless(check: Stmt, symbolic: bool) -> bool:
 
 
 def _has_symbolic_sizes(body: Stmt) -> bool:
-    """True if some argument's size is a variable: it is then compared with others or read as a value."""
+    """True if the size of an argument is a variable, which is then compared with others or read as a value."""
     found = False
 
     def visit(check: Stmt) -> None:
@@ -146,8 +145,8 @@ tirx.compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)
 
 
 def _linked(body: Stmt) -> Stmt:
-    """Calls of kernels in the same library by their symbols. For each call of its own TVM's code generator declares a
-    function anew, under another name where the first is taken."""
+    """Call kernels in the same library by symbol. In its own lowering of calls, TVM declares the function for each
+    call, under a different name if the name is taken."""
     call_kernel = tvm.ir.Op.get("tirx.tvm_call_cpacked_lowered")
 
     def visit(statement: Stmt) -> Stmt:
@@ -168,11 +167,11 @@ def _linked(body: Stmt) -> Stmt:
 
 
 _ARGUMENT_BYTES = 16  # TVMFFIAny
-_SCOPE = "compute_scope"  # TVM's code generator makes a function of what stands in it
+_SCOPE = "compute_scope"  # TVM's code generator turns its body into a function
 
 
 def with_chunk_functions(mod: tvm.IRModule) -> tvm.IRModule:
-    """Lowered kernels whose loops with the mark `CHUNKED` hold functions of their own."""
+    """Lowered kernels in which the bodies of loops marked `CHUNKED` are separate functions."""
     changed = {
         var: _with_functions(function)
         for var, function in mod.functions_items()
@@ -197,7 +196,7 @@ def _with_functions(function: PrimFunc) -> PrimFunc:
 
 
 def _called_or_launched(loop: Stmt, name: str) -> Stmt:
-    """TVM gives the function the variables that its body reads, in their order, so the call can pass the same ones."""
+    """TVM passes to the function the variables that its body reads, in order, so the call can pass the same ones."""
     scope = tirx.AttrStmt(tirx.IntImm("int32", 0), _SCOPE, tvm.ir.StringImm(name), loop.body)
     launch = tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.PARALLEL, _then_nothing(scope))
     arguments = [
@@ -206,14 +205,14 @@ def _called_or_launched(loop: Stmt, name: str) -> Stmt:
     called = tirx.call_extern("int32", name, *arguments)
     failed = tirx.Evaluate(tvm.tirx.call_intrin("int32", "tirx.tvm_throw_last_error"))
     call = tirx.IfThenElse(tirx.NE(called, tirx.IntImm("int32", 0)), failed, None)
-    # The function is generated at the launch, which therefore comes first.
+    # The function is generated at the launch, so the launch comes first.
     one = tirx.IntImm(str(loop.extent.ty), 1)
     return tirx.IfThenElse(tirx.NE(loop.extent, one), _then_nothing(launch), call)
 
 
 def _then_nothing(statement: Stmt) -> Stmt:
-    """A statement, and one after it that sets a debug location of its own: else TVM gives what follows a function that
-    of its last statement, which LLVM refuses."""
+    """A statement followed by one that sets its own debug location. Otherwise TVM gives the code after a function the
+    debug location of the function's last statement, which LLVM rejects."""
     return tirx.SeqStmt([statement, tirx.Evaluate(tirx.IntImm("int32", 0))])
 
 
@@ -221,7 +220,7 @@ _SCALABLE = ("+v", "+zv")
 
 
 def with_fixed_vectors(lower: Callable[[tvm.IRModule], tvm.IRModule]) -> Callable[[tvm.IRModule], tvm.IRModule]:
-    """`lower`, which is not told of scalable vectors."""
+    """`lower` without information about scalable vectors."""
 
     def lowered(mod: tvm.IRModule) -> tvm.IRModule:
         hidden = {feature for target in _targets(mod) for feature in _scalable(target)}
@@ -245,7 +244,7 @@ def _scalable(target: tvm.target.Target) -> list[str]:
 
 
 def _retargeted(mod: tvm.IRModule, change: Callable[[list[str]], list[str]]) -> tvm.IRModule:
-    """`mod` with the features of its functions' processors changed."""
+    """`mod` with changed processor features in its functions' targets."""
 
     def changed(options: Mapping[str, Any]) -> dict[str, Any]:
         result = {**options, "mattr": change([str(name) for name in options.get("mattr", ())])}
@@ -263,9 +262,9 @@ def _retargeted(mod: tvm.IRModule, change: Callable[[list[str]], list[str]]) -> 
 
 
 def bytes_for_booleans(body: Stmt) -> Stmt:
-    """Replace allocated boolean buffers of a statement by int8: stores write 1 or 0, loads compare with 0.
+    """Replace a statement's allocated boolean buffers by int8 buffers: stores write 1 or 0, loads compare with 0.
 
-    Buffers whose address is taken, or that others alias, stay as they are.
+    Buffers whose address is taken, or that are aliased by others, are left unchanged.
     """
     bytes_of = {buffer: _of_bytes(buffer) for buffer in _allocated(body) if dtype_of(buffer) == "bool"}
     for buffer in _aliased(body):
@@ -304,7 +303,7 @@ def _allocated(body: Stmt) -> list[Expr]:
 
 
 def _aliased(body: Stmt) -> list[Expr]:
-    """Buffers whose address is taken, or that others match; calls take loads as values."""
+    """Buffers whose address is taken, or that others match; loads as call arguments are values."""
     found: list[Node] = []
 
     def call(node: Expr) -> None:
@@ -344,7 +343,7 @@ def _constant(number: int, like: Expr) -> Expr:
 
 
 _TOLD = "tensorwright_extent"
-_MOST = 4096  # threads: larger extents use all threads
+_MOST = 4096  # threads: for larger extents, all threads are used
 _TEXT = f"""
 @__TVMBackendParallelBarrier = external global ptr
 
@@ -368,7 +367,7 @@ end:
 
 
 def with_extents(mod: tvm.IRModule) -> tvm.IRModule:
-    """Lowered kernels that announce the extents of their parallel loops."""
+    """Lowered kernels that announce the extents of their parallel loops to the thread pool."""
     changed = {
         var: _with_extents(function) for var, function in mod.functions_items() if isinstance(function, tirx.PrimFunc)
     }
@@ -386,7 +385,7 @@ def _with_extents(function: PrimFunc) -> PrimFunc:
         told = True
         bounded = extent if isinstance(extent, tirx.IntImm) else tirx.min(extent, tirx.IntImm(str(extent.ty), _MOST))
         tell = tirx.call_extern("int32", _TOLD, tirx.Cast("int32", bounded))
-        # Nothing follows, but sets a debug location of its own: else what follows has one of the loop's function.
+        # An empty statement with its own debug location: otherwise the following code has one from the loop's function.
         return tirx.SeqStmt([tirx.Evaluate(tell), loop, tirx.Evaluate(tirx.IntImm("int32", 0))])
 
     body = structural_map(function.body, (tirx.For, visit))
@@ -397,7 +396,7 @@ Lowering = Callable[[tvm.IRModule], tvm.IRModule]
 
 
 def with_plain_kernels(lower: Lowering) -> Lowering:
-    """`lower`, but for kernels of plain loops, which only go through the passes that concern them."""
+    """`lower`, except that kernels of plain loops only go through the passes relevant to them."""
     lower_plain = _plain_passes()
 
     def lowered(mod: tvm.IRModule) -> tvm.IRModule:
@@ -416,14 +415,14 @@ def with_plain_kernels(lower: Lowering) -> Lowering:
 
 
 def is_plain(function: PrimFunc) -> bool:
-    """True for a PrimFunc for a processor without blocks, a root block that holds nothing but its body aside."""
+    """True for a PrimFunc for a processor with no blocks except a root block that contains only its body."""
     if not isinstance(function, tirx.PrimFunc) or function.attrs is None or "target" not in function.attrs:
         return False
     return str(function.attrs["target"].kind.name) == "llvm" and holds_no_blocks(function)
 
 
 def holds_no_blocks(function: PrimFunc) -> bool:
-    """True if a PrimFunc has no block but a root block that holds nothing but its body."""
+    """True if a PrimFunc has no block except a root block that contains only its body."""
     blocks: list[Stmt] = []
     structural_walk(function.body, (s_tir.SBlock, blocks.append))
     return len(blocks) <= 1 and all(map(_is_bare, blocks))
@@ -435,11 +434,12 @@ def _is_bare(block: Stmt) -> bool:
 
 
 def _plain_passes() -> tvm.transform.Pass:
-    """TVM's pipeline "s_tir" without what concerns blocks and GPUs, and without what LLVM does anyway, in its order.
+    """TVM's pipeline "s_tir" in its order, without the passes for blocks and GPUs, and without those that LLVM makes
+    redundant.
 
-    LLVM hoists conditions and removes loops that do nothing: its code was the same without `HoistIfThenElse` and
-    `RemoveNoOp`. Common subexpressions it finds better itself: those that `CommonSubexprElim` names outside of loops
-    take registers there, and code with them was 12 % larger and took 13 % longer to generate.
+    LLVM hoists conditions and removes empty loops: its code was the same without `HoistIfThenElse` and `RemoveNoOp`. It
+    also finds common subexpressions better itself: those that `CommonSubexprElim` creates outside of loops occupy
+    registers, and code with them was 12 % larger and took 13 % longer to generate.
     """
     return tvm.transform.Sequential(
         [
@@ -477,10 +477,10 @@ def _guard_vector_loads() -> tvm.transform.Pass:
 
 
 def _guarded(select: Expr) -> Expr:
-    """A Select that loads vectors under one condition for all lanes, as a branch.
+    """Replace a Select that loads vectors under one condition for all lanes with a branch.
 
-    TVM's simplifier drops the limits of an index that hold under the condition, so the side that is not taken may read
-    outside of its buffer; `RewriteUnsafeSelect` knows this for scalars alone.
+    TVM's simplifier drops the limits of an index that hold under the condition, so the side that is not chosen may read
+    outside of its buffer. `RewriteUnsafeSelect` handles only scalars.
     """
     condition, sides = select.condition, (select.true_value, select.false_value)
     if not isinstance(condition, tirx.Broadcast) or not any(map(buffers_loaded, sides)):

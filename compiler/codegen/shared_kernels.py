@@ -1,14 +1,15 @@
 """Kernels that differ only in integer constants are compiled once: the shared code takes the constants as arguments,
-and each kernel's name is a few instructions that pass them on.
+and each kernel's name is a few instructions that pass them.
 
-Layers of a network with dynamic sizes are often alike but for their channels. Kernels with static shapes are left
-alone: their code is made for just those sizes.
+Layers of a network with dynamic sizes often differ only in their channels. Kernels with static shapes are not shared,
+because their code is specialized for those sizes.
 
-The integer constants of a kernel that may become arguments of it, taken out of its body.
+This file also extracts a kernel's integer constants that may become arguments.
 
-A constant may, wherever no code gets slower when it is known only at run time: extents of loops that are neither
-unrolled nor vectorized, strides, thresholds. Others stay: 0 and 1, lanes and steps of vectors, sizes of small
-scratch buffers, what intrinsics are given, and divisors in inner loops, where dividing by a constant is much faster.
+A constant may become an argument wherever code is no slower when the value is known only at run time: extents of loops
+that are neither unrolled nor vectorized, strides, thresholds. The others remain: 0 and 1, lanes and steps of vectors,
+sizes of small scratch buffers, arguments of intrinsics, and divisors in inner loops, where division by a constant is
+much faster.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _TYPE = "int64"
 
 @dataclass(frozen=True)
 class SharedCall:
-    """A call of shared code in place of a kernel: some of the kernel's own arguments, in order, then constants."""
+    """A call of shared code in place of a kernel: some of the kernel's own arguments, in order, followed by
+    constants."""
 
     kernel: str
     given: tuple[int, ...]
@@ -44,7 +46,7 @@ class SharedCall:
 
 
 def share_kernels(kernels: Sequence[Kernel]) -> tuple[list[Kernel], dict[str, SharedCall]]:
-    """The kernels to build, and for each name that is none of them which it calls and how."""
+    """The kernels to build, and for every other name the kernel to call and its arguments."""
     built: list[Kernel | None] = list(kernels)
     names = {variable.name_hint for variable, _ in kernels}
     calls: dict[str, SharedCall] = {}
@@ -68,7 +70,7 @@ def _free_name(like: str, taken: set[str]) -> str:
 
 
 def _alike(kernels: Sequence[Kernel]) -> list[list[tuple[int, OpenedKernel]]]:
-    """Groups of two and more kernels, by position, that are equal but for constants that may become arguments."""
+    """Groups of two or more kernels, by position, that are equal except for constants that may become arguments."""
     by_signature: dict[Hashable, list[int]] = {}
     for position, (_, kernel) in enumerate(kernels):
         if may_open(kernel):
@@ -78,7 +80,7 @@ def _alike(kernels: Sequence[Kernel]) -> list[list[tuple[int, OpenedKernel]]]:
         for position in positions if len(positions) > 1 else ():
             opened = OpenedKernel(kernels[position][1])
             plain = opened.function.without_attr("global_symbol")
-            # A dynamic size of one kernel may stand where another has a constant.
+            # One kernel may have a dynamic size where another has a constant.
             key = signature, tvm_ffi.structural_hash(plain, map_free_vars=True), opened.fixed_values
             groups = by_hash.setdefault(key, [])
             group = next((each for each in groups if _are_equal(each[0][1].function, opened.function)), None)
@@ -90,7 +92,7 @@ def _alike(kernels: Sequence[Kernel]) -> list[list[tuple[int, OpenedKernel]]]:
 
 
 def _signature(kernel: PrimFunc) -> Hashable:
-    """A cheap key that is equal for kernels that may share code."""
+    """An inexpensive key that is equal for kernels that may share code."""
     return tuple(
         (str(each.ty.dtype), tuple(isinstance(size, tirx.IntImm) for size in each.ty.shape))
         for each in kernel.params
@@ -104,7 +106,7 @@ def _are_equal(left: PrimFunc, right: PrimFunc) -> bool:
 
 
 def _shared(members: Sequence[OpenedKernel]) -> tuple[PrimFunc, list[tuple[int, ...]]]:
-    """The kernel that serves all members, and the values of its last parameters for each."""
+    """The kernel for all members, and the values of its last parameters for each member."""
     parameters: dict[tuple[int, ...], Var] = {}
     replaced: dict[Node, Node] = {}
     columns = zip(*(member.values for member in members), strict=True)
@@ -126,7 +128,8 @@ def _shared(members: Sequence[OpenedKernel]) -> tuple[PrimFunc, list[tuple[int, 
 
 
 def _with_early_quotients(body: Stmt, parameters: Sequence[Expr]) -> Stmt:
-    """Divisions of a task's number by parameters are done once in a task; those by constants were cheap to repeat."""
+    """Compute divisions of a task's number by parameters once per task; divisions by constants are inexpensive to
+    repeat."""
 
     def task(loop: Stmt) -> Stmt:
         if loop.kind != tirx.ForKind.PARALLEL:
@@ -170,20 +173,19 @@ def _quotients_first(body: Stmt, task: Var, parameters: set[Var]) -> Stmt:
 
 DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 _LEAST = 2
-_LARGE = 4096  # elements; TVM takes buffers of this size from the heap, by a wide margin
+_LARGE = 4096  # elements; far above the size from which TVM allocates buffers on the heap
 
 
 class OpenedKernel:
     """A kernel with a variable in place of each constant that may become an argument.
 
     Attributes:
-        function: the kernel, without the integers among its parameters that it does not read; its name and attributes
-            are the given kernel's.
-        given: which parameters of the given kernel those of `function` are.
-        variables: those of the constants that it has, in the order in which they occur in it, which is that of equal
-            kernels.
-        values: the constants.
-        fixed_values: those that must be equal for two kernels to share code: sizes of small buffers.
+        function: the kernel, without integer parameters that it does not read; its name and attributes are the given
+            kernel's.
+        given: the positions of `function`'s parameters among the given kernel's parameters.
+        variables: the variables for the constants, in order of occurrence, which is the same for equal kernels.
+        values: the values of the constants.
+        fixed_values: constants that must be equal for two kernels to share code: sizes of small buffers.
     """
 
     def __init__(self, kernel: PrimFunc) -> None:
@@ -230,7 +232,7 @@ class OpenedKernel:
         return with_shape(buffer, shape)
 
     def _closed(self, root: Expr) -> Expr:
-        """An expression with its constants as they were."""
+        """An expression with its original constants."""
 
         def replace(variable: Var) -> Expr:
             value = self._constants.get(variable)
@@ -253,7 +255,7 @@ class OpenedKernel:
         return tirx.Cast(cast.ty, self._closed(cast.value)) if isinstance(cast.value, tirx.Var) else cast
 
     def _call(self, call: Call) -> Expr:
-        """Restore constant arguments of intrinsics, which may have to be constants; expressions stay."""
+        """Restore constant arguments of intrinsics, which may be required to be constants; expressions are kept."""
         if isinstance(call, tvm.ir.TensorLoad) or not any(each in self._constants for each in _variables_of(call)):
             return call
         arguments = [self._closed(each) if isinstance(each, tirx.Var) else each for each in call.args]
@@ -276,13 +278,13 @@ class OpenedKernel:
         return statement
 
     def _lies_on_heap(self, buffer: Expr) -> bool:
-        """True if room for a buffer is asked for when the kernel runs, as TVM does for what is large."""
+        """True if memory for a buffer is allocated when the kernel runs, as TVM does for large buffers."""
         size = product([constant_int(self._closed(each)) for each in buffer.ty.shape])
         return str(buffer.ty.storage_scope) == "global" and isinstance(size, int) and size > _LARGE
 
 
 def may_open(kernel: PrimFunc) -> bool:
-    """True if a kernel has dynamic sizes (code of known sizes is made for just those) and holds no blocks."""
+    """True if a kernel has dynamic sizes (code for known sizes is specialized for them) and contains no blocks."""
     buffers = [each for each in kernel.params if tirx.is_buffer_var(each)]
     if all(isinstance(size, tirx.IntImm) for buffer in buffers for size in buffer.ty.shape):
         return False
@@ -290,7 +292,7 @@ def may_open(kernel: PrimFunc) -> bool:
 
 
 def variables_in(root: Expr) -> list[Var]:
-    """Every variable that occurs in an expression, once for each time."""
+    """Every occurrence of a variable in an expression."""
     found: list[Expr] = []
     structural_walk(root, (tvm.ir.Var, found.append))
     return found
@@ -301,7 +303,7 @@ def _variables_of(call: Call) -> list[Expr]:
 
 
 def _bound_in_loops(body: Stmt) -> set[Expr]:
-    """Values that change within a task: variables of loops that are not tasks, and what is bound in such loops."""
+    """Values that change within a task: variables of loops that are not tasks, and variables bound in such loops."""
     found: list[Expr] = []
 
     def inside(loop: Stmt) -> WalkResult:
@@ -318,14 +320,14 @@ def _bound_in_loops(body: Stmt) -> set[Expr]:
 
 
 def _is_task(loop: Stmt) -> bool:
-    """True if a loop is parallel and what it does takes long: a loop of its own, and not just an element or vector."""
+    """True if a loop is parallel and its body takes long: the body contains a loop, not just one element or vector."""
     kinds: list[Type] = []
     structural_walk(loop.body, (tirx.For, lambda each: kinds.append(each.kind)))
     return loop.kind == tirx.ForKind.PARALLEL and tirx.ForKind.SERIAL in kinds
 
 
 def _is_size(parameter: Expr, buffers: Iterable[Buffer]) -> bool:
-    """True for one that a buffer's sizes hold, maybe in a formula alone."""
+    """True if a buffer's sizes contain the parameter, possibly only in a formula."""
     return any(parameter in variables_in(size) for buffer in buffers for size in buffer.ty.shape)
 
 

@@ -1,1 +1,1 @@
-"""`compile`: from a model to a verified module, and its manifest."""
+"""`compile`: converts a model to a verified module with its manifest."""

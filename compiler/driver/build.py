@@ -1,4 +1,4 @@
-"""Builds a module, phase by phase: import, passes, code, package, reference run."""
+"""Builds a module in phases: import, passes, code, package, reference run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (before the others, so that TVM loads without torch)
 import targets
 from compiler.artifact import Artifact, Contents, Manifest
 from compiler.artifact.artifact import artifact_bytes
@@ -58,7 +58,7 @@ from schedules.instructions.products.table import tile_product
 def build_module(
     source: object, target: str | targets.Target, options: CompileOptions, imports: ImportArguments
 ) -> Built:
-    """The module of a model, and notes for the user; raises as `compile`."""
+    """The module for a model, and notes for the user. Raises like `compile`."""
     is_language = isinstance(source, str | Path) and is_language_model(Path(source))
     _check_language_options(options, imports, is_language)
     precision = precision_of("float32" if is_language or options.precision is None else options.precision)
@@ -89,8 +89,8 @@ def build_module(
 
 
 def _own_precision(model: ImportedModel, target: targets.Target) -> str:
-    """The precision of a model where none is asked for: float16 for one of float16 on a processor that multiplies that
-    in tiles, which sum in float32: vectors that add in float16 are to be asked for."""
+    """The precision if none is requested: float16 for a float16 model on a processor with float16 matrix tiles, which
+    sum in float32. Float16 vector instructions, which also sum in float16, must be requested explicitly."""
     in_tiles = not target.narrows_operands and tile_product(target.machine, DOT_F16) is not None
     return "float16" if in_tiles and multiplies_halves(model.mod) else "float32"
 
@@ -101,7 +101,7 @@ def _check_language_options(options: CompileOptions, imports: ImportArguments, i
     if options.sequences and not is_language:
         raise OptionError("sequences=True is for language models: a GGUF file, or a folder of transformers")
     if is_language and imports.get("capacity") is not None:
-        raise OptionError("`capacity` does not apply to language models", "a session of theirs takes it")
+        raise OptionError("`capacity` does not apply to language models", "pass it to the session")
     if options.adapters and not is_language:
         raise OptionError("`adapters` are for language models: a folder of transformers", "leave them out")
     if options.cache is not None and not is_language:
@@ -109,7 +109,7 @@ def _check_language_options(options: CompileOptions, imports: ImportArguments, i
 
 
 def _processed(model: ImportedModel, source: object, importing: ImportOptions, processing: Processing) -> ImportedModel:
-    """The model from an image to its results; imported again where its image is dynamic. Raises OptionError."""
+    """The model from an image to results; it is imported again if its image size is dynamic. Raises OptionError."""
     if processing.task in ("embed", "rerank", "speech"):
         return with_description(model, processing)
     fixed = fixed_shape(model, processing)
@@ -120,7 +120,7 @@ def _processed(model: ImportedModel, source: object, importing: ImportOptions, p
 
 
 def _picture(model: ImportedModel) -> dict[str, np.ndarray] | None:
-    """The reference input of a model that takes one image: random pixels, of which there are few."""
+    """The reference input for a model that takes one image: a small image of random pixels."""
     if [each.name for each in model.inputs] != ["image"]:
         return None
     return {"image": np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)}
@@ -129,7 +129,8 @@ def _picture(model: ImportedModel) -> dict[str, np.ndarray] | None:
 def _calibrated(
     language: LanguageModelOptions | None, source: object, text: Path, options: CompileOptions
 ) -> LanguageModelOptions:
-    """The options with what GPTQ needs. Raises as `calibration_tokens`, and OptionError for other models."""
+    """The options with the matrices that GPTQ needs. Raises like `calibration_tokens`, and OptionError for other
+    models."""
     if language is None or language.precision != "int4":
         raise OptionError('`calibration` is for language models with precision="int4"', "leave it out")
     assert isinstance(source, str | Path)
@@ -212,7 +213,7 @@ def packed(
 
 
 def schedule_failures(pipeline: PipelineResult) -> list[str]:
-    """A line for each kernel on which a rule or a tuned config failed, so that another one is used."""
+    """A line for each kernel for which a rule or a tuned config failed, so that another one is used."""
     report = pipeline.report.schedules
 
     def label(kernel: str) -> str:
@@ -234,10 +235,10 @@ def _with_reference(
     given: Mapping[str, np.ndarray] | None,
     report: Progress,
 ) -> Module:
-    """The module, with an example of inputs and outputs in it.
+    """The module with an example of inputs and outputs in it.
 
-    Of a module for another machine the outputs are those of the same model built for this one: an emulator is slow,
-    and numbers of another origin are the better check.
+    If the module is for another machine, the outputs are those of the same model built for this machine: an emulator is
+    slow, and independently computed numbers are a better check.
     """
     load_runtime_of(target)
     foreign = not target.fits_this_machine()
@@ -251,13 +252,14 @@ def _with_reference(
     except TensorwrightError as error:
         if given is not None and not foreign:
             raise
-        # Random values do not suit every model (an index out of range, sizes that must divide); the module is sound.
+        # Random values do not suit every model (an index out of range, sizes that must divide); the module is still
+        # valid.
         report(f"no reference input stored: {error.message}")
         return module
 
 
 def _target_for(target: str | targets.Target, precision: str, threads: int | None) -> targets.Target:
-    """The target, checked to be able to do what the options ask for."""
+    """The target, after checking that it supports the options."""
     check_threads(threads)
     chosen = find_target(target, threads)
     check_precision(chosen, precision)
@@ -272,7 +274,7 @@ def _host_module(model: ImportedModel, like: Artifact, options: PassOptions) -> 
 
 
 def foreign_module(artifact: Artifact, target: targets.Target) -> Module:
-    """The module of a target that this machine can run only under the target's emulator."""
+    """The module for a target whose code this machine can run only in an emulator."""
 
     def emulate(whole: Artifact) -> Emulator:
         with translated_target_errors():
@@ -283,16 +285,16 @@ def foreign_module(artifact: Artifact, target: targets.Target) -> Module:
 
 
 Array = np.ndarray
-_TOKENS = 4096  # that are read at most
+_TOKENS = 4096  # maximum number of tokens to read
 _CONTEXT = 512
-_STEP = 128  # tokens of a run: their operands are all in memory
+_STEP = 128  # tokens per run: all their operands are in memory
 
 
 def calibration_tokens(text: Path, model: ImportedModel) -> Array:
-    """The tokens of a text file, int64 (windows, tokens of a window).
+    """The tokens of a text file, int64 (windows, tokens per window).
 
     Raises:
-        StorageError: the file cannot be read, or is not UTF-8.
+        StorageError: the file cannot be read or is not UTF-8.
         InputError: it has too few tokens.
         InvalidModelError: the model has no tokenizer.
     """
@@ -315,13 +317,13 @@ def calibration_tokens(text: Path, model: ImportedModel) -> Array:
 
 
 def operand_grams(module: Module, tokens: Array) -> tuple[Array, ...]:
-    """Sum of x xᵀ over the rows x of each operand that a module returns, float32 (depth, depth).
+    """The sum of x xᵀ over the rows x of each operand that a module returns, float32 (depth, depth).
 
-    Raises OptionError where the module has no such operands, its products being of another kind.
+    Raises OptionError if the module returns no operands, because its products are of another kind.
     """
     names = [each.name for each in module.outputs if each.name.startswith(f"{OPERAND}_")]
     if not names:
-        raise OptionError("the model has no products that calibration could serve", "leave out the calibration")
+        raise OptionError("the model has no products that calibration can improve", "leave out the calibration")
     grams: dict[str, Array] = {}
     for window in tokens:
         session = module.session(capacity=len(window))
@@ -335,14 +337,14 @@ def operand_grams(module: Module, tokens: Array) -> tuple[Array, ...]:
 
 
 Arrays = Mapping[str, np.ndarray]
-_SYMBOLIC_SIZE = 2  # as of `random_inputs`
-_MOST_STATE_BYTES = 1 << 16  # bytes of a state's new value that are stored; a whole cache would dwarf the module
+_SYMBOLIC_SIZE = 2  # as in `random_inputs`
+_MOST_STATE_BYTES = 1 << 16  # maximum stored size of a new state value; a full cache would be far too large
 
 
 def inputs_in_order(given: Arrays | None, model: ImportedModel) -> list[np.ndarray] | None:
-    """Values by name as the arguments of `main`; None unless all are there.
+    """Values by name as the arguments of `main`; None unless all are present.
 
-    States and their position, which a session gives, are made up where they are not there: these rows are in bounds.
+    Missing states and a missing position, which a session provides, are generated; their rows are within bounds.
     """
     values = dict(given or {})
     if model.states and model.position is not None:
@@ -357,18 +359,19 @@ def inputs_in_order(given: Arrays | None, model: ImportedModel) -> list[np.ndarr
 
 
 def _row_symbols(model: ImportedModel) -> set[str]:
-    """Symbolic dimensions that are capacities."""
+    """Symbolic dimensions that are state capacities."""
     shapes = {spec.name: spec.shape for spec in model.inputs}
     sizes = [shapes[state.input][state.axis] for state in model.states if state.axis is not None]
     return {size for size in sizes if isinstance(size, str)}
 
 
 def with_example(module: Module, runner: Module, model: ImportedModel, given: Arrays | None) -> Module:
-    """The module with an example in it, which `runner`, the same model for this machine, runs.
+    """The module with an example in it, which is run on `runner`, the same model for this machine.
 
-    Of a model with states it is the first run of a session: without the states, and with the new values of small ones.
+    For a model with states, the example is the first run of a session. It does not contain the states, and contains the
+    new values of small ones only.
 
-    Raises what running the example raises.
+    Raises whatever running the example raises.
     """
     own = {each.input for each in model.states} | ({model.position.input} if model.position is not None else set())
     specs = [each for each in model.inputs if each.name not in own]
@@ -382,7 +385,7 @@ def with_example(module: Module, runner: Module, model: ImportedModel, given: Ar
 
 
 def _state_sizes(manifest: Manifest) -> dict[str, int]:
-    """Sizes of the states' dimensions that no other input has: enough rows for one run."""
+    """Sizes for the state dimensions that no other input has: enough rows for one run."""
     told = set().union(*(symbols_of(each) for each in manifest.session_inputs))
     open_sizes = state_symbols(manifest) - told
     rows = manifest.position.rows if manifest.position is not None else 0

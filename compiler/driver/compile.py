@@ -1,4 +1,4 @@
-"""`compile`: a model in, a runnable module out; what was compiled before comes out of the cache."""
+"""`compile`: creates a runnable module from a model; a model that was compiled before comes from the cache."""
 
 from __future__ import annotations
 
@@ -67,56 +67,57 @@ def compile(
         source: a path to an .onnx or .pt2 file, an `onnx.ModelProto` (or its bytes), a `torch.nn.Module` with
             `example_inputs`, a `torch.export.ExportedProgram`, or a Relax `IRModule`; or a language model: a GGUF file,
             or a folder of the transformers library with config.json and safetensors (see `tensorwright.generation`).
-            "hf:org/model" and "hf:org/model:file.gguf" are models of the Hugging Face Hub.
-        target: a name of `tensorwright targets`, or a `targets.Target`; "host" is this machine's processor.
-        shapes: sizes of inputs by name; an int fixes a dimension, a string keeps it symbolic, and equal strings are
-            equal sizes: `{"input_ids": ("batch", 64)}`.
-        sizes: of dynamic dimensions, those that get code of their own beside the code for every size: by dimension
-            (`{"batch": [1, 8]}`, each combination of several), or whole shapes by input
-            (`{"x": [(1, 3, 224, 224), (8, 3, 224, 224)]}`). All share the weights.
-        processing: what is compiled into the module before and behind the net, so that it takes an image of any size
-            (uint8, height x width x 3) and returns boxes or classes, as `Module.predict` uses them: a
-            `tensorwright.Processing`, whose fields that are None are found in the model's metadata; "auto" finds all
-            there (of ultralytics' ONNX files, or preprocessor_config.json and config.json beside the model).
-        constants: values of inputs that are fixed now; they are no longer inputs of the module.
+            "hf:org/model" and "hf:org/model:file.gguf" refer to models on the Hugging Face Hub.
+        target: a name listed by `tensorwright targets`, or a `targets.Target`; "host" is this machine's processor.
+        shapes: input sizes by name; an int fixes a dimension, a string keeps it symbolic, and equal strings are equal
+            sizes: `{"input_ids": ("batch", 64)}`.
+        sizes: sizes of dynamic dimensions that get specialized code in addition to the code for every size: by
+            dimension (`{"batch": [1, 8]}`, all combinations if there are several), or whole shapes by input (`{"x":
+            [(1, 3, 224, 224), (8, 3, 224, 224)]}`). All variants share the weights.
+        processing: the preprocessing and postprocessing to compile into the module, so that it takes an image of any
+            size (uint8, height x width x 3) and returns boxes or classes, as `Module.predict` uses them: a
+            `tensorwright.Processing`, whose None fields are taken from the model's metadata; "auto" takes all of them
+            from there (from ultralytics' ONNX files, or preprocessor_config.json and config.json next to the model).
+        constants: values of inputs to fix at compile time; they are no longer inputs of the module.
         example_inputs: positional arguments of a `torch.nn.Module`, or a dictionary of keyword arguments.
-        dynamic_shapes: which dimensions of them stay symbolic, as `torch.export.export` takes it.
-        outputs: names of those to return, in this order (of an ONNX model any value of its main graph); all when None.
-            What nothing else needs is not compiled.
-        state: what a session keeps (`Module.session`): of an ONNX model, the output that is the next value of an input,
-            where `*` stands for the same text in both: `{"past_key_values.*": "present.*"}`; None: pairs of the usual
-            names; {}: none. Of a PyTorch model, inputs that it writes to (["*"]: all of them); buffers that it writes
-            to always are states. Of both, pairs whose output is the input with rows appended to it grow from run to
-            run.
-        capacity: how many rows states that grow have room for; such a state is a buffer then, and a run writes its new
-            rows alone. A name makes it a symbolic dimension that `Module.session(capacity=...)` chooses. None: each
-            run returns a longer tensor.
+        dynamic_shapes: which dimensions of the example inputs stay symbolic, in the form of `torch.export.export`.
+        outputs: names of the outputs to return, in this order (any value of the main graph of an ONNX model); all when
+            None. Operators that none of these outputs need are not compiled.
+        state: the states that a session keeps (`Module.session`). For an ONNX model, the output that is the next value
+            of an input, where `*` stands for the same text in both: `{"past_key_values.*": "present.*"}`; None: pairs
+            with the usual names; {}: none. For a PyTorch model, inputs that it writes to (["*"]: all of them); buffers
+            that it writes to are always states. For both, pairs whose output is the input with appended rows grow with
+            each run.
+        capacity: the number of rows to reserve for growing states; such a state is then a buffer to which a run writes
+            only its new rows. A name makes the capacity a symbolic dimension that `Module.session(capacity=...)`
+            chooses. None: each run returns a longer tensor.
         precision: "float32", "bf16" or "float16" (or "fp32", "bfloat16", "fp16", ...). "bf16" rounds the operands of
-            convolutions and of products with constant weights to bfloat16 (sums stay float32), and stores what lies
-            between convolutions so; it needs a target with a bfloat16 dot product. Depthwise convolutions and attention
-            compute in float32. "float16" is the same with float16, for graphics processors and those with AMX-FP16 or
-            AVX-512 FP16 (which sum up to 64 products in float16): what lies beyond 65504 becomes infinite. None is
-            "float32", and "float16" of models that are in float16 where the processor has AMX-FP16. Of a language model
-            it says what weights are stored as, "int8" and "int4" among them; None keeps what the file has.
-        sequences: build a language model so that a run reads tokens of several sequences, for
+            convolutions and of products with constant weights to bfloat16 (sums stay float32), and stores intermediate
+            values between convolutions in bfloat16; it needs a target with a bfloat16 dot product. Depthwise
+            convolutions and attention compute in float32. "float16" is the same with float16, for graphics processors
+            and those with AMX-FP16 or AVX-512 FP16 (which sum up to 64 products in float16): values beyond 65504 become
+            infinite. None is "float32", except that it is "float16" for float16 models if the processor has AMX-FP16.
+            For a language model, it is the storage type of the weights, with the additional values "int8" and "int4";
+            None keeps the types of the file.
+        sequences: compile a language model so that a run reads tokens of several sequences, for
             `tensorwright.generation.Scheduler` and for speculative decoding.
-        cache: the type of the keys and values that a language model keeps: "float32", "float16", "bfloat16" or "int8",
-            which has a scale for each head and row; None for float32 beside float32 weights and float16 beside others.
+        cache: the type of a language model's cached keys and values: "float32", "float16", "bfloat16" or "int8", which
+            has a scale for each head and row; None is float32 with float32 weights and float16 with others.
         calibration: a text file; the weights of a language model with `precision="int4"` are rounded so that its
             products change least on the first 4,096 tokens of the text (GPTQ).
-        adapters: folders of LoRA adapters as peft saves them, merged into the weights of a language model one after
-            another; or {name: folder} of those that are kept beside the weights, one of which each session or request
-            chooses by its name.
-        threads: number of threads that the module runs on; the target's cores when None.
+        adapters: folders of LoRA adapters as saved by peft, merged into the weights of a language model one after
+            another; or {name: folder} for adapters kept separate from the weights, one of which each session or request
+            chooses by name.
+        threads: number of threads that the module runs on; the target's number of cores when None.
         passes: the user's own graph passes: `{"after:fold-constants": my_pass}`; see `tensorwright passes`.
-        dump: a folder that receives the module after each pass as TVMScript.
-        verify: run the module after each pass against the unoptimized one, on `reference_inputs` where given; slow,
-            for finding defects.
-        reference_inputs: what to store as the reference input; random values when None.
-        records: tuning records: None for those that ship and the user's own (`tune` writes them), False for none; a
-            file or folder, or several, in place of the user's own.
-        progress: called with the name of each step as it begins; a bar on terminals and in notebooks unless given, and
-            None for nothing.
+        dump: a folder to which the module is written as TVMScript after each pass.
+        verify: compare the module after each pass with the unoptimized one, on `reference_inputs` if given; slow, for
+            finding defects.
+        reference_inputs: the reference inputs to store; random values when None.
+        records: tuning records: None for those included in the package and the user's own (written by `tune`), False
+            for none; or one or more files or folders that replace the user's own.
+        progress: called with the name of each step as it begins; by default a progress bar in terminals and notebooks,
+            and None for no output.
 
     Returns:
         A `Module`: `module.run(inputs)`, `module.export("model.twm")`.
@@ -137,7 +138,7 @@ def compile(
     options = options_of(CompileOptions, {**locals(), "processing": stated})
 
     def build() -> module_cache.Built:
-        from compiler.driver.build import build_module  # loads TVM, which a module out of the cache does not need
+        from compiler.driver.build import build_module  # loads TVM, which a module from the cache does not need
 
         return build_module(source, target, options, imports)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from compiler.records.library import RecordSource
 
 Progress = Callable[[str], None]
-# What a target's machine needs for a lower precision, and targets that have it.
+# Machine features that targets need for lower precisions, and targets that have them.
 _NEEDS = {
     "bf16": ("bf16_dot_product", "bfloat16 dot product", "znver4, sapphire-rapids, a100, h100"),
     "float16": ("float16_product", "fast products of float16", "sapphire-rapids, granite-rapids, t4, a100, h100"),
@@ -31,8 +31,8 @@ _NEEDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CompileOptions:
-    """The options of `compile` but for those of importing; it documents the fields. `name`: the
-    module's, that of the source when None."""
+    """The options of `compile` except those for importing; `compile` documents the fields. `name` is the module's name;
+    None for the source's name."""
 
     name: str | None = None
     sizes: Sizes | None = None
@@ -52,14 +52,14 @@ class CompileOptions:
 
     @property
     def report(self) -> Progress:
-        """Receives the name of each step."""
+        """The function to call with the name of each step."""
         return self.progress if self.progress is not None else silent
 
 
 def find_target(target: str | targets.Target, cores: int | None = None) -> targets.Target:
-    """The target of that name, scheduled for `cores` threads.
+    """The target with that name, scheduled for `cores` threads.
 
-    Raises UnknownTargetError with suggestions, and OptionError for what is neither a name nor a target.
+    Raises UnknownTargetError with suggestions, and OptionError if the argument is neither a name nor a target.
     """
     if isinstance(target, targets.Target):
         return target
@@ -70,7 +70,7 @@ def find_target(target: str | targets.Target, cores: int | None = None) -> targe
 
 
 def check_precision(target: targets.Target, precision: str) -> None:
-    """Raise OptionError unless a target computes in a precision of `PRECISIONS`."""
+    """Raise OptionError unless a target supports a precision from `PRECISIONS`."""
     if precision in _NEEDS:
         needed, what, having = _NEEDS[precision]
         if not getattr(target.machine, needed):
@@ -86,7 +86,7 @@ def check_precision(target: targets.Target, precision: str) -> None:
 
 @contextmanager
 def translated_target_errors() -> Iterator[None]:
-    """Translates errors of the lower layers into errors of this package."""
+    """Translate exceptions of the lower layers to this package's exceptions."""
     try:
         yield
     except targets.UnknownTarget as error:
@@ -96,7 +96,7 @@ def translated_target_errors() -> Iterator[None]:
 
 
 def model_name(source: object) -> str:
-    """A name for a source that `compile` takes: of its file, its graph, or its class."""
+    """A name for a source of `compile`: from its file, its graph or its class."""
     if isinstance(source, str | Path):
         return Path(source).stem
     from compiler.frontends.imported_model import ImportedModel

@@ -1,4 +1,4 @@
-"""The conformance suite of `targets`, run with this compiler."""
+"""The conformance suite in `targets`, run with this compiler."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from targets.conformance.suite import Outcome, run_suite
 
 
 class _Toolbox:
-    """Compiles and loads modules for the suite, and tells a refusal from a defect."""
+    """Compiles and loads modules for the suite, and distinguishes refusals from defects."""
 
     def compile(self, model: onnx.ModelProto, target: Target) -> Module:
         return compile(model, target, threads=1, records=False, progress=None)
@@ -33,10 +33,10 @@ class _Toolbox:
 
 
 def check_target(target: str | Target, only: str | None = None) -> Iterator[Outcome]:
-    """Run the suite on a target; outcomes come as the checks end.
+    """Run the suite on a target and yield outcomes as the checks end.
 
     Args:
-        only: run the check of this name, or else those whose name holds this text.
+        only: run the check with this name, or else the checks whose names contain this text.
 
     Raises:
         UnknownTargetError: no such target.
@@ -45,7 +45,7 @@ def check_target(target: str | Target, only: str | None = None) -> Iterator[Outc
 
 
 def keep_outcomes(target: str, outcomes: Sequence[Outcome]) -> None:
-    """Store a target's result, for `tensorwright targets`."""
+    """Store a target's outcomes for `tensorwright targets`."""
     path = conformance_file(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     passed = sum(outcome.problem is None for outcome in outcomes)

@@ -50,11 +50,11 @@ from schedules.machine import dtype_bits
 
 
 def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
-    """Inputs or outputs of a model for the manifest.
+    """Descriptions of a model's inputs or outputs for the manifest.
 
     Raises:
-        InvalidModelError: one is larger than any memory.
-        UnsupportedModelError: one is of an element type that a module cannot carry.
+        InvalidModelError: a tensor is larger than any memory.
+        UnsupportedModelError: a tensor's element type is not supported in modules.
     """
     for spec in specs:
         if math.prod(max(size, 1) for size in spec.shape if isinstance(size, int)) > MAX_ELEMENTS:
@@ -95,9 +95,9 @@ def states(model: ImportedModel) -> dict[str, Any]:
 
 
 def initial_states(model: ImportedModel) -> dict[str, np.ndarray]:
-    """First values of states that are not zero, by the names of their inputs."""
+    """Initial values of states that do not start as zeros, by input name."""
     return {
-        each.input: np.array(each.initial, order="C")  # np.ascontiguousarray would give a scalar an axis
+        each.input: np.array(each.initial, order="C")  # np.ascontiguousarray would add an axis to a scalar
         for each in model.states
         if each.initial is not None and np.any(each.initial)
     }
@@ -106,7 +106,7 @@ def initial_states(model: ImportedModel) -> dict[str, np.ndarray]:
 def manifest_entries(
     target: targets.Target, pipeline: PipelineResult, tuned: TunedConfigs | None = None
 ) -> dict[str, Any]:
-    """Keyword arguments of `Artifact.create`: target, kernels and their calls, passes and the memory plan."""
+    """Keyword arguments of `Artifact.create` for the target, kernels and their calls, passes and the memory plan."""
     return {
         "target": TargetDescription(
             name=target.name,
@@ -122,7 +122,8 @@ def manifest_entries(
 
 
 def _target_details(target: targets.Target, pipeline: PipelineResult) -> dict[str, Any]:
-    """The target's own report, what its accelerator computes, and precisions that would be much faster."""
+    """The target's own description, the operators its accelerator computes, and precisions that would be much
+    faster."""
     details = target.describe()
     partition, faster = pipeline.report.partition, _faster_precisions(target, pipeline)
     details |= {} if partition is None else {"partition": partition}
@@ -130,7 +131,8 @@ def _target_details(target: targets.Target, pipeline: PipelineResult) -> dict[st
 
 
 def _faster_precisions(target: targets.Target, pipeline: PipelineResult) -> str | None:
-    """A line on precisions; sizes that are not known count as 1, or the least that the formulas have a value for."""
+    """A line about faster precisions; unknown sizes count as 1, or as the smallest size for which the formulas have a
+    value."""
     if target.pipeline != "processor":
         return None
     report = pipeline.report
@@ -151,7 +153,7 @@ def _faster_precisions(target: targets.Target, pipeline: PipelineResult) -> str 
 
 
 def _known_shape(parameter: Var) -> tuple[int, ...]:
-    """The shape of a tensor, sizes that are not known as 1; of a number ()."""
+    """The shape of a tensor, with 1 for unknown sizes; () for a number."""
     return tuple(int(getattr(size, "value", 1)) for size in getattr(parameter.ty, "shape", ()))
 
 
@@ -184,7 +186,7 @@ def _kernels(target: targets.Target, pipeline: PipelineResult, tuned: TunedConfi
 
 
 def _memory_plan(pipeline: PipelineResult) -> MemoryPlan | None:
-    """The memory plan of `main`, or of the function for every size if there are variants; bodies of loops and branches
+    """The memory plan of `main`, or of the function for every size if there are variants; loop and branch bodies
     allocate separately."""
     plans = pipeline.report.memory
     name = ANY_SIZE if ANY_SIZE in plans else MAIN_ENTRY
@@ -200,7 +202,7 @@ def _memory_plan(pipeline: PipelineResult) -> MemoryPlan | None:
 
 
 def call_list(functions: Mapping[str, Sequence[Step]]) -> CallList | None:
-    """The manifest's entry; None where no call has a node."""
+    """The manifest's entry; None if no call has a node."""
     nodes: dict[str, int] = {}
     callees: dict[str, int] = {}
 
@@ -221,12 +223,12 @@ def call_list(functions: Mapping[str, Sequence[Step]]) -> CallList | None:
     return CallList(nodes=tuple(nodes), callees=tuple(callees), functions=made) if nodes else None
 
 
-_LONGEST = 1000  # characters of a formula
+_LONGEST = 1000  # maximum characters of a formula
 
 
 def parallel_tasks(function: PrimFunc) -> tuple[tuple[str, ...], dict[str, tuple[int, int]]]:
-    """The extents of a kernel's parallel loops in their order, equal ones once: numbers, formulas of sizes, or
-    `UNKNOWN`; and where a call's arguments give those sizes, as in `OperationCount`."""
+    """The distinct extents of a kernel's parallel loops, in order: numbers, formulas of sizes, or `UNKNOWN`; and where
+    a call's arguments contain those sizes, as in `OperationCount`."""
     positions = symbol_positions(function)
     values: dict[str, Expr] = {str(each.var.name): each.value for each in nodes(function.body, tirx.Bind)}
     loops = [loop for loop in nodes(function.body, tirx.For) if loop.kind == tirx.ForKind.PARALLEL]
@@ -253,12 +255,12 @@ def parallel_tasks(function: PrimFunc) -> tuple[tuple[str, ...], dict[str, tuple
     return tasks, {name: positions[name] for name in sorted(used)}
 
 
-_STEPS_OF_A_STORE = 4  # the most usual ones of `schedules.codegen.parallel.work`
+_STEPS_OF_A_STORE = 4  # the most usual value in `schedules.codegen.parallel.work`
 _PACKED_CALLS = ("tirx.tvm_call_packed", "tirx.tvm_call_cpacked")
 
 
 def serial_reason(function: PrimFunc, cores: int) -> str | None:
-    """The reason why one thread computes a kernel scheduled for several cores, or a part of it; None if all significant
+    """The reason why a kernel scheduled for several cores runs partly or fully on one thread; None if all significant
     work is parallel."""
     shared, marked, called = _threads_of(function.body)
     if cores == 1:
@@ -276,7 +278,8 @@ def serial_reason(function: PrimFunc, cores: int) -> str | None:
 
 
 def _threads_of(body: Stmt) -> tuple[bool, list[Stmt], list[str]]:
-    """True if a loop is parallel; marked loops that are neither inside nor around one; and the functions called."""
+    """True if a loop is parallel; the marked loops that are neither inside nor around a parallel loop; and the
+    functions called."""
     called = [str(call.args[0].value) for call in nodes(body, tvm.ir.Call) if _is_packed(call)]
     shared = [loop for loop in _loops(body) if _is_shared(loop)]
     inside = [each for loop in shared for each in _loops(loop.body)]
@@ -304,7 +307,7 @@ def _is_packed(call: Call) -> bool:
 
 
 def _stores(statement: Stmt) -> float:
-    """Number of vectors or elements that a statement stores; infinite if a loop's extent is unknown."""
+    """The number of vectors or elements that a statement stores; infinite if a loop's extent is unknown."""
     if isinstance(statement, tirx.For):
         inner, extent = _stores(statement.body), constant_int(statement.extent)
         if not inner or statement.kind == tirx.ForKind.VECTORIZED:

@@ -1,9 +1,10 @@
-"""Keeps compiled modules, so that the same call of `compile` loads what an earlier one built.
+"""Caches compiled modules, so that a repeated call of `compile` loads the earlier result.
 
-A key covers all that a module depends on: the bytes of the model, the options, the target (of `host`, the processor),
-the user's tuning records, the versions of what compiles, and the files of this package. What no key covers (graph
-passes, PyTorch modules, Relax modules, `Target` objects) is compiled every time, and so are modules for other machines.
-The folder is the user's own; a file that is damaged, or that belongs to somebody else, is not used.
+A key covers everything that a module depends on: the model's bytes, the options, the target (for `host`, the
+processor), the user's tuning records, the versions of the packages involved in compilation, and the files of this
+package. Models and options that a key cannot cover (graph passes, PyTorch modules, Relax modules, `Target` objects) are
+compiled every time, and so are modules for other machines. The folder belongs to the user; damaged files and files that
+belong to another user are not used.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ if TYPE_CHECKING:
     from compiler.support.options import ImportArguments
 
 LIMIT_VARIABLE = "TENSORWRIGHT_CACHE_MB"
-"""Environment variable: megabytes that modules in the cache take together at most; 0 keeps none."""
+"""Environment variable: maximum total size in megabytes of the cached modules; 0 disables the cache."""
 _DEFAULT_LIMIT_MB = 2048
 COMMANDS = "commands"
-"""Folder of the output of commands, for `cli.repeated`."""
+"""Folder for the output of commands, for `cli.repeated`."""
 _KIND, _MODULE, _FACTS = "modules", "module.twm", "facts.json"
 _VERSIONS = tuple(
     f"{name}_"
     for name in ("apache_tvm", "apache_tvm_ffi", "numpy", "onnx", "torch", "transformers", "gguf", "ml_dtypes")
 )
-"""Prefixes of distributions' metadata folders, in lower case and with hyphens as underscores."""
+"""Prefixes of the metadata folders of distributions, in lower case and with underscores for hyphens."""
 _EXTENSIONS = ("tensorwright.targets", "tensorwright.schedules", "tensorwright.onnx_operators")
 _SOURCES = (".py", ".json", ".jsonl", ".h", ".c", ".cc", ".ubj")
 _PACKAGES = ("compiler", "schedules", "targets", "tuning_logs")
@@ -54,7 +55,7 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Built:
-    """A module, notes of importing for the user, and True if it runs on this machine itself."""
+    """A module, notes from the import for the user, and True if this machine can run the module itself."""
 
     module: Module
     notes: tuple[str, ...] = ()
@@ -63,7 +64,8 @@ class Built:
 
 @dataclass(frozen=True)
 class Entry:
-    """A module in the cache: its key, the model's name, the target, bytes, and when it was used last (POSIX time)."""
+    """A module in the cache: its key, the model's name, the target, size in bytes, and time of last use (POSIX
+    time)."""
 
     key: str
     model: str
@@ -74,14 +76,14 @@ class Entry:
 
 @runtime_checkable
 class Digested(Protocol):
-    """A model in memory that knows a digest of itself and of its example inputs."""
+    """A model in memory that can compute a digest of itself and its example inputs."""
 
     def digest(self) -> str | None:
-        """The digest; None where not everything that the model computes is covered by it."""
+        """The digest; None if it does not cover everything that the model computes."""
 
 
 def limit_bytes() -> int:
-    """Bytes that the cache may take. Raises OptionError for a limit that is not a number."""
+    """Maximum size of the cache in bytes. Raises OptionError if the limit is not a number."""
     text = os.environ.get(LIMIT_VARIABLE, str(_DEFAULT_LIMIT_MB))
     if not text.isdecimal():
         raise OptionError(f"{LIMIT_VARIABLE}={text}: not a number of megabytes", "0 turns the cache off")
@@ -91,7 +93,7 @@ def limit_bytes() -> int:
 def key_of_call(
     source: object, target: str | targets.Target, options: CompileOptions, imports: ImportArguments
 ) -> str | None:
-    """The key of a call of `compile`; None where its result is not kept."""
+    """The key of a call of `compile`; None if its result is not cached."""
     limit = limit_bytes()
     if not limit or options.passes or options.dump or options.verify or not isinstance(target, str):
         return None
@@ -99,7 +101,7 @@ def key_of_call(
         model = source.digest() if isinstance(source, Digested) else _digest_of_model(source, limit)
         if model is None:
             return None
-        if isinstance(source, Digested):  # which covers these arguments
+        if isinstance(source, Digested):  # its digest covers these arguments
             imports = {**imports, "example_inputs": None, "dynamic_shapes": None}
         settings = {each.name: getattr(options, each.name) for each in fields(options) if each.name != "progress"}
         if options.calibration is not None:
@@ -113,15 +115,15 @@ def key_of_call(
         stamps = [_stamp(each) for each in record_files(options.records)]
         parts = [model, target, _plain(settings), _plain(given), stamps, environment()]
     except (OSError, TypeError, ValueError):
-        return None  # the compilation reports what is wrong with a file or an argument
+        return None  # the compilation reports the error in the file or argument
     return key_of(map(str, parts))
 
 
 def reused(key: str, build: Callable[[], Built], report: Callable[[str], None]) -> Built:
-    """The module of a key, out of the cache or built now and kept there.
+    """The module for a key, from the cache or built now and cached.
 
-    Concurrent processes build it once. A cache that cannot be written costs nothing but the next compilation: a note
-    says so.
+    Concurrent processes build it only once. If the cache cannot be written, a note says so and the next compilation
+    builds the module again.
     """
     found = _load(key)
     if found is not None:
@@ -157,7 +159,7 @@ def reused(key: str, build: Callable[[], Built], report: Callable[[str], None]) 
 
 
 def entries() -> list[Entry]:
-    """The modules in the cache, the one used last first."""
+    """The modules in the cache, most recently used first."""
     found = []
     for folder in _folders():
         with contextlib.suppress(OSError, ValueError):
@@ -166,7 +168,7 @@ def entries() -> list[Entry]:
 
 
 def clear() -> int:
-    """Remove all modules; returns how many bytes they took."""
+    """Remove all modules and return their total size in bytes."""
     shutil.rmtree(cache_folder() / COMMANDS, ignore_errors=True)
     freed = 0
     for folder in _folders():
@@ -177,7 +179,7 @@ def clear() -> int:
 
 def _folders() -> list[Path]:
     root = cache_folder() / _KIND
-    # Those that are being written have a hyphen in their names.
+    # Entries that are being written have a hyphen in their names.
     return [each for each in root.iterdir() if each.is_dir() and "-" not in each.name] if root.is_dir() else []
 
 
@@ -188,7 +190,7 @@ def _entry(folder: Path) -> Entry:
 
 
 def _facts(folder: Path) -> dict[str, object]:
-    """Model, target and notes of an entry. Raises OSError or ValueError where they cannot be read."""
+    """Model, target and notes of an entry. Raises OSError or ValueError if they cannot be read."""
     facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
     if not isinstance(facts, dict) or not {"model", "target", "notes"} <= facts.keys():
         raise ValueError(f"{folder / _FACTS} is damaged")
@@ -200,7 +202,7 @@ def _size(folder: Path) -> int:
 
 
 def _load(key: str) -> Built | None:
-    """The entry of a key; None where there is none. One that cannot be read is removed."""
+    """The entry for a key; None if there is none. Entries that cannot be read are removed."""
     folder = cache_folder() / _KIND / key
     path = folder / _MODULE
     try:
@@ -222,14 +224,14 @@ def _load(key: str) -> Built | None:
 
 
 def _is_kept(built: Built) -> bool:
-    """False for a module of another machine, and for one that would fill half of the cache by itself."""
+    """False for modules for another machine, and for modules that would fill half of the cache by themselves."""
     artifact = built.module.artifact
     parameters = sum(each.nbytes for each in artifact.parameters.values())
     return built.local and 2 * (parameters + len(artifact.library)) <= limit_bytes()
 
 
 def _evict(limit: int) -> None:
-    """Remove modules that were used longest ago until the rest fits."""
+    """Remove the least recently used modules until the rest fits."""
     sizes = {folder: _size(folder) for folder in _folders()}
     ages: dict[Path, float] = {}
     for folder in sizes:
@@ -244,7 +246,7 @@ def _evict(limit: int) -> None:
 
 
 def _digest_of_model(source: object, limit: int) -> str | None:
-    """A digest of all files of a model, or of its bytes; None for what has none, or is larger than the cache."""
+    """A digest of all of a model's files, or of its bytes; None if it has neither or is larger than the cache."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     onnx = sys.modules.get("onnx")
@@ -256,23 +258,23 @@ def _digest_of_model(source: object, limit: int) -> str | None:
     files = model_files(path)
     if sum(each.stat().st_size for each in files) > limit:
         return None
-    # The file's name becomes the module's.
+    # The file's name becomes the module's name.
     return " ".join([path.stem, *(f"{each.name} {_digest(each)}" for each in files)])
 
 
 def model_files(path: Path) -> list[Path]:
-    """The files of a folder, or a file and those of an ONNX model's weights, which lie beside it.
+    """The files in a folder, or a file and the weight files next to it if it is an ONNX model.
 
     Raises:
-        OSError: they cannot be read.
-        ValueError: the model names a file in a form that its exporters do not write.
+        OSError: the files cannot be read.
+        ValueError: the model refers to a file in a form that its exporters do not write.
     """
     if path.is_dir():
         return sorted(each for each in path.iterdir() if each.is_file())
     if path.suffix != ".onnx" or not path.is_file():
         return [path]
     data = path.read_bytes()
-    # StringStringEntryProto: field 1 is the key, field 2 the value. Loading onnx to parse it would take the longest.
+    # StringStringEntryProto: field 1 is the key, field 2 the value. Importing onnx to parse it would take longest.
     names = {data[each.end() : each.end() + each[1][0]] for each in _LOCATION.finditer(data)}
     if len(_LOCATION.findall(data)) != data.count(_LOCATION_KEY):
         raise ValueError(f"{path} names its weights in an unknown form")
@@ -294,7 +296,7 @@ def _digest(path: Path) -> str:
 
 
 def _plain(value: object) -> object:
-    """A value as text that is equal for equal values alone; arrays by a digest. Raises TypeError for other objects."""
+    """Text that is equal only for equal values; arrays are replaced by a digest. Raises TypeError for other objects."""
     np = sys.modules.get("numpy")
     if np is not None and isinstance(value, np.ndarray | np.generic):
         array = np.ascontiguousarray(value)
@@ -311,7 +313,7 @@ def _plain(value: object) -> object:
 
 
 def record_files(source: RecordSource) -> list[Path]:
-    """Files of tuning records that a compilation may read."""
+    """Tuning record files that a compilation may read."""
     if source is False:
         return []
     if isinstance(source, str | Path):
@@ -338,7 +340,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 
 
 def environment() -> str:
-    """Environment that every compilation of this process depends on: processor, versions, this package's files,
+    """Environment that every compilation in this process depends on: processor, versions, this package's files,
     settings."""
     ours = ("TENSORWRIGHT_", "TVM_")
     settings = sorted(each for each in os.environ.items() if each[0].startswith(ours) and each[0] not in _OWN)
@@ -347,7 +349,7 @@ def environment() -> str:
 
 @functools.cache
 def _processor() -> str:
-    """The description of the first processor, without what changes from moment to moment."""
+    """The description of the first processor, without values that change constantly."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
     except OSError:
@@ -357,10 +359,10 @@ def _processor() -> str:
 
 @functools.cache
 def _installation() -> str:
-    """Versions of what compiles, extensions of other packages, and this package's files.
+    """Versions of the packages involved in compilation, other packages' extensions, and this package's files.
 
-    Read from the folders themselves: `importlib.metadata` parses the files of every distribution, which takes as long
-    as loading a module.
+    They are read directly from the folders: `importlib.metadata` parses the files of every distribution, which takes as
+    long as loading a module.
     """
     root = Path(__file__).resolve().parents[2]
     files = [stamp for package in _PACKAGES for stamp in _source_stamps(str(root / package))]
@@ -368,8 +370,8 @@ def _installation() -> str:
 
 
 def _distributions() -> Iterator[tuple[str, str]]:
-    """Names with versions of the installed distributions that compile, and of those that extend this package with
-    their entry points."""
+    """Names and versions of the installed distributions involved in compilation, and of those that extend this package
+    with entry points."""
     for folder in sys.path:
         with contextlib.suppress(OSError), os.scandir(folder or os.curdir) as listed:
             for each in listed:

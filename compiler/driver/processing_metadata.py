@@ -1,5 +1,5 @@
-"""Processing that a model's files state: metadata of ultralytics, and files of the transformers or
-sentence-transformers library beside it."""
+"""Processing options from a model's files: ultralytics metadata, and files of the transformers or sentence-transformers
+library next to the model."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import onnx
 from compiler.errors import InvalidModelError, OptionError, type_text
 from compiler.support.processing import Processing, Task
 
-_LARGEST = 1 << 22  # bytes of a JSON file
-_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-_LINE = (48, 320)  # pixels of a line that PaddleOCR recognizes
+_LARGEST = 1 << 22  # maximum bytes of a JSON file
+_FILTERS = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
+_LINE = (48, 320)  # size in pixels of a text line for PaddleOCR
 _STATED = ("preprocessor_config.json", "config.json")
 
 
 def stated_processing(source: object, given: Processing | Literal["auto"] | None) -> Processing | None:
-    """The options that were given to `compile`, and those of the model's metadata where they are None.
+    """The options given to `compile`, with None fields taken from the model's metadata.
 
     Raises:
-        OptionError: "auto", and there are no such metadata; or what is given is neither.
+        OptionError: "auto" was given and there is no such metadata; or the argument has another type.
         InvalidModelError: the metadata cannot be read.
     """
     if given is None:
@@ -34,7 +34,7 @@ def stated_processing(source: object, given: Processing | Literal["auto"] | None
     found = found_processing(source)
     if found is None and (given == "auto" or given.task is None):
         raise OptionError(
-            "processing: no metadata say what the model reads and returns",
+            "processing: no metadata describes the model's inputs and outputs",
             f"give task= ({' or '.join(get_args(Task))}) of `tensorwright.Processing`: metadata of ultralytics' ONNX "
             "files, and preprocessor_config.json with config.json beside a model, are read",
         )
@@ -42,11 +42,11 @@ def stated_processing(source: object, given: Processing | Literal["auto"] | None
 
 
 def found_processing(source: object) -> Processing | None:
-    """Options stated by the metadata of an ONNX model or the files beside it; None where there is nothing of the kind.
+    """Options from the metadata of an ONNX model or from the files next to it; None if there are none.
 
     Raises:
-        InvalidModelError: they cannot be read.
-        OptionError: they ask for what is not supported.
+        InvalidModelError: the metadata cannot be read.
+        OptionError: the metadata requires unsupported processing.
     """
     model = _onnx_model(source)
     metadata = {} if model is None else {each.key: each.value for each in model.metadata_props}
@@ -55,7 +55,7 @@ def found_processing(source: object) -> Processing | None:
     if model is not None and "character" in metadata:
         return _of_paddle(metadata["character"], model)
     if isinstance(source, str | Path):
-        for folder in (Path(source).parent, Path(source).parent.parent):  # Hub folders hold onnx/model.onnx
+        for folder in (Path(source).parent, Path(source).parent.parent):  # Hub folders contain onnx/model.onnx
             if all((folder / name).is_file() for name in _STATED):
                 return _of_transformers(*(_json(folder / name) for name in _STATED))
             if all((folder / name).is_file() for name in ("tokenizer.json", "modules.json")):
@@ -70,7 +70,7 @@ def _onnx_model(source: object) -> onnx.ModelProto | None:
             return None
         try:
             source = onnx.load(path, load_external_data=False)
-        except Exception as error:  # protobuf's own class depends on its version
+        except Exception as error:  # protobuf's exception class depends on its version
             raise InvalidModelError(f"{path} is not an ONNX file: {error}") from error
     if isinstance(source, bytes):
         source = onnx.ModelProto.FromString(source)
@@ -78,11 +78,12 @@ def _onnx_model(source: object) -> onnx.ModelProto | None:
 
 
 def _of_paddle(characters: str, model: onnx.ModelProto) -> Processing:
-    """The preparation of lines for PaddleOCR's recognition of text, as RapidOCR exports it with its characters."""
+    """The preprocessing of text lines for PaddleOCR's text recognition models, as exported by RapidOCR with their
+    characters."""
     names = ("", *characters.splitlines(), " ")
     sizes = [each.dim_value for value in model.graph.input for each in value.type.tensor_type.shape.dim]
     if len(sizes) != 4:
-        raise OptionError("processing: the model's metadata name characters, and its input is no image")
+        raise OptionError("processing: the model's metadata lists characters, but its input is not an image")
     size = (sizes[2] or _LINE[0], sizes[3] or _LINE[1])
     half = (0.5,)
     return Processing(
@@ -98,13 +99,13 @@ def _of_ultralytics(metadata: Mapping[str, str]) -> Processing:
     if task not in ("detect", "segment", "classify"):
         raise OptionError(
             f"processing: the model's task is {task!r}",
-            "detect, segment and classify are supported of ultralytics' models; process its outputs yourself",
+            "for ultralytics' models, detect, segment and classify are supported; process the outputs yourself",
         )
     if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
-        raise InvalidModelError(f"the model's metadata name no classes: {str(names)[:100]}")
+        raise InvalidModelError(f"the model's metadata lists no classes: {str(names)[:100]}")
     listed = tuple(str(names[each]) for each in range(len(names)))
     sizes = (int(size[0]), int(size[1])) if isinstance(size, list | tuple) and len(size) == 2 else None
-    if task == "classify":  # the exported net computes the softmax
+    if task == "classify":  # the exported network computes the softmax
         return Processing(task="classify", size=sizes, names=listed, activation="none")
     return Processing(task="detect", size=sizes, names=listed)
 
@@ -157,9 +158,9 @@ def _of_transformers(preprocessor: Mapping[str, Any], config: Mapping[str, Any])
 
 
 def _transformers_size(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """Options `resize`, `size` and `shortest`."""
+    """The options `resize`, `size` and `shortest`."""
     size, crop = preprocessor.get("size"), preprocessor.get("crop_size")
-    if isinstance(size, int):  # of the library's earlier versions
+    if isinstance(size, int):  # in earlier versions of the library
         size = {"shortest_edge": size} if preprocessor.get("do_center_crop") else {"height": size, "width": size}
     if isinstance(crop, int):
         crop = {"height": crop, "width": crop}

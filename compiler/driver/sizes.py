@@ -1,4 +1,4 @@
-"""`compile(sizes=...)`: the sizes that get specialized code."""
+"""`compile(sizes=...)`: sizes for which to generate specialized code."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ Variant = dict[str, int]
 
 
 def specialized(model: ImportedModel, sizes: Sizes) -> ImportedModel:
-    """The model with code of its own for each combination of the given sizes.
+    """The model with specialized code for each combination of the given sizes.
 
     Raises:
-        OptionError: a name is neither a dynamic dimension nor an input, a size does not fit or the model cannot run
-            with it,
-            or there are more than `MOST_VARIANTS` combinations.
+        OptionError: a name is neither a dynamic dimension nor an input, a size is not allowed, the model cannot run
+            with it, or there are more than `MOST_VARIANTS` combinations.
     """
     if not isinstance(sizes, Mapping):
         raise OptionError(f"sizes= takes a dict, not {type_text(sizes)}", 'as in sizes={"batch": [1, 8]}')
@@ -42,7 +41,7 @@ def specialized(model: ImportedModel, sizes: Sizes) -> ImportedModel:
 
 
 def _choices(model: ImportedModel, name: str, given: object) -> list[Variant]:
-    """Variants that one entry of `sizes=` asks for."""
+    """Variants requested by one entry of `sizes=`."""
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
         raise OptionError(f"sizes[{name!r}] is {given!r}", "give a list, as in [1, 8]")
     by_input = {spec.name: spec.shape for spec in model.inputs}
@@ -78,7 +77,7 @@ def _size(name: str, size: object) -> int:
 
 
 def _combined(choices: Sequence[list[Variant]]) -> Iterator[Variant]:
-    """Each combination of a choice of every entry whose sizes agree, once."""
+    """Each distinct combination of one choice per entry whose sizes agree."""
     seen: list[Variant] = []
     for combination in itertools.product(*choices):
         variant: Variant = {}
@@ -89,7 +88,7 @@ def _combined(choices: Sequence[list[Variant]]) -> Iterator[Variant]:
 
 
 def _check(model: ImportedModel, variant: Variant) -> None:
-    """Raise OptionError where the model cannot run with these sizes."""
+    """Raise OptionError if the model cannot run with these sizes."""
     for requirement in model.requirements:
         if not set(requirement.symbols.values()) <= set(variant):
             continue
