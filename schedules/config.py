@@ -65,7 +65,7 @@ class Config(Mapping[str, KnobValue]):
 
 @dataclass(frozen=True)
 class ConfigSpace:
-    """Named knobs, each with the values it may take, and constraints that a whole config must meet."""
+    """Named knobs, each with its allowed values, and constraints that a whole config must meet."""
 
     knobs: Mapping[str, tuple[KnobValue, ...]] = field(default_factory=dict)
     constraints: tuple[Constraint, ...] = ()
@@ -91,7 +91,7 @@ class ConfigSpace:
         return math.prod(map(len, self.knobs.values()))
 
     def check(self, config: Config) -> None:
-        """Raise ConfigError that names the first knob whose value is not in the space."""
+        """Raise ConfigError with the name of the first knob whose value is not in the space."""
         unknown = set(config) - set(self.knobs)
         if unknown:
             noun = "knob" if len(unknown) == 1 else "knobs"

@@ -1,34 +1,34 @@
-"""Splits the work of a kernel into parallel tasks: the only place that decides it.
+"""Splits the work of a kernel into parallel tasks; no other code decides this.
 
-A rule states the axes that its kernel may cut, in the order of its parallel loop (the last one varies fastest), and
-what a cut divides and what it repeats:
+A rule lists the axes that its kernel may split, in the order of its parallel loop (the last one varies fastest), and
+what a split divides and what it repeats:
 
     rows = CutAxis("rows", 56)
     channels = CutAxis("channels", 8)  # register tiles
     found = cut(
         [channels, rows],
         [
-            Work(axes={"channels": 0, "rows": 0}, cycles=1e6),  # the products: every cut divides them
-            Work(axes={"rows": 2}, cycles=2e4, bytes=8e5),  # copied input: two rows of halo, again for each channel cut
-            Work(axes={"channels": 0}, bytes=5e5),  # weights: again for each cut of rows
+            Work(axes={"channels": 0, "rows": 0}, cycles=1e6),  # the matmuls: every cut divides them
+            Work(axes={"rows": 2}, cycles=2e4, bytes=8e5),  # copied input: two rows of halo, repeated per channel cut
+            Work(axes={"channels": 0}, bytes=5e5),  # weights: repeated for each cut of rows
         ],
         machine,
     )
     found.sizes["rows"], found.parts["rows"]  # steps of a part (the last one may have fewer), and parts
 
-and writes one parallel loop over the product of `parts` (`found.tasks`), or a serial one where `found.parallel` is
-False because the work does not pay for starting the threads.
+and writes one parallel loop over the product of `parts` (`found.tasks`), or a serial one if `found.parallel` is False
+because the work is too small to start the threads.
 
-TVM cuts a parallel loop into as many contiguous pieces as there are threads when the kernel runs. A cut into more tasks
-than the machine has cores therefore serves other numbers of threads too. Cuts are compared by their time on all cores
-and on two threads (`weighted_cycles`), and among those that cost little more than the best (`FREE`), the one is taken
-that suits other numbers of threads best.
+TVM splits a parallel loop into as many contiguous pieces as there are threads when the kernel runs. A cut into more
+tasks than the machine has cores therefore serves other numbers of threads, too. Cuts are compared by their time on all
+cores and on two threads (`weighted_cycles`); among those that cost little more than the best (`FREE`), the one that
+suits other numbers of threads best is chosen.
 
-The order of the loop may be chosen as well: `orders`. An even number of parts of an axis that an order names twice is
-divided into halves, each of which one thread of two takes: `("rows", "channels", "rows")` is for each half of the rows,
-for each part of the channels, the parts of that half.
+The order of the loop may be chosen as well: `orders`. If an order names an axis twice, an even number of its parts is
+divided into halves, one for each of two threads: `("rows", "channels", "rows")` is for each half of the rows, for each
+part of the channels, the parts of that half.
 
-For an extent that is known only when the kernel runs, `parts_at_run_time` is the same choice as an expression.
+For an extent known only when the kernel runs, `parts_at_run_time` is the same choice as an expression.
 """
 
 from __future__ import annotations
@@ -47,35 +47,37 @@ from schedules.ir.tir import Expr, Index, tirx
 from schedules.machine import Machine
 
 SHARED_CACHE_RATE = 16.0
-"""Bytes per cycle of a core from the cache behind its own: 26 (Zen 4), 25 (Zen 5) where it does nothing else."""
-# Bytes per cycle of what another core wrote, beside the time of the shared cache: 18 to 25 GB/s (14 at worst) where a
+"""Bytes per cycle that a core reads from the cache after its own: 26 (Zen 4), 25 (Zen 5) if otherwise idle."""
+# Bytes per cycle of data that another core wrote, on top of the shared cache's time: 18 to 25 GB/s (14 at worst), when
+# a
 # core reads its own at 100 (two cores, Zen 4).
 OTHER_CORES_RATE = 6.0
-CORE_MEMORY_RATE = 7.0  # bytes per cycle that one core draws from memory at most (Zen 4)
-EXPOSED = 0.3  # of the shorter of arithmetic and movement: they overlap for the most part
+CORE_MEMORY_RATE = 7.0  # most bytes per cycle that one core reads from memory (Zen 4)
+EXPOSED = 0.3  # fraction of the shorter of arithmetic and data movement that does not overlap
 TASK_CYCLES = 150.0  # to start a task of a loop
-# To launch a region of the thread pool (compiler/device/cpp/thread_pool.c) and to wait for its end, and for each thread
-# in it. Between two kernels of a module the second of two threads begins after 0.4 microseconds, and its end is noticed
-# 0.3 later (medians, Zen 4; empty regions take 0.2). For each further thread the caller writes a line of the cache and
-# reads it again, and every thread that is done looks into it. Such transfers overlap: 31 lines of another core take
-# 90 ns where one takes 50 (one chiplet, Zen 4); across two chiplets one takes up to 80 (AnandTech, review of the Ryzen
-# 9 7950X, 2022). Measured with two threads; more are reckoned.
+# To launch a region of the thread pool (compiler/device/cpp/thread_pool.c) and wait for its end, in total and per
+# thread.
+# Between two kernels of a module the second of two threads begins after 0.4 microseconds, and its end is noticed 0.3
+# later (medians, Zen 4; empty regions take 0.2). For each additional thread the caller writes a cache line and reads it
+# again, and every thread that finishes reads it. Such transfers overlap: 31 lines of another core take 90 ns and one
+# takes 50 (one chiplet, Zen 4); across two chiplets one takes up to 80 (AnandTech, review of the Ryzen 9 7950X, 2022).
+# Measured with two threads; extrapolated for more.
 START_CYCLES, START_CYCLES_OF_THREAD = 1800.0, 180.0
-# Of the time on one core: threads that gain less are left to others. Two break even at 3 microseconds of work: what the
-# other one wrote has to come as well.
+# Fraction of the single-core time: threads that save less are left to others. Two break even at 3 microseconds of work,
+# since data written by the other thread has to be transferred as well.
 WORTH = 0.7
-FREE = 1.005  # what a cut may cost to suit other numbers of threads
-# Threads that count as a few: those of a laptop, of a container, or of a program beside others. What costs them 1 % has
-# to gain 1.5 % on all cores.
+FREE = 1.005  # factor that a cut may cost to suit other numbers of threads
+# Thread count that stands for few: a laptop, a container, or a program that shares the machine. A cut that costs 1 %
+# there must gain 1.5 % on all cores.
 FEW, FEW_POWER = 2, 1.5
-# Cycles of a nest where they are not known or less; what a point of fused loops takes for its indices, and at least.
+# Cycles of a nest, if unknown or less; cycles per point of fused loops for its indices, and the minimum.
 WORK_OF_A_NEST, POINT_CYCLES, LEAST_POINT_CYCLES = 3e5, 40.0, 160.0
-# Share of a second cache that keeps what consecutive tasks of a thread read again. With 512 KB, tasks of 128 to 32
+# Share of an L2 cache that holds data read again by consecutive tasks of a thread. With 512 KB, tasks of 128 to 32
 # channels at 14 x 14 each read their 262 KB of filters again: in 25 tasks of two Winograd tiles a layer takes 175 us,
 # in two of eight 92 (one thread, Zen 3).
 HELD = 0.4
-MOST_TASKS, MOST_TASKS_OF_FEW = 16, 256  # of a core; of few cores together
-_ENOUGH_TASKS = 4  # of a core
+MOST_TASKS, MOST_TASKS_OF_FEW = 16, 256  # per core; in total for few cores
+_ENOUGH_TASKS = 4  # per core
 _THREADS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 Vector = NDArray[np.float64]
@@ -85,14 +87,15 @@ _Loop = tuple[str, NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class CutAxis:
-    """An axis that may be cut.
+    """An axis that may be split.
 
     Attributes:
         name: its name, by which `Work` refers to it.
-        extent: its length in steps. A step is what is never cut: a register tile, a row, a head.
-        most: steps of a part at most, as many as a cache holds; 0: all.
-        join: cycles to join the partial results of one more part, where the axis is summed over. Parts are joined by
-            all threads, started a second time.
+        extent: its length in steps. A step is never split: a register tile, a row, a head.
+        most: most steps of a part, given by a cache; 0: no limit.
+        join: cycles to join the partial results of one more part, if the axis is summed over. All threads join parts,
+        in
+            a second parallel region.
     """
 
     name: str
@@ -103,19 +106,18 @@ class CutAxis:
 
 @dataclass(frozen=True)
 class Work:
-    """Work that cuts of some axes divide, and cuts of all other axes repeat.
+    """Work that is divided by cuts of some axes, and repeated by cuts of all others.
 
     Attributes:
-        axes: for each axis that divides it, the halo: steps that a part needs beyond its own. Or the
-            work of a part of 1, 2, 3... steps as a number of steps, where that is not what it has.
-        cycles: arithmetic of the whole, by one core. It is done again in each task.
-        bytes: what the whole reads and writes beyond a core's own caches. Consecutive tasks of a thread that need the
-            same part read it once, if `HELD` of the second cache holds it.
-        passed: bytes of the whole that the kernel before wrote, taken to be cut likewise: a thread that needs other
-            parts than it wrote itself gets them from the caches of other cores.
-        from_memory: the bytes are weights, which each thread draws from memory where they are more than half a second
-            cache: networks of such kernels have more of them together than a shared cache holds. What its tasks read
-            again comes from the shared cache.
+        axes: for each axis that divides it, the halo: steps that a part needs beyond its own. Or, if the work of a part
+            is not its number of steps, the work of parts of 1, 2, 3... steps, in steps.
+        cycles: total arithmetic, on one core. It is repeated in each task.
+        bytes: total traffic beyond a core's own caches. Consecutive tasks of a thread that need the same part read it
+            once, if `HELD` of the L2 cache holds it.
+        passed: total bytes written by the previous kernel, assuming the same cut: a thread that needs parts other than
+            those it wrote gets them from the caches of other cores.
+        from_memory: the bytes are weights, which each thread reads from memory if they exceed half of an L2 cache: the
+            weights of such networks do not fit a shared cache. Repeated reads by its tasks come from the shared cache.
     """
 
     axes: Mapping[str, float | Sequence[float]]
@@ -127,16 +129,16 @@ class Work:
 
 @dataclass(frozen=True)
 class Cut:
-    """A cut of all axes.
+    """A cut of all axes into parts.
 
     Attributes:
         sizes: steps of a part of each axis; the last part may have fewer.
         parts: parts of each axis, none of them empty.
-        parallel: False where threads do not pay.
+        parallel: False if starting threads does not pay off.
         cycles: estimated time on the machine's cores.
         serial_cycles: estimated time of the same tasks on one core.
         few_cycles: estimated time of the same tasks on `FEW` threads.
-        order: axes of the loop over tasks, outermost first; parts of one that is named twice are divided into halves.
+        order: axes of the loop over tasks, outermost first; parts of an axis named twice are divided into halves.
     """
 
     sizes: Mapping[str, int]
@@ -148,15 +150,15 @@ class Cut:
     order: tuple[str, ...] = ()
 
     def shared(self, images: Index, machine: Machine) -> bool | Expr:
-        """True if threads share the tasks of this many images, where this is the cut of one image if their number is an
-        expression: a run-time condition then, unless the tasks of one image pay."""
+        """True if threads share the tasks of this many images. If their number is an expression, this is the cut of one
+        image, and the result a run-time condition unless the tasks of one image are enough."""
         if self.parallel or isinstance(images, int):
             return self.parallel
         return pays_at_run_time(images, self.serial_cycles, machine)
 
     @property
     def weighted(self) -> float:
-        """`weighted_cycles` of the cut."""
+        """The `weighted_cycles` of the cut."""
         return weighted_cycles(self.cycles, self.few_cycles)
 
     @property
@@ -175,10 +177,10 @@ def cut(
     """The cut with the least `weighted_cycles`; the same for the same arguments.
 
     Args:
-        free: what it may cost to suit other numbers of threads.
-        orders: of the parallel loop, to choose from, outermost first; that of `axes` alone if none is given.
+        free: factor that the cut may cost to suit other numbers of threads.
+        orders: candidate orders of the parallel loop, outermost first; by default only that of `axes`.
 
-    Raises ValueError for an axis of no steps.
+    Raises ValueError for an axis with no steps.
     """
     every = [tuple(order) for order in orders] or [tuple(axis.name for axis in axes)]
     return _best(axes, works, _candidates(axes, machine), machine, free, orders=every)
@@ -198,9 +200,9 @@ class NestCut:
 
 
 def cut_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, run: int = 1) -> NestCut:
-    """The cut of a nest: its leading loops alone make tasks, or all outer ones with parts of `run`, the innermost.
+    """The cut of a nest: tasks from its leading loops only, or from all outer ones and parts of the innermost loop.
 
-    Of outer loops, lengths that are not known count as 1, and are always fused.
+    Unknown lengths of outer loops count as 1, and these loops are always fused.
 
     Args:
         cycles: cycles of the whole nest on one core, if known.
@@ -222,7 +224,7 @@ def cut_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, run:
 
 
 def chunks_at_run_time(machine: Machine) -> int:
-    """Pieces of about equal length into which a nest of unknown size is cut where threads pay."""
+    """Number of roughly equal pieces to split a nest of unknown size into, if threads pay off."""
     longest = MOST_TASKS * machine.cores
     return ceil_div(longest, cut_nest([], machine, run=longest).run)
 
@@ -239,17 +241,17 @@ def busiest_share(tasks: int, cores: int) -> float:
 
 
 def balancing_parts(tasks: int, machine: Machine) -> int:
-    """Number of parts to cut each of equal tasks into, of unknown length, so that all cores have as much."""
+    """Number of parts, of unknown length, to split each of equal tasks into so that all cores have the same load."""
     return 1 if keep_busy(tasks, machine) else machine.cores // math.gcd(tasks, machine.cores)
 
 
 def least_parallel_cycles(cores: int) -> float:
-    """The work on one core from which on threads pay for starting them."""
+    """The least work on one core that is worth starting threads."""
     return start_cycles(cores) / (WORTH - 1 / cores) if cores > 1 else math.inf
 
 
 def pays_at_run_time(amount: Index, cycles: float, machine: Machine) -> bool | Expr:
-    """True if running this many steps of `cycles` each in parallel pays; a run-time condition if the number is an
+    """True if running this many steps of `cycles` each in parallel pays off; a run-time condition if the number is an
     expression."""
     least = least_parallel_cycles(machine.cores) / max(cycles, 1e-3)
     if isinstance(amount, int) or machine.cores == 1:
@@ -266,7 +268,7 @@ def _best(
     task: float = TASK_CYCLES,
     orders: Sequence[tuple[str, ...]] = (),
 ) -> Cut:
-    """The best of the cuts whose steps of a part are the rows of `sizes`; `task`: cycles to start a task."""
+    """The best cut among the rows of `sizes` (steps of a part); `task`: cycles to start a task."""
     orders = orders or [tuple(axis.name for axis in axes)]
 
     def on(threads: int, order: tuple[str, ...], rows: NDArray[np.int64]) -> Vector:
@@ -296,13 +298,13 @@ def _best(
 
 
 def weighted_cycles(cycles: _Times, few: _Times) -> _Times:
-    """The measure that cuts and algorithms are compared by: a mean of the times on all cores and on `FEW` threads."""
+    """The measure by which cuts and algorithms are compared: a mean of the times on all cores and on `FEW` threads."""
     weighted: _Times = (cycles * few**FEW_POWER) ** (1 / (1 + FEW_POWER))
     return weighted
 
 
 def _is_halved(axes: Sequence[CutAxis], sizes: NDArray[np.int64], order: Sequence[str]) -> NDArray[np.bool_]:
-    """True for the cuts whose axes that an order names twice have parts to halve."""
+    """True for cuts in which each axis that an order names twice has an even number of parts."""
     parts = [-(-axis.extent // sizes[:, i]) for i, axis in enumerate(axes) if list(order).count(axis.name) > 1]
     return np.all([each % 2 == 0 for each in parts], axis=0) if parts else np.ones(len(sizes), dtype=bool)
 
@@ -315,18 +317,18 @@ def start_cycles(threads: int) -> float:
 def estimated_cycles(
     axes: Sequence[CutAxis], works: Sequence[Work], sizes: Mapping[str, int], machine: Machine, threads: int
 ) -> float:
-    """Estimated time of a cut, given by the steps of a part of each axis, on this many threads; 1: without starting
-    any."""
+    """Estimated time on this many threads of a cut, given by the steps of a part of each axis; 1: without starting
+    threads."""
     one = np.array([[sizes[axis.name] for axis in axes]], dtype=np.int64)
     return float(_cycles(axes, works, one, machine, threads)[0])
 
 
 def _candidates(axes: Sequence[CutAxis], machine: Machine) -> NDArray[np.int64]:
-    """Steps of a part of each axis, a row for each cut: those with too many tasks left out, unless none is left."""
+    """Steps of a part of each axis, one row per cut, without those of too many tasks, unless no others are left."""
     choices = []
     for axis in axes:
         if axis.extent < 1:
-            raise ValueError(f"axis {axis.name!r} has no steps to cut")
+            raise ValueError(f"axis {axis.name!r} has no steps to split")
         most = axis.most or axis.extent
         sizes = {ceil_div(axis.extent, parts) for parts in range(1, axis.extent + 1)}
         choices.append(np.array(sorted(size for size in sizes if size <= most) or [most], dtype=np.int64))
@@ -350,7 +352,7 @@ def _cycles(
     numbers = {axis.name: i for i, axis in enumerate(axes)}
     loops = _loops(order or list(numbers), parts)
     tasks = np.prod(list(parts.values()), axis=0)
-    own = -(-tasks // threads)  # of one thread, one after the other
+    own = -(-tasks // threads)  # consecutive tasks of one thread
     cycles, moved = task * own, np.zeros(len(sizes))
     rate = SHARED_CACHE_RATE if machine.l3_bytes else machine.memory_rate / threads
     for work in works:
@@ -365,7 +367,7 @@ def _cycles(
         cycles = cycles + own * work.cycles * share
         reads = np.where(work.bytes * share <= HELD * machine.l2_bytes, -(-own // _reuse(loops, work)), own)
         if work.from_memory and machine.l3_bytes and work.bytes > machine.l2_bytes / 2:
-            # At least what all cores together take.
+            # At least the total traffic of all cores.
             first = np.minimum(reads, _distinct(loops, work, own))
             far = np.maximum(first * share / CORE_MEMORY_RATE, 1 / machine.memory_rate)
             moved = moved + work.bytes * (far + (reads - first) * share / rate)
@@ -388,8 +390,8 @@ def _cycles(
 def _share(
     axis: CutAxis, work: float | Sequence[float], sizes: NDArray[np.int64], parts: NDArray[np.int64], covered: Vector
 ) -> Vector:
-    """The share of the work along an axis that a part has: the mean of the thread with the most, which covers this many
-    parts. It has a short last one only as often as it has all others."""
+    """The share of the work along an axis that a part has: the mean over the thread with the most work, which covers
+    this many parts. Its parts include the short last one only as often as all others."""
 
     last = axis.extent - (parts - 1) * sizes
     halo = 0.0 if isinstance(work, Sequence) else work
@@ -435,7 +437,7 @@ def _distinct(loops: Sequence[_Loop], work: Work, own: NDArray[np.int64]) -> NDA
 
 
 def _foreign(loops: Sequence[_Loop], work: Work, own: NDArray[np.int64]) -> Vector:
-    """The fraction of the data that a thread's tasks need but other threads wrote in the previous kernel."""
+    """The fraction of the data that a thread's tasks need and that other threads wrote in the previous kernel."""
     needed, done = np.ones(len(own)), np.ones(len(own))
     for name, count in reversed(loops):
         part = np.minimum(own, count) / count
@@ -453,7 +455,7 @@ def part_numbers(
     """The number of each axis's part in a task.
 
     Args:
-        order: that of `Cut`; if not given, that of `parts`.
+        order: as in `Cut`; by default that of `parts`.
         named: binds an expression to a name.
     """
     order = order or list(parts)
@@ -471,40 +473,40 @@ def part_numbers(
     return found
 
 
-# Numbers of parts, and of rounds of tasks for each thread, that are compared for an axis of unknown length.
+# Candidate numbers of parts, and of rounds of tasks per thread, for an axis of unknown length.
 _PARTS, _ROUNDS = (1, 2, 3, 4), (1, 2, 3, 4, 6, 8)
 _PARTS_BITS, _OTHER_BITS = 24, 3
-_UNITS = 1024  # of the work of a step
+_UNITS = 1024  # units of work per step
 
 
 def parts_at_run_time(extent: Index, longest: int, others: Index, cores: int, again: int = 1) -> Index:
-    """Number of parts to cut an axis into whose length is known only when the kernel runs; a part has
+    """Number of parts to split an axis into if its length is known only when the kernel runs; a part has
     ceil(extent / parts) steps.
 
-    Of some numbers of parts, the one with the least time: rounds of tasks * (steps of a part + `again`). An int where
-    all arguments are ints, else a long expression: bind it to a name (`nest.name_opaque`).
+    Among several candidates, the one with the least time: rounds of tasks * (steps of a part + `again`). An int if all
+    arguments are ints, otherwise a long expression: bind it to a name (`nest.name_opaque`).
 
     Args:
         extent: steps of the axis, below 2^24; an int64 expression.
-        longest: steps of a part at most.
-        others: the number of tasks for each part of the axis: parts of all other axes.
+        longest: most steps of a part.
+        others: number of tasks for each part of the axis: the parts of all other axes.
         cores: number of cores of the machine.
-        again: what a further part repeats, in steps: its halo, or what it takes to start.
+        again: work that each additional part repeats, in steps: its halo, or its startup.
     """
     return parts_of_two_at_run_time(extent, longest, others, cores, [OtherParts(1, 1)], again)[0]
 
 
 @dataclass(frozen=True)
 class OtherParts:
-    """A number of parts of a second axis, and the work of a step of the first one then, in any unit."""
+    """A number of parts of a second axis, and the work of a step of the first one with it, in any unit."""
 
     parts: int
     step: int
 
 
 def other_parts(steps: int, cores: int, divided: float, repeated: float) -> list[OtherParts]:
-    """Numbers of parts of an axis of known length to choose from when the kernel runs. Of the cycles for a step of the
-    first axis, its cuts divide some and repeat others."""
+    """Candidate numbers of parts of an axis of known length, chosen when the kernel runs. Its cuts divide some of the
+    cycles of a step of the first axis, and repeat others."""
     counts = sorted({ceil_div(steps, ceil_div(steps, parts)) for parts in (1, cores // 4 or 1, cores)})
     unit = (divided + repeated) / _UNITS
     return [OtherParts(parts, max(1, round((divided / parts + repeated) / unit))) for parts in counts]
@@ -519,7 +521,7 @@ def parts_of_two_at_run_time(
     again: int = 0,
     named: Callable[[str, Index], Index] = lambda name, value: value,
 ) -> tuple[Index, Index]:
-    """`parts_at_run_time` with a second axis, whose parts are one of at most eight `choices`: parts of both.
+    """`parts_at_run_time` with a second axis, whose number of parts is one of at most eight `choices`; returns both.
 
     `again` is in units of the work of a step. `named` binds an expression to a name.
     """

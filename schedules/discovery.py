@@ -1,4 +1,4 @@
-"""Imports every module of a package, so that what they register is known."""
+"""Imports every module of a package, so that its registrations run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 
 
 def modules_of(package: str, skip: Collection[str] = ()) -> Iterator[ModuleType]:
-    """Every module below `package`, at any depth, in the order of their names.
+    """Every module below `package`, at any depth, ordered by name.
 
     Args:
         package: its dotted name.

@@ -1,4 +1,4 @@
-"""Errors of the schedules. The driver translates these for the user; third parties may catch them as they are."""
+"""Errors of the schedules. The driver translates these for the user; third parties may catch them directly."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ class ConfigError(ScheduleError):
 
 
 class RuleError(ScheduleError):
-    """A rule is invalid: it lacks a name, shares one with another rule, or returned something
-    unusable."""
+    """A rule is invalid: it has no name, shares one with another rule, or returned something unusable."""
 
 
 class NotScheduledError(ScheduleError):
-    """A rule cannot serve this kernel after all; the next matching rule takes it. The message says why."""
+    """A rule cannot serve this kernel after all; the next matching rule is tried. The message gives the reason."""

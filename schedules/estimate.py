@@ -14,13 +14,13 @@ class Estimate:
     """Estimate of one call of the kernel.
 
     Attributes:
-        cycles: arithmetic of all tasks, by one core.
-        moved: bytes that come from beyond the second cache, over all tasks.
-        tasks: what the threads share.
-        task_bytes: what a task holds on to.
+        cycles: arithmetic of all tasks, on one core.
+        moved: bytes from beyond the L2 cache, over all tasks.
+        tasks: number of tasks shared by the threads.
+        task_bytes: working set of a task.
         tile: independent sums in registers.
         code: multiply-adds in the innermost loop's body.
-        tail: share of the arithmetic in tiles that are smaller than the tile.
+        tail: fraction of the arithmetic in tiles that are smaller than the tile.
     """
 
     cycles: float
@@ -32,11 +32,11 @@ class Estimate:
     tail: float = 0.0
 
     def share(self, machine: Machine) -> float:
-        """Share of the work of the busiest core."""
+        """Fraction of the work that the busiest core does."""
         return busiest_share(max(self.tasks, 1), machine.cores)
 
     def total(self, machine: Machine) -> float:
-        """Cycles until the kernel is done: arithmetic and movement overlap for the most part."""
+        """Cycles until the kernel is done: arithmetic and data movement mostly overlap."""
         moved = self.moved / SHARED_CACHE_RATE
         if self.task_bytes > machine.l2_bytes:
             moved += self.cycles * 0.2
@@ -45,5 +45,5 @@ class Estimate:
 
 
 def tail(extent: int, tile: int) -> float:
-    """The share of an extent that whole tiles do not cover."""
+    """The fraction of an extent that whole tiles do not cover."""
     return extent % tile / extent if extent else 0.0

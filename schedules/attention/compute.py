@@ -1,4 +1,4 @@
-"""Attention as a tensor expression: what it means; `schedules.attention.rule` runs it fast."""
+"""Attention as a tensor expression, its reference semantics; `schedules.attention.rule` runs it fast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tensor: TypeAlias = te.Tensor
 Score = Callable[[Expr, tuple[Expr, ...]], Expr]
 
 ATTENTION, ATTENTION_INT8 = "attention", "attention-int8"
-OPERANDS = "tensorwright.operands"  # block attribute: the type that products may round their operands to
+OPERANDS = "tensorwright.operands"  # block attribute: the type that matmuls may round their operands to
 SCORES, ADJUSTED, LARGEST, POWERS, TOTAL, WEIGHTS, PRODUCT, RESULT = (
     f"attention_{name}" for name in ("scores", "adjusted", "largest", "powers", "total", "weights", "product", "result")
 )
@@ -26,8 +26,9 @@ def _axis(extent: Expr, name: str) -> IterVar:
 
 @dataclass(frozen=True)
 class Orders:
-    """Orders of dimensions: each operand is its tensor transposed by its order (`numpy.transpose`'s axes), and the
-    result is transposed by its own. None: unchanged."""
+    """Dimension orders: each operand is its tensor transposed by its order (`numpy.transpose`'s axes), and the result
+    is
+    transposed by its own. None: unchanged."""
 
     query: tuple[int, ...] | None = None
     key: tuple[int, ...] | None = None
@@ -51,9 +52,9 @@ def _original(at: Sequence[Index], order: Sequence[int]) -> tuple[Index, ...]:
 class Rounding:
     """Rounding of attention between quantized tensors.
 
-    `weight` takes a weight, between 0 and 1, to what multiplies the values. Where `zeros` are given, operands and
-    weights are 8-bit integers: these are the zero points of query, key, weights and value, sums are int32, `score` gets
-    those of the first product, and `result` makes what is returned of those of the second.
+    `weight` maps a weight, between 0 and 1, to the factor of the values. If `zeros` are given, operands and weights are
+    8-bit integers and `zeros` the zero points of query, key, weights and value; sums are int32, `score` receives those
+    of the first matmul, and `result` computes the output from those of the second.
     """
 
     weight: Callable[[Expr], Expr]
@@ -76,8 +77,9 @@ def attention(
 
     Shapes: query (..., queries, depth), key (..., depth, keys), value (..., keys, columns) with the same leading
     dimensions, each after its transposition; returns (..., queries, columns), transposed. `guarded`: weights that are
-    NaN count as 0; they are so in whole rows, as where all keys are masked by -inf. `operands` is "float32", or
-    "bfloat16" where products may round to it. With `rounding`, weights are rounded before they multiply.
+    NaN count as 0; whole rows are, for example if -inf masks all keys. `operands` is "float32", or "bfloat16" if
+    matmuls
+    may round to it. With `rounding`, weights are rounded before they multiply.
     """
     (*lead, queries, depth), query_at = _transposed(query, orders.query)
     (*_, keys), key_at = _transposed(key, orders.key)
@@ -119,7 +121,7 @@ def attention(
 def _softmax(
     scores: Tensor, score: Score, attrs: Mapping[str, str], rounding: Rounding | None
 ) -> tuple[Tensor, Tensor]:
-    """Weights of the values, and the sums of the exponentials; divided by them only where weights are rounded."""
+    """Weights of the values, and the sums of the exponentials; already divided by them only if weights are rounded."""
     grid = list(scores.shape)
     rows, keys = grid[:-1], grid[-1]
     k, total = _axis(keys, "k"), _axis(keys, "t")
@@ -134,11 +136,11 @@ def _softmax(
 
 
 def _less(value: Expr, zero: int | None) -> Expr:
-    """An integer less its zero point, in 32 bits; where there is none, the number itself."""
+    """An integer minus its zero point, in 32 bits; without a zero point, the number itself."""
     return value if zero is None else tirx.Cast("int32", value) - tirx.IntImm("int32", zero)
 
 
 def guarded_quotient(value: Expr, total: Expr) -> Expr:
-    """value / total, or 0 where the total is 0 or NaN, which is where weights are NaN."""
+    """value / total, or 0 if the total is 0 or NaN, which is when weights are NaN."""
     zero = tirx.FloatImm("float32", 0.0)
     return tirx.Select(tirx.GT(total, zero), value / total, zero)

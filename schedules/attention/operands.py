@@ -1,6 +1,6 @@
 """The operands of an attention kernel, and the elementwise steps on scores, weights and results.
 
-Operands of attention as 32-bit words of neighbours along the sum: keys and values packed once, rows of queries and
+Attention operands as 32-bit words of neighbors along the reduction: keys and values packed once, rows of queries and
 weights in each task.
 """
 
@@ -24,15 +24,15 @@ from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Var, structu
 from schedules.machine import Machine, dtype_bits
 from schedules.stages.code import stage_code
 
-# The element of a row at a step of the sum.
+# Element of a row at a reduction step.
 Operand: TypeAlias = "Callable[[Index, Expr], Expr]"
 
 
 @dataclass(frozen=True, eq=False)
 class Words(ABC):
-    """Matrices (..., depth, columns) and their `words`, int32 (..., steps, columns): `group` neighbours along the depth
-    each, the first in the lowest bits; behind the depth stands 0. Steps and columns may be more than the matrix needs,
-    for whole tiles; what the columns behind hold has no meaning."""
+    """Matrices (..., depth, columns) and their `words`, int32 (..., steps, columns): `group` neighbors along the depth
+    each, the first in the lowest bits, zeros past the depth. Steps and columns may be padded to whole tiles; padding
+    columns hold arbitrary data."""
 
     group: ClassVar[int]
 
@@ -42,7 +42,7 @@ class Words(ABC):
 
     @classmethod
     def of(cls, source: BatchedMatrix, machine: Machine, steps_of: int = 1, columns_of: int = 1) -> Self:
-        """Steps and columns are multiples of the numbers given."""
+        """Create the words; steps and columns are multiples of the numbers given."""
         *lead, depth, columns = source.shape
         steps = ceil_div(ceil_div(depth, cls.group), steps_of) * steps_of
         shape = [*lead, steps, ceil_div(columns, columns_of) * columns_of]
@@ -52,12 +52,12 @@ class Words(ABC):
 
     @property
     def lanes(self) -> int:
-        """Words of a vector."""
+        """Number of words in a vector."""
         return self.machine.lanes("int32")
 
     @property
     def used(self) -> int:
-        """Steps of the matrix."""
+        """Number of steps of the matrix, without padding."""
         return ceil_div(self.source.shape[-2], self.group)
 
     def made(self) -> list[Stmt]:
@@ -66,7 +66,7 @@ class Words(ABC):
         return [tirx.AllocBuffer(self.words), *(self._turned() if runs else self._filled()), *self._cleared()]
 
     def _cleared(self) -> list[Stmt]:
-        """The steps behind the depth."""
+        """Clear the padding steps after the depth."""
         columns, used, steps = self.source.shape[-1], self.used, shape_of(self.words)[-2]
         if used == steps:
             return []
@@ -79,7 +79,7 @@ class Words(ABC):
         return [parallel_grid(extents, row, self.machine, parallel=False)]
 
     def _turned(self) -> list[Stmt]:
-        """From columns that run along the depth: each as words, then these transposed."""
+        """Pack columns that are contiguous along the depth: convert each to words, then transpose these."""
         columns, steps = self.source.shape[-1], self.used
 
         def matrix(outer: list[Expr]) -> Stmt:
@@ -99,19 +99,19 @@ class Words(ABC):
     @property
     @abstractmethod
     def _run(self) -> int:
-        """Neighbours along the depth whose multiples `_column` takes."""
+        """`_column` needs a multiple of this many neighbors along the depth."""
 
     @abstractmethod
     def _column(self, rows: Buffer, outer: list[Expr], column: Expr) -> Stmt:
-        """The words of a column in memory, as a row of `rows`."""
+        """Store the words of a column in memory as a row of `rows`."""
 
     @abstractmethod
     def _filled(self) -> list[Stmt]:
-        """From rows of neighbouring columns, a group at a time."""
+        """Pack rows of neighboring columns, a group at a time."""
 
 
 class Pairs(Words):
-    """Words of two float32, rounded to bfloat16."""
+    """Words of two float32 rounded to bfloat16."""
 
     group: ClassVar[int] = 2
 
@@ -156,8 +156,8 @@ class Pairs(Words):
 
 @dataclass(frozen=True, eq=False)
 class NarrowRows:
-    """Rows rounded to bfloat16, read as words of neighbours; behind their elements stands 0. There may be room for more
-    rows, for whole tiles."""
+    """Rows rounded to bfloat16, read as words of neighbors; zeros after their elements. There may be padding rows, for
+    whole tiles."""
 
     dtype: ClassVar[str] = "uint16"
 
@@ -167,7 +167,7 @@ class NarrowRows:
 
     @classmethod
     def of(cls, name: str, rows: int, size: int, rows_of: int = 1, size_of: int = 1) -> Self:
-        """Rows and their elements, whole words of them, are multiples of the numbers given."""
+        """Create the rows; their number and their size, in whole words, are multiples of the numbers given."""
         of_size = max(size_of, 32 // dtype_bits(cls.dtype))
         shape = [expression(ceil_div(count, of) * of) for count, of in ((rows, rows_of), (size, of_size))]
         return cls(rows, size, tirx.decl_buffer(shape, cls.dtype, name, layout=None))
@@ -178,7 +178,7 @@ class NarrowRows:
         return int(shape_of(self.buffer)[-1]) * dtype_bits(self.dtype) // 8
 
     def allocated(self) -> list[Stmt]:
-        """Statements that make the rows, with what stands behind them."""
+        """Statements that allocate the rows and clear their padding."""
         made = [tirx.AllocBuffer(self.buffer)]
         behind = shape_of(self.buffer)[-1] - self.size
         if behind:
@@ -206,7 +206,7 @@ class NarrowRows:
         return tirx.reinterpret("int32", load(self.buffer, i, lanes_of(step * group, group)))
 
 
-# A batch of matrices inside a buffer, whatever the order of the buffer's dimensions.
+# A batch of matrices inside a buffer, in any order of the buffer's dimensions.
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,16 +249,16 @@ class BatchedMatrix:
         return tirx.BufferLoad(self.buffer, self.position(at))
 
     def load_in_panel(self, lead: Sequence[Expr], row: Expr, first: Expr, column: Expr) -> Expr:
-        """The element in column `first` + `column`, where a panel begins at `first`."""
+        """The element in column `first` + `column` of the panel that begins at `first`."""
         return self.load(*lead, row, first + column)
 
     def runs_along(self, axis: int) -> bool:
-        """True if neighbours along an axis (-1: columns, -2: rows) are neighbours in memory."""
+        """True if neighbors along an axis (-1: columns, -2: rows) are adjacent in memory."""
         return bool(self.indices[-1].same_as(self.variables[axis]))
 
 
 def with_contiguous_columns(matrix: BatchedMatrix, machine: Machine) -> tuple[list[Stmt], BatchedMatrix]:
-    """A copy in which columns are neighbours: the statements that make it, and the copy."""
+    """A copy with contiguous columns: the statements that make it, and the copy."""
     shape = [expression(size) for size in matrix.shape]
     copy = tirx.decl_buffer(shape, str(matrix.buffer.dtype), f"{matrix.name}_turned", layout=None)
     points = [tirx.Var(str(variable.name), "int64") for variable in matrix.variables]
@@ -269,7 +269,7 @@ def with_contiguous_columns(matrix: BatchedMatrix, machine: Machine) -> tuple[li
 
 @dataclass(frozen=True, eq=False)
 class PanelMatrix(BatchedMatrix):
-    """A copy (*lead, panels, rows, width): what a register tile reads lies in one piece of memory."""
+    """A copy (*lead, panels, rows, width): each register tile reads one contiguous piece of memory."""
 
     width: int = 0
 
@@ -279,7 +279,7 @@ class PanelMatrix(BatchedMatrix):
 
 
 def in_panels(matrix: BatchedMatrix, width: int, machine: Machine) -> tuple[list[Stmt], PanelMatrix]:
-    """A copy in panels of `width` columns, of which there is a known number: the statements that make it, and it."""
+    """A copy in panels of `width` columns, of a known number of columns: the statements that make it, and the copy."""
     *lead, rows, columns = matrix.shape
     whole, rest = divmod(columns, width)
     panels = whole + bool(rest)
@@ -298,11 +298,11 @@ def in_panels(matrix: BatchedMatrix, width: int, machine: Machine) -> tuple[list
     return made, PanelMatrix(copy, matrix.variables, matrix.variables, matrix.shape, width)
 
 
-LEAST_QUERIES = 16  # least number of queries that pays for rounding the keys and values
+LEAST_QUERIES = 16  # fewest queries for which rounding the keys and values pays off
 
 
 def attention_stages(kernel: Kernel, kind: str) -> dict[str, Stage] | None:
-    """The stages of a kernel of `attention_compute.attention` by name, where it is one of this kind."""
+    """The stages of a kernel of `attention_compute.attention` by name, or None if it is not of this kind."""
     found = {stage.name: stage for stage in kernel.simple_stages if stage.annotations.get(KIND) == kind}
     needed = (SCORES, ADJUSTED, PRODUCT, RESULT)
     whole = kernel.is_plain and len(found) == len(kernel.stages)
@@ -311,10 +311,11 @@ def attention_stages(kernel: Kernel, kind: str) -> dict[str, Stage] | None:
 
 @dataclass(frozen=True, eq=False)
 class AttentionParts:
-    """Operands, where results go, and the stages that compute one element of others.
+    """Operands, output, and the elementwise stages of an attention kernel.
 
-    `weights` is None where powers multiply the values, and their sums divide what comes out. `zeros`: the zero points
-    of query, key, weights and value; 0 where there are none.
+    `weights` is None if exponentials multiply the values and the result is divided by their sums. `zeros`: the zero
+    points
+    of query, key, weights and value; 0 if there are none.
     """
 
     query: BatchedMatrix
@@ -330,7 +331,7 @@ class AttentionParts:
 
     @classmethod
     def of(cls, stages: dict[str, Stage]) -> AttentionParts:
-        """The parts of an attention of these stages."""
+        """Build the parts from the stages of an attention."""
         (query, query_zero), (key, key_zero) = _factors(stages[SCORES])
         (_, weights_zero), (value, value_zero) = _factors(stages[PRODUCT])
         scores, product, result = (stages[name].body for name in (SCORES, PRODUCT, RESULT))
@@ -343,7 +344,7 @@ class AttentionParts:
 
     @property
     def is_static(self) -> bool:
-        """True if all sizes but those of the batch are known."""
+        """True if all sizes except the batch are known."""
         return all(isinstance(size, int) for size in (*self.query.shape[-2:], *self.value.shape[-2:]))
 
     @property
@@ -353,11 +354,11 @@ class AttentionParts:
 
     @property
     def narrow(self) -> bool:
-        """True if products run on pairs of bfloat16: where they may, and enough queries share the pairs."""
+        """True if matmuls run on pairs of bfloat16: rounding is allowed, and enough queries share the pairs."""
         return self.rounds and self.has_many_queries
 
     def score(self, raw: Expr, position: Sequence[Expr]) -> Expr:
-        """The argument of softmax for a raw score (scaled, masked) at a position (*lead, query, key)."""
+        """The softmax argument for a raw score (scaled, masked) at a position (*lead, query, key)."""
         stored = self.adjusted.body
         pairs = zip(stored.indices, position, strict=True)
         variables = {var: point for var, point in pairs if isinstance(var, tvm.ir.Var)}
@@ -365,7 +366,7 @@ class AttentionParts:
         return substitute(value, variables)
 
     def weight(self, power: Expr, inverse: Expr) -> Expr:
-        """Weight of the values, of a power and 1 / (the sum of its row's powers)."""
+        """Weight of the values, from an exponential and 1 / (the sum of its row's exponentials)."""
         assert self.weights is not None
         rank = len(self.weights.body.indices)
 
@@ -376,7 +377,7 @@ class AttentionParts:
         return map_loads(value, lambda load: power if len(load.indices) == rank else None)
 
     def finished(self, product: Expr, total: Expr) -> Expr:
-        """Value to store, of a sum of the second product and the sum of its row's powers."""
+        """Value to store, from a sum of the second matmul and the sum of its row's exponentials."""
         if self.weights is not None:
             return map_loads(self.result.body.value, lambda load: product)
         is_guarded = isinstance(self.result.body.value, tirx.Select)
@@ -384,7 +385,7 @@ class AttentionParts:
 
 
 def _factors(stage: Stage) -> tuple[tuple[BatchedMatrix, int], tuple[BatchedMatrix, int]]:
-    """The two operands of a product, in order, each with its zero point."""
+    """The two operands of a matmul, in order, each with its zero point."""
     *lead, row, column = stage.body.indices
     [summed] = stage.reduction
     *outer, rows, columns = shape_of(stage.body.buffer)

@@ -1,8 +1,8 @@
-"""Attention in one kernel, by blocks of queries; `schedules.attention.writer` says how.
+"""Attention in one kernel, by blocks of queries; `schedules.attention.writer` writes its code.
 
-Of 8-bit integers, both products are in integers, softmax in float32, and weights rounded to 8 bits in between. Words
-of keys and values are signed bytes, those of rows unsigned ones: `DOT_U8S8` takes them so. What is stored as the other
-kind is moved by 128, and so is its zero point.
+For 8-bit integers, both matmuls are integer, softmax is float32, and weights are rounded to 8 bits in between. Words
+of keys and values hold signed bytes, words of rows unsigned ones, as `DOT_U8S8` needs. Operands stored with the other
+signedness are shifted by 128, and so are their zero points.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from schedules.stages.code import stage_code
 
 @dataclass(frozen=True)
 class AttentionWorkload(Workload):
-    """Extents are 0 when symbolic; `batch` counts all leading dimensions together."""
+    """Extents are 0 if symbolic; `batch` is the product of all leading dimensions."""
 
     batch: int
     queries: int
@@ -63,15 +63,15 @@ class AttentionWorkload(Workload):
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions of both products."""
+        """Multiplications and additions of both matmuls."""
         return 2 * self.batch * self.queries * self.keys * (self.depth + self.columns)
 
 
-SOFTMAX_CYCLES = 12.0  # of a vector of scores
+SOFTMAX_CYCLES = 12.0  # per vector of scores
 
 
 def cycles_in_tiles(work: AttentionWorkload, product: Product, machine: Machine) -> float:
-    """Single-core cycles of attention whose sums stay in tiles: products filled up to whole tiles, and the softmax."""
+    """Single-core cycles of attention with tile accumulators: matmuls padded to whole tiles, and the softmax."""
     step, lanes = STEPS * product.group, machine.lanes("float32")
     depth, keys = (ceil_div(each, step) * step for each in (work.depth, work.keys))
     terms = work.batch * work.queries * (work.keys * depth + work.columns * keys)
@@ -104,7 +104,7 @@ class Attention(CpuRule[AttentionWorkload]):
         return ConfigSpace({"rows": tuple(range(1, self._most_rows(workload, machine) + 1))})
 
     def default(self, workload: AttentionWorkload, machine: Machine) -> Config:
-        """Blocks of nearly equal size, as large as fit."""
+        """Blocks of nearly equal size, as large as fits."""
         most = self._most_rows(workload, machine)
         if not workload.queries:
             return Config.of(rows=min(8, most))
@@ -132,13 +132,13 @@ class Attention(CpuRule[AttentionWorkload]):
         return build_function(kernel, [body], [])
 
     def tiles(self, workload: AttentionWorkload, machine: Machine) -> Product | None:
-        """The instruction with sums in tiles that multiplies the operands, where there is one."""
+        """The instruction with tile accumulators for these operands, if there is one."""
         in_words = workload.queries >= LEAST_QUERIES and workload.dtype != "float32"
         known = workload.keys and workload.depth and workload.columns
         return attention_tiles(machine, self.writer.operation) if in_words and known else None
 
     def _most_rows(self, workload: AttentionWorkload, machine: Machine) -> int:
-        """Rows of two vectors of sums that fit the registers, or of a block of tiles."""
+        """Rows of two vectors of sums that fit in registers, or of a block of tiles."""
         if self.tiles(workload, machine) is not None:
             return BLOCK_ROWS
         return max(1, (machine.vector_registers - 3) // 2)
@@ -154,7 +154,7 @@ class Quads(Words):
 
     @property
     def shift(self) -> int:
-        """Offset that makes the bytes signed."""
+        """Offset that converts the bytes to signed."""
         return DOT_S8S8.shift(dtype_of(self.source.buffer))
 
     @property
@@ -191,8 +191,8 @@ class Quads(Words):
         return split_repeat("run", self.used, self.lanes, run)
 
     def begins(self, row_zero: int, zero: int) -> tuple[list[Stmt], Buffer | None]:
-        """Start values of sums of (row - row_zero) * (column - zero), (..., columns), and the statements that make
-        them; the terms of rows are `ByteRows.terms`. None where they are 0."""
+        """Initial values of sums of (row - row_zero) * (column - zero), (..., columns), and the statements that compute
+        them; the row terms are `ByteRows.terms`. None if they are 0."""
         if not row_zero:
             return [], None
         leads, (depth, columns) = self.source.leads, self.source.shape[-2:]
@@ -222,7 +222,7 @@ class Quads(Words):
 
 
 def _word(byte: int, count: int = QUAD) -> int:
-    """An int32 of the byte `count` times, zeros above."""
+    """An int32 with the byte repeated `count` times, zeros above."""
     return int.from_bytes(bytes([byte] * count), "little", signed=count == QUAD)
 
 
@@ -232,14 +232,14 @@ class ByteRows(NarrowRows):
     dtype: ClassVar[str] = "uint8"
 
     def put(self, i: Index, k: Expr, value: Expr) -> Stmt:
-        """The statement that stores a byte, signed ones moved by 128."""
+        """The statement that stores a byte; signed ones are shifted by 128."""
         shift = DOT_U8S8.shift(str(value.ty))
         if shift:
             value = tirx.Cast("uint8", tirx.Cast("int32", value) + shift)
         return store(self.buffer, value, i, k)
 
     def terms(self, zero: int, machine: Machine) -> tuple[list[Stmt], Buffer | None]:
-        """-zero times the sum of each row, int32 (rows), and the statements that make it; None where zero is 0."""
+        """-zero times the sum of each row, int32 (rows), and the statements that compute it; None if zero is 0."""
         if not zero:
             return [], None
         name = f"{self.buffer.name}_terms"
@@ -267,7 +267,7 @@ class IntegerAttentionWriter(AttentionWriter):
         parts = self.parts
         query_zero, key_zero, weights_zero, value_zero = parts.zeros
         key, value = (Quads.of(each, self.machine, *self.whole_words) for each in (parts.key, parts.value))
-        assert parts.weights is not None  # a stage rounds them
+        assert parts.weights is not None  # weights are rounded in a stage
         dtypes = dtype_of(parts.query.buffer), dtype_of(parts.weights.body.buffer)
         self._zeros = query_zero + DOT_U8S8.shift(dtypes[0]), weights_zero + DOT_U8S8.shift(dtypes[1])
         self._column_zeros = key_zero + key.shift, value_zero + value.shift
@@ -306,4 +306,4 @@ class AttentionInt8(Attention):
     writer: ClassVar[type[AttentionWriter]] = IntegerAttentionWriter
 
     def estimate(self, workload: AttentionWorkload, config: Config, machine: Machine) -> None:
-        """None: the estimate of float32 products says nothing of these."""
+        """None: the estimate for float32 matmuls does not apply to integers."""

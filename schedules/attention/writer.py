@@ -1,7 +1,7 @@
-"""Code of attention by blocks of queries: scores, softmax and the weighted sum of values without going through memory.
+"""Code of attention by blocks of queries: scores, softmax and the weighted sum of values without a trip to memory.
 
-A task takes as many queries as a register tile has rows. Their scores against all keys stay in the second cache; one
-pass finds the largest, one takes powers and sums them, and the product with the values is divided by the sums.
+A task computes as many queries as a register tile has rows. Their scores for all keys stay in the L2 cache; one pass
+finds the maximum, one exponentiates and sums, and the matmul with the values is divided by the sums.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.code import join, stage_code
 
-# The softmax of attention's scores, row by row: the largest of a row, then powers and their sum in one walk.
+# Softmax of attention scores, row by row: the maximum of a row, then exponentials and their sum in one pass.
 
 UNROLLED = tirx.ForKind.UNROLLED
 _ACCUMULATORS = 4  # independent sums that hide the latency of an addition
@@ -54,10 +54,10 @@ _ACCUMULATORS = 4  # independent sums that hide the latency of an addition
 
 @dataclass(frozen=True, eq=False)
 class Softmax:
-    """exp(score - largest of its row) of `scores` (rows, keys), and in `totals` (rows) the sums of rows of it.
+    """exp(score - maximum of its row) of `scores` (rows, keys), and the row sums of these in `totals` (rows).
 
-    `largest` (rows) is scratch space for one number per row. `put(row, key, power)` makes the statement that stores a
-    power, which may take the place of its score; `coarse` where it rounds to bfloat16.
+    `largest` (rows) is scratch space for one number per row. `put(row, key, power)` makes the statement that stores an
+    exponential, which may overwrite its score; `coarse` if it rounds to bfloat16.
     """
 
     rows: int
@@ -95,7 +95,7 @@ class Softmax:
         exp = EXP_OF_NEGATIVE_COARSE if self.coarse else EXP_OF_NEGATIVE
 
         def vector(at: Expr, register: Expr, count: int) -> Stmt:
-            """`count` keys from `at` on, added to the sums of a register."""
+            """Process `count` keys from `at` on, and add them to the sums of a register."""
 
             def lane(make: Callable[[Expr], Stmt]) -> Stmt:
                 return repeat_symbolic("lane", count, make, VECTORIZED)
@@ -125,7 +125,7 @@ class Softmax:
 def rounded_weights(
     rows: int, keys: Index, totals: Expr, weight: Callable[[Expr, Expr, Expr], Stmt], machine: Machine
 ) -> Stmt:
-    """`weight(row, key, 1 / total of the row)` for every power, in vectors of keys; `totals` becomes its inverse."""
+    """Apply `weight(row, key, 1 / total of the row)` to every exponential, in vectors of keys; inverts `totals`."""
 
     def row(i: Expr) -> Stmt:
         at = [expression(i)]
@@ -141,8 +141,8 @@ def rounded_weights(
 
 
 def over_keys(keys: Index, lanes: int, vector: Callable[[Expr, Expr, int], Stmt]) -> list[Stmt]:
-    """`vector(first key, first element of a group of registers, lanes)` for all keys: groups of vectors; then what is
-    left in vectors and a shorter one, or in single keys when that is not known."""
+    """`vector(first key, first element of a group of registers, lanes)` for all keys: groups of vectors, then single
+    vectors and a shorter one, or single keys if the number of keys is not known."""
     group, first = _ACCUMULATORS * lanes, expression(0)
 
     def in_group(at: Expr) -> Stmt:
@@ -163,16 +163,16 @@ def over_keys(keys: Index, lanes: int, vector: Callable[[Expr, Expr, int], Stmt]
     ]
 
 
-_PANEL = 2  # vectors of a register tile's columns
-_BLOCKS_FOR_PANELS = 8  # of queries
+_PANEL = 2  # vectors of columns of a register tile
+_BLOCKS_FOR_PANELS = 8  # blocks of queries
 
 Put: TypeAlias = "Callable[[Index, Expr, Expr], Stmt]"  # stores a number of a row at a key
-EndOfSum = Callable[["Index", Expr, Expr], Stmt]  # of (row, sum, column)
+EndOfSum = Callable[["Index", Expr, Expr], Stmt]  # called with (row, sum, column)
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """The right operand of a product: steps of the sum by columns, and what sums start from (..., columns)."""
+    """The right operand of a matmul: reduction steps by columns, and the initial values of sums (..., columns)."""
 
     matrix: BatchedMatrix
     begin: Buffer | None = None
@@ -180,10 +180,11 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class BlockRows:
-    """The left operands of a block: `statements` allocate and fill them, `weighed` follow when weights are known.
+    """The left operands of a block: `statements` allocate and fill them; `weighed` run once weights are known.
 
-    Terms are what is added to the sums of a row, where there are any. `narrow` are the rows of queries and weights in
-    words, where they are.
+    Terms are added to the sums of a row, if there are any. `narrow` are the rows of queries and weights in words, if
+    they
+    are stored as words.
     """
 
     statements: list[Stmt]
@@ -212,10 +213,10 @@ class _Blocks:
 
 
 class AttentionWriter:
-    """Writes attention of float32, in products of float32 or of pairs of bfloat16."""
+    """Writes float32 attention, with matmuls of float32 or of pairs of bfloat16."""
 
     operation: ClassVar[Operation] = DOT_BF16
-    """The instruction that sums products of words, where operands are words."""
+    """The instruction that sums products of words, if operands are words."""
 
     def __init__(self, parts: AttentionParts, machine: Machine, rows: int) -> None:
         self.parts = parts
@@ -233,7 +234,7 @@ class AttentionWriter:
 
     @property
     def in_words(self) -> bool:
-        """True if operands are words of narrow neighbours."""
+        """True if operands are words of narrow neighbors."""
         return self.parts.narrow
 
     def _prepare(self) -> tuple[list[Stmt], Factor, Factor]:
@@ -249,7 +250,7 @@ class AttentionWriter:
         return [*made, *packed], key, value
 
     def _right_operand(self, matrix: BatchedMatrix) -> tuple[list[Stmt], Factor]:
-        """The operand as it lies where its columns are neighbours; else, or where it pays, a copy."""
+        """The operand itself if its columns are contiguous; otherwise, or if it pays off, a copy."""
         if self._pays_in_panels(matrix):
             made, packed = in_panels(matrix, min(matrix.shape[-1], _PANEL * self.lanes), self.machine)
             return made, Factor(packed)
@@ -259,8 +260,8 @@ class AttentionWriter:
         return made, Factor(turned)
 
     def _pays_in_panels(self, matrix: BatchedMatrix) -> bool:
-        """True if many blocks of queries read a matrix that fills much of the level-2 cache (Whisper's encoder, 1500 x
-        64: 3.4 % of the time of attention; at 197 x 64 a copy costs 3 %)."""
+        """True if many blocks of queries read a matrix that fills much of the L2 cache (Whisper's encoder, 1500 x 64:
+        3.4 % of the time of attention; at 197 x 64 a copy costs 3 %)."""
         rows, columns = matrix.shape[-2:]
         if not all(isinstance(size, int) for size in (rows, columns, self.queries)):
             return False
@@ -268,7 +269,7 @@ class AttentionWriter:
         return large and self.queries >= _BLOCKS_FOR_PANELS * self.rows
 
     def _rows_of(self, rows: int, query: Operand, scores: Buffer) -> BlockRows:
-        """The left operands of a block; powers take the place of scores, in bfloat16 a buffer of their own."""
+        """The left operands of a block; exponentials overwrite scores, or in bfloat16 use a buffer of their own."""
 
         def power(i: Index, k: Expr) -> Expr:
             return tirx.BufferLoad(scores, [expression(i), k])
@@ -284,7 +285,7 @@ class AttentionWriter:
         return self.operation(total, a, b) if self.in_words else multiply_add(total, a, b)
 
     def code(self) -> Stmt:
-        """Tasks over the leading dimensions and blocks of queries; what is left of queries in a block of its own."""
+        """Tasks over the leading dimensions and blocks of queries; the remaining queries are a block of their own."""
         amount = prod((self.depth + self.columns, *self.lead, self.queries, self.keys))
         threads = pays_off(amount, self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
         blocks = self._blocks()
@@ -302,7 +303,7 @@ class AttentionWriter:
         return sequence([*self.prepared, parallel_grid(extents, task, self.machine, parallel=threads)])
 
     def _blocks(self) -> list[_Blocks]:
-        """Blocks of as many queries as fit the registers, and of what is left."""
+        """Blocks of as many queries as fit in registers, and one of the remainder."""
         if isinstance(self.queries, int):
             whole, left = divmod(self.queries, self.rows)
             found = [_Blocks(0, whole, 0, self.rows), _Blocks(whole, whole + 1, whole * self.rows, left)]
@@ -351,7 +352,7 @@ class AttentionWriter:
         return sequence([*statements, *left.weighed, self._over_panels(self.columns, values_of)])
 
     def _tile(self, rows: int, width: int, a: Operand, b: Factor, lead: list[Expr], at: Expr, end: EndOfSum) -> Stmt:
-        """A tile of a . b, b from column `at` on, each sum given to `end`."""
+        """A tile of a . b, starting at column `at` of b; each sum is passed to `end`."""
         tile = RegisterTile(rows, width, self.lanes, self.dtype, self._combine)
 
         def begin(i: int, column: Expr) -> Expr:
@@ -366,7 +367,7 @@ class AttentionWriter:
     def _in_tiles(
         self, product: Product, width: int, rows: NarrowRows, b: Factor, lead: list[Expr], at: Expr, end: EndOfSum
     ) -> Stmt:
-        """`_tile` by an instruction whose sums stay in tiles: those of a panel pass through memory."""
+        """`_tile` by an instruction with tile accumulators: the sums of a panel pass through memory."""
         words, panel = b.matrix.buffer, _PANEL * self.lanes
         steps, columns = shape_of(words)[-2:]
         sums, allocation = allocate("tile", (ceil_div(rows.rows, ROWS) * ROWS, panel), self.dtype)
@@ -386,7 +387,7 @@ class AttentionWriter:
         return sequence(allocation, summed, repeat("row", rows.rows, row))
 
     def _over_panels(self, columns: Index, tile: Callable[[Expr, int], Stmt]) -> Stmt:
-        """Panels of two vectors; then what is left, in vectors and single columns when that is not known."""
+        """Panels of two vectors, then the remainder: in vectors, and in single columns if it is not known."""
         panel = _PANEL * self.lanes
         if isinstance(columns, int):
             return split_repeat("panel", columns, panel, lambda at, width: tile(expression(at), width))
@@ -403,7 +404,7 @@ class AttentionWriter:
 
 
 def put_in(scores: Buffer) -> Put:
-    """Storing numbers in a buffer (rows, keys)."""
+    """Return a function that stores numbers in a buffer (rows, keys)."""
     return lambda i, k, value: tirx.BufferStore(scores, value, [expression(i), k])
 
 
@@ -412,5 +413,5 @@ def _plus(total: Expr, terms: Buffer | None, row: Index) -> Expr:
 
 
 def attention_tiles(machine: Machine, operation: Operation) -> Product | None:
-    """The instruction by which attention computes an operation with sums in tiles, where the machine has one."""
+    """The instruction with tile accumulators for an attention operation, if the machine has one."""
     return tile_product(machine, operation) if machine.lanes("float32") == COLUMNS else None

@@ -1,8 +1,8 @@
 """Loop nests from closures: `repeat("i", 8, lambda i: store(buffer, value, i))`.
 
-Indices may be Python ints or expressions; an int stays an int until it enters the IR, so what is known when a kernel is
-written is folded there and then. Vectors are explicit (`lanes_of`, `broadcast`, `bind`), so that a register tile is
-what the rule says whatever the vectorizer does.
+Indices may be Python ints or expressions; an int stays an int until it enters the IR, so known arithmetic is folded
+while the kernel is written. Vectors are explicit (`lanes_of`, `broadcast`, `bind`), so that register tiles do not
+depend on the vectorizer.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Body = Callable[[Any], Stmt]
 
 _INDEX = "int64"
 
-# How many rows of weights (a vector or two each) the innermost loops ask for ahead: at 4 KiB the processor's own
-# prefetching stops, and a row takes some ten cycles, so this covers the latency of memory.
+# How many rows of weights (a vector or two each) the innermost loops prefetch: the hardware prefetcher stops at 4 KiB,
+# and a row takes some ten cycles, so this covers the memory latency.
 ROWS_AHEAD = 64
-# Marks a parallel loop whose body is to be a function: a single iteration is a call of it on the calling thread.
+# Marks a parallel loop whose body becomes a function: a single iteration is a call of it on the calling thread.
 CHUNKED = "tensorwright.chunked"
 
 
@@ -48,7 +48,7 @@ def sequence(*parts: Stmt | Iterable[Stmt] | None) -> Stmt:
 
 
 def repeat(name: str, extent: Expr | int, body: Body, kind: Stmt = SERIAL, dtype: str = _INDEX) -> Stmt:
-    """A loop from 0; one of extent 1 is its body at the int 0."""
+    """A loop from 0; for extent 1, its body at the int 0."""
     if isinstance(extent, int) and extent == 1:
         return body(0)
     var = tirx.Var(name, dtype)
@@ -56,12 +56,12 @@ def repeat(name: str, extent: Expr | int, body: Body, kind: Stmt = SERIAL, dtype
 
 
 def repeat_symbolic(name: str, extent: Expr | int, body: Callable[[Expr], Stmt], kind: Stmt = SERIAL) -> Stmt:
-    """`repeat` for a body that takes an expression: the index of a loop of extent 1 is a constant of the IR."""
+    """`repeat` for a body that needs an expression: the index of a loop of extent 1 is an IR constant."""
     return repeat(name, extent, lambda i: body(expression(i)), kind)
 
 
 def loop(var: Var, extent: Expr | int, body: Stmt, kind: Stmt = SERIAL) -> Stmt:
-    """A loop from 0 over a variable that its body already uses, even of extent 1."""
+    """A loop from 0 over a variable that its body already uses; emitted even for extent 1."""
     dtype = str(var.ty)
     return tirx.For(var, index(0, dtype), expression(extent, dtype), kind, body)
 
@@ -100,9 +100,9 @@ def parallel_grid(
     parallel: bool | Expr,
     cycles: float = 0.0,
 ) -> Stmt:
-    """Nested loops; when `parallel`, enough of the outer ones are fused into one that every core gets its share.
+    """Nested loops; if `parallel`, outer ones are fused into one until every core gets its share.
 
-    A condition for `parallel` is decided when the kernel runs; the nest's code exists once all the same.
+    A condition for `parallel` is evaluated when the kernel runs; the code of the nest is still emitted only once.
 
     Args:
         cycles: cycles of the whole nest on one core, if known.
@@ -125,7 +125,7 @@ def parallel_grid(
 
 
 def tasks_loop(name: str, count: Index, body: Body, shared: bool | Expr) -> Stmt:
-    """A loop over tasks that threads share where `shared`, which may be known only when the kernel runs."""
+    """A loop over tasks that threads share if `shared`, which may be known only when the kernel runs."""
     if isinstance(shared, bool):
         return repeat(name, count, body, PARALLEL if shared else SERIAL)
     pieces = tirx.Select(shared, expression(count), index(1))
@@ -133,11 +133,11 @@ def tasks_loop(name: str, count: Index, body: Body, shared: bool | Expr) -> Stmt
 
 
 def chunked_grid(extents: Sequence[Extent], body: Callable[[list[Expr]], Stmt], fused: int, chunks: Expr) -> Stmt:
-    """Nested loops whose first `fused` ones are cut into `chunks` pieces of consecutive iterations, which the threads
-    share; a single piece runs on the calling thread.
+    """Nested loops whose first `fused` ones are split into `chunks` pieces of consecutive iterations, shared among the
+    threads; a single piece runs on the calling thread.
 
-    Each chunk is a nest of loops from its first point to its last, so no iteration has to compute its indices by
-    divisions.
+    Each chunk is a nest of loops from its first point to its last, so that no iteration computes its indices by
+    division.
     """
     before: list[Stmt] = []
     count = name_opaque("chunks", chunks, before)
@@ -159,7 +159,7 @@ def chunked_grid(extents: Sequence[Extent], body: Callable[[list[Expr]], Stmt], 
 
 
 def _between(extents: Sequence[Extent], first: Expr, last: Expr, body: Callable[[list[Expr]], Stmt]) -> Stmt:
-    """Loops over the points of a grid from one to another, both given by their numbers and included."""
+    """Loops over the points of a grid from `first` to `last`, both given by their numbers and inclusive."""
     bindings: list[Stmt] = []
     lowest, highest = (
         [name_opaque(f"{name}_{each.name}", value, bindings) for each, value in zip(extents, point, strict=True)]
@@ -192,7 +192,7 @@ def _between(extents: Sequence[Extent], first: Expr, last: Expr, body: Callable[
 
 
 def _point(number: Expr, extents: Sequence[Extent]) -> list[Expr]:
-    """The indices of a point of a grid from its number."""
+    """The indices of a grid point, from its number."""
     values: list[Expr] = []
     for each in reversed(extents[1:]):
         values.append(tirx.Mod(number, _wide(each.extent)))
@@ -214,7 +214,7 @@ def static_grid(*extents: int) -> Iterable[tuple[int, ...]]:
 
 
 def split_repeat(name: str, extent: int, tile: int, body: Callable[[Index, int], Stmt], dtype: str = _INDEX) -> Stmt:
-    """`body(start, size)` over [0, extent) in tiles: a loop of whole tiles, then what is left over."""
+    """`body(start, size)` over [0, extent) in tiles: a loop of whole tiles, then the remainder."""
     whole, rest = divmod(extent, tile)
     loop = repeat(name, whole, lambda i: body(i * tile, tile), dtype=dtype) if whole else None
     return sequence(loop, body(whole * tile, rest) if rest else None)
@@ -231,7 +231,7 @@ def in_vectors(name: str, extent: int, lanes: int, body: Callable[[Expr], Stmt])
 
 
 def split_steps(name: str, extent: int, step: int, body: Callable[[Expr, int], Stmt]) -> list[Stmt]:
-    """`body(number of the step, size)` over [0, extent) in steps: a loop of whole ones, then what is left over."""
+    """`body(number of the step, size)` over [0, extent) in steps: a loop of whole steps, then the remainder."""
     whole, rest = divmod(extent, step)
     parts = [repeat_symbolic(name, whole, lambda i: body(i, step))] if whole else []
     return [*parts, *([body(expression(whole), rest)] if rest else [])]
@@ -252,7 +252,7 @@ def load(buffer: Buffer | list[Buffer], *indices: Expr | int) -> Expr:
 
 
 def prefetch(buffer: Buffer, *indices: Expr | int) -> Stmt:
-    """Ask for the cache line of an element, which may lie behind the end of the buffer, into the second cache."""
+    """Prefetch the cache line of an element, which may be past the end of the buffer, into the L2 cache."""
     return prefetch_statement(load(buffer, *indices))
 
 
@@ -263,29 +263,29 @@ def allocate(name: str, shape: Sequence[int], dtype: str, scope: str = "global")
 
 
 def allocate_tile(name: str, shape: Sequence[int], dtype: str) -> tuple[list[Buffer], list[Stmt]]:
-    """A tile that LLVM is to hold in registers: a buffer for each of `shape[0]` rows, and their allocations.
+    """A tile that LLVM should keep in registers: a buffer for each of `shape[0]` rows, and their allocations.
 
-    TVM takes buffers of 1 KiB and more from the heap, where LLVM promotes most accesses but not all, and loses
-    registers over it; smaller ones become scalars of the function.
+    TVM allocates buffers of 1 KiB and more on the heap; LLVM promotes most but not all accesses to them, which wastes
+    registers. Smaller buffers become local variables.
     """
     pairs = [allocate(f"{name}{row}", shape[1:], dtype, "local") for row in range(shape[0])]
     return [buffer for buffer, _ in pairs], [allocation for _, allocation in pairs]
 
 
 def _known(row: Expr | int) -> int:
-    assert isinstance(row, int), "the row of a tile in registers is known when the kernel is written"
+    assert isinstance(row, int), "the row of a register tile is known when the kernel is written"
     return row
 
 
 def when(condition: Expr | bool, then: Stmt, otherwise: Stmt | None = None) -> Stmt | None:
-    """A branch; one whose condition is known is the branch taken (None when that is missing)."""
+    """A branch; if the condition is known, only the branch taken (None if there is none)."""
     if isinstance(condition, bool):
         return then if condition else otherwise
     return tirx.IfThenElse(condition, then, otherwise)
 
 
 def both(*conditions: Expr | bool) -> Expr | bool:
-    """The conjunction, folded where conditions are known."""
+    """The conjunction, with known conditions folded."""
     unknown = [each for each in conditions if not isinstance(each, bool)]
     if any(each is False for each in conditions):
         return False
@@ -295,7 +295,7 @@ def both(*conditions: Expr | bool) -> Expr | bool:
 
 
 def lanes_of(start: Expr | int, lanes: int) -> Expr:
-    """The index of `lanes` neighbours from `start` on."""
+    """The indices of `lanes` neighbors starting at `start`."""
     return tirx.Ramp(expression(start), index(1, _INDEX), lanes) if lanes > 1 else expression(start)
 
 
@@ -327,9 +327,10 @@ def name_value(name: str, value: Expr, bindings: list[Stmt]) -> Expr:
 def name_opaque(name: str, value: Expr, bindings: list[Stmt]) -> Expr:
     """`name_value` through a buffer, which TVM's passes do not look into.
 
-    They put what a name stands for into each expression that they simplify, again for each loop; positions in images
-    of unknown size are quotients of quotients, and most of a kernel's compile time went there. What a buffer holds they
-    do not know; LLVM does.
+    They substitute a bound value into each expression that they simplify, again for each loop; positions in images of
+    unknown size are nested quotients, and most of a kernel's compile time went there. The contents of a buffer are
+    opaque
+    to them, but not to LLVM.
     """
     if isinstance(value, int):
         return value

@@ -1,4 +1,4 @@
-"""The work of a kernel, and whether it pays for starting threads."""
+"""The amount of work of a kernel, and whether it is enough to start threads."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from schedules.ir.tir import Expr, Index, Stmt
 from schedules.machine import Machine, dtype_bits
 
 _STEP_CYCLES = 0.35  # in vectors
-# Steps that pay for two threads, and bytes of weights from memory, which a single row of data waits for.
+# Steps for which two threads pay off, and bytes of weights from memory, if a single row of data waits for them.
 MIN_PARALLEL_WORK = round(least_parallel_cycles(2) / _STEP_CYCLES)
 MIN_PARALLEL_BYTES = round(least_parallel_cycles(2) * CORE_MEMORY_RATE)
-_EXPENSIVE_WEIGHT = 4  # of an exponential, in vectors
-# A table of at least this many bytes is in no cache of a core, and a byte of it at an index from other data takes this
-# many steps (1.3 bytes a cycle: 128 rows of 384 floats of 47 MB in 36 microseconds, Zen 4).
+_EXPENSIVE_WEIGHT = 4  # cost of an exponential, in vectors
+# A table of at least this many bytes fits no cache of a core, and reading a byte of it at a data-dependent index costs
+# this many steps (1.3 bytes a cycle: 128 rows of 384 floats of 47 MB in 36 microseconds, Zen 4).
 _FAR_TABLE, _STEPS_OF_FAR_BYTE = 1 << 21, 2
 
 
 def work(extents: Sequence[Index], body: Stmt) -> Index:
-    """A rough count of elementary steps of a body run over loops: a number, or an expression of symbolic extents."""
+    """Rough count of elementary steps of a body run over loops: a number, or an expression of symbolic extents."""
     cheap, expensive = operations(body)
     weight = max(1, round(1 + cheap / 4 + _EXPENSIVE_WEIGHT * expensive)) + _STEPS_OF_FAR_BYTE * _far_bytes(body)
     return prod((weight, *extents))
 
 
 def _far_bytes(body: Stmt) -> int:
-    """Bytes that a step of a body reads from large tables, at positions that other data say."""
+    """Bytes that a step of a body reads from large tables, at data-dependent positions."""
     total = 0
     for load in buffers_loaded(body):
         if any(buffers_loaded(position) for position in load.indices):
@@ -45,10 +45,10 @@ def step_cycles(amount: Index) -> float:
 
 
 def pays_off(amount: Index, machine: Machine, least: int = MIN_PARALLEL_WORK) -> bool | Expr:
-    """True if threads pay for an amount of work; a condition when the amount is symbolic.
+    """True if an amount of work is worth starting threads; a condition if the amount is symbolic.
 
     Args:
-        least: the amount from which on two threads pay; the more there are, the longer it takes to start them.
+        least: the least amount for two threads; the more threads, the longer it takes to start them.
     """
     if machine.cores <= 1:
         return False

@@ -1,10 +1,10 @@
-"""The innermost part of every matrix product: a register tile of `rows x width` sums along the depth.
+"""The innermost part of every matmul: a register tile of `rows x width` sums along the depth.
 
-Long sums of float32 in parts: each is summed from zero, then added to the total.
+Long float32 sums are computed in parts: each is summed from zero, then added to the total.
 
 The error of a sum of n terms, one after another, is at most (n - 1) u sum(|terms|), u = 2^-24. In parts of b terms it
 is at most (b + n / b) u sum(|terms|) (Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section
-4.2), which b = sqrt(n) makes least; longer parts cost less time. Errors of terms of random signs grow with the roots.
+4.2), which b = sqrt(n) minimizes; longer parts take less time. For terms of random sign, errors grow with the roots.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from schedules.ir.stages import shape_of
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import dtype_bits
 
-# Sums of a block of rows by instructions whose sums stay in tiles; see `schedules.instructions.products.amx`.
+# Sums of a block of rows by instructions with tile accumulators; see `schedules.instructions.products.amx`.
 
 
 @dataclass(frozen=True)
 class Taps:
-    """The 64 bytes of a row that are multiplied in turn: counts, and bytes from each to the next, outermost first."""
+    """The 64-byte pieces of a row multiplied one after another: counts, and strides in bytes, outermost first."""
 
     counts: tuple[int, int, int]
     bytes: tuple[Index, Index, Index]
 
     @classmethod
     def run(cls, count: int) -> Taps:
-        """Taps that follow each other in a row."""
+        """`count` contiguous taps."""
         return cls((1, 1, count), (0, 0, ROW_BYTES))
 
 
 def with_room(buffer: Buffer) -> Buffer:
-    """A buffer of rows (..., row) with room for as many rows behind the last one as a tile reads at most."""
+    """A buffer of rows (..., row), with room after the last one for the most rows that a tile reads."""
     first, *inner, row = shape_of(buffer)
     each = prod(size if isinstance(size, int) else 1 for size in inner)
     shape = [expression(size) for size in (first + ceil_div(ROWS - 1, each), *inner, row)]
@@ -64,9 +64,9 @@ def block_sums(
     Args:
         a: the first element of a row; rows up to the next multiple of 16 are read. `pitch` is the bytes from one row to
             the next.
-        b: the first element of the panel's weights; `b_pitch` is the bytes from one word of a column to the next where
-            they are not those of a panel.
-        sums: a buffer (rows, width) with room for a multiple of 16 rows; `start` is where the first row's go.
+        b: the first element of the panel's weights; `b_pitch` is the bytes from one word of a column to the next if it
+            differs from a panel's.
+        sums: a buffer (rows, width) with room for a multiple of 16 rows; the first row is stored at `start`.
     """
     width = int(sums.ty.shape[-1])
 
@@ -94,8 +94,9 @@ def block_sums(
 def block_sums_without_room(
     product: Product, a: Callable[[Expr], Expr], pitch: int, taps: Taps, b: Expr, sums: Buffer, rows: Index
 ) -> Stmt:
-    """`block_sums` of rows of whole taps that follow each other, with nothing behind them that may be read: the last
-    rows, fewer than 16, are copied."""
+    """`block_sums` of rows of whole contiguous taps, if memory after the rows must not be read: the last rows, fewer
+    than
+    16, are copied."""
     whole = rows // ROWS * ROWS if isinstance(rows, int) else tirx.FloorDiv(rows, index(ROWS)) * ROWS
     data = a(index(0)).source
     lanes = ROW_BYTES * 8 // dtype_bits(str(data.dtype))
@@ -122,7 +123,7 @@ def block_sums_without_room(
     return sequence(blocks, tirx.IfThenElse(rows > whole, last, None))
 
 
-# Vectors whose lanes are multiplied one by one, by machines with `lane_products`.
+# Vectors whose lanes are multiplied one by one, on machines with `lane_products`.
 
 
 def lanes_repeated(values: Sequence[Expr], lanes: int) -> tuple[list[Stmt], Callable[[int, int, int], Expr]]:
@@ -137,15 +138,16 @@ def lanes_repeated(values: Sequence[Expr], lanes: int) -> tuple[list[Stmt], Call
 
 
 PART = 256
-"""Terms of a part of a matrix product or a direct convolution. Adding a register tile to its totals takes as long as
-one to two terms."""
+"""Terms in one part of a matmul or a direct convolution. Adding a register tile to its totals takes as long as one to
+two terms."""
 
 
 def steps_of_part(steps: int, terms: int, wanted: int = PART) -> int:
     """Number of the `steps` steps, of `terms` terms each, that are summed at a time.
 
-    All of them where that is no more than half as many again as wanted; else a divisor of the steps where one comes
-    near, as steps left over need code of their own.
+    All of them if that is at most 1.5 times `wanted`; otherwise a divisor of the steps if one is near, since a
+    remainder
+    needs code of its own.
     """
     if 2 * steps * terms <= 3 * wanted:
         return steps
@@ -159,7 +161,7 @@ def in_parts(steps: int, part: int, body: Callable[[Index, int], Stmt]) -> Stmt:
     return split_repeat("sums_of", steps, part, body)
 
 
-# Makes a statement from (row in the tile, index in that row's sums, column in the tile).
+# Makes a statement from (row in the tile, index into that row's sums, column in the tile).
 EachVector = Callable[[int, Expr, Expr], Stmt]
 
 
@@ -171,16 +173,17 @@ def pieces(width: int, lanes: int) -> list[tuple[int, int]]:
 
 
 def multiply_add(total: Expr, a: Expr, b: Expr) -> Expr:
-    """The sum with the product added."""
+    """The sum plus the product."""
     return total + a * b
 
 
 class RegisterTile:
     """Writes a tile.
 
-    `combine(sum, a, b)` adds a product; `partial` (see `Operation.partial`) does in sums of `PARTIAL_STEPS` steps of a
-    known depth. The sums of each row have a buffer of their own (see `nest.allocate_tile`);
-    `allocations` are the statements that make them, which `code` begins with.
+    `combine(sum, a, b)` adds a product; `partial` (see `Operation.partial`) adds it to sums of `PARTIAL_STEPS` steps of
+    a
+    known depth. The sums of each row have their own buffer (see `nest.allocate_tile`); `allocations` are the statements
+    that allocate them, emitted first in `code`.
     """
 
     def __init__(
@@ -208,7 +211,7 @@ class RegisterTile:
         return store(self._sums, value, row, position)
 
     def narrowed(self, width: int) -> RegisterTile:
-        """The first `width` columns of the tile, as one of their own over the same sums."""
+        """The first `width` columns of the tile, as a tile over the same sums."""
         result = copy(self)
         result.width = width
         return result
@@ -244,10 +247,11 @@ class RegisterTile:
         ahead: Callable[[Expr], list[Stmt]] = lambda k: [],
         a_lanes: Callable[[int, Expr], Expr] | None = None,
     ) -> list[Stmt]:
-        """Sum `a(row, k) * b(k, column)` over `depth`, from `begin(row, column)` on; then `end`, which reads the sums.
+        """Sum `a(row, k) * b(k, column)` over `depth`, starting from `begin(row, column)`; then `end`, which reads the
+        sums.
 
-        `ahead(k)` makes statements that go before step k. `a_lanes(row, k)` is the float32 vector of `a` from k on,
-        where there is one and the machine multiplies by its lanes; `b` takes vectors of columns then.
+        `ahead(k)` makes statements that run before step k. `a_lanes(row, k)` is the float32 vector of `a` from k on, if
+        there is one and the machine multiplies by its lanes; `b` then receives vectors of columns.
         """
 
         sums, combine = (self._sums, self.combine) if self.partial is None else (self._halves, self.partial)

@@ -1,7 +1,7 @@
 """Decides which algorithm a convolution uses, by estimated cycles or by measurements.
 
-The workload of the choice is that of the rule which serves the kernel; its class says which that is. The caller packs
-the weights for it and makes the kernel.
+The workload returned is that of the rule which serves the kernel; its class identifies the rule. The caller packs the
+weights for it and makes the kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from schedules.machine import Machine
 from schedules.selection.alternatives import Alternative, Choice
 
 WINOGRAD_ERROR_BOUND = 1e-6  # relative root mean square error; see `winograd_transforms.ERROR_BOUND`
-_FOLDED_GAIN = 0.85  # share of the cycles of any other algorithm
+_FOLDED_GAIN = 0.85  # folding is chosen below this fraction of any other algorithm's cycles
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class FloatConvolution:
 
     Attributes:
         work: the direct convolution in float32.
-        narrow: the same of 16-bit operands, where the model is to be computed in those.
+        narrow: the same with 16-bit operands, if the model is to be computed in those.
         images: likely image sizes, if sizes are symbolic.
         out_order: the logical axis of each axis of the output: batch, channels, spatial dimensions.
-        kept: counts the share of blocks of the weights that are not zero; it takes time, so it is a function.
+        kept: returns the fraction of weight blocks that are not zero; a function, since counting takes time.
     """
 
     work: ConvWorkload
@@ -60,8 +60,7 @@ FloatChoice = FoldedWorkload | SparseChoice | WinogradWorkload | DotWorkload | C
 
 
 def choose_float(case: FloatConvolution, machine: Machine, measured: Choice | None = None) -> FloatChoice:
-    """Choose the algorithm of a floating-point convolution; `measured` selects among those that were
-    timed."""
+    """Choose the algorithm of a floating-point convolution; `measured` selects among those that were timed."""
     work, narrow = case.work, case.narrow
     if isinstance(narrow, TilesWorkload):
         return narrow
@@ -76,7 +75,7 @@ def choose_float(case: FloatConvolution, machine: Machine, measured: Choice | No
 
 
 def _folded(case: FloatConvolution, machine: Machine) -> FoldedWorkload | None:
-    """The convolution with neighbouring outputs folded into filters, if that is much cheaper."""
+    """The convolution with neighboring outputs folded into filters, if that is much cheaper."""
     work, narrow = case.work, case.narrow
     folded = folded_workload(work, machine, case.out_order)
     if folded is None:

@@ -1,7 +1,7 @@
 """Tensor expressions of the convolution and pooling kernels in blocked layouts; rules schedule them.
 
-Each function takes placeholders in the layouts that `conv_workload` states and returns the output tensor. The stages
-carry the workload as block attributes; compiled without a rule they give the same numbers, slowly.
+Each function takes placeholders in the layouts that `conv_workload` documents and returns the output tensor. The stages
+carry the workload as block attributes; compiled without a rule they return the same numbers, slowly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WINOGRAD = "conv-winograd"
 POOL = "pool"
 GLOBAL_POOL = "global-pool"
 
-FUSABLE = 4  # relax's pattern kind "out elementwise fusable": elementwise consumers join the kernel
+FUSABLE = 4  # Relax's pattern kind "out elementwise fusable": elementwise consumers are fused into the kernel
 
 
 def spatial_sizes(work: WindowWorkload, data: Tensor) -> list[Index]:
@@ -40,10 +40,10 @@ def output_sizes(work: WindowWorkload, sizes: Sequence[Index]) -> list[Index]:
 
 
 class Windows:
-    """The windows of a kernel over blocks, with the spatial sizes of the output where the workload leaves some open.
+    """The windows of a kernel over blocks, with the output's spatial sizes if the workload leaves some dynamic.
 
     Attributes:
-        axes: the axes of a window, to be reduced.
+        axes: the reduction axes of a window.
         before: padding before the input.
         shape: shape of the output in blocks.
     """
@@ -58,7 +58,7 @@ class Windows:
     def value(
         self, out: Sequence[Expr], window: Sequence[Expr], element: Callable[[list[Expr]], Expr], outside: Expr
     ) -> Expr:
-        """`element` of the position in the input of a tap of an output's window, or `outside` beyond the input."""
+        """`element` at the input position of a tap of an output's window, or `outside` if it is outside the input."""
         work = self._work
         steps = zip(out, window, work.strides, work.dilations, self.before, strict=True)
         at = [o * stride + k * dilation - before for o, k, stride, dilation, before in steps]
@@ -71,7 +71,7 @@ class Windows:
 def conv_direct(data: Tensor, weight: Tensor, work: ConvWorkload, sizes: Sequence[Index] = ()) -> Tensor:
     """A convolution as the sum over input channels and the window.
 
-    `sizes`, here and below, are the output's spatial sizes; they are needed where the workload leaves some open.
+    `sizes`, here and below, are the output's spatial sizes; needed if the workload leaves some dynamic.
     """
     zero = tirx.const(0, work.dtype)
     channel = te.reduce_axis((0, work.group_channels), name="ci")
@@ -188,7 +188,7 @@ def conv_winograd(
 ) -> Tensor:
     """A 3x3 convolution of stride 1 or 2 through F(tile x tile, 3 x 3).
 
-    `attrs` are the block attributes of another rule's kernel, `fill` stands in the padding.
+    `attrs` are the block attributes of another rule's kernel, `fill` is the padding value.
     """
     tile, stride = work.tile, work.strides[0]
     matrices, edge = transforms(tile, stride), edge_of(tile, stride)

@@ -1,8 +1,8 @@
 """Direct convolution in blocked layouts: a register tile of pixels x channel blocks, summed over the window.
 
-For each task: the rows of input it reads are copied once into a scratch buffer that lies in the level-2 cache and holds
-the zeros of the padding (only when there is padding), then every register tile runs over all input channels and the
-window with one vector multiply-add for each pixel and block, and its epilogue is applied as it is stored. 1x1
+For each task: if there is padding, the input rows that it reads are copied once into a scratch buffer that stays in the
+L2 cache and holds the zeros of the padding; then every register tile runs over all input channels and the window with
+one vector multiply-add for each pixel and block, and its epilogue is applied as it is stored. 1x1
 convolutions, strides, dilations, groups and any number of spatial dimensions are the same loop nest.
 """
 
@@ -38,8 +38,8 @@ ConvWorkloadT = TypeVar("ConvWorkloadT", bound=ConvWorkload)
 
 class DirectRule(BlockedRule[ConvWorkloadT]):
     """Rules for convolutions by nested loops over the window. Knobs: `pixels` x `blocks` is the register tile, `rows` x
-    `columns` the output of a task, `chunks` into how many tasks the output channels are cut, `unroll` how many input
-    channels the innermost loop holds."""
+    `columns` the output of a task, `chunks` the number of tasks that the output channels are split into, `unroll` the
+    number of input channels in the innermost loop."""
 
     cut_knobs: ClassVar[frozenset[str]] = frozenset({"rows", "columns", "chunks"})
 

@@ -1,19 +1,19 @@
-"""The loops of a direct convolution: tiles of pixels and filters in registers, the input copied where it is padded.
+"""The loops of a direct convolution: tiles of pixels and filters in registers; padded input is copied.
 
 Parallel tasks of a direct convolution: images, groups, output channels and each spatial dimension.
 
-The knobs of the rule say what caches hold: a task has at most `rows` x `columns` of output, and at least `chunks` tasks
-share the output channels. Within that, `schedules.cuts` cuts for the machine's cores.
+The rule's knobs are bounds given by the caches: a task has at most `rows` x `columns` of output, and at least `chunks`
+tasks share the output channels. Within these, `schedules.cuts` divides the work among the machine's cores.
 
 Prefetching the weights of later tiles while those of the current ones are in use.
 
-Weights in memory are read when first used, in a burst that waits for memory, and memory is idle while the same weights
-serve further tiles. So each tile prefetches its share of the weights that follow, spread over its sum: prefetched at
+Weights in memory are read on first use, in a burst that waits for memory, and memory is idle while later tiles reuse
+the same weights. So each tile prefetches its share of the weights that follow, spread over its sum: prefetched at
 once, lines delay the loads behind them (Zen 5: a convolution of 7 x 7 with weights in memory reaches 99 % of the peak,
 90 % when each share is prefetched once per channel block, 80 % when row by row). Small shares are prefetched less
 often, since the prefetches cost as much as they save.
 
-Flattens images of dynamic size to one long row: pointwise convolutions may process pixels across row ends.
+Images of dynamic size are flattened to one long row: pointwise convolutions may process pixels across row ends.
 
 The remainder of a register tile then occurs once per image, not once per row, and rows may be short.
 """
@@ -99,7 +99,7 @@ IMAGES, GROUPS, CHANNELS = "images", "groups", "channels"
 COPY_CYCLES = 2  # per input vector, read and written
 
 
-# Of input without a dimension of channels innermost: vectors of a whole line are copied, elements of a part of it.
+# For input without an innermost channel dimension: whole lines are copied in vectors, parts of a line by element.
 _ELEMENT_CYCLES = 1.5
 
 
@@ -107,7 +107,7 @@ _WIDEN_CYCLES = 4  # per weight vector, which becomes two
 _LATENCY = 1024  # cycles of memory latency, with some margin
 
 
-_MULTIPLY_ADDS = 2  # in a cycle, at most
+_MULTIPLY_ADDS = 2  # per cycle, at most
 
 
 _LINE_BITS = 512
@@ -122,8 +122,8 @@ _AT_ONCE = 2  # cache lines that can be prefetched at once without delaying load
 class DirectNest:
     """Builds the loop nest of one convolution."""
 
-    fill: float = 0.0  # what stands in the padding
-    weight_rank: int | None = None  # where it is not that of packed filters
+    fill: float = 0.0  # padding value
+    weight_rank: int | None = None  # if it differs from packed filters
     converts = False  # True if a task also converts its weights to a wider type
 
     def __init__(self, fused: FusedKernel, work: ConvWorkload, config: Config) -> None:
@@ -134,7 +134,7 @@ class DirectNest:
         self.pixels, self.blocks = config.integer("pixels"), config.integer("blocks")
         self.unroll = min(config.integer("unroll"), work.in_block)
         self.config = config
-        self.copies = work.reaches_outside  # the input of a task, into the scratch buffer
+        self.copies = work.reaches_outside  # whether a task copies its input to the scratch buffer
         self.lanes = work.block
         self.zero = splat(0.0, work.dtype, self.lanes)
         self.scratch_dtype = work.source_dtype
@@ -143,7 +143,7 @@ class DirectNest:
         flat = flat_sizes(work, fused, sizes)
         self.sizes, self.is_flat = (sizes, False) if flat is None else (flat, True)
         self.bindings = list(self.sizes.bindings)
-        # Output of one task at most, for each spatial dimension: what the scratch buffer has room for.
+        # Largest output of one task in each spatial dimension; sizes the scratch buffer.
         self.room = [1] * work.rank
         self.room[-1] = config.integer("columns")
         if work.rank > 1:
@@ -151,15 +151,15 @@ class DirectNest:
         if self.is_flat:
             self.room[-2:] = [1, ceil_div(self.room[-2] * self.room[-1], self.pixels) * self.pixels]
         self.cut: list[Index] = list(self.room)
-        self.axes: dict[str, Index] = {}  # parts of each axis
-        self.order: Sequence[str] = ()  # of the loop over tasks, as `Cut` has it; that of `axes` if empty
+        self.axes: dict[str, Index] = {}  # number of parts of each axis
+        self.order: Sequence[str] = ()  # of the task loop, as in `Cut`; if empty, that of `axes`
         self.groups_each = self.steps_each = 1  # groups of a task, and register tiles of their output channels
         self.scratch: Buffer | None = None
         self.by_lane = False
 
     @staticmethod
     def has_lanes(work: ConvWorkload) -> bool:
-        """True if the input has a dimension of channels innermost."""
+        """True if the innermost input dimension is channels."""
         return work.in_block > 1
 
     def build(self, machine: Machine) -> Stmt:
@@ -273,7 +273,7 @@ class DirectNest:
         single = isinstance(own, int) and own >= steps + bool(rest)
         if single:
             begin, own = 0, steps
-        elif not isinstance(own, int) or rest or steps % own:  # the last chunk may hold the remainder alone
+        elif not isinstance(own, int) or rest or steps % own:  # the last chunk may hold only the remainder
             own = most(least(own, steps - begin), 0)
         whole = repeat("co", own, lambda step: body(self, first + (begin + step) * self.blocks)) if steps else None
         if not rest:
@@ -399,7 +399,7 @@ class DirectNest:
             unroll = max(size for size in divisors(channels) if size <= self.unroll)
 
             count = channels // unroll
-            parts = count if unroll > 1 else 1  # one channel at a time leaves no room for more than its sums
+            parts = count if unroll > 1 else 1  # one channel at a time leaves registers only for its sums
 
             def body(window: list[Index]) -> Stmt:
                 def some(i: Index) -> Stmt:
@@ -435,8 +435,8 @@ class DirectNest:
     def _taps(self, body: Callable[[list[Index]], Stmt], *, steps: int) -> Stmt:
         """Call `body(position in the window)` for each tap of a given number of steps.
 
-        Where a tap is one step LLVM unrolls the loop over the innermost dimension of taps. Those of a row read the same
-        elements, which it would hold in registers; those of a column do not.
+        If a tap is one step, LLVM unrolls the loop over the innermost dimension of taps. Taps of a row read the same
+        elements, which it would keep in registers; taps of a column do not.
         """
         order = list(range(self.work.rank))[:: -1 if steps == 1 else 1]
         names, sizes = [f"k{i}" for i in order], [self.work.kernel[i] for i in order]
@@ -447,8 +447,8 @@ class DirectNest:
     ) -> Stmt | None:
         """Prefetch a share of the weights of later output blocks, from the tile at `start`.
 
-        `at` is the channel block of the input, perhaps the tap of the window, perhaps which of `parts` of the block;
-        of these coordinates one alone asks.
+        `at` holds the channel block of the input and possibly the tap of the window and which of `parts` of the block;
+        only one of these coordinates issues the prefetch.
         """
         steps = group_steps(self.work, self.blocks)
         output = [*self.room[:-1], ceil_div(self.room[-1], self.pixels)]
@@ -553,9 +553,8 @@ def direct_cut(work: ConvWorkload, config: Config, machine: Machine, copies: boo
     """Tasks of a convolution of static sizes. `copies`: each task copies its input to a scratch buffer; `converts`:
     each also converts its weights to a wider type.
 
-    Where channels come last in the order of the tasks, those that follow one another share their input, else their
-    weights. Where a spatial dimension is halved, each of two threads finds its input in its own cache, and reads all of
-    the weights once.
+    If channels are last in the order of the tasks, consecutive tasks share their input, otherwise their weights. If a
+    spatial dimension is halved, each of two threads has its input in its own cache, and reads all of the weights once.
     """
     dims = [dimension(dim) for dim in range(work.rank)]
     orders = [[IMAGES, dim, GROUPS, CHANNELS, *dims] for dim in dims]

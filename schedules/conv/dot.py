@@ -3,9 +3,9 @@
 16-bit floats are summed in float32, pairs of channels at a time; 8-bit integers in int32, four channels at a time.
 
 Matrix instructions (Arm's `usmmla` and `smmla`) take two pixels by two filters at once: each task copies its input into
-a scratch buffer, eight channels of a pixel next to each other, so that two neighbouring pixels are one load; the
-weights are packed alike. A tile is pairs of pixels by blocks of four filters, two registers of sums for each, which
-become rows of a pixel at its end.
+a scratch buffer, eight channels of a pixel next to each other, so that two neighboring pixels are one load; the
+weights are packed the same way. A tile is pairs of pixels by blocks of four filters, with two registers of sums for
+each, which become rows of a pixel at the end.
 """
 
 from __future__ import annotations
@@ -54,22 +54,22 @@ from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel
 
 _HALF = 4  # lanes of a register of sums
-_OPEN_WIDTH = 56  # pixels of a row whose number is not known
+_OPEN_WIDTH = 56  # assumed row width if it is dynamic
 CONV_DOT = "conv-dot"
 CONV_MATRIX = "conv-matrix"
 CONV_TILES = "conv-tiles"
-# Cycles of a load into all lanes beside bfloat16 dot products. Measured on Zen 4: tiles of 14 pixels x 1 block reach
+# Cycles of a broadcast load next to bfloat16 dot products. Measured on Zen 4: tiles of 14 pixels x 1 block reach
 # 154 GFLOP/s and 7 x 2 reach 214; with 8-bit integers both reach 420.
 _BF16_LOAD_CYCLES = 1.3
-_MOST_STEPS = 72  # in partial sums: a window of 3 x 3 over 16 channels; those of larger ones are joined at each tap
-# Sums in 16 registers. Products of pairs take one each before they are added: on Zen 5, with 28 pixels in a row, 222
-# billion operations a second with 7 x 1, 198 with 4 x 2, 178 with 8 x 1. Products of bytes are added as they are made:
-# with 14 pixels 480 with 5 x 2, 422 with 4 x 2, 420 with 7 x 1.
+_MOST_STEPS = 72  # of a partial sum: a 3 x 3 window over 16 channels; larger windows add them to the total at each tap
+# Sums with 16 registers. Products of pairs need one register each before they are added: on Zen 5, with 28 pixels in a
+# row, 222 billion operations a second with 7 x 1, 198 with 4 x 2, 178 with 8 x 1. Products of bytes are accumulated
+# directly: with 14 pixels 480 with 5 x 2, 422 with 4 x 2, 420 with 7 x 1.
 _SUMS_OF_PAIRS, _SUMS_OF_BYTES = 7, 10
 
 
 def conv_dot(data: Tensor, weight: Tensor, work: DotWorkload, sizes: Sequence[Index] = ()) -> Tensor:
-    """The convolution as a tensor expression, in the layouts that `DotWorkload` states.
+    """The convolution as a tensor expression, in the layouts that `DotWorkload` documents.
 
     It is the sum over `data + work.shift`; the caller subtracts `work.shift` times the sum of the weights.
     """
@@ -302,7 +302,7 @@ class DotNest(DirectNest):
 
 
 class QuadsNest(DotNest):
-    """Loop nest of a `QuadsWorkload` on Arm: one load reads four neighbouring pixels, and dot products index its
+    """Loop nest of a `QuadsWorkload` on Arm: one load reads four neighboring pixels, and dot products index its
     lanes."""
 
     def _values(self, at: Step) -> list[Expr]:
@@ -349,7 +349,7 @@ class PairsNest(DotNest):
         )
 
     def _widened(self, task: Task, block: Expr | int) -> Stmt:
-        """Tiles of several output blocks, after their weights are converted to 16 bits."""
+        """Tiles of several output blocks, after converting their weights to 16 bits."""
         work, lanes = self.work, self.lanes
         blocks = ceil_div(task.channels, work.in_block)
         shape = (blocks, *work.kernel, self.quads, self.blocks * 2 * lanes)
@@ -427,7 +427,7 @@ class ConvMatrix(DirectRule[QuadsWorkload]):
 
 
 def _fits(pairs: int, blocks: int, machine: Machine) -> bool:
-    """True if the sums, the weights of a step and a pair of pixels fit the registers."""
+    """True if the sums, the weights of a step and a pair of pixels fit in registers."""
     sums = 2 * pairs * blocks
     return sums <= accumulators(machine) and sums + 2 * blocks + 2 <= machine.vector_registers
 
@@ -510,5 +510,5 @@ class MatrixNest(DotNest):
         if pixel + 1 == at.pixels:
             return joined(loaded(pixel, 2), loaded(pixel, 2))
         if self.work.strides[-1] == 1:
-            return loaded(pixel, 4)  # the next pixel lies behind it
+            return loaded(pixel, 4)  # the next pixel follows it in memory
         return joined(loaded(pixel, 2), loaded(pixel + 1, 2))

@@ -1,9 +1,9 @@
-"""Direct convolution that treats neighbouring outputs of a row as additional filters, for fewer filters than lanes.
+"""Direct convolution that treats neighboring outputs of a row as additional filters, for fewer filters than lanes.
 
-A register of 16 lanes and 8 filters: half of each multiply-add would be thrown away. Two neighbours of a row are 16
-filters instead, of a convolution with twice the stride: the second one's filter is the first one's moved by a stride.
-The window gets wider by that: `fold` outputs of K taps cost K + (fold - 1) * stride taps in place of fold * K. Results
-are stored in the plain layout, where the neighbours of one channel are neighbours in memory too.
+With 16 lanes and 8 filters, half of each multiply-add would be wasted. Instead, two neighbors of a row become 16
+filters of a convolution with twice the stride: the second one's filter is the first one's shifted by a stride. The
+window gets wider: `fold` outputs of K taps cost K + (fold - 1) * stride taps instead of fold * K. Results are stored
+in the plain layout, where the neighbors of one channel are also adjacent in memory.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
 
 FOLDED = "conv-folded"
-_STORE_CYCLES = 6  # for an epilogue and a store
+_STORE_CYCLES = 6  # per epilogue and store
 
 
 @dataclasses.dataclass(frozen=True)
 class FoldedWorkload(ConvWorkload):
-    """A convolution that computes `fold` neighbours along the last dimension as one output of `fold` x `outputs`
+    """A convolution that computes `fold` neighbors along the last dimension as one output of `fold` x `outputs`
     filters: filter f of neighbour p becomes filter f * fold + p. All other fields are those of the folded convolution.
 
     Output: plain, its axes in the order `axes` (the logical axis of the batch, the channels, and each spatial
@@ -98,7 +98,7 @@ def tile_cycles(work: ConvWorkload, machine: Machine) -> float:
 
 
 def fold_filter(values: np.ndarray, work: FoldedWorkload) -> np.ndarray:
-    """(outputs, channels, *kernel) -> (outputs * fold, channels, *folded kernel), zeros between."""
+    """(outputs, channels, *kernel) -> (outputs * fold, channels, *folded kernel), zero-padded."""
     result = np.zeros((work.filters, *values.shape[1:-1], work.kernel[-1]), values.dtype)
     taps = values.shape[-1]
     step = work.strides[-1] // work.fold // work.dilations[-1]
@@ -109,7 +109,7 @@ def fold_filter(values: np.ndarray, work: FoldedWorkload) -> np.ndarray:
 
 
 def conv_folded(data: Tensor, weight: Tensor, work: FoldedWorkload) -> Tensor:
-    """The convolution as a tensor expression; `weight` is `fold_filter`'s, packed as for a direct convolution."""
+    """The convolution as a tensor expression; `weight` comes from `fold_filter`, packed as for a direct convolution."""
     zero = tirx.const(0, work.dtype)
     channel = te.reduce_axis((0, work.channels), name="ci")
     windows = Windows(work, data)
@@ -153,7 +153,7 @@ class FoldedNest(DirectNest):
         work = self.work
         coordinates = [first + inner for first, inner in zip(task.corner, start, strict=True)]
         left = (coordinates[-1] + pixel) * work.fold
-        # Several blocks hold whole channels each; one block may end with lanes of none.
+        # Each of several blocks holds whole channels; a single block may end with unused lanes.
         channels = min(work.outputs, work.block // work.fold)
         first_channel = (block + part) * channels
 
@@ -165,7 +165,7 @@ class FoldedNest(DirectNest):
             whole = vectorized("lane", work.fold, lambda lane: element(channel, lane))
             rest = work.width % work.fold
             some = sequence(*(element(channel, lane) for lane in range(rest))) if rest else None
-            # Not as `left + fold <= width`: inside of the tile's own bound TVM's simplifier would not end.
+            # Not as `left + fold <= width`: inside the tile's own bound TVM's simplifier would not terminate.
             stored = when(coordinates[-1] + pixel < work.width // work.fold, whole, some) if rest else whole
             return when(first_channel + channel < work.outputs, stored) if work.outputs % channels else stored
 

@@ -28,9 +28,9 @@ class BlockedRule(CpuRule[W]):
 
     priority: ClassVar[int] = Priority.BLOCKED
     anchors: ClassVar[frozenset[int]] = frozenset({1})
-    """Numbers of stages that the anchor may have."""
+    """Allowed numbers of stages of the anchor."""
     keeps_loops: ClassVar[bool] = False
-    """True if LLVM leaves the loops of kernels of dynamic sizes as they are."""
+    """True if LLVM must not transform the loops of kernels of dynamic sizes."""
 
     @abstractmethod
     def nest(self, fused: FusedKernel, workload: W, config: Config, machine: Machine) -> Nest:

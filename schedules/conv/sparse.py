@@ -1,6 +1,6 @@
 """Convolutions with block-sparse weights: the loop nest of `conv_direct` over the nonzero blocks only.
 
-A block is a vector of filters for one input channel and one tap of the window. Each register tile walks through the
+A block is a vector of filters for one input channel and one tap of the window. Each register tile iterates over the
 blocks of its filters and looks up which input they multiply.
 """
 
@@ -38,11 +38,11 @@ from schedules.matmul.sparse import SparseWeight, entry, pack_blocks
 from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel
 
-# Cost model of sparse convolution: estimated cycles against those of the dense algorithms.
+# Cost model of sparse convolution: estimated cycles compared with those of the dense algorithms.
 
-# In convolutions a block's name is taken apart as well, which short tiles do not hide: (pixels of a tile, cost).
+# Convolutions also decode a block's name, which short tiles do not hide: (pixels of a tile, cost).
 _LONG_TILE, _IN_LONG_TILES, _IN_SHORT_TILES = 20, 1.15, 1.42
-# How much of its estimate a convolution by Winograd's method takes where its weights stay in a cache.
+# Measured fraction of the estimate that a Winograd convolution takes if its weights stay in a cache.
 _WINOGRAD = 0.7
 
 
@@ -64,8 +64,8 @@ class SparseConvWorkload(ConvWorkload):
     """Sizes of the dense convolution and the number of stored blocks: `blocks` in total, at most `longest` per filter
     block.
 
-    Input and output are those of `ConvWorkload`, of one group, the input in blocks. Weights: as `sparse_weights` says;
-    the index names channel block, tap and lane of the input in bits (see `names`).
+    Input and output are those of `ConvWorkload`, of one group, the input in blocks. Weights: see `sparse_weights`; the
+    index encodes channel block, tap and lane of the input in bits (see `names`).
     """
 
     blocks: int = 0
@@ -84,7 +84,7 @@ class SparseConvWorkload(ConvWorkload):
         return result.reshape(-1)
 
     def decoded(self, name: Expr) -> tuple[Expr, list[Expr], Expr]:
-        """(channel block, taps, lane) of an entry of the index."""
+        """(channel block, taps, lane) of an index entry."""
         digits: list[Expr] = []
         for radix in reversed(self.radices):
             digits.insert(0, tirx.floormod(name, radix))

@@ -1,9 +1,9 @@
 """Convolution of narrow operands by matrix instructions with tile accumulators (AMX): rows of a tile are pixels.
 
-Each task copies its input into a scratch buffer, 64 bytes of a pixel's channels next to each other and planes of them
-one after the other, with the zeros of the padding; a step of the depth of a window is a plane too. Then a tile takes
-neighbouring pixels as they lie there, for each tap of the window. Without strides lines are joined: a block runs on
-over the padding into the next line, and the sums of padded columns are not used, so that small images fill tiles too.
+Each task copies its input, with the zeros of the padding, into a scratch buffer: 64 bytes of a pixel's channels next to
+each other, in consecutive planes; each depth step of a window is a plane, too. A tile then reads neighboring pixels
+directly, for each tap of the window. Without strides lines are joined: a block continues over the padding into the
+next line, and the sums of padded columns are discarded, so that small images fill tiles, too.
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ from schedules.machine import Machine, dtype_bits
 from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel
 
-_RUN_ROWS = 256  # per block: its accumulators take 32 KiB, most of the L1 cache
-# Cycles: of a product of tiles; to copy a byte of input; to finish a vector of results; to start a task.
+_RUN_ROWS = 256  # per block: its accumulators need 32 KiB, most of the L1 cache
+# Cycles: per multiplication of tiles, per byte of input copied, per vector of results finished, per task started.
 _TILE, _BYTE, _VECTOR, _TASK = 16.0, 0.06, 4.0, 1000.0
 
 
 def tiles_workload(work: ConvWorkload, operand: str, machine: Machine, fill: int = 0) -> TilesWorkload | None:
-    """The convolution in tiles; None where the machine has none for the operand, where vectors are as fast (of few
-    channels, a row of a tile is mostly empty), and where it is none of theirs: of plain input, of unknown sizes, of
-    dilated depth, or with a last group that is smaller."""
+    """The convolution in tiles; None if the machine has none for the operand, if vectors are as fast (with few
+    channels,
+    a row of a tile is mostly empty), or if tiles do not support it: plain input, unknown sizes, dilated depth, or a
+    smaller last group."""
     even = work.last_group_channels == work.group_channels and work.last_group_out_blocks == work.group_out_blocks
     in_depth = work.rank <= 2 or (work.rank == 3 and work.dilations[0] == 1)
     if not (even and in_depth and work.in_block == work.block == COLUMNS) or work.is_open:
@@ -100,7 +101,7 @@ def _line(work: ConvWorkload) -> int:
 
 
 def _run_lines(work: ConvWorkload, rows: int) -> int:
-    """Lines per block: several where those of the output have the same pitch as those of the input."""
+    """Lines per block: several if the output's lines have the same pitch as the input's."""
     return max(1, min(rows, _RUN_ROWS // _line(work))) if set(work.strides[-2:]) == {1} else 1
 
 
@@ -115,7 +116,7 @@ def _cut(work: TilesWorkload, rows: int, chunks: int, machine: Machine) -> Cut:
     planes, steps = work.in_blocks * prod(work.kernel[:-2]), prod(work.out_spatial[:-2])
     read, line = planes * ROW_BYTES * prod(reach), planes * ROW_BYTES * reach[-1] * work.strides[-min(2, work.rank)]
     sizes = range(1, rows + 1)
-    copies = [each + halo for each in sizes]  # twice as dear where half of the second cache does not hold them
+    copies = [each + halo for each in sizes]  # twice the cost if they exceed half of the L2 cache
     copies = [each * (2 if each * line > machine.l2_bytes // 2 else 1) * height / (height + halo) for each in copies]
     taps = planes * prod(work.kernel[-2:])
     axes = [CutAxis(IMAGES, images, most=1), CutAxis(GROUPS, groups)]

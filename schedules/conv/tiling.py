@@ -2,7 +2,7 @@
 
 Dynamic spatial sizes: their variables, and their tiling.
 
-Sizes and positions are Python ints where they are known and expressions where they are not.
+Sizes and positions are Python ints if known, otherwise expressions.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from schedules.machine import Machine, dtype_bits
 
 MAX_PIXELS = 30
 _MANY_REGISTERS = 32
-# Of fewer registers. Measured on Zen 3 (tiles of 7 x 1, 4 x 2, 5 x 2, 6 x 2 and 4 x 3, rows of 7 to 112 pixels).
+# For fewer registers. Measured on Zen 3 (tiles of 7 x 1, 4 x 2, 5 x 2, 6 x 2 and 4 x 3, rows of 7 to 112 pixels).
 _FEW_LOADS, _FEW_SUMS = 1.2, 0.06
 
 
 def accumulators(machine: Machine) -> int:
     """Number of vector registers available as accumulators; the rest hold weights and broadcast values.
 
-    Of 16 registers 12 hold sums: rows of 14 pixels take 1.16 ms in tiles of 5 x 2 where they took 1.37 in 7 x 1, rows
-    of 7 pixels 1.10 ms in 4 x 3 where they took 1.31 (1x1 convolutions of 1024 to 256 and 512 to 2048 channels, Zen 3).
+    With 16 registers, 12 hold sums: rows of 14 pixels take 1.16 ms in tiles of 5 x 2 instead of 1.37 in 7 x 1, rows of
+    7
+    pixels 1.10 ms in 4 x 3 instead of 1.31 (1x1 convolutions of 1024 to 256 and 512 to 2048 channels, Zen 3).
     """
     if machine.register_sums is not None:
         return machine.register_sums
@@ -68,15 +69,15 @@ def tile_cost(machine: Machine, pixels: int, blocks: int, load_cycles: float = 0
     """Cycles of a tile for one input channel: the maximum of multiply-adds, loads and the latency of the dependency
     chain.
 
-    Tiles far beyond what hides the latency cost more: the next tile cannot begin while all registers are taken
-    (measured on Zen 4: 118 GFLOP/s with 14 accumulators, 113 with 28). `load_cycles` is that of two load ports.
+    Tiles larger than needed to hide the latency cost more: the next tile cannot begin while all registers are in use
+    (measured on Zen 4: 118 GFLOP/s with 14 accumulators, 113 with 28). The default `load_cycles` is for two load ports.
     """
     sums = pixels * blocks
     few = machine.vector_registers < _MANY_REGISTERS and machine.register_sums is None
     enough, beyond = (1, _FEW_SUMS) if few else (4, 0.006)
     arithmetic = sums / machine.fma_ports
     arithmetic *= 1 + beyond * max(0, sums - enough * machine.fma_ports * machine.fma_latency)
-    loads = (pixels + blocks + 1) * load_cycles * 2 / machine.load_ports  # one load prefetches
+    loads = (pixels + blocks + 1) * load_cycles * 2 / machine.load_ports  # one is a prefetch
     return max(arithmetic, loads * _FEW_LOADS if few else loads, machine.fma_latency)
 
 
@@ -85,8 +86,8 @@ def row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles
     whole, rest = divmod(width, pixels)
     cost = whole * tile_cost(machine, pixels, blocks, load_cycles)
     if rest:
-        cost += tile_cost(machine, rest, blocks, load_cycles) + 2  # and twice the code
-    # Each tile reads all weights of its channels: nearly as expensive as a load from the level-2 cache.
+        cost += tile_cost(machine, rest, blocks, load_cycles) + 2  # for twice the code
+    # Each tile reads all weights of its channels: nearly as expensive as a load from the L2 cache.
     weights = (whole + bool(rest)) * blocks
     return (cost + weights / 2) / blocks
 
@@ -102,7 +103,7 @@ def product_cycles(work: ConvWorkload, config: Config, machine: Machine) -> floa
 
 
 def copied_scalars(work: ConvWorkload, config: Config, machine: Machine) -> float:
-    """Cycles to broadcast scalars, where a broadcast takes an issue slot from a multiply-add."""
+    """Cycles to broadcast scalars, if a broadcast uses an issue slot of a multiply-add."""
     by_lane = min(config.integer("unroll"), work.in_block) % work.in_block == 0
     return 1 / machine.fma_ports if multiplies_by_lane(work, machine) and not by_lane else 0.0
 
@@ -168,7 +169,7 @@ def divisors(number: int) -> tuple[int, ...]:
 def spatial_block(work: ConvWorkload, machine: Machine, pixels: int) -> tuple[int, int]:
     """(rows, columns) of a task's output such that its input fits half of the L2 cache.
 
-    Rows are as even as can be; columns are cut, at whole register tiles, only when one row is too large.
+    Rows are as even as possible; columns are split, at whole register tiles, only when one row is too large.
     """
     budget = machine.l2_bytes // 2
     width = work.out_spatial[-1]
@@ -211,9 +212,10 @@ def padded_line(
     clear: Callable[[Index], Stmt],
     lanes: int = 1,
 ) -> Stmt:
-    """`copy(x, start + x, 1)` for each x below `extent` where the line, of `size` elements, has such an element; else
-    `clear(x)`. `padding` is how many elements may lie before the first. Where all of these are known, `lanes` elements
-    are copied at a time."""
+    """`copy(x, start + x, 1)` for each x below `extent` that is inside the line of `size` elements, otherwise
+    `clear(x)`.
+    `padding` is the most elements before the first. If all of these are known, `lanes` elements are copied at a
+    time."""
     if not isinstance(size, int):
         first = least(most(0 - start, 0), extent)
         end = most(least(extent, size - start), first)
@@ -243,10 +245,10 @@ def padded_line(
 
 
 _INDEX = "int64"
-# Widths of images on their way through networks: what a register tile for any width is chosen by.
+# Typical image widths in networks, used to choose a register tile for dynamic widths.
 _WIDTHS = (7, 10, 14, 20, 28, 40, 56, 75, 112)
-_ROOM = 128  # columns of a task, and what its scratch buffer has room for
-_LINE_ROOM = 1024  # the same when there are no rows
+_ROOM = 128  # columns of a task, and the size of its scratch buffer
+_LINE_ROOM = 1024  # the same if there are no rows
 _ROWS = 16
 
 
@@ -262,7 +264,7 @@ class Sizes:
 
     @classmethod
     def of(cls, work: WindowWorkload, data: Expr, result: Expr) -> Sizes:
-        """Take sizes from the workload if static, else from the buffers of the input and of the anchor's result."""
+        """Take sizes from the workload if static, otherwise from the buffers of the input and the anchor's result."""
         bindings: list[Stmt] = []
 
         def named(name: str, known: int, size: Index) -> Index:
@@ -279,8 +281,8 @@ class Sizes:
 
 
 def position(work: WindowWorkload, name: str, value: Index, names: list[Stmt]) -> Index:
-    """A position in an image, bound to a variable where its size is dynamic: its divisions are not repeated in every
-    index then."""
+    """A position in an image; bound to a variable if its size is dynamic, so that its divisions are not repeated in
+    every index."""
     return name_opaque(name, value, names) if work.is_open else value
 
 
@@ -309,7 +311,7 @@ def open_repeat(name: str, extent: Expr, tile: int, body: Callable[[Index, int],
     return sequence(parts)
 
 
-@lru_cache(maxsize=256)  # a network has few numbers of channels, and asks for each convolution more than once
+@lru_cache(maxsize=256)  # networks have few distinct channel counts and query each convolution more than once
 def open_register_tile(
     out_blocks: int, machine: Machine, load_cycles: float = 0.5, *, by_lane: bool = False
 ) -> tuple[int, int]:
@@ -333,7 +335,7 @@ def open_row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_c
 def open_block(rank: int, bytes_of: Callable[[int, int], int], budget: int, pixels: int) -> tuple[int, int]:
     """Maximum (rows, columns) of a task's output such that its input, `bytes_of(rows, columns)`, fits.
 
-    Columns are whole register tiles. Rows suit images half as wide as the widest that is not cut.
+    Columns are whole register tiles. Rows suit images half as wide as the widest that is not split.
     """
     columns = max(1, (_ROOM if rank > 1 else _LINE_ROOM) // pixels) * pixels
     while columns > pixels and bytes_of(1, columns) > budget:
@@ -345,7 +347,7 @@ def open_block(rank: int, bytes_of: Callable[[int, int], int], budget: int, pixe
 
 
 def edges(work: WindowWorkload, sizes: Sizes) -> tuple[Index, Index]:
-    """Range [first, end) of outputs along the last dimension whose window lies entirely inside the input."""
+    """Range [first, end) of outputs along the last dimension whose window is entirely inside the input."""
     (most_before, after), stride = work.pad[-1], work.strides[-1]
     size, out, before = sizes.spatial[-1], sizes.out[-1], sizes.before[-1]
     if most_before <= 0 and after <= 0:
@@ -358,8 +360,8 @@ def edges(work: WindowWorkload, sizes: Sizes) -> tuple[Index, Index]:
 
 # Default configs of direct convolutions, computed from the machine, for static and dynamic sizes.
 
-_SMALL_TILE = 16  # registers; in larger ones four channels at a time cost registers, where addresses are many
-OPEN_ROWS, OPEN_COLUMNS = 64, 1024  # the most that a task computes of sizes that are not known
+_SMALL_TILE = 16  # registers; in larger tiles unrolling four channels needs registers for addresses
+OPEN_ROWS, OPEN_COLUMNS = 64, 1024  # the most dynamic rows and columns per task
 
 
 def direct_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: int) -> Config:
@@ -373,7 +375,7 @@ def direct_default(work: ConvWorkload, machine: Machine, pixels: int, blocks: in
     else:
         rows, columns = spatial_block(work, machine, pixels)
         if pixels * blocks <= _SMALL_TILE and rows * ceil_div(columns, pixels) < work.in_block * blocks:
-            unroll = 4  # few and short tiles have many weights to ask for: in several parts of a channel block
+            unroll = 4  # few, short tiles prefetch many weights: split into parts of a channel block
     return Config.of(pixels=pixels, blocks=blocks, rows=rows, columns=columns, chunks=1, unroll=unroll)
 
 

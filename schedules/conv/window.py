@@ -1,7 +1,7 @@
 """Loop nest of a window that slides over each channel separately: depthwise convolution and pooling.
 
-Nothing is copied: along the last dimension the tiles of a row that reach into the padding are written out with the taps
-that fall outside left away, the others are one loop; along the other dimensions a tap outside is branched around.
+Nothing is copied: along the last dimension, tiles that reach into the padding are written out without the taps that
+are outside, and the others are one loop; along the other dimensions, branches skip taps that are outside.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
 
 _ORDER = ("images", "blocks", "rows")
-_OPEN_SPLITS = 16  # the most tasks into which rows are cut at least whose number is not known
+_OPEN_SPLITS = 16  # upper limit of the minimum number of tasks that dynamic rows are split into
 _OPEN_WIDTH = 56  # assumed width of dynamic rows
-_HALO = 2  # rows that a part of the rows reads beyond its own
-_MAX_PIXELS = 8  # more saves too few loads for the additional code
+_HALO = 2  # additional rows that each part of the rows reads
+_MAX_PIXELS = 8  # more would save too few loads for the additional code
 
 
 def _most_pixels(work: WindowWorkload, machine: Machine) -> int:
-    """Registers that remain after a row of weights, one input and one temporary."""
+    """Registers left after a row of weights, one input and one temporary."""
     return max(2, min(_MAX_PIXELS, machine.vector_registers - min(work.kernel[-1], 8) - 2))
 
 
@@ -75,7 +75,7 @@ def window_cut(work: WindowWorkload, rows: int, pixels: int, splits: int, machin
         [
             Work({"images": 0, "blocks": 0, "rows": 0}, cycles=window_cycles(work, rows, width, pixels, machine)),
             Work({"images": 0, "blocks": 0, "rows": halo}, bytes=float(read)),
-            Work({"images": 0, "rows": halo}, passed=float(read)),  # convolutions before and behind need all blocks
+            Work({"images": 0, "rows": halo}, passed=float(read)),  # convolutions before and after need all blocks
         ],
         machine,
         orders=[_ORDER, ["images", "rows", "blocks"]],
@@ -196,7 +196,7 @@ class WindowNest(ABC):
         return sequence(names, repeat("edge", width - inside, edge), inner)
 
     def _is_inner(self, start: int, size: int) -> bool:
-        """True if a tile has all its taps inside."""
+        """True if all taps of a tile are inside the input."""
         work = self.work
         first = start * work.strides[-1] - work.pad[-1][0]
         last = first + (size - 1) * work.strides[-1] + (work.kernel[-1] - 1) * work.dilations[-1]
@@ -205,7 +205,7 @@ class WindowNest(ABC):
     def _tile(
         self, image: Index, block: Index, outer: Sequence[Index], start: Index, size: int, *, guarded: bool = False
     ) -> Stmt:
-        """`size` outputs; `guarded` means that taps may fall outside, which is only known at run time."""
+        """`size` outputs; `guarded` means that taps may be outside the input, which is only known at run time."""
         work = self.work
         sums, allocation = allocate("sums", (size, self.lanes), work.dtype, "local")
         start_value = splat(self.start_value(), work.dtype, self.lanes)
@@ -227,7 +227,7 @@ class WindowNest(ABC):
         return sequence(statements)
 
     def _row_conditions(self, coordinates: Sequence[Expr], taps: Sequence[int]) -> list[Expr]:
-        """Conditions for a window row to lie inside the input, without those that always hold."""
+        """Conditions for a window row to be inside the input, without those that always hold."""
         work = self.work
         conditions = []
         for dim, (coordinate, tap) in enumerate(zip(coordinates, taps, strict=True)):
@@ -253,7 +253,7 @@ class WindowNest(ABC):
         *,
         guarded: bool = False,
     ) -> list[Stmt]:
-        """All taps of one row of the window on a tile: each input vector is read once."""
+        """All taps of one window row for a tile; each input vector is read once."""
         work = self.work
         stride, dilation = work.strides[-1], work.dilations[-1]
         uses: dict[int, list[tuple[int, int]]] = {}
@@ -338,7 +338,7 @@ class Depthwise(WindowRule[WindowWorkload]):
 
 
 class DepthwiseNest(WindowNest):
-    """Multiply-adds with one weight vector a tap."""
+    """Multiply-adds with one weight vector per tap."""
 
     def __init__(self, fused: FusedKernel, work: WindowWorkload, config: Config) -> None:
         super().__init__(fused, work, config)
@@ -388,7 +388,7 @@ def window_cycles(work: WindowWorkload, rows: int, width: int, pixels: int, mach
     return outputs * (taps / last) * step + outputs
 
 
-# Maximum and average pooling in the blocked layout, over windows and over whole images.
+# Maximum and average pooling in the blocked layout, over windows or whole images.
 
 _OPEN_SIZE = 56  # assumed size of dynamic dimensions
 _CHAINS = 8  # independent sums of a global pooling, to hide the latency of an addition

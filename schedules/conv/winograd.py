@@ -1,16 +1,16 @@
 """Winograd's convolution F(m x m, 3 x 3), with stride 1 or 2, one task at a time so that intermediates stay in the L2
 cache.
 
-A task takes some tiles of an image and some output channels: it transforms the tiles of all input channels, multiplies
-each frequency by its weights (a small matrix product with the register tile of `conv_direct`), and transforms back a
-few channel blocks at a time, with the epilogue applied to each result. Vectors run over the lanes of a channel block.
+A task computes some tiles of an image and some output channels: it transforms the tiles of all input channels,
+multiplies each frequency by its weights (a small matmul with the register tile of `conv_direct`), and transforms back
+a few channel blocks at a time, with the epilogue applied to each result. Vectors run over the lanes of a channel block.
 
 Exact Winograd convolution F(2 x 2, 3 x 3) of 8-bit integers, for processors that multiply 16-bit pairs.
 
-The input's transform adds and subtracts: of bytes it fits 16 bits. Twice G has whole entries, so four times the
-transformed filters fit 16 bits too, and a quarter of the result is exact; of stride 2, G itself has. Sums of products
-may wrap around: what comes out is right as long as four times the result fits 32 bits. So 16 products replace 36 (25
-where the stride is 2), two per instruction.
+The input transform only adds and subtracts: for bytes the result fits 16 bits. 2 G has integer entries, so four times
+the transformed filters fit 16 bits, too, and a quarter of the result is exact; for stride 2, G itself has integer
+entries. Sums of products may wrap around: the result is correct as long as four times its value fits 32 bits. So 16
+products replace 36 (25 for stride 2), two per instruction.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ from schedules.stages.fused_kernel import FusedKernel
 
 
 class Winograd(BlockedRule[WinogradWorkload]):
-    """Knobs: `tiles` in a task, `pixels` x `blocks` the register tile of the products, `chunks` into how many tasks the
-    output channels are cut, `unroll` how many input channels the innermost loop holds."""
+    """Knobs: `tiles` in a task, `pixels` x `blocks` the register tile of the matmuls, `chunks` the number of tasks that
+    the
+    output channels are split into, `unroll` the number of input channels in the innermost loop."""
 
     name: ClassVar[str] = WINOGRAD
     cut_knobs: ClassVar[frozenset[str]] = frozenset({"tiles", "chunks"})
-    anchors: ClassVar[frozenset[int]] = frozenset({3, 4})  # four with filters that it transforms
+    anchors: ClassVar[frozenset[int]] = frozenset({3, 4})  # four if it transforms filters
     keeps_loops: ClassVar[bool] = True
 
     def space(self, workload: WinogradWorkload, machine: Machine) -> ConfigSpace:
@@ -110,12 +111,12 @@ class Winograd(BlockedRule[WinogradWorkload]):
 WINOGRAD_INTEGER = "conv-winograd-integer"
 TILE = 2
 _GAIN = 1.22
-"""In pairs direct convolutions take 1.2 to 1.4 times their estimate, these 0.7 to 0.9 times theirs (Zen 5, AVX2)."""
-_MOST = 255 * 4  # times the sum of a filter's weights: what must fit an int32
+"""Direct convolutions in pairs take 1.2 to 1.4 times their estimate, these 0.7 to 0.9 times theirs (Zen 5, AVX2)."""
+_MOST = 255 * 4  # times the sum of a filter's weights must fit an int32
 
 
 def conv_winograd_integer(data: Tensor, weight: Tensor, work: DotWorkload) -> Tensor:
-    """The int32 convolution of signed or unsigned bytes as a tensor expression, without shifting them.
+    """The int32 convolution of signed or unsigned bytes as a tensor expression, without an offset.
 
     `weight` is made by `pack_integer_filter`: (ceil(filters / block), edge^2, channel pairs, 2 * block) in int16.
     """
@@ -131,7 +132,7 @@ def conv_winograd_integer(data: Tensor, weight: Tensor, work: DotWorkload) -> Te
 
 
 def _doublings(stride: int) -> int:
-    """Number of times that G is doubled to have integer entries."""
+    """Number of times that G is doubled so that its entries are integers."""
     return 1 if stride == 1 else 0
 
 
@@ -216,7 +217,7 @@ class IntegerWinogradNest(WinogradNest):
         return tirx.reinterpret(f"int32x{self.steps}", value)
 
     def _whole_and_rest(self) -> tuple[int, int]:
-        return self.work.in_blocks, 0  # weights are zero behind the last channel
+        return self.work.in_blocks, 0  # weights are zero after the last channel
 
     def _plus_product(self, total: Expr, value: Expr, tile: FrequencyTile, part: int, row: Expr) -> Expr:
         pair = load(tile.weights.buffer, tile.weights.block + part, tile.frequency, row, lanes_of(0, 2 * self.lanes))

@@ -1,7 +1,7 @@
 """The loop nest of Winograd's convolution: transforms a task's tiles, multiplies each frequency, transforms back.
 
-Where tasks transform the input before the products, the transformed tiles of a slot (of a part of an image) lie one
-after another in a buffer that all threads share.
+If separate tasks transform the input before the matmuls, the transformed tiles of a slot (a part of an image) are
+stored one after another in a buffer that all threads share.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from schedules.stages.fused_kernel import FusedKernel
 
 # Distribution of Winograd tiles over tasks, computed at run time for dynamic sizes.
 
-_STEP = 4  # tiles that hide the latency of a multiply-add
+_STEP = 4  # tiles needed to hide the latency of a multiply-add
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class TileCut:
 
     Attributes:
         order: order of the loop over tasks, as in `Cut`.
-        parallel: threads share the tasks.
-        transforms: the tasks that transform the input before those of the products, if not each of these its own.
+        parallel: whether threads share the tasks.
+        transforms: the tasks that transform the input before the matmuls, or None if each task transforms its own.
     """
 
     columns: Index
@@ -129,15 +129,16 @@ def _cut_open(
 
 
 class Transform:
-    """Writes products of matrices with vectors of `lanes` lanes; names what it binds."""
+    """Writes products of matrices with vectors of `lanes` lanes; binds intermediate values to names."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
         self.names = 0
 
     def apply(self, matrix: Matrix, values: Sequence[Expr], put: Callable[[int, Expr], Stmt], dtype: str) -> list[Stmt]:
-        """`put(i, row i of matrix @ values)`. Rows that differ in the signs of their odd columns alone (points come as
-        p and -p) share both halves."""
+        """`put(i, row i of matrix @ values)`. Rows that differ only in the signs of their odd columns (points come as p
+        and
+        -p) share both halves."""
         statements: list[Stmt] = []
         done: set[int] = set()
         for i, row in enumerate(matrix):
@@ -177,7 +178,7 @@ def _every_other(row: Sequence[float], start: int) -> list[float]:
 
 
 def _mirrored(matrix: Matrix, i: int) -> tuple[int, int] | None:
-    """A later row that equals row i but for the sign of its odd columns (+1) or of its even columns (-1)."""
+    """A later row that equals row i except for the sign of its odd columns (+1) or of its even columns (-1)."""
     even, odd = _every_other(matrix[i], 0), _every_other(matrix[i], 1)
     if not any(even) or not any(odd):
         return None
@@ -190,7 +191,7 @@ def _mirrored(matrix: Matrix, i: int) -> tuple[int, int] | None:
 
 
 CHANNELS_OF_PART = 64
-"""Input channels whose products are summed at a time: of 256 channels, all at once give twice the error."""
+"""Input channels summed at a time: of 256 channels, all at once double the error."""
 
 
 @dataclass(frozen=True)
@@ -209,8 +210,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Weights:
-    """Transformed weights of output blocks from `block` on and of input channels from `channel` on. `then` are the
-    filters (output block, channel) to be transformed next, if this buffer holds only a part."""
+    """Transformed weights, starting at output block `block` and input channel `channel`. `then` are the filters (output
+    block, channel) to be transformed next, if this buffer holds only a part."""
 
     buffer: Expr
     block: Index
@@ -220,7 +221,8 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class FrequencyTile:
-    """A register tile of a frequency's product: Winograd tiles from `start` on by channel blocks from `block` on;
+    """A register tile of a frequency's matmul: Winograd tiles starting at `start` by channel blocks starting at
+    `block`;
     `points` are its slots (number of the tile, number of the block)."""
 
     spread: Spread
@@ -239,11 +241,12 @@ class FrequencyTile:
 class WinogradNest:
     """Builds the loop nest of one convolution.
 
-    The methods are what subclasses override: how numbers are kept between the transform and the products, how two
-    of them are multiplied, and what is left to do to a result.
+    Subclasses override how numbers are stored between the transform and the matmuls, how two of them are multiplied,
+    and
+    the final step on a result.
     """
 
-    fill: float = 0.0  # what stands in the padding
+    fill: float = 0.0  # padding value
 
     def __init__(self, fused: FusedKernel, work: WinogradWorkload, config: Config) -> None:
         self.fused, self.work = fused, work
@@ -259,8 +262,8 @@ class WinogradNest:
         self.unroll = config.integer("unroll")
         self.lanes = work.block
         self.all_lanes = lanes_of(0, self.lanes)
-        self.spread_dtype = work.dtype  # of the transformed input
-        self.steps = self.lanes  # of the sum, for a block of channels
+        self.spread_dtype = work.dtype  # dtype of the transformed input
+        self.steps = self.lanes  # reduction steps of a block of channels
         self.sizes = Sizes.of(work, self.data, fused.result)
         self.transform = Transform(self.lanes)
         self.by_lane = False
@@ -316,7 +319,7 @@ class WinogradNest:
         allocations: list[Stmt] = []
         transforming: Stmt | None = None
         if cut.transforms is None:
-            # Before the smaller buffer: the next kernel gets the pages of each that are in the caches.
+            # Before the smaller buffer, so that the next kernel gets the pages of each that are in the caches.
             buffer, allocation = allocate("spread", self._scratch_shape(work.in_blocks, self.steps), work.dtype)
             spread = Spread(buffer)
             allocations.append(allocation)
@@ -343,7 +346,7 @@ class WinogradNest:
     def _scratch_shape(self, blocks: int, elements: int) -> tuple[int, int, int]:
         """Buffer shape (frequencies, blocks * tiles, elements).
 
-        An odd number of vectors lies between frequencies: one tile's would else share a few sets of the caches.
+        Frequencies are an odd number of vectors apart: otherwise the elements of one tile would share a few cache sets.
         """
         vectors = blocks * self.tiles
         return self.frequencies, vectors + 1 - vectors % 2, elements
@@ -410,7 +413,7 @@ class WinogradNest:
         return sequence(allocate_patch, allocate_half, reading, *transforming)
 
     def _each(self, name: str, extent: int, body: Body) -> Stmt:
-        """Run `body` for 0 to `extent - 1`: as a loop for dynamic sizes, where kernels are many times as long, else
+        """Run `body` for 0 to `extent - 1`: as a loop for dynamic sizes, where kernels are many times longer, otherwise
         unrolled."""
         if self.work.is_open:
             return repeat(name, extent, body)
@@ -423,8 +426,9 @@ class WinogradNest:
     # The product of each frequency.
 
     def _multiply_all(self, spread: Spread, product: Expr, block: Index, live: Index) -> Stmt:
-        """The products of all frequencies; filters that are stored as they are are transformed for one part of the
-        input channels at a time."""
+        """The matmuls of all frequencies; filters that are stored untransformed are transformed for one part of the
+        input
+        channels at a time."""
 
         def products(weights: Weights, sums_of: Callable[[FrequencyTile], Stmt]) -> Stmt:
             return repeat("f", self.frequencies, lambda f: self._multiply(spread, product, weights, f, live, sums_of))
@@ -492,7 +496,7 @@ class WinogradNest:
         return split_repeat("p", self.tiles, self.pixels, tile)
 
     def _sum(self, tile: FrequencyTile) -> Stmt:
-        """A tile's sums over all input channels, in parts where there are many."""
+        """A tile's sums over all input channels, in parts if there are many."""
         whole, rest = self._whole_and_rest()
         part = self._part_blocks(whole)
         left = self._block(tile, whole, rest) if rest else None
@@ -502,13 +506,13 @@ class WinogradNest:
         return sequence(in_parts(whole, part, partial(self._sum_part, tile)), over)
 
     def _sum_part(self, tile: FrequencyTile, first: Index, count: int) -> Stmt:
-        """A tile's sums over some blocks of input channels, added to those of the blocks before."""
+        """A tile's sums over some blocks of input channels, added to those of earlier blocks."""
         stored, added = (self._put(tile, adds=adds) for adds in (False, True))
         is_first = first == 0 if isinstance(first, int) else tirx.EQ(first, index(0))
         return sequence(self._clear(tile), self._whole_blocks(tile, first, count), when(is_first, stored, added))
 
     def _part_blocks(self, whole: int) -> int:
-        """Blocks of input channels that are summed at a time, of this many."""
+        """Number of blocks of input channels summed at a time, out of `whole`."""
         limited = self.work.dtype == "float32" and whole
         return steps_of_part(whole, self.steps, CHANNELS_OF_PART) if limited else whole
 
@@ -558,7 +562,7 @@ class WinogradNest:
         return result
 
     def _put(self, tile: FrequencyTile, *, adds: bool) -> Stmt:
-        """Store the sums, or add them to those of parts before."""
+        """Store the sums, or add them to those of earlier parts."""
 
         def put(pixel: int, part: int) -> Stmt:
             at = tile.frequency, part * self.tiles + tile.start + pixel, self.all_lanes
@@ -577,9 +581,11 @@ class WinogradNest:
         return total + value * load(weights.buffer, weights.block + part, tile.frequency, row, self.all_lanes)
 
     def _weights_ahead(self, tile: FrequencyTile, channel: Index) -> list[Stmt | None]:
-        """Prefetch, from a tile before it reads a channel's weights, that channel's weights for a later frequency, or a
-        share of them if several tiles use the same. Of filters that are transformed here, the first frequencies
-        prefetch a tap each, for the next part of the channels."""
+        """Prefetch, before a tile reads a channel's weights, that channel's weights for a later frequency, or a share
+        of
+        them if several tiles use the same. For filters that are transformed here, each of the first frequencies
+        prefetches
+        one tap for the next part of the channels."""
         block, frequency, start = tile.weights.block, tile.frequency, tile.start
         if tile.weights.then is not None:
             block, then = tile.weights.then
@@ -587,7 +593,7 @@ class WinogradNest:
             chosen = both(frequency < KERNEL**2, start + 0 == 0)
             return [when(chosen, prefetch(self.weight, block + part, row, frequency, 0)) for part in range(self.blocks)]
         tiles = ceil_div(self.tiles, self.pixels)
-        if self.work.is_open:  # there may be one alone
+        if self.work.is_open:  # there may be only one
             then = frequency + ahead(self.pixels * self.blocks * self.work.channels)
             return [
                 when(start + 0 == 0, prefetch(self.weight, block + part, then, channel, 0))

@@ -1,7 +1,7 @@
 """Task and register tiling of a Winograd convolution, and its cost.
 
-Each task transforms the input of its tiles, again for each cut of the output channels; or all of the input is
-transformed first, in tasks of its own, where that takes less than to repeat it and threads are started a second time.
+Each task transforms the input of its tiles, repeated for each part of the output channels; or all of the input is
+transformed first, in separate tasks, if repeating it would take longer than starting the threads a second time.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _IN_STEP = 2  # cores that read the same weights from memory at about the same t
 WINOGRAD_MAX_TASK_TILES = 64
 IMAGES, TILES, CHANNELS = "images", "tiles", "channels"
 PLACES, INPUTS = "places", "inputs"  # parts of the tiles of all images; blocks of input channels
-# Tasks that follow one another share the weights, within each half of the tiles or of all, or the input.
+# Consecutive tasks share the weights, within each half of the tiles or all of them, or they share the input.
 _ORDERS = ((IMAGES, TILES, CHANNELS, TILES), (IMAGES, CHANNELS, TILES), (IMAGES, TILES, CHANNELS))
-# Of the time of transforms in each task. The tiles come out of other cores' caches then: on two threads 512 channels at
-# 7 x 7, estimated to take 0.985 of the time, took 1.05 (Zen 4).
+# Separate transforms are chosen below this fraction of the time of transforms in each task. Their tiles come from other
+# cores' caches: on two threads, 512 channels at 7 x 7 were estimated at 0.985 of the time and took 1.05 (Zen 4).
 _APART = 0.97
-# Cycles for each byte of transformed weights from memory. In pages of 4 KiB a core waits for them besides what the
-# bytes take: of 256 channels at 14 x 14 (F(4,3), two threads, Zen 4) a layer takes 0.53 ms, with filters that it
-# transforms itself 0.44; of 512 at 7 x 7 (F(2,3)) 0.85 and 0.76. In huge pages it takes 0.38 and 0.64, but such filters
-# take up to four times the memory, and as much longer to load, and many cores wait for their bytes.
+# Cycles for each byte of transformed weights from memory. With pages of 4 KiB a core waits longer for them than the
+# bandwidth requires: for 256 channels at 14 x 14 (F(4,3), two threads, Zen 4) a layer takes 0.53 ms, and 0.44 if it
+# transforms the filters itself; for 512 at 7 x 7 (F(2,3)) 0.85 and 0.76. In huge pages it takes 0.38 and 0.64, but
+# transformed filters need up to four times the memory and load time, and with many cores bandwidth is the limit.
 _STALLS = 0.07
-_LARGE = 56  # the side of an image with many tiles
-_FEW_TILES = (4, 9, 16, 25)  # those of images of 7 to 20 pixels
+_LARGE = 56  # side of an image with many tiles
+_FEW_TILES = (4, 9, 16, 25)  # tile counts of images of 7 to 20 pixels
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def transform_cycles(edge: int, others: int) -> float:
 
 
 def filter_cycles(edge: int) -> float:
-    """Cycles of the two transform passes over the taps of one input channel and a block of filters, as measured (Zen 4:
-    some 65 for tiles of 2, 160 for tiles of 4)."""
+    """Cycles of the two transform passes over the taps of one input channel and a block of filters, measured on Zen 4:
+    some 65 for tiles of 2, 160 for tiles of 4."""
     return 1.5 * (edge + KERNEL) * edge + 2.0 * edge * edge
 
 
@@ -146,8 +146,8 @@ class WinogradCut:
 
     Attributes:
         products: the tasks that multiply and transform back.
-        transforms: the tasks that transform the input before them, of `PLACES`, `INPUTS` and tiles of a slot. None
-            where each task of the products transforms its own.
+        transforms: the tasks that transform the input before them, over `PLACES`, `INPUTS` and tiles of a slot. None if
+            each matmul task transforms its own.
     """
 
     products: Cut
@@ -222,12 +222,13 @@ def _works(
         for tiles in sizes
     ]
     scratch = frequencies * (work.in_blocks + register.blocks) * work.block * 4
-    # What of a task's scratch the second cache does not hold is written and read: again for each register tile of
-    # channels where memory is next.
+    # The part of a task's scratch that exceeds the L2 cache is written and read: again for each register tile of
+    # channels
+    # if there is no L3 cache.
     reads = 1 if machine.l3_bytes else work.out_blocks // register.blocks
     far = [float(tiles if scratch * tiles > 0.75 * machine.l2_bytes else 0) for tiles in sizes]
     read = total * frequencies * work.channels * 4
-    # Transformed before, or as it came: tiles overlap, and a core has the rest by then.
+    # Transformed before, or untransformed: tiles overlap, and a core already has the rest by then.
     passed = read if apart else total * (tile * work.strides[0]) ** 2 * work.channels * 4
     spread = [] if apart else [Work({IMAGES: 0.0, TILES: 0.0}, cycles=total * _spread_cycles(work))]
     rows = work.channels * work.out_blocks
@@ -259,7 +260,7 @@ def _direct_cycles(work: ConvWorkload, machine: Machine) -> float:
     images = max(work.batch, 1)
     if isinstance(work, DotWorkload):
         points = work.out_blocks * work.group_channels * math.prod((*work.kernel, *work.out_spatial))
-        # One instruction per cycle like float32: measured on Zen 4, 118 GFLOP/s, 210 in bfloat16, 420 in int8.
+        # One instruction per cycle, like float32: measured on Zen 4, 118 GFLOP/s, 210 in bfloat16, 420 in int8.
         arithmetic = 1.13 / work.group * points / machine.fma_ports
         weights = work.out_blocks * work.block * work.group_channels * math.prod(work.kernel) * 4 / work.group
         times = []
@@ -275,15 +276,15 @@ def _direct_cycles(work: ConvWorkload, machine: Machine) -> float:
 def relative_cycles(work: WinogradWorkload, direct: ConvWorkload, machine: Machine) -> float:
     """Ratio of Winograd to direct cycles.
 
-    With many cores the weights' way from memory decides, which has more of them to bring for Winograd's method; on a
-    few of the cores the arithmetic does, of which it has less.
+    With many cores the memory traffic for weights decides, and Winograd's method has more weights; on a few cores the
+    arithmetic decides, and it has less of that.
     """
     return winograd_plan(work, machine).weighted / _direct_cycles(direct, machine)
 
 
 def winograd_forms(work: ConvWorkload, machine: Machine, error_bound: float) -> list[WinogradWorkload]:
-    """Winograd convolutions whose error is within the bound; [] if the rule does not support the convolution. Tasks of
-    static sizes may transform filters that the second cache does not hold transformed."""
+    """Winograd convolutions whose error is within the bound; [] if the rule does not support the convolution. With
+    static sizes, tasks may transform the filters themselves if the transformed ones exceed the L2 cache."""
     if not serves(work):
         return []
     forms = [
@@ -298,7 +299,7 @@ def winograd_forms(work: ConvWorkload, machine: Machine, error_bound: float) -> 
 
 
 def _weight_bytes(work: WinogradWorkload) -> int:
-    """Bytes of the weights as they are stored."""
+    """Bytes of the stored weights."""
     numbers = KERNEL**2 if work.transforms_filters else edge_of(work.tile, work.strides[0]) ** 2
     return numbers * work.channels * work.out_blocks * work.block * 4
 
@@ -310,9 +311,8 @@ def winograd_form(
     direct: ConvWorkload | None = None,
     images: Sequence[tuple[int, ...]] = (),
 ) -> WinogradWorkload | None:
-    """The form that is cheaper than the direct convolution (that of `direct` if given, perhaps of narrow operands), or
-    None. `images` are spatial sizes to judge by, each as much as the others, where those of the convolution are
-    open."""
+    """The form that is cheaper than the direct convolution (`direct` if given, possibly with narrow operands), or None.
+    `images` are equally weighted spatial sizes to estimate with if the convolution's sizes are dynamic."""
     sizes = [size for size in images or [work.spatial] if 0 not in size and serves(replace(work, spatial=size))]
     rivals = [replace(direct or work, spatial=size) for size in sizes]
     best, best_share = None, 0.97 * len(sizes)
@@ -330,7 +330,7 @@ def serves(work: ConvWorkload) -> bool:
 
 
 def has_window(work: ConvWorkload) -> bool:
-    """True if the window, the layout and the image size of this convolution suit Winograd's method."""
+    """True if the window, layout and image size of this convolution suit Winograd's method."""
     return (
         work.rank == 2
         and work.kernel == (KERNEL, KERNEL)

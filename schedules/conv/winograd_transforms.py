@@ -1,12 +1,12 @@
 """The matrices of Winograd's minimal filtering F(m x m, 3 x 3), of stride 1 and 2, and their accuracy.
 
-By Toom and Cook (Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, arXiv:1509.09308): with m + 1
+By Toom-Cook (Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, arXiv:1509.09308): with m + 1
 interpolation points and infinity, Y = A^T [(G g G^T) * (B^T d B)] A takes (m + 2)^2 multiplications for m^2 outputs
-instead of 9 m^2. The points decide the rounding error (Barabasz et al., arXiv:1803.10986). Those here were found by
-search among small dyadic numbers, which keep the input and output matrices exact in binary: for F(4,3) they give less
+instead of 9 m^2. The points decide the rounding error (Barabasz et al., arXiv:1803.10986). These points were found by
+search among small dyadic numbers, which keep the input and output matrices exact in binary: for F(4,3) they have less
 than half of the error of the usual 0, 1, -1, 2, -2.
 
-Of stride 2, a row of outputs is two sums of stride 1: the outer taps over the even inputs, F(m, 2), and the middle tap
+For stride 2, a row of outputs is two sums of stride 1: the outer taps over the even inputs, F(m, 2), and the middle tap
 over the odd ones, where nothing can be saved. Together they have the form of stride 1 with 2m + 1 inputs along a tile's
 edge: (2m + 1)^2 multiplications for 9 m^2.
 """
@@ -38,10 +38,10 @@ _HALVES: dict[int, tuple[Fraction, ...]] = {
 """The points of F(m, 2), for stride 2, found in the same way."""
 
 ERROR_BOUND: dict[int, float] = {2: 3e-7, 4: 8e-7, 6: 3e-6}
-"""Root mean square of the error over that of the result, in float32, for 16 to 512 channels of non-negative normal data
-and normal weights; the direct sum has about 2e-7. Tests hold the kernels to these. Most of it comes from the sums over
-channels, which are of the transforms' larger numbers, and grows with the root of the channels that are summed at a time
-(`winograd_nest.CHANNELS_OF_PART`): of 512 at once it was 1.8e-6 with tiles of 4."""
+"""Root mean square error relative to that of the result, in float32, for 16 to 512 channels of non-negative normal data
+and normal weights; the direct sum has about 2e-7. Tests check the kernels against these. Most of it comes from the sums
+over channels, whose terms the transforms make larger, and grows with the root of the channels that are summed at a time
+(`winograd_nest.CHANNELS_OF_PART`): with 512 at once it was 1.8e-6 with tiles of 4."""
 
 ERROR_BOUND_OF_HALVES: dict[int, float] = {2: 3e-7, 4: 5e-7}
 """The same for stride 2."""
@@ -114,7 +114,7 @@ def weight_matrix(tile: int, stride: int = 1) -> NDArray[np.float64]:
 
 
 def _vandermonde(points: tuple[Fraction, ...], columns: int) -> list[list[Fraction]]:
-    """One row of powers per point; for the point at infinity, the highest power alone."""
+    """One row of powers per point; for the point at infinity, only the highest power."""
     rows = [[point**power for power in range(columns)] for point in points]
     return [*rows, [Fraction(int(power == columns - 1)) for power in range(columns)]]
 

@@ -1,8 +1,8 @@
 """Workloads of blocked convolution, depthwise convolution and pooling: the parameters that determine the kernel.
 
 Blocked layout: a tensor of `channels` channels and any number of spatial dimensions is stored as
-(batch, ceil(channels / block), *spatial, block). The lanes beyond `channels` of the last block hold values without
-meaning: every kernel writes something there and none lets what it reads there reach a real channel.
+(batch, ceil(channels / block), *spatial, block). The lanes past `channels` of the last block hold arbitrary values:
+every kernel writes something there, and none lets them affect a real channel.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ W = TypeVar("W", bound="WindowWorkload")
 class WindowWorkload(Workload):
     """A window that slides over the spatial dimensions: fields common to all of these kernels.
 
-    `batch` is 0 when symbolic, and so is each of `spatial`: such a dimension is dynamic. `block` is the lanes of the
-    output's channel blocks. `pad` holds (before, after) for each spatial dimension; a negative `after` (input that no
-    window reaches) is allowed. `same` is "upper" or "lower" where the padding of dynamic dimensions follows from their
-    sizes, half of it before the input, the odd element after ("upper") or before it; `pad` is the most of both then.
+    `batch` is 0 if symbolic, and so is each of `spatial`: such a dimension is dynamic. `block` is the number of lanes
+    of
+    the output's channel blocks. `pad` holds (before, after) for each spatial dimension; a negative `after` (input that
+    no
+    window reaches) is allowed. `same` is "upper" or "lower" if the padding of dynamic dimensions follows from their
+    sizes: half of it before the input, an odd element after ("upper") or before it; `pad` is then the largest of both.
     """
 
     batch: int
@@ -46,7 +48,7 @@ class WindowWorkload(Workload):
     same: str = dataclasses.field(default="", kw_only=True)
 
     def key(self) -> str:
-        """Like the key of any workload, without `same` if the padding is known."""
+        """The workload key, without `same` if the padding is known."""
         return super().key().replace('"same":"",', "")
 
     @property
@@ -55,7 +57,7 @@ class WindowWorkload(Workload):
 
     @property
     def source_dtype(self) -> str:
-        """The stored dtype of the input; `dtype` is that of the accumulator."""
+        """The stored dtype of the input; `dtype` is the accumulator's."""
         return self.dtype
 
     @property
@@ -99,13 +101,13 @@ class WindowWorkload(Workload):
         )
 
     def annotation(self, kind: str) -> dict[str, str]:
-        """Block attributes by which the rule of `kind` knows its stage."""
+        """Block attributes by which the rule of `kind` recognizes its stage."""
         fields = {_CLASS: type(self).__name__, **dataclasses.asdict(self)}
         return {KIND: kind, SPEC: json.dumps(fields, sort_keys=True)}
 
     @classmethod
     def from_annotation(cls: type[W], annotations: Mapping[str, Any]) -> W:
-        """The workload of a stage's block attributes, of the class that wrote them: `cls` or one derived from it."""
+        """The workload in a stage's block attributes, of the class that wrote them: `cls` or a subclass."""
         fields = {name: _tuples(value) for name, value in json.loads(str(annotations[SPEC])).items()}
         found = _CLASSES[fields.pop(_CLASS)]
         assert issubclass(found, cls), f"{found.__name__} is not a {cls.__name__}"
@@ -127,8 +129,9 @@ class ConvWorkload(WindowWorkload):
     """A dense or grouped convolution.
 
     `channels` and `filters` are the input's and the output's channels, over all `groups`. With several groups, each has
-    `channels_each` and `filters_each`, whole numbers of blocks; the last one may have less. `in_block` is the lanes of
-    the input's channel blocks; 1 means the plain layout (batch, channels, *spatial).
+    `channels_each` and `filters_each`, whole numbers of blocks; the last one may have fewer. `in_block` is the number
+    of
+    lanes of the input's channel blocks; 1 means the plain layout (batch, channels, *spatial).
     Input: (batch, ceil(channels / in_block), *spatial, in_block). Weights: (ceil(filters / block),
     ceil(channels / groups / in_block), *kernel, in_block, block). Output: (batch, ceil(filters / block), *out_spatial,
     block).
@@ -146,7 +149,7 @@ class ConvWorkload(WindowWorkload):
 
     @property
     def group_channels(self) -> int:
-        """Input channels that one output channel sums over (in the last group perhaps less)."""
+        """Input channels that one output channel sums over (possibly fewer in the last group)."""
         return self.channels_each or self.channels // self.groups
 
     @property
@@ -194,19 +197,19 @@ class WinogradWorkload(ConvWorkload):
     transforms_filters: bool = False
 
     def key(self) -> str:
-        """The key, without `transforms_filters` where they are transformed before."""
+        """The key, without `transforms_filters` if the filters are transformed beforehand."""
         return super().key().replace(',"transforms_filters":false', "")
 
 
 @dataclasses.dataclass(frozen=True)
 class DotWorkload(ConvWorkload):
-    """A convolution of narrow operands, summed by dot-product instructions in groups of neighbouring channels.
+    """A convolution of narrow operands, summed by dot-product instructions in groups of neighboring channels.
 
-    `operand` is what the input holds: "uint16" (the bits of a bfloat16) or "float16" (the weights too, `dtype` is
-    float32), "uint8" or "int8" (the weights are int8, `dtype` is int32). `fill` stands in the padding. Instructions
-    want unsigned input: 128 is added to every element of int8 input as it is read, the padding's too.
-    Input: as for any convolution, or, when `in_block` is `group`, words: int32 (batch, ceil(channels / group),
-    *spatial), each with a group of channels, the first in the lowest bits, and int8 made unsigned already.
+    `operand` is the input type: "uint16" (the bits of a bfloat16) or "float16" (the weights too, `dtype` is float32),
+    "uint8" or "int8" (the weights are int8, `dtype` is int32). `fill` is the padding value. Instructions need unsigned
+    input: 128 is added to every element of int8 input as it is read, padding included.
+    Input: as for any convolution, or, if `in_block` is `group`, words: int32 (batch, ceil(channels / group), *spatial),
+    each with a group of channels, the first in the lowest bits, int8 already converted to unsigned.
     Weights: (ceil(filters / block), ceil(channels / groups / in_block), *kernel, in_block / group, block * group), the
     `group` channels of one filter next to each other.
     """
@@ -250,7 +253,7 @@ class DotWorkload(ConvWorkload):
 
     @property
     def panel(self) -> int:
-        """Filters whose weights lie next to each other."""
+        """Number of filters whose weights are stored next to each other."""
         return self.block
 
 
@@ -259,7 +262,8 @@ class TilesWorkload(DotWorkload):
     """A convolution of narrow operands by instructions with tile accumulators: a tile row is 64 bytes of a pixel's
     channels.
 
-    Input: in blocks of `block` channels, as it is. Weights: (ceil(filters / panel), ceil(channels / in_block), *kernel,
+    Input: in blocks of `block` channels, unchanged. Weights: (ceil(filters / panel), ceil(channels / in_block),
+    *kernel,
     in_block / group, panel * group), where `in_block` channels are 64 bytes.
     """
 
@@ -277,7 +281,7 @@ class TilesWorkload(DotWorkload):
 
     @property
     def panel(self) -> int:
-        if self.groups > 1:  # no panel has filters of two groups
+        if self.groups > 1:  # panels do not span groups
             return self.block * (1 + (self.group_out_blocks % 2 == 0))
         return self.block * min(2, self.out_blocks)
 
@@ -291,9 +295,9 @@ class QuadsWorkload(DotWorkload):
     """A convolution of 8-bit integers for vectors of four int32: the input is in blocks of four channels, one word
     each.
 
-    Input: uint8 or int8 (batch, ceil(channels / 4), *spatial, 4). `signed` sums signed numbers: 128 is taken off uint8
-    input; else it is added to int8. `matrix` sums eight channels at a time, by an instruction that multiplies
-    matrices: `in_block` and `group` are 8 then, of the weights alone.
+    Input: uint8 or int8 (batch, ceil(channels / 4), *spatial, 4). With `signed`, numbers are signed: 128 is subtracted
+    from uint8 input; otherwise it is added to int8. `matrix` sums eight channels at a time, by an instruction that
+    multiplies matrices: `in_block` and `group` are then 8, for the weights only.
     """
 
     signed: bool = False
@@ -330,8 +334,9 @@ class IntegerWinogradWorkload(DotWorkload):
 class DepthwiseDotWorkload(WindowWorkload):
     """A depthwise convolution of 8-bit integers minus `fill`, with int16 weights, accumulated in int32 (`dtype`).
 
-    `operand` is the type of the input. `fill` is what stands in the padding of the convolution that is meant; less
-    itself it is zero, and nothing is to be added for a tap outside.
+    `operand` is the input type. `fill` is the padding value of the original convolution; padding minus `fill` is zero,
+    so
+    taps outside the input add nothing.
     """
 
     operand: str = "uint8"
@@ -346,7 +351,7 @@ class DepthwiseDotWorkload(WindowWorkload):
 class PoolWorkload(WindowWorkload):
     """Max or average pooling over a window, each channel separately.
 
-    `mode` is "max" or "average"; `count_pad` says whether an average counts what lies in the padding.
+    `mode` is "max" or "average"; `count_pad` says whether an average counts padding elements.
     """
 
     mode: str

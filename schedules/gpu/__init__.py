@@ -1,4 +1,4 @@
-"""Schedule rules for graphics processors: thin rules around TVM's dlight, and one that binds any kernel."""
+"""Schedule rules for GPUs: thin rules around TVM's dlight, and one that binds any kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def gpu_rules() -> tuple[AnyRule, ...]:
-    """The rules for graphics processors, by falling priority."""
+    """The rules for GPUs, by descending priority."""
     from schedules.gpu.dlight import DLIGHT_RULES
     from schedules.gpu.parallel import BindAnything
     from schedules.gpu.plain_products import GpuProducts, GpuVectorProducts

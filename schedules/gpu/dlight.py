@@ -1,4 +1,4 @@
-"""TVM's own schedules for graphics processors (dlight), each as a rule of ours."""
+"""TVM's own GPU schedules (dlight), each wrapped in a rule."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ dlight = s_tir.dlight.gpu
 
 
 class DlightRule(GpuRule[GpuWorkload]):
-    """Tries one schedule of dlight; what it cannot do, or leaves unbound in part, the next rule takes."""
+    """Tries one dlight schedule; kernels that it does not support or leaves partly unbound go to the next rule."""
 
     may_decline: ClassVar[bool] = True
     schedule: ClassVar[Any]
 
     def options(self, machine: GpuMachine) -> dict[str, object]:
-        """TVM's description of the target as this schedule is shown it."""
+        """The attributes of TVM's target that this schedule sees."""
         return machine.engine_options()
 
     def match(self, kernel: Kernel, machine: Machine) -> GpuWorkload | None:
@@ -41,40 +41,40 @@ class DlightRule(GpuRule[GpuWorkload]):
                 made = self.schedule().apply(function, target, False)
         except MemoryError:
             raise
-        except Exception as error:  # dlight raises assertions and schedule errors on what it does not know
+        except Exception as error:  # dlight raises assertions and schedule errors for unsupported kernels
             raise NotScheduledError(f"{self.name}: {type(error).__name__}") from error
         if not isinstance(made, s_tir.Schedule):
-            raise NotScheduledError(f"{self.name} does not know this kernel")
+            raise NotScheduledError(f"{self.name} does not support this kernel")
         result = made.mod["main"]
         if not isinstance(result, tirx.PrimFunc) or not is_bound(result.body):
             raise NotScheduledError(f"{self.name} leaves a part of the kernel unbound")
         if (taken := _shared_bytes(result)) > machine.shared_bytes:
-            raise NotScheduledError(f"{self.name} takes {taken} bytes of shared memory")
+            raise NotScheduledError(f"{self.name} uses {taken} bytes of shared memory")
         if not _can_join(made.mod):
-            raise NotScheduledError(f"{self.name}: TVM does not know how threads join what they found")
+            raise NotScheduledError(f"{self.name}: TVM cannot combine the threads' partial results")
         return result.with_attr("global_symbol", "main")
 
 
 def _can_join(mod: IRModule) -> bool:
-    """True if TVM can lower a schedule's reductions across threads: it knows few combiners."""
+    """True if TVM can lower a schedule's reductions across threads: it supports few combiners."""
     try:
         s_tir.transform.LowerCrossThreadReduction()(mod)
     except MemoryError:
         raise
-    except Exception:  # TVM raises whatever class its C++ side names
+    except Exception:  # TVM raises classes named by its C++ side
         return False
     return True
 
 
 def _shared_bytes(function: PrimFunc) -> int:
-    """Shared memory of the blocks of a function at most: buffers of known size, none in another's place."""
+    """Upper bound of the shared memory of a function's blocks: buffers of known size, without reuse."""
     buffers = [buffer for block in nodes(function.body, s_tir.SBlock) for buffer in block.alloc_buffers]
     shared = [each for each in buffers if str(each.ty.storage_scope) == "shared"]
     return sum((product(shape_of(each)) or 0) * dtype_bits(dtype_of(each)) // 8 for each in shared)
 
 
 class GpuMatmul(DlightRule):
-    """Matrix products in tiles of shared memory, without tensor cores: those are `gpu-tensor-cores`' own."""
+    """Matmuls in tiles of shared memory, without tensor cores, which `gpu-tensor-cores` handles."""
 
     name: ClassVar[str] = "gpu-matmul"
     priority: ClassVar[int] = GpuPriority.MATMUL
@@ -82,12 +82,13 @@ class GpuMatmul(DlightRule):
 
     def options(self, machine: GpuMachine) -> dict[str, object]:
         """Options of a device without tensor cores: dlight's operations for them take 25 s to import, and on a T4 they
-        want more shared memory than it has."""
+        need
+        more shared memory than it has."""
         return {**machine.engine_options(), "arch": "sm_60"}
 
 
 class GpuGemv(DlightRule):
-    """A matrix by a vector."""
+    """Matrix-vector products."""
 
     name: ClassVar[str] = "gpu-gemv"
     priority: ClassVar[int] = GpuPriority.VECTOR_BY_MATRIX
@@ -95,7 +96,7 @@ class GpuGemv(DlightRule):
 
 
 class GpuReduction(DlightRule):
-    """One reduction, the threads of a block together."""
+    """Single reductions, by all threads of a block together."""
 
     name: ClassVar[str] = "gpu-reduction"
     priority: ClassVar[int] = GpuPriority.REDUCTION
@@ -103,7 +104,7 @@ class GpuReduction(DlightRule):
 
 
 class GpuRows(DlightRule):
-    """Softmax and norms: a block for a row, which stays in shared memory."""
+    """Softmax and norms: one block per row, which stays in shared memory."""
 
     name: ClassVar[str] = "gpu-rows"
     priority: ClassVar[int] = GpuPriority.ROWS

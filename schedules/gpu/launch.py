@@ -1,4 +1,4 @@
-"""Launches of a thread for each point of loops."""
+"""Kernel launches with one thread per point of loops."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from schedules.ir.stages import Axis, dtype_of, product, shape_of
 from schedules.ir.tir import Expr, Index, Stmt, Var, s_tir, structural_map, tirx
 from schedules.machine import dtype_bits
 
-# Checks that threads of the graphics processor do everything that a kernel stores.
+# Checks that every store of a kernel is inside thread-bound loops.
 
 THREAD = tirx.ForKind.THREAD_BINDING
 
 
 def is_bound(statement: Stmt) -> bool:
-    """True if nothing of a statement but loops and blocks lies outside of all thread-bound loops."""
+    """True if all work is inside thread-bound loops."""
     if isinstance(statement, tirx.For):
         return bool(statement.kind == THREAD) or is_bound(statement.body)
     if isinstance(statement, s_tir.SBlockRealize):
@@ -37,11 +37,11 @@ def thread_loop(tag: str, variable: Var, extent: Index, body: Stmt) -> Stmt:
 
 
 def launch(block: Var, blocks: Index, thread: Var, threads: int, body: Stmt) -> Stmt:
-    """Blocks of threads. An empty launch is an error: where their number is not known there is always a block."""
+    """Blocks of threads. An empty launch is an error: if the number of blocks is not known, there is at least one."""
     return thread_loop("blockIdx.x", block, blocks, thread_loop("threadIdx.x", thread, threads, body))
 
 
-# Removes what a launch may not hold: loops marked parallel or vectorized, and large buffers.
+# Removes constructs that a launch cannot contain: loops marked parallel or vectorized, and large buffers.
 
 _LOCAL_BYTES = 4 << 10
 
@@ -88,7 +88,7 @@ WARP = 32
 
 
 def launched(axes: list[Axis], body: Stmt, threads: int = THREADS) -> Stmt:
-    """A launch of a thread for each point of the axes; where there is known to be none, nothing is done."""
+    """A launch with one thread per point of the axes; an empty statement if there are known to be none."""
     dtype = str(axes[0].var.ty.dtype) if axes else "int32"
     total = product(axis.extent for axis in axes)
     if total is not None:
@@ -110,6 +110,6 @@ def launched(axes: list[Axis], body: Stmt, threads: int = THREADS) -> Stmt:
     body = substitute(body, values)
     if total is None or total % threads:
         body = tirx.IfThenElse(point < size, body, None)
-    # An empty launch is an error, so where the size is not known there is always a block.
+    # An empty launch is an error, so for unknown sizes there is always at least one block.
     blocks: Index = max(1, math.ceil(total / threads)) if total is not None else tirx.floordiv(size, count) + 1
     return launch(block, blocks, thread, threads, body)

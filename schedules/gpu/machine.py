@@ -1,4 +1,4 @@
-"""A graphics processor as a rule sees it."""
+"""A GPU as a rule sees it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from pydantic import Field
 from schedules.machine import Machine
 
 LEAST_CAPABILITY = {"float16": 70, "int8": 72, "bfloat16": 80}
-"""The compute capability from which tensor cores multiply an element type, major times ten plus minor."""
+"""The lowest compute capability whose tensor cores multiply an element type, major times ten plus minor."""
 
 
 class GpuMachine(Machine):
-    """A described graphics processor; the fields of `Machine` are those of the processor beside it.
+    """A described GPU; the fields of `Machine` are those of the host processor.
 
     Attributes:
         compute_capability: NVIDIA's version of the instruction set, major times ten plus minor (75 for sm_75).
-        shared_bytes: memory that the threads of a block share, for one block.
-        clock_mhz, memory_gb_s, l2_bytes_per_cycle, device_l2_bytes: cycles and speed of the memory and of the L2 cache
-            of the device, and the size of that cache, for the model of its performance; 0 where they are not known.
+        shared_bytes: shared memory of a block of threads.
+        clock_mhz, memory_gb_s, l2_bytes_per_cycle, device_l2_bytes: clock and speed of the memory and of the L2 cache
+        of
+            the device, and the size of that cache, for the performance model; 0 if unknown.
     """
 
     compute_capability: int = Field(ge=70, le=130)
@@ -43,7 +44,7 @@ class GpuMachine(Machine):
     def engine_options(self) -> dict[str, object]:
         """The options of TVM's target.
 
-        The architecture goes without the suffix of "sm_90a": dlight does not read it and leaves tensor cores idle.
+        The architecture omits the suffix of "sm_90a": dlight cannot parse it and would not use tensor cores.
         """
         return {
             "kind": "cuda",

@@ -1,13 +1,13 @@
-"""The rule that serves every kernel: each stage becomes one launch, a thread for each point of its result, or a block
-for each where the points are few and the sums long.
+"""The rule that serves every kernel: each stage becomes one launch, with a thread for each point of its result, or a
+block for each if there are few points and the sums are long.
 
-Statements that are not simple stages run their outermost parallel loop as threads, or loops whose iterations are shown
-to be independent, and on one thread where there is none: slow, and right.
+For statements that are not simple stages, the iterations of their outermost parallel loop become threads, or those of
+loops whose iterations are proven independent; without such loops they run on one thread: slow, but correct.
 
-Opaque kernels run by a block of threads together: recurrent layers, whose steps depend on each other.
+Opaque kernels are run by a block of threads together: recurrent layers, whose steps depend on each other.
 
-All threads run the loops over time; a loop whose iterations are independent, over hidden units, is shared among them,
-and they wait for each other after it. What cannot be shown to be independent is not served here.
+All threads run the loops over time; a loop with independent iterations, over hidden units, is shared among them, and
+they synchronize after it. Loops that cannot be proven independent are not served here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from schedules.rule import GpuPriority
 
 MOST_THREADS = 512
 _WARP = 32
-# Parts of the names of functions that may touch memory otherwise than by a load or store.
+# Parts of the names of functions that may access memory other than by a load or store.
 _HIDDEN = ("address_of", "_ptr", "packed", "extern", "atomic")
 
 
@@ -62,17 +62,17 @@ class _Accesses:
 
 
 class NotIndependentError(Exception):
-    """The iterations of a statement's loops are not shown to be independent."""
+    """The iterations of a statement's loops cannot be proven independent."""
 
 
 def cooperative(statement: Stmt, buffers: list[Expr]) -> tuple[Stmt, list[Expr]] | None:
     """One launch for a statement of serial loops: one block of threads, or one for each iteration of a parallel loop.
 
     Args:
-        buffers: what the statement uses and its function is to allocate; each block gets its own.
+        buffers: those that the statement uses and its function allocates; each block gets its own.
 
     Returns:
-        The launch and the buffers to allocate; None where there are no independent loops to share out.
+        The launch and the buffers to allocate; None if there are no independent loops to distribute.
     """
     statement = without_pragmas(statement)
     blocks, task = 1, None
@@ -87,7 +87,7 @@ def cooperative(statement: Stmt, buffers: list[Expr]) -> tuple[Stmt, list[Expr]]
         return None
     stored = [each.buffer for each in nodes(body, tirx.BufferStore)]
     if team.largest < 2 or any(_is_among(each, stored) for each in team.steering):
-        return None  # a thread may be late to read what steers it
+        return None  # a thread may read a condition after another has changed it
     threads = min(MOST_THREADS, -(-team.largest // _WARP) * _WARP)
     block, thread = (tirx.Var(name, tirx.IntImm("int32", 0).ty) for name in ("block", "thread"))
     values = {team.threads: tirx.IntImm("int64", threads), team.thread: tirx.Cast("int64", thread)}
@@ -99,15 +99,15 @@ def cooperative(statement: Stmt, buffers: list[Expr]) -> tuple[Stmt, list[Expr]]
 
 
 def without_pragmas(statement: Stmt) -> Stmt:
-    """Statement inside of marks for the processor's code generator."""
+    """The statement inside pragmas for the processor's code generator."""
     while isinstance(statement, tirx.AttrStmt):
         statement = statement.body
     return statement
 
 
 def has_independent_iterations(loop: Stmt) -> bool:
-    """True if the iterations of a serial loop from 0, of as many as is known before the kernel runs, are shown to be
-    independent of each other."""
+    """True if the iterations of a serial loop from 0, whose extent is known before the kernel runs, are proven
+    independent."""
     if not _is_zero(loop.min) or buffers_loaded(loop.extent) or not _is_plain(loop.body):
         return False
     found = _accesses(loop.body)
@@ -115,7 +115,7 @@ def has_independent_iterations(loop: Stmt) -> bool:
 
 
 def _of_block(body: Stmt, buffers: list[Buffer], block: Expr, blocks: int) -> tuple[Stmt, list[Buffer]]:
-    """The body with a part of larger buffers for each block, and these buffers."""
+    """The body with each block using its own part of larger buffers, and these buffers."""
     larger = [
         tirx.decl_buffer([blocks, *each.shape], str(each.dtype), name=str(each.name), scope="global")
         for each in buffers
@@ -129,7 +129,7 @@ def _of_block(body: Stmt, buffers: list[Buffer], block: Expr, blocks: int) -> tu
 
 
 class _Team:
-    """Rewrites a statement for threads that all run it."""
+    """Rewrites a statement that all threads of a block run."""
 
     def __init__(self) -> None:
         wide = tirx.IntImm("int64", 0).ty
@@ -159,7 +159,7 @@ class _Team:
         self.steering += [load.source for load in buffers_loaded(expression)]
 
     def _of_independent(self, loop: Stmt) -> Stmt | None:
-        """The loop with its iterations, and the lanes of the vector loops inside, spread over threads."""
+        """The loop with its iterations, and the lanes of the vector loops inside, distributed over threads."""
         if isinstance(loop.body, tirx.For) and loop.body.kind == tirx.ForKind.SERIAL:
             return None  # the inner loop is longer
         if not _is_plain(loop.body):
@@ -196,7 +196,7 @@ class _Team:
 
 
 def _is_plain(body: Stmt) -> bool:
-    """True if all that a body does is seen in its loads and stores, and no vector loop holds another."""
+    """True if a body's only effects are its loads and stores, and no vector loop contains another."""
     if nodes(body, tirx.While, s_tir.SBlockRealize, tirx.DeclBuffer, tirx.AttrStmt, tirx.AssertStmt):
         return False
     if not all(isinstance(each.value, tirx.IntImm) for each in nodes(body, tirx.Evaluate)):
@@ -222,7 +222,7 @@ def _accesses(body: Stmt) -> _Accesses:
 
 
 def _common_extent(lanes: list[Stmt]) -> int | None:
-    """Common number of lanes of all vector loops; one without any; None where they differ."""
+    """Common number of lanes of all vector loops; 1 if there are none; None if they differ."""
     sizes = {int(each.extent.value) if isinstance(each.extent, tirx.IntImm) else 0 for each in lanes}
     if not sizes:
         return 1
@@ -230,8 +230,8 @@ def _common_extent(lanes: list[Stmt]) -> int | None:
 
 
 def _is_independent(found: _Accesses, point: Expr, names: dict[Var, Expr]) -> bool:
-    """True if each buffer that is written is touched only where one of its indices, or its row-major position, is the
-    point of the iteration."""
+    """True if each written buffer is accessed only where one of its indices, or its row-major position, is the point of
+    the iteration."""
     analyzer = tvm.sym.Analyzer()
     for buffer, indices in found.stores:
         if _is_among(buffer, found.own):
@@ -245,7 +245,7 @@ def _is_independent(found: _Accesses, point: Expr, names: dict[Var, Expr]) -> bo
 
 
 def _is_position(analyzer: Analyzer, buffer: Expr, indices: list[Expr], point: Expr) -> bool:
-    """True if indices are those of a row-major position."""
+    """True if the indices are a row-major position."""
     flat = indices[0]
     for position, size in zip(indices[1:], buffer.shape[1:], strict=True):
         flat = flat * size + position
@@ -253,7 +253,7 @@ def _is_position(analyzer: Analyzer, buffer: Expr, indices: list[Expr], point: E
 
 
 def _without_lanes(body: Stmt, found: _Accesses, lane: Expr, width: int) -> Stmt:
-    """The body for one lane, its own buffers holding that lane alone; None where lanes touch each other's."""
+    """The body for one lane, with its own buffers reduced to that lane; None if lanes access each other's elements."""
     analyzer = tvm.sym.Analyzer()
     names = {each.loop_var: lane for each in found.lanes}
     smaller = [(each, _of_one_lane(each, width)) for each in found.own]
@@ -281,7 +281,7 @@ def _without_lanes(body: Stmt, found: _Accesses, lane: Expr, width: int) -> Stmt
 
 
 def _of_one_lane(buffer: Expr, width: int) -> Expr:
-    """A thread's part of a buffer whose elements lie lane by lane."""
+    """A thread's part of a buffer whose elements are stored lane by lane."""
     if width == 1 or len(buffer.shape) != 1 or not isinstance(buffer.shape[0], tirx.IntImm):
         return buffer
     size = -(-int(buffer.shape[0].value) // width)
@@ -289,7 +289,7 @@ def _of_one_lane(buffer: Expr, width: int) -> Expr:
 
 
 def _slot(analyzer: Analyzer, indices: Sequence[Expr], names: dict[Var, Expr], lane: Expr, width: int) -> Expr:
-    """The multiple of lanes that is added to the lane; None where the index is something else."""
+    """The multiple of lanes that is added to the lane; None if the index has another form."""
     if len(indices) != 1:
         return None
     index = substitute(indices[0], names)
@@ -361,7 +361,7 @@ def bound_stage(stage: Stage, machine: GpuMachine) -> Stmt:
 
 
 def bound_statement(statement: Stmt) -> tuple[Stmt, list[Expr]]:
-    """Launches for a statement that is not a simple stage, and buffers that its function is to allocate."""
+    """Launches for a statement that is not a simple stage, and buffers that its function must allocate."""
     statement, taken = take_allocations(without_pragmas(statement))
     is_plain_parallel = isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL and not taken
     together = None if is_plain_parallel else cooperative(statement, taken)
@@ -389,11 +389,11 @@ def _bound_loop(statement: Stmt, *, alone: bool) -> Stmt:
 LEAST_ELEMENTS = 256
 _THREADS = (256, 1024)
 _ELEMENTS_OF_MANY_THREADS = 8192
-_POINTS_OF_A_BLOCK = 256  # what a block computes where each thread has a result of its own
+_POINTS_OF_A_BLOCK = 256  # points computed by a block if each thread has its own result
 
 
 def block_reduction(stage: Stage, machine: GpuMachine) -> Stmt | None:
-    """The launch; None where the stage is not a reduction, or gives work to all threads without this."""
+    """The launch; None if the stage is not a reduction, or has enough points for all threads."""
     reduction = reduction_of(stage)
     points, elements = (product(axis.extent for axis in axes) for axes in (stage.spatial, stage.reduction))
     if reduction is None or points is None or elements is None or elements < LEAST_ELEMENTS:
@@ -408,7 +408,7 @@ def block_reduction(stage: Stage, machine: GpuMachine) -> Stmt | None:
 
 
 def _values(axes: tuple[Axis, ...], position: Expr) -> dict[Var, Expr]:
-    """The variables of nested loops at a position of their whole walk, in the types they have."""
+    """The variables of nested loops at a position of their iteration space, in their types."""
     ones = {axis.var: tirx.IntImm(str(axis.var.ty), 0) for axis in axes if axis.extent == 1}
     found = Group(tuple(axis for axis in axes if axis.extent != 1)).values(position)
     return {

@@ -1,13 +1,13 @@
-"""Products and convolutions of float32, which stay float32: no tensor cores.
+"""Matmuls and convolutions of float32, which stay float32: no tensor cores.
 
-A tile of a product without tensor cores: each thread sums a small rectangle of it in registers.
+A tile of a matmul without tensor cores: each thread sums a small rectangle of it in registers.
 
-Neighbouring threads have neighbouring columns, so that what they read of shared memory and write to the result lies
-side by side; a thread's rows are neighbours, read as vectors that all threads of a line share.
+Neighboring threads compute neighboring columns, so that their shared memory reads and their stores are coalesced; a
+thread's rows are neighbors, read as vectors that all threads of a line share.
 
-A matrix by a vector (the classifier of one sample, the gates of squeeze-and-excitation, one head's weights): each
-element of the matrix is used once, so nothing is worth keeping in shared memory: threads side by side read neighbours
-of the matrix, a sum is shared by several threads, and what each has found is joined pair by pair.
+Matrix-vector products (the classifier of one sample, the gates of squeeze-and-excitation, one head's weights) use each
+element of the matrix once, so shared memory does not help: adjacent threads read adjacent elements of the matrix,
+several threads share a sum, and their partial results are joined pair by pair.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _UNROLLED = tirx.ForKind.UNROLLED
 
 
 class PlainTile(BlockTile):
-    """A tile that threads sum in their registers."""
+    """A tile that threads accumulate in registers."""
 
     @property
     def own(self) -> tuple[int, int]:
@@ -127,7 +127,7 @@ class _PlainWriter(TileWriter):
 
 
 class GpuProducts(TiledProductRule):
-    """A product of float32 in tiles of shared memory and registers."""
+    """A float32 matmul in tiles of shared memory and registers."""
 
     name: ClassVar[str] = "gpu-products"
     version: ClassVar[int] = 3
@@ -149,14 +149,14 @@ class GpuProducts(TiledProductRule):
 
 _WARP = 32
 _MOST_THREADS = 1024
-_RESIDENT_THREADS = 2048  # of a multiprocessor
-_JOIN_COST = 2.0  # halving the number of partial sums, in steps of the depth
+_RESIDENT_THREADS = 2048  # per multiprocessor
+_JOIN_COST = 2.0  # cost of halving the number of partial sums, in steps of the depth
 _POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class VectorWorkload(ProductWorkload):
-    """`along_depth` says that neighbours of the depth are neighbours of the matrix in memory."""
+    """`along_depth` says that neighbors along the depth are adjacent in the matrix's memory."""
 
     along_depth: bool
 
@@ -200,11 +200,11 @@ def _matrix(form: ProductForm) -> Operand:
 
 
 def _cost(config: Config, workload: VectorWorkload, multiprocessors: int) -> tuple[float, int]:
-    """Time in steps of the depth, as many threads side by side as the device holds; of equals the smaller block."""
+    """Time in steps of the depth with as many concurrent threads as the device holds; ties go to the smaller block."""
     results, shares = config.integer("results"), config.integer("shares")
     rows = (workload.columns if workload.rows == 1 else workload.rows) or UNKNOWN
     depth, samples = workload.depth or UNKNOWN, workload.samples or 1
-    # A load of a warp that does not lie side by side takes as many turns as it has parts.
+    # An uncoalesced load of a warp takes one transaction per piece.
     side_by_side = min(shares, depth) if workload.along_depth else min(results, rows)
     parts = _WARP / min(_WARP, side_by_side)
     waves = math.ceil(samples * ceil_div(rows, results) * results * shares / (multiprocessors * _RESIDENT_THREADS))
@@ -212,7 +212,7 @@ def _cost(config: Config, workload: VectorWorkload, multiprocessors: int) -> tup
 
 
 def _vector_product(form: ProductForm, results: int, shares: int) -> Stmt:
-    """The launch of a block for each `results` elements."""
+    """The launch of one block for each `results` elements."""
     matrix = _matrix(form)
     dtype = form.reduction.dtype
     block, thread = (tirx.Var(name, "int64") for name in ("block", "thread"))

@@ -1,1 +1,1 @@
-"""Attention over the first rows of a cache of keys and values, read in place."""
+"""Attention over the first rows of a cache of keys and values, without copying them."""

@@ -1,9 +1,9 @@
-"""Calls attention over a cache from a model: one kernel, right on every target; rules write it anew for a processor.
+"""Calls to attention over a cache from a model: one kernel, correct on every target; rules rewrite it for a processor.
 
-Attention over a cache in its plainest form: what it means, and what runs where no rule writes it anew.
+The plain form of attention over a cache: the reference semantics, and the code that runs where no rule rewrites it.
 
-Each head of each query is a task that goes through its rows once: whenever a larger score comes, what was summed so far
-is scaled down (softmax in one pass).
+Each head of each query is a task that reads its rows once: when a larger score comes, the sums so far are scaled down
+(online softmax).
 """
 
 from __future__ import annotations
@@ -114,31 +114,31 @@ def _query(operands: CacheOperands, sample: Expr, query: Expr, head: Expr) -> St
 
 
 Tensor: TypeAlias = "Expr"  # a Relax expression of known rank and dtype
-_OPAQUE = 8  # relax's pattern kind that is fused with nothing
+_OPAQUE = 8  # Relax's pattern kind for functions that are never fused
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionOptions:
-    """Visibility of a cache to queries, and how scores are computed.
+    """Visibility of a cache to queries, and the computation of scores.
 
     Attributes:
         position: the row of the first query, int32 or int64, of shape (), (1,) or (batch,). None: the queries are the
-            last rows, `capacity - queries`. Where it makes a query reach behind the capacity, the rows end there.
-        sequences: in place of the position, several sequences of one cache, int64 (sequences, 5) of rows (slot, first
-            row, first token, tokens, is a prompt): query is (1, tokens, heads, size), key and value (slots, ...). The
-            tokens of a sequence stand one after the other. What a query gets does not depend on the others of a call;
-            prompts (not 0) are computed as many queries are, and others as few are, where rounding differs.
-        length: without `causal`, how many rows there are, as `position`; None: the capacity.
+            last rows, `capacity - queries`. If a query would reach past the capacity, the rows end there.
+        sequences: instead of the position, several sequences in one cache, int64 (sequences, 5) with the columns (slot,
+            first row, first token, tokens, is a prompt): query is (1, tokens, heads, size), key and value (slots, ...).
+            The tokens of a sequence are consecutive. A query's result does not depend on the other sequences of a call;
+            prompts (not 0) use the kernel for many queries, the rest the one for few, and the two round differently.
+        length: without `causal`, number of rows, shaped like `position`; None: the capacity.
         causal: query i sees the rows up to `position + i`; else each sees all `length` rows.
         scale: scale of the scores; None: 1 / sqrt(size).
         window: a causal query sees only this many rows, itself included; None: all before it.
         chunk: a causal query sees only its own chunk of this many rows (not with a window); None: all before it.
         softcap: scores become `softcap * tanh(score / softcap)`.
-        sinks: (heads,), scores that take part in each softmax without a row of values.
-        bias: added to the scores (or bool: false hides), 4 dimensions that broadcast to (batch, heads, queries, rows),
-            symbolic ones when the kernel runs; rows behind its end are hidden.
-        scales: of int8 keys and values, float32 (batch, key heads, capacity) each: a row is the integers times its own.
-        rounds: whether products of many queries may round float32 operands to bfloat16.
+        sinks: (heads,), scores that join each softmax without a row of values.
+        bias: added to the scores (bool: false hides); 4 dimensions that broadcast to (batch, heads, queries, rows),
+            symbolic ones when the kernel runs; rows past its end are hidden.
+        scales: float32 (batch, key heads, capacity) each, for int8 keys and values: one scale per row.
+        rounds: whether matmuls of many queries may round float32 operands to bfloat16.
     """
 
     position: Tensor | None = None
@@ -158,22 +158,23 @@ class AttentionOptions:
 def cached_attention(
     builder: BlockBuilder, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions | None = None
 ) -> Expr:
-    """Softmax attention of new queries over the first rows of a cache of keys and values, in place.
+    """Softmax attention of new queries over the first rows of a cache of keys and values, without copying them.
 
-    Only the rows that are seen are read. Rows of the queries themselves have to be in the cache already.
+    Only the visible rows are read. The queries' own rows must already be in the cache.
 
     Args:
-        builder: the `relax.BlockBuilder` that is building the function; the call is not yet bound to a variable.
+        builder: the `relax.BlockBuilder` that is building the function; the returned call is not bound to a variable.
         query: (batch, queries, heads, size), floating-point; batch and queries may be symbolic.
         key: (batch, key heads, capacity, size), value: (batch, key heads, capacity, value size); float32, float16,
-            bfloat16 or, with `options.scales`, int8. The number of heads is a multiple of that of key heads: query
-            head h reads key head `h // (heads // key heads)`.
+            bfloat16 or, with `options.scales`, int8. The number of query heads is a multiple of the number of key
+            heads:
+            query head h reads key head `h // (heads // key heads)`.
 
     Returns:
-        The call: (batch, queries, heads, value size) in the type of the query; 0 for a query that sees nothing.
+        The call: (batch, queries, heads, value size) in the type of the query; 0 for a query that sees no row.
 
     Raises:
-        ValueError: options or shapes do not fit one another.
+        ValueError: options or shapes do not match.
     """
     options = options or AttentionOptions()
     given = _given(query, key, value, options)
@@ -181,7 +182,7 @@ def cached_attention(
     _check(operands, options)
     size = _sizes(query)[-1]
     if options.scale is None and not isinstance(size, int):
-        raise ValueError("attention over a cache needs `scale` where the size of the heads is not known")
+        raise ValueError("attention over a cache needs `scale` when the head size is not known")
     description = CachedAttention(
         operands=tuple(operands),
         scale=1.0 / math.sqrt(size) if options.scale is None else options.scale,
@@ -209,7 +210,7 @@ def cached_attention(
 
 
 def _given(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> dict[str, Tensor | None]:
-    """The operands by role; None for those that are not given."""
+    """The operands by role; None if not given."""
     return {
         QUERY: query,
         KEY: key,
@@ -238,7 +239,7 @@ def _check(given: Mapping[str, Tensor], options: AttentionOptions) -> None:
     if not all(isinstance(each, int) for each in (query[3], key[3], value[3])) or query[3] != key[3]:
         raise ValueError(f"heads of queries and keys have one known size, not {query[3]} and {key[3]}")
     if (options.length if options.causal else options.position) is not None:
-        raise ValueError("causal attention takes `position`, and `length` is for attention that is not causal")
+        raise ValueError("causal attention needs `position`; `length` is for attention that is not causal")
     window = options.window
     if window is not None and (window < 1 or not options.causal):
         raise ValueError(f"a window of {window} rows: it is at least 1, and for causal attention only")
@@ -247,6 +248,6 @@ def _check(given: Mapping[str, Tensor], options: AttentionOptions) -> None:
         raise ValueError(f"chunks of {chunk} rows: at least 1, for causal attention without a window")
     narrow = [str(given[role].ty.dtype) == "int8" for role in (KEY, VALUE)]
     if narrow[0] != narrow[1] or narrow[0] != (options.scales is not None):
-        raise ValueError("int8 keys and values come together, with `scales`, and no other type has them")
+        raise ValueError("`scales` are required for int8 keys and values (both int8), and for no other type")
     if options.sequences is not None and (options.position is not None or not options.causal):
-        raise ValueError("sequences stand in place of the position, and are for causal attention only")
+        raise ValueError("give either sequences or a position; sequences are for causal attention only")

@@ -1,12 +1,12 @@
-"""Attention of a few queries over a cache, at the speed at which the rows are read.
+"""Attention of a few queries over a cache, bound by the speed of reading the rows.
 
-A task takes a head of keys with all query heads that share it, and a part of the rows where there are fewer heads than
-would keep all cores busy. It goes through its rows by blocks that stay in the first cache. Where samples and heads
-keep all cores busy, a task sums all parts of a query, so that it joins them too; else they are joined at the end.
+A task computes one key head with all query heads that share it, and only part of its rows if there are too few heads
+to keep all cores busy. It reads its rows in blocks that stay in the L1 cache. If samples and heads are enough to keep
+all cores busy, a task sums all parts of a query and joins them itself; otherwise they are joined at the end.
 
-A query's parts depend on how many rows it sees alone: its numbers are the same whatever shares the call.
+The split of a query depends only on how many rows it sees: its result is the same whatever else is in the call.
 
-Scores of queries over int8 keys by dot products of bytes: the queries are rounded to 8 bits with a scale a head.
+Scores of queries over int8 keys use byte dot products: the queries are rounded to 8 bits with one scale per head.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.blocks.rounding import quantized
 
-# Prefetches of the rows of a cache that a core reads next: of the same head, the next head, or the next sample.
+# Prefetches of the cache rows that a core reads next: of the same head, the next head, or the next sample.
 
 _LINE = 64  # bytes of a cache line
 
@@ -64,8 +64,8 @@ class Start:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows [first, end) of a head of keys of a sample, entry `slot` of the cache, that a part of the query's row
-    sums; the query sees [begin, end_seen) of them. `following` is what the core reads after all heads."""
+    """The rows [first, end) of a key head of a sample, entry `slot` of the cache, that one part of the query sums; the
+    query sees [begin, end_seen) of them. `following` is what the core reads after all heads."""
 
     sample: Expr
     slot: Expr
@@ -79,7 +79,7 @@ class Rows:
 
 
 def start_of(operands: CacheOperands, sample: Expr, bound: list[Stmt]) -> Start:
-    """Start of the rows of the sample behind `sample`, the last sample's own last one; appends what it binds."""
+    """Start of the rows of the next sample (for the last one, its own); appends the bindings it needs."""
     zero = expression(0)
     following = name_opaque("next_sample", tirx.min(sample + 1, expression(operands.batch) - 1), bound)
     seen = operands.range_of(operands.first_position(following), operands.rows_of(following), zero)
@@ -100,7 +100,7 @@ class ReadAhead:
 
     @classmethod
     def after(cls, operands: CacheOperands, rows: Rows, row: Expr) -> tuple[ReadAhead, list[Stmt]]:
-        """After the rows before `row`, with the statements that bind it."""
+        """The prefetch after the rows before `row`, with the statements that bind it."""
         bound: list[Stmt] = []
         goes_on, ends = row < rows.end_seen, rows.key_head + 1 >= expression(operands.key_heads)
         leaves = tirx.And(tirx.Not(goes_on), ends)
@@ -113,11 +113,11 @@ class ReadAhead:
         return cls(operands, *named), bound
 
     def ask(self, role: str, k: Expr) -> list[Stmt]:
-        """Ask for row k of keys or values from the first one on."""
+        """Prefetch row k of keys or values, counted from the first one."""
         return asked(self.operands, role, (self.slot, self.key_head, tirx.min(self.first + k, self.last)))
 
     def ask_keys(self, g: Expr, at: Expr, lanes: int) -> list[Stmt]:
-        """The share of query head `g` of the `lanes` keys from `at` on, so that requests are spread evenly."""
+        """Prefetch query head `g`'s share of the `lanes` keys from `at` on, so that requests are spread evenly."""
         share = -(-lanes // self.operands.group)
         return [
             each for t in range(share) for each in self.ask(KEY, at + tirx.min(g * share + t, expression(lanes - 1)))
@@ -125,7 +125,7 @@ class ReadAhead:
 
 
 def asked(own: CacheOperands, role: str, at: tuple[Expr, Expr, Expr]) -> list[Stmt]:
-    """Ask for a row (slot, key head, row). For float32, which is bound by memory alone, that gained nothing."""
+    """Prefetch a row (slot, key head, row). For float32, which is bound by memory only, that gained nothing."""
     if own.is_exact(role):
         return []
     step = 8 * _LINE // dtype_bits(str(own.buffers[role].dtype))
@@ -134,16 +134,16 @@ def asked(own: CacheOperands, role: str, at: tuple[Expr, Expr, Expr]) -> list[St
     return [*code, prefetch_statement(own.scale(role, *at))] if own.has_scales(role) else code
 
 
-_MOST_SIZE = 512  # of a head: sums of products are integers that float32 holds
+_MOST_SIZE = 512  # head size: up to here float32 holds the integer sums of products exactly
 _MOST = 127.0
 _SCALE, _OFFSET = 0, 1
 
 
 @dataclass(frozen=True, eq=False)
 class RoundedQueries:
-    """Queries of the heads that share a head of keys: bytes (group, size), and the scale and offset of each.
+    """Queries of the heads that share a key head: bytes (group, size), and the scale and offset of each head.
 
-    Where bytes are multiplied as unsigned by signed ones, keys are 128 more than they are; `offset` takes that away.
+    Where the dot product takes unsigned times signed bytes, keys are stored plus 128; `offset` subtracts that again.
     """
 
     operands: CacheOperands
@@ -153,7 +153,7 @@ class RoundedQueries:
 
     @staticmethod
     def serve(operands: CacheOperands, machine: Machine) -> bool:
-        """True if keys are bytes that the machine multiplies, and queries may be rounded."""
+        """True if keys are bytes that the machine can multiply, and queries may be rounded."""
         size, step = operands.size, QUAD * machine.lanes("float32")
         whole = size % step == 0 and size <= _MOST_SIZE
         return (
@@ -165,14 +165,14 @@ class RoundedQueries:
 
     @classmethod
     def of(cls, operands: CacheOperands, machine: Machine) -> tuple[RoundedQueries, list[Stmt]]:
-        """The buffers, with the statements that allocate them."""
+        """Create the buffers, with the statements that allocate them."""
         bytes_, bytes_made = allocate("query_bytes", [operands.group, operands.size], "int8")
         numbers, numbers_made = allocate("query_numbers", [operands.group, 2], "float32")
         return cls(operands, machine, bytes_, numbers), [bytes_made, numbers_made]
 
     @property
     def lanes(self) -> int:
-        """Words of a vector."""
+        """Number of 32-bit words in a vector."""
         return self.machine.lanes("float32")
 
     @property
@@ -180,7 +180,7 @@ class RoundedQueries:
         return sums_signed(self.machine)
 
     def fill(self, query: Columns) -> Stmt:
-        """Round float32 queries."""
+        """Round float32 queries to bytes."""
         lanes = self.lanes
 
         def head(g: Index) -> Stmt:
@@ -197,8 +197,8 @@ class RoundedQueries:
         return repeat("g", self.operands.group, head)
 
     def sums(self, parts: list[Expr], g: Expr, key: Callable[[int], tuple[Expr, Expr, Expr]]) -> list[Stmt]:
-        """Sums of products of head `g` and as many keys as there are lanes: row j of `parts`, int32, for the key at the
-        position `key(j)` (sample, key head, row) of the cache."""
+        """Dot products of head `g` with one key per lane: row j of `parts`, int32, for the key at the position `key(j)`
+        (sample, key head, row) of the cache."""
         lanes, code = self.lanes, list[Stmt]()
         for first in range(0, self.operands.size, QUAD * lanes):
             data = self._words(self.bytes, g, first)
@@ -217,18 +217,18 @@ class RoundedQueries:
         return tirx.reinterpret(f"int32x{self.lanes}", load(buffer, *lead, lanes_of(first, QUAD * self.lanes)))
 
     def score(self, total: Expr, g: Expr, row: tuple[Expr, Expr, Expr]) -> Expr:
-        """The product of a query and the key in a row, out of the sum of products of their bytes, in float32."""
+        """The float32 product of a query and the key in a row, computed from the dot product of their bytes."""
         scale = load(self.numbers, g, _SCALE) * self.operands.scale(KEY, *row)
         return (total + load(self.numbers, g, _OFFSET)) * scale
 
 
-# Results of attention of a few queries, where the rows of a query may be summed in several parts.
+# Results of attention of a few queries, whose rows may be summed in several parts.
 
 _ZERO = tirx.FloatImm("float32", 0.0)
 
 
 class PartialResults:
-    """Partial results of `splits` parts of the rows of a query: sums, the largest score, and the sum of powers."""
+    """Partial results of `splits` parts of a query's rows: sums, the largest score, and the sum of exponentials."""
 
     def __init__(self, operands: CacheOperands, machine: Machine, splits: int, most: int) -> None:
         self.operands, self.splits, self.lanes = operands, splits, machine.lanes("float32")
@@ -237,11 +237,11 @@ class PartialResults:
         self.found = tirx.decl_buffer([expression(each) for each in shape], "float32", "parts", layout=None)
 
     def allocated(self) -> Stmt | None:
-        """The statement that allocates them; None where rows are never split."""
+        """The statement that allocates them; None if rows are never split."""
         return tirx.AllocBuffer(self.found) if self.splits > 1 else None
 
     def kept(self, softmax: RunningSoftmax, sample: Expr, key_head: Expr, query: Expr, split: Expr) -> Stmt:
-        """Keep what a part of the rows found, for `joined`."""
+        """Store the result of one part of the rows, for `joined`."""
         own = self.operands
         lead, position = own.position(sample, query)
 
@@ -258,7 +258,7 @@ class PartialResults:
         return repeat("g", own.group, head)
 
     def stored(self, softmax: RunningSoftmax, sample: Expr, key_head: Expr, query: Expr) -> Stmt:
-        """The results of a query whose rows were not split."""
+        """Store the result of a query whose rows were not split."""
         own = self.operands
         total, total_made = allocate("all_total", [1], "float32", "local")
         factor, factor_made = allocate("factor", [1], "float32", "local")
@@ -284,7 +284,7 @@ class PartialResults:
         return sequence(total_made, factor_made if SINKS in own else None, repeat("g", own.group, head))
 
     def joined(self, sample: Expr, key_head: Expr, query: Expr) -> Stmt:
-        """The results of a query, of all its parts."""
+        """Store the result of a query, joined from all its parts."""
         return repeat("g", self.operands.group, lambda g: self._joined(sample, key_head, query, g))
 
     def _joined(self, sample: Expr, key_head: Expr, query: Expr, g: Expr) -> Stmt:
@@ -324,16 +324,16 @@ class PartialResults:
         )
 
 
-_MOST_KEYS = 64  # of a block: its rows, those asked for and what is computed of them share the first cache
-_LEAST_BLOCKS = 2  # of a query whose rows are split
-# Multiply-adds of scores, in vectors, that are worth starting threads: some 10 microseconds of reading rows.
+_MOST_KEYS = 64  # per block: its rows, the prefetched ones and intermediate results share the L1 cache
+_LEAST_BLOCKS = 2  # per query whose rows are split
+# Multiply-adds of scores, in vectors, from which starting threads pays off: some 10 microseconds of reading rows.
 _LEAST_WORK = 12288
 _MINUS_INFINITY = tirx.FloatImm("float32", float("-inf"))
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Keys [first, first + count) of some rows, what is kept of them, and what is read next."""
+    """Keys [first, first + count) of some rows, the running results, and what is read next."""
 
     rows: Rows
     first: Expr
@@ -345,7 +345,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Seen:
-    """The rows [begin, begin + count) that a query sees, and in how many parts they are summed."""
+    """The rows [begin, begin + count) that a query sees, and the number of parts they are summed in."""
 
     query: Expr
     begin: Expr
@@ -360,7 +360,7 @@ class DecodeWriter:
         self.operands, self.machine, self.most = operands, machine, most
         self.lanes = machine.lanes("float32")
         self.width = -(-operands.size // self.lanes) * self.lanes
-        # Keys of a block stay in the first cache while they are multiplied.
+        # Keys of a block stay in the L1 cache while they are multiplied.
         halves = (_MOST_KEYS >> shift for shift in range(_MOST_KEYS.bit_length()))
         self.block = next(n for n in halves if n <= self.lanes or 4 * n * self.width <= machine.l1_bytes * 2 // 3)
         # Parts of the rows make all cores equally busy.
@@ -370,7 +370,7 @@ class DecodeWriter:
         self.results = PartialResults(operands, machine, self.splits, most)
 
     def code(self) -> Stmt:
-        """All parts, and the results of them."""
+        """All parts and their results."""
         own = self.operands
         rows, counted = self._all_rows()
         threads = pays_off(rows * own.heads * own.size, self.machine, _LEAST_WORK * self.lanes)
@@ -391,7 +391,7 @@ class DecodeWriter:
         return sequence(self.results.allocated(), counted, parts, end)
 
     def _all_rows(self) -> tuple[Expr, list[Stmt]]:
-        """Rows that all queries read together, about, and what has to be computed first."""
+        """Approximate number of rows that all queries read together, and the statements it needs first."""
         own = self.operands
         if SEQUENCES not in own:
             return expression(own.batch) * own.queries * own.rows_of(expression(0)), []
@@ -403,14 +403,14 @@ class DecodeWriter:
         return load(total, 0), [made, store(total, expression(0), 0), repeat("sample", own.batch, add)]
 
     def _tasks(self) -> Index:
-        """Number of tasks that share the parts of a query: one where samples and heads alone keep all cores busy."""
+        """Number of tasks that share the parts of a query: one if samples and heads keep all cores busy."""
         if self.splits == 1:
             return 1
         heads = expression(self.operands.batch) * self.operands.key_heads
         return tirx.Select(keep_busy(heads, self.machine), expression(1), expression(self.splits))
 
     def _queries(self, sample: Expr, body: Callable[[_Seen], Stmt]) -> Stmt:
-        """A body for each query of a sample, with the rows that it sees."""
+        """Run `body` for each query of a sample, with the rows that it sees."""
         own = self.operands
         position, rows = (tirx.Var(name, "int64") for name in ("position", "rows"))
 
@@ -431,14 +431,14 @@ class DecodeWriter:
         )
 
     def _parts(self, at: list[Expr], tasks: Index) -> Stmt:
-        """The parts of each query that are computed by the task at (sample, key head, task of the head)."""
+        """The parts of each query computed by the task at (sample, key head, task of the head)."""
         sample, key_head, task = at
         own, bound = self.operands, list[Stmt]()
         slot = name_opaque("slot", own.slot_of(sample), bound)
         following = start_of(own, sample, bound)
 
         def query(seen: _Seen) -> Stmt:
-            # Whole vectors of keys in each part but the last.
+            # Whole vectors of keys in each part except the last.
             share = tirx.floordiv(seen.count + (seen.parts * self.lanes - 1), seen.parts * self.lanes) * self.lanes
 
             def part(p: Expr) -> Stmt:
@@ -498,7 +498,7 @@ class DecodeWriter:
     def _block(
         self, rows: Rows, start: Expr, keys: Expr, softmax: RunningSoftmax, rounded: RoundedQueries | None
     ) -> Stmt:
-        """The keys from `start` on, at most `self.block`."""
+        """Process the keys from `start` on, at most `self.block`."""
         own, lanes = self.operands, self.lanes
         first, count, whole = (tirx.Var(name, "int64") for name in ("block_first", "block_count", "block_runs"))
         ahead, ahead_bound = ReadAhead.after(own, rows, first + count)
@@ -546,7 +546,7 @@ class DecodeWriter:
         )
 
     def _copied(self, block: _Block, j: Expr, keys: Expr) -> Stmt:
-        """Key j of a block in float32; behind the last one, that again."""
+        """Key j of a block in float32; past the last one, the last one again."""
         own, rows = self.operands, block.rows
         row = tirx.min(block.first + j, rows.end - 1)
         return in_vectors(
@@ -554,15 +554,16 @@ class DecodeWriter:
         )
 
     def _cleared(self, keys: Expr) -> Stmt | None:
-        """Zeros behind the rows of copied keys."""
+        """Store zeros past the rows of copied keys."""
         rest, size = self.width - self.operands.size, self.operands.size
         if not rest:
             return None
         return repeat("j", self.block, lambda j: repeat("d", rest, lambda d: store(keys, _ZERO, j, d + size)))
 
     def _scores(self, block: _Block, g: Expr, at: Expr, keys: Expr | None, *, tail: bool) -> Stmt:
-        """Scores of one query head and the vector of keys of a block from `at` on, which lie in `keys` or in the cache;
-        in the tail, -inf behind the last one."""
+        """Scores of one query head for the vector of keys of a block from `at` on, which are in `keys` or in the cache;
+        in
+        the tail, -inf past the last one."""
         own, lanes, rows = self.operands, self.lanes, block.rows
         query, scores = block.softmax.further, block.softmax.scores
         rounded = block.rounded

@@ -1,4 +1,4 @@
-"""Description of a kernel of attention over a cache, as plain data: the kernel carries it as JSON in an attribute."""
+"""Description of a kernel of attention over a cache, as plain data: the kernel stores it as JSON in an attribute."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POSITION, SEQUENCES, LENGTH, BIAS, SINKS = "position", "sequences", "length", "b
 KEY_SCALE, VALUE_SCALE = "key_scale", "value_scale"
 SLOT, FIRST_ROW, FIRST_TOKEN, TOKENS, IS_PROMPT = range(5)  # columns of the sequences
 SCALES = {KEY: KEY_SCALE, VALUE: VALUE_SCALE}
-LOWEST = tirx.min_value("float32")  # of a score: smaller ones, -inf included, weigh nothing beside others
+LOWEST = tirx.min_value("float32")  # lowest score: smaller ones, -inf included, have no weight next to others
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class CachedAttention:
 
     Attributes:
         operands: roles of the kernel's inputs, in their order; its output is the last parameter.
-        scale: what scores are multiplied by.
-        causal: whether query i sees no row behind `position + i`; else each sees the first `length` rows.
+        scale: factor of the scores.
+        causal: whether query i sees no row after `position + i`; otherwise each sees the first `length` rows.
         window: number of rows that a causal query sees, the newest ones; None: all.
-        chunk: a causal query sees the rows of its own chunk of this many alone; None: all.
-        softcap: scores become `softcap * tanh(score / softcap)`; None: they stay.
-        rounds: whether products of many queries may round their operands to bfloat16.
+        chunk: a causal query sees only rows of its own chunk of this many; None: all.
+        softcap: scores become `softcap * tanh(score / softcap)`; None: unchanged.
+        rounds: whether matmuls of many queries may round their operands to bfloat16.
     """
 
     operands: tuple[str, ...]
@@ -56,15 +56,16 @@ def parse(text: str) -> CachedAttention:
 
 
 class CacheOperands:
-    """The buffers of a kernel and what a description says about them, as expressions.
+    """The buffers of a kernel and the fields of its description, as expressions.
 
     Shapes: query and result (batch, queries, heads, size), key (batch, key heads, capacity, size), value (batch, key
     heads, capacity, value size); position and length (), (1,) or (batch,); bias broadcasts to (batch, heads, queries,
-    rows), rows behind its end are hidden; sinks (heads,); scales (batch, key heads, capacity).
+    rows), rows past its end are hidden; sinks (heads,); scales (batch, key heads, capacity).
 
-    With sequences, int64 (sequences, 5), a sample is one of them: queries and result are (1, tokens, heads, size), of
-    which a sequence has TOKENS from FIRST_TOKEN on, the first of them is row FIRST_ROW of its keys and values, and
-    these are entry SLOT of a cache (slots, key heads, capacity, size).
+    With sequences, int64 (sequences, 5), a sample is one of them: queries and result are (1, tokens, heads, size). A
+    sequence has TOKENS of these, starting at FIRST_TOKEN; its first query is row FIRST_ROW of its keys and values,
+    which
+    are entry SLOT of a cache (slots, key heads, capacity, size).
     """
 
     def __init__(self, description: CachedAttention, inputs: Sequence[Expr], result: Expr) -> None:
@@ -86,7 +87,7 @@ class CacheOperands:
 
     @property
     def rounds(self) -> bool:
-        """True if products of many queries may round their operands to bfloat16."""
+        """True if matmuls of many queries may round their operands to bfloat16."""
         return self.description.rounds or dtype_of(self.buffers[KEY]) == "bfloat16"
 
     def query(self, sample: Expr, query: Expr, head: Expr, position: Expr) -> Expr:
@@ -134,9 +135,9 @@ class CacheOperands:
         return tirx.max(tirx.min(self.of_sequence(sample, TOKENS), left), expression(0))
 
     def few_of(self, sample: Expr, *, few: bool) -> Expr:
-        """Number of queries of a sample; 0 where it is a prompt and `few`, or none and not `few`.
+        """Number of queries of a sample that one kernel computes: with `few` 0 for prompts, otherwise 0 for the rest.
 
-        The way that they take depends on nothing else, so that numbers do not depend on how many there are.
+        The choice depends on nothing else, so results do not depend on the number of queries.
         """
         queries = self.queries_of(sample)
         if SEQUENCES not in self:
@@ -145,7 +146,7 @@ class CacheOperands:
         return tirx.Select(is_prompt, expression(0), queries) if few else tirx.Select(is_prompt, queries, expression(0))
 
     def slot_of(self, sample: Expr) -> Expr:
-        """The entry of the cache of a sample."""
+        """The cache entry of a sample."""
         if SEQUENCES not in self:
             return sample
         slots = shape_of(self.buffers[VALUE])[0]
@@ -156,14 +157,14 @@ class CacheOperands:
         return (sample, query) if SEQUENCES not in self else (expression(0), self._first_token(sample) + query)
 
     def of_sequence(self, sample: Expr, column: int) -> Expr:
-        """A number of a sequence."""
+        """A column of a sequence."""
         return tirx.BufferLoad(self.buffers[SEQUENCES], [sample, expression(column)])
 
     def _first_token(self, sample: Expr) -> Expr:
         return tirx.max(tirx.min(self.of_sequence(sample, FIRST_TOKEN), expression(self.queries)), expression(0))
 
     def first_position(self, sample: Expr) -> Expr:
-        """The row of the first query; at most the capacity, so that sums of it do not overflow."""
+        """The row of the first query, clamped to the capacity so that sums with it do not overflow."""
         if SEQUENCES in self:
             limit = expression(self.capacity)
             return tirx.max(tirx.min(self.of_sequence(sample, FIRST_ROW), limit), expression(0))
@@ -185,7 +186,7 @@ class CacheOperands:
         return tirx.max(position + query + 1 - self.description.window, expression(0)), end
 
     def score(self, raw: Expr, sample: Expr, head: Expr, query: Expr, row: Expr) -> Expr:
-        """The argument of softmax, of the product of a scaled query and a key."""
+        """The softmax argument for the product of a scaled query and a key."""
         value, softcap = raw, self.description.softcap
         if softcap is not None:
             cap = tirx.FloatImm("float32", softcap)
@@ -201,11 +202,11 @@ class CacheOperands:
         return value + number(entry, "float32")
 
     def sink(self, head: Expr) -> Expr:
-        """A score without a row, in float32."""
+        """The sink of a head (a score without a row), in float32."""
         return number(self._load(SINKS, head), "float32")
 
     def stored(self, value: Expr, sample: Expr, query: Expr, head: Expr, position: Expr) -> Expr:
-        """The statement that stores an element of the result, of its float32 value."""
+        """The statement that stores an element of the result, given its float32 value."""
         at = [*self.position(sample, query), head, position]
         return tirx.BufferStore(self.result, number(value, dtype_of(self.result)), at)
 
@@ -213,7 +214,7 @@ class CacheOperands:
         return tirx.BufferLoad(self.buffers[role], list(at))
 
     def _scalar(self, role: str, sample: Expr) -> Expr:
-        """An int64 of a sample, or of all of them."""
+        """The int64 of a sample, or the one shared by all."""
         buffer = self.buffers[role]
         shape = shape_of(buffer)
         at = [expression(0) if size == 1 else sample for size in shape]
@@ -222,13 +223,13 @@ class CacheOperands:
 
 
 def _shared(size: Index, point: Expr) -> Expr:
-    """Position along an axis that is repeated where its size is 1, which may show at run time only."""
+    """Index along an axis that is broadcast if its size is 1, which may be known only at run time."""
     if isinstance(size, int):
         return expression(0) if size == 1 else point
     return tirx.Select(tirx.EQ(size, expression(1)), expression(0), point)
 
 
-# New rows of an int8 cache: each head of each row is rounded with a scale of its own.
+# New rows of an int8 cache: each head of each row is rounded with its own scale.
 
 _MOST = 127.0
 

@@ -1,16 +1,16 @@
-"""Attention of many queries over a cache, at the speed of its arithmetic.
+"""Attention of many queries over a cache, bound by arithmetic.
 
-A task takes as many rows (a query and one of the heads that share a key) as a register tile has, and goes through the
-keys that these may see by blocks: products with panels of packed keys, softmax, products with values.
+A task computes as many rows (a query and one of the heads that share a key) as a register tile has, and reads the keys
+that these may see in blocks: matmuls with panels of packed keys, softmax, matmuls with values.
 
-Keys and values of a cache as the products of many queries read them: made once, in parallel, for all queries.
+The keys and values of a cache are packed once, in parallel, for all queries.
 
-Keys stand in panels of two vectors of keys, so that a step along the size of a head is a load of each. Values stay
-rows, and where they are float32 in their place. Where products take pairs of bfloat16, a word holds two neighbours
-along what is summed: of a key's elements, and of the values of two rows.
+Keys are stored in panels of two vectors of keys, so that a step along the head size is one load of each. Values stay
+row-major; float32 values are read from the cache itself. If matmuls multiply pairs of bfloat16, a word holds two
+neighbors along the reduction: elements of a key, or the values of two rows.
 
-Softmax by blocks of keys, for some rows (a query and head each): what is kept from block to block, and one step of
-it. Whenever a block holds a larger score than those before, what was summed so far is scaled down.
+Softmax runs over blocks of keys, for several rows (a query and head each), with a state carried from block to block:
+when a block holds a larger score than those before, the sums so far are scaled down.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Ahead = Callable[[Expr], list[Stmt]]
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Some columns of a buffer, from `first` on: matrices of the same rows share one allocation."""
+    """Columns of a buffer starting at `first`: matrices with the same rows share one allocation."""
 
     buffer: Expr
     first: int
@@ -74,8 +74,8 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class RunningSoftmax:
-    """Numbers of `rows` rows: scores (rows, keys) of a block, the largest score, the sum of powers, the correction of
-    what was summed before the block, and sums (rows, columns) of weighted values."""
+    """Softmax state of `rows` rows: scores (rows, keys) of a block, the largest score, the sum of exponentials, the
+    correction of the sums before the block, and sums (rows, columns) of weighted values."""
 
     rows: int
     keys: int
@@ -92,8 +92,9 @@ class RunningSoftmax:
     def of(
         cls, rows: int, keys: int, columns: int, machine: Machine, further: int = 0
     ) -> tuple[RunningSoftmax, list[Stmt]]:
-        """For blocks of at most `keys` keys, a whole number of vectors; `further` columns of each row are for others.
-        With the statements that allocate them."""
+        """Create the state for blocks of at most `keys` keys, a whole number of vectors, with the statements that
+        allocate
+        it; `further` additional columns of each row are for other uses."""
         lanes = machine.lanes("float32")
         starts = [0]
         for width in (keys, columns, further):
@@ -104,7 +105,7 @@ class RunningSoftmax:
         return cls(rows, keys, columns, machine, *(Columns(buffer, each) for each in positions)), [made]
 
     def start(self) -> Stmt:
-        """Nothing seen yet."""
+        """Initialize the state before the first block."""
         zero = tirx.FloatImm("float32", 0.0)
 
         def row(i: Expr) -> Stmt:
@@ -117,7 +118,8 @@ class RunningSoftmax:
         return repeat("row", self.rows, row)
 
     def powers(self, vectors: Expr, put: Callable[[Expr, Expr, Expr], Stmt] | None = None) -> Stmt:
-        """Scores of a block, this many vectors of them, become powers; `put(row, key, power)` stores them rounded
+        """Exponentiate the scores of a block (`vectors` vectors of them); `put(row, key, power)` stores the results
+        rounded
         elsewhere, so that they need not be exact."""
         lanes = self.machine.lanes("float32")
         most, most_made = allocate("most", [lanes], "float32", "local")
@@ -161,7 +163,7 @@ class RunningSoftmax:
         return sequence(most_made, power_made, added_made, repeat("row", self.rows, row))
 
     def scaled(self, count: Expr, scale: Callable[[Expr], Expr]) -> Stmt:
-        """The first `count` powers of a block times the scales of their keys' values; call it after `powers`."""
+        """Multiply the first `count` exponentials of a block by the scales of their values; call it after `powers`."""
 
         def row(i: Expr) -> Stmt:
             def one(k: Expr) -> Stmt:
@@ -174,8 +176,9 @@ class RunningSoftmax:
     def weighted(
         self, depth: Expr, weight: Element, value: Element, combine: Combine = multiply_add, ahead: Ahead = lambda k: []
     ) -> Stmt:
-        """The sums scaled down and the block's values added, each times its weight: `depth` steps of the sum.
-        `ahead(k)` makes statements that go before step k."""
+        """Scale down the sums and add the block's values, each times its weight: `depth` steps of the sum. `ahead(k)`
+        makes
+        statements that run before step k."""
         lanes = self.machine.lanes("float32")
         parts = []
         for first, rows, vectors in row_tiles(self.rows, self.machine):
@@ -199,7 +202,7 @@ class RunningSoftmax:
 
 
 def in_some_vectors(count: Expr, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
-    """`body` of 0 to `count` - 1: in vectors, then one by one."""
+    """`body` of 0 to `count` - 1: in vectors, then the remainder one by one."""
     whole = tirx.floordiv(count, expression(lanes))
     return sequence(
         repeat("vector", whole, lambda v: vectorized("lane", lanes, lambda lane: body(v * lanes + lane))),
@@ -208,7 +211,7 @@ def in_some_vectors(count: Expr, lanes: int, body: Callable[[Expr], Stmt]) -> St
 
 
 def most_rows(machine: Machine) -> int:
-    """Rows of a tile of two vectors of sums that fit the registers."""
+    """Most rows of a tile of two vectors of sums that fits in registers."""
     return max(1, (machine.vector_registers - 3) // 2)
 
 
@@ -227,10 +230,11 @@ _ZERO = tirx.FloatImm("float32", 0.0)
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """`keys` (batch, key heads, panels, steps, panel) and `values` (batch, key heads, steps, columns), None where these
-    are read in their place. Both have room for the whole capacity, of which only the rows there are are touched.
+    """`keys` (batch, key heads, panels, steps, panel) and `values` (batch, key heads, steps, columns), None if these
+    are
+    read from the cache itself. Both have room for the whole capacity, of which only existing rows are touched.
 
-    With `whole_tiles` there are whole tiles of steps and columns, and zeros behind the last step of a panel."""
+    With `whole_tiles`, steps and columns are padded to whole tiles, with zeros after the last step of a panel."""
 
     operands: CacheOperands
     machine: Machine
@@ -259,26 +263,26 @@ class PackedRows:
 
     @property
     def panel(self) -> int:
-        """Keys of a panel."""
+        """Number of keys in a panel."""
         return 2 * self.machine.lanes("float32")
 
     @property
     def steps(self) -> int:
-        """Steps of the sum of a score."""
+        """Number of reduction steps of a score."""
         return int(self.keys.ty.shape[3])
 
     def key(self, sample: Expr, head: Expr, panel: Expr, step: Expr, column: Expr) -> Expr:
-        """Factor of a step of the query, of key `panel * self.panel + column`."""
+        """Element of key `panel * self.panel + column` that a step multiplies with the query."""
         return load(self.keys, sample, head, panel, step, column)
 
     def value(self, sample: Expr, slot: Expr, head: Expr, step: Expr, column: Expr) -> Expr:
-        """Factor of a step of the weights."""
+        """Element of the values that a step multiplies with the weights."""
         if self.values is None:
             return self.operands.row(VALUE, slot, head, step, column)
         return load(self.values, sample, head, step, column)
 
     def made(self, rows: Expr) -> list[Stmt]:
-        """The statements that allocate and fill both; `rows`: how many a sample has at most."""
+        """The statements that allocate and fill both; `rows`: the most rows of a sample."""
         own = self.operands
         panels = tirx.floordiv(rows + (self.panel - 1), expression(self.panel))
         extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("panel", panels)]
@@ -304,7 +308,7 @@ class PackedRows:
         )
 
     def _keys_of(self, at: tuple[Expr, Expr], head: Expr, panel: Expr, first: Expr, end: Expr) -> Stmt:
-        """Keys of a panel, then these transposed; behind the last one, that again. `at`: sample and slot."""
+        """Copy the keys of a panel, repeating the last one past the end, and transpose them. `at`: sample and slot."""
         sample, slot = at
         own, lanes = self.operands, self.machine.lanes("float32")
         width = 2 * self.steps if self.narrow else self.steps
@@ -327,7 +331,7 @@ class PackedRows:
         return sequence(*parts, stage_code(stage, self.machine, parallel=False))
 
     def _words(self, copied: Expr, words: Expr, j: Expr) -> Stmt:
-        """A copied key rounded to pairs."""
+        """Round a copied key to pairs of bfloat16."""
         lanes = self.machine.lanes("float32")
         whole, rest = divmod(self.steps, lanes)
 
@@ -346,7 +350,7 @@ class PackedRows:
         )
 
     def _values_of(self, at: tuple[Expr, Expr], head: Expr, panel: Expr, first: Expr, end: Expr) -> Stmt:
-        """Values of a panel's rows; 0 behind the last one."""
+        """Values of a panel's rows; 0 past the last one."""
         sample, slot = at
         own, lanes = self.operands, self.machine.lanes("float32")
 
@@ -383,20 +387,20 @@ class PackedRows:
 
 
 def prompt_rows(operands: CacheOperands, sample: Expr) -> Expr:
-    """Number of packed rows of a sample: none where it has no queries for the way of many."""
+    """Number of packed rows of a sample: 0 if it has no queries for this kernel."""
     rows = operands.rows_of(sample)
     if SEQUENCES not in operands:
         return rows
     return tirx.Select(operands.few_of(sample, few=False) > 0, rows, expression(0))
 
 
-_KEYS = 128  # of a block
+_KEYS = 128  # per block
 _MINUS_INFINITY = tirx.FloatImm("float32", float("-inf"))
 
 
 @dataclass(frozen=True, eq=False)
 class _Tile:
-    """Some rows of a head of keys of a sample, and what they may see."""
+    """Several rows of a key head of a sample, and the keys they may see."""
 
     sample: Expr
     slot: Expr
@@ -412,8 +416,8 @@ class _Tile:
 
 
 class PromptWriter:
-    """Writes the kernel for any number of queries; `narrow` rounds operands to bfloat16, which `tiles` multiplies with
-    sums in tiles where it is given."""
+    """Writes the kernel for any number of queries; `narrow` rounds operands to bfloat16, and `tiles`, if given, is the
+    instruction with tile accumulators that multiplies them."""
 
     def __init__(
         self, operands: CacheOperands, machine: Machine, *, narrow: bool, tiles: Product | None = None
@@ -424,7 +428,7 @@ class PromptWriter:
         self.combine = DOT_BF16 if narrow else multiply_add
 
     def code(self) -> Stmt:
-        """Keys and values packed, then all tiles."""
+        """Pack keys and values, then compute all tiles."""
         own = self.operands
         rows = tirx.Var("all_rows", "int64")
         packed = PackedRows.of(own, self.machine, narrow=self.narrow, whole_tiles=self.tiles is not None)
@@ -434,7 +438,7 @@ class PromptWriter:
         extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("tile", tiles)]
 
         def task(at: list[Expr]) -> Stmt:
-            # From both ends in turn: later queries see more keys, and each thread takes neighbouring tiles.
+            # Alternate from both ends: later queries see more keys, and each thread gets neighboring tiles.
             half = tirx.floordiv(at[2], expression(2))
             position = tirx.Select(tirx.floormod(at[2], expression(2)) == 0, half, tiles - 1 - half)
             return self._tile(packed, at[0], at[1], position * self.height)
@@ -490,7 +494,7 @@ class PromptWriter:
         return sequence(*bound, when(first < count_of * own.group, code) if SEQUENCES in own else code)
 
     def _position(self, tile: _Tile, j: Expr) -> tuple[Expr, Expr, list[Stmt]]:
-        """Query and head of a row, and the statements that bind them; behind the last one, that again."""
+        """Query and head of a row, and the statements that bind them; past the last row, the last one again."""
         own = self.operands
         group = expression(own.group)
         row = tirx.min(tile.first_row + j, tile.queries_of * own.group - 1)
@@ -499,7 +503,7 @@ class PromptWriter:
         return query, head, [tirx.Bind(query, positions[0]), tirx.Bind(head, positions[1])]
 
     def _row_start(self, tile: _Tile, j: Expr) -> Stmt:
-        """The query of a row, and what it sees."""
+        """Load the query of a row and the range that it sees."""
         own = self.operands
         query, head, bound = self._position(tile, j)
         first, end = own.range_of(tile.position, tile.rows, query)
@@ -516,7 +520,7 @@ class PromptWriter:
         )
 
     def _block(self, packed: PackedRows, tile: _Tile, start: Expr) -> Stmt:
-        """The keys from `start` on, at most `_KEYS`, that some row of the tile sees."""
+        """Process the keys from `start` on, at most `_KEYS`, that any row of the tile sees."""
         height = self.height
         first, count, panels = (tirx.Var(name, "int64") for name in ("block_first", "block_count", "block_panels"))
         softmax, scores = tile.softmax, tile.softmax.scores
@@ -553,7 +557,7 @@ class PromptWriter:
     def _weighted_in_tiles(
         self, product: Product, packed: PackedRows, tile: _Tile, first: Expr, panels: Expr
     ) -> list[Stmt]:
-        """The sums of all rows scaled down, and the values of a block's panels added, each times its weight."""
+        """Scale down the sums of all rows and add the values of a block's panels, each times its weight."""
         own, softmax = self.operands, tile.softmax
         assert packed.values is not None
         columns = int(packed.values.ty.shape[-1])
@@ -583,7 +587,7 @@ class PromptWriter:
         )
 
     def _scores(self, packed: PackedRows, tile: _Tile, first: Expr, panel: Expr) -> Stmt:
-        """Scores of all rows and a panel of keys."""
+        """Scores of all rows for a panel of keys."""
         width = packed.panel
         position = tirx.floordiv(first, expression(width)) + panel
         if self.tiles is not None:
@@ -607,7 +611,7 @@ class PromptWriter:
         )
 
     def _scores_in_tiles(self, product: Product, packed: PackedRows, tile: _Tile, position: Expr, panel: Expr) -> Stmt:
-        """The same with sums in tiles."""
+        """`_scores` with tile accumulators."""
         sums, made = allocate("products", (self.height, packed.panel), "float32")
         keys = packed.key(tile.sample, tile.key_head, position, expression(0), expression(0))
         summed = self._tile_sums(product, tile.queries, Taps.run(packed.steps // STEPS), keys, sums)
@@ -621,13 +625,13 @@ class PromptWriter:
         return sequence(made, summed, repeat("row", self.height, row))
 
     def _put_score(self, tile: _Tile, total: Expr, i: Index, column: Expr) -> Stmt:
-        """Stores a score, all but what depends on its position."""
+        """Store a score, without the terms that depend on its position."""
         own = self.operands
         value = total if BIAS in own else own.score(total, tile.sample, expression(0), expression(0), column)
         return tile.softmax.scores.store(value, i, column)
 
     def _biased(self, tile: _Tile, first: Expr, count: Expr) -> Stmt:
-        """Scores of a block with what depends on their position."""
+        """Add the terms that depend on position to the scores of a block."""
         own, scores = self.operands, tile.softmax.scores
 
         def row(j: Expr) -> Stmt:
@@ -662,7 +666,7 @@ class PromptWriter:
         )
 
     def _row_end(self, tile: _Tile, j: Expr) -> Stmt:
-        """The result of a row."""
+        """Store the result of a row."""
         own, softmax = self.operands, tile.softmax
         query, head, parts = self._position(tile, j)
         factor = softmax.corrections.load(j)

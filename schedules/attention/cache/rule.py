@@ -1,4 +1,4 @@
-"""Attention over a cache on a processor: one way for a few queries, one for many."""
+"""Rule for attention over a cache on a processor: one kernel for a few queries, one for many."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from schedules.rule import ScheduleRule, Workload
 
 @dataclass(frozen=True)
 class CacheSizes:
-    """Sizes of a call, `keys` of them seen by the last of its queries, one less by each before it."""
+    """Sizes of a call; the last query sees `keys` keys, each query before it one fewer."""
 
     batch: int
     queries: int
@@ -38,12 +38,12 @@ class CacheSizes:
 
     @property
     def scores(self) -> float:
-        """Scores of all queries."""
+        """Number of scores of all queries."""
         return self.batch * self.heads * self.queries * (self.keys - (self.queries - 1) / 2)
 
     @property
     def operations(self) -> float:
-        """Multiplications and additions of both products."""
+        """Multiplications and additions of both matmuls."""
         return 2 * self.scores * (self.size + self.value_size)
 
 
@@ -54,7 +54,7 @@ def cache_cycles(sizes: CacheSizes, machine: Machine, tiles: Product | None) -> 
     return sizes.operations / (2 * lanes * machine.fma_ports * rate) + sizes.scores / lanes * SOFTMAX_CYCLES
 
 
-_FEW_ROWS = 16  # queries times heads that share a key: below, packing keys for them costs more than it saves
+_FEW_ROWS = 16  # queries times heads that share a key: with fewer, packing their keys costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def sizes_of(function: PrimFunc) -> CacheSizes:
 
 
 def tiles_of(function: PrimFunc, machine: Machine) -> Product | None:
-    """The instruction that a kernel's prompts of known size are multiplied by, where its sums stay in tiles."""
+    """The instruction with tile accumulators for a kernel's prompts of known size, if there is one."""
     own = _operands(function)
     is_prompt = isinstance(own.queries, int) and own.queries > max(1, _FEW_ROWS // own.group)
     return prompt_tiles(own, machine) if is_prompt else None
