@@ -317,8 +317,7 @@ def start_cycles(threads: int) -> float:
 def estimated_cycles(
     axes: Sequence[CutAxis], works: Sequence[Work], sizes: Mapping[str, int], machine: Machine, threads: int
 ) -> float:
-    """Estimated time on this many threads of a cut, given by the steps of a part of each axis; 1: without starting
-    threads."""
+    """Estimated time on this many threads of a cut, given by the steps of a part of each axis (1: no threads)."""
     one = np.array([[sizes[axis.name] for axis in axes]], dtype=np.int64)
     return float(_cycles(axes, works, one, machine, threads)[0])
 

@@ -1,4 +1,4 @@
-"""The machine as a rule sees it: plain data, so that one rule serves AVX2, AVX-512 and NEON.
+"""The machine as seen by a rule: plain data, so that one rule serves AVX2, AVX-512 and NEON.
 
 `targets` makes these descriptions; rules read them and nothing else about the hardware.
 """
@@ -15,7 +15,7 @@ _DTYPE_BITS = {"bool": 8, "bfloat16": 16}
 
 
 def dtype_bits(dtype: str) -> int:
-    """Bits that one element of a TVM dtype takes in memory ("float32" -> 32, "bool" -> 8)."""
+    """Bits of one element of a TVM dtype in memory ("float32" -> 32, "bool" -> 8)."""
     if dtype in _DTYPE_BITS:
         return _DTYPE_BITS[dtype]
     if dtype.startswith("float8"):
@@ -27,13 +27,13 @@ def dtype_bits(dtype: str) -> int:
 class Machine(BaseModel):
     """A described processor.
 
-    Sizes are bytes. `l1_bytes` and `l2_bytes` belong to one core, `l3_bytes` is what all `cores` share.
-    `features` are LLVM feature names without sign ("avx2", "fma", "avx512f", "avx512vnni", "avx512bf16",
-    "neon",
+    Sizes are bytes. `l1_bytes` and `l2_bytes` belong to one core, `l3_bytes` is shared by all `cores`.
+    `features` are LLVM feature names without sign ("avx2", "fma", "avx512f", "avx512vnni", "avx512bf16", "neon",
     "dotprod", "fullfp16", "i8mm").
 
-    Version 2 added `load_ports`, `register_sums` and `memory_rate`; a description of version 1 gets what all machines
-    were taken to have then.
+    Version 2 added `load_ports`, `register_sums` and `memory_rate`; a description of version 1 gets the values that
+    were
+    then assumed for all machines.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,8 +71,8 @@ class Machine(BaseModel):
         return self.features.issuperset(features)
 
     def executes(self, *features: str) -> bool:
-        """True if generated code may use all these instruction extensions: those of a simulated processor are scheduled
-        for and computed by other code."""
+        """True if generated code may use all these instruction extensions: for a simulated processor, extensions are
+        used for scheduling, but computed by other code."""
         return (self.features if self.executed_features is None else self.executed_features).issuperset(features)
 
     def lanes(self, dtype: str) -> int:
@@ -81,10 +81,10 @@ class Machine(BaseModel):
 
     @property
     def lane_products(self) -> bool:
-        """True if a multiply-add of float32 vectors takes one operand from a lane of a vector.
+        """True if a float32 vector multiply-add can take one operand from a lane of a vector.
 
-        There a scalar is best loaded as part of a vector: an instruction that copies it to all lanes takes the place of
-        a multiply-add.
+        A scalar is then best loaded as part of a vector: an instruction that broadcasts it to all lanes uses the issue
+        slot of a multiply-add.
         """
         return self.architecture == "aarch64"
 
@@ -95,5 +95,5 @@ class Machine(BaseModel):
 
     @property
     def float16_product(self) -> bool:
-        """True if instructions multiply and add float16 at more than float32's rate."""
+        """True if instructions multiply and add float16 faster than float32."""
         return self.has("avx512fp16") or self.has("amx-fp16") or self.has("avx10.2")

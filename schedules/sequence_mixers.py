@@ -1,12 +1,12 @@
-"""Recurrent mixers of sequences as kernels: causal convolution, selective scan, gated delta rule.
+"""Recurrent sequence mixers as kernels: causal convolution, selective scan, gated delta rule.
 
-The selective scan is that of Mamba and Mamba-2 (arXiv:2312.00752, 2405.21060): a state of each channel, overwritten by
-each row. A task is a block of channels (a head of Mamba-2): its part of the state is contiguous and stays in the first
-cache while all rows pass. The gated delta rule (arXiv:2412.06464) is linear attention whose state is a matrix for each
-head, overwritten by each row; a task is some columns of the values of a head.
+The selective scan is that of Mamba and Mamba-2 (arXiv:2312.00752, 2405.21060): a state for each channel, updated by
+each row. A task is a block of channels (a head of Mamba-2): its part of the state is contiguous and stays in the L1
+cache over all rows. The gated delta rule (arXiv:2412.06464) is linear attention whose state is a matrix for each head,
+updated by each row; a task is some columns of the values of a head.
 
-A state is updated in place: each kernel begins with a copy of the state to its last result, and reads the result alone
-from there on. `UPDATES` names the operand, so that the copy goes away where the state is a module's own.
+A state is updated in place: each kernel begins with a copy of the state to its last result, and reads only the result
+from there on. `UPDATES` names the operand, so that the copy is removed if the state belongs to the module.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from schedules.ir.expression import expression
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import BlockBuilder, Buffer, Expr, Stmt, relax, te, tirx
 
-_OPAQUE = 8  # relax's pattern kind that is fused with nothing
+_OPAQUE = 8  # Relax's pattern kind for functions that are never fused
 _LANES = 16
-_MOST_COLUMNS = 64  # of a task: its accumulators are four vectors of 16
+_MOST_COLUMNS = 64  # per task: its accumulators are four vectors of 16
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a matrix (n, width), float32, from `start` on."""
+    """Columns of a matrix (n, width), float32, starting at `start`."""
 
     data: Expr
     start: int = 0
@@ -49,7 +49,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one sequence in a run: its entry of the states (none for a single one), and where its tokens are."""
+    """The rows of one sequence in a run: its state entry (none if there is only one), and the range of its tokens."""
 
     slot: tuple[Expr, ...]
     first: Expr
@@ -63,7 +63,7 @@ def vector_width(columns: int) -> int:
 
 
 def task_width(columns: int) -> int:
-    """Columns of a task: the largest divisor up to four vectors of 16."""
+    """Columns of a task: the largest divisor that is at most four vectors of 16."""
     return next(width for width in range(min(_MOST_COLUMNS, columns), 0, -1) if columns % width == 0)
 
 
@@ -78,7 +78,7 @@ class Buffers:
     state: Buffer
 
     def each_sequence(self, body: Callable[[Rows], Stmt]) -> Stmt:
-        """The body for each sequence of a run, int64 (sequences, 5) as of attention over a cache, or for all rows."""
+        """The body for each sequence of a run, int64 (sequences, 5) as in attention over a cache, or for all rows."""
         sequences, zero = self.named.get("sequences"), expression(0)
         rows, slots = (expression(shape_of(each)[0]) for each in (self.result, self.state))
         if sequences is None:
@@ -100,12 +100,12 @@ class Buffers:
         return repeat("sequence", shape_of(sequences)[0], one)
 
     def column(self, role: str, row: Expr, start: Expr, lanes: int = 1, offset: int = 0) -> Expr:
-        """Neighbours in a row of some columns of a matrix, from `start + offset` on."""
+        """Neighbors in a row of some columns of a matrix, starting at `start + offset`."""
         return load(self.named[role], row, lanes_of(start + (offset + self.starts[role]), lanes))
 
 
 def cleared(state: Buffer, at: Sequence[Expr | int], shape: Sequence[int], begins: Expr | None) -> Stmt | None:
-    """Zeros in the part `at` of a state, of `shape`, where a sequence begins."""
+    """Clear the part `at` of a state, of `shape`, at the beginning of a sequence."""
     if begins is None:
         return None
     *outer, width = shape
@@ -138,7 +138,7 @@ def with_state(
 
     Args:
         builder: inside a function.
-        columns, others: operands of the kernel beside the state, by role; the first has n rows. None is left out.
+        columns, others: operands of the kernel other than the state, by role; the first has n rows. None is omitted.
         state: float32.
         width: columns of the result.
         body: writes the loops.
@@ -211,13 +211,13 @@ class Convolution:
 
     Attributes:
         x: (n, channels).
-        weight: (taps, channels), the last tap for the row itself.
+        weight: (taps, channels), the last tap is for the row itself.
         bias: (channels,).
-        window: (taps - 1, channels), the rows before x, or (slots, ...) of several sequences.
-        factor: (n, channels), x is multiplied with it at first; None for x as it is.
-        gate: (n, channels), the result is multiplied with it; None for the result as it is.
-        activated: the result becomes silu of it.
-        sequences: int64 (sequences, 5), as `cached_attention` takes them; None: all rows are of one sequence.
+        window: (taps - 1, channels), the rows before x, or (slots, ...) for several sequences.
+        factor: (n, channels), multiplied with x first; None: x unchanged.
+        gate: (n, channels), multiplied with the result; None: the result unchanged.
+        activated: whether silu is applied to the result.
+        sequences: int64 (sequences, 5), as in `cached_attention`; None: all rows are one sequence.
     """
 
     x: Columns
@@ -231,7 +231,7 @@ class Convolution:
 
 
 def causal_convolution(builder: BlockBuilder, given: Convolution) -> tuple[Expr, Expr]:
-    """The result (n, channels) and the window that follows, emitted."""
+    """Emit the convolution: the result (n, channels) and the next window."""
     columns = {"x": given.x, "factor": given.factor, "gate": given.gate}
     others = {"weight": given.weight, "bias": given.bias, "sequences": given.sequences}
     taps, channels = (int(each) for each in given.weight.ty.shape.values)
@@ -243,7 +243,7 @@ def causal_convolution(builder: BlockBuilder, given: Convolution) -> tuple[Expr,
 
 
 class ConvolutionLoops:
-    """The loops of one kernel: tasks are neighbouring channels."""
+    """The loops of one kernel: tasks are neighboring channels."""
 
     def __init__(self, buffers: Buffers, taps: int, *, activated: bool) -> None:
         self._buffers, self._window = buffers, buffers.state
@@ -324,27 +324,26 @@ class ConvolutionLoops:
 
 
 _RATE, _TOTAL = range(2)
-_EPSILON = 1e-6  # of the lengths of queries and keys
+_EPSILON = 1e-6  # for the norms of queries and keys
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaRule:
     """Operands of the rule, all float32.
 
-    Value heads share key heads evenly: neighbouring ones, or where `tiled` those at equal distances.
+    Value heads share key heads evenly: neighboring ones, or with `tiled` those at equal distances.
 
     Attributes:
-        query, key: (n, key heads * key size); their lengths become 1, and the query is divided by sqrt(key size).
+        query, key: (n, heads * key size); they are normalized to length 1, and the query is divided by sqrt(key size).
         value: (n, heads * value size).
         step: (n, heads): the state is multiplied with exp(decay * softplus(step + bias)); or (n, heads * key size), a
             step for each row of the state (Kimi Delta Attention, arXiv:2510.26692).
-        rate: (n, heads): the correction of what the state holds for a key is multiplied with `rate_scale` *
-            sigmoid(rate).
-        decay, bias: (heads,), the bias as many as steps.
-        state: (heads, key size, value size), or (slots, ...) of several sequences.
-        key_heads, tiled: how many there are, and see above.
+        rate: (n, heads): the correction of the state's value for a key is multiplied with `rate_scale` * sigmoid(rate).
+        decay, bias: (heads,), as many biases as steps.
+        state: (heads, key size, value size), or (slots, ...) for several sequences.
+        key_heads, tiled: number of key heads; see above.
         rate_scale: see above.
-        sequences: int64 (sequences, 5), as `cached_attention` takes them; None: all rows are of one sequence.
+        sequences: int64 (sequences, 5), as in `cached_attention`; None: all rows are one sequence.
     """
 
     query: Columns
@@ -362,9 +361,9 @@ class DeltaRule:
 
 
 def gated_delta_rule(builder: BlockBuilder, given: DeltaRule) -> tuple[Expr, Expr]:
-    """state = kept * state; state += key (value - key state) rate; result = query state, of each head.
+    """state = kept * state; state += key (value - key state) rate; result = query state, for each head.
 
-    Returns the result (n, heads * value size) and the state that follows, emitted.
+    Emits them, and returns the result (n, heads * value size) and the next state.
     """
     columns = {each: getattr(given, each) for each in ("query", "key", "value", "step", "rate")}
     others = {"decay": given.decay, "bias": given.bias, "sequences": given.sequences}
@@ -495,7 +494,7 @@ class _GatedDelta:
         """See `MatrixRule`."""
         row, head, first = place
         value = self._buffers.column("value", row, head * self._values + first, self._lanes, at * self._lanes)
-        # Sums over rows of the state that are kept alike are multiplied once.
+        # If all rows of the state have the same decay, it multiplies the sums over rows once.
         shared = tirx.const(1.0, "float32") if self._by_row else load(self._local["kept"], 0)
         rate = broadcast(load(self._local["scalars"], _RATE), self._lanes)
         return (value - found * broadcast(shared, self._lanes)) * rate
@@ -513,7 +512,7 @@ class _GatedDelta:
         ]  # fmt: skip
 
     def _scalars(self, row: Expr, head: Expr) -> list[Stmt]:
-        """The rate, and what is kept of the state, or of each of its rows."""
+        """The rate, and the decay factor of the state, or of each of its rows."""
         count = self._keys if self._by_row else 1
         rate = self._buffers.column("rate", row, head)
 
@@ -526,7 +525,7 @@ class _GatedDelta:
         return [repeat("index", count, keep), store(self._local["scalars"], scale * sigmoid(rate), _RATE)]
 
     def _normalized(self, role: str, row: Expr, head: Expr, scale: float) -> list[Stmt]:
-        """A vector of length `scale`, in a buffer."""
+        """A vector scaled to length `scale`, in a buffer."""
         keys, scalars = expression(self._given.key_heads), self._local["scalars"]
         of_neighbours = tirx.floordiv(head, expression(self._heads // self._given.key_heads))
         shared = tirx.floormod(head, keys) if self._given.tiled else of_neighbours
@@ -552,9 +551,9 @@ class _GatedDelta:
 def decayed_maximum(
     builder: BlockBuilder, values: Expr, logs: Expr, state: Expr, sequences: Expr | None
 ) -> tuple[Expr, Expr]:
-    """state = max(state + log, value) of each column of float32 (n, columns), a row after another.
+    """state = max(state + log, value) for each column of float32 (n, columns), row by row.
 
-    Returns the state at each row (n, columns) and the state that follows, (columns,) or (slots, columns), emitted.
+    Emits it, and returns the state at each row (n, columns) and the next state, (columns,) or (slots, columns).
     """
 
     columns = int(values.ty.shape.values[-1])
@@ -589,22 +588,22 @@ _STEP, _DECAY = range(2)
 class Scan:
     """Operands of a scan, all float32.
 
-    Channels are in blocks, and blocks share groups evenly. With `per_block`, steps and decays are one for each block.
+    Channels are in blocks, and blocks share groups evenly. With `per_block`, there is one step and decay per block.
 
     Attributes:
         x: (n, channels).
-        step: (n, blocks), to which `bias` is added before softplus and `limits`; or (n, channels) as they are.
-        bias: (blocks,), with `per_block` alone.
+        step: (n, blocks), to which `bias` is added before softplus and `limits`; or (n, channels), used directly.
+        bias: (blocks,), only with `per_block`.
         decay: negative: (blocks,), or (sizes, channels).
-        write, read: (n, groups * sizes), what goes into the state and comes out of it.
-        skip: (channels,), times x, added to the result.
-        state: (blocks, sizes, channels of a block), or (slots, ...) of several sequences.
-        gate: (n, channels), the result is multiplied with silu of it; None for the result as it is.
+        write, read: (n, groups * sizes), the state's input and output vectors (B and C in Mamba).
+        skip: (channels,), multiplied with x and added to the result.
+        state: (blocks, sizes, channels of a block), or (slots, ...) for several sequences.
+        gate: (n, channels), its silu is multiplied with the result; None: the result unchanged.
         limits: limits of the steps.
         per_block: see above.
-        groups: how many there are.
-        scaled: x is multiplied with the step as it is written.
-        sequences: int64 (sequences, 5), as `cached_attention` takes them; None: all rows are of one sequence.
+        groups: number of groups.
+        scaled: whether x is multiplied with the step when it is written to the state.
+        sequences: int64 (sequences, 5), as in `cached_attention`; None: all rows are one sequence.
     """
 
     x: Columns
@@ -626,7 +625,7 @@ class Scan:
 def selective_scan(builder: BlockBuilder, given: Scan) -> tuple[Expr, Expr]:
     """state = exp(step * decay) * state + step * x * write; result = (sum(state * read) + skip * x) * silu(gate).
 
-    Returns the result (n, channels) and the state that follows, emitted.
+    Emits it, and returns the result (n, channels) and the next state.
     """
     columns = {"x": given.x, "step": given.step, "write": given.write, "read": given.read, "gate": given.gate}
     others = {"decay": given.decay, "skip": given.skip, "bias": given.bias, "sequences": given.sequences}
@@ -684,7 +683,7 @@ class ScanLoops:
         return sequence(sums_made, inputs_made, scalars_made, begin, repeat("row", rows.count, row))
 
     def _scalars(self, scalars: Buffer, row: Expr, block: Expr) -> list[Stmt]:
-        """The step of the block and what is kept of the state, where all channels share them."""
+        """The step of the block and the decay factor of its state, if all channels share them."""
         if not self._given.per_block:
             return []
         step = self._buffers.column("step", row, block)
@@ -715,7 +714,7 @@ class ScanLoops:
         size: Expr,
         at: int,
     ) -> Stmt:
-        """One vector of one size of the state, and its part of the result."""
+        """One vector of the state for one of its sizes, and its part of the result."""
         every = lanes_of(0, self._lanes)
         where = (*rows.slot, block, size, lanes_of(at * self._lanes, self._lanes))
         shared = group * self._sizes + size

@@ -156,8 +156,7 @@ class Pairs(Words):
 
 @dataclass(frozen=True, eq=False)
 class NarrowRows:
-    """Rows rounded to bfloat16, read as words of neighbors; zeros after their elements. There may be padding rows, for
-    whole tiles."""
+    """Rows rounded to bfloat16, read as words of neighbors, zero-padded. There may be padding rows, for whole tiles."""
 
     dtype: ClassVar[str] = "uint16"
 

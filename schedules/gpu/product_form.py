@@ -1,10 +1,10 @@
-"""A kernel read as one product, out[s, i, j] = sum over k of a[s, i, k] * b[s, j, k], and what is done with its result.
+"""A kernel read as one matmul, out[s, i, j] = sum over k of a[s, i, k] * b[s, j, k], and the steps on its result.
 
-Stages in front of the product are computed where an operand is read: they are elementwise, or the columns of an image.
+Stages before the matmul are computed where an operand is read: they are elementwise, or the columns of an image.
 
-A product whose depth is shared among blocks: each stores its part of the sums, and a second launch adds the parts.
+Split-K: if the depth is shared among blocks, each stores its part of the sums, and a second launch adds the parts.
 
-A product of few tiles leaves most multiprocessors idle. The parts are added in one order, so that the result is the
+A matmul of few tiles leaves most multiprocessors idle. The parts are added in one order, so that the result is the
 same in each run.
 """
 
@@ -28,7 +28,7 @@ from schedules.matmul.form import Group
 from schedules.stages.fused_kernel import FusedKernel
 
 Launches: TypeAlias = tuple[list[Stmt], list[Buffer]]
-"""Launches that compute a product, in order, and the buffers that they hand to each other."""
+"""Launches that compute a matmul, in order, and the intermediate buffers between them."""
 
 
 def splits_depth(steps: int, splits: int) -> bool:
@@ -37,10 +37,10 @@ def splits_depth(steps: int, splits: int) -> bool:
 
 
 class DepthSplit:
-    """The parts of a form's sums, in a flat buffer: part by part, each as samples, rows and columns.
+    """The partial sums of a form, in a flat buffer: part by part, each as samples, rows and columns.
 
     Args:
-        splits: how many parts; 2 or more, of a form whose sizes are all known.
+        splits: number of parts; 2 or more, for a form whose sizes are all known.
     """
 
     def __init__(self, form: ProductForm, splits: int) -> None:
@@ -51,7 +51,7 @@ class DepthSplit:
         self.sums: Buffer = tirx.decl_buffer([expression(splits * self.elements)], form.reduction.dtype, "parts")
 
     def share(self, part: Expr, steps: int) -> tuple[Expr, Index]:
-        """The first step of the depth of a part, and how many there are: fewer in the last part."""
+        """The first step of the depth of a part, and its number of steps: fewer in the last part."""
         each = ceil_div(steps, self.splits)
         first = part * expression(each)
         return first, each if each * self.splits == steps else tirx.min(expression(each), expression(steps) - first)
@@ -62,7 +62,7 @@ class DepthSplit:
         return store(self.sums, value, position)
 
     def joined(self) -> Stmt:
-        """The launch that adds the parts, and stores what becomes of the sums."""
+        """The launch that adds the parts, and stores the finished sums."""
         point = tirx.Var("point", "int64")
         line = tirx.floordiv(point, expression(self.columns))
         row, column = (tirx.floormod(line, expression(self.rows)), tirx.floormod(point, expression(self.columns)))
@@ -76,20 +76,20 @@ class DepthSplit:
 
 
 WIDER = {"float16": "float32", "bfloat16": "float32", "int8": "int32", "uint8": "int32"}
-"""The element type of sums of products, where it is another than the operands'."""
+"""The element type of sums of products, if it differs from the operands'."""
 ALONG_ROWS = "tensorwright.along_rows"
-"""Annotation of a stage whose neighbours in memory are those of its rows, not of its depth."""
+"""Annotation of a stage whose rows are contiguous in memory, not its depth."""
 
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """One factor.
+    """One factor of a matmul.
 
     Attributes:
-        value: the element in the type that is multiplied, of the loop variables.
+        value: the element in the type that is multiplied, as an expression of the loop variables.
         rows: the loops that only this factor has.
-        along_depth: whether neighbours of the depth are neighbours in memory.
-        run: how many neighbours of the depth, from a multiple of that number on, can be loaded as one vector.
+        along_depth: whether neighbors along the depth are adjacent in memory.
+        run: number of neighbors along the depth that can be loaded as one vector, from multiples of that number on.
     """
 
     value: Expr
@@ -108,7 +108,7 @@ class Operand:
 
 @dataclass(frozen=True, eq=False)
 class ProductForm:
-    """The product of a kernel; `a` moves along the rows of the result, `b` along its contiguous dimension."""
+    """The matmul of a kernel; `a` moves along the rows of the result, `b` along its contiguous dimension."""
 
     fused: FusedKernel
     reduction: Reduction
@@ -118,22 +118,22 @@ class ProductForm:
     b: Operand
 
     def finish(self, value: Expr, batch: Mapping[Var, Expr], row: Expr, column: Expr) -> Stmt:
-        """The statement that stores what becomes of a sum."""
+        """The statement that applies the epilogue to a sum and stores it."""
         mapping = {**batch, **self.a.rows.values(row), **self.b.rows.values(column)}
         return self.fused.finish(value, [substitute(point, mapping) for point in self.reduction.store.indices])
 
 
 def is_product(stage: Stage) -> bool:
-    """True if a stage sums products; cheap."""
+    """True if a stage is a sum of products; cheap."""
     reduction = reduction_of(stage)
     return reduction is not None and reduction.combiner.name == "add" and isinstance(reduction.value, tirx.Mul)
 
 
 def product_form(kernel: Kernel) -> ProductForm:
-    """The kernel's product. Raises NotScheduledError when it has another form."""
+    """The kernel's matmul. Raises NotScheduledError if it has another form."""
     products = [stage for stage in kernel.simple_stages if is_product(stage)]
     if not kernel.is_plain or len(products) != 1:
-        raise NotScheduledError("the kernel is not one product")
+        raise NotScheduledError("the kernel is not a single matmul")
     stage = products[0]
     fused = FusedKernel(kernel, [stage], partly=True)
     reduction = reduction_of(stage)
@@ -161,12 +161,12 @@ def product_form(kernel: Kernel) -> ProductForm:
 
 
 def stages_in_front(kernel: Kernel, stage: Stage) -> tuple[Stage, ...]:
-    """The stages before one, which that one alone reads. Raises NotScheduledError when others need them too."""
+    """The stages before one, read only by it. Raises NotScheduledError if other stages read them, too."""
     position = kernel.simple_stages.index(stage)
     before, after = kernel.simple_stages[:position], kernel.simple_stages[position + 1 :]
     for buffer in (buffer for each in before for buffer in each.writes):
         if not kernel.is_intermediate(buffer) or any(_reads(each.body, buffer) for each in after):
-            raise NotScheduledError("what is in front of the reduction is needed behind it too")
+            raise NotScheduledError("a stage before the reduction is also read after it")
     return before
 
 
@@ -199,18 +199,18 @@ def _reads(value: Expr, buffer: Expr) -> bool:
 
 
 def computed_in_place(value: Expr, before: Sequence[Stage]) -> Expr:
-    """A value with what earlier stages computed for it in its place. Raises NotScheduledError for other stages."""
+    """A value with earlier stages inlined. Raises NotScheduledError for stages that are not elementwise."""
     for stage in reversed(before):
         if not any(_reads(value, each) for each in stage.writes):
             continue
         if not is_elementwise(stage):
-            raise NotScheduledError(f"stage {stage.name!r} in front of the product is not elementwise")
+            raise NotScheduledError(f"stage {stage.name!r} before the matmul is not elementwise")
         value = _narrowest(inline_value(stage, value))
     return value
 
 
 def _steps(value: Expr, axes: Sequence[Axis]) -> list[int | None]:
-    """Distance in memory by which each axis moves a factor that is one load; None where that is not known."""
+    """Distance in memory by which each axis moves a factor that is one load; None if unknown."""
     if not isinstance(value, tvm.ir.TensorLoad):
         return [None for _ in axes]
     access = Access(value.source, tuple(value.indices), False)

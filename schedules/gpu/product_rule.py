@@ -1,4 +1,4 @@
-"""Common parts of the matmul rules: matching, and, for those in tiles, the tiles and their default."""
+"""Common parts of the matmul rules: matching, and for tiled rules the tiles and their default."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from schedules.ir.tir import PrimFunc
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import Workload
 
-UNKNOWN = 128  # the size assumed where it is not known
+UNKNOWN = 128  # size assumed for dynamic dimensions
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-_LEAST_STEPS = 2  # of a part of the depth
-_MOST_THREADS = 2048  # of a multiprocessor
-_GAIN_OF_SPLITS = 1.25  # at least, by the estimate, for the depth to be split by default
-_PARTS_OF_A_LAUNCH = 10_000  # parts of sums that a multiprocessor stores and adds in the time of a launch
+_LEAST_STEPS = 2  # per part of the depth
+_MOST_THREADS = 2048  # per multiprocessor
+_GAIN_OF_SPLITS = 1.25  # minimum estimated gain for splitting the depth by default
+_PARTS_OF_A_LAUNCH = 10_000  # partial sums that a multiprocessor stores and adds in the time of a launch
 
 
 @dataclass(frozen=True)
 class ProductWorkload(Workload):
-    """The product of (samples, rows, depth) and (samples, columns, depth); 0 is a size that is not known."""
+    """The matmul of (samples, rows, depth) and (samples, columns, depth); 0 is an unknown size."""
 
     samples: int
     rows: int
@@ -43,7 +43,7 @@ ProductWorkloadT = TypeVar("ProductWorkloadT", bound=ProductWorkload)
 
 
 class ProductRule(GpuRule[ProductWorkloadT]):
-    """A product: what is in front of it is computed where it is read, what follows where it is stored."""
+    """A matmul: stages before it are computed where it reads them, stages after it where it stores."""
 
     @abstractmethod
     def workload(self, form: ProductForm) -> ProductWorkloadT:
@@ -51,11 +51,11 @@ class ProductRule(GpuRule[ProductWorkloadT]):
 
     @abstractmethod
     def serves(self, form: ProductForm, workload: ProductWorkloadT, machine: GpuMachine) -> bool:
-        """True if a product of these sizes is served; both operands have one element type."""
+        """True if a matmul of these sizes is served; both operands have one element type."""
 
     @abstractmethod
     def launches(self, form: ProductForm, config: Config) -> Launches:
-        """Launches that compute a form's product."""
+        """Launches that compute a form's matmul."""
 
     def match(self, kernel: Kernel, machine: Machine) -> ProductWorkloadT | None:
         if not isinstance(machine, GpuMachine) or not any(is_product(each) for each in kernel.simple_stages):
@@ -74,7 +74,7 @@ class ProductRule(GpuRule[ProductWorkloadT]):
         launches, workspaces = self.launches(form, config)
         if form.fused.is_joined:
             return build_function(kernel, launches, workspaces)
-        # What follows is not elementwise on the result, and gets launches of its own.
+        # The remaining stages are not elementwise on the result, and get their own launches.
         rest = form.fused.rest
         written = [form.fused.stored, *(buffer for stage in rest for buffer in stage.writes)]
         kept = [each for each in kernel.intermediates if any(each.same_as(buffer) for buffer in written)]
@@ -83,25 +83,25 @@ class ProductRule(GpuRule[ProductWorkloadT]):
 
 
 def product_workload(form: ProductForm) -> ProductWorkload:
-    """The sizes of a product."""
+    """The sizes of a matmul."""
     groups = (form.batch, form.a.rows, form.b.rows, form.depth)
     samples, rows, columns, depth = (each.extent if isinstance(each.extent, int) else 0 for each in groups)
     return ProductWorkload(samples, rows, columns, depth, form.a.dtype)
 
 
 class TiledProductRule(ProductRule[ProductWorkload]):
-    """A product in tiles of shared memory, its depth shared among `splits` blocks."""
+    """A matmul in tiles of shared memory, its depth shared among `splits` blocks."""
 
     knobs: ClassVar[dict[str, tuple[int, ...]]]
     tiles: ClassVar[type[BlockTile]]
     writer: ClassVar[type[TileWriter]]
-    """The writer of the launch of a block for each tile, or for each tile and part of the depth."""
+    """The writer of the launch with a block for each tile, or for each tile and part of the depth."""
     load_cost: ClassVar[int]
     """Loading a row of a tile costs as much as multiplying it by this number of columns."""
     full_warps: ClassVar[int]
     """Warps per multiprocessor needed to hide latency."""
     launch_cost: ClassVar[int]
-    """A launch costs as many multiplications of a multiprocessor."""
+    """A launch costs this many multiplications of a multiprocessor."""
 
     def workload(self, form: ProductForm) -> ProductWorkload:
         return product_workload(form)
@@ -115,7 +115,7 @@ class TiledProductRule(ProductRule[ProductWorkload]):
         return self.tiles(*(config.integer(name) for name in ("rows", "columns", "depth")))
 
     def serves(self, form: ProductForm, workload: ProductWorkload, machine: GpuMachine) -> bool:
-        # A vector by a matrix shares nothing that a tile could keep.
+        # A vector-matrix product reuses no data that a tile could hold.
         sizes = (workload.rows, workload.columns, workload.depth)
         return 1 not in sizes and self.multiplies(workload.dtype, machine)
 
@@ -143,14 +143,15 @@ class TiledProductRule(ProductRule[ProductWorkload]):
 
     def default(self, workload: ProductWorkload, machine: Machine) -> Config:
         def cost(config: Config) -> tuple[float, int]:
-            # Of equals the one of fewer steps.
+            # Ties go to the config with fewer steps.
             units = self.units(workload, config, machine)
             return units * (1.0 if config.integer("splits") == 1 else _GAIN_OF_SPLITS), -self.tile(config).depth
 
         return min(self.space(workload, machine), key=cost)
 
     def units(self, workload: ProductWorkload, config: Config, machine: Machine) -> float:
-        """Time in units of multiplying: of the multiprocessor with the most blocks, which multiplies at its full rate
+        """Time, in units of a multiplication, of the multiprocessor with the most blocks, which multiplies at its full
+        rate
         if enough warps are resident to hide their latencies."""
         assert isinstance(machine, GpuMachine)
         tile, splits, samples = self.tile(config), config.integer("splits"), max(workload.samples, 1)
@@ -169,5 +170,5 @@ class TiledProductRule(ProductRule[ProductWorkload]):
         return product + self.launch_cost * (1 + parts / _PARTS_OF_A_LAUNCH)
 
     def _share(self, knob: str, size: int, own: int) -> float:
-        """Used share of a tile at a size: warps that compute padding alone hide no latencies."""
+        """Used fraction of a tile at a size: warps that compute only padding hide no latencies."""
         return min(1.0, next((each for each in self.knobs[knob] if each >= size), own) / own)

@@ -1,8 +1,8 @@
-"""Convolutions written as matrix products, in the form that the product's schedule knows.
+"""Convolutions written as matmuls, in the form that the matmul's schedule recognizes.
 
-A convolution is the product of the filters, oc x (ic kh kw), and of the columns, (oh ow) x (ic kh kw), which are
-never stored: the schedule reads the image where it fills a tile of shared memory, and what stands in the padding
-where there is no image. Sums of float16 and bfloat16 are float32, those of 8-bit integers int32.
+A convolution is the matmul of the filters, oc x (ic kh kw), and of the columns, (oh ow) x (ic kh kw), which are
+never stored: the schedule reads the image when it fills a tile of shared memory, and the padding value outside
+the image. Sums of float16 and bfloat16 are float32, those of 8-bit integers int32.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from schedules.ir.stages import product
 from schedules.ir.tir import Attrs, BlockBuilder, Call, Expr, Index, Tensor, tirx, tvm
 
 te = tvm.te
-OUT_FUSABLE = 4  # relax's pattern kind: elementwise operators join this one's end
+OUT_FUSABLE = 4  # Relax's pattern kind: elementwise consumers are fused into this operator
 _PADDING = "tensorwright.padding"
 _LAYOUTS = {1: ("NCW", "OIW"), 2: ("NCHW", "OIHW"), 3: ("NCDHW", "OIDHW")}
 
 
 @dataclass(frozen=True)
 class Window:
-    """Window of a convolution: one number for each spatial dimension; `fill` stands in the padding."""
+    """Window of a convolution: one number for each spatial dimension; `fill` is the padding value."""
 
     strides: tuple[int, ...]
     before: tuple[int, ...]
@@ -31,7 +31,7 @@ class Window:
     fill: int | float = 0
 
     def padded(self, widths: Sequence[int], fill: int | float) -> Window:
-        """The same walk over an image without its padding (before and after, dimension by dimension)."""
+        """The same window over an image without its padding (before and after, dimension by dimension)."""
         return Window(self.strides, tuple(widths[::2]), tuple(widths[1::2]), self.dilation, fill)
 
 
@@ -39,7 +39,7 @@ def convolution(data: Tensor, weight: Tensor, kernel: Sequence[int], window: Win
     """A convolution of one group: (batch, channels, *image) by (filters, channels, *kernel), the image static.
 
     Args:
-        weight: the filters, or a matrix of one in each row.
+        weight: the filters, or a matrix with one filter per row.
         out: the element type of the result.
     """
     batch, channels, *image = data.shape
@@ -54,7 +54,7 @@ def convolution(data: Tensor, weight: Tensor, kernel: Sequence[int], window: Win
     depth = channels * taps
 
     def tap(k: Expr) -> list[Expr]:
-        """The position of a column's element in the kernel."""
+        """The position in the kernel of a column's element."""
         found: list[Index] = []
         step = 1
         for length in reversed(kernel):
@@ -90,9 +90,9 @@ def convolution(data: Tensor, weight: Tensor, kernel: Sequence[int], window: Win
 
 
 def legalize_convolution(builder: BlockBuilder, call: Call) -> Expr:
-    """relax.nn.conv1d to conv3d as a product where it is one group of static image size, else as TVM does.
+    """relax.nn.conv1d to conv3d as a matmul if it has one group and a static image size, otherwise as TVM does.
 
-    A padding with one value in front of it becomes its own.
+    A constant padding before it becomes the convolution's own.
     """
     data, weight = call.args
     attrs = call.attrs
@@ -116,7 +116,7 @@ def legalize_convolution(builder: BlockBuilder, call: Call) -> Expr:
 
 
 def _as_matrix(weight: Expr) -> Expr:
-    """Constant filters with one in each row: neighbours along a row are then known to be neighbours in memory."""
+    """Constant filters, one per row: elements of a row are then known to be adjacent in memory."""
     if not isinstance(weight, tvm.ir.GenericConst):
         return weight
     values = weight.value.numpy()
@@ -140,7 +140,7 @@ def _by_engine(builder: BlockBuilder, call: Call) -> Expr:
 
 
 def legalize_pad(builder: BlockBuilder, call: Call) -> Expr:
-    """relax.nn.pad as TVM writes it; the kernel says what it does, so that a convolution can do it itself."""
+    """relax.nn.pad as TVM writes it, annotated so that a convolution can do the padding itself."""
     made = _by_engine(builder, call)
     widths = [int(each) for each in call.attrs.pad_width]
     constant = str(call.attrs.pad_mode) == "constant" and min(widths, default=0) >= 0
@@ -154,7 +154,7 @@ def legalize_pad(builder: BlockBuilder, call: Call) -> Expr:
 
 
 def _padding(builder: BlockBuilder, data: Expr) -> tuple[Expr, list[int], int | float] | None:
-    """The image in front of a padding of its spatial dimensions, the widths and the value."""
+    """The image before padding of its spatial dimensions, the widths and the value."""
     made: Expr = builder.lookup_binding(data) if isinstance(data, tvm.relax.Var) else None
     kernel = made.args[0] if isinstance(made, tvm.relax.Call) and made.args else None
     if not isinstance(kernel, tvm.ir.GlobalVar):

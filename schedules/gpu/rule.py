@@ -1,4 +1,4 @@
-"""Common parts of the rules for graphics processors."""
+"""Common parts of the rules for GPUs."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ def gpu_workload(kernel: Kernel, machine: Machine) -> GpuWorkload | None:
 
 
 class GpuRule(ScheduleRule[WorkloadT]):
-    """A rule for graphics processors; it matches no other machine."""
+    """A rule for GPUs; it matches no other machine."""
 
     def finish(self, function: PrimFunc, machine: Machine) -> PrimFunc:
-        """Elementary functions written for a processor's vectors become TVM's own, and those of narrow floats
-        go through float32: CUDA has few of them, and those are less exact."""
+        """Replace elementary functions written for a processor's vectors by TVM's own, and compute those of narrow
+        floats
+        in float32: CUDA has few of them, and those are less accurate."""
 
         def replace(call: Call) -> Expr:
             name, dtype = call_name(call), str(call.ty)

@@ -1,10 +1,10 @@
-"""Products and convolutions of narrow numbers on tensor cores.
+"""Matmuls and convolutions of narrow operands on tensor cores.
 
-A tile of a product on tensor cores: each warp computes 16 by 16 parts of it.
+Each warp computes 16 by 16 fragments of a tile of the matmul.
 
 Shared memory holds slabs of 16 along the depth: rows of a slab are padded so that eight of them, which are read at
 once, fall into different banks, slabs are 32 bytes apart for threads that write to several, and each 16 by 16 part is
-aligned to 32 bytes. At the end sums pass through shared memory, for only there is known which thread has which.
+aligned to 32 bytes. At the end sums pass through shared memory, since only there their layout over threads is known.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from schedules.machine import dtype_bits
 from schedules.rule import GpuPriority
 
 SIDE = 16  # side of the 16 x 16 tiles of the operations
-_PITCH = {8: 16, 16: 24}  # of a slab's rows in elements, by bits of an element
+_PITCH = {8: 16, 16: 24}  # pitch of a slab's rows in elements, by bits of an element
 _STAGE_PADDING = 4
 _WARP = 32
 
@@ -38,7 +38,7 @@ class Tile(BlockTile):
 
     @property
     def warps(self) -> tuple[int, int]:
-        """Down and across."""
+        """Numbers of warps down and across."""
         down, across = self.fragments
         return self.rows // SIDE // down, self.columns // SIDE // across
 
@@ -65,7 +65,7 @@ class _TensorWriter(TileWriter):
         return [self.depth // SIDE, self._slab(rows)]
 
     def _slab(self, rows: int) -> int:
-        """Elements from a slab to the next: the same row lies in other banks there."""
+        """Elements from a slab to the next: the same row is in other banks there."""
         return rows * self.pitch + _skew(dtype_bits(self.dtype))
 
     def prepare(self) -> None:
@@ -81,8 +81,7 @@ class _TensorWriter(TileWriter):
         staged = [self.threads // _WARP, SIDE, SIDE * across + _STAGE_PADDING]
         self.stage = self.allocated("stage", staged, self.total, SHARED)
         zero = tirx.const(0, self.total)
-        # Used from here on: TVM gives buffers that are not used at one time the same memory, and fails where
-        # their types differ.
+        # Touch it now; otherwise TVM aliases it with a buffer of another dtype and fails.
         self.statements.append(store(self.stage, zero, self.warp, tirx.floormod(self.lane, expression(SIDE)), 0))
         for each in range(down * across):
             call = tirx.tvm_fill_fragment(self.sums.data, SIDE, SIDE, SIDE, index(each, "int32"), zero)
@@ -115,7 +114,7 @@ class _TensorWriter(TileWriter):
 
     @property
     def _own(self) -> tuple[Expr, Expr]:
-        """Indices of this warp among the rows and the columns of warps."""
+        """Row and column of this warp in the grid of warps."""
         across = expression(self.tile.warps[1])
         return tirx.floordiv(self.warp, across), tirx.floormod(self.warp, across)
 
@@ -159,7 +158,7 @@ def _pointer(buffer: Buffer, mode: str, offset: Expr, extent: int) -> Expr:
 
 
 class GpuTensorCores(TiledProductRule):
-    """Any product whose operands tensor cores take: sizes are filled up with zeros."""
+    """Any matmul whose operand types tensor cores support; sizes are padded with zeros."""
 
     name: ClassVar[str] = "gpu-tensor-cores"
     version: ClassVar[int] = 3

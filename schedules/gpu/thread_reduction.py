@@ -1,5 +1,5 @@
-"""Short sums, one thread each: depthwise and grouped convolutions, pooling. Neighbouring threads compute neighbours of
-the result, so that what they read and write lies side by side; what follows the sum is done in the same thread."""
+"""Short sums, one thread each: depthwise and grouped convolutions, pooling. Neighboring threads compute neighboring
+results, so that their accesses are coalesced; steps after the sum run in the same thread."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _POINTS_OF_A_MULTIPROCESSOR = 1024
 
 
 class GpuThreadReduction(GpuRule[GpuWorkload]):
-    """One reduction of few elements, or of a moderate number where there are threads enough without sharing it."""
+    """One reduction of few elements, or of a moderate number if there are enough threads without sharing it."""
 
     name: ClassVar[str] = "gpu-thread-reduction"
     priority: ClassVar[int] = GpuPriority.SHORT_SUMS
@@ -40,7 +40,7 @@ class GpuThreadReduction(GpuRule[GpuWorkload]):
         if elements is None or reduction_of(stage) is None or _is_shared_product(kernel):
             return None
         many = points is None or points >= machine.multiprocessors * _POINTS_OF_A_MULTIPROCESSOR
-        # Several loops, as windows have: a single one is over a row of memory.
+        # Several reduction loops, as in windows; a single one runs over a row of memory.
         is_window = len([axis for axis in stage.reduction if axis.extent != 1]) > 1
         if elements >= SHORT and not (many and elements < _MODERATE and is_window):
             return None
@@ -50,17 +50,17 @@ class GpuThreadReduction(GpuRule[GpuWorkload]):
         stage = next(each for each in kernel.simple_stages if each.reduction)
         fused = FusedKernel(kernel, [stage])
         if not fused.is_joined:
-            raise NotScheduledError("what follows the reduction is not elementwise")
+            raise NotScheduledError("a stage after the reduction is not elementwise")
         reduction = reduction_of(stage)
         assert reduction is not None
         value = computed_in_place(reduction.value, stages_in_front(kernel, stage))
         if any(kernel.is_intermediate(each.source) for each in buffers_loaded(value)):
-            raise NotScheduledError("a stage in front of the reduction is not elementwise")
+            raise NotScheduledError("a stage before the reduction is not elementwise")
         return build_function(kernel, [_launch(stage, fused, reduction, value)], [])
 
 
 def _is_shared_product(kernel: Kernel) -> bool:
-    """True if the kernel is a product of two matrices, whose elements a block shares."""
+    """True if the kernel is a matmul of two matrices, whose elements a block shares."""
     if not any(is_product(stage) for stage in kernel.simple_stages):
         return False
     try:

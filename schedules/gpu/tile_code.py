@@ -1,7 +1,7 @@
-"""A product in tiles of the result, a block of threads for each: what is the same whatever multiplies.
+"""A matmul in tiles of the result, with one block of threads each: the parts common to all instructions.
 
-The block walks along the depth. At each step its threads hold the next part of both operands in registers while the
-part before is multiplied out of shared memory.
+The block iterates over the depth. At each step its threads hold the next part of both operands in registers while the
+previous part is multiplied from shared memory.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SHARED = "shared"
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """An operand's way to what multiplies it.
+    """An operand on its way from global memory to the multiplication.
 
     Attributes:
-        start, rows: the block's rows of it: the first, and how many.
-        width: neighbours along the depth that a thread holds together.
-        registers, slabs: where it lies in each thread, and in shared memory.
+        start, rows: the block's rows of the operand: the first, and how many.
+        width: neighbors along the depth that a thread holds together.
+        registers, slabs: buffers in each thread and in shared memory.
     """
 
     operand: Operand
@@ -42,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True)
 class BlockTile(ABC):
-    """Tile of a block: rows and columns of the result, and a step of the depth; powers of two from 16 on."""
+    """Tile of a block: rows and columns of the result, and a step of the depth; powers of two, at least 16."""
 
     rows: int
     columns: int
@@ -51,7 +51,7 @@ class BlockTile(ABC):
     @property
     @abstractmethod
     def threads(self) -> int:
-        """Threads that share it."""
+        """Number of threads that share the tile."""
 
     @abstractmethod
     def shared_bytes(self, bits: int) -> int:
@@ -59,7 +59,7 @@ class BlockTile(ABC):
 
 
 class TileWriter(ABC):
-    """Writes the launch of a product in tiles; with a split, each block sums a part of the depth."""
+    """Writes the launch of a tiled matmul; with a split, each block sums a part of the depth."""
 
     def __init__(self, form: ProductForm, tile: BlockTile, split: DepthSplit | None) -> None:
         self.form, self.tile, self.split = form, tile, split
@@ -70,7 +70,7 @@ class TileWriter(ABC):
         self.thread = tirx.Var("thread", "int64")
 
     def launch(self) -> Stmt:
-        """The launch, of a block for each tile, or for each tile and part of the depth."""
+        """The launch, with a block for each tile, or for each tile and part of the depth."""
         form = self.form
         block = tirx.Var("block", "int64")
         rows, columns = self.size
@@ -95,19 +95,19 @@ class TileWriter(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Allocate what else is needed, and set the sums to zero: appended to `statements`."""
+        """Allocate any other buffers, and set the sums to zero: appended to `statements`."""
 
     @abstractmethod
     def kept(self, part: Part, number: int, row: Expr, depth: Expr) -> Stmt:
-        """Store what a thread holds of a round, `part.width` neighbours from a depth on, in shared memory."""
+        """Store a thread's values of a round, `part.width` neighbors starting at `depth`, in shared memory."""
 
     @abstractmethod
     def multiplied(self) -> list[Stmt]:
-        """Add the product of what lies in shared memory to the sums."""
+        """Add the product of the operands in shared memory to the sums."""
 
     @abstractmethod
     def finished(self) -> list[Stmt]:
-        """Hand the sums to the form's `finish`."""
+        """Pass the sums to the form's `finish`."""
 
     def bound(self, name: str, value: Expr) -> Expr:
         """A variable for a value that is computed once."""
@@ -128,19 +128,19 @@ class TileWriter(ABC):
         else:
             self.sample = self.bound("sample", tirx.floormod(position, expression(self.split.samples)))
             self.part = self.bound("part", tirx.floordiv(position, expression(self.split.samples)))
-            assert isinstance(depth, int), "only a depth that is known is split"
+            assert isinstance(depth, int), "only a known depth is split"
             first, self.steps = self.split.share(self.part, depth)
             self.first = self.bound("first", first)
         self.batch = self.form.batch.values(self.sample)
 
     def stored(self, value: Expr, row: Expr, column: Expr) -> Stmt:
-        """The statement for a sum: what becomes of it, or, of a part of the depth, keeping it."""
+        """The statement for a sum: its epilogue and store, or storing it as part of a split depth."""
         if self.split is None:
             return self.form.finish(value, self.batch, row, column)
         return self.split.keep(value, self.part, self.sample, row, column)
 
     def is_inside(self, row: Expr, column: Expr) -> Expr | bool:
-        """True where an element of the block's tile is one of the result's."""
+        """True if an element of the block's tile is inside the result."""
         return both(
             within(row, self.form.a.rows.extent, self.size[0]), within(column, self.form.b.rows.extent, self.size[1])
         )
@@ -177,7 +177,7 @@ class TileWriter(ABC):
         return [*self._fetched(self.a, 0, True), *self._fetched(self.b, 0, True), repeat("step", steps, step)]
 
     def _at(self, step: Expr | int) -> Expr:
-        """The step of the whole depth that is one of the block's."""
+        """The step of the whole depth for a step of the block."""
         return expression(step) if self.split is None else self.first + step
 
     def _pieces(self, part: Part) -> list[tuple[int, Expr, Expr, Expr | bool]]:
@@ -195,7 +195,7 @@ class TileWriter(ABC):
         return found
 
     def _fetched(self, part: Part, step: Expr | int, more: Expr | bool) -> list[Stmt]:
-        """A part of the operand into registers, zeros where it ends; nothing is needed unless there is `more`."""
+        """Load a part of the operand into registers, zeros past its end; nothing is needed unless there is `more`."""
         if more is False:
             return []
         statements: list[Stmt] = []
@@ -222,13 +222,13 @@ class TileWriter(ABC):
         return [*([] if needed is None else [needed]), *self._guarded(part, guarded)]
 
     def _guarded(self, part: Part, loads: list[tuple[int, GuardedLoad]]) -> list[Stmt]:
-        """Load, and then choose: so that all loads are under way before the first is waited for."""
+        """Load, then select, so that all loads are in flight before the first is waited for."""
         tested, loaded, chosen = [], [], []
         for position, each in loads:
             inside = tirx.Var("inside", "bool")
             tested.append(tirx.Bind(inside, each.inside))
             loaded.append(store(part.registers, each.safe(inside), position))
-            # A zero out of a register: CUDA converts one of 16 bits by an instruction that it does not move.
+            # Zero from a register: CUDA converts a 16-bit constant by an instruction that it does not hoist.
             otherwise = load(self.zero, 0) if each.otherwise is None else each.otherwise
             chosen.append(
                 store(part.registers, tirx.Select(inside, load(part.registers, position), otherwise), position)
@@ -236,12 +236,12 @@ class TileWriter(ABC):
         return [*tested, *loaded, *chosen]
 
     def _fetched_run(self, part: Part, number: int, row: Expr, depth: Expr, inside: Expr | bool) -> Stmt | None:
-        """Neighbours along the depth as one vector."""
+        """Load neighbors along the depth as one vector."""
         first = part.operand.at(self.batch, row, self.form.depth.values(depth))
         *outer, last = first.indices
         value = tirx.BufferLoad(first.source, [*outer, lanes_of(last, part.width)])
         position = lanes_of(number * part.width, part.width)
-        # TVM writes no zero of more than four bytes side by side.
+        # TVM cannot write a zero vector of more than four bytes.
         zero = broadcast(tirx.const(0, self.dtype), 4)
         starts = range(number * part.width, (number + 1) * part.width, 4)
         nothing = sequence([store(part.registers, zero, lanes_of(start, 4)) for start in starts])
@@ -253,13 +253,13 @@ class TileWriter(ABC):
 
 
 def load_width(operand: Operand) -> int:
-    """Number of neighbours along the depth that a thread loads together: 16 bytes where they can be one vector."""
+    """Number of neighbors along the depth that a thread loads together: 16 bytes if they can be one vector."""
     widest = 128 // dtype_bits(operand.dtype)
     return min(widest, operand.run) if operand.run >= 4 else 4
 
 
 def within(at: Expr, extent: Index, tile: int) -> Expr | bool:
-    """True where an index lies within an extent that tiles cover; True where that is known."""
+    """True if an index is within an extent that tiles cover; Python's True if that is known."""
     return True if isinstance(extent, int) and extent % tile == 0 else at < expression(extent)
 
 
@@ -270,10 +270,10 @@ def wait() -> Stmt:
 
 @dataclass(frozen=True, eq=False)
 class GuardedLoad:
-    """An element at a position of a buffer; where `inside` does not hold, it is `otherwise` instead (None: zero).
+    """An element at a position of a buffer; if `inside` is false, it is `otherwise` instead (None: zero).
 
     Attributes:
-        offset: offset of the element in the buffer, where `inside` holds.
+        offset: offset of the element in the buffer, if `inside` holds.
     """
 
     source: Buffer
@@ -282,17 +282,17 @@ class GuardedLoad:
     otherwise: Expr | None
 
     def safe(self, inside: Expr) -> Expr:
-        """The load; of the first element where a variable of `inside`'s value is false."""
+        """The load; of the first element if `inside`, a variable, is false."""
         zero = tirx.IntImm(str(self.offset.ty), 0)
         leading = [zero] * (len(self.source.shape) - 1)
         return tirx.BufferLoad(self.source, [*leading, tirx.Select(inside, self.offset, zero)])
 
 
 def guarded_load(value: Expr, known: Expr | bool) -> GuardedLoad | None:
-    """A value that is needed where `known` holds, and is zero elsewhere, as such a load.
+    """A value that is needed only if `known` holds, and is zero otherwise, as such a load.
 
-    None where it is another expression than a load, or a choice between one and a constant, of memory of fixed size;
-    or where nothing guards it.
+    None if it is neither a load nor a choice between one and a constant, of memory of fixed size; or if nothing guards
+    it.
     """
     conditions, otherwise = [] if known is True else [known], None
     if call_name(value) == IF_THEN_ELSE:
@@ -311,7 +311,7 @@ def guarded_load(value: Expr, known: Expr | bool) -> GuardedLoad | None:
 
 
 def _offset(load: Expr) -> Expr | None:
-    """Offset of an element in a compact buffer; None where it is not known that the buffer has the element."""
+    """Offset of an element in a compact buffer; None if it may be outside the buffer."""
     sizes = [size if isinstance(size, int) else 0 for size in shape_of(load.source)]
     if not all(sizes):
         return None
@@ -322,7 +322,7 @@ def _offset(load: Expr) -> Expr | None:
 
 
 def _without_branches(conditions: list[Expr]) -> Expr:
-    """The conjunction in integers: each test of a chain of && is a branch of its own."""
+    """The conjunction in integers: each test in a chain of && would be a branch of its own."""
     tests: list[Expr] = []
     while conditions:
         each = conditions.pop()

@@ -1,7 +1,7 @@
 """Vectorizes and parallelizes the independent loops of kernels that are written statement by statement.
 
-Kernels mark such a loop by an annotation and leave it plain, as other machines run its iterations otherwise: graphics
-processors one on each thread.
+Kernels mark such a loop by an annotation and leave it scalar, since other machines run its iterations differently: GPUs
+use one thread for each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ IN_VECTORS = "tensorwright.in_vectors"
 IN_CHUNKS = "tensorwright.in_chunks"
 """The same; threads may share the iterations as well."""
 VECTOR_DTYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-"""Dtypes of elements that are loaded and stored in vectors; TVM widens others, element by element."""
+"""Dtypes of elements that are loaded and stored in vectors; TVM converts others element by element."""
 _LANES = 16  # per vector; LLVM splits it if registers are narrower
 _CHUNK = 1 << 14  # elements that one thread takes at once
 _LEAST_SHARED = 1 << 18  # fewer elements are not worth the threads

@@ -2,13 +2,13 @@
 
 Workarounds for TVM's handling of bfloat16 and 8-bit floats, which it stores as integers of the same width.
 
-Seen with apache-tvm 0.27: a load inside the value of a Let is taken for the integer that holds it (a maximum of 48640.0
+Seen with apache-tvm 0.27: a load inside the value of a Let is read as the integer that holds it (a maximum of 48640.0
 for numbers near 1), and a vector that repeats one element has no form that can be stored.
 
 Elementary functions that TVM's code generator cannot vectorize, or supports only in wider dtypes.
 
 Measured on apache-tvm 0.27 by generating a vector loop around each function: those of `_SCALAR` fail in every type,
-those of `_WIDE` in float16. In float32 `vector_math` has the first.
+those of `_WIDE` in float16. For float32, `vector_math` implements the former.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def vector_limits(body: Stmt, used: set[str]) -> Stmt:
 
 
 def _limits(expr: Expr, value: Expr) -> tuple[Expr, Expr] | None:
-    """(low, high) of `min(max(value, low), high)`, or of either alone."""
+    """(low, high) of `min(max(value, low), high)`, or of only one of these."""
     low, high = tirx.FloatImm("float32", -float("inf")), tirx.FloatImm("float32", float("inf"))
     if isinstance(expr, tirx.Min) and isinstance(expr.b, tirx.FloatImm):
         expr, high = expr.a, expr.b
@@ -70,12 +70,12 @@ def _limits(expr: Expr, value: Expr) -> tuple[Expr, Expr] | None:
 
 # NaN tests as comparisons: TVM's `x != x` has no vector form and is scalarized.
 
-# IEEE 754: the bits of infinity; of a NaN, without the sign, they are greater.
+# IEEE 754: without the sign, the bits of a NaN are greater than those of infinity.
 _INFINITY = {"float16": ("int16", 0x7C00), "float32": ("int32", 0x7F800000), "float64": ("int64", 0x7FF << 52)}
 
 
 def vector_nan_tests(body: Stmt) -> Stmt:
-    """Replace each `isnan` in a statement by a comparison: of the numbers in a select, otherwise of their bits."""
+    """Replace each `isnan` in a statement by a comparison: in a select of the numbers, otherwise of their bits."""
     return structural_map(structural_map(body, (tirx.Select, _choice)), (tvm.ir.Call, _test))
 
 
@@ -114,14 +114,14 @@ def inline_narrow_lets(root: Node) -> Node:
     def replace(let: Expr) -> Expr:
         if not any(map(_is_narrow, buffers_loaded(let.value))):
             return let
-        # Variables bound in the body may read it now.
+        # Variables bound in the body may now read it.
         return inline_narrow_lets(substitute(let.body, {let.var: let.value}))
 
     return structural_map(root, (tirx.Let, replace))
 
 
 def serialize_vectors(root: Stmt) -> Stmt:
-    """Serialize vectorized loops that broadcast a narrow float to all lanes, or call what has no vector form."""
+    """Serialize vectorized loops that broadcast a narrow float to all lanes, or call a function with no vector form."""
 
     def serialize(loop: Stmt) -> Stmt:
         if loop.kind != VECTORIZED:
@@ -154,7 +154,7 @@ def widen_narrow_calls(root: Stmt) -> Stmt:
 
     def widen(call: Call) -> Expr:
         dtype = str(call.ty)
-        # The neighbour of a number depends on its type.
+        # `nextafter` depends on the type of the number.
         if dtype not in _NARROW or call_name(call) not in _WIDE - {"tirx.nextafter"}:
             return call
         arguments = [tirx.Cast("float32", each) if str(each.ty) == dtype else each for each in call.args]
@@ -163,7 +163,7 @@ def widen_narrow_calls(root: Stmt) -> Stmt:
     return structural_map(root, (tvm.ir.Call, widen))
 
 
-# Modules of operators whose code is a function of LLVM IR.
+# Modules of operators implemented as LLVM IR functions.
 _FAMILIES = (rounding, unpack_bits, select_lanes, row_sums)
 _NARROW = ("float16", "bfloat16")
 _TILE_SIZE = 96  # elements; accumulators of plain reductions hold at most four vectors
@@ -173,7 +173,7 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     """Vectorize elementary functions, give every Let its own variable, and rewrite expressions that TVM cannot generate
     or misreads.
 
-    Kernels of one library must import the same text for a function: the linker keeps one of them for all.
+    Kernels of one library must import the same text for a function: the linker keeps only one copy.
     """
     used: set[str] = set()
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
@@ -226,7 +226,7 @@ def _vector_calls(root: Stmt, used: set[str], suffix: str) -> Stmt:
             return call
         name = plain + suffix
         dtype = str(call.ty)
-        if dtype.partition("x")[0] == "float32":  # or a vector of them, in kernels that state vectors themselves
+        if dtype.partition("x")[0] == "float32":  # or a vector of them, in kernels with explicit vectors
             used.add(name)
             return vector_math.call(name, *call.args)
         if dtype in _NARROW and plain != "round":

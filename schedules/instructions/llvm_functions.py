@@ -28,7 +28,7 @@ def splat(value: object, lanes: int, scalar: str = "i32") -> str:
 
 @cache
 def _known_operators() -> set[str]:
-    """Names of TVM's operators, listed once: there are a thousand."""
+    """Names of TVM's operators, cached: there are about a thousand."""
     return {str(name) for name in tvm.ir.Op.list_op_names()}
 
 

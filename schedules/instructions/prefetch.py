@@ -1,8 +1,8 @@
 """Prefetching in a form that lets LLVM keep accumulators in registers.
 
-LLVM takes the intrinsic for something that may write what it points to. In the body of a parallel loop nothing says
-that this is not a tile's sums, so they were stored to memory at each step: 2.4 times the time of a convolution, and
-more. The call is therefore wrapped and marked as touching no memory that the program can see.
+LLVM assumes that the intrinsic may write the memory that it points to. In the body of a parallel loop it cannot prove
+that this is not a tile's sums, so they were stored to memory at each step: a convolution took 2.4 times as long, or
+longer. The call is therefore wrapped and marked as touching no memory that the program can see.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Vectorized rounding operators: float32 to int32, and to 16-bit floats, whose pairs are packed in an int32.
 
-TVM turns bfloat16 into floats before code generation. So a pair is an int32 (the element with the even index in the low
-half), and a function in LLVM IR, inlined where it is called, does the rest.
+TVM converts bfloat16 to floats before code generation. So a pair is an int32 (the element with the even index in the
+low half), and an LLVM IR function, inlined at the call, does the rest.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _narrow_text(lanes: int) -> str:
 
 @cache
 def definitions(lanes: frozenset[int], machine: Machine) -> str:
-    """LLVM IR of the functions for these numbers of lanes; LLVM has the instructions of every machine."""
+    """LLVM IR of the functions for these numbers of lanes; LLVM selects the instructions of each machine."""
     texts = (_integer_text, _pair_text, _run_text, _float16_texts, _narrow_text)
     return "\n".join([*(text(count) for count in sorted(lanes) for text in texts), ""])
 

@@ -1,7 +1,7 @@
-"""Horizontal sums of as many vectors as a vector has lanes, packed in one vector: the last step of dot products.
+"""Horizontal sums of n vectors of n lanes, packed in one vector: the last step of dot products.
 
-A tree of shuffles that stay within 128 bits as long as they can: two for each vector but one, where summing each vector
-by itself takes a shuffle and an addition for each halving.
+A tree of shuffles that stay within 128 bits as long as possible: two for each vector but one, whereas summing each
+vector by itself needs a shuffle and an addition for each halving.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Per-lane selection as an operator: `selected(data, words, shift)` picks, in each lane, the number of `data` whose
 index is stored in the lane's word starting at bit `shift`.
 
-It is one permutation (`vpermps`), which ignores what lies above the bits it reads, so `data` is repeated until it fills
-a vector.
+It is one permutation (`vpermps`), which ignores the bits above those it reads, so `data` is repeated until it fills a
+vector.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from schedules.instructions.llvm_functions import register_operator, symbol, vec
 from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine
 
-# The numbers of values that a lane can choose among.
+# Supported numbers of values to choose among.
 CHOICES = (4, 8, 16)
 _NAME = "tensorwright.select{}"
 OPERATORS = tuple(_NAME.format(choices) for choices in CHOICES)
@@ -32,7 +32,7 @@ def selected(data: Expr, words: Expr, shift: Expr) -> Expr:
 
     Args:
         data: float32, a vector of 4, 8 or 16.
-        words: int32, a vector of the machine's.
+        words: int32, a vector of the machine's width.
         shift: int32, the lowest bit of the choice in each word.
     """
     choices = int(str(data.ty).partition("x")[2])
@@ -56,7 +56,7 @@ def _text(choices: int, lanes: int) -> str:
 
 @cache
 def definitions(lanes: frozenset[int], machine: Machine) -> str:
-    """LLVM IR of the functions for those of these numbers of lanes that there is a permutation of."""
+    """LLVM IR of the functions for those numbers of lanes that have a permutation."""
     parts = []
     for count in sorted(lanes & set(_PERMUTATIONS)):
         f, i = vector("float", count), vector("i32", count)

@@ -1,9 +1,9 @@
 """Unpacking of 4-bit numbers from 32-bit words as operators: `unpacked(word, shift)` is the signed four-bit integer at
 bit `shift` as float32, `looked_up(word, table)` the table entry indexed by the lowest four bits.
 
-On AVX-512 they are a shift and a look-up: `vpermps` reads one of 16 floats by the lowest four bits of each lane and
-ignores the others. Elsewhere signed bits are shifted to the top, back with their sign, and converted; entries of tables
-are chosen bit by bit.
+On AVX-512 they are a shift and a lookup: `vpermps` selects one of 16 floats by the lowest four bits of each lane and
+ignores the others. Elsewhere signed integers are shifted to the top, arithmetically back, and converted; table entries
+are selected bit by bit.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def unpacked(word: Expr, shift: int) -> Expr:
 
 
 def looked_up(word: Expr, table: Sequence[float]) -> Expr | None:
-    """The operator on an int32; None for a table that there is no operator for."""
+    """The operator on an int32; None for a table that has no operator."""
     for name, each in TABLES.items():
         if np.array_equal(np.asarray(each, np.float32), np.asarray(table, np.float32)):
             operator = tvm.ir.Op.get(f"tensorwright.look_up_{name}")

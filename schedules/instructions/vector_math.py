@@ -1,20 +1,20 @@
-"""Elementary functions in float32 vectors, as LLVM functions that are inlined where they are called.
+"""Elementary functions on float32 vectors, as LLVM functions that are inlined at the call.
 
-LLVM turns a vector `exp` into one libm call per lane. These hold only multiply-adds, selects and integer shifts.
+LLVM turns a vector `exp` into one libm call per lane. These use only multiply-adds, selects and integer shifts.
 Largest errors over the whole range against float64, in units in the last place of float32, with fused multiply-adds:
 
 ==========  =====  ==========================================================================
 function    ulp    method
 ==========  =====  ==========================================================================
 exp         1.0    as Cephes' `expf`: x = n ln 2 + r, a degree-6 polynomial in r, 2^n in two steps
-sigmoid     2.5    1 / (1 + e^-x), 0 where that is below the normal range
+sigmoid     2.5    1 / (1 + e^-x), 0 if that is below the normal range
 tanh        5      odd rational approximation 13/6 as in Eigen
 erf         6      odd rational approximation 11/10 as in Eigen
 log         1.0    Cephes `logf`: mantissa in [sqrt(1/2), sqrt(2)), a degree-9 polynomial
 pow         0.51   2^(y log2 x) in float64: Taylor series of degrees 13 and 9
 round       0      half away from zero, as `roundf`
 sin, cos    1.6    Cephes `sinf`; reduced by pi / 2 in two parts in float64, as FreeBSD's `sinf`
-tan         2.7    Cephes `tanf`, reduced likewise
+tan         2.7    Cephes `tanf`, same reduction
 asin        2.5    Cephes `asinf`: a degree-11 polynomial up to 1/2, of a square root above
 acos        1.2    from the same
 atan        2.4    Cephes `atanf`: three ranges, a degree-9 polynomial
@@ -25,19 +25,19 @@ acosh       2.4    Cephes `acoshf`: a polynomial times a square root up to 1.5, 
 atanh       1.5    Cephes `atanhf`: a degree-11 polynomial up to 1/2, a logarithm above
 ==========  =====  ==========================================================================
 
-NaN gives NaN, infinities and overflow give the limits, results below the normal range are denormals.
-Vectors in which a sine's, cosine's or tangent's argument exceeds 2^28 go to the C library, lane by lane.
+NaN returns NaN, infinities and overflow return the limits, results below the normal range are denormals.
+Vectors in which a sine's, cosine's or tangent's argument exceeds 2^28 are computed by the C library, lane by lane.
 
-Softmax takes powers of what is 0 or less. `exp_of_negative` is exp for such (1.0 ulp down to e^-87), 0 below the normal
-range; `exp_of_negative_coarse` likewise with a largest relative error of 8e-5, a twentieth of what rounding to bfloat16
-comes to.
+Softmax only exponentiates numbers <= 0. `exp_of_negative` is exp for these (1.0 ulp down to e^-87), 0 below the normal
+range; `exp_of_negative_coarse` is the same with a maximum relative error of 8e-5, a twentieth of the error of rounding
+to bfloat16.
 
-Each comes in two variants. The plain one has its constants in registers, best for loops that do nothing else. The one
-for tiles reads them from memory with each use: beside a tile of sums there are no registers for them, and LLVM would
-rather spill the sums inside the innermost loop.
+Each function has two variants. The plain one keeps its constants in registers, best for loops that do nothing else.
+The one for tiles reads them from memory at each use: next to a tile of sums there are no registers for them, and LLVM
+would rather spill the sums inside the innermost loop.
 
-In TensorIR each is an operator `tensorwright.<name>` that the vectorizer knows; TVM's last lowering makes it
-a call of the function for its number of lanes, whose text `definitions` gives for import into the kernel.
+In TensorIR each is an operator `tensorwright.<name>` that the vectorizer supports; TVM's last lowering turns it into a
+call of the function for its number of lanes, whose text `definitions` returns for import into the kernel.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _log_of_sum(w: Writer, x: str, total: str) -> str:
 
 
 def acosh(w: Writer, x: str) -> str:
-    """log(x + sqrt(x^2 - 1)), and sqrt(x - 1) P(x - 1) up to 1.5; NaN below 1, as the root."""
+    """log(x + sqrt(x^2 - 1)), and sqrt(x - 1) P(x - 1) up to 1.5; NaN below 1, like the root."""
     rest = w.subtract(x, w.number(1.0))
     far = w.add(x, w.intrinsic("sqrt", w.multiply(rest, w.add(x, w.number(1.0)))))
     near = w.multiply(w.horner(_ACOSH, rest), w.intrinsic("sqrt", rest))
@@ -181,7 +181,7 @@ def tan(w: Writer, x: str) -> str:
 
 
 def _of_reduced(w: Writer, x: str, name: str, value: Callable[[str, str], str]) -> str:
-    """`value(r, quadrant)` of |x|; where it is too large to reduce, which NaN is not, the C library's function."""
+    """`value(r, quadrant)` of |x|; if it is too large to reduce (NaN is not), the C library's function."""
     size = w.intrinsic("fabs", x)
     too_large = w.compare("ogt", size, w.number(_LARGEST_REDUCED))
     return w.unless_any(too_large, lambda: value(*_reduced(w, size)), name, x)
@@ -267,9 +267,9 @@ _LN2_HIGH = 0.693359375  # 9 bits, so that n * _LN2_HIGH is exact
 _LN2_LOW = -2.12194440e-4
 _ROUNDING = 12582912.0  # 1.5 * 2^23: adding it rounds a float32 to an integer, held in the low bits
 _ROUNDING_BITS = 0x4B400000
-# e^r = 1 + r + r^2 P(r) for |r| <= ln 2 / 2, P fitted for the least largest relative error, 3.1e-9 (Lawson's method).
+# e^r = 1 + r + r^2 P(r) for |r| <= ln 2 / 2, P minimizes the maximum relative error, 3.1e-9 (Lawson's method).
 _EXP = (1.38145406e-3, 8.36874545e-3, 4.16683890e-2, 1.66665211e-1, 4.99999940e-1, 1.0, 1.0)
-# e^r for |r| <= ln 2 / 2, fitted likewise: relative error 7.6e-5.
+# e^r for |r| <= ln 2 / 2, fitted the same way: relative error 7.6e-5.
 _EXP_COARSE = (1.656631e-1, 5.0498962e-1, 1.00016594, 9.9992732e-1)
 _EXP_LIMITS = (-104.0, 89.0)  # beyond these the result is 0 or infinity in float32
 
@@ -294,7 +294,7 @@ _LARGEST = 3.4028234e38
 
 def exp(w: Writer, argument: str) -> str:
     polynomial, exponent = exp_parts(w, w.clamp(argument, *_EXP_LIMITS))
-    # In two steps, since 2^n itself may lie outside the normal range where the result does not.
+    # In two steps, since 2^n itself may be outside the normal range when the result is not.
     half = w.whole("ashr", exponent, w.integer(1))
     scaled = w.multiply(polynomial, w.power_of_two(half))
     return w.multiply(scaled, w.power_of_two(w.whole("sub", exponent, half)))
@@ -318,7 +318,7 @@ def exp_of_negative_coarse(w: Writer, argument: str) -> str:
 
 
 def _exp_in_one_step(w: Writer, argument: str, ln2: Sequence[float], polynomial: Sequence[float]) -> str:
-    """e^x for x <= 0, n at least -127, whose bits of 2^n are those of 0. What rounds n adds the bias of exponents."""
+    """e^x for x <= 0, with n >= -127, where the bits of 2^n are those of 0. Rounding n also adds the exponent bias."""
     x = w.select(w.compare("olt", argument, w.number(-88.0)), w.number(-88.0), argument)
     rounding = w.number(_ROUNDING + 127)
     shifted = w.add(w.multiply(x, w.number(_LOG2_E)), rounding)
@@ -332,8 +332,8 @@ def _exp_in_one_step(w: Writer, argument: str, ln2: Sequence[float], polynomial:
 def sigmoid(w: Writer, x: str) -> str:
     """1 / (1 + e^-x), where e^-x becomes infinite as soon as the result is below the normal range.
 
-    So 2^n takes one step: n = 128 gives the bits of infinity, and the upper limit keeps n at -126. What rounds n to an
-    integer adds the bias of exponents too, and -r takes the place of r.
+    So 2^n takes one step: n = 128 yields the bits of infinity, and the upper limit keeps n at -126. Rounding n to an
+    integer adds the exponent bias, too, and -r replaces r.
     """
     x = w.clamp(x, -89.0, 87.33)
     rounding = w.number(_ROUNDING + 127)
@@ -374,7 +374,7 @@ def _mantissa_and_exponent(w: Writer, x: str) -> tuple[str, str]:
 
 
 def power(w: Writer, x: str, y: str) -> str:
-    """2^(y log2 |x|), the product in float64: its error counts in full however large it is; then C's special cases."""
+    """2^(y log2 |x|) in float64, since its error is amplified by the size of the product; then C's special cases."""
     one, half = w.number(1.0), w.multiply(y, w.number(0.5))
     value = _exp2(w, w.wide("fmul", w.widened(y), _log2(w, w.intrinsic("fabs", x))))
     is_integer = w.compare("oeq", w.intrinsic("trunc", y), y)
@@ -392,7 +392,7 @@ def power(w: Writer, x: str, y: str) -> str:
 
 
 def _log2(w: Writer, x: str) -> str:
-    """In float64, for x >= 0: e + log2 m, by the series of log((1 + s) / (1 - s)) in s = (m - 1) / (m + 1)."""
+    """log2 x in float64, for x >= 0: e + log2 m, by the series of log((1 + s) / (1 - s)) in s = (m - 1) / (m + 1)."""
     mantissa, e = _mantissa_and_exponent(w, x)
     e = w.select(w.compare("oeq", x, w.number(0.0)), w.number(-math.inf), e)
     e = w.select(w.compare("ole", x, w.number(_LARGEST)), e, x)
@@ -452,7 +452,7 @@ EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE = "exp_of_negative", "exp_of_negative_co
 def _odd_rational(
     w: Writer, argument: str, limit: float, numerator: Sequence[float], denominator: Sequence[float]
 ) -> str:
-    """x P(x^2) / Q(x^2) on the clamped argument, cut to [-1, 1]."""
+    """x P(x^2) / Q(x^2) on the clamped argument, clamped to [-1, 1]."""
     x = w.clamp(argument, -limit, limit)
     square = w.multiply(x, x)
     quotient = w.divide(w.horner(numerator, square), w.horner(denominator, square))
@@ -483,7 +483,7 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     **{each.__name__: each for each in (sin, cos, tan, asin, acos, atan, sinh, cosh, asinh, acosh, atanh)},
     "pow": power,
 }
-_PARAMETERS = {LIMIT: ("%x", "%low", "%high"), "pow": ("%x", "%y")}  # those of the others are one, %x
+_PARAMETERS = {LIMIT: ("%x", "%low", "%high"), "pow": ("%x", "%y")}  # all others have one, %x
 
 
 def _constants() -> Tables:

@@ -11,7 +11,7 @@ TABLE = "tensorwright_constants"
 TABLE_SIZE = 256
 WIDE_TABLE, WIDE_TABLE_SIZE = "tensorwright_wide_constants", 32
 WIDE_ROUNDING = 6755399441055744.0  # 1.5 * 2^52: adding it rounds a float64 to an integer, held in the low bits
-# Metadata of `Writer.unless_any`: the branch that is hardly ever taken, and a loop that is not worth unrolling.
+# Metadata of `Writer.unless_any`: a rarely taken branch, and a loop that is not worth unrolling.
 _RARELY, _LOOP = "!0", "!1"
 METADATA = (
     f'{_RARELY} = !{{!"branch_weights", i32 1, i32 4000}}\n{_LOOP} = distinct !{{{_LOOP}, !2, !3}}\n'
@@ -122,11 +122,11 @@ class Writer:
         return self._emit(f"trunc {self.int} {a} to {self.bool}")
 
     def sign_bit(self, a: str) -> str:
-        """The sign alone, in the highest bit."""
+        """The sign bit only, in the highest bit."""
         return self.whole("and", self.bits(a), self.integer(-(2**31)))
 
     def with_sign_flipped(self, a: str, sign: str) -> str:
-        """`a` with its sign flipped where the highest bit of `sign`, all other bits of which are 0, is set."""
+        """`a` with its sign flipped where the highest bit of `sign` is set; its other bits are 0."""
         return self.from_bits(self.whole("xor", self.bits(a), sign))
 
     def wide(self, operation: str, a: str, b: str) -> str:
@@ -134,14 +134,14 @@ class Writer:
         return self._emit(f"{operation} contract {self.double} {a}, {b}")
 
     def wide_horner(self, coefficients: Sequence[float], x: str) -> str:
-        """`horner` of float64."""
+        """`horner` in float64."""
         result = self.wide_number(coefficients[0])
         for coefficient in coefficients[1:]:
             result = self.wide("fadd", self.wide("fmul", result, x), self.wide_number(coefficient))
         return result
 
     def wide_clamp(self, x: str, low: float, high: float) -> str:
-        """`clamp` of float64."""
+        """`clamp` in float64."""
         for condition, limit in (("ogt", self.wide_number(high)), ("olt", self.wide_number(low))):
             beyond = self._emit(f"fcmp {condition} {self.double} {x}, {limit}")
             x = self._emit(f"select {self.bool} {beyond}, {self.double} {limit}, {self.double} {x}")
@@ -183,8 +183,8 @@ class Writer:
         return self.from_bits(shifted)
 
     def unless_any(self, condition: str, common: Callable[[], str], library: str, x: str) -> str:
-        """The value that `common` writes, or in a vector where `condition` holds of any lane, LLVM's function of the
-        C library `library` of every lane of `x`."""
+        """The value that `common` writes; for a vector in which `condition` holds for any lane, the C library function
+        `library` of every lane of `x`."""
         slot = self._emit(f"alloca {self.float}")
         met = self._any(condition)
         self.lines.append(f"  br i1 {met}, label %rare, label %common, !prof {_RARELY}")
@@ -203,7 +203,7 @@ class Writer:
         return self._emit(f"call i1 {name}({self.bool} {condition})")
 
     def _lane_by_lane(self, library: str, x: str, slot: str) -> str:
-        """The function of every lane, in a loop over `slot`; goes on in the block `rare_end`."""
+        """The function of every lane, in a loop over `slot`; continues in the block `rare_end`."""
         function = f"@llvm.{library}.f32"
         self.declared.add(f"declare float {function}(float)")
         if self.lanes == 1:

@@ -1,6 +1,6 @@
-"""Movement of a statement's memory accesses when a loop variable grows by one.
+"""Strides of a statement's memory accesses with respect to a loop variable.
 
-Simplifies indices by the bounds of their loops: index arithmetic left by reshapes obscures the memory access
+Also simplifies indices by the bounds of their loops: index arithmetic left by reshapes obscures the memory access
 pattern.
 """
 
@@ -39,8 +39,9 @@ from schedules.ir.tir import (
 
 
 def with_plain_indices(stage: Stage) -> Stage:
-    """The stage with divisions, remainders, minima and maxima gone from its indices where the extents of its loops
-    decide them."""
+    """The stage with divisions, remainders, minima and maxima removed from its indices if the extents of its loops
+    decide
+    them."""
     if not _is_taken_apart(stage.body):
         return stage
     analyzer = bound_analyzer(stage.axes)
@@ -54,7 +55,7 @@ def with_plain_indices(stage: Stage) -> Stage:
 
 
 def _plain(point: Expr, analyzer: Analyzer) -> Expr:
-    """TVM's simplifier keeps quotients of negative numbers that its own bounds decide."""
+    """Remove quotients of negative numbers that TVM's simplifier keeps although its own bounds decide them."""
     point = analyzer.simplify(point)
     if not _is_taken_apart(point):
         return point
@@ -81,7 +82,7 @@ def _is_taken_apart(root: Expr) -> bool:
     return bool(nodes(root, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max))
 
 
-Stride = Any  # an int, a symbolic expression, or None when the step is irregular
+Stride = Any  # an int, a symbolic expression, or None if irregular
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +94,11 @@ class Access:
     is_store: bool
 
     def is_at(self, buffer: Buffer, indices: Sequence[Expr]) -> bool:
-        """True if it is an access of this position."""
+        """True if it accesses this position."""
         return bool(self.buffer.same_as(buffer)) and bool(structural_equal(list(self.indices), list(indices)))
 
     def stride(self, var: Var) -> Stride:
-        """Elements moved when `var` grows by one; None when that is not constant."""
+        """Elements moved when `var` grows by one; None if that is not constant."""
         if not is_compact(self.buffer):
             return None if any(uses(each, var) for each in self.indices) else 0
         total: Index = 0
@@ -110,19 +111,21 @@ class Access:
 
 
 def _with_sizes(buffer: Buffer, indices: Sequence[Expr]) -> list[tuple[Index, Expr]]:
-    """Each index with the number of elements that one step of it skips."""
+    """Each index with its stride in elements."""
     shape = shape_of(buffer)
     return [(reduce(lambda a, b: a * b, shape[i + 1 :], 1), point) for i, point in enumerate(indices)]
 
 
 def with_flat_indices(root: Stmt, buffers: Sequence[Expr]) -> Node:
-    """Accesses of these buffers by quotients and remainders of a number are made by the number.
+    """Replace indices that are quotients and remainders of one number by that number, in accesses of these buffers.
 
-    TVM simplifies each index on its own, within the bounds of its variables, and cannot put them together any more
-    where vectors do not divide rows: `x[(8 * i + lane) // 28, (8 * i + lane) % 28]` would be read lane by lane. Not for
-    buffers that a kernel allocates, whose sizes follow from the indices.
+    TVM simplifies each index on its own, within the bounds of its variables, and cannot recombine them if vectors do
+    not
+    divide rows: `x[(8 * i + lane) // 28, (8 * i + lane) % 28]` would be read lane by lane. Not for buffers that a
+    kernel
+    allocates, whose sizes follow from the indices.
     """
-    known: dict[StructuralKey, Expr] = {}  # a kernel repeats few of them very often
+    known: dict[StructuralKey, Expr] = {}  # a kernel repeats a few of them very often
 
     def moved(buffer: Buffer, indices: Sequence[Expr]) -> tuple[Buffer, Sequence[Expr]] | None:
         divided = sum(bool(nodes(point, tirx.FloorDiv, tirx.FloorMod)) for point in indices)
@@ -163,7 +166,7 @@ def coefficient_of(expr: Expr, var: Var) -> int | None:
 
 
 def _difference(expr: Expr, var: Var) -> int | None:
-    """f(v + 1) - f(v) when TVM proves it constant."""
+    """f(v + 1) - f(v) if TVM proves it constant."""
     if buffers_loaded(expr):
         return None
     moved = substitute(expr, {var: var + tirx.IntImm(str(var.ty), 1)})

@@ -1,4 +1,4 @@
-"""Small tools on TIR expressions and statements: constants, substitution, loads, also of narrower numbers."""
+"""Utilities for TIR expressions and statements: constants, substitution, loads, conversion of narrow numbers."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def substitute(root: Node, mapping: Mapping[Var, Expr | int]) -> Node:
 
 
 def map_loads(root: Node, replace: Callable[[Expr], Expr | None]) -> Node:
-    """Replace buffer loads, innermost first; `replace` answers None to keep one."""
+    """Replace buffer loads, innermost first; `replace` returns None to keep one."""
     return _mapped(root, tvm.ir.TensorLoad, replace)
 
 
 def map_stores(root: Stmt, replace: Callable[[Stmt], Stmt | None]) -> Stmt:
-    """Replace buffer stores; `replace` answers None to keep one."""
+    """Replace buffer stores; `replace` returns None to keep one."""
     return _mapped(root, tirx.BufferStore, replace)
 
 
@@ -53,7 +53,7 @@ def _mapped(root: Node, kind: type, replace: Callable[[Node], Node | None]) -> N
 
 
 def map_accesses(root: Node, moved: Callable[[Buffer, Sequence[Expr]], tuple[Buffer, Sequence[Expr]] | None]) -> Node:
-    """Move loads and stores: `moved(buffer, indices)` is where to, None where one stays."""
+    """Redirect loads and stores: `moved(buffer, indices)` is the new position, or None to keep an access."""
 
     def load(node: Expr) -> Expr | None:
         position = moved(node.source, node.indices)
@@ -67,7 +67,7 @@ def map_accesses(root: Node, moved: Callable[[Buffer, Sequence[Expr]], tuple[Buf
 
 
 def nodes(root: Node, *kinds: Any) -> list[Any]:
-    """Every node of some classes of TVM below `root`, children first."""
+    """Every node below `root` of the given TVM classes, children first."""
     found: list[Any] = []
     structural_walk(root, (kinds, found.append))
     return found
@@ -79,7 +79,7 @@ def buffers_loaded(root: Node) -> list[Expr]:
 
 
 def unflattened(position: Expr, extents: Sequence[Expr]) -> list[Expr]:
-    """The indices of nested loops at a position of their whole walk."""
+    """The indices of nested loops at a position of their iteration space."""
     values: list[Expr] = []
     for extent in reversed(extents[1:]):
         values.append(tirx.FloorMod(position, extent))
@@ -88,7 +88,7 @@ def unflattened(position: Expr, extents: Sequence[Expr]) -> list[Expr]:
 
 
 def changed_block(block: Node, **changed: Any) -> Node:
-    """A copy of an `s_tir.SBlock` with some of its parts changed."""
+    """A copy of an `s_tir.SBlock` with some of its fields changed."""
     names = (
         "iter_vars",
         "reads",
@@ -134,7 +134,7 @@ def parts_of(size: Index, part: Index) -> Index:
 
 
 def number(stored: Expr, dtype: str) -> Expr:
-    """A stored element, or a vector of them, as `dtype`; uint16 holds the bits of a bfloat16 when that is float32."""
+    """A stored element, or a vector of them, as `dtype`; for float32, uint16 holds the bits of a bfloat16."""
     own, _, lanes = str(stored.ty).partition("x")
     if own == dtype:
         return stored
@@ -144,14 +144,14 @@ def number(stored: Expr, dtype: str) -> Expr:
 
 
 def widened(bits: Expr) -> Expr:
-    """The float32 of a bfloat16 held in a uint16; exact."""
+    """The float32 value of a bfloat16 stored in a uint16; exact."""
     lanes = str(bits.ty).partition("x")[2]
     words = _vector("int32", lanes)
     return tirx.reinterpret(_vector("float32", lanes), tirx.Cast(words, bits) << tirx.const(16, words))
 
 
 def low_halves(words: Expr) -> Expr:
-    """16-bit integers as the low halves of int32, zeros above."""
+    """16-bit integers in the low halves of int32, zeros above."""
     own, _, lanes = str(words.ty).partition("x")
     assert own == "int16"
     unsigned = tirx.reinterpret(_vector("uint16", lanes), words)

@@ -1,4 +1,4 @@
-"""Inlining: an elementwise stage moves into the stages that read it, unless that would repeat too much work."""
+"""Inlining: an elementwise stage is moved into the stages that read it, unless that would repeat too much work."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from schedules.ir.tir import Buffer, Call, Expr, Node, Var, structural_equal, st
 # How many times a cheap value may be recomputed before it is stored in memory instead.
 _MAX_CHEAP_REPEATS = 8
 _MAX_CHEAP_OPERATIONS = 16
-# A body beyond this many operations is not grown any further.
+# A body with more operations than this does not grow any further.
 _MAX_NODES = 600
-# Chains of functions that read their operand several times grow exponentially: none is inlined beyond this.
+# Chains of functions that read their operand several times grow exponentially: beyond this, none is inlined.
 _MAX_EXPANDED = 3000
 
 _EXPENSIVE_CALLS = frozenset(
@@ -31,7 +31,7 @@ IF_THEN_ELSE = "prim.if_then_else"
 
 
 def call_name(node: Expr) -> str:
-    """The operator's name of a call, "" when it calls something else."""
+    """The operator name of a call, "" if it calls something else."""
     return str(node.op.name) if isinstance(node, tvm.ir.Call) and isinstance(node.op, tvm.ir.Op) else ""
 
 
@@ -48,7 +48,7 @@ def has_branch(root: Node) -> bool:
 
 
 def inline_stages(kernel: Kernel) -> list[Stage | Opaque]:
-    """The kernel's stages with those inlined that pay. Meaning is unchanged."""
+    """The kernel's stages after inlining where it pays off. The semantics are unchanged."""
     stages = list(kernel.stages)
     position = 0
     while position < len(stages):
@@ -89,7 +89,7 @@ def _inlined(kernel: Kernel, stages: list[Stage | Opaque], position: int) -> lis
 
 
 def _is_candidate(kernel: Kernel, stages: Sequence[Stage | Opaque], stage: Stage) -> bool:
-    """An elementwise stage that alone writes an intermediate, at its own loop variables, from unchanging inputs."""
+    """True if an elementwise stage alone writes an intermediate, at its own loop variables, from constant inputs."""
     store = stage.store
     if store is None or stage.reduction or stage.init is not None or not kernel.is_intermediate(store.buffer):
         return False
@@ -105,12 +105,12 @@ def _is_candidate(kernel: Kernel, stages: Sequence[Stage | Opaque], stage: Stage
 
 
 def is_elementwise(stage: Stage) -> bool:
-    """True if a stage stores one value at each point of its own loop variables, so that `inline_value` serves it."""
+    """True if a stage stores one value at each point of its own loop variables, as `inline_value` requires."""
     return stage.store is not None and not stage.reduction and stage.init is None and _index_axes(stage) is not None
 
 
 def _index_axes(stage: Stage) -> list[Expr] | None:
-    """The loop variable that each dimension of the output is stored at (None where it is constant 0 of size 1)."""
+    """The loop variable of each dimension of the output (None if the index is constant 0 of size 1)."""
     found: list[Expr] = []
     for point, size in zip(stage.body.indices, shape_of(stage.body.buffer), strict=True):
         if isinstance(point, tvm.ir.Var) and not any(point.same_as(other) for other in found):
@@ -130,13 +130,13 @@ def _writes(stage: Stage | Opaque) -> tuple[Expr, ...]:
 
 def _reads(stage: Stage | Opaque, buffer: Buffer) -> bool:
     loads = stage.loads if isinstance(stage, Stage) else buffers_loaded(stage.statement)
-    # An opaque statement or an init may touch the buffer in another way.
+    # An opaque statement or an init may access the buffer in another way.
     other = stage.init if isinstance(stage, Stage) else stage.statement
     return any(load.source.same_as(buffer) for load in loads) or (other is not None and uses(other, buffer))
 
 
 def _pays(stage: Stage, reader: Stage | Opaque) -> bool:
-    """True if inlining pays: a summing loop must not repeat branches; a body of several statements is left alone."""
+    """True if inlining pays off: a summing loop must not repeat branches; bodies of several statements stay."""
     if not isinstance(reader, Stage) or reader.store is None:
         return False
     if sum(operations(reader.body)) > _MAX_NODES:
@@ -178,9 +178,9 @@ def _distinct_uses(value: Expr, buffer: Buffer) -> list[list[Expr]]:
 
 
 def _expanded_operations(value: Expr) -> int:
-    """The operations of a value whose Lets are around it, if each variable were written out wherever it is read.
+    """The number of operations of a value with its Lets, if each variable were written out wherever it is read.
 
-    TVM's analyzer does that to bound what Lets bind.
+    TVM's analyzer expands Lets like that to bound their values.
     """
     costs: dict[Var, int] = {}
     while True:
@@ -193,7 +193,7 @@ def _expanded_operations(value: Expr) -> int:
 
 
 def _is_shared(value: Expr, group: Sequence[Expr]) -> bool:
-    """True if equal loads are bound to a variable: there are several, and one is evaluated whatever branches decide."""
+    """True if equal loads should be bound to a variable: there are several, and one is evaluated on every path."""
     if len(group) < 2 or _bound_inside(value, group[0]):
         return False
     return not has_branch(value) or any(
@@ -202,7 +202,7 @@ def _is_shared(value: Expr, group: Sequence[Expr]) -> bool:
 
 
 def _unguarded(value: Expr) -> list[Expr]:
-    """The loads outside of the values that branches choose from."""
+    """The loads outside the values that branches select."""
 
     def condition(call: Call) -> Expr:
         if call_name(call) != IF_THEN_ELSE:
@@ -228,7 +228,7 @@ def _inline_into(stage: Stage, reader: Stage | Opaque) -> Stage | None:
 
 
 def inline_value(stage: Stage, value: Expr) -> Expr:
-    """`value` with the loads of an elementwise stage's output replaced by what the stage computes.
+    """`value` with the loads of an elementwise stage's output replaced by the stage's expression.
 
     A value that is read more than once at the same position is bound to a variable, unless branches guard every read.
     """

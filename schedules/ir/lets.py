@@ -1,16 +1,16 @@
 """Rewrites Lets and divisions of indices into forms that TVM accepts.
 
-Seen with apache-tvm 0.27: its generator of LLVM code looks for bounds of the integers and conditions that Lets bind. It
-stops at vectors of comparisons there, at floats that are divided by choices, and at a Let in the extent of a loop,
-which it bounds twice, differently. Its pass NarrowDataType bounds the variable of a Let inside of it and on its own,
-and stops where the two differ.
+Seen with apache-tvm 0.27: its LLVM code generator computes bounds of the integers and conditions that Lets bind. This
+fails for vectors of comparisons, for floats divided by selects, and for a Let in the extent of a loop, which it bounds
+twice, with different results. Its pass NarrowDataType bounds the variable of a Let both inside it and on its own, and
+fails if the two differ.
 
-Keep TVM from misreading divisions of indices that run backwards, or that are divisions plus an offset.
+Also keeps TVM from misreading divisions of indices that run backwards, or that are divisions plus an offset.
 
 Its pass FlattenBuffer turns `x[(27 - i) // 14, (13 - i) % 14]` into `x[14 - i]` (27 - i is right): the iteration-map
-simplifier loses an offset where a loop variable with a negative sign is divided, as after a reshape that is read in
-reverse. It loses the offset of a division inside of another one too: `((i + 1) % 4 + 1) % 2` becomes `(i + 1) % 2`.
-Such a numerator is hidden from it behind `| 0`, which costs no instruction.
+simplifier loses an offset if a loop variable with a negative sign is divided, as after a reshape that is read in
+reverse. It loses the offset of a division inside another one, too: `((i + 1) % 4 + 1) % 2` becomes `(i + 1) % 2`. Such
+a numerator is hidden from it behind `| 0`, which costs no instruction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FLOATS = ("float16", "float32", "float64")
 
 
 def fresh_lets(root: Stmt) -> Stmt:
-    """Every Let binds a variable of its own, also where one expression occurs several times."""
+    """Make every Let bind its own variable, even if one expression occurs several times."""
 
     def renew(let: Expr) -> Expr:
         fresh = tirx.Var(str(let.var.name), let.var.ty)
@@ -32,9 +32,9 @@ def fresh_lets(root: Stmt) -> Stmt:
 
 
 def hoisted_lets(value: Expr) -> Expr:
-    """The Lets of a value, each of a variable of its own, around all of it, but for those that a branch guards.
+    """Move the Lets of a value, each with its own variable, around the whole value, except those guarded by a branch.
 
-    TVM's simplifier visits the value that a Let binds twice, and stops at a Let in it that it has bound.
+    TVM's simplifier visits the value of a Let twice, and fails at a nested Let that it has already bound.
     """
     branches = [
         call
@@ -60,9 +60,9 @@ def hoisted_lets(value: Expr) -> Expr:
 
 
 def own_differences(root: Stmt) -> Stmt:
-    """x - x and x * 0 of a bound x, which TVM takes for 0: what is NaN or infinite stays NaN.
+    """Keep x - x and x * 0 of a bound x, which TVM folds to 0, so that NaN and infinities are preserved.
 
-    Its pass VectorizeLoop visits factors that became numbers twice, and refuses the Let that it has seen.
+    TVM's pass VectorizeLoop visits factors that became constants twice, and rejects a Let that it has already seen.
     """
 
     def difference(operation: Expr) -> Expr:
@@ -84,9 +84,9 @@ def own_differences(root: Stmt) -> Stmt:
 
 
 def kept_differences(root: Stmt) -> Stmt:
-    """Differences of floats that TVM's simplifier would cancel as if they were exact: x - x, (x + y) - x and the like.
+    """Keep differences of floats that TVM's simplifier would cancel as if they were exact: x - x, (x + y) - x etc.
 
-    It would take what is NaN, infinite or rounded for what it is of real numbers. LLVM makes subtractions again.
+    Its results hold for real numbers, not for NaN, infinite or rounded values. LLVM turns them back into subtractions.
     """
 
     def visit(node: Expr) -> Expr:
@@ -98,7 +98,7 @@ def kept_differences(root: Stmt) -> Stmt:
 
 
 def _is_leaf(value: Expr, other: Expr) -> bool:
-    """True if an operand of a difference cannot cancel with the other one."""
+    """True if an operand of a difference cannot cancel against the other one."""
     if isinstance(value, tirx.FloatImm | tirx.Broadcast):
         return isinstance(value, tirx.FloatImm) or isinstance(value.value, tirx.FloatImm)
     simple = isinstance(value, tirx.Var | tirx.Mul | tirx.Div | tvm.ir.Call | tvm.ir.TensorLoad)
@@ -113,10 +113,10 @@ def _zero_of(variable: Var) -> Expr:
 
 
 def opaque_floats(root: Stmt) -> Stmt:
-    """Values of floats that are bound, such that TVM's generator of LLVM code takes them for unknown.
+    """Hide bound float values from the bounds analysis of TVM's LLVM code generator.
 
-    It bounds each bound value as if it were an integer, and fails to make an integer of type float32 where the value
-    divides or multiplies by a choice (`Select`). A reinterpretation as the same type gives no instruction.
+    It bounds each bound value as if it were an integer, and fails to create an integer of type float32 if the value
+    divides or multiplies by a `Select`. A reinterpretation as the same type generates no instruction.
     """
 
     def hidden(value: Expr) -> Expr:
@@ -136,21 +136,21 @@ def opaque_floats(root: Stmt) -> Stmt:
 
 
 def inlined_divisions(root: Stmt) -> Stmt:
-    """Quotients and remainders of sizes and indices are repeated, not bound."""
+    """Repeat quotients and remainders of sizes and indices instead of binding them."""
 
     def replace(let: Expr) -> Expr:
         if not isinstance(let.value, tirx.Div | tirx.Mod) or buffers_loaded(let.value):
             return let
-        # Variables bound in the body may divide it again.
+        # Variables bound in the body may divide the value again.
         return inlined_divisions(substitute(let.body, {let.var: let.value}))
 
     return structural_map(root, (tirx.Let, replace))
 
 
 def chosen_conditions(root: Stmt) -> Stmt:
-    """No Let binds a comparison, or one as a number: where one was, 1 or 0 is selected by it.
+    """Replace a Let's comparison, or one cast to a number, by a select of 1 or 0.
 
-    What is computed of integers that are loaded is bound without bounds.
+    Values computed from loaded integers are bound without bounds.
     """
 
     def replace(let: Expr) -> Expr:
@@ -164,7 +164,7 @@ def chosen_conditions(root: Stmt) -> Stmt:
 
 
 def _unbounded(value: Expr) -> Expr:
-    """`value | 0`, which costs no instruction; loads have no bounds already."""
+    """`value | 0`, which costs no instruction; loads have no bounds anyway."""
     if isinstance(value, tvm.ir.TensorLoad) or not buffers_loaded(value):
         return value
     return tirx.bitwise_or(value, index(0, str(value.ty)))
@@ -186,9 +186,9 @@ _COMPOSED = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Cast)  # no other numerator can 
 
 
 def hide_backward_divisions(root: Stmt) -> Stmt:
-    """The statement with every numerator that runs backwards hidden."""
+    """The statement with every backward numerator hidden."""
 
-    known: dict[StructuralKey, bool] = {}  # a kernel repeats few numerators very often
+    known: dict[StructuralKey, bool] = {}  # a kernel repeats a few numerators very often
 
     def hide(division: Expr) -> Expr:
         numerator = division.a
@@ -198,7 +198,7 @@ def hide_backward_divisions(root: Stmt) -> Stmt:
         if key not in known:
             is_integer = str(numerator.ty).startswith("int")
             known[key] = is_integer and (_runs_backwards(numerator) or _offsets_division(numerator))
-        # Not two reinterpretations: where bfloat16 is not native, TVM stops at those.
+        # Not two reinterpretations: if bfloat16 is not native, TVM fails on those.
         hidden = tirx.bitwise_or(numerator, tirx.IntImm(str(numerator.ty), 0)) if known[key] else numerator
         return type(division)(hidden, division.b) if known[key] else division
 
@@ -219,7 +219,7 @@ def _runs_backwards(expr: Expr) -> bool:
 
 
 def _offsets_division(expr: Expr) -> bool:
-    """True if the expression is a sum of a division and a constant, and maybe more."""
+    """True if the expression is a sum of a division and a constant, possibly with other terms."""
     divisions = nodes(expr, *_DIVISIONS) if isinstance(expr, tirx.Add | tirx.Sub) and _has_constant_term(expr) else []
     return any(map(_has_variable, divisions))
 

@@ -1,4 +1,4 @@
-"""Import this before `tvm`, which then loads without torch, and hands interrupts on."""
+"""Import this before `tvm`: TVM is then loaded without torch, and passes interrupts on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schedules.ir.without_torch import torch_hidden
 __all__ = ["torch_hidden"]
 
 _collects = gc.isenabled()
-gc.disable()  # collections, which find nothing, take a sixth of the time to import TVM
+gc.disable()  # garbage collection during the import of TVM frees nothing and takes a sixth of the time
 try:
     with torch_hidden():
         importlib.import_module("tvm")
@@ -19,7 +19,7 @@ finally:
     if _collects:
         gc.enable()
 
-# What a callback raises comes out of TVM as the class that is registered by its name, and else as a RuntimeError, which
-# would be taken for a failure of the callback.
+# TVM re-raises an exception from a callback as the class registered under its name, otherwise as a RuntimeError, which
+# would look like a failure of the callback.
 for _each in (KeyboardInterrupt, SystemExit):
     tvm_ffi.register_error(_each.__name__, _each)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 QUAD = 4  # bytes of a word
-SIGN_BITS = 0x80808080 - (1 << 32)  # an int32: as an exclusive or, it moves four bytes between signed and unsigned
+SIGN_BITS = 0x80808080 - (1 << 32)  # an int32 whose XOR converts four bytes between signed and unsigned
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -12,5 +12,5 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def falling_halves(size: int) -> list[int]:
-    """Decreasing powers of two below `size`; what is left of a dynamic extent is split into these."""
+    """Decreasing powers of two below `size`; the remainder of a dynamic extent is split into these."""
     return [1 << power for power in reversed(range((size - 1).bit_length()))]

@@ -1,4 +1,4 @@
-"""Reductions as they are written in blocks: `out = out + value`."""
+"""Reductions in blocks: `out = out + value`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from schedules.ir.tir import Expr, Stmt, Var, structural_equal, tirx, tvm
 
 @dataclass(frozen=True, eq=False)
 class Combiner:
-    """Combination of partial results, and the value to start from that changes nothing (None: the stage's own init).
+    """Combination of partial results, and its identity as the start value (None: the stage's own init).
 
-    `stored` is the update of a stage's own element as `reduction_of` recognizes it; None: what `combine` writes.
+    `stored` is the update of a stage's own element as `reduction_of` recognizes it; None: the expression of `combine`.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Combiner:
 COMBINERS = {
     tirx.Add: Combiner("add", lambda a, b: a + b, 0.0),
     tirx.Mul: Combiner("multiply", lambda a, b: a * b, 1.0),
-    # These may meet the start value more than once, so they start from the stage's own.
+    # These may be combined with the start value more than once, so they start from the stage's own.
     tirx.Max: Combiner("maximum", tirx.Max, None),
     tirx.Min: Combiner("minimum", tirx.Min, None),
 }
@@ -46,23 +46,23 @@ class Reduction:
         return str(self.store.buffer.dtype)
 
     def identity(self) -> Expr:
-        """Initial value of an accumulator when the start value joins at the end."""
+        """Initial value of an accumulator if the start value is combined at the end."""
         if self.combiner.identity is None:
             return self.start
         return tirx.const(self.combiner.identity, self.dtype)
 
     def update(self, own: Expr, operand: Expr) -> Expr:
-        """Value that a stage of this reduction stores: its own element joined with an operand."""
+        """Value that a stage of this reduction stores: its own element combined with an operand."""
         return (self.combiner.stored or self.combiner.combine)(own, operand)
 
     def joins_start(self) -> bool:
-        """True if the start value has yet to be combined in, after accumulating from `identity`."""
+        """True if the start value must still be combined after accumulating from `identity`."""
         is_number = isinstance(self.start, tirx.IntImm | tirx.FloatImm)
         return self.combiner.identity not in (None, float(self.start.value) if is_number else None)
 
 
 def reduction_of(stage: Stage) -> Reduction | None:
-    """The reduction that a stage performs, None when it has another form."""
+    """The reduction that a stage performs, or None if it has another form."""
     store = stage.store
     if store is None or not stage.reduction or not isinstance(stage.init, tirx.BufferStore):
         return None
@@ -94,7 +94,7 @@ def _combination(value: Expr, store: Stmt) -> tuple[Combiner, Expr] | None:
 
 
 def _extremum(value: Expr, store: Stmt) -> tuple[Combiner, Expr] | None:
-    """The same of the largest or smallest value, or NaN where there is one, as the importer writes it."""
+    """The combination for the maximum or minimum, or NaN if there is one, as the importer writes it."""
     if not isinstance(value, tirx.Select) or not isinstance(value.false_value, tirx.Select):
         return None
     own, operand, last = value.true_value, value.false_value.true_value, value.false_value.false_value
@@ -110,7 +110,8 @@ def _extremum(value: Expr, store: Stmt) -> tuple[Combiner, Expr] | None:
         return None
 
     def combine(a: Expr, b: Expr) -> Expr:
-        # Of a comparison with NaN the second is taken, the total: only what is new need be looked at, ahead of time.
+        # A comparison with NaN selects the second operand, the total: only the new value must be checked, ahead of
+        # time.
         return tirx.Select(tirx.isnan(b), b, tirx.Select(b > a if kind is tirx.Max else b < a, b, a))
 
     return Combiner("maximum" if kind is tirx.Max else "minimum", combine, None, stored), operand

@@ -1,14 +1,14 @@
-"""Proofs that two formulas of symbolic sizes are equal, and one spelling for all that are.
+"""Proofs that two formulas of symbolic sizes are equal, and one canonical formula for all that are.
 
-A size is made of sums, products, and quotients and remainders by numbers. Where every variable is taken modulo a
-common multiple of those numbers, v = L*q + r, such a formula is a polynomial of the q for each choice of the r, and two
-formulas are equal if and only if these polynomials are. TVM's own analyzer proves much of this, but knows neither
-that a size is a multiple of a number nor what padding by "SAME" (a maximum) amounts to.
+A size is made of sums, products, and quotients and remainders by numbers. If every variable is taken modulo a common
+multiple of those numbers, v = L*q + r, such a formula is a polynomial of the q for each choice of the r, and two
+formulas are equal if and only if these polynomials are. TVM's own analyzer proves much of this, but does not know that
+a size is a multiple of a number, nor how to simplify "SAME" padding (a maximum).
 
-Sizes of a kernel's tensors that are computed from other sizes get names of their own.
+Sizes of a kernel's tensors that are computed from other sizes get their own names.
 
-TVM's passes repeat and simplify such an expression, `(h - 1) // 32 + 1`, in every index into the tensor. Kernels of
-different layers that differ in these expressions alone become equal, too.
+TVM's passes repeat and simplify such an expression, `(h - 1) // 32 + 1`, in every index into the tensor. With names,
+kernels of different layers that differ only in these expressions become equal, too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OPERATIONS = (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv, tirx.FloorMod, tirx.
 
 
 def name_sizes(function: PrimFunc) -> PrimFunc:
-    """The function with a variable for each computed size, which its value comes to from the tensor's shape."""
+    """The function with a variable for each computed size, bound to the tensor's shape."""
     sizes = _computed_sizes(function)
     if not sizes:
         return function
@@ -48,7 +48,7 @@ def _buffers(function: PrimFunc) -> list[Buffer]:
 
 
 def _computed_sizes(function: PrimFunc) -> list[Expr]:
-    """The expressions among the sizes of a function's tensors, those that hold others first."""
+    """The expressions among the sizes of a function's tensors, outer ones before those they contain."""
     found: dict[StructuralKey, Expr] = {}
     for buffer in _buffers(function):
         for size in buffer.ty.shape:
@@ -58,11 +58,11 @@ def _computed_sizes(function: PrimFunc) -> list[Expr]:
 
 
 def _named(root: Node, size: Expr, name: Expr) -> Node:
-    """`root` with `name` for `size`, and for its two factors in a product of more, (n * h) * w."""
+    """`root` with `size` replaced by `name`, also its two factors inside a longer product, (n * h) * w."""
     key, constants = StructuralKey(size), _constant_operands(size)
 
     def replace(node: Expr) -> Expr:
-        # A key takes far longer than a look at the operands, and the constants of most nodes are others.
+        # Computing a key takes far longer than comparing the operands, and most nodes have other constants.
         return name if _constant_operands(node) == constants and StructuralKey(node) == key else node
 
     if not isinstance(size, tirx.Mul):
@@ -78,7 +78,7 @@ def _named(root: Node, size: Expr, name: Expr) -> Node:
 
 
 def _constant_operands(operation: Expr) -> tuple[int | None, int | None]:
-    """The values of the two operands of an operation, None where they are not constant."""
+    """The values of the two operands of an operation, None if not constant."""
     return _constant(operation.a), _constant(operation.b)
 
 
@@ -87,7 +87,7 @@ def _constant(value: Expr) -> int | None:
 
 
 def with_shape(buffer: Buffer, shape: list[Expr]) -> Expr:
-    """A buffer like another but for its shape."""
+    """A copy of a buffer with another shape."""
     ty = buffer.ty
     return tirx.decl_buffer(
         shape,
@@ -103,20 +103,20 @@ def with_shape(buffer: Buffer, shape: list[Expr]) -> Expr:
 
 
 Monomial: TypeAlias = tuple[int, ...]
-"""Numbers of the variables that are multiplied, sorted, one for each power."""
+"""Indices of the multiplied variables, sorted, repeated for each power."""
 Polynomial: TypeAlias = dict[Monomial, int]
 """Coefficients that are not 0."""
 
 CONGRUENCES = "tensorwright.congruences"
-"""Attribute of a module's `main`: (modulus, remainder) of sizes by name, which every run is checked for."""
+"""Attribute of a module's `main`: (modulus, remainder) of sizes by name, checked at every run."""
 _MOST_CLASSES = 1024
-"""Choices of remainders that a proof goes through (one dimension halved ten times, two halved five times each)."""
+"""Limit on the choices of remainders in a proof (one dimension halved ten times, two halved five times each)."""
 _MOST_TERMS = 64
-"""Terms of a polynomial, and nodes of a formula squared: beyond, a proof gives up."""
+"""Limit on the terms of a polynomial, and on the squared number of nodes of a formula, in a proof."""
 _POINTS = 6
 """Values of the variables at which formulas are compared before a proof is tried."""
 _LEAST = 64
-"""At these points variables are at least this, so that what divides is not 0."""
+"""Variables are at least this at these points, so that divisors are not 0."""
 _COMPARISONS: dict[type, Callable[[int, int], bool]] = {
     tirx.EQ: lambda a, b: a == b,
     tirx.NE: lambda a, b: a != b,
@@ -140,21 +140,21 @@ _ARITHMETIC: dict[type, Callable[[int, int], int]] = {
 
 @dataclass(frozen=True)
 class Congruence:
-    """A size is `modulus * q + remainder` for a q that is not negative."""
+    """A size equals `modulus * q + remainder` for some q >= 0."""
 
     modulus: int = 1
     remainder: int = 0
 
 
 class UnprovableError(Exception):
-    """The formula is no polynomial for the remainders at hand, or a proof would take too long."""
+    """The formula is not a polynomial for the given remainders, or a proof would take too long."""
 
 
 class SizeSpellings:
-    """One spelling for all formulas of sizes that can be proved equal; variables are not negative.
+    """One canonical formula for all sizes that can be proved equal; variables are >= 0.
 
     Args:
-        congruences: what is known of variables, by name.
+        congruences: known congruences of variables, by name.
     """
 
     def __init__(self, congruences: Mapping[str, Congruence] | None = None) -> None:
@@ -170,7 +170,7 @@ class SizeSpellings:
         return self._congruences
 
     def know(self, variable: Var, congruence: Congruence) -> None:
-        """From now on the variable is known to be congruent to a number; formulas that were given are forgotten."""
+        """Register that a variable is congruent to a number; formulas seen before are forgotten."""
         self._congruences[str(variable.name)] = congruence
         self._spellings.clear()
         self._alike.clear()
@@ -178,7 +178,7 @@ class SizeSpellings:
             self.of(each)
 
     def of(self, size: Expr) -> Expr:
-        """The number that this formula is proved to be, or else the first one given that is proved equal to it."""
+        """The number that this formula provably equals, otherwise the first formula seen that it provably equals."""
         key = StructuralKey(size)
         known = self._spellings.get(key)
         if known is None:
@@ -258,7 +258,7 @@ def complexity(size: Expr) -> tuple[int, str]:
 
 
 def evaluated(size: Expr, value_of: Callable[[Var], int]) -> int:
-    """The number that a formula comes to. Raises UnprovableError where it holds other operations."""
+    """The value of a formula. Raises UnprovableError if it contains other operations."""
     kind = type(size)
     if isinstance(size, tvm.ir.Var):
         return value_of(size)
@@ -277,7 +277,7 @@ def evaluated(size: Expr, value_of: Callable[[Var], int]) -> int:
 
 
 def _periods(size: Expr) -> dict[Var, int]:
-    """For each variable the number modulo which it decides between polynomials."""
+    """For each variable, the modulus whose remainders select between polynomials."""
     if isinstance(size, tvm.ir.Var):
         return {size: 1}
     result: dict[Var, int] = {}
@@ -297,7 +297,7 @@ def _operands(size: Expr) -> Iterator[Expr]:
 
 
 def _polynomial(size: Expr, of: Mapping[Var, Polynomial]) -> Polynomial:
-    """The formula where the variables are the polynomials that are given."""
+    """The formula with polynomials substituted for its variables."""
     if isinstance(size, tvm.ir.Var):
         return of[size]
     if isinstance(size, tirx.IntImm):
@@ -341,7 +341,7 @@ def _product(a: Polynomial, b: Polynomial) -> Polynomial:
 
 
 def _quotient(a: Polynomial, b: Polynomial) -> Polynomial:
-    """a // b: by a number that divides all coefficients but the constant, or a product that divides a."""
+    """a // b, for a number that divides all coefficients except the constant, or a product that divides a."""
     if len(b) != 1:
         if a == b:
             return {(): 1}
@@ -363,7 +363,7 @@ def _quotient(a: Polynomial, b: Polynomial) -> Polynomial:
 
 
 def _sign(polynomial: Polynomial) -> int:
-    """1 or -1 where it is never of the other sign, 0 for zero; variables are not negative."""
+    """1 or -1 if it never has the other sign, 0 for zero; variables are >= 0."""
     if all(coefficient > 0 for coefficient in polynomial.values()):
         return 1 if polynomial else 0
     if all(coefficient < 0 for coefficient in polynomial.values()):
@@ -372,13 +372,13 @@ def _sign(polynomial: Polynomial) -> int:
 
 
 def _decided(condition: Expr, of: Mapping[Var, Polynomial]) -> bool:
-    """A comparison that has one result for all values."""
+    """The result of a comparison that is the same for all values."""
     compare = _COMPARISONS.get(type(condition))
     if compare is None:
         raise UnprovableError
     difference = _sum(_polynomial(condition.a, of), _polynomial(condition.b, of), -1)
     sign = _sign(difference)
-    if sign and () not in difference:  # 0 where the variables are
+    if sign and () not in difference:  # it is 0 if the variables are
         raise UnprovableError
     return bool(compare(sign, 0))
 

@@ -1,4 +1,4 @@
-"""A PrimFunc taken apart into stages: what a rule looks at to decide whether a kernel is its own."""
+"""A PrimFunc split into stages, by which a rule recognizes the kernels it serves."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class Axis:
 class Stage:
     """One block: for all `axes`, `body` (after `init` once per point of the spatial axes).
 
-    `store` is the only BufferStore of the body when it has no other statement, else None. `annotations` are the
-    block's own, by which a rule knows a stage that was made for it.
+    `store` is the only BufferStore of the body, or None if it has other statements. `annotations` are the block's own;
+    a
+    rule recognizes a stage made for it by them.
     """
 
     name: str
@@ -68,36 +69,36 @@ class Stage:
 
     @property
     def single(self) -> dict[Var, Expr]:
-        """The index of each loop of one step."""
+        """The index of each loop of extent 1."""
         return {axis.var: index(0, str(axis.var.ty)) for axis in self.axes if axis.extent == 1}
 
     def without_single(self) -> Stage:
-        """The stage without loops of one step."""
+        """The stage without loops of extent 1."""
         axes = tuple(axis for axis in self.axes if axis.extent != 1)
         init = None if self.init is None else substitute(self.init, self.single)
         return Stage(self.name, axes, substitute(self.body, self.single), init, self.annotations)
 
     def with_axes(self, position: int, axes: Sequence[Axis], value: Expr) -> Stage:
-        """The stage with other axes in the place of one, whose variable has a value in terms of theirs."""
+        """The stage with one axis replaced by others; `value` expresses its variable in terms of theirs."""
         values = {self.axes[position].var: value}
         init = None if self.init is None else substitute(self.init, values)
         every = (*self.axes[:position], *axes, *self.axes[position + 1 :])
         return Stage(self.name, every, substitute(self.body, values), init, self.annotations)
 
     def points(self) -> int | None:
-        """Number of runs of the body, or None when that is not static."""
+        """Number of runs of the body, or None if dynamic."""
         return product(axis.extent for axis in self.axes)
 
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
-    """A statement that is not a simple stage; it is kept as it is."""
+    """A statement that is not a simple stage; it is kept unchanged."""
 
     statement: Stmt
 
 
 def product(extents: Iterable[Extent]) -> int | None:
-    """The product of static extents; None when one is symbolic."""
+    """The product of static extents; None if one is symbolic."""
     total = 1
     for extent in extents:
         if not isinstance(extent, int):
@@ -110,10 +111,9 @@ def product(extents: Iterable[Extent]) -> int | None:
 class Kernel:
     """A PrimFunc and its stages, in order.
 
-    `intermediates` are the buffers allocated in the function; `inputs` and `outputs` are the parameters
-    read and written.
-    `is_plain` says that every statement is a simple stage; only such kernels can be emitted anew from
-    their stages.
+    `intermediates` are the buffers allocated in the function; `inputs` and `outputs` are the parameters read and
+    written.
+    `is_plain` means that every statement is a simple stage; only such kernels can be regenerated from their stages.
     """
 
     function: PrimFunc
@@ -148,7 +148,7 @@ class Kernel:
 
     @classmethod
     def of(cls, function: PrimFunc) -> Kernel:
-        """Take a PrimFunc apart; what is not understood becomes Opaque, so this never fails on valid IR."""
+        """Split a PrimFunc into stages; other statements become Opaque, so this never fails on valid IR."""
         root = function.body
         if not isinstance(root, s_tir.SBlockRealize) or root.block.iter_vars or root.block.match_buffers:
             return cls(function, (Opaque(root),))
@@ -209,8 +209,7 @@ def _plain_loops(loops: Sequence[Stmt]) -> bool:
 
 
 def _axes(loops: Sequence[Stmt], realize: Stmt) -> tuple[Axis, ...] | None:
-    """The loops as axes; None unless each loop is bound to exactly one iter var, as is, spatial or
-    reduction."""
+    """The loops as axes; None unless each loop is bound directly to exactly one iter var, spatial or reduction."""
     kinds: dict[int, bool] = {}
     variables = [loop.loop_var for loop in loops]
     for iter_var, value in zip(realize.block.iter_vars, realize.iter_values, strict=True):

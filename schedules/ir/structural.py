@@ -1,6 +1,6 @@
 """Walks and maps of TVM's graphs that start in a quarter of the time of `tvm_ffi`'s.
 
-A compilation makes thousands of small ones, and most of each was to look up again which types its callbacks take."""
+A compilation makes thousands of small ones, and most of their time was the lookup of their callbacks' types."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import schedules.ir.load_tvm  # noqa: F401
 from tvm_ffi import structural
 
 Callback: TypeAlias = tuple[Any, Callable[[Any], Any]]
-"""A class or several, and what is called with each object of them."""
+"""One or several classes, and the callback for each object of them."""
 _ORDERS = {"pre": int(structural.WalkOrder.PREORDER), "post": int(structural.WalkOrder.POSTORDER)}
 
 
 def structural_walk(
     root: Any, callbacks: Callback | Sequence[Callback], *, order: Literal["pre", "post"] = "post"
 ) -> None:
-    """Call the first callback that takes its class with each object below `root`, as `tvm_ffi.structural_walk`."""
+    """Call the first callback whose class matches for each object below `root`, like `tvm_ffi.structural_walk`."""
     structural._ffi_api.StructuralWalk(root, _entries(callbacks), [], _ORDERS[order])
 
 
 def structural_map(
     root: Any, callbacks: Callback | Sequence[Callback], *, order: Literal["pre", "post"] = "post"
 ) -> Any:
-    """`root` with each object replaced by what its callback returns, as `tvm_ffi.structural_map`."""
+    """`root` with each object replaced by its callback's result, like `tvm_ffi.structural_map`."""
     return structural._ffi_api.StructuralMap(root, _entries(callbacks), [], _ORDERS[order])
 
 

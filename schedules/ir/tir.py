@@ -1,4 +1,4 @@
-"""TVM's names that schedules are written with, imported in the right order (without torch)."""
+"""TVM names used in schedules, imported in the right order (without torch)."""
 
 from __future__ import annotations
 

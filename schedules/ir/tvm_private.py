@@ -1,4 +1,4 @@
-"""Private parts of TVM that this project uses. Each function has a test that fails when TVM changes it."""
+"""Private parts of TVM that this project uses. Each function has a test that fails if TVM changes it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def legalize_binary(function: Callable[..., Any]) -> Legalization:
 
 
 def set_type(expression: relax.Expr, of: Type) -> None:
-    """Give an expression its type: TVM has no public way to type a new GlobalVar."""
+    """Set the type of an expression: TVM has no public way to type a new GlobalVar."""
     relax.expr._update_type(expression, of)
 
 
@@ -42,21 +42,21 @@ def generate_bytecode(builder: relax.ExecBuilder, mod: tvm.IRModule) -> None:
 
 
 def link_bytecode(builder: relax.ExecBuilder, target: tvm.target.Target, library: RuntimeModule | None = None) -> Any:
-    """The executable of a builder whose kernels are built apart. With a library of LLVM's its bytecode is exported as
-    an object, else as C."""
+    """Link the executable of a builder whose kernels are built separately. With a library of LLVM's its bytecode is
+    exported as an object, otherwise as C."""
     return relax.VMExecutable(vm_build._ffi_api.VMLink(builder, target, library, [], {}))
 
 
 def declare_operator(name: str, description: str) -> None:
-    """Make a TensorIR operator known."""
+    """Register a TensorIR operator."""
     tvm.ir._ffi_api.RegisterOp(name, description)
 
 
 def tune_context(
     module: IRModule, target: tvm.target.Target, space: object, strategy: object, logger: tuple[int, object]
 ) -> TuneContext:
-    """A `meta_schedule.TuneContext`, made without its Python constructor: that first parses the intrinsics of all
-    processors, which often takes longer than the search itself."""
+    """A `meta_schedule.TuneContext`, made without its Python constructor, which first parses the intrinsics of all
+    processors and often takes longer than the search itself."""
     from tvm.s_tir import meta_schedule
     from tvm.s_tir.meta_schedule import _ffi_api
 
@@ -73,12 +73,12 @@ def llvm_host_model() -> str:
 
 
 def llvm_host_features() -> frozenset[str]:
-    """The features that LLVM sees on this machine."""
+    """The features that LLVM detects on this machine."""
     reported = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
     return frozenset(str(name) for name, enabled in reported.items() if bool(enabled))
 
 
 def llvm_features(options: dict[str, object]) -> frozenset[str]:
-    """The features that LLVM turns on for a target's options."""
+    """The features that LLVM enables for a target's options."""
     found = tvm.get_global_func("target.llvm_get_cpu_features")(tvm.target.Target(options))
     return frozenset(str(name) for name in found)

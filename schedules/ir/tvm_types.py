@@ -1,7 +1,7 @@
 """Names of TVM's classes for annotations: `from schedules.ir.tvm_types import Expr`.
 
-TVM ships no type information, so that type checkers take each of them for Any; readers see what a value is. Files that
-load TVM's runtime alone import this under `if TYPE_CHECKING:`.
+TVM ships no type information, so type checkers see Any; the names are for readers. Files that load only TVM's runtime
+import this under `if TYPE_CHECKING:`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RuntimeModule: TypeAlias = runtime.Module
 RuntimeTensor: TypeAlias = runtime.Tensor
 
 Index: TypeAlias = Expr | int
-"""An index or a size: an int as long as it is known, else an expression."""
+"""An index or a size: an int if known, otherwise an expression."""
 
 Node: TypeAlias = Expr | Stmt
 """A part of a kernel: an expression or a statement."""

@@ -1,4 +1,4 @@
-"""Keep torch out of an import that would load it without need.
+"""Keep torch out of an import that would load it needlessly.
 
 `import tvm_ffi`, and so `import tvm`, imports torch when it is installed: 2 s of CPU that no compilation and no run
 needs, and threads that disturb measurements. TVM works the same without it, and torch can still be imported
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def torch_hidden() -> Iterator[None]:
-    """Make `import torch` fail inside the block, unless torch is loaded already (then nothing is to be saved)."""
+    """Make `import torch` fail inside the block, unless torch is already loaded (nothing to save then)."""
     if "torch" in sys.modules:
         yield
         return

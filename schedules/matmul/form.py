@@ -1,7 +1,7 @@
 """Recognizes a matmul in a stage, in any layout: `C[b, i, j] = sum over k of A[b, i, k] * B[b, k, j]`.
 
-The roles of the loops follow from which operand they move: both (batch), only A (row), only B (column). The operand
-that moves along the contiguous dimension of C is taken as B, so that vectors run along the columns.
+The roles of the loops follow from the operands that they move: both (batch), only A (row), only B (column). The operand
+that moves along the contiguous dimension of C becomes B, so that vectors run along the columns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from schedules.ir.tir import Expr, Index, Var, structural_equal, tirx, tvm
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Fused loops: the row index r stands for all of them; `extent` is an int if static."""
+    """Fused loops with one row index for all of them; `extent` is an int if static."""
 
     axes: tuple[Axis, ...]
 
@@ -37,7 +37,7 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class MatmulForm:
-    """A stage recognized as a matmul. `width` is the number of columns of a panel if B is packed in panels, else 0."""
+    """A stage recognized as a matmul. `width` is the number of columns of a panel if B is packed, otherwise 0."""
 
     stage: Stage
     reduction: Reduction
@@ -204,7 +204,7 @@ def _follows(outer: Stride, inner: Stride, extent: Expr) -> bool:
 
 
 def _panel_width(b: Expr, axes: Sequence[Axis], depth: Axis) -> int:
-    """The panel width if B is read as packed[column // width, depth, column % width], else 0."""
+    """The panel width if B is read as packed[column // width, depth, column % width], otherwise 0."""
     if len(b.indices) < 3:
         return 0
     panel, row, lane = list(b.indices)[-3:]

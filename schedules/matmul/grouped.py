@@ -2,15 +2,15 @@
 
     C[i, j] = sum over groups g of scale[g, j] * sum over k in g of A[i, k] * (B[k, j] - zero[g, j])
 
-The inner sum starts from -zero * (sum of A over the group) and takes the integers as they are, so a weight costs a
-shift, a look-up and the multiply-add (see `unpack_bits`), and a group one more multiply-add.
+The inner sum starts from -zero * (sum of A over the group) and uses the integers directly, so a weight costs a shift, a
+lookup and the multiply-add (see `unpack_bits`), and a group one more multiply-add.
 
-The layout of 4-bit and 8-bit weights with one scale per group of neighbours along the depth.
+The layout of 4-bit and 8-bit weights with one scale per group of neighbors along the depth.
 
-Columns lie in panels of a few vectors. Of 8 bits: int8 (panels, depth, width). Of 4: int32 (panels, ceil(depth / 8),
-width), eight neighbours along the depth per word. The first of each pair of neighbours is in the low half of the word,
-the second in the high one, so that a shift gives the pair as two 16-bit lanes, too. Scales and zero points:
-(panels, groups, width).
+Columns are stored in panels of a few vectors. For 8 bits: int8 (panels, depth, width). For 4 bits: int32 (panels,
+ceil(depth / 8), width), eight neighbors along the depth per word. The first of each pair of neighbors is in the low
+half of the word, the second in the high one, so that a shift also yields the pair as two 16-bit lanes. Scales and zero
+points: (panels, groups, width).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from schedules.matmul.writer import Batch, MatmulWriter, Tile
 from schedules.stages.fused_kernel import FusedKernel, only_anchors
 
 PER_WORD = 8
-# Registers from which on a tile of four vectors leaves room for enough rows.
+# With this many registers, a tile of four vectors leaves room for enough rows.
 _MANY_REGISTERS = 32
 
 
@@ -50,7 +50,7 @@ def panel_width(columns: int, machine: Machine) -> int:
 
 
 def shift_of(position: int) -> int:
-    """The lowest bit of neighbour `position` (0 to 7) within its word."""
+    """The lowest bit of neighbor `position` (0 to 7) within its word."""
     return 4 * (position // 2) + 16 * (position % 2)
 
 
@@ -69,7 +69,7 @@ def pack_words(weight: NDArray[np.int8], width: int) -> NDArray[np.int32]:
 
 
 MATMUL_GROUPED = "matmul-grouped"
-# How far ahead of their use words are asked for, in rows of a panel: a row takes some fifty cycles.
+# Prefetch distance of words, in rows of a panel: a row takes some fifty cycles.
 _WORDS_AHEAD, _BYTES_AHEAD = 16, 64
 
 
@@ -80,7 +80,7 @@ def matmul_grouped(data: Tensor, packed: Tensor, scales: Tensor, *zeros: Tensor,
         packed: int32 words of 4-bit integers, or int8.
         scales: float32 or float16 (panels, groups, width).
         zeros: nothing, or float32 zero points of the same shape.
-        group: number of neighbours along the depth that share a scale.
+        group: number of neighbors along the depth that share a scale.
     """
     width, depth = int(packed.shape[2]), int(data.shape[-1])
     words = str(packed.dtype) == "int32"
@@ -122,7 +122,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class GroupedWorkload(MatmulWorkload):
-    """A matmul with one scale per `group` neighbours along the depth; `b_dtype` gives the number of bits."""
+    """A matmul with one scale per `group` neighbors along the depth; `b_dtype` determines the number of bits."""
 
     group: int = 0
     zeros: bool = False

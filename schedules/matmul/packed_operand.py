@@ -1,7 +1,7 @@
 """Shared code of the matmul rules whose constant operand has a special packed format.
 
-Constant weights lie in panels a few vectors wide, each stored row by row:
-`packed[panel, k, lane] = weight[k, panel * width + lane]`; columns beyond the last are zero and never stored.
+Constant weights are stored in panels a few vectors wide, each row by row:
+`packed[panel, k, lane] = weight[k, panel * width + lane]`; columns past the last are zero and never stored.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from schedules.stages.fused_kernel import FusedKernel
 def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr, dtype: str = "float32") -> MatmulForm:
     """The form of a matmul of a given dtype whose B is `values`, in panels as wide as its last axis.
 
-    Neither the strides of A nor a start is of use to such a product.
+    Such a matmul needs neither the strides of A nor a start value.
     """
     store = stage.body
     column = next((axis for axis in stage.axes if axis.var.same_as(store.indices[-1])), None)
@@ -73,7 +73,7 @@ MatmulWorkloadT = TypeVar("MatmulWorkloadT", bound=MatmulWorkload)
 
 
 class WriterOfParts(MatmulWriter, Generic[PartsType]):
-    """Writes such a matmul: the common loops, with its own tile over the whole depth."""
+    """Writes a matmul of operands in a special format: the common loops, with its own tile over the whole depth."""
 
     cuts_depth: ClassVar[bool] = False
 
@@ -87,7 +87,7 @@ class MatmulOfParts(CpuRule[WorkloadT], Generic[WorkloadT, PartsType]):
 
     priority: ClassVar[int] = Priority.PACKED
     few_rows: ClassVar[int] = 0
-    """Rows up to which `writer` serves a kernel that has a writer of many rows too."""
+    """Largest number of rows that `writer` serves if a kernel also has a writer of many rows."""
 
     @abstractmethod
     def parts(self, kernel: Kernel) -> PartsType | None:
@@ -95,14 +95,14 @@ class MatmulOfParts(CpuRule[WorkloadT], Generic[WorkloadT, PartsType]):
 
     @abstractmethod
     def workload(self, parts: PartsType, machine: Machine) -> WorkloadT | None:
-        """The workload; None where the machine does not serve it."""
+        """The workload; None if the machine does not serve it."""
 
     @abstractmethod
     def writer(self, parts: PartsType, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
         """Create the writer of the loops."""
 
     def many(self, parts: PartsType, fused: FusedKernel, workload: WorkloadT, machine: Machine) -> MatmulWriter | None:
-        """The writer of more than `few_rows` rows; None where `writer` serves any number."""
+        """The writer of more than `few_rows` rows; None if `writer` serves any number."""
         return None
 
     def fused(self, kernel: Kernel, parts: PartsType) -> FusedKernel:
@@ -128,7 +128,7 @@ class PanelRule(MatmulOfParts[MatmulWorkloadT, PartsType]):
     """A matmul of this kind whose tile spans the columns of a panel, with rows chosen as for any other matmul."""
 
     operation: ClassVar[Operation | None] = None
-    """The operation that sums products of words; None without one."""
+    """The operation that sums products of words, if there is one."""
 
     def tiles(self, workload: MatmulWorkloadT, machine: Machine) -> Product | None:
         """The instruction with tile accumulators, if the machine has one and the weights are packed for it."""
@@ -150,7 +150,7 @@ class PanelRule(MatmulOfParts[MatmulWorkloadT, PartsType]):
 def looked_up(stages: tuple[Stage, ...] | None) -> tuple[MatmulForm, Any] | None:
     """(the form, the index) of a kernel with one stage `data[..., some of index] * values[...]`, the index in int32.
 
-    The depth of the form is that of the data, its B the values.
+    The depth of the form is that of the data; its B is the values.
     """
     if stages is None:
         return None
@@ -175,7 +175,7 @@ def joined(sums: RegisterTile, other: RegisterTile) -> list[Stmt]:
     return sums.stores(lambda i, position, lane: sums.sum(i, position) + other.sum(i, position))
 
 
-FUSABLE = 4  # relax's pattern kind "out elementwise fusable": elementwise consumers join the kernel
+FUSABLE = 4  # Relax's pattern kind "out elementwise fusable": elementwise consumers are fused into the kernel
 
 
 def pack_panels(weight: np.ndarray, width: int) -> np.ndarray:
@@ -201,9 +201,9 @@ def pack_words(weight: np.ndarray, width: int, group: int, depth_of: int = 0) ->
 
 
 def packed_matmul(data: Tensor, packed: Tensor, columns: int) -> Tensor:
-    """Matmul of data (..., depth) and a packed weight as a tensor expression: (..., columns), in the dtype of the data.
+    """Matmul of data (..., depth) and a packed weight as a tensor expression: (..., columns), in the data's dtype.
 
-    The weight may be stored narrower, as int8, float16, or bfloat16 in uint16: it is converted as it is read.
+    The weight may have a narrower type (int8, float16, or bfloat16 in uint16): it is converted as it is read.
     """
     depth, width = packed.shape[1], int(packed.shape[2])
     k = te.reduce_axis((tirx.IntImm("int64", 0), depth), name="k")

@@ -1,13 +1,12 @@
 """Matmuls of data already rounded to bfloat16, and the rounding.
 
-The rounding is elementwise, so it is done while the kernel before writes its result: the data then take half the memory
-and no pass of their own. Two neighbours along the depth are read as one word. The weights are packed as pairs when
-compiling.
+The rounding is elementwise, so the previous kernel does it as it writes its result: the data then need half the memory
+and no extra pass. Two neighbors along the depth are read as one word. The weights are packed as pairs at compile time.
 
 Matmuls of a gated MLP fused into one kernel, act(x gate^T) * (x up^T), with bfloat16 operands.
 
-A panel holds as many columns of the one weight as of the other, so that both sums of an element are in one tile and
-neither product is written to memory.
+A panel holds equally many columns of both weights, so that both sums of an element are in one tile and neither matmul's
+result is written to memory.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from schedules.matmul.writer import MatmulWriter, Tile
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages, only_anchors
 
 MATMUL_ROUNDED_BF16 = "matmul-rounded-bf16"
-_FEW_ROWS = 4  # as many wait for the weights, which vectors ask for ahead
+_FEW_ROWS = 4  # up to here rows wait for the weights, which the vector code prefetches
 _MOST_TILES = 18  # per task: its rows of the data stay in the L2 cache
 
 
@@ -46,7 +45,7 @@ def rounded_bf16(data: Tensor) -> Tensor:
 
 
 def matmul_rounded_bf16(data: Tensor, packed: Tensor, columns: int, kind: str = MATMUL_ROUNDED_BF16) -> Tensor:
-    """The product of data (..., depth) that `rounded_bf16` returned, of an even depth, and weights packed by
+    """Matmul of data (..., depth) returned by `rounded_bf16`, with an even depth, and weights packed by
     `pack.pack_words`: float32 (..., columns). `kind` is the annotation of its rule."""
     width = int(packed.shape[2])
     k = te.reduce_axis((tirx.IntImm("int64", 0), packed.shape[1]), name="k")
@@ -106,7 +105,7 @@ class RowsFirstWriter(MatmulWriter):
         return super()._threads()
 
     def _cut_at_run_time(self, tiles: Expr, others: Sequence[Index]) -> ProductCut:
-        # As many chunks for each core as for any other, or one core would compute while others wait.
+        # The same number of chunks for every core, or one core would compute while others wait.
         return self._named_cut(row_chunks_at_run_time(tiles, [], self.machine.cores, most=_MOST_TILES))
 
 
@@ -161,9 +160,9 @@ def matmul_gated_bf16(data: Tensor, packed: Tensor, columns: int, activation: st
     """act(x gate^T) * (x up^T), float32 (..., columns).
 
     Args:
-        data: (..., depth), of an even depth, that `rounded_bf16` returned.
+        data: (..., depth) returned by `rounded_bf16`, with an even depth.
         packed: the weights, as `interleaved` returns them.
-        columns: number of columns of each of the two matmuls, a multiple of those of a panel.
+        columns: number of columns of each of the two matmuls, a multiple of a panel's.
         activation: one of `GATES`.
     """
     width = int(packed.shape[2])

@@ -20,7 +20,7 @@ from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel
 
 _DTYPES = ("float32", "float64", "int32")
-# Packing a panel costs about as much as this many rows of the product.
+# Packing a panel costs about as much as this many rows of the matmul.
 _MIN_ROWS_TO_PACK = 24
 _MIN_ROWS_TO_TRANSPOSE = 3
 _DEPTHS = (256, 512, 1024)
@@ -122,7 +122,7 @@ class Matmul(CpuRule[MatmulWorkload]):
     def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> PrimFunc:
         form = find_matmul(kernel)
         if form is None:
-            raise NotScheduledError("no single product")
+            raise NotScheduledError("not a single matmul")
         writer = MatmulWriter(
             form,
             FusedKernel(kernel, [form.stage]),

@@ -1,39 +1,40 @@
-"""Matmuls of float32 data and a block-sparse or N:M sparse weight. Of blocks, only nonzero ones are multiplied:
+"""Matmuls of float32 data and a block-sparse or N:M sparse weight. For block-sparse weights, only nonzero blocks are
+multiplied:
 
     C[i, j] = sum over the blocks b of the panel of j of A[i, row of b] * values[b, j % width]
 
-A block is as wide as the register tile, so the innermost step is that of a dense product with the row of the weight
-looked up; with few rows, blocks are added to two or more sums alternately, so that additions need not wait for each
+A block is as wide as the register tile, so the innermost step is that of a dense matmul with the row of the weight
+looked up; with few rows, blocks are added to two or more sums alternately, so that additions do not wait for each
 other.
 
 The layout of block-sparse constant weights: only nonzero blocks are stored.
 
-A weight is a matrix (depth, columns) cut into panels of `width` columns; a block is one row of a panel. Panel after
-panel, the blocks that are not zero lie behind each other:
+A weight is a matrix (depth, columns) split into panels of `width` columns; a block is one row of a panel. The nonzero
+blocks are stored consecutively, panel by panel:
 
     values: float32 (blocks, width)
-    index: int32 (panels + 1 + blocks,): where each panel begins in `values`, where the last one ends, and then for
-        each block its row
+    index: int32 (panels + 1 + blocks,): the start of each panel in `values`, the end of the last one, and then the row
+        of each block
 
 Chooses between sparse and dense matmul kernels, from the machine and the positions of the zeros.
 
-Dense and sparse kernels do the same for each number that is left, so the share that is left decides, times what a
-number costs more in a sparse kernel. `python -m benchmarks.sparsity` measures both and prints where they meet.
+Dense and sparse kernels do the same for each stored number, so the choice depends on the stored fraction times the
+additional cost of a number in a sparse kernel. `python -m benchmarks.sparsity` measures both and prints the break-even.
 
-Matmuls of float32 data and an N:M sparse weight: N of every M neighbours along the depth are nonzero.
+Matmuls of float32 data and an N:M sparse weight: N of every M neighbors along the depth are nonzero.
 
     C[i, j] = sum over groups g and their choices c of A[i, M g + which(g, c, j)] * values[g, c, j]
 
-A register of data holds the M numbers of a group, and a permutation gives each column its own: a multiply-add and a
-permutation for each number that is left.
+A register of data holds the M numbers of a group, and a permutation selects the one for each column: a multiply-add
+and a permutation for each stored number.
 
-The layout of N:M sparse constant weights: N of every M neighbours along the depth are nonzero.
+The layout of N:M sparse constant weights: N of every M neighbors along the depth are nonzero.
 
-A weight is a matrix (depth, columns) cut into panels of `width` columns, a vector of the machine. Each group of M rows
-is stored as N rows of values and, for each of these and each column, which of the M it is:
+A weight is a matrix (depth, columns) split into panels of `width` columns, a vector of the machine. Each group of M
+rows is stored as N rows of values and, for each of these and each column, its index within the M:
 
     values: float32 (panels, depth / M * N, width)
-    words: int32 (panels, ceil(depth / M / groups of a word), width), the choices of several groups in the bits of one
+    words: int32 (panels, ceil(depth / M / groups per word), width), the indices of several groups packed in a word
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def pack_blocks(panels: np.ndarray, rows: NDArray[np.int32] | None = None) -> Sp
     panel, row = np.nonzero(kept)
     values = panels[panel, row]
     names = row if rows is None else rows[row]
-    if not len(values):  # tensors without elements are not operands
+    if not len(values):  # operands must not be empty tensors
         values, names = np.zeros((1, panels.shape[-1]), panels.dtype), np.zeros(1, np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)])
     index = np.concatenate([starts, names]).astype(np.int32)
@@ -220,12 +221,12 @@ class SparseWriter(WriterOfParts[Parts]):
         return tirx.Cast("int64", tirx.BufferLoad(self.parts.index, [at]))
 
 
-# All measured on Zen 4 with AVX-512. A block in a sparse product over one in a dense product, without any zeros: its
-# row is looked up, and a tile one vector wide loads a number of the data for each multiply-add.
+# All measured on Zen 4 with AVX-512. Cost of a block in a sparse matmul relative to one in a dense matmul, without any
+# zeros: its row is looked up, and a tile one vector wide loads an element of the data for each multiply-add.
 _LOOKED_UP = 1.28
-# A number of N in M over one in a dense product: a permutation beside the multiply-add, half as many of which start.
+# Cost of a number in N:M relative to a dense matmul: a permutation next to the multiply-add, half as many per cycle.
 _PERMUTED = 2.5
-# Bytes of weights that a core reads in a cycle from its second cache or the shared one.
+# Bytes of weights that a core reads per cycle from its L2 cache or the shared one.
 _WEIGHTS_RATE = 26.0
 _MANY_ROWS = 960
 
@@ -289,7 +290,7 @@ def _sums(rows: int, columns: int, width: int, machine: Machine) -> float:
 
 
 def share_that_pays(machine: Machine, rows: int) -> float:
-    """The fraction of zero blocks, one vector wide, above which skipping them pays in a matmul of `rows` rows (0:
+    """The fraction of zero blocks, one vector wide, above which skipping them pays off in a matmul of `rows` rows (0:
     many)."""
     columns = 64 * machine.lanes("float32")
     whole = block_cycles(1.0, rows, columns, machine.lanes("float32"), machine)
@@ -322,7 +323,7 @@ class Groups:
 
 
 def most_kept(weight: np.ndarray, of: int) -> int:
-    """Maximum number of nonzeros among `of` neighbours along the depth of a (depth, columns) weight."""
+    """Maximum number of nonzeros among `of` neighbors along the depth of a (depth, columns) weight."""
     depth, columns = weight.shape
     counts = np.count_nonzero(weight.reshape(depth // of, of, columns), axis=1)
     return int(counts.max(initial=0))
@@ -333,7 +334,7 @@ def pack_groups_of(panels: np.ndarray, groups: Groups) -> tuple[NDArray[np.float
     count, depth, width = panels.shape
     total = depth // groups.of
     grouped = panels.reshape(count, total, groups.of, width)
-    # What is not zero first, in order; a zero fills up.
+    # Nonzeros first, in order; zeros fill the rest.
     order = np.argsort(grouped == 0, axis=2, kind="stable")[:, :, : groups.keep]
     values = np.take_along_axis(grouped, order, axis=2).reshape(count, total * groups.keep, width)
     words = np.zeros((count, -(-total // groups.per_word), width), np.uint32)
@@ -345,8 +346,8 @@ def pack_groups_of(panels: np.ndarray, groups: Groups) -> tuple[NDArray[np.float
 
 
 MATMUL_N_OF_M = "matmul-n-of-m"
-_VALUES_AHEAD = 32  # rows of values that are asked for ahead
-_PRODUCTS = 16  # in the innermost loop
+_VALUES_AHEAD = 32  # rows of values prefetched
+_PRODUCTS = 16  # multiply-adds in the innermost loop
 
 
 def matmul_n_of_m(data: Tensor, values: Tensor, words: Tensor, *, columns: int, keep: int, of: int) -> Tensor:

@@ -15,9 +15,9 @@ from schedules.rule import Workload
 
 # Parallel tasks of a matmul: matrices, panels of columns, chunks of row tiles, and parts of the depth.
 
-CHUNK_TILES = 8  # row tiles of a task at most, where the number of rows is symbolic
-_LEAST_DEPTH = 64  # steps of a part of the depth: fewer take no longer than clearing and storing the sums
-_MOST_JOINED = 1 << 16  # results of a product whose depth is cut
+CHUNK_TILES = 8  # most row tiles per task if the number of rows is symbolic
+_LEAST_DEPTH = 64  # fewest steps of a part of the depth: fewer would cost less than clearing and storing the sums
+_MOST_JOINED = 1 << 16  # most results of a matmul whose depth is split
 _WORTH_JOINING = 0.93  # relative to the time without
 _MORE_EVENLY = 0.97  # relative to the time with the largest register tile
 _JOIN_CYCLES = 9.0  # to clear, write, read and add a vector of sums of a part (measured, Zen 4)
@@ -53,7 +53,8 @@ class MatmulSizes:
 
 @dataclass(frozen=True)
 class ProductCut:
-    """Number of row chunks, row tiles per chunk (the last chunk may have fewer, and includes the rows that fill no
+    """Number of row chunks, row tiles per chunk (the last chunk may have fewer, and includes the rows that do not fill
+    a
     tile), and the depth of each part; 0 for the whole depth."""
 
     chunks: Index
@@ -157,8 +158,9 @@ class MatmulWorkload(Workload):
     """A matmul. Extents are 0 if symbolic.
 
     `layout` is how B is stored: "panels" (packed), "rows" (contiguous along the columns), "columns" (contiguous along
-    the sum, or neither). `width` is the columns of a panel of packed B. `a_stride` is the elements from one
-    row of A to the next.
+    the depth, or neither). `width` is the number of columns of a panel of packed B. `a_stride` is the number of
+    elements
+    from one row of A to the next.
     """
 
     batch: int
@@ -174,7 +176,7 @@ class MatmulWorkload(Workload):
 
 
 def fits(rows: int, vectors: int, machine: Machine) -> bool:
-    """True if the accumulators, a row of B and an element of A fit the registers (one more would spill inside the
+    """True if the accumulators, a row of B and an element of A fit in registers (one more would spill inside the
     loop)."""
     return rows * vectors + vectors + 1 <= machine.vector_registers
 
@@ -211,9 +213,9 @@ def tile_cost(rows: int, columns: int, tile: tuple[int, int], machine: Machine, 
 def most_rows(work: MatmulWorkload, machine: Machine) -> int:
     """Maximum rows of A that can be read in parallel without evicting each other from the L1 cache.
 
-    Rows a multiple of the size of a way apart share a set; a set holds a line of each way, some of which B needs.
+    Rows whose distance is a multiple of the size of a way share a set; a set holds a line of each way, some for B.
     """
-    ways = 12 if machine.l1_bytes == 12 * _PAGE else 8  # nearly every core; of 48 KiB a way is a page
+    ways = 12 if machine.l1_bytes == 12 * _PAGE else 8  # nearly every core; with 48 KiB a way is a page
     way = max(64, machine.l1_bytes // ways)
     stride = work.a_stride * dtype_bits(work.dtype) // 8
     sets = way // max(64, math.gcd(stride, way)) if stride else way // 64
@@ -248,11 +250,11 @@ def best_tile(work: MatmulWorkload, machine: Machine) -> tuple[int, int]:
 
 
 TILE_ROWS = (16, 32, 64, 128)
-"""Rows of a block whose sums are made in tiles. Sums of 64 take half of the first cache; a call costs some 50 ns."""
+"""Rows of a block with tile accumulators. 64 rows of sums use half of the L1 cache; a call costs some 50 ns."""
 
 
 def block_rows(rows: int) -> int:
-    """Rows of a block, given the number of rows, which is 0 if symbolic."""
+    """Rows of a block, given the number of rows (0 if symbolic)."""
     return next((each for each in TILE_ROWS[:-1] if 0 < rows <= each), 64)
 
 

@@ -1,10 +1,11 @@
-"""Matmuls of narrow operands packed into words of neighbours along the depth: pairs of floats, or four bytes.
+"""Matmuls of narrow operands packed into words of neighbors along the depth: pairs of floats, or four bytes.
 
-The data is made words once, which costs one pass over it; the weights are packed when compiling.
+The data is packed into words once, which costs one pass over it; the weights are packed at compile time.
 
 Matmuls of 8-bit integers by matrix instructions (Arm's `usmmla` and `smmla`): two rows by two columns at once.
 
-The data is copied once, eight bytes of two rows next to each other; the weights are packed alike when compiling.
+The data is copied once, eight bytes of two rows next to each other; the weights are packed the same way at compile
+time.
 """
 
 from __future__ import annotations
@@ -62,14 +63,15 @@ from schedules.stages.code import stage_code
 from schedules.stages.fused_kernel import FusedKernel, only_anchors
 
 KINDS = {DOT_BF16: "matmul-bf16", DOT_F16: "matmul-f16", DOT_U8S8: "matmul-int8", DOT_S8S8: "matmul-int8-signed"}
-"""Annotations of the kernels, and names of their rules, by what sums the products."""
+"""Annotations of the kernels, and names of their rules, by the operation that sums the products."""
 
 
 def matmul_words(data: Tensor, packed: Tensor, columns: int, operation: Operation) -> Tensor:
     """Matmul of data (..., depth) and weights packed by `pack.pack_words` in the operation's groups: (..., columns).
 
-    float32 data is rounded to the operation's type. To bytes `operation.shift(their type)` is added: the caller
-    subtracts that times the sums of the weights' columns.
+    float32 data is rounded to the operation's type. `operation.shift(dtype)` is added to bytes: the caller subtracts
+    that
+    times the sums of the weights' columns.
     """
     steps, width = packed.shape[1], int(packed.shape[2])
     depth, group = data.shape[-1], operation.group
@@ -80,7 +82,7 @@ def matmul_words(data: Tensor, packed: Tensor, columns: int, operation: Operatio
     halves = operation.total == "float32"
 
     def element(at: tuple[Expr, ...], number: int) -> Expr:
-        """A number of a word, 0 beyond the depth."""
+        """An element of a word, 0 past the depth."""
         position = at[-1] * group + number
         value = data(*at[:-1], position)
         value = value if halves else (tirx.Cast("int32", value) + shift) & 0xFF
@@ -153,7 +155,7 @@ class MatmulBf16(PanelRule[MatmulWorkload, Parts]):
     def apply(self, kernel: Kernel, workload: MatmulWorkload, config: Config, machine: Machine) -> PrimFunc:
         parts = self.parts(kernel)
         if parts is None:
-            raise NotScheduledError("stages of the product are missing")
+            raise NotScheduledError("stages of the matmul are missing")
         fused = FusedKernel(kernel, [parts.words, parts.product])
         tiles = self.tiles(workload, machine)
         writer = self.writer(parts, fused, machine, config.integer("rows"), tiles)
@@ -349,7 +351,7 @@ class MatmulMatrix(MatmulBf16):
 
 
 def _row_choices(machine: Machine) -> tuple[int, ...]:
-    """Even row counts whose accumulators fit the registers next to a step's weights and two rows."""
+    """Even row counts whose accumulators fit in registers next to a step's weights and two rows."""
     most = (machine.vector_registers - _REGISTERS - 1) // _REGISTERS
     return tuple(2 * pairs for pairs in range(1, most + 1))
 

@@ -1,7 +1,7 @@
 """Code for a matmul: a register tile that accumulates `rows x columns` results along the depth.
 
-Threads share the panels of B, chunks of rows, and parts of the depth when both are few (see `product_cut`). Where B is
-not stored in panels, each task packs its panel first, unless there are too few rows to pay for that.
+Threads share the panels of B, chunks of rows, and, if both are few, parts of the depth (see `product_cut`). If B is not
+stored in panels, each task packs its panel first, unless there are too few rows for that to pay off.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ from schedules.stages.fused_kernel import FusedKernel
 Batch = Mapping[Any, Expr]
 # B at (depth, column counted from the start of the panel).
 PanelLoad = Callable[[Expr, Expr], Expr]
-# (sum, a, b) to the sum with the product added.
+# Maps (sum, a, b) to the sum plus the product.
 Combine = Callable[[Expr, Expr, Expr], Expr]
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
     """A part of the reduction: `depth` terms starting at `start`, added to the sums in `waiting` from `row` on, or to
-    zero if `first`. The result is stored there too, or finished if `last`."""
+    zero if `first`. The result is stored there, too, or finished if `last`."""
 
     start: Expr
     depth: Index
@@ -113,7 +113,7 @@ class PartialSums:
 class Tile:
     """`rows` rows from `row` on by `width` columns from `column` on, in one matmul of a batch.
 
-    `load` reads B in the panel of the columns; `block` is the part of the sum, None for all of it.
+    `load` reads B in the panel of the columns; `block` is the part of the reduction, None for all of it.
     """
 
     batch: Batch
@@ -129,24 +129,25 @@ class Tile:
         return replace(self, row=self.row + first, rows=rows)
 
     def at(self, row: Expr, rows: Index) -> Tile:
-        """The same columns of the rows from a given one of the matmul on."""
+        """The same columns for the rows of the matmul from a given one on."""
         block = None if self.block is None else replace(self.block, row=self.block.row + row)
         return replace(self, row=row, rows=rows, block=block)
 
 
 # Code for a tile of a matmul: accumulates in registers along the depth, then runs the epilogue.
 
-# An epilogue more expensive than this is written once as a loop instead of once per register.
+# An epilogue more expensive than this is emitted once as a loop instead of once per register.
 _UNROLLED_EPILOGUE = 6
 
 
 class TileWriter:
     """Writes the tiles of a matmul.
 
-    With `tiles`, an instruction that sums in tiles, `rows` are those of a block and weights are packed by whole tiles.
-    Else `rows` and `vectors` are the tile; `pack` says that panels of B are copied before, `depth` cuts the sum into
-    blocks of that length whose part of B stays in the second cache (0: one block). `partial` sums a few steps in words
-    of two float16, as `Operation.partial`.
+    With `tiles`, an instruction with tile accumulators, `rows` is the rows of a block and weights are packed by whole
+    tiles. Otherwise `rows` and `vectors` are the tile; `pack` copies panels of B beforehand, and `depth` splits the
+    reduction into blocks of that length whose part of B stays in the L2 cache (0: one block). `partial` sums a few
+    steps
+    in words of two float16, see `Operation.partial`.
     """
 
     has_room: ClassVar[bool] = True
@@ -182,7 +183,7 @@ class TileWriter:
         self.partial = partial
         total = form.depth.extent
         self.block = depth if isinstance(total, int) and 0 < depth < total else 0
-        self._sizes: list[Stmt] = []  # what names the number of rows, where it is symbolic, and what follows from it
+        self._sizes: list[Stmt] = []  # bindings of a symbolic number of rows and values derived from it
         self._rows_count = self._named("rows", form.rows.extent)
 
     def _named(self, name: str, size: Expr) -> Expr:
@@ -280,7 +281,7 @@ class TileWriter:
         return sequence(tirx.AllocBuffer(sums), blocks, self._finish_rows(sums, at))
 
 
-# Row tiles, rows that are left, and how they are cut.
+# Row tiles, remaining rows, and the split into tasks.
 _Plan = tuple["Index", "Index", ProductCut]
 _TYPICAL_DEPTH = 512  # assumed if symbolic
 _PACKING_CYCLES = 4  # per vector of a panel
@@ -289,13 +290,13 @@ _PACKING_CYCLES = 4  # per vector of a panel
 class MatmulWriter(TileWriter):
     """Writes one matmul.
 
-    Tasks are ordered by panels, or by chunks of rows where `rows_first`: then a thread computes the same rows as in
-    kernels before and behind that share rows out, which are in its cache.
+    Tasks are ordered by panels, or with `rows_first` by chunks of rows: then a thread computes the same rows as in the
+    kernels before and after that split by rows, and finds them in its cache.
     """
 
     rows_first: ClassVar[bool] = False
     cuts_depth: ClassVar[bool] = True
-    """True if `_tile` sums the part of the depth that it is given."""
+    """True if `_tile` supports summing only a part of the depth."""
 
     # The loops outside the panels.
 
@@ -304,7 +305,7 @@ class MatmulWriter(TileWriter):
         return self.fused.function(self.statement(), self.machine)
 
     def statement(self) -> Stmt:
-        """The matmul alone."""
+        """The matmul without the function around it."""
         columns = self.form.columns
         whole = isinstance(columns, int)
         product = self._tasks(*divmod(columns, self.panel)) if whole else self._symbolic_columns(columns)
@@ -401,7 +402,7 @@ class MatmulWriter(TileWriter):
         return self._over_batch([Extent("panel", partial.panels), Extent("row", partial.rows)], row_of_panel, threads)
 
     def _threads(self) -> bool | Expr:
-        if self._weight_bytes() >= self.machine.l2_bytes // 2:  # which a row alone waits for
+        if self._weight_bytes() >= self.machine.l2_bytes // 2:  # a single row waits for these
             return self.machine.cores > 1
         return pays_off(self._multiplications(), self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
 
@@ -506,7 +507,7 @@ class MatmulWriter(TileWriter):
             return sequence(stores)
 
         total = self.form.depth.extent
-        whole = (total - 1) // self.block  # the last block, whole or not, finishes
+        whole = (total - 1) // self.block  # the last block, full or not, runs the epilogue
         return [
             tirx.AllocBuffer(waiting),
             repeat("row", count * self.tile_rows, clear),

@@ -1,9 +1,9 @@
-"""Description of a kernel of a recurrent layer, as plain data: the kernel carries it as JSON in an attribute.
+"""Description of a kernel of a recurrent layer, as plain data: the kernel stores it as JSON in an attribute.
 
-The cells of RNN, GRU and LSTM: which gates are summed together, and what becomes of the sums.
+The cells of RNN, GRU and LSTM: which gates are summed together, and the update computed from the sums.
 
-A cell runs in stages. A stage sums, for one block of hidden units, the products of its gates, and then updates the
-state of that block. Several stages are needed where a gate wants another gate of all units.
+A cell runs in stages. A stage computes, for one block of hidden units, the sums of its gates, and then updates the
+state of that block. Several stages are needed if a gate depends on another gate of all units.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Operands = Mapping[str, Buffer]  # a kernel's inputs by role
 
 @dataclass(frozen=True)
 class Kind:
-    """A function of x, alpha and beta, and the defaults of the parameters that it has."""
+    """A function of x, alpha and beta, and the defaults of those parameters that it has."""
 
     function: Callable[[Any, Any, Any], Any]
     alpha: float | None = None
@@ -86,9 +86,9 @@ Update = Callable[[list[Any], dict[str, Any], list[Any]], dict[str, Any]]
 class Stage:
     """Sums of some gates.
 
-    `gates` come from the input and from the recurrent state `source`. A gate in `separate` keeps its recurrent part
-    apart, in a sum of its own after the others, which starts from the recurrent bias.
-    Each of `updates` gets the sums, the state of the unit and the peephole weights, and returns new states by name,
+    `gates` come from the input and from the recurrent state `source`. A gate in `separate` keeps its recurrent part in
+    its own sum after the others, which starts from the recurrent bias.
+    Each of `updates` receives the sums, the state of the unit and the peephole weights, and returns new states by name,
     which the next one sees.
     """
 
@@ -98,7 +98,7 @@ class Stage:
     separate: tuple[int, ...] = ()
 
     def recurrent_slot(self, gate: int) -> int:
-        """The sum to which a gate's recurrent products go."""
+        """Index of the sum that a gate's recurrent products are added to."""
         if gate in self.separate:
             return len(self.gates) + self.separate.index(gate)
         return self.gates.index(gate)
@@ -110,7 +110,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Cell:
-    """A recurrent operator: number of gates, states, peepholes and activations, and how to make its stages."""
+    """A recurrent operator: number of gates, states, peepholes and activations, and its stages' factory."""
 
     gates: int
     states: tuple[str, ...]
@@ -214,9 +214,9 @@ class Recurrence:
         activations: activations of each direction, in the order of the operator.
         backward: which directions run back in time.
         hidden, inputs: numbers of hidden units and of features.
-        lanes: hidden units a block; weights are packed in blocks.
+        lanes: hidden units per block; weights are packed in blocks.
         operands: roles of the kernel's inputs, in their order; its outputs are Y and the last states.
-        projects_input: whether the kernel multiplies the input by its weights; else `x` is the finished projection
+        projects_input: whether the kernel multiplies the input by its weights; otherwise `x` is the finished projection
             (steps, samples, directions, blocks, gates, lanes).
         quantized: whether the state is quantized in each step and multiplied as integers (DynamicQuantizeLSTM).
     """
@@ -250,7 +250,7 @@ class Recurrence:
 
     @property
     def has_lengths(self) -> bool:
-        """True if each sample has a length of its own."""
+        """True if each sample has its own length."""
         return "lengths" in self.operands
 
     @property
@@ -260,7 +260,7 @@ class Recurrence:
 
     @property
     def width(self) -> int:
-        """Hidden units with those that fill the last block."""
+        """Number of hidden units, padded to whole blocks."""
         return self.blocks * self.lanes
 
     def text(self) -> str:

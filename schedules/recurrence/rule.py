@@ -1,4 +1,4 @@
-"""Recurrent layers on a processor: which of the two kernels runs one, and what threads share."""
+"""Recurrent layers on a processor: selects one of the two kernels, and the axis that threads share."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from schedules.recurrence.writers import DIRECTIONS, SERIAL, TEAM, UNITS, by_sam
 from schedules.rule import CpuRule, Priority, Workload
 
 SAMPLES = "samples"
-_TYPICAL_STEPS = 16  # of a sequence whose length is not known
-# Multiplications of a kernel that is worth starting threads. Integers are multiplied four times as fast.
+_TYPICAL_STEPS = 16  # assumed length of a dynamic sequence
+# Multiplications of a kernel from which threads pay off. Integers are multiplied four times as fast.
 _WORTH_THREADS = 2**20
 _INTEGER_SPEED = 4
 _WEIGHT_BYTES = 4  # of float32
-_WORTH_STARTING = 0.7  # of the time of a step without: starting threads for each step is not as even
+_WORTH_STARTING = 0.7  # relative to the time of a serial step: threads started for each step are less balanced
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def way_to_run(recurrence: Recurrence, steps: int, samples: int, machine: Machin
 
 
 def _without_units(recurrence: Recurrence, steps: int, samples: int, machine: Machine) -> str:
-    """The best way whose threads are started once."""
+    """The best choice among those that start threads only once."""
     products = recurrence.cell.gates * recurrence.hidden**2
     step = products // (_INTEGER_SPEED if recurrence.quantized else 1)
     stays_in_cache = _WEIGHT_BYTES * products <= machine.l2_bytes // 2
@@ -94,7 +94,7 @@ def _without_units(recurrence: Recurrence, steps: int, samples: int, machine: Ma
 
 
 def _work(recurrence: Recurrence, samples: int, axis: str) -> Work:
-    """The products of one step, of all directions."""
+    """The matmuls of one step, for all directions."""
     weights = recurrence.cell.gates * recurrence.hidden**2 * recurrence.directions
     bytes_ = weights * (1 if recurrence.quantized else _WEIGHT_BYTES)
     vectors = weights / recurrence.lanes / (_INTEGER_SPEED if recurrence.quantized else 1)
@@ -102,7 +102,7 @@ def _work(recurrence: Recurrence, samples: int, axis: str) -> Work:
 
 
 def _step_in_units(recurrence: Recurrence, samples: int, machine: Machine) -> float:
-    """Cycles of a step whose units threads share: they are started for each of its stages."""
+    """Cycles of a step whose hidden units are shared by threads, which are started for each of its stages."""
     axes = [CutAxis("units", recurrence.blocks * recurrence.directions, most=1)]
     sizes, stages = {"units": 1}, len(recurrence.stages[0])
     work = _work(recurrence, samples or 1, "units")
@@ -111,7 +111,7 @@ def _step_in_units(recurrence: Recurrence, samples: int, machine: Machine) -> fl
 
 
 def _step(recurrence: Recurrence, steps: int, samples: int, machine: Machine, way: str) -> float:
-    """Cycles of a step of another way, without what it takes to start the threads once."""
+    """Cycles of a step of another choice, without the one-time start of the threads."""
     alone = estimated_cycles([CutAxis("all", 1)], [_work(recurrence, samples, "all")], {"all": 1}, machine, threads=1)
     tasks = 1
     if way == DIRECTIONS:
@@ -122,5 +122,5 @@ def _step(recurrence: Recurrence, steps: int, samples: int, machine: Machine, wa
 
 
 def _samples_pay(recurrence: Recurrence, amount: Index, machine: Machine) -> bool | Expr:
-    """True if threads pay for this many steps of a sample."""
+    """True if threads pay off for this many steps of a sample."""
     return pays_at_run_time(amount, _work(recurrence, TEAM, "all").cycles / TEAM, machine)

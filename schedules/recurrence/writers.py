@@ -1,16 +1,16 @@
 """A recurrent layer sample by sample: each team of samples runs over all steps.
 
 For each direction, team and step it sums, block by block of hidden units, the block's products with the state: a
-broadcast element of the state times a row of packed weights, in vector registers. Weights stream from the cache in the
-order in which they lie. The loops are written as they are to run; no schedule rule has anything to add.
+broadcast element of the state times a row of packed weights, in vector registers. Weights stream from the cache in
+storage order. The loops are emitted in final form; no schedule rule changes them.
 
 A recurrent layer step by step, all samples together; threads share the directions of a bidirectional one, or the
 hidden units of each step.
 
-The state before a step and the one after it lie in two buffers that change places. Samples are taken in teams, which
-share each load of a weight.
+The states before and after a step are in two buffers that are swapped. Samples are processed in teams, which share
+each load of a weight.
 
-The state of a recurrent layer in 8 bits, quantized anew in each step, and its products in integers.
+The state of a recurrent layer in 8 bits, quantized in each step, and integer matmuls with it.
 
 Scale and zero point of a step are those of DynamicQuantizeLinear over the state of all samples of a direction.
 """
@@ -31,14 +31,14 @@ from schedules.recurrence.description import Operands, Recurrence, Stage, Update
 from tvm.script.ir_builder import IRBuilder  # isort: skip
 from tvm.script.ir_builder import tirx as T  # isort: skip
 
-TEAM = 4  # samples that share each load of a weight: four rows of sums fit the registers of AVX-512
+TEAM = 4  # samples that share each load of a weight: four rows of sums fit in AVX-512 registers
 
 
 def by_samples(recurrence: Recurrence, ins: Sequence[Expr], outs: Sequence[Expr], *, shared: bool | Expr) -> Stmt:
     """The body of the kernel. `shared`: True if threads share the samples, or a condition on sizes."""
     operands = dict(zip(recurrence.operands, ins, strict=True))
     steps, samples = operands["x"].shape[:2]
-    # Sequences of different lengths cannot run side by side.
+    # Sequences of different lengths cannot run together.
     together = 1 if recurrence.has_lengths else TEAM
     with IRBuilder() as builder:
         with T.seq_scope():
@@ -52,12 +52,12 @@ def by_samples(recurrence: Recurrence, ins: Sequence[Expr], outs: Sequence[Expr]
             with _loop(recurrence, samples - done, shared) as task:
                 for direction, position in _directions(recurrence, task, samples - done):
                     _Run(recurrence, operands, outs, steps, direction, done + position, 1).emit()
-        return builder.get().body  # without the scope, which means nothing to the code generator
+        return builder.get().body  # without the scope, which the code generator ignores
 
 
 @contextmanager
 def _loop(recurrence: Recurrence, count: Expr, shared: bool | Expr) -> Iterator[Expr]:
-    """Over `count` positions in every direction: directions are as independent as samples."""
+    """Loop over `count` positions in every direction: directions are as independent as samples."""
     total = count * len(recurrence.stages)
     if isinstance(shared, bool):
         with (T.parallel if shared else T.serial)(0, total) as task:
@@ -69,7 +69,7 @@ def _loop(recurrence: Recurrence, count: Expr, shared: bool | Expr) -> Iterator[
 
 
 def _directions(recurrence: Recurrence, task: Expr, count: Expr) -> Iterator[tuple[int, Expr]]:
-    """Each direction and position in it, whose code is to be emitted under the condition that the task is one of it."""
+    """Each direction and the position in it; emits their code under the condition that the task belongs to it."""
     if len(recurrence.stages) == 1:
         yield 0, task
         return
@@ -81,7 +81,7 @@ def _directions(recurrence: Recurrence, task: Expr, count: Expr) -> Iterator[tup
 
 
 def _limited(length: Expr, steps: Expr) -> Expr:
-    """A length as int64, within the sequence."""
+    """A length as int64, clamped to the sequence."""
     return tirx.max(tirx.min(length.astype("int64"), steps), tirx.IntImm("int64", 0))
 
 
@@ -105,13 +105,13 @@ class GateSums:
         return (row * self.stage.slots + slot) * self.recurrence.lanes + lane
 
     def vector(self, name: str, row: int, lane: Expr) -> Expr:
-        """An element of an operand (directions, blocks, rows, lanes); zero where the kernel has none."""
+        """An element of an operand (directions, blocks, rows, lanes); zero if the kernel has none."""
         if name not in self.operands:
             return tirx.const(0, self.recurrence.dtype)
         return self.operands[name][self.direction, self.block, row, lane]
 
     def start(self, position: Callable[[int], tuple[Expr, Expr]]) -> Buffer:
-        """The sums, which start at biases or projections of the input; `position` is the (time, sample) of a row."""
+        """The initial sums: biases or projections of the input; `position` is the (time, sample) of a row."""
         sums = T.alloc_buffer(
             [self.rows * self.stage.slots * self.recurrence.lanes], self.recurrence.dtype, scope="local"
         )
@@ -137,7 +137,7 @@ class GateSums:
         element: Callable[[int, Expr], Expr],
         slot_of: Callable[[int], int],
     ) -> None:
-        """`count` elements of each row times their rows of packed weights, added to the sum of each gate."""
+        """Add `count` elements of each row times their rows of packed weights to the sum of each gate."""
         matrix, dtype = self.operands[weights], self.recurrence.dtype
         with T.serial(0, count) as k:
             for number, gate in enumerate(self.stage.gates):
@@ -156,7 +156,7 @@ class GateSums:
 
 
 class _Run:
-    """Emits the code for one direction and a team of samples, from `first` on, that share each load of a weight."""
+    """Emits the code for one direction and a team of samples, starting at `first`, that share each load of a weight."""
 
     def __init__(
         self,
@@ -230,7 +230,7 @@ class _Run:
                         T.buffer_store(self.buffers[name], value, [row, unit])
 
     def _advance(self, time: Expr) -> None:
-        """The next state becomes the state and goes to the output."""
+        """Store the next state as the state and in the output."""
         for row in range(self.team):
             with T.serial(0, self.recurrence.blocks) as block, T.vectorized(0, self.recurrence.lanes) as lane:
                 unit = block * self.recurrence.lanes + lane
@@ -252,7 +252,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class State:
-    """Buffers (directions, rows, units) by name, of "h" two, which change places; and Y."""
+    """Buffers (directions, rows, units) by name, two of "h", which are swapped; and Y."""
 
     buffers: dict[str, Buffer]
     output: Expr
@@ -268,8 +268,8 @@ class State:
 
 @dataclass(frozen=True)
 class Team(GateSums):
-    """Emits one step of a few samples, from `first` on, for one block of hidden units: sums in registers, then the new
-    state. With `limit`, the number of samples, those from it on are none; `number` is that of the stage."""
+    """Emits one step of a few samples, starting at `first`, for one block of hidden units: sums in registers, then the
+    new state. With `limit`, only samples below that number exist; `number` is that of the stage."""
 
     state: State
     number: int
@@ -312,7 +312,7 @@ class Team(GateSums):
         return self.step < self._length(row)
 
     def _time(self, row: int) -> Expr:
-        """The element of the sequence that a row reads and writes; behind the end of its own, where zeros go."""
+        """The element of the sequence that a row reads and writes; past its own end, the one where zeros are stored."""
         backward, step = self.recurrence.backward, self.step
         back = self._length(row) - 1 - step
         if self.recurrence.has_lengths:
@@ -338,7 +338,7 @@ class Team(GateSums):
             self.state.store(kept, self.step, at, value)
 
     def _write(self, row: int) -> None:
-        """The new state of the block to Y: zeros behind the end of a sequence."""
+        """Store the new state of the block in Y: zeros past the end of a sequence."""
         own, step = self.recurrence, self.step
         time, sample = self._time(row), self.first + row
 
@@ -368,8 +368,8 @@ class QuantizedState:
     """The buffers of one thread: the bytes of the state, and (scale, zero point, sum of a row) of each direction.
 
     Operands: "r0" holds words of four signed bytes along the depth (directions, blocks, depth / 4, gates, lanes);
-    "scales" (float32) and "sums" (int32, of the depth) are (directions, blocks, gates, lanes), and so are "zeros"
-    (int32), the weights' zero points where they are not 0.
+    "scales" (float32) and "sums" (int32, over the depth) are (directions, blocks, gates, lanes), and so are "zeros"
+    (int32), the weights' zero points if they are not 0.
     """
 
     def __init__(self, recurrence: Recurrence, operands: Operands, state: Expr, directions: int) -> None:
@@ -383,7 +383,7 @@ class QuantizedState:
         self._zeros = T.alloc_buffer([directions], "int32")
 
     def emit(self, now: Expr, direction: Any) -> None:
-        """Quantizes the state before a step, of one direction or of all."""
+        """Quantize the state before a step, of one direction or of all."""
         with T.serial(0, self._directions) as own:
             source = own if direction is None else direction
             self._find_range(now, source, own)
@@ -396,7 +396,7 @@ class QuantizedState:
         return T.vectorized(0, self._recurrence.lanes)
 
     def _find_range(self, now: Expr, source: Buffer, own: Expr) -> None:
-        """Scale and zero point of what lies between the least and the largest element, zero included."""
+        """Scale and zero point for the range from the minimum to the maximum, zero included."""
         lanes, blocks = self._recurrence.lanes, self._recurrence.blocks
         low, high = (T.alloc_buffer([lanes], "float32", scope="local") for _ in range(2))
         zero = tirx.const(0, "float32")
@@ -414,7 +414,7 @@ class QuantizedState:
         span = T.alloc_buffer([2], "float32", scope="local")
         T.buffer_store(span, least, [0])
         T.buffer_store(span, largest - span[0], [1])
-        # A state of zeros has no range; any scale will do.
+        # A state of zeros has no range; any scale is right.
         scale = tirx.Select(span[1] == zero, tirx.const(1, "float32"), span[1] / tirx.const(255, "float32"))
         T.buffer_store(self._scales, scale, [own])
         start = zero - span[0] / self._scales[own]
@@ -438,7 +438,7 @@ class QuantizedState:
             T.buffer_store(self._row_sums, value, list(own))
 
     def accumulate(self, team: Team, sums: Expr) -> None:
-        """Adds the products of the team's rows with the weights of its block."""
+        """Add the products of the team's rows and the weights of its block."""
         gates, lanes = len(team.stage.gates), self._recurrence.lanes
         own: Expr = team.direction if self._directions > 1 else 0
         words = self._operands["r0"]
@@ -463,7 +463,7 @@ class QuantizedState:
                     T.buffer_store(sums, sums[at] + tirx.Cast("float32", total) * scale, [at])
 
     def _centered(self, total: Expr, team: Team, at: tuple[Expr, int, int], lane: Expr) -> Expr:
-        """The sum of products after both zero points are subtracted."""
+        """The sum of products after subtracting both zero points."""
         own, row, gate = at
         total = total - self._zeros[own] * team.vector("sums", gate, lane)
         if "zeros" not in self._operands:
@@ -476,11 +476,11 @@ SERIAL, DIRECTIONS, UNITS = "serial", "directions", "units"
 
 
 def lockstep(recurrence: Recurrence, ins: Sequence[Expr], outs: Sequence[Expr], split: str) -> Stmt:
-    """The body of the kernel. `split` says what threads share: nothing, the directions, or the units of a step."""
+    """The body of the kernel. `split` is what threads share: nothing, the directions, or the units of a step."""
     with IRBuilder() as builder:
         with T.seq_scope():
             _Lockstep(recurrence, dict(zip(recurrence.operands, ins, strict=True)), outs, split).emit()
-        return builder.get().body  # without the scope, which means nothing to the code generator
+        return builder.get().body  # without the scope, which the code generator ignores
 
 
 class _Lockstep:
@@ -503,7 +503,7 @@ class _Lockstep:
         self._finish()
 
     def _allocate(self) -> None:
-        """The state, filled up to whole teams and blocks, at its initial values."""
+        """Allocate the state, padded to whole teams and blocks, with its initial values."""
         own = self.recurrence
         rows: Expr = (self.samples + (TEAM - 1)) // TEAM * TEAM
         if self.fixed is not None:
@@ -543,7 +543,7 @@ class _Lockstep:
                     self._block(number, step, d, block)
 
     def _block(self, number: int, step: Expr, direction: Expr, block: Expr) -> None:
-        """A stage of one block, of whichever direction; directions with functions of their own need own code."""
+        """A stage of one block, for any direction; directions with different functions need separate code."""
         stages = [of_direction[number] for of_direction in self.recurrence.stages]
         if len(set(self.recurrence.activations)) == 1:
             self._teams(stages[0], number, step, direction, block)

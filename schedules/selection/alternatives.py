@@ -1,6 +1,6 @@
-"""Alternative kernels that compute the same, of different rules: one is chosen while layouts are planned.
+"""Alternative kernels of different rules for the same computation: one is chosen while layouts are planned.
 
-Estimates choose; where alternatives were measured (they are tasks of the tuner like any other), the records do.
+Estimates choose, unless alternatives were measured (they are tuning tasks like any other): then the records do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from schedules.rule import Workload
 
 @dataclass(frozen=True)
 class Alternative:
-    """The rule that would serve the kernel, by name, and its workload."""
+    """The name of the rule that would serve the kernel, and its workload."""
 
     rule: str
     workload: Workload
@@ -28,4 +28,4 @@ class Alternative:
 
 
 Choice = Callable[[Sequence[Alternative]], int]
-"""The index of the alternative to use; the first is the one that is estimated to be fastest."""
+"""The index of the alternative to use; the first has the lowest estimate."""

@@ -1,4 +1,4 @@
-"""Schedules every kernel of a lowered module and reports what was done to each."""
+"""Schedules every kernel of a lowered module and reports the rule used for each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ConfigSource = Mapping[str, Config] | Callable[[AnyRule, Any], Config | None]
 
 @dataclass(frozen=True)
 class RuleFailure:
-    """A tuned config that a rule does not take."""
+    """A tuned config that a rule does not accept."""
 
     rule: str
     error: str
@@ -44,7 +44,7 @@ class KernelReport:
 
 @dataclass
 class ScheduleReport:
-    """One line per kernel, in the order of the module, and the total time in seconds."""
+    """One report per kernel, in the order of the module, and the total time in seconds."""
 
     kernels: list[KernelReport] = field(default_factory=list)
     seconds: float = 0.0
@@ -73,18 +73,18 @@ def apply_schedules(
     """Schedule every PrimFunc of a module for a machine.
 
     Args:
-        mod: a lowered module (after FuseTIR); Relax functions in it are left alone.
-        machine: what to schedule for.
-        configs: tuned configs, by `record_key`, or a function of the rule and the workload; None uses the
-        defaults.
-        rules: the rules to try, in this order; all registered ones unless given.
+        mod: a lowered module (after FuseTIR); its Relax functions are not changed.
+        machine: the machine to schedule for.
+        configs: tuned configs, by `record_key`, or a function of the rule and the workload; None uses the defaults.
+        rules: the rules to try, in this order; by default all registered ones.
 
     Returns:
         The new module and the report. A tuned config that a rule declines is reported, and the default used.
 
     Raises:
-        RuleError: a rule raised anything but NotScheduledError, by which it leaves a kernel to the next one; names the
-            rule and the kernel.
+        RuleError: a rule raised an exception other than NotScheduledError, which passes a kernel to the next rule;
+        names
+            the rule and the kernel.
     """
     start = time.perf_counter()
     chosen = tuple(rules) if rules is not None else all_rules()
@@ -117,7 +117,7 @@ def apply_schedules(
 
 
 def _finished(function: PrimFunc, symbol: object, *, copy: bool) -> PrimFunc:
-    """Attributes restored; a repeated kernel is copied so that no variable is defined in two functions."""
+    """Restore attributes; a repeated kernel is copied so that no variable is defined in two functions."""
     function = s_tir.renew_defs(function) if copy else function
     function = function.without_attr("global_symbol").with_attr("tirx.is_scheduled", True)
     return function.with_attr("global_symbol", symbol) if symbol is not None else function
@@ -147,8 +147,8 @@ def _schedule_kernel(
 
 @contextmanager
 def _named_failures(rule: AnyRule, kernel: str) -> Iterator[None]:
-    """Any exception of a rule becomes a RuleError that names it: another rule in its place would give another module,
-    on a machine that is short of memory alone."""
+    """Turn any exception of a rule into a RuleError that names it: falling back to another rule would make the module
+    depend on, say, a machine's free memory."""
     try:
         yield
     except Exception as error:
@@ -162,7 +162,7 @@ def _not_applied(rule: AnyRule, error: ScheduleError) -> RuleFailure:
 def _configs_for(
     rule: AnyRule, workload: Workload, machine: Machine, configs: ConfigSource | None, failures: list[RuleFailure]
 ) -> Iterator[tuple[Config, str]]:
-    """The tuned config where there is one, then the default: a record that does not apply costs no more than itself."""
+    """The tuned config if there is one, then the default: a record that does not apply only loses itself."""
     if callable(configs):
         tuned = configs(rule, workload)
     else:
@@ -188,7 +188,7 @@ def matching_rule(kernel: Kernel, machine: Machine, rules: Sequence[AnyRule]) ->
 
 
 def _declines(rule: AnyRule, workload: Workload, kernel: Kernel, machine: Machine) -> bool:
-    """True if a rule leaves a kernel that it matches to the next one."""
+    """True if a rule passes a kernel that it matches to the next one."""
     if not rule.may_decline:
         return False
     try:
@@ -199,8 +199,7 @@ def _declines(rule: AnyRule, workload: Workload, kernel: Kernel, machine: Machin
 
 
 def apply_rule(rule: AnyRule, kernel: Kernel, workload: Workload, config: Config, machine: Machine) -> PrimFunc:
-    """Run one rule on one kernel: the PrimFunc it makes. Raises what the rule raises, and RuleError for a
-    wrong answer."""
+    """Run one rule on one kernel and return its PrimFunc. Raises the rule's exceptions, or RuleError."""
     result = rule.apply(kernel, workload, config, machine)
     if not isinstance(result, tirx.PrimFunc):
         raise RuleError(f"rule {rule.name!r} returned {type(result).__name__} instead of a PrimFunc")

@@ -1,4 +1,4 @@
-"""Finds the rules for processors: in every module of `schedules` but `schedules.gpu`, and by entry point."""
+"""Finds the rules for processors: in every module of `schedules` except `schedules.gpu`, and by entry point."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ def _is_rule(value: object) -> TypeGuard[type[AnyRule]]:
 
 @cache
 def rules() -> tuple[AnyRule, ...]:
-    """One object of each rule, by falling priority, then name. Raises RuleError on a missing or repeated
-    name."""
+    """One instance of each rule, by descending priority, then name. Raises RuleError for missing or repeated names."""
     classes = _own_rules()
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         loaded = entry.load()

@@ -1,4 +1,5 @@
-"""Code for one stage: threads outside, vectors inside; a sum per lane, or one in the lanes of several accumulators."""
+"""Code for one stage: threads outside, vectors inside; a sum per lane, or one sum in the lanes of several
+accumulators."""
 
 from __future__ import annotations
 
@@ -20,12 +21,12 @@ from schedules.stages.transpose_code import transpose_code
 
 
 def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt:
-    """The stage as a statement; `parallel=False` when it runs inside a parallel loop already."""
+    """The stage as a statement; `parallel=False` if it already runs inside a parallel loop."""
     return planned_code(plan_stage(stage, machine, threads=None if parallel else False), machine)
 
 
 def planned_code(plan: StagePlan, machine: Machine) -> Stmt:
-    """A planned stage as a statement, of new variables at each call."""
+    """A planned stage as a statement, with new variables at each call."""
     if plan.shared is None:
         return _nests(plan, machine, {})
     axis = plan.shared
@@ -48,7 +49,7 @@ def _nest_code(plan: NestPlan, machine: Machine) -> Stmt:
     return elementwise_code(plan, machine) if plan.reduction is None else _Reduction(plan, machine).code()
 
 
-# Of an axis of unknown length: a few hundred cycles.
+# For an axis of unknown length: a few hundred cycles.
 _VECTORS_OF_A_RUN = 64
 Write = Callable[[Expr, int, Mapping[Any, Expr]], Stmt]
 
@@ -63,7 +64,7 @@ def elementwise_code(plan: NestPlan, machine: Machine) -> Stmt:
 
 
 def interleaved_code(plan: NestPlan, machine: Machine) -> Stmt:
-    """Vectors along the plan's axis of each interleaved value, stored as this many vectors of all."""
+    """Vectors along the plan's axis of each interleaved value, stored as this many vectors of all values."""
     axis = plan.axis
     assert axis is not None
 
@@ -77,7 +78,7 @@ def interleaved_code(plan: NestPlan, machine: Machine) -> Stmt:
 
 
 def _interleaved(plan: NestPlan, axis: Loop, start: Expr, lanes: int, rest: Mapping[Var, Expr]) -> Stmt:
-    """`lanes` elements of each value from `start` on."""
+    """`lanes` elements of each value, starting at `start`."""
     stores = list(plan.nest.stage.body.seq)
     first = {**rest, axis.var: start}
     if lanes == 1:
@@ -105,7 +106,7 @@ def _interleaved(plan: NestPlan, axis: Loop, start: Expr, lanes: int, rest: Mapp
 
 
 def _vector_store(plan: NestPlan, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
-    """`count` elements from `at` on, in whole vectors and a shorter one."""
+    """`count` elements starting at `at`, in whole vectors and a shorter one."""
 
     apart = StridedLoads(plan.nest, axis)
     dtype = str(axis.var.ty)
@@ -123,7 +124,7 @@ def _vector_store(plan: NestPlan, axis: Loop, at: Expr, count: int, rest: Mappin
 
 
 def plain_code(plan: NestPlan, machine: Machine) -> Stmt:
-    """Plain loops, spatial ones outside: LLVM vectorizes what it can."""
+    """Plain loops, spatial ones outside: LLVM vectorizes those that it can."""
     nest = plan.nest
 
     def body(values: list[Expr]) -> Stmt:
@@ -137,9 +138,9 @@ def plain_code(plan: NestPlan, machine: Machine) -> Stmt:
 
 
 def over_axis(plan: NestPlan, axis: Loop, machine: Machine, write: Write, step: int) -> Stmt:
-    """Call `write(start, count, values of the other spatial loops)` over the whole of the spatial loops.
+    """Call `write(start, count, values of the other spatial loops)` over all spatial loops.
 
-    The axis is cut into runs, multiples of `step`, when the others do not give every thread its share.
+    The axis is split into runs, multiples of `step`, if the others are too short to keep every thread busy.
     """
     others = [loop for loop in plan.nest.spatial if loop is not axis]
     dtype = str(axis.var.ty)
@@ -200,7 +201,7 @@ def _needs_runs(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: Mac
 
 
 def nested(inner_loops: Sequence[Loop], body: Stmt) -> Stmt:
-    """Serial loops, fresh variables: a body may be written more than once."""
+    """Serial loops with fresh variables, since a body may be emitted more than once."""
     for loop in reversed(inner_loops):
         fresh = tirx.Var(str(loop.var.name), str(loop.var.ty))
         dtype = str(loop.var.ty)
@@ -238,7 +239,7 @@ class _Reduction:
                 plan,
                 axis,
                 self.machine,
-                # Of a partial reduction, how long a part is depends on its number.
+                # In a partial reduction, the length of a part depends on its number.
                 lambda at, count, rest: substitute(self._across(reduction, axis, at, count, rest), rest),
                 step,
             )
@@ -251,7 +252,7 @@ class _Reduction:
         return parallel_grid(extents, result, self.machine, parallel=plan.threads, cycles=plan.cycles)
 
     def _across(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
-        """`count` neighbouring results, each lane summing its own."""
+        """`count` neighboring results, one per lane."""
         dtype = str(axis.var.ty)
         group = self.lanes * _ACCUMULATORS
 
@@ -339,7 +340,7 @@ class _Reduction:
         parts = [repeat("group", whole, lambda g: in_group(g * group), dtype=dtype)]
         done = whole * group
         left = axis.extent - done
-        # What does not fill a group: whole vectors, then a shorter one, or single elements of a symbolic extent.
+        # The remainder of a group: whole vectors, then a shorter one, or single elements if the extent is symbolic.
         vectors = left // lanes if static else tirx.FloorDiv(left, index(lanes, dtype))
         single, first = left - vectors * lanes, done + vectors * lanes
 
@@ -365,7 +366,7 @@ class _Reduction:
 
 
 def join(held: Expr, count: int, combine: Callable[[Expr, Expr], Expr], dtype: str) -> list[Stmt]:
-    """Statements that leave the combination of all of `held` in its first element, by halves."""
+    """Statements that combine all of `held` into its first element, by halves."""
     steps = []
     while count > 1:
         half = count // 2

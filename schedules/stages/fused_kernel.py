@@ -1,6 +1,6 @@
-"""A fused kernel as an anchor (the convolution, the pooling) and an elementwise epilogue.
+"""A fused kernel as an anchor (a convolution, pooling, ...) and an elementwise epilogue.
 
-The elementwise stages behind an anchor become one expression of the accumulator, applied while that is in a register.
+The elementwise stages after an anchor become one expression of the accumulator, applied while it is in a register.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from tvm_ffi import structural_equal  # isort: skip
 
 
 def anchor_stages(kernel: Kernel, kind: str) -> tuple[Stage, ...]:
-    """The stages that carry the annotation of a rule."""
+    """The stages annotated with a rule's kind."""
     return tuple(stage for stage in kernel.simple_stages if stage.annotations.get(KIND) == kind)
 
 
 def only_anchors(kernel: Kernel, kind: str, count: int = 1) -> tuple[Stage, ...] | None:
-    """The stages that carry the annotation of a rule, if there are `count`, each of one store, and the kernel has no
-    other statements than stages."""
+    """The stages annotated with a rule's kind, if there are `count`, each with a single store, and the kernel consists
+    of stages only."""
     stages = anchor_stages(kernel, kind)
     fits = kernel.is_plain and len(stages) == count and all(stage.store is not None for stage in stages)
     return stages if fits else None
 
 
 _MOST_DEFINITIONS = 256
-"""Definitions that an epilogue is inlined from, each counted as often as it is read."""
+"""Limit on the definitions inlined into an epilogue, each counted as often as it is read."""
 
 
 class FusedKernel:
     """A kernel around the stages of its anchor.
 
-    `finish(value, indices)` stores what becomes of the anchor's result `value` at `indices`, each an expression or an
-    int. `value` is a scalar expression that may be read several times: make it a load or a variable.
+    `finish(value, indices)` applies the epilogue to the anchor's result `value` at `indices` (expressions or ints) and
+    stores it. `value` is a scalar expression that may be read several times: make it a load or a variable.
 
     Attributes:
-        rest: the stages behind the anchor that `finish` does not do. With `partly` it does the first ones where it
-            cannot do all, else all or none.
+        rest: the stages after the anchor that `finish` does not cover. With `partly` it covers the first ones if it
+            cannot cover all, otherwise all or none.
         stored: the buffer that `finish` stores to.
     """
 
     def __init__(self, kernel: Kernel, anchors: Sequence[Stage], *, partly: bool = False) -> None:
         if not kernel.is_plain:
-            raise NotScheduledError("the kernel holds statements that are not simple stages")
+            raise NotScheduledError("the kernel has statements that are not simple stages")
         self.kernel = kernel
         self.anchors = tuple(anchors)
         first = next(i for i, stage in enumerate(kernel.stages) if stage is anchors[0])
@@ -72,11 +72,11 @@ class FusedKernel:
 
     @property
     def is_joined(self) -> bool:
-        """True if all that follows the anchor is done by `finish`."""
+        """True if `finish` covers all stages after the anchor."""
         return not self.rest
 
     def _ends_at(self, done: int) -> bool:
-        """True if what the first stages behind the anchor compute is needed only by each other, but for the last's."""
+        """True if only the last result of the first stages after the anchor is read by others."""
         inner = [self.result, *(buffer for stage in self._after[: done - 1] for buffer in stage.writes)]
         read = [load.source for stage in self._after[done:] for load in stage.loads]
         return all(self.kernel.is_intermediate(each) for each in inner) and not any(
@@ -94,8 +94,8 @@ class FusedKernel:
         return tirx.BufferStore(target, substitute(result, mapping), points)
 
     def ignores_rows(self, first: int, rank: int) -> bool:
-        """True if `finish` uses the indices of `rank` dimensions from `first` on for elements at the same position of
-        tensors of the same sizes alone, so that the last of them may count them all."""
+        """True if `finish` uses the indices of the `rank` dimensions starting at `first` only for elements at the same
+        position of tensors of the same sizes, so that they can be flattened into the last of them."""
         if self._fused is None:
             return True
         target, variables, _, value = self._fused
@@ -129,7 +129,7 @@ class FusedKernel:
         raise NotScheduledError(f"stage {anchor.name} reads no tensor of rank {rank}")
 
     def function(self, body: Stmt, machine: Machine, *, keep_loops: bool = False) -> PrimFunc:
-        """The PrimFunc with the anchor run by `body`; LLVM leaves its loops as they are with `keep_loops`."""
+        """The PrimFunc with the anchor computed by `body`; with `keep_loops` LLVM does not transform its loops."""
         kept = [buffer for buffer in self.kernel.intermediates if self._needs(buffer)]
         before = [stage_code(stage, machine) for stage in self._before]
         after = [] if self._fused is not None else [stage_code(stage, machine) for stage in self._after]
@@ -145,13 +145,13 @@ class FusedKernel:
 
 
 def _epilogue(result: Expr, stages: Sequence[Stage]) -> tuple[Expr, list[Expr], Expr, Expr] | None:
-    """(target buffer, its index variables, the accumulator's variable, the value); None when there is no such form."""
+    """(target buffer, its index variables, the accumulator's variable, the value); None if there is no such form."""
     if not stages or any(stage.reduction or stage.store is None for stage in stages):
         return None
     last = stages[-1].body
     target = last.buffer
     if not structural_equal(target.ty.shape, result.ty.shape):
-        return None  # the result is spread over a larger tensor: it has to be complete first
+        return None  # the result is written into a larger tensor: it must be complete first
     variables = _axis_variables(stages[-1])
     if variables is None:
         return None
@@ -162,7 +162,7 @@ def _epilogue(result: Expr, stages: Sequence[Stage]) -> tuple[Expr, list[Expr], 
 
 
 def _axis_variables(stage: Stage) -> list[Var] | None:
-    """The loop variable of each dimension that a stage stores, None where it is constant; None for other indices."""
+    """The loop variable of each dimension that a stage stores, None for constant ones; None if an index is neither."""
     variables = []
     statement = stage.body
     for point, size in zip(statement.indices, shape_of(statement.buffer), strict=True):

@@ -1,31 +1,31 @@
 """Vectors assembled from lanes of other vectors: the source of each lane of a block, and the permutations.
 
-A block is the last dimension of a stage's result, when that fits a vector: channels in blocks of channels.
+A block is the last dimension of a stage's result, if that fits a vector: channels in blocks of channels.
 
 Joins short runs that are adjacent in memory into one vector, as in concatenations in blocks of channels.
 
-`out[b, x, 0] = a[b, x]` and `out[b, x, 1 + i] = c[b, x, i]` of 15 become one store of 16: each run is read within a
-whole vector of its source, and the lanes are put together in registers.
+`out[b, x, 0] = a[b, x]` and `out[b, x, 1 + i] = c[b, x, i]` of 15 become one store of 16: each run is read as part of a
+whole vector of its source, and the lanes are combined in registers.
 
-Blocks whose lanes come from several places of few vectors: shuffles of channels in blocks of channels.
+Blocks whose lanes come from several positions of few vectors: channel shuffles in blocks of channels.
 
-`out[b, x, i] = a[f(16 * b + i) // 16, x, f(16 * b + i) % 16]` is written block by block. Which lanes of which blocks of
-`a` a block is made of is known then, and permutations put it together.
+`out[b, x, i] = a[f(16 * b + i) // 16, x, f(16 * b + i) % 16]` is written block by block. The lanes and blocks of `a`
+that make up a block are then known, and permutations combine them.
 
-Vectors of elements that lie apart in memory, as whole vectors and permutations: steps, interleaved values, flips.
+Vectors of strided elements, as whole vectors and permutations: steps, interleaved values, flips.
 
-Of `a[2 * x]` for 16 neighbouring x, 31 elements are read as two vectors, which overlap rather than reach beyond the
-last element, and one permutation picks those wanted.
+For `a[2 * x]` with 16 neighboring x, 31 elements are read as two vectors, which overlap rather than read past the last
+element, and one permutation selects the elements.
 
-Vectors of elements that lie where other vectors say: `a[b[i]]`.
+Gathers, vectors of elements at loaded positions: `a[b[i]]`.
 
-The offsets are computed in vectors and the elements loaded one by one, which processors do as fast as by their
-instructions for it.
+The offsets are computed in vectors and the elements loaded one by one, which is as fast as processors' gather
+instructions.
 
-Interleaved stores: channels last, of few channels; pixel shuffles; what is stacked along a last axis.
+Interleaved stores: channels last, with few channels; pixel shuffles; stacking along a last axis.
 
-`out[x, c] = a[c, x]` of 3 channels reads a vector of each and stores three whole vectors, whose lanes are permutations
-of them, in place of single elements three apart.
+`out[x, c] = a[c, x]` with 3 channels reads a vector of each and stores three whole vectors, whose lanes are
+permutations of them, instead of single elements three apart.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ from schedules.machine import Machine, dtype_bits
 from schedules.stages.loops import Loop, LoopNest, split_axes, split_axis
 
 STRIDES = (-1, 2, 3, 4)
-"""Between neighbours of a vector; what lies farther apart is read as single elements."""
+"""Largest distance between neighbors of a vector; elements farther apart are read one by one."""
 
 
 def strided_axis(nest: LoopNest) -> Loop | None:
-    """The spatial loop in which every store moves by one element and every load by none, one or a few; None where there
-    is none, or a branch guards what is read."""
+    """The spatial loop in which every store moves by one element and every load by none, one or a few; None if there is
+    none, or a branch guards a load."""
     return _axis_where(nest, partial(_serves, nest))
 
 
 def _axis_where(nest: LoopNest, serves: Callable[[Access, Stride], bool]) -> Loop | None:
-    """The innermost spatial loop by which every access moves as it should; None where a branch guards what is read."""
+    """The innermost spatial loop in which every access has a suitable stride; None if a branch guards a load."""
     if nest.stage.store is None or has_branch(nest.stage.body):
         return None
     loops = (each for each in reversed(nest.spatial) if all(map(serves, nest.accesses, each.strides)))
@@ -75,7 +75,7 @@ def _serves(nest: LoopNest, access: Access, stride: Index | None) -> bool:
 
 
 class StridedLoads:
-    """The loads of a nest that lie apart along an axis; none where all are contiguous."""
+    """The strided loads of a nest along an axis; empty if all are contiguous."""
 
     def __init__(self, nest: LoopNest, axis: Loop) -> None:
         self.axis = axis
@@ -90,8 +90,9 @@ class StridedLoads:
                 self._loads.append((access, stride))
 
     def read(self, start: Expr, lanes: int, rest: Mapping[Var, Expr]) -> tuple[list[Stmt], list[Expr]]:
-        """Statements that read `lanes` elements of each load from `start` on, and the buffers that they fill;
-        none of a single element."""
+        """Statements that read `lanes` elements of each load, starting at `start`, and the buffers that they fill; none
+        for
+        a single element."""
         if lanes == 1:
             return [], []
         statements: list[Stmt] = []
@@ -106,7 +107,7 @@ class StridedLoads:
         return statements, buffers
 
     def placed(self, root: Node, buffers: list[Buffer], lane: Expr) -> Node:
-        """An expression or statement of the nest that reads a lane of the buffers instead."""
+        """An expression or statement of the nest, with its strided loads replaced by a lane of the buffers."""
         if not buffers:
             return root
 
@@ -120,7 +121,7 @@ class StridedLoads:
 
 
 def _strided(buffer: Buffer, indices: list[Expr], stride: int, lanes: int) -> Expr:
-    """The elements `stride` apart of which the first is at `indices`, as one vector."""
+    """Elements `stride` apart, the first at `indices`, as one vector."""
     *outer, last = indices
     lowest = min(stride * (lanes - 1), 0)
     offsets = {lane: stride * lane - lowest for lane in range(lanes)}
@@ -129,8 +130,8 @@ def _strided(buffer: Buffer, indices: list[Expr], stride: int, lanes: int) -> Ex
 
 
 def gathered_axis(nest: LoopNest) -> Loop | None:
-    """The spatial loop in which every store moves by one element, and every load by none or one, or as other loads
-    say; None where there is none, or a branch guards what is read."""
+    """The spatial loop in which every store moves by one element, and every load by none or one, or at loaded indices;
+    None if there is none, or a branch guards a load."""
     return _axis_where(nest, _is_gathered)
 
 
@@ -143,7 +144,7 @@ def _is_gathered(access: Access, stride: Stride) -> bool:
 
 
 _COUNTS = (2, 3, 4)
-_PIXELS = (2, 3)  # larger ones are taken apart by `split_axes`
+_PIXELS = (2, 3)  # larger ones are split by `split_axes`
 _LEAST_EXTENT = 4
 
 
@@ -153,8 +154,8 @@ def interleaved_count(stage: Stage) -> int:
 
 
 def interleaved_axis(nest: LoopNest) -> Loop | None:
-    """The loop along which stores are interleaved, and what they store lies side by side or is the same; None when the
-    nest is none of `interleave`'s."""
+    """The loop along which stores are interleaved, and whose stored values are contiguous or the same; None if the nest
+    was not made by `interleave`."""
     count = interleaved_count(nest.stage)
     if count not in _COUNTS or not _stores_one_buffer(nest.stage):
         return None
@@ -178,7 +179,7 @@ def _is_interleaved(accesses: Sequence[Access], strides: Sequence[Index | None],
 
 
 def interleave(pieces: Sequence[Stage]) -> list[Stage]:
-    """The parts of a stage, those whose stores are interleaved joined into one part with all the stores."""
+    """The parts of a stage, with interleaved stores joined into one part that has all of them."""
     done: list[Stage] = []
     waiting: list[Stage] = []
     for piece in pieces:
@@ -198,7 +199,7 @@ def interleave(pieces: Sequence[Stage]) -> list[Stage]:
 
 
 def _element_of_few(stage: Stage) -> tuple[int, int] | None:
-    """(index, count): which element of a short last dimension a stage stores, and of how many."""
+    """(index, count): which element of a short last dimension a stage stores, and the size of that dimension."""
     store = stage.store
     if store is None or stage.reduction or not is_compact(store.buffer) or not store.indices:
         return None
@@ -207,7 +208,7 @@ def _element_of_few(stage: Stage) -> tuple[int, int] | None:
 
 
 def _follows(waiting: Sequence[Stage], piece: Stage) -> bool:
-    """True if a stage stores the next element of that dimension, at the same offset as those before."""
+    """True if a stage stores the next element of that dimension, at the same offset as the ones before."""
     first, other = waiting[0].body, piece.store
     if other is None or _element_of_few(piece) != (len(waiting), shape_of(first.buffer)[-1]):
         return False
@@ -221,7 +222,7 @@ def _follows(waiting: Sequence[Stage], piece: Stage) -> bool:
 
 
 def _with_interleaved_stores(stage: Stage) -> Stage | None:
-    """A stage with an axis of a few steps along which it stores side by side, as one store for each step."""
+    """A stage with a short axis along which its stores are contiguous, rewritten with one store for each step."""
     store = stage.store
     if store is None or stage.reduction or not is_compact(store.buffer):
         return None
@@ -254,7 +255,7 @@ def _one_store_each(stage: Stage, position: int) -> Stage | None:
 
 
 def _whole(stage: Stage, bodies: Sequence[Stmt], axes: Sequence[Axis]) -> Stage | None:
-    """The stores as one stage; None where they are not interleaved along any of its axes."""
+    """The stores as one stage; None if they are not interleaved along any of its axes."""
     whole = Stage(stage.name, tuple(axes), tirx.SeqStmt(list(bodies)), None, stage.annotations)
     if not _stores_one_buffer(whole):
         return None
@@ -267,12 +268,12 @@ def _whole(stage: Stage, bodies: Sequence[Stmt], axes: Sequence[Axis]) -> Stage 
 
 
 Part = tuple[Expr, dict[int, int]]
-"""A vector, and which lane of it is which lane of the block: the lane in the block, the lane in the vector."""
+"""A vector, and its lanes by lane of the block: the lane in the block, the lane in the vector."""
 _LEAST_LANES = 4
 
 
 def block_size(stage: Stage, machine: Machine) -> int | None:
-    """The size of the block that a stage stores to; None when it stores to none."""
+    """The size of the block that a stage stores to; None if there is none."""
     if stage.store is None or not is_compact(stage.store.buffer) or not shape_of(stage.store.buffer):
         return None
     size = shape_of(stage.store.buffer)[-1]
@@ -282,7 +283,7 @@ def block_size(stage: Stage, machine: Machine) -> int | None:
 
 
 def picked(parts: Sequence[Part], size: int) -> Expr:
-    """A vector of `size` lanes out of vectors as long. A lane that no part holds is anything."""
+    """A vector of `size` lanes from vectors of the same length. Lanes that no part covers are undefined."""
     (vector, chosen), *others = parts
     picks = [chosen.get(lane, lane) for lane in range(size)]
     for other, offsets in others or [(vector, chosen)]:
@@ -296,8 +297,8 @@ def parts_of(
 ) -> list[Part] | None:
     """Moves of a value into some lanes of a block: the first of `lanes` is where `var` (None: a single lane) is 0.
 
-    `known` are the values of other variables. None where the value is not a constant or load, where its offset in the
-    last dimension depends on others, or where too many vectors would have to be read.
+    `known` are the values of other variables. None if the value is not a constant or load, if its offset in the last
+    dimension depends on others, or if too many vectors would be read.
     """
     if isinstance(value, tirx.IntImm | tirx.FloatImm):
         return [(tirx.Broadcast(value, size), dict.fromkeys(lanes, 0))]
@@ -328,7 +329,7 @@ def parts_of(
 
 
 def _offset(indices: Sequence[Expr], var: Var, values: Mapping[Var, int]) -> tuple[tuple[int | None, ...], int | None]:
-    """The outer indices where they depend on `var`, and the offset in the last dimension: None when not constant."""
+    """The outer indices as functions of `var`, and the offset in the last dimension: None if not constant."""
     *outer, last = indices
     found = tuple(_value(point, values) if uses(point, var) else None for point in outer)
     if any(each is None and uses(point, var) for each, point in zip(found, outer, strict=True)):
@@ -337,8 +338,8 @@ def _offset(indices: Sequence[Expr], var: Var, values: Mapping[Var, int]) -> tup
 
 
 def _windows(offsets: Mapping[int, int], size: int, width: int) -> list[tuple[int, dict[int, int]]]:
-    """Vectors of `size` neighbours within a row of `width` that hold these offsets: where each begins, and which of its
-    lanes it has for which offset."""
+    """Vectors of `size` neighbors within a row of `width` that cover these offsets: the start of each, and its lane for
+    each offset."""
     found: list[tuple[int, dict[int, int]]] = []
     rest = dict(offsets)
     while rest:
@@ -349,7 +350,7 @@ def _windows(offsets: Mapping[int, int], size: int, width: int) -> list[tuple[in
 
 
 def _value(expr: Expr, values: Mapping[Var, int]) -> int | None:
-    """The number that index arithmetic comes to; None when that is not known."""
+    """The constant value of index arithmetic; None if unknown."""
     try:
         return evaluated(expr, lambda var: values[var])
     except (UnprovableError, KeyError):
@@ -357,19 +358,19 @@ def _value(expr: Expr, values: Mapping[Var, int]) -> int | None:
 
 
 def run_of_lanes(buffer: Buffer, outer: Sequence[Expr], start: Expr, size: int) -> Expr:
-    """`size` neighbours in the last dimension."""
+    """`size` neighbors in the last dimension."""
     return tirx.BufferLoad(buffer, [*outer, ramp(start, size)])
 
 
 def ramp(start: Expr, size: int) -> Expr:
-    """The offsets from `start` on."""
+    """Consecutive offsets from `start` on."""
     return tirx.Ramp(start, index(1, str(start.ty)), size)
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """A stage that moves values into the lanes from `start` to `end` of a block of `size`, along `axis` where there
-    are several; `parts` is what does that."""
+    """A stage that moves values into the lanes from `start` to `end` of a block of `size`, along `axis` if there are
+    several; `parts` are the moves."""
 
     stage: Stage
     axis: Axis | None
@@ -380,11 +381,11 @@ class _Run:
 
     @property
     def others(self) -> tuple[Axis, ...]:
-        """All axes but its own."""
+        """All axes except its own."""
         return tuple(axis for axis in self.stage.axes if axis is not self.axis)
 
     def meets(self, other: _Run) -> bool:
-        """True if another run goes on where this one ends, for the same values of all other axes."""
+        """True if another run starts where this one ends, for the same values of all other axes."""
         if self.end != other.start or len(self.others) != len(other.others):
             return False
         if any(mine is not its for mine, its in zip(self.others, other.others, strict=True)):
@@ -394,7 +395,7 @@ class _Run:
 
 
 def join_runs(pieces: Iterable[Stage], machine: Machine) -> list[Stage]:
-    """The parts of a stage; those that together fill a block are joined, others that are scattered are split."""
+    """The parts of a stage; those that together fill a block are joined, other scattered ones are split."""
     done: list[Stage] = []
     waiting: list[_Run] = []
     for piece in pieces:
@@ -420,12 +421,12 @@ def _alone(runs: Sequence[_Run]) -> list[Stage]:
 
 
 def is_run(stage: Stage, machine: Machine) -> bool:
-    """True if a stage fills a part of a block, so that it may be joined with what fills the rest."""
+    """True if a stage fills a part of a block, so that it may be joined with the stages that fill the rest."""
     return _run_of(stage, machine) is not None
 
 
 def is_part_of_block(stage: Stage, machine: Machine) -> bool:
-    """True if a stage moves elements to some offsets of a block, or to all from here and there."""
+    """True if a stage moves elements to some offsets of a block, or gathers a whole block from several positions."""
     size = block_size(stage, machine)
     if size is None or not isinstance(stage.body.value, tvm.ir.TensorLoad):
         return False
@@ -435,7 +436,7 @@ def is_part_of_block(stage: Stage, machine: Machine) -> bool:
 
 
 def _run_of(stage: Stage, machine: Machine) -> _Run | None:
-    """The stage as a run that is shorter than a block; None when it is none."""
+    """The stage as a run that is shorter than a block; None if it is not one."""
     size = block_size(stage, machine)
     if size is None or stage.reduction:
         return None
@@ -462,7 +463,7 @@ def _joined(runs: Sequence[_Run]) -> Stage:
 
 
 def _start(point: Expr, axis: Axis | None) -> int | None:
-    """Start of an index that is constant or grows with an axis; None for any other."""
+    """Start of an index that is constant or increases with an axis; None for any other."""
     if axis is not None:
         if coefficient_of(point, axis.var) != 1:
             return None
@@ -476,12 +477,12 @@ def _target(stage: Stage) -> list[Expr]:
     return [stage.body.buffer, *stage.body.indices]
 
 
-_MOST_BLOCKS = 64  # that are written out
+_MOST_BLOCKS = 64  # blocks written out
 
 
 def permuted_lanes(stage: Stage, machine: Machine) -> list[Stage] | None:
-    """A stage that moves elements into whole blocks, as one stage per block; None where that is impossible or does not
-    pay off."""
+    """A stage that moves elements into whole blocks, as one stage per block; None if that is impossible or does not pay
+    off."""
     size = block_size(stage, machine)
     store = stage.store
     if size is None or store is None or stage.reduction or not isinstance(store.value, tvm.ir.TensorLoad):
@@ -503,12 +504,12 @@ def permuted_lanes(stage: Stage, machine: Machine) -> list[Stage] | None:
 
 
 def _is_mixed(axis: Axis, lane: Axis, load: Expr) -> bool:
-    """True if an index depends on both."""
+    """True if an index depends on both axes."""
     return any(uses(point, axis.var) and uses(point, lane.var) for point in load.indices)
 
 
 def _block(stage: Stage, lane: Axis, values: Mapping[Var, int]) -> Stage | None:
-    """The stage at these values of some axes, with all lanes at once; None when that cannot be."""
+    """The stage at these values of some axes, with all lanes at once; None if that is impossible."""
     store, size = stage.body, int(lane.extent)
     parts = parts_of(store.value, lane.var, range(size), size, values)
     if parts is None:

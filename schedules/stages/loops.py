@@ -1,18 +1,18 @@
-"""The loops of one stage, ready for code: neighbours collapsed, strides known, the vector axis chosen.
+"""The loops of one stage, ready for code: neighbors collapsed, strides known, the vector axis chosen.
 
 Splits loops whose index is divided, so that memory is accessed contiguously.
 
-`b[c] = a[c // 16, c % 16]` over 96 becomes 6 runs of 16: blocked layouts, heads, windows and shuffles of channels are
-read and written so. What is left of an extent that the factor does not divide becomes a stage of its own, and so does
-what lies before the first block where blocks begin inside of the loop (`a[(c + 15) // 16, (c + 15) % 16]`). Where an
-index is the smaller or larger of two, what lies before and behind the place where they meet are stages as well: edges
-that are mirrored or repeated (`a[min(x, 30 - x)]`).
+`b[c] = a[c // 16, c % 16]` over 96 becomes 6 runs of 16: blocked layouts, heads, windows and channel shuffles are read
+and written like that. If the factor does not divide an extent, the remainder becomes its own stage, and so does the
+part before the first block if blocks begin inside the loop (`a[(c + 15) // 16, (c + 15) % 16]`). If an index is the
+minimum or maximum of two, the parts before and after their intersection are stages as well: mirrored or repeated edges
+(`a[min(x, 30 - x)]`).
 
 Splits loops where a condition on the loop variable changes, so that padding and concatenation run without branches.
 
-`if_then_else(ax < 3, a[ax], b[ax - 3])` over 8 becomes a copy of 3 and a copy of 5. A condition on blocks and on what
-lies in a block, `16 * ax + bx < 33`, leaves the blocks around the one that it cuts, and the parts of that one. Where a
-condition is on a remainder, `ax % 2 == 1`, the loop becomes one over the steps of each.
+`if_then_else(ax < 3, a[ax], b[ax - 3])` over 8 becomes a copy of 3 and a copy of 5. A condition on blocks and on
+positions in a block, `16 * ax + bx < 33`, yields the blocks around the split one, and the parts of that one. For a
+condition on a remainder, `ax % 2 == 1`, the loop becomes one over the steps of each remainder.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from schedules.machine import Machine, dtype_bits
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """A loop, and how far each access of the body moves per step (None: irregularly)."""
+    """A loop, and the stride of each access of the body (None: irregular)."""
 
     var: Var
     extent: Index
@@ -53,7 +53,7 @@ class Loop:
 
 @dataclass(frozen=True, eq=False)
 class LoopNest:
-    """A stage whose adjacent loops are collapsed where memory accesses are contiguous across them."""
+    """A stage whose adjacent loops are collapsed if memory accesses are contiguous across them."""
 
     stage: Stage
     spatial: tuple[Loop, ...]
@@ -66,31 +66,31 @@ class LoopNest:
         return tuple(i for i, access in enumerate(self.accesses) if access.is_store)
 
     def is_contiguous(self, loop: Loop) -> bool:
-        """True if every access stands still or moves by one element, at least one of them by one."""
+        """True if every access moves by one element or none, at least one of them by one."""
         return set(loop.strides) <= {0, 1} and 1 in loop.strides
 
     def lanes(self, machine: Machine, axis: Loop | None = None) -> int:
-        """Lanes of a vector such that the widest element type touched or computed with fills one register.
+        """Lanes of a vector such that the widest element type loaded, stored or computed fills one register.
 
-        What is read for an index alone, and is the same for a whole vector along `axis`, counts for nothing.
+        Values read only for an index, and constant over a whole vector along `axis`, are not counted.
         """
         strides = (None,) * len(self.accesses) if axis is None else axis.strides
         pairs = zip(self.accesses, strides, strict=True)
         touched = [access for access, stride in pairs if stride != 0 or not self._is_index(access)]
         widest = max((dtype_bits(str(access.buffer.dtype)) for access in touched), default=32)
-        # Of what narrower elements are converted to, floats alone: index arithmetic does not count.
+        # Only floats count among the types that narrower elements are cast to: index arithmetic does not.
         casts = [str(cast.ty) for cast in nodes(self.stage.body, tirx.Cast)]
         widest = max([widest, *(dtype_bits(dtype) for dtype in casts if "float" in dtype)])
         return max(1, machine.vector_bits // widest)
 
     def _is_index(self, access: Access) -> bool:
-        """True if it is read for an index of another access."""
+        """True if it is read only for an index of another access."""
         loads = [load for each in self.accesses for point in each.indices for load in buffers_loaded(point)]
         return not access.is_store and any(access.is_at(load.source, load.indices) for load in loads)
 
 
 def loop_nest_of(stage: Stage) -> LoopNest:
-    """Analyze a stage. Loops of extent 1 vanish; the body may be rewritten to collapsed variables."""
+    """Analyze a stage. Loops of extent 1 are removed; the body may be rewritten in terms of collapsed variables."""
     stage = stage.without_single()
     axes, body, init = stage.axes, stage.body, stage.init
     accesses = tuple(accesses_of(body))
@@ -109,7 +109,7 @@ def loop_nest_of(stage: Stage) -> LoopNest:
 
 
 def _may_collapse(axis: Axis, body: Stmt, init: Stmt | None) -> bool:
-    """Only index arithmetic may use the variable: a collapsed one costs two divisions elsewhere."""
+    """True if only index arithmetic uses the variable: elsewhere a collapsed variable costs two divisions."""
     if not isinstance(axis.extent, int) or axis.extent == 0:
         return False
     return not used_outside_indices(body, axis.var) and (init is None or not used_outside_indices(init, axis.var))
@@ -142,7 +142,7 @@ def _seamless(outer: Loop, inner: Loop) -> bool:
 
 
 def _fused(loop: Loop, group: Sequence[Axis], mapping: dict[Var, Expr]) -> Loop:
-    """One variable for a group of axes; each becomes a quotient or remainder, which flattening folds away again."""
+    """One variable for a group of axes; each becomes a quotient or remainder, which flattening later folds."""
     dtype = str(group[0].var.ty)
     var = tirx.Var("_".join(axis.name for axis in group), dtype)
     positions = unflattened(var, [index(axis.extent, dtype) for axis in group])
@@ -155,7 +155,7 @@ _MOST_PIECES = 8
 
 
 def split_axes(stage: Stage) -> list[Stage]:
-    """The stage split into parts whose indices divide no axis, where that is possible."""
+    """The stage split into parts in which no index divides an axis, if possible."""
     done: list[Stage] = []
     waiting = [stage]
     while waiting:
@@ -169,14 +169,14 @@ def split_axes(stage: Stage) -> list[Stage]:
 
 
 def _next_split(stage: Stage) -> list[Stage] | None:
-    """The stage split along an axis that an index divides, or along which an index changes direction; None when there
-    is none."""
+    """The stage split along an axis that an index divides, or along which an index changes direction; None if there is
+    none."""
     found, bends = _divided_axes(stage)
     for position, axis in enumerate(stage.axes):
         seams = [-offset % factor for divided, factor, offset in found if divided == position and offset % factor]
         seams += [seam for bent, seam in bends if bent == position]
         inside = sorted(seam for seam in seams if 0 < seam < axis.extent)
-        if inside and not axis.reduce:  # the blocks begin inside of the loop
+        if inside and not axis.reduce:  # the blocks begin inside the loop
             return _cut_at(stage, position, inside[:1])
         factors = [factor for divided, factor, offset in found if divided == position and not offset % factor]
         serving = [factor for factor in factors if _serves(axis, factor)]
@@ -187,7 +187,7 @@ def _next_split(stage: Stage) -> list[Stage] | None:
 
 def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]:
     """(position, factor, offset) for each `(axis + offset) // factor`, or remainder, of an axis of known extent, and
-    (position, index) for each smaller or larger of two where the other one begins to be taken."""
+    (position, index) for each minimum or maximum, at which the other operand takes over."""
     found: list[tuple[int, int, int]] = []
     bends: list[tuple[int, int]] = []
     static = [(position, axis.var) for position, axis in enumerate(stage.axes) if isinstance(axis.extent, int)]
@@ -217,7 +217,7 @@ def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[
 
 
 def _without(expr: Expr, var: Var) -> Index:
-    """Value of an expression where a variable is 0: an int when it is constant."""
+    """Value of an expression with a variable set to 0: an int if constant."""
     return constant_int(tvm.sym.Analyzer().simplify(substitute(expr, {var: index(0, str(var.ty))})))
 
 
@@ -228,7 +228,7 @@ def _serves(axis: Axis, factor: int) -> bool:
 
 
 def split_axis(stage: Stage, position: int, factor: int) -> list[Stage]:
-    """Split an axis into two, with a stage for the remainder; a factor of an axis of unknown length must divide it."""
+    """Split an axis into two, with a stage for the remainder; the factor must divide an axis of unknown length."""
     axis = stage.axes[position]
     dtype = str(axis.var.ty)
     if isinstance(axis.extent, int):
@@ -252,7 +252,7 @@ _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 def split_branches(stage: Stage) -> list[Stage]:
     """The stage split along its spatial axes into parts in which the conditions on those axes are decided.
 
-    An axis that would be split into too many parts is left whole.
+    An axis that would be split into too many parts is not split.
     """
     stage = replace(stage.without_single(), axes=stage.axes)
     if has_branch(stage.body):
@@ -268,7 +268,7 @@ def split_branches(stage: Stage) -> list[Stage]:
 
 
 def _by_remainders(stage: Stage) -> Stage:
-    """Loops of known extent, on whose remainders a branch depends, as two, the inner one over the remainders."""
+    """Split loops of known extent if a branch depends on their remainders; the inner loop runs over the remainders."""
     for position, axis in enumerate(stage.axes):
         if axis.reduce or not isinstance(axis.extent, int):
             continue
@@ -291,7 +291,7 @@ def _in_conditions(stage: Stage, *kinds: type) -> list[Expr]:
 
 
 def _decided(stage: Stage) -> Stage:
-    """The stage without the branches that the extents of its loops decide."""
+    """The stage without branches that are decided by the extents of its loops."""
     body = _decide(stage.body, bound_analyzer(stage.axes))
     return Stage(stage.name, stage.axes, body, stage.init, stage.annotations)
 
@@ -305,8 +305,8 @@ def _cuts(stage: Stage, position: int) -> list[int]:
 
 
 def _thresholds(comparison: Expr, var: Var, others: Sequence[Axis]) -> list[int]:
-    """Values of `var` at which `a < b` and its like change. Nothing when they do not depend on it in a linear way, or
-    other axes move them by more than a step of `var` does."""
+    """Values of `var` at which `a < b` or a similar comparison changes. Empty if it is not linear in `var`, or if other
+    axes move it by more than a step of `var` does."""
     difference = comparison.a - comparison.b
     factor = coefficient_of(difference, var)
     if not factor:
@@ -320,9 +320,9 @@ def _thresholds(comparison: Expr, var: Var, others: Sequence[Axis]) -> list[int]
     if high - low >= abs(factor):
         return []
     orders = (tirx.GT, tirx.LE)
-    if factor < 0:  # a < b as b > a
+    if factor < 0:  # rewrite a < b as b > a
         factor, low, high, orders = -factor, -high, -low, (tirx.LT, tirx.GE)
-    # The first step at which factor * var + rest is at least 0, or at least 1, for some of the rest and for all of it.
+    # The first step at which factor * var + rest is at least 0, or at least 1, for any and for every value of the rest.
     least = (0, 1) if isinstance(comparison, (tirx.EQ, tirx.NE)) else (1,) if isinstance(comparison, orders) else (0,)
     return [-((bound - each) // factor) for each in least for bound in (low, high)]
 

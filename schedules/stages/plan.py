@@ -1,8 +1,8 @@
-"""Plans how a stage will run before code is written: its loop nests, and what is vectorized in each.
+"""Plans how a stage will run before code is emitted: its loop nests, and the vectorized axis of each.
 
 Elementwise stages are vectorized along the axis in which they store contiguously, or transposed in square blocks.
-Reductions are vectorized along such an axis when there is one (every lane sums for itself), else along the axis they
-sum over (lanes are joined at the end). What has no such axis runs as plain loops.
+Reductions are vectorized along such an axis if there is one (each lane has its own sum), otherwise along the reduction
+axis (lanes are joined at the end). Stages with no such axis run as plain loops.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _LEAST_VECTOR = 4  # elements; shorter vectors are no better than single element
 
 
 class Form(IntEnum):
-    """Form of the code; of several pieces of code, the largest."""
+    """Form of the code; for several pieces of code, the maximum."""
 
     COPY = 0
-    """Values are moved, in vectors, and none is computed."""
+    """Values are only moved, in vectors."""
     ELEMENTWISE = 1
     TRANSPOSE = 2
     REDUCTION = 3
@@ -57,10 +57,10 @@ class NestPlan:
 
     Attributes:
         lanes: lanes of a vector.
-        threads: whether several pay, or a condition for that.
-        axis: the loop along which vectors run; None when the nest is transposed or runs as plain loops.
-        transpose: its axes when the nest is transposed.
-        reduction: what is summed when that is in vectors; along `axis`, or in each lane when `axis` is spatial.
+        threads: whether several threads pay off, or a condition for that.
+        axis: the vectorized loop; None if the nest is transposed or runs as plain loops.
+        transpose: its axes if the nest is transposed.
+        reduction: the reduction, if vectorized; along `axis`, or in each lane if `axis` is spatial.
     """
 
     nest: LoopNest
@@ -72,12 +72,12 @@ class NestPlan:
 
     @property
     def cycles(self) -> float:
-        """Estimated time on one core; 0 where it depends on sizes that are not known."""
+        """Estimated time on one core; 0 if it depends on unknown sizes."""
         return step_cycles(_amount(self.nest.stage))
 
     @property
     def is_in_vectors(self) -> bool:
-        """True if there is no loop over single elements, nor over vectors that are as short."""
+        """True if there are no loops over single elements, nor over vectors that short."""
         loops = (*self.nest.spatial, *self.nest.reduction)
         if self.axis is None:
             joined = self.nest.stage.store is not None and _width(self.nest.stage) > 1
@@ -91,7 +91,7 @@ class NestPlan:
 
     @property
     def form(self) -> Form:
-        """Form of code in vectors."""
+        """Form of vectorized code."""
         if self.reduction is not None:
             return Form.REDUCTION
         if self.transpose is not None or self.is_interleaved:
@@ -102,23 +102,23 @@ class NestPlan:
 
 @dataclass(frozen=True, eq=False)
 class StagePlan:
-    """The parts of a stage, one after the other; inside of one parallel loop where `shared` is not None."""
+    """The parts of a stage, one after the other; inside one parallel loop if `shared` is not None."""
 
     nests: tuple[NestPlan, ...]
     shared: Axis | None = None
 
     @property
     def form(self) -> Form:
-        """Single elements count where they take longer than the vectors: the rims of a padded tensor do not."""
+        """Single elements only count if they take longer than the vectors: the borders of a padded tensor do not."""
         single = [piece for piece in self.nests if not piece.is_in_vectors]
         alone, every = _points(single), _points(self.nests)
         if single and (alone is None or every is None or alone * max(piece.lanes for piece in single) > every):
-            return Form.PLAIN  # more steps than vectors of the whole would take
+            return Form.PLAIN  # more steps than the whole would take in vectors
         return max((piece.form for piece in self.nests if piece.is_in_vectors), default=Form.COPY)
 
 
 def _points(pieces: Sequence[NestPlan]) -> int | None:
-    """Number of computed elements; None where that is not known."""
+    """Number of computed elements; None if unknown."""
     total = 0
     for piece in pieces:
         points = piece.nest.stage.points()
@@ -129,17 +129,16 @@ def _points(pieces: Sequence[NestPlan]) -> int | None:
 
 
 def _width(stage: Stage) -> int:
-    """Number of elements that a stage stores at once: more than one where runs were joined, or stores are
-    interleaved."""
+    """Number of elements that a stage stores at once: more than one if runs were joined, or stores are interleaved."""
     if stage.store is None:
         return interleaved_count(stage)
     return int(str(stage.store.value.ty).partition("x")[2] or 1)
 
 
 def _is_moved(value: Expr) -> bool:
-    """True if a value is a loaded one or a constant, chosen by position alone."""
+    """True if a value is loaded or constant, selected only by position."""
     if isinstance(value, tvm.ir.TensorLoad | tirx.IntImm | tirx.FloatImm | tirx.Shuffle):
-        return True  # runs are joined of moved values alone
+        return True  # only moves are joined into runs
     if isinstance(value, tirx.Select):
         condition, *values = value.condition, value.true_value, value.false_value
     elif call_name(value) == IF_THEN_ELSE:
@@ -153,8 +152,8 @@ def plan_stage(stage: Stage, machine: Machine, *, threads: bool | Expr | None = 
     """Decide how a stage runs.
 
     Args:
-        threads: whether several pay, or a condition for that; None: as its work says. False for a stage that runs
-            inside a parallel loop already.
+        threads: whether several threads pay off, or a condition for that; None: decided by the stage's work. False for
+            a stage that already runs inside a parallel loop.
     """
     stage = with_plain_indices(stage)
     pieces = _nests(stage, machine)
@@ -167,7 +166,7 @@ def plan_stage(stage: Stage, machine: Machine, *, threads: bool | Expr | None = 
 
 
 def _nests(stage: Stage, machine: Machine) -> list[Stage]:
-    """The stage in pieces that are free of branches and walk through memory in straight lines, where that can be."""
+    """The stage in pieces without branches and with contiguous memory accesses, as far as possible."""
     found: list[Stage] = []
     for branch in split_branches(stage):
         piece = with_plain_indices(branch)
@@ -179,12 +178,12 @@ def _nests(stage: Stage, machine: Machine) -> list[Stage]:
 
 
 def _shared_axis(stage: Stage, pieces: Sequence[Stage], machine: Machine) -> Axis | None:
-    """A loop that is whole in each of several pieces and shares their work out as well as loops of their own would,
-    each with threads to start; None when there is none, or threads do not pay."""
+    """A loop that is whole in each of several pieces and balances their work as well as separate loops would, each of
+    which starts threads; None if there is none, or threads do not pay off."""
     total = work([axis.extent for axis in stage.axes], stage.body)
     if len(pieces) < 2 or pays_off(total, machine) is not True:
         return None
-    *outer, _ = stage.spatial  # vectors run along the last
+    *outer, _ = stage.spatial  # vectors run along the last loop
     whole = [axis for axis in outer if isinstance(axis.extent, int) and all(axis in piece.axes for piece in pieces)]
     cycles = step_cycles(total)
     start = start_cycles(machine.cores)
@@ -194,7 +193,7 @@ def _shared_axis(stage: Stage, pieces: Sequence[Stage], machine: Machine) -> Axi
 
 
 def _piece_plan(stage: Stage, machine: Machine, threads: bool | Expr | None) -> NestPlan | None:
-    """None for a stage that computes nothing."""
+    """Plan of a piece; None if it computes nothing."""
     if any(axis.extent == 0 for axis in stage.spatial):
         return None
     if any(axis.extent == 0 for axis in stage.reduction):
@@ -247,7 +246,7 @@ def _vector_axis(nest: LoopNest) -> Loop | None:
 
 
 def _lane_axis(nest: LoopNest, reduction: Reduction) -> Loop | None:
-    """The spatial loop along whose lanes sums may run side by side."""
+    """The spatial loop along whose lanes sums can be vectorized."""
     axis = _vector_axis(nest)
     moves = [i for i, access in enumerate(nest.accesses) if not access.buffer.same_as(reduction.store.buffer)]
     if axis is None or _has_branch_on(nest, axis) or not any(axis.strides[i] == 1 for i in moves):
@@ -256,7 +255,7 @@ def _lane_axis(nest: LoopNest, reduction: Reduction) -> Loop | None:
 
 
 def _sum_axis(nest: LoopNest, lanes: int) -> Loop | None:
-    """The innermost loop summed over in which the operands are contiguous, when it fills a vector."""
+    """The innermost reduction loop in which the operands are contiguous, if it fills a vector."""
     for loop in reversed(nest.reduction):
         contiguous = set(loop.strides) <= {0, 1} and 1 in loop.strides
         long_enough = not loop.is_static or loop.extent >= lanes
@@ -266,6 +265,6 @@ def _sum_axis(nest: LoopNest, lanes: int) -> Loop | None:
 
 
 def _has_branch_on(nest: LoopNest, loop: Loop) -> bool:
-    """A branch that differs between lanes would be taken lane by lane; LLVM may turn it into a mask instead."""
+    """True if a branch differs between lanes: it would run lane by lane, unless LLVM turns it into a mask."""
     calls = nodes(nest.stage.body, tvm.ir.Call)
     return any(call_name(call) == IF_THEN_ELSE and uses(call.args[0], loop.var) for call in calls)

@@ -1,19 +1,19 @@
-"""Kernels that no rule of an operator family serves: parallel and in vectors where they can, correct on any valid IR.
+"""Kernels that no rule of an operator family serves: parallel and vectorized if possible, correct on any valid IR.
 
-Elementwise stages are inlined, stages that exchange rows run row by row (softmax, the norms), and each stage is written
-by its form. How a kernel will run is planned before anything is written, and rules match the plan: one per form, and
-the fallback for what holds plain loops or statements that are not simple stages.
+Elementwise stages are inlined, stages that exchange rows run row by row (softmax, the norms), and each stage is emitted
+according to its form. A kernel is planned completely before code is emitted, and rules match the plan: one per form,
+and the fallback for plain loops or statements that are not simple stages.
 
-Reductions with too few results for many cores run in two steps: partial results of parts, and their join. How long
-parts are depends on sizes alone: numbers are the same for every machine with several cores, and any number of threads.
+Reductions with too few results for many cores run in two steps: partial results of parts, and their join. The length of
+parts depends only on sizes: results are the same for every machine with several cores, and any number of threads.
 
 Their one knob is a schedule that TVM's MetaSchedule found for exactly this kernel, a trace of schedule primitives in
-JSON; by default there is none. A trace belongs to one kernel, so workloads that have this knob must tell kernels
-apart: see `digest`.
+JSON; by default there is none. A trace belongs to one kernel, so workloads that have this knob must identify kernels:
+see `digest`.
 
-Row by row, softmax and the norms read their input from the first cache. Loops that every stage has in common (found
-through the indices by which they exchange intermediates) become the outer loops; inside them the stages follow each
-other, and an intermediate shrinks to what one row needs.
+Row by row, softmax and the norms read their input from the L1 cache. Loops common to all stages (found through the
+indices by which they exchange intermediates) become the outer loops; inside them the stages follow each other, and an
+intermediate shrinks to the size of one row.
 """
 
 from __future__ import annotations
@@ -46,14 +46,13 @@ from schedules.stages.code import planned_code
 from schedules.stages.plan import Form, NestPlan, StagePlan, plan_stage
 
 TRACE = "trace"
-# Vectors are some times as fast as single elements: as many more steps may be taken for them.
+# Vectors are several times faster than single elements: up to this many times more steps are accepted for them.
 _MOST_STEPS = 4
 
 
 @dataclass(frozen=True)
 class GeneralWorkload(Workload):
-    """The number of stages, for reports, and `digest`, which tells a kernel of known sizes from others ("": it may be
-    any)."""
+    """The number of stages, for reports, and `digest`, which identifies a kernel of known sizes ("": any kernel)."""
 
     stages: int
     digest: str = ""
@@ -68,16 +67,16 @@ class KernelPlan:
 
     @property
     def form(self) -> Form:
-        """Plain where any statement is."""
+        """Plain if any statement is."""
         return max(Form.PLAIN if isinstance(each, Opaque) else each.form for each in self.statements)
 
 
-@lru_cache(maxsize=1)  # every rule asks about the kernel at hand
+@lru_cache(maxsize=1)  # every rule queries the same kernel
 def plan_kernel(kernel: Kernel, machine: Machine) -> KernelPlan:
     """Plan of a kernel with at least one simple stage.
 
-    Where a stage runs as plain loops because of what was inlined into it, as moves between blocks of several tensors
-    are into one that leaves the blocks, nothing is inlined.
+    If a stage runs as plain loops because of stages inlined into it (moves between blocks of several tensors into one
+    that unpacks the blocks), nothing is inlined.
     """
     stages = inline_stages(kernel)
     plan = _plan(kernel, stages, machine)
@@ -90,7 +89,7 @@ def plan_kernel(kernel: Kernel, machine: Machine) -> KernelPlan:
 
 
 def _points(stages: Sequence[Stage | Opaque]) -> float:
-    """Number of elements that stages compute; infinite where that is not known."""
+    """Number of elements that stages compute; infinite if unknown."""
     counts = [stage.points() if isinstance(stage, Stage) else None for stage in stages]
     return sum(math.inf if count is None else count for count in counts)
 
@@ -128,14 +127,14 @@ def kernel_code(kernel: Kernel, plan: KernelPlan, machine: Machine) -> PrimFunc:
 
 
 class GeneralRule(CpuRule[GeneralWorkload]):
-    """Serves kernels whose plan has a form, in vectors."""
+    """Serves kernels whose plan has a certain form, in vectors."""
 
     priority: ClassVar[int] = Priority.GENERAL
 
     @property
     @abstractmethod
     def form(self) -> Form | None:
-        """None: any."""
+        """The required form; None: any."""
 
     def match(self, kernel: Kernel, machine: Machine) -> GeneralWorkload | None:
         if not kernel.simple_stages or self.form not in (None, plan_kernel(kernel, machine).form):
@@ -150,7 +149,7 @@ class GeneralRule(CpuRule[GeneralWorkload]):
 
     def apply(self, kernel: Kernel, workload: GeneralWorkload, config: Config, machine: Machine) -> PrimFunc:
         if not kernel.simple_stages:
-            raise NotScheduledError("nothing but opaque statements")
+            raise NotScheduledError("only opaque statements")
         if config.get(TRACE):
             return traced_function(kernel, str(config[TRACE]))
         return kernel_code(kernel, plan_kernel(kernel, machine), machine)
@@ -164,14 +163,14 @@ class Copies(GeneralRule):
 
 
 class Elementwise(GeneralRule):
-    """Serves kernels that compute each element of its own, in vectors."""
+    """Serves kernels that compute each element independently, in vectors."""
 
     name: ClassVar[str] = "elementwise"
     form = Form.ELEMENTWISE
 
 
 class Reduce(GeneralRule):
-    """Serves kernels that reduce in vectors, whatever else they do in vectors."""
+    """Serves vectorized kernels with reductions, whatever their other stages do in vectors."""
 
     name: ClassVar[str] = "reduction"
     form = Form.REDUCTION
@@ -185,7 +184,7 @@ class Rows(GeneralRule):
 
 
 class TransposeBlocks(GeneralRule):
-    """Serves kernels that transpose, whatever they compute of the elements."""
+    """Serves kernels that transpose, whatever they compute from the elements."""
 
     name: ClassVar[str] = "transpose"
     form = Form.TRANSPOSE
@@ -196,29 +195,29 @@ class Fallback(GeneralRule):
 
     name: ClassVar[str] = "fallback"
     priority: ClassVar[int] = Priority.FALLBACK
-    version: ClassVar[int] = 2  # kernels in vectors went to rules of their own
+    version: ClassVar[int] = 2  # vectorized kernels moved to separate rules
 
     form = None
 
 
 _TASKS = 128  # of both steps together: four for each of 32 cores
-_LEAST_POINTS = 16384  # of a part: some 2 microseconds, a hundred times what writing and joining its result takes
+_LEAST_POINTS = 16384  # per part: some 2 microseconds, a hundred times the cost of storing and joining its result
 _RUN = 64  # parts of a contiguous axis are multiples of this: whole groups of vectors
 
 
 @dataclass(frozen=True, eq=False)
 class PartialReduction:
-    """The plans of both steps, and the partial results that lie between them."""
+    """The plans of both steps, and the partial results passed between them."""
 
     steps: tuple[StagePlan, StagePlan]
     partial: Expr
 
 
 def partial_reduction(stage: Stage, plan: StagePlan, machine: Machine) -> PartialReduction | None:
-    """A reduction in two steps; None where its results give enough tasks, or threads do not pay.
+    """A reduction in two steps; None if its results are enough tasks, or threads do not pay off.
 
     Args:
-        plan: how the stage runs in one step.
+        plan: the plan of the stage in one step.
     """
     reduction = reduction_of(stage)
     if reduction is None or len(plan.nests) != 1 or plan.nests[0].reduction is None or machine.cores == 1:
@@ -240,7 +239,7 @@ def partial_reduction(stage: Stage, plan: StagePlan, machine: Machine) -> Partia
 
 
 def _tasks(nest: NestPlan) -> int:
-    """Number of tasks of a reduction in one step; sizes that are not known count as 1."""
+    """Number of tasks of a reduction in one step; unknown sizes count as 1."""
     tasks = 1
     for loop in nest.nest.spatial:
         extent = loop.extent if isinstance(loop.extent, int) else 1
@@ -249,7 +248,7 @@ def _tasks(nest: NestPlan) -> int:
 
 
 def _divided_axis(stage: Stage, reduction: Reduction, parts: int) -> Axis | None:
-    """The outermost axis that is long enough, else the longest; of unknown length the first."""
+    """The outermost axis that is long enough, otherwise the longest; with unknown lengths the first."""
     axes = [axis for axis in stage.reduction if uses(reduction.value, axis.var)]
     long = [axis for axis in axes if not isinstance(axis.extent, int) or axis.extent >= 2 * parts]
     known = [axis for axis in axes if isinstance(axis.extent, int) and axis.extent >= 4]
@@ -257,7 +256,7 @@ def _divided_axis(stage: Stage, reduction: Reduction, parts: int) -> Axis | None
 
 
 def _part_length(extent: Index, most: int, least: int) -> Index:
-    """Steps of a part: at least two, so that a part never becomes one loop with another axis."""
+    """Steps of a part: at least two, so that a part is never merged into a loop with another axis."""
     if isinstance(extent, int):
         length = max(2, ceil_div(extent, most))
         return ceil_div(length, _RUN) * _RUN if extent >= _RUN * most else length
@@ -301,10 +300,10 @@ def _in_parts(
 
 
 class Traces(tuple[KnobValue, ...]):
-    """The choices of a knob that holds a trace: any text; "" is none, and the only one that is listed."""
+    """The choices of a knob that holds a trace: any text; only "" (no trace) is listed."""
 
     def __new__(cls) -> Traces:
-        """There is but one such set of choices."""
+        """Return the only instance."""
         return super().__new__(cls, ("",))
 
     def __contains__(self, value: object) -> bool:
@@ -312,32 +311,32 @@ class Traces(tuple[KnobValue, ...]):
 
 
 def digest(function: PrimFunc) -> str:
-    """Sixteen hexadecimal digits, equal for kernels that differ in names alone."""
+    """Sixteen hexadecimal digits, equal for kernels that differ only in names."""
     return f"{tvm_ffi.structural_hash(function.without_attr('global_symbol')) & (1 << 64) - 1:016x}"
 
 
 def new_schedule(function: PrimFunc) -> s_tir.Schedule:
     """A `tvm.s_tir.Schedule` of a copy of a kernel, which is its module's "main".
 
-    A copy, since TVM's schedule changes blocks of the function it is given in place.
+    A copy, since TVM's schedule modifies blocks of the function in place.
     """
     module = tvm.IRModule({"main": s_tir.renew_defs(function).with_attr("global_symbol", "main")})
     return s_tir.Schedule(module, debug_mask="none", error_render_level="fast")
 
 
 def traced_function(kernel: Kernel, trace: str) -> PrimFunc:
-    """The kernel as the trace schedules it. Raises NotScheduledError when the trace does not fit it."""
+    """The kernel scheduled by the trace. Raises NotScheduledError if the trace does not fit it."""
     return traced_schedule(kernel, trace).mod["main"]
 
 
 def traced_schedule(kernel: Kernel, trace: str) -> s_tir.Schedule:
-    """The schedule that a trace leads to. Raises NotScheduledError when the trace does not fit the kernel."""
+    """The schedule produced by a trace. Raises NotScheduledError if the trace does not fit the kernel."""
     schedule = new_schedule(kernel.function)
     try:
         s_tir.Trace.apply_json_to_schedule(json.loads(trace), schedule)
     except MemoryError:
         raise
-    except Exception as error:  # TVM raises whatever its primitives raise
+    except Exception as error:  # TVM passes on any exception of its primitives
         raise NotScheduledError(f"the recorded trace does not fit the kernel: {error}") from error
     return schedule
 
@@ -348,7 +347,7 @@ def trace_text(schedule: s_tir.Schedule) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A JSON value out of TVM's containers."""
+    """Convert TVM's containers to a JSON value."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -362,14 +361,14 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value]
 
 
-_APART = 1.5  # times the work of rows, where each stage reads and writes memory
+_APART = 1.5  # relative cost of separate stages, which read and write memory
 _Key = tuple[int, int]  # (stage, axis of the stage)
-_RowBuffer = tuple[Any, list[int], Any]  # an intermediate, its dimensions that a row keeps, and that of one row
+_RowBuffer = tuple[Any, list[int], Any]  # an intermediate, its dimensions within a row, and the buffer of one row
 
 
 @dataclass(frozen=True, eq=False)
 class SharedLoop:
-    """A loop that all stages have in common: its axis in each of them, in order."""
+    """A loop common to all stages: its axis in each of them, in order."""
 
     axes: tuple[Axis, ...]
 
@@ -379,8 +378,8 @@ class SharedLoop:
 
 
 class _Classes:
-    """Axes of several stages that run over the same index of the intermediates (union-find); `spoiled` ones are read at
-    other indices too."""
+    """Axes of several stages that run over the same index of the intermediates (union-find); `spoiled` ones are also
+    read at other indices."""
 
     def __init__(self) -> None:
         self._parent: dict[_Key, _Key] = {}
@@ -400,7 +399,7 @@ class _Classes:
 
 
 def shared_loops(stages: Sequence[Stage], intermediates: Sequence[Expr]) -> list[SharedLoop]:
-    """The loops that all stages can share, in the order of the last stage; its contiguous one is left to vectors."""
+    """The loops that all stages can share, in the order of the last stage; its contiguous one is kept for vectors."""
     if len(stages) < 2 or any(stage.store is None for stage in stages):
         return []
     classes = _Classes()
@@ -418,7 +417,7 @@ def shared_loops(stages: Sequence[Stage], intermediates: Sequence[Expr]) -> list
 
 
 def _unite_through(buffer: Buffer, stages: Sequence[Stage], classes: _Classes) -> bool:
-    """Relate the axes of the stage that writes an intermediate to those that read it; False rules sharing out."""
+    """Relate the axes of the writer of an intermediate to those of its readers; False if loops cannot be shared."""
     writers = [i for i, stage in enumerate(stages) if stage.body.buffer.same_as(buffer)]
     if len(writers) != 1:
         return not writers
@@ -446,7 +445,7 @@ def _unite_through(buffer: Buffer, stages: Sequence[Stage], classes: _Classes) -
 
 
 def _axis_at(stage: Stage, point: Expr) -> int | None:
-    """Axis that an index is, when it is nothing but that."""
+    """The axis whose variable an index is; None if it is anything else."""
     for position, axis in enumerate(stage.axes):
         if axis.var.same_as(point):
             return position
@@ -454,7 +453,7 @@ def _axis_at(stage: Stage, point: Expr) -> int | None:
 
 
 def _complete(classes: _Classes, root: _Key, stages: Sequence[Stage]) -> tuple[Axis, ...] | None:
-    """The axis of the class in every stage, None unless there is exactly one, spatial and of the same extent."""
+    """The axis of the class in every stage; None unless there is exactly one, spatial and of the same extent."""
     if any(classes.find(key) == root for key in classes.spoiled):
         return None
     members = sorted(classes.members(root))
@@ -478,10 +477,10 @@ class RowsPlan:
     """Stages that run one after the other for each row.
 
     Attributes:
-        rows: the shared loops, whose variables the plans of the stages hold.
-        buffers: what the stages exchange, of one row.
-        stages: how each runs for one row.
-        threads: whether several pay, or a condition for that.
+        rows: the shared loops, whose variables are used in the plans of the stages.
+        buffers: the intermediates of one row.
+        stages: the plan of each for one row.
+        threads: whether several threads pay off, or a condition for that.
     """
 
     rows: tuple[Axis, ...]
@@ -491,12 +490,12 @@ class RowsPlan:
 
     @property
     def form(self) -> Form:
-        """Rows, unless a stage runs as plain loops."""
+        """ROWS, unless a stage runs as plain loops."""
         return Form.PLAIN if any(stage.form is Form.PLAIN for stage in self.stages) else Form.ROWS
 
 
 def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: Machine) -> RowsPlan | None:
-    """Plan of stages that run row by row; None when they share too few rows."""
+    """Plan of stages that run row by row; None if they share too few rows."""
     shared = shared_loops(stages, intermediates)
     if not shared:
         return None
@@ -506,7 +505,7 @@ def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: M
     threads = pays_off(amount, machine)
     rows = product(loop.extent for loop in shared)
     if threads is not False and isinstance(amount, int) and rows is not None and rows < machine.cores:
-        # Each stage on all cores, with threads of its own and a way through memory.
+        # Each stage on all cores separately, starting threads and passing through memory each time.
         cycles = step_cycles(amount)
         apart = len(stages) * start_cycles(machine.cores) + _APART * cycles / machine.cores
         work_of_rows = [Work({"rows": 0}, cycles)]
@@ -536,7 +535,7 @@ def _row_of(stage: Stage, number: int, shared: Sequence[SharedLoop], buffers: Se
 
 
 def rows_code(plan: RowsPlan, machine: Machine) -> Stmt:
-    """The planned rows as a statement, of new variables at each call."""
+    """The planned rows as a statement, with new variables at each call."""
     extents = [Extent(axis.name, axis.extent, str(axis.var.ty)) for axis in plan.rows]
 
     def row(values: Sequence[Expr]) -> Stmt:
@@ -560,7 +559,7 @@ def _kept_dimensions(buffer: Buffer, stages: Sequence[Stage], shared: Sequence[S
 
 
 def _shrunk(root: Stmt, buffers: Sequence[_RowBuffer]) -> Stmt:
-    """Loads and stores moved to the small buffers."""
+    """Redirect loads and stores to the small buffers."""
 
     def small(buffer: Buffer, indices: Sequence[Expr]) -> tuple[Expr, list[Expr]] | None:
         for full, kept, row in buffers:

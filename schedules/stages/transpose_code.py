@@ -1,7 +1,7 @@
 """Code for elementwise stages that read along one axis and write along another: transposes, layout changes.
 
-Square blocks are transposed in registers: rows are loaded along the axis that is contiguous in the source, exchanged by
-log2(n) rounds of two-row shuffles, and the stage's body then reads them along the axis it stores to.
+Square blocks are transposed in registers: rows are loaded along the axis that is contiguous in the source, exchanged
+in log2(n) rounds of two-row shuffles, and the stage's body then reads them along the axis it stores to.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from schedules.machine import Machine
 from schedules.stages.loops import Loop, LoopNest
 
 _LARGEST_BLOCK = 16
-_BLOCKS_OF_A_RUN = 4  # of an axis of unknown length, which threads share
+_BLOCKS_OF_A_RUN = 4  # along an axis of unknown length, shared by threads
 _SMALLEST_EXTENT = 4  # below this along either axis, single elements are as fast
 
 
 @dataclass(frozen=True, eq=False)
 class Transpose:
-    """A stage that stores along `target`; its loads number `moved` of the nest's accesses run along `source`."""
+    """A stage that stores along `target`; its loads with the access indices `moved` run along `source`."""
 
     target: Loop
     source: Loop
@@ -34,7 +34,7 @@ class Transpose:
 
 
 def find_transpose(nest: LoopNest) -> Transpose | None:
-    """The axes of a transposing stage; None when there are no two such."""
+    """The axes of a transposing stage; None if there are no two such axes."""
     if nest.stage.store is None or nest.stage.reduction:
         return None
     for target in reversed(nest.spatial):
@@ -59,8 +59,8 @@ def _serves(nest: LoopNest, source: Loop, target: Loop, moved: Sequence[int]) ->
 def transpose_code(
     nest: LoopNest, found: Transpose, machine: Machine, lanes: int, *, threads: bool | Expr, cycles: float
 ) -> Stmt:
-    """The stage as blocks of at most 16 x 16; what is left at the edges in shorter vectors, or, along axes of unknown
-    length, by single elements."""
+    """The stage as blocks of at most 16 x 16; the remainder at the edges in shorter vectors or, along axes of unknown
+    length, element by element."""
     size = 1 << (min(lanes, _LARGEST_BLOCK).bit_length() - 1)
     writer = _BlockWriter(nest.stage, nest, found, size)
     others = [loop for loop in nest.spatial if loop is not found.source and loop is not found.target]
@@ -102,12 +102,12 @@ def transpose_code(
 
 
 def _block_count(extent: Index, size: int) -> Index:
-    """Blocks, the last of which may be shorter."""
+    """Number of blocks, the last of which may be shorter."""
     return ceil_div(extent, size) if isinstance(extent, int) else tirx.FloorDiv(extent + (size - 1), index(size))
 
 
 def _at_edge(number: Expr, extent: int, size: int, code: Callable[[int], Stmt]) -> Stmt:
-    """The code for a piece of an axis, by how long that is: `size`, but for the last one."""
+    """The code for a piece of an axis, given its length: `size`, except for the last one."""
     whole, rest = divmod(extent, size)
     if not whole or not rest:
         return code(size if whole else rest)
@@ -134,7 +134,7 @@ class _BlockWriter:
         return tirx.SeqStmt(statements)
 
     def at_open_edge(self, outer: Mapping[Var, Expr], row: Expr, column: Expr, height: Index, width: Index) -> Stmt:
-        """A block, or of one that reaches beyond axes of unknown length the elements inside."""
+        """A block, or only its elements inside, if it reaches past axes of unknown length."""
         rows, columns = (
             tirx.Min(index(self.size), expression(extent) - at) for extent, at in ((height, row), (width, column))
         )
@@ -157,7 +157,7 @@ class _BlockWriter:
         columns: int,
         statements: list[Stmt],
     ) -> Expr:
-        """A buffer whose element [i * size + j] is the load at row + i, column + j; adds what fills it."""
+        """A buffer whose element [i * size + j] is the load at row + i, column + j; appends its stores."""
         buffer, indices = load
         current = self._registers(str(buffer.dtype), statements)
         for j in range(columns):

@@ -1,16 +1,16 @@
 """Intel's AMX: instructions that multiply a tile of up to 16 rows of 64 bytes by one of 16 columns.
 
-Sums stay in tiles over the whole depth. So a kernel calls a function for a block of rows, which leaves them in memory:
+Sums stay in tiles over the whole depth, so a kernel calls a function for a block of rows, which stores them to memory:
 
     sums[row, column] = sum over taps (i0, i1, i2) of rows at `a + row * pitch + i0 * s0 + i1 * s1 + i2 * s2`
-                        by the weights of the taps, which follow each other
+                        times the weights of the taps, which are consecutive
 
-A tap is 64 bytes of a row. So one function serves products (the taps are blocks of the depth) and convolutions (rows of
-the window, its columns, blocks of channels). Weights are as dot products read them: a word of a group for each column.
+A tap is 64 bytes of a row. So one function serves matmuls (the taps are blocks of the depth) and convolutions (rows of
+the window, its columns, blocks of channels). Weights are packed as for dot products: one word of a group per column.
 
-TVM has LLVM inline every imported function, and LLVM configures the tiles of a kernel once, for one shape each. So all
-tiles are whole ones: what is left of rows is computed with what lies behind them, and those sums are not used. Whoever
-calls leaves room for that.
+TVM makes LLVM inline every imported function, and LLVM configures the tiles of a kernel once, with one shape each. So
+all tiles are whole: a remainder of rows is computed together with the memory after them, and those sums are discarded.
+Callers must allocate room for that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from schedules.instructions.products.operation import (
 from schedules.machine import Machine
 
 ROWS, COLUMNS, ROW_BYTES, STEPS = 16, 16, 64, 16
-"""A tile's rows, columns of sums, bytes of a row of the left operand, and words of a column of the right one."""
+"""A tile's rows, columns of sums, bytes per row of the left operand, and words per column of the right one."""
 BLOCK_ROWS = 2 * ROWS
 WIDTHS = (COLUMNS, 2 * COLUMNS)
 """Columns of a panel of weights."""
@@ -43,7 +43,7 @@ _ARGUMENTS = "ptr %a, i64 %pitch, i64 %n0, i64 %s0, i64 %n1, i64 %s1, i64 %n2, i
 PRODUCTS = tuple(
     Product(name, operation, (features("amx-tile", needed),), rate, rows=ROWS, depth=depth, sums="tiles")
     for name, operation, needed, rate, depth in (
-        # Rates were measured on products of 512 x 768 x 3072, on one core of a Granite Rapids class processor.
+        # Rates were measured on matmuls of 512 x 768 x 3072, on one core of a Granite Rapids class processor.
         ("tdpbf16ps", DOT_BF16, "amx-bf16", 5.0, 32),
         ("tdpfp16ps", DOT_F16, "amx-fp16", 5.0, 32),
         ("tdpbusd", DOT_U8S8, "amx-int8", 11.0, 64),
@@ -71,7 +71,7 @@ def unit_symbol(product: Product, unit: int) -> str:
 def definitions(called: Set[str], machine: Machine) -> str:
     """LLVM IR of the tile functions among a kernel's external calls: the AMX instructions or, if generated code may not
     use them, plain code."""
-    declared: dict[str, None] = {}  # each once, or LLVM refuses the text
+    declared: dict[str, None] = {}  # each once: LLVM rejects duplicates
     texts = []
     for product in PRODUCTS:
         sizes = [(tiles, width) for tiles in (1, 2) for width in WIDTHS if symbol_of(product, tiles, width) in called]
@@ -146,7 +146,7 @@ def _native_unit(product: Product, unit: int) -> str:
 }}"""
 
 
-# A word of the row of the left operand in all lanes, and where the column of the right one begins.
+# A word of the left operand's row, broadcast to all lanes, and the offset of the right operand's column.
 _SPREAD_WORD = """  %apw = getelementptr i32, ptr %ap, i64 %step
   %word = load i32, ptr %apw, align 1
   %single = insertelement <16 x i32> poison, i32 %word, i32 0
@@ -188,7 +188,7 @@ end:
 }}"""
 
 
-# How many taps there are, what is taken from the offset at the end of a run of the inner ones, and bytes of weights.
+# Number of taps, the offset correction at the end of a run of the inner ones, and bytes of weights.
 _TAP_STEPS = (
     "  %n12 = mul i64 %n1, %n2",
     "  %taps = mul i64 %n0, %n12",

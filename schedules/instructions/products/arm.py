@@ -78,8 +78,9 @@ def _direct(name: str, a: str = "%x", b: str = "%y") -> str:
 
 
 def _unsigned_by_signed() -> str:
-    """`sdot` takes only signed bytes: it accumulates (a - 128) b, and 128 times the sum of b is added, which is
-    computed once for all results that share b."""
+    """`sdot` supports only signed bytes: accumulate (a - 128) b and add 128 times the sum of b, which is computed once
+    for
+    all results that share b."""
     return f"""{_CASTS}
   %z = xor <16 x i8> %x, splat (i8 -128)
   %o = {_call("sdot", "zeroinitializer", "splat (i8 1)", "%y")}
@@ -88,8 +89,8 @@ def _unsigned_by_signed() -> str:
   %r = {_call("sdot", "%t", "%z", "%y")}"""
 
 
-# A row by `usmmla`, half of whose work is thrown away, takes as long as by `usdot` (llvm-mca: two of either start in a
-# cycle on Neoverse N2, four on V1 and V2), so a single row is no case of its own.
+# A row by `usmmla`, half of whose work is discarded, takes as long as by `usdot` (llvm-mca: two of either start per
+# cycle on Neoverse N2, four on V1 and V2), so a single row needs no special case.
 _BFDOT = "@llvm.aarch64.neon.bfdot.v4f32.v8bf16"
 _NEON, _DOT, _MATRIX = features("neon", "bf16"), features("neon", "dotprod"), features("neon", "dotprod", "i8mm")
 
@@ -97,7 +98,7 @@ _NEON, _DOT, _MATRIX = features("neon", "bf16"), features("neon", "dotprod"), fe
 def _product(
     name: str, operation: Operation, needs: frozenset[str], rate: float, body: str, declared: str, **more: Any
 ) -> Product:
-    """An instruction of one register."""
+    """An instruction on one register."""
     return Product(name, operation, (needs,), rate, (REGISTER_LANES,), lambda _: body, lambda _: [declared], **more)
 
 
@@ -110,7 +111,7 @@ PRODUCTS = (
     _product("usmmla", MATRIX_U8S8, _MATRIX, 8.0, _direct("usmmla"), _declared("usmmla"), rows=2, depth=8),
     _product("smmla", MATRIX_S8S8, _MATRIX, 8.0, _direct("smmla"), _declared("smmla"), rows=2, depth=8),
     _product("usdot", DOT_U8S8, _MATRIX, 4.0, _direct("usdot"), _declared("usdot")),
-    # LLVM takes a lane of the second factor as it lies in a register: that is %a, the same for all columns.
+    # LLVM can index a lane of the second factor directly in a register: that is %a, the same for all columns.
     _product("sdot", DOT_S8S8, _DOT, 4.0, _direct("sdot", "%y", "%x"), _declared("sdot")),
     _product("sdot of shifted bytes", DOT_U8S8, _DOT, 4.0, _unsigned_by_signed(), _declared("sdot"), direct=False),
 )

@@ -1,7 +1,7 @@
 """Instructions on narrow operands as TVM operators: total + sum over a group of a * b, lane by lane.
 
-A group travels as a 32-bit word a lane, its first element in the lowest bits. Each operation has a plain form in LLVM
-IR, which runs on any processor and is what tests compare instructions with.
+A group is stored as one 32-bit word per lane, its first element in the lowest bits. Each operation has a plain form in
+LLVM IR, which runs on any processor and is the reference in tests of the instructions.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ Body = Callable[[int], str]
 RESULT = "%r"
 BYTES = ("uint8", "int8")
 SCALARS = {"float32": "float", "int32": "i32"}
-"""LLVM's types of totals."""
+"""LLVM types of totals."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A sum of products over a group of neighbours.
+    """A sum of products over a group of neighbors.
 
     Attributes:
-        short: its name; operators of TVM have `PREFIX` before it.
+        short: its name; its TVM operator's name has `PREFIX` before it.
         a: the type of the left operand's elements; `b`: of the right one's; `total`: of the sum.
         group: number of elements of an operand per word.
-        plain: its body on any processor; None where only machines with an instruction for it write it.
-        partial: an operation on the same words, whose totals are words of two sums in the operands' type. It adds up a
-            few steps where that is faster; its words by `ONES` are added to the total then.
+        plain: its body on any processor; None if it is only emitted for machines with an instruction for it.
+        partial: an operation on the same words whose totals are words of two sums in the operands' type. It accumulates
+            a few steps if that is faster; its words times `ONES` are then added to the total.
     """
 
     short: str
@@ -73,7 +73,7 @@ class Operation:
         return tirx.Cast("float32", tirx.reinterpret("float16", bits))
 
     def takes(self, a: str, b: str) -> bool:
-        """True if it supports these operands; bytes of the other signedness are shifted."""
+        """True if the operation supports these operands; bytes of the other signedness are shifted."""
         return self.b == b and (self.a == a or (self.a in BYTES and a in BYTES))
 
     def shift(self, dtype: str) -> int:
@@ -189,20 +189,20 @@ DOT_F16 = Operation("dot_f16", "float16", "float16", "float32", 2, _plain_float1
 ONES = 0x3C003C00
 """A word of two ones in float16."""
 PARTIAL_STEPS = 64
-"""Steps of a sum in float16: its error, some 8e-4 of it, is no more than twice that of the rounded operands."""
+"""Steps of a float16 sum: its relative error, some 8e-4, is at most twice that of the rounded operands."""
 HALVES = {"bf16": DOT_BF16, "float16": DOT_F16}
-"""The operation that sums products of 16-bit floats, by the option "precision"."""
+"""The operation that sums products of 16-bit floats, by value of the option "precision"."""
 OF_STORED = {each.stored: each for each in HALVES.values()}
-"""The same by the type of the operands in memory."""
+"""The same, by the type of the operands in memory."""
 DOT_U8S8, DOT_S8S8, DOT_S8U8, DOT_U8U8 = (
     Operation(f"dot_{a[0]}8{b[0]}8".replace("i", "s"), a, b, "int32", 4, _plain_bytes(a, b))
     for a, b in (("uint8", "int8"), ("int8", "int8"), ("int8", "uint8"), ("uint8", "uint8"))
 )
 DOT_WORDS = Operation("dot_words", "int16", "int16", "int32", 1, _plain_word)
-"""An int32 in [-32768, 32767] by the signed 16 bits in the low half of a word, zeros above."""
+"""An int32 in [-32768, 32767] times the signed 16 bits in the low half of a word, zeros above."""
 MATRIX_U8S8 = Operation("matrix_u8s8", "uint8", "int8", "int32", 8, None)
 MATRIX_S8S8 = Operation("matrix_s8s8", "int8", "int8", "int32", 8, None)
-"""Four int32 of a 2 x 2 total, row after row, plus two rows `a` by two columns `b` of eight bytes each."""
+"""Four int32 of a 2 x 2 total, row by row, plus two rows `a` times two columns `b` of eight bytes each."""
 OPERATIONS = (DOT_BF16, SUM_F16, DOT_F16, DOT_U8S8, DOT_S8S8, DOT_S8U8, DOT_U8U8, DOT_WORDS, MATRIX_U8S8, MATRIX_S8S8)
 
 for _operation in OPERATIONS:
@@ -226,7 +226,7 @@ class Product:
         lanes: supported numbers of 32-bit lanes.
         body: the body of its function for one of these.
         declarations: declarations of the intrinsics that the body calls.
-        direct: it takes operands as stored; else they are converted to a wider type or shifted first.
+        direct: operands are used as stored; otherwise they are first converted to a wider type or shifted.
         pads: fewer lanes are best computed by padding them with zeros.
         rows, depth: size of the block that one instruction multiplies by the columns of a register or tile; a depth
             of 0 is a group.
@@ -248,7 +248,7 @@ class Product:
 
     @property
     def group(self) -> int:
-        """Number of neighbours along the depth that share a word; it determines the packing of weights."""
+        """Number of neighbors along the depth that share a word; it determines the packing of weights."""
         return self.operation.group
 
     def rate_on(self, machine: Machine) -> float:

@@ -1,6 +1,6 @@
 """Multiply-accumulate instructions of all processors, selection for a machine, and the LLVM IR that a kernel needs.
 
-Rules, passes and cost models ask here what a machine has; a new instruction is one more entry.
+Rules, passes and cost models query a machine's instructions here; a new instruction is one more entry.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from schedules.instructions.products.operation import DOT_BF16, OPERATIONS, SCAL
 from schedules.machine import Machine
 
 PRODUCTS: tuple[Product, ...] = (*amx.PRODUCTS, *x86.PRODUCTS, *arm.PRODUCTS)
-"""Instructions of all processors; of those for one operation, the preferred one first."""
+"""Instructions of all processors; among those for one operation, the preferred one comes first."""
 
 
 def products(machine: Machine, a: str, b: str) -> tuple[Product, ...]:
-    """The machine's instructions for operands of two dtypes: first those that take exactly these, then those that need
+    """The machine's instructions for operands of two dtypes: first those for exactly these dtypes, then those that need
     bytes of the other signedness shifted; otherwise in table order."""
     found = [each for each in PRODUCTS if each.direct and each.operation.takes(a, b) and _has(machine, each)]
     return tuple(sorted(found, key=lambda each: each.operation.a != a))
@@ -42,7 +42,7 @@ def tile_product(machine: Machine, operation: Operation) -> Product | None:
 
 
 def operation_of(machine: Machine, a: str, b: str) -> Operation:
-    """The operation that multiplies operands of two dtypes: that of the machine's first instruction, else one that is
+    """The operation that multiplies operands of two dtypes: that of the machine's first instruction, otherwise one
     emulated by plain code or other instructions."""
     found = products(machine, a, b)
     return found[0].operation if found else next(each for each in OPERATIONS if each.takes(a, b))
@@ -141,7 +141,7 @@ def _function(operation: Operation, product: Product | None, count: int, widths:
 
 
 def _padded(operation: Operation, lanes: int, wide: int) -> str:
-    """A function of few lanes, computed by a wider one. Given as scalars, LLVM 22 combines rows of dot products
+    """A function of few lanes, computed by a wider one. With scalar code, LLVM 22 combines rows of dot products
     incorrectly: 3 of 7 rows with one column of depth 16 were wrong."""
     name = operation.short
     i, w = vector("i32", lanes), vector("i32", wide)

@@ -1,4 +1,4 @@
-"""x86's instructions: VNNI (AVX-512 and, of up to 256 bits, AVX), AVX-VNNI-INT8, AVX-512 BF16 and FP16, AVX10.2, and
+"""x86 instructions: VNNI (AVX-512; AVX for up to 256 bits), AVX-VNNI-INT8, AVX-512 BF16 and FP16, AVX10.2, and
 `vpmaddwd`."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from schedules.instructions.products.operation import (
 )
 
 BITS = {4: 128, 8: 256, 16: 512}
-"""Width of the registers in bits, by lanes of 32 bits. The lesser widths need AVX512VL or AVX-VNNI."""
+"""Width of the registers in bits, by number of 32-bit lanes. The smaller widths need AVX512VL or AVX-VNNI."""
 _PAIRS = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 _VNNI = (features("avx512vnni", "avx512vl"), features("avxvnni"))
 
@@ -46,7 +46,7 @@ def _dot(
     *,
     pads: bool = False,
 ) -> Product:
-    """An instruction whose registers hold LLVM's type `element`; `{avx}` in the intrinsic is that of a width."""
+    """An instruction on registers of LLVM type `element`; `{avx}` in the intrinsic is the width's prefix."""
 
     def types(lanes: int) -> tuple[str, str, str]:
         called = intrinsic.format(name=name, avx="avx10" if lanes == 16 else "avx2")
@@ -69,8 +69,8 @@ def _declared_pairs(lanes: int) -> list[str]:
 
 
 def _pairs_of_bytes(lanes: int) -> str:
-    """Bytes converted to 16 bits, whose products cannot overflow 32 bits in pairs: `vpmaddubsw` takes bytes directly,
-    but its sums saturate at 16 bits."""
+    """Bytes converted to 16 bits, whose products cannot overflow 32 bits in pairs: `vpmaddubsw` multiplies bytes
+    directly, but its sums saturate at 16 bits."""
     i, w, pairs = vector("i32", lanes), _words(lanes), _PAIRS[lanes]
     eight = splat(8, 2 * lanes, "i16")
     return f"""{_casts(lanes, w)}
@@ -96,7 +96,7 @@ _BF16, _FP16 = (features("avx512bf16", "avx512vl"),), (features("avx512fp16", "a
 PRODUCTS = (
     _dot("vdpbf16ps", DOT_BF16, _BF16, 2.0, "bfloat", "llvm.x86.avx512bf16.dpbf16ps"),
     _dot("vdpphps", DOT_F16, (features("avx10.2"),), 2.0, "half", "llvm.x86.avx10.{name}"),
-    # Of 64 steps, the multiplications are 64 of some 74 instructions.
+    # Per 64 steps, the multiplications are 64 of some 74 instructions.
     Product("vfmadd231ph", SUM_F16, _FP16, 1.7, tuple(BITS), float16_sums),
     _dot("vpdpbusd", DOT_U8S8, _VNNI, 4.0, "i8", pads=True),
     *(

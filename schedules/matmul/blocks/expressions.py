@@ -1,25 +1,24 @@
 """Tensor expressions of block-quantized weights: matmuls, and embedding lookups.
 
-They say what is computed, on any target; `schedules.matmul.blocks.rule` writes the loops of products for processors.
+They define the result on any target; `schedules.matmul.blocks.rule` writes the matmul loops for processors.
 
 The layout of block-quantized weights, the same on every machine, for embeddings, single tokens and prompts.
 
-A weight (columns, depth) is unsigned integers q of a few bits, and numbers for each group of neighbours along the
-depth:
+A weight (columns, depth) is unsigned integers q of a few bits, and numbers for each group of neighbors along the depth:
 
     w = scale * (q - zero) + minimum
 
-Columns lie in panels of 32. The bits of q are split into planes of 8, 4, 2 or 1 bits. A word (int32) of a plane holds
-neighbours along the depth: its byte i belongs to the positions 4 n + i; the lowest bits of all its bytes to the first
-four positions of the word, the next ones to the next four. So a shift and a mask give four neighbours as bytes, which
-the dot product of bytes reads. Positions beyond the depth and columns beyond the last are 0.
+Columns are stored in panels of 32. The bits of q are split into planes of 8, 4, 2 or 1 bits. A word (int32) of a plane
+holds neighbors along the depth: its byte i belongs to the positions 4 n + i; the lowest bits of all its bytes to the
+first four positions of the word, the next ones to the next four. So a shift and a mask extract four neighbors as bytes,
+as the byte dot product needs them. Positions past the depth and columns past the last are 0.
 
     plane of b bits: int32 (panels, depth / (32 / b), 32), the depth rounded up to whole steps and groups
     numbers of groups: (panels, groups, 32)
 
-A scale is one number or, with `super_groups` groups to a number of their own, that number times an integer; so is a
-minimum. In place of themselves, the integers may stand for numbers: those of a table, or floats of 8 bits. Weights of
-16 or 32 bits are the numbers themselves, `32 / bits` neighbours a word, and have no groups.
+A scale is one number or, with `super_groups` groups that share a number, that number times an integer; so is a minimum.
+The integers may also be codes: indices into a table, or floats of 8 bits. Weights of 16 or 32 bits are the numbers
+themselves, `32 / bits` neighbors per word, and have no groups.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from schedules.ir.tir import Expr, IterVar, Tensor, te, tirx
 from schedules.matmul.blocks.rounding import HEADER, SCALE
 
 PANEL = 32  # columns
-STEP = 32  # neighbours along the depth that a step of the kernels takes
+STEP = 32  # neighbors along the depth per step of the kernels
 FLOATS = ("bfloat16", "float16", "float32")
 FLOATS_OF_8_BITS = ("float8_e4m3fn", "float8_e5m2")
 _PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
@@ -51,15 +50,15 @@ class BlockFormat:
 
     Attributes:
         bits: bits per integer, 1 to 8; 16 or 32 for unquantized numbers, whose dtype is `numbers`.
-        group: number of neighbours along the depth that share a scale, a multiple of 4; 0 for unquantized numbers.
+        group: number of neighbors along the depth that share a scale, a multiple of 4; 0 for unquantized numbers.
         zero: the zero point, if it is the same for all integers.
         zeros: each group has its own zero point (uint8).
         minimum: each group has a minimum that is added.
         super_groups: number of groups that share a factor of their integer scales and minimums; 0 if scales and
             minimums are floats.
         numbers: the dtype of unquantized numbers: "bfloat16", "float16", "float32"; "" for integers.
-        float8: the 8-bit float dtype whose bits the integers are, one of `FLOATS_OF_8_BITS`; "" for integers.
-        table: the numbers that the integers 0, 1, ... stand for, 2**bits of them; empty where they are integers.
+        float8: the 8-bit float dtype of the codes, one of `FLOATS_OF_8_BITS`; "" for integers.
+        table: the values of the codes 0, 1, ..., 2**bits of them; empty for integers.
     """
 
     bits: int
@@ -94,7 +93,7 @@ class BlockFormat:
 
     @property
     def unit(self) -> int:
-        """Number of neighbours along the depth that share a scale of the weight and of quantized data."""
+        """Number of neighbors along the depth that share a scale of the weight and of quantized data."""
         return self.group if STEP % self.group == 0 else STEP
 
     @property
@@ -186,7 +185,8 @@ def number_of(value: Expr, layout: BlockFormat) -> Expr:
     """The float32 value of an integer code, for a format with `float8` or a lookup table."""
     if layout.table:
         return _chosen(value, layout.table)
-    # Exponent and fraction at their position in a float32 are the number times a power of two, subnormal or not.
+    # Exponent and fraction shifted to their position in a float32 are the number times a power of two, subnormal or
+    # not.
     fraction, bias = (20, 120) if layout.float8 == "float8_e4m3fn" else (21, 112)
     bits = (value & _int32(0x7F)) << _int32(fraction) | (value & _int32(0x80)) << _int32(24)
     return tirx.reinterpret("float32", bits) * tirx.const(2.0**bias, "float32")
@@ -241,7 +241,7 @@ def block_matmul(data: Tensor, *stored: Tensor, columns: int, depth: int, layout
     """Matmul of data (..., depth) and a weight: float32 (..., columns).
 
     Args:
-        data: float32 (..., depth), or what `block_round` makes of it, with the format's `unit`.
+        data: float32 (..., depth), or the output of `block_round` for it, with the format's `unit`.
         stored: the arrays of the weight, as `BlockFormat.arrays` names them.
         columns: number of columns of the weight.
         depth: depth of the weight.
@@ -277,9 +277,8 @@ def expert_matmul(data: Tensor, experts: Tensor, *stored: Tensor, columns: int, 
     """Matmul of each row of data with the weight of its expert: float32 (rows, columns).
 
     Args:
-        data: float32 (rows, depth), or what `block_round` makes of it, with the format's `unit`.
-        experts: int64 (rows,), the expert of each row. Weights are read once for rows of one expert that follow each
-            other.
+        data: float32 (rows, depth), or the output of `block_round` for it, with the format's `unit`.
+        experts: int64 (rows,), the expert of each row. Consecutive rows with the same expert read its weight once.
         stored: the arrays of a weight in which each expert has `columns` columns, rounded up to whole panels.
         columns: number of columns of one expert.
         depth: depth of the weight.

@@ -1,8 +1,8 @@
-"""Dynamic int8 quantization of matmul inputs, with a scale for each unit of neighbours along the depth.
+"""Dynamic int8 quantization of matmul inputs, with one scale for each unit of neighbors along the depth.
 
 A unit is words of an int32 tensor (..., units, 3 + unit / 4): the scale (float32 bits), the sum of the bytes, the scale
-times that sum (float32 bits), and the bytes, four a word. The scale is the greatest magnitude over 127. A NaN in the
-data, or an infinity, becomes the scale's.
+times that sum (float32 bits), and the bytes, four a word. The scale is the maximum magnitude over 127. A NaN or an
+infinity in the data becomes the scale.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _MAGNITUDE = 0x7FFFFFFF
 def quantized(
     vectors: Sequence[Expr], lanes: int, put: Callable[[int, Expr], tuple[Stmt, Expr]]
 ) -> tuple[list[Stmt], Expr, Expr]:
-    """Quantize neighbours, vectors of float32, to integers from -127 to 127 with one scale.
+    """Quantize neighbors, vectors of float32, to integers from -127 to 127 with one scale.
 
     Args:
-        put: of the first element of a vector and its integers, int32: the statement that stores them, and what is
-            summed.
+        put: called with the index of a vector's first element and its integers, int32; returns the statement that
+            stores them, and the vector to sum.
 
     Returns:
-        The statements, the greatest magnitude, which is 127 times the scale, and the vector of sums.
+        The statements, the maximum magnitude, which is 127 times the scale, and the vector of sums.
     """
     code: list[Stmt] = []
 
@@ -82,7 +82,7 @@ def quantized(
 
 
 def block_round(data: Tensor, units: int, unit: int) -> Tensor:
-    """Quantize float32 data (..., depth) to int32 (..., units, 3 + unit / 4); zero-padded beyond the depth."""
+    """Quantize float32 data (..., depth) to int32 (..., units, 3 + unit / 4); zero-padded past the depth."""
     depth, lead = data.shape[-1], list(data.shape[:-1])
     attrs = {KIND: BLOCK_ROUND, SPEC: str(unit)}
     whole = isinstance(depth, tirx.IntImm) and int(depth.value) == units * unit
@@ -98,7 +98,7 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
     k = te.reduce_axis((index(0), index(unit)), name="k")
     peak = te.compute(
         [*lead, index(units)],
-        # Of magnitudes as integers: NaN is the greatest.
+        # Magnitudes compared as integers: NaN is the largest.
         lambda *at: te.max(tirx.reinterpret("int32", element(*at, k)) & tirx.const(_MAGNITUDE, "int32"), axis=k),
         name="peak",
         attrs=attrs,
@@ -205,7 +205,7 @@ class _Writer:
         return parallel_grid(extents, row, self.machine, parallel=pays_off(amount, self.machine))
 
     def _part(self, at: list[Expr], unit: int, count: int) -> Stmt:
-        """The last unit, which the data fill partially."""
+        """The last unit, which the data fill only partially."""
         copy, allocation = allocate("part", [self.unit], "float32", "local")
         zero = tirx.const(0.0, "float32")
         copies = [
@@ -228,7 +228,7 @@ class _Writer:
             narrow = tirx.Cast(f"int8x{lanes}", whole)
             bytes_ = tirx.reinterpret(f"int32x{words}" if words > 1 else "int32", narrow)
             kept = store(self.result, bytes_, *at, unit, lanes_of(HEADER + start // QUAD, words))
-            # As the bytes are read: what no int32 holds became another number.
+            # As the bytes are read back: values out of the int32 range became other numbers.
             return kept, tirx.Cast(f"int32x{lanes}" if lanes > 1 else "int32", narrow)
 
         vectors = [vector(unit * self.unit + start) for start in range(0, self.unit, lanes)]

@@ -27,10 +27,10 @@ from schedules.stages.fused_kernel import FusedKernel, only_anchors
 # Single-core cycles of matmuls with block-quantized weights, from instruction counts; nothing is measured.
 
 _UNPACKING = 1.5  # to unpack a vector of words of a panel
-_SCALING = 3.0  # instructions for a vector of a unit's sums: conversion, product, multiply-add
-_ROWS_OF_A_PANEL = {"tiles": 256, "vectors": 4}  # by which a panel is unpacked once
-_ACROSS_LINES = 1.5  # loads of a row of 32 bytes: every other one lies across two cache lines
-_TILE_MARGIN = 1.25  # over what ports allow
+_SCALING = 3.0  # instructions per vector of a unit's sums: conversion, multiplication, multiply-add
+_ROWS_OF_A_PANEL = {"tiles": 256, "vectors": 4}  # rows per unpacking of a panel
+_ACROSS_LINES = 1.5  # loads of a row of 32 bytes: every other one spans two cache lines
+_TILE_MARGIN = 1.25  # relative to the limit of the ports
 
 
 def block_cycles(
@@ -66,7 +66,7 @@ def _scaling(layout: BlockFormat) -> float:
     return _SCALING + 2 * layout.zeros + layout.minimum
 
 
-# Rows of a tile whose weights are unpacked: more make the code longer, not faster.
+# Rows of a tile whose weights are unpacked: more would make the code longer, not faster.
 _UNPACKED_ROWS = 4
 
 
@@ -116,8 +116,8 @@ def vectors_of(machine: Machine) -> int:
 
 
 def _most_rows(workload: BlockWorkload, machine: Machine) -> int:
-    """Maximum rows whose accumulators fit the registers, next to a step's weights and the temporaries of unpacking
-    them; twice the accumulators if a unit's sums are integers or unscaled."""
+    """Maximum rows whose accumulators fit in registers, next to a step's weights and the temporaries of unpacking them;
+    twice the accumulators if a unit's sums are integers or unscaled."""
     vectors = vectors_of(machine)
     plain = bool(BlockFormat.of_text(workload.layout).numbers)
     most = max(1, (machine.vector_registers - 2 * vectors - 2) // (vectors if plain else 2 * vectors))
@@ -137,7 +137,7 @@ def parts_of(kernel: Kernel, kind: str = BLOCK_MATMUL) -> Parts | None:
         return None
     layout = BlockFormat.of_text(str(stage.annotations[SPEC]))
     data, experts, weights = _operands(stage, store.buffer, column)
-    if not layout.is_integer:  # whose numbers are told from their bits, each read again
+    if not layout.is_integer:  # numbers are decoded from their bits, which are read again for each
         weights = list({load.source: load for load in weights}.values())
     arrays = _named(weights, layout)
     if data is None or arrays is None or (experts is None) != (kind == BLOCK_MATMUL):
@@ -150,7 +150,7 @@ def _operands(stage: Stage, result: Expr, column: Axis) -> tuple[Expr | None, Ex
     """The load of the data, the load of the experts, and the loads of the weight's arrays in the order of the
     expression.
 
-    Arrays of equal content are one constant, so that a buffer may stand for several of them.
+    Arrays of equal content are one constant, so one buffer may be several of them.
     """
     data, experts, weights = None, None, list[Any]()
     for load in stage.loads:
@@ -166,7 +166,7 @@ def _operands(stage: Stage, result: Expr, column: Axis) -> tuple[Expr | None, Ex
 
 
 def _named(weights: list[Expr], layout: BlockFormat) -> dict[str, Expr] | None:
-    """The weight's arrays by name: bit planes are told apart by their number of words, the rest by position."""
+    """The weight's arrays by name: bit planes are identified by their number of words, the rest by position."""
     planes = sorted((each.source for each in weights if str(each.source.dtype) == "int32"), key=_words)
     others = [each.source for each in weights if str(each.source.dtype) != "int32"]
     found = [*planes, *others]
@@ -179,7 +179,7 @@ def _words(plane: Expr) -> int:
 
 # Matmuls of rows with block-quantized expert weights: the kernels of `expert_matmul`.
 
-# Rows of a tile: with more, tiles that lie in the rows of one expert alone become rare.
+# Rows of a tile: with more, few tiles would have rows of a single expert.
 _MOST_ROWS = 4
 
 
@@ -209,7 +209,7 @@ class _OfExperts(BlockWriter):
 
     def _expert(self, batch: Batch, row: Expr) -> Expr:
         assert self.parts.experts is not None
-        # A single row has no loop, so that its variable is none of those of the rows.
+        # A single row has no loop, so its variable is not among those of the rows.
         mapping = {**self.form.stage.single, **batch, **self.form.rows.values(row)}
         return substitute(self.parts.experts, mapping)
 
@@ -219,7 +219,7 @@ class _OfExperts(BlockWriter):
 
 
 class ExpertWriter(_OfExperts):
-    """Tiles whose rows share an expert are computed together; rows of other tiles one at a time."""
+    """Computes tiles whose rows share an expert together; rows of other tiles one at a time."""
 
     def _tile(self, at: Tile) -> Stmt:
         together = super()._tile(at)
@@ -252,7 +252,7 @@ class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
         held, allocation = allocate("begin", (1,), "int64", "local")
 
         def ends(i: Expr) -> Stmt:
-            """The run that ends with a given row of the block."""
+            """The run that ends at a given row of the block."""
             rows = expression(at.rows)
             following = self._expert(at.batch, at.row + tirx.Min(i + 1, rows - 1))
             last = tirx.any(tirx.EQ(i + 1, rows), tirx.NE(following, self._expert(at.batch, at.row + i)))

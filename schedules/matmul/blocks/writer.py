@@ -1,14 +1,15 @@
 """Code for a matmul with a block-quantized weight: a register tile that unpacks the weight along the depth.
 
-One row of data is bound by memory: words are asked for ahead, and each is read once. With more rows, the unpacked
-bytes serve all rows of the tile. In integers, each unit is summed by dot products of bytes and scaled once.
+One row of data is bound by memory: words are prefetched, and each is read once. With more rows, the unpacked bytes
+serve
+all rows of the tile. For integers, each unit is summed by byte dot products and scaled once.
 
 Matmuls with block-quantized weights by an int8 instruction with tile accumulators (AMX).
 
-A task unpacks a panel of its weights to bytes once and multiplies up to 256 rows by it. A tile takes 16 rows of the
-rounded data by 16 columns, one unit of neighbours at a time; its sums go to memory, from where they are scaled and
-added to totals in registers. So integers are summed as in vectors, and numbers are the same. Rows that fill no tile are
-multiplied in vectors.
+A task unpacks a panel of its weights to bytes once and multiplies up to 256 rows by it. A tile multiplies 16 rows of
+the rounded data by 16 columns, one unit of neighbors at a time; its sums are stored to memory, where they are read to
+be scaled and added to totals in registers. So integers are summed as in vectors, and the results are the same. Rows
+that do not fill a tile are multiplied in vectors.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from schedules.matmul.tiling import ProductCut, row_chunks_at_run_time
 from schedules.matmul.writer import Batch, Block, Tile
 from schedules.stages.fused_kernel import FusedKernel
 
-# How far ahead of their use words are asked for, in rows of a panel (128 bytes), and by tiles of how many rows at most.
+# Prefetch distance of words, in rows of a panel (128 bytes), and the most rows of a tile that prefetches.
 _WORDS_AHEAD = 32
 _FEW_ROWS = 4
 
@@ -56,8 +57,9 @@ _FEW_ROWS = 4
 class Parts:
     """The stage of a matmul and its operands.
 
-    `data` is a load, `arrays` are the weight's buffers by name; `experts` is a load of each row's expert, None where
-    all rows have one weight.
+    `data` is a load, `arrays` are the weight's buffers by name; `experts` is a load of each row's expert, None if all
+    rows
+    have the same weight.
     """
 
     form: MatmulForm
@@ -87,7 +89,7 @@ class BlockWriter(WriterOfParts[Parts]):
 
     rows_first: ClassVar[bool] = True
     most_rows: ClassVar[int] = 64
-    """Rows of a task."""
+    """Rows per task."""
 
     def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, *, rows: int, vectors: int) -> None:
         super().__init__(parts, fused, machine, rows=rows)
@@ -102,7 +104,7 @@ class BlockWriter(WriterOfParts[Parts]):
         return super()._threads()
 
     def _cut(self, tiles: Index, panels: Index) -> ProductCut:
-        """Limits the rows per chunk so that half of the L2 cache remains for weights."""
+        """Split the work; limits the rows per chunk so that half of the L2 cache remains for weights."""
         element = 2 if self.parts.rounded else 4
         row_bytes = element * int(self.form.depth.extent)
         fitting = self.machine.l2_bytes // 2 // (row_bytes * self.tile_rows)
@@ -259,8 +261,8 @@ class BlockWriter(WriterOfParts[Parts]):
         """Like `_integer_unit`, over `size` elements."""
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "float32")
         first, code = (quad[0] + quad[1]) * QUAD, sums.cleared()
-        run = QUAD * max(8 // bits for bits in self.layout.planes)  # elements in words of all planes
-        if quad[1] * QUAD % run:  # the unit begins within a word
+        run = QUAD * max(8 // bits for bits in self.layout.planes)  # elements per word of every plane
+        if quad[1] * QUAD % run:  # the unit begins inside a word
             code += self._float_run(sums, position, quad, first, size)
         else:
 
@@ -288,7 +290,7 @@ class BlockWriter(WriterOfParts[Parts]):
         return code
 
     def _number(self, value: Expr) -> Expr:
-        """The float32 that an integer of the weight stands for, but for its zero."""
+        """The float32 value of an integer of the weight, without its zero point."""
         if self.layout.is_integer:
             return tirx.Cast("float32", value)
         found = looked_up(value, self.layout.table) if self.layout.table else None
@@ -357,9 +359,9 @@ def _plain_number(word: Expr, layout: BlockFormat, position: int) -> Expr:
 
 
 FEW_ROWS = ROWS - 1
-"""The largest number of rows that fill no tile."""
+"""The largest number of rows that do not fill a tile."""
 _VECTOR_ROWS = 4  # rows of a tile in vectors
-_LEAST_UNIT = 16  # bytes of a row of a tile: with fewer the unit does too little of what it could
+_LEAST_UNIT = 16  # bytes per row of a tile: fewer would waste too much of the unit
 _SIGN_BITS = 0x80808080
 
 
@@ -449,7 +451,7 @@ class BlockTilesWriter(BlockWriter):
 def signed(words: Expr, layout: BlockFormat) -> Expr:
     """Words of unsigned bytes minus the format's zero point, if that is not 0 and the difference fits signed bytes.
 
-    128 more than that is never negative, so that bytes do not borrow from each other.
+    The difference plus 128 is never negative, so bytes do not borrow from each other.
     """
     if not layout.zero:
         return words
