@@ -1,7 +1,7 @@
 """Descriptions of hardware and how to build for it: one module or package per family.
 
-Importing this package loads nothing of TVM; `Target.tvm_target()` does. Each name is loaded when first used: a device
-that only runs modules reads `targets.cpuinfo` alone.
+Importing this package loads nothing of TVM; `Target.tvm_target()` does. Names are loaded on first use: a device that
+only runs modules reads only `targets.cpuinfo`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The features of this machine's processor, as the operating system reports them.
 
-Features are named as LLVM names them. TVM is not imported: the runtime on a device uses this too.
+Features have LLVM's names. TVM is not imported: the runtime on a device uses this, too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# Where Linux and LLVM disagree on a feature's name.
+# Features for which Linux and LLVM use different names.
 _LLVM_NAMES = {
     "pni": "sse3",
     "sse4_1": "sse4.1",
@@ -35,7 +35,7 @@ _LLVM_NAMES = {
     "jscvt": "jsconv",
     "atomics": "lse",
 }
-# Features that a module may require and that Linux shows by another name or as a part of another feature.
+# Features that a module may require and that Linux lists under another name or as part of another feature.
 _MORE_NAMES = {
     "3dnowprefetch": "prfchw",
     "fpu": "x87",
@@ -50,7 +50,7 @@ _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64", "armv7l": "armv7", "arm
 
 @dataclass(frozen=True)
 class Caches:
-    """Bytes of the data caches: of one core (L1, L2) and shared (L3); None where the system does not say."""
+    """Bytes of the data caches: of one core (L1, L2) and shared (L3); None if the system does not report them."""
 
     l1: int | None = None
     l2: int | None = None
@@ -63,13 +63,12 @@ def architecture() -> str:
 
 
 def llvm_architecture(name: str) -> str:
-    """LLVM's name of an architecture that an operating system may call otherwise: "x86_64" for "AMD64"."""
+    """LLVM's name of an architecture that operating systems name differently: "x86_64" for "AMD64"."""
     return _ARCHITECTURES.get(name.lower(), name.lower())
 
 
 def parse_features(cpuinfo: str) -> frozenset[str]:
-    """The features in a /proc/cpuinfo text, under LLVM's names. A feature must be on every processor
-    listed."""
+    """The features in a /proc/cpuinfo text, under LLVM's names, that every listed processor has."""
     sets = []
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
@@ -88,7 +87,7 @@ def _llvm_name(flag: str) -> str:
 
 @cache
 def reported_features() -> frozenset[str]:
-    """The features that the system lists; empty where it does not say."""
+    """The features that the system lists; empty if it lists none."""
     try:
         return parse_features(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     except OSError:
@@ -97,8 +96,8 @@ def reported_features() -> frozenset[str]:
 
 @cache
 def features() -> frozenset[str]:
-    """The features of this machine that this process may use; empty where the system does not say (then nothing may be
-    assumed)."""
+    """The features of this machine that this process may use; empty if the system does not report them (nothing may be
+    assumed then)."""
     found = reported_features()
     return found if not found >= _TILES or allows_tiles() else frozenset(each for each in found if not _of_tiles(each))
 
@@ -109,7 +108,7 @@ _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18  # Linux's asm/p
 
 @cache
 def allows_tiles() -> bool:
-    """Asks Linux to let this process use AMX's tile registers, which it grants to all of its threads; whether it does.
+    """Ask Linux to permit this process (all its threads) to use AMX's tile registers; True if granted.
 
     Containers, gVisor and kernels before 5.16 may refuse.
     """
@@ -123,12 +122,12 @@ def _of_tiles(feature: str) -> bool:
 
 
 def supports(feature: str) -> bool:
-    """True if this processor has a feature, by LLVM's or Linux's name, spelled with "_", "-", "." or none of them."""
+    """True if this processor has a feature, by LLVM's or Linux's name, with "_", "-", "." or no separators."""
     return normalized(feature) in _known_names()
 
 
 def normalized(feature: str) -> str:
-    """A feature's name without what differs between spellings: "avx512_vnni" -> "avx512vnni"."""
+    """A feature's name without the separators that differ between spellings: "avx512_vnni" -> "avx512vnni"."""
     return re.sub(r"[-_.]", "", feature.lower()).lstrip("+")
 
 
@@ -159,7 +158,7 @@ def model_name() -> str:
 
 
 def parse_size(text: str) -> int | None:
-    """Bytes of a size as Linux writes it ("32K", "1M"); None when it is not one."""
+    """Bytes of a size in Linux notation ("32K", "1M"); None if it is not one."""
     found = re.fullmatch(r"(\d+)([KMG]?)", text.strip())
     if not found:
         return None

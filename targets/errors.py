@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class TargetError(Exception):
-    """Base of all errors of this package. `hint` says what to do about it."""
+    """Base of all errors of this package. `hint` tells the user how to fix it."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -15,8 +15,8 @@ class TargetError(Exception):
         self.hint = hint
 
 
-class UnknownTarget(TargetError):  # noqa: N818  (reads as what it is; the user's class is compiler.errors')
-    """No target has that name; the hint suggests near ones."""
+class UnknownTarget(TargetError):  # noqa: N818  (the user-facing class is in compiler.errors)
+    """No target has that name; the hint suggests similar ones."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
@@ -31,13 +31,12 @@ class UnknownTarget(TargetError):  # noqa: N818  (reads as what it is; the user'
 
 
 class RegistrationError(TargetError):
-    """An entry point of the group `tensorwright.targets` is not a target, or takes a name that is taken."""
+    """An entry point of the group `tensorwright.targets` is not a target, or uses a name that is taken."""
 
 
 class ToolchainMissing(TargetError):  # noqa: N818
-    """No program that can link a shared library was found; the hint holds the exact line that installs
-    one."""
+    """No program that can link a shared library was found; the hint contains the exact command that installs one."""
 
 
 class LinkError(TargetError):
-    """The linker ran and failed; the message holds its output."""
+    """The linker ran and failed; the message contains its output."""

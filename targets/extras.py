@@ -12,7 +12,8 @@ _REQUIREMENT = re.compile(r"""(?P<package>[^;]+);.*\bextra == ['"](?P<extra>[\w-
 @cache
 def install_command(extra: str) -> str:
     """`pip install` with the packages of an extra by name, for any installation; in a checkout that is not installed,
-    with the extra itself."""
+    with
+    the extra itself."""
     try:
         listed = metadata.requires("tensorwright") or []
     except metadata.PackageNotFoundError:

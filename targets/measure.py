@@ -1,7 +1,7 @@
-"""Measures of kernels: timed on a device, or computed where there is none.
+"""Measures of kernels: timed on a device, or computed if there is none.
 
-A target without a device at hand has a `Measurer`: a model of its processor, or its compiler's own estimate. What one
-measure gives is never compared with what another does: each tuning record names its measure.
+A target without an available device has a `Measurer`: a model of its processor, or its compiler's own estimate. Numbers
+of different measures are never compared: each tuning record names its measure.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ class Measure:
     """Meaning of a number of a tuning record.
 
     Attributes:
-        kind: "timed": by a clock, where the kernel ran; "cycles": counted by the device's own compiler or simulator;
+        kind: "timed": by a clock, while the kernel ran; "cycles": counted by the device's own compiler or simulator;
             "modelled": computed from the generated code by a model of the processor.
-        name: of the measure, the same for all numbers that may be used together: "timed", "llvm-mca+cache cortex-a76".
+        name: name of the measure; only numbers with the same name may be compared: "timed", "llvm-mca+cache
+        cortex-a76".
         unit: unit of its numbers.
-        version: version of the tool that counts or models; numbers of two versions are not compared with each other.
+        version: version of the tool that counts or models; numbers of different versions are not compared.
     """
 
     kind: MeasureKind = "timed"
@@ -40,7 +41,7 @@ class Measure:
 
     @property
     def deterministic(self) -> bool:
-        """True if the same kernel always gets the same number, on a busy machine as well."""
+        """True if the same kernel always gets the same number, even on a busy machine."""
         return self.kind != "timed"
 
     @property
@@ -57,7 +58,7 @@ TIMED = Measure()
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of one call of a kernel in the unit of its measure, and its parts, for people."""
+    """The cost of one kernel call in the unit of its measure, and a breakdown for people."""
 
     cost: float
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -90,8 +91,8 @@ class Measurer(ABC):
 
     Attributes:
         kind, name, unit: see `Measure`.
-        margin: the share by which a candidate must beat the default to replace it: the error of the model itself, as
-            proven where times can be measured.
+        margin: the fraction by which a candidate must beat the default to replace it: the model's error, as determined
+            where times can be measured.
         margin_of_alternatives: the same for another algorithm, whose code has less in common with the default's.
     """
 
@@ -110,12 +111,12 @@ class Measurer(ABC):
         return Measure(self.kind, self.name, self.unit, self.version())
 
     def fits(self, measure: Measure) -> bool:
-        """True if numbers of a record are of this measure, by any version of its tool."""
+        """True if a record's numbers are of this measure, by any version of its tool."""
         return (measure.kind, measure.name, measure.unit) == (self.kind, self.name, self.unit)
 
     @abstractmethod
     def estimate(self, kernel: ScheduledKernel) -> Estimate:
-        """The cost of one call of a kernel. What it raises costs the candidate, as a build error does."""
+        """The cost of one call of a kernel. An exception rejects the candidate, like a build error."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,9 @@ class NetworkCost:
     """Cost of one run of a whole network.
 
     Attributes:
-        cost: in the unit of the measure.
-        memory: bytes of working memory at its peak.
-        parts: what the cost is made of, and other figures, for people.
+        cost: cost in the unit of the measure.
+        memory: peak bytes of working memory.
+        parts: breakdown of the cost, and other figures, for people.
     """
 
     cost: float
@@ -134,13 +135,13 @@ class NetworkCost:
 
 
 class Network(Protocol):
-    """A model whose settings are chosen together, since what one layer costs depends on its neighbors.
+    """A model whose settings are chosen together, since the cost of a layer depends on its neighbors.
 
     Attributes:
         space: the values of each setting, by name; the first is the default.
-        memory_limit: bytes of working memory to keep to; None for no limit.
-        options: those of the target's compiler, which are worth changing at once and first.
-        groups: other settings that are, those of layers that read one tensor.
+        memory_limit: limit on the bytes of working memory; None for no limit.
+        options: settings of the target's compiler, which should be varied together and first.
+        groups: other settings that should be varied together: those of layers that read the same tensor.
     """
 
     @property
@@ -156,30 +157,30 @@ class Network(Protocol):
     def groups(self) -> Sequence[tuple[str, ...]]: ...
 
     def cost(self, settings: Mapping[str, Setting]) -> NetworkCost:
-        """Cost of a run with these settings, others being at their defaults.
+        """Cost of a run with these settings, with the others at their defaults.
 
         Raises:
-            TargetError: the target's compiler refuses them.
+            TargetError: the target's compiler rejects them.
             ValueError: there is no such setting or value.
         """
 
     def computes_the_same(self, settings: Mapping[str, Setting]) -> bool:
-        """True if the network with these settings gives the bytes that it has to give, as far as can be checked."""
+        """True if the network with these settings computes the expected bytes, as far as can be checked."""
 
 
 class NetworkMeasurer(Measurer):
-    """A measurer of whole networks, where kernels have no cost of their own."""
+    """A measurer of whole networks, in which kernels have no cost of their own."""
 
     def estimate(self, kernel: ScheduledKernel) -> Estimate:
-        raise TargetError(f"{self.name} measures whole networks, and no kernel by itself")
+        raise TargetError(f"{self.name} measures whole networks, not single kernels")
 
     @abstractmethod
     def network(self, mod: IRModule, memory_limit: int | None = None) -> Network:
-        """The network of a module as the target's partition passes take it.
+        """The network of a module as seen by the target's partition passes.
 
         Args:
-            memory_limit: bytes of working memory that the settings are to keep to; the target's own limit when None.
+            memory_limit: limit on the bytes of working memory; None: the target's own limit.
 
         Raises:
-            TargetError: nothing of it runs on the accelerator.
+            TargetError: no part of it runs on the accelerator.
         """

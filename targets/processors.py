@@ -1,6 +1,6 @@
 """The processors and cores that this process may use, as Linux reports them.
 
-TVM is not imported: the runtime on a device uses this too. `compiler/device/cpp/usable_cores.cc` counts likewise.
+TVM is not imported: the runtime on a device uses this, too. `compiler/device/cpp/usable_cores.cc` counts the same way.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _EFFICIENCY_CAPACITY = 0.5
 
 
 def usable_processors(root: Path = _ROOT) -> int:
-    """Logical processors that this process may use: its affinity and its control groups' quota respected; at least 1.
+    """Logical processors that this process may use, given its affinity and its control groups' quota; at least 1.
 
-    A part of a processor counts as one.
+    A fraction of a processor counts as one.
     """
     return _within_quota(len(_affinity()), root)
 
@@ -30,14 +30,14 @@ def usable_cores(root: Path = _ROOT) -> int:
     """Physical cores that this process may use and that make a run faster; at least 1, and no more than
     `usable_processors`.
 
-    Threads get equal parts of the work, so the slowest core decides: efficiency cores count only where there are so
-    many that they make up for that.
+    Threads get equal parts of the work, so the slowest core decides: efficiency cores count only if there are enough of
+    them to make up for that.
     """
     return _within_quota(worthwhile(_capacities(_affinity(), root)), root)
 
 
 def worthwhile(capacities: Iterable[float]) -> int:
-    """Number of cores that finish equal parts of some work the earliest, by their speeds; the fewest of them."""
+    """Number of cores that finish equal parts of some work earliest, given their speeds; the smallest such number."""
     fastest = sorted(capacities, reverse=True)
     return 1 + max(range(len(fastest)), key=lambda last: (last + 1) * fastest[last])
 
@@ -56,18 +56,18 @@ def _within_quota(count: int, root: Path) -> int:
 @cache
 def _capacities(allowed: frozenset[int], root: Path) -> tuple[float, ...]:
     """The speed of each physical core, relative to each other."""
-    slow = parse_list(_text(root / "sys/devices/cpu_atom/cpus"))  # of a hybrid processor of Intel
+    slow = parse_list(_text(root / "sys/devices/cpu_atom/cpus"))  # on Intel's hybrid processors
     cores: dict[str, float] = {}
     for number in sorted(allowed):
         folder = root / _PROCESSORS / f"cpu{number}"
         core = _text(folder / "topology/thread_siblings_list") or str(number)
-        told = _text(folder / "cpu_capacity")  # of Arm and RISC-V
+        told = _text(folder / "cpu_capacity")  # on Arm and RISC-V
         cores[core] = float(told) if told.isdigit() else _EFFICIENCY_CAPACITY if number in slow else 1.0
     return tuple(cores.values())
 
 
 def parse_list(text: str) -> frozenset[int]:
-    """The numbers in a list as Linux writes it ("0-3,8"); none where it is not one."""
+    """The numbers in a list in Linux notation ("0-3,8"); empty if it is not one."""
     numbers: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
@@ -78,7 +78,7 @@ def parse_list(text: str) -> frozenset[int]:
 
 
 def cpu_quota(root: Path = _ROOT) -> float | None:
-    """Processors that the control groups of this process grant, those around its own included; None: no limit."""
+    """Processors granted by this process's control groups, including the enclosing ones; None: no limit."""
     quotas = [quota for folder in _groups(root) if (quota := _quota(folder)) is not None]
     return min(quotas, default=None)
 
@@ -86,7 +86,7 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
 def _groups(root: Path) -> Iterator[Path]:
     """Folders of this process's control groups that may limit its processor time.
 
-    In a container the path in /proc may be one that only the host has; the root of the hierarchy is its own group then.
+    In a container, the path in /proc may exist only on the host; the root of the hierarchy is then its own group.
     """
     mounted = root / "sys/fs/cgroup"
     yield from (mounted, mounted / "cpu", mounted / "cpu,cpuacct")
@@ -102,7 +102,7 @@ def _groups(root: Path) -> Iterator[Path]:
 
 
 def _quota(group: Path) -> float | None:
-    """The limit of one group, of version 2 or 1."""
+    """The limit of one group, of cgroups version 2 or 1."""
     limit, _, period = _text(group / "cpu.max").partition(" ")
     if not limit:
         limit, period = _text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")
@@ -112,7 +112,7 @@ def _quota(group: Path) -> float | None:
 
 
 def _text(path: Path) -> str:
-    """The stripped contents of a file; "" where it cannot be read."""
+    """The stripped contents of a file; "" if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

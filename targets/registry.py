@@ -28,7 +28,7 @@ _WANTED = {
     "machine": "a schedules.machine.Machine",
 }
 _MOST_CORES = 1024
-_SUITE = "targets.conformance"  # holds no target, and imports onnx and TVM
+_SUITE = "targets.conformance"  # defines no target, and imports onnx and TVM
 
 
 def _foreign() -> dict[str, EntryPoint]:
@@ -53,7 +53,7 @@ def _modules_with_presets(package: str) -> Iterator[ModuleType]:
 
 @cache
 def _own() -> dict[str, Factory]:
-    """The presets of the modules of this package: each may have a function `presets()` that returns functions of the
+    """The presets in the modules of this package: each may have a function `presets()` that returns functions of the
     core count."""
     found: dict[str, Factory] = {}
     for module in _modules_with_presets("targets"):
@@ -70,17 +70,17 @@ def names() -> list[str]:
 
 
 def get(name: str, *, cores: int | None = None) -> Target:
-    """The target of a name.
+    """The target with a given name.
 
     Args:
-        name: one of `names()`, or another name of one ("rpi5", "arm64"); "cuda" is this machine's graphics processor.
-            A colon and a number of cores may follow ("granite-rapids:32").
-        cores: number of cores to schedule for where the name does not say; those usable on this machine unless given.
+        name: one of `names()`, or an alias ("rpi5", "arm64"); "cuda" is this machine's GPU. A colon and a number of
+            cores may follow ("granite-rapids:32").
+        cores: number of cores to schedule for if the name has none; by default those usable on this machine.
 
     Raises:
         UnknownTarget: with suggestions.
-        TargetError: "cuda" on a machine without a graphics processor that there is a target for, or no machine of that
-            name has this many cores.
+        TargetError: "cuda" on a machine without a GPU that has a target, or no machine of that name has this many
+        cores.
         RegistrationError: an entry point is not a target.
     """
     plain, colon, count = name.partition(":")
@@ -97,7 +97,7 @@ def get(name: str, *, cores: int | None = None) -> Target:
 
 
 def _with_cores(name: str, count: str) -> Target:
-    """The target of a name with as many cores as stand behind it. Raises as `get`."""
+    """The target with the number of cores after the colon. Raises as `get`."""
     most = get(name).most_cores or _MOST_CORES
     if not (count.isascii() and count.isdigit() and 1 <= int(count[:9]) <= most):
         raise TargetError(
@@ -156,16 +156,16 @@ _ALIASES = {
     "m1": "apple-m1",
     "orin": "jetson-orin",
 }
-# A name without a number stands for a kind of device: this machine decides which.
+# A name without a number is a kind of device: this machine decides which.
 _GRAPHICS = frozenset({"cuda", "gpu", "nvidia"})
 _PI = re.compile(r"(?:rpi|pi|raspberrypi)([245])(?:b|modelb)?(32|32bit)?")
 
 
 def resolved(name: str, known: Collection[str]) -> str:
-    """The canonical name of a target; the name itself (lower case, with hyphens) if it is no alias.
+    """The canonical name of a target; the name itself (lower case, with hyphens) if it is not an alias.
 
     Raises:
-        TargetError: it means the graphics processor of this machine, which has none that there is a target for.
+        TargetError: it refers to this machine's GPU, and there is none that has a target.
     """
     wanted = re.sub(r"[\s_]+", "-", name.strip().lower())
     if wanted in known:
@@ -188,7 +188,7 @@ def _plain(name: str) -> str:
 
 
 def _graphics_processor(wanted: str) -> str:
-    """The preset for the first graphics processor here: of its compute capability, or the next lower one."""
+    """The preset for the first GPU of this machine: for its compute capability, or the next lower one."""
     presets = json.loads((Path(__file__).parent / "cuda" / "presets.json").read_text(encoding="utf-8"))
     capabilities = {
         name: int(entry["machine"]["compute_capability"])

@@ -1,4 +1,4 @@
-"""Splits as slices, for accelerators whose operators have one result."""
+"""Rewrites splits as slices, for accelerators whose operators have one result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schedules.ir.tvm_types import Expr
 
 
 def slices_for_splits(mod: tvm.IRModule) -> tvm.IRModule:
-    """Each part of a split is a strided slice of its operand; the same values."""
+    """Replace each part of a split by a strided slice of its operand; the values are the same."""
     variable = mod.get_global_var("main")
     return tvm.IRModule({**mod.functions, variable: _Slicer(mod).visit_expr(mod["main"])}, attrs=mod.attrs)
 
@@ -29,7 +29,7 @@ class _Slicer(PyExprMutator):
 
 
 def _bounds(split: Expr, index: int) -> tuple[int, int, int] | None:
-    """(axis, begin, end) of a part; None where that is not a split, or of a dynamic size."""
+    """(axis, begin, end) of a part; None if it is not a split, or has a dynamic size."""
     if not isinstance(split, relax.Call) or getattr(split.op, "name", None) != "relax.split":
         return None
     rank = int(split.args[0].ty.ndim)

@@ -1,7 +1,7 @@
-"""Targets. A third party derives from `Target` and names the object, or a function that makes it, by an entry point of
-the group `tensorwright.targets`; the entry point's name is the target's name.
+"""Targets. A third party derives from `Target` and registers the object, or a function that makes it, as an entry point
+of the group `tensorwright.targets`; the entry point's name is the target's name.
 
-Of an accelerator beside a processor, operators that the accelerator does not support are built for the processor.
+With an accelerator, operators that it does not support are built for the host processor.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ class Target(ABC):
     """A described machine and how to build for it.
 
     Attributes:
-        name: how the user asks for it.
+        name: the name by which users request it.
         description: one line for listings.
-        machine: what the schedules need to know.
-        most_cores: the most cores of a machine of this kind; None where not known.
-        device: a short description of the device that computes instead of, or beside, the described processor; empty
-            for a processor.
-        quantized_everywhere: its accelerator computes in 8-bit integers only, so quantizing a model for it rounds
+        machine: the description for the schedules.
+        most_cores: the most cores of a machine of this kind; None if unknown.
+        device: a short description of the device that computes instead of, or in addition to, the described processor;
+            empty for a processor.
+        quantized_everywhere: its accelerator computes only in 8-bit integers, so quantizing a model for it quantizes
             every tensor, to int8.
-        integer_operators: the operators besides products, moves and elementwise ones that it then computes in integers:
-            TVM's names, and "kernel." before those of kernels.
+        integer_operators: operators other than matmuls, convolutions, moves and elementwise ones that it then computes
+        in
+            integers: TVM's names, with "kernel." before those of kernels.
     """
 
     name: str
@@ -48,35 +49,34 @@ class Target(ABC):
     quantized_everywhere: bool = False
     integer_operators: frozenset[str] = frozenset()
     signed_integers: bool = False
-    """True if products of 8-bit integers want both operands int8; tensors of uint8 are then held as int8."""
+    """True if 8-bit integer matmuls require both operands int8; uint8 tensors are then held as int8."""
     narrows_operands: bool = False
-    """True if a lower precision rounds the operands of products in the graph, not where a schedule packs them."""
+    """True if a lower precision rounds matmul operands in the graph, not where a schedule packs them."""
     captures_graphs: bool = False
-    """True if its device records runs of kernels and launches each as one."""
+    """True if its device records runs of kernels and launches each run as one."""
     pipeline: Literal["processor", "gpu"] = "processor"
-    """The list of graph passes that compiles for it (`compiler.passes.phases`)."""
+    """The list of graph passes that compile for it (`compiler.passes.phases`)."""
     times_kernels: bool = True
-    """True if the tuner can time a kernel of this target alone on this machine; on a device it always can."""
+    """True if the tuner can time a single kernel of this target on this machine; on a device it always can."""
     memory: Literal["cpu", "cuda"] = "cpu"
-    """Memory of kernels' arguments, as TVM names the device."""
+    """Memory of kernels' arguments, by TVM's name of the device."""
     reference_rule: str = "fallback"
-    """The schedule rule that serves any kernel; the tuner compares what other rules give with its numbers."""
+    """The schedule rule that serves any kernel; the tuner compares the results of other rules with its results."""
     lifts_workspaces: bool = False
-    """True if buffers that a kernel's launches hand to each other are tensors of the module."""
+    """True if buffers passed between a kernel's launches are tensors of the module."""
 
     @abstractmethod
     def tvm_target(self) -> tvm.target.Target:
-        """TVM's `tvm.target.Target` that code is generated for."""
+        """The `tvm.target.Target` that code is generated for."""
 
     @property
     @abstractmethod
     def required_features(self) -> tuple[str, ...]:
-        """Processor features (LLVM's names, sorted) without which the built code may not run; for the
-        manifest."""
+        """Processor features (LLVM's names, sorted) without which the built code may not run; for the manifest."""
 
     @property
     def architecture(self) -> str:
-        """The processor architecture as LLVM names it."""
+        """LLVM's name of the processor architecture."""
         return self.machine.architecture
 
     @property
@@ -85,8 +85,8 @@ class Target(ABC):
         return self.architecture != cpuinfo.architecture()
 
     def missing_features(self) -> tuple[str, ...]:
-        """Features that this machine lacks to run the code; empty when it fits. Another architecture is named as
-        one."""
+        """Features that this machine lacks to run the code; empty if it can. Another architecture is reported as a
+        feature."""
         if self.is_cross:
             return (f"architecture {self.architecture}",)
         return tuple(sorted(set(self.required_features) - cpuinfo.features()))
@@ -112,9 +112,9 @@ class Target(ABC):
         return " ".join(self.linker().command)
 
     def emulator(self) -> tuple[str, ...]:
-        """The command in front of a program built for this target that runs it here; empty where it runs as it is.
+        """The command prefix that runs a program built for this target here; empty if it runs natively.
 
-        Raises ToolchainMissing, with the line that installs it, or TargetError where there is none.
+        Raises ToolchainMissing, with the command that installs it, or TargetError if there is none.
         """
         if missing := self.missing_features():
             raise TargetError(
@@ -124,8 +124,7 @@ class Target(ABC):
         return ()
 
     def how_it_runs(self) -> str:
-        """The way a module runs on this machine, in a few words: "natively", "under qemu-aarch64", or what is
-        missing."""
+        """How a module runs on this machine, in a few words: "natively", "under qemu-aarch64", or what is missing."""
         try:
             command = self.emulator()
         except ToolchainMissing as error:
@@ -137,22 +136,22 @@ class Target(ABC):
     def c_sources(
         self, title: str, details: Mapping[str, object], parameters: Iterable[object]
     ) -> dict[str, str] | None:
-        """For a device without an operating system: C sources of a module by file name, in place of its libraries and
-        programs. None where the device runs modules.
+        """For a device without an operating system: C sources of a module by file name, instead of its libraries and
+        programs. None if the device runs modules.
 
         Args:
             title: title of the model.
-            details: what the passes reported, as in the manifest.
+            details: the passes' reports, as in the manifest.
             parameters: the module's arrays.
 
         Raises:
-            TargetError: the module is none that sources can be made of.
+            TargetError: sources cannot be generated for the module.
         """
         return None
 
     def partition_passes(self) -> Sequence[Any]:
-        """Graph passes of the phase "partition", in order: each a function of an IRModule that gives the module back
-        with what the target's accelerator takes over claimed for it. None for a processor."""
+        """Graph passes of the phase "partition", in order: each a function of an IRModule that returns the module with
+        the operators claimed for the target's accelerator. None for a processor."""
         return ()
 
     def legalizations(self) -> dict[str, Any]:
@@ -164,27 +163,29 @@ class Target(ABC):
         return None
 
     def unrunnable_kernels(self, mod: IRModule) -> Sequence[str]:
-        """Names of a scheduled module's kernels that this target could not run; the compilation then stops."""
+        """Names of a scheduled module's kernels that this target could not run; compilation then fails."""
         return ()
 
     def accelerator_description(self) -> dict[str, Any] | None:
-        """Plain data that costs on an accelerator depend on, its name as "accelerator" and "cores" among them. None for
-        a processor."""
+        """Plain data that determines costs on an accelerator, including its name as "accelerator" and "cores". None for
+        a
+        processor."""
         return None
 
     def measurer(self) -> Measurer | None:
-        """Measurer that computes the cost of kernels where no device is at hand to time them; None where nothing
-        can."""
+        """Measurer that computes the cost of kernels if there is no device to time them; None if there is no such
+        model."""
         return None
 
     def simulator(self) -> Any | None:
-        """Simulator that runs the kernels of a device on this machine's processor: `load(library)` gives TVM's module.
-        None where modules run as they are, or under `emulator()`. Raises ToolchainMissing."""
+        """Simulator that runs a device's kernels on this machine's processor: `load(library)` returns TVM's module.
+        None if
+        modules run natively, or under `emulator()`. Raises ToolchainMissing."""
         return None
 
     def load_runtime(self) -> None:
-        """Make the functions known that built modules call beside TVM's own: a driver, or a simulator of the
-        accelerator. Called before a module of this target is made ready; nothing for a processor."""
+        """Register functions that built modules call in addition to TVM's own: a driver, or a simulator of the
+        accelerator. Called before a module of this target is loaded; does nothing for a processor."""
         return
 
     def link_options(self) -> tuple[str, ...]:
@@ -193,13 +194,13 @@ class Target(ABC):
 
     @property
     def builds_in_parts(self) -> bool:
-        """True if kernels may be built apart from each other, as objects that are linked to the executable."""
+        """True if kernels may be built separately, as objects that are linked to the executable."""
         return False
 
     def export_library(self, executable: Any, path: str | Path, objects: Sequence[Path] = ()) -> None:
         """Write a built executable (anything with TVM's `export_library`) as a shared library, `objects` with it.
 
-        Raises ToolchainMissing when there is no linker and LinkError when it fails.
+        Raises ToolchainMissing if there is no linker and LinkError if it fails.
         """
         linker = self.linker()
         options = self.link_options()
@@ -213,7 +214,7 @@ class Target(ABC):
             executable.export_library(str(path), fcompile=link, workspace_dir=folder, addons=addons)
 
     def describe(self) -> dict[str, Any]:
-        """Facts that a manifest records: name, architecture, features and the machine; JSON-serializable."""
+        """Facts recorded in a manifest: name, architecture, features and the machine; JSON-serializable."""
         return {
             "name": self.name,
             "architecture": self.architecture,
@@ -223,7 +224,7 @@ class Target(ABC):
         }
 
     def engine_options(self) -> dict[str, object]:
-        """The options that `tvm_target` is made of, plain data."""
+        """The options of `tvm_target`, as plain data."""
         return {}
 
 

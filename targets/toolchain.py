@@ -18,8 +18,7 @@ from targets.errors import LinkError, ToolchainMissing
 OVERRIDE = "TENSORWRIGHT_LINKER"
 _TIMEOUT_SECONDS = 120
 
-# Drivers first: they know the system's paths. A bare linker is enough for a library that leaves symbols to
-# the loader.
+# Drivers first: they know the system's paths. A bare linker is enough for a library whose symbols the loader resolves.
 _CANDIDATES: tuple[tuple[str, ...], ...] = (
     ("cc",),
     ("gcc",),
@@ -43,7 +42,7 @@ _INSTALL_COMMANDS = {
 
 @dataclass(frozen=True)
 class Linker:
-    """A command that makes a shared library out of object files."""
+    """A command that links object files to a shared library."""
 
     command: tuple[str, ...]
 
@@ -71,12 +70,12 @@ class Compiler:
 
 
 def limited(command: Sequence[str], seconds: int) -> list[str]:
-    """The command, ended after this many seconds of processor time, however busy the machine is; see `ran_over`."""
+    """The command, stopped after this many seconds of processor time, however busy the machine is; see `ran_over`."""
     return ["sh", "-c", f'ulimit -t {seconds}; exec "$0" "$@"', *command]
 
 
 def ran_over(code: int) -> bool:
-    """True if a `limited` command was ended by its limit; by the exit code of `subprocess`."""
+    """True if a `limited` command was stopped by its limit, given `subprocess`'s exit code."""
     return code in (-signal.SIGXCPU, -signal.SIGKILL)
 
 
@@ -95,8 +94,8 @@ def _run(arguments: Sequence[str], timeout_seconds: int) -> None:
 
 
 def _finished(arguments: Sequence[str], timeout_seconds: int) -> tuple[int, str]:
-    """Exit code and output of a program, which is ended with all that it started, and its temporary files removed,
-    where this is interrupted."""
+    """Exit code and output of a program. On an interrupt, it is ended with all processes that it started, and its
+    temporary files are removed."""
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
         environment = {**os.environ, "TMPDIR": folder}
@@ -111,11 +110,11 @@ def _finished(arguments: Sequence[str], timeout_seconds: int) -> tuple[int, str]
 
 
 def install_line(package: str, other_names: Mapping[str, str] | None = None) -> str:
-    """The line that installs a package on this system.
+    """The command that installs a package on this system.
 
     Args:
-        package: its name in Debian.
-        other_names: its names by package manager ("dnf", "apk", ...) where they differ.
+        package: its Debian name.
+        other_names: its names by package manager ("dnf", "apk", ...) if they differ.
     """
     for program, command in _INSTALL_COMMANDS.items():
         if shutil.which(program):

@@ -1,1 +1,1 @@
-"""The suite of checks that every target passes."""
+"""Conformance checks that every target must pass."""

@@ -1,7 +1,7 @@
 """The models of the conformance suite: families of operators over types and shapes, and a small net.
 
-Operators that end in one kernel: products and convolutions with functions or normalizations behind them, attention,
-and nets in which they follow one another. Every operator's result may be an output.
+Operators that end in one kernel: matmuls and convolutions followed by functions or normalizations, attention, and nets
+made of these. Every operator's result may be an output.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _apply(graph: Graph, function: str, x: str) -> str:
 
 
 def products_and_functions(graph: Graph) -> None:
-    """Each function behind a product, some with a bias, and behind one of two tensors."""
+    """Each function after a matmul, some with a bias, and after a matmul of two variable tensors."""
     for rows, depth, columns in _PRODUCTS:
         x = graph.input(rows, depth)
         for position, function in enumerate(FUNCTIONS):
@@ -43,7 +43,7 @@ def products_and_functions(graph: Graph) -> None:
 
 
 def convolutions_and_functions(graph: Graph) -> None:
-    """Each function behind convolutions of one pixel, some behind those of nine, in depth, of a line and transposed."""
+    """Each function after pointwise convolutions, some after 3x3, depthwise, one-dimensional and transposed ones."""
     x, line = graph.input(1, 16, 7, 9), graph.input(1, 6, 21)
     for position, function in enumerate(FUNCTIONS):
         graph.result(_apply(graph, function, graph.node("Conv", [x, graph.weight(12, 16, 1, 1)])))
@@ -61,7 +61,7 @@ def convolutions_and_functions(graph: Graph) -> None:
 
 
 def normalizations(graph: Graph) -> None:
-    """Layer and root-mean-square normalization behind products and sums, group and instance behind convolutions."""
+    """Layer and RMS normalization after matmuls and sums, group and instance normalization after convolutions."""
     for rows, depth, columns in _PRODUCTS:
         product = graph.node("MatMul", [graph.input(rows, depth), graph.weight(depth, columns)])
         total = graph.node("Add", [product, graph.input(rows, columns)])
@@ -79,7 +79,7 @@ def normalizations(graph: Graph) -> None:
 
 
 def attention(graph: Graph) -> None:
-    """Softmax of odd sizes, also masked and behind a product, and whole attention."""
+    """Softmax of odd sizes, also masked and after a matmul, and whole attention."""
     for size in (1, 5, 17, 50):
         graph.output("Softmax", [graph.input(3, size)], axis=-1)
         graph.output("LogSoftmax", [graph.node("MatMul", [graph.input(3, 9), graph.weight(9, size)])], axis=-1)
@@ -93,7 +93,7 @@ def attention(graph: Graph) -> None:
 
 
 def attention_over_a_cache(graph: Graph) -> None:
-    """Heads that share keys, over what came before and themselves: a single query, a prompt, a long one."""
+    """Heads that share keys, attending to earlier tokens and themselves: a single query, a prompt, a long one."""
     graph.opset = 23
     for batch, queries, heads, past, softcap in ((2, 1, 3, 9, 0.0), (1, 21, 2, 5, 2.0), (1, 1, 1, 40, 0.0)):
         given = [graph.input(batch, queries, each * 12) for each in (2 * heads, heads, heads)]
@@ -103,7 +103,7 @@ def attention_over_a_cache(graph: Graph) -> None:
 
 
 def encoder(batch: int | str, length: int | str) -> onnx.ModelProto:
-    """A transformer block of 3 heads of 8: attention, a residual sum, layer normalization, two products with GELU."""
+    """A transformer block of 3 heads of 8: attention, a residual sum, layer normalization, two matmuls with GELU."""
     graph = Graph("float32")
     x = graph.input(batch, length, 24)
 
@@ -128,9 +128,9 @@ def encoder(batch: int | str, length: int | str) -> onnx.ModelProto:
 
 
 def quantized_functions() -> tuple[onnx.ModelProto, float]:
-    """Rounded products and convolutions with functions behind them, and attention: a result each, and their step.
+    """Quantized matmuls and convolutions followed by functions, and attention: a result each, and their step.
 
-    Half of the products have their sums rounded in front of the function, as quantizers for accelerators do.
+    Half of the matmuls round their sums before the function, like quantizers for accelerators.
     """
     graph, step = Graph("float32"), 0.03
     generator = np.random.default_rng(2)
@@ -160,7 +160,7 @@ def quantized_functions() -> tuple[onnx.ModelProto, float]:
 
 
 def _quantized_attention(graph: Graph, rounded: Callable[..., str], step: float) -> str:
-    """Two heads of 16 out of 11 positions of 32; scores, their sum with a mask, weights and the result are rounded."""
+    """Two heads of 16 over 11 positions of 32; scores, masked scores, weights and the result are quantized."""
     shape = graph.constant(np.array([1, 11, 2, 16], np.int64))
 
     def heads(order: list[int]) -> str:
@@ -224,7 +224,7 @@ class Graph:
         self.outputs.append(helper.make_empty_tensor_value_info(name))
 
     def model(self, name: str) -> onnx.ModelProto:
-        """The model, its outputs' types and shapes inferred."""
+        """The model, with its outputs' types and shapes inferred."""
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.constants)
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
         known = {value.name: value for value in onnx.shape_inference.infer_shapes(made).graph.output}
@@ -314,7 +314,7 @@ FAMILIES: dict[str, tuple[Callable[[Graph], None], tuple[str, ...]]] = {
 
 
 def operator_model(family: str, dtype: str) -> onnx.ModelProto | None:
-    """One model with every operator and shape of a family; None where the family is not checked in that type."""
+    """One model with every operator and shape of a family; None if the family is not checked in that type."""
     build, dtypes = FAMILIES[family]
     if dtype not in dtypes:
         return None
@@ -324,7 +324,7 @@ def operator_model(family: str, dtype: str) -> onnx.ModelProto | None:
 
 
 def small_net(batch: int | str) -> onnx.ModelProto:
-    """An image classifier: two convolutions, a residual sum, a depthwise one, pooling, two products, a softmax."""
+    """An image classifier: two convolutions, a residual sum, a depthwise one, pooling, two matmuls, a softmax."""
     graph = Graph("float32")
     x = graph.input(batch, 3, 16, 16)
     one = graph.node("Relu", [graph.node("Conv", [x, graph.weight(16, 3, 3, 3), graph.weight(16)], pads=[1] * 4)])
@@ -340,7 +340,7 @@ def small_net(batch: int | str) -> onnx.ModelProto:
 
 
 def quantized_net() -> tuple[onnx.ModelProto, float]:
-    """A net whose every tensor is rounded to int8, as quantizers for accelerators write it, and its result's step."""
+    """A net with every tensor quantized to int8, as quantizers for accelerators write it, and its result's step."""
     graph = Graph("float32")
     steps = (0.02, 0.05, 0.05, 0.05, 0.02, 0.03)
     left = iter(steps)
@@ -374,7 +374,7 @@ def unknown_operator() -> onnx.ModelProto:
 
 
 def streaming_net() -> onnx.ModelProto:
-    """A net with two states, by the usual names: a cache of which each run writes one row, and a vector."""
+    """A net with two states, with conventional names: a cache of which each run writes one row, and a vector."""
     floats, random = TensorProto.FLOAT, np.random.default_rng(3)
     nodes = [
         helper.make_node("ScatterND", ["cache", "at", "x"], ["new_cache"]),
@@ -398,7 +398,7 @@ def streaming_net() -> onnx.ModelProto:
 
 
 def random_inputs(model: onnx.ModelProto) -> dict[str, Array]:
-    """Values for the inputs: normal, or small integers; sizes must be fixed."""
+    """Values for the inputs: normally distributed, or small integers; sizes must be fixed."""
     generator = np.random.default_rng(1)
     arrays = {}
     for value in model.graph.input:

@@ -1,8 +1,8 @@
 """The named checks that every target must pass, built-in or third-party.
 
-A check compiles a small ONNX model for the target, runs it the way the target runs here (as it is, emulated or
-simulated), and compares with the reference evaluator of the `onnx` package. The compiler itself is handed in
-(`Toolbox`), since this package lies below it.
+A check compiles a small ONNX model for the target, runs it the way the target runs here (natively, emulated or
+simulated), and compares with the reference evaluator of the `onnx` package. The compiler itself is passed in
+(`Toolbox`), since this package must not import it.
 
     tensorwright targets check NAME
 """
@@ -42,7 +42,7 @@ TOLERANCES = {"float32": 1e-5, "float16": 4e-3}
 
 
 class Runnable(Protocol):
-    """A compiled module, as the suite uses one."""
+    """A compiled module, as used by the suite."""
 
     @property
     def manifest(self) -> Any:
@@ -52,24 +52,25 @@ class Runnable(Protocol):
         """The outputs by name."""
 
     def session(self) -> Any:
-        """Session that keeps the module's states: its `run` takes and returns the tensors that are not states, `states`
-        are these by name."""
+        """Session that keeps the module's states: its `run` takes and returns only the tensors that are not states;
+        `states`
+        holds these by name."""
 
     def export(self, path: str | Path, /) -> None:
-        """Write it as a file."""
+        """Write it to a file."""
 
 
 class Toolbox(Protocol):
-    """The compiler as the suite needs it."""
+    """The compiler functions that the suite needs."""
 
     def compile(self, model: onnx.ModelProto, target: Target) -> Runnable:
         """Build a model."""
 
     def reload(self, path: Path, target: Target) -> Runnable:
-        """A module from a file, ready to run as modules of this target run here."""
+        """A module from a file, ready to run the way modules of this target run here."""
 
     def refusal(self, error: Exception) -> str | None:
-        """The reason that an error gives the user; None when it is not a refusal but a defect."""
+        """The reason that a user-facing error gives; None if the error is a defect, not a refusal."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """The suite, in the order it runs."""
+    """The suite, in execution order."""
     made = [
         Check(f"{family} {dtype}", _operators(family, dtype))
         for family in FAMILIES
@@ -114,9 +115,9 @@ def checks() -> list[Check]:
 
 
 def run_suite(target: Target, toolbox: Toolbox, only: str | None = None) -> Iterator[Outcome]:
-    """Run the checks one after the other; none stops the others.
+    """Run the checks one after the other; a failure does not stop the others.
 
-    `only` is the name of one check, or else text that the names of those to run hold.
+    `only` is the name of one check, or a substring of the names to run.
     """
     named = [check for check in checks() if check.name == only]
     for check in named or checks():
@@ -127,13 +128,13 @@ def run_suite(target: Target, toolbox: Toolbox, only: str | None = None) -> Iter
             problem = check.run(target, toolbox)
         except TargetError as error:
             problem = f"{error.message}; {error.hint}" if error.hint else error.message
-        except Exception as error:  # a check that breaks is one that fails
+        except Exception as error:  # any exception is a failure
             problem = f"{type(error).__name__}: {error}"
         yield Outcome(check.name, problem, time.perf_counter() - start)
 
 
 def _description(target: Target, _: Toolbox) -> str | None:
-    """The machine is described, and the description is plain data."""
+    """Check that the machine is described, by plain data."""
     import json
 
     described = target.describe()
@@ -169,7 +170,7 @@ def _reference(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str,
 
 
 def differences(expected: Mapping[str, Array], actual: Mapping[str, Array], tolerance: float) -> str | None:
-    """Names of outputs that differ by more than `tolerance` of their largest value; None when none does."""
+    """Names of outputs that differ by more than `tolerance` of their largest value; None if none does."""
     wrong = []
     for name, wanted in expected.items():
         got = np.asarray(actual[name])
@@ -188,7 +189,7 @@ def _small_net(target: Target, toolbox: Toolbox) -> str | None:
 
 
 def _quantized_net(target: Target, toolbox: Toolbox) -> str | None:
-    """Integers round alike but for ties and what is rounded once more: two steps of the result, ten roundings."""
+    """Compare integer results: ties and intermediate rounding may differ by two steps, after ten roundings."""
     model, step = quantized_net()
     inputs = random_inputs(model)
     (expected,), (actual,) = _reference(model, inputs).values(), toolbox.compile(model, target).run(inputs).values()
@@ -199,7 +200,7 @@ def _quantized_net(target: Target, toolbox: Toolbox) -> str | None:
 
 
 def _quantized_functions(target: Target, toolbox: Toolbox) -> str | None:
-    """Each result is rounded at most three times: a step of the sums moves the steepest function by less than two."""
+    """Compare results that are rounded at most three times: a step of the sums moves any function by less than two."""
     model, step = quantized_functions()
     inputs = random_inputs(model)
     actual = toolbox.compile(model, target).run(inputs)
@@ -218,20 +219,20 @@ def _encoder(target: Target, toolbox: Toolbox) -> str | None:
 
 
 def _open_batch(target: Target, toolbox: Toolbox) -> str | None:
-    """One module for every batch size."""
+    """Check one module for every batch size."""
     module = toolbox.compile(small_net("batch"), target)
     return _first_difference(module, {f"batch {batch}": small_net(batch) for batch in (1, 3)})
 
 
 def _open_length(target: Target, toolbox: Toolbox) -> str | None:
-    """One module for every batch and length."""
+    """Check one module for every batch and length."""
     module = toolbox.compile(encoder("batch", "length"), target)
     sizes = ((1, 1), (3, 7), (2, 33))
     return _first_difference(module, {f"{batch} x {length}": encoder(batch, length) for batch, length in sizes})
 
 
 def _first_difference(module: Runnable, models: Mapping[str, onnx.ModelProto]) -> str | None:
-    """First difference of a module of dynamic sizes from models of fixed ones, by their names."""
+    """First difference between a module of dynamic sizes and models of fixed ones, given by name."""
     for name, model in models.items():
         inputs = random_inputs(model)
         problem = differences(_reference(model, inputs), module.run(inputs), TOLERANCES["float32"])
@@ -241,7 +242,7 @@ def _first_difference(module: Runnable, models: Mapping[str, onnx.ModelProto]) -
 
 
 def _states(target: Target, toolbox: Toolbox) -> str | None:
-    """A session goes on where its last run ended, and a fork of it goes another way."""
+    """Check that a session continues from its last run, and that a fork of it is independent."""
     model = streaming_net()
     session = toolbox.compile(model, target).session()
     inputs = random_inputs(model)
@@ -262,7 +263,7 @@ def _states(target: Target, toolbox: Toolbox) -> str | None:
 
 
 def _round_trip(target: Target, toolbox: Toolbox) -> str | None:
-    """A module gives the same numbers after it was a file."""
+    """Check that a module reloaded from a file returns the same numbers."""
     model = small_net(1)
     inputs = random_inputs(model)
     module = toolbox.compile(model, target)
@@ -277,7 +278,7 @@ def _round_trip(target: Target, toolbox: Toolbox) -> str | None:
 
 
 def _refusal(target: Target, toolbox: Toolbox) -> str | None:
-    """Check that what cannot be compiled is refused with a reason that names it."""
+    """Check that an unsupported model is refused with a reason that names the operator."""
     try:
         toolbox.compile(unknown_operator(), target)
     except Exception as error:
@@ -289,7 +290,7 @@ def _refusal(target: Target, toolbox: Toolbox) -> str | None:
 
 
 def _partition(target: Target, toolbox: Toolbox) -> str | None:
-    """An accelerator claims something of the small net, and says why it leaves the rest."""
+    """Check that an accelerator claims part of the small net, and gives a reason for the rest."""
     if not target.partition_passes():
         return None
     model = quantized_net()[0] if target.quantized_everywhere else small_net(1)

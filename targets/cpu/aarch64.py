@@ -1,6 +1,6 @@
 """64-bit Arm processors. The presets are data (`aarch64_presets.json`).
 
-SVE is left off: the schedules count in vectors of a fixed length, which NEON's are.
+SVE is disabled: the schedules need vectors of a fixed length, like NEON's.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _PARTS = {
 
 
 def presets() -> dict[str, Callable[[int | None], Target]]:
-    """Functions of the core count that make the named targets."""
+    """Named targets, as functions of the core count."""
     return {name: partial(preset, name, entry, FAMILY) for name, entry in load_presets(_PRESETS_FILE).items()}
 
 
 def host(cores: int | None = None) -> CpuTarget:
-    """This machine: NEON and what else the operating system reports, on the model that it names."""
+    """This machine: NEON and any other features that the operating system reports, on the model that it names."""
     seen = cpuinfo.features()
     features = (FAMILY.codegen_features & seen | {"neon"}) - {"sve", "sve2"}
     caches = cpuinfo.caches()
@@ -63,7 +63,7 @@ def host(cores: int | None = None) -> CpuTarget:
     )
     model = _model()
     description = f"this machine: {model}, {machine.cores} {'core' if machine.cores == 1 else 'cores'}"
-    # LLVM's "generic" model implies NEON alone, so what is not reported is not used.
+    # LLVM's "generic" model implies only NEON, so features that are not reported are not used.
     attributes = signed_features(sorted(features - {"neon"}), ())
     return CpuTarget("host", description, machine, FAMILY, "generic", tuple(sorted(features)), attributes)
 

@@ -1,10 +1,10 @@
-"""32-bit Arm processors (ARMv7-A and later in 32-bit mode) with NEON, whose functions take floats in registers.
+"""32-bit Arm processors (ARMv7-A and later in 32-bit mode) with NEON, with the hard-float calling convention.
 
-The presets are data (`armv7_presets.json`). There LLVM is told to multiply and add in one instruction where its model
-of the Cortex-A7 would not, for fear of sums that wait for each other: those of a register tile do not. Elements
-repeated in all lanes take registers here, so LLVM spills sums of convolutions early; its machine scheduler
-("use-misched") does so later than the older one. Tiles of 3 x 2 sums take 2.4 to 2.6 instructions a multiply-add,
-7 x 1 took 3.1 to 3.7 (1x1 and 3x3 on the Cortex-A7).
+The presets are data (`armv7_presets.json`). They make LLVM use fused multiply-adds where its model of the Cortex-A7
+would not, to avoid dependent sums: those of a register tile are independent. Elements broadcast to all lanes need
+registers here, so LLVM spills sums of convolutions early; its machine scheduler ("use-misched") does so later than the
+older one. Tiles of 3 x 2 sums take 2.4 to 2.6 instructions per multiply-add, 7 x 1 took 3.1 to 3.7 (1x1 and 3x3 on the
+Cortex-A7).
 """
 
 from __future__ import annotations
@@ -26,5 +26,5 @@ FAMILY = CpuFamily(
 
 
 def presets() -> dict[str, Callable[[int | None], Target]]:
-    """Functions of the core count that make the named targets."""
+    """Named targets, as functions of the core count."""
     return {name: partial(preset, name, entry, FAMILY) for name, entry in load_presets(_PRESETS_FILE).items()}

@@ -1,6 +1,6 @@
 """The common part of processor families whose code LLVM generates and a GNU toolchain links.
 
-Toolchains are Debian's cross compilers, and QEMU's user mode to run what they make.
+Toolchains are Debian's cross compilers, with QEMU's user mode to run their programs.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class CpuFamily:
 
     Attributes:
         triple: LLVM's name of the platform.
-        toolchain: how to build for it elsewhere, and run it there.
-        codegen_features: LLVM's features that decide which instructions may appear in a kernel.
-        options: further options of TVM's target (an ABI).
+        toolchain: how to build for it on other machines, and run the result there.
+        codegen_features: LLVM features that decide which instructions may appear in a kernel.
+        options: additional options of TVM's target (an ABI).
     """
 
     triple: str
@@ -79,10 +79,10 @@ def load_presets(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def preset(name: str, entry: Mapping[str, Any], family: CpuFamily, cores: int | None) -> CpuTarget:
-    """A target out of an entry of a presets file.
+    """A target from an entry of a presets file.
 
-    `features` are those that kernels may use, turned on explicitly where `mcpu` does not imply them; `without` are
-    implied ones that are turned off. The cores are the preset's own unless the caller says otherwise.
+    `features` are those that kernels may use, enabled explicitly if `mcpu` does not imply them; `without` are implied
+    ones that are disabled. The number of cores is the preset's own unless `cores` is given.
     """
     features = frozenset(entry["features"])
     cores = cores or entry["machine"].get("cores") or usable_cores()
@@ -102,13 +102,13 @@ def preset(name: str, entry: Mapping[str, Any], family: CpuFamily, cores: int | 
 
 
 def signed_features(on: Sequence[str], off: Sequence[str]) -> tuple[str, ...]:
-    """Features as LLVM takes them: "+dotprod", "-sve"."""
+    """Features in LLVM's notation: "+dotprod", "-sve"."""
     return (*(f"+{feature}" for feature in on), *(f"-{feature}" for feature in off))
 
 
 @cache
 def llvm_features(triple: str, mcpu: str, attributes: tuple[str, ...] = ()) -> frozenset[str]:
-    """The features that LLVM turns on for a processor model and signed features."""
+    """The features that LLVM enables for a processor model and signed features."""
     from schedules.ir import tvm_private
 
     options: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": mcpu}
@@ -119,17 +119,17 @@ def llvm_features(triple: str, mcpu: str, attributes: tuple[str, ...] = ()) -> f
 
 Architecture = Literal["x86_64", "aarch64", "armv7", "riscv64"]
 EMULATOR_FOLDER = "TENSORWRIGHT_QEMU"
-"""Environment variable: a folder whose `qemu-*` programs are used in place of those on the PATH."""
+"""Environment variable: a folder whose `qemu-*` programs are used instead of those on the PATH."""
 
 
 @dataclass(frozen=True)
 class CrossToolchain:
-    """Programs that build for an architecture on another one.
+    """Programs that build for another architecture.
 
     Attributes:
         prefix: GNU triplet that the programs' names start with; also the folder of libraries under /usr.
         qemu: QEMU's name of the architecture.
-        emulator_options: what QEMU needs to offer the processor's extensions.
+        emulator_options: options that make QEMU provide the processor's extensions.
     """
 
     architecture: Architecture
@@ -142,7 +142,7 @@ class CrossToolchain:
         return Linker((self._program("g++"),))
 
     def compiler(self) -> Compiler:
-        """The cross compiler of C++. Raises ToolchainMissing with the line that installs it."""
+        """The C++ cross compiler. Raises ToolchainMissing with the line that installs it."""
         return Compiler((self._program("g++"),))
 
     def program(self, name: str) -> str:
@@ -150,7 +150,7 @@ class CrossToolchain:
         return self._program(name)
 
     def emulator(self) -> tuple[str, ...]:
-        """The command in front of a program of this architecture that runs it here. Raises ToolchainMissing."""
+        """The command prefix that runs a program of this architecture here. Raises ToolchainMissing."""
         program = f"qemu-{self.qemu}"
         folder = os.environ.get(EMULATOR_FOLDER)
         found = shutil.which(program, path=folder) if folder else shutil.which(program)

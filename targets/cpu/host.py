@@ -13,7 +13,7 @@ _FAMILIES: dict[str, Callable[[int | None], Target]] = {"x86_64": x86.host, "aar
 
 
 def host(cores: int | None = None) -> Target:
-    """The target of this machine. Raises TargetError where its architecture is not one that can be detected."""
+    """The target of this machine. Raises TargetError if its architecture cannot be detected."""
     make = _FAMILIES.get(cpuinfo.architecture())
     if make is None:
         raise TargetError(
@@ -23,5 +23,5 @@ def host(cores: int | None = None) -> Target:
 
 
 def presets() -> dict[str, Callable[[int | None], Target]]:
-    """`host` alone."""
+    """`host` only."""
     return {"host": host}

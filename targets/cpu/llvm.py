@@ -1,13 +1,14 @@
 """The common part of targets whose code LLVM generates.
 
-Servers of a processor with many cores: how many there are, and what all of them draw from memory.
+Servers of a processor with many cores: their number of cores, and their total memory bandwidth.
 
-A preset's `memory_rate` is what a few cores draw. Where they were measured, `core_memory_rate` is what one core draws
-alone, and `chiplet` what cores that share a link to memory draw together: on Zen 4 25 to 27 GB/s with one core and 46
-with two, at 3.65 GHz (Zen 4 server, reads of 1 GiB); on Skylake and Cascade Lake 12 GB/s with one thread by STREAM, and
-199 stated for two sockets (https://www.anandtech.com/show/11544). `socket` has the most cores of a processor of that
-kind, and the rate of all its memory channels: 0.7 of the peak that the vendor states (as the presets' own rates) at
-3 GHz.
+A preset's `memory_rate` is the bandwidth that a few cores reach. If measured, `core_memory_rate` is the rate of a
+single
+core, and `chiplet` the rate of cores that share a link to memory: on Zen 4 25 to 27 GB/s with one core and 46 with two,
+at 3.65 GHz (Zen 4 server, reads of 1 GiB); on Skylake and Cascade Lake 12 GB/s with one thread by STREAM, and 199
+stated
+for two sockets (https://www.anandtech.com/show/11544). `socket` has the most cores of a processor of that kind, and the
+rate of all its memory channels: 0.7 of the vendor's stated peak (like the presets' own rates) at 3 GHz.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class LlvmTarget(Target):
 
     Attributes:
         mcpu: LLVM's name of the processor model.
-        features: what the built code may use, sorted.
+        features: features that the built code may use, sorted.
         attributes: signed features on top of the model ("+avx512bf16", "-sve").
     """
 
@@ -78,7 +79,7 @@ _SOCKETS = 2
 
 
 def most_cores(entry: Mapping[str, Any]) -> int | None:
-    """The most cores of a machine of a preset: of two sockets, or of a board; None where not known."""
+    """The most cores of a preset's machine: of two sockets, or of a board; None if unknown."""
     if "socket" in entry:
         return _SOCKETS * int(entry["socket"]["cores"])
     return entry["machine"].get("cores")

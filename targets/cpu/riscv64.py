@@ -1,4 +1,4 @@
-"""64-bit RISC-V processors with the vector extension, whose registers have 128 bits at least (`zvl128b`)."""
+"""64-bit RISC-V processors with the vector extension, with registers of at least 128 bits (`zvl128b`)."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 def presets() -> dict[str, Callable[[int | None], Target]]:
-    """Functions of the core count that make the named targets."""
+    """Named targets, as functions of the core count."""
     return {name: partial(preset, name, entry, FAMILY) for name, entry in _PRESETS.items()}

@@ -1,7 +1,7 @@
 """x86-64 processors. The presets are data (`x86_presets.json`); `host` is this machine, detected.
 
-`memory_rate` was measured with two cores on Zen 4 and Zen 5. Elsewhere it is what a few cores draw of the channels that
-the vendor states, some 0.7 of their peak.
+`memory_rate` was measured with two cores on Zen 4 and Zen 5. For other models it is the bandwidth of a few cores on the
+memory channels that the vendor states, some 0.7 of their peak.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from targets.target import Target
 _PRESETS_FILE = Path(__file__).with_name("x86_presets.json")
 _TRIPLE = "x86_64-unknown-linux-gnu"
 
-# Features that the code generator picks instructions from; others (sha, rdseed, ...) never appear in kernels unasked.
+# Features that the code generator selects instructions by; others (sha, rdseed, ...) never appear in kernels unasked.
 _CODEGEN_PREFIXES = ("sse", "ssse", "avx", "amx", "bmi")
 _CODEGEN_FEATURES = frozenset({"fma", "f16c", "lzcnt", "movbe", "popcnt", "gfni", "cx16", "vpclmulqdq"})
 
@@ -47,7 +47,7 @@ class X86Target(LlvmTarget):
     def engine_options(self) -> dict[str, object]:
         options = super().engine_options()
         if self.machine.vector_bits == 512:
-            # Several AVX-512 models prefer half vectors by default, from the days of heavy frequency drops.
+            # Several AVX-512 models default to 256-bit vectors, from the days of large frequency drops.
             options["mattr"] = [*self.attributes, "-prefer-256-bit"]
         return options
 
@@ -91,12 +91,13 @@ def _vector_unit(features: frozenset[str]) -> dict[str, Any]:
 
 
 def _known(mcpu: str, features: frozenset[str], cores: int) -> dict[str, Any]:
-    """Facts of a preset that the system does not report: the memory bandwidth, and where its vectors are as wide as
-    here, its multiply-add units and the rates of its instructions.
+    """Facts of a preset that the system does not report: the memory bandwidth and, if its vectors are as wide as this
+    machine's, its multiply-add units and instruction rates.
 
-    It is the preset of the same model or, where the processor has features that LLVM's model lacks (virtual machines
-    report models that they are not), the one with the most features of those that are all here.
-    Memory is not measured when compiling: a machine that others use too would get another module each time.
+    The preset is that of the same model or, if the processor has features that LLVM's model lacks (virtual machines
+    misreport their model), the one with the most features among those with no features missing here.
+    Memory bandwidth is not measured at compile time: on a shared machine every compilation would produce a different
+    module.
     """
     entries = [each for each in load_presets(_PRESETS_FILE)["processors"].values() if "simulates" not in each]
     if features <= llvm_features(mcpu):
@@ -113,14 +114,14 @@ def _known(mcpu: str, features: frozenset[str], cores: int) -> dict[str, Any]:
 
 
 def presets() -> dict[str, Callable[[int | None], Target]]:
-    """Functions of the core count that make the named targets."""
+    """Named targets, as functions of the core count."""
     return {name: partial(_preset, name) for name in load_presets(_PRESETS_FILE)["processors"]}
 
 
 def host(cores: int | None = None) -> Target:
     """This machine: LLVM's model name, corrected by the features that the operating system reports.
 
-    Raises TargetError when this is not an x86-64 machine.
+    Raises TargetError if this is not an x86-64 machine.
     """
     if cpuinfo.architecture() != "x86_64":
         raise TargetError(
@@ -164,8 +165,7 @@ def _llvm_host() -> tuple[str, frozenset[str]]:
 
 
 def _corrections(mcpu: str, features: frozenset[str]) -> tuple[str, ...]:
-    """Signed features that turn LLVM's idea of the model into what this machine (perhaps a virtual one)
-    has."""
+    """Signed features that correct LLVM's model to the features of this (possibly virtual) machine."""
     implied = llvm_features(mcpu)
     missing = sorted(f"-{name}" for name in implied - features if is_codegen_feature(name))
     extra = sorted(f"+{name}" for name in features - implied)
@@ -174,7 +174,7 @@ def _corrections(mcpu: str, features: frozenset[str]) -> tuple[str, ...]:
 
 @cache
 def llvm_features(mcpu: str) -> frozenset[str]:
-    """The features that LLVM turns on for a processor model."""
+    """The features that LLVM enables for a processor model."""
     from schedules.ir import tvm_private
 
     return tvm_private.llvm_features({"kind": "llvm", "mtriple": _TRIPLE, "mcpu": mcpu})

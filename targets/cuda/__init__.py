@@ -1,1 +1,1 @@
-"""NVIDIA graphics processors: nvcc, device images, CUDA graphs, and a simulator."""
+"""NVIDIA GPUs: nvcc, device images, CUDA graphs, and a simulator."""

@@ -1,4 +1,4 @@
-"""Lists this machine's NVIDIA graphics processors by querying the driver."""
+"""Lists this machine's NVIDIA GPUs by querying the driver."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-_OLDEST_DRIVER = 13000  # that CUDA 13's runtime works with
+_OLDEST_DRIVER = 13000  # supported by CUDA 13's runtime
 _NO_DEVICE = 100  # CUresult
 _UPDATE = "install NVIDIA's driver 580 or newer"
 _CONTAINER = "install the driver; in a container, let it see the graphics processor (docker run --gpus all)"
@@ -15,8 +15,9 @@ _CONTAINER = "install the driver; in a container, let it see the graphics proces
 
 @dataclass(frozen=True)
 class CudaDevices:
-    """The compute capability of each device, in the driver's order, as major times ten plus minor, and its name; why
-    there are none, and what to do about it."""
+    """The compute capability of each device, in the driver's order, as major times ten plus minor, and its name; if
+    there
+    are none, the reason and the remedy."""
 
     capabilities: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
@@ -25,7 +26,7 @@ class CudaDevices:
 
 
 def compute_capabilities() -> tuple[int, ...]:
-    """The compute capability of each device; empty where there is no driver, one that is too old, or no device."""
+    """The compute capability of each device; empty if there is no driver, an outdated one, or no device."""
     return cuda_devices().capabilities
 
 

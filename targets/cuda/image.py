@@ -1,9 +1,9 @@
-"""The kernels inside of a library: TVM puts CUDA source there, to be compiled on the device; here machine code
-takes its place, and the source is kept beside it, compressed.
+"""The kernels in a library: TVM stores CUDA source, to be compiled on the device; here it is replaced by machine code,
+and kept next to it, compressed.
 
-TVM packs the modules that a library imports into one array, the symbol `__tvm_ffi__library_bin`: its length,
-then for each its kind and its bytes. Those of a CUDA module are the format's name ("cuda" for source, "fatbin"), the
-kernels (name, argument types, how each is launched) and the code. Lengths are 64-bit little-endian.
+TVM packs the modules that a library imports into one array, the symbol `__tvm_ffi__library_bin`: its length, then for
+each its kind and its bytes. The bytes of a CUDA module are the format's name ("cuda" for source, "fatbin"), the kernels
+(name, argument types, launch parameters) and the code. Lengths are 64-bit little-endian.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _BYTES = {
     **dict.fromkeys(("float", "int", "uint", "unsigned int"), 4),
     **dict.fromkeys(("double", "int64_t", "uint64_t"), 8),
 }
-_WIDEST = 16  # what an element of another type counts as
+_WIDEST = 16  # assumed size of unknown types
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 
 
 @dataclass(frozen=True)
 class Source:
-    """CUDA source, and by kernel the order in which its launch is described ("blockIdx.x", ...)."""
+    """CUDA source, and for each kernel the order of its launch parameters ("blockIdx.x", ...)."""
 
     text: str
     launches: dict[str, tuple[str, ...]]
@@ -50,15 +50,15 @@ def replaced_source(
     """The object files of a library with its CUDA source compiled.
 
     Args:
-        folder: for what is written here.
-        nvcc: None leaves the source alone.
-        shared_bytes: what a block may take of shared memory.
+        folder: for the files written here.
+        nvcc: None keeps the source.
+        shared_bytes: limit on the shared memory of a block.
 
     Returns:
-        Paths to link: that of the packed modules is replaced by an assembler file.
+        Paths to link: the packed modules are replaced by an assembly file.
 
     Raises:
-        TargetError: the source is not as known here, or a kernel takes more memory than there is.
+        TargetError: the source has an unknown layout, or a kernel needs more memory than there is.
         LinkError: nvcc failed.
     """
     result = []
@@ -79,12 +79,12 @@ def replaced_source(
 
 
 def has_source(library: bytes | memoryview) -> bool:
-    """True if a library holds CUDA source: it has kernels."""
+    """True if a library holds CUDA source, that is, has kernels."""
     return _MAGIC in bytes(library)
 
 
 def source_of(library: bytes | memoryview) -> Source:
-    """The CUDA source that a library holds. Raises TargetError when there is none."""
+    """The CUDA source in a library. Raises TargetError if there is none."""
     data = bytes(library)
     start = data.find(_MAGIC)
     while start >= 0:
@@ -112,7 +112,7 @@ def _assembler(folder: Path) -> str:
 
 
 def _compiled(packed: bytes, nvcc: Nvcc | None, compute_capability: int, shared_bytes: int) -> tuple[bytes, Source]:
-    """The packed modules with machine code in place of source, and the source."""
+    """The packed modules with source replaced by machine code, and the source."""
     start = packed.index(_KIND) + len(_KIND)
     (length,) = struct.unpack_from("<Q", packed, start)
     module = packed[start + 8 : start + 8 + length]
@@ -127,7 +127,7 @@ def _compiled(packed: bytes, nvcc: Nvcc | None, compute_capability: int, shared_
 
 
 def check_shared_memory(text: str, limit: int) -> None:
-    """Raise TargetError for a kernel of CUDA source whose block takes more shared memory than `limit` bytes."""
+    """Raise TargetError for a kernel of CUDA source whose block uses more shared memory than `limit` bytes."""
     starts = [*_KERNEL.finditer(text)]
     for start, end in zip(starts, [*(each.start() for each in starts[1:]), len(text)], strict=True):
         found = _SHARED.finditer(text, start.end(), end)
@@ -153,7 +153,7 @@ class _Reader:
         return int(value)
 
     def skip(self, size: int) -> None:
-        """Pass over as many items of `size` bytes as the next number says."""
+        """Read a count, and skip that many items of `size` bytes."""
         count = self.number()
         self.position += size * count
 
@@ -166,7 +166,7 @@ class _Reader:
 def parsed_module(module: bytes) -> tuple[Source, bytes]:
     """A CUDA module of source, and the bytes that describe its kernels.
 
-    Raises TargetError when the bytes are not laid out as described above: another version of TVM.
+    Raises TargetError if the bytes do not have the layout described above: another version of TVM.
     """
     reader = _Reader(module)
     if reader.text() != "cuda":
@@ -190,7 +190,7 @@ def parsed_module(module: bytes) -> tuple[Source, bytes]:
 
 
 def symbol_bytes(data: bytes, wanted: bytes) -> tuple[int, int] | None:
-    """Offset and length of a symbol's bytes in a 64-bit relocatable ELF file; None when it has none."""
+    """Offset and length of a symbol's bytes in a 64-bit relocatable ELF file; None if it has none."""
     (offset,) = struct.unpack_from("<Q", data, 40)
     size, count = struct.unpack_from("<HH", data, 58)
     sections = [_SECTION.unpack_from(data, offset + index * size) for index in range(count)]

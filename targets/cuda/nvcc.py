@@ -20,7 +20,7 @@ _PLACES = ("/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc")
 _PROCESSOR_SECONDS = 1800
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
-# HFMA2.MMA is none: a multiply-add of two halves, on another pipe.
+# HFMA2.MMA is not one: it is a multiply-add of two halves, on another pipe.
 _MATRIX_INSTRUCTION = re.compile(r"(?<![.\w])[A-Z]+MMA\b")
 _SHARED = re.compile(r"(\d+) bytes smem")
 
@@ -57,12 +57,12 @@ class Nvcc:
             return image.read_bytes()
 
     def cubin(self, source: str, compute_capability: int, path: Path) -> list[KernelResources]:
-        """Machine code alone as a file, for disassembly, and what each kernel takes. Raises LinkError."""
+        """Write machine code to a file, for disassembly, and return each kernel's resources. Raises LinkError."""
         said = self._compile(source, ["-cubin", f"-arch=sm_{compute_capability}", "--ptxas-options=-v"], path)
         return _resources(said)
 
     def assembled(self, source: str, compute_capability: int) -> tuple[str, list[KernelResources]]:
-        """PTX, and what each of its kernels takes once it is machine code. Raises LinkError."""
+        """PTX, and the resources of its kernels once assembled to machine code. Raises LinkError."""
         architecture = f"-arch=sm_{compute_capability}"
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
             text, cubin = Path(folder) / "kernels.ptx", Path(folder) / "kernels.cubin"
@@ -71,7 +71,7 @@ class Nvcc:
             return text.read_text(encoding="utf-8"), _resources(said)
 
     def version(self) -> str:
-        """Version that nvcc gives: "13.0.88". Raises LinkError."""
+        """Version that nvcc reports: "13.0.88". Raises LinkError."""
         said = self._run(["--version"])
         found = re.search(r"V(\d[\d.]*)", said)
         return found[1] if found else said.strip().splitlines()[-1]
@@ -93,7 +93,7 @@ class Nvcc:
 
 
 def find_nvcc() -> Nvcc:
-    """The program named by TENSORWRIGHT_NVCC, on the PATH, in a usual place or out of NVIDIA's Python packages.
+    """The program named by TENSORWRIGHT_NVCC, on the PATH, in a usual place or in NVIDIA's Python packages.
 
     Raises ToolchainMissing.
     """
@@ -139,7 +139,7 @@ def tensor_core_instructions(cubin: Path) -> dict[str, int]:
 
 
 def matrix_instructions(disassembly: str) -> dict[str, int]:
-    """Number of matrix instructions of each kernel of nvdisasm's text."""
+    """Number of matrix instructions of each kernel in nvdisasm's output."""
     counts: dict[str, int] = {}
     kernel = ""
     for line in disassembly.splitlines():
@@ -152,7 +152,7 @@ def matrix_instructions(disassembly: str) -> dict[str, int]:
 
 
 def _packaged(name: str) -> str | None:
-    """A program out of NVIDIA's Python packages."""
+    """A program in NVIDIA's Python packages."""
     try:
         spec = importlib.util.find_spec("nvidia")
     except ValueError:

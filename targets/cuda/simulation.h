@@ -1,5 +1,5 @@
-// The subset of CUDA that generated kernels use, on a CPU. A block's threads run one after the other; where they
-// synchronize, each is a fiber that runs until it waits. Tensor-core operations are done by the first lane of a warp.
+// The subset of CUDA used by generated kernels, on a CPU. A block's threads run one after the other; if they
+// synchronize, each is a fiber that runs until it waits. The first lane of a warp computes tensor-core operations.
 #pragma once
 #include <ucontext.h>
 
@@ -56,7 +56,7 @@ struct Fiber {
   ucontext_t context;
   State state = kReady;
   int x = 0, y = 0, z = 0;
-  uint64_t exchanged = 0;  // what a shuffle hands over
+  uint64_t exchanged = 0;  // value passed by a shuffle
   uint64_t kept = 0;
   std::unique_ptr<uchar[]> stack{new uchar[kStackBytes]};
 };
@@ -81,7 +81,7 @@ __attribute__((noinline)) static void wait(State state) {
 
 static size_t linear_thread() { return cooperating ? current : 0; }
 
-// Runs what can run; then lanes that wait for their warp go on together, and when no lane does, the whole block.
+// Runs all runnable fibers; then lanes that wait for their warp continue together, and if there are none, the block.
 static void run_block(size_t count) {
   for (size_t i = 0; i < count; ++i) {
     Fiber& fiber = fibers[i];
@@ -129,8 +129,7 @@ static void run(const Launch& launch, bool cooperative, std::function<void()> ke
       }
 }
 
-// Shared memory as a block finds it: bytes that are NaN for any float, so that what is read and was never written
-// shows.
+// Shared memory as a block finds it: bytes that are NaN for any float, so that reads of uninitialized memory show.
 inline void forget(void* memory, size_t bytes) {
   if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) std::memset(memory, 0xFF, bytes);
 }
@@ -154,7 +153,7 @@ template <class T> T exchange(T value, int source_lane, int width) {
 
 }  // namespace simulation
 
-// Host code chooses the device before each launch; here there is none to choose.
+// Host code selects the device before each launch; here there is nothing to select.
 extern "C" int __tvm_ffi___tvm_set_device(void*, const simulation::Any*, int, simulation::Any* result) {
   *result = simulation::Any{};
   return 0;
@@ -168,7 +167,7 @@ template <class T> T __shfl_down_sync(unsigned, T v, int by, int width = 32) { r
 template <class T> T __shfl_up_sync(unsigned, T v, int by, int width = 32) { return simulation::exchange(v, simulation::lane() - by, width); }
 template <class T> T __shfl_xor_sync(unsigned, T v, int mask, int width = 32) { return simulation::exchange(v, simulation::lane() ^ mask, width); }
 
-// Narrow floats: values of 16 bits, computed in float and rounded to the nearest even.
+// Narrow floats: 16-bit values, computed in float and rounded to nearest even.
 namespace simulation {
 inline float float_of(uint32_t bits) { float f; std::memcpy(&f, &bits, 4); return f; }
 inline uint32_t bits_of(float f) { uint32_t b; std::memcpy(&b, &f, 4); return b; }

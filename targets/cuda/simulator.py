@@ -1,7 +1,7 @@
-"""Runs CUDA kernels on the processor: their source, compiled as C++ with `simulation.h` in place of CUDA.
+"""Runs CUDA kernels on the processor: their source, compiled as C++ with `simulation.h` instead of CUDA.
 
-It checks numbers: indices, bounds of loops, synchronization that is missing between phases that the simulated order
-of threads happens to expose. It does not show races in general, and says nothing about speed.
+It checks results: indices, loop bounds, and missing synchronization if the simulated order of threads exposes it. It
+does not detect races in general, and says nothing about speed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _HEADER = Path(__file__).with_name("simulation.h")
 _OPTIONS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
-# Ends the process where a vector is loaded from an address that is not a multiple of its size (which a device refuses),
-# or an index leaves a buffer of a kernel.
+# Terminates the process if a vector is loaded from an address that is not a multiple of its size (devices reject that),
+# or an index is outside a kernel's buffer.
 _STRICT = ("-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error")
 _LOADER = "ffi.Module.load_from_bytes.cuda"
 _KERNEL = re.compile(
@@ -42,8 +42,8 @@ _DYNAMIC = re.compile(r"extern __shared__\s+(?:(?:alignas|__align__)\(\d+\)\s+)?
 
 @dataclass(frozen=True)
 class KernelText:
-    """A kernel of the source: the types of its arguments, how its launch is described ("blockIdx.x", ...), and whether
-    its threads wait for each other."""
+    """A kernel in the source: the types of its arguments, its launch parameters ("blockIdx.x", ...), and whether its
+    threads synchronize."""
 
     name: str
     types: tuple[str, ...]
@@ -60,10 +60,10 @@ class CudaSimulator:
     def load(self, library: bytes | memoryview) -> RuntimeModule:
         """TVM's module of a library whose kernels run here.
 
-        A library without kernels (a model that only hands on its inputs) is loaded as it is.
+        A library without kernels (a model that only returns its inputs) is loaded unchanged.
 
         Raises:
-            TargetError: the library holds source that the simulation does not know.
+            TargetError: the library holds source that the simulation does not support.
             LinkError: the source does not compile; carries the compiler's output.
         """
         import tvm_ffi
@@ -87,7 +87,8 @@ class CudaSimulator:
 
         Args:
             entry: as for `simulated_text`.
-            strict: vectors at addresses that a device refuses, and indices outside of a kernel's own buffers, end the
+            strict: vectors at addresses that a device rejects, and indices outside a kernel's own buffers, terminate
+            the
                 process that runs the kernels.
         """
         text = simulated_text(source, entry)
@@ -101,7 +102,7 @@ class CudaSimulator:
 
 
 def simulated_text(source: Source, entry: Callable[[KernelText], str] | None = None) -> str:
-    """The kernels as C++, each with the entry by which TVM calls it, or another one."""
+    """The kernels as C++, each with the entry point by which TVM calls it, or another one."""
     entry = entry if entry is not None else _entry
     first = source.text.find('extern "C" __global__')
     body = source.text[first:]
@@ -112,7 +113,7 @@ def simulated_text(source: Source, entry: Callable[[KernelText], str] | None = N
     definitions = list(_KERNEL.finditer(body))
     missing = set(source.launches) - {match["name"] for match in definitions}
     if first < 0 or missing:
-        raise TargetError(f"kernels that the simulation does not find in the source: {', '.join(sorted(missing))}")
+        raise TargetError(f"the simulation did not find these kernels in the source: {', '.join(sorted(missing))}")
     ends = [match.start() for match in definitions[1:]] + [len(body)]
     entries = [
         entry(_kernel_text(match, source.launches[match["name"]], body[match.end() : end]))
@@ -157,7 +158,7 @@ def _size_of(tag: str) -> str:
 
 @contextmanager
 def _loader(load: object) -> Iterator[None]:
-    """CUDA modules inside of libraries are loaded by `load` for a while."""
+    """Load CUDA modules in libraries by `load` inside the block."""
     import tvm_ffi
 
     before = tvm_ffi.get_global_func(_LOADER, allow_missing=True)
@@ -178,7 +179,7 @@ _INVOKE = "vm.builtin.invoke_closure"
 
 @cache
 def simulate_graphs() -> None:
-    """Make the functions known. Not for a process that will load TVM's CUDA runtime, which brings its own."""
+    """Register the functions. Not for a process that will load TVM's CUDA runtime, which defines them itself."""
     import tvm_ffi
 
     invoke = tvm_ffi.get_global_func(_INVOKE)

@@ -1,4 +1,4 @@
-"""NVIDIA graphics processors. The presets are data (`presets.json`).
+"""NVIDIA GPUs. The presets are data (`presets.json`).
 
 Kernels are CUDA source that nvcc compiles ahead of time: machine code for the target's architecture and PTX for newer
 ones. The library also holds the source, compressed: without a device it runs as C++ (`cuda_simulator.py`).
@@ -38,10 +38,10 @@ _PRESETS_FILE = Path(__file__).with_name("presets.json")
 
 @dataclass(frozen=True)
 class CudaTarget(Target):
-    """A graphics processor, and the processor beside it that runs the virtual machine.
+    """A GPU, and the host processor that runs the virtual machine.
 
     Attributes:
-        simulated: no machine code is made, and modules always run simulated.
+        simulated: no machine code is generated, and modules always run simulated.
         captures_graphs: kernels between the inputs and the results are launched as CUDA graphs, recorded at the first
             run: `dataclasses.replace(targets.get("h100"), captures_graphs=True)`.
     """
@@ -144,7 +144,7 @@ class CudaTarget(Target):
         return [str(variable.name_hint) for variable, function in kernels_of(mod) if not is_bound(function.body)]
 
     def export_library(self, executable: Any, path: str | Path, objects: Sequence[Path] = ()) -> None:
-        """Like `Target.export_library`; the kernels are compiled on the way. Raises also LinkError of nvcc."""
+        """Like `Target.export_library`, and compiles the kernels. Can also raise LinkError for nvcc."""
         linker = self.linker()
         nvcc = None if self.simulated else self.compilers()
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
@@ -165,11 +165,11 @@ def _preset(name: str, cores: int | None) -> Target:
     host = registry.get(entry["host"], cores=cores)
     if not isinstance(host, LlvmTarget):
         raise TargetError(f"the processor {entry['host']!r} beside {name!r} is not one that LLVM generates code for")
-    # In the order of the class: its validation takes the processor's fields as they are.
+    # In the order of the class: its validation reads the processor's fields.
     machine = GpuMachine(**{**host.machine.model_dump(), **entry["machine"]})
     return CudaTarget(name, entry["description"], machine, host, bool(entry.get("simulated")))
 
 
 def presets() -> dict[str, Callable[[int | None], Target]]:
-    """Functions of the core count that make the named targets."""
+    """Named targets, as functions of the core count."""
     return {name: partial(_preset, name) for name in load_presets(_PRESETS_FILE)}

@@ -1,7 +1,7 @@
-"""Arm's Ethos-U accelerators beside a Cortex-M processor. The presets are data (`presets.json`).
+"""Arm's Ethos-U accelerators with a Cortex-M host processor. The presets are data (`presets.json`).
 
-What a model computes in 8-bit integers goes to the accelerator, by way of TOSA and Arm's compiler Vela; the rest to the
-processor. Here the accelerator is simulated, and this machine stands for the processor.
+The parts of a model in 8-bit integers are compiled for the accelerator, through TOSA and Arm's compiler Vela; the rest
+runs on the host processor. Here the accelerator is simulated, and this machine takes the host processor's role.
 """
 
 from __future__ import annotations

@@ -13,16 +13,16 @@ _TABLES_BYTES = 2048
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One of the family.
+    """An accelerator of the family.
 
     Attributes:
-        name: as Vela knows it.
+        name: Vela's name.
         macs: int8 multiply-adds per cycle and core.
-        system: Vela's name of the clocks and memories it assumes.
-        memory: Vela's name of what lies in which memory.
-        scratchpad_kib: internal memory; its end holds the tables of activations.
+        system: Vela's name of the assumed clocks and memories.
+        memory: Vela's name of the memory mode (which data is in which memory).
+        scratchpad_kib: internal memory; its end holds the lookup tables of activations.
         clock_mhz: clock frequency of that system, MHz.
-        dedicated_sram_kib: SRAM that is the accelerator's alone in that memory mode; 0 where it shares the processor's.
+        dedicated_sram_kib: SRAM that only the accelerator uses in that memory mode; 0 if it shares the processor's.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Accelerator:
 
     @property
     def is_u85(self) -> bool:
-        """The U85 has other commands, which the simulator does not know, and fewer limits."""
+        """True for the U85, which has other commands, unknown to the simulator, and fewer limits."""
         return self.name.startswith("ethos-u85")
 
     @property
     def measure_name(self) -> str:
-        """Name of the cycles that Vela estimates for it, in tuning records."""
+        """Name of Vela's cycle estimates for it, in tuning records."""
         return f"vela cycles {self.name}"
 
     @property
@@ -50,12 +50,12 @@ class Accelerator:
 
     @property
     def table_address(self) -> int:
-        """Address of the tables of activations."""
+        """Address of the lookup tables of activations."""
         return self.scratchpad_bytes - _TABLES_BYTES
 
 
 @cache
 def accelerators() -> dict[str, Accelerator]:
-    """All of them, by name."""
+    """All accelerators, by name."""
     data = json.loads(_FILE.read_text(encoding="utf-8"))
     return {name: Accelerator(name=name, **entry) for name, entry in data.items()}

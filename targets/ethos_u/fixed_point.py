@@ -1,7 +1,7 @@
-"""Arithmetic on 32-bit integers that TOSA has no operator for: tables of 16-bit numbers, reciprocals, square roots.
+"""32-bit integer arithmetic that TOSA has no operator for: 16-bit lookup tables, reciprocals, square roots.
 
-What the accelerator looks up are 256 bytes. A number of 15 bits takes two tables, for its high and its low byte; a
-function of a number of 31 bits takes its leading bits to a table, and one step of Newton's method behind it.
+The accelerator's lookup tables have 256 bytes. A 15-bit number needs two tables, for its high and its low byte; a
+function of a 31-bit number looks up its leading bits, followed by one step of Newton's method.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from targets.ethos_u.tosa import Tensor, TosaGraph
 
 Array = np.ndarray
 LARGEST = (1 << 15) - 1
-_POINT = 30  # where the leading bit of a normalized number is
+_POINT = 30  # position of the leading bit of a normalized number
 
 
 class FixedPoint:
-    """Writes int32 operators into a graph."""
+    """Appends int32 operators to a graph."""
 
     def __init__(self, graph: TosaGraph) -> None:
         self.graph = graph
@@ -26,7 +26,7 @@ class FixedPoint:
     def binary(
         self, code: str, left: Tensor, right: Tensor | int, attribute: str | None = None, *values: object
     ) -> Tensor:
-        """An operator of two int32 tensors, or of one and a number, one of which may be repeated along axes."""
+        """An operator of two int32 tensors, or of one and a number; one of them may be broadcast along axes."""
         if isinstance(right, int):
             right = self.graph.constant(np.full((1,) * len(left.shape), right, np.int32))
         shape = tuple(np.broadcast_shapes(left.shape, right.shape))
@@ -46,13 +46,13 @@ class FixedPoint:
         return self.graph.emit("SUB", [left, x], x.shape, "int32", "SubAttribute")
 
     def multiply(self, left: Tensor, right: Tensor) -> Tensor:
-        """left * right, which has to fit 32 bits."""
+        """left * right, which must fit in 32 bits."""
         shape = tuple(np.broadcast_shapes(left.shape, right.shape))
         shift = self.graph.constant(np.zeros(1, np.int8))
         return self.graph.emit("MUL", [left, right, shift], shape, "int32", "MulAttribute")
 
     def times(self, x: Tensor, number: int) -> Tensor:
-        """x * number, which has to fit 32 bits."""
+        """x * number, which must fit in 32 bits."""
         return self.multiply(x, self.graph.constant(np.full((1,) * len(x.shape), number, np.int32)))
 
     def shift_left(self, x: Tensor, by: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class FixedPoint:
         return self.binary("LOGICAL_LEFT_SHIFT", x, by, "LogicalLeftShiftAttribute")
 
     def shift_right(self, x: Tensor, by: Tensor | int) -> Tensor:
-        """x / 2**by, to the nearest, halves upwards."""
+        """x / 2**by, rounded to nearest, halves up."""
         return self.binary("ARITHMETIC_RIGHT_SHIFT", x, by, "ArithmeticRightShiftAttribute", True)
 
     def leading_zeros(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class FixedPoint:
         return self.graph.emit("REDUCE_SUM", [x], shape, "int32", "ReduceSumAttribute", len(x.shape) - 1)
 
     def looked_up(self, x: Tensor, numbers: Array) -> Tensor:
-        """int32 numbers (0 to 2**15 - 1) out of 256 for int8 -128 to 127."""
+        """Look up int32 numbers (0 to 2**15 - 1) in a table of 256, for int8 -128 to 127."""
         high, low = numbers.astype(np.int64) >> 8, (numbers.astype(np.int64) & 255) - 128
         parts = []
         for entries, scale, zero in ((high, 256.0, 0), (low, 1.0, -128)):
@@ -83,14 +83,15 @@ class FixedPoint:
         return self.add(*parts)
 
     def leading(self, x: Tensor, low: int, bits: int, function: Callable[[Array], Array]) -> Tensor:
-        """A function of numbers from `low` to `low` + 2**`bits`, by their leading 8 bits: the middle of each part.
+        """A function of numbers from `low` to `low` + 2**`bits`, evaluated at the middle of the interval of their top 8
+        bits.
 
         Args:
-            function: of float64 to integers of 15 bits.
+            function: maps float64 to 15-bit integers.
         """
         part = 2.0 ** (bits - 8)
         offset = self.subtract(x, low + int(part) // 2)
-        # To the nearest of 256 parts, and the last number of all to the last part.
+        # Round to the nearest of 256 intervals, and the very last number to the last one.
         index = self.graph.rescale(offset, [1 / part], "int8", output_zero=-128)
         return self.looked_up(index, function(low + (np.arange(256) + 0.5) * part))
 
@@ -100,7 +101,7 @@ class FixedPoint:
         normal = self.shift_left(x, shift)  # 2**30 to 2**31
         first = self.leading(normal, 1 << _POINT, _POINT, lambda v: np.minimum(np.rint(2.0**45 / v), LARGEST))
         short = self.shift_right(self.subtract(normal, 1 << 14), 15)
-        # short * first is 2**30 but for the error that Newton's step takes out.
+        # short * first is 2**30 except for the error that Newton's step removes.
         error = self.shift_right(self.minus_from(1 << _POINT, self.multiply(short, first)), 14)
         return self.add(first, self.shift_right(self.multiply(first, error), 16)), shift
 
@@ -114,12 +115,12 @@ class FixedPoint:
 
     def reciprocal_root(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(r, n) such that 1 / sqrt(x) = r * 2**(n - 29) to 14 bits, for positive x: r below 2**15, n from 0 to 15."""
-        # Half of the leading zeros behind the sign, rounded down: an even shift takes x to 2**29 or more.
+        # Half of the leading zeros after the sign bit, rounded down: an even shift makes x at least 2**29.
         half = self.shift_right(self.subtract(self.leading_zeros(x), 2), 1)
         normal = self.shift_left(x, self.add(half, half))
         first = self.leading(normal, 0, 31, lambda v: np.minimum(np.rint(2.0**29 / np.sqrt(v)), LARGEST))
         square = self.shift_right(self.multiply(first, first), 14)
-        # short * square is 2**28 but for the error that Newton's step takes out.
+        # short * square is 2**28 except for the error that Newton's step removes.
         short = self.shift_right(normal, 16)
         error = self.shift_right(self.minus_from(1 << 28, self.multiply(short, square)), 14)
         return self.add(first, self.shift_right(self.multiply(first, error), 15)), half

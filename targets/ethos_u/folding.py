@@ -1,9 +1,9 @@
-"""The same convolution over other shapes of the same bytes.
+"""Rewrites a convolution for other shapes of the same bytes.
 
-Channels lie last, so neighbors in a row of an image are neighbors in memory: f columns of C channels are one column of
+With channels last, neighbors in a row of an image are adjacent in memory: f columns of C channels are one column of
 f * C, and one column of C channels is n columns of C / n. Which of these shapes fills the multipliers, and pads the
 stream of weights least, depends on the sizes: 3 channels leave most of a multiplier's 8 idle, and weights of 56
-channels are stored as those of 64. The sums are the same integers in every form.
+channels are stored like those of 64. The sums are the same integers in every form.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from targets.ethos_u.images import LARGEST_KERNEL, TALLEST_KERNEL, WIDEST_STRIDE
 from targets.ethos_u.layout import Arrangement
 from targets.ethos_u.steps import Array
 
-_DEEPEST = 64  # channels that columns are joined to
-_CHANNELS = 8  # that one multiplier takes at a time: channels are split into multiples of it
-_DEPTH_BLOCK = 32  # and of which weights are stored in groups
+_DEEPEST = 64  # most channels after joining columns
+_CHANNELS = 8  # channels per multiplier: channels are split into multiples of it
+_DEPTH_BLOCK = 32  # channels per group of stored weights
 _MOST_PLACES = 65536
-_FEW_JOINED = 8  # of a convolution without columns to its kernel: writing its result takes longer than computing it
-_FEW_CHANNELS = 4  # of images that the processor arranges
+_FEW_JOINED = 8  # for a kernel one column wide: writing the result takes longer than computing it
+_FEW_CHANNELS = 4  # most channels of images that the processor arranges
 
 
 def in_columns(shape: tuple[int, ...], channels: int) -> tuple[int, ...]:
@@ -32,7 +32,7 @@ def in_columns(shape: tuple[int, ...], channels: int) -> tuple[int, ...]:
 
 
 def column_channels(shape: tuple[int, ...]) -> list[int]:
-    """For an image (N, C, H, W): how many channels columns could hold instead of C."""
+    """Alternative numbers of channels per column for an image (N, C, H, W)."""
     if len(shape) != 4:
         return []
     _, channels, _, width = shape
@@ -42,10 +42,10 @@ def column_channels(shape: tuple[int, ...]) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A convolution with one group of an image (N, H, W, C).
+    """An ungrouped convolution of an image (N, H, W, C).
 
     Attributes:
-        image: the shape that its operand is read in.
+        image: the shape as which its operand is read.
         weight: int8 (O, kh, kw, C).
         bias: int32 (O).
         scales: scales of the result, one per output channel.
@@ -60,7 +60,7 @@ class Dense:
     positions: tuple[int, int]
 
     def forms(self) -> dict[str, Dense]:
-        """Other forms that compute the same bytes, by name; those that the accelerator takes."""
+        """Other forms that compute the same bytes and that the accelerator supports, by name."""
         found = {**dict(self._joined()), **dict(self._split()), **dict(self._flat())}
         return {name: form for name, form in found.items() if form._fits()}
 
@@ -98,11 +98,11 @@ class Dense:
         )
 
     def _joined(self) -> Iterator[tuple[str, Dense]]:
-        """f columns as one, and this many columns of the result together."""
+        """Forms with f columns as one, and several columns of the result computed together."""
         batch, height, width, channels = self.image
         stride = self.window.strides[1]
         deepest = _DEEPEST
-        if self.window.kernel[1] == 1 == stride:  # most of the joined weights are 0
+        if self.window.kernel[1] == 1 == stride:  # most of the joined weights would be 0
             deepest = 2 * channels if channels <= _FEW_JOINED else 0
         if self.window.dilation[1] != 1:
             return
@@ -113,7 +113,7 @@ class Dense:
             weight, first = self._joined_weight(factor, together)
             top, bottom, _, _ = self.window.padding
             columns = self.positions[1] // together
-            # Less than nothing where the windows leave out what is at the end.
+            # Negative if the windows do not reach the end.
             right = columns - 1 + weight.shape[2] + first - width // factor
             window = Window(
                 (weight.shape[1], weight.shape[2]),
@@ -126,7 +126,7 @@ class Dense:
             yield f"join {factor} columns", Dense(image, weight, bias, scales, window, (self.positions[0], columns))
 
     def _joined_weight(self, factor: int, together: int) -> tuple[Array, int]:
-        """(weights of joined columns, the first of them relative to the column of the result)"""
+        """(weights of joined columns, position of the first relative to the column of the result)"""
         filters, rows, columns, channels = self.weight.shape
         starts = [each * self.window.strides[1] - self.window.padding[2] for each in range(together)]
         first, last = starts[0] // factor, (starts[-1] + columns - 1) // factor
@@ -137,7 +137,7 @@ class Dense:
         return wide.reshape(together * filters, rows, last - first + 1, factor * channels), first
 
     def _split(self) -> Iterator[tuple[str, Dense]]:
-        """One column as n of fewer channels."""
+        """Forms with one column as n columns of fewer channels."""
         batch, height, width, channels = self.image
         for parts in range(2, channels // _CHANNELS + 1):
             narrow = channels // parts
@@ -156,7 +156,7 @@ class Dense:
                 )
                 stride = parts * self.window.strides[1]
                 if self.positions[1] == 1:
-                    # Less than nothing where the window leaves out what is at the end.
+                    # Negative if the window does not reach the end.
                     stride, right = 1, weight.shape[2] - left - width * parts
                 window = Window(
                     (weight.shape[1], weight.shape[2]),
@@ -168,7 +168,7 @@ class Dense:
                 yield f"{name}, in rows", replace(self, image=whole, weight=weight, window=window)
 
     def _flat(self) -> Iterator[tuple[str, Dense]]:
-        """All positions in one row."""
+        """Forms with all positions in one row."""
         batch, height, width, channels = self.image
         if self._is_pointwise and height > 1 and width > 1:
             yield "flat", replace(self, image=(batch, 1, height * width, channels), positions=(1, height * width))

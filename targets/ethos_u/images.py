@@ -18,7 +18,7 @@ WIDEST_STRIDE = 3
 
 @dataclass(frozen=True)
 class Window:
-    """Rows and columns of a kernel, how it moves, and the padding (top, bottom, left, right)."""
+    """Rows and columns of a kernel, its strides and dilations, and the padding (top, bottom, left, right)."""
 
     kernel: tuple[int, int]
     strides: tuple[int, int]
@@ -27,7 +27,7 @@ class Window:
 
     @classmethod
     def of(cls, attributes: Attrs, kernel: Sequence[int]) -> Window:
-        """Window given by the attributes of an operator of the model, on images or sequences."""
+        """Window from the attributes of an operator of the model, on images or sequences."""
         sides = [int(each) for each in attributes.padding]
         count = len(sides) // 2
         before, after = _pair(sides[:count], 0), _pair(sides[count:], 0)
@@ -41,7 +41,7 @@ class Window:
         return height, width
 
     def results(self, positions: Sequence[int]) -> tuple[int, int]:
-        """Positions of the result of an operand of these sizes."""
+        """Number of result positions for an operand of these sizes."""
         before, after = self.padding[::2], self.padding[1::2]
         height, width = (
             (size + start + end - extent) // stride + 1
@@ -52,25 +52,25 @@ class Window:
         return height, width
 
     def single(self, positions: Sequence[int], sizes: Sequence[int]) -> Window:
-        """The same for an operand and a result of these sizes: a wide stride along an axis with one position is 1."""
+        """The same for an operand and a result of these sizes: a wide stride on an axis with one position becomes 1."""
         strides, padding = list(self.strides), list(self.padding)
         for axis, (position, size) in enumerate(zip(_pair(positions, 1), _pair(sizes, 1), strict=True)):
             if size == 1 and strides[axis] > WIDEST_STRIDE:
                 strides[axis] = 1
-                # Less than nothing where the window leaves out what is at the end.
+                # Negative if the window does not reach the end.
                 padding[2 * axis + 1] = self.extents[axis] - padding[2 * axis] - position
         return replace(self, strides=(strides[0], strides[1]), padding=(padding[0], padding[1], padding[2], padding[3]))
 
 
 def _pair(values: Sequence[int], filling: int) -> tuple[int, int]:
     if len(values) > 2:
-        raise Unsupported(f"it has {len(values)} axes of places, and the accelerator two")
+        raise Unsupported(f"it has {len(values)} spatial axes, and the accelerator supports two")
     whole = (filling,) * (2 - len(values)) + tuple(int(each) for each in values)
     return whole[0], whole[1]
 
 
 def check_kernel(extents: tuple[int, int]) -> None:
-    """Raises Unsupported where the kernel, with what lies between its elements, is too large."""
+    """Raise Unsupported if the kernel, including its dilation, is too large."""
     height, width = extents
     if height > TALLEST_KERNEL or height * width > LARGEST_KERNEL:
         raise Unsupported(
@@ -80,31 +80,31 @@ def check_kernel(extents: tuple[int, int]) -> None:
 
 
 def check_strides(strides: Sequence[int]) -> None:
-    """Raises Unsupported above what the hardware has."""
+    """Raise Unsupported for strides larger than the hardware supports."""
     if max(strides) > WIDEST_STRIDE:
         raise Unsupported(f"its strides are {list(strides)}, and the accelerator takes up to {WIDEST_STRIDE}")
 
 
 def check_layout(layout: object) -> None:
-    """Raises Unsupported where channels are not second."""
+    """Raise Unsupported if channels are not the second axis."""
     if not str(layout).startswith("NC"):
         raise Unsupported(f"its layout is {layout}")
 
 
 def image(emitter: Emitter, value: Value) -> Tensor:
-    """A tensor with its channels last, a sequence as an image of one row."""
+    """A tensor with channels last; a sequence becomes an image of one row."""
     x = emitter.last(value)
     return x if len(x.shape) == 4 else emitter.graph.reshape(x, (x.shape[0], 1, *x.shape[1:]))
 
 
 def from_image(emitter: Emitter, x: Tensor, rank: int) -> Value:
-    """An image as a tensor of the model's rank."""
+    """An image converted to a tensor of the model's rank."""
     return emitter.made(x if rank == 4 else emitter.graph.reshape(x, (x.shape[0], *x.shape[2:])))
 
 
 @dataclass(frozen=True)
 class Patches:
-    """A strided window as one of stride 1 over patches: what a stride skips becomes channels."""
+    """A strided window rewritten with stride 1 over patches: skipped positions become channels."""
 
     window: Window
     sizes: tuple[int, int]
@@ -129,7 +129,7 @@ class Patches:
         return graph.reshape(x, (batch, down, across, rows * columns * channels))
 
     def weight(self, weight: Array) -> Array:
-        """Weights (O, kh, kw, C) as those of the patches."""
+        """Weights (O, kh, kw, C) rewritten for the patches."""
         filters, height, width, channels = weight.shape
         (rows, columns), (down, across) = self.window.strides, self._kernel
         around = ((0, 0), (0, down * rows - height), (0, across * columns - width), (0, 0))

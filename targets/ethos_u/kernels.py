@@ -1,4 +1,4 @@
-"""Kernels that a frontend wrote itself: what they compute is determined by running them."""
+"""Kernels written by a frontend: their semantics are determined by running them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Kernel:
         self._built: Any = None
 
     def __call__(self, data: Array, constants: Sequence[Array] | None = None) -> Array:
-        """The result for a tensor (float32), with other constants than the call's where they are given."""
+        """The result for a tensor (float32), with constants other than the call's if given."""
         if self._built is None:
             module = tvm.IRModule({"main": self._function.with_attr("global_symbol", "main")})
             self._built = tvm.compile(module, target="llvm")
@@ -39,7 +39,7 @@ class Kernel:
         return np.asarray(result.numpy())
 
     def is_pointwise(self) -> bool:
-        """True if it is one function of each element by itself, as far as random numbers show."""
+        """True if it maps each element independently, as far as random inputs show."""
         if self.shape != self.result_shape:
             return False
         rng = np.random.default_rng(0)
@@ -59,11 +59,12 @@ class Kernel:
         return np.concatenate([self(part).ravel() for part in padded])[: len(inputs)].astype(np.float64)
 
     def axis_matrices(self) -> dict[int, Array]:
-        """Matrices of a kernel that maps each axis by itself, linearly: (result, operand) float64 of those that it
+        """Matrices of a kernel that maps each axis separately and linearly: (result, operand) float64, for the axes
+        that it
         changes.
 
         Raises:
-            Unsupported: it is none, as far as random numbers show.
+            Unsupported: it is not such a kernel, as far as random inputs show.
         """
         if len(self.shape) != len(self.result_shape):
             raise Unsupported("it is a kernel that changes the number of axes")
@@ -77,7 +78,7 @@ class Kernel:
         for axis, matrix in found.items():
             expected = np.moveaxis(np.tensordot(matrix, expected, (1, axis)), 0, axis)
         if not np.allclose(self(data), expected, rtol=1e-4, atol=1e-4):
-            raise Unsupported("it is a kernel that does more than to map each axis by itself")
+            raise Unsupported("it is a kernel that does more than map each axis separately")
         return found
 
     def _matrix(self, axis: int, size: int) -> Array:

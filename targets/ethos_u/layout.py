@@ -9,34 +9,33 @@ from tvm import relax
 
 from schedules.ir.tvm_types import Expr
 
-# Where the channels of a tensor of three axes or more lie: second in the model, last on the accelerator.
+# Position of the channels of a tensor of at least three axes: second in the model, last on the accelerator.
 
 
 def channels_last(rank: int) -> tuple[int, ...]:
-    """The model's axes in the accelerator's order: (0, 2, 3, 1) of images, and so with any number of places."""
+    """The model's axes in the accelerator's order: (0, 2, 3, 1) for images, and accordingly for other ranks."""
     return (0, *range(2, rank), 1)
 
 
 def channels_first(rank: int) -> tuple[int, ...]:
-    """Positions of the model's axes on the accelerator, which is also the order that puts them back."""
+    """Positions of the model's axes on the accelerator, which is also the permutation back."""
     return (0, rank - 1, *range(1, rank - 1))
 
 
-# How the processor lays out an image that it hands to the accelerator, beyond putting its channels last.
+# Layouts in which the processor passes an image to the accelerator, beyond putting channels last.
 #
-# The processor writes each byte of such an image once anyway. Written with its padding, or with the columns of each
-# window side by side as channels, it lets the first convolution fill the multipliers, most of which are idle for 1 or 3
-# channels.
+# The processor writes each byte of such an image once anyway. With padding included, or with the columns of each window
+# side by side as channels, the first convolution fills the multipliers, most of which are idle for 1 or 3 channels.
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Columns of an image (N, H, W, C): padded at both ends, then those of each window joined as channels.
+    """Columns of an image (N, H, W, C): padded at both ends, then the columns of each window joined as channels.
 
     Attributes:
-        left, right: columns of padding; `right` is less than 0 where columns are left out.
-        width: columns of a window, 1 for none; `dilation` apart.
-        stride: from one window to the next.
+        left, right: columns of padding; `right` is negative if columns are dropped.
+        width: columns of a window, `dilation` apart; 1 for no windows.
+        stride: distance from one window to the next.
         count: number of windows.
     """
 
@@ -49,7 +48,7 @@ class Arrangement:
 
     @property
     def description(self) -> str:
-        """A description for whoever fills the tensor."""
+        """A description for code that fills the tensor."""
         text = f"{self.left} columns of the zero point before each row, {self.right} behind"
         if self.width == 1:
             return text
@@ -58,14 +57,14 @@ class Arrangement:
         )
 
     def shape(self, image: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the image as the accelerator reads it."""
+        """Shape of the image as read by the accelerator."""
         batch, height, width, channels = image
         if self.width == 1:
             return batch, height, width + self.left + self.right, channels
         return batch, height, self.count, self.width * channels
 
     def apply(self, image: Expr, zero: int, emit: Callable[[Expr], Expr]) -> Expr:
-        """The graph that the processor computes, `emit` binding each of its operators; image int8, padded by `zero`."""
+        """The graph computed by the processor; `emit` binds its operators; the int8 image is padded by `zero`."""
         if self.left > 0 or self.right > 0:
             around = [0, 0, 0, 0, self.left, max(self.right, 0), 0, 0]
             image = emit(relax.op.nn.pad(image, around, "constant", float(zero)))

@@ -1,4 +1,4 @@
-"""C sources of a net that runs wholly on the accelerator, for a program on the Cortex-M with Arm's ethos-u-core-driver.
+"""C sources for a net that runs entirely on the accelerator, from a Cortex-M program with Arm's ethos-u-core-driver.
 
 The command stream and the weights are constant arrays; working memory is the caller's. Not tested on hardware.
 """
@@ -75,11 +75,11 @@ def sources(title: str, report: Mapping[str, Any], parameters: Iterable[Any]) ->
     """The files by name: a header and a source.
 
     Args:
-        report: report of the partition pass.
+        report: the partition pass's report.
         parameters: arrays of the module, one of which is the program.
 
     Raises:
-        TargetError: the net does not run wholly on the accelerator.
+        TargetError: the net does not run entirely on the accelerator.
     """
     beside = report["operators"]["processor"]
     if report["segments"] != 1 or beside or "tensors" not in report:

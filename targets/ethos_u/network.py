@@ -1,4 +1,4 @@
-"""A network whose forms and options of Vela are searched by the cycles that Vela estimates."""
+"""Searches the forms and Vela options of a network by Vela's cycle estimates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from targets.measure import NetworkCost, NetworkMeasurer, Setting
 
 
 class VelaMeasurer(NetworkMeasurer):
-    """Vela's estimate of a network's cycles, and ours of the processor's beside them."""
+    """Vela's estimate of a network's cycles, plus an estimate of the processor's."""
 
     kind = "cycles"
     unit = "cycles"
@@ -50,10 +50,10 @@ class VelaMeasurer(NetworkMeasurer):
 class EthosUNetwork:
     """Network of a quantized module before the phase "partition".
 
-    Raises TargetError where nothing of it runs on the accelerator.
+    Raises TargetError if no part of it runs on the accelerator.
 
     Attributes:
-        memory_limit: bytes of SRAM, as given, else what is the accelerator's alone; None where nothing says.
+        memory_limit: the given bytes of SRAM, otherwise the SRAM used only by the accelerator; None if unknown.
     """
 
     def __init__(self, mod: IRModule, accelerator: Accelerator, memory_limit: int | None = None) -> None:
@@ -76,7 +76,7 @@ class EthosUNetwork:
         self.space: Mapping[str, tuple[Setting, ...]] = {
             OPTIMISE: STRATEGIES,
             ARENA: (0,) if memory_limit is None else (0, memory_limit),
-            # A limit says how much SRAM there is: then weights may lie there, where both fit.
+            # A limit gives the size of the SRAM: then weights may be placed there, if both fit.
             WEIGHTS: PLACES[:1] if self.memory_limit is None else PLACES,
             **{
                 self._names[number]: (PLAIN, *forms)
@@ -87,12 +87,12 @@ class EthosUNetwork:
 
     @property
     def options(self) -> Sequence[str]:
-        """Options of Vela."""
+        """Vela's options."""
         return OPTIMISE, ARENA, WEIGHTS
 
     @property
     def groups(self) -> Sequence[tuple[str, ...]]:
-        """The steps with forms that read one tensor: one that reads it in another shape alone makes Vela copy it."""
+        """The steps with forms, grouped by the tensor they read: if only one reshapes it, Vela copies it."""
         readers: dict[object, list[str]] = {}
         for name, step in zip(self._names, self._steps, strict=True):
             for each in step.inputs:
@@ -101,7 +101,7 @@ class EthosUNetwork:
         return [tuple(names) for names in readers.values() if len(names) > 1]
 
     def cost(self, settings: Mapping[str, Setting]) -> NetworkCost:
-        """Cycles of the accelerator and, as an estimate, of the processor; bytes of SRAM."""
+        """Cycles of the accelerator and estimated cycles of the processor; bytes of SRAM."""
         plan, compiled = self._planned(settings)
         figures = estimate(compiled, self.accelerator, NetworkSettings.of(settings).vela)
         left = [value for variable, value in self._view.bindings if variable in plan.levels]
@@ -112,7 +112,7 @@ class EthosUNetwork:
         return NetworkCost(figures["cycles"] + beside, figures["peak_bytes"]["sram"], parts)
 
     def computes_the_same(self, settings: Mapping[str, Setting]) -> bool:
-        """True if each segment's commands give what its graph says, in the simulator; a U85 has none."""
+        """True if each segment's commands compute its graph, in the simulator; not available for a U85."""
         if self.accelerator.is_u85:
             return True
         plan, compiled = self._planned(settings)

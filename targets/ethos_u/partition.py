@@ -1,8 +1,8 @@
-"""The partition pass: quantized parts of a model become calls of the accelerator, and a report of what and why not.
+"""The partition pass: quantized parts of a model become calls of the accelerator, with a report of claims and refusals.
 
-Vela takes TOSA's ARGMAX of up to 127 channels. Here, of any axis: what is furthest is told from the rest by its
-difference, which is 0; the largest of the negated positions of those, bytes again, is the first of them. Beyond 128
-positions that is done for their high and then for their low part. All of it is exact.
+Vela supports TOSA's ARGMAX for up to 127 channels only. Here it is composed for any axis: the difference to the extreme
+value is 0 at the extremes; the maximum of their negated positions, as bytes, is the first of them. With more than 128
+positions this is done first for their high and then for their low part. All of it is exact.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class Found:
     """Parts of a function that the accelerator can run.
 
     Attributes:
-        steps: by the variable that each computes.
-        refused: (operator, reason) of the rest.
+        steps: steps by the variable that each computes.
+        refused: (operator, reason) of the others.
     """
 
     steps: dict[Var, Step] = field(default_factory=dict)
     refused: list[tuple[str, str]] = field(default_factory=list)
 
     def write_in(self, forms: Mapping[str, str]) -> None:
-        """Write steps in the forms chosen for them. Raises TargetError where there is no such step or form."""
+        """Apply the forms chosen for steps. Raises TargetError if there is no such step or form."""
         self.steps = dict(zip(self.steps, in_forms(list(self.steps.values()), forms), strict=True))
 
 
 def find(view: View, accelerator: Accelerator) -> Found:
-    """Look at every quantization."""
+    """Try to match every quantization."""
     found = Found()
     for variable, value in view.bindings:
         if operator_name(value) == "relax.quantize":
@@ -84,12 +84,12 @@ def _unquantized(view: View, call: Call) -> str | None:
 
 
 def prepared(mod: tvm.IRModule) -> tvm.IRModule:
-    """The graph as `find` looks at it: each operator has one result, of bytes."""
+    """The graph in the form that `find` needs: each operator has one result, of bytes."""
     return bytes_for_positions(slices_for_splits(mod))
 
 
 def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRModule:
-    """A graph pass: what `accelerator` can run becomes calls of it."""
+    """A graph pass: replace everything that `accelerator` can run by calls of it."""
     require()
     mod = prepared(mod)
     view = View(mod)
@@ -115,11 +115,11 @@ def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRMo
 def partitioned(
     view: View, found: Found, results: Expr, accelerator: Accelerator, options: VelaOptions
 ) -> tuple[Schedule, dict[int, Compiled]]:
-    """Segments and their programs. A step that Vela alone refuses goes to the processor, with Vela's reason; so does
-    one from which on what Vela made of a segment, written in either way, does not compute what the segment says.
+    """Segments and their programs. A step that only Vela refuses stays on the processor, with Vela's reason; so does
+    the first step from which on a segment's program, in either form, does not compute the segment's graph.
 
     Raises:
-        TargetError: Vela refuses a segment whose steps it takes one by one.
+        TargetError: Vela refuses a segment whose steps it accepts one by one.
     """
     right: dict[bytes, tuple[Segment, Compiled]] = {}
     while True:
@@ -154,7 +154,7 @@ def partitioned(
 def _agreed(
     part: Segment, compiled: Compiled, accelerator: Accelerator, options: VelaOptions
 ) -> tuple[Segment, Compiled] | None:
-    """A segment, or the same written otherwise, whose program computes what it says; None where neither does."""
+    """A segment, or its alternative form, whose program computes its graph; None if neither does."""
     if accelerator.is_u85 or agrees(part, compiled.program):
         return part, compiled
     other = turned_early(part)
@@ -164,7 +164,7 @@ def _agreed(
         again = compile_graph(other.tosa, accelerator, options)
     except ToolchainMissing:
         raise
-    except TargetError:  # Vela takes the first way alone
+    except TargetError:  # Vela only supports the first form
         return None
     return (other, again) if agrees(other, again.program) else None
 
@@ -247,10 +247,10 @@ class _Rewriter:
 
 
 def match(view: View, variable: Var, quantize: Expr, accelerator: Accelerator) -> Step | None:
-    """The step that ends in `variable = quantize(...)`; None where that quantizes an input of the integer part.
+    """The step that ends in `variable = quantize(...)`; None if that quantizes an input of the integer part.
 
     Raises:
-        Unsupported: with the reason, which `operator_of` belongs to.
+        Unsupported: with the reason, for the operator given by `operator_of`.
     """
     if not _reads_integers(view, quantize.args[0]):
         return None
@@ -288,7 +288,7 @@ def operator_of(view: View, quantize: Expr) -> str:
 
 
 def _reads_integers(view: View, expr: Expr) -> bool:
-    """True if the operator that is quantized reads a dequantized tensor."""
+    """True if the quantized operator reads a dequantized tensor."""
     waiting, seen = [expr], set()
     while waiting:
         value = view.definition(waiting.pop())
@@ -306,7 +306,7 @@ def _reads_integers(view: View, expr: Expr) -> bool:
 
 
 def _limits(view: View, expr: Expr, output: Quantized) -> tuple[Expr, int, int]:
-    """Expression that limits are put on, and those limits as integers of the result."""
+    """The expression inside a clamp, and the clamp's limits as integers of the result."""
     low, high = -math.inf, math.inf
     while view.used_once(expr) and (found := clip_limits(view, view.definition(expr))) is not None:
         expr, least, most = found
@@ -317,7 +317,7 @@ def _limits(view: View, expr: Expr, output: Quantized) -> tuple[Expr, int, int]:
 
 
 def _without_bias(view: View, expr: Expr) -> tuple[Expr, Array | None]:
-    """A product and the constant that is added to it."""
+    """A matmul and the constant added to it."""
     added = view.call(expr, "relax.add")
     if added is None or not view.used_once(expr):
         return expr, None
@@ -329,14 +329,14 @@ def _without_bias(view: View, expr: Expr) -> tuple[Expr, Array | None]:
     return expr, None
 
 
-_PART = 128  # positions that a byte tells apart
+_PART = 128  # positions that a byte can distinguish
 _MOST = (_PART - 1) * _PART
 _MOST_AXES = 4
-_BEYOND = 256.0  # a step away from what is furthest: less than any position
+_BEYOND = 256.0  # one step away from the extreme value: less than any position
 
 
 def bytes_for_positions(mod: tvm.IRModule) -> tvm.IRModule:
-    """argmax and argmin of quantized tensors, as quantized operators and the negation of their result."""
+    """Rewrite argmax and argmin of quantized tensors as quantized operators and the negation of their result."""
     variable = mod.get_global_var("main")
     rewriter = _PlacesRewriter(mod, View(mod))
     return tvm.IRModule({**mod.functions, variable: rewriter.visit_expr(mod["main"])}, attrs=mod.attrs)
@@ -344,7 +344,7 @@ def bytes_for_positions(mod: tvm.IRModule) -> tvm.IRModule:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Reduction to an index: tensor, axis, smallest or largest, and whether the last of equal ones."""
+    """Reduction to an index: tensor, axis, minimum or maximum, and whether the last of equal ones wins."""
 
     operand: Expr
     data: Quantized
@@ -358,14 +358,14 @@ class _Wanted:
 
 
 def _wanted(view: View, call: Call) -> _Wanted:
-    """Arguments that a call asks for. Raises Unsupported."""
+    """The reduction that a call computes. Raises Unsupported."""
     name = registered_name(call)
     if name in ("relax.argmax", "relax.argmin") and call.attrs.axis is not None:
         data = view.quantized(call.args[0])
         axis = int(call.attrs.axis) % len(data.shape)
         return _Wanted(call.args[0], data, axis, name == "relax.argmin", last=False)
     if name != "kernel.arg_extremum":
-        raise Unsupported("it gives no place")
+        raise Unsupported("it does not return an index")
     operand = call.args[1].fields[0]
     data, kernel = view.quantized(operand), Kernel(view, call)
     numbers = np.random.default_rng(0).integers(-9, 10, data.shape).astype(np.float32)  # some are equal
@@ -378,7 +378,7 @@ def _wanted(view: View, call: Call) -> _Wanted:
                 index = size - 1 - index if last else index
                 if index.size == found.size and np.array_equal(index.ravel(), found.ravel()):
                     return _Wanted(operand, data, axis, smallest, last)
-    raise Unsupported("it gives the place of neither the largest nor the smallest")
+    raise Unsupported("it returns the index of neither the maximum nor the minimum")
 
 
 @mutator
@@ -400,7 +400,7 @@ class _PlacesRewriter(PyExprMutator):
         return self._emit(relax.op.astype(shaped, str(op.ty.dtype)))
 
     def _differences(self, wanted: _Wanted) -> Expr:
-        """0 for what is furthest, negative for the rest."""
+        """0 for the extreme values, negative for the rest."""
         x = self.visit_expr(wanted.operand)
         found = self._view.call(wanted.operand, "relax.dequantize")
         assert found is not None
@@ -427,7 +427,7 @@ class _PlacesRewriter(PyExprMutator):
         return self._emit(relax.op.negative(negated))
 
     def _first(self, far: Expr, step: float, positions: Array, axis: int) -> tuple[Expr, Expr, Expr]:
-        """Negated places where `far` is 0 and less than any elsewhere; the largest of them, and that as int32."""
+        """Negated positions where `far` is 0 and less than any elsewhere; their maximum, and that as int32."""
         flags = self._rounded(relax.op.multiply(far, _number(_BEYOND / step)), _number(1.0), _byte(0))[0]
         negated = relax.const(-positions.astype(np.float32))
         candidates = self._rounded(relax.op.minimum(flags, negated), _number(1.0), _byte(0))[0]
@@ -436,7 +436,7 @@ class _PlacesRewriter(PyExprMutator):
         return candidates, first, self._emit(relax.op.astype(integers, "int32"))
 
     def _rounded(self, expr: Expr, scale: Expr, zero: Expr, dtype: str = "int8") -> tuple[Expr, Expr]:
-        """dequantize(quantize(expr)), and the integers between."""
+        """dequantize(quantize(expr)), and the intermediate integers."""
         integers = self._emit(relax.op.quantize(self._emit(expr), scale, zero, -1, dtype))
         return self._emit(relax.op.dequantize(integers, scale, zero, -1, "float32")), integers
 

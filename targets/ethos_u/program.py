@@ -1,4 +1,4 @@
-"""A compiled segment: its command stream, weights, and where tensors lie; as bytes in a module file."""
+"""A compiled segment: its command stream, weights, and tensor locations; as bytes in a module file."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Program:
     """Program of an Ethos-U.
 
     Attributes:
-        accelerator: that it was compiled for.
-        commands: with the header that Arm's driver reads.
+        accelerator: the accelerator that it was compiled for.
+        commands: including the header that Arm's driver reads.
         weights: read only, in the region `weight_region`.
         scratch: bytes of working memory by region.
-        graph: what it computes, as TOSA, of an accelerator whose commands nothing here executes; else empty.
+        graph: its TOSA graph, for an accelerator whose commands cannot be simulated here; otherwise empty.
     """
 
     accelerator: str
@@ -61,7 +61,7 @@ class Program:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Program:
-        """Raises ValueError when it is none."""
+        """The program in bytes. Raises ValueError if there is none."""
         if data[: len(_MAGIC)] != _MAGIC:
             raise ValueError("this is not a program of an Ethos-U")
         start = len(_MAGIC) + 4

@@ -1,8 +1,9 @@
 """Report of the part of a model that runs on the accelerator and its cost, as plain data for the manifest.
 
-Vela's cycles say nothing of what the Cortex-M spends on its part of a network: it is estimated in its own cycles. The
-figures are rough ones for a Cortex-M55 with Helium, which works on 128 bits in two cycles; nothing has been measured.
-They keep a search from handing work to the processor that costs more there than it saves on the accelerator.
+Vela's cycles do not include the Cortex-M's part of a network, which is estimated in its own cycles. The numbers are
+rough ones for a Cortex-M55 with Helium, which processes 128 bits in two cycles; nothing was measured. They keep a
+search
+from moving work to the processor that costs more there than it saves on the accelerator.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from targets.ethos_u.steps import Step, Unsupported
 from targets.ethos_u.vela import Compiled
 from targets.ethos_u.view import View, operator_name, registered_name, static_shape
 
-_LINES = 8  # layers that the summary shows
+_LINES = 8  # layers in the summary
 _NOT_COUNTED = ("relax.quantize", "relax.dequantize")
 
 
@@ -35,10 +36,10 @@ def partition_report(
     accelerator: Accelerator,
     options: VelaOptions,
 ) -> dict[str, Any]:
-    """The report of the partition pass; `left` are the calls that stay on the processor. Where all is one segment,
-    "tensors" are its inputs and outputs in their order, as the accelerator has them.
+    """The report of the partition pass; `left` are the calls that stay on the processor. If there is a single segment,
+    "tensors" are its inputs and outputs in order, in the accelerator's form.
 
-    Vela's numbers are estimates of its model of the hardware, and its documentation asks not to compare them across
+    Vela's numbers are estimates of its hardware model, and its documentation asks not to compare them across
     accelerators.
     """
     counted = Counter(f"{step.operator} {step.sizes}" for step in steps.values())
@@ -69,7 +70,7 @@ def partition_report(
 
 
 def _tensors(view: View, part: Segment) -> dict[str, list[dict[str, Any]]] | None:
-    """Inputs and outputs of a segment, or None where that is not just the model's inputs and outputs, rounded."""
+    """Inputs and outputs of a segment, or None if they are not just the model's inputs and outputs, quantized."""
     inputs, outputs = [], []
     results = getattr(view.definition(view.results), "fields", [view.results])
     for port in part.inputs:
@@ -103,7 +104,7 @@ def _tensor(name: str, port: Port) -> dict[str, Any]:
 
 
 def _names(left: Sequence[Expr]) -> list[str]:
-    """The operators among what the processor computes; what only changes between integers and floats is none."""
+    """The operators computed by the processor, without conversions between integers and floats."""
     names = [registered_name(value) for value in left]
     return [name.removeprefix("relax.").removeprefix("kernel.") for name in names if name and name not in _NOT_COUNTED]
 
@@ -142,7 +143,7 @@ def _costs(costs: Mapping[str, Any]) -> list[str]:
 
 
 def _processor_macs(view: View, steps: Mapping[Var, Step]) -> int:
-    """Multiply-adds of convolutions and products that no step covers."""
+    """Multiply-adds of convolutions and matmuls that are not in any step."""
     every = 0
     for _, value in view.bindings:
         name = operator_name(value)
@@ -160,7 +161,7 @@ def _processor_macs(view: View, steps: Mapping[Var, Step]) -> int:
 
 
 def _sizes(expr: Expr) -> tuple[int, ...] | None:
-    """None where they are dynamic."""
+    """The sizes of a tensor; None if dynamic."""
     try:
         return static_shape(expr)
     except Unsupported:
@@ -168,7 +169,7 @@ def _sizes(expr: Expr) -> tuple[int, ...] | None:
 
 
 def estimate(compiled: Sequence[Compiled], accelerator: Accelerator, options: VelaOptions) -> dict[str, Any]:
-    """Vela's totals, and its rows of layers."""
+    """Vela's totals and per-layer rows."""
     layers = [_layer(row) for each in compiled for row in each.layers]
     cycles = sum(layer["cycles"] for layer in layers)
     return {
@@ -189,7 +190,7 @@ def estimate(compiled: Sequence[Compiled], accelerator: Accelerator, options: Ve
 
 
 def _peak(compiled: Compiled, memory: str, options: VelaOptions) -> int:
-    """Bytes in use. Weights that lie in SRAM are Vela's on-chip flash."""
+    """Bytes in use. Weights in SRAM are Vela's on-chip flash."""
     if options.weights_in_sram and memory == "on_chip_flash":
         return 0
     names = ("sram", "on_chip_flash") if options.weights_in_sram and memory == "sram" else (memory,)
@@ -213,17 +214,17 @@ def _layer(row: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-_MOVED = 3.0  # a byte that is read and written apart from its neighbors: a load, a store, an address
-_COPIED = 0.25  # a byte of a row that is copied
-_CONVERTED = 2.5  # an element between float32 and int8: scaled, rounded, saturated, four at a time
-_COMPUTED = 4.0  # an element of any other float operator
-_PRODUCT = 0.75  # a float multiply-add of a product or convolution
+_MOVED = 3.0  # per byte that is read and written separately: a load, a store, an address
+_COPIED = 0.25  # per byte of a copied row
+_CONVERTED = 2.5  # per element converted between float32 and int8: scaled, rounded, saturated, four at a time
+_COMPUTED = 4.0  # per element of any other float operator
+_PRODUCT = 0.75  # per float multiply-add of a matmul or convolution
 _PRODUCTS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.matmul")
 _CONVERSIONS = ("relax.quantize", "relax.dequantize", "relax.astype")
 
 
 def processor_cycles(left: Sequence[Expr], parts: Sequence[Segment]) -> int:
-    """Cycles of the calls that stay on the processor, and of handing tensors over."""
+    """Cycles of the calls that stay on the processor, and of passing tensors."""
     ports = sum(_handed(port) for part in parts for port in (*part.inputs, *part.outputs))
     return round(sum(_call(value) for value in left) + ports)
 
@@ -242,7 +243,7 @@ def _call(value: Expr) -> float:
 
 
 def _handed(port: Port) -> float:
-    """Bytes that change places: channels put last or first, and windows gathered."""
+    """Bytes that are rearranged: channels moved to the end or back, and windows gathered."""
     shape = port.tensor.shape
     order = [axis for axis in channels_last(len(shape)) if shape[axis] != 1] if len(shape) > 1 else []
     moved = _MOVED * math.prod(shape) if port.last and order != sorted(order) else 0.0

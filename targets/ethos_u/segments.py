@@ -1,4 +1,4 @@
-"""Groups of steps that run on the accelerator in one go."""
+"""Groups of steps that run on the accelerator as one program."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from targets.ethos_u.view import View, variables
 
 @dataclass(frozen=True, eq=False)
 class Port:
-    """A tensor that goes in or out; `last` where the accelerator has its channels last and the model does not.
+    """An input or output tensor; `last` if the accelerator stores its channels last and the model does not.
 
     Attributes:
-        arrangement: of an input with its channels last: how the processor lays it out beyond that.
+        arrangement: for an input with channels last: any further rearrangement by the processor.
     """
 
     tensor: Quantized
@@ -33,7 +33,7 @@ class Port:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Steps in order, and what they exchange with the processor."""
+    """Steps in order, and the tensors they exchange with the processor."""
 
     steps: tuple[Step, ...]
     inputs: tuple[Port, ...]
@@ -46,9 +46,9 @@ class Schedule:
     """Order in which a function's parts run.
 
     Attributes:
-        parts: a segment for each level that has one, in order.
-        levels: of each binding that is needed: those of level n come before the segment of level n, and read nothing
-            that a later one makes.
+        parts: one segment for each level that has one, in order.
+        levels: the level of each needed binding: those of level n run before the segment of level n, and read nothing
+            computed later.
     """
 
     parts: dict[int, Segment]
@@ -56,9 +56,9 @@ class Schedule:
 
 
 def schedule(view: View, steps: Mapping[Var, Step], results: Expr) -> Schedule:
-    """The steps (by variable), each in one segment; no segment waits for one that waits for it.
+    """The steps (by variable), each in one segment; segments do not wait for each other in cycles.
 
-    The level of a value is how often the data has gone from the accelerator to the processor before it.
+    The level of a value is the number of transfers from the accelerator to the processor before it.
     """
     reads = _needed(view, steps, results)
     levels: dict[Var, int] = {}
@@ -80,7 +80,7 @@ def schedule(view: View, steps: Mapping[Var, Step], results: Expr) -> Schedule:
 
 
 def _needed(view: View, steps: Mapping[Var, Step], results: Expr) -> dict[Var, list[Expr]]:
-    """Operands of each binding that the results need, in order; what lies inside of a step is none."""
+    """Operands of each binding that the results need, in order; bindings inside a step are excluded."""
     needed = set(variables(results))
     reads: dict[Var, list[Var]] = {}
     for variable, value in reversed(view.bindings):
@@ -92,7 +92,7 @@ def _needed(view: View, steps: Mapping[Var, Step], results: Expr) -> dict[Var, l
 
 
 def turned_early(part: Segment) -> Segment:
-    """The same, written with channels last as early as can be: other commands, where Vela's are wrong."""
+    """The same segment with channels last as early as possible: other commands, for cases that Vela miscompiles."""
     inputs, outputs = ([port.tensor for port in ports] for ports in (part.inputs, part.outputs))
     return _written(part.steps, inputs, outputs, turns_early=True)
 
@@ -119,7 +119,7 @@ def _written(
 
 
 def one_segment(steps: Sequence[Step]) -> Segment:
-    """Given steps as one segment, for tests: all that none of them makes goes in, all that none reads comes out."""
+    """Given steps as one segment, for tests: values that none of them computes are inputs, those none reads outputs."""
     made = {step.output.variable for step in steps}
     inputs = {each.variable: each for step in steps for each in step.inputs if each.variable not in made}
     read = {each.variable for step in steps for each in step.inputs}

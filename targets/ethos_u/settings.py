@@ -1,4 +1,4 @@
-"""Choices of `tune` for a network as a whole: how steps are written, and Vela's options."""
+"""Choices of `tune` for a whole network: forms of steps, and Vela's options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ARENA = "vela arena"
 WEIGHTS = "weights"
 STRATEGIES = ("Performance", "Size")
 PLACES = ("in place", "in SRAM")
-"""Weights: where the accelerator's memory mode has them, or copied to SRAM once, when the device starts."""
+"""Placement of weights: as in the accelerator's memory mode, or copied to SRAM once, when the device starts."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class VelaOptions:
 
     Attributes:
         optimise: "Performance", or "Size" for the least memory.
-        arena: bytes of SRAM that its schedule aims at; 0 for the memory mode's own.
-        weights_in_sram: whether the weights lie there too.
+        arena: target size of the SRAM, in bytes; 0 for the memory mode's own.
+        weights_in_sram: whether the weights are there, too.
     """
 
     optimise: str = STRATEGIES[0]
@@ -40,22 +40,22 @@ class VelaOptions:
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """Vela's options, and the form of each step that is not written plainly, by `step_name`."""
+    """Vela's options, and the form of each step that does not use the plain one, by `step_name`."""
 
     vela: VelaOptions = field(default_factory=VelaOptions)
     forms: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Mapping[str, Setting]) -> NetworkSettings:
-        """From the settings of a tuning record. Raises TargetError for values that no record of `tune` has."""
+        """Create from the settings of a tuning record. Raises TargetError for values that `tune` never records."""
         optimise, arena = settings.get(OPTIMISE, STRATEGIES[0]), settings.get(ARENA, 0)
         if optimise not in STRATEGIES:
             raise TargetError(f"tuning record: {OPTIMISE} is {optimise!r}; Vela has {' and '.join(STRATEGIES)}", _AGAIN)
         if not isinstance(arena, int) or isinstance(arena, bool) or not 0 <= arena < 1 << 40:
-            raise TargetError(f"tuning record: {ARENA} is {arena!r}, and not a number of bytes", _AGAIN)
+            raise TargetError(f"tuning record: {ARENA} is {arena!r}, which is not a number of bytes", _AGAIN)
         place = settings.get(WEIGHTS, PLACES[0])
         if place not in PLACES:
-            raise TargetError(f"tuning record: {WEIGHTS} are {place!r}, and not {' or '.join(PLACES)}", _AGAIN)
+            raise TargetError(f"tuning record: {WEIGHTS} are {place!r}, which is not {' or '.join(PLACES)}", _AGAIN)
         others = (OPTIMISE, ARENA, WEIGHTS)
         forms = {name: str(form) for name, form in settings.items() if name not in others and form != PLAIN}
         return cls(VelaOptions(str(optimise), arena, place == PLACES[1]), forms)
@@ -71,7 +71,7 @@ def step_name(number: int, step: Step) -> str:
 
 
 def in_forms(steps: Sequence[Step], forms: Mapping[str, str]) -> list[Step]:
-    """The steps, written as chosen.
+    """The steps in the chosen forms.
 
     Raises:
         TargetError: there is no such step, or it has no such form.
@@ -89,8 +89,8 @@ def in_forms(steps: Sequence[Step], forms: Mapping[str, str]) -> list[Step]:
 
 
 def forms_of(step: Step, steps: Sequence[Step]) -> list[str]:
-    """The forms that a step can take among these: one that the processor arranges reads what it alone reads, and the
-    processor makes."""
+    """The forms that a step can use among these: a form arranged by the processor needs an input that only it reads and
+    that the processor computes."""
     free = all(other.output.variable != step.inputs[0].variable for other in steps) and (
         sum(each.variable == step.inputs[0].variable for other in steps for each in other.inputs) == 1
     )

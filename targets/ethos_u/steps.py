@@ -16,8 +16,8 @@ from targets.ethos_u.tosa import Shape, Tensor, TosaGraph
 Array = np.ndarray
 
 
-class Unsupported(Exception):  # noqa: N818  (a verdict on an operator, caught by the partitioner, not an error)
-    """Reason why the accelerator cannot take an operator."""
+class Unsupported(Exception):  # noqa: N818  (a refusal of an operator, caught by the partitioner, not an error)
+    """Reason why the accelerator cannot run an operator."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +25,9 @@ class Quantized:
     """An 8-bit tensor of the graph.
 
     Attributes:
-        variable: what holds it.
+        variable: the variable that holds it.
         scale: scale of one step.
-        zero: as int8; of a uint8 tensor 128 less, since the accelerator sees its values 128 less too.
+        zero: zero point as int8; for a uint8 tensor minus 128, since the accelerator also sees its values minus 128.
         unsigned: whether the graph holds it as uint8.
     """
 
@@ -49,13 +49,13 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor on the accelerator. `last` says that it lies with its channels last (N, H, W, C)."""
+    """A tensor on the accelerator. `last` means that its channels are last (N, H, W, C)."""
 
     tensor: Tensor
     last: bool
 
     def position(self, axis: int) -> int:
-        """Position of an axis of the model."""
+        """Position on the accelerator of an axis of the model."""
         return channels_first(len(self.tensor.shape))[axis] if self.last else axis
 
 
@@ -64,11 +64,11 @@ Emit = Callable[["Emitter", Sequence[Value]], Value]
 
 @dataclass(frozen=True)
 class Form:
-    """A way to write a step.
+    """A way to emit a step.
 
     Attributes:
-        arrangement: in which the processor hands over the first input, which it makes and nothing else reads; None as
-            it is.
+        arrangement: the layout in which the processor passes the first input, which it computes and nothing else reads;
+            None: unchanged.
     """
 
     emit: Emit
@@ -83,9 +83,9 @@ class Step:
         operator: for reports.
         sizes: sizes of the operator, for reports.
         macs: multiply-adds.
-        emit: writes it: given the graph and its inputs, the result.
-        forms: other ways to write it, by name, whose result is the same bytes; `tune` chooses among them.
-        arrangement: as of the form that is written.
+        emit: emits it: given the graph and its inputs, returns the result.
+        forms: alternative ways to emit it, by name, with the same result; `tune` chooses among them.
+        arrangement: that of the current form.
     """
 
     operator: str
@@ -98,14 +98,14 @@ class Step:
     arrangement: Arrangement | None = None
 
     def in_form(self, name: str) -> Step:
-        """The step written in one of its forms."""
+        """The step in one of its forms."""
         form = self.forms[name]
         return replace(self, emit=form.emit, arrangement=form.arrangement)
 
 
 @dataclass(frozen=True)
 class Result:
-    """Required result of an operator: integers of `output`, limited to [low, high], of `core + bias`."""
+    """Required result of an operator: integers of `output`, clamped to [low, high], of `core + bias`."""
 
     output: Quantized
     low: int
@@ -114,15 +114,15 @@ class Result:
     accelerator: Accelerator
 
     def integers(self, numbers: Array) -> Array:
-        """Numbers as int8 of the result."""
+        """Numbers quantized to int8 like the result."""
         steps = np.rint(numbers / self.output.scale) + self.output.zero
         return np.clip(steps, self.low, self.high).astype(np.int8)
 
 
 class Emitter:
-    """Writes steps into a TOSA graph and tracks layouts.
+    """Emits steps into a TOSA graph and tracks layouts.
 
-    With `turns_early`, images that a reshape makes get their channels last at once, not where an operator wants it.
+    With `turns_early`, the result of a reshape gets channels last immediately, not only when an operator needs it.
     """
 
     def __init__(self, turns_early: bool = False) -> None:
@@ -130,7 +130,7 @@ class Emitter:
         self.turns_early = turns_early
 
     def last(self, value: Value) -> Tensor:
-        """A tensor of three axes or more with its channels last."""
+        """A tensor of at least three axes with its channels last."""
         x = value.tensor
         return x if value.last else self.graph.transpose(x, channels_last(len(x.shape)))
 
@@ -144,25 +144,25 @@ class Emitter:
         return Value(tensor, last and len(tensor.shape) >= 3)
 
     def together(self, values: Sequence[Value]) -> tuple[list[Tensor], bool]:
-        """Tensors of one rank in one layout, and whether that has channels last."""
+        """Tensors of the same rank in the same layout, and whether that has channels last."""
         last = any(each.last for each in values)
         return [self.last(each) if last else each.tensor for each in values], last
 
     def looked_up(self, x: Tensor, data: Quantized, result: Result) -> Tensor:
-        """Like `rescaled`, through a table. Vela 5.2 loses a RESCALE between what it writes piece by piece (CONCAT,
-        PAD, TILE) and a CONCAT."""
+        """Like `rescaled`, through a table. Vela 5.2 loses a RESCALE between operators that it writes piece by piece
+        (CONCAT, PAD, TILE) and a CONCAT."""
         if data.same_numbers(result.output):
             return self.graph.clamp(x, result.low, result.high)
         return self.table(x, data, result)
 
     def table(self, x: Tensor, data: Quantized, result: Result) -> Tensor:
-        """Like `rescaled`, through a table in any case."""
+        """Like `rescaled`, always through a table."""
         values = (np.arange(-128, 128) - data.zero) * data.scale
         entries = self.graph.constant(result.integers(values))
         return self.graph.emit("TABLE", [x, entries], x.shape, "int8", "TableAttribute")
 
     def rows(self, value: Value, axes: Sequence[int]) -> tuple[Tensor, Callable[[Tensor], Value]]:
-        """Axes of the model as the last of (1, rows, 1, size), and how a tensor of that shape is put back."""
+        """Move axes of the model to the last of (1, rows, 1, size); also returns the function that moves them back."""
         rank = len(value.tensor.shape)
         order = [value.position(axis) for axis in (*(each for each in range(rank) if each not in axes), *axes)]
         moved = self.graph.transpose(value.tensor, order)
@@ -176,13 +176,13 @@ class Emitter:
         return rows, put_back
 
     def rescaled(self, x: Tensor, data: Quantized, result: Result) -> Tensor:
-        """int8 integers of `data` as those of the result, limited."""
+        """int8 integers of `data` rescaled to the result, clamped."""
         if not data.same_numbers(result.output):
             ratio = data.scale / result.output.scale
             x = self.graph.rescale(x, [ratio], "int8", zero=data.zero, output_zero=result.output.zero)
         return self.graph.clamp(x, result.low, result.high)
 
     def finished(self, sums: Tensor, scales: Sequence[float], result: Result) -> Tensor:
-        """int32 sums as the int8 integers of the result, limited."""
+        """int32 sums converted to int8 integers of the result, clamped."""
         scaled = self.graph.rescale(sums, scales, "int8", output_zero=result.output.zero)
         return self.graph.clamp(scaled, result.low, result.high)

@@ -1,4 +1,4 @@
-"""The target: this machine's processor in place of the Cortex-M, with an accelerator at its side."""
+"""The target: this machine's processor in the role of the Cortex-M, together with an accelerator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PRESETS_FILE = Path(__file__).with_name("presets.json")
 
 
 class EthosU(AcceleratedTarget):
-    """Integers on the accelerator, the rest on a processor."""
+    """Integer operators on the accelerator, the rest on a processor."""
 
     quantized_everywhere = True
     times_kernels = False
@@ -89,6 +89,6 @@ class EthosU(AcceleratedTarget):
 
 
 def presets() -> dict[str, Callable[[int | None], Target]]:
-    """Functions of the core count that make the named targets."""
+    """Named targets, as functions of the core count."""
     data = json.loads(_PRESETS_FILE.read_text(encoding="utf-8"))
     return {name: partial(EthosU, name, entry["description"], entry["accelerator"]) for name, entry in data.items()}

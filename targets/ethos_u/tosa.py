@@ -12,7 +12,7 @@ import numpy as np
 Array = np.ndarray
 Shape = tuple[int, ...]
 _VERSION = (1, 0, 0, False)
-_PIECE_BY_PIECE = ("CONCAT", "PAD", "TILE")  # Vela writes their results so
+_PIECE_BY_PIECE = ("CONCAT", "PAD", "TILE")  # Vela writes the results of these in pieces
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def fraction(scale: float) -> tuple[int, int]:
     """(multiplier of 31 bits, shift) nearest to a positive scale: scale = multiplier / 2**shift, shift in 2 to 62.
 
     Raises:
-        ValueError: the scale is out of the range that TOSA's RESCALE takes.
+        ValueError: the scale is outside the range of TOSA's RESCALE.
     """
     if not 0 < scale < math.inf:
         raise ValueError(f"no RESCALE multiplies by {scale}")
@@ -37,7 +37,7 @@ def fraction(scale: float) -> tuple[int, int]:
     if multiplier == 1 << 31:
         multiplier, exponent = multiplier >> 1, exponent + 1
     shift = 31 - exponent
-    if shift > 62:  # tiny: bits that no result sees are dropped
+    if shift > 62:  # tiny scale: drop bits that cannot affect a result
         multiplier, shift = multiplier >> min(shift - 62, 31), 62
     if shift < 2 or multiplier == 0:
         raise ValueError(f"no RESCALE multiplies by {scale}")
@@ -45,7 +45,7 @@ def fraction(scale: float) -> tuple[int, int]:
 
 
 class TosaGraph:
-    """Collects operators; `serialize` gives the flatbuffer that Vela and the reference model read."""
+    """Collects operators; `serialize` returns the flatbuffer for Vela and the reference model."""
 
     def __init__(self) -> None:
         import tosa_serializer
@@ -79,7 +79,7 @@ class TosaGraph:
         return Tensor(made.name, (len(values),), "shape")
 
     def output(self, tensor: Tensor) -> None:
-        """Mark an output; they keep the order of these calls. An input, or one that is an output already, is copied."""
+        """Mark an output; outputs keep the order of these calls. An input, or an existing output, is copied."""
         if tensor.name not in self._made or tensor.name in self._outputs:
             tensor = self.copied(tensor)
         self._outputs.add(tensor.name)
@@ -88,7 +88,7 @@ class TosaGraph:
     def emit(
         self, operator: str, inputs: Sequence[Tensor], shape: Shape, dtype: str, attribute: str, *values: object
     ) -> Tensor:
-        """An operator with one result; `attribute` is the serializer's name of its attributes."""
+        """Append an operator with one result; `attribute` is the serializer's name of its attributes."""
         result = self._serializer.addIntermediate(list(shape), self._type(dtype))
         self._made[result.name] = result
         if operator in _PIECE_BY_PIECE or (operator == "RESHAPE" and inputs[0].name in self._in_pieces):
@@ -103,25 +103,25 @@ class TosaGraph:
     def _type(self, dtype: str) -> Any:
         return getattr(self._ts.DType, dtype.upper())
 
-    # What operators of ours are made of.
+    # Building blocks of the operators.
 
     def zero(self, dtype: str, value: int = 0) -> Tensor:
         """A zero point."""
         return self.constant(np.array([value], dtype))
 
     def copied(self, x: Tensor) -> Tensor:
-        """The same int8 numbers in a tensor of their own."""
+        """A copy of an int8 tensor."""
         entries = self.constant(np.arange(-128, 128, dtype=np.int8))
         return self.emit("TABLE", [x, entries], x.shape, "int8", "TableAttribute")
 
     def rescale(self, x: Tensor, scales: Sequence[float], dtype: str, *, zero: int = 0, output_zero: int = 0) -> Tensor:
-        """(x - zero) * scale + output_zero, rounded once to the nearest (half upwards), saturated to `dtype`.
+        """(x - zero) * scale + output_zero, rounded once to nearest (halves up), saturated to `dtype`.
 
         Args:
-            scales: one for all, or one per entry of the last axis.
+            scales: a single one, or one per entry of the last axis.
         """
         if x.name in self._in_pieces and x.dtype == "int8":
-            # Vela 5.2 loses it in front of a sum, product or extreme without repeated operands, and of a PAD.
+            # Vela 5.2 loses the RESCALE before a sum, product or maximum without broadcast operands, and before a PAD.
             x = self.copied(x)
         parts = [fraction(scale) for scale in scales]
         multiplier = self.constant(np.array([each[0] for each in parts], np.int32))
@@ -132,7 +132,7 @@ class TosaGraph:
         return self.emit("RESCALE", [x, multiplier, shift, *zeros], x.shape, dtype, "RescaleAttribute", *values)
 
     def clamp(self, x: Tensor, low: int, high: int) -> Tensor:
-        """Limited; nothing where int8 holds no more."""
+        """Clamp; omitted if the limits cover int8."""
         if low <= -128 and high >= 127:
             return x
         limits = [[int(np.uint8(np.int8(limit)))] for limit in (low, high)]
@@ -141,7 +141,8 @@ class TosaGraph:
         )
 
     def reshape(self, x: Tensor, shape: Shape) -> Tensor:
-        """The same elements in the same order; of one tensor each shape is written once: Vela copies otherwise."""
+        """The same elements in the same order; each shape of a tensor is emitted only once, since Vela copies
+        otherwise."""
         if x.shape == tuple(shape):
             return x
         if (x.name, tuple(shape)) not in self._reshaped:
@@ -150,7 +151,7 @@ class TosaGraph:
         return self._reshaped[x.name, tuple(shape)]
 
     def transpose(self, x: Tensor, order: Sequence[int]) -> Tensor:
-        """Axes permuted; a reshape where only axes of one element move."""
+        """Axes permuted; a reshape if only axes of size 1 move."""
         shape = tuple(x.shape[axis] for axis in order)
         moved = [axis for axis in order if x.shape[axis] != 1]
         if moved == sorted(moved):
@@ -169,7 +170,7 @@ class TosaGraph:
         dilation: Sequence[int] = (1, 1),
         depthwise: bool = False,
     ) -> Tensor:
-        """int32 sums of x (N, H, W, C) and int8 weights (O, kh, kw, C), or (kh, kw, C, M) for a depthwise one.
+        """int32 sums of x (N, H, W, C) and int8 weights (O, kh, kw, C), or (kh, kw, C, M) if depthwise.
 
         Args:
             padding: top, bottom, left, right.
@@ -203,7 +204,7 @@ class TosaGraph:
         """int32 sums of the given shape of x (N, H, W, C) and int8 weights (O, kh, kw, C).
 
         Args:
-            edges: what the result gains at its top, bottom, left and right; less than 0 where it is cut.
+            edges: padding of the result at its top, bottom, left and right; negative to crop.
         """
         operands = [x, self.constant(weight), self.constant(bias), self.zero("int8", zero), self.zero("int8")]
         values = (list(edges), list(strides), False, self._ts.DType.INT32)
@@ -235,7 +236,7 @@ class TosaGraph:
         return self.emit(operator, operands, shape, "int8", "AvgPool2dAttribute", *values, self._ts.DType.INT32)
 
     def nan_mode(self) -> Any:
-        """NaN mode of extremes, which integers do not have."""
+        """NaN mode of minimum and maximum, irrelevant for integers."""
         return self._ts.NanPropagationMode.PROPAGATE
 
     def reduce(self, operator: str, x: Tensor) -> Tensor:
@@ -245,7 +246,7 @@ class TosaGraph:
         return self.emit(operator, [x], shape, x.dtype, name, axis, self._ts.NanPropagationMode.PROPAGATE)
 
     def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
-        """Tensors joined; one alone is itself."""
+        """Concatenate tensors; a single one is returned unchanged."""
         if len(parts) == 1:
             return parts[0]
         shape = list(parts[0].shape)
@@ -253,7 +254,7 @@ class TosaGraph:
         return self.emit("CONCAT", parts, tuple(shape), parts[0].dtype, "ConcatAttribute", axis)
 
     def split(self, x: Tensor, count: int, axis: int) -> list[Tensor]:
-        """Equal parts."""
+        """Split into equal parts."""
         sizes, starts = list(x.shape), [0] * len(x.shape)
         sizes[axis] //= count
         parts = []
@@ -263,7 +264,7 @@ class TosaGraph:
         return parts
 
     def pad(self, x: Tensor, around: Sequence[int], value: int) -> Tensor:
-        """A constant around; `around` is (before, after) of each axis."""
+        """Pad with a constant; `around` is (before, after) of each axis."""
         if not any(around):
             return x
         sizes = zip(x.shape, around[::2], around[1::2], strict=True)
@@ -272,14 +273,14 @@ class TosaGraph:
         return self.emit("PAD", [x, self.shape(around), filling], shape, x.dtype, "PadAttribute")
 
     def tile(self, x: Tensor, counts: Sequence[int]) -> Tensor:
-        """Repeated along each axis."""
+        """Repeat along each axis."""
         if all(count == 1 for count in counts):
             return x
         shape = tuple(size * count for size, count in zip(x.shape, counts, strict=True))
         return self.emit("TILE", [x, self.shape(counts)], shape, x.dtype, "TileAttribute")
 
     def slice(self, x: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
-        """A part."""
+        """A part of a tensor."""
         sizes = tuple(sizes)
         if sizes == x.shape:
             return x
@@ -289,7 +290,7 @@ class TosaGraph:
     def _fitted(
         self, x: Tensor, sizes: Sequence[int], extents: Sequence[int], strides: Sequence[int], padding: Sequence[int]
     ) -> tuple[Tensor, list[int]]:
-        """The operand without rows and columns that no window reaches: TOSA wants windows to end at the edge."""
+        """The operand without rows and columns that no window reaches: TOSA requires windows to end at the edge."""
         shape, fitted = list(x.shape), list(padding)
         for axis in (0, 1):
             needed = (sizes[axis] - 1) * strides[axis] + extents[axis] - padding[2 * axis]

@@ -1,4 +1,4 @@
-"""Arm's compiler for the Ethos-U: a TOSA graph to a command stream, and its estimate of the cost of running it."""
+"""Arm's compiler for the Ethos-U: from a TOSA graph to a command stream, with an estimate of its cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from targets.extras import install_command
 
 @dataclass(frozen=True)
 class Compiled:
-    """Vela's output: the program, and its tables: one row per operator, and totals."""
+    """Vela's output: the program and its tables, one row per operator, and totals."""
 
     program: Program
     layers: list[dict[str, str]]
@@ -31,7 +31,7 @@ class Compiled:
 
 @cache
 def require() -> None:
-    """Raises ToolchainMissing, with the line that installs them, when Vela or the TOSA tools are not here."""
+    """Raise ToolchainMissing, with the command that installs them, if Vela or the TOSA tools are missing."""
     import importlib.util
 
     for module, package in (("ethosu.vela", "ethos-u-vela"), ("tosa_serializer", "tosa-tools")):
@@ -45,7 +45,7 @@ def require() -> None:
 
 
 def version() -> str:
-    """Version of Vela. Raises ToolchainMissing where it is not installed."""
+    """Version of Vela. Raises ToolchainMissing if it is not installed."""
     import importlib.metadata
 
     require()
@@ -56,7 +56,7 @@ def compile_graph(tosa: bytes, accelerator: Accelerator, options: VelaOptions | 
     """Compile a graph.
 
     Raises:
-        TargetError: Vela refuses it; carries what it says.
+        TargetError: Vela refuses it; contains Vela's output.
         ToolchainMissing: it is not installed.
     """
     require()
@@ -66,7 +66,7 @@ def compile_graph(tosa: bytes, accelerator: Accelerator, options: VelaOptions | 
         said = _run(source, accelerator, options or VelaOptions())
         result = Path(folder) / "graph_vela.npz"
         if not result.exists():
-            raise TargetError(f"Vela made nothing of a graph: {said.strip()[-800:]}", "please report the model")
+            raise TargetError(f"Vela produced no output for a graph: {said.strip()[-800:]}", "please report the model")
         with np.load(result, allow_pickle=True) as arrays:
             program = _program({name: arrays[name] for name in arrays.files}, accelerator)
         if accelerator.is_u85:

@@ -1,7 +1,7 @@
 """Verifies Vela's output against the graph: the simulator against the TOSA reference model.
 
-Vela 5.2 has been seen to emit wrong commands silently. Segments that differ are refused, and the processor computes
-them.
+Vela 5.2 is known to emit wrong commands silently. Segments with differences are refused and run on the processor
+instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REASON = "with what is before it, Vela's commands compute something else than it
 
 
 def agrees(part: Segment, program: Program) -> bool:
-    """True if a program gives, for random inputs, each bit that the reference model gives."""
+    """True if a program reproduces the reference model's output bit by bit, for random inputs."""
     rng = np.random.default_rng(0)
     operands = [rng.integers(-128, 128, port.shape).astype(np.int8) for port in part.inputs]
     wanted = run_graph(part.tosa, operands)
@@ -30,7 +30,7 @@ def agrees(part: Segment, program: Program) -> bool:
 
 
 def first_wrong(part: Segment, accelerator: Accelerator, options: VelaOptions) -> Step:
-    """First step at which a segment that does not agree begins to differ."""
+    """The first step from which on a segment's results are wrong."""
     right, wrong = 0, len(part.steps)
     while wrong - right > 1:
         middle = (right + wrong) // 2

@@ -18,7 +18,7 @@ _BYTES = ("int8", "uint8")
 
 @dataclass(frozen=True)
 class Weight:
-    """Constant int8 weights whose zero point is 0; `scale` has one entry, or one for each of `axis`."""
+    """Constant int8 weights with zero point 0; `scale` has one entry, or one per position along `axis`."""
 
     values: Array
     scale: Array
@@ -26,7 +26,7 @@ class Weight:
 
 
 class View:
-    """The outermost bindings of `main`; `home` is the block of code without side effects that quantizes most."""
+    """The outermost bindings of `main`; `home` is the dataflow block that quantizes most."""
 
     def __init__(self, mod: tvm.IRModule) -> None:
         self.mod = mod
@@ -55,12 +55,12 @@ class View:
         return expr
 
     def call(self, expr: Expr, *names: str) -> Expr | None:
-        """The call of one of the operators that defines `expr`."""
+        """The call of one of the given operators that defines `expr`."""
         value = self.definition(expr)
         return value if operator_name(value) in names else None
 
     def used_once(self, expr: Expr) -> bool:
-        """True if nothing else reads it."""
+        """True if there is no other reader."""
         return self._uses.get(expr, 0) <= 1
 
     def constant(self, expr: Expr) -> Array | None:
@@ -69,7 +69,7 @@ class View:
         return value.value.numpy() if isinstance(value, GenericConst) else None
 
     def number(self, expr: Expr) -> Array | None:
-        """The numbers of a float constant, or of one that is stored as integers and a scale; float64."""
+        """The numbers of a float constant, or of one stored as integers and a scale; float64."""
         plain = self.constant(expr)
         if plain is not None:
             return plain.astype(np.float64)
@@ -87,10 +87,10 @@ class View:
         return np.asarray(shifted * scale.astype(np.float64).reshape(shape if scale.size > 1 else ()))
 
     def quantized(self, expr: Expr) -> Quantized:
-        """The 8-bit tensor that a float operand is the dequantization of.
+        """The 8-bit tensor whose dequantization is a float operand.
 
         Raises:
-            Unsupported: it is none, or not one with a single scale.
+            Unsupported: it is not one, or does not have a single scale.
         """
         found = self.call(expr, "relax.dequantize")
         if found is None or isinstance(self.definition(found.args[0]), GenericConst):
@@ -98,7 +98,7 @@ class View:
         return self.described(found.args[0], found)
 
     def described(self, variable: Var, call: Call) -> Quantized:
-        """An 8-bit tensor with the parameters of a call of quantize or dequantize."""
+        """An 8-bit tensor with the parameters of a quantize or dequantize call."""
         scale, zero = self.constant(call.args[1]), self.constant(call.args[2])
         dtype = str(variable.ty.dtype)
         if scale is None or zero is None or scale.size != 1 or zero.size != 1:
@@ -110,7 +110,7 @@ class View:
         return Quantized(variable, static_shape(variable), float(scale.item()), int(zero.item()) - offset, unsigned)
 
     def weight(self, expr: Expr, filters: int) -> Weight:
-        """Constant weights, filters along that axis; also transposed ones, as of Gemm with transB."""
+        """Constant weights, with filters along that axis; also transposed ones, like Gemm's with transB."""
         turned = self.call(expr, "relax.permute_dims")
         found = self.call(expr if turned is None else turned.args[0], "relax.dequantize")
         values = None if found is None else self.constant(found.args[0])
@@ -122,7 +122,7 @@ class View:
             order = _order(turned)
             values, axis = values.transpose(order), order.index(axis)
         if scale is None or zero is None or (scale.size > 1 and axis != filters):
-            raise Unsupported("the scales of its weights do not lie along its filters")
+            raise Unsupported("the scales of its weights are not per filter")
         shape = [1] * values.ndim
         shape[axis] = -1
         shifted = values.astype(np.int32) - zero.astype(np.int32).reshape(shape if zero.size > 1 else ())
@@ -139,7 +139,7 @@ def _order(turned: Expr) -> list[int]:
 
 
 def _home(function: Function) -> set[Expr]:
-    """The variables of the block in which most is quantized: a segment lies in one block."""
+    """The variables of the dataflow block with the most quantization: a segment must be within one block."""
     best: list[Expr] = []
     for block in function.body.blocks:
         if isinstance(block, relax.DataflowBlock):
@@ -157,7 +157,7 @@ def operator_name(expr: Expr) -> str | None:
 
 
 def registered_name(expr: Expr) -> str:
-    """The name under which a step for `expr` is registered: that of its operator, or of its kernel."""
+    """The name under which a step for `expr` is registered: its operator's or kernel's."""
     name = operator_name(expr)
     if name == "relax.call_tir":
         return "kernel." + str(expr.args[0].name_hint).rstrip("0123456789")
@@ -168,7 +168,7 @@ def static_shape(expr: Expr) -> tuple[int, ...]:
     """The sizes of a tensor. Raises Unsupported if one is dynamic."""
     shape = getattr(expr.ty, "shape", None)
     if not isinstance(shape, relax.ShapeExpr) or not all(isinstance(size, tvm.tirx.IntImm) for size in shape.values):
-        raise Unsupported("its sizes are dynamic, and a command stream is for fixed sizes")
+        raise Unsupported("its sizes are dynamic, and a command stream needs fixed sizes")
     sizes = tuple(int(size) for size in shape.values)
     if 0 in sizes:
         raise Unsupported("it has no elements")
@@ -176,7 +176,7 @@ def static_shape(expr: Expr) -> tuple[int, ...]:
 
 
 def variables(expr: Expr) -> Iterable[Var]:
-    """The variables that an expression reads, each as often as it does."""
+    """The variables that an expression reads, repeated for each use."""
     if isinstance(expr, relax.Var):
         yield expr
     elif isinstance(expr, relax.Call):

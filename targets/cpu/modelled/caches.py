@@ -1,7 +1,7 @@
-"""Bytes that a kernel's loop nest moves into each cache: the distinct lines of what fits, over again where it does not.
+"""Bytes that a kernel's loop nest moves into each cache: the distinct lines of data that fits, repeated if it does not.
 
-A loop whose single iterations fit into a cache keeps there what the next iteration reads again; of one whose iterations
-do not, each starts anew (Wolf and Lam 1991).
+If one iteration of a loop fits into a cache, the data that the next iteration reads again stays there; otherwise every
+iteration starts anew (Wolf and Lam 1991).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from schedules.ir.tir import structural_walk, tirx, tvm
 from schedules.ir.tvm_types import Buffer, Expr, Node, PrimFunc, Stmt, Var
 from schedules.machine import dtype_bits
 
-_USABLE = 0.75  # of a cache: the rest goes to conflicts and to what others hold there
+_USABLE = 0.75  # of a cache: the rest is lost to conflicts and other data
 Footprint = dict[int, float]
 
 
 @dataclass
 class _Level:
-    """Bytes that one execution of a loop touches, and one iteration of it, by buffer."""
+    """Bytes touched by one execution of a loop, and by one iteration of it, by buffer."""
 
     nest: Nest
     inside: list[Access | _Level]
@@ -37,7 +37,7 @@ class Traffic:
 
     Args:
         accesses: accesses of the kernel.
-        tasks: iterations of a parallel loop that the core runs, for a number of all.
+        tasks: iterations of a parallel loop that the core runs, given the total number.
     """
 
     def __init__(self, accesses: Accesses, cores: int) -> None:
@@ -46,11 +46,11 @@ class Traffic:
         self._root = self._level(accesses.nest)
 
     def into(self, capacity: int) -> Footprint:
-        """Bytes by buffer that enter a cache of a size in bytes."""
+        """Bytes by buffer that enter a cache of a given size in bytes."""
         return self._missed(self._root, _USABLE * capacity)
 
     def touched(self) -> Footprint:
-        """Bytes by buffer that the core touches at all."""
+        """Bytes by buffer that the core touches in total."""
         return self._root.whole
 
     def _level(self, nest: Nest) -> _Level:
@@ -64,7 +64,7 @@ class Traffic:
         return _Level(nest, inside, whole, once)
 
     def _footprint(self, accesses: Sequence[Access], variables: set[int]) -> Footprint:
-        """Bytes of the distinct lines by buffer. What several accesses reach counts once."""
+        """Bytes of the distinct lines by buffer. Lines reached by several accesses count once."""
         reached: dict[int, dict[Ranges, None]] = {}
         for each in accesses:
             start, moved = each.address.constant, []
@@ -105,15 +105,14 @@ def _variables(nest: Nest) -> Iterable[int]:
 
 
 LINE = 64
-_MOST = 1 << 16  # ranges to tell apart; of more, the bytes between the first and the last are shared out
+_MOST = 1 << 16  # most ranges kept apart; for more, the bytes between the first and the last are an estimate
 Ranges = tuple[float, float, tuple[tuple[float, int], ...]]
-"""An access: its first byte, how many bytes it spans, and the stride and iterations of each loop that moves it,
-sorted."""
+"""An access: its first byte, the bytes it spans, and the stride and iterations of each loop that moves it, sorted."""
 _Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def bytes_of_lines(accesses: Iterable[Ranges], nbytes: int) -> float:
-    """Bytes of the cache lines of a buffer, of a size in bytes, that any of the accesses reaches."""
+    """Bytes of the cache lines that any of the accesses reaches, in a buffer of a given size in bytes."""
     begins, ends, dense = [], [], 0.0
     for access in accesses:
         found = _ranges(access)
@@ -127,20 +126,20 @@ def bytes_of_lines(accesses: Iterable[Ranges], nbytes: int) -> float:
         return min(dense, whole)
     first = np.maximum(np.floor(np.concatenate(begins) / LINE) * LINE, 0.0)
     last = np.minimum(np.ceil(np.concatenate(ends) / LINE) * LINE, whole)
-    inside = last > first  # borders that conditions leave out are not in the buffer
+    inside = last > first  # borders excluded by conditions are not in the buffer
     begin, end = _joined(first[inside], last[inside])
     return min(float((end - begin).sum()) + dense, whole)
 
 
 @lru_cache(maxsize=4096)
 def _ranges(access: Ranges) -> _Pair | None:
-    """Beginnings and ends of the bytes that an access reaches; None when they are too many."""
+    """Starts and ends of the byte ranges that an access reaches; None if there are too many."""
     start, span, moved = access
     begin, end = np.array([start]), np.array([start + span])
     for stride, times in moved:
         if times == 1:
             continue
-        if len(begin) == 1 and stride <= max(end[0] - begin[0], LINE):  # no line between is left out
+        if len(begin) == 1 and stride <= max(end[0] - begin[0], LINE):  # no line in between is skipped
             end = end + stride * (times - 1)
             continue
         if len(begin) * times > _MOST:
@@ -151,7 +150,7 @@ def _ranges(access: Ranges) -> _Pair | None:
 
 
 def _joined(begin: NDArray[np.float64], end: NDArray[np.float64]) -> _Pair:
-    """Ranges that overlap or touch as one, in order."""
+    """Merge ranges that overlap or touch, in order."""
     order = np.argsort(begin, kind="stable")
     begin, end = begin[order], np.maximum.accumulate(end[order])
     if not len(begin):
@@ -161,7 +160,7 @@ def _joined(begin: NDArray[np.float64], end: NDArray[np.float64]) -> _Pair:
 
 
 def _shared_out(access: Ranges) -> float:
-    """Bytes of the lines of an access whose ranges are too many to tell apart: no two of them are taken to meet."""
+    """Bytes of the lines of an access with too many ranges to keep apart: no two are assumed to overlap."""
     _, span, moved = access
     count = 1.0
     for stride, times in moved:
@@ -172,18 +171,18 @@ def _shared_out(access: Ranges) -> float:
     return count * max(span, LINE)
 
 
-_IN_REGISTERS = 16 << 10  # bytes of a "local" buffer up to which it is a tile of registers, or at hand as one
+_IN_REGISTERS = 16 << 10  # "local" buffers up to this many bytes count as register tiles, or as cheap as those
 
 
 @dataclass(frozen=True)
 class Affine:
-    """A sum of loop variables by number, each times a coefficient; `extents` bounds those that a modulo bounds."""
+    """A sum of loop variables by number, each times a coefficient; `extents` bounds those that a modulo limits."""
 
     constant: float = 0.0
     terms: tuple[tuple[int, float], ...] = ()
 
     def plus(self, other: Affine, times: float = 1.0) -> Affine:
-        """This and a multiple of another."""
+        """The sum of this and a multiple of another."""
         sums = dict(self.terms)
         for variable, factor in other.terms:
             sums[variable] = sums.get(variable, 0.0) + times * factor
@@ -197,7 +196,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Access:
-    """A load or store: which buffer, its byte address from the buffer's start, and how many bytes at what stride."""
+    """A load or store: the buffer, its byte address from the buffer's start, and the bytes and stride accessed."""
 
     buffer: int
     address: Affine
@@ -219,7 +218,7 @@ class Nest:
 
 @dataclass
 class Accesses:
-    """A kernel's nest, and of each buffer its bytes and the position of its parameter (None for scratch memory)."""
+    """A kernel's nest, and for each buffer its bytes and the position of its parameter (None for scratch memory)."""
 
     nest: Nest
     nbytes: list[int]
@@ -306,7 +305,7 @@ class _Reader:
         nest.body.append(Access(number, address, lanes, stride, size, writes))
 
     def _affine(self, value: Expr) -> Affine:
-        """An index as a linear function; divisions and moduli as nearly as they are."""
+        """An index as a linear function; divisions and moduli are approximated."""
         if isinstance(value, tirx.IntImm):
             return Affine(float(int(value.value)))
         found = self._values.get(value) if isinstance(value, tirx.Var) else None
@@ -330,7 +329,7 @@ class _Reader:
         return Affine() if inner is None or isinstance(inner, int | float) else self._affine(inner)
 
     def _divided(self, inner: Affine, divisor: float) -> Affine:
-        """Nothing of what never reaches the divisor."""
+        """The quotient; 0 for terms that never reach the divisor."""
         if not divisor:
             return Affine()
         ends = [factor * (self._extents[variable] - 1) for variable, factor in inner.terms]
@@ -339,8 +338,8 @@ class _Reader:
         return Affine() if least >= 0 and most < divisor else inner.scaled(1 / divisor)
 
     def _modulo(self, inner: Affine, divisor: float) -> Affine:
-        """Remainder of each variable: nothing of one that moves by whole divisors; one that moves further than a
-        divisor is spread over it."""
+        """Remainder of each variable: 0 for one that moves by whole divisors; one that moves further than a divisor is
+        spread over it."""
         terms = []
         for variable, factor in inner.terms:
             if divisor and factor % divisor == 0:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from targets.cpu.modelled.ir import Block, Flow, Function, Loop, flow_of
 
 SAMPLES = 512
-_LARGEST = 32  # iterations up to which conditions that are not linear are searched
+_LARGEST = 32  # most iterations searched for nonlinear conditions
 _ENTRY = "__tvm_ffi_kernel"
 _LAMBDA = "__tvm_parallel_lambda"
 _COMPARE = re.compile(r"^icmp (?:samesign )?\w+ i\d+ (\S+), (\S+)$")
@@ -23,8 +23,8 @@ _COMPARE = re.compile(r"^icmp (?:samesign )?\w+ i\d+ (\S+), (\S+)$")
 def frequencies(functions: Mapping[str, Function], cores: int) -> dict[str, dict[str, float]]:
     """Runs of each block in one call of the kernel, by function and block, on the busiest core.
 
-    A function that others call runs as often as they call it. What is called once a task, of a parallel loop, counts
-    the tasks of the first core, which has as many as any.
+    A function called by others runs as often as they call it. A function called once per task of a parallel loop counts
+    the tasks of the first core, which has the most.
     """
     entries = [name for name in functions if name.startswith(_ENTRY)]
     calls: dict[str, float] = dict.fromkeys(entries, 1.0)
@@ -47,10 +47,9 @@ def frequencies(functions: Mapping[str, Function], cores: int) -> dict[str, dict
 class BlockCounts:
     """The runs of the blocks of one function in one call.
 
-    Attributes:
-        counts: by block.
-        trips: of loops, by header: the mean number of iterations each time that it is entered.
-        guessed: blocks whose condition could not be evaluated, nor had weights.
+    counts: runs by block.
+    trips: mean number of iterations per entry of each loop, by header.
+    guessed: blocks whose condition could not be evaluated and had no weights.
     """
 
     def __init__(self, function: Function, cores: int) -> None:
@@ -90,7 +89,7 @@ class BlockCounts:
         entered: dict[str, Numbers],
         exits: dict[str, tuple[str, str] | None],
     ) -> None:
-        """Hand a block's weight on to its successors."""
+        """Pass a block's weight on to its successors."""
         inside, left = [], {}
         for successor in dict.fromkeys(block.successors):
             loop = self._left(block.name, successor)
@@ -111,7 +110,7 @@ class BlockCounts:
             for successor in inside:
                 edges[block.name, successor] = weight / len(inside)
         for successor in [] if len(left) == len(set(block.successors)) or len(inside) != 1 else inside:
-            # One way stays in the loop and the other leaves it: all runs but those that leave stay.
+            # One successor stays in the loop and the other leaves it: all runs but the leaving ones stay.
             leaving = sum((edges[block.name, each] for each in left if (block.name, each) in edges), np.zeros(SAMPLES))
             edges[block.name, successor] = np.maximum(weight - leaving, 0.0)
 
@@ -139,7 +138,7 @@ class BlockCounts:
         return loop is not None and block in loop.latches
 
     def _share(self, block: Block) -> Numbers:
-        """Share of runs in which the first successor follows."""
+        """Share of runs in which the first successor is taken."""
         value = self._integers.value(block.condition)
         unknown = np.isnan(value)
         if not unknown.any():
@@ -152,7 +151,7 @@ class BlockCounts:
         return np.where(unknown, guess, value)
 
     def _trips(self, loop: Loop) -> tuple[Numbers, tuple[str, str] | None]:
-        """Iterations of a loop each time that it is entered, and the edge by which it ends.
+        """Iterations of a loop per entry, and the edge by which it ends.
 
         Sets the iteration of each sample, evenly spread over them.
         """
@@ -178,7 +177,7 @@ class BlockCounts:
         return found
 
     def _until(self, loop: Loop, block: Block, *, leaves_if: bool) -> Numbers | None:
-        """Number of runs of the block until its condition leads out; None when that is not known."""
+        """Number of runs of the block until its condition exits the loop; None if unknown."""
         ends = self._holds(loop, block, 0.0, leaves_if)
         if ends is None:
             return None
@@ -188,7 +187,7 @@ class BlockCounts:
             if last is not None and before is not None and bool(np.all(last & (~before | (trips < 2)))):
                 return trips
         low, high = np.zeros(SAMPLES), np.full(SAMPLES, 1.0)
-        for _ in range(40):  # the first iteration at which it ends, if it goes on ending from there
+        for _ in range(40):  # the first iteration at which it ends, assuming a monotonic condition
             after = self._holds(loop, block, high, leaves_if)
             if after is None:
                 return None
@@ -206,7 +205,7 @@ class BlockCounts:
         return np.where(ends, 1.0, high + 1)
 
     def _linear(self, loop: Loop, block: Block) -> Numbers | None:
-        """Iteration at which the sides of a comparison that is linear in it are equal."""
+        """Iteration at which both sides of a comparison that is linear in it are equal."""
         found = _COMPARE.match(self._function.values.get(block.condition, ""))
         if found is None:
             return None
@@ -239,14 +238,14 @@ class BlockCounts:
 
 
 def _by_weights(block: Block, outside: str) -> float:
-    """The trips that a branch's weights tell of; 1 where it has none."""
+    """The trip count from a branch's weights; 1 if it has none."""
     if len(block.weights) != 2:
         return 1.0
     return sum(block.weights) / max(1, block.weights[block.successors.index(outside)])
 
 
 def _spread(index: int) -> Numbers:
-    """Numbers between 0 and 1, evenly spread, and over several places evenly in the cube (Roberts' R sequence with
+    """Numbers between 0 and 1, evenly spread; for several indices, evenly in the cube (Roberts' R sequence with
     irrational steps)."""
     step = np.sqrt(float(_PRIMES[index % len(_PRIMES)])) % 1.0
     return ((np.arange(SAMPLES) + 0.5) * step) % 1.0
@@ -256,7 +255,7 @@ _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
 
 
 def _parallel_arguments(function: Function, cores: int) -> dict[str, Numbers]:
-    """Arguments of the function of a parallel loop: its number among the tasks, and the number of tasks."""
+    """Arguments of a parallel loop's function: the task's index, and the number of tasks."""
     if not function.name.startswith(_LAMBDA):
         return {}
     return {"%task_id": np.zeros(SAMPLES), "%num_task": np.full(SAMPLES, float(cores))}
@@ -277,7 +276,7 @@ _PHI = re.compile(r"\[ (\S+), %([\w.$-]+) \]")
 
 _ARITHMETIC: dict[str, Callable[[Numbers, Numbers], Numbers]] = {
     "add": lambda a, b: a + b,
-    "or": lambda a, b: a + b,  # of disjoint bits: additions that LLVM rewrote
+    "or": lambda a, b: a + b,  # disjoint bits: additions that LLVM rewrote
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "shl": lambda a, b: a * 2.0**b,
@@ -306,9 +305,9 @@ class Integers:
     """Evaluates values of one function over samples.
 
     Args:
-        samples: how many.
-        given: arrays of values that are known from outside, by name.
-        induction: of a loop's header, the number of the iteration in each sample; KeyError while it is not known.
+        samples: number of samples.
+        given: arrays of externally known values, by name.
+        induction: the iteration number in each sample, by loop header; KeyError while it is not known.
         latches: latches of a header, the names of the blocks that jump back to it.
     """
 
@@ -325,18 +324,18 @@ class Integers:
         self._known: dict[str, Numbers] = {}
 
     def value(self, name: str) -> Numbers:
-        """The value in each sample; NaN where it is not known."""
+        """The value in each sample; NaN if unknown."""
         if not name.startswith("%"):
             return np.full(self._samples, _literal(name))
         if name in self._given:
             return self._given[name]
         if name not in self._known:
-            self._known[name] = np.full(self._samples, np.nan)  # of what depends on itself
+            self._known[name] = np.full(self._samples, np.nan)  # for values that depend on themselves
             self._known[name] = self._evaluate(name)
         return self._known[name]
 
     def forget(self) -> None:
-        """Drop what was computed: an iteration has become known."""
+        """Drop computed values: an iteration number has become known."""
         self._known.clear()
 
     def _evaluate(self, name: str) -> Numbers:
@@ -358,7 +357,7 @@ class Integers:
             with np.errstate(all="ignore"):
                 return operation(self.value(found[3]), self.value(found[4]))
         if text.startswith("icmp eq ptr ") and text.endswith(", null"):
-            return np.zeros(self._samples)  # memory was there
+            return np.zeros(self._samples)  # assume that allocation succeeded
         if found := _COMPARISON.match(text):
             return self._compared(found[1], int(found[2]), found[3], found[4])
         if found := _CAST.match(text):
@@ -382,7 +381,7 @@ class Integers:
         whole = int(mask) & ((1 << bits) - 1)
         low = whole & -whole if whole else 1
         high = whole + low
-        if high & (high - 1):  # not one run of bits
+        if high & (high - 1):  # not a contiguous run of bits
             known = ~np.isnan(a)
             result = np.full(self._samples, np.nan)
             result[known] = (a[known].astype(np.int64) & whole).astype(float)
@@ -422,7 +421,7 @@ class Integers:
         return self.value(entering[0]) + step * self.iterations[header]
 
     def _step(self, name: str, following: str) -> float | None:
-        """Step of an induction variable, on whichever way through the loop."""
+        """Step of an induction variable, the same on every path through the loop."""
         text = _without_flags(self._function.values.get(following, ""))
         if text.startswith("phi ") and self._function.home[following] not in self._latches:
             steps = {self._step(name, each) for each, _ in _PHI.findall(text)}

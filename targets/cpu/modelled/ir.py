@@ -1,4 +1,4 @@
-"""LLVM IR read from text, as far as control flow (its natural loops) and integers go."""
+"""LLVM IR parsed from text: control flow (with natural loops) and integers only."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Block:
     """A basic block.
 
     Attributes:
-        successors: names, in the order of the branch: the first is taken where `condition` is true.
+        successors: names, in the order of the branch: the first is taken if `condition` is true.
         condition: the value that a conditional branch or a switch tests; "" otherwise.
-        cases: of a switch, the values that lead to the successors after the first.
-        weights: weights of the successors by metadata; empty where there are none.
-        calls: names of functions of the module that are called, or handed to what is called.
-        returns: it ends the function.
+        cases: the switch values that lead to the successors after the first.
+        weights: weights of the successors from metadata; empty if there are none.
+        calls: names of functions of the module that are called, or passed to a callee.
+        returns: whether it ends the function.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Block:
 
 @dataclass
 class Function:
-    """A function: its blocks in order, the texts of its values' definitions, and the block that each is in."""
+    """A function: its blocks in order, the texts of its values' definitions, and the block of each value."""
 
     name: str
     blocks: dict[str, Block] = field(default_factory=dict)
@@ -112,7 +112,7 @@ def _keep_own_calls(functions: dict[str, Function]) -> None:
 
 @dataclass
 class Loop:
-    """A loop: its header, the blocks that jump back to it, all its blocks (those of inner loops too), its parent."""
+    """A loop: its header, the blocks that jump back to it, all its blocks (including inner loops), its parent."""
 
     header: str
     latches: set[str] = field(default_factory=set)
@@ -125,9 +125,9 @@ class Flow:
     """The control flow of a function.
 
     Attributes:
-        order: blocks that can be reached, each after all that lead to it except over back edges.
-        predecessors: by block.
-        loops: by header.
+        order: reachable blocks, each after all its predecessors except over back edges.
+        predecessors: predecessors by block.
+        loops: loops by header.
         innermost: the innermost loop of each block that is in one.
     """
 
@@ -138,7 +138,7 @@ class Flow:
 
 
 def flow_of(function: Function) -> Flow:
-    """Analyse a function."""
+    """Analyze a function."""
     order = _reverse_postorder(function)
     predecessors: dict[str, list[str]] = {name: [] for name in order}
     for name in order:

@@ -1,7 +1,7 @@
-"""The measure of processors that are not at hand: cycles of the generated code and of its traffic between caches.
+"""Cost model for processors that are not available: cycles of the generated code and of its traffic between caches.
 
-Instructions take cycles on one core, every load hitting the first cache. LLVM's comments in the assembly name the
-block of LLVM IR that each machine block comes from.
+Instruction cycles are those of one core, with every load hitting the L1 cache. LLVM's comments in the assembly name the
+LLVM IR block that each machine block comes from.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from targets.cpu.modelled.tools import LlvmTools, ModelError, find_tools
 from targets.measure import Estimate, MeasureKind, Measurer, ScheduledKernel, Unit
 
 _FILE = Path(__file__).with_name("processors.json")
-_REVISION = 3  # of this model: count it up when its numbers change
-_LAUNCH_SECONDS = 3e-6  # of a parallel loop, until all cores have begun and ended
+_REVISION = 3  # of this model: increment it when its numbers change
+_LAUNCH_SECONDS = 3e-6  # per parallel loop, until all cores have started and finished
 
 
 @dataclass(frozen=True)
 class Processor:
-    """Facts of a processor that the model needs beside the machine's description.
+    """Processor data that the model needs in addition to the machine's description.
 
     Attributes:
-        scheduled_as: whose scheduling model LLVM has for it: its own, or that of the core it derives from.
-        clock_ghz: the nominal clock, by which cycles become seconds.
-        l1_rate, l2_rate: bytes a cycle that enter the first and the second cache of a core from the next one.
-        exposed: the share of what is not the longest (instructions, or lines on their way into one of the caches) that
-            nothing else hides.
+        scheduled_as: the processor whose LLVM scheduling model is used: itself, or the core it derives from.
+        clock_ghz: the nominal clock, which converts cycles to seconds.
+        l1_rate, l2_rate: bytes per cycle that enter the L1 and the L2 cache of a core from the next one.
+        exposed: the fraction of all but the longest part (instructions, or lines moving into one of the caches) that is
+            not hidden.
         halved: see `pipeline.Core`.
     """
 
@@ -49,7 +49,7 @@ class Processor:
 
 @cache
 def processors() -> dict[str, Processor]:
-    """The processors that are modelled, by LLVM's name."""
+    """The modeled processors, by LLVM's name."""
     data = json.loads(_FILE.read_text(encoding="utf-8"))
     return {name: Processor(**entry) for name, entry in data.items()}
 
@@ -57,8 +57,8 @@ def processors() -> dict[str, Processor]:
 class PipelineMeasurer(Measurer):
     """Models a processor that LLVM generates code for.
 
-    Its margin is what `python -m benchmarks.tuner modelled` found on Zen 5: all configs that were modelled to be faster
-    than the default by as much were faster. From one algorithm to another it errs by up to 40 %.
+    Its margin was measured by `python -m benchmarks.tuner modelled` on Zen 5: all configs modeled to be faster than the
+    default by at least that much were faster. Between algorithms it errs by up to 40 %.
     """
 
     kind: MeasureKind = "modelled"
@@ -75,7 +75,7 @@ class PipelineMeasurer(Measurer):
         return f"{find_tools().version}, model {_REVISION}"
 
     def estimate(self, kernel: ScheduledKernel) -> Estimate:
-        """Seconds of one call. Raises ModelError where a tool fails or the control flow cannot be followed."""
+        """Seconds of one call. Raises ModelError if a tool fails or the control flow cannot be followed."""
         machine, processor = self._machine, self._processor
         text = str(kernel.build().inspect_source("ll"))
         pipeline = analyse(text, self._core, machine.cores, find_tools())
@@ -98,7 +98,8 @@ class PipelineMeasurer(Measurer):
         return Estimate(seconds, parts)
 
     def _cycles_into_l2(self, kernel: ScheduledKernel, traffic: Traffic, accesses: Accesses) -> float:
-        """From a third cache that the cores share, or from memory, which sends once what all cores read: weights."""
+        """Cycles of traffic from a shared L3 cache, or from memory, which sends data read by all cores (weights) only
+        once."""
         machine, into = self._machine, traffic.into(self._machine.l2_bytes)
         if machine.l3_bytes:
             return sum(into.values()) / self._processor.l2_rate
@@ -107,8 +108,9 @@ class PipelineMeasurer(Measurer):
         return nbytes / machine.memory_rate
 
     def _far_bytes(self, kernel: ScheduledKernel, traffic: Traffic, accesses: Accesses) -> float:
-        """Bytes that come from memory, for all cores: weights, where the model's do not stay in the caches between two
-        calls. What several cores read comes once."""
+        """Bytes from memory, for all cores: weights, if the model's weights do not stay in the caches between two
+        calls.
+        Data read by several cores counts once."""
         near = self._machine.l3_bytes + self._machine.l2_bytes * self._machine.cores
         if kernel.constant_bytes <= near:
             return 0.0
@@ -120,18 +122,18 @@ class PipelineMeasurer(Measurer):
         )
 
 
-_NEGLIGIBLE = 0.002  # of the instructions that run: such regions count at the mean rate of the others
-_FEW, _MANY = 10, 100  # iterations of a region: of long ones fewer are enough for a steady state
+_NEGLIGIBLE = 0.002  # fraction of the instructions run: smaller regions count at the mean rate of the others
+_FEW, _MANY = 10, 100  # simulated iterations of a region: long ones reach a steady state sooner
 _LONG = 250  # instructions
-_SELDOM = 0.5  # of a loop's iterations: blocks that run less often are regions of their own
+_SELDOM = 0.5  # fraction of a loop's iterations: blocks that run less often are separate regions
 
 
 @dataclass(frozen=True)
 class Region:
-    """Instructions that follow each other in one iteration of a loop, how often they run, and the cycles they take.
+    """Consecutive instructions of one iteration of a loop, how often they run, and the cycles they take.
 
-    What runs in one iteration is one region, so that the iterations overlap as far as their results allow, as they do
-    in the processor.
+    The code of one iteration is one region, so that iterations overlap as far as their dependencies allow, like in the
+    processor.
     """
 
     loop: str
@@ -146,9 +148,9 @@ class Pipeline:
 
     Attributes:
         cycles: cycles of one call on the busiest core.
-        instructions: that run in these.
+        instructions: instructions executed in these.
         launches: launches of parallel loops.
-        regions: where the cycles go.
+        regions: distribution of the cycles.
     """
 
     cycles: float
@@ -159,13 +161,14 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Core:
-    """Core that code is generated for, and whose cycles are counted.
+    """The core that code is generated for, and whose cycles are counted.
 
     Attributes:
         triple, mcpu: LLVM's names of the platform and the processor.
-        scheduled_as: the processor whose scheduling model counts.
-        halved: its vectors of 512 bits are counted as such of 256: a processor that executes the former as its
-            predecessor, whose model it is, does the latter.
+        scheduled_as: the processor whose scheduling model is used.
+        halved: whether its 512-bit vectors are counted as 256-bit ones: the model's processor, its predecessor,
+        executes
+            256-bit vectors the way this one executes 512-bit ones.
     """
 
     triple: str
@@ -179,7 +182,7 @@ def analyse(text: str, core: Core, cores: int, tools: LlvmTools) -> Pipeline:
 
     Args:
         text: its LLVM IR, optimized.
-        cores: that share parallel loops.
+        cores: number of cores that share parallel loops.
 
     Raises:
         ModelError: a tool failed, or the control flow cannot be followed.
@@ -230,15 +233,15 @@ _LESS = {"{1to16}": "{1to8}", "{1to8}": "{1to4}"}
 
 
 def _modelled(instructions: tuple[str, ...], core: Core) -> list[str]:
-    """Code that llvm-mca is to run. It takes a prefetch for a barrier, which no load passes: those are left out."""
+    """The code for llvm-mca, without prefetches, which it would treat as barriers that no load passes."""
     kept = [each for each in instructions if not each.startswith(_PREFETCHES)]
     return _halved(kept) if core.halved else kept
 
 
 def _halved(instructions: list[str]) -> list[str]:
-    """x86 instructions on zmm as the same on ymm; those that move between the two stay.
+    """x86 instructions on zmm converted to ymm; those that move between the two are unchanged.
 
-    A broadcast from memory is a load: LLVM's models have it take a unit for shuffles as well, which AMD's do not.
+    A broadcast from memory is a load: LLVM's models also occupy a shuffle unit with it, unlike AMD's processors.
     """
 
     def half(text: str) -> str:
@@ -259,7 +262,7 @@ _END = re.compile(r"^\.Lfunc_end\d+:")
 
 @dataclass
 class MachineBlock:
-    """A machine block: its label ("" where nothing jumps to it), the IR block it comes from, its instructions."""
+    """A machine block: its label ("" if nothing jumps to it), the IR block it comes from, its instructions."""
 
     function: str
     label: str
@@ -268,8 +271,8 @@ class MachineBlock:
 
 
 def parse(text: str, functions: Mapping[str, object]) -> list[MachineBlock]:
-    """The machine blocks of functions of an assembly text, in order. A block whose source is not named, which code
-    generation added, has the one before it."""
+    """The machine blocks of the functions in an assembly text, in order. A block without a named source, added by code
+    generation, gets that of the block before it."""
     blocks: list[MachineBlock] = []
     function, source = "", ""
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""LLVM's command line tools: `llc` compiles the IR of a kernel, `llvm-mca` runs blocks through a processor's pipeline.
+"""LLVM's command line tools: `llc` compiles the IR of a kernel, `llvm-mca` simulates its blocks in a pipeline.
 
 Their version must read the IR that TVM's LLVM writes, which is version 22.
 """
@@ -18,8 +18,8 @@ from targets.toolchain import install_line, limited, ran_over
 
 OLDEST = 22
 _NEWEST = 30
-_SECONDS = 300  # of processor time: a busy machine must not decide
-_ANSWER_SECONDS = 300.0  # for a program to tell its version
+_SECONDS = 300  # of processor time, so that a busy machine makes no difference
+_ANSWER_SECONDS = 300.0  # for a program to print its version
 _VERSION = re.compile(r"LLVM version (\d+)\.(\d+\.\d+)")
 
 
@@ -36,7 +36,7 @@ class LlvmTools:
         return _run([self.llc, "-O3", "--relocation-model=pic", f"--mcpu={mcpu}", "-o", "-", "-"], text)
 
     def cycles(self, regions: list[str], triple: str, mcpu: str, iterations: list[int]) -> list[float]:
-        """Cycles of one iteration of each region, in a steady state: texts of instructions. Raises ModelError."""
+        """Steady-state cycles of one iteration of each region (texts of instructions). Raises ModelError."""
         found = [0.0] * len(regions)
         for count in sorted(set(iterations)):
             indices = [index for index, each in enumerate(iterations) if each == count]
@@ -56,7 +56,7 @@ class ModelError(Exception):
 
 @cache
 def find_tools() -> LlvmTools:
-    """The newest LLVM on PATH. Raises ToolchainMissing, with the package that has them."""
+    """The newest LLVM on PATH. Raises ToolchainMissing, with the package to install."""
     seen = []
     for suffix in (*(f"-{number}" for number in range(_NEWEST, OLDEST - 1, -1)), ""):
         llc, mca = shutil.which(f"llc{suffix}"), shutil.which(f"llvm-mca{suffix}")
@@ -74,7 +74,7 @@ def find_tools() -> LlvmTools:
 
 
 def _version(program: str) -> str:
-    """The version that a program reports; "" where it does not run."""
+    """The version that a program reports; "" if it does not run."""
     try:
         text = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=_ANSWER_SECONDS).stdout
     except (OSError, subprocess.TimeoutExpired):

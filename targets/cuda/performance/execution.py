@@ -1,12 +1,12 @@
-"""Runs the index arithmetic of one block of threads, and notes what its instructions ask of a multiprocessor.
+"""Runs the index arithmetic of one block of threads, and records the demand of its instructions on a multiprocessor.
 
-All threads go together: a value is an array of one element a thread. Where their ways part, those that are furthest
-behind in the program go first, which brings them together again behind a branch. What is loaded is not known; branches
-that depend on it are not taken. Time passes as for a block that has the multiprocessor to itself: within a basic block
-an instruction waits for its operands alone, for nvcc's assembler orders them; basic blocks follow each other, and a
-barrier waits for accesses to shared memory. Work between two barriers takes as long as its busiest unit.
+All threads run together: a value is an array with one element per thread. When threads diverge, those furthest behind
+in the program run first, so that they reconverge after the branch. Loaded values are unknown; branches that depend on
+them are not taken. Time passes as if the block had the multiprocessor to itself: within a basic block an instruction
+only waits for its operands, since nvcc's assembler reorders them; basic blocks follow each other, and a barrier waits
+for accesses to shared memory. Work between two barriers takes as long as its busiest unit.
 
-Memory traffic is counted by access of a block's threads: 32-byte sectors, and passes over shared memory's banks.
+Memory traffic is counted per access of a block's threads: 32-byte sectors, and passes over shared memory's banks.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from targets.cuda.performance.throughput import PARTITIONS, Multiprocessor
 from targets.errors import TargetError
 
 MOST_STEPS = 3_000_000
-"""A block that executes more instructions is given up: kernels on a single thread do."""
+"""Limit on the instructions of a block: kernels on a single thread exceed it."""
 _BARRIER = 20
 _BRANCH = 2
 _PLACES = {name: index for index, name in enumerate(RESOURCES)}
 _MEMORY, _L2 = _PLACES["memory"], _PLACES["l2"]
-_SCATTERED = 32  # sectors of a warp's access to addresses that are not known
+_SCATTERED = 32  # sectors of a warp's access to unknown addresses
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Launch of a kernel: sizes of a block and of the grid, and values of its parameters that are no pointers."""
+    """Launch of a kernel: sizes of a block and of the grid, and values of its non-pointer parameters."""
 
     block: tuple[int, int, int]
     grid: tuple[int, int, int]
@@ -55,14 +55,14 @@ class Demand:
     """Demand of a block on a multiprocessor.
 
     Attributes:
-        work: cycles that each of `RESOURCES` is busy, all partitions of the multiprocessor being used.
+        work: cycles that each of `RESOURCES` is busy, with all partitions of the multiprocessor in use.
         cycles: from its start to its end, alone on a multiprocessor.
         instructions: instructions of all its warps.
         multiply_adds: multiply-adds of tensor cores.
-        sectors: 32-byte sectors that it gets from or sends to the L2 cache.
-        accesses, scattered: sectors that its accesses to global memory touch, warp by warp; and those of addresses that
-            are not known.
-        conflicts: passes over shared memory, more than the data would need.
+        sectors: 32-byte sectors transferred from or to the L2 cache.
+        accesses, scattered: sectors that its accesses to global memory touch, warp by warp; and sectors at unknown
+            addresses.
+        conflicts: passes over shared memory beyond those the data needs.
     """
 
     work: list[float]
@@ -91,7 +91,7 @@ class BlockRun:
         self._fence = self._phase_began = self._issued = self._shared_done = 0.0
         self._mask: Mask | None = None
         self._active = self._warps
-        # A partition that has fewer warps than the others idles while those work.
+        # A partition with fewer warps than the others idles while those work.
         uneven = -(-self._warps // PARTITIONS) * PARTITIONS / self._warps
         self._slower = [1.0 if each in SHARED_BY_PARTITIONS else uneven for each in RESOURCES]
 
@@ -150,7 +150,7 @@ class BlockRun:
         self._active = self._warps if mask is None else int(mask.reshape(-1, WARP).any(axis=1).sum())
 
     def _basic_block(self, number: int) -> list[tuple[int, Mask | None]]:
-        """Execute it; where its threads go on."""
+        """Execute it, and return where its threads continue."""
         costs, count = self._program.fixed[number]
         for at, cost in enumerate(costs):
             if cost:
@@ -182,12 +182,12 @@ class BlockRun:
         return ways + self._without(taken, number + 1)
 
     def _predicate_mask(self, step: Step) -> Mask | None:
-        """The active threads for which an instruction's predicate holds; None for all that are active."""
+        """The active threads for which an instruction's predicate holds; None for all active ones."""
         if not step.predicate:
             return None
         value = self._values.get(step.predicate)
         if value is None:
-            value = step.negated  # it is not known, and taken not to hold
+            value = step.negated  # unknown, assumed not to hold
         holds = np.broadcast_to(np.asarray(value, dtype=bool), (self._warps * WARP,))
         holds = ~holds if step.negated else holds
         if self._mask is None:
@@ -248,7 +248,7 @@ class BlockRun:
         return found if step.bits == 1 else signed(found, step.bits)
 
     def _parameter(self, step: Step) -> Value:
-        """A scalar's value; pointers lie far apart."""
+        """A scalar's value; pointers are far apart."""
         if not step.operands:
             return None
         name = step.operands[0]
@@ -259,7 +259,7 @@ class BlockRun:
         return (names.index(str(name)) + 1) << 40 if kind.endswith("64") else None
 
     def _accessed(self, step: Step, mask: Mask | None, active: int) -> float:
-        """Note an access; cycles until its result can be used."""
+        """Record an access; return the cycles until its result can be used."""
         base = step.operands[0]
         address = self._values.get(base) if isinstance(base, str) else base
         if step.kind in (Kind.MATRIX_LOAD, Kind.MATRIX_STORE):
@@ -292,7 +292,7 @@ class BlockRun:
         return self._model.l2_latency if sectors else self._model.l1_latency
 
     def _matrix_access(self, step: Step, address: Value, active: int) -> float:
-        """A 16 by 16 tile, read as eight rows of 16 bytes at a time, or written as two numbers a thread."""
+        """A 16 by 16 tile, read as eight rows of 16 bytes at a time, or written as two numbers per thread."""
         pitch = self._values.get(step.operands[1]) if isinstance(step.operands[1], str) else step.operands[1]
         words = 16 * 16 * step.nbytes // 128
         if address is None or not isinstance(pitch, int | np.integer) or step.space != "shared":
@@ -305,7 +305,7 @@ class BlockRun:
             positions = lanes // 4 * row_bytes + lanes % 4 * 2 * step.nbytes
             width, times = 2 * step.nbytes, 4.0
         else:
-            wide = step.nbytes  # parts of 16 bytes of a row
+            wide = step.nbytes  # 16-byte parts of a row
             positions = lanes % 8 * row_bytes + lanes // 8 % wide * 16 + lanes // (8 * wide) % 2 * 8 * row_bytes
             width, times = 16, words / 4
         passes = int(self._traffic.of_shared(at + positions, width, self._mask) * times)
@@ -318,7 +318,7 @@ class BlockRun:
         self._demand.conflicts += max(0, passes - least)
 
     def _end_phase(self, time: float) -> None:
-        """All work up to here is done, and its units have had the time for it."""
+        """End a phase: all work up to here is done, after at least the time of its busiest unit."""
         busy = max(cost * slower for cost, slower in zip(self._phase, self._slower, strict=True))
         self._fence = self._issued = self._phase_began = max(time, self._phase_began + busy)
         for at, cost in enumerate(self._phase):
@@ -344,9 +344,9 @@ class Access:
     """One access.
 
     Attributes:
-        passes: cycles that the unit for loads and stores is busy with it.
-        sectors: the distinct ones of global memory that all warps touch, by number.
-        of_warps: sectors, each warp's counted by itself.
+        passes: cycles that the load/store unit is busy with it.
+        sectors: numbers of the distinct global memory sectors that all warps touch.
+        of_warps: number of sectors, counted per warp.
     """
 
     passes: int
@@ -358,7 +358,7 @@ class Traffic:
     """Accesses of a block of `lanes` threads, a multiple of 32; analyses of equal patterns are kept.
 
     Args:
-        l1_pass: cycles for 128 bytes of global memory, out of the L1 cache.
+        l1_pass: cycles for 128 bytes of global memory from the L1 cache.
     """
 
     def __init__(self, lanes: int, l1_pass: int = 1) -> None:
@@ -366,7 +366,7 @@ class Traffic:
         self._known: dict[Any, tuple[int, NDArray[np.int64], int]] = {}
 
     def of_global(self, addresses: int | NDArray[np.int64], nbytes: int, mask: Mask | None) -> Access:
-        """An access of `nbytes` a thread to global memory."""
+        """An access of `nbytes` per thread to global memory."""
         own, base = self._relative(addresses, mask)
         key = (own.tobytes(), base % _LINE, nbytes, None if mask is None else mask.tobytes())
         if key not in self._known:
@@ -375,7 +375,7 @@ class Traffic:
         return Access(passes, sectors + base // _LINE * (_LINE // SECTOR), of_warps)
 
     def of_shared(self, addresses: int | NDArray[np.int64], nbytes: int, mask: Mask | None) -> int:
-        """Passes of an access of `nbytes` a thread to shared memory."""
+        """Passes of an access of `nbytes` per thread to shared memory."""
         own, base = self._relative(addresses, mask)
         key = ("shared", own.tobytes(), base % _PASS_BYTES, nbytes, None if mask is None else mask.tobytes())
         if key not in self._known:
@@ -391,7 +391,7 @@ class Traffic:
         return own - base, base
 
     def _warps(self, values: NDArray[np.int64], mask: Mask | None) -> NDArray[np.int64]:
-        """(warps, 32); what threads that take no part would touch is -1."""
+        """(warps, 32); -1 for inactive threads."""
         if mask is not None:
             values = np.where(mask, values, -1)
         return values.reshape(-1, WARP)
@@ -418,13 +418,13 @@ class Traffic:
         counts = np.zeros((len(ordered), _BANKS), np.int64)
         rows = np.broadcast_to(np.arange(len(ordered))[:, None], ordered.shape)
         np.add.at(counts, (rows[fresh], ordered[fresh] % _BANKS), 1)
-        # What many threads read at one position is fetched once, and still handed to each of them.
+        # Data read by many threads at one position is fetched once, but returned to each of them.
         returned = -(-(first[:, :, 0] >= 0).sum(axis=1) * nbytes // _PASS_BYTES)
         return int(np.maximum(counts.max(axis=1), returned).sum())
 
 
 def _distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number of distinct values in each row that are not negative."""
+    """Number of distinct nonnegative values in each row."""
     ordered = np.sort(values, axis=1)
     steps = (ordered[:, 1:] != ordered[:, :-1]) & (ordered[:, 1:] >= 0)
     found: NDArray[np.int64] = steps.sum(axis=1) + (ordered[:, 0] >= 0)
@@ -432,14 +432,14 @@ def _distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 class FirstLevel:
-    """Hits of a block in the L1 cache: sectors that it touched, until they are more than fit in."""
+    """L1 cache hits of a block: sectors that it touched stay until they no longer fit."""
 
     def __init__(self, nbytes: int) -> None:
         self._most = max(nbytes // SECTOR, 1)
         self._held: set[int] = set()
 
     def misses(self, sectors: NDArray[np.int64]) -> int:
-        """Number of sectors that have to be fetched."""
+        """Number of sectors that must be fetched."""
         fresh = set(sectors.tolist()) - self._held
         if len(self._held) + len(fresh) > self._most:
             self._held.clear()

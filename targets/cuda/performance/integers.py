@@ -1,8 +1,8 @@
 """The integer and predicate instructions of PTX, on values of all threads of a block.
 
-A value is an `int` where all threads have the same, an int64 array of one element a thread where they do not, and None
-where it is not known (it was loaded, or computed in floating point). Registers hold the signed interpretation of their
-bits; instructions of unsigned types take them as such.
+A value is an `int` if all threads have the same, an int64 array with one element per thread if they do not, and None if
+it is unknown (loaded, or computed in floating point). Registers hold the signed interpretation of their bits;
+instructions of unsigned types convert it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def signed(value: Number, bits: int) -> Number:
 def as_type(value: Number, kind: str) -> Number:
     """A register's value as an operand of a type.
 
-    64-bit unsigned numbers are taken as signed: addresses and sizes are far below where they differ.
+    64-bit unsigned numbers are treated as signed: addresses and sizes are far below the difference.
     """
     bits = bits_of(kind)
     if bits >= 64 or kind == "pred":
@@ -52,7 +52,7 @@ def _truncated(a: Number, b: Number) -> Number:
 
 def _high(a: Number, b: Number, bits: int) -> Number:
     if bits <= 32:
-        # The product of two unsigned numbers of 32 bits wraps to a negative one, which is shifted without its sign.
+        # The product of two unsigned 32-bit numbers wraps to a negative one, which is shifted without its sign.
         return a * b >> bits if isinstance(a, int) and isinstance(b, int) else (a * b >> bits) & ((1 << 32) - 1)
     if isinstance(a, int) and isinstance(b, int):
         return a * b >> bits
@@ -132,9 +132,9 @@ _COMPARISONS: dict[str, Operation] = {
 
 
 def integer_operation(opcode: tuple[str, ...]) -> tuple[Operation, tuple[str, ...]] | None:
-    """Operation of an instruction, and the types that its operands are taken as (the last one for all further ones).
+    """Operation of an instruction, and the types of its operands (the last one applies to all remaining ones).
 
-    None for one whose result is not needed to find addresses: floating point, and what moves data.
+    None if its result is not needed to compute addresses: floating point, and data movement.
     """
     name, kinds = opcode[0], [each for each in opcode[1:] if each[-1:].isdigit() or each == "pred"]
     kind = kinds[-1] if kinds else ""

@@ -1,4 +1,4 @@
-"""The measure of kernels for graphics processors without a device: nvcc's report, and a model of the processor."""
+"""Measurer of GPU kernels without a device: nvcc's report, and a model of the processor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import Buffer, Expr, PrimFunc, Stmt
 
 MODEL_VERSION = 1
-"""To be raised when the same kernel is estimated otherwise."""
+"""Increment when the estimate of the same kernel changes."""
 _AXES = ("x", "y", "z")
 
 
@@ -29,8 +29,8 @@ _AXES = ("x", "y", "z")
 class CudaMeasurer(Measurer):
     """Seconds of a kernel by the model in this package.
 
-    `margin`: of 96 pairs of published kernels that the model has further apart than this, 94 are in the order that it
-    says (docs/cuda.md).
+    `margin`: of 96 pairs of published kernels whose estimates differ by more than this, 94 are in the predicted order
+    (docs/cuda.md).
     """
 
     machine: GpuMachine
@@ -81,7 +81,7 @@ class CudaMeasurer(Measurer):
 
 
 def device_of(machine: GpuMachine) -> Device:
-    """Facts of a processor that the model needs."""
+    """Properties of a processor that the model needs."""
     return Device(
         machine.compute_capability,
         machine.multiprocessors,
@@ -95,7 +95,7 @@ def kernel_launches(function: PrimFunc) -> list[Launch]:
     """The sizes of a scheduled PrimFunc's launches, in order.
 
     Raises:
-        TargetError: one is not known before the kernel runs.
+        TargetError: a size is not known before the kernel runs.
     """
     found = []
     for extents in _launches_below(function.body):
@@ -153,7 +153,7 @@ def _nbytes(buffer: Buffer) -> int:
 
 
 def _parts(launches: list[LaunchEstimate], from_memory: float) -> dict[str, float]:
-    """Parts of the slowest launch, for people."""
+    """Breakdown of the slowest launch, for people."""
     slowest = max(launches, key=lambda each: each.seconds)
     demand = slowest.demand
     return {
@@ -179,18 +179,18 @@ def _version_of(nvcc: Nvcc) -> str:
 
 
 LAUNCH_SECONDS = 1.5e-6
-"""Seconds of a launch by itself, as part of a CUDA graph."""
+"""Seconds per launch within a CUDA graph."""
 _WORD = 4
 _SPILLED_EVERY = 1024
-"""Instructions of a warp between two spills: their positions are not known, so a loop of this length is assumed."""
+"""Instructions of a warp between two spills: their positions are unknown, so a loop of this length is assumed."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A graphics processor.
+    """A GPU.
 
     Attributes:
-        multiprocessors: how many.
+        multiprocessors: number of multiprocessors.
         clock: cycles per second.
         memory: bytes per second of its memory.
         l2: bytes per cycle of its L2 cache, for all multiprocessors together.
@@ -205,7 +205,7 @@ class Device:
 
 @dataclass(frozen=True)
 class LaunchEstimate:
-    """Estimate of a launch; `limit` names what it waits for most."""
+    """Estimate of a launch; `limit` names its bottleneck."""
 
     kernel: str
     seconds: float
@@ -223,10 +223,10 @@ def estimate_launch(
     """The time of a launch.
 
     Args:
-        nbytes: that the device's memory has to deliver or take at least.
+        nbytes: least traffic with the device's memory, in bytes.
 
     Raises:
-        TargetError: the kernel cannot be modelled, or a multiprocessor cannot hold a block of it.
+        TargetError: the kernel cannot be modeled, or its block does not fit a multiprocessor.
     """
     model = multiprocessor(device.compute_capability)
     held = occupancy(model, launch.threads, resources.registers, resources.shared)
@@ -248,7 +248,7 @@ def estimate_launch(
 
 
 def _add_spills(demand: Demand, resources: KernelResources, launch: Launch, model: Multiprocessor) -> None:
-    """Add the moves of registers to memory and back."""
+    """Add the cost of moving spilled registers to memory and back."""
     words = (resources.spill_stores + resources.spill_loads) / _WORD
     if not words:
         return
@@ -261,7 +261,7 @@ def _add_spills(demand: Demand, resources: KernelResources, launch: Launch, mode
 
 
 def _cycles(demand: Demand, launch: Launch, held: Occupancy, device: Device) -> tuple[float, str]:
-    """Cycles of the busiest multiprocessor: rounds of as many blocks as it holds, and what is left over."""
+    """Cycles of the busiest multiprocessor: rounds of as many blocks as it holds, and the remainder."""
     own = -(-launch.blocks // device.multiprocessors)
     rounds, rest = divmod(own, held.blocks)
     full, limit = _together(demand, launch, held.blocks, device) if rounds else (0.0, "")
@@ -270,12 +270,12 @@ def _cycles(demand: Demand, launch: Launch, held: Occupancy, device: Device) -> 
 
 
 def _together(demand: Demand, launch: Launch, blocks: int, device: Device) -> tuple[float, str]:
-    """Cycles of a number of blocks that run side by side, and what they wait for."""
+    """Cycles of a number of concurrent blocks, and their bottleneck."""
     warps = blocks * -(-launch.threads // 32)
     uneven = -(-warps // PARTITIONS) * PARTITIONS / warps
     busy = min(device.multiprocessors, launch.blocks)
     model = multiprocessor(device.compute_capability)
-    # The L2 cache has less for each multiprocessor when all ask it.
+    # The L2 cache has less bandwidth per multiprocessor if all use it.
     slower = {"l2": max(1.0, model.l2_bytes * busy / device.l2)}
     needed = {
         name: blocks * cycles * (slower.get(name, 1.0) if name in SHARED_BY_PARTITIONS else uneven)

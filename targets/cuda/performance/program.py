@@ -1,4 +1,4 @@
-"""Instructions of PTX, taken apart once for `execution`: what they compute and what they ask of a multiprocessor.
+"""PTX instructions, decoded once for `execution`: their results and their demands on a multiprocessor.
 
 PTX is the assembly that nvcc writes: kernels, their variables and their basic blocks.
 """
@@ -22,7 +22,7 @@ _ENDS = ("bar", "barrier", "bra", "ret", "exit", "wmma", "ldmatrix", "atom", "re
 
 
 def with_joined_accesses(block: Sequence[Instruction]) -> list[Instruction]:
-    """A basic block in which loads from, or stores to, neighbouring positions of shared memory are vectors."""
+    """A basic block with loads from, or stores to, adjacent positions of shared memory joined into vectors."""
     joined: dict[int, Instruction | None] = {}
     group: dict[tuple[str, tuple[str, ...]], dict[int, int]] = {}
 
@@ -64,7 +64,7 @@ def _scalar_access(instruction: Instruction) -> tuple[str, int] | None:
 def _joined(
     block: Sequence[Instruction], key: tuple[str, tuple[str, ...]], positions: dict[int, int]
 ) -> dict[int, Instruction | None]:
-    """The vectors in place of a group's first accesses, None in place of the others."""
+    """The vectors that replace a group's first accesses; None replaces the others."""
     base, opcode = key
     size = TYPE_BYTES.get(re.sub(r"\D", "", opcode[2]), 4)
     found: dict[int, Instruction | None] = {}
@@ -89,9 +89,9 @@ def _joined(
 
 
 RESOURCES = ("issue", "float32", "integer", "float64", "special", "tensor", "memory", "l2")
-"""Resources that instructions keep busy; costs are cycles of one multiprocessor."""
+"""Resources occupied by instructions; costs are cycles of one multiprocessor."""
 SHARED_BY_PARTITIONS = ("memory", "l2")
-"""Resources that the partitions of a multiprocessor share."""
+"""Resources shared by the partitions of a multiprocessor."""
 _NUMBER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?")
 _REGISTER = re.compile(r"%\w+")
 _TILE = re.compile(r"m(\d+)n(\d+)k(\d+)")
@@ -119,13 +119,13 @@ class Step:
     """An instruction.
 
     Attributes:
-        costs: costs of a warp, by position in `RESOURCES`; what depends on addresses comes on top.
-        latency: cycles until the result can be used, without what depends on addresses.
-        results: registers that are written.
-        waits_for: registers that are read.
-        operation, kinds, bits: of an integer instruction, the operands' types and the result's width.
-        operands: of `operation`, or the address (and, of tiles, the row pitch).
-        space, nbytes: of an access; bytes of a thread.
+        costs: costs per warp, by position in `RESOURCES`, without address-dependent costs.
+        latency: cycles until the result can be used, without address-dependent ones.
+        results: registers written.
+        waits_for: registers read.
+        operation, kinds, bits: for an integer instruction, the operands' types and the result's width.
+        operands: operands of `operation`, or the address (and the row pitch of tiles).
+        space, nbytes: for an access; bytes per thread.
         target: target of a branch.
     """
 
@@ -149,10 +149,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """A kernel's steps by basic block, and what its blocks' unconditional steps cost a warp together.
+    """A kernel's steps by basic block, and the total cost per warp of the blocks' unconditional steps.
 
     Attributes:
-        fixed: (costs, how many) of each basic block.
+        fixed: (costs, number of steps) of each basic block.
         symbols: addresses of variables.
         shared_bytes: bytes of static shared memory.
     """
@@ -231,7 +231,7 @@ class _Reader:
         return self._made(instruction, Kind.COMPUTE, {unit: cost}, latency, operands[:1], operands[1:], **rest)
 
     def _unit(self, opcode: tuple[str, ...]) -> tuple[str, float, float]:
-        """Unit that computes, cycles of a warp, and its latency."""
+        """Compute unit, cycles per warp, and latency."""
         name, kinds, model = opcode[0], opcode[1:], self.model
         kind = next((each for each in reversed(kinds) if each[-1:].isdigit()), "")
         if name in ("mov", "cvta", "nop", "pragma") or opcode[1:2] == ("pred",):
@@ -327,7 +327,7 @@ class _Reader:
         return self._value(base, symbols=True), int(offset or 0)
 
     def _value(self, operand: str, symbols: bool = False) -> int | str | None:
-        """An immediate, the name of a register, or None for what is neither."""
+        """An immediate, the name of a register, or None for anything else."""
         operand = operand.strip()
         if _NUMBER.fullmatch(operand):
             return int(signed(int(operand.rstrip("U"), 0), 64))
@@ -339,7 +339,7 @@ class _Reader:
 
 
 def _addresses(kernel: Kernel) -> dict[str, int]:
-    """A position for each variable: those of shared memory from 0 on, as 32-bit addresses count them."""
+    """An address for each variable: shared memory starts at 0, as 32-bit addresses count."""
     positions, ends = {}, {"shared": 0, "local": 0, "global": 1 << 46, "const": 1 << 47}
     for each in kernel.variables:
         at = -(-ends[each.space] // each.align) * each.align
@@ -349,10 +349,10 @@ def _addresses(kernel: Kernel) -> dict[str, int]:
 
 
 def program_of(kernel: Kernel, model: Multiprocessor) -> Program:
-    """A kernel, taken apart for a multiprocessor.
+    """A kernel, decoded for a multiprocessor.
 
     Raises:
-        TargetError: it has instructions that are not modelled.
+        TargetError: it has instructions that are not modeled.
     """
     reader = _Reader(kernel, model)
     blocks = tuple(tuple(map(reader.step, with_joined_accesses(block))) for block in kernel.blocks)
@@ -382,9 +382,9 @@ class Instruction:
     """One instruction.
 
     Attributes:
-        opcode: with its suffixes ("ld.global.nc.v4.f32"), split at the dots.
+        opcode: including its suffixes ("ld.global.nc.v4.f32"), split at the dots.
         operands: as written; vectors with braces and addresses with brackets.
-        predicate, negated: the instruction runs where the register is set (not set).
+        predicate, negated: the instruction runs if the register is set (not set).
     """
 
     opcode: tuple[str, ...]
@@ -409,7 +409,7 @@ class Kernel:
 
     Attributes:
         parameters: (type, name), in order.
-        threads: threads per block as declared by the source; 1 if it does not say.
+        threads: threads per block as declared by the source; 1 if not declared.
     """
 
     name: str
@@ -424,7 +424,7 @@ def parse(text: str) -> list[Kernel]:
     """The kernels of a PTX module.
 
     Raises:
-        TargetError: something is not understood.
+        TargetError: the text cannot be parsed.
     """
     text = _COMMENT.sub("", text)
     outside, kernels, end = [], [], 0
@@ -454,7 +454,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _read_body(body: str, kernel: Kernel) -> None:
-    # Braces around statements (inline assembly, calls) end where a statement does; those of vectors do not.
+    # Braces around statements (inline assembly, calls) end where a statement ends; those of vectors do not.
     body = re.sub(r"(^|[;{}:])(\s*)\{", r"\1\2", body)
     body = re.sub(r";(\s*)\}", r";\1", body)
     for statement in body.split(";"):

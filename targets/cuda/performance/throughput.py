@@ -18,15 +18,15 @@ PARTITIONS = 4
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """Limits of a multiprocessor, and what it does in a cycle, in instructions of a warp unless noted.
+    """Limits of a multiprocessor, and its throughput per cycle, in warp instructions unless noted.
 
     Attributes:
-        warps, blocks, shared_bytes: that are resident at once.
+        warps, blocks, shared_bytes: resident at once.
         reserved_bytes: bytes of shared memory that the system reserves per block.
-        float32, integer, float64, special: instructions; `integer` those that do not multiply.
-        tensor: multiply-adds of tensor cores by operand type, as far as `mma` instructions reach it.
-        l2_bytes: that one multiprocessor can get from the L2 cache.
-        l1_pass: cycles for 128 bytes out of the L1 cache.
+        float32, integer, float64, special: instructions; `integer` excludes multiplications.
+        tensor: multiply-adds of tensor cores by operand type, as far as `mma` instructions reach their peak.
+        l2_bytes: bytes that one multiprocessor can read from the L2 cache.
+        l1_pass: cycles for 128 bytes from the L1 cache.
         shared_latency, l1_latency, l2_latency, memory_latency, tensor_latency: cycles until a result can be used.
     """
 
@@ -64,7 +64,7 @@ _MULTIPROCESSORS = {
     89: Multiprocessor(
         48, 24, 100 * _KIB, _KIB, 4, 1 / 16, {"f16": 256, "bf16": 256, "s8": 1024, "tf32": 128}, 270, 600, 34, l1_pass=2
     ),
-    # `mma` reaches 62 % of what Hopper's asynchronous `wgmma` does.
+    # `mma` reaches 62 % of the rate of Hopper's asynchronous `wgmma`.
     90: Multiprocessor(
         64, 32, 228 * _KIB, _KIB, 4, 2, {"f16": 1270, "bf16": 1270, "s8": 2540, "tf32": 635, "f64": 128}, 270, 600, 33
     ),
@@ -96,9 +96,9 @@ class Occupancy:
 
 
 def occupancy(model: Multiprocessor, threads: int, registers: int, shared_bytes: int) -> Occupancy:
-    """Occupancy of a kernel by its block's threads, a thread's registers and a block's shared memory in bytes."""
+    """Occupancy of a kernel, from its block's threads, a thread's registers and a block's shared memory in bytes."""
     warps = -(-threads // 32)
-    # Registers are given out 256 at a time to a warp, and to each partition's warps by itself.
+    # Registers are allocated to a warp 256 at a time, separately in each partition.
     of_warp = -(-max(registers, 1) * 32 // 256) * 256
     resident = model.registers // PARTITIONS // of_warp * PARTITIONS
     shared = -(-(shared_bytes + model.reserved_bytes) // 128) * 128

@@ -1,5 +1,4 @@
-"""Sums, differences and products of quantized tensors, or of one and a constant, in int32 between a rescaling in and
-one out."""
+"""Sums, differences and products of quantized tensors, or of one and a constant, in int32 between two rescalings."""
 
 from __future__ import annotations
 
@@ -17,9 +16,9 @@ from targets.ethos_u.steps import Array, Emit, Emitter, Form, Quantized, Result,
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View, registered_name
 
-# Bits that operands of a sum gain before they are brought to one scale: int8 differences of 9 bits stay within 31.
+# Additional bits of a sum's operands before they are rescaled to one scale: 9-bit differences of int8 stay within 31.
 _GAIN = 1 << 20
-# A factor of a constant: with int8 differences of 9 bits its products stay within 31 too.
+# Largest factor of a constant: its products with 9-bit differences of int8 stay within 31 bits, too.
 _LARGEST_FACTOR = (1 << 20) - 1
 Operand = Quantized | Array
 
@@ -31,7 +30,7 @@ def total(view: View, call: Call, result: Result) -> Step:
     code = "ADD" if str(call.op.name) == "relax.add" else "SUB"
     common = 2 * max(_reach(each) for each in operands)
     if all(isinstance(each, Quantized) and each.scale == common / 2 for each in operands):
-        # Equal scales need no bits to be brought to one, and Vela 5.2 does not make two factors of 2**19 part of a sum.
+        # Equal scales need no additional bits, and Vela 5.2 does not fuse two factors of 2**19 into a sum.
         common *= _GAIN / 2
 
     def written(emitter: Emitter, inputs: Sequence[Value], channels: int | None = None) -> Value:
@@ -62,7 +61,7 @@ def product(view: View, call: Call, result: Result) -> Step:
     if str(call.op.name) == "relax.divide":
         divisor = operands[1]
         if not isinstance(divisor, np.ndarray) or not np.all(divisor):
-            raise Unsupported("it divides by what is not a constant, or is zero")
+            raise Unsupported("its divisor is not a constant, or is zero")
         operands = [operands[0], 1 / divisor]
     factors = [np.abs(each).max() if isinstance(each, np.ndarray) else 1.0 for each in operands]
     gain = _LARGEST_FACTOR / (math.prod(float(factor) for factor in factors) or 1.0)
@@ -106,14 +105,14 @@ def _operands(view: View, arguments: Sequence[Expr], result: Result) -> list[Ope
 
 
 def _reach(operand: Operand) -> float:
-    """The step of a tensor; of a constant one that lets it stay within as many steps."""
+    """The step of a tensor; for a constant, a step with which its values stay within as many steps."""
     return float(np.abs(operand).max()) / 255 if isinstance(operand, np.ndarray) else operand.scale
 
 
 def _aligned(
     emitter: Emitter, operands: Sequence[Operand], inputs: Sequence[Value], gain: float
 ) -> tuple[list[Tensor], bool]:
-    """Both operands with as many axes, in one layout; constants times `gain` as int32."""
+    """Both operands with the same number of axes, in one layout; constants times `gain` as int32."""
     rank = max(len(each.shape) for each in operands)
     left = iter(inputs)
     values = {index: next(left) for index, each in enumerate(operands) if isinstance(each, Quantized)}
@@ -127,7 +126,7 @@ def _aligned(
     shape = tuple(whole[axis] for axis in channels_last(rank)) if last else whole
     made = dict(zip(values, tensors, strict=True))
     if all(made[index].shape != shape for index in made):
-        # The accelerator repeats one operand.
+        # The accelerator broadcasts one operand.
         index = next(iter(made))
         counts = [wanted // size for wanted, size in zip(shape, made[index].shape, strict=True)]
         made[index] = emitter.graph.tile(made[index], counts)
@@ -143,7 +142,7 @@ def _aligned(
 def _at_one_scale(
     graph: TosaGraph, tensors: Sequence[Tensor], operands: Sequence[Operand], common: float
 ) -> list[Tensor]:
-    """int32 tensors in steps of `common` / 2**20; constants are so already."""
+    """int32 tensors in steps of `common` / 2**20; constants already are."""
     return [
         tensor
         if isinstance(each, np.ndarray)
@@ -166,7 +165,7 @@ def extreme(view: View, call: Call, result: Result) -> Step:
     operands = _operands(view, arguments, result)
     common = max(_reach(each) for each in operands) * 2
     if all(isinstance(each, Quantized) and each.scale == common / 2 for each in operands):
-        common *= _GAIN / 2  # as of a sum
+        common *= _GAIN / 2  # as in a sum
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         graph = emitter.graph
@@ -188,7 +187,7 @@ def sloped(view: View, call: Call, result: Result) -> Step:
     slopes = view.number(arguments[1])
     data = view.quantized(arguments[0])
     if slopes is None:
-        raise Unsupported("its slopes are computed")
+        raise Unsupported("its slopes are not constant")
     if not is_kernel and slopes.size > 1:
         axis = int(call.attrs.axis) % len(data.shape)
         slopes = slopes.reshape([-1 if each == axis else 1 for each in range(len(data.shape))])

@@ -1,7 +1,7 @@
-"""Resizing, mirrored and repeated borders, repetition: each axis is mapped by itself.
+"""Resizing, mirrored and repeated borders, repetition: each axis is mapped separately.
 
-A map that takes elements as they are is slices joined, or a repetition; one that mixes them is a product with a
-constant matrix, exact where the weights are multiples of one number, as those of a doubling are.
+A map that only moves elements is a concatenation of slices, or a repetition; one that mixes them is a product with a
+constant matrix, exact if the weights are multiples of one number, as when doubling.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from targets.ethos_u.view import View, registered_name
 
 _MOST_SLICES = 64
 _LARGEST_WEIGHT = 127
-_MOST_AXES = 5  # one more is made on the way
+_MOST_AXES = 5  # intermediate results have one more
 
 
 _MAPS = (
@@ -31,7 +31,7 @@ _MAPS = (
 
 @operator(*_MAPS)
 def mapped(view: View, call: Call, result: Result) -> Step:
-    """kernel(dequantize(x)) of a kernel that maps axes, or of several one behind the other."""
+    """A kernel of dequantize(x) that maps axes, or several such kernels in sequence."""
     kernels = [Kernel(view, call)]
     operand = call.args[1].fields[0]
     while view.used_once(operand) and registered_name(view.definition(operand)) in _MAPS:
@@ -74,7 +74,7 @@ def _step(name: str, maps: dict[int, Array], data: Quantized, result: Result) ->
         products = [axis for axis in order if _sources(maps[axis]) is None]
         if not products:
             x = emitter.rescaled(x, data, result)
-        # The last product rounds to the steps of the result, those before it to the operand's.
+        # The last product rounds to the result's scale, earlier ones to the operand's.
         scaled = Result(data, -128, 127, None, result.accelerator)
         for axis in order:
             position = inputs[0].position(axis)
@@ -89,7 +89,7 @@ def _step(name: str, maps: dict[int, Array], data: Quantized, result: Result) ->
 
 
 def _sources(matrix: Array) -> list[int] | None:
-    """Source element of each position of the result, if the call only moves elements, in few pieces."""
+    """Source element of each position of the result, if the map only moves elements, in few pieces."""
     if not np.all((matrix == 0) | (matrix == 1)) or not np.all(matrix.sum(1) == 1):
         return None
     sources = [int(each) for each in matrix.argmax(1)]
@@ -97,13 +97,13 @@ def _sources(matrix: Array) -> list[int] | None:
 
 
 def _repetition(sources: Sequence[int], size: int) -> int | None:
-    """Number of times that each element comes, if they all come in order."""
+    """Repetition count of each element, if all elements are repeated in order."""
     count = len(sources) // size
     return count if list(sources) == [index // max(count, 1) for index in range(size * count)] else None
 
 
 def _runs(sources: Sequence[int]) -> list[tuple[int, int]]:
-    """(first, count) of ascending neighbours."""
+    """(first, count) of runs of ascending neighbors."""
     runs: list[tuple[int, int]] = []
     for source in sources:
         if runs and source == sum(runs[-1]):
@@ -114,7 +114,7 @@ def _runs(sources: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _taken(graph: TosaGraph, x: Tensor, position: int, sources: Sequence[int]) -> Tensor:
-    """Elements of an axis as they are."""
+    """Select elements of an axis unchanged."""
     shape = x.shape
     count = _repetition(sources, shape[position])
     if count is not None:
@@ -130,7 +130,7 @@ def _taken(graph: TosaGraph, x: Tensor, position: int, sources: Sequence[int]) -
 
 
 def _mixed(emitter: Emitter, x: Tensor, position: int, matrix: Array, data: Quantized, result: Result) -> Tensor:
-    """An axis multiplied by a constant matrix (result, operand)."""
+    """Multiply an axis by a constant matrix (result, operand)."""
     graph, rank = emitter.graph, len(x.shape)
     order = [*(axis for axis in range(rank) if axis != position), position]
     moved = graph.transpose(x, order)
@@ -144,9 +144,9 @@ def _mixed(emitter: Emitter, x: Tensor, position: int, matrix: Array, data: Quan
 
 
 def _integers(matrix: Array) -> tuple[Array, int]:
-    """int8 weights and their divisor: the least that makes them integers, else the largest that int8 allows.
+    """int8 weights and their divisor: the smallest that makes them integers, otherwise the largest that int8 allows.
 
-    Rows keep their sums, so that what is even stays even.
+    Row sums are preserved, so that constant inputs stay constant.
     """
     largest = int(_LARGEST_WEIGHT / max(float(np.abs(matrix).max()), 1e-9))
     for unit in range(1, largest + 1):

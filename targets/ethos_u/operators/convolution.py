@@ -1,8 +1,8 @@
 """Convolutions of images and sequences: dense, depthwise and in groups.
 
-Limits of U55 and U65 as `vela --supported-ops-report` (5.2.0) lists them for TOSA's CONV2D; a U85 has the strides of
-the same report for TensorFlow Lite's. Groups are convolutions of parts of the channels; strides wider than the
-hardware's are those of 1 over patches. Matmuls with a constant are convolutions of 1x1.
+Limits of U55 and U65 as `vela --supported-ops-report` (5.2.0) lists them for TOSA's CONV2D; the strides of a U85 are
+those of the same report for TensorFlow Lite. Groups are convolutions of parts of the channels; strides wider than the
+hardware's become stride 1 over patches. Matmuls with a constant are convolutions of 1x1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from targets.ethos_u.view import View, Weight
 _LARGEST_SUM = 127 * 65536
 _DEPTH = 65536
 _MOST_GROUPS = 64
-_LOST = 0.1  # of a step of the result, where weights are rounded again
+_LOST = 0.1  # most error, in steps of the result, from rounding weights again
 
 
 @operator("relax.nn.conv2d", "relax.nn.conv1d", bias=True)
@@ -76,7 +76,7 @@ def convolution(view: View, call: Call, result: Result) -> Step:
 
 
 def _dense(data: Quantized, weight: Array, bias: Array, scales: Array, window: Window) -> Dense:
-    """A convolution with one group, weights (O, kh, kw, C), as what has other forms."""
+    """An ungrouped convolution, weights (O, kh, kw, C), as a `Dense` with its forms."""
     batch, channels, *positions = data.shape
     height, width = (1, *positions)[-2:]
     return Dense((batch, height, width, channels), weight, bias, scales, window, window.results((height, width)))
@@ -92,7 +92,7 @@ def _forms(whole: Dense, data: Quantized, result: Result) -> dict[str, Form]:
 
 
 def _in_form(form: Dense, data: Quantized, result: Result) -> Emit:
-    """Writes a convolution in one of its forms."""
+    """Emit a convolution in one of its forms."""
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         x = image(emitter, inputs[0])
@@ -106,7 +106,7 @@ def _in_form(form: Dense, data: Quantized, result: Result) -> Emit:
 
 
 def folded(emitter: Emitter, x: Tensor, form: Dense, zero: int, result: Result) -> Tensor:
-    """The result of a convolution in the shape of its form, of the same bytes in any shape."""
+    """The result of a convolution in the shape of its form; the bytes are the same in any shape."""
     graph, window = emitter.graph, form.window
     sums = graph.convolution(
         graph.reshape(x, form.image),
@@ -146,7 +146,7 @@ def _sums(
 
 
 def _check(window: Window, groups: int, depthwise: bool, channels: int, filters: int) -> None:
-    """Raises Unsupported with the limit that it passes."""
+    """Raise Unsupported with the exceeded limit."""
     if depthwise or max(window.dilation) > 1:
         check_strides(window.strides)
     if groups > _MOST_GROUPS and not depthwise:
@@ -158,25 +158,27 @@ def _check(window: Window, groups: int, depthwise: bool, channels: int, filters:
 
 
 def check_weight(weight: Weight) -> None:
-    """Raises Unsupported where a filter could overflow the accumulators."""
+    """Raise Unsupported if a filter could overflow the accumulators."""
     others = tuple(axis for axis in range(weight.values.ndim) if axis != weight.axis)
     if np.abs(weight.values.astype(np.int64)).sum(axis=others).max() > _LARGEST_SUM:
         raise Unsupported(f"the weights of a filter sum up to more than {_LARGEST_SUM}")
 
 
 def fitted(weight: Weight, data: Quantized, result: Result, behind: int) -> tuple[Weight, Array]:
-    """The weights, and the bias in steps of the sums: int32 (filters); `behind` is how many axes follow the filters'.
+    """The weights, and the bias in steps of the sums: int32 (filters); `behind` is the number of axes after the
+    filters'.
 
-    A filter whose weights have steps that are too small for its bias gets larger ones: its sums are next to nothing
-    beside the bias, and what rounding its weights again loses is a small part of a step of the result.
+    A filter whose weight scale is too small for its bias gets a larger scale: its sums are tiny compared to the bias,
+    and
+    the error of rounding its weights again is a small part of a step of the result.
 
     Raises:
-        Unsupported: the bias is not one number per filter, or it is not a small part.
+        Unsupported: the bias is not one number per filter, or the error is too large.
     """
     filters = weight.values.shape[weight.axis]
     step = np.broadcast_to(np.asarray(data.scale * weight.scale, np.float64), filters)
     numbers = _numbers(result.bias, filters, behind)
-    large = np.abs(np.rint(numbers / step)) > 2.0**30  # and the sums beside it
+    large = np.abs(np.rint(numbers / step)) > 2.0**30  # the sums are added to it
     if large.any():
         larger = np.where(large, np.abs(numbers) / step / 2.0**30, 1.0)
         step = step * larger
@@ -195,7 +197,7 @@ def _numbers(bias: Array | None, filters: int, behind: int) -> Array:
         return np.zeros(filters)
     positions = (1,) * (bias.ndim - 1 - behind) + (filters,) + (1,) * behind
     if bias.size != 1 and bias.shape != positions:
-        raise Unsupported(f"what is added to it has the shape {list(bias.shape)}, and is not a bias")
+        raise Unsupported(f"its addend has the shape {list(bias.shape)}, and is not a bias")
     return np.broadcast_to(bias.reshape(-1), filters).astype(np.float64)
 
 
@@ -221,7 +223,7 @@ def transposed_convolution(view: View, call: Call, result: Result) -> Step:
     weight, bias = fitted(weight, data, result, 2)
     top, left, bottom, right = (int(each) for each in call.attrs.padding)
     extra = [int(each) for each in call.attrs.output_padding]
-    # What TOSA adds at the edges of the result.
+    # Padding that TOSA adds at the edges of the result.
     edges = [-top, extra[0] - bottom, -left, extra[1] - right]
     if min(edges[:2]) <= -height or min(edges[2:]) <= -width:
         raise Unsupported("its padding is as wide as its kernel")
@@ -250,9 +252,9 @@ def product(view: View, call: Call, result: Result) -> Step:
 
 
 def _fully_connected(view: View, call: Call, result: Result) -> Step:
-    """A product with a constant matrix (depth, filters)."""
+    """A matmul with a constant matrix (depth, filters)."""
     if len(call.args[1].ty.shape) != 2:
-        raise Unsupported("its second operand is constant, and no matrix")
+        raise Unsupported("its second operand is a constant but not a matrix")
     data = view.quantized(call.args[0])
     weight = view.weight(call.args[1], 1)
     check_weight(weight)
@@ -285,7 +287,7 @@ def _fully_connected(view: View, call: Call, result: Result) -> Step:
 
 
 def _of_two(view: View, call: Call, result: Result) -> Step:
-    """Step of two tensors, the batches of one of which may be repeated."""
+    """A matmul of two tensors; the batches of one may be broadcast."""
     if result.bias is not None:
         raise Unsupported("a constant is added to a product of two tensors")
     left, right = (view.quantized(each) for each in call.args[:2])

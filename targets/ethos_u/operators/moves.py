@@ -1,6 +1,6 @@
 """Operators that move elements: reshape, transpose, slice, pad, concatenation.
 
-Elements are brought to the scale of the result before they move.
+Elements are rescaled to the result's scale before they move.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _step(name: str, inputs: Sequence[Quantized], result: Result, emit: Callable
 
 @operator("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
 def reshape(view: View, call: Call, result: Result) -> Step:
-    """The same elements with other axes."""
+    """The same elements in another shape."""
     data = view.quantized(call.args[0])
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
@@ -56,10 +56,10 @@ def transpose(view: View, call: Call, result: Result) -> Step:
 
 @operator("relax.concat")
 def concatenation(view: View, call: Call, result: Result) -> Step:
-    """concat(dequantize(a), ...), each brought to the scale of the result; constants among them are rounded to it."""
+    """concat(dequantize(a), ...), each rescaled to the result's scale; constants are rounded to it."""
     fields = view.definition(call.args[0])
     if not isinstance(fields, relax.Tuple):
-        raise Unsupported("what it joins is not a list of tensors")
+        raise Unsupported("its operands are not a list of tensors")
     numbers = [view.number(each) for each in fields.fields]
     data = [view.quantized(each) for each, there in zip(fields.fields, numbers, strict=True) if there is None]
     rank = len(result.output.shape)
@@ -86,9 +86,9 @@ def pad(view: View, call: Call, result: Result) -> Step:
     data = view.quantized(call.args[0])
     widths = [int(width) for width in call.attrs.pad_width]
     if str(call.attrs.pad_mode) != "constant":
-        raise Unsupported(f"it pads by {call.attrs.pad_mode}, and the accelerator with a constant")
+        raise Unsupported(f"its padding mode is {call.attrs.pad_mode}, and the accelerator pads with a constant")
     if min(widths) < 0:
-        raise Unsupported("it cuts off elements")
+        raise Unsupported("its padding is negative")
     number = float(getattr(call.attrs, "pad_value", 0.0))
     value = int(result.integers(np.array(number)))
 
@@ -142,5 +142,5 @@ def _numbers(argument: Expr) -> list[int]:
     """A tuple of constant integers."""
     values = [getattr(each, "value", each) for each in getattr(argument, "fields", ())]
     if not values or not all(isinstance(value, int | tvm.tirx.IntImm) for value in values):
-        raise Unsupported("where it begins and ends is computed")
+        raise Unsupported("its bounds are not constant")
     return [int(value) for value in values]

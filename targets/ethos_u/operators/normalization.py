@@ -17,13 +17,13 @@ from targets.ethos_u.view import View
 
 # Layer and root-mean-square normalization of the last axes, in 32-bit integers.
 #
-# The deviation from the mean has 5 bits behind the point, the mean of its squares 14 and up to 30 in all, one over the
-# root of that 14, and the normalized value 12, before it is multiplied, shifted and rounded to the steps of the result.
+# The deviation from the mean has 5 fractional bits, the mean of its squares 14 (up to 30 bits in total), the reciprocal
+# root of that 14, and the normalized value 12, before it is multiplied, shifted and rounded to the result's scale.
 
 _MOST = 65536
-_FRACTION = 5  # bits behind the point of a deviation in steps of the operand
-_SQUARES = 4  # of the mean of squares, beyond twice those
-# Where the points of the mean of squares and of the normalized value are.
+_FRACTION = 5  # fractional bits of a deviation in steps of the operand
+_SQUARES = 4  # fractional bits of the mean of squares, in addition to twice those
+# Fractional bits of the normalized value, from those of the mean of squares and of its reciprocal root.
 _POINT = 14 + _FRACTION - (2 * _FRACTION + _SQUARES) // 2
 _MEAN_BITS = 2 * _FRACTION + _SQUARES
 _LARGEST_EPSILON = 1 << 29
@@ -65,7 +65,7 @@ def group_normalization(view: View, call: Call, result: Result) -> Step:
 
 
 def _epsilon_of(kernel: Kernel, data: Quantized) -> float:
-    """Epsilon that the kernel adds to the variance, off a result for two small numbers that it shrinks.
+    """Epsilon that the kernel adds to the variance, from the result for two small numbers, which it shrinks.
 
     Raises:
         Unsupported: it does not normalize the channels one by one.
@@ -86,7 +86,7 @@ def _integer_epsilon(epsilon: float, data: Quantized) -> int:
     """Epsilon in steps of the mean of squares."""
     steps = max(1, round(epsilon / data.scale**2 * 2.0**_MEAN_BITS))
     if steps > _LARGEST_EPSILON:
-        raise Unsupported("what it adds to the variance is far above a step of its operand")
+        raise Unsupported("its epsilon is far above a step of its operand")
     return steps
 
 
@@ -116,12 +116,12 @@ def _normalization(view: View, call: Call, result: Result, *, centered: bool) ->
 def _numbers(view: View, argument: object, size: int) -> Array:
     numbers = view.number(argument)
     if numbers is None or numbers.size != size:
-        raise Unsupported("what it multiplies by and adds is not a constant of the size that it normalizes")
+        raise Unsupported("its scale and bias are not constants of the normalized size")
     return numbers.reshape(-1)
 
 
 def _deviations(emitter: Emitter, rows: Tensor, data: Quantized, size: int, *, centered: bool) -> Tensor:
-    """x, less its mean where `centered`, in steps of the operand with a fraction."""
+    """x, minus its mean if `centered`, in steps of the operand with a fraction."""
     graph, fixed = emitter.graph, FixedPoint(emitter.graph)
     x = graph.rescale(rows, [1.0], "int32", zero=data.zero)
     if not centered:
@@ -132,7 +132,7 @@ def _deviations(emitter: Emitter, rows: Tensor, data: Quantized, size: int, *, c
 
 
 def _normalized(emitter: Emitter, deviation: Tensor, size: int, epsilon: int) -> Tensor:
-    """deviation / sqrt(mean of squares + epsilon), with 12 bits behind its point."""
+    """deviation / sqrt(mean of squares + epsilon), with 12 fractional bits."""
     graph, fixed = emitter.graph, FixedPoint(emitter.graph)
     squares = graph.rescale(fixed.multiply(deviation, deviation), [2.0**_SQUARES / size], "int32")
     root, half = fixed.reciprocal_root(fixed.add(fixed.sums(squares), epsilon))
@@ -140,7 +140,7 @@ def _normalized(emitter: Emitter, deviation: Tensor, size: int, epsilon: int) ->
 
 
 def _scaled(emitter: Emitter, normal: Tensor, gamma: Array, beta: Array, result: Result) -> Tensor:
-    """The result: normal * gamma + beta; no normalized value is above the root of their number."""
+    """The result: normal * gamma + beta; normalized values are at most the root of their number."""
     graph, fixed = emitter.graph, FixedPoint(emitter.graph)
     reach = math.sqrt(normal.shape[-1]) * np.abs(gamma).max() + np.abs(beta).max()
     gain = (2**31 - 1) / 2.0**_POINT / (float(reach) or 1.0) / 2
@@ -152,14 +152,14 @@ def _scaled(emitter: Emitter, normal: Tensor, gamma: Array, beta: Array, result:
     return emitter.finished(sums, [2.0**-_POINT / gain / result.output.scale], result)
 
 
-# Softmax and its logarithm along one axis: exponentials of the distance to the maximum out of tables, and their sum.
+# Softmax and its logarithm along one axis: exponentials of the distance to the maximum from tables, and their sum.
 #
-# Everything between is 32-bit integers, rounded at 15 bits or more, and once more to the steps of the result. The
-# logarithm of the sum comes out of a table of its leading 8 bits, to 0.002.
+# All intermediate values are 32-bit integers, rounded to 15 bits or more, and once more to the result's scale. The
+# logarithm of the sum comes from a table indexed by its leading 8 bits, accurate to 0.002.
 
 _SOFTMAX_POINT = 20  # binary places of logarithms
-_LEAST_STEP = 2.0**-7  # of a result, beside which an error of 2**-9 in the logarithm is small
-_LARGEST_STEP = 8.0  # of an operand: 255 of them fit 31 bits with the binary places
+_LEAST_STEP = 2.0**-7  # smallest step of a result for which an error of 2**-9 in the logarithm is small
+_LARGEST_STEP = 8.0  # of an operand: 255 of them fit 31 bits including the binary places
 
 
 @operator("relax.nn.softmax")
@@ -181,7 +181,7 @@ def softmax(view: View, call: Call, result: Result) -> Step:
 
 @operator("relax.nn.log_softmax")
 def log_softmax(view: View, call: Call, result: Result) -> Step:
-    """log(softmax(dequantize(x))): the distance to the maximum, less the logarithm of the sum."""
+    """log(softmax(dequantize(x))): the distance to the maximum, minus the logarithm of the sum."""
     data, axis = _described(view, call)
     if result.output.scale < _LEAST_STEP:
         raise Unsupported(f"its result has steps of {result.output.scale:.3g}, and a logarithm is exact to 2**-9")
@@ -193,7 +193,7 @@ def log_softmax(view: View, call: Call, result: Result) -> Step:
         fixed = FixedPoint(emitter.graph)
         distance, powers = _powers(emitter, fixed, rows, data)
         logarithm = fixed.logarithm(fixed.sums(powers), _SOFTMAX_POINT)
-        # The powers are LARGEST times what is meant.
+        # The exponentials are scaled by LARGEST.
         logarithm = fixed.subtract(logarithm, round(math.log(LARGEST) * 2.0**_SOFTMAX_POINT))
         found = fixed.subtract(fixed.times(distance, round(data.scale * 2.0**_SOFTMAX_POINT)), logarithm)
         return put_back(emitter.finished(found, [2.0**-_SOFTMAX_POINT / result.output.scale], result))

@@ -1,11 +1,10 @@
 """Means, sums, maxima and minima along axes; pooling of images and sequences.
 
-The mean of all positions of an image is a depthwise convolution with weights of 1; what is reduced else is moved to the
-end and summed there, in 32 bits.
+The mean of all positions of an image is a depthwise convolution with weights of 1; for other reductions the axes are
+moved to the end and summed there, in 32 bits.
 
-Pooling of images and sequences. Averages are depthwise convolutions with weights of 1 where every element counts the
-same: they scale and round once; those that leave out their padding use the averaging of the hardware, and a second
-rounding.
+Pooling of images and sequences. Averages are depthwise convolutions with weights of 1 if every element has the same
+weight: they scale and round once; averages that exclude padding use the hardware's averaging, and a second rounding.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from targets.ethos_u.steps import Emitter, Form, Quantized, Result, Step, Unsupp
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View
 
-# Sums of this many differences of two bytes fit 32 bits; the accelerator reduces as many.
+# Sums of this many differences of two bytes fit 32 bits; the accelerator reduces at most this many.
 _MOST = 65536
 
 
@@ -85,7 +84,7 @@ def extreme(view: View, call: Call, result: Result) -> Step:
 
 @operator("kernel.reduce")
 def reduced(view: View, call: Call, result: Result) -> Step:
-    """The same by a kernel that propagates NaN."""
+    """The same for a kernel that propagates NaN."""
     data = view.quantized(call.args[1].fields[0])
     kernel = Kernel(view, call)
     numbers = np.random.default_rng(0).normal(size=data.shape).astype(np.float32)
@@ -104,7 +103,7 @@ def _extreme(name: str, data: Quantized, axes: Sequence[int], result: Result) ->
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         rows, _ = emitter.rows(inputs[0], axes)
         reduced = emitter.graph.reduce(f"REDUCE_{name.upper()}", rows)
-        # Vela 5.2 gets a REDUCE_MIN of several rows wrong that nothing but a change of shape follows.
+        # Vela 5.2 miscompiles a REDUCE_MIN of several rows that is followed only by a reshape.
         found = (emitter.table if name == "min" else emitter.rescaled)(reduced, data, result)
         return emitter.made(emitter.graph.reshape(found, result.output.shape), last=False)
 
@@ -112,14 +111,14 @@ def _extreme(name: str, data: Quantized, axes: Sequence[int], result: Result) ->
 
 
 def _described(view: View, call: Call) -> tuple[Quantized, list[int], int]:
-    """The operand, the axes, and how many elements become one."""
+    """The operand, the axes, and the number of elements reduced to one."""
     data = view.quantized(call.args[0])
     rank = len(data.shape)
     given = call.attrs.axis
     axes = sorted(int(axis) % rank for axis in given) if given is not None else list(range(rank))
     size = math.prod(data.shape[axis] for axis in axes)
     if size > _MOST:
-        raise Unsupported(f"it makes one of {size} elements, and the accelerator takes up to {_MOST}")
+        raise Unsupported(f"it reduces {size} elements to one, and the accelerator takes up to {_MOST}")
     return data, axes, size
 
 
@@ -184,7 +183,7 @@ def average(view: View, call: Call, result: Result) -> Step:
 
 
 def averaged(emitter: Emitter, x: Tensor, data: Quantized, window: Window, result: Result) -> Tensor:
-    """Sums of windows by weights of 1, divided as they are rescaled."""
+    """Sums of windows with weights of 1, divided by rescaling."""
     ones = np.ones((*window.kernel, x.shape[3], 1), np.int8)
     bias = np.zeros(x.shape[3], np.int32)
     sums = emitter.graph.convolution(
@@ -193,11 +192,11 @@ def averaged(emitter: Emitter, x: Tensor, data: Quantized, window: Window, resul
     return emitter.finished(sums, [data.scale / (result.output.scale * window.kernel[0] * window.kernel[1])], result)
 
 
-_STRIP = 8  # channels that are summed side by side
+_STRIP = 8  # channels summed together
 
 
 def has_strips(shape: Sequence[int]) -> bool:
-    """True if `place_sums` takes images (1, C, H, W) of that shape."""
+    """True if `place_sums` supports images (1, C, H, W) of that shape."""
     height, width = (1, *shape[2:])[-2:]
     return shape[0] == 1 and shape[1] % _STRIP == 0 and height <= TALLEST_KERNEL and width <= TALLEST_KERNEL
 
@@ -219,7 +218,7 @@ def place_sums(graph: TosaGraph, x: Tensor, zero: int) -> Tensor:
 
 
 def _folded_sums(graph: TosaGraph, sums: Tensor, columns: int) -> Tensor:
-    """The sum of each `columns` columns of int32 (1, 1, n * columns, C), half of them at a time."""
+    """The sum of each `columns` columns of int32 (1, 1, n * columns, C), by repeated halving."""
     count = sums.shape[2] // columns
     if count == 1:
         return sums
@@ -233,7 +232,7 @@ def _folded_sums(graph: TosaGraph, sums: Tensor, columns: int) -> Tensor:
 
 
 def _windows(call: Call, data: Quantized, result: Result) -> tuple[Window, Window]:
-    """The given window, and the window of a pool that rounds its sizes up and pads to the end of the last window."""
+    """The given window, and the window padded to the end of the last position for a pool with ceil mode."""
     check_layout(call.attrs.layout)
     sizes = result.output.shape[2:]
     window = Window.of(call.attrs, call.attrs.pool_size).single(data.shape[2:], sizes)

@@ -3,7 +3,7 @@
     @operator("relax.nn.conv2d")
     def convolution(view: View, call: Call, result: Result) -> Step: ...
 
-The function gives the step that computes `result`, or raises `Unsupported` with the reason.
+The function returns the step that computes `result`, or raises `Unsupported` with the reason.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _biased: set[str] = set()
 
 
 def operator(*names: str, bias: bool = False) -> Callable[[Match], Match]:
-    """Register the decorated function; with `bias` it takes the constant that is added to the operator's result."""
+    """Register the decorated function; with `bias` it also handles a constant added to the operator's result."""
 
     def register(match: Match) -> Match:
         for name in names:
@@ -41,7 +41,7 @@ def _load() -> None:
 
 
 def names() -> frozenset[str]:
-    """Names of all that are registered, and of the kernels that become tables."""
+    """Names of all registered operators, and of the kernels that become tables."""
     _load()
     from targets.ethos_u.operators.table import KERNELS
 

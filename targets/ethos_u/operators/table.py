@@ -1,7 +1,7 @@
-"""Functions of one quantized tensor through a table: 256 results, each computed as the processor would.
+"""Functions of one quantized tensor as a lookup table: 256 results, each computed as the processor would.
 
-Whatever lies between a dequantization and a quantization and takes each element by itself is one table: activations,
-sums and products with a number, changes of scale.
+Any chain of elementwise operators between a dequantization and a quantization is one table: activations, sums and
+products with a number, changes of scale.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _BINARY: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def table(view: View, expr: Expr, result: Result) -> Step | None:
-    """The step when `expr` is a function of one quantized tensor, else None."""
+    """The step if `expr` is a function of one quantized tensor, otherwise None."""
     leaves: dict[Var, Expr] = {}
     names: list[str] = []
     if not _is_elementwise(view, expr, leaves, names) or len(leaves) != 1:
@@ -91,7 +91,7 @@ def table(view: View, expr: Expr, result: Result) -> Step | None:
 
 
 def _is_elementwise(view: View, expr: Expr, leaves: dict[Var, Expr], names: list[str]) -> bool:
-    """True if `expr` takes each element by itself; notes the tensors that it reads."""
+    """True if `expr` is elementwise; records the tensors that it reads."""
     value = view.definition(expr)
     if isinstance(value, GenericConst):
         return bool(value.value.numpy().size == 1)
@@ -113,7 +113,7 @@ def _is_elementwise(view: View, expr: Expr, leaves: dict[Var, Expr], names: list
 
 
 def _evaluated(view: View, expr: Expr, inputs: Array) -> Array:
-    """The values of `expr` for those of its tensor, in float64."""
+    """The values of `expr` for given values of its tensor, in float64."""
     value = view.definition(expr)
     if isinstance(value, GenericConst):
         return np.asarray(value.value.numpy().reshape(()), np.float64)
@@ -132,7 +132,7 @@ def _evaluated(view: View, expr: Expr, inputs: Array) -> Array:
 
 
 def clip_limits(view: View, call: Call) -> tuple[Expr, float, float] | None:
-    """(operand, low, high) of a limit: of a ReLU, a clip, or ONNX's Clip, which is a kernel that keeps NaN."""
+    """(operand, low, high) of a clamp: a ReLU, a clip, or ONNX's Clip, which is a kernel that propagates NaN."""
     name = operator_name(call)
     if name == "relax.nn.relu":
         return call.args[0], 0.0, math.inf
@@ -150,7 +150,7 @@ def clip_limits(view: View, call: Call) -> tuple[Expr, float, float] | None:
 
 
 def _number(view: View, expr: Expr) -> float | None:
-    """A constant, or a number of the language of shapes."""
+    """The value of a constant or of a shape expression."""
     array = view.constant(expr)
     if array is not None:
         return float(array.reshape(-1)[0]) if array.size == 1 else None

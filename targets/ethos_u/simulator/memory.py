@@ -1,4 +1,4 @@
-"""Registers of a command stream, memory regions, and how feature maps lie in them."""
+"""Registers of a command stream, memory regions, and the layouts of feature maps in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# The command stream: words to operations, each with the state of the registers as it starts.
+# The command stream: words decoded to operations, each with the state of the registers at its start.
 #
 # Codes from the Ethos-U55 and U65 interface that Arm publishes with its driver (`ethosu55_interface.h`, Apache-2.0).
 
@@ -17,13 +17,13 @@ STOP, CONV, DEPTHWISE, POOL, ELEMENTWISE = 0x0, 0x2, 0x3, 0x5, 0x6
 DMA_START, DMA_WAIT, KERNEL_WAIT, PMU_MASK = 0x10, 0x11, 0x12, 0x13
 _OPERATIONS = {STOP, CONV, DEPTHWISE, POOL, ELEMENTWISE, DMA_START, DMA_WAIT, KERNEL_WAIT, PMU_MASK}
 _FIRST_SETTING = 0x100
-# Words of the header that a driver reads.
+# Words of the header read by a driver.
 _OPTIMIZER_CONFIG, _COMMAND_STREAM, _NOP = 1, 2, 5
 
 
 @dataclass
 class Registers:
-    """Register values set so far: `short` holds 16 bits by code, `wide` up to 48."""
+    """Register values set so far: `short` holds 16-bit values by code, `wide` up to 48 bits."""
 
     short: dict[int, int] = field(default_factory=dict)
     wide: dict[int, int] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Registers:
         return self.short.get(code, 0)
 
     def signed(self, code: int) -> int:
-        """A 16-bit setting with a sign."""
+        """A signed 16-bit setting."""
         value = self[code]
         return value - 0x10000 if value & 0x8000 else value
 
@@ -55,7 +55,7 @@ def operations(program: bytes) -> Iterator[tuple[int, int, Registers]]:
     """(code, parameter, registers) of each operation, in order, until the program stops.
 
     Raises:
-        ValueError: it is not a program, or has a command that the hardware does not have.
+        ValueError: it is not a program, or has a command that the hardware lacks.
     """
     words = _commands(program)
     registers = Registers()
@@ -93,10 +93,10 @@ def _commands(program: bytes) -> np.ndarray:
         if kind not in (_OPTIMIZER_CONFIG, _NOP):
             raise ValueError(f"the header has the action {kind}, which is unknown")
         position += 3 if kind == _OPTIMIZER_CONFIG else 1
-    raise ValueError("the header has no commands behind it")
+    raise ValueError("the header has no commands after it")
 
 
-# Memory regions, and how feature maps lie in them.
+# Memory regions, and the layouts of feature maps in them.
 
 Array = np.ndarray
 _TYPES = {0: "i1", 1: "i2", 2: "i4"}
@@ -131,7 +131,7 @@ class Memory:
         self.regions = regions
 
     def region(self, number: int) -> Array:
-        """Raises ValueError when the program has no such region."""
+        """The bytes of a region. Raises ValueError if the program has no such region."""
         found = self.regions.get(number & 7)
         if found is None:
             raise ValueError(f"the program uses region {number & 7}, which it does not have")
@@ -159,7 +159,7 @@ class Memory:
 def _positions(
     registers: Registers, codes: FeatureMapCodes, height: int, width: int, depth: int
 ) -> tuple[Array, np.dtype]:
-    """The address of each element and its type. A feature map lies in up to four tiles, each with its own base."""
+    """The address of each element and its type. A feature map consists of up to four tiles, each with its own base."""
     precision = registers[codes.precision]
     dtype = np.dtype("<" + _TYPES[precision >> codes.precision_shift & 3])
     if not precision & 1:

@@ -1,11 +1,11 @@
 """Blocks of a command stream: windows, scaling, elementwise operations, pooling and convolutions.
 
-The order in which the hardware reads weights is undone: a stream holds the weights in blocks of output channels, then
-of input channels, then of parts of the kernel, then in the micro-blocks that the multipliers take at once, with zeros
-where a block reaches past an edge. See `weight_encoder` in Vela's sources (Apache-2.0).
+The hardware's storage order of weights is undone: a stream holds the weights in blocks of output channels, then of
+input channels, then of parts of the kernel, then in the micro-blocks that the multipliers process at once, with zeros
+where a block exceeds an edge. See `weight_encoder` in Vela's sources (Apache-2.0).
 
-A command stream, what Vela emitted, runs operation by operation on memory as a device would have it. It computes what
-the hardware's interface says each operation computes, not when: results are exact, times are not.
+A command stream emitted by Vela is executed operation by operation on the memory of a simulated device. It computes the
+results specified by the hardware's interface, not the timing: results are exact, times are not modeled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from targets.ethos_u.accelerators import Accelerator
 from targets.ethos_u.simulator import memory as stream
 from targets.ethos_u.simulator.memory import IFM, IFM2, OFM, FeatureMapCodes, Memory, Registers
 
-# The kernel that a block operation slides over its operand.
+# The kernel window that a block operation slides over its operand.
 
 
 Array = np.ndarray
@@ -29,7 +29,7 @@ _NEAREST, _ZEROS = 1, 2
 
 @dataclass(frozen=True)
 class Window:
-    """Sizes of the result and the kernel, what lies between the kernel's elements, strides, and padding."""
+    """Sizes of the result and the kernel, dilation, strides, and padding."""
 
     height: int
     width: int
@@ -49,7 +49,7 @@ class Window:
 
     @classmethod
     def of(cls, registers: Registers) -> Window:
-        """Window given by the registers."""
+        """Window from the registers."""
         stride = registers[0x122]
         dilation_y, dilation_x = 1 + (stride >> 4 & 1), 1 + (stride >> 3 & 1)
         return cls(
@@ -72,16 +72,16 @@ class Window:
 
     @property
     def padded_height(self) -> int:
-        """Rows that the kernel sees, with padding."""
+        """Rows of the input including padding."""
         return (self.height - 1) * self.stride_y + (self.kernel_height - 1) * self.dilation_y + 1
 
     @property
     def padded_width(self) -> int:
-        """Columns that the kernel sees, with padding."""
+        """Columns of the input including padding."""
         return (self.width - 1) * self.stride_x + (self.kernel_width - 1) * self.dilation_x + 1
 
     def part(self, data: Array, y: int, x: int) -> Array:
-        """Input elements that the kernel element (y, x) meets at each position of the result."""
+        """Input elements that the kernel element (y, x) is multiplied with at each position of the result."""
         y, x = y * self.dilation_y, x * self.dilation_x
         rows = slice(y, y + (self.height - 1) * self.stride_y + 1, self.stride_y)
         columns = slice(x, x + (self.width - 1) * self.stride_x + 1, self.stride_x)
@@ -91,7 +91,7 @@ class Window:
 def operand(
     memory: Memory, registers: Registers, codes: FeatureMapCodes, window: Window, depth: int, zero: int, fill: int = 0
 ) -> Array:
-    """The operand less its zero point, upscaled, with padding of `fill` around it."""
+    """The operand minus its zero point, upscaled, with padding of `fill` around it."""
     height = window.padded_height - window.top - window.bottom
     width = window.padded_width - window.left - window.right
     if not window.upscale:
@@ -108,7 +108,7 @@ def operand(
     return np.pad(data, around, constant_values=fill)
 
 
-# How the hardware multiplies by a fraction and rounds.
+# The hardware's multiplication by a fraction, and its rounding.
 
 
 TFL, TRUNCATE, NATURAL = range(3)
@@ -118,7 +118,7 @@ def scaled(values: Array, multiplier: Array | int, shift: Array | int, rounding:
     """values * multiplier / 2**shift in int64; products of 40-bit sums and 32-bit multipliers that do not fit raise.
 
     Raises:
-        OverflowError: a product does not fit 64 bits, which the hardware's 72-bit one would.
+        OverflowError: a product does not fit 64 bits, although it would fit the hardware's 72.
     """
     multiplier, shift = np.asarray(multiplier, np.int64), np.asarray(shift, np.int64)
     largest = float(np.abs(values.astype(np.float64)).max(initial=0.0)) * float(np.abs(multiplier).max())
@@ -133,14 +133,14 @@ def scaled(values: Array, multiplier: Array | int, shift: Array | int, rounding:
 
 
 def _double_rounded(product: Array, shift: Array) -> Array:
-    """Round half away from zero after 31 bits, then again: what TensorFlow Lite does; TOSA's DOUBLE_ROUND."""
+    """Round half away from zero after 31 bits, then again, like TensorFlow Lite and TOSA's DOUBLE_ROUND."""
     half = np.int64(1) << np.maximum(shift - 1, 0)
     nudge = np.where(shift > 31, np.where(product >= 0, np.int64(1) << 30, -(np.int64(1) << 30)), 0)
     return np.where(shift > 0, (product + half + nudge) >> shift, product)
 
 
 def _in_python(values: Array, multiplier: Array, shift: Array, rounding: int) -> Array:
-    """The result in integers of any size."""
+    """The same computed with Python's unbounded integers."""
     wide = values.astype(object) * multiplier.astype(object)
     shifts = np.broadcast_to(shift, wide.shape)
     result = np.empty(wide.shape, np.int64)
@@ -194,7 +194,7 @@ def elementwise(memory: Memory, registers: Registers, window: Window, kind: int)
 
 
 def _int32(values: Array, registers: Registers) -> Array:
-    """32-bit results wrap around."""
+    """Wrap results around at 32 bits."""
     return values.astype(np.int32).astype(np.int64) if registers[0x114] >> 1 & 3 == _INT32 else values
 
 
@@ -212,7 +212,7 @@ def _second(memory: Memory, registers: Registers, shape: tuple[int, int, int]) -
 
 
 def _operands(left: Array, right: Array, registers: Registers) -> tuple[Array, Array]:
-    """Operands of a sum, brought to a common scale: both multiplied, or one of them with a shift of the other."""
+    """Operands of a sum at a common scale: both multiplied, or only one of them with the other shifted."""
     precision = registers[0x105]
     width = precision >> 2 & 3
     if width == _INT32:
@@ -265,8 +265,8 @@ def pooled(memory: Memory, registers: Registers, window: Window, kind: int) -> A
         total = np.maximum.reduce(parts) if kind == _MAXIMUM else np.sum(parts, 0)
     padded = window.top or window.left or window.bottom or window.right
     if kind == _AVERAGE and padded:
-        # The hardware counts the elements that are not padding at each position and divides by that; the scale says
-        # nothing.
+        # The hardware counts the elements that are not padding at each position and divides by that; the scale register
+        # is not used.
         return _divided(total, _counts(window))
     if registers[0x114] >> 8 & 1:
         multiplier, shift = registers.fraction(0x24)
@@ -286,7 +286,7 @@ def _counts(window: Window) -> Array:
 
 
 def _divided(total: Array, counts: Array) -> Array:
-    """By reciprocals of 30 bits and a shift, rounded to the nearest: `reciprocal_scale` of the TOSA specification."""
+    """Divide by 30-bit reciprocals and a shift, rounded to nearest: `reciprocal_scale` of the TOSA specification."""
     bits = np.ceil(np.log2(counts)).astype(np.int64)
     multiplier = (((np.int64(1) << 30) + 1) << bits) // counts
     return scaled(total, multiplier, 30 + bits, NATURAL)
@@ -303,14 +303,14 @@ _SCALES = ((0x22, 0x23), (0x92, 0x93))
 def product(memory: Memory, registers: Registers, window: Window, depthwise: bool, macs: int, cores: int) -> Array:
     """The scaled sums of a block operation, (height, width, filters) int64, without the zero point of the result.
 
-    With two cores each computes every other block of channels from streams of its own.
+    With two cores, each computes every other block of channels from its own streams.
     """
     channels = window.depth if depthwise else registers[0x104] + 1
     data = operand(memory, registers, IFM, window, channels, registers.signed(0x109))
     block = registers[0x117] + 1
     result = np.zeros((window.height, window.width, window.depth), np.int64)
     for core in range(cores):
-        # Core n has the filters n, n + cores, ... of the result.
+        # Core n computes the filters n, n + cores, ... of the result.
         mine = np.arange(core, window.depth, cores)
         if len(mine) == 0:
             continue
@@ -338,7 +338,7 @@ def _stream(memory: Memory, registers: Registers, region: int, codes: tuple[int,
 
 
 def _dense(data: Array, ordered: Array, window: Window) -> Array:
-    """In float64, which is exact: sums stay below 2**53."""
+    """Sums computed in float64, which is exact: they stay below 2**53."""
     depth = data.shape[2]
     result = np.zeros((window.height * window.width, len(ordered)))
     for y in range(window.kernel_height):
@@ -359,7 +359,7 @@ def _depthwise(data: Array, ordered: Array, window: Window) -> Array:
 def _scales(stream: bytes, count: int) -> tuple[Array, Array, Array]:
     """Biases (40 bits), multipliers and shifts of the filters."""
     if len(stream) < count * _SCALE_BYTES:
-        raise ValueError(f"scales of {count} filters take {count * _SCALE_BYTES} bytes, and there are {len(stream)}")
+        raise ValueError(f"scales of {count} filters need {count * _SCALE_BYTES} bytes, and there are {len(stream)}")
     rows = [stream[index : index + _SCALE_BYTES] for index in range(0, count * _SCALE_BYTES, _SCALE_BYTES)]
     return (
         np.array([int.from_bytes(row[:5], "little", signed=True) for row in rows], np.int64),
@@ -368,7 +368,7 @@ def _scales(stream: bytes, count: int) -> tuple[Array, Array, Array]:
     )
 
 
-# Depth of a micro-block of the result, by multiply-adds a cycle of one core; that of the operand is always 8.
+# Depth of a micro-block of the result, by multiply-adds per cycle of one core; that of the operand is always 8.
 _RESULT_DEPTH = {32: 4, 64: 8, 128: 8, 256: 8}
 _OPERAND_DEPTH = 8
 SUBKERNEL = 8
@@ -383,13 +383,13 @@ def decoded(stream: bytes) -> Array:
 
 @dataclass(frozen=True)
 class Layout:
-    """Parameters that decide the order.
+    """Parameters that determine the order.
 
     Attributes:
         shape: (filters, height, width, channels); one channel for a depthwise convolution.
-        block_depth: filters of a block.
+        block_depth: filters per block.
         part_kernel: whether parts of the kernel come before blocks of channels.
-        rows, columns: of a part of the kernel.
+        rows, columns: size of a part of the kernel.
     """
 
     shape: tuple[int, int, int, int]
@@ -402,7 +402,7 @@ class Layout:
 
 
 def filters(stream: Array, layout: Layout) -> Array:
-    """Weights of the layout's shape out of a stream."""
+    """Weights from a stream, in the layout's shape."""
     order = _order(layout)
     used = min(len(order), len(stream))
     kept = order[:used] >= 0
@@ -413,7 +413,7 @@ def filters(stream: Array, layout: Layout) -> Array:
 
 @lru_cache(maxsize=64)
 def _order(layout: Layout) -> Array:
-    """For each position of the stream, the index of the weight there, or -1 for filling."""
+    """For each position of the stream, the index of its weight, or -1 for padding."""
     count, height, width, channels = layout.shape
     depth_step = 16 if layout.part_kernel else 32
     parts = []
@@ -473,7 +473,7 @@ class Executor:
     """Runs programs for one accelerator.
 
     Attributes:
-        counts: how many operations of each kind have run, by name.
+        counts: number of operations run of each kind, by name.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -486,7 +486,7 @@ class Executor:
 
         Raises:
             ValueError: the program is damaged, or reaches memory that it does not have.
-            NotImplementedError: an operation that Vela has not been seen to emit.
+            NotImplementedError: an operation that Vela is not known to emit.
         """
         for code, parameter, registers in stream.operations(program):
             if code in NAMES:
@@ -520,7 +520,7 @@ class Executor:
         memory.write(registers, OFM, self._activated(values + registers.signed(0x118), registers))
 
     def _activated(self, values: Array, registers: Registers) -> Array:
-        """Limited to the range of the activation, and looked up in its table where it has one."""
+        """Clamp to the range of the activation, and look up in its table if it has one."""
         activation = registers[0x125] & 0x1F
         if registers[0x114] >> 1 & 3 == _INT32 and activation < _FIRST_TABLE:
             return values
