@@ -1,3 +1,3 @@
-"""Making models smaller and faster under a limit on the loss of accuracy."""
+"""Compression of models under a limit on the loss of accuracy."""
 
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)

@@ -50,29 +50,30 @@ def distill(
     threads: int | None = None,
     progress: Callable[[str], None] | None = automatic,
 ) -> CompressedModel:
-    """Train a student to do as its teacher does.
+    """Train a student to imitate its teacher.
 
     Args:
-        student: a `torch.nn.Module`, or what `prune` made of one with `finetune=`: then its masks hold.
+        student: a `torch.nn.Module`, or the result of `prune` with `finetune=`, whose masks are then kept.
         teacher: a module or any function from a batch's inputs to logits; None with method "self".
-        batches: gone through once an epoch: tensors of inputs, or pairs (inputs, labels). Inputs of a net with several
+        batches: iterated once per epoch: tensors of inputs, or pairs (inputs, labels). If the net has several inputs,
+        they
             are a list or a tuple.
         method: "response": the teacher's softened outputs (Hinton, Vinyals and Dean 2015); "feature": also the inner
             tensors named in `features` (FitNets, Romero et al. 2015); "relation": also the distances and angles between
-            samples (Park et al. 2019); "self": the student as it is now is the teacher (Furlanello et al. 2018).
-        task: of outputs and labels, a loss; cross-entropy when None and there are labels.
-        weight: of the teacher's loss; 1 - weight is that of the task.
+            samples (Park et al. 2019); "self": the untrained student is the teacher (Furlanello et al. 2018).
+        task: a loss function of outputs and labels; cross-entropy if None and there are labels.
+        weight: weight of the teacher's loss; the task's is 1 - weight.
         temperature: of the softened outputs.
         features: pairs of names of submodules of student and teacher whose outputs should match.
-        optimizer: given the parameters, an optimizer; Adam with `learning_rate` when None.
+        optimizer: a function that returns an optimizer for the parameters; Adam with `learning_rate` if None.
         schedule: "constant", or "one-cycle": the learning rate rises over the first three tenths of the training, and
-            falls to almost nothing over the rest (Smith and Topin 2018).
-        calibration, evaluate, max_drop, target, example_inputs, dynamic_shapes, threads, progress: as
-            `tensorwright.prune` takes them; `max_drop` is measured against the student before.
+            falls to almost zero over the rest (Smith and Topin 2018).
+        calibration, evaluate, max_drop, target, example_inputs, dynamic_shapes, threads, progress: as in
+            `tensorwright.prune`; `max_drop` is relative to the untrained student.
 
     Raises:
-        AccuracyError: the student is worse than before by more than `max_drop`.
-        OptionError, InputError: an option or a batch is at fault.
+        AccuracyError: the trained student is worse than the untrained one by more than `max_drop`.
+        OptionError, InputError: an option or a batch is invalid.
         MissingDependencyError: torch is not installed.
     """
     options = options_of(DistillationOptions, locals())
@@ -94,7 +95,7 @@ def _distilled(
             "distill trains a torch.nn.Module",
             "give one, or what prune returned for one with finetune= (any function: lambda net: None)",
         )
-    net.eval()  # as it is measured; training mode comes later
+    net.eval()  # measured in eval mode; training mode is set later
     job = start(student, common, ImportOptions() if trained is not None else imports)
     train_student(net, options, job.report)
     if trained is not None:
@@ -109,7 +110,7 @@ def _distilled(
 
 
 def train_student(net: torch.nn.Module, options: DistillationOptions, report: Callable[[str], None]) -> None:
-    """Train a student as `distill` does, without importing or measuring it. Raises OptionError and InputError."""
+    """Train a student like `distill`, without importing or measuring it. Raises OptionError and InputError."""
     options.check()
     with objective(net, options) as goal:
         _train(net, goal, options, report)
@@ -132,7 +133,7 @@ def _train(net: torch.nn.Module, goal: Objective, options: DistillationOptions, 
         for progress, batch in rate.batches(options.batches, epoch):
             inputs, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
             loss = goal.loss(inputs, labels)
-            if steps is None:  # adapters of features exist after the first loss
+            if steps is None:  # feature adapters exist only after the first loss
                 steps = optimizer([*net.parameters(), *goal.parameters()])
             rate.apply(steps, progress)
             steps.zero_grad()
@@ -166,7 +167,7 @@ class DistillationOptions:
     schedule: str = "constant"
 
     def check(self) -> None:
-        """Raises OptionError for what cannot be done; the submodules in `features` are the nets' to know."""
+        """Raise OptionError for invalid options; submodules in `features` are checked against the nets later."""
         if self.batches is None:
             raise OptionError("distill needs batches=", "compress(..., distill={'teacher': net, 'batches': data})")
         check_choices(self, method=METHODS, schedule=SCHEDULES)
@@ -183,10 +184,10 @@ class DistillationOptions:
                 "features= goes with method='feature'", "features=[('layer of student', 'layer of teacher')]"
             )
         if isinstance(self.batches, Iterator) and self.epochs > 1:
-            raise OptionError("batches= can be gone through once only", "give a list or a DataLoader, or epochs=1")
+            raise OptionError("batches= can be iterated only once", "give a list or a DataLoader, or epochs=1")
 
 
-# The losses that a student is trained with.
+# The losses for training a student.
 
 
 @dataclass
@@ -194,8 +195,8 @@ class Objective:
     """Computes the loss of a batch.
 
     Attributes:
-        seen: outputs of the hooked submodules by (side, index) of the last batch.
-        adapters: linear maps from the student's features to the teacher's, where their widths differ.
+        seen: outputs of the hooked submodules for the last batch, by (side, index).
+        adapters: linear maps from the student's features to the teacher's, if their widths differ.
     """
 
     net: Any
@@ -209,7 +210,7 @@ class Objective:
         return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
 
     def loss(self, inputs: Any, labels: Any) -> Any:
-        """A scalar tensor."""
+        """The loss of a batch, a scalar tensor."""
         import torch
 
         given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
@@ -217,7 +218,7 @@ class Objective:
         with torch.no_grad():
             wanted = torch.as_tensor(self.teacher(*given))
         if wanted.shape != outputs.shape:
-            raise OptionError(f"the teacher gives {tuple(wanted.shape)}, the student {tuple(outputs.shape)}")
+            raise OptionError(f"the teacher returns {tuple(wanted.shape)}, the student {tuple(outputs.shape)}")
         total = response(outputs, wanted, self.options.temperature)
         for index in range(len(self.options.features)):
             total = total + self._feature(index)
@@ -279,7 +280,7 @@ def relation(own: Any, wanted: Any) -> Any:
 
 @contextmanager
 def objective(net: Any, options: DistillationOptions) -> Iterator[Objective]:
-    """The objective; hooks are gone when it ends. Raises OptionError when `features` names what is not there."""
+    """The objective, whose hooks are removed at the end. Raises OptionError if `features` has an unknown name."""
     import torch
 
     teacher = copy.deepcopy(net) if options.method == "self" else options.teacher
@@ -308,15 +309,15 @@ def _hook(goal: Objective, side: str, index: int, whole: object, name: str) -> A
     return parts[name].register_forward_hook(remember)
 
 
-# How the learning rate goes in a training.
+# Learning rate schedules.
 
 SCHEDULES = ("constant", "one-cycle")
 _WARM_UP = 0.3  # of a training
-_FIRST, _LAST = 1 / 25, 1e-4  # of the peak, as torch's OneCycleLR has them but for the end
+_FIRST, _LAST = 1 / 25, 1e-4  # of the peak, like torch's OneCycleLR except for the end
 
 
 def one_cycle(progress: float) -> float:
-    """The share of the peak at a place in the training, from 0 to 1: up along a cosine, then down along one."""
+    """The fraction of the peak at a point of the training, from 0 to 1: up along a cosine, then down along one."""
     if progress < _WARM_UP:
         return _between(_FIRST, 1.0, progress / _WARM_UP)
     return _between(1.0, _LAST, (progress - _WARM_UP) / (1 - _WARM_UP))
@@ -327,10 +328,10 @@ def _between(start: float, end: float, progress: float) -> float:
 
 
 class Scheduled:
-    """An optimizer's learning rate over a training; the rates that the optimizer was made with are the peaks.
+    """An optimizer's learning rates over a training; their initial values are the peaks.
 
     Args:
-        schedule: of `SCHEDULES`.
+        schedule: one of `SCHEDULES`.
         epochs: epochs of the training.
     """
 
@@ -339,7 +340,7 @@ class Scheduled:
         self._peaks: list[float] = []
 
     def batches(self, batches: Iterable[Any], epoch: int) -> Iterator[tuple[float, Any]]:
-        """(progress of the training, batch) of one epoch. Batches without a length count as the start of the epoch."""
+        """(progress of the training, batch) of one epoch. Without a length, all batches count as the epoch's start."""
         length = length_hint(batches)
         for index, batch in enumerate(batches):
             part = min(index / length, 1.0) if length else 0.0

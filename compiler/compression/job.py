@@ -1,6 +1,6 @@
-"""The part that all techniques share: import, compile, measure, and enforce the caller's limit.
+"""Common part of all techniques: import, compile, measure, and enforce the caller's limit.
 
-The caller's samples: inputs as the model will meet them.
+Also checks the caller's samples: representative inputs of the model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Model = TypeVar("Model", bound=ImportedModel)
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """The options that all techniques share; `tensorwright.prune` describes them."""
+    """Options common to all techniques; `tensorwright.prune` documents them."""
 
     target: str | targets.Target = "host"
     threads: int | None = None
@@ -51,14 +51,14 @@ class JobOptions:
 
 @dataclass
 class Job:
-    """One technique at work on one model.
+    """One technique applied to one model.
 
     Attributes:
-        model: canonical: batch norms folded, constants computed.
-        samples: the calibration, checked; empty where none was given.
-        imports: how the source is imported, but for the capacity of its states, which results get in the end: samples
-            and measures are of models without it.
-        before: of `model`.
+        model: in canonical form: batch norms folded, constants computed.
+        samples: the checked calibration; empty if there is none.
+        imports: import options of the source, without the capacity of its states, which only results get: samples and
+            measures are of models without it.
+        before: measure of `model`.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Job:
     before: Measure = field(default_factory=lambda: Measure(None, 0, 0.0))
 
     def example(self) -> dict[str, Array]:
-        """The first sample, or random inputs where there is none."""
+        """The first sample, or random inputs if there is none."""
         model = self.model
         return next(iter(self.samples), None) or random_inputs(
             model.inputs, indices=model.indices, relations=model.requirements
@@ -100,7 +100,7 @@ class Job:
 
     @property
     def measured(self) -> tuple[object, ...]:
-        """Settings that a measure depends on: measures are comparable where these are equal."""
+        """Settings that a measure depends on: measures are comparable if these are equal."""
         return (self.evaluate, self.target.name, self.threads)
 
     def drop(self, after: Measure) -> float | None:
@@ -114,7 +114,7 @@ class Job:
         return drop is None or drop <= self.max_drop
 
     def require(self, after: Measure, advice: str) -> None:
-        """Raises AccuracyError where the limit does not hold."""
+        """Raise AccuracyError if the limit does not hold."""
         if not self.holds(after):
             raise AccuracyError(
                 f"the limit max_drop={self.max_drop} does not hold: {self.before.score:.6g} before,"
@@ -150,7 +150,7 @@ class Job:
         )
 
     def finished(self, model: Model) -> Model:
-        """A result with the capacity of its states, where one was asked for."""
+        """A result with the capacity of its states, if one was requested."""
         return model if self.capacity is None else with_capacity(model, self.capacity)
 
 
@@ -158,8 +158,8 @@ def import_job(source: object, options: JobOptions, imports: ImportOptions) -> J
     """Import the model; nothing is measured yet.
 
     Raises:
-        OptionError, InputError: an option or the calibration is at fault.
-        UserError: of importing.
+        OptionError, InputError: an option or the calibration is invalid.
+        UserError: importing failed.
     """
     check_max_drop(options.max_drop)
     report = options.report
@@ -173,7 +173,7 @@ def import_job(source: object, options: JobOptions, imports: ImportOptions) -> J
             "compile it with precision= (`tensorwright compile MODEL --precision int8`)",
         )
     if imports.capacity is not None:
-        with_capacity(imported, imports.capacity)  # raises now what it would raise in the end
+        with_capacity(imported, imports.capacity)  # raises errors now instead of at the end
     for note in imported.notes:
         report(note)
     model = canonical(imported, chosen)
@@ -194,7 +194,7 @@ def import_job(source: object, options: JobOptions, imports: ImportOptions) -> J
 
 
 def start(source: object, options: JobOptions, imports: ImportOptions) -> Job:
-    """Import the model and measure it. Raises as `import_job`, and UserError of compiling."""
+    """Import the model and measure it. Raises as `import_job`, and UserError if compiling fails."""
     job = import_job(source, options, imports)
     job.report("measure")
     if job.evaluate is None and job.samples:
@@ -214,8 +214,8 @@ def checked_samples(calibration: Samples, model: ImportedModel) -> list[dict[str
     """The samples as dictionaries of arrays of all inputs.
 
     Raises:
-        OptionError: there is none, or giving them fails.
-        InputError: one lacks an input, has one that the model does not, or holds NaN.
+        OptionError: there are none, or iterating over them fails.
+        InputError: one lacks an input, has an unknown one, or contains NaN.
     """
     if isinstance(calibration, Mapping | str | np.ndarray) or not isinstance(calibration, Iterable):
         raise OptionError(f"calibration= is {type_text(calibration)}", _WANTED)
@@ -227,7 +227,7 @@ def checked_samples(calibration: Samples, model: ImportedModel) -> list[dict[str
     except Exception as error:
         raise OptionError(f"calibration= raised {type(error).__name__}: {error}", _WANTED) from error
     if not samples:
-        raise OptionError("calibration= holds no samples", "give some inputs as the model will meet them")
+        raise OptionError("calibration= holds no samples", "give some representative inputs of the model")
     return samples
 
 
@@ -241,10 +241,10 @@ def _checked_sample(sample: Sample, where: str, names: set[str]) -> dict[str, np
     missing, unknown = sorted(names - set(sample)), sorted(map(str, set(sample) - names))
     if missing or unknown:
         problems = [f"lacks {missing}"] if missing else []
-        problems += [f"has {unknown}, which the model does not take"] if unknown else []
+        problems += [f"has {unknown}, which the model does not have"] if unknown else []
         raise InputError(f"{where} {' and '.join(problems)}", f"the model's inputs are {sorted(names)}")
     arrays = {name: np.asarray(value) for name, value in sample.items()}
     for name, array in arrays.items():
         if array.dtype.kind == "f" and np.isnan(array).any():
-            raise InputError(f"{where} holds NaN in {name!r}", "leave out what the model is not meant to meet")
+            raise InputError(f"{where} has NaN in {name!r}", "leave out samples that are not valid inputs")
     return arrays

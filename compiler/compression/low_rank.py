@@ -1,11 +1,11 @@
-"""`factorize`: matrices and convolutions as products of smaller ones, where that is faster and accurate enough.
+"""`factorize`: replaces weights by products of smaller ones if that is faster and accurate enough.
 
-Weights as products of smaller ones.
+Factors of weights.
 
-A matrix by its singular values. A convolution in one of two forms, whichever needs fewer multiplications: as a matrix
-(filters against everything else), which makes a convolution of few filters and a 1x1 one (Denton et al.,
-arXiv:1404.0736); or by Tucker's decomposition of filters and channels, which makes a 1x1, a small and a 1x1 convolution
-(Kim et al., arXiv:1511.06530), its factors by HOSVD.
+A matrix is factorized by SVD. A convolution has two forms, and the one with fewer multiplications is used: as a matrix
+(filters by everything else), which becomes a convolution of few filters and a 1x1 one (Denton et al.,
+arXiv:1404.0736); or by a Tucker decomposition of filters and channels, which becomes a 1x1, a small and a 1x1
+convolution (Kim et al., arXiv:1511.06530), with factors from HOSVD.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from compiler.support.interrupts import interruptible
 from compiler.support.options import ImportArguments, check_choices, options_of, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
-# The search for a rank that is fast enough: these shares of a layer's energy, the largest first.
+# Search for a rank that is fast enough: these fractions of a layer's energy, the largest first.
 _ENERGIES = (0.999, 0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 
 
@@ -64,28 +64,29 @@ def factorize(
     progress: Callable[[str], None] | None = automatic,
     **imports: Unpack[ImportArguments],
 ) -> CompressedModel:
-    """Replace layers by the layers of their low-rank factors, each only where it runs faster so.
+    """Replace layers by their low-rank factors, each only if that is faster.
 
-    Times of both forms of a layer, alone and on one thread, are predicted from the target's description, so that the
-    same call gives the same model. Where nothing is known of them, numbers of multiplications stand in for them: of
-    data of symbolic size, and of targets other than x86-64.
+    Times of both forms of a layer, in isolation and on one thread, are predicted from the target's description, so that
+    the
+    same call returns the same model. If no prediction is possible (data of symbolic size, targets other than x86-64),
+    numbers of multiplications are compared instead.
 
     Args:
-        source, calibration, evaluate, max_drop, target, threads, and how the source is imported: as
-            `tensorwright.prune` takes them. Where the limit does not hold, the layers that lost most stay whole.
-        energy: the share of the sum of squares of a layer's weights that its rank must keep. Ranks are multiples of
+        source, calibration, evaluate, max_drop, target, threads, and the import options: as in `tensorwright.prune`. If
+            the limit does not hold, the layers with the largest loss are not replaced.
+        energy: the fraction of the sum of squares of a layer's weights that its rank must keep. Ranks are multiples of
             the machine's vector length.
-        speedup: in place of `energy`: the rank is the largest tried that makes a layer this many times faster.
-        minimum_gain: a layer is replaced only where it is this many times faster.
-        keep: names of layers (as in the report) to leave whole.
-        decide: "predicted", or "measured": both forms are compiled and timed alternately, where this machine runs the
+        speedup: instead of `energy`: the rank is the largest tried that makes a layer this many times faster.
+        minimum_gain: a layer is replaced only if that makes it this many times faster.
+        keep: names of layers (as in the report) that are not replaced.
+        decide: "predicted", or "measured": both forms are compiled and timed alternately, if this machine can run the
             target.
 
     Raises:
-        AccuracyError: the limit does not hold with any layer in factors.
-        OptionError: an option is at fault.
-        NothingGainedError: no layer is faster in factors.
-        UserError: of importing and compiling.
+        AccuracyError: the limit does not hold with any factorized layer.
+        OptionError: an option is invalid.
+        NothingGainedError: no layer is faster when factorized.
+        UserError: importing or compiling failed.
     """
     options = options_of(FactorizationOptions, locals())
     options.check()
@@ -114,8 +115,8 @@ class _Search:
     """Search for the layers that are faster when factorized.
 
     Attributes:
-        factors: of those, by name; `details` says of every layer what was found.
-        noise: of those, the weights' signal to what is lost of them, in decibels.
+        factors: factors of these, by name; `details` has the findings for every layer.
+        noise: signal-to-noise ratio of the factorized weights in these layers, in decibels.
     """
 
     job: Job
@@ -149,8 +150,9 @@ class _Search:
         for energy in (self.options.energy,) if self.options.speedup is None else _ENERGIES:
             factors = self._factors(layer, energy)
             fewer = layer.weight.size / factors.multiplications
-            # Fewer multiplications never made a layer faster by more than their ratio and a third; where there are
-            # not fewer, a gain is noise of the clock.
+            # Fewer multiplications never made a layer faster by more than 4/3 of their ratio; without fewer, a gain is
+            # noise of
+            # the clock.
             promising = fewer > 1 and fewer * 4 / 3 >= wanted
             known = self._timer.gain(layer, factors.weights) if promising else min(fewer, 1.0)
             gain = fewer if known is None else known
@@ -170,13 +172,13 @@ class _Search:
         return factor_convolution(layer.weight, energy, multiple)
 
     def candidate(self, names: Collection[str]) -> ImportedModel:
-        """The model with these layers in factors."""
+        """The model with these layers factorized."""
         chosen = {name: self.factors[name] for name in names}
         return replace(self.job.model, mod=factored(self.job.model.mod, self.layers, chosen))
 
 
 def _unsuited(layer: Layer) -> str | None:
-    """Reason why a layer has no factors."""
+    """Reason why a layer cannot be factorized, or None."""
     if layer.weight.ndim > 2 and int(layer.call.attrs.groups) > 1:
         return "it is a grouped convolution"
     if layer.weight.ndim > 2 and layer.operator.filters:
@@ -187,7 +189,7 @@ def _unsuited(layer: Layer) -> str | None:
 
 
 def _within_limit(job: Job, search: _Search) -> tuple[list[str], Measure]:
-    """(the layers to replace, the measure): all that are faster, but for the worst where the limit asks for it."""
+    """(the layers to replace, the measure): all that are faster, without the worst ones if the limit requires that."""
     ranked = sorted(search.factors, key=lambda name: search.noise[name])
     found: dict[int, Measure] = {}
 
@@ -243,7 +245,7 @@ class FactorizationOptions:
         return self.minimum_gain if self.speedup is None else self.speedup
 
     def check(self) -> None:
-        """Raises OptionError for what cannot be done; the names of layers in `keep` are the model's to know."""
+        """Raise OptionError for invalid options; the layer names in `keep` are checked against the model later."""
         if not 0 < self.energy <= 1:
             raise OptionError(f"energy={self.energy}", "give a share above 0 and up to 1, like 0.95")
         if self.speedup is not None and not self.speedup > 1:
@@ -255,12 +257,12 @@ class FactorizationOptions:
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """The weights of the layers that take a layer's place, in order.
+    """The weights of the layers that replace a layer, in order.
 
     Attributes:
-        weights: float32; matrices (in, out), or convolutions (out, in, *kernel) of which one has the whole kernel.
+        weights: float32; matrices (in, out), or convolutions (out, in, *kernel) one of which has the full kernel.
         product: their product, in the layer's own shape.
-        multiplications: a position of the output (of stride 1).
+        multiplications: number per output position (with stride 1).
     """
 
     weights: tuple[Array, ...]
@@ -269,7 +271,7 @@ class Factors:
 
 
 def rank_for(singular: Array, energy: float, multiple: int) -> int:
-    """The smallest rank that keeps this share of the sum of squares, rounded up to whole vectors."""
+    """The smallest rank that keeps this fraction of the sum of squares, rounded up to whole vectors."""
     kept = np.cumsum(singular.astype(np.float64) ** 2)
     if not kept[-1]:
         return 1
@@ -299,7 +301,8 @@ def factor_filters(weight: Array, energy: float, multiple: int) -> Factors:
 def factor_tucker(weight: Array, energy: float, multiple: int) -> Factors:
     """(out, in, *kernel) as a 1x1 convolution, one between fewer channels and fewer filters, and a 1x1 one.
 
-    Each of the two modes may lose half of what may be lost: the squared error is at most the sum of what both lose
+    Each of the two modes may lose half of the permitted loss: the squared error is at most the sum of both modes'
+    losses
     (De Lathauwer et al., 2000, property 10).
     """
     out, channels = weight.shape[:2]
@@ -342,11 +345,11 @@ def _factors(weights: Sequence[Array], product: Array, multiplications: int) -> 
     return Factors(tuple(each.astype(np.float32) for each in weights), product.astype(np.float32), multiplications)
 
 
-# Layers replaced by the layers of their factors.
+# Replacing layers by their factors.
 
 
 def factored(mod: IRModule, layers: Sequence[Layer], factors: Mapping[str, Factors]) -> IRModule:
-    """`mod` with the layers that are in `factors`, by name, in their factored form."""
+    """`mod` with the layers in `factors`, by name, replaced by their factors."""
     changed = {layer.variable: factors[layer.name] for layer in layers if layer.name in factors}
 
     def edit(variable: Var, call: Call, emit: Emit) -> Expr | None:
@@ -356,7 +359,7 @@ def factored(mod: IRModule, layers: Sequence[Layer], factors: Mapping[str, Facto
 
 
 def chain(call: Call, weights: Sequence[Array], emit: Emit) -> Expr:
-    """The call's data through layers of these weights: the one with the kernel has the call's strides and padding."""
+    """The call's data through layers with these weights; the one with the kernel has the call's strides and padding."""
     value: Expr = call.args[0]
     is_matmul = call.op.name == "relax.matmul"
     whole = 0 if is_matmul else _with_kernel(call, weights)
@@ -375,7 +378,7 @@ def _with_kernel(call: Call, weights: Sequence[Array]) -> int:
 
 
 def _convolution(call: Call, data: Expr, weight: Array, *, own: bool) -> Expr:
-    """A convolution with the attributes of `call` where they are its `own`, plain otherwise."""
+    """A convolution, with the attributes of `call` if `own`, otherwise with defaults."""
     operator = getattr(relax.op.nn, call.op.name.rsplit(".", 1)[-1])
     attributes = call.attrs
     layouts = {"data_layout": str(attributes.data_layout), "kernel_layout": str(attributes.kernel_layout)}
@@ -385,15 +388,14 @@ def _convolution(call: Call, data: Expr, weight: Array, *, own: bool) -> Expr:
     return operator(data, as_constant(weight), **spatial, **layouts)
 
 
-# A layer is faster in factors by the cost model of the target's machine, or by timing both forms
-# alternately.
+# Compares a layer with its factors by the cost model of the target's machine, or by timing both alternately.
 
 
 class LayerTimer:
-    """Times of layers on one thread; those of equal sizes are cached.
+    """Times of layers on one thread; cached by sizes.
 
     Args:
-        measured: they are timed on this machine; otherwise their times are predicted.
+        measured: whether they are timed on this machine; otherwise they are predicted.
     """
 
     def __init__(self, target: targets.Target, measured: bool) -> None:
@@ -402,10 +404,11 @@ class LayerTimer:
         self._known: dict[tuple[object, ...], float] = {}
 
     def gain(self, layer: Layer, weights: Sequence[Array]) -> float | None:
-        """Speedup of the factors over the whole layer; None where it is not known.
+        """Speedup of the factors over the original layer; None if unknown.
 
-        That is data of symbolic size, a target that this machine cannot run when times are measured, and one for which
-        none are predicted otherwise.
+        It is unknown for data of symbolic size, for a target that this machine cannot run if times are measured, and
+        for
+        targets without predictions otherwise.
         """
         shape = shape_of(layer.data)
         known = self._target.fits_this_machine() if self._is_measured else is_calibrated(self._target)
@@ -432,7 +435,7 @@ class LayerTimer:
         return whole / parts
 
     def _alone(self, layer: Layer, shape: tuple[int, ...], weights: Sequence[Array]) -> IRModule:
-        """A module of the layer alone, its data and result as the caller has them."""
+        """A module with only this layer, with its data and result as in the model."""
         builder = relax.BlockBuilder()
         data = relax.Var("x", relax.TensorType(shape, "float32"))
         call = relax.Call(layer.call.op, [data, *layer.call.args[1:]], layer.call.attrs, layer.call.ty_args)

@@ -1,4 +1,4 @@
-"""Result of the compression techniques, the form of a model that they work on, and the names of its layers."""
+"""Result of the compression techniques, their internal form of a model, and the names of its layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from compiler.profiling.attribution import main_node
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedModel(ImportedModel):
-    """A model that a technique made of another, with its report.
+    """A model that a technique derived from another, with its report.
 
     Attributes:
         name: name of the model it was made from.
@@ -40,10 +40,10 @@ class ReportedModel(ImportedModel):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CompressedModel(ReportedModel):
-    """A compressed model, to be given to `tensorwright.compile` or to the next technique.
+    """A compressed model, for `tensorwright.compile` or the next technique.
 
     Attributes:
-        trained: the torch module behind it, with its masks, where it was made of one; `distill` trains it further.
+        trained: the torch module it was made from, with its masks, if there is one; `distill` trains it further.
         measured: the settings with which `report.after` was measured.
     """
 
@@ -52,7 +52,7 @@ class CompressedModel(ReportedModel):
     measured: Any = None
 
 
-CompressedModel.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles
+CompressedModel.__module__ = "tensorwright"  # public import path, for reprs, tracebacks and pickles
 
 
 def canonical(model: ImportedModel, target: targets.Target) -> ImportedModel:
@@ -65,10 +65,10 @@ def canonical(model: ImportedModel, target: targets.Target) -> ImportedModel:
 
 
 class LayerNames:
-    """Gives each layer the name of its node in the model; where it has none, the given one.
+    """Gives each layer the name of its node in the model, or a default if it has none.
 
     Args:
-        nodes: the model's nodes by variable, as `ImportedModel` has them.
+        nodes: the model's nodes by variable, as in `ImportedModel`.
     """
 
     def __init__(self, nodes: Mapping[str, Nodes]) -> None:
@@ -76,7 +76,7 @@ class LayerNames:
         self._taken: dict[str, int] = {}
 
     def name(self, variable: Var, otherwise: str) -> str:
-        """A name that no other layer has: nodes that are several layers are numbered."""
+        """A unique name: nodes that consist of several layers are numbered."""
         node = main_node(self._tracker.of(str(variable.name)))
         name = otherwise if node is None else node.name
         count = self._taken[name] = self._taken.get(name, 0) + 1
@@ -84,7 +84,7 @@ class LayerNames:
 
 
 def weight_names(model: ImportedModel) -> dict[GenericConst, str]:
-    """Each constant tensor of `main` that a node reads: the name of the first such node, with the tensor's shape."""
+    """Name for each constant tensor of `main` that a node reads: the first such node's, with the tensor's shape."""
     nodes = NodeTracker(model.nodes).all_of(model.mod)
     names: dict[GenericConst, str] = {}
     for variable, constant in _constants_read(model.mod):

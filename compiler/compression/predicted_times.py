@@ -1,11 +1,12 @@
 """Predicted times of kernels on a described machine, without running anything: compression decides by these times, so
-that the same call gives the same model however busy the machine is.
+that the same call returns the same model however busy the machine is.
 
-A module is lowered as far as its kernels, whose schedule rules and operations are then known. A kernel's cycles are
-those of its arithmetic or of moving its bytes, whichever are more, and a part of the other. The factors were fitted
-once to 197 layers of the catalog's nets in float32 and int8 (Zen 5, AVX-512 with VNNI, one thread, the least of 40
-interleaved runs each): half of the predictions are within 4 %, nine in ten within 30 %. Those without AVX-512 and VNNI
-come from 48 layers compiled for x86-64-v3 there. `python -m benchmarks.layer_times` compares both on other machines.
+A module is lowered to kernels, whose schedule rules and operations are then known. A kernel's cycles are the larger of
+its arithmetic and its memory traffic, plus a fraction of the smaller. The factors were fitted once to 197 layers of the
+catalog's nets in float32 and int8 (Zen 5, AVX-512 with VNNI, one thread, the least of 40 interleaved runs each): half
+of
+the predictions are within 4 %, nine in ten within 30 %. Those without AVX-512 and VNNI come from 48 layers compiled for
+x86-64-v3 there. `python -m benchmarks.layer_times` compares both on other machines.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ from schedules.matmul.words import KINDS
 from schedules.selection.registry import rules
 
 _HERTZ = 3e9  # a clock that turns cycles into seconds; it cancels out of every comparison
-_OVERLAP = 0.3  # of the lesser of arithmetic and movement that does not hide behind the other
-# Cycles of a multiply-add, or of two other operations, over those that the units could do, by rule.
+_OVERLAP = 0.3  # fraction of the smaller of arithmetic and memory traffic that is not hidden by the other
+# Measured cycles of a multiply-add, or of two other operations, relative to the units' peak, by rule.
 _ARITHMETIC = {
     "conv-direct": 1.02,
     "conv-folded": 1.27,
@@ -59,17 +60,17 @@ _ARITHMETIC = {
 _DIRECT_OF_FEW_REGISTERS = 1.28  # without AVX-512 tiles are smaller
 _DEPTHWISE = 0.84
 _DEPTHWISE_INTEGERS, _DEPTHWISE_PAIRS = 0.72, 1.3  # with VNNI and without
-_ELSEWHERE = 2.0  # rules that were not measured: sparse products, the general one
+_ELSEWHERE = 2.0  # rules that were not measured: sparse matmuls, the general one
 _MATMUL_OPERATIONS = {name: operation for operation, name in KINDS.items()} | {
     MatmulRoundedBf16.name: DOT_BF16,
     MatmulGatedBf16.name: DOT_BF16,
 }
 _ATTENTION = {each.name: each for each in (Attention(), AttentionInt8())}
-_TILES = 1.1  # cycles over those of the rate
-_PAIR_PRODUCTS = 1.5  # without products of bytes: two `vpmaddwd`, and what widens and adds
+_TILES = 1.1  # relative to the cycles from the nominal rate
+_PAIR_PRODUCTS = 1.5  # without byte dot products: two `vpmaddwd`, and conversions and additions
 # Cycles to scale, round and store a vector of results as bytes.
 _ROUNDING = 2.1
-# Cycles per byte in the caches of a core, and what is added for the share that lies beyond them.
+# Cycles per byte in the caches of a core, and additional cycles for the fraction outside them.
 _NEAR, _FAR_RESULT, _FAR_WEIGHTS = 0.0385, 0.0357, 0.136
 
 
@@ -79,8 +80,8 @@ class KernelTime:
 
     Attributes:
         kind: kind of work, one of `attribution.KINDS`.
-        spread: how much longer the median of several measurements was than the shortest, as a share; 0 of a prediction.
-        tiles: of a prediction, the instruction whose sums stay in tiles, where the kernel has one.
+        spread: relative excess of the median of several measurements over the shortest; 0 for a prediction.
+        tiles: for a prediction, the instruction with tile accumulators, if the kernel uses one.
         operations: arithmetic operations of a prediction; 0 if unknown.
         name: kernel name of a prediction.
     """
@@ -101,19 +102,19 @@ class KernelClock(Protocol):
 
 
 def is_calibrated(target: targets.Target) -> bool:
-    """True if times are predicted for a target: for x86-64 alone, where layers were measured."""
+    """True if times can be predicted for a target: only for x86-64, where layers were measured."""
     return isinstance(target.machine, Machine) and target.machine.architecture == "x86_64"
 
 
 class PredictedClock:
-    """The times of one core of a target's machine, of models compiled in a precision."""
+    """Predicted times on one core of a target's machine, for models compiled in a given precision."""
 
     def __init__(self, target: targets.Target, precision: str = "float32") -> None:
         self._target, self._options = target, PassOptions(precision)
 
     @one_at_a_time
     def __call__(self, mods: Sequence[IRModule]) -> list[list[KernelTime]]:
-        """Raises TensorwrightError when a pass fails."""
+        """Raises TensorwrightError if a pass fails."""
         return [list(self._times(mod)) for mod in mods]
 
     def _times(self, mod: IRModule) -> Iterator[KernelTime]:
@@ -160,10 +161,10 @@ def _calls(mod: IRModule) -> list[str]:
 
 
 def kernel_cycles(function: tirx.PrimFunc, count: OperationCount | None, machine: Machine) -> float:
-    """Cycles of one core for a kernel of known sizes before it is scheduled.
+    """Single-core cycles of a kernel of known sizes before it is scheduled.
 
     Args:
-        count: number of its operations; one for each element that it reads or writes when None.
+        count: number of its operations; if None, one for each element that it reads or writes.
     """
     tensors = [parameter.ty for parameter in function.params if isinstance(parameter.ty, tirx.BufferType)]
     sizes = [(_elements(tensor), str(tensor.dtype)) for tensor in tensors]
@@ -205,7 +206,7 @@ def _rule_of(function: tirx.PrimFunc, machine: Machine) -> tuple[str, Any]:
 
 
 def _padded(operations: float, workload: object) -> float:
-    """Operations with those on the channels that fill up a group of an instruction."""
+    """Operations including those on channels that pad a group of an instruction."""
     if not isinstance(workload, DotWorkload):
         return operations
     channels = max(workload.channels // workload.groups, 1)
@@ -232,14 +233,14 @@ def _arithmetic_factor(rule: str, workload: Any, machine: Machine) -> float:
 
 
 def _of_blocks(rule: str, work: BlockWorkload, machine: Machine) -> float:
-    """Cycles of a product of rounded rows with a block-quantized weight."""
+    """Cycles of a matmul of quantized rows with a block-quantized weight."""
     layout = BlockFormat.of_text(work.layout)
     in_tiles = _tiles_of(rule, work, machine) is not None
     return block_cycles(work.rows, work.columns, work.depth, layout, machine, in_tiles=in_tiles)
 
 
 def _tiles_of(rule: str, workload: object, machine: Machine) -> Product | None:
-    """The instruction of a kernel whose sums stay in tiles."""
+    """The instruction with tile accumulators that a kernel uses, or None."""
     if isinstance(workload, BlockWorkload):
         layout = BlockFormat.of_text(workload.layout)
         return block_tiles(layout, machine) if workload.rounded and workload.rows > FEW_ROWS else None
@@ -250,7 +251,7 @@ def _tiles_of(rule: str, workload: object, machine: Machine) -> Product | None:
 
 
 def _movement(sizes: Sequence[float], machine: Machine) -> float:
-    """Cycles to move the bytes of a kernel's tensors: its data, what it computes with, its result."""
+    """Cycles to move the bytes of a kernel's tensors: its data, its weights, its result."""
     data, *others, result = sizes if len(sizes) > 1 else (0.0, sizes[0])
     around, whole = data + result, sum(sizes)
     beyond = max(0.0, 1 - machine.l2_bytes / around) if around else 0.0

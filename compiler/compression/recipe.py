@@ -1,11 +1,11 @@
-"""`compress`: techniques one after another, as a recipe says, with size, time and accuracy after each.
+"""`compress`: runs techniques in the order of a recipe, and reports size, time and accuracy after each.
 
 compress:
   - prune: {pattern: channels, amount: 0.5}
   - distill: {epochs: 10}
   - quantize
 
-Reading a recipe from a YAML file, whatever the file holds.
+Reads a recipe from a YAML file safely.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from compiler.support.progress_bar import automatic, shows_progress
 
 @dataclass(frozen=True)
 class Row:
-    """The model after a step; `drop` against the original model, None where accuracy was not measured."""
+    """The model after a step; `drop` is relative to the original model, None if accuracy was not measured."""
 
     step: str
     measure: Measure
@@ -60,9 +60,9 @@ class RecipeReport:
     """Report of a recipe.
 
     Attributes:
-        rows: the model as it came, and after each step.
-        reports: of each step, as the technique gives it.
-        skipped: steps that found nothing to make smaller or faster, and why; the recipe went on without them.
+        rows: the original model, and the model after each step.
+        reports: report of each step's technique.
+        skipped: steps that found nothing to make smaller or faster, with reasons; the recipe continued without them.
     """
 
     target: str
@@ -72,7 +72,7 @@ class RecipeReport:
     skipped: tuple[tuple[str, str], ...] = ()
 
     def pareto(self) -> list[Row]:
-        """The rows that no other row beats in time and score both."""
+        """The rows that no other row beats in both time and score."""
         return [row for row in self.rows if not any(_beats(other.measure, row.measure) for other in self.rows)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,7 +193,7 @@ _KEY = "compress"
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RecipeResult(ReportedModel):
-    """A model at the end of a recipe, to be given to `tensorwright.compile`; `report` has a row per step."""
+    """The model at the end of a recipe, for `tensorwright.compile`; `report` has a row per step."""
 
     report: RecipeReport
 
@@ -216,19 +216,19 @@ def compress(
     """Run the steps of a recipe.
 
     Args:
-        source, calibration, evaluate, target, threads, progress, and how the source is imported (shapes, constants,
-            state, capacity, ...): as `tensorwright.prune` takes them; every step gets them.
+        source, calibration, evaluate, target, threads, progress, and the import options (shapes, constants, state,
+            capacity, ...): as in `tensorwright.prune`; they apply to every step.
         recipe: a path to a YAML file; the text "prune -> distill -> quantize"; or a list of names and
             {name: settings}, also as {"compress": list}.
-        max_drop: the share of the score that the whole recipe may lose; also the limit of a step that sets none.
-        extra: settings for the steps of that name that no YAML can hold (`-` written as `_`):
+        max_drop: the fraction of the score that the whole recipe may lose; also the limit of steps without their own.
+        extra: settings, by step name (`-` written as `_`), that YAML cannot express:
             `distill={"teacher": net, "batches": batches}`, `prune={"finetune": train}`.
 
     Raises:
-        AccuracyError: a step, or all together, lose more than they may.
-        NothingGainedError: no step finds anything to make smaller or faster; single ones that do not are skipped.
-        OptionError: the recipe is at fault.
-        UserError: of the steps; `reached` of an error is a `RecipeResult` of the steps before, None at the first.
+        AccuracyError: a step, or all together, lose more than the limit.
+        NothingGainedError: no step finds anything to make smaller or faster; single steps that do not are skipped.
+        OptionError: the recipe is invalid.
+        UserError: a step failed; the error's `reached` is a `RecipeResult` of the steps before, None at the first.
     """
     samples = None if calibration is None else list(calibration)
     common = JobOptions(
@@ -245,7 +245,7 @@ def compress(
 
 
 class _Run:
-    """The steps at work, one after another."""
+    """Runs the steps in order."""
 
     def __init__(self, source: object, steps: list[Step], common: JobOptions, imports: ImportOptions) -> None:
         self.steps = steps
@@ -301,13 +301,13 @@ class _Run:
         return job.finished(RecipeResult(**fields, name=job.name, report=report))
 
     def _accepted(self, name: str) -> dict[str, Any]:
-        """Import arguments that a step accepts; not every technique takes all of them."""
+        """Import options that a step accepts; not every technique accepts all of them."""
         taken = inspect.signature(get_technique(name).run).parameters
         return {key: value for key, value in self.job.imports.given().items() if key in taken}
 
 
 def _require_gain(model: object) -> None:
-    """Raises NothingGainedError for a quantized model all of whose layers stayed in float."""
+    """Raise NothingGainedError for a quantized model whose layers all stayed in float."""
     report = getattr(model, "report", None)
     if isinstance(report, QuantizationReport) and not any(layer.integer for layer in report.layers):
         raise NothingGainedError(report.summary)
@@ -320,7 +320,7 @@ def _where(index: int, steps: Sequence[Step]) -> str:
 def _completed(
     steps: Sequence[Step], extra: Mapping[str, Mapping[str, object]], given: Mapping[str, object]
 ) -> list[Step]:
-    """The steps with their settings of both sorts. Raises OptionError for the first that cannot be done."""
+    """The steps with both kinds of settings. Raises OptionError for the first invalid one."""
     more = _checked_extra(extra, steps)
     whole = [(name, {**settings, **more.get(name, {})}) for name, settings in steps]
     for index, (name, settings) in enumerate(whole):
@@ -336,7 +336,7 @@ def _completed(
 
 
 def _checked_extra(extra: Mapping[str, Mapping[str, object]], steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
-    """By the names of the steps; numbers and texts as the types that the technique declares."""
+    """Settings by step name, with numbers and texts converted to the types that the technique declares."""
     result = {}
     names = {name.replace("-", "_"): name for name, _ in steps}
     for name, settings in extra.items():
@@ -388,9 +388,9 @@ class Technique:
     """A step of a recipe.
 
     Attributes:
-        run: given a model and keyword arguments, a compressed model with a report.
-        check: raises OptionError for arguments of `run`, all of them by name, that it cannot do whatever the model is;
-            what has no default is None where it was not given.
+        run: given a model and keyword arguments, returns a compressed model with a report.
+        check: raises OptionError for arguments of `run` (all of them, by name; None for missing ones without a default)
+            that are invalid for any model.
     """
 
     run: Callable[..., Any]
@@ -416,7 +416,7 @@ TECHNIQUES = {
 
 
 def get_technique(name: str) -> Technique:
-    """Raises OptionError with near names."""
+    """The technique with that name. Raises OptionError that suggests similar names."""
     if name not in TECHNIQUES:
         raise OptionError(f"no technique is named {name!r}", did_you_mean(name, TECHNIQUES))
     return TECHNIQUES[name]
@@ -426,30 +426,30 @@ _LONGEST = 1 << 16  # characters
 
 
 def read_recipe(path: Path) -> Any:
-    """Contents of the file, as Python's own types.
+    """Contents of the file, as plain Python types.
 
     Raises:
         StorageError: it cannot be read.
-        OptionError: it is not YAML, refers to itself, names a key twice, or is too large.
+        OptionError: it is not YAML, has aliases, repeats a key, or is too large.
     """
     try:
         text = path.read_text(encoding="utf-8")
         if len(text) > _LONGEST:
             raise OptionError(f"{path} has {len(text)} characters", f"a recipe has at most {_LONGEST}")
-        # References to other parts can stand for more than any memory holds.
+        # Aliases can expand to more data than fits in memory.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise OptionError(f"{path} refers to parts of itself (*name)", "write the settings of each step out")
         for name, first, second in _repeated_keys(yaml.compose(text, yaml.SafeLoader)):
             raise OptionError(
                 f"{path} has {name!r} in line {first} and again in line {second}",
-                "keep one: a step that is done twice is two entries of the list",
+                "keep one: a repeated step needs two entries in the list",
             )
         return yaml.safe_load(text)
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
     except RecursionError as error:
         raise OptionError(f"{path} is nested too deeply", "compress: [prune: {amount: 0.5}, quantize]") from error
-    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a number of thousands of digits
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a number with thousands of digits
         raise OptionError(f"{path} cannot be read as YAML: {error}") from error
 
 
@@ -471,12 +471,12 @@ def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[str, int, int]]:
 
 # The settings of the steps of a recipe, checked before anything runs.
 
-# What `compress` passes on itself, or what is not data.
+# Arguments that `compress` passes on itself, or that are not data.
 _GIVEN = ("source", "student", "calibration", "evaluate", "target", "threads", "progress")
 
 
 def checked_settings(step: str, function: Callable[..., Any], settings: Mapping[str, object]) -> dict[str, Any]:
-    """Settings from a file as the types that the technique declares.
+    """Settings from a file, converted to the types that the technique declares.
 
     Raises OptionError for settings of other types, and for unknown ones.
     """
@@ -486,7 +486,7 @@ def checked_settings(step: str, function: Callable[..., Any], settings: Mapping[
 
 
 def arguments(function: Callable[..., Any], settings: Mapping[str, object]) -> dict[str, Any]:
-    """All arguments of a technique: `settings`, its defaults, and None for what has neither."""
+    """All arguments of a technique: `settings`, its defaults, and None for those with neither."""
     found: dict[str, Any] = {}
     for name, each in inspect.signature(function).parameters.items():
         found[name] = None if each.default is inspect.Parameter.empty else each.default
@@ -494,13 +494,13 @@ def arguments(function: Callable[..., Any], settings: Mapping[str, object]) -> d
 
 
 def check_names(step: str, function: Callable[..., Any], settings: Mapping[str, object]) -> None:
-    """Raises OptionError for a setting that the technique does not take, or that is the whole recipe's."""
+    """Raise OptionError for a setting that the technique does not have, or that belongs to the whole recipe."""
     known = [name for name in inspect.signature(function).parameters if name not in _GIVEN]
     for name in settings:
         if name in _GIVEN:
             raise OptionError(f"the step {step!r} has {name}=, which is the same for all steps", "give it to compress")
         if name not in known:
-            raise OptionError(f"the step {step!r} takes no setting {name!r}", did_you_mean(str(name), known))
+            raise OptionError(f"the step {step!r} has no setting {name!r}", did_you_mean(str(name), known))
 
 
 def _converted(step: str, name: str, hint: Any, value: Any) -> Any:

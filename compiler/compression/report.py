@@ -21,8 +21,8 @@ class LayerChange:
     """One layer.
 
     Attributes:
-        change: the change as text; "" where there is none.
-        before, after: numbers of weights that are not zero, or units of structured pruning.
+        change: the change as text; "" if there is none.
+        before, after: numbers of nonzero weights, or of units for structured pruning.
         reason: the reason for leaving it unchanged, or a remark.
     """
 
@@ -35,12 +35,12 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class Measure:
-    """A model in numbers.
+    """Measurements of a model.
 
     Attributes:
-        score: the result of `evaluate`, or the mean cosine of the outputs with those before; None where not measured.
-        bytes: bytes of the parameters as they are stored in a module.
-        seconds: of a run in processor time, the median, on the first sample of calibration or on random inputs.
+        score: the result of `evaluate`, or the mean cosine similarity with the original outputs; None if not measured.
+        bytes: bytes of the parameters as stored in a module.
+        seconds: median processor time of a run, on the first calibration sample or on random inputs.
         kernels: number of kernels that each schedule rule serves.
     """
 
@@ -55,9 +55,9 @@ class CompressionReport:
     """Report of a technique.
 
     Attributes:
-        technique: its name with the most telling settings.
-        drop: the relative loss of score; None where it was not measured. `max_drop` was its limit.
-        notes: remarks, a sentence each.
+        technique: its name with the most important settings.
+        drop: the relative loss of score; None if not measured. `max_drop` was its limit.
+        notes: remarks, one sentence each.
     """
 
     technique: str
@@ -102,7 +102,7 @@ class CompressionReport:
 
 
 def size_lines(sizes: tuple[int, int], seconds: tuple[float, float]) -> list[str]:
-    """Two lines about bytes of parameters and seconds of a run, measured here, before and after."""
+    """Two lines about bytes of parameters and seconds per run, measured here, before and after."""
     before, after = sizes
     share = f" ({after / before:.2f} times)" if before else ""
     return [
@@ -112,7 +112,7 @@ def size_lines(sizes: tuple[int, int], seconds: tuple[float, float]) -> list[str
 
 
 def time_text(before: float, after: float) -> str:
-    """Seconds of a run, of a model or a layer, measured or predicted."""
+    """Seconds per run of a model or a layer, measured or predicted."""
     share = f", {after / before:.2f} times" if before > 0 else ""
     return f"time per run {format_seconds(before)} before, {format_seconds(after)} after{share}"
 

@@ -1,4 +1,4 @@
-"""`write_variants`: modules of one model in several precisions and sizes, each with its accuracy and cost."""
+"""`write_variants`: writes modules of one model in several precisions and sizes, each with its accuracy and cost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEFAULT = ("float32", "bf16", "int8")
 
 @dataclass(frozen=True)
 class VariantsReport:
-    """Report of the variants that were written, and of those that were not.
+    """Report of the variants that were written, and of those that were left out.
 
     Attributes:
         left_out: variants that are not in the folder, with the reason.
@@ -77,24 +77,25 @@ def write_variants(
     progress: Callable[[str], None] | None = automatic,
     **imports: Unpack[ImportArguments],
 ) -> VariantsReport:
-    """Compile variants of a model into a folder that a server takes as one model.
+    """Compile variants of a model into a folder that a server loads as one model.
 
     Args:
-        source, calibration, evaluate, target, threads, progress, and how the source is imported: as
-            `tensorwright.prune` takes them. Without `evaluate` the score is the mean cosine similarity with float32 on
-            the calibration; one of the two is needed.
-        variants: names ("float32", "bf16", "float16", "int8", "dynamic-int8", "weight-int8", "int4"), or for names of
-            your own one of these, a recipe of `compress`, or a model (a distilled network). float32 is always made: it
-            is what the others are compared with.
-        max_drop: a variant that loses more of the score is left out.
+        source, calibration, evaluate, target, threads, progress, and the import options: as in `tensorwright.prune`.
+            Without `evaluate` the score is the mean cosine similarity with float32 on the calibration; one of the two
+            is
+            required.
+        variants: names ("float32", "bf16", "float16", "int8", "dynamic-int8", "weight-int8", "int4"), or a mapping from
+            custom names to one of these, a recipe of `compress`, or a model (a distilled network). float32 is always
+            included as the baseline.
+        max_drop: variants that lose more of the score are left out.
 
     Returns:
-        The index that was written, and what was left out.
+        The written index, and the variants left out.
 
     Raises:
-        OptionError: a variant is neither a name nor a recipe, or there is nothing to measure accuracy by.
+        OptionError: a variant is neither a name nor a recipe, or accuracy cannot be measured.
         StorageError: the folder cannot be written.
-        UserError: of importing and compiling.
+        UserError: importing or compiling failed.
     """
     if calibration is None and evaluate is None:
         raise OptionError("the accuracy of variants cannot be measured", "give calibration= or evaluate=")
@@ -126,7 +127,7 @@ class _Maker:
         self.made: dict[str, str] = {}
 
     def modules(self, wanted: Mapping[str, object]) -> tuple[dict[str, Module], dict[str, str]]:
-        """The modules by name, and why some are not among them."""
+        """The modules by name, and the reasons why others are missing."""
         modules: dict[str, Module] = {}
         left_out: dict[str, str] = {}
         for name, how in wanted.items():
@@ -183,10 +184,10 @@ class _Maker:
         )
 
     def costs_ms(self, modules: Mapping[str, Module]) -> dict[str, float]:
-        """Costs of a row in milliseconds, all measured alternately."""
+        """Cost per row in milliseconds, with all variants measured alternately."""
         inputs = self.job.example()
         rows = max((len(array) for array in inputs.values() if array.ndim), default=1)
-        # One thread each: what counts is processor time.
+        # One thread each: processor time counts.
         settings = {name: module.threads for name, module in modules.items()}
         for module in modules.values():
             module.threads = 1

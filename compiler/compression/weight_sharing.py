@@ -1,7 +1,7 @@
-"""Weight sharing: the weights of a layer take few values, and a module's file holds a code of 4 to 8 bits for each.
+"""Weight sharing: the weights of a layer take few values, and a module's file stores a code of 4 to 8 bits for each.
 
-The values are those of k-means in one dimension (Lloyd 1982) over the layer's weights, and zero, so that zeros stay
-zeros (Han, Mao and Dally 2016). The module expands them when it is loaded (the pass store-palettes).
+The values are those of one-dimensional k-means (Lloyd 1982) over the layer's weights, plus zero, so that zeros stay
+zero (Han, Mao and Dally 2016). The module expands them at load (the pass store-palettes).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from compiler.support.progress_bar import automatic, shows_progress
 
 _FEWEST_BITS = 4
 _ROUNDS = 30
-_FEWEST = 4096  # elements; a palette for fewer saves nothing worth its loss
+_FEWEST = 4096  # elements; for fewer, a palette saves too little for its loss
 
 
 @interruptible
@@ -47,17 +47,16 @@ def share_weights(
     progress: Callable[[str], None] | None = automatic,
     **imports: Unpack[ImportArguments],
 ) -> CompressedModel:
-    """Give the weights of each layer a palette of 2^bits values. Files get smaller; speed and memory stay.
+    """Give the weights of each layer a palette of 2^bits values. Files get smaller; speed and memory stay the same.
 
     Args:
-        source, calibration, evaluate, max_drop, target, threads, and how the source is imported: as
-            `tensorwright.prune` takes them.
-        bits: 4 to 8; more are taken, up to 8, where the limit does not hold otherwise.
+        source, calibration, evaluate, max_drop, target, threads, and the import options: as in `tensorwright.prune`.
+        bits: 4 to 8; increased up to 8 if the limit does not hold otherwise.
 
     Raises:
         AccuracyError: the limit does not hold with 8 bits.
         OptionError: `bits` is out of range, or the model has no weights.
-        UserError: of importing and compiling.
+        UserError: importing or compiling failed.
     """
     check_bits(bits)
     options = options_of(JobOptions, locals())
@@ -65,7 +64,7 @@ def share_weights(
 
 
 def _shared(job: Job, bits: int) -> CompressedModel:
-    """The model with palettes of `bits`, or of the fewest more bits with which the limit holds."""
+    """The model with palettes of `bits` bits, or of the fewest more for which the limit holds."""
     found = find_dependencies(job.model.mod, weight_names(job.model))
     weights = [each for each in weights_of(found) if array_of(each.constant).size >= _FEWEST]
     if not weights:
@@ -91,7 +90,7 @@ def _shared(job: Job, bits: int) -> CompressedModel:
 
 
 def check_bits(bits: int) -> None:
-    """Raises OptionError for sizes of codes that `share_weights` does not have."""
+    """Raise OptionError for code sizes that `share_weights` does not support."""
     if not _FEWEST_BITS <= bits <= MOST_BITS:
         raise OptionError(f"bits={bits}", f"give {_FEWEST_BITS} to {MOST_BITS}")
 
@@ -103,7 +102,7 @@ def shared(values: Array, bits: int) -> Array:
     if not ordered.size:
         return values
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    # Between quantiles and even steps: both the many small weights and the few large ones have centers near.
+    # A mix of quantiles and even steps: both the many small weights and the few large ones have centers nearby.
     count = (1 << bits) - 1
     quantiles = np.quantile(ordered, (np.arange(count) + 0.5) / count)
     centers = np.unique((quantiles + np.linspace(ordered[0], ordered[-1], count)) / 2)

@@ -1,6 +1,6 @@
-"""Rules for what each operator does to the axes of its operands.
+"""Rules for how each operator maps the axes of its operands to those of its result.
 
-Positions of axes that must go together: a union-find over numbered nodes, in arrays.
+Positions of axes that must be removed together: a union-find over numbered nodes, in arrays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from compiler.passes.rewriting.matching import BINARY, UNARY, plain, rank_of, sh
 from compiler.support.registry import registers_in
 
 Labels = NDArray[np.int64]
-Axis = Labels | None  # a node for each position; None where the axis must stay as it is
+Axis = Labels | None  # a node for each position; None if the axis cannot be pruned
 
 FIXED = 0  # the node of positions that cannot be removed
 
@@ -39,7 +39,7 @@ class Nodes:
         return np.arange(self._count - size, self._count, dtype=np.int64)
 
     def unite(self, left: Axis, right: Axis) -> Axis:
-        """Join two axes of equal size position by position; the axis that both are now."""
+        """Join two axes of equal size position by position; return the joined axis."""
         if left is None or right is None:
             self.fix(left)
             self.fix(right)
@@ -67,7 +67,7 @@ class Nodes:
 
 
 def _joined(roots: Labels, left: Labels, right: Labels) -> Labels:
-    """Hook the larger root of each pair under the smaller one and shorten the paths, until nothing changes."""
+    """Attach the larger root of each pair to the smaller one and shorten the paths, until nothing changes."""
     while True:
         a, b = roots[left], roots[right]
         open_pairs = a != b
@@ -88,7 +88,7 @@ Value = Any  # Axes, or a list of values for a tuple
 
 @dataclass(frozen=True, eq=False)
 class Producer:
-    """The axis of a constant weight that counts the results of a product."""
+    """The axis of a constant weight that indexes the results of a matmul or convolution."""
 
     constant: Expr
     axis: int
@@ -102,8 +102,8 @@ class Trace:
     Attributes:
         nodes: union-find of positions that are removed together.
         producers: in the order of the graph.
-        batched: axes over which products of two activations are independent: the heads of attention.
-        transposed: variables that are a constant with its axes in another order, with that constant and its axes.
+        batched: axes over which matmuls of two activations are independent: the heads of attention.
+        transposed: variables that are a transposed constant, with that constant and the axis order.
     """
 
     nodes: Nodes = field(default_factory=Nodes)
@@ -112,24 +112,24 @@ class Trace:
     transposed: dict[Any, tuple[Any, Axes]] = field(default_factory=dict)
 
 
-# Given the call, the values of its operands (None for what is not a tensor) and the rank of its result.
+# Called with the call, the values of its operands (None for non-tensors) and the rank of its result.
 Rule = Callable[[Trace, Call, Sequence[Value]], Value]
 _RULES: dict[str, Rule] = {}
 axis_rule = registers_in(_RULES)  # for calls of operators
 
 
 def rule_for(name: str) -> Rule | None:
-    """The rule of an operator; None: its operands and results must stay as they are."""
+    """The rule of an operator; None: its operands and results cannot be pruned."""
     return _RULES.get(name)
 
 
 def is_axes(value: Value) -> bool:
-    """True if a value is that of a tensor."""
+    """True if a value belongs to a tensor."""
     return isinstance(value, list) and not any(isinstance(each, list) for each in value)
 
 
 def fix_value(trace: Trace, value: Value) -> None:
-    """Every axis of a tensor or a tuple must stay."""
+    """Mark every axis of a tensor or a tuple as not prunable."""
     if isinstance(value, list):
         for each in value:
             fix_value(trace, each)
@@ -137,13 +137,13 @@ def fix_value(trace: Trace, value: Value) -> None:
         trace.nodes.fix(value)
 
 
-# Which axes of a shape become which of another: groups of equal products.
+# Maps axes of one shape to axes of another: groups with equal products.
 
 
 def factor_groups(before: Sequence[object], after: Sequence[object]) -> list[tuple[list[int], list[int]]]:
-    """(indices of `before`, indices of `after`) of the smallest groups whose sizes multiply to the same number.
+    """(indices of `before`, indices of `after`) of the smallest groups whose sizes have the same product.
 
-    Symbolic sizes are equal when they are written alike. What cannot be told apart is one group.
+    Symbolic sizes are equal if they are written the same way. Groups that cannot be separated are one group.
     """
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
@@ -169,7 +169,7 @@ def factor_groups(before: Sequence[object], after: Sequence[object]) -> list[tup
 
 
 def _smaller(left: Sequence[object], right: Sequence[object]) -> int | None:
-    """0 when the left product lacks a factor, 1 when the right one does, None when they are equal."""
+    """0 if the left product lacks a factor, 1 if the right one does, None if they are equal."""
     symbols = [Counter(str(size) for size in sizes if not isinstance(size, int)) for sizes in (left, right)]
     if symbols[1] - symbols[0]:
         return 0
@@ -189,11 +189,11 @@ def _product(sizes: Sequence[object]) -> int:
     return result
 
 
-# Operators that keep positions: elementwise ones, and those that work inside of other axes.
+# Operators that keep positions: elementwise ones, and those that work within other axes.
 
 
 def broadcast(trace: Trace, shapes: Sequence[Sequence[object]], values: Sequence[Axes]) -> Axes:
-    """The axes of an elementwise result; an axis of size 1 that is repeated is not part of it."""
+    """The axes of an elementwise result; broadcast axes of size 1 are not joined."""
     rank = max(len(shape) for shape in shapes)
     result: Axes = []
     for index in range(-rank, 0):
@@ -223,7 +223,7 @@ def binary(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
 
 
 def keep_but(trace: Trace, axes: Axes, fixed: Sequence[int]) -> Axes:
-    """The axes with those of the indices `fixed` bound to stay."""
+    """The axes, with those at the indices `fixed` marked as not prunable."""
     result = list(axes)
     for index in {each % len(axes) for each in fixed}:
         trace.nodes.fix(result[index])
@@ -271,12 +271,12 @@ def window(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
     return keep_but(trace, values[0], range(2, len(values[0])))
 
 
-# Convolutions and matrix products.
+# Convolutions and matmuls.
 
 
 @axis_rule("relax.matmul")
 def matmul(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
-    """(..., m, k) by (..., k, n); what two activations are summed over must stay, as their product is not linear."""
+    """(..., m, k) by (..., k, n); the reduction axis of two activations cannot be pruned: not linear."""
     left, right = list(values[0]), list(values[1])
     shapes = [list(shape_of(argument) or []) for argument in call.args[:2]]
     if min(len(left), len(right)) < 2 or [len(left), len(right)] != [len(shape) for shape in shapes]:
@@ -301,13 +301,13 @@ def matmul(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
 
 
 def _constant(trace: Trace, argument: Expr, value: Axes) -> tuple[Expr, Axes] | None:
-    """The constant that an operand is, transposed or not, with the axes of the constant."""
+    """The constant that an operand is, possibly transposed, with the constant's axes."""
     return (argument, value) if isinstance(argument, GenericConst) else trace.transposed.get(argument)
 
 
 @axis_rule(*(f"relax.nn.conv{rank}d" for rank in (1, 2, 3)))
 def convolution(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
-    """Grouped: a group goes with all that it reads and gives."""
+    """For grouped convolutions, a group is removed together with all its inputs and outputs."""
     data, weight = values[0], values[1]
     layouts = str(call.attrs.data_layout), str(call.attrs.kernel_layout)
     if not (layouts[0].startswith("NC") and layouts[1].startswith("OI")):
@@ -352,9 +352,9 @@ def transposed_convolution(trace: Trace, call: Call, values: Sequence[Value]) ->
     return [data[0], weight[1], *spatial]
 
 
-# Operators that move elements: reshapes, permutations, slices, joins.
+# Operators that move elements: reshapes, permutations, slices, concatenations.
 
-_LARGEST = 1 << 24  # elements of a group of axes that are looked at one by one
+_LARGEST = 1 << 24  # largest group of axes examined element by element
 
 
 @axis_rule("relax.permute_dims")
@@ -366,7 +366,7 @@ def permute(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
 
 @axis_rule("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 def reshape(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
-    """Axes are split and joined in groups of equal products."""
+    """Split and join axes in groups with equal products."""
     before, after = shape_of(call.args[0]), shape_of(call)
     if before is None or after is None:
         fix_value(trace, values[0])
@@ -381,7 +381,7 @@ def reshape(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
 
 
 def _regroup(trace: Trace, before: list[object], axes: Axes, after: list[object]) -> Axes:
-    """The axes of sizes `after` that those of sizes `before` become; one of them at most may lose positions."""
+    """The axes of sizes `after` after reshaping those of sizes `before`; at most one of them can be pruned."""
     if len(before) == len(after) == 1:
         return axes
     fixed: Axes = [None] * len(after)
@@ -399,7 +399,7 @@ def _regroup(trace: Trace, before: list[object], axes: Axes, after: list[object]
     shape[kept_axis] = -1
     elements = np.broadcast_to(labels.reshape(shape), sizes_before).reshape(sizes_after)
     chosen = _function_of(trace, elements)
-    if chosen is None:  # as heads are split off: by the axis before the last
+    if chosen is None:  # as when splitting heads: the axis before the last
         wide = [index for index, size in enumerate(sizes_after) if size != 1]
         chosen = wide[-2]
     rows = np.moveaxis(elements, chosen, 0).reshape(sizes_after[chosen], -1)
@@ -410,7 +410,7 @@ def _regroup(trace: Trace, before: list[object], axes: Axes, after: list[object]
 
 
 def _function_of(trace: Trace, elements: Labels) -> int | None:
-    """The axis on which alone it depends which positions go together."""
+    """The only axis that decides which positions are removed together."""
     roots = trace.nodes.roots()[elements]
     found = []
     for index, size in enumerate(elements.shape):
@@ -456,7 +456,7 @@ def concat(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
 
 
 def slice_bounds(call: Call) -> list[tuple[int, int, int]] | None:
-    """(axis, begin, end) of a slice of steps of 1 with known bounds."""
+    """(axis, begin, end) of a slice with step 1 and known bounds."""
     if not all(isinstance(each, relax.Tuple) for each in call.args[1:]):
         return None
     numbers = [[_number(field) for field in each.fields] for each in call.args[1:]]

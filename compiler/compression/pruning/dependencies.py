@@ -1,8 +1,8 @@
-"""Dependencies between positions of tensors that must be removed together, so that what is left is still the same
-network.
+"""Dependencies between positions of tensors that must be removed together, so that the remaining network is still the
+same network.
 
-Every axis of every constant and variable gets a node for each position; the rules of `axes/` join those that an
-operator ties to each other. What no rule speaks of must stay, and so must inputs and outputs.
+Every axis of every constant and variable gets a node for each position; the rules of `axes/` join nodes that an
+operator ties together. Axes without a rule cannot be pruned, and neither can inputs and outputs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from compiler.passes.rewriting.matching import Array, array_of, rank_of, shape_o
 
 @dataclass(frozen=True)
 class Cell:
-    """Channels that the same weights give: each is a unit that can be removed on its own.
+    """Channels produced by the same weights; each is a unit that can be removed separately.
 
     Attributes:
         name: name of the first of those weights, for reports.
@@ -55,9 +55,10 @@ class Dependencies:
     Attributes:
         values: the axes of each variable of `main`.
         constants: each constant with its axes, once, in the order of the graph.
-        units: for each node the unit it is part of; 0 where it must stay.
-        producers: the constant weights of products, and which of their axes counts the results, in the graph's order.
-        cells: the units that weights give, by which weights those are.
+        units: the unit of each node; 0 if it cannot be pruned.
+        producers: the constant weights of matmuls and convolutions, and their axis that indexes the results, in the
+            graph's order.
+        cells: the units, grouped by the weights that produce them.
         names: names of weights, for reports.
     """
 
@@ -70,7 +71,7 @@ class Dependencies:
     names: Mapping[GenericConst, str]
 
     def unit_axis(self, axis: Axis) -> Axis:
-        """The units of an axis; None where nothing can go."""
+        """The units of an axis; None if nothing can be removed."""
         return None if axis is None else self.units[axis]
 
     def units_of(self, weights: Iterable[GenericConst]) -> set[int]:
@@ -79,7 +80,7 @@ class Dependencies:
         return {int(unit) for units in axes if units is not None for unit in units} - {0}
 
     def totals(self, saliency: dict[GenericConst, Array]) -> Array:
-        """For each unit the sum over all elements of all constants that go with it (float64)."""
+        """For each unit, the sum over all elements of all constants that are removed with it (float64)."""
         result = np.zeros(int(self.units.max(initial=0)) + 1)
         for constant, values in saliency.items():
             for index, axis in enumerate(self.constants[constant]):
@@ -91,7 +92,7 @@ class Dependencies:
 
 
 def find_dependencies(mod: IRModule, names: Mapping[GenericConst, str] = MappingProxyType({})) -> Dependencies:
-    """Follow the outermost code of `main`; `names` are those of weights in reports."""
+    """Analyze the outermost code of `main`; `names` are the names of weights for reports."""
     walk = _Walk(Trace())
     main = mod["main"]
     for parameter in main.params:
@@ -114,7 +115,7 @@ def find_dependencies(mod: IRModule, names: Mapping[GenericConst, str] = Mapping
 
 
 class _Walk:
-    """The values of variables and constants as they come."""
+    """Computes the values of variables and constants in order."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
@@ -122,7 +123,7 @@ class _Walk:
         self.constants: dict[GenericConst, Axes] = {}
 
     def value(self, expr: Expr) -> Value:
-        """Axes of a tensor, a list of values of a tuple, None of anything else."""
+        """Axes of a tensor, a list of values for a tuple, None for anything else."""
         if isinstance(expr, relax.Var):
             return self.values.get(expr)
         if isinstance(expr, GenericConst):
@@ -148,7 +149,7 @@ class _Walk:
             return whole[int(value.index)] if isinstance(whole, list) else _fixed(value)
         if isinstance(value, relax.Call):
             return self.call(value)
-        for inner in bindings_of(value):  # branches: what they read must stay
+        for inner in bindings_of(value):  # branches: values they read cannot be pruned
             for read in _read(inner.value):
                 fix_value(self.trace, self.value(read))
         for read in _read(value):
@@ -172,14 +173,14 @@ class _Walk:
 
 
 def is_clip(call: Expr) -> bool:
-    """A limit that keeps NaN, as the ONNX importer makes it: a kernel of one tensor and one or two numbers."""
+    """True for a NaN-propagating clamp from the ONNX importer: a kernel of one tensor and one or two numbers."""
     if operator_name(call) != "relax.call_tir" or call.args[0].name_hint.rstrip("0123456789") != "clip":
         return False
     return isinstance(call.args[1], relax.Tuple) and all(rank_of(each) == 0 for each in call.args[1].fields[1:])
 
 
 def _fixed(expr: Expr) -> Value:
-    """Value of a tensor whose every axis stays, or of a tuple of such tensors."""
+    """Value of a tensor with no prunable axis, or of a tuple of such tensors."""
     return _fixed_type(expr.ty)
 
 
@@ -201,7 +202,7 @@ def _read(expr: Expr) -> list[Expr]:
 
 
 def _cells(producers: list[Producer], units: Labels, heads: set[int], names: Mapping[GenericConst, str]) -> list[Cell]:
-    """Units with the same producers, in the order of the graph."""
+    """Group units by their producers, in the order of the graph."""
     given: dict[int, list[int]] = {}
     widths: dict[int, int] = {}
     for index, producer in enumerate(producers):

@@ -1,4 +1,4 @@
-"""`prune`: a model in, one with channels removed or weights set to zero out, with its accuracy measured."""
+"""`prune`: removes channels or sets weights of a model to zero, and measures its accuracy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from compiler.support.interrupts import interruptible
 from compiler.support.options import ImportArguments, options_of, takes_imports
 from compiler.support.progress_bar import automatic, shows_progress
 
-_SEARCHED = tuple(step / 20 for step in range(1, 19))  # amounts that amount=None chooses from
+_SEARCHED = tuple(step / 20 for step in range(1, 19))  # candidates for amount=None
 
 
 @interruptible
@@ -62,37 +62,41 @@ def prune(
     progress: Callable[[str], None] | None = automatic,
     **imports: Unpack[ImportArguments],
 ) -> CompressedModel:
-    """Remove channels or heads from a model, or set weights to zero, those that matter least.
+    """Remove the least important channels or heads of a model, or set its least important weights to zero.
 
     Args:
-        source, target, threads, and how the source is imported (shapes, constants, state, capacity, ...): as in
+        source, target, threads, and the import options (shapes, constants, state, capacity, ...): as in
             `tensorwright.compile`.
-        amount: the share to prune. None: the largest multiple of 5 % with which `max_drop` holds.
-        pattern: "channels" and "heads" (of attention) make the graph smaller: whatever else depends on them, through
-            residuals, concatenations and grouped convolutions, goes with them; "layers" leaves out what residual sums
-            add to their inputs. "elements" sets single weights to zero, "2:4" all but two of every four operands,
-            "16x1" blocks of 16 results by 1 operand, which kernels skip where that is faster.
-        criterion: "magnitude"; "influence" (of layers: how much they turn what passes them, by `calibration`);
-            "gradient" (first order: weight times gradient of `loss`); "second-order": with `loss`
-            its curvature (the diagonal of Fisher's matrix), with `calibration` that of each layer's result, where what
-            stays makes up for what goes (Optimal Brain Surgeon).
-        scope: "layer": each loses `amount`; "global": together they do.
+        amount: the fraction to prune. None: the largest multiple of 5 % for which `max_drop` holds.
+        pattern: "channels" and "heads" (of attention) make the graph smaller: all that depends on them, through
+            residuals, concatenations and grouped convolutions, is removed with them; "layers" removes residual
+            branches.
+            "elements" sets single weights to zero, "2:4" all but two of every four operands, "16x1" blocks of 16
+            results
+            by 1 operand, which kernels skip if that is faster.
+        criterion: "magnitude"; "influence" (of layers: how much they change their input, using `calibration`);
+            "gradient" (first order: weight times gradient of `loss`); "second-order": with `loss` its curvature (the
+            diagonal of the Fisher matrix), with `calibration` the curvature of each layer's output error, where the
+            remaining weights compensate for the removed ones (Optimal Brain Surgeon).
+        scope: "layer": each loses `amount`; "global": all together lose `amount`.
         steps: number of times to prune and fine-tune; the amount grows as 1 - (1 - step / steps)^3.
-        finetune: for a `torch.nn.Module`: given it, trains it; pruned weights stay zero meanwhile.
-        loss: for a `torch.nn.Module`: given it, the loss on some data, or an iterable of losses.
-        rewind: a state of the module to go back to before each fine-tuning (lottery tickets).
-        calibration: inputs as the model will meet them, {input name: array}.
-        evaluate: given a function from inputs to outputs, how good it is; higher is better. Without one, with
-            `calibration`: the mean cosine between the outputs and those before; else accuracy is not measured.
-        max_drop: the share of that score that may be lost.
+        finetune: for a `torch.nn.Module`: a function that trains the module; pruned weights stay zero meanwhile.
+        loss: for a `torch.nn.Module`: a function of the module that returns the loss on some data, or an iterable of
+            losses.
+        rewind: a state of the module to restore before each fine-tuning (lottery tickets).
+        calibration: representative inputs, {input name: array}.
+        evaluate: a function that scores a function from inputs to outputs; higher is better. If missing, the mean
+        cosine
+            similarity with the original outputs on `calibration` is used; without both, accuracy is not measured.
+        max_drop: the fraction of that score that may be lost.
 
     Returns:
-        A `CompressedModel` for `tensorwright.compile` or a further technique; `report` says what was done.
+        A `CompressedModel` for `tensorwright.compile` or another technique; `report` describes the changes.
 
     Raises:
         AccuracyError: the limit does not hold.
-        OptionError: an option is at fault, or nothing in the model can be pruned so.
-        UserError: of importing and compiling.
+        OptionError: an option is invalid, or nothing in the model can be pruned like that.
+        UserError: importing or compiling failed.
     """
     options = options_of(PruningOptions, locals())
     common = options_of(JobOptions, locals())
@@ -118,7 +122,7 @@ def _pruned(source: object, options: PruningOptions, common: JobOptions, imports
 
 
 def _largest(work: OneShot) -> CompressedModel:
-    """The largest amount with which the limit holds, if less never hurts more."""
+    """The largest amount for which the limit holds, assuming that pruning less never hurts more."""
     found, low, high = None, 0, len(_SEARCHED)
     while low < high:
         middle = (low + high) // 2
@@ -149,7 +153,7 @@ class OneShot:
             self._hessians = hessians(job, list(self._arrays))
 
     def pruned(self, amount: float) -> CompressedModel:
-        """The model with that share pruned, measured."""
+        """The model with that fraction pruned, measured."""
         self.job.report(f"prune {amount:.0%}")
         if self.plan.pattern == "layers":
             return self._shallower(amount)
@@ -189,7 +193,7 @@ class OneShot:
         return self.job.result(self.plan.title(amount), candidate, after, self.plan.settings(amount), changes)
 
     def _cost(self, constant: GenericConst) -> Array:
-        """Cost of each element: its square, by second order times what it multiplies."""
+        """Cost of removing each element: its square, with second order times the curvature."""
         squares = self._arrays[constant].astype(np.float64) ** 2
         weight = next(each for each in self.weights if each.constant == constant)
         scale = diagonal(self._hessians, constant)
@@ -222,18 +226,18 @@ class OneShot:
         return self.job.result(self.plan.title(amount), candidate, after, self.plan.settings(amount), changes, notes)
 
 
-# Second-order pruning without training: what a weight's removal costs its layer's result, and how the others make up.
+# Second-order pruning without training: the effect of removing a weight on its layer's result, with compensation.
 #
 # With H = X^T X of the layer's inputs X, removing weight w_j costs w_j^2 / [H^-1]_jj when the other weights change to
 # compensate (Optimal Brain Surgeon, Hassibi and Stork 1993). The weights of a row are removed from left to right with
 # the Cholesky factor of H^-1, each compensated by those to its right (SparseGPT, Frantar and Alistarh 2023).
 
-_ROWS = 4096  # of inputs that are looked at a sample and layer
-_DAMPING = 0.01  # of the mean of H's diagonal, as in SparseGPT
+_ROWS = 4096  # input rows used per sample and layer
+_DAMPING = 0.01  # relative to the mean of H's diagonal, as in SparseGPT
 
 
 def hessians(job: Job, wanted: Sequence[GenericConst]) -> dict[GenericConst, Array]:
-    """H (operands, operands; float64) of each weight that is a matrix product's or an ungrouped convolution's.
+    """H (operands, operands; float64) of each weight of a matmul or an ungrouped convolution.
 
     Operands of a convolution are in the order of `Weight.matrix`: by position in the kernel, then by channel.
     """
@@ -295,7 +299,7 @@ def saliency(matrix: Array, upper: Array) -> Array:
 
 
 def compensated(matrix: Array, kept: Array, upper: Array) -> Array:
-    """`matrix` with zeros where `kept` is False and the rest changed so that the results change least."""
+    """`matrix` with zeros where `kept` is False, and the rest adjusted so that the results change least."""
     work = matrix.astype(np.float64)
     for column in range(work.shape[1]):
         error = np.where(kept[:, column], 0.0, work[:, column]) / upper[column, column]
@@ -306,6 +310,6 @@ def compensated(matrix: Array, kept: Array, upper: Array) -> Array:
 
 
 def diagonal(hessian: Mapping[GenericConst, Array], constant: GenericConst) -> Array | None:
-    """Diagonal of H, where there is one."""
+    """Diagonal of H, or None if there is none."""
     found = hessian.get(constant)
     return None if found is None else np.diag(found)

@@ -2,8 +2,8 @@
 
     y = x + f(x) => y = x
 
-where f holds weights. A block of a residual network is one such layer, a layer of a transformer two: attention and the
-network behind it.
+where f has weights. A block of a residual network is one such layer, a transformer block two: attention and the
+feed-forward network after it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from tvm_ffi import structural_equal  # isort: skip
 
 @dataclass(frozen=True)
 class ResidualLayer:
-    """One layer that can go.
+    """A layer that can be removed.
 
     Attributes:
         result: the variable of the sum.
         passed: the variable that replaces it when the layer is removed.
-        weights: the constants of two and more dimensions that only this layer's result depends on.
+        weights: the constants of at least two dimensions that only this layer's result depends on.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ResidualLayer:
 
 
 def find_residual_layers(model: ImportedModel) -> list[ResidualLayer]:
-    """The layers of `main`, in order. A sum is one where an operand leads to the other through weights."""
+    """The layers of `main`, in order: sums with one operand computed from the other through weights."""
     mod, names = model.mod, LayerNames(model.nodes)
     bindings = main_bindings(mod)
     values = dict(bindings)
@@ -71,7 +71,7 @@ def find_residual_layers(model: ImportedModel) -> list[ResidualLayer]:
 
 
 def _between(added: Var, passed: Expr, values: dict[Var, Expr], readers: dict[Var, int]) -> list[Var] | None:
-    """The variables that are of no use without `added`; None where none of them is computed from `passed`."""
+    """The variables that only `added` needs; None if none of them is computed from `passed`."""
     left = {added: readers.get(added, 0) - 1}
     order, reached, waiting = [], False, [added] if left[added] == 0 else []
     while waiting:
@@ -100,7 +100,7 @@ def _weights(values: Iterable[Expr]) -> tuple[GenericConst, ...]:
 
 
 def without_layers(mod: IRModule, layers: Iterable[ResidualLayer]) -> IRModule:
-    """The module with the sums of these layers replaced by what passes them."""
+    """The module with the sums of these layers replaced by their unchanged input."""
     gone = {layer.result: layer.passed for layer in layers}
 
     def edit(variable: Var, call: Call, emit: object) -> Expr | None:
@@ -110,7 +110,7 @@ def without_layers(mod: IRModule, layers: Iterable[ResidualLayer]) -> IRModule:
 
 
 def size_of(layer: ResidualLayer) -> int:
-    """Numbers in the layer's weights."""
+    """Number of elements of the layer's weights."""
     return int(sum(array_of(weight).size for weight in layer.weights))
 
 
@@ -120,8 +120,9 @@ def mean_square(layer: ResidualLayer) -> float:
 
 
 def influences(job: Job, layers: Sequence[ResidualLayer]) -> list[float]:
-    """For each layer how much it turns what passes it: 1 less the mean cosine between the two over the calibration
-    ("block influence", Men et al. 2024, ShortGPT)."""
+    """Influence of each layer on its input: 1 minus the mean cosine between input and output over the calibration
+    ("block
+    influence", Men et al. 2024, ShortGPT)."""
     taps = dict.fromkeys(each for layer in layers for each in (layer.passed, layer.result))
     tapped = Tapped(job.model, job.model.mod, list(taps), job.compile)
     found: list[list[float]] = [[] for _ in layers]

@@ -1,4 +1,4 @@
-"""Selection of what to prune, made in the same way for graphs and for modules in training."""
+"""Selection of what to prune, shared by graphs and modules in training."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Plan:
     steps: int
 
     def cells(self, found: Dependencies, usable: Collection[GenericConst] | None = None) -> list[Cell]:
-        """The cells to prune. Raises NothingGainedError when there is none.
+        """The cells to prune. Raises NothingGainedError if there are none.
 
         Args:
-            usable: weights that may lose units; all when None.
+            usable: weights that may lose units; None: all.
         """
         cells = [cell for cell in found.cells if cell.kind == self.pattern and len(cell.units) > 1]
         if usable is not None:
@@ -45,7 +45,7 @@ class Plan:
         if not cells:
             raise NothingGainedError(
                 f"the model has no {self.pattern} that can be removed",
-                "what reaches an output, or is normalized together, must stay; other patterns may apply",
+                "channels of an output, or normalized together, cannot be removed; other patterns may apply",
             )
         return cells
 
@@ -59,7 +59,7 @@ class Plan:
         assert self.kind is not None
         if not weights:
             raise NothingGainedError(
-                "the model has no weights to prune", "only products with constant weights have them"
+                "the model has no weights to prune", "only matmuls and convolutions with constant weights have them"
             )
         matrices = [weight.matrix(saliency[weight.constant]) for weight in weights]
         chosen = masks(self.kind, matrices, amount, self.scope)
@@ -80,7 +80,7 @@ class Plan:
 
 
 def require_change(changes: Sequence[LayerChange], plan: Plan, amount: float) -> None:
-    """Raises NothingGainedError where nothing went."""
+    """Raise NothingGainedError if nothing was removed."""
     if not any(change.change for change in changes):
         raise NothingGainedError(
             f"{plan.title(amount)} removes nothing: no layer is large enough for it",
@@ -89,7 +89,7 @@ def require_change(changes: Sequence[LayerChange], plan: Plan, amount: float) ->
 
 
 def unit_masks(found: Dependencies, removed: Array, weights: Collection[GenericConst]) -> dict[GenericConst, Array]:
-    """Zeros in weights where shrinking would cut, in the weights' own shapes."""
+    """Masks in the weights' own shapes, with zeros where shrinking would cut."""
     result = {}
     for constant in weights:
         axes = found.constants[constant]
@@ -125,12 +125,12 @@ def mask_changes(weights: Sequence[Weight], chosen: Mapping[GenericConst, Array]
     return changes
 
 
-# Where the zeros of a weight may lie: anywhere, N of every M, or whole blocks.
+# Allowed positions of a weight's zeros: anywhere, N of every M, or whole blocks.
 
-Mask = NDArray[np.bool_]  # True where the weight stays
+Mask = NDArray[np.bool_]  # True for weights that are kept
 STRUCTURES = ("channels", "heads", "layers")
 _HINT = (
-    'give "channels", "heads", "layers", "elements", N of M that stay ("2:4"), or a block ("16x1": results by operands)'
+    'give "channels", "heads", "layers", "elements", N of M kept ("2:4"), or a block ("16x1": results by operands)'
 )
 
 
@@ -139,8 +139,8 @@ class Pattern:
     """A kind of zeros.
 
     Attributes:
-        keep, of: at most `keep` of every `of` operands of a result stay; 0 where there is no such rule.
-        rows, columns: a block of results by operands goes or stays as one.
+        keep, of: at most `keep` of every `of` operands of a result are kept; 0 without such a rule.
+        rows, columns: size of blocks of results by operands that are removed as a whole.
     """
 
     name: str
@@ -151,12 +151,12 @@ class Pattern:
 
     @property
     def amount(self) -> float | None:
-        """The share of zeros where the pattern itself says it."""
+        """The fraction of zeros if the pattern determines it, otherwise None."""
         return 1 - self.keep / self.of if self.of else None
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Raises OptionError that lists the known patterns."""
+    """Parse a pattern. Raises OptionError that lists the known patterns."""
     if text == "elements":
         return Pattern(text)
     if match := re.fullmatch(r"(\d+):(\d+)", text):
@@ -174,9 +174,9 @@ def masks(pattern: Pattern, saliency: list[Array], amount: float, scope: str) ->
     """Masks of weights given as matrices (results, operands); the least salient weights are removed first.
 
     Args:
-        saliency: of each weight's elements, non-negative.
-        amount: the share that goes, of each weight (`scope` "layer") or of all together; "2:4" and the like have
-            their own in the end, and reach it as `amount` grows to it.
+        saliency: saliency of each weight's elements, non-negative.
+        amount: the fraction to remove, of each weight (`scope` "layer") or of all together; "2:4" etc. have their own
+            final amount, and approach it as `amount` grows to it.
     """
     if pattern.of:
         return [_n_of_m(pattern, each, amount) for each in saliency]
@@ -196,14 +196,14 @@ def masks(pattern: Pattern, saliency: list[Array], amount: float, scope: str) ->
 
 
 def _smallest(values: Array, amount: float) -> Mask:
-    """Marks round(amount * size) of the smallest values; of equal ones, the first."""
+    """Mark the round(amount * size) smallest values; ties go to the first."""
     result = np.zeros(values.size, np.bool_)
     result[np.argsort(values, kind="stable")[: round(amount * values.size)]] = True
     return result
 
 
 def _blocks(values: Array, rows: int, columns: int) -> Array:
-    """Sums over blocks; those at the edge are smaller, and their sums scaled up."""
+    """Sums over blocks; blocks at the edge are smaller, and their sums are scaled up."""
     padded = np.pad(values, ((0, -values.shape[0] % rows), (0, -values.shape[1] % columns)))
     counts = np.pad(np.ones(values.shape), ((0, -values.shape[0] % rows), (0, -values.shape[1] % columns)))
     shape = (padded.shape[0] // rows, rows, padded.shape[1] // columns, columns)
@@ -211,7 +211,7 @@ def _blocks(values: Array, rows: int, columns: int) -> Array:
 
 
 def _n_of_m(pattern: Pattern, values: Array, amount: float) -> Mask:
-    """Mask of every `of` operands; a shorter group at the end stays whole."""
+    """Mask of every `of` operands; a shorter group at the end is not pruned."""
     wanted = 1 - pattern.keep / pattern.of
     gone = round((pattern.of - pattern.keep) * min(1.0, amount / wanted))
     result = np.ones(values.shape, np.bool_)
@@ -224,23 +224,23 @@ def _n_of_m(pattern: Pattern, values: Array, amount: float) -> Mask:
     return result
 
 
-# Which units go: the least salient ones of each cell, or of all, in steps that suit the machine's vectors.
+# Selection of units: the least salient ones of each cell, or of all, in multiples that suit the machine's vectors.
 
 SCOPES = ("layer", "global")
-_LEAST_KEPT = 0.1  # of a cell, when all cells share one budget: removing a whole layer breaks the network
+_LEAST_KEPT = 0.1  # fraction of a cell, if all cells share one budget: removing a whole layer breaks the network
 
 
 def select_units(
     cells: Sequence[Cell], scores: Array, amount: float, scope: str, lanes: int, gone: Collection[int] = ()
 ) -> NDArray[np.bool_]:
-    """A mask of the units to remove; entry 0 is no unit.
+    """A mask of the units to remove; entry 0 is not a unit.
 
     Args:
-        scores: score of each unit; the smallest go first.
-        amount: the share of the units, of each cell (`scope` "layer") or of all together ("global", where the scores
-            of a cell are divided by their mean first, since layers differ in scale).
-        lanes: number of elements in a vector of the machine: more than that are kept in multiples of it.
-        gone: units that went in an earlier step.
+        scores: score of each unit; the lowest are removed first.
+        amount: the fraction of the units to remove, of each cell (`scope` "layer") or of all together ("global", with
+            the scores of a cell divided by their mean first, since layers differ in scale).
+        lanes: number of elements in a vector of the machine: larger counts are kept in multiples of it.
+        gone: units removed in an earlier step.
     """
     scores = scores.copy()
     scores[list(gone)] = -np.inf
@@ -286,14 +286,14 @@ def rounded_count(count: int, size: int, width: int, lanes: int) -> int:
     return size - max(1, min(left, size))
 
 
-# Constant weights of products as matrices of results by operands.
+# Constant weights of matmuls and convolutions as matrices of results by operands.
 
-_FEWEST = 256  # elements; smaller weights cost nothing and hurt when thinned
+_FEWEST = 256  # elements; smaller weights cost nothing, and pruning them hurts
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight. `axis` counts the results of its product; `name` is for reports, "" where the model has none."""
+    """One weight. `axis` indexes the results; `name` is for reports, "" if the model has none."""
 
     constant: GenericConst
     axis: int
@@ -307,7 +307,7 @@ class Weight:
         return moved.reshape(moved.shape[0], -1)
 
     def restored(self, matrix: Array) -> Array:
-        """Back from `matrix`."""
+        """The inverse of `matrix`."""
         shape = list(array_of(self.constant).shape)
         moved = [shape.pop(self.axis), *shape]
         if len(moved) > 2:
@@ -319,7 +319,7 @@ class Weight:
 
 
 def weights_of(found: Dependencies) -> list[Weight]:
-    """The weights of products, each once, but for tiny and vector ones."""
+    """The weights of matmuls and convolutions, each once, except tiny and vector ones."""
     seen: dict[GenericConst, Weight] = {}
     for producer in found.producers:
         array = array_of(producer.constant)
@@ -331,7 +331,7 @@ def weights_of(found: Dependencies) -> list[Weight]:
 
 
 def with_constants(mod: IRModule, replaced: dict[GenericConst, Array]) -> IRModule:
-    """`mod` with constants of outermost calls replaced by others of the same shape and data type."""
+    """`mod` with constants of outermost calls replaced by others of the same shape and dtype."""
     new = {constant: as_constant(array) for constant, array in replaced.items()}
 
     def edit(variable: Var, call: Call, emit: object) -> Expr | None:

@@ -35,16 +35,16 @@ class PruningOptions:
 
     @property
     def trains(self) -> bool:
-        """True if a module is trained meanwhile."""
+        """True if a module is trained while it is pruned."""
         return any(each is not None for each in (self.finetune, self.loss, self.rewind))
 
     def plan(self) -> Plan:
-        """Plan shared by graphs and modules in training."""
+        """The plan, shared by graphs and modules in training."""
         kind = None if self.pattern in STRUCTURES else parse_pattern(self.pattern)
         return Plan(self.pattern, kind, self.criterion, self.scope, self.steps)
 
     def check(self, *, has_samples: bool, has_measure: bool) -> None:
-        """Raises OptionError for options that are invalid for every model.
+        """Raise OptionError for options that are invalid for every model.
 
         Args:
             has_samples: there is a calibration.
@@ -55,9 +55,9 @@ class PruningOptions:
             parse_pattern(self.pattern)
         check_choices(self, criterion=CRITERIA, scope=SCOPES)
         if self.steps < 1:
-            raise OptionError(f"steps={self.steps}: pruning takes at least one step")
+            raise OptionError(f"steps={self.steps}: pruning needs at least one step")
         if self.steps > 1 and not self.trains:
-            raise OptionError("steps= is for pruning with finetune=", "without training one step does the same")
+            raise OptionError("steps > 1 needs finetune=", "without training one step does the same")
         if self.pattern == "layers":
             _check_layers(self.criterion, self.trains, has_samples)
         else:
@@ -78,7 +78,7 @@ def _check_layers(criterion: str, trains: bool, has_samples: bool) -> None:
     if criterion not in ("magnitude", "influence"):
         raise OptionError(f"criterion={criterion!r} does not rank layers", "use 'magnitude' or 'influence'")
     if criterion == "influence" and not has_samples:
-        raise OptionError("criterion='influence' needs calibration=", "a few inputs as the model will meet them")
+        raise OptionError("criterion='influence' needs calibration=", "a few representative inputs")
     if trains:
         raise OptionError("layers are taken from the graph, not from a module in training", "leave out finetune=")
 
@@ -94,7 +94,7 @@ def _check_criterion(criterion: str, trains: bool, has_loss: bool, has_samples: 
 
 
 def note_on_zeros(after: Measure, target: targets.Target) -> str:
-    """Note on which kernels skip zeros, and from what share of zeros on they would."""
+    """Note on which kernels skip zeros, and from which fraction of zeros on they would."""
     if not pack_sparse_weights.serves(target.pipeline):
         return "this target's kernels read and multiply zeros like other weights: no faster"
     machine = target.machine

@@ -1,4 +1,4 @@
-"""Rebuilding a module without the removed units: constants are cut, and what names a size is told the new one."""
+"""Rebuilds a module without the removed units: constants are sliced, and attributes with sizes are updated."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from compiler.errors import InternalError
 from compiler.passes.rewriting.graph import Call, Expr, Var, operator_name, remove_unused
 from compiler.passes.rewriting.matching import array_of, as_constant, shape_of
 
-Removed = NDArray[np.bool_]  # for each unit whether it goes; [0] is False
+Removed = NDArray[np.bool_]  # for each unit, whether it is removed; [0] is False
 
 
 def shrink(found: Dependencies, removed: Removed) -> IRModule:
-    """The module of `found` with the units that `removed` marks taken out of every tensor.
+    """The module of `found` without the units marked in `removed`.
 
     Args:
-        removed: bool, one per unit of `found.units`; entry 0 stands for what must stay.
+        removed: bool, one per unit of `found.units`; entry 0 represents everything that cannot be pruned.
     """
     if not removed.any():
         return found.mod
@@ -48,7 +48,7 @@ def shrink(found: Dependencies, removed: Removed) -> IRModule:
 
 
 def cut(found: Dependencies, removed: Removed, constant: GenericConst) -> Any:
-    """Return a constant without the removed positions."""
+    """The constant without the removed positions."""
     array = array_of(constant)
     for index, axis in enumerate(found.constants.get(constant, ())):
         keep = kept(found, removed, axis)
@@ -58,13 +58,13 @@ def cut(found: Dependencies, removed: Removed, constant: GenericConst) -> Any:
 
 
 def kept(found: Dependencies, removed: Removed, axis: Axis) -> NDArray[np.bool_] | None:
-    """Mask of the positions of an axis that stay; None when all do."""
+    """Mask of the kept positions of an axis; None if all are."""
     units = found.unit_axis(axis)
     return None if units is None else ~removed[units]
 
 
 class _Shrinking:
-    """The walk: new values for variables and constants."""
+    """Rewrites variables and constants in order."""
 
     def __init__(self, found: Dependencies, removed: Removed, builder: Any) -> None:
         self.found, self.removed, self.builder = found, removed, builder
@@ -148,7 +148,7 @@ class _Shrinking:
 
 
 def _substituted(expr: Expr, variables: dict[Var, Var]) -> Expr:
-    """A branch with the variables around it replaced; their types are as they were."""
+    """A branch with the variables around it replaced; their types are unchanged."""
 
     @relax.expr_functor.mutator
     class Replace(relax.PyExprMutator):

@@ -1,8 +1,8 @@
-"""A torch module being pruned: where its parameters are in the graph, and masks that hold in training.
+"""A torch module being pruned: the positions of its parameters in the graph, and masks that hold in training.
 
-The graph that `torch.export` gives has lost the parameters' names. So a copy of the module, in which every number of
-every weight is another one, is imported beside it: wherever such a number turns up, transposed or cut as it may be,
-it says which parameter it came from."""
+The graph from `torch.export` has lost the parameters' names. So a copy of the module, with a different number in every
+element of every weight, is imported as well: any such number in the graph, even if transposed or sliced, identifies
+the parameter it came from."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _MOST = 1 << 28
 
 @dataclass
 class Trained:
-    """A torch module, its graph, and which element of which parameter each element of a weight is.
+    """A torch module, its graph, and the parameter element that each element of a weight comes from.
 
     Attributes:
         net: the caller's own module, in evaluation mode.
-        imports: the options of importing it.
+        imports: its import options.
         found: dependencies of the graph.
-        positions: for each weight the index of each element in all parameters laid end to end; of zeros that pad packed
-            weights, as those of recurrent layers, the index after the last.
+        positions: for each weight, the index of each element in the concatenation of all parameters; for zeros that pad
+            packed weights, like those of recurrent layers, the index after the last.
         masks: mask of the kept elements of each parameter, by its name.
     """
 
@@ -58,7 +58,7 @@ class Trained:
         return [(name, each) for name, each in self.net.named_parameters() if each.ndim >= 2]
 
     def gathered(self, values: Mapping[str, Array]) -> dict[GenericConst, Array]:
-        """Arrays by parameter as arrays by weight of the graph."""
+        """Arrays by parameter, converted to arrays by weight of the graph."""
         flat = np.concatenate([*(np.asarray(values[name]).ravel() for name, _ in self.parameters()), np.zeros(1)])
         return {constant: flat[positions] for constant, positions in self.positions.items()}
 
@@ -66,7 +66,7 @@ class Trained:
         return {name: each.detach().cpu().numpy() for name, each in self.parameters()}
 
     def parameter_masks(self, kept: Mapping[GenericConst, Array]) -> dict[str, Array]:
-        """Mask of each parameter, by name; parameters that keep all elements are left out."""
+        """Mask of each parameter, by name, without parameters that keep all elements."""
         total = np.ones(sum(each.numel() for _, each in self.parameters()) + 1, np.bool_)
         for constant, stays in kept.items():
             np.logical_and.at(
@@ -81,7 +81,7 @@ class Trained:
         return masks
 
     def mask(self, kept: Mapping[GenericConst, Array]) -> None:
-        """From now on the weights are zero where `kept` is False, and training leaves them there."""
+        """Set the weights where `kept` is False to zero, also during training from now on."""
         self.mask_parameters(self.parameter_masks(kept))
 
     def mask_parameters(self, masks: Mapping[str, Array]) -> None:
@@ -103,7 +103,7 @@ class Trained:
                 self._handles.append(parameter.register_hook(lambda gradient, mask=mask: gradient * mask))
 
     def apply(self) -> None:
-        """Zero what is masked."""
+        """Set masked weights to zero."""
         import torch
 
         with torch.no_grad():
@@ -122,7 +122,7 @@ class Trained:
         self.net.eval()
 
     def imported(self) -> ImportedModel:
-        """The graph as the module now is."""
+        """The graph with the module's current weights."""
         return self.imports.load(self.net)
 
     def gradients(self, loss: Loss, squared: bool) -> dict[str, Array]:
@@ -160,7 +160,7 @@ def trained(net: torch.nn.Module, imports: ImportOptions) -> Trained:
 
 
 def _tagged(net: torch.nn.Module) -> torch.nn.Module:
-    """A copy with unique numbers as weights, and batch norms that change nothing, so that none is rounded."""
+    """A copy with unique numbers as weights, and identity batch norms, so that folding changes no number."""
     import torch
 
     result = copy.deepcopy(net).eval()
@@ -188,7 +188,7 @@ def _tagged(net: torch.nn.Module) -> torch.nn.Module:
 
 
 def translated(removed: Array, source: Dependencies, mod: IRModule) -> tuple[Dependencies, Array]:
-    """(dependencies of `mod`, which of its units go): the same graph as that of `source` with other numbers in it."""
+    """(dependencies of `mod`, its units to remove): the same graph as that of `source` with other numbers in it."""
     found = find_dependencies(mod)
     return found, carried_over(removed, source, found)
 
@@ -210,18 +210,18 @@ def carried_over(removed: Array, source: Dependencies, found: Dependencies) -> A
 __all__: Sequence[str] = ("Finetune", "Loss", "Trained", "carried_over", "trained", "translated")
 
 
-# Pruning a torch module while it is trained: masks first, a smaller graph in the end.
+# Pruning a torch module while it is trained: first masks, finally a smaller graph.
 
 _ADVICE = "prune less, fine-tune longer, or in more steps="
 
 
 class Pruned(Trained):
-    """A module in training with units of its graph to be removed when that is done."""
+    """A module in training, with units of its graph that will be removed at the end."""
 
     removed: Array | None = None
 
     def compressed(self) -> ImportedModel:
-        """The graph as the module now is, without the removed units."""
+        """The graph with the module's current weights, without the removed units."""
         model = self.imported()
         if self.removed is None:
             return model
@@ -232,7 +232,7 @@ class Pruned(Trained):
 def prune_trained(
     job: Job, source: Any, options: PruningOptions, amount: float, imports: ImportOptions
 ) -> CompressedModel:
-    """Prune step by step, training after each."""
+    """Prune step by step, with training after each step."""
     plan = options.plan()
     job.report("follow the weights")
     work = Pruned(**vars(trained(source, imports)))
@@ -270,7 +270,7 @@ def _step(job: Job, plan: Plan, work: Pruned, share: float, loss: Loss | None) -
 
 
 def _costs(plan: Plan, work: Pruned, loss: Loss | None) -> dict[GenericConst, Array]:
-    """Cost of each element of each weight of the graph."""
+    """Cost of removing each element of each weight of the graph."""
     weights = {name: values.astype(np.float64) for name, values in work.weights().items()}
     if plan.criterion == "magnitude" or loss is None:
         return work.gathered({name: values**2 for name, values in weights.items()})

@@ -1,4 +1,4 @@
-"""Affine quantization in numpy: value = scale * (integer - zero), as the operators of the graph compute it."""
+"""Affine quantization in numpy: value = scale * (integer - zero), like the operators of the graph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Array = np.ndarray
-# Smaller steps than this turn a sum's scale, the product of two of them, into a subnormal number.
+# With smaller steps, a sum's scale, the product of two of them, would be a subnormal number.
 _SMALLEST_SCALE = 2.0**-60
 NO_NOISE = 200.0  # decibels of exact values
 
@@ -19,7 +19,7 @@ class Affine:
     Attributes:
         dtype: "uint8" or "int8" ("int16" too).
         scale: float32 as a Python number, above 0.
-        zero: the integer that stands for 0.
+        zero: the integer that represents 0.
     """
 
     dtype: str
@@ -33,7 +33,7 @@ class Affine:
         return self.scale * (int(info.min) - self.zero), self.scale * (int(info.max) - self.zero)
 
     def round_trip(self, values: Array) -> Array:
-        """float32 values as they come back from integers."""
+        """float32 values after quantization and dequantization."""
         info = np.iinfo(self.dtype)
         scale = np.float32(self.scale)
         integers = np.clip(np.rint(values / scale) + self.zero, info.min, info.max)
@@ -41,7 +41,7 @@ class Affine:
 
 
 def affine_for(low: float, high: float, dtype: str, *, symmetric: bool = False) -> Affine:
-    """The parameters that just hold [low, high] and 0: 0 is represented exactly, padding and ReLU need it.
+    """The tightest parameters that cover [low, high] and 0: 0 is exact, as padding and ReLU require.
 
     Args:
         symmetric: the zero point is 0 (int8, int16) or the middle of the range (uint8).
@@ -68,7 +68,7 @@ class QuantizedWeight:
     Attributes:
         values: int8.
         scale: float32, a scalar, or a vector along `axis`.
-        axis: of the filters.
+        axis: axis of the filters.
     """
 
     values: Array
@@ -88,7 +88,7 @@ class QuantizedWeight:
 
 
 def quantize_weight(weight: Array, axis: int, *, per_channel: bool, bits: int = 8) -> QuantizedWeight:
-    """Weights rounded to the nearest of 2**bits - 1 levels, the largest magnitude at the end of them."""
+    """Weights rounded to the nearest of 2**bits - 1 levels, with the largest magnitude at the last level."""
     most = 2 ** (bits - 1) - 1
     others = tuple(each for each in range(weight.ndim) if each != axis)
     magnitude = np.abs(weight).max(axis=others) if per_channel else np.abs(weight).max()
@@ -101,7 +101,7 @@ def quantize_weight(weight: Array, axis: int, *, per_channel: bool, bits: int = 
 def noise_ratio(noisy: Array, exact: Array) -> tuple[float, float]:
     """(energy of the difference, energy of `exact`), summed in float64.
 
-    What is infinite or NaN in both alike is no difference and no signal; in one alone, it is infinite noise.
+    Positions that are infinite or NaN in the same way in both are ignored; in only one, they are infinite noise.
     """
     found, wanted = noisy.astype(np.float64), exact.astype(np.float64)
     usual = np.isfinite(found) & np.isfinite(wanted)
@@ -114,7 +114,7 @@ def noise_ratio(noisy: Array, exact: Array) -> tuple[float, float]:
 
 
 def decibels(noise: float, signal: float) -> float:
-    """Signal to noise as 10 log10 of the ratio of energies, within `NO_NOISE` and its negative."""
+    """Signal-to-noise ratio as 10 log10 of the ratio of energies, limited to +-`NO_NOISE`."""
     if noise <= signal * 1e-20:
         return NO_NOISE
     if not noise < float("inf"):

@@ -1,5 +1,5 @@
-"""Running the float model on the caller's data: histograms of the tensors inside, which are seen batch by batch and
-never kept, the methods by which ranges are chosen from them, and the integer types that they are chosen for."""
+"""Runs the float model on the caller's data: histograms of inner tensors, which are collected batch by batch without
+storing the tensors, the methods that choose ranges from them, and the integer types of those ranges."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Scheme:
 
     Attributes:
         activations: "uint8" or "int8", one scale and zero point per tensor.
-        symmetric_activations: the zero point is the middle of the range.
-        per_channel: weights have a scale for each filter, else one for all; they are int8 with zero point 0.
-        integer_only: every tensor is rounded, not only what products read.
-        operators: what else the target computes in integers then, by name.
+        symmetric_activations: whether the zero point is the middle of the range.
+        per_channel: whether weights have one scale per filter instead of one in total; they are int8 with zero point 0.
+        integer_only: whether every tensor is quantized, not only inputs of matmuls and convolutions.
+        operators: other operators that the target then computes in integers, by name.
     """
 
     activations: str = "uint8"
@@ -44,8 +44,8 @@ class Scheme:
 
 
 def scheme_for(target: targets.Target, activations: str | None = None, per_channel: bool | None = None) -> Scheme:
-    """Scheme that suits the target: x86 multiplies unsigned by signed bytes, ARM signed by signed ones; an accelerator
-    of integers wants every tensor as one.
+    """Scheme that suits the target: x86 multiplies unsigned by signed bytes, ARM signed by signed ones; an integer-only
+    accelerator needs every tensor quantized.
 
     Raises:
         OptionError: `activations` is neither.
@@ -68,7 +68,7 @@ Compile = Callable[[ImportedModel], Module]
 
 
 class Tapped:
-    """A compiled module that gives tensors from inside `main` beside its outputs."""
+    """A compiled module that also returns tensors from inside `main`."""
 
     def __init__(self, model: ImportedModel, mod: IRModule, taps: Sequence[Var], compile_model: Compile) -> None:
         """Compile `mod`, a version of `model.mod` in which the variables `taps` are still bound."""
@@ -97,11 +97,11 @@ def observe(
     channels: Mapping[Var, int],
     look: Callable[[Mapping[Var, Array]], object],
 ) -> tuple[dict[Var, Statistics], list[dict[str, Array]]]:
-    """(what tensors hold over all samples, the outputs of each sample); no inner tensor is kept.
+    """(statistics of the tensors over all samples, the outputs of each sample); inner tensors are not stored.
 
     Args:
         sites: tapped variables to observe.
-        channels: the axis of the channels of those variables where they matter.
+        channels: the channel axis of those variables for which it matters.
         look: called with the tensors of each sample.
     """
     seen = {variable: Statistics(channels.get(variable)) for variable in sites}
@@ -121,8 +121,9 @@ BINS = 8192
 class Histogram:
     """Counts of values in `BINS` equal bins over [-reach, reach], with the exact extremes.
 
-    `reach` is a power of two and doubles when a value lies outside; then pairs of bins are joined, so no value that was
-    seen is needed again. At least a quarter of the bins covers the values on the side that reaches further.
+    `reach` is a power of two and doubles when a value is outside; pairs of bins are then merged, so earlier values are
+    not
+    needed again. At least a quarter of the bins covers the values on the side that reaches further.
     """
 
     def __init__(self) -> None:
@@ -143,7 +144,7 @@ class Histogram:
 
     @property
     def centers(self) -> Array:
-        """The middle of each bin."""
+        """The center of each bin."""
         return (np.arange(BINS) - BINS / 2 + 0.5) * self.width
 
     def add(self, values: Array) -> None:
@@ -169,7 +170,7 @@ class Histogram:
             self.reach *= 2
 
     def share_outside(self, low: float, high: float) -> float:
-        """The share of values below `low` or above `high`, to the width of a bin."""
+        """The fraction of values below `low` or above `high`, to the precision of a bin."""
         if not self.total:
             return 0.0
         half = self.width / 2
@@ -184,10 +185,10 @@ class Statistics:
     """Statistics of one tensor: its histogram, and the mean and the largest magnitude of each channel.
 
     Args:
-        axis: of the channels; None where channels are of no interest.
+        axis: the channel axis; None if channels do not matter.
 
     Attributes:
-        is_finite: True if all observed values are; the histogram counts those that are.
+        is_finite: True if all observed values are; the histogram counts only finite values.
     """
 
     def __init__(self, axis: int | None) -> None:
@@ -204,7 +205,7 @@ class Statistics:
         return self._sums / max(self._count, 1)
 
     def add(self, values: Array) -> None:
-        """Take in a tensor."""
+        """Add a tensor."""
         self.histogram.add(values)
         self.is_finite = self.is_finite and bool(np.isfinite(values).all())
         if self._axis is None or not values.size:
@@ -217,7 +218,7 @@ class Statistics:
         self._count += values.size // values.shape[self._axis]
 
 
-# The range to represent exactly, for a tensor of that histogram; values outside are clipped.
+# Returns the range to represent exactly, for a tensor with that histogram; values outside are clipped.
 Calibrator = Callable[[Histogram, Scheme], tuple[float, float]]
 
 _CALIBRATORS: dict[str, Calibrator] = {}
@@ -230,14 +231,14 @@ def calibrators() -> list[str]:
 
 
 def get_calibrator(name: str) -> Calibrator:
-    """The method `name`. Raises OptionError with the names there are."""
+    """The method `name`. Raises OptionError that lists the methods."""
     if name not in _CALIBRATORS:
         raise OptionError(f"no calibration method is named {name!r}", f"use one of {', '.join(calibrators())}")
     return _CALIBRATORS[name]
 
 
 def parameters_of(histogram: Histogram, method: Calibrator, scheme: Scheme) -> Affine:
-    """Scale and zero point for a tensor of that histogram."""
+    """Scale and zero point for a tensor with that histogram."""
     if not histogram.total:
         return affine_for(0.0, 0.0, scheme.activations, symmetric=scheme.symmetric_activations)
     low, high = method(histogram, scheme)
@@ -252,13 +253,13 @@ def min_max(histogram: Histogram, scheme: Scheme) -> tuple[float, float]:
 
 # percentile: the few values farthest from the rest are clipped.
 
-# Of all values; half of the rest is clipped at either end. The default of ONNX Runtime's calibrator.
+# Fraction of all values; half of the rest is clipped at either end. The default of ONNX Runtime's calibrator.
 KEPT = 0.99999
 
 
 @calibrator("percentile")
 def percentile(histogram: Histogram, scheme: Scheme) -> tuple[float, float]:
-    """The range that holds `KEPT` of the values, to the width of a bin."""
+    """The range that covers `KEPT` of the values, to the precision of a bin."""
     share = np.cumsum(histogram.counts) / histogram.total
     tail = (1 - KEPT) / 2
     first = int(np.searchsorted(share, tail, side="right"))
@@ -268,7 +269,7 @@ def percentile(histogram: Histogram, scheme: Scheme) -> tuple[float, float]:
     return low, min(histogram.high, float(histogram.centers[min(last, len(share) - 1)]) + half)
 
 
-# mse: the range whose expected squared error, rounding and clipping together, is smallest.
+# mse: the range with the smallest expected squared error of rounding and clipping together.
 
 _COARSE = np.linspace(0.1, 1.0, 19)
 _FINE = np.linspace(-0.05, 0.05, 11)
@@ -276,7 +277,7 @@ _FINE = np.linspace(-0.05, 0.05, 11)
 
 @calibrator("mse")
 def squared_error(histogram: Histogram, scheme: Scheme) -> tuple[float, float]:
-    """Both ends are shrunk, together at first, then each for itself."""
+    """Both ends are shrunk, first together, then each separately."""
     seen = histogram.counts > 0
     values = np.clip(histogram.centers[seen], histogram.low, histogram.high)
     weights = histogram.counts[seen] / histogram.total
@@ -293,7 +294,7 @@ def squared_error(histogram: Histogram, scheme: Scheme) -> tuple[float, float]:
 
 
 def _best(error: object, start: float) -> float:
-    """The share near `start`, or anywhere on the coarse grid, of the smallest error; the larger one of equals."""
+    """The fraction near `start`, or anywhere on the coarse grid, with the smallest error; ties go to the larger one."""
     assert callable(error)
     shares = np.unique(np.clip(np.concatenate([_COARSE, start + _FINE]), 0.02, 1.0))[::-1]
     return float(shares[int(np.argmin([error(float(share)) for share in shares]))])
@@ -304,12 +305,12 @@ def _error(values: Array, weights: Array, low: float, high: float, scheme: Schem
     return float((weights * (affine.round_trip(values) - values) ** 2).sum())
 
 
-# entropy: the range that loses least information, by the Kullback-Leibler divergence.
+# entropy: the range that loses the least information, by the Kullback-Leibler divergence.
 #
 # Szymon Migacz, "8-bit Inference with TensorRT", GTC 2017; for ranges that are not symmetric both ends shrink together.
 
 _SHARES = np.linspace(0.1, 1.0, 91)
-# Bins that many times finer than the levels; finer ones hold too few values to be a distribution.
+# Bins are this many times finer than the levels; finer ones have too few values to be a distribution.
 _BINS_PER_LEVEL = 8
 
 
@@ -340,7 +341,7 @@ def _divergence(histogram: Histogram, low: float, high: float, scheme: Scheme) -
 
 
 def _spread(counts: Array, levels: int) -> Array:
-    """Each level's count in equal parts over those of its bins that hold something."""
+    """Each level's count, distributed equally over its nonempty bins."""
     grouped = counts.reshape(levels, -1)
     occupied = grouped > 0
     share = grouped.sum(axis=1, keepdims=True) / np.maximum(occupied.sum(axis=1, keepdims=True), 1)
@@ -348,7 +349,7 @@ def _spread(counts: Array, levels: int) -> Array:
 
 
 def _kullback_leibler(reference: Array, other: Array) -> float:
-    """sum of p log(p / q); where q is 0 but p is not, a small q stands in."""
+    """sum of p log(p / q), with a small value for q where q is 0 but p is not."""
     p = reference / reference.sum()
     q = other / max(float(other.sum()), 1.0)
     present = p > 0

@@ -1,4 +1,4 @@
-"""Corrections before and after rounding: biases, equalization across layers, SmoothQuant."""
+"""Corrections before and after quantization: biases, equalization across layers, SmoothQuant."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bias_correction(layer: Layer, weight: QuantizedWeight, means: Array) -> Arra
     """Correction of each filter's result: minus the mean effect of the change of its weights.
 
     Args:
-        means: of each channel of the layer's activations. Borders, where padding takes part, are left out of account.
+        means: mean of each channel of the layer's activations. Borders, which include padding, are ignored.
     """
     change = layer.weight.astype(np.float64) - weight.dequantized()
     if layer.operator.is_matrix:  # a matrix (channels, filters)
@@ -38,19 +38,19 @@ def bias_correction(layer: Layer, weight: QuantizedWeight, means: Array) -> Arra
     return np.einsum("goc,gc->go", sums.reshape(groups, -1, sums.shape[1]), of_group).reshape(-1).astype(np.float32)
 
 
-# Cross-layer equalization: two convolutions with nothing but a ReLU between share the burden of each channel.
+# Cross-layer equalization: two convolutions with only a ReLU in between share the range of each channel.
 #
 #     w_b relu(w_a x + b) => (w_b s) relu((w_a x + b) / s),   s = sqrt(max|w_a| max|w_b|) / max|w_b| a channel
 #
 # Nagel et al., arXiv:1906.04721, section 4.1. It matters most for weights with one scale for all filters.
 
-# Positive factors pass through these.
+# Positive factors commute with these.
 _HOMOGENEOUS = ("relax.nn.relu", "relax.nn.leakyrelu")
 _ROUNDS = 10
 
 
 def equalize(mod: IRModule, graph: LayerGraph) -> IRModule:
-    """`mod` with other constants that compute the same."""
+    """`mod` with other constants and the same results."""
     pairs = [pair for layer in graph.layers if (pair := _partner(graph, layer)) is not None]
     if not pairs:
         return mod
@@ -78,7 +78,7 @@ def equalize(mod: IRModule, graph: LayerGraph) -> IRModule:
 
 
 def _partner(graph: LayerGraph, second: Layer) -> tuple[Layer, Layer] | None:
-    """(the convolution before, `second`), where nothing else reads between them and factors pass through."""
+    """(the convolution before, `second`), if there are no other readers in between and factors commute."""
     first = next((each for each in graph.layers if each.variable.same_as(graph.root(second.data))), None)
     if first is None or 1 in (first.operator.filters, second.operator.filters):
         return None
@@ -98,7 +98,7 @@ def _partner(graph: LayerGraph, second: Layer) -> tuple[Layer, Layer] | None:
 
 
 def _adds_to_channels(call: Call, layer: Layer) -> bool:
-    """True if the constant added is one number per filter."""
+    """True if the added constant has one number per filter."""
     shape = (1, layer.weight.shape[0], *[1] * (int(call.ty.ndim) - 2))
     constant = call.args[1]
     return isinstance(constant, GenericConst) and array_of(constant).shape in (shape, shape[1:])
@@ -119,19 +119,19 @@ def _along_inputs(factor: Array, layer: Layer) -> Array:
     return factor.reshape(-1, 1, *rest) if depthwise else factor.reshape(1, -1, *rest)
 
 
-# SmoothQuant: part of what makes activations hard to quantize moves into the weights, channel by channel.
+# SmoothQuant: moves part of the activations' quantization difficulty into the weights, channel by channel.
 #
 #     x @ w => (x / s) @ (s w),   s = max|x|^strength / max|w|^(1 - strength) a channel
 #
 # Xiao et al., arXiv:2211.10438, equation 4. The division is part of the kernel that quantizes x.
 
 STRENGTH = 0.5
-# Where the largest channel is within this factor of the middle one, there is nothing to smooth.
+# If the largest channel is within this factor of the median, there is nothing to smooth.
 _UNEVEN = 4.0
 
 
 def smooth(mod: IRModule, layers: Collection[Layer], statistics: Mapping[Var, Statistics]) -> IRModule:
-    """`mod` with the activations of matrix products smoothed where their channels are uneven; the same function."""
+    """`mod` with the activations of matmuls smoothed if their channels are uneven; the same function."""
     factors = {
         layer.variable: (layer, found)
         for layer in layers
@@ -152,12 +152,12 @@ def smooth(mod: IRModule, layers: Collection[Layer], statistics: Mapping[Var, St
 
 
 def smoothing_factors(layer: Layer, statistics: Statistics) -> Array | None:
-    """One positive number per channel, their geometric mean 1; None where the channels are even."""
+    """One positive number per channel, with geometric mean 1; None if the channels are even."""
     largest = statistics.largest.astype(np.float64)
     middle = float(np.median(largest))
     if not largest.size or middle <= 0 or largest.max() < _UNEVEN * middle:
         return None
-    # A channel that was never seen to move keeps its scale, near that of the smallest that was.
+    # A channel that was always constant keeps a scale near that of the smallest that was not.
     activations = np.maximum(largest, 1e-2 * middle)
     weights = np.abs(layer.weight).max(axis=1).astype(np.float64)
     weights = np.maximum(weights, 1e-2 * max(float(np.median(weights)), 1e-30))

@@ -1,6 +1,6 @@
-"""`quantize`: a float model in, a smaller and faster one out, with its accuracy measured.
+"""`quantize`: makes a float model smaller and faster, and measures its accuracy.
 
-A model whose layers are rounded one by one by a scheme: its candidates, what they cost, and the report.
+Layerwise schemes: candidates with layers rounded one by one, their cost, and the report.
 """
 
 from __future__ import annotations
@@ -78,52 +78,56 @@ def quantize(
     progress: Steps | None = automatic,
     **imports: Unpack[ImportArguments],
 ) -> QuantizedModel:
-    """Quantize a model, and keep as much of it in float as its accuracy needs.
+    """Quantize a model, keeping as much of it in float as its accuracy needs.
 
     Args:
-        source, target, threads, and how the source is imported (shapes, constants, state, capacity, ...): as in
+        source, target, threads, and the import options (shapes, constants, state, capacity, ...): as in
             `tensorwright.compile`. Samples are inputs of the model without a capacity.
-        calibration: inputs as the model will meet them, {input name: array}; a few dozen are enough. "static-int8"
-            needs them, and so do "gptq" and "adaround"; other schemes are measured on random inputs where there are
-            none.
+        calibration: representative inputs, {input name: array}; a few dozen are enough. Required by "static-int8",
+        "gptq"
+            and "adaround"; without it, other schemes are measured on random inputs.
         scheme: "static-int8" (weights and activations, ranges from the calibration), "dynamic-int8" (weights;
-            activations as they come, with one scale per row of a matrix product or per example of a convolution),
-            "weight-int4" and "weight-int8" (weights alone: of matrix products with one scale per group, of
-            convolutions int8, quantized per output channel, which are expanded at load), "float16" and
-            "bfloat16" (weights are stored in 16 bits; sums are float32). Tables of look-ups become int8 in all integer
+            activations at run time, with one scale per row of a matmul or per example of a convolution),
+            "weight-int4" and "weight-int8" (weights only: of matmuls with one scale per group, of convolutions int8,
+            quantized per output channel, which are expanded at load), "float16" and
+            "bfloat16" (weights are stored in 16 bits; sums are float32). Embedding tables become int8 in all integer
             schemes, with one scale per row.
-        evaluate: given a function from inputs to outputs (dictionaries by name), how good it is; higher is better.
-            Without one: the mean cosine between the outputs and the float model's on `calibration`.
-        max_drop: how much of that may be lost, as a share of the float model's.
-        method: how ranges of activations are chosen: "min-max", "percentile", "entropy" or "mse".
-        activations: "uint8" or "int8"; what suits the target when None.
-        per_channel: whether each filter's weights have their own scale; they do when None.
-        group: of weights alone: how many neighbours along the depth share a scale, one of 16, 32, 64, 128, 256.
+        evaluate: a function that scores a function from inputs to outputs (dictionaries by name); higher is better. If
+            missing: the mean cosine similarity with the float model's outputs on `calibration`.
+        max_drop: the fraction of the float model's score that may be lost.
+        method: calibration method for ranges of activations: "min-max", "percentile", "entropy" or "mse".
+        activations: "uint8" or "int8"; None: the target's preference.
+        per_channel: whether each filter's weights have their own scale; None: they do.
+        group: for weight-only schemes: number of neighbors along the depth that share a scale, one of 16, 32, 64, 128,
+            256.
         scales: the type of those scales, "float16" or "float32".
-        techniques: what is done to lose less, where the scheme has a use for it: "bias-correction", "equalization" (of
-            convolutions, across layers) and "smoothing" (SmoothQuant, of matrix products) of static integers, "gptq"
-            (later weights make up for the rounding of earlier ones) of weights alone, "adaround" (weights are rounded
-            up or down, whichever changes products least; in place of "gptq") of both, and "int16": where the limit does
-            not hold, the most sensitive layers of static integers read 16-bit activations if that is enough, before
-            they go back to float.
+        techniques: methods that reduce the loss, used if the scheme supports them: "bias-correction", "equalization"
+        (of
+            convolutions, across layers) and "smoothing" (SmoothQuant, of matmuls) for static integers, "gptq" (later
+            weights compensate for the rounding of earlier ones) for weight-only schemes, "adaround" (weights are
+            rounded
+            up or down, whichever changes the results least; replaces "gptq") for both, and "int16": if the limit does
+            not
+            hold, the most sensitive layers of static integers read 16-bit activations if that is enough, before they
+            return to float.
         in_float: names of layers (as in the report) to leave in float.
-        keep_slower: static integers alone: whether layers that are slower in integers than in float, with their
-            neighbours, stay integers for their size. They go back to float otherwise; where no layer is faster, all of
-            them do.
-        decide: by what layers are taken to be slower. "predicted": by a cost model of the target's machine, for x86-64;
-            the same call gives the same model. "measured": by timing them here, where this machine runs the target; the
-            whole is then never slower than in float. Or what an earlier run decided, for any scheme: a dictionary from
-            names of layers to "integer" or "float" (`report.precisions`), or the .json file that
-            `report.save_precisions` wrote; the limit holds all the same.
-        progress: called with the name of each step as it begins.
+        keep_slower: static integers only: whether layers that are slower in integers than in float, with their
+            neighbors, stay integer for their size. Otherwise they return to float; if no layer is faster, all of them
+            do.
+        decide: how slower layers are found. "predicted": by a cost model of the target's machine, for x86-64; the same
+            call returns the same model. "measured": by timing them here, if this machine can run the target; the whole
+            model is then never slower than in float. Or the decisions of an earlier run, for any scheme: a dictionary
+            from names of layers to "integer" or "float" (`report.precisions`), or the .json file written by
+            `report.save_precisions`; the limit still holds.
+        progress: called with the name of each step when it begins.
 
     Returns:
-        A `QuantizedModel` for `tensorwright.compile`; its `report` says what was done.
+        A `QuantizedModel` for `tensorwright.compile`; its `report` describes the changes.
 
     Raises:
         AccuracyError: the limit does not hold with any layer quantized, or there is none to quantize.
-        InputError, OptionError: the calibration or an option is at fault.
-        UserError: of importing and compiling.
+        InputError, OptionError: the calibration or an option is invalid.
+        UserError: importing or compiling failed.
     """
     options = options_of(QuantizationOptions, locals())
     common = options_of(JobOptions, {**locals(), "target": find_target(target, threads)})
@@ -145,7 +149,7 @@ def _quantized(
 
 
 def _static(job: Job, options: QuantizationOptions, decided: str | Mapping[str, str]) -> QuantizedModel:
-    """Weights and activations in integers."""
+    """Quantize weights and activations to integers."""
     scheme = scheme_for(job.target, options.activations, options.per_channel)
     session = Session(job.model, job.samples, scheme, options.method, options.techniques, job.compile, job.report)
     session.leave_in_float(options.in_float)
@@ -169,7 +173,7 @@ def _static(job: Job, options: QuantizationOptions, decided: str | Mapping[str, 
 def _layerwise(
     job: Job, options: QuantizationOptions, decided: str | Mapping[str, str], calibrated: bool
 ) -> QuantizedModel:
-    """Weights, each layer by itself; activations as they come."""
+    """Quantize weights, each layer separately, with activations quantized at run time or not at all."""
     chosen = options.layerwise(calibrated)
     session = LayerwiseSession(job.model, job.samples, make_scheme(options.scheme, chosen), job.compile, job.report)
     session.leave_in_float(options.in_float)
@@ -195,7 +199,7 @@ Found = TypeVar("Found", bound=_Candidate, covariant=True)
 
 
 class _Search(Protocol[Found]):
-    """Interface of a session to the search for the accuracy limit."""
+    """Interface of a session for the search for the accuracy limit."""
 
     @property
     def samples(self) -> Sequence[Sample]: ...
@@ -216,8 +220,9 @@ class _Search(Protocol[Found]):
 
 
 def _within_limit(session: _Search[Found], job: Job) -> tuple[Found, tuple[float, float], int]:
-    """(the candidate that holds the limit with the fewest layers in float, the scores of the float model and of it, how
-    many were measured)"""
+    """(the candidate within the limit with the fewest layers in float, the scores of the float model and of it, the
+    number
+    of measured candidates)"""
     evaluate = job.evaluate if job.evaluate is not None else likeness(session.samples, session.float_outputs)
     before, max_drop, report = score(evaluate, session.float_module.run), job.max_drop, job.report
     scores: dict[tuple[int, bool], float] = {}
@@ -297,11 +302,11 @@ class LayerwiseCandidate:
 
 
 class LayerwiseSession(LayerChoice):
-    """`candidate(n)` rounds all layers but the n most sensitive ones; see `session.Session`.
+    """`candidate(n)` rounds all layers except the n most sensitive ones; see `session.Session`.
 
     Attributes:
-        float_outputs: of the float model, one dictionary per sample.
-        sensitivity: decibels by the layer's name, with its weights alone rounded, once `rank` has measured them.
+        float_outputs: outputs of the float model, one dictionary per sample.
+        sensitivity: decibels by the layer's name, with only its weights rounded, once `rank` has measured them.
     """
 
     def __init__(
@@ -330,7 +335,7 @@ class LayerwiseSession(LayerChoice):
             self.float_outputs = [dict(self.float_module.run(sample)) for sample in samples]
 
     def _observed(self) -> list[dict[str, Array]]:
-        """The outputs of each sample; sums up the Gram matrices of the layers' inputs."""
+        """The outputs of each sample; accumulates the Gram matrices of the layers' inputs."""
         sites = list(dict.fromkeys(layer.data for layer in self.quantizable if not layer.is_look_up))
         tapped = Tapped(self.model, self.model.mod, sites, self.compile)
         outputs = []
@@ -343,11 +348,11 @@ class LayerwiseSession(LayerChoice):
 
     @cached_property
     def float_module(self) -> Module:
-        """The float model as it would be compiled otherwise."""
+        """The float model as compiled without quantization."""
         return self.compile(self.model)
 
     def rank(self, samples: int) -> None:
-        """Measure what rounding each layer's weights costs alone."""
+        """Measure the cost of rounding only each layer's weights."""
         if not self.sensitivity:
             layers = tuple(self.quantizable)
             placement = Placement(layers, (), (), {}, {})
@@ -355,7 +360,7 @@ class LayerwiseSession(LayerChoice):
             self.sensitivity = measure_sensitivity(self.model, placement, numbers, self.samples[:samples], self.compile)
 
     def candidate(self, count: int, wide: bool = False) -> LayerwiseCandidate:
-        """The model with the `count` most sensitive layers in float; the last one is kept. None can be wide."""
+        """The model with the `count` most sensitive layers in float; the last one is cached. Ignores `wide`."""
         if count not in self._candidates:
             layers = {layer.variable: layer for layer in self.ranked[count:]}
             chosen = {variable: self._layer(layer) for variable, layer in layers.items()}

@@ -12,7 +12,8 @@ from compiler.passes.rewriting.graph import Call, Expr, Var, update_functions
 from schedules.ir.tvm_types import Binding, BlockBuilder
 
 Emit = Callable[[Expr], Var]
-# Given the variable, the call that defines it and how to bind what comes before it: the new value, or None.
+# Called with the variable, the call that defines it, and a function that emits bindings before it: the new value or
+# None.
 Edit = Callable[[Var, Call, Emit], Expr | None]
 
 
@@ -27,8 +28,8 @@ def edit_main(
     """`mod` with each outermost call of `main` offered to `edit`.
 
     Args:
-        edit: answers with a value of the type of the call it is given; variables that it emits live in that block.
-        taps: variables of `main` (parameters or bound outermost) that become outputs, after the others.
+        edit: returns a value of the same type as the given call; variables that it emits are in the same block.
+        taps: variables of `main` (parameters or outermost bindings) that become outputs, after the others.
         inputs: parameters to add, after the others.
     """
     main = mod["main"]
@@ -61,7 +62,7 @@ def _plain(bindings: Iterable[Binding]) -> Iterable[Any]:
 
 
 def _edited(bindings: Iterable[Binding], edit: Edit | None, builder: BlockBuilder, kind: Any) -> list[Binding]:
-    """The bindings of one block with what `edit` makes of them."""
+    """The bindings of one block after `edit`."""
     result: list[Any] = []
 
     def emit(expr: Expr) -> Var:

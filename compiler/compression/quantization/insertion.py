@@ -1,9 +1,9 @@
-"""Putting pairs of quantize and dequantize into a graph, as the ONNX importer makes them of QDQ models.
+"""Inserts pairs of quantize and dequantize into a graph, in the same form as the ONNX importer for QDQ models.
 
-Pairs for accelerators that compute in integers only: behind every operator, not only before the products.
+For integer-only accelerators, pairs are inserted after every operator, not only before matmuls and convolutions.
 
-What an operator is fused with has no pair between: a product and its bias, and a limit on the result of anything. Nor
-has a chain of functions of one tensor, element by element, which is one table.
+There are no pairs inside what will be fused: a matmul and its bias, a clamp on any result, and chains of elementwise
+functions of one tensor, which become one table.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, 
 
 
 class Dequantizable(Protocol):
-    """Rounded weights."""
+    """Quantized weights."""
 
     def dequantized(self) -> Array:
         """The weights as float32."""
@@ -61,7 +61,7 @@ class Numbers(Generic[WeightT]):
 
 
 def insert_pairs(mod: IRModule, placement: Placement, numbers: Numbers[QuantizedWeight]) -> IRModule:
-    """`mod` with each operand of a placement read through integers."""
+    """`mod` with each operand of a placement quantized and dequantized."""
     inserter = _Inserter(mod, placement, numbers)
     return edit_main(mod, inserter.edit)
 
@@ -93,7 +93,7 @@ class _Inserter:
         self._pairs: dict[tuple[Var, int], Var] = {}
 
     def edit(self, variable: Var, call: Call, emit: Emit) -> Expr | None:
-        """The new value of a binding, rounded where that is done here."""
+        """The new value of a binding, quantized if that is done at its definition."""
         value = self._edited(variable, call, emit)
         if variable not in self._made:
             return value
@@ -149,7 +149,7 @@ class _Inserter:
         return with_operands(call, {1: as_constant(along_channels(layer, self._on_grid(layer, value)))})
 
     def _on_grid(self, layer: Layer, bias: Array) -> Array:
-        """The bias as a whole number of the steps of the sums, as an int32 accumulator holds it."""
+        """The bias as a whole number of steps of the sums, as an int32 accumulator holds it."""
         step = self._numbers.activations[layer.data].scale * self._numbers.weights[layer.variable].scale.astype(
             np.float64
         )
@@ -170,7 +170,7 @@ _LIMITS = frozenset(f"relax.{name}" for name in ("nn.relu", "nn.relu6", "clip"))
 def place_integer_only(
     mod: IRModule, graph: LayerGraph, in_float: Collection[str] = (), operators: Collection[str] = ()
 ) -> Placement:
-    """Pairs where each tensor is made; where an input of the model is read, there.
+    """Pairs after the definition of each tensor, or for an input of the model before its readers.
 
     Args:
         in_float: names of layers.
@@ -202,7 +202,7 @@ def _is_integer(call: Call, operators: Collection[str]) -> bool:
     name = operator_name(call)
     if name in MOVERS or name in ELEMENTWISE or is_transparent(call):
         return True
-    # A product that is not a layer has two activations, or stays in float.
+    # A matmul that is not a layer has two activations, or stays in float.
     both = name == "relax.matmul" and len(activations_of(call)) == 2
     return integer_name(call) in operators and (both or linear_operator_of(call, operators) is None)
 
@@ -214,7 +214,7 @@ def _in_float(graph: LayerGraph, layers: Collection[object]) -> set[Var]:
 
 
 def _inner(mod: IRModule, graph: LayerGraph) -> set[Var]:
-    """Variables that only a bias, a limit, or a function of the same tensor reads."""
+    """Variables that only a bias, a clamp, or a function of the same tensor reads."""
     readers: dict[Var, list[Var | None]] = {}
     for variable, value in main_bindings(mod):
         for each in operands(value):
@@ -240,7 +240,7 @@ def _is_limit(call: Call | None) -> bool:
 
 
 def _inside_chains(graph: LayerGraph, readers: Mapping[Var, list[Var | None]], inner: Collection[Var]) -> set[Var]:
-    """Functions of one tensor that only functions of the same tensor read."""
+    """Functions of one tensor that only other functions of the same tensor read."""
     sources: dict[Var, Var] = {}
     sums = {layer.bias for layer in graph.layers}
     for variable, call in graph.definitions.items():
@@ -257,7 +257,7 @@ def _inside_chains(graph: LayerGraph, readers: Mapping[Var, list[Var | None]], i
 
 
 def _is_pointwise(variable: Var, call: Call) -> bool:
-    """True if it computes each element from the element there and from single numbers."""
+    """True if it is elementwise, with only scalars as other operands."""
     if not is_transparent(call) or operator_name(call) in MOVES:
         return False
     read = [each for _, each in activations_of(call)]

@@ -1,5 +1,5 @@
-"""Layers of a model that the caller lets be quantized, the order in which they go back to float, and a file of the
-layers that compute in integers and in float, so that another run can repeat the decision."""
+"""Layers that the caller allows to be quantized, the order in which they return to float, and a file of the layers in
+integers and in float, so that another run can repeat the decision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INTEGER, FLOAT = "integer", "float"
 
 
 def check_decide(decide: str | Path | Mapping[str, str]) -> str | Mapping[str, str]:
-    """`PREDICTED`, `MEASURED`, or "integer" or "float" by the layer's name, which may lie in a file.
+    """Check `decide`: `PREDICTED`, `MEASURED`, or "integer" or "float" by the layer's name, possibly from a file.
 
     Raises OptionError for anything else.
     """
@@ -46,7 +46,7 @@ def _read(path: Path) -> dict[str, str]:
     except OSError as error:
         raise OptionError(f"{path} cannot be read: {error}") from error
     except ValueError as error:
-        raise OptionError(f"{path} holds no JSON: {error}") from error
+        raise OptionError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("version") != FORMAT_VERSION:
         raise OptionError(f"{path} does not hold precisions of layers", "write it with save_precisions")
     return _checked(content.get("layers"), str(path))
@@ -62,12 +62,12 @@ def _checked(layers: object, where: str) -> dict[str, str]:
 
 
 class LayerChoice:
-    """Layer choice that sessions share.
+    """Layer choice common to all sessions.
 
     Attributes:
         sensitivity: decibels by the layer's name, once `rank` has measured them.
-        in_float: reasons by name, of the layers that stay in float whatever is measured.
-        slower: the names of those of them that are faster so.
+        in_float: reasons, by name, for layers that stay in float regardless of measurements.
+        slower: names of those among them that are faster in float.
     """
 
     graph: LayerGraph
@@ -81,17 +81,17 @@ class LayerChoice:
 
     @property
     def choices(self) -> list[Layer]:
-        """All that there is to choose from."""
+        """All layers that can be chosen from."""
         return [*self.graph.layers, *self.graph.look_ups]
 
     def leave_in_float(self, names: Collection[str]) -> None:
-        """Raises OptionError when one is not a layer."""
+        """Keep these layers in float. Raises OptionError if one is not a layer."""
         self._check_names("in_float=", names)
         for name in names:
             self.in_float[name] = "asked for"
 
     def repeat(self, precisions: Mapping[str, str]) -> None:
-        """Leave those layers in float that an earlier run left there. Raises OptionError when one is not a layer."""
+        """Keep the same layers in float as an earlier run. Raises OptionError if one is not a layer."""
         refused = {name for name, _ in self.graph.refused}
         self._check_names("decide=", [name for name in precisions if name not in refused])
         for name, precision in precisions.items():
@@ -106,13 +106,13 @@ class LayerChoice:
                 raise OptionError(f"{option} has {name!r}, which is not a layer", f"the layers are {', '.join(known)}")
 
     def refuse_weights(self) -> None:
-        """Leave layers in float whose weights cannot be scaled."""
+        """Keep layers in float whose weights cannot be scaled."""
         for layer in self.choices:
             if not np.isfinite(layer.weight).all():
                 self.in_float[layer.name] = "its weights hold NaN or infinite numbers"
 
     def refuse_data(self, unusable: Collection[Var]) -> None:
-        """Leave layers in float that read one of these."""
+        """Keep layers in float that read one of these."""
         for layer in self.choices:
             if layer.data in unusable:
                 self.in_float.setdefault(layer.name, "its data holds NaN or infinite numbers in the calibration")

@@ -19,7 +19,7 @@ from compiler.passes.rewriting.matching import as_constant, static_shape
 from compiler.runtime.random_inputs import MAX_REFERENCE_BYTES
 from schedules.ir.tvm_types import Expr
 
-_PROBE = 1 << 18  # elements of a tensor, by whose conversion those of others are known
+_PROBE = 1 << 18  # elements of a tensor whose conversion time is scaled to other sizes
 _PRODUCTS = ("convolution", "matmul")
 # The most bytes of the layers' data in one module.
 _MOST_BYTES = MAX_REFERENCE_BYTES // 4
@@ -27,7 +27,7 @@ _MOST_BYTES = MAX_REFERENCE_BYTES // 4
 
 @dataclass(frozen=True)
 class LayerTime:
-    """Seconds of a run; `spread` says by what share measurements varied, 0 where times are predicted."""
+    """Seconds per run; `spread` is the relative variation of measurements, 0 for predictions."""
 
     floats: float
     integers: float
@@ -35,10 +35,10 @@ class LayerTime:
 
 
 class LayerTimes:
-    """Times layers, those of equal sizes once: one module holds them all in float, another in integers.
+    """Times layers, equal sizes only once: one module holds them all in float, another in integers.
 
     Args:
-        clock: says what the kernels of a module take.
+        clock: returns the times of a module's kernels.
     """
 
     def __init__(self, clock: KernelClock, activations: str) -> None:
@@ -47,7 +47,7 @@ class LayerTimes:
         self._conversion: float | None = None
 
     def measure(self, layers: Sequence[Layer], weights: Callable[[Layer], QuantizedWeight]) -> dict[str, LayerTime]:
-        """Times by the layer's name; without those whose data has no fixed size."""
+        """Times by the layer's name, without layers whose data has no fixed size."""
         keys = {layer.name: key for layer in layers if (key := _key(layer)) is not None}
         examples = list({keys[layer.name]: layer for layer in layers if layer.name in keys}.values())
         times: dict[object, LayerTime] = {}
@@ -57,7 +57,7 @@ class LayerTimes:
         return {name: times[key] for name, key in keys.items()}
 
     def conversion(self, elements: int) -> float:
-        """Seconds that it takes to make integers of a tensor of floats."""
+        """Seconds to quantize a float tensor."""
         if self._conversion is None:
             data = relax.Var("x", relax.TensorType((_PROBE,), "float32"))
             mod = _module([data], lambda emit: [emit(self._quantized(data))])
@@ -82,11 +82,11 @@ class LayerTimes:
         return make
 
     def _times(self, layers: Sequence[Layer], weights: Callable[[Layer], QuantizedWeight]) -> list[LayerTime]:
-        """Times of the layers, which one module holds in float and another in integers."""
+        """Times of the layers, in float in one module and in integers in another."""
         in_float = _layers(layers, lambda layer, data, emit: with_operands(layer.call, {0: data}), "float32")
         floats, integers = self._clock([in_float, _layers(layers, self._in_integers(weights), self._affine.dtype)])
         pair = [[kernel for kernel in kernels if kernel.kind in _PRODUCTS] for kernels in (floats, integers)]
-        # Kernels run in the order of the graph; what is not a product packs its data and unpacks its result.
+        # Kernels run in graph order; additional kernels pack data and unpack results.
         if all(len(kernels) == len(layers) for kernels in pair):
             return [_time([one], [other]) for one, other in zip(*pair, strict=True)]
         if len(layers) == 1:
@@ -100,7 +100,7 @@ def _time(floats: Sequence[KernelTime], integers: Sequence[KernelTime]) -> Layer
 
 
 def _layers(layers: Sequence[Layer], make: Callable[..., Any], dtype: str) -> IRModule:
-    """A module of layers side by side, each as `make`, told the layer, its data and how to emit, makes it."""
+    """A module of independent layers; `make` builds each from the layer, its data and an emit function."""
     data = [
         relax.Var(f"x{index}", relax.TensorType(static_shape(layer.data), dtype)) for index, layer in enumerate(layers)
     ]
@@ -108,7 +108,7 @@ def _layers(layers: Sequence[Layer], make: Callable[..., Any], dtype: str) -> IR
 
 
 def _module(data: Sequence[Expr], results: Callable[[Callable[[Any], Any]], list[Any]]) -> IRModule:
-    """A module that takes `data` and gives what `results`, told how to emit, makes."""
+    """A module with the inputs `data`; `results` builds its outputs with an emit function."""
     builder = relax.BlockBuilder()
     with builder.function("main", list(data)):
         with builder.dataflow():
@@ -118,7 +118,7 @@ def _module(data: Sequence[Expr], results: Callable[[Callable[[Any], Any]], list
 
 
 def _key(layer: Layer) -> object | None:
-    """Equal for layers that take the same time: zeros, which kernels may skip, count."""
+    """Equal for layers that take the same time; zeros count, since kernels may skip them."""
     shape = static_shape(layer.data)
     if shape is None:
         return None
@@ -127,7 +127,7 @@ def _key(layer: Layer) -> object | None:
 
 
 def _batches(layers: Sequence[Layer]) -> list[list[Layer]]:
-    """The layers in runs whose data fits into memory."""
+    """The layers in groups whose data fits in memory."""
     batches: list[list[Layer]] = []
     room = 0
     for layer in layers:

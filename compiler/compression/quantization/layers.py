@@ -1,10 +1,11 @@
-"""Finding what can be quantized in a graph, and which tensors that concerns.
+"""Finds what can be quantized in a graph, and the tensors involved.
 
 Classification of operators for the quantizer.
 
-A product multiplies activations by constant weights and sums: it computes in integers. A mover reads several tensors,
-or every element more than once, so its operands lie in memory and are worth holding as integers. What is elementwise
-is part of the kernel before it and needs nothing. A look-up reads rows of a constant table: integers are less to store.
+A linear operator (matmul, convolution) multiplies activations by constant weights and sums: it can compute in integers.
+A mover reads several tensors, or every element more than once, so its operands are in memory and should be integers.
+Elementwise operators are fused into the kernel before them and need nothing. A lookup reads rows of a constant table,
+which is smaller as integers.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from schedules.ir.tvm_types import Expr
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A product that can compute in integers, or a look-up whose table can hold them.
+    """A matmul or convolution that can compute in integers, or a lookup whose table can be integer.
 
     Attributes:
-        name: for people; the same from run to run.
-        variable: bound to its result.
-        data: the activations it reads; of a look-up the indices.
+        name: for people; the same in every run.
+        variable: the variable bound to its result.
+        data: the activations it reads; for a lookup the indices.
         weight: its constant weights, or the table.
-        bias: the variable bound to the sum with its constant bias, where that is all that reads the product.
+        bias: the variable bound to the sum with its constant bias, if nothing else reads the layer's result.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Mover:
-    """A call that is neither a product nor elementwise, or joins two tensors; `data` lists what it reads."""
+    """A call that is neither linear nor elementwise, or that joins two tensors; `data` lists its operands."""
 
     variable: Var
     call: Call
@@ -69,15 +70,15 @@ class Mover:
 
 @dataclass
 class LayerGraph:
-    """The layers of a module, what connects them, and what stays in float for what reason.
+    """The layers of a module, their connections, and the layers that stay in float with the reasons.
 
     Attributes:
-        names: gives layers the names of their nodes in the model.
-        layers: the products.
-        look_ups: they read no activations and end in float: for tables alone to be integers.
-        refused: (name, reason) of products that no integer kernel computes.
+        names: maps layers to the names of their nodes in the model.
+        layers: the matmuls and convolutions.
+        look_ups: lookups; they read no activations and return floats, so only their tables can be integer.
+        refused: (name, reason) of matmuls and convolutions without an integer kernel.
         roots: the materialized tensor that each float variable is an elementwise function of.
-        readers: for each root, what reads it: the variables of layers and movers, None for anything else.
+        readers: for each root, its readers: the variables of layers and movers, None for anything else.
     """
 
     names: LayerNames
@@ -102,7 +103,7 @@ def find_layers(
     """The layers and movers of the outermost code of `main`.
 
     Args:
-        operators: what the target's accelerator computes in integers, by name.
+        operators: operators that the target's accelerator computes in integers, by name.
         nodes: nodes of the model, by variable, for the names of layers.
     """
     graph = LayerGraph(LayerNames(nodes))
@@ -154,7 +155,7 @@ def _note_call(
 
 
 def _biases(bindings: list[tuple[Var, relax.Expr]]) -> dict[Var, Var]:
-    """For each variable that only one addition of a constant reads: the sum."""
+    """For each variable read only by one addition of a constant, the variable of the sum."""
     uses: dict[Var, int] = {}
     for _, value in bindings:
         for each in operands(value):
@@ -173,12 +174,12 @@ class Placement:
     """Positions of the pairs of quantize and dequantize.
 
     Attributes:
-        layers: those that compute in integers, and look-ups of integers.
+        layers: those that compute in integers, and lookups of integers.
         movers: those that read integers.
         sites: variables of which layers and movers read a quantized copy.
         operands: for each reader's variable, the variables of which it reads that copy.
         ties: sites that have the range of another site, so that integers pass unchanged.
-        made: sites that are rounded where they are made, for all who read them.
+        made: sites that are quantized at their definition, for all readers.
     """
 
     layers: tuple[Layer, ...]
@@ -190,7 +191,7 @@ class Placement:
 
 
 def place(graph: LayerGraph, in_float: Collection[str] = ()) -> Placement:
-    """Pairs for all layers but those named, and for what lies between quantized layers."""
+    """Pairs for all layers except those named, and for movers between quantized layers."""
     layers = [layer for layer in graph.layers if layer.name not in in_float]
     look_ups = [layer for layer in graph.look_ups if layer.name not in in_float]
     movers = _enclosed(graph, layers)
@@ -209,7 +210,7 @@ def _order(graph: LayerGraph) -> Callable[[Var], int]:
 
 
 def _enclosed(graph: LayerGraph, layers: list[Layer]) -> list[Mover]:
-    """The movers all of whose operands come from integer kernels and whose result goes to one."""
+    """The movers whose operands all come from integer kernels and whose result goes to one."""
     movers = list(graph.movers)
     while True:
         integer = {layer.variable for layer in layers} | {mover.variable for mover in movers}
@@ -225,10 +226,10 @@ def _enclosed(graph: LayerGraph, layers: list[Layer]) -> list[Mover]:
 
 
 def _unrounded(graph: LayerGraph, mover: Mover, layers: Collection[Var]) -> frozenset[Var]:
-    """Operands of an elementwise join that nothing else reads: a layer's sums, scaled, are joined as they are.
+    """Operands of an elementwise join with no other reader: a layer's sums, scaled, are joined directly.
 
     The last one's kernel computes the join as its epilogue. Another would be dequantized in the kernel that quantizes
-    it, so rounding it to 8 bits would save nothing.
+    it, so quantizing it would save nothing.
     """
     if operator_name(mover.call) not in ELEMENTWISE:
         return frozenset()
@@ -242,7 +243,7 @@ def _unrounded(graph: LayerGraph, mover: Mover, layers: Collection[Var]) -> froz
 
 
 def ties(graph: LayerGraph, movers: list[Mover], sites: list[Var]) -> dict[Var, Var]:
-    """Sites behind a maximum or a move have the range of the site before it; operands of a join that of the join."""
+    """Sites after a maximum or a move have the range of the site before it; operands of a join have its range."""
     known, found = set(sites), {}
     names = {mover.variable: operator_name(mover.call) for mover in movers}
     for site in sites:
@@ -268,8 +269,9 @@ def ties(graph: LayerGraph, movers: list[Mover], sites: list[Var]) -> dict[Var, 
 
 @dataclass(frozen=True)
 class LinearOperator:
-    """A matmul, convolution or look-up: indices of its operands, the axes of weights and result that count the filters,
-    and whether the weights are a matrix."""
+    """A matmul, convolution or lookup: indices of its operands, the axes of weights and result that index the filters,
+    and
+    whether the weights are a matrix."""
 
     data: int
     weight: int
@@ -289,10 +291,10 @@ linear_operator = registers_in(_LINEAR_OPERATORS)  # for calls of operators
 
 
 def linear_operator_of(call: Call, operators: Collection[str] = ()) -> LinearOperator | str | None:
-    """Classify a call: a linear operator, one that stays in float and why, or neither.
+    """Classify a call: a linear operator, the reason why one stays in float, or None for other calls.
 
     Args:
-        operators: what the target's accelerator computes in integers, by name.
+        operators: operators that the target's accelerator computes in integers, by name.
     """
     name = operator_name(call) or ""
     describe = _LINEAR_OPERATORS.get(name)
@@ -302,7 +304,7 @@ def linear_operator_of(call: Call, operators: Collection[str] = ()) -> LinearOpe
 
 
 def integer_name(call: Call) -> str:
-    """The name that a target knows an operator by, or a kernel."""
+    """The name of an operator or kernel in target descriptions."""
     name = operator_name(call) or ""
     return f"kernel.{call.args[0].name_hint.rstrip('0123456789')}" if name == "relax.call_tir" else name
 
@@ -310,7 +312,7 @@ def integer_name(call: Call) -> str:
 @linear_operator(*(f"relax.nn.conv{rank}d" for rank in (1, 2, 3)))
 def _convolution(call: Call) -> LinearOperator | str | None:
     if not isinstance(call.args[1], GenericConst):
-        return "its weights are computed"
+        return "its weights are not constant"
     if isinstance(call.args[0], GenericConst):
         return _CONSTANT
     if dtype_of(call) != "float32":
@@ -324,7 +326,7 @@ def _convolution(call: Call) -> LinearOperator | str | None:
 @linear_operator(*(f"relax.nn.conv{rank}d_transpose" for rank in (1, 2, 3)))
 def _transposed_convolution(call: Call) -> LinearOperator | str | None:
     if not isinstance(call.args[1], GenericConst):
-        return "its weights are computed"
+        return "its weights are not constant"
     if isinstance(call.args[0], GenericConst):
         return _CONSTANT
     if int(call.attrs.groups) != 1 or dtype_of(call) != "float32":
@@ -340,7 +342,7 @@ def _matmul(call: Call) -> LinearOperator | str | None:
     if isinstance(left, GenericConst) and isinstance(right, GenericConst):
         return _CONSTANT
     if isinstance(left, GenericConst):
-        return "its left operand is the constant one"
+        return "its left operand is constant"
     if not isinstance(right, GenericConst):
         return "both operands are activations"
     if dtype_of(call) != "float32":
@@ -351,7 +353,7 @@ def _matmul(call: Call) -> LinearOperator | str | None:
 
 
 def is_look_up(call: Call) -> bool:
-    """True if the call takes rows of a large constant matrix of float32."""
+    """True if the call looks up rows of a large constant float32 matrix."""
     if operator_name(call) != "relax.take" or not isinstance(call.args[0], GenericConst):
         return False
     table, index = call.args[:2]
@@ -371,15 +373,15 @@ MOVERS = MAXIMA | _AVERAGES | _JOINS
 
 
 def is_transparent(call: Call) -> bool:
-    """True if the call is elementwise or a move of elements."""
+    """True if the call is elementwise or moves elements."""
     name = operator_name(call)
     if name == "relax.call_tir":
-        return "clip" in call.args[0].name_hint  # a limit that keeps NaN, as ONNX has it
+        return "clip" in call.args[0].name_hint  # a clamp that propagates NaN, like ONNX's
     return name in MOVES or name in UNARY or name in BINARY
 
 
 def activations_of(call: Call) -> list[tuple[int, Expr]]:
-    """(argument index, variable) of the float tensors a call reads; of a tuple operand, each with its index."""
+    """(argument index, variable) of the float tensors that a call reads; those in a tuple each with its index."""
     found = []
     for index, argument in enumerate(call.args):
         fields = list(argument.fields) if isinstance(argument, relax.Tuple) else [argument]

@@ -38,21 +38,22 @@ _LONGEST_BAR = 80.0  # decibels; larger values would dwarf the others in the cha
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One product of the model.
+    """One layer of the model.
 
     Attributes:
         integer: True if it is quantized.
-        reason: why it is in float.
-        noise: signal to noise of its result in the whole quantized model, in decibels; None where not measured.
-        sensitivity: signal to noise at the model's outputs with this layer alone quantized; None where not measured.
-        low, high: of its activations, as calibrated.
-        scale, zero: of its activations.
-        activations: their type.
-        clipped: the share of the calibration's values that lie outside of what can be represented.
-        weight_noise: signal to noise of its weights, in decibels.
-        float_seconds, integer_seconds: of its kernel in either form, as the report's `decided` says; None where they
+        reason: the reason why it is in float.
+        noise: SNR of its result in the whole quantized model, in decibels; None if not measured.
+        sensitivity: SNR of the model's outputs with only this layer quantized; None if not measured.
+        low, high: calibrated range of its activations.
+        scale, zero: scale and zero point of its activations.
+        activations: type of its activations.
+        clipped: the fraction of the calibration's values outside the representable range.
+        weight_noise: SNR of its weights, in decibels.
+        float_seconds, integer_seconds: time of its kernel in either form, as given by the report's `decided`; None if
+        they
             were not compared.
-        spread: by what share measurements of those times varied.
+        spread: relative variation of measurements of those times.
     """
 
     name: str
@@ -74,7 +75,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Size:
-    """Before and after; bytes of the parameters, and seconds of a run (the median, on the first sample)."""
+    """Before and after: bytes of the parameters, and seconds per run (the median, on the first sample)."""
 
     float_bytes: int
     integer_bytes: int
@@ -87,13 +88,13 @@ class QuantizationReport:
     """Report of `quantize`.
 
     Attributes:
-        scheme: one of `schemes.registry.scheme_names()`; `method`, `activations` and `per_channel` say something of
-            the static one alone, `group` of weights alone.
+        scheme: one of `schemes.registry.scheme_names()`; `method`, `activations` and `per_channel` only apply to the
+            static one, `group` only to weight-only ones.
         generated: True if the samples are random numbers, since the caller gave none.
-        before, after: the results of `evaluate`, or the mean cosine of the outputs with the float model's.
+        before, after: the results of `evaluate`, or the mean cosine similarity with the float model's outputs.
         drop: the relative loss; `max_drop` was its limit.
-        evaluations: how many quantized models were measured.
-        decided: "predicted" or "measured", where layers were left in float for their speed; else "".
+        evaluations: number of quantized models measured.
+        decided: "predicted" or "measured", if layers were left in float for their speed; otherwise "".
     """
 
     target: str
@@ -116,12 +117,12 @@ class QuantizationReport:
 
     @property
     def in_float(self) -> tuple[LayerReport, ...]:
-        """The layers that were left in float."""
+        """The layers left in float."""
         return tuple(layer for layer in self.layers if not layer.integer)
 
     @property
     def summary(self) -> str:
-        """One line: how many layers run quantized, and why the others do not; a warning where that is below half."""
+        """One line: how many layers run quantized, and why the others do not; a warning if that is below half."""
         count, whole = len(self.layers) - len(self.in_float), len(self.layers)
         reasons = Counter(re.split(r"[:(,]", layer.reason, maxsplit=1)[0].strip() for layer in self.in_float)
         why = ", ".join(f"{number} {reason or 'without a stated reason'}" for reason, number in reasons.most_common())
@@ -131,7 +132,7 @@ class QuantizationReport:
 
     @property
     def precisions(self) -> dict[str, str]:
-        """ "integer" or "float" by the layer's name: what `quantize(decide=...)` repeats."""
+        """ "integer" or "float" by the layer's name, for `quantize(decide=...)`."""
         return {layer.name: INTEGER if layer.integer else FLOAT for layer in self.layers}
 
     def save_precisions(self, path: str | Path) -> None:
@@ -281,12 +282,12 @@ def _row(layer: LayerReport) -> dict[str, object]:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class QuantizedModel(ReportedModel):
-    """A model with quantized tensors, to be given to `tensorwright.compile`."""
+    """A model with quantized tensors, for `tensorwright.compile`."""
 
     report: QuantizationReport
 
 
-QuantizedModel.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles
+QuantizedModel.__module__ = "tensorwright"  # public import path, for reprs, tracebacks and pickles
 
 
 _NOISE_SAMPLES = 4
@@ -295,7 +296,7 @@ _NOISE_SAMPLES = 4
 def make_report(
     session: Session, found: Candidate, target: str, scores: tuple[float, float], max_drop: float, evaluations: int
 ) -> QuantizationReport:
-    """Everything there is to say about the candidate that was chosen."""
+    """The full report of the chosen candidate."""
     noise = _noise(session, found)
     reports = [_layer(session, found, layer, noise) for layer in session.choices]
     reports += [LayerReport(name, False, reason) for name, reason in session.graph.refused]
@@ -318,7 +319,7 @@ def make_report(
 
 
 def _noise(session: Session, found: Candidate) -> dict[Var, float]:
-    """Signal to noise of each layer's result in the whole quantized model."""
+    """SNR of each layer's result in the whole quantized model."""
     taps = [layer.variable for layer in session.choices]
     rounded = Tapped(session.model, found.mod, taps, session.compile)
     totals: Mapping[Var, Array] = {tap: np.zeros(2) for tap in taps}

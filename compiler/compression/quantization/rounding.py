@@ -15,23 +15,23 @@ from compiler.compression.quantization.affine import Array, QuantizedWeight
 from compiler.compression.quantization.layers import Layer
 from compiler.passes.rewriting.graph import Var
 
-# Rounding weights to few bits with one scale per group: to the nearest level, or so that later weights make up for it.
+# Rounds weights to few bits with one scale per group: to the nearest level, or with compensation by later weights.
 #
 # Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", arXiv:2210.17323,
 # algorithm 1. With H the Gram matrix (the sum of x x' over the calibration data) and U the upper Cholesky factor of its
-# inverse, rounding row k by an error e changes the rows j > k by -(e / U[k, k]) U[k, j], which least changes the
-# products.
+# inverse, rounding row k by an error e changes the rows j > k by -(e / U[k, k]) U[k, j], which minimizes the change of
+# the matmul's result.
 
 
-# Added to the diagonal of H, as a share of its mean.
+# Added to the diagonal of H, relative to its mean.
 _DAMPING = 0.01
 _BLOCK = 128
-# The largest weight of a group may be cut to this share of itself where the others gain by it.
+# The largest weight of a group may be clipped to this fraction of itself if the others gain by it.
 _SHARES = np.linspace(1.0, 0.7, 13)
 
 
 def group_scales(weight: Array, bits: int, dtype: str) -> Array:
-    """The scale of each column of a group (rows, columns) with the least sum of squared errors."""
+    """The scale of each column of a group (rows, columns) with the smallest sum of squared errors."""
     most = 2 ** (bits - 1) - 1
     largest = np.abs(weight).max(axis=0).astype(np.float64)
     best = np.full(largest.shape, np.inf)
@@ -45,13 +45,13 @@ def group_scales(weight: Array, bits: int, dtype: str) -> Array:
 
 
 def _storable(scale: Array, dtype: str) -> Array:
-    """The scale as its type holds it; 1 where it is 0 there."""
+    """The scale rounded to its stored type; 1 if it is 0 there."""
     stored = np.clip(scale, 0, float(np.finfo(dtype).max)).astype(dtype).astype(np.float32)
     return np.where(stored > 0, stored, np.float32(1)).astype(np.float32)
 
 
 def levels(weight: Array, scale: Array, bits: int) -> Array:
-    """The nearest integers, of -2**(bits - 1) to 2**(bits - 1) - 1."""
+    """The nearest integers, from -2**(bits - 1) to 2**(bits - 1) - 1."""
     most = 2 ** (bits - 1)
     return np.clip(np.rint(weight / scale), -most, most - 1)
 
@@ -65,7 +65,7 @@ def rounded_to_nearest(weight: Array, group: int, bits: int, dtype: str) -> tupl
 
 
 def rounded_by_gptq(weight: Array, gram: Array, group: int, bits: int, dtype: str) -> tuple[Array, Array]:
-    """Like `rounded_to_nearest`, with the errors of products on the calibration's data made small.
+    """Like `rounded_to_nearest`, minimizing the error of the matmul's result on the calibration data.
 
     Args:
         gram: the Gram matrix (sum of x x') of the data, (depth, depth).
@@ -90,7 +90,7 @@ def rounded_by_gptq(weight: Array, gram: Array, group: int, bits: int, dtype: st
 
 
 def _inverse_factor(gram: Array) -> Array:
-    """U with U' U = the inverse of H, its diagonal raised until it has one."""
+    """U with U' U = the inverse of H, whose diagonal is increased until it has one."""
     h = gram.astype(np.float64)
     mean = float(np.mean(np.diag(h))) or 1.0
     damping = _DAMPING * mean
@@ -103,35 +103,35 @@ def _inverse_factor(gram: Array) -> Array:
             damping *= 10
 
 
-# Rounding weights up or down so that products change least, not the weights themselves.
+# Rounds weights up or down so that the matmul's result changes least, not the weights themselves.
 #
 # Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", arXiv:2004.10568, equations 21 to 24
 # without an activation function: with d the change of a filter's weights and H the Gram matrix (the sum of x x' over
 # the calibration data), the sum of squared changes of its outputs is d' H d. Each weight is floor(w / s) + h, where h
-# is a rectified sigmoid that a penalty drives to 0 or 1 while Adam lessens the sum. What it ends at is then improved
-# weight by weight (coordinate descent, as QuantEase, arXiv:2309.01885, does).
+# is a rectified sigmoid that a penalty drives to 0 or 1 while Adam reduces the sum. The result is then improved weight
+# by weight (coordinate descent, like QuantEase, arXiv:2309.01885).
 
 
-_LOW, _HIGH = -0.1, 1.1  # what the sigmoid is stretched to before it is limited to 0 and 1
+_LOW, _HIGH = -0.1, 1.1  # range of the stretched sigmoid before it is clamped to [0, 1]
 _ITERATIONS = 1000
-# Of larger layers there are fewer iterations: about this many multiplications in all.
+# Larger layers run fewer iterations: about this many multiplications in total.
 _MULTIPLICATIONS = 1e12
 _FEWEST = 100
 _RATE = 0.03
 _PENALTY = 0.3
-# The exponent of the penalty falls from the first to the last of these after a share of iterations without it.
+# The exponent of the penalty falls from the first to the second of these, after a fraction of iterations without it.
 _EXPONENTS, _WITHOUT = (20.0, 2.0), 0.2
 _SWEEPS = 20
 
 
 def rounded_by_adaround(weight: Array, steps: Array, gram: Array, low: int, high: int) -> Array:
-    """Integers whose products with the data are near those of the weights.
+    """Integers whose products with the data are close to those of the weights.
 
     Args:
         weight: float32 (groups, depth, columns); a group's columns multiply the same data.
-        steps: the scale of each weight, of a shape that broadcasts to that.
+        steps: the scale of each weight, broadcastable to that shape.
         gram: Gram matrices (sums of x x'), (groups, depth, depth).
-        low, high: the least and the largest integer.
+        low, high: the smallest and the largest integer.
 
     Returns:
         int8 (groups, depth, columns).
@@ -143,7 +143,7 @@ def rounded_by_adaround(weight: Array, steps: Array, gram: Array, low: int, high
 
 @dataclass(frozen=True)
 class _Problem:
-    """`target`: the weights in steps; `h`: the Gram matrices, the mean of each group's diagonal 1."""
+    """`target`: the weights in steps; `h`: the Gram matrices, scaled to a mean diagonal of 1 per group."""
 
     target: Array
     steps: Array
@@ -152,7 +152,7 @@ class _Problem:
     high: int
 
     def slope(self, integers: Array) -> Array:
-        """H d of each column, d in the weights' own units."""
+        """H d of each column, with d in the weights' own units."""
         result: Array = self.h @ ((integers - self.target) * self.steps)
         return result
 
@@ -164,10 +164,10 @@ def _normalized(gram: Array) -> Array:
 
 
 def _relaxed(problem: _Problem) -> Array:
-    """Adam on the sigmoids' arguments, then the nearer of down and up."""
+    """Adam on the sigmoids' arguments, then rounding to the nearer of down and up."""
     down = np.clip(np.floor(problem.target), problem.low, problem.high)
     logits = _logits(problem.target - down)
-    # The sum of each column in units of its own steps, so that the penalty weighs all of them equally.
+    # The sum of each column in units of its own steps, so that the penalty has the same weight for all.
     unit = problem.steps / (problem.steps.astype(np.float64) ** 2).mean(axis=1, keepdims=True).astype(np.float32)
     count = _iterations(problem.target.shape)
     first, second = np.zeros_like(logits), np.zeros_like(logits)
@@ -196,7 +196,7 @@ def _logits(share: Array) -> Array:
 
 
 def _up(logits: Array) -> tuple[Array, Array]:
-    """(h, its slope)."""
+    """(h, its derivative)."""
     sigmoid = 1 / (1 + np.exp(-logits))
     stretched = sigmoid * (_HIGH - _LOW) + _LOW
     inside = (stretched > 0) & (stretched < 1)
@@ -213,7 +213,7 @@ def _penalty_slope(share: Array, progress: float) -> Array:
 
 
 def _descend(problem: _Problem, integers: Array) -> Array:
-    """Each weight in turn moved to where the sum is least, the others fixed, until none moves."""
+    """Move each weight in turn to the minimum with the others fixed, until none moves."""
     slope = problem.slope(integers)
     diagonal = np.einsum("gkk->gk", problem.h)
     for _ in range(_SWEEPS):
@@ -231,13 +231,13 @@ def _descend(problem: _Problem, integers: Array) -> Array:
 
 
 def adarounded(layer: Layer, rounded: QuantizedWeight, gram: Array) -> QuantizedWeight:
-    """A layer's int8 weights rounded by AdaRound, on the scales there are."""
+    """A layer's int8 weights rounded by AdaRound, with the existing scales."""
     steps = as_columns(layer, np.broadcast_to(rounded.broadcast_scale(), layer.weight.shape))
     columns = rounded_by_adaround(as_columns(layer, layer.weight), steps, gram, -127, 127)
     return replace(rounded, values=from_columns(layer, columns))
 
 
-# Positions of a convolution taken from each sample: neighbours see nearly the same data.
+# Positions of a convolution taken from each sample: neighbors see nearly the same data.
 _POSITIONS = 2048
 
 
@@ -269,7 +269,7 @@ class GramMatrices:
         self._sums: dict[tuple[Any, ...], Array] = {}
 
     def add(self, tensors: Mapping[Var, Array]) -> None:
-        """Take in the data of a sample, by variable; what is not finite is left out."""
+        """Add the data of a sample, by variable, without non-finite values."""
         for key, layer in self._layers.items():
             if not np.isfinite(tensors[layer.data]).all():
                 continue
@@ -279,13 +279,13 @@ class GramMatrices:
             self._sums[key] = square if key not in self._sums else self._sums[key] + square
 
     def of(self, layer: Layer) -> Array | None:
-        """float32 (groups, depth, depth); None of a layer not asked for, or whose sums float32 does not hold."""
+        """float32 (groups, depth, depth); None for a layer not requested, or if the sums overflow float32."""
         found = self._sums.get(_key(layer)) if _is_known(layer) else None
         return found if found is not None and np.isfinite(found).all() else None
 
 
 def _is_known(layer: Layer) -> bool:
-    """True if it is a matrix product or a convolution that is not transposed."""
+    """True for a matmul or a convolution that is not transposed."""
     return layer.operator.is_matrix or (layer.operator.filters == 0 and not layer.is_look_up)
 
 
@@ -298,7 +298,7 @@ def _key(layer: Layer) -> tuple[Any, ...]:
 
 
 def _rows(layer: Layer, data: Array) -> Array:
-    """Operands that the filters multiply: float32 (groups, rows, depth)."""
+    """Operands multiplied by the filters: float32 (groups, rows, depth)."""
     if layer.operator.is_matrix:
         return data.reshape(1, -1, data.shape[-1]).astype(np.float32)
     attrs, kernel = layer.call.attrs, layer.weight.shape[2:]

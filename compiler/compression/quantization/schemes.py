@@ -1,4 +1,4 @@
-"""Schemes that round each layer by itself, by name."""
+"""Schemes that quantize each layer separately, by name."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class SchemeOptions:
     """Options of a scheme.
 
     Attributes:
-        group: how many neighbours along the depth of a product share a scale.
-        scales: the type scales are stored in, "float16" or "float32".
-        rounding: of weights alone: "nearest", "gptq" (rounding one weight corrects those that follow) or "adaround".
+        group: number of neighbors along a matmul's depth that share a scale.
+        scales: the stored type of scales, "float16" or "float32".
+        rounding: for weight-only schemes: "nearest", "gptq" (rounding one weight corrects those after it) or
+        "adaround".
     """
 
     group: int
@@ -46,30 +47,30 @@ class SchemeOptions:
 
 
 class RoundedLayer(Protocol):
-    """A layer with its weights rounded."""
+    """A layer with quantized weights."""
 
     def dequantized(self) -> Array:
         """The weights as float32, in the layer's layout."""
 
     def rewritten(self, layer: Layer, call: Call, emit: Emit) -> Expr:
-        """Replacement of the layer's product."""
+        """Replacement of the layer's call."""
 
 
 class Scheme(Protocol):
-    """Rounding of layers."""
+    """Quantization of layers."""
 
     def refuses(self, layer: Layer) -> str | None:
-        """Reason why the layer stays in float; None where it does not."""
+        """Reason why the layer stays in float; None if it does not."""
 
     def rounded(self, layer: Layer, gram: Array | None) -> RoundedLayer:
-        """The layer rounded.
+        """Quantize the layer.
 
         Args:
             gram: Gram matrices of the calibration data, (groups, depth, depth), if `needs_gram`.
         """
 
     def needs_gram(self, layer: Layer) -> bool:
-        """True if `rounded` has a use for them."""
+        """True if `rounded` uses the Gram matrices."""
 
 
 Make = Callable[[SchemeOptions], Scheme]
@@ -77,7 +78,7 @@ _SCHEMES: dict[str, Make] = {}
 
 
 def scheme(*names: str) -> Callable[[Callable[[str, SchemeOptions], Scheme]], Callable[[str, SchemeOptions], Scheme]]:
-    """Register the decorated function, which makes a scheme of its name and the options."""
+    """Register the decorated function, which creates a scheme from its name and the options."""
 
     def register(make: Callable[[str, SchemeOptions], Scheme]) -> Callable[[str, SchemeOptions], Scheme]:
         for name in names:
@@ -93,13 +94,13 @@ def scheme_names() -> tuple[str, ...]:
 
 
 def make_scheme(name: str, options: SchemeOptions) -> Scheme:
-    """The scheme of that name. Raises OptionError when there is none."""
+    """The scheme with that name. Raises OptionError if there is none."""
     if name not in _SCHEMES:
         raise OptionError(f"scheme={name!r}", f"use one of {', '.join(scheme_names())}")
     return _SCHEMES[name](options)
 
 
-# The table of a look-up as int8 with one scale per row.
+# The table of a lookup as int8 with one scale per row.
 
 
 @dataclass(frozen=True)
@@ -116,18 +117,18 @@ class Table:
 
 
 def rounded_table(layer: Layer) -> Table:
-    """The table of a look-up, each row to the nearest levels."""
+    """The table of a lookup, with each row rounded to the nearest levels."""
     return Table(quantize_weight(layer.weight, 0, per_channel=True))
 
 
-# float16, bfloat16: weights rounded to 16 bits and stored so; data and sums are float32.
+# float16, bfloat16: weights rounded to and stored in 16 bits; data and sums are float32.
 
 _TYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 @dataclass(frozen=True)
 class NarrowLayer:
-    """A layer whose weights are float32 numbers that fewer bits hold exactly: the module stores them so."""
+    """A layer whose float32 weights fit exactly in fewer bits: the module stores them like that."""
 
     weight: Array
 
@@ -140,7 +141,7 @@ class NarrowLayer:
 
 @dataclass(frozen=True)
 class NarrowFloats:
-    """Rounds to a type."""
+    """Rounds weights to a 16-bit float type."""
 
     dtype: np.dtype
 
@@ -150,7 +151,7 @@ class NarrowFloats:
     def refuses(self, layer: Layer) -> str | None:
         with np.errstate(over="ignore"):
             whole = np.isfinite(layer.weight.astype(self.dtype).astype(np.float32)).all()
-        return None if whole else f"its weights are larger than {self.dtype.name} holds"
+        return None if whole else f"its weights exceed the range of {self.dtype.name}"
 
     def rounded(self, layer: Layer, gram: Array | None) -> NarrowLayer:
         return NarrowLayer(layer.weight.astype(self.dtype).astype(np.float32))
@@ -158,23 +159,23 @@ class NarrowFloats:
 
 @scheme("float16", "bfloat16")
 def narrow_floats(name: str, options: SchemeOptions) -> NarrowFloats:
-    """No options."""
+    """Create the scheme; it has no options."""
     return NarrowFloats(_TYPES[name])
 
 
-# dynamic-int8: int8 weights per output channel, data quantized as it comes, products in integers.
+# dynamic-int8: int8 weights per output channel, data quantized at run time, integer matmuls.
 #
-# s = max |x| / 127 over a row (of matrix products) or over one example (of convolutions)
+# s = max |x| / 127 over a row (of matmuls) or over one example (of convolutions)
 # x @ w => float(round(x / s) @ q) * s * scale,   w = q * scale
 
 _MOST = 127
-# The least magnitude with a scale of its own, so that rows of zeros stay zero.
+# The smallest magnitude with its own scale, so that rows of zeros stay zero.
 _SMALLEST = 2.0**-100
 
 
 @dataclass(frozen=True)
 class DynamicLayer:
-    """A layer whose data is quantized when it runs."""
+    """A layer whose data is quantized at run time."""
 
     weight: QuantizedWeight
 
@@ -193,7 +194,7 @@ class DynamicLayer:
 
 
 def quantized_rows(data: Var, axes: list[int], emit: Emit) -> tuple[Expr, Expr]:
-    """(int8, scale): each part of `data` along `axes` on a scale of its own, which keeps those axes as 1."""
+    """(int8, scale): each part of `data` along `axes` with its own scale, which keeps those axes as size 1."""
     largest = emit(relax.op.max(emit(relax.op.abs(data)), axes, keepdims=True))
     limited = emit(relax.op.maximum(largest, as_constant(np.asarray(_SMALLEST, np.float32))))
     scale = emit(relax.op.multiply(limited, as_constant(np.asarray(1 / _MOST, np.float32))))
@@ -203,7 +204,7 @@ def quantized_rows(data: Var, axes: list[int], emit: Emit) -> tuple[Expr, Expr]:
 
 
 def _product(layer: Layer, call: Call, data: Expr, weight: Expr, emit: Emit) -> Expr:
-    """The layer's product of integers, its sums int32."""
+    """The layer's integer matmul or convolution, with int32 sums."""
     if layer.operator.is_matrix:
         return relax.op.matmul(data, weight, out_dtype="int32")
     attrs = call.attrs
@@ -218,7 +219,7 @@ def _product(layer: Layer, call: Call, data: Expr, weight: Expr, emit: Emit) -> 
 
 @dataclass(frozen=True)
 class DynamicIntegers:
-    """Rounds each filter, and each row of a table, on a scale of its own."""
+    """Rounds each filter, and each row of a table, with its own scale."""
 
     def needs_gram(self, layer: Layer) -> bool:
         return False
@@ -234,14 +235,14 @@ class DynamicIntegers:
 
 @scheme("dynamic-int8")
 def dynamic_integers(name: str, options: SchemeOptions) -> DynamicIntegers:
-    """No options."""
+    """Create the scheme; it has no options."""
     return DynamicIntegers()
 
 
 # weight-int4, weight-int8: weights in few bits; data and sums are float32.
 #
-# Matrix products have one scale per group and are read as they are. Convolutions have int8 weights, scaled per channel:
-# the module stores those and widens them when it is loaded (the pass store-scaled-integers).
+# Matmuls have one scale per group and read the integers directly. Convolutions have int8 weights, scaled per channel:
+# the module stores those and converts them at load (the pass store-scaled-integers).
 
 GROUPS = (16, 32, 64, 128, 256)
 _BITS = {"weight-int4": 4, "weight-int8": 8}
@@ -264,7 +265,7 @@ class GroupedLayer:
 
 @dataclass(frozen=True)
 class WeightIntegers:
-    """Rounds matrices in groups, filters and rows of tables each on a scale of its own."""
+    """Rounds matrices in groups, filters and rows of tables, each with its own scale."""
 
     bits: int
     options: SchemeOptions
@@ -295,6 +296,6 @@ class WeightIntegers:
 
 @scheme("weight-int4", "weight-int8")
 def weight_integers(name: str, options: SchemeOptions) -> WeightIntegers:
-    """Raises OptionError for a group that the kernel has no form for."""
+    """Create the scheme. Raises OptionError for a group that the kernel does not support."""
     check_choices(options, group=GROUPS)
     return WeightIntegers(_BITS[name], options)

@@ -1,7 +1,7 @@
-"""Sensitivity of layers: each is quantized alone, and the noise at the model's outputs is measured.
+"""Sensitivity of layers: each is quantized separately, and the noise at the model's outputs is measured.
 
 One module serves all measurements. It computes each layer as op(x', w) + e op(x', w_q - w) with x' = x + e (x_q - x),
-which is exact for a product since it is linear in its weights, and takes the switches e as an input.
+which is exact since the operators are linear in their weights; the switches e are an input.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def measure_sensitivity(
     samples: Sequence[Sample],
     compile_model: Compile,
 ) -> dict[str, float]:
-    """Signal to noise at the outputs, in decibels, with that layer alone quantized, by the layer's name."""
+    """SNR of the outputs, in decibels, with only that layer quantized, by the layer's name."""
     count = len(placement.layers)
     spec = TensorSpec(_SWITCHES, (count,), "float32")
     mod = switched(model.mod, placement, numbers)

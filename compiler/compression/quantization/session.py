@@ -32,7 +32,7 @@ from compiler.passes.rewriting.graph import Var
 from compiler.runtime import Module
 from targets.splitting import slices_for_splits
 
-# A tensor that shares the range of one that is this many times wider would be left with two bits less.
+# A tensor that shares the range of one that is this many times wider would lose two bits.
 _WIDEST_TIE = 4.0
 
 
@@ -47,16 +47,17 @@ class Candidate:
 
 
 class Session(LayerChoice):
-    """Calibrates when made; `candidate(n)` quantizes all layers but the n most sensitive ones, `candidate(n, True)` has
-    those read 16-bit integers where that is exact.
+    """Calibrates on creation; `candidate(n)` quantizes all layers except the n most sensitive ones, `candidate(n,
+    True)`
+    makes those read 16-bit integers if that is exact.
 
     Attributes:
-        model: the float model with what was equalized and smoothed; `original` as it came.
-        statistics: of the float tensors that may be quantized.
-        float_outputs: of the float model, one dictionary per sample.
+        model: the float model after equalization and smoothing; `original` is the model before.
+        statistics: statistics of the float tensors that may be quantized.
+        float_outputs: outputs of the float model, one dictionary per sample.
         sensitivity: decibels by the layer's name, once `rank` has measured them.
-        in_float: reasons by name, of the layers that stay in float whatever is measured.
-        times: by the layer's name, where layers were compared.
+        in_float: reasons, by name, for layers that stay in float regardless of measurements.
+        times: times by the layer's name, if layers were compared.
     """
 
     def __init__(
@@ -94,17 +95,17 @@ class Session(LayerChoice):
         self.refuse_data([site for site, seen in self.statistics.items() if not seen.is_finite])
 
     def _calibrate(self, model: ImportedModel) -> None:
-        """Take `model` as the float model and look at its tensors."""
+        """Set the float model and collect its statistics."""
         self.model = model
         self.graph: LayerGraph = find_layers(model.mod, self.scheme.operators, model.nodes)
         if self.scheme.integer_only:
-            self.graph.look_ups.clear()  # an accelerator's integers are those that its operators make
+            self.graph.look_ups.clear()  # an integer-only accelerator's integers come from its operators
         placement = self.place()
         channels = {
             layer.data: int(layer.data.ty.ndim) - 1 if layer.operator.is_matrix else 1 for layer in self.graph.layers
         }
         results = [layer.variable for layer in self.choices]
-        # One compilation serves the calibration and the noise of the report.
+        # One compilation serves the calibration and the noise in the report.
         self.tapped = Tapped(model, model.mod, list(dict.fromkeys([*placement.sites, *results])), self.compile)
         self._grams = GramMatrices(self.graph.layers if "adaround" in self.techniques else ())
         self.statistics: dict[Var, Statistics]
@@ -113,25 +114,25 @@ class Session(LayerChoice):
         )
 
     def place(self, in_float: Collection[str] = ()) -> Placement:
-        """Positions at which tensors are rounded."""
+        """Positions at which tensors are quantized."""
         if self.scheme.integer_only:
             return place_integer_only(self.model.mod, self.graph, in_float, self.scheme.operators)
         return place(self.graph, in_float)
 
     @cached_property
     def float_module(self) -> Module:
-        """The float model as it would be compiled without quantization."""
+        """The float model as compiled without quantization."""
         return self.compile(self.original)
 
     def rank(self, samples: int) -> None:
-        """Measure what each layer costs alone."""
+        """Measure the cost of quantizing only each layer."""
         if not self.sensitivity:
             placement = self.place(self.in_float)
             numbers = self.numbers(placement)
             self.sensitivity = measure_sensitivity(self.model, placement, numbers, self.samples[:samples], self.compile)
 
     def candidate(self, count: int, wide: bool = False) -> Candidate:
-        """The model with the `count` most sensitive layers in float, or with 16-bit data; made once."""
+        """The model with the `count` most sensitive layers in float, or with 16-bit data; cached."""
         key = (count, wide, frozenset(self.in_float))
         if key not in self._candidates:
             self._candidates = {key: self._made(count, wide)}
@@ -149,7 +150,7 @@ class Session(LayerChoice):
         return not layer.is_look_up and sums_fit(self.rounded_weight(layer).values, layer.operator.filters)
 
     def numbers(self, placement: Placement, wide: Collection[Var] = ()) -> Numbers[QuantizedWeight]:
-        """Scales of all tensors of a placement, and corrections; the sites `wide` have 16 bits."""
+        """Scales of all tensors of a placement, and corrections; the sites in `wide` have 16 bits."""
         activations = {site: self._activation(site, placement.ties, wide) for site in placement.sites}
         weights = {layer.variable: self.rounded_weight(layer) for layer in placement.layers}
         shifts: dict[Var, Array] = {}
@@ -162,7 +163,7 @@ class Session(LayerChoice):
         return Numbers(activations, weights, shifts)
 
     def _activation(self, site: Var, ties: dict[Var, Var], wide: Collection[Var]) -> Affine:
-        if site in wide:  # 16 bits need not clip what is rare
+        if site in wide:  # with 16 bits, rare values need no clipping
             return parameters_of(self.statistics[site].histogram, get_calibrator("min-max"), self._wide_scheme)
         own = parameters_of(self.statistics[site].histogram, self._calibrator, self.scheme)
         source = ties.get(site)

@@ -42,12 +42,12 @@ class QuantizationOptions:
         object.__setattr__(self, "scales", type_name(self.scales))
 
     def layerwise(self, calibrated: bool) -> SchemeOptions:
-        """Options of a scheme of weights; their rounding needs a calibration to be better than the nearest."""
+        """Options of a weight scheme; without calibration, rounding is to the nearest."""
         better = next((each for each in ("adaround", "gptq") if each in self.techniques), "nearest")
         return SchemeOptions(self.group, self.scales, better if calibrated else "nearest")
 
     def check(self, target: targets.Target, calibrated: bool) -> None:
-        """Raises OptionError for what cannot be done; the names of layers in `in_float` are the model's to know."""
+        """Raise OptionError for invalid options; the layer names in `in_float` are checked against the model later."""
         self._check_techniques(target)
         check_choices(self, scales=_SCALES)
         get_calibrator(self.method)
@@ -67,6 +67,6 @@ class QuantizationOptions:
             raise OptionError(f"techniques= has {', '.join(unknown)}", f"there are {', '.join(TECHNIQUES)}")
         if "int16" in self.techniques and (target.quantized_everywhere or not multiplies_bytes(target.machine)):
             raise OptionError(
-                f"techniques= has int16, and {target.name} has no instruction for products of bytes",
+                f"techniques= has int16, and {target.name} has no byte dot product instruction",
                 "leave it out: 16-bit activations would be slower than float32 there",
             )

@@ -1,12 +1,12 @@
-"""Never slower than in float: slower layers return to float, alone or with their neighbours.
+"""Never slower than in float: slower layers return to float, alone or with their neighbors.
 
-By default times are predicted from the target's description. Measured ones are asked for; the whole model is then
-compared with the float model too.
+By default times are predicted from the target's description. Measured times are optional; the whole model is then also
+compared with the float model.
 
-Layers that stay in float because the model is faster so: a minimum cut between floats and integers.
+The layers that stay in float because the model is then faster are found by a minimum cut between floats and integers.
 
-A layer costs the time of its kernel in float or in integers. Where a layer reads integers of what a float one made, the
-tensor is converted: a float layer between two in integers must gain more than that. What lies between layers moves.
+A layer costs the time of its kernel in float or in integers. If an integer layer reads the result of a float one, the
+tensor is converted: a float layer between two integer ones must gain more than that. Movers between layers follow.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from compiler.profiling.profile import profile
 from compiler.profiling.timing import interleaved_seconds
 from compiler.runtime import Module
 
-# How much slower is within the noise of measuring: a share, and seconds.
+# Slowdown within the measurement noise: relative, and in seconds.
 _NOISE, _LEAST = 1.03, 2e-6
-# How many times faster than measured floats are taken to be when the whole is still slower in integers.
+# Assumed factors in favor of float if the whole model is still slower in integers.
 _MARGINS = (1.25, 1.6, 2.5, float("inf"))
 
 
 def speed_limit(
     session: Session, decide: str, target: targets.Target, build: Build, report: Callable[[str], None]
 ) -> SpeedLimit | None:
-    """Limit that keeps a session from being slower than the float model; None where no times are known.
+    """Limit that keeps a session from being slower than the float model; None if no times are available.
 
-    That is a target that this machine cannot run, when times are measured, and one for which none are predicted.
+    That is the case for a target that this machine cannot run, with measured times, and for one without predictions.
 
     Args:
         decide: `precisions.PREDICTED` or `precisions.MEASURED`.
@@ -60,7 +60,7 @@ class SpeedLimit:
     """Holds a session's candidates to the time of the float model.
 
     Attributes:
-        times: of the layers, by name.
+        times: times of the layers, by name.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SpeedLimit:
         self._leave(1.0)
 
     def tightened(self, found: Candidate, sample: Mapping[str, Array]) -> bool:
-        """True if the candidate was measured to be slower than the float model, and layers were given up for that."""
+        """True if the candidate was measured to be slower than the float model, and layers returned to float."""
         if not self._measured:
             return False
         modules = (self._session.float_module, found.module)
@@ -87,7 +87,7 @@ class SpeedLimit:
         return any(self._leave(margin) for margin in self._margins)
 
     def _leave(self, margin: float) -> bool:
-        """Leave layers in float; whether there were any."""
+        """Return layers to float; True if there were any."""
         layers = [layer for layer in self._session.quantizable if not layer.is_look_up]
         if margin == float("inf"):
             slower = layers
@@ -100,7 +100,7 @@ class SpeedLimit:
         return bool(slower)
 
     def _within_noise(self) -> dict[str, LayerTime]:
-        """The times, in favour of integers."""
+        """The times, adjusted in favor of integers."""
         return {name: LayerTime(time.floats * _NOISE + _LEAST, time.integers) for name, time in self.times.items()}
 
     def _reason(self, name: str) -> str:
@@ -116,7 +116,7 @@ Build = Callable[[IRModule], Module]
 
 
 class MeasuredClock:
-    """Times modules alternately, so that what slows the machine down for a while slows all; the shortest counts.
+    """Times modules alternately, so that a temporary slowdown of the machine affects all; the shortest time counts.
 
     Args:
         build: compiles a module for the target, which this machine can run.
@@ -126,8 +126,8 @@ class MeasuredClock:
         self._build = build
 
     def __call__(self, mods: Sequence[IRModule]) -> list[list[KernelTime]]:
-        """Calls of a run of each module, in their order. Raises UserError and InternalError of compiling and
-        profiling."""
+        """Calls of a run of each module, in order. Raises UserError and InternalError if compiling or profiling
+        fails."""
         modules = [self._build(mod) for mod in mods]
         turns = [[profile(module, runs=_RUNS).calls for module in modules] for _ in range(_TURNS)]
         found = []
@@ -158,10 +158,10 @@ def faster_in_float(
     """The layers to leave in float.
 
     Args:
-        layers: all that are quantized otherwise. One without a time stays among them.
-        times: by the layer's name.
-        conversion: seconds to quantize that number of floats.
-        margin: how many times faster than integers floats are taken to be, beside what was measured.
+        layers: all layers that would be quantized. A layer without a time stays quantized.
+        times: times by the layer's name.
+        conversion: returns the seconds to quantize a number of floats.
+        margin: assumed additional factor in favor of float.
     """
     cut = CutGraph()
     by_variable = {layer.variable: layer for layer in layers}
@@ -190,7 +190,7 @@ def _sites(layers: Collection[Layer]) -> dict[Var, list[Var]]:
 
 
 def _products(graph: LayerGraph, site: Var, layers: Collection[Var]) -> list[Var]:
-    """The layers whose results a tensor is made of by movers and elementwise operators; none where anything else is."""
+    """The layers whose results make up a tensor, through movers and elementwise operators; else empty."""
     movers = {mover.variable: mover for mover in graph.movers}
     found: dict[Var, None] = {}
     waiting = [graph.root(site)]
@@ -212,7 +212,7 @@ def _products(graph: LayerGraph, site: Var, layers: Collection[Var]) -> list[Var
 # The cheapest split of a graph in two: its minimum cut, by augmenting paths (Edmonds and Karp).
 
 Node = Hashable
-_LEAST = 1e-12  # of the largest capacity: what is left of an edge below that is rounding
+_LEAST = 1e-12  # relative to the largest capacity: smaller residuals of an edge are rounding errors
 
 
 class CutGraph:
@@ -224,13 +224,13 @@ class CutGraph:
         self._left: dict[Node, dict[Node, float]] = {self.SOURCE: {}, self.SINK: {}}
 
     def edge(self, start: Node, end: Node, capacity: float) -> None:
-        """Add what it costs when `start` is on the source's side and `end` on the sink's."""
+        """Add the cost if `start` is on the source's side and `end` on the sink's."""
         for one, other, amount in ((start, end, capacity), (end, start, 0.0)):
             edges = self._left.setdefault(one, {})
             edges[other] = edges.get(other, 0.0) + amount
 
     def source_side(self) -> set[Node]:
-        """The nodes on the source's side of the cheapest cut."""
+        """The nodes on the source's side of the minimum cut."""
         finite = [each for edges in self._left.values() for each in edges.values() if each != float("inf")]
         least = max(finite, default=0.0) * _LEAST
         while True:
@@ -247,7 +247,7 @@ class CutGraph:
                 self._left[end][start] += amount
 
     def _reached(self, least: float) -> dict[Node, Node]:
-        """Nodes that can be reached from the source, each with the node before it."""
+        """Nodes reachable from the source, each with its predecessor."""
         found: dict[Node, Node] = {self.SOURCE: self.SOURCE}
         waiting: deque[Node] = deque([self.SOURCE])
         while waiting and self.SINK not in found:

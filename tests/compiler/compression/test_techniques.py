@@ -111,7 +111,7 @@ _IMPOSSIBLE: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "criterion of layers": ({"prune": {"criterion": "influence"}}, "is for pattern='layers'"),
     "scope": ({"prune": {"scope": "all"}}, "scope='all'"),
     "no gradients": ({"prune": {"criterion": "gradient"}}, "needs loss="),
-    "steps without training": ({"prune": {"steps": 2}}, "steps= is for pruning with finetune="),
+    "steps without training": ({"prune": {"steps": 2}}, "steps > 1 needs finetune="),
     "a search in training": ({"prune": {"amount": None, "finetune": _train}}, "searches without training"),
     "a limit": ({"prune": {"max_drop": 1.0}}, "max_drop=1.0"),
     "energy": ({"factorize": {"energy": 0}}, "energy=0"),
@@ -131,7 +131,7 @@ _IMPOSSIBLE: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "learning rate": ({"distill": {"teacher": _train, "batches": [_X], "learning_rate": -1}}, "learning_rate=-1"),
     "temperature": ({"distill": {"teacher": _train, "batches": [_X], "temperature": float("nan")}}, "temperature=nan"),
     "features": ({"distill": {"teacher": _train, "batches": [_X], "method": "feature"}}, "features= goes with"),
-    "batches that end": ({"distill": {"teacher": _train, "batches": iter([_X])}}, "gone through once only"),
+    "batches that end": ({"distill": {"teacher": _train, "batches": iter([_X])}}, "iterated only once"),
 }
 
 
