@@ -1,7 +1,7 @@
 """Runs compiled modules on a device; needs only TVM's runtime library.
 
-Importing this loads neither TVM's compiler nor its Python package, nor torch; what runs modules is loaded when first
-used.
+Importing this loads neither TVM's compiler nor its Python package, nor torch; the code that runs modules is loaded on
+first use.
 """
 
 from __future__ import annotations

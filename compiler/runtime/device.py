@@ -45,37 +45,37 @@ class Device:
         return tensor
 
     def run(self, main: PackedFunc, tensors: Sequence[RuntimeTensor], kept: list[Any]) -> Sequence[RuntimeTensor]:
-        """TVM's array of results where the processor reads them, of a virtual machine's function for tensors of the
-        processor; see `place`."""
+        """Run a virtual machine's function on CPU tensors; return TVM's array of results in CPU memory. For `kept`, see
+        `place`."""
         return main(*tensors)
 
     def place(self, tensors: Sequence[RuntimeTensor], kept: list[Any]) -> Sequence[RuntimeTensor]:
-        """Tensors of the processor where kernels read them. `kept` is as long, and holds None at first, then what the
-        next call may use again; nobody reads it any more by then."""
+        """Copies of CPU tensors where kernels can read them. `kept` has the same length, with None at first, then
+        buffers
+        that the next call may reuse; nobody reads them any more by then."""
         return tensors
 
     def call(self, main: PackedFunc, tensors: Iterable[RuntimeTensor]) -> Sequence[RuntimeTensor]:
-        """Results of a virtual machine's function for tensors that lie where kernels read them, once they are
-        computed."""
+        """Results of a virtual machine's function for tensors that kernels can read, once they are computed."""
         return main(*tensors)
 
     def to_host(self, results: Sequence[RuntimeTensor]) -> Sequence[RuntimeTensor]:
-        """TVM's array of results where the processor reads them."""
+        """TVM's array of results in CPU memory."""
         return results
 
 
 class CudaDevice(Device):
-    """An NVIDIA graphics processor. Memory comes from TVM's pool.
+    """An NVIDIA GPU. Memory comes from TVM's pool.
 
-    Kernels are launched on the calling thread's stream (`tvm_ffi.use_raw_stream`); TVM copies on the default
-    one, which does not wait for other streams, nor they for it.
+    Kernels are launched on the calling thread's stream (`tvm_ffi.use_raw_stream`); TVM copies on the default stream,
+    which does not synchronize with other streams.
     """
 
     stays = True
     shares_memory = False
 
     def __init__(self, index: int = 0) -> None:
-        """The device of this number, in the driver's order."""
+        """The device with this number, in the driver's order."""
         self._index = index
 
     def virtual_machine(self, executable: object) -> Any:
@@ -88,7 +88,7 @@ class CudaDevice(Device):
         return self.to_host(self.call(main, self.place(tensors, kept)))
 
     def place(self, tensors: Sequence[Any], kept: list[Any]) -> Sequence[Any]:
-        # Allocating memory takes the driver longer than a small model runs.
+        # Allocating memory takes the driver longer than a small model's run.
         for index, tensor in enumerate(tensors):
             old = kept[index]
             if old is not None and old.shape == tensor.shape and old.dtype == tensor.dtype:
@@ -178,8 +178,8 @@ def load_cuda_runtime() -> None:
 
 
 def _load_installed(reason: OSError) -> None:
-    """Load the CUDA runtime out of NVIDIA's Python package. Raises MissingDependencyError."""
-    import importlib.metadata  # which takes longer to import than a small model to load
+    """Load the CUDA runtime from NVIDIA's Python package. Raises MissingDependencyError."""
+    import importlib.metadata  # importing it takes longer than loading a small model
 
     try:
         files = importlib.metadata.files(CUDA_RUNTIME_DISTRIBUTION) or ()

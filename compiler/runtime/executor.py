@@ -1,4 +1,4 @@
-"""Executors of modules on this machine; `compiler.runtime.emulated` has those for other architectures."""
+"""Executors of modules on this machine; those for other architectures are in `compiler.runtime.emulated`."""
 
 from __future__ import annotations
 
@@ -62,18 +62,19 @@ class Executor(Protocol):
         """Bind inputs to a dedicated virtual machine. See `Module.prepare`."""
 
     def hold(self, states: Mapping[str, Array]) -> dict[str, Any]:
-        """States of a session where kernels read them, by the names of their inputs; the arrays are the session's."""
+        """States of a session in memory that kernels can read, by the names of their inputs; the arrays are the
+        session's."""
 
     def step(
         self, inputs: Mapping[str, object], held: dict[str, Any], threads: int, *, as_numpy: bool
     ) -> dict[str, Any]:
-        """The outputs that are not states; the states held are updated. Not for two threads with the same states."""
+        """The outputs that are not states; the held states are updated. Not for two threads with the same states."""
 
     def read(self, held: Mapping[str, object]) -> dict[str, Array]:
         """Copies of the states."""
 
     def changed(self, held: dict[str, Any], change: Callable[[str, Array], None]) -> dict[str, Any]:
-        """The states held after `change` wrote to them, which is called with each name and array."""
+        """The held states after `change`, called with each name and array, wrote to them."""
 
 
 class _Session:
@@ -100,7 +101,7 @@ class _Session:
     def __init__(
         self, machine: RuntimeModule, parameters: Sequence[RuntimeTensor], inputs: int, *, may_keep: bool
     ) -> None:
-        """`may_keep`: results may lie in memory of the session, as the runs of this module copy them."""
+        """`may_keep`: results may be in memory of the session, since runs of this module copy them."""
         self.machine = machine
         check_arity(self.machine, inputs + len(parameters))
         self.memory = InputMemory(inputs)
@@ -111,15 +112,15 @@ class _Session:
         self._can_keep = may_keep and can_prepare(machine, keeping=True)
         self._last: Mapping[str, int] | None = None  # the sizes of the last run
         self._prepared: Any = None  # the function for those sizes
-        self.turn = 0  # of the last run
+        self.turn = 0  # number of the last run
         self.is_first = True  # the first run of its sizes
-        self.before = 0  # bytes that were allocated when that began
-        self.small = False  # that one's results were small enough to be copied in later ones
-        self.keeps = False  # the function writes results to memory of the session
-        self.results: KeptResults | None = None  # which is this, once it ran
+        self.before = 0  # bytes allocated before that run
+        self.small = False  # that run's results are small enough to be copied in later ones
+        self.keeps = False  # the function writes results to the session's memory
+        self.results: KeptResults | None = None  # that memory, once it ran
 
     def main(self) -> PackedFunc:
-        """The function of the inputs in `memory`: from the second run of the same sizes on, one for these alone."""
+        """The function for the inputs in `memory`; specialized from the second run of the same sizes on."""
         sizes = self.memory.sizes
         if sizes != self._last:
             self._last, self._prepared, self.results = sizes, None, None
@@ -135,13 +136,13 @@ class _Session:
 
 
 class LocalExecutor:
-    """Runs a module on this machine's processor, or on a device beside it.
+    """Runs a module on this machine's processor, or on a device attached to it.
 
-    Each run takes a virtual machine of its own; all share the parameters.
+    Each run uses its own virtual machine; all share the parameters.
     """
 
     def __init__(self, artifact: Artifact, threads: int, device: Device | None = None) -> None:
-        """Load the code, and place the parameters; those stored in a smaller form are expanded by `threads` threads.
+        """Load the code, and place the parameters; compressed ones are expanded by `threads` threads.
 
         Raises:
             IncompatibleArtifactError: this machine cannot run it; the message names what is missing.
@@ -167,14 +168,14 @@ class LocalExecutor:
         results = {output.name: index for index, output in enumerate(manifest.outputs)}
         self._grown = [(state.input, results[state.output]) for state in manifest.states if state.grows]
         self._updated = frozenset(state.output for state in manifest.states)
-        # Taking from and adding to a list's end are atomic.
+        # Appending to a list and popping from its end are atomic.
         self._idle: list[_Session] = [self._new_session()]
-        self._turn = 0  # counts runs; threads may count one together
+        self._turn = 0  # counts runs; concurrent increments may be lost
         self._code = POOL.register()
         check_parameters(self._idle[0].machine, self._parameters)
 
     def _expanded(self, stored: list[RuntimeTensor], compact: int, threads: int) -> list[RuntimeTensor]:
-        """The parameters as `main` takes them: the last `compact` ones of those that are stored, expanded."""
+        """The parameters of `main`: the stored ones, with the last `compact` of them expanded."""
         if not compact:
             return stored
         expanded = self._expand(stored[-compact:], threads)
@@ -182,7 +183,7 @@ class LocalExecutor:
             before = len(self._kept)
             shared = [self._shared(each) for each in expanded]
             expanded.clear()
-            release_memory()  # that of tensors that were there already
+            release_memory()  # memory of tensors that were already in the store
             expanded = shared
             use_huge_pages(self._kept[before:])
         return [*stored[:-compact], *expanded]
@@ -192,7 +193,7 @@ class LocalExecutor:
         return run_with(threads, lambda: expand_parameters(machine, small))
 
     def _shared(self, tensor: RuntimeTensor) -> RuntimeTensor:
-        """A tensor of the same bytes, which all modules that have these share."""
+        """A tensor of the same bytes, shared by all modules that have these."""
         element = ELEMENT_TYPES.get(str(tensor.dtype))
         array = None if element is None else array_over(tensor, element)
         if element is None or array is None or not is_usable(array):
@@ -211,7 +212,7 @@ class LocalExecutor:
     def step(
         self, inputs: Mapping[str, object], held: dict[str, Any], threads: int, *, as_numpy: bool
     ) -> dict[str, Any]:
-        assert isinstance(held, HeldStates)  # `hold` makes no others
+        assert isinstance(held, HeldStates)  # made by `hold`
         return run_with(1 if self._stays else threads, lambda: self._run(inputs, held, as_numpy))
 
     def _run(
@@ -237,7 +238,7 @@ class LocalExecutor:
                 results = self._device.run(session.main(), given, session.placed)
             else:
                 results = self._step(tensors, session, held)
-        except Exception as error:  # TVM raises whatever class its C++ side names
+        except Exception as error:  # TVM raises classes named by its C++ side
             # The virtual machine is dropped: its state after an error is undefined.
             raise engine_error(error, len(tensors)) from error
         if session.keeps:
@@ -272,7 +273,7 @@ class LocalExecutor:
         return freed
 
     def _step(self, tensors: list[RuntimeTensor], session: _Session, held: dict[str, Any]) -> Sequence[RuntimeTensor]:
-        """TVM's array of results; the states held stay in device memory."""
+        """TVM's array of results; the held states stay in device memory."""
         computed = self._device.call(session.main(), self._beside_held(tensors, session))
         self._take_grown(computed, tensors, held)
         return self._device.to_host(computed)
@@ -285,7 +286,7 @@ class LocalExecutor:
         return own
 
     def _beside_held(self, tensors: list[RuntimeTensor], session: _Session) -> Sequence[RuntimeTensor]:
-        """The inputs where kernels read them; states are there already."""
+        """The inputs in memory that kernels can read; states are there already."""
         given = [index for index in range(len(tensors)) if index not in self._held]
         kept = [session.placed[index] for index in given]
         placed = list(tensors)
@@ -296,7 +297,7 @@ class LocalExecutor:
         return placed
 
     def _take_grown(self, results: Sequence[RuntimeTensor], tensors: list[RuntimeTensor], held: dict[str, Any]) -> None:
-        """States that are other tensors now; what lies in memory of the caller is copied."""
+        """Take states that are new tensors; those in the caller's memory are copied."""
         for name, index in self._grown:
             tensor = results[index]
             if any(tensor.data_ptr() == each.data_ptr() for each in tensors):
@@ -339,10 +340,10 @@ class LocalExecutor:
         tensors = [self._device.to_device(each) for each in bound]
 
         session.main()
-        main = session.main()  # what a second run takes
+        main = session.main()  # the function that a second run uses
 
         def run() -> Sequence[RuntimeTensor]:
-            _ = session, inputs  # the tensors lie in memory that these hold
+            _ = session, inputs  # these own the tensors' memory
             return self._device.call(main, tensors)
 
         return session.machine, run
@@ -358,7 +359,7 @@ def _elements(artifact: Artifact) -> list[ElementType]:
 
 
 def _usable_parameters(artifact: Artifact) -> list[Array]:
-    """The stored parameters, shared with other modules, and copied only where generated code could not read them."""
+    """The stored parameters, shared with other modules, and copied only if generated code cannot read them in place."""
     return [
         PARAMETERS.shared(array if is_usable(array) else aligned_copy(array, element))
         for array, element in zip(artifact.parameters.values(), _elements(artifact), strict=True)
@@ -371,7 +372,7 @@ _NUMBERS = re.compile(r"\((-?\d+) vs\. (-?\d+)\)")
 
 
 def engine_error(error: Exception, inputs: int) -> InputError | InternalError:
-    """The error to raise in place of `error`, raised by a run on `inputs` inputs.
+    """The error to raise instead of `error`, raised by a run on `inputs` inputs.
 
     Checks inside the module catch invalid inputs that the manifest cannot describe: relations between symbolic sizes,
     sizes computed from values, conditions that select a branch that was not compiled, assertions.
@@ -393,7 +394,7 @@ def engine_error(error: Exception, inputs: int) -> InputError | InternalError:
 
 
 def _check_text(what: str, text: str) -> str:
-    """Description of a check; and the sizes, unless it gives a reason of its own (`node: reason`)."""
+    """Description of a check with the sizes, or its own reason if it has one (`node: reason`)."""
     numbers = _NUMBERS.search(text)
     if ": " in what or numbers is None:
         return what
@@ -401,7 +402,7 @@ def _check_text(what: str, text: str) -> str:
 
 
 def check_machine(manifest: Manifest) -> None:
-    """Raise IncompatibleArtifactError, naming what is missing, unless this machine and its TVM can run the module."""
+    """Raise IncompatibleArtifactError, with the missing parts, unless this machine and its TVM can run the module."""
     target = manifest.target
     if cpuinfo.llvm_architecture(target.architecture) != cpuinfo.architecture():
         raise IncompatibleArtifactError(

@@ -1,4 +1,4 @@
-"""Sizes of symbolic dimensions that a model takes, for those that a caller leaves open."""
+"""Sizes that a model accepts for symbolic dimensions that a caller leaves open."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Protocol
 
 from compiler.support.formula import FormulaError, parsed
 
-# Modules store their examples: a picture of 256 x 256 has 786 KB.
+# Modules store their examples: an image of 256 x 256 has 786 KB.
 _TRIED = (*range(1, 65), *range(96, 257, 32))
 
 
 class Relation(Protocol):
-    """A relation between sizes of the inputs; `Requirement`s of a manifest and `SizeRequirement`s are so."""
+    """A relation between sizes of the inputs, such as a manifest's `Requirement` or a `SizeRequirement`."""
 
     @property
     def left(self) -> str: ...
@@ -32,11 +32,12 @@ def holds(relation: str, left: int, right: int) -> bool:
 
 
 def fitting_sizes(sizes: Mapping[str, int], free: set[str], relations: Sequence[Relation]) -> dict[str, int]:
-    """`sizes` with those of the `free` dimensions changed so that all relations hold; `sizes` themselves where such a
-    change is not found.
+    """`sizes` with the `free` dimensions changed so that all relations hold; `sizes` unchanged if no such change is
+    found.
 
-    As long as one does not hold, the first of some sizes is taken with which most do, for one of its dimensions or for
-    all of them alike.
+    As long as a relation does not hold, the first candidate size for which the most relations hold is chosen, for one
+    of
+    its dimensions or for all of them together.
     """
     found = dict(sizes)
     broken = _broken(found, relations)

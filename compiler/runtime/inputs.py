@@ -42,9 +42,9 @@ _CPU_DEVICES = (1, 3)  # DLPack: ordinary memory, and CUDA's pinned host memory
 
 
 class Held:
-    """A tensor of a session in place of an input: of the right element type, where kernels read it.
+    """A session's tensor used as an input: of the right element type, in memory that kernels can read.
 
-    `range` is where it lies: its first address and the one after the last.
+    `range` is its address range: its first address and the one after the last.
     """
 
     __slots__ = ("range", "shape", "tensor")
@@ -67,7 +67,7 @@ class HeldStates(dict[str, Held]):
 
 
 class _BoundStates:
-    """States as `main` takes them, among the positions of the other inputs.
+    """States as arguments of `main`, with the positions of the other inputs.
 
     Attributes:
         states: the bound states.
@@ -75,7 +75,7 @@ class _BoundStates:
         tensors: in the order of `main`, None for other inputs.
         memory: address ranges of these.
         others: the other inputs and their positions.
-        names: names of these.
+        names: their names.
     """
 
     __slots__ = ("memory", "names", "others", "sizes", "states", "tensors")
@@ -101,7 +101,7 @@ class _BoundStates:
 
 
 class InputSpec:
-    """One input as the fast path needs it: name, element type, and its shape if that has no symbolic dimension."""
+    """One input for the fast path: name, element type, and its shape if that has no symbolic dimension."""
 
     __slots__ = ("carried", "dtype", "element", "name", "plain", "rank", "shape", "static", "text")
 
@@ -118,7 +118,7 @@ class InputSpec:
 
 
 Dimensions = dict[str, tuple[int, str]]
-"""The value of each symbolic dimension, and the input that it was first seen in."""
+"""The value of each symbolic dimension, and the first input that has it."""
 
 
 class InputBinder:
@@ -148,13 +148,14 @@ class InputBinder:
         return memory.tensors
 
     def bind_beside(self, inputs: dict[str, Any], states: HeldStates, memory: InputMemory) -> list[RuntimeTensor]:
-        """Like `bind`, of a session's states and its other inputs. States that were bound before are not looked at
-        again: a language model has more of them than all else together."""
+        """Like `bind`, for a session's states and its other inputs. States that were bound before are not checked
+        again: a
+        language model has more of them than other inputs."""
         bound = states.bound
         if bound is None or inputs.keys() != bound.names or not bound.holds(states):
             inputs.update(states)
             tensors = self.bind(inputs, memory)
-            if bound is None:  # states that grow are others after each run
+            if bound is None:  # growing states are new tensors after each run
                 states.bound = _BoundStates(states, self.specs)
             return tensors
         dimensions, tensors, ranges = bound.sizes.copy(), bound.tensors.copy(), []
@@ -188,12 +189,12 @@ class InputBinder:
             memory.copies(self.names)
 
     def _in_order(self, inputs: object) -> Sequence[Any]:
-        if type(inputs) is dict or isinstance(inputs, Mapping):  # which takes five times as long to ask
+        if type(inputs) is dict or isinstance(inputs, Mapping):  # isinstance takes five times as long
             try:
                 if len(inputs) == len(self.names):
                     return [inputs[name] for name in self.names]
             except KeyError:
-                pass  # explained below
+                pass  # reported below
             raise self._name_error(inputs)
         if isinstance(inputs, str | bytes | np.ndarray) or not isinstance(inputs, Sequence):
             raise InputError(
@@ -226,7 +227,7 @@ class InputBinder:
 
 
 def _check_shape(spec: InputSpec, shape: tuple[int, ...], dimensions: Dimensions) -> None:
-    """Compare a shape with the described one, and symbolic dimensions with what other inputs gave them."""
+    """Compare a shape with the described one, and symbolic dimensions with their values from other inputs."""
     if len(shape) != spec.rank:
         raise InputError(
             f"input {spec.name!r} has rank {len(shape)}, shape {list(shape)}; expected rank {spec.rank}",
@@ -250,7 +251,7 @@ def _check_shape(spec: InputSpec, shape: tuple[int, ...], dimensions: Dimensions
 
 
 def _bound(value: object, spec: InputSpec, stage: Staging, dimensions: Dimensions) -> RuntimeTensor:
-    """The tensor of an input that is no state of a session."""
+    """The tensor of an input that is not a session's state."""
     if type(value) is np.ndarray and (value.dtype is spec.dtype or value.dtype == spec.dtype):
         if value.shape != spec.static:
             _check_shape(spec, value.shape, dimensions)
@@ -270,7 +271,7 @@ def _from_numpy(value: np.ndarray, spec: InputSpec, stage: Staging) -> RuntimeTe
     flags = value.flags
     if value.nbytes > _ALWAYS_COPY_BYTES and flags.writeable and flags.c_contiguous:
         tensor = _from_dlpack(value) if spec.plain else tensor_over(value, spec.element)
-        if tensor.data_ptr() % ALIGNMENT == 0:  # numpy takes a microsecond to tell the address
+        if tensor.data_ptr() % ALIGNMENT == 0:  # numpy takes a microsecond to return the address
             return tensor
     return stage.filled(value, spec.element)
 
@@ -324,7 +325,7 @@ def _import_dlpack(value: Any, name: str) -> tuple[RuntimeTensor, str]:
     """Return a TVM tensor over another framework's tensor, and the name of its element type."""
     try:
         if hasattr(value, "resolve_neg"):
-            value = value.resolve_neg()  # torch's lazy negation, as z.conj().imag gives, is lost on the way
+            value = value.resolve_neg()  # DLPack would lose torch's lazy negation, as in z.conj().imag
         device = value.__dlpack_device__()
         if device[0] not in _CPU_DEVICES:
             raise InputError(
@@ -335,7 +336,7 @@ def _import_dlpack(value: Any, name: str) -> tuple[RuntimeTensor, str]:
         return tensor, str(tensor.dtype)
     except InputError:
         raise
-    except Exception as error:  # each framework has its own classes for what it cannot export
+    except Exception as error:  # each framework has its own exception classes
         raise InputError(
             f"input {name!r} ({type(value).__name__}) cannot be imported by DLPack: {_first_line(error)}",
             "pass a plain tensor in ordinary memory (for torch: tensor.detach().contiguous())",
@@ -347,14 +348,14 @@ def _first_line(error: Exception) -> str:
 
 
 Sizes = dict[str, int]
-_FEW = 32  # numbers that Python compares faster than NumPy
+_FEW = 32  # up to this many numbers Python compares faster than NumPy
 _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
-_largest = np.maximum.reduce  # which arrays' `max` calls
+_largest = np.maximum.reduce  # called by arrays' `max`
 
 
 @dataclass(frozen=True)
 class _Size:
-    """A formula over dimensions of the inputs, and what needs it."""
+    """A formula of input dimensions, and the requirement that contains it."""
 
     formula: str
     symbols: Mapping[str, str]
@@ -372,7 +373,7 @@ class _Size:
             ) from error
 
     def value(self, sizes: Mapping[str, int]) -> int:
-        """Its value. Raises InputError where it has none."""
+        """The formula's value. Raises InputError if it has none."""
         try:
             return parsed(self.formula).value({name: sizes[at] for name, at in self.symbols.items() if at in sizes})
         except FormulaError as error:
@@ -381,7 +382,7 @@ class _Size:
 
 @dataclass(frozen=True)
 class _Index:
-    """The position of an input that holds indices, its element type, and the formulas of their range."""
+    """The position of an input of indices, its element type, and the formulas of their range."""
 
     position: int
     element: ElementType
@@ -390,7 +391,7 @@ class _Index:
     least: _Size | None
 
     def range(self, sizes: Mapping[str, int]) -> tuple[int, int]:
-        """(lowest value, the one after the highest). Raises InputError where a formula has no value."""
+        """(lowest value, the one after the highest). Raises InputError if a formula has no value."""
         high = self.size.value(sizes)
         if self.least is not None:
             return self.least.value(sizes), high
@@ -398,9 +399,9 @@ class _Index:
 
 
 class RequirementChecker:
-    """Checks inputs against a module's requirements; sizes that were found good last are not checked again.
+    """Checks inputs against a module's requirements; sizes that passed last time are not checked again.
 
-    `any` is False when there is nothing to check.
+    `any` is False if there is nothing to check.
 
     Raises:
         ArtifactError: a requirement is not a formula of the inputs' dimensions, or indices are not those of an input.
@@ -422,7 +423,7 @@ class RequirementChecker:
         """Check the sizes of the symbolic dimensions, and TVM's tensors of the inputs.
 
         Raises:
-            InputError: they do not fit; says what needs which relation.
+            InputError: they violate a requirement; names it and the relation.
         """
         good = self._good
         if good is None or sizes != good[0]:
@@ -458,15 +459,15 @@ def _index(each: IndexRequirement, inputs: Sequence[TensorDescription], dimensio
 
 
 def _all_within(values: np.ndarray, low: int, high: int) -> bool:
-    """True if one pass shows that many numbers lie in [max(low, 0), high): as unsigned ones, negative numbers are
-    large."""
+    """True if all numbers are in [max(low, 0), high), by a single pass over large arrays: as unsigned numbers, negative
+    ones are large."""
     if values.size <= _FEW or low > 0:
         return False
     return bool(_largest(values.view(_UNSIGNED[values.itemsize]), None) < high)
 
 
 def _extremes(values: np.ndarray) -> tuple[int, int]:
-    """The least and the largest of whole numbers, one at least."""
+    """The minimum and maximum of integers, at least one."""
     if values.size <= _FEW:
         numbers = values.ravel().tolist()
         return min(numbers), max(numbers)
@@ -502,6 +503,6 @@ def _given(symbols: Mapping[str, str], sizes: Mapping[str, int]) -> str:
 
 
 def _term(formula: str, value: int, requirement: Requirement) -> str:
-    """A formula and its value, the dimension's own name where it is one."""
+    """A formula and its value, or a single dimension's own name and its value."""
     name = requirement.symbols.get(formula, formula)
     return name if name == str(value) else f"{name} = {value}"

@@ -1,7 +1,7 @@
-"""Loads a module's shared library from memory, without leaving a file behind.
+"""Loads a module's shared library from memory, without leaving a file.
 
-The memory that TVM's pool keeps between runs of different sizes is bounded here. The pool keeps the activations of
-every size that ran (a batch of 7 rows does not take those of 8), until it is cleared as a whole.
+Also bounds the memory that TVM's pool keeps between runs of different sizes. The pool keeps the activations of every
+size that ran (a batch of 7 rows does not reuse those of 8), until it is cleared as a whole.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _loads = itertools.count(1)
 _CPU = 1  # DLPack's device type
 _POOLED_ALLOCATOR = 2
 
-# e_machine of the ELF header, by the name that platform.machine() gives
+# e_machine of the ELF header, by the name that platform.machine() returns
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243}
 _ELF_HEADER = struct.Struct("<4sBB10xHHIQQQIHHHHHH")
 _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
@@ -104,7 +104,7 @@ def load_executable(library: bytes | memoryview) -> RuntimeModule:
         ArtifactError: the system's loader rejected it, or it contains no VM executable.
     """
     load = global_function("ffi.Module.load_from_file.so")
-    set_threads()  # a library takes its parallel launch when it is loaded
+    set_threads()  # a library binds its parallel launch function when it is loaded
     try:
         if hasattr(os, "memfd_create"):
             return _load_from_memory(load, library)
@@ -137,13 +137,13 @@ def _load_from_folder(load: PackedFunc, library: bytes | memoryview) -> RuntimeM
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
         path = Path(folder) / "module.so"
         path.write_bytes(library)
-        return _dlopen(load, str(path))  # stays mapped when the file is gone
+        return _dlopen(load, str(path))  # stays mapped after the file is removed
 
 
 def _dlopen(load: PackedFunc, path: str) -> RuntimeModule:
     try:
         return load(path, "so")
-    except Exception as error:  # TVM raises whatever class its C++ side names
+    except Exception as error:  # TVM raises classes named by its C++ side
         text = str(error)
         if "failed to map segment" in text or "Operation not permitted" in text:
             raise PermissionError(text) from error
@@ -167,14 +167,14 @@ def new_virtual_machine(executable: RuntimeModule) -> RuntimeModule:
 
 
 def initialized(executable: RuntimeModule, devices: Sequence[int]) -> RuntimeModule:
-    """A virtual machine on devices: type, number and allocator of each, the processor last. Raises as above."""
+    """A virtual machine on devices: type, number and allocator of each, the CPU last. Raises as above."""
     try:
         machine = executable["vm_load_executable"]()
     except (AttributeError, ValueError) as error:
         raise ArtifactError("the module's library contains no VM executable", "compile the model again") from error
     try:
         machine["vm_initialization"](*devices)
-    except Exception as error:  # TVM raises whatever class its C++ side names
+    except Exception as error:  # TVM raises classes named by its C++ side
         raise InternalError(f"the module could not be initialized: {error}") from error
     return machine
 
@@ -193,25 +193,25 @@ def check_arity(machine: RuntimeModule, arguments: int) -> None:
 
 
 def expand_parameters(machine: RuntimeModule, stored: Sequence[RuntimeTensor]) -> list[RuntimeTensor]:
-    """Expand compressed parameters into those that `main` takes.
+    """Expand compressed parameters to the arguments of `main`.
 
     Raises:
         ArtifactError: the module's code does not accept them.
     """
     try:
         return list(machine[EXPAND_ENTRY](*stored))
-    except Exception as error:  # TVM raises whatever class its C++ side names
+    except Exception as error:  # TVM raises classes named by its C++ side
         raise ArtifactError(f"the module's parameters could not be expanded: {error}", "export it again") from error
 
 
 def bound_main(machine: RuntimeModule, parameters: Sequence[RuntimeTensor]) -> PackedFunc:
-    """`main` as a function of the inputs alone: the machine holds on to the parameters."""
+    """`main` as a function of only the inputs: the machine keeps the parameters."""
     machine["save_function"](MAIN_ENTRY, "bound_main", 1, *parameters)
     return machine["bound_main"]
 
 
 def can_prepare(machine: RuntimeModule, *, keeping: bool = False) -> bool:
-    """True if the module has `main` in two parts, for runs of equal sizes; those that keep results if asked for."""
+    """True if the module has `main` in two parts, for runs of equal sizes; with `keeping`, parts that keep results."""
     prepare, run = _prepared_entries(keeping)
     return bool(machine.implements_function(prepare) and machine.implements_function(run))
 
@@ -223,10 +223,10 @@ def prepared_main(
     *,
     keeping: bool = False,
 ) -> PackedFunc:
-    """`main` as a function of inputs that have the shapes of these, one run at a time.
+    """`main` as a function of inputs with the shapes of the given ones, one run at a time.
 
-    The machine holds on to the parameters, and to the memory of every tensor between the two; with `keeping` also to
-    that of the results, which each run writes to.
+    The machine keeps the parameters, and the memory of every intermediate tensor; with `keeping` also the memory of the
+    results, which each run overwrites.
     """
     prepare, run = _prepared_entries(keeping)
     machine["save_function"](run, "prepared_main", 1, *parameters, *machine[prepare](*inputs))
@@ -238,24 +238,24 @@ def _prepared_entries(keeping: bool) -> tuple[str, str]:
 
 
 def check_parameters(machine: RuntimeModule, parameters: Sequence[RuntimeTensor]) -> None:
-    """Raise ArtifactError unless the parameters have the types and shapes that the code was made for."""
+    """Raise ArtifactError unless the parameters have the types and shapes that the code expects."""
     if not machine.implements_function(CHECK_ENTRY):
         return  # `main` checks them itself, on every run
     try:
         machine[CHECK_ENTRY](*parameters)
-    except Exception as error:  # TVM raises whatever class its C++ side names
+    except Exception as error:  # TVM raises classes named by its C++ side
         raise ArtifactError(f"the module's parameters do not fit its code: {error}", "export it again") from error
 
 
 def release_memory() -> None:
-    """Return unused memory that TVM's pool keeps for later runs to the system."""
+    """Return memory that TVM's pool keeps for later runs to the system."""
     global_function("vm.builtin.memory_manager.clear")()
 
 
-_KEPT_BYTES = 64 << 20  # of sizes that ran; more where a few of the largest size take more
+_KEPT_BYTES = 64 << 20  # for sizes that ran; more if a few of the largest size need more
 _KEPT_LARGEST = 4
 _KNOWN_SIZES = 4096
-_KEPT_SIZES = 8  # where the C library does not tell what is allocated
+_KEPT_SIZES = 8  # if the C library does not count allocated bytes
 
 
 class _Allocated(ctypes.Structure):
@@ -266,7 +266,7 @@ class _Allocated(ctypes.Structure):
 
 
 def _allocated_bytes() -> Callable[[], int] | None:
-    """Function that counts the bytes that this process has allocated; None for C libraries that do not count them."""
+    """Function that counts the bytes that this process has allocated; None for C libraries without such a count."""
     mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo is None:
         return None
@@ -280,7 +280,7 @@ def _allocated_bytes() -> Callable[[], int] | None:
 
 
 class PoolBound:
-    """Clears the pool when the sizes that ran since the last time have left too much in it. Thread-safe."""
+    """Clears the pool when the sizes that ran since the last time have left too much memory in it. Thread-safe."""
 
     def __init__(self) -> None:
         self._read = _allocated_bytes()
@@ -291,15 +291,15 @@ class PoolBound:
         self._largest = 0
 
     def register(self) -> int:
-        """A number for a module's code; that of one which is gone is given to no other."""
+        """A number for a module's code; numbers are never reused."""
         return next(self._codes)
 
     def allocated(self) -> int:
-        """Bytes that this process has allocated; 0 where that is not known."""
+        """Bytes that this process has allocated; 0 if unknown."""
         return 0 if self._read is None else self._read()
 
     def ran(self, size: Hashable, before: int) -> None:
-        """A run of a size ended that its virtual machine did not run before.
+        """Record that a run ended whose size its virtual machine had not run before.
 
         Args:
             before: `allocated()` when it began.

@@ -1,4 +1,4 @@
-"""`load` reads a module from a file: it begins to check the file, and imports meanwhile what runs it."""
+"""`load` reads a module from a file: it checks the file while it imports the code that runs modules."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def load(
 ) -> Module:
     """Load a module; the whole file is verified before any of it is used.
 
-    A file of 256 MB or more that the user loaded before on this machine, and that was not changed since, is not read
-    whole once more (see `compiler.artifact.opening`), unless TENSORWRIGHT_CHECK_ALWAYS=1 or `trusted_keys` asks
-    for it.
+    A file of 256 MB or more that the user loaded before on this machine, and that has not changed since, is not read
+    completely again (see `compiler.artifact.opening`), unless TENSORWRIGHT_CHECK_ALWAYS=1 or `trusted_keys` requires
+    it.
 
     Args:
         source: the path of a `.twm` file, or its bytes.
@@ -35,11 +35,11 @@ def load(
         verify: also run the stored reference input and compare (`Module.verify`).
 
     Raises:
-        StorageError, ArtifactError, IncompatibleArtifactError, SignatureError: as `read_artifact` and `Module` say.
+        StorageError, ArtifactError, IncompatibleArtifactError, SignatureError: as in `read_artifact` and `Module`.
         VerificationError: `verify` was asked for, and an output differs or there is no reference.
     """
     opened = open_module(source, private=trusted_keys is not None)
-    # What this imports takes as long as the digests of a model of some 100 MB.
+    # These imports take as long as the digests of a model of some 100 MB.
     from compiler.artifact.artifact import read_opened
     from compiler.runtime.module import Module
 

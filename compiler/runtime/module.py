@@ -94,7 +94,7 @@ class Module:
                 failed; the message names the node. Nothing was written to `out` in that case.
             InternalError: TVM failed.
         """
-        if out is None and outputs == "numpy":  # the short way: checks are a tenth of a small model's time
+        if out is None and outputs == "numpy":  # fast path: checks take a tenth of a small model's time
             return self._executor.run(inputs, self._threads)
         given = self._checked_out(outputs, out)
         return self._executor.run(inputs, self._threads, as_numpy=outputs == "numpy", out=given)
@@ -105,9 +105,9 @@ class Module:
         """Run the model on another thread; the number of concurrent runs is limited by the processors, in order.
 
         Modules with the same number of threads share these threads. The inputs must not be modified before the run has
-        finished. A future that is cancelled before its run starts costs nothing.
+        finished. A future cancelled before its run starts costs nothing.
 
-        Args and errors: as for `run`; the future raises them.
+        Args and errors: as for `run`; the future raises the errors.
         """
         given, threads = self._checked_out(outputs, out), self._threads
         run = self._executor.run
@@ -117,7 +117,7 @@ class Module:
         self, inputs: Mapping[str, object] | Sequence[object], *, outputs: OutputKind = "numpy", out: Out | None = None
     ) -> dict[str, Any]:
         """Await `submit`; the event loop is not blocked while the model runs."""
-        from asyncio import wrap_future  # which takes longer to import than a small model to load
+        from asyncio import wrap_future  # importing it takes longer than loading a small model
 
         return await wrap_future(self.submit(inputs, outputs=outputs, out=out))
 
@@ -152,15 +152,17 @@ class Module:
     @overload
     def predict(self, given: list[Given] | tuple[Given, ...]) -> list[Prediction]: ...
     def predict(self, given: Given | list[Given] | tuple[Given, ...]) -> Prediction | list[Any]:
-        """Run a module that was compiled with `processing` on a picture, a text or a recording, or on a list of these.
+        """Run a module compiled with `processing` on an image, a text or a recording, or on a list of these.
 
         Args:
-            given: a PNG, JPEG, WebP, BMP or GIF file by its path or bytes, or uint8 (height, width, 3); of an embedder
-                a text; of a detector of speech a WAV file, or float32 (samples,) at its rate. Texts of a list are one
-                run, pictures one each.
+            given: a PNG, JPEG, WebP, BMP or GIF file by its path or bytes, or uint8 (height, width, 3); for an embedder
+            a
+                text; for a speech detector a WAV file, or float32 (samples,) at its rate. A list of texts is one run, a
+                list
+                of images one run each.
 
         Returns:
-            `Detections`, `Segmentation`, `Classes`, a `Text`, a `Vector` or `Speech`, by the task (of a list, a list):
+            `Detections`, `Segmentation`, `Classes`, a `Text`, a `Vector` or `Speech`, by the task (for a list, a list):
             `for name, score, box in detections`.
 
         Raises:
@@ -171,20 +173,20 @@ class Module:
         return predict(self, given)
 
     def rank(self, query: str, texts: Sequence[str]) -> Ranking:
-        """Order texts by how well they answer a query, with a module that was compiled with the task "rerank".
+        """Order texts by their relevance to a query, with a module compiled with the task "rerank".
 
         Returns:
-            Texts, scores from 0 to 1 and places in the list, the best first: `for place, score, text in ranking`.
+            Texts, scores from 0 to 1 and indices in the list, the best first: `for place, score, text in ranking`.
 
         Raises:
-            InputError: the texts are no strings.
+            InputError: the texts are not strings.
             OptionError: the module was compiled for another task, or without processing.
             MissingDependencyError: tokenizers is not installed.
         """
         return rank(self, query, texts)
 
     def prepare(self, inputs: Mapping[str, object] | Sequence[object]) -> tuple[RuntimeModule, Callable[[], Any]]:
-        """Bind inputs to a dedicated virtual machine, for benchmarks: a run then executes the model and nothing else.
+        """Bind inputs to a dedicated virtual machine, for benchmarks: a run then only executes the model.
 
         Returns:
             The machine, and a function that runs it on these inputs; kernels use the threads of the calling thread's
@@ -212,10 +214,10 @@ class Module:
         return compare(actual, artifact.reference_outputs, artifact.manifest.reference_tolerance)
 
     def run_example(self, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Any]:
-        """Outputs for an example, states included: where those are not inputs, the first run of a session.
+        """Outputs for an example, including states: for states that are not inputs, of a session's first run.
 
         Args:
-            inputs, sizes: as `with_reference` takes them.
+            inputs, sizes: as in `with_reference`.
 
         Raises as `run`.
         """
@@ -228,7 +230,7 @@ class Module:
 
     @cached_property
     def adapters(self) -> tuple[str, ...]:
-        """Names of the adapters that a language model keeps beside its weights. Raises ArtifactError."""
+        """Names of the adapters that a language model has in addition to its weights. Raises ArtifactError."""
         content = self.artifact.assets.get(DESCRIPTION_ASSET)
         if content is None:
             return ()
@@ -238,7 +240,7 @@ class Module:
             raise ArtifactError(f"the module's description of its language model is damaged: {error}") from error
 
     def adapter_number(self, name: str | None) -> int:
-        """The number of an adapter, 0 for None. Raises OptionError where there is none of that name."""
+        """The number of an adapter, 0 for None. Raises OptionError if there is none of that name."""
         if name is None:
             return 0
         if name not in self.adapters:
@@ -260,12 +262,13 @@ class Module:
             capacity: number of rows of the states, if that size is dynamic.
             sizes: other symbolic dimensions of the states, by name; those that inputs have as well default to the sizes
                 of the first run.
-            adapter: name of one of `adapters`, with which the runs compute; None for the base.
-            snapshots: how many of the last runs `Session.rewind` can undo where states are replaced by each run: before
-                each, these are copied.
+            adapter: name of one of `adapters` that the runs use; None for the base model.
+            snapshots: number of last runs that `Session.rewind` can undo if each run replaces the states, which are
+            then
+                copied before each run.
 
         Raises:
-            OptionError: the module has no states or no such adapter, or a size does not fit or is missing.
+            OptionError: the module has no states or no such adapter, or a size is invalid or missing.
         """
         session = Session(self, capacity, sizes, snapshots)
         session.adapter = adapter
@@ -274,16 +277,17 @@ class Module:
     def run_in_place(
         self, inputs: Mapping[str, Any], states: Mapping[str, Array], *, outputs: OutputKind = "numpy"
     ) -> dict[str, Any]:
-        """Run the model once on states that the caller keeps; a `Session` keeps them by itself.
+        """Run the model once on states owned by the caller; a `Session` keeps them itself.
 
         Args:
-            inputs: the other inputs by name, as `run` takes them.
-            states: writeable arrays by the names of the states' inputs. They are updated where they lie if they are
-                contiguous and 64-byte aligned, and copied there and back otherwise.
+            inputs: the other inputs by name, as in `run`.
+            states: writable arrays by the names of the states' inputs. They are updated in place if they are contiguous
+            and
+                64-byte aligned, and copied there and back otherwise.
             outputs: as for `run`.
 
         Returns:
-            The outputs by name but for the states.
+            The outputs by name, without the states.
 
         Raises:
             OptionError: the module has other states, or some that grow.
@@ -311,7 +315,7 @@ class Module:
     ) -> Module:
         """The same module, sharing code and parameters, with another stored example of inputs and outputs.
 
-        Where inputs that a session gives are left out, it is a session's first run; `sizes` are those of its states.
+        If inputs provided by a session are left out, it is a session's first run; `sizes` are those of its states.
         """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
@@ -320,7 +324,7 @@ class Module:
 
     @interruptible
     def export(self, path: str | os.PathLike[str], *, sign_key: Key | None = None) -> None:
-        """Write the module as one file, whole or not at all; signed when an Ed25519 private key is given.
+        """Write the module as one file, atomically; signed if an Ed25519 private key is given.
 
         Raises:
             StorageError: the file cannot be written; nothing is left behind.
@@ -389,4 +393,4 @@ class Module:
         return facts_html(f"Module {manifest.model_name}", facts)
 
 
-Module.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles
+Module.__module__ = "tensorwright"  # public import path, for reprs, tracebacks and pickles

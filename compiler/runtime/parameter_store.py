@@ -2,9 +2,8 @@
 
 Modules of the same model for several batch sizes, its variants, and a new version loaded while the old one is still
 being served have most parameters in common. Within a process each is stored once, as long as a module uses it.
-Processes that load the same file share its mapped pages. Parameters that are expanded when a module is loaded are
-shared through files in the folder that TENSORWRIGHT_SHARED_PARAMETERS names, if set; preferably one in memory, such as
-a folder in /dev/shm.
+Processes that load the same file share its mapped pages. Parameters expanded at load are shared through files in the
+folder named by TENSORWRIGHT_SHARED_PARAMETERS, if set; preferably one in memory, such as a folder in /dev/shm.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ FOLDER_VARIABLE = "TENSORWRIGHT_SHARED_PARAMETERS"
 _LEAST_BYTES = 16 << 10  # smaller arrays are not worth sharing
 _SAMPLES = 256
 _HUGE_PAGE = 2 << 20
-_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # of Linux; the second one since 6.1
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # Linux; the second one since 6.1
 
 Array = np.ndarray
 _Key = tuple[int, bytes]
@@ -44,13 +43,13 @@ class ParameterStore:
         self._used: dict[_Key, list[weakref.ref[Array]]] = {}
 
     def shared(self, array: Array) -> Array:
-        """An array of the same bytes, element type and shape, whose memory all users of these bytes have in common.
+        """An array of the same bytes, element type and shape, whose memory is shared by all users of these bytes.
 
         Args:
-            array: compact and read-only in use; it must begin at a multiple of 64 bytes.
+            array: compact and read-only from now on; it must begin at a multiple of 64 bytes.
 
-        The memory is kept as long as somebody holds the array that is returned. The pages of a mapped file that are
-        not needed for it are given back.
+        The memory is kept as long as the returned array is referenced. Pages of a mapped file that are no longer needed
+        are released.
         """
         if array.nbytes < _LEAST_BYTES:
             return array
@@ -66,7 +65,7 @@ class ParameterStore:
             return same
 
     def _find(self, key: _Key, array: Array) -> Array | None:
-        """One that is in use; forgets those that are not any more."""
+        """An array in use with these bytes; forgets arrays that are no longer used."""
         used = [(each, kept) for each in self._used.get(key, ()) if (kept := each()) is not None]
         if key in self._used:
             self._used[key] = [each for each, _ in used]
@@ -100,7 +99,7 @@ def _equal(one: Array, other: Array) -> bool:
 
 
 def _mapped_file(array: Array) -> mmap.mmap | None:
-    """The mapping of a file that an array lies in."""
+    """The mapping of the file that contains an array, if any."""
     base: Any = array
     while isinstance(base, np.ndarray | memoryview):
         base = base.base if isinstance(base, np.ndarray) else base.obj
@@ -108,7 +107,7 @@ def _mapped_file(array: Array) -> mmap.mmap | None:
 
 
 def _give_pages_back(array: Array) -> None:
-    """Drop the whole pages of a mapped file that hold an array; whoever reads them again gets them from the file."""
+    """Release the whole pages of a mapped file that hold an array; later reads load them from the file again."""
     mapping = _mapped_file(array)
     if mapping is None:
         return
@@ -120,10 +119,10 @@ def _give_pages_back(array: Array) -> None:
 
 
 def _in_folder(array: Array) -> Array:
-    """The array's bytes in a file that other processes map too; the array itself where no folder is named.
+    """The array's bytes in a file mapped by other processes, too; the array itself if no folder is set.
 
     Raises:
-        StorageError: the folder is not the user's alone, or cannot be written.
+        StorageError: other users can access the folder, or it cannot be written.
     """
     name = os.environ.get(FOLDER_VARIABLE)
     if not name:
@@ -134,12 +133,12 @@ def _in_folder(array: Array) -> Array:
     if not path.exists():
         _publish(array, path)
     mapped = np.frombuffer(read_mapped(path), np.uint8)
-    # A file that was damaged is not used.
+    # Damaged files are not used.
     return mapped if mapped.nbytes == array.nbytes and _equal(mapped, array) else array
 
 
 def _publish(array: Array, path: Path) -> None:
-    """Write a file that appears whole, or leave the one that another process wrote meanwhile. Raises StorageError."""
+    """Write a file atomically, or leave the one that another process wrote meanwhile. Raises StorageError."""
     made = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         write_atomically(made, [_bytes(array).data])
@@ -163,11 +162,13 @@ def _check_private(folder: Path) -> None:
 
 
 def use_huge_pages(arrays: Iterable[Array]) -> None:
-    """Ask the kernel to hold arrays in huge pages, as far as neighbours together fill some.
+    """Ask the kernel to back arrays with huge pages, as far as neighbors together fill some.
 
-    In pages of 4 KiB, a core that reads parameters first in a run walks through the page tables for each: with 0.6 MB
-    of filters, the first part of a convolution took 59 microseconds instead of 40 (Zen 4, virtual machine). Linux does
-    so at once (6.1 and later), some time later, or not at all.
+    With pages of 4 KiB, the core that first reads parameters in a run walks the page tables for each page: with 0.6 MB
+    of
+    filters, the first part of a convolution took 59 microseconds instead of 40 (Zen 4, virtual machine). Linux does it
+    at
+    once (6.1 and later), some time later, or not at all.
     """
     for begin, end in huge_pages(arrays):
         for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
@@ -175,7 +176,7 @@ def use_huge_pages(arrays: Iterable[Array]) -> None:
 
 
 def huge_pages(arrays: Iterable[Array]) -> list[tuple[int, int]]:
-    """Ranges of addresses, in whole huge pages, that arrays fill. An allocator's headers may lie between neighbours."""
+    """Address ranges, in whole huge pages, that arrays fill. Allocator headers between neighbors are tolerated."""
     filled: list[tuple[int, int]] = []
     for begin, end in sorted((each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays):
         if filled and begin - filled[-1][1] <= mmap.PAGESIZE:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Indices(Protocol):
-    """Known range of an input that holds indices; `IndexRequirement`s are so."""
+    """Known range of an input of indices, such as an `IndexRequirement`."""
 
     @property
     def input(self) -> str: ...
@@ -32,7 +32,7 @@ class Indices(Protocol):
 
 
 MAX_REFERENCE_BYTES = 1 << 30
-"""Larger inputs are not made up: the example would dwarf the module, or not fit into memory."""
+"""Limit on generated inputs: larger examples would dwarf the module, or not fit in memory."""
 _SYMBOLIC_SIZE = 2
 _EXTENDED = {
     name: np.dtype(getattr(ml_dtypes, name))
@@ -50,23 +50,24 @@ def random_inputs(
 ) -> dict[str, np.ndarray]:
     """Inputs by name: standard normal floats, random booleans, and integers.
 
-    Integers that are known to be indices (token ids) spread over all that they may be; others are 0 or 1, which are
-    valid indices and counts nearly everywhere. Integers and booleans named as masks are ones.
+    Integers known to be indices (token ids) are spread over their whole range; others are 0 or 1, which are valid
+    indices
+    and counts nearly everywhere. Integers and booleans with names of masks are ones.
 
     Args:
-        sizes: sizes of symbolic dimensions by name; for those not named 2, or what the relations allow.
+        sizes: sizes of symbolic dimensions by name; 2 for missing ones, or a size that the relations allow.
         indices: the inputs that are indices, with their ranges, as in `ImportedModel` and `Manifest`.
-        relations: requirements on sizes, as these have them.
+        relations: requirements on sizes, in the same form.
 
     Raises:
-        InputError: they would take more than `MAX_REFERENCE_BYTES`.
+        InputError: they would need more than `MAX_REFERENCE_BYTES`.
     """
     generator = np.random.default_rng(seed)
     symbols = {size for spec in specs for size in spec.shape if isinstance(size, str)}
     preferred = dict.fromkeys(symbols, _SYMBOLIC_SIZE) | dict(sizes or {})
     known = fitting_sizes(preferred, symbols - set(sizes or {}), relations)
     shapes = [tuple(size if isinstance(size, int) else known[size] for size in spec.shape) for spec in specs]
-    largest = 8 * sum(math.prod(shape) for shape in shapes)  # they are drawn as 64-bit numbers
+    largest = 8 * sum(math.prod(shape) for shape in shapes)  # drawn as 64-bit numbers
     if largest > MAX_REFERENCE_BYTES:
         raise InputError(f"random inputs would need {largest} bytes", "pass your own inputs")
     return {
@@ -76,7 +77,7 @@ def random_inputs(
 
 
 def _range(name: str, indices: Sequence[Indices], sizes: Mapping[str, int]) -> tuple[int, int]:
-    """The range, its end excluded, that integers of an input are drawn from."""
+    """The range, excluding its end, for the integers of an input."""
     low, high, spread = 0, 1 << 31, False
     for each in indices:
         if each.input != name:
@@ -87,7 +88,7 @@ def _range(name: str, indices: Sequence[Indices], sizes: Mapping[str, int]) -> t
             low = max(low, parsed(each.least).value(values)) if each.least is not None else low
         except FormulaError:
             return 0, 2
-        # Without a least value they choose entries of an axis; with one they may be lengths or counts: kept small.
+        # Without a minimum they are indices of an axis; with one they may be lengths or counts, which are kept small.
         spread = spread or each.least is None
     return (low, max(high, low + 1)) if spread else (low, max(min(high, low + 2), low + 1))
 

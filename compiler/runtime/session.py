@@ -1,8 +1,8 @@
 """`Session`: runs of a module that carry its states from one run to the next.
 
-Files with a session's states: a header, the tensors, and a digest.
+Format of files with a session's states: a header, the tensors, and a digest.
 
-magic (8), bytes of the header u64, header (JSON), tensors (safetensors), SHA-256 of all before (32)
+magic (8), bytes of the header u64, header (JSON), tensors (safetensors), SHA-256 of everything before (32)
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class SavedStates:
-    """Contents of a session file: of which module, how many rows are in use, sizes by name, states by the names of
+    """Contents of a session file: its module, the number of rows in use, sizes by name, and states by the names of
     inputs."""
 
     module: str
@@ -69,7 +69,7 @@ class _Header(Record, frozen=True, kw_only=True):
 
 
 def write_states(path: str | os.PathLike[str], saved: SavedStates) -> None:
-    """Write the file, whole or not at all. Raises StorageError."""
+    """Write the file atomically. Raises StorageError."""
     described = _Header(module=saved.module, length=saved.length, sizes=dict(saved.sizes), empty=not saved.arrays)
     header = encode(described)
     pieces: list[bytes | memoryview] = [_HEAD.pack(_MAGIC, len(header)), header]
@@ -85,7 +85,7 @@ def read_states(path: str | os.PathLike[str], manifest: Manifest) -> SavedStates
 
     Raises:
         StorageError: it cannot be read.
-        ArtifactError: it is damaged, no file of states, or of another module.
+        ArtifactError: it is damaged, not a file of states, or of another module.
     """
     data, origin = read_mapped(path), os.fspath(path)
     content = data[: max(len(data) - _DIGEST_BYTES, 0)]
@@ -110,7 +110,7 @@ def read_states(path: str | os.PathLike[str], manifest: Manifest) -> SavedStates
 
 
 def _expected(manifest: Manifest, header: _Header, origin: str) -> list[TensorDescription]:
-    """The tensors that the file must hold: of states with rows, those in use."""
+    """The tensors that the file must contain: for states with rows, only the rows in use."""
     if not are_known(manifest, header.sizes):
         raise ArtifactError(f"{origin} is damaged: it does not say the sizes of its states")
     axes = {state.input: state.axis for state in manifest.states if manifest.position is not None}
@@ -132,11 +132,11 @@ OutputKind = Literal["numpy", "dlpack"]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of the states of a session that each run overwrites, of one moment.
+    """Copies of those states of a session that each run overwrites, at one moment.
 
     Attributes:
-        length: number of rows of the other states that were in use.
-        arrays: by the name of the state's input.
+        length: number of rows of the other states in use.
+        arrays: copies by the name of the state's input.
     """
 
     length: int
@@ -146,8 +146,8 @@ class Snapshot:
 class Session:
     """The states of one stream, conversation or sequence, and the runs that update them in place.
 
-    Sessions of a module are independent of each other and may run in several threads at once; runs of one session
-    follow each other.
+    Sessions of a module are independent of each other and may run concurrently in several threads; the runs of one
+    session are sequential.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Session:
         self._manifest = manifest
         self._states = {state.input: state for state in manifest.states}
         self._inputs = {each.name: each for each in manifest.inputs if each.name in self._states}
-        self._room: tuple[tuple[tuple[str, int], ...], int | None] | None = None  # the capacity of these sizes
+        self._room: tuple[tuple[tuple[str, int], ...], int | None] | None = None  # the capacity for these sizes
         self._kept = frozenset({*self._states, self._position or ""})
         self._counter = next((each for each in manifest.inputs if each.name == self._position), None)
         chosen = next((each for each in manifest.session_inputs if each.name == ADAPTER and not each.shape), None)
@@ -175,23 +175,23 @@ class Session:
         self._own = tuple(each.name for each in self._described)
         self._sizes = given_sizes(manifest, capacity, sizes)
         self._grown = [state for state in manifest.states if state.grows]
-        self._counting = tuple(grown_sizes(manifest, 0))  # sizes that are the number of rows
+        self._counting = tuple(grown_sizes(manifest, 0))  # sizes that equal the number of rows
         self._limit = capacity if self._grown else None
         self._held: dict[str, Any] | None = None
         self._length = 0
         replaced = any(state.axis is None for state in manifest.states) and manifest.position is not None
-        self._before: deque[Snapshot] = deque(maxlen=snapshots if replaced else 0)  # of the last runs, the newest last
+        self._before: deque[Snapshot] = deque(maxlen=snapshots if replaced else 0)  # before the last runs, newest last
         self._lock = threading.Lock()
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
-        """Inputs of `run`: the module's inputs but for states and the position."""
+        """Inputs of `run`: the module's inputs without states and position."""
         return self._described
 
     @property
     def adapter(self) -> str | None:
-        """Name of the adapter with which the next runs compute; None for the base. What the states hold stays as it was
-        computed."""
+        """Name of the adapter used by the next runs; None for the base model. Rows already in the states are not
+        recomputed."""
         return self._module.adapters[self._adapter - 1] if self._adapter else None
 
     @adapter.setter
@@ -217,24 +217,24 @@ class Session:
 
     @property
     def states(self) -> dict[str, Array]:
-        """Copies of the states by name; empty before the first run where their sizes are those of its inputs."""
+        """Copies of the states by name; empty before the first run if their sizes depend on its inputs."""
         with self._lock:
             self._ready()
             read = {} if self._held is None else self._module._executor.read(self._held)
         return {self._states[name].name: array for name, array in read.items()}
 
     def run(self, inputs: Mapping[str, object] | Sequence[object], *, outputs: OutputKind = "numpy") -> dict[str, Any]:
-        """One step: run on these inputs and on the states, and update these.
+        """Run one step on these inputs and the states, and update the states.
 
         Args:
-            inputs: the inputs listed in `inputs`, by name or in order, as `Module.run` takes them.
+            inputs: the inputs listed in `inputs`, by name or in order, as for `Module.run`.
             outputs: as for `Module.run`.
 
         Returns:
-            The outputs by name but for the states.
+            The outputs by name, without the states.
 
         Raises:
-            InputError: as `Module.run`, or the states have no room for what this run adds; nothing was written then.
+            InputError: as `Module.run`, or the states have no room for the rows of this run; nothing was written then.
             InternalError: TVM failed.
         """
         if outputs not in ("numpy", "dlpack"):
@@ -256,7 +256,7 @@ class Session:
         return results
 
     def _length_after(self, named: dict[str, Any]) -> int:
-        """Number of rows in use after a run. Raises InputError where there is no room for them."""
+        """Number of rows in use after a run. Raises InputError if there is no room for them."""
         length = self._length + rows_of_run(self._manifest, self._described, named)
         if self._grown:
             sizes = {**completed(self._manifest, self._sizes, named), **grown_sizes(self._manifest, self._length)}
@@ -277,21 +277,22 @@ class Session:
         return int(np.shape(self._held[state.input])[state.axis or 0])
 
     def reset(self) -> None:
-        """Back to the initial states."""
+        """Restore the initial states."""
         with self._lock:
             self._length = 0
             self._held = None
             self._before.clear()
 
     def rewind(self, count: int) -> None:
-        """Forget the last `count` rows: the next run writes over them.
+        """Discard the last `count` rows: the next run overwrites them.
 
-        States that each run replaces go back to where one of the last runs began, of which the session keeps as many
-        snapshots as `Module.session(snapshots=...)` says.
+        States that each run replaces are restored to the beginning of one of the last runs; the session keeps as many
+        snapshots as `Module.session(snapshots=...)` requests.
 
         Raises:
-            OptionError: fewer rows are in use, or the module has states that are replaced and no snapshot of them is
-                kept of that moment.
+            OptionError: fewer rows are in use, or the module has states that are replaced and there is no snapshot of
+            them
+                for that moment.
         """
         with self._lock:
             whole = [state.name for state in self._states.values() if state.axis is None]
@@ -310,7 +311,7 @@ class Session:
             self._shorten(self._length - count)
 
     def _back_to(self, count: int) -> None:
-        """`rewind` by the snapshots that are kept."""
+        """`rewind` using the kept snapshots."""
         kept = [self._length - each.length for each in self._before]
         if count not in kept:
             raise OptionError(
@@ -322,7 +323,7 @@ class Session:
         self._restore(self._before.pop(), None)
 
     def _shorten(self, length: int) -> None:
-        """Only this many rows are in use."""
+        """Set the number of rows in use."""
         self._length = length
         if self._grown and self._held is not None:
             executor = self._module._executor
@@ -330,10 +331,11 @@ class Session:
             self._held = executor.hold({name: self._used(name, array, length) for name, array in arrays.items()})
 
     def snapshot(self, entry: int | None = None) -> Snapshot:
-        """Copy the states that each run overwrites; of states whose rows are counted nothing is needed to go back.
+        """Copy the states that each run overwrites; states with counted rows need no copy to be restored.
 
         Args:
-            entry: of a module whose states hold several sequences, the one to copy; its rows are the caller's.
+            entry: for a module whose states hold several sequences, the one to copy; its rows are managed by the
+            caller.
         """
         with self._lock:
             self._ready()
@@ -351,13 +353,13 @@ class Session:
     def restore(self, snapshot: Snapshot, entry: int | None = None) -> None:
         """Go back to a snapshot of this session, or of the one it was forked from; later inputs are discarded.
 
-        Rows that were in use at the snapshot must not have been rewound and written anew in between.
+        Rows in use at the snapshot must not have been rewound and overwritten in between.
 
         Args:
             snapshot: a result of `snapshot`.
             entry: see `snapshot`.
 
-        Raises OptionError where fewer rows are in use than there were, or where the snapshot is of another module.
+        Raises OptionError if fewer rows are in use than at the snapshot, or if it belongs to another module.
         """
         with self._lock:
             self._ready()
@@ -376,15 +378,15 @@ class Session:
         self._shorten(snapshot.length)
 
     def _overwritten(self, entry: int | None) -> dict[str, Any]:
-        """The states held that have no rows, or of which nobody counts them."""
+        """The held states without rows, or whose rows are not counted."""
         counted = entry is not None or self._manifest.position is not None or bool(self._grown)
         held = self._held or {}
         return {name: each for name, each in held.items() if self._states[name].axis is None or not counted}
 
     def copy_entry(self, source: int, target: int, rows: int) -> None:
-        """Entry `source` of the first axis of each state, as far as its first `rows` rows, becomes entry `target`.
+        """Copy the first `rows` rows of entry `source` of each state's first axis to entry `target`.
 
-        For modules whose states hold several sequences. Raises OptionError where there are no such entries or rows.
+        For modules whose states hold several sequences. Raises OptionError if there are no such entries or rows.
         """
         with self._lock:
             self._ready()
@@ -416,9 +418,9 @@ class Session:
         return other
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the states to a file, whole or not at all; of states with rows those in use.
+        """Write the states to a file, atomically; for states with rows only those in use.
 
-        Raises StorageError where it cannot be written.
+        Raises StorageError if it cannot be written.
         """
         with self._lock:
             self._ready()
@@ -427,12 +429,12 @@ class Session:
             write_states(path, SavedStates(self._manifest.state_format or "", self._length, dict(self._sizes), used))
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take the states of a file that a session of this module wrote; its capacity may have been another one.
+        """Load the states from a file written by a session of this module, possibly with another capacity.
 
         Raises:
             StorageError: it cannot be read.
-            ArtifactError: it is damaged, no file of states, or of another module.
-            InputError: it holds more rows than there is room for.
+            ArtifactError: it is damaged, not a file of states, or of another module.
+            InputError: it has more rows than there is room for.
         """
         saved = read_states(path, self._manifest)
         with self._lock:
@@ -450,7 +452,7 @@ class Session:
             self._length = saved.length
 
     def _named(self, inputs: object) -> dict[str, Any]:
-        """The inputs by name. Raises InputError for those that a session gives by itself, and for other numbers."""
+        """The inputs by name. Raises InputError for inputs that the session provides, or a wrong number."""
         if isinstance(inputs, Mapping):
             own = sorted(self._kept.intersection(inputs))
             if own:
@@ -504,7 +506,7 @@ class Session:
         self._sizes = {name: sizes[name] for name in state_symbols(self._manifest)}
 
     def _used(self, name: str, array: Array, length: int) -> Array:
-        """The rows of a state that are in use, as a view."""
+        """The rows of a state in use, as a view."""
         axis = self._states[name].axis
         if axis is None or (self._manifest.position is None and not self._states[name].grows):
             return array
@@ -518,4 +520,4 @@ class Session:
         return f"<Session of {self._manifest.model_name!r}, {len(self._states)} states{rows}>"
 
 
-Session.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles
+Session.__module__ = "tensorwright"  # public import path, for reprs, tracebacks and pickles

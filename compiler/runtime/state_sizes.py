@@ -21,8 +21,9 @@ _MOST_ROWS = 1 << 48
 def given_sizes(manifest: Manifest, capacity: int | None, sizes: Mapping[str, int] | None) -> Sizes:
     """The symbolic dimensions that are known when a session is opened.
 
-    Raises OptionError for a dimension that no state has, a capacity where it is static, and a missing value for a
-    dynamic size that the inputs do not determine.
+    Raises OptionError for a dimension that no state has, a capacity for static states, and a missing dynamic size that
+    the
+    inputs do not determine.
     """
     known = dict(sizes or {})
     symbols = state_symbols(manifest)
@@ -68,13 +69,13 @@ def capacity_of(manifest: Manifest, sizes: Mapping[str, int]) -> int | None:
 
 
 def has_open_capacity(manifest: Manifest) -> bool:
-    """True if a session takes the number of rows of its states."""
+    """True if a session has a configurable number of rows."""
     return any(isinstance(size, str) for size in _row_sizes(manifest))
 
 
 def rows_of_run(manifest: Manifest, described: Sequence[TensorDescription], inputs: Mapping[str, object]) -> int:
-    """Number of rows that a run on these inputs, `described` by the manifest, adds; 0 where they do not say, so that
-    they are not inputs of the module."""
+    """Number of rows that a run on these inputs, `described` by the manifest, adds; 0 if they do not determine it, in
+    which case they are not inputs of the module."""
     if manifest.position is None:
         return 0
     rows = manifest.position.rows
@@ -97,7 +98,7 @@ def are_known(manifest: Manifest, sizes: Mapping[str, int]) -> bool:
 
 
 def shape_of(description: TensorDescription, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of a state or a position, all of whose dimensions are known. Raises InputError where it has none."""
+    """The shape of a state or a position whose dimensions are all known. Raises InputError if it has none."""
     try:
         return tuple(
             size if isinstance(size, int) else sizes[size] if size in sizes else parsed(size).value(sizes)
@@ -114,8 +115,8 @@ def states_of(manifest: Manifest) -> list[TensorDescription]:
 
 
 def grown_sizes(manifest: Manifest, length: int) -> Sizes:
-    """Sizes that are the number of rows in use, where it is `length`: of axes that states grow along, and of a position
-    whose own size says it."""
+    """Sizes that equal the number of rows in use, given as `length`: of axes that states grow along, and of a position
+    whose size is that number."""
     shapes = {each.name: each.shape for each in manifest.inputs}
     axes = [shapes[state.input][state.axis or 0] for state in manifest.states if state.grows]
     if manifest.position is not None:
@@ -125,7 +126,7 @@ def grown_sizes(manifest: Manifest, length: int) -> Sizes:
 
 
 def grown_length(manifest: Manifest, sizes: Mapping[str, int]) -> int | None:
-    """Length of the states after a run with these sizes of the inputs; None where it is not known before."""
+    """Length of the states after a run with these input sizes; None if it is not known beforehand."""
     shapes = {each.name: each.shape for each in manifest.outputs}
     for state in manifest.states:
         if state.grows:
@@ -138,13 +139,13 @@ def grown_length(manifest: Manifest, sizes: Mapping[str, int]) -> int | None:
 
 
 def state_symbols(manifest: Manifest) -> set[str]:
-    """The symbolic dimensions of states, but for those that they grow along."""
+    """The symbolic dimensions of states, without those that they grow along."""
     symbols = set().union(*(symbols_of(each) for each in states_of(manifest)))
     return symbols - set(grown_sizes(manifest, 0))
 
 
 def first_inputs(artifact: Artifact) -> dict[str, np.ndarray]:
-    """The inputs of the stored example by name, with what a session gives in its first run."""
+    """The inputs of the stored example by name, including those that a session provides in its first run."""
     manifest, stored = artifact.manifest, artifact.reference_inputs
     if len(stored) == len(manifest.inputs):
         return dict(stored)
@@ -157,7 +158,7 @@ def first_inputs(artifact: Artifact) -> dict[str, np.ndarray]:
 
 
 def symbols_of(description: TensorDescription) -> set[str]:
-    """The symbolic dimensions that a shape is made of."""
+    """The symbolic dimensions in a shape."""
     symbols: set[str] = set()
     for size in description.shape:
         if isinstance(size, str):
@@ -175,7 +176,7 @@ def _row_sizes(manifest: Manifest) -> set[int | str]:
 
 
 def _told(described: Sequence[TensorDescription], inputs: Mapping[str, Any]) -> Sizes:
-    """The sizes of symbolic dimensions that the shapes of inputs give."""
+    """The sizes of symbolic dimensions determined by the shapes of inputs."""
     told: Sizes = {}
     for description in described:
         value = inputs.get(description.name)

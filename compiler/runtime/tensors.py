@@ -1,8 +1,8 @@
-"""Converts between numpy, DLPack and TVM tensors, without a copy where generated code can use the memory in place.
+"""Converts between numpy, DLPack and TVM tensors, without a copy if generated code can use the memory in place.
 
-Generated code assumes contiguous tensors aligned to 64 bytes (its vectors are that long, and it uses aligned loads).
+Generated code assumes contiguous tensors aligned to 64 bytes (the length of its vectors; it uses aligned loads).
 Nothing checks this at run time, so all inputs are checked or copied here, small arrays into aligned staging memory.
-The caller owns results, which are compared with stored reference outputs.
+Results belong to the caller.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import RuntimeTensor
 
 ALIGNMENT = 64
-_MOST_BYTES = 1 << 62  # numpy counts in 64 bits
+_MOST_BYTES = 1 << 62  # numpy sizes are signed 64-bit
 Array = np.ndarray
 
 
@@ -33,7 +33,7 @@ def empty_aligned(shape: tuple[int, ...], element: ElementType) -> Array:
 
 
 def zeros_aligned(shape: tuple[int, ...], element: ElementType) -> Array:
-    """Like `empty_aligned`, of zeros; a large one takes memory only where it is written to. Raises MemoryError."""
+    """Like `empty_aligned`, with zeros; memory of large arrays is only allocated where written. Raises MemoryError."""
     if _bytes(shape, element) > _MOST_BYTES:
         raise MemoryError
     return _aligned(np.zeros(_bytes(shape, element) + ALIGNMENT, np.uint8), shape, element)
@@ -56,17 +56,17 @@ def aligned_copy(array: Array, element: ElementType) -> Array:
 
 
 def is_usable(array: Array) -> bool:
-    """True if generated code may read the array where it is."""
+    """True if generated code may read the array in place."""
     return array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
 
 
 def tensor_over(array: Array, element: ElementType) -> RuntimeTensor:
     """TVM's tensor over an aligned, compact array's memory, which it keeps alive.
 
-    A read-only array is taken too: the caller sees to it that nobody writes.
+    Read-only arrays are accepted, too: the caller ensures that nothing writes to them.
     """
     if array.size == 0:
-        # numpy's strides of an empty array are not those that generated code checks for.
+        # numpy's strides of an empty array differ from those that generated code checks.
         return view_as(tvm_ffi.from_dlpack(np.empty(1, element.carrier)), array.shape, element.name)
     carrier = array.view(element.carrier) if element.carrier is not element.numpy else array
     if not carrier.flags.writeable:
@@ -76,7 +76,7 @@ def tensor_over(array: Array, element: ElementType) -> RuntimeTensor:
 
 
 class _Memory:
-    """Memory of a read-only array offered as if it were writeable: DLPack's first version cannot say read-only."""
+    """Memory of a read-only array presented as writable: DLPack's first version cannot express read-only."""
 
     def __init__(self, array: Array) -> None:
         self._owner = array
@@ -87,17 +87,17 @@ def _writeable_alias(array: Array) -> Array:
     return np.asarray(_Memory(array))
 
 
-# NumPy before 2.2.5 marks every array that DLPack gave read-only.
+# NumPy before 2.2.5 marks every array from DLPack as read-only.
 MARKED_READ_ONLY = not np.from_dlpack(np.empty(1)).flags.writeable
 
 
 def _writeable(array: Array) -> Array:
-    """An array that DLPack gave, writeable."""
+    """An array from DLPack, marked as writable."""
     return _writeable_alias(array) if MARKED_READ_ONLY else array
 
 
 def view_as(tensor: RuntimeTensor, shape: tuple[int, ...], dtype: str) -> RuntimeTensor:
-    """The same memory under another element type (TVM's name of it)."""
+    """The same memory with another element type (TVM's name)."""
     return global_function("runtime.TVMTensorCreateView")(tensor, tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), 0)
 
 
@@ -133,14 +133,14 @@ class _Strided:
 
 
 def array_over_strided(tensor: RuntimeTensor, element: ElementType) -> Array:
-    """A read-only numpy array over any tensor in the processor's memory, whatever its strides."""
+    """A read-only numpy array over any tensor in CPU memory, with any strides."""
     return np.asarray(_Strided(tensor, element)).view(element.numpy)
 
 
 class MemoryRanges:
-    """Addresses in use by long-lived tensors (parameters, states); answers whether an address lies in one of them.
+    """Addresses in use by long-lived tensors (parameters, states), to test whether an address is in one of them.
 
-    Those that do are from `low` up to, not including, `high`.
+    All of them are at or above `low` and below `high`.
     """
 
     def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
@@ -179,7 +179,7 @@ class Staging:
 
 
 class InputMemory:
-    """The inputs of one session: staging of each, and the tensors of the last run, which most runs use again.
+    """The inputs of one session: staging of each, and the tensors of the last run, which most runs reuse.
 
     Attributes:
         stages: one for each input.
@@ -207,12 +207,12 @@ class InputMemory:
         ranges: list[tuple[int, int]],
         states: MemoryRanges = NO_MEMORY,
     ) -> None:
-        """Remember what was bound, and where it lies; `copied_again` gives False until `copies` is called."""
+        """Remember the bound tensors and their addresses; `copied_again` returns False until `copies` is called."""
         self._slots = None
         self.tensors, self.sizes, self.ranges, self.states = tensors, sizes, ranges, states
 
     def copies(self, names: tuple[str, ...]) -> None:
-        """Every tensor of the last run was copied into its staging from an array of that shape and element type."""
+        """Record that every tensor of the last run was copied to its staging from an array of that shape and type."""
         self._names = names
         self._slots = [
             (name, stage.array.shape, stage.array.dtype, stage.array)
@@ -220,12 +220,12 @@ class InputMemory:
         ]
 
     def release(self) -> None:
-        """After a run: let go of memory that is the caller's."""
+        """Release the caller's memory after a run."""
         if self._slots is None:
             self.tensors, self.ranges, self.states = [], [], NO_MEMORY
 
     def copied_again(self, inputs: Any) -> bool:
-        """True if the inputs were arrays of the last run's names, shapes and element types, and were copied.
+        """True if the inputs are arrays with the last run's names, shapes and element types, and were copied.
 
         The tensors are then those of the last run. When False, some may have been overwritten.
         """
@@ -239,7 +239,7 @@ class InputMemory:
             return False
         if len(inputs) != len(slots):
             return False
-        # Written with few calls and iterators: this is a tenth of a small model's run time.
+        # Few calls and iterators: this is a tenth of a small model's run time.
         for name, shape, dtype, array in slots:
             value = inputs.get(name)
             if type(value) is not np.ndarray or value.shape != shape or value.dtype != dtype:
@@ -264,7 +264,7 @@ _from_dlpack = np.from_dlpack
 
 
 def check_out(out: Any, outputs: Sequence[TensorDescription]) -> Mapping[str, Array]:
-    """Check the arrays that results are to be written to, except for symbolic dimensions; return them by name.
+    """Check the arrays for results, except for symbolic dimensions; return them by name.
 
     Args:
         out: arrays by name, for any of the outputs; or a sequence with one array per output.
@@ -298,7 +298,7 @@ def _check_array(array: object, output: TensorDescription) -> None:
 
 
 def written(results: dict[str, Any], out: Mapping[str, Array]) -> dict[str, Any]:
-    """The results of a run, those in `out` copied there. Raises InputError, before any is, where a shape differs."""
+    """The results of a run, with those in `out` copied there. Raises InputError before any copy if a shape differs."""
     for name, array in out.items():
         if array.shape != results[name].shape:
             shapes = f"shape {list(array.shape)}, and the result has {list(results[name].shape)}"
@@ -315,7 +315,7 @@ class KeptResults:
     __slots__ = ("_arrays", "_elements", "_results")
 
     def __init__(self, results: Any, arrays: Sequence[tuple[str, Array, ElementType]]) -> None:
-        """`results`: TVM's array of tensors, whose memory lives as long as this; `arrays`: by name over that memory."""
+        """`results`: TVM's array of tensors, which keeps the memory alive; `arrays`: arrays over it, by name."""
         self._results = results
         self._arrays = [(name, array) for name, array, _ in arrays]
         self._elements = {name: element for name, _, element in arrays}
@@ -329,7 +329,7 @@ class KeptResults:
 
 
 class OutputReader:
-    """Gives out a run's results under their names; one for a module, used by all of its threads."""
+    """Returns a run's results by name; one per module, used by all of its threads."""
 
     def __init__(self, outputs: Sequence[TensorDescription], parameters: Iterable[Array]) -> None:
         self.names = tuple(output.name for output in outputs)
@@ -341,13 +341,13 @@ class OutputReader:
         self._parameters = MemoryRanges(range_of_array(each) for each in parameters)
         self._rest = frozenset[str](), self._named
         self._counted = False
-        self._checked = set[int]()  # outputs whose element types were compared; code gives the same ones each time
+        self._checked = set[int]()  # outputs whose element types were checked; they never change
         # Half the time of indexing TVM's array from Python.
         self._size = global_function("ffi.ArraySize")
         self._item = global_function("ffi.ArrayGetItem")
 
     def _but(self, without: frozenset[str]) -> tuple[tuple[int, str, ElementType, bool], ...]:
-        """The outputs but for these, of which a module's sessions have the same in each run."""
+        """The outputs without these, which are the same in each run of a module's sessions."""
         left_out, rest = self._rest
         if left_out is not without and left_out != without:
             rest = tuple(each for each in self._named if each[1] not in without)
@@ -391,8 +391,8 @@ class OutputReader:
                 try:
                     array = _from_dlpack(tensor) if fast else array_over(tensor, element)
                 except ValueError:
-                    array = array_over(tensor, element)  # which says why
-            # Comparing numpy's types takes a tenth of the time that comparing with TVM's does.
+                    array = array_over(tensor, element)  # raises with the reason
+            # Comparing numpy's types takes a tenth of the time of comparing TVM's.
             if index not in self._checked and (array is None or array.dtype is not element.numpy):
                 _check_dtype(name, tensor, element)
                 self._checked.add(index)
@@ -413,7 +413,7 @@ class OutputReader:
         return named
 
     def kept(self, results: Sequence[RuntimeTensor]) -> KeptResults:
-        """Results that later runs write to again; only where `can_keep`."""
+        """Results that later runs overwrite; only if `can_keep`."""
         arrays = [
             (name, array_over(self._item(results, index), element), element) for index, name, element, _ in self._named
         ]
@@ -426,7 +426,7 @@ class OutputReader:
             raise InternalError(f"the module returned {type_text(results)}, not a tuple") from error
         if count != len(self.names):
             raise InternalError(f"the module returned {count} results; its manifest names {len(self.names)}")
-        self._counted = True  # the code of a function gives as many each time
+        self._counted = True  # a function always returns the same number
 
 
 def _check_dtype(name: str, tensor: RuntimeTensor, element: ElementType) -> None:
@@ -435,7 +435,7 @@ def _check_dtype(name: str, tensor: RuntimeTensor, element: ElementType) -> None
 
 
 def _decarried(value: Any, element: ElementType) -> Any:
-    """An output in its own element type."""
+    """An output converted to its own element type."""
     if isinstance(value, np.ndarray):
         return from_carried(value, element)
     own = from_carried(np.from_dlpack(value), element)
@@ -445,7 +445,7 @@ def _decarried(value: Any, element: ElementType) -> Any:
 def compare(
     actual: Mapping[str, Array], reference: Mapping[str, Array], tolerance: ReferenceTolerance
 ) -> dict[str, float]:
-    """The largest absolute difference of each output; NaN equals NaN, and an infinity the same infinity.
+    """The largest absolute difference of each output; NaN equals NaN, and infinities with the same sign are equal.
 
     Raises:
         VerificationError: one differs by more than the tolerance, in shape or in element type.

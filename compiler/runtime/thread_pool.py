@@ -1,8 +1,8 @@
 """The thread pool for parallel regions (`compiler/device/cpp/thread_pool.c`): compiles it, loads it and registers it
 with TVM.
 
-Wheels hold the library (`setup.py`, which imports this file, so that it needs nothing but Python at the top). A
-checkout compiles it on first use, into the user's cache.
+Wheels include the library (`setup.py` imports this file, so it must only need Python at the top). A checkout compiles
+it on first use, into the user's cache.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from targets.toolchain import find_c_compiler
 
 LIBRARY = "libtensorwright_threads.so"
 SOURCE = Path(__file__).parents[1] / "device" / "cpp" / "thread_pool.c"
-# It stays loaded: its threads do.
+# It must stay loaded, since its threads do.
 _OPTIONS = ("-x", "c", "-std=gnu11", "-O2", "-s", "-fPIC", "-shared", "-pthread", "-Wl,-z,nodelete")
 
 
@@ -49,10 +49,10 @@ _PACKAGED = Path(__file__).with_name(LIBRARY)
 
 @cache
 def set_threads() -> Callable[[int], int]:
-    """The function that sets how many threads parallel regions of the calling thread use, 0: those of TVM's own pool.
+    """The function that sets the number of threads for parallel regions of the calling thread; 0: TVM's own pool.
 
-    It returns how many there are, fewer where the system starts no more. Modules that are loaded after the first call
-    of this run in the pool.
+    It returns the actual number, fewer if the system cannot start more. Modules loaded after the first call of this run
+    in the pool.
 
     Raises:
         MissingDependencyError: the library could not be loaded.
@@ -62,7 +62,7 @@ def set_threads() -> Callable[[int], int]:
 
     runtime_library()  # provides the TVM functions that the pool calls
     if _library().tensorwright_pool_register() != 0:
-        raise InternalError("TVM did not take the thread pool")
+        raise InternalError("TVM did not accept the thread pool")
     return global_function("tensorwright.set_threads")  # may come from another library of this process
 
 
@@ -81,7 +81,7 @@ class Work(ctypes.Structure):
     Attributes:
         begin, end: nanoseconds of `time.perf_counter_ns`.
         place: 0 for the thread that launched the region.
-        parts: of the region, that it ran.
+        parts: number of the region's parts that it ran.
     """
 
     begin: int
@@ -100,7 +100,7 @@ _MOST_WORKS = 1 << 16
 
 
 class WorkTrace:
-    """Notes what threads do in parallel regions of the calling thread, which has its threads by `set_threads`."""
+    """Records the work of threads in parallel regions of the calling thread, whose threads come from `set_threads`."""
 
     def __init__(self) -> None:
         self._works = (Work * _MOST_WORKS)()

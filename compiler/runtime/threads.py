@@ -1,8 +1,8 @@
 """Number of threads per run, and number of concurrent runs.
 
-Kernels run in the process's thread pool (`compiler.runtime.thread_pool`), whichever thread calls. The main thread
-computes at any time. Of the others, at most `processors // threads` do for each number of threads, in the order in
-which they come, so that a program with many calling threads has no more kernels running than processors.
+Kernels run in the process's thread pool (`compiler.runtime.thread_pool`), whichever thread calls. The main thread can
+always compute. Of the others, at most `processors // threads` do for each number of threads, in order of arrival, so
+that a program with many calling threads runs no more kernels than there are processors.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class _ThreadState(threading.local):
     """State of the calling thread.
 
     Attributes:
-        current: the number of threads that kernels run with now; 0: none yet, or the thread may not compute now.
-        in_pool: the number that the pool has of this thread; more than 1: it holds helpers.
-        computes: the thread may compute at any time: the main thread.
+        current: the number of threads that kernels use now; 0: not set yet, or the thread must not compute now.
+        in_pool: the number that the pool has for this thread; more than 1: it has helper threads.
+        computes: whether the thread may always compute: the main thread.
     """
 
     current = 0
@@ -46,7 +46,7 @@ _state = _ThreadState()
 
 
 class Runners:
-    """Threads for runs that are submitted, at most `processors // threads`; started on demand."""
+    """Threads for submitted runs, at most `processors // threads`; started on demand."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -59,13 +59,13 @@ class Runners:
     def _executor(self) -> ThreadPoolExecutor:
         with _lock:
             if self._started is None:
-                from concurrent.futures import ThreadPoolExecutor  # most programs submit nothing
+                from concurrent.futures import ThreadPoolExecutor  # most programs never submit runs
 
                 self._started = ThreadPoolExecutor(runs_at_once(self.threads), "tensorwright")
             return self._started
 
     def forget(self) -> None:
-        """After a fork: the threads are those of the parent."""
+        """Forget the threads after a fork: they exist only in the parent."""
         self._started = None
 
 
@@ -74,7 +74,7 @@ _runners: WeakValueDictionary[int, Runners] = WeakValueDictionary()
 
 
 def runs_at_once(threads: int) -> int:
-    """Number of concurrent runs with that many threads, besides those of the main thread."""
+    """Number of concurrent runs with that many threads, without the main thread's."""
     return max(1, usable_processors() // threads)
 
 
@@ -118,7 +118,7 @@ class FairSemaphore:
                 self.free += 1
 
 
-_semaphores: dict[int, FairSemaphore] = {}  # by the number of threads
+_semaphores: dict[int, FairSemaphore] = {}  # by number of threads
 
 
 def _semaphore_of(threads: int) -> FairSemaphore:
@@ -130,7 +130,7 @@ def _semaphore_of(threads: int) -> FairSemaphore:
 
 
 def _after_fork() -> None:
-    # Only the forking thread lives on in the child, as its main thread; helpers are the parent's.
+    # Only the forking thread survives in the child, as its main thread; helpers are the parent's.
     global _semaphores, _lock
     _state.current = _state.in_pool = 0
     _state.computes = True
@@ -160,8 +160,8 @@ def threads_here(asked: int | None, stored: int | None) -> int:
     """Number of threads that a run uses on this machine.
 
     Args:
-        asked: the caller's setting, None to leave it to the module.
-        stored: the module's own setting, which is bounded by the logical processors; None: `default_threads()`.
+        asked: the caller's setting; None to use the module's.
+        stored: the module's own setting, limited to the logical processors; None: `default_threads()`.
 
     Raises:
         OptionError: `asked` is not a number of threads, or more than `threads_limit()`.
@@ -173,10 +173,10 @@ def threads_here(asked: int | None, stored: int | None) -> int:
 
 
 def default_threads() -> int:
-    """TVM_NUM_THREADS or OMP_NUM_THREADS if set, else the physical cores that this process may use.
+    """TVM_NUM_THREADS or OMP_NUM_THREADS if set, otherwise the physical cores that this process may use.
 
     Raises:
-        OptionError: the variable says more than `threads_limit()`.
+        OptionError: the variable exceeds `threads_limit()`.
     """
     for variable in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
         value = os.environ.get(variable, "")
@@ -202,10 +202,10 @@ def in_force(threads: int) -> bool:
 
 
 def run_with(threads: int, function: Callable[[], Result]) -> Result:
-    """Call a function with kernels on these threads; outside the main thread it may have to wait for a slot.
+    """Call a function with its kernels on these threads; outside the main thread it may have to wait for a slot.
 
     Raises:
-        OptionError: the system starts no more threads.
+        OptionError: the system cannot start that many threads.
     """
     state = _state
     if state.current == threads:
@@ -228,7 +228,7 @@ def _with_slot(threads: int, function: Callable[[], Result]) -> Result:
         return function()
     finally:
         state.current = before
-        _set(max(before, 1))  # which gives helpers back
+        _set(max(before, 1))  # returns helpers
         semaphore.release()
 
 

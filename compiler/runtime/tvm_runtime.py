@@ -25,7 +25,7 @@ with torch_hidden():
 __all__ = ["global_function", "runtime_library", "runtime_version", "tvm_ffi"]
 
 LIBRARY_VARIABLE = "TENSORWRIGHT_RUNTIME_LIBRARY"
-"""Environment variable: path of `libtvm_runtime.so` where there is no `tvm` package, as on a small device."""
+"""Environment variable: path of `libtvm_runtime.so` if there is no `tvm` package, as on a small device."""
 
 
 _DISTRIBUTION = "apache_tvm"
@@ -77,11 +77,11 @@ def global_function(name: str) -> PackedFunc:
 
 @cache
 def runtime_version() -> str | None:
-    """The version of the installed TVM, or None where only its library is there."""
+    """The version of the installed TVM, or None if only its library is installed."""
     beside = [each for folder in _package_folders() for each in folder.parent.glob(f"{_DISTRIBUTION}-*.dist-info")]
     if len(beside) == 1:
         return beside[0].name.removesuffix(".dist-info").partition("-")[2]
-    import importlib.metadata  # which takes longer to import than a small model to load
+    import importlib.metadata  # importing it takes longer than loading a small model
 
     try:
         return importlib.metadata.version(_DISTRIBUTION)

@@ -1,4 +1,4 @@
-"""Predictions: a picture, a text or a recording in, boxes, masks, classes, texts, vectors or times out."""
+"""Predictions: from an image, a text or a recording to boxes, masks, classes, texts, vectors or times."""
 
 from compiler.runtime.prediction.predict import Given, predict, processing_of, rank
 from compiler.runtime.prediction.results import (

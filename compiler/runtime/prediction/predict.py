@@ -1,4 +1,4 @@
-"""`predict`: runs a module on a picture, a text or a recording."""
+"""`predict`: runs a module on an image, a text or a recording."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 Given: TypeAlias = str | Path | bytes | Array
-"""A picture or a recording, by the path or the bytes of its file or as an array; or a text."""
+"""An image or a recording, by the path or the bytes of its file or as an array; or a text."""
 
 
 def processing_of(module: Module) -> Processing:
-    """The processing that a module was compiled with. Raises OptionError where there is none, and ArtifactError."""
+    """The processing that a module was compiled with. Raises OptionError if there is none, and ArtifactError."""
     asset = module.artifact.assets.get(PROCESSING_ASSET)
     if asset is None:
         raise OptionError(
@@ -57,7 +57,7 @@ def rank(module: Module, query: str, texts: Sequence[str]) -> Ranking:
 
 
 def _predicted(module: Module, given: Sequence[Given], processing: Processing) -> list[Any]:
-    """A prediction of each. Texts are one run of their own; images differ in size, and are a run each."""
+    """One prediction per item. All texts are one run; images differ in size, and are one run each."""
     if processing.task == "embed":
         texts = [each for each in given if isinstance(each, str)]
         if len(texts) < len(given):
@@ -90,7 +90,7 @@ def _reranker(module: Module) -> TextReranker:
 
 
 def _speech(module: Module, given: Given, processing: Processing) -> Speech:
-    """Windows of a recording, one after another; the rest of the last one is silence."""
+    """Process the windows of a recording in order; the last one is padded with silence."""
     rate, window, context = (int(each or 0) for each in (processing.rate, processing.window, processing.context))
     samples = read_audio(given, rate)
     count = -(-len(samples) // window)
@@ -107,7 +107,7 @@ def _speech(module: Module, given: Given, processing: Processing) -> Speech:
 
 
 def _stream(module: Module, length: int) -> Any:
-    """A function of the samples of a window that returns the probability of speech; a session keeps the states."""
+    """A function from a window of samples to the probability of speech; a session keeps the states."""
     session = module.session() if module.manifest.states else None
     inputs = session.inputs if session is not None else module.inputs
     if len(inputs) != 1 or inputs[0].shape[-1] != length:

@@ -17,7 +17,7 @@ from compiler.support.processing import Processing
 
 Array = np.ndarray
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#000075", "#e6007e")
-_LINE_SHARE = 300  # of the longer edge of a picture is one pixel of a line's width
+_LINE_SHARE = 300  # a line is one pixel wide per this many pixels of the longer edge
 
 
 class Detection(NamedTuple):
@@ -36,14 +36,14 @@ class Class(NamedTuple):
 
 
 class Area(NamedTuple):
-    """A class's share of an image's pixels."""
+    """A class's fraction of an image's pixels."""
 
     name: str
     share: float
 
 
 class Ranked(NamedTuple):
-    """A text, its place in the list that was given, and its score."""
+    """A text, its index in the given list, and its score."""
 
     place: int
     score: float
@@ -59,7 +59,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Detections:
-    """Boxes in an image, the surest first.
+    """Boxes in an image, by descending score.
 
     Attributes:
         boxes: float32 (boxes, 4): left, top, right and bottom in pixels.
@@ -67,8 +67,8 @@ class Detections:
         classes: int64 (boxes,).
         image: uint8 (height, width, 3).
         names: names of all classes; None if the module has none.
-        masks: 1 where the object of a box is, uint8 (boxes, rows, columns): of the whole image, in the net's
-            resolution; None if the net returns none. `mask` makes one as large as the image.
+        masks: 1 for pixels of a box's object, uint8 (boxes, rows, columns), of the whole image, in the net's
+            resolution; None if the net returns none. `mask` scales one to the image's size.
     """
 
     boxes: Array
@@ -85,7 +85,7 @@ class Detections:
         return len(self.scores)
 
     def mask(self, index: int) -> Array:
-        """The pixels of the object of one box: bool (height, width). Raises OptionError where there are no masks."""
+        """The pixels of the object of one box: bool (height, width). Raises OptionError if there are no masks."""
         if self.masks is None:
             raise OptionError("the net returns no masks")
         mask, sizes = self.masks[index], self.image.shape[:2]
@@ -98,7 +98,7 @@ class Detections:
             yield Detection(name_of(self.names, int(number)), float(score), (left, top, right, bottom))
 
     def picture(self) -> Any:
-        """The image with its boxes and masks, as an image of Pillow. Raises MissingDependencyError."""
+        """The image with its boxes and masks, as a Pillow image. Raises MissingDependencyError."""
         pillow = optional_module("PIL.Image", "images", "draws boxes")
         draw_module = optional_module("PIL.ImageDraw", "images", "draws boxes")
         fonts = optional_module("PIL.ImageFont", "images", "draws boxes")
@@ -106,7 +106,7 @@ class Detections:
         draw = draw_module.Draw(picture)
         width = max(2, round(max(picture.size) / _LINE_SHARE))
         font = fonts.load_default(max(10, 6 * width))
-        # The surest last, so that it lies on top.
+        # Highest score last, so that it is drawn on top.
         for number, each in reversed(list(zip(self.classes, self, strict=True))):
             color = _COLORS[int(number) % len(_COLORS)]
             draw.rectangle(each.box, outline=color, width=width)
@@ -126,7 +126,7 @@ class Detections:
         return image
 
     def save(self, path: str | Path) -> None:
-        """Write the image with its boxes; the file's name says its format. Raises StorageError, OptionError."""
+        """Write the image with its boxes, in the format given by the file's name. Raises StorageError, OptionError."""
         _save(self.picture(), path)
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Segmentation:
     Attributes:
         mask: uint8 (height, width), numbers of classes.
         image: uint8 (height, width, 3).
-        scores: scores of the class, float32 (height, width), if the model has only one; else None.
+        scores: scores of the class, float32 (height, width), if the model has only one; otherwise None.
         names: names of all classes; None if the module has none.
     """
 
@@ -168,8 +168,7 @@ class Segmentation:
                 yield Area(name_of(self.names, int(number)), float(counts[number] / self.mask.size))
 
     def picture(self) -> Any:
-        """The image with a color over each class but the first, as an image of Pillow. Raises
-        MissingDependencyError."""
+        """The image with a color over each class except the first, as a Pillow image. Raises MissingDependencyError."""
         pillow = optional_module("PIL.Image", "images", "draws masks")
         palette = np.array([_rgb(number) for number in range(len(_COLORS))])
         colors = palette[(self.mask.astype(np.int64) - 1) % len(palette)]
@@ -177,18 +176,19 @@ class Segmentation:
         return pillow.fromarray(np.where(self.mask[:, :, None] > 0, mixed, self.image).astype(np.uint8))
 
     def cutout(self) -> Any:
-        """The masked part of the image on a transparent background (with scores as alpha, if any), as a Pillow image in
-        RGBA. Raises MissingDependencyError."""
+        """The masked part of the image on a transparent background (with scores as alpha, if any), as an RGBA Pillow
+        image.
+        Raises MissingDependencyError."""
         pillow = optional_module("PIL.Image", "images", "cuts out")
         opaque = (self.mask > 0) * 255.0 if self.scores is None else np.clip(self.scores, 0, 1) * 255
         return pillow.fromarray(np.dstack([self.image, np.rint(opaque).astype(np.uint8)]))
 
     def save(self, path: str | Path) -> None:
-        """Write the image with its mask; the file's name says its format. Raises StorageError, OptionError."""
+        """Write the image with its mask, in the format given by the file's name. Raises StorageError, OptionError."""
         _save(self.picture(), path)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; the mask as a PNG file of bytes in base64."""
+        """Plain data for JSON; the mask as a base64 PNG file."""
         height, width = self.mask.shape
         classes = [each._asdict() for each in self]
         return {"width": width, "height": height, "classes": classes, "mask": _encoded(self.mask)}
@@ -203,7 +203,7 @@ class Text:
     """The text of a line.
 
     Attributes:
-        text: as the names of the classes spell it.
+        text: its characters are the names of the classes.
         scores: score of each character, float32 (characters,).
     """
 
@@ -215,7 +215,7 @@ class Text:
 
     @property
     def score(self) -> float:
-        """Mean score of the characters; 0 where there are none."""
+        """Mean score of the characters; 0 if there are none."""
         return float(self.scores.mean()) if len(self.scores) else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,10 +225,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Texts in the order of their scores, the best first.
+    """Texts by descending score.
 
     Attributes:
-        texts: as they were given.
+        texts: the given texts.
         scores: score of each text, float32 (texts,).
     """
 
@@ -249,7 +249,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Classes:
-    """Classes of an image, the surest first.
+    """Classes of an image, by descending score.
 
     Attributes:
         scores: float32 (classes,).
@@ -293,7 +293,7 @@ class Speech:
     """Segments of speech in a recording.
 
     Attributes:
-        segments: from where to where the probability is at least the least score, in order.
+        segments: intervals with a probability of at least the minimum score, in order.
         probabilities: probability of each window, float32 (windows,).
         window: seconds of a window.
     """
@@ -315,7 +315,7 @@ class Speech:
 
 Prediction = Detections | Segmentation | Classes | Text | Vector | Speech
 for _public in (Detections, Segmentation, Classes, Text, Ranking, Vector, Speech):
-    _public.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles
+    _public.__module__ = "tensorwright"  # public import path, for reprs, tracebacks and pickles
 
 
 def _listed(found: Iterable[Detection] | Iterable[Class]) -> str:
@@ -334,8 +334,8 @@ def of_image(
     """Convert the outputs of a module with image processing to predictions.
 
     Args:
-        processing: the module's.
-        image: that it was run on, uint8 (height, width, 3).
+        processing: the module's processing.
+        image: the image that it was run on, uint8 (height, width, 3).
     """
     names = processing.names
     if processing.task == "classify":
@@ -353,8 +353,8 @@ def of_image(
 
 
 def _image_in_frame(processing: Processing, image: Array) -> tuple[slice, slice]:
-    """Rows and columns of the image in the frame that the net reads, as `compiler.frontends.processing.geometry`
-    places them."""
+    """Rows and columns of the image within the net's input frame, as placed by
+    `compiler.frontends.processing.geometry`."""
     assert processing.size is not None
     if processing.resize == "stretch":
         return slice(None), slice(None)
@@ -382,7 +382,7 @@ def _rgb(number: int) -> Array:
 
 
 def _encoded(mask: Array) -> str:
-    """A mask uint8 (rows, columns) as a PNG file in base64."""
+    """A mask uint8 (rows, columns) as a base64 PNG file."""
     pillow = optional_module("PIL.Image", "images", "writes masks")
     return base64.b64encode(_png(pillow.fromarray(mask))).decode()
 

@@ -1,4 +1,4 @@
-"""`TextEmbedder`: texts to unit vectors, by a compiled module and its tokenizer.
+"""`TextEmbedder`: maps texts to unit vectors, by a compiled module and its tokenizer.
 
 `TextReranker`: relevance of texts to a query, by a cross-encoder and its tokenizer.
 """
@@ -29,25 +29,26 @@ _LIMIT = 512
 
 
 class Embedder(Protocol):
-    """Places texts so that those of one meaning are near."""
+    """Maps texts to vectors such that similar meanings are close."""
 
     @property
     def identity(self) -> str:
-        """A digest of what computes the vectors: a calibration holds for it alone."""
+        """A digest of everything that determines the vectors: a calibration is only valid for the same identity."""
 
     def embed(self, texts: Sequence[str]) -> Array:
         """Unit vectors, float32 (texts, dimensions)."""
 
 
 class TextEmbedder:
-    """An embedder as `compile` makes it: token ids (and a mask, and segments) to one vector per text, or to one per
-    token, which are averaged. Safe to use from several threads."""
+    """An embedder made by `compile`: from token ids (and a mask, and segments) to one vector per text, or one per
+    token,
+    which are averaged. Safe to use from several threads."""
 
     def __init__(self, module: Module, tokenizer: str | os.PathLike[str] | None = None) -> None:
-        """Make one.
+        """Create an embedder.
 
         Args:
-            tokenizer: a tokenizer.json of the tokenizers library; None: the one that the module carries.
+            tokenizer: a tokenizer.json of the tokenizers library; None: the module's own.
 
         Raises:
             StorageError, ArtifactError: the tokenizer cannot be read.
@@ -75,7 +76,7 @@ class TextEmbedder:
         self.identity = hashlib.sha256(module_identity(self._module).encode() + content).hexdigest()
 
     def embed(self, texts: Sequence[str]) -> Array:
-        """Unit vectors, float32 (texts, dimensions). Raises InputError where the tokenizer fails on a text."""
+        """Unit vectors, float32 (texts, dimensions). Raises InputError if the tokenizer fails on a text."""
         step = self._batch or len(texts) or 1
         parts = [self._embedded(texts[start : start + step]) for start in range(0, len(texts), step)]
         vectors: Array = np.concatenate(parts).astype(np.float32)
@@ -99,7 +100,7 @@ class TextEmbedder:
 
 
 def tokenizer_bytes(module: Module, path: str | os.PathLike[str] | None) -> bytes:
-    """The tokenizer.json at a path, or of the module. Raises StorageError, OptionError."""
+    """The tokenizer.json at a path, or the module's. Raises StorageError, OptionError."""
     if path is not None:
         with storage_errors(path, what="the tokenizer "):
             return Path(path).read_bytes()
@@ -115,14 +116,15 @@ _AT_ONCE = 32  # pairs per run
 
 
 class TextReranker:
-    """A cross-encoder as `compile` makes it: token ids of a query and a text (a mask, and segments) to one number, of
-    which the sigmoid is the score, as in the sentence-transformers library. Safe to use from several threads."""
+    """A cross-encoder made by `compile`: from token ids of a query and a text (a mask, and segments) to one number,
+    whose
+    sigmoid is the score, as in the sentence-transformers library. Safe to use from several threads."""
 
     def __init__(self, module: Module, tokenizer: str | os.PathLike[str] | None = None) -> None:
-        """Make one.
+        """Create a reranker.
 
         Args:
-            tokenizer: a tokenizer.json of the tokenizers library; None: the one that the module carries.
+            tokenizer: a tokenizer.json of the tokenizers library; None: the module's own.
 
         Raises:
             StorageError, ArtifactError: the tokenizer cannot be read.
@@ -155,7 +157,7 @@ class TextReranker:
 
 
 def pair_input(name: str, encoded: Sequence[Any]) -> Array:
-    """The input of this name, int64 (pairs, length), from encodings of the tokenizers library. Raises OptionError."""
+    """The input with this name, int64 (pairs, length), from encodings of the tokenizers library. Raises OptionError."""
     fields: Mapping[tuple[str, ...], str] = {TOKENS: "ids", MASKS: "attention_mask", SEGMENTS: "type_ids"}
     field = next((field for names, field in fields.items() if name in names), None)
     if field is None:
@@ -164,7 +166,7 @@ def pair_input(name: str, encoded: Sequence[Any]) -> Array:
 
 
 def check_reranker(ids: TensorDescription | None, output: TensorDescription) -> None:
-    """Raise OptionError unless token ids (batch, length) become one number of each pair: (batch, 1) or (batch,)."""
+    """Raise OptionError unless token ids (batch, length) become one number per pair: (batch, 1) or (batch,)."""
     if ids is None or len(ids.shape) != 2 or tuple(output.shape[1:]) not in ((), (1,)):
         raise OptionError(
             f"the module does not map pairs of texts to one number: {ids} to {output}",
