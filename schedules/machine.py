@@ -32,8 +32,7 @@ class Machine(BaseModel):
     "dotprod", "fullfp16", "i8mm").
 
     Version 2 added `load_ports`, `register_sums` and `memory_rate`; a description of version 1 gets the values that
-    were
-    then assumed for all machines.
+    were then assumed for all machines.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

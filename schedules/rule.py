@@ -12,8 +12,7 @@ this package (any module here is searched), or, in another package, register the
    rule that transforms TVM's schedule gets one from `schedules.selection.apply.kernel_schedule(kernel)`.
 
 and optionally a fifth, `estimate(workload, config, machine)`: the expected cost of a config. The tuner ranks by it
-until
-it has measured. Rules for processors derive from `CpuRule`, those for GPUs from `schedules.gpu.rule.GpuRule`.
+until it has measured. Rules for processors derive from `CpuRule`, those for GPUs from `schedules.gpu.rule.GpuRule`.
 
 Rules are tried by descending `priority` (see `Priority`), those of equal priority ordered by name. Increase `version`
 when the meaning of a knob changes: records of older versions are then no longer used. Raise `NotScheduledError` from
@@ -95,7 +94,7 @@ class GpuPriority(enum.IntEnum):
 
 
 class ScheduleRule(ABC, Generic[WorkloadT]):
-    """The schedule of one operator family, generic in its workload type. The module's docstring says how to write one."""
+    """The schedule of one operator family, generic in its workload type. The module docstring says how to write one."""
 
     name: ClassVar[str]
     version: ClassVar[int] = 1

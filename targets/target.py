@@ -168,8 +168,7 @@ class Target(ABC):
 
     def accelerator_description(self) -> dict[str, Any] | None:
         """Plain data that determines costs on an accelerator, including its name as "accelerator" and "cores". None for
-        a
-        processor."""
+        a processor."""
         return None
 
     def measurer(self) -> Measurer | None:
@@ -179,8 +178,7 @@ class Target(ABC):
 
     def simulator(self) -> Any | None:
         """Simulator that runs a device's kernels on this machine's processor: `load(library)` returns TVM's module.
-        None if
-        modules run natively, or under `emulator()`. Raises ToolchainMissing."""
+        None if modules run natively, or under `emulator()`. Raises ToolchainMissing."""
         return None
 
     def load_runtime(self) -> None:

@@ -67,9 +67,8 @@ def factorize(
     """Replace layers by their low-rank factors, each only if that is faster.
 
     Times of both forms of a layer, in isolation and on one thread, are predicted from the target's description, so that
-    the
-    same call returns the same model. If no prediction is possible (data of symbolic size, targets other than x86-64),
-    numbers of multiplications are compared instead.
+    the same call returns the same model. If no prediction is possible (data of symbolic size, targets other than
+    x86-64), numbers of multiplications are compared instead.
 
     Args:
         source, calibration, evaluate, max_drop, target, threads, and the import options: as in `tensorwright.prune`. If
@@ -151,8 +150,7 @@ class _Search:
             factors = self._factors(layer, energy)
             fewer = layer.weight.size / factors.multiplications
             # Fewer multiplications never made a layer faster by more than 4/3 of their ratio; without fewer, a gain is
-            # noise of
-            # the clock.
+            # noise of the clock.
             promising = fewer > 1 and fewer * 4 / 3 >= wanted
             known = self._timer.gain(layer, factors.weights) if promising else min(fewer, 1.0)
             gain = fewer if known is None else known
@@ -407,8 +405,7 @@ class LayerTimer:
         """Speedup of the factors over the original layer; None if unknown.
 
         It is unknown for data of symbolic size, for a target that this machine cannot run if times are measured, and
-        for
-        targets without predictions otherwise.
+        for targets without predictions otherwise.
         """
         shape = shape_of(layer.data)
         known = self._target.fits_this_machine() if self._is_measured else is_calibrated(self._target)

@@ -4,9 +4,8 @@ that the same call returns the same model however busy the machine is.
 A module is lowered to kernels, whose schedule rules and operations are then known. A kernel's cycles are the larger of
 its arithmetic and its memory traffic, plus a fraction of the smaller. The factors were fitted once to 197 layers of the
 catalog's nets in float32 and int8 (Zen 5, AVX-512 with VNNI, one thread, the least of 40 interleaved runs each): half
-of
-the predictions are within 4 %, nine in ten within 30 %. Those without AVX-512 and VNNI come from 48 layers compiled for
-x86-64-v3 there. `python -m benchmarks.layer_times` compares both on other machines.
+of the predictions are within 4 %, nine in ten within 30 %. Those without AVX-512 and VNNI come from 48 layers compiled
+for x86-64-v3 there. `python -m benchmarks.layer_times` compares both on other machines.
 """
 
 from __future__ import annotations

@@ -82,8 +82,7 @@ def write_variants(
     Args:
         source, calibration, evaluate, target, threads, progress, and the import options: as in `tensorwright.prune`.
             Without `evaluate` the score is the mean cosine similarity with float32 on the calibration; one of the two
-            is
-            required.
+            is required.
         variants: names ("float32", "bf16", "float16", "int8", "dynamic-int8", "weight-int8", "int4"), or a mapping from
             custom names to one of these, a recipe of `compress`, or a model (a distilled network). float32 is always
             included as the baseline.

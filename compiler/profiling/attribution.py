@@ -20,7 +20,7 @@ KINDS = (
     "data movement",
     RUNTIME,
 )
-"""Kinds of work, heaviest first: a fused kernel is of the first kind among its operators."""
+"""Kinds of work, heaviest first: a fused kernel has the first kind among those of its operators."""
 
 # Patterns of operator names, tried in this order.
 _PATTERNS: tuple[tuple[str, str], ...] = (
@@ -41,7 +41,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
         "data movement",
     ),
 )
-# Operator names of several words, so that "max_pool2d_add" is a pooling and an addition.
+# Operator names of several words, so that "max_pool2d_add" is parsed as a pooling and an addition.
 _WORDS = re.findall(
     r"\w+",
     """
@@ -56,7 +56,7 @@ _WORDS = re.findall(
     squared_difference log_add_exp reduce_sum reduce_mean reduce_max matrix_multiply attention_bias
     """,
 )
-# Names whose digits are their own; digits at the end of others number the kernels.
+# Names that end in digits; digits at the end of other names number the kernels.
 _NUMBERED = re.compile(r"(conv[123]d|\w*pool[123]d|resize[123]d|log2|log10|log1p|expm1|atan2|relu6)\d*$")
 _BY_LENGTH = sorted(_WORDS, key=len, reverse=True)
 
@@ -96,13 +96,13 @@ def main_node(nodes: Sequence[ModelNode]) -> ModelNode | None:
 
 
 def names_of(nodes: Sequence[ModelNode]) -> tuple[str, ...]:
-    """The names of nodes, each once, that of the main one first."""
+    """The distinct names of nodes, the main one's first."""
     first = main_node(nodes)
     return tuple(dict.fromkeys([first.name, *(node.name for node in nodes)])) if first is not None else ()
 
 
 def layer_label(nodes: Sequence[str], kernel: str) -> str:
-    """A layer in a table: its main node and how many more there are, or the kernel's name where none is known."""
+    """A layer's name in a table: its main node and the number of others, or the kernel's name if no node is known."""
     if not nodes:
         return kernel
     return nodes[0] if len(nodes) == 1 else f"{nodes[0]} (+{len(nodes) - 1})"

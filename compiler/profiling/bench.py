@@ -1,7 +1,7 @@
-"""`bench`: latency, throughput, memory and load time of a compiled module, in a process of its own.
+"""`bench`: latency, throughput, memory and load time of a compiled module, in a separate process.
 
-The compiler's memory and threads stay out of what is measured: a fresh interpreter loads the module with TVM's
-runtime alone, as a device does.
+The compiler's memory and threads do not affect the measurements: a fresh interpreter loads the module with only TVM's
+runtime, like a device.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ class BenchResult:
     """Result of `bench`; times in seconds, sizes in bytes.
 
     Attributes:
-        inputs: data type and shape of each input, as text.
-        latency, samples: of `Module.run`, numpy in and out, after warm-up; statistics and the single times.
-        import_seconds: importing the runtime into a fresh interpreter.
+        inputs: dtype and shape of each input, as text.
+        latency, samples: statistics and single times of `Module.run`, with numpy inputs and outputs, after warm-up.
+        import_seconds: importing the runtime in a fresh interpreter.
         load_seconds: from the file (in the system's cache) to a module that can run.
         first_seconds: the first inference.
-        file_bytes, parameter_bytes: of the file, and of the parameters in it.
+        file_bytes, parameter_bytes: size of the file, and of the parameters in it.
         load_memory: growth of the process while loading. peak_memory: its largest growth at any time, inputs and
         outputs included.
-        planned_memory: activations as the module's memory plan has them; None where there is none.
-        batch: rows of a run, the size of the symbolic first dimension of its inputs; None where that is not known.
-        faster_precisions: those that are estimated to be much faster than float32 on the module's target, as text.
-        streams: threads of the process that run the module at the same time, with `threads` each.
-        elapsed: seconds that all runs took by the clock.
-        sweep: of the hint "throughput", each number of streams that was tried, the fastest one's result being this.
+        planned_memory: bytes of activations in the module's memory plan; None if there is no plan.
+        batch: rows per run, the size of the symbolic first dimension of its inputs; None if unknown.
+        faster_precisions: precisions estimated to be much faster than float32 on the module's target, as text.
+        streams: number of threads of the process that run the module concurrently, each with `threads` threads.
+        elapsed: wall-clock seconds of all runs.
+        sweep: for the hint "throughput", the result of each number of streams tried; this result is the fastest one's.
     """
 
     model: str
@@ -86,16 +86,16 @@ class BenchResult:
 
     @property
     def runs_per_second(self) -> float:
-        """Runs of all streams in a second."""
+        """Runs per second over all streams."""
         return self.latency.throughput if self.streams == 1 else self.latency.runs / self.elapsed
 
     @property
     def items_per_second(self) -> float:
-        """Rows per second; runs per second where the batch size is not known."""
+        """Rows per second; runs per second if the batch size is unknown."""
         return self.runs_per_second * (self.batch or 1)
 
     def items_text(self) -> str:
-        """Items per second behind runs per second; "" where a run has one item."""
+        """Items per second, appended to runs per second; "" if a run has one item."""
         return f", {self.items_per_second:.4g} items/s at batch {self.batch}" if (self.batch or 1) > 1 else ""
 
     def __repr__(self) -> str:
@@ -146,18 +146,18 @@ def bench(
 
     Args:
         source: a `Module`, or the path of a `.twm` file.
-        inputs: by name or in order, as for `Module.run`; the stored reference or random ones when None.
-        runs: number of runs to time; as many as fit in `seconds`, at least 3, when None.
-        threads: number of threads that a run uses; the module's own setting when None.
-        sizes: sizes of symbolic dimensions by name, for random inputs; 1 for those not named.
-        batch: rows of each input whose first dimension is symbolic; 1 when neither this nor inputs nor sizes are given.
-        streams: number of threads that run the module at the same time.
-        hint: "latency" measures `streams`, one run after the other by default. "throughput" divides the threads among
-            1, 2, 4, ... streams, measures each in a share of `seconds`, and returns the fastest one's result.
+        inputs: by name or in order, as for `Module.run`; None: the stored reference or random inputs.
+        runs: number of runs to time; None: as many as fit in `seconds`, at least 3.
+        threads: number of threads per run; None: the module's own setting.
+        sizes: sizes of symbolic dimensions by name, for random inputs; 1 for missing ones.
+        batch: rows of each input whose first dimension is symbolic; 1 if neither this nor inputs nor sizes are given.
+        streams: number of threads that run the module concurrently.
+        hint: "latency" measures `streams` streams, by default one. "throughput" divides the threads among 1, 2, 4, ...
+            streams, measures each for a part of `seconds`, and returns the fastest one's result.
         trusted_keys: Ed25519 public keys, as for `load`: a file must be signed by one of them.
 
     Raises:
-        UserError: the file or an input is at fault.
+        UserError: the file or an input is invalid.
         InternalError: TVM failed, or the process died.
     """
     if streams < 1 or hint not in get_args(Hint) or (streams > 1 and hint == "throughput"):
@@ -229,7 +229,7 @@ def bench_inputs(
     sizes: Mapping[str, int] | None,
     batch: int | None,
 ) -> tuple[dict[str, np.ndarray], int | None]:
-    """The inputs that `bench` runs on, and their rows, None where the batch size is fixed. Raises as `bench`."""
+    """The inputs for `bench`, and their rows, None if the batch size is fixed. Raises as `bench`."""
     arrays = complete_inputs(module, inputs, sizes)
     dimension = batch_dimension(module)
     if batch is not None and batch < 1:
@@ -247,7 +247,7 @@ def bench_inputs(
 
 
 def _save_inputs(arrays: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Write each input's bytes to a file of its own; numpy's own format does not know every element type."""
+    """Write each input's bytes to its own file; numpy's format does not support every element type."""
     entries = []
     for index, (name, value) in enumerate(arrays.items()):
         array = np.ascontiguousarray(value)
@@ -286,7 +286,7 @@ def _run_worker(request: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _as_error(error: Mapping[str, Any]) -> TensorwrightError:
-    """The worker's error, as the class that it had there."""
+    """The worker's error, with its original class."""
     kind = getattr(errors, str(error["class"]), InternalError)
     made = kind.__new__(kind)
     TensorwrightError.__init__(made, error["message"], error["hint"])

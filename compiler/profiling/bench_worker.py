@@ -26,7 +26,7 @@ _MAXIMUM_WARM_UP_SECONDS = 1.0
 
 
 def measure(request: dict[str, Any], import_seconds: float) -> dict[str, Any]:
-    """Load the module and run it as the request says; times in seconds, memory in bytes."""
+    """Load the module and run it according to the request; times in seconds, memory in bytes."""
     inputs = {entry["name"]: _read_input(entry) for entry in request["inputs"]}
     _reset_peak()
     before = _resident_bytes()
@@ -67,7 +67,7 @@ def _timed_run(module: Module, inputs: dict[str, Any]) -> float:
 
 
 def _warm_up(module: Module, inputs: dict[str, Any], request: dict[str, Any]) -> None:
-    """Run for a tenth of the time asked for, a second at most, and twice at least."""
+    """Run for a tenth of the requested time, at most a second, and at least twice."""
     deadline = time.perf_counter() + min(_MAXIMUM_WARM_UP_SECONDS, _WARM_UP_SHARE * request["seconds"])
     module.run(inputs)
     module.run(inputs)
@@ -86,7 +86,7 @@ def _sample(module: Module, inputs: dict[str, Any], runs: int | None, seconds: f
 
 
 def _sample_streams(module: Module, inputs: dict[str, Any], request: dict[str, Any]) -> list[float]:
-    """Times of runs on several threads of this process, each of which runs the module on inputs of its own."""
+    """Times of runs on several threads of this process, each of which runs the module on its own inputs."""
     streams = request["streams"]
     runs = None if request["runs"] is None else max(1, request["runs"] // streams)
 
@@ -105,7 +105,7 @@ def _resident_bytes() -> int:
 
 
 def _reset_peak() -> None:
-    """Reset the system's peak counter; where that is not possible (not Linux), the peak is of the whole process."""
+    """Reset the system's peak counter; if that is impossible (not Linux), the peak is that of the whole process."""
     if os.access("/proc/self/clear_refs", os.W_OK):
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")

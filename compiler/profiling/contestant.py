@@ -1,8 +1,8 @@
-"""One contestant in a process of its own: loads a model, then answers each line "SECONDS" on standard input with the
-times of the runs it did (elapsed and processor seconds), as JSON. Started by `race`.
+"""A contestant's process: loads a model, then answers each line "SECONDS" on standard input with the times of its runs
+(elapsed and processor seconds), as JSON. Started by `race`.
 
-Runs go through the given examples in turn: with a single one, the processor learns the branches that the values decide,
-which it cannot do with values that it has not seen."""
+Runs cycle through the given examples: with a single one, the processor would learn its data-dependent branches, which
+it cannot do for values that it has not seen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 
 Array = np.ndarray
 Examples = Sequence[Mapping[str, Array]]
-Run = Callable[[int], Any]  # of the example with this index
+Run = Callable[[int], Any]  # called with the index of an example
 MINIMUM_RUNS = 3
 
 
@@ -32,7 +32,7 @@ def tensorwright(path: str, examples: Examples, threads: int, precision: str) ->
 
 
 def onnxruntime(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
-    """ONNX Runtime on its CPU provider, all optimizations."""
+    """ONNX Runtime on its CPU provider, with all optimizations."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -46,12 +46,12 @@ def onnxruntime(path: str, examples: Examples, threads: int, precision: str) -> 
 
 
 def openvino(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
-    """OpenVINO, set to latency, at the given precision ("default" leaves it to OpenVINO), for just these shapes."""
+    """OpenVINO with the latency hint, at the given precision ("default" leaves it to OpenVINO), with static shapes."""
     return _openvino(path, examples, threads, precision, fixed=True)
 
 
 def openvino_dynamic(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
-    """The same with the sizes that the file leaves dynamic."""
+    """OpenVINO with the sizes that the file leaves dynamic."""
     return _openvino(path, examples, threads, precision, fixed=False)
 
 
@@ -118,7 +118,7 @@ def _inputs(path: str) -> dict[str, Array]:
 
 def _round(run: Run, examples: int, seconds: float) -> list[tuple[float, float]]:
     """(elapsed, processor) seconds of each run."""
-    for _ in range(2):  # wake the threads, fetch the weights
+    for _ in range(2):  # wake the threads, load the weights
         run(0)
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds

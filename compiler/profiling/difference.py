@@ -19,7 +19,7 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class LayerTime:
-    """Time of one layer in a run: the nodes of the model that it computes, the main one first, and seconds."""
+    """Time of one layer in a run: the model's nodes that it computes, the main one first, and seconds."""
 
     name: str
     nodes: tuple[str, ...]
@@ -27,13 +27,13 @@ class LayerTime:
 
     @property
     def key(self) -> str:
-        """Key by which layers of two profiles are matched."""
+        """Key for matching layers of two profiles."""
         return self.nodes[0] if self.nodes else self.name
 
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """A layer in two profiles; None where one of them has nothing for it."""
+    """A layer in two profiles; None if it is missing from one."""
 
     name: str
     seconds: float | None
@@ -46,14 +46,14 @@ class LayerDifference:
 
 
 def layer_times(source: Profile | Mapping[str, Any]) -> list[LayerTime]:
-    """The layers of a profile, or of what `Profile.to_dict` made of one."""
+    """The layers of a profile, or of a dictionary from `Profile.to_dict`."""
     if isinstance(source, Mapping):
         return [LayerTime(each["name"], tuple(each["nodes"]), float(each["seconds"])) for each in source["layers"]]
     return [LayerTime(each.name, each.nodes, each.seconds) for each in source.layers]
 
 
 def read_profile(path: Path) -> Mapping[str, Any]:
-    """A `profile.json` that `Profile.save` wrote.
+    """Read a `profile.json` written by `Profile.save`.
 
     Raises:
         StorageError: the file cannot be read.
@@ -74,9 +74,9 @@ def read_profile(path: Path) -> Mapping[str, Any]:
 
 
 def differences(layers: Sequence[LayerTime], others: Sequence[LayerTime]) -> list[LayerDifference]:
-    """Layers of two profiles of one model, those that differ most first.
+    """Layers of two profiles of one model, those with the largest difference first.
 
-    A layer that is part of a larger one in the other profile, where more was fused, counts as that one.
+    A layer that is part of a larger one in the other profile, because more was fused there, counts as that one.
     """
     ours, theirs = _by_key(layers, others), _by_key(others, layers)
     names = dict.fromkeys([*ours, *theirs])

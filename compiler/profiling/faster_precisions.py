@@ -12,7 +12,7 @@ from schedules.machine import Machine
 
 _WORTH_SAYING = 1.3
 _PRECISIONS = (
-    # What it is called, how one asks for it, types of the operands, and their bytes beside those of float32.
+    # Name, option, types of the operands, and their bytes relative to float32.
     ("bfloat16", "--precision bf16", ("bfloat16", "bfloat16"), 0.5),
     ("float16", "--precision float16", ("float16", "float16"), 0.5),
     ("int8", "tensorwright quantize", ("uint8", "int8"), 0.25),
@@ -21,12 +21,12 @@ _PRECISIONS = (
 
 @dataclass(frozen=True)
 class KernelWork:
-    """The calls of a kernel.
+    """The calls of one kernel.
 
     Attributes:
         float32: "convolution" or "matmul" of float32 operands; "" for other work.
-        operations, nbytes: of a call.
-        direct: of a convolution by Winograd's method, operations without it.
+        operations, nbytes: per call.
+        direct: for a convolution by Winograd's method, the number of operations without it.
     """
 
     calls: int
@@ -37,16 +37,16 @@ class KernelWork:
 
 
 def faster_precisions(works: Sequence[KernelWork], machine: Machine, roofline: Roofline) -> str | None:
-    """The precisions and how much faster each is estimated to be, as a line of text; None where none is.
+    """The precisions and how much faster each is estimated to be, as a line of text; None if none is.
 
-    Products and convolutions bound by their arithmetic run at the rate of the machine's instruction, and move fewer
-    bytes; the other kernels take as long as before.
+    Matmuls and convolutions bound by arithmetic run at the rate of the machine's instruction, and move fewer bytes; the
+    other kernels are unchanged.
     """
     if isinstance(machine, GpuMachine):
         return None
     total = sum(each.calls * roofline.seconds(each.operations, each.nbytes) for each in works)
     found: list[str] = []
-    best: dict[float, float] = {}  # by bytes: a slower precision of as many is not worth saying
+    best: dict[float, float] = {}  # by bytes: a slower precision of the same size is not reported
     for name, how, operands, share in _PRECISIONS:
         instructions = products(machine, *operands)
         if not instructions:
@@ -70,6 +70,6 @@ def faster_precisions(works: Sequence[KernelWork], machine: Machine, roofline: R
 
 
 def float32_work(kind: str, tensors: Sequence[tuple[str, int]]) -> str:
-    """`KernelWork.float32` of a kernel of a kind of work, whose tensors have these types and bytes."""
+    """`KernelWork.float32` of a kernel of a kind of work, given the types and bytes of its tensors."""
     largest = sorted(tensors, key=lambda each: -each[1])[:2]
     return kind if kind in ("convolution", "matmul") and all(dtype == "float32" for dtype, _ in largest) else ""

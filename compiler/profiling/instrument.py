@@ -1,15 +1,15 @@
-"""Time every call of the virtual machine, with the overhead of the instrument measured in the same run and subtracted.
+"""Times every call of the virtual machine; the overhead of the instrument is measured in the same run and subtracted.
 
-TVM calls an instrument before and after each call it makes. The instrument notes when it was entered and
-left, so that a run is a row of marks:
+TVM calls an instrument before and after each call it makes. The instrument records when it was entered and left, so
+that a run is a sequence of marks:
 
     ... left(before) | kernel | entered(after) ... left(after) | dispatch | entered(before) | ...
-                      `- interval of call i -'                   `- gap ahead of call i+1 -'
+                      `- interval of call i -'                   `- gap before call i+1 -'
 
-Entering the instrument costs what its arguments cost to convert (0.3 to 2 us), the same before and after a call.
-The gap ahead of a call holds that cost and next to nothing else, so the median gap ahead of calls with the same kinds
-of arguments is the cost of one crossing. It is taken off each interval and each gap. Runs without the instrument, in
-between the others, say what must be left: the costs are scaled to meet that.
+Entering the instrument costs the conversion of its arguments (0.3 to 2 us), the same before and after a call. The gap
+before a call contains that cost and almost nothing else, so the median gap before calls with the same kinds of
+arguments is the cost of one crossing. It is subtracted from each interval and each gap. Runs without the instrument, in
+between the others, determine the total: the costs are scaled to match it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from compiler.runtime.tvm_runtime import tvm_ffi
 
 SetInstrument = Callable[[Any], Any]
 _SCALES = (0.8, 1.25)
-"""Least and largest factor that scales the costs: what differs beyond that has other causes (kernels that find their
-data out of the caches after the instrument, other programs), and must not be taken off small calls."""
+"""Minimum and maximum factor that scales the costs: larger differences have other causes (kernels that find their data
+evicted from the caches by the instrument, other programs), and must not be subtracted from small calls."""
 
 
 DYNAMIC_CALL = "vm.builtin.call_tir_dyn"
-"""TVM's builtin that calls kernels that take sizes: its arguments are the kernel, its tensors, and the sizes as a
+"""TVM's builtin that calls kernels with size arguments: its arguments are the kernel, its tensors, and the sizes as a
 shape."""
 
 
 @dataclass(frozen=True)
 class TensorArgument:
-    """Shape, data type and address of a tensor that a call was given."""
+    """Shape, dtype and address of a tensor passed to a call."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -49,13 +49,13 @@ class TensorArgument:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a run: what was called, with what, and at which depth of nested calls.
+    """One call of a run: the function, its arguments, and the depth of nested calls.
 
     Attributes:
-        arguments: the tensors among the arguments, by their position.
-        scalars: the integers among them, by their position.
-        kinds: the types of all arguments; calls with equal kinds cost the instrument the same.
-        parent: index of the call it was made from, or None in `main`.
+        arguments: the tensors among the arguments, by position.
+        scalars: the integers among them, by position.
+        kinds: the types of all arguments; calls with equal kinds have the same instrument overhead.
+        parent: index of the calling call, or None in `main`.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Call:
 
 @dataclass
 class Recording:
-    """Calls in their order, and for every run their marks in nanoseconds.
+    """Calls in order, and the marks of every run in nanoseconds.
 
     Attributes:
         order: for each event, the index of its call.
@@ -87,10 +87,9 @@ class Recording:
 class CallTimes:
     """Corrected times of a recording, in seconds.
 
-    Attributes:
-        start, duration: (runs, calls); duration includes nested calls.
-        own: (runs, calls) duration without nested calls.
-        crossing: mean cost of one crossing into the instrument that was taken off.
+    start, duration: (runs, calls); duration includes nested calls.
+    own: (runs, calls) duration without nested calls.
+    crossing: mean subtracted cost of one crossing into the instrument.
     """
 
     start: NDArray[np.float64]
@@ -101,7 +100,7 @@ class CallTimes:
 
 @contextmanager
 def installed(set_instrument: SetInstrument, callback: Callable[..., int]) -> Iterator[None]:
-    """Have the virtual machine call `callback` around each call inside the block."""
+    """Make the virtual machine call `callback` around each call inside the block."""
     set_instrument(tvm_ffi.convert(callback))
     try:
         yield
@@ -110,7 +109,7 @@ def installed(set_instrument: SetInstrument, callback: Callable[..., int]) -> It
 
 
 def capture_calls(set_instrument: SetInstrument, run: Callable[[], object]) -> tuple[list[Call], list[int]]:
-    """Run once and record what is called: the calls, and for each event (start or end) the index of its call."""
+    """Run once and record the calls, and for each event (start or end) the index of its call."""
     calls: list[Call] = []
     order: list[int] = []
     open_calls: list[int] = []
@@ -161,13 +160,13 @@ def record(
     keep_going: Callable[[int], bool],
     plain_run: Callable[[], None] | None = None,
 ) -> Recording:
-    """Run over and over under the instrument while `keep_going(runs so far)`, at least once.
+    """Run repeatedly with the instrument while `keep_going(runs so far)`, at least once.
 
     Args:
-        plain_run: called between the runs without the instrument, to be timed by the caller under the same conditions.
+        plain_run: called between the runs, without the instrument, to be timed by the caller under the same conditions.
 
     Raises:
-        InternalError: the calls differ from run to run, so that their times cannot be compared.
+        InternalError: the calls differ between runs, so that their times cannot be compared.
     """
     calls, order = capture_calls(set_instrument, run)
     clock = time.perf_counter_ns
@@ -207,11 +206,11 @@ def _starts(order: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def crossing_costs(recording: Recording, plain: float | None = None) -> NDArray[np.float64]:
-    """For each event, what entering the instrument cost there, in nanoseconds (see the module's description).
+    """For each event, the cost of entering the instrument, in nanoseconds (see the module's description).
 
     Args:
-        plain: seconds that a run takes without the instrument; the costs are scaled, within bounds, so that
-            the watched runs come to it.
+        plain: seconds of a run without the instrument; the costs are scaled, within bounds, so that the instrumented
+            runs match it.
     """
     if recording.entered.shape[1] < 2:
         return np.zeros(recording.entered.shape[1])
@@ -221,14 +220,14 @@ def crossing_costs(recording: Recording, plain: float | None = None) -> NDArray[
         kinds = recording.calls[recording.order[event]].kinds
         ahead.setdefault(kinds, []).append(gaps[event - 1])
     typical = {kinds: float(np.median(values)) for kinds, values in ahead.items()}
-    # The first call has no gap ahead of it; kinds that only it has cost at least what the cheapest ones do.
+    # The first call has no gap before it; kinds that only it has cost at least as much as the cheapest ones.
     floor = float(gaps.min())
     costs = np.array([typical.get(recording.calls[call].kinds, floor) for call in recording.order])
     return costs if plain is None else costs * _scale(gaps, costs[1:], plain * 1e9)
 
 
 def _scale(gaps: NDArray[np.float64], costs: NDArray[np.float64], plain: float) -> float:
-    """The cost factor with which the gaps and intervals, less their costs, sum to `plain` nanoseconds."""
+    """The cost factor with which the gaps and intervals, minus their costs, sum to `plain` nanoseconds."""
     low, high = _SCALES
     for _ in range(30):
         middle = (low + high) / 2
@@ -240,7 +239,7 @@ def _scale(gaps: NDArray[np.float64], costs: NDArray[np.float64], plain: float) 
 
 
 def call_times(recording: Recording, plain: float | None = None) -> CallTimes:
-    """Times of each call in each run, without the cost of the instrument; `plain` as in `crossing_costs`."""
+    """Times of each call in each run, without the instrument's overhead; `plain` as in `crossing_costs`."""
     costs = crossing_costs(recording, plain)
     runs, events = recording.entered.shape
     elapsed = np.zeros((runs, events))

@@ -1,4 +1,4 @@
-"""Contents of a profile: times of kernels and of single calls, on top of the latency they are parts of."""
+"""Contents of a profile: times of kernels and single calls, and the latency that they are parts of."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compiler.reports.formatting import format_percent, format_seconds, plural
 from compiler.support.notebook import table_html
 from compiler.support.roofline import Roofline
 
-_SHOWN = 20  # kernels in a notebook
+_SHOWN = 20  # kernels shown in a notebook
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class CallTime:
     Attributes:
         start, duration: in seconds from the beginning of the run; duration includes nested calls.
         depth: 0 in `main`, 1 in a function it calls, and so on.
-        shapes: shapes of the tensors it was given, outputs included.
-        nbytes: bytes of these tensors, the least that it reads and writes.
-        operations: arithmetic operations, or None where not known.
-        nodes: nodes of the model that it computes, the main one first; empty where not known.
+        shapes: shapes of its tensor arguments, outputs included.
+        nbytes: bytes of these tensors, a lower bound of its memory traffic.
+        operations: arithmetic operations, or None if unknown.
+        nodes: the model's nodes that it computes, the main one first; empty if unknown.
         layer: its index among the layers of the profile.
-        reads: the earlier calls whose results it reads, by their indices among the calls.
+        reads: indices of the earlier calls whose results it reads.
         live_bytes: bytes of tensors alive while it runs, except parameters and inputs.
     """
 
@@ -50,7 +50,7 @@ class CallTime:
 
     @property
     def label(self) -> str:
-        """The main node of the model, or the kernel's name where no node is known."""
+        """The main node of the model, or the kernel's name if no node is known."""
         return self.nodes[0] if self.nodes else self.name
 
 
@@ -62,7 +62,7 @@ class ThreadTime:
         thread: 0 for the thread that runs the module.
         call: the kernel's index among the calls.
         start, duration: in seconds from the beginning of the run.
-        parts: of the loop, that it ran.
+        parts: number of the loop's parts that it ran.
     """
 
     thread: int
@@ -74,22 +74,22 @@ class ThreadTime:
 
 @dataclass(frozen=True)
 class KernelTime:
-    """All calls of one kernel in a run, or those of one call site.
+    """All calls of one kernel in a run, or only those of one call site.
 
     Attributes:
         operators: operators of the model, as far as the kernel's name shows.
         kind: kind of work, one of `attribution.KINDS`.
-        rule: the schedule rule it was made by; None for the runtime's own functions.
-        calls: in one run.
-        seconds: in one run, of all calls together, without nested calls: the median over runs.
-        share: share of the latency of a run (of the sum of all kernels, where noise makes that larger).
-        operations: arithmetic operations of all calls in a run, or None where not known.
-        nbytes: bytes of the tensors given to all calls in a run.
-        nodes: nodes of the model that the calls compute; those of one call site start with the main node.
-        tasks: of its parallel loops, equal ones once; none: one thread computes it. None where not known, or where
-            they differ from call to call.
-        balance: the share of the time in which all threads work, if tasks take equally long; None where not known.
-        serial: why one thread computes it, where that is known before it runs.
+        rule: the schedule rule that made it; None for the runtime's own functions.
+        calls: number of calls per run.
+        seconds: time per run of all calls together, without nested calls: the median over runs.
+        share: fraction of the latency of a run (of the sum of all kernels, if noise makes that larger).
+        operations: arithmetic operations of all calls in a run, or None if unknown.
+        nbytes: bytes of the tensor arguments of all calls in a run.
+        nodes: the model's nodes that the calls compute; for one call site starting with the main node.
+        tasks: tasks of its parallel loops, equal ones once; empty: one thread computes it. None if unknown, or if they
+            differ between calls.
+        balance: the fraction of time in which all threads work, if tasks take equally long; None if unknown.
+        serial: why one thread computes it, if that is known before it runs.
         config: config of its schedule, by the names of the rule's parameters.
     """
 
@@ -110,17 +110,17 @@ class KernelTime:
 
     @property
     def label(self) -> str:
-        """The main node of the model and how many more there are, or the kernel's name where none is known."""
+        """The main node of the model and the number of others, or the kernel's name if no node is known."""
         return layer_label(self.nodes, self.name)
 
     @property
     def rate(self) -> float | None:
-        """Operations a second, or None where not known."""
+        """Operations per second, or None if unknown."""
         return self.operations / self.seconds if self.operations and self.seconds > 0 else None
 
     @property
     def bandwidth(self) -> float | None:
-        """Bytes a second that its tensors come to."""
+        """Bytes of its tensors per second."""
         return self.nbytes / self.seconds if self.seconds > 0 else None
 
 
@@ -130,17 +130,17 @@ class Profile:
 
     Attributes:
         model, target, machine: names, for reports.
-        threads: that a run used.
-        inputs: the shapes profiled with, as text by input name.
+        threads: number of threads per run.
+        inputs: the profiled shapes, as text by input name.
         latency: latency of runs without the instrument; all shares refer to its median.
-        samples: their times in seconds, in order.
-        watched: latency of the runs with the instrument, its overhead included.
+        samples: times of these runs in seconds, in order.
+        watched: latency of the runs with the instrument, including its overhead.
         crossing: seconds of overhead per call of the instrument; subtracted everywhere here.
         kernels: kernels and runtime functions, slowest first.
-        layers: the same by call site, so that calls of one kernel for several nodes of the model are apart.
+        layers: the same by call site, so that calls of one kernel for several nodes of the model are separate.
         calls: the calls of one typical run, in order.
         roofline: limits of the processor with these threads; None for other devices.
-        planned_bytes: that the memory plan holds for tensors between kernels; None where it depends on sizes.
+        planned_bytes: bytes in the memory plan for tensors between kernels; None if it depends on sizes.
         thread_times: work of each thread in the parallel loops of that run.
     """
 
@@ -192,14 +192,14 @@ class Profile:
 
     @property
     def tracked(self) -> float:
-        """Seconds of a run that kernels and runtime functions account for."""
+        """Seconds of a run in kernels and runtime functions."""
         return sum(kernel.seconds for kernel in self.kernels)
 
     @property
     def untracked(self) -> float:
         """Seconds of a run outside all calls: the virtual machine's own work.
 
-        The difference of two measurements; a little below 0 when that is within their noise.
+        The difference of two measurements; slightly negative if it is within their noise.
         """
         return self.latency.p50 - self.tracked
 
@@ -211,7 +211,7 @@ class Profile:
         return f"none: watched calls came to {excess} more than a run takes"
 
     def seconds_by_kind(self) -> dict[str, float]:
-        """Seconds in a run by kind of work, most first."""
+        """Seconds per run by kind of work, in descending order."""
         totals: dict[str, float] = {}
         for kernel in self.kernels:
             totals[kernel.kind] = totals.get(kernel.kind, 0.0) + kernel.seconds
@@ -240,10 +240,10 @@ class Profile:
         }
 
     def save(self, folder: str | Path, beside: Profile | Mapping[str, Any] | None = None) -> dict[str, Path]:
-        """Write the profile into a folder, made if need be: `profile.json`, `trace.json` and `profile.html`.
+        """Write the profile to a folder, created if necessary: `profile.json`, `trace.json` and `profile.html`.
 
         Args:
-            beside: another profile of the model, or what its `to_dict` gave, which the page compares layer by layer.
+            beside: another profile of the model, or a dictionary from its `to_dict`, for a layer-by-layer comparison.
 
         Returns:
             The paths by "profile", "trace" and "page".

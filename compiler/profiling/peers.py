@@ -1,4 +1,4 @@
-"""A model's module beside other runtimes on the same inputs: each in a process of its own, in turn, stopped while
+"""Compares a model's module with other runtimes on the same inputs: each in its own process, in turn, stopped while
 another runs (idle thread pools spin)."""
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Entry:
 
     Attributes:
         contestant: a name of `CONTESTANTS` in `worker`.
-        path: the file that it reads.
+        path: the model file that it loads.
         precision: "f32", or "default", which leaves it to the runtime.
-        variant: tells two of one kind apart.
-        worker: the module that is run as its process.
+        variant: distinguishes two participants of one kind.
+        worker: the module run as its process.
     """
 
     contestant: str
@@ -59,10 +59,11 @@ class Result:
     rounds: list[list[tuple[float, float]]] = field(default_factory=list)
 
     def seconds(self, statistic: str) -> float:
-        """A time out of all runs.
+        """A statistic over all runs.
 
         "median": the median over the rounds of the median in a round. "best": the shortest run. "cpu": the median of
-        processor time, which leaves out what others took; it says nothing of several threads, which wait by spinning.
+        processor time, which excludes other programs; it is meaningless with several threads, which spin while they
+        wait.
         """
         if statistic == "best":
             return min(elapsed for times in self.rounds for elapsed, _ in times)
@@ -71,13 +72,13 @@ class Result:
         return statistics.median(self.medians())
 
     def medians(self, statistic: str = "median") -> list[float]:
-        """The median of each round, in seconds: of processor time when `statistic` is "cpu", else of elapsed time."""
+        """The median of each round, in seconds: of processor time for "cpu", otherwise of elapsed time."""
         index = 1 if statistic == "cpu" else 0
         return [statistics.median(times[index] for times in round_) for round_ in self.rounds]
 
 
 class _Process:
-    """A contestant's process, stopped but for its turns."""
+    """A contestant's process, stopped except during its turns."""
 
     def __init__(
         self,
@@ -139,9 +140,9 @@ def race(
     """Run `rounds` turns of `seconds` each, interleaved.
 
     Args:
-        name: the model's, for `report`.
-        examples: .npz files of inputs, all of the same shapes, which runs take in turn.
-        report: receives a line about a contestant that cannot load the model, which is then left out.
+        name: the model's name, for `report`.
+        examples: .npz files of inputs, all of the same shapes, which runs cycle through.
+        report: called with a line about a contestant that cannot load the model, which is then left out.
         settings: environment variables of all contestants.
 
     Raises:
@@ -175,14 +176,14 @@ _ROUNDS = 5
 
 @dataclass(frozen=True)
 class RuntimeTime:
-    """One runtime's row.
+    """One runtime's results.
 
     Attributes:
-        p50: seconds of a run, the median over rounds of the median in a round.
+        p50: seconds per run, the median over rounds of the median in a round.
         fastest: seconds of the fastest run.
         load: seconds from the file to the first result.
         items_per_second: rows per second.
-        speedup: p50 over that of the module; above 1 the module is faster.
+        speedup: p50 relative to the module's; above 1 the module is faster.
         difference: largest difference of an output from the module's, relative to the output's largest value.
     """
 
@@ -205,7 +206,7 @@ def check_peers(names: Sequence[str], model: Path) -> None:
     is not installed."""
     for name in names:
         if name not in PEERS:
-            raise OptionError(f"{name!r} is no runtime to compare with", f"name one of {', '.join(PEERS)}")
+            raise OptionError(f"{name!r} is not a runtime to compare with", f"name one of {', '.join(PEERS)}")
         if importlib.util.find_spec(name) is None:
             raise MissingDependencyError(f"{name} is not installed", f"pip install {name}")
     if model.suffix != ".onnx":
@@ -222,21 +223,21 @@ def compare_runtimes(
     seconds: float = 3.0,
     report: Callable[[str], None] | None = None,
 ) -> list[RuntimeTime]:
-    """Time a module and other runtimes in turn, with as many threads as the module has.
+    """Time a module and other runtimes in turn, with the module's number of threads.
 
     Args:
         model: the ONNX file that the module was compiled from.
         inputs: by name, the same for all.
-        peers: of `PEERS`; OpenVINO computes in float32.
-        rows: items of a run.
-        seconds: for each runtime, in five turns.
-        report: receives a line about a runtime that cannot run the model, which is then left out.
+        peers: names from `PEERS`; OpenVINO computes in float32.
+        rows: items per run.
+        seconds: time for each runtime, in five turns.
+        report: called with a line about a runtime that cannot run the model, which is then left out.
 
     Raises:
         InputError: the inputs do not fit the module.
         InternalError: a runtime cannot run the model, and there is no `report`; or the module itself cannot.
     """
-    module.run(inputs)  # raises what is wrong with them
+    module.run(inputs)  # raises errors of the inputs
     with tempfile.TemporaryDirectory(prefix="tensorwright-bench-") as folder:
         path, example = Path(folder) / "module.twm", Path(folder) / "inputs.npz"
         module.export(path)

@@ -1,10 +1,10 @@
 """`profile`: time per kernel of a compiled module, on real or random inputs.
 
-Calls get the model's nodes by the manifest's list of calls: those of one kernel are told apart by their order.
+Calls are mapped to the model's nodes by the manifest's list of calls: calls of one kernel are distinguished by order.
 
-Of a recorded run, the dataflow is found: what each call reads of earlier calls, and the bytes alive meanwhile. Kernels
-write their last arguments. A tensor is its address from one write there to the next: addresses of memory that tensors
-share by the plan are told apart by time, and views and tensors written in place are those that they are over.
+Also finds the dataflow of a recorded run: which earlier results each call reads, and the bytes alive at that time.
+Kernels write their last arguments. A tensor is an address between two writes to it: tensors that share memory in the
+plan are distinguished by time, and views and tensors updated in place count as the tensors they alias.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ def profile(
     threads: int | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Profile:
-    """Measure where the time of a module goes.
+    """Measure how a module's time is distributed over its kernels.
 
     Runs with the instrument alternate with runs without it, so that both see the same state of the machine.
 
     Args:
         source: a `Module`, or the path of a `.twm` file.
-        inputs: by name or in order, as for `Module.run`; random ones when None.
+        inputs: by name or in order, as for `Module.run`; None: random inputs.
         runs: number of runs with the instrument; None: all that fit in `seconds`, at least 5.
-        threads: number of threads that a run uses; the module's own setting when None.
-        sizes: sizes of symbolic dimensions by name, for random inputs; 1 for those not named.
+        threads: number of threads per run; None: the module's own setting.
+        sizes: sizes of symbolic dimensions by name, for random inputs; 1 for missing ones.
 
     Raises:
-        UserError: the file or an input is at fault.
-        InternalError: TVM failed, or the module's calls differ from run to run.
+        UserError: the file or an input is invalid.
+        InternalError: TVM failed, or the module's calls differ between runs.
     """
     if runs is not None and runs < 1:
         raise OptionError(f"runs={runs}: at least one run is needed")
@@ -75,10 +75,10 @@ def profile(
 
 @dataclass(frozen=True)
 class _Measured:
-    """Seconds of runs without the instrument (`samples`) and with it, and what was recorded in the latter.
+    """Seconds of runs without the instrument (`samples`) and with it, and the recording of the latter.
 
     Attributes:
-        works: of each run with the instrument, what its threads did.
+        works: for each run with the instrument, the work of its threads.
     """
 
     samples: list[float]
@@ -88,7 +88,7 @@ class _Measured:
 
     @property
     def typical(self) -> int:
-        """The run with the instrument whose time is the nearest to the median."""
+        """The run with the instrument whose time is nearest to the median."""
         order: NDArray[np.int64] = np.argsort(self.watched, kind="stable")
         return int(order[len(order) // 2])
 
@@ -116,7 +116,7 @@ def _measure(workload: Workload, runs: int | None, seconds: float) -> _Measured:
         return done < _MINIMUM_RUNS or time.perf_counter() < deadline
 
     collecting = gc.isenabled()
-    gc.disable()  # a collection would fall on whichever call is running
+    gc.disable()  # a collection would distort the call that is running
     try:
         recording = record(workload.set_instrument, watched_run, keep_going, plain_run)
     finally:
@@ -168,8 +168,9 @@ def _summarize(workload: Workload, measured: _Measured) -> Profile:
 
 
 def _limits(manifest: Manifest, threads: int) -> Roofline | None:
-    """Limits of the processor that the manifest describes, at this machine's clock and bandwidth, with a number of
-    threads; None if kernels run elsewhere, or if it describes no processor."""
+    """Limits of the processor described by the manifest, at this machine's clock and bandwidth, with a number of
+    threads;
+    None if kernels run elsewhere, or if the manifest describes no processor."""
     if manifest.target.device is not None:
         return None
     try:
@@ -180,17 +181,17 @@ def _limits(manifest: Manifest, threads: int) -> Roofline | None:
 
 
 def _operations(call: Call, entry: Any) -> int | None:
-    """The call's operations, from the formula in the manifest and the sizes in its arguments."""
+    """The call's operations, from the manifest's formula and the sizes in its arguments."""
     if entry is None or entry.operations is None:
         return None
     try:
         return evaluate(entry.operations, _sizes(call, entry))
     except ValueError:
-        return None  # a size that the arguments do not show
+        return None  # a size is not visible in the arguments
 
 
 def _sizes(call: Call, entry: KernelProvenance) -> dict[str, int]:
-    """The sizes of a kernel that a call's arguments show."""
+    """The sizes of a kernel that are visible in a call's arguments."""
     sizes: dict[str, int] = {}
     for name, (argument, axis) in entry.symbols.items():
         tensor = call.arguments.get(argument)
@@ -204,7 +205,7 @@ def _sizes(call: Call, entry: KernelProvenance) -> dict[str, int]:
 
 
 def _tasks(calls: Sequence[Call], entry: KernelProvenance | None) -> tuple[int, ...] | None:
-    """The tasks of a kernel's parallel loops, where all its calls have the same."""
+    """The tasks of a kernel's parallel loops, if they are the same for all its calls."""
     if entry is None or entry.tasks is None:
         return None
     counts = {task_counts(entry.tasks, _sizes(call, entry)) for call in calls}
@@ -213,7 +214,7 @@ def _tasks(calls: Sequence[Call], entry: KernelProvenance | None) -> tuple[int, 
 
 @dataclass(frozen=True)
 class _Calls:
-    """The calls of a run in their order, and of each its times, operations and nodes."""
+    """The calls of a run in order, with times, operations and nodes of each."""
 
     calls: Sequence[Call]
     times: CallTimes
@@ -234,7 +235,7 @@ def _kernels(
     for index, site in enumerate(sites):
         groups.setdefault(site, []).append(index)
     seconds_of = {key: median(run.times.own[:, members].sum(axis=1).tolist()) for key, members in groups.items()}
-    # The two are measured in different runs: noise must not make shares of more than the whole.
+    # The two are measured in different runs: noise must not make shares exceed the whole.
     whole = max(latency, sum(seconds_of.values()), 1e-9)
     kernels = {}
     for key, members in sorted(groups.items(), key=lambda item: -seconds_of[item[0]]):
@@ -262,7 +263,7 @@ def _kernels(
 
 
 def _kinds(calls: Sequence[Call]) -> list[str]:
-    """The kind of each call; a function that calls kernels (a branch, a loop's body) does no work of its own."""
+    """The kind of each call; a function that calls kernels (a branch, a loop body) does no work itself."""
     callers = {calls[call.parent].name for call in calls if call.parent is not None}
     return [RUNTIME if call.name in callers else kind_of(call.name) for call in calls]
 
@@ -316,7 +317,7 @@ def _calls(
 
 
 def _thread_times(measured: _Measured, times: CallTimes) -> tuple[ThreadTime, ...]:
-    """Work of each thread in the typical run, at the times of its calls without the cost of the instrument."""
+    """Work of each thread in the typical run, relative to its calls' times without the instrument's overhead."""
     recording, run = measured.recording, measured.typical
     left, found = recording.left[run], []
     for work in measured.works[run]:
@@ -332,7 +333,7 @@ def _thread_times(measured: _Measured, times: CallTimes) -> tuple[ThreadTime, ..
 
 
 ENTRY = "main"
-Step = Any  # of `CallList.functions`
+Step = Any  # element of `CallList.functions`
 Names = Callable[[], frozenset[str]]
 
 
@@ -341,9 +342,9 @@ class NamedCall:
     """A call of a run, identified in the module.
 
     Attributes:
-        kernel: its name, of kernels with dynamic sizes too, whose calls TVM does not name.
-        nodes: nodes of the model, the main one first; empty where not known.
-        site: equal for the calls of one call site; of calls without one, for those of one kernel.
+        kernel: its name, also for kernels with dynamic sizes, whose calls TVM does not name.
+        nodes: the model's nodes, the main one first; empty if unknown.
+        site: equal for calls of one call site; without one, for calls of one kernel.
     """
 
     kernel: str
@@ -374,7 +375,7 @@ def named_calls(calls: Sequence[Call], listed: CallList | None) -> list[NamedCal
 def _calls_of(
     parent: int | None, children: dict[int | None, list[int]], calls: Sequence[Call], listed: CallList
 ) -> Iterator[int]:
-    """The calls made from a function, and by functions that passes made of its parts."""
+    """The calls made by a function, and by functions that passes outlined from it."""
     for index in children.get(parent, ()):
         if index in children and calls[index].name not in listed.functions:
             yield from _calls_of(index, children, calls, listed)
@@ -383,7 +384,7 @@ def _calls_of(
 
 
 class _Matching:
-    """Walks through the calls of a function and its steps in parallel."""
+    """Matches the calls of a function with its steps, in parallel."""
 
     def __init__(self, calls: Sequence[Call], listed: CallList, stream: list[int]) -> None:
         known = {*listed.callees, DYNAMIC_CALL}
@@ -394,7 +395,7 @@ class _Matching:
         self._site = 0
 
     def matched(self, steps: Sequence[Step], later: Names = frozenset) -> Iterator[tuple[int, int, list[int]]]:
-        """Each call's index, the number of its step, and the step; `later` gives what is called after the steps."""
+        """Each call's index, the index of its step, and the step; `later` returns the names called after the steps."""
         for position, step in enumerate(steps):
             self._site += 1
 
@@ -411,7 +412,7 @@ class _Matching:
                 self._at += 1
 
     def _matched_branch(self, branches: list[list[Step]], later: Names) -> Iterator[tuple[int, int, list[int]]]:
-        """The calls of the branch that more of the next calls are of; none where they are of neither."""
+        """The calls of the branch that matches more of the next calls; none if neither matches."""
         start = self._site
         agreements = [self._agreement(branch) for branch in branches]
         if max(agreements):
@@ -425,12 +426,12 @@ class _Matching:
         return at < len(self._stream) and self._calls[self._stream[at]].name in (self._callees[step[0]], DYNAMIC_CALL)
 
     def _skip_unknown(self, known: frozenset[str]) -> None:
-        """Skip calls that none of the remaining steps makes."""
+        """Skip calls that no remaining step makes."""
         while self._at < len(self._stream) and self._calls[self._stream[self._at]].name not in {*known, DYNAMIC_CALL}:
             self._at += 1
 
     def _names(self, steps: Sequence[Step]) -> frozenset[str]:
-        """Names that steps call, those of branches included."""
+        """Names that steps call, including those in branches."""
         found: set[str] = set()
         for step in steps:
             found |= (
@@ -439,20 +440,20 @@ class _Matching:
         return frozenset(found)
 
     def _agreement(self, steps: Sequence[Step]) -> int:
-        """Number of the next calls that are those of a branch, one by one, up to a branch within it."""
+        """Number of next calls that match a branch's steps, up to a nested branch."""
         plain = itertools.takewhile(lambda step: not isinstance(step[0], list), steps)
         return sum(1 for _ in itertools.takewhile(lambda each: self._is(each[1], each[0]), enumerate(plain)))
 
 
 def _count(steps: Sequence[Step]) -> int:
-    """The number of steps, those of branches included."""
+    """The number of steps, including those in branches."""
     return sum(1 + (_count(step[0]) + _count(step[1]) if isinstance(step[0], list) else 0) for step in steps)
 
 
 ALIGNMENT = 64
-"""Bytes that tensors in memory are rounded up to, as in the memory plan of the manifest."""
+"""Alignment of tensor sizes in bytes, as in the manifest's memory plan."""
 IN_PLACE = "_in_place"
-"""The end of the names of kernels that update their last argument, which they read too (`kernels_in_place.py`)."""
+"""Suffix of the names of kernels that update their last argument in place (`kernels_in_place.py`)."""
 
 
 @dataclass(frozen=True)
@@ -461,8 +462,8 @@ class Dataflow:
 
     Attributes:
         reads: for each call, the earlier calls whose results it reads, without duplicates, in order.
-        live: of each call, the bytes of tensors that are written before it ends and read in it or later, results of the
-            run included; parameters, inputs, and memory inside of kernels are not.
+        live: for each call, the bytes of tensors written before it ends and read in it or later, including results of
+            the run but not parameters, inputs, or memory inside kernels.
     """
 
     reads: tuple[tuple[int, ...], ...]
@@ -472,12 +473,12 @@ class Dataflow:
 @dataclass
 class _Tensor:
     writer: int
-    end: int  # the last call that it is alive in
+    end: int  # the last call in which it is alive
     nbytes: int
 
 
 def dataflow(calls: Sequence[Call], outputs: Sequence[int]) -> Dataflow:
-    """Find what flows between calls.
+    """Find the dataflow between calls.
 
     Args:
         outputs: number of tensors that each call writes, its last ones; 0 for calls of the runtime.
@@ -496,7 +497,7 @@ def dataflow(calls: Sequence[Call], outputs: Sequence[int]) -> Dataflow:
         for argument in tensors[first:]:
             replaced = current.get(argument.address)
             if replaced is not None and replaced.end == index:
-                replaced.end -= 1  # in place: it is the new tensor from here on
+                replaced.end -= 1  # updated in place: replaced by the new tensor from here on
             current[argument.address] = _Tensor(index, index, -(-argument.nbytes // ALIGNMENT) * ALIGNMENT)
             every.append(current[argument.address])
     changes = [0] * (len(calls) + 1)

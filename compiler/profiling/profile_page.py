@@ -44,7 +44,7 @@ _UNTRACKED = "untracked"
 
 
 def profile_page(profile: Profile, beside: Profile | Mapping[str, Any] | None = None) -> str:
-    """The page as HTML text, with another profile of the model next to it where one is given."""
+    """The page as HTML text, with another profile of the model for comparison if given."""
     inputs = ", ".join(f"{name} {shape}" for name, shape in profile.inputs.items())
     return render(
         Page(
@@ -149,7 +149,7 @@ def _span(call: CallTime) -> Span:
 
 
 def _thread_spans(profile: Profile) -> list[Span]:
-    """A row below the calls for each thread, with what it did in parallel loops."""
+    """A row below the calls for each thread, with its work in parallel loops."""
     below = max((call.depth for call in profile.calls), default=0) + 1
     spans = []
     for each in profile.thread_times:
@@ -184,7 +184,7 @@ def _cumulative_note(kernels: Sequence[KernelTime]) -> str:
 
 
 def _roofline(profile: Profile, limits: Roofline) -> Section:
-    """Layers by operations for each byte and operations a second, under what the processor allows."""
+    """Layers by arithmetic intensity and operations per second, below the processor's limits."""
     layers = [each for each in profile.layers if each.rate and each.nbytes and each.operations]
     points = [(each.operations / each.nbytes, each.rate) for each in layers if each.operations and each.rate]
     least, most = (edge([x for x, _ in points] or [1.0]) for edge in (min, max))
@@ -211,7 +211,7 @@ def _roofline(profile: Profile, limits: Roofline) -> Section:
 
 
 def _memory(profile: Profile) -> list[Section]:
-    """Bytes of tensors between kernels over the time of a run; none where kernels write to results alone."""
+    """Bytes of tensors between kernels over the time of a run; empty if kernels only write results."""
     most = max((call.live_bytes for call in profile.calls), default=0)
     if not most:
         return []
@@ -228,9 +228,10 @@ def _memory(profile: Profile) -> list[Section]:
 
 
 def _edges(profile: Profile) -> tuple[list[int], list[tuple[int, int]]]:
-    """The layers with kernels as they first run, and the pairs of which the second reads a result of the first.
+    """The layers with kernels in order of their first run, and the pairs whose second layer reads a result of the
+    first.
 
-    Without what a layer reads of itself, or in a loop of a layer that first runs after it.
+    Without reads of a layer's own results, or in a loop of a layer that first runs later.
     """
     first: dict[int, int] = {}
     for call in profile.calls:
@@ -275,7 +276,7 @@ def _ratio(other: float | None, seconds: float | None) -> float | None:
 
 
 def _details(profile: Profile, layer: int) -> list[list[str]]:
-    """Names and values that a row of the table shows where it is clicked."""
+    """Names and values shown when a row of the table is clicked."""
     kernel = profile.layers[layer]
     calls = [call for call in profile.calls if call.layer == layer]
     shapes = dict.fromkeys(", ".join(call.shapes) for call in calls)

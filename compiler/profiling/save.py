@@ -1,6 +1,6 @@
 """Write a profile to files.
 
-A profile as a Chrome trace, for chrome://tracing and ui.perfetto.dev.
+Converts a profile to a Chrome trace, for chrome://tracing and ui.perfetto.dev.
 
 The format: "Trace Event Format", JSON object form, complete events (ph "X") and metadata events (ph "M"); times in
 microseconds.
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def save_profile(profile: Profile, folder: Path, beside: Profile | Mapping[str, Any] | None = None) -> dict[str, Path]:
-    """Write `profile.json`, `trace.json` and `profile.html` into a folder, each whole or not at all.
+    """Write `profile.json`, `trace.json` and `profile.html` into a folder, each atomically.
 
     Raises:
-        StorageError: the folder cannot be made or a file not be written.
+        StorageError: the folder cannot be created or a file cannot be written.
     """
     with storage_errors(folder, "made", "the folder "):
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,12 +44,12 @@ def save_profile(profile: Profile, folder: Path, beside: Profile | Mapping[str, 
 
 _PROCESS = 1
 _THREAD = 1
-_FIRST_TRACK = 2  # of the threads in parallel loops
+_FIRST_TRACK = 2  # number of the first track for threads in parallel loops
 
 
 def chrome_trace(profile: Profile) -> dict[str, Any]:
-    """The calls of one typical run; nested calls lie inside the ones they were made from. A track for each thread has
-    what it did in parallel loops of kernels."""
+    """The calls of one typical run; nested calls are inside their callers. Each thread has a track with its work in
+    parallel loops of kernels."""
     return {
         "traceEvents": [
             _metadata("process_name", f"{profile.model} on {profile.target}"),

@@ -1,4 +1,4 @@
-"""Tensors as JSON objects: `x: float32[batch, 64]` has a name, a type and a shape of numbers and names."""
+"""Tensors as JSON objects: `x: float32[batch, 64]` has a name, a dtype and a shape of numbers and names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def tensor_fields(text: str) -> dict[str, Any]:
-    """Name, `dtype` and `shape` of a tensor that is written as text; other values have a `kind` in their place."""
+    """Name, `dtype` and `shape` of a tensor given as text; other values have `kind` instead of these."""
     name, _, described = text.rpartition(": ")
     if not described.endswith("]"):
         return {"name": name, "kind": described}
@@ -21,7 +21,7 @@ def type_fields(text: str) -> dict[str, Any]:
 
 
 def named_types(types: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The fields of texts such as `float32[1, 64]`, by the names of the tensors."""
+    """The fields of texts like `float32[1, 64]`, by the names of the tensors."""
     return {name: type_fields(text) for name, text in types.items()}
 
 
@@ -37,7 +37,7 @@ def _size(text: str) -> int | str | None:
 
 
 def _divided(sizes: str) -> list[str]:
-    """The sizes between commas, but for commas inside of parentheses (`min(a, b)`)."""
+    """Split sizes at commas, except those in parentheses (`min(a, b)`)."""
     found, depth = [""], 0
     for character in sizes:
         depth += (character == "(") - (character == ")")

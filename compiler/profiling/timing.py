@@ -1,5 +1,5 @@
-"""Timing of runs, for reports and for choices between two forms of a model, and statistics of repeated measurements:
-percentiles, mean, spread and throughput."""
+"""Times runs, for reports and for choices between two forms of a model, and statistics of repeated measurements:
+percentiles, mean, deviation and throughput."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _ROUNDS = 3
 
 
 def reported_seconds(run: Callable[[], object], *, threads: int = 1) -> float:
-    """The median time of a run, for a report: `run_seconds` of 0.3 s or 200 runs, whichever ends first."""
+    """The median time of a run, for a report: `run_seconds` with 0.3 s or 200 runs, whichever ends first."""
     return run_seconds(run, threads=threads, most=_REPORTED_RUNS)
 
 
 def run_seconds(
     run: Callable[[], object], *, threads: int = 1, budget: float = _TIMED_SECONDS, most: int | None = None
 ) -> float:
-    """The median time of a run; runs for `budget` seconds, three times at least and `most` times at most.
+    """The median time of a run; runs for `budget` seconds, at least three times and at most `most` times.
 
-    On one thread it is processor time, of which other programs take nothing; on several it is time by the clock.
+    On one thread it is processor time, which excludes other programs; on several it is wall-clock time.
     """
     clock = time.process_time if threads == 1 else time.perf_counter
     run()
@@ -39,8 +39,8 @@ def run_seconds(
 
 
 def interleaved_seconds(runs: Sequence[Callable[[], object]], *, threads: int = 1, budget: float = 0.05) -> list[float]:
-    """Seconds of each run, measured one after the other three times: what slows the machine down for a while slows
-    all."""
+    """Seconds of each run, with all of them measured in turn three times, so that a temporary slowdown of the machine
+    affects all."""
     times = [[run_seconds(run, threads=threads, budget=budget) for run in runs] for _ in range(_ROUNDS)]
     return [float(np.median(each)) for each in zip(*times, strict=True)]
 
@@ -49,7 +49,7 @@ PERCENTILES = (50, 90, 99)
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The `percent`-th percentile of values sorted ascending, interpolated linearly between neighbours.
+    """The `percent`-th percentile of values sorted ascending, linearly interpolated between neighbors.
 
     The definition is numpy's default ("linear", Hyndman and Fan 1996, type 7).
 
@@ -64,7 +64,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
     value = ordered[below] + (ordered[above] - ordered[below]) * (position - below)
-    return min(value, ordered[above])  # rounding must not carry it past its neighbour
+    return min(value, ordered[above])  # rounding must not move it past its neighbor
 
 
 def median(values: Sequence[float]) -> float:
@@ -106,9 +106,9 @@ class Latency:
 
     @property
     def throughput(self) -> float:
-        """Runs in a second, one after the other: the reciprocal of the mean."""
+        """Sequential runs per second: the reciprocal of the mean."""
         return 1 / self.mean if self.mean > 0 else math.inf
 
     def to_dict(self) -> dict[str, float | int]:
-        """Return plain data for JSON; times in seconds, `throughput` in runs a second."""
+        """Return plain data for JSON; times in seconds, `throughput` in runs per second."""
         return {**asdict(self), "throughput": self.throughput}

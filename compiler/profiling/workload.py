@@ -1,6 +1,6 @@
-"""A module together with inputs, to be run repeatedly when measuring.
+"""A module together with inputs, for repeated runs while measuring.
 
-Arrays that a run returns: statistics, and saving them.
+Also statistics of the arrays that a run returns, and saving them.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 RANDOM = "random"
-"""In place of an input's values: random ones."""
+"""Used as an input's value to request random values."""
 DEFAULT_SIZE = 1
-"""The size of symbolic dimensions for which the caller gives none."""
+"""Default size of symbolic dimensions."""
 
 
 @dataclass
 class Workload:
-    """A module, inputs, and a virtual machine of its own whose inputs are in place already.
+    """A module, inputs, and its own virtual machine with the inputs already bound.
 
     Attributes:
-        run: one inference, without checking inputs and without making arrays of outputs.
-        set_instrument: the virtual machine's own; None takes the instrument out.
+        run: one inference, without checking inputs or creating output arrays.
+        set_instrument: sets the virtual machine's instrument; None removes it.
     """
 
     module: Module
@@ -49,11 +49,11 @@ class Workload:
     set_instrument: Callable[[Any], Any]
 
     def on_its_threads(self, function: Callable[[], Result]) -> Result:
-        """Call `function` where kernels run on as many threads as the module says."""
+        """Call `function` with the module's number of threads for kernels."""
         return run_with(self.module.threads, function)
 
     def shapes(self) -> dict[str, str]:
-        """Data type and shape of each input, as text."""
+        """Dtype and shape of each input, as text."""
         return {name: f"{array.dtype}{list(array.shape)}" for name, array in self.inputs.items()}
 
 
@@ -64,11 +64,11 @@ def prepare(
     threads: int | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Workload:
-    """Make a workload of a `Module` or the path of a `.twm` file.
+    """Make a workload from a `Module` or the path of a `.twm` file.
 
     Raises:
         OptionError: `source` is neither, or `sizes` names no symbolic dimension of the module.
-        InputError: `inputs` do not fit the module.
+        InputError: `inputs` do not match the module.
     """
     module = as_module(source, threads)
     arrays = complete_inputs(module, inputs, sizes)
@@ -77,8 +77,9 @@ def prepare(
 
 
 def as_module(source: object, threads: int | None = None, trusted_keys: Sequence[Key] | None = None) -> Module:
-    """`source` if it is a `Module`, else the module in the `.twm` file of that path, set to this number of threads; a
-    file must be signed by one of the trusted keys if there are any."""
+    """`source` if it is a `Module`, otherwise the module in the `.twm` file at that path, set to this number of
+    threads;
+    if there are trusted keys, the file must be signed by one of them."""
     if isinstance(source, str | os.PathLike):
         return load(source, threads=threads, trusted_keys=trusted_keys)
     if not isinstance(source, Module):
@@ -98,11 +99,11 @@ def as_module(source: object, threads: int | None = None, trusted_keys: Sequence
 def complete_inputs(
     module: Module, inputs: Mapping[str, object] | Sequence[object] | None, sizes: Mapping[str, int] | None = None
 ) -> dict[str, np.ndarray]:
-    """Inputs by name: those given, and for the rest the module's stored reference or random values.
+    """Inputs by name: the given ones, and for the rest the module's stored reference or random values.
 
-    The reference input is a better guess than random values, as it ran when the module was compiled; it is used where
-    nothing is said of values or sizes; the value `RANDOM` asks for random ones. Sizes that are not given are 1, or what
-    the module's requirements allow.
+    The reference input is a better guess than random values, since it ran when the module was compiled; it is used if
+    no values or sizes are given; the value `RANDOM` requests random ones. Missing sizes are 1, or a size that the
+    module's requirements allow.
 
     Raises:
         InputError: a name that the module does not have, or too many inputs.
@@ -132,7 +133,7 @@ def _uses_reference(module: Module, named: Mapping[str, object], sizes: Mapping[
 
 
 def made_up_note(module: Module, named: Mapping[str, object], sizes: Mapping[str, int] | None) -> str | None:
-    """Note on the inputs that `complete_inputs` fills in; None when every input is given."""
+    """Note on the inputs that `complete_inputs` fills in; None if every input is given."""
     missing = [spec.name for spec in module.inputs if _is_missing(named, spec.name)]
     if not missing:
         return None
@@ -141,8 +142,8 @@ def made_up_note(module: Module, named: Mapping[str, object], sizes: Mapping[str
 
 
 def batch_dimension(module: Module) -> str | None:
-    """The symbolic dimension that is the first of every input with a symbolic first dimension; None where there are
-    several, or where the module keeps states or relates the dimension to other sizes."""
+    """The symbolic dimension that is the first of every input with a symbolic first dimension; None if there are
+    several, or if the module keeps states or relates the dimension to other sizes."""
     first = {spec.shape[0] for spec in module.inputs if spec.shape and isinstance(spec.shape[0], str)}
     manifest = module.manifest
     if len(first) != 1 or manifest.states:
@@ -152,7 +153,7 @@ def batch_dimension(module: Module) -> str | None:
 
 
 def with_rows(module: Module, arrays: Mapping[str, np.ndarray], dimension: str, rows: int) -> dict[str, np.ndarray]:
-    """Inputs with another size of a symbolic dimension: the first rows along it, repeated where there are too few."""
+    """Inputs with another size of a symbolic dimension: the first rows along it, repeated if there are too few."""
     chosen = dict(arrays)
     for spec in module.inputs:
         for axis, size in enumerate(spec.shape):
@@ -185,7 +186,7 @@ def symbolic_sizes(
     named: Mapping[str, object],
     sizes: Mapping[str, int] | None,
 ) -> dict[str, int]:
-    """The size of each symbolic dimension: as given inputs have it, else as `sizes` says, else `DEFAULT_SIZE`."""
+    """The size of each symbolic dimension: from given inputs, otherwise from `sizes`, otherwise `DEFAULT_SIZE`."""
     symbols = {size for spec in specs for size in spec.shape if isinstance(size, str)}
     unknown = sorted(set(sizes or {}) - symbols)
     if unknown:
@@ -201,8 +202,8 @@ def symbolic_sizes(
 
 
 def describe_arrays(arrays: Mapping[str, object]) -> list[dict[str, Any]]:
-    """Name, dtype, shape, least, greatest and mean value (of those that are finite; None where there are none), and
-    how many are NaN or infinite."""
+    """Name, dtype, shape, minimum, maximum and mean (of finite values; None if there are none), and the number of NaN
+    and infinite values."""
     return [_describe(name, np.asarray(array)) for name, array in arrays.items()]
 
 
@@ -222,7 +223,7 @@ def _describe(name: str, array: np.ndarray) -> dict[str, Any]:
 
 
 def save_arrays(arrays: Mapping[str, object], path: Path) -> None:
-    """Write arrays as an .npz archive, whole or not at all. Types that numpy has no name for become float32.
+    """Write arrays as an .npz archive, atomically. Types that numpy has no name for become float32.
 
     Raises:
         StorageError: the file cannot be written.

@@ -51,8 +51,7 @@ class Device:
 
     def place(self, tensors: Sequence[RuntimeTensor], kept: list[Any]) -> Sequence[RuntimeTensor]:
         """Copies of CPU tensors where kernels can read them. `kept` has the same length, with None at first, then
-        buffers
-        that the next call may reuse; nobody reads them any more by then."""
+        buffers that the next call may reuse; nobody reads them any more by then."""
         return tensors
 
     def call(self, main: PackedFunc, tensors: Iterable[RuntimeTensor]) -> Sequence[RuntimeTensor]:

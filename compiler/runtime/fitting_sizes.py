@@ -36,8 +36,7 @@ def fitting_sizes(sizes: Mapping[str, int], free: set[str], relations: Sequence[
     found.
 
     As long as a relation does not hold, the first candidate size for which the most relations hold is chosen, for one
-    of
-    its dimensions or for all of them together.
+    of its dimensions or for all of them together.
     """
     found = dict(sizes)
     broken = _broken(found, relations)

@@ -149,8 +149,7 @@ class InputBinder:
 
     def bind_beside(self, inputs: dict[str, Any], states: HeldStates, memory: InputMemory) -> list[RuntimeTensor]:
         """Like `bind`, for a session's states and its other inputs. States that were bound before are not checked
-        again: a
-        language model has more of them than other inputs."""
+        again: a language model has more of them than other inputs."""
         bound = states.bound
         if bound is None or inputs.keys() != bound.names or not bound.holds(states):
             inputs.update(states)

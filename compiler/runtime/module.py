@@ -158,8 +158,7 @@ class Module:
             given: a PNG, JPEG, WebP, BMP or GIF file by its path or bytes, or uint8 (height, width, 3); for an embedder
             a
                 text; for a speech detector a WAV file, or float32 (samples,) at its rate. A list of texts is one run, a
-                list
-                of images one run each.
+                list of images one run each.
 
         Returns:
             `Detections`, `Segmentation`, `Classes`, a `Text`, a `Vector` or `Speech`, by the task (for a list, a list):

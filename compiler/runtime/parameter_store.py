@@ -165,10 +165,8 @@ def use_huge_pages(arrays: Iterable[Array]) -> None:
     """Ask the kernel to back arrays with huge pages, as far as neighbors together fill some.
 
     With pages of 4 KiB, the core that first reads parameters in a run walks the page tables for each page: with 0.6 MB
-    of
-    filters, the first part of a convolution took 59 microseconds instead of 40 (Zen 4, virtual machine). Linux does it
-    at
-    once (6.1 and later), some time later, or not at all.
+    of filters, the first part of a convolution took 59 microseconds instead of 40 (Zen 4, virtual machine). Linux does
+    it at once (6.1 and later), some time later, or not at all.
     """
     for begin, end in huge_pages(arrays):
         for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):

@@ -51,8 +51,7 @@ def random_inputs(
     """Inputs by name: standard normal floats, random booleans, and integers.
 
     Integers known to be indices (token ids) are spread over their whole range; others are 0 or 1, which are valid
-    indices
-    and counts nearly everywhere. Integers and booleans with names of masks are ones.
+    indices and counts nearly everywhere. Integers and booleans with names of masks are ones.
 
     Args:
         sizes: sizes of symbolic dimensions by name; 2 for missing ones, or a size that the relations allow.

@@ -22,8 +22,7 @@ def given_sizes(manifest: Manifest, capacity: int | None, sizes: Mapping[str, in
     """The symbolic dimensions that are known when a session is opened.
 
     Raises OptionError for a dimension that no state has, a capacity for static states, and a missing dynamic size that
-    the
-    inputs do not determine.
+    the inputs do not determine.
     """
     known = dict(sizes or {})
     symbols = state_symbols(manifest)

@@ -1,4 +1,4 @@
-"""Cuts of a model: positions in the order of its operators, what crosses each, and the two halves as models.
+"""Cuts of a model: positions in the order of its operators, the tensors that cross each, and the two halves as models.
 
 Encoding of floats on the wire: unchanged, in half precision, or as 8-bit integers with a calibrated scale.
 """
@@ -25,11 +25,11 @@ Var = Any
 
 @dataclass(frozen=True)
 class Crossing:
-    """A tensor that goes over the wire.
+    """A tensor that is sent over the wire.
 
     Attributes:
         name: name of the model's node that computes it, or of the model's input.
-        variable: in `main`.
+        variable: its variable in `main`.
         shape, dtype: symbolic dimensions by name.
     """
 
@@ -39,7 +39,7 @@ class Crossing:
     dtype: str
 
     def elements(self, size: int = 1) -> int:
-        """Elements, with `size` for symbolic dimensions."""
+        """Number of elements, with `size` for symbolic dimensions."""
         count = 1
         for each in self.shape:
             count *= each if isinstance(each, int) else size
@@ -52,11 +52,11 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Cut:
-    """A place to cut.
+    """A position where the model can be cut.
 
     Attributes:
         position: number of bindings of `main` that the client computes; 0: none, the inputs are sent.
-        after: the node that it comes after; "the inputs" for position 0.
+        after: the node before the cut; "the inputs" for position 0.
         crossing: tensors that the server needs from the client.
     """
 
@@ -70,13 +70,13 @@ class Cut:
 
 
 def find_cuts(model: ImportedModel) -> list[Cut]:
-    """All places where only tensors cross whose shapes are numbers or symbols.
+    """All positions where only tensors cross whose dimensions are numbers or symbols.
 
     Args:
         model: in canonical form.
 
     Raises:
-        OptionError: the model keeps states, or its body is no list of bindings.
+        OptionError: the model keeps states, or its body is not a list of bindings.
     """
     if model.states:
         raise OptionError("a model that keeps states cannot be split", "its states belong to one machine")
@@ -99,13 +99,13 @@ def find_cuts(model: ImportedModel) -> list[Cut]:
 
 
 def halves(model: ImportedModel, cut: Cut, wires: Sequence[Wire]) -> tuple[ImportedModel, ImportedModel]:
-    """The client's and the server's half; the client's outputs are the server's inputs, as they cross the wire.
+    """The client's and the server's half; the client's outputs are the server's inputs, in their wire types.
 
     Args:
-        wires: wires of each tensor of `cut.crossing`.
+        wires: wire type of each tensor in `cut.crossing`.
 
     Raises:
-        OptionError: a half would need a size that does not cross the wire.
+        OptionError: a half would need a size that is not sent.
     """
     front, back = _front(model, cut, wires), _back(model, cut, wires)
     for half in (front, back):
@@ -126,7 +126,7 @@ def _front(model: ImportedModel, cut: Cut, wires: Sequence[Wire]) -> ImportedMod
     bindings = [*builder.bindings, relax.VarBinding(result, relax.Tuple(sent))]
     kept = _blocks(main, 0, cut.position)
     if kept and isinstance(kept[-1], relax.DataflowBlock):
-        bindings = [*kept.pop().bindings, *bindings]  # the variables of such a block are known in it alone
+        bindings = [*kept.pop().bindings, *bindings]  # the variables of such a block are only defined inside it
     read = {variable for _, binding in _flat(main)[: cut.position] for variable in free_vars(binding.value)}
     read |= {each.variable for each in cut.crossing}
     pairs = [pair for pair in zip(main.params, model.inputs, strict=True) if pair[0] in read]
@@ -193,7 +193,7 @@ def _flat(main: Expr) -> list[tuple[BindingBlock, Binding]]:
 
 
 def _blocks(main: Any, start: int, stop: int | None) -> list[Any]:
-    """The blocks that hold the bindings from `start` to `stop`."""
+    """The blocks with the bindings from `start` to `stop`."""
     blocks, position = [], 0
     for block in main.body.blocks:
         count = len(block.bindings)
@@ -206,7 +206,7 @@ def _blocks(main: Any, start: int, stop: int | None) -> list[Any]:
 
 
 def _last_uses(main: Expr, bindings: Sequence[Binding]) -> dict[Var, int]:
-    """The position of the last binding that reads a variable; the number of bindings where the result does."""
+    """The position of the last binding that reads a variable; the number of bindings if the result does."""
     found: dict[Var, int] = {}
     for position, binding in enumerate(bindings):
         for variable in free_vars(binding.value):
@@ -243,7 +243,7 @@ def _node_name(variable: Var, model: ImportedModel) -> str:
 
 
 def _plain(model: ImportedModel) -> ImportedModel:
-    """The model without what holds for it as a whole alone."""
+    """The model without attributes that only apply to the whole model."""
     fields = {name: getattr(model, name) for name in ImportedModel.__dataclass_fields__}
     fields |= {"requirements": (), "indices": (), "states": (), "position": None, "assets": {}, "notes": ()}
     return ImportedModel(**fields)
@@ -259,8 +259,8 @@ class Wire:
     """The type of a tensor on the wire.
 
     Attributes:
-        kind: one of `KINDS`; what is no float32 crosses as it is.
-        scale, zero_point: of int8: value = (integer - zero_point) * scale.
+        kind: one of `KINDS`; tensors other than float32 are sent unchanged.
+        scale, zero_point: for int8: value = (integer - zero_point) * scale.
     """
 
     kind: str = "float32"
@@ -268,7 +268,7 @@ class Wire:
     zero_point: int = 0
 
     def through(self, array: Array) -> Array:
-        """Array as it arrives when it is sent: the same arithmetic as both halves use."""
+        """The array as received: the same arithmetic as in both halves."""
         if array.dtype != np.float32 or self.kind == "float32":
             return array
         if self.kind == "float16":
@@ -278,12 +278,12 @@ class Wire:
 
 
 def wire_dtype(dtype: str, kind: str) -> str:
-    """The element type on the wire of a tensor of `dtype`."""
+    """The element type on the wire for a tensor of `dtype`."""
     return kind if dtype == "float32" else dtype
 
 
 def calibrated(kind: str, arrays: list[Array]) -> Wire:
-    """A wire type for values like these. Raises OptionError for a type that is none of `KINDS`."""
+    """A wire type for values like these. Raises OptionError for a type not in `KINDS`."""
     if kind not in KINDS:
         raise OptionError(f"unknown wire type {kind!r}", f"known: {', '.join(KINDS)}")
     if kind != "int8" or arrays[0].dtype != np.float32:
@@ -296,7 +296,7 @@ def calibrated(kind: str, arrays: list[Array]) -> Wire:
 
 
 def encoded(value: Any, dtype: str, wire: Wire, builder: Any) -> Any:
-    """Relax calls that turn a value into what is sent."""
+    """Relax calls that encode a value for the wire."""
     if dtype != "float32" or wire.kind == "float32":
         return value
     if wire.kind == "float16":
@@ -310,7 +310,7 @@ def encoded(value: Any, dtype: str, wire: Wire, builder: Any) -> Any:
 
 
 def decoded(value: Any, dtype: str, wire: Wire, builder: Any) -> Any:
-    """Relax calls that turn what arrives into the value."""
+    """Relax calls that decode a value from the wire."""
     if dtype != "float32" or wire.kind == "float32":
         return value
     widened = builder.emit(relax.op.astype(value, "float32"), "widened")

@@ -1,6 +1,6 @@
-"""`split`: the best cut of a model between a client and a server, and both halves as modules.
+"""`split`: finds the best cut of a model between a client and a server, and compiles both halves.
 
-Costs of both sides of a cut are estimated for each target, and measured on this machine where it can be.
+The costs of both sides of a cut are estimated for each target, and measured on this machine if possible.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Choice:
     """A cut with a wire type.
 
     Attributes:
-        nbytes: on the wire.
-        client, transfer, server: seconds.
+        nbytes: bytes on the wire.
+        client, transfer, server: seconds of each part.
     """
 
     position: int
@@ -55,7 +55,7 @@ class Choice:
 
     @property
     def seconds(self) -> float:
-        """Altogether."""
+        """Total seconds."""
         return self.client + self.transfer + self.server
 
     def __str__(self) -> str:
@@ -67,12 +67,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Error:
-    """Distance of outputs from the whole model's.
+    """Difference of outputs from the whole model's.
 
     Attributes:
         largest: the largest absolute difference.
-        relative: the same as a share of the largest output.
-        cosine: the least cosine similarity of an output of a sample.
+        relative: the largest difference relative to the largest output.
+        cosine: the lowest cosine similarity of any output of any sample.
     """
 
     largest: float
@@ -96,14 +96,14 @@ class Error:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """Cuts that were weighed, and the choice.
+    """The cuts considered, and the choice.
 
     Attributes:
         crossing: tensors on the wire: name, shape, element type.
         client_alone: seconds of the whole model on the client.
         measured, errors: the finalists with each wire type.
-        estimated: the best of all cuts, by estimated times.
-        random_inputs: scales and errors are of random inputs, as none were given.
+        estimated: the best cuts by estimated times.
+        random_inputs: whether scales and errors are for random inputs, since none were given.
     """
 
     model: str
@@ -122,7 +122,7 @@ class SplitReport:
     random_inputs: bool
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as JSON. Raises StorageError."""
+        """Write the report as JSON. Raises StorageError."""
         write_json(path, asdict(self))
 
     def __str__(self) -> str:
@@ -146,11 +146,11 @@ _RANDOM_SAMPLES = 4
 
 @dataclass(frozen=True)
 class SplitResult:
-    """Both halves.
+    """Both halves of a model.
 
     Attributes:
-        client: for the client's target; its outputs are what is sent.
-        server: takes what is sent, and gives the model's outputs.
+        client: compiled for the client's target; its outputs are sent.
+        server: receives them, and returns the model's outputs.
     """
 
     client: Module
@@ -160,18 +160,18 @@ class SplitResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """The way between both halves.
+    """The connection between both halves.
 
     Attributes:
         bandwidth: bits per second.
-        latency: seconds of a round trip.
+        latency: round-trip time in seconds.
     """
 
     bandwidth: float
     latency: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises OptionError for what is no bandwidth or latency."""
+        """Raise OptionError for an invalid bandwidth or latency."""
         if not self.bandwidth > 0 or not self.latency >= 0:
             raise OptionError(f"bandwidth {self.bandwidth} bit/s, latency {self.latency} s", "give numbers above 0")
 
@@ -209,26 +209,25 @@ def split(
     progress: Callable[[str], None] | None = automatic,
     **imports: Unpack[ImportArguments],
 ) -> SplitResult:
-    """Cut a model where the client's time, the wire's and the server's are least together.
+    """Cut a model such that the total time of client, wire and server is minimal.
 
-    All cuts are ranked by estimated times; the halves of the best three are built and timed on this machine. Times of a
-    target that is not this machine are those measured here, scaled by what both are estimated to take.
+    All cuts are ranked by estimated times; the halves of the best three are built and timed on this machine. For a
+    target other than this machine, measured times are scaled by the ratio of the estimates.
 
     Args:
-        source, and how it is imported (shapes, constants, ...): as `tensorwright.compile` takes them.
-        bandwidth, latency: of the network, in bits per second and seconds of a round trip.
-        wires: types that float32 tensors may have on the wire: "float32", "float16", "int8" (a scale per tensor).
+        source, and its import options (shapes, constants, ...): as in `tensorwright.compile`.
+        bandwidth, latency: of the network, in bits per second and seconds per round trip.
+        wires: allowed wire types of float32 tensors: "float32", "float16", "int8" (one scale per tensor).
         at: the node after which to cut; None: the best one.
-        calibration: inputs as the model meets them, for int8's scales and for the error; None: random inputs, which the
-            report says.
-        max_drop: the largest drop of cosine similarity with the whole model that the wire's type may cause.
+        calibration: representative inputs, for int8's scales and for the error; None: random inputs, which the report
+            mentions.
+        max_drop: the largest drop of cosine similarity with the whole model that the wire type may cause.
         size: size of all symbolic dimensions, for times and bytes.
 
     Raises:
-        NothingGainedError: the client alone is faster than any cut.
+        NothingGainedError: the client without a server is faster than any cut.
         AccuracyError: no wire type holds `max_drop`.
-        OptionError: the model cannot be cut.
-        OptionError: an option is at fault.
+        OptionError: the model cannot be cut, or an option is invalid.
     """
     unknown = sorted(set(wires) - set(KINDS))
     if unknown or not wires:
@@ -243,7 +242,7 @@ def split(
 
 
 class _Splitter:
-    """One model on its way to two halves."""
+    """Splits one model."""
 
     def __init__(
         self, model: ImportedModel, name: str, sides: tuple[targets.Target, targets.Target], network: Network
@@ -260,7 +259,7 @@ class _Splitter:
         self.random = False
 
     def use(self, calibration: Sequence[Arrays] | None) -> None:
-        """Take the caller's samples, or random ones."""
+        """Use the caller's samples, or random ones."""
         self.random = calibration is None
         sizes = {each: self.size for spec in self.model.inputs for each in spec.shape if isinstance(each, str)}
         made_up = [
@@ -272,8 +271,8 @@ class _Splitter:
         else:
             self.samples = [{name: np.asarray(array) for name, array in each.items()} for each in calibration]
         if not self.samples:
-            raise OptionError("calibration= holds no samples", "give some inputs as the model will meet them")
-        # Times are of the sizes that bytes are counted for, which samples of many rows do not have.
+            raise OptionError("calibration= holds no samples", "give some representative inputs of the model")
+        # Bytes are counted for these sizes, so times must be, too; samples may have more rows.
         self.timed = made_up[0] if sizes else self.samples[0]
 
     def result(self, kinds: Sequence[str], at: str | None, max_drop: float) -> SplitResult:
@@ -297,7 +296,7 @@ class _Splitter:
         expected = [whole.run(sample) for sample in self.samples]
         seconds = _seconds(whole, self.timed)
         alone = seconds * _ratio(client.whole, here.whole)
-        # What a roofline estimates is the least time; the model as a whole shows by how much it is more here.
+        # Rooflines estimate lower bounds; the whole model shows how much longer this machine takes.
         slower = _ratio(seconds, here.whole)
         estimated = sorted(
             (
@@ -331,7 +330,7 @@ class _Splitter:
     def _measured(
         self, cut: Cut, kinds: Sequence[str], sides: tuple[SideCosts, SideCosts, SideCosts], expected: Sequence[Arrays]
     ) -> list[Measured]:
-        """The cut with each wire type: measured times, calibrated scales, and the error that they cause."""
+        """The cut with each wire type: measured times, calibrated scales, and the resulting error."""
         client, server, here = sides
         floats = [Wire() for _ in cut.crossing]
         front, back = (self._compile(half) for half in halves(self.model, cut, floats))
@@ -387,10 +386,10 @@ class _Splitter:
 
 
 def best_of(measured: Sequence[Measured], max_drop: float, alone: float | None) -> Measured:
-    """The fastest whose wire type holds the limit.
+    """The fastest whose wire type is within the limit.
 
     Args:
-        alone: seconds of the client alone; None: do not compare.
+        alone: seconds of the client without a server; None: do not compare.
 
     Raises:
         AccuracyError, NothingGainedError: as `split`.
@@ -413,7 +412,7 @@ def best_of(measured: Sequence[Measured], max_drop: float, alone: float | None) 
 
 
 def _different(estimated: Sequence[Choice], cuts: Mapping[int, Cut]) -> list[int]:
-    """The positions of the best cuts; of those that send equally much only the best."""
+    """The positions of the best cuts; among those that send equally many bytes only the best."""
     chosen: dict[int, int] = {}
     for choice in estimated:
         chosen.setdefault(cuts[choice.position].nbytes(Wire()), choice.position)
@@ -421,7 +420,7 @@ def _different(estimated: Sequence[Choice], cuts: Mapping[int, Cut]) -> list[int
 
 
 def _ratio(target: float, here: float) -> float:
-    """A target's estimated time as a multiple of this machine's; 1 where both do nothing."""
+    """A target's estimated time as a multiple of this machine's; 1 if both are zero."""
     return target / here if here else 1.0
 
 
@@ -432,25 +431,25 @@ def _seconds(module: Module, inputs: Arrays) -> float:
 
 @dataclass(frozen=True)
 class SideCosts:
-    """Seconds that a target is estimated to take for the bindings of `main` before each position.
+    """Estimated seconds of a target for the bindings of `main` before each position.
 
     Attributes:
-        before: by position of a cut.
-        whole: of the whole model.
+        before: seconds by position of a cut.
+        whole: seconds of the whole model.
     """
 
     before: dict[int, float]
     whole: float
 
     def after(self, cut: Cut) -> float:
-        """Cost of the part behind a cut."""
+        """Cost of the part after a cut."""
         return self.whole - self.before[cut.position]
 
 
 def estimated_costs(
     model: ImportedModel, target: targets.Target, cuts: Sequence[Cut], positions: dict[str, int], size: int
 ) -> SideCosts:
-    """The least times of kernels (roofline) by the position of the node that most of a kernel's work is for.
+    """Lower bounds of kernel times (roofline), by the position of the node that accounts for most of a kernel's work.
 
     Args:
         positions: the position after which a node is computed.
@@ -470,7 +469,7 @@ def estimated_costs(
 
 
 def node_positions(model: ImportedModel) -> dict[str, int]:
-    """The number of bindings up to and with the one that computes a node."""
+    """The number of bindings up to and including the one that computes a node."""
     bindings = [binding for block in model.mod["main"].body.blocks for binding in block.bindings]
     positions: dict[str, int] = {}
     for position, binding in enumerate(bindings):
@@ -479,7 +478,7 @@ def node_positions(model: ImportedModel) -> dict[str, int]:
     return positions
 
 
-# Bandwidths and times as people write them.
+# Parses bandwidths and times.
 
 _RATE = re.compile(r"([0-9]*\.?[0-9]+) *([kKMG]?)(bit|b|bps|B|byte)(?:/s|ps)?")
 _TIME = re.compile(r"([0-9]*\.?[0-9]+) *(s|ms|us)")

@@ -27,8 +27,7 @@ def _axis(extent: Expr, name: str) -> IterVar:
 @dataclass(frozen=True)
 class Orders:
     """Dimension orders: each operand is its tensor transposed by its order (`numpy.transpose`'s axes), and the result
-    is
-    transposed by its own. None: unchanged."""
+    is transposed by its own. None: unchanged."""
 
     query: tuple[int, ...] | None = None
     key: tuple[int, ...] | None = None
@@ -78,8 +77,7 @@ def attention(
     Shapes: query (..., queries, depth), key (..., depth, keys), value (..., keys, columns) with the same leading
     dimensions, each after its transposition; returns (..., queries, columns), transposed. `guarded`: weights that are
     NaN count as 0; whole rows are, for example if -inf masks all keys. `operands` is "float32", or "bfloat16" if
-    matmuls
-    may round to it. With `rounding`, weights are rounded before they multiply.
+    matmuls may round to it. With `rounding`, weights are rounded before they multiply.
     """
     (*lead, queries, depth), query_at = _transposed(query, orders.query)
     (*_, keys), key_at = _transposed(key, orders.key)

@@ -313,8 +313,7 @@ class AttentionParts:
     """Operands, output, and the elementwise stages of an attention kernel.
 
     `weights` is None if exponentials multiply the values and the result is divided by their sums. `zeros`: the zero
-    points
-    of query, key, weights and value; 0 if there are none.
+    points of query, key, weights and value; 0 if there are none.
     """
 
     query: BatchedMatrix

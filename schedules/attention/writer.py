@@ -183,8 +183,7 @@ class BlockRows:
     """The left operands of a block: `statements` allocate and fill them; `weighed` run once weights are known.
 
     Terms are added to the sums of a row, if there are any. `narrow` are the rows of queries and weights in words, if
-    they
-    are stored as words.
+    they are stored as words.
     """
 
     statements: list[Stmt]

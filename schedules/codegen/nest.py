@@ -329,8 +329,7 @@ def name_opaque(name: str, value: Expr, bindings: list[Stmt]) -> Expr:
 
     They substitute a bound value into each expression that they simplify, again for each loop; positions in images of
     unknown size are nested quotients, and most of a kernel's compile time went there. The contents of a buffer are
-    opaque
-    to them, but not to LLVM.
+    opaque to them, but not to LLVM.
     """
     if isinstance(value, int):
         return value

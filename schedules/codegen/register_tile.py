@@ -95,8 +95,7 @@ def block_sums_without_room(
     product: Product, a: Callable[[Expr], Expr], pitch: int, taps: Taps, b: Expr, sums: Buffer, rows: Index
 ) -> Stmt:
     """`block_sums` of rows of whole contiguous taps, if memory after the rows must not be read: the last rows, fewer
-    than
-    16, are copied."""
+    than 16, are copied."""
     whole = rows // ROWS * ROWS if isinstance(rows, int) else tirx.FloorDiv(rows, index(ROWS)) * ROWS
     data = a(index(0)).source
     lanes = ROW_BYTES * 8 // dtype_bits(str(data.dtype))
@@ -146,8 +145,7 @@ def steps_of_part(steps: int, terms: int, wanted: int = PART) -> int:
     """Number of the `steps` steps, of `terms` terms each, that are summed at a time.
 
     All of them if that is at most 1.5 times `wanted`; otherwise a divisor of the steps if one is near, since a
-    remainder
-    needs code of its own.
+    remainder needs code of its own.
     """
     if 2 * steps * terms <= 3 * wanted:
         return steps
@@ -181,9 +179,8 @@ class RegisterTile:
     """Writes a tile.
 
     `combine(sum, a, b)` adds a product; `partial` (see `Operation.partial`) adds it to sums of `PARTIAL_STEPS` steps of
-    a
-    known depth. The sums of each row have their own buffer (see `nest.allocate_tile`); `allocations` are the statements
-    that allocate them, emitted first in `code`.
+    a known depth. The sums of each row have their own buffer (see `nest.allocate_tile`); `allocations` are the
+    statements that allocate them, emitted first in `code`.
     """
 
     def __init__(

@@ -50,9 +50,8 @@ _TILE, _BYTE, _VECTOR, _TASK = 16.0, 0.06, 4.0, 1000.0
 
 def tiles_workload(work: ConvWorkload, operand: str, machine: Machine, fill: int = 0) -> TilesWorkload | None:
     """The convolution in tiles; None if the machine has none for the operand, if vectors are as fast (with few
-    channels,
-    a row of a tile is mostly empty), or if tiles do not support it: plain input, unknown sizes, dilated depth, or a
-    smaller last group."""
+    channels, a row of a tile is mostly empty), or if tiles do not support it: plain input, unknown sizes, dilated
+    depth, or a smaller last group."""
     even = work.last_group_channels == work.group_channels and work.last_group_out_blocks == work.group_out_blocks
     in_depth = work.rank <= 2 or (work.rank == 3 and work.dilations[0] == 1)
     if not (even and in_depth and work.in_block == work.block == COLUMNS) or work.is_open:

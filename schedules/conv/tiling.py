@@ -31,8 +31,7 @@ def accumulators(machine: Machine) -> int:
     """Number of vector registers available as accumulators; the rest hold weights and broadcast values.
 
     With 16 registers, 12 hold sums: rows of 14 pixels take 1.16 ms in tiles of 5 x 2 instead of 1.37 in 7 x 1, rows of
-    7
-    pixels 1.10 ms in 4 x 3 instead of 1.31 (1x1 convolutions of 1024 to 256 and 512 to 2048 channels, Zen 3).
+    7 pixels 1.10 ms in 4 x 3 instead of 1.31 (1x1 convolutions of 1024 to 256 and 512 to 2048 channels, Zen 3).
     """
     if machine.register_sums is not None:
         return machine.register_sums

@@ -47,8 +47,7 @@ from schedules.stages.fused_kernel import FusedKernel
 
 class Winograd(BlockedRule[WinogradWorkload]):
     """Knobs: `tiles` in a task, `pixels` x `blocks` the register tile of the matmuls, `chunks` the number of tasks that
-    the
-    output channels are split into, `unroll` the number of input channels in the innermost loop."""
+    the output channels are split into, `unroll` the number of input channels in the innermost loop."""
 
     name: ClassVar[str] = WINOGRAD
     cut_knobs: ClassVar[frozenset[str]] = frozenset({"tiles", "chunks"})

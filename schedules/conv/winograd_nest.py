@@ -137,8 +137,7 @@ class Transform:
 
     def apply(self, matrix: Matrix, values: Sequence[Expr], put: Callable[[int, Expr], Stmt], dtype: str) -> list[Stmt]:
         """`put(i, row i of matrix @ values)`. Rows that differ only in the signs of their odd columns (points come as p
-        and
-        -p) share both halves."""
+        and -p) share both halves."""
         statements: list[Stmt] = []
         done: set[int] = set()
         for i, row in enumerate(matrix):
@@ -242,8 +241,7 @@ class WinogradNest:
     """Builds the loop nest of one convolution.
 
     Subclasses override how numbers are stored between the transform and the matmuls, how two of them are multiplied,
-    and
-    the final step on a result.
+    and the final step on a result.
     """
 
     fill: float = 0.0  # padding value
@@ -427,8 +425,7 @@ class WinogradNest:
 
     def _multiply_all(self, spread: Spread, product: Expr, block: Index, live: Index) -> Stmt:
         """The matmuls of all frequencies; filters that are stored untransformed are transformed for one part of the
-        input
-        channels at a time."""
+        input channels at a time."""
 
         def products(weights: Weights, sums_of: Callable[[FrequencyTile], Stmt]) -> Stmt:
             return repeat("f", self.frequencies, lambda f: self._multiply(spread, product, weights, f, live, sums_of))
@@ -582,10 +579,8 @@ class WinogradNest:
 
     def _weights_ahead(self, tile: FrequencyTile, channel: Index) -> list[Stmt | None]:
         """Prefetch, before a tile reads a channel's weights, that channel's weights for a later frequency, or a share
-        of
-        them if several tiles use the same. For filters that are transformed here, each of the first frequencies
-        prefetches
-        one tap for the next part of the channels."""
+        of them if several tiles use the same. For filters that are transformed here, each of the first frequencies
+        prefetches one tap for the next part of the channels."""
         block, frequency, start = tile.weights.block, tile.frequency, tile.start
         if tile.weights.then is not None:
             block, then = tile.weights.then

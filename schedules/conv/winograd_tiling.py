@@ -223,8 +223,7 @@ def _works(
     ]
     scratch = frequencies * (work.in_blocks + register.blocks) * work.block * 4
     # The part of a task's scratch that exceeds the L2 cache is written and read: again for each register tile of
-    # channels
-    # if there is no L3 cache.
+    # channels if there is no L3 cache.
     reads = 1 if machine.l3_bytes else work.out_blocks // register.blocks
     far = [float(tiles if scratch * tiles > 0.75 * machine.l2_bytes else 0) for tiles in sizes]
     read = total * frequencies * work.channels * 4

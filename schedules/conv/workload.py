@@ -29,10 +29,9 @@ class WindowWorkload(Workload):
     """A window that slides over the spatial dimensions: fields common to all of these kernels.
 
     `batch` is 0 if symbolic, and so is each of `spatial`: such a dimension is dynamic. `block` is the number of lanes
-    of
-    the output's channel blocks. `pad` holds (before, after) for each spatial dimension; a negative `after` (input that
-    no
-    window reaches) is allowed. `same` is "upper" or "lower" if the padding of dynamic dimensions follows from their
+    of the output's channel blocks. `pad` holds (before, after) for each spatial dimension; a negative `after` (input
+    that no window reaches) is allowed. `same` is "upper" or "lower" if the padding of dynamic dimensions follows from
+    their
     sizes: half of it before the input, an odd element after ("upper") or before it; `pad` is then the largest of both.
     """
 
@@ -130,8 +129,7 @@ class ConvWorkload(WindowWorkload):
 
     `channels` and `filters` are the input's and the output's channels, over all `groups`. With several groups, each has
     `channels_each` and `filters_each`, whole numbers of blocks; the last one may have fewer. `in_block` is the number
-    of
-    lanes of the input's channel blocks; 1 means the plain layout (batch, channels, *spatial).
+    of lanes of the input's channel blocks; 1 means the plain layout (batch, channels, *spatial).
     Input: (batch, ceil(channels / in_block), *spatial, in_block). Weights: (ceil(filters / block),
     ceil(channels / groups / in_block), *kernel, in_block, block). Output: (batch, ceil(filters / block), *out_spatial,
     block).
@@ -335,8 +333,7 @@ class DepthwiseDotWorkload(WindowWorkload):
     """A depthwise convolution of 8-bit integers minus `fill`, with int16 weights, accumulated in int32 (`dtype`).
 
     `operand` is the input type. `fill` is the padding value of the original convolution; padding minus `fill` is zero,
-    so
-    taps outside the input add nothing.
+    so taps outside the input add nothing.
     """
 
     operand: str = "uint8"

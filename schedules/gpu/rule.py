@@ -36,8 +36,7 @@ class GpuRule(ScheduleRule[WorkloadT]):
 
     def finish(self, function: PrimFunc, machine: Machine) -> PrimFunc:
         """Replace elementary functions written for a processor's vectors by TVM's own, and compute those of narrow
-        floats
-        in float32: CUDA has few of them, and those are less accurate."""
+        floats in float32: CUDA has few of them, and those are less accurate."""
 
         def replace(call: Call) -> Expr:
             name, dtype = call_name(call), str(call.ty)

@@ -40,8 +40,7 @@ from schedules.ir.tir import (
 
 def with_plain_indices(stage: Stage) -> Stage:
     """The stage with divisions, remainders, minima and maxima removed from its indices if the extents of its loops
-    decide
-    them."""
+    decide them."""
     if not _is_taken_apart(stage.body):
         return stage
     analyzer = bound_analyzer(stage.axes)
@@ -120,10 +119,8 @@ def with_flat_indices(root: Stmt, buffers: Sequence[Expr]) -> Node:
     """Replace indices that are quotients and remainders of one number by that number, in accesses of these buffers.
 
     TVM simplifies each index on its own, within the bounds of its variables, and cannot recombine them if vectors do
-    not
-    divide rows: `x[(8 * i + lane) // 28, (8 * i + lane) % 28]` would be read lane by lane. Not for buffers that a
-    kernel
-    allocates, whose sizes follow from the indices.
+    not divide rows: `x[(8 * i + lane) // 28, (8 * i + lane) % 28]` would be read lane by lane. Not for buffers that a
+    kernel allocates, whose sizes follow from the indices.
     """
     known: dict[StructuralKey, Expr] = {}  # a kernel repeats a few of them very often
 

@@ -31,8 +31,7 @@ class Stage:
     """One block: for all `axes`, `body` (after `init` once per point of the spatial axes).
 
     `store` is the only BufferStore of the body, or None if it has other statements. `annotations` are the block's own;
-    a
-    rule recognizes a stage made for it by them.
+    a rule recognizes a stage made for it by them.
     """
 
     name: str

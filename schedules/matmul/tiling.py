@@ -159,8 +159,7 @@ class MatmulWorkload(Workload):
 
     `layout` is how B is stored: "panels" (packed), "rows" (contiguous along the columns), "columns" (contiguous along
     the depth, or neither). `width` is the number of columns of a panel of packed B. `a_stride` is the number of
-    elements
-    from one row of A to the next.
+    elements from one row of A to the next.
     """
 
     batch: int

@@ -70,8 +70,7 @@ def matmul_words(data: Tensor, packed: Tensor, columns: int, operation: Operatio
     """Matmul of data (..., depth) and weights packed by `pack.pack_words` in the operation's groups: (..., columns).
 
     float32 data is rounded to the operation's type. `operation.shift(dtype)` is added to bytes: the caller subtracts
-    that
-    times the sums of the weights' columns.
+    that times the sums of the weights' columns.
     """
     steps, width = packed.shape[1], int(packed.shape[2])
     depth, group = data.shape[-1], operation.group

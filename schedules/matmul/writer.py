@@ -146,8 +146,7 @@ class TileWriter:
     With `tiles`, an instruction with tile accumulators, `rows` is the rows of a block and weights are packed by whole
     tiles. Otherwise `rows` and `vectors` are the tile; `pack` copies panels of B beforehand, and `depth` splits the
     reduction into blocks of that length whose part of B stays in the L2 cache (0: one block). `partial` sums a few
-    steps
-    in words of two float16, see `Operation.partial`.
+    steps in words of two float16, see `Operation.partial`.
     """
 
     has_room: ClassVar[bool] = True

@@ -91,8 +91,7 @@ class StridedLoads:
 
     def read(self, start: Expr, lanes: int, rest: Mapping[Var, Expr]) -> tuple[list[Stmt], list[Expr]]:
         """Statements that read `lanes` elements of each load, starting at `start`, and the buffers that they fill; none
-        for
-        a single element."""
+        for a single element."""
         if lanes == 1:
             return [], []
         statements: list[Stmt] = []

@@ -53,8 +53,7 @@ class Runnable(Protocol):
 
     def session(self) -> Any:
         """Session that keeps the module's states: its `run` takes and returns only the tensors that are not states;
-        `states`
-        holds these by name."""
+        `states` holds these by name."""
 
     def export(self, path: str | Path, /) -> None:
         """Write it to a file."""

@@ -3,12 +3,10 @@
 Servers of a processor with many cores: their number of cores, and their total memory bandwidth.
 
 A preset's `memory_rate` is the bandwidth that a few cores reach. If measured, `core_memory_rate` is the rate of a
-single
-core, and `chiplet` the rate of cores that share a link to memory: on Zen 4 25 to 27 GB/s with one core and 46 with two,
-at 3.65 GHz (Zen 4 server, reads of 1 GiB); on Skylake and Cascade Lake 12 GB/s with one thread by STREAM, and 199
-stated
-for two sockets (https://www.anandtech.com/show/11544). `socket` has the most cores of a processor of that kind, and the
-rate of all its memory channels: 0.7 of the vendor's stated peak (like the presets' own rates) at 3 GHz.
+single core, and `chiplet` the rate of cores that share a link to memory: on Zen 4 25 to 27 GB/s with one core and 46
+with two, at 3.65 GHz (Zen 4 server, reads of 1 GiB); on Skylake and Cascade Lake 12 GB/s with one thread by STREAM, and
+199 stated for two sockets (https://www.anandtech.com/show/11544). `socket` has the most cores of a processor of that
+kind, and the rate of all its memory channels: 0.7 of the vendor's stated peak (like the presets' own rates) at 3 GHz.
 """
 
 from __future__ import annotations

@@ -16,8 +16,7 @@ _CONTAINER = "install the driver; in a container, let it see the graphics proces
 @dataclass(frozen=True)
 class CudaDevices:
     """The compute capability of each device, in the driver's order, as major times ten plus minor, and its name; if
-    there
-    are none, the reason and the remedy."""
+    there are none, the reason and the remedy."""
 
     capabilities: tuple[int, ...] = ()
     names: tuple[str, ...] = ()

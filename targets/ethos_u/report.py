@@ -2,8 +2,7 @@
 
 Vela's cycles do not include the Cortex-M's part of a network, which is estimated in its own cycles. The numbers are
 rough ones for a Cortex-M55 with Helium, which processes 128 bits in two cycles; nothing was measured. They keep a
-search
-from moving work to the processor that costs more there than it saves on the accelerator.
+search from moving work to the processor that costs more there than it saves on the accelerator.
 """
 
 from __future__ import annotations

@@ -72,8 +72,7 @@ def prune(
             residuals, concatenations and grouped convolutions, is removed with them; "layers" removes residual
             branches.
             "elements" sets single weights to zero, "2:4" all but two of every four operands, "16x1" blocks of 16
-            results
-            by 1 operand, which kernels skip if that is faster.
+            results by 1 operand, which kernels skip if that is faster.
         criterion: "magnitude"; "influence" (of layers: how much they change their input, using `calibration`);
             "gradient" (first order: weight times gradient of `loss`); "second-order": with `loss` its curvature (the
             diagonal of the Fisher matrix), with `calibration` the curvature of each layer's output error, where the

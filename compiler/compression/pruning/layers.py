@@ -121,8 +121,7 @@ def mean_square(layer: ResidualLayer) -> float:
 
 def influences(job: Job, layers: Sequence[ResidualLayer]) -> list[float]:
     """Influence of each layer on its input: 1 minus the mean cosine between input and output over the calibration
-    ("block
-    influence", Men et al. 2024, ShortGPT)."""
+    ("block influence", Men et al. 2024, ShortGPT)."""
     taps = dict.fromkeys(each for layer in layers for each in (layer.passed, layer.result))
     tapped = Tapped(job.model, job.model.mod, list(taps), job.compile)
     found: list[list[float]] = [[] for _ in layers]

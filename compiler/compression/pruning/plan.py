@@ -129,9 +129,7 @@ def mask_changes(weights: Sequence[Weight], chosen: Mapping[GenericConst, Array]
 
 Mask = NDArray[np.bool_]  # True for weights that are kept
 STRUCTURES = ("channels", "heads", "layers")
-_HINT = (
-    'give "channels", "heads", "layers", "elements", N of M kept ("2:4"), or a block ("16x1": results by operands)'
-)
+_HINT = 'give "channels", "heads", "layers", "elements", N of M kept ("2:4"), or a block ("16x1": results by operands)'
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,7 @@ class Histogram:
     """Counts of values in `BINS` equal bins over [-reach, reach], with the exact extremes.
 
     `reach` is a power of two and doubles when a value is outside; pairs of bins are then merged, so earlier values are
-    not
-    needed again. At least a quarter of the bins covers the values on the side that reaches further.
+    not needed again. At least a quarter of the bins covers the values on the side that reaches further.
     """
 
     def __init__(self) -> None:

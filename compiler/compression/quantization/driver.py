@@ -89,8 +89,8 @@ def quantize(
         scheme: "static-int8" (weights and activations, ranges from the calibration), "dynamic-int8" (weights;
             activations at run time, with one scale per row of a matmul or per example of a convolution),
             "weight-int4" and "weight-int8" (weights only: of matmuls with one scale per group, of convolutions int8,
-            quantized per output channel, which are expanded at load), "float16" and
-            "bfloat16" (weights are stored in 16 bits; sums are float32). Embedding tables become int8 in all integer
+            quantized per output channel, which are expanded at load), "float16" and "bfloat16" (weights are stored in
+            16 bits; sums are float32). Embedding tables become int8 in all integer
             schemes, with one scale per row.
         evaluate: a function that scores a function from inputs to outputs (dictionaries by name); higher is better. If
             missing: the mean cosine similarity with the float model's outputs on `calibration`.
@@ -105,11 +105,9 @@ def quantize(
         (of
             convolutions, across layers) and "smoothing" (SmoothQuant, of matmuls) for static integers, "gptq" (later
             weights compensate for the rounding of earlier ones) for weight-only schemes, "adaround" (weights are
-            rounded
-            up or down, whichever changes the results least; replaces "gptq") for both, and "int16": if the limit does
-            not
-            hold, the most sensitive layers of static integers read 16-bit activations if that is enough, before they
-            return to float.
+            rounded up or down, whichever changes the results least; replaces "gptq") for both, and "int16": if the
+            limit does not hold, the most sensitive layers of static integers read 16-bit activations if that is enough,
+            before they return to float.
         in_float: names of layers (as in the report) to leave in float.
         keep_slower: static integers only: whether layers that are slower in integers than in float, with their
             neighbors, stay integer for their size. Otherwise they return to float; if no layer is faster, all of them
@@ -221,8 +219,7 @@ class _Search(Protocol[Found]):
 
 def _within_limit(session: _Search[Found], job: Job) -> tuple[Found, tuple[float, float], int]:
     """(the candidate within the limit with the fewest layers in float, the scores of the float model and of it, the
-    number
-    of measured candidates)"""
+    number of measured candidates)"""
     evaluate = job.evaluate if job.evaluate is not None else likeness(session.samples, session.float_outputs)
     before, max_drop, report = score(evaluate, session.float_module.run), job.max_drop, job.report
     scores: dict[tuple[int, bool], float] = {}

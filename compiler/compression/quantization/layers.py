@@ -270,8 +270,7 @@ def ties(graph: LayerGraph, movers: list[Mover], sites: list[Var]) -> dict[Var, 
 @dataclass(frozen=True)
 class LinearOperator:
     """A matmul, convolution or lookup: indices of its operands, the axes of weights and result that index the filters,
-    and
-    whether the weights are a matrix."""
+    and whether the weights are a matrix."""
 
     data: int
     weight: int

@@ -48,8 +48,7 @@ class Candidate:
 
 class Session(LayerChoice):
     """Calibrates on creation; `candidate(n)` quantizes all layers except the n most sensitive ones, `candidate(n,
-    True)`
-    makes those read 16-bit integers if that is exact.
+    True)` makes those read 16-bit integers if that is exact.
 
     Attributes:
         model: the float model after equalization and smoothing; `original` is the model before.

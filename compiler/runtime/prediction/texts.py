@@ -41,8 +41,7 @@ class Embedder(Protocol):
 
 class TextEmbedder:
     """An embedder made by `compile`: from token ids (and a mask, and segments) to one vector per text, or one per
-    token,
-    which are averaged. Safe to use from several threads."""
+    token, which are averaged. Safe to use from several threads."""
 
     def __init__(self, module: Module, tokenizer: str | os.PathLike[str] | None = None) -> None:
         """Create an embedder.
@@ -117,8 +116,7 @@ _AT_ONCE = 32  # pairs per run
 
 class TextReranker:
     """A cross-encoder made by `compile`: from token ids of a query and a text (a mask, and segments) to one number,
-    whose
-    sigmoid is the score, as in the sentence-transformers library. Safe to use from several threads."""
+    whose sigmoid is the score, as in the sentence-transformers library. Safe to use from several threads."""
 
     def __init__(self, module: Module, tokenizer: str | os.PathLike[str] | None = None) -> None:
         """Create a reranker.

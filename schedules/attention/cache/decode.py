@@ -562,8 +562,7 @@ class DecodeWriter:
 
     def _scores(self, block: _Block, g: Expr, at: Expr, keys: Expr | None, *, tail: bool) -> Stmt:
         """Scores of one query head for the vector of keys of a block from `at` on, which are in `keys` or in the cache;
-        in
-        the tail, -inf past the last one."""
+        in the tail, -inf past the last one."""
         own, lanes, rows = self.operands, self.lanes, block.rows
         query, scores = block.softmax.further, block.softmax.scores
         rounded = block.rounded

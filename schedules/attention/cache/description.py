@@ -64,8 +64,7 @@ class CacheOperands:
 
     With sequences, int64 (sequences, 5), a sample is one of them: queries and result are (1, tokens, heads, size). A
     sequence has TOKENS of these, starting at FIRST_TOKEN; its first query is row FIRST_ROW of its keys and values,
-    which
-    are entry SLOT of a cache (slots, key heads, capacity, size).
+    which are entry SLOT of a cache (slots, key heads, capacity, size).
     """
 
     def __init__(self, description: CachedAttention, inputs: Sequence[Expr], result: Expr) -> None:

@@ -93,8 +93,7 @@ class RunningSoftmax:
         cls, rows: int, keys: int, columns: int, machine: Machine, further: int = 0
     ) -> tuple[RunningSoftmax, list[Stmt]]:
         """Create the state for blocks of at most `keys` keys, a whole number of vectors, with the statements that
-        allocate
-        it; `further` additional columns of each row are for other uses."""
+        allocate it; `further` additional columns of each row are for other uses."""
         lanes = machine.lanes("float32")
         starts = [0]
         for width in (keys, columns, further):
@@ -177,8 +176,7 @@ class RunningSoftmax:
         self, depth: Expr, weight: Element, value: Element, combine: Combine = multiply_add, ahead: Ahead = lambda k: []
     ) -> Stmt:
         """Scale down the sums and add the block's values, each times its weight: `depth` steps of the sum. `ahead(k)`
-        makes
-        statements that run before step k."""
+        makes statements that run before step k."""
         lanes = self.machine.lanes("float32")
         parts = []
         for first, rows, vectors in row_tiles(self.rows, self.machine):
@@ -231,8 +229,7 @@ _ZERO = tirx.FloatImm("float32", 0.0)
 @dataclass(frozen=True, eq=False)
 class PackedRows:
     """`keys` (batch, key heads, panels, steps, panel) and `values` (batch, key heads, steps, columns), None if these
-    are
-    read from the cache itself. Both have room for the whole capacity, of which only existing rows are touched.
+    are read from the cache itself. Both have room for the whole capacity, of which only existing rows are touched.
 
     With `whole_tiles`, steps and columns are padded to whole tiles, with zeros after the last step of a panel."""
 

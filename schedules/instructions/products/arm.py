@@ -79,8 +79,7 @@ def _direct(name: str, a: str = "%x", b: str = "%y") -> str:
 
 def _unsigned_by_signed() -> str:
     """`sdot` supports only signed bytes: accumulate (a - 128) b and add 128 times the sum of b, which is computed once
-    for
-    all results that share b."""
+    for all results that share b."""
     return f"""{_CASTS}
   %z = xor <16 x i8> %x, splat (i8 -128)
   %o = {_call("sdot", "zeroinitializer", "splat (i8 1)", "%y")}

@@ -1,8 +1,7 @@
 """Code for a matmul with a block-quantized weight: a register tile that unpacks the weight along the depth.
 
 One row of data is bound by memory: words are prefetched, and each is read once. With more rows, the unpacked bytes
-serve
-all rows of the tile. For integers, each unit is summed by byte dot products and scaled once.
+serve all rows of the tile. For integers, each unit is summed by byte dot products and scaled once.
 
 Matmuls with block-quantized weights by an int8 instruction with tile accumulators (AMX).
 
@@ -58,8 +57,7 @@ class Parts:
     """The stage of a matmul and its operands.
 
     `data` is a load, `arrays` are the weight's buffers by name; `experts` is a load of each row's expert, None if all
-    rows
-    have the same weight.
+    rows have the same weight.
     """
 
     form: MatmulForm

@@ -169,8 +169,7 @@ def fitted(weight: Weight, data: Quantized, result: Result, behind: int) -> tupl
     filters'.
 
     A filter whose weight scale is too small for its bias gets a larger scale: its sums are tiny compared to the bias,
-    and
-    the error of rounding its weights again is a small part of a step of the result.
+    and the error of rounding its weights again is a small part of a step of the result.
 
     Raises:
         Unsupported: the bias is not one number per filter, or the error is too large.
