@@ -1,5 +1,5 @@
-"""Tuning: the fastest config of each schedule rule on a device, found by measuring and kept as records.
+"""Tuning: finds the fastest config of each schedule rule on a device by measuring, and stores it in records.
 
-`tune.tune` is the loop; `tasks` says what to tune, `search` proposes, `cost_models` rank, `measuring` builds and times,
-`records` keep.
+`tune.tune` is the loop; `tasks` lists what to tune, `search` proposes, `cost_models` rank, `measuring` builds and
+times, `records` store.
 """

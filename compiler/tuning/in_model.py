@@ -1,10 +1,11 @@
 """Measures chosen configs and alternatives in the model itself, which decides on each, and on all together.
 
-Alone, a kernel finds its input in the caches and has the memory to itself. In the model, the caches hold other kernels'
-data: a kernel that reads more weights than necessary loses what it gained alone. So the model is compiled with and
-without the choices, and both are run alternately, each run in a process of its own. Each kernel's time in one is
-compared with that of the kernel it replaces in the other; and in the end the whole runs are. Choices that are not
-significantly faster there are not used, so that a tuned module is either faster than the untuned one or the same."""
+A kernel timed in isolation finds its input in the caches and has the memory bandwidth to itself. In the model, the
+caches hold other kernels' data: a kernel that reads more weights than necessary loses what it gained in isolation. So
+the model is compiled with and without the choices, and both are run alternately, each run in a separate process. Each
+kernel's time in one is compared with that of the kernel it replaces in the other; finally, whole runs are compared.
+Choices that are not significantly faster there are discarded, so a tuned module is either faster than the untuned one
+or identical to it."""
 
 from __future__ import annotations
 
@@ -36,20 +37,20 @@ from schedules.selection.alternatives import Alternative
 from schedules.selection.apply import record_key
 
 PAIRS = 6
-LEAST_PAIRS = 4  # when time runs out
+LEAST_PAIRS = 4  # once the time has run out
 TURN_SECONDS = 0.3  # seconds of timing kernels, and of timing runs
 _MODULE = "compiler.tuning.measuring.model_worker"
 _LIMIT = 120.0
-_ERRORS = 2.0  # standard errors that are chance
+_ERRORS = 2.0  # standard errors within which a difference is chance
 
 
 class Choices:
-    """Fastest configs that a session found, as `PipelineContext.configs` and `.choose` take them.
+    """Fastest configs found by a session, for `PipelineContext.configs` and `.choose`.
 
     Attributes:
-        configs: by record key, of the kernels that are not to run on their default.
-        alternatives: of the kernels that are to be computed by an alternative, the key of that alternative.
-        chosen: both, as they are recorded.
+        configs: configs by record key, for kernels that do not run with their default.
+        alternatives: for kernels computed by an alternative, the key of that alternative.
+        chosen: both, in the form that is recorded.
     """
 
     def __init__(self, states: Sequence[TaskState]) -> None:
@@ -85,18 +86,18 @@ class Choices:
 
 @dataclass
 class Times:
-    """Times of a module, one sample per process: seconds of a call by record key, and of a whole run."""
+    """Times of a module, one sample per process: seconds per call by record key, and per run."""
 
     kernels: dict[str, list[float]] = field(default_factory=dict)
     runs: list[float] = field(default_factory=list)
 
     @property
     def latency(self) -> float:
-        """Seconds of a run."""
+        """Seconds per run."""
         return median(self.runs)
 
     def take(self, found: ModelTimes, keys: Mapping[str, str]) -> None:
-        """Add what a process measured; `keys` are the record keys of kernels by name."""
+        """Add the times from one process; `keys` maps kernel names to record keys."""
         self.runs.append(found.run)
         calls: dict[str, list[tuple[float, int]]] = {}
         for name, each in found.kernels.items():
@@ -109,19 +110,19 @@ class Times:
 
 @dataclass
 class Compared:
-    """The untuned module and the one with the choices, process by process."""
+    """The untuned module compared with the one with the choices, process by process."""
 
     untuned: Times = field(default_factory=Times)
     tuned: Times = field(default_factory=Times)
 
     @property
     def gain(self) -> float:
-        """Untuned over tuned: the geometric mean over the pairs of processes."""
+        """Speedup of tuned over untuned: the geometric mean over the pairs of processes."""
         return math.exp(fmean(self._logarithms()))
 
     @property
     def spread(self) -> float:
-        """The share by which the gain may be off: two standard errors of that mean."""
+        """The relative uncertainty of the gain: two standard errors of that mean."""
         logarithms = self._logarithms()
         return math.expm1(_ERRORS * stdev(logarithms) / math.sqrt(len(logarithms)))
 
@@ -141,7 +142,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class _Compiled:
-    """A module in a file, and the record key of each kernel by its name."""
+    """A module file, and the record key of each kernel by its name."""
 
     path: Path
     keys: Mapping[str, str]
@@ -151,8 +152,8 @@ class ModelComparison:
     """Compares the untuned module of a model with tuned ones.
 
     Args:
-        serial: on one thread, by processor time.
-        options: options of the passes, as `compile` has them.
+        serial: whether it is timed on one thread, by processor time.
+        options: options of the passes, as in `compile`.
         threads: as in `compile`.
     """
 
@@ -228,27 +229,27 @@ class ModelComparison:
         self.close()
 
 
-# The end of a tuning run: choices are verified in the whole model, or given up.
+# The end of a tuning run: choices are verified in the whole model, or dropped.
 
 COMPARISON_SECONDS = 2 * PAIRS * (2 * TURN_SECONDS + 1.2)
-"""Duration of one comparison, with the start of its processes and without compiling."""
-_MOST_COMPARISONS = 3  # what takes the place of a choice that was given up is compared as well
+"""Duration of one comparison, including the start of its processes but not compilation."""
+_MOST_COMPARISONS = 3  # replacements of dropped choices are compared, too
 
 
 def conclude(
     session: Session, comparison: ModelComparison | None, known: ModelLine | None, deadline: float
 ) -> tuple[float, float] | None:
-    """Record what is chosen for the model: the choices that win in it, if the whole run does as well; else none.
+    """Record the choices for the model: those that win in it, if the whole run does as well; otherwise none.
 
-    An earlier tuning's choices stay where these neither win nor lose by more than chance.
+    An earlier tuning's choices are kept if these neither win nor lose significantly.
 
     Args:
-        comparison: None where the model cannot be run; then times taken alone decide.
+        comparison: None if the model cannot be run; isolated times then decide.
         known: records of an earlier tuning of the model.
-        deadline: by `time.monotonic()`, to be as quick as can be after it.
+        deadline: in `time.monotonic()`; after it the comparison is kept as short as possible.
 
     Returns:
-        Seconds of a run, untuned and tuned; None when nothing was chosen, or not compared.
+        Seconds per run, untuned and tuned; None if nothing was chosen, or not compared.
     """
     if comparison is None:
         session.conclude(Choices(session.states).chosen, None)
@@ -262,7 +263,7 @@ def conclude(
         try:
             compared = comparison.measure(choices, deadline)
         except UserError as error:
-            session.problems.append(f"nothing is chosen: {error.message}")
+            session.problems.append(f"no choice was made: {error.message}")
             session.keep_defaults()
             return None
         if not session.settle_in_model(compared):

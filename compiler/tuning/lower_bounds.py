@@ -1,8 +1,8 @@
 """Lower bounds of kernel times on a device, from its peak rates: two kernels, one that only multiplies and adds and one
-that only reads, are measured through the same path as any trial.
+that only reads, are measured in the same way as any trial.
 
-The lower bound of a kernel is the longer of its multiply-adds at that rate and its bytes from beyond the second cache
-at that rate (the roofline model, Williams et al. 2009). It is known for float32 alone.
+The lower bound of a kernel is the larger of the times for its multiply-adds and for its bytes from beyond the L2 cache
+at these rates (the roofline model, Williams et al. 2009). It is only known for float32.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _TYPE = "float32"
 
 @dataclass(frozen=True)
 class Peaks:
-    """Peak rates of all cores of a device together; zero where not known.
+    """Peak rates of all cores of a device together; zero if unknown.
 
     Attributes:
         operations: float32 multiplications and additions per second. nbytes: bytes per second read from beyond the
-        second cache.
+        L2 cache.
     """
 
     operations: float = 0.0
@@ -49,9 +49,9 @@ class Peaks:
 
 
 def measure_peaks(pool: CandidatePool, machine: Machine) -> tuple[Peaks, str]:
-    """The peaks of the first device that is free, and what went wrong ("" if nothing)."""
+    """The peaks of the first free device, and an error message ("" if there is none)."""
     if pool.memory != "cpu":
-        return Peaks(), ""  # the kernels below are for processors; without peaks, no kernel is held to its limit
+        return Peaks(), ""  # the kernels below are for processors; without peaks, there are no lower bounds
     arithmetic, operations = _arithmetic(machine)
     reading, nbytes = _reading(machine)
     tasks = [arithmetic, reading]
@@ -69,7 +69,7 @@ def measure_peaks(pool: CandidatePool, machine: Machine) -> tuple[Peaks, str]:
 
 
 def least_seconds(task: Task, machine: Machine, peaks: Peaks) -> float:
-    """Seconds that no config of the task can beat on a device with these peaks; 0 when that is not known."""
+    """Seconds that no config of the task can beat on a device with these peaks; 0 if unknown."""
     if getattr(task.workload, "dtype", "") != _TYPE or not peaks.operations:
         return 0.0
     least = task.rule.least_operations(task.workload)
@@ -78,7 +78,7 @@ def least_seconds(task: Task, machine: Machine, peaks: Peaks) -> float:
 
 
 def _far_bytes(kernel: KernelTask, machine: Machine) -> int:
-    """Bytes that come from beyond the second cache: weights, when the model's do not fit it, and what else does not."""
+    """Bytes from beyond the L2 cache: weights, if the model's do not fit in it, and any other data that does not."""
     near = machine.l2_bytes * machine.cores
     weights = sum(_nbytes(each) for each in kernel.arguments if each.is_constant)
     others = sum(_nbytes(each) for each in kernel.arguments if not each.is_constant)
@@ -90,7 +90,7 @@ def _nbytes(argument: Argument) -> int:
 
 
 def _arithmetic(machine: Machine) -> tuple[KernelTask, int]:
-    """Sums in registers, each a chain of multiply-adds; the task and its operations."""
+    """A kernel of sums in registers, each a chain of multiply-adds; the task and its operations."""
     lanes, tasks = machine.lanes(_TYPE), _TASKS_PER_CORE * machine.cores
     count = min(accumulators(machine), 2 * machine.fma_ports * machine.fma_latency + 2)
     every = lanes_of(0, lanes)
@@ -119,7 +119,7 @@ def _arithmetic(machine: Machine) -> tuple[KernelTask, int]:
 
 
 def _reading(machine: Machine) -> tuple[KernelTask, int]:
-    """Sums over an array that the second caches do not hold; the task and its bytes."""
+    """A kernel that sums an array larger than the L2 caches; the task and its bytes."""
     lanes, tasks, count = machine.lanes(_TYPE), _TASKS_PER_CORE * machine.cores, 8
     wanted = max(2 * machine.cores * machine.l2_bytes, min(machine.l3_bytes // 2, _MOST_BYTES))
     steps = max(1, wanted // (4 * lanes * tasks * count))

@@ -1,8 +1,7 @@
-"""Tuning of a whole network where kernels have no cost of their own: an accelerator's settings, by cycles.
+"""Tuning of a whole network whose kernels have no separate cost: an accelerator's settings, by cycles.
 
-The search is a descent by coordinates over `Network.space`: Vela's options first, then settings that belong together at
-once, then each by itself, until a round finds nothing. All of it is deterministic; only a time budget ends it by a
-clock.
+The search is a coordinate descent over `Network.space`: first Vela's options, then groups of related settings, then
+each setting, until a round finds nothing. It is deterministic, except that a time budget may end it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from compiler.tuning.state import Progress
 from targets.errors import TargetError
 from targets.measure import Measurer, Network, NetworkCost, NetworkMeasurer, Setting
 
-_TOGETHER = 64  # combinations of settings that are tried at once
+_TOGETHER = 64  # combinations of settings tried together
 _ROUNDS = 4
 
 
@@ -39,7 +38,7 @@ def tune_network(
     """Search the settings of a network on a target's accelerator, and record them.
 
     Raises:
-        OptionError: nothing of the model runs on the accelerator, or no settings keep to the limit of memory.
+        OptionError: no part of the model runs on the accelerator, or no settings meet the memory limit.
         StorageError: the records cannot be written.
         TuningInterrupted: a KeyboardInterrupt; it holds the result so far.
     """
@@ -98,10 +97,10 @@ def network_cost(
 
     Args:
         model: quantized, by `quantize` or `uncalibrated` for this target.
-        settings: settings of a tuning; the defaults when None.
+        settings: settings of a tuning; None: the defaults.
 
     Raises:
-        OptionError: the target has no such cost, its tools are missing, or nothing of the model runs there.
+        OptionError: the target has no such cost, its tools are missing, or no part of the model runs there.
     """
     measurer = target.measurer()
     if not isinstance(measurer, NetworkMeasurer):
@@ -136,7 +135,7 @@ def _check_limit(best: NetworkCost, limit: int | None, target: targets.Target) -
 
 @dataclass
 class TrialLog:
-    """Records trials, and tells of them."""
+    """Records trials, and reports them."""
 
     writer: RecordWriter
     model: str
@@ -150,7 +149,7 @@ class TrialLog:
         self.progress = Progress(states=(), phase="search", unit="cycles", limit_trials=self.options.trials)
 
     def add(self, settings: Mapping[str, Setting], cost: NetworkCost | None, status: str, note: str = "") -> None:
-        """One trial; `cost` is None where it failed."""
+        """Add one trial; `cost` is None if it failed."""
         self.trials += 1
         record = Record(
             target=self.writer.target,
@@ -169,7 +168,7 @@ class TrialLog:
         self.writer.append(record)
 
     def tell(self, default: NetworkCost, best: NetworkCost) -> None:
-        """Call the user's function."""
+        """Call the user's progress function."""
         progress = self.progress
         progress.seconds, progress.trials = time.monotonic() - self.began, self.trials
         if best.cost < (progress.now or math.inf):
@@ -186,7 +185,7 @@ class TrialLog:
 
 
 def _neighbors(names: Sequence[str], groups: Sequence[tuple[str, ...]]) -> dict[str, set[str]]:
-    """The settings whose change may make another value of one worth trying again: of its groups, and beside it."""
+    """The settings that may be worth trying again after a change of each: those of its groups, and adjacent ones."""
     near: dict[str, set[str]] = {name: set() for name in names}
     for group in (*groups, *pairwise(names)):
         for name in group:
@@ -195,10 +194,10 @@ def _neighbors(names: Sequence[str], groups: Sequence[tuple[str, ...]]) -> dict[
 
 
 class NetworkSearch:
-    """The descent.
+    """The coordinate descent.
 
     Attributes:
-        default, best: costs; `best` of the settings `chosen`, which leave out those at their defaults.
+        default, best: costs; `best` is that of the settings `chosen`, which omit defaults.
     """
 
     def __init__(self, network: Network, log: TrialLog, known: Mapping[str, float]) -> None:
@@ -231,7 +230,7 @@ class NetworkSearch:
             moved = {name for name in self._network.space if before.get(name) != self.chosen.get(name)}
 
     def _candidates(self, names: tuple[str, ...]) -> Iterator[dict[str, Setting]]:
-        """The chosen settings with each combination of the values of some; one after the other as they are taken."""
+        """The chosen settings with each combination of values for `names`, computed lazily."""
         for values in islice(product(*(self._network.space[name] for name in names)), _TOGETHER):
             changed = {**self.chosen, **dict(zip(names, values, strict=True))}
             yield {name: value for name, value in changed.items() if value != self._network.space[name][0]}
@@ -255,6 +254,6 @@ class NetworkSearch:
         self._log.tell(self.default, self.best)
 
     def _rank(self, cost: NetworkCost) -> tuple[float, float, float]:
-        """Less is better: bytes above the limit, cycles, bytes."""
+        """Sort key, less is better: bytes above the limit, cycles, bytes."""
         above = max(0, cost.memory - self._limit) if self._limit is not None else 0
         return above, cost.cost, cost.memory

@@ -1,5 +1,4 @@
-"""The report page of a tuning run: latency against time and trials, the best of each task, predicted against
-measured."""
+"""The report page of a tuning run: latency over time and trials, the best of each task, predicted against measured."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from compiler.reports.page import Fact, Page, Section, render
 if TYPE_CHECKING:
     from compiler.tuning.result import TaskResult, TuneResult
 
-_CURVES = 8  # tasks whose curves are drawn: those with the largest share of the time
+_CURVES = 8  # number of tasks with curves: those with the largest share of the time
 
 
 def tuning_page(result: TuneResult, name: str) -> str:

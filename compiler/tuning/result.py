@@ -18,12 +18,12 @@ from targets.measure import TIMED, Measure, NetworkCost, Setting
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """One task: seconds of a call with the rule's default and with the best config, and why it ended.
+    """One task: seconds per call with the rule's default and with the best config, and why it ended.
 
     Attributes:
         nodes: names of the model's nodes that the kernel computes, the main one first.
-        of_limit: the best's share of the machine's limit (1 is all of it); None when that is not known.
-        instead_of: the key of the task that this one computes the same as, by an alternative; "" for the untuned one.
+        of_limit: the lower bound relative to the best (1 is optimal); None if unknown.
+        instead_of: the key of the task for which this one is an alternative; "" for the untuned one.
         fastest_seconds: `best_seconds` of the fastest alternative.
     """
 
@@ -45,7 +45,7 @@ class TaskResult:
 
     @property
     def layer(self) -> str:
-        """Name of the task in tables: the main node and how many more there are, else the kernel."""
+        """Name of the task in tables: the main node and the number of others, otherwise the kernel."""
         label = layer_label(self.nodes, self.kernel)
         return f"{label} by {self.rule}" if self.instead_of and self.nodes else label
 
@@ -57,7 +57,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class NetworkResult:
-    """Choice for a network as a whole: settings that are not at their defaults, and the costs of a run."""
+    """Choices for a whole network: settings other than the defaults, and the costs of a run."""
 
     settings: Mapping[str, Setting]
     before: NetworkCost
@@ -69,19 +69,19 @@ class TuneResult:
     """Result of `tune`.
 
     Attributes:
-        before, after: of one run of the model spent in kernels, untuned and tuned, in the unit of the measure.
+        before, after: cost per run in kernels, untuned and tuned, in the unit of the measure.
         records: the file that was appended to.
-        resumed: trials found in the records.
-        network: settings chosen for the whole model, where an accelerator runs it; else None.
+        resumed: number of trials found in the records.
+        network: settings chosen for the whole model, if an accelerator runs it; otherwise None.
         measure: the source of the times: a clock, or the model that computed them.
         method: "parallel" or "serial": see `compiler.records.records.Record`.
         history: (seconds since the start, trials, seconds of the model).
-        predictions: (task, the cost model's score before measuring, seconds) of each config proposed.
-        skipped: kernels that were not tuned, and why.
-        interrupted: the user stopped it; what was measured is recorded.
-        cost: trials, seconds and processor seconds of the search alone.
-        latency: seconds of a whole run of the model, untuned and tuned, interleaved at the end; None where that
-            was not done (on other devices) or nothing was won.
+        predictions: (task, the cost model's score before measuring, seconds) of each proposed config.
+        skipped: kernels that were not tuned, with reasons.
+        interrupted: whether the user stopped it; measurements up to then are recorded.
+        cost: trials, seconds and processor seconds of only the search.
+        latency: seconds of a whole run of the model, untuned and tuned, measured alternately at the end; None if that
+            was not done (on other devices) or nothing was gained.
     """
 
     tasks: tuple[TaskResult, ...]
@@ -135,7 +135,7 @@ class TuningInterrupted(KeyboardInterrupt):
 
 
 def result_of(session: Session, extracted: Extracted, path: Path, **ended: Any) -> TuneResult:
-    """The result of a session; `ended` are the fields of `TuneResult` that say how it went."""
+    """The result of a session; `ended` are the fields of `TuneResult` that describe how it ended."""
     tasks = tuple(_task_result(state) for state in session.states)
     progress = session.progress
     return TuneResult(

@@ -1,11 +1,10 @@
 """The tuning loop over the tasks of a model: propose, build, measure, record, learn; then a final comparison of the
 leaders.
 
-Choice of the task that gets the next trials: the one where a second of tuning is expected to save the model the most
-time.
+The next trials go to the task for which a second of tuning is expected to save the model the most time.
 
-As in Ansor's task scheduler, the expectation looks back (what the last trials won) and ahead (what may still be there);
-a task is finished when its space is used up, when nothing was won for long, or when it hardly counts.
+As in Ansor's task scheduler, the expectation looks back (the gain of the last trials) and ahead (the possible gain); a
+task is finished when its space is exhausted, when nothing was gained for long, or when its time is negligible.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ FIRST_BATCHES = 8
 """Batch size of a task's first `EARLY` trials, from which the model learns most."""
 EARLY = 32
 LEADERS = 3
-_ROUNDS = 9  # of the last comparison
-_BEATEN = 1.03  # of a lower bound: more than the noise of two measurements
-_NEAR = 1.1  # times as slow as the fastest alternative: that one is not compared any more
+_ROUNDS = 9  # of the final comparison
+_BEATEN = 1.03  # relative to a lower bound: more than the noise of two measurements
+_NEAR = 1.1  # slower alternatives than this, relative to the fastest, are no longer compared
 _FINAL_EFFORT = Effort(0.02)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Origin of records: the devices, and fingerprint and name of the model that the tasks belong to."""
+    """Origin of records: the devices, and the fingerprint and name of the tasks' model."""
 
     device: str = "local"
     model_key: str = ""
@@ -94,7 +93,7 @@ class Session:
         return "serial" if self._pool.serial else "parallel"
 
     def resume(self, records: Sequence[Record]) -> int:
-        """Take in earlier trials of these tasks on this target, measured the same way; how many there were."""
+        """Load earlier trials of these tasks on this target, measured the same way; return their number."""
         states, comparable = {state.task.key: state for state in self.states}, (self.measure, self.method)
         count = 0
         for record in deduplicated(records):
@@ -103,7 +102,7 @@ class Session:
             if state is None or record.target != self._writer.target or record.comparable != comparable:
                 continue
             if record.in_model:
-                continue  # no time of the kernel alone
+                continue  # no isolated time of the kernel
             if config in state.task.space:
                 state.note(config, record.seconds if record.status == "ok" else None, new=False)
                 self._samples.append(Sample(subject_of(state), config, record.cost, self.measure))
@@ -118,20 +117,20 @@ class Session:
             self._try([(state, config) for config in configs if config not in state.results], None)
 
     def run(self, limits: Limits) -> None:
-        """Measure the defaults, search until a limit is reached or nothing is left to win, compare the leaders."""
+        """Measure the defaults, search until a limit is reached or nothing can be gained, compare the leaders."""
         self._began = time.monotonic()
         self.progress.limit_trials = limits.trials
         self._measure_defaults()
         self.progress.before = self._model_seconds(default=True)
-        if not self.measure.deterministic:  # a cost model says nothing about the machine's limit
+        if not self.measure.deterministic:  # a cost model does not know the machine's limit
             self._find_lower_bounds()
         self._search_all(limits)
         self._compare_leaders()
         self._report("searched", None)
 
     def _find_lower_bounds(self) -> None:
-        """Find the lower bounds of the tasks; without them, of a device that does not tell, the search stops by other
-        signs."""
+        """Find the lower bounds of the tasks; without them (the device does not report its peaks) the search stops by
+        other criteria."""
         self._report("measure the machine", None)
         machine = self._target.machine
         peaks, error = measure_peaks(self._pool, machine)
@@ -142,7 +141,7 @@ class Session:
         self._check_lower_bounds()
 
     def _check_lower_bounds(self) -> None:
-        """Forget lower bounds that some kernel beats: others had the machine while its own speed was measured."""
+        """Discard lower bounds if a kernel beats them: other programs disturbed the measurement of peaks."""
         if any((state.of_limit or 0.0) > _BEATEN for state in self.states):
             self.problems.append("a kernel was faster than the device's measured peak, so lower bounds are not used")
             for state in self.states:
@@ -173,7 +172,7 @@ class Session:
         return over_time or (limits.trials is not None and self.progress.trials >= limits.trials)
 
     def _measure_defaults(self) -> None:
-        """Trial 0 of every task that has none yet."""
+        """Run trial 0 of every task that has none yet."""
         self._report("build the references", None)
         missing = [state for state in self.states if state.default_seconds is None]
         self._prepare(missing)
@@ -217,7 +216,7 @@ class Session:
         self._check_lower_bounds()
 
     def _try(self, chosen: Sequence[tuple[TaskState, Config]], give_up_above: float | None) -> dict[str, str]:
-        """Measure and record configs; what the last one of a task failed with, by its key."""
+        """Measure and record configs; return the last failure of each task, by key."""
         states = {state.task.key: state for state, _ in chosen}
         failures: dict[str, str] = {}
 
@@ -236,7 +235,7 @@ class Session:
         effort = Effort(give_up_above=give_up_above)
         began = time.monotonic()
         self._pool.trials([Trial(state.task.key, config, effort) for state, config in chosen], emit)
-        if not self.measure.deterministic:  # else the clock must not decide which task comes next
+        if not self.measure.deterministic:  # otherwise the clock must not influence the next task
             for state in states.values():
                 state.seconds += (time.monotonic() - began) / len(states)
         return failures
@@ -258,7 +257,7 @@ class Session:
             self._settle(state, outcomes)
 
     def _rebuild_leaders(self, states: Sequence[TaskState]) -> None:
-        """Build what has to be compared and was measured by an earlier run, or is the default."""
+        """Build candidates of the comparison that were measured by an earlier run, and the defaults."""
         missing: list[tuple[TaskState, Trial]] = []
         for state in states:
             built = {each.config for each in state.leaders}
@@ -284,16 +283,16 @@ class Session:
         state.best = (chosen.config, chosen.seconds or default.seconds)
 
     def announce(self, phase: str) -> None:
-        """Report what is being done now."""
+        """Report the current phase."""
         self._report(phase, None)
 
     def settle_in_model(self, compared: Compared) -> int:
-        """Take in what kernels take in the model, untuned and as chosen. Those choices that do not win are given up.
+        """Use the times of kernels in the model, untuned and with the choices. Choices that do not win are dropped.
 
-        A choice that has won before stays unless it is slower now: what is chance is decided once.
+        A choice that has won before stays unless it is slower now: chance is decided only once.
 
         Returns:
-            How many were given up.
+            The number of dropped choices.
         """
         lost = 0
         for state in self.states:
@@ -314,7 +313,7 @@ class Session:
             wins = after < before if known else after * margin < before
             lost += not wins
             state.proven = (chosen.task.key, challenger.config) if wins else None
-            # Times alone are compared with times alone: of those in the model, the ratio carries over.
+            # Isolated times are only compared with isolated times: times in the model contribute their ratio.
             alone = state.default_seconds or before
             before, after = alone, alone * after / before
             state.best = (state.task.default, before)
@@ -325,13 +324,13 @@ class Session:
         return lost
 
     def keep_defaults(self) -> None:
-        """Give up all that was chosen."""
+        """Drop all choices."""
         for state in self.states:
             if state.is_changed:
                 state.keep_default()
 
     def conclude(self, choices: Sequence[ChosenKernel], compared: Compared | None) -> None:
-        """Record what is chosen for the model; `compared` where whole runs were."""
+        """Record the choices for the model; `compared` if whole runs were compared."""
         self._writer.append(
             ModelLine(
                 target=self._writer.target,
@@ -388,7 +387,7 @@ class Session:
 
 
 def _join_alternatives(states: Sequence[TaskState]) -> None:
-    """Let the states of tasks that compute the same know of each other."""
+    """Link the states of tasks that compute the same."""
     groups: dict[str, list[TaskState]] = {}
     for state in states:
         groups.setdefault(state.task.instead_of or state.task.key, []).append(state)
@@ -398,30 +397,30 @@ def _join_alternatives(states: Sequence[TaskState]) -> None:
 
 
 def _has_a_leader(state: TaskState) -> bool:
-    """True if something was measured that the default, or the untuned alternative, has to be compared with."""
+    """True if there is a measurement to compare with the default, or with the untuned alternative."""
     if state.best is None or (state.task.instead_of and state.best_seconds > _NEAR * state.fastest_seconds):
         return False
     return state.contested or state.best[0] != state.task.default
 
 
 def subject_of(state: TaskState) -> Subject:
-    """A task as the cost models see it."""
+    """A task in the form used by cost models."""
     task = state.task
     return Subject(task.key, task.rule.name, task.workload, state.machine, task.default)
 
 
 PATIENCE = 64
 """Trials without a gain after which a task is finished."""
-_SMALL_SHARE = 0.0005  # of the model's time
-_HOPE = 0.25  # what a fresh task is thought to win by `_HOPE_TRIALS` trials
+_SMALL_SHARE = 0.0005  # fraction of the model's time
+_HOPE = 0.25  # assumed gain of a new task after `_HOPE_TRIALS` trials
 _HOPE_TRIALS = 32
 _NEAR_BOUND = 1.05
 _LOOK_BACK = 32
-_HOPELESS = 1.25  # times as slow as an alternative to compute the same
+_HOPELESS = 1.25  # slowdown relative to an alternative for the same computation
 
 
 def next_task(states: Sequence[TaskState]) -> TaskState | None:
-    """The task to try next; None when all are finished."""
+    """The task to try next; None if all are finished."""
     total = seconds_of_model(states)
     for state in states:
         state.finished = state.finished or reason_to_stop(state, total)
@@ -430,17 +429,17 @@ def next_task(states: Sequence[TaskState]) -> TaskState | None:
 
 
 def seconds_in_model(state: TaskState) -> float:
-    """Seconds of one run of the model that the task takes, in the fastest alternative and with the best config."""
+    """Seconds of the task per run of the model, in the fastest alternative and with the best config."""
     return state.task.count * state.fastest_seconds if math.isfinite(state.fastest_seconds) else 0.0
 
 
 def seconds_of_model(states: Iterable[TaskState]) -> float:
-    """Seconds of one run in kernels; of several alternatives that compute the same, one counts."""
+    """Seconds of one run in kernels; of several alternatives for the same computation, one counts."""
     return sum(seconds_in_model(state) for state in states if not state.task.instead_of)
 
 
 def reason_to_stop(state: TaskState, total: float) -> str:
-    """Reason why a task gets no more trials; "" while it does."""
+    """Reason why a task gets no more trials; "" if it still does."""
     if state.best is None:
         return "it could not be measured"
     if state.best_seconds <= _NEAR_BOUND * state.lower_bound:
@@ -455,7 +454,7 @@ def reason_to_stop(state: TaskState, total: float) -> str:
 
 
 def expected_gain(state: TaskState) -> float:
-    """Seconds of a run of the model that a second of trials is expected to win."""
+    """Seconds per run of the model that one second of trials is expected to save."""
     behind = state.best_seconds - state.fastest_seconds
     hope = max(0.0, _HOPE * state.best_seconds - behind)
     ahead = hope / (_HOPE_TRIALS + 2 * state.since_improvement() + state.trials)
@@ -467,7 +466,7 @@ def expected_gain(state: TaskState) -> float:
 
 
 def _recent_slope(state: TaskState) -> float:
-    """Seconds won by a trial, over the last trials."""
+    """Seconds saved per trial, over the last trials."""
     since = state.trials - _LOOK_BACK
     before = [seconds for trials, seconds in state.curve if trials <= since]
     first = before[-1] if before else (state.curve[0][1] if state.curve else state.best_seconds)

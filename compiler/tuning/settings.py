@@ -15,9 +15,9 @@ from compiler.tuning.measuring.device_names import LOCAL, parse_device
 from compiler.tuning.state import Progress
 
 LEAST_SECONDS = 10.0
-"""The least budget: building and timing a few configs takes as long."""
+"""The minimum budget: building and timing a few configs takes this long."""
 DEFAULT_SECONDS = 600.0
-"""Time of the search when the caller sets no limit."""
+"""Duration of the search if the caller sets no limit."""
 _MEASURES = ("auto", "timed", "modelled")
 _TIMINGS = ("auto", "parallel", "serial")
 
@@ -54,11 +54,11 @@ class TuningOptions:
 
     @property
     def names_devices(self) -> bool:
-        """True if other devices than this machine are named."""
+        """True if devices other than this machine are named."""
         return any(device != LOCAL for device in self.devices)
 
     def check(self) -> None:
-        """Raises OptionError for what cannot be done."""
+        """Raise OptionError for invalid options."""
         if self.trials is not None and self.trials < 1:
             raise OptionError(f"trials={self.trials}: there must be at least one")
         if self.time_budget is not None and self.time_budget < LEAST_SECONDS:

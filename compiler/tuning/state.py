@@ -22,16 +22,16 @@ class TaskState:
     """A task and its trials.
 
     Attributes:
-        margin: the share by which an alternative must be faster to take the task's place.
-        lower_bound: seconds that no config can beat, as `lower_bounds.least_seconds` counts them; 0 when not known.
-        results: seconds of every config that was tried; None where the trial failed.
+        margin: the fraction by which an alternative must be faster to replace the task.
+        lower_bound: seconds that no config can beat, from `lower_bounds.least_seconds`; 0 if unknown.
+        results: seconds of every config that was tried; None for failed trials.
         best: the fastest config so far and its seconds.
-        curve: (trials of this task, best seconds) whenever that became better.
-        leaders: the outcomes whose libraries are kept for the last comparison, best first.
-        trials: made in this run; `seconds` is what they took, building and measuring.
+        curve: (trials of this task, best seconds) at each improvement.
+        leaders: the outcomes whose libraries are kept for the final comparison, best first.
+        trials: number of trials in this run; `seconds` is their duration, building and measuring.
         finished: why the task gets no more trials, or "".
-        alternatives: the states of all tasks that compute the same, this one among them; empty when it is alone.
-        proven: what runs in the task's place when it won in the model: the key of the kernel and its config.
+        alternatives: the states of all tasks for the same computation, including this one; empty if it is the only one.
+        proven: the replacement of the task if it won in the model: the key of the kernel and its config.
     """
 
     task: Task
@@ -51,52 +51,51 @@ class TaskState:
 
     @property
     def default_seconds(self) -> float | None:
-        """Seconds of the rule's default, when it was measured."""
+        """Seconds of the rule's default, if measured."""
         return self.results.get(self.task.default)
 
     @property
     def best_seconds(self) -> float:
-        """Infinite when nothing was measured."""
+        """Seconds of the best config; infinite if nothing was measured."""
         return self.best[1] if self.best is not None else math.inf
 
     @property
     def fastest_seconds(self) -> float:
-        """Seconds of the fastest alternative that computes the same."""
+        """Seconds of the fastest alternative for the same computation."""
         return min((alternative.best_seconds for alternative in self.alternatives), default=self.best_seconds)
 
     @property
     def fastest_alternative(self) -> TaskState:
-        """The fastest alternative that computes what this task does; this one unless another is faster by more than
-        chance."""
+        """The fastest alternative for this task's computation; this one unless another is significantly faster."""
         fastest = min(self.alternatives, key=lambda alternative: alternative.best_seconds, default=self)
         return fastest if fastest.best_seconds * (1 + self.margin) < self.best_seconds else self
 
     @property
     def contested(self) -> bool:
-        """True if an alternative to what the untuned module does is the fastest."""
+        """True if an alternative to the untuned module's kernel is the fastest."""
         first = next((alternative for alternative in self.alternatives if not alternative.task.instead_of), self)
         return self.fastest_seconds < first.best_seconds
 
     @property
     def is_changed(self) -> bool:
-        """True if the kernel, one of the untuned module, is to run otherwise than there."""
+        """True if this kernel of the untuned module is replaced or gets another config."""
         if self.task.instead_of or self.best is None:
             return False
         return self.fastest_alternative is not self or self.best[0] != self.task.default
 
     @property
     def gain(self) -> float:
-        """Default over best; 1 when either is unknown."""
+        """Default over best; 1 if either is unknown."""
         default = self.default_seconds
         return default / self.best_seconds if default is not None and self.best is not None else 1.0
 
     @property
     def of_limit(self) -> float | None:
-        """The lower bound over the best: 1 is as fast as the machine goes; None when either is not known."""
+        """The lower bound over the best: 1 is optimal; None if either is unknown."""
         return self.lower_bound / self.best_seconds if self.lower_bound and self.best is not None else None
 
     def note(self, config: Config, seconds: float | None, *, new: bool = True) -> None:
-        """Take in a result; `new` counts it as a trial of this run."""
+        """Add a result; `new` counts it as a trial of this run."""
         if self.results.get(config) is None:
             self.results[config] = seconds
         if new:
@@ -112,7 +111,7 @@ class TaskState:
         return [config for _, config in sorted(measured, key=lambda each: each[0])[:most]]
 
     def keep_leader(self, outcome: Outcome, most: int) -> None:
-        """Hold on to the library of one of the fastest outcomes; the default's always."""
+        """Keep the library of one of the fastest outcomes, and always the default's."""
         if outcome.seconds is None:
             return
         kept = sorted([*self.leaders, outcome], key=lambda each: each.seconds or math.inf)
@@ -129,7 +128,7 @@ class TaskState:
                 alternative.best = (alternative.best[0], max(before, alternative.best[1]))
 
     def since_improvement(self) -> int:
-        """Trials of this run since the best became better."""
+        """Trials of this run since the last improvement."""
         return self.trials - (self.curve[-1][0] if self.curve else 0)
 
 
@@ -138,12 +137,12 @@ class Progress:
     """The progress of a tuning run; passed to the caller after every trial.
 
     Attributes:
-        seconds: since the start; `limit_seconds` (known when the search begins) and `limit_trials` are what is allowed.
-        before, now: of a run of the model in kernels, untuned and as tuned so far, in `unit`: "s" or "cycles".
+        seconds: seconds since the start; `limit_seconds` (known when the search begins) and `limit_trials` are limits.
+        before, now: cost of a run of the model in kernels, untuned and as tuned so far, in `unit`: "s" or "cycles".
         phase: the current step.
-        resumed: trials found in the records.
+        resumed: number of trials found in the records.
         current: the task being tried.
-        history: (seconds since the start, trials, `now`) whenever `now` became less.
+        history: (seconds since the start, trials, `now`) at each improvement of `now`.
     """
 
     states: Sequence[TaskState]
@@ -166,7 +165,7 @@ class Progress:
 
     @property
     def remaining(self) -> float | None:
-        """Estimated seconds until the end; None when that is not known."""
+        """Estimated seconds until the end; None if unknown."""
         left = []
         if self.limit_seconds is not None:
             left.append(self.limit_seconds - self.seconds)
@@ -190,8 +189,8 @@ class SearchCost:
 
 @dataclass
 class Limits:
-    """Limits of a search, whichever is reached first; None is no limit. `reserve` seconds are kept for what follows the
-    search."""
+    """Limits of a search, whichever is reached first; None is no limit. `reserve` seconds are kept for the steps after
+    the search."""
 
     trials: int | None = None
     seconds: float | None = None

@@ -35,7 +35,7 @@ from schedules.selection.alternatives import Alternative, Choice
 from schedules.selection.apply import matching_rule, record_key
 from schedules.selection.registry import rules
 
-# Workspaces are what schedules make of intermediate results.
+# Workspaces are intermediate buffers of schedules.
 _WITHOUT_SCHEDULES = {"instead-of:apply-schedules": None, "instead-of:lift-workspaces": None}
 
 
@@ -49,8 +49,8 @@ class Task:
         count: calls in one run of the model.
         nodes: names of the model's nodes that it computes, the main one first.
         tunable: the rule has knobs with more than one config.
-        instead_of: the key of the task that this one would compute the same as, by an alternative; "" for kernels of
-            the untuned module.
+        instead_of: the key of the task for which this one would be an alternative; "" for kernels of the untuned
+            module.
     """
 
     key: str
@@ -70,13 +70,13 @@ class Task:
 
 @dataclass
 class Extracted:
-    """The tasks of a model; `skipped` names kernels that cannot be measured and says why."""
+    """The tasks of a model; `skipped` has the kernels that cannot be measured, with reasons."""
 
     tasks: list[Task] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
     def add_alternatives(self, other: Extracted, first: Mapping[str, str]) -> None:
-        """Take over the tasks of another layout of the module that do by an alternative what a task here does."""
+        """Add the tasks from another layout of the module that are alternatives to tasks here."""
         known = {task.key: task for task in self.tasks}
         for task in other.tasks:
             replaced = known.get(first.get(task.key, ""))
@@ -90,9 +90,9 @@ class Extracted:
 def extract_tasks(
     mod: tvm.IRModule, target: targets.Target, options: PassOptions | None = None, *, alternatives: bool = True
 ) -> Extracted:
-    """The tasks of an imported module, after layout and fusion, each once.
+    """The distinct tasks of an imported module, after layout and fusion.
 
-    With `alternatives`, also the kernels that would compute the same and are not estimated to be the fastest.
+    With `alternatives`, also the kernels for the same computation that are not estimated to be the fastest.
     """
 
     def tasks(choose: Choice) -> Extracted:
@@ -112,10 +112,10 @@ def extract_tasks(
 
 @dataclass
 class AlternativeSurvey:
-    """A `Choice` that takes the alternatives at one index of the list after the other.
+    """A `Choice` that selects the alternative at one index of the list after the other.
 
     Attributes:
-        first: of each alternative's key that is not the first of its list, the first one's.
+        first: for each alternative's key that is not the first of its list, the first one's key.
     """
 
     index: int = 0
@@ -128,7 +128,7 @@ class AlternativeSurvey:
         return min(self.index, len(alternatives) - 1)
 
     def advance(self) -> bool:
-        """Go on to the next index. Returns False where there is none."""
+        """Advance to the next index. Returns False if there is none."""
         self.index += 1
         return self.index <= self._most
 
@@ -136,7 +136,7 @@ class AlternativeSurvey:
 def tasks_of(
     mod: tvm.IRModule, target: targets.Target, steps: Mapping[str, Sequence[Step]] = MappingProxyType({})
 ) -> Extracted:
-    """The tasks of a module whose kernels are not scheduled yet; `steps`: what `list-calls` reports of it."""
+    """The tasks of a module whose kernels are not scheduled yet; `steps`: the report of `list-calls` for it."""
     calls = kernel_calls(mod)
     nbytes = weight_bytes(mod)
     extracted = Extracted()
@@ -154,7 +154,7 @@ def tasks_of(
         key = record_key(rule, workload)
         space = rule.space(workload, target.machine)
         if not space.knobs:
-            # Kernels of a rule without knobs are not alike although their workloads are.
+            # Kernels of a rule without knobs can differ even if their workloads are equal.
             key = f"{key}#{name}"
         if key not in found:
             constants = calls.constants.get(name, set())
@@ -212,14 +212,14 @@ def _alternative_name(task: Task) -> str:
 
 @dataclass
 class KernelCalls:
-    """Number of calls of each kernel in a run, and which of its parameters are weights, by the kernel's name."""
+    """Number of calls of each kernel in a run, and its parameters that are weights, by the kernel's name."""
 
     counts: Counter[str]
     constants: dict[str, set[int]]
 
 
 def kernel_calls(mod: tvm.IRModule) -> KernelCalls:
-    """Kernel calls of a module before its calls are lowered; without those at loading."""
+    """Kernel calls of a module before its calls are lowered, without those at load time."""
     calls = KernelCalls(Counter(), {})
 
     def visit(call: Expr) -> None:
@@ -240,7 +240,7 @@ _KERNEL_CALLS = ("relax.call_tir", "relax.call_tir_inplace")
 
 
 def weight_bytes(mod: tvm.IRModule) -> int:
-    """Bytes of all distinct weights."""
+    """Total bytes of all distinct weights."""
     seen: dict[int, int] = {}
 
     def visit(value: Expr) -> None:
@@ -255,7 +255,7 @@ def weight_bytes(mod: tvm.IRModule) -> int:
 
 
 def _run_functions(mod: tvm.IRModule) -> list[Function]:
-    """The functions that a run of the model goes through: not what happens once when it is loaded."""
+    """The functions executed in a run of the model, without those executed once at load."""
     return [
         function
         for variable, function in mod.functions_items()

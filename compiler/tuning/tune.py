@@ -1,6 +1,6 @@
-"""`tune`: a model in, records of its fastest configs out.
+"""`tune`: finds the fastest configs of a model and records them.
 
-Before anything is measured, devices are checked: each must be reachable, and run code of the target.
+Before anything is measured, devices are checked: each must be reachable, and able to run the target's code.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from targets.cuda.target import CudaTarget
 from targets.errors import TargetError
 from targets.measure import Measurer, NetworkMeasurer
 
-_COMPILE_OVER_EXTRACT = 1.5  # a whole compilation takes longer than finding the tasks, which lowers every estimate
-_LEADERS_SHARE = 0.08  # of the time, for the leaders
+_COMPILE_OVER_EXTRACT = 1.5  # a whole compilation takes longer than task extraction, which lowers every estimate
+_LEADERS_SHARE = 0.08  # fraction of the time for the leaders
 _LARGEST_END = 0.5
-_OTHERS = 0.15  # share of the processors that other programs may use before times are taken on one core
+_OTHERS = 0.15  # fraction of the processors that other programs may use before times are taken on one core
 
 
 @interruptible
@@ -78,33 +78,34 @@ def tune(
     progress: Callable[[Progress], None] | None = automatic,
     **imports: Unpack[ImportArguments],
 ) -> TuneResult:
-    """Find fast configs for a model's kernels by measuring, and record them; `compile` uses the records by itself.
+    """Find fast configs for a model's kernels by measuring, and record them; `compile` uses the records automatically.
 
     Args:
-        source, precision, threads, and how the source is imported (shapes, constants, capacity, ...): as in `compile`;
-            tune what you will compile.
-        trials: number of configs to measure in all. Without a limit, ten minutes are searched; the search of a whole
+        source, precision, threads, and the import options (shapes, constants, capacity, ...): as in `compile`; they
+            should match the later compilation.
+        trials: total number of configs to measure. Without a limit, the search takes ten minutes; the search of a whole
             network ends by itself.
-        time_budget: seconds of the search and of comparing what it found in the model, 10 at least. They begin with the
-            first config that is tried, when the references are built and the defaults measured.
-        records: the folder of records to go on from and to append to; the user's own when None.
-        devices: where to measure: "local", "HOST:PORT" of a tensorwright-server, which is asked first whether it can
-            run the target's kernels, or of a TVM RPC server, "KEY@HOST:PORT" of a tracker, for all its servers with
-            that key.
-        credentials: keys for encrypted connections, by device; a tensorwright-server that has keys takes no other.
-        timing: "parallel" times kernels on all cores; "serial" on one, by processor time, for a machine that others
-            use too; "auto" looks whether others do.
+        time_budget: seconds for the search and for comparing its results in the model, at least 10. They begin with the
+            first config after the references are built and the defaults measured.
+        records: the folder of records to continue from and append to; None: the user's own.
+        devices: where to measure: "local", "HOST:PORT" of a tensorwright-server, which is first asked whether it can
+        run
+            the target's kernels, or of a TVM RPC server, "KEY@HOST:PORT" of a tracker, for all its servers with that
+            key.
+        credentials: keys for encrypted connections, by device; a tensorwright-server with keys accepts no others.
+        timing: "parallel" times kernels on all cores; "serial" on one, by processor time, for a shared machine; "auto"
+            checks whether other programs use it.
         measure: "timed" runs kernels on a device, or here; "modelled" computes their cost by the target's measurer;
-            "auto" times them where a device is named or this machine can run them, and else computes it.
-        memory_limit: bytes of SRAM that a network on an accelerator has to keep to; the fewest cycles within it are
-            searched. None for no limit.
+            "auto" times them if a device is named or this machine can run them, and otherwise computes the cost.
+        memory_limit: limit on the SRAM of a network on an accelerator, in bytes; the settings with the fewest cycles
+            within it are searched. None for no limit.
         cost_model: a name (`compiler.tuning.cost_models.cost_models.names()`) or an object with `update` and `predict`.
-        search: a name of `compiler.tuning.search.searches.names()`.
+        search: a name from `compiler.tuning.search.searches.names()`.
         seed: seed of the search.
         progress: called after every trial.
 
     Raises:
-        UserError: the model, an option, a device or the folder of records is at fault.
+        UserError: the model, an option, a device or the folder of records is invalid.
         TuningInterrupted: a KeyboardInterrupt; it holds the result so far.
     """
     options = options_of(TuningOptions, {**locals(), "credentials": credentials or {}})
@@ -186,7 +187,7 @@ def _cost_model(options: TuningOptions, target: targets.Target) -> CostModel:
     if not isinstance(name, str):
         return name
     if name == "xgboost":
-        architecture = getattr(target.machine, "architecture", "")  # of a GPU's machine there is none
+        architecture = getattr(target.machine, "architecture", "")  # GPU machines have none
         return cost_models.make(name, seed=options.seed, pretrained=pretrained_model(architecture))
     return cost_models.make(name)
 
@@ -197,18 +198,18 @@ def _serial(options: TuningOptions) -> bool:
 
 
 def _others_busy() -> bool:
-    """True if other programs use this machine's processors now."""
+    """True if other programs are using this machine's processors."""
     import psutil
 
     return psutil.cpu_percent(interval=0.7) / 100 > _OTHERS if (os.cpu_count() or 1) > 1 else False
 
 
 def choose_measurer(target: targets.Target, options: TuningOptions) -> Measurer | None:
-    """Measurer that computes the cost of kernels; None where they are timed on the devices.
+    """Measurer that computes the cost of kernels; None if they are timed on the devices.
 
     Raises:
-        OptionError: kernels of the target cannot be timed on one of the devices, nor their cost be computed, or the
-            tool that computes it is missing.
+        OptionError: kernels of the target can neither be timed on one of the devices nor have their cost computed, or
+            the tool that computes it is missing.
     """
     if isinstance(target, CudaTarget) and target.simulated:
         raise OptionError(f"target {target.name!r} is simulated: its kernels take no time", "tune for a device")
@@ -249,16 +250,16 @@ def check_device(device: str, target: Target, credentials: Credentials | None = 
     """Query a device's server, as `push` does.
 
     Args:
-        device: "HOST:PORT" of a server or "KEY@HOST:PORT" of a tracker, whose devices are not asked: those are
-            TVM's servers.
+        device: "HOST:PORT" of a server or "KEY@HOST:PORT" of a tracker, whose devices are not queried: those are TVM's
+            servers.
         credentials: for an encrypted connection.
 
     Returns:
-        What could not be checked: a server of TVM does not say what it is. None where all was.
+        The part that could not be checked: TVM's servers do not report what they are. None if all was checked.
 
     Raises:
         OptionError: nothing listens there.
-        DeviceError: the device cannot run kernels of the target, its server is of another version, or refuses this
+        DeviceError: the device cannot run kernels of the target, its server has another version, or it rejects this
             client.
     """
     key, host, port = parse_device(device)

@@ -1,12 +1,12 @@
-"""Cost models: estimates of the time of a config. To add one of your own:
+"""Cost models: estimates of the time of a config. To add your own:
 
     @cost_models.register("mine")
     class Mine:
         def update(self, samples): ...  # all measurements so far, of all tasks
         def predict(self, subject, configs): ...  # a score per config, higher is faster
 
-in a module of this package, or name the class by an entry point of the group `tensorwright.cost_models`; then ask for
-it by `tensorwright.tune(..., cost_model="mine")`. Scores are compared within a task only.
+in a module of this package, or register the class as an entry point of the group `tensorwright.cost_models`; then
+select it by `tensorwright.tune(..., cost_model="mine")`. Scores are compared only within a task.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from targets.measure import TIMED, Measure
 
 @dataclass(frozen=True)
 class Subject:
-    """Subject of a schedule: a rule by name, its workload, the machine, and the rule's default config."""
+    """The subject of a prediction: a rule by name, its workload, the machine, and the rule's default config."""
 
     task: str
     rule: str
@@ -37,7 +37,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sample:
-    """A cost in the unit of its measure, by which alone it is compared with others; None when the trial failed."""
+    """A cost in the unit of its measure; only costs of the same measure are compared. None if the trial failed."""
 
     subject: Subject
     config: Config

@@ -1,4 +1,4 @@
-"""The analytic model: needs no measurements, so searches start with it."""
+"""The analytic model: it needs no measurements, so searches start with it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RooflineModel:
 
 @cost_models.register("random")
 class RandomModel:
-    """Knows nothing: the baseline."""
+    """Random scores: the baseline."""
 
     def __init__(self, seed: int = 0) -> None:
         self._generator = np.random.default_rng(seed)
@@ -42,11 +42,11 @@ class RandomModel:
         return self._generator.random(len(configs))
 
 
-# The estimated cost of a config, from its rule; configs without an estimate are ranked by measuring.
+# The estimated cost of a config, from its rule; configs without an estimate are ranked by measurements.
 
 
 def estimate(rule: str, workload: object, config: Config, machine: Machine) -> Estimate | None:
-    """The estimate for a config; None where the rule has none, or the config lacks the rule's knobs."""
+    """The estimate for a config; None if the rule has none, or the config lacks the rule's knobs."""
     found = next((each for each in rules() if each.name == rule), None)
     if found is None:
         return None

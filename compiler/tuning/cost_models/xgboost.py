@@ -1,8 +1,8 @@
 """Gradient-boosted trees on measured trials, with XGBoost (Chen and Guestrin 2016), as TVM and Ansor use them.
 
-The target is the logarithm of how much slower than the best of its task a config is, so tasks of all sizes teach the
-same thing. Failed trials count as slow. A model that was trained before adds its own trials' weight by starting the
-boosting from its predictions.
+The target is the logarithm of a config's slowdown relative to the best of its task, so tasks of all sizes contribute
+equally. Failed trials count as slow. A pretrained model contributes its own trials: boosting starts from its
+predictions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from targets.extras import install_command
 from targets.measure import Measure
 
 MIN_SAMPLES = 12
-_SLOWEST = -3.0  # log2: beyond eight times the best it does not matter how slow
+_SLOWEST = -3.0  # log2: slowdowns beyond eight times the best are all the same
 _PARAMETERS = {
     "objective": "reg:squarederror",
     "max_depth": 6,
@@ -55,7 +55,7 @@ class XgboostModel:
 
     Args:
         pretrained: a model file to start from, or None.
-        start: ranks candidates before there is training data; the analytic model when None.
+        start: ranks candidates before there is training data; the analytic model if None.
     """
 
     def __init__(self, pretrained: str | Path | None = None, seed: int = 0, start: CostModel | None = None) -> None:
@@ -63,7 +63,7 @@ class XgboostModel:
         self._seed = seed
         self._base: Any = None
         if pretrained is not None:
-            booster = self._xgb.Booster({"nthread": 1})  # more would only get in the way of the builders
+            booster = self._xgb.Booster({"nthread": 1})  # more threads would slow down the builders
             booster.load_model(str(pretrained))
             if booster.attr("features") == str(FEATURES_VERSION):
                 self._base = booster
@@ -94,7 +94,7 @@ class XgboostModel:
         return np.asarray(model.predict(matrix, output_margin=True), dtype=np.float64)
 
     def save(self, path: str | Path) -> None:
-        """Store the model (without what it was pretrained with), to be given as `pretrained` later."""
+        """Save the model (without the one it was pretrained with), for use as `pretrained` later."""
         self._booster.set_attr(features=str(FEATURES_VERSION), names=",".join(NAMES))
         self._booster.save_model(str(path))
 
@@ -164,7 +164,7 @@ def _log(value: object) -> float:
 
 
 class Featurizer:
-    """Features of the configs of one subject; what does not depend on the config is computed once."""
+    """Features of the configs of one subject; those that do not depend on the config are computed once."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject

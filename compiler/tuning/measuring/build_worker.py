@@ -35,7 +35,7 @@ from schedules.selection.registry import rules
 from targets.toolchain import Linker, find_linker
 
 SYMBOL = "kernel"
-# A kernel needs nothing of the C library's start files, and a bare linker takes a tenth of a driver's time.
+# A kernel needs no C start files, and a bare linker takes a tenth of a compiler driver's time.
 _BARE_LINKERS = (("ld",), ("ld.lld",), ("cc",), ("gcc",), ("clang",))
 
 
@@ -50,14 +50,14 @@ class Builder:
         self._kernels: dict[str, tuple[Kernel, str]] = {}
 
     def handle(self, request: KernelTask | BuildRequest) -> Built | None:
-        """Note a task, or build."""
+        """Register a task, or build."""
         if isinstance(request, KernelTask):
             self._kernels[request.key] = (Kernel.of(tvm.ir.load_json(request.function)), request.rule)
             return None
         start = time.perf_counter()
         try:
             library, tasks = self._build(request)
-        except Exception as error:  # TVM raises whatever its passes raise
+        except Exception as error:  # TVM passes on any exception of its passes
             return Built(None, 1, in_short(error), time.perf_counter() - start)
         return Built(library, tasks, "", time.perf_counter() - start)
 
@@ -66,7 +66,7 @@ class Builder:
         return self.linked(function), parallel_tasks(function)
 
     def scheduled(self, request: BuildRequest) -> Any:
-        """The PrimFunc that a request describes. Raises NotScheduledError, and the errors of TVM."""
+        """The PrimFunc described by a request. Raises NotScheduledError, and TVM's errors."""
         kernel, rule_name = self._kernels[request.key]
         if rule_name == AS_IT_IS:
             return kernel.function
@@ -119,7 +119,7 @@ def _results(function: Any, count: int) -> tuple[Argument, ...]:
 
 
 def parallel_tasks(function: Any) -> int:
-    """The iterations of the largest parallel loop; 1 when there is none."""
+    """The iterations of the largest parallel loop; 1 if there is none."""
     extents = [1]
 
     def visit(loop: Any) -> None:

@@ -23,7 +23,7 @@ _CHANNEL = "TENSORWRIGHT_TUNING_CHANNEL"
 
 
 class WorkerDiedError(UserError):
-    """A worker process ended in the middle of a request; `signal` says by what, if by a signal."""
+    """A worker process ended during a request; `signal` is the signal that ended it, if any."""
 
 
 class WorkerTimeoutError(UserError):
@@ -31,11 +31,11 @@ class WorkerTimeoutError(UserError):
 
 
 class Worker:
-    """A process of `python -m module` that answers requests one at a time; started when first used.
+    """A process of `python -m module` that answers requests one at a time; started on first use.
 
-    Its time limits are not of the clock, so that what is given up does not depend on how busy the machine is: a request
-    is overdue when its process has used this many seconds of processor time, or none at all for as long (it hangs, or
-    what it waits for does: a device that does not answer).
+    Its time limits do not use the wall clock, so that they do not depend on how busy the machine is: a request is
+    overdue if its process has used this many seconds of processor time, or has been idle for that long (it hangs, or
+    waits for something that hangs: a device that does not answer).
 
     Attributes:
         starts: number of times that it was started.
@@ -44,7 +44,7 @@ class Worker:
     def __init__(
         self, module: str, setup: Any, environment: Mapping[str, str] | None = None, *, threads: int = 1
     ) -> None:
-        """`threads` compute in the process at once: a limit of processor time is this many times as long."""
+        """`threads`: number of threads that compute in the process; limits of processor time are multiplied by it."""
         self._module, self._setup, self._threads = module, setup, threads
         self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
@@ -56,17 +56,17 @@ class Worker:
 
     @property
     def processor_seconds(self) -> float:
-        """Processor time of the worker's processes, those that are gone and what they started included."""
+        """Processor time of the worker's processes, including ended ones and their child processes."""
         return self._spent + _processor_seconds(self.pid)
 
     @property
     def pid(self) -> int | None:
-        """The process, while there is one."""
+        """The process id, while there is a process."""
         return self._process.pid if self._process is not None else None
 
     @property
     def connection(self) -> Connection[Any, Any]:
-        """The parent's end of the pipe, the process being started."""
+        """The parent's end of the pipe; starts the process if necessary."""
         if self._pipe is None:
             self._start()
         assert self._pipe is not None
@@ -76,7 +76,7 @@ class Worker:
     def _start(self) -> None:
         ours, theirs = Pipe()
         self._folder = tempfile.mkdtemp(prefix="tensorwright-")
-        channel = {_CHANNEL: str(theirs.fileno()), "TMPDIR": self._folder}  # a killed process removes no files
+        channel = {_CHANNEL: str(theirs.fileno()), "TMPDIR": self._folder}  # killed processes leave files
         environment = {**os.environ, **self._environment, **channel}
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module],
@@ -85,7 +85,7 @@ class Worker:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=None if os.environ.get("TENSORWRIGHT_DEBUG") else subprocess.DEVNULL,
-            start_new_session=True,  # what it starts (a linker, a server's children) is ended with it
+            start_new_session=True,  # its child processes (a linker, a server's children) end with it
         )
         theirs.close()
         self._pipe = ours
@@ -102,11 +102,11 @@ class Worker:
             raise self._died() from error
 
     def overdue(self, limit: float) -> str:
-        """The limit that the latest request has exceeded, of `limit` seconds; "" if none."""
+        """The limit of `limit` seconds exceeded by the latest request, as text; "" if none."""
         return self._watch.exceeded(self.processor_seconds, limit, self._threads)
 
     def receive(self, limit: float) -> Any:
-        """The answer to the oldest request. Raises WorkerDiedError or WorkerTimeoutError; then the process is gone."""
+        """The answer to the oldest request. Raises WorkerDiedError or WorkerTimeoutError, with the process ended."""
         pipe = self.connection
         try:
             while not pipe.poll(min(limit, _CHECK_SECONDS)):
@@ -137,7 +137,7 @@ class Worker:
 
     @uninterrupted
     def kill(self) -> None:
-        """End the process and all that it started, now; the next request starts another."""
+        """End the process and all its child processes now; the next request starts a new one."""
         self._spent += _processor_seconds(self.pid)
         process, self._process = self._process, None
         pipe, self._pipe = self._pipe, None
@@ -154,7 +154,7 @@ class Worker:
             self._folder = None
 
     def close(self) -> None:
-        """Let the process end by itself (its pipe closes), then see to it."""
+        """Let the process end by itself (its pipe closes), and wait for it."""
         process, pipe = self._process, self._pipe
         if pipe is not None:
             pipe.close()
@@ -176,14 +176,14 @@ def _processor_seconds(pid: int | None) -> float:
         children = process.children(recursive=True)
     except psutil.NoSuchProcess:
         return 0.0
-    for child in children:  # those that have ended are in their parent's times
+    for child in children:  # ended ones are included in their parent's times
         with contextlib.suppress(psutil.NoSuchProcess):
             total += float(sum(child.cpu_times()[:4]))
     return total
 
 
 def serve(make_handler: Callable[[Any], Callable[[Any], Any]]) -> None:
-    """The worker's side: `make_handler(setup)` gives the function that answers requests; ends with the pipe."""
+    """The worker's side: `make_handler(setup)` returns the function that answers requests; ends with the pipe."""
     pipe: Connection[Any, Any] = Connection(int(os.environ[_CHANNEL]))
     handle = make_handler(pipe.recv())
     parent = os.getppid()
@@ -213,7 +213,7 @@ def first_done(limits: Mapping[Worker, float]) -> list[Worker]:
 
 
 class _Watch:
-    """Processor time that a worker has used since it was asked."""
+    """Processor time that a worker has used since its request."""
 
     def __init__(self, used: float) -> None:
         self._first = self._last = used

@@ -27,7 +27,7 @@ class Candidate:
 
 
 class Estimator:
-    """Answers build requests for known tasks by estimates."""
+    """Answers build requests for known tasks with estimates."""
 
     def __init__(self, setup: WorkerSetup) -> None:
         self._builder = Builder(setup)
@@ -35,14 +35,14 @@ class Estimator:
         self._tasks: dict[str, KernelTask] = {}
 
     def handle(self, request: KernelTask | BuildRequest) -> Estimated | None:
-        """Note a task, or estimate a config's cost."""
+        """Register a task, or estimate a config's cost."""
         if isinstance(request, KernelTask):
             self._tasks[request.key] = request
             self._builder.handle(request)
             return None
         try:
             found = self._measurer.estimate(self._candidate(request))
-        except Exception as error:  # TVM raises whatever its passes raise
+        except Exception as error:  # TVM passes on any exception of its passes
             return Estimated(None, error=in_short(error))
         return Estimated(found.cost, dict(found.parts))
 

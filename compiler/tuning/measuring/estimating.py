@@ -12,18 +12,18 @@ from compiler.tuning.measuring.pool import CandidatePool, Emit, Trial
 from targets.measure import Measurer
 
 ESTIMATE_LIMIT = 600.0
-"""Seconds of processor time, or without any use of it, after which a candidate is given up."""
+"""Seconds of processor time, or of idleness, after which a candidate is abandoned."""
 ESTIMATE_MODULE = "compiler.tuning.measuring.estimate_worker"
 
 
 class EstimatingPool(CandidatePool):
-    """Processes that estimate in parallel. Outcomes come in the order of the trials, so that all that follows from them
-    is the same on every run; they hold no library.
+    """Processes that estimate in parallel. Outcomes are returned in the order of the trials, so that everything derived
+    from them is the same in every run; they hold no library.
 
     Args:
-        limit: seconds after which a candidate is given up, as `Worker` counts them.
+        limit: seconds after which a candidate is abandoned, as counted by `Worker`.
 
-    Raises ToolchainMissing when the measurer lacks its tool.
+    Raises ToolchainMissing if the measurer's tool is missing.
     """
 
     serial = False
@@ -47,11 +47,11 @@ class EstimatingPool(CandidatePool):
         return self.workers
 
     def prepare(self, keys: Sequence[str]) -> dict[str, str]:
-        """Do nothing: an estimate needs no reference. No errors."""
+        """Do nothing, since an estimate needs no reference. Returns no errors."""
         return {}
 
     def trials(self, trials: Sequence[Trial], emit: Emit) -> list[Outcome]:
-        """Estimate configs; `emit` is called with each outcome, in order. Never raises for a bad candidate."""
+        """Estimate configs; `emit` is called with each outcome, in order. Bad candidates never raise."""
         outcomes: dict[int, Outcome] = {}
         waiting: dict[Worker, int] = {}
         started = emitted = 0
@@ -70,7 +70,7 @@ class EstimatingPool(CandidatePool):
         return [outcomes[number] for number in range(len(trials))]
 
     def compare(self, key: str, candidates: Sequence[Outcome], effort: Effort, rounds: int) -> list[Outcome]:
-        """The candidates as they are: to estimate them again gives the same."""
+        """The candidates unchanged: estimating again would return the same."""
         return list(candidates)
 
     def processor_seconds(self) -> dict[str, float]:
@@ -78,7 +78,7 @@ class EstimatingPool(CandidatePool):
         return {"build": sum(worker.processor_seconds for worker in self.workers), "measure": 0.0}
 
     def _start(self, worker: Worker, trial: Trial) -> None:
-        """Send a trial to a worker, told of the task first. A worker that died is noticed when its answer is due."""
+        """Send a trial to a worker, after its task if necessary. A dead worker is noticed when its answer is due."""
         keys = self._known_keys(worker)
         try:
             if trial.key not in keys:

@@ -1,4 +1,4 @@
-"""Devices behind TVM's tracker: their list, and one of them for a worker."""
+"""Devices behind TVM's tracker: lists them, and requests one for a worker."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _REQUEST_SECONDS = 60.0
 
 
 def with_fleets(devices: Sequence[str]) -> tuple[str, ...]:
-    """The devices to measure on: a tracker's key, however often it is named, stands for all servers that have it.
+    """The devices to measure on: a tracker's key, however often it is named, is replaced by all servers that have it.
 
     Raises:
-        OptionError: a tracker has no server of a key, or does not answer.
+        OptionError: a tracker has no server with a key, or does not answer.
     """
     found: list[str] = []
     for device in dict.fromkeys(devices):
@@ -31,7 +31,7 @@ def with_fleets(devices: Sequence[str]) -> tuple[str, ...]:
 
 
 def _servers(key: str, tracker: tuple[str, int], device: str) -> int:
-    """Number of registered servers of a key."""
+    """Number of registered servers with a key."""
     keys = [str(each["key"]).partition(":")[2] for each in _summary(tracker, device)["server_info"]]
     if key not in keys:
         others = f"; it has {', '.join(sorted(set(keys)))}" if keys else ""
@@ -55,10 +55,10 @@ def _summary(tracker: tuple[str, int], device: str) -> dict[str, Any]:
 
 
 def request_server(key: str, tracker: tuple[str, int]) -> tuple[str, int, str]:
-    """Address and password of a server that is free now. Unlike TVM's own request, it does not wait for ever.
+    """Address and password of a server that is free now. Unlike TVM's own request, it does not wait forever.
 
     Raises:
-        DeviceError: none is.
+        DeviceError: none is free.
     """
     session = rpc.connect_tracker(*tracker)
     try:

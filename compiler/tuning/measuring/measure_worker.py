@@ -30,20 +30,20 @@ from compiler.tuning.measuring.runners import Kernel, Runner, make_runner
 Array = np.ndarray
 _MIN_SAMPLES = 4
 _LOWEST = 3
-_AGREEMENT = 0.02  # the lowest samples agree to this share: they are free of interference from other programs
-_CLEAN = 0.02  # share of a sample that its threads may wait for processors
+_AGREEMENT = 0.02  # relative agreement of the lowest samples that shows no interference from other programs
+_CLEAN = 0.02  # fraction of a sample that its threads may wait for processors
 _PAUSE_SECONDS = 1e-3
-_SAMPLE_SECONDS = 2e-4  # shorter kernels are run several times a sample: the clock and the call cost 1 us
+_SAMPLE_SECONDS = 2e-4  # shorter kernels run several times per sample: the clock and the call cost 1 us
 _SLOWER = 1.25  # candidates slower than this times the best so far get only a few samples
-# Weights are read from as many copies as the model's weights would fill, but of the last cache at most this many times:
-# with twice as much and less it still answers a part.
+# Weights are read from enough copies to match the model's weights, but at most this many times the last cache: with
+# less than that, the cache would still serve a part.
 _CACHES_OF_COPIES = 3
 _MOST_COPIES = 512
 
 
 @dataclass
 class Prepared:
-    """A task's arguments on the device: one set a copy of the weights, all with the same data and outputs."""
+    """A task's arguments on the device: one set per copy of the weights, all with the same data and outputs."""
 
     task: KernelTask
     sets: list[tuple[Any, ...]]
@@ -52,7 +52,7 @@ class Prepared:
 
 
 class Measurer:
-    """Answers measuring requests for known tasks; keeps the arguments of the last task only."""
+    """Answers measuring requests for known tasks; keeps the arguments of only the last task."""
 
     def __init__(self, setup: WorkerSetup) -> None:
         self._setup = setup
@@ -62,7 +62,7 @@ class Measurer:
         self._prepared: Prepared | None = None
 
     def handle(self, request: KernelTask | ReferenceRequest | MeasureRequest) -> Measured | None:
-        """Note a task, run a reference, or measure."""
+        """Register a task, run a reference, or measure."""
         if isinstance(request, KernelTask):
             self._tasks[request.key] = request
             return None
@@ -95,7 +95,7 @@ class Measurer:
         return self._prepared
 
     def _copies(self, task: KernelTask) -> int:
-        """Copies of the weights, so that between two uses of one as much is read as in the model."""
+        """Number of copies of the weights, so that as much is read between two uses of one as in the model."""
         own = sum(_nbytes(each) for each in task.arguments if each.is_constant)
         wanted = min(task.constant_bytes, _CACHES_OF_COPIES * self._setup.l3_bytes)
         return max(1, min(_MOST_COPIES, -(-wanted // own))) if own else 1
@@ -109,7 +109,7 @@ class Measurer:
         return Timing((1.0,))
 
     def _load(self, library: KernelLibrary) -> Kernel:
-        """A kernel that takes the task's arguments; its workspaces are added to them."""
+        """Load a kernel for the task's arguments; its workspaces are appended to them."""
         kernel = self._runner.load(library.code)
         if not library.workspaces:
             return kernel
@@ -145,7 +145,7 @@ class Measurer:
         )
 
     def _checked(self, prepared: Prepared, library: KernelLibrary) -> Kernel | Timing:
-        """The loaded kernel when its numbers are right."""
+        """The loaded kernel if its results are correct."""
         if prepared.expected is None:
             return Timing((), "run-error", "there are no reference numbers")
         try:
@@ -161,10 +161,10 @@ class Measurer:
 
 
 def take_samples(kernel: Kernel, sets: list[tuple[Any, ...]], effort: Effort) -> list[float]:
-    """Seconds of one call, several times over.
+    """Seconds per call, several samples.
 
-    Samples in which a thread of ours had to wait for a processor say nothing of the kernel (of two threads, one alone
-    takes twice as long) and are thrown away; when there are too few others, those with the least waiting are taken.
+    Samples in which one of our threads had to wait for a processor are discarded (if only one of two threads runs, it
+    takes twice as long); if too few remain, those with the least waiting are used.
     """
     if kernel.evaluate is not None:
         return kernel.evaluate(sets[0], effort.seconds)
@@ -173,7 +173,7 @@ def take_samples(kernel: Kernel, sets: list[tuple[Any, ...]], effort: Effort) ->
     call(*sets[0])
     first = max(clock() - start, 1e-7)
     inner = max(1, min(int(_SAMPLE_SECONDS / first), 200))
-    taken: list[tuple[float, float]] = []  # (share of waiting, seconds of a call)
+    taken: list[tuple[float, float]] = []  # (fraction of waiting, seconds per call)
     clean: list[float] = []
     end, position = time.perf_counter() + effort.seconds, 0
     while len(taken) < _MIN_SAMPLES or (
@@ -190,7 +190,7 @@ def take_samples(kernel: Kernel, sets: list[tuple[Any, ...]], effort: Effort) ->
         if share <= _CLEAN:
             clean.append(elapsed / inner)
         else:
-            time.sleep(_PAUSE_SECONDS)  # a process that slept is scheduled first
+            time.sleep(_PAUSE_SECONDS)  # the scheduler prefers processes that slept
         limit = effort.give_up_above
         if limit is not None and len(clean) >= _LOWEST and min(clean) > _SLOWER * limit:
             break

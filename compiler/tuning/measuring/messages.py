@@ -1,6 +1,6 @@
-"""The messages between the tuner and its workers. Reading them needs nothing of TVM.
+"""The messages between the tuner and its workers. Reading them does not need TVM.
 
-Statistics of repeated timings on a machine that other programs use too; how long threads waited for a processor.
+Also statistics of repeated timings on a shared machine, and how long threads waited for a processor.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from schedules.config import Config
 Failure = Literal["build-error", "crash", "timeout", "wrong-numbers", "run-error"]
 
 AS_IT_IS = "as-it-is"
-"""In place of a rule's name: the kernel is scheduled already."""
+"""Used instead of a rule's name for a kernel that is already scheduled."""
 
 
 @dataclass(frozen=True)
 class Argument:
-    """A kernel's parameter. `is_constant`: a weight, which the model reads from other memory on every run."""
+    """A kernel's parameter. `is_constant`: a weight, which the model reads from different memory in every run."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -32,7 +32,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class KernelTask:
-    """A kernel as the workers need it.
+    """A kernel as needed by the workers.
 
     Attributes:
         key: the task's record key.
@@ -61,7 +61,7 @@ class BuildRequest:
 class KernelLibrary:
     """A shared library of one kernel.
 
-    `workspaces` are its parameters after the task's: buffers between its launches.
+    `workspaces` are its additional parameters: buffers between its launches.
     """
 
     code: bytes
@@ -89,11 +89,11 @@ class Estimated:
 
 @dataclass(frozen=True)
 class Effort:
-    """Length of a timing.
+    """Effort of a timing.
 
     Attributes:
-        seconds: the most to spend on running; less when the samples agree before.
-        give_up_above: a candidate slower than this is timed no further than it takes to know that.
+        seconds: limit on the running time; less if the samples agree earlier.
+        give_up_above: a candidate slower than this is timed only until that is certain.
     """
 
     seconds: float = 0.15
@@ -120,7 +120,7 @@ class MeasureRequest:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: `samples` in the order they were taken; `error` and `failure` when there are none."""
+    """Seconds per call: `samples` in order; `error` and `failure` if there are none."""
 
     samples: tuple[float, ...] = ()
     failure: Failure | None = None
@@ -129,7 +129,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measured:
-    """One timing per library; `device` is the one of a fleet that took them, "" where there is no choice."""
+    """One timing per library; `device` is the fleet's device that took them, "" without a fleet."""
 
     timings: tuple[Timing, ...] = ()
     seconds: float = 0.0
@@ -138,7 +138,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class ModelSetup:
-    """The .twm file that a worker is for; with one thread, runs are timed by processor time."""
+    """The .twm file for a worker; with one thread, runs are timed by processor time."""
 
     path: str
     threads: int
@@ -146,7 +146,7 @@ class ModelSetup:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """Watch kernels, then time runs, with a time budget for each."""
+    """Time kernels with the instrument, then runs, with a time budget for each."""
 
     seconds: float
 
@@ -161,7 +161,7 @@ class ModelTimes:
 
 @dataclass
 class Outcome:
-    """The outcome of a trial; `device` where one of several ran it."""
+    """The outcome of a trial; `device` is the fleet's device that ran it."""
 
     config: Config
     status: Literal["ok"] | Failure = "ok"
@@ -185,9 +185,9 @@ class Stop:
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """The first message: the setup of a worker. `target` is pickled, as third parties may define it.
+    """The first message: the setup of a worker. `target` is pickled, since third parties may define it.
 
-    With one thread, local times are processor time. `memory` is where kernels find their arguments on the device: "cpu"
+    With one thread, local times are processor time. `memory` is the memory of kernels' arguments on the device: "cpu"
     or "cuda". `credentials` are for an encrypted connection to the device.
     """
 
@@ -200,33 +200,33 @@ class WorkerSetup:
     credentials: Credentials | None = None
 
 
-# Robust statistics of repeated timings on a machine that other programs use too.
+# Robust statistics of repeated timings on a shared machine.
 
 
 _LOWEST = 3
 
 
 def typical(samples: Sequence[float]) -> float:
-    """The median of the three shortest: interference only ever adds time, and a single time may be luck."""
+    """The median of the three shortest: interference only adds time, and a single time may be an outlier."""
     lowest = sorted(samples)[:_LOWEST]
     return lowest[len(lowest) // 2]
 
 
 def spread(samples: Sequence[float]) -> float:
-    """Spread of the three shortest times, as a share of the shortest; infinite when there are fewer."""
+    """Spread of the three shortest times, relative to the shortest; infinite if there are fewer."""
     if len(samples) < _LOWEST:
         return float("inf")
     lowest = sorted(samples)[:_LOWEST]
     return (lowest[-1] - lowest[0]) / lowest[0]
 
 
-# How long the threads of this process have waited for a processor, as Linux counts it.
+# How long this process's threads have waited for a processor, according to Linux.
 
 
 class WaitingClock:
-    """Reads the run queue delay of the threads that there are when it is made; zero where the system does not say.
+    """Reads the run queue delay of the threads that exist at its creation; zero if the system does not report it.
 
-    /proc/PID/task/TID/schedstat holds "time on a processor, time waiting for one, time slices", times in nanoseconds.
+    /proc/PID/task/TID/schedstat has "time on a processor, time waiting for one, time slices", times in nanoseconds.
     """
 
     def __init__(self) -> None:
@@ -238,7 +238,7 @@ class WaitingClock:
             pass
 
     def seconds(self) -> float:
-        """The sum over the threads since they began."""
+        """The sum over the threads since they started."""
         total = 0
         for file in self._files:
             fields = os.pread(file, 96, 0).split()

@@ -1,7 +1,7 @@
 """Times a whole module, and its kernels in it. A process of `python -m compiler.tuning.measuring.model_worker`.
 
-A process serves one request: the placement of its weights in memory affects a module's time by a few per cent and does
-not change during the life of the process.
+A process serves one request: the placement of its weights in memory changes a module's time by a few per cent and is
+fixed for the life of the process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _handler(setup: ModelSetup) -> Callable[[Any], Any]:
 def _seconds_of_run(run: Callable[[], object], clock: Callable[[], float], seconds: float) -> float:
     run()
     run()
-    gc.disable()  # a collection would fall on whichever run is under way
+    gc.disable()  # a collection would distort the run in progress
     taken: list[float] = []
     end = time.perf_counter() + seconds
     while len(taken) < _LEAST_RUNS or time.perf_counter() < end:

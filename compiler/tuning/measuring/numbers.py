@@ -1,4 +1,4 @@
-"""Numbers for trials: random arguments, and whether results agree."""
+"""Numerical checks for trials: random arguments, and comparison of results."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from compiler.tuning.measuring.messages import Argument
 
 Array = np.ndarray
 
-# Share of the largest value of a result. A rule may only reassociate sums: with float32 that moves a sum of thousands
+# Relative to the largest value of a result. A rule may only reassociate sums: in float32 that changes a sum of
+# thousands
 # of terms, and a Winograd transform, by some 1e-5 of the largest.
 _TOLERANCES = {"float64": 1e-9, "float32": 2e-4, "float16": 2e-2, "bfloat16": 5e-2}
 
 
 def tolerance(dtype: str) -> float:
-    """The share of a result's largest value by which configs may differ; 0 for types that must agree exactly."""
+    """The tolerance between configs, relative to a result's largest value; 0 for types that must agree exactly."""
     return _TOLERANCES.get(dtype, 0.0)
 
 
 def random_values(argument: Argument, seed: int) -> Array:
-    """Normal values for floats; for the rest 0 and 1, which are good as masks and as indices of anything."""
+    """Normally distributed floats; otherwise 0 and 1, which are valid masks and indices."""
     generator = np.random.default_rng(seed)
     dtype = ELEMENT_TYPES[argument.dtype].numpy
     if np.issubdtype(dtype, np.integer) or dtype.kind in "b":
@@ -30,7 +31,7 @@ def random_values(argument: Argument, seed: int) -> Array:
 
 
 def poisoned(argument: Argument) -> Array:
-    """Fills an output before a run with values that no correct result consists of."""
+    """Initial contents of an output: values that no correct result contains."""
     dtype = ELEMENT_TYPES[argument.dtype].numpy
     if np.issubdtype(dtype, np.integer) or dtype.kind in "b":
         return np.full(argument.shape, 1 if dtype.kind in "b" else 77, dtype)

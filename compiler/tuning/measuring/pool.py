@@ -1,4 +1,4 @@
-"""The caller's side of the workers: trials in, outcomes out, even if candidates crash the processes."""
+"""The caller's side of the workers: runs trials and returns outcomes, even if candidates crash the processes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from targets.measure import TIMED, Measure
 
 BUILD_MODULE = "compiler.tuning.measuring.build_worker"
 MEASURE_MODULE = "compiler.tuning.measuring.measure_worker"
-BUILD_TIMEOUT = 30.0  # seconds, as `Worker` counts them
+BUILD_TIMEOUT = 30.0  # seconds, as counted by `Worker`
 MEASURE_TIMEOUT = 15.0
-_MOST_FAILURES = 4  # consecutive failures, of any candidates, after which the device is blamed
-_SPARE_CORES = 2  # to build takes several times as long as to measure: with fewer, measuring waits for one builder
+_MOST_FAILURES = 4  # consecutive failures of any candidates after which the device is considered faulty
+_SPARE_CORES = 2  # building takes several times as long as measuring: with fewer, measuring waits for one builder
 
 
 class DeviceLostError(UserError):
@@ -66,7 +66,7 @@ Emit = Callable[[Trial, Outcome], None]
 
 @dataclass
 class _Job:
-    """A trial under way in a worker."""
+    """A trial in progress in a worker."""
 
     number: int
     limit: float
@@ -91,14 +91,14 @@ class _Batch:
 
 
 class CandidatePool(ABC):
-    """Worker processes that try candidates: trials in, outcomes out.
+    """Worker processes that run trials and return outcomes.
 
     Attributes:
-        measure: the quantity that outcomes are in.
-        margin: the share by which a candidate must beat the default, beside the spread of its samples.
+        measure: the unit and source of the outcomes.
+        margin: the fraction by which a candidate must beat the default, in addition to the spread of its samples.
         margin_of_alternatives: the same for another algorithm.
-        serial: times are of one core.
-        memory: where kernels find their arguments, as `Target.memory`.
+        serial: whether times are of one core.
+        memory: memory of kernels' arguments, as `Target.memory`.
     """
 
     measure: Measure
@@ -148,7 +148,7 @@ class CandidatePool(ABC):
         self.close()
 
     def _known_keys(self, worker: Worker) -> set[str]:
-        """Keys of the tasks that a worker knows, which is started if need be."""
+        """Keys of the tasks that a worker knows; starts the worker if necessary."""
         worker.connection  # noqa: B018  (starts it)
         starts, keys = self._known.get(id(worker), (0, set()))
         if starts != worker.starts:
@@ -160,11 +160,11 @@ class CandidatePool(ABC):
 class MeasurementPool(CandidatePool):
     """Build workers and one measuring worker per device.
 
-    Builds run in parallel. They overlap with measuring where the device is another machine or this one has cores to
-    spare; else a batch is built first and then measured on the quiet machine.
+    Builds run in parallel. They overlap with measuring if the device is another machine or this one has spare cores;
+    otherwise a batch is built first and then measured on the idle machine.
 
-    `serial` is for a machine that others use too: local kernels run on one thread, by processor time, and the time on
-    all cores follows from how evenly the tasks share out: T * ceil(tasks / cores) / tasks.
+    `serial` is for a shared machine: local kernels run on one thread, by processor time, and the time on all cores is
+    computed from the load balance of the tasks: T * ceil(tasks / cores) / tasks.
     """
 
     measure = TIMED
@@ -183,7 +183,7 @@ class MeasurementPool(CandidatePool):
         credentials: Mapping[str, Credentials] | None = None,
     ) -> None:
         super().__init__()
-        library_path()  # a worker that compiled it might be ended meanwhile
+        library_path()  # a worker that compiled it might be ended while compiling
         keys = dict(credentials or {})
         cores = os.cpu_count() or 1
         self.memory = target.memory
@@ -207,18 +207,18 @@ class MeasurementPool(CandidatePool):
             for device in devices
         ]
         self._devices = {id(worker): device for worker, device in zip(self.measurers, devices, strict=True)}
-        self._names = dict(self._devices)  # those of a fleet: once they are known, as long as they are used
-        self._proven: set[int] = set()  # that ran a kernel
-        self._failures = dict.fromkeys(self._devices, 0)  # in a row
+        self._names = dict(self._devices)  # for a fleet: once known, while in use
+        self._proven: set[int] = set()  # workers that ran a kernel
+        self._failures = dict.fromkeys(self._devices, 0)  # consecutive
         self.lost: list[str] = []
         self._references: dict[str, KernelLibrary] = {}
 
     def set_reference(self, key: str, library: KernelLibrary) -> None:
-        """Compare a task's candidates with this kernel, in place of one that `prepare` would build."""
+        """Compare a task's candidates with this kernel, instead of one built by `prepare`."""
         self._references[key] = library
 
     def prepare(self, keys: Sequence[str]) -> dict[str, str]:
-        """Build the reference kernels of tasks, needed once before their trials; what went wrong, by key."""
+        """Build the reference kernels of tasks, needed once before their trials; returns errors by key."""
         missing = [key for key in keys if key not in self._references]
         errors: dict[str, str] = {}
         waiting: dict[Worker, str] = {}
@@ -246,10 +246,11 @@ class MeasurementPool(CandidatePool):
         return errors
 
     def trials(self, trials: Sequence[Trial], emit: Emit) -> list[Outcome]:
-        """Build and time configs; `emit` is called with each outcome as it comes. Never raises for a bad candidate.
+        """Build and time configs; `emit` is called with each outcome as soon as it is known. Bad candidates never
+        raise.
 
         Raises:
-            DeviceLostError: none of the devices can be reached any more; what was not measured is not blamed for it.
+            DeviceLostError: no device can be reached any more; configs not yet measured are not recorded as failed.
         """
         batch = _Batch(trials, emit, deque(range(len(trials))))
         while len(batch.outcomes) < len(trials):
@@ -259,7 +260,7 @@ class MeasurementPool(CandidatePool):
 
     def compare(self, key: str, candidates: Sequence[Outcome], effort: Effort, rounds: int) -> list[Outcome]:
         """Time several outcomes of a task again, alternately, on the first device, one sample per round. A crash fails
-        all."""
+        all of them."""
         measurer = self.measurers[0]
         built = [each.built for each in candidates]
         libraries = tuple(each.library for each in built if each is not None and each.library is not None)
@@ -273,7 +274,7 @@ class MeasurementPool(CandidatePool):
         return [self._outcome(each.config, timing, library) for each, timing, library in timings]
 
     def _factor(self, built: Built | None) -> float:
-        """Time on all cores over the time that is measured."""
+        """Time on all cores relative to the measured time."""
         if not self.serial or built is None:
             return 1.0
         return busiest_share(built.tasks, self._cores)
@@ -299,7 +300,7 @@ class MeasurementPool(CandidatePool):
         }
 
     def _introduce(self, worker: Worker, key: str) -> None:
-        """Tell a worker of a task (again, when it was restarted), and a measuring one its reference."""
+        """Send a task to a worker (again after a restart), and its reference to a measuring worker."""
         keys = self._known_keys(worker)
         if key in keys:
             return
@@ -318,7 +319,7 @@ class MeasurementPool(CandidatePool):
             self._names[id(worker)] = answer.device
 
     def _is_lost(self, worker: Worker, outcome: Outcome) -> bool:
-        """True if the device is gone, rather than a candidate at fault."""
+        """True if the device is lost, rather than a candidate faulty."""
         device = self._names[id(worker)]
         if outcome.status in ("ok", "wrong-numbers"):
             self._failures[id(worker)] = 0
@@ -327,7 +328,7 @@ class MeasurementPool(CandidatePool):
         return device != LOCAL and (self._failures[id(worker)] >= _MOST_FAILURES or not is_reachable(device))
 
     def _drop(self, worker: Worker) -> None:
-        """Stop using a device. Raises DeviceLostError when it was the last one."""
+        """Stop using a device. Raises DeviceLostError if it was the last one."""
         worker.kill()
         self.measurers.remove(worker)
         self.lost.append(self._names[id(worker)])
@@ -338,11 +339,11 @@ class MeasurementPool(CandidatePool):
             )
 
     def _is_unproven(self, worker: Worker) -> bool:
-        """True if it is for another device, which ran no kernel yet."""
+        """True for another device that has not run a kernel yet."""
         return self._devices[id(worker)] != LOCAL and id(worker) not in self._proven
 
     def _refuse(self, worker: Worker, key: str, reason: str) -> None:
-        """Raise DeviceError: a device answers, and cannot run the first kernel, which any device of the target can."""
+        """Raise DeviceError: a device answers, but cannot run the first kernel, as any device of the target could."""
         raise DeviceError(
             f"device {self._names[id(worker)]} is reachable, but cannot run kernels of target {self._target!r}: "
             f"the reference of the first one ({key.partition('/')[0]}) {reason}",

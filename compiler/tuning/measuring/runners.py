@@ -24,9 +24,9 @@ _REACH_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Kernel:
-    """A loaded kernel, and the clock to time it by.
+    """A loaded kernel, and the clock to time it with.
 
-    `evaluate(arguments, seconds)` times it where that must be done on the device itself.
+    `evaluate(arguments, seconds)` times it if that must be done on the device itself.
     """
 
     call: Callable[..., Any]
@@ -35,7 +35,7 @@ class Kernel:
 
 
 class Runner(Protocol):
-    """A device; `name` is set where it was chosen out of a fleet."""
+    """A device; `name` is set if it was chosen from a fleet."""
 
     name: str
 
@@ -46,7 +46,7 @@ class Runner(Protocol):
         """Overwrite a tensor."""
 
     def fetch(self, tensor: Any, dtype: str) -> Array:
-        """A copy of a tensor here."""
+        """A local copy of a tensor."""
 
     def load(self, library: bytes) -> Kernel:
         """Load a kernel's library."""
@@ -58,7 +58,7 @@ def make_runner(setup: WorkerSetup) -> Runner:
 
 
 class LocalRunner:
-    """This process; TVM's runtime without its compiler."""
+    """This process, with TVM's runtime but without its compiler."""
 
     name = ""
 
@@ -66,7 +66,7 @@ class LocalRunner:
         from compiler.runtime.threads import run_with
         from targets import cpuinfo
 
-        cpuinfo.features()  # kernels may use what a process has to ask the system for
+        cpuinfo.features()  # requests features that a process must ask the system for
         self._threads = threads
         self._run_with = run_with
 
@@ -91,7 +91,7 @@ class LocalRunner:
 
         function = load_executable(library)[SYMBOL]
         self._run_with(self._threads, lambda: None)
-        # One thread's processor time leaves out what others take of the machine.
+        # One thread's processor time excludes other programs.
         return Kernel(function, time.thread_time if self._threads == 1 else time.perf_counter)
 
 
@@ -140,7 +140,7 @@ class RpcRunner:
         function = module.get_function(SYMBOL)
 
         def evaluate(arguments: tuple[Any, ...], seconds: float) -> list[float]:
-            repeat = 24  # short ones: some fall between the time slices of others
+            repeat = 24  # short ones: some fit between the time slices of other programs
             timer = module.time_evaluator(
                 SYMBOL, self._device, number=1, repeat=repeat, min_repeat_ms=max(1, int(1e3 * seconds / repeat))
             )

@@ -1,6 +1,6 @@
-"""`write_pack`: a model in, a folder that measures candidates on a machine with a device out.
+"""`write_pack`: writes a folder that measures a model's candidates on a machine with a device.
 
-Configs of a kernel that go into a pack, and their code, without duplicates.
+Also selects the configs of a kernel for a pack, and their code, without duplicates.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from targets import TargetError
 from targets.cuda.target import CudaTarget
 
 CANDIDATES = 12
-"""Candidates of a task when the caller sets no limit."""
+"""Candidates per task if the caller sets no limit."""
 PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Written repository.
+    """A written pack.
 
     Attributes:
-        tasks, candidates, configs: in the folder; configs of equal code are one candidate.
-        known: configs that were left out, being in the records already.
-        skipped: kernels that are not in it, and why.
+        tasks, candidates, configs: numbers in the folder; configs with equal code are one candidate.
+        known: number of configs left out because they are already recorded.
+        skipped: kernels that are left out, with reasons.
     """
 
     folder: Path
@@ -84,11 +84,11 @@ def write_pack(
     Args:
         source, imports, precision: see `compile`; tune what you will compile.
         output: a new folder.
-        trials: number of candidates in all; `CANDIDATES` of each kernel unless given.
-        records: the folder of records; what is measured there already is left out.
+        trials: total number of candidates; by default `CANDIDATES` per kernel.
+        records: the folder of records; configs measured there are left out.
 
     Raises:
-        OptionError: the folder exists, the target is not a graphics processor, or nothing is to be tuned.
+        OptionError: the folder exists, the target is not a GPU, or there is nothing to tune.
         StorageError: it cannot be written.
         ToolchainError, MissingDependencyError: nvcc, a C++ compiler or a library is missing.
         UserError: as `compile`.
@@ -139,7 +139,7 @@ def _graphics_target(target: str | targets.Target) -> CudaTarget:
 
 
 def _known(folder: Path, description: dict[str, Any]) -> dict[str, set[Config]]:
-    """The configs of each task that were timed on the target, or failed there."""
+    """The configs of each task that were timed, or failed, on the target."""
     own, found = fingerprint(description), dict[str, set[Config]]()
     for record in read_current(folder).records:
         if record.target == own and record.method == "timed":
@@ -148,7 +148,7 @@ def _known(folder: Path, description: dict[str, Any]) -> dict[str, set[Config]]:
 
 
 class _Writer:
-    """The folder while it is written."""
+    """Writes the folder."""
 
     def __init__(
         self, target: CudaTarget, output: Path, skipped: dict[str, str], progress: Callable[[str], None]
@@ -159,7 +159,7 @@ class _Writer:
         self._known = 0
 
     def write_programs(self) -> None:
-        """The program, and the libraries that it needs."""
+        """Write the program and the libraries that it needs."""
         for folder in ("lib", "tasks"):
             (self._output / folder).mkdir(parents=True, exist_ok=True)
         programs = device_programs(self._target)
@@ -272,18 +272,18 @@ def symbol_of(index: int) -> str:
 def build_library(
     chosen: Sequence[Candidate], target: targets.Target, path: Path
 ) -> tuple[list[Candidate], dict[Candidate, str]]:
-    """Write a library of candidates; a function each, named by its index.
+    """Write a library of candidates with one function each, named by its index.
 
     Returns:
-        The candidates in it in their order, and why others are not.
+        The candidates in it in order, and the reasons why others are missing.
 
     Raises:
-        TargetError: the first one, which is the default, cannot be built.
+        TargetError: the first one, the default, cannot be built.
     """
     try:
         _link(chosen, target, path)
         return list(chosen), {}
-    except Exception as error:  # TVM raises whatever its passes raise
+    except Exception as error:  # TVM passes on any exception of its passes
         if len(chosen) == 1:
             raise _failed(error) from error
     built: list[Candidate] = []
@@ -320,12 +320,12 @@ def _failed(error: Exception) -> TargetError:
     return error if isinstance(error, TargetError) else TargetError(f"the default cannot be built: {_words(error)}")
 
 
-_HOPELESS = 4.0  # times the least estimate
+_HOPELESS = 4.0  # times the lowest estimate
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Code of a task: the configs that all give it, and the scheduled function."""
+    """Code of a task: the configs that produce it, and the scheduled function."""
 
     configs: tuple[Config, ...]
     function: PrimFunc
@@ -333,10 +333,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidates of a task, the rule's default first; `failed` configs and why they give no code.
+    """Candidates of a task, the rule's default first; `failed` maps configs without code to reasons.
 
     Attributes:
-        workspaces: number of parameters at the end that are buffers between launches.
+        workspaces: number of trailing parameters that are buffers between launches.
     """
 
     task: Task
@@ -346,8 +346,8 @@ class Candidates:
 
 
 def ranked_configs(task: Task, machine: Any, known: Collection[Config]) -> list[Config]:
-    """The configs of a task that are worth a try: the default, and then those that are not known, most promising first
-    by the rule's own units of time where it has some."""
+    """The configs of a task worth trying: the default, then those not yet known, the most promising first according to
+    the rule's own estimates, if any."""
     others = [config for config in task.space if config != task.default]
     if isinstance(task.rule, TiledProductRule):
         costs = {config: task.rule.units(task.workload, config, machine) for config in (task.default, *others)}
@@ -358,10 +358,10 @@ def ranked_configs(task: Task, machine: Any, known: Collection[Config]) -> list[
 
 
 def candidates(task: Task, target: targets.Target, configs: Sequence[Config]) -> Candidates:
-    """The code of configs of a task, the first being the default.
+    """The code of a task's configs, the first of which is the default.
 
     Raises:
-        schedules.errors.ScheduleError: the default gives no code.
+        schedules.errors.ScheduleError: the default produces no code.
     """
     kernel = Kernel.of(tvm.ir.load_json(task.kernel.function))
     scheduled: dict[Config, PrimFunc] = {}
@@ -377,7 +377,7 @@ def candidates(task: Task, target: targets.Target, configs: Sequence[Config]) ->
     found: dict[int, tuple[list[Config], PrimFunc]] = {}
     for config, function in zip(scheduled, functions, strict=True):
         if function is None:
-            failed[config] = "it hands on other buffers between launches than the default"
+            failed[config] = "its buffers between launches differ from the default's"
             continue
         configs_of_code, _ = found.setdefault(tvm_ffi.structural_hash(function), ([], function))
         configs_of_code.append(config)

@@ -1,6 +1,6 @@
-"""`take`: the results of a pack become records.
+"""`take`: converts the results of a pack to records.
 
-The program copies the header of a pack into its results unchanged.
+The program copies the header of a pack unchanged into its results.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _METHOD: Literal["timed"] = "timed"
 
 @dataclass(frozen=True)
 class TakenTask:
-    """One kernel: seconds of a call with the default and with what is chosen now, None where it was not measured."""
+    """One kernel: seconds per call with the default and with the current choice, None if not measured."""
 
     kernel: str
     rule: str
@@ -50,8 +50,8 @@ class Taken:
     """Result of `take`.
 
     Attributes:
-        added: records that were new; `known` were there already.
-        failed: of the results, those of candidates that were wrong or did not run.
+        added: number of new records; `known` existed already.
+        failed: number of results of candidates that were wrong or did not run.
     """
 
     records: Path
@@ -64,16 +64,16 @@ class Taken:
 
 
 def take(results: Path, target: str | targets.Target, *, records: str | Path | None = None) -> Taken:
-    """Append what a pack's program measured to the records, and what is chosen for the model by all that is recorded.
+    """Append a pack's measurements to the records, and the choices for the model according to all records.
 
     Args:
-        results: results.json, as far as it is written.
-        target: the one that the pack was made for.
-        records: the folder; the user's own when None.
+        results: results.json, possibly incomplete.
+        target: the target that the pack was made for.
+        records: the folder; None: the user's own.
 
     Raises:
-        OptionError: the file does not hold results of a pack, or of one for another target, or of rules of another
-            version.
+        OptionError: the file does not contain results of a pack, or they are for another target or another version of
+            the rules.
         StorageError: it cannot be read, or the records cannot be written.
     """
     measured, header = _read(results)
@@ -154,7 +154,7 @@ def _record(
         workload=task.workload,
         config=config,
         status=result.status,
-        # A device has no other programs whose share of the time would have to be taken off.
+        # Nothing else runs on a device, so there is no overhead to subtract.
         seconds=ordered[len(ordered) // 2] if result.status == "ok" else None,
         spread=round(min(spread(result.seconds), 9.99), 4) if result.status == "ok" else 0.0,
         runs=len(result.seconds),
@@ -168,7 +168,7 @@ def _record(
 
 
 def _chosen(header: PackHeader, records: Sequence[Record]) -> tuple[list[TakenTask], list[ChosenKernel]]:
-    """Choices for a model's kernels by all records."""
+    """Choices for a model's kernels according to all records."""
     tasks, choices = [], []
     for task in header.tasks:
         own = [each for each in records if each.task == task.key and each.method == _METHOD]
@@ -185,7 +185,7 @@ def _chosen(header: PackHeader, records: Sequence[Record]) -> tuple[list[TakenTa
 
 
 def _kept(header: PackHeader, models: Sequence[ModelLine]) -> list[ChosenKernel]:
-    """Choices of earlier packs of the model for kernels that this one does not hold."""
+    """Choices of earlier packs of the model for kernels that are not in this one."""
     line = decisive(each for each in models if (each.target, each.model) == (header.target, header.model))
     own = {task.key for task in header.tasks}
     return [choice for choice in (line.choices if line is not None else ()) if choice.task not in own]
@@ -208,8 +208,8 @@ class _Part(BaseModel):
 
 
 class PackedTask(_Part):
-    """A task: its rule and workload as in a record, how often the model calls it, the default's config, the configs of
-    each candidate (the first's have the default among them), and configs that gave no code."""
+    """A task: its rule and workload as in a record, the number of calls in the model, the default's config, the configs
+    of each candidate (the first's include the default), and configs that produced no code."""
 
     rule: str
     rule_version: int
@@ -227,8 +227,7 @@ class PackedTask(_Part):
 
 
 class PackHeader(_Part):
-    """A pack: the target's fingerprint and description, the model's fingerprint and name, and the tasks in their
-    order."""
+    """A pack: the target's fingerprint and description, the model's fingerprint and name, and the tasks in order."""
 
     version: Literal[1] = 1
     target: str
@@ -240,7 +239,7 @@ class PackHeader(_Part):
 
 
 class PackResult(_Part):
-    """A measurement of the program; see compiler/device/cpp/tune_plan.h."""
+    """A measurement by the program; see compiler/device/cpp/tune_plan.h."""
 
     task: int
     candidate: int

@@ -1,11 +1,11 @@
-"""Search strategies: which configs to try next. How to add a strategy of your own:
+"""Search strategies: they choose the configs to try next. How to add your own:
 
     @searches.register("mine")
     class Mine:
         def propose(self, state, score, count): ...
 
-(and, where it does not only choose from a task's listed knobs, `serves(task)`: whether it can propose for a task)
-in a module of this package, or by an entry point of the group `tensorwright.searches`; then ask for it by
+(and, if it does not only choose among a task's listed knobs, `serves(task)`: whether it can propose for a task) in a
+module of this package, or as an entry point of the group `tensorwright.searches`; then select it by
 `tensorwright.tune(..., search="mine")`.
 """
 
@@ -33,7 +33,7 @@ class Search(Protocol):
     def propose(self, state: TaskState, score: Score, count: int) -> list[Config]:
         """Up to `count` configs of the task's space that were not tried yet, the most promising first.
 
-        `score` is the cost model's, higher is faster. Fewer, or none, when the space is used up.
+        `score` is the cost model's, higher is faster. Fewer, or none, if the space is exhausted.
         """
 
 
@@ -41,6 +41,6 @@ searches: Registry[Search] = Registry("search", __name__, "tensorwright.searches
 
 
 def serves(search: Search, task: Task) -> bool:
-    """True if a search has something to propose for a task: by its own word, or because there is a choice of knobs."""
+    """True if a search can propose for a task: by its own `serves`, or because there is a choice of knobs."""
     own = getattr(search, "serves", None)
     return bool(own(task)) if own is not None else task.space.size > 1

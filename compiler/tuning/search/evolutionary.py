@@ -1,4 +1,4 @@
-"""Evolutionary search guided by the cost model, with a random share, as in Ansor (Zheng et al. 2020), on knobs."""
+"""Evolutionary search guided by the cost model, with a random share, like Ansor (Zheng et al. 2020), over knobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schedules.config import Config, ConfigSpace, KnobValue
 _POPULATION = 192
 _GENERATIONS = 3
 _PARENTS = 24
-_CHANCE = 0.12  # of a proposal to be random: the model may be wrong where nothing was measured
+_CHANCE = 0.12  # probability of a random proposal: the model may be wrong in unexplored regions
 
 
 @searches.register("evolutionary")
@@ -50,7 +50,7 @@ class Evolutionary:
         return chosen
 
     def _ranked(self, configs: Iterable[Config], score: Score) -> list[Config]:
-        """Best score first; equal scores in random order, the same for the same seed."""
+        """Best score first; ties in random order, the same for the same seed."""
         listed = sorted(configs, key=lambda config: config.values_)
         if not listed:
             return []
@@ -99,15 +99,15 @@ class RandomSearch:
         return list(found)
 
 
-# Points of a config space: at random, and near other points.
+# Points of a config space: random ones, and neighbors of other points.
 
 _TRIES = 200
 SMALL_SPACE = 512
-"""Spaces up to this size are listed instead of sampled."""
+"""Spaces up to this size are enumerated instead of sampled."""
 
 
 def random_config(space: ConfigSpace, generator: random.Random) -> Config | None:
-    """A config that meets the constraints; None when none was found in many tries."""
+    """A config that meets the constraints; None if many tries found none."""
     names = sorted(space.knobs)
     for _ in range(_TRIES):
         config = Config.of({name: generator.choice(space.knobs[name]) for name in names})
@@ -117,7 +117,7 @@ def random_config(space: ConfigSpace, generator: random.Random) -> Config | None
 
 
 def neighbour(space: ConfigSpace, config: Config, generator: random.Random) -> Config | None:
-    """The config with one or two knobs changed, half the time to a value next to the old one; None when none fits."""
+    """The config with one or two knobs changed, half of the time to an adjacent value; None if none fits."""
     names = [name for name, choices in sorted(space.knobs.items()) if len(choices) > 1]
     if not names:
         return None
@@ -140,7 +140,7 @@ def _changed(choices: tuple[KnobValue, ...], value: KnobValue, generator: random
 
 
 def crossed(space: ConfigSpace, one: Config, other: Config, generator: random.Random) -> Config | None:
-    """Each knob from one of two configs; None when no such config meets the constraints."""
+    """Each knob from one of two configs; None if no such config meets the constraints."""
     for _ in range(_TRIES // 20):
         mixed = Config.of({name: (one if generator.random() < 0.5 else other)[name] for name in space.knobs})
         if all(constraint(mixed) for constraint in space.constraints):

@@ -1,7 +1,7 @@
-"""TVM's MetaSchedule (Shao et al. 2022) for kernels that no rule serves: their one knob is a schedule's trace.
+"""TVM's MetaSchedule (Shao et al. 2022) for kernels without a rule: their one knob is a schedule's trace.
 
-Its space generator and its evolutionary search propose, its cost model ranks; building, checking, timing and recording
-are ours. Kernels with knobs of a rule are searched like by "evolutionary".
+Its space generator and evolutionary search propose, and its cost model ranks; building, checking, timing and recording
+are ours. Kernels with knobs of a rule are searched as by "evolutionary".
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _NO_END = 1_000_000
 _EMPTY_ROUNDS = 3
 _POPULATION = 64  # each is a replay of a trace, some milliseconds
 _GENERATIONS = 2
-_SLOW = 1e10  # seconds, which TVM's tuner writes for a candidate that failed
+_SLOW = 1e10  # seconds that TVM's tuner records for a failed candidate
 
 
 @searches.register("metaschedule")
 class MetaSchedule:
-    """Proposes traces for kernels that no rule of a family serves, configs for all others."""
+    """Proposes traces for kernels that no rule of an operator family serves, configs for all others."""
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
@@ -45,7 +45,7 @@ class MetaSchedule:
         self._kernels: dict[str, _KernelSearch] = {}
 
     def serves(self, task: Task) -> bool:
-        """Traces need no listed choices, but loops to schedule."""
+        """True for kernels with knobs or loops: traces need no listed choices."""
         return task.space.size > 1 or (TRACE in task.space.knobs and task.operations > 0)
 
     def propose(self, state: TaskState, score: Score, count: int) -> list[Config]:
@@ -84,7 +84,7 @@ class _KernelSearch:
         self._context.pre_tuning(_NO_END, _ROUND, database=self._database, cost_model=self._model)
 
     def propose(self, state: TaskState, count: int) -> list[Config]:
-        """Traces that were not tried yet; none when rounds bring nothing new."""
+        """Traces that were not tried yet; none if rounds find nothing new."""
         self._learn(state)
         for _ in range(_EMPTY_ROUNDS):
             if self._waiting:
@@ -101,7 +101,7 @@ class _KernelSearch:
         self._waiting += [each for each in self._announced if each[0] not in state.results]
 
     def _learn(self, state: TaskState) -> None:
-        """Take over results that are new: of this search, and of earlier runs by their traces alone."""
+        """Add new results: of this search, and of earlier runs from their traces."""
         fresh: list[tuple[Any, Any]] = []
         for config, seconds in state.results.items():
             if config in self._known or not config[TRACE]:
@@ -127,8 +127,8 @@ class _KernelSearch:
 
 
 def _context(ms: object, module: object, target: object, space: object, strategy: object, seed: int) -> Any:
-    """A `TuneContext`, made without its Python constructor: that first parses the intrinsics of all processors, which
-    often takes longer than the search itself, and the rules that we name use none of them."""
+    """A `TuneContext`, made without its Python constructor, which first parses the intrinsics of all processors and
+    often takes longer than the search itself; the named rules use none of them."""
     from tvm.s_tir.meta_schedule.logging import get_logger, get_logging_func
 
     return tune_context(module, target, space, strategy, (seed, get_logging_func(get_logger(__name__))))
