@@ -1,1 +1,1 @@
-"""Contents of a model or a module, found without running it."""
+"""Contents of a model or a module, determined without running it."""

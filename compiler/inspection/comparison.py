@@ -1,4 +1,4 @@
-"""`compare`: a model's outputs against another runtime's, then value by value, to name the first node that differs.
+"""`compare`: compares a model's outputs with another runtime's, then value by value, to find the first differing node.
 
 `Side`: the interface through which `compare` runs a model and its reference.
 """
@@ -28,15 +28,15 @@ Array = np.ndarray
 
 
 class Side(Protocol):
-    """A model in two runtimes. Values are tensors inside of it, by name, in the order of its nodes.
+    """A model in two runtimes. Values are its inner tensors, by name, in the order of its nodes.
 
     Attributes:
-        model: its name.
+        model: the model's name.
         reference: name of the other runtime.
-        outputs: names of its results.
-        values: names of all values that nodes compute.
-        nodes: the node that computes a value, as text.
-        operands: names of the values and inputs that this node reads.
+        outputs: names of the model's outputs.
+        values: names of all values computed by nodes.
+        nodes: by value, the node that computes it, as text.
+        operands: by value, the names of the values and inputs that this node reads.
         example: inputs by name, numpy arrays.
     """
 
@@ -68,15 +68,15 @@ DEFAULT_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor beside the reference's.
+    """One tensor compared with the reference's.
 
     Attributes:
         name: name of the value in the model.
         node: the node that computes it, as text.
-        error: the largest absolute difference over the largest magnitude of the reference; infinite where shapes
+        error: the largest absolute difference relative to the largest magnitude of the reference; infinite if shapes
             differ, or NaN and infinities are at other indices.
         problem: a difference other than in the numbers, or "".
-        differs: true if `error` is beyond the tolerance.
+        differs: whether `error` exceeds the tolerance.
     """
 
     name: str
@@ -91,13 +91,15 @@ class Comparison:
     """Result of `compare`.
 
     Attributes:
-        reference: with what the model was compared.
-        outputs: of the model as it is compiled.
-        layers: values inside of the model in the order of its nodes, compiled so that each is an output; empty where
-            they were not asked for. Layers are then not fused as in the model itself.
-        fused: the first value that differs in a model that ends with it, where no layer does: its node is computed
-            otherwise together with those before it.
-        tensors: of the first value that differs: "ours", "reference", and "operand NAME" of its node by the reference.
+        reference: the runtime that the model was compared with.
+        outputs: outputs of the model as compiled.
+        layers: inner values of the model in the order of its nodes, compiled so that each is an output; empty if not
+            requested. Layers are then not fused as in the model itself.
+        fused: if no layer differs, the first value that differs in a model that ends with it: its node differs when it
+        is
+            fused with those before it.
+        tensors: for the first value that differs: "ours", "reference", and "operand NAME" of its node from the
+        reference.
     """
 
     model: str
@@ -115,12 +117,12 @@ class Comparison:
 
     @property
     def first(self) -> Difference | None:
-        """The first value inside of the model that differs, None where none does."""
+        """The first inner value of the model that differs, None if none does."""
         return next((each for each in self.layers if each.differs), self.fused)
 
     @property
     def summary(self) -> str:
-        """The verdict in one line, with the first layer that differs."""
+        """The result in one line, with the first layer that differs."""
         worst = max((each.error for each in self.outputs), default=0.0)
         if self.equal and self.first is None:
             return f"equal to {self.reference} within {self.tolerance:g} of the largest value (at most {worst:.2g})"
@@ -137,7 +139,7 @@ class Comparison:
         return {**asdict(replace(self, tensors={})), "equal": self.equal, "first": first}
 
     def save_first(self, path: str | os.PathLike[str]) -> None:
-        """Write `tensors` as an .npz file. Raises OptionError where nothing differs, StorageError."""
+        """Write `tensors` as an .npz file. Raises OptionError if nothing differs, and StorageError."""
         if not self.tensors:
             raise OptionError("no value differs, or its tensors were not asked for: first_difference=True")
         with storage_errors(path, "written"), open(path, "wb") as file:
@@ -173,22 +175,22 @@ def compare(
     Args:
         source: a path to an .onnx file, an `onnx.ModelProto`, or its bytes; or a `torch.nn.Module` with
             `example_inputs`, a `torch.export.ExportedProgram`, or the path of a .pt2 file.
-        inputs: by name; random ones for the rest, and of a PyTorch model those of the example.
+        inputs: by name; the rest is random, or for a PyTorch model taken from the example.
         reference: "onnxruntime", without its optimizations, "onnx", the reference evaluator of the onnx package, or
-            "torch"; None: "onnxruntime", and "torch" of PyTorch models, which are compared with it alone.
+            "torch"; None: "onnxruntime", or "torch" for PyTorch models, which only support that.
         shapes, constants, target, threads: as in `tensorwright.compile`.
-        sizes: sizes of symbolic dimensions, for random inputs; 1 for those not named.
-        tolerance: the largest error allowed, as a share of the largest magnitude of the reference.
-        layers: compare values inside of the model too; None: where an output differs.
-        first_difference: find the first value that differs, also where the outputs agree, and keep its tensors
-            (`Comparison.tensors`, `save_first`). Where an output differs and no layer of its own does, models that end
-            with one of the values before it are compiled, as nodes are fused there, and bisected.
+        sizes: sizes of symbolic dimensions, for random inputs; 1 for missing ones.
+        tolerance: the largest error allowed, relative to the largest magnitude of the reference.
+        layers: whether to compare inner values of the model, too; None: if an output differs.
+        first_difference: whether to find the first value that differs, even if the outputs agree, and keep its tensors
+            (`Comparison.tensors`, `save_first`). If an output differs but no layer does, models that end with one of
+            the values before it are compiled, with the same fusion of nodes, and bisected.
         progress: called with the name of each step as it begins; a bar unless given, and None for nothing.
 
     Raises:
-        OptionError: the reference is unknown, or an option is at fault.
+        OptionError: the reference is unknown, or an option is invalid.
         MissingDependencyError: ONNX Runtime is not installed.
-        UserError: of importing, compiling and running; also where the reference fails.
+        UserError: importing, compiling or running failed; also if the reference fails.
     """
     report: Callable[[str], None] = progress if progress is not None else automatic
     if not (math.isfinite(tolerance) and tolerance >= 0):
@@ -238,7 +240,7 @@ def _side(
         raise OptionError(f"reference={reference!r}", f"use one of {', '.join(known)}")
     if is_torch:
         if any(options.get(name) for name in ("shapes", "constants", "state", "capacity", "outputs")) or sizes:
-            raise OptionError("of a PyTorch model, compare takes example_inputs and inputs alone")
+            raise OptionError("for a PyTorch model, compare only takes example_inputs and inputs")
         from compiler.inspection.comparing.torch_side import TorchSide  # loads torch
 
         return TorchSide(source, inputs, options)
@@ -246,8 +248,8 @@ def _side(
 
 
 def _first_fused(side: Side, output: str, difference: Callable[[str], Difference]) -> Difference:
-    """The first value before an output that differs in a model that ends with it, by bisection: of the values that the
-    output is computed from, those after the first one that differs are taken to differ too."""
+    """The first value before an output that differs in a model that ends with it, by bisection: among the values that
+    the output depends on, those after the first differing one are assumed to differ, too."""
     needed, waiting = set(), [output]
     while waiting:
         name = waiting.pop()
@@ -267,7 +269,7 @@ def _first_fused(side: Side, output: str, difference: Callable[[str], Difference
 
 
 def _tensors(side: Side, name: str) -> dict[str, Array]:
-    """Both results of a node, and what it read, by the reference."""
+    """Both results of a node, and its operands, from the reference."""
     read = [each for each in side.operands.get(name, ()) if each in side.nodes]
     operands = side.theirs(read) if read else {}
     operands |= {each: side.example[each] for each in side.operands.get(name, ()) if each in side.example}

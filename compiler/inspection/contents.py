@@ -27,7 +27,7 @@ _AS_STORED = ("threads", "versions", "format_version", "memory_plan", "fixed_inp
 
 @dataclass(frozen=True)
 class OperatorCount:
-    """An operator of a model; `support` is "supported", "rewritten", "refused", or "" where it does not apply."""
+    """An operator of a model; `support` is "supported", "rewritten", "refused", or "" if not applicable."""
 
     operator: str
     count: int
@@ -37,10 +37,10 @@ class OperatorCount:
 
 @dataclass(frozen=True)
 class KernelEstimate:
-    """A kernel: its work, and the least time for it on the target's machine (None where not estimated).
+    """A kernel: its work, and the lower bound of its time on the target's machine (None if not estimated).
 
-    `nodes` are those of the model that it computes, the main one first; of a kernel of a module those of all its calls.
-    `tasks` are those of a module's parallel loops (None: not known before it runs), `balance` the share of the time in
+    `nodes` are the model's nodes that it computes, the main one first; for a kernel of a module those of all its calls.
+    `tasks` are those of a module's parallel loops (None: not known before it runs), `balance` the fraction of time in
     which all cores of the target work, `serial` why one core computes it.
     """
 
@@ -61,7 +61,7 @@ class KernelEstimate:
 
     @property
     def label(self) -> str:
-        """The main node and how many more there are, or the kernel's name where none is known."""
+        """The main node and the number of others, or the kernel's name if no node is known."""
         return layer_label(self.nodes, self.name)
 
 
@@ -71,10 +71,10 @@ class Inspection:
 
     Attributes:
         kind: "model" or "module".
-        facts: single things worth knowing as text, by name: producer, opsets, target, versions.
+        facts: facts as text, by name: producer, opsets, target, versions.
         details: the same for programs: numbers, lists and objects.
         sizes: sizes of symbolic dimensions in the estimates.
-        problem: why there is no estimate, where there is none.
+        problem: the reason why there is no estimate, if there is none.
     """
 
     kind: str
@@ -93,13 +93,13 @@ class Inspection:
     problem: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON; tensors are objects, and `details` stand in for `facts`."""
+        """Return plain data for JSON; tensors are objects, and `details` replace `facts`."""
         texts = {name: value for name, value in asdict(self).items() if name != "facts"}
         return {**texts, "inputs": tensor_list(self.inputs), "outputs": tensor_list(self.outputs)}
 
 
 def is_module_file(path: str | os.PathLike[str]) -> bool:
-    """True if a path is that of a compiled module: by its name, or by how its content begins."""
+    """True if a path is that of a compiled module, by its name or the beginning of its content."""
     if Path(path).suffix == MODULE_SUFFIX:
         return True
     from compiler.artifact.container import MAGIC
@@ -108,11 +108,11 @@ def is_module_file(path: str | os.PathLike[str]) -> bool:
         with open(path, "rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
-        return False  # the code that opens it next reports what is wrong with it
+        return False  # the code that opens it next reports the error
 
 
 def inspect_module(path: str | os.PathLike[str]) -> Inspection:
-    """Describe a compiled module from its file; its machine code is not loaded, so any machine will do.
+    """Describe a compiled module from its file, on any machine; its machine code is not loaded.
 
     Raises:
         StorageError, ArtifactError: the file cannot be read or is damaged.
@@ -176,15 +176,15 @@ def target_text(target: Any) -> str:
 
 
 def accelerator_text(target: Any) -> str:
-    """Report of a manifest's target on its accelerator, as text; "" where it has none."""
+    """A manifest's report about its target's accelerator, as text; "" if there is none."""
     report = target.details.get("partition")
     lines = report.get("summary") if isinstance(report, dict) else None
     return "\n".join(map(str, lines)) if isinstance(lines, list) else ""
 
 
 def plan_text(plan: Any) -> str:
-    """A manifest's memory plan as text; tensors of dynamic size count as if every symbolic dimension were 1, or the
-    least size that the plan has a value for."""
+    """A manifest's memory plan as text; tensors of dynamic size count with every symbolic dimension set to 1, or the
+    smallest size that the plan has a value for."""
     from compiler.reports.formatting import format_bytes
 
     formula = plan.dynamic_bytes
@@ -205,7 +205,7 @@ def plan_text(plan: Any) -> str:
 
 
 def _state_text(state: Any) -> str:
-    """A state in a line."""
+    """A state as one line of text."""
     rows = "" if state.axis is None else f", {'grows' if state.grows else 'rows'} along axis {state.axis}"
     return f"{state.input}: its next value is {state.output}{rows}"
 
@@ -224,7 +224,7 @@ def _module_kernels(manifest: Any) -> list[KernelEstimate]:
 
 
 def target_cores(target: Any) -> int | None:
-    """The cores that a module's kernels were scheduled for; None where its manifest does not say."""
+    """The number of cores that a module's kernels were scheduled for; None if its manifest does not have it."""
     machine = target.details.get("machine")
     cores = machine.get("cores") if isinstance(machine, dict) else None
     return cores if isinstance(cores, int) and cores > 0 else None

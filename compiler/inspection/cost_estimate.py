@@ -1,4 +1,4 @@
-"""Estimated cost of a model on a target, without building it: operations, bytes and the least time of each kernel."""
+"""Estimated cost of a model on a target, without building it: operations, bytes and minimum time of each kernel."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class KernelCost:
     """The calls of one kernel for the same nodes of the model.
 
     Attributes:
-        nodes: nodes of the model that it computes, the main one first.
-        operations: arithmetic operations, or None where they depend on the data.
-        nbytes: bytes of its tensors, the least that it reads and writes.
-        seconds: the least time it takes on the target's machine.
-        share: share of the sum over all kernels.
-        work: of all calls, for estimates in other precisions.
+        nodes: the model's nodes that it computes, the main one first.
+        operations: arithmetic operations, or None if they depend on the data.
+        nbytes: bytes of its tensors, a lower bound of its memory traffic.
+        seconds: the lower bound of its time on the target's machine.
+        share: fraction of the sum over all kernels.
+        work: work of all calls, for estimates in other precisions.
     """
 
     name: str
@@ -60,7 +60,7 @@ class KernelCost:
 
 
 def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes: Mapping[str, int]) -> list[KernelCost]:
-    """Costs by layer, most time first; calls inside branches and loops count once.
+    """Costs by layer, in descending order of time; calls inside branches and loops count once.
 
     Args:
         sizes: sizes of the model's symbolic dimensions.
@@ -136,7 +136,7 @@ def _size(expression: object, sizes: Mapping[str, int]) -> int:
     try:
         return evaluate(size_formula(expression), sizes)
     except (UncountableError, ValueError):
-        return 1  # known at run time only
+        return 1  # known only at run time
 
 
 def _operations(count: OperationCount | None, tensors: _Tensors) -> int | None:
@@ -150,7 +150,7 @@ def _operations(count: OperationCount | None, tensors: _Tensors) -> int | None:
 
 
 def _bytes_moved(tensors: _Tensors, gathered: frozenset[int]) -> int:
-    """Bytes that a call must at least read and write."""
+    """Lower bound of the bytes that a call reads and writes."""
     shapes = {position: shape for position, (shape, _) in enumerate(tensors)}
     return sum(
         elements_read(shapes, gathered, position) * dtype_bits(dtype) // 8

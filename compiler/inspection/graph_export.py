@@ -1,6 +1,6 @@
-"""`export_graph`: the graph of a model's kernels, as an ONNX file that Netron and Model Explorer open.
+"""`export_graph`: exports the graph of a model's kernels as an ONNX file for Netron and Model Explorer.
 
-It is a drawing and not a model: a node is a kernel, in a domain of its own, and constants have shapes but no values.
+It is a drawing, not a model: a node is a kernel, in a private domain, and constants have shapes but no values.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DOMAIN = "tensorwright"
 _KERNEL_CALLS = ("relax.call_tir", "relax.call_tir_inplace")
 _EXTERNAL_CALLS = ("relax.call_dps_packed", "relax.call_pure_packed")
 _Value = str | tuple["_Value", ...]
-"""The name of a tensor, or those of a tuple's."""
+"""The name of a tensor, or the names in a tuple."""
 
 
 def export_graph(
@@ -54,15 +54,15 @@ def export_graph(
 ) -> None:
     """Write the graph of a model's kernels, after layout and fusion, for Netron or Model Explorer.
 
-    A node is a kernel: its name is that of the model's layer, its type the operators that were fused, and its
-    attributes say the kernel, its kind, the rule that schedules it and all layers that it computes.
+    A node is a kernel: its name is that of the model's layer, its type the fused operators, and its attributes the
+    kernel, its kind, the rule that schedules it and all layers that it computes.
 
     Args:
         source, target, shapes, constants: as in `compile`.
         path: the file to write, such as "graph.onnx".
 
     Raises:
-        UserError: the model cannot be read or imported, or an option is at fault.
+        UserError: the model cannot be read or imported, or an option is invalid.
         StorageError: the file cannot be written.
     """
     model = ImportOptions(shapes=shapes, constants=constants).load(source)
@@ -100,7 +100,7 @@ def _graph(mod: IRModule, target: targets.Target, tracker: NodeTracker) -> onnx.
 
 @dataclass
 class _Writer:
-    """Writes one function; `types` are the tensors by name."""
+    """Writes one function; `types` are the tensor types by name."""
 
     mod: IRModule
     target: targets.Target
@@ -149,7 +149,7 @@ class _Writer:
         return helper.make_graph(nodes, "branch", [], known)
 
     def _call(self, variable: Var, call: relax.Call) -> tuple[str, list[Expr], dict[str, Any]]:
-        """The type, the arguments and the attributes of a call's node."""
+        """The type, arguments and attributes of a call's node."""
         operator = operator_name(call)
         if operator in _KERNEL_CALLS:
             kernel = str(call.args[0].name_hint)
@@ -217,4 +217,4 @@ def _element_type(dtype: str) -> int:
     try:
         return int(helper.np_dtype_to_tensor_dtype(np.dtype(known.numpy))) if known is not None else 0
     except (KeyError, ValueError, TypeError):
-        return 0  # of no type that ONNX has
+        return 0  # ONNX has no such type

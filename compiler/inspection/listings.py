@@ -1,4 +1,4 @@
-"""Targets and passes as lists to show."""
+"""Lists of targets and passes for display."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import targets
 from compiler.support.cache import conformance_file
 
-# Instructions that decide which kernels a target gets, newest first.
+# Instructions that determine a target's kernels, newest first.
 _NOTABLE = ("avx512bf16", "avx512vnni", "avxvnni", "avx512f", "avx2", "amx-tile", "dotprod", "i8mm", "fullfp16", "sve")
 
 
 @dataclass(frozen=True)
 class TargetEntry:
-    """A target; `device` is what computes beside the processor, `missing` the instructions that this machine lacks to
-    run its code, `cores` what modules are scheduled for unless the name says (NAME:CORES, up to `most_cores` where
-    that is known), `toolchain` what builds for it (None: not installed; `install` says how to), `runs` how its modules
-    run here, `conformance` the last result of its suite (None: not run here)."""
+    """A target; `device` computes in addition to the processor, `missing` are the instructions that this machine lacks
+    to run its code, `cores` is the default number of cores to schedule for (changed by NAME:CORES, up to `most_cores`
+    if known), `toolchain` builds for it (None: not installed; `install` is the command), `runs` is how its modules run
+    here, `conformance` the last result of its suite (None: not run here)."""
 
     name: str
     description: str
@@ -42,7 +42,7 @@ class TargetEntry:
 
 @dataclass(frozen=True)
 class PassEntry:
-    """A pass at its place; `position` counts from 1, None for one that is not in the pipeline."""
+    """A pass at its position in the pipeline, counted from 1; None for a pass outside the pipeline."""
 
     phase: str
     position: int | None
@@ -55,7 +55,7 @@ class PassEntry:
 
 
 def list_targets() -> tuple[list[TargetEntry], list[str]]:
-    """Every target, this machine's first; and what is wrong with those of other packages that cannot be loaded."""
+    """Every target, this machine's first; and the problems of targets in other packages that cannot be loaded."""
     entries, problems = [], []
     for name in sorted(targets.names(), key=lambda name: (name != "host", name)):
         try:
@@ -95,7 +95,7 @@ def _conformance(name: str) -> str | None:
 
 
 def _toolchain(target: targets.Target) -> tuple[str | None, str | None]:
-    """Toolchain of a target, or how to install it."""
+    """Toolchain of a target, or the command that installs it."""
     try:
         return target.toolchain(), None
     except targets.ToolchainMissing as error:
@@ -103,7 +103,7 @@ def _toolchain(target: targets.Target) -> tuple[str | None, str | None]:
 
 
 def list_passes() -> list[PassEntry]:
-    """The passes in the order they run, some at several places; then those that run on request only."""
+    """The passes in execution order, some at several positions; then those that only run on request."""
     from compiler.passes.context import PipelineContext
     from compiler.passes.pipeline import build_phases
     from compiler.passes.registry import all_passes

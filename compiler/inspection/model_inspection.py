@@ -24,12 +24,12 @@ def inspect_model(
     """Describe a model: contents, coverage, and an estimate of each kernel's cost on a target.
 
     Args:
-        shapes: sizes of inputs by name, as `compile` takes them.
+        shapes: sizes of inputs by name, as in `compile`.
         constants: values of inputs that are fixed.
-        sizes: sizes of dimensions that stay symbolic, by name, for the estimate; 1 for those not named.
+        sizes: sizes of dimensions that stay symbolic, by name, for the estimate; 1 for missing ones.
 
     Raises:
-        UserError: the file cannot be read or is broken, or the target is unknown.
+        UserError: the file cannot be read or is invalid, or the target is unknown.
     """
     inspection = _empty(path) if Path(path).suffix == ".pt2" else _onnx_contents(Path(path))
     _estimate(inspection, Path(path), target, shapes, constants, sizes)
@@ -75,7 +75,7 @@ def _operator(item: Any) -> OperatorCount:
 
 
 def _count_constants(inspection: Inspection, mod: Any) -> None:
-    """Parameters of an imported module, where its file does not list them."""
+    """Count the parameters of an imported module, if its file does not list them."""
     from tvm import relax
     from tvm.ir import GenericConst
 
@@ -100,7 +100,7 @@ def _estimate(
     constants: Mapping[str, Any] | None,
     sizes: Mapping[str, int] | None,
 ) -> None:
-    """Fill in the kernels, or the reason why there are none: a model need not compile to be inspected."""
+    """Fill in the kernels, or the reason why there are none: a model can be inspected even if it does not compile."""
     from compiler.driver.compile import find_target
     from compiler.frontends.source import import_model
     from compiler.inspection.cost_estimate import estimate_costs
@@ -115,7 +115,7 @@ def _estimate(
         inspection.problem = error.message
         return
     except (OptionError, InputError):
-        raise  # of the caller's, not of the model's
+        raise  # an error of the caller, not of the model
     except UserError as error:
         inspection.problem = str(error)
         return
@@ -140,17 +140,17 @@ def _estimate(
 
 @dataclass(frozen=True)
 class ModelInput:
-    """An input as a model file declares it; `dtype` is TVM's name, "" where it is not a tensor."""
+    """An input as declared by a model file; `dtype` is TVM's name, "" if it is not a tensor."""
 
     name: str
     dtype: str
 
 
 def model_inputs(path: str | os.PathLike[str]) -> list[ModelInput]:
-    """The inputs that an ONNX file declares, found out without importing it; none for other kinds of models.
+    """The inputs that an ONNX file declares, without importing it; empty for other kinds of models.
 
     Raises:
-        UserError: the file cannot be read or is broken.
+        UserError: the file cannot be read or is invalid.
     """
     if Path(path).suffix == ".pt2" or is_language_model(Path(path)):
         return []
@@ -179,7 +179,7 @@ def _onnx_text(value: Any) -> str:
 
 
 def _onnx_dtype(kind: int) -> str:
-    """The element type as TVM names it: float32 where ONNX says FLOAT."""
+    """TVM's name of an element type: float32 for ONNX's FLOAT."""
     import onnx
 
     if kind == onnx.TensorProto.STRING:

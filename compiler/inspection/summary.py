@@ -19,8 +19,7 @@ from compiler.support.model_files import is_language_model
 
 @dataclass(frozen=True)
 class Coverage:
-    """Numbers of nodes that are supported, rewritten and refused, and a line for each kind of operator that is
-    rewritten."""
+    """Numbers of supported, rewritten and refused nodes, and a line for each kind of operator that is rewritten."""
 
     nodes: dict[str, int]
     rewritten: list[str]
@@ -31,11 +30,12 @@ class Summary:
     """A compiled module; sizes in bytes, times in seconds.
 
     Attributes:
-        kernels_by_rule: number of kernels by schedule rule, most first; "fallback" and "as-is" run as plain loops.
-        seconds: by step of the compilation.
-        precision: precisions that are estimated to be much faster on the target; "" where there are none.
+        kernels_by_rule: number of kernels by schedule rule, in descending order; "fallback" and "as-is" run as plain
+        loops.
+        seconds: seconds by compilation step.
+        precision: precisions estimated to be much faster on the target; "" if there are none.
         states: names of the inputs that are states.
-        shown_inputs, shown_outputs: `inputs` and `outputs` but for states.
+        shown_inputs, shown_outputs: `inputs` and `outputs` without states.
     """
 
     path: str
@@ -58,7 +58,7 @@ class Summary:
     shown_outputs: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON: tensors are objects, and the memory plan its numbers."""
+        """Return plain data for JSON: tensors are objects, and the memory plan is its numbers."""
         fields = asdict(self)
         for name in ("memory_plan", "shown_inputs", "shown_outputs"):
             del fields[name]
@@ -66,16 +66,16 @@ class Summary:
 
 
 def check_is_not_compiled(path: Path) -> None:
-    """Raises InvalidModelError for the file of a module."""
+    """Raise InvalidModelError for the file of a module."""
     if is_module_file(path):
-        raise InvalidModelError(f"{path} is compiled already", f"run it: tensorwright run {path}")
+        raise InvalidModelError(f"{path} is already compiled", f"run it: tensorwright run {path}")
 
 
 def coverage_of(path: Path) -> Coverage | None:
     """The coverage of an ONNX file; None for other kinds of models.
 
     Raises:
-        UserError: the file cannot be read or is broken.
+        UserError: the file cannot be read or is invalid.
     """
     if path.suffix == ".pt2" or is_language_model(path):
         return None

@@ -1,1 +1,1 @@
-"""Tuning records: their format, their identity, and which of them a compilation uses."""
+"""Tuning records: their format, their identity, and the selection of records for a compilation."""

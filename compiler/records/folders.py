@@ -12,7 +12,7 @@ PRETRAINED = "cost_model-{architecture}.ubj"
 
 
 def user_folder() -> Path:
-    """The folder that `tune` writes and `compile` reads unless told otherwise."""
+    """The folder that `tune` writes and `compile` reads by default."""
     chosen = os.environ.get(USER_FOLDER)
     if chosen:
         return Path(chosen)
@@ -26,7 +26,7 @@ def shipped_folder() -> Path:
 
 
 def pretrained_model(architecture: str) -> Path | None:
-    """The cost model that ships for processors of an architecture, if one does: what is fast on others may not fit the
+    """The cost model shipped for processors of an architecture, if any: configs that are fast on others may not fit the
     registers of these."""
     path = shipped_folder() / PRETRAINED.format(architecture=architecture)
     return path if path.is_file() else None

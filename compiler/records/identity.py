@@ -1,7 +1,7 @@
 """The fingerprints of targets and models by which tuning records are matched.
 
-A target is the described machine and the options that code is generated with; a model is its graph, whatever its
-weights are, and the type it computes in.
+A target is the described machine and the code generation options; a model is its graph, regardless of its weights, and
+its precision.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import targets
 
-# Named one by one, so that a new field of the description does not orphan every record.
+# Listed explicitly, so that a new field of the description does not orphan every record.
 _MACHINE_FIELDS = (
     "architecture",
     "vector_bits",
@@ -35,16 +35,16 @@ _DEVICE_FIELDS = ("compute_capability", "multiprocessors", "shared_bytes")
 
 
 def target_description(target: targets.Target) -> dict[str, Any]:
-    """The part of a target's description that kernel times depend on, as plain data. Its name is not a part of it."""
+    """The part of a target's description that kernel times depend on, as plain data. Does not include its name."""
     machine = target.machine.model_dump(mode="json")
     if isinstance(target.machine, GpuMachine):
-        # A graphics processor; the processor beside it launches kernels and runs none.
+        # A GPU; the host processor launches kernels and runs none.
         return {
             "machine": {name: machine[name] for name in _DEVICE_FIELDS},
             "engine_target": target.machine.engine_options(),
         }
     if (accelerator := target.accelerator_description()) is not None:
-        # What is tuned runs on the accelerator, whatever the processor beside it.
+        # Tuned code runs on the accelerator, whatever the host processor is.
         return {"machine": {"architecture": accelerator["accelerator"], **accelerator}, "engine_target": {}}
     return {
         "machine": {**{name: machine[name] for name in _MACHINE_FIELDS}, "features": sorted(machine["features"])},
@@ -59,7 +59,7 @@ def fingerprint(description: dict[str, Any]) -> str:
 
 
 def model_fingerprint(mod: tvm.IRModule, precision: str) -> str:
-    """Sixteen hexadecimal digits, equal for models of one precision that differ in names and weights alone."""
+    """Sixteen hexadecimal digits, equal for models of one precision that differ only in names and weights."""
     import tvm_ffi
 
     structure = tvm_ffi.structural_hash(mod, skip_tensor_content=True)
@@ -68,7 +68,7 @@ def model_fingerprint(mod: tvm.IRModule, precision: str) -> str:
 
 
 def file_name(description: dict[str, Any]) -> str:
-    """A file name for a target's records that a person can read: processor model, cores, fingerprint."""
+    """A readable file name for a target's records: processor model, cores, fingerprint."""
     options = description["engine_target"]
     if "accelerator" in description["machine"]:
         return f"{description['machine']['accelerator']}-{fingerprint(description)[:8]}.jsonl"

@@ -1,4 +1,4 @@
-"""Records that a compilation uses: those shipped with the package, the user's own, and those named by the caller."""
+"""Records that a compilation uses: shipped with the package, the user's own, and those named by the caller."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from schedules.selection.registry import rules
 from targets.measure import TIMED, Measure, Setting
 
 NETWORK_RULE, NETWORK_VERSION = "network", 1
-"""Rule and version in records of a whole network's settings, which no schedule rule has."""
+"""Rule and version in records of a whole network's settings, which belong to no schedule rule."""
 RecordSource = str | Path | Sequence[str | Path] | bool | None
 
 
 def read_current(path: str | Path) -> Loaded:
-    """The records of a file or folder for the current versions of the rules, and a note about the others."""
+    """The records of a file or folder for the current versions of the rules, and notes about the others."""
     loaded = read(path)
     versions = {rule.name: rule.version for rule in (*rules(), *gpu_rules())}
     kept, lines = without_stale(loaded.records, {**versions, NETWORK_RULE: NETWORK_VERSION})
@@ -42,14 +42,14 @@ def read_current(path: str | Path) -> Loaded:
 
 
 class TunedConfigs:
-    """The configs that records give for each kernel of one model on one target, for `schedules.apply_schedules`.
+    """The recorded configs for each kernel of one model on one target, for `schedules.apply_schedules`.
 
-    Where the model was tuned itself, what was chosen for it as a whole counts and nothing else. Otherwise what is known
-    of its kernels from other models does, if it is sure enough: see `record_set.taken_over`.
+    If the model itself was tuned, only the choices for it as a whole count. Otherwise, records of its kernels from
+    other models are used if they are reliable enough: see `record_set.taken_over`.
 
     Args:
-        loaded: the records of rules as they are now.
-        model: the model's fingerprint; "" for one that was surely not tuned.
+        loaded: the records for the current versions of the rules.
+        model: the model's fingerprint; "" for one that was certainly not tuned.
 
     Attributes:
         problems: notes about records that could not be used.
@@ -74,14 +74,14 @@ class TunedConfigs:
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """Settings chosen for the model as a whole, where the target has such settings and the model was tuned."""
+        """Settings chosen for the whole model, if the target has such settings and the model was tuned."""
         return dict(self.tuned_itself.settings) if self.tuned_itself is not None else {}
 
     def __bool__(self) -> bool:
         return bool(self._records or self._chosen)
 
     def __call__(self, rule: AnyRule, workload: Workload) -> Config | None:
-        """The config for a kernel; None when no record beats, or is, what the rule would do by itself today."""
+        """The config for a kernel; None if no record beats, or is, the rule's current default."""
         key = record_key(rule, workload)
         if self.tuned_itself is not None:
             chosen = self._chosen.get(key)
@@ -98,7 +98,7 @@ class TunedConfigs:
         return found
 
     def choose(self, alternatives: Sequence[Alternative]) -> int:
-        """The index of the alternative to use, of several that compute the same; the first is the untuned one."""
+        """The index of the alternative to use among those for the same computation; the first is the untuned one."""
         if self.tuned_itself is not None:
             for index, alternative in enumerate(alternatives[1:], 1):
                 chosen = self._chosen.get(alternative.key)
@@ -115,24 +115,23 @@ class TunedConfigs:
         return index
 
     def _checked(self, chosen: ChosenKernel, rule: AnyRule, workload: Workload) -> Config | None:
-        """The config, unless the rule has no such one today, or another default than the one that it beat."""
+        """The config, unless the rule no longer has it, or has another default than the one it beat."""
         config = Config.of(chosen.config)
         fits = config in rule.space(workload, self._machine) and self._is_default(rule, workload)(chosen.default)
         return config if fits else None
 
     def _is_default(self, rule: AnyRule, workload: Workload) -> IsDefault:
-        """A predicate that is True for configs equal to the rule's current default, apart from how work is split into
-        tasks."""
+        """A predicate that is True for configs equal to the rule's current default, except for the split into tasks."""
         default = rule.default(workload, self._machine)
         return lambda config: rule.same_kernel(config, default)
 
     def _inside(self, key: str, rule: AnyRule, workload: Workload) -> list[Record]:
-        """The records of a kernel whose configs the rule still has."""
+        """The records of a kernel whose configs are still in the rule's space."""
         space = rule.space(workload, self._machine)
         return [record for record in self._records.get(key, ()) if Config.of(record.config) in space]
 
     def origin(self, task: str) -> str | None:
-        """The file that the config used for a task came from; files of the package by their name in it."""
+        """The file of the config used for a task; files of the package by their name inside it."""
         origin = self._origins.get(task)
         if not origin:
             return None
@@ -140,7 +139,7 @@ class TunedConfigs:
         return f"tuning_logs/{path.name}" if path.parent == shipped_folder() else str(path)
 
     def measure(self, task: str) -> str | None:
-        """The name of the measure by which the config used for a task won; None where no record gave one."""
+        """The name of the measure by which the config used for a task won; None if it came from no record."""
         return self._measures[task].name if task in self._measures else None
 
 
@@ -152,12 +151,12 @@ def tuned_configs(target: targets.Target, records: RecordSource = None, model: s
     """The configs that `compile` uses for a model on a target.
 
     Args:
-        model: its fingerprint, by `identity.model_fingerprint`.
-        records: None for what ships and the user's own; False for none at all; a file or folder, or several of them,
-            in place of the user's own.
+        model: its fingerprint, from `identity.model_fingerprint`.
+        records: None for the shipped records and the user's own; False for none; a file or folder, or several of them,
+            instead of the user's own.
 
     Raises:
-        StorageError: a file cannot be read, or one that was named does not exist.
+        StorageError: a file cannot be read, or a named one does not exist.
     """
     if records is False:
         return TunedConfigs(target, Loaded(), model)

@@ -1,6 +1,6 @@
 """Sets of records: those that still apply, the best of each task, and summary statistics.
 
-Coverage of each target's records: by which measure, how many kernels, which models.
+Coverage of each target's records: measures, number of kernels, and models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Line = TypeVar("_Line", Record, ModelLine)
 IsDefault = Callable[[Mapping[str, object]], bool]
 
 MIN_GAIN = 0.01
-"""A config replaces the default if it is faster by at least this share, and by more than the spread."""
+"""A config replaces the default if it is faster by at least this fraction, and by more than the spread."""
 MIN_GAIN_OF_ALTERNATIVES = 0.03
 """The same for an alternative kernel: the two were not measured alternately."""
 MIN_GAIN_ELSEWHERE = 0.05
@@ -27,10 +27,10 @@ MIN_GAIN_ELSEWHERE = 0.05
 
 
 def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tuple[list[Record], list[str]]:
-    """The records of rules as they are now, and one line for each rule with records of another version.
+    """The records for the current versions of the rules, and one line for each rule with records of another version.
 
     Args:
-        versions: the version of each rule that exists; records of unknown rules are left out with a line too.
+        versions: the version of each existing rule; records of unknown rules are also left out, with a line.
     """
     kept: list[Record] = []
     stale: Counter[tuple[str, int]] = Counter()
@@ -47,7 +47,7 @@ def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tup
 
 
 def of_measures(lines: Iterable[_Line], fits: Callable[[Measure], bool]) -> tuple[list[_Line], list[str]]:
-    """The records, or lines about models, whose measure a target has, and one note for each measure that it has not."""
+    """The records, or model lines, whose measure a target supports, and one note for each unsupported measure."""
     kept: list[_Line] = []
     unfit: Counter[str] = Counter()
     for line in lines:
@@ -60,8 +60,8 @@ def of_measures(lines: Iterable[_Line], fits: Callable[[Measure], bool]) -> tupl
 
 
 def deduplicated(records: Iterable[Record]) -> list[Record]:
-    """One record per target, task, config, method and place (alone, or in which model): the last one that succeeded,
-    else the last one."""
+    """One record per target, task, config, method and context (isolated, or in which model): the last successful one,
+    otherwise the last one."""
     found: dict[tuple[Hashable, ...], Record] = {}
     for record in records:
         key = (record.target, record.task, record.config_key, record.comparable, record.in_model, record.model)
@@ -71,7 +71,7 @@ def deduplicated(records: Iterable[Record]) -> list[Record]:
 
 
 def newest_of_models(models: Iterable[ModelLine]) -> list[ModelLine]:
-    """The line that was written last for each target, model and measure, whatever the version of the measure's tool."""
+    """The latest line for each target, model and measure, whatever the version of the measure's tool."""
     found: dict[tuple[str, str, str], ModelLine] = {}
     for line in models:
         key = (line.target, line.model, line.measure.name)
@@ -81,14 +81,14 @@ def newest_of_models(models: Iterable[ModelLine]) -> list[ModelLine]:
 
 
 def decisive(models: Iterable[ModelLine]) -> ModelLine | None:
-    """The line to go by among those of one model on one target: timed before others, then the last; None if there is
+    """The decisive line among those of one model on one target: timed ones first, then the latest; None if there is
     none."""
     lines = newest_of_models(models)
     return max(lines, key=lambda line: (line.measure == TIMED, line.unix_time), default=None)
 
 
 def merged(*sets: Iterable[Record]) -> list[Record]:
-    """All records of several sets, each once, oldest first."""
+    """The distinct records of several sets, oldest first."""
     return sorted(deduplicated(record for each in sets for record in each), key=lambda record: record.unix_time)
 
 
@@ -101,8 +101,8 @@ def by_task(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
 
 
 def essential(records: Iterable[Record]) -> list[Record]:
-    """Records that a compilation needs: of each target and task all times taken in models, the best alone and the
-    default that it is compared with."""
+    """Records that a compilation needs: for each target and task all times measured in models, and the best isolated
+    time with the default it is compared with."""
     kept: list[Record] = []
     for group in by_task(deduplicated(records)).values():
         kept += [record for record in group if record.in_model and record.status == "ok"]
@@ -115,7 +115,7 @@ def essential(records: Iterable[Record]) -> list[Record]:
 
 
 def _default_beside(chosen: Record, group: Sequence[Record]) -> Record | None:
-    """The default's record that is comparable with one, alone."""
+    """The default's isolated record that is comparable with the given one."""
     return next((each for each in _alone(group) if each.is_default and each.comparable == chosen.comparable), None)
 
 
@@ -124,19 +124,19 @@ def _alone(records: Iterable[Record]) -> list[Record]:
 
 
 def best(records: Iterable[Record], least: float = MIN_GAIN) -> Record | None:
-    """The fastest of one task's records; None when none succeeded.
+    """The fastest of one task's records; None if none succeeded.
 
-    It is the default's unless another beats that by more than chance, and by a share of `least`. Times taken by
-    different methods are not compared: those count that the last default was measured by, and a clock's before a
-    model's.
+    It is the default's unless another beats that by more than chance, and by a fraction of `least`. Times of different
+    methods are not compared: only those count by which the last default was measured, and a clock takes precedence over
+    a model.
     """
     measured = _alone(records)
     if not measured:
         return None
     newest = max(measured, key=lambda record: (record.measure == TIMED, record.is_default, record.unix_time))
     measured = [record for record in measured if record.comparable == newest.comparable]
-    # The minimum over many configs measured once is biased by luck: where leaders were compared again, one of them is
-    # taken.
+    # The minimum over many configs measured once is biased by luck: if leaders were compared again, the result is one
+    # of them.
     compared = [record for record in measured if record.compared]
     fastest = min(compared or measured, key=_cost)
     default = next((record for record in measured if record.is_default), None)
@@ -144,14 +144,15 @@ def best(records: Iterable[Record], least: float = MIN_GAIN) -> Record | None:
 
 
 def taken_over(records: Iterable[Record], is_default: IsDefault, margin: float = MIN_GAIN_ELSEWHERE) -> Record | None:
-    """The record to use in a model that none of them was measured in, in place of the config that is the default today.
+    """The record to use in a model that none of them was measured in, instead of the current default config.
 
-    What won in some model, and was slower in none; else what is faster alone by `MIN_GAIN_ELSEWHERE`. None when today's
-    default was never measured: records that beat another default say nothing of this one.
+    A config that won in some model, and was slower in none; otherwise one that is faster in isolation by
+    `MIN_GAIN_ELSEWHERE`. None if the current default was never measured: records that beat another default do not
+    apply.
 
     Args:
-        is_default: true if a config is the current default.
-        margin: in place of `MIN_GAIN_ELSEWHERE` for costs that were not timed.
+        is_default: returns True if a config is the current default.
+        margin: replaces `MIN_GAIN_ELSEWHERE` for costs that were not timed.
     """
     known = [as_of_today(record, is_default) for record in deduplicated(records)]
     if not any(record.is_default and record.status == "ok" for record in known):
@@ -167,14 +168,14 @@ def taken_over(records: Iterable[Record], is_default: IsDefault, margin: float =
 
 
 def alternative_taken_over(groups: Sequence[Sequence[Record]], is_default: IsDefault) -> tuple[int, Record | None]:
-    """Position and record of the alternative to use in a model that was not measured, among tasks that compute the
-    same.
+    """Position and record of the alternative to use in a model that was not measured, among tasks for the same
+    computation.
 
-    The first, untuned one stays (with no record) unless another won in some model, and was slower than it in none. What
-    alternatives take alone does not count: they differ most in what they ask of the memory that a model shares.
+    The first, untuned one stays (with no record) unless another won in some model, and was slower than it in none.
+    Isolated times of alternatives do not count: they differ most in their use of the memory that a model shares.
 
     Args:
-        is_default: true if a config is the current default of the first.
+        is_default: returns True if a config is the current default of the first.
     """
     known = [as_of_today(record, is_default) for record in deduplicated(groups[0])] if groups else []
     untuned = [record for record in known if record.is_default and record.in_model]
@@ -193,8 +194,8 @@ def alternative_taken_over(groups: Sequence[Sequence[Record]], is_default: IsDef
 
 
 def _gains_in_models(records: Iterable[Record], untuned: Iterable[Record]) -> dict[str, list[tuple[float, float]]]:
-    """By config, for every model where it stood in for an untuned kernel: how many times as fast it was there, and the
-    share by which that may be off."""
+    """By config, for every model in which it replaced an untuned kernel: its speedup there, and the relative
+    uncertainty of that."""
     beside = {(each.model, each.comparable): each for each in untuned if each.in_model and each.status == "ok"}
     found: dict[str, list[tuple[float, float]]] = {}
     for record in records:
@@ -210,12 +211,12 @@ def _won(gains: Sequence[tuple[float, float]], least: float) -> bool:
 
 
 def as_of_today(record: Record, is_default: IsDefault) -> Record:
-    """The record with `is_default` as of today."""
+    """The record with `is_default` updated to the current default."""
     return record.model_copy(update={"is_default": is_default(record.config)})
 
 
 def wins(challenger: Record, default: Record, least: float = MIN_GAIN) -> bool:
-    """True if a config is faster than the default by more than chance, and by a share of `least`."""
+    """True if a config is faster than the default by more than chance, and by a fraction of `least`."""
     margin = max(least, challenger.spread, default.spread)
     return _cost(challenger) * (1 + margin) < _cost(default)
 
@@ -227,7 +228,8 @@ def _cost(record: Record) -> float:
 
 @dataclass(frozen=True)
 class RuleSummary:
-    """Numbers of one rule's records on one target by one measure. `gain` is the geometric mean of default over best."""
+    """Statistics of one rule's records on one target by one measure. `gain` is the geometric mean of default over
+    best."""
 
     target: str
     measure: str
@@ -254,9 +256,7 @@ def summary(records: Iterable[Record]) -> list[RuleSummary]:
             product *= gain
         failed = sum(record.status != "ok" for record in group)
         mean = product ** (1 / len(gains)) if gains else None
-        trials = sum(
-            not record.in_model for record in group
-        )  # kernels that are timed again in the model are not trials
+        trials = sum(not record.in_model for record in group)  # kernels timed again in the model are not trials
         lines.append(RuleSummary(target, measure, rule, version, len(tasks), trials, failed, mean))
     return lines
 
@@ -272,8 +272,8 @@ class TargetCoverage:
     """The records of one target by one measure, whatever its tool's version.
 
     Attributes:
-        kernels: distinct ones with a cost on record.
-        models: that were tuned; `changed` of these have something chosen.
+        kernels: number of distinct kernels with a recorded cost.
+        models: number of tuned models; `changed` of these have any choices.
     """
 
     target: str

@@ -1,10 +1,9 @@
 """Tuning records: one JSON object per line, append-only.
 
-A record file holds three kinds of lines: "target" describes a target once, "trial" is one measurement on it, "model" is
-what was chosen for a whole model. A line goes out as a single write to a file opened for appending, under a lock, so
-two processes may append at once and a process that is killed loses at most the line it was about to write. What a
-machine that fails may lose is bounded by `FSYNC_SECONDS`. A torn line is skipped when reading and sealed off by the
-next append.
+A record file has three kinds of lines: "target" describes a target once, "trial" is one measurement on it, "model" has
+the choices for a whole model. A line is a single write to a file opened for appending, under a lock, so two processes
+can append concurrently and a killed process loses at most the line it was about to write. The loss when a machine fails
+is bounded by `FSYNC_SECONDS`. A torn line is skipped when reading and terminated by the next append.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from compiler.reports.formatting import plural
 from targets.measure import TIMED, Measure
 
 SCHEMA_VERSION = 4
-"""The newest schema version that is read. A line holds the version that introduced its kind and fields."""
+"""The newest supported schema version. A line has the version that introduced its kind and fields."""
 FSYNC_SECONDS = 1.0
-"""A file is flushed to the disk at most this long after a record, and when it is closed."""
+"""A file is flushed to disk at most this long after a record, and when it is closed."""
 
 Status = Literal["ok", "build-error", "crash", "timeout", "wrong-numbers", "run-error"]
 KnobValues = dict[str, bool | int | str]
@@ -42,7 +41,7 @@ class _Line(BaseModel):
 
 
 class TargetLine(_Line):
-    """The target whose trials the file holds; `description` is that of `identity.target_description`."""
+    """The target of the trials in the file; `description` is from `identity.target_description`."""
 
     kind: Literal["target"] = "target"
     target: str
@@ -54,21 +53,22 @@ class Record(_Line):
 
     Attributes:
         target: fingerprint of the target's description.
-        rule, rule_version, workload: what was scheduled; together with `target` the key.
-        config: the knobs.
+        rule, rule_version, workload: the scheduled kernel; together with `target` the key.
+        config: values of the knobs.
         status: "ok", or how the trial failed.
-        seconds: duration of one run, a low quantile over `runs`; None unless "ok", or where the measure counts cycles.
-        cycles: cycles of one run, where the measure counts those; else None.
-        spread: range of repeated measurements, as a share of `seconds`.
-        is_default: the config is the rule's own default.
-        compared: measured alternately with the default and other leaders, which says more than a time by itself.
-        in_model: measured as part of a model, beside the module without it; see `compiler.tuning.in_model`.
-        model: then, the fingerprint of that model; "" where it was not noted.
-        device: where it ran.
-        method: "parallel": timed on all cores; "serial": on one, and scaled by how evenly the tasks share out; "timed":
-            by the clock of a graphics processor, CUDA graphs of calls being launched whole.
-        measure: what `seconds` or `cycles` are: timed, counted or modelled, and by what.
-        unix_time: when, in seconds.
+        seconds: duration of one run, a low quantile over `runs`; None unless "ok", or if the measure counts cycles.
+        cycles: cycles of one run, if the measure counts those; otherwise None.
+        spread: range of repeated measurements, relative to `seconds`.
+        is_default: whether the config is the rule's default.
+        compared: whether it was measured alternately with the default and other leaders, which is more reliable.
+        in_model: whether it was measured as part of a model, alternately with the untuned module; see
+            `compiler.tuning.in_model`.
+        model: fingerprint of that model; "" if not recorded.
+        device: the device it ran on.
+        method: "parallel": timed on all cores; "serial": on one, and scaled by the load balance of the tasks; "timed":
+            by the clock of a GPU, with whole CUDA graphs of calls launched.
+        measure: the source of `seconds` or `cycles`: timed, counted or modelled, and by which tool.
+        unix_time: time of the measurement, in seconds.
         note: a short description of the failure.
         origin: the file it was read from; not stored.
     """
@@ -97,7 +97,7 @@ class Record(_Line):
 
     @property
     def task(self) -> str:
-        """The key of the task within a target, as `schedules.selection.apply.record_key` writes it."""
+        """The key of the task within a target, in the format of `schedules.selection.apply.record_key`."""
         return f"{self.rule}@{self.rule_version}/{self.workload}"
 
     @property
@@ -117,12 +117,12 @@ class Record(_Line):
 
 
 class ChosenKernel(BaseModel):
-    """A kernel of a model that runs with another config or algorithm than untuned.
+    """A kernel of a model that runs with another config or algorithm than when untuned.
 
     Attributes:
         task: the key of the untuned kernel.
-        way: the key of the kernel that computes the same in its place; "" where it stays, with another config.
-        config, default: of the kernel that runs, the rule's own at that time beside it.
+        way: the key of the alternative kernel that replaces it; "" if only the config changes.
+        config, default: config of the kernel that runs, and the rule's default at that time.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -144,11 +144,11 @@ class ModelLine(_Line):
     Attributes:
         target, model: fingerprints; see `identity`.
         name: name of the model, for people.
-        choices: all kernels that run otherwise than untuned; empty where nothing was found to win.
-        settings: what was chosen for the model as a whole, where a target has such settings (an accelerator's).
-        untuned, tuned: cost of a run of each module in the measure's unit; None where whole runs were not compared.
-        spread: the share by which the ratio of the two may be off.
-        measure, method, device, unix_time, origin: as of a `Record`.
+        choices: all kernels that run differently than untuned; empty if nothing won.
+        settings: choices for the whole model, if the target has such settings (of an accelerator).
+        untuned, tuned: cost of a run of each module in the measure's unit; None if whole runs were not compared.
+        spread: the relative uncertainty of the ratio of the two.
+        measure, method, device, unix_time, origin: as in `Record`.
     """
 
     schema_version: Annotated[int, Field(alias="v")] = 2
@@ -172,11 +172,11 @@ Line = TargetLine | Record | ModelLine
 
 
 def encode(line: Line) -> bytes:
-    """A line of a record file, with its end."""
+    """A line of a record file, including its end."""
     values = line.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     version = line.schema_version
     if isinstance(line, Record | ModelLine):
-        # Earlier versions know no measure but the clock, and no method "timed".
+        # Earlier versions only support the clock as a measure, and no method "timed".
         version = max(version, 4 if line.measure != TIMED else 3 if line.method == "timed" else version)
     return json.dumps({"v": version, "kind": line.kind, **values}, separators=(",", ":")).encode() + b"\n"
 
@@ -191,7 +191,7 @@ class Loaded:
     problems: list[str] = field(default_factory=list)
 
     def extend(self, other: Loaded) -> None:
-        """Add all records of another."""
+        """Add all records of another result."""
         self.records += other.records
         self.targets |= other.targets
         self.models += other.models
@@ -199,7 +199,7 @@ class Loaded:
 
 
 def read(path: str | Path) -> Loaded:
-    """Read a record file, or every .jsonl file of a folder; nothing where there is none.
+    """Read a record file, or every .jsonl file of a folder; empty if there is none.
 
     Damaged lines are skipped: the last one silently (a writer was killed), others with one note per file.
 
@@ -214,7 +214,7 @@ def read(path: str | Path) -> Loaded:
                 loaded.extend(read(each))
             return loaded
         if path.exists() and not path.is_file():
-            raise OSError("it is not a regular file")  # to read a pipe would wait for a writer
+            raise OSError("it is not a regular file")  # reading a pipe would wait for a writer
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise StorageError(f"{path}: the tuning records cannot be read: {error}") from error
@@ -242,7 +242,7 @@ def read(path: str | Path) -> Loaded:
 
 
 def _parse(line: bytes) -> Line | int | None:
-    """The line; the schema version when that is newer than ours; None when it is damaged."""
+    """The line; the schema version if that is newer than the supported one; None if it is damaged."""
     try:
         values = json.loads(line)
         if not isinstance(values, dict):
@@ -263,7 +263,7 @@ def _parse(line: bytes) -> Line | int | None:
 class RecordWriter:
     """Appends records of one target to a file, which begins with the target's line.
 
-    Raises StorageError when the file cannot be written.
+    Raises StorageError if the file cannot be written.
     """
 
     def __init__(self, path: str | Path, description: Mapping[str, Any]) -> None:
@@ -282,17 +282,17 @@ class RecordWriter:
 
     @classmethod
     def in_folder(cls, folder: str | Path, description: Mapping[str, object]) -> RecordWriter:
-        """The file of a target in a folder of records."""
+        """The writer for a target's file in a folder of records."""
         return cls(Path(folder) / file_name(dict(description)), description)
 
     def append(self, record: Record | ModelLine) -> None:
-        """Write one record. When this returns, it survives the death of the process."""
+        """Write one record. Afterwards it survives the death of the process."""
         self._write(encode(record))
         if time.monotonic() - self._synced >= FSYNC_SECONDS:
             self._sync()
 
     def close(self) -> None:
-        """Flush to the disk."""
+        """Flush to disk."""
         if self._file < 0:
             return
         try:
@@ -335,7 +335,7 @@ def write_all(
     records: Iterable[Record],
     models: Iterable[ModelLine] = (),
 ) -> int:
-    """Replace a record file by these records (all or nothing); how many trials there are.
+    """Replace a record file by these records atomically; return the number of trials.
 
     Raises:
         StorageError: the file cannot be written.

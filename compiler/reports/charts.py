@@ -1,7 +1,7 @@
-"""The charts that a report page can show, as data; `assets/*.js` draws them.
+"""The charts of a report page, as data; `assets/*.js` draws them.
 
-A unit is "s" (seconds), "B" (bytes), "%" (shares of one), "1/s" (operations a second) or "" (plain numbers); the page
-scales it to ms, MiB and so on. Categories get their colours in the order of `Page.categories`.
+A unit is "s" (seconds), "B" (bytes), "%" (fractions of one), "1/s" (operations per second) or "" (plain numbers); the
+page scales it to ms, MiB and so on. Categories get their colors in the order of `Page.categories`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Unit = Literal["s", "B", "%", "1/s", ""]
 
 @dataclass(frozen=True)
 class Chart:
-    """Base of all: `spec()` is what the page's script gets."""
+    """Base of all charts: `spec()` is the data passed to the page's script."""
 
     kind: ClassVar[str] = ""
 
@@ -26,7 +26,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: `text` stands at its end, `details` in its tooltip."""
+    """One bar: `text` is shown at its end, `details` in its tooltip."""
 
     label: str
     value: float
@@ -37,7 +37,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarChart(Chart):
-    """Horizontal bars in the order given."""
+    """Horizontal bars in the given order."""
 
     kind: ClassVar[str] = "bars"
     bars: Sequence[Bar]
@@ -46,7 +46,7 @@ class BarChart(Chart):
 
 @dataclass(frozen=True)
 class ShareStrip(Chart):
-    """One bar divided among categories, with a legend that gives value and share."""
+    """One bar divided among categories, with a legend of values and shares."""
 
     kind: ClassVar[str] = "shares"
     values: dict[str, float]
@@ -67,7 +67,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Timeline(Chart):
-    """Spans over time, nested ones below: a flame strip to zoom into and drag."""
+    """Spans over time, with nested ones below: a flame chart that can be zoomed and dragged."""
 
     kind: ClassVar[str] = "timeline"
     spans: Sequence[Span]
@@ -83,7 +83,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Series:
-    """A named line through points (x, y); `line` draws it in a chart of points too."""
+    """A named line through points (x, y); `line` draws the line even in a chart of points."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -93,8 +93,8 @@ class Series:
 
 @dataclass(frozen=True)
 class LineChart(Chart):
-    """Lines over a common x axis; `steps` draws stairs, `points` draws points without a line, `area` fills what is
-    below the first line. `labels` name the points of the first line in tooltips, and beside the points of a chart of
+    """Lines over a common x axis; `steps` draws stairs, `points` draws points without a line, `area` fills the area
+    below the first line. `labels` name the points of the first line in tooltips, and next to the points if there are
     few. `log`: both axes are logarithmic, and all numbers above 0."""
 
     kind: ClassVar[str] = "lines"
@@ -125,7 +125,7 @@ class Histogram(Chart):
 
 @dataclass(frozen=True)
 class Column:
-    """A column: numbers (with a unit) are aligned right and sort as numbers; `bar` draws the share behind them."""
+    """A column: numbers (with a unit) are aligned right and sorted as numbers; `bar` draws the share behind them."""
 
     key: str
     label: str
@@ -136,9 +136,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Table(Chart):
-    """Rows to sort and search, in the order given where `sort_by` names no column; a cell of None shows as a dash.
-    `details_key`: of each row's names and values, [[name, value], ...], that a click on it shows. `id_key`: of each
-    row's node in a `Graph` of the page; a click on one of the two marks both."""
+    """Rows that can be sorted and searched, in the given order if `sort_by` names no column; a cell of None is shown as
+    a dash. `details_key`: key of each row's names and values, [[name, value], ...], shown when it is clicked. `id_key`:
+    key of each row's node in a `Graph` of the page; a click on either marks both."""
 
     kind: ClassVar[str] = "table"
     columns: Sequence[Column]
@@ -151,7 +151,7 @@ class Table(Chart):
 
 @dataclass(frozen=True)
 class Node:
-    """A node of a graph: `level` is its column and `slot` its row; `text` stands below its label."""
+    """A node of a graph: `level` is its column and `slot` its row; `text` is shown below its label."""
 
     id: int
     label: str
@@ -164,7 +164,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph(Chart):
-    """Nodes from left to right and the edges between them, (from, to) by their ids. See `layered` for their places."""
+    """Nodes from left to right and the edges between them, (from, to) by id. See `layered` for their positions."""
 
     kind: ClassVar[str] = "graph"
     nodes: Sequence[Node]
@@ -172,7 +172,7 @@ class Graph(Chart):
 
 
 def layered(nodes: Sequence[Node], edges: Sequence[tuple[int, int]]) -> Graph:
-    """A graph with its nodes in levels, each one behind all that it has an edge from.
+    """A graph with its nodes in levels, each after all nodes that it has an edge from.
 
     Args:
         nodes: in a topological order of the edges.
@@ -185,7 +185,7 @@ def layered(nodes: Sequence[Node], edges: Sequence[tuple[int, int]]) -> Graph:
     for node in nodes:
         before = [placed[each] for each in sources.get(node.id, ())]
         level = max((each.level + 1 for each in before), default=0)
-        # In the row of what is straight ahead of it, so that chains are straight.
+        # In the row of its direct predecessor, so that chains are straight.
         slot = min((each.slot for each in before if each.level + 1 == level), default=0)
         while (level, slot) in taken:
             slot += 1

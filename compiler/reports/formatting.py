@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def format_seconds(seconds: float) -> str:
-    """A time with three significant digits and a fitting unit: "812 ns", "3.41 us", "12.0 ms", "2.50 s"."""
+    """A time with three significant digits and a suitable unit: "812 ns", "3.41 us", "12.0 ms", "2.50 s"."""
     if not math.isfinite(seconds):
         return "-"
     for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
@@ -17,7 +17,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_cost(cost: float, unit: str) -> str:
-    """Text of the cost of a run: seconds ("s"), or cycles."""
+    """Text for the cost of a run: seconds ("s"), or cycles."""
     return format_seconds(cost) if unit == "s" else f"{cost:,.0f} cycles"
 
 
@@ -48,17 +48,17 @@ def format_operations(count: float) -> str:
 
 
 def format_rate(per_second: float) -> str:
-    """Arithmetic operations a second: "181 GFLOP/s"."""
+    """Arithmetic operations per second: "181 GFLOP/s"."""
     return f"{format_operations(per_second)}/s"
 
 
 def format_percent(share: float) -> str:
-    """A share of one as a percentage: 0.123 is "12.3 %"."""
+    """A fraction of one as a percentage: 0.123 is "12.3 %"."""
     return f"{100 * share:.1f} %"
 
 
 def shorten(text: str, length: int = 60) -> str:
-    """`text` cut in its middle to at most `length` characters."""
+    """`text` shortened in the middle to at most `length` characters."""
     if len(text) <= length:
         return text
     head = (length - 3) * 2 // 3
@@ -72,5 +72,5 @@ def _three_digits(value: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """A number of things: "1 thread", "2 threads"."""
+    """A count with a noun: "1 thread", "2 threads"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,4 +1,4 @@
-"""One self-contained page: facts at the top, sections with a chart each. Nothing is loaded over a network."""
+"""One self-contained page: facts at the top, and sections with a chart each. Nothing is loaded over a network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib import resources
 from compiler.reports.charts import Chart
 
 _SCRIPTS = ("core.js", "bars.js", "lines.js", "timeline.js", "graph.js", "table.js", "main.js")
-# No request can leave the page, whatever text ends up in it.
+# The page can make no requests, whatever text it contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -26,7 +26,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Section:
-    """A chart with a heading; `note` says in a sentence what to see in it. Two narrow sections share a row."""
+    """A chart with a heading; `note` explains it in a sentence. Two narrow sections share a row."""
 
     title: str
     chart: Chart
@@ -39,7 +39,8 @@ class Page:
     """A report.
 
     Attributes:
-        categories: names that charts colour by, in the order of the palette; the last one may be "runtime", in grey.
+        categories: names that determine chart colors, in the order of the palette; the last one may be "runtime", in
+        grey.
     """
 
     title: str

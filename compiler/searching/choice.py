@@ -1,4 +1,4 @@
-"""`choice`: a block of a supernet of which a search keeps one of several forms. Needs torch."""
+"""`choice`: a block of a supernet for which a search selects one of several forms. Needs torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Choice(nn.ModuleList):
-    """A block with several forms; `selected` is the one that computes. All take and give tensors of the same shapes."""
+    """A block with several forms; `selected` is the one that computes. All have tensors of the same shapes."""
 
     selected: int
 
@@ -29,12 +29,13 @@ class Choice(nn.ModuleList):
 
 
 def choice(*forms: nn.Module) -> Choice:
-    """A block of a net of which `search` chooses one form; the last one is the net as it is.
+    """A block of a net for which `search` selects one form; the last one is the original net's.
 
-    `nn.Identity()` among the forms lets a block go. Channels and layers inside of the forms can be searched as well.
+    With `nn.Identity()` among the forms, the block can be removed. Channels and layers inside the forms can be
+    searched, too.
 
     Args:
-        forms: two modules or more that take and give tensors of equal shapes.
+        forms: at least two modules with inputs and outputs of equal shapes.
 
     Raises:
         OptionError: there are fewer than two, or one is not a module.
@@ -53,13 +54,13 @@ def choices_of(net: nn.Module) -> dict[str, Choice]:
 
 
 def select(net: nn.Module, config: Mapping[str, Option]) -> None:
-    """Let each choice compute what the config says; without a word on it, its last form."""
+    """Let each choice compute the form in the config, or its last form if there is none."""
     for name, block in choices_of(net).items():
         block.selected = int(config.get(f"choice {name}", len(block) - 1))
 
 
 def materialized(net: nn.Module, config: Mapping[str, Option]) -> nn.Module:
-    """A copy that shares its parameters with the net and holds the selected forms alone, under the same names."""
+    """A copy that shares its parameters with the net and contains only the selected forms, under the same names."""
     memo: dict[int, Any] = {id(each): each for each in [*net.parameters(), *net.buffers()]}
     result = copy.deepcopy(net, memo)
     select(result, config)

@@ -1,5 +1,5 @@
-"""A torch net computed as one of its sub-nets: masked parameters, layers that give zeros, rounded layers, scaled
-images. All sub-nets share the net's parameters."""
+"""Runs a torch net as one of its sub-nets: masked parameters, layers that output zeros, rounded layers, scaled images.
+All sub-nets share the net's parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-_GROUP = 64  # neighbours that share a scale in int4
+_GROUP = 64  # neighbors that share a scale in int4
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class SubNet:
     """Sub-net of a torch net for a config.
 
     Attributes:
-        masks: by the name of a parameter, 1 where it stays.
-        silent: names of the modules whose outputs are zero: what residual sums would add.
-        precisions: by the name of a module.
-        scale: (height, width) that images are scaled to; None: they stay.
+        masks: by parameter name, 1 for kept elements.
+        silent: names of the modules whose outputs, operands of residual sums, become zero.
+        precisions: precision by module name.
+        scale: (height, width) that images are scaled to; None: unchanged.
     """
 
     masks: Mapping[str, torch.Tensor]
@@ -36,7 +36,7 @@ def computed(net: nn.Module, sub: SubNet, inputs: Sequence[Any], buffers: Mappin
     """The outputs of a sub-net; gradients reach the shared parameters.
 
     Args:
-        buffers: in place of the net's own, which batch norms in training write to.
+        buffers: used instead of the net's own, which batch norms update in training.
     """
     weights = {name: parameter * sub.masks[name] for name, parameter in net.named_parameters() if name in sub.masks}
     for module, precision in sub.precisions.items():
@@ -48,7 +48,7 @@ def computed(net: nn.Module, sub: SubNet, inputs: Sequence[Any], buffers: Mappin
 
 @contextmanager
 def hooked(net: nn.Module, sub: SubNet) -> Iterator[None]:
-    """The hooks of a sub-net on the net's modules, for as long as the context lasts."""
+    """Install a sub-net's hooks on the net's modules inside the block."""
     handles = silence(net, sub.silent)
     modules = dict(net.named_modules())
     for name, precision in sub.precisions.items():
@@ -62,7 +62,7 @@ def hooked(net: nn.Module, sub: SubNet) -> Iterator[None]:
 
 
 def silence(net: nn.Module, names: frozenset[str]) -> list[Any]:
-    """Handles of the hooks that make these modules give zeros."""
+    """Handles of hooks that make these modules output zeros."""
     modules = dict(net.named_modules())
     return [modules[name].register_forward_hook(_zeros) for name in sorted(names)]
 
@@ -72,7 +72,7 @@ def _zeros(_module: nn.Module, _inputs: Any, output: Any) -> Any:
 
 
 def scaled(inputs: Sequence[Any], scale: tuple[int, int] | None) -> list[Any]:
-    """The inputs with images (N, C, H, W) scaled bilinearly, as the graph does it."""
+    """The inputs with images (N, C, H, W) scaled bilinearly, like in the graph."""
     if scale is None:
         return list(inputs)
     return [
@@ -84,7 +84,7 @@ def scaled(inputs: Sequence[Any], scale: tuple[int, int] | None) -> list[Any]:
 
 
 def rounded_weight(weight: torch.Tensor, precision: str) -> torch.Tensor:
-    """A weight as it comes back from fewer bits: int8 per output channel, int4 in groups of the matrices' depth."""
+    """A weight after rounding to fewer bits: int8 per output channel, int4 in groups along the matrices' depth."""
     if precision == "bf16":
         return weight.bfloat16().float()
     rows = weight.flatten(1)
@@ -114,12 +114,12 @@ def _rounded_activation(values: torch.Tensor) -> torch.Tensor:
 
 
 def has_batch_norm(net: nn.Module) -> bool:
-    """True if sub-nets need statistics of their own."""
+    """True if sub-nets need their own statistics."""
     return any(isinstance(module, _BatchNorm) and module.track_running_stats for module in net.modules())
 
 
 def recalibrated(net: nn.Module, sub: SubNet, batches: Sequence[Sequence[Any]]) -> dict[str, torch.Tensor]:
-    """Buffers with a sub-net's own statistics of batch norms, from batches of inputs."""
+    """Buffers with a sub-net's own batch norm statistics, from batches of inputs."""
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     names = {id(module): name for name, module in net.named_modules()}
@@ -130,7 +130,7 @@ def recalibrated(net: nn.Module, sub: SubNet, batches: Sequence[Sequence[Any]]) 
         buffers[f"{prefix}running_var"].fill_(1)
         if f"{prefix}num_batches_tracked" in buffers:
             buffers[f"{prefix}num_batches_tracked"].zero_()
-        module.momentum = None  # the mean over all batches
+        module.momentum = None  # cumulative mean over all batches
         module.train()
     try:
         with torch.no_grad():

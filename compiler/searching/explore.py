@@ -1,6 +1,6 @@
-"""The search itself: seeds, a path of small steps, a sampler of optuna, and small steps around the best in the end.
+"""The search itself: seeds, a path of small steps, an optuna sampler, and finally small steps around the best.
 
-Candidates that are trained to the end: the best ones of a race of short trainings.
+Also selects the candidates that are fully trained: the best ones of a race of short trainings.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from compiler.searching.study import Study
 _BATCH = 8  # candidates that a sampler proposes before the next ones learn from them
 _COSTED = 16  # candidates whose kernels are measured together
 _UNIFORM = (0.25, 0.5, 0.75)
-_STEPS = 5  # of the path to the budget
-_SHARE_OF_PATH = 0.4  # of the trials
+_STEPS = 5  # steps of the path to the budget
+_SHARE_OF_PATH = 0.4  # fraction of the trials
 _SHARE_OF_LAST_STEPS = 0.3
 _SHARE_OF_DEPTHS = 0.5
-_MOST_LAYERS = 8  # that are left out alone, to begin with
-_MOST_STEPS = 48  # from one candidate
+_MOST_LAYERS = 8  # layers that are initially left out one at a time
+_MOST_STEPS = 48  # steps from one candidate
 
 
 class Net(Protocol):
-    """Net that is searched."""
+    """The net that is searched."""
 
     @property
     def knobs(self) -> list[Knob]:
@@ -59,10 +59,10 @@ class Net(Protocol):
 
 @dataclass
 class Explorer:
-    """Evaluates configs, each once, and keeps them in the study.
+    """Evaluates configs, each once, and stores them in the study.
 
     Attributes:
-        main: the name of the budget's limit that the front is drawn over.
+        main: the name of the budget's limit that is one axis of the front.
     """
 
     net: Net
@@ -85,14 +85,14 @@ class Explorer:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """All so far."""
+        """All candidates so far."""
         return list(self._known.values())
 
     def run(self) -> list[Candidate]:
-        """All candidates in the end.
+        """Run the search and return all candidates.
 
         Raises:
-            OptionError: `evaluate` fails, or the smallest net there is does not meet the budget.
+            OptionError: `evaluate` fails, or even the smallest net does not meet the budget.
         """
         self.report("measure the net as it is, and the smallest one")
         self._check_reachable()
@@ -109,17 +109,17 @@ class Explorer:
         return round(_SHARE_OF_LAST_STEPS * self.options.trials)
 
     def costs_of(self, configs: Sequence[Config]) -> list[Costs]:
-        """Costs alone, each config once."""
+        """Only the costs, each config once."""
         new = {key_of(config): config for config in configs if key_of(config) not in self._costs}
         keys = list(new)
-        for start in range(0, len(keys), _COSTED):  # a space of large nets holds few of them at a time
+        for start in range(0, len(keys), _COSTED):  # large nets: only a few fit in memory at a time
             part = keys[start : start + _COSTED]
             found = self.costs.costs([self.net.model(new[key]) for key in part])
             self._costs |= dict(zip(part, found, strict=True))
         return [self._costs[key_of(config)] for config in configs]
 
     def evaluate(self, configs: Sequence[Config]) -> list[Candidate]:
-        """Costs and scores; what is known is not computed again, and what is new is in the study before the next."""
+        """Costs and scores; known ones are not computed again, and new ones are stored in the study one by one."""
         costs = self.costs_of(configs)
         found = []
         for config, each in zip(configs, costs, strict=True):
@@ -131,7 +131,7 @@ class Explorer:
         return found
 
     def looked_up(self, configs: Sequence[Config]) -> list[Candidate]:
-        """Like `evaluate`, of configs that are no trials of the search."""
+        """Like `evaluate`, for configs that are not trials of the search."""
         costs = self.costs_of(configs)
         return [
             self._known.get(key_of(config)) or self._scored(config, each)
@@ -149,7 +149,7 @@ class Explorer:
         return Candidate(dict(config), value, costs, excess(costs, self.budget))
 
     def _check_reachable(self) -> None:
-        """Raises OptionError where even the smallest nets are beyond the budget."""
+        """Raise OptionError if even the smallest nets exceed the budget."""
         smallests = _smallest_nets(self.net.knobs)
         costs = self.costs_of(smallests)
         if min(excess(each, self.budget) for each in costs) > 0:
@@ -157,8 +157,8 @@ class Explorer:
             raise unreachable(nearest, self.budget)
 
     def _evenly_pruned(self) -> None:
-        """With each precision and form, the largest evenly pruned net within the budget; and the largest ones of those
-        without one of the residual layers, and without all: a wide shallow net often beats a narrow deep one."""
+        """For each precision and form, the largest evenly pruned net within the budget; and the largest ones without
+        one of the residual layers, and without all: a wide shallow net often beats a narrow deep one."""
         knobs = self.net.knobs
         levels = max((len(knob.options) for knob in knobs), default=1)
         for alternative in _smallest_nets(knobs):
@@ -174,7 +174,8 @@ class Explorer:
                         break
 
     def _path(self) -> None:
-        """From the whole net to the budget in steps, each by the knob that costs the least score (NetAdapt, Yang et al.
+        """From the full net to the budget in steps, each with the knob that loses the least score (NetAdapt, Yang et
+        al.
         2018): the knob's largest option that saves the step's share, or its smallest."""
         knobs = [knob for knob in self.net.knobs if len(knob.options) > 1]
         config = largest(knobs)
@@ -193,12 +194,12 @@ class Explorer:
             at = min(better, key=lambda each: self._price(at, each, step))
 
     def _price(self, before: Candidate, after: Candidate, step: float) -> tuple[float, float]:
-        """The score that a step costs, per what it saves where it saves less than a whole one."""
+        """The score lost by a step, relative to its savings if these are less than a full step."""
         saved = min((before.costs[self.main] - after.costs[self.main]) / step, 1.0)
         return (before.score - after.score) / saved, after.costs[self.main]
 
     def _smaller(self, knob: Knob, config: Config, step: float) -> dict[str, Option] | None:
-        """The knob's largest option below the present one that saves `step`; else its smallest; None without one."""
+        """The knob's largest option below the current one that saves `step`; else its smallest; None without one."""
         index = knob.options.index(config[knob.name])
         options = (
             knob.options[:index] if knob.is_ordered else [each for each in knob.options if each != config[knob.name]]
@@ -207,7 +208,7 @@ class Explorer:
             return None
         at = self.costs_of([config])[0][self.main]
         ordered = list(reversed(options))
-        low, high = 0, len(ordered) - 1  # smaller options save more: the first that saves enough
+        low, high = 0, len(ordered) - 1  # smaller options save more: find the first that saves enough
         while low < high:
             middle = (low + high) // 2
             saved = at - self.costs_of([{**config, knob.name: ordered[middle]}])[0][self.main]
@@ -219,17 +220,17 @@ class Explorer:
             asked = self.study.proposals(min(_BATCH, until - len(self._known)))
             try:
                 before = len(self._known)
-                self.costs_of([config for _, config in asked])  # kernels of all are measured together
+                self.costs_of([config for _, config in asked])  # measures the kernels of all together
                 for trial, config in asked:
                     self._finish(trial, config)
             finally:
                 for trial, _ in asked:
                     self.study.fail(trial)
             if len(self._known) == before and not self.evaluate(self._unknown_neighbours()[:1]):
-                return  # the space holds no more
+                return  # the space is exhausted
 
     def _finish(self, trial: Any, config: dict[str, Option]) -> None:
-        """Store a sampler's trial; what is known already is not computed again."""
+        """Store a sampler's trial; known results are not computed again."""
         key = key_of(config)
         known = self._known.get(key)
         costs = self.costs_of([config])[0]
@@ -240,7 +241,8 @@ class Explorer:
 
     def _refine(self) -> None:
         """Small steps from the best candidates within the budget, until none is better or the trials are used up: one
-        knob larger, or one larger for another that is smaller."""
+        knob
+        larger, or one larger and another smaller."""
         tried: set[Key] = set()
         while len(self._known) < self.options.trials:
             starts = [each for each in feasible(self.candidates) if key_of(each.config) not in tried]
@@ -255,12 +257,12 @@ class Explorer:
             self.evaluate(fits[: self.options.trials - len(self._known)])
 
     def _complete(self) -> None:
-        """Take steps from the closest candidate where no candidate within the budget is left to begin from."""
+        """Take steps from the closest candidate if there is none within the budget to start from."""
         while len(self._known) < self.options.trials and (near := self._unknown_neighbours()):
             self.evaluate(near[: min(_BATCH, self.options.trials - len(self._known))])
 
     def _unknown_neighbours(self) -> list[dict[str, Option]]:
-        """Neighbours of the best candidates, best first: those within the budget first."""
+        """Untried neighbors of the best candidates, best first: those within the budget first."""
         ranked = sorted(self.candidates, key=lambda each: (max(each.excess, 0.0), -each.score))
         seen: dict[Key, dict[str, Option]] = {}
         for candidate in ranked[:4]:
@@ -287,7 +289,7 @@ def _same(candidate: Candidate) -> Candidate:
 
 
 def _smallest_nets(knobs: Sequence[Knob]) -> list[dict[str, Option]]:
-    """The smallest structure with each precision, and with each form of choices, for all layers alike."""
+    """The smallest structure with each precision, and with each form of choices, the same for all layers."""
     found = []
     for index in range(max((len(knob.options) for knob in knobs if not knob.is_ordered), default=1)):
         config = smallest(knobs)
@@ -299,7 +301,7 @@ def _smallest_nets(knobs: Sequence[Knob]) -> list[dict[str, Option]]:
 
 
 def _depths(knobs: Sequence[Knob]) -> list[dict[str, Option]]:
-    """Residual layers left out: none, each of the first ones alone, and all."""
+    """Residual layers left out: none, each of the first ones separately, and all."""
     layers = [knob.name for knob in knobs if knob.kind == "layer"]
     alone: list[dict[str, Option]] = [{name: False} for name in layers[:_MOST_LAYERS]]
     every: dict[str, Option] = dict.fromkeys(layers, False)
@@ -307,7 +309,7 @@ def _depths(knobs: Sequence[Knob]) -> list[dict[str, Option]]:
 
 
 def unreachable(nearest: Costs, budget: Mapping[str, float]) -> OptionError:
-    """The error of a budget that nothing meets."""
+    """The error for a budget that no net meets."""
     close = ", ".join(f"{nearest[name]:.4g} {name} of {limit:g}" for name, limit in budget.items())
     return OptionError(
         f"no net of the space meets the budget; the closest takes {close}",
@@ -316,7 +318,7 @@ def unreachable(nearest: Costs, budget: Mapping[str, float]) -> OptionError:
 
 
 def check_choices(knobs: Sequence[Any]) -> None:
-    """Raises OptionError where there is nothing to decide."""
+    """Raise OptionError if there is nothing to decide."""
     if not knobs:
         raise OptionError(
             "the space has no choice: no channels, heads, residual layer, filter or block of the net can change",
@@ -324,22 +326,22 @@ def check_choices(knobs: Sequence[Any]) -> None:
         )
 
 
-_CONTENDERS = 3  # to each finalist
+_CONTENDERS = 3  # per finalist
 _SHARE_OF_TRAINING = 4  # a contender's training is this many times shorter than a finalist's
 
 Chosen = tuple[Candidate, Finished]
 
 
 class Finalists:
-    """Picks and finishes candidates of a search that has ended.
+    """Selects and finishes candidates at the end of a search.
 
-    Scores with shared weights say little of those after training, least of all between nets of different depth. So
-    the best candidates of each selection of layers and forms, and the best evenly pruned one, are trained for a short
-    time first; those that are best then are trained to the end. Without `batches` there are no short trainings: the
-    best by their score, and the best evenly pruned one, are finished.
+    Scores with shared weights do not predict those after training well, least of all between nets of different depth.
+    So the best candidates of each selection of layers and forms, and the best evenly pruned one, are first trained for
+    a short time; the best ones after that are fully trained. Without `batches` there are no short trainings: the
+    candidates with the best scores, and the best evenly pruned one, are finished.
 
     Args:
-        fits: true if a candidate meets the budget when its module is run as a whole.
+        fits: returns True if a candidate's whole module meets the budget.
     """
 
     def __init__(
@@ -355,8 +357,8 @@ class Finalists:
 
         Raises:
             OptionError: none is within the budget.
-            AccuracyError: quantizing loses more than it may, in all of them.
-            UserError: of training and compiling.
+            AccuracyError: quantization loses more than allowed, in all of them.
+            UserError: training or compiling failed.
         """
         ranked = feasible(self._explorer.candidates)
         even = self._explorer.evenly_pruned[:1]
@@ -381,7 +383,7 @@ class Finalists:
         return [candidate for candidate, _ in sorted(found, key=lambda each: -each[1].score)]
 
     def _finished(self, candidates: Iterable[Candidate], count: int, epochs: int | None, what: str) -> list[Chosen]:
-        """The first `count` of the candidates that can be finished within the budget."""
+        """The first `count` candidates that can be finished within the budget."""
         found: list[Chosen] = []
         for candidate in candidates:
             if len(found) == count:
@@ -402,7 +404,7 @@ class Finalists:
         return found
 
     def _is_within(self, candidate: Candidate) -> bool:
-        """True if it fits, asked once: times vary."""
+        """True if it fits; queried once, since times vary."""
         key = key_of(candidate.config)
         if key not in self._known:
             self._known[key] = self._fits(candidate)

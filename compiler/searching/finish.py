@@ -1,5 +1,4 @@
-"""Makes a module from a config: its weights are finetuned and distilled, its layers quantized, it is verified and
-compiled."""
+"""Makes a module from a config: fine-tunes and distills its weights, quantizes its layers, verifies and compiles it."""
 
 from __future__ import annotations
 
@@ -31,19 +30,19 @@ if TYPE_CHECKING:
     from compiler.searching.supernet import SubNetwork
     from compiler.searching.torch_net import TorchNet
 
-_LOST_BY_QUANTIZING = 0.05  # of the score, where the caller gives no limit
+_LOST_BY_QUANTIZING = 0.05  # fraction of the score, if the caller sets no limit
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A candidate as it is deployed.
+    """A candidate in its deployed form.
 
     Attributes:
-        config: as it was searched.
+        config: its config from the search.
         model: the compiled model.
-        module: for the target; verified.
-        score: score of the model on this machine, where `evaluate` was given its runs.
-        costs: by the names of the budget.
+        module: the verified module for the target.
+        score: score of the model by `evaluate` on this machine.
+        costs: costs by the names of the budget.
         steps: descriptions of the steps, in order.
         seconds: duration of training and quantizing.
     """
@@ -62,8 +61,8 @@ class Finisher:
     """Finishes candidates of one search.
 
     Args:
-        job: of the net as it came; `job.evaluate` scores modules that this machine runs.
-        teacher: the net as it came, which distillation learns from; None for models that are not of torch.
+        job: job of the original net; `job.evaluate` scores modules that this machine can run.
+        teacher: the original net, the teacher of distillation; None for models from other sources than torch.
         kept: weights of candidates that were trained before.
     """
 
@@ -80,12 +79,12 @@ class Finisher:
         """Train, quantize, verify and compile a candidate.
 
         Args:
-            epochs: epochs of distilling it, without `train`, to compare it with others; None: it is finished.
+            epochs: epochs of distillation, without `train`, to compare it with others; None: full training.
 
         Raises:
-            AccuracyError: quantizing loses more than it may.
-            VerificationError: the module does not give what the model gives.
-            UserError: of training and compiling.
+            AccuracyError: quantization loses more than allowed.
+            VerificationError: the module's results differ from the model's.
+            UserError: training or compiling failed.
         """
         begun = time.perf_counter()
         steps: list[str] = []
@@ -115,11 +114,11 @@ class Finisher:
         )
 
     def trained(self, config: Config) -> ImportedModel:
-        """A candidate as it is before its layers are rounded: trained as a finalist is."""
+        """A candidate before quantization, trained like a finalist."""
         return self._trained(config, None, [])
 
     def score(self, model: ImportedModel, module: Module) -> float:
-        """Score of a model: of its module where this machine runs it, else of one that is compiled for this machine."""
+        """Score of a model: of its module if this machine can run it, otherwise of one compiled for this machine."""
         assert self.job.evaluate is not None
         if not self.costs.target.fits_this_machine() or self.costs.target.device:
             module = compile_model(model, "host", threads=self.job.threads, progress=None)
@@ -170,7 +169,7 @@ class Finisher:
         return canonical(work.compressed(), self.job.target)
 
     def _by_recipe(self, model: ImportedModel, steps: list[str]) -> ImportedModel:
-        """After the recipe; a candidate in which no step finds anything stays as it is."""
+        """The model after the recipe; unchanged if no step finds anything."""
         try:
             done = compress(model, self.options.recipe, **self._common())
         except NothingGainedError as error:
@@ -192,7 +191,7 @@ class Finisher:
             self.report(f"quantize {len(chosen)} layer(s) to {precision}")
             here = [layer.name for layer in find_layers(model.mod, nodes=model.nodes).layers]
             decide = {name: INTEGER if name in chosen else FLOAT for name in here}
-            # The target's integers, in a module that this machine runs.
+            # The target's integer scheme, in a module that this machine can run.
             own: dict[str, Any] = (
                 {"activations": scheme_for(self.costs.target).activations} if precision == "int8" else {}
             )

@@ -11,10 +11,10 @@ from compiler.searching.layer_table import Costs
 
 @dataclass(frozen=True)
 class Candidate:
-    """A config with what it scores before it is finetuned, and what it costs.
+    """A config with its score before fine-tuning, and its costs.
 
     Attributes:
-        excess: by what share the worst of its costs is beyond the budget; 0 and below within it.
+        excess: the largest fraction by which one of its costs exceeds the budget; 0 or less within it.
     """
 
     config: dict[str, Option]
@@ -24,13 +24,13 @@ class Candidate:
 
 
 def feasible(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates within the budget, the best first; of equal scores the cheapest."""
+    """Candidates within the budget, the best first; ties are ordered by cost."""
     fits = [each for each in candidates if each.excess <= 0]
     return sorted(fits, key=lambda each: (-each.score, each.excess))
 
 
 def pareto(candidates: Sequence[Candidate], cost: str) -> list[Candidate]:
-    """Pareto front of score and the cost of that name, the cheapest first."""
+    """Pareto front of the score and the named cost, the cheapest first."""
     front: list[Candidate] = []
     for each in sorted(candidates, key=lambda each: (each.costs[cost], -each.score)):
         if not front or each.score > front[-1].score:

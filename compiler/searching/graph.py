@@ -1,4 +1,4 @@
-"""A net as a graph whose groups of channels, heads and residual layers may go: what a config makes of it."""
+"""A net as a graph with removable groups of channels, heads and residual layers: applies configs to it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class SearchGraph:
     """A graph with its prunable groups.
 
     Attributes:
-        model: as imported; canonical where it is to be quantized.
+        model: the imported model; in canonical form if it will be quantized.
         found: dependencies between units.
         cells: groups of units that share a knob, by the name of their first weight.
-        order: the units of each cell, those that matter least first.
+        order: the units of each cell, the least important first.
     """
 
     model: ImportedModel
@@ -51,11 +51,12 @@ class SearchGraph:
 
     @classmethod
     def of(cls, model: ImportedModel, usable: Collection[int] | None = None) -> SearchGraph:
-        """Search graph of an imported model.
+        """Create the search graph of an imported model.
 
         Args:
-            usable: places, in the graph's order, of the producers whose weights may lose units, given or read; all when
-                None.
+            usable: indices, in the graph's order, of the producers whose weights may lose units, as output or input;
+            None:
+                all.
         """
         found = find_dependencies(model.mod, weight_names(model))
         untraced = () if usable is None else (each for index, each in enumerate(found.producers) if index not in usable)
@@ -71,7 +72,7 @@ class SearchGraph:
         return graph
 
     def reorder(self, known: dict[tuple[str, int], Array]) -> None:
-        """Let groups that `known` has, by name and size, lose their units in its order; the others are added to it."""
+        """Remove units of groups in `known` (by name and size) in its order; other groups' orders are added."""
         for name, cell in self.cells.items():
             ascending = np.argsort(cell.units)
             indices = ascending[np.searchsorted(cell.units, self.order[name], sorter=ascending)]
@@ -87,7 +88,7 @@ class SearchGraph:
         """Knobs of the structure: channels, heads, layers and filters.
 
         Args:
-            lanes: number of channels that the target computes at once: more than that are kept in multiples of it.
+            lanes: number of channels that the target computes at once: larger counts are kept in multiples of it.
         """
         found = []
         inner = self._inner_cells()
@@ -106,7 +107,7 @@ class SearchGraph:
         return [knob for knob in found if len(knob.options) > 1 and not _is_kept(knob.name, space.keep)]
 
     def _inner_cells(self) -> set[str]:
-        """Cells whose weights all are of residual layers' own, and whose channels do not reach the sum."""
+        """Cells whose weights are all inside residual layers, and whose channels do not reach the sum."""
         weights = {weight for layer in self._layers.values() for weight in layer.weights}
         inner = set()
         for name, cell in self.cells.items():
@@ -139,19 +140,20 @@ class SearchGraph:
         return gone
 
     def dropped(self, config: Config) -> list[str]:
-        """The residual layers that are left out."""
+        """The residual layers that are removed."""
         return [name for name in self._layers if config.get(f"layer {name}") is False]
 
     def realized(self, config: Config) -> ImportedModel:
-        """The model with what the config leaves of it, in float."""
+        """The float model reduced according to the config."""
         return reduced(self.model, self.found, self.removed(config), config)
 
 
 def reduced(model: ImportedModel, found: Dependencies, removed: Array, config: Config) -> ImportedModel:
-    """A model without the units that `removed` marks, the residual layers that the config drops, and with its filters.
+    """A model without the units marked in `removed` and the residual layers that the config drops, with its filter
+    sizes.
 
     Args:
-        found: of `model`.
+        found: dependencies of `model`.
     """
     model = replace(model, mod=shrink(found, removed))
     if dropped := {name.removeprefix("layer ") for name, kept in config.items() if kept is False}:
@@ -162,7 +164,7 @@ def reduced(model: ImportedModel, found: Dependencies, removed: Array, config: C
 
 
 def _squares(found: Dependencies) -> dict[GenericConst, Array]:
-    """Importance of the weights of matmuls, element by element."""
+    """Importance of the weights of matmuls and convolutions, element by element."""
     return {
         each.constant: array_of(each.constant).astype(np.float64) ** 2
         for each in found.producers
@@ -202,7 +204,7 @@ def _can_crop(layer: Layer, size: int) -> bool:
 
 
 def with_kernels(model: ImportedModel, sizes: Mapping[str, int]) -> ImportedModel:
-    """The model with the filters of these layers cut to the given sizes around their centres."""
+    """The model with the filters of these layers cropped to the given sizes around their centers."""
     layers = {layer.variable: layer for layer in find_layers(model.mod, nodes=model.nodes).layers}
 
     def edit(variable: Var, call: Call, emit: Emit) -> Expr | None:
@@ -237,7 +239,7 @@ def _cropped(layer: Layer, size: int) -> Expr:
 
 
 def with_resolution(model: ImportedModel, name: str, shape: Sequence[int]) -> ImportedModel:
-    """The model behind a bilinear scaling of an image, which it then takes in the size `shape` (N, C, H, W)."""
+    """The model after a bilinear scaling of an image, whose input then has the size `shape` (N, C, H, W)."""
     position = next(index for index, spec in enumerate(model.inputs) if spec.name == name)
     main = model.mod["main"]
     inner = main.params[position]
@@ -264,10 +266,10 @@ def with_resolution(model: ImportedModel, name: str, shape: Sequence[int]) -> Im
 
 
 class GraphNet:
-    """The model and its space.
+    """A model and its space.
 
     Args:
-        job: of the model as it came.
+        job: job of the original model.
     """
 
     def __init__(self, job: Job, space: Space, precisions: Precisions) -> None:
@@ -277,15 +279,15 @@ class GraphNet:
         self.knobs: list[Knob] = [*self.graph.knobs(space, lanes), *precisions.knobs(job.model, space, space.keep)]
 
     def model(self, config: Config) -> ImportedModel:
-        """A candidate, as it is compiled."""
+        """A candidate in the form that is compiled."""
         return self.precisions.applied(self.graph.realized(config), config)
 
     def floats(self, config: Config) -> ImportedModel:
-        """A candidate before its layers are rounded."""
+        """A candidate before quantization."""
         return self.graph.realized(config)
 
     def score(self, config: Config) -> float:
-        """Score of the candidate by `evaluate`. Raises OptionError where it fails."""
+        """Score of the candidate by `evaluate`. Raises OptionError if it fails."""
         evaluate = self.job.evaluate
         assert evaluate is not None
         model = self.floats(config) if self.precisions.scheme.integer_only else self.model(config)
@@ -294,7 +296,7 @@ class GraphNet:
 
 
 def calibrated(job: Job, precisions: Precisions) -> Precisions:
-    """The same with the ranges of activations on the calibration."""
+    """A copy with the ranges of activations on the calibration."""
     session = Session(job.model, job.samples, precisions.scheme, "mse", (), job.compile, job.report)
     numbers = session.numbers(session.place())
     ranges = {str(site.name): affine for site, affine in numbers.activations.items()}

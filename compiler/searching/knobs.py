@@ -17,10 +17,10 @@ class Knob:
     """One decision.
 
     Attributes:
-        name: the kind and what it is about, "channels features.3".
+        name: its kind and object, "channels features.3".
         kind: "channels", "heads", "expansion", "layer", "kernel", "resolution", "precision" or "choice".
-        options: the smallest first; the last one leaves the net as it is. Of "precision" and "choice" they are
-            alternatives in the order given.
+        options: in ascending order; the last one is the original net's. For "precision" and "choice" they are
+            alternatives in the given order.
     """
 
     name: str
@@ -34,22 +34,22 @@ class Knob:
 
 
 def largest(knobs: Sequence[Knob]) -> dict[str, Option]:
-    """The net as it is."""
+    """The original net."""
     return {knob.name: knob.options[-1] for knob in knobs}
 
 
 def smallest(knobs: Sequence[Knob]) -> dict[str, Option]:
-    """The smallest net; alternatives are the first of their lists."""
+    """The smallest net; the first option for alternatives."""
     return {knob.name: knob.options[0] for knob in knobs}
 
 
 def sampled(knobs: Sequence[Knob], random: Random) -> dict[str, Option]:
-    """Each option with equal probability."""
+    """Random options, all with equal probability."""
     return {knob.name: random.choice(knob.options) for knob in knobs}
 
 
 def uniform(knobs: Sequence[Knob], share: float) -> dict[str, Option]:
-    """All groups of channels and heads at about the same share of their options, the rest as it is."""
+    """All groups of channels and heads at about the same fraction of their options, the rest unchanged."""
     return {
         knob.name: knob.options[round(share * (len(knob.options) - 1))] if knob.kind in _WIDTHS else knob.options[-1]
         for knob in knobs
@@ -57,7 +57,7 @@ def uniform(knobs: Sequence[Knob], share: float) -> dict[str, Option]:
 
 
 def neighbours(knobs: Sequence[Knob], config: Config) -> list[dict[str, Option]]:
-    """All configs that differ in one knob: by one step of an ordered one, in any way of another."""
+    """All configs that differ in one knob: by one step for an ordered one, to any other option for others."""
     found: list[dict[str, Option]] = []
     for knob in knobs:
         position = knob.options.index(config[knob.name])
@@ -71,7 +71,7 @@ def neighbours(knobs: Sequence[Knob], config: Config) -> list[dict[str, Option]]
 
 
 def exchanges(knobs: Sequence[Knob], config: Config) -> list[dict[str, Option]]:
-    """The configs with one knob larger, or in another way; then those with another one smaller for it."""
+    """The configs with one knob larger, or another alternative; then those with another knob smaller in exchange."""
     larger = [each for each in neighbours(knobs, config) if _rises(knobs, config, each)]
     found = list(larger)
     for raised in larger:
@@ -90,15 +90,15 @@ def _rises(knobs: Sequence[Knob], before: Config, after: Config) -> bool:
 
 
 def is_form(name: str) -> bool:
-    """True if the knob of this name decides which layers there are: of residual layers and of `choice` blocks."""
+    """True if the knob with this name decides which layers there are: of residual layers and `choice` blocks."""
     return name.startswith(("layer ", "choice "))
 
 
 def key_of(config: Config) -> Key:
-    """Equal for equal configs."""
+    """A key that is equal for equal configs."""
     return tuple(sorted(config.items()))
 
 
 def steps_away(knobs: Sequence[Knob], config: Config) -> dict[str, Option]:
-    """The decisions that leave the net other than it is."""
+    """The decisions that differ from the original net."""
     return {knob.name: config[knob.name] for knob in knobs if config[knob.name] != knob.options[-1]}

@@ -1,6 +1,6 @@
-"""Time of each kernel on the target, measured or computed once; a candidate's time is the sum over its kernels.
+"""Table of kernel times on the target, each measured or computed once; a candidate's time is the sum over its kernels.
 
-Cost of a candidate: time from the table of layers, sizes from the planner, cycles from the accelerator's
+Costs of a candidate: time from this table, sizes from the memory planner, cycles from the accelerator's
 compiler.
 """
 
@@ -31,13 +31,13 @@ from schedules.ir.tir import PrimFunc, structural_hash, structural_map, tirx
 
 
 class WholeRun(BaseModel):
-    """A module whose kernels the table knows, and what it takes as a whole.
+    """A module whose kernels are in the table, and the measurement of the whole module.
 
     Attributes:
-        kernels: seconds of its kernels by the table when it was measured; None where it filled the table itself.
+        kernels: seconds of its kernels by the table when it was measured; None if it filled the table itself.
         own: seconds of its kernels in that run.
         seconds: seconds per run.
-        calls: of kernels in a run.
+        calls: number of kernel calls per run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,7 +58,7 @@ class _Contents(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """A module that was measured as a whole: seconds of a run, and of its kernels in it."""
+    """A module measured as a whole: seconds per run, and of its kernels in it."""
 
     lowered: LoweredModel
     seconds: float
@@ -67,40 +67,40 @@ class Run:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a call of kernels, by their keys, and the run that they were measured in."""
+    """Seconds per call of kernels, by key, and the run in which they were measured."""
 
     kernels: Mapping[str, float]
     run: Run | None = None
 
 
 class KernelTimes(Protocol):
-    """The measure of a target."""
+    """The source of kernel times of a target."""
 
     @property
     def name(self) -> str:
-        """Name of the measure; the numbers of two measures do not mix."""
+        """Name of the measure; numbers of different measures must not be mixed."""
 
     def some(self, candidates: Sequence[LoweredModel], wanted: AbstractSet[str]) -> Measured:
-        """Measure some of the kernels in `wanted`, one at least: what is found is stored before others are measured.
+        """Measure some of the kernels in `wanted`, at least one: the results are stored before others are measured.
 
         Args:
-            candidates: which call them.
+            candidates: models that call them.
         """
 
     def whole(self, lowered: LoweredModel) -> Measured:
-        """Measure a module as it is compiled."""
+        """Measure a module as compiled."""
 
     def close(self) -> None:
-        """End its processes; they are started again when needed."""
+        """End the worker processes; they are restarted when needed."""
 
 
 class LayerTable:
-    """Fills itself as candidates need kernels that it lacks.
+    """Fills itself when candidates need kernels that it lacks.
 
     Args:
-        measure: of the target.
-        path: where to keep it, so that a search that goes on measures nothing twice; None: in memory.
-        report: told how many kernels are to be measured.
+        measure: source of the target's kernel times.
+        path: where to store it, so that a resumed search measures nothing twice; None: in memory.
+        report: called with the number of kernels to be measured.
     """
 
     def __init__(
@@ -122,13 +122,13 @@ class LayerTable:
         return set(lowered.calls) - set(self._contents.kernels)
 
     def fill(self, candidates: Sequence[LoweredModel]) -> None:
-        """Measure what these candidates call and the table lacks. Raises UserError, as the measure does."""
+        """Measure the kernels of these candidates that the table lacks. Raises the measure's UserErrors."""
         while wanted := set().union(*(self.missing(each) for each in candidates)):
             self._report(f"measure {len(wanted)} kernel(s)")
             self._keep(self._measure.some([each for each in candidates if self.missing(each)], wanted))
 
     def whole(self, lowered: LoweredModel) -> float:
-        """Seconds of a run of the module as it is compiled; kernels that were not known are kept."""
+        """Seconds per run of the module as compiled; new kernels are added to the table."""
         found = self._measure.whole(lowered)
         self._keep(found)
         assert found.run is not None
@@ -145,12 +145,12 @@ class LayerTable:
             write_json(self._path, contents.model_dump())
 
     def seconds(self, lowered: LoweredModel) -> float:
-        """Seconds of a run whose kernels are all known."""
+        """Seconds per run of a model whose kernels are all known."""
         return self._sum(lowered) + self._per_call * lowered.count
 
     @property
     def _per_call(self) -> float:
-        """Seconds of a run beyond its kernels, for each call: the median of the modules that were run whole."""
+        """Overhead of a run per kernel call, in seconds: the median over modules that were run as a whole."""
         found = [(each.seconds - each.own) / each.calls for each in self._contents.whole if each.calls]
         return median(found) if found else 0.0
 
@@ -168,8 +168,7 @@ class LayerTable:
         return self._measure.name
 
     def errors(self) -> list[float]:
-        """Relative errors |table - run| / run of the modules that were measured whole after all of their kernels were
-        known."""
+        """Relative errors |table - run| / run of modules measured as a whole after their kernels were known."""
         return [
             abs(each.kernels + self._per_call * each.calls - each.seconds) / each.seconds
             for each in self._contents.whole
@@ -177,7 +176,7 @@ class LayerTable:
         ]
 
     def close(self) -> None:
-        """End the processes of the measure."""
+        """End the measure's processes."""
         self._measure.close()
 
 
@@ -188,7 +187,9 @@ def _read(path: Path | None, measure: str) -> _Contents:
     try:
         contents = _Contents.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise StorageError(f"{path} is no table of layers: {error}", "remove it, or name another storage=") from error
+        raise StorageError(
+            f"{path} is not a table of layers: {error}", "remove it, or name another storage="
+        ) from error
     if contents.measure != measure:
         raise StorageError(
             f"{path} holds numbers {contents.measure!r}, this search needs {measure!r}", "name another storage="
@@ -196,18 +197,18 @@ def _read(path: Path | None, measure: str) -> _Contents:
     return contents
 
 
-# The kernels that a run of a model calls, before they are scheduled: equal ones have equal keys in all candidates.
+# The kernels that a run of a model calls, before scheduling: equal ones have equal keys in all candidates.
 
 
 @dataclass(frozen=True, eq=False)
 class LoweredModel:
-    """The calls of one run.
+    """The kernel calls of one run.
 
     Attributes:
         model: the model that was lowered.
-        mod: its kernels, which are not scheduled.
-        keys: of each kernel by its name in the module.
-        calls: number of calls of each key in a run.
+        mod: its unscheduled kernels.
+        keys: key of each kernel by its name in the module.
+        calls: number of calls of each key per run.
     """
 
     model: ImportedModel
@@ -217,12 +218,12 @@ class LoweredModel:
 
     @property
     def count(self) -> int:
-        """Number of kernel calls of a run."""
+        """Number of kernel calls per run."""
         return sum(self.calls.values())
 
 
 def lower(model: ImportedModel, target: targets.Target) -> LoweredModel:
-    """Lower a model as far as its kernels. Raises UserError and InternalError of the passes."""
+    """Lower a model to kernels. Raises the passes' UserError and InternalError."""
     mod = pipeline_of(model, target, until="schedule", without=("apply-schedules", "lift-workspaces")).mod
     keys = {str(variable.name_hint): _key(function) for variable, function in kernels_of(mod)}
     calls: Counter[str] = Counter()
@@ -232,8 +233,8 @@ def lower(model: ImportedModel, target: targets.Target) -> LoweredModel:
 
 
 def _key(kernel: PrimFunc) -> str:
-    """Equal for kernels that differ in floating-point constants alone, as the scales of integers: those do not change
-    what a kernel takes."""
+    """A key that is equal for kernels that only differ in floating-point constants, like quantization scales, which do
+    not change their time."""
     function = kernel.without_attr("global_symbol")
     plain = structural_map(function, (tirx.FloatImm, _without_value))
     return f"{structural_hash(plain) & (1 << 64) - 1:016x}"
@@ -247,7 +248,7 @@ def _without_value(constant: Any) -> Any:
 def pipeline_of(
     model: ImportedModel, target: targets.Target, *, until: str | None = None, without: Collection[str] = ()
 ) -> PipelineResult:
-    """Run the passes over a model, as `compile` does without tuning records, but for those that `without` names."""
+    """Run the passes over a model, like `compile` without tuning records, except those named in `without`."""
     options = PassOptions("float32", model.checks, model.state_positions(), model.nodes)
     context = PipelineContext(target=target, machine=target.machine, options=options)
     left_out = {f"instead-of:{name}": None for name in without}
@@ -260,7 +261,7 @@ _CYCLES = frozenset({"cycles", "sram_kb"})
 
 
 class Accelerator(Protocol):
-    """Counts what a whole network takes on an accelerator."""
+    """Computes the costs of a whole network on an accelerator."""
 
     def costs(self, model: ImportedModel) -> Costs:
         """ "cycles", "sram_kb", and "ms" at the accelerator's clock."""
@@ -271,7 +272,7 @@ class CostModel:
 
     Args:
         wanted: the names to compute.
-        table: of kernels; None where an accelerator runs the whole network.
+        table: table of kernel times; None if an accelerator runs the whole network.
         accelerator: None for a processor.
 
     Raises:
@@ -288,12 +289,12 @@ class CostModel:
         self.target, self.wanted, self.table, self.accelerator = target, tuple(wanted), table, accelerator
         if _CYCLES.intersection(wanted) and accelerator is None:
             raise OptionError(
-                f"target {target.name!r} is no accelerator whose compiler counts cycles",
+                f"target {target.name!r} is not an accelerator whose compiler counts cycles",
                 "limit ms, mb or peak_mb, or name an Ethos-U",
             )
 
     def costs(self, models: Sequence[ImportedModel]) -> list[Costs]:
-        """Costs of several candidates: kernels that none of them has in common with those known are measured once."""
+        """Costs of several candidates; kernels that they share are measured only once."""
         found: list[Costs] = [{} for _ in models]
         if self.accelerator is not None:
             for costs, model in zip(found, models, strict=True):
@@ -317,13 +318,13 @@ class CostModel:
         return [table.seconds(each) for each in lowered]
 
     def close(self) -> None:
-        """End the processes that measure; what needs them starts them again."""
+        """End the measuring processes; they are restarted when needed."""
         if self.table is not None:
             self.table.close()
 
 
 def sizes_of(model: ImportedModel, target: targets.Target) -> Costs:
-    """ "mb" of parameters as the module's file holds them, and "peak_mb" of activations, as planned."""
+    """ "mb" of parameters as stored in the module's file, and "peak_mb" of activations, as planned."""
     result = pipeline_of(model, target)
     plans = result.report.memory or {}
     return {
@@ -333,26 +334,26 @@ def sizes_of(model: ImportedModel, target: targets.Target) -> Costs:
 
 
 def excess(costs: Mapping[str, float], budget: Mapping[str, float]) -> float:
-    """Largest share by which a cost exceeds its limit; 0 or less where all are met."""
+    """Largest fraction by which a cost exceeds its limit; 0 or less if all limits are met."""
     return max(costs[name] / limit - 1 for name, limit in budget.items())
 
 
-# What a whole network takes on an accelerator, by the accelerator's own compiler.
+# Costs of a whole network on an accelerator, from the accelerator's own compiler.
 
-_CHANNELS = 8  # of outputs that an Ethos-U computes at once
+_CHANNELS = 8  # output channels that an Ethos-U computes at once
 
 
 class CountedCycles:
-    """Cycles and memory of a quantized network by Vela, the Ethos-U's compiler: the same on every run."""
+    """Cycles and memory of a quantized network from Vela, the Ethos-U's compiler: the same in every run."""
 
     def __init__(self, target: targets.Target) -> None:
         self._target = target
 
     def costs(self, model: ImportedModel) -> Costs:
-        """Cycles of the accelerator and the processor, and SRAM at the peak.
+        """Cycles of the accelerator and the processor, and peak SRAM.
 
         Raises:
-            OptionError: Vela is missing, or the accelerator runs nothing of the network.
+            OptionError: Vela is missing, or no part of the network runs on the accelerator.
         """
         found = network_cost(model, self._target)
         return {"cycles": float(found.cost), "sram_kb": float(found.memory or 0) / 1024}

@@ -1,4 +1,4 @@
-"""Measures of kernel times: timed here, or computed by the target's own model."""
+"""Sources of kernel times: timed here, or computed by the target's own model."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from targets.measure import Measurer
 # Kernels timed on this machine, in the modules that call them.
 
 
-_SECONDS = 0.3  # of watching kernels, and of timing runs
+_SECONDS = 0.3  # seconds of timing kernels, and of timing runs
 
 
 class TimedHere:
     """Times whole modules on this machine, kernel by kernel: the median of many runs.
 
-    A kernel is measured where it will run, between others: alone it would find its data in other caches.
+    A kernel is measured in context, between others: in isolation it would find its data in other caches.
     """
 
     def __init__(self, target: targets.Target, threads: int | None) -> None:
@@ -47,11 +47,11 @@ class TimedHere:
         return f"timed on {self._runs_on} thread(s)"
 
     def some(self, candidates: Sequence[LoweredModel], wanted: AbstractSet[str]) -> Measured:
-        """The kernels of the candidate with most that are wanted. Raises UserError, as `whole` does."""
+        """Measure the kernels of the candidate with the most wanted ones. Raises UserError, like `whole`."""
         return self.whole(max(candidates, key=lambda each: len(wanted & set(each.calls))))
 
     def whole(self, lowered: LoweredModel) -> Measured:
-        """Raises UserError where the module cannot be built or run."""
+        """Measure a module as compiled. Raises UserError if it cannot be built or run."""
         module = compile_model(lowered.model, self._target, threads=self._threads, records=False, progress=None)
         watched = profile(module, seconds=_SECONDS, threads=self._runs_on)
         workload = prepare(module, threads=self._runs_on)
@@ -65,7 +65,7 @@ class TimedHere:
         for name, (seconds, calls) in totals.items():
             if calls and name in lowered.keys:
                 by_key.setdefault(lowered.keys[name], []).append(seconds / calls)
-        # What the profiler does not see cannot be told apart from the rest of a run.
+        # Kernels that the profiler does not see cannot be separated from the rest of a run.
         found = {key: median(by_key.get(key, [0.0])) for key in lowered.calls}
         own = sum(found[key] * count for key, count in lowered.calls.items())
         return Measured(found, Run(lowered, run, own))
@@ -74,13 +74,13 @@ class TimedHere:
         """Do nothing: modules run in this process."""
 
 
-# Costs of kernels by a target's own cost model, in worker processes: the same numbers on every run.
+# Costs of kernels from a target's own cost model, in worker processes: the same numbers in every run.
 
 _AT_ONCE = 16  # kernels that are estimated before they are stored
 
 
 class Modelled:
-    """Estimates kernels; its processes live until `close`, as each takes seconds to start."""
+    """Estimates kernels; its processes live until `close`, since each takes seconds to start."""
 
     def __init__(self, target: targets.Target, measurer: Measurer) -> None:
         self._target, self._measurer = target, measurer
@@ -92,7 +92,7 @@ class Modelled:
         return str(self._measurer.measure())
 
     def some(self, candidates: Sequence[LoweredModel], wanted: AbstractSet[str]) -> Measured:
-        """Some dozen of the kernels. Raises UserError for a kernel that the model cannot tell."""
+        """Estimate a dozen or so of the kernels. Raises UserError for a kernel that the model cannot estimate."""
         tasks: dict[str, tuple[KernelTask, Config]] = {}
         shared: dict[str, str] = {}
         for lowered in candidates:
@@ -109,9 +109,9 @@ class Modelled:
         return Measured({key: found[first] for key, first in shared.items()})
 
     def _tasks(self, lowered: LoweredModel) -> list[tuple[list[str], KernelTask, Config]]:
-        """Kernels of equal workloads, by name, which the first stands for."""
+        """Kernels grouped by equal workloads, by name; the first represents the group."""
         extracted = tasks_of(lowered.mod, self._target)
-        # What runs once, when a module is loaded, needs no cost.
+        # Kernels that only run when a module is loaded need no cost.
         called = {name: why for name, why in extracted.skipped.items() if lowered.keys.get(name) in lowered.calls}
         if called:
             name, reason = next(iter(called.items()))
@@ -119,8 +119,8 @@ class Modelled:
         return [(task.names, task.kernel, task.default) for task in extracted.tasks]
 
     def whole(self, lowered: LoweredModel) -> Measured:
-        """The sum over the kernels as `compile` schedules them in this module, each estimated anew; the table's numbers
-        are of the first module that had the kernel."""
+        """The sum over the kernels as `compile` schedules them in this module, each estimated again; the table's
+        numbers are those of the first module with the kernel."""
         mod = pipeline_of(lowered.model, self._target, until="schedule", without=("lift-workspaces",)).mod
         calls, nbytes = kernel_calls(mod), weight_bytes(mod)
         tasks: dict[str, tuple[KernelTask, Config]] = {}
@@ -133,7 +133,7 @@ class Modelled:
                 Argument(tuple(map(int, shape_of(each))), dtype_of(each), is_constant=at in calls.constants[name])
                 for at, each in enumerate(function.params)
             )
-            # Workers keep what they are told of a key, and another module's kernel of the same name is another one.
+            # Workers cache by key, and a kernel of the same name in another module is a different one.
             key = f"{AS_IT_IS}/{next(self._numbers)}/{name}"
             counts[key] = calls.counts[name]
             tasks[key] = (KernelTask(key, AS_IT_IS, tvm.ir.save_json(function), arguments, nbytes), Config())
@@ -142,7 +142,7 @@ class Modelled:
         return Measured({}, Run(lowered, seconds, seconds))
 
     def _estimated(self, tasks: Mapping[str, tuple[KernelTask, Config]]) -> dict[str, float]:
-        """Seconds of a call of each kernel, by its key."""
+        """Seconds per call of each kernel, by its key."""
         if self._pool is None:
             self._pool = EstimatingPool(self._target, self._measurer)
         for key, (task, _) in tasks.items():
@@ -165,14 +165,14 @@ class Modelled:
             self._pool = None
 
 
-# Which measure a target's kernels have: timed here, or computed by the target's own model.
+# Selects the source of a target's kernel times: timed here, or computed by the target's own model.
 
 
 def kernel_times(target: targets.Target, threads: int | None) -> KernelTimes:
-    """The measure of a target.
+    """The source of a target's kernel times.
 
     Raises:
-        OptionError: nothing knows what a kernel takes there, or the tool that does is missing.
+        OptionError: there is no source of kernel times for the target, or its tool is missing.
     """
     if target.fits_this_machine() and target.times_kernels:
         return TimedHere(target, threads)
@@ -189,6 +189,6 @@ def kernel_times(target: targets.Target, threads: int | None) -> KernelTimes:
 
 
 def _checked(found: Modelled) -> Modelled:
-    """Raise an error where the model's tool is missing."""
+    """Raise an error if the model's tool is missing."""
     _ = found.name
     return found

@@ -1,7 +1,7 @@
-"""A precision for each layer: in a candidate while it is searched, and by `quantize` in the end.
+"""A precision for each layer: applied to candidates during the search, and by `quantize` at the end.
 
-A model rounded with the same scale everywhere: its values mean nothing, and what it costs on an accelerator is what
-the calibrated one costs.
+Also quantizes a model with the same scale everywhere: its results are meaningless, but its cost on an accelerator is
+that of the calibrated one.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from compiler.searching.knobs import Config, Knob
 from compiler.searching.settings import Space
 from targets.splitting import slices_for_splits
 
-# The scheme of `quantize` behind each precision.
+# The scheme of `quantize` for each precision.
 SCHEMES = {"int8": "static-int8", "int4": "weight-int4", "bf16": "bfloat16"}
 _LAYERWISE = SchemeOptions(group=64, scales="float16", rounding="nearest")
-# Of activations whose range is not known. What a kernel takes does not depend on it, but whether it rescales does: as
-# with ranges that were measured, no two steps are equal, and the middle of a range is not 0.
+# Range of activations if unknown. Costs do not depend on the range itself, but on whether a kernel rescales: as with
+# calibrated ranges, no two steps are equal, and the center of a range is not 0.
 _STEP, _OFF_CENTRE = 1 / 32, 3
 
 
 @dataclass
 class Precisions:
-    """Rounds layers of candidates.
+    """Quantizes layers of candidates.
 
     Attributes:
-        target: whose integers they are.
-        ranges: of activations, by the names of their variables; steps of their own where none is known.
+        target: the target, which determines the integer scheme.
+        ranges: ranges of activations, by the names of their variables; unknown ones get distinct steps.
     """
 
     target: targets.Target
@@ -49,16 +49,16 @@ class Precisions:
 
     @property
     def scheme(self) -> Scheme:
-        """Representation of integers on the target."""
+        """Integer scheme of the target."""
         return scheme_for(self.target)
 
     def knobs(self, model: ImportedModel, space: Space, keep: Sequence[str] = ()) -> list[Knob]:
-        """One for each layer that has a choice. `model` is canonical."""
+        """One knob for each layer that has a choice. `model` is in canonical form."""
         options = tuple(dict.fromkeys(space.precision))
         if not options or options == ("float32",):
             return []
         if self.scheme.integer_only:
-            return []  # everything computes in 8 bits
+            return []  # everything is 8-bit
         return [
             Knob(f"precision {layer.name}", "precision", allowed)
             for layer in find_layers(model.mod, nodes=model.nodes).layers
@@ -67,8 +67,8 @@ class Precisions:
         ]
 
     def applied(self, model: ImportedModel, config: Config) -> ImportedModel:
-        """The canonical model with its layers rounded as the config says; whole where the target knows integers
-        alone."""
+        """The canonical model with its layers quantized according to the config; completely if the target only supports
+        integers."""
         wanted = precisions_in(config)
         if self.scheme.integer_only:
             return uncalibrated(model, self.target)
@@ -119,7 +119,7 @@ def _first_of(site: Var, ties: Mapping[Var, Var]) -> Var:
 
 
 def precisions_in(config: Config) -> dict[str, str]:
-    """The precision of each layer that is not in float32."""
+    """The precision of each layer that is not float32."""
     return {
         name.removeprefix("precision "): str(option)
         for name, option in config.items()
@@ -134,7 +134,7 @@ def _can_have(layer: Layer, precision: str) -> bool:
 
 
 def _with_weights(model: ImportedModel, scheme: str, names: Sequence[str]) -> ImportedModel:
-    """The layers of these names with their weights rounded by a scheme of weights alone."""
+    """The named layers with their weights rounded by a weight-only scheme."""
     rounds = make_scheme(scheme, _LAYERWISE)
     wanted = set(names)
     layers = {
@@ -157,8 +157,9 @@ _SCALE = 0.05
 
 
 def uncalibrated(model: ImportedModel, target: targets.Target) -> ImportedModel:
-    """A float model with every tensor rounded to int8 as `quantize` does for an accelerator of integers, without
-    samples: for costs alone."""
+    """A float model with every tensor quantized to int8, like `quantize` does for an integer-only accelerator, but
+    without
+    samples: only for costs."""
     context = PipelineContext(target=target, machine=target.machine, options=PassOptions(checks=model.checks))
     mod = slices_for_splits(run_pipeline(model.mod, context, until="canonicalize").mod)
     scheme = scheme_for(target)
@@ -167,7 +168,7 @@ def uncalibrated(model: ImportedModel, target: targets.Target) -> ImportedModel:
     placement = place_integer_only(mod, graph, (), scheme.operators)
     values = {binding.var: binding.value for block in mod["main"].body.blocks for binding in block.bindings}
     numbers = Numbers(
-        # Of what is never negative the least integer is 0, as after calibration: limits then cost nothing.
+        # For nonnegative values the smallest integer is 0, as after calibration: clamps then cost nothing.
         {site: Affine("int8", _SCALE, -128 if is_positive(values.get(site)) else 0) for site in placement.sites},
         {
             layer.variable: quantize_weight(layer.weight, layer.operator.filters, per_channel=scheme.per_channel)
@@ -179,7 +180,7 @@ def uncalibrated(model: ImportedModel, target: targets.Target) -> ImportedModel:
 
 
 def is_positive(value: Expr | None) -> bool:
-    """True if an operator gives no number below 0."""
+    """True if an operator's results are never negative."""
     if not isinstance(value, relax.Call) or not isinstance(value.op, Op):
         return False
     name = str(value.op.name)

@@ -1,4 +1,4 @@
-"""Result of `search`, and its report: the front, the chosen net beside the original, and what each choice cost."""
+"""Result of `search`, and its report: the front, the chosen net against the original, and the cost of each choice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from compiler.searching.settings import check_budget
 from compiler.support.accuracy import relative_drop
 from compiler.support.notebook import table_html
 
-_FAMILY = {"large": 1.0, "small": 0.0, "middle": 0.5}  # places on the front within the limit
+_FAMILY = {"large": 1.0, "small": 0.0, "middle": 0.5}  # positions on the front within the limit
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class SearchResult:
     """The outcome of a search.
 
     Attributes:
-        name: name of the model that was searched.
-        report: the front, the chosen net beside the one as it came, and what each choice cost.
+        name: name of the searched model.
+        report: the front, the chosen net compared with the original, and the cost of each choice.
         chosen: the candidate that was finished.
-        model: the chosen net, for `tensorwright.compile` or a further technique.
-        module: it compiled for the target.
-        candidates: all that were scored.
+        model: the chosen net, for `tensorwright.compile` or another technique.
+        module: the chosen net compiled for the target.
+        candidates: all scored candidates.
     """
 
     name: str
@@ -54,11 +54,11 @@ class SearchResult:
 
     @property
     def front(self) -> list[Candidate]:
-        """The candidates that no other beats in score and in the budget's first cost, the cheapest first."""
+        """The candidates that no other beats in both score and the budget's first cost, the cheapest first."""
         return pareto(self.candidates, self.report.cost)
 
     def finish(self, candidate: Candidate) -> Finished:
-        """Train, quantize, verify and compile another candidate. Raises UserError, as `search` does."""
+        """Train, quantize, verify and compile another candidate. Raises UserError, like `search`."""
         return self._finisher.finish(candidate.config)
 
     def write_family(
@@ -71,14 +71,16 @@ class SearchResult:
         """Write several sub-nets of the same shared weights as variants of one model, for a server.
 
         Args:
-            folder: as `tensorwright.write_variants` takes it.
-            budgets: of each variant, by its name; None: "small", "middle" and "large" are the cheapest net of the front
-                that loses at most `max_drop`, the dearest one, and the one halfway between, as far as they differ.
-            max_drop: the share of the original net's score that a variant may lose.
+            folder: as in `tensorwright.write_variants`.
+            budgets: budget of each variant, by its name; None: "small", "middle" and "large" are the cheapest net of
+            the
+                front that loses at most `max_drop`, the most expensive one, and the one halfway between, if they
+                differ.
+            max_drop: the fraction of the original net's score that a variant may lose.
 
         Raises:
             OptionError: a budget that no candidate meets.
-            UserError: of finishing and compiling.
+            UserError: finishing or compiling failed.
         """
         chosen = self._family(max_drop) if budgets is None else self._within(budgets)
         models = {name: self.finish(candidate).model for name, candidate in chosen.items()}
@@ -99,7 +101,7 @@ class SearchResult:
         original = self.report.original.score
         front = [each for each in self.front if original - each.score <= max_drop * abs(original)] or self.front[-1:]
         family: dict[str, Candidate] = {}
-        for name, index in _FAMILY.items():  # the largest first: of a short front some are the same net
+        for name, index in _FAMILY.items():  # the largest first: on a short front some are the same net
             candidate = front[round(index * (len(front) - 1))]
             if candidate not in family.values():
                 family[name] = candidate
@@ -124,11 +126,11 @@ class SearchResult:
         return self.report._repr_html_()
 
 
-SearchResult.__module__ = "tensorwright"  # where it is imported from: for reprs, tracebacks and pickles
+SearchResult.__module__ = "tensorwright"  # public import path, for reprs, tracebacks and pickles
 
 
 _MOST_ABLATIONS = 24
-# How a cost is called on the page.
+# Names of costs on the page.
 _UNITS = {
     "ms": "ms of a run",
     "cycles": "cycles",
@@ -148,30 +150,29 @@ class Original:
 
 @dataclass(frozen=True)
 class Spent:
-    """Time that a part of a search took: seconds, and processor time of this process and of its workers that have
-    ended."""
+    """Duration of a part of a search: seconds, and processor time of this process and of its ended workers."""
 
     seconds: float
     cpu_seconds: float
 
     @classmethod
     def so_far(cls) -> Spent:
-        """Since the process began."""
+        """Duration since the process began."""
         return cls(time.perf_counter(), sum(os.times()[:4]))
 
     def since(self, before: Spent) -> Spent:
-        """Between two moments."""
+        """Difference between two moments."""
         return Spent(self.seconds - before.seconds, self.cpu_seconds - before.cpu_seconds)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One choice of the chosen net, and what it would be without it.
+    """One choice of the chosen net, and its effect.
 
     Attributes:
-        whole: the option that leaves the net as it is.
-        score: how much score the choice costs, before finetuning: that of the net without it less the net's.
-        saved: saving of the budget's first cost; None where it was not measured.
+        whole: the original net's option.
+        score: score lost by the choice, before fine-tuning: that of the net without it minus the net's.
+        saved: saving of the budget's first cost; None if not measured.
     """
 
     name: str
@@ -187,17 +188,18 @@ class SearchReport:
 
     Attributes:
         cost: the name of the budget's first limit.
-        measure: the source of kernels' times; "" where none were needed.
-        table: number of kernels that the table of layers holds.
-        table_errors: |table - run| / run of the modules that were run whole after their kernels were known.
-        front: (cost, score) of the candidates that no other beats, before finetuning, the cheapest first.
-        points: the same of all candidates.
-        score, costs: of the chosen net, finished.
-        score_before: of the chosen net before it was finetuned and quantized.
-        steps: how it was finished.
-        training_seconds, search_seconds, finish_seconds: of the shared weights, the search (in all runs that it took),
-            and the chosen net.
-        search_cpu_seconds: processor time of the search, that of its worker processes included.
+        measure: the source of kernels' times; "" if none were needed.
+        table: number of kernels in the table.
+        table_errors: |table - run| / run of the modules that were run as a whole after their kernels were known.
+        front: (cost, score) of the candidates that no other beats, before fine-tuning, the cheapest first.
+        points: (cost, score) of all candidates.
+        score, costs: score and costs of the chosen net, finished.
+        score_before: score of the chosen net before it was fine-tuned and quantized.
+        steps: steps that finished it.
+        training_seconds, search_seconds, finish_seconds: duration of training the shared weights, of the search (over
+        all
+            of its runs), and of finishing the chosen net.
+        search_cpu_seconds: processor time of the search, including its worker processes.
     """
 
     target: str
@@ -221,7 +223,7 @@ class SearchReport:
 
     @property
     def drop(self) -> float:
-        """The share of the score that the chosen net lost against the original one."""
+        """The fraction of the score that the chosen net lost relative to the original one."""
         return relative_drop(self.original.score, self.score)
 
     @property
@@ -275,7 +277,7 @@ def _number(value: float | None) -> str:
 def make_report(
     explorer: Explorer, chosen: Candidate, finished: Finished, original: Original, training: float, searching: Spent
 ) -> SearchReport:
-    """The report of a search that has ended. Raises UserError, as scoring does."""
+    """The report of a search that has ended. Raises UserError if scoring fails."""
     cost, table = explorer.main, explorer.costs.table
 
     def points(candidates: Sequence[Candidate]) -> tuple[tuple[float, float], ...]:
@@ -304,7 +306,7 @@ def make_report(
 
 
 def _decisions(explorer: Explorer, chosen: Candidate) -> tuple[Decision, ...]:
-    """Each choice taken back alone; the first ones only where there are many."""
+    """Each choice reverted separately; only the first ones if there are many."""
     whole: Mapping[str, Option] = {knob.name: knob.options[-1] for knob in explorer.net.knobs}
     changed = list(steps_away(explorer.net.knobs, chosen.config).items())
     without = [{**chosen.config, name: whole[name]} for name, _ in changed[:_MOST_ABLATIONS]]

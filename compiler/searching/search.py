@@ -42,7 +42,7 @@ from compiler.support.progress_bar import automatic, shows_progress
 if TYPE_CHECKING:
     from compiler.searching.torch_net import TorchNet
 
-_SAMPLES = 64  # of the batches, as calibration
+_SAMPLES = 64  # samples from the batches, as calibration
 
 
 @interruptible
@@ -77,39 +77,40 @@ def search(
     """Search the sub-nets of a net, and the forms of its `choice` blocks, for the most accurate one within a budget.
 
     Args:
-        source, calibration, evaluate, target, shapes, constants, example_inputs, threads: as `tensorwright.prune`
-            takes them. The sizes of all inputs must be known.
-        budget: limits by name: "ms" (a run), "mb" (parameters), "peak_mb" (activations at the peak); of an
-            accelerator also "cycles" and "sram_kb". The front is drawn over the first.
+        source, calibration, evaluate, target, shapes, constants, example_inputs, threads: as in `tensorwright.prune`.
+        The
+            sizes of all inputs must be known.
+        budget: limits by name: "ms" (per run), "mb" (parameters), "peak_mb" (peak of activations); for an accelerator
+            also "cycles" and "sram_kb". The first is one axis of the front.
         space: what may be changed: a `Space`, a dictionary of its fields, or a YAML file.
-        train: for a `torch.nn.Module`: given a candidate in the end, finetunes it; what was removed stays away.
-        batches: for a `torch.nn.Module`: pairs (inputs, labels), gone through once an epoch. All sub-nets are then
-            trained together before the search, with shared weights, and what is chosen is distilled from the net as it
-            came.
-        task: of outputs and labels, a loss; cross-entropy when None.
-        epochs, learning_rate: of training the shared weights. The rate is a peak: each training with `batches` raises
-            it over its first three tenths, and lets it fall to almost nothing.
-        finish_epochs: how long a finalist is distilled, with the same rate; None: three times `epochs`. Small nets need
-            longer than large ones.
+        train: for a `torch.nn.Module`: a function that fine-tunes a final candidate; removed parts stay removed.
+        batches: for a `torch.nn.Module`: pairs (inputs, labels), iterated once per epoch. All sub-nets are then trained
+            together before the search, with shared weights, and the chosen one is distilled from the original net.
+        task: a loss function of outputs and labels; cross-entropy if None.
+        epochs, learning_rate: for training the shared weights. The rate is a peak: each training with `batches` raises
+            it over its first three tenths, then lowers it to almost zero.
+        finish_epochs: epochs of distilling a finalist, with the same rate; None: three times `epochs`. Small nets need
+            more than large ones.
         recipe: steps of `tensorwright.compress` between training and quantizing.
         trials: number of candidates to score.
-        sampler: what proposes them between the first and the last: "nsga2" or "tpe", of optuna.
-        storage: a file, made where it is not there, in which candidates are kept as they are found; with it a search
-            that was stopped goes on where it was. What kernels take, and shared weights, lie beside it.
-        finalists: how many candidates are finished; the best of those is chosen. With `batches` three times as many,
-            the best evenly pruned one among them, are trained for a quarter of the time first; without, those that
-            score best are finished, and the best evenly pruned one beside them.
-        max_drop: the share of the original net's score that the chosen net may lose; None: no limit.
+        sampler: proposes candidates between the first and the last phase: optuna's "nsga2" or "tpe".
+        storage: a file, created if missing, in which candidates are stored as they are found; a stopped search
+        continues
+            from it. Kernel times and shared weights are stored next to it.
+        finalists: number of candidates to finish; the best of those is chosen. With `batches`, three times as many,
+            including the best evenly pruned one, are first trained for a quarter of the time; without, the candidates
+            with the best scores and the best evenly pruned one are finished.
+        max_drop: the fraction of the original net's score that the chosen net may lose; None: no limit.
 
     Returns:
         The front, the chosen net, the compiled module, and a report.
 
     Raises:
-        OptionError: an option is at fault, `evaluate` fails, the space has no choice, or no net of it meets the budget.
+        OptionError: an option is invalid, `evaluate` fails, the space has no choice, or no net of it meets the budget.
         AccuracyError: the limit max_drop does not hold.
         MissingDependencyError: optuna is not installed.
         StorageError: `storage` cannot be used.
-        UserError: of importing, training and compiling. `reached` of an error holds the candidates so far.
+        UserError: importing, training or compiling failed. The error's `reached` has the candidates so far.
     """
     repeated = list(batches) if isinstance(batches, Iterator) else batches
     options = options_of(SearchOptions, {**locals(), "space": parse_space(space), "batches": repeated})
@@ -145,7 +146,7 @@ class _Search:
         self.costs = self._cost_model()
 
     def _complete_samples(self) -> None:
-        """Calibration from the batches where the caller gave none."""
+        """Take the calibration from the batches if the caller gave none."""
         if not self.job.samples and self.options.batches is not None and self.torch_module is not None:
             from compiler.searching.supernet import samples_of
             from compiler.searching.torch_net import seeded
@@ -177,13 +178,13 @@ class _Search:
         return GraphNet(self.job, space, self.precisions)
 
     def _check_kept(self) -> None:
-        """Raises OptionError where `keep` names what the net does not have."""
+        """Raise OptionError if `keep` has names that the net does not have."""
         names = {layer.name for layer in find_layers(self.job.model.mod, nodes=self.job.model.nodes).layers}
         names |= {knob.name.split(" ", 1)[-1] for knob in self.net.knobs}
         names |= {name for name, _ in self.torch_module.named_modules()} if self.torch_module is not None else set()
         for each in self.options.space.keep:
             if not any(name == each or name.startswith(f"{each}.") for name in names):
-                raise OptionError(f"space= keeps {each!r}, which is no layer", did_you_mean(each, sorted(names)))
+                raise OptionError(f"space= keeps {each!r}, which is not a layer", did_you_mean(each, sorted(names)))
 
     def _cost_model(self) -> CostModel:
         accelerator = accelerator_of(self.target)
@@ -198,7 +199,7 @@ class _Search:
         return None if storage is None else Path(f"{os.fspath(storage)}.{ending}")
 
     def _identity(self) -> str:
-        """Identity of the search that a storage belongs to."""
+        """Identity of the search, by which a storage is matched."""
         options = self.options
         told = [
             tvm_ffi.structural_hash(self.job.model.mod),
@@ -212,7 +213,7 @@ class _Search:
         return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
 
     def result(self) -> SearchResult:
-        """Raises as `search` does."""
+        """Run the search. Raises as `search`."""
         try:
             return self._result()
         finally:
@@ -236,7 +237,7 @@ class _Search:
         try:
             candidates = explorer.run()
         finally:
-            self.costs.close()  # the processor time of processes counts when they have ended
+            self.costs.close()  # the processor time of processes counts only once they have ended
             spent = Spent.so_far().since(begun)
             searched = Spent(*study.add_spent(spent.seconds, spent.cpu_seconds))
         finisher = Finisher(
@@ -267,11 +268,11 @@ class _Search:
         return result
 
     def _as_it_came(self) -> Any:
-        """The original net's graph, in float unless the target computes in integers alone."""
+        """The original net's graph, in float unless the target only computes in integers."""
         return self.precisions.applied(self.job.model, {})
 
     def _train_shared(self) -> float:
-        """Train the weights that sub-nets share; seconds. What an earlier run trained is read."""
+        """Train the shared weights of sub-nets, or load an earlier run's; returns the seconds."""
         if self.options.batches is None:
             return 0.0
         from compiler.searching.supernet import shared_weights
@@ -282,7 +283,7 @@ class _Search:
         return time.perf_counter() - begun
 
     def _fits_as_a_whole(self, candidate: Candidate) -> bool:
-        """True if its module as a whole is within the budget: the table is off by some per cent."""
+        """True if its whole module is within the budget: the table has an error of some per cent."""
         table = self.costs.table
         if table is None or "ms" not in self.budget:
             return True

@@ -19,7 +19,7 @@ from compiler.support.precision import precision_name
 
 SAMPLERS = ("nsga2", "tpe")
 PRECISIONS = ("float32", "bf16", "int8", "int4")
-# What a budget may limit, and how it reads.
+# Possible limits of a budget, with their descriptions.
 LIMITS = {
     "ms": "milliseconds of a run",
     "cycles": "cycles of the accelerator",
@@ -27,23 +27,24 @@ LIMITS = {
     "peak_mb": "megabytes of activations at the peak of a run",
     "sram_kb": "kibibytes of the accelerator's memory",
 }
-_TIMES_AS_LONG = 3  # finalists are trained, where the caller does not say how long
+_TIMES_AS_LONG = 3  # factor for the training of finalists, if the caller does not set its length
 _FILE_EXAMPLE = "space: {channels: [0.25, 0.5, 0.75], layers: true, precision: [int8, float32]}"
 _SPACE_EXAMPLE = "space={'channels': [0.25, 0.5, 0.75], 'layers': True, 'precision': ['int8', 'float32']}"
 
 
 class Space(BaseModel):
-    """Search space; a YAML file with the key `space` holds the same.
+    """Search space; a YAML file with the key `space` has the same fields.
 
     Attributes:
-        channels: shares of the channels that a group may keep; 1 is always among the options.
-        heads: the same for heads of attention.
-        expansion: the same for channels inside residual layers, which the sum does not see; `channels` when None.
-        layers: true if residual layers may be removed.
-        kernels: sizes that square filters may be cut to, around their centre.
-        resolution: shares of the height and width that images may be scaled to before the net sees them.
-        precision: of each layer's weights (bf16, int4) or of its product (int8); float32 is always among the options.
-        keep: names of layers, or their beginnings, that stay as they are.
+        channels: fractions of the channels that a group may keep; 1 is always among the options.
+        heads: the same for attention heads.
+        expansion: the same for channels inside residual layers, which do not reach the sum; None: `channels`.
+        layers: whether residual layers may be removed.
+        kernels: sizes that square filters may be cropped to, around their center.
+        resolution: fractions of the height and width that images may be scaled to before the net.
+        precision: precision of each layer's weights (bf16, int4) or of its matmul or convolution (int8); float32 is
+            always among the options.
+        keep: names of layers, or prefixes of names, that are not changed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
@@ -81,7 +82,7 @@ class Space(BaseModel):
 
 
 def parse_space(space: Space | Mapping[str, Any] | str | Path | None) -> Space:
-    """A space of any form that `search` takes. Raises OptionError or StorageError."""
+    """A space from any form that `search` accepts. Raises OptionError or StorageError."""
     if isinstance(space, Space):
         return space
     where, example = "space=", _SPACE_EXAMPLE
@@ -103,14 +104,16 @@ def parse_space(space: Space | Mapping[str, Any] | str | Path | None) -> Space:
 
 
 def _space_of_file(path: Path) -> Any:
-    """Search space of a file: its entry `space`, or all of it. Raises OptionError or StorageError."""
+    """Search space in a file: its entry `space`, or all of it. Raises OptionError or StorageError."""
     content = read_recipe(path)
     if not isinstance(content, Mapping):
         raise OptionError(f"{path} holds {'nothing' if content is None else type(content).__name__}", _FILE_EXAMPLE)
     if "space" not in content:
         return content
     if others := [str(name) for name in content if name != "space"]:
-        raise OptionError(f"{path} has the key {others[0]!r} beside 'space'", "options of the search are no part of it")
+        raise OptionError(
+            f"{path} has the key {others[0]!r} beside 'space'", "options of the search do not belong in it"
+        )
     if content["space"] is None:
         raise OptionError(f"{path} has an empty space", _FILE_EXAMPLE)
     return content["space"]
@@ -131,7 +134,7 @@ def check_budget(budget: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """Options of `search` but for the model; it documents the fields."""
+    """Options of `search` except the model; `search` documents the fields."""
 
     budget: Mapping[str, float]
     space: Space
@@ -149,7 +152,7 @@ class SearchOptions:
     finalists: int = 2
 
     def check(self) -> None:
-        """Raises OptionError for options that are invalid for every model."""
+        """Raise OptionError for options that are invalid for every model."""
         check_budget(self.budget)
         check_choices(self, sampler=SAMPLERS)
         for name in ("trials", "finalists", "epochs", "finish_epochs"):

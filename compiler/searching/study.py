@@ -1,4 +1,4 @@
-"""The trials in optuna's storage: what a search has found outlives it, and another run goes on from there."""
+"""The trials in optuna's storage: candidates found by a search are kept there, and another run continues from them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Study:
     """Trials of one search; a trial is a candidate.
 
     Args:
-        identity: of the net, the space, the budget and the target: a storage serves one search alone.
-        storage: a file of SQLite, made where it is not there; None keeps trials in memory.
+        identity: identity of the net, space, budget and target: a storage belongs to one search.
+        storage: an SQLite file, created if missing; None keeps trials in memory.
 
     Raises:
         MissingDependencyError: optuna is not installed.
@@ -73,20 +73,20 @@ class Study:
             ) from error
 
     def _left_over(self) -> None:
-        """End what a killed run had begun: it is proposed anew."""
+        """End trials left over by a killed run: they are proposed again."""
         state = self._optuna.trial.TrialState
         for trial in self._study.get_trials(states=(state.RUNNING,)):
             self._study.tell(trial.number, state=state.FAIL)
 
     def add_spent(self, seconds: float, cpu_seconds: float) -> tuple[float, float]:
-        """Note what a run took; what all runs of this search took so far."""
+        """Add the duration of a run; return the total over all runs of this search."""
         before = self._study.user_attrs.get("spent", (0.0, 0.0))
         total = (before[0] + seconds, before[1] + cpu_seconds)
         self._study.set_user_attr("spent", total)
         return total
 
     def finished(self) -> list[Candidate]:
-        """The candidates that are known."""
+        """The known candidates."""
         state = self._optuna.trial.TrialState
         trials = self._study.get_trials(deepcopy=False, states=(state.COMPLETE,))
         return [self._candidate(trial) for trial in trials]
@@ -97,13 +97,13 @@ class Study:
         return Candidate(config, float(trial.values[0]), costs, float(trial.user_attrs["excess"]))
 
     def record(self, config: Config, evaluate: Callable[[], Candidate]) -> Candidate:
-        """Evaluate a config as a trial; where that fails, the trial has failed and the error goes on."""
+        """Evaluate a config as a trial; if that fails, the trial is marked as failed and the error is re-raised."""
         self._study.enqueue_trial({knob.name: knob.options.index(config[knob.name]) for knob in self._knobs})
         return self.finish(self._asked(), evaluate)
 
     def proposals(self, count: int) -> list[tuple[Any, dict[str, Option]]]:
-        """(trial, config) that the sampler would try next; each trial is to be finished. The same trials before
-        give the same proposals."""
+        """(trial, config) that the sampler would try next; each trial must be finished. The same earlier trials yield
+        the same proposals."""
         found = []
         for _ in range(count):
             trial = self._asked()
@@ -111,7 +111,7 @@ class Study:
         return found
 
     def finish(self, trial: Any, evaluate: Callable[[], Candidate]) -> Candidate:
-        """Evaluate a trial and store what is found."""
+        """Evaluate a trial and store the result."""
         try:
             found = evaluate()
         except BaseException:
@@ -125,7 +125,7 @@ class Study:
         return found
 
     def fail(self, trial: Any) -> None:
-        """End a trial that has no values; nothing where it has ended."""
+        """End a trial without values; does nothing if it has already ended."""
         self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
     def _asked(self) -> Any:
@@ -141,8 +141,7 @@ class Study:
             yield
 
     def _made_sampler(self, seed: int) -> Any:
-        """One for each trial, so that what it proposes depends on the trials before alone: also in a run that goes
-        on."""
+        """A new sampler for each trial, so that its proposals only depend on earlier trials, also in a resumed run."""
         samplers = self._optuna.samplers
         with self._quiet():
             if self._sampler == "tpe":

@@ -1,7 +1,7 @@
 """Once-for-all training: the largest net, the smallest and two random ones share each batch (the sandwich rule, Yu and
 Huang 2019), and all but the largest learn from its outputs (in-place distillation).
 
-A sub-net then trains on its own, by masks; it becomes a smaller graph in the end. Weights are kept in files.
+A sub-net is then trained separately, with masks; finally it becomes a smaller graph. Weights are stored in files.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def train_shared(work: TorchNet, options: SearchOptions, report: Callable[[str],
     """Train the net's weights for all of its sub-nets.
 
     Raises:
-        InputError, OptionError: the batches are at fault, or the loss is not finite.
+        InputError, OptionError: the batches are invalid, or the loss is not finite.
     """
     random = Random(options.seed)
     knobs = [knob for knob in work.knobs if knob.kind != "precision"]
@@ -69,7 +69,7 @@ def train_shared(work: TorchNet, options: SearchOptions, report: Callable[[str],
 
 
 def _largest(work: TorchNet, config: Config, inputs: list[Any], labels: Any, options: SearchOptions) -> Any:
-    """Train the largest net by the task; its outputs, without gradients."""
+    """Train the largest net on the task; return its outputs, without gradients."""
     if labels is None:
         raise InputError("batches= has no labels", "give pairs (inputs, labels): the shared weights learn from them")
     select(work.net, config)
@@ -83,7 +83,7 @@ def _largest(work: TorchNet, config: Config, inputs: list[Any], labels: Any, opt
 
 
 class Shuffled:
-    """Batches in another order each time; what has no order of its own, as a `DataLoader`, stays as it is."""
+    """Batches in a different order each time; sources without indices, like a `DataLoader`, keep their order."""
 
     def __init__(self, batches: Sequence[Any], random: Random) -> None:
         self._batches, self._random = batches, random
@@ -96,12 +96,12 @@ class Shuffled:
 
 
 def shuffled(batches: Iterable[Any], random: Random) -> Iterable[Any]:
-    """Batches of a list in another order each epoch; a loader gives them in its own."""
+    """Batches of a list in a different order each epoch; a loader determines its own order."""
     return Shuffled(batches, random) if isinstance(batches, list | tuple) else batches
 
 
 def pairs_of(batches: Iterable[Any] | None) -> Iterator[tuple[list[Any], Any]]:
-    """(inputs, labels) of each batch. Raises InputError where there is none."""
+    """(inputs, labels) of each batch. Raises InputError if there are none."""
     count = 0
     for batch in batches or ():
         count += 1
@@ -111,13 +111,13 @@ def pairs_of(batches: Iterable[Any] | None) -> Iterator[tuple[list[Any], Any]]:
 
 
 def pair_of(batch: Any) -> tuple[list[Any], Any]:
-    """(inputs, labels) of a batch; labels are None where it has none."""
+    """(inputs, labels) of a batch; labels are None if it has none."""
     inputs, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
     return (list(inputs) if isinstance(inputs, tuple | list) else [inputs]), labels
 
 
 def shared_weights(work: TorchNet, options: SearchOptions, report: Callable[[str], None]) -> None:
-    """Train the shared weights, or read what an earlier run of the same search has trained."""
+    """Train the shared weights, or load those trained by an earlier run of the same search."""
     path = None if options.storage is None else Path(f"{os.fspath(options.storage)}.weights.safetensors")
     if path is not None and path.exists():
         read_weights(work.net, path)
@@ -128,7 +128,7 @@ def shared_weights(work: TorchNet, options: SearchOptions, report: Callable[[str
 
 
 def inputs_for_statistics(batches: Iterable[Any] | None, job: Job, most: int) -> list[list[Any]]:
-    """Inputs that batch norms of sub-nets see: of a bounded number of batches, else the calibration."""
+    """Inputs for batch norm statistics of sub-nets: of a limited number of batches, otherwise the calibration."""
     if batches is not None:
         return [inputs for inputs, _ in islice(pairs_of(batches), most)]
     names = [spec.name for spec in job.model.inputs]
@@ -149,13 +149,13 @@ def samples_of(batches: Iterable[Any], specs: Sequence[TensorSpec], most: int) -
 
 
 def write_weights(net: torch.nn.Module, path: Path) -> None:
-    """Raises StorageError. A tensor that several names share is written once for each."""
+    """Write a net's weights. A tensor with several names is written once for each. Raises StorageError."""
     contents = save({name: each.detach().cpu().clone().contiguous() for name, each in net.state_dict().items()})
     write_atomically(path, [contents])
 
 
 def read_weights(net: torch.nn.Module, path: Path) -> None:
-    """Raises StorageError: the file is damaged, or of another net."""
+    """Load a net's weights. Raises StorageError if the file is damaged, or belongs to another net."""
     like = net.state_dict()
     try:
         found = load_file(path)
@@ -167,7 +167,7 @@ def read_weights(net: torch.nn.Module, path: Path) -> None:
 
 
 def digest_of(net: torch.nn.Module) -> str:
-    """Digest of all numbers of a net, by their names."""
+    """Digest of all tensors of a net, with their names."""
     digest = hashlib.sha256()
     for name, each in sorted(net.state_dict().items()):
         digest.update(f"{name} {each.dtype} {tuple(each.shape)}".encode())
@@ -179,7 +179,7 @@ class SubNetwork(Pruned):
     """A copy of the net that computes and trains as one of its sub-nets.
 
     Attributes:
-        owner: the net that it was taken from, with the graph's skeleton.
+        owner: the net that it was derived from, with the graph's skeleton.
     """
 
     owner: TorchNet
@@ -189,7 +189,7 @@ class SubNetwork(Pruned):
 
     @classmethod
     def of(cls, owner: TorchNet, config: Config) -> SubNetwork:
-        """The sub-net of a config, with the weights that are shared."""
+        """The sub-net of a config, with the shared weights."""
         skeleton = owner.skeleton(config)
         net = copied(materialized(owner.net, config)).eval()
         tagged = skeleton.tagged
@@ -207,7 +207,7 @@ class SubNetwork(Pruned):
         return work
 
     def _compute_as_sub_net(self) -> None:
-        """Hooks that leave layers out and scale images, for whoever trains the net."""
+        """Install hooks that leave layers out and scale images, for functions that train the net."""
         sub = self.owner.sub_net(self.config)
         self._structure = silence(self.net, sub.silent)
         if sub.scale is not None:
@@ -231,7 +231,7 @@ class SubNetwork(Pruned):
         self.apply()
 
     def imported(self) -> ImportedModel:
-        """The graph of the whole net, hooks aside."""
+        """The graph of the whole net, without hooks."""
         for handle in self._structure:
             handle.remove()
         try:
@@ -240,7 +240,7 @@ class SubNetwork(Pruned):
             self._compute_as_sub_net()
 
     def compressed(self) -> ImportedModel:
-        """The smaller graph as the net now is."""
+        """The smaller graph with the net's current weights."""
         model = self.imported()
         assert self.removed is not None
         found, removed = translated(self.removed, self.found, model.mod)

@@ -1,6 +1,6 @@
 """A torch net in a search: its sub-nets share its weights, are scored by running torch, and become graphs.
 
-Torch module whose result a residual sum adds: made to give zeros, it leaves the layer out.
+Also finds the torch module whose result a residual sum adds: with zeros as its output, the layer is left out.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from compiler.searching.settings import Space
 from compiler.support.accuracy import Run
 from compiler.support.accuracy import score as score_of
 
-RECALIBRATED = 8  # batches that statistics of batch norms are of
-_REMEMBERED = 4  # sub-nets whose masks are kept
-_SHAPES = 64  # selections of choices and resolutions that are trained, where each needs a graph of its own
-_SKELETONS = 64  # graphs that are kept
+RECALIBRATED = 8  # batches for batch norm statistics
+_REMEMBERED = 4  # sub-nets whose masks are cached
+_SHAPES = 64  # trained selections of choices and resolutions, if each needs its own graph
+_SKELETONS = 64  # cached graphs
 _OF_GRAPHS = ("channels", "expansion", "heads", "layer", "kernel")
 
 
@@ -52,10 +52,10 @@ class Skeleton:
     """The graph of one selection of choices at one resolution.
 
     Attributes:
-        tagged: of a copy in which every number of every weight is another one: where parameters are in the graph.
+        tagged: graph of a copy with a different number in every element of every weight, which locates parameters.
         graph: graph of the net itself.
         modules: names of the torch modules whose outputs residual sums add, by the layer's name.
-        size: (height, width) of the images that it takes; None where they are not scaled.
+        size: (height, width) of its input images; None if they are not scaled.
     """
 
     tagged: Trained
@@ -68,7 +68,7 @@ class Skeleton:
         return carried_over(self.graph.removed(config), self.graph.found, self.tagged.found)
 
     def masks(self, config: Config) -> dict[str, Array]:
-        """Mask of each parameter, by its name: of channels, heads and filters."""
+        """Mask of each parameter, by name: of channels, heads and filters."""
         kept = unit_masks(self.tagged.found, self.removed_in_tagged(config), self.tagged.positions)
         masks = self.tagged.parameter_masks(kept)
         for name, size in config.items():
@@ -86,9 +86,9 @@ class TorchNet:
 
     Args:
         net: a copy that the search may train.
-        job: of the net as it came.
-        imports: `example_inputs` at the full resolution.
-        batches: of inputs alone, for the statistics of batch norms of sub-nets.
+        job: job of the original net.
+        imports: `example_inputs` at full resolution.
+        batches: batches of inputs only, for batch norm statistics of sub-nets.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class TorchNet:
     ) -> None:
         self.net, self.job, self.imports, self.space, self.precisions = net.eval(), job, imports, space, precisions
         self.batches = [list(each) for each in batches][:RECALIBRATED]
-        # Units go in one order, that of the weights before any training: with orders of their own, the forms of a block
-        # and a run that goes on would keep other units than those that were trained together.
+        # Units are removed in one order, by the weights before any training: with separate orders, the forms of a block
+        # and a resumed run would keep other units than those that were trained together.
         self._untrained = copied(net).eval()
         self._orders: dict[tuple[str, int], Array] = {}
         self._skeletons: dict[tuple[Any, ...], Skeleton] = {}
@@ -133,7 +133,7 @@ class TorchNet:
         return [*knobs, *inner.values()]
 
     def skeleton(self, config: Config) -> Skeleton:
-        """Skeleton of the config's choices and resolution; the latest ones are kept."""
+        """Skeleton for the config's choices and resolution; the latest ones are cached."""
         share = config.get("resolution", 1.0)
         key = (share, *(config.get(f"choice {name}", len(block) - 1) for name, block in choices_of(self.net).items()))
         found = self._skeletons.pop(key, None) or self._made(config, float(share))
@@ -157,13 +157,13 @@ class TorchNet:
 
     @property
     def _needs_graphs(self) -> bool:
-        """True if torch needs graphs to know what a config leaves of the net."""
+        """True if torch needs graphs to determine the effect of a config."""
         return any(knob.kind in _OF_GRAPHS for knob in self.knobs)
 
     def shapes(self, random: Random) -> Iterator[dict[str, Option]]:
-        """Choices and resolutions to train, without end: each form of each choice equally often.
+        """An endless sequence of choices and resolutions to train: each form of each choice equally often.
 
-        All combinations may come; where each needs a graph of its own, the first ones come again after that many.
+        All combinations may occur; if each needs its own graph, only a limited number of combinations is repeated.
         """
         outer = [knob for knob in self.knobs if knob.kind in ("choice", "resolution")]
         if not outer:
@@ -188,7 +188,7 @@ class TorchNet:
         return self._subs[key]
 
     def _is_selected(self, module: str, config: Config) -> bool:
-        """True if a module is not in a form that the config's choices leave out."""
+        """True unless a module is in a form that the config's choices leave out."""
         blocks = choices_of(self.net)
         return all(
             not module.startswith(f"{name}.")
@@ -218,7 +218,7 @@ class TorchNet:
         }
 
     def score(self, config: Config) -> float:
-        """Score of the sub-net with the shared weights by `evaluate`. Raises OptionError where it fails."""
+        """Score of the sub-net with the shared weights by `evaluate`. Raises OptionError if it fails."""
         sub = self.sub_net(config)
         select(self.net, config)
         evaluate = self.job.evaluate
@@ -244,7 +244,7 @@ class TorchNet:
         return run
 
     def model(self, config: Config) -> ImportedModel:
-        """The sub-net as a graph, with its layers in their precisions, as far as costs need it."""
+        """The sub-net as a graph, with its layers in their precisions, in the detail that costs need."""
         skeleton = self.skeleton(config)
         model = self.whole(skeleton.graph.realized(config), skeleton)
         if self.precisions.scheme.integer_only or precisions_in(config):
@@ -252,7 +252,7 @@ class TorchNet:
         return model
 
     def whole(self, model: ImportedModel, skeleton: Skeleton) -> ImportedModel:
-        """A graph of a skeleton as it takes the caller's inputs."""
+        """A skeleton's graph with the caller's inputs."""
         if skeleton.size is None:
             return model
         for spec in self.job.model.inputs:
@@ -272,7 +272,7 @@ def _is_scaled(config: Config) -> bool:
 
 
 def _centre(shape: tuple[int, ...], size: int) -> Array:
-    """True in the middle of filters."""
+    """True in the center of filters."""
     mask = np.zeros(shape, np.bool_)
     less = (shape[-1] - size) // 2
     mask[(slice(None), slice(None), *[slice(less, less + size)] * (len(shape) - 2))] = True
@@ -280,7 +280,7 @@ def _centre(shape: tuple[int, ...], size: int) -> Array:
 
 
 def _scaled_example(imports: ImportOptions, share: float) -> tuple[tuple[int, int], ImportOptions]:
-    """(height and width, the options of importing at that size). Raises OptionError where there is no image."""
+    """(height and width, the import options at that size). Raises OptionError if there is no image."""
     given: Any = imports.example_inputs
     values = list(given.values()) if isinstance(given, Mapping) else list(given or ())
     images = [each for each in values if getattr(each, "ndim", 0) == 4]
@@ -317,7 +317,7 @@ def on_threads(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let torch draw the same numbers each time, those of a loader's order among them; the caller's go on after."""
+    """Make torch draw the same random numbers each time, also for a loader's order; restores the caller's state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -328,7 +328,7 @@ def copied(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net)
 
 
-# Operators of one tensor that make zeros of zeros.
+# Operators of one tensor that map zeros to zeros.
 _OF_ZEROS = {
     "relax.reshape",
     "relax.permute_dims",
@@ -343,9 +343,9 @@ _OF_ZEROS = {
 
 
 def modules_of_layers(net: nn.Module, graph: SearchGraph, example: Mapping[str, Any] | Sequence[Any]) -> dict[str, str]:
-    """The module whose output the sum adds, by the layer's name; layers without one are left out.
+    """The module whose output the sum adds, by the layer's name; layers without one are omitted.
 
-    A module that is called twice, or that gives no tensor of as many elements, is none.
+    Modules that are called twice, or that do not return a tensor with that many elements, do not count.
     """
     if not graph.residual_layers:
         return {}
@@ -358,7 +358,7 @@ def modules_of_layers(net: nn.Module, graph: SearchGraph, example: Mapping[str, 
         added: Any = right if left.same_as(layer.passed) else left
         while added is not None:
             names = {node.name for node in tracker.of(str(added.name))}
-            # Modules come in the order in which they end: the last one gives the sum's operand.
+            # Modules are in the order in which they end: the last one returns the sum's operand.
             modules = [each for each, size in sizes.items() if each in names and size == _size(added)]
             if modules:
                 # Importing folds a batch norm into the convolution before it.
@@ -373,11 +373,11 @@ def _definitions(model: ImportedModel) -> dict[Var, Any]:
 
 
 def _before(value: Any) -> Any:
-    """The variable that an operator of zeros reads; None for any other value."""
+    """The variable read by an operator that maps zeros to zeros; None for any other value."""
     name = operator_name(value)
     if name in _OF_ZEROS and isinstance(value.args[0], relax.Var):
         return value.args[0]
-    if name == "relax.multiply":  # by a constant, as the scale of a layer
+    if name == "relax.multiply":  # by a constant, like the scale of a layer
         factors = [each for each in value.args if isinstance(each, relax.Var)]
         return factors[0] if len(factors) == 1 else None
     return None
@@ -391,17 +391,17 @@ def _size(variable: Var) -> int:
 
 
 def only_tensor(output: Any) -> torch.Tensor | None:
-    """The tensor that a module gives, alone or in a tuple, as attention without its weights does."""
+    """The tensor that a module returns, directly or in a tuple, like attention without its weights."""
     tensors = [each for each in torch.utils._pytree.tree_leaves(output) if isinstance(each, torch.Tensor)]
     return tensors[0] if len(tensors) == 1 else None
 
 
 def _watched(net: nn.Module, example: Mapping[str, Any] | Sequence[Any]) -> tuple[dict[str, int], dict[str, str]]:
-    """(elements that each module gives, of those that are called once and give a tensor, in the order in which they
-    end; by the name of a module the batch norm that reads its result)"""
+    """(elements returned by each module that is called once and returns a tensor, in the order in which they end; by
+    the name of a module, the batch norm that reads its result)"""
     sizes: dict[str, int] = {}
     calls: Counter[str] = Counter()
-    givers: dict[int, tuple[str, torch.Tensor]] = {}  # with the tensors, so that no other takes their place in memory
+    givers: dict[int, tuple[str, torch.Tensor]] = {}  # with the tensors, so that their addresses are not reused
     norm_after: dict[str, str] = {}
 
     def watch(name: str) -> Any:

@@ -1,5 +1,4 @@
-"""Candidates that have been trained, in a folder beside the storage: a search that was stopped trains none of them
-again."""
+"""Trained candidates, in a folder next to the storage: a resumed search does not train them again."""
 
 from __future__ import annotations
 
@@ -17,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class TrainedNets:
-    """Weights by what they were trained from and how; layers are rounded after training, so precisions do not matter.
+    """Weights by their origin and training; layers are rounded after training, so precisions do not matter.
 
     Args:
-        folder: made with the first net; None: nothing is kept.
+        folder: created with the first net; None: nothing is stored.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -29,12 +28,12 @@ class TrainedNets:
     def path(
         self, net: torch.nn.Module, config: Config, options: SearchOptions, finetunes: bool, epochs: int
     ) -> Path | None:
-        """File of a candidate's weights; None where they are not kept.
+        """File of a candidate's weights; None if they are not stored.
 
         Args:
-            net: before it is trained.
-            finetunes: by `train`.
-            epochs: epochs of distilling.
+            net: the net before training.
+            finetunes: whether it is trained by `train`.
+            epochs: epochs of distillation.
         """
         if self._folder is None:
             return None
@@ -45,7 +44,7 @@ class TrainedNets:
         return self._folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]}.safetensors"
 
     def read_into(self, net: torch.nn.Module, path: Path | None) -> bool:
-        """Give a net the weights that were kept; whether there are any. Raises StorageError."""
+        """Load stored weights into a net; return whether there are any. Raises StorageError."""
         if path is None or not path.exists():
             return False
         from compiler.searching.supernet import read_weights
@@ -54,7 +53,7 @@ class TrainedNets:
         return True
 
     def keep(self, net: torch.nn.Module, path: Path | None) -> None:
-        """Raises StorageError."""
+        """Store a net's weights. Raises StorageError."""
         if path is None:
             return
         from compiler.searching.supernet import write_weights

@@ -1,4 +1,4 @@
-"""An ONNX model beside ONNX Runtime or the reference evaluator of the onnx package."""
+"""Runs an ONNX model and, as the reference, ONNX Runtime or the reference evaluator of the onnx package."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class OnnxSide:
         sizes: Mapping[str, int] | None,
         options: Mapping[str, Any],
     ) -> None:
-        """Make one.
+        """Create the side.
 
         Args:
             inputs: by name; random ones for the rest, with these `sizes` of symbolic dimensions.
-            options: of `compile`.
+            options: options of `compile`.
         """
         self._source, self._options, self.reference = source, options, reference
         self._proto = load_model(source).proto
@@ -102,7 +102,7 @@ def _onnxruntime(proto: onnx.ModelProto, source: object) -> Run:
             )
             wanted = {each.name for each in session.get_inputs()}
             results = session.run(list(names), {name: value for name, value in feeds.items() if name in wanted})
-        except Exception as error:  # whatever its C++ side raises
+        except Exception as error:  # its C++ side raises various classes
             raise InvalidModelError(f"ONNX Runtime cannot run the model: {error}") from error
         return dict(zip(names, map(np.asarray, results), strict=True))
 
@@ -123,7 +123,7 @@ def _onnx_reference(proto: onnx.ModelProto, source: object) -> Run:
 
 
 def _with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """The model with these values as its outputs."""
+    """The model with these values as outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     declared = {each.name: each for each in proto.graph.output}

@@ -1,4 +1,4 @@
-"""A PyTorch model beside PyTorch itself."""
+"""Runs a PyTorch model and, as the reference, PyTorch itself."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Array = np.ndarray
 
 
 class TorchSide:
-    """See `Side`: values are results of the operators that `torch.export` captures, at the sizes of the example.
+    """See `Side`: values are results of the operators captured by `torch.export`, at the sizes of the example.
 
-    Raises InvalidModelError where the model cannot be captured, and InputError for inputs that it does not take.
+    Raises InvalidModelError if the model cannot be captured, and InputError for inputs that it does not accept.
     """
 
     reference = "torch"
 
     def __init__(self, source: Any, inputs: Mapping[str, object], options: Mapping[str, Any]) -> None:
-        """Make one.
+        """Create the side.
 
         Args:
             source: a `torch.nn.Module`, an `ExportedProgram`, or the path of a .pt2 file.
-            inputs: numpy arrays or tensors by the names of the program's inputs, in place of the example's.
-            options: of `compile`, `example_inputs` among them.
+            inputs: numpy arrays or tensors by the names of the program's inputs, replacing the example's.
+            options: options of `compile`, including `example_inputs`.
         """
         self._options = {
             name: value for name, value in options.items() if name not in ("example_inputs", "dynamic_shapes")
@@ -68,7 +68,7 @@ class TorchSide:
         self.outputs = list(dict.fromkeys(names))
 
     def _returning(self, names: Sequence[str]) -> torch.nn.Module:
-        """The program with these values as its results."""
+        """The program with these values as results."""
         graph = deepcopy(self._graph)
         by_name = {node.name: node for node in graph.graph.nodes}
         graph.graph.erase_node(graph.graph.output_node())
@@ -97,7 +97,7 @@ class _Plain(torch.nn.Module):
 
     def __init__(self, graph: torch.fx.GraphModule) -> None:
         super().__init__()
-        self.program = graph  # not `_graph`, which fx gives its own modules
+        self.program = graph  # not `_graph`, which fx sets on its own modules
         self.training = graph.training = False
         for each in self.modules():
             each.training = False

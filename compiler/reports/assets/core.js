@@ -1,9 +1,9 @@
 "use strict";
-// Shared by all charts: data, elements, numbers, scales, colours, the tooltip.
+// Shared by all charts: data, elements, numbers, scales, colors, the tooltip.
 
 const report = JSON.parse(document.getElementById("data").textContent);
 
-/** An element with attributes and children; names of SVG elements come with "svg:". */
+/** An element with attributes and children; names of SVG elements have the prefix "svg:". */
 function make(name, attributes = {}, ...children) {
   const svg = name.startsWith("svg:");
   const element = svg
@@ -48,7 +48,7 @@ function format(value, unit = "") {
   return `${whole ? value : plain ?? threeDigits(value / factor)} ${name}`.trim();
 }
 
-/** Round positions on an axis from `low` to `high`, and how to write them. */
+/** Round positions on an axis from `low` to `high`, and a function that formats them. */
 function ticks(low, high, unit, wanted = 5) {
   const [factor, name] = scaleOf(Math.max(Math.abs(low), Math.abs(high)), unit);
   const span = (high - low) / factor || 1;
@@ -66,12 +66,12 @@ function colour(category) {
   return `var(--c${index < 0 ? 10 : Math.min(index, 10)})`;
 }
 
-/** A colour as the canvas needs it, in the scheme that is on. */
+/** A color in the canvas's format, in the current color scheme. */
 function solid(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name.replace(/^var\(|\)$/g, "")).trim();
 }
 
-/** `text` cut in its middle to at most `length` characters. */
+/** `text` shortened in the middle to at most `length` characters. */
 function shorten(text, length) {
   if (text.length <= length) return text;
   const head = Math.ceil((length - 1) * 0.6);
@@ -84,13 +84,13 @@ function setPen() {
   pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
 }
 
-/** The pixels that the longest of some labels of charts takes. */
+/** Width in pixels of the longest of some chart labels. */
 function widest(texts) {
   setPen();
   return Math.max(0, ...texts.map((text) => pen.measureText(text).width));
 }
 
-/** `text` cut in its middle to at most `width` pixels of the charts' labels. */
+/** `text` shortened in the middle to at most `width` pixels in the font of chart labels. */
 function fitted(text, width) {
   setPen();
   let length = text.length;
@@ -98,10 +98,10 @@ function fitted(text, width) {
   return shorten(text, length);
 }
 
-/** The id of the row and the node that are marked. */
+/** The id of the marked row and node. */
 let picked = null;
 
-/** Mark the rows and nodes of an id, and the edges at them. */
+/** Mark the rows and nodes with an id, and their edges. */
 function pick(id) {
   picked = id;
   for (const element of document.querySelectorAll("[data-ids]"))

@@ -1,5 +1,5 @@
 "use strict";
-// Nodes in levels from left to right, to scroll through; a click on one marks its row in a table.
+// Nodes in levels from left to right, scrollable; a click on one marks its row in a table.
 
 const BOX = { width: 168, height: 40, across: 36, down: 26, top: 40 };
 
@@ -17,7 +17,7 @@ function drawGraph(host, chart) {
   host.firstChild.scrollLeft = left;
 }
 
-/** An edge; one that passes by other levels goes above their nodes. */
+/** An edge; edges that skip levels pass above their nodes. */
 function edge(from, to, source, target, x, y) {
   const left = x(source) + BOX.width, right = x(target), top = y(source) + BOX.height / 2, end = y(target) + BOX.height / 2;
   const span = target.level - source.level;

@@ -26,7 +26,7 @@ function plane(host, bounds, options) {
   return { svg, x, y, right, bottom };
 }
 
-/** Powers of ten from `low` to `high`, and how to write them; no more than three times `wanted`. */
+/** Powers of ten from `low` to `high`, and a function that formats them; at most three times `wanted`. */
 function powers(low, high, unit, wanted) {
   const first = Math.ceil(Math.log10(low) - 1e-9), last = Math.floor(Math.log10(high) + 1e-9);
   const step = Math.max(1, Math.ceil((last - first + 1) / (3 * wanted)));
@@ -49,13 +49,13 @@ function drawMarks(area, marks, unit) {
   }
 }
 
-/** [low, high] with room around them: points on an edge are hard to see, and one value alone has no span. */
+/** [low, high] with a margin: points on an edge are hard to see, and a single value has no span. */
 function widened([low, high], room) {
   const span = (high - low) || Math.abs(high) * 0.1 || 1;
   return high > low && !room ? [low, high] : [low - span * (room || 1), high + span * (room || 1)];
 }
 
-/** The names of points beside them, where there are few; a name that would lie on another is left to the tooltip. */
+/** Labels next to points, if there are few; labels that would overlap another are only shown in the tooltip. */
 function nameSpots(area, points, labels) {
   if (points.length > 12) return;
   const taken = [];
@@ -107,7 +107,7 @@ function drawLines(host, chart) {
 
 function drawHistogram(host, chart) {
   const values = [...chart.values].sort((a, b) => a - b);
-  // Values far out would squeeze the rest into one bar: the last bar takes all beyond the end of the axis.
+  // Outliers would squeeze the rest into one bar: the last bar includes everything beyond the end of the axis.
   const at = (share) => values[Math.min(values.length - 1, Math.floor(share * values.length))];
   const low = values[0], median = at(0.5);
   const reach = Math.max(at(0.75), Math.min(at(0.99), median + 4 * Math.max(at(0.75) - low, 0.1 * median)));

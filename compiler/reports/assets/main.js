@@ -1,5 +1,5 @@
 "use strict";
-// Draw every chart, and again when the width or the colour scheme changes.
+// Draw every chart, and redraw it when the width or the color scheme changes.
 
 const DRAW = { bars: drawBars, shares: drawShares, timeline: drawTimeline, lines: drawLines, histogram: drawHistogram,
   graph: drawGraph, table: drawTable };

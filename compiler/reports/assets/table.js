@@ -1,5 +1,5 @@
 "use strict";
-// A table to sort by its headings and to search.
+// A table that is sortable by its headings and searchable.
 
 function drawTable(host, chart) {
   if (host.dataset.drawn) return;
@@ -29,7 +29,7 @@ function drawTable(host, chart) {
     make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, heads)), body)));
 }
 
-/** A row, which shows its details below it where it is clicked, or Enter is pressed on it. */
+/** A row that shows its details below when it is clicked, or Enter is pressed on it. */
 function line(chart, row) {
   const details = row[chart.details_key];
   const id = row[chart.id_key];

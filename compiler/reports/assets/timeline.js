@@ -1,5 +1,5 @@
 "use strict";
-// Spans over time on a canvas: thousands of them stay smooth to zoom and drag.
+// Spans over time on a canvas: thousands of them stay smooth when zooming and dragging.
 
 const ROW = 30, AXIS = 22;
 
@@ -28,7 +28,7 @@ function paintTimeline(view) {
   for (const span of view.spans) {
     const left = place(span.start), right = place(span.start + span.duration);
     if (right < 0 || left > width) continue;
-    // What is narrower than a third of a pixel joins its neighbour.
+    // Spans narrower than a third of a pixel are merged with their neighbor.
     if (right - left < 0.34 && edge[span.depth] !== undefined && left - edge[span.depth] < 0.34) continue;
     edge[span.depth] = right;
     colours[span.category] ??= solid(colour(span.category));
@@ -61,7 +61,7 @@ function paintSpan(pen, span, left, right, fill) {
   pen.fillText(shorten(span.name, Math.floor((size - 10) / 6.2)), left + 5, top + 17);
 }
 
-/** Black or white, whichever reads better on a #rrggbb colour (relative luminance of WCAG 2). */
+/** Black or white, whichever is more readable on a #rrggbb color (relative luminance of WCAG 2). */
 function readable(fill) {
   const [red, green, blue] = [1, 3, 5].map((at) => {
     const part = parseInt(fill.slice(at, at + 2), 16) / 255;

@@ -87,5 +87,5 @@ def test_a_table_of_another_measure_or_a_damaged_one_is_refused(tmp_path: Path) 
     with pytest.raises(StorageError, match="this search needs 'made up'"):
         LayerTable(targets.get("host"), MadeUpTimes(), path)
     path.write_text("{")
-    with pytest.raises(StorageError, match="is no table of layers"):
+    with pytest.raises(StorageError, match="is not a table of layers"):
         LayerTable(targets.get("host"), MadeUpTimes(), path)

@@ -115,7 +115,7 @@ def test_what_cannot_be_searched_is_refused() -> None:
     nothing = {"channels": [], "heads": [], "layers": False}
     with pytest.raises(OptionError, match="the space has no choice"):
         search(net, {"mb": 1}, space=nothing, evaluate=likes_zeros, example_inputs=IMAGE)
-    with pytest.raises(OptionError, match=r"keeps 'stam', which is no layer"):
+    with pytest.raises(OptionError, match=r"keeps 'stam', which is not a layer"):
         search(net, {"mb": 1}, space={"keep": ["stam"]}, evaluate=likes_zeros, example_inputs=IMAGE)
     with pytest.raises(OptionError, match="evaluate= returned nan"):
         search(net, {"mb": 1}, evaluate=lambda run: float("nan"), example_inputs=IMAGE)
