@@ -49,8 +49,7 @@ from schedules.machine import Machine
 SHARED_CACHE_RATE = 16.0
 """Bytes per cycle that a core reads from the cache after its own: 26 (Zen 4), 25 (Zen 5) if otherwise idle."""
 # Bytes per cycle of data that another core wrote, on top of the shared cache's time: 18 to 25 GB/s (14 at worst), when
-# a
-# core reads its own at 100 (two cores, Zen 4).
+# a core reads its own at 100 (two cores, Zen 4).
 OTHER_CORES_RATE = 6.0
 CORE_MEMORY_RATE = 7.0  # most bytes per cycle that one core reads from memory (Zen 4)
 EXPOSED = 0.3  # fraction of the shorter of arithmetic and data movement that does not overlap

@@ -79,7 +79,7 @@ class Bundle:
 
 def write_bundle(artifact: Artifact, target: Target, output: Path, *, file: Path | None = None) -> Bundle:
     """Write a module, the runtime's libraries, programs, the C header and an example into a new folder; for a
-    microcontroller C sources alone.
+    microcontroller only C sources.
 
     Args:
         file: the module's file, copied unchanged so that signatures remain valid; None: write a new, unsigned one.
@@ -120,7 +120,7 @@ def _incomplete(output: Path, error: OSError | StorageError) -> StorageError:
 
 
 def _written_sources(sources: Mapping[str, str], output: Path) -> Bundle:
-    """A folder of C sources; no runtime is needed beside them."""
+    """A folder of C sources, which need no runtime."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, text in sources.items():
@@ -131,7 +131,7 @@ def _written_sources(sources: Mapping[str, str], output: Path) -> Bundle:
 
 
 def check_architecture(artifact: Artifact, target: Target) -> None:
-    """Raises OptionError unless a module is for the target's architecture."""
+    """Raise OptionError unless a module is for the target's architecture."""
     if artifact.manifest.target.architecture != target.architecture:
         raise OptionError(
             f"the module is for {artifact.manifest.target.architecture}, and target {target.name!r} is "
@@ -141,8 +141,8 @@ def check_architecture(artifact: Artifact, target: Target) -> None:
 
 
 def check_accelerator(artifact: Artifact, target: Target) -> None:
-    """Raises OptionError for a module that calls an accelerator, whose functions need Python.
-    Targets that generate C sources make their own checks."""
+    """Raise OptionError for a module that calls an accelerator, whose functions need Python.
+    Targets that generate C sources have their own checks."""
     partition = artifact.manifest.target.details.get("partition")
     if isinstance(partition, dict) and partition.get("claimed") and type(target).c_sources is Target.c_sources:
         raise OptionError(
@@ -153,7 +153,7 @@ def check_accelerator(artifact: Artifact, target: Target) -> None:
 
 
 def check_has_machine_code(artifact: Artifact) -> None:
-    """Raises OptionError for a module whose kernels can only run in the compiler's simulator."""
+    """Raise OptionError for a module whose kernels can only run in the compiler's simulator."""
     device = artifact.manifest.target.details.get("device")
     if isinstance(device, dict) and device.get("simulated"):
         raise OptionError(
@@ -190,18 +190,18 @@ def _write(artifact: Artifact, target: Target, programs: Path, output: Path) -> 
 
 
 def glibc_of(folder: Path) -> str:
-    """The oldest glibc ("2.34") on which the programs and libraries in a folder run: the newest version that their
-    symbols name."""
+    """The oldest glibc ("2.34") that the programs and libraries in a folder run on: the newest version among their
+    symbols."""
     return glibc_of_files([path for part in ("bin", "lib") for path in sorted((folder / part).iterdir())])
 
 
 def glibc_of_files(paths: Iterable[Path]) -> str:
-    """The same of programs and libraries."""
+    """The oldest glibc that these programs and libraries run on."""
     return f"2.{max(int(minor) for path in paths for minor in _GLIBC.findall(path.read_bytes()))}"
 
 
 def write_module(artifact: Artifact, file: Path | None, output: Path) -> None:
-    """A copy of the module's file, signatures and all; where it has none, a new one.
+    """Copy the module's file, including signatures, or write a new one if there is none.
 
     Raises:
         StorageError: it cannot be written.
@@ -214,7 +214,7 @@ def write_module(artifact: Artifact, file: Path | None, output: Path) -> None:
 
 _DISTRIBUTIONS = ("tensorwright", "apache-tvm", "apache-tvm-ffi")
 _NAMES = ("LICENSE", "NOTICE")
-# Third parties of these whose code their libraries have: conversions of half-precision numbers, traces of errors.
+# Third parties whose code is in these libraries: half-precision conversion, error traces.
 _FURTHER = {
     "apache-tvm": ("tvm/licenses/LICENSE.builtin_fp16.txt",),
     "apache-tvm-ffi": ("tvm_ffi/3rdparty/libbacktrace/LICENSE",),
@@ -237,12 +237,12 @@ def licenses() -> Mapping[str, str]:
 
 
 def licenses_text() -> str:
-    """All of them as one text. Raises: as `licenses`."""
+    """All licenses as one text. Raises as `licenses`."""
     return "\n".join(f"{'=' * 20} {name}\n\n{text.strip()}\n" for name, text in licenses().items())
 
 
 def _files(distribution: str) -> dict[str, Path]:
-    """Files of a distribution by the name that a bundle gives them."""
+    """Files of a distribution by their names in a bundle."""
     found: dict[str, Path] = {}
     for file in importlib.metadata.files(distribution) or ():
         path = Path(str(file.locate()))
@@ -252,7 +252,7 @@ def _files(distribution: str) -> dict[str, Path]:
     if distribution == "apache-tvm" and "NOTICE" not in found:
         found["NOTICE"] = _beside_package("tvm", "NOTICE")
     if distribution == "tensorwright" and "LICENSE" not in found:
-        found["LICENSE"] = _SOURCE_TREE / "LICENSE"  # not installed, but run from a source tree
+        found["LICENSE"] = _SOURCE_TREE / "LICENSE"  # not installed: run from a source tree
     return {name: path for name, path in found.items() if path.is_file()}
 
 

@@ -35,12 +35,12 @@ class ServerVersions:
     """A device server's description of itself.
 
     Attributes:
-        format: the newest format of modules that it reads.
+        format: the newest module format that it reads.
         tensorwright, tvm: the versions that it was built from.
-        features: features of its processor, as manifests name them.
-        kernels: whether it runs kernels that are tuned, which are not signed.
-        devices: its graphics processors.
-        device_problem: why modules cannot use those; empty where they can.
+        features: features of its processor, by their names in manifests.
+        kernels: whether it runs kernels of a tuner, which are not signed.
+        devices: its GPUs.
+        device_problem: why modules cannot use those; empty if they can.
     """
 
     protocol: int
@@ -88,11 +88,11 @@ def ask_versions(connection: Connection) -> ServerVersions:
 
 
 def connect(address: str, credentials: Credentials | None = None) -> Connection:
-    """A session for modules.
+    """Open a session for modules.
 
     Raises:
         OptionError: the address is not valid.
-        DeviceError: nobody answers there, the server refuses this client, is older than its protocol, or no
+        DeviceError: nobody answers there, the server rejects this client, is older than its protocol, or is not a
             tensorwright-server.
     """
     try:
@@ -173,7 +173,7 @@ def check_kernels_run_there(target: Target, server: ServerVersions, address: str
 
 
 def _device_problem(needed: object, server: ServerVersions) -> tuple[str, str] | None:
-    """Reason why a device cannot run code for the target's GPU, and what to do about it."""
+    """Reason why a device cannot run code for the target's GPU, and the remedy."""
     if not isinstance(needed, dict):
         return None
     if needed.get("simulated"):

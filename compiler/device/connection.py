@@ -19,15 +19,15 @@ from compiler.errors import DeviceError, OptionError
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0
-# TCP keepalive (Linux's tcp(7)) detects an unreachable host: after 5 s of silence a probe every 5 s; the third that is
-# not answered ends the connection, however long the call may take.
+# TCP keepalive (Linux's tcp(7)) detects an unreachable host: after 5 s of silence it sends a probe every 5 s; the third
+# unanswered probe ends the connection, however long the call may take.
 _PROBES = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 _FAREWELL_SECONDS = 2.0
 _PLAIN, _NOISE, _ERROR = b"TWPLAIN2", b"TWNOISE2", b"TWERROR2"
 _LONGEST_PLAIN = 65535 - TAG_BYTES
 _LONGEST_ANSWER = 1 << 20
 _LONGEST_REASON = 500
-_HINT = "\n  hint: "  # of an error on the device
+_HINT = "\n  hint: "  # prefix of the hint in an error on the device
 
 Kind = Literal["modules", "kernels"]
 
@@ -74,7 +74,7 @@ class Connection:
             raise
 
     def close(self) -> None:
-        """End the session, and wait until the server has ended it too."""
+        """End the session, and wait until the server has ended it, too."""
         with contextlib.suppress(OSError), self._socket:
             self._socket.shutdown(socket.SHUT_WR)
             self._socket.settimeout(_FAREWELL_SECONDS)
@@ -102,7 +102,7 @@ class Connection:
             self._send_frame(data, time.monotonic() + limit)
 
     def answer(self, *, what: str, hint: str) -> str:
-        """Receive the response. Raises DeviceError."""
+        """Receive a response. Raises DeviceError."""
         limit = ANSWER_SECONDS
         with self._errors(what, hint, limit):
             return self._answer(time.monotonic() + limit)
@@ -113,7 +113,7 @@ class Connection:
         self._socket.sendall(self._sealed(data))
 
     def receive_bytes(self) -> bytes:
-        """Bytes without a frame; none when the server has closed the session. Raises OSError or HandshakeError."""
+        """Read bytes without a frame; empty if the server has closed the session. Raises OSError or HandshakeError."""
         self._socket.settimeout(None)
         while not self._received:
             if not self._receive():
@@ -200,8 +200,8 @@ class Connection:
 
     @contextlib.contextmanager
     def _errors(self, what: str, hint: str, seconds: float, closed: type[DeviceError] = DeviceError) -> Iterator[None]:
-        """Translate errors into DeviceError, with `closed` for the end of the connection. A timeout ends the session: a
-        late response would be mistaken for that of the next request."""
+        """Translate errors into DeviceError, with `closed` for the end of the connection. A timeout ends the session,
+        since a late response would be taken for that of the next request."""
         try:
             yield
         except TimeoutError as error:
@@ -218,7 +218,7 @@ class Connection:
 
     def _shut_down(self) -> None:
         if hasattr(self, "_socket"):
-            with contextlib.suppress(OSError):  # it has ended already
+            with contextlib.suppress(OSError):  # it has already ended
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 

@@ -21,7 +21,7 @@ class Credentials:
 
 
 def load_credentials(private_key: Key, device_key: Key, passphrase: bytes | None = None) -> Credentials:
-    """The credentials of raw keys or PEM files.
+    """The credentials from raw keys or PEM files.
 
     Raises:
         OptionError: one is not an X25519 key, or is encrypted and the passphrase is missing or wrong.

@@ -1,5 +1,5 @@
-"""Libraries that a bundle needs for NVIDIA GPUs beside the runtime: TVM's CUDA runtime and NVIDIA's libcudart.so, which
-may be redistributed under its license (Attachment A)."""
+"""Additional libraries of a bundle for NVIDIA GPUs: TVM's CUDA runtime and NVIDIA's libcudart.so, which may be
+redistributed under its license (Attachment A)."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class SimulatedDevice(Device):
-    """The CPU in place of a device; `simulator.load` provides the kernels."""
+    """The CPU used instead of a device; `simulator.load` provides the kernels."""
 
     def __init__(self, simulator: Any) -> None:
         self._simulator = simulator
@@ -61,14 +61,14 @@ _LENGTH = struct.Struct("<Q")
 
 
 class EmulatedModule:
-    """A module file (`file`) beside the device's runner; each run is a process of the emulator."""
+    """A module file (`file`) and the device's runner; each run is a process of the emulator."""
 
     def __init__(self, artifact: Artifact, target: Target) -> None:
-        """Build what is needed.
+        """Build the runner.
 
         Raises:
             targets.TargetError: the emulator or the toolchain is missing; the hint installs it.
-            MissingDependencyError: the runtime's libraries are not to be had.
+            MissingDependencyError: the runtime's libraries are not available.
         """
         self._artifact = artifact
         self._emulator = target.emulator()
@@ -100,7 +100,7 @@ class EmulatedModule:
         return done.stdout
 
     def write_inputs(self, inputs: Mapping[str, Array], folder: Path) -> Path:
-        """A file of inputs for the runner, in a folder."""
+        """Write a file of inputs for the runner into a folder."""
         path = folder / "inputs"
         with path.open("wb") as file:
             file.writelines(Blob(inputs).pieces)
@@ -146,7 +146,7 @@ class EmulatedExecutor:
         """The outputs.
 
         Raises:
-            IncompatibleArtifactError: the target has no emulator; the message says what this machine lacks.
+            IncompatibleArtifactError: the target has no emulator; the message names what this machine lacks.
             ToolchainError: its emulator or its compiler is not installed; the hint installs it.
         """
         given = self._checked(inputs)
@@ -186,7 +186,7 @@ class EmulatedExecutor:
         return held
 
     def _emulated(self) -> Emulator:
-        """Emulator that runs the module here, made when first asked for."""
+        """Emulator that runs the module here, created on first use."""
         if self._emulate is None:
             check_machine(self._artifact.manifest)
             raise IncompatibleArtifactError(

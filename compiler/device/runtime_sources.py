@@ -1,9 +1,9 @@
 """TVM's runtime, compiled from the sources in its wheels: for statically linked programs, and for architectures without
 wheels.
 
-The headers that the wheels leave out lie in `third_party/tvm` (Apache License 2.0).
+The headers missing from the wheels are in `third_party/tvm` (Apache License 2.0).
 
-Compiling C++ for a target.
+Also compiles C++ for a target.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from compiler.runtime.tvm_runtime import tvm_ffi
 from compiler.support.cache import cached, key_of
 from targets import Target
 
-# The object files that every program needs; RPC and the loader of shared libraries are only in shared libraries.
+# The object files that every program needs; RPC and the shared library loader are only in shared libraries.
 FFI_OBJECT, RUNTIME_OBJECT = "ffi.o", "runtime.o"
 _HEADERS = Path(__file__).with_name("third_party") / "tvm"
 _OPTIONS = (
@@ -46,7 +46,7 @@ _EXTRA = ("env_c_api", "env_context", "json_parser", "json_writer", "library_mod
 def build_shared_libraries(target: Target, ffi_library: str, runtime_library: str) -> Path:
     """A folder with both libraries for the target's architecture.
 
-    Raises: as `runtime_objects`.
+    Raises as `runtime_objects`.
     """
     objects = runtime_objects(target)
 
@@ -61,11 +61,10 @@ def build_shared_libraries(target: Target, ffi_library: str, runtime_library: st
 
 
 def runtime_objects(target: Target) -> Path:
-    """A folder with the object files for the target's architecture; compiled once, which takes
-    about 40 s of processor time.
+    """A folder with the object files for the target's architecture; compiled once, in about 40 s of processor time.
 
     Raises:
-        MissingDependencyError: the installed TVM carries no sources.
+        MissingDependencyError: the installed TVM contains no sources.
         targets.TargetError: the toolchain is missing or failed.
     """
     versions = [importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")]
@@ -97,7 +96,7 @@ def _engine() -> Path:
 
 
 def _source_tree(folder: Path) -> Path:
-    """The runtime's sources with the headers beside them that they include by relative paths."""
+    """The runtime's sources, next to the headers that they include by relative paths."""
     source = _engine() / "src" / "runtime"
     shutil.copytree(source, folder / "src" / "runtime", ignore=shutil.ignore_patterns("extra", "cuda", "hexagon"))
     shutil.copytree(_HEADERS / "src" / "support", folder / "src" / "support")
@@ -128,14 +127,14 @@ def include_folders() -> tuple[Path, ...]:
 
 
 def include_options(folders: Sequence[Path]) -> list[str]:
-    """Options that add them as system headers, for which warnings are suppressed."""
+    """Options that add these folders as system headers, for which warnings are suppressed."""
     return [part for folder in folders for part in ("-isystem", str(folder))]
 
 
 def compile_objects(
     target: Target, groups: Mapping[str, Sequence[Path]], options: Sequence[str], folder: Path
 ) -> list[Path]:
-    """Object files in a folder, in the order of their names in `groups`, each of several C++ sources; two are compiled
+    """Compile object files into a folder, in the order of their names in `groups`, each from several C++ sources; two
     at a time. Sources are compiled together because most of the work is in the headers that they share.
 
     Raises:

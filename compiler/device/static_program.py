@@ -44,7 +44,7 @@ from compiler.support.cache import cached, key_of
 from compiler.support.progress_bar import silent
 from targets import LinkError, Target
 
-# Without the C API, which is for the library, and without the loader of shared libraries.
+# Without the C API, which is for the library, and without the shared library loader.
 _SOURCES = (
     *(name for name in LIBRARY_SOURCES if name not in ("c_api.cc", *LOADING_SOURCES, *IMAGE_SOURCES)),
     "device_none.cc",
@@ -54,13 +54,13 @@ _SOURCES = (
     *RUN_SOURCES,
 )
 _RUNNER_SOURCES = ("run_main.cc",)
-# What reads pictures, and what stands in its place in the programs of modules that take none.
+# Code that reads images, and its replacement in programs whose modules do not process any.
 _IMAGE_OBJECTS = {"images": (*IMAGE_SOURCES, "prediction.cc"), "no_images": ("prediction_none.cc",)}
 # The program that generates text around the runner.
 _TEXT_SOURCES = tuple(f"text/{name}.cc" for name in ("random", "sampler", "stream", "language", "generate", "main"))
 _LINK_OPTIONS = ("-static", "-s", "-Wl,--gc-sections", "-pthread")
 
-# The module is aligned as the tensors in it are.
+# The module is aligned like the tensors in it.
 _ASSEMBLY = """
     .section .rodata.module, "a"
     .balign 64
@@ -90,7 +90,7 @@ tensorwright_text_end:
 
 @dataclass(frozen=True)
 class StaticProgram:
-    """A written executable: the file, its size in bytes, that of the module in it, and of ONNX Runtime's library."""
+    """A written executable: its path, and the sizes in bytes of the file, its module and ONNX Runtime's library."""
 
     path: Path
     bytes: int
@@ -109,13 +109,14 @@ def write_static_program(
 ) -> StaticProgram:
     """Write an executable that runs the module, for any Linux of the architecture: no libraries, no Python.
 
-    Its options are those of `tensorwright-run` without the module's path; with `text` it generates text too.
-    `output`.licenses.txt is written beside it: the licenses of the linked code, which must be distributed with it.
+    Its options are those of `tensorwright-run` without the module's path; with `text` it also generates text.
+    `output`.licenses.txt is written next to it: the licenses of the linked code, which must be distributed with it.
 
     Args:
         file: the module's file, linked unchanged so that signatures remain valid; None: an unsigned module.
-        text: the program of a language model's text, by `compiler.generation.text_program.text_program`.
-        progress: called with the name of each step as it begins: compiling the runtime takes minutes, once a target.
+        text: the text program of a language model, from `compiler.generation.text_program.text_program`.
+        progress: called with the name of each step when it begins: compiling the runtime takes minutes, once per
+        target.
 
     Raises:
         OptionError: the file exists, the module is for another architecture, or it calls an accelerator.
@@ -157,7 +158,7 @@ def write_static_program(
 
 
 def _objects(target: Target, *, generates: bool, progress: Callable[[str], None]) -> Path:
-    """A folder with the object files of everything but the module."""
+    """A folder with the object files of everything except the module."""
     progress("compile TVM's runtime")
     runtime = runtime_objects(target)
     progress("compile libsodium and Wuffs")

@@ -1,11 +1,13 @@
-"""The C libraries that every program on a device links, compiled from what source distributions on PyPI carry.
+"""The C libraries linked into every device program, compiled from source distributions on PyPI.
 
-libsodium (ISC License) is in PyNaCl. All of its C files are compiled, without the assembly and the intrinsics of single
-processors: the reference implementations run on every architecture, and what a device checks and encrypts is small.
+libsodium (ISC License) is in PyNaCl. All of its C files are compiled, without assembly and processor-specific
+intrinsics:
+the reference implementations run on every architecture, and a device checks and encrypts little data.
 
 Wuffs' image decoders (Apache License 2.0 or MIT License) are one C file in pywuffs. Wuffs is a language in which code
-that reads past its buffers, or overflows, does not compile; its JPEG decoder computes what libjpeg-turbo does, which
-Pillow reads with.
+that
+reads past its buffers, or overflows, does not compile; its JPEG decoder has the same results as libjpeg-turbo, which
+Pillow uses.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ _SODIUM_OPTIONS = (
     "-D_GNU_SOURCE",
     "-DCONFIGURED=1",
     "-DSODIUM_STATIC=1",
-    "-DNATIVE_LITTLE_ENDIAN=1",  # as all architectures that there are targets for
+    "-DNATIVE_LITTLE_ENDIAN=1",  # like all architectures of the targets
     "-DHAVE_SYS_RANDOM_H=1",  # getrandom(2), so that it needs no /dev/urandom
     "-DHAVE_PTHREAD=1",
     "-DTLS=_Thread_local",
 )
-_WUFFS_HEADER = "wuffs.h"  # the name under which the file is included; it is the implementation too
+_WUFFS_HEADER = "wuffs.h"  # the name by which the file is included; it is also the implementation
 _WUFFS_MODULES = ("ADLER32", "BASE", "BMP", "CRC32", "DEFLATE", "GIF", "JPEG", "PNG", "ZLIB")
 _WUFFS_OPTIONS = (
     "-Os",
@@ -46,7 +48,7 @@ def third_party_objects(target: Target, options: Sequence[str] = ()) -> list[Pat
     """An object file of each library for the target; compiled once, which takes about 5 s of processor time each.
 
     Args:
-        options: more options to compile Wuffs with, as those of sanitizers.
+        options: additional options for compiling Wuffs, like those of sanitizers.
 
     Raises:
         MissingDependencyError: the source of one is not cached and could not be downloaded.

@@ -1,7 +1,7 @@
-"""TVM's RPC over an encrypted session. Its client supports only plain TCP, so it connects to a local port, from which a
-process forwards the bytes over the session.
+"""TVM's RPC over an encrypted session. Its client only supports plain TCP, so it connects to a local port, whose bytes
+a process forwards over the session.
 
-It is a process, not a thread: while the client waits for its socket it holds the GIL.
+It is a process, not a thread, since the client holds the GIL while it waits for its socket.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def connect_rpc(address: str, credentials: Credentials | None, timeout: int) -> 
 
 
 def _start(address: str, credentials: Credentials) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    """The process, and where it listens."""
+    """The process, and the address on which it listens."""
     root = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
@@ -71,7 +71,7 @@ def _start(address: str, credentials: Credentials) -> tuple[subprocess.Popen[str
     assert process.stdout is not None
     keys = {"private": credentials.private_key.hex(), "device": credentials.device_key.hex()}
     with process.stdin, process.stdout:
-        with contextlib.suppress(BrokenPipeError):  # its exit code says more
+        with contextlib.suppress(BrokenPipeError):  # its exit code is more informative
             process.stdin.write(json.dumps({"address": address, **keys}) + "\n")
             process.stdin.flush()
         line = process.stdout.readline()
@@ -136,7 +136,7 @@ class _Tunnel:
                     local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     return local
             except (OSError, EOFError):
-                pass  # gone, or silent: not the one
+                pass  # gone, or silent: not the right client
             local.close()
 
     def _is_expected(self, local: socket.socket) -> bool:

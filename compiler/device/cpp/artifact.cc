@@ -36,7 +36,7 @@ bool IsZero(const uint8_t* begin, const uint8_t* end) {
 
 }  // namespace
 
-// The fields of the file's head, checked against its size.
+// The fields of the file's header, checked against its size.
 struct Artifact::Head {
   size_t sections, table_end, manifest_end, content_end;
   bool is_signed;
@@ -96,8 +96,8 @@ void Artifact::Parse(Span file, const std::string& origin, const TrustedKeys* tr
   TakeSections(file, head, origin);
 }
 
-// Sections follow each other at multiples of 64 bytes, padded with zeros, up to the end of the content. There are states where
-// some have initial values other than zeros; assets (files stored with the module) are checked and not read here.
+// Sections follow each other at multiples of 64 bytes, padded with zeros, up to the end of the content. Initial states
+// are present if some are not zero; assets (files stored with the module) are checked but not read here.
 void Artifact::TakeSections(Span file, const Head& head, const std::string& origin) {
   std::vector<std::pair<const char*, Span*>> expected = {
       {"library", &library}, {"parameters", &parameters}, {"reference_in", &reference_inputs}, {"reference_out", &reference_outputs}};

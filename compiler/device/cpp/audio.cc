@@ -9,7 +9,7 @@ namespace {
 
 constexpr size_t kMostSamples = size_t{1} << 28;
 constexpr uint32_t kWaveIntegers = 1, kWaveExtensible = 0xfffe;
-constexpr size_t kWaveSubformat = 24;  // where an extensible format has its own one
+constexpr size_t kWaveSubformat = 24;  // offset of the actual format in an extensible format
 
 // Little-endian, on every processor.
 uint32_t LittleEndian(const uint8_t* at, size_t bytes) {
@@ -22,7 +22,7 @@ struct WaveChunks {
   Span format, data;
 };
 
-// The chunks that matter; one that announces more bytes than there are, as of a recording through a pipe, ends with the file.
+// The relevant chunks; one that is longer than the file, like that of a recording through a pipe, ends with the file.
 WaveChunks FindChunks(Span file) {
   WaveChunks found;
   for (size_t at = 12; at + 8 <= file.size;) {

@@ -21,7 +21,7 @@ namespace ffi = tvm::ffi;
 
 namespace tensorwright {
 
-// A module, which lives as long as its sessions, and the turn of the one thread that may use it.
+// A module, which lives as long as its sessions, and a lock for the one thread that may use it.
 struct UsedModule {
   explicit UsedModule(std::unique_ptr<Module> made) : module(std::move(made)) {}
   std::unique_ptr<Module> module;
@@ -73,7 +73,7 @@ void NotNull(const void* pointer, const char* what) {
   if (!pointer) throw Error(std::string(what) + " is NULL");
 }
 
-// The same, for the thread whose turn it is.
+// The same while holding the module's lock.
 template <typename Handle, typename Function>
 int InTurn(const Handle* handle, const char* name, Function function) {
   return Guarded([&] {
@@ -84,7 +84,7 @@ int InTurn(const Handle* handle, const char* name, Function function) {
   });
 }
 
-// Deletes what a thread may be using: after its turn.
+// Deletes a handle while holding the lock, since a thread may be using it.
 template <typename Handle>
 void Free(Handle* handle) {
   if (!handle) return;
@@ -93,7 +93,7 @@ void Free(Handle* handle) {
   delete handle;
 }
 
-// The module of a file, or the linked one where there is no path.
+// The module in a file, or the linked one if there is no path.
 std::shared_ptr<Artifact> Opened(const char* path, const TrustedKeys& trusted) {
   if (path) return Artifact::Open(path, &trusted);
   if (!tensorwright::LinkedModule().data) throw Error("no module is linked into this program");
@@ -106,7 +106,7 @@ void Describe(const std::vector<Description>& all, int32_t index, tensorwright_t
   *result = {each.name.c_str(), each.dtype_name.c_str(), static_cast<int32_t>(each.shape.size()), each.shape.data(), nullptr, 0};
 }
 
-// An input: used in place if it is aligned as kernels need it, else copied.
+// An input: used in place if it is aligned as kernels require, otherwise copied.
 ffi::Tensor Taken(const tensorwright_tensor& given, const Description& wanted) {
   std::string name = "input " + Quoted(wanted.name);
   if (given.dtype && wanted.dtype_name != given.dtype) throw Error(name + " must be " + wanted.dtype_name + ", not " + given.dtype);

@@ -7,12 +7,12 @@ namespace tensorwright {
 namespace {
 
 namespace json = tvm::ffi::json;
-constexpr int kDeepestText = 250;  // beyond it, no document fits its schema
+constexpr int kDeepestText = 250;  // no valid document is nested deeper
 constexpr size_t kShownPlace = 200;
 
 bool IsDecimal(char letter) { return letter >= '0' && letter <= '9'; }
 
-// The end of the number that begins here, by JSON's grammar; null if it does not keep it.
+// The end of the number that begins here according to JSON's grammar; null if it is not one.
 const char* NumberEnd(const char* at, const char* end) {
   auto digits = [&] {
     const char* first = at;
@@ -30,8 +30,8 @@ const char* NumberEnd(const char* at, const char* end) {
   return at;
 }
 
-// Text that TVM's parser accepts and JSON, as Python reads it, does not. The parser is recursive: without a limit on nesting, a
-// file could overflow the stack. Null where the text holds no such thing.
+// Text that TVM's parser accepts although it is not JSON according to Python. The parser is recursive: without a limit
+// on nesting, a file could overflow the stack. Null if there is none.
 const char* Unreadable(const char* text, size_t size) {
   int depth = 0;
   bool quoted = false;

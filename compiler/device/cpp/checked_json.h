@@ -1,4 +1,4 @@
-// JSON from files that may be damaged or hostile: every value is checked when it is taken.
+// JSON from files that may be damaged or hostile: every value is checked when it is read.
 #pragma once
 
 #include <tvm/ffi/extra/json.h>
@@ -16,31 +16,31 @@
 
 namespace tensorwright {
 
-// A value in a document, with its path. Throws an Error that names the path where a value does not have the requested type.
+// A value in a document, with its path. Throws an Error with the path if a value does not have the requested type.
 class JsonValue {
  public:
   // Throws Error unless the text is one JSON value whose objects and arrays are not nested too deep for a parser.
-  // `document` begins the messages: "the manifest".
+  // Messages start with `document`: "the manifest".
   static JsonValue Parse(const char* text, size_t size, const std::string& document);
 
   JsonValue operator[](const char* key) const;
-  // Nothing where the key is missing or its value is null.
+  // Empty if the key is missing or its value is null.
   std::optional<JsonValue> Find(const char* key) const;
   std::vector<std::pair<std::string, JsonValue>> Members() const;
   std::vector<JsonValue> Items(size_t most = std::numeric_limits<size_t>::max()) const;
   bool IsText() const;
   bool IsList() const;
   bool Truth() const;
-  // Valid UTF-8 of at most so many characters.
+  // Valid UTF-8 of at most this many characters.
   std::string Text(size_t most = 4096) const;
   int64_t Whole(int64_t least, int64_t largest) const;
   // Finite and not negative.
   double Amount() const;
 
-  // Throws Error, which names the place, unless the value and all in it are of these types.
+  // Throws Error, with the path, unless the value and everything in it have these types.
   void Check(const Schema& schema) const;
 
-  // Throws Error where an object has a member that is none of these: what it asks for would be ignored.
+  // Throws Error if an object has any other member: its meaning would be ignored.
   void OnlyKeys(std::initializer_list<const char*> known) const;
 
   [[noreturn]] void Fail(const std::string& what) const;
@@ -54,10 +54,10 @@ class JsonValue {
   std::string document_, place_;
 };
 
-// Characters of a text; nothing where it is not valid UTF-8.
+// Number of characters of a text; empty if it is not valid UTF-8.
 std::optional<size_t> Characters(const std::string& text);
 
-// A text as JSON writes it, in quotes.
+// A text as a JSON string, in quotes.
 std::string JsonText(const std::string& text);
 
 }  // namespace tensorwright

@@ -1,4 +1,4 @@
-// NVIDIA graphics processors, by TVM's CUDA runtime. Kernels and copies go to the default stream.
+// NVIDIA GPUs, through TVM's CUDA runtime. Kernels and copies use the default stream.
 #include <fcntl.h>
 #include <sys/wait.h>
 #include <tvm/ffi/extra/c_env_api.h>
@@ -45,7 +45,7 @@ class Event {
   CudaHandle event_ = nullptr;
 };
 
-// A stream that kernels of this thread are launched on while it lives.
+// A stream for the kernels of this thread during its lifetime.
 class Stream {
  public:
   Stream(const CudaRuntime& cuda, int device) : cuda_(cuda), device_(device) {
@@ -65,7 +65,7 @@ class Stream {
   CudaHandle stream_ = nullptr, before_ = nullptr;
 };
 
-// A CUDA graph of what was launched on a stream.
+// A CUDA graph of the launches on a stream.
 class Graph {
  public:
   Graph(const CudaRuntime& cuda, CudaHandle stream, const std::function<void()>& run) : cuda_(cuda) {
@@ -134,7 +134,7 @@ class CudaDevice final : public Device {
   std::vector<ffi::Tensor> ToHost(const std::vector<ffi::Tensor>& tensors) const final {
     std::vector<ffi::Tensor> copies;
     for (const ffi::Tensor& each : tensors) {
-      if (each.device().device_type == kDLCPU) {  // sizes, which the virtual machine computes
+      if (each.device().device_type == kDLCPU) {  // sizes are computed by the virtual machine
         copies.push_back(each);
         continue;
       }
@@ -151,10 +151,10 @@ class CudaDevice final : public Device {
   std::unique_ptr<DeviceClock> Clock() const final { return std::make_unique<CudaClock>(cuda_); }
 
   DeviceTimes Time(const std::function<void()>& run, int runs, bool graph) const final {
-    wait_(place_, kDefaultStream);  // copies of inputs, which other streams do not wait for
+    wait_(place_, kDefaultStream);  // other streams do not wait for copies of inputs
     Stream stream(cuda_, place_.device_id);
     auto wait = [&] { cuda_.Check(cuda_.StreamSynchronize(stream.handle()), "waiting for the graphics processor"); };
-    run();  // memory that is allocated in it is kept by TVM's pool: no graph may hold an allocation
+    run();  // its allocations stay in TVM's pool: a graph must not contain allocations
     wait();
     if (!graph) return Timed(run, runs, stream.handle(), wait);
     Graph captured(cuda_, stream.handle(), run);
@@ -178,7 +178,7 @@ class CudaDevice final : public Device {
   DeviceTimes Timed(const std::function<void()>& run, int runs, CudaHandle stream, const std::function<void()>& wait) const {
     Event begin(cuda_), end(cuda_);
     DeviceTimes times;
-    for (int i = -1; i < runs; ++i) {  // the first is not counted
+    for (int i = -1; i < runs; ++i) {  // the first run is not counted
       auto start = std::chrono::steady_clock::now();
       begin.Record(stream);
       run();
@@ -199,7 +199,7 @@ class CudaDevice final : public Device {
   ffi::Function wait_ = Global("runtime.Device_StreamSync");
 };
 
-// The first device that has the module's compute capability or a newer one.
+// The first device with at least the module's compute capability.
 std::unique_ptr<Device> CudaDeviceFor(const Manifest& manifest, uint64_t parameter_bytes) {
   if (manifest.device_is_simulated) {
     throw Error("the module (target " + manifest.target_name + ") holds no machine code for a graphics processor: it runs simulated, by the compiler alone",
@@ -226,7 +226,7 @@ std::unique_ptr<Device> CudaDeviceFor(const Manifest& manifest, uint64_t paramet
   throw Error(needs + "this machine has " + found, "compile it for this graphics processor");
 }
 
-// The list of devices; where there is none, a 0 byte and the reason.
+// The list of devices; if there are none, a 0 byte and the reason.
 std::string Devices() {
   std::string list, problem;
   try {

@@ -7,7 +7,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr int kOldestDriver = 13000;  // that CUDA 13's runtime works with
+constexpr int kOldestDriver = 13000;  // supported by CUDA 13's runtime
 constexpr int kMajor = 75, kMinor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 constexpr int kNoDevice = 100, kLibraryMismatch = 803, kUnsupported = 804;  // CUresult
 const char* const kDriver = "libcuda.so.1";

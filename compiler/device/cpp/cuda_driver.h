@@ -16,8 +16,8 @@ struct CudaDeviceInfo {
 // "9.0"
 std::string CapabilityText(int compute_capability);
 
-// The devices, in the driver's order. Throws Error, with what to do, without a driver, with one that is too old for CUDA
-// 13, or without a device.
+// The devices, in the driver's order. Throws Error, with the remedy, without a driver, with one that is too old for
+// CUDA 13, or without a device.
 std::vector<CudaDeviceInfo> CudaDevices();
 
 }  // namespace tensorwright

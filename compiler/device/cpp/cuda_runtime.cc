@@ -51,7 +51,7 @@ bool Has(const std::string& text, std::initializer_list<const char*> words) {
 
 void CudaRuntime::Check(int result, const char* what) const {
   if (result == 0) return;
-  GetLastError();  // or the next call reports it again
+  GetLastError();  // otherwise the next call reports it again
   throw Error(std::string(what) + " failed: " + GetErrorName(result) + ": " + GetErrorString(result));
 }
 

@@ -1,4 +1,4 @@
-// The functions of libcudart.so.13 that are called here, and the errors that they return.
+// The functions of libcudart.so.13 that are called here, and their errors.
 #pragma once
 
 #include <cstddef>
@@ -29,15 +29,15 @@ struct CudaRuntime {
   int (*GraphExecDestroy)(CudaHandle);
   int (*GraphLaunch)(CudaHandle, CudaHandle);
 
-  // Throws Error for a result that is not 0: `what` failed, and the driver's message.
+  // Throws Error for a nonzero result: `what` failed, and the driver's message.
   void Check(int result, const char* what) const;
 };
 
-// Loads the CUDA runtime and TVM's part for it, once. Throws Error where they are missing or do not fit together.
+// Loads the CUDA runtime and TVM's part for it, once. Throws Error if they are missing or incompatible.
 const CudaRuntime& LoadCudaRuntime();
 
-// Throws Error where a failure's text names a cause that is known: too little memory (`memory` says how much there is), code
-// for other devices, PTX that the driver is too old for.
+// Throws Error if a failure's text has a known cause: too little memory (`memory` describes it), code for other
+// devices, PTX that is too new for the driver.
 void ExplainCudaFailure(const std::string& failure, const std::string& memory);
 
 }  // namespace tensorwright

@@ -28,7 +28,7 @@ constexpr int kMostRuns = 100'000;
 
 void LimitFiles(const SessionLimits& limits) {
   rlimit files, none{0, 0};
-  std::signal(SIGXFSZ, SIG_IGN);  // too much data is an error of write(), not a signal that ends the process
+  std::signal(SIGXFSZ, SIG_IGN);  // exceeding the size limit makes write() fail instead of ending the process
   if (getrlimit(RLIMIT_FSIZE, &files) == 0 && files.rlim_cur > limits.module_bytes) {
     files.rlim_cur = static_cast<rlim_t>(limits.module_bytes);
     setrlimit(RLIMIT_FSIZE, &files);
@@ -36,7 +36,7 @@ void LimitFiles(const SessionLimits& limits) {
   setrlimit(RLIMIT_CORE, &none);
 }
 
-// A whole number of a request, from 1 to `most`.
+// A whole number in a request, from 1 to `most`.
 uint64_t NumberOf(const std::string& text, uint64_t most, const char* what) {
   uint64_t value = WholeNumber(text, most);
   if (value == 0) throw Error(std::string(what) + " must be a number from 1 to " + std::to_string(most) + ", not '" + text.substr(0, 32) + "'");
@@ -48,7 +48,7 @@ class ModuleSession {
   ModuleSession(int descriptor, const Storage& storage, const std::string& scratch, const TrustedKeys& trusted, const SessionLimits& limits)
       : descriptor_(descriptor), storage_(storage), path_(scratch + "/module.twm"), trusted_(trusted), limits_(limits) {}
 
-  // False when the client is done.
+  // False if the client is done.
   bool Next() {
     std::string request;
     if (!Receive(kLongestRequest, &request)) return false;
@@ -172,7 +172,7 @@ class ModuleSession {
   bool proven_ = false;
 };
 
-// A file of the session; names that lead elsewhere are refused.
+// A file of the session; names that lead outside are refused.
 std::string FileOf(const std::string& scratch, const std::string& name, uint64_t most) {
   if (name.empty() || name[0] == '.' || name.find('/') != std::string::npos) throw Error("'" + name + "' is not a plain file name");
   if (BytesIn(scratch) > most) throw Error("the files of this session take more than " + std::to_string(most) + " bytes");
@@ -201,10 +201,10 @@ void ServeModules(int descriptor, const Storage& storage, const std::string& scr
 void ServeKernels(int descriptor, const std::string& scratch, const SessionLimits& limits, bool has_devices) {
   LimitFiles(limits);
   if (has_devices) LoadDevices();
-  // Kernels are timed in the pool that modules run in; a client sets the number of threads of TVM's.
+  // Kernels are timed in the pool that modules run in; clients set the number of threads of TVM's pool.
   HoldThreads(SetUpThreads(0));
   auto set_threads = [](ffi::PackedArgs arguments, ffi::Any*) {
-    int threads = arguments[1].cast<int>();  // after which cores to prefer
+    int threads = arguments[1].cast<int>();  // the next argument: cores to prefer
     CheckThreads(threads);
     HoldThreads(threads);
   };

@@ -23,7 +23,7 @@ constexpr ElementType kTypes[] = {
     Type("bfloat16", "BF16", kDLBfloat, 16),
     Type("float8_e4m3fn", "F8_E4M3", kDLFloat8_e4m3fn, 8),
     Type("float8_e5m2", "F8_E5M2", kDLFloat8_e5m2, 8),
-    // safetensors has no name for these; the manifest has.
+    // safetensors has no name for these; the manifest has one.
     Type("float8_e4m3fnuz", "U8", kDLFloat8_e4m3fnuz, 8),
     Type("float8_e5m2fnuz", "U8", kDLFloat8_e5m2fnuz, 8),
     Type("int4", "I8", kDLInt, 4),

@@ -1,4 +1,4 @@
-// The element types that a module can carry: those of the Python package (artifact/dtypes.py).
+// The element types of modules: the same as in the Python package (artifact/dtypes.py).
 #pragma once
 
 #include <dlpack/dlpack.h>
@@ -9,15 +9,15 @@ namespace tensorwright {
 
 struct ElementType {
   const char* name;
-  const char* storage;  // its name in safetensors; where that has none, the one of a type of the same size
+  const char* storage;  // its name in safetensors; without one, the name of a type of the same size
   DLDataType dtype;
-  size_t bytes;  // of an element; types of less than a byte take one
+  size_t bytes;  // per element; types smaller than a byte use one
 };
 
 // Null for an unknown one.
 const ElementType* FindElementType(const std::string& name);
 
-// Bytes of an element that safetensors knows by this name; 0 for an unknown one.
+// Bytes of an element of the type with this safetensors name; 0 for an unknown one.
 size_t StorageBytes(const std::string& storage);
 
 }  // namespace tensorwright

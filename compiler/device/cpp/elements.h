@@ -1,4 +1,4 @@
-// Elements of tensors in the processor's memory as numbers.
+// Elements of tensors in CPU memory as numbers.
 #pragma once
 
 #include <dlpack/dlpack.h>
@@ -9,11 +9,11 @@
 
 namespace tensorwright {
 
-// 8-bit floats are taken by their bits.
+// 8-bit floats are decoded from their bits.
 double ElementOf(const DLTensor& tensor, int64_t index);
 
-// Floats are rounded to nearest, ties to even, those of 32 bits and fewer by way of float32; the rest must be whole numbers
-// that the type holds.
+// Floats are rounded to nearest, ties to even, those of at most 32 bits through float32; other types require
+// representable integers.
 void StoreElement(const ffi::Tensor& tensor, int64_t index, double value);
 
 }  // namespace tensorwright

@@ -5,8 +5,9 @@
 
 namespace tensorwright {
 
-// Throws Error unless it is a whole shared library for this processor: its headers, segments and sections lie in the file,
-// and no segment needs bytes that the file does not have. A system's loader would crash on such a file, or later the code.
+// Throws Error unless it is a complete shared library for this processor: its headers, segments and sections are inside
+// the file, and no segment needs bytes that the file does not have. Otherwise the system's loader, or later the code,
+// would crash.
 void CheckElf(Span library);
 
 }  // namespace tensorwright

@@ -6,16 +6,16 @@
 
 namespace tensorwright {
 
-// The message says what is wrong and where; the hint, on a line of its own, what can be done about it.
+// The message gives the problem and its location; the hint, on its own line, the remedy.
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
   Error(const std::string& message, const std::string& hint) : std::runtime_error(message + "\n  hint: " + hint) {}
 };
 
-// A text in quotes, as Python's repr() writes it: what is not printable in ASCII is escaped.
+// A text in quotes, in the format of Python's repr(): characters that are not printable ASCII are escaped.
 std::string Quoted(const std::string& text);
 
-// A text for a terminal: control characters, but for ends of lines, are escaped, since names come from files.
+// A text for a terminal: control characters except line ends are escaped, since names come from files.
 std::string Printable(const std::string& text);
 
 // The first characters of a UTF-8 text.

@@ -19,7 +19,7 @@ constexpr size_t kAtOnce = size_t{1} << 30;
 
 class Descriptor {
  public:
-  // O_NONBLOCK: a pipe must not block the program before it is refused.
+  // O_NONBLOCK: a pipe must not block the program before it is rejected.
   explicit Descriptor(const std::string& path) : number_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
     if (number_ < 0) throw Error(path + ": " + std::strerror(errno));
   }

@@ -10,7 +10,7 @@
 
 namespace tensorwright {
 
-// Alignment of tensors in memory, as generated code requires, and of the sections of a module file.
+// Alignment of tensors in memory, as required by generated code, and of the sections of a module file.
 constexpr size_t kAlignment = 64;
 
 struct Span {
@@ -18,15 +18,15 @@ struct Span {
   size_t size = 0;
 };
 
-// Advices of Linux: to use huge pages where memory is written first, and to make them of memory that is in use (since 6.1).
+// Linux's madvise constants: use huge pages for memory when it is first written, and convert memory in use (since 6.1).
 constexpr int kHugePages = 14, kCollapse = 25;
 
-// Advises Linux on the whole huge pages of a piece of memory: a core that reads parameters first in a run walks through the page
-// tables for each page.
+// Calls madvise for the whole huge pages in a piece of memory: the core that first reads parameters in a run walks the
+// page tables for each page.
 void AdviseHugePages(const uint8_t* data, size_t size, int advice);
 
-// The bytes of a file, copied into this process's memory, so that they cannot change after they were checked. Aligned as
-// tensors are, in huge pages where the system allows.
+// The bytes of a file, copied to this process's memory, so that they cannot change after they were checked. Aligned
+// like tensors, in huge pages if the system permits.
 class FileBytes {
  public:
   // Throws Error unless it is a regular file that can be read as a whole.
@@ -42,7 +42,7 @@ class FileBytes {
   size_t size_ = 0;
 };
 
-// Throws Error where the file cannot be written.
+// Throws Error if the file cannot be written.
 void WriteFile(const std::string& path, const std::string& content);
 
 }  // namespace tensorwright

@@ -1,12 +1,12 @@
-// Letters for pictures, for want of a library that draws texts.
+// A font for images, since there is no library that draws text.
 #pragma once
 
 namespace tensorwright {
 
-// Letters are 5 dots wide and 8 high, of which the last is for descenders.
+// Letters are 5 dots wide and 8 high; the last row is for descenders.
 constexpr int kLetterWidth = 5, kLetterHeight = 8;
 
-// The characters from space to tilde: a byte for each column from the left, whose lowest bit is the topmost dot.
+// The characters from space to tilde: a byte for each column from the left, with the topmost dot in its lowest bit.
 constexpr char kLetters[] =
     "\x00\x00\x00\x00\x00" "\x00\x00\x5F\x00\x00" "\x00\x07\x00\x07\x00" "\x14\x7F\x14\x7F\x14" "\x24\x2A\x7F\x2A\x12" "\x23\x13\x08\x64\x62" "\x36\x49\x56\x20\x50" "\x00\x08\x07\x03\x00"
     "\x00\x1C\x22\x41\x00" "\x00\x41\x22\x1C\x00" "\x2A\x1C\x7F\x1C\x2A" "\x08\x08\x3E\x08\x08" "\x00\x80\x70\x30\x00" "\x08\x08\x08\x08\x08" "\x00\x00\x60\x60\x00" "\x20\x10\x08\x04\x02"

@@ -12,7 +12,7 @@ std::string Shown(const std::string& text) { return Quoted(Shortened(text, kShow
 
 bool IsDigit(char letter) { return letter >= '0' && letter <= '9'; }
 
-// Letters that are not ASCII count as parts of names.
+// Non-ASCII letters count as parts of names.
 bool IsNamePart(char letter) {
   return IsDigit(letter) || letter == '_' || (letter >= 'a' && letter <= 'z') || (letter >= 'A' && letter <= 'Z') ||
          (static_cast<unsigned char>(letter) & 0x80);
@@ -20,7 +20,7 @@ bool IsNamePart(char letter) {
 
 }  // namespace
 
-// Brings a text to postfix order with a stack of operators and open parentheses (the shunting-yard algorithm).
+// Converts a text to postfix order with a stack of operators and open parentheses (the shunting-yard algorithm).
 struct Formula::Parser {
   explicit Parser(const std::string& source) : text(source) {
     bool after_operand = false;
@@ -42,7 +42,7 @@ struct Formula::Parser {
     return true;
   }
 
-  // The characters from here on that satisfy a condition.
+  // The characters starting here that satisfy a condition.
   template <typename Condition>
   std::string TakeWhile(Condition condition) {
     size_t start = at;
@@ -50,7 +50,7 @@ struct Formula::Parser {
     return text.substr(start, at - start);
   }
 
-  // Takes a token where an operand is expected; returns whether the operand is complete.
+  // Reads a token where an operand is expected; returns whether the operand is complete.
   bool Operand() {
     if (Take("-")) return Open(Kind::kNegate);
     if (Take("(")) return Open(Kind::kOpen);
@@ -81,7 +81,7 @@ struct Formula::Parser {
     return true;
   }
 
-  // Takes a token that follows an operand; returns whether the operand is still complete (after a closing parenthesis).
+  // Reads a token after an operand; returns whether the operand is still complete (after a closing parenthesis).
   bool Operator() {
     static const std::pair<const char*, Kind> operators[] = {
         {"+", Kind::kAdd}, {"-", Kind::kSubtract}, {"*", Kind::kMultiply}, {"//", Kind::kDivide}, {"%", Kind::kRemainder}};

@@ -1,5 +1,5 @@
-// Sizes that depend on symbolic dimensions, such as "2*batch*(seq + 1)". Grammar, values and messages are those of the
-// Python package (profiling/formula.py): change both, and the table of cases that tests both.
+// Sizes that depend on symbolic dimensions, such as "2*batch*(seq + 1)". Grammar, values and messages are the same as
+// in the Python package (profiling/formula.py): change both, and the table of cases that tests both.
 #pragma once
 
 #include <cstdint>
@@ -26,12 +26,12 @@ class Formula {
   const std::string& text() const { return text_; }
   std::vector<std::string> Names() const;
 
-  // Throws FormulaError where a name has no size, a divisor is zero, or a value has more than 64 bits.
+  // Throws FormulaError if a name has no size, a divisor is zero, or a value exceeds 64 bits.
   int64_t Value(const Sizes& sizes) const;
 
  private:
   enum class Kind { kNumber, kName, kAdd, kSubtract, kMultiply, kDivide, kRemainder, kNegate, kMin, kMax, kOpen };
-  // In postfix order. `number` is the value of a number, and how many arguments a function has.
+  // In postfix order. `number` is the value of a number, or the number of arguments of a function.
   struct Step {
     Kind kind;
     int64_t number;

@@ -35,7 +35,7 @@ void Check(wuffs_base__status status, const std::string& path) {
   if (!status.is_ok()) throw Error(path + ": the image cannot be read: " + std::string(status.message()), kFormats);
 }
 
-// Memory of zeros, which the system gives when it is written.
+// Zeroed memory, which the system allocates when it is written.
 std::unique_ptr<uint8_t, Free> Zeros(uint64_t bytes, const std::string& path) {
   std::unique_ptr<uint8_t, Free> memory;
   if (bytes < SIZE_MAX) memory.reset(static_cast<uint8_t*>(std::calloc(static_cast<size_t>(bytes) + 1, 1)));
@@ -47,7 +47,8 @@ struct Size {
   int64_t height, width;
 };
 
-// The pixels in BGRA (in RGBA Wuffs swaps colors of narrow JPEG files). `size` is set before memory for them is taken.
+// The pixels in BGRA (with RGBA, Wuffs swaps colors of narrow JPEG files). `size` is set before their memory is
+// allocated.
 std::unique_ptr<uint8_t, Free> Decoded(Span file, const std::string& path, Size* size) {
   Decoder decoder = NewDecoder(file, path);
   wuffs_base__io_buffer source = wuffs_base__ptr_u8__reader(const_cast<uint8_t*>(file.data), file.size, true);
@@ -68,7 +69,7 @@ std::unique_ptr<uint8_t, Free> Decoded(Span file, const std::string& path, Size*
   return pixels;
 }
 
-// Numbers of a span, 0 beyond its end.
+// Number at an offset in a span, 0 past its end.
 uint32_t NumberAt(Span span, size_t at, size_t bytes, bool big) {
   uint32_t value = 0;
   if (at > span.size || bytes > span.size - at) return 0;
@@ -80,13 +81,13 @@ Span From(Span span, size_t at) { return at < span.size ? Span{span.data + at, s
 
 bool Begins(Span span, const char* text, size_t length) { return span.size >= length && std::memcmp(span.data, text, length) == 0; }
 
-// The EXIF data in a JPEG file's APP1 segment, or in a PNG file's chunk; nothing where there are none.
+// The EXIF data in a JPEG file's APP1 segment, or in a PNG file's chunk; empty if there is none.
 Span Exif(Span file) {
   if (Begins(file, "\xff\xd8", 2)) {
     for (size_t at = 2; NumberAt(file, at, 1, true) == 0xff;) {
       uint32_t marker = NumberAt(file, at + 1, 1, true), length = NumberAt(file, at + 2, 2, true);
       if (marker == 0xff) {
-        ++at;  // a byte that fills
+        ++at;  // padding byte
         continue;
       }
       if (marker == 0xda || length < 2) break;
@@ -106,7 +107,7 @@ Span Exif(Span file) {
   return {};
 }
 
-// How the image is to be turned, 1 to 8: the tag 0x0112 of the EXIF data's first list.
+// EXIF orientation of the image, 1 to 8: the tag 0x0112 in the EXIF data's first list.
 uint32_t Orientation(Span exif) {
   constexpr uint32_t kTag = 0x0112, kEntry = 12, kShort = 3, kLong = 4;
   bool big = Begins(exif, "MM", 2);

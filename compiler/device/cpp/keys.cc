@@ -19,7 +19,7 @@ namespace {
 
 constexpr size_t kLongestKeyFile = 16384;
 
-// SubjectPublicKeyInfo and PKCS #8 (RFC 8410) of these keys: all of it but the key itself is always the same.
+// SubjectPublicKeyInfo and PKCS #8 (RFC 8410) of these keys: everything except the key itself is constant.
 constexpr uint8_t kPublicPrefix[] = {0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0, 0x03, 0x21, 0x00};
 constexpr uint8_t kPrivatePrefix[] = {0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0, 0x04, 0x22, 0x04, 0x20};
 constexpr size_t kPublicKind = 8, kPrivateKind = 11;  // where the last byte of the algorithm's identifier is
@@ -43,7 +43,7 @@ std::string ReadKeyFile(const std::string& path) {
   return text;
 }
 
-// The bytes of the PEM block with this label; none where there is no such block.
+// The bytes of the PEM block with this label; empty if there is none.
 std::vector<uint8_t> PemBlock(const std::string& text, const std::string& label) {
   const std::string begin = "-----BEGIN " + label + "-----", end = "-----END " + label + "-----";
   size_t start = text.find(begin);
@@ -57,7 +57,7 @@ std::vector<uint8_t> PemBlock(const std::string& text, const std::string& label)
   return bytes;
 }
 
-// The key behind a prefix whose byte `at` names the algorithm. False where the bytes are not that.
+// The key after a prefix whose byte `at` names the algorithm. False if the bytes have another form.
 template <size_t count>
 bool KeyBehind(const std::vector<uint8_t>& bytes, const uint8_t (&prefix)[count], size_t at, KeyKind kind, Key* key) {
   if (bytes.size() != count + kKeyBytes) return false;
@@ -68,7 +68,7 @@ bool KeyBehind(const std::vector<uint8_t>& bytes, const uint8_t (&prefix)[count]
   return true;
 }
 
-// With a key of small order anyone can make valid signatures or shared secrets.
+// With a key of small order, anyone can make valid signatures or shared secrets.
 void RefuseSmallOrder(const Key& key, KeyKind kind, const std::string& path) {
   Key scalar{}, product;
   scalar[0] = 1;

@@ -1,4 +1,4 @@
-// Keys in PEM files, as `tensorwright key new` and OpenSSL write them.
+// Keys in PEM files, as written by `tensorwright key new` and OpenSSL.
 #pragma once
 
 #include <array>
@@ -11,20 +11,20 @@ namespace tensorwright {
 constexpr size_t kKeyBytes = 32;
 using Key = std::array<uint8_t, kKeyBytes>;
 
-// Ed25519 keys sign modules, X25519 keys open connections.
+// Ed25519 keys sign modules, X25519 keys establish connections.
 enum class KeyKind { kEd25519, kX25519 };
 
-// The public key of a PEM file. Throws Error where there is none of that kind, or one of small order.
+// The public key in a PEM file. Throws Error if there is none of that kind, or if it has small order.
 Key ReadPublicKey(const std::string& path, KeyKind kind);
 
-// The public keys of a file, or of every .pem and .pub file of a folder, in the order of their names. Throws Error as above, and for
-// a folder without keys.
+// The public keys in a file, or in every .pem and .pub file of a folder, ordered by name. Throws Error as above, and
+// for a folder without keys.
 std::vector<Key> ReadPublicKeys(const std::string& path, KeyKind kind);
 
-// The X25519 private key of a PEM file. Throws Error where it is encrypted, or others than its owner may read it.
+// The X25519 private key in a PEM file. Throws Error if it is encrypted, or readable by others than its owner.
 Key ReadPrivateKey(const std::string& path);
 
-// Writes a new X25519 private key to a new file that its owner alone may read, and the public key to `path`.pub.
+// Writes a new X25519 private key to a new file that only its owner can read, and the public key to `path`.pub.
 // Throws Error.
 void WriteNewKey(const std::string& path);
 

@@ -1,4 +1,4 @@
-// Loads libraries with the dynamic loader: from anonymous memory, or from a temporary file where that is forbidden.
+// Loads libraries with the dynamic loader: from anonymous memory, or from a temporary file if that is forbidden.
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -12,7 +12,7 @@
 namespace tensorwright {
 namespace {
 
-// A file that code is loaded from, gone when this is: what was loaded stays mapped.
+// A file that code is loaded from, removed with this object: loaded code stays mapped.
 class CodeFile {
  public:
   CodeFile(int descriptor, std::string path, bool is_named) : descriptor_(descriptor), path_(std::move(path)), is_named_(is_named) {}
@@ -40,8 +40,8 @@ class CodeFile {
 };
 
 // A path to the descriptor that no other load uses: the dynamic loader identifies a library by its path, even if the
-// descriptor's number was reused for another file. "/./" and "//" write a counter in binary, and mean
-// nothing to the kernel. The prefix differs from the Python package's, so both can be in one process.
+// descriptor's number was reused for another file. "/./" and "//" encode a counter in binary, and are ignored by the
+// kernel. The prefix differs from the Python package's, so both can be in one process.
 std::string UniquePath(int descriptor) {
   static std::atomic<unsigned> loads{1};
   std::string path = "/" + std::to_string(descriptor);
@@ -49,7 +49,7 @@ std::string UniquePath(int descriptor) {
   return "/proc/self/./fd" + path;
 }
 
-// True if a loader's message says that the system runs no code from anonymous memory.
+// True if a loader's message means that the system forbids running code from anonymous memory.
 bool IsForbidden(const std::string& message) {
   return message.find("failed to map segment") != std::string::npos || message.find("Operation not permitted") != std::string::npos;
 }

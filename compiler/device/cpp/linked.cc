@@ -1,4 +1,4 @@
-// For programs with a module linked in, in a section made by `tensorwright bundle --static`.
+// For programs with a linked module, in a section made by `tensorwright bundle --static`.
 #include "linked.h"
 
 extern "C" const uint8_t tensorwright_linked_start[], tensorwright_linked_end[];

@@ -1,4 +1,4 @@
-// The module that is linked into a program, if any.
+// The module linked into a program, if any.
 #pragma once
 
 #include "file.h"

@@ -173,7 +173,7 @@ void ReadCalls(const JsonValue& calls, Manifest* result) {
   for (const auto& [name, steps] : calls["functions"].Members()) ReadSteps(steps, callees, nodes, result);
 }
 
-// The details are the target's own; of them, the device matters here.
+// The details belong to the target; only the device matters here.
 void ReadDevice(const JsonValue& details, Manifest* manifest) {
   auto device = details.Find("device");
   if (!device) return;

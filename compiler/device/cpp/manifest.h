@@ -1,4 +1,5 @@
-// A module's manifest, as far as a run needs it; the Python package has all of it (artifact/manifest.py). All of it is checked.
+// The part of a module's manifest that a run needs; the Python package has all of it (artifact/manifest.py). All of it
+// is validated.
 #pragma once
 
 #include <dlpack/dlpack.h>
@@ -14,20 +15,20 @@
 
 namespace tensorwright {
 
-// No tensor of more elements is described.
+// Limit on the elements of a tensor.
 constexpr int64_t kMostElements = int64_t{1} << 60;
 constexpr size_t kMostDimensions = 64;
 constexpr int64_t kMostThreads = 4096;
 
-// Name, element type and shape of a tensor. A symbolic dimension is -1, and has its name (for outputs, an expression of
-// names) in `dimensions`, which is as long as the shape.
+// Name, element type and shape of a tensor. A symbolic dimension is -1, and its name (for outputs, an expression of
+// names) is in `dimensions`, which is as long as the shape.
 struct Description {
   std::string name;
   std::string dtype_name;
-  DLDataType dtype;  // as the module's code has it
+  DLDataType dtype;  // in the module's code
   std::vector<int64_t> shape;
   std::vector<std::string> dimensions;
-  bool carried = false;  // the code has another element type
+  bool carried = false;  // whether the code uses another element type
 
   // "x: float32[batch, 3]"
   std::string Text() const;
@@ -35,7 +36,7 @@ struct Description {
 
 enum class Relation { kEqual, kAtLeast, kBroadcast };
 
-// A relation between sizes of the inputs. The formulas' names stand for the symbolic dimensions in `symbols`.
+// A relation between sizes of the inputs. The formulas' names refer to the symbolic dimensions in `symbols`.
 struct Requirement {
   Formula left;
   Relation relation;
@@ -44,8 +45,8 @@ struct Requirement {
   std::string where;
 };
 
-// An input whose elements are indices, lengths or counts: each must lie in [least, size); in [-size, size) without `least`,
-// where negative indices count from the end of an axis.
+// An input whose elements are indices, lengths or counts: each must be in [least, size); without `least` in [-size,
+// size), where negative indices count from the end of an axis.
 struct IndexRequirement {
   std::string input;
   Formula size;
@@ -54,8 +55,8 @@ struct IndexRequirement {
   std::string where;
 };
 
-// A tensor that a session keeps: which input it is, which output is its next value, and the axis that holds rows. One that
-// grows has another shape there after each run, which does not write to the input.
+// A tensor that a session keeps: its input, the output with its next value, and the axis of its rows. One that grows
+// has another shape there after each run, which does not write to the input.
 struct State {
   std::string name;
   size_t input, output;
@@ -63,8 +64,8 @@ struct State {
   bool grows;
 };
 
-// The input that says how many rows of the states are in use before a run. A run adds `rows` of them, or the size of a
-// dimension of the inputs where that has a name.
+// The input with the number of state rows in use before a run. A run adds `rows` of them, or the size of the input
+// dimension with that name.
 struct Position {
   size_t input;
   int64_t rows;
@@ -75,29 +76,29 @@ struct Manifest {
   std::string model_name, architecture, target_name;
   std::string engine;                          // the version of TVM that compiled the module
   std::vector<std::string> required_features;  // of the processor
-  std::string device_kind;                     // "cuda"; empty for modules that run on the processor
-  int compute_capability = 0;                  // of that device, at least: 10 major + minor
+  std::string device_kind;                     // "cuda"; empty for modules that run on the CPU
+  int compute_capability = 0;                  // minimum for that device: 10 major + minor
   bool device_is_simulated = false;            // there is no machine code for one
   std::vector<Description> inputs, outputs, parameter_descriptions, reference_input_descriptions, reference_output_descriptions;
-  std::vector<Description> asset_descriptions;  // files beside the numbers, as a tokenizer
+  std::vector<Description> asset_descriptions;  // files in addition to the tensors, like a tokenizer
   std::vector<State> states;
   std::optional<Position> position;
   std::vector<Description> initial_state_descriptions;
-  Sizes reference_sizes;     // of dimensions of the states, in the stored example
-  std::string state_format;  // equal for modules that can take over each other's states
+  Sizes reference_sizes;     // of the states' dimensions, in the stored example
+  std::string state_format;  // equal for modules with interchangeable states
   std::vector<Requirement> requirements;
   std::vector<IndexRequirement> indices;
   int threads = 0;                // 0: no setting
-  size_t compact_parameters = 0;  // how many of the last ones the module's code expands when it is loaded
+  size_t compact_parameters = 0;  // number of trailing ones that the module's code expands at load
   double relative_tolerance = 1e-3, absolute_tolerance = 1e-4;
-  // The model's nodes that each call of a kernel in the code computes, the main one first, by the kernel's name.
+  // By kernel name: the model's nodes that each call of the kernel computes, the main one first.
   std::map<std::string, std::vector<std::vector<std::string>>> kernel_nodes;
   std::map<std::string, std::string> checksums;  // of the sections, in hexadecimal
 
-  // Throws Error for anything but a manifest whose every field is known and valid.
+  // Throws Error unless every field of the manifest is known and valid.
   void Parse(const char* text, size_t size, const std::string& document);
 
-  // The symbolic dimension of the position that no other input has, which is the number of rows in use; empty for none.
+  // The symbolic dimension that only the position has, which is the number of rows in use; empty if there is none.
   std::string CountingDimension() const;
 
   // True if a session provides this input itself.

@@ -22,7 +22,7 @@ using Symbol = ElfW(Sym);
 using Dynamic = ElfW(Dyn);
 using Word = ElfW(Addr);
 
-// Kinds of relocations: a place becomes the base plus the addend, or a symbol's address plus the addend.
+// Kinds of relocations: a slot becomes the base plus the addend, or a symbol's address plus the addend.
 #if defined(__x86_64__)
 constexpr unsigned kRelative = R_X86_64_RELATIVE;
 constexpr unsigned kAbsolute[] = {R_X86_64_64, R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT};
@@ -46,7 +46,7 @@ size_t PageUp(size_t value, size_t page) { return (value + page - 1) / page * pa
 unsigned KindOf(Word info) { return sizeof(Word) == 8 ? static_cast<unsigned>(info) : static_cast<unsigned>(info & 0xff); }
 size_t SymbolOf(Word info) { return static_cast<size_t>(sizeof(Word) == 8 ? static_cast<uint64_t>(info) >> 32 : info >> 8); }
 
-// Anonymous memory, zero at first.
+// Anonymous memory, initially zero.
 class Memory {
  public:
   Memory() = default;
@@ -64,7 +64,7 @@ class Memory {
   uint8_t* base() const { return base_; }
   size_t size() const { return size_; }
 
-  // `count` values at an address of the library. Throws Error unless they lie in it.
+  // `count` values at an address of the library. Throws Error unless they are inside it.
   template <typename T>
   T* At(uint64_t address, uint64_t count = 1) const {
     if (address > size_ || count > (size_ - address) / sizeof(T) || address % alignof(T) != 0) {
@@ -86,7 +86,7 @@ class Memory {
 
 }  // namespace
 
-// Segments are mapped, relocations applied, names found.
+// Maps segments, applies relocations, looks up names.
 class MappedCode::Image {
  public:
   explicit Image(Span file) : file_(file) {
@@ -149,7 +149,7 @@ class MappedCode::Image {
 
   const char* NameOf(const Symbol& symbol) const { return memory_.TextAt(uint64_t{tags_[DT_STRTAB]} + symbol.st_name); }
 
-  // No dynamic entry holds the number of symbols; the hash tables do.
+  // No dynamic entry has the number of symbols; the hash tables do.
   size_t SymbolCount() const {
     if (tags_[DT_HASH]) return memory_.At<const uint32_t>(tags_[DT_HASH], 2)[1];
     if (!gnu_hash_) throw Error("the module's code has no symbol table");
@@ -188,7 +188,8 @@ class MappedCode::Image {
       if (kind == kRelative) {
         value = reinterpret_cast<Word>(memory_.base()) + Addend(each, value);
       } else if (absolute) {
-        // Before it is bound, an entry of the procedure linkage table holds an address inside that table, which is no addend.
+        // Before it is bound, an entry of the procedure linkage table has an address inside that table, which is not an
+        // addend.
         Word addend = kind == kAbsolute[0] ? Addend(each, value) : 0;
         if (SymbolOf(each.r_info) >= symbol_count_) throw Error("the module's code refers to a symbol that it does not have");
         value = AddressOf(symbols_[SymbolOf(each.r_info)]) + addend;
@@ -209,7 +210,7 @@ class MappedCode::Image {
     throw Error("the module's code calls " + Quoted(Shortened(name, kShownName)) + ", which this program was linked without");
   }
 
-  // Code cannot be written, data cannot be run.
+  // Makes code read-only, and data non-executable.
   void Protect() {
     for (int i = 0; i < header_.e_phnum; ++i) {
       Segment segment = SegmentAt(i);

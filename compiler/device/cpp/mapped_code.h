@@ -1,4 +1,4 @@
-// Shared libraries without the dynamic loader.
+// Loads shared libraries without the dynamic loader.
 #pragma once
 
 #include <memory>
@@ -18,15 +18,15 @@ namespace tensorwright {
 
 // A shared library, mapped and relocated; undefined symbols are resolved from `tensorwright_symbols`.
 //
-// Supports what the compiler's linkers emit of the ELF format and refuses anything else; nothing outside of the
-// library's own memory is read or written for it. Exceptions do not pass through its code: it returns error codes.
+// Supports the subset of ELF that the compiler's linkers emit and rejects anything else; only the library's own memory
+// is read or written for it. Exceptions do not pass through its code: it returns error codes.
 class MappedCode {
  public:
-  // Throws Error. `library` is not needed any more afterwards.
+  // Throws Error. `library` is no longer needed afterwards.
   explicit MappedCode(Span library);
   ~MappedCode();
 
-  // The address of what the library defines under this name; null where it does not.
+  // The address of the library's definition with this name; null if there is none.
   void* Find(const std::string& name) const;
 
  private:

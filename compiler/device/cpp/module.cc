@@ -19,7 +19,7 @@ namespace {
 
 const std::string kGraphCalls = "vm.builtin.cuda_graph.";
 
-// The module's code. Throws Error where this processor or this program's version of TVM cannot run it.
+// The module's code. Throws Error if this processor or this program's version of TVM cannot run it.
 Span CodeOf(const Artifact& artifact) {
   if (artifact.architecture != Architecture()) {
     throw Error("the module is for " + artifact.architecture + " (target " + artifact.target_name + "), and this processor is " + Architecture());
@@ -38,7 +38,7 @@ Span CodeOf(const Artifact& artifact) {
   return artifact.library;
 }
 
-// Purpose of a check inside a module, as the compiler wrote it: `tensorwright[...] `. Empty for other failures.
+// The compiler's description of a check inside a module: `tensorwright[...] `. Empty for other failures.
 std::string CheckText(const std::string& failure) {
   const std::string mark = "tensorwright[";
   size_t start = failure.find(mark), end = start == std::string::npos ? start : failure.find("] ", start);
@@ -123,7 +123,7 @@ void Module::CheckArity() const {
   }
 }
 
-// The parameters as `main` takes them.
+// Expands the parameters to the arguments of `main`.
 void Module::Expand() {
   size_t compact = artifact_->compact_parameters;
   if (compact == 0) return;
@@ -135,7 +135,7 @@ void Module::Expand() {
   result = nullptr;
   for (const ffi::Tensor& each : expanded) parameters_.push_back(Share(each, nullptr));
   expanded = {};
-  Global("vm.builtin.memory_manager.clear")();  // memory of the parameters that were shared already
+  Global("vm.builtin.memory_manager.clear")();  // memory of parameters that were already shared
   std::vector<std::pair<const uint8_t*, size_t>> places;
   for (size_t i = parameters_.size() - compact; i < parameters_.size() && device_->Name().empty(); ++i) {
     const DLTensor* tensor = parameters_[i].GetDLTensorPtr();
@@ -144,8 +144,8 @@ void Module::Expand() {
   UseHugePages(std::move(places));
 }
 
-// A parameter over the bytes that all modules which have these share, where kernels read this memory; `file`: that it may
-// lie in.
+// A parameter over the bytes shared by all modules that have them, if kernels read this memory; `file`: may contain the
+// parameter.
 ffi::Tensor Module::Share(const ffi::Tensor& parameter, std::shared_ptr<Artifact> file) {
   if (!device_->Name().empty()) return parameter;
   SharedTensor shared = ShareTensor(parameter, file);
@@ -194,7 +194,7 @@ ffi::Tensor Module::Copy(const ffi::Tensor& tensor) {
   return copy;
 }
 
-// Inputs where kernels read them; states are copied, since a run writes to them.
+// Moves inputs to memory that kernels can read; states are copied, since a run writes to them.
 void Module::Place(std::vector<ffi::Tensor> inputs) {
   for (const State& state : artifact_->states) {
     if (!state.grows) inputs[state.input] = Copy(inputs[state.input]);
@@ -204,7 +204,7 @@ void Module::Place(std::vector<ffi::Tensor> inputs) {
   placed_ = std::move(placed);
 }
 
-// Starts a run on the inputs that were placed; its results may not be computed yet.
+// Starts a run on the placed inputs; its results may not be computed yet.
 ffi::Any Module::Call(const std::vector<ffi::Tensor>& placed) const {
   std::vector<ffi::AnyView> arguments(placed.begin(), placed.end());
   ffi::Any result;
@@ -277,7 +277,7 @@ DeviceTimes Module::MeasureDevice(const std::vector<ffi::Tensor>& inputs, int ru
   std::vector<ffi::Tensor> expected = Run(inputs), found;
   ffi::Any result;
   auto run = [&] {
-    result.reset();  // its memory is reused for the next result: a graph must not allocate
+    result.reset();  // its memory is reused for the next result, since a graph must not allocate
     result = Call(placed_);
   };
   DeviceTimes times;
@@ -285,7 +285,7 @@ DeviceTimes Module::MeasureDevice(const std::vector<ffi::Tensor>& inputs, int ru
     times = device_->Time(run, runs, graph);
     found = device_->ToHost(Outputs(result));
   });
-  for (size_t i = 0; i < expected.size() && artifact_->states.empty(); ++i) {  // later runs of states give other results
+  for (size_t i = 0; i < expected.size() && artifact_->states.empty(); ++i) {  // later runs of states have other results
     if (std::memcmp(expected[i].data_ptr(), found[i].data_ptr(), TensorBytes(*found[i].GetDLTensorPtr())) == 0) continue;
     throw Error("output " + Quoted(artifact_->outputs[i].name) + (graph ? " of the CUDA graph" : " of a later run") + " differs from that of the first run");
   }
@@ -305,7 +305,7 @@ std::vector<std::pair<std::string, double>> Module::MeasureKernels(const std::ve
   std::vector<Entry> entries;
   std::vector<size_t> open;
   auto instrument = [&](ffi::PackedArgs arguments, ffi::Any* result) {
-    *result = 0;  // go on
+    *result = 0;  // continue
     std::string name = arguments[1].cast<ffi::String>();
     bool is_graph = name.compare(0, kGraphCalls.size(), kGraphCalls) == 0;
     if (name.compare(0, 3, "vm.") == 0 && !is_graph) return;  // memory and sizes
@@ -323,7 +323,7 @@ std::vector<std::pair<std::string, double>> Module::MeasureKernels(const std::ve
     entries.clear(), clock->Reset();
     ffi::Any result;
     main.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
-    // Not in the first run: TVM captures its CUDA graphs then, and no event may be recorded meanwhile.
+    // Not in the first run: TVM captures its CUDA graphs then, and no event may be recorded during that.
     if (i < 0) FunctionOf(machine, "set_instrument")(ffi::Function::FromPacked(instrument));
     times.resize(entries.size());
     for (size_t j = 0; j < entries.size(); ++j) times[j].push_back(clock->Between(entries[j].begin, entries[j].end));

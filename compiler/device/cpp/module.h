@@ -22,48 +22,48 @@ class Module {
  public:
   explicit Module(std::shared_ptr<Artifact> artifact);
 
-  // A copy for another thread: it shares code and parameters, and has a virtual machine of its own.
+  // A copy for another thread: it shares code and parameters, and has its own virtual machine.
   std::unique_ptr<Module> Shared() const;
 
-  // Number of threads of a run. Throws Error unless it is a number of threads that the machine serves.
+  // Number of threads per run. Throws Error unless this machine supports it.
   void SetThreads(int threads);
 
   const Artifact& artifact() const { return *artifact_; }
 
-  // Inputs in the module's order; throws Error unless they are what the manifest requires.
+  // Inputs in the module's order; throws Error unless they meet the manifest's requirements.
   std::vector<ffi::Tensor> Run(const std::vector<ffi::Tensor>& inputs);
 
-  // The stored example, run and compared: the largest absolute difference. Throws Error where one is too large.
+  // Runs and compares the stored example: the largest absolute difference. Throws Error if one is too large.
   double Verify();
 
-  // Milliseconds of each of `runs` runs, after `warm_up` runs that are not counted; those of a graphics processor with the
-  // copies of inputs and outputs.
+  // Milliseconds of each of `runs` runs, after `warm_up` runs that are not counted; on a GPU including the copies of
+  // inputs and outputs.
   std::vector<double> Measure(const std::vector<ffi::Tensor>& inputs, int runs, int warm_up);
 
-  // "NVIDIA H100 80GB HBM3"; empty for modules that run on the processor. They have none of the times below.
+  // "NVIDIA H100 80GB HBM3"; empty for modules that run on the CPU, which have none of the times below.
   std::string DeviceName() const { return device_->Name(); }
 
-  // Seconds of runs without copies, after warm-up; `graph`: captured as one CUDA graph. Throws Error where the run cannot be
-  // captured, or its replay gives other results.
+  // Seconds of runs without copies, after warm-up; `graph`: captured as one CUDA graph. Throws Error if the run cannot
+  // be captured, or its replay has other results.
   DeviceTimes MeasureDevice(const std::vector<ffi::Tensor>& inputs, int runs, bool graph);
 
-  // The calls of a run in their order, each with the median of its milliseconds on the device.
+  // The calls of a run in order, each with the median of its milliseconds on the device.
   std::vector<std::pair<std::string, double>> MeasureKernels(const std::vector<ffi::Tensor>& inputs, int runs);
 
   // The stored example, or zeros with every symbolic dimension 1; states as at the beginning of a session.
   std::vector<ffi::Tensor> ExampleInputs() const;
 
-  // Runs on inputs whose states lie where kernels read them, and writes to those; the outputs lie there too.
+  // Runs on inputs whose states are in memory that kernels can read, and updates those; the outputs are there, too.
   std::vector<ffi::Tensor> Step(const std::vector<ffi::Tensor>& inputs);
 
-  // Moves a tensor to where kernels read it, and tensors to the processor's memory.
+  // Move a tensor to memory that kernels can read, and tensors to CPU memory.
   ffi::Tensor Placed(const ffi::Tensor& tensor) const { return device_->ToDevice(tensor, nullptr); }
   std::vector<ffi::Tensor> ToHost(const std::vector<ffi::Tensor>& tensors) const { return device_->ToHost(tensors); }
 
-  // A tensor of the processor with memory of its own.
+  // A CPU tensor with its own memory.
   static ffi::Tensor Copy(const ffi::Tensor& tensor);
 
-  // The first value of a state or the position, for sizes of its symbolic dimensions. Throws Error where one is not known.
+  // The first value of a state or the position, for sizes of its symbolic dimensions. Throws Error if one is unknown.
   ffi::Tensor FirstValue(size_t input, const Sizes& sizes) const;
 
  private:
@@ -76,7 +76,7 @@ class Module {
   std::vector<ffi::Tensor> Outputs(const ffi::Any& result) const;
   [[noreturn]] void Failed(const std::string& failure) const;
 
-  // Result of `work`; exceptions of TVM in it become an Error.
+  // Result of `work`, with TVM's exceptions converted to Error.
   template <typename Work>
   auto Explained(Work work) const {
     try {
@@ -91,8 +91,8 @@ class Module {
   std::shared_ptr<Artifact> artifact_;
   InputChecker checker_;
   std::shared_ptr<Device> device_;
-  std::vector<std::shared_ptr<const SharedBytes>> shared_;  // what parameters lie in, where kernels read them as they are
-  std::vector<ffi::Tensor> parameters_, placed_;  // where kernels read them; `placed_`: the inputs of the last run
+  std::vector<std::shared_ptr<const SharedBytes>> shared_;  // memory of parameters that kernels read in place
+  std::vector<ffi::Tensor> parameters_, placed_;  // in memory that kernels can read; `placed_`: the inputs of the last run
   std::vector<NamedTensor> reference_inputs_, reference_outputs_, initial_states_;
   std::optional<ffi::Module> executable_, machine_;
   ffi::Function main_;

@@ -15,7 +15,7 @@ static_assert(sizeof kProtocolName == kKeyBytes + 1, "a name of the hash's lengt
 
 const uint8_t* Bytes(const std::string& text) { return reinterpret_cast<const uint8_t*>(text.data()); }
 
-// HKDF with two outputs, as Noise defines it.
+// HKDF with two outputs, as defined by Noise.
 void Derive(const Key& chaining, const uint8_t* input, size_t size, Key* first, Key* second) {
   Key temporary;
   uint8_t block[kKeyBytes + 1];
@@ -39,7 +39,7 @@ void Cipher::Start(const Key& key) {
 void Cipher::Nonce(uint8_t (&nonce)[12]) {
   std::memset(nonce, 0, 4);
   for (int i = 0; i < 8; ++i) nonce[4 + i] = static_cast<uint8_t>(counter_ >> 8 * i);
-  ++counter_;  // 2^64 messages are not sent in any session's time
+  ++counter_;  // no session sends 2^64 messages
 }
 
 void Cipher::Encrypt(const uint8_t* data, size_t size, const uint8_t* associated, size_t associated_size, std::string* out) {
@@ -56,7 +56,7 @@ bool Cipher::Decrypt(const uint8_t* data, size_t size, const uint8_t* associated
   Nonce(nonce);
   size_t start = out->size();
   out->resize(start + size - kTagBytes);
-  // Room for an empty message too: its pointer must not be past the end.
+  // Room for an empty message, too: its pointer must not be past the end.
   uint8_t none, *plain = size > kTagBytes ? reinterpret_cast<uint8_t*>(&(*out)[start]) : &none;
   bool valid = crypto_aead_chacha20poly1305_ietf_decrypt(plain, nullptr, nullptr, data, size, associated, associated_size, nonce, key_.data()) == 0;
   if (!valid) out->resize(start);

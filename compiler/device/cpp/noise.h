@@ -2,8 +2,8 @@
 //
 // The initiator knows the responder's static key beforehand and sends its own, encrypted; both are proven in one round
 // trip. Fresh ephemeral keys make every session's keys new: a recorded session cannot be decrypted later with a static
-// key, and a replayed first message leads to keys that whoever replays it does not have. It is therefore only a message
-// after the handshake that proves who the initiator is.
+// key, and a replayed first message leads to keys that the attacker does not have. So only a message after the
+// handshake proves who the initiator is.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +23,7 @@ class Cipher {
  public:
   void Start(const Key& key);
 
-  // Both append to `out`. Decrypt is false, and nothing is appended, where the bytes are not what was encrypted next.
+  // Both append to `out`. Decrypt returns false, and appends nothing, if the bytes are not the next encrypted message.
   void Encrypt(const uint8_t* data, size_t size, const uint8_t* associated, size_t associated_size, std::string* out);
   bool Decrypt(const uint8_t* data, size_t size, const uint8_t* associated, size_t associated_size, std::string* out);
 
@@ -41,10 +41,10 @@ class NoiseResponder {
   NoiseResponder(const Key& private_key, const std::string& prologue);
   ~NoiseResponder();
 
-  // False where the message was not made for this responder's key; else the initiator's static public key.
+  // False if the message was not made for this responder's key; otherwise sets the initiator's static public key.
   bool ReadFirst(const uint8_t (&message)[kFirstMessageBytes], Key* initiator);
 
-  // The answer. False where the initiator's keys give no secret.
+  // The response. False if the initiator's keys yield no secret.
   bool WriteSecond(std::string* message);
 
   // The ciphers of the session, after both messages.

@@ -28,7 +28,7 @@ constexpr size_t kLeastBytes = size_t{16} << 10, kSampled = 256;
 using Sample = std::pair<size_t, std::string>;
 using Users = std::vector<std::weak_ptr<const SharedBytes>>;
 
-// The size, and samples of the bytes: others may have the same ones.
+// The size and samples of the bytes; not unique.
 Sample SampleOf(const uint8_t* data, size_t size) {
   std::string samples;
   for (size_t at = 0, step = std::max<size_t>(1, size / kSampled); at < size; at += step) samples.push_back(static_cast<char>(data[at]));
@@ -46,7 +46,7 @@ void CheckPrivate(const std::string& folder) {
   }
 }
 
-// A file that appears whole, or the one that another process wrote meanwhile.
+// Writes a file atomically, unless another process wrote it meanwhile.
 void Publish(const uint8_t* data, size_t size, const std::string& path) {
   std::string made = path + "." + std::to_string(getpid()) + "." + std::to_string(reinterpret_cast<uintptr_t>(data));
   int file = open(made.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
@@ -64,7 +64,7 @@ void Publish(const uint8_t* data, size_t size, const std::string& path) {
   if (!done) errno = problem, Unusable(path);
 }
 
-// The bytes of a file; null unless they are these.
+// The bytes of a file; null unless they equal the given ones.
 std::shared_ptr<const SharedBytes> Mapped(const std::string& path, const uint8_t* data, size_t size) {
   int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
   if (file < 0) Unusable(path);
@@ -74,7 +74,7 @@ std::shared_ptr<const SharedBytes> Mapped(const std::string& path, const uint8_t
   close(file);
   if (memory == MAP_FAILED) return nullptr;
   std::shared_ptr<const void> owner(memory, [size](void* mapping) { munmap(mapping, size); });
-  if (std::memcmp(memory, data, size) != 0) return nullptr;  // a file that was damaged is not used
+  if (std::memcmp(memory, data, size) != 0) return nullptr;  // damaged files are not used
   return std::make_shared<SharedBytes>(SharedBytes{static_cast<const uint8_t*>(memory), size, std::move(owner)});
 }
 
@@ -131,7 +131,7 @@ void UseHugePages(std::vector<std::pair<const uint8_t*, size_t>> places) {
   auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   for (size_t i = 0; i < places.size();) {
     auto begin = reinterpret_cast<uintptr_t>(places[i].first), end = begin + places[i].second;
-    // An allocator's headers may lie between neighbours.
+    // An allocator's headers may be between neighbors.
     for (++i; i < places.size() && reinterpret_cast<uintptr_t>(places[i].first) <= end + page; ++i) {
       end = std::max(end, reinterpret_cast<uintptr_t>(places[i].first) + places[i].second);
     }

@@ -1,4 +1,4 @@
-// Parameters of equal bytes, kept once: of modules of this process, and of other processes where a folder is named.
+// Deduplicates parameters with equal bytes: of modules in this process, and, with a shared folder, of other processes.
 #pragma once
 
 #include <cstddef>
@@ -11,32 +11,33 @@
 
 namespace tensorwright {
 
-// Bytes that several modules read, for as long as one of them holds them.
+// Bytes that several modules read, kept alive while any of them uses them.
 struct SharedBytes {
   const uint8_t* data;
   size_t size;
   std::shared_ptr<const void> owner;
 };
 
-// The bytes that all users of equal ones have in common: these, those of another module that are in use, or a file of the
-// folder that TENSORWRIGHT_SHARED_PARAMETERS names (the same files as Python's), which other processes map too. Few bytes
-// are not shared. `owner` keeps `data` (64-byte aligned) where it is. Throws Error where the folder is not the user's
-// alone, or cannot be written.
+// The bytes shared by all users of equal ones: these, those of another module that are in use, or a file in the folder
+// TENSORWRIGHT_SHARED_PARAMETERS (the same files as Python's), which other processes map, too. Small arrays are not
+// shared.
+// `owner` keeps `data` (64-byte aligned) in place. Throws Error if other users can access the folder, or it cannot be
+// written.
 std::shared_ptr<const SharedBytes> SharedParameter(const uint8_t* data, size_t size, std::shared_ptr<const void> owner);
 
 struct SharedTensor {
   ffi::Tensor tensor;
-  std::shared_ptr<const SharedBytes> bytes;  // what it lies in; null: it is the given one
+  std::shared_ptr<const SharedBytes> bytes;  // the memory that holds it; null: it is the given one
 };
 
-// The same for a tensor of the processor, and for what it lies in besides itself (may be null).
+// The same for a CPU tensor, and for the memory that contains it (may be null).
 SharedTensor ShareTensor(const ffi::Tensor& tensor, std::shared_ptr<const void> file);
 
-// Asks Linux to hold memory in huge pages, as far as neighbours together fill some: a core that reads parameters first in
-// a run walks through the page tables for each page.
+// Asks Linux to back memory with huge pages, as far as neighbors together fill some: the core that first reads
+// parameters in a run walks the page tables for each page.
 void UseHugePages(std::vector<std::pair<const uint8_t*, size_t>> places);
 
-// Gives the whole pages of memory that is not read any more back to the system; they are zero then.
+// Returns the whole pages of memory that is no longer read to the system; they become zero.
 void ForgetPages(const uint8_t* data, size_t size);
 
 }  // namespace tensorwright

@@ -12,9 +12,9 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kKeptBytes = size_t{64} << 20;  // of sizes that ran; more where a few of the largest size take more
+constexpr size_t kKeptBytes = size_t{64} << 20;  // for sizes that ran; more if a few of the largest size need more
 constexpr size_t kKeptLargest = 4;
-constexpr size_t kKnownSizes = 4096, kKeptSizes = 8;  // the latter where the C library does not tell what is allocated
+constexpr size_t kKnownSizes = 4096, kKeptSizes = 8;  // the latter if the C library does not count allocated bytes
 
 // `struct mallinfo2` of the GNU C library since 2.33; other C libraries have no such function.
 struct Allocated {
@@ -60,7 +60,7 @@ struct Pool {
 };
 
 Pool& ThePool() {
-  static Pool* pool = new Pool;  // runs may end after static objects
+  static Pool* pool = new Pool;  // runs may outlive static objects
   return *pool;
 }
 

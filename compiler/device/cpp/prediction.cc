@@ -15,7 +15,7 @@ namespace tensorwright {
 namespace {
 
 using Color = std::array<uint8_t, 3>;
-// Those of the Python package.
+// The same colors as in the Python package.
 constexpr Color kColors[] = {{0xe6, 0x19, 0x4b}, {0x3c, 0xb4, 0x4b}, {0x43, 0x63, 0xd8}, {0xf5, 0x82, 0x31}, {0x91, 0x1e, 0xb4},
                              {0x00, 0x80, 0x80}, {0x9a, 0x63, 0x24}, {0x80, 0x80, 0x00}, {0x00, 0x00, 0x75}, {0xe6, 0x00, 0x7e}};
 constexpr int64_t kLineShare = 300;
@@ -38,7 +38,7 @@ std::string Name(const Processing& processing, int64_t number) {
 
 std::string Padded(const std::string& text, size_t width) { return text + std::string(width > text.size() ? width - text.size() : 0, ' '); }
 
-// An output by its name, with its sizes.
+// An output by name, with its sizes.
 template <typename T>
 struct Output {
   const T* data = nullptr;
@@ -60,7 +60,7 @@ Output<T> Find(const Manifest& manifest, const std::vector<ffi::Tensor>& outputs
 
 constexpr DLDataType kFloat{kDLFloat, 32, 1}, kInteger{kDLInt, 64, 1}, kByte{kDLUInt, 8, 1};
 
-// Scores and classes, as many.
+// Scores and classes, of equal number.
 struct Scored {
   Output<float> scores;
   Output<int64_t> classes;
@@ -86,8 +86,8 @@ struct Canvas {
 
   uint8_t* At(int64_t y, int64_t x) { return pixels + 3 * (y * width + x); }
 
-  // The outline of a box, as wide to its inside, and its name above it, or where there is no room at the top of the image;
-  // what lies outside of the image is not drawn.
+  // The outline of a box, drawn inwards, with its name above it, or at the top of the image if there is no room; parts
+  // outside the image are clipped.
   void Outline(const float* box, const Color& color, const std::string& name) {
     if (!std::all_of(box, box + 4, [](float edge) { return std::isfinite(edge); })) return;
     int64_t line = std::max<int64_t>(2, std::llround(static_cast<double>(std::max(height, width)) / kLineShare));
@@ -103,7 +103,7 @@ struct Canvas {
     for (int64_t i = 0; i < count; ++i) Letter(name[static_cast<size_t>(i)], left + line + i * step, above + line, dot);
   }
 
-  // A letter in white, whose dots are squares; a question mark for what is not ASCII.
+  // A white letter with square dots; a question mark for non-ASCII characters.
   void Letter(char letter, int64_t left, int64_t top, int64_t dot) {
     const char* columns = kLetters + kLetterWidth * ((letter >= ' ' && letter <= '~' ? letter : '?') - ' ');
     for (int64_t x = 0; x < kLetterWidth; ++x) {
@@ -125,7 +125,7 @@ struct Canvas {
   int64_t height, width;
 };
 
-// Where an edge of the image lies in the frame that the net reads: `compiler/frontends/processing/geometry.py`.
+// Position of an edge of the image in the net's input frame: `compiler/frontends/processing/geometry.py`.
 struct Range {
   int64_t start, length;
 };

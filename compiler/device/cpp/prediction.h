@@ -1,4 +1,4 @@
-// Predictions of modules that were compiled with processing of pictures.
+// Predictions of modules compiled with image processing.
 #pragma once
 
 #include <string>
@@ -13,10 +13,10 @@ namespace tensorwright {
 // A prediction as lines of text, and as the members of the JSON object that the Python package prints, without masks.
 struct Prediction {
   std::string text, json;
-  std::optional<ffi::Tensor> picture;  // with boxes or masks, of the tasks that have them
+  std::optional<ffi::Tensor> picture;  // with boxes or masks, for tasks that have them
 };
 
-// The prediction in what a run on an image returned. Throws Error where that is not of its task.
+// Converts the outputs of a run on an image to a prediction. Throws Error if they do not match the task.
 Prediction ReadPrediction(const Processing& processing, const Manifest& manifest, const std::vector<ffi::Tensor>& outputs, const ffi::Tensor& image);
 
 // "street-boxes.png" of "photos/street.jpg".

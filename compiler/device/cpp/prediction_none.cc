@@ -1,4 +1,4 @@
-// For static programs of modules that take no pictures: without decoders of images.
+// For static programs with modules that do not process images: without image decoders.
 #include "image.h"
 #include "prediction.h"
 

@@ -1,4 +1,5 @@
-// The processing that a module was compiled with (`compiler/support/processing.py`), as far as its results are read by it.
+// The processing that a module was compiled with (`compiler/support/processing.py`), as far as it is needed to read
+// results.
 #pragma once
 
 #include <string>
@@ -10,12 +11,12 @@ namespace tensorwright {
 
 struct Processing {
   std::string task, resize;
-  int64_t rows = 0, columns = 0;  // of the image that the net reads
+  int64_t rows = 0, columns = 0;  // of the net's input image
   std::vector<std::string> names;
-  int64_t rate = 0, window = 0, context = 0;  // of a task on speech, in samples
+  int64_t rate = 0, window = 0, context = 0;  // for a speech task, in samples
   double score = 0;
 
-  // Throws Error unless the module takes pictures or recordings.
+  // Throws Error unless the module processes images or recordings.
   static Processing Of(const Artifact& artifact);
 };
 

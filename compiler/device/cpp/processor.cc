@@ -22,7 +22,8 @@ namespace {
 #if defined(__x86_64__)
 constexpr char kArchitecture[] = "x86_64";
 
-// The CPUID bit of each feature (Intel's and AMD's manuals, as in LLVM's Host.cpp), and what the OS must save for it.
+// The CPUID bit of each feature (Intel's and AMD's manuals, as in LLVM's Host.cpp), and the state that the OS must save
+// for it.
 enum Register { kEax, kEbx, kEcx, kEdx };
 enum Saved : uint64_t { kNothing = 0, kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000 };
 struct Feature {
@@ -100,7 +101,7 @@ uint64_t SavedRegisters() {
   return uint64_t{edx} << 32 | eax;
 }
 
-// True if the system lets this process use the tile registers: Linux grants them to all threads when asked.
+// True if the system permits this process to use the tile registers: Linux grants them to all threads on request.
 bool AllowsTiles() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -157,7 +158,7 @@ constexpr Feature kFeatures[] = {
 
 bool Has(const Feature& feature) {
 #if defined(__arm__)
-  // There is no bit for it: all processors of version 8 have it.
+  // It has no bit: all ARMv8 processors have it.
   auto platform = reinterpret_cast<const char*>(getauxval(AT_PLATFORM));
   if (std::strcmp(feature.name, "fp-armv8") == 0) return platform && platform[0] == 'v' && platform[1] >= '8';
 #endif
@@ -166,7 +167,7 @@ bool Has(const Feature& feature) {
 
 #elif defined(__riscv)
 constexpr char kArchitecture[] = "riscv64";
-// Letters are bits of AT_HWCAP; others are bits that the call riscv_hwprobe gives (Linux's asm/hwprobe.h).
+// Letters are bits of AT_HWCAP; others are bits from the call riscv_hwprobe (Linux's asm/hwprobe.h).
 struct Feature {
   const char* name;
   int bit;

@@ -1,4 +1,4 @@
-// Features of this processor, by the names that modules' manifests use (LLVM's).
+// Features of this processor, by their names in modules' manifests (LLVM's).
 #pragma once
 
 #include <string>
@@ -9,7 +9,7 @@ namespace tensorwright {
 // "x86_64", "aarch64", "armv7" or "riscv64".
 const char* Architecture();
 
-// The extensions that the processor and the system have, of those that are known here.
+// The known extensions that the processor and the system support.
 std::vector<std::string> ProcessorFeatures();
 
 // The members of `required` that are missing; unknown ones count as missing.

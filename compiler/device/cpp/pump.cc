@@ -8,17 +8,17 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kMostBuffered = 256 << 10;  // above this, the other side has to receive first
-constexpr int kFarewellSeconds = 2;          // a session may take to end once its client has left
+constexpr size_t kMostBuffered = 256 << 10;  // above this, the other side must receive first
+constexpr int kFarewellSeconds = 2;          // time limit for a session to end once its client has left
 
-// Sends what is waiting, without blocking. False where the peer has closed.
+// Sends pending bytes, without blocking. False if the peer has closed.
 bool SendSome(int descriptor, std::string* waiting) {
   ssize_t count = send(descriptor, waiting->data(), waiting->size(), MSG_DONTWAIT | MSG_NOSIGNAL);
   if (count > 0) waiting->erase(0, static_cast<size_t>(count));
   return count >= 0 || errno == EAGAIN || errno == EINTR;
 }
 
-// Receives bytes without blocking: 0 where the peer has closed, -1 where there are none.
+// Receives bytes without blocking: 0 if the peer has closed, -1 if there are none.
 ssize_t ReceiveSome(int descriptor, char* data, size_t size) {
   ssize_t count = recv(descriptor, data, size, MSG_DONTWAIT);
   if (count < 0) return errno == EAGAIN || errno == EINTR ? -1 : 0;

@@ -1,4 +1,4 @@
-// Carries bytes between a client and the process of its session, and ends sessions that take too long.
+// Transfers bytes between a client and the process of its session, and ends sessions that take too long.
 #pragma once
 
 #include <string>
@@ -8,12 +8,12 @@
 namespace tensorwright {
 
 struct TimeLimits {
-  int idle_seconds = 900;   // a client may leave an answer unread, or send no request
-  int run_seconds = 3600;   // a session may take to answer
+  int idle_seconds = 900;   // limit for a client that does not read responses or send requests
+  int run_seconds = 3600;   // limit for a session's response
 };
 
-// Until one of the two has closed. `given` is what the client said already. Returns why the session was ended, "" where
-// it ended by itself.
+// Runs until one of the two has closed. `given` are bytes already received from the client. Returns why the session was
+// ended, "" if it ended by itself.
 std::string Pump(Wire* wire, int client, int session, std::string given, const TimeLimits& limits);
 
 }  // namespace tensorwright

@@ -11,14 +11,14 @@ namespace {
 
 namespace json = tvm::ffi::json;
 using Found = std::optional<Misfit>;
-constexpr int kDeepest = 199;  // of values of any type, as in Python
+constexpr int kDeepest = 199;  // nesting of values of any type, as in Python
 constexpr size_t kDigestLetters = 64;
 
 std::string TextOf(const tvm::ffi::String& text) { return {text.data(), text.size()}; }
 
 Found Here(std::string why) { return Misfit{"", std::move(why)}; }
 
-// The place of a value inside another one.
+// Adds the path of a value inside another one.
 Found At(const std::string& step, const tvm::ffi::Any& value, const Schema& schema) {
   Found found = FindMisfit(value, schema);
   if (found) found->place = step + (found->place.empty() ? "" : "." + found->place);

@@ -1,4 +1,4 @@
-// The types of the documents in a module's file, and the check of a document against them.
+// The types of the documents in a module's file, and a check of documents against them.
 #pragma once
 
 #include <tvm/ffi/any.h>
@@ -10,15 +10,16 @@
 
 namespace tensorwright {
 
-// Message of older programs about an unknown member, whose meaning they would ignore.
+// Message for an unknown member, whose meaning this program would ignore.
 constexpr char kUnknownMember[] = "this program does not know it: use the programs of the Tensorwright that wrote the file";
 
 struct Member;
 
-// The types that a value may have. The records of a module's files are written from Python's (record_schema.py).
+// The types that a value may have. The schemas of a module's documents are generated from Python's (record_schema.py).
 struct Schema {
-  // kAnything: not nested deeper than `kDeepest`. kDigest: 64 hexadecimal digits. kChoice: one of the members' keys.
-  // kEither: one of the members. kList: items of the only member. kTuple: an item for each member. kMap: names and values.
+  // kAnything: nested at most `kDeepest` deep. kDigest: 64 hexadecimal digits. kChoice: one of the members' keys.
+  // kEither: one of the members. kList: items of the only member. kTuple: an item for each member. kMap: names and
+  // values.
   enum class Kind { kAnything, kNull, kTruth, kWhole, kNumber, kText, kDigest, kChoice, kEither, kList, kTuple, kMap, kRecord };
   Kind kind;
   int64_t least, most;  // numbers; characters of texts; items of lists
@@ -34,7 +35,8 @@ struct Member {
 
 extern const Schema &kManifestSchema, &kDeviceSchema, &kTensorEntrySchema;
 
-// The place where a value does not fit ("" for itself; else names and indices joined by dots) and the reason; nothing where it does.
+// The path of an invalid value ("" for the document itself; otherwise names and indices joined by dots) and the reason;
+// empty if it is valid.
 struct Misfit {
   std::string place, why;
 };

@@ -19,8 +19,8 @@ void ReportGraph(Module* module, const std::vector<ffi::Tensor>& inputs, int run
   }
 }
 
-// The model's nodes that each of these calls computes: those of its place among the kernel's calls in the code where a run
-// makes just these, else those of all of them.
+// For each of these calls, the model's nodes that it computes: those of the same call in the code if a run makes
+// exactly these calls of the kernel, otherwise the nodes of all its calls.
 std::vector<std::vector<std::string>> NodesOf(const std::vector<std::pair<std::string, double>>& calls, const Manifest& manifest) {
   std::map<std::string, size_t> total, seen;
   for (const auto& call : calls) ++total[call.first];

@@ -8,7 +8,7 @@ namespace tensorwright {
 namespace {
 
 using Symbols = std::map<std::string, std::string>;
-// The value of each symbolic dimension, and the input that it was first seen in.
+// The value of each symbolic dimension, and the first input that has it.
 using Dimensions = std::map<std::string, std::pair<int64_t, const Description*>>;
 
 void CheckFormula(const Formula& formula, const Symbols& symbols, const std::set<std::string>& dimensions) {
@@ -43,7 +43,7 @@ int64_t Value(const Formula& formula, const Symbols& symbols, const Sizes& sizes
   }
 }
 
-// A formula and its value, the dimension's own name where it is one.
+// A formula and its value, or a single dimension's own name and its value.
 std::string Term(const Formula& formula, int64_t value, const Symbols& symbols) {
   auto found = symbols.find(formula.text());
   std::string name = found == symbols.end() ? formula.text() : found->second;
@@ -66,7 +66,7 @@ void CheckRelation(const Requirement& requirement, const Sizes& sizes) {
   if (!holds) throw Error(requirement.where + ": " + text, Given(requirement.symbols, sizes));
 }
 
-// Begins the message for a shape that does not fit.
+// Start of the message for an invalid shape.
 std::string ShapeOf(const Description& input, const DLTensor& tensor) {
   return "input " + Quoted(input.name) + " has shape " + ShapeText(tensor.shape, static_cast<size_t>(tensor.ndim));
 }

@@ -3,16 +3,17 @@
 //                                      [--session] [--capacity N] [--load-states FILE] [--save-states FILE]
 //                                      [--json] [--trusted-key PATH]...
 //
-// A module with processing takes pictures (PNG, JPEG, GIF, BMP), recordings (WAV) or texts (--text), prints what it finds, and
-// writes pictures with boxes or masks: FILE-boxes.png in the current folder, or what --picture names.
-// FILE of an option is in the safetensors format, tensors by the names of the module's inputs or outputs. Inputs are the stored example
-// if not given. With --runs, the median and the 99th percentile of that many further runs are printed; on a graphics processor
-// also those of runs without copies of inputs and outputs, by CUDA events, and with --graph of the run captured as one CUDA
-// graph. With --kernels, what each kernel takes there. With --json all that is one JSON object, times in milliseconds.
-// With --session the run is one step of a session: its inputs and outputs are those of the module without its states, which
-// begin as in --load-states and are stored in --save-states, and hold --capacity rows where that size is dynamic.
-// With --trusted-key (an Ed25519 public key in PEM form, or a folder of them; again for more) a module must be signed by one
-// of these keys. A program that has its module linked in takes no MODULE.twm.
+// A module with processing accepts images (PNG, JPEG, GIF, BMP), recordings (WAV) or texts (--text), prints its
+// findings, and writes images with boxes or masks: FILE-boxes.png in the current folder, or the file named by
+// --picture. FILE of an option is in the safetensors format, with tensors by the names of the module's inputs or
+// outputs. Inputs default to the stored example. With --runs, the median and the 99th percentile of that many
+// additional runs are printed; on a GPU also those of runs without copies of inputs and outputs, by CUDA events, and
+// with --graph of the run captured as one CUDA graph. With --kernels, the time of each kernel there. With --json all of
+// that is one JSON object, with times in milliseconds. With --session the run is one step of a session: its inputs and
+// outputs are those of the module without its states, which are loaded from --load-states and stored in --save-states,
+// and have --capacity rows if that size is dynamic. With --trusted-key (an Ed25519 public key in PEM form, or a folder
+// of them; can be repeated) a module must be signed by one of these keys. A program with a linked module does not take
+// MODULE.twm.
 #include <algorithm>
 #include <cstdio>
 #include <optional>
@@ -36,7 +37,7 @@ namespace {
 
 struct Options {
   std::string module, inputs, outputs, picture, load_states, save_states;
-  std::vector<std::string> files, texts;  // files are pictures or recordings
+  std::vector<std::string> files, texts;  // files are images or recordings
   bool verify = false, graph = false, kernels = false, json = false, session = false;
   int runs = 0;
   int64_t capacity = 0;
@@ -113,7 +114,7 @@ std::vector<Description> Chosen(const std::vector<Description>& all, const std::
   return chosen;
 }
 
-// One step of a session; inputs are the stored example's where there is no file.
+// Runs one step of a session; inputs default to the stored example's.
 void RunStep(Module* module, const Options& options, Report* report) {
   const Artifact& artifact = module->artifact();
   Session session(module, options.capacity);
@@ -135,7 +136,7 @@ void RunStep(Module* module, const Options& options, Report* report) {
   report->Add("rows", std::to_string(session.length()), "rows in use: " + std::to_string(session.length()));
 }
 
-// Runs the module on each recording, and says where there is speech.
+// Runs the module on each recording, and prints the segments with speech.
 void Listen(Module* module, const Processing& processing, const Options& options, Report* report) {
   if (!options.picture.empty() || !options.outputs.empty()) throw Error("a recording has neither a picture nor outputs of one run: leave out --picture and --outputs");
   std::string list;
@@ -149,7 +150,7 @@ void Listen(Module* module, const Processing& processing, const Options& options
   if (options.json) report->Add("predictions", "[" + list + "]", "");
 }
 
-// Runs an embedder on each text, and prints the vectors; all their numbers as JSON.
+// Runs an embedder on each text, and prints the vectors; in JSON all of their numbers.
 void ShowVectors(Module* module, const Options& options, Report* report) {
   std::vector<std::vector<float>> vectors = Embed(module, options.texts);
   std::string list;
@@ -169,7 +170,7 @@ void ShowVectors(Module* module, const Options& options, Report* report) {
   if (options.json) report->Add("predictions", "[" + list + "]", "");
 }
 
-// Runs the module on each picture or recording, and says what it finds. The inputs of a last run.
+// Runs the module on each image or recording, and prints its findings. Returns the inputs of the last run.
 std::vector<ffi::Tensor> Predict(Module* module, const Options& options, Report* report) {
   const Artifact& artifact = module->artifact();
   Processing processing = Processing::Of(artifact);
@@ -209,7 +210,7 @@ int RunnerMain(int count, char** arguments) {
   if ((options.graph || options.kernels) && module.DeviceName().empty()) {
     throw Error("--graph and --kernels are for modules of graphics processors, and this one runs on the processor");
   }
-  std::optional<FileBytes> file;  // of the inputs, which lie in it
+  std::optional<FileBytes> file;  // holds the memory of the inputs
   if (!options.inputs.empty() && !options.session) file.emplace(options.inputs);
   std::vector<ffi::Tensor> inputs = file ? ReadInputs(file->span(), artifact->inputs, options.inputs) : module.ExampleInputs();
   Report report(!options.json);

@@ -1,14 +1,14 @@
-// The program that runs a module; its options are described in run.cc.
+// The program that runs a module; its options are documented in run.cc.
 #pragma once
 
 #include <functional>
 
 namespace tensorwright {
 
-// The exit status. Throws Error where something fails.
+// Returns the exit status. Throws Error on failure.
 int RunnerMain(int count, char** arguments);
 
-// The exit status of a program, 1 where it throws: the message is printed then.
+// Returns the exit status of a program, or 1 if it throws, and prints the message then.
 int Guarded(const std::function<int()>& program);
 
 }  // namespace tensorwright

@@ -1,11 +1,12 @@
 // A device server:  tensorwright-server PORT [--listen ADDRESS] [--folder FOLDER] [--key FILE --client-key PATH...] ...
 //
-// Keeps one active module in FOLDER. A new one becomes active only after its checksums, its signature where keys are
-// trusted, and its reference run (`tensorwright push`); until then, and if anything fails, the old one stays.
+// Keeps one active module in FOLDER. A new one becomes active only after its checksums, its signature if keys are
+// trusted, and its reference run were checked (`tensorwright push`); until then, and if anything fails, the old one
+// stays.
 //
-// Whoever may open a session can run code here, within what --trusted-key leaves. With --key every connection is encrypted,
-// and clients are known by their keys; without, everyone who reaches the port is let in, so that the server then listens
-// on a loopback address alone unless it is told --insecure.
+// Anyone who may open a session can run code here, within the limits of --trusted-key. With --key every connection is
+// encrypted, and clients are authenticated by their keys; without, everyone who can reach the port is let in, so the
+// server then only listens on a loopback address unless --insecure is given.
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -33,7 +34,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kMostPending = 32;  // clients that are not identified yet; the oldest is dropped for a new one
+constexpr size_t kMostPending = 32;  // clients not yet authenticated; the oldest is dropped for a new one
 
 const char* const kUsage =
     "usage: tensorwright-server PORT [OPTION]...   (port 0: any free one)\n"
@@ -59,7 +60,7 @@ struct Options {
   ServerSettings settings;
 };
 
-// A number of the command line, from 1 to `most`.
+// A number on the command line, from 1 to `most`.
 uint64_t Positive(const std::string& text, uint64_t most) {
   uint64_t value = WholeNumber(text, most);
   if (value == 0) throw Error("'" + text + "' is not a number from 1 to " + std::to_string(most));
@@ -100,7 +101,7 @@ bool ParseOptions(int count, char** arguments, Options* options) {
 
 bool IsLoopback(const std::string& address) { return address.compare(0, 4, "127.") == 0; }
 
-// Checks the keys, and that everything they leave open was asked for.
+// Checks the keys, and that any access they do not restrict was requested explicitly.
 void Configure(Options* options) {
   ServerSettings& settings = options->settings;
   if (options->key.empty() != options->client_keys.empty()) {
@@ -137,7 +138,7 @@ int Listen(const Options& options, const std::string& folder) {
   return listener;
 }
 
-// Detects hosts that are gone by keepalive probes: after 5 s of silence one every 5 s, at most three unanswered.
+// Detects unreachable hosts by keepalive probes: after 5 s of silence one every 5 s, at most three unanswered.
 void SetSocketLimits(int client) {
   int on = 1, idle = 5, interval = 5, probes = 3, unanswered = 20'000;
   setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
@@ -170,7 +171,7 @@ class Visitors {
     bool admitted;
   };
 
-  // Removes the clients that have left, then gives their places to those that ask for one.
+  // Removes the clients that have left, then gives their slots to waiting ones.
   void AnswerAll() {
     std::vector<int> asking;
     for (size_t i = visitors_.size(); i-- > 0;) {
@@ -199,7 +200,7 @@ class Visitors {
   void Accept() {
     int client = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC), ends[2];
     if (client < 0) {
-      if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) usleep(100'000);  // until others are done
+      if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) usleep(100'000);  // until others have left
       return;
     }
     MakeRoom();
@@ -225,7 +226,7 @@ class Visitors {
     }
   }
 
-  // A client that connects and stays silent does not keep others out.
+  // A client that connects and stays silent does not block others.
   void MakeRoom() {
     auto pending = [](const Visitor& each) { return !each.admitted; };
     if (static_cast<size_t>(std::count_if(visitors_.begin(), visitors_.end(), pending)) < kMostPending) return;

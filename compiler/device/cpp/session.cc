@@ -16,7 +16,7 @@ constexpr int64_t kMostRows = int64_t{1} << 48;
 
 std::vector<int64_t> SizesOf(const ffi::Tensor& tensor) { return {tensor.shape().begin(), tensor.shape().end()}; }
 
-// Symbolic dimensions that a size is made of.
+// Symbolic dimensions in a size.
 std::vector<std::string> SymbolsOf(const std::string& dimension) {
   if (dimension.empty()) return {};
   try {
@@ -26,7 +26,7 @@ std::vector<std::string> SymbolsOf(const std::string& dimension) {
   }
 }
 
-// Copies the first `count` rows along an axis from one tensor to another, which may have other numbers of rows.
+// Copies the first `count` rows along an axis from one tensor to another, which may have a different number of rows.
 void CopyRows(const ffi::Tensor& from, const ffi::Tensor& to, size_t axis, int64_t count) {
   std::vector<int64_t> shape = SizesOf(from);
   size_t outer = 1, inner = TensorBytes(shape.data() + axis + 1, shape.size() - axis - 1, from.dtype());
@@ -102,7 +102,7 @@ Sizes Session::Told(const std::vector<ffi::Tensor>& inputs) const {
   return told;
 }
 
-// The sizes that states have. Throws Error where one is missing.
+// The sizes of the states. Throws Error if one is missing.
 Sizes Session::StateSizes(const Sizes& sizes, const std::string& what) const {
   Sizes found;
   for (const State& state : artifact().states) {

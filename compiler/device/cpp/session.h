@@ -12,31 +12,31 @@ namespace tensorwright {
 
 class Session {
  public:
-  // `capacity`: rows of the states where that size is dynamic; 0 where it is not, or for no limit of states that
-  // grow. The module must outlive the session. Throws Error where a size does not fit or is missing.
+  // `capacity`: rows of the states if that size is dynamic; 0 if it is not, or for unlimited growing states. The module
+  // must outlive the session. Throws Error if a size is invalid or missing.
   Session(Module* module, int64_t capacity);
 
-  // Places among the module's inputs and outputs of what a run takes and gives.
+  // Positions of a run's inputs and outputs among the module's.
   const std::vector<size_t>& inputs() const { return inputs_; }
   const std::vector<size_t>& outputs() const { return outputs_; }
 
   // The number of rows of the states in use.
   int64_t length() const { return length_; }
 
-  // One step. Throws Error where the inputs do not fit, or the states have no room; nothing was written then.
+  // Runs one step. Throws Error if the inputs are invalid, or the states have no room; nothing was written then.
   std::vector<ffi::Tensor> Run(const std::vector<ffi::Tensor>& inputs);
 
   // Resets to the initial states.
   void Reset();
 
-  // Forgets the last rows. Throws Error where fewer are in use, or a state's old values are gone.
+  // Discards the last rows. Throws Error if fewer are in use, or a state's old values are gone.
   void Rewind(int64_t count);
 
-  // Another session in the same state, with states of its own.
+  // Another session in the same state, with its own states.
   Session Fork() const;
 
-  // The states as a file of the Python package (runtime/session_file.py), and back. Load throws Error unless it is a
-  // whole file of a session of this module, with room for its rows.
+  // Save the states to a file of the Python package (runtime/session_file.py), and load them. Load throws Error unless
+  // it is a complete file of a session of this module, with room for its rows.
   std::string Save() const;
   void Load(Span file, const std::string& origin);
 
@@ -53,8 +53,8 @@ class Session {
   int64_t capacity_;
   int64_t length_ = 0;
   std::vector<size_t> inputs_, outputs_;
-  Sizes sizes_;                          // of the states' symbolic dimensions, as far as they are known
-  std::map<size_t, ffi::Tensor> states_;  // by the place of the input; empty before the first run
+  Sizes sizes_;                          // known sizes of the states' symbolic dimensions
+  std::map<size_t, ffi::Tensor> states_;  // by index of the input; empty before the first run
 };
 
 }  // namespace tensorwright

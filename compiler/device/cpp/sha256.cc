@@ -66,7 +66,7 @@ Digest TreeDigest(const uint8_t* data, size_t size) {
   size_t most = std::min<size_t>(kMostHashing, std::thread::hardware_concurrency());
   try {
     while (leaves >= kParallelFromLeaves && helpers.size() + 1 < most) helpers.emplace_back(work);
-  } catch (const std::system_error&) {  // no more threads can be started: those that run do all of the work
+  } catch (const std::system_error&) {  // no more threads can be started: the running ones do all of the work
   }
   work();
   for (std::thread& helper : helpers) helper.join();

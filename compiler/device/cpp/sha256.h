@@ -1,4 +1,4 @@
-// SHA-256 (FIPS 180-4), and the tree of it that module files carry.
+// SHA-256 (FIPS 180-4), and the hash tree of module files.
 #pragma once
 
 #include <array>
@@ -22,7 +22,7 @@ class Sha256 {
   uint64_t total_ = 0;
 };
 
-// The digest of leaves of 1 MiB: SHA-256("tree", size, leaf count, leaf digests), numbers of 8 bytes little-endian.
+// The digest over leaves of 1 MiB: SHA-256("tree", size, leaf count, leaf digests), numbers as 8 bytes little-endian.
 Digest TreeDigest(const uint8_t* data, size_t size);
 
 std::string Hex(const Digest& digest);

@@ -30,7 +30,7 @@ bool HasInstructions() {
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && b >> 29 & 1;
 }
 
-// The instructions take the state as (a, b, e, f) and (c, d, g, h).
+// The instructions need the state as (a, b, e, f) and (c, d, g, h).
 __attribute__((target("sha,sse4.1"))) void HashByInstructions(uint32_t* state, const uint8_t* blocks, size_t count) {
   const __m128i order = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
   __m128i* words = reinterpret_cast<__m128i*>(state);

@@ -6,10 +6,10 @@
 
 namespace tensorwright {
 
-// Updates the state by blocks of 64 bytes, with the processor's instructions for it where there are some.
+// Updates the state with blocks of 64 bytes, using the processor's SHA instructions if it has them.
 void HashBlocks(uint32_t* state, const uint8_t* blocks, size_t count);
 
-// The same without them.
+// The same without these instructions.
 void HashBlocksPortably(uint32_t* state, const uint8_t* blocks, size_t count);
 
 }  // namespace tensorwright

@@ -9,7 +9,7 @@ namespace tensorwright {
 namespace {
 
 constexpr char kBlockMagic[9] = "TWMSIGN\x01";
-constexpr char kSignedContext[] = "tensorwright module signature v1";  // its final zero is part of what is signed
+constexpr char kSignedContext[] = "tensorwright module signature v1";  // its terminating zero is part of the signed message
 constexpr size_t kBlockHead = 16, kSignatureEntry = kKeyBytes + 64, kBlockDigest = 32, kMostSignatures = 64;
 
 bool IsValidSignature(const Signature& signature, const Digest& digest) {

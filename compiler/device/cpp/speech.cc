@@ -10,7 +10,7 @@
 namespace tensorwright {
 namespace {
 
-// The probability that a run on some samples returns.
+// Runs windows of samples, and returns the probability of speech.
 class Windows {
  public:
   Windows(Module* module, int64_t length) : module_(module) {

@@ -1,4 +1,4 @@
-// Parts of recordings in which somebody speaks.
+// Segments of recordings with speech.
 #pragma once
 
 #include <string>
@@ -9,14 +9,14 @@
 
 namespace tensorwright {
 
-// From where to where the probability of speech is at least the processing's score, as lines of text, and as members of
+// Segments in which the probability of speech is at least the processing's score, as lines of text, and as members of
 // the JSON object that the Python package prints.
 struct SpeechParts {
   std::string text, json;
 };
 
-// Runs the module on a recording, a window after another; a session keeps its states. Throws Error where the module does
-// not read such windows alone.
+// Runs the module on the windows of a recording; a session keeps its states. Throws Error if the module has other
+// inputs than such windows.
 SpeechParts FindSpeech(Module* module, const Processing& processing, const std::vector<float>& samples);
 
 }  // namespace tensorwright

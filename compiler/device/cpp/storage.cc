@@ -16,7 +16,7 @@ namespace {
 
 const char* const kActive = "active.twm";
 const char* const kRejected = "rejected.twm";
-const char* const kIncoming = "incoming-";  // what names of scratch folders start with
+const char* const kIncoming = "incoming-";  // prefix of scratch folders
 
 [[noreturn]] void Failed(const std::string& what) { throw Error(what + ": " + std::strerror(errno)); }
 
@@ -24,7 +24,7 @@ int RemoveEntry(const char* path, const struct stat*, int, FTW*) { return remove
 
 void RemoveTree(const std::string& path) { nftw(path.c_str(), RemoveEntry, 8, FTW_DEPTH | FTW_PHYS); }
 
-// Held while the active module is examined and moved, so that no session moves one that another has just activated.
+// Held while the active module is checked and moved, so that no session moves one that another has just activated.
 class FolderLock {
  public:
   explicit FolderLock(const std::string& folder) : descriptor_(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {

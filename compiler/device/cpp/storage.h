@@ -10,20 +10,21 @@ namespace tensorwright {
 
 class Storage {
  public:
-  // Makes the folder (for its owner alone) where it is missing, and removes what sessions left in it. Throws Error.
+  // Creates the folder (only accessible to its owner) if it is missing, and removes leftovers of sessions. Throws
+  // Error.
   explicit Storage(std::string folder);
 
   const std::string& folder() const { return folder_; }
 
-  // A scratch folder for the session of a process. Throws Error.
+  // Creates a scratch folder for the session of a process. Throws Error.
   std::string MakeScratch(int process) const;
   void RemoveScratch(int process) const;
 
-  // The digest of the active module, "" where there is none. One that is damaged, or that trusted keys did not sign, is
-  // moved aside, and `problem` says so. Throws Error where that is not possible.
+  // The digest of the active module, "" if there is none. A damaged one, or one not signed by a trusted key, is moved
+  // aside, which `problem` reports. Throws Error if that is not possible.
   std::string Active(const TrustedKeys& trusted, std::string* problem) const;
 
-  // Makes a file of a scratch folder the active module, whole or not at all. Throws Error.
+  // Makes a file in a scratch folder the active module, atomically. Throws Error.
   void Activate(const std::string& path) const;
 
  private:
@@ -32,10 +33,10 @@ class Storage {
   std::string folder_;
 };
 
-// Makes a new file of this size, its space reserved. Throws Error, that of a full disk among them.
+// Creates a file of this size, with its space reserved. Throws Error, also for a full disk.
 int CreateFile(const std::string& path, uint64_t size);
 
-// Bytes of the files in a folder.
+// Total bytes of the files in a folder.
 uint64_t BytesIn(const std::string& folder);
 
 }  // namespace tensorwright

@@ -37,7 +37,7 @@ struct OwnedUnaligned {
   void FreeData(DLTensor*) { std::free(memory); }
 };
 
-// Memory that the caller keeps for as long as the tensor lives.
+// Memory that the caller keeps alive as long as the tensor.
 struct Borrowed {
   void* memory;
   void AllocData(DLTensor* tensor) { tensor->data = memory; }
@@ -50,7 +50,7 @@ struct Entry {
   size_t start, end;
 };
 
-// A safetensors blob: what its header says, each place known to lie in the body.
+// A safetensors blob: the contents of its header, with all positions checked to be inside the body.
 struct Blob {
   std::map<std::string, Entry> entries;
   Span body;
@@ -66,7 +66,7 @@ Entry ReadEntry(const JsonValue& value) {
   return entry;
 }
 
-// Tensors must follow each other without holes or overlap, fill the body, and have the size that their shape says.
+// Tensors must be contiguous without gaps or overlap, fill the body, and have sizes that match their shapes.
 void CheckPlaces(const Blob& blob, const std::string& what) {
   std::vector<std::pair<const std::string*, const Entry*>> sorted;
   for (const auto& [name, entry] : blob.entries) sorted.emplace_back(&name, &entry);
@@ -122,7 +122,7 @@ ffi::Tensor TensorAt(const Entry& entry, Span body, const Description& descripti
   return tensor;
 }
 
-// A blob holds nothing but the expected tensors.
+// A blob must only have the expected tensors.
 void CheckNames(const Blob& blob, const std::vector<Description>& expected, const std::string& what) {
   for (const Description& description : expected) {
     if (!blob.entries.count(description.name)) throw Error(what + ": tensor " + Quoted(description.name) + " is missing");

@@ -24,32 +24,34 @@ struct NamedTensor {
 // "[2, 3]"
 std::string ShapeText(const int64_t* shape, size_t rank);
 
-// Bytes of a tensor; types of less than a byte take one byte an element. Throws Error for a shape that has a negative
-// size or more elements than any memory.
+// Bytes of a tensor; types smaller than a byte use one byte per element. Throws Error for a shape with a negative size
+// or more elements than any memory.
 size_t TensorBytes(const int64_t* shape, size_t rank, DLDataType dtype);
 size_t TensorBytes(const DLTensor& tensor);
 
-// True if all bytes are 0 or 1, as generated code assumes of booleans.
+// True if all bytes are 0 or 1, as generated code assumes for booleans.
 bool AreTruthValues(const uint8_t* bytes, size_t count);
 
-// A tensor of its own memory, 64-byte aligned as generated code requires. Throws Error as TensorBytes, or without memory.
+// A tensor with its own memory, 64-byte aligned as generated code requires. Throws Error as TensorBytes, or without
+// memory.
 ffi::Tensor NewTensor(const std::vector<int64_t>& shape, DLDataType dtype);
 
-// A tensor over memory that somebody else keeps for as long as the tensor is read; `data` is aligned as above.
+// A tensor over memory that the caller keeps alive while the tensor is read; `data` is aligned as above.
 ffi::Tensor NewView(void* data, const std::vector<int64_t>& shape, DLDataType dtype);
 
-// A tensor of its own memory, all zeros; the system gives the memory when it is used, however large a shape a manifest announces.
+// A tensor with its own memory, all zeros; the system allocates it on first use, however large a shape a manifest
+// declares.
 ffi::Tensor NewZeros(const std::vector<int64_t>& shape, DLDataType dtype);
 
-// The tensors of a part of a module that are described, in that order: views where the data is aligned, copies where not.
-// Throws Error unless `blob` is a safetensors file of exactly these. `what` begins the messages: "the parameters".
+// The described tensors of a part of a module, in that order: views if the data is aligned, otherwise copies.
+// Throws Error unless `blob` is a safetensors file of exactly these. Messages start with `what`: "the parameters".
 std::vector<NamedTensor> ReadTensors(Span blob, const std::vector<Description>& expected, const std::string& what);
 
-// The same for a file that somebody made to run a module on: it may have metadata, and its shapes are left to the checks
-// of inputs. `path` begins the messages.
+// The same for a user's file of inputs: it may have metadata, and its shapes are checked later with the inputs.
+// Messages start with `path`.
 std::vector<ffi::Tensor> ReadInputs(Span blob, const std::vector<Description>& inputs, const std::string& path);
 
-// A safetensors blob of tensors that are described.
+// A safetensors blob of the described tensors.
 std::string WriteTensors(const std::vector<Description>& descriptions, const std::vector<ffi::Tensor>& tensors);
 
 }  // namespace tensorwright

@@ -1,13 +1,14 @@
-/* Compiled as C for the Python package and as C++ for the programs, so it keeps to what both have.
+/* Compiled as C for the Python package and as C++ for the programs, so it is limited to their common subset.
  *
- * A thread that runs modules holds some helpers. For each of them, and for itself, there is a seat with a range of a region's
- * parts: who sits there takes them from the front, and when none are left takes from the back of the others' ranges. So
- * neighbouring parts stay on one core, and a helper that the system keeps waiting loses its range to those that run. The region
- * ends when all parts are done and every helper that took one has left; one that took none is not waited for.
+ * A thread that runs modules holds some helpers. Each of them, and the thread itself, has a seat with a range of a region's
+ * parts: its owner takes parts from the front, and when none are left takes them from the back of the others' ranges. So
+ * neighboring parts stay on one core, and a helper that is not scheduled loses its range to those that run. The region ends
+ * when all parts are done and every helper that took one has left; one that took none is not waited for.
  *
- * Who waits, for work or for the end of a region, spins before it sleeps, and yields meanwhile (a virtual processor that only
- * pauses may be taken away by its host). Where more threads want to run than there are processors, spinning takes them from
- * those that have work, and yielding gives one away for a time slice: for a while everybody sleeps at once.
+ * Threads that wait, for work or for the end of a region, spin before they sleep, and yield while spinning (a host may
+ * deschedule a virtual processor that only pauses). If more threads want to run than there are processors, spinning takes
+ * processors from threads that have work, and yielding loses one for a time slice: all waiting threads then sleep at once
+ * for a while.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -30,7 +31,7 @@
 extern "C" {
 #endif
 
-/* Of TVM's C interface. */
+/* From TVM's C interface. */
 int TVMBackendParallelLaunch(TensorwrightPart part, void* data, int count);
 int TVMBackendParallelBarrier(int number, TensorwrightGroup* group);
 void TVMFFIErrorMoveFromRaised(void** error);
@@ -69,7 +70,7 @@ enum {
 enum { PAUSES = 8 }; /* some 0.1 microseconds */
 enum { INTEGER = 1 }; /* kTVMFFIInt */
 enum { RANGE_BITS = 15, MOST_PARTS = (1 << RANGE_BITS) - 1 };
-/* A range in a word: how many parts are left, the end, and whether the seat's helper is in the region. */
+/* A range in a word: the number of parts left, the end, and whether the seat's helper is in the region. */
 static const uint32_t LEFT = MOST_PARTS, HELPED = 1u << 2 * RANGE_BITS;
 
 typedef struct Seat Seat;
@@ -80,9 +81,9 @@ typedef struct {
   void* error; /* its error, of TVM */
 } Region;
 
-/* Never freed: a late helper looks at its own and wakes its region's owner at any time. */
+/* Never freed: a late helper may read its own seat and wake its region's owner at any time. */
 struct Seat {
-  /* Written at each region: all that a helper reads before its first part is in this one line of the cache. */
+  /* Written at each region: a helper reads only this cache line before its first part. */
   uint32_t parts;  /* a range */
   uint32_t asleep; /* a futex: 1 while the thread sleeps, until somebody makes it 0 */
   uint32_t woken;  /* when somebody did, in microseconds */
@@ -94,7 +95,7 @@ struct Seat {
   int seats;  /* of the region */
   int traced; /* works are noted */
 
-  /* Of a thread that launches regions. */
+  /* For a thread that launches regions. */
   Region region __attribute__((aligned(64)));
   Seat* next; /* in a list of free ones */
   Seat** team; /* this seat, and those of the helpers */
@@ -156,8 +157,8 @@ static int is_crowded(void) {
   return running > pool.processors;
 }
 
-/* True if threads lost more than an eighth of the time in long intervals. It serves processes limited to some processors, for
-   which the system's load says nothing. */
+/* True if threads lost more than an eighth of the time in long intervals. It covers processes limited to some processors,
+   which the system's load does not show. */
 static int is_short_of_time(uint32_t length, uint32_t time) {
   uint32_t leaked = (time - __atomic_exchange_n(&lost_at, time, __ATOMIC_RELAXED)) / 8;
   uint32_t sum = __atomic_load_n(&lost, __ATOMIC_RELAXED);
@@ -166,8 +167,8 @@ static int is_short_of_time(uint32_t length, uint32_t time) {
   return sum > MOST_LOST;
 }
 
-/* A runnable thread did not run since then. If that is because the processors are oversubscribed, all threads sleep early
-   for a while, with exponential backoff. */
+/* Records that a runnable thread was not scheduled since then. If that is because the processors are oversubscribed, all
+   threads sleep early for a while, with exponential backoff. */
 static void note_lost(uint32_t since, uint32_t time) {
   uint32_t length = time - since;
   if (length < LOST || is_busy(time)) return;
@@ -198,8 +199,8 @@ static int holds(const uint32_t* word, uint32_t mask, int set) {
   return ((__atomic_load_n(word, __ATOMIC_SEQ_CST) & mask) != 0) == set;
 }
 
-/* Spins until some bit of the mask is set in a word (`set` 1), or none is (0). Returns 0 where that took too long. Where nobody
-   else wants the processor, it is offered to others meanwhile: that they took it shows soon. */
+/* Spins until some bit of the mask is set in a word (`set` 1), or none is (0). Returns 0 if that took too long. Unless
+   other threads compete for the processor, yields while spinning: that they take it is noticed soon. */
 static int spin_until(const uint32_t* word, uint32_t mask, int set) {
   uint32_t begin = 0, last = 0;
   for (int turn = 0;; ++turn) {
@@ -217,7 +218,7 @@ static int spin_until(const uint32_t* word, uint32_t mask, int set) {
   }
 }
 
-/* Waits in the same way on the thread of `seat`, which soon sleeps: who changes the word wakes it. */
+/* Waits in the same way on the thread of `seat`, which soon sleeps: the thread that changes the word wakes it. */
 static void wait_until(Seat* seat, const uint32_t* word, uint32_t mask, int set) {
   while (!spin_until(word, mask, set)) {
     __atomic_store_n(&seat->asleep, 1, __ATOMIC_SEQ_CST);
@@ -268,8 +269,8 @@ static void run_part(Seat* seat, int number) {
   if (seat->part(number, &seat->group, seat->data) != 0) note_failure(&seat->owner->region, number);
 }
 
-/* Runs the given part, which the seat took, and all that nobody else takes. Wakes two other helpers first, as each of them
-   does. */
+/* Runs the given part, which the seat took, and all that nobody else takes. First wakes two other helpers, as each of them
+   does, too. */
 static void run_parts(Seat* seat, int number) {
   Seat* owner = seat->owner;
   int place = seat->place, seats = seat->seats;
@@ -307,7 +308,7 @@ static Seat* new_seat(void) {
   return (Seat*)memset(memory, 0, sizeof(Seat));
 }
 
-/* A thread that takes no signals: they are for the program's own. */
+/* A thread that blocks all signals: they are for the program's own threads. */
 static Seat* new_helper(void) {
   sigset_t all, before;
   pthread_attr_t attributes;
@@ -337,7 +338,7 @@ static void push(Seat** list, Seat* seat) {
   *list = seat;
 }
 
-/* Gives the seat that number of helpers, or as many as there can be. The lock is held. */
+/* Gives the seat that number of helpers, or as many as possible. The lock is held. */
 static void hold_helpers(Seat* seat, int count) {
   while (seat->helpers > count) push(&pool.idle, seat->team[seat->helpers--]);
   if (count >= seat->room) {
@@ -368,7 +369,7 @@ static void before_fork(void) { pthread_mutex_lock(&pool.lock); }
 
 static void after_fork(void) { pthread_mutex_unlock(&pool.lock); }
 
-/* The child has the calling thread alone. */
+/* After a fork, the child only has the calling thread. */
 static void in_child(void) {
   pool.idle = NULL;
   if (own_seat) own_seat->helpers = 0;
@@ -416,7 +417,7 @@ static int run_here(TensorwrightPart part, void* data) {
   return part(0, &group, data) ? -1 : 0;
 }
 
-/* Hands out the ranges of a region's parts: of late places first, so that whoever has one may wake those behind it. */
+/* Distributes the ranges of a region's parts, last seats first, so that a seat with a range may wake those after it. */
 static void hand_out(Seat* own, TensorwrightPart part, void* data, int count) {
   int seats = own->region.seats;
   for (int i = seats; i-- > 0;) {
@@ -441,7 +442,7 @@ static int failure_of(Region* region) {
   return -1;
 }
 
-/* Waits for the helpers that take part; the others have nothing to take any more. */
+/* Waits for the helpers that participate; the others have nothing left to take. */
 static void join(Seat* own) {
   for (int i = 1; i < own->region.seats; ++i) {
     const uint32_t* parts = &own->team[i]->parts;
@@ -470,8 +471,8 @@ int tensorwright_pool_launch(TensorwrightPart part, void* data, int count) {
   return failure_of(region);
 }
 
-/* Parts need not run at the same time, so they cannot wait for each other. Generated code tells here what extent the loop of
-   the next region has: as the counter of a region of one part (compiler/codegen/kernel_lowering.py). */
+/* Parts need not run at the same time, so they cannot wait for each other. Generated code passes the extent of the next
+   region's loop here: as the counter of a region of one part (compiler/codegen/kernel_lowering.py). */
 static int barrier(int number, TensorwrightGroup* group) {
   Seat* own = own_seat;
   if (!own || !(own->threads || own->inside)) return TVMBackendParallelBarrier(number, group);

@@ -21,12 +21,12 @@
 namespace tensorwright {
 namespace {
 
-// The same as in the Python package (runtime/threads.py), which says why.
+// The same as in the Python package (runtime/threads.py), which gives the reasons.
 constexpr int kThreadsOfAProcessor = 4, kLeastMostThreads = 64;
 
 int MostThreads() { return std::max(kLeastMostThreads, kThreadsOfAProcessor * UsableProcessors()); }
 
-// The number in the first of the variables that is there, as TVM reads it; 0: there is none.
+// The number in the first of the variables that is set, as TVM reads it; 0: none is.
 int ThreadsOfEnvironment() {
   for (const char* variable : {"TVM_NUM_THREADS", "OMP_NUM_THREADS"}) {
     const char* text = std::getenv(variable);
@@ -56,7 +56,7 @@ void CheckThreads(int threads) {
 namespace {
 
 int SetThreadsOfPool(int threads) {
-  static const auto set = tvm::ffi::Function::GetGlobalRequired("tensorwright.set_threads");  // of the first library that has the pool
+  static const auto set = tvm::ffi::Function::GetGlobalRequired("tensorwright.set_threads");  // from the first library that contains the pool
   return set(threads).cast<int>();
 }
 
@@ -69,7 +69,7 @@ void HoldThreads(int threads) {
 
 namespace {
 
-// While it lives, the calling thread holds threads of the pool.
+// During its lifetime, the calling thread holds threads of the pool.
 class Helpers {
  public:
   explicit Helpers(int threads) { HoldThreads(threads); }
@@ -77,8 +77,8 @@ class Helpers {
   Helpers(const Helpers&) = delete;
 };
 
-// While it lives, the calling thread may compute with so many threads: at most `processors / threads` calling threads do at
-// a time, first come, first served.
+// During its lifetime, the calling thread may compute with this many threads: at most `processors / threads` calling
+// threads do so at a time, first come, first served.
 class Turn {
  public:
   explicit Turn(int threads);
@@ -104,7 +104,7 @@ struct Turn::Queue {
 
 Turn::Queue* Turn::QueueOf(int threads) {
   static std::mutex mutex;
-  static auto* queues = new std::map<int, std::unique_ptr<Queue>>();  // for threads that outlive the program's end
+  static auto* queues = new std::map<int, std::unique_ptr<Queue>>();  // for threads that outlive static objects
   std::lock_guard<std::mutex> lock(mutex);
   auto& queue = (*queues)[threads];
   if (!queue) queue = std::make_unique<Queue>(threads);

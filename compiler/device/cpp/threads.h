@@ -1,24 +1,24 @@
-// Number of threads of a run, and number of concurrent runs.
+// Number of threads per run, and number of concurrent runs.
 #pragma once
 
 #include <functional>
 
 namespace tensorwright {
 
-// Makes the thread pool known to TVM, and gives how many threads a run uses: those of TVM_NUM_THREADS or
-// OMP_NUM_THREADS, else a module's own setting (0: none), bounded by the processors that this process may use, else as many
-// as there are cores. Throws Error where a variable asks for more than the machine can serve.
+// Registers the thread pool with TVM, and returns the number of threads per run: TVM_NUM_THREADS or OMP_NUM_THREADS,
+// otherwise a module's own setting (0: none), limited to the processors that this process may use, otherwise the number
+// of cores. Throws Error if a variable exceeds the number that the machine supports.
 int SetUpThreads(int setting);
 
-// As SetUpThreads, for a number that a caller asks for. Throws Error unless it is a number of threads that the machine serves.
+// As SetUpThreads, for a number requested by a caller. Throws Error unless the machine supports that number.
 void CheckThreads(int threads);
 
-// From now on, kernels of the calling thread run on this number of threads of the pool, which it holds; 1: on itself. Throws
-// Error where the system does not allow so many.
+// Makes later kernels of the calling thread run on this number of threads of the pool, which it holds; 1: on itself.
+// Throws Error if the system does not permit that many.
 void HoldThreads(int threads);
 
-// Calls `work` where its kernels run on that number of threads, and throws what it throws. At most `processors / threads` calls
-// compute at a time, first come, first served.
+// Calls `work` with its kernels on that number of threads, and passes on its exceptions. At most `processors / threads`
+// calls compute at a time, first come, first served.
 void OnThreads(int threads, const std::function<void()>& work);
 
 }  // namespace tensorwright

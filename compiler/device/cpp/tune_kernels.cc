@@ -13,11 +13,11 @@ namespace tensorwright {
 namespace {
 
 constexpr int kSamples = 12, kRounds = 7, kSamplesOfARound = 3;
-constexpr double kMillisecondsOfASample = 0.3;  // so that events, whose steps are half a microsecond, tell candidates apart
+constexpr double kMillisecondsOfASample = 0.3;  // events have a resolution of half a microsecond
 constexpr int kMostCalls = 50;                  // in one graph
 constexpr double kMostMilliseconds = 1000;      // of sampling
 
-// Normal values for floats; for the rest -1, 0 and 1 where the type has them, which are good as masks and as indices.
+// Normally distributed floats; otherwise -1, 0 and 1 as far as the type has them, which are valid masks and indices.
 ffi::Tensor RandomTensor(const Description& description, std::mt19937* generator) {
   ffi::Tensor tensor = NewTensor(description.shape, description.dtype);
   std::normal_distribution<float> normal;
@@ -30,7 +30,7 @@ ffi::Tensor RandomTensor(const Description& description, std::mt19937* generator
   return tensor;
 }
 
-// Fills results before a run; no correct result consists of this value.
+// Initial contents of a result: a value that no correct result contains.
 ffi::Tensor PoisonedTensor(const Description& description) {
   ffi::Tensor tensor = NewTensor(description.shape, description.dtype);
   bool is_float = description.dtype.code == kDLFloat || description.dtype.code == kDLBfloat;
@@ -38,7 +38,7 @@ ffi::Tensor PoisonedTensor(const Description& description) {
   return tensor;
 }
 
-// The difference between two results; empty where they agree.
+// The difference between two results; empty if they agree.
 std::string Difference(const ffi::Tensor& found, const ffi::Tensor& expected, double tolerance) {
   const DLTensor &a = *found.GetDLTensorPtr(), &b = *expected.GetDLTensorPtr();
   double largest = 0, worst = 0;
@@ -112,11 +112,11 @@ TuneResult TuneKernels::Made(size_t candidate) const {
   return result;
 }
 
-// An estimate of the milliseconds of a call.
+// An estimate of the milliseconds per call.
 double TuneKernels::Once(size_t candidate) { return Percentile(device_->Time([&] { Run(candidate); }, 3, true).device, 0.5); }
 
-// Seconds of a call: as many in one CUDA graph as make it long enough, so that launching them does not count. Slow ones
-// are sampled less often.
+// Seconds per call: one CUDA graph has enough calls that launching it does not matter. Slow candidates are sampled less
+// often.
 std::vector<double> TuneKernels::Time(size_t candidate, double once, int samples) {
   samples = std::max(1, std::min(samples, static_cast<int>(kMostMilliseconds / std::max(once, 1e-3))));
   int calls = std::max(1, std::min(kMostCalls, static_cast<int>(kMillisecondsOfASample / std::max(once, 1e-3))));

@@ -17,13 +17,13 @@ class TuneKernels {
 
   std::string DeviceName() const { return device_->Name(); }
 
-  // Makes ready for a task: its library, arguments, and the default's results. Throws Error.
+  // Prepares a task: its library, arguments, and the default's results. Throws Error.
   void Open(size_t task);
 
-  // Checks and times a candidate of the task; one that runs and is wrong, or fails, is a result with another status than "ok".
+  // Checks and times a candidate of the task; a wrong or failed run is a result with a status other than "ok".
   TuneResult Measure(size_t candidate);
 
-  // Candidates alternately, a result each.
+  // Times candidates alternately, one result each.
   std::vector<TuneResult> Compare(const std::vector<size_t>& candidates);
 
  private:

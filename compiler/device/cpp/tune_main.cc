@@ -1,8 +1,9 @@
 // Measures the candidates of a pack:  run [--results FILE] [--seconds N]
 //
-// The pack is the folder of this program, made by `tensorwright tune --pack`. FILE (results.json in the pack) is written as
-// measurements are made; what is there already is not measured again. Each task runs in a process of its own: a candidate
-// that crashes, hangs or spoils the device costs itself alone. After N seconds (540) it stops, to be started again.
+// The pack is the folder of this program, made by `tensorwright tune --pack`. FILE (results.json in the pack) is
+// written as measurements are made; existing measurements are not repeated. Each task runs in a separate process, so
+// that a candidate that crashes, hangs or disables the device only affects itself. After N seconds (540) it stops, and
+// can be started again.
 #include <poll.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -52,7 +53,7 @@ bool Parse(int count, char** arguments, Options* options) {
   return count % 2 == 1 && options->seconds > 0;
 }
 
-// Output of a task's process: a line for each step that it begins, and one for each result, with fields separated by tabs.
+// Output of a task's process: a line for each step that it begins, and one for each result, with tab-separated fields.
 std::string LineOf(const TuneResult& result) {
   std::string line = "result\t" + std::to_string(result.candidate) + "\t" + (result.compared ? "1" : "0") + "\t" + result.status + "\t";
   for (double each : result.seconds) {
@@ -69,13 +70,13 @@ void Say(int descriptor, const std::string& line) {
   if (write(descriptor, line.data(), line.size()) != static_cast<ssize_t>(line.size())) _exit(1);
 }
 
-// A line for an error, whose own ends of lines are kept.
+// A line for an error, with its own line ends escaped.
 std::string ErrorLine(std::string text) {
   for (char& letter : text) letter = letter == '\t' ? ' ' : letter == '\n' ? '\r' : letter;
   return "error\t" + text + "\n";
 }
 
-// The process of a task: measures what has no result yet, and then the leaders alternately.
+// The process of a task: measures candidates without results, then the leaders alternately.
 [[noreturn]] void Work(const TunePlan& plan, TuneResults results, size_t task, int descriptor) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   try {
@@ -88,7 +89,7 @@ std::string ErrorLine(std::string text) {
       Say(descriptor, "begin\t" + std::to_string(i) + "\n");
       TuneResult result = kernels.Measure(i);
       Say(descriptor, LineOf(result));
-      if (result.status == "run-error") _exit(0);  // the device may be spoilt for this process
+      if (result.status == "run-error") _exit(0);  // the device may be unusable in this process
       results.Note(result);
     }
     Say(descriptor, "leaders\n");
@@ -134,7 +135,7 @@ class Worker {
   }
   Worker(const Worker&) = delete;
 
-  // The next line; false at the end, and when none comes in time (`late`).
+  // The next line; false at the end, and if none arrives in time (`late`).
   bool Next(double seconds, std::string* line, bool* late) {
     auto end = Clock::now() + std::chrono::duration<double>(seconds);
     for (;;) {
@@ -176,7 +177,7 @@ class Run {
  public:
   Run(const TunePlan& plan, TuneResults* results, Clock::time_point end) : plan_(plan), results_(results), end_(end) {}
 
-  // False where time runs out before all is measured.
+  // False if the time runs out before everything is measured.
   bool All() {
     for (size_t task = 0; task < plan_.tasks.size(); ++task) {
       while (!skipped_.count(task) && !IsDone(task)) {
@@ -196,7 +197,7 @@ class Run {
     return results_->Has(task, 0, true) || results_->Leaders(task, kLeaders).size() < 2;
   }
 
-  // In one process, until it ends.
+  // Runs a task in one process, until it ends.
   void Work(size_t task) {
     Worker worker([&](int descriptor) { tensorwright::Work(plan_, *results_, task, descriptor); });
     size_t current = 0;
@@ -205,11 +206,11 @@ class Run {
     if (problem.empty()) return;
     bool known = results_->Has(task, current, false);
     if (!known) Add(task, current, problem.find("no answer") == 0 ? "timeout" : "crash", problem);
-    // Without the default nothing can be compared; and what fails when it is repeated would do so for ever.
+    // Without the default nothing can be compared; and a repeatable failure would be repeated forever.
     if (current == 0 || known || in_turns_) Skip(task, problem);
   }
 
-  // Takes in what a process says; why it ended where that was not by itself.
+  // Reads a process's output; returns why it ended if not by itself.
   std::string Listen(Worker* worker, size_t task, size_t* current) {
     std::string line;
     bool late = false;
@@ -221,7 +222,7 @@ class Run {
       if (fields[0] == "result" && fields.size() == 6) Take(task, fields);
       if (fields[0] == "error") {
         for (char& letter : fields[1]) letter = letter == '\r' ? '\n' : letter;
-        if (device_.empty()) throw Error(fields[1]);  // the device itself, and no candidate
+        if (device_.empty()) throw Error(fields[1]);  // the device itself, not a candidate
         return fields[1];
       }
     }
@@ -273,7 +274,7 @@ class Run {
   Clock::time_point end_;
   std::string device_;
   std::set<size_t> skipped_;
-  bool in_turns_ = false;  // the process compares the leaders
+  bool in_turns_ = false;  // whether the process compares the leaders
 };
 
 int Main(int count, char** arguments) {

@@ -14,48 +14,48 @@ namespace tensorwright {
 struct TuneArgument {
   Description description;
   bool is_output = false;   // written by the kernel
-  bool is_compared = false;  // of outputs: holds a result, and not what launches hand to each other
-  double tolerance = 0;      // of a result's largest value; 0: results must be equal
+  bool is_compared = false;  // for outputs: a result, not a buffer between launches
+  double tolerance = 0;      // relative to a result's largest value; 0: results must be equal
 };
 
 struct TuneTask {
   std::string name, library;         // its file in the pack
   std::vector<TuneArgument> arguments;
-  std::vector<std::string> symbols;  // of the candidates' functions; the first is the rule's default
+  std::vector<std::string> symbols;  // the candidates' functions; the first is the rule's default
 };
 
 struct TunePlan {
-  std::string folder, digest, header;  // the header is for whoever takes the results
-  Manifest target;                     // what device they are for
+  std::string folder, digest, header;  // the header is copied into the results
+  Manifest target;                     // the device they are for
   std::vector<TuneTask> tasks;
 
   // Reads `folder`/plan.json. Throws Error.
   explicit TunePlan(const std::string& folder);
 };
 
-// One measurement. `compared`: alternately with the default and the other leaders.
+// One measurement. `compared`: made alternately with the default and the other leaders.
 struct TuneResult {
   size_t task = 0, candidate = 0;
   bool compared = false;
   std::string status;           // "ok", "wrong-numbers", "run-error", "crash" or "timeout"
-  std::vector<double> seconds;  // of one call, each
+  std::vector<double> seconds;  // of one call each
   std::string note;
   int64_t unix_time = 0;
 
   double Median() const;
 };
 
-// The results, in a file that is replaced as a whole whenever one is added.
+// The results, in a file that is replaced atomically whenever one is added.
 class TuneResults {
  public:
-  // Reads what is there. Throws Error where it is of another pack.
+  // Reads existing results. Throws Error if they belong to another pack.
   TuneResults(std::string path, const TunePlan& plan);
 
   const std::vector<TuneResult>& all() const { return results_; }
   bool Has(size_t task, size_t candidate, bool compared) const;
-  // Candidates with correct results, by their time: `count` at most, and the default in any case.
+  // Candidates with correct results, by time: at most `count`, and always the default.
   std::vector<size_t> Leaders(size_t task, size_t count) const;
-  // Takes a result in, and writes the file. Throws Error where it cannot be written.
+  // Adds a result, and writes the file. Throws Error if it cannot be written.
   void Add(const TuneResult& result, const std::string& device);
   void Note(const TuneResult& result) { results_.push_back(result); }
 

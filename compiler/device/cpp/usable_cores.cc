@@ -21,7 +21,7 @@ namespace {
 constexpr double kEfficiencySpeed = 0.5;
 constexpr uint64_t kMostProcessors = 1 << 16;
 
-// The first line of a file; "" where it cannot be read.
+// The first line of a file; "" if it cannot be read.
 std::string LineOf(const std::string& path) {
   std::ifstream file(path);
   std::string line;
@@ -47,7 +47,7 @@ std::vector<int> Affinity() {
   return numbers;
 }
 
-// The numbers in a list as Linux writes it ("0-3,8").
+// The numbers in a list in Linux notation ("0-3,8").
 std::set<int> NumbersIn(const std::string& list) {
   std::set<int> numbers;
   std::istringstream parts(list);
@@ -62,7 +62,7 @@ std::set<int> NumbersIn(const std::string& list) {
   return numbers;
 }
 
-// Processors that a control group of version 2 or 1 grants; infinite without a limit.
+// Processors granted by a control group of version 2 or 1; infinite without a limit.
 double QuotaOf(const std::string& group) {
   std::string limit, period;
   std::istringstream both(LineOf(group + "/cpu.max"));
@@ -74,8 +74,8 @@ double QuotaOf(const std::string& group) {
   return std::atof(limit.c_str()) / std::atof(period.c_str());
 }
 
-// The least quota of the groups of this process and those around them. In a container the path in /proc may be one that
-// only the host has; the root of the hierarchy is its own group then.
+// The smallest quota of the control groups of this process and the enclosing ones. In a container, the path in /proc
+// may exist only on the host; the root of the hierarchy is then its own group.
 double Quota(const std::string& root) {
   const std::string mounted = root + "sys/fs/cgroup";
   double least = INFINITY;

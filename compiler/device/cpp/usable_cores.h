@@ -7,10 +7,12 @@
 
 namespace tensorwright {
 
-// Logical processors: affinity and the quota of control groups respected; at least 1. `root` is of the file system.
+// Logical processors, limited by affinity and by the quota of control groups; at least 1. `root` is that of the file
+// system.
 int UsableProcessors(const std::string& root = "/");
 
-// Physical cores that make a run faster: no second thread of a core, no cores so slow that the others wait for them.
+// Physical cores that make a run faster: no second thread of a core, no cores so slow that the others would wait for
+// them.
 int UsableCores(const std::string& root = "/");
 
 // Number of cores that finish equal parts of some work earliest, by their speeds; the smallest such number.

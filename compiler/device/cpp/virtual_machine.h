@@ -19,7 +19,7 @@ inline ffi::Function FunctionOf(const ffi::Module& module, const char* name) {
   return *found;
 }
 
-// A virtual machine that runs an executable on devices of these kinds and numbers.
+// A virtual machine that runs an executable on devices of these types and numbers.
 inline ffi::Module NewMachine(const ffi::Module& executable, const std::vector<int>& places) {
   auto machine = FunctionOf(executable, "vm_load_executable")().cast<ffi::Module>();
   std::vector<ffi::AnyView> arguments(places.begin(), places.end());
@@ -28,7 +28,7 @@ inline ffi::Module NewMachine(const ffi::Module& executable, const std::vector<i
   return machine;
 }
 
-// `main` of inputs alone.
+// `main` as a function of only the inputs.
 inline ffi::Function BindParameters(const ffi::Module& machine, const std::vector<ffi::Tensor>& parameters) {
   std::vector<ffi::AnyView> bound{"main", "bound_main", 1};
   bound.insert(bound.end(), parameters.begin(), parameters.end());

@@ -26,12 +26,12 @@ const char* const kNoKernels = "this server runs only signed modules, and kernel
 struct Visit {
   int client;
   Wire wire;
-  Clock::time_point end;        // of the handshake
-  bool rpc = false;             // a client of TVM, without frames
-  std::string plain;            // received and not processed yet
+  Clock::time_point end;        // deadline of the handshake
+  bool rpc = false;             // a client of TVM's RPC, without frames
+  std::string plain;            // received but not processed yet
 };
 
-// Reads what the client still sends: closing a socket with unread data would discard our answer.
+// Reads what the client still sends: closing a socket with unread data would discard our response.
 void Leave(const Visit& visit) {
   char byte;
   auto end = std::min(visit.end, Clock::now() + std::chrono::seconds(2));
@@ -73,7 +73,7 @@ void ShakeHands(Visit* visit, const ServerSettings& settings) {
   if (!WriteBy(visit->end, visit->client, answer.data(), answer.size())) throw Error("the client left in the handshake");
 }
 
-// The first frame, which an encrypted connection proves the client's key with.
+// The first frame, by which a client of an encrypted connection proves its key.
 SessionKind FirstFrame(Visit* visit) {
   std::string content;
   char byte;
@@ -98,13 +98,13 @@ void ShakeRpcHands(Visit* visit) {
 }
 
 void AnswerRpc(const Visit& visit, bool admitted) {
-  // A server with another key: the answer of TVM's servers that ends the client with an error at once.
+  // A server with another key: the response of TVM's servers that makes the client fail at once.
   int32_t answer[2] = {admitted ? kRpcMagic : kRpcMagic + 2, 7};
   WriteBy(visit.end, visit.client, answer, admitted ? 8 : 4);
   if (admitted) WriteBy(visit.end, visit.client, "server:", 7);
 }
 
-// Identifies the client and its request; throws Error where it is not permitted.
+// Identifies the client and its request; throws Error if it is not permitted.
 SessionKind Greet(Visit* visit, const ServerSettings& settings) {
   char preface[kPreface];
   if (!ReadBy(visit->end, visit->client, preface, 4)) throw Error("the client was silent");
@@ -135,7 +135,7 @@ bool Admitted(int control, Clock::time_point end) {
   return WriteBy(end, control, "?", 1) && ReadBy(end, control, &answer, 1) && answer == 'y';
 }
 
-// The process of the session, and the socket to it. It ends with this one.
+// The process of the session, and the socket to it. It ends with this process.
 pid_t StartSession(Visit* visit, SessionKind kind, int control, const Storage& storage, ServerSettings* settings, int* descriptor) {
   std::string scratch = storage.MakeScratch(getpid());
   int ends[2];
@@ -149,7 +149,7 @@ pid_t StartSession(Visit* visit, SessionKind kind, int control, const Storage& s
   }
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(1);
-  // A module's code finds no key and no other connection here.
+  // A module's code has no access to keys and other connections here.
   close(ends[0]), close(visit->client), close(control);
   visit->wire.Forget();
   sodium_memzero(settings->key.data(), settings->key.size());
@@ -199,7 +199,7 @@ void ServeVisitor(int client, int control, const Storage& storage, ServerSetting
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
   }
-  close(control);  // releases the session's place before the client sees the connection close
+  close(control);  // releases the session's slot before the client sees the connection close
   _exit(0);
 }
 

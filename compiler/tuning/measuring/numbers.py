@@ -10,8 +10,7 @@ from compiler.tuning.measuring.messages import Argument
 Array = np.ndarray
 
 # Relative to the largest value of a result. A rule may only reassociate sums: in float32 that changes a sum of
-# thousands
-# of terms, and a Winograd transform, by some 1e-5 of the largest.
+# thousands of terms, and a Winograd transform, by some 1e-5 of the largest.
 _TOLERANCES = {"float64": 1e-9, "float32": 2e-4, "float16": 2e-2, "bfloat16": 5e-2}
 
 

@@ -19,7 +19,7 @@ PairEncoding::PairEncoding(Reader* reader)
   if (!fits) throw Error("the tokenizer of the program is damaged");
 }
 
-// The rank and the token of a pair; null where it is not merged.
+// The rank and the token of a pair; null if it is not merged.
 const uint32_t* PairEncoding::MergeOf(uint32_t left, uint32_t right) const {
   size_t begin = 0, end = merges_.size() / 4;
   while (begin < end) {
@@ -32,8 +32,8 @@ const uint32_t* PairEncoding::MergeOf(uint32_t left, uint32_t right) const {
   return &merges_[begin * 4 + 2];
 }
 
-// The tokens of single characters. As in the tokenizers library, one for unknown characters comes before the next known one,
-// behind the bytes of characters between.
+// The tokens of single characters. As in the tokenizers library, one for unknown characters precedes the next known
+// one, after the bytes of characters in between.
 std::vector<uint32_t> PairEncoding::Characters(const std::u32string& piece) const {
   std::vector<uint32_t> tokens;
   bool unknown = false;
@@ -53,7 +53,7 @@ std::vector<uint32_t> PairEncoding::Characters(const std::u32string& piece) cons
   return tokens;
 }
 
-// A pair that can be merged: its rank, where it begins, and the token that it becomes.
+// A pair that can be merged: its rank, its position, and the resulting token.
 struct PairEncoding::Merged {
   uint32_t rank, token;
   size_t place;
@@ -82,7 +82,7 @@ void PairEncoding::Encode(const std::u32string& piece, std::vector<uint32_t>* to
     if (gone[top.place] || after[top.place] >= count) continue;
     size_t right = after[top.place];
     const uint32_t* merge = MergeOf(symbols[top.place], symbols[right]);
-    if (!merge || merge[1] != top.token) continue;  // one of the two was merged meanwhile
+    if (!merge || merge[1] != top.token) continue;  // one of the two was merged in the meantime
     symbols[top.place] = top.token, gone[right] = true;
     after[top.place] = after[right];
     if (after[right] < count) before[after[right]] = top.place;

@@ -11,7 +11,7 @@ namespace tensorwright {
 
 class PairEncoding : public TokenModel {
  public:
-  // Throws Error where tokens are named that there are not.
+  // Throws Error if a named token does not exist.
   explicit PairEncoding(Reader* reader);
 
   void Encode(const std::u32string& piece, std::vector<uint32_t>* tokens) const override;
@@ -22,10 +22,10 @@ class PairEncoding : public TokenModel {
   const uint32_t* MergeOf(uint32_t left, uint32_t right) const;
   std::vector<uint32_t> Characters(const std::u32string& piece) const;
 
-  std::vector<uint32_t> merges_;  // left, right, rank, merged, in the order of left and right
+  std::vector<uint32_t> merges_;  // (left, right, rank, merged), ordered by left and right
   uint32_t unknown_;
   bool fuses_unknown_, takes_whole_words_;
-  std::string continuing_, ending_;  // what tokens within a word begin with, and those at its end end with
+  std::string continuing_, ending_;  // prefix of tokens inside a word, and suffix of those at its end
   FallbackBytes bytes_;
 };
 

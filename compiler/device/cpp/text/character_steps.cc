@@ -43,8 +43,8 @@ class Spaced : public Step {
   CharacterSet characters_;
 };
 
-// As the tokenizers library does it: a character with its marks is replaced by what its shortest beginning becomes if it has
-// less than six bytes, else character by character. Sequences of Hangul, flags and emoji have more.
+// As in the tokenizers library: a character with its marks is replaced by the replacement of its shortest prefix if it
+// has less than six bytes, otherwise character by character. Sequences of Hangul, flags and emoji are longer.
 class Charsmap : public Step {
  public:
   explicit Charsmap(Reader* reader) : extends_(reader->Numbers()), prepends_(reader->Numbers()), controls_(reader->Numbers()) {
@@ -83,7 +83,7 @@ class Charsmap : public Step {
     return end;
   }
 
-  // Replacement of the shortest prefix that has a rule; null where none has.
+  // Replacement of the shortest prefix that has a rule; null if there is none.
   const std::u32string* Replacement(const std::u32string& text, size_t at, size_t end) const {
     for (size_t size = 1; size <= end - at; ++size) {
       auto found = rules_.find(text.substr(at, size));

@@ -7,10 +7,10 @@
 
 namespace tensorwright {
 
-// Characters that are written by other texts.
+// Replaces characters by texts.
 std::unique_ptr<Step> ReadMapped(Reader* reader);
 
-// Spaces on both sides of the characters of a set.
+// Adds spaces on both sides of the characters in a set.
 std::unique_ptr<Step> ReadSpaced(Reader* reader);
 
 // The rules of SentencePiece (`precompiled_charsmap`).

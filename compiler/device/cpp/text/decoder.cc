@@ -22,7 +22,7 @@ std::string Joined(const Tokens& tokens, const char* between = "") {
 
 std::u32string Wide(const std::string& token) { return FromUtf8(token, "a token"); }
 
-// A token of other characters than those for bytes stands for itself.
+// A token with other characters than those for bytes is unchanged.
 Tokens FromByteLevel(const Tokens& tokens) {
   std::string text;
   for (const std::string& token : tokens) {
@@ -89,7 +89,7 @@ std::string WithReplacements(const Pattern& pattern, const std::string& content,
   return made;
 }
 
-// Spaces of the first token are dropped where one was put before the text.
+// Drops the spaces of the first token if one was prepended to the text.
 Tokens FromMetaspace(Tokens tokens, char32_t space, bool prepended) {
   for (size_t i = 0; i < tokens.size(); ++i) {
     std::u32string text;
@@ -107,7 +107,7 @@ std::string WithAll(std::string text, const std::string& old, const std::string&
   return text;
 }
 
-// English punctuation and contractions without the spaces before them.
+// Removes the spaces before English punctuation and contractions.
 std::string CleanedUp(std::string text) {
   static constexpr const char* kRules[][2] = {{" .", "."},    {" ?", "?"},     {" !", "!"},            {" ,", ","},   {" ' ", "'"},   {" n't", "n't"},
                                               {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
@@ -115,7 +115,7 @@ std::string CleanedUp(std::string text) {
   return text;
 }
 
-// A space before each token that does not continue a word.
+// Inserts a space before each token that does not continue a word.
 Tokens FromWordPieces(Tokens tokens, const std::string& prefix, bool cleans) {
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (i && tokens[i].compare(0, prefix.size(), prefix) == 0) tokens[i].erase(0, prefix.size());
@@ -125,7 +125,7 @@ Tokens FromWordPieces(Tokens tokens, const std::string& prefix, bool cleans) {
   return tokens;
 }
 
-// A space for each end of a word but the last.
+// Replaces the end of each word but the last by a space.
 Tokens FromWordEnds(Tokens tokens, const std::string& end) {
   for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = WithAll(tokens[i], end, i + 1 == tokens.size() ? "" : " ");
   return tokens;

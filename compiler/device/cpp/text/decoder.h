@@ -1,4 +1,4 @@
-// From the texts of tokens to a text.
+// Converts the texts of tokens to a text.
 #pragma once
 
 #include <functional>
@@ -11,7 +11,7 @@ namespace tensorwright {
 
 class Decoder {
  public:
-  // Throws Error for a step that is not known.
+  // Throws Error for an unknown step.
   explicit Decoder(Reader* reader);
   std::string operator()(std::vector<std::string> tokens) const;
 

@@ -10,7 +10,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kMostTokens = 512;  // where the module takes any number, as in the Python package
+constexpr size_t kMostTokens = 512;  // if the module accepts any number, as in the Python package
 constexpr char kTokenizer[] = "tokenizer.bin";
 
 bool IsOneOf(const std::string& name, std::initializer_list<const char*> names) {
@@ -31,7 +31,7 @@ Tokenizer TokenizerOf(const Artifact& artifact) {
   throw Error("the module has no tokenizer for programs without Python", "compile it anew with --task embed and its --tokenizer");
 }
 
-// An input of every text's row: what `value` gives for each place of `length`.
+// An input with one row per text: `value` returns the element at each position below `length`.
 template <typename Value>
 ffi::Tensor Rows(const Description& input, int64_t batch, int64_t length, const Value& value) {
   if (input.dtype.code != kDLInt || (input.dtype.bits != 32 && input.dtype.bits != 64)) throw Error("the module's input " + Quoted(input.name) + " holds no integers of 32 or 64 bits");
@@ -43,7 +43,7 @@ ffi::Tensor Rows(const Description& input, int64_t batch, int64_t length, const 
   return made;
 }
 
-// The mean of the first `count` rows of the first text, of length 1.
+// The mean of the first `count` rows of the first text, normalized to length 1.
 std::vector<float> Pooled(const ffi::Tensor& output, int64_t count) {
   auto shape = output.shape();
   DLDataType dtype = output.dtype();

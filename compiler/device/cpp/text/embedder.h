@@ -1,4 +1,4 @@
-// Vectors of texts, as `TextEmbedder` of the Python package makes them.
+// Vectors of texts, the same as from `TextEmbedder` of the Python package.
 #pragma once
 
 #include <string>
@@ -8,8 +8,8 @@
 
 namespace tensorwright {
 
-// A vector of length 1 for each text, by a module that maps token ids, and perhaps a mask, to one vector or to one for
-// each token, which are averaged. Throws Error for other modules, and where the module has no tokenizer for this.
+// A unit vector for each text, by a module that maps token ids, and optionally a mask, to one vector per text, or one
+// per token, which are averaged. Throws Error for other modules, and if the module has no tokenizer for this program.
 std::vector<std::vector<float>> Embed(Module* module, const std::vector<std::string>& texts);
 
 }  // namespace tensorwright

@@ -15,7 +15,7 @@ constexpr size_t kRows = 64;  // a cache's capacity is a multiple of it
 
 double Seconds(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-// True if a session must be told how many rows its states hold.
+// True if a session needs the number of rows of its states.
 bool HasOpenCapacity(const Artifact& artifact) {
   return std::any_of(artifact.states.begin(), artifact.states.end(), [&](const State& state) {
     return state.axis && (state.grows || !artifact.inputs[state.input].dimensions[*state.axis].empty());
@@ -28,7 +28,7 @@ int64_t CapacityOf(const Artifact& artifact, const Language& language, size_t to
   return static_cast<int64_t>(std::min((wanted + kRows - 1) / kRows * kRows, language.context()));
 }
 
-// Reads tokens, and gives the logits of the next one.
+// Reads tokens, and returns the logits of the next one.
 ffi::Tensor Read(Session* session, const std::vector<int64_t>& tokens) {
   ffi::Tensor input = NewTensor({1, static_cast<int64_t>(tokens.size())}, DLDataType{kDLInt, 64, 1});
   std::copy(tokens.begin(), tokens.end(), static_cast<int64_t*>(input.data_ptr()));

@@ -1,4 +1,4 @@
-// Generates a text with a session of a module: as generation/loop.py and output.py of the Python package.
+// Generates a text with a session of a module, like generation/loop.py and output.py of the Python package.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,8 @@ struct Generation {
   double prompt_seconds = 0, decode_seconds = 0;
 };
 
-// Calls `stream` with each piece of the text as it is known, in whole characters. Throws Error where the prompt is empty or
-// longer than the context.
+// Calls `stream` with each piece of the text once it is known, in whole characters. Throws Error if the prompt is empty
+// or longer than the context.
 Generation Generate(Module* module, const Language& language, const std::vector<int64_t>& prompt, const GenerationOptions& options,
                     const std::function<void(const std::string&)>& stream);
 

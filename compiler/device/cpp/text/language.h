@@ -1,4 +1,5 @@
-// Description of the language model beside the module: compiler/generation/text_program.py of the Python package writes it.
+// Description of the language model, stored with the module by compiler/generation/text_program.py of the Python
+// package.
 #pragma once
 
 #include <cstdint>
@@ -11,18 +12,18 @@
 
 namespace tensorwright {
 
-// A chat template, filled in for messages of one form: what is before, between and behind them.
+// A chat template, instantiated for messages of one form: the text before, between and after them.
 struct Frame {
   std::vector<std::string> texts;
-  std::vector<uint32_t> strips;  // whether a message loses the white space around it
+  std::vector<uint32_t> strips;  // whether the white space around a message is stripped
 };
 
 class Language {
  public:
   explicit Language(Span content);
 
-  // The tokens of a text as it is, or of a message and perhaps a system message before it. Throws Error where the chat
-  // template has no place for that, and for text that is not valid UTF-8.
+  // The tokens of a plain text, or of a message with an optional system message before it. Throws Error if the chat
+  // template does not support that, and for text that is not valid UTF-8.
   std::vector<int64_t> PromptOf(const std::string& text) const { return tokenizer_.Encode(text, true); }
   std::vector<int64_t> MessagesOf(const std::vector<std::string>& messages) const;
   std::string Decode(const std::vector<int64_t>& tokens) const { return tokenizer_.Decode(tokens); }

@@ -1,10 +1,10 @@
-// Generates a text with the language model that is linked in:
+// Generates a text with the linked language model:
 //   model [-p TEXT] [--system TEXT] [--raw] [--max-new-tokens N] [--temperature T] [--top-k N] [--top-p P] [--min-p P]
 //         [--repetition-penalty P] [--stop TEXT]... [--seed N] [--threads N] [--json] [--trusted-key PATH]...
 //
-// The prompt is read from standard input without -p. It is a message that the model answers, or, with --raw and for models
-// without a chat template, a text that it continues. With any option that only the runner has, as --verify or --runs, the
-// program is that runner (run.cc).
+// The prompt is read from standard input without -p. It is a message that the model answers, or, with --raw and for
+// models without a chat template, a text that it continues. With any option that only the runner has, like --verify or
+// --runs, the program acts as that runner (run.cc).
 #include <unistd.h>
 
 #include <algorithm>
@@ -64,7 +64,7 @@ uint64_t WholeOf(const std::string& name, const std::string& text, uint64_t most
   return value;
 }
 
-// Takes an option with a value; false where there is no such option.
+// Parses an option with a value; false if there is no such option.
 bool Take(const std::string& name, const std::string& value, Options* options) {
   SamplingOptions& sampling = options->generation.sampling;
   constexpr double kMost = 1e300;

@@ -1,4 +1,4 @@
-// Models that turn pieces of a text into tokens.
+// Models that split pieces of a text into tokens.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ class TokenModel {
   explicit TokenModel(Reader* reader) : vocabulary_(reader) {}
   virtual ~TokenModel() = default;
 
-  // Appends the tokens of one piece. Throws Error where it has no token for a part and none for unknown parts.
+  // Appends the tokens of one piece. Throws Error if a part has no token and there is none for unknown parts.
   virtual void Encode(const std::u32string& piece, std::vector<uint32_t>* tokens) const = 0;
 
   const Vocabulary& vocabulary() const { return vocabulary_; }
@@ -28,7 +28,7 @@ class TokenModel {
   Vocabulary vocabulary_;
 };
 
-// Throws Error for a kind that is not known.
+// Throws Error for an unknown kind.
 std::unique_ptr<TokenModel> ReadModel(Reader* reader);
 
 }  // namespace tensorwright

@@ -5,7 +5,7 @@
 namespace tensorwright {
 namespace {
 
-// Hangul syllables, of a leading consonant, a vowel and perhaps a trailing consonant.
+// Hangul syllables: a leading consonant, a vowel and an optional trailing consonant.
 constexpr char32_t kSyllable = 0xAC00, kLeading = 0x1100, kVowel = 0x1161, kTrailing = 0x11A7;
 constexpr char32_t kLeadings = 19, kVowels = 21, kTrailings = 28;
 
@@ -41,7 +41,7 @@ void Normalizer::Decompose(char32_t character, std::u32string* to) const {
   else *to += found->second;
 }
 
-// Marks behind a character by their classes; equal ones stay as they are.
+// Sorts the marks after a character by class; equal ones keep their order.
 void Normalizer::Sort(std::u32string* text) const {
   for (size_t begin = 0; begin < text->size();) {
     size_t end = begin;
@@ -65,7 +65,7 @@ char32_t Normalizer::Composed(char32_t first, char32_t second) const {
 std::u32string Normalizer::Compose(const std::u32string& text) const {
   std::u32string made;
   size_t starter = std::u32string::npos;
-  uint32_t last = 0;  // class of the character before
+  uint32_t last = 0;  // class of the previous character
   for (char32_t character : text) {
     uint32_t now = ClassOf(character);
     bool adjacent = starter != std::u32string::npos && made.size() == starter + 1;

@@ -18,7 +18,7 @@ class Normalizer {
   uint32_t ClassOf(char32_t character) const;
   void Decompose(char32_t character, std::u32string* to) const;
   void Sort(std::u32string* text) const;
-  // 0: they are not composed.
+  // 0 if there is no composition.
   char32_t Composed(char32_t first, char32_t second) const;
   std::u32string Compose(const std::u32string& text) const;
 

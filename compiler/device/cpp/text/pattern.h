@@ -1,4 +1,4 @@
-// Regular expressions as programs, which native_tokenizer/patterns.py of the Python package compiles.
+// Regular expressions as programs, compiled by native_tokenizer/patterns.py of the Python package.
 #pragma once
 
 #include <cstddef>
@@ -18,14 +18,14 @@ struct Match {
 
 class Pattern {
  public:
-  // Throws Error where its instructions do not fit together.
+  // Throws Error if its instructions are inconsistent.
   explicit Pattern(Reader* reader);
 
-  // The whole text cut into matches, leftmost first, and what is between them.
+  // The whole text split into matches, leftmost first, and the parts between them.
   std::vector<Match> Cut(const std::u32string& text) const;
 
  private:
-  // The same as in native_tokenizer/patterns.py, which says what they do.
+  // The same as in native_tokenizer/patterns.py, which documents them.
   enum Operation : uint32_t { kMatch, kCharacter, kFork, kJump, kGreedy, kPossessive, kAhead, kNotAhead, kAtomic, kBehind, kNotBehind, kBegin, kEnd };
 
   struct Instruction {
@@ -33,7 +33,7 @@ class Pattern {
   };
 
   void Check() const;
-  // The end of the match that begins at `at`, by the instructions from `start` on; npos where there is none.
+  // The end of the match that begins at `at`, by the instructions from `start` on; npos if there is none.
   size_t Run(const std::u32string& text, size_t at, size_t start) const;
 
   std::vector<CharacterSet> sets_;

@@ -20,7 +20,7 @@ uint32_t Mixed(uint32_t left, uint32_t right) {
   return value ^ value >> 16;
 }
 
-// Four numbers of 64 bits, as SeedSequence(seed).generate_state(4, uint64).
+// Four 64-bit numbers, like SeedSequence(seed).generate_state(4, uint64).
 std::array<uint64_t, 4> Seeds(uint64_t seed) {
   std::array<uint32_t, kPool> entropy = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), 0, 0}, pool;
   uint32_t constant = 0x43b0d7e5u;
@@ -49,7 +49,7 @@ Random::Wide Random::Sum(Wide left, Wide right) {
   return {left.high + right.high + (low < left.low), low};
 }
 
-// An integer of 128 bits; not all compilers for 32 bits have such a type.
+// A 128-bit integer; not all 32-bit compilers have such a type.
 Random::Wide Random::Product(Wide left, Wide right) {
   const uint64_t mask = 0xFFFFFFFFu;
   uint64_t a = left.low >> 32, b = left.low & mask, c = right.low >> 32, d = right.low & mask;

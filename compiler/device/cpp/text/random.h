@@ -1,4 +1,4 @@
-// Random numbers of numpy.random.default_rng(seed): PCG64, seeded by numpy's SeedSequence.
+// The random numbers of numpy.random.default_rng(seed): PCG64, seeded by numpy's SeedSequence.
 #pragma once
 
 #include <cstdint>

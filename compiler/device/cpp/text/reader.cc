@@ -20,7 +20,7 @@ std::vector<uint32_t> Reader::Numbers() {
   size_t count = Number();
   const uint8_t* bytes = Take(count > content_.size ? content_.size + 1 : count * 4);
   std::vector<uint32_t> numbers(count);
-  if (count) std::memcpy(numbers.data(), bytes, count * 4);  // all processors that are supported are little-endian
+  if (count) std::memcpy(numbers.data(), bytes, count * 4);  // all supported processors are little-endian
   return numbers;
 }
 

@@ -1,4 +1,4 @@
-// Reads what native_tokenizer/writer.py of the Python package wrote: little-endian, lengths before contents.
+// Reads the output of native_tokenizer/writer.py of the Python package: little-endian, lengths before contents.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace tensorwright {
 
-// Throws Error where something is missing.
+// Throws Error if anything is missing.
 class Reader {
  public:
   explicit Reader(Span content) : content_(content) {}
@@ -32,7 +32,7 @@ class Reader {
 // Sets of code points, as ascending ranges.
 class CharacterSet {
  public:
-  // `edges`: the first and last of each range. Throws Error unless they ascend.
+  // `edges`: the first and last of each range. Throws Error unless they are ascending.
   explicit CharacterSet(std::vector<uint32_t> edges);
   bool Has(char32_t character) const;
 
@@ -41,15 +41,16 @@ class CharacterSet {
   uint64_t ascii_[2] = {};
 };
 
-// The text must be valid UTF-8; `Error` says that `what` is not.
+// The text must be valid UTF-8; otherwise `Error` names `what`.
 std::u32string FromUtf8(const std::string& text, const std::string& what);
 std::string ToUtf8(const std::u32string& text);
 std::string ToUtf8(char32_t character);
 
-// Number of bytes of the character at `at`, and 0 where none begins; `wrong` is then how many bytes are replaced together.
+// Number of bytes of the character at `at`, or 0 if none begins there; `wrong` is then the number of bytes replaced
+// together.
 size_t CharacterBytes(const std::string& text, size_t at, size_t* wrong);
 
-// Bytes as UTF-8, with U+FFFD for what is not.
+// Bytes decoded as UTF-8, with U+FFFD for invalid ones.
 std::string Replaced(const std::string& bytes);
 
 }  // namespace tensorwright

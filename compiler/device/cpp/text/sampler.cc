@@ -42,7 +42,7 @@ int64_t Sampler::Choose(const float* logits, size_t count) {
   return token;
 }
 
-// After temperature, top-k, top-p and min-p in this order.
+// Applies temperature, top-k, top-p and min-p in this order.
 int64_t Sampler::Drawn(const std::vector<float>& scores) {
   std::vector<size_t> order(scores.size());
   std::iota(order.begin(), order.end(), size_t{0});

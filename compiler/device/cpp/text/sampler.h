@@ -1,4 +1,4 @@
-// Choice of the next token, as generation/sampling.py of the Python package.
+// Choice of the next token, the same as in generation/sampling.py of the Python package.
 #pragma once
 
 #include <cstdint>
@@ -16,17 +16,17 @@ struct SamplingOptions {
   uint64_t seed = 0;
 };
 
-// Tokens that are never chosen, and those that are not chosen first.
+// Tokens that are never chosen, and those that are not chosen as the first token.
 struct Suppressed {
   std::vector<uint32_t> always, first;
 };
 
 class Sampler {
  public:
-  // `seen`: tokens of the prompt, which the repetition penalty counts.
+  // `seen`: tokens of the prompt, counted by the repetition penalty.
   Sampler(const SamplingOptions& options, const std::vector<int64_t>& seen, Suppressed suppressed);
 
-  // Out of as many logits as the vocabulary has tokens. Throws Error where they are not finite.
+  // From one logit per token of the vocabulary. Throws Error if any is not finite.
   int64_t Choose(const float* logits, size_t count);
 
  private:

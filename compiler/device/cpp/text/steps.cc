@@ -31,7 +31,7 @@ class Replace : public Step {
     bool begins = piece.first;
     for (const Match& match : pattern_.Cut(piece.text)) {
       text += match.matches ? content_ : piece.text.substr(match.begin, match.end - match.begin);
-      // As in the library, a replacement stands where the last character of what it replaces stood.
+      // As in the library, a replacement takes the position of the last character it replaces.
       begins = begins && !(match.matches && match.begin == 0 && (content_.empty() || match.end > 1));
     }
     return {{text, begins}};
@@ -66,7 +66,7 @@ class Strip : public Step {
   CharacterSet spaces_;
 };
 
-// Ranges of a text by how a split treats its matches.
+// Ranges of a text according to a split's treatment of matches.
 std::vector<Match> Arranged(const std::vector<Match>& matches, Behavior behavior) {
   std::vector<Match> found;
   bool before = false;
@@ -175,7 +175,7 @@ std::unique_ptr<Step> NextStep(Reader* reader, const CharacterSet& spaces) {
 
 bool IsPrintable(int byte) { return (byte >= 33 && byte < 127) || (byte >= 161 && byte < 173) || byte >= 174; }
 
-// Bytes that are not printable are written as the characters from U+0100 on, in their order.
+// Bytes that are not printable are encoded as the characters from U+0100 on, in order.
 struct ByteTable {
   std::array<char32_t, 256> characters;
   std::array<int, 512> bytes;

@@ -1,4 +1,4 @@
-// Normalizers and pre-tokenizers: what is done to a text before its pieces become tokens.
+// Normalizers and pre-tokenizers: applied to a text before its pieces become tokens.
 #pragma once
 
 #include <memory>
@@ -18,14 +18,14 @@ struct Piece {
 class Step {
  public:
   virtual ~Step() = default;
-  // Changes the pieces, or cuts them; empty ones are dropped by the caller.
+  // Changes the pieces, or splits them; the caller drops empty ones.
   virtual std::vector<Piece> operator()(const Piece& piece) const = 0;
 };
 
-// Steps in the order in which they are done.
+// Steps in execution order.
 class Steps {
  public:
-  // Throws Error for a step that is not known. `spaces`: the characters of white space.
+  // Throws Error for an unknown step. `spaces`: the white space characters.
   Steps(Reader* reader, const CharacterSet& spaces);
   std::vector<Piece> operator()(std::vector<Piece> pieces) const;
 
@@ -33,7 +33,7 @@ class Steps {
   std::vector<std::unique_ptr<Step>> steps_;
 };
 
-// Character that byte-level tokens write for a byte, and back; -1 for characters that stand for none.
+// The character that represents a byte in byte-level tokens, and the reverse; -1 for characters that represent none.
 char32_t CharacterOfByte(uint8_t byte);
 int ByteOfCharacter(char32_t character);
 

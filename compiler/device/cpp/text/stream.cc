@@ -8,13 +8,13 @@ namespace tensorwright {
 namespace {
 
 const std::string kBroken = "\xEF\xBF\xBD";
-constexpr size_t kLongestCharacter = 4;  // bytes, and so tokens, that one character can take
+constexpr size_t kLongestCharacter = 4;  // bytes, and therefore tokens, of one character
 
 bool EndsWith(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-// Number of bytes at the end of a text that begin a stop text.
+// Number of bytes at the end of a text that are the beginning of a stop text.
 size_t Overlap(const std::string& text, const std::string& stop) {
   for (size_t size = std::min(text.size(), stop.size() - 1); size; --size) {
     if (stop.compare(0, size, text, text.size() - size, size) == 0) return size;
@@ -43,7 +43,7 @@ std::string TextStream::Next(bool final) {
   if (!waiting || (incomplete && !final)) return "";
   std::u32string text = FromUtf8(now, "the text");
   text.erase(0, FromUtf8(before, "the text").size());
-  if (!text.empty()) begin_ = given_;  // behind special tokens alone, a decoder takes what follows for the beginning
+  if (!text.empty()) begin_ = given_;  // after only special tokens, a decoder would treat the next token as the beginning
   given_ = tokens_.size();
   return ToUtf8(text);
 }

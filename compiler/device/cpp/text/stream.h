@@ -1,4 +1,4 @@
-// Text as tokens arrive one by one: as generation/text.py of the Python package.
+// Text from tokens as they arrive, like generation/text.py of the Python package.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,12 @@
 
 namespace tensorwright {
 
-// A character is given out once all of its bytes are known.
+// A character is returned once all of its bytes are known.
 class TextStream {
  public:
   using Decode = std::function<std::string(const std::vector<int64_t>&)>;
 
-  // `before`: tokens of the prompt, which some tokenizers need to know whether a space is due.
+  // `before`: tokens of the prompt, which some tokenizers need to decide whether a space is needed.
   TextStream(Decode decode, const std::vector<int64_t>& before);
   std::string Add(int64_t token);
   std::string End() { return Next(true); }
@@ -26,7 +26,7 @@ class TextStream {
   size_t begin_ = 0, given_;
 };
 
-// Holds back what may be the beginning of a stop text.
+// Holds back text that may be the beginning of a stop text.
 class StopTexts {
  public:
   explicit StopTexts(std::vector<std::string> stops) : stops_(std::move(stops)) {}

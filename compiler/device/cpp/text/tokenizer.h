@@ -1,4 +1,4 @@
-// Text to tokens and back, as the tokenizers library does it.
+// Converts text to tokens and back, the same as the tokenizers library.
 #pragma once
 
 #include <cstdint>
@@ -15,17 +15,17 @@
 
 namespace tensorwright {
 
-// Tokens that are found in a text before it is cut; the longest one at a place counts.
+// Tokens that are found in a text before it is split; the longest one at a position wins.
 class AddedTokens {
  public:
   struct Token {
     uint32_t number;
     std::u32string text;
-    bool takes_left, takes_right;  // the white space beside it
+    bool takes_left, takes_right;  // whether it includes adjacent white space
   };
 
   void Add(Token token);
-  // Adds to `pieces` what is between the tokens, and to `tokens` which one follows each of them, kNone at the end.
+  // Appends the parts between the tokens to `pieces`, and the token after each of them to `tokens`, kNone at the end.
   void Cut(const Piece& piece, const CharacterSet& spaces, std::vector<Piece>* pieces, std::vector<uint32_t>* tokens) const;
   static constexpr uint32_t kNone = 0xFFFFFFFF;
 
@@ -39,8 +39,8 @@ class Tokenizer {
  public:
   explicit Tokenizer(Reader* reader);
 
-  // Tokens of a text, which must be valid UTF-8; `special`: with those that the model expects around it. Of more than `most`
-  // the last ones of the text are left out.
+  // Tokens of a text, which must be valid UTF-8; `special`: with those that the model expects around it. If there are
+  // more than `most`, the last ones of the text are dropped.
   std::vector<int64_t> Encode(const std::string& text, bool special, size_t most = std::numeric_limits<size_t>::max()) const;
 
   // The text of tokens without special ones.
@@ -52,7 +52,7 @@ class Tokenizer {
     bool special;
   };
 
-  // Tokens beside those of the model, and what is put around texts.
+  // Tokens in addition to the model's, and those put around texts.
   struct Added {
     explicit Added(Reader* reader);
 

@@ -5,7 +5,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr double kUnknownPenalty = 10;  // how much less than the least likely token an unknown character is worth
+constexpr double kUnknownPenalty = 10;  // score of an unknown character below that of the least likely token
 
 size_t BytesOfCharacter(char first) {
   uint8_t byte = static_cast<uint8_t>(first);
@@ -46,7 +46,7 @@ std::vector<Unigram::Best> Unigram::BestWays(const std::string& text) const {
 void Unigram::Encode(const std::u32string& piece, std::vector<uint32_t>* tokens) const {
   std::string text = ToUtf8(piece);
   std::vector<Best> best = BestWays(text);
-  std::vector<size_t> edges;  // from the last to the first; unknown characters beside one another are one part
+  std::vector<size_t> edges;  // from the last to the first; adjacent unknown characters are one part
   bool unknown = false;
   for (size_t end = text.size(); end; end = best[end].begin) {
     bool is_unknown = best[end].token == unknown_;

@@ -1,4 +1,4 @@
-// Unigram models: of all ways to cut a piece into tokens, the one whose scores have the largest sum.
+// Unigram models: of all splits of a piece into tokens, the one with the largest sum of scores.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +11,13 @@ namespace tensorwright {
 
 class Unigram : public TokenModel {
  public:
-  // Throws Error where tokens and scores do not fit together.
+  // Throws Error if tokens and scores are inconsistent.
   explicit Unigram(Reader* reader);
 
   void Encode(const std::u32string& piece, std::vector<uint32_t>* tokens) const override;
 
  private:
-  // The last token of the best way to a place of a text.
+  // The last token of the best split up to a position of a text.
   struct Best {
     double score = 0;
     size_t begin = kNowhere;

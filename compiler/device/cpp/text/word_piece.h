@@ -1,4 +1,4 @@
-// WordPiece: the longest token that a word begins with, then the longest one that continues it. WordLevel: words as they are.
+// WordPiece: the longest token that a word begins with, then the longest one that continues it. WordLevel: whole words.
 #pragma once
 
 #include <cstdint>
@@ -16,12 +16,12 @@ class WordPiece : public TokenModel {
   void Encode(const std::u32string& piece, std::vector<uint32_t>* tokens) const override;
 
  private:
-  // Appends the tokens of a word; false where they do not reach its end.
+  // Appends the tokens of a word; false if they do not reach its end.
   bool Cut(const std::string& word, std::vector<uint32_t>* tokens) const;
 
   uint32_t unknown_;
-  std::string continuing_;  // what tokens within a word begin with
-  size_t longest_;          // characters of words that are not unknown
+  std::string continuing_;  // prefix of tokens inside a word
+  size_t longest_;          // characters; longer words are unknown
 };
 
 class WordLevel : public TokenModel {
