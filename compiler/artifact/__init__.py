@@ -1,6 +1,6 @@
-"""The one-file module: machine code, parameters and manifest, every byte checked before anything of it is used.
+"""The single-file module: machine code, parameters and manifest. Every byte is checked before any content is used.
 
-Each name is loaded when first used, so that a file can be opened while NumPy is still being imported.
+Each name is loaded on first use, so that a file can be opened while NumPy is still being imported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`Artifact`: a compiled module in memory, made by the driver or read from a file, with every check on the way."""
+"""`Artifact`: a compiled module in memory, created by the driver or read from a file with all checks."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _MAX_INLINE_VALUES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """Contents of a module beside its code.
+    """Contents of a module in addition to its code.
 
     Attributes:
         parameters: numpy arrays in `main`'s order (bfloat16 and the like as `ml_dtypes`).
         reference_inputs, reference_outputs: the stored example.
-        fixed: inputs of the model whose values were fixed when compiling.
-        initial_states: first values of states that are not zero, by the names of their inputs.
+        fixed: inputs of the model whose values were fixed at compile time.
+        initial_states: initial values of states that do not start as zeros, by input name.
         assets: files that belong to the model and that `main` does not read, by name.
     """
 
@@ -50,10 +50,11 @@ class Artifact:
     """A compiled module: its manifest, machine code and tensors.
 
     Attributes:
-        library: an ELF shared library holding a Relax VM executable whose `main(*inputs, *parameters)` returns a tuple.
+        library: an ELF shared library containing a Relax VM executable whose `main(*inputs, *parameters)` returns a
+            tuple.
         parameters: in the order in which `main` takes them after the inputs.
-        reference_inputs, reference_outputs: an example and its outputs, by name; empty when there is none.
-        initial_states: first values of states, by the names of their inputs; zeros where it has none.
+        reference_inputs, reference_outputs: an example and its outputs, by name; empty if there is none.
+        initial_states: initial values of states, by input name; states without a value start as zeros.
         assets: files that belong to the model and that `main` does not read (a tokenizer), by name, as uint8 (bytes,).
     """
 
@@ -77,14 +78,14 @@ class Artifact:
         contents: Contents,
         **manifest_fields: Any,
     ) -> Artifact:
-        """Build the manifest around what a compilation produced.
+        """Create the manifest for the results of a compilation.
 
         Args:
-            manifest_fields: further fields of `Manifest`: threads, kernels, passes, memory_plan, versions,
+            manifest_fields: other fields of `Manifest`: threads, kernels, passes, memory_plan, versions,
                 reference_tolerance.
 
         Raises:
-            InternalError: an array has an element type that a module cannot carry.
+            InternalError: an array's element type is not supported in modules.
         """
         files = {name: np.frombuffer(content, np.uint8) for name, content in contents.assets.items()}
         manifest_fields.setdefault("versions", tool_versions())
@@ -117,9 +118,9 @@ class Artifact:
         outputs: Mapping[str, np.ndarray],
         sizes: Mapping[str, int] | None = None,
     ) -> Artifact:
-        """The same module with another stored example; `sizes` as `Manifest.reference_sizes`.
+        """The same module with a different stored example; `sizes` is described at `Manifest.reference_sizes`.
 
-        Raises InternalError as `create`.
+        Raises InternalError like `create`.
         """
         described = {
             "reference_inputs": _describe(inputs),
@@ -131,7 +132,7 @@ class Artifact:
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of all parameters together."""
+        """Total size of the parameters in bytes."""
         return sum(array.nbytes for array in self.parameters.values())
 
 
@@ -147,8 +148,9 @@ def tool_versions(**others: str) -> ToolVersions:
 
 @cache
 def _installed(distribution: str) -> str:
-    """The version of what this process has loaded; reading it from the package's metadata takes milliseconds."""
-    import importlib.metadata  # loading a module does without it
+    """The version of a distribution that this process has loaded; reading the version from the package's metadata takes
+    milliseconds."""
+    import importlib.metadata  # not needed for loading a module
 
     return importlib.metadata.version(distribution)
 
@@ -156,28 +158,28 @@ def _installed(distribution: str) -> str:
 def _describe(arrays: Mapping[str, np.ndarray]) -> tuple[TensorDescription, ...]:
     for name, array in arrays.items():
         if str(array.dtype) not in ELEMENT_TYPES or array.dtype.byteorder == ">":
-            raise InternalError(f"tensor {name!r} has element type {array.dtype}, which a module cannot carry")
+            raise InternalError(f"tensor {name!r} has element type {array.dtype}, which modules do not support")
     return tuple(TensorDescription.of(name, array) for name, array in arrays.items())
 
 
 def _fixed(name: str, array: np.ndarray) -> FixedInput:
-    # JSON has no number that is not finite.
+    # JSON cannot represent non-finite numbers.
     few = array.size <= _MAX_INLINE_VALUES and array.dtype.kind in "biuf" and bool(np.isfinite(array).all())
     (description,) = _describe({name: array})
     return FixedInput(tensor=description, values=tuple(array.reshape(-1).tolist()) if few else None)
 
 
 _SECTIONS = ("library", "parameters", "reference_in", "reference_out")
-_STATES = "states"  # a further one, where states begin with other values than zeros
-_ASSETS = "assets"  # the last one, of modules that have files beside their numbers
+_STATES = "states"  # an additional section if states start with values other than zeros
+_ASSETS = "assets"  # the last section of modules that contain files
 Pieces = list[memoryview | bytes]
 
 
 def write_artifact(artifact: Artifact, path: str | os.PathLike[str], sign_key: Key | None = None) -> None:
-    """Write a module as one file, whole or not at all; signed when a private key is given.
+    """Write a module as one file, completely or not at all; the module is signed if a private key is given.
 
     Raises:
-        StorageError: the file cannot be written; nothing is left behind.
+        StorageError: the file cannot be written; no partial file is left.
         OptionError: `sign_key` is not an Ed25519 private key.
     """
     write_atomically(path, _pieces(artifact, sign_key))
@@ -208,25 +210,26 @@ def _pieces(artifact: Artifact, sign_key: Key | None) -> Pieces:
 
 
 def read_artifact(source: Source, trusted_keys: Sequence[Key] | None = None) -> Artifact:
-    """Read a module, checking every byte before anything of it is used.
+    """Read a module and check every byte before any content is used.
 
     Args:
-        source: a path, or the bytes of such a file. A file is mapped, not copied, unless `trusted_keys` is given:
-            then it is read into private memory, so that it cannot change after its signature was checked.
-        trusted_keys: Ed25519 public keys, raw (32 bytes) or paths of PEM files or of folders of them; a valid signature
-            by one is required.
+        source: a path, or the bytes of such a file. A file is mapped, not copied, unless `trusted_keys` is given: then
+            it is read into private memory so that it cannot change after its signature has been checked.
+        trusted_keys: Ed25519 public keys, as raw bytes (32 bytes) or paths of PEM files or of folders of PEM files; a
+            valid signature by one of them is required.
 
     Raises:
         StorageError: the file cannot be read.
-        ArtifactError: it is not a module, truncated or damaged.
+        ArtifactError: the file is not a module, or is truncated or damaged.
         IncompatibleArtifactError: it has a newer format version.
-        SignatureError: a signature is required and is missing, wrong, or by another key.
+        SignatureError: a signature is required, but is missing, invalid or by another key.
     """
     return read_opened(open_module(source, private=trusted_keys is not None), trusted_keys)
 
 
 def read_opened(opened: OpenedModule, trusted_keys: Sequence[Key] | None = None) -> Artifact:
-    """Like `read_artifact`, of a module that is open; one with `trusted_keys` was opened as private."""
+    """Like `read_artifact`, for a module that is already open; with `trusted_keys`, it must have been opened as
+    private."""
     try:
         return _read(opened, trusted_keys)
     except BaseException:
@@ -268,7 +271,8 @@ def _parse_manifest(layout: Layout, origin: str) -> Manifest:
 
 
 def _checked_sections(opened: OpenedModule, manifest: Manifest) -> dict[str, memoryview]:
-    """The sections by name, each having the checksum that the manifest holds for it, now or when it was checked."""
+    """The sections by name, each with the checksum from the manifest, verified now or when the file was checked
+    earlier."""
     names, expected = tuple(section.name for section in opened.layout.sections), _section_names(manifest)
     if names != expected or set(manifest.checksums) != set(expected):
         raise ArtifactError(f"{opened.origin} is damaged: it must hold the sections {', '.join(expected)}")
@@ -285,23 +289,23 @@ def _checked_sections(opened: OpenedModule, manifest: Manifest) -> dict[str, mem
 
 
 def signatures_of(path: str | os.PathLike[str]) -> tuple[Signature, ...]:
-    """The signatures that a file carries, unchecked: who claims to have signed it."""
+    """The signatures in a file, unchecked: who claims to have signed it."""
     data = read_mapped(path)
     return parse_signatures(data[parse_head(data, str(path)).content_bytes :], str(path))
 
 
 def sign(path: str | os.PathLike[str], private_key: Key) -> None:
-    """Add a signature to a module file (replacing one by the same key); the file is replaced atomically.
+    """Add a signature to a module file (replacing an existing one by the same key); the file is replaced atomically.
 
     Raises:
-        ArtifactError: the file is damaged: only what was checked is signed.
+        ArtifactError: the file is damaged; only checked content is signed.
         StorageError: it cannot be read or written.
         OptionError: the key is not an Ed25519 private key.
     """
     read_artifact(path)
     data = read_mapped(path)
     old = parse_head(data, str(path))
-    # The head says whether the file is signed, so a first signature changes it; a further one does not.
+    # The head states whether the file is signed, so the first signature changes it; additional signatures do not.
     head, layout = pack_head(old.manifest, {s.name: s.size for s in old.sections}, signed=True)
     added = make_signature(layout.digest, private_key)
     kept = [s for s in parse_signatures(data[old.content_bytes :], str(path)) if s.public_key != added.public_key]

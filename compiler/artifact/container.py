@@ -6,13 +6,13 @@
     64  section table: name (16, ASCII, zero-padded), offset u64, size u64                           32 bytes each
         manifest (JSON); zeros up to the next multiple of 64
         sections, each at a multiple of 64, in the table's order; zeros between them
-        signature block (`signature.py`), if signed
+        signature block (`keys.py`), if signed
 
-Numbers are little-endian. Every byte is checked: the head by its digest, each section by the digest that the manifest
-holds for it, the gaps by being zero, the signature block by its own digest (and its absence by the flag). Nothing is
-parsed before it is checked.
+Numbers are little-endian. Every byte is checked: the head by its digest, each section by its digest in the manifest,
+the gaps by being zero, the signature block by its own digest (and its absence by the flag). Nothing is parsed before it
+is checked.
 
-Checksums at the speed of memory: SHA-256 over a two-level tree whose leaves are hashed on several cores.
+Checksums run at memory speed: SHA-256 over a two-level tree whose leaves are hashed on several cores.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from os import cpu_count
 from compiler.errors import ArtifactError, IncompatibleArtifactError
 
 FORMAT_VERSION = 1
-"""Version of the file format that this code writes, and the newest it reads."""
+"""Version of the file format that this code writes, and the newest version that it reads."""
 
-MAGIC = b"\x89TWM\r\n\x1a\n"  # like PNG's: shows text-mode and 7-bit damage at once
+MAGIC = b"\x89TWM\r\n\x1a\n"  # like PNG's magic, it reveals text-mode and 7-bit damage
 ALIGNMENT = 64
 MAX_MANIFEST_BYTES = 32 << 20
 _PREFIX = struct.Struct("<8sIHHQQ")
@@ -56,7 +56,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Layout:
-    """The head of a file, its digest checked: the manifest's bytes, where the sections are, where the content ends."""
+    """The head of a file after its digest was checked: the manifest, the sections, and the end of the content."""
 
     manifest: bytes
     sections: tuple[Section, ...]
@@ -66,7 +66,7 @@ class Layout:
 
 
 def pack_head(manifest: bytes, sizes: dict[str, int], signed: bool) -> tuple[bytes, Layout]:
-    """Lay a file out: its first bytes (up to the first section) and the offsets of the sections.
+    """Lay out a file: its first bytes (up to the first section) and the offsets of the sections.
 
     Args:
         sizes: bytes of each section by name (at most 16 ASCII characters), in file order.
@@ -86,10 +86,10 @@ def pack_head(manifest: bytes, sizes: dict[str, int], signed: bool) -> tuple[byt
 
 
 def parse_head(data: memoryview, origin: str) -> Layout:
-    """Check the head of a file and say where everything is. `data` is the whole file.
+    """Check a file's head and return the layout. `data` is the whole file.
 
     Raises:
-        ArtifactError: not such a file, truncated, or damaged.
+        ArtifactError: the data is not a module file, or is truncated or damaged.
         IncompatibleArtifactError: written in a newer format.
     """
     if len(data) < len(MAGIC) or bytes(data[: len(MAGIC)]) != MAGIC:
@@ -139,7 +139,7 @@ def _parse_table(table: memoryview, origin: str) -> tuple[Section, ...]:
 def _check_extents(
     data: memoryview, sections: tuple[Section, ...], head_end: int, content_bytes: int, origin: str
 ) -> None:
-    """Sections must follow each other at the next multiples of 64, with zeros between, and end the content."""
+    """Sections must be consecutive, each at the next multiple of 64, with zeros between them, and fill the content."""
     position = head_end
     for section in sections:
         if section.offset != align(position) or section.offset + section.size > content_bytes:
@@ -156,7 +156,7 @@ def _damaged(origin: str, what: str) -> ArtifactError:
 
 
 LEAF_BYTES = 1 << 20
-_PARALLEL_FROM_BYTES = 4 << 20  # below this, starting threads costs more than it saves
+_PARALLEL_FROM_BYTES = 4 << 20  # below this, starting threads takes longer than it saves
 
 
 Pieces = Sequence[memoryview | bytes]
@@ -170,13 +170,14 @@ def _leaf(pieces: Pieces) -> bytes:
 
 
 def _root(size: int, leaves: Sequence[bytes]) -> bytes:
-    # The size and the number of leaves precede them, so that no tree's input is another one's leaf.
+    # The size and the number of leaves come first, so that the input of a tree never equals the input of another tree's
+    # leaf.
     head = b"tree" + size.to_bytes(8, "little") + len(leaves).to_bytes(8, "little")
     return hashlib.sha256(head + b"".join(leaves)).digest()
 
 
 def _split(pieces: Pieces) -> Iterator[list[memoryview]]:
-    """Cut a section, given in pieces, into leaves of `LEAF_BYTES`; without copying, so a leaf may have parts."""
+    """Split a section, given in pieces, into leaves of `LEAF_BYTES` without copying; a leaf may have several parts."""
     leaf: list[memoryview] = []
     room = LEAF_BYTES
     for data in pieces:
@@ -195,14 +196,14 @@ def _split(pieces: Pieces) -> Iterator[list[memoryview]]:
 
 
 class TreeDigests:
-    """SHA-256 tree digests that other threads compute from now on."""
+    """SHA-256 tree digests that other threads start computing immediately."""
 
     def __init__(self, sections: Sequence[Pieces], workers: int) -> None:
-        """Begin.
+        """Start the computation.
 
         Args:
-            sections: each the flat views of bytes that follow one another in it.
-            workers: threads to start; those that `result` is called by compute too.
+            sections: each is a list of flat views of its consecutive bytes.
+            workers: number of threads to start; threads that call `result` also compute.
         """
         self._split = [list(_split(section)) for section in sections]
         self._sizes = [sum(map(len, section)) for section in sections]
@@ -218,14 +219,14 @@ class TreeDigests:
             self._digests[index] = _leaf(self._leaves[index])
 
     def stop(self) -> None:
-        """End the threads; there is no result then."""
+        """End the threads; no result is available afterwards."""
         for _ in self._waiting:
             pass
         for each in self._threads:
             each.join()
 
     def result(self) -> list[bytes]:
-        """The digest of each section; waits for them."""
+        """Wait for the digests of all sections and return them."""
         self._work()
         for each in self._threads:
             each.join()
@@ -236,16 +237,16 @@ class TreeDigests:
 
 
 def tree_digests(sections: Sequence[Pieces]) -> list[bytes]:
-    """SHA-256 tree digest of each section, all of their leaves hashed together.
+    """SHA-256 tree digest of each section; all leaves are hashed together.
 
     Args:
-        sections: each the flat views of bytes that follow one another in it.
+        sections: each is a list of flat views of its consecutive bytes.
     """
     return begin_digests(sections, cpu_count() or 1).result()
 
 
 def begin_digests(sections: Sequence[Pieces], processors: int) -> TreeDigests:
-    """Begin to compute digests on some processors, that of the caller included."""
+    """Start computing digests on some processors, including that of the caller."""
     total = sum(len(piece) for section in sections for piece in section)
     others = min(processors, 8, -(-total // LEAF_BYTES)) - 1
     return TreeDigests(sections, others if total >= _PARALLEL_FROM_BYTES else 0)

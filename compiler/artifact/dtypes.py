@@ -1,7 +1,7 @@
-"""The element types a module can carry, by their name in TVM, and how each is held in numpy and safetensors.
+"""The element types that modules support, by their TVM names, with their representation in numpy and safetensors.
 
-Types of less than a byte (int4, uint2, ...) take one byte per element with the value in the low bits: that is what
-TVM's generated code reads, and what `ml_dtypes` arrays hold.
+Types smaller than a byte (int4, uint2, ...) take one byte per element with the value in the low bits. TVM's generated
+code reads this form, and `ml_dtypes` arrays have it too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ElementType:
-    """One element type: `numpy` its dtype, `storage` its name in safetensors, `carrier` the dtype that DLPack takes."""
+    """One element type: `numpy` is its dtype, `storage` its safetensors name, `carrier` the dtype that DLPack
+    supports."""
 
     name: str
     numpy: np.dtype[Any]
@@ -43,7 +44,7 @@ ELEMENT_TYPES: dict[str, ElementType] = {
         _extended("bfloat16", "BF16"),
         _extended("float8_e4m3fn", "F8_E4M3"),
         _extended("float8_e5m2", "F8_E5M2"),
-        # safetensors has no name for these; the manifest has.
+        # safetensors has no name for these types; the manifest has.
         _extended("float8_e4m3fnuz", "U8"),
         _extended("float8_e5m2fnuz", "U8"),
         _extended("int4", "I8"),
@@ -57,12 +58,13 @@ ELEMENT_TYPES: dict[str, ElementType] = {
 
 
 def as_carried(array: np.ndarray, carrier: ElementType) -> np.ndarray:
-    """An array as `main` takes it where the manifest names a carrier: integers by value, floats by their bits."""
+    """An array in the form that `main` takes if the manifest names a carrier: integers by value, floats by their
+    bits."""
     return array.view(carrier.numpy) if _is_float(str(array.dtype)) else array.astype(carrier.numpy)
 
 
 def from_carried(array: np.ndarray, element: ElementType) -> np.ndarray:
-    """The reverse: what `main` gives as an array of `element`."""
+    """The inverse: an array that `main` returned, as an array of type `element`."""
     return array.view(element.numpy) if _is_float(element.name) else array.astype(element.numpy)
 
 

@@ -1,6 +1,6 @@
-"""Records that modules hold as JSON, read with msgspec: importing pydantic takes longer than loading a small module.
+"""Records that modules store as JSON, read with msgspec: importing pydantic takes longer than loading a small module.
 
-A record is checked where it is read (`decode`), or with `checked`; its constructor leaves types to type checkers.
+A record is checked when it is read (`decode`), or with `checked`; constructors do not check types.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _R = TypeVar("_R", bound="Record")
 
 
 class FieldError(ValueError):
-    """Text is not JSON of the type that was asked for, or a record cannot be such; the message names the place."""
+    """Text is not JSON of the requested type, or a record cannot be represented; the message names the location."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The base of the records."""
+    """Base class of the records."""
 
 
 def decode(text: bytes | memoryview, kind: type[_T]) -> _T:
@@ -33,14 +33,14 @@ def decode(text: bytes | memoryview, kind: type[_T]) -> _T:
 
 
 def encode(record: Record) -> bytes:
-    """Write a record as compact JSON. Raises FieldError where it holds what JSON cannot."""
+    """Write a record as compact JSON. Raises FieldError if it contains values that JSON cannot represent."""
     fields = msgspec.structs.asdict
-    try:  # not with msgspec, which refuses subclasses of str, as TVM's strings are
+    try:  # not with msgspec, which rejects subclasses of str such as TVM's strings
         return json.dumps(record, default=fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
         raise FieldError(str(error)) from error
 
 
 def checked(record: _R) -> _R:
-    """The record as it is read back. Raises FieldError where it cannot be."""
+    """The record after encoding and decoding. Raises FieldError if that is not possible."""
     return decode(encode(record), type(record))

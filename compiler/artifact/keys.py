@@ -1,10 +1,11 @@
-"""Keys in PEM files: Ed25519 keys sign modules, X25519 keys open connections to devices.
+"""Keys in PEM files: Ed25519 keys for signing modules, and X25519 keys for connections to devices.
 
-Private keys are PKCS #8, encrypted when a passphrase is given; public ones SubjectPublicKeyInfo (RFC 8410).
+Private keys are in PKCS #8 format, encrypted if a passphrase is given; public keys are in SubjectPublicKeyInfo format
+(RFC 8410). A signature covers a module's head digest, which covers the manifest and, through it, every other byte.
 
-A signature is over a module's head digest, which covers the manifest and, through it, every other byte.
-The block after the content: magic (8), count u32, 4 zero bytes, then public key (32) and signature (64) of each, and a
-SHA-256 of all that. The keys in the block say who claims to have signed; whom to trust is the loader's decision.
+The block after the content: magic (8), count u32, 4 zero bytes, then public key (32) and signature (64) for each
+signature, and a SHA-256 of all these bytes. The keys in the block say who claims to have signed; which keys to trust is
+the loader's decision.
 """
 
 from __future__ import annotations
@@ -58,21 +59,21 @@ class KeyKind(str, Enum):
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A key pair as raw bytes, 32 each. The private one is the only secret."""
+    """A key pair as raw bytes, 32 each. Only the private key is secret."""
 
     private: bytes
     public: bytes
 
 
 def generate_keys(kind: KeyKind = KeyKind.SIGNING) -> KeyPair:
-    """Make a new key pair from the operating system's random source."""
+    """Generate a new key pair from the operating system's random source."""
     key = kind.private_class.generate()
     return KeyPair(key.private_bytes_raw(), key.public_key().public_bytes_raw())
 
 
 def write_new_keys(path: Path, kind: KeyKind = KeyKind.SIGNING, passphrase: bytes | None = None) -> Path:
-    """Make a key pair: the private key in a new file that its owner alone may read (mode 0600), the public one in
-    `path`.pub.
+    """Generate a key pair: the private key is written to a new file that only its owner can read (mode 0600), the
+    public key to `path`.pub.
 
     Args:
         passphrase: encrypts the private key.
@@ -81,7 +82,7 @@ def write_new_keys(path: Path, kind: KeyKind = KeyKind.SIGNING, passphrase: byte
         The path of the public key.
 
     Raises:
-        OptionError: a file of that name exists, or the passphrase is empty.
+        OptionError: a file with that name exists, or the passphrase is empty.
         StorageError: a file cannot be written.
     """
     from cryptography.hazmat.primitives import serialization as form
@@ -102,8 +103,8 @@ def public_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING) -> bytes:
     """The 32 raw bytes of a public key.
 
     Raises:
-        OptionError: it is not a public key of that kind, or is one of small order: anyone can make signatures or shared
-            secrets that fit such a key.
+        OptionError: it is not a public key of that kind, or has small order, in which case anyone can create matching
+            signatures or shared secrets.
     """
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -128,7 +129,7 @@ def public_keys(keys: Sequence[Key], kind: KeyKind = KeyKind.SIGNING) -> tuple[b
     """The raw bytes of public keys; a folder stands for the `.pem` and `.pub` files in it.
 
     Raises:
-        OptionError: as `public_key_bytes`, or a folder has no such file.
+        OptionError: as for `public_key_bytes`, or a folder contains no such file.
     """
     found: list[bytes] = []
     for key in keys:
@@ -175,13 +176,13 @@ def private_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING, passphrase: byt
 
 
 def public_of(private_key: bytes, kind: KeyKind = KeyKind.SIGNING) -> bytes:
-    """The raw public key of a raw private one."""
+    """The raw public key for a raw private key."""
     raw: bytes = kind.private_class.from_private_bytes(private_key).public_key().public_bytes_raw()
     return raw
 
 
 def kind_of(path: str | Path) -> KeyKind:
-    """The kind of the public key in a PEM file. Raises OptionError where it is of neither kind."""
+    """The kind of the public key in a PEM file. Raises OptionError if it is of neither kind."""
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
@@ -195,24 +196,25 @@ def kind_of(path: str | Path) -> KeyKind:
 
 
 def is_encrypted(pem: bytes) -> bool:
-    """True if a PEM text holds an encrypted private key."""
+    """True if a PEM text contains an encrypted private key."""
     return b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in pem
 
 
 _FIELD = 2**255 - 19
 _ORDER_EIGHT = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
-# The y coordinates of the points of order 1, 2, 4 and 8; as libsodium's ge25519_has_small_order.
+# The y coordinates of the points of order 1, 2, 4 and 8, as in libsodium's ge25519_has_small_order.
 _SMALL_ORDER = frozenset({0, 1, _FIELD - 1, _ORDER_EIGHT, _FIELD - _ORDER_EIGHT})
 
 
 def _is_usable_point(raw: bytes) -> bool:
-    """True if an Ed25519 public key is in canonical form and not of small order."""
+    """True if an Ed25519 public key is in canonical form and does not have small order."""
     y = int.from_bytes(raw, "little") & (1 << 255) - 1
     return y < _FIELD and y not in _SMALL_ORDER
 
 
 def _gives_secrets(raw: bytes) -> bool:
-    """True if an X25519 public key is of an order that is not small: those give the same secret with every key."""
+    """True if an X25519 public key does not have small order: with keys of small order, every private key gives the
+    same secret."""
     try:
         KeyKind.CONNECTION.private_class.generate().exchange(KeyKind.CONNECTION.public_class.from_public_bytes(raw))
     except ValueError:
@@ -246,26 +248,26 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
 _MAGIC = b"TWMSIGN\x01"
 _HEAD = struct.Struct("<8sI4s")
 _SIGNATURE_BYTES = 64
-_CONTEXT = b"tensorwright module signature v1\0"  # so that a signature made for anything else is not valid here
+_CONTEXT = b"tensorwright module signature v1\0"  # so that signatures created for other purposes are not valid here
 _MAX_SIGNATURES = 64
 
 
 @dataclass(frozen=True)
 class Signature:
-    """One signature, with the raw public key that it claims."""
+    """One signature with the raw public key of its claimed signer."""
 
     public_key: bytes
     value: bytes
 
 
 def make_signature(digest: bytes, private_key: Key) -> Signature:
-    """Sign a head digest. Raises OptionError for a key that is none."""
+    """Sign a head digest. Raises OptionError if the key is not a valid private key."""
     key = KeyKind.SIGNING.private_class.from_private_bytes(private_key_bytes(private_key))
     return Signature(key.public_key().public_bytes_raw(), key.sign(_CONTEXT + digest))
 
 
 def pack_signatures(signatures: Sequence[Signature]) -> bytes:
-    """The block that follows the content; empty when there are no signatures."""
+    """The block after the content; empty if there are no signatures."""
     if not signatures:
         return b""
     block = _HEAD.pack(_MAGIC, len(signatures), bytes(4)) + b"".join(s.public_key + s.value for s in signatures)
@@ -273,7 +275,7 @@ def pack_signatures(signatures: Sequence[Signature]) -> bytes:
 
 
 def parse_signatures(block: memoryview, origin: str) -> tuple[Signature, ...]:
-    """Read what follows the content. Raises ArtifactError when it is neither nothing nor a whole signature block."""
+    """Read the data after the content. Raises ArtifactError if it is neither empty nor a complete signature block."""
     if not block:
         return ()
     each = KEY_BYTES + _SIGNATURE_BYTES
@@ -298,8 +300,8 @@ def check_signatures(signatures: Sequence[Signature], digest: bytes, trusted: Se
     """Require a valid signature by one of the trusted public keys.
 
     Raises:
-        SignatureError: there is none, or a trusted key's signature is wrong.
-        OptionError: a trusted key is not a key.
+        SignatureError: there is none, or a trusted key's signature is invalid.
+        OptionError: a trusted key is not a valid key.
     """
     keys = set(public_keys(trusted))
     if not signatures:

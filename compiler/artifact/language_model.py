@@ -1,4 +1,4 @@
-"""The description of a language model beside the manifest: the asset `language_model.json`."""
+"""The description of a language model, stored with the manifest as the asset `language_model.json`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from compiler.artifact.fields import Record
 DESCRIPTION_ASSET = "language_model.json"
 TOKENIZER_ASSET = "tokenizer.json"
 ENCODER_ASSET = "encoder.twm"
-ADAPTER = "adapter"  # the input that chooses one of the adapters, 0 for none
+ADAPTER = "adapter"  # the input that selects an adapter; 0 for none
 
 Token = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 Size = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
 class AudioPreparation(Record, frozen=True, kw_only=True):
-    """Preparation of speech as a log-mel spectrogram, as Whisper reads it, and the text that stands for it in a prompt.
+    """Preprocessing of speech to a log-mel spectrogram as for Whisper, and the text that represents it in a prompt.
 
     Attributes:
-        text: stands for a row of a sound, and in its place in a text for all of it; "" where sounds take no tokens.
-        rows: number of rows that are read at once.
-        masked: the encoder reads which frames are no padding, and gives a row for each four of these.
-        rate: samples a second.
-        window, hop: samples of a frame, and from one to the next.
-        mels: bands.
-        samples: number of samples that are read at once; shorter speech is padded.
+        text: represents one row of an audio input, and in a text stands for all of its rows; "" if audio takes no
+            tokens.
+        rows: number of rows read at once.
+        masked: the encoder takes a mask of the frames that are not padding, and returns one row for every four of them.
+        rate: samples per second.
+        window, hop: samples per frame, and samples from one frame to the next.
+        mels: number of mel bands.
+        samples: number of samples read at once; shorter audio is padded.
     """
 
     rate: Size
@@ -41,12 +42,12 @@ class AudioPreparation(Record, frozen=True, kw_only=True):
 
 
 class PatchPreparation(Record, frozen=True, kw_only=True):
-    """Cutting an image of any size in patches, which the encoder reads one after another.
+    """Splitting of an image of any size into patches, which the encoder reads in sequence.
 
     Attributes:
-        merge: a row of the encoder is made of this many patches by as many.
-        frames: how often a patch is repeated, as encoders of films read several frames at once.
-        least, most: pixels of an image, which is made to fit.
+        merge: the encoder computes one row from a square of this many by this many patches.
+        frames: how often a patch is repeated, because video encoders read several frames at once.
+        least, most: minimum and maximum number of pixels of an image, to which images are resized.
     """
 
     merge: Size
@@ -56,21 +57,22 @@ class PatchPreparation(Record, frozen=True, kw_only=True):
 
 
 class ImagePreparation(Record, frozen=True, kw_only=True):
-    """Preparation of an image for an encoder, and the text that stands for it in a prompt.
+    """Preprocessing of an image for an encoder, and the text that represents it in a prompt.
 
     Attributes:
-        text: stands for a row of an image.
-        place: stands for an image in a text; "" for `text`.
-        before, after: texts around the rows of an image that is not cut.
-        rows: number of rows of an image, or of a tile of it; of images in patches that depends on their size.
-        height, width: of the encoder's input: an image, a tile or a patch.
-        shortest: the shorter side is made so long, and the middle is cut out; None: the whole is made to fit.
-        longest: the longer side is made so long first; None: it is not.
-        splits: the image is cut in tiles, which come before it as a whole.
-        canvas: minimum and maximum number of tiles into which an image is cut, by the grid whose aspect ratio is
-            nearest to its own; the whole image follows the tiles. None: it is not cut.
-        patches: an image is cut in patches; None: it is not.
-        frame, overview: texts around the rows of tiles, and before those of the whole; "" for neither.
+        text: represents one row of an image.
+        place: represents an image in a text; "" for `text`.
+        before, after: texts around the rows of an image that is not split.
+        rows: number of rows per image or tile; for images in patches, it depends on their size.
+        height, width: size of the encoder's input: an image, a tile or a patch.
+        shortest: the shorter side is resized to this length and the center is cropped; None: the whole image is resized
+            to fit.
+        longest: the longer side is resized to this length first; None: it is not.
+        splits: the image is split into tiles, which precede the whole image.
+        canvas: minimum and maximum number of tiles into which an image is split, by the grid whose aspect ratio is
+            nearest to its own; the whole image follows the tiles. None: it is not split.
+        patches: how an image is split into patches; None: it is not.
+        frame, overview: texts around the rows of tiles, and before the rows of the whole image; "" for none.
         resample: the filter, by Pillow's numbers.
         scale, mean, std: (pixel * scale - mean) / std, by channel.
     """
@@ -96,26 +98,26 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
 
 
 class LanguageModelDescription(Record, frozen=True, kw_only=True):
-    """Description of a language model: everything that generation needs beside the module.
+    """Description of a language model: everything that generation needs in addition to the module.
 
     Attributes:
-        architecture: the kind of model, as "llama".
-        context: the largest number of tokens, prompt and result together.
-        vocabulary: how many logits there are.
-        stop_tokens: those that end a text.
+        architecture: the kind of model, for example "llama".
+        context: the maximum number of tokens of prompt and result together.
+        vocabulary: the number of logits.
+        stop_tokens: the tokens that end a text.
         begin: text of the token that begins a text, for chat templates; "" for none.
-        end: text of the token that ends one.
-        chat_template: Jinja source that turns messages into a prompt; None where the model has none.
-        sequences: whether a run is of several sequences.
-        stable_context: the length of a sequence beyond which keys depend on the length, so that longer sequences cannot
-            share their beginnings; None where they never do.
-        image_token: stands in a prompt for each row that the encoder returns for images or sounds; None for other
+        end: text of the token that ends a text.
+        chat_template: Jinja source that converts messages to a prompt; None if the model has none.
+        sequences: whether a run processes several sequences.
+        stable_context: the sequence length beyond which keys depend on the length, so that longer sequences cannot
+            share their prefixes; None if keys never depend on it.
+        image_token: represents in a prompt each row that the encoder returns for images or audio; None for other
             models.
-        start: what a text begins with where the prompt is empty; of models with an encoder and cross attention.
+        start: the initial tokens of a text if the prompt is empty, for models with an encoder and cross attention.
         suppressed: tokens that are never generated.
-        suppressed_first: those that are not generated first.
-        adapters: names of the adapters that the module keeps beside its weights, those of the numbers from 1 on.
-        audio, images: how the encoder's inputs are made of speech and of images; None where that is the caller's.
+        suppressed_first: tokens that are never generated first.
+        adapters: names of the adapters that the module stores separately from its weights, numbered from 1.
+        audio, images: how the encoder's inputs are computed from audio and images; None if the caller does that.
     """
 
     architecture: str

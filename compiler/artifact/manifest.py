@@ -22,7 +22,7 @@ else:
 
 MAX_ELEMENTS = 2**60
 MAX_BRANCH_DEPTH = 64
-_MAX_DEPTH = 200  # of JSON values, which are read by recursion
+_MAX_DEPTH = 200  # maximum depth of JSON values, which are read recursively
 Name = Annotated[str, Meta(max_length=4096)]
 Size = Annotated[int, Meta(ge=0, le=2**62)]
 Dimension = Annotated[int, Meta(ge=0, le=MAX_ELEMENTS)] | Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -35,9 +35,9 @@ class TensorDescription(Record, frozen=True, kw_only=True):
 
     Attributes:
         shape: a number, or the name of a symbolic dimension (for outputs, an expression of such names).
-        dtype: TVM's name of the element type: one of `dtypes.ELEMENT_TYPES`.
-        carrier: the one that `main` has for it where that is another: int8 or uint8 for the values of an integer, or
-            the bits of a float, of less than 16 bits.
+        dtype: TVM's name for the element type: one of `dtypes.ELEMENT_TYPES`.
+        carrier: the type that `main` has for it if it differs: int8 or uint8 for the values of an integer, or the bits
+            of a float, of less than 16 bits.
     """
 
     name: Name
@@ -53,12 +53,13 @@ class TensorDescription(Record, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> TensorDescription:
-        """Describe an array (its dtype as `numpy` or `ml_dtypes` names it)."""
+        """Describe an array (with its dtype as named by `numpy` or `ml_dtypes`)."""
         return cls(name=name, shape=tuple(array.shape), dtype=str(array.dtype))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of a tensor without symbolic dimensions, one byte per element for types of less than a byte."""
+        """Size in bytes of a tensor without symbolic dimensions; types smaller than a byte take one byte per
+        element."""
         return math.prod(int(size) for size in self.shape) * ELEMENT_TYPES[self.dtype].numpy.itemsize
 
     def __str__(self) -> str:
@@ -66,12 +67,12 @@ class TensorDescription(Record, frozen=True, kw_only=True):
 
 
 class DeviceRequirement(Record, frozen=True, kw_only=True):
-    """The device beside the processor that a module runs on.
+    """The device, in addition to the processor, that a module runs on.
 
     Attributes:
         kind: "cuda" is the only one.
-        compute_capability: compute capability of that device, at least: 10 major + minor.
-        simulated: there is no machine code for one.
+        compute_capability: minimum compute capability of the device: 10 major + minor.
+        simulated: the module contains no machine code for a device.
         graphs: kernels are launched as CUDA graphs.
     """
 
@@ -82,12 +83,12 @@ class DeviceRequirement(Record, frozen=True, kw_only=True):
 
 
 class TargetDescription(Record, frozen=True, kw_only=True):
-    """The target that the code was built for.
+    """The target for which the code was built.
 
     Attributes:
-        architecture: as `platform.machine()` says it: "x86_64", "aarch64".
-        required_cpu_features: features without which the code cannot run, named as LLVM or as /proc/cpuinfo does.
-        details: any further description of the target (its machine model, TVM's target); "device" is a
+        architecture: as returned by `platform.machine()`: "x86_64", "aarch64".
+        required_cpu_features: features that the code needs, named as in LLVM or /proc/cpuinfo.
+        details: additional description of the target (its machine model, TVM's target); "device" is a
             `DeviceRequirement`.
     """
 
@@ -110,12 +111,13 @@ class TargetDescription(Record, frozen=True, kw_only=True):
 
     @property
     def faster_precisions(self) -> str:
-        """Precisions that are estimated to be much faster than float32, as text; "" where there are none."""
+        """Precisions that are estimated to be much faster than float32, as text; "" if there are none."""
         return str(self.details.get("faster_precisions", ""))
 
 
 class ToolVersions(Record, frozen=True, kw_only=True):
-    """Versions of what built the module. `tvm` must equal the runtime's: TVM promises no stable interface."""
+    """Versions of the software that built the module. `tvm` must equal the runtime's version: TVM has no stable
+    interface."""
 
     tensorwright: Name
     tvm: Name
@@ -127,17 +129,18 @@ class KernelProvenance(Record, frozen=True, kw_only=True):
     """The origin of one kernel's schedule, and the amount of its computation.
 
     Attributes:
-        source: the rule's analytic default, a tuning record, or "as-is": no rule served the kernel.
+        source: the rule's analytic default, a tuning record, or "as-is" if no rule applied to the kernel.
         origin: the file of the tuning record.
-        measure: how the record says that the config is faster: "timed", or the name of what counted or modelled it.
-        operations: arithmetic operations of one call: a number, or a formula of the names in `symbols`; None where
-            they depend on the data.
-        symbols: where a call's arguments give the size of each name: (argument, axis); axis -1 is the argument itself.
-        tasks: extents of its parallel loops, equal ones once: numbers, formulas of the names in `symbols`, or "?" where
-            only the code knows; none: one thread computes it. None where it does not run on a processor.
-        serial: why one thread computes it, of any size; None where threads share it.
-        gathered: the arguments of which a call reads as many elements as it writes (embedding tables), not all.
-        outputs: how many of its tensors, the last ones, it writes.
+        measure: how the record determined that the config is faster: "timed", or the name of the counter or model.
+        operations: arithmetic operations of one call: a number, or a formula of the names in `symbols`; None if they
+            depend on the data.
+        symbols: where a call's arguments contain the size for each name: (argument, axis); axis -1 is the argument
+            itself.
+        tasks: distinct extents of its parallel loops: numbers, formulas of the names in `symbols`, or "?" if only the
+            code contains them; empty if it runs on one thread. None if it does not run on a processor.
+        serial: why it runs on one thread, for any size; None if threads share its work.
+        gathered: the arguments of which a call reads only as many elements as it writes (embedding tables).
+        outputs: how many of its tensors it writes; they are the last ones.
     """
 
     kernel: Name
@@ -161,10 +164,10 @@ class CallList(Record, frozen=True, kw_only=True):
     """Nodes of the model that each kernel call computes.
 
     Attributes:
-        nodes, callees: names, which `functions` refers to by index.
-        functions: by the name of a function of the module, its steps in order. A step is a call, [callee, node, ...]
-            with the node that most of its work is for first, or the steps of the two branches of a condition,
-            [[step, ...], [step, ...]].
+        nodes, callees: names to which `functions` refers by index.
+        functions: by function name in the module, its steps in order. A step is a call, [callee, node, ...], with the
+            node that accounts for most of its work first, or the steps of the two branches of a condition, [[step,
+            ...], [step, ...]].
     """
 
     nodes: tuple[Name, ...]
@@ -172,7 +175,7 @@ class CallList(Record, frozen=True, kw_only=True):
     functions: dict[Name, list[JsonValue]]
 
     def every_call(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """The callee and the nodes of each call in the code, those of both branches of a condition included."""
+        """The callee and the nodes of each call in the code, including those in both branches of a condition."""
         waiting: list[Any] = list(self.functions.values())
         while waiting:
             for step in waiting.pop(0):
@@ -205,18 +208,18 @@ class CallList(Record, frozen=True, kw_only=True):
 
 
 class PassTiming(Record, frozen=True, kw_only=True):
-    """Wall-clock seconds of one pass or phase of the compilation."""
+    """Wall-clock seconds of one compilation pass or phase."""
 
     name: Name
     seconds: Annotated[float, Meta(ge=0)]
 
 
 class MemoryPlan(Record, frozen=True, kw_only=True):
-    """Activation memory in bytes: what the plan needs, the sum without reuse, and the lower bound of live bytes.
+    """Activation memory in bytes: the plan's peak, the sum without reuse, and the lower bound given by live bytes.
 
     Attributes:
-        dynamic_bytes: of tensors whose size has no bound, which the others do not count: a formula of symbolic
-            dimensions; "" where it is not known.
+        dynamic_bytes: size of tensors of unbounded size, which the other fields do not include: a formula of symbolic
+            dimensions; "" if it is not known.
     """
 
     peak_bytes: Size
@@ -226,20 +229,20 @@ class MemoryPlan(Record, frozen=True, kw_only=True):
 
 
 class FixedInput(Record, frozen=True, kw_only=True):
-    """A model input whose value was fixed when compiling; `values` (flat) only where there are few."""
+    """A model input whose value was fixed at compile time; `values` (flat) is present only if there are few."""
 
     tensor: TensorDescription
     values: Annotated[tuple[bool | Integer | float, ...], Meta(max_length=64)] | None = None
 
 
 class Requirement(Record, frozen=True, kw_only=True):
-    """A relation between sizes of the inputs that the model needs.
+    """A relation between input sizes that the model requires.
 
     Attributes:
         left, right: formulas (`profiling.formula`) of the names in `symbols`.
-        relation: "equal"; "at least": left >= right; "broadcast": left is right, or one of them is 1.
-        symbols: the symbolic dimension that each name stands for.
-        where: what needs it, as text for messages.
+        relation: "equal"; "at least": left >= right; "broadcast": left equals right, or one of them is 1.
+        symbols: the symbolic dimension for each name.
+        where: the part of the model that requires it, as text for messages.
     """
 
     left: Name
@@ -254,8 +257,8 @@ class IndexRequirement(Record, frozen=True, kw_only=True):
 
     Attributes:
         input: the input's name.
-        size: a formula of the names in `symbols`, as of `Requirement`.
-        least: another one; None for -size, where negative indices count from the end of an axis.
+        size: a formula of the names in `symbols`, as in `Requirement`.
+        least: another formula; None for -size, where negative indices count from the end of an axis.
     """
 
     input: Name
@@ -269,9 +272,11 @@ class StateDescription(Record, frozen=True, kw_only=True):
     """A tensor that a session keeps: an input, and the output that is its next value.
 
     Attributes:
-        input, output: names of the pair, of one element type, and of one shape, where the run writes to the input.
-        axis: the axis that holds rows, of which a session counts those in use; None: it is replaced as a whole.
-        grows: the output is longer than the input along `axis`, which a run leaves as it is; of no rows at first.
+        input, output: names of the pair, which have the same element type, and the same shape if the run writes to the
+            input.
+        axis: the axis of the rows, of which a session counts those in use; None: the state is replaced as a whole.
+        grows: the output is longer than the input along `axis`, and a run does not change the input; there are no rows
+            initially.
     """
 
     name: Name
@@ -282,10 +287,10 @@ class StateDescription(Record, frozen=True, kw_only=True):
 
 
 class PositionDescription(Record, frozen=True, kw_only=True):
-    """The input that says how many rows of the states are in use before a run, and how many a run adds.
+    """The input that tells how many rows of the states are in use before a run, and the number of rows that a run adds.
 
     Attributes:
-        input: its name: int64, of rank 0 or 1.
+        input: its name; the input is int64, of rank 0 or 1.
         rows: a number, or the name of a symbolic dimension of the inputs.
     """
 
@@ -301,22 +306,23 @@ class ReferenceTolerance(Record, frozen=True, kw_only=True):
 
 
 class Manifest(Record, frozen=True, kw_only=True):
-    """The manifest: everything in a module but its code and its tensors.
+    """The manifest: everything in a module except its code and tensors.
 
     Attributes:
-        inputs, outputs: of the function `main`, in its order.
-        parameters: what `main` takes after the inputs, in its order, with exact shapes.
-        compact_parameters: number of parameters, the last ones, stored in a smaller form, for `EXPAND_ENTRY` to expand.
-        requirements: relations between symbolic dimensions of the inputs; a run checks them first.
-        indices: inputs whose elements are indices; a run checks them too.
-        calls: which nodes of the model the kernels compute; None where the model names none.
-        threads: the setting to run with; None leaves it to the device (its physical cores).
-        states: inputs that a session keeps, paired with outputs; `initial_states` are values of those, by input name,
-            that are not zero at first.
-        position: the input that a session gives by itself.
-        state_format: equal for modules whose sessions can take over each other's states, for whatever target.
-        reference_inputs, reference_outputs: the stored example and what it gave, with exact shapes; may be empty.
-            Where inputs that a session gives are not in it, it is the first run of a session, whose states have
+        inputs, outputs: those of the function `main`, in order.
+        parameters: the arguments of `main` after the inputs, in order, with exact shapes.
+        compact_parameters: number of parameters at the end that are stored in a smaller form, which `EXPAND_ENTRY`
+            expands.
+        requirements: relations between symbolic dimensions of the inputs, which a run checks first.
+        indices: inputs whose elements are indices, which a run also checks.
+        calls: which nodes of the model the kernels compute; None if the model has no names for them.
+        threads: the number of threads to use; None leaves it to the device (its physical cores).
+        states: inputs that a session keeps, paired with outputs; `initial_states` are the values, by input name, of
+            states that do not start as zeros.
+        position: the input that a session provides itself.
+        state_format: equal for modules whose sessions can exchange their states, for any target.
+        reference_inputs, reference_outputs: the stored example and its outputs, with exact shapes; may be empty. If
+            inputs that a session provides are missing, the example is the first run of a session whose states have
             `reference_sizes` as the sizes of symbolic dimensions.
         assets: files that belong to the model and that `main` does not read, as uint8 (bytes,); may be empty.
         checksums: SHA-256 tree digest (hex) of each section; filled in when the file is written.
@@ -389,7 +395,7 @@ class Manifest(Record, frozen=True, kw_only=True):
             each.name not in held or (each.shape, each.dtype) != (inputs[each.name].shape, inputs[each.name].dtype)
             for each in self.initial_states
         ):
-            raise ValueError("an initial value is of no state of its shape and element type")
+            raise ValueError("an initial value has no state with its shape and element type")
         if self.position is not None:
             position = inputs.get(self.position.input)
             if position is None or position.dtype != "int64" or len(position.shape) > 1 or position.name in held:
@@ -400,13 +406,13 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     @property
     def session_inputs(self) -> tuple[TensorDescription, ...]:
-        """The inputs that a session does not give by itself."""
+        """The inputs that a session does not provide itself."""
         own = {state.input for state in self.states} | ({self.position.input} if self.position is not None else set())
         return tuple(each for each in self.inputs if each.name not in own)
 
 
 def _check_json(value: JsonValue, most: int = _MAX_DEPTH) -> None:
-    """Refuse nesting that readers by recursion cannot follow, and integers that no float can hold."""
+    """Reject nesting that is too deep for recursive readers, and integers that do not fit a float."""
     if most < 0:
         raise ValueError("a value is nested too deep")
     if isinstance(value, int) and abs(value) > sys.float_info.max:

@@ -1,10 +1,11 @@
-"""The first step of reading a module, without NumPy: its digests are computed while what uses it is being imported.
+"""The first step of reading a module, without NumPy: its digests are computed while the packages that use it are
+imported.
 
-Large modules whose digests this user has checked on this machine: they are not read whole once more.
+Large modules whose digests this user has already checked on this machine are not read completely again.
 
-A record names a file by its device, inode, size, the times of its last changes, and the digest of its head, which
-covers the digests of its sections. Every write to a file changes these times, and no user may set the second of them
-back. So a record is wrong only where the disk itself lost bits, or where root or the user wanted it to be.
+A record identifies a file by its device, inode, size, the times of its last changes, and the digest of its head, which
+covers the digests of its sections. Every write to a file changes these times, and no user can reset the second one. So
+a record can be wrong only if the disk corrupted data, or if root or the user caused it.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 @dataclass(frozen=True)
 class OpenedModule:
-    """The bytes of a module whose head is checked.
+    """The bytes of a module whose head has been checked.
 
     Attributes:
         data: the whole file.
-        origin: what errors call it.
-        layout: where its sections are.
-        digests: those of the sections, in order, which other threads compute; None for a file that was checked before.
-        file: to remember that they are right; None for bytes, and for files in private memory.
+        origin: its name in errors.
+        layout: the positions of its sections.
+        digests: the digests of the sections, in order, computed by other threads; None for a file that was checked
+            before.
+        file: used to record that the digests are correct; None for bytes, and for files in private memory.
     """
 
     data: memoryview
@@ -47,19 +49,19 @@ class OpenedModule:
 
 
 def open_module(source: Source, *, private: bool = False) -> OpenedModule:
-    """Map a file, check its head, and begin to compute the digests of its sections.
+    """Map a file, check its head, and start computing the digests of its sections.
 
     Args:
         source: a path, or the bytes of such a file.
-        private: read the file into memory of this process in place of mapping it.
+        private: read the file into this process's memory instead of mapping it.
 
     Raises:
         StorageError: the file cannot be read.
-        ArtifactError: it is not a module, truncated, or its head is damaged.
+        ArtifactError: it is not a module, or is truncated, or its head is damaged.
         IncompatibleArtifactError: it has a newer format version.
     """
     if isinstance(source, bytes | bytearray | memoryview):
-        # A copy, unless it cannot change: what was checked must stay what it is.
+        # Copied unless it is immutable: content must not change after it was checked.
         data, origin = memoryview(source if isinstance(source, bytes) else bytes(source)), "the module"
         layout, file = parse_head(data, origin), None
     else:
@@ -79,15 +81,15 @@ def _section(data: memoryview, layout: Layout, index: int) -> memoryview:
 
 
 LEAST_BYTES = 256 << 20
-"""Bytes of a file from which on it is remembered."""
+"""Minimum size in bytes of a file to be recorded as checked."""
 ALWAYS_VARIABLE = "TENSORWRIGHT_CHECK_ALWAYS"
-"""Environment variable: 1 checks every file whenever it is loaded."""
-_SETTLED = 2 * 10**9  # nanoseconds since the last change, which is more than the steps of a file system's clock
+"""Environment variable: 1 checks every file on each load."""
+_SETTLED = 2 * 10**9  # nanoseconds since the last change, longer than the clock resolution of file systems
 
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """A file as it was when it was opened, and the name of its record; `key` is None for one that is not remembered."""
+    """A file in its state when it was opened, and the name of its record; `key` is None if the file is not recorded."""
 
     path: str
     state: tuple[int, ...]
@@ -95,18 +97,18 @@ class CheckedFile:
 
     @staticmethod
     def of(path: str | os.PathLike[str], state: tuple[int, ...], head: bytes) -> CheckedFile:
-        """The file whose `file_state` was this before it was opened, with the digest of its head."""
+        """The file with this `file_state` before it was opened, and with this digest of its head."""
         settled = max(state[3:]) + _SETTLED < time.time_ns()
         kept = settled and state[2] >= LEAST_BYTES and os.environ.get(ALWAYS_VARIABLE, "0") in ("", "0")
         key = key_of([repr(state), head]) if kept and file_state(path) == state else None
         return CheckedFile(os.fspath(path), state, key)
 
     def is_known(self) -> bool:
-        """True if its digests were checked before, and it was not changed since."""
+        """True if its digests were checked before, and it has not changed since."""
         return self.key is not None and is_private(_folder()) and (_folder() / self.key).is_file()
 
     def remember(self) -> None:
-        """Its digests are right. A cache that cannot be written only costs the next check."""
+        """Record that its digests are correct. If the cache cannot be written, only the next check takes longer."""
         if self.key is None or file_state(self.path) != self.state:
             return
         with contextlib.suppress(OSError):
@@ -115,7 +117,7 @@ class CheckedFile:
 
 
 def file_state(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Device, inode, size and the times of the last changes of a file; zeros where there is none."""
+    """Device, inode, size and last change times of a file; zeros if there is none."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -128,7 +130,7 @@ def _folder() -> Path:
 
 
 def is_private(folder: Path) -> bool:
-    """True if nobody but the user can write to a folder."""
+    """True if only the user can write to a folder."""
     try:
         status = folder.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""The description of a module's processing beside the manifest: the asset `processing.json`."""
+"""The description of a module's processing, stored with the manifest as the asset `processing.json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROCESSING_ASSET = "processing.json"
 
 
 def encoded(processing: Processing) -> bytes:
-    """The asset."""
+    """The asset's content."""
     return msgspec.json.encode(processing)
 
 

@@ -1,4 +1,4 @@
-"""Files: mapped for reading; written whole or not at all."""
+"""Files: mapped for reading; written completely or not at all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_mapped(path: str | os.PathLike[str]) -> memoryview:
     try:
         if size == 0:
             return memoryview(b"")
-        # Not populated at once: the threads that check the digests fault the pages in, and do so in parallel.
+        # Not populated at once: the threads that check the digests fault the pages in, in parallel.
         with storage_errors(path):
             return memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ))
     finally:
@@ -36,12 +36,12 @@ def read_mapped(path: str | os.PathLike[str]) -> memoryview:
 
 
 def read_private(path: str | os.PathLike[str]) -> memoryview:
-    """Read a regular file into memory of this process, 64-byte aligned: what was checked is what stays.
+    """Read a regular file into this process's memory, 64-byte aligned, so that it cannot change after it was checked.
 
     Raises:
-        StorageError: as `read_mapped`.
+        StorageError: as for `read_mapped`.
     """
-    import numpy as np  # a mapped file is opened without it
+    import numpy as np  # opening a mapped file does not need it
 
     descriptor, size = _open(path)
     raw = np.empty(size + _ALIGNMENT, np.uint8)
@@ -55,9 +55,9 @@ def read_private(path: str | os.PathLike[str]) -> memoryview:
 
 
 def _open(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Open a regular file; its descriptor and size in bytes."""
+    """Open a regular file and return its descriptor and size in bytes."""
     with storage_errors(path):
-        # O_NONBLOCK: a pipe must not block us before it is refused.
+        # O_NONBLOCK: opening a pipe must not block before the pipe is rejected.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -67,13 +67,13 @@ def _open(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) -> None:
-    """Write the pieces, one after the other, as one file that appears whole or not at all.
+    """Write the pieces in sequence as one file that appears completely or not at all.
 
     They go to a temporary file in the same folder, which is synced and then renamed over `path`.
 
     Raises:
-        StorageError: the folder is missing or read-only, the disk is full, or the path is a device or a pipe, which
-            the renaming would remove; no partial file is left.
+        StorageError: the folder is missing or read-only, the disk is full, or the path is a device or a pipe, which the
+            renaming would remove; no partial file is left.
     """
     destination = Path(path)
     temporary = None
@@ -98,8 +98,8 @@ def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memo
 
 @uninterrupted
 def _unfinished_file(destination: Path) -> tuple[int, str]:
-    """A new file beside another: its descriptor and path."""
-    import tempfile  # most programs only read
+    """Create a new file next to another and return its descriptor and path."""
+    import tempfile  # most programs only read files
 
     descriptor, temporary = tempfile.mkstemp(prefix=f".{destination.name[:64]}.", dir=destination.parent)
     _unfinished.add(temporary)
@@ -119,12 +119,12 @@ def _discard(temporary: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
-    """Write a value as JSON, as `write_atomically` does. Raises StorageError."""
+    """Write a value as JSON, like `write_atomically`. Raises StorageError."""
     write_atomically(path, [(json.dumps(value, indent=1) + "\n").encode()])
 
 
 def remove_unfinished() -> None:
-    """Remove the temporary files of `write_atomically`; for a process that is about to end in the middle of it."""
+    """Remove the temporary files of `write_atomically`, in a process that is about to end during a write."""
     for temporary in list(_unfinished):
         _discard(temporary)
 
@@ -138,7 +138,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _umask() -> int:
-    # There is no call that only reads it.
+    # There is no system call that only reads it.
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -1,8 +1,8 @@
-"""Tensors as one safetensors blob: written with every tensor 64-byte aligned, read without a copy.
+"""Tensors as one safetensors blob, written with every tensor 64-byte aligned and read without copying.
 
-The format allows no holes, so the gaps are filled by small padding tensors whose names start with `PADDING`; readers
-that do not know them see a few unused bytes. Types without a name in safetensors are stored under a type of equal
-size; the manifest holds the true one.
+The format allows no gaps, so alignment gaps are filled by small padding tensors whose names start with `PADDING`;
+readers that do not know them see a few unused bytes. Types without a name in safetensors are stored as a type of equal
+size; the manifest contains the true type.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Offset = Annotated[int, Meta(ge=0, le=2**62)]
 
 
 class TensorEntry(Record, frozen=True, kw_only=True):
-    """Type, shape and offset of one tensor, as a blob's header has it."""
+    """Type, shape and offset of one tensor, as in a blob's header."""
 
     dtype: str
     shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_ELEMENTS)], ...], Meta(max_length=64)]
@@ -38,7 +38,8 @@ class TensorEntry(Record, frozen=True, kw_only=True):
 
 
 class Blob:
-    """A safetensors blob laid out but not yet joined: `pieces` are its bytes in order, `nbytes` their sum."""
+    """A safetensors blob that is laid out but not yet joined: `pieces` are its bytes in order, `nbytes` their total
+    size."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         entries: dict[str, Any] = {}
@@ -55,7 +56,7 @@ class Blob:
             body.append(bytes_of(array))
             position += array.nbytes
         header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        # Trailing spaces bring the data to a multiple of 64; the format allows them.
+        # Trailing spaces align the data to a multiple of 64; the format allows them.
         header += b" " * (-(len(header) + _LENGTH.size) % ALIGNMENT)
         self.pieces: Sequence[memoryview | bytes] = [_LENGTH.pack(len(header)) + header, *body]
         self.nbytes = _LENGTH.size + len(header) + position
@@ -66,15 +67,15 @@ def _entry(dtype: str, shape: Sequence[int], start: int, nbytes: int) -> dict[st
 
 
 def bytes_of(array: np.ndarray) -> memoryview:
-    """The bytes of an array in C order (a view where it is contiguous)."""
+    """The bytes of an array in C order (a view if it is contiguous)."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def read_blob(data: memoryview, expected: Sequence[TensorDescription], what: str) -> dict[str, np.ndarray]:
-    """The expected tensors of a blob, as read-only views of `data`, in the order asked for.
+    """The expected tensors of a blob, as read-only views of `data`, in the requested order.
 
     Raises:
-        ArtifactError: the blob is not valid safetensors, or does not hold exactly the expected tensors.
+        ArtifactError: the blob is not valid safetensors, or does not contain exactly the expected tensors.
     """
     header, body = _parse_header(data, what)
     _check_extents(header, len(body), what)
@@ -91,7 +92,7 @@ def read_blob(data: memoryview, expected: Sequence[TensorDescription], what: str
         start, end = entry.data_offsets
         array = np.frombuffer(body[start:end], dtype=element.numpy).reshape(entry.shape)
         if tensor.dtype == "bool" and array.size and array.view(np.uint8).max() > 1:
-            # Generated code takes these bytes for 0 or 1.
+            # Generated code assumes that these bytes are 0 or 1.
             raise ArtifactError(f"{what}: {tensor} holds truth values other than 0 and 1", "export the module again")
         array.flags.writeable = False
         arrays[tensor.name] = array
@@ -113,7 +114,8 @@ def _parse_header(data: memoryview, what: str) -> tuple[dict[str, TensorEntry], 
 
 
 def _check_extents(header: dict[str, TensorEntry], body_bytes: int, what: str) -> None:
-    """Tensors must follow each other without holes or overlap, fill the body, and have the size their shape says."""
+    """Tensors must be consecutive without gaps or overlap, fill the body, and have the size that their shape
+    implies."""
     position = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1].data_offsets):
         start, end = entry.data_offsets

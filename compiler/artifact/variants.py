@@ -1,4 +1,4 @@
-"""A folder of variants: modules of one model that differ in precision, size or architecture, and what each costs."""
+"""A folder of variants: modules of one model that differ in precision, size or architecture, with the cost of each."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class VariantEntry(_Model):
 
     Attributes:
         file: the module's file, in the same folder.
-        identity: the module's digest (`module_identity`): the numbers below are those of this module.
-        score: score of the measure that the variants were compared by; higher is better.
-        accuracy: the score as a share of the reference variant's.
-        cost_ms: processor milliseconds of a row, measured on the machine that wrote the folder.
-        bytes: bytes of its parameters.
-        made: how it was made, in words.
+        identity: the module's digest (`module_identity`), to which the following numbers apply.
+        score: the variant's score by the measure used for comparison; higher is better.
+        accuracy: the score relative to the reference variant's score.
+        cost_ms: processor milliseconds per row, measured on the machine that wrote the folder.
+        bytes: size of its parameters in bytes.
+        made: how it was created, as text.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")]
@@ -45,7 +45,7 @@ class VariantEntry(_Model):
     @classmethod
     def _is_in_the_folder(cls, value: str) -> str:
         if Path(value).name != value or value in ("", ".", ".."):
-            raise ValueError(f"{value!r} is no file of the folder")
+            raise ValueError(f"{value!r} is not a file of the folder")
         return value
 
 
@@ -54,7 +54,7 @@ class VariantIndex(_Model):
 
     Attributes:
         reference: the name of the variant that the others are compared with.
-        measure: what the score is, in words.
+        measure: what the score measures, as text.
     """
 
     format_version: Literal[1] = 1
@@ -69,7 +69,7 @@ class VariantIndex(_Model):
         if len(set(names)) != len(names):
             raise ValueError("two variants have the same name")
         if self.reference not in names:
-            raise ValueError(f"the reference {self.reference!r} is no variant")
+            raise ValueError(f"the reference {self.reference!r} is not a variant")
         return self
 
 
@@ -78,7 +78,7 @@ def read_variants(folder: str | os.PathLike[str]) -> VariantIndex:
 
     Raises:
         StorageError: it cannot be read.
-        ArtifactError: it is no index of variants.
+        ArtifactError: the file is not an index of variants.
     """
     path = Path(folder) / VARIANTS_FILE
     try:
@@ -95,10 +95,10 @@ def read_variants(folder: str | os.PathLike[str]) -> VariantIndex:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"{path} is no index of variants: {where}: {first['msg']}") from error
+        raise ArtifactError(f"{path} is not an index of variants: {where}: {first['msg']}") from error
 
 
 def write_index(folder: str | os.PathLike[str], index: VariantIndex) -> None:
-    """Write the index of a folder, whole or not at all. Raises StorageError."""
+    """Write the index of a folder, completely or not at all. Raises StorageError."""
     content = index.model_dump_json(indent=1) + "\n"
     write_atomically(Path(folder) / VARIANTS_FILE, [content.encode()])

@@ -60,7 +60,7 @@ def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
         if math.prod(max(size, 1) for size in spec.shape if isinstance(size, int)) > MAX_ELEMENTS:
             raise InvalidModelError(f"{spec.name!r} has the shape {list(spec.shape)}, which is larger than any memory")
     refusals = [
-        Refusal("graph", spec.name, f"its element type {spec.dtype} cannot be carried by a module")
+        Refusal("graph", spec.name, f"its element type {spec.dtype} is not supported in modules")
         for spec in specs
         if spec.dtype not in ELEMENT_TYPES
     ]

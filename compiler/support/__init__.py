@@ -1,1 +1,1 @@
-"""Small helpers that several packages share."""
+"""Small helpers shared by several packages."""

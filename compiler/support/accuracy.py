@@ -1,4 +1,4 @@
-"""The caller's accuracy measure, and how many layers must return to float to stay within the limit."""
+"""The caller's accuracy measure, and the number of layers that must stay in float to meet the limit."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from compiler.errors import InputError, OptionError, TensorwrightError, type_tex
 Array = np.ndarray
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 Evaluate = Callable[[Run], float]
-_MEASURE = "give a function of run, from {input name: array} to {output name: array}, that returns a number"
+_MEASURE = "give a function of `run`, which maps {input name: array} to {output name: array}, that returns a number"
 
 
 def likeness(samples: Sequence[Mapping[str, Array]], expected: Sequence[Mapping[str, Array]]) -> Evaluate:
-    """A measure for models without one: the mean cosine between the outputs and those of the float model.
+    """A measure for models without one: the mean cosine between the outputs and the float model's outputs.
 
     Raises:
-        InputError: the float model's outputs are not finite, so nothing can be like them.
+        InputError: the float model's outputs are not finite, so nothing can be compared with them.
     """
     for index, outputs in enumerate(expected):
         for name, array in outputs.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise InputError(
-                    f"the float model gives NaN or infinite numbers on calibration[{index}], output {name!r}",
+                    f"the float model returns NaN or infinite numbers on calibration[{index}], output {name!r}",
                     "leave that sample out, or give evaluate=",
                 )
 
@@ -41,14 +41,14 @@ def likeness(samples: Sequence[Mapping[str, Array]], expected: Sequence[Mapping[
 
 
 def cosine(left: Array, right: Array) -> float:
-    """Cosine of two tensors taken as vectors; where one is zero, 1 if both are equal, else 0."""
+    """Cosine of two tensors as vectors; if one is zero, 1 if both are equal, else 0."""
     a, b = left.ravel().astype(np.float64), right.ravel().astype(np.float64)
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / norms if norms else float(np.array_equal(a, b))
 
 
 def score(evaluate: Evaluate, run: Run) -> float:
-    """Score by `evaluate`. Raises OptionError when that fails, or is not a finite number."""
+    """Score by `evaluate`. Raises OptionError if `evaluate` fails or returns no finite number."""
     if not callable(evaluate):
         raise OptionError(f"evaluate= is {type_text(evaluate)}", _MEASURE)
     try:
@@ -68,20 +68,21 @@ def score(evaluate: Evaluate, run: Run) -> float:
 
 
 def check_max_drop(max_drop: float) -> None:
-    """Raises OptionError unless the value is a share from 0 to 1."""
+    """Raise OptionError unless the value is a fraction from 0 to 1."""
     if not isinstance(max_drop, int | float) or not 0 <= max_drop < 1:
-        raise OptionError(f"max_drop={max_drop} is not a share from 0 up to 1", "give one like 0.01")
+        raise OptionError(f"max_drop={max_drop} is not a fraction from 0 up to 1", "for example, 0.01")
 
 
 def relative_drop(before: float, after: float) -> float:
-    """Loss as a share of the original value (as a difference where that was 0); below 0 is a gain."""
+    """The loss relative to the original value (the difference if that is 0); negative for a gain."""
     return (before - after) / abs(before) if before else before - after
 
 
 def fewest(holds: Callable[[int], bool], count: int) -> int | None:
-    """The smallest number of 1 to `count` for which `holds`, if more never hurts; None when not even `count` does.
+    """The smallest number from 1 to `count` for which `holds`, if larger numbers never hurt; None if `count` does not
+    hold.
 
-    Tries 1, 2, 4, ... and then halves what lies between the last two.
+    Tries 1, 2, 4, ..., and then bisects the interval between the last two.
     """
     below, step = 0, 1
     while True:

@@ -15,7 +15,7 @@ from pathlib import Path
 from compiler.errors import StorageError
 
 FOLDER_VARIABLE = "TENSORWRIGHT_CACHE"
-_RANDOM_LETTERS = 8  # that tempfile puts behind a prefix
+_RANDOM_LETTERS = 8  # number of letters that tempfile appends to a prefix
 
 
 def cache_folder() -> Path:
@@ -26,15 +26,15 @@ def cache_folder() -> Path:
 
 
 def conformance_file(target: str) -> Path:
-    """Path of the last result of a target's conformance suite, for this version of the package."""
-    import importlib.metadata  # which takes longer to import than the rest
+    """Path of the most recent conformance result of a target for this version of the package."""
+    import importlib.metadata  # takes longer to import than the rest
 
     version = importlib.metadata.version("tensorwright")
     return cache_folder() / "conformance" / version / f"{target.replace('/', '-')}.json"
 
 
 def key_of(parts: Iterable[str | bytes]) -> str:
-    """A short cache key of these values."""
+    """A short cache key for these values."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -45,15 +45,16 @@ def key_of(parts: Iterable[str | bytes]) -> str:
 def cached(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     """Return a cache folder filled by `make`, now or earlier; it appears atomically.
 
-    Concurrent processes wait for the first one and use its result. Leftovers of processes killed meanwhile are removed.
+    Concurrent processes wait for the first one and use its result. Leftovers of killed processes are removed.
 
     Raises:
-        StorageError: the cache cannot be written, or others can write to it: what is in it is run.
+        StorageError: the cache cannot be written, or other users can write to it, which is unsafe because its programs
+            are run.
     """
     folder = cache_folder() / kind / key
     if not folder.is_dir():
         with _locked(folder):
-            if not folder.is_dir():  # otherwise another process made it while this one waited
+            if not folder.is_dir():  # otherwise another process created it while this one waited
                 _make(folder, make)
     for each in (folder, folder.parent, cache_folder()):
         _check_owner(each)
@@ -85,10 +86,10 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a cache folder; the system releases it when the process ends for any reason."""
+    """Hold the lock of a cache folder; the system releases it when the process ends for any reason."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # The lock file is kept: if it were removed, two processes could lock two files of the same name.
+        # The lock file is kept: if it were removed, two processes could lock different files with the same name.
         file = folder.with_name(f".{folder.name}.lock").open("w")
     except OSError as error:
         raise _unwritable(folder.parent, error) from error

@@ -1,9 +1,9 @@
 """Process-wide state while TVM compiles.
 
-- A lock: compiling with TVM is not thread-safe. The options of LLVM, the names that TE gives to operators and the modes
-  of `torch.export` belong to the process; threads that compile at the same time would overwrite each other's. A second
-  thread waits. Running modules needs no lock.
-- Fewer collections of cyclic garbage: TVM's graphs are many objects and hardly any cycles.
+- A lock: compiling with TVM is not thread-safe. LLVM options, the names that TE gives to operators and the modes of
+`torch.export` are global to the process, so threads that compile at the same time would overwrite each other's. A
+second thread waits. Running modules needs no lock.
+- Less frequent garbage collection: TVM's graphs have many objects and hardly any cycles.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _lock = threading.RLock()
 
 
 def one_at_a_time(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Decorate `function` so that one thread at a time runs any of the functions decorated with it."""
+    """Decorate `function` so that only one thread at a time runs any of the functions decorated with this."""
 
     @wraps(function)
     def alone(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
@@ -35,7 +35,7 @@ def one_at_a_time(function: Callable[_Arguments, _Result]) -> Callable[_Argument
 
 
 def _renew() -> None:
-    """The thread that held the lock does not exist in a forked process, so it would never be released there."""
+    """Replace the lock in a forked process: the thread that held it does not exist there and could never release it."""
     global _lock
     _lock = threading.RLock()
 
@@ -43,8 +43,8 @@ def _renew() -> None:
 os.register_at_fork(after_in_child=_renew)
 
 
-# Of `gc.set_threshold`. With Python's own, collections took 6 % of the processor time of a network of 200 convolutions;
-# its memory at most was the same.
+# For `gc.set_threshold`. With Python's defaults, collections took 6 % of the processor time for a network of 200
+# convolutions; the peak memory was the same.
 _THRESHOLDS = (50_000, 20, 100)
 
 
@@ -54,8 +54,8 @@ _before = gc.get_threshold()
 
 
 def collecting_rarely(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Decorate `function` so that Python collects garbage more rarely while it runs, in whichever threads. What was set
-    before holds again afterwards; where collections are off they stay off."""
+    """Decorate `function` so that Python collects garbage less often while it runs, in any thread. Previous settings
+    are restored afterwards; disabled collection stays disabled."""
 
     @wraps(function)
     def rarely(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:

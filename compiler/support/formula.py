@@ -4,9 +4,9 @@
     product  a factor, followed by any number of "*", "//" or "%" and a factor
     factor   "-" factor, an integer, a name, "(" sum ")", or "min" or "max" "(" sum, "," sum, ... ")"
 
-Division rounds down and a remainder has its divisor's sign, as in Python. Every value, intermediate ones included, is a
-signed integer of 64 bits. The C++ runtime follows the same rules (`device/cpp/formula.cc`): change both, and the table
-of cases that tests both (`tests/compiler/runtime/requirement_cases.json`).
+Division rounds down, and a remainder has its divisor's sign, as in Python. Every value, including intermediate ones, is
+a signed 64-bit integer. The C++ runtime follows the same rules (`device/cpp/formula.cc`): change both, and the table of
+test cases for both (`tests/compiler/runtime/requirement_cases.json`).
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _SHOWN = 80
 _MOST_EXPONENT = 16
 
 Step = tuple[str, int | str]
-"""An item of a formula in postfix order: "number" or "name" and which; "call" and the operator; a function and of how
-many."""
+"""An item of a formula in postfix order: "number" or "name" with its value; "call" with the operator; a function with
+its number of arguments."""
 
 
 class FormulaError(ValueError):
-    """A text is not a formula, or one has no value for the given sizes."""
+    """A text is not a formula, or a formula has no value for the given sizes."""
 
 
 class Formula:
-    """A formula, parsed.
+    """A parsed formula.
 
     Raises:
-        FormulaError: the text holds anything but what a formula consists of.
+        FormulaError: the text contains anything that is not part of a formula.
     """
 
     def __init__(self, text: str) -> None:
@@ -55,14 +55,14 @@ class Formula:
 
     @property
     def names(self) -> set[str]:
-        """The names of the dimensions that it uses."""
+        """The names of the dimensions in the formula."""
         return {str(value) for kind, value in self._steps if kind == "name"}
 
     def value(self, sizes: Mapping[str, int]) -> int:
-        """Its value.
+        """The formula's value.
 
         Raises:
-            FormulaError: a name has no size, a divisor is zero, or a value has more than 64 bits.
+            FormulaError: a name has no size, a divisor is zero, or a value does not fit in 64 bits.
         """
         stack: list[int] = []
         for kind, value in self._steps:
@@ -118,7 +118,7 @@ class _Parser:
         return tokens
 
     def _operand(self, token: str) -> bool:
-        """Take a token where an operand is expected; True if it is a complete operand."""
+        """Process a token where an operand is expected; True if it is a complete operand."""
         if token == "-":
             self._open.append(("negate", 1))
         elif token.endswith("("):
@@ -136,7 +136,7 @@ class _Parser:
         return False
 
     def _operator(self, token: str) -> bool:
-        """Take a token that follows an operand; True if what precedes is still a complete operand."""
+        """Process a token that follows an operand; True if the text so far is still a complete operand."""
         if token in _OPERATIONS:
             self._reduce(_PRECEDENCE[token])
             self._open.append((token, 2))
@@ -169,7 +169,7 @@ def _shown(text: str) -> str:
 
 @lru_cache(1024)
 def parsed(text: str) -> Formula:
-    """Parse a formula. Raises FormulaError as `Formula`."""
+    """Parse a formula. Raises FormulaError like `Formula`."""
     return Formula(text)
 
 
@@ -177,14 +177,14 @@ def evaluate(formula: str, sizes: Mapping[str, int]) -> int:
     """The value of a formula.
 
     Raises:
-        FormulaError: as `Formula` and `Formula.value`.
+        FormulaError: as for `Formula` and `Formula.value`.
     """
     return parsed(formula).value(sizes)
 
 
 def nominal_size(formula: str) -> int:
-    """The least power of two for which the formula has a value when all its sizes are that: 1, unless it then divides
-    by zero. Raises FormulaError where it has none up to 65,536."""
+    """The smallest power of two for which the formula has a value when all its sizes have that value: 1, unless it then
+    divides by zero. Raises FormulaError if there is none up to 65,536."""
     for exponent in range(_MOST_EXPONENT + 1):
         try:
             parsed(formula).value(dict.fromkeys(parsed(formula).names, 1 << exponent))
@@ -197,10 +197,10 @@ def nominal_size(formula: str) -> int:
 
 
 def names_in(formula: str) -> set[str]:
-    """The names of dimensions that a formula uses. Raises FormulaError as `Formula`."""
+    """The names of dimensions in a formula. Raises FormulaError like `Formula`."""
     return parsed(formula).names
 
 
 def with_names(formula: str, text_of: Callable[[str], str]) -> str:
-    """A formula with another text, a name or a number, for each name of a dimension."""
+    """A formula with each dimension name replaced by another text, a name or a number."""
     return _NAME.sub(lambda found: text_of(found["name"]) if found["name"] else found.group(), formula)

@@ -1,6 +1,6 @@
-"""Models by their names on the Hugging Face Hub: `hf:org/model`, `hf:org/model@revision`, `hf:org/model:file.gguf`.
+"""Models named by their Hugging Face Hub names: `hf:org/model`, `hf:org/model@revision`, `hf:org/model:file.gguf`.
 
-What the local cache of huggingface_hub holds is used without asking the network.
+Models in the local cache of huggingface_hub are used without network requests.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from compiler.support.shown import shown
 
 PREFIX = "hf:"
 _FORM = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-][\w./-]*))?(:(?P<file>[\w.-][\w./-]*))?")
-_LONGEST = 1024  # characters of a name
-# Of a folder: weights, configuration, tokenizer; not the same weights in the formats of other libraries.
+_LONGEST = 1024  # maximum characters of a name
+# The files of a folder: weights, configuration and tokenizer, but not the same weights in formats of other libraries.
 _FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """A repository of the Hub, or one file of it; the newest revision when None."""
+    """A repository on the Hub, or one of its files; the newest revision if `revision` is None."""
 
     repository: str
     revision: str | None = None
@@ -34,9 +34,9 @@ class HubModel:
 
 
 def hub_model(source: object) -> HubModel | None:
-    """The model that a source of `compile` names; None for any other source.
+    """The model named by a source of `compile`; None for any other source.
 
-    Raises OptionError for a name of another form.
+    Raises OptionError for invalid names.
     """
     if not isinstance(source, str | Path) or not str(source).startswith(PREFIX):
         return None
@@ -49,12 +49,12 @@ def hub_model(source: object) -> HubModel | None:
 
 
 def download(model: HubModel) -> Path:
-    """The file or folder of a model: of the local cache, or else downloaded into it.
+    """The file or folder of a model, from the local cache or downloaded into it.
 
     Raises:
         MissingDependencyError: huggingface_hub is not installed.
-        StorageError: the cache has no such model, and the Hub could not be asked or refuses; the hint has the command
-            that downloads it elsewhere.
+        StorageError: the cache has no such model, and the Hub could not be reached or refused the request; the hint
+            contains the command for downloading the model on another machine.
     """
     try:
         import huggingface_hub
@@ -75,7 +75,7 @@ def download(model: HubModel) -> Path:
                     model.repository, revision=model.revision, allow_patterns=_FILES, local_files_only=local
                 )
             return Path(found)
-        except (HfHubHTTPError, OSError, ValueError) as error:  # of the network too: httpx's errors are wrapped
+        except (HfHubHTTPError, OSError, ValueError) as error:  # includes network errors: httpx's errors are wrapped
             problem = error
     lines = str(problem).strip().splitlines()
     what = model.repository if model.file is None else f"{model.repository} {model.file}"

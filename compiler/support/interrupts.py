@@ -1,13 +1,12 @@
-"""Ctrl-C ends a call of the public API as KeyboardInterrupt, wherever it comes.
+"""Ctrl-C ends a call of the public API with KeyboardInterrupt, at whatever point it comes.
 
-Python raises KeyboardInterrupt between two instructions of the main thread. There it may be lost: in a callback of C++
-code that takes any exception for an answer, or in a destructor, whose exceptions Python drops. Or it may leave
-something behind: between making a folder and noting its name, in the middle of removing it. While a function runs that
-is decorated with `interruptible`, a handler around the caller's own
-
+Python raises KeyboardInterrupt between two instructions of the main thread. It may be lost there: in a callback from
+C++ code that accepts any exception, or in a destructor, whose exceptions Python drops. Or it may leave something
+behind: between creating a folder and storing its name, or in the middle of removing it. While a function decorated with
+`interruptible` runs, a handler around the caller's own
 - remembers what the caller's handler raised, and raises it at the end of the function if it was lost,
-- waits while files and processes are being made or removed,
-- raises once more what Python dropped.
+- waits while files and processes are being created or removed,
+- raises exceptions again that Python dropped.
 """
 
 from __future__ import annotations
@@ -34,14 +33,15 @@ _active: _Guard | None = None
 
 
 def uninterrupted(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Decorate a short function that makes or removes something: an interrupt is raised when it has returned."""
+    """Decorate a short function that creates or removes something: interrupts are raised after it returns."""
     _uninterrupted.add(function.__code__)
     return function
 
 
 def interruptible(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Decorate a function of the public API: a signal that comes while it runs ends it with what the caller's handler
-    raises (KeyboardInterrupt, unless the caller has set another one), whatever became of that exception on its way."""
+    """Decorate a function of the public API: a signal that arrives while it runs ends it with the exception from the
+    caller's handler (KeyboardInterrupt, unless the caller has set another handler), even if that exception was lost on
+    its way."""
 
     @functools.wraps(function)
     def guarded(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
@@ -52,13 +52,13 @@ def interruptible(function: Callable[_Arguments, _Result]) -> Callable[_Argument
 
 
 def raise_if_interrupted() -> None:
-    """Raise an interrupt that was lost before; for places that long functions pass often."""
+    """Raise an interrupt that was lost before; called at points that long functions pass often."""
     if _active is not None and threading.current_thread() is threading.main_thread():
         _active.raise_lost(None)
 
 
 def _end_in_forked_process() -> None:
-    """A forked process has work of its own, below functions that hold interrupts back here."""
+    """Remove the guard in a forked process, which has its own work, below functions that hold back interrupts here."""
     if _active is not None:
         _active.end()
 
@@ -67,7 +67,7 @@ os.register_at_fork(after_in_child=_end_in_forked_process)
 
 
 class _Guard:
-    """Active while the outermost of the decorated functions runs, in the main thread."""
+    """Active in the main thread while the outermost decorated function runs."""
 
     def __init__(self) -> None:
         self._handlers: dict[int, _Handler] = {}
@@ -85,7 +85,7 @@ class _Guard:
         _add_standard_library()
         for each in reversed(_SIGNALS):
             handler = signal.getsignal(each)
-            if callable(handler):  # else the signal is ignored, or ends the process
+            if callable(handler):  # otherwise the signal is ignored or ends the process
                 self._handlers[each] = handler
                 signal.signal(each, self._handle)
         self._unraisable, sys.unraisablehook = sys.unraisablehook, self._drop
@@ -105,7 +105,7 @@ class _Guard:
             _active.raise_lost(error)
 
     def end(self) -> None:
-        """Give the caller's handlers back, those of signals last."""
+        """Restore the caller's handlers, signal handlers last."""
         global _active
         _active = None
         if sys.unraisablehook == self._drop:
@@ -115,7 +115,7 @@ class _Guard:
                 signal.signal(each, self._handlers[each])
 
     def raise_lost(self, error: BaseException | None) -> None:
-        """Raise what a handler raised, unless that is `error`, on its way already."""
+        """Raise the exception from a handler, unless it is `error`, which is already being raised."""
         if self._raised is not None and not isinstance(error, type(self._raised)):
             raise self._raised from None
 
@@ -134,7 +134,7 @@ class _Guard:
                 raise
 
     def _drop(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """Called where Python drops an exception, as of a destructor."""
+        """Called when Python drops an exception, for example in a destructor."""
         if self._raised is None or unraisable.exc_value is not self._raised:
             self._unraisable(unraisable)
         else:
@@ -142,9 +142,10 @@ class _Guard:
             self._send_again(self._number)
 
     def _send_again(self, number: int) -> None:
-        """A little later, so that what runs now may end; to the main thread, whose system calls the signal stops."""
+        """Send the signal again a little later, so that the current code may finish; to the main thread, whose system
+        calls the signal interrupts."""
         self._waiting = number
-        # Not `threading.Thread`: its locks may be held by what the signal interrupted.
+        # Not `threading.Thread`: the interrupted code may hold its locks.
         _thread.start_new_thread(self._sent_again, (number,))
 
     def _sent_again(self, number: int) -> None:
@@ -164,7 +165,7 @@ def _holds_uninterrupted(frame: FrameType | None) -> bool:
 
 @functools.cache
 def _add_standard_library() -> None:
-    """Add what makes or removes files and processes in Python's own library, and is done in a moment."""
+    """Add the short functions in Python's standard library that create or remove files and processes."""
     import multiprocessing.process
     import shutil
     import subprocess

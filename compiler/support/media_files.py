@@ -1,4 +1,4 @@
-"""Images that Pillow reads, as pixels, and recordings: WAV files of integers, as samples at any rate."""
+"""Images read with Pillow, as pixels; and recordings in integer WAV files, as samples at any rate."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from compiler.support.processing import MOST_PIXELS
 
 Array = np.ndarray
 Image = str | Path | bytes | Array
-"""A PNG, JPEG, WebP, BMP or GIF file, by its path or its bytes, or uint8 (height, width, 3)."""
+"""A PNG, JPEG, WebP, BMP or GIF file, by its path or bytes, or an uint8 array (height, width, 3)."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-"""The formats that are read, by Pillow's names: others of Pillow's start programs, or are rare and little tried."""
+"""The supported formats, by Pillow's names: Pillow's other formats start programs, or are rare and little tested."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
 def read_image(image: Image) -> Any:
-    """Image of Pillow, in RGB, turned as its EXIF data say.
+    """An RGB image from Pillow, rotated according to its EXIF data.
 
     Raises:
-        StorageError: there is no such file.
+        StorageError: the file does not exist.
         InputError: it cannot be read, or is too large.
         MissingDependencyError: Pillow is not installed.
     """
@@ -41,7 +41,7 @@ def read_image(image: Image) -> Any:
         found = pillow.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS)
         _check_size(name, found.height, found.width)
         found = operations.exif_transpose(found)
-        if found.mode.startswith("I;16"):  # gray PNG files of 16 bits, which Pillow cuts off at 255
+        if found.mode.startswith("I;16"):  # 16-bit gray PNG files, which Pillow clips at 255
             found = pillow.fromarray((np.asarray(found) >> 8).astype(np.uint8))
         return found.convert("RGB")
     except FileNotFoundError as error:
@@ -51,12 +51,12 @@ def read_image(image: Image) -> Any:
     except pillow.UnidentifiedImageError as error:
         formats = ", ".join(FORMATS)
         raise InputError(f"{name} cannot be read: unknown format", f"convert it to one of {formats}") from error
-    except Exception as error:  # its formats raise what they like on damaged files
+    except Exception as error:  # Pillow's formats raise various exceptions on damaged files
         raise InputError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def pixels_of(image: Image) -> Array:
-    """Pixels, uint8 (height, width, 3), contiguous. Raises as `read_image`."""
+    """Pixels, uint8 (height, width, 3), contiguous. Raises like `read_image`."""
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         _check_size("the image", *image.shape[:2])
         return np.ascontiguousarray(image)
@@ -73,23 +73,23 @@ def _check_size(name: str, height: int, width: int) -> None:
 
 
 Audio = str | Path | bytes | Array
-"""A WAV file, by its path or its bytes, or samples at the model's rate: float32 (samples,) from -1 to 1."""
+"""A WAV file, by its path or bytes, or samples at the model's rate: float32 (samples,) from -1 to 1."""
 
 _MOST_SAMPLES = 1 << 28
-_WIDTHS = (1, 2, 3, 4)  # bytes of a sample
+_WIDTHS = (1, 2, 3, 4)  # bytes per sample
 
 
 def read_audio(audio: Audio, rate: int) -> Array:
-    """Samples, float32 (samples,) at `rate` a second; channels are averaged.
+    """Samples, float32 (samples,), at `rate` samples per second; channels are averaged.
 
     Raises:
-        StorageError: there is no such file.
-        InputError: it is not a WAV file of integers, or holds nothing or numbers that are not finite.
+        StorageError: the file does not exist.
+        InputError: the file is not an integer WAV file, or contains no samples or non-finite numbers.
     """
     if isinstance(audio, np.ndarray):
         samples = np.asarray(audio, np.float32)
         if samples.ndim != 1:
-            raise InputError(f"audio must be samples of one channel, and has the shape {samples.shape}")
+            raise InputError(f"audio must be samples of one channel, but has the shape {samples.shape}")
     else:
         samples, own = _wave_file(audio)
         samples = _resampled(samples, own, rate)
@@ -99,16 +99,16 @@ def read_audio(audio: Audio, rate: int) -> Array:
 
 
 def wave_seconds(audio: bytes) -> float:
-    """Length of a WAV file in seconds, by its header. Raises InputError where that cannot be read."""
+    """Length of a WAV file in seconds, according to its header. Raises InputError if the header cannot be read."""
     with _opened(audio) as (file, frames):
         return float(frames / file.getframerate())
 
 
 @contextmanager
 def _opened(audio: str | Path | bytes) -> Iterator[tuple[Any, int]]:
-    """A WAV file, as the standard library reads it, and how many frames it has: no more than its bytes hold, since
-    what is written to a pipe announces the most that a header can."""
-    import wave  # models without audio do not wait for it
+    """A WAV file opened with the standard library, and its number of frames. The number is limited by the file's size,
+    because headers of files written to a pipe contain the maximum value."""
+    import wave  # not imported for models without audio
 
     try:
         with wave.open(io.BytesIO(audio) if isinstance(audio, bytes) else str(audio)) as file:
@@ -120,7 +120,7 @@ def _opened(audio: str | Path | bytes) -> Iterator[tuple[Any, int]]:
             yield file, frames
     except FileNotFoundError as error:
         raise StorageError(f"no such file: {audio!s}") from error
-    except (wave.Error, EOFError, OSError, ValueError, RuntimeError) as error:  # the last of chunks that are cut
+    except (wave.Error, EOFError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: truncated chunks
         name, reason = _name(audio, "the audio"), getattr(error, "strerror", None) or str(error) or "it is cut off"
         hint = f"convert it: ffmpeg -i {name if isinstance(audio, str | Path) else 'IN'} OUT.wav"
         raise InputError(f"{name} is not a WAV file of integers: {reason}", hint) from error
@@ -143,7 +143,8 @@ def _wave_file(audio: str | Path | bytes) -> tuple[Array, int]:
 
 
 def _resampled(samples: Array, old: int, new: int) -> Array:
-    """At another rate, without frequencies that this cannot hold; minutes at a time, which meet at their ends."""
+    """Samples at another rate, without frequencies that the new rate cannot represent; processed in chunks of minutes,
+    joined at their ends."""
     if old == new:
         return samples
     part = 60 * old

@@ -1,4 +1,4 @@
-"""Recognizes model files and folders of other programs by their content, and says how to export them."""
+"""Recognizes model files and folders of other programs by their content, and tells how to export them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMATS = (
     "models are .onnx files, programs of torch.export (.pt2), and language models as GGUF files or transformers folders"
 )
 _EXPORT_ULTRALYTICS = (
-    "a detector of ultralytics becomes ONNX by: pip install ultralytics, then yolo export model={name} format=onnx"
+    "export ultralytics' detectors to ONNX: pip install ultralytics, then yolo export model={name} format=onnx"
 )
 _EXPORT_TENSORFLOW = (
     "export it to ONNX: pip install tf2onnx, then python -m tf2onnx.convert --{kind} {path} --output model.onnx"
@@ -66,7 +66,7 @@ _SUFFIXES = (
 )
 _HEAD = 4096
 _GGUF = b"GGUF"
-# How transformers names classes of models that generate text.
+# Suffixes of transformers class names for models that generate text.
 _GENERATING = (
     "ForCausalLM",
     "LMHeadModel",
@@ -80,27 +80,26 @@ _GENERATING = (
 
 @dataclass(frozen=True)
 class ForeignFile:
-    """The kind of a file ("a TorchScript program"), and a hint on how to convert it into something that can be
-    compiled."""
+    """The kind of a file ("a TorchScript program"), and a hint how to convert it to a supported format."""
 
     kind: str
     hint: str
 
 
 def check_is_model_file(path: Path, *, exported_program: bool = False) -> None:
-    """Raise InvalidModelError, with how to export it, where a file is a model of another program.
+    """Raise InvalidModelError with export instructions if a file is a model of another program.
 
     Args:
-        exported_program: it should be a program saved by `torch.export.save`, and not an ONNX model.
+        exported_program: the file should be a program saved by `torch.export.save`, not an ONNX model.
     """
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except OSError:
-        return  # the code that reads it reports why that is not possible
-    if path.suffix == ".gguf" and head.startswith(_GGUF):  # which the importer of language models reads
+        return  # the code that reads the file reports the reason
+    if path.suffix == ".gguf" and head.startswith(_GGUF):  # read by the importer of language models
         hint = f"compile it, and give the module: tensorwright compile {path}"
-        raise InvalidModelError(f"{path} is a language model, and this is for graphs of ONNX and PyTorch", hint)
+        raise InvalidModelError(f"{path} is a language model, but an ONNX or PyTorch graph is needed", hint)
     if path.suffix == ".gguf":
         raise InvalidModelError(f"{path} is not a GGUF file, or it is damaged", "download or convert the file again")
     found = foreign_file(head, path)
@@ -109,14 +108,14 @@ def check_is_model_file(path: Path, *, exported_program: bool = False) -> None:
 
 
 def check_is_model_data(data: bytes) -> None:
-    """Raise InvalidModelError where bytes are a model of another program."""
+    """Raise InvalidModelError if bytes are a model of another program."""
     found = foreign_file(data[:_HEAD], data)
     if found is not None:
         raise InvalidModelError(f"the given bytes are {found.kind}", found.hint)
 
 
 def foreign_file(head: bytes, source: Path | bytes) -> ForeignFile | None:
-    """The kind of a file or bytes that begin with `head`; None if they may be ONNX."""
+    """The kind of a file or bytes that start with `head`; None if they may be ONNX."""
     name = str(source) if isinstance(source, Path) else "FILE"
     if head.startswith(b"PK\x03\x04"):
         return _archive(source, name)
@@ -161,15 +160,15 @@ def _is_text(head: bytes) -> bool:
     try:
         text = head.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # else a character that the end of the head cuts in two
+        if error.start < len(head) - 3:  # otherwise the end of the head splits a character
             return False
         text = head[: error.start].decode()
     return all(each.isprintable() or each in "\t\r\n\f" for each in text)
 
 
 def is_language_model(path: Path) -> bool:
-    """True if a path is a GGUF file, a folder of the transformers library with a model that generates text, or one of
-    ONNX Runtime GenAI."""
+    """True if a path is a GGUF file, a transformers folder with a model that generates text, or an ONNX Runtime GenAI
+    folder."""
     try:
         if not path.is_dir():
             with path.open("rb") as file:
@@ -178,12 +177,12 @@ def is_language_model(path: Path) -> bool:
             return True
         names = json.loads((path / "config.json").read_bytes()).get("architectures") or []
     except (OSError, ValueError, AttributeError):
-        return False  # whoever reads it says what is wrong
+        return False  # the code that reads it reports the error
     return isinstance(names, list) and any(str(name).endswith(_GENERATING) for name in names)
 
 
 def check_folder(path: Path) -> None:
-    """Raise StorageError for a folder, with what is in it and how to export that where it is known."""
+    """Raise StorageError for a folder, with its content and export instructions if known."""
     hint = "give the path of the .onnx file inside it"
     files = sorted(each.name for each in path.glob("*.onnx"))
     if files:
@@ -201,15 +200,14 @@ def check_folder(path: Path) -> None:
 
 
 def check_exists(path: Path) -> None:
-    """Raise StorageError where there is no such file; a Hugging Face Hub name is recognized."""
+    """Raise StorageError if the file does not exist; Hugging Face Hub names are recognized."""
     if path.exists():
         return
     raise StorageError(f"no such model file: {path}", missing_file_hint(path))
 
 
 def missing_file_hint(path: Path) -> str | None:
-    """Hint for obtaining a missing file that the name suggests is a pickled PyTorch file or a Hugging Face Hub
-    model."""
+    """Hint for a missing file whose name suggests a pickled PyTorch file or a Hugging Face Hub model."""
     name = str(path)
     if re.match(r"https?:/", name):
         return "download it first, and give the path of the file"
@@ -217,7 +215,7 @@ def missing_file_hint(path: Path) -> str | None:
         return "give one model; the shell found no file of that pattern"
     if path.suffix == ".pt":
         return f"{name} would be a pickled PyTorch file, which is not read; {_EXPORT_ULTRALYTICS.format(name=name)}"
-    # "Llama-3.2-1B" has no suffix of a file.
+    # "Llama-3.2-1B" has no file suffix.
     if _HUB_NAME.fullmatch(name) and path.suffix.lower() not in _SUFFIXES and not path.parent.exists():
         return f"{name!r} looks like a name of the Hugging Face Hub; {(_EXPORT_HUB + _DOWNLOAD_HUB).format(name=name)}"
     return None

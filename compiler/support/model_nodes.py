@@ -1,9 +1,9 @@
-"""Nodes of a user's model, and how variables of a Relax module refer to them by their names.
+"""Nodes of a user's model, and how variables in a Relax module refer to them by name.
 
-A frontend names the variable that a node's result is bound to after the node. Passes keep the names of variables, and
-name what they make in place of a variable after it (`derived_name`), so that a name leads back to the node.
+A frontend names the variable for a node's result after the node. Passes keep the names of variables, and derive the
+names of replacements from them (`derived_name`), so that a name leads to the node.
 
-The calls of a compiled function in order, each with the model nodes that it computes.
+This file also defines the ordered calls of a compiled function, each with the model nodes that it computes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 _DERIVED = re.compile(r"(.+?)__\d+$")
 _PLAIN = re.compile(r"[a-z]+\d*")
-_LONGEST = 120  # characters of a variable's name; the table has the whole one
+_LONGEST = 120  # maximum characters of a variable name; the table has the full name
 
 
 class ModelNode(NamedTuple):
@@ -24,7 +24,7 @@ class ModelNode(NamedTuple):
 
     Attributes:
         name: name of an ONNX node, the path of a torch module ("layer3.1.conv2"), or a Relax variable.
-        operator: "Conv", "relax.nn.conv2d": what it computes.
+        operator: the operator: "Conv", "relax.nn.conv2d".
     """
 
     name: str
@@ -32,7 +32,7 @@ class ModelNode(NamedTuple):
 
 
 def variable_name(node: ModelNode) -> str:
-    """The node's name as an identifier that is none of those that TVM gives ("lv3", "gv")."""
+    """The node's name as an identifier that differs from TVM's generated names ("lv3", "gv")."""
     name = re.sub(r"\W", "_", node.name, flags=re.ASCII)[:_LONGEST].strip("_")
     if not name or name[0].isdigit():
         name = f"node_{name}"
@@ -40,19 +40,19 @@ def variable_name(node: ModelNode) -> str:
 
 
 def derived_name(variable: str, number: int) -> str:
-    """The name of the `number`th variable that a pass makes for the value of `variable`."""
+    """The name of the `number`th variable that a pass creates for the value of `variable`."""
     return f"{original_name(variable)}__{number}"
 
 
 def original_name(variable: str) -> str:
-    """The name that a derived one was made from; the name itself when it is none."""
+    """The name from which a name was derived; the name itself if it is not derived."""
     found = _DERIVED.fullmatch(variable)
     return variable if found is None else found[1]
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a kernel, or of another function of the module."""
+    """A call of a kernel, or of another function in the module."""
 
     callee: str
     nodes: tuple[ModelNode, ...]
@@ -60,7 +60,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Branches:
-    """The calls of one of two branches."""
+    """The calls in each of two branches."""
 
     when_true: tuple[Step, ...]
     when_false: tuple[Step, ...]
@@ -70,12 +70,13 @@ Step = Call | Branches
 
 
 def nodes_of(callee: str, functions: Mapping[str, Sequence[Step]]) -> list[str]:
-    """The names of the model's nodes that the calls of a kernel compute, each once; `functions`: the steps of each."""
+    """The distinct names of the model nodes that the calls of a kernel compute; `functions` are the steps of each
+    function."""
     return list(dict.fromkeys(node.name for node in calls_of(callee, functions)))
 
 
 def calls_of(callee: str, functions: Mapping[str, Sequence[Step]]) -> list[ModelNode]:
-    """The model's nodes that the calls of a kernel compute, in the order of the calls."""
+    """The model nodes that the calls of a kernel compute, in the order of the calls."""
     found: list[ModelNode] = []
     waiting = list(functions.values())
     while waiting:

@@ -1,4 +1,4 @@
-"""Display of results in notebooks: a table of facts, a table of rows; plain HTML in the notebook's own style."""
+"""Display of results in notebooks, as a table of facts or a table of rows: plain HTML in the notebook's own style."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def facts_html(title: str, facts: Iterable[tuple[str, object]]) -> str:
 
 
 def table_html(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A titled table; numbers are aligned right."""
+    """A titled table; numbers are right-aligned."""
     head = "".join(f"<th style='{_LEFT}'>{escape(column)}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return (
@@ -24,7 +24,7 @@ def table_html(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def shortened(items: Sequence[object], limit: int = 3, separator: str = ", ") -> str:
-    """The first few items as text, and how many more there are."""
+    """The first few items as text, and the number of remaining items."""
     text = separator.join(map(str, items[:limit]))
     return text if len(items) <= limit else f"{text}{separator}and {len(items) - limit} more"
 

@@ -1,10 +1,11 @@
-"""Count the arithmetic of a kernel from its TensorIR, before it is scheduled.
+"""Counts the arithmetic operations of a kernel from its TensorIR, before it is scheduled.
 
 An addition, subtraction, multiplication, division, minimum or maximum is one operation, and so is a call of exp, erf,
-tanh and their like; a multiply-add is two. Arithmetic on indices, conditions and the initial values of reductions is
-not counted, nor are the transforms of Winograd convolutions. Counts of kernels with symbolic sizes are formulas.
+tanh and similar functions; a multiply-add is two. Arithmetic on indices, conditions and the initial values of
+reductions is not counted, nor are the transforms of Winograd convolutions. Counts for kernels with symbolic sizes are
+formulas.
 
-Tensors that a kernel gathers from (embedding tables).
+This file also finds the tensors that a kernel gathers from (embedding tables).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-import schedules.ir.load_tvm  # noqa: F401  (first, so that TVM loads without torch)
+import schedules.ir.load_tvm  # noqa: F401  (before the others, so that TVM loads without torch)
 
 # isort: split
 import tvm
@@ -33,17 +34,17 @@ _FREE_CALLS = ("if_then_else", "likely", "reinterpret", "address_of", "tvm_acces
 
 
 class UncountableError(Exception):
-    """The kernel's work depends on data, or has a form that is not known here."""
+    """The amount of a kernel's work depends on data, or has an unknown form."""
 
 
 @dataclass(frozen=True)
 class OperationCount:
-    """Operations of one call of a kernel.
+    """Operations of one kernel call.
 
     Attributes:
         formula: a number, or a formula of the names in `symbols`.
-        symbols: where a call's arguments say each size: (argument, axis); axis -1 is the argument itself.
-        direct: of a convolution by Winograd's method: the operations of the direct one, a symbolic batch as 1; else 0.
+        symbols: where a call's arguments contain each size: (argument, axis); axis -1 is the argument itself.
+        direct: for a Winograd convolution, the operations of the direct convolution with a symbolic batch as 1; else 0.
     """
 
     formula: str
@@ -52,7 +53,7 @@ class OperationCount:
 
 
 def count_operations(function: tirx.PrimFunc) -> OperationCount | None:
-    """Count a kernel's operations; None when they depend on the data it is given."""
+    """Count a kernel's operations; None if they depend on its input data."""
     symbols = symbol_positions(function)
     totals: Counter[tuple[str, ...]] = Counter()
     try:
@@ -79,7 +80,7 @@ def _direct(function: tirx.PrimFunc) -> int:
 
 
 def count_kernels(mod: tvm.IRModule) -> dict[str, OperationCount]:
-    """Counts by kernel name, of the kernels of a module that can be counted."""
+    """Counts by kernel name, for the kernels in a module that can be counted."""
     counts = {}
     for variable, function in mod.functions_items():
         if isinstance(function, tirx.PrimFunc):
@@ -103,7 +104,7 @@ def symbol_positions(function: tirx.PrimFunc) -> dict[str, tuple[int, int]]:
 
 
 def _count_statement(statement: Stmt, factors: tuple[str, ...], times: int, totals: Counter[tuple[str, ...]]) -> None:
-    """Add the operations of `statement`, run `times` * product(factors) times, to `totals`, keyed by factors."""
+    """Add the operations of `statement`, which runs `times` * product(factors) times, to `totals`, keyed by factors."""
     if isinstance(statement, tirx.For):
         extent = size_formula(statement.extent)
         if extent.isdecimal():
@@ -120,7 +121,7 @@ def _count_statement(statement: Stmt, factors: tuple[str, ...], times: int, tota
     elif isinstance(statement, tirx.BufferStore):
         totals[factors] += times * _operations(statement.value)
     elif isinstance(statement, tirx.IfThenElse):
-        # Counted as if always executed: how often the condition holds is not known.
+        # Counted as if always executed, because the frequency of the condition is unknown.
         _count_statement(statement.then_case, factors, times, totals)
         if statement.else_case is not None:
             _count_statement(statement.else_case, factors, times, totals)
@@ -133,7 +134,7 @@ def _count_statement(statement: Stmt, factors: tuple[str, ...], times: int, tota
 
 
 def _operations(value: Expr) -> int:
-    """Operations in an expression, without those in indices and conditions."""
+    """Operations in an expression, excluding those in indices and conditions."""
     if isinstance(value, _ARITHMETIC):
         return 1 + _operations(value.a) + _operations(value.b)
     if isinstance(value, prim.Cast):
@@ -151,7 +152,7 @@ def _operations(value: Expr) -> int:
 
 
 def size_formula(extent: Expr) -> str:
-    """An expression of sizes as text that `evaluate` takes. Raises UncountableError for other expressions."""
+    """An expression of sizes as text for `evaluate`. Raises UncountableError for other expressions."""
     if isinstance(extent, tirx.IntImm):
         return str(int(extent.value))
     if isinstance(extent, tvm.ir.Var):
@@ -169,7 +170,7 @@ def size_formula(extent: Expr) -> str:
 
 
 def gathered_parameters(function: tirx.PrimFunc) -> frozenset[int]:
-    """The positions of the parameters that are only gathered from."""
+    """The positions of the parameters that the kernel only gathers from."""
     looked_up: set[int] = set()
     otherwise: set[int] = set()
     for load in buffers_loaded(function.body):
@@ -180,7 +181,7 @@ def gathered_parameters(function: tirx.PrimFunc) -> frozenset[int]:
 
 
 def gathered_by_kernel(mod: tvm.IRModule) -> dict[str, frozenset[int]]:
-    """The positions by the name of the kernel, of those that have any."""
+    """These positions by kernel name, for the kernels that have any."""
     found = {
         str(variable.name_hint): gathered_parameters(function)
         for variable, function in mod.functions_items()

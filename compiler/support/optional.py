@@ -1,4 +1,4 @@
-"""Packages that only an extra installs."""
+"""Packages that are installed only with an extra."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from targets.extras import install_command
 
 
 def optional_module(name: str, extra: str, purpose: str) -> Any:
-    """Import a package of an extra.
+    """Import a package that belongs to an extra.
 
     Args:
-        purpose: what it does here, as "reads GGUF files".
+        purpose: what the package does, for example "reads GGUF files".
 
     Raises:
-        MissingDependencyError: it is not installed.
+        MissingDependencyError: the package is not installed.
     """
     try:
         return importlib.import_module(name)

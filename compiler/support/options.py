@@ -1,4 +1,4 @@
-"""Keyword options of public functions: grouped in dataclasses, and those that say how a model is imported."""
+"""Keyword options of public functions: grouped in dataclasses, and options for importing models."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Options = TypeVar("Options")
 
 
 def options_of(kind: type[Options], values: Mapping[str, object]) -> Options:
-    """A dataclass made of those of `values` that it has fields for."""
+    """A dataclass from those `values` that are fields of it."""
     return kind(**{each.name: values[each.name] for each in fields(kind) if each.name in values})  # type: ignore[arg-type]
 
 
 def check_choices(options: object, **known: Collection[object]) -> None:
-    """Raises OptionError for a field of `options` with a value that is not among the known ones."""
+    """Raise OptionError if a field of `options` has a value that is not among the known ones."""
     for name, values in known.items():
         if (value := getattr(options, name)) not in values:
             raise OptionError(f"{name}={value!r}", f"use one of {', '.join(map(str, values))}")
@@ -46,16 +46,16 @@ class ImportArguments(TypedDict, total=False):
 
 
 def split_imports(arguments: Mapping[str, Any]) -> tuple[ImportArguments, dict[str, Any]]:
-    """The arguments of importing among others, and the others."""
+    """The import arguments among the given ones, and the other arguments."""
     known = ImportArguments.__annotations__
     imports: Any = {name: value for name, value in arguments.items() if name in known}
     return imports, {name: value for name, value in arguments.items() if name not in known}
 
 
 def takes_imports(function: Function) -> Function:
-    """Let a function with `**imports: Unpack[ImportArguments]` show these arguments one by one in its signature.
+    """Make a function with `**imports: Unpack[ImportArguments]` list these arguments individually in its signature.
 
-    Others that it takes by name (`**extra`) stay behind them.
+    Other keyword arguments (`**extra`) follow them.
     """
     hints = get_type_hints(ImportArguments)
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in hints]

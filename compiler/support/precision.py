@@ -22,24 +22,23 @@ _INTEGERS = frozenset({"int8", "uint8", "int4"})
 
 
 def type_name(name: str) -> str:
-    """The one name of a type of numbers ("bfloat16" for "bf16"), for all options that take one; others stay."""
+    """The canonical name of a numeric type ("bfloat16" for "bf16"), for all options that take one; other names are
+    kept."""
     return _OTHER_NAMES.get(name, name)
 
 
 def precision_name(name: str) -> str:
-    """The same, with "bf16" for bfloat16, as what is computed in it is called."""
+    """The same, but "bf16" for bfloat16, which is the name of the precision."""
     return "bf16" if type_name(name) == "bfloat16" else type_name(name)
 
 
 def precision_of(name: str) -> str:
-    """The one of `PRECISIONS` that a name means; raises OptionError for any other."""
+    """The precision in `PRECISIONS` for a name; raises OptionError for any other name."""
     wanted = precision_name(name)
     if wanted in PRECISIONS:
         return wanted
     if wanted in _INTEGERS:
-        hint = (
-            "models become integers by calibration: tensorwright.quantize(model, samples), or `tensorwright quantize`"
-        )
+        hint = "quantize the model to integers: tensorwright.quantize(model, samples), or `tensorwright quantize`"
     else:
         hint = f"use one of {', '.join(PRECISIONS)}"
     raise OptionError(f"precision {name!r} is not supported", hint)

@@ -1,4 +1,4 @@
-"""Processes that talk to each other: children end with their parent, however that ends; exact reads from sockets."""
+"""Communicating processes: children end with their parent, however it ends; exact reads from sockets."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the thread of process `parent` that started it ends.
+    """Make the kernel kill this process when the thread in process `parent` that started it ends.
 
-    Linux alone can do that; elsewhere a child ends when it has done its work.
+    This works only on Linux; elsewhere a child ends when it has finished its work.
     """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is None:
         return
     prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the call
+    if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
 
 

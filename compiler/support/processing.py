@@ -1,4 +1,4 @@
-"""`Processing`: how images become what a net reads, and what it returns becomes boxes or classes."""
+"""`Processing`: how images are converted to model inputs, and model outputs to boxes or classes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Boxes = Literal["yolo", "yolo-objectness", "end-to-end", "detr", "rt-detr"]
 Activation = Literal["softmax", "sigmoid", "none"]
 
 MOST_PIXELS = 1 << 26
-"""Pixels of an image at most."""
-_MOST_SAMPLES = 1 << 24  # of a second, or of a run
+"""Maximum number of pixels of an image."""
+_MOST_SAMPLES = 1 << 24  # maximum samples per second or per run
 
 
 def _help(text: str) -> dict[str, str]:
@@ -28,72 +28,77 @@ def _help(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Processing:
-    """Processing that is part of a module, before and behind the net.
+    """Processing that is part of a module, before and after the network.
 
-    The input of a module that detects, classifies, segments or reads is an image of any size: uint8 (height, width, 3),
-    in RGB. It returns `scores` and `classes`, of detectors `boxes` too, in pixels of that image, and `masks` where the
-    net has prototypes of masks, uint8 (boxes, height, width) of what it reads; of segmentation a `mask` of the image's
-    size. Modules that embed or rerank texts or find speech keep their inputs; `Module.predict` makes them of texts or a
-    recording. A field that is None is found in the model's metadata, or has the task's default.
+    The input of a module that detects, classifies, segments or reads is an RGB image of any size: uint8 (height, width,
+    3). It returns `scores` and `classes`. Detectors also return `boxes` in pixels of that image, and, if the network
+    has mask prototypes, `masks` as uint8 (boxes, height, width) at the network's input size. Segmentation returns a
+    `mask` of the image's size. Modules that embed or rerank texts or detect speech keep their inputs; `Module.predict`
+    creates them from texts or a recording. A None field is taken from the model's metadata, or has the task's default.
 
     Attributes:
         task: "detect" (boxes), "classify", "segment" (a class for each pixel), "read" (the text of a line in an image,
-            by CTC), "embed" (a text becomes a vector), "rerank" (texts are ordered by how well they answer a query) or
-            "speech" (where in a recording it is).
-        size: height and width that the net reads; that of its input when None, which must be fixed then.
-        resize: "stretch" changes the aspect ratio. "crop" makes the shorter side as long as `shortest` and cuts out the
-            middle. "letterbox" makes the whole image fit and fills the rest with `fill`; "fit" too, with the image at
-            the left and top edges in place of the middle.
-        shortest: pixels of the shorter side before the crop; that of `size` when None.
-        filter: "bilinear" or "bicubic" (a = -0.5), as Pillow computes them: bit for bit as its versions to 12 do.
-        antialias: average over all pixels that a smaller image covers, as Pillow and torchvision do; False reads the
-            nearest two of each axis, as OpenCV does ("bilinear" alone).
-        fill: value from 0 to 255 of what lies outside of the image.
-        colors: order of the channels that the net reads; "gray" is one channel, weighted as Pillow weighs them.
-        scale: factor of the values 0 to 255.
-        mean, std: of each channel: the net reads (value * scale - mean) / std.
-        even_crop: an odd margin around a crop is halved to the even number, as torchvision does; False rounds down, as
-            the transformers library does.
-        activation: of classes' scores, unless the net computes it: "softmax", "sigmoid" or "none".
-        top: classes that a classifier returns, or boxes at most that a detector does.
+            by CTC), "embed" (converts a text to a vector), "rerank" (orders texts by how well they answer a query) or
+            "speech" (finds speech in a recording).
+        size: height and width of the network's input image; None for the size of the model's input, which must then be
+            fixed.
+        resize: "stretch" changes the aspect ratio. "crop" resizes the shorter side to `shortest` and crops the center.
+            "letterbox" fits the whole image and fills the rest with `fill`; "fit" does the same with the image at the
+            left and top edges instead of the center.
+        shortest: pixels of the shorter side before the crop; None for the shorter side of `size`.
+        filter: "bilinear" or "bicubic" (a = -0.5), computed as in Pillow: bit for bit as its versions up to 12 do.
+        antialias: average over all pixels that a smaller image covers, as Pillow and torchvision do; False interpolates
+            between the nearest two on each axis, as OpenCV does (only for "bilinear").
+        fill: value from 0 to 255 for the area outside of the image.
+        colors: order of the network's input channels; "gray" is one channel, weighted as in Pillow.
+        scale: factor for the values 0 to 255.
+        mean, std: of each channel: the network's input is (value * scale - mean) / std.
+        even_crop: an odd margin around a crop is halved to the even number, as in torchvision; False rounds down, as in
+            the transformers library.
+        activation: the activation for class scores, if the network does not contain it: "softmax", "sigmoid" or "none".
+        top: number of classes that a classifier returns, or maximum number of boxes that a detector returns.
         boxes: format of a detector's boxes. "yolo": (1, 4 + classes, boxes), centers and sizes in pixels of its input,
-            and scores (YOLOv8 and later). "yolo-objectness": (1, boxes, 5 + classes), a score of the box before those
-            of classes, which are multiplied (YOLOv5 to v7). "end-to-end": (1, boxes, 6), corners, score and class
-            (YOLOv10, YOLO26). "detr", "rt-detr": logits (1, boxes, classes), and centers and sizes from 0 to 1 in
-            (1, boxes, 4); the last class of "detr" is no object. Behind the scores of the first three may stand
-            coefficients of masks, with their prototypes, (1, coefficients, rows, columns), as the second output.
-        score: least score of a box; of segmentation with one class, of a pixel that belongs to it.
-        overlap: boxes of one class whose intersection over union with a better one is above it are dropped.
-        names: names of the classes, in their order; for "read", the characters, with a name for the blank.
-        blank: class that stands for no character, for "read".
+            and scores (YOLOv8 and later). "yolo-objectness": (1, boxes, 5 + classes), with a score of the box before
+            the class scores, which are multiplied by it (YOLOv5 to v7). "end-to-end": (1, boxes, 6), corners, score and
+            class (YOLOv10, YOLO26). "detr", "rt-detr": logits (1, boxes, classes), and centers and sizes from 0 to 1 in
+            (1, boxes, 4); the last class of "detr" is no object. In the first three formats, mask coefficients may
+            follow the scores, with mask prototypes, (1, coefficients, rows, columns), as the second output.
+        score: minimum score of a box; for segmentation with one class, minimum score of a pixel of that class.
+        overlap: boxes whose intersection over union with a better box of the same class is larger are dropped.
+        names: names of the classes, in order; for "read", the characters, with a name for the blank.
+        blank: the class that represents no character, for "read".
         tokenizer: a tokenizer.json of the tokenizers library, for "embed" and "rerank"; it becomes part of the module.
-        rate, window, context: samples a second that a net for "speech" reads, those of a run, and those of the run
-            before that stand before them.
+        rate, window, context: for "speech", samples per second, samples per run, and samples of the previous run that
+            precede them.
     """
 
     task: Task | None = field(default=None, metadata=_help("detect, classify, segment, read, embed, rerank or speech."))
-    size: tuple[int, int] | None = field(default=None, metadata=_help("HEIGHTxWIDTH that the net reads."))
-    resize: Resize | None = field(default=None, metadata=_help("How images fit: stretch, crop, letterbox or fit."))
+    size: tuple[int, int] | None = field(default=None, metadata=_help("HEIGHTxWIDTH of the network's input image."))
+    resize: Resize | None = field(
+        default=None, metadata=_help("How images are resized: stretch, crop, letterbox or fit.")
+    )
     shortest: int | None = field(default=None, metadata=_help("Pixels of the shorter side before a crop."))
     filter: Filter | None = field(default=None, metadata=_help("bilinear or bicubic."))
     antialias: bool | None = field(default=None, metadata=_help("Average when shrinking, as Pillow does."))
     fill: int | None = field(default=None, metadata=_help("Value from 0 to 255 around the image."))
-    colors: Colors | None = field(default=None, metadata=_help("Channels that the net reads: rgb, bgr or gray."))
-    scale: float | None = field(default=None, metadata=_help("Factor of the values 0 to 255."))
+    colors: Colors | None = field(default=None, metadata=_help("Channels of the network's input: rgb, bgr or gray."))
+    scale: float | None = field(default=None, metadata=_help("Factor for the values 0 to 255."))
     mean: tuple[float, ...] | None = field(default=None, metadata=_help("Mean of each channel, scaled: R,G,B."))
     std: tuple[float, ...] | None = field(default=None, metadata=_help("Standard deviation of each channel: R,G,B."))
     even_crop: bool | None = field(default=None, metadata=_help("Halve odd margins as torchvision does."))
-    activation: Activation | None = field(default=None, metadata=_help("Of scores: softmax, sigmoid or none."))
-    top: int | None = field(default=None, metadata=_help("Classes, or boxes at most, that are returned."))
+    activation: Activation | None = field(
+        default=None, metadata=_help("Activation of scores: softmax, sigmoid or none.")
+    )
+    top: int | None = field(default=None, metadata=_help("Number of classes, or maximum number of boxes."))
     boxes: Boxes | None = field(default=None, metadata=_help("yolo, yolo-objectness, end-to-end, detr or rt-detr."))
-    score: float | None = field(default=None, metadata=_help("Least score of a box."))
-    overlap: float | None = field(default=None, metadata=_help("Overlap that drops the worse of two boxes."))
-    names: tuple[str, ...] | None = field(default=None, metadata=_help("A file with the name of a class on each line."))
-    blank: int | None = field(default=None, metadata=_help("Class that is no character, for read."))
+    score: float | None = field(default=None, metadata=_help("Minimum score of a box."))
+    overlap: float | None = field(default=None, metadata=_help("Overlap above which the worse box is dropped."))
+    names: tuple[str, ...] | None = field(default=None, metadata=_help("A file with one class name per line."))
+    blank: int | None = field(default=None, metadata=_help("Class that represents no character, for read."))
     tokenizer: str | None = field(default=None, metadata=_help("A tokenizer.json, for embed and rerank."))
-    rate: int | None = field(default=None, metadata=_help("Samples a second, for speech."))
-    window: int | None = field(default=None, metadata=_help("Samples of a run, for speech."))
-    context: int | None = field(default=None, metadata=_help("Samples before those, of the run before."))
+    rate: int | None = field(default=None, metadata=_help("Samples per second, for speech."))
+    window: int | None = field(default=None, metadata=_help("Samples per run, for speech."))
+    context: int | None = field(default=None, metadata=_help("Samples before them, from the previous run."))
 
     def __post_init__(self) -> None:
         for name, kind in _CHOICES.items():
@@ -127,7 +132,7 @@ class Processing:
                 raise OptionError(f"processing: {name}={value} does not lie between {least} and {_MOST_SAMPLES}")
 
     def over(self, found: Processing | None) -> Processing:
-        """These options, with None replaced by those of `found`."""
+        """These options, with None fields replaced by those of `found`."""
         own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         other = found or Processing()
         return Processing(**{name: getattr(other, name) if value is None else value for name, value in own.items()})
@@ -149,18 +154,18 @@ _DEFAULTS = {
     "speech": Processing(rate=16000, window=512, context=0, score=0.5),
     "classify": Processing(resize="crop", activation="softmax", top=5),
     "segment": Processing(resize="stretch", score=0.5, activation="none"),
-    # PaddleOCR's preparation of lines, but for its fixed height of lines that are too wide
+    # PaddleOCR's preprocessing of lines, except for its fixed height of lines that are too wide
     "read": Processing(resize="fit", antialias=False, activation="softmax", blank=0),
-    # ultralytics' defaults of `predict`
+    # ultralytics' defaults for `predict`
     "detect": Processing(resize="letterbox", antialias=False, fill=114, top=300, score=0.25, overlap=0.7),
 }
 
 
 def completed(processing: Processing) -> Processing:
-    """The options with the defaults of their task. Raises OptionError where there is no task."""
+    """The options with the defaults of their task. Raises OptionError if there is no task."""
     if processing.task is None:
         raise OptionError(
-            "processing: the model's metadata name no task",
-            f"give task= ({' or '.join(get_args(Task))}), and what it needs: `tensorwright.Processing`",
+            "processing: the model's metadata states no task",
+            f"give task= ({' or '.join(get_args(Task))}) and the fields that it needs: `tensorwright.Processing`",
         )
     return processing.over(_DEFAULTS[processing.task]).over(_SHARED)

@@ -1,6 +1,6 @@
-"""The progress that functions show by themselves: a bar on a terminal or in a notebook, nothing anywhere else.
+"""The default progress display of functions: a bar in a terminal or notebook, nothing elsewhere.
 
-`progress=None` silences it, and a function given as `progress` takes its place.
+`progress=None` disables it, and a function given as `progress` replaces it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _active = threading.local()
 
 
 def automatic(step: object) -> None:
-    """The default of `progress=`: a bar on a terminal or in a notebook, else nothing. Calling it does nothing."""
+    """The default of `progress=`: a bar in a terminal or notebook, otherwise nothing. Calling it does nothing."""
 
 
 def silent(step: object) -> None:
-    """Stands in for `progress=None`: does nothing."""
+    """Replaces `progress=None`: does nothing."""
 
 
 def is_silent(progress: object) -> bool:
-    """True if no progress is shown, so that notes for the user have to be warnings."""
+    """True if no progress is shown, so that notes for the user must be warnings."""
     return progress is None or progress is automatic
 
 
 def shows_progress(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorate a function with a keyword `progress`: a bar takes the place of the default where one can be shown."""
+    """Decorate a function with a keyword `progress`: a bar replaces the default if one can be shown."""
 
     @functools.wraps(function)
     def shown(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -74,7 +74,7 @@ def step_text(step: Any) -> str:
 
 
 class _TerminalBar:
-    """A bar on stderr that vanishes at the end; notes (steps with a colon) stay above it."""
+    """A bar on stderr that disappears at the end; notes (steps with a colon) stay above it."""
 
     def __init__(self, title: str) -> None:
         from rich.console import Console

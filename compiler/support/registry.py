@@ -1,4 +1,4 @@
-"""Functions and implementations of an interface that are registered under names."""
+"""Functions and implementations of interfaces registered by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Function = TypeVar("Function")
 
 
 def registers_in(table: dict[str, Function], prefix: str = "") -> Callable[..., Callable[[Function], Function]]:
-    """A decorator that enters functions into `table` under the names that it is given, each behind `prefix`."""
+    """A decorator that adds functions to `table` under the given names, each prefixed with `prefix`."""
 
     def named(*names: str) -> Callable[[Function], Function]:
         def register(function: Function) -> Function:
@@ -30,9 +30,9 @@ class Registry(Generic[Made]):
     """Factories by name: built-in ones in the modules of a package, third-party ones by entry point.
 
     Args:
-        what: a name of the interface, for messages.
-        package: every module in it is imported when a name is first looked up.
-        group: the entry point group of other packages.
+        what: the name of the interface, for messages.
+        package: every module in it is imported at the first lookup.
+        group: the entry point group for other packages.
     """
 
     def __init__(self, what: str, package: str, group: str) -> None:
@@ -41,7 +41,7 @@ class Registry(Generic[Made]):
         self._searched = False
 
     def register(self, name: str) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
-        """Decorate a class or a function that makes one."""
+        """Decorate a class or factory function."""
 
         def add(factory: Callable[..., Made]) -> Callable[..., Made]:
             self._factories[name] = factory
@@ -55,7 +55,7 @@ class Registry(Generic[Made]):
         return sorted(self._factories)
 
     def make(self, name: str, **options: object) -> Made:
-        """The implementation of that name. Raises OptionError for an unknown one."""
+        """The implementation with that name. Raises OptionError if the name is unknown."""
         self._search()
         if name not in self._factories:
             raise OptionError(f"there is no {self._what} {name!r}", f"use one of {', '.join(self.names())}")

@@ -1,4 +1,4 @@
-"""The least time that work can take on a machine: by its arithmetic, or by the bytes it must move.
+"""The minimum time for work on a machine, by its arithmetic or by the bytes that it must move.
 
 The roofline model (Williams, Waterman, Patterson 2009): time >= max(operations / peak, bytes / bandwidth).
 """
@@ -14,20 +14,20 @@ from schedules.machine import Machine
 
 ASSUMED_HERTZ = 3.0e9
 _CACHE_BYTES_PER_CYCLE = 32
-"""Bandwidth of the last-level cache for one core: half a cache line per cycle, as vendors' optimization manuals
-state."""
+"""Bandwidth of the last-level cache for one core: half a cache line per cycle, according to vendors' optimization
+manuals."""
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """A machine's limits.
+    """The limits of a machine.
 
     Attributes:
         peak: float32 operations per second, all cores: lanes x 2 (multiply-add) x ports x cores x clock.
         memory_bandwidth: bytes per second from main memory.
-        cache_bandwidth: bytes per second from the last-level cache.
         cache_bytes: the size of that cache.
-        source: where the clock and the bandwidth come from, as text.
+        cache_bytes: the size of that cache.
+        source: the origin of the clock and bandwidth values, as text.
     """
 
     peak: float
@@ -38,10 +38,10 @@ class Roofline:
 
     @classmethod
     def of(cls, machine: Machine, *, measured: bool) -> Roofline:
-        """The limits of a described machine.
+        """The limits of a machine from its description.
 
         Args:
-            measured: the machine is this one: read its clock and measure its memory, which takes 0.1 s; otherwise both
+            measured: the machine is this one: read its clock and measure its memory, which takes 0.1 s. Otherwise both
                 are assumed, as `source` says.
         """
         hertz = (_clock() if measured else None) or ASSUMED_HERTZ
@@ -56,13 +56,13 @@ class Roofline:
         )
 
     def seconds(self, operations: int, nbytes: int) -> float:
-        """The least time for a number of float32 operations on a number of bytes."""
+        """The minimum time for a number of float32 operations on a number of bytes."""
         bandwidth = self.cache_bandwidth if nbytes <= self.cache_bytes else self.memory_bandwidth
         return max(operations / self.peak, nbytes / bandwidth)
 
 
 def _clock() -> float | None:
-    """The processor's clock in Hz: its highest where the system says so."""
+    """The processor's clock rate in Hz: its maximum if the system reports it."""
     import psutil
 
     frequency = psutil.cpu_freq()
@@ -73,7 +73,7 @@ def _clock() -> float | None:
 
 
 def _memory_bandwidth() -> float:
-    """Bytes read and written per second by a copy larger than any cache: the best of a few."""
+    """Bytes read and written per second by a copy larger than any cache: the best of several measurements."""
     source = np.ones(64 << 20, dtype=np.uint8)
     destination = np.zeros_like(source)
     best = float("inf")

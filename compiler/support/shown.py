@@ -1,4 +1,4 @@
-"""`shown`: untrusted values in messages, at a bounded cost for any size and nesting."""
+"""`shown`: untrusted values in messages, with bounded effort for any size and nesting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _Short(reprlib.Repr):
         self.maxlevel, self.maxstring, self.maxother = 3, _MOST, _MOST
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
-        """Python's own sorts all of the keys."""
+        """Like the base method, which sorts all keys, but without sorting."""
         if not x or level <= 0:
             return "{...}" if x else "{}"
         some = (f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in islice(x.items(), 4))
@@ -26,6 +26,6 @@ _SHORT = _Short()
 
 
 def shown(value: object) -> str:
-    """A value for a message, cut where it is long."""
+    """A value as text for a message, truncated if it is long."""
     text = _SHORT.repr(value)
     return text if len(text) <= _MOST else f"{text[: _MOST - 3]}..."

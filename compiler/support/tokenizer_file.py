@@ -1,4 +1,4 @@
-"""Reads tokenizer.json files of strangers: on some, the tokenizers library panics or aborts the process."""
+"""Reads untrusted tokenizer.json files: some make the tokenizers library panic or abort the process."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import numpy as np
 from compiler.errors import ArtifactError, InputError, storage_errors
 from compiler.support.optional import optional_module
 
-_MOST_GROWTH = 1024  # times that normalizers may lengthen a text
+_MOST_GROWTH = 1024  # maximum factor by which normalizers may lengthen a text
 _HINT = "download the tokenizer again"
-_VALUE = 1 << 31  # of a unit of a double-array trie: it is a value, at the end of a key
+_VALUE = 1 << 31  # flag of a double-array trie's unit: it is a value, at the end of a key
 _HAS_VALUE = 1 << 8
 
 
@@ -27,7 +27,7 @@ def read_tokenizer(content: bytes, origin: str = "the tokenizer of the module") 
     """A `tokenizers.Tokenizer`.
 
     Raises:
-        ArtifactError: the file is damaged; names the field where one is at fault.
+        ArtifactError: the file is damaged; names the invalid field if there is one.
         MissingDependencyError: the package tokenizers is not installed.
     """
     tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
@@ -41,7 +41,7 @@ def read_tokenizer(content: bytes, origin: str = "the tokenizer of the module") 
 
 
 def read_tokenizer_file(path: str | os.PathLike[str]) -> Any:
-    """The tokenizer in a file. Raises StorageError where it cannot be read, and as `read_tokenizer`."""
+    """The tokenizer in a file. Raises StorageError if the file cannot be read, and like `read_tokenizer`."""
     with storage_errors(path, what="the tokenizer "):
         content = Path(path).read_bytes()
     return read_tokenizer(content, f"the tokenizer {path}")
@@ -49,7 +49,7 @@ def read_tokenizer_file(path: str | os.PathLike[str]) -> Any:
 
 @cache
 def byte_level() -> dict[str, int]:
-    """Bytes by the characters that stand for them in byte-level models."""
+    """Bytes by the characters that represent them in byte-level models."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
@@ -57,7 +57,8 @@ def byte_level() -> dict[str, int]:
 
 @contextmanager
 def library_errors(kind: type[ArtifactError | InputError], what: str) -> Iterator[None]:
-    """Translates what the tokenizers library raises: plain Exception, and panics, which are no Exception at all."""
+    """Translate exceptions of the tokenizers library: plain Exception, and panics, which are not derived from
+    Exception."""
     try:
         yield
     except BaseException as error:
@@ -67,7 +68,7 @@ def library_errors(kind: type[ArtifactError | InputError], what: str) -> Iterato
 
 
 def expressions_of(described: object, path: str = "") -> list[str]:
-    """The fields of a tokenizer that hold regular expressions."""
+    """The fields of a tokenizer that contain regular expressions."""
     if isinstance(described, list):
         return [each for index, item in enumerate(described) for each in expressions_of(item, f"{path}[{index}]")]
     if not isinstance(described, dict):
@@ -82,7 +83,7 @@ def expressions_of(described: object, path: str = "") -> list[str]:
 
 
 def check_tokenizer(described: object, origin: str) -> None:
-    """Check what the library does not before it computes with it. Raises ArtifactError, which names the field."""
+    """Check what the library does not check before computing. Raises ArtifactError with the name of the field."""
     if not isinstance(described, dict):
         raise ArtifactError(f"{origin} is not an object of JSON", _HINT)
     growth = 1
@@ -108,7 +109,7 @@ def _is_beyond(number: object) -> bool:
 
 
 def _parts(described: object, path: str, inner: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A part and those that it is a sequence of, with their paths."""
+    """A part and, if it is a sequence, the parts in it, with their paths."""
     if not isinstance(described, dict):
         return
     yield path, described
@@ -138,8 +139,8 @@ def _check_model(model: object, where: str) -> None:
 
 
 def _check_character_map(encoded: object, where: str) -> None:
-    """Check a map of characters as SentencePiece writes it: the bytes of a double-array trie, the trie, and the texts
-    that its values point at, each ended by a zero byte."""
+    """Check a character map from SentencePiece: the bytes of a double-array trie, the trie, and the texts to which its
+    values point, each terminated by a zero byte."""
     broken = ArtifactError(f"{where} is not a map of characters", _HINT)
     if not isinstance(encoded, str):
         raise broken
@@ -161,7 +162,8 @@ def _check_character_map(encoded: object, where: str) -> None:
 
 
 def _trie_is_sound(units: np.ndarray[Any, np.dtype[np.int64]], texts: np.ndarray[Any, np.dtype[np.uint8]]) -> bool:
-    """True if no key, whatever its bytes, leads out of a trie of Darts-clone, and values are where characters begin."""
+    """True if no key, whatever its bytes, leads outside of a Darts-clone trie, and values are offsets at which
+    characters start."""
     seen = np.zeros(len(units), bool)
     nodes = np.zeros(1, np.int64)
     while nodes.size:

@@ -1,4 +1,4 @@
-"""Large arrays in files without a name, whose pages the system may write out instead of keeping them in memory."""
+"""Large arrays in files without a name, whose pages the system may write to disk instead of keeping them in memory."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from numpy.typing import DTypeLike, NDArray
 
 from compiler.errors import StorageError
 
-_LEAST = 1 << 20  # bytes: smaller arrays are not worth a file
+_LEAST = 1 << 20  # bytes: smaller arrays stay in memory
 
 
 class Room:
-    """Allocates arrays: in memory at first, then each in a file of the folder for temporary files (TMPDIR)."""
+    """Allocates arrays: in memory at first, then each in its own file in the folder for temporary files (TMPDIR)."""
 
     def __init__(self, in_memory: int) -> None:
-        """Begin; `in_memory` are bytes that arrays in memory take together at most."""
+        """Create the allocator; `in_memory` is the maximum total size of arrays in memory."""
         self._left = in_memory
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.generic]:
-        """An array whose elements are not set, page-aligned where it is in a file.
+        """An array with uninitialized elements, page-aligned if it is in a file.
 
-        Raises StorageError where there is no room for the file.
+        Raises StorageError if there is no room for the file.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if size <= self._left or size < _LEAST:
@@ -34,7 +34,7 @@ class Room:
             return np.empty(shape, dtype)
         try:
             with tempfile.TemporaryFile() as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and a signal later
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk raises an error here, but sends a signal later
                 mapped = mmap.mmap(file.fileno(), size)
         except OSError as error:
             raise StorageError(

@@ -1,1 +1,1 @@
-"""Tokenizers as the C++ runtime reads them (compiler/device/cpp/text)."""
+"""Tokenizers in the form that the C++ runtime reads (compiler/device/cpp/text)."""

@@ -1,6 +1,6 @@
-"""Character classes of regular expressions, as the tokenizers library defines them.
+"""Character classes of regular expressions, as defined by the tokenizers library.
 
-The library is asked, because its version of Unicode need not be that of Python.
+They are determined by calling the library, because its Unicode version may differ from Python's.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from compiler.support.optional import optional_module
 
 Ranges = tuple[tuple[int, int], ...]  # first and last code points, ascending
 LAST = 0x10FFFF
-# The library takes quadratic time for long texts. Surrogates, which are no characters, are one chunk.
+# The library takes quadratic time for long texts. The surrogates, which are not characters, form one chunk.
 CHUNK = 0x800
 _SURROGATES = 0xD800
-# Planes without characters, and those for private use: all chunks within are as the first of them.
+# Planes without characters and for private use: all chunks in them behave like the first one.
 _ALIKE = ((0x40000, 0xE0000), (0xE1000, 0xF0000), (0xF0000, 0xFF800), (0x100000, 0x10F800))
 # The property White_Space, which has not changed since Unicode 6.3.
 WHITE_SPACE: Ranges = (
@@ -30,7 +30,7 @@ WHITE_SPACE: Ranges = (
 
 
 def refused(what: str) -> OptionError:
-    """The error for a tokenizer with a part that the C++ runtime does not have."""
+    """The error for a tokenizer with a part that the C++ runtime does not support."""
     return OptionError(
         f"the tokenizer of the module has {what}, which static executables do not support",
         "write a plain runner, which takes tokens, with --no-text (text=None), or a bundle without --static",
@@ -39,9 +39,9 @@ def refused(what: str) -> OptionError:
 
 @cache
 def characters_matching(pattern: str) -> Ranges:
-    r"""The characters that a pattern of one character matches: r"\p{L}", "[^a-z]", "(?i:s)".
+    r"""The characters that a single-character pattern matches: r"\p{L}", "[^a-z]", "(?i:s)".
 
-    Raises OptionError where the library does not understand the pattern.
+    Raises OptionError if the library does not support the pattern.
     """
     tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
     try:
@@ -61,21 +61,21 @@ def characters_matching(pattern: str) -> Ranges:
 
 @cache
 def punctuation() -> Ranges:
-    """Characters that the pre-tokenizer Punctuation takes for punctuation."""
+    """Characters that the pre-tokenizer Punctuation treats as punctuation."""
     tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
     return _cut_off(tokenizers.pre_tokenizers.Punctuation("isolated"), "PSC")
 
 
 @cache
 def digits() -> Ranges:
-    """Characters that the pre-tokenizer Digits takes for digits."""
+    """Characters that the pre-tokenizer Digits treats as digits."""
     tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
     return _cut_off(tokenizers.pre_tokenizers.Digits(individual_digits=True), "NC")
 
 
 @cache
 def word_characters() -> Ranges:
-    """Characters that the pre-tokenizer Whitespace takes for parts of words."""
+    """Characters that the pre-tokenizer Whitespace treats as parts of words."""
     tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
     cutter = tokenizers.pre_tokenizers.Whitespace()
     found = np.zeros(LAST + 1, bool)
@@ -86,10 +86,11 @@ def word_characters() -> Ranges:
 
 
 def made_of(normalize: Callable[[str], str], mark: str) -> dict[int, str]:
-    """Replacements by a normalizer that treats each character by itself, by code point, for characters that it changes.
+    """Replacements by code point of a normalizer that treats each character separately, for the characters that it
+    changes.
 
     Args:
-        mark: a character that it keeps, and that it makes of no other.
+        mark: a character that the normalizer keeps, and that it does not produce from any other character.
     """
     found: dict[int, str] = {}
     for first in chunks():
@@ -112,30 +113,30 @@ def ranges_of(codes: Collection[int]) -> Ranges:
 
 
 def chunks() -> list[int]:
-    """First code points of the chunks of CHUNK code points to look at; those that are left out have no characters, or
-    private ones."""
+    """First code points of the chunks of CHUNK code points to examine; the others contain no characters or private
+    ones."""
     alike = {first for begin, end in _ALIKE for first in range(begin + CHUNK, end, CHUNK)}
     return [first for first in range(0, LAST + 1, CHUNK) if first != _SURROGATES and first not in alike]
 
 
 def _cut_off(cutter: Any, categories: str) -> Ranges:
-    """The characters of some general categories that a pre-tokenizer cuts off from letters around them."""
+    """The characters in some general categories that a pre-tokenizer separates from adjacent letters."""
     found = np.zeros(LAST + 1, bool)
     for first in chunks():
         codes = [code for code in range(first, first + CHUNK) if unicodedata.category(chr(code))[0] in categories]
         places = [span for _, span in cutter.pre_tokenize_str("".join(f"a{chr(code)}" for code in codes) + "a")]
-        # Such a one is a piece at an odd place; other characters stay with the letters.
+        # Separated characters are pieces at odd positions; other characters stay with the letters.
         found[[codes[begin // 2] for begin, end in places if end - begin == 1 and begin % 2]] = True
     return _ranges(found)
 
 
 def _ranges(wanted: np.ndarray[Any, np.dtype[np.bool_]]) -> Ranges:
-    """Ranges of the code points for which it is true."""
+    """Ranges of the code points for which `wanted` is true."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
     return tuple((int(first), int(end) - 1) for first, end in zip(edges[::2], edges[1::2], strict=True))
 
 
 @cache
 def stripped_by_python() -> Ranges:
-    """Characters that `str.strip`, which chat templates use, takes for white space."""
+    """Characters that `str.strip`, which chat templates use, treats as white space."""
     return _ranges(np.array([chr(code).isspace() for code in range(LAST + 1)]))

@@ -20,7 +20,7 @@ from compiler.support.optional import optional_module
 
 
 def write_normalizers(parts: Sequence[Part], writer: Writer) -> None:
-    """Append what is done to the whole text. Raises OptionError for a part that is not supported."""
+    """Append the normalization steps for the whole text. Raises OptionError for a part that is not supported."""
     steps = _Steps()
     for part in parts:
         steps.add(part)
@@ -29,13 +29,13 @@ def write_normalizers(parts: Sequence[Part], writer: Writer) -> None:
 
 
 class _Steps:
-    """Steps, and how many there are."""
+    """Steps and their number."""
 
     def __init__(self) -> None:
         self.written, self.count = Writer(), 0
 
     def add(self, part: Part) -> None:
-        """The steps of one normalizer."""
+        """Append the steps of one normalizer."""
         kind = part["type"]
         if kind in FORMS:
             write_normalization(kind, self._step(Step.NORMALIZE))
@@ -83,7 +83,7 @@ class _Steps:
         self._replace(characters, "")
 
     def _clean(self, name: str, options: Mapping[str, bool]) -> None:
-        """Control characters go, and white space becomes spaces."""
+        """Remove control characters and replace white space with spaces."""
         made = _made(name, "a", **options)
         self._remove(_emptied(name, "a", **options))
         self._replace(ranges_of([code for code, text in made.items() if text == " "]), " ")
@@ -121,19 +121,19 @@ def _emptied(name: str, mark: str, **options: bool) -> Ranges:
     return ranges_of([code for code, text in _made(name, mark, **options).items() if not text])
 
 
-_LARGE_CLUSTER = 6  # bytes: larger ones are replaced character by character
-_MOST_BYTES = 64  # of a text that is replaced: ends the walk over a damaged trie
+_LARGE_CLUSTER = 6  # bytes: clusters of this size or larger are replaced character by character
+_MOST_BYTES = 64  # maximum size of a replaced text; it limits the traversal of a damaged trie
 _MOST_RULES = 1 << 20
 
 
 def charsmap_rules(encoded: str) -> dict[str, str]:
-    """Replacements as far as the tokenizers library makes them: texts of less than six bytes, none of which another one
-    begins with.
+    """The replacements that the tokenizers library applies: texts of less than six bytes of which no other one is a
+    prefix.
 
     Args:
-        encoded: base64 of: bytes of the trie (uint32), the trie (uint32 each), texts that end in a zero byte.
+        encoded: base64 of: bytes of the trie (uint32), the trie (uint32 each), and texts, each followed by a zero byte.
 
-    Raises ArtifactError where it is damaged.
+    Raises ArtifactError if it is damaged.
     """
     try:
         content = base64.b64decode(encoded, validate=True)
@@ -155,8 +155,8 @@ def _is_used(key: str, rules: Mapping[str, str]) -> bool:
 
 @cache
 def cluster_characters() -> tuple[Ranges, Ranges, Ranges]:
-    """Characters that stand in one cluster with the one before, those that do with the one behind, and those that stand
-    alone, in the version of Unicode of the tokenizers library."""
+    """Characters that form a cluster with the preceding one, characters that form one with the following one, and
+    characters that stand alone, in the Unicode version of the tokenizers library."""
     extends = _clustered("A{}", joined=True)
     prepends = _clustered("{}A", joined=True)
     controls = _clustered("{}\u0301", joined=False) - extends
@@ -164,7 +164,7 @@ def cluster_characters() -> tuple[Ranges, Ranges, Ranges]:
 
 
 def _clustered(form: str, *, joined: bool) -> set[int]:
-    """The characters with which a text is one cluster, or several: each of less than six bytes becomes "B"."""
+    """The characters with which a text is one cluster or several: each cluster of less than six bytes becomes "B"."""
     bytes_but_newline = [byte for byte in range(1, 256) if byte != ord("\n")]
     trie = [256 << 10, *[0] * 767]
     for byte in bytes_but_newline:
@@ -178,7 +178,7 @@ def _clustered(form: str, *, joined: bool) -> set[int]:
     for first in chunks():
         codes = [code for code in range(first, first + CHUNK) if chr(code) not in "\r\n"]
         texts = normalize("\n".join(form.format(chr(code)) for code in codes)).split("\n")
-        # Longer texts than five bytes tell nothing.
+        # Texts longer than five bytes give no information.
         small = [len(form.format(chr(code)).encode()) < _LARGE_CLUSTER for code in codes]
         found |= {
             code
@@ -189,7 +189,7 @@ def _clustered(form: str, *, joined: bool) -> set[int]:
 
 
 def _entries(trie: list[int]) -> Iterator[tuple[bytes, int]]:
-    """Texts of the trie, and where what they become begins."""
+    """Texts in the trie, and the offset of each one's replacement."""
     waiting = [(b"", _offset(trie[0]))]
     while waiting:
         prefix, node = waiting.pop()
@@ -216,7 +216,7 @@ FORMS = {
     "NFKD": (True, False),
 }  # compatible, composed
 _HANGUL = range(0xAC00, 0xD7A4)  # decomposed by arithmetic
-_LIGHTEST = "\u0334"  # a mark of combining class 1, which goes before those of higher classes
+_LIGHTEST = "\u0334"  # a mark of combining class 1, which is sorted before marks of higher classes
 
 
 def write_normalization(form: str, writer: Writer) -> None:
@@ -233,7 +233,7 @@ def write_normalization(form: str, writer: Writer) -> None:
 
 @cache
 def _decompositions(compatible: bool) -> dict[str, str]:
-    """Characters with their whole decompositions."""
+    """Characters with their full decompositions."""
     normalizer = _normalizers().NFKD() if compatible else _normalizers().NFD()
     candidates = (chr(code) for code in range(LAST + 1) if code not in _HANGUL and not 0xD800 <= code < 0xE000)
     found = {each: normalizer.normalize_str(each) for each in candidates if unicodedata.decomposition(each)}
@@ -248,7 +248,7 @@ def _combining_classes() -> dict[int, int]:
     for code in range(LAST + 1):
         mark = chr(code)
         number = unicodedata.combining(mark)
-        # Characters that the library does not know keep their place there.
+        # Characters unknown to the library keep their position there.
         if number == 1 or (number > 1 and normalizer.normalize_str(f"a{mark}{_LIGHTEST}")[1] == _LIGHTEST):
             found[code] = number
     return found
@@ -256,7 +256,7 @@ def _combining_classes() -> dict[int, int]:
 
 @cache
 def _compositions() -> list[tuple[int, int, int]]:
-    """Pairs of characters and the one that they are composed to."""
+    """Pairs of characters and their composition."""
     normalizer = _normalizers().NFC()
     found = []
     for code in range(LAST + 1):

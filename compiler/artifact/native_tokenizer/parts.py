@@ -1,4 +1,4 @@
-"""Pre-tokenizers and decoders of a tokenizer.json, part by part."""
+"""Pre-tokenizers and decoders of a tokenizer.json, one part at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SPECIAL = frozenset(r"\.+*?()|[]{}^$#&-~")
 
 
 class Step(IntEnum):
-    """Steps applied to texts; the same in `text/steps.h`."""
+    """Steps applied to texts; the same numbers are in `text/steps.h`."""
 
     PREPEND = 1
     REPLACE = 2
@@ -38,7 +38,7 @@ class Step(IntEnum):
 
 
 class Undo(IntEnum):
-    """Steps applied to tokens to give their text; the same in `text/decoder.h`."""
+    """Steps that convert tokens to text; the same numbers are in `text/decoder.h`."""
 
     BYTE_LEVEL = 1
     REPLACE = 2
@@ -51,7 +51,7 @@ class Undo(IntEnum):
 
 
 class Behavior(IntEnum):
-    """Treatment of the matches of a split; the same in `text/steps.h`."""
+    """Treatment of the matches of a split; the same numbers are in `text/steps.h`."""
 
     REMOVED = 0
     ISOLATED = 1
@@ -71,7 +71,7 @@ _PREPENDED = {"never": 0, "first": 1, "always": 2}
 
 
 def flattened(part: Part | None, inner: str) -> list[Part]:
-    """A part that may be missing, or a sequence of parts; `inner` names the list of a sequence."""
+    """The list of parts for an optional part or a sequence of parts; `inner` names the list in a sequence."""
     if part is None:
         return []
     if part["type"] == "Sequence":
@@ -80,7 +80,7 @@ def flattened(part: Part | None, inner: str) -> list[Part]:
 
 
 def write_pre_tokenizers(parts: Sequence[Part], writer: Writer) -> None:
-    """Append how texts are cut. Raises OptionError for a part that is not supported."""
+    """Append how texts are split. Raises OptionError for a part that is not supported."""
     steps = Writer()
     count = 0
     for part in parts:
@@ -90,7 +90,7 @@ def write_pre_tokenizers(parts: Sequence[Part], writer: Writer) -> None:
 
 
 def _write_pre_tokenizer(part: Part, writer: Writer) -> int:
-    """The number of steps that were written."""
+    """Append the steps of one part and return their number."""
     kind = part["type"]
     if kind == "Split":
         return _write_split(
@@ -137,7 +137,7 @@ def _write_split(writer: Writer, pattern: Pattern, behavior: Behavior, invert: b
 
 
 def write_decoders(parts: Sequence[Part], writer: Writer) -> None:
-    """Append how tokens become a text. Raises OptionError for a part that is not supported."""
+    """Append how tokens are joined to a text. Raises OptionError for a part that is not supported."""
     writer.number(len(parts))
     for part in parts:
         kind = part["type"]
@@ -158,7 +158,7 @@ def write_decoders(parts: Sequence[Part], writer: Writer) -> None:
             raise refused(f"the decoder {kind}")
 
 
-# The step of each kind of decoder, and the fields that are written behind it.
+# The step for each kind of decoder, and the fields that are written after it.
 _DECODERS: dict[str, tuple[Undo, tuple[str, ...]]] = {
     "ByteLevel": (Undo.BYTE_LEVEL, ()),
     "ByteFallback": (Undo.BYTE_FALLBACK, ()),
@@ -175,7 +175,7 @@ def _prepended(part: Part) -> int:
 
 
 def pattern_source(pattern: Mapping[str, str]) -> str:
-    """The regular expression of a pattern, which may be a plain text."""
+    """The regular expression of a pattern, which may be plain text."""
     if "Regex" in pattern:
         return pattern["Regex"]
     return "".join(f"\\{each}" if each in _SPECIAL else each for each in pattern["String"])

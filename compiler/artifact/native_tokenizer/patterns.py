@@ -1,6 +1,6 @@
 """Programs that match regular expressions, for the matcher in `text/pattern.cc` of the C++ runtime.
 
-Parses the regular expressions of tokenizers (the syntax of Oniguruma, as far as tokenizers use it).
+Also parses the regular expressions of tokenizers (the part of Oniguruma's syntax that tokenizers use).
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ Greed = Literal["greedy", "lazy", "possessive"]
 
 @dataclass(frozen=True)
 class Characters:
-    """One character of a set."""
+    """One character from a set."""
 
     ranges: Ranges
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """Patterns one after the other."""
+    """Patterns in sequence."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The first of some patterns with which the rest matches."""
+    """The first of several patterns with which the rest matches."""
 
     ways: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """A pattern `least` to `most` times; None for any number."""
+    """A pattern repeated `least` to `most` times; None for no maximum."""
 
     body: Node
     least: int
@@ -49,7 +49,7 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Look:
-    """Zero-width assertion: lookahead of a pattern, or lookbehind of one character of a set."""
+    """Zero-width assertion: lookahead for a pattern, or lookbehind for one character from a set."""
 
     body: Node
     behind: bool
@@ -58,7 +58,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Atomic:
-    """A pattern whose first match is kept."""
+    """A pattern of which only the first match is tried."""
 
     body: Node
 
@@ -77,9 +77,9 @@ _MOST_COPIES = 1000
 
 
 def parse(pattern: str) -> Node:
-    """The tree of a regular expression.
+    """The syntax tree of a regular expression.
 
-    Raises OptionError where it has a part that is not supported.
+    Raises OptionError if it contains a part that is not supported.
     """
     parser = _Parser(pattern)
     node = parser.choice(ignoring_case=False)
@@ -107,7 +107,7 @@ class _Parser:
 
     def _sequence(self, ignoring_case: bool) -> Node:
         parts: list[Node] = []
-        letters = ""  # of the literal characters in a row
+        letters = ""  # consecutive literal characters
         while self.left and self.left[0] not in "|)":
             at = self._at
             part = self._repeated(self._atom(ignoring_case))
@@ -168,7 +168,7 @@ class _Parser:
         return body
 
     def _skip_class(self) -> None:
-        """Move behind a class: a ] ends it, but for the first one, and that of a class within."""
+        """Skip a character class: it ends at a ], except the first character and the ] of a nested class."""
         self._at += 1
         self._take("^")
         first = True
@@ -216,12 +216,12 @@ class _Parser:
             if (most or least) > _MOST_COPIES:
                 raise self.refused(f"a repetition of more than {_MOST_COPIES} times")
             if isinstance(body, Look | Edge):
-                raise self.refused("a repetition of what takes no character")
+                raise self.refused("a repetition of a pattern that matches no character")
             body = Repeat(body, least, most, greed)
         return body
 
     def _bounds(self) -> tuple[int, int | None, bool] | None:
-        """Bounds of a repetition, and True if it is in braces."""
+        """Bounds of a repetition, and True if they are in braces."""
         for sign, bounds in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
             if self._take(sign):
                 return *bounds, False
@@ -235,13 +235,14 @@ class _Parser:
 
 @cache
 def _folded_from_one() -> frozenset[str]:
-    """Texts of several characters that a single one is equal to when case is ignored, as "ss" for the sharp s."""
+    """Texts of several characters that equal a single character when case is ignored, for example "ss" for the sharp
+    s."""
     found = {chr(code).casefold() for code in range(LAST + 1) if not 0xD800 <= code < 0xE000}
     return frozenset(text for text in found if len(text) > 1)
 
 
 def matches_empty(node: Node) -> bool:
-    """True if a pattern can match without taking a character."""
+    """True if a pattern can match the empty text."""
     match node:
         case Characters():
             return False
@@ -261,18 +262,18 @@ _MOST_INSTRUCTIONS = 100_000
 
 
 class Operation(IntEnum):
-    """Instructions of three operands; the same in `text/pattern.h`."""
+    """Instructions with three operands; the same numbers are in `text/pattern.h`."""
 
     MATCH = 0
-    CHARACTER = 1  # of set a
-    FORK = 2  # go on at a, and if that fails at b
+    CHARACTER = 1  # from set a
+    FORK = 2  # continue at a, and if that fails at b
     JUMP = 3  # to a
-    GREEDY = 4  # characters of set a, b to c of them, as many as possible first
+    GREEDY = 4  # b to c characters from set a, as many as possible first
     POSSESSIVE = 5  # the same without trying fewer
-    AHEAD = 6  # the program behind, which ends in MATCH, matches here; go on at a
+    AHEAD = 6  # the following program, which ends in MATCH, matches here; continue at a
     NOT_AHEAD = 7
-    ATOMIC = 8  # the same, and takes what it matches
-    BEHIND = 9  # the character before is of set a
+    ATOMIC = 8  # the same, and consumes the match
+    BEHIND = 9  # the previous character is from set a
     NOT_BEHIND = 10
     BEGIN = 11  # of the text
     END = 12
@@ -284,7 +285,7 @@ class Pattern:
     def __init__(self, source: str | Ranges) -> None:
         """Compile a regular expression, or a set of characters.
 
-        Raises OptionError where it has a part that is not supported, or matches an empty text.
+        Raises OptionError if it contains a part that is not supported, or matches an empty text.
         """
         self._code: list[tuple[int, int, int, int]] = []
         self._sets: dict[Ranges, int] = {}
@@ -295,7 +296,7 @@ class Pattern:
         self._add(Operation.MATCH)
 
     def write(self, writer: Writer) -> None:
-        """Append it to a file."""
+        """Append the program to a file."""
         writer.number(len(self._sets))
         for ranges in self._sets:
             writer.numbers([edge for pair in ranges for edge in pair])
@@ -347,7 +348,7 @@ class Pattern:
         self._add(Operation.NOT_BEHIND if negative else Operation.BEHIND, self._set(body.ranges))
 
     def _inner(self, operation: Operation, body: Node) -> None:
-        """A program within the program."""
+        """Add a nested program."""
         index = self._add(operation)
         self._compile(body)
         self._add(Operation.MATCH)

@@ -1,4 +1,4 @@
-"""A tokenizer.json as the file that `text/tokenizer.cc` of the C++ runtime reads."""
+"""A tokenizer.json in the form that `text/tokenizer.cc` of the C++ runtime reads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from compiler.errors import MissingDependencyError, OptionError
 from compiler.support.tokenizer_file import read_tokenizer
 
 TOKENIZER_PROGRAM = "tokenizer.bin"
-"""Asset of an embedder for the C++ runtime."""
+"""Asset of an embedding model for the C++ runtime."""
 
 
 def native_tokenizer(content: bytes) -> bytes | None:
-    """A tokenizer for the C++ runtime; None where it has a part that the runtime does not have, or where the package
+    """A tokenizer for the C++ runtime; None if it has a part that the runtime does not support, or if the package
     tokenizers is not installed. Raises ArtifactError."""
     writer = Writer()
     try:
@@ -35,12 +35,12 @@ def write_tokenizer(content: bytes, writer: Writer) -> None:
     """Append a tokenizer, given as a file of the tokenizers library.
 
     Raises:
-        OptionError: it has a part that the C++ runtime does not have; the message names it.
+        OptionError: it has a part that the C++ runtime does not support; the message names it.
         ArtifactError: it is damaged.
         MissingDependencyError: the package tokenizers is not installed.
     """
     tokenizer = read_tokenizer(content)
-    described: dict[str, Any] = json.loads(tokenizer.to_str())  # with all defaults filled in
+    described: dict[str, Any] = json.loads(tokenizer.to_str())  # includes all defaults
     writer.numbers([edge for pair in WHITE_SPACE for edge in pair])
     write_normalizers(flattened(described["normalizer"], "normalizers"), writer)
     write_pre_tokenizers(flattened(described["pre_tokenizer"], "pretokenizers"), writer)
@@ -50,12 +50,12 @@ def write_tokenizer(content: bytes, writer: Writer) -> None:
     writer.numbers(before)
     writer.numbers(after)
     decoder = described["decoder"]
-    writer.number(int(decoder is None))  # tokens are then put together with spaces
+    writer.number(int(decoder is None))  # tokens are then joined with spaces
     write_decoders(flattened(decoder, "decoders"), writer)
 
 
 def _write_added(added: Sequence[Mapping[str, Any]], tokenizer: Any, writer: Writer) -> None:
-    """Append the tokens that are found before texts are cut."""
+    """Append the tokens that are matched before texts are split."""
     found = [each for each in added if each["content"]]
     writer.number(len(found))
     for each in found:
@@ -72,7 +72,7 @@ def _write_added(added: Sequence[Mapping[str, Any]], tokenizer: Any, writer: Wri
 
 
 def _around(processors: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
-    """Tokens before and after those of a text."""
+    """Tokens before and after the tokens of a text."""
     before: list[int] = []
     after: list[int] = []
     for part in processors:
@@ -82,7 +82,7 @@ def _around(processors: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[in
         elif kind == "TemplateProcessing":
             first, last = _template(part)
             before, after = [*first, *before], [*after, *last]
-        elif kind != "ByteLevel":  # which changes offsets alone
+        elif kind != "ByteLevel":  # which changes only offsets
             raise refused(f"the post-processor {kind}")
     return before, after
 
@@ -106,7 +106,7 @@ _MOST_CHARACTERS = 1 << 30
 
 
 class Model(IntEnum):
-    """Kinds of models; the same in `text/model.cc`."""
+    """Kinds of models; the same numbers are in `text/model.cc`."""
 
     PAIR_ENCODING = 1
     UNIGRAM = 2
@@ -132,7 +132,7 @@ def _write_pair_encoding(model: Mapping[str, Any], writer: Writer) -> None:
     continuing = model.get("continuing_subword_prefix") or ""
     writer.number(Model.PAIR_ENCODING)
     _write_vocabulary(_texts(vocabulary), vocabulary, writer)
-    merges = {}  # the last of equal ones counts, as in the library
+    merges = {}  # the last of equal ones wins, as in the library
     for rank, (left, right) in enumerate(model["merges"]):
         merged = left + right.encode()[len(continuing.encode()) :].decode()
         merges[vocabulary[left], vocabulary[right]] = rank, vocabulary[merged]
@@ -147,7 +147,7 @@ def _write_pair_encoding(model: Mapping[str, Any], writer: Writer) -> None:
 
 def _write_unigram(model: Mapping[str, Any], writer: Writer) -> None:
     texts = [text for text, _ in model["vocab"]]
-    vocabulary = {text: number for number, text in enumerate(texts)}  # the last of equal ones counts, as in the library
+    vocabulary = {text: number for number, text in enumerate(texts)}  # the last one wins, as in the library
     unknown = model.get("unk_id")
     writer.number(Model.UNIGRAM)
     _write_vocabulary(texts, vocabulary, writer)
@@ -175,7 +175,7 @@ def _write_words(model: Mapping[str, Any], writer: Writer) -> None:
 
 
 def _texts(vocabulary: Mapping[str, int]) -> list[str]:
-    """Texts by number; "" for numbers that are not in use."""
+    """Texts by number; "" for unused numbers."""
     size = max(vocabulary.values(), default=-1) + 1
     if size > _MOST_TOKENS:
         raise refused(f"{size} tokens")
@@ -191,7 +191,7 @@ def _write_vocabulary(texts: Sequence[str], vocabulary: Mapping[str, int], write
 
 
 def _write_fallback(model: Mapping[str, Any], vocabulary: Mapping[str, int], writer: Writer) -> None:
-    """The tokens of single bytes; none where the model does not fall back to them."""
+    """The tokens for single bytes; empty if the model has no byte fallback."""
     fallback = [vocabulary.get(f"<0x{byte:02X}>", _NONE) for byte in range(256)]
     writer.numbers(fallback if model.get("byte_fallback") else [])
 

@@ -15,22 +15,22 @@ class Writer:
         self._parts: list[bytes] = []
 
     def number(self, value: int) -> None:
-        """A whole number from 0 to 2**32 - 1."""
+        """Append an integer from 0 to 2**32 - 1."""
         self._parts.append(struct.pack("<I", value))
 
     def numbers(self, values: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.uint32]]) -> None:
-        """A list of such numbers."""
+        """Append a list of such integers."""
         self.number(len(values))
         self._parts.append(np.asarray(values, "<u4").tobytes())
 
     def text(self, value: str) -> None:
-        """A text, as UTF-8."""
+        """Append a text as UTF-8."""
         content = value.encode()
         self.number(len(content))
         self._parts.append(content)
 
     def texts(self, values: Iterable[str]) -> None:
-        """A list of texts: their lengths, then all of their bytes."""
+        """Append a list of texts: their lengths, then all bytes."""
         contents = [value.encode() for value in values]
         self.numbers([len(content) for content in contents])
         self._parts += contents
@@ -40,5 +40,5 @@ class Writer:
         self._parts += other._parts
 
     def content(self) -> bytes:
-        """All that was written."""
+        """Everything that was written."""
         return b"".join(self._parts)

@@ -149,7 +149,7 @@ def test_each_module_of_a_folder_is_proven_and_is_the_one_that_was_measured(tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"file": "../float32.twm"}, "no file of the folder"),
+        ({"file": "../float32.twm"}, "not a file of the folder"),
         ({"cost_ms": 0.0}, "cost_ms"),
         ({"accuracy": "1"}, "accuracy"),
         ({"name": "a/b"}, "name"),
