@@ -376,29 +376,29 @@ def gated_delta_rule(builder: BlockBuilder, given: DeltaRule) -> tuple[Expr, Exp
 
 
 class MatrixRule(Protocol):
-    """state = kept * state + write (delta of what `read` finds in the state) + inserted; result = query state."""
+    """Update of a matrix state by one row: state = kept * state + write delta(read state) + inserted."""
 
     def allocations(self, lanes: int, vectors: int) -> list[Stmt]:
-        """Allocate the vectors of a head and a row."""
+        """Allocate the vectors of one head and row."""
 
     def prepared(self, row: Expr, head: Expr) -> list[Stmt]:
         """Compute these vectors."""
 
     def factors(self, index: Expr) -> tuple[Expr, Expr, Expr, Expr]:
-        """Scalars of a row of the state: read, kept, write, query."""
+        """Factors of one row of the state: read, kept, write, query."""
 
     def delta(self, found: Expr, place: tuple[Expr, Expr, Expr], at: int) -> Expr:
-        """A vector of what is written; `place` is the row, the head and the first column of the task."""
+        """Return the vector to write, given read times state. `place`: row, head, first column of the task."""
 
     def inserted(self, index: Expr, at: int) -> Expr | None:
-        """A vector that is added to a row of the state as well."""
+        """Return a vector to add to a row of the state, or None."""
 
     def results(self, sums: list[Buffer], place: tuple[Expr, Expr, Expr]) -> list[Stmt]:
-        """Store the result of a row."""
+        """Store the results of a row; `sums` are query times state."""
 
 
 class MatrixLoops:
-    """The loops of a kernel whose state is a matrix for each head: a task is some columns of the values of a head."""
+    """Loops of a kernel with one matrix state per head. A task is a block of value columns of a head."""
 
     def __init__(self, rule: MatrixRule, buffers: Buffers, width: int) -> None:
         self._rule, self._buffers, self._state = rule, buffers, buffers.state

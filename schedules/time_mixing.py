@@ -1,7 +1,7 @@
-"""Time mixing of RWKV 7 as a kernel: a delta rule that removes and writes by keys of its own.
+"""Time mixing of RWKV 7 as a kernel: a delta rule with separate keys for removing and writing.
 
-What surrounds the rule is a part of the kernel, as all of it is a head's own: what is computed of keys and rates, the
-norm of the result, its bonus and its gate.
+The kernel includes the per-head operations around the rule: activations of decays and rates, normalized keys, and the
+result's group norm, bonus and gate.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class TimeMix:
 
     Attributes:
         query, key, value: (n, heads * size).
-        decay: (n, heads * size), row i of a head's state is multiplied with exp(-exp(-0.5) * sigmoid(decay[i])).
-        rate: (n, heads * size), the sigmoid of it is the share that is removed.
-        gate: (n, heads * size), the result is multiplied with it; None for the result as it is.
-        removal: (heads * size,), the product with the key, of length 1, is what is removed.
-        rate_share: (heads * size,), the key becomes key * (1 + rate_share * (sigmoid(rate) - 1)).
-        bonus: (heads * size,), sum(query * key * bonus) of a head times its value is added to the normalized result.
-        scale, bias: (heads * size,), of the layer norm of each head's result; None for the result as it is.
+        decay: (n, heads * size), before activation: row i of a state is scaled by exp(-exp(-0.5) * sigmoid(decay[i])).
+        rate: (n, heads * size), before its sigmoid: the in-context learning rate of each row of a state.
+        gate: (n, heads * size), multiplied with the result; None for no gate.
+        removal: (heads * size,), multiplied with the key to give the removal key, which is normalized to length 1.
+        rate_share: (heads * size,), the key is scaled by 1 + rate_share * (sigmoid(rate) - 1).
+        bonus: (heads * size,), the values times sum(query * key * bonus) of their head are added to the normed result.
+        scale, bias: (heads * size,), of the group norm of the result; None for no norm.
         state: (heads, size, size), or (slots, ...) of several sequences.
-        epsilon, key_epsilon: of the norm, and of the squared length of what is removed.
-        sequences: int64 (sequences, 5), as `cached_attention` takes them; None: all rows are of one sequence.
+        epsilon, key_epsilon: added to the variance of the norm, and to the squared length of the removal key.
+        sequences: int64 (sequences, 5), like those of `cached_attention`; None if all rows are one sequence.
     """
 
     query: Columns
@@ -52,9 +52,9 @@ class TimeMix:
 
 
 def time_mix(builder: BlockBuilder, given: TimeMix) -> tuple[Expr, Expr]:
-    """state = kept * state - rate removed (removed state) + key value, of each head; see `TimeMix` for the result.
+    """Emit state = kept * state - (rate * removed) (removed state) + key value for each head; see `TimeMix`.
 
-    Returns the result (n, heads * size) and the state that follows, emitted.
+    Returns the result (n, heads * size) and the next state.
     """
     columns = {each: getattr(given, each) for each in ("query", "key", "value", "decay", "rate", "gate")}
     others = {each: getattr(given, each) for each in ("removal", "rate_share", "bonus", "scale", "bias", "sequences")}
@@ -71,7 +71,7 @@ _VECTORS = ("key", "query", "kept", "removed", "write")
 
 
 class _TimeMix:
-    """The time mixing of RWKV 7; see `MatrixRule`. A task is a head, whose results are normalized together."""
+    """Rule of RWKV 7's time mixing; see `MatrixRule`. A task is a whole head, since heads are normalized."""
 
     def __init__(self, given: TimeMix, buffers: Buffers) -> None:
         self._given, self._buffers = given, buffers
@@ -147,7 +147,7 @@ class _TimeMix:
         return steps
 
     def _normalized(self, sums: list[Buffer]) -> list[Stmt]:
-        """Subtract the mean; 1 / the standard deviation is `total` then."""
+        """Subtract the mean of `sums`, and store 1 / standard deviation in `total`."""
         total, share = self._local["total"], tirx.const(1.0 / self._size, "float32")
         steps = self._sum("total", lambda at: load(sums, at, self._every))
         steps.append(store(total, load(total, 0) * share, 0))

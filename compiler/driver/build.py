@@ -42,8 +42,9 @@ from compiler.records.library import TunedConfigs, tuned_configs
 from compiler.runtime import Module
 from compiler.runtime.device import load_runtime_of
 from compiler.runtime.random_inputs import random_inputs
-from compiler.runtime.state_sizes import state_symbols, symbols_of
+from compiler.runtime.state_sizes import has_open_capacity, state_symbols, symbols_of
 from compiler.runtime.threads import check_threads
+from compiler.support.longest_match import LongestMatch
 from compiler.support.model_files import is_language_model
 from compiler.support.model_nodes import nodes_of
 from compiler.support.notebook import shortened
@@ -304,7 +305,9 @@ def calibration_tokens(text: Path, model: ImportedModel) -> Array:
     if stored is None:
         raise InvalidModelError("calibration needs the model's tokenizer, and it has none", "leave out the calibration")
     with library_errors(InputError, f"{text} cannot be tokenized"):
-        found = read_tokenizer(bytes(stored)).encode(content[: 16 * _TOKENS]).ids[:_TOKENS]
+        tokenizer, start = read_tokenizer(bytes(stored)), content[: 16 * _TOKENS]
+        longest = LongestMatch.of(tokenizer)
+        found = (tokenizer.encode(start).ids if longest is None else longest.encode(start))[:_TOKENS]
     description = decode(bytes(model.assets[DESCRIPTION_ASSET]), LanguageModelDescription)
     window = min(_CONTEXT, description.context)
     windows = len(found) // window
@@ -326,7 +329,7 @@ def operand_grams(module: Module, tokens: Array) -> tuple[Array, ...]:
         raise OptionError("the model has no products that calibration can improve", "leave out the calibration")
     grams: dict[str, Array] = {}
     for window in tokens:
-        session = module.session(capacity=len(window))
+        session = module.session(capacity=len(window) if has_open_capacity(module.manifest) else None)
         for start in range(0, len(window), _STEP):
             found = session.run({TOKENS: window[None, start : start + _STEP]})
             for name in names:

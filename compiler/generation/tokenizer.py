@@ -11,7 +11,7 @@ from typing import Any
 from compiler.artifact.language_model import LanguageModelDescription
 from compiler.errors import ArtifactError, InputError
 from compiler.generation.chat_templates import ChatTemplate, Messages
-from compiler.generation.longest_match import LongestMatch
+from compiler.support.longest_match import LongestMatch
 from compiler.support.tokenizer_file import byte_level, expressions_of, library_errors, read_tokenizer
 
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -30,7 +30,7 @@ class Tokenizer:
         self._tokenizer = read_tokenizer(content)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._longest_match = LongestMatch.of(json.loads(self._tokenizer.to_str()))
+        self._longest_match = LongestMatch.of(self._tokenizer)
         self._description = description
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:

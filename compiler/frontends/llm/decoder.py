@@ -326,7 +326,7 @@ class _Builder(Emitter):
         return self.residual(x, mixer.output(found))
 
     def _shifted_block(self, index: int, x: Expr, found: Expr, mixer: Mixer) -> Expr:
-        """The rest of a layer of RWKV, whose MLP reads the token before as well."""
+        """Rest of a layer of RWKV, whose MLP has a token shift."""
         assert isinstance(mixer, TimeMixer)
         x = self.residual(x, mixer.output(found))
         read = mixer.channels(self.normed(index, "mlp_norm", x))

@@ -24,7 +24,7 @@ class Emitter:
         self.builder = relax.BlockBuilder()
         self.products = Products(self.builder, options)
         self.length = tirx.Var("n", "int64")
-        self.first_values: Expr | None = None  # of the first layer of RWKV 7, which later ones read: (n, width)
+        self.first_values: Expr | None = None  # (n, width) of RWKV 7's first layer, read by later ones
 
     def has_norm(self, index: int, role: str) -> bool:
         """True if a layer has this norm."""

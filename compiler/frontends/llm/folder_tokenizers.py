@@ -193,7 +193,7 @@ def _bytes(value: int | bytes) -> bytes:
 
 
 def _longest_match(path: Path, listed: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """RWKV's vocabulary: lines of a number, a Python literal and a length. Token 0 ends texts."""
+    """RWKV's vocabulary: lines with a token's id, Python literal and length. Token 0, which it lacks, ends texts."""
     tokens: dict[bytes, int] = {}
     try:
         for line in read_bytes(path).decode().splitlines():

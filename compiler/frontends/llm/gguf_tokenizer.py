@@ -161,7 +161,7 @@ def _content(file: GgufFile, tokens: list[str], types: list[int]) -> dict[str, A
 
 
 def _unescaped(text: str) -> bytes:
-    """The bytes that a token of RWKV stands for."""
+    """Bytes of an RWKV token, which files store escaped."""
 
     def byte(found: re.Match[bytes]) -> bytes:
         code = found[1]

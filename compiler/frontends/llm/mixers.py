@@ -197,13 +197,13 @@ class MatrixMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeMixing:
-    """The mixer of RWKV 7 (arXiv:2503.14456): a delta rule over tokens that are mixed with those before them.
+    """The mixer of RWKV 7 (arXiv:2503.14456): a delta rule with token shift.
 
     Attributes:
-        heads, size: number of heads, and their width.
-        epsilon: of the norm of each head's result.
-        key_epsilon: of the squared length of the keys that remove.
-        shifts_channels: the MLP of the layer reads a mixture with the token before as well.
+        heads, size: number of heads, and their size.
+        epsilon: epsilon of the group norm of the result.
+        key_epsilon: added to the squared length of removal keys.
+        shifts_channels: the MLP of the layer has a token shift too.
     """
 
     heads: int
@@ -214,12 +214,12 @@ class TimeMixing:
 
     @property
     def width(self) -> int:
-        """Width of all heads together, which is that of the model."""
+        """Width of all heads together: the hidden size."""
         return self.heads * self.size
 
     @property
     def states(self) -> Shapes:
-        """The token before, the matrix of each head, and the token before as the MLP reads it."""
+        """The previous token, the matrix of each head, and the MLP's previous token."""
         shift = (1, self.width)
         found: Shapes = {"shift": shift, "state": (self.heads, self.size, self.size)}
         return {**found, "channel_shift": shift} if self.shifts_channels else found

@@ -183,7 +183,7 @@ class Parameters:
         return _halves(count, size, size if rope is None else rope.size)
 
     def ignore(self, layer: int, roles: Sequence[str]) -> None:
-        """Mark products as not needed, if they are present."""
+        """Mark matmuls as unneeded, if present."""
         names = [self._names.of(layer, role) for role in roles]
         self._checkpoint.ignore([f"{name}.{part}" for name in names for part in ("weight", "bias")])
 
@@ -303,8 +303,8 @@ class Parameters:
         return self._checkpoint.array(name, found).reshape(shape)
 
     def shifts(self, layer: int, width: int) -> Array:
-        """Shares of the token before in what the products of RWKV 7 read, (products, width): of queries, decays, keys,
-        values, rates and, where the model has them, gates; one tensor, or one for each."""
+        """Weights (projections, width) of the previous token in the inputs of RWKV 7's projections: of queries, decays,
+        keys, values, rates and, if the model has them, gates. Stored as one tensor, or one per projection."""
         whole = self._names.of(layer, "mix_shifts")
         if whole is not None and self._checkpoint.has(whole):
             return self._shaped(whole, (math.prod(self._checkpoint.shape(whole)) // width, width))

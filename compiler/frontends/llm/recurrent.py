@@ -473,7 +473,7 @@ class _MatrixMemory(_Recurrent):
 
 
 class TimeMixer(_Recurrent):
-    """The mixer of RWKV 7, and the shift of tokens before its MLP."""
+    """The mixer of RWKV 7, and the token shift of its MLP."""
 
     output_role = "mix_out"
     _config: TimeMixing
@@ -507,12 +507,12 @@ class TimeMixer(_Recurrent):
         return self._batch(found)
 
     def channels(self, x: Expr) -> Expr:
-        """What the MLP reads of normalized x (1, n, hidden): a mixture with the token before."""
+        """Token shift of the MLP's normalized input (1, n, hidden)."""
         share = self._model.parameters.array(self._index, "channel_shift", (self._config.width,))
         return self._batch(self._shift(x, 2, np.stack([share, 1 - share])))
 
     def _shift(self, x: Expr, state: int, weight: np.ndarray) -> Expr:
-        """Weights (2, width) times the token before, and the token: (n, width)."""
+        """Weighted sum (n, width) of the previous and the current token, with weights (2, width)."""
         zeros = as_constant(np.zeros(weight.shape[1], np.float32))
         given = Convolution(
             x=Columns(self._rows(x)),
@@ -525,7 +525,7 @@ class TimeMixer(_Recurrent):
         return found
 
     def _shifted(self, x: Expr) -> list[Expr | None]:
-        """What the products read: mixtures of a token and the one before, the last one None where nothing reads it."""
+        """Inputs of the projections of queries, decays, keys, values, rates and gates, the last None without gates."""
         width = self._config.width
         change = self._batch(self._shift(x, 0, np.tile(np.array([[1.0], [-1.0]]), width)))
         parts: list[Expr | None] = []
@@ -542,7 +542,7 @@ class TimeMixer(_Recurrent):
         return found
 
     def _low_rank(self, x: Expr, role: str, activation: Callable[[Expr], Expr] | None = None) -> Columns:
-        """Two products in their stored precision: they are small, and what they give acts on all later tokens."""
+        """Low-rank projection in its stored precision: it is small, and errors of decays accumulate in the state."""
         parameters, products, width = self._model.parameters, self._model.products, self._config.width
         rank = parameters.width(self._index, f"mix_{role}_low")
         low = products.exact(x, parameters.linear(self._index, f"mix_{role}_low", rank, width))
@@ -550,7 +550,7 @@ class TimeMixer(_Recurrent):
         return Columns(self._rows(products.exact(low, parameters.linear(self._index, f"mix_{role}", width, rank))))
 
     def _mixed_values(self, x: Expr) -> Expr:
-        """The values (n, width), in later layers mixed with those of the first layer."""
+        """Values (n, width), which later layers interpolate with those of the first layer."""
         model, emit = self._model, self._emit
         value = self._slice(self._projected(x, "value"), self._config.width)
         if model.first_values is None:

@@ -111,8 +111,8 @@ def _pairs(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], **set
 
 
 def longest_match(tokens: Mapping[bytes, int], unknown: bytes) -> dict[str, Any] | None:
-    """The longest token at each place of a text (RWKV), as words of bytes whose pieces have no prefix; None where a
-    byte is no token. `unknown` is one of the tokens, for which no text is left."""
+    """Longest-match tokenizer (RWKV), as byte-level WordPiece without a prefix; None if some byte has no token, since
+    WordPiece would make a whole text unknown. `unknown`: a token that is never used as such."""
     if not {bytes([byte]) for byte in range(256)} <= tokens.keys():
         return None
     characters = {byte: character for character, byte in byte_level_characters().items()}

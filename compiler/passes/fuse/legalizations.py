@@ -384,7 +384,9 @@ def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Exp
             wide = iter(index for index, size in zip(indices, target, strict=True) if not is_one(size))
             return data(*(const(0, "int64") if is_one(size) else next(wide) for size in source))
 
-        return te.compute(target, element, name="reshape")
+        # Sizes of the kernel's own operand: with other symbols for them, it is not known to keep the element order.
+        own = (each for each, size in zip(data.shape, source, strict=True) if not is_one(size))
+        return te.compute([size if is_one(size) else next(own) for size in target], element, name="reshape")
 
     return builder.call_te(reshaped, call.args[0], primfunc_name_hint="reshape")
 

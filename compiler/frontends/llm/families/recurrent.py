@@ -319,7 +319,7 @@ def _time_mixing(settings: Settings) -> TimeMixing:
         heads=hidden // size,
         size=size,
         epsilon=settings.number("head_norm_eps", size * settings.number("rms_norm_eps", 1e-5)),
-        # Those of the fused norms of flash-linear-attention, and of torch's, which limits the length itself.
+        # flash-linear-attention's fused norm adds 1e-6; torch's clamps the length to at least 1e-12.
         key_epsilon=1e-6 if settings.flag("fuse_norm") else 1e-24,
         shifts_channels=settings.flag("shifts_channels"),
     )
@@ -331,7 +331,7 @@ def _rwkv7_names(settings: Settings) -> Names:
 
 
 def _rwkv7(config: DecoderConfig, settings: Settings) -> DecoderConfig:
-    """The width of the MLP is a multiple of 32."""
+    """Derive the MLP's width, a multiple of 32, if the settings lack it."""
     if settings.get("intermediate_size") is not None:
         return config
     width = int(config.hidden * settings.positive("hidden_ratio", 4.0))

@@ -93,6 +93,19 @@ def test_folders_equal_the_reference(tmp_path: Path, *, fuse_norm: bool, older: 
         step = np.array([token])
 
 
+def test_weights_are_calibrated_without_a_capacity(tmp_path: Path) -> None:
+    """The states have no rows, so calibration opens a session without a number of them."""
+    config = {**_CONFIG, "num_hidden_layers": 2, "hidden_size": 64, "head_dim": 32}
+    tensors = random_tensors(config)
+    path = write_gguf(tmp_path / "model.gguf", config, tensors, TOKENS)
+    text = tmp_path / "text.txt"
+    text.write_text("".join(random.Random(0).choices("the n\n\tabcé中", k=4000)))
+    module = compiler.compile(path, threads=1, precision="int4", calibration=text)
+    prompt = np.random.default_rng(1).integers(1, len(TOKENS), 9)
+    found = module.session().run([prompt[None]])["logits"][0, 0]
+    assert np.corrcoef(found, Reference(config, tensors).run(prompt.tolist())[-1])[0, 1] > 0.97
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,11 +1,12 @@
-"""Tokenizers that take the longest token at each place of a text (RWKV).
+"""Greedy tokenizer: the longest token at each position of a text (RWKV).
 
-The tokenizers library has such a model, WordPiece, but it tries all ends of the text for each token: the time for a
-text of some pages grows with the cube of its length.
+WordPiece of the tokenizers library gives the same tokens, but tries every end of the text for each of them: its time is
+cubic in the length of a text without spaces, and RWKV's tokens contain spaces.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 class LongestMatch:
-    """Tokens of bytes, and those that texts are searched for first."""
+    """Tokens as bytes, and added tokens, which are found first."""
 
     def __init__(self, tokens: Mapping[bytes, int], added: Mapping[bytes, int], unknown: int) -> None:
         self._tokens, self._added, self._unknown = tokens, added, unknown
@@ -27,29 +28,24 @@ class LongestMatch:
         self._sizes = {first: sorted(each, reverse=True) for first, each in sizes.items()}
 
     @staticmethod
-    def of(described: Mapping[str, Any]) -> LongestMatch | None:
-        """The model of a file of the tokenizers library; None for another one, and for texts that are changed first."""
-        model, before = described["model"], described.get("pre_tokenizer") or {}
-        steps = described.get("normalizer") or described.get("post_processor")
-        added = {each["content"].encode(): each["id"] for each in described["added_tokens"]}
-        if (
-            model["type"] != "WordPiece"
-            or model["continuing_subword_prefix"]
-            or steps
-            or not added
-            or any(each[flag] for each in described["added_tokens"] for flag in _FLAGS)
-            or (before.get("type"), before.get("add_prefix_space"), before.get("use_regex"))
-            != ("ByteLevel", False, False)
-        ):
+    def of(tokenizer: Any) -> LongestMatch | None:
+        """Convert a `tokenizers.Tokenizer`; None unless it is only byte-level WordPiece without a prefix."""
+        described: dict[str, Any] = json.loads(tokenizer.to_str())
+        model, before, added = described["model"], described["pre_tokenizer"] or {}, described["added_tokens"]
+        if model["type"] != "WordPiece" or model["continuing_subword_prefix"] or not added:
+            return None
+        splits = before.get("type") != "ByteLevel" or before["add_prefix_space"] or before["use_regex"]
+        if splits or described["normalizer"] or described["post_processor"]:
             return None
         table, vocabulary = byte_level(), model["vocab"]
-        if not set("".join(vocabulary)) <= table.keys():
+        if any(each[flag] for each in added for flag in _FLAGS) or not set("".join(vocabulary)) <= table.keys():
             return None
         tokens = {bytes(table[each] for each in text): number for text, number in vocabulary.items() if text}
-        return LongestMatch(tokens, added, vocabulary[model["unk_token"]])
+        special = {each["content"].encode(): each["id"] for each in added}
+        return LongestMatch(tokens, special, vocabulary[model["unk_token"]])
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text; a byte that no token begins with is the unknown one."""
+        """Tokens of a text; a byte that starts no token is unknown."""
         found: list[int] = []
         for part in self._found.split(text.encode()):
             if part in self._added:
