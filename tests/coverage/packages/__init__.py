@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from tests.coverage.packages.audio import torchaudio_models
 from tests.coverage.packages.diffusion import diffusers_models
 from tests.coverage.packages.graph_networks import geometric_models
+from tests.coverage.packages.kornia_functions import kornia_models
 from tests.coverage.packages.language import transformers_models
 from tests.coverage.packages.medical import monai_models
 from tests.coverage.packages.model import PackageModel
@@ -22,6 +23,7 @@ from tests.coverage.packages.vision import (
 
 PACKAGES: dict[str, Callable[[], Iterator[PackageModel]]] = {
     "diffusers": diffusers_models,
+    "kornia": kornia_models,
     "monai": monai_models,
     "segmentation_models_pytorch": segmentation_models,
     "timm": timm_models,

@@ -48,7 +48,7 @@ _COUNTS = {
     for name, size in _SIZES.items()
     if size in (2, 4, _VOCABULARY) and re.search("layers|depth|blocks|vocab|experts|n_layer", name)
 }
-_REQUIRED = {"prediction_length": 8}  # without a default
+_REQUIRED: dict[str, Any] = {"prediction_length": 8}  # without a default
 
 
 def transformers_models() -> Iterator[PackageModel]:
@@ -154,6 +154,8 @@ class _Call:
 def _signatures(net: Any) -> Iterator[tuple[str, ...]]:
     """Sets of inputs to try."""
     main = net.main_input_name
+    if "future_values" in inspect.signature(net.forward).parameters and hasattr(net.config, "lags_sequence"):
+        yield main, "past_time_features", "past_observed_mask", "future_values", "future_time_features"
     yield (main,)
     yield main, "decoder_input_ids"
     for other in ("pixel_values", "input_values", "input_features"):
@@ -163,8 +165,9 @@ def _signatures(net: Any) -> Iterator[tuple[str, ...]]:
 _ASKED_FOR = {
     *("input_ids", "decoder_input_ids", "inputs_embeds", "query_embeds", "bbox", "attention_mask", "pixel_mask"),
     *("pixel_values", "pixel_values_videos", "input_values", "input_features", "past_values", "padding_mask"),
-    *("past_observed_mask", "past_time_features", "decoder_inputs_embeds", "encoder_hidden_states", "hidden_states"),
+    *("past_observed_mask", "past_time_features", "past_values_padding", "freq", "decoder_inputs_embeds", "encoder_hidden_states", "hidden_states"),
     *("visual_feats", "visual_pos", "xpath_tags_seq", "xpath_subs_seq", "input_embeds"),
+    *("states", "actions", "returns_to_go", "timesteps"),
 }
 _LENGTH, _FRAMES, _SAMPLES = 7, 60, 4000
 
@@ -182,7 +185,7 @@ def _values(config: Any, name: str) -> list[Any]:
         "input_features": _spectrogram_shapes(config),
         "input_values": [(2, _SAMPLES), (2, 1, _SAMPLES), *_spectrogram_shapes(config)],
         "query_embeds": [(2, getattr(config, "num_query_tokens", 4), width)],
-        "past_values": [(2, 16), (2, 512, getattr(config, "num_input_channels", 1))],
+        **_series_shapes(config),
         "visual_feats": [(2, 3, getattr(config, "visual_feat_dim", 16))],
         "visual_pos": [(2, 3, 4)],
     }
@@ -192,9 +195,30 @@ def _values(config: Any, name: str) -> list[Any]:
         return [torch.randint(0, 60, (2, _LENGTH, 4)).sort(-1).values]
     if name.endswith(("_embeds", "hidden_states")):
         return [torch.randn(2, _LENGTH, width)]
+    if name == "past_observed_mask":
+        return [torch.ones(_series_shapes(config)["past_values"][0])]
+    if name == "past_values_padding":
+        return [torch.zeros(2, 16)]
+    if name in ("timesteps", "freq"):
+        return [torch.arange(_LENGTH).expand(2, _LENGTH), torch.zeros(2, 1, dtype=torch.int64)]
     if name.endswith("mask"):
         return [torch.ones(2, _LENGTH, dtype=torch.int64)]
     raise ValueError(f"an input is {name}")
+
+
+def _series_shapes(config: Any) -> dict[str, list[tuple[int, ...]]]:
+    """Values of series, and what is known of the times before and after."""
+    context, later = (getattr(config, name, None) or 16 for name in ("context_length", "prediction_length"))
+    before, known = context + max(getattr(config, "lags_sequence", None) or [0]), getattr(config, "num_time_features", 0)
+    return {
+        "past_values": [(2, before), (2, context, getattr(config, "num_input_channels", 1)), (2, 16)],
+        "past_time_features": [(2, before, known)],
+        "future_values": [(2, later)],
+        "future_time_features": [(2, later, known)],
+        "states": [(2, _LENGTH, getattr(config, "state_dim", 1))],
+        "actions": [(2, _LENGTH, getattr(config, "act_dim", 1))],
+        "returns_to_go": [(2, _LENGTH, 1)],
+    }
 
 
 def _image_shapes(config: Any) -> list[tuple[int, ...]]:

@@ -83,13 +83,16 @@ def torchvision_models() -> Iterator[PackageModel]:
             families.setdefault(models.get_model_builder(name).__module__, []).append(name)
     for names in families.values():
         name = _smallest(names)
-        yield PackageModel(name, _torchvision(name), IMAGE)
+        video = "video" in models.get_model_builder(name).__module__
+        yield PackageModel(name, _torchvision(name), _VIDEO if video else IMAGE)
     both = ((1, 0, 0), (1, 2, 1), (1, 3, 2))
     yield PackageModel("raft_small", _optical_flow, ((0, 0, 1), (0, 2, 64), (0, 3, 64)), both)
     for name in _DETECTORS:
         yield PackageModel(name, _detector(name), ((0, 2, 32), (0, 3, 32)))
+        yield PackageModel(f"{name}/boxes", _boxes(name), ((0, 1, 32), (0, 2, 32)))
 
 
+_VIDEO = ((0, 0, 1), (0, 2, 8), (0, 3, 32), (0, 4, 32))
 _DETECTORS = (
     "fasterrcnn_mobilenet_v3_large_320_fpn",
     "fcos_resnet50_fpn",
@@ -131,6 +134,20 @@ def _detector(name: str) -> Build:
     return build
 
 
+def _boxes(name: str) -> Build:
+    """The whole detector, of one image of its own size: boxes, after their selection."""
+
+    def build() -> tuple[Any, tuple[Any, ...]]:
+        import torch
+        from torchvision import models
+
+        sizes = {} if name.startswith("ssd") else {"min_size": 160, "max_size": 320}
+        net = models.get_model(name, weights=None, weights_backbone=None, **sizes)
+        return with_call(net, lambda net, image: net([image])[0]["boxes"]), (torch.rand(3, 160, 192),)
+
+    return build
+
+
 def _torchvision(name: str) -> Build:
     def build() -> tuple[Any, tuple[Any, ...]]:
         import torch
@@ -150,16 +167,40 @@ def segmentation_models() -> Iterator[PackageModel]:
     package = importlib.import_module("segmentation_models_pytorch")
     for name in sorted(package.MODEL_ARCHITECTURES_MAPPING):
         yield PackageModel(name, _segmentation(name), IMAGE)
+    for encoder in _ENCODERS:
+        yield PackageModel(f"unet/{encoder}", _segmentation("unet", encoder), IMAGE)
 
 
-def _segmentation(name: str) -> Build:
+_ENCODERS = (  # the smallest of each family
+    "densenet121",
+    "dpn68",
+    "efficientnet-b0",
+    "inceptionresnetv2",
+    "inceptionv4",
+    "mit_b0",
+    "mobilenet_v2",
+    "mobileone_s0",
+    "resnet34",
+    "resnext50_32x4d",
+    "se_resnet50",
+    "timm-efficientnet-b0",
+    "timm-skresnet18",
+    "timm-tf_efficientnet_lite0",
+    "tu-convnext_atto",
+    "tu-resnest14d",
+    "vgg11_bn",
+    "xception",
+)
+
+
+def _segmentation(name: str, encoder: str = "") -> Build:
     def build() -> tuple[Any, tuple[Any, ...]]:
         import torch
 
         package = importlib.import_module("segmentation_models_pytorch")
-        encoder = {"segformer": "mit_b0", "dpt": "tu-vit_tiny_patch16_224.augreg_in21k"}.get(name, "resnet18")
+        usual = {"segformer": "mit_b0", "dpt": "tu-vit_tiny_patch16_224.augreg_in21k"}.get(name, "resnet18")
         options = {"dynamic_img_size": True} if name == "dpt" else {}
-        net = package.create_model(name, encoder_name=encoder, encoder_weights=None, **options)
+        net = package.create_model(name, encoder_name=encoder or usual, encoder_weights=None, **options)
         return net, (torch.randn(2, 3, 64, 64),)
 
     return build
