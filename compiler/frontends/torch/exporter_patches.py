@@ -5,6 +5,8 @@
   function that it defines some thousand times. For small models this dominates import time; the results are cached.
 - PyTorch records the memory format of each value that it traces. Comparing symbolic strides adds requirements on sizes
   ("the padded width is not the width") that no value depends on. Instead, the example's strides are compared.
+- A view compares the axes of its tensor with those of the result one by one, in formulas that take seconds for sizes of
+  windows. Instead, a contiguous tensor is viewed by the sizes alone.
 - `math.sqrt`, called by models and PyTorch's decompositions, turns a symbolic size into a number. Instead, it stays
   symbolic.
 - torch's quotient of two sizes divides both by their common factors and simplifies the results, including the arguments
@@ -51,6 +53,7 @@ def patched_exporter() -> Iterator[None]:
             ("torch._prims_common", "is_channels_last_contiguous_2d", _of_example),
             ("torch._prims_common", "is_channels_last_contiguous_3d", _of_example),
             ("torch._prims_common", "are_strides_like_channels_last_or_false", _of_example_strides),
+            ("torch._refs", "_reshape_view_helper", _at_once),
         ):
             stack.enter_context(_replaced(holder, name, cached))
         yield
@@ -186,6 +189,23 @@ def _of_example_strides(test: Function) -> Function:
 def _example(sizes: Iterable[Any]) -> tuple[Any, ...]:
     """Return the example's sizes; those that depend on values stay symbolic."""
     return tuple(size.node.hint if hasattr(size, "node") and size.node.has_hint() else size for size in sizes)
+
+
+@cache
+def _at_once(view: Function) -> Function:
+    """A view of a contiguous tensor, without comparing its axes with those of the result."""
+    from torch._prims_common import extract_shape_from_varargs, infer_size, is_contiguous, make_contiguous_strides_for
+
+    @wraps(view)
+    def viewed(tensor: Any, *shape: Any, allow_copy: bool) -> Any:
+        wanted = extract_shape_from_varargs(shape, validate=False)
+        dynamic = any(hasattr(size, "node") for size in (*tensor.shape, *wanted))
+        if not (dynamic and tensor.ndim and wanted and is_contiguous(tensor)):
+            return view(tensor, *shape, allow_copy=allow_copy)
+        sizes = infer_size(wanted, tensor.numel())  # checks the number of elements
+        return tensor.as_strided(sizes, make_contiguous_strides_for(sizes))
+
+    return viewed
 
 
 @contextlib.contextmanager

@@ -165,7 +165,15 @@ def _signatures(net: Any) -> Iterator[tuple[str, ...]]:
 _ASKED_FOR = {
     *("input_ids", "decoder_input_ids", "inputs_embeds", "query_embeds", "bbox", "attention_mask", "pixel_mask"),
     *("pixel_values", "pixel_values_videos", "input_values", "input_features", "past_values", "padding_mask"),
-    *("past_observed_mask", "past_time_features", "past_values_padding", "freq", "decoder_inputs_embeds", "encoder_hidden_states", "hidden_states"),
+    *(
+        "past_observed_mask",
+        "past_time_features",
+        "past_values_padding",
+        "freq",
+        "decoder_inputs_embeds",
+        "encoder_hidden_states",
+        "hidden_states",
+    ),
     *("visual_feats", "visual_pos", "xpath_tags_seq", "xpath_subs_seq", "input_embeds"),
     *("states", "actions", "returns_to_go", "timesteps"),
 }
@@ -209,7 +217,10 @@ def _values(config: Any, name: str) -> list[Any]:
 def _series_shapes(config: Any) -> dict[str, list[tuple[int, ...]]]:
     """Values of series, and what is known of the times before and after."""
     context, later = (getattr(config, name, None) or 16 for name in ("context_length", "prediction_length"))
-    before, known = context + max(getattr(config, "lags_sequence", None) or [0]), getattr(config, "num_time_features", 0)
+    before, known = (
+        context + max(getattr(config, "lags_sequence", None) or [0]),
+        getattr(config, "num_time_features", 0),
+    )
     return {
         "past_values": [(2, before), (2, context, getattr(config, "num_input_channels", 1)), (2, 16)],
         "past_time_features": [(2, before, known)],

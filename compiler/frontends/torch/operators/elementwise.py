@@ -21,6 +21,18 @@ def hypot(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(torch.isinf(larger), larger, larger * (1 + ratio * ratio).sqrt())
 
 
+@decomposition_of("aten.nextafter.default", "prims.nextafter.default")
+def _next_after(values: Tensor, towards: Tensor) -> Tensor:
+    """A step of more than half a unit in the last place and at most one, in float64, is rounded to the next number."""
+    if values.dtype != torch.float32:
+        return NotImplemented
+    wide = values.double()
+    step = (wide.abs() * (2**-24 * (1 + 2**-20))).clamp(min=2**-149)
+    beside = torch.where(values < towards, wide + step, wide - step).float()
+    beside = torch.where(values.isinf(), values.sign() * torch.finfo(torch.float32).max, beside)
+    return torch.where(values == towards, towards, torch.where(towards.isnan(), towards, beside))
+
+
 @decomposition_of("aten.copysign.Tensor")
 def copysign(values: Tensor, signs: Tensor) -> Tensor:
     return torch.where(negative(signs), -values.abs(), values.abs())

@@ -581,3 +581,15 @@ def test_functions_keep_their_relative_precision_everywhere() -> None:
         close |= np.isnan(theirs) & ((x / y).abs().numpy() > 1e30)  # torch's quotient of a remainder is infinite there
         wrong = np.flatnonzero(~close)[:3]
         assert close.all(), (name, [(float(x[i]), float(y[i]), ours[i], theirs[i]) for i in wrong])
+
+
+def test_next_numbers_are_exact() -> None:
+    ends = torch.finfo(torch.float32)
+    special = [0.0, -0.0, 1.0, -1.0, 2.0, ends.tiny, -ends.tiny, 2**-149, -(2**-149), ends.max, -ends.max]
+    values = torch.tensor([*special, math.inf, -math.inf, math.nan, *(normal(20) * 1e3).tolist()])
+    towards = (math.inf, -math.inf, 0.0, 1.0, math.nan)
+    functions = [lambda x, end=end: torch.nextafter(x, torch.full_like(x, end)) for end in towards]
+    model = Applied(lambda x: [function(x) for function in functions]).eval()
+    module = compiler.compile(model, example_inputs=(values,), threads=1)
+    for found, wanted in zip(module.run([values]).values(), model(values), strict=True):
+        np.testing.assert_array_equal(found, wanted.numpy())

@@ -11,6 +11,7 @@ import torch
 from torch.onnx._internal.exporter import _registration, _schemas
 from torch.utils._sympy.functions import FloorDiv
 
+from compiler.frontends.torch.capture import exported_program
 from compiler.frontends.torch.exporter_patches import patched_exporter
 
 
@@ -70,3 +71,20 @@ def test_decompositions_do_not_trace_guards_again() -> None:
     assert hasattr(program.module(), "_guards_fn")
     with patched_exporter():
         assert not hasattr(program.module(), "_guards_fn")
+
+
+def test_contiguous_tensors_are_viewed_without_comparing_their_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Windows(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            batch, height, width, channels = x.shape
+            x = x.view(batch, height // 4, 4, width // 4, 4, channels).transpose(2, 3).reshape(-1, 16, channels)
+            return x.view(batch, -1, channels)
+
+    def compare(*_: Any) -> Any:
+        raise AssertionError("takes minutes for long sizes, and guards each comparison")
+
+    monkeypatch.setattr("torch._refs._reshape_view_helper_core_alg", compare)
+    dynamic = (dict.fromkeys(range(3), torch.export.Dim.DYNAMIC),)
+    program = exported_program(Windows().eval(), (torch.randn(2, 8, 12, 3),), dynamic)
+    x = torch.randn(3, 16, 16, 3)
+    assert torch.equal(program.module()(x), Windows()(x))

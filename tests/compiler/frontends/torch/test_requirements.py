@@ -153,3 +153,19 @@ def test_dimensions_of_one_symbol_agree(first: int, second: int, reason: str) ->
     np.testing.assert_allclose(module.run({"x": x.numpy(), "z": z.numpy()})["output_0"], expected, atol=1e-4)
     with pytest.raises(InputError, match=reason):
         module.run({"x": np.zeros((3, first), np.float32), "z": np.zeros((second, 3), np.float32)})
+
+
+def test_windows_that_do_not_fit_are_refused() -> None:
+    class Windows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            batch, height, width, channels = x.shape
+            x = x.view(batch, height // 4, 4, width // 4, 4, channels).transpose(2, 3).contiguous()
+            return x.view(-1, 4, 4, channels) + 1
+
+    dynamic = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC},)
+    example = (torch.randn(2, 8, 12, 3),)
+    module = compiler.compile(Windows().eval(), example_inputs=example, dynamic_shapes=dynamic, threads=1)
+    x = torch.randn(3, 12, 12, 3)
+    np.testing.assert_array_equal(next(iter(module.run([x]).values())), Windows()(x))
+    with pytest.raises(InputError):
+        module.run([torch.randn(3, 10, 12, 3)])
