@@ -1,8 +1,9 @@
 """`int` and `float` calls on a dynamic size in model code, which would turn it into a number and fix it.
 
 While a model is captured, they keep symbolic sizes symbolic: the names are replaced in the Python modules that define
-the classes of the model and in those of the same packages, if functions call them. The replacements equal the builtin
-types and have their instances, but are not the same objects; modules that compare with `is` are not modified.
+the classes of the model and in those of the same packages, if functions call them, and in modules of imported packages
+that use torch, as a model calls functions of kornia. The replacements equal the builtin types and have their instances,
+but are not the same objects; modules that compare with `is` are not modified.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 _IS = dis.opmap["IS_OP"]
+_NOT_OF_MODELS = {"torch", __name__.partition(".")[0], *sys.stdlib_module_names}
 
 
 @contextmanager
@@ -52,17 +54,30 @@ def number_types_captured(model: torch.nn.Module) -> Iterator[bool]:
 def _functions(model: torch.nn.Module) -> Iterator[FunctionType]:
     """Yield the functions of the model's classes, and of the Python modules in their packages."""
     classes = {base for each in model.modules() for base in type(each).__mro__}
-    packages = {each.__module__.partition(".")[0] for each in classes} - {"torch", "builtins"}
+    packages = {_package(each.__module__) for each in classes} - _NOT_OF_MODELS
+    imported = _imported({each.__module__ for each in classes}) - packages - _NOT_OF_MODELS
     for path, module in list(sys.modules.items()):
-        if path.partition(".")[0] in packages:
+        package = _package(path)
+        if package in packages or (package in imported and "torch" in vars(module)):
             for value in list(vars(module).values()):
                 if isinstance(value, type):
                     classes.add(value)
                 elif isinstance(value, FunctionType):
                     yield value
     for each in classes:
-        if each.__module__.partition(".")[0] in packages:
+        if _package(each.__module__) in packages | imported:
             yield from (value for value in vars(each).values() if isinstance(value, FunctionType))
+
+
+def _imported(paths: set[str]) -> set[str]:
+    """The packages of the modules, functions and classes that these modules hold."""
+    held = [value for path in paths if path in sys.modules for value in vars(sys.modules[path]).values()]
+    names = [each.__name__ if isinstance(each, ModuleType) else getattr(each, "__module__", None) for each in held]
+    return {_package(name) for name in names if isinstance(name, str)}
+
+
+def _package(path: str) -> str:
+    return path.partition(".")[0]
 
 
 @cache  # models of one package are captured repeatedly

@@ -118,6 +118,23 @@ def test_python_numbers_of_sizes_stay_symbolic() -> None:
         np.testing.assert_allclose(compiled.run([x])["output_0"], net(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_functions_of_packages_that_a_model_imports_keep_sizes_symbolic(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = types.ModuleType("sized_package")
+    exec("import torch\ndef half(x): return x[:, : int(float(x.shape[1]) / 2)]", vars(package))
+    monkeypatch.setitem(sys.modules, "sized_package", package)
+    monkeypatch.setitem(globals(), "sized_package", package)
+
+    class Halved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return globals()["sized_package"].half(x) * 2
+
+    net, dynamic = Halved().eval(), ({1: torch.export.Dim.DYNAMIC},)
+    compiled = compiler.compile(net, example_inputs=(torch.randn(2, 12),), dynamic_shapes=dynamic, threads=1)
+    for length in (12, 7, 30):
+        x = torch.randn(2, length)
+        np.testing.assert_array_equal(compiled.run([x])["output_0"], net(x).numpy())
+
+
 def test_models_that_need_the_builtin_types_are_captured_with_them() -> None:
     net, x = Whole(_of_a_type).eval(), torch.randn(8)
     static = compiler.compile(net, example_inputs=(x,), dynamic_shapes=({0: None},), threads=1)
