@@ -198,6 +198,12 @@ def _printer() -> Any:
         def _print_TruncToInt(self, expr: Any) -> str:
             return self._rounded(expr, "(max({over}, 0) // {under} - max(-{over}, 0) // {under})")
 
+        def _print_RoundToInt(self, expr: Any) -> str:
+            """Halves are rounded to the even neighbor: down from an odd one that is exactly a half above."""
+            nearest = "(2 * {over} + {under}) // (2 * {under})"
+            half = "(1 - min((2 * {over} - {under}) % (2 * {under}), 1))"
+            return self._rounded(expr, f"({nearest} - {nearest} % 2 * {half})")
+
         def _print_CeilDiv(self, expr: Any) -> str:
             over, under = map(self.doprint, expr.args)
             return f"(-(-({over}) // ({under})))"

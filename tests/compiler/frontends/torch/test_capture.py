@@ -118,19 +118,32 @@ def test_python_numbers_of_sizes_stay_symbolic() -> None:
         np.testing.assert_allclose(compiled.run([x])["output_0"], net(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
+_SIZED_FUNCTIONS = """
+import torch
+
+def half(x):
+    return x[:, : int(float(x.shape[1]) / 2)]
+
+def middle(x):  # halves are rounded to the even neighbor
+    first = int(round((x.shape[1] - 6) / 2.0))
+    return x[:, first : first + 6] if first + 6 <= x.shape[1] else x[:, :6]
+"""
+
+
 def test_functions_of_packages_that_a_model_imports_keep_sizes_symbolic(monkeypatch: pytest.MonkeyPatch) -> None:
     package = types.ModuleType("sized_package")
-    exec("import torch\ndef half(x): return x[:, : int(float(x.shape[1]) / 2)]", vars(package))
+    exec(_SIZED_FUNCTIONS, vars(package))
     monkeypatch.setitem(sys.modules, "sized_package", package)
     monkeypatch.setitem(globals(), "sized_package", package)
 
     class Halved(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return globals()["sized_package"].half(x) * 2
+            functions = globals()["sized_package"]
+            return functions.half(x)[:, :3] + functions.middle(x)[:, 2:5]
 
     net, dynamic = Halved().eval(), ({1: torch.export.Dim.DYNAMIC},)
     compiled = compiler.compile(net, example_inputs=(torch.randn(2, 12),), dynamic_shapes=dynamic, threads=1)
-    for length in (12, 7, 30):
+    for length in (12, 7, 9, 11, 30):
         x = torch.randn(2, length)
         np.testing.assert_array_equal(compiled.run([x])["output_0"], net(x).numpy())
 
