@@ -183,7 +183,8 @@ def _network(make: Callable[[Any], Any], shape: tuple[int, ...]) -> Build:
 def _function(function: Callable[..., Any], shape: tuple[int, ...]) -> Build:
     def build() -> tuple[Any, tuple[Any, ...]]:
         package = _kornia()
-        return with_call(torch.nn.Identity(), lambda _, x: function(package, x)), (torch.randn(shape),)
+        of_kornia = package.geometry.transform.Hflip()  # as a network that calls its functions has some
+        return with_call(of_kornia, lambda _, x: function(package, x)), (torch.randn(shape),)
 
     return build
 
