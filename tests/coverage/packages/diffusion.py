@@ -154,7 +154,7 @@ NETWORKS: tuple[tuple[str, dict[str, Any], dict[str, tuple[int, ...]]], ...] = (
      {"input_ids": (2, 16, 16), "encoder_hidden_states": _TEXT, "pooled_text_emb": (2, 16), "micro_conds": (2, 5)}),
 )  # fmt: skip
 
-_EXTRA = {  # what is no tensor
+_EXTRA: dict[str, dict[str, Any]] = {  # what is no tensor
     "LTXVideoTransformer3DModel": {"num_frames": 2, "height": 4, "width": 4},
     "HunyuanDiT2DModel": {"image_rotary_emb": None},
 }

@@ -50,7 +50,7 @@ _IMAGES: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("max_blur_pool2d", lambda k, x: k.filters.max_blur_pool2d(x, 3)),
     ("median_blur", lambda k, x: k.filters.median_blur(x, (3, 3))),
     ("motion_blur", lambda k, x: k.filters.motion_blur(x, 5, 35.0, 0.5)),
-    ("otsu_threshold", lambda k, x: k.filters.otsu_threshold(x.abs())[0]),
+    ("otsu_threshold", lambda k, x: k.filters.otsu_threshold(x.abs(), nbins=16)[0]),
     ("sobel", lambda k, x: k.filters.sobel(x)),
     ("spatial_gradient", lambda k, x: k.filters.spatial_gradient(x, "diff", 2)),
     ("unsharp_mask", lambda k, x: k.filters.unsharp_mask(x, (3, 3), (1.0, 1.0))),
