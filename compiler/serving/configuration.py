@@ -1,7 +1,7 @@
 """Configuration of a server: its models, and the services wrapped around each of them.
 
-Read from a YAML file or made from a command line. A model's services, from the inside out: the module, the batcher,
-then those of `LAYERS` that its options name.
+It is read from a YAML file or built from the command line. A model's services, from the inside out: the module, the
+batcher, then those of `LAYERS` in its options.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True)
 class Layer:
-    """A service that options put around another one: how its options are called, their type, and what builds it."""
+    """A service that wraps another one: the name and type of its options, and its builder."""
 
     name: str
     options: type[Any]
@@ -60,17 +60,17 @@ class ModelOptions:
     """One model of a server.
 
     Attributes:
-        name: how clients address it.
+        name: name for clients.
         path: a module (.twm); a folder of variants, as `tensorwright compress --variants` writes it; or a folder of
             versions, VERSION/model.twm or VERSION with variants, whole numbers, of which the highest is served.
-        batch: how requests are put together.
-        runners, threads: runs at once, and threads of each; None: by the cores.
-        cores: how many it uses; None: all.
-        latency_ms: the deadline of requests that name none; None: no deadline.
-        text: for the embeddings route.
-        generation: for language models.
-        variants: when overload degrades, for a folder of variants.
-        layers: options of the services around the batcher, by the names of `LAYERS`.
+        batch: batching options.
+        runners, threads: number of concurrent runs, and threads of each; None: by the number of cores.
+        cores: number of cores to use; None for all.
+        latency_ms: the deadline of requests that do not set one; None: no deadline.
+        text: options of the embeddings route.
+        generation: options for language models.
+        variants: degradation under overload, for a folder of variants.
+        layers: options of the services around the batcher, by their names in `LAYERS`.
     """
 
     name: str
@@ -91,9 +91,9 @@ class ModelOptions:
 
 
 def build_service(options: ModelOptions, path: Path, version: str, observer: Observer) -> Service:
-    """The services of one version of a model, not started; the module is proven by its stored example.
+    """Build the services of one version of a model, not started; the module's stored example is verified.
 
-    Raises what loading a module does, and OptionError for options that do not fit the model.
+    Raises as loading a module, and OptionError for options that do not fit the model.
     """
 
     runners = Runners(options.name)
@@ -132,7 +132,7 @@ def build_service(options: ModelOptions, path: Path, version: str, observer: Obs
 
 
 def _check_texts(options: ModelOptions, path: Path) -> None:
-    """Refuse what would fail with the first text, of a model that is not a language model."""
+    """Refuse options that would fail with the first text."""
     if options.generation != GenerationLimits():
         raise OptionError(f"{path} is not a language model, to which alone generation= applies")
     if options.text.tokenizer is not None:
@@ -149,7 +149,7 @@ def _text_service(module: Module, options: ModelOptions, version: str) -> TextSe
 
 
 def read_configuration(path: Path) -> list[ModelOptions]:
-    """The models that a YAML file lists under `models`, each a mapping of `ModelOptions` and of `LAYERS`.
+    """Read the models listed under `models` in a YAML file, each a mapping of `ModelOptions` and of `LAYERS`.
 
     Raises:
         StorageError: it cannot be read.
@@ -164,7 +164,7 @@ def read_configuration(path: Path) -> list[ModelOptions]:
 
 
 def server_limits(path: Path | None, given: Mapping[str, object]) -> Limits:
-    """The limits of requests: those given, else those that a YAML file has under `limits`. Raises as above."""
+    """Return the limits of requests: the given ones, or else those under `limits` in a YAML file. Raises as above."""
     listed = {} if path is None else _content(path).get("limits") or {}
     return options_from(Limits, {**options_mapping(listed, f"limits of {path}"), **given}, "limits")
 
@@ -177,12 +177,12 @@ def _content(path: Path) -> Mapping[str, Any]:
     except yaml.YAMLError as error:
         raise OptionError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, Mapping) or not set(content) <= {"models", "limits"}:
-        raise OptionError(f"{path} must hold a list of models under the key 'models', and beside it 'limits' alone")
+        raise OptionError(f"{path} must hold a list of models under the key 'models', and otherwise only 'limits'")
     return content
 
 
 def model_options(given: object, where: str, folder: Path | None = None) -> ModelOptions:
-    """The options of a model out of a mapping. Raises OptionError where one is unknown or does not fit."""
+    """Read the options of a model from a mapping. Raises OptionError if one is unknown or does not fit."""
     if not isinstance(given, Mapping):
         raise OptionError(f"{where} must be a mapping of options, not {given!r}")
     layers = {layer.name: layer for layer in LAYERS}
@@ -200,13 +200,13 @@ def model_options(given: object, where: str, folder: Path | None = None) -> Mode
 
 
 def default_name(path: Path) -> str:
-    """A model's name after its file or folder."""
+    """Return a model's default name, from its file or folder."""
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.name.removesuffix(".twm"))
     return name.lstrip("._-") or "model"
 
 
 def check_models(models: Sequence[ModelOptions]) -> list[ModelOptions]:
-    """Raise OptionError where two models have one name."""
+    """Raise OptionError if two models have the same name."""
     names = [each.name for each in models]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -227,11 +227,11 @@ def options_from(
     *,
     others: Sequence[str] = (),
 ) -> Options:
-    """An options dataclass out of a mapping.
+    """Create an options dataclass from a mapping.
 
     Args:
-        where: what the mapping is, for messages: "exact_cache of model 'minilm'".
-        folder: what relative paths are relative to.
+        where: description of the mapping, for messages: "exact_cache of model 'minilm'".
+        folder: base of relative paths.
         others: names that are read elsewhere, for messages.
 
     Raises:
@@ -257,14 +257,14 @@ def options_from(
 
 
 def options_mapping(given: object, where: str) -> Mapping[str, object]:
-    """Raises OptionError unless it is a mapping."""
+    """Return a mapping of options. Raises OptionError for anything else."""
     if not isinstance(given, Mapping):
         raise OptionError(f"{where} must be a mapping of options, not {given!r}")
     return given
 
 
 def _with_absolute_paths(value: object, folder: Path) -> Any:
-    """An options dataclass, what is in it included, with paths relative to a folder made absolute."""
+    """Make the relative paths in an options dataclass absolute, recursively."""
     if isinstance(value, Path):
         return folder / value
     if isinstance(value, tuple | list):

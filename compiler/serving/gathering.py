@@ -1,4 +1,4 @@
-"""`gathered`: many awaited results, of which few are under way at once, so that one request leaves room for others."""
+"""`gathered`: await many results with bounded concurrency, so that one request leaves room for others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Result = TypeVar("Result")
 
 
 async def gathered(count: int, most: int, begin: Callable[[int], Awaitable[Result]]) -> list[Result]:
-    """The results of `begin(0)` to `begin(count - 1)`, at most `most` of them at a time.
+    """Await the results of `begin(0)` to `begin(count - 1)`, at most `most` of them at a time.
 
-    Raises what the first that fails raises; the others are cancelled then.
+    Raises the first error, and cancels the others.
     """
     found: dict[int, Result] = {}
     numbers = iter(range(count))

@@ -1,4 +1,4 @@
-"""`Limits`: what one request may take. Checked before it is paid for; settings of the server."""
+"""`Limits`: bounds on the time and memory of one request, checked in advance; settings of the server."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from compiler.errors import InputError, OptionError
 
 INLINE_TEXT = 4096
-"""Characters of the texts of a request that are tokenized without a sandbox: a few milliseconds at most."""
+"""Maximum characters of a request's texts that are tokenized without a sandbox: a few milliseconds."""
 
 
 class LimitError(InputError):
-    """A request passes a limit of the server.
+    """A request exceeds a limit of the server.
 
     Attributes:
-        limit: its name.
-        status: of the answer: 400, or 413, 431 and 503 for a number of bytes.
+        limit: name of the limit.
+        status: HTTP status of the answer: 400, or 413, 431 and 503 for a number of bytes.
     """
 
     def __init__(self, name: str, message: str, status: int) -> None:
@@ -26,7 +26,7 @@ class LimitError(InputError):
 
 
 def _limit(default: int, what: str, status: int = 400) -> Any:
-    """A limit: its default, what it counts, and the status of the answer to a request that passes it."""
+    """Define a limit: its default, what it counts, and the HTTP status for a request that exceeds it."""
     return dataclasses.field(default=default, metadata={"what": what, "status": status})
 
 
@@ -35,31 +35,31 @@ class Limits:
     """Limits on one request. `docs/guides/serve.md` gives the reason for each default.
 
     Attributes:
-        max_request_bytes: of a body, after decompression.
-        held_bytes: bodies of all requests that one process receives or answers.
+        max_request_bytes: size of a body, after decompression.
+        held_bytes: total size of bodies that one process receives or answers.
         body_seconds: time limit for receiving the whole body, and for a client that does not read its answer.
-        header_bytes: of a request's target, and of its headers, each of which counts 32 bytes more than its own.
-        json_values: values in the JSON of a request, elements of lists included; the JSON of tensors is limited by
-            `sandbox_bytes` alone.
-        tensors: inputs, and outputs, of an inference request.
-        prompts: of a completion.
-        texts: of an embeddings request.
-        text_bytes: all texts of a request, in UTF-8.
-        messages: of a chat.
-        parts: all parts of a chat's messages (texts and images).
-        images: of a chat.
-        stops, stop_bytes: stop texts, and all of them in UTF-8.
-        form_parts: fields of a form.
-        form_header_bytes: of each header line of a part.
-        form_text_bytes: of each field but the file.
-        grammar_bytes: a JSON schema, as JSON.
-        grammar_nesting: nested values of a JSON schema, and nested groups of its patterns.
-        grammar_repetitions: of an element, as minItems or {n} of a pattern ask for; nested ones multiply.
-        audio_seconds: of speech.
-        sandbox_seconds: processor time of a process that reads texts, schemas, images or speech; its time by the clock
-            is six times that.
-        sandbox_bytes: memory of such a process.
-        sandboxes: such processes at once; other requests wait for one to end.
+        header_bytes: size of a request's target, and of its headers, each of which counts 32 bytes more.
+        json_values: values in the JSON of a request, including elements of lists; the JSON of tensors is limited only
+            by `sandbox_bytes`.
+        tensors: number of inputs, and of outputs, of an inference request.
+        prompts: number of prompts of a completion.
+        texts: number of texts of an embeddings request.
+        text_bytes: total size of the texts of a request, in UTF-8.
+        messages: number of messages of a chat.
+        parts: total number of parts of a chat's messages (texts and images).
+        images: number of images of a chat.
+        stops, stop_bytes: number of stop texts, and their total size in UTF-8.
+        form_parts: number of fields of a form.
+        form_header_bytes: size of each header line of a part.
+        form_text_bytes: size of each field other than the file.
+        grammar_bytes: size of a JSON schema, as JSON.
+        grammar_nesting: nesting of a JSON schema, and of the groups in its patterns.
+        grammar_repetitions: repetitions of an element, by minItems or {n} in a pattern; nested ones multiply.
+        audio_seconds: duration of speech.
+        sandbox_seconds: processor time of a sandbox process that reads texts, schemas, images or speech; its wall clock
+            time is limited to six times that.
+        sandbox_bytes: memory of a sandbox process.
+        sandboxes: number of concurrent sandbox processes; other requests wait for one to end.
     """
 
     max_request_bytes: int = _limit(64 << 20, "bytes", 413)
@@ -93,40 +93,40 @@ class Limits:
                 raise OptionError(f"the limit {field.name!r} must be above 0")
 
     def check(self, name: str, value: int) -> None:
-        """Raise LimitError where a request has more than the limit of that name."""
+        """Raise LimitError if a request exceeds the limit of that name."""
         most: int = getattr(self, name)
         if value > most:
             raise self.passed(name, f"the request has {value} {_FIELDS[name]['what']}, and {most} at most are taken")
 
     def passed(self, name: str, message: str) -> LimitError:
-        """The error of a request that passes the limit of that name."""
+        """Return the error for a request that exceeds the limit of that name."""
         return LimitError(name, message, _FIELDS[name]["status"])
 
     def too_large(self) -> LimitError:
-        """The error of a request whose body is too large; how large it would be is not known."""
+        """Return the error for a request whose body is too large, of unknown size."""
         return self.passed("max_request_bytes", f"the request is larger than {self.max_request_bytes} bytes")
 
 
 class HeldBytes:
-    """Counts the bytes of bodies that a process holds: many large ones that arrive slowly are bounded together."""
+    """Counter of the bytes of bodies that a process holds, which bounds many large, slow bodies together."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self.count = limits, 0
 
     def add(self, count: int) -> None:
-        """Count bytes that arrived. Raises LimitError, and counts nothing, where they are too many."""
+        """Count received bytes. Raises LimitError, and counts nothing, if there are too many."""
         if self.count + count > self._limits.held_bytes:
             message = f"requests of more than {self._limits.held_bytes} bytes arrive at once: try again later"
             raise self._limits.passed("held_bytes", message)
         self.count += count
 
     def remove(self, count: int) -> None:
-        """Bytes that are gone."""
+        """Uncount released bytes."""
         self.count -= count
 
 
 def utf8_size(text: str) -> int:
-    """Bytes of a text in UTF-8."""
+    """Return the size of a text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 

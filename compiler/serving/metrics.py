@@ -12,7 +12,7 @@ from compiler.support.optional import optional_module
 
 
 class CounterTally:
-    """An amount to be added to a counter of prometheus_client."""
+    """Local buffer of a prometheus_client counter."""
 
     __slots__ = ("_counter", "amount")
 
@@ -21,14 +21,14 @@ class CounterTally:
         self.amount = 0.0
 
     def flush(self) -> None:
-        """Add what was counted."""
+        """Add the buffered amount."""
         if self.amount:
             self._counter.inc(self.amount)
             self.amount = 0.0
 
 
 class HistogramTally:
-    """Values to be added to a histogram of prometheus_client."""
+    """Local buffer of a prometheus_client histogram."""
 
     __slots__ = ("_bounds", "_counts", "_histogram", "_total")
 
@@ -44,7 +44,7 @@ class HistogramTally:
         self._total += value
 
     def flush(self) -> None:
-        """Add what was counted: the library has no public way to add more than one value."""
+        """Add the buffered values: the library has no public way to add more than one value."""
         histogram = self._histogram
         for index, count in enumerate(self._counts):
             if count:
@@ -56,7 +56,7 @@ class HistogramTally:
 
 
 MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""Environment variable of prometheus_client: where the processes of one server keep their numbers."""
+"""Environment variable of prometheus_client: folder in which the processes of one server store their metrics."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -65,9 +65,9 @@ _PREFIX = "tensorwright"
 
 
 class Observer:
-    """Counts what policies decide; this one counts nothing.
+    """Observer of policy decisions; this base class ignores them.
 
-    Called in the event loop or in threads; must neither block nor raise.
+    Methods are called in the event loop or in threads, and must neither block nor raise.
     """
 
     def observe_cache(self, model: str, cache: str, hits: int, rows: int) -> None:
@@ -80,23 +80,23 @@ class Observer:
         """`rows` rows were answered by a variant."""
 
     def observe_degradation(self, model: str, level: int) -> None:
-        """Overload moved answers to the variant `level` steps below the best; 0 is normal operation."""
+        """Overload moved requests to the variant `level` steps below the best; 0 is normal operation."""
 
     def observe_route(self, model: str, route: str, rows: int) -> None:
         """A router or a cascade sent `rows` rows to a route."""
 
     def observe_drift(self, model: str, value: float, *, exceeded: bool) -> None:
-        """The mean drift against the reference variant, and whether it is beyond its limit."""
+        """The mean drift from the reference variant; `exceeded` if it is beyond its limit."""
 
 
 NO_OBSERVER = Observer()
 
 
 class Metrics(Observer):
-    """Counters of one process; `text` sums the processes of a server up.
+    """Metrics of one process; `text` sums over the processes of a server.
 
     Args:
-        price: of a core for an hour, in any currency; costs are counted in it.
+        price: price of a core per hour, in any currency; the unit of costs.
     """
 
     def __init__(self, price: float = 0.0) -> None:
@@ -127,7 +127,7 @@ class Metrics(Observer):
         self._statuses: dict[tuple[str, str, int], tuple[CounterTally, HistogramTally]] = {}
 
     def observe_request(self, model: str, route: str, status: int, seconds: float) -> None:
-        """A request was answered."""
+        """Record an answered request."""
         counted = self._statuses.get((model, route, status))
         if counted is None:
             counted = self._statuses[model, route, status] = (
@@ -138,7 +138,7 @@ class Metrics(Observer):
         counted[1].observe(seconds)
 
     def observe_response(self, response: Response, model: str, rows: int, threads: int = 1) -> None:
-        """A service answered."""
+        """Record the answer of a service."""
         own = self._models.get(model)
         if own is None:
             own = self._models[model] = _ModelMetrics(
@@ -157,7 +157,7 @@ class Metrics(Observer):
                 own.cost.amount += timing.computed * threads * self._price * share
 
     def flush(self) -> None:
-        """Add what was counted to what other processes of the server, and scrapes, see; `text` does it too."""
+        """Publish buffered values to other processes of the server and to scrapes; `text` does this too."""
         for counter, histogram in self._statuses.values():
             counter.flush()
             histogram.flush()
@@ -198,7 +198,7 @@ class Metrics(Observer):
             self.drift_exceeded.labels(model).inc()
 
     def text(self) -> bytes:
-        """All numbers in Prometheus' text format, those of all processes of the server."""
+        """Return the metrics of all processes of the server in Prometheus' text format."""
         self.flush()
         registry = self.registry
         if os.environ.get(MULTIPROCESS_FOLDER):

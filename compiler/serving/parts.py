@@ -1,4 +1,4 @@
-"""`Parts`: what a policy's builder is given to make services with."""
+"""`Parts`: dependencies of policies' builders."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from compiler.serving.service import Service
 @dataclass(frozen=True)
 class Parts:
     """Attributes:
-    observer: what is told what policies decide.
-    make: a batched service of another module, proven by its stored example, under the same model's name: (the module's
-        file, the name of the variant in answers).
+    observer: observer of policy decisions.
+    make: creates a batched service of another module under the same model's name, with a verified stored example:
+        (the module's file, the name of the variant in answers).
     """
 
     observer: Observer

@@ -20,9 +20,9 @@ class Stage:
     """One step of a pipeline.
 
     Attributes:
-        function: from an item to what the next stage takes; with `batch`, from a list of items to a list as long.
-        workers: threads that call it; more than one for a stage that waits, or releases the interpreter's lock.
-        batch: the most items of a call; None: one by one. Only what is queued is taken together, nothing waits.
+        function: maps an item to the next stage's item; with `batch`, a list of items to a list of equal length.
+        workers: number of threads that call it; more than one for a stage that waits or releases the GIL.
+        batch: maximum number of items per call; None: one by one. Only queued items are combined, without waiting.
     """
 
     function: Callable[[Any], Any]
@@ -31,7 +31,7 @@ class Stage:
 
 
 def _check(stage: Stage, index: int) -> None:
-    """Raise OptionError unless a stage can run."""
+    """Raise OptionError for an invalid stage."""
     if not callable(stage.function):
         raise OptionError(f"stage {index} is no function: {stage.function!r}")
     for name, count in (("workers", stage.workers), ("batch", stage.batch)):
@@ -40,13 +40,13 @@ def _check(stage: Stage, index: int) -> None:
 
 
 class Pipeline:
-    """Stages in threads of their own, with a bounded queue before each.
+    """Stages with their own threads and a bounded queue before each.
 
-    A full queue holds up the stage before it, and in the end `submit` (back pressure). An item that fails does so
-    alone: a batch that fails runs again item by item. An item whose future is cancelled goes through no further stage.
-    Results of `map` and `stream` come in the order of the items.
+    A full queue blocks the stage before it, and finally `submit` (back pressure). A failing item does not affect
+    others: a failed batch runs again item by item. An item whose future is cancelled skips later stages. `map` and
+    `stream` return results in the order of the items.
 
-    Safe to use from several threads and event loops. The model's stage usually is `module.run`.
+    Safe to use from several threads and event loops. The model's stage is usually `module.run`.
     """
 
     def __init__(self, stages: Sequence[Stage | Callable[[Any], Any]], *, capacity: int = 8) -> None:
@@ -86,13 +86,13 @@ class Pipeline:
                 thread.start()
 
     def submit(self, item: object, *, timeout: float | None = None) -> Future[Any]:
-        """Hand an item in; waits while the first queue is full.
+        """Submit an item; waits while the first queue is full.
 
         Args:
-            timeout: how many seconds at most; None: until there is room.
+            timeout: maximum seconds to wait; None: until there is room.
 
         Returns:
-            A future of the last stage's result, or of the error of the item.
+            A future of the last stage's result, or of the item's error.
 
         Raises:
             OverloadedError: there was no room in that time.
@@ -104,12 +104,12 @@ class Pipeline:
         return self._enter(item)
 
     async def run(self, item: object) -> Any:
-        """The result of an item; waits without holding up the event loop. Raises the item's error."""
+        """Process an item without blocking the event loop. Raises the item's error."""
         return await asyncio.wrap_future(await self._submit_async(item))
 
     def map(self, items: Iterable[object]) -> Iterator[Any]:
-        """Results in order; takes from `items` only as much as the pipeline holds. Raises the first item's error, and
-        cancels what follows it."""
+        """Yield results in order; reads only as many `items` as the pipeline holds. Raises the first item's error, and
+        cancels the following items."""
         waiting: deque[Future[Any]] = deque()
         try:
             for item in items:
@@ -123,7 +123,7 @@ class Pipeline:
                 future.cancel()
 
     async def stream(self, items: AsyncIterator[Any] | Iterable[Any]) -> AsyncIterator[Any]:
-        """`map` for an event loop, of items that come asynchronously or not."""
+        """`map` for an event loop; `items` can be asynchronous."""
         waiting: deque[Future[Any]] = deque()
         try:
             async for item in _asynchronous(items):
@@ -137,7 +137,7 @@ class Pipeline:
                 future.cancel()
 
     def close(self, *, cancel: bool = False) -> None:
-        """Finish what was handed in (or cancel it), and end the threads."""
+        """Finish the submitted items (or cancel them), and end the threads."""
         with self._lock:
             closing, self._closed = not self._closed, True
             items = list(self._items) if cancel else []
@@ -195,7 +195,7 @@ class Pipeline:
                 return
 
     def _computed(self, stage: Stage, items: list[_Item]) -> list[_Item]:
-        """The items that go on, with the stage's results as values; the others are done."""
+        """Run a stage; return the items that continue, with their results as values. The others are done."""
         for item in items:
             if item.future.cancelled():
                 self._forget(item)
@@ -218,7 +218,7 @@ class Pipeline:
                 item.value = stage.function(item.value)
             else:
                 (item.value,) = stage.function([item.value])
-        except BaseException as error:  # the thread goes on with other items, whatever this one did
+        except BaseException as error:  # the thread continues with other items after any error
             self._end(item, error=error)
             return False
         return True
@@ -248,7 +248,7 @@ class _Item:
 
 
 def _taken(own: queue.Queue[_Item | None], most: int) -> tuple[list[_Item], bool]:
-    """The next items, up to `most` of those that are there, and whether the worker's end was among them."""
+    """Take up to `most` queued items; also return True if the worker's end marker was among them."""
     first = own.get()
     if first is None:
         return [], True
@@ -259,7 +259,7 @@ def _taken(own: queue.Queue[_Item | None], most: int) -> tuple[list[_Item], bool
         except queue.Empty:
             break
         if another is None:
-            own.put(None)  # the end comes after these
+            own.put(None)  # the end marker comes after these
             break
         items.append(another)
     return items, False
@@ -275,7 +275,7 @@ async def _asynchronous(items: AsyncIterator[Any] | Iterable[Any]) -> AsyncItera
 
 
 class Slots:
-    """A counted resource; waiters are served first come, first served, threads and tasks alike."""
+    """A counting semaphore for threads and tasks, first come, first served."""
 
     def __init__(self, count: int) -> None:
         self._free = count
@@ -283,7 +283,7 @@ class Slots:
         self._waiting: deque[_Waiter] = deque()
 
     def acquire(self, timeout: float | None = None) -> bool:
-        """Take a slot, waiting up to `timeout` seconds (None: until there is one); False where there was none."""
+        """Take a slot, waiting up to `timeout` seconds (None: until there is one); False on timeout."""
         granted = threading.Event()
         waiter = self._enter(_Waiter(granted.set))
         if waiter is None or granted.wait(timeout):
@@ -291,14 +291,14 @@ class Slots:
         return not self._leave(waiter)
 
     async def acquire_async(self) -> None:
-        """The same for a task; a task that is cancelled while it waits leaves its place in the queue."""
+        """`acquire` for a task; a task that is cancelled while it waits leaves the queue."""
         loop = asyncio.get_running_loop()
         granted: asyncio.Future[None] = loop.create_future()
 
         def grant() -> None:
             try:
                 loop.call_soon_threadsafe(_set, granted)
-            except RuntimeError:  # the loop was closed while a task of it waited
+            except RuntimeError:  # the loop was closed while one of its tasks waited
                 self.release()
 
         waiter = self._enter(_Waiter(grant))
@@ -312,7 +312,7 @@ class Slots:
             raise
 
     def release(self) -> None:
-        """Give a slot back: the first who waits gets it."""
+        """Release a slot to the first waiter."""
         with self._lock:
             if not self._waiting:
                 self._free += 1
@@ -321,7 +321,7 @@ class Slots:
         waiter.grant()
 
     def _enter(self, waiter: _Waiter) -> _Waiter | None:
-        """None where there is a slot at once."""
+        """Take a slot if one is free and return None; otherwise queue a waiter and return it."""
         with self._lock:
             if self._free and not self._waiting:
                 self._free -= 1
@@ -330,7 +330,7 @@ class Slots:
             return waiter
 
     def _leave(self, waiter: _Waiter) -> bool:
-        """Stop waiting; False where the slot was granted already."""
+        """Stop waiting; False if the slot was already granted."""
         with self._lock:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
@@ -344,7 +344,7 @@ def _set(granted: asyncio.Future[None]) -> None:
 
 
 class _Waiter:
-    """One who waits; compared by identity."""
+    """A waiting thread or task; compared by identity."""
 
     def __init__(self, grant: Callable[[], None]) -> None:
         self.grant = grant

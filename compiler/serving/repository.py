@@ -1,4 +1,4 @@
-"""`Repository`: the models of a server; loads, replaces and unloads them while it answers.
+"""`Repository`: the models of a server, which are loaded, replaced and unloaded while it answers.
 
 `Control` changes the models of a server, in this process or in all of its processes.
 """
@@ -33,11 +33,11 @@ def _log_failure(name: str, version: str, error: TensorwrightError) -> None:
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """A line of the index.
+    """An entry of the index.
 
     Attributes:
         state: "READY", "UNAVAILABLE", or "LOADING".
-        reason: why it is not ready, or why a newer version was refused.
+        reason: reason for which it is not ready, or for which a newer version was refused.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ModelStatus:
 
 
 class Loaded:
-    """A version that answers; it is closed when nobody uses it any more."""
+    """A loaded version; it is closed when it is no longer in use."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -56,7 +56,7 @@ class Loaded:
         self._unused.set()
 
     def __enter__(self) -> Service:
-        """Keep it open meanwhile."""
+        """Keep it open while in use."""
         self._users += 1
         if self._users == 1:
             self._unused.clear()
@@ -68,7 +68,7 @@ class Loaded:
             self._unused.set()
 
     async def close(self) -> None:
-        """Wait for those that use it, and close it."""
+        """Wait for its users, and close it."""
         await self._unused.wait()
         await self.service.close()
 
@@ -76,16 +76,16 @@ class Loaded:
 class Repository:
     """The models of a server, by name; one version of each answers at a time.
 
-    A new version is loaded and proven beside the old one, which answers until then; one that fails leaves it in place.
+    A new version is loaded and verified while the old one answers; if it fails, the old one stays.
     """
 
     def __init__(
         self, models: Sequence[ModelOptions], observer: Observer = NO_OBSERVER, *, on_demand: bool = False
     ) -> None:
-        """Make one.
+        """Create a repository.
 
         Args:
-            on_demand: `start` loads no model; each is loaded when `load` is called.
+            on_demand: `start` loads no model; each is loaded by `load`.
         """
         self._on_demand = on_demand
         self._options = {each.name: each for each in models}
@@ -97,9 +97,9 @@ class Repository:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Load all models, each in its newest version that can be loaded; none of those on demand.
+        """Load the newest loadable version of each model, unless they are loaded on demand.
 
-        Raises what loading the first model that has none raises.
+        Raises the error of the first model without a loadable version.
         """
         if self._on_demand:
             return
@@ -129,12 +129,12 @@ class Repository:
 
     @property
     def reads_text(self) -> bool:
-        """True if one of the models that answer is a language model."""
+        """True if any loaded model is a language model."""
         return any(isinstance(each.service, TextService) for each in self._loaded.values())
 
     @property
     def adapters(self) -> dict[str, str]:
-        """Names of the adapters of the language models that answer -> name of the model, but for names of models."""
+        """Map adapter names of the loaded language models to model names, except adapters with the name of a model."""
         found: dict[str, str] = {}
         for name, each in self._loaded.items():
             if isinstance(each.service, TextService):
@@ -145,30 +145,30 @@ class Repository:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all models, including those that are not loaded."""
+        """The names of all models, loaded or not."""
         return tuple(self._options)
 
     def has(self, name: str) -> bool:
-        """True if there is a model of that name, loaded or not."""
+        """True if there is a model with that name, loaded or not."""
         return name in self._options
 
     def options(self, name: str) -> ModelOptions:
-        """The options of a model. Raises ModelNotFoundError."""
+        """Return the options of a model. Raises ModelNotFoundError."""
         if name not in self._options:
             raise ModelNotFoundError(f"there is no model {shown(name)}", f"there are {', '.join(self._options)}")
         return self._options[name]
 
     def service(self, name: str, version: str | None = None) -> Service:
-        """The service that answers for a model.
+        """Return the service of a model.
 
         Raises:
-            ModelNotFoundError: there is no such model, or no such version of it.
+            ModelNotFoundError: there is no such model or version.
             ServiceUnavailableError: it is not loaded.
         """
         return self._find(name, version).service
 
     def lease(self, name: str, version: str | None = None) -> contextlib.AbstractContextManager[Service]:
-        """The service that answers for a model, kept open meanwhile; raises as `service`."""
+        """Return the service of a model, kept open while in use; raises as `service`."""
         return self._find(name, version)
 
     def _find(self, name: str, version: str | None) -> Loaded:
@@ -184,7 +184,7 @@ class Repository:
         return loaded
 
     def index(self) -> list[ModelStatus]:
-        """All models, what state they are in, and why."""
+        """Return all models with their states and reasons."""
         lines = []
         for name in self._options:
             loaded, reason = self._loaded.get(name), self._reasons.get(name, "")
@@ -193,17 +193,17 @@ class Repository:
         return lines
 
     async def load(self, name: str) -> None:
-        """Load a model, or its newest version in place of the one that answers.
+        """Load a model, or replace it by its newest version.
 
         Raises:
             ModelNotFoundError: there is no such model.
-            StorageError, ArtifactError, VerificationError, ...: as loading a module; what answered before still does.
+            StorageError, ArtifactError, VerificationError, ...: as loading a module; the old version stays.
         """
         await self.stage(name)
         self.commit(name)
 
     async def stage(self, name: str) -> None:
-        """The first half of `load`: load and prove a version, without it answering yet."""
+        """The first half of `load`: load and verify a version, which does not answer yet."""
         path, version = versions_of(self.options(name).path)[0]
         try:
             await self._stage(name, path, version)
@@ -223,7 +223,7 @@ class Repository:
             self._staged[name] = Loaded(service)
 
     def commit(self, name: str) -> None:
-        """The second half of `load`: the version that was staged answers from now on."""
+        """The second half of `load`: switch to the staged version."""
         staged = self._staged.pop(name, None)
         if staged is None:
             raise ServiceUnavailableError(f"no version of model {name!r} is staged")
@@ -233,13 +233,13 @@ class Repository:
         _log.info("model %s: version %s answers", name, staged.service.version)
 
     async def discard(self, name: str) -> None:
-        """Forget a version that was staged."""
+        """Discard a staged version."""
         staged = self._staged.pop(name, None)
         if staged is not None:
             await staged.close()
 
     async def unload(self, name: str) -> None:
-        """Have a model answer no longer, once what it accepted is answered.
+        """Unload a model after its accepted requests are answered.
 
         Raises ModelNotFoundError.
         """
@@ -256,7 +256,7 @@ class Repository:
             task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Answer what was accepted, and close everything."""
+        """Answer accepted requests, and close everything."""
         everything = [*self._loaded.values(), *self._staged.values()]
         self._loaded.clear()
         self._staged.clear()
@@ -274,7 +274,7 @@ async def running(repository: Repository) -> AsyncIterator[Repository]:
 
 
 def versions_of(path: Path) -> list[tuple[Path, str]]:
-    """The module files or folders of variants of a model and their versions, the newest first; one alone is version 1.
+    """Return the module files or variant folders of a model with their versions, newest first; a file is version 1.
 
     Raises StorageError for a folder without versions.
     """
@@ -296,17 +296,17 @@ class Control(Protocol):
 
     @property
     def draining(self) -> bool:
-        """True if the server is shutting down: it answers what it has accepted, and is not ready for more."""
+        """True if the server is shutting down: it answers accepted requests, and is not ready for more."""
 
     async def load(self, name: str) -> None:
-        """Have the newest version of a model answer, in all processes or in none. Raises as `Repository.load`."""
+        """Switch to the newest version of a model, in all processes or in none. Raises as `Repository.load`."""
 
     async def unload(self, name: str) -> None:
-        """Have a model answer no longer. Raises as `Repository.unload`."""
+        """Unload a model. Raises as `Repository.unload`."""
 
 
 class LocalControl:
-    """The control of a server that is this process alone."""
+    """Control of a server with a single process."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository

@@ -1,4 +1,4 @@
-"""Requests and responses of services: named tuples, which take a tenth of the time of frozen dataclasses to make."""
+"""Requests and responses of services: named tuples, which are created ten times as fast as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ServiceLevel(NamedTuple):
     """Service-level requirements of a request.
 
     Attributes:
-        latency_ms: the most milliseconds from the arrival of the request to its answer; None: no limit.
-        min_accuracy: the least accuracy of the variant that answers, as a share of the reference variant's (0 to 1).
-        max_cost: the most processor milliseconds that a row may cost; None: no limit.
+        latency_ms: maximum milliseconds from the arrival of the request to its answer; None: no limit.
+        min_accuracy: minimum accuracy of the answering variant, relative to the reference variant (0 to 1).
+        max_cost: maximum processor milliseconds per row; None: no limit.
     """
 
     latency_ms: float | None = None
@@ -27,22 +27,22 @@ class ServiceLevel(NamedTuple):
 
 
 ANY_LEVEL = ServiceLevel()
-"""A client that wants nothing in particular."""
+"""No requirements."""
 
 
 class Request(NamedTuple):
     """One request to a service.
 
     Attributes:
-        inputs: by name; shapes and element types as the service's `inputs` say, the batch dimension included.
-        outputs: which outputs are wanted; None: all.
+        inputs: by name; shapes and element types as in the service's `inputs`, including the batch dimension.
+        outputs: names of the requested outputs; None for all.
         arrival: seconds of `time.monotonic()` when the request was received.
-        deadline: seconds of `time.monotonic()` after which the answer is of no use; None: no limit.
-        margin: seconds before the deadline at which its run has to end for the answer to be there in time; whether it
-            is accepted depends on it.
-        level: what else the client wants; routers read it.
-        id: the client's own name of the request, given back with the answer.
-        traced: the answer's trace holds the kernels' profile.
+        deadline: seconds of `time.monotonic()` after which the answer is useless; None: no limit.
+        margin: seconds before the deadline at which its run must end for the answer to be in time; used to decide on
+            acceptance.
+        level: other requirements of the client, for routers.
+        id: the client's identifier of the request, returned with the answer.
+        traced: the answer's trace contains the profile of the kernels.
     """
 
     inputs: Mapping[str, Array]
@@ -56,13 +56,13 @@ class Request(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds that each part of a request took.
+    """Seconds of each part of a request.
 
     Attributes:
         queued: from arrival until its batch was taken.
         computed: the run of its batch.
-        batch_rows: rows of the batch that it ran in, its own included; 0 where nothing ran (a cached answer).
-        ended: seconds of `time.monotonic()` when its last run ended; 0 where nothing ran.
+        batch_rows: number of rows in its batch; 0 if nothing ran (a cached answer).
+        ended: seconds of `time.monotonic()` when its last run ended; 0 if nothing ran.
     """
 
     queued: float = 0.0
@@ -80,10 +80,10 @@ class Response(NamedTuple):
     Attributes:
         outputs: by name; arrays that the receiver owns.
         served_by: the variant that computed it, as "name/version/variant" ("minilm/2/int8").
-        timing: where the time went.
+        timing: seconds of each part.
         cached: the name of the cache that answered ("exact", "embedding", "semantic"); None: it was computed.
-        notes: what services on the way add for the client and for logs (the score of a cascade's first model, ...).
-        events: spans for a trace where the request asked for one, in Chrome's trace event format.
+        notes: information that services add for the client and for logs (the score of a cascade's first model, ...).
+        events: spans of a requested trace, in Chrome's trace event format.
     """
 
     outputs: Mapping[str, Array]

@@ -1,4 +1,4 @@
-"""Rows of batches: policies and caches decide row by row, and join the rows of the answers."""
+"""Helpers for policies and caches that decide row by row, and join the rows of the answers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Described(Protocol):
 
 
 def check_same_interface(services: Iterable[Described], policy: str) -> None:
-    """Raise OptionError unless all have inputs and outputs of the same names, types and (but for symbols) shapes."""
+    """Raise OptionError unless all have inputs and outputs of the same names, types and (except for symbols) shapes."""
     first, *others = services
     for other in others:
         for kind in ("inputs", "outputs"):
@@ -61,7 +61,7 @@ def _form(tensors: Sequence[TensorDescription]) -> list[tuple[str, str, tuple[in
 
 
 def row_count(inputs: Mapping[str, Array]) -> int:
-    """Number of rows of a request. Raises InputError where its inputs do not agree."""
+    """Return the number of rows of a request. Raises InputError if its inputs do not agree."""
     counts = {name: array.shape[0] if array.ndim else None for name, array in inputs.items()}
     if len(set(counts.values())) != 1 or None in counts.values():
         raise InputError(f"the inputs do not have one number of rows: {counts}", "give all of them the same batch")
@@ -69,16 +69,16 @@ def row_count(inputs: Mapping[str, Array]) -> int:
 
 
 def with_rows(request: Request, rows: Sequence[int]) -> Request:
-    """The same request for some of its rows, in the order given."""
+    """Return a request for some of the rows, in the given order."""
     index = np.asarray(rows, np.intp)
     return request._replace(inputs={name: array[index] for name, array in request.inputs.items()})
 
 
 def joined(parts: Sequence[tuple[Sequence[int], Mapping[str, Array]]], count: int) -> dict[str, Array]:
-    """The outputs of a batch of `count` rows out of parts: (rows, their outputs by name).
+    """Join the outputs of a batch of `count` rows from parts: (rows, their outputs by name).
 
     Raises:
-        InputError: parts differ in another dimension than the batch, so that they cannot be one array.
+        InputError: parts differ in a dimension other than the batch, so they cannot form one array.
     """
     ((_, first), *_) = parts
     made: dict[str, Array] = {}
@@ -88,7 +88,7 @@ def joined(parts: Sequence[tuple[Sequence[int], Mapping[str, Array]]], count: in
             if outputs[name].shape[1:] != array.shape[1:]:
                 raise InputError(
                     f"rows of output {name!r} have the shapes {array.shape[1:]} and {outputs[name].shape[1:]}",
-                    "send these rows as requests of their own",
+                    "send these rows as separate requests",
                 )
             whole[np.asarray(rows, np.intp)] = outputs[name]
         made[name] = whole

@@ -9,15 +9,15 @@ from compiler.serving.request import Request, Response
 
 
 class Service(Protocol):
-    """Answers requests for one model; what wraps another service (a cache, a router) is one as well.
+    """Answers requests for one model; wrappers of another service (a cache, a router) are services too.
 
-    `start` is awaited once before the first request and `close` once after the last; both run in the event loop that
-    `infer` runs in. `infer` may be called by many tasks at once; a task that is cancelled leaves the others unharmed.
+    `start` is awaited once before the first request and `close` once after the last, both in the event loop of `infer`.
+    `infer` may be called by many tasks at once; cancelling one does not affect the others.
     """
 
     @property
     def name(self) -> str:
-        """The model's name, as clients address it."""
+        """The model's name for clients."""
 
     @property
     def version(self) -> str:
@@ -32,15 +32,15 @@ class Service(Protocol):
         """Names, shapes and element types of an answer's outputs."""
 
     async def start(self) -> None:
-        """Get ready to answer: load, verify, warm up. Raises an error of the project where that fails."""
+        """Get ready to answer: load, verify, warm up. Raises one of Tensorwright's errors if that fails."""
 
     async def infer(self, request: Request) -> Response:
         """Answer one request.
 
         Raises:
             InputError: the inputs do not fit (HTTP 400).
-            OverloadedError: there is no room for the request now, or it would be late (HTTP 429 or 503).
-            ServiceUnavailableError: the service is closing, or what computes has died (HTTP 503).
+            OverloadedError: the queue is full, or the request would be late (HTTP 429 or 503).
+            ServiceUnavailableError: the service is closing, or its process has died (HTTP 503).
         """
 
     async def close(self) -> None:
@@ -48,7 +48,7 @@ class Service(Protocol):
 
 
 class Wrapper:
-    """A service that answers by another one, whose name, version, inputs and outputs it has."""
+    """A service that answers with an inner one, and has its name, version, inputs and outputs."""
 
     def __init__(self, inner: Service) -> None:
         self.inner = inner
@@ -75,7 +75,7 @@ class Wrapper:
 
     @property
     def identity(self) -> str:
-        """Equal for services that give equal answers; see `identity_of`."""
+        """Equal for services with equal answers; see `identity_of`."""
         return identity_of(self.inner)
 
     async def start(self) -> None:
@@ -83,7 +83,7 @@ class Wrapper:
         await self.inner.start()
 
     async def infer(self, request: Request) -> Response:
-        """Answer by the inner service."""
+        """Answer with the inner service."""
         return await self.inner.infer(request)
 
     async def close(self) -> None:
@@ -92,10 +92,9 @@ class Wrapper:
 
 
 def identity_of(service: Service) -> str:
-    """Identity that tells the answers of a service from those of another model, version or set of weights.
+    """Return an identity that distinguishes the answers of a service from those of other models, versions or weights.
 
-    A service may have an attribute `identity`, a digest of what computes its answers; without one, its name and version
-    have to do.
+    A service may have an attribute `identity`, a digest of its modules; otherwise its name and version are used.
     """
     identity = getattr(service, "identity", None)
     return identity if isinstance(identity, str) and identity else f"{service.name}/{service.version}"

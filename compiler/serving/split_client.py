@@ -1,4 +1,4 @@
-"""`SplitClient`: runs the client's half of a split model here, and asks a server for the rest."""
+"""`SplitClient`: runs the client's half of a split model locally, and the rest on a server."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _TOO_MANY = 429
 
 
 class SplitClient:
-    """The client's half of a model that `tensorwright split` cut; the server's half is served by any server of the Open
-    Inference Protocol (`tensorwright serve`, Triton). Tensors are sent as bytes, in the wire's type.
+    """The client's half of a model split by `tensorwright split`; any server of the Open Inference Protocol can serve
+    the other half (`tensorwright serve`, Triton). Tensors are sent as bytes, in the wire type.
 
-    Safe to use from several threads, each with a connection of its own.
+    Safe to use from several threads, each with its own connection.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class SplitClient:
         """Load the client's half.
 
         Args:
-            url: of the server: "http://host:8000" or "https://...".
-            model: the name that the server's half is served under.
-            headers: for each request, as an API key: {"Authorization": "Bearer ..."}.
+            url: URL of the server: "http://host:8000" or "https://...".
+            model: name of the served half.
+            headers: headers of each request, such as an API key: {"Authorization": "Bearer ..."}.
             timeout: seconds to wait for the server.
 
         Raises:
-            OptionError: the URL is none of a server.
+            OptionError: the URL is not a server URL.
             ArtifactError, ...: as `load`.
         """
         parts = urlsplit(url)
@@ -64,11 +64,11 @@ class SplitClient:
         self._lock = threading.Lock()
 
     def run(self, inputs: Mapping[str, object]) -> dict[str, Array]:
-        """The whole model's outputs by name.
+        """Run both halves and return the model's outputs by name.
 
         Raises:
-            InputError: the inputs do not fit, or the server refuses what was sent.
-            OverloadedError, ServiceUnavailableError: the server cannot answer now, or not be reached.
+            InputError: the inputs do not fit, or the server refuses the request.
+            OverloadedError, ServiceUnavailableError: the server cannot answer now, or cannot be reached.
         """
         names = {each.name for each in self.module.inputs}
         sent = self.module.run({name: inputs[name] for name in inputs if name in names})
@@ -108,7 +108,7 @@ class SplitClient:
         body = b"".join([text, *(array.tobytes() for array in arrays.values())])
         headers = {**self._headers, _HEADER: str(len(text)), "Content-Type": "application/octet-stream"}
         connection, fresh = self._connection()
-        # The server may have closed a connection that was idle: then once more on a new one.
+        # The server may have closed an idle connection: then try once more on a new one.
         for last in (True,) if fresh else (False, True):
             try:
                 return self._exchange(connection, body, headers)
@@ -116,7 +116,7 @@ class SplitClient:
                 connection.close()
                 if last:
                     message = f"the server at {self._parts.netloc} does not answer: {error or type(error).__name__}"
-                    raise ServiceUnavailableError(message, "see that it runs, and try again") from error
+                    raise ServiceUnavailableError(message, "check that it is running, and try again") from error
         raise AssertionError("the last attempt returns or raises")
 
     def _exchange(
@@ -127,7 +127,7 @@ class SplitClient:
         return response.status, response.getheader(_HEADER), response.read()
 
     def _connection(self) -> tuple[http.client.HTTPConnection, bool]:
-        """This thread's connection, and whether it is a new one."""
+        """Return this thread's connection, and True if it is new."""
         connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
         if connection is not None:
             return connection, connection.sock is None
@@ -155,7 +155,9 @@ def _outputs(header: str | None, body: bytes) -> dict[str, Array]:
                 position += nbytes
         return found
     except (KeyError, ValueError, TypeError) as error:
-        raise ServiceUnavailableError(f"the server's answer is none of the Open Inference Protocol: {error}") from error
+        raise ServiceUnavailableError(
+            f"the server's answer is not valid in the Open Inference Protocol: {error}"
+        ) from error
 
 
 def _error(status: int, body: bytes) -> Exception:

@@ -1,4 +1,4 @@
-"""Traces of requests: kernels of a run in Chrome's trace events, and spans for OpenTelemetry."""
+"""Traces of requests: kernels of a run as Chrome trace events, and spans for OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RUNS = 1
 
 
 def kernel_events(module: Module, inputs: Mapping[str, Array]) -> tuple[Mapping[str, Any], ...]:
-    """A profile of a run on these inputs, as Chrome's trace events (times in microseconds). Takes several runs."""
+    """Profile a run on these inputs; return Chrome trace events (times in microseconds). Takes several runs."""
     from compiler.profiling.profile import profile
     from compiler.profiling.save import chrome_trace
 
@@ -29,14 +29,14 @@ class Tracer:
     """Sends a span for each inference to an OpenTelemetry collector."""
 
     def __init__(self, endpoint: str | None = None, provider: Any = None) -> None:
-        """Make one.
+        """Create a tracer.
 
         Args:
-            endpoint: of a collector that speaks OTLP over HTTP, as http://localhost:4318/v1/traces.
-            provider: an OpenTelemetry `TracerProvider` in place of one for the endpoint.
+            endpoint: URL of a collector that accepts OTLP over HTTP, such as http://localhost:4318/v1/traces.
+            provider: an OpenTelemetry `TracerProvider` to use instead of the endpoint.
 
         Raises:
-            OptionError: the endpoint is no URL.
+            OptionError: the endpoint is not a URL.
             MissingDependencyError: a package of the extra `trace` is missing.
         """
         if provider is None:
@@ -48,10 +48,10 @@ class Tracer:
         self._tracer = self._provider.get_tracer("tensorwright")
 
     def record(self, headers: Mapping[bytes, bytes], model: str, arrival: float, response: Response) -> None:
-        """A request was answered.
+        """Record an answered request.
 
         Args:
-            headers: of the request; `traceparent` says which span it belongs to.
+            headers: headers of the request; `traceparent` names its parent span.
             arrival: seconds of `time.monotonic()`.
         """
         to_wall = time.time() - time.monotonic()
@@ -85,7 +85,7 @@ class Tracer:
         return self._api.set_span_in_context(span)
 
     def close(self) -> None:
-        """Send what waits."""
+        """Send pending spans."""
         self._provider.shutdown()
 
 

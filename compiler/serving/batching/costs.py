@@ -1,4 +1,4 @@
-"""Cost model of runs: fitted online, by shape and number of rows."""
+"""Cost model of runs, fitted online by shape and number of rows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable
 
-_SHAPES = 256  # how many shapes are kept, the most recently used
+_SHAPES = 256  # number of most recently used shapes that are kept
 _FORGET = 0.99  # weight of the earlier estimate, at each run; less at first, when runs are slow and few
-_OUTLIER = 4.0  # how many times its prediction a run counts at most: a thread may wait long for a processor
-_KNOWN = 4.0  # weight of the runs from which on predictions judge others
-_SPREAD = 0.02  # least relative variance of rows that tells a run's fixed part from its rows
-_WORTHWHILE = 0.15  # of a row's time: what the fixed part, shared by the rows of a batch, may be
+_OUTLIER = 4.0  # a run counts at most this many times its prediction: a thread may wait long for a processor
+_KNOWN = 4.0  # weight of runs from which on predictions are used to judge others
+_SPREAD = 0.02  # least relative variance of rows that separates a run's fixed cost from the cost of its rows
+_WORTHWHILE = 0.15  # limit of the fixed cost, shared by the rows of a batch, relative to a row's time
 _MARGIN = 1.15  # least factor from a mean time to one that is seldom exceeded
 _DEVIATIONS = 3.0
 
@@ -19,8 +19,8 @@ _DEVIATIONS = 3.0
 class _Line:
     """Linear model of seconds over rows: least squares with exponentially decaying weights.
 
-    It is fitted to the medians of the last three runs of each number of rows: a run that the machine stopped for a
-    while says nothing about what rows cost, and must not change how many of them run together.
+    It is fitted to the medians of the last three runs of each number of rows: a run that was interrupted for a while is
+    no measure of the cost of rows, and must not change how many of them run together.
     """
 
     __slots__ = ("_last", "_n", "_runs", "_t", "_tx", "_x", "_xx", "deviation", "fast")
@@ -29,8 +29,8 @@ class _Line:
         self._runs = 0
         self._last: dict[int, tuple[float, float]] = {}  # seconds of the last two runs by rows
         self._n = self._x = self._xx = self._t = self._tx = 0.0
-        self.deviation = 0.0  # of runs from what was predicted, as a share
-        self.fast = 1.0  # from a prediction to what the fastest runs take
+        self.deviation = 0.0  # relative deviation of runs from predictions
+        self.fast = 1.0  # ratio of the fastest runs to the prediction
 
     def add(self, rows: int, seconds: float) -> None:
         if self._n:
@@ -50,7 +50,7 @@ class _Line:
         self._tx = kept * self._tx + seconds * rows
 
     def _median(self, rows: int, seconds: float) -> float:
-        """The cost from this run and the two before it of as many rows; the faster one of two."""
+        """Return the median of this run and the two before it with the same number of rows; the faster one of two."""
         before = self._last.get(rows)
         if before is None:
             self._last[rows] = (seconds, seconds)
@@ -60,13 +60,13 @@ class _Line:
         return min(last, seconds) if older == last else sorted((older, last, seconds))[1]
 
     def at(self, rows: int) -> float:
-        """Predicted seconds; in proportion to the rows as long as runs of one size alone are known."""
+        """Return predicted seconds; proportional to rows as long as only one size is known."""
         mean_rows, mean = self._x / self._n, self._t / self._n
         slope = self._slope(1e-6)
         return mean * rows / mean_rows if slope is None else mean + slope * (rows - mean_rows)
 
     def enough(self) -> int | None:
-        """The number of rows from which on a batch is about as cheap per row as any; None while that is unknown."""
+        """Return the number of rows from which on larger batches are not cheaper per row; None if unknown."""
         slope = self._slope(_SPREAD)
         if not slope:
             return None
@@ -74,7 +74,7 @@ class _Line:
         return max(1, math.ceil(fixed / slope / _WORTHWHILE))
 
     def _slope(self, least_spread: float) -> float | None:
-        """Seconds of one more row; None where the numbers of rows do not differ enough to tell."""
+        """Return the seconds of one more row; None if the numbers of rows do not differ enough."""
         spread = self._n * self._xx - self._x * self._x
         if spread <= least_spread * self._n * self._xx:
             return None
@@ -82,11 +82,11 @@ class _Line:
 
 
 class Costs:
-    """Seconds of runs by shape and rows; not for several threads at once."""
+    """Seconds of runs by shape and rows; not thread-safe."""
 
     def __init__(self) -> None:
         self._lines: OrderedDict[Hashable, _Line] = OrderedDict()
-        self._fast: dict[tuple[Hashable, int], float] = {}  # what was asked since the last run that was learned from
+        self._fast: dict[tuple[Hashable, int], float] = {}  # predictions since the last recorded run
 
     def add(self, shape: Hashable, rows: int, seconds: float) -> None:
         """Learn from a run."""
@@ -101,12 +101,12 @@ class Costs:
         self._fast = {}
 
     def seconds(self, shape: Hashable, rows: int) -> float | None:
-        """The mean duration of a run; None for a shape that never ran."""
+        """Return the mean duration of a run; None for a shape that never ran."""
         line = self._lines.get(shape)
         return None if line is None else line.at(rows)
 
     def fast_seconds(self, shape: Hashable, rows: int) -> float:
-        """Time of the fastest runs, those that waited for no other thread; infinite for a shape that never ran."""
+        """Return the time of the fastest runs, which waited for no other thread; infinite for an unknown shape."""
         known = self._fast
         seconds = known.get((shape, rows))
         if seconds is None:
@@ -117,12 +117,12 @@ class Costs:
         return seconds
 
     def careful(self, shape: Hashable, rows: int) -> float:
-        """Time that a run seldom exceeds; 0 for a shape that never ran, so that it is tried."""
+        """Return a time that a run seldom exceeds; 0 for a shape that never ran, so that it is tried."""
         line = self._lines.get(shape)
         return 0.0 if line is None else line.at(rows) * max(_MARGIN, 1 + _DEVIATIONS * line.deviation)
 
     def enough(self, shape: Hashable) -> int | None:
-        """The number of rows from which on larger batches save next to nothing; None while that is unknown."""
+        """Return the number of rows from which on larger batches save almost nothing; None if unknown."""
         line = self._lines.get(shape)
         return None if line is None else line.enough()
 
@@ -134,7 +134,7 @@ class Accuracy:
         factor: from an expected latency to one that is seldom exceeded.
     """
 
-    _SHARE = 0.005  # of latencies that may exceed it
+    _SHARE = 0.005  # fraction of latencies that may exceed it
     _STEP = 0.05
     _LEAST, _MOST = 1.05, 4.0
 
@@ -142,7 +142,7 @@ class Accuracy:
         self.factor = 1.25
 
     def add(self, expected: float, actual: float) -> None:
-        """A request was answered."""
+        """Record an answered request."""
         if actual > self.factor * expected:
             self.missed(actual / expected)
         else:

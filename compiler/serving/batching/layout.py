@@ -1,7 +1,7 @@
-"""Finds the batch axis of a module's inputs and outputs, and checks that its rows are independent.
+"""Find the batch axis of a module's inputs and outputs, and check that its rows are independent.
 
 Shapes alone do not determine it: a symbolic first dimension may be a sequence whose elements attend to each other. So
-the module is run: rows in one batch must give the same results as each row alone.
+the module is run: rows in one batch must give the same results as each row separately.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class BatchLayout:
     """The batch axes of a module.
 
     Attributes:
-        name: the symbolic dimension that counts rows; "batch" where the module has a fixed number of them.
-        inputs: the axis of rows of each input; inputs that are not named are the same for all rows.
-        outputs: the axis of rows of each output.
-        rows: number of rows that each run has; None: any number.
+        name: the symbolic batch dimension; "batch" if the module has a fixed number of rows.
+        inputs: batch axis of each input; unnamed inputs are the same for all rows.
+        outputs: batch axis of each output.
+        rows: number of rows of each run; None: any number.
     """
 
     name: str
@@ -40,7 +40,7 @@ class BatchLayout:
     rows: int | None = None
 
     def described(self, tensors: Sequence[TensorDescription], axes: Mapping[str, int]) -> tuple[TensorDescription, ...]:
-        """Descriptions of a module's tensors as clients of a batching service see them."""
+        """Describe a module's tensors as clients of a batching service see them."""
         return tuple(self._described(each, axes.get(each.name)) for each in tensors)
 
     def _described(self, tensor: TensorDescription, axis: int | None) -> TensorDescription:
@@ -50,7 +50,7 @@ class BatchLayout:
         return msgspec.structs.replace(tensor, shape=shape)
 
     def joined(self, parts: Sequence[Arrays]) -> dict[str, Array]:
-        """One set of inputs out of several that agree in all but their rows."""
+        """Concatenate the rows of several sets of inputs."""
         if len(parts) == 1:
             return dict(parts[0])
         first = parts[0]
@@ -62,7 +62,7 @@ class BatchLayout:
         }
 
     def padded(self, inputs: Arrays, rows: int, wanted: int) -> Arrays:
-        """Inputs with the last row repeated until there are as many as wanted."""
+        """Repeat the last row of inputs up to the wanted number of rows."""
         if rows == wanted:
             return inputs
         order = np.minimum(np.arange(wanted), rows - 1)
@@ -72,15 +72,15 @@ class BatchLayout:
         }
 
     def rows_of(self, outputs: Arrays, start: int, stop: int) -> dict[str, Array]:
-        """Copies of some rows of a run's outputs."""
+        """Copy some rows of a run's outputs."""
         return {name: self._slice(array, self.outputs[name], start, stop).copy() for name, array in outputs.items()}
 
     def joined_outputs(self, parts: Sequence[Arrays]) -> dict[str, Array]:
-        """The outputs of several runs, one after the other."""
+        """Concatenate the outputs of several runs."""
         return {name: np.concatenate([part[name] for part in parts], axis=axis) for name, axis in self.outputs.items()}
 
     def part_of(self, inputs: Arrays, start: int, stop: int) -> dict[str, Array]:
-        """Views of some rows of a request's inputs."""
+        """Return views of some rows of a request's inputs."""
         return {
             name: self._slice(array, self.inputs[name], start, stop) if name in self.inputs else array
             for name, array in inputs.items()
@@ -92,9 +92,9 @@ class BatchLayout:
 
 
 def find_layout(module: Module) -> BatchLayout | None:
-    """The layout whose rows are independent of each other, as runs of the module show; None where there is none.
+    """Find a layout whose rows are independent of each other by running the module; None if there is none.
 
-    Random inputs are run, some rows apart and together; they must agree within the module's own tolerance.
+    Random rows are run separately and together; the results must agree within the module's own tolerance.
     """
     for layout in _candidates(module):
         if all(_holds(module, layout, seed) for seed in range(_PROBES)):
@@ -130,12 +130,12 @@ def _holds(module: Module, layout: BatchLayout, seed: int) -> bool:
         for one, other in zip(together, apart, strict=True):
             compare(one, other, module.manifest.reference_tolerance)
     except (InputError, VerificationError, ValueError):
-        return False  # sizes that the module refuses, or numbers that differ: rows of it cannot be put together
+        return False  # refused sizes or different results: its rows cannot be batched
     return all(np.isfinite(array.astype(np.float64)).any() for outputs in apart for array in outputs.values())
 
 
 def _dynamic_runs(module: Module, layout: BatchLayout, seed: int) -> tuple[list[Arrays], list[Arrays]]:
-    """Results of 1 and 2 rows together, and of each alone."""
+    """Return results of 1 and 2 rows together, and of each row separately."""
     counts = (1, 2)
     parts = [_made_up(module, seed * len(counts) + index, {layout.name: rows}) for index, rows in enumerate(counts)]
     shared = {name: array for name, array in parts[0].items() if name not in layout.inputs}
@@ -145,7 +145,7 @@ def _dynamic_runs(module: Module, layout: BatchLayout, seed: int) -> tuple[list[
 
 
 def _fixed_runs(module: Module, layout: BatchLayout, seed: int) -> tuple[list[Arrays], list[Arrays]]:
-    """Results of rows beside others; and at other places, and beside copies of one of them."""
+    """Return results of rows in a batch; and in other positions, and next to copies of one of them."""
     assert layout.rows is not None
     inputs = _made_up(module, seed, {})
     kept = max(1, layout.rows // 2)
@@ -160,7 +160,7 @@ def _fixed_runs(module: Module, layout: BatchLayout, seed: int) -> tuple[list[Ar
 
 
 def _made_up(module: Module, seed: int, sizes: Mapping[str, int]) -> dict[str, Array]:
-    """Random inputs, of the stored example's sizes but for those given."""
+    """Create random inputs with the stored example's sizes, except for the given ones."""
     known = dict(module.manifest.reference_sizes)
     examples = module.artifact.reference_inputs
     for each in module.inputs:

@@ -1,6 +1,5 @@
-"""`ModuleService`: a compiled module that answers requests, one run each.
-
-`Runners`: the threads that run the modules of one model.
+"""`ModuleService`: a compiled module that answers requests, one run each; and `Runners`, the threads that run the
+modules of one model.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ Result = TypeVar("Result")
 
 
 def served_by(name: str, version: str, variant: str) -> str:
-    """The response's name of the model that computed it."""
+    """Return the name of the computing model for a response."""
     return f"{name}/{version}/{variant}"
 
 
 class ModuleService:
-    """A module whose runs share the cores: as many at once as there are runners, each with its threads."""
+    """A module whose concurrent runs share the cores: one per runner, each with its own threads."""
 
     def __init__(
         self,
@@ -47,9 +46,10 @@ class ModuleService:
         """Serve a module.
 
         Args:
-            runners: runs at once; None: as many as the cores hold.
-            threads: number of threads of each run; None: what `runners` leave it, at most the module's own setting.
-            cores: how many it uses; None: all.
+            runners: number of concurrent runs; None: as many as the cores have room for.
+            threads: number of threads of each run; None: the cores divided by `runners`, at most the module's own
+                setting.
+            cores: number of cores to use; None for all.
             batched: look for rows that can run together (`layout`), which takes a few runs at start.
 
         Raises:
@@ -57,7 +57,7 @@ class ModuleService:
         """
         cores = usable_cores() if cores is None else cores
         if threads is None:
-            # Two runners at least, so that one computes while the other's answers are given out.
+            # Two runners at least, so that one computes while the other's answers are sent.
             threads = max(1, cores // 2) if runners is None else max(1, cores // runners)
             threads = min(threads, module.threads)
         if threads < 1 or (runners is not None and runners < 1):
@@ -81,7 +81,7 @@ class ModuleService:
 
     @cached_property
     def identity(self) -> str:
-        """A digest of the module: caches key on it."""
+        """A digest of the module, used in cache keys."""
         return module_identity(self.module)
 
     @property
@@ -90,7 +90,7 @@ class ModuleService:
         return self._threads.is_shared
 
     def share(self, threads: Runners) -> None:
-        """Run in threads that several modules have in common; before `start`."""
+        """Run in threads shared by several modules; call it before `start`."""
         self._threads = threads
         threads.join(self.runners)
 
@@ -108,11 +108,11 @@ class ModuleService:
         return Response(chosen(outputs, request.outputs), self.served_by, Timing(queued, seconds, 1, started + seconds))
 
     def submit(self, function: Callable[..., Result], *arguments: object) -> Future[Result]:
-        """Call a function in one of the runners, where it may call `run`."""
+        """Call a function on a runner thread, where it may call `run`."""
         return self._threads.submit(function, *arguments)
 
     def run(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], float, float]:
-        """Run on the calling thread: outputs, when it began (`time.monotonic()`), and seconds."""
+        """Run on the calling thread; return outputs, start time (`time.monotonic()`), and seconds."""
         started = time.monotonic()
         outputs: dict[str, Array] = self.module.run(inputs)
         return outputs, started, time.monotonic() - started
@@ -124,7 +124,7 @@ class ModuleService:
 
 
 def load_proven(path: str | os.PathLike[str]) -> Module:
-    """Load a module and prove it by its stored example, where it holds one. Raises what `compiler.load` does."""
+    """Load a module and verify its stored example, if it has one. Raises as `compiler.load`."""
     module = load(path)
     if module.artifact.reference_outputs:
         module.verify()
@@ -132,7 +132,7 @@ def load_proven(path: str | os.PathLike[str]) -> Module:
 
 
 def check_outputs(outputs: tuple[TensorDescription, ...], wanted: tuple[str, ...] | None) -> None:
-    """Raise InputError for an output that there is not."""
+    """Raise InputError for an unknown output."""
     if wanted is not None:
         names = [each.name for each in outputs]
         for name in wanted:
@@ -141,46 +141,46 @@ def check_outputs(outputs: tuple[TensorDescription, ...], wanted: tuple[str, ...
 
 
 def chosen(outputs: Mapping[str, Array], wanted: tuple[str, ...] | None) -> Mapping[str, Array]:
-    """The wanted outputs of a run."""
+    """Select the wanted outputs of a run."""
     return outputs if wanted is None else {name: outputs[name] for name in wanted}
 
 
 class Runners:
-    """Threads, as many as runs share the cores. The modules of a cascade, say, have them in common.
+    """One thread per concurrent run. Several modules, such as those of a cascade, can share them.
 
-    They exist as long as one of those modules is started, and take what is submitted first come, first served.
+    They exist as long as one of these modules is started, and serve submitted work first come, first served.
     """
 
     def __init__(self, name: str) -> None:
-        """`name`: the model's."""
+        """`name`: name of the model."""
         self._name = name
         self._members = self._count = self._started = 0
         self._pool: ThreadPoolExecutor | None = None
 
     @property
     def is_shared(self) -> bool:
-        """Several modules take turns."""
+        """True if several modules take turns."""
         return self._members > 1
 
     def join(self, count: int) -> None:
-        """A module of which this many runs share the cores takes part; before any of them starts."""
+        """Add a module with this many concurrent runs; call it before any module starts."""
         self._members += 1
         self._count = max(self._count, count)
 
     def start(self) -> None:
-        """One of the modules starts."""
+        """Start for one of the modules."""
         self._started += 1
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._count, thread_name_prefix=f"serve-{self._name}")
 
     def submit(self, function: Callable[..., Result], *arguments: object) -> Future[Result]:
-        """Call a function in one of the threads. Raises ServiceUnavailableError where no module is started."""
+        """Call a function in one of the threads. Raises ServiceUnavailableError if no module is started."""
         if self._pool is None:
             raise ServiceUnavailableError(f"model {self._name!r} is not running")
         return self._pool.submit(function, *arguments)
 
     async def close(self) -> None:
-        """One of the modules ends; the last one waits for what was submitted."""
+        """Close for one of the modules; the last one waits for submitted work."""
         self._started -= 1
         if not self._started and self._pool is not None:
             pool, self._pool = self._pool, None

@@ -1,7 +1,7 @@
-"""`Planner`: decides which of the requests that wait run next, and together; for the threads of a batcher.
+"""`Planner`: decides which queued requests run next, and together; used by the threads of a batcher.
 
-Runners take their next batch from it themselves: none is idle while the event loop gives the last one's answers.
-Its queue holds requests in order of arrival, grouped by what can run together.
+Runners take their next batch from it themselves: none is idle while the event loop sends the last one's answers.
+Its queue holds requests in order of arrival, grouped by compatibility.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from compiler.errors import OptionError
 from compiler.serving.batching.costs import Costs
 from compiler.serving.request import Array, Timing
 
-_PATIENCE = 3  # batches that a runner has to make of a long queue
+_PATIENCE = 3  # batches into which a runner divides a long queue
 
 
 @dataclass(eq=False)
@@ -25,8 +25,8 @@ class Batch:
     """Next task of a runner.
 
     Attributes:
-        requests: that run together; empty: nothing can run now.
-        late: requests that can no longer be answered in time, taken from the queue.
+        requests: requests that run together; empty: nothing can run now.
+        late: requests that can no longer be answered in time, removed from the queue.
         until: seconds of `time.monotonic()` when to ask again; None: when there are more requests.
     """
 
@@ -41,14 +41,14 @@ class Batch:
 
 
 class Planner:
-    """The queue of a batcher, what its runners do now, and what runs cost. Safe for several threads."""
+    """The queue of a batcher, the state of its runners, and the costs of runs. Thread-safe."""
 
     def __init__(self, options: BatchOptions, runners: int) -> None:
         self.options, self.runners = options, runners
         self.costs = Costs()
         self.cap = 1
         self.fixed_rows: int | None = None
-        """Number of rows of each run, where the module has a fixed number of them."""
+        """Number of rows of each run, if it is fixed."""
         self.closing = False
         self._queue = RequestQueue()
         self._free = runners
@@ -62,16 +62,16 @@ class Planner:
 
     @property
     def idle(self) -> bool:
-        """Nothing waits, and nothing runs."""
+        """True if nothing is queued or running."""
         return not self._queue and not self._running
 
     @property
     def has_room(self) -> bool:
-        """Nothing waits, and a runner is free."""
+        """True if nothing is queued and a runner is free."""
         return self._free > 0 and not self._queue
 
     def computed(self, rows: int) -> int:
-        """The number of rows that a run for `rows` computes."""
+        """Return the number of rows that a run for `rows` computes."""
         return rows if self.fixed_rows is None else self.fixed_rows
 
     def add(self, waiting: Waiting) -> None:
@@ -80,35 +80,35 @@ class Planner:
             self._queue.add(waiting)
 
     def begin(self, now: float) -> Batch:
-        """The next batch for a free runner, if there is one; it counts as running until `next` or `end`."""
+        """Return the next batch for a free runner, if there is one; it counts as running until `next` or `end`."""
         with self._lock:
             return self._begin(now) if self._free > 0 else Batch()
 
     def next(self, ended: Batch, seconds: float | None, now: float) -> Batch:
-        """The next batch for the runner that ran one; `seconds`: what its run took, None where it failed."""
+        """Return the next batch for a runner after `ended`; `seconds`: duration of its run, None if it failed."""
         with self._lock:
             self._end(ended, seconds)
             return self._begin(now)
 
     def end(self, ended: Batch, seconds: float | None) -> None:
-        """A batch ended, and its runner takes no other."""
+        """Record the end of a batch whose runner takes no other."""
         with self._lock:
             self._end(ended, seconds)
 
     def learn(self, key: Hashable, rows: int, seconds: float) -> None:
-        """Record the duration of a run that was not a batch of the queue."""
+        """Record the duration of a run outside the queue."""
         with self._lock:
             self.costs.add(key, self.computed(rows), seconds)
 
     def expected_wait(self, now: float) -> float:
-        """Seconds until a request that comes now would start, as far as costs are known."""
+        """Return the seconds until a request that arrives now would start, as far as costs are known."""
         with self._lock:
             return self._expected_wait(now)
 
     def expected_latency(self, key: Hashable, rows: int, now: float) -> float:
-        """Seconds until a request that comes now would be answered, in the mean.
+        """Return the mean seconds until a request that arrives now would be answered.
 
-        Runners end together: what waits and what comes is shared by them, but a run is not.
+        Runners end together: they share queued and new requests, but not a run.
         """
         with self._lock:
             own = self._work(key, rows)
@@ -124,7 +124,7 @@ class Planner:
         return sum(max(0.0, end - now) for end in self._running.values())
 
     def _work(self, key: Hashable, rows: int) -> float:
-        """Seconds of a number of rows, in batches; 0 for a shape that never ran, so that it is tried."""
+        """Return the seconds for a number of rows, in batches; 0 for a shape that never ran, so that it is tried."""
         whole, rest = divmod(rows, self.cap)
         seconds = whole * (self.costs.seconds(key, self.cap) or 0.0) if whole else 0.0
         return seconds + ((self.costs.seconds(key, self.computed(rest)) or 0.0) if rest else 0.0)
@@ -147,7 +147,7 @@ class Planner:
             self.costs.add(ended.requests[0].key, self.computed(ended.rows), seconds)
 
     def _first(self, batch: Batch, now: float) -> Waiting | None:
-        """The first request that still can be answered; those before it are late, or were cancelled."""
+        """Return the first request that can still be answered; earlier ones are late or cancelled."""
         while self._queue:
             head = self._queue.head()
             seconds = self.costs.seconds(head.key, self.computed(head.rows)) or 0.0
@@ -169,7 +169,7 @@ class Planner:
         return True
 
     def _fill(self, batch: Batch, head: Waiting, now: float) -> None:
-        """Take those at the head of the queue that can run together."""
+        """Take requests from the head of the queue that can run together."""
         cap = self.cap if self.fixed_rows is not None else max(head.rows, min(self.cap, self._wanted(head.key, now)))
         batch.requests.append(self._queue.take(head.key))
         rows, deadline = head.rows, head.deadline
@@ -179,14 +179,15 @@ class Planner:
                 continue
             soonest = _sooner(deadline, following.deadline)
             if soonest is not None and now + self.costs.careful(head.key, rows + following.rows) > soonest:
-                break  # the batch would be late for one that is in it
+                break  # the batch would be late for one of its requests
             batch.requests.append(self._queue.take(head.key))
             rows, deadline = rows + following.rows, soonest
 
     def _wanted(self, key: Hashable, now: float) -> int:
-        """Number of waiting rows for the next batch.
+        """Return the number of queued rows for the next batch.
 
-        No more than save something: each row of a batch waits for all of them. A long queue needs what little there is.
+        It stops growing when it saves nothing, since each row of a batch waits for all of them. With a long queue, even
+        small savings count.
         """
         share, enough = self._share(key, now), self.costs.enough(key)
         if enough is None:
@@ -194,7 +195,7 @@ class Planner:
         return min(share, max(enough, -(-self._queue.rows_of(key) // (_PATIENCE * self.runners))))
 
     def _share(self, key: Hashable, now: float) -> int:
-        """Number of waiting rows for one runner, so that all runners end at the same time."""
+        """Return the number of queued rows for one runner, so that all runners end at the same time."""
         rows = self._queue.rows_of(key)
         seconds = self.costs.seconds(key, rows)
         if not seconds:
@@ -213,14 +214,14 @@ Result = tuple[dict[str, Array], Timing]
 
 @dataclass(eq=False)
 class Waiting:
-    """A request that waits.
+    """A queued request.
 
     Attributes:
-        key: what must be equal for requests to run together.
+        key: equal for requests that can run together.
         deadline, arrived, admitted: seconds of `time.monotonic()`.
-        expected: seconds from `admitted` to its answer; 0: not known.
-        future: of its outputs; cancelled where the client has disconnected.
-        turn: its place among all requests.
+        expected: seconds from `admitted` to its answer; 0 if unknown.
+        future: future of its outputs; cancelled if the client has disconnected.
+        turn: its position among all requests.
     """
 
     inputs: Mapping[str, Array]
@@ -235,7 +236,7 @@ class Waiting:
 
 
 class RequestQueue:
-    """Requests by key; the group whose first request came first is the next."""
+    """Requests by key; the group with the earliest request is next."""
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, deque[Waiting]] = {}
@@ -255,11 +256,11 @@ class RequestQueue:
         self.rows += waiting.rows
 
     def head(self) -> Waiting:
-        """The request that came first."""
+        """The earliest request."""
         return min((group[0] for group in self._groups.values()), key=lambda each: each.turn)
 
     def waiting(self, key: Hashable) -> Waiting | None:
-        """The first request of a group, None where there is none."""
+        """Return the first request of a group, None if there is none."""
         group = self._groups.get(key)
         return group[0] if group else None
 
@@ -274,11 +275,11 @@ class RequestQueue:
         return first
 
     def rows_of(self, key: Hashable) -> int:
-        """The number of queued rows of a group."""
+        """Return the number of queued rows of a group."""
         return self._rows.get(key, 0)
 
     def groups(self) -> Iterator[tuple[Hashable, int]]:
-        """Each group and its rows."""
+        """Return each group and its rows."""
         return iter(self._rows.items())
 
 
@@ -287,10 +288,10 @@ class BatchOptions:
     """Options of batching requests.
 
     Attributes:
-        max_batch_size: rows of a batch at most; a request with more is run in parts.
-        max_wait_ms: how long a batch with less than `min_batch_size` rows waits for more.
-        min_batch_size: rows that are worth waiting for.
-        max_queue: rows that may wait; more are refused (`OverloadedError`).
+        max_batch_size: maximum rows per batch; larger requests run in parts.
+        max_wait_ms: time that a batch with fewer than `min_batch_size` rows waits for more.
+        min_batch_size: number of rows that a batch waits for.
+        max_queue: maximum number of queued rows; more are refused (`OverloadedError`).
         enabled: False runs each request alone.
     """
 

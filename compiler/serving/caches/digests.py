@@ -13,7 +13,7 @@ _BYTES = 32
 
 
 def request_digest(identity: str, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> str:
-    """Digest of a whole request: the model's identity, its inputs (names, types, shapes, bytes) and the wanted
+    """Return the digest of a request: the model's identity, its inputs (names, types, shapes, bytes) and the requested
     outputs."""
     digest = _begin(identity, outputs)
     for name in sorted(inputs):
@@ -22,7 +22,7 @@ def request_digest(identity: str, inputs: Mapping[str, Array], outputs: Sequence
 
 
 def row_digests(identity: str, inputs: Mapping[str, Array], outputs: Sequence[str] | None, count: int) -> list[str]:
-    """Digests of the `count` rows of a request; equal rows have equal digests in any batch."""
+    """Return digests of the `count` rows of a request; equal rows have equal digests in any batch."""
     begin = _begin(identity, outputs)
     made = []
     for row in range(count):
@@ -47,6 +47,6 @@ def _add_array(digest: hashlib.blake2b, name: str, array: Array) -> None:
 
 
 def _add(digest: hashlib.blake2b, part: bytes | memoryview) -> None:
-    # The length first, so that no two lists of parts run into the same bytes.
+    # The length comes first, so that different lists of parts never have the same bytes.
     digest.update(len(part).to_bytes(8, "little"))
     digest.update(part)

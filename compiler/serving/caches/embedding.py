@@ -1,4 +1,4 @@
-"""`EmbeddingCache`: a cache of rows, for models whose outputs for a row depend on that row alone."""
+"""`EmbeddingCache`: a cache of rows, for models whose outputs for a row depend only on that row."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class EmbeddingCacheOptions:
     """Options of an embedding cache.
 
     Attributes:
-        max_bytes: of the rows in memory.
+        max_bytes: maximum size of cached rows in memory.
         max_age: seconds after which a row is computed again; None: never.
-        mask: the input that is 1 where a row has a token and 0 where it is padded. Columns at the end that are 0 in it
-            do not count, so that a row is known however long the batch is that it comes in; its numbers then are those
-            of the first such batch, equal up to rounding. None: the padding counts.
+        mask: the input that is 1 for tokens and 0 for padding. Its trailing zero columns are ignored, so that a row is
+            found whatever the length of its batch; its values are those of the first such batch, equal up to rounding.
+            None: padding is part of the row.
     """
 
     max_bytes: int = 256 << 20
@@ -39,7 +39,7 @@ class EmbeddingCacheOptions:
 
 
 class EmbeddingCache(Wrapper):
-    """A cache by row: only the rows of a batch that are not cached are computed, equal ones once."""
+    """A cache by row: only the uncached rows of a batch are computed, duplicates once."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class EmbeddingCache(Wrapper):
         Raises:
             OptionError: the model's tensors do not begin with the batch, or its outputs are not of one size per row.
         """
-        await self.inner.start()  # a batcher finds out then which modules have a batch
+        await self.inner.start()  # a batcher determines then which modules have a batch
         check_batched(self.inner, "an embedding cache")
         for output in self.inner.outputs:
             if any(isinstance(size, str) for size in output.shape[1:]):
@@ -74,7 +74,7 @@ class EmbeddingCache(Wrapper):
                 )
 
     async def infer(self, request: Request) -> Response:
-        """Compute the rows that are not known, wait for those that others compute, and put all together."""
+        """Compute the unknown rows, wait for rows that other requests compute, and join all of them."""
         count = row_count(request.inputs)
         if request.traced or not count:
             return await self.inner.infer(request)
@@ -88,7 +88,7 @@ class EmbeddingCache(Wrapper):
             if missing:
                 timing = await self._compute(missing, request, known)
                 computed += len(missing)
-            # A row that somebody else was computing and that failed there is missing in the next round.
+            # A row whose computation by another request failed is missing in the next round.
             if coming:
                 await asyncio.wait(coming.values())
             for key, future in coming.items():
@@ -100,7 +100,7 @@ class EmbeddingCache(Wrapper):
     def _sorted(
         self, keys: Sequence[str], request: Request, known: dict[str, Answer]
     ) -> tuple[dict[str, asyncio.Future[Answer]], dict[str, int]]:
-        """Adds what is kept to `known`; returns what others compute now, and what is missing with a row that has it."""
+        """Add cached rows to `known`; return those that others are computing, and the missing ones with their row."""
         coming: dict[str, asyncio.Future[Answer]] = {}
         missing: dict[str, int] = {}
         for row, key in enumerate(keys):
@@ -128,7 +128,7 @@ class EmbeddingCache(Wrapper):
         return keys
 
     async def _compute(self, missing: Mapping[str, int], request: Request, known: dict[str, Answer]) -> Timing:
-        """Compute rows and add them to `known`; requests that want them meanwhile wait for the futures."""
+        """Compute rows and add them to `known`; other requests for them wait for the futures."""
         loop = asyncio.get_running_loop()
         futures: dict[str, asyncio.Future[Answer]] = {key: loop.create_future() for key in missing}
         self._coming.update(futures)
@@ -155,10 +155,10 @@ def _assembled(rows: Sequence[Answer], timing: Timing, hits: int) -> Response:
 
 
 def _trimmed(row: Array, mask: Array, width: int) -> Array:
-    """A row without the padding of its tokens; inputs of another length stay as they are."""
+    """Remove the token padding of a row; inputs of another length are unchanged."""
     return row[:, :width] if row.ndim > 1 and row.shape[1] == mask.shape[1] else row
 
 
 def build(options: EmbeddingCacheOptions, inner: Service, parts: Parts) -> Service:
-    """The service that `options` describe around `inner`."""
+    """Build the cache around `inner`."""
     return EmbeddingCache(inner, options, parts.observer)

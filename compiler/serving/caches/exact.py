@@ -1,9 +1,9 @@
-"""`ExactCache`: equal inputs get the answer that was computed for them, and equal requests at once run once.
+"""`ExactCache`: equal inputs get the cached answer, and concurrent equal requests run once.
 
-A cache in a folder, which persists across processes and may be shared by several of them.
+The cache can have a folder, which persists across processes and can be shared by several of them.
 
-A file an answer: a header in JSON (tensors, who served it, when) and the arrays' bytes, checked by a digest. Nothing in
-it is executed. What cannot be read is a miss; what cannot be written is not kept. The cache then goes on in memory.
+Each file holds an answer: a JSON header (tensors, serving model, time) and the arrays' bytes, checked by a digest.
+Nothing in it is executed. Unreadable files are misses; if writing fails, the cache continues in memory.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class ExactCacheOptions:
     """Options of an exact cache.
 
     Attributes:
-        max_bytes: of the answers in memory.
+        max_bytes: maximum size of answers in memory.
         max_age: seconds after which an answer is computed again; None: never, since a module's answers do not change.
-        folder: where answers are kept on disk as well; None: in memory alone.
-        max_disk_bytes: of the files in that folder.
+        folder: folder for answers on disk; None: only in memory.
+        max_disk_bytes: maximum size of the files in that folder.
     """
 
     max_bytes: int = 256 << 20
@@ -55,10 +55,10 @@ class ExactCacheOptions:
 
 
 class ExactCache(Wrapper):
-    """A cache by the digest of a request's inputs, the module and the wanted outputs.
+    """A cache by the digest of a request's inputs, the module and the requested outputs.
 
-    Traced requests are always computed. An answer of a variant that is less accurate than a request's level asks for
-    is no answer to it, and one that a cheaper variant gave because of overload is not kept.
+    Traced requests are always computed. Answers of variants less accurate than the request's level are not used, and
+    answers that a cheaper variant gave because of overload are not cached.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ExactCache(Wrapper):
         *,
         clock: Clock = time.monotonic,
     ) -> None:
-        """Raises StorageError where the folder cannot be used, OptionError for limits that make no sense."""
+        """Raises StorageError if the folder cannot be used, OptionError for invalid limits."""
         super().__init__(inner)
         options = options if options is not None else ExactCacheOptions()
         self._observer = observer
@@ -77,13 +77,13 @@ class ExactCache(Wrapper):
         self._disk = None
         if options.folder is not None:
             self._disk = DiskStore(Path(options.folder), options.max_disk_bytes, options.max_age)
-        # One thread: files are read and written in turn, and never in the event loop.
+        # One thread: files are read and written in order, and never in the event loop.
         self._files = ThreadPoolExecutor(1, "tensorwright-cache") if self._disk is not None else None
         self._flights: dict[tuple[str, object], _Flight] = {}
         self._writes: set[asyncio.Future[bool]] = set()
 
     async def infer(self, request: Request) -> Response:
-        """The kept answer, the one that is being computed for an equal request, or a new one."""
+        """Return the cached answer, the one being computed for an equal request, or a new one."""
         if request.traced:
             return await self.inner.infer(request)
         key = request_digest(self.identity, request.inputs, request.outputs)
@@ -94,7 +94,7 @@ class ExactCache(Wrapper):
         return await self._compute_once(key, request)
 
     async def close(self) -> None:
-        """Close the inner service; what is on disk stays."""
+        """Close the inner service; files stay on disk."""
         await self.inner.close()
         await asyncio.gather(*self._writes, return_exceptions=True)
         if self._files is not None:
@@ -126,12 +126,12 @@ class ExactCache(Wrapper):
         except ServingError:
             if first:
                 raise
-            # Refused for another request's deadline or place in the queue: this one may have more time.
+            # Refused because of another request's deadline or queue position: this one may have more time.
             return await self._compute(key, request)
         finally:
             flight.waiting -= 1
             if flight.task.done() or not flight.waiting:
-                # Nobody waits any more: what was begun for requests that were cancelled need not end.
+                # Nobody waits any more: work for cancelled requests need not finish.
                 flight.task.cancel()
                 if self._flights.get((key, level)) is flight:
                     del self._flights[key, level]
@@ -157,20 +157,20 @@ class ExactCache(Wrapper):
 
 @dataclass
 class _Flight:
-    """A request that is being computed, and how many equal ones wait for it."""
+    """A request that is being computed, and the number of equal requests that wait for it."""
 
     task: asyncio.Future[Response]
     waiting: int = 0
 
 
 def _retrieve(task: asyncio.Future[Response]) -> None:
-    """Look at a failure that nobody waits for any more, so that asyncio does not report it as forgotten."""
+    """Retrieve a failure that nobody waits for, so that asyncio does not report it as never retrieved."""
     if not task.cancelled():
         task.exception()
 
 
 def _answer(response: Response) -> Answer:
-    """Answer to keep: copies, as the receiver owns the response's arrays."""
+    """Return the answer to cache: copies, since the receiver owns the response's arrays."""
     outputs = {name: np.array(array) for name, array in response.outputs.items()}
     return Answer(outputs, response.served_by, dict(response.notes))
 
@@ -181,14 +181,14 @@ def _response(answer: Answer) -> Response:
 
 
 def build(options: ExactCacheOptions, inner: Service, parts: Parts) -> Service:
-    """The service that `options` describe around `inner`."""
+    """Build the cache around `inner`."""
     return ExactCache(inner, options, parts.observer)
 
 
 _MAGIC = b"twcache1"
 _MAX_HEADER = 1 << 20
 _SUFFIX = ".answer"
-# After a write has failed this many more are not tried: a full disk does not cost each request a failed write.
+# After a failed write this many writes are skipped: a full disk must not cost each request a failed write.
 _SKIPPED_WRITES = 64
 _log = logging.getLogger(__name__)
 
@@ -197,13 +197,13 @@ class DiskStore:
     """Answers by key in a folder, bounded by bytes and by age. For one thread at a time."""
 
     def __init__(self, folder: Path, max_bytes: int, max_age: float | None = None, clock: Clock = time.time) -> None:
-        """Read what the folder holds.
+        """Read the folder's contents.
 
         Args:
             max_age: seconds of `clock`, which must keep counting across restarts of the process.
 
         Raises:
-            StorageError: the folder cannot be made or read.
+            StorageError: the folder cannot be created or read.
         """
         self._folder, self._max_bytes, self._max_age, self._clock = folder, max_bytes, max_age, clock
         self._sizes: OrderedDict[str, int] = OrderedDict()
@@ -220,7 +220,7 @@ class DiskStore:
         self.nbytes = sum(self._sizes.values())
 
     def get(self, key: str) -> tuple[Answer, float] | None:
-        """The answer and its age in seconds; None where there is none that is whole and young enough."""
+        """Return the answer and its age in seconds; None if there is no intact one that is recent enough."""
         try:
             content = self._path(key).read_bytes()
         except FileNotFoundError:
@@ -242,7 +242,7 @@ class DiskStore:
         return answer, max(age, 0.0)
 
     def put(self, key: str, answer: Answer) -> bool:
-        """Write an answer, whole or not at all; False where it could not be written."""
+        """Write an answer atomically; False if it could not be written."""
         if self._to_skip:
             self._to_skip -= 1
             return False
@@ -263,7 +263,7 @@ class DiskStore:
         return True
 
     def remove(self, key: str) -> None:
-        """Remove an answer, if it is there."""
+        """Remove an answer, if present."""
         self._forget(key)
         try:
             self._path(key).unlink(missing_ok=True)
@@ -303,7 +303,7 @@ def _encoded(key: str, answer: Answer, now: float) -> bytes:
 
 
 def _decoded(content: bytes, key: str) -> tuple[Answer, float] | None:
-    """The answer and when it was stored; None for what is no whole answer of that key."""
+    """Decode an answer and its time; None if it is damaged or has another key."""
     head = len(_MAGIC) + 32
     digest = hashlib.blake2b(memoryview(content)[head:], digest_size=32).digest()
     if content[: len(_MAGIC)] != _MAGIC or content[len(_MAGIC) : head] != digest:

@@ -20,7 +20,7 @@ class Answer:
     """Cached part of a response; its arrays are the cache's own.
 
     Attributes:
-        accuracy: of the variant that computed it, as a share of the reference variant's.
+        accuracy: accuracy of the variant that computed it, relative to the reference variant.
     """
 
     outputs: Mapping[str, Array]
@@ -29,7 +29,7 @@ class Answer:
 
     @property
     def accuracy(self) -> float:
-        """See the class; 1 where no variants are."""
+        """See the class; 1 if there are no variants."""
         return float(self.notes.get("accuracy", 1.0))
 
     @property
@@ -39,10 +39,10 @@ class Answer:
 
 
 class MemoryStore(Generic[Value]):
-    """Values by key, bounded by bytes and by age. Not safe for several threads: it lives in the event loop."""
+    """Values by key, bounded by bytes and by age. Not thread-safe: used in the event loop."""
 
     def __init__(self, max_bytes: int, max_age: float | None = None, clock: Clock = time.monotonic) -> None:
-        """`max_age` is in seconds of `clock`; None: no limit. Raises OptionError for limits that are not positive."""
+        """`max_age`: seconds of `clock`; None for no limit. Raises OptionError for limits that are not positive."""
         for name, value in (("max_bytes", max_bytes), ("max_age", max_age)):
             if value is not None and value <= 0:
                 raise OptionError(f"a cache's {name} must be above 0, not {value}")
@@ -54,7 +54,7 @@ class MemoryStore(Generic[Value]):
         return len(self._kept)
 
     def get(self, key: str) -> Value | None:
-        """The value, if it is there and not too old."""
+        """Return the value, if present and not too old."""
         found = self._kept.get(key)
         if found is None:
             return None
@@ -66,7 +66,7 @@ class MemoryStore(Generic[Value]):
         return value
 
     def put(self, key: str, value: Value, nbytes: int, age: float = 0.0) -> None:
-        """Keep a value of a size in bytes that is `age` seconds old; one that is larger than the store is not kept."""
+        """Store a value of a size in bytes that is `age` seconds old, unless it is larger than the store."""
         self.remove(key)
         if nbytes > self._max_bytes:
             return
@@ -76,7 +76,7 @@ class MemoryStore(Generic[Value]):
             self.remove(next(iter(self._kept)))
 
     def remove(self, key: str) -> None:
-        """Forget a value, if it is there."""
+        """Remove a value, if present."""
         found = self._kept.pop(key, None)
         if found is not None:
             self.nbytes -= found[1]

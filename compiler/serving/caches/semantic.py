@@ -1,4 +1,4 @@
-"""`SemanticCache`: texts of one meaning share an answer; only with a calibration that measured false hits."""
+"""`SemanticCache`: texts with the same meaning share an answer; requires a calibration that measured false hits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TextOf = Callable[[Request], str | None]
 
 @dataclass(frozen=True)
 class Hit(Generic[Value]):
-    """Hit of a semantic index: the value, the text that it was stored for, and the cosine of the two."""
+    """Hit of a semantic index: the value, the text for which it was stored, and the cosine of the two texts."""
 
     value: Value
     text: str
@@ -69,7 +69,7 @@ class SemanticIndex(Generic[Value]):
         max_age: float | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        """Raises OptionError where there is no calibration, or it was made for another embedder."""
+        """Raises OptionError if there is no calibration, or it was made for another embedder."""
         if not isinstance(calibration, SemanticCalibration):
             raise OptionError(
                 "a semantic cache does not start without a calibration",
@@ -89,14 +89,14 @@ class SemanticIndex(Generic[Value]):
         return len(self._order)
 
     def find(self, text: str, scope: str = "") -> Hit[Value] | None:
-        """The value of the nearest text of that scope that the calibration lets pass."""
+        """Return the value of the nearest text in that scope that passes the calibrated threshold."""
         entries = list(self._scopes.get(scope, {}).values())
         if not entries:
             return None
         wording = wording_of(text, self._synonyms)
         now = self._clock()
         young = [each for each in entries if self._max_age is None or now - each.stored <= self._max_age]
-        # Words first: comparing them costs less than embedding, and most texts agree with none.
+        # Words first: comparing them is cheaper than embedding, and most texts agree with none.
         agreeing = [each for each in young if agree(each.wording, wording, self._calibration.extra)]
         if not agreeing:
             return None
@@ -110,7 +110,7 @@ class SemanticIndex(Generic[Value]):
         return Hit(found.value, found.text, float(similarities[best]))
 
     def add(self, text: str, value: Value, scope: str = "") -> None:
-        """Keep a value; the least recently used one is evicted where there are too many."""
+        """Store a value; the least recently used one is evicted if there are too many."""
         (vector,) = self._embedder.embed([text])
         wording = wording_of(text, self._synonyms)
         if not wording.words:
@@ -132,11 +132,11 @@ class SemanticCacheOptions:
     Attributes:
         embedder: the module that embeds texts.
         calibration: the file that `tensorwright calibrate semantic-cache` wrote for it.
-        tokenizer: the tokenizer.json of the served model, to read texts in its token ids; of the embedder as well
-            where its module carries none.
+        tokenizer: the tokenizer.json of the served model, to decode its token ids; also used for the embedder if its
+            module contains none.
         tokens: the served model's input of token ids.
         ignored: inputs that follow from the tokens (a mask), in which requests may differ.
-        max_entries, max_age: how many answers are kept, and for how many seconds (None: for ever).
+        max_entries, max_age: maximum number of answers, and their lifetime in seconds (None: unlimited).
     """
 
     embedder: Path
@@ -149,9 +149,9 @@ class SemanticCacheOptions:
 
 
 class SemanticCache(Wrapper):
-    """A cache by the meaning of a request's text; requests without one text, as batches of several, pass by.
+    """A cache by the meaning of a request's text; requests without a single text, such as batches, bypass it.
 
-    All that is not the text must be equal: the model, the wanted outputs, other inputs, and the level's accuracy.
+    Everything but the text must be equal: the model, the requested outputs, other inputs, and the level's accuracy.
     """
 
     def __init__(
@@ -163,14 +163,14 @@ class SemanticCache(Wrapper):
         *,
         textual: Sequence[str] = (),
     ) -> None:
-        """`textual` names the inputs that `text_of` reads or that follow from those; the others have to be equal."""
+        """`textual`: inputs that `text_of` reads or that follow from those; all others must be equal."""
         super().__init__(inner)
         self._index, self._text_of, self._observer, self._textual = index, text_of, observer, frozenset(textual)
-        # One thread: the index is for one at a time, and embedding does not hold up the event loop.
+        # One thread: the index is not thread-safe, and embedding must not block the event loop.
         self._thread = ThreadPoolExecutor(1, "tensorwright-semantic")
 
     async def infer(self, request: Request) -> Response:
-        """The answer to a text of the same meaning, or a new one."""
+        """Return the cached answer to a text with the same meaning, or a new one."""
         text = None if request.traced else self._text_of(request)
         if text is None:
             return await self.inner.infer(request)
@@ -181,7 +181,7 @@ class SemanticCache(Wrapper):
         self._observer.observe_cache(self.name, _NAME, int(hit is not None), 1)
         if hit is not None:
             outputs = {name: np.array(array) for name, array in hit.value.outputs.items()}
-            # Not the text that it was computed for: that may be another client's.
+            # Without the text for which it was computed, which may be another client's.
             notes = {**hit.value.notes, "similarity": hit.similarity}
             return Response(outputs, hit.value.served_by, Timing(), _NAME, notes)
         response = await self.inner.infer(request)
@@ -198,9 +198,9 @@ class SemanticCache(Wrapper):
 
 
 def token_text(tokenizer: str | os.PathLike[str], tokens: str) -> TextOf:
-    """Reads the text of a request of one row in its input of token ids.
+    """Create a function that decodes the text of a single-row request from its input of token ids.
 
-    Long texts are no text of the cache: an embedder reads only their beginning, and this process reads all of them.
+    Long texts are not cached: an embedder reads only their beginning, and decoding happens in this process.
 
     Raises:
         StorageError, ArtifactError: the tokenizer cannot be read.
@@ -220,9 +220,9 @@ def token_text(tokenizer: str | os.PathLike[str], tokens: str) -> TextOf:
 
 
 def build(options: SemanticCacheOptions, inner: Service, parts: Parts) -> Service:
-    """The service that `options` describe around `inner`.
+    """Build the cache around `inner`.
 
-    Raises OptionError where `inner` has no input of that name for tokens, and as `TextEmbedder`, `SemanticIndex` and
+    Raises OptionError if `inner` has no such input of tokens, and as `TextEmbedder`, `SemanticIndex` and
     `token_text`.
     """
     names = [each.name for each in inner.inputs]

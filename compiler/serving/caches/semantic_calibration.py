@@ -1,10 +1,10 @@
-"""Calibration of the semantic cache: on labelled pairs of texts it chooses the threshold and measures false hits.
+"""Calibration of the semantic cache: chooses the threshold and measures false hits on labelled pairs of texts.
 
 The gate: two texts may share an answer only if their content words agree, in order. Embeddings place "Flights from
-Paris to Rome" and "Flights from Rome to Paris" at a cosine of 0.999, and true paraphrases at less, so no threshold
-alone separates them. The gate compares words: what is dropped are articles, some auxiliaries and politeness; what
-stays are content words, prepositions and particles ("on", "off", "to", "from"), negations, numbers and symbols. A gate
-that is too strict costs a hit, one that is too loose a wrong answer.
+Paris to Rome" and "Flights from Rome to Paris" at a cosine of 0.999, and true paraphrases at less, so a threshold
+alone cannot separate them. The gate compares words: articles, some auxiliaries and polite phrases are dropped; content
+words, prepositions and particles ("on", "off", "to", "from"), negations, numbers and symbols are kept. A gate
+that is too strict costs hits, one that is too loose gives wrong answers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """Two texts, and whether the answer to one is right for the other."""
+    """Two texts; `same` if the answer to one is right for the other."""
 
     one: str
     other: str
@@ -42,18 +42,18 @@ class LabelledPair:
 
 @dataclass(frozen=True)
 class SemanticCalibration:
-    """Calibration that a semantic cache is started with.
+    """Calibration of a semantic cache.
 
     Attributes:
-        embedder: identity of the embedder that it holds for.
+        embedder: identity of the calibrated embedder.
         threshold: the least cosine of a hit.
-        extra: how many content words one of two texts may have beyond the other.
-        synonyms: groups of words that count as one.
-        pairs_same, pairs_different: how many pairs of each kind were given.
-        hit_rate: of pairs of one meaning, the share that hits; measured on pairs left out of choosing the threshold.
-        false_hit_rate: the same of pairs of different meaning.
-        false_hit_bound: the rate that, with 95 % confidence, is not exceeded on pairs like those given.
-        without_gate: the false hits that the threshold alone would give at the same hit rate.
+        extra: number of content words that one of two texts may have in addition.
+        synonyms: groups of words treated as equal.
+        pairs_same, pairs_different: number of pairs of each kind.
+        hit_rate: fraction of pairs with the same meaning that hit, measured on held-out pairs.
+        false_hit_rate: fraction of pairs with different meaning that hit.
+        false_hit_bound: upper 95 % confidence bound of the false hit rate.
+        without_gate: false hit rate of the threshold without the gate, at the same hit rate.
     """
 
     embedder: str
@@ -91,11 +91,11 @@ def calibrate_semantic_cache(
     """Choose the threshold, and measure hits and false hits by cross-validation in five folds.
 
     Args:
-        pairs: at least 30 of each kind, as the users of the cache write; pairs of different meaning have to be near
-            misses ("turn on", "turn off"), since others say nothing.
-        max_false_hits: the largest share of pairs of different meaning that may hit.
-        extra: how many content words one of two texts may have beyond the other.
-        synonyms: groups of words that count as one: [("movie", "film")].
+        pairs: at least 30 of each kind, as the users of the cache would write; pairs of different meaning must be near
+            misses ("turn on", "turn off"), since others are not informative.
+        max_false_hits: the largest fraction of pairs of different meaning that may hit.
+        extra: number of content words that one of two texts may have in addition.
+        synonyms: groups of words treated as equal: [("movie", "film")].
 
     Raises:
         OptionError: there are too few pairs, or an option is out of range.
@@ -136,7 +136,7 @@ def calibrate_semantic_cache(
 def _compared(
     embedder: Embedder, pairs: Sequence[LabelledPair], synonyms: Mapping[str, str], extra: int
 ) -> tuple[Any, Any]:
-    """The cosine of each pair, and whether its texts pass the comparison of their words."""
+    """Return the cosine of each pair, and True if its texts pass the gate."""
     texts = [text for pair in pairs for text in (pair.one, pair.other)]
     vectors = embedder.embed(texts)
     cosines = np.einsum("ij,ij->i", vectors[0::2], vectors[1::2]).astype(np.float64)
@@ -146,7 +146,7 @@ def _compared(
 
 
 def _cross_validated(cosines: Any, passes: Any, labels: Any, max_false_hits: float) -> Any:
-    """Pairs that hit at the threshold that the other folds choose."""
+    """Return the pairs that hit at the threshold chosen on the other folds."""
     hits = np.zeros(len(labels), bool)
     for fold in range(_FOLDS):
         left_out = np.arange(len(labels)) % _FOLDS == fold
@@ -167,7 +167,8 @@ def _check(result: SemanticCalibration, max_false_hits: float) -> None:
 
 
 def _threshold(cosines: Any, passes: Any, labels: Any, limit: float) -> float:
-    """The least cosine of a passing pair of one meaning at which at most `limit` of the others hit; 2 where none is."""
+    """Return the least cosine of a passing pair with the same meaning at which at most `limit` of the others hit; 2 if
+    there is none."""
     for candidate in np.unique(cosines[passes & labels]):
         if (passes & ~labels & (cosines >= candidate)).sum() <= limit * (~labels).sum():
             return float(candidate)
@@ -211,7 +212,7 @@ def read_pairs(path: str | os.PathLike[str]) -> list[LabelledPair]:
 
 
 def read_calibration(path: str | os.PathLike[str]) -> SemanticCalibration:
-    """Read a file of `save`. Raises StorageError, or OptionError for a file that is none."""
+    """Read a file of `save`. Raises StorageError, or OptionError if it is not a calibration."""
     with storage_errors(path):
         content = Path(path).read_bytes()
     try:
@@ -228,7 +229,7 @@ def read_calibration(path: str | os.PathLike[str]) -> SemanticCalibration:
     return made
 
 
-# Tenses stay ("who is", "who was"), and so do verbs that can be the question ("will", "need").
+# Tenses are kept ("who is", "who was"), and so are verbs that can change the question ("will", "need").
 _ARTICLES_AND_AUXILIARIES = (
     "a an the of do does is are am be can could would please tell show give let its it this that"
 )
@@ -249,12 +250,12 @@ _PUNCTUATION = frozenset(".,;:!?\"'()[]\u2026\u201c\u201d\u2018\u2019`")
 
 @dataclass(frozen=True)
 class Wording:
-    """Features of a text that the gate reads.
+    """Features of a text for the gate.
 
     Attributes:
         words: content words, particles, negations, numbers and symbols, in order.
         questions: its question words ("what", "how"), in order.
-        persons: who is spoken of ("i", "you", "we"), in order.
+        persons: personal pronouns ("i", "you", "we"), in order.
     """
 
     words: tuple[str, ...]
@@ -263,7 +264,7 @@ class Wording:
 
 
 def wording_of(text: str, synonyms: Mapping[str, str] = MappingProxyType({})) -> Wording:
-    """Read a text; `synonyms` maps lower-case words to the one that stands for them."""
+    """Extract the features of a text; `synonyms` maps lower-case words to their representative."""
     text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
     shouted = text.upper() == text
     words, questions, persons = [], [], []
@@ -273,7 +274,7 @@ def wording_of(text: str, synonyms: Mapping[str, str] = MappingProxyType({})) ->
     for match in _TOKEN.finditer(text):
         token = match.group()
         lower = token.casefold()
-        # "US", "IT" and the D of a vitamin are no function words.
+        # "US", "IT" and the D of a vitamin are not function words.
         acronym = token.isupper() and not shouted and (len(token) > 1 or (token != "I" and previous != ""))
         joins = token == "-" and previous.isalpha() and text[match.end() : match.end() + 1].isalpha()
         clitic = previous == "'" and lower in _CLITICS
@@ -293,9 +294,9 @@ def wording_of(text: str, synonyms: Mapping[str, str] = MappingProxyType({})) ->
 def agree(one: Wording, other: Wording, extra: int = 0) -> bool:
     """True if two texts may share an answer.
 
-    Their words must be equal and in the same order, but for up to `extra` words that only one of the two has; those may
-    not be negations, particles, numbers or symbols. Question words must be equal where both have some, and persons
-    where one has several ("Can I call you", "Can you call me").
+    Their words must be equal and in the same order, except for up to `extra` words that only one of the two has; these
+    may not be negations, particles, numbers or symbols. Question words must be equal if both texts have some, and
+    persons if one has several ("Can I call you", "Can you call me").
     """
     if one.questions and other.questions and one.questions != other.questions:
         return False
@@ -309,7 +310,7 @@ def agree(one: Wording, other: Wording, extra: int = 0) -> bool:
 
 
 def synonym_table(groups: Iterable[Sequence[str]]) -> dict[str, str]:
-    """Groups of words that mean the same, as `wording_of` takes them: the first of a group stands for the others."""
+    """Convert groups of synonyms for `wording_of`: the first word of a group represents the others."""
     table = {}
     for group in groups:
         for word in group:
@@ -319,7 +320,7 @@ def synonym_table(groups: Iterable[Sequence[str]]) -> dict[str, str]:
 
 
 def _added(longer: Sequence[str], shorter: Sequence[str]) -> list[str] | None:
-    """The words of `longer` that are left when `shorter` is taken out of it in order; None where it is not in it."""
+    """Return the words of `longer` that remain without the subsequence `shorter`; None if it is not one."""
     added, position = [], 0
     for word in longer:
         if position < len(shorter) and word == shorter[position]:
@@ -330,7 +331,7 @@ def _added(longer: Sequence[str], shorter: Sequence[str]) -> list[str] | None:
 
 
 def _stem(word: str) -> str:
-    """Plurals and singulars become equal; nothing else is cut, as "unsafe" is not "safe"."""
+    """Make plurals and singulars equal; nothing else is cut, since "unsafe" is not "safe"."""
     if len(word) > 4 and word.endswith("ies"):
         word = word[:-1]
     elif len(word) > 4 and word.endswith(("sses", "shes", "ches", "xes")):

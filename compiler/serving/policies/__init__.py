@@ -1,1 +1,1 @@
-"""Policies: which of several modules answers, row by row: variants, cascades, routers, and checks of their drift."""
+"""Policies that choose the module for each request or row: variants, cascades, routers; and drift monitoring."""

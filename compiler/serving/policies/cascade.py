@@ -1,4 +1,4 @@
-"""`Cascade`: a small model answers, and the large one answers the rows of which the small one is not certain."""
+"""`Cascade`: a small model answers, except for uncertain rows, which a large model answers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from compiler.serving.service import Service, Wrapper, identity_of
 
 
 class Cascade(Wrapper):
-    """Two models behind one name, the large one's. Rows of a batch are decided one by one.
+    """Two models under the large one's name. Rows of a batch are decided one by one.
 
-    With `feeds` the large model goes on where the small one stopped (an early exit): the named inputs of it are outputs
-    of the small one, so that nothing is computed twice.
+    With `feeds` the large model continues where the small one stopped (an early exit): the given inputs are outputs of
+    the small one, so that nothing is computed twice.
 
-    Answers have the notes "large_rows", "cascade_score" (the least of the request's rows), and "accuracy". A request
-    whose level asks for more accuracy than was calibrated goes to the large model alone. If the large model has no
-    room, the small one's answer is given and noted as "degraded", unless the level asks for more than that one has.
+    Answers have the notes "large_rows", "cascade_score" (the lowest of the request's rows), and "accuracy". A request
+    for more accuracy than was calibrated goes directly to the large model. If the large model's queue is full, the
+    small one's answer is returned and noted as "degraded", unless the level asks for more accuracy than that.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class Cascade(Wrapper):
         *,
         feeds: Mapping[str, str] | None = None,
     ) -> None:
-        """Put both behind one name.
+        """Combine two models.
 
         Args:
-            calibration: the score and its threshold, with the cost and accuracy that were measured.
+            calibration: the score and its threshold, with the measured cost and accuracy.
             feeds: inputs of the large model that are outputs of the small one.
 
         Raises:
@@ -66,7 +66,7 @@ class Cascade(Wrapper):
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
-        """The inputs of a request: those of the small model, and those of the large one that it does not feed."""
+        """The inputs of a request: those of the small model, and unfed ones of the large model."""
         others = {each.name: each for each in self.large.inputs if each.name not in self._feeds}
         return (*self.small.inputs, *(each for name, each in others.items() if name not in _names(self.small.inputs)))
 
@@ -77,11 +77,11 @@ class Cascade(Wrapper):
 
     @property
     def reference(self) -> Service:
-        """The model that responses are compared with: the large one."""
+        """The reference model of comparisons: the large one."""
         return self.large
 
     async def start(self) -> None:
-        """Start both. Raises OptionError where they do not fit together."""
+        """Start both. Raises OptionError if they do not fit together."""
         await self.small.start()
         await self.large.start()
         check_batched(self.small, "a cascade")
@@ -109,7 +109,7 @@ class Cascade(Wrapper):
         await self.large.close()
 
     async def infer(self, request: Request) -> Response:
-        """Answer by the small model, and by the large one where the score is below the threshold."""
+        """Answer with the small model, and with the large one if the score is below the threshold."""
         calibration = self.calibration
         if request.level.min_accuracy > calibration.accuracy and not self._feeds:
             return (await self.large.infer(request))._replace(notes={"accuracy": 1.0, "route": "large"})
@@ -166,7 +166,7 @@ class Cascade(Wrapper):
             parts.append((kept, {name: array[np.asarray(kept)] for name, array in answer.items()}))
         one, other = first.timing, second.timing
         timing = Timing(
-            max(one.queued, other.queued - one.computed),  # which counts from the request's arrival as well
+            max(one.queued, other.queued - one.computed),  # which also counts from the request's arrival
             one.computed + other.computed,
             max(one.batch_rows, other.batch_rows),
             max(one.ended, other.ended),
@@ -192,7 +192,7 @@ class CascadeOptions:
 
 
 def build(options: CascadeOptions, inner: Service, parts: Parts) -> Service:
-    """A cascade before `inner`, the large model. Raises what loading the small one does, and as `Cascade`."""
+    """Build a cascade in front of `inner`, the large model. Raises as loading a module, and as `Cascade`."""
     calibration = read_cascade(options.calibration)
     small = parts.make(options.small, "small")
     return Cascade(small, inner, calibration, parts.observer, feeds=options.feeds)
@@ -200,7 +200,7 @@ def build(options: CascadeOptions, inner: Service, parts: Parts) -> Service:
 
 @dataclass(frozen=True)
 class _Interface:
-    """The interface of a service, for comparison with another one's."""
+    """The interface of a service, for comparisons."""
 
     name: str
     inputs: tuple[TensorDescription, ...]

@@ -1,4 +1,4 @@
-"""Calibration of a cascade: the threshold that keeps the accuracy, and what the cascade then costs."""
+"""Calibration of a cascade: chooses the threshold that keeps the accuracy, and estimates the cost."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ MINIMUM_ROWS = 50
 
 @dataclass(frozen=True)
 class CascadeCalibration:
-    """Calibration that a cascade is started with.
+    """Calibration of a cascade.
 
     Attributes:
-        score, output: how certain the small model is (`scores.SCORES`), of which output.
+        score, output: certainty score of the small model (`scores.SCORES`), and the output from which it is computed.
         threshold: rows whose score is below it go to the large model.
-        max_drop: the limit that the threshold was chosen by, of `score_cascade` relative to `score_large`.
-        score_small, score_large, score_cascade: of the measure, on the calibration data.
-        accuracy, small_accuracy: the score of the cascade and of the small model as shares of the large one's.
-        large_share: the share of rows that go to the large model.
-        cost_small_ms, cost_large_ms, cost_ms: processor milliseconds of a row of each, and expected of the cascade.
-        rows: how many rows were scored.
+        max_drop: limit of the drop of `score_cascade` relative to `score_large`.
+        score_small, score_large, score_cascade: values of the measure on the calibration data.
+        accuracy, small_accuracy: the scores of the cascade and of the small model relative to the large one's.
+        large_share: fraction of rows that go to the large model.
+        cost_small_ms, cost_large_ms, cost_ms: processor milliseconds per row of each, and expected for the cascade.
+        rows: number of scored rows.
         small_identity, large_identity: digests of the modules' files; "" for modules that were not read from files.
     """
 
@@ -62,7 +62,7 @@ class CascadeCalibration:
 
     @property
     def cost_share(self) -> float:
-        """The cost of the cascade as a share of that of the large model alone."""
+        """The cost of the cascade relative to the large model."""
         return self.cost_ms / self.cost_large_ms
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -93,19 +93,19 @@ def calibrate_cascade(
     """Find the threshold at which the fewest rows go to the large model while the accuracy holds.
 
     Args:
-        small, large: modules of the same inputs and outputs, with a batch dimension. With `feeds`, the two halves of a
-            network with an early exit: the large model alone then is both of them.
-        evaluate: a function of `run` that returns the score, higher where the model is better, as `quantize` takes it.
-            Give other data than those that the result is judged by in the end: the threshold is chosen on them.
-        score: a name of `scores.SCORES`.
-        output: what is scored; None: the only output.
-        max_drop: how much of the large model's score the cascade may lose, as a share of it.
-        costs_ms: processor milliseconds of a row, of the two modules; None: measured on the data.
+        small, large: modules with the same inputs and outputs, and a batch dimension. With `feeds`, the two halves of a
+            network with an early exit: the large model is then both of them together.
+        evaluate: a function of `run` that returns the score, higher is better, as for `quantize`. The threshold is
+            chosen on its data: evaluate the result on other data.
+        score: a name in `scores.SCORES`.
+        output: the scored output; None: the only output.
+        max_drop: maximum relative loss of the large model's score.
+        costs_ms: processor milliseconds per row of the two modules; None: measured on the data.
         feeds: inputs of `large` that are outputs of `small`.
 
     Raises:
-        OptionError: an option is at fault, or `evaluate` shows fewer than 50 rows.
-        NothingGainedError: a cascade that holds the limit costs as much as the large model alone.
+        OptionError: an option is invalid, or `evaluate` uses fewer than 50 rows.
+        NothingGainedError: a cascade within the limit costs as much as the large model alone.
     """
     check_max_drop(max_drop)
     output = output if output is not None else _only_output(large)
@@ -156,10 +156,10 @@ def _identity(module: Module) -> str:
 
 
 class BothModels:
-    """Runs of both models, each input once however often it is asked for."""
+    """Runs of both models, cached by input."""
 
     def __init__(self, small: Module, large: Module, feeds: Mapping[str, str]) -> None:
-        """Raises OptionError where `feeds` names an input or output that there is not."""
+        """Raises OptionError if `feeds` names an unknown input or output."""
         self._small, self._large, self._feeds = small, large, feeds
         for names, tensors, what in (
             (feeds, large.inputs, "large model's inputs"),
@@ -174,7 +174,7 @@ class BothModels:
         self.inputs: dict[str, Mapping[str, Array]] = {}
 
     def small(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """The small model's outputs."""
+        """Return the small model's outputs."""
         key = request_digest("", inputs, None)
         if key not in self.small_outputs:
             self.inputs[key] = {name: np.array(array) for name, array in inputs.items()}
@@ -182,14 +182,14 @@ class BothModels:
         return self.small_outputs[key]
 
     def large(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """The large model's outputs."""
+        """Return the large model's outputs."""
         key = request_digest("", inputs, None)
         if key not in self.large_outputs:
             self.large_outputs[key] = self._large.run(self._for_large(inputs))
         return self.large_outputs[key]
 
     def _taken(self, module: Module, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Inputs that a module takes of the inputs of both: all where nothing is fed."""
+        """Select a module's inputs from the inputs of both; all of them without `feeds`."""
         names = {each.name for each in module.inputs}
         return {name: array for name, array in inputs.items() if name in names} if self._feeds else inputs
 
@@ -200,7 +200,7 @@ class BothModels:
         return {**self._taken(self._large, inputs), **{name: first[output] for name, output in self._feeds.items()}}
 
     def cascade(self, scorer: Any, threshold: float) -> Run:
-        """A run of the cascade."""
+        """Return a run of the cascade."""
 
         def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
             small, large = self.small(inputs), self.large(inputs)
@@ -215,12 +215,12 @@ class BothModels:
         return run
 
     def costs_ms(self) -> tuple[float, float]:
-        """Processor milliseconds of a row of each, measured alternately on the first inputs."""
+        """Return processor milliseconds per row of each model, measured alternately on the first inputs."""
         small, large = self._small, self._large
         inputs = next(iter(self.inputs.values()))
         for_small, for_large = self._taken(small, inputs), self._for_large(inputs)
         settings = small.threads, large.threads
-        small.threads = large.threads = 1  # what counts is processor time
+        small.threads = large.threads = 1  # only processor time counts
         seconds = interleaved_seconds([lambda: small.run(for_small), lambda: large.run(for_large)], budget=0.2)
         small.threads, large.threads = settings
         rows = max(row_count(inputs), 1)
@@ -230,9 +230,9 @@ class BothModels:
 def _threshold(
     evaluate: Evaluate, both: BothModels, scorer: Any, scores: Array, score_large: float, max_drop: float
 ) -> tuple[float, float]:
-    """The lowest threshold from which on the limit holds for every higher one tried, and the score there."""
+    """Return the lowest threshold above which the limit holds for every tried one, and its score."""
     indices = np.unique(np.linspace(0, len(scores), _STEPS + 1).round().astype(int))
-    # The highest sends every row to the large model, where the limit holds by definition.
+    # The highest sends every row to the large model, for which the limit holds by definition.
     chosen = (float("inf"), score_large)
     for index in indices[::-1][1:]:
         threshold = float(scores[index])
@@ -244,7 +244,7 @@ def _threshold(
 
 
 def read_cascade(path: str | os.PathLike[str]) -> CascadeCalibration:
-    """Read a file of `save`. Raises StorageError, or OptionError for a file that is none."""
+    """Read a file of `save`. Raises StorageError, or OptionError if it is not a calibration."""
     with storage_errors(path):
         content = Path(path).read_bytes()
     try:
@@ -287,11 +287,11 @@ SCORES: dict[str, Callable[[Array], Array]] = {
     "value": _value,
 }
 """By name: the difference of the two largest values (of logits, probabilities, similarities); the largest value, for
-probabilities; the largest after a softmax, for logits; the value itself, for a model that says how certain it is."""
+probabilities; the largest after a softmax, for logits; the value itself, for a model that returns its certainty."""
 
 
 def score_of(kind: str, output: str) -> Score:
-    """A function from outputs by name to a number per row, float64 (rows,), higher where the model is more certain.
+    """Return a function from outputs by name to a score per row, float64 (rows,), higher if the model is more certain.
 
     NaN is the lowest: a row whose score is not a number is not certain.
 
@@ -323,13 +323,13 @@ def classification_accuracy(
     *,
     run: Run | None = None,
 ) -> tuple[Evaluate, str]:
-    """A measure: the share of rows whose largest output is the right one.
+    """Return a measure: the fraction of rows whose largest output is the right one.
 
     Args:
         samples: an array of rows for each input, and the labels.
-        labels: the array that holds the right class of each row; None: the class that `module` gives is the right one.
-        output: whose largest element is the class; None: the only output.
-        run: what gives the outputs; None: the module.
+        labels: the array with the right class of each row; None: the class predicted by `module`.
+        output: the output whose largest element is the class; None: the only output.
+        run: function that computes the outputs; None: the module.
 
     Returns:
         The measure, and the name of the output.

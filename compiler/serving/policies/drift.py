@@ -1,4 +1,4 @@
-"""`Drift`: a share of requests runs on the reference variant as well, and a difference beyond a limit is reported."""
+"""`Drift`: also runs a fraction of the requests on the reference variant, and reports differences beyond a limit."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DriftOptions:
-    """Options of monitoring.
+    """Options of drift monitoring.
 
     Attributes:
-        limit: the mean drift beyond which the metric is raised.
-        share: share of requests that run on the reference as well, chosen by the digest of their inputs.
-        measure: of a request: "cosine": 1 - the least cosine of a row with the reference's; "absolute": the largest
-            difference, as a share of the reference's largest value; "labels": the share of rows whose largest value is
-            elsewhere.
-        window: of how many of those requests the mean is taken, the last ones.
-        least: how many are needed before the limit is applied.
-        switch_back: answer by the reference from then on.
-        reference: its module; None: the reference of the variants, or the large model of the cascade.
+        limit: the mean drift beyond which the metric is incremented.
+        share: fraction of requests that also run on the reference, chosen by the digest of their inputs.
+        measure: drift of a request: "cosine": 1 - the least cosine of a row with the reference's; "absolute": the
+            largest difference relative to the reference's largest value; "labels": the fraction of rows whose largest
+            value is elsewhere.
+        window: number of the last comparisons of which the mean is taken.
+        least: number of comparisons before the limit is applied.
+        switch_back: answer with the reference from then on.
+        reference: the reference module; None: the reference of the variants, or the large model of the cascade.
     """
 
     limit: float
@@ -59,10 +59,10 @@ class DriftOptions:
 
 
 class Drift(Wrapper):
-    """A service that compares some of its answers with those of a reference, in the background.
+    """A service that compares some of its answers with a reference in the background.
 
-    Once the limit is exceeded and `switch_back` was asked for, the reference answers until `reset`; such answers have
-    the note "switched_back".
+    Once the limit is exceeded and if `switch_back` is set, the reference answers until `reset`; these answers have the
+    note "switched_back".
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Drift(Wrapper):
         *,
         owned: bool = True,
     ) -> None:
-        """`owned`: `reference` is started and closed here; otherwise it is a part of `inner`."""
+        """`owned`: `reference` is started and closed here; otherwise it belongs to `inner`."""
         super().__init__(inner)
         self._reference, self._options, self._observer, self._owned = reference, options, observer, owned
         self._values: deque[float] = deque(maxlen=options.window)
@@ -83,7 +83,7 @@ class Drift(Wrapper):
 
     @property
     def identity(self) -> str:
-        """Identity of the answering model; it changes when the reference does."""
+        """Identity of the answering model; it changes when the reference takes over."""
         return identity_of(self._reference if self.switched_back else self.inner)
 
     @property
@@ -108,14 +108,14 @@ class Drift(Wrapper):
             await self._reference.start()
 
     async def close(self) -> None:
-        """Finish the comparisons that were begun, and close both."""
+        """Finish the running comparisons, and close both."""
         await asyncio.gather(*self._comparing)
         await self.inner.close()
         if self._owned:
             await self._reference.close()
 
     async def infer(self, request: Request) -> Response:
-        """The inner service's answer, or the reference's after a switch."""
+        """Return the inner service's answer, or the reference's after a switch."""
         if self.switched_back:
             response = await self._reference.infer(request)
             return response._replace(notes={**response.notes, "accuracy": 1.0, "switched_back": 1.0})
@@ -151,9 +151,9 @@ class Drift(Wrapper):
 
 
 def drift_of(outputs: Mapping[str, Array], reference: Mapping[str, Array], measure: str) -> float:
-    """Distance of outputs from the reference's, of the output where it is largest; see `DriftOptions.measure`.
+    """Return the largest distance of any output from the reference; see `DriftOptions.measure`.
 
-    What is not finite where the reference is counts as 1.
+    Values that are not finite although the reference is count as 1.
     """
     return max(
         (_drift(np.asarray(outputs[name]), np.asarray(reference[name]), measure) for name in reference), default=0
@@ -182,7 +182,7 @@ def _drift(got: Array, wanted: Array, measure: str) -> float:
 
 
 def build(options: DriftOptions, inner: Service, parts: Parts) -> Service:
-    """The service that `options` describe around `inner`. Raises OptionError where there is no reference."""
+    """Build the monitor around `inner`. Raises OptionError if there is no reference."""
     if options.reference is not None:
         return Drift(inner, parts.make(options.reference, "reference"), options, parts.observer)
     reference = getattr(inner, "reference", None)

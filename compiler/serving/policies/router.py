@@ -1,4 +1,4 @@
-"""`Router`: a rule sends each row of a request to one of several models of the same interface."""
+"""`Router`: a rule sends each row of a request to one of several models with the same interface."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from compiler.serving.service import Service, Wrapper, identity_of
 
 
 class Rule(Protocol):
-    """Decides where rows go."""
+    """Interface of routing rules."""
 
     async def routes(self, request: Request, count: int) -> Sequence[str]:
-        """The route of each of the `count` rows."""
+        """Return the route of each of the `count` rows."""
 
 
 def _check_rule(rule: Rule, inputs: Sequence[TensorDescription]) -> None:
-    """Raise OptionError for a rule that could not read any request."""
+    """Raise OptionError for a rule that cannot read the model's inputs."""
     if isinstance(rule, LengthRule):
         _check_has(rule.tensor, inputs, "the model has no input", "its inputs are")
     elif isinstance(rule, ModelRule):
@@ -63,14 +63,14 @@ def _checked(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 
 class LengthRule:
-    """By complexity: how many elements of a row are not padding (tokens of a text)."""
+    """Routes by length: the number of elements of a row that are not padding (tokens of a text)."""
 
     def __init__(self, tensor: str, steps: Sequence[Step], padding: float = 0) -> None:
         """Raises OptionError if the limits of `steps` are not increasing."""
         self.tensor, self._steps, self._padding = tensor, _checked(steps), padding
 
     async def routes(self, request: Request, count: int) -> Sequence[str]:
-        """See `Rule`. Raises InputError where the request has no such input."""
+        """See `Rule`. Raises InputError if the request has no such input."""
         array = request.inputs.get(self.tensor)
         if array is None:
             raise InputError(f"the router reads input {self.tensor!r}, which the request does not have")
@@ -78,17 +78,17 @@ class LengthRule:
 
 
 class ModelRule:
-    """By complexity: a small model says how difficult a row is."""
+    """Routes by complexity, estimated by a small model."""
 
     def __init__(self, judge: Service, output: str, steps: Sequence[Step]) -> None:
-        """`judge` takes the request's inputs, or some of them, and gives one number per row in `output`.
+        """`judge` reads some or all of the request's inputs, and returns one number per row in `output`.
 
         Raises OptionError if the limits of `steps` are not increasing.
         """
         self.judge, self.output, self._steps = judge, output, _checked(steps)
 
     async def routes(self, request: Request, count: int) -> Sequence[str]:
-        """See `Rule`. A complexity that is not a number is the greatest."""
+        """See `Rule`. NaN is the greatest complexity."""
         taken = {each.name for each in self.judge.inputs}
         inputs = {name: array for name, array in request.inputs.items() if name in taken}
         response = await self.judge.infer(request._replace(inputs=inputs, outputs=(self.output,)))
@@ -99,10 +99,10 @@ class ModelRule:
 
 
 class LevelRule:
-    """By service level: the cheapest route that is accurate enough, the most accurate where none is."""
+    """Routes by service level: the cheapest route that is accurate enough, or else the most accurate."""
 
     def __init__(self, accuracies: Mapping[str, float], costs_ms: Mapping[str, float]) -> None:
-        """`accuracies` as shares of the best route's, `costs_ms` of a row; OptionError if they differ in routes."""
+        """`accuracies`: relative to the best route; `costs_ms`: per row. Raises OptionError if their routes differ."""
         if not accuracies or set(accuracies) != set(costs_ms):
             raise OptionError(f"accuracies of {sorted(accuracies)}, costs of {sorted(costs_ms)}", "give both for each")
         self._accuracies, self._costs = dict(accuracies), dict(costs_ms)
@@ -121,11 +121,11 @@ class LevelRule:
 
 
 class Router(Wrapper):
-    """Several models behind one name, that of the first route. Rows of a batch are sent one by one; the parts of a
-    batch run at the same time. The note "route" names the routes that served."""
+    """Several models under the name of the first route. Rows of a batch are routed one by one; the parts of a batch
+    run concurrently. The note "route" names the routes that served."""
 
     def __init__(self, routes: Mapping[str, Service], rule: Rule, observer: Observer = NO_OBSERVER) -> None:
-        """Raises OptionError where there is no route."""
+        """Raises OptionError if there is no route."""
         if not routes:
             raise OptionError("a router without routes", "give one or more services by name")
         super().__init__(next(iter(routes.values())))
@@ -137,7 +137,7 @@ class Router(Wrapper):
         return "|".join(f"{name}:{identity_of(service)}" for name, service in self.routes.items())
 
     async def start(self) -> None:
-        """Start all routes, and the rule's model. Raises OptionError where their interfaces differ."""
+        """Start all routes, and the rule's model. Raises OptionError if their interfaces differ."""
         for service in (*self.routes.values(), *_judge_of(self._rule)):
             await service.start()
         check_same_interface(self.routes.values(), "a router")
@@ -150,10 +150,10 @@ class Router(Wrapper):
         await asyncio.gather(*(each.close() for each in (*self.routes.values(), *_judge_of(self._rule))))
 
     async def infer(self, request: Request) -> Response:
-        """Answer by the routes that the rule chooses.
+        """Answer with the routes that the rule chooses.
 
         Raises:
-            OptionError: the rule names a route that there is not.
+            OptionError: the rule names an unknown route.
         """
         count = row_count(request.inputs)
         chosen = await self._rule.routes(request, count)
@@ -190,7 +190,7 @@ def _merged(groups: Mapping[str, Sequence[int]], parts: Sequence[Response], coun
 
 
 async def together(answers: Sequence[asyncio.Future[Response] | object]) -> list[Response]:
-    """Await all; when one fails the others are cancelled, and its error is raised."""
+    """Await all; if one fails, the others are cancelled and its error is raised."""
     tasks: list[asyncio.Future[Response]] = [asyncio.ensure_future(each) for each in answers]  # type: ignore[arg-type]
     try:
         return list(await asyncio.gather(*tasks))
@@ -205,7 +205,7 @@ def _judge_of(rule: Rule) -> list[Service]:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthOptions:
-    """Routes by length: of the input `tensor`, elements of a row that are not `padding`, `up_to` a number per route."""
+    """Routes by length: elements of a row of the input `tensor` that are not `padding`, and `up_to` limits by route."""
 
     tensor: str
     up_to: Mapping[str, float]
@@ -214,7 +214,7 @@ class LengthOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
-    """Routes by a small model: the module, its output, and `up_to` which value a route is for."""
+    """Routes by a small model: the module, its output, and `up_to` limits by route."""
 
     module: Path
     output: str
@@ -223,7 +223,7 @@ class JudgeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LevelOptions:
-    """Routes by service level: of each route, the accuracy as a share of the best one's and the cost of a row."""
+    """Routes by service level: the accuracy of each route relative to the best one, and the cost per row."""
 
     accuracies: Mapping[str, float]
     costs_ms: Mapping[str, float]
@@ -234,8 +234,8 @@ class RouterOptions:
     """Options of a router.
 
     Attributes:
-        routes: modules by the name of their route, beside "default", the served model itself.
-        length, judge, level: the rule; one of them.
+        routes: modules by route, in addition to "default", the served model itself.
+        length, judge, level: the rule; exactly one of them.
     """
 
     routes: Mapping[str, Path] = field(default_factory=dict)
@@ -244,13 +244,13 @@ class RouterOptions:
     level: LevelOptions | None = None
 
     def __post_init__(self) -> None:
-        """Raises OptionError unless there is one rule."""
+        """Raises OptionError unless there is exactly one rule."""
         if sum(each is not None for each in (self.length, self.judge, self.level)) != 1:
             raise OptionError("a router has one rule", "name one of length, judge and level")
 
 
 def build(options: RouterOptions, inner: Service, parts: Parts) -> Service:
-    """A router between `inner` and other modules. Raises what loading them does, and as `Router`."""
+    """Build a router between `inner` and other modules. Raises as loading modules, and as `Router`."""
     routes = {"default": inner, **{name: parts.make(path, name) for name, path in options.routes.items()}}
     rule = _rule(options, parts)
     named = {
@@ -273,6 +273,6 @@ def _rule(options: RouterOptions, parts: Parts) -> Rule:
 
 
 def _steps(up_to: Mapping[str, float]) -> list[Step]:
-    """The routes by increasing limit; the model itself takes what is above all of them."""
+    """Return the routes by increasing limit; rows above all limits go to the model itself."""
     steps = sorted((Step(route, limit) for route, limit in up_to.items()), key=lambda step: step.up_to)
     return steps if "default" in up_to else [*steps, Step("default", math.inf)]

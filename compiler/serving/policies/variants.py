@@ -1,6 +1,6 @@
-"""`Variants`: several modules of one model behind one name. A request's level chooses; overload degrades.
+"""`Variants`: several modules of one model under one name. A request's level chooses; overload degrades.
 
-Switching to cheaper variants under overload, and back: with hysteresis, and without a clock.
+The switch to cheaper variants under overload, and back, has hysteresis and does not depend on a clock.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class DegradationOptions:
     """Options of degradation.
 
     Attributes:
-        degrade_at_ms: of work waiting per core: above it answers degrade.
-        restore_at_ms: of work waiting per core: below it they are restored.
-        degrade_after: requests in a row that must find more work than that before answers degrade by one variant.
-        restore_after: requests in a row that must find less before they are restored by one.
+        degrade_at_ms: queued work per core above which requests move to cheaper variants.
+        restore_at_ms: queued work per core below which they move back.
+        degrade_after: consecutive requests above the limit before a step to the next cheaper variant.
+        restore_after: consecutive requests below the limit before a step back.
     """
 
     degrade_at_ms: float = 100.0
@@ -50,16 +50,16 @@ class DegradationOptions:
 
 
 class Degradation:
-    """Degree of degradation: 0 is none. Depends on the loads it is shown and on nothing else."""
+    """Degree of degradation, 0 for none. Depends only on the observed loads."""
 
     def __init__(self, options: DegradationOptions, levels: int) -> None:
-        """`levels`: how far answers can be degraded."""
+        """`levels`: number of degradation steps."""
         self._options, self._levels = options, levels
         self._above = self._below = 0
         self.level = 0
 
     def observe(self, waiting_ms: float) -> int:
-        """The level for a request that finds so much work per core before it."""
+        """Return the level for a request that finds this much queued work per core."""
         options = self._options
         self._above = self._above + 1 if waiting_ms > options.degrade_at_ms else 0
         self._below = self._below + 1 if waiting_ms < options.restore_at_ms else 0
@@ -75,11 +75,11 @@ Make = Callable[[Module, str], Service]
 
 @dataclass(frozen=True)
 class Variant:
-    """A module of a model, with what it costs and loses.
+    """A module of a model, with its cost and accuracy.
 
     Attributes:
-        accuracy: its score as a share of the reference variant's.
-        cost_ms: processor milliseconds of a row.
+        accuracy: its score relative to the reference variant.
+        cost_ms: processor milliseconds per row.
     """
 
     name: str
@@ -91,10 +91,10 @@ class Variant:
 class Variants(Wrapper):
     """A service of several variants of one model.
 
-    The most accurate variant whose cost and expected latency the request's level allows answers. Those that cost as
-    much as a more accurate one are never chosen. Overload moves answers to cheaper ones, never below the level's
-    `min_accuracy`; a variant that has no room passes the request on to the next cheaper one at once. Each answer names
-    its variant ("variant", "accuracy"), and says where overload chose it ("degraded").
+    The most accurate variant whose cost and expected latency the request's level allows answers. Variants that cost as
+    much as a more accurate one are never chosen. Overload moves requests to cheaper ones, never below the level's
+    `min_accuracy`; a variant whose queue is full passes the request on to the next cheaper one. Each answer names its
+    variant ("variant", "accuracy"), and notes if overload chose it ("degraded").
     """
 
     def __init__(
@@ -106,14 +106,14 @@ class Variants(Wrapper):
         waiting_ms: Callable[[], float] | None = None,
         reference: str | None = None,
     ) -> None:
-        """Put variants behind one name, that of the most accurate.
+        """Combine variants under the name of the most accurate one.
 
         Args:
-            waiting_ms: the work waiting per core; None: of the requests that are being answered, by variants' costs.
-            reference: the variant that others are compared with; None: the most accurate.
+            waiting_ms: the queued work per core; None: computed from the requests in progress and the variants' costs.
+            reference: the variant to compare others with; None: the most accurate.
 
         Raises:
-            OptionError: there is none, two have one name, or their inputs or outputs differ.
+            OptionError: there is no variant, two have the same name, or their inputs or outputs differ.
         """
         if not variants or len({each.name for each in variants}) != len(variants):
             raise OptionError(f"variants {[each.name for each in variants]}", "give one or more, each with its name")
@@ -133,7 +133,7 @@ class Variants(Wrapper):
 
     @property
     def reference(self) -> Service:
-        """The model that responses are compared with."""
+        """The reference model of comparisons."""
         return self._reference.service
 
     @property
@@ -143,7 +143,7 @@ class Variants(Wrapper):
 
     @property
     def waiting_ms(self) -> float:
-        """Milliseconds of work per core of the requests that are being answered."""
+        """Milliseconds of work per core of the requests in progress."""
         return self._given() if self._given is not None else self._work_ms / self._cores
 
     async def start(self) -> None:
@@ -156,11 +156,11 @@ class Variants(Wrapper):
         await asyncio.gather(*(each.service.close() for each in self.variants))
 
     async def infer(self, request: Request) -> Response:
-        """Answer by the variant that the level and the load choose.
+        """Answer with the variant chosen by level and load.
 
         Raises:
             InputError: no variant is accurate and cheap enough.
-            OverloadedError: neither it nor a cheaper one that the level allows has room.
+            OverloadedError: the queues of this variant and all cheaper allowed ones are full.
         """
         waiting = self.waiting_ms
         before = self._degradation.level
@@ -182,7 +182,7 @@ class Variants(Wrapper):
         raise AssertionError("there always is an allowed variant")
 
     def _choose(self, request: Request, waiting: float, level: int) -> tuple[list[Variant], Variant]:
-        """The variants to try in this order, and the one that would answer if there were no overload."""
+        """Return the variants to try in order, and the one that would answer without overload."""
         limits, rows = request.level, _rows(request)
         allowed = [
             each
@@ -219,15 +219,15 @@ def _rows(request: Request) -> int:
 
 
 def load_variants(folder: str | os.PathLike[str], make: Make) -> tuple[VariantIndex, list[Variant]]:
-    """The variants of a folder, each proven by its stored example before it is served.
+    """Load the variants of a folder, and verify the stored example of each.
 
     Args:
-        make: the service of a module under the variant's name.
+        make: creates the service of a module under the variant's name.
 
     Raises:
         StorageError, ArtifactError, IncompatibleArtifactError: the index or a module cannot be read or run here.
-        ArtifactError: a module is another one than the index was written for.
-        VerificationError: a module does not give the outputs of its example.
+        ArtifactError: a module is not the one for which the index was written.
+        VerificationError: a module does not reproduce the outputs of its example.
     """
     index = read_variants(folder)
     variants = []
@@ -236,7 +236,7 @@ def load_variants(folder: str | os.PathLike[str], make: Make) -> tuple[VariantIn
         module = load(path, verify=True)
         if module_identity(module) != entry.identity:
             raise ArtifactError(
-                f"{path} is another module than the one whose accuracy and cost the index holds",
+                f"{path} is not the module whose accuracy and cost are in the index",
                 "write the folder again: `tensorwright compress --variants`",
             )
         variants.append(Variant(entry.name, make(module, entry.name), entry.accuracy, entry.cost_ms))

@@ -18,12 +18,12 @@ from compiler.serving.ray.deployment import deployment, ray_package
 from compiler.serving.ray.options import RayOptions, node_resources
 from compiler.serving.workers.options import WorkerOptions
 
-# Of the server's options for TLS, what Ray's proxies call them.
+# Names of the server's TLS options in Ray's proxies.
 _HTTP = {"certificate": "ssl_certfile", "private_key": "ssl_keyfile", "client_ca": "ssl_ca_certs"}
 
 
 def serve_command(given: WorkerOptions, how: RayOptions, address: RayAddress, started: Callable[[str], None]) -> None:
-    """Serve on Ray until SIGTERM or SIGINT. Raises as `serve_on_ray`; OptionError for options that Ray cannot have."""
+    """Serve on Ray until SIGTERM or SIGINT. Raises as `serve_on_ray`, and OptionError for unsupported options."""
     if given.access_log:
         raise OptionError("--access-log is not available with Ray", "Ray's proxies log requests (serve/ in Ray's logs)")
     app = AppOptions(
@@ -59,7 +59,7 @@ class RayAddress:
 
     Attributes:
         host, port: of Ray's HTTP proxies.
-        cluster: address of a running cluster; "": a cluster of this machine alone, which ends with the command.
+        cluster: address of a running cluster; "": a cluster of only this machine, which ends with the command.
         http: more options of Ray's `HTTPOptions` (TLS).
     """
 
@@ -76,14 +76,14 @@ def serve_on_ray(
     address: RayAddress,
     started: Callable[[str], None],
 ) -> None:
-    """Deploy an application, and keep it until SIGTERM or SIGINT.
+    """Deploy an application, and keep it running until SIGTERM or SIGINT.
 
     Args:
         started: called with its URL when it answers.
 
     Raises:
         MissingDependencyError: Ray is not installed.
-        OptionError: the port is 0, which Ray's proxies cannot take; or as `deployment`.
+        OptionError: the port is 0, which Ray's proxies do not support; or as `deployment`.
         ServiceUnavailableError: Ray cannot be reached, or no replica could start.
     """
     if not address.port:
@@ -122,7 +122,7 @@ async def _signal_to_stop() -> None:
 def _connect(ray: Any, models: Sequence[ModelOptions], how: RayOptions, address: RayAddress) -> None:
     """Connect to a cluster, or start one on this machine."""
     if not address.cluster:
-        # A cluster of the command's own reports nothing to others, unless it was asked to.
+        # The command's own cluster sends no usage reports, unless asked to.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         resources = node_resources(models) if how.placement else None
         ray.init(address="local", include_dashboard=False, resources=resources, log_to_driver=False)
@@ -135,7 +135,7 @@ def _connect(ray: Any, models: Sequence[ModelOptions], how: RayOptions, address:
 
 
 def _check_reachable(cluster: str) -> None:
-    """Raises ServiceUnavailableError where HOST:PORT takes no connection; Ray would wait for minutes."""
+    """Raise ServiceUnavailableError if HOST:PORT accepts no connection; Ray would wait for minutes."""
     host, found, port = cluster.removeprefix("ray://").rpartition(":")
     if not found or not port.isdecimal():  # "auto"
         return

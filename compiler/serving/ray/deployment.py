@@ -1,4 +1,4 @@
-"""`deployment`: the HTTP application as an application of Ray Serve."""
+"""`deployment`: the HTTP application as a Ray Serve application."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from targets.extras import install_command
 
 
 def ray_package(name: str) -> Any:
-    """A module of Ray. Raises MissingDependencyError where Ray, or a package that its module needs, is missing."""
+    """Import a module of Ray. Raises MissingDependencyError if Ray, or a package that the module needs, is missing."""
     optional_module("ray", "ray", "runs deployments on a cluster")
     try:
         return importlib.import_module(name)
@@ -31,17 +31,17 @@ def ray_package(name: str) -> Any:
 
 
 def deployment(models: Sequence[ModelOptions], options: AppOptions | None = None, ray: RayOptions | None = None) -> Any:
-    """An application of Ray Serve, for `serve.run`: replicas that each run `create_app(models, options)`.
+    """Create a Ray Serve application for `serve.run`: replicas that each run `create_app(models, options)`.
 
     Each replica reads the modules from their paths, the same on all nodes: a shared folder, or one image.
 
     Args:
-        options: without API keys, and unless `local_only` is False, only what asks for this machine by its own name is
-            answered.
+        options: without API keys, and unless `local_only` is False, only requests from this machine to its own name
+            are answered.
 
     Raises:
         MissingDependencyError: Ray is not installed.
-        OptionError: options that do not fit; a tracer, which cannot be sent to replicas (`RayOptions.otlp` can).
+        OptionError: invalid options, or a tracer, which cannot be sent to replicas (use `RayOptions.otlp`).
         StorageError, ArtifactError: for `placement`, a module cannot be read here.
     """
     serve = ray_package("ray.serve")
@@ -60,7 +60,7 @@ def deployment(models: Sequence[ModelOptions], options: AppOptions | None = None
 
 
 def _application(models: Sequence[ModelOptions], options: AppOptions, how: RayOptions) -> Application:
-    """The application of one replica; called there."""
+    """Create the application of one replica; called in the replica."""
     serve = ray_package("ray.serve")
 
     def multiplexed(repository: Repository) -> MultiplexedModels:
@@ -94,12 +94,12 @@ def _deployment_options(models: Sequence[ModelOptions], how: RayOptions) -> dict
 
 
 MODEL_HEADER = b"serve_multiplexed_model_id"
-"""Ray's header: requests that have it go to a replica that has loaded the model."""
+"""Ray's header: requests with it go to a replica that has loaded the model."""
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/.*)?")
 
 
 class RayControl:
-    """The control of one replica, which must not differ from the others: models change by deploying again."""
+    """Control of one replica, which must not differ from the others: models change only by redeployment."""
 
     draining = False
 
@@ -116,20 +116,20 @@ class RayControl:
 
     def _refused(self, name: str) -> OptionError:
         return OptionError(
-            f"model {name!r} cannot be loaded or unloaded in a Ray deployment by a request, which one replica gets",
+            f"model {name!r} cannot be loaded or unloaded by a request in a Ray deployment: only one replica gets it",
             "deploy the application again; Ray replaces the replicas one after another",
         )
 
 
 class MultiplexedModels:
-    """Routes that answer nothing: they have the model of a request loaded before those that follow look for it."""
+    """Routes that never answer, but load the model of a request before the following routes look for it."""
 
     def __init__(self, repository: Repository, serve: Any, at_once: int) -> None:
-        """Make one.
+        """Create the routes.
 
         Args:
             serve: the package `ray.serve`.
-            at_once: models that are loaded at most; the least recently used one is unloaded for another.
+            at_once: maximum number of loaded models; the least recently used one is unloaded for another.
         """
         self._repository = repository
 
@@ -139,9 +139,9 @@ class MultiplexedModels:
         self._load: Callable[[str], Awaitable[Any]] = serve.multiplexed(max_num_models_per_replica=at_once)(load_model)
 
     async def answer(self, call: Call) -> None:
-        """Have the model loaded that a request names: in its path, in Ray's header, or in its JSON.
+        """Load the model that a request names in its path, in Ray's header, or in its JSON.
 
-        Raises what loading a module does.
+        Raises as loading a module.
         """
         name = await _model_of(call)
         if name in self._repository.names:
@@ -153,8 +153,8 @@ class MultiplexedModels:
         async def unload() -> None:
             await self._repository.unload(name)
 
-        # Ray awaits `__del__` of what it evicts, while no other model is loaded. Of the instance, not of a class:
-        # Python must not call it as well.
+        # Ray awaits `__del__` of an evicted object, while no other model is loaded. It is set on the instance, not on a
+        # class, so that Python does not call it as well.
         return SimpleNamespace(__del__=unload)
 
 
@@ -167,7 +167,7 @@ async def _model_of(call: Call) -> str:
         return given
     try:
         content = await call.json()
-    except InputError:  # told by the route that answers
+    except InputError:  # reported by the route that answers
         return ""
     name = content.get("model") if isinstance(content, Mapping) else None
     return name if isinstance(name, str) else ""

@@ -1,8 +1,8 @@
-"""`RayOptions`: how many replicas Ray runs, where, and with which models.
+"""`RayOptions`: number, placement and models of Ray replicas.
 
-Resources stand for what a processor has, so that modules run where their machine code can. A node declares a resource
-for each feature (`node_resources`), and a replica asks for a small share of those that its modules require
-(`required_resources`): a module that uses VNNI gets to nodes that have VNNI.
+Ray resources represent processor features, so that modules are placed on nodes that can run their machine code. A node
+declares a resource for each feature (`node_resources`), and a replica requests a small share of those that its modules
+require (`required_resources`): a module that uses VNNI is placed on nodes with VNNI.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class RayOptions:
 
     Attributes:
         name: name of the deployment.
-        min_replicas, max_replicas: how many run; they differ where Ray scales by load.
-        target_ongoing_requests: requests at once per replica that Ray scales for.
-        max_ongoing_requests: requests at once that a replica is sent; further ones wait in Ray's proxies.
-        cores: number of cores of a replica: what Ray reserves for it (`num_cpus`), and what its models use.
-        upscale_delay_s, downscale_delay_s: how long the load must call for it before replicas are added or removed.
-        drain_s: for requests to end when a replica stops.
-        multiplexed: models that a replica keeps loaded, each loaded when it is first asked for, the least recently
-            used one unloaded for it (`serve.multiplexed`); 0: all are loaded at startup.
-        placement: run replicas only on nodes with the resources that `required_resources` gives for the models.
-        otlp: where spans are sent, as of `Tracer`; "": nowhere.
+        min_replicas, max_replicas: number of replicas; if they differ, Ray scales by load.
+        target_ongoing_requests: concurrent requests per replica for which Ray scales.
+        max_ongoing_requests: maximum concurrent requests per replica; more wait in Ray's proxies.
+        cores: number of cores of a replica: reserved by Ray (`num_cpus`), and used by its models.
+        upscale_delay_s, downscale_delay_s: time that the load must persist before replicas are added or removed.
+        drain_s: time for requests to finish when a replica stops.
+        multiplexed: number of models that a replica keeps loaded; each is loaded at its first request, and the least
+            recently used one is unloaded (`serve.multiplexed`); 0: all are loaded at startup.
+        placement: run replicas only on nodes with the `required_resources` of the models.
+        otlp: endpoint for spans, see `Tracer`; "" for none.
     """
 
     name: str = "tensorwright"
@@ -64,20 +64,20 @@ class RayOptions:
 
 
 SHARE = 0.0001
-"""Amount of a feature that a replica requests: the least that Ray counts, so that features limit no replicas."""
+"""Amount of a feature that a replica requests: the least that Ray counts, so that features do not limit replicas."""
 
 
 def required_resources(models: Sequence[ModelOptions]) -> dict[str, float]:
-    """The resources that a replica needs: the architectures and processor features of all modules of these models.
+    """Return the resources that a replica needs: the architectures and processor features of these models' modules.
 
-    Reads the modules here. Raises what reading a module does.
+    Reads the modules. Raises as reading a module.
     """
     names = {name for each in models for file in _modules(each) for name in _names_of(file)}
     return dict.fromkeys(sorted(names), SHARE)
 
 
 def node_resources(models: Sequence[ModelOptions]) -> dict[str, float]:
-    """The `required_resources` that this machine has, as it declares them: `ray start --resources JSON`."""
+    """Return the `required_resources` that this machine has, for `ray start --resources JSON`."""
     return {name: 1.0 for name in required_resources(models) if _has(name.removeprefix("cpu-"))}
 
 
@@ -93,7 +93,7 @@ def _names_of(file: Path) -> Iterator[str]:
 
 
 def _modules(model: ModelOptions) -> Iterator[Path]:
-    """The module files of a model's newest version, of its variants, and of the services around it."""
+    """Return the module files of a model's newest version, of its variants, and of the services around it."""
     path, _ = versions_of(model.path)[0]
     if path.is_dir():
         yield from (path / each.file for each in read_variants(path).variants)
@@ -107,7 +107,7 @@ def _modules(model: ModelOptions) -> Iterator[Path]:
 
 
 def _paths(value: object) -> Iterator[Path]:
-    """The paths in options."""
+    """Return the paths in options."""
     if isinstance(value, Path):
         yield value
     elif isinstance(value, Mapping):

@@ -28,9 +28,9 @@ _NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_
 
 
 class State:
-    """State of jobs that is built before client data arrive, such as a tokenizer; compared by identity.
+    """State of jobs that is built before client data arrives, such as a tokenizer; compared by identity.
 
-    It is built in a forker when a job first needs it, and forgotten there once nothing here refers to it.
+    It is built in a forker when a job first needs it, and released there when it is no longer referenced here.
     """
 
     def __init__(self, builder: str, *arguments: object) -> None:
@@ -39,7 +39,7 @@ class State:
 
 
 class Sandbox:
-    """Runs each job in a process of its own."""
+    """Runs each job in a separate process."""
 
     def __init__(self, limits: Limits, program: str) -> None:
         """Create a sandbox without starting processes yet.
@@ -56,11 +56,11 @@ class Sandbox:
         """Run a job of the program.
 
         Args:
-            forker: jobs that load large packages name one of their own.
+            forker: name of a separate forker, for jobs that load large packages.
 
         Raises:
             InputError: the process ended by itself or by its limits.
-            TensorwrightError: what the job raised.
+            TensorwrightError: an error of the job.
         """
         async with self._places:
             found, process = await self._answered(job, state, arguments, forker)
@@ -74,7 +74,7 @@ class Sandbox:
             return process.sock
 
     def start(self) -> None:
-        """Start the process that others are forked from in advance, so that the first job does not wait for it."""
+        """Start the forker in advance, so that the first job does not wait for it."""
         self._forker("").start()
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class Sandbox:
     async def _answered(
         self, job: str, state: State | None, arguments: tuple[object, ...], forker: str
     ) -> tuple[Any, Process]:
-        """A process's answer, and the process."""
+        """Return a process's answer, and the process."""
         forking = self._forker(forker)
         name = None if state is None else await forking.define(state)
         message = pack([job, name, *arguments])
@@ -110,23 +110,23 @@ class Sandbox:
 
 
 class Forker:
-    """The process that sandboxes are forked from; restarted if it has ended."""
+    """The process from which sandboxes are forked; restarted if it has ended."""
 
     def __init__(self, limits: Limits, program: str) -> None:
         self._limits, self._program = limits, program
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._idle: list[Process] = []
-        self._states = 0  # number of states built: a process has those from before its fork
+        self._states = 0  # number of built states: a process has those built before its fork
         self._defining = asyncio.Lock()
         self._numbers = itertools.count()
         self._names: weakref.WeakKeyDictionary[State, str] = weakref.WeakKeyDictionary()
         self._forgotten: list[str] = []
 
     async def define(self, state: State) -> str:
-        """Build a state in the forker, for processes forked from now on; returns its name there.
+        """Build a state in the forker, for processes forked from now on, and return its name there.
 
-        Raises ServiceUnavailableError where it cannot be built, and what its builder raises.
+        Raises ServiceUnavailableError if it cannot be built, and the errors of its builder.
         """
         async with self._defining:
             self.start()
@@ -140,7 +140,7 @@ class Forker:
             return self._names[state]
 
     def take(self) -> Process:
-        """An idle process."""
+        """Return an idle process."""
         self.start()
         living = (each for each in iter(self._popped, None) if not each.ended)
         process = next(living, None) or Process(self._connect(WORK), self._states)
@@ -198,7 +198,7 @@ class Forker:
     def _connect(self, message: bytes) -> socket.socket:
         assert self._control is not None
         ours, theirs = socket.socketpair()
-        with theirs, contextlib.suppress(OSError):  # it has just ended, which the other end of `ours` tells as well
+        with theirs, contextlib.suppress(OSError):  # it has just ended, which also shows at the other end of `ours`
             socket.send_fds(self._control, [message], [theirs.fileno()])
         ours.setblocking(False)
         return ours
@@ -244,7 +244,7 @@ class Process:
     async def _received(self, count: int) -> memoryview:
         """Receive a number of bytes piece by piece, so that the event loop serves others during large messages."""
         loop = asyncio.get_running_loop()
-        content = left = np.empty(count, np.uint8).data  # bytearray would write zeros, which takes long
+        content = left = np.empty(count, np.uint8).data  # a bytearray would be filled with zeros, which takes long
         while left:
             got = await loop.sock_recv_into(self.sock, left[:_PIECE])
             if not got:
@@ -266,6 +266,6 @@ def _ended(job: str, limits: Limits) -> InputError:
     seconds, memory = limits.sandbox_seconds, limits.sandbox_bytes >> 20
     return InputError(
         f"reading the {job} of the request takes more than {seconds} s of processor time, {CLOCK * seconds} s in all "
-        f"or {memory} MiB, or ends the package that does it",
+        f"or {memory} MiB, or crashes the package that does it",
         "the server's limits 'sandbox_seconds' and 'sandbox_bytes'",
     )

@@ -1,4 +1,4 @@
-"""The process that sandboxes are forked from. It has no threads, and never reads client data itself.
+"""The process from which sandboxes are forked. It has no threads, and never reads client data itself.
 
 It is started by `client.Forker` with a socket, over which each message is a byte and a socket: DEFINE builds
 a state (a tokenizer, say) here, so that processes forked later have it; WORK forks one that runs jobs over the socket.
@@ -28,8 +28,8 @@ def serve(jobs: Functions, builders: Functions) -> None:
     """Fork on demand until the server closes its end; the arguments are those passed by `client.Forker`.
 
     Args:
-        jobs: each takes a state, or None, and arguments. One that returns a function goes on with it, on its socket,
-            once the server knows that it could begin.
+        jobs: functions of a state, or None, and arguments. If one returns a function, it continues with that on its
+            socket, once the server knows that it has begun.
         builders: functions that build states.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -77,13 +77,13 @@ def _run_jobs(sock: socket.socket, jobs: Functions, states: dict[str, Any], seco
             result, answer = None, failure(error)
         allow_waiting(sock)
         send(sock, answer)
-        if callable(result):  # a job that goes on
+        if callable(result):  # an interactive job
             result(sock)
             return
 
 
 def failure(error: BaseException) -> list[Any]:
-    """The answer for an exception; exceptions from outside this project mean that a package could not read its
+    """Return the answer for an exception; exceptions from other packages mean that they could not read their
     input."""
     if isinstance(error, TensorwrightError):
         limit = error.limit if isinstance(error, LimitError) else None

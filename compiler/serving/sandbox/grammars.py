@@ -18,12 +18,12 @@ from compiler.serving.limits import Limits
 from compiler.serving.sandbox.client import Process, Sandbox, State
 from compiler.serving.sandbox.process import CLOCK, WORK, pack, receive
 
-_KEPT = 16  # compiled grammars of a model
+_KEPT = 16  # compiled grammars per model
 _FORKER = "grammars"  # a separate forker, since the package loads torch
 
 
 class GrammarProcesses:
-    """The grammars of a model; recently used ones are kept compiled."""
+    """The grammars of a model; recently used ones stay compiled."""
 
     def __init__(self, state: State, vocabulary: int, stop_tokens: tuple[int, ...]) -> None:
         self._state, self._vocabulary, self._stop_tokens = state, vocabulary, stop_tokens
@@ -41,7 +41,7 @@ class GrammarProcesses:
             self._drop(next(iter(self._compiled)))
 
     async def _began(self, grammar: Grammar, sandbox: Sandbox, limits: Limits) -> tuple[Any, socket.socket]:
-        """Fork a process for a text; returns its first message and its socket."""
+        """Fork a process for a text; return its first message and its socket."""
         known = grammar in self._compiled
         control = await self._control(grammar, sandbox, limits)
         ours, theirs = socket.socketpair()
@@ -96,7 +96,7 @@ class _Masks:
     def __init__(self, sock: socket.socket, first: Any, seconds: float) -> None:
         self._sock, self._answer, self._seconds = sock, first, seconds
         self._until = 0.0
-        self._poll = select.poll()  # which takes any number of descriptors
+        self._poll = select.poll()  # supports any number of descriptors
         self._poll.register(sock, select.POLLIN)
         sock.settimeout(seconds)
 
@@ -137,4 +137,6 @@ class _Masks:
 
 
 def _stopped() -> InputError:
-    return InputError("following the grammar takes too long, or ends the package that does it", "simplify the grammar")
+    return InputError(
+        "following the grammar takes too long, or crashes the package that does it", "simplify the grammar"
+    )

@@ -1,7 +1,7 @@
-"""Processes forked on demand, the kernel's limits on them, and messages with them.
+"""Processes forked on demand, their kernel limits, and messages with them.
 
-A message is a length followed by MessagePack, with an extension type for numpy arrays. Nothing is unpickled: what a
-sandbox sends comes from a process that has read a stranger's data.
+A message is a length followed by MessagePack, with an extension type for numpy arrays. Nothing is unpickled, since a
+sandbox has read untrusted data.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from compiler.support.processes import receive_exactly
 
 DEFINE, WORK = b"D", b"W"
 CLOCK = 6
-"""The time of a job by the clock, as a multiple of its processor time."""
+"""Wall clock time limit of a job, as a multiple of its processor time limit."""
 _KILL_FIRST = 800  # OOM score adjustment, out of 1000
 _PAGE = resource.getpagesize()
 
@@ -40,7 +40,7 @@ def fork_on_demand(
 
     Args:
         handle: runs in the process; it ends when this returns or raises.
-        define: takes the sockets that come with DEFINE, in this process.
+        define: called in this process with the sockets that come with DEFINE.
     """
     gc.collect()
     gc.freeze()  # so that garbage collection in the children does not copy shared pages
@@ -65,7 +65,7 @@ def allow(seconds: int, sock: socket.socket) -> None:
     socket, which sends nothing meanwhile, is closed."""
     fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
     _signal_changes(sock, True)
-    if select.select([sock], [], [], 0)[0]:  # closed before
+    if select.select([sock], [], [], 0)[0]:  # already closed
         os._exit(0)
     used = resource.getrusage(resource.RUSAGE_SELF)
     total = math.ceil(used.ru_utime + used.ru_stime) + seconds
@@ -80,7 +80,7 @@ def allow_waiting(sock: socket.socket) -> None:
 
 
 def _signal_changes(sock: socket.socket, wanted: bool) -> None:
-    """Raise SIGIO, which ends the process, on any activity on a socket, in particular its closing."""
+    """Raise SIGIO, which ends the process, on any activity on a socket, in particular when it is closed."""
     flags = fcntl.fcntl(sock, fcntl.F_GETFL)
     fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_ASYNC if wanted else flags & ~os.O_ASYNC)
 
@@ -92,7 +92,7 @@ def lift_processor_limit() -> None:
 
 
 def confine(memory: int) -> None:
-    """Limit this process's memory beyond what it shares, and suppress its output."""
+    """Limit this process's memory beyond its shared pages, and suppress its output."""
     with open("/proc/self/statm", encoding="ascii") as file:
         mapped = int(file.read().split()[0]) * _PAGE
     resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory))
@@ -127,7 +127,7 @@ def send(sock: socket.socket, message: object) -> None:
 
 
 def receive(sock: socket.socket) -> Any:
-    """Receive from a blocking socket. Raises EOFError where the other end closed."""
+    """Receive from a blocking socket. Raises EOFError if the other end is closed."""
     try:
         return unpack(receive_exactly(sock, int.from_bytes(receive_exactly(sock, LENGTH_BYTES), "little")))
     except ConnectionError as error:

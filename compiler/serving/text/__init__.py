@@ -1,1 +1,1 @@
-"""Models that read or write text, as services."""
+"""Services for models that read or write text."""

@@ -1,4 +1,4 @@
-"""`ServiceEmbedder`: texts to vectors by a service that maps token ids to vectors."""
+"""`ServiceEmbedder`: embeds texts with a service that maps token ids to vectors."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _IDS = ("input_ids", "ids", "tokens")
 _MASKS = ("attention_mask", "mask")
 _POSITIONS = ("position_ids",)
 _MOST_TOKENS = 512
-_AT_ONCE = 64  # texts of a request that wait for the model: others find room beside them
+_AT_ONCE = 64  # queued texts per request, so that there is room for others
 _LEAST_NORM = 1e-12
-_PADDED_TOLERANCE = 1e-3  # of a vector's largest number: masked tokens change the order of sums
+_PADDED_TOLERANCE = 1e-3  # relative to a vector's largest number: masked tokens change the order of sums
 
 
 class ServiceEmbedder:
-    """Embeds texts: each is a request of its own, so that a batcher puts those of one length together."""
+    """Embeds texts, each in a separate request, so that a batcher combines those of equal length."""
 
     def __init__(self, service: Service, options: TextOptions) -> None:
-        """Find out how the service takes tokens.
+        """Determine the token inputs of the service.
 
         Raises:
             InputError: it does not map tokens to vectors.
@@ -47,7 +47,7 @@ class ServiceEmbedder:
         if name is None or len(inputs[name].shape) != 2 or first is None or len(first.shape) not in (2, 3):
             raise InputError(
                 f"model {service.name!r} does not embed texts",
-                "a model that does takes input_ids (batch, length), and gives (batch, size) or (batch, length, size)",
+                "an embedder maps input_ids (batch, length) to (batch, size) or (batch, length, size)",
             )
         self._ids, self._output = name, first.name
         self._largest = np.iinfo(ELEMENT_TYPES[inputs[name].dtype].numpy).max
@@ -61,7 +61,7 @@ class ServiceEmbedder:
         self._padding_is_proven = self._length is not None or options.pad_to_multiple_of == 1
 
     def use_tokenizer(self, content: bytes) -> None:
-        """Read texts with a tokenizer.json. Raises ArtifactError, and MissingDependencyError without tokenizers."""
+        """Use a tokenizer.json for texts. Raises ArtifactError, and MissingDependencyError without tokenizers."""
         self._tokenizer = read_tokenizer(content, "the tokenizer")
         padding = self._tokenizer.padding
         self._pad = padding["pad_id"] if padding is not None else 0
@@ -70,10 +70,10 @@ class ServiceEmbedder:
         self._state = State("text tokenizer", self._tokenizer.to_str(), self.max_tokens)
 
     async def tokens(self, given: Sequence[str | list[int]], sandbox: Sandbox) -> list[Tokens]:
-        """The tokens of texts, cut where there are too many; lists of tokens stay as they are. Short texts are read
-        here, all else in a sandbox.
+        """Tokenize texts, truncated to the maximum length; lists of tokens are unchanged. Short texts are tokenized in
+        this process, others in a sandbox.
 
-        Raises InputError without a tokenizer, and where it fails on a text.
+        Raises InputError without a tokenizer, and if it fails on a text.
         """
         texts = [each for each in given if isinstance(each, str)]
         found = iter(await self._read(texts, sandbox) if texts else ())
@@ -90,10 +90,10 @@ class ServiceEmbedder:
         return list(await sandbox.run("texts", self._state, texts))
 
     async def embed(self, texts: Sequence[Tokens], request: Request) -> tuple[Array, list[Response]]:
-        """Vectors of texts given as tokens, float32 (texts, size), and the answers that they come from, less outputs.
+        """Return vectors of tokenized texts, float32 (texts, size), and the answers without outputs.
 
-        Raises InputError for an empty text or one that is too long, OptionError where padding changes vectors, and what
-        the service raises.
+        Raises InputError for an empty or too long text, OptionError if padding changes vectors, and the errors of the
+        service.
         """
         for each in texts:
             if not 0 < len(each) <= self.max_tokens:
@@ -110,7 +110,7 @@ class ServiceEmbedder:
         return vectors, [response for _, response in found]
 
     def _padded(self, count: int) -> int:
-        """The padded length of a text of `count` tokens."""
+        """Return the padded length of a text of `count` tokens."""
         if self._length is not None:
             return self._length
         multiple = self._options.pad_to_multiple_of
@@ -132,7 +132,7 @@ class ServiceEmbedder:
         self._padding_is_proven = True
 
     async def _vector(self, text: Tokens, length: int, request: Request) -> tuple[Array, Response]:
-        """The vector of a text. The outputs that it comes from, a vector of each token, are not kept."""
+        """Compute the vector of a text. The underlying outputs, a vector per token, are not kept."""
         inputs = {each.name: self._input(each, text, length) for each in self._service.inputs}
         response = await self._service.infer(request._replace(inputs=inputs, outputs=(self._output,)))
         return self._pooled(response.outputs[self._output], len(text)), response._replace(outputs={})

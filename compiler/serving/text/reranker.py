@@ -1,4 +1,4 @@
-"""`ServiceReranker`: relevance of texts to a query, by a service whose model reads both as tokens."""
+"""`ServiceReranker`: scores texts by relevance to a query, with a service whose model reads both as tokens."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from compiler.serving.sandbox.client import Sandbox, State
 from compiler.serving.service import Service
 from compiler.support.tokenizer_file import library_errors, read_tokenizer
 
-Pair = tuple[Array, Array]  # tokens, and which of the two texts each is of, int64 (length,)
-_AT_ONCE = 64  # pairs of a request that wait for the model: others find room beside them
+Pair = tuple[Array, Array]  # tokens and their segment (query or text), int64 (length,)
+_AT_ONCE = 64  # queued pairs per request, so that there is room for others
 
 
 class ServiceReranker:
-    """Scores pairs of texts, each in a request of its own, so that a batcher can combine those of equal length."""
+    """Scores pairs of texts, each in a separate request, so that a batcher combines those of equal length."""
 
     def __init__(self, service: Service, tokenizer: bytes, max_tokens: int | None = None) -> None:
-        """Find out how the service takes tokens.
+        """Determine the token inputs of the service.
 
         Raises:
             InputError: it does not map pairs of texts to a number.
@@ -52,15 +52,15 @@ class ServiceReranker:
         self._state = State("text tokenizer", self._tokenizer.to_str(), most)
 
     async def pairs(self, query: str, texts: Sequence[str], sandbox: Sandbox) -> list[Pair]:
-        """Tokens of the query with each text, the longer one cut where there are too many. Short texts are read here,
-        all else in a sandbox. Raises InputError where the tokenizer fails on a text."""
+        """Tokenize the query with each text; if there are too many tokens, the longer one is truncated. Short texts are
+        tokenized in this process, others in a sandbox. Raises InputError if the tokenizer fails on a text."""
         if len(query) * len(texts) + sum(map(len, texts)) <= INLINE_TEXT:
             return encoded_pairs(self._tokenizer, query, texts)
         found = await sandbox.run("pairs", self._state, query, list(texts))
         return [(tokens, segments) for tokens, segments in found]
 
     async def score(self, pairs: Sequence[Pair], request: Request) -> tuple[Array, list[Response]]:
-        """Scores from 0 to 1, float32 (pairs,), and the answers that they come from. Raises what the service raises."""
+        """Return scores from 0 to 1, float32 (pairs,), and the underlying answers. Raises as the service."""
         responses = await gathered(len(pairs), _AT_ONCE, lambda index: self._infer(pairs[index], request))
         return sigmoid(np.array([float(each.outputs[self._output].reshape(-1)[0]) for each in responses])), responses
 
@@ -75,7 +75,7 @@ class ServiceReranker:
 
 
 def encoded_pairs(tokenizer: Any, query: str, texts: Sequence[str]) -> list[Pair]:
-    """Tokens of a query with each text. Raises InputError where the tokenizer fails on a text."""
+    """Tokenize a query with each text. Raises InputError if the tokenizer fails on a text."""
     with library_errors(InputError, "the tokenizer cannot read the text"):
         encoded = tokenizer.encode_batch([(query, each) for each in texts])
     return [(np.array(each.ids, np.int64), np.array(each.type_ids, np.int64)) for each in encoded]

@@ -29,15 +29,15 @@ from compiler.serving.sandbox.grammars import GrammarProcesses
 
 @dataclass(frozen=True)
 class ReadPrompt:
-    """A prompt as tokens, and what the encoder reads beside it."""
+    """A prompt as tokens, with the encoder's inputs."""
 
     tokens: list[int]
     inputs: Mapping[str, Any] | None = None
 
 
 def _cost(prompt: Prompt) -> int:
-    """Cost of reading a prompt, in characters; tokens cost nothing, and messages exceed the limit for reading in this
-    process."""
+    """Return the cost of reading a prompt, in characters; tokens cost nothing, and messages always exceed the limit for
+    this process."""
     if isinstance(prompt, str):
         return len(prompt)
     return 0 if all(isinstance(each, int) for each in prompt) else INLINE_TEXT + 1
@@ -49,10 +49,10 @@ def is_language_model(module: Module) -> bool:
 
 
 class TextService:
-    """A service whose answers are texts: `submit` takes prompts, and `infer` refuses tensors."""
+    """A service that generates texts: `submit` accepts prompts, and `infer` refuses tensors."""
 
     def __init__(self, module: Module, name: str, version: str, limits: GenerationLimits) -> None:
-        """Raises MissingDependencyError where a package of the extra `generate` is missing."""
+        """Raises MissingDependencyError if a package of the extra `generate` is missing."""
         self.model = LanguageModel(module)
         self.name, self.version, self._limits = name, version, limits
         self._scheduler: Scheduler | None = None
@@ -62,12 +62,12 @@ class TextService:
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
-        """None: prompts are texts, messages or tokens."""
+        """No tensors: prompts are texts, messages or tokens."""
         return ()
 
     @property
     def outputs(self) -> tuple[TensorDescription, ...]:
-        """None."""
+        """No tensors."""
         return ()
 
     @property
@@ -77,7 +77,7 @@ class TextService:
 
     @property
     def context(self) -> int:
-        """Tokens of a prompt and its answer at most."""
+        """Maximum number of tokens of a prompt and its answer."""
         return self._running().context
 
     async def start(self) -> None:
@@ -92,24 +92,24 @@ class TextService:
                 await asyncio.to_thread(self._describe, self._reader)
 
     def _describe(self, reader: PromptReader) -> None:
-        """Say what sandboxes have to know of the model."""
+        """Describe the model for sandboxes."""
         assets, description = self.model.module.artifact.assets, reader.description
         contents = (assets[DESCRIPTION_ASSET].tobytes(), assets[TOKENIZER_ASSET].tobytes())
         self._prompts = State("prompt reader", *contents, reader.encoder_input, reader.context)
         grammars = State("grammars", *contents)
         self._grammars = GrammarProcesses(grammars, description.vocabulary, description.stop_tokens)
-        _ = reader.longest_token  # found now, since it takes long for a large vocabulary
+        _ = reader.longest_token  # computed now, since it takes long for a large vocabulary
 
     async def infer(self, request: Request) -> Response:
-        """Raises InputError: a language model takes no tensors."""
+        """Raises InputError: a language model accepts no tensors."""
         raise InputError(f"{self.name!r} is a language model", "use /v1/completions or /v1/chat/completions")
 
     async def read(
         self, prompts: Sequence[Prompt], files: tuple[Sequence[bytes], bytes | None], sequences: int, sandbox: Sandbox
     ) -> list[ReadPrompt]:
-        """Read the prompts of a request for a number of sequences; short texts here, others in a sandbox.
+        """Read the prompts of a request for a number of sequences; short texts in this process, others in a sandbox.
 
-        `files` are the images, and the sound, of a chat.
+        `files` are the images and the sound of a chat.
 
         Raises:
             InputError: a prompt or image cannot be read, or does not fit the model.
@@ -127,7 +127,7 @@ class TextService:
         images, audio = files
         if not images and audio is None and sum(map(_cost, prompts)) <= INLINE_TEXT:
             return [ReadPrompt(reader.tokens_of(each)) for each in prompts]
-        if self._prompts is None:  # tokens alone are read here, and refused where they are no tokens
+        if self._prompts is None:  # only tokens are read here, and refused if they are invalid
             reader.required_tokenizer()
             return [ReadPrompt(reader.tokens_of(each)) for each in prompts]
         found = await sandbox.run("prompts", self._prompts, list(prompts), list(images), audio)
@@ -136,7 +136,7 @@ class TextService:
     async def matcher(self, grammar: object, sandbox: Sandbox, limits: Limits) -> Matcher | None:
         """Create the matcher of a grammar, compiled in a sandbox; None for None.
 
-        Raises OptionError where the grammar cannot be used, InputError where compiling it takes too much.
+        Raises OptionError if the grammar cannot be used, InputError if compiling it exceeds the limits.
         """
         if grammar is None:
             return None
@@ -148,7 +148,7 @@ class TextService:
     async def submit(
         self, prompt: ReadPrompt, options: GenerationOptions, matcher: Matcher | None = None
     ) -> SequenceHandle:
-        """Hand a prompt in.
+        """Submit a prompt.
 
         Raises:
             InputError, OptionError: as `Scheduler.submit`.
@@ -171,7 +171,7 @@ class TextService:
         return self._scheduler
 
     async def close(self) -> None:
-        """Finish what was submitted."""
+        """Finish submitted sequences."""
         scheduler, self._scheduler = self._scheduler, None
         if scheduler is not None:
             await asyncio.to_thread(scheduler.close)
@@ -186,15 +186,15 @@ def _cancel_sequence(submitted: asyncio.Future[Any]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """Options of an embedder: tokens of its texts, and vectors of its outputs.
+    """Options of an embedder: tokenization of texts, and conversion of outputs to vectors.
 
     Attributes:
         tokenizer: a tokenizer.json of the tokenizers library; None: the one in the module, if it has one.
-        pooling: of outputs that have a vector for each token: their mean, the first ("cls") or the last one.
-        normalize: vectors have length 1.
-        max_tokens: of a text; more are cut off; None: as many as the module takes, 512 where it takes any number.
-        pad_to_multiple_of: texts are padded to such a number of tokens, so that texts of about the same length run in
-            one batch. Vectors must not depend on the padding, which is checked with the first text.
+        pooling: pooling of outputs with a vector per token: their mean, the first ("cls") or the last one.
+        normalize: normalize vectors to length 1.
+        max_tokens: maximum tokens of a text, which is truncated; None: the module's limit, or 512 if it has none.
+        pad_to_multiple_of: texts are padded to a multiple of this number of tokens, so that texts of similar length run
+            in one batch. Vectors must not depend on the padding, which is checked with the first text.
     """
 
     tokenizer: Path | None = None
@@ -215,9 +215,9 @@ class GenerationLimits:
     """Limits of a served language model.
 
     Attributes:
-        max_sequences: texts that are generated at once.
-        max_queue: requests that may wait; more are refused.
-        context: tokens of a prompt and its answer; None: the model's context.
+        max_sequences: maximum number of concurrent texts.
+        max_queue: maximum number of queued requests; more are refused.
+        context: maximum tokens of a prompt and its answer; None: the model's context.
     """
 
     max_sequences: int = 8

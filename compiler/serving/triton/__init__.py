@@ -1,4 +1,4 @@
-"""Modules in a model repository of Triton Inference Server, with the backend that runs them there."""
+"""Model repositories for Triton Inference Server, with a backend that runs modules."""
 
 from compiler.serving.triton.repository import TritonOptions, TritonRepository, write_triton_repository
 

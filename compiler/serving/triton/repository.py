@@ -1,7 +1,7 @@
-"""`bundle --triton`: a folder that Triton Inference Server serves a module from.
+"""`bundle --triton`: a folder from which Triton Inference Server serves a module.
 
-`models/` is a model repository, and `backends/tensorwright/` holds what `make` builds the backend from. Another module
-is added to the same folder; a module of the same name becomes its next version.
+`models/` is a model repository, and `backends/tensorwright/` contains the sources of the backend for `make`. Another
+module is added to the same folder; a module of the same name becomes its next version.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ BACKEND = "tensorwright"
 
 
 def configuration_text(name: str, manifest: Manifest, most_rows: int, instances: int) -> str:
-    """The text of `config.pbtxt`.
+    """Generate the text of `config.pbtxt`.
 
     Args:
         name: name of the model in Triton.
-        most_rows: number of rows that a batch has at most; 0: requests are not put together.
-        instances: how many runs compute at a time.
+        most_rows: maximum rows per batch; 0: no batching.
+        instances: number of concurrent runs.
 
     Raises:
         OptionError: Triton has no name for an element type.
@@ -70,7 +70,7 @@ def configuration_text(name: str, manifest: Manifest, most_rows: int, instances:
         f"instance_group [ {{ count: {instances} kind: KIND_CPU }} ]",
     ]
     if most_rows:
-        # A run takes what waits when it begins, and waits for nothing.
+        # A run processes the requests that are queued when it begins, and does not wait.
         lines.append("dynamic_batching { }")
     return "\n".join(lines) + "\n"
 
@@ -84,13 +84,13 @@ def _tensor(tensor: TensorDescription, batched: bool) -> str:
     if tensor.dtype not in TYPES:
         raise OptionError(f"Triton has no element type {tensor.dtype}, which {tensor.name!r} has")
     sizes = [str(size) if isinstance(size, int) else "-1" for size in tensor.shape[batched:]]
-    # Triton has no tensors without dimensions: clients send and get one of size 1.
+    # Triton has no tensors without dimensions: clients send and receive one of size 1.
     shape = f"dims: [ {', '.join(sizes)} ]" if sizes else "dims: [ 1 ] reshape: { shape: [ ] }"
     return f"  {{ name: {_quoted(tensor.name)} data_type: {TYPES[tensor.dtype]} {shape} }}"
 
 
 def _quoted(text: str) -> str:
-    """A string of protobuf's text format."""
+    """Quote a string for protobuf's text format."""
     plain = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03o}" for byte in text.encode())
     return f'"{"".join(plain)}"'
 
@@ -100,7 +100,7 @@ BACKEND_LIBRARY = f"libtriton_{BACKEND}.so"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _DEFAULT_ROWS = 32
 
-# The public headers of Triton's backend interface, version 1.19 (release 24.10 and newer servers have it).
+# The public headers of Triton's backend interface, version 1.19 (supported by release 24.10 and newer).
 _HEADERS_COMMIT = "73aad7c3348d040c7087d57837d75822c488495e"
 _HEADERS = {
     "tritonbackend.h": "4bdeb7c26660808cd94203170177b1df32916b3af15e3cfc794e03cba12fb476",
@@ -149,10 +149,10 @@ class TritonOptions:
     """Options of a module served by Triton.
 
     Attributes:
-        name: name of the model; None: its file's.
-        max_batch_size: how many rows a batch has at most; 0: requests are run one by one; None: 32 where runs show
-            that the module's rows are independent of each other, else 0.
-        instances: how many runs compute at a time; None: as many as this machine's processors have room for.
+        name: name of the model; None: the name of its file.
+        max_batch_size: maximum rows per batch; 0: requests run one by one; None: 32 if runs show that the module's rows
+            are independent of each other, else 0.
+        instances: number of concurrent runs; None: as many as this machine's processors have room for.
     """
 
     name: str | None = None
@@ -162,12 +162,12 @@ class TritonOptions:
 
 @dataclass(frozen=True)
 class TritonRepository:
-    """Written repository.
+    """A written model repository.
 
     Attributes:
-        folder: with `models/` and `backends/`.
-        name, version: of the model there.
-        max_batch_size, instances: as its configuration says.
+        folder: folder with `models/` and `backends/`.
+        name, version: name and version of the model in it.
+        max_batch_size, instances: values in its configuration.
     """
 
     folder: Path
@@ -183,14 +183,14 @@ def write_triton_repository(
     """Write a module into a folder for Triton, with the backend's source and the libraries that it needs.
 
     Args:
-        file: of the module, copied as it is, so that it stays signed.
+        file: the module's file, copied unchanged, so that signatures stay valid.
 
     Raises:
-        OptionError: the module is for another architecture than the target, calls an accelerator or has element types
-            that Triton has not; a name or number is none.
+        OptionError: the module is for an architecture other than the target's, calls an accelerator or has element
+            types that Triton lacks; or a name or number is invalid.
         StorageError: it cannot be written.
         targets.TargetError: the toolchain is missing or failed.
-        MissingDependencyError: the runtime's libraries for the architecture are not to be had.
+        MissingDependencyError: the runtime's libraries for the architecture are not available.
     """
     options = options or TritonOptions()
     for check in (check_architecture, check_accelerator):
@@ -212,7 +212,7 @@ def write_triton_repository(
 
 
 def _rows(artifact: Artifact, asked: int | None) -> int:
-    """`max_batch_size`: rows can be put together where the first dimension of all inputs and outputs counts them."""
+    """Return `max_batch_size`: rows can be batched if they are the first dimension of all inputs and outputs."""
     manifest = artifact.manifest
     tensors = (*manifest.inputs, *manifest.outputs)
     first = {each.shape[0] if each.shape else None for each in tensors}
@@ -227,7 +227,7 @@ def _rows(artifact: Artifact, asked: int | None) -> int:
     try:
         layout = find_layout(Module(artifact))
     except IncompatibleArtifactError:
-        return 0  # it does not run here, so that nobody knows
+        return 0  # unknown, since it does not run here
     axes = set() if layout is None else {*layout.inputs.values(), *layout.outputs.values()}
     whole = layout is not None and len(layout.inputs) == len(manifest.inputs) and layout.rows is None
     return _DEFAULT_ROWS if whole and axes == {0} else 0
@@ -263,13 +263,13 @@ def _write_backend(output: Path, target: Target, programs: Path) -> None:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Copy a file to a place where a server may have the old one open: whole or not at all."""
+    """Atomically copy a file over one that a server may have open."""
     if not target.exists() or target.read_bytes() != source.read_bytes():
         write_atomically(target, [source.read_bytes()])
 
 
 def _write_model(folder: Path, file: Path, artifact: Artifact, configuration: str) -> int:
-    """Write the model's next version, which a server sees when it is whole; returns its number."""
+    """Write the model's next version, which a server sees only when it is complete; return its number."""
     folder.mkdir(parents=True, exist_ok=True)
     version = 1 + max((int(each.name) for each in folder.iterdir() if each.name.isdigit()), default=0)
     made = folder / f"new-{version}"

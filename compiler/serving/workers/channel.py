@@ -15,7 +15,7 @@ _LIMIT = 1 << 20
 
 
 class Channel:
-    """One end: asks questions, and answers those of the other end by a handler."""
+    """One end: asks questions, and answers those of the other end with a handler."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Handler) -> None:
         self._reader, self._writer, self._handler = reader, writer, handler
@@ -27,7 +27,7 @@ class Channel:
     async def ask(self, question: Mapping[str, object]) -> Any:
         """Ask, and wait for the answer.
 
-        Raises the error of the project that the other end answered, ServiceUnavailableError where it is gone.
+        Raises the error that the other end answered, ServiceUnavailableError if it is gone.
         """
         if self._closed:
             raise ServiceUnavailableError("the other process is gone")
@@ -46,7 +46,7 @@ class Channel:
             while line := await self._reader.readline():
                 self._receive(json.loads(line))
         except (ConnectionError, ValueError):
-            pass  # the other process died, maybe in the middle of a line
+            pass  # the other process died, possibly in the middle of a line
         finally:
             self._closed = True
             for future in self._waiting.values():
@@ -85,12 +85,12 @@ class Channel:
 
 
 def described(error: TensorwrightError) -> dict[str, Any]:
-    """An error as JSON."""
+    """Describe an error as JSON."""
     return {"class": type(error).__name__, "message": error.message, "hint": error.hint}
 
 
 def as_error(content: Mapping[str, Any]) -> TensorwrightError:
-    """The error that was described; a ServingError where its class takes more than a message."""
+    """Create the described error; a ServingError if its class needs more than a message."""
     kind = getattr(errors, content["class"], ServingError)
     try:
         error = kind(content["message"], content["hint"])
@@ -101,6 +101,6 @@ def as_error(content: Mapping[str, Any]) -> TensorwrightError:
 
 
 async def open_channel(sock: object, handler: Handler) -> Channel:
-    """A channel over a connected socket."""
+    """Open a channel over a connected socket."""
     reader, writer = await asyncio.open_connection(sock=sock, limit=_LIMIT)
     return Channel(reader, writer, handler)

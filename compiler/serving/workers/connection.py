@@ -1,7 +1,7 @@
-"""`Connection`: HTTP/1.1 on one connection of a client, parsed by httptools (llhttp).
+"""`Connection`: HTTP/1.1 on one client connection, parsed by httptools (llhttp).
 
-Requests of one connection are answered one after another. No timer runs for a connection: the server looks after all of
-them (`expire`) a few times a second.
+Requests of one connection are answered one after another. Connections have no timers: the server checks all of them
+(`expire`) a few times per second.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from compiler.support.optional import optional_module
 
 _httptools: Any = optional_module("httptools", "serve", "parses HTTP")
 _HEADER_COST = 32  # bytes that each header counts in addition to its own
-_JOINED_BYTES = 64 << 10  # of a body that is copied to follow its headers
-_SLICE = 16 << 10  # bytes that are parsed at once: of small requests a millisecond, and their number is bounded
-_TURN_SECONDS = 0.002  # of parsing, after which other connections have their turn
+_JOINED_BYTES = 64 << 10  # maximum bytes of a body that are copied behind its headers
+_SLICE = 16 << 10  # bytes that are parsed at once: a millisecond of small requests, which also bounds their number
+_TURN_SECONDS = 0.002  # seconds of parsing, after which other connections get their turn
 _LINGER_SECONDS = 2.0  # seconds for which a refused client's data is still read, so that it can read the answer
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NOTHING = memoryview(b"")
@@ -37,7 +37,7 @@ class Owner(Protocol):
     """The server of connections."""
 
     handler: Handler
-    connections: dict[Connection, None]  # those first whose last request was long ago
+    connections: dict[Connection, None]  # least recently active first
     heads: KnownHeads
     held: HeldBytes
     header_seconds: float
@@ -56,7 +56,7 @@ class _Reading(Enum):
 
 
 class Connection(asyncio.Protocol):
-    """A connection; made by the event loop's server for each."""
+    """A connection; created by the event loop's server."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner, self._handler = owner, owner.handler
@@ -73,8 +73,8 @@ class Connection(asyncio.Protocol):
         self._twice: bytes | None = None
         self._call: Call | None = None
         self._body: bytes | bytearray = b""
-        self._whole: bytes | None = None  # what is parsed now, where it may be a whole request
-        self._unread = _NOTHING  # received, and not parsed yet
+        self._whole: bytes | None = None  # the data being parsed, if it may be a whole request
+        self._unread = _NOTHING  # received, but not parsed yet
         self._heard = self._paused = self._scheduled = self._turn_taken = False
         self._continues = False
         self._pending: deque[tuple[Call | None, Reply | None, bool]] = deque()
@@ -95,7 +95,7 @@ class Connection(asyncio.Protocol):
         self._until = self._loop.time() + self._owner.header_seconds
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client disconnected: its requests are cancelled."""
+        """Cancel the requests of a client that disconnected."""
         self._owner.connections.pop(self, None)
         self._gone, self._reading, self._until = True, _Reading.NOTHING, None
         self._forget(self._call)
@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol):
             self._task.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived."""
+        """Parse received data."""
         if self._reading is _Reading.NOTHING:
             return
         if self._reading is _Reading.IDLE and self._task is None and not self._paused:
@@ -125,12 +125,12 @@ class Connection(asyncio.Protocol):
         self._whole = None
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than answers are written: no other request of it is answered meanwhile."""
+        """Stop answering a client that reads more slowly than answers are written."""
         self._writable = self._loop.create_future()
         self._stalled_until = self._loop.time() + self._handler.limits.body_seconds
 
     def resume_writing(self) -> None:
-        """The client has read enough."""
+        """Continue answering."""
         writable, self._writable = self._writable, None
         if writable is not None and not writable.done():
             writable.set_result(None)
@@ -142,13 +142,13 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except _httptools.HttpParserUpgrade:
-            self._reading = _Reading.NOTHING  # no other protocol is spoken; the request is answered as any
+            self._reading = _Reading.NOTHING  # no other protocol is supported; the request is answered as usual
         except _httptools.HttpParserError:
             self._refuse(None, HttpError(400, "the request is not valid HTTP"))
         self._bound_silence(len(data))
 
     def _read_on(self) -> None:
-        """Parse what was received, up to a request that has to wait, or until other connections have their turn."""
+        """Parse received data, up to a request that must wait, or until it is the turn of other connections."""
         until = self._loop.time() + _TURN_SECONDS
         while self._unread and not self._pending and self._reading is not _Reading.NOTHING:
             data, self._unread = self._unread[:_SLICE], self._unread[_SLICE:]
@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
         self._settle()
 
     def _settle(self) -> None:
-        """Receive more, or go on with what was received in another turn of the event loop."""
+        """Receive more, or continue with received data in another iteration of the event loop."""
         if self._reading is _Reading.NOTHING:
             self._unread = _NOTHING
         if self._pending or self._unread:
@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
             self._continue()
 
     def _go_on(self) -> None:
-        """Take a turn: answer one request that waits, or parse."""
+        """Take a turn: answer one waiting request, or parse."""
         self._scheduled = self._turn_taken = False
         if self._gone:
             return
@@ -183,7 +183,7 @@ class Connection(asyncio.Protocol):
             self._read_on()
 
     def _pause(self) -> None:
-        """Receive nothing for now. While a request waits, the time that the client has for the next does not pass."""
+        """Stop receiving for now. While a request waits, the client's time limit for the next one is suspended."""
         if self._pending:
             self._until = None
         if not self._paused:
@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; of several of one name the last counts. Those behind a body (trailers) mean nothing."""
+        """One header; the last of several with the same name counts. Trailers after a body are ignored."""
         if self._reading is not _Reading.HEADERS:
             return
         name = name.lower()
@@ -230,7 +230,7 @@ class Connection(asyncio.Protocol):
         self._headers[name] = value
 
     def on_headers_complete(self) -> None:
-        """All headers have been received; a request that is refused for them is not read further."""
+        """All headers have been received; if they are refused, the request is not read further."""
         if self._reading is _Reading.NOTHING:
             return
         call = self._call_of(self._parser.get_method().decode("latin-1"), "", self._headers, b"")
@@ -301,7 +301,7 @@ class Connection(asyncio.Protocol):
         return Call(method, path, headers, body, time.monotonic(), holding=self._owner.held)
 
     def _make_room(self) -> None:
-        """Close the connection that has waited longest for a request, else for the rest of one."""
+        """Close the connection that has been idle longest, or else the one that has waited longest for a body."""
         connections = self._owner.connections
         for in_body in (False, True):
             for each in connections:
@@ -318,19 +318,19 @@ class Connection(asyncio.Protocol):
     # Of the server
 
     def shutdown(self) -> None:
-        """Close, after what was accepted is answered."""
+        """Close after the accepted requests are answered."""
         self._ending = True
         if self._task is None and not self._pending and not self._unread and self._reading is not _Reading.BODY:
             self._transport.close()
 
     @property
     def waits(self) -> bool:
-        """True while a request of its client is awaited, none of which is being answered."""
+        """True while waiting for a request, with none being answered."""
         return self._task is None and not self._pending and self._reading is not _Reading.NOTHING
 
     @property
     def in_body(self) -> bool:
-        """True while a request arrives whose headers were received."""
+        """True while the body of a request is being received."""
         return self._reading is _Reading.BODY
 
     def abort(self) -> None:
@@ -354,7 +354,7 @@ class Connection(asyncio.Protocol):
     # Answers
 
     def _refuse(self, call: Call | None, error: Exception) -> None:
-        """Answer with an error, after the answers before it, and close; what follows the first error is ignored."""
+        """Answer with an error, after the answers before it, and close; data after the first error is ignored."""
         if self._reading is _Reading.NOTHING:
             return
         asked = call or Call("GET", "", {}, b"", time.monotonic())
@@ -375,7 +375,7 @@ class Connection(asyncio.Protocol):
         self._pending.clear()
 
     def _bound_silence(self, received: int) -> None:
-        """Bound what the parser keeps of one header that is not complete, and what stands around a body's chunks."""
+        """Bound the parser's memory for an incomplete header, and the overhead of a body's chunks."""
         if self._heard or self._reading is _Reading.IDLE:
             self._silent_bytes = 0
             return
@@ -392,7 +392,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(_CONTINUE)
 
     def _next(self) -> None:
-        """Answer the first request that waits, if none is being answered."""
+        """Answer the first waiting request, if none is being answered."""
         if not self._pending or self._task is not None or self._gone:
             return
         self._turn_taken = True
@@ -409,7 +409,7 @@ class Connection(asyncio.Protocol):
     def _begin(self, call: Call, keeps: bool) -> None:
         connections = self._owner.connections
         connections.pop(self, None)
-        connections[self] = None  # the last that would be closed for others
+        connections[self] = None  # the last to be closed for others
         self._task = run_eagerly(self._answer(call, keeps and not self._ending), self._loop)
 
     async def _answer(self, call: Call, keeps: bool) -> None:
@@ -428,8 +428,8 @@ class Connection(asyncio.Protocol):
         except asyncio.CancelledError:
             if not self._gone:
                 raise
-        except Exception:  # in the middle of a stream: what was written stays without its end
-            _log.exception("an answer to %s broke off", call.path)
+        except Exception:  # in the middle of a stream, which stays incomplete
+            _log.exception("an answer to %s was interrupted", call.path)
             keeps = False
             self._transport.abort()
         finally:
@@ -478,7 +478,7 @@ class Connection(asyncio.Protocol):
         mid_request = self._reading is _Reading.NOTHING
         self._reading = _Reading.NOTHING
         if mid_request and not self._ending and self._transport.can_write_eof():
-            with suppress(OSError):  # the client is gone already, which the event loop tells
+            with suppress(OSError):  # the client is already gone, which the event loop reports
                 self._transport.write_eof()
             self._until = self._loop.time() + _LINGER_SECONDS
         else:
@@ -487,7 +487,7 @@ class Connection(asyncio.Protocol):
 
 @lru_cache(maxsize=256)
 def _fields(status: int, headers: tuple[Header, ...], keeps: bool) -> bytes:
-    """Status line and headers, without the empty line at their end."""
+    """Return the status line and headers, without the final empty line."""
     fields = headers if keeps or CLOSE in headers else (*headers, CLOSE)
     lines = [b"%b: %b\r\n" % each for each in fields]
     return b"HTTP/1.1 %d %b\r\n" % (status, http.HTTPStatus(status).phrase.encode()) + b"".join(lines)
@@ -502,7 +502,7 @@ Started = Coroutine[Any, Any, None]
 
 
 def run_eagerly(coroutine: Started, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
-    """Begin a coroutine. Returns the task of the rest; None where it ended. Raises what it raises before it waits."""
+    """Start a coroutine return the task for the rest, None if it ended. Raises errors before the first wait."""
     try:
         awaited = coroutine.send(None)
     except StopIteration:
@@ -511,7 +511,7 @@ def run_eagerly(coroutine: Started, loop: asyncio.AbstractEventLoop) -> asyncio.
 
 
 class _Begun(Started):
-    """A coroutine that has begun: the first step of its task is to wait for what it waits for."""
+    """A started coroutine: the first step of its task is to await the pending awaitable."""
 
     def __init__(self, coroutine: Started, awaited: Any) -> None:
         self._coroutine = coroutine
@@ -525,11 +525,11 @@ class _Begun(Started):
     def throw(self, *error: Any) -> Any:
         first, self._first = self._first, None
         if first is not None and asyncio.isfuture(first[0]):
-            first[0].cancel()  # as a task does that is cancelled while it waits
+            first[0].cancel()  # like a task that is cancelled while it waits
         return self._coroutine.throw(*error)
 
     def close(self) -> None:
         self._coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, None]:
-        raise TypeError("runs as a task alone")
+        raise TypeError("runs only as a task")

@@ -1,7 +1,7 @@
-"""`Distributor`: accepts the connections of a server of several workers, and assigns them round-robin.
+"""`Distributor`: accepts the connections of a server with several workers, and assigns them round-robin.
 
-Workers that accept from one socket do not share the load: the first one awake takes all that wait. Connections are
-passed as file descriptors over a Unix socket for each worker.
+Workers that accept from one socket do not share the load: the first one awake takes all pending connections.
+Connections are passed as file descriptors over a Unix socket for each worker.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import socket
 from collections import deque
 
 _AT_ONCE = 64  # connections accepted in one iteration of the event loop
-_PAUSE = 0.1  # seconds, where there are no file descriptors left
+_PAUSE = 0.1  # seconds, if no file descriptors are left
 _log = logging.getLogger(__name__)
 
 
 def handing_pair() -> tuple[socket.socket, socket.socket]:
-    """The two ends over which a worker is given connections: the distributor's and the worker's."""
+    """Create the two ends over which a worker receives connections: the distributor's and the worker's."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     theirs.setblocking(False)
@@ -25,7 +25,7 @@ def handing_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def handed(sock: socket.socket) -> socket.socket | None:
-    """The next connection that a worker is given; None where there is none now.
+    """Receive the next connection of a worker; None if there is none now.
 
     Raises EOFError when the distributor is gone.
     """
@@ -39,10 +39,10 @@ def handed(sock: socket.socket) -> socket.socket | None:
 
 
 class Distributor:
-    """Deals connections to workers; while there is no worker, they wait in the system's backlog."""
+    """Assigns connections to workers; without a worker, they wait in the system's backlog."""
 
     def __init__(self, listening: socket.socket, backlog: int) -> None:
-        """Make one for a bound socket, in a running event loop."""
+        """Create a distributor for a bound socket, in a running event loop."""
         listening.setblocking(False)
         listening.listen(backlog)
         self._listening = listening
@@ -51,12 +51,12 @@ class Distributor:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, worker: socket.socket) -> None:
-        """A worker is ready: its end of `handing_pair`."""
+        """Add a ready worker, by its end of `handing_pair`."""
         self._workers.append(worker)
         self._resume()
 
     def remove(self, worker: socket.socket) -> None:
-        """A worker is gone, or was never ready."""
+        """Remove a worker."""
         if worker in self._workers:
             self._workers.remove(worker)
             if not self._workers:
@@ -93,7 +93,7 @@ class Distributor:
             self._workers.rotate(-1)
             try:
                 socket.send_fds(worker, [b"c"], [connection.fileno()])
-            except OSError:  # it just died, or takes none now
+            except OSError:  # it just died, or accepts none now
                 continue
             return
         _log.warning("a connection was dropped: no worker takes it")

@@ -1,7 +1,7 @@
 """Limits on the head of a request (its target and headers).
 
-`KnownHeads` keeps those that were parsed before: clients send the same target and headers again and again; parsing
-them takes a fifth of a small net's request.
+`KnownHeads` caches parsed heads: clients send the same target and headers again and again, and parsing them takes a
+fifth of the time of a small net's request.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SINGLE = frozenset(
     (b"host", b"authorization", b"x-api-key", b"api-key", b"transfer-encoding", b"content-encoding", b"content-type",
      b"inference-header-content-length")
 )  # fmt: skip
-"""Headers that two programs on a request's way could read differently where they are given twice."""
+"""Headers that two programs could interpret differently if they are given twice."""
 _VERSIONS = ("1.1", "1.0")
 _CONTINUE = b"100-continue"
 
@@ -28,11 +28,11 @@ _CONTINUE = b"100-continue"
 def check_head(
     version: str, url: bytes, headers: Mapping[bytes, bytes], header_bytes: int, twice: bytes | None, limits: Limits
 ) -> None:
-    """Refuse what is too large, and headers on which programs could disagree where a request ends or for whom it is.
+    """Refuse too large heads, and headers that leave the end or the host of a request ambiguous.
 
     Args:
-        header_bytes: what all headers take.
-        twice: one of `SINGLE` that was given more than once.
+        header_bytes: size of all headers.
+        twice: a header in `SINGLE` that was given more than once.
 
     Raises:
         HttpError: it is refused.
@@ -58,7 +58,7 @@ def check_head(
 
 
 def path_of(url: bytes) -> str:
-    """The path of a request's target, unquoted. Raises HttpError."""
+    """Return the path of a request's target, unquoted. Raises HttpError."""
     if len(url) <= 256:
         return _short_path(url)
     return _parsed_path(url)
@@ -79,13 +79,13 @@ _short_path = lru_cache(maxsize=256)(_parsed_path)
 
 
 _END = b"\r\n\r\n"
-_MAX_BYTES = 2048  # of a head that is kept
+_MAX_BYTES = 2048  # of a cached head
 _MAX_HEADS = 1024
 _OTHER_FRAMING = (b"transfer-encoding", b"expect", b"upgrade")
 
 
 class Head(NamedTuple):
-    """Facts of the head of a request after which the connection stays open; `length`: of its body in bytes."""
+    """A parsed head of a request after which the connection stays open; `length`: bytes of its body."""
 
     method: str
     path: str
@@ -94,19 +94,19 @@ class Head(NamedTuple):
 
 
 class KnownHeads:
-    """Heads by their bytes, so that requests that begin with equal bytes need no parsing."""
+    """Cache of heads by their bytes, so that requests with equal heads need no parsing."""
 
     def __init__(self) -> None:
         self._heads: dict[bytes, Head] = {}
 
     def find(self, data: bytes) -> tuple[Head, bytes] | None:
-        """The head and body of data that is one whole request whose head is known, else None."""
+        """Return the head and body of data that is one whole request with a known head, else None."""
         start = data.find(_END, 0, _MAX_BYTES) + len(_END)
         head = self._heads.get(data[:start])
         return None if head is None or len(data) - start != head.length else (head, data[start:])
 
     def add(self, data: bytes, method: str, path: str, headers: Mapping[bytes, bytes], length: int) -> None:
-        """Remember the head of data that was parsed as one request with `length` bytes of body, if nothing followed."""
+        """Cache the head of data that was parsed as one request with `length` bytes of body, if nothing followed."""
         start = data.find(_END, 0, _MAX_BYTES) + len(_END)
         if len(data) - start != length or any(name in headers for name in _OTHER_FRAMING):
             return

@@ -1,4 +1,4 @@
-"""`Server`: listens for connections of HTTP, limits what they use, and drains them at shutdown."""
+"""`Server`: accepts HTTP connections, limits their resources, and drains them at shutdown."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from compiler.serving.workers.heads import KnownHeads
 
 _BACKLOG = 2048
 _AT_ONCE = 64  # connections accepted in one iteration of the event loop
-_OTHER_DESCRIPTORS = 128  # of files, sandboxes, and connections that are being closed
-_PERIOD = 0.25  # seconds between two looks at what has to arrive
+_OTHER_DESCRIPTORS = 128  # for files, sandboxes, and connections that are being closed
+_PERIOD = 0.25  # seconds between checks for overdue data
 _log = logging.getLogger(__name__)
 
 
@@ -32,13 +32,13 @@ class HttpOptions:
 
     Attributes:
         header_seconds: time limit for the headers of a request, from the connection or its first byte.
-        keep_alive_seconds: how long a connection may stay idle between requests.
-        drain_seconds: how long requests have to end at shutdown.
-        max_connections: at once, or fewer where the process may not have as many file descriptors. For each more, the
-            one that has waited longest for a request is closed; where none waits, the new one is answered 503.
-        certificate, private_key: PEM files; with them the server speaks TLS alone.
-        private_key_password_file: of an encrypted private key.
-        client_ca: PEM file; clients need a certificate signed by one of these.
+        keep_alive_seconds: time that a connection may stay idle between requests.
+        drain_seconds: time for requests to finish at shutdown.
+        max_connections: maximum concurrent connections, further limited by file descriptors. Beyond that, the
+            connection that has been idle longest is closed; if none is idle, the new one is answered with 503.
+        certificate, private_key: PEM files; with them the server only accepts TLS.
+        private_key_password_file: file with the password of an encrypted private key.
+        client_ca: PEM file; clients need a certificate signed by one of its CAs.
     """
 
     header_seconds: float = 10.0
@@ -56,10 +56,10 @@ class HttpOptions:
 
 
 class Server:
-    """Serves a handler of requests until `stop`; an `Owner` of its connections."""
+    """Serves a request handler until `stop`; the `Owner` of its connections."""
 
     def __init__(self, handler: Handler, options: HttpOptions, started: Callable[[], None] = lambda: None) -> None:
-        """Make one.
+        """Create a server.
 
         Args:
             started: called when connections are accepted.
@@ -68,7 +68,7 @@ class Server:
             OptionError: a certificate or key cannot be read, or does not fit.
         """
         self.handler = handler
-        self.connections: dict[Connection, None] = {}  # those first whose last request was long ago
+        self.connections: dict[Connection, None] = {}  # least recently active first
         self.heads = KnownHeads()
         self.held = HeldBytes(handler.limits)
         self.header_seconds = options.header_seconds
@@ -82,10 +82,10 @@ class Server:
         self._stopping = asyncio.Event()
 
     async def serve(self, source: socket) -> None:
-        """Serve until `stop`, and end once requests are answered, in time or not.
+        """Serve until `stop`, and end once requests are answered or the drain time is over.
 
         Args:
-            source: a bound socket that connections are accepted from, or a Unix socket over which a `Distributor` gives
+            source: a bound socket to accept connections from, or a Unix socket over which a `Distributor` sends
                 them.
         """
         loop = asyncio.get_running_loop()
@@ -102,20 +102,20 @@ class Server:
         looking.cancel()
 
     def stop(self) -> None:
-        """Take no more connections, and end once requests are answered."""
+        """Stop accepting connections, and end once requests are answered."""
         self._stopping.set()
 
     async def _accepting(self, source: socket) -> Callable[[], None]:
-        """Accept connections; returns what ends that."""
+        """Accept connections; return a function that stops it."""
         timeout = None if self._tls is None else self.header_seconds
         server = await asyncio.get_running_loop().create_server(
             lambda: Connection(self), sock=source, ssl=self._tls, backlog=_AT_ONCE, ssl_handshake_timeout=timeout
         )
-        source.listen(_BACKLOG)  # asyncio accepts as many in one iteration of the event loop as it lets wait
+        source.listen(_BACKLOG)  # asyncio accepts as many connections per iteration of the event loop as its backlog
         return server.close
 
     async def _receiving(self, source: socket) -> Callable[[], None]:
-        """Take the connections that a distributor gives; returns what ends that, once those given are taken."""
+        """Receive connections from a distributor; return a function that stops it after the sent ones are received."""
         loop = asyncio.get_running_loop()
 
         def take() -> None:
@@ -125,7 +125,7 @@ class Server:
                     task = loop.create_task(self._open(connection))
                     self._opening.add(task)
                     task.add_done_callback(self._opening.discard)
-            except EOFError:  # no more are given
+            except EOFError:  # no more are sent
                 loop.remove_reader(source)
 
         def end() -> None:
@@ -141,7 +141,7 @@ class Server:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: Connection(self), connection, ssl=self._tls, ssl_handshake_timeout=timeout
             )
-        except OSError as error:  # of a handshake: ssl.SSLError is one
+        except OSError as error:  # in a handshake: ssl.SSLError is one
             _log.info("a connection was not opened: %s", error)
             connection.close()
 
@@ -165,9 +165,9 @@ class Server:
 
 
 def _possible_connections(wanted: int) -> int:
-    """The number of connections that is wanted, or as many as the process may have file descriptors for.
+    """Return the wanted number of connections, or as many as the process has file descriptors for.
 
-    Where it has none left, new connections are reset.
+    Without free descriptors, new connections would be reset.
     """
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return wanted if most == resource.RLIM_INFINITY else max(1, min(wanted, most - _OTHER_DESCRIPTORS))
@@ -190,7 +190,7 @@ def _tls(options: HttpOptions) -> ssl.SSLContext | None:
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise OptionError(
             f"the certificate {options.certificate} cannot be served: {error}",
-            "give PEM files that belong together; of an encrypted key its password as well",
+            "give PEM files that belong together, and the password of an encrypted key",
         ) from error
     return context
 

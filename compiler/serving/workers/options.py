@@ -1,4 +1,4 @@
-"""`WorkerOptions`: what a supervisor tells its workers; plain data, so that the supervisor loads no runtime."""
+"""`WorkerOptions`: options that a supervisor sends to its workers; plain data, so that it loads no runtime."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ class WorkerOptions:
     """Options of a worker.
 
     Attributes:
-        models: each a mapping, as `configuration.model_options` reads it.
+        models: mappings for `configuration.model_options`.
         configuration: path of a YAML file with more models.
-        workers: how many share this machine's cores.
+        workers: number of workers that share this machine's cores.
         key_digests: SHA-256 of the API keys of clients.
         local_only: see `AppOptions`.
         http, limits: fields of `HttpOptions` and `Limits`.
         access_log: a path, or "-" for standard output; "": none.
-        price: of a core for an hour.
+        price: price of a core per hour.
         traces: clients may ask for a profile of the kernels.
-        otlp: where spans are sent; "": nowhere.
+        otlp: endpoint for spans; "" for none.
     """
 
     models: tuple[Mapping[str, Any], ...] = ()

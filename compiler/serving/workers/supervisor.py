@@ -26,16 +26,16 @@ from compiler.support.optional import optional_module
 _log = logging.getLogger(__name__)
 _METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _MEMORY = "/dev/shm"  # a file system in memory
-_KILL_AFTER = 5.0  # seconds beyond those that requests have to end
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds before a worker that died while starting is started again
+_KILL_AFTER = 5.0  # seconds in addition to the drain time of requests
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds before a worker that died at startup is restarted
 _BACKLOG = 2048
 _NEEDED = {"httptools": "parses HTTP", "orjson": "reads and writes JSON"}
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to an address, which does not listen yet; port 0 takes a free one.
+    """Bind a socket to an address, without listening yet; port 0 chooses a free one.
 
-    Raises StorageError where it is taken or not this machine's.
+    Raises StorageError if the address is in use or not this machine's.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -49,7 +49,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 @dataclass(eq=False)
 class _Process:
-    """One worker process; `handing` is where it is given connections, if it does not accept them itself."""
+    """One worker process; `handing`: socket over which it receives connections, if it does not accept them itself."""
 
     process: asyncio.subprocess.Process
     handing: socket.socket | None
@@ -59,7 +59,7 @@ class _Process:
 
 
 class Supervisor:
-    """Runs a server until it is told to stop."""
+    """Runs a server until it is stopped."""
 
     def __init__(
         self,
@@ -69,11 +69,11 @@ class Supervisor:
         drain_seconds: float = 30.0,
         started: Callable[[], None] = lambda: None,
     ) -> None:
-        """Make one.
+        """Create a supervisor.
 
         Args:
-            sock: bound, not listening.
-            drain_seconds: how long workers have to answer what they accepted, at shutdown.
+            sock: a bound socket, not listening.
+            drain_seconds: time for workers to answer accepted requests at shutdown.
             started: called when the server answers.
         """
         self._options, self._socket = options, sock
@@ -86,7 +86,7 @@ class Supervisor:
 
     @property
     def processes(self) -> list[int]:
-        """The numbers of the worker processes."""
+        """The ids of the worker processes."""
         return [each.process.pid for each in self._workers]
 
     async def run(self) -> None:
@@ -95,7 +95,7 @@ class Supervisor:
         Raises the error that keeps a worker from starting the first time.
         """
         if self._options.workers > 1:
-            # Workers map what they count: on a full disk, writing to it would end them.
+            # Workers memory-map their counters: on a full disk, writing to them would kill the worker.
             memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
             self._folder = tempfile.mkdtemp(prefix="tensorwright-metrics-", dir=memory)
             self._distributor = Distributor(self._socket, _BACKLOG)
@@ -118,7 +118,7 @@ class Supervisor:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _all_ready(self, workers: list[_Process]) -> bool:
-        """Wait for them; False where the server is stopped before. Raises what keeps one from starting."""
+        """Wait for the workers; False if the server is stopped first. Raises the error of a failing worker."""
         stopping = asyncio.ensure_future(self._stopping.wait())
         ready = asyncio.gather(*(each.ready for each in workers))
         both: set[asyncio.Future[Any]] = {stopping, ready}
@@ -131,7 +131,7 @@ class Supervisor:
         return True
 
     def stop(self) -> None:
-        """Take no more connections, answer what was accepted, and end; called again, end at once."""
+        """Stop accepting connections, answer accepted requests, and end; on a second call, end at once."""
         if self._stopping.is_set():
             for each in self._workers:
                 _signal(each, signal.SIGKILL)
@@ -141,11 +141,11 @@ class Supervisor:
         """Load the newest version of every model in all workers; one that cannot be loaded keeps its old version."""
         for worker in list(self._workers)[:1]:
             for name in await worker.channel.ask({"action": "names"}):
-                with contextlib.suppress(TensorwrightError):  # the workers' logs say why
+                with contextlib.suppress(TensorwrightError):  # the reason is in the workers' logs
                     await self._load(name)
 
     async def _keep(self, worker: _Process) -> None:
-        """Have a worker process run, as long as the server does."""
+        """Keep a worker process running as long as the server."""
         pause = _FIRST_PAUSE
         while True:
             await worker.process.wait()
@@ -219,7 +219,7 @@ class Supervisor:
         return handle
 
     async def _load(self, name: str) -> None:
-        """Have all workers load a model beside the one that answers, and then change over, or none of them."""
+        """Make all workers load a new version while the old one answers, and then switch, or none of them."""
         async with self._reloading:
             workers = self._running()
             staged = [each.channel.ask(message_of("stage", name)) for each in workers]
@@ -250,7 +250,7 @@ class Supervisor:
 
 
 def message_of(action: str, name: str) -> dict[str, str]:
-    """A command to a worker about a model."""
+    """Create a command to a worker about a model."""
     return {"action": action, "model": name}
 
 
@@ -262,7 +262,7 @@ def _signal(worker: _Process, number: signal.Signals) -> None:
 def _fail(ready: asyncio.Future[None], error: Exception) -> None:
     if not ready.done():
         ready.set_exception(error)
-        ready.exception()  # looked at: whoever waits for it is told, and nobody has to
+        ready.exception()  # retrieved: a waiter gets it, but there may be none
 
 
 def serve(
@@ -274,9 +274,9 @@ def serve(
         started: called with the server's URL when it answers.
 
     Raises:
-        StorageError: the address is taken.
-        MissingDependencyError: a package is missing that workers need.
-        OptionError, ...: what keeps the server from starting.
+        StorageError: the address is in use.
+        MissingDependencyError: a package that workers need is missing.
+        OptionError, ...: the server cannot start.
     """
     if options.workers < 1:
         raise OptionError(f"there must be 1 worker at least, not {options.workers}")

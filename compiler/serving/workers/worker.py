@@ -1,4 +1,4 @@
-"""A worker process of a server: the application on connections of its own.
+"""A worker process of a server: the application with its own connections.
 
 Started by the supervisor with two inherited sockets: the source of connections (`Server.serve`), and the channel to the
 supervisor.
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class SupervisedControl:
-    """The control of a worker: the supervisor has all workers do it."""
+    """Control of a worker: asks the supervisor, which commands all workers."""
 
     def __init__(self, repository: Repository) -> None:
         self.repository = repository
@@ -65,7 +65,7 @@ class SupervisedControl:
         await self.channel.ask({"action": action, "model": name})
 
     async def handle(self, message: Mapping[str, Any]) -> Any:
-        """A command of the supervisor."""
+        """Handle a command of the supervisor."""
         action, name = message["action"], message.get("model", "")
         if action == "stage":
             await self.repository.stage(name)
@@ -98,12 +98,12 @@ class _Talking:
         return self._channel
 
     def ready(self) -> None:
-        """Say that requests are answered."""
+        """Report that requests are answered."""
         assert self._channel is not None
         self._tasks.append(asyncio.create_task(self._channel.ask({"action": "ready"})))
 
     async def failed(self, error: TensorwrightError) -> None:
-        """Say why the worker cannot start."""
+        """Report the error for which the worker cannot start."""
         channel = await self.open(None)
         await channel.ask({"action": "failed", "error": described(error)})
 
@@ -113,7 +113,7 @@ class _Talking:
 
 
 async def _flushed(metrics: Metrics) -> None:
-    """Show other workers what this one counts."""
+    """Publish this worker's metrics to the others."""
     while True:
         await asyncio.sleep(_FLUSH_SECONDS)
         metrics.flush()
@@ -144,7 +144,7 @@ class _Worker:
             await talking.open(own)
             await app.start()
             gc.collect()
-            gc.freeze()  # what lives as long as the server: collections amid a request do not look through it
+            gc.freeze()  # permanent objects, which garbage collections during requests then skip
             server = Server(app, options_from(HttpOptions, self.options.http, "http"), talking.ready)
         except TensorwrightError as error:
             await talking.failed(error)
@@ -187,21 +187,21 @@ class _Worker:
 
 def _read_options(sock: socket.socket) -> WorkerOptions:
     length = int.from_bytes(receive_exactly(sock, _LENGTH_BYTES), "little")
-    options = pickle.loads(receive_exactly(sock, length))  # from the process that started this one
+    options = pickle.loads(receive_exactly(sock, length))  # from the parent process
     if not isinstance(options, WorkerOptions):
         raise OptionError("the supervisor sent no options")
     return options
 
 
 class _AccessFile(logging.FileHandler):
-    """The access log in a file; on a full disk it says so once, and requests go on."""
+    """The access log in a file; a full disk is reported once, and requests continue."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._failed = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (its name in the standard library)
-        """See `logging.Handler`, which writes a traceback for each line that is lost."""
+        """See `logging.Handler`, which would write a traceback for each lost line."""
         if not self._failed:
             self._failed = True
             _log.warning("the access log cannot be written: %s", sys.exc_info()[1])
@@ -220,8 +220,10 @@ def _configure_logs(options: WorkerOptions) -> None:
 
 
 def main() -> int:
-    """Run a worker until it is told to stop, or its supervisor is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the supervisor's, which has workers end
+    """Run a worker until it is stopped, or its supervisor is gone."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal's Ctrl-C is handled by the supervisor, which stops workers
     source, talking = (socket.socket(fileno=int(each)) for each in sys.argv[1:3])
     options = _read_options(talking)
     _configure_logs(options)
