@@ -1,6 +1,6 @@
-"""Measurements: commands that print tables. Nothing here is part of the product."""
+"""Benchmark commands that print tables; not part of the package."""
 
 import os
 
-# What compiles is measured, or has just been changed.
+# The compiler is being measured, or has just changed: no cached modules.
 os.environ["TENSORWRIGHT_CACHE_MB"] = "0"

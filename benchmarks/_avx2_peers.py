@@ -1,9 +1,9 @@
 """Other runtimes limited to AVX2, for comparison with modules compiled for processors without AVX-512.
 
 oneDNN, in OpenVINO, reads ONEDNN_MAX_CPU_ISA. The other kernels of OpenVINO and those of ONNX Runtime (MLAS) have no
-such setting: they ask the processor, and by its instruction XGETBV whether the operating system keeps registers of 512
-bits. So copies of both packages are made in whose libraries another instruction, which answers no, replaces it. ONNX
-Runtime still takes AVX-VNNI where the processor has that.
+such setting: they query the processor, and with the instruction XGETBV the operating system's support of 512-bit
+registers. So both packages are copied, and XGETBV in their libraries is replaced by an instruction that answers no.
+ONNX Runtime still uses AVX-VNNI if the processor has it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _UNUSED = ("quantization", "transformers", "datasets", "*intel_gpu_plugin*", "*i
 
 
 def limits(machine: Machine) -> Mapping[str, str]:
-    """Environment variables of contestants that hold peers to AVX2 where a described x86-64 machine has no more.
+    """Return environment variables that limit other runtimes to AVX2 if the described x86-64 machine has no more.
 
-    Raises RuntimeError when a peer's libraries do not ask.
+    Raises RuntimeError if a runtime's libraries do not use XGETBV.
     """
     if machine.architecture != "x86_64" or machine.vector_bits >= 512:
         return {}
@@ -39,7 +39,7 @@ def limits(machine: Machine) -> Mapping[str, str]:
 
 
 def _limited(package: str) -> Path:
-    """A folder to import the package from; made once for each version."""
+    """Return a folder to import the limited package from; created once per version."""
     folder = cache_folder() / f"{package}-{version(package)}-avx2"
     if folder.exists():
         return folder
@@ -56,7 +56,7 @@ def _limited(package: str) -> Path:
 
 
 def _answer_for(library: Path) -> int:
-    """Replace the instruction in a library. Returns the number of places."""
+    """Replace the instruction in a library. Returns the number of replacements."""
     code = library.read_bytes()
     if places := code.count(_XGETBV):
         library.write_bytes(code.replace(_XGETBV, _ANSWER))

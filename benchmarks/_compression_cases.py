@@ -1,4 +1,4 @@
-"""Models whose accuracy can be measured offline: trained here, or trained ones that packages ship with real data."""
+"""Models whose accuracy can be measured offline: trained here, or shipped by packages with real data."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class Case:
-    """A float model and what is needed to quantize it and to say how good it is.
+    """A float model with data to quantize and evaluate it.
 
     Attributes:
-        path: an ONNX file, which peers read too.
-        measure: what the score measures, for the table.
+        path: an ONNX file, which other runtimes read too.
+        measure: description of the score, for the table.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Case:
 
 
 def _exported(name: str, make: Callable[[], Any], inputs: Mapping[str, Array]) -> Path:
-    """The net as an ONNX file, trained and exported once."""
+    """Return the net as an ONNX file, trained and exported once."""
     path = cache_folder() / f"compression-{name}.onnx"
     if not path.exists():
         import torch
@@ -85,7 +85,7 @@ _LENGTH = 32
 
 
 def _tokens(tokens: Mapping[str, Array]) -> Sample:
-    """Cut or padded to `_LENGTH`."""
+    """Truncate or pad tokens to `_LENGTH`."""
     return {
         name: np.pad(value[:, :_LENGTH], ((0, 0), (0, max(0, _LENGTH - value.shape[1]))))
         for name, value in tokens.items()
@@ -93,7 +93,7 @@ def _tokens(tokens: Mapping[str, Array]) -> Sample:
 
 
 def _sentences(*datasets: str) -> list[str]:
-    """Sentences of the descriptions of scikit-learn's data sets."""
+    """Return sentences from the descriptions of scikit-learn's data sets."""
     import sklearn.datasets
 
     folder = Path(sklearn.datasets.__file__).parent / "descr"

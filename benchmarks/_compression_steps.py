@@ -13,7 +13,7 @@ import compiler
 import targets
 from benchmarks._compression_cases import Case
 
-# Each of these is measured, whatever it costs.
+# Each of these is measured, whatever its accuracy loss.
 _ANY_DROP = 0.99
 
 
@@ -33,7 +33,7 @@ def _blocks(case: Case) -> Any:
 
 @cache
 def _digits(name: str) -> tuple[Any, Any]:
-    """The net of a case that is trained here, and its data."""
+    """Return the net of a case that is trained here, and its data."""
     from benchmarks.digits import DigitsCnn, DigitsTransformer, load_digits, train
 
     data = load_digits()
@@ -110,7 +110,7 @@ def _recipe(case: Case) -> Any:
     )
 
 
-# Techniques by their names in the table; those of the second part train, and so take the nets trained here.
+# Techniques by their names in the table; those of the second part train, and so apply to the nets trained here.
 STEPS: dict[str, Callable[[Case], Any]] = {
     "prune 2:4, second-order": lambda case: _pruned(case, "2:4", 0.5, "second-order"),
     "prune blocks 50 %": _blocks,

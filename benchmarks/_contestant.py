@@ -1,4 +1,4 @@
-"""Contestants beside those of `compiler.profiling.contestant`: on graphics processors, and TVM's own pipeline."""
+"""More contestants than `compiler.profiling.contestant`: runtimes on GPUs, and TVM's own pipeline."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from compiler.profiling.contestant import Array, Contestant, Examples, Run
 
 
 def onnxruntime_cuda(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
-    """ONNX Runtime on the graphics processor; inputs and outputs are in host memory, as ours are.
+    """ONNX Runtime on the GPU; inputs and outputs are in host memory, like ours.
 
-    Raises RuntimeError when it would run on the processor.
+    Raises RuntimeError if it would run on the CPU.
     """
     import onnxruntime as ort
 
@@ -32,9 +32,9 @@ def onnxruntime_cuda(path: str, examples: Examples, threads: int, precision: str
 
 
 def torch_compile(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
-    """torch.compile on the graphics processor, mode "max-autotune"; `path` is the name of a model of the catalog.
+    """torch.compile on the GPU, mode "max-autotune"; `path` is the name of a model in the catalog.
 
-    Raises RuntimeError when torch finds no device.
+    Raises RuntimeError if torch finds no device.
     """
     import torch
 

@@ -23,8 +23,8 @@ _OURS, _TORCH, _ONNXRUNTIME = "tensorwright", "torch-compile", "onnxruntime-cuda
 
 @dataclass(frozen=True)
 class DeviceRow:
-    """A model on the device: seconds a run by contestant, and the largest difference from the processor's module over
-    that output's largest value."""
+    """A model on the device: seconds per run by contestant, and the largest difference from the CPU module over that
+    output's largest value."""
 
     model: str
     difference: float
@@ -37,7 +37,7 @@ class DeviceRow:
 
     @property
     def ratio(self) -> float | None:
-        """The faster peer's time over ours: above 1 when ours is faster. None without a peer."""
+        """The faster other runtime's time over ours: above 1 if ours is faster. None without another runtime."""
         peers = [value for name, value in self.seconds.items() if name != _OURS]
         return min(peers) / self.seconds[_OURS] if peers and _OURS in self.seconds else None
 
@@ -69,7 +69,7 @@ def failed_checks(target: CudaTarget, report: Callable[[str], None]) -> int:
 
 
 def measure(name: str, target: CudaTarget, *, rounds: int, seconds: float, report: Callable[[str], None]) -> DeviceRow:
-    """The row of a model of the catalog: first the numbers, then interleaved times. Raises what compiling raises."""
+    """Measure a model of the catalog: first correctness, then interleaved times. Raises as compiling."""
     task = task_of(name, CATALOG[name].sizes[0] or None)
     artifact = cache_folder() / f"{task.name}-{target.name}.twm"
     module = compiler.compile(str(task.path), target, shapes=task.shapes)
@@ -79,7 +79,7 @@ def measure(name: str, target: CudaTarget, *, rounds: int, seconds: float, repor
 
 
 def difference(module: object, task: Task) -> float:
-    """The largest difference between a module's outputs and the processor's, over the output's largest value."""
+    """Return the largest difference between a module's outputs and the CPU's, over the output's largest value."""
     with np.load(task.arrays) as stored:
         inputs = {key: np.asarray(stored[key], order="C") for key in stored.files}
     host = compiler.compile(str(task.path), "host", shapes=task.shapes, records=False)
@@ -95,11 +95,11 @@ def difference(module: object, task: Task) -> float:
 
 
 def entries(name: str, artifact: Path, task: Task) -> list[Entry]:
-    """The contestants; torch.compile where the model is a PyTorch module."""
+    """Return the contestants; includes torch.compile if the model is a PyTorch module."""
     found = [Entry(_OURS, artifact), Entry(_ONNXRUNTIME, task.path)]
     return [*found, Entry(_TORCH, Path(name))] if CATALOG[name].reference == "torch" else found
 
 
 def row(name: str, worst: float, results: Sequence[Result]) -> DeviceRow:
-    """The row of a race."""
+    """Return the row of a comparison."""
     return DeviceRow(name, worst, CATALOG[name].tolerance, {each.label: each.seconds("median") for each in results})

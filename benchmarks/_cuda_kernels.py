@@ -34,11 +34,11 @@ class Launch:
     """A kernel of the source.
 
     Attributes:
-        rule: the schedule rule that made it.
-        threads: number of threads of a block; 1 where TVM writes no bound.
-        tile: the element type of a product in tiles of shared memory, as CUDA names it; empty for anything else.
-        matrix_instructions: in the machine code, or calls of mma_sync where only the source is known.
-        resources: what its machine code takes; None when none was made.
+        rule: the schedule rule that generated it.
+        threads: number of threads per block; 1 if TVM writes no bound.
+        tile: CUDA's name of the element type of a matmul tiled in shared memory; empty for other kernels.
+        matrix_instructions: number in the machine code, or of mma_sync calls if only the source is known.
+        resources: resources of its machine code; None if there is none.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Examined:
-    """A model's launches, of `kernels` functions; `seconds` of this process, without nvcc's."""
+    """A model's launches, from `kernels` functions; `seconds` of this process, without nvcc."""
 
     kernels: int
     launches: list[Launch]
@@ -68,12 +68,12 @@ class Examined:
 
     @property
     def spilling(self) -> list[Launch]:
-        """Launches that move registers to memory."""
+        """Launches that spill registers to memory."""
         return [each for each in self.launches if each.resources is not None and each.resources.spill_stores]
 
 
 def source_arguments(model: CatalogModel) -> tuple[Any, dict[str, Any]]:
-    """Arguments of `compile` for a model of the catalog."""
+    """Return arguments of `compile` for a model in the catalog."""
     source = model.load()
     keywords: dict[str, Any] = {"shapes": model.shapes, "constants": model.constants}
     if model.reference == "torch":
@@ -86,13 +86,13 @@ def source_arguments(model: CatalogModel) -> tuple[Any, dict[str, Any]]:
 def examine(
     source: Any, target: CudaTarget, *, machine_code: bool = True, precision: str = "float32", **keywords: Any
 ) -> Examined:
-    """Compile a model's kernels, which all have to be bound to threads, and look at their machine code.
+    """Compile a model's kernels, which must all be bound to threads, and inspect their machine code.
 
     Args:
         machine_code: False stops at CUDA source: nvcc takes most of the time.
-        precision: as `compiler.compile` takes it.
+        precision: as for `compiler.compile`.
 
-    Raises what compiling raises.
+    Raises as compiling.
     """
     start = time.process_time()
     arguments = {"shapes": None, "constants": None, "example_inputs": None, "dynamic_shapes": None, **keywords}
@@ -121,7 +121,7 @@ def _launch(
 
 
 def _machine_code(source: str, target: CudaTarget) -> tuple[dict[str, KernelResources], dict[str, int]]:
-    """Resources and number of matrix instructions of each launch, by name."""
+    """Return resources and number of matrix instructions of each launch, by name."""
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
         cubin = Path(folder) / "kernels.cubin"
         resources = target.compilers().cubin(source, target.machine.compute_capability, cubin)

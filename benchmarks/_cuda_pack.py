@@ -13,7 +13,7 @@ from targets.cuda.target import CudaTarget
 
 
 def pack(folder: Path, name: str, limit: str, only: Sequence[str], most_operations: float) -> int:
-    """Write a pack for a target; its entries are those whose names hold one of `only`, all without. The exit status."""
+    """Write a pack for a target with the entries whose names contain one of `only`, or all. Returns the exit status."""
     from benchmarks.gpu_pack.entries import entries
     from benchmarks.gpu_pack.pack import Made, make_pack, parse_size
 
@@ -29,9 +29,7 @@ def pack(folder: Path, name: str, limit: str, only: Sequence[str], most_operatio
             print(f"{made.name}: not in the pack: {made.problem}", flush=True)
             return
         fitted.append(made)
-        stored = (
-            f", {sum(made.written.stored.values())} bytes of parameters from no seed" if made.written.stored else ""
-        )
+        stored = f", {sum(made.written.stored.values())} bytes of stored parameters" if made.written.stored else ""
         calls = f", {made.written.calls} calls recorded" if made.written.calls else ""
         print(f"{made.name}: {made.written.bytes} bytes, {made.seconds:.0f} s{calls}{stored}", flush=True)
 
@@ -46,7 +44,7 @@ def pack(folder: Path, name: str, limit: str, only: Sequence[str], most_operatio
 
 
 def report(paths: Sequence[Path]) -> int:
-    """Print the tables of results. The exit status."""
+    """Print the tables of results. Returns the exit status."""
     try:
         print(tables(read_results(paths)))
     except TensorwrightError as error:

@@ -1,9 +1,9 @@
-"""One runtime of `benchmarks.generate` in a process of its own: JSON lines in, seconds out.
+"""One runtime of `benchmarks.generate` in its own process: JSON lines in, seconds out.
 
-It imports nothing of this project unless it runs this project's runtime, so that other interpreters can run it as a
+It imports nothing from this project unless it runs this project's runtime, so that other interpreters can run it as a
 script.
 
-    {"tokens": [...], "count": 32}     reads a fresh prompt, then generates `count` tokens, one a step: seconds of each
+    {"tokens": [...], "count": 32}     read a fresh prompt, then generate `count` tokens one by one: seconds of each
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any, Protocol
 
 
 class Engine(Protocol):
-    """Reads sequences one after another, each independent of those before."""
+    """Engine that reads independent sequences one after another."""
 
     def measure(self, tokens: list[int], count: int) -> tuple[float, float]:
-        """Seconds from the prompt to the first token, and of the `count` tokens after it."""
+        """Return seconds from the prompt to the first token, and of each of the `count` tokens after it."""
 
 
 class Stepwise:
-    """A runtime that is given one token at a time."""
+    """A runtime that reads one token at a time."""
 
     def reset(self) -> None:
-        """Forget the sequence."""
+        """Discard the sequence."""
         raise NotImplementedError
 
     def read(self, tokens: list[int]) -> int:
@@ -80,7 +80,7 @@ class LlamaCpp(Stepwise):
 
 
 class OnnxRuntime(Stepwise):
-    """ONNX Runtime GenAI: a folder of its model builder."""
+    """ONNX Runtime GenAI: a folder written by its model builder."""
 
     def __init__(self, path: str, threads: int, context: int) -> None:
         import onnxruntime_genai
@@ -134,7 +134,7 @@ class OpenVino(Stepwise):
 
 
 class OpenVinoGenAi:
-    """OpenVINO GenAI: its own loop, as it times itself. Prompts have to be fresh ones: it keeps prefixes."""
+    """OpenVINO GenAI: its own loop and timing. Prompts must be new, since it caches prefixes."""
 
     def __init__(self, path: str, threads: int, context: int) -> None:
         import openvino_genai
@@ -165,7 +165,7 @@ ENGINES: dict[str, Callable[[str, int, int], Engine]] = {
 
 
 def peak_bytes() -> int:
-    """Peak resident memory."""
+    """Return peak resident memory."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 

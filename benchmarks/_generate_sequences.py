@@ -14,7 +14,7 @@ import numpy as np
 from compiler.generation import LanguageModel, Scheduler, load
 from compiler.generation.prompts import Prompt
 
-_TOKENS = 64  # of each sequence, behind a prompt of so many:
+_TOKENS = 64  # generated tokens per sequence, after a prompt of this many:
 _PROMPT = 16
 _GUESSES = 12
 REPEATING: dict[str, Prompt] = {
@@ -28,7 +28,7 @@ REPEATING: dict[str, Prompt] = {
 
 @dataclass
 class Rate:
-    """Tokens a second: the best without and with what is measured, and whether the texts are the same."""
+    """Best tokens per second without and with the measured feature; `same` if the texts are equal."""
 
     name: str
     without: float = 0.0
@@ -42,7 +42,7 @@ class Rate:
 
 
 def several(path: Path, counts: list[int], rounds: int, threads: int) -> list[Rate]:
-    """The throughput of several sequences at once and of one, measured alternately, each with its own prompts."""
+    """Measure the throughput of several sequences at once and of one alternately, each with its own prompts."""
     model = _endless(load(path, threads=threads))
     random = np.random.default_rng(0)
     rates = [Rate(f"{count} sequences") for count in counts]
@@ -57,7 +57,7 @@ def several(path: Path, counts: list[int], rounds: int, threads: int) -> list[Ra
 
 
 def speculative(path: Path, draft: Path | None, rounds: int, threads: int) -> list[Rate]:
-    """Repetitive texts, with and without speculative decoding, measured alternately."""
+    """Measure repetitive texts with and without speculative decoding alternately."""
     model = _endless(load(path, threads=threads, draft=draft))
     rates = [Rate(name) for name in REPEATING]
     for _ in range(rounds):
@@ -94,13 +94,13 @@ def report(paths: list[Path], options: Any) -> None:
 
 
 def _endless(model: LanguageModel) -> LanguageModel:
-    """The model without tokens that end a text, so that all are equally long."""
+    """Return the model without end tokens, so that all texts are equally long."""
     model.description = msgspec.structs.replace(model.description, stop_tokens=())
     return model
 
 
 def _together(scheduler: Scheduler, prompts: list[list[int]]) -> float:
-    """Tokens a second of all of them, from when each has its first one."""
+    """Return total tokens per second, from the time when each has its first token."""
     handles = [scheduler.submit(prompt, max_new_tokens=_TOKENS) for prompt in prompts]
     for handle in handles:
         next(handle)

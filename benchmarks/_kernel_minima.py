@@ -16,7 +16,7 @@ from compiler.profiling.workload import prepare
 
 
 def main(path: str, threads: str, seconds: str) -> None:
-    """Print the fastest run of each call of each kernel: what others took of the machine is left out."""
+    """Print the fastest run of each call of each kernel, to exclude other load on the machine."""
     workload = prepare(path, threads=int(threads))
 
     def watched() -> Recording:

@@ -1,4 +1,4 @@
-"""One cold start in a process of its own: import, load, first inference; prints the times in seconds as JSON."""
+"""One cold start in its own process: import, load, first inference; prints the times in seconds as JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IMPORTS: Mapping[str, Callable[[], None]] = {
 
 
 def _peak_bytes() -> int:
-    """Peak resident memory; not by `getrusage`, which includes the parent's before exec."""
+    """Return peak resident memory; `getrusage` would include the parent's before exec."""
     (kilobytes,) = re.findall(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(kilobytes) * 1024
 

@@ -1,5 +1,5 @@
 """TVM's own tuner, MetaSchedule, on a model: `tune` runs a number of trials, `build` compiles with the best.
-Both run in processes of their own, started by `_tuner_metaschedule`."""
+Both run in separate processes, started by `_tuner_metaschedule`."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ import targets
 from compiler.frontends.source import import_model
 
 _FILES = ("database_workload.json", "database_tuning_record.json")
-_TRIALS_A_ROUND = 16  # of a task; with more, the first round over all tasks of a CNN takes ten minutes
+_TRIALS_A_ROUND = 16  # per task; with more, the first round over all tasks of a CNN takes ten minutes
 
 
 def lowered(path: Path, shapes: Mapping[str, Any], target: Any) -> Any:
-    """The model through TVM's own pipeline, as its documentation tunes it."""
+    """Lower the model with TVM's own pipeline, as in its tuning documentation."""
     mod = import_model(str(path), shapes=shapes).mod
     with target:
         return relax.get_pipeline("zero")(mod)
 
 
 def tune(mod: object, target: object, folder: Path, trials: int) -> None:
-    """Search; the records are in the folder. It records a round of a task when it comes back to that task or ends, so
-    it is told when to end: one that is killed has recorded little, or nothing."""
+    """Search; the records are in the folder. A round of a task is recorded when the search returns to that task or
+    ends, so it needs a limit: a killed search has recorded little or nothing."""
     meta_schedule.relax_integration.tune_relax(
         mod, {}, target, str(folder), max_trials_global=trials, num_trials_per_iter=_TRIALS_A_ROUND, seed=1
     )

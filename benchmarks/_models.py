@@ -24,9 +24,9 @@ Case = TypeVar("Case")
 class Task:
     """One comparison: a model, at one size of its symbolic dimensions.
 
-    `path` is the ONNX file, `arrays` an .npz file of the inputs, `shapes` what `compiler.compile` is told, `operations`
-    the multiplications and additions of convolutions and matrix products, as the model states them. Runs take the
-    inputs of `arrays` and `further_arrays`, which have the same shapes, in turn.
+    `path` is the ONNX file, `arrays` an .npz file of the inputs, `shapes` the argument of `compiler.compile`,
+    `operations` the number of multiplications and additions in the model's convolutions and matmuls. Runs cycle through
+    the inputs of `arrays` and `further_arrays`, which have the same shapes.
     """
 
     name: str
@@ -46,7 +46,7 @@ def cache_folder() -> Path:
 
 
 def task_of(name: str, sizes: Mapping[str, int] | None = None) -> Task:
-    """The task for a model of the catalog, of torchvision, or an ONNX file. Raises ValueError for any other name."""
+    """Return the task for a model in the catalog or torchvision, or an ONNX file. Raises ValueError for other names."""
     if name.endswith(".onnx"):
         return _task(Path(name).stem, Path(name), _random_inputs(Path(name)), None)
     model = CATALOG.get(name) or _torchvision(name)
@@ -56,7 +56,7 @@ def task_of(name: str, sizes: Mapping[str, int] | None = None) -> Task:
 
 
 def batched(name: str, batch: int) -> Task:
-    """The task for a PyTorch model at a batch size, for which it is exported. Raises ValueError for other names."""
+    """Return the task for a PyTorch model exported at a batch size. Raises ValueError for other names."""
     model = CATALOG.get(name) or _torchvision(name)
     if model is None or "torch" not in model.tags:
         raise ValueError(f"{name!r} is no PyTorch model")
@@ -69,7 +69,7 @@ def batched(name: str, batch: int) -> Task:
 
 
 def model_task(model: CatalogModel, sizes: Mapping[str, int] | None = None) -> Task:
-    """The task for a model of the catalog."""
+    """Return the task for a model in the catalog."""
     source = model.load()
     path = Path(source) if isinstance(source, str | Path) else _exported(model, source)
     inputs = inputs_for(model, sizes=sizes)
@@ -111,7 +111,7 @@ def _exported(model: CatalogModel, module: Any) -> Path:
 
 
 def _random_inputs(path: Path) -> dict[str, Array]:
-    """Normal values for float inputs, ones for the others; unknown dimensions are 1."""
+    """Return normal values for float inputs, ones for others; unknown dimensions are 1."""
     graph = onnx.load(str(path), load_external_data=False).graph
     known = {initializer.name for initializer in graph.initializer}
     generator = np.random.default_rng(0)
@@ -128,7 +128,7 @@ def _random_inputs(path: Path) -> dict[str, Array]:
 
 
 def count_operations(path: Path, inputs: Mapping[str, Array]) -> int:
-    """Multiplications and additions of Conv, ConvTranspose, Gemm and MatMul nodes; 0 where shapes stay unknown."""
+    """Count multiplications and additions of Conv, ConvTranspose, Gemm and MatMul nodes; 0 if shapes are unknown."""
     model = onnx.load(str(path))
     for value in model.graph.input:
         if value.name in inputs:

@@ -18,13 +18,13 @@ Sizes = Mapping[str, int]
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model and the sizes it is run at.
+    """A model with dynamic shapes, and the sizes at which it runs.
 
     Attributes:
-        load: a `torch.nn.Module`, or the path of an ONNX file with dynamic shapes.
+        load: returns a `torch.nn.Module`, or the path of an ONNX file with dynamic shapes.
         shapes: shapes of each input, symbols for dynamic dimensions.
         sizes: values of the symbols, one run each.
-        inputs: random inputs for such values.
+        inputs: creates random inputs for such values.
     """
 
     name: str
@@ -39,7 +39,7 @@ class OpenModel:
         return Path(source) if isinstance(source, str | Path) else self._exported(source)
 
     def task(self, path: Path, sizes: Sizes) -> Task:
-        """The comparison at such sizes; its `shapes` are the fixed ones."""
+        """Return the comparison at these sizes; its `shapes` are fixed."""
         inputs = self.inputs(np.random.default_rng(0), sizes)
         name = "-".join([self.name, "open", *map(str, sizes.values())])
         arrays = cache_folder() / f"{name}.npz"

@@ -17,8 +17,8 @@ _STEPS = 1 << 20
 
 
 def measure_peak(threads: int, target_name: str = "host") -> float:
-    """Float32 operations a second on `threads` threads with the vectors of a target: the best of several runs. Call it
-    with TVM_NUM_THREADS set."""
+    """Return float32 operations per second on `threads` threads with a target's vectors, the best of several runs. Set
+    TVM_NUM_THREADS first."""
     target = targets.get(target_name)
     lanes = target.machine.lanes("float32")
     shape = [expression(threads), expression(_CHAINS), expression(lanes)]

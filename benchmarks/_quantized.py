@@ -1,4 +1,4 @@
-"""int8 versions of models by ONNX Runtime's static quantizer, which every contestant of a comparison then reads."""
+"""int8 versions of models by ONNX Runtime's static quantizer, read by every contestant of a comparison."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SAMPLES = 4
 
 
 def quantized(task: Task) -> Task:
-    """The task on a model in QDQ format: activations uint8, weights int8 per output channel.
+    """Return the task for the model in QDQ format: activations uint8, weights int8 per output channel.
 
-    Ranges come from random data, so the numbers are good for speed and for comparing contestants, not for accuracy. A
-    model that is quantized already is taken as it is.
+    Ranges come from random data, so results are valid for speed and for comparing contestants, not for accuracy. A
+    model that is already quantized is unchanged.
     """
     weights = onnx.load(str(task.path), load_external_data=False).graph.initializer
     if any(each.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for each in weights):

@@ -1,4 +1,4 @@
-"""Races of a `Task`: each contestant in its own process, in turn (`compiler.profiling.peers`)."""
+"""Alternating timings of a `Task`: each contestant in its own process (`compiler.profiling.peers`)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def race(
     report: Callable[[str], None] | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> list[Result]:
-    """The race of these entries, contestants of benchmarks alone among them, on the examples of a task.
+    """Time these entries, including contestants defined only in benchmarks, on the examples of a task.
 
-    Raises RuntimeError when a contestant fails.
+    Raises RuntimeError if a contestant fails.
     """
     examples = (task.arrays, *task.further_arrays)
     own = [replace(each, worker="benchmarks._contestant") for each in entries]

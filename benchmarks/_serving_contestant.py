@@ -1,7 +1,7 @@
-"""One contestant of `benchmarks.serving` in a process of its own: `python -m benchmarks._serving_contestant JSON`.
+"""One contestant of `benchmarks.serving` in its own process: `python -m benchmarks._serving_contestant JSON`.
 
-Prints one line of JSON. Closed loops keep so many requests of one row in flight; open loops send them at random times
-of a given rate, whatever was answered.
+Prints one line of JSON. Closed loops keep a number of single-row requests in flight; open loops send them at random
+times with a given rate, regardless of answers.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 
 from benchmarks._serving_models import example
 
-# Without a hint for the precision, it computes in bfloat16 where the processor can; all others compute in float32.
+# Without a precision hint it computes in bfloat16 if the processor supports it; all others compute in float32.
 _OPENVINO = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
 
 Infer = Callable[[], Awaitable[Any]]
 
 
 def closed_loop_of_threads(run: Callable[[], Any], connections: int, seconds: float) -> dict[str, float]:
-    """Requests a second of threads that call a function."""
+    """Return requests per second of threads that call a function."""
     import threading
 
     counts = [0] * connections
@@ -46,7 +46,7 @@ def closed_loop_of_threads(run: Callable[[], Any], connections: int, seconds: fl
 
 
 def onnx_runtime(folder: Path, model: str, connections: int, seconds: float) -> dict[str, float]:
-    """ONNX Runtime, one thread a run, called by as many threads as there are connections."""
+    """ONNX Runtime, one thread per run, called by one thread per connection."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -58,7 +58,7 @@ def onnx_runtime(folder: Path, model: str, connections: int, seconds: float) -> 
 
 
 def openvino(folder: Path, model: str, connections: int, seconds: float) -> dict[str, float]:
-    """OpenVINO's AsyncInferQueue, set for throughput, with as many requests as there are connections."""
+    """OpenVINO's AsyncInferQueue, set for throughput, with one request per connection."""
     import openvino
 
     core = openvino.Core()
@@ -110,7 +110,7 @@ async def _ours(folder: Path, model: str, connections: int, seconds: float) -> d
 async def _open_loop(
     folder: Path, model: str, rate: float, seconds: float, batched: bool, sla: float | None
 ) -> dict[str, float]:
-    """Latencies in milliseconds, from when each request was due; with an agreed latency (SLA, ms), what was refused."""
+    """Return latencies in milliseconds, from the time when each request was due; with an SLA (ms), also refusals."""
     from compiler.errors import OverloadedError
     from compiler.serving.request import Request
 
@@ -156,7 +156,7 @@ async def _open_loop(
 
 
 def main() -> None:
-    """Run what the argument says."""
+    """Run the contestant in the argument."""
     given = json.loads(sys.argv[1])
     kind, folder, model, seconds = given["kind"], Path(given["folder"]), given["model"], given["seconds"]
     if kind in ("onnxruntime", "openvino"):

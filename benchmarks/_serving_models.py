@@ -1,4 +1,4 @@
-"""The models that benchmarks of serving run: a tiny net, a wide one, and MiniLM as an embedder of 32 tokens."""
+"""Models of the serving benchmarks: a tiny net, a wide one, and MiniLM as an embedder of 32 tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 TOKENS = 32
 WIDTH = 64
-WIDE = 1024  # inputs of a net of 100 MB of weights, which a batch reads once
+WIDE = 1024  # inputs of a net with 100 MB of weights, which a batch reads once
 
 
 def build(folder: Path) -> None:
-    """Write NAME.onnx and NAME.twm for tiny, wide and minilm, those that are missing."""
+    """Write the missing NAME.onnx and NAME.twm of tiny, wide and minilm."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, export in (("tiny", _export_tiny), ("wide", _export_wide), ("minilm", _export_minilm)):
         source, module = folder / f"{name}.onnx", folder / f"{name}.twm"
@@ -69,7 +69,8 @@ def _export_minilm(path: Path) -> None:
 
 
 def example(name: str, rows: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random inputs: tiny's x is float32 (rows, 64), wide's (rows, 1024), MiniLM's input_ids int64 (rows, 32)."""
+    """Return random inputs: tiny's x is float32 (rows, 64), wide's (rows, 1024), MiniLM's input_ids int64 (rows,
+    32)."""
     random = np.random.default_rng(seed)
     if name in ("tiny", "wide"):
         return {"x": random.standard_normal((rows, WIDTH if name == "tiny" else WIDE)).astype(np.float32)}

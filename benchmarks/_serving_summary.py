@@ -13,7 +13,7 @@ Found = Mapping[str, Any]
 
 
 def print_summary(found: Found) -> None:
-    """One line for each figure that was measured: the goal, and what was found."""
+    """Print one line per measured figure: the goal and the result."""
     print(f"\n{'figure':74}{'goal':>8}  found")
     for name, goal, measure in _FIGURES:
         value = measure(found)
@@ -22,7 +22,7 @@ def print_summary(found: Found) -> None:
 
 
 def _best(found: Found, model: str, part: str) -> float | None:
-    """The most requests a second of the contestants whose names hold a text, in any round."""
+    """Return the highest requests per second of contestants whose names contain a text, in any round."""
     rounds = [max(values) for name, values in found.get("throughput", {}).get(model, {}).items() if part in name]
     return max(rounds, default=None)
 
@@ -68,7 +68,7 @@ def _ready(found: Found) -> str:
 
 
 def _share(task: str) -> Callable[[Found], str]:
-    """The least cost of a way that is as accurate as the large model, which comes first."""
+    """Return the least cost of a row that is as accurate as the large model, which comes first."""
 
     def measure(found: Found) -> str:
         rows = [each for each in found.get("cascades", ()) if each["task"] == task]

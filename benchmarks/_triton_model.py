@@ -1,4 +1,4 @@
-"""A model of Triton's Python backend that ONNX Runtime computes; Triton's own interpreter runs this file."""
+"""A model for Triton's Python backend that runs ONNX Runtime; executed by Triton's own interpreter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import triton_python_backend_utils as triton  # type: ignore[import-not-found]
 
 
 class TritonPythonModel:
-    """`model.onnx` beside this file, one thread a run, not spinning between runs."""
+    """`model.onnx` next to this file, one thread per run, not spinning between runs."""
 
     def initialize(self, arguments: dict[str, str]) -> None:
         """Called by Triton once for each instance."""
@@ -23,13 +23,13 @@ class TritonPythonModel:
         (self._input,), (self._output,) = self._session.get_inputs(), self._session.get_outputs()
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """All requests of a batch in one run."""
+        """Run all requests of a batch at once."""
         given = [triton.get_input_tensor_by_name(each, self._input.name).as_numpy() for each in requests]
         (computed,) = self._session.run(None, {self._input.name: np.concatenate(given)})
         responses, first = [], 0
         for each in given:
             part = computed[first : first + len(each)]
-            # Not Tensor(name, part): the wheel's interpreter takes arrays of NumPy 2 for empty ones.
+            # Not Tensor(name, part): the wheel's interpreter mistakes arrays of NumPy 2 for empty ones.
             responses.append(triton.InferenceResponse([triton.Tensor.from_dlpack(self._output.name, part)]))
             first += len(each)
         return responses

@@ -1,10 +1,9 @@
 """Potential gain of choices other than blocking and algorithms: prefetch distance, threads per kernel, fusion depth.
 
-Rules fix them, so they are no part of a search. Here a net is compiled once with each value, and every kernel takes the
-value that is best for it: the bound of any search over graphs that would choose them together, since values of
-different kernels do not depend on each other but through the caches. Fusion changes which kernels there are, so that
-its depths are compared as whole nets. The same module, timed as often as one with three other values, shows what the
-fastest of several gains by chance.
+Rules fix them, so they are not part of a search. Here a net is compiled once with each value, and every kernel counts
+with its best value: this bounds any search over graphs that would choose them jointly, since kernels affect each other
+only through the caches. Fusion changes the set of kernels, so its depths are compared as whole nets. Timing the same
+module as often as one with three other values shows the gain of the fastest of several by chance.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ if TYPE_CHECKING:
 
 DEFAULT, NOTHING = "default", "nothing (the same module)"
 NETS = ("mobilenet_v3_large", "regnet_y_400mf")
-_DISTANCES = (0.0, 0.25, 4.0)  # times the latency that is covered by prefetching
-_DEPTHS = (1, 2, 3)  # operators of a kernel, at most
+_DISTANCES = (0.0, 0.25, 4.0)  # multiples of the default prefetch distance
+_DEPTHS = (1, 2, 3)  # maximum operators per kernel
 Times = dict[str, float]
 """Milliseconds of a run by kernel."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A net with one choice made otherwise, for all of its kernels."""
+    """A net with one choice changed for all of its kernels."""
 
     name: str
     choice: str
@@ -59,8 +58,8 @@ class Gain:
     """Gain of one choice in one net, in milliseconds of a run spent in kernels.
 
     Attributes:
-        default: as the rules choose.
-        best: each kernel with the value that is best for it (of fusion: the net with the best depth).
+        default: with the rules' values.
+        best: each kernel with its best value (for fusion: the net with the best depth).
         variants: with one value for all kernels.
     """
 
@@ -72,12 +71,12 @@ class Gain:
 
     @property
     def most(self) -> float:
-        """The gain at most."""
+        """Upper bound of the gain."""
         return self.default / self.best
 
 
 def add_options(parser: Any) -> None:
-    """Add options of the command line."""
+    """Add command-line options."""
     parser.add_argument("models", nargs="*", default=list(NETS), help="nets of the catalog or of families")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6, help="turns of each variant")
@@ -87,7 +86,7 @@ def add_options(parser: Any) -> None:
 
 
 def compare(options: Any, console: Console) -> None:
-    """Compile the variants, time them alternately, print, write."""
+    """Compile the variants, time them alternately, print and write the results."""
     gains: list[Gain] = []
     for task in tasks_named(options.models):
         with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""Collects training data for cost models: a number of configs per task, half of them random, half near the best."""
+"""Collect training data for cost models: a number of configs per task, half of them random, half near the best."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PARENTS = 8
 
 
 def collect(options: Any, console: Console) -> None:
-    """Measure and record; records that the folder holds already count."""
+    """Measure and record; existing records in the folder count."""
     target = targets.get(options.target)
     tasks = _largest(options, target)
     with (
@@ -63,7 +63,7 @@ def _pool(target: targets.Target, options: Any) -> MeasurementPool | EstimatingP
 
 
 def _near_best(state: TaskState, count: int, generator: random.Random) -> list[Config]:
-    """Configs that differ in a knob or two from one of the fastest."""
+    """Return configs that differ from one of the fastest in one or two knobs."""
     measured = sorted((seconds, config.values_) for config, seconds in state.results.items() if seconds is not None)
     parents = [Config(values) for _, values in measured[:_PARENTS]]
     found: dict[Config, None] = {}
@@ -77,7 +77,7 @@ def _near_best(state: TaskState, count: int, generator: random.Random) -> list[C
 
 
 def _largest(options: Any, target: targets.Target) -> list[Task]:
-    """The tasks with the most operations of each kind in turn."""
+    """Return the tasks with the most operations, round-robin by kind."""
     kinds: dict[str, dict[str, Task]] = {}
     for name in options.models:
         model = task_of(name)

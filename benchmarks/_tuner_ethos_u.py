@@ -1,9 +1,9 @@
-"""Cycles of the MLPerf Tiny nets on Ethos-U accelerators, untuned and tuned, beside what the hardware allows.
+"""Cycles of the MLPerf Tiny nets on Ethos-U accelerators, untuned and tuned, compared with hardware bounds.
 
-Cycles are Vela's estimate of the accelerator; "processor" is a rough estimate of the Cortex-M's part beside them. Two
-bounds: multiply-adds over the multipliers, and bytes of weights over the bandwidth of the memory that holds them. The
-nets are quantized by ONNX Runtime, as `python -m benchmarks.tiny_nets` writes them, and tuned by the records that ship
-or, with --search, anew.
+Cycles are Vela's estimate for the accelerator; "processor" is a rough estimate of the Cortex-M's additional cycles. Two
+bounds: multiply-adds over the multipliers, and bytes of weights over the bandwidth of their memory. The nets are
+quantized by ONNX Runtime, as written by `python -m benchmarks.tiny_nets`, and tuned with the shipped records or, with
+--search, again.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from targets.ethos_u import EthosU
 from targets.measure import Setting
 
 TARGETS = ("cortex-m55+ethos-u55-128", "cortex-m55+ethos-u65-256")
-_BYTES_A_CYCLE = {"Ethos_U55_High_End_Embedded": 1.0, "Ethos_U65_High_End": 3.75}  # of flash or DRAM; Arm/vela.ini
+_BYTES_A_CYCLE = {"Ethos_U55_High_End_Embedded": 1.0, "Ethos_U65_High_End": 3.75}  # flash or DRAM; Arm/vela.ini
 
 
 @dataclass(frozen=True)
 class Row:
-    """One net on one target; cycles of the accelerator, and of the processor beside it."""
+    """One net on one target; cycles of the accelerator, and of the processor."""
 
     target: str
     net: str
@@ -106,9 +106,9 @@ def _row(name: str, target_name: str, options: argparse.Namespace) -> Row:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add command-line options."""
     parser.add_argument("--target", action="append", help=f"{' and '.join(TARGETS)} if not given")
     parser.add_argument("--net", action="append", choices=list(NETS))
-    parser.add_argument("--search", action="store_true", help="tune anew, not by the records that ship")
+    parser.add_argument("--search", action="store_true", help="tune again, instead of using the shipped records")
     parser.add_argument("--records", default=tempfile.gettempdir() + "/tensorwright-ethos-u", help="of --search")
     parser.add_argument("--output", default="", help="JSON file")

@@ -41,17 +41,17 @@ class Row:
     """One net; times are milliseconds of the best run.
 
     Attributes:
-        other: of a module built by another version, where one was given.
-        tuned: None where tuning found nothing that is faster in the model: the tuned module is the untuned one.
-        gain: untuned over tuned, the geometric mean over turns; 1 where they are the same module.
-        spread: two standard errors of that mean, as a share.
-        improvement: other over untuned, likewise.
-        bound: of arithmetic at the machine's peak, as the model states it: Winograd convolutions do with less.
-        peers: other runtimes.
-        trials: configurations that were measured.
-        kernels: the sum over kernels, each alone with its default.
-        fastest_kernels: the same with the fastest of all that was measured for each, algorithms included: choices that
-            are made together cannot win more than kernels over this, but for what conversions between layouts take.
+        other: time of a module built by another version, if given.
+        tuned: None if tuning found nothing faster in the model: the tuned module is the untuned one.
+        gain: untuned over tuned, the geometric mean over turns; 1 if they are the same module.
+        spread: relative value of two standard errors of that mean.
+        improvement: other over untuned, computed like `gain`.
+        bound: time of the model's arithmetic at the machine's peak; Winograd convolutions need less.
+        peers: times of other runtimes.
+        trials: number of measured configurations.
+        kernels: the sum over kernels, each in isolation with its default.
+        fastest_kernels: the sum with each kernel's fastest measured configuration of any algorithm; `kernels` over this
+            bounds the gain of joint choices, except for conversions between layouts.
     """
 
     model: str
@@ -69,12 +69,13 @@ class Row:
 
     @property
     def most(self) -> float | None:
-        """The gain that the fastest of each kernel would give."""
+        """The gain if each kernel were as fast as its fastest configuration."""
         return self.kernels / self.fastest_kernels if self.kernels and self.fastest_kernels else None
 
 
 class _Budget:
-    """Divides the time that is left evenly among the nets to come; what is not tuning takes as long as it last did."""
+    """Divides the remaining time evenly among the remaining nets; work other than tuning is estimated by its last
+    duration."""
 
     def __init__(self, options: Any) -> None:
         self._left, self._fixed = len(options.models), options.seconds
@@ -82,7 +83,7 @@ class _Budget:
         self._others, self._began, self._given = 40.0, 0.0, 0.0
 
     def seconds(self) -> float:
-        """For tuning the next net; 0 for none."""
+        """Return the seconds for tuning the next net; 0 to skip tuning."""
         now = time.monotonic()
         if self._began:
             self._others = max(now - self._began - self._given, 1.0)
@@ -93,28 +94,30 @@ class _Budget:
 
 
 def add_options(parser: Any) -> None:
-    """Add options of the command line."""
+    """Add command-line options."""
     parser.add_argument("models", nargs="*", default=list(NETS), help="nets of the catalog or of families")
-    parser.add_argument("--seconds", type=float, default=60.0, help="to tune each net; 0: with the records there are")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="seconds to tune each net; 0: only use existing records"
+    )
     parser.add_argument(
         "--budget",
         type=float,
         default=900.0,
-        help="seconds for all nets, races included, which shorten the tuning of each where they are few; 0: no limit",
+        help="seconds for all nets including comparisons, which may shorten the tuning of each; 0: no limit",
     )
-    parser.add_argument("--records", help="a folder of records to go on from and to append to")
+    parser.add_argument("--records", help="a folder of records to continue from and append to")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6, help="turns of each contestant")
     parser.add_argument("--turn", type=float, default=0.7, help="seconds of a turn")
     parser.add_argument("--timing", default="auto", choices=("auto", "parallel", "serial"))
     parser.add_argument("--against", type=Path, help="a folder of modules NAME.twm, built by another version")
     parser.add_argument("--keep", type=Path, help="a folder to write the untuned modules to")
-    parser.add_argument("--no-peers", action="store_true", help="race our own modules only")
-    parser.add_argument("--json", type=Path, help="write the table there; rows of other nets in it stay")
+    parser.add_argument("--no-peers", action="store_true", help="time only our own modules")
+    parser.add_argument("--json", type=Path, help="write the table to this file; rows of other nets in it are kept")
 
 
 def compare(options: Any, console: Console) -> None:
-    """Tune, race, print, write. A net that fails costs its row; exit code 1 then."""
+    """Tune, time, print and write. A failing net only loses its row; the exit code is then 1."""
     peak = measured_peak(options.threads, "host")
     budget, rows, failed = _Budget(options), list[Row](), list[str]()
     for task in tasks_named(options.models):
@@ -132,7 +135,7 @@ def compare(options: Any, console: Console) -> None:
 
 
 def _store(rows: Sequence[Row], options: Any) -> None:
-    """Rows of other nets that are in the file stay."""
+    """Write the rows; rows of other nets in the file are kept."""
     stored = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
     fresh = {row.model for row in rows}
     every = [*(each for each in stored if each["model"] not in fresh), *(asdict(row) for row in rows)]
@@ -149,12 +152,12 @@ def _slower(row: Mapping[str, Any]) -> bool:
 
 
 def _mean(ratios: Sequence[float]) -> float | None:
-    """The geometric mean."""
+    """Return the geometric mean."""
     return math.exp(statistics.fmean(math.log(each) for each in ratios)) if ratios else None
 
 
 def tasks_named(names: Sequence[str]) -> Iterator[Task]:
-    """Nets of the catalog or of families."""
+    """Return the tasks of nets in the catalog or in families."""
     families = nets()
     for name in names:
         if name not in families:
@@ -194,7 +197,7 @@ def _row(task: Task, options: Any, peak: float, seconds: float, console: Console
 
 
 def fastest_seconds(tasks: Sequence[TaskResult]) -> float:
-    """Seconds of a run in kernels, each by the fastest configuration of any algorithm that was measured."""
+    """Return the seconds of a run in kernels, each with the fastest measured configuration of any algorithm."""
     alone: dict[str, list[float]] = {}
     for task in tasks:
         alone.setdefault(task.instead_of or task.key, []).extend(seconds for _, seconds in task.curve)
@@ -225,7 +228,7 @@ def _compiled(task: Task, options: Any, records: str | bool, path: Path) -> Path
 
 
 def _tuned(task: Task, options: Any, records: str, folder: str) -> Path | None:
-    """The tuned module; None where it is the untuned one."""
+    """Return the tuned module; None if it is the untuned one."""
     path = _compiled(task, options, records, Path(folder) / "tuned.twm")
     return path if _uses_records(path) else None
 
@@ -252,7 +255,7 @@ def _milliseconds(result: Result) -> float:
 
 
 def _ratio(first: Result, second: Result) -> tuple[float, float]:
-    """Speedup of the second, turn by turn, and the share by which it may be off."""
+    """Return the speedup of the second over turns, and its relative uncertainty."""
     logarithms = [math.log(a / b) for a, b in zip(_best_of_turns(first), _best_of_turns(second), strict=True)]
     error = statistics.stdev(logarithms) / math.sqrt(len(logarithms)) if len(logarithms) > 1 else 0.0
     return math.exp(statistics.fmean(logarithms)), math.expm1(2 * error)
@@ -289,7 +292,7 @@ def _print(rows: Sequence[Row], console: Console) -> None:
     console.print(table)
     for label, ratios in (
         ("untuned over tuned", [row.gain for row in rows]),
-        ("at most, with the fastest of all that was measured for each kernel", [row.most for row in rows]),
+        ("at most, with the fastest measured configuration of each kernel", [row.most for row in rows]),
         ("other over untuned", [row.improvement for row in rows]),
     ):
         known = [each for each in ratios if each is not None]

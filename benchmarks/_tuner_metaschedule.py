@@ -1,6 +1,6 @@
-"""Our tuner and TVM's MetaSchedule, one after the other with the same time, then what both made, alternately.
+"""Our tuner and TVM's MetaSchedule, one after another with the same time; then their modules, timed alternately.
 
-With a folder to keep, a step whose result is there is not made again: `--step` makes one alone, at a quiet time.
+With a folder, steps with existing results are skipped; `--step` runs only one, at a quiet time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks._race import Entry, Result, race
 
 _ROUNDS = 5
 _ROUND_SECONDS = 2.0
-_OVERTIME = 1.25  # of the time for its trials
+_OVERTIME = 1.25  # fraction of the time for its trials
 _BUILD_SECONDS = 900.0
 _LIBRARY, _NOTES = "metaschedule.so", "steps.json"
 
@@ -55,7 +55,7 @@ def compare(options: Any, console: Console) -> None:
 
 
 def _rows(task: Task, folder: Path, options: Any, console: Console) -> list[tuple[str, ...]]:
-    """The table's rows; none when a step alone was asked for."""
+    """Return the table's rows; none if only a step was requested."""
     if options.step in ("all", "ours"):
         console.print(f"[dim]{task.name}: our tuner")
         _ours(task, folder, options)
@@ -93,7 +93,7 @@ def _ours(task: Task, folder: Path, options: Any) -> None:
 
 
 def _notes(folder: Path) -> dict[str, dict[str, float]]:
-    """Trials and seconds by variant, of the steps that were made."""
+    """Return trials and seconds by variant, for the completed steps."""
     path = folder / _NOTES
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -139,7 +139,7 @@ def _metaschedule(task: Task, folder: Path, options: Any) -> str:
             status = running.wait(_OVERTIME * options.seconds)
             if status:
                 return f"its tuner ended with status {status}: {_last_line(log)}"
-        except subprocess.TimeoutExpired:  # what it recorded by then is raced
+        except subprocess.TimeoutExpired:  # the records so far are used
             pass
         finally:
             _end_all(running.pid)
@@ -168,7 +168,7 @@ def _last_line(log: Path) -> str:
 
 
 def _end_all(pid: int) -> None:
-    """End a process and all that it started: TVM's workers outlive it otherwise."""
+    """End a process and its children: otherwise TVM's workers outlive it."""
     import psutil
 
     try:

@@ -1,5 +1,5 @@
-"""Ranks configs by a target's cost model and compares with recorded times: validates the model of a processor on a
-machine where kernels can be timed."""
+"""Rank configs by a target's cost model and compare with recorded times, to validate the model of a processor on a
+machine that can time kernels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from schedules.config import Config
 from targets.measure import TIMED, Measurer
 
 _APART = 0.05
-_LEAST = 8  # configs of a task, to say anything about an order
+_LEAST = 8  # minimum configs per task for a meaningful order
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Row:
     """One task.
 
     Attributes:
-        pairs: the share of pairs, whose times are more than 5 % apart, in the order that the model gives them.
-        correlation: correlation of the ranks (Spearman).
-        spread: how much slower than the fastest the median config is.
-        loss: how much slower than the fastest the config is that the model ranks first.
-        default: how much slower the default is; None where it was not timed.
-        factor: modelled over timed, the median.
-        gain: gain of the model's fastest over the default, as modelled: it is chosen beyond the measurer's margin.
+        pairs: fraction of pairs with times more than 5 % apart that the model orders correctly.
+        correlation: rank correlation (Spearman).
+        spread: slowdown of the median config relative to the fastest.
+        loss: slowdown of the model's first choice relative to the fastest.
+        default: slowdown of the default; None if it was not timed.
+        factor: median of modelled over timed.
+        gain: modelled gain of the model's fastest over the default; it is chosen beyond the measurer's margin.
     """
 
     kind: str
@@ -103,7 +103,7 @@ def _rows(options: Any, target: targets.Target, measurer: Measurer, console: Con
 
 
 def _timed(paths: Sequence[str], target: str) -> dict[str, list[Record]]:
-    """A target's timed trials by task."""
+    """Return a target's timed trials by task."""
     found: dict[str, list[Record]] = {}
     for path in paths:
         for record in deduplicated(read_current(path).records):
@@ -118,7 +118,7 @@ def _tasks(name: str, target: targets.Target) -> list[Task]:
 
 
 def _of_each_kind(tasks: Sequence[Task], most: int) -> list[Task]:
-    """A number of tasks, taken round-robin from each kind."""
+    """Return a number of tasks, taken round-robin from each kind."""
     kinds: dict[str, list[Task]] = {}
     for task in tasks:
         kinds.setdefault(task.rule.name, []).append(task)
@@ -131,7 +131,7 @@ def _of_each_kind(tasks: Sequence[Task], most: int) -> list[Task]:
 
 
 def _some(records: Sequence[Record], task: Task, most: int) -> list[Record]:
-    """The record of the default config and randomly chosen others, among configs still in the space."""
+    """Return the record of the default config and randomly chosen others, among configs still in the space."""
     usable = [record for record in records if Config.of(record.config) in task.space]
     random.Random(0).shuffle(usable)
     usable.sort(key=lambda record: record.config != dict(task.default))

@@ -36,7 +36,7 @@ _EFFORT = Effort(0.02)
 
 @dataclass(frozen=True)
 class Row:
-    """One task; times in seconds, of the default, what was found and the best on record, taken alternately.
+    """One task; seconds of the default, the found and the best recorded config, measured alternately.
 
     `cold` and `pretrained` are the trials until 95 % of the best, None if never.
     """
@@ -82,7 +82,7 @@ def measure(options: Any, console: Console) -> list[Row]:
                     default,
                     found,
                     fastest,
-                    # A search's own times and those taken alternately differ by what else the machine did.
+                    # A search's own times differ from interleaved ones by other load on the machine.
                     cold.reached(cold.seconds * fastest / found_cold / _NEAR),
                     warm.reached(warm.seconds * fastest / found / _NEAR),
                 )
@@ -103,7 +103,7 @@ def _seconds(record: Record) -> float:
 
 
 def _chosen(options: Any, target: targets.Target, best: dict[str, Record]) -> list[Task]:
-    """The tasks with the most time of each kind in turn, until there are enough."""
+    """Return the tasks with the most time, round-robin by kind, until there are enough."""
     kinds: dict[str, dict[str, Task]] = {}
     for name in options.models:
         model = task_of(name)
@@ -121,7 +121,8 @@ def _chosen(options: Any, target: targets.Target, best: dict[str, Record]) -> li
 
 
 def _in_turns(pool: MeasurementPool, task: Task, configs: Sequence[Config]) -> list[float]:
-    """Seconds of each config, interleaved: times of different minutes differ by what lies in the shared cache."""
+    """Return seconds of each config, interleaved: times of different minutes differ by the contents of the shared
+    cache."""
     different = list(dict.fromkeys(configs))
     built = pool.trials([Trial(task.key, config) for config in different], lambda _trial, _outcome: None)
     outcomes = pool.compare(task.key, built, _EFFORT, _ROUNDS)

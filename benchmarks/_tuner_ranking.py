@@ -20,15 +20,15 @@ from compiler.tuning.cost_models.xgboost import XgboostModel
 
 _FOLDS = 4
 _APART = 0.05
-_LEAST_TRIALS = 12  # of a task, to say anything about an order
+_LEAST_TRIALS = 12  # minimum trials per task for a meaningful order
 
 
 @dataclass(frozen=True)
 class Score:
     """Averages over tasks.
 
-    `apart` are pairs that differ by more than `_APART`, which noise does not order; `regret` is how much slower than
-    the best of the task the config ranked first is.
+    `apart` counts pairs that differ by more than `_APART`, beyond noise; `regret` is the slowdown of the config ranked
+    first relative to the best of the task.
     """
 
     model: str
@@ -43,7 +43,7 @@ class Score:
 
 
 def load_samples(paths: Sequence[str | Path]) -> list[Sample]:
-    """The successful trials in record files and folders, each config once."""
+    """Load the successful trials from record files and folders, each config once."""
     loaded = Loaded()
     for path in paths:
         loaded.extend(read_current(path))
@@ -61,12 +61,12 @@ def by_task(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:
 
 
 def source_of(sample: Sample) -> str:
-    """The machine and the measure that a sample is of."""
+    """Return the machine and the measure of a sample."""
     return f"{sample.measure.name} on {sample.subject.machine}"
 
 
 def scores(paths: Sequence[str | Path]) -> list[Score]:
-    """Each model with tasks held out in turn, then with each machine held out that is not the one with most trials."""
+    """Score each model with tasks held out in turn, then with each machine held out except the one with most trials."""
     groups = by_task(load_samples(paths))
     machines = sorted(
         {machine for _, machine in groups}, key=lambda each: -sum(len(g) for k, g in groups.items() if k[1] == each)
@@ -88,7 +88,7 @@ def scores(paths: Sequence[str | Path]) -> list[Score]:
 def of_the_same_architecture(
     groups: Mapping[tuple[str, str], list[Sample]], held: Mapping[tuple[str, str], list[Sample]]
 ) -> list[Sample]:
-    """The trials of other machines of a machine's architecture, which is what the shipped models learn from."""
+    """Return the trials of other machines with the same architecture, from which the shipped models learn."""
     sources = {source for _, source in held}
     wanted = {group[0].subject.machine.architecture for group in held.values()}
     return [
@@ -101,7 +101,7 @@ def of_the_same_architecture(
 
 
 def description_of(sample: Sample) -> str:
-    """A machine and its measure, as printed."""
+    """Format a machine and its measure."""
     machine = sample.subject.machine
     kind = sample.measure.name if sample.measure.deterministic else f"{machine.architecture}, timed"
     return f"{kind}, {machine.vector_bits}-bit vectors"
@@ -142,7 +142,7 @@ def _ranked(group: list[Sample], model: CostModel) -> tuple[float, float, float,
 
 
 def _in_order(times: NDArray[np.float64], predicted: NDArray[np.float64], gap: float) -> float:
-    """The share of pairs, more than `gap` apart, that are ranked in the right order; ties count half."""
+    """Return the fraction of pairs more than `gap` apart that are ranked in the right order; ties count half."""
     faster = times[:, None] * (1 + gap) < times[None, :]
     if not faster.any():
         return 1.0

@@ -1,4 +1,4 @@
-"""Records as samples for the cost models: the workload of a record read back from its key."""
+"""Convert records to samples for the cost models, with workloads reconstructed from their keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from schedules.selection.registry import rules
 
 
 def samples_of(records: Iterable[Record], targets: Mapping[str, Mapping[str, object]]) -> list[Sample]:
-    """The samples of records whose rule, workload class and target are known here; others are left out."""
+    """Return samples of records with a known rule, workload class and target; others are ignored."""
     by_name = {rule.name: rule for rule in rules()}
     machines = {key: machine_of(description) for key, description in targets.items()}
     subjects: dict[tuple[str, str], Subject | None] = {}
@@ -43,13 +43,13 @@ def samples_of(records: Iterable[Record], targets: Mapping[str, Mapping[str, obj
 
 
 def machine_of(description: Mapping[str, Any]) -> Machine | None:
-    """The processor of a target's description; None where kernels run on another device."""
+    """Return the processor in a target's description; None if kernels run on another device."""
     machine = description["machine"]
     return Machine(**machine) if "vector_bits" in machine else None
 
 
 def workload_of(key: str) -> Workload | None:
-    """The workload that a key was made of; None when its class is not known here or has other fields now."""
+    """Reconstruct the workload of a key; None if its class is unknown or has changed."""
     name, brace, fields = key.partition("{")
     workload_class = _workload_classes().get(name)
     if workload_class is None or not brace:
@@ -67,7 +67,7 @@ def _tuples(value: object) -> Any:
 
 @cache
 def _workload_classes() -> dict[str, Any]:
-    rules()  # those of other packages too
+    rules()  # including other packages' rules
     import_all("schedules")
     found: dict[str, Any] = {}
     waiting: list[type[Workload]] = [Workload]

@@ -1,6 +1,6 @@
-"""Trials that a search needs with an untrained cost model, and with one trained on other models' tasks.
+"""Number of trials of a search with an untrained cost model, and with one trained on other models' tasks.
 
-Nothing is measured: the search chooses among the configs on record, and is told their times.
+Nothing is measured: the search chooses among recorded configs, and gets their recorded times.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from compiler.tuning.session import FIRST_BATCHES
 
 _SHOWN = ("channels", "filters", "spatial", "kernel", "rows", "columns", "depth", "queries", "keys")
 _NEAR = 0.95
-_CHANCE = 0.12  # of a trial to be random, as in the evolutionary search
+_CHANCE = 0.12  # probability of a random trial, as in the evolutionary search
 
 
 @dataclass(frozen=True)
 class Row:
-    """Trials until 95 % of the best on record, the mean over the seeds. `near`: how many of the configs are so good.
+    """Trials until 95 % of the best recorded speed, mean over the seeds. `near`: number of configs that reach it.
 
-    `cold` learns from nothing but the task's own trials; `analytic` too, but starts with the analytic model's ranking.
+    `cold` learns only from the task's own trials; `analytic` too, but starts with the analytic model's ranking.
     """
 
     machine: str
@@ -42,9 +42,9 @@ class Row:
 
 
 def measure(paths: Sequence[str | Path], least: int, seeds: int, folder: Path) -> Iterator[Row]:
-    """One row a task with at least `least` configs on record; the rule's default is one of them, no more.
+    """Return one row per task with at least `least` recorded configs; the rule's default has no special role.
 
-    The pre-trained model is trained on the other tasks of the records, and stored in `folder`.
+    The pre-trained model is trained on the other tasks in the records, and stored in `folder`.
     """
     groups = by_task(load_samples(paths))
     for key, group in sorted(groups.items()):
@@ -54,8 +54,8 @@ def measure(paths: Sequence[str | Path], least: int, seeds: int, folder: Path) -
 
 
 def measure_new_machines(paths: Sequence[str | Path], least: int, seeds: int, folder: Path) -> Iterator[Row]:
-    """The same for each machine whose costs are modelled, as if it were new: the trained model has seen the trials of
-    other machines of its architecture, and none of this one's."""
+    """Like `measure` for each machine with modelled costs, as if it were new: the trained model has seen trials of
+    other machines with its architecture, but none of this one."""
     groups = by_task(load_samples(paths))
     for key, group in sorted(groups.items(), key=lambda each: (each[0][1], each[0][0])):
         if len(group) >= least and group[0].measure.deterministic:
@@ -64,7 +64,7 @@ def measure_new_machines(paths: Sequence[str | Path], least: int, seeds: int, fo
 
 
 def _row(group: Sequence[Sample], others: Sequence[Sample], seeds: int, folder: Path) -> Row:
-    """Row of one task; the trained model has learnt from other samples."""
+    """Return the row of one task; the trained model has learned from other samples."""
     stored = folder / "trained.ubj"
     wanted = min(sample.seconds or np.inf for sample in group) / _NEAR
     trained = XgboostModel()
@@ -85,7 +85,7 @@ def _row(group: Sequence[Sample], others: Sequence[Sample], seeds: int, folder: 
 
 
 def _sizes(workload: object) -> str:
-    """A short name of a workload."""
+    """Return a short name of a workload."""
     found = {name: getattr(workload, name) for name in _SHOWN if hasattr(workload, name)}
     return " ".join(f"{name}={value}".replace(" ", "") for name, value in found.items())
 
@@ -95,7 +95,7 @@ def _mean(group: Sequence[Sample], wanted: float, seeds: int, make: Callable[[in
 
 
 def _trials_until(group: Sequence[Sample], wanted: float, model: CostModel, seed: int) -> int:
-    """The number of configs tried, in batches, until one is fast enough."""
+    """Return the number of configs tried, in batches, until one is fast enough."""
     generator = np.random.default_rng(seed)
     left, seen = list(group), list[Sample]()
     while left:

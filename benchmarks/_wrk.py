@@ -1,4 +1,4 @@
-"""wrk, the load generator (apt-get install wrk), on servers that speak the Open Inference Protocol."""
+"""The load generator wrk (apt-get install wrk), for servers of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TYPES = {"f": "FP32", "i": "INT64"}
 
 @dataclass(frozen=True)
 class Load:
-    """Requests a second, and latencies in milliseconds."""
+    """Requests per second, and latencies in milliseconds."""
 
     per_second: float
     p50: float
@@ -25,9 +25,9 @@ class Load:
 
 
 def load(port: int, model: str, connections: int, seconds: int, folder: Path) -> Load:
-    """Requests of one row as JSON, as many at once as there are connections; `folder` is for wrk's script.
+    """Send single-row JSON requests, one at a time per connection; `folder` is for wrk's script.
 
-    Raises RuntimeError where a request failed.
+    Raises RuntimeError if a request failed.
     """
     ((name, array),) = example(model).items()
     tensor = {"name": name, "datatype": _TYPES[array.dtype.kind], "shape": list(array.shape)}

@@ -1,12 +1,12 @@
-"""Finds slow kernels: compares every kernel above a share of its model's time with the machine's limits.
+"""Find slow kernels: compare every kernel above a fraction of its model's time with the machine's limits.
 
     python -m benchmarks.audit                     # all nets of the catalog
     python -m benchmarks.audit resnet18 model.onnx --precision bf16 --share 0.02
 
-A kernel's limit is what its operations take at the peak that this machine was measured to reach, or its bytes at the
-speed of the caches (of memory, where they do not fit), whichever is longer. Listed are kernels of the fallback, which
-run as plain loops, and kernels that take several times their limit. Ends with status 1 when a kernel of the fallback
-does both.
+A kernel's limit is the time of its operations at the measured peak of this machine, or of its bytes at the speed of the
+caches (of memory, if they do not fit), whichever is longer. The list contains kernels of the fallback rule, which run
+as plain loops, and kernels that take several times their limit. Exits with status 1 if a fallback kernel also takes
+several times its limit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from compiler.support.roofline import Roofline
 
 _PLAIN = ("fallback", "as-is")
 _CALL_SECONDS = 1e-6
-"""Shortest time of a call of any kernel for which a rate is shown."""
+"""Shortest kernel call for which a rate is shown."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--target", default="host")
     parser.add_argument("--precision", choices=("f32", "bf16", "int8"), default="f32")
-    parser.add_argument("--share", type=float, default=0.01, help="of a net's time, below which nobody looks")
-    parser.add_argument("--times", type=float, default=4.0, help="how often its limit a kernel may take")
+    parser.add_argument(
+        "--share", type=float, default=0.01, help="fraction of a net's time below which kernels are ignored"
+    )
+    parser.add_argument("--times", type=float, default=4.0, help="allowed multiple of a kernel's limit")
     parser.add_argument("--seconds", type=float, default=1.0, help="of measuring each net")
     return parser
 

@@ -1,13 +1,13 @@
-"""Products with block-quantized weights: the projections of a decoder, without attention, against memory bandwidth.
+"""Matmuls with block-quantized weights: the projections of a decoder, without attention, against memory bandwidth.
 
     python -m benchmarks.block_products [--model smollm2-135m] [--formats Q8_0 Q4_0] [--activations int8]
                                         [--rows 1 8 512] [--threads 2] [--layers 30] [--output FILE.json]
 
-Each layer normalizes its data and multiplies them with the joined weights of query, key and value, of the output, of
-gate and up, and of down; the embedding is the head as well. Weights are random blocks, different ones in each layer.
-For each number of rows it prints the time of a run, tokens a second, and for one row the bytes of weights a second
-beside those of a plain read, for many rows the operations a second. A plain read and runs alternate, so that both see
-the same machine; of each the best is taken.
+Each layer normalizes its data and multiplies it with the fused weights of query, key and value, of the output, of
+gate and up, and of down; the embedding is also the head. Weights are random blocks, different in each layer. For each
+number of rows it prints the time of a run and tokens per second; for one row also the weight bandwidth compared with a
+plain read, for many rows the operations per second. Plain reads and runs alternate, so that both see the same machine;
+the best of each is used.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Shape:
     """Dimensions of a decoder."""
 
     width: int
-    keys: int  # of key and value each
+    keys: int  # for key and value each
     inner: int
     vocabulary: int
     layers: int
@@ -80,7 +80,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Result:
-    """A measurement: bytes of weights, seconds of a run, bytes a second of a plain read."""
+    """A measurement: bytes of weights, seconds of a run, bytes per second of a plain read."""
 
     model: str
     format: str
@@ -101,7 +101,7 @@ class Result:
 
 
 def random_weight(name: str, columns: int, depth: int, generator: np.random.Generator) -> BlockWeight:
-    """A weight of random blocks whose scales are small."""
+    """Return a weight of random blocks with small scales."""
     if name in ("F32", "F16", "BF16"):
         values = generator.standard_normal((columns, depth), np.float32) / np.sqrt(depth, dtype=np.float32)
         return BlockWeight.of_floats(values, {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[name])
@@ -121,14 +121,14 @@ class Stack:
         self.bytes = self.operations = 0
 
     def weight(self, columns: int, depth: int) -> BlockWeight:
-        """A weight, counted in the total of bytes."""
+        """Create a weight, counted in the total bytes."""
         weight = random_weight(self.name, columns, depth, self.generator)
         self.bytes += sum(each.nbytes for each in weight.arrays)
         self.operations += 2 * columns * depth
         return weight
 
     def module(self) -> Any:
-        """The module."""
+        """Return the module."""
         builder, shape = relax.BlockBuilder(), self.shape
         ids = relax.Var("ids", relax.TensorType([tirx.Var("rows", "int64")], "int64"))
         table = self.weight(shape.vocabulary, shape.width)
@@ -164,7 +164,7 @@ class Stack:
 
 
 def reader(folder: Path) -> Any:
-    """The C function that reads memory."""
+    """Compile the C function that reads memory."""
     source, library = folder / "read.c", folder / "read.so"
     source.write_text(READ)
     compile_ = [shutil.which("cc") or "cc", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
@@ -175,14 +175,14 @@ def reader(folder: Path) -> Any:
 
 
 def timed(run: Any) -> float:
-    """Seconds of a call."""
+    """Return the seconds of a call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def measure(shape_name: str, name: str, options: argparse.Namespace, read: Any) -> list[Result]:
-    """The measurements of one format."""
+    """Return the measurements of one format."""
     shape = SHAPES[shape_name]
     if options.layers:
         shape = Shape(shape.width, shape.keys, shape.inner, shape.vocabulary, options.layers)
@@ -218,7 +218,7 @@ def measure(shape_name: str, name: str, options: argparse.Namespace, read: Any) 
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(SHAPES), default="smollm2-135m")
     parser.add_argument("--formats", nargs="+", default=["Q8_0", "Q4_0"])

@@ -1,7 +1,7 @@
-"""python -m benchmarks.calls: what a call of a module costs beside its arithmetic, and one of ONNX Runtime.
+"""python -m benchmarks.calls: call overhead of a module, and of ONNX Runtime.
 
-Nets of a few numbers, with fixed and with symbolic sizes, with many inputs and many outputs; one thread. Each
-contestant runs in a process of its own, they take turns, and each number is the least of all: microseconds a call.
+Nets of a few numbers, with fixed and symbolic sizes, with many inputs and many outputs; one thread. Each contestant
+runs in its own process, alternating, and each number is the minimum: microseconds per call.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OPERATORS = ("Relu", "Tanh", "Sigmoid", "Neg", "Abs", "Exp", "Elu", "Softplus")
 
 
 def main() -> None:
-    """Print the table; with a folder and a contestant, measure that one."""
+    """Print the table; with a folder and a contestant, measure only that one."""
     if len(sys.argv) == 3:
         for name in CASES:
             print(_measured(_call_of(sys.argv[2], Path(sys.argv[1]) / name), CASES[name][0]))
@@ -61,7 +61,7 @@ def _build(folder: Path) -> None:
 
 
 def _model(inputs: int, outputs: int, batch: int | str) -> Any:
-    """The sum of the inputs, a product with it, and an activation of that for each output."""
+    """Create a model: the sum of the inputs, a matmul with it, and an activation for each output."""
     from onnx import TensorProto, helper, numpy_helper
 
     def tensor(name: str) -> Any:
@@ -91,7 +91,7 @@ def _call_of(contestant: str, path: Path) -> Callable[[dict[str, Any]], Any]:
 
 
 def _measured(call: Callable[[dict[str, Any]], Any], inputs: int) -> float:
-    """Microseconds of a call, the least of many repeats."""
+    """Return microseconds per call, the minimum of many repeats."""
     given = {f"x{n}": np.ones((1, _WIDTH), np.float32) for n in range(inputs)}
     times = []
     for _ in range(REPEATS):

@@ -1,13 +1,13 @@
-"""Cost at equal accuracy of int8 variants and cascades over the large model alone, on digits and on retrieval.
+"""Cost at equal accuracy of int8 variants and cascades relative to the large model, on digits and on retrieval.
 
     python -m benchmarks.cascades [digits] [retrieval] [--json FILE]
 
-Thresholds are calibrated on other data than those that the table is of. Costs are processor time on one thread, models
-measured alternately in this process; the cost of a cascade is that of both models for the rows that each computes.
+Thresholds are calibrated on data that is not used for the table. Costs are processor time on one thread, with models
+measured alternately in this process; the cost of a cascade is the cost of both models for their rows.
 
-Retrieval: summaries of docstrings of numpy, scipy and scikit-learn are queries, the rest of each the documents. A query
-is answered right if its own document is the nearest. The embedders are MiniLM in float32 and int8, and averaged word
-vectors with a linear map that is fitted to MiniLM's embeddings of the documents.
+Retrieval: summaries of docstrings of numpy, scipy and scikit-learn are queries, the rest of each docstring is the
+document. A query is answered correctly if its own document is the nearest. The embedders are MiniLM in float32 and
+int8, and averaged word vectors with a linear map fitted to MiniLM's embeddings of the documents.
 """
 
 from __future__ import annotations

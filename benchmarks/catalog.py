@@ -1,7 +1,7 @@
-"""The real models that coverage and benchmarks run on, found in the packages that ship them.
+"""The real models for coverage tests and benchmarks, from the packages that ship them.
 
-ONNX files come from the packages of `examples/model_packages.txt` and from the onnx package; PyTorch models from the
-same packages (trained) and from torchvision (random weights: good for speed and for numbers, not for accuracy).
+ONNX files come from the packages in `examples/model_packages.txt` and from the onnx package; PyTorch models from the
+same packages (trained) and from torchvision (random weights: valid for speed and numerics, not for accuracy).
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _basic_pitch() -> CatalogModel:
 
 
 def _light(net: str, size: int = 224) -> CatalogModel:
-    """The models inside the onnx wheel: full topologies without their weights, which are random here."""
+    """The models in the onnx wheel: full topologies without weights, which are random here."""
 
     def load() -> Any:
         import onnx
@@ -187,7 +187,7 @@ _SHELLS: dict[str, str] = {}
 
 
 def _torch_class(package: str, module: str, name: str, **attributes: object) -> Any:
-    """A class of a package whose `__init__` imports more than is installed here: it is not run."""
+    """Load a class from a package without running its `__init__`, which imports packages that are not installed."""
     if package not in sys.modules:
         shell = types.ModuleType(package)
         _SHELLS[package] = str(package_folder(package))
@@ -301,5 +301,5 @@ CATALOG: dict[str, CatalogModel] = {
 
 
 def inputs_for(model: CatalogModel, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Inputs:
-    """Random inputs of a model at given sizes of its symbolic dimensions (its first ones when None)."""
+    """Return random inputs of a model at given sizes of its symbolic dimensions (None for its first ones)."""
     return model.inputs(np.random.default_rng(seed), model.sizes[0] if sizes is None else sizes)

@@ -3,7 +3,7 @@
     python -m benchmarks.compare resnet18 resnet50 mobilenet_v2 --threads 2
     python -m benchmarks.compare model.onnx --operators
 
-Each contestant runs in a process of its own, stopped while another has its turn. Times are medians over rounds of the
+Each contestant runs in its own process, which is stopped while another one runs. Times are medians over rounds of the
 median in a round (or the best run of all, --statistic best); ratios above 1 mean that ours is faster.
 """
 
@@ -52,7 +52,7 @@ _PEAK = "import sys; from benchmarks._peak import measure_peak; print(measure_pe
 
 @dataclass
 class Row:
-    """One line of the table; times in milliseconds. `untuned` is ours without records, where that was asked for."""
+    """One line of the table; times in milliseconds. `untuned` is ours without records, if requested."""
 
     model: str
     ours: float
@@ -66,10 +66,10 @@ class Row:
 
 
 def main() -> int:
-    """Parse the arguments, race, print the table."""
+    """Parse the arguments, time the contestants, print the table."""
     options = _parser().parse_args()
     console = Console()
-    console.width = max(console.width, 120)  # the table is of no use with its columns cut
+    console.width = max(console.width, 120)  # the table is useless with truncated columns
     peak = measured_peak(options.threads, options.target)
     rows: list[Row] = []
     versions: set[str] = set()
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--target",
         default="host",
-        help="what we compile for; without 512-bit vectors the peers are held to AVX2 too",
+        help="our target; without 512-bit vectors the other runtimes are limited to AVX2 too",
     )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--seconds", type=float, default=0.6, help="length of a turn")
@@ -112,12 +112,10 @@ def _parser() -> argparse.ArgumentParser:
         "--statistic",
         choices=("median", "best", "cpu"),
         default="median",
-        help="for a machine that others use too: best run, or processor time (one thread)",
+        help="for a machine with other load: best run, or processor time (one thread)",
     )
-    parser.add_argument(
-        "--tuned", action="store_true", help="compile with tuning records, and time ours without beside"
-    )
-    parser.add_argument("--operators", action="store_true", help="show where our time goes, kernel by kernel")
+    parser.add_argument("--tuned", action="store_true", help="compile with tuning records, and also time ours without")
+    parser.add_argument("--operators", action="store_true", help="show our time by kernel")
     parser.add_argument("--json", help="write the rows to this file")
     return parser
 
@@ -192,7 +190,7 @@ def _compare(task: Task, options: Any, peak: float, versions: set[str], console:
 
 
 def _compiled(task: Task, artifact: Path, options: Any, *, tuned: bool) -> float:
-    """Compile in a process of its own; seconds with the import of the compiler."""
+    """Compile in a separate process; return seconds including the import of the compiler."""
     arguments = [str(task.path), str(artifact), options.target, repr(dict(task.shapes or {})), str(options.threads)]
     arguments += ["bf16" if options.precision == "bf16" else "float32", "tuned" if tuned else _UNTUNED]
     finished = subprocess.run([sys.executable, "-c", _COMPILE, *arguments], capture_output=True, text=True)
@@ -207,7 +205,7 @@ def _uses_records(artifact: Path) -> bool:
 
 
 def _difference(ours: Result, peer: Result) -> float:
-    """Largest difference of an output, over the largest value of that output."""
+    """Return the largest difference of an output, over the largest value of that output."""
     worst = 0.0
     for mine, other in zip(ours.outputs, peer.outputs, strict=False):
         if mine.shape != other.shape:
@@ -218,7 +216,7 @@ def _difference(ours: Result, peer: Result) -> float:
 
 
 def _processor(machine: Machine, peak: float) -> str:
-    """The processor's name, and what its instructions multiply and add, as measured or as described."""
+    """Return the processor's name and its multiply-add rates, measured or described."""
     rates = {
         product.name: product.rate_on(machine)
         for operand, other in (("bfloat16", "bfloat16"), ("uint8", "int8"))

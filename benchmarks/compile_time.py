@@ -1,8 +1,8 @@
 """python -m benchmarks.compile_time [CASE ...] [--nodes 10 100 1000] [--seconds 600] [--json FILE]
 
-Processor seconds and memory of `compile` against the number of nodes of an ONNX graph, for graphs that grow in one way
-each. Every measurement is a process of its own, with its own limit; a case stops at the first size beyond it. The last
-column is how many times more seconds per node than the size before it took, without what a graph of one node takes.
+Processor seconds and memory of `compile` by the number of nodes of an ONNX graph, for several kinds of growing graphs.
+Every measurement is a separate process with its own limit; a case stops at the first size beyond it. The last column
+is the growth of seconds per node relative to the previous size, without the time of a graph with one node.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECONDS = 600
 
 
 class Graph:
-    """An ONNX graph in the making."""
+    """Builder of an ONNX graph."""
 
     def __init__(self, *, dynamic: bool = False) -> None:
         from onnx import helper
@@ -36,7 +36,7 @@ class Graph:
         self._random = np.random.default_rng(0)
 
     def constant(self, value: Any) -> str:
-        """The name of a new constant."""
+        """Add a constant, and return its name."""
         from onnx import numpy_helper
 
         name = f"c{len(self.constants)}"
@@ -44,17 +44,17 @@ class Graph:
         return name
 
     def weight(self, *shape: int) -> str:
-        """The name of a new constant of random numbers."""
+        """Add a constant of random numbers, and return its name."""
         return self.constant(self._random.standard_normal(shape).astype(np.float32) / np.float32(shape[-1] ** 0.5))
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """The name of the first output of a new node."""
+        """Add a node, and return the name of its first output."""
         name = f"v{len(self.nodes)}"
         self.nodes.append(self._helper.make_node(operator, inputs, [name], **attributes))
         return name
 
     def model(self, result: str, shape: list[int | str]) -> Any:
-        """The model that makes `result` of the input "x"."""
+        """Return the model that computes `result` from the input "x"."""
         from onnx import TensorProto
 
         image = self._helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
@@ -117,7 +117,7 @@ def _recurrence(count: int, *, dynamic: bool = False) -> Any:
 
 
 def _unet(count: int, *, dynamic: bool = False) -> Any:
-    """Levels of an image halved and enlarged again, four deep, one after the other."""
+    """Add U-Nets of four levels, one after another."""
     graph, value = Graph(dynamic=dynamic), "x"
     for _ in range(max(count // 24, 1)):
         kept = []
@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_time", description=__doc__)
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all unless given")
     parser.add_argument("--nodes", type=int, nargs="+", default=NODES)
-    parser.add_argument("--seconds", type=int, default=SECONDS, help="processor seconds that one compilation may take")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="limit of processor seconds per compilation")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -209,7 +209,7 @@ def _measured(case: str, count: int, dynamic: bool) -> dict[str, Any]:
 
 
 def _seconds() -> float:
-    """Processor seconds of this process and its children."""
+    """Return processor seconds of this process and its children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
 

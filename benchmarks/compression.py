@@ -1,10 +1,10 @@
-"""Accuracy cost of compression and its gains in size and time, next to ONNX Runtime's quantizer on the same data.
+"""Accuracy loss of compression and its gains in size and time, compared with ONNX Runtime's quantizer on the same data.
 
     python -m benchmarks.compression
     python -m benchmarks.compression digits-cnn minilm --methods min-max mse
-    python -m benchmarks.compression digits-cnn --methods --steps     # pruning and the rest alone
+    python -m benchmarks.compression digits-cnn --methods --steps     # only pruning and the other techniques
 
-Every net is trained, every score is of real data. Times are medians of runs in one process, one thread.
+Every net is trained, and every score is measured on real data. Times are medians of runs in one process, one thread.
 """
 
 from __future__ import annotations
@@ -59,13 +59,15 @@ def main() -> int:
     )
     parser.add_argument("models", nargs="*", help=f"of {', '.join(CASES)}; all when none is given")
     parser.add_argument("--schemes", nargs="*", default=[], choices=scheme_names()[1:], help="beside static-int8")
-    parser.add_argument("--groups", nargs="*", type=int, default=[64], help="of schemes for weights alone")
+    parser.add_argument("--groups", nargs="*", type=int, default=[64], help="group size of weight-only schemes")
     parser.add_argument("--methods", nargs="*", default=["min-max", "mse"], choices=calibrators())
     parser.add_argument("--techniques", nargs="*", default=["bias-correction", "gptq"], choices=TECHNIQUES)
-    parser.add_argument("--steps", nargs="*", metavar="STEP", help="pruning and the rest: those named, or all")
+    parser.add_argument(
+        "--steps", nargs="*", metavar="STEP", help="pruning and the other techniques: the named ones, or all"
+    )
     parser.add_argument("--max-drop", type=float, default=0.01)
     parser.add_argument("--no-peer", action="store_true", help="leave ONNX Runtime out")
-    parser.add_argument("--reports", help="a folder for a page about each quantization")
+    parser.add_argument("--reports", help="a folder for a report of each quantization")
     parser.add_argument("--json", help="write the rows to this file")
     options = parser.parse_args()
     unknown = sorted(set(options.models) - set(CASES))
@@ -145,7 +147,7 @@ def _chosen_steps(case: Case, wanted: Sequence[str] | None) -> list[str]:
 
 
 def _step(case: Case, label: str, exact: Run, before: float, folder: str) -> Row:
-    """A row for a technique other than quantization; where it does not apply, the reason."""
+    """Return the row of a technique other than quantization, or the reason why it does not apply."""
     try:
         model = steps_for(case)[label](case)
     except (compiler.errors.OptionError, compiler.errors.AccuracyError) as error:
@@ -164,7 +166,7 @@ def _row(
 
 
 def _decibels(run: Run, exact: Run, samples: Sequence[Mapping[str, Array]]) -> float:
-    """Signal to noise of all float outputs together."""
+    """Return the signal-to-noise ratio of all float outputs together."""
     totals = np.zeros(2)
     for sample in samples:
         got, wanted = run(sample), exact(sample)
@@ -180,7 +182,7 @@ def _bytes(module: Any, folder: str) -> int:
 
 
 def _milliseconds(run: Run, sample: Mapping[str, Array], seconds: float = 1.0) -> float:
-    """The median processor time of a run: other programs take none of it."""
+    """Return the median processor time of a run, which excludes other programs."""
     run(sample)
     times: list[float] = []
     deadline = time.perf_counter() + seconds
@@ -192,7 +194,8 @@ def _milliseconds(run: Run, sample: Mapping[str, Array], seconds: float = 1.0) -
 
 
 def _peer(case: Case, method: str, exact: Run, before: float, folder: str) -> Row:
-    """ONNX Runtime's static quantizer, same data and scheme: QDQ, uint8 activations, int8 weights per channel."""
+    """Measure ONNX Runtime's static quantizer, same data and scheme: QDQ, uint8 activations, int8 weights per
+    channel."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -221,7 +224,7 @@ def _peer(case: Case, method: str, exact: Run, before: float, folder: str) -> Ro
 
 @dataclass
 class _Reader:
-    """The calibration data reader of ONNX Runtime's quantizer."""
+    """Calibration data reader for ONNX Runtime's quantizer."""
 
     get_next: Callable[[], Any]
 

@@ -1,18 +1,17 @@
-"""Kernels for NVIDIA graphics processors: what the compiler makes of each model, and, where there is a device, numbers
-and times.
+"""Kernels for NVIDIA GPUs: compilation results of each model and, on a machine with a device, correctness and times.
 
     python -m benchmarks.cuda                         # every model of the catalog, for sm_75
     python -m benchmarks.cuda resnet18 --target a100 --precision bf16
     python -m benchmarks.cuda resnet18 --int8 --kernels      # quantized; also a line for each launch
-    python -m benchmarks.cuda --no-nvcc               # fast: that every kernel is bound; source, no machine code
-    python -m benchmarks.cuda --device --target h100  # on a machine with one: conformance, numbers, times
+    python -m benchmarks.cuda --no-nvcc               # fast: checks that every kernel is bound, without machine code
+    python -m benchmarks.cuda --device --target h100  # on a machine with a GPU: conformance, correctness, times
     python -m benchmarks.cuda --pack DIR --target h100 --limit 60MB   # a folder for a machine that has only a driver
-    python -m benchmarks.cuda --report results.json   # tables out of what DIR/run found there
+    python -m benchmarks.cuda --report results.json   # tables of the results of DIR/run
 
 Without --device nothing is run or timed: kernels are compiled, and registers, spills and matrix instructions counted.
-With it, the conformance suite runs on the device, outputs are compared with the processor's, and runs are timed in
-turns with torch.compile and ONNX Runtime (copies to and from the device included for all). It fails where a check or
-a number is wrong.
+With it, the conformance suite runs on the device, outputs are compared with the CPU's, and runs are timed alternately
+with torch.compile and ONNX Runtime (for all including copies to and from the device). It fails if a check or a result
+is wrong.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The performance model of graphics processors, compared with published times of kernels.
+"""The performance model of GPUs, compared with published times of kernels.
 
     git clone https://github.com/siboehm/SGEMM_CUDA sgemm
     git clone https://github.com/leimao/CUDA-GEMM-Optimization gemm
     python -m benchmarks.cuda_model --sgemm sgemm --gemm gemm --output benchmarks/results/cuda-model.json
 
-Both repositories hold products of 4096 by 4096 matrices in steps from a naive kernel to a good one, and the speed of
-each on one device (an RTX A6000, and an RTX 3090). nvcc compiles them as they are; the model estimates their speed.
-What counts is the order: the share of pairs, more than 5 % apart as published, that the model has the same way round.
+Both repositories contain matmuls of 4096 by 4096 matrices in steps from a naive kernel to a good one, and the speed of
+each on one device (an RTX A6000, and an RTX 3090). nvcc compiles them unchanged; the model estimates their speed. The
+result is the fraction of pairs with published speeds more than 5 % apart that the model orders correctly.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sgemm", type=Path, help="a checkout of siboehm/SGEMM_CUDA")
     parser.add_argument("--gemm", type=Path, help="a checkout of leimao/CUDA-GEMM-Optimization")
-    parser.add_argument("--output", type=Path, help="where to write the JSON")
+    parser.add_argument("--output", type=Path, help="output file (JSON)")
     options = parser.parse_args()
     results = {}
     if options.sgemm:
@@ -162,7 +162,7 @@ def _compared(each: Published, text: str, device: Device, sizes: range | tuple[i
 
 
 def _summary(found: list[Compared]) -> dict[str, Any]:
-    # Equal as modelled is not in order.
+    # Equal estimates do not count as in order.
     pairs = [
         (one.published - other.published) * (one.modelled - other.modelled) > 0
         for one, other in combinations(found, 2)

@@ -1,6 +1,6 @@
 """Two nets trained in seconds on scikit-learn's digits (1797 images of 8x8), for measuring accuracy offline.
 
-The images are doubled to 16x16, 1200 are for training, 297 for calibration, 300 for the score.
+The images are enlarged to 16x16; 1200 are for training, 297 for calibration, 300 for the score.
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ class Block(nn.Module):
 
 
 def train(net: nn.Module, data: Digits, *, epochs: int = 10, seed: int = 0) -> nn.Module:
-    """Train with Adam; the net in evaluation mode.
+    """Train with Adam, and return the net in evaluation mode.
 
-    On one thread: the batches are small, and where the machine is busy torch's threads wait for each other for minutes.
+    Uses one thread: the batches are small, and on a busy machine torch's threads wait for each other for minutes.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -146,7 +146,7 @@ def train(net: nn.Module, data: Digits, *, epochs: int = 10, seed: int = 0) -> n
 
 
 def accuracy(data: Digits, name: str = "image", batch: int = 50) -> Callable[[Any], float]:
-    """`evaluate=` of `quantize`: the share of the test images whose digit is found."""
+    """Return a function for `evaluate=` of `quantize`: the accuracy on the test images."""
     images, labels = data.test
 
     def evaluate(run: Callable[[Mapping[str, Array]], Mapping[str, Array]]) -> float:

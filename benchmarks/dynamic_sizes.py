@@ -1,9 +1,9 @@
-"""Models of dynamic shape: ours compiled once, at several sizes, beside ONNX Runtime on the same file and ours compiled
-for just that size.
+"""Models of dynamic shape: ours compiled once, at several sizes, compared with ONNX Runtime on the same file and with
+ours compiled for only that size.
 
     python -m benchmarks.dynamic_sizes resnet18-batch unet-image minilm
 
-Each contestant runs in a process of its own on one thread, alternately; times are medians of processor time.
+Each contestant runs in its own process on one thread, alternating; times are medians of processor time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Row:
 
 
 def main() -> int:
-    """Compile, race, print."""
+    """Compile, time and print."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.dynamic_sizes",
         description=__doc__,
@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(OPEN_MODELS)}; all when none")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant")
     parser.add_argument("--seconds", type=float, default=0.4, help="length of a turn")
-    parser.add_argument("--no-fixed", action="store_true", help="leave out ours compiled for just that size")
+    parser.add_argument("--no-fixed", action="store_true", help="skip ours compiled for only that size")
     parser.add_argument("--json", help="write the rows to this file")
     options = parser.parse_args()
     if unknown := set(options.models) - set(OPEN_MODELS):
@@ -99,18 +99,18 @@ def _rows(model: OpenModel, options: Any, console: Console) -> list[Row]:
 
 
 def _compiled(path: Path, shapes: Any, output: Path) -> float:
-    """Compile and export, untuned and for one thread; processor seconds."""
+    """Compile and export, untuned and for one thread; return processor seconds."""
     import compiler
 
     start = os.times()
     module = compiler.compile(str(path), shapes=shapes, threads=1, records=False)
-    seconds = sum(os.times()[:4]) - sum(start[:4])  # of this process and of those that built kernels
+    seconds = sum(os.times()[:4]) - sum(start[:4])  # of this process and of processes that built kernels
     module.export(output)
     return seconds
 
 
 def _difference(ours: Result, peer: Result) -> float:
-    """Largest difference of an output, over the largest value of that output."""
+    """Return the largest difference of an output, over the largest value of that output."""
     worst = 0.0
     for mine, other in zip(ours.outputs, peer.outputs, strict=True):
         if mine.shape != other.shape:

@@ -1,17 +1,17 @@
-"""Models for another architecture under its emulator: numbers against this machine's, and instructions executed.
+"""Models for another architecture under its emulator: results compared with this machine's, and executed instructions.
 
     python -m benchmarks.emulated resnet18 mobilenet_v2 minilm-16 --target raspberry-pi-4
     python -m benchmarks.emulated resnet18 --target raspberry-pi-4 --instructions libinsn.so --untuned
 
-Emulated time says nothing about a device, so nothing is timed. Instructions are counted by QEMU's plugin `insn`
+Emulated time is not meaningful for a device, so nothing is timed. Instructions are counted by QEMU's plugin `insn`
 (tests/tcg/plugins/insn.c of its sources; with `libinsn.so,inline=on` it costs little); QEMU must be built with plugins,
-which Debian's is not: point TENSORWRIGHT_QEMU to its folder. To build one takes minutes:
+unlike Debian's: set TENSORWRIGHT_QEMU to its folder. Building it takes minutes:
 
     ../configure --target-list=aarch64-linux-user --enable-plugins --disable-system --disable-tools --disable-docs
     ninja qemu-aarch64 && gcc -O2 -shared -fPIC -o libinsn.so ../tests/tcg/plugins/insn.c -I../include/plugins \\
         -I../include/qemu $(pkg-config --cflags glib-2.0)
 
-The instructions of a run are those of two runs less those of one.
+The instructions of a run are those of two runs minus those of one.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ def _report(task: Task, target: targets.Target, plugin: Path | None, untuned: bo
 
 
 def _difference(a: Array, b: Array) -> float:
-    """The largest difference, relative to the largest value."""
+    """Return the largest difference, relative to the largest value."""
     wide = b.astype(np.float64)
     return float(np.abs(a.astype(np.float64) - wide).max() / max(np.abs(wide).max(), 1e-30))
 
 
 def _untuned(task: Task, target: targets.Target, like: Artifact) -> Artifact:
-    """The same model with TVM's default for every kernel: legalized, fused, and left as it is."""
+    """Build the same model with TVM's default for every kernel: legalized and fused, but not scheduled."""
     model = import_model(task.path, shapes=task.shapes, constants=None, example_inputs=None, dynamic_shapes=None)
     context = PipelineContext(target=target, machine=None)
     left_out = {f"instead-of:{name}": None for name in ("plan-layout", "fuse-attention", "pack-matmul-weights")}
@@ -96,7 +96,7 @@ def _untuned(task: Task, target: targets.Target, like: Artifact) -> Artifact:
 
 
 def count_instructions(artifact: Artifact, target: targets.Target, inputs: dict[str, Array], plugin: Path) -> int:
-    """Instructions of one run on one thread, loading left out."""
+    """Return the instructions of one run on one thread, without loading."""
     emulated = EmulatedModule(artifact, target)
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
         given = emulated.write_inputs(inputs, Path(folder))

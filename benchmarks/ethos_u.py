@@ -1,6 +1,6 @@
-"""The MLPerf Tiny nets on Ethos-U accelerators: what runs there, and Vela's estimates.
+"""The MLPerf Tiny nets on Ethos-U accelerators: their partition, and Vela's estimates.
 
-python -m benchmarks.ethos_u --target cortex-m55+ethos-u55-128     # the extra ethos-u is needed
+python -m benchmarks.ethos_u --target cortex-m55+ethos-u55-128     # needs the extra ethos-u
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SAMPLES = 4
 
 
 def quantized(model: onnx.ModelProto, target: EthosU, *, naive: bool = False) -> ImportedModel:
-    """The quantized model, calibrated on random inputs; its accuracy is not measured.
+    """Return the quantized model, calibrated on random inputs; its accuracy is not measured.
 
     Args:
         naive: without the graph passes, operator by operator.
@@ -55,16 +55,16 @@ def quantized(model: onnx.ModelProto, target: EthosU, *, naive: bool = False) ->
 
 
 def _prepared(model: ImportedModel, target: EthosU, naive: bool, until: str) -> tuple[tvm.IRModule, CompilationReport]:
-    """(the module after a phase, what passes reported)"""
+    """Return the module after a phase, and the report of the passes."""
     context = PipelineContext(target=target, machine=target.machine, options=PassOptions(checks=model.checks))
-    # Later, folding would make floats of the quantized weights.
+    # Later, folding would convert the quantized weights to floats.
     passes = {"instead-of:canonicalize": _decomposed if until == "canonicalize" else "normalize"} if naive else None
     result = run_pipeline(model.mod, context, passes=passes, until=until)
     return result.mod, context.report
 
 
 def _decomposed(mod: tvm.IRModule, context: PipelineContext) -> tvm.IRModule:
-    """In place of the passes: batch normalizations as the four operators they are, constants computed."""
+    """Replace the passes: split batch normalizations into four operators, and evaluate constants."""
     for each in (
         relax.transform.DecomposeOpsForInference(),
         relax.transform.FoldConstant(),
@@ -75,7 +75,7 @@ def _decomposed(mod: tvm.IRModule, context: PipelineContext) -> tvm.IRModule:
 
 
 def measure(name: str, target: EthosU, *, naive: bool = False) -> dict[str, Any]:
-    """The partition report of a net."""
+    """Return the partition report of a net."""
     model = quantized(NETS[name](), target, naive=naive)
     report = _prepared(model, target, naive, "partition")[1].partition
     assert report is not None

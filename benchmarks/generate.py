@@ -1,4 +1,4 @@
-"""Language models: prompt and decode tokens per second, beside other runtimes and memory bandwidth.
+"""Language models: prompt and decode tokens per second, compared with other runtimes and memory bandwidth.
 
     python -m benchmarks.generate ENGINE=PATH ... [--python INTERPRETER] [--threads 2] [--rounds 5]
         [--contexts 16 512] [--output FILE.json]
@@ -7,16 +7,16 @@
 
 Engines: `tensorwright` (a .twm file), `llama.cpp` (a GGUF file), `onnxruntime-genai` (a folder of its model builder),
 `openvino` and `openvino-genai` (a folder with openvino_model.xml; LLMPipeline(FILE.gguf, "CPU",
-enable_save_ov_model=True) writes one); each may be given several times. `benchmarks.generate_files` makes GGUF files of
-several precisions out of one.
+enable_save_ov_model=True) writes one); each can be repeated. `benchmarks.generate_files` creates GGUF files of several
+precisions from one.
 
-Each engine runs in a process of its own; they take turns, so that all see the same machine, with prompts that none has
-seen before. Of each number the best round is taken. `--python` runs the other engines by another interpreter. The first
-token is from the start of the process, Python's own start included, with files in the page cache and Python's code
-compiled to bytecode, as that of installed packages is: the best of three.
-The limit of an engine is the bytes of its own weights over what a plain read of memory gives in the same run.
-`--report` prints tables that earlier runs wrote. `--sequences` measures so many sequences at once beside one, and
-`--speculative` guesses on texts that repeat themselves, of modules that were compiled with `--sequences`.
+Each engine runs in its own process; they alternate, so that all see the same machine, with new prompts. Each number is
+from the best round. `--python` runs the other engines with another interpreter. The first token is timed from the start
+of the process, including Python's own start, with files in the page cache and Python code compiled to bytecode, like
+that of installed packages: the best of three.
+The limit of an engine is the rate of a plain read of memory in the same run over the bytes of its weights.
+`--report` prints tables of earlier runs. `--sequences` compares several sequences at once with one, and `--speculative`
+measures speculation on repetitive texts, for modules compiled with `--sequences`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from compiler.artifact.language_model import DESCRIPTION_ASSET
 
 _SCRIPT = Path(__file__).with_name("_generate_contestant.py")
 _READ_BYTES = 256 << 20
-_STEPS = 32  # tokens of one measurement
+_STEPS = 32  # tokens per measurement
 _STARTS = 3
 _READS = 10  # of memory, each round
 _OURS = "tensorwright"
@@ -55,10 +55,10 @@ class Contestant:
 
     Attributes:
         environment: environment of its process.
-        weight_bytes: what it reads for each token.
+        weight_bytes: bytes read for each token.
         first_token: seconds from the start of its process.
         prompt: seconds of a prompt by its number of tokens.
-        decode: seconds of a token by the number of tokens before.
+        decode: seconds of a token by the number of preceding tokens.
     """
 
     engine: str
@@ -87,7 +87,7 @@ class Contestant:
             self.process.communicate()
 
     def measure(self, tokens: list[int]) -> None:
-        """One prompt, and the tokens generated after it."""
+        """Measure one prompt, and the tokens generated after it."""
         assert self.process is not None
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"tokens": tokens, "count": _STEPS}) + "\n")
@@ -107,7 +107,7 @@ class Contestant:
         return answer
 
     def row(self) -> dict[str, Any]:
-        """The results as JSON fields."""
+        """Return the results as JSON fields."""
         return {
             "engine": self.engine,
             "model": _model_name(self.path),
@@ -124,7 +124,7 @@ def _model_name(path: Path) -> str:
 
 
 def _weight_bytes(engine: str, path: Path) -> int:
-    """Bytes of a module's parameters; of the others' weight files."""
+    """Return the bytes of a module's parameters, or of the others' weight files."""
     if engine == _OURS:
         return read_artifact(path).parameter_bytes
     if path.is_dir():
@@ -137,7 +137,7 @@ def _weight_bytes(engine: str, path: Path) -> int:
 def race(
     contestants: Sequence[Contestant], contexts: Sequence[int], rounds: int, vocabulary: int, threads: int
 ) -> float:
-    """Measure all in turn, each round with prompts of its own; the bytes a second of a plain read of memory."""
+    """Measure all alternately, each round with new prompts; return the bytes per second of a plain read of memory."""
     random = np.random.default_rng(0)
     memory = np.ones(_READ_BYTES // 8, np.uint64)
     best = np.inf
@@ -160,7 +160,7 @@ def race(
 
 
 def table_of(found: dict[str, Any]) -> str:
-    """A run as a table of Markdown: tokens a second, and what else is known of each engine."""
+    """Format a run as a Markdown table: tokens per second, and other figures of each engine."""
     contexts = [int(size) for size in found["engines"][0]["decode_s"]]
     head = ["engine", "weights", "MB", *(f"after {size}" for size in contexts)]
     head += [
@@ -185,7 +185,7 @@ def table_of(found: dict[str, Any]) -> str:
 
 
 def contestant(text: str, options: argparse.Namespace, context: int, bytecode: str) -> Contestant:
-    """The contestant that "ENGINE=PATH" names; `bytecode` is the folder for Python's."""
+    """Create the contestant named by "ENGINE=PATH"; `bytecode` is the folder for Python's bytecode."""
     engine, _, path = text.partition("=")
     if not path:
         raise SystemExit(f"{text!r} is not ENGINE=PATH")
@@ -197,7 +197,7 @@ def contestant(text: str, options: argparse.Namespace, context: int, bytecode: s
 
 
 def main() -> None:
-    """Race the engines and print the table."""
+    """Time the engines and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("contestants", metavar="ENGINE=PATH", nargs="*")
     parser.add_argument("--python", default=sys.executable)
@@ -222,7 +222,7 @@ def main() -> None:
     contestants = [contestant(text, options, context, bytecode.name) for text in options.contestants]
     ours = next((each.path for each in contestants if each.engine == _OURS), None)
     if ours is None:
-        raise SystemExit("name a module to race: tensorwright=FILE.twm")
+        raise SystemExit("name a module to compare: tensorwright=FILE.twm")
     vocabulary = json.loads(read_artifact(ours).assets[DESCRIPTION_ASSET].tobytes())["vocabulary"]
     with bytecode:
         read = race(contestants, options.contexts, options.rounds, vocabulary, options.threads)

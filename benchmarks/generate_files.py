@@ -1,12 +1,13 @@
-"""Makes GGUF files of several precisions from one, for `benchmarks.generate` and `benchmarks.perplexity`.
+"""Create GGUF files of several precisions from one, for `benchmarks.generate` and `benchmarks.perplexity`.
 
     INTERPRETER -m benchmarks.generate_files SOURCE.gguf FOLDER [--rotate] [--types Q8_0 Q4_0 ...]
 
-FOLDER receives SOURCE dequantized, F32.gguf, and that quantized by llama.cpp's own code; `INTERPRETER` needs
-llama-cpp-python, gguf and numpy, and nothing of this project is imported. Where SOURCE is quantized, F32.gguf lies on
-its grid, so that another format may give its weights back exactly. `--rotate` prevents that: the weights of norms go
-into the products behind them, and the residual stream is rotated by a random orthogonal matrix. That computes the same
-function with weights on no grid; the head is no longer the embedding then. For models of Llama's architecture.
+FOLDER receives the dequantized SOURCE, F32.gguf, and versions of it quantized by llama.cpp's own code; `INTERPRETER`
+needs llama-cpp-python, gguf and numpy, and nothing from this project is imported. If SOURCE is quantized, the weights
+in F32.gguf are on its grid, so that another format may reproduce them exactly. `--rotate` prevents this: the weights of
+norms are folded into the following matmuls, and the residual stream is rotated by a random orthogonal matrix. The
+function is the same, but its weights are on no grid, and the head is untied from the embedding. For models with Llama's
+architecture.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _tensors(reader: Any) -> dict[str, np.ndarray]:
 
 
 def rotated(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors of the same function in the rotated stream."""
+    """Return the tensors of the same function in the rotated stream."""
     table = tensors["token_embd.weight"]
     width = table.shape[1]
     turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((width, width)))

@@ -1,10 +1,10 @@
-"""Layers in float32 and int8: predicted, as `compiler.quantize` decides by default, against measured.
+"""Layers in float32 and int8: predicted times, by which `compiler.quantize` decides by default, against measured ones.
 
     python -m benchmarks.layer_times resnet18 mobilenet_v2      # nets of the catalog; all of it when none is given
     python -m benchmarks.layer_times --target x86-64-v3 resnet18
 
-Prints each layer for which the two disagree about which form is faster, what that costs, and how far predictions are
-from measurements (a clock rate, the same for all, taken off). Use an idle machine, or believe only large differences.
+Prints each layer for which the two disagree on the faster form, the cost of the wrong choice, and the errors of
+predictions (up to one common clock rate). Use an idle machine, or trust only large differences.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from compiler.driver.compile import compile as compile_model
 from compiler.frontends.source import import_model
 from compiler.passes.rewriting.matching import static_shape
 
-_LEAST_SECONDS = 1e-6  # below, the instrument's own time is most of what is measured
+_LEAST_SECONDS = 1e-6  # below this, the overhead of the measurement dominates
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def rows_of(model: CatalogModel, target: targets.Target) -> Iterable[Row]:
-    """The layers of a net, those of equal sizes once."""
+    """Return the layers of a net, equal ones once."""
     scheme = scheme_for(target)
     graph = find_layers(canonical(_imported(model), target).mod, scheme.operators)
 
@@ -114,7 +114,7 @@ def _imported(model: CatalogModel) -> Any:
 
 
 def print_rows(rows: list[Row], console: Console) -> None:
-    """The wrong choices, and a summary."""
+    """Print the wrong choices, and a summary."""
     pairs = [(row.predicted, row.measured) for row in rows]
     ratios = np.array([[one.floats / other.floats, one.integers / other.integers] for one, other in pairs])
     errors = np.abs(np.log(ratios / np.median(ratios)))

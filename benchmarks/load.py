@@ -1,7 +1,7 @@
 """Cold start of a compiled module: file size, load and first inference, against ONNX Runtime on the same model.
 
-`python -m benchmarks.load MODEL...` compiles each model once, then starts the contestants in turn, each in a process of
-its own, with all files in the page cache; a time is the minimum of all repetitions.
+`python -m benchmarks.load MODEL...` compiles each model once, then starts the contestants alternately, each in a new
+process, with all files in the page cache; a time is the minimum of all repetitions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Start:
 
     @property
     def to_first_result(self) -> float:
-        """Seconds from the loader's call to the first result; importing the package is left out."""
+        """Seconds from the loader's call to the first result, without importing the package."""
         return self.times["load"] + self.times["first"]
 
 
@@ -56,7 +56,7 @@ def compiled(task: Task, target: str, folder: Path) -> Path:
 
 
 def start(contestant: str, task: Task, path: Path, threads: int, repeat: int) -> Start:
-    """Start one contestant `repeat` times; the least of each time. Raises RuntimeError with its output if it fails."""
+    """Start one contestant `repeat` times; return the minimum of each time. Raises RuntimeError with its output."""
     command = [sys.executable, "-m", "benchmarks._load_contestant", contestant, str(path), str(task.arrays)]
     samples = []
     for _ in range(repeat):
@@ -70,12 +70,12 @@ def start(contestant: str, task: Task, path: Path, threads: int, repeat: int) ->
 
 
 def _size(path: Path) -> int:
-    """Bytes of a model with its external data files, which are named after it."""
+    """Return the bytes of a model with its external data files, which are named after it."""
     return sum(each.stat().st_size for each in path.parent.glob(f"{path.name}*"))
 
 
 def table_of(starts: Sequence[Start], threads: int) -> Table:
-    """One row for each model and contestant; ratios are to the row above, of the same model."""
+    """Create one row per model and contestant; ratios are relative to the row above of the same model."""
     table = Table(title=f"cold start, {plural(threads, 'thread')}, files in the page cache, least of all repetitions")
     table.add_column("model")
     table.add_column("contestant")

@@ -90,7 +90,7 @@ _NAMES = {
 
 
 def load_minilm(folder: Path) -> MiniLM:
-    """The trained model in evaluation mode out of a folder with config.json and model.safetensors."""
+    """Load the trained model in evaluation mode from a folder with config.json and model.safetensors."""
     model = MiniLM(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     stored = load_file(folder / "model.safetensors")
     own: dict[str, torch.Tensor] = {}

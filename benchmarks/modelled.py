@@ -5,11 +5,11 @@
     python -m benchmarks.modelled resnet50 --batch 16 --precision bf16
     python -m benchmarks.modelled SmolLM2-135M --prompt 512 --precision int8 --without-tiles
 
-For each net, or folder or GGUF file of a language model with `--prompt`: the time at a clock of 3 GHz, perfectly shared
-by the cores; the share of it in kernels whose sums stay in tiles; those kernels' share of the unit's peak (16 x 16 sums
-of 64 bytes of a row take 16 cycles); and what OpenVINO 2026.4 was measured at on two cores of a Granite Rapids class
-processor. Nets in int8 are quantized by ONNX Runtime, as `benchmarks.compare` does. A model orders candidates; it is no
-measurement.
+For each net, or folder or GGUF file of a language model with `--prompt`: the time at a clock of 3 GHz, perfectly
+divided among the cores; its share in kernels whose sums stay in tiles; these kernels' share of the unit's peak (16 x 16
+sums of 64 bytes per row take 16 cycles); and OpenVINO 2026.4's measured time on two cores of a Granite Rapids class
+processor. Nets in int8 are quantized by ONNX Runtime, as in `benchmarks.compare`. The model orders candidates; it is
+not a not a measurement.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def main() -> None:
     parser.add_argument("--target", default="granite-rapids:2")
     parser.add_argument("--precision", default="float32", choices=("float32", "bf16", "float16", "int8", "int4"))
     parser.add_argument("--batch", type=int, help="of a torchvision net")
-    parser.add_argument("--prompt", type=int, metavar="TOKENS", help="of a language model, without a past")
-    parser.add_argument("--without-tiles", action="store_true", help="of the same processor in vectors alone")
-    parser.add_argument("--kernels", action="store_true", help="a row for each kernel")
+    parser.add_argument("--prompt", type=int, metavar="TOKENS", help="prompt of a language model, with an empty cache")
+    parser.add_argument("--without-tiles", action="store_true", help="the same processor using only vectors")
+    parser.add_argument("--kernels", action="store_true", help="one row per kernel")
     given = parser.parse_args()
     target = targets.get(given.target)
     if given.without_tiles:

@@ -4,9 +4,9 @@
     python -m benchmarks.never_slower resnet18 swin_t
     python -m benchmarks.never_slower resnet18 --make          # compile and keep the modules, time them later
 
-Calibration data is random and the accuracy limit is off: layers go back to float for speed alone. Times are processor
-time of one thread, both forms alternately; a ratio is the median over the rounds, float over int8. Modules are kept
-in `--modules` and not made again. Ends with 1 where a net is slower in integers.
+Calibration data is random and the accuracy limit is off: layers go back to float only for speed. Times are processor
+time of one thread, both forms alternating; a ratio is the median over the rounds, float over int8. Modules are stored
+in `--modules` and reused. Exits with 1 if a net is slower in integers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Array = np.ndarray
 _SAMPLES = 4
 _NO_LIMIT = 0.99
 _ROUNDS, _TURN_SECONDS = 9, 0.15
-# The measurement's noise, as a share of the time.
+# Relative noise of the measurement.
 NOISE = 0.03
 
 
@@ -60,7 +60,7 @@ class Row:
 
 
 def main() -> int:
-    """Parse the arguments, make what is missing, time, print the table."""
+    """Parse the arguments, build missing modules, time, print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.never_slower",
         description=__doc__,
@@ -91,7 +91,7 @@ def main() -> int:
 
 
 def kept(model: CatalogModel, folder: Path) -> Made:
-    """The results for a network from the folder; quantizes it if they are missing."""
+    """Return the results for a network from the folder; quantize it if they are missing."""
     path = folder / f"{model.name}.json"
     if not path.exists():
         path.write_text(json.dumps(asdict(_make(model, folder))))
@@ -115,7 +115,7 @@ def _make(model: CatalogModel, folder: Path) -> Made:
 
 
 def _options(model: CatalogModel, sample: Mapping[str, Array]) -> dict[str, Any]:
-    """Arguments for importing it at the sizes of the sample."""
+    """Return arguments for importing it at the sizes of the sample."""
     if model.reference != "torch":
         return {"shapes": {name: value.shape for name, value in sample.items()}, "constants": model.constants}
     import torch
@@ -124,7 +124,7 @@ def _options(model: CatalogModel, sample: Mapping[str, Array]) -> dict[str, Any]
 
 
 def _signal_to_noise(wanted: Mapping[str, Array], found: Mapping[str, Array]) -> float:
-    """Signal-to-noise ratio of all float outputs together, in decibels."""
+    """Return the signal-to-noise ratio of all float outputs together, in decibels."""
     totals = np.zeros(2)
     for name, value in wanted.items():
         if value.dtype.kind == "f":
@@ -133,7 +133,7 @@ def _signal_to_noise(wanted: Mapping[str, Array], found: Mapping[str, Array]) ->
 
 
 def timed(model: CatalogModel, made: Made, folder: Path) -> Row:
-    """Both forms alternately."""
+    """Time both forms alternately."""
     inputs = inputs_for(model)
     runs = []
     for form in ("float", "int8"):

@@ -1,11 +1,11 @@
-"""python -m benchmarks.numerics: rounding errors of float32 nets against PyTorch in float64, and those of the peers.
+"""python -m benchmarks.numerics: rounding errors of float32 nets and of other runtimes against PyTorch in float64.
 
     python -m benchmarks.numerics                       # all PyTorch nets of the catalog, and chains of convolutions
     python -m benchmarks.numerics resnet18 chain --json FILE
 
 Each cell is the root mean square of the error over that of the output, and the largest error over the largest output;
-the last column is our root mean square over ONNX Runtime's. Chains are 3x3 convolutions of random weights, SAME_UPPER:
-with ReLU, without, of weights and data with a mean, and of scales that differ from channel to channel.
+the last column is our root mean square over ONNX Runtime's. Chains are 3x3 convolutions with random weights,
+SAME_UPPER: with ReLU, without, with weights and data of nonzero mean, and with different scales per channel.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ CHAINS = [(kind, depth, 64) for kind in ("relu", "linear", "means", "scales") fo
 
 @dataclass(frozen=True)
 class Error:
-    """Root mean square and largest error, each over that of the output."""
+    """Root mean square and largest error, each relative to the output."""
 
     mean: float
     largest: float
 
     @staticmethod
     def of(found: Array, expected: Array) -> Error:
-        """The error of a result against float64."""
+        """Return the error of a result against float64."""
         difference = found.astype(np.float64) - expected
         scale = math.sqrt(float((expected**2).mean()))
         largest = float(np.abs(difference).max() / np.abs(expected).max())
@@ -53,7 +53,7 @@ class Error:
 
 @dataclass(frozen=True)
 class Row:
-    """One net: its largest output by each contestant."""
+    """One net: the error of its output by contestant."""
 
     net: str
     errors: dict[str, Error]
@@ -64,7 +64,7 @@ class Row:
 
 
 def main() -> int:
-    """Parse the arguments, measure, print the table; ends with 1 where an error is above twice ONNX Runtime's."""
+    """Parse the arguments, measure, print the table; exits with 1 if an error is above twice ONNX Runtime's."""
     chosen, path = chosen_cases("numerics", __doc__, _nets())
     names = ["tensorwright", *_PEERS]
     print("| net | " + " | ".join(names) + " | ratio |\n|---|" + "---|" * (len(names) + 1))
@@ -129,7 +129,7 @@ def _of_chain(kind: str, depth: int, channels: int) -> dict[str, Error]:
 
 
 def _errors(path: Path, inputs: dict[str, Any], expected: Array) -> dict[str, Error]:
-    """The error of the first output of each contestant, in float32."""
+    """Return the error of the first output of each contestant, in float32."""
     shapes = {name: array.shape for name, array in inputs.items()}
     module = compiler.compile(path, shapes=shapes, threads=_THREADS, progress=None)
     found = {"tensorwright": next(iter(module.run(inputs).values()))}

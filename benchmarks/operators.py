@@ -1,10 +1,10 @@
-"""python -m benchmarks.operators: operators alone, and loops of hundreds of steps, against ONNX Runtime.
+"""python -m benchmarks.operators: single operators, and loops of hundreds of steps, against ONNX Runtime.
 
     python -m benchmarks.operators                    # all cases
     python -m benchmarks.operators TopK Scan --json FILE
 
-One thread each, in turns, by the thread's processor time: microseconds a call, the least of many. Inputs of both are
-aligned to 64 bytes. A case's name begins with the operator's; arguments choose by the beginning.
+One thread each, alternating, by the thread's processor time: microseconds per call, the minimum of many. Inputs of both
+are aligned to 64 bytes. A case's name begins with the operator; arguments select cases by prefix.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """Microseconds of a call; `ratio` is ONNX Runtime's over ours; `error` the largest difference of a result, over the
-    largest magnitude."""
+    """Microseconds per call; `ratio` is ONNX Runtime's time over ours; `error` the largest difference of a result, over
+    the largest magnitude."""
 
     case: str
     ours: float
@@ -46,7 +46,7 @@ class Row:
 
 
 def cases() -> dict[str, Case]:
-    """The cases by name."""
+    """Return the cases by name."""
     return {**_selections(), **_images(), **_loops()}
 
 
@@ -158,7 +158,7 @@ def _loops() -> dict[str, Case]:
 
 
 def main() -> int:
-    """Parse the arguments, time each case, print the table; ends with 1 where a ratio is below 0.9."""
+    """Parse the arguments, time each case, print the table; exits with 1 if a ratio is below 0.9."""
     chosen, path = chosen_cases("operators", __doc__, cases())
     print(f"{'us a call, one thread':40} {'ours':>9} {'ONNX Runtime':>13} {'ratio':>6} {'difference':>11}")
     rows = []
@@ -173,7 +173,7 @@ def main() -> int:
 
 
 def aligned(array: Array) -> Array:
-    """A copy that begins at a multiple of 64 bytes."""
+    """Return a copy that begins at a multiple of 64 bytes."""
     room = np.empty(array.nbytes + 64, np.uint8)
     start = -room.ctypes.data % 64
     copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -204,7 +204,7 @@ def _measured(name: str, case: Case) -> Row:
 
 
 def _calls_in_a_turn(call: Callable[[], Any]) -> int:
-    warm = min(_seconds(call, 1) for _ in range(10))  # the first calls allocate memory, whose pages are mapped then
+    warm = min(_seconds(call, 1) for _ in range(10))  # the first calls allocate memory and map its pages
     return max(1, int(_TURN_SECONDS / max(warm, 1e-6)))
 
 

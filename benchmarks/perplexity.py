@@ -1,13 +1,13 @@
-"""Perplexity of language models on an English text: each precision, beside llama.cpp's and float32.
+"""Perplexity of language models on an English text: each precision, compared with llama.cpp and float32.
 
     python -m benchmarks.perplexity ENGINE=PATH[,OPTION=VALUE...] ... [--text FILE] [--tokens 50000] [--context 512]
         [--python INTERPRETER] [--threads 2] [--output FILE.json]
     python -m benchmarks.perplexity --report FILE.json
 
 `tensorwright=PATH` compiles a GGUF file or a folder; its options are those of `compile`: precision=int4,
-calibration=TEXT, cache=int8. `llama.cpp=FILE.gguf` is run by `--python` in a process of its own. The text is Newton's
-"Opticks", which the package apache-tvm-ffi ships. It is cut into windows of the context, each read by itself; scored
-are the tokens of the second half of each, with at least half of the context before them, as llama.cpp's own tool does.
+calibration=TEXT, cache=int8. `llama.cpp=FILE.gguf` is run by `--python` in a separate process. The text is Newton's
+"Opticks", which the package apache-tvm-ffi ships. It is cut into windows of the context size, each read independently;
+the tokens in the second half of each are scored, with at least half of the context before them, like llama.cpp's tool.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OURS = "tensorwright"
 
 
 def losses(logits: np.ndarray, window: np.ndarray) -> float:
-    """The sum of the negative log-likelihoods of a window's second half, of the logits (tokens, vocabulary)."""
+    """Return the sum of negative log-likelihoods in a window's second half, for logits (tokens, vocabulary)."""
     first = len(window) // 2
     rows = logits[first - 1 : -1].astype(np.float64)
     rows -= rows.max(-1, keepdims=True)
@@ -46,7 +46,7 @@ def losses(logits: np.ndarray, window: np.ndarray) -> float:
 
 
 def our_loss(path: Path, options: dict[str, str], windows: np.ndarray, threads: int) -> float:
-    """The sum over all windows, of a module that returns all logits."""
+    """Return the sum over all windows, for a module that returns all logits."""
     text = options.pop("calibration", None)
     language = LanguageModelOptions(**options, all_logits=True)  # type: ignore[arg-type]
     if text is not None:
@@ -63,7 +63,7 @@ def our_loss(path: Path, options: dict[str, str], windows: np.ndarray, threads: 
 
 
 def peer_loss(engine: str, path: Path, windows: np.ndarray, options: argparse.Namespace) -> float:
-    """The same of another engine."""
+    """Like `our_loss` for another engine."""
     command = [options.python, str(_SCRIPT), engine, str(path), str(options.threads)]
     found = subprocess.run(command, input=json.dumps(windows.tolist()), stdout=subprocess.PIPE, text=True, check=True)
     total: float = json.loads(found.stdout.splitlines()[-1])["loss"]
@@ -71,7 +71,7 @@ def peer_loss(engine: str, path: Path, windows: np.ndarray, options: argparse.Na
 
 
 def windows_of(path: Path, text: str, tokens: int, context: int) -> np.ndarray:
-    """The text as tokens (windows, context), by the tokenizer of a model."""
+    """Tokenize the text to (windows, context) with a model's tokenizer."""
     content = bytes(import_language_model(path).assets[TOKENIZER_ASSET]).decode()
     found = Tokenizer.from_str(content).encode(text).ids[:tokens]
     whole = len(found) // context
@@ -79,7 +79,7 @@ def windows_of(path: Path, text: str, tokens: int, context: int) -> np.ndarray:
 
 
 def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each contestant."""
+    """Return a row for each contestant."""
     source = options.text or resources.files("tvm_ffi").joinpath(_TEXT)
     text = source.read_text(encoding="utf-8")
     parts = [each.partition("=") for each in options.contestants]
@@ -98,7 +98,7 @@ def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def table_of(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table of Markdown."""
+    """Format the rows as a Markdown table."""
     lines = ["| engine | model | options | tokens | perplexity |", "| --- | --- | --- | ---: | ---: |"]
     for row in rows:
         chosen = ", ".join(f"{name} {Path(value).name}" for name, value in row["options"].items())

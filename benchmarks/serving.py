@@ -2,18 +2,18 @@
 
 Throughput and latency of servers.
 
-One run, contestants alternately and each in a process of its own, several rounds:
+One run with several rounds, contestants alternating, each in its own process:
 
 - MiniLM (32 tokens) at 8 connections and a tiny net at 32: our server over HTTP; our batcher, ONNX Runtime and OpenVINO
-  in process; Triton with our backend and with ONNX Runtime, where tests/system/install_triton.sh has put it;
-- the 99th percentile at 80 % load, batched and first in first out, of MiniLM (whose rows cost the same in a batch) and
-  of a net of 100 MB of weights, which a batch reads once;
-- three times overload with a deadline: what is accepted in time, and how soon the rest is refused;
+  in process; Triton with our backend and with ONNX Runtime, if tests/system/install_triton.sh has installed it;
+- the 99th percentile at 80 % load, batched and first-in-first-out, for MiniLM (whose rows cost the same in a batch) and
+  for a net with 100 MB of weights, which a batch reads once;
+- three times overload with a deadline: accepted requests in time, and the time of refusals;
 - the same for a minute over HTTP (`benchmarks.serving_overload`);
 - cascades and int8 variants at the large model's accuracy (`benchmarks.cascades`);
 - seconds from the command to the first answer.
 
-Last, each figure beside its goal. All of it takes about 15 minutes on two idle cores.
+Finally, each figure with its goal. Everything takes about 15 minutes on two idle cores.
 
 Needs wrk (apt-get install wrk), onnxruntime and openvino. Models are built into FOLDER the first time.
 """
@@ -46,7 +46,7 @@ from benchmarks.triton import triton_contestants
 from targets.processors import usable_cores
 
 CELLS = (("minilm", 8), ("tiny", 32))
-OPEN_CELLS = (("minilm", 8), ("wide", 32))  # and the requests at once that their capacity is measured with
+OPEN_CELLS = (("minilm", 8), ("wide", 32))  # and the concurrent requests at which their capacity is measured
 SLA_MS = 100.0
 Servers = dict[str, Callable[[], AbstractContextManager[int]]]
 _IN_PROCESS = ("ours", "onnxruntime", "openvino")
@@ -58,8 +58,8 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("build/serving-models"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=3)
-    parser.add_argument("--only", choices=list(_PARTS), help="this part alone; others stay as --json holds them")
-    parser.add_argument("--ray-python", type=Path, help="an interpreter that has Ray, for the server on Ray Serve")
+    parser.add_argument("--only", choices=list(_PARTS), help="only this part; others stay as in --json")
+    parser.add_argument("--ray-python", type=Path, help="an interpreter with Ray, for the server on Ray Serve")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if shutil.which("wrk") is None:
@@ -85,7 +85,7 @@ def _contestant(**given: object) -> dict[str, float]:
 
 
 def _throughput(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Requests a second by model and contestant, one number a round."""
+    """Measure requests per second by model and contestant, one number per round."""
     folder, seconds = options.folder, options.seconds
     rounds: dict[str, dict[str, list[float]]] = {model: {} for model, _ in CELLS}
     with TemporaryDirectory() as made:
@@ -106,7 +106,7 @@ def _throughput(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[s
 
 
 def _own_servers(folder: Path, ray_python: Path | None) -> Servers:
-    """Our server with one worker, and with as many as there are cores, by itself and on Ray."""
+    """Yield our server with one worker, and with one per core, standalone and on Ray."""
 
     @contextmanager
     def served(workers: int) -> Iterator[int]:
@@ -130,7 +130,7 @@ def _own_servers(folder: Path, ray_python: Path | None) -> Servers:
 
 @contextmanager
 def embedded(folder: Path, *flags: str, python: str = sys.executable) -> Iterator[tuple[int, int]]:
-    """Our server: its port, and the number of its process."""
+    """Run our server; yield its port and process id."""
     command = [python, "-m", "compiler.cli", "serve", "--port", "0", *flags]
     command += [f"{model}={folder / model}.twm" for model, _ in CELLS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -147,7 +147,7 @@ def _ready(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[str, A
 
 
 def _ready_seconds(folder: Path) -> float:
-    """Seconds from the start of the command to the first answer, for MiniLM alone."""
+    """Return seconds from the start of the command to the first answer, with only MiniLM."""
     begin = time.perf_counter()
     command = [sys.executable, "-m", "compiler.cli", "serve", str(folder / "minilm.twm"), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -160,7 +160,7 @@ def _ready_seconds(folder: Path) -> float:
 
 
 def _open_loops(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[str, Any]:
-    """At 80 % of the capacity, batched and not; and MiniLM at 300 % with a deadline."""
+    """Measure at 80 % of the capacity, batched and not; and MiniLM at 300 % with a deadline."""
     common = {"folder": str(options.folder), "seconds": options.seconds}
     at_80 = {}
     for model, connections in OPEN_CELLS:
@@ -173,7 +173,7 @@ def _open_loops(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[s
 
 
 def _at_80_percent(rounds: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The best round of each, and the ratios of the 99th percentiles in all rounds."""
+    """Return the best round of each, and the ratios of the 99th percentiles in all rounds."""
     alike: dict[str, list[dict[str, float]]] = {"batched": [], "first in first out": []}
     for _ in range(rounds):
         for name, results in alike.items():
@@ -193,7 +193,7 @@ def _cascades(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[str
 
 
 def _said(command: str, *arguments: str) -> object:
-    """The JSON that another command of the benchmarks writes."""
+    """Return the JSON written by another benchmark command."""
     with TemporaryDirectory() as made:
         file = Path(made) / "found.json"
         subprocess.run(
@@ -228,7 +228,7 @@ def _print(found: Mapping[str, Any]) -> None:
 
 
 def _print_throughput(title: str, contestants: Mapping[str, list[float]]) -> None:
-    """The best of the rounds, their ratio, and the median of the ratios of one round."""
+    """Print the best of the rounds, their ratio, and the median of the ratios within a round."""
     in_process = {name: values for name, values in contestants.items() if name.endswith("in process")}
     references = {"best in process": max(in_process.values(), key=max)}
     if TRITON in contestants:

@@ -1,8 +1,8 @@
 """python -m benchmarks.serving_overload [FOLDER] [--seconds S] [--times N] [--json FILE]: too many requests over HTTP.
 
-MiniLM is served by `tensorwright serve`; its capacity is measured with 8 connections, and then so many times as many
-requests as that arrive at random times, whatever was answered, each with a latency of 100 ms that it allows. Reported:
-what was accepted and in time, as the client saw it, how soon the rest was refused, and the server's memory. Needs wrk.
+MiniLM is served by `tensorwright serve`; its capacity is measured with 8 connections. Then a multiple of that rate of
+requests arrives at random times, regardless of answers, each with a latency limit of 100 ms. The report contains the
+accepted requests and those in time as seen by the client, the time of refusals, and the server's memory. Needs wrk.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from benchmarks._serving_models import build, example
 from benchmarks._wrk import load
 from benchmarks.serving import SLA_MS, embedded
 
-_CONNECTIONS = 900  # a server takes 1,000
+_CONNECTIONS = 900  # a server accepts 1,000
 
 
 def main() -> None:
-    """Print what happened."""
+    """Run the overload and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("build/serving-models"))
     parser.add_argument("--seconds", type=float, default=60)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _memory_mb(supervisor: int) -> float:
-    """Resident memory of a server's workers."""
+    """Return the resident memory of a server's workers."""
     children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
     lines = [line for each in children for line in Path(f"/proc/{each}/status").read_text().splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
@@ -87,7 +87,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Client:
-    """Sends requests at random times, and notes the milliseconds of the answers by status; 0: it broke off."""
+    """Sends requests at random times, and records the milliseconds of answers by status; 0: connection aborted."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -118,14 +118,14 @@ class _Client:
             await asyncio.sleep(0.01)
 
     def answered(self, connection: _Connection, status: int, seconds: float) -> None:
-        """Note the answer to a request."""
+        """Record the answer to a request."""
         self._answered += 1
         self._milliseconds.setdefault(status, []).append(1000 * seconds)
         if status:
             self._idle.append(connection)
 
     def found(self) -> dict[str, Any]:
-        """Shares and percentiles."""
+        """Return fractions and percentiles."""
         accepted = self._milliseconds.get(200, [])
         refused = [each for status in (429, 503) for each in self._milliseconds.get(status, [])]
         return {

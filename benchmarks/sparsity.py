@@ -1,11 +1,11 @@
-"""The sparsity from which sparse kernels are faster than dense ones, and what the compiler chooses.
+"""The sparsity from which sparse kernels are faster than dense ones, and the compiler's choice.
 
     python -m benchmarks.sparsity
     python -m benchmarks.sparsity products --patterns blocks
     python -m benchmarks.sparsity convolutions --shares 0 0.5 0.9
 
-A row is a layer with random weights and inputs; times are processor time of one thread, medians. "blocks" are as wide
-as the machine's vectors. "speed" is dense over sparse time, both forced; "chosen" what `compile` would take.
+A row is a layer with random weights and inputs; times are medians of processor time of one thread. "blocks" are as wide
+as the machine's vectors. "speed" is dense over sparse time, both forced; "chosen" is the choice of `compile`.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ CONVOLUTIONS = (
     (512, 512, 3, 1, 7),
 )
 N_OF_M = ("2:4", "1:4", "4:8", "2:8", "4:16", "2:16")
-_WIDTHS = (34, 18, 11, 11, 8, 8)  # of the columns of the table
+_WIDTHS = (34, 18, 11, 11, 8, 8)  # widths of the table's columns
 _SPARSE = ("matmul-sparse", "matmul-n-of-m", "conv-sparse")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer, an input, and its weight as (results, operands) in place."""
+    """A layer, an input, and its weight as a (results, operands) view."""
 
     name: str
     net: nn.Module
@@ -56,7 +56,7 @@ class Layer:
 
 
 def main() -> int:
-    """Parse the arguments, measure, print a row as soon as it is known."""
+    """Parse the arguments, measure, and print each row at once."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sparsity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def _line(cells: Sequence[str]) -> str:
-    """A row of the table, which appears as soon as it is measured."""
+    """Print a row of the table immediately."""
     return "".join(f"{cell:<{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
 
 
@@ -130,7 +130,7 @@ def _patterns(layer: Layer, options: argparse.Namespace) -> list[tuple[str, floa
 
 
 def _pruned(whole: torch.Tensor, pattern: str, share: float) -> torch.Tensor:
-    """The weight with its smallest elements set to zero."""
+    """Set the smallest elements of the weight to zero."""
     if pattern == "blocks" and not share:
         return whole
     lanes = targets.get("host").machine.lanes("float32")
@@ -148,7 +148,7 @@ def _compiled(layer: Layer) -> Any:
 
 @contextmanager
 def _forced(sparse: bool) -> Iterator[None]:
-    """Make the compiler use sparse kernels, or none, whatever they cost."""
+    """Force the compiler to use sparse kernels, or none, whatever their cost."""
 
     def form(weight: Array, rows: int, machine: Any) -> SparseForm | None:
         if not sparse:
@@ -164,7 +164,7 @@ def _forced(sparse: bool) -> Iterator[None]:
 
 
 def _groups(weight: Array) -> Groups | None:
-    """The pattern N:M of a weight that is pruned that way."""
+    """Return the N:M pattern of a weight pruned that way."""
     for of in (4, 8, 16):
         if len(weight) % of == 0 and (keep := most_kept(weight, of)) <= of // 2:
             return Groups(keep, of)

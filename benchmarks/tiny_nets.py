@@ -1,7 +1,7 @@
 """The nets of MLPerf Tiny as ONNX, in their published sizes, with random weights.
 
 Layers as in https://github.com/mlcommons/tiny/tree/master/benchmark/training. The image classifier of visual wake words
-is MobileNetV2 here (width 0.35), whose inverted residuals ask more of a compiler than MobileNetV1's.
+is MobileNetV2 here (width 0.35), whose inverted residuals are harder for a compiler than MobileNetV1's layers.
 
     python -m benchmarks.tiny_nets DIR      # writes each, quantized by ONNX Runtime, as DIR/NAME.onnx
 """
@@ -48,7 +48,7 @@ class _Net:
         weight = self.weight(filters, depth, *kernel, fan_in=depth * kernel[0] * kernel[1])
         before, after = [(extent - 1) // 2 for extent in kernel], [extent // 2 for extent in kernel]
         y = self.node("Conv", [x, weight], pads=before + after, strides=[stride] * 2, group=groups)
-        low = (0.7, -0.1, -0.1, 0.7)  # of scale, bias, mean, variance
+        low = (0.7, -0.1, -0.1, 0.7)  # ranges of scale, bias, mean, variance
         parameters = [self._rng.uniform(least, least + 0.5, filters).astype(np.float32) for least in low]
         return self.node("BatchNormalization", [y, *map(self.constant, parameters)])
 
@@ -131,8 +131,8 @@ NETS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 def quantized_by_onnx_runtime(name: str) -> onnx.ModelProto:
-    """A net with int8 tensors and weights per output channel, between QuantizeLinear and DequantizeLinear; calibrated
-    on random inputs."""
+    """Return a net with int8 tensors and per-channel weights, with QuantizeLinear and DequantizeLinear; calibrated on
+    random inputs."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

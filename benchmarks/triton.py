@@ -1,9 +1,9 @@
 """python -m benchmarks.triton [FOLDER] [--json FILE]: requests per second of Triton Inference Server.
 
-With our backend, and with ONNX Runtime in Triton's Python backend, on a tiny net and MiniLM. Both have the same
-batching, as many instances as processors, and one thread a run. wrk sends JSON over 1, 8 and 32 connections; the
-servers take turns, and each cell is the best of three rounds. Needs tests/system/install_triton.sh, wrk, and
-onnxruntime in Triton's environment.
+It compares our backend with ONNX Runtime in Triton's Python backend, on a tiny net and MiniLM. Both have the same
+batching, one instance per processor, and one thread per run. wrk sends JSON over 1, 8 and 32 connections; the servers
+alternate, and each cell is the best of three rounds. Needs tests/system/install_triton.sh, wrk, and onnxruntime in
+Triton's environment.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _onnx_runtime(installed: Installation, models: Path, folder: Path) -> Path:
 
 @contextmanager
 def _serving(installed: Installation, folder: Path) -> Iterator[int]:
-    """A server of one folder, and its HTTP port."""
+    """Run a server for one folder, and yield its HTTP port."""
     packages = next((installed.python.parents[1] / "lib").glob("python3.*/site-packages"))
     environment = {"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(packages)}
     with triton_server(installed, folder / "models", folder / "backends", MODELS, environment) as (http, *_):
@@ -109,7 +109,7 @@ def _serving(installed: Installation, folder: Path) -> Iterator[int]:
 
 
 def triton_contestants(models: Path, made: Path) -> dict[str, Callable[[], AbstractContextManager[int]]]:
-    """Servers of both kinds by name, each a context of its HTTP port; none where Triton is not installed."""
+    """Return servers of both kinds by name, each a context of its HTTP port; none if Triton is not installed."""
     installed = installation()
     if installed is None:
         return {}

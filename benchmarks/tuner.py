@@ -1,4 +1,4 @@
-"""Measures the tuner: its trial rate, what it finds in few trials, and how well its cost model ranks.
+"""Measure the tuner: its trial rate, its results with few trials, and the ranking of its cost model.
 
     python -m benchmarks.tuner rate resnet18 --seconds 60
     python -m benchmarks.tuner quality resnet18 mobilenet_v2 --records logs
@@ -12,13 +12,13 @@
     python -m benchmarks.tuner ethos-u --output benchmarks/results/ethos-u-cycles.json
     python -m benchmarks.tuner pretrain --records tuning_logs/training logs --output tuning_logs
 
-`quality` compares what a fresh search of 32 trials finds with the best on record, task by task, and how many trials a
-cold and a pre-trained cost model take to reach 95 % of it. `ranking` trains on some tasks (or on one machine) and
-ranks the trials of others. `transfer` replays records: how many trials until 95 % of the best, without and with a
-model that was trained on the other tasks. `modelled` orders timed configs by the target's model of its processor.
-`graph` tunes and races whole models, `choices` bounds what choices that the rules fix could gain in them.
-`metaschedule` gives TVM's own tuner and ours the same time. Records come from `tensorwright tune --records DIR`, or,
-with many configs of each task, from `collect`, as those in tuning_logs/training.
+`quality` compares the result of a fresh search of 32 trials with the best on record, task by task, and the number of
+trials that a cold and a pre-trained cost model need to reach 95 % of it. `ranking` trains on some tasks (or on one
+machine) and ranks the trials of others. `transfer` replays records: the number of trials until 95 % of the best,
+without and with a model trained on the other tasks. `modelled` orders timed configs by the target's processor model.
+`graph` tunes and times whole models, `choices` bounds the gain of choices that are fixed by rules. `metaschedule` gives
+TVM's own tuner and ours the same time. Records come from `tensorwright tune --records DIR` or, with many configs per
+task, from `collect`, like those in tuning_logs/training.
 """
 
 from __future__ import annotations
@@ -79,12 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     rate = commands.add_parser("rate", help="trials per second of the whole loop")
     quality = commands.add_parser("quality", help="32 trials against the best on record")
-    ranking = commands.add_parser("ranking", help="how well the cost model ranks tasks it has not seen")
+    ranking = commands.add_parser("ranking", help="ranking of unseen tasks by the cost model")
     pretrain = commands.add_parser("pretrain", help="train the cost model of each architecture on its records")
-    transfer = commands.add_parser("transfer", help="trials that a pre-trained cost model saves")
+    transfer = commands.add_parser("transfer", help="trials saved by a pre-trained cost model")
     metaschedule = commands.add_parser("metaschedule", help="TVM's own tuner with the same time")
     _tuner_ethos_u.add_options(commands.add_parser("ethos-u", help="cycles on Ethos-U, untuned and tuned"))
-    _tuner_graph.add_options(commands.add_parser("graph", help="whole models untuned and tuned, beside other runtimes"))
+    _tuner_graph.add_options(
+        commands.add_parser("graph", help="whole models untuned and tuned, compared with other runtimes")
+    )
     _tuner_choices.add_options(commands.add_parser("choices", help="what rules fix: prefetching, threads, fusion"))
     collect = commands.add_parser("collect", help="measure and record configs for the cost model to learn from")
     collect.add_argument("--configs", type=int, default=64, help="of a task")
@@ -101,21 +103,21 @@ def _parser() -> argparse.ArgumentParser:
         "--peer-trials",
         type=int,
         default=448,
-        help="trials of MetaSchedule; what it has recorded when the time is over is used",
+        help="trials of MetaSchedule; its records at the end of the time are used",
     )
-    metaschedule.add_argument("--keep", help="a folder for what is made, to go on from")
+    metaschedule.add_argument("--keep", help="a folder for results, to resume from")
     metaschedule.add_argument(
         "--step", default="all", choices=("all", "ours", "metaschedule", "race"), help="one alone; needs --keep"
     )
     transfer.add_argument("--new-machines", action="store_true", help="hold out each machine with modelled records")
-    transfer.add_argument("--least", type=int, default=30, help="configs that a task must have on record")
+    transfer.add_argument("--least", type=int, default=30, help="minimum recorded configs per task")
     transfer.add_argument("--seeds", type=int, default=5, help="runs to average over")
     quality.add_argument("--trials", type=int, default=32)
     quality.add_argument("--tasks", type=int, default=12, help="how many: the largest of each kind")
-    modelled = commands.add_parser("modelled", help="the model of the processor against times on record")
+    modelled = commands.add_parser("modelled", help="the processor model against recorded times")
     modelled.add_argument("models", nargs="*", default=["resnet18", "mobilenet_v2", "minilm-128"])
     modelled.add_argument("--target", default="host")
-    modelled.add_argument("--tasks", type=int, default=15, help="how many, of each kind in turn")
+    modelled.add_argument("--tasks", type=int, default=15, help="number of tasks, round-robin by kind")
     modelled.add_argument("--configs", type=int, default=24, help="of a task")
     modelled.add_argument("--records", default=_TRAINING, nargs="+", help="record files or folders")
     for each in (modelled, ranking, transfer):
@@ -134,8 +136,8 @@ def _rate(options: Any, console: Console) -> None:
     import compiler
 
     parts = ("search", "build", "measure")
-    table = Table(title="the searching loop: propose, build, check, measure, record, learn; without start and end")
-    for heading in ("model", "timing", "trials", "seconds", "trials/s", "processor s of a trial", *parts, "failed"):
+    table = Table(title="the search loop: propose, build, check, measure, record, learn; without start and end")
+    for heading in ("model", "timing", "trials", "seconds", "trials/s", "processor s per trial", *parts, "failed"):
         table.add_column(heading, justify="left" if heading in ("model", "timing") else "right")
     for name in options.models:
         task = task_of(name)
@@ -262,8 +264,8 @@ def _transfer(options: Any, console: Console) -> None:
 
 
 def _over_cold(rows: Sequence[_tuner_transfer.Row]) -> dict[str, float]:
-    """Trials over those of a model that knows nothing, geometric means. Where every config is near the best, any first
-    trial will do."""
+    """Return trials relative to those of an untrained model, geometric means. If every config is near the best, any
+    first trial suffices."""
     import numpy as np
 
     def mean(ratios: Sequence[float]) -> float:

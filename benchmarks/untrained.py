@@ -1,7 +1,7 @@
-"""Weights and batch norms under which the outputs of an untrained net depend on every layer.
+"""Weights and batch norms with which the outputs of an untrained net depend on every layer.
 
-With their initial weights, activations vanish or grow from layer to layer: the output is the last bias, or a softmax of
-one and zeros, whatever a kernel computes, and a comparison with another runtime cannot fail.
+With initial weights, activations vanish or grow from layer to layer: the output is the last bias, or a softmax of one
+and zeros, whatever a kernel computes, and a comparison with another runtime cannot fail.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Array = np.ndarray
 
 
 def wake(net: torch.nn.Module) -> None:
-    """Give weights to heads of zeros (vit_b_16), and weight to residual branches that are scaled by 1e-6 (ConvNeXt)."""
+    """Initialize heads of zeros (vit_b_16), and residual branches that are scaled by 1e-6 (ConvNeXt)."""
     import torch
 
     with torch.no_grad():
@@ -32,7 +32,7 @@ def wake(net: torch.nn.Module) -> None:
 
 
 def calibrate_batch_norms(net: torch.nn.Module, batch: torch.Tensor) -> None:
-    """Give each batch norm of a module in evaluation mode the mean and variance of what reaches it, in one pass."""
+    """Set mean and variance of each batch norm of a module in evaluation mode to those of its input, in one pass."""
     import torch
 
     norms = [each for each in net.modules() if isinstance(each, torch.nn.modules.batchnorm._BatchNorm)]
@@ -48,10 +48,10 @@ def calibrate_batch_norms(net: torch.nn.Module, batch: torch.Tensor) -> None:
 
 
 def with_random_weights(model: onnx.ModelProto, feeds: Mapping[str, Array], seed: int = 0) -> onnx.ModelProto:
-    """A copy whose float32 weights, constants of one value among them, are random and whose batch norms fit `feeds`.
+    """Return a copy with random float32 weights, including constants of one value, and batch norms that fit `feeds`.
 
-    Weights of two and more axes are normal, of variance 2 / fan-in (He et al. 2015, equation 10), their first axis
-    being that of the outputs; scales are near 1, biases near 0.
+    Weights with two or more axes are normal with variance 2 / fan-in (He et al. 2015, equation 10), with the outputs
+    as their first axis; scales are near 1, biases near 0.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -80,7 +80,7 @@ def _weight_shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, tuple[int, ...
 
 
 def _multipliers(graph: onnx.GraphProto) -> set[str]:
-    """Vectors that a Mul applies to each channel."""
+    """Return vectors that a Mul applies to each channel."""
     widened = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Unsqueeze"}
     return {widened[name] for node in graph.node if node.op_type == "Mul" for name in node.input if name in widened}
 

@@ -3,9 +3,9 @@
     python -m benchmarks.cores resnet50 vgg19@16 minilm-128 smollm2:decode --cores 2 8 32 [--kernels] [--json FILE]
 
 Each net is compiled for each number of cores (or for `--compiled-for` cores), and the parts of its parallel regions are
-timed one after the other on one core of this machine; `benchmarks.cores.model` says how the time on many is predicted
-from that. `--cold` empties a core's own caches before each part, as if another core had computed its inputs; without, a
-part finds there what the ones before it left. Measured times come from processes of their own, of ours and the peers.
+timed one after another on one core of this machine; `benchmarks.cores.model` predicts the time on many cores from
+these. `--cold` empties a core's own caches before each part, as if another core had computed its inputs; without it, a
+part finds the data of earlier parts there. Measured times of ours and the other runtimes come from separate processes.
 """
 
 from __future__ import annotations
@@ -94,16 +94,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("nets", nargs="+", help="NAME, NAME@BATCH, FILE.onnx, smollm2:decode, FILE.gguf:prompt")
     parser.add_argument("--cores", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64, 128])
-    parser.add_argument("--sizes", type=_size, nargs="*", default=[], help="height=640 ...: of symbolic dimensions")
-    parser.add_argument("--fixed", action="store_true", help="compile for the sizes of the run, not for dynamic ones")
+    parser.add_argument(
+        "--sizes", type=_size, nargs="*", default=[], help="height=640 ...: values of symbolic dimensions"
+    )
+    parser.add_argument("--fixed", action="store_true", help="compile for the sizes of the run instead of dynamic ones")
     parser.add_argument("--target", default="host", help="a target that this machine runs; its caches and memory count")
-    parser.add_argument("--precision", default="", help="as compile takes it; a language model's own if none")
-    parser.add_argument("--compiled-for", type=int, help="compile once, for so many cores")
-    parser.add_argument("--modules", help="keep compiled modules in this folder, and use those that are there")
+    parser.add_argument("--precision", default="", help="as for compile; a language model's own if not given")
+    parser.add_argument("--compiled-for", type=int, help="compile once, for this many cores")
+    parser.add_argument("--modules", help="store compiled modules in this folder, and reuse existing ones")
     parser.add_argument("--cold", action="store_true", help="empty a core's own caches before each part")
-    parser.add_argument("--runs", type=int, default=15, help="of which the shortest time of each part counts")
-    parser.add_argument("--kernels", action="store_true", help="show the kernels that cost the most cores")
-    parser.add_argument("--measured", action="store_true", help="time ours and the peers where there are the cores")
+    parser.add_argument("--runs", type=int, default=15, help="number of runs; the shortest time of each part counts")
+    parser.add_argument("--kernels", action="store_true", help="show the kernels that lose the most time")
+    parser.add_argument(
+        "--measured",
+        action="store_true",
+        help="also time ours and the other runtimes, if this machine has enough cores",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--json", help="write the rows to this file")
     return parser
@@ -207,7 +213,7 @@ def _measured(net: Net, module: Path, cores: int, options: argparse.Namespace, c
 
 def _table(rows: Sequence[Row], options: argparse.Namespace) -> Table:
     caches = "a core's own caches empty" if options.cold else "caches warm"
-    table = Table(title=f"modelled for {options.target}, {caches}; share: of the time on so many cores")
+    table = Table(title=f"modelled for {options.target}, {caches}; share: of the time on that many cores")
     table.add_column("net", no_wrap=True)
     contestants = list(dict.fromkeys(name for row in rows for name in row.measured_ms))
     headings = ("cores", "1 core ms", "ms", "speedup", "bound", "of linear", "balance", "starting", "moving", "serial")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.cores.emulate PLAN.json
 
-TVM looks `TVMBackendParallelLaunch` up in a table of its runtime when a module is loaded; here that of `launch.c` is in
-it, which cuts a region into as many parts as a machine has cores, as TVM's own does, and times each part. PLAN says the
-modules and their cores; the result is printed as JSON, a list of calls of each module.
+When a module is loaded, TVM looks `TVMBackendParallelLaunch` up in a table of its runtime. Here the table contains the
+function in `launch.c`, which cuts a region into as many parts as a machine has cores, like TVM's own, and times each
+part. PLAN lists the modules and their cores; the result is printed as JSON, a list of calls for each module.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CallParts:
 
     Attributes:
         tasks: tasks of its parallel loops; None if they are determined at run time.
-        reason: why one core computes it, as the compiler states it.
+        reason: the compiler's reason why one core computes it.
         serial: seconds outside parallel regions.
         weight_bytes, other_bytes: bytes of the parameters that it reads, and of its other tensors.
     """
@@ -78,7 +78,7 @@ class Launcher:
         self._library.noted.restype = ctypes.c_int64
         self._library.first_note.restype = ctypes.POINTER(ctypes.c_int64)
         self._library.set_parts.argtypes = (ctypes.c_int, ctypes.c_int64)
-        set_threads()  # which names its own
+        set_threads()  # the table names TVM's own function
         ffi = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
         address = ctypes.cast(self._library.launch, ctypes.c_void_p)
         if ffi.TVMFFIEnvModRegisterContextSymbol(_SYMBOL, address):

@@ -1,8 +1,8 @@
 """Predicts the multi-core time of a network from the single-core times of its parts.
 
-A call takes the longest part of each of its parallel regions, what it does outside of them, and the cost of starting
-and joining the regions; but at least what its bytes take to come from memory and from the shared cache (the roofline
-model, Williams et al. 2009). Cores are taken to be as fast as this machine's, all of them at once.
+The time of a call is the longest part of each of its parallel regions, the time outside of them, and the cost of
+starting and joining the regions; but at least the time to read its bytes from memory and from the shared cache (the
+roofline model, Williams et al. 2009). All cores are assumed to be as fast as this machine's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from schedules.cuts import start_cycles
 from schedules.machine import Machine
 
 SERIAL_SECONDS = 100e-6
-"""Work on one core that a kernel may have without being cut."""
+"""Work of a kernel on one core below which it need not be cut."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Call:
         moving: lower bound from memory traffic.
         starting: time to launch and join its regions.
         tasks: tasks of its parallel loops as the compiler states them, "" if it does not.
-        stated: why one core computes it, as the compiler states it; "" where it does not.
+        stated: the compiler's reason why one core computes it; "" if it gives none.
         parts: the most parts with work that a region has; 1 for a kernel that is not cut.
         balance: work of the average core over that of the busiest.
     """
@@ -118,8 +118,8 @@ class Prediction:
 def predict(calls: Sequence[Mapping[str, Any]], one: Sequence[Mapping[str, Any]], machine: Machine) -> Prediction:
     """Predict a module's time on a machine from its calls, given the calls of the same network on one core (`one`).
 
-    Where both make the same calls, each is compared with its own; else the times on one core are shared out by the
-    work in the parts.
+    If both make the same calls, each is compared with its counterpart; otherwise the times on one core are distributed
+    by the work in the parts.
     """
     roofline = Roofline.of(machine, measured=False)
     weights = sum(call["weight_bytes"] for call in calls)
@@ -137,7 +137,7 @@ def predict(calls: Sequence[Mapping[str, Any]], one: Sequence[Mapping[str, Any]]
                 nodes=tuple(call["nodes"]),
                 one=single,
                 longest=call["serial"] + sum(region["longest"] for region in call["regions"]),
-                # One core alone cannot have drawn more than all do.
+                # A single core cannot have a higher bandwidth than all together.
                 moving=0.0 if call["kind"] == RUNTIME else min(single, _moving(call, weights, roofline)),
                 starting=_starting(call, machine.cores),
                 tasks=", ".join(map(str, call["tasks"] or ())),

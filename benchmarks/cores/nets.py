@@ -23,8 +23,8 @@ class Net:
 
     Attributes:
         source, shapes: as `compiler.compile` takes them.
-        arrays: an .npz file of its inputs; those that it lacks are random, `sizes` those of their symbolic dimensions.
-        task: the same for the peers; None where they do not read the file.
+        arrays: an .npz file of its inputs; missing ones are random, with `sizes` of their symbolic dimensions.
+        task: the comparison for other runtimes; None if they cannot read the file.
     """
 
     name: str
@@ -42,11 +42,12 @@ class Net:
 
 
 def net_of(name: str, sizes: Mapping[str, int] | None = None) -> Net:
-    """A net of the catalog, torchvision or `benchmarks.families`, "@16" behind it for a batch of 16; an ONNX file; or a
-    GGUF file or folder of a language model, ":decode" or ":prompt" behind it ("smollm2" is the demo's).
+    """Return a net of the catalog, torchvision or `benchmarks.families`, with the suffix "@16" for a batch of 16; an
+    ONNX file; or a GGUF file or folder of a language model, with the suffix ":decode" or ":prompt" ("smollm2" is the
+    demo's).
 
     Args:
-        sizes: sizes of symbolic dimensions, if they are not those that the table of families ends with.
+        sizes: sizes of symbolic dimensions; by default the last ones in the table of families.
 
     Raises ValueError for any other name.
     """

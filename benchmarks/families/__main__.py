@@ -1,14 +1,14 @@
-"""Compares nets of families that the catalog lacks with ONNX Runtime and OpenVINO, each verified first.
+"""Compare nets of families that the catalog lacks with ONNX Runtime and OpenVINO, each verified first.
 
     python -m benchmarks.families                        # all nets
     python -m benchmarks.families gcn tabular --threads 2
     python -m benchmarks.families --json families.json --markdown docs/measured.md
     python -m benchmarks.families recurrent --json families.json --keep --markdown docs/measured.md
 
-A name is a net or a family. Each contestant runs in a process of its own, stopped while another has its turn, after
-warm-up; times are medians over rounds of the median in a round. A ratio is the faster peer's time over ours, above 1
-when ours is faster; beside it stand the lowest and the highest of the rounds. Sizes that are dynamic in the file are
-dynamic for everyone. Exit status: 1 if a net fails or its numbers differ, else 0.
+A name is a net or a family. Each contestant runs in its own process, which is stopped while another one runs, after
+warm-up; times are medians over rounds of the median in a round. A ratio is the time of the faster other runtime over
+ours, above 1 if ours is faster, with the lowest and the highest of the rounds. Sizes that are dynamic in the file are
+dynamic for all. Exit status: 1 if a net fails or its results differ, else 0.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.families.report import Row, print_table, write_markdown
 
 
 def main() -> int:
-    """Parse the arguments, race, print the table."""
+    """Parse the arguments, time the contestants, print the table."""
     options = _parser().parse_args()
     console = Console()
     console.width = max(console.width, 140)
@@ -47,8 +47,8 @@ def main() -> int:
 
 
 def _measured(options: Any, console: Console) -> list[Row]:
-    """The rows of the chosen nets, written after each net; with `--keep` beside those that the file has of others, all
-    in the order of the registry."""
+    """Measure the chosen nets, and write the rows after each net; with `--keep` together with the file's rows of other
+    nets, all in the order of the registry."""
     rows = _read(options.json) if options.keep and Path(options.json).exists() else []
     places = {name: place for place, name in enumerate(nets())}
     for entry in _chosen(options.names):
@@ -81,11 +81,11 @@ def _parser() -> argparse.ArgumentParser:
         "--statistic",
         choices=("median", "best", "cpu"),
         default="median",
-        help="for a machine that others use too: best run, or processor time (one thread)",
+        help="for a machine with other load: best run, or processor time (one thread)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the rows to this file, after each net")
-    parser.add_argument("--keep", action="store_true", help="keep the rows that this file has of other nets")
-    parser.add_argument("--from-json", metavar="FILE", help="print the rows of this file and time nothing")
+    parser.add_argument("--keep", action="store_true", help="keep this file's rows of other nets")
+    parser.add_argument("--from-json", metavar="FILE", help="print the rows of this file without timing anything")
     parser.add_argument("--markdown", metavar="FILE", help="replace the table in this file, between its two markers")
     return parser
 
@@ -99,7 +99,7 @@ def _chosen(names: Sequence[str]) -> list[Net]:
 
 
 def _rows(entry: Net, options: Any, console: Console) -> list[Row]:
-    """Rows of a net, one for each of its sizes; where it cannot be compared, one row with the reason."""
+    """Return the rows of a net, one for each of its sizes, or one row with the reason if it cannot be compared."""
     console.print(f"[dim]{entry.name}: compiling", highlight=False)
     module = cache_folder() / "families" / f"{entry.name}-{options.threads}.twm"
     try:

@@ -31,7 +31,7 @@ class UnrolledLstm(nn.Module):
 
 
 class Crnn(nn.Module):
-    """CRNN (Shi et al. 2015) for images of 32 rows, with cells in place of layers."""
+    """CRNN (Shi et al. 2015) for images of 32 rows, with cells instead of layers."""
 
     def __init__(self, classes: int = 37) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Compiles a net in a process of its own and compares it with ONNX Runtime on random inputs; started by `__main__`.
+"""Compile a net in a separate process and compare it with ONNX Runtime on random inputs; started by `__main__`.
 
     python -m benchmarks.families.check NAME MODULE.twm THREADS
 
@@ -55,8 +55,8 @@ def _differences(entry: Net, path: Path, module: Any) -> list[float]:
 
 
 def largest_difference(ours: Sequence[Array], reference: Sequence[Array]) -> float:
-    """Largest difference over outputs, relative to the largest absolute value of each; infinite where shapes differ,
-    where NaN or infinities stand elsewhere, and for integers that are not equal."""
+    """Return the largest difference over outputs, relative to the largest absolute value of each; infinite if shapes,
+    positions of NaN or infinities, or integers differ."""
     if len(ours) != len(reference):
         return float("inf")
     return max((_difference(mine, np.asarray(other)) for mine, other in zip(ours, reference, strict=True)), default=0.0)

@@ -1,4 +1,4 @@
-"""Detectors of objects: YOLO, SSD, Faster R-CNN, RetinaNet, DETR, with their NonMaxSuppression where they export it."""
+"""Object detectors: YOLO, SSD, Faster R-CNN, RetinaNet, DETR, with NonMaxSuppression if they export it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from benchmarks.untrained import calibrate_batch_norms
 
 
 class _Scores(nn.Module):
-    """A torchvision detector of one image: its scores.
+    """The scores of a torchvision detector for one image.
 
-    Under random weights scores lie 1e-6 apart, so that rounding exchanges neighbours, and with them boxes and labels.
+    With random weights scores are 1e-6 apart, so rounding swaps neighbours, and with them boxes and labels.
     """
 
     def __init__(self, detector: Any) -> None:

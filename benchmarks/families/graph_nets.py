@@ -1,4 +1,4 @@
-"""Graph neural networks written with gather and scatter, as PyTorch Geometric's layers lower to."""
+"""Graph neural networks written with gather and scatter, like lowered layers of PyTorch Geometric."""
 
 from __future__ import annotations
 

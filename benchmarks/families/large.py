@@ -12,7 +12,7 @@ from benchmarks.untrained import calibrate_batch_norms
 
 IMAGES = {"x": floats("batch", 3, "height", "width")}
 _WIDTHS = (32, 64, 96, 128, 160, 192)
-_BLOCKS = 3  # residual blocks of a level
+_BLOCKS = 3  # residual blocks per level
 _ATTENTION_FROM = 2  # the first level with attention
 
 

@@ -23,7 +23,7 @@ def ppocr_v6_reader() -> Path:
     return package_folder("rapidocr") / "models" / "PP-OCRv6_rec_small.onnx"
 
 
-# Its sigmoids are steep: ONNX Runtime differs by 1.4e-3 from itself without optimizations.
+# Its sigmoids are steep: ONNX Runtime with and without optimizations differs by 1.4e-3.
 @net("ppocr-v4-det", IMAGE, [{"batch": 1, "height": 320, "width": 480}], tolerance=2e-3)
 def ppocr_v4_detector() -> Path:
     """PP-OCRv4 mobile detector, as paddle2onnx writes it."""
@@ -48,10 +48,10 @@ def ddddocr() -> Path:
     return package_folder("ddddocr") / "common.onnx"
 
 
-# Activations are quantized as they come, so that a last bit becomes a step; OpenVINO differs from ONNX Runtime by 1e-2.
+# Activations are quantized dynamically, so a last bit becomes a step; OpenVINO differs from ONNX Runtime by 1e-2.
 @net("ddddocr-int8", {"input1": floats(1, 1, 64, "width")}, [{"width": 160}], tolerance=2e-2)
 def ddddocr_int8() -> Path:
-    """The same kind with ConvInteger; returns indices of characters."""
+    """Like `ddddocr` with ConvInteger; returns indices of characters."""
     return package_folder("ddddocr") / "common_old.onnx"
 
 

@@ -1,4 +1,4 @@
-"""Recurrent nets: layers of each kind, size and precision, of fixed and of dynamic length, and unrolled cells."""
+"""Recurrent nets: layers of each kind, size and precision, of fixed and dynamic length, and unrolled cells."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class _Graph:
         self.initializers: list[Any] = []
 
     def weights(self, *shape: int) -> Array:
-        """Uniform values as torch draws those of recurrent layers."""
+        """Return uniform values like torch's initialization of recurrent layers."""
         bound = 1 / np.sqrt(shape[-1])
         return self._generator.uniform(-bound, bound, shape).astype(np.float32)
 
     def constant(self, array: Array) -> str:
-        """The name of a new initializer; float32 arrays become the graph's type."""
+        """Add an initializer, and return its name; float32 arrays are cast to the graph's type."""
         name = f"constant_{len(self.initializers)}"
         if array.dtype == np.float32 and self.dtype != "float32":
             array = array.astype(np.float16)
@@ -45,13 +45,13 @@ class _Graph:
         return name
 
     def node(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
-        """The name of the first output of a new node."""
+        """Add a node, and return the name of its first output."""
         names = [f"value_{len(self.nodes)}_{number}" for number in range(outputs)]
         self.nodes.append(helper.make_node(operator, list(inputs), names, **attributes))
         return names[0]
 
     def layer(self, operator: str, x: str, features: int, hidden: int, *, directions: int = 1) -> str:
-        """Y of a layer, as (length, batch, directions * hidden)."""
+        """Add a layer, and return its Y as (length, batch, directions * hidden)."""
         gates = _GATES[operator] * hidden
         weights, recurrent = self.weights(directions, gates, features), self.weights(directions, gates, hidden)
         bias = self.weights(directions, 2 * gates)
@@ -64,12 +64,12 @@ class _Graph:
         return self.joined(y, directions * hidden)
 
     def joined(self, y: str, width: int) -> str:
-        """(length, directions, batch, hidden) as (length, batch, width)."""
+        """Reshape (length, directions, batch, hidden) to (length, batch, width)."""
         moved = self.node("Transpose", y, perm=[0, 2, 1, 3])
         return self.node("Reshape", moved, self.constant(np.array([0, 0, width], np.int64)))
 
     def model(self, shape: Sequence[int | str], output: str) -> onnx.ModelProto:
-        """The model from `x` of a shape to `output`."""
+        """Return the model from `x` of a shape to `output`."""
         element = _ELEMENTS[self.dtype]
         self.nodes.append(helper.make_node("Identity", [output], ["y"]))
         graph = helper.make_graph(
@@ -99,7 +99,7 @@ def _stack(
 
 
 def _quantized(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Model as `quantize_dynamic` of ONNX Runtime leaves it: DynamicQuantizeLSTM in place of LSTM."""
+    """Quantize with ONNX Runtime's `quantize_dynamic`: DynamicQuantizeLSTM instead of LSTM."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +125,7 @@ def _with_quantized_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _quantize_dequantize(node: Any) -> list[Any]:
-    """The data of a layer, quantized and back."""
+    """Quantize and dequantize the data of a layer."""
     data, parameters = f"{node.output[0]}_data", ["x_scale", "x_zero"]
     made = [
         helper.make_node("QuantizeLinear", [node.input[0], *parameters], [f"{data}_quantized"]),
@@ -188,7 +188,7 @@ def _register() -> None:
     _dynamic("lstm-3x512", 512, lambda shape: _stack("LSTM", shape, 512, layers=3))
     _dynamic("lstm-512-float16", 512, lambda shape: _stack("LSTM", shape, 512, dtype="float16"), "float16", 2e-3)
     for hidden in (256, 512):
-        # Where a float32 sum falls on the other side of a rounding, a step of 8 bits is the difference.
+        # If a float32 sum rounds to the other side, the difference is an 8-bit step.
         _dynamic(f"bilstm-2x{hidden}-dynamic-int8", 128, _dynamic_int8(hidden), tolerance=0.05)
     for operator in ("LSTM", "GRU"):
         _dynamic(f"{operator.lower()}-256-qdq", 256, _quantized_weights(operator), tolerance=1e-3)

@@ -20,12 +20,12 @@ Exporter = Literal["dynamo", "torchscript"]
 Builder = Callable[[], Any]
 REGISTRY: dict[str, Net] = {}
 _EXAMPLES = 256
-_EXAMPLE_BYTES = 1 << 18  # of all examples of a net together
+_EXAMPLE_BYTES = 1 << 18  # size of all examples of a net together
 
 
 @dataclass(frozen=True)
 class Input:
-    """An input of a net: its shape, with names where the size is dynamic, and how random values are drawn.
+    """An input of a net: its shape, with names for dynamic sizes, and the distribution of random values.
 
     `draw(generator, shape, sizes)` returns the array; `sizes` are the values of the symbols.
     """
@@ -34,7 +34,7 @@ class Input:
     draw: Callable[[np.random.Generator, tuple[int, ...], Sizes], Array]
 
     def sample(self, generator: np.random.Generator, sizes: Sizes) -> Array:
-        """An array of the shape at given sizes."""
+        """Return an array of the shape at given sizes."""
         shape = tuple(sizes[each] if isinstance(each, str) else each for each in self.shape)
         return np.asarray(self.draw(generator, shape, sizes))
 
@@ -54,13 +54,13 @@ def integers(high: int | str, *shape: int | str, dtype: str = "int64") -> Input:
 
 
 def ones(*shape: int | str, dtype: str = "int64") -> Input:
-    """Ones, as the attention mask of full sentences."""
+    """Ones, such as the attention mask of full sentences."""
     return Input(shape, lambda _, actual, __: np.ones(actual, dtype))
 
 
 @dataclass(frozen=True)
 class Net:
-    """A net of the table.
+    """A net in the table.
 
     Attributes:
         family: the module that registers it.
@@ -90,7 +90,7 @@ class Net:
         return any(isinstance(size, str) for shape in self.shapes.values() for size in shape)
 
     def path(self) -> Path:
-        """The ONNX file. A model that is not a file is built once and kept until the source of its family changes."""
+        """The ONNX file. Other models are exported once and kept until the source of their family changes."""
         folder = cache_folder() / "families"
         folder.mkdir(exist_ok=True)
         file = folder / f"{self.name}.onnx"
@@ -103,12 +103,12 @@ class Net:
         return file
 
     def sample(self, seed: int, sizes: Sizes) -> dict[str, Array]:
-        """Random inputs."""
+        """Return random inputs."""
         generator = np.random.default_rng(seed)
         return {name: value.sample(generator, sizes) for name, value in self.inputs.items()}
 
     def task(self, sizes: Sizes) -> Task:
-        """The comparison at given sizes, with as many different inputs as stay in a processor's cache."""
+        """Return the comparison at given sizes, with as many different inputs as fit in a processor's cache."""
         path, inputs = self.path(), self.sample(0, sizes)
         name = "-".join([self.name, *map(str, sizes.values())])
         total = sum(array.nbytes for array in inputs.values())
@@ -141,7 +141,7 @@ def net(
 
 
 def nets() -> dict[str, Net]:
-    """All nets by name; imports every module of this package."""
+    """Return all nets by name; imports every module of this package."""
     import benchmarks.families
 
     for module in pkgutil.iter_modules(benchmarks.families.__path__):
@@ -158,7 +158,7 @@ def _save(entry: Net, source: Any, file: Path) -> None:
         return
     import torch
 
-    # Sizes of 2 and more in the example: torch.export takes sizes of 0 and 1 for constants.
+    # Sizes of 2 and more in the example: torch.export treats sizes of 0 and 1 as constants.
     symbols = sorted({each for shape in entry.shapes.values() for each in shape if isinstance(each, str)})
     example_sizes = {symbol: max(entry.sizes[0][symbol], 2) for symbol in symbols}
     example = tuple(torch.from_numpy(array) for array in entry.sample(0, example_sizes).values())

@@ -20,8 +20,8 @@ PEERS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 class Row:
     """A net at one of its sizes; times in milliseconds, `compile_seconds` of processor time.
 
-    `ratio` is the faster peer's time over ours; `lowest` and `highest` are those of single rounds. `failure` says why
-    there is no time, or that the numbers differ.
+    `ratio` is the time of the faster other runtime over ours; `lowest` and `highest` are ratios of single rounds.
+    `failure` is the reason for a missing time, or that results differ.
     """
 
     family: str
@@ -64,7 +64,7 @@ def print_table(rows: Sequence[Row], threads: int, console: Console) -> None:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Counts and the geometric mean."""
+    """Summarize counts and the geometric mean."""
     ratios = [row.ratio for row in rows if not math.isnan(row.ratio)]
     if not ratios:
         return "nothing was timed"
@@ -78,7 +78,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def write_markdown(rows: Sequence[Row], threads: int, path: Path) -> None:
-    """Replace what lies between the two markers in a file.
+    """Replace the text between the two markers in a file.
 
     Raises ValueError when the file does not have them.
     """

@@ -35,12 +35,12 @@ def _whisper() -> Any:
 
 
 def evaluating(model: Any) -> Any:
-    """A model of transformers, whose methods have no types, in evaluation mode."""
+    """Return a transformers model in evaluation mode; its methods have no types."""
     return model.eval()
 
 
 class FirstOutput(nn.Module):
-    """The first output of a model of transformers, given its inputs by name."""
+    """The first output of a transformers model, with its inputs by name."""
 
     def __init__(self, model: Any, *names: str, **options: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Exports of tf2onnx: Magika as it is shipped, and nets channels last with the Transposes that tf2onnx writes."""
+"""Exports of tf2onnx: Magika as shipped, and channels-last nets with the Transposes that tf2onnx writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def magika() -> Path:
 
 
 class _Graph:
-    """Nodes and random weights of a net channels last."""
+    """Nodes and random weights of a channels-last net."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
@@ -43,7 +43,7 @@ class _Graph:
         return name
 
     def convolution(self, x: str, inner: int, outer: int, *, stride: int = 1, groups: int = 1, kernel: int = 3) -> str:
-        """Transpose, Conv with padding SAME, Transpose, and Relu6 as a Clip."""
+        """Add Transpose, Conv with padding SAME, Transpose, and Relu6 as a Clip."""
         x = self.add("Transpose", x, perm=[0, 3, 1, 2])
         weight = self.weight(outer, inner // groups, kernel, kernel)
         options: dict[str, Any] = {"auto_pad": "SAME_UPPER", "strides": [stride] * 2, "group": groups}

@@ -1,1 +1,1 @@
-"""Packs for a machine that has a driver and a graphics processor and nothing else: modules, references, programs."""
+"""Packs for a machine with only a driver and a GPU: modules, references, programs."""

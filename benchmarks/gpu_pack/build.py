@@ -1,4 +1,4 @@
-"""Makes one entry of a pack: the module, a description of its data, and its kernels' results as simulated."""
+"""Build one entry of a pack: the module, a description of its data, and simulated results of its kernels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from targets.cuda.target import CudaTarget
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs as a pack describes them, and what must come out: arrays by the outputs' names."""
+    """Inputs as a pack describes them, and expected arrays by output name."""
 
     inputs: Sequence[Mapping[str, Any]]
     outputs: Mapping[str, Array]
@@ -42,10 +42,10 @@ class Model:
     """Components of an entry.
 
     Attributes:
-        source, keywords: as `import_model` takes them.
-        weights: that the model's weights were generated from.
+        source, keywords: arguments of `import_model`.
+        weights: generated weights of the model.
         arrays: inputs that are not generated from seeds, by name.
-        tolerance, call_tolerance: of outputs, and of single kernels' results.
+        tolerance, call_tolerance: tolerances of outputs, and of results of single kernels.
     """
 
     source: Any
@@ -61,7 +61,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Written:
-    """An entry that was written: bytes on disk, the bytes of parameters that follow from no seed, and kernels."""
+    """A written entry: bytes on disk, the bytes of stored parameters, and kernels."""
 
     bytes: int
     stored: Mapping[str, int]
@@ -70,7 +70,7 @@ class Written:
 
 
 def compiled(model: Model, target: CudaTarget) -> tuple[Artifact, dict[str, Any]]:
-    """The module, and the table of its kernels. Raises what compiling raises."""
+    """Compile a model; return the module and the table of its kernels. Raises as compiling."""
     arguments = {"shapes": None, "constants": None, "example_inputs": None, "dynamic_shapes": None, **model.keywords}
     imported = import_model(model.source, **arguments)
     table = KernelTable()
@@ -82,14 +82,14 @@ def compiled(model: Model, target: CudaTarget) -> tuple[Artifact, dict[str, Any]
 
 
 def write_entry(name: str, model: Model, target: CudaTarget, pack: Path, *, most_operations: float) -> Written:
-    """Write an entry into a pack whose programs are there.
+    """Write an entry into a pack that already has its programs.
 
     Args:
-        most_operations: an entry of at most so many is run simulated, its numbers compared, and what each kernel must
-            leave is written. The simulation computes some 10^8 a second.
+        most_operations: an entry with at most this many operations is simulated, its results are compared, and the
+            expected results of each kernel are written. The simulation computes some 10^8 per second.
 
     Raises:
-        VerificationError: the simulation's numbers are not the reference's.
+        VerificationError: the simulated results differ from the reference.
         Others: as compiling raises.
     """
     artifact, kernels = compiled(model, target)
@@ -131,7 +131,7 @@ def _parameters(artifact: Artifact, compactor: Compactor) -> list[dict[str, Any]
 
 
 def _case(case: Case, model: Model, artifact: Artifact, compactor: Compactor, numbers: bytearray) -> dict[str, Any]:
-    # In the order of the model's inputs: their names may be others than the source's.
+    # In the order of the model's inputs, whose names may differ from the source's.
     described = [dict(each) for each in case.inputs]
     if not described:
         specs = [(spec, model.arrays.get(spec.name)) for spec in artifact.manifest.inputs]
@@ -169,7 +169,8 @@ def _recorded(
     *,
     keep: bool,
 ) -> tuple[list[Any], bytes]:
-    """The calls of a simulated run and their numbers. `keep` leaves the simulated kernels in the entry's folder."""
+    """Return the calls of a simulated run and their results. `keep` keeps the simulated kernels in the entry's
+    folder."""
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as scratch:
         simulator = CudaSimulator(target.host.compiler())
         library = simulator.compiled(source_of(artifact.library), Path(scratch), strict=True)
@@ -198,7 +199,7 @@ def _recorded(
 
 
 def arrays_of(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
-    """The inputs that a pack describes by seeds, as arrays."""
+    """Generate the inputs that a pack describes by seeds."""
     from benchmarks.gpu_pack.generator import integers, reals
 
     result: dict[str, Array] = {}

@@ -30,18 +30,18 @@ from benchmarks.gpu_pack.seeded import (
 from compiler.errors import VerificationError
 from compiler.support.cache import key_of
 
-_LEAST_ELEMENTS = 4096  # smaller weights of ONNX files stay what they are
+_LEAST_ELEMENTS = 4096  # smaller weights of ONNX files are unchanged
 _CODE = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
 
 
 def own_net(name: str, precision: str) -> Model:
-    """A net of `nets.py`."""
+    """Return a net of `nets.py`."""
     inputs = list(inputs_of(name, NETS[name].inputs).values())
     return _torch_model(name, NETS[name].build, inputs, arrays_of(inputs), precision)
 
 
 def catalog_net(name: str, precision: str) -> Model:
-    """A net of the catalog, at the first of its sizes."""
+    """Return a net of the catalog, at the first of its sizes."""
     model = CATALOG[name]
     source, arrays = model.load(), {key: np.asarray(value) for key, value in inputs_for(model).items()}
     if isinstance(source, torch.nn.Module):
@@ -64,7 +64,7 @@ def _torch_model(
     arrays: Mapping[str, Array],
     precision: str,
 ) -> Model:
-    """The ONNX export of a PyTorch model; one export serves all precisions."""
+    """Return the ONNX export of a PyTorch model; one export serves all precisions."""
     made = _prepared(name, build, arrays)
     shapes = {key: array.shape for key, array in arrays.items()}
     if precision == "int8":
@@ -74,7 +74,7 @@ def _torch_model(
 
 
 def _check_sensitivity(error: float, precision: str) -> None:
-    """Raise VerificationError for a net whose right results differ so much that wrong ones would not show."""
+    """Raise VerificationError for a net whose correct results differ so much that wrong ones would not be detected."""
     if error > ALLOWED[precision] / 2:
         raise VerificationError(
             f"the net with generated weights amplifies roundings: two right runs in {precision} differ by {error:.2g} "
@@ -90,11 +90,11 @@ class _Prepared:
     errors: Mapping[str, float]  # by precision
 
 
-_LAST: dict[str, _Prepared] = {}  # entries of one net follow each other
+_LAST: dict[str, _Prepared] = {}  # entries of one net are consecutive
 
 
 def _prepared(name: str, build: Callable[[], torch.nn.Module], arrays: Mapping[str, Array]) -> _Prepared:
-    """A net with generated weights as a file, and what it gives in float64."""
+    """Return a net with generated weights as a file, and its results in float64."""
     if name not in _LAST:
         _LAST.clear()
         module = build()
@@ -159,7 +159,7 @@ def _by_onnxruntime(path: Path, arrays: Mapping[str, Array], optimized: bool = F
 
 
 def _file(name: str, source: Any, given: tuple[torch.Tensor, ...] = (), names: Sequence[str] = ()) -> Path:
-    """A net as an ONNX file of the cache, made once for this code."""
+    """Return a net as a cached ONNX file, created once for this code."""
     path = cache_folder() / f"pack-{name}-{key_of(_CODE)}.onnx"
     if path.exists():
         return path

@@ -1,4 +1,4 @@
-"""Tensors as a pack writes them: as seeds where they follow from generated weights, as bytes where not."""
+"""Encoding of a pack's tensors: as seeds if they are generated weights, otherwise as bytes."""
 
 from __future__ import annotations
 

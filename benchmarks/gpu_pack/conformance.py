@@ -25,8 +25,8 @@ from targets.conformance.models import (
 )
 from targets.conformance.suite import TOLERANCES
 
-_STEPS = 2.002  # as the suite: two steps of the result
-_ALL = 1 << 20  # its results are few: each is compared
+_STEPS = 2.002  # like the suite: two steps of the result
+_ALL = 1 << 20  # few results: all of them are compared
 
 
 def models() -> dict[str, Callable[[], Model]]:
@@ -64,7 +64,7 @@ def _quantized(make: Callable[[], tuple[onnx.ModelProto, float]]) -> Model:
 
 
 def _model(source: onnx.ModelProto, fixed: list[onnx.ModelProto], allowed: Mapping[str, float]) -> Model:
-    """`fixed`: the same model at the sizes that it is run at."""
+    """`fixed`: the same model at its run-time sizes."""
     cases = [_case(each, f"{source.graph.name} {index}") for index, each in enumerate(fixed)]
     return Model(
         source,
@@ -84,7 +84,7 @@ def _case(model: onnx.ModelProto, name: str) -> Case:
 
 
 def _input(value: Any, name: str) -> dict[str, Any]:
-    """Values as the suite draws them: normal, or integers of -9 (of unsigned ones 0) to 8."""
+    """Return values like the suite's: normal, or integers from -9 (unsigned: 0) to 8."""
     dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     make: dict[str, Any] = {"kind": "reals", "seed": seed_of(name, value.name)}

@@ -1,4 +1,4 @@
-"""The program that runs a pack, and the libraries that it needs beside it."""
+"""The program that runs a pack, and its libraries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PARTS = ("numbers.cc", "generator.cc", "entry.cc", "simulated.cc", "session.cc"
 
 
 def pack_driver(target: CudaTarget) -> Path:
-    """A folder with the program, built once for the processor beside the device.
+    """Return a folder with the program, built once for the device's host processor.
 
     Raises: as `compiler.device.programs.device_programs`.
     """

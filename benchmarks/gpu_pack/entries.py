@@ -1,4 +1,4 @@
-"""The entries of a pack, the most important first."""
+"""The entries of a pack, most important first."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PRECISIONS = ("float16", "bf16", "float32", "int8")
 
 @dataclass(frozen=True)
 class PackEntry:
-    """An entry before it is made.
+    """A planned entry.
 
     Attributes:
-        rest: it runs last, after the peers.
-        records: whether its kernels' results are recorded; a net of one kernel needs none.
+        rest: it runs last, after the other runtimes.
+        records: record its kernels' results; not needed for a net with one kernel.
     """
 
     name: str
@@ -30,7 +30,7 @@ class PackEntry:
 
 
 def entries() -> list[PackEntry]:
-    """All of them."""
+    """Return all entries."""
     suite = [PackEntry(f"conformance-{name}", make, records=True) for name, make in conformance.models().items()]
     return [*suite, *_nets(), *_single_kernels(), *_rest()]
 

@@ -1,6 +1,6 @@
-"""Counter-based random numbers, which depend on a seed and a position alone: the same here, in the C++ program of a
-pack (`cpp/generator.cc`) and in its Python script. Needs numpy only, since the script runs where this project is not
-installed.
+"""Counter-based random numbers, which depend only on a seed and a position: the same here, in the C++ program of a pack
+(`cpp/generator.cc`) and in its Python script. Needs only numpy, since the script runs on machines without this
+project.
 
 The bits of position i are those of SplitMix64 (Steele et al. 2014) after i + 1 steps from the seed.
 """
@@ -19,7 +19,7 @@ _PART = np.uint64(0xFFFF)
 
 
 def seed_of(*words: str) -> int:
-    """A seed for something that has a name; fits 48 bits."""
+    """Return a seed for a name; fits 48 bits."""
     return int.from_bytes(hashlib.sha256("\0".join(words).encode()).digest()[:6], "little")
 
 
@@ -54,5 +54,5 @@ def integers(seed: int, count: int, low: int, high: int) -> Array:
 
 
 def positions(seed: int, count: int, size: int) -> Array:
-    """int64 (min(count, size),): places among `size` elements, some of them twice; all of them where they are few."""
+    """int64 (min(count, size),): positions among `size` elements, possibly repeated; all of them if there are few."""
     return np.arange(size) if size <= count else integers(seed, count, 0, size)

@@ -20,7 +20,7 @@ _CALLS = ("relax.call_tir", "relax.call_tir_inplace")
 
 
 class KernelTable:
-    """Watches a compilation: `passes()` go into `run_pipeline`, then `kernels()` gives the table."""
+    """Observer of a compilation: pass `passes()` to `run_pipeline`, then `kernels()` returns the table."""
 
     def __init__(self) -> None:
         self._results: dict[str, int] = {}
@@ -28,7 +28,7 @@ class KernelTable:
         self._calls: Counter[str] = Counter()
 
     def passes(self) -> dict[str, Any]:
-        """Passes that note the results of calls before and after workspaces are added to them."""
+        """Return passes that record the results of calls before and after workspaces are added."""
         return {"after:apply-schedules": self._before, "after:lift-workspaces": self._after}
 
     def _before(self, mod: IRModule, context: PipelineContext) -> IRModule:
@@ -49,7 +49,7 @@ class KernelTable:
         return mod
 
     def kernels(self, operations: dict[str, Any]) -> dict[str, Any]:
-        """The table as a pack writes it; `operations` as the pass "count-operations" reports them."""
+        """Return the table for a pack; `operations`: report of the pass "count-operations"."""
         return {
             name: {
                 "results": places,
@@ -79,7 +79,7 @@ def _types(call: Call) -> list[Type]:
 
 
 def number_of(formula: str) -> int:
-    """The value of "2*3 + 4"; 0 where it holds names."""
+    """Evaluate a formula such as "2*3 + 4"; 0 if it contains names."""
     if not re.fullmatch(r"[\d*+ ]+", formula):
         return 0
     return sum(math.prod(int(factor) for factor in term.split("*")) for term in formula.split("+"))

@@ -1,5 +1,5 @@
-"""The most important nets, in plain PyTorch: they are compiled out of this file, and timed by PyTorch out of the same
-file where neither torchvision nor onnx is installed. Topologies are those of torchvision and of the published models.
+"""The most important nets, in plain PyTorch: they are compiled from this file, and timed by PyTorch from the same file
+on machines without torchvision and onnx. Topologies are those of torchvision and of the published models.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class Llama(nn.Module):
 
 @dataclass(frozen=True)
 class Net:
-    """A net and what it is run on: inputs by name, each with its shape and the end of the integers that it draws (None:
+    """A net and its inputs by name, each with its shape and the exclusive upper bound of its random integers (None for
     real numbers)."""
 
     build: Callable[[], nn.Module]
@@ -252,12 +252,12 @@ NETS: dict[str, Net] = {
 
 
 def exponent_of(fan_in: int, gain: float) -> int:
-    """The power of two nearest to a unit under which generated weights have a variance of gain^2 / fan_in."""
+    """Return the exponent of the power of two for which generated weights have about the variance gain^2 / fan_in."""
     return round(math.log2(gain / math.sqrt(fan_in) / _DEVIATION))
 
 
 def seed_parameters(module: nn.Module, name: str) -> dict[str, tuple[int, int, int, tuple[int, ...]]]:
-    """Give every parameter of two and more axes generated weights; the others stay.
+    """Replace every parameter with two or more axes by generated weights; others are unchanged.
 
     Returns:
         Seed, row, exponent and shape by the parameter's name.

@@ -1,4 +1,4 @@
-"""Makes a pack: entries in order of importance until the limit is reached, with programs and scripts."""
+"""Build a pack: entries in order of importance until the limit is reached, with programs and scripts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from targets.errors import TargetError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _SCRIPTS = ("generator.py", "nets.py", "peers.py")
-MOST_OPERATIONS = 10e9  # of a net that is run simulated: ResNet-50 is, ViT-B/16 is not
+MOST_OPERATIONS = 10e9  # limit for simulated nets: ResNet-50 is simulated, ViT-B/16 is not
 _NOTE = '"""Python of the project that a pack needs: the generator, the nets, and the script of the peers."""\n'
 
 
 @dataclass(frozen=True)
 class Made:
-    """The result for an entry; `problem` says why it is not in the pack."""
+    """The result for an entry; `problem`: reason why it is not in the pack."""
 
     name: str
     seconds: float
@@ -36,7 +36,7 @@ class Made:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "60MB", "1.5G" or "4096". Raises OptionError."""
+    """Parse a size: "60MB", "1.5G" or "4096" bytes. Raises OptionError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip().upper())
     if match is None:
         raise OptionError(f"{text!r} is not a size", "give one as 60MB")
@@ -54,16 +54,16 @@ def make_pack(
     """Write a pack, or continue an interrupted one: its entries for the same target are kept.
 
     Args:
-        limit: bytes of all files. An entry that does not fit is left out, and smaller ones after it are tried.
+        limit: total bytes of all files. An entry that does not fit is skipped, and smaller ones after it are tried.
         report: called with the result for each entry.
-        most_operations: of an entry that is run simulated (`write_entry`).
+        most_operations: limit for simulated entries (`write_entry`).
 
     Returns:
-        How many entries could not be made.
+        The number of entries that could not be built.
 
     Raises:
-        StorageError: the folder cannot be written, or holds something else.
-        OptionError: programs and libraries alone are above the limit.
+        StorageError: the folder cannot be written, or contains something else.
+        OptionError: programs and libraries alone exceed the limit.
     """
     try:
         _start(folder, target)
@@ -120,7 +120,7 @@ def _made(entry: PackEntry, folder: Path, target: CudaTarget, limit: int, most_o
         return Made(entry.name, time.perf_counter() - start, problem=error.message)
     except OSError:
         raise
-    except Exception as error:  # of a library that makes one net: the others are made
+    except Exception as error:  # an error in a library affects one net: the others are still built
         shutil.rmtree(place, ignore_errors=True)
         where = traceback.extract_tb(error.__traceback__)[-1]
         problem = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
@@ -133,7 +133,7 @@ def _made(entry: PackEntry, folder: Path, target: CudaTarget, limit: int, most_o
 
 
 def _describe(folder: Path, target: CudaTarget, listed: list[dict[str, object]]) -> None:
-    """The list of entries, which is complete at any time. A pack that is continued keeps its name."""
+    """Write the list of entries, which is always complete. A continued pack keeps its name."""
     about = folder / "pack.json"
     name = hashlib.sha256(f"{target.name}{time.time_ns()}".encode()).hexdigest()[:12]
     if about.exists():

@@ -1,9 +1,9 @@
-"""Times PyTorch on a pack's nets, at the same precision: eager, as a CUDA graph, and compiled (max-autotune).
+"""Time PyTorch on a pack's nets, at the same precision: eager, as a CUDA graph, and compiled (max-autotune).
 
     python3 -m benchmarks.gpu_pack.peers PACK RESULTS SECONDS [--only TEXT]
 
-It is run by a pack's driver where python3 has torch, and needs nothing else. Each time is a line of the results as soon
-as it is known; what is there is not measured again. TF32 is off.
+It is run by a pack's driver if python3 has torch, and needs nothing else. Each time is appended to the results at once;
+existing results are not measured again. TF32 is off.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.gpu_pack.generator import integers, reals, seed_of
 from benchmarks.gpu_pack.nets import NETS
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bf16": torch.bfloat16}
-_SECONDS, _LEAST, _MOST = 0.3, 5, 50  # as the driver times ours
+_SECONDS, _LEAST, _MOST = 0.3, 5, 50  # like the driver's timing of ours
 _COPIED = 1 << 30
 
 
@@ -41,7 +41,7 @@ class Peer:
 
 
 class Lines:
-    """Lines at the end of the results, on disk when they are written."""
+    """Appends lines to the results, flushed to disk."""
 
     def __init__(self, path: Path, pack: str) -> None:
         self._path = path
@@ -63,7 +63,7 @@ class Lines:
 
 
 def timed(run: Callable[[], Any], device: str) -> list[float]:
-    """Milliseconds of runs that are each waited for, on the device's clock; the first are not counted."""
+    """Return milliseconds of synchronized runs by the device's clock; the first runs are not counted."""
     cuda = device == "cuda"
 
     def once() -> float:
@@ -166,7 +166,8 @@ _WAYS = {"eager": eager, "graph": graph, "compile": compiled}
 
 
 def peers_of(entries: list[str]) -> Iterator[Peer]:
-    """The most important first: what is quickly measured for all, then compilation, which takes a minute per net."""
+    """Return contestants, most important first: quick ones for all nets, then compilation, which takes a minute per
+    net."""
     known = [each for each in entries if _is_known(each)]
     for kinds in (("eager", "graph"), ("compile",)):
         for entry in known:
@@ -181,7 +182,7 @@ def _is_known(entry: str) -> bool:
 
 
 def facts(device: str) -> dict[str, Any]:
-    """The device's measured peaks: GB/s of a copy, read and written, and TFLOP/s of products."""
+    """Measure the device's peaks: GB/s of a copy, read plus written, and TFLOP/s of matmuls."""
     source = torch.empty(_COPIED, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = statistics.median(timed(lambda: target.copy_(source), device))

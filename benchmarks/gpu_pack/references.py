@@ -18,14 +18,14 @@ SAMPLES = 4096
 # sqrt(2 L), 10 for 50 layers, and a factor of 4 is left for layers that amplify. int8: where a tie is rounded
 # otherwise, a tensor differs by a step of 1/255 of its range.
 NETS = {"float32": 1e-4, "float16": 1e-2, "bf16": 8e-2, "int8": 8e-2}
-# Of a kernel's result against the simulation's, which rounds alike and sums in another order; differences of the
-# kernels before it add up.
+# Tolerance of a kernel's result against the simulation, which rounds in the same way and sums in another order;
+# differences of earlier kernels add up.
 CALLS = {"float32": 1e-4, "float16": 5e-3, "bf16": 4e-2, "int8": 5e-2}
 
 
 def summary(array: Array, samples: int = SAMPLES) -> Array:
-    """float64 (3 + samples,): root mean square, largest magnitude, how many are NaN, elements at drawn places; as
-    `Summarize` of the C++ side makes it."""
+    """Return float64 (3 + samples,): root mean square, largest magnitude, number of NaN, elements at random positions;
+    like `Summarize` of the C++ side."""
     flat = array.ravel().astype(np.float64)
     numbers = flat[~np.isnan(flat)]
     rms = np.sqrt(np.square(numbers).sum() / flat.size) if flat.size else 0.0
@@ -35,12 +35,12 @@ def summary(array: Array, samples: int = SAMPLES) -> Array:
 
 
 def reference(name: str, array: Array, samples: int = SAMPLES) -> tuple[dict[str, Any], bytes]:
-    """The description of a result, and its numbers."""
+    """Return the description of a result, and its summary."""
     numbers = summary(array, samples)
     described = {"name": name, "shape": list(array.shape), "samples": numbers.size - 3}
     return described, numbers.tobytes()
 
 
 def tolerance(*, relative: float = 0.0, absolute: float = 0.0, rms: float = 0.0) -> dict[str, float]:
-    """Tolerance of the C++ side (`Tolerance`)."""
+    """Return a tolerance for the C++ side (`Tolerance`)."""
     return {"relative": relative, "absolute": absolute, "rms": rms}

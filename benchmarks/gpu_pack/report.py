@@ -1,4 +1,4 @@
-"""Tables out of the results of a pack's runs."""
+"""Tables of the results of a pack's runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from compiler.errors import OptionError
 
-# Of NVIDIA's data sheets, without sparsity: TFLOP/s by operand, and GB/s of memory. "H100" and "H200" are SXM boards
+# From NVIDIA's data sheets, without sparsity: TFLOP/s by operand, and GB/s of memory. "H100" and "H200" are SXM boards
 # ("H100", "H200") and of the H100 for PCIe.
 _PEAKS: dict[str, dict[str, float]] = {
     "H100 PCIe": {"float32": 51, "float16": 756, "bf16": 756, "int8": 1513, "memory": 2000},
@@ -18,7 +18,7 @@ _PEAKS: dict[str, dict[str, float]] = {
     "H100": {"float32": 67, "float16": 989, "bf16": 989, "int8": 1979, "memory": 3350},
 }
 _PRECISIONS = ("float32", "float16", "bf16", "int8")
-_SLOWEST = 8  # kernels listed of a net
+_SLOWEST = 8  # listed kernels per net
 
 
 @dataclass
@@ -44,7 +44,7 @@ class EntryResult:
 
 @dataclass(frozen=True)
 class Results:
-    """The results of runs of a pack, in their order."""
+    """The results of runs of a pack, in order."""
 
     entries: dict[str, EntryResult]
     device: str
@@ -53,14 +53,14 @@ class Results:
 
     @property
     def peaks(self) -> dict[str, float]:
-        """The device's limits; empty for one whose data sheet is not known here."""
+        """The device's limits; empty for a device without a known data sheet."""
         return next((each for name, each in _PEAKS.items() if all(word in self.device for word in name.split())), {})
 
 
 def read_results(paths: Iterable[Path]) -> Results:
-    """All of several files, later ones over earlier ones. A last line that was cut off is left out.
+    """Read several files, later ones override earlier ones. A truncated last line is ignored.
 
-    Raises OptionError for a file that does not hold results.
+    Raises OptionError for a file without results.
     """
     entries: dict[str, EntryResult] = {}
     device, facts, smi = "", {}, ""
@@ -102,7 +102,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def tables(results: Results) -> str:
-    """All of them, as Markdown."""
+    """Return all tables as Markdown."""
     parts = [_device(results), _suite(results), _wrong(results), _nets(results), _single(results), _kernels(results)]
     return "\n\n".join(part for part in parts if part)
 
@@ -191,7 +191,7 @@ def _single(results: Results) -> str:
 
 
 def _rates(kernel: dict[str, Any], precision: str, results: Results) -> list[str]:
-    """Microseconds, what it moves (each of its tensors once) and computes, and the share of the nearer limit."""
+    """Return microseconds, bandwidth (each tensor counted once), compute rate, and the share of the nearer limit."""
     microseconds = kernel["us"]
     memory, computed = kernel["bytes"] / microseconds / 1e3, kernel["operations"] / microseconds / 1e6
     peaks = results.peaks

@@ -1,5 +1,5 @@
-"""Nets whose weights follow from seeds, and whose batch norms fold into them by powers of two: what a compiler makes of
-such a weight is still the generator's integers times a power of two, in any order of axes and any precision."""
+"""Nets with weights generated from seeds, and batch norms that fold into them as powers of two: a compiled weight is
+still the generator's integers times a power of two, in any order of axes and any precision."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Weight:
-    """Generated weights (`generator.weights`), as an array of a shape."""
+    """Generated weights (`generator.weights`) with a shape."""
 
     seed: int
     row: int
@@ -33,7 +33,7 @@ class Weight:
 
 
 def seed_torch(module: nn.Module, name: str, batch: tuple[torch.Tensor, ...]) -> list[Weight]:
-    """Generated weights for a module, and batch norms that scale what reaches them by a power of two."""
+    """Generate weights for a module, and batch norms that scale their input by a power of two."""
     made = seed_parameters(module, name)
     module.eval()
     hooks = [each.register_forward_pre_hook(_fit) for each in module.modules() if isinstance(each, _BatchNorm)]
@@ -44,15 +44,15 @@ def seed_torch(module: nn.Module, name: str, batch: tuple[torch.Tensor, ...]) ->
     return [Weight(seed, row, shape) for seed, row, _, shape in made.values()]
 
 
-# Of what a branch adds to its way around, as in trained nets: with 1, a rounding in the first of 50 layers becomes
-# another result.
+# Scale of a residual branch relative to its shortcut, as in trained nets: with 1, a rounding in the first of 50 layers
+# would change the result.
 _BRANCH = 2.0**-2
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def rounded_error(module: nn.Module, batch: tuple[torch.Tensor, ...], dtype: torch.dtype, expected: Array) -> float:
-    """Error of a net's first result against `expected` (`relative_error`) when operands of its convolutions and linear
-    layers are rounded to a type."""
+    """Return the error of a net's first result against `expected` (`relative_error`) if operands of its convolutions
+    and linear layers are rounded to a type."""
 
     def rounded(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (given[0].to(dtype).to(given[0].dtype), *given[1:])
@@ -68,7 +68,7 @@ def rounded_error(module: nn.Module, batch: tuple[torch.Tensor, ...], dtype: tor
 
 
 def relative_error(found: Array, expected: Array) -> float:
-    """Root mean square of the difference over that of the expected result."""
+    """Return the root mean square of the difference over that of the expected result."""
     wide = expected.astype(np.float64)
     return float(
         np.sqrt(np.square(found.astype(np.float64) - wide).mean() / max(float(np.square(wide).mean()), 1e-300))
@@ -96,8 +96,8 @@ def _fit(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
 
 
 def seed_onnx(model: onnx.ModelProto, name: str, least: int) -> list[Weight]:
-    """Generated values, of about the variance that they had, for the float32 initializers of two and more axes and at
-    least so many elements; changes the model."""
+    """Replace the float32 initializers with two or more axes and at least this many elements by generated values of
+    about the same variance; changes the model."""
     made = []
     for each in model.graph.initializer:
         if each.data_type != onnx.TensorProto.FLOAT or len(each.dims) < 2 or np.prod(each.dims) < least:
@@ -113,7 +113,7 @@ def seed_onnx(model: onnx.ModelProto, name: str, least: int) -> list[Weight]:
 
 
 def inputs_of(name: str, described: Mapping[str, tuple[tuple[int, ...], int | None]]) -> dict[str, Any]:
-    """Inputs of a net as a pack writes them: each a seed."""
+    """Return the inputs of a net for a pack: each is a seed."""
     result: dict[str, Any] = {}
     for key, (shape, end) in described.items():
         seed = seed_of(name, "input", key)

@@ -1,4 +1,4 @@
-"""Models of one kernel that measure a device's utilization: products for tensor cores, rows for memory bandwidth."""
+"""Models of one kernel that measure a device's utilization: matmuls for tensor cores, rows for memory bandwidth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.gpu_pack.generator import seed_of
 from benchmarks.gpu_pack.references import tolerance
 from benchmarks.gpu_pack.seeded import Array, Weight
 
-# Sums of 4096 products: float32 adds in another order, and the results of the others are rounded to 11 and 8 bits.
+# Sums of 4096 products: float32 adds in another order, and other results are rounded to 11 and 8 bits.
 _PRODUCTS = {"float32": 2e-5, "float16": 1e-3, "bf16": 8e-3}
 _TYPES: dict[str, tuple[Any, int]] = {
     "float32": (np.dtype("float32"), TensorProto.FLOAT),
@@ -25,7 +25,7 @@ _TYPES: dict[str, tuple[Any, int]] = {
 
 
 def product(precision: str, size: int) -> Model:
-    """y = x w of square matrices, w fixed; operands and result of the precision, int8 with a result of int32."""
+    """y = x w for square matrices, w fixed; operands and result in the precision, int8 with an int32 result."""
     dtype, element = _TYPES[precision]
     is_int8 = precision == "int8"
     weight = Weight(seed_of("product", "w"), size, (size, size))
