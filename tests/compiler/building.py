@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def perceptron(*, batch: int | str = 4, width: int | Sequence[int] = 64, layers: int = 3) -> onnx.ModelProto:
-    """Matrix products and ReLUs: x (batch, width) -> y (batch, width), all of it computed in float32.
+    """Matmuls and ReLUs: x (batch, width) -> y (batch, width), all computed in float32.
 
     Given several widths, x has the first, y has the last, and there is a layer from each to the next.
     """
@@ -56,6 +56,6 @@ def scaled_sum() -> onnx.ModelProto:
 
 
 def write(model: onnx.ModelProto, path: Path) -> Path:
-    """Save a model and give its path back."""
+    """Save a model and return its path."""
     onnx.save(model, str(path))
     return path

@@ -12,7 +12,7 @@ import tvm
 from targets.cpu.llvm import LlvmTarget
 
 OPTIMIZE = "TENSORWRIGHT_TESTS_OPTIMIZE"
-"""Environment variable: optimize the machine code of all tests, as `make sweep` and CI do."""
+"""Environment variable: optimize the machine code of all tests, as in `make sweep` and CI."""
 
 # Tests of generated code and its speed, and of the processes and devices that run it.
 _OF_CODE = frozenset(("codegen", "device", "profiling", "runtime", "tuning"))
@@ -20,8 +20,8 @@ _OF_CODE = frozenset(("codegen", "device", "profiling", "runtime", "tuning"))
 
 @pytest.fixture(autouse=True, scope="module")
 def unoptimized_code(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Builds modules without LLVM's optimizations in tests of what comes before code generation: these took a third of
-    their time."""
+    """Build modules without LLVM's optimizations in tests of stages before code generation: they took a third of the
+    time."""
     if os.environ.get(OPTIMIZE) or request.path.relative_to(Path(__file__).parent).parts[0] in _OF_CODE:
         yield
         return

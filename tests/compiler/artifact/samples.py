@@ -1,4 +1,4 @@
-"""Artifacts without real machine code, for everything but running them."""
+"""Artifacts without real machine code, for tests that do not run them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARAMETERS: dict[str, np.ndarray[Any, Any]] = {
 
 
 def sample_artifact(**fields: Any) -> Artifact:
-    """A small artifact with every kind of content; `fields` replace arguments of `create_artifact`."""
+    """Create a small artifact with every kind of content; `fields` replace arguments of `create_artifact`."""
     arguments: dict[str, Any] = {
         "model_name": "sample",
         "inputs": [TensorDescription(name="x", shape=("batch", 4), dtype="float32")],
@@ -41,6 +41,6 @@ def sample_artifact(**fields: Any) -> Artifact:
 
 
 def create_artifact(**fields: Any) -> Artifact:
-    """`Artifact.create` with the fields of `Contents` as arguments of their own."""
+    """Call `Artifact.create` with the fields of `Contents` as separate arguments."""
     contents = {each.name: fields.pop(each.name) for each in dataclasses.fields(Contents) if each.name in fields}
     return Artifact.create(contents=Contents(**contents), **fields)

@@ -1,4 +1,4 @@
-"""Large files are checked once, and again when they were changed."""
+"""Large files are checked once, and again after a change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.compiler.artifact.samples import sample_artifact
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module that is large enough, and older than the steps of a file system's clock."""
+    """A module that is large enough, and older than the resolution of file timestamps."""
     monkeypatch.setenv("TENSORWRIGHT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(opening, "LEAST_BYTES", 1)
     monkeypatch.setattr(opening, "_SETTLED", 0)

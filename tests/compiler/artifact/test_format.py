@@ -1,4 +1,4 @@
-"""Artifacts survive the way to bytes and back, and nothing damaged is taken for one."""
+"""Artifacts survive serialization, and damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
 
 
 def _with_manifest(content: bytes, manifest: bytes) -> bytes:
-    """The same file around another manifest, every checksum of the head made right again."""
+    """Replace the manifest in a file, with updated checksums."""
     layout = parse_head(memoryview(content), "it")
     head, new = pack_head(manifest, {section.name: section.size for section in layout.sections}, signed=False)
     result = bytearray(head)

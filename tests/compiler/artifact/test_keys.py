@@ -1,4 +1,4 @@
-"""Key files: made once, private, encrypted where asked for; keys of other kinds or of small order are refused."""
+"""Key files: never overwritten, private, optionally encrypted; keys of other kinds or of small order are refused."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _falcon() -> Tokenizer:
 
 
 def _llama2() -> Tokenizer:
-    """As the tokenizer of a GGUF file becomes one: merges by scores, and a normalizer that writes spaces."""
+    """Like a tokenizer converted from GGUF: merges by scores, and a normalizer that writes spaces."""
     replaced = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     made = _trained(

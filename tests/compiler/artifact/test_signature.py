@@ -1,4 +1,4 @@
-"""Signed modules load with the signer's key, and with no other; what was changed after signing does not."""
+"""Signed modules load only with the signer's key, and not after changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, whatever the disk does."""
+"""Files are written atomically, even if the disk fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LARGE = {"weight": np.zeros(1 << 20, np.uint8)}
 
 @contextmanager
 def _file_size_limit(limit: int) -> Iterator[None]:
-    """Make every file of this process end at `limit` bytes: writing on gives EFBIG."""
+    """Limit every file of this process to `limit` bytes: further writes fail with EFBIG."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))

@@ -11,7 +11,7 @@ from tests.compiler.cli.running import Result, isolated_consoles
 
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """x (batch, 64) -> y (batch, 64), the batch open."""
+    """x (batch, 64) -> y (batch, 64), with a dynamic batch."""
     return write(perceptron(batch="batch"), tmp_path_factory.mktemp("models") / "perceptron.onnx")
 
 

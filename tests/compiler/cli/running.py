@@ -13,7 +13,7 @@ from compiler.cli import output
 
 @dataclass(frozen=True)
 class Result:
-    """Exit code and what was printed."""
+    """Exit code and output."""
 
     code: int
     out: str
@@ -21,7 +21,7 @@ class Result:
 
     @property
     def json(self) -> Any:
-        """Standard output as JSON; fails when it is anything else."""
+        """Parse standard output as JSON."""
         return json.loads(self.out)
 
 
@@ -33,7 +33,7 @@ class Run(Protocol):
 
 @contextmanager
 def isolated_consoles() -> Iterator[None]:
-    """Have the consoles made anew, for the streams of the moment."""
+    """Recreate the consoles for the current streams."""
     output.result_console.cache_clear()
     output.message_console.cache_clear()
     try:

@@ -20,7 +20,7 @@ compress:
 
 
 def test_a_recipe_in_a_file(tensorwright: Run, tmp_path: Path) -> None:
-    """The table, the page and a module that is smaller and computes."""
+    """It prints the table, and writes the page and a smaller module that runs."""
     model = write(perceptron(batch=4, width=128, layers=3), tmp_path / "net.onnx")
     values = np.random.default_rng(0).standard_normal((4, 128)).astype(np.float32)
     np.savez(tmp_path / "a.npz", x=values)

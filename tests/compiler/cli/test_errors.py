@@ -1,4 +1,4 @@
-"""Whatever goes wrong: one clear error, the right exit code, nothing half written."""
+"""Every failure gives one clear error and the right exit code, and leaves no partial file."""
 
 from __future__ import annotations
 

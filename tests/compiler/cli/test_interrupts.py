@@ -23,7 +23,7 @@ _LIMIT = 120  # seconds until a process is taken to hang; a busy machine needs a
 
 
 def _start(*arguments: object, temporary: Path | None = None) -> subprocess.Popen[str]:
-    """The command, whose code is generated in two processes whatever the machine has."""
+    """Start the command, with code generation in two processes on any machine."""
     code = (
         "import sys; from compiler import cli; from compiler.codegen import build as b; "
         "b.processes = lambda: 2; sys.exit(cli.main())"
@@ -34,7 +34,7 @@ def _start(*arguments: object, temporary: Path | None = None) -> subprocess.Pope
 
 
 def _forked(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes that generate code for a command, as soon as there are any."""
+    """Wait for the code generation processes of a command."""
     parent = psutil.Process(process.pid)
     while process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -45,7 +45,7 @@ def _forked(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def _wait_for(process: subprocess.Popen[str], text: str) -> str:
-    """Read standard error up to a line that holds `text`."""
+    """Read standard error up to a line that contains `text`."""
     assert process.stderr is not None
     seen = ""
     for line in process.stderr:

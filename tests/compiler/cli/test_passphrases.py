@@ -1,4 +1,4 @@
-"""Passphrases of private keys: asked for on a terminal, where nothing else gives them."""
+"""Passphrases of private keys: prompted for on a terminal, unless given otherwise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *given: str) -> None:
-    """A terminal at which these are typed."""
+    """A terminal on which these lines are typed."""
     typed = iter(given)
     monkeypatch.setattr(passphrases, "_terminal", lambda: True)
     monkeypatch.setattr("getpass.getpass", lambda _prompt: next(typed))

@@ -1,4 +1,4 @@
-"""Scratch buffers of booleans hold bytes, and conditions of what they hold give the right bits in vectors."""
+"""Scratch buffers of booleans hold bytes, and conditions on them are right in vectorized loops."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ CONDITIONS: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]
 
 
 def kernel(width: int, condition: Callable[[Any, Any], Any]) -> Any:
-    """y = condition(x > 0, z), where a buffer of one row holds x > 0; each loop over a row is a vector."""
+    """y = condition(x > 0, z), with x > 0 in a buffer of one row; each loop over a row is vectorized."""
     x, z, y = (
         tirx.decl_buffer([ROWS, width], dtype, name, layout=None)
         for dtype, name in (("float32", "x"), ("bool", "z"), ("bool", "y"))
@@ -120,7 +120,7 @@ def test_conditions_of_held_booleans_in_vectors() -> None:
 
 
 class Masked(nn.Module):
-    """Rows whose booleans several stages share: reductions, choices, softmax, attention and a norm."""
+    """Rows of booleans shared by several stages: reductions, selections, softmax, attention and a norm."""
 
     def forward(self, x: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         every = ((x > 0) | b).all(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Loops that several threads share where that pays: one body, launched in chunks or called on the calling thread."""
+"""Loops that run on several threads if that pays: one body, launched in chunks or called on the calling thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels that differ in names and computed sizes alone become code once."""
+"""Kernels that differ only in names and computed sizes are compiled once."""
 
 from __future__ import annotations
 

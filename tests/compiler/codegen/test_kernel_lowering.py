@@ -1,4 +1,4 @@
-"""Checks of arguments that stay in the code of kernels."""
+"""Argument checks that remain in the code of kernels."""
 
 from __future__ import annotations
 

@@ -26,12 +26,12 @@ from tests.compiler.building import perceptron
 
 @pytest.fixture(autouse=True)
 def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As outside of the suite (tests/conftest.py)."""
+    """Build in several processes, as outside of the suite (tests/conftest.py)."""
     monkeypatch.setattr(build, "_build_in_processes", _build_in_processes)
 
 
 def _scaled(size: int) -> Any:
-    """y = x * size, sorted by a function of TVM's, which a kernel finds through its library."""
+    """y = x * size, sorted by a TVM function that a kernel finds through its library."""
     x = te.placeholder((size,), name="x")
     y = te.compute((size,), lambda i: x[i] * float(size), name="y")
     name = f"scaled{size}"
@@ -101,7 +101,7 @@ def test_what_fails_in_a_process_is_an_error_of_the_build(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("least", [1, 100], ids=["parts", "whole"])
 def test_kernels_of_an_earlier_compilation_are_not_generated_again(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same module comes of them; other kernels, and another target, have objects of their own."""
+    """The module is the same; other kernels and other targets get separate objects."""
     generated: list[list[str]] = []
 
     def counted(part: Any, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Kernels of plain loops are lowered as by all of TVM's passes that matter to them."""
+"""Kernels of plain loops are lowered as by all relevant TVM passes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TARGET = tvm.target.Target({"kind": "llvm"})
 
 
 def _kernels() -> dict[str, Any]:
-    """A product with dynamic rows and a sum, neither scheduled."""
+    """A matmul with dynamic rows and a sum, both unscheduled."""
     rows = tirx.Var("rows", "int64")
     x, w = te.placeholder((rows, 64), name="x"), te.placeholder((64, 32), name="w")
     k = te.reduce_axis((0, 64), name="k")
@@ -67,8 +67,8 @@ def test_kernels_for_a_gpu_go_through_all_passes() -> None:
 
 
 def test_vectors_under_a_condition_are_loaded_by_a_branch() -> None:
-    """Under the condition the indices' limits follow, and TVM's simplifier drops them: loaded in either case, the first
-    or last row would be read outside of `x`."""
+    """The condition implies the limits of indices, so TVM's simplifier drops them: an unconditional load of the first
+    or last row would read outside of `x`."""
     rows = tirx.Var("rows", "int64")
     x = te.placeholder((rows, 2, 32), name="x")
 

@@ -1,4 +1,4 @@
-"""Kernels of dynamic sizes that differ in constants alone become code once, which takes the constants as arguments."""
+"""Kernels of dynamic sizes that differ only in constants are compiled once, with the constants as arguments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from schedules.ir.tir import structural_walk
 def _kernel(name: str, channels: int, *, unused: bool = False, scratch: int = 4, task: bool = True) -> Any:
     """y[n, c, i] = x[n, c, i] * 2 + c of `channels` channels, tasks of a channel (or an element) each, for any length.
 
-    It may take an integer that it does not read, and has a scratch buffer of a size of its own.
+    It may have an unused integer argument, and has a scratch buffer of another size.
     """
     batch, length = tirx.Var("batch", "int64"), tirx.Var(f"length_of_{name}", "int64")
     x = tirx.decl_buffer([batch, index(channels), length], "float32", f"{name}_x", layout=None)
@@ -71,7 +71,7 @@ def test_layers_of_different_channels_share_their_code(tmp_path: Path) -> None:
 
 
 def test_what_constants_make_fast_stays_constant() -> None:
-    """Scratch buffers that lie in registers, and divisors where a task is an element."""
+    """Sizes of scratch buffers in registers, and divisors if a task is an element."""
     built, calls = share_kernels([_kernel("a", 6, scratch=4), _kernel("b", 24, scratch=8)])
     assert (_names(built), calls) == (["a", "b"], {})
     built, calls = share_kernels([_kernel("a", 6, task=False), _kernel("b", 24, task=False)])
@@ -79,7 +79,7 @@ def test_what_constants_make_fast_stays_constant() -> None:
 
 
 def test_a_task_divides_by_an_argument_once() -> None:
-    """In front of its loops: a division by a variable takes long."""
+    """It divides before its loops, since a division by a variable is slow."""
     ((_, shared),), _ = share_kernels([_kernel("a", 6), _kernel("b", 24)])
     inside: list[Any] = []
 
@@ -126,7 +126,7 @@ def test_a_size_within_a_formula_of_a_shape_stays_an_argument() -> None:
 
 
 def test_a_table_of_known_rows_is_no_table_of_dynamic_rows() -> None:
-    """Layers look rows up in tables, of a graph's nodes others in what was computed."""
+    """Some layers gather rows from tables, others from results with a dynamic number of rows (graph nodes)."""
     kernels = [_looked_up("a", 7, 64), _looked_up("b", 9, 128), _looked_up("c", None, 64), _looked_up("d", None, 128)]
     built, calls = share_kernels(kernels)
     assert _names(built) == ["a_shared", "c_shared"]

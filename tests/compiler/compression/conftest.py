@@ -11,7 +11,7 @@ from compiler.profiling import timing
 
 @pytest.fixture(scope="package", autouse=True)
 def few_runs() -> Iterator[None]:
-    """Three runs for each time in a report, of which no test reads more than that there is one."""
+    """Use three runs for each time in a report; tests only check that there is one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "_REPORTED_RUNS", 3)
         yield

@@ -1,4 +1,4 @@
-"""`compress --variants`: a folder of modules, each with the accuracy and cost that its own runs gave."""
+"""`compress --variants`: a folder of modules, each with the accuracy and cost measured in its own runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C API of a bundle's library, called by ctypes: one method for each function."""
+"""The C API of a bundle's library through ctypes: one method for each function."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 class CModule:
-    """A `tensorwright_module`; each is for one thread at a time."""
+    """A `tensorwright_module`, used by one thread at a time."""
 
     def __init__(self, path: Path | None, shared: CModule | None = None) -> None:
         """Load a file, or share another one's code and parameters."""
@@ -61,7 +61,7 @@ class CModule:
         _call("tensorwright_set_threads", self._handle, threads)
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """Copies of the outputs, in order; the inputs are in order too."""
+        """Run on inputs in order; return copies of the outputs in order."""
         count = library().tensorwright_output_count(self._handle)
         return _run("tensorwright_run", self._handle, inputs, count)
 
@@ -83,12 +83,12 @@ class CSession:
         self._handle = handle
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """One step: copies of the outputs that are no states."""
+        """Run one step; return copies of the outputs that are not states."""
         count = library().tensorwright_session_output_count(self._handle)
         return _run("tensorwright_session_run", self._handle, inputs, count)
 
     def names(self) -> tuple[list[str], list[str]]:
-        """Names of what a run takes and gives."""
+        """Names of the inputs and outputs of a run."""
         return _names(self._handle, "input"), _names(self._handle, "output")
 
     @property

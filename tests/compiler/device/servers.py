@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def address_of(server: subprocess.Popen[str]) -> str:
-    """Where a server that was just started listens."""
+    """Return the address of a server that was just started."""
     assert server.stdout is not None
     found = re.match(r"listening on [\d.]+:(\d+)", server.stdout.readline())
     assert found is not None
@@ -25,7 +25,7 @@ def device_server(
     *options: object,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """The address of a `tensorwright-server` that runs under an emulator and keeps its modules in a folder."""
+    """Run a `tensorwright-server` under an emulator, with its modules in a folder; yield its address."""
     command = [*emulator, str(program), "0", "--folder", str(folder), *map(str, options)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:

@@ -1,4 +1,4 @@
-"""The C API and the runner, beside Python: the same checks of inputs, and modules that several threads share."""
+"""The C API and the runner, compared with Python: the same input checks, and modules shared by several threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROWS, WIDTH = 50, 8
 
 
 def embedding() -> onnx.ModelProto:
-    """Ids that choose rows of a table, and a product with them."""
+    """Ids that select rows of a table, and a matmul with them."""
     generator = np.random.default_rng(0)
     weights = {"table": (ROWS, WIDTH), "weight": (WIDTH, WIDTH)}
     nodes = [
@@ -132,7 +132,7 @@ def _large(path: Path, bias: float) -> np.ndarray[Any, Any]:
 
 
 def test_files_of_equal_weights_share_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process, and by files of a folder with other processes."""
+    """Within a process, and with other processes through files in a folder."""
     x = {"x": np.ones((1, 1024), np.float32)}
     expected = [_large(tmp_path / f"{bias}.twm", bias) for bias in (1, 2)]
     for folder in (None, tmp_path / "shared"):

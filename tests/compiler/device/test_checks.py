@@ -1,4 +1,4 @@
-"""Inputs and files that the C++ runtime checks; in the sweep under sanitizers, whose code takes long to compile."""
+"""Inputs and files checked by the C++ runtime; in the sweep under sanitizers, which take long to compile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A module, a program and a device that do not fit each other: one error that says so, before anything is run."""
+"""A module, a program and a device that do not fit together: one error before anything runs."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_push_to_a_server_of_another_version(
 
 
 def test_push_to_a_server_that_says_no_version(tmp_path: Path) -> None:
-    """TVM's own server has the protocol and nothing of ours, like those from before there were versions."""
+    """TVM's own server has the protocol but none of our extensions, like servers from before versions were reported."""
     path = module_for("raspberry-pi-4", tmp_path)
     with (
         rpc_server() as port,

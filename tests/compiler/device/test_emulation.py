@@ -1,4 +1,4 @@
-"""Modules for other architectures run under an emulator and give the numbers of this machine."""
+"""Modules for other architectures run under an emulator and give this machine's results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.compiler.device.emulators import target_that_runs
 
 
 class _Net(torch.nn.Module):
-    """Convolutions of several kinds, a product, an attention and the functions that have vector code."""
+    """Several kinds of convolutions, a matmul, attention and the functions with vector code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def test_numbers_are_those_of_pytorch(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def adder() -> compiler.Module:
-    """x + y with a dynamic size and an integer sum beside it, for the generic target."""
+    """x + y with a dynamic size and an additional integer sum, for the generic target."""
 
     class Adder(torch.nn.Module):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The innermost loops of kernels for Arm hold the multiply-adds they are meant to."""
+"""The innermost loops of kernels for Arm contain the intended multiply-adds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def loops_of(module: compiler.Module, target: object, folder: Path) -> list[Loop
 
 
 def _net() -> tuple[torch.nn.Module, torch.Tensor]:
-    """A dense and a pointwise convolution, and a product."""
+    """A dense and a pointwise convolution, and a matmul."""
     layers = [
         torch.nn.Conv2d(16, 32, 7, stride=2, padding=3),  # as stems have: no Winograd convolution
         torch.nn.ReLU(),
@@ -55,7 +55,7 @@ def test_convolutions_and_products_are_multiply_adds_in_registers(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["raspberry-pi-2", "raspberry-pi-4-32bit"])
 def test_sixteen_registers_hold_the_sums_of_a_tile(name: str, tmp_path: Path) -> None:
-    """Where LLVM spills sums, loops are full of loads and stores of vectors."""
+    """If LLVM spills sums, loops are full of vector loads and stores."""
     target = target_that_runs(name)
     net, example = _net()
     module = compiler.compile(net, target, example_inputs=(example,))
@@ -113,7 +113,7 @@ def test_integer_convolutions_are_exact_dot_products(name: str, kind: str, instr
 
 
 def test_x86_kernels_of_one_library_share_the_dot_product(tmp_path: Path) -> None:
-    """Kernels without a product import the same text as those with one: the linker keeps only one of the two."""
+    """Kernels with and without a dot product import the same text, of which the linker keeps only one copy."""
     net, example = _net()
     library = compiler.compile(net, "znver4", example_inputs=(example,), precision="bf16").artifact.library
     assert _evex_opcode(bytes(library), 0x52) >= 14

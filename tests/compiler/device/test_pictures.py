@@ -1,4 +1,4 @@
-"""Pictures without Python: the runner and the C API read what Pillow reads, and find what `predict` finds."""
+"""Pictures without Python: the runner and the C API read the same pixels as Pillow, and give `predict`'s results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP")
 
 
 def smooth(height: int, width: int) -> Any:
-    """A picture whose colors change slowly, as JPEG is made for."""
+    """A picture with slowly changing colors, suitable for JPEG."""
     y, x = np.mgrid[:height, :width] / 25
     waves = np.stack([np.sin(x + y), np.cos(x - 2 * y), np.sin(3 * x)], axis=2)
     return pillow.fromarray(((waves + 1) * 127.5).astype(np.uint8))
@@ -69,7 +69,7 @@ def test_pictures_are_turned(orientation: int, tmp_path: Path) -> None:
 
 
 def png_head(width: int, height: int) -> bytes:
-    """A PNG file that announces a size, and has no pixels."""
+    """A PNG file that declares a size, but has no pixels."""
     content = b"IHDR" + struct.pack(">II5B", width, height, 8, 2, 0, 0, 0)
     head = struct.pack(">I", 13) + content + struct.pack(">I", zlib.crc32(content))
     return b"\x89PNG\r\n\x1a\n" + head + struct.pack(">I", 100) + b"IDAT"
@@ -95,7 +95,7 @@ def test_damaged_and_large_files_are_refused(tmp_path: Path) -> None:
 
 
 def module_of(task: str) -> tensorwright.Module:
-    """A module of a net whose outputs are known."""
+    """A module of a net with known outputs."""
     random = np.random.default_rng(3)
     boxes, scores = centers()
     outputs: dict[str, dict[str, Array]] = {
@@ -140,7 +140,7 @@ def test_the_runner_finds_what_predict_finds(task: str, tmp_path: Path) -> None:
 
 
 def boxes_of(found: tensorwright.Detections) -> Array:
-    """The picture as Pillow draws it, with names and scores in the letters of the runner."""
+    """Draw the picture with Pillow, with names and scores in the runner's font."""
     font = (SOURCES / "font.h").read_text()
     columns = np.array([int(each, 16) for each in re.findall(r"\\x(..)", font)], np.uint8).reshape(95, 5)
     dots = np.pad(np.unpackbits(columns[..., None], axis=2, bitorder="little"), ((0, 0), (0, 1), (0, 0)))
@@ -157,7 +157,7 @@ def boxes_of(found: tensorwright.Detections) -> Array:
 
 
 def assert_alike(found: Any, expected: Any) -> None:
-    """The same, but for the rounding of numbers that are printed."""
+    """Assert equality up to the rounding of printed numbers."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys()
         for name, value in expected.items():

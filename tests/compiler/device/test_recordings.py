@@ -1,4 +1,4 @@
-"""Recordings without Python: the runner reads WAV files, and finds speech where `predict` finds it."""
+"""Recordings without Python: the runner reads WAV files, and finds the same speech segments as `predict`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLES *= np.repeat([[0.9], [0.02], [0.7]], [1500, 1300, 1207], 0)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A module whose probability is the mean of the loudness in this window and the one before."""
+    """A module whose probability is the mean loudness of this window and the previous one."""
     nodes = [
         helper.make_node("Abs", ["x"], ["a"]),
         helper.make_node("ReduceMean", ["a"], ["m"]),
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wave_file(width: int, channels: int, rate: int = RATE) -> bytes:
-    """`SAMPLES` as integers of so many bytes."""
+    """`SAMPLES` as integers of this many bytes."""
     content = io.BytesIO()
     with wave.open(content, "wb") as file:
         file.setparams((channels, width, rate, 0, "NONE", ""))

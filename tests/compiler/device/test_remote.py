@@ -1,4 +1,4 @@
-"""The device's server does what measuring over TVM's RPC needs: upload, load, run, time. Emulated."""
+"""The device's server supports measurements over TVM's RPC: upload, load, run, time. Emulated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.compiler.device.servers import device_server
 
 @pytest.fixture(scope="module", params=["riscv64-linux", "raspberry-pi-2"])
 def target(request: pytest.FixtureRequest) -> targets.Target:
-    """One of 64 and one of 32 bits, which a client of 64 bits talks to."""
+    """A 64-bit and a 32-bit target, for a 64-bit client."""
     return target_that_runs(request.param)
 
 

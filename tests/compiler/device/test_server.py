@@ -1,4 +1,4 @@
-"""The device server and who it lets in: keys, signatures, and clients that mean no good. Programs of this machine."""
+"""Access control of the device server: keys, signatures, and malicious clients. Programs of this machine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __attribute__((constructor)) static void run(void) { open("MARKER", O_CREAT | O_
 @dataclass(frozen=True)
 class Setting:
     """Keys by name in a folder, modules (signed, unsigned, replaced), and the server's program. The code of `replaced`
-    leaves the file `ran` in the folder when it is loaded."""
+    creates the file `ran` in the folder when it is loaded."""
 
     folder: Path
     program: Path
@@ -132,7 +132,7 @@ def test_code_that_no_trusted_key_signed_does_not_run(
 
 
 def test_without_trusted_keys_a_signature_is_not_looked_at(setting: Setting, tmp_path: Path) -> None:
-    """As the documentation warns, code may run here, which proves that the test above would notice it."""
+    """As documented, code can run here, which proves that the test above would detect it."""
     with device_server((), setting.program, tmp_path / "modules") as address:
         with pytest.raises(DeviceError, match="reference run failed"):
             push(setting.folder / "replaced.twm", address)
@@ -169,7 +169,7 @@ def test_who_is_not_known_is_refused(
 
 
 def test_a_recorded_handshake_opens_no_session(server: tuple[str, Path], setting: Setting) -> None:
-    """Its first message is answered when it is replayed; what follows cannot be encrypted, and no session starts."""
+    """Its replayed first message is answered, but later messages cannot be encrypted, so no session starts."""
     host, _, port = server[0].rpartition(":")
     credentials = setting.credentials()
     first = Initiator(credentials.private_key, credentials.device_key, b"TWNOISE2").first_message()
@@ -213,7 +213,7 @@ def test_garbage_opens_no_session_and_harms_none(
 
 
 def test_sessions_are_several_and_bounded(server: tuple[str, Path], setting: Setting) -> None:
-    """Two may be open; a third is told at once, silent clients beside them notwithstanding."""
+    """Two may be open; a third is refused at once, even with silent clients around."""
     address, path, credentials = server[0], setting.folder / "signed.twm", setting.credentials()
     host, _, port = address.rpartition(":")
     with ExitStack() as others:
@@ -271,7 +271,7 @@ def test_a_client_that_stops_is_let_go(setting: Setting, tmp_path: Path) -> None
 
 
 def test_a_full_disk(setting: Setting, tmp_path: Path) -> None:
-    """A limit of the size of files stands for the disk."""
+    """A limit of file sizes simulates the full disk."""
     signed, folder = setting.folder / "signed.twm", tmp_path / "modules"
     padded = tmp_path / "padded.twm"
     artifact = read_artifact(signed)

@@ -65,7 +65,7 @@ def bundle(net: Path, target: Target, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def root(bundle: Path, target: Target, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """An emulator whose root folder holds the bundle's needs from the system, and nothing else."""
+    """An emulator whose root folder contains only the bundle's system dependencies."""
     folder = tmp_path_factory.mktemp("root")
     (folder / "lib").mkdir()
     for name in _SYSTEM_LIBRARIES:
@@ -168,7 +168,7 @@ def test_push_switches_to_a_module_that_proved_itself(server: tuple[str, Path], 
 
 
 def test_a_signed_module_is_pushed_encrypted(root: list[str], bundle: Path, net: Path, tmp_path: Path) -> None:
-    """libsodium on another architecture: signatures and the connection; on this machine's, in test_server.py."""
+    """libsodium on another architecture: signatures and the connection; test_server.py covers this machine's."""
     server = bundle / "bin" / "tensorwright-server"
     assert device(root, server, "--new-key", tmp_path / "device.pem").returncode == 0
     client = write_new_keys(tmp_path / "laptop.pem", KeyKind.CONNECTION)
@@ -245,7 +245,7 @@ def test_push_to_a_device_that_falls_silent(
     monkeypatch: pytest.MonkeyPatch,
     step: str,
 ) -> None:
-    """As one does that loses its power: the connection stays open, and nothing comes any more."""
+    """Like a device that loses power: the connection stays open, and no more data arrives."""
     address, folder = server
     push(net, address, runs=1)
     before = (folder / "active.twm").read_bytes()

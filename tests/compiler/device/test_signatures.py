@@ -1,4 +1,4 @@
-"""Programs without Python accept the modules that Python accepts, and refuse the others in the same words."""
+"""Programs without Python accept the same modules as Python, and refuse others with the same messages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def programs() -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Keys (`release`, `other`), and modules: signed by `release`, unsigned, and with code that was replaced."""
+    """Keys (`release`, `other`), and modules: signed by `release`, unsigned, and with replaced code."""
     folder = tmp_path_factory.mktemp("signed")
     for name in ("release", "other"):
         write_new_keys(folder / f"{name}.pem")

@@ -1,4 +1,4 @@
-"""Static programs: one file that runs where there is nothing else, its module mapped without the system's loader."""
+"""Static programs: one file that runs in an empty root folder, with its module mapped without the system's loader."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def module(target: Target) -> compiler.Module:
 
 @pytest.fixture(scope="module")
 def program(module: compiler.Module, target: Target, tmp_path_factory: pytest.TempPathFactory) -> StaticProgram:
-    """Path of a module that is signed by the key beside it."""
+    """Path of a module that is signed by the key next to it."""
     folder = tmp_path_factory.mktemp("device")
     write_new_keys(folder / "key.pem")
     module.export(folder / "net.twm", sign_key=folder / "key.pem")
@@ -44,7 +44,7 @@ def program(module: compiler.Module, target: Target, tmp_path_factory: pytest.Te
 
 
 def run(program: StaticProgram, target: Target, root: Path, *options: object) -> subprocess.CompletedProcess[str]:
-    """Run it in an empty root folder: no loader, no C library."""
+    """Run it in an empty root folder, without loader and C library."""
     command = [target.emulator()[0], "-L", str(root), str(program.path), *map(str, options)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 

@@ -34,7 +34,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def embedder(tokenizer: Path, path: Path, batch: int | str, length: int | str, pooled: bool) -> Path:
-    """A module whose tokens' vectors depend on the mask and on the places of the tokens."""
+    """A module whose token vectors depend on the mask and on the positions of the tokens."""
     ids, mask, kinds = (
         helper.make_tensor_value_info(name, kind, [batch, length])
         for name, kind in (

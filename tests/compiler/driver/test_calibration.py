@@ -1,4 +1,4 @@
-"""Calibration of language models: operands of products, and what is refused."""
+"""Calibration of language models: operands of matmuls, and refused models."""
 
 from __future__ import annotations
 

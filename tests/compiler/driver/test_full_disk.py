@@ -1,4 +1,4 @@
-"""Everything that writes, on a disk that is full: a result, or one error that says so, and nothing half written."""
+"""Everything that writes, on a full disk: a result, or one error that says so, and no partial file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.fuzz.tuning import convolution_model
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system without room."""
+    """A file system without free space."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)

@@ -1,4 +1,5 @@
-"""The cache of compiled modules: equal calls build once, any difference builds anew, and no fault of a file is used."""
+"""The cache of compiled modules: equal calls build once, any difference builds again, and damaged files are not
+used."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """y = x + bias, whose weights lie in a file of their own."""
+    """y = x + bias, with weights in a separate file."""
     bias = numpy_helper.from_array(np.arange(4, dtype=np.float32), "bias")
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Add", ["x", "bias"], ["y"])], "g", [x], [y], [bias])
@@ -42,7 +43,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The sources that were built, not loaded."""
+    """The sources that were built instead of loaded."""
     found: list[object] = []
     original: Callable[..., Any] = build.build_module
 

@@ -1,4 +1,4 @@
-"""compile(sizes=...): code of its own for some sizes, one copy of the weights, the numbers of every size right."""
+"""compile(sizes=...): specialized code for some sizes, one copy of the weights, right results at every size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from compiler.runtime import Module
 
 
 def pooled(height: int | str = "height") -> onnx.ModelProto:
-    """A convolution with a bias, ReLU, the mean over the image, and a product; and the shape of the input."""
+    """A convolution with a bias, ReLU, the mean over the image, and a matmul; and the shape of the input."""
     random = np.random.default_rng(0)
     weights = {
         "w": random.standard_normal((24, 8, 3, 3)).astype(np.float32),

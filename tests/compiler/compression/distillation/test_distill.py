@@ -1,4 +1,4 @@
-"""Students trained after a teacher on scikit-learn's digits, and what is refused."""
+"""Students distilled from a teacher on scikit-learn's digits, and refused arguments."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_student_comes_near_its_teacher(digits: Digits, teacher: nn.Module, op
 
 
 def test_a_net_teaches_itself(digits: Digits, teacher: nn.Module) -> None:
-    """The teacher is the student as it comes; its labels keep both apart."""
+    """The teacher is the untrained student; the labels make a difference."""
     report = compiler.distill(teacher, None, _batches(digits), method="self", epochs=2, **_options(digits)).report
     assert report.drop is not None
     assert report.drop <= 0.01

@@ -1,4 +1,4 @@
-"""Factors of matrices and convolutions, against the weights themselves."""
+"""Factors of matrices and convolutions, compared with the weights."""
 
 from __future__ import annotations
 

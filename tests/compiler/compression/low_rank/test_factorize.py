@@ -1,4 +1,4 @@
-"""Models with layers in factors: numbers, what is left whole and why, and the limit on accuracy."""
+"""Models with factorized layers: results, unfactorized layers with reasons, and the accuracy limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 
 
 class _Net(torch.nn.Module):
-    """Convolutions with every attribute, one grouped, and a matrix; of low rank but for the last convolution."""
+    """Convolutions with every attribute, one grouped, and a matrix; all of low rank except the last convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def _factored(net: torch.nn.Module, x: Array, **options: Any) -> compiler.Compre
 
 @pytest.fixture
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Multiplications stand in for times."""
+    """Use the number of multiplications as the time."""
     monkeypatch.setattr(LayerTimer, "gain", lambda *_: None)
 
 
@@ -89,7 +89,7 @@ def test_a_rank_for_a_speed() -> None:
 
 @pytest.mark.parametrize("decide", ["predicted", "measured"])
 def test_layers_are_compared_in_both_forms(decide: str) -> None:
-    """A matrix of rank 16 in 512 x 512 multiplies 16 times less: faster on any machine, however busy."""
+    """A 512 x 512 matrix of rank 16 needs 16 times fewer multiplications: faster on any machine under any load."""
     random = np.random.default_rng(0)
     net = torch.nn.Linear(512, 512, bias=False).eval()
     low = random.standard_normal((512, 16)) @ random.standard_normal((16, 512)) / 100

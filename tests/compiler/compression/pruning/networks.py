@@ -1,4 +1,4 @@
-"""Nets whose channels depend on each other in every way that the analysis knows, and what removing them must equal."""
+"""Nets with every kind of channel dependency known to the analysis, and reference results after removal."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Tangle(nn.Module):
 
 
 def random_removal(found: Dependencies, share: float, seed: int = 0, kinds: tuple[str, ...] = ("channels",)) -> Array:
-    """That share of the units of each cell, rounded down."""
+    """Choose this fraction of the units of each cell, rounded down."""
     removed = np.zeros(int(found.units.max()) + 1, np.bool_)
     generator = np.random.default_rng(seed)
     for cell in found.cells:
@@ -50,7 +50,7 @@ def random_removal(found: Dependencies, share: float, seed: int = 0, kinds: tupl
 
 
 def masked(found: Dependencies, removed: Array) -> Any:
-    """The module at its size with zeros in all weights of products where shrinking cuts."""
+    """Return the module with zeros in place of all removed weights."""
     new = {}
     for constant, axes in found.constants.items():
         array = array_of(constant)

@@ -1,4 +1,4 @@
-"""Structured pruning: what goes together, and that the smaller graph computes what the masked one does."""
+"""Structured pruning: dependent channels, and equality of the smaller graph with the masked one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.compiler.compression.pruning.networks import Tangle, masked, random_r
 
 
 def _check(net: nn.Module, shape: tuple[int, ...], kinds: tuple[str, ...], share: float = 0.5) -> Any:
-    """The dependencies; the shrunk module gives the masked one's numbers, and these are not the whole one's."""
+    """Check that the shrunk module equals the masked one but not the original; return the dependencies."""
     torch.manual_seed(0)
     example = torch.randn(*shape)
     model = canonical(import_model(net.eval(), example_inputs=(example,)), find_target("host"))

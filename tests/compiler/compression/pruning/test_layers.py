@@ -68,7 +68,7 @@ def test_blocks_of_a_convolutional_net(chain: tuple[Chain, torch.Tensor]) -> Non
 
 
 def test_layers_of_a_transformer_by_influence() -> None:
-    """Each layer is attention and a network; that which adds next to nothing goes first."""
+    """Each layer is attention and an MLP; the one that adds almost nothing is removed first."""
     torch.manual_seed(0)
     net, example = DigitsTransformer(width=24, depth=3, heads=3).eval(), torch.randn(2, 1, 16, 16)
     block: Any = net.blocks[1]

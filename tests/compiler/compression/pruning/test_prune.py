@@ -45,7 +45,7 @@ def _train(net: nn.Module) -> None:
 
 @pytest.mark.parametrize("criterion", ["magnitude", "gradient", "second-order"])
 def test_channels_while_training(criterion: str) -> None:
-    """The smaller graph computes what the module does with its masks in force."""
+    """The smaller graph equals the module with active masks."""
     net = _net()
     pruned = compiler.prune(
         net, 0.5, criterion=criterion, steps=2, finetune=_train, loss=lambda net: net(_X).square().mean(), **_OPTIONS

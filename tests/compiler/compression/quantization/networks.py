@@ -25,7 +25,7 @@ def _model(nodes: Sequence[Any], weights: dict[str, Array], inputs: dict[str, Se
 
 
 def residual_net(seed: int = 0, channels: int = 8) -> onnx.ModelProto:
-    """x (2, channels, 6, 6): convolution, ReLU, a residual block pooled, a matrix product; y (2, 5)."""
+    """x (2, channels, 6, 6): convolution, ReLU, a pooled residual block, a matmul; y (2, 5)."""
     generator = np.random.default_rng(seed)
 
     def normal(*shape: int) -> Array:
@@ -54,10 +54,10 @@ def residual_net(seed: int = 0, channels: int = 8) -> onnx.ModelProto:
 
 
 def chain_net(layers: int = 3, width: int = 16, spoiled: int | None = None) -> onnx.ModelProto:
-    """x (4, width): matrix products with ReLU between; y (4, width).
+    """x (4, width): matmuls with ReLU between; y (4, width).
 
-    `spoiled` is the number of a product with one weight so large that a scale for all leaves the others nothing; what
-    it multiplies is always 0.
+    `spoiled` is the number of a matmul with one weight so large that a common scale rounds all others to 0; its operand
+    is always 0.
     """
     generator = np.random.default_rng(1)
     weights, nodes, value = {}, [], "x"
@@ -101,7 +101,7 @@ def convolution_chain(groups: int = 1) -> onnx.ModelProto:
 
 
 def downsampling_net() -> onnx.ModelProto:
-    """x (1, 4, 8, 8): a convolution that two others read; ReLU of their sum goes to a fourth; y (1, 3, 4, 4)."""
+    """x (1, 4, 8, 8): a convolution read by two others; ReLU of their sum is read by a fourth; y (1, 3, 4, 4)."""
     generator = np.random.default_rng(6)
     shapes = {"w0": (8, 4, 3, 3), "w1": (8, 8, 3, 3), "w2": (8, 8, 1, 1), "w3": (3, 8, 1, 1)}
     weights = {name: (generator.standard_normal(shape) / 6).astype(np.float32) for name, shape in shapes.items()}
@@ -118,7 +118,7 @@ def downsampling_net() -> onnx.ModelProto:
 
 
 def embedding_net(rows: int = 300, width: int = 32) -> onnx.ModelProto:
-    """ids int64 (2, 5): rows of a table of uneven rows, and a matrix product; y (2, 5, width)."""
+    """ids int64 (2, 5): rows of a table with uneven rows, and a matmul; y (2, 5, width)."""
     generator = np.random.default_rng(7)
     uneven = np.geomspace(0.01, 1, rows).reshape(rows, 1)
     weights = {

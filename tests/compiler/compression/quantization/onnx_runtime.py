@@ -1,4 +1,4 @@
-"""Small nets, and what ONNX Runtime's quantizer makes of them with its options."""
+"""Small nets, quantized by ONNX Runtime with its options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdaRound against rounding to the nearest, GPTQ and, where that is feasible, every way of rounding there is."""
+"""AdaRound compared with rounding to nearest, GPTQ and, if feasible, all possible roundings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Array = NDArray[Any]
 
 
 def correlated(depth: int, seed: int = 0) -> Array:
-    """x x' of positive data with fewer directions than channels."""
+    """Gram matrix of positive data with fewer directions than channels."""
     generator = np.random.default_rng(seed)
     mixing = generator.standard_normal((depth // 4 + 1, depth))
     data = np.maximum(generator.standard_normal((500, depth // 4 + 1)) @ mixing, 0)

@@ -1,4 +1,4 @@
-"""Histograms that are filled batch by batch, and the ranges chosen from them."""
+"""Histograms filled batch by batch, and the ranges chosen from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requantization against rational arithmetic that rounds where the kernels say they round, ties included, bit for bit.
+"""Requantization against rational arithmetic with the kernels' documented rounding, bit for bit including ties.
 
 The rounding of every target: the sum as float32, times the factor as float32 (each to nearest, halves to even), to the
 nearest integer (halves to even), limited. The factor is (x.scale * w.scale) / y.scale, each step rounded to float32.
@@ -49,13 +49,13 @@ def as_float32(value: Fraction) -> Fraction:
 
 
 def factor_of(x: float, weight: float, y: float) -> Fraction:
-    """The factor as the kernels form it, step by step."""
+    """Compute the factor like the kernels, step by step."""
     product = as_float32(Fraction(float(np.float32(x))) * Fraction(float(np.float32(weight))))
     return as_float32(product / Fraction(float(np.float32(y))))
 
 
 def requantized(total: int, factor: Fraction, y: Affine) -> int:
-    """The integer that a sum becomes."""
+    """Requantize a sum to an integer."""
     info = np.iinfo(y.dtype)
     rounded = nearest(as_float32(as_float32(Fraction(total)) * factor))
     return int(min(max(rounded + y.zero, int(info.min)), int(info.max)))
@@ -63,8 +63,8 @@ def requantized(total: int, factor: Fraction, y: Affine) -> int:
 
 @dataclass(frozen=True)
 class Case:
-    """Three kernels in one module: a product, a convolution, a depthwise convolution; each adds `steps` and quantizes
-    for `y`; its data has the parameters `x`."""
+    """Three kernels in one module: a matmul, a convolution, a depthwise convolution; each adds `steps` and quantizes
+    to `y`; its data has the parameters `x`."""
 
     x: Affine
     y: Affine
@@ -118,7 +118,7 @@ class Case:
         return [first @ self.matrix.astype(np.int64), _convolved(second, self.filters), _convolved(third, self.planes)]
 
     def expected(self, data: list[Array]) -> list[Array]:
-        """By definition, in integers and rationals."""
+        """Compute the expected integers by definition, in integers and rationals."""
         factors = [factor_of(self.x.scale, float(each), self.y.scale) for each in self.scales]
         results = []
         for total in self.sums(data):
@@ -149,7 +149,7 @@ def _convolved(data: Array, filters: Array) -> Array:
 
 
 def random_case(seed: int, operand: str, result: str, step: float) -> Case:
-    """Integers of every size, and scales of which many meet ties where the result's `step` is a power of two."""
+    """Integers of every size, and scales with many ties if the result's `step` is a power of two."""
     generator = np.random.default_rng(seed)
     info = np.iinfo(result)
     scales = np.asarray([_SCALES[each] for each in generator.integers(0, len(_SCALES), _FILTERS)], np.float32)
@@ -188,7 +188,7 @@ def test_results_are_the_defined_ones_bit_for_bit(name: str, number: int) -> Non
 
 
 def test_halves_are_met() -> None:
-    """The cases above would not tell one way to round halves from another without them."""
+    """Without ties, the cases above could not distinguish ways of rounding halves."""
     case = random_case(*_CASES[0])
     data = case.inputs(np.random.default_rng(0))
     sums = [each.swapaxes(1, -1).reshape(-1, _FILTERS) + case.steps for each in case.sums(data)]
@@ -199,8 +199,8 @@ def test_halves_are_met() -> None:
 
 
 def test_additions_are_the_exact_sums_rounded() -> None:
-    """quantize(dequantize(a) + dequantize(b)): rounded with the zero point in it, as QLinearAdd of ONNX Runtime does,
-    which turns halves the other way where that is odd. With these scales float32 holds every step exactly."""
+    """quantize(dequantize(a) + dequantize(b)): rounded with the zero point included, like ONNX Runtime's QLinearAdd,
+    which rounds halves the other way if the zero point is odd. With these scales every step is exact in float32."""
     generator = np.random.default_rng(5)
     parameters, y = (Affine("uint8", 0.5, 13), Affine("uint8", 0.25, 200)), Affine("uint8", 1.0, 7)
     variables = [relax.Var(name, relax.TensorType((64, 64), "uint8")) for name in "ab"]
@@ -220,7 +220,7 @@ def test_additions_are_the_exact_sums_rounded() -> None:
 
 @pytest.mark.parametrize("name", ["raspberry-pi-4", "graviton3"])
 def test_a_quantized_net_gives_the_same_bits_on_arm(name: str) -> None:
-    """One that was quantized for this machine: convolutions, residual sums, pooling and a product."""
+    """A net quantized for this machine: convolutions, residual sums, pooling and a matmul."""
     generator = np.random.default_rng(3)
     samples = [{"x": generator.standard_normal((2, 8, 6, 6)).astype(np.float32)} for _ in range(4)]
     quantized = compiler.quantize(residual_net(), samples, evaluate=lambda run: 1.0, keep_slower=True, threads=1)

@@ -1,4 +1,4 @@
-"""Whatever is given as calibration, measure or option: numbers or one clear error, never a stray exception."""
+"""Any calibration data, metric or option gives a result or one clear error, never a stray exception."""
 
 from __future__ import annotations
 

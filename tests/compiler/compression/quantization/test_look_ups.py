@@ -1,4 +1,4 @@
-"""Tables of look-ups are stored as integers, each row on a scale of its own."""
+"""Embedding tables are stored as integers with one scale per row."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Models of ONNX Runtime's quantizer with its options: computed in integers, equal to ONNX Runtime's results.
 
-ONNX Runtime runs with its basic optimizations, which keep to what the operators mean. The extended ones look softmax up
-in a table and change residual sums by a step.
+ONNX Runtime runs with its basic optimizations, which preserve the operators' semantics. The extended ones compute
+softmax from a table and change residual sums by a step.
 """
 
 from __future__ import annotations
@@ -66,16 +66,16 @@ def test_dynamic(net: str, kind: str, options: dict[str, Any], tmp_path: Path) -
 
 @pytest.mark.parametrize("net", NETS)
 def test_activations_of_16_bits_are_computed_in_float32(net: str, tmp_path: Path) -> None:
-    """As ONNX Runtime does: sums of their products do not fit 32 bits."""
+    """Like ONNX Runtime: sums of their products do not fit in 32 bits."""
     model = static(NETS[net](), tmp_path, "QDQ", "u16s8", per_channel=True)
     _compare(model)
     assert _products(model)["int32"] == 0
 
 
 def _compare(model: onnx.ModelProto, *, mixed: bool = False) -> None:
-    """Equal to the step where the output is quantized, else to float32's rounding.
+    """Compare: exact if the output is quantized, otherwise within float32 rounding.
 
-    Where operators multiply uint8 by int8 (`mixed`), ONNX Runtime must optimize to be exact on every processor.
+    If operators multiply uint8 by int8 (`mixed`), ONNX Runtime must optimize to be exact on every processor.
     """
     example = inputs(model, 99)
     options = precise_options()
@@ -89,7 +89,7 @@ def _compare(model: onnx.ModelProto, *, mixed: bool = False) -> None:
 
 
 def _products(model: onnx.ModelProto) -> dict[str, int]:
-    """Number of matmuls and convolutions in float32, in bytes summed in int32, or in something else."""
+    """Count matmuls and convolutions in float32, in bytes summed in int32, or in other types."""
     mod = run_pipeline(import_model(model).mod, PipelineContext(), until="canonicalize").mod
     mod = center_weights(compute_in_integers(mod, PipelineContext()), PipelineContext())
     counts = {"float32": 0, "int32": 0, "other": 0}

@@ -1,4 +1,4 @@
-"""Where pairs go: every operand of an integer kernel, and nothing between kernels in float."""
+"""Placement of quantize-dequantize pairs: on every operand of an integer kernel, and nowhere between float kernels."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_everywhere_means_behind_every_operator() -> None:
 
 
 def test_what_an_accelerator_computes_besides_is_rounded_too() -> None:
-    """A softmax where the target has one, and of a chain of functions of one tensor only the end."""
+    """A softmax if the target supports it, and only the end of a chain of functions of one tensor."""
     x = relax.Var("x", relax.TensorType((1, 8, 6), "float32"))
     builder = relax.BlockBuilder()
     with builder.function("main", [x]):

@@ -1,4 +1,4 @@
-"""`quantize` from a model and its data to integers, with limits that hold and limits that cannot."""
+"""`quantize` from a model and its data to integers, with satisfiable and unsatisfiable limits."""
 
 from __future__ import annotations
 

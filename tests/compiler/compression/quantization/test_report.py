@@ -1,4 +1,4 @@
-"""The line that says how much of a model is quantized."""
+"""The summary line on the quantized part of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schemes other than the static one: numbers, bytes, what stays in float, and the limit."""
+"""Schemes other than the static one: results, bytes, layers in float, and the limit."""
 
 from __future__ import annotations
 

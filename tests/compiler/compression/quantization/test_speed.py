@@ -1,4 +1,4 @@
-"""Layers that are slower in integers go back to float, and the whole is never slower than in float."""
+"""Layers that are slower in integers go back to float, and the whole model is never slower than in float."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_equal_layers_are_timed_once() -> None:
 
 
 def test_measured_times_are_of_the_kernels_in_their_order() -> None:
-    """Times themselves are no matter here: of kernels this small the instrument may leave nothing."""
+    """The times themselves do not matter: for kernels this small they can be 0 after subtracting the overhead."""
     mods = [run_pipeline(import_model(chain_net(count)).mod, until="canonicalize").mod for count in (1, 3)]
     found = MeasuredClock(lambda mod: compiler.compile(mod, threads=1))(mods)
     counts = [[kernel.kind for kernel in kernels].count("matmul") for kernels in found]

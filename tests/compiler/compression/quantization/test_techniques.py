@@ -1,4 +1,4 @@
-"""Techniques that reduce the loss keep the function of the float model, and do reduce it."""
+"""Techniques preserve the function of the float model, and reduce the accuracy loss."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_smoothing_helps_where_channels_are_uneven() -> None:
 
 
 def uneven_net() -> Any:
-    """Two products; the second reads a channel a thousand times as large as the others that has no effect."""
+    """Two matmuls; the second reads an ineffective channel a thousand times as large as the others."""
     net = chain_net(2)
     first, second = (numpy_helper.to_array(each).copy() for each in net.graph.initializer)
     first[:, 0] *= 1000

@@ -1,4 +1,4 @@
-"""Weights of few values: what k-means makes of them, what a file holds, and the limit on accuracy."""
+"""Weights with few values: results of k-means, file contents, and the accuracy limit."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_each_value_becomes_the_nearest_of_few(seed: int, size: int, bits: int, 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])
 def test_as_near_as_theory_allows(bits: int) -> None:
-    """The best mean squared error for normal numbers is pi sqrt(3) / 2 / 4^bits (Panter and Dite), for many centres."""
+    """The best mean squared error for normal numbers is pi sqrt(3) / 2 / 4^bits (Panter and Dite), for many centers."""
     values = np.random.default_rng(0).standard_normal(20000).astype(np.float32)
     error = float(((shared(values, bits).astype(np.float64) - values) ** 2).mean())
     assert error < 1.4 * np.pi * 3**0.5 / 2 / 4**bits
 
 
 class _Net(torch.nn.Module):
-    """A convolution that Winograd's method takes, one that it does not, and a matrix."""
+    """A convolution with Winograd's method, one without, and a matrix."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Small random models with an encoder, written as transformers writes them, and what transformers computes."""
+"""Small random models with an encoder in transformers' format, and transformers' results."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class EncoderModel:
 
     Attributes:
         kind: the class of transformers, without "Config" or "ForConditionalGeneration".
-        config: settings for so many positions.
-        reads: what the encoder reads, by the name of its input.
-        factors: of weights whose names hold a text, chosen with the seed so that greedy tokens differ.
+        config: settings for a number of positions.
+        reads: kind of the encoder's input, by its name.
+        factors: factors of weights whose names contain a text, chosen with the seed so that greedy tokens differ.
     """
 
     kind: str
@@ -162,7 +162,7 @@ def _gemma3(positions: int) -> dict[str, Any]:
 
 
 def _patches(kind: str, positions: int, vision: dict[str, Any], **text: Any) -> dict[str, Any]:
-    """Models that read patches: images of all sizes, and positions in three dimensions."""
+    """Models with patch inputs: images of all sizes, and positions in three dimensions."""
     sections = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
     layers = {"num_hidden_layers": 3, "head_dim": 8, "rope_parameters": sections, "max_position_embeddings": positions}
     return {
@@ -187,7 +187,7 @@ def _qwen2_5_vl(positions: int) -> dict[str, Any]:
 
 
 def _qwen3_vl(positions: int) -> dict[str, Any]:
-    """Rows of a layer of the encoder are added behind the first layer of the decoder."""
+    """Rows of an encoder layer are added after the first layer of the decoder."""
     vision = {"hidden_size": 24, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 25}
     return _patches("qwen3_vl", positions, {**vision, "deepstack_visual_indexes": [0]})
 
@@ -223,7 +223,7 @@ def _qwen2_audio(positions: int) -> dict[str, Any]:
 
 
 def _voxtral(positions: int) -> dict[str, Any]:
-    """A row for four frames of the encoder, beside one another."""
+    """One row per four adjacent frames of the encoder."""
     return {**_sounds(positions, model_type="voxtral_encoder", encoder_ffn_dim=48), "audio_token_id": 258}
 
 
@@ -310,7 +310,7 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
 
 
 def media_prompt(name: str, size: int) -> list[int]:
-    """A prompt with places for so many images or sounds of `encoder_input`."""
+    """A prompt with placeholders for this many images or sounds of `encoder_input`."""
     if name.endswith(("_vl", "_vl_moe")):
         rows = [height * width // 4 for _, height, width in _GRIDS[:size]]
     elif name == "qwen2_audio":
@@ -321,7 +321,7 @@ def media_prompt(name: str, size: int) -> list[int]:
 
 
 def encoder_greedy(model: Any, prompt: list[int], count: int, **inputs: Any) -> tuple[list[Any], list[int]]:
-    """Logits and tokens, one after another, each from the whole text anew."""
+    """Logits and tokens, each computed from the whole text."""
     import torch
 
     name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"

@@ -1,4 +1,4 @@
-"""A folder of a mixture of experts as llama.cpp's converter writes it: stacked experts, quantized."""
+"""A mixture of experts as written by llama.cpp's converter: stacked experts, quantized."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _VOCABULARY = 260
 
 
 def write_expert_gguf(path: Path, folder: Path, architecture: str, kind: str) -> dict[str, np.ndarray[Any, Any]]:
-    """Write a GGUF file; returns the numbers that it stores, by the names of transformers."""
+    """Write a GGUF file; return its stored values, by transformers' names."""
     config = json.loads((folder / "config.json").read_text())
     assert config["vocab_size"] == _VOCABULARY
     writer = gguf.GGUFWriter(path, architecture)

@@ -1,4 +1,4 @@
-"""Small random models of the decoder family, written as transformers writes them, and what transformers computes."""
+"""Small random models of the decoder families in transformers' format, and transformers' results."""
 
 from __future__ import annotations
 
@@ -575,7 +575,7 @@ CAPTURED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def save_model(name: str, folder: Path, **changes: Any) -> Any:
-    """Write a random model of a family to a folder; returns the torch module, in float32 and evaluation mode."""
+    """Write a random model of a family to a folder; return the torch module, in float32 and evaluation mode."""
     import torch
     import transformers
 
@@ -604,7 +604,7 @@ _UNCACHED = ("bamba", "recurrent_gemma", "zamba2")
 
 
 def greedy(model: Any, prompt: np.ndarray[Any, Any], steps: int) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """The logits of each step, float32 (steps, vocabulary), and the tokens that transformers chooses."""
+    """Return the logits of each step, float32 (steps, vocabulary), and transformers' tokens."""
     import torch
 
     rows, tokens = [], []

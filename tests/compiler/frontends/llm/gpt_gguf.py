@@ -1,4 +1,4 @@
-"""Folders of GPT-2's kin as llama.cpp's converter writes them: its names, and queries, keys and values apart."""
+"""GPT-2 and related models as written by llama.cpp's converter: its names, and separate queries, keys and values."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def write_gpt_gguf(path: Path, folder: Path, architecture: str, sizes: dict[str,
     """Write a GGUF file in float32.
 
     Args:
-        sizes: of the model: heads, key_heads, head_size, hidden, intermediate, layers, context, epsilon, rotary, alibi,
-            parallel; the last three where it has them.
+        sizes: sizes of the model: heads, key_heads, head_size, hidden, intermediate, layers, context, epsilon, and
+            optionally rotary, alibi, parallel.
     """
     writer = gguf.GGUFWriter(path, architecture)
     _describe(writer, architecture, sizes)
@@ -141,7 +141,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _three_parts(values: np.ndarray[Any, Any], sizes: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """All queries, then all keys, then all values; transformers has those of a head of keys together."""
+    """All queries, then all keys, then all values; transformers groups them by key head."""
     size, shared = sizes["head_size"], sizes["key_heads"]
     group = sizes["heads"] // shared
     parts = values.reshape(shared, group + 2, size, *values.shape[1:])
@@ -150,7 +150,7 @@ def _three_parts(values: np.ndarray[Any, Any], sizes: dict[str, Any]) -> np.ndar
 
 
 def sizes_of(folder: Path) -> dict[str, Any]:
-    """The metadata that a converter takes from config.json."""
+    """The metadata that a converter reads from config.json."""
     config = json.loads((folder / "config.json").read_text())
 
     def first(*names: str) -> Any:

@@ -1,4 +1,4 @@
-"""A folder of gpt-oss as llama.cpp's converter writes it: gates and ups apart, experts in MXFP4."""
+"""gpt-oss as written by llama.cpp's converter: separate gates and ups, experts in MXFP4."""
 
 from __future__ import annotations
 

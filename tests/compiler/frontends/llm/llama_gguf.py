@@ -1,4 +1,4 @@
-"""Folders of Llama's kin as llama.cpp's converter writes them: its names and metadata, float32, no tokenizer."""
+"""Llama and related models as written by llama.cpp's converter: its names and metadata, float32, no tokenizer."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def write_llama_gguf(path: Path, folder: Path) -> Path:
 
 
 def _describe(writer: gguf.GGUFWriter, name: str, config: dict[str, Any]) -> None:
-    """Metadata of the table, and what follows from several settings."""
+    """Metadata in the table, and metadata derived from several settings."""
     values = {
         key: next((config[each] for each in settings.split() if config.get(each) is not None), None)
         for key, settings in _METADATA.items()
@@ -148,7 +148,7 @@ def _describe(writer: gguf.GGUFWriter, name: str, config: dict[str, Any]) -> Non
 
 
 def _converted(tensors: dict[str, Array], name: str, config: dict[str, Any]) -> dict[str, Array]:
-    """The tensors with rows, names and stacks as the converter has them."""
+    """The tensors with the converter's rows, names and stacks."""
     found: dict[str, Array] = {}
     stacks: dict[str, dict[int, Array]] = {}
     for key, values in tensors.items():

@@ -1,7 +1,7 @@
-"""Small models whose layers are quantized as the packages write them, and what their numbers stand for.
+"""Small models with layers quantized in the formats of the packages, and their dequantized weights.
 
-Each writer draws the integers and scales of a weight (rows, depth), packs them as the package's documentation says, and
-computes the weight by its formula from the numbers that it drew.
+Each writer draws the integers and scales of a weight (rows, depth), packs them according to the package's
+documentation, and computes the weight from them by its formula.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], 
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to quantize: what config.json says, and how a weight is written."""
+    """A quantization format: its settings in config.json, and the writer of a weight."""
 
     config: dict[str, Any]
     write: Writer
@@ -188,7 +188,7 @@ def fbgemm() -> Kind:
 
 
 def float8_tensor(config: dict[str, Any]) -> Kind:
-    """Floats with one scale, and those of activations and caches."""
+    """Floats with one scale, and scales of activations and caches."""
 
     def write(random: np.random.Generator, rows: int, depth: int) -> Written:
         tensors, weight = _float8(random, rows, depth, (), (rows, depth))
@@ -199,7 +199,7 @@ def float8_tensor(config: dict[str, Any]) -> Kind:
 
 
 def auto_round(kind: Kind, layout: str) -> Kind:
-    """As AutoRound describes a layout; a module that is not quantized is named."""
+    """AutoRound's description of a layout, with the name of an unquantized module."""
     kept = {key: kind.config[key] for key in ("bits", "group_size")}
     own = {"lm_head": {"bits": 16, "data_type": "float"}, "model.layers.0.self_attn.q_proj": kept}
     config = {"quant_method": "auto-round", "packing_format": f"auto_round:{layout}", "data_type": "int"}
@@ -265,7 +265,7 @@ def _scales(random: np.random.Generator, shape: tuple[int, ...], levels: int) ->
 
 
 def kinds() -> dict[str, Kind]:
-    """Every way to quantize that is tested, by name."""
+    """Return all tested quantization formats, by name."""
     return {
         "gptq": gptq(4, 32, symmetric=True, act_order=False),
         "auto-round-gptq": auto_round(gptq(4, 32, symmetric=True, act_order=False), "auto_gptq"),
@@ -303,7 +303,7 @@ def kinds() -> dict[str, Kind]:
 
 
 def write_quantized(kind: Kind, folder: Path, family: str = "llama", **changes: Any) -> Any:
-    """Write a random model whose layers' products are quantized; returns the torch module with the same numbers."""
+    """Write a random model with quantized matmuls; return the torch module with the same values."""
     import torch
     from safetensors.torch import load_file, save_file
 

@@ -1,4 +1,4 @@
-"""Folders of models as llama.cpp's converter writes them: float32, a tokenizer of bytes."""
+"""Models as written by llama.cpp's converter: float32, a tokenizer of bytes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
 
 
 def _plain(tensors: Tensors, config: Config) -> Tensors:
-    """Transformations that all architectures share: decays, convolutions, skips, the biases of steps."""
+    """Transformations shared by all architectures: decays, convolutions, skips, the biases of steps."""
     found: Tensors = {}
     for name, values in tensors.items():
         if name.endswith("A_log"):
@@ -70,7 +70,7 @@ def _plain(tensors: Tensors, config: Config) -> Tensors:
 
 
 def _experts(tensors: Tensors, prefix: str) -> Tensors:
-    """The weights of experts, one for each, in stacks."""
+    """Stack the weights of experts."""
     found, stacks = dict[str, Any](), dict[str, list[np.ndarray[Any, Any]]]()
     for name, values in sorted(
         tensors.items(), key=lambda each: [int(x) if x.isdigit() else x for x in each[0].split(".")]
@@ -291,7 +291,7 @@ def _qwen(writer: gguf.GGUFWriter, config: Config) -> None:
 
 
 def _qwen_tensors(tensors: Tensors, config: Config) -> Tensors:
-    """Norms less 1 become those of llama.cpp, fused products separate, and heads of values tiled (Qwen3.5)."""
+    """Convert norms stored as weight - 1, split fused projections, and tile value heads (Qwen3.5)."""
     keys, heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
     size, width = config["linear_value_head_dim"], config["linear_key_head_dim"]
     tiled = (
@@ -371,7 +371,7 @@ def _deepseek(writer: gguf.GGUFWriter, config: Config) -> None:
 
 
 def _kimi(writer: gguf.GGUFWriter, config: Config) -> None:
-    """Layers without heads of keys have linear attention."""
+    """Layers without key heads have linear attention."""
     names = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
     own = {name: config[each] for name, each in names.items()} | {"q_lora_rank": None, "first_k_dense_replace": 1}
     own |= {"rope_parameters": {"rope_theta": 1e4}, "num_experts_per_tok": config["num_experts_per_token"]}
@@ -392,7 +392,7 @@ def _dots(writer: gguf.GGUFWriter, config: Config) -> None:
 
 
 def _deepseek_tensors(tensors: Tensors, config: Config) -> Tensors:
-    """Keys, transposed, and values of the heads apart."""
+    """Separate transposed keys and values of the heads."""
     bias, size = ".e_score_correction_bias", config.get("qk_nope_head_dim")
     found: Tensors = {}
     for name, values in tensors.items():

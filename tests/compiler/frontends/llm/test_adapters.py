@@ -32,7 +32,7 @@ _SCALE = np.float32(_ALPHA / _RANK)
 
 
 def _write(folder: Path, tensors: dict[str, Array], **config: Any) -> Path:
-    """An adapter of these tensors, under the names that peft gives them."""
+    """Write an adapter with these tensors, under peft's names."""
     folder.mkdir(exist_ok=True)
     save_file(
         {f"base_model.model.{name}": each for name, each in tensors.items()}, folder / "adapter_model.safetensors"
@@ -93,7 +93,7 @@ class _Kept(NamedTuple):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> _Kept:
-    """Two adapters of other ranks and modules of one base, which has a tokenizer."""
+    """Two adapters with different ranks and modules for one base, which has a tokenizer."""
     import torch
 
     folder = tmp_path_factory.mktemp("kept")
@@ -137,7 +137,7 @@ def test_sessions_choose_the_adapter(kept: _Kept) -> None:
 
 
 def test_requests_choose_the_adapter(kept: _Kept, tmp_path: Path) -> None:
-    """Beside each other in one run, and none reads the keys and values of another one's prompt."""
+    """They share a run, and none reads the keys and values of another one's prompt."""
     module = compiler.compile(kept.folder, adapters=kept.adapters, threads=1, sequences=True)
     model = LanguageModel(module)
     prompt = np.random.default_rng(3).integers(1, 256, 40)

@@ -1,4 +1,4 @@
-"""Products in 8 bits against PyTorch with the same weights and operands rounded."""
+"""8-bit matmuls against PyTorch with the same rounded weights and operands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 
 
 def _in_eight_bits(values: torch.Tensor, scale: torch.dtype) -> torch.Tensor:
-    """Groups of 32 neighbours along the last axis as multiples of a scale of this type."""
+    """Round groups of 32 elements along the last axis to multiples of a scale of this type."""
     depth = values.shape[-1]
     groups = torch.nn.functional.pad(values, (0, -depth % 32)).reshape(*values.shape[:-1], -1, 32)
     scales = (groups.abs().amax(-1, keepdim=True) / 127).to(scale).to(torch.float32)
@@ -25,7 +25,7 @@ def _in_eight_bits(values: torch.Tensor, scale: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3n_text", "gemma4_text"])
 def test_products_in_eight_bits_round_as_the_same_products_in_pytorch(name: str, tmp_path: Path) -> None:
-    """Random weights of Gemma 3n and 4 let small changes grow, so that only the same rounding gives near logits."""
+    """Random weights of Gemma 3n and 4 amplify small changes, so only the same rounding gives similar logits."""
     reference = save_model(name, tmp_path)
     options = LanguageModelOptions("int8", cache="float32")
     module = compiler.compile(import_language_model(tmp_path, options), threads=1)

@@ -1,4 +1,4 @@
-"""GGUF files and folders: their numbers are used as they are stored, and what is broken is one clear error."""
+"""GGUF files and folders: their stored values are used unchanged, and broken files give one clear error."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ def test_interleaving_is_what_llama_cpp_does() -> None:
 
 
 def test_the_tokenizer_of_gemma_4_splits_as_that_of_transformers(tmp_path: Path) -> None:
-    """Its merges are a list; text is merged within lines, and bytes stand for what is no token."""
+    """Its merges are a list; text is merged within lines, with byte fallback."""
     transformers = pytest.importorskip("transformers")
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 

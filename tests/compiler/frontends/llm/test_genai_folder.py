@@ -1,4 +1,4 @@
-"""Folders of ONNX Runtime GenAI run as they are: a graph as its builder writes it in 4 bits, against ONNX Runtime."""
+"""Folders of ONNX Runtime GenAI run unchanged: a 4-bit graph like its builder's, against ONNX Runtime."""
 
 from __future__ import annotations
 

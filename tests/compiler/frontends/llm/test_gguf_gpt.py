@@ -1,4 +1,4 @@
-"""GGUF files of GPT-2's kin hold the model that the folder does, which is compared with transformers elsewhere."""
+"""GGUF files of GPT-2 and related models equal their folders, which are compared with transformers elsewhere."""
 
 from __future__ import annotations
 

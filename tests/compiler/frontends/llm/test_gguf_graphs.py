@@ -1,4 +1,4 @@
-"""Small files of architectures that transformers has no code for, against llama.cpp's graphs written in numpy."""
+"""Small files of architectures without transformers code, against llama.cpp's graphs written in numpy."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _HIDDEN, _HEAD, _VOCABULARY, _EPSILON, _BASE = 32, 8, 48, 1e-5, 500.0
 
 @dataclass(frozen=True)
 class _Graph:
-    """One file: its tensors below "blk.{layer}." as (rows, depth), or (rows,) of norms, and how they are computed with.
+    """One file: its tensors below "blk.{layer}." as (rows, depth), or (rows,) for norms, and settings of the graph.
 
     Attributes:
         layers: for each one (query heads, key heads, width of the MLP), 0 for none.
-        adjacent: rotations of adjacent pairs, else of elements half a head apart.
-        window: layers but each second see so many tokens, and have rotations of base 10000.
+        adjacent: RoPE on adjacent pairs, else on elements half a head apart.
+        window: odd layers attend to this many tokens, and have RoPE with base 10000.
         cap: softcap of the scores.
         experts: number of experts, two of which each token has.
         early: the router reads the input of the layer.
-        unrotated: layers without rotations.
-        late_norms: heads are normalized behind their rotations.
-        metadata: further metadata.
+        unrotated: layers without RoPE.
+        late_norms: heads are normalized after RoPE.
+        metadata: additional metadata.
     """
 
     layers: list[tuple[int, int, int]]

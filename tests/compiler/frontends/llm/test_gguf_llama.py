@@ -1,4 +1,4 @@
-"""GGUF files of Llama and its kin become the configurations that llama.cpp computes with."""
+"""GGUF files of Llama and related models give llama.cpp's configurations."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_file_is_read_as_llama_cpp_computes_it(architecture: str, tmp_path: Pa
 
 
 def test_a_file_of_apertus_holds_what_the_folder_does(tmp_path: Path) -> None:
-    """Numbers of xIELU are metadata, where the folder has tensors."""
+    """Parameters of xIELU are metadata in files and tensors in folders."""
     model = save_model("apertus", tmp_path)
     config, folder_names, storage, checkpoint, _ = read_hugging_face(tmp_path, LanguageModelOptions())
     tensors = Parameters(checkpoint, folder_names, config, storage)
@@ -174,7 +174,7 @@ def test_a_file_and_its_folder_become_one_module(name: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", _NUMBERS)
 def test_logits_of_a_file_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    """DBRX has no folder here; of MiniCPM 3, llama.cpp has one epsilon and constant factors."""
+    """DBRX folders are not supported; for MiniCPM 3, llama.cpp has one epsilon and constant factors."""
     changes = {"rms_norm_eps": 1e-6, "dim_model_base": 256}
     model = save_model(name, tmp_path, **(changes if name == "minicpm3" else {}))
     module = compiler.compile(write_llama_gguf(tmp_path / "model.gguf", tmp_path), threads=1)

@@ -1,5 +1,5 @@
-"""GGUF files of Phi's mixtures compute what llama.cpp does, which is not what transformers does: RMS norms with a bias,
-no window, and the softmax over the experts that are chosen. Against float64; llama.cpp itself is within 6e-7 of it."""
+"""GGUF files of Phi's mixtures follow llama.cpp, which differs from transformers: RMS norms with a bias, no window, and
+softmax over the chosen experts. Compared with float64; llama.cpp itself is within 6e-7 of it."""
 
 from __future__ import annotations
 

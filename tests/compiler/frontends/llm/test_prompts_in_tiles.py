@@ -1,4 +1,4 @@
-"""Language models' prompts by instructions whose sums stay in tiles, on a simulated processor, against transformers."""
+"""Prompts of language models with tile instructions, on a simulated processor, against transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantized folders: every package's layout, with its numbers kept."""
+"""Quantized folders: every package's layout, with unchanged values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _COMPILED = (
 
 
 def _largest_error(folder: Path, model: Any, options: LanguageModelOptions = EXACT) -> float:
-    """Error of the logits after a prompt and after a further token, over the largest logit."""
+    """Return the error of the logits after a prompt and after one more token, over the largest logit."""
     session = compiler.compile(import_language_model(folder, options), threads=1).session(capacity=32)
     prompt = np.random.default_rng(1).integers(1, model.config.vocab_size, 9)
     wanted, tokens = greedy(model, prompt, 2)

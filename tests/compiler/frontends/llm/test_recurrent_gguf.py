@@ -1,4 +1,4 @@
-"""GGUF files of models with recurrent mixers give the logits that transformers gives for the folder."""
+"""GGUF files of models with recurrent mixers give transformers' logits for the folder."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class _Text:
 
 @pytest.mark.parametrize("sequences", [False, True])
 def test_slots_go_back_to_where_prompts_parted(tmp_path: Path, *, sequences: bool) -> None:
-    """The second prompt that parts from another at one place is read from there; speculation changes no token."""
+    """The second prompt that diverges at the same position is read from there; speculation changes no token."""
     save_model("qwen3_next", tmp_path)
     options = LanguageModelOptions(sequences=sequences)
     model = LanguageModel(compiler.compile(import_language_model(tmp_path, options), threads=1))

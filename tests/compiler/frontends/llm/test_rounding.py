@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 
 
 def integers_of(values: Array, scales: Array) -> Array:
-    """The nearest integers of groups (..., 32), in float64."""
+    """Round groups (..., 32) to the nearest integers, in float64."""
     wide = scales.astype(np.float64)[..., None]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.nan_to_num(np.clip(np.rint(values / wide), -8, 7))
@@ -39,7 +39,7 @@ def test_scales_of_groups_are_the_best_of_those_that_are_tried() -> None:
 
 
 def eliminated(values: Array, scales: Array, gram: Array) -> Array:
-    """The integers of GPTQ in float64: the inverse shrinks by a column with each that is rounded."""
+    """GPTQ in float64: the inverse shrinks by one column with each rounded one."""
     left, depth = values.astype(np.float64), values.shape[1]
     inverse = np.linalg.inv(gram + 0.01 * np.mean(np.diagonal(gram)) * np.eye(depth))
     wide = np.repeat(scales.astype(np.float64), 32, 1)

@@ -1,4 +1,4 @@
-"""Folders of models that also read images: the decoder of their text is built as the family of that decoder."""
+"""Folders of models that also read images: their text decoder is built as a model of its family."""
 
 from __future__ import annotations
 

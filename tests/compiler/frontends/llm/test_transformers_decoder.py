@@ -1,4 +1,4 @@
-"""Language models that are not built here are captured from transformers, and generate like all others."""
+"""Language models without their own builder are captured from transformers, and generate like all others."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_cache_of_bytes_is_read_as_it_is_stored(folder: _Folder) -> None:
 
 
 def _rounded(weight: torch.Tensor, precision: str) -> torch.Tensor:
-    """To bfloat16, or to multiples of a float16 scale of each 32 neighbours."""
+    """Round to bfloat16, or to multiples of a float16 scale per 32 elements."""
     if precision == "bfloat16":
         return weight.to(torch.bfloat16).to(torch.float32)
     rows, depth = weight.shape
@@ -100,7 +100,7 @@ def _rounded(weight: torch.Tensor, precision: str) -> torch.Tensor:
 
 
 def test_routed_experts_are_rounded() -> None:
-    """As captured mixtures have them: products of rows with the weights of their own experts alone."""
+    """In captured mixtures: matmuls of rows with the weights of only their own experts."""
     builder, rows = relax.BlockBuilder(), tirx.Var("n", "int64")
     x, places = (
         relax.Var("x", relax.TensorType((rows, 48), "float32")),
@@ -157,7 +157,7 @@ def test_a_folder_is_refused_before_anything_large_is_made(tmp_path: Path) -> No
 
 
 def test_code_that_is_wrong_with_a_static_cache_is_refused(tmp_path: Path) -> None:
-    """GPT-Neo's masks take the capacity of the cache for the number of tokens."""
+    """GPT-Neo's masks mistake the capacity of the cache for the number of tokens."""
     save_model("gpt_neo", tmp_path, max_position_embeddings=64, window_size=9)
     with pytest.raises(UnsupportedModelError, match="other logits than without one"):
         capture_decoder(tmp_path, LanguageModelOptions())
@@ -165,9 +165,9 @@ def test_code_that_is_wrong_with_a_static_cache_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ["biogpt", "deepseek_v32", "doge"])
 def test_a_second_run_gives_the_logits_of_all_tokens_at_once(kind: str, tmp_path: Path) -> None:
-    """BioGPT makes a mask of the rows that are filled. The others attend to 16 keys of 24, of distinct tokens:
-    DeepSeek's indexer has a cache of its own, and Doge chooses by the values, which are equal in the first layer where
-    tokens are, so that a choice between them means nothing."""
+    """BioGPT derives a mask from the filled rows. The others attend to 16 keys of 24, for distinct tokens: DeepSeek's
+    indexer has a separate cache, and Doge chooses by the values, which are equal in the first layer for equal tokens,
+    so a choice between these is arbitrary."""
     torch.manual_seed(0)
     reference = transformers.AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float32).eval()
     with torch.no_grad():

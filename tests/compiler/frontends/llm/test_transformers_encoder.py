@@ -1,4 +1,4 @@
-"""Models of two parts generate what transformers does, alone, beside each other and on a server."""
+"""Encoder-decoder models give transformers' texts, alone, with other sequences and on a server."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_rows_of_images_and_sounds_take_the_places_of_tokens(name: str, tmp_path
 
 
 def _hears_over_http(made: _Made, name: str) -> None:
-    """A chat brings a recording, and is answered as `generate` answers it."""
+    """A chat with a recording is answered like `generate`."""
     openai = pytest.importorskip("openai")
     text = {"type": "text", "text": "What?"}
     message = {"role": "user", "content": [{"type": "audio"}, text]}
@@ -264,7 +264,7 @@ def test_long_sounds_are_read_in_parts(tmp_path: Path) -> None:
 
 
 def test_tokens_of_an_image_see_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gemma 3, also where parts of a prompt would end within an image."""
+    """Gemma 3, also if parts of a prompt would end within an image."""
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
     made = _made("gemma3", tmp_path)
