@@ -22,9 +22,9 @@ class LongestMatch:
     def __init__(self, tokens: Mapping[bytes, int], added: Mapping[bytes, int], unknown: int) -> None:
         self._tokens, self._added, self._unknown = tokens, added, unknown
         self._found = re.compile(b"(" + b"|".join(map(re.escape, sorted(added, key=len, reverse=True))) + b")")
-        sizes: dict[int, set[int]] = {}
+        sizes: dict[bytes, set[int]] = {}
         for token in tokens:
-            sizes.setdefault(token[0], set()).add(len(token))
+            sizes.setdefault(token[:2], set()).add(len(token))
         self._sizes = {first: sorted(each, reverse=True) for first, each in sizes.items()}
 
     @staticmethod
@@ -53,7 +53,7 @@ class LongestMatch:
                 continue
             at = 0
             while at < len(part):
-                ends = (at + size for size in self._sizes.get(part[at], ()))
+                ends = (at + size for size in self._sizes.get(part[at : at + 2], ()))
                 end = next((end for end in ends if part[at:end] in self._tokens), at + 1)
                 found.append(self._tokens.get(part[at:end], self._unknown))
                 at = end

@@ -196,7 +196,7 @@ def _longest_match(path: Path, listed: list[dict[str, Any]]) -> dict[str, Any] |
     """RWKV's vocabulary: lines with a token's id, Python literal and length. Token 0, which it lacks, ends texts."""
     tokens: dict[bytes, int] = {}
     try:
-        for line in read_bytes(path).decode().splitlines():
+        for line in read_bytes(path).decode().strip("\n").split("\n"):
             number, _, rest = line.partition(" ")
             literal, _, size = rest.rpartition(" ")
             token = ast.literal_eval(literal)
