@@ -1,4 +1,4 @@
-"""NaN and infinity go through a model as through PyTorch: kernels on their own, fused, in blocks and in vectors."""
+"""NaN and infinity propagate as in PyTorch: in single, fused, blocked and vectorized kernels."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_behind_a_layer(name: str, layer: str) -> None:
 
 @pytest.mark.parametrize("window", [2, 3, None])
 def test_largest_of_windows(window: int | None) -> None:
-    """In the layout of blocks, that convolutions ask for; NaN is not the last of its window."""
+    """In the blocked layout of convolutions; NaN is not the last of its window."""
     torch.manual_seed(0)
     pool = nn.AdaptiveMaxPool2d(1) if window is None else nn.MaxPool2d(window, 2, window // 2)
     model = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), pool, nn.Conv2d(CHANNELS, CHANNELS, 1))
@@ -120,7 +120,7 @@ def test_products_with_and_quotients_of_zeros() -> None:
 
 
 def test_quantized() -> None:
-    """The smallest integer of NaN, as in ONNX Runtime; per tensor and per channel."""
+    """NaN becomes the smallest integer, as in ONNX Runtime; per tensor and per channel."""
     types = ("int8", "uint8", "int16", "uint16")
     zeros = ", ".join(f"{dtype}[3] z_{dtype} = {{1, 2, 3}}" for dtype in types)
     lines = [f"q_{dtype} = QuantizeLinear<axis = 1>(x, s, z_{dtype})" for dtype in types]

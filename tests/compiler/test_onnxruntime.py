@@ -1,4 +1,4 @@
-"""`tensorwright.onnxruntime` does what `onnxruntime` does, on the same calls."""
+"""`tensorwright.onnxruntime` behaves like `onnxruntime` for the same calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages that import onnxruntime, unchanged, answer on `tensorwright.onnxruntime` as they do on ONNX Runtime."""
+"""Unchanged packages that import onnxruntime give the same answers on `tensorwright.onnxruntime`."""
 
 from __future__ import annotations
 

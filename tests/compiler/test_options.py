@@ -1,4 +1,4 @@
-"""Arguments of `compile` that cannot be meant: one error each, which says what to give."""
+"""Invalid arguments of `compile`: each has an error that says what to give."""
 
 from __future__ import annotations
 

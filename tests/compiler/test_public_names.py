@@ -1,4 +1,4 @@
-"""Classes and errors go by the names that users import them by."""
+"""Classes and errors show the names by which users import them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same call gives the same module, whatever else the machine does and however strings are hashed."""
+"""Equal calls give equal modules, independent of the machine's load and of string hashing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ for name in names:
 
 @pytest.mark.parametrize("names", [("compile", "quantize"), ("factorize", "compress")], ids="-".join)
 def test_equal_calls_give_equal_modules(names: tuple[str, ...], tmp_path: Path) -> None:
-    """Two processes make the same calls, beside each other and with unequal shares of the processors."""
+    """Two concurrent processes with unequal shares of the processors make the same calls."""
     folders = [tmp_path / f"hash-seed-{seed}" for seed in (1, 2)]
     running = []
     for seed, (niceness, folder) in enumerate(zip((0, 19), folders, strict=True), start=1):
@@ -54,7 +54,7 @@ def _check_equal(one: Artifact, other: Artifact) -> None:
 
 
 def _timeless(entry: Any) -> Any:
-    """A manifest without how long passes took."""
+    """A manifest without the times of passes."""
     if isinstance(entry, dict):
         return {key: _timeless(value) for key, value in entry.items() if key != "seconds"}
     return [_timeless(each) for each in entry] if isinstance(entry, list) else entry

@@ -1,4 +1,4 @@
-"""Random graphs through the whole canonicalization: the numbers stay, NaN and infinities stay where they were."""
+"""Random graphs through the whole canonicalization: results stay equal, including NaN and infinities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overhead of a call of a small net at dynamic sizes: shapes are made once, and reshapes by ones are fused."""
+"""Call overhead of a small net with dynamic sizes: shapes are made once, and reshapes that add ones are fused."""
 
 from __future__ import annotations
 

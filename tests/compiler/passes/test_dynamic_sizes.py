@@ -74,7 +74,7 @@ SIZES = ((1, 7, 7), (1, 1, 1), (2, 31, 57), (3, 8, 129), (1, 64, 5), (1, 2, 260)
 
 
 def test_image_network() -> None:
-    """A first layer of three channels, pooling, a residual block, a pointwise layer and the mean of the image."""
+    """A first layer of three channels, pooling, a residual block, a pointwise layer and a global mean."""
     nodes = [
         conv(24, 3, (7, 7), (3, 3, 3, 3), strides=[2, 2]),
         ("Relu", {}, []),
@@ -93,7 +93,7 @@ def test_image_network() -> None:
 
 @pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
 def test_padding_that_follows_from_sizes(mode: str) -> None:
-    """Windows pad themselves: nothing is copied for it."""
+    """Windows include the padding, so that nothing is copied."""
 
     def padded(filters: int, channels: int, kernel: int, strides: Sequence[int], group: int = 1) -> Node:
         kind, attributes, shapes = conv(filters, channels, (kernel, kernel), (), strides=list(strides), group=group)
@@ -127,7 +127,7 @@ def test_tasks_without_tiles() -> None:
 
 
 def test_a_resized_image_is_convolved() -> None:
-    """Any kernel may produce the operand of a convolution, here one of a single operand."""
+    """Any kernel may produce the operand of a convolution, here one with a single operand."""
     x = np.random.default_rng(0).standard_normal((2, 4, 5, 6), np.float32)
     proto = model(4, 2, [("Resize", {"mode": "nearest"}, [(0,), (4,)]), ("Conv", {"pads": [1] * 4}, [(8, 4, 3, 3)])])
     scales = np.array([1, 1, 2, 2], np.float32)

@@ -1,4 +1,4 @@
-"""Maxima over the image, as frontends write them: in blocks of channels, NaN where there is one."""
+"""Global maxima as frontends write them: in the blocked layout, and NaN where the input has one."""
 
 from __future__ import annotations
 

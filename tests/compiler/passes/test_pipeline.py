@@ -96,7 +96,7 @@ def test_an_engine_error_names_the_pass_and_keeps_the_message() -> None:
 
 
 def unbind(mod: IRModule) -> IRModule:
-    """A pass that leaves a module that is not well formed."""
+    """A pass that makes the module ill-formed."""
     main = mod["main"]
     copy = mod.clone()
     body = relax.SeqExpr([], main.body.body)
@@ -190,7 +190,7 @@ def test_a_graph_pass_is_a_tvm_pass_too() -> None:
 
 
 def test_a_transpose_passes_a_function_that_was_spelled_out() -> None:
-    """As in a SegFormer's or any exporter's GELU, whose arithmetic uses its input twice."""
+    """As in exported GELU functions (SegFormer), whose arithmetic uses its input twice."""
     build = Build()
     turned = build.emit(relax.op.permute_dims(build.input("x", (2, 8, 16)), [0, 2, 1]))
     scaled = build.emit(relax.op.multiply(turned, relax.const(np.float32(0.5**0.5))))

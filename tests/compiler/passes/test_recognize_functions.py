@@ -1,6 +1,6 @@
 # mypy: disable-error-code="valid-type, no-untyped-def"
 # ruff: noqa: N805
-"""recognize-gelu and recognize-silu: every way to write them, and what only looks like them."""
+"""recognize-gelu and recognize-silu: all ways to write them, and similar expressions that are different."""
 
 from __future__ import annotations
 

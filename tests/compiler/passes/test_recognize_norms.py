@@ -1,4 +1,4 @@
-"""recognize-layer-norm and recognize-rms-norm: the ways exporters write them, and what must stay."""
+"""recognize-layer-norm and recognize-rms-norm: the forms that exporters write, and those that must stay."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def module() -> compiler.Module:
 
 @pytest.fixture(scope="session")
 def open_module() -> compiler.Module:
-    """The same with a dynamic batch."""
+    """The same products with a dynamic batch."""
     return compiler.compile(perceptron(batch="batch"), threads=1)
 
 

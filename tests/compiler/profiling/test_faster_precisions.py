@@ -13,7 +13,7 @@ def line(target: str, *works: KernelWork) -> str | None:
 
 
 def test_products_bound_by_their_arithmetic() -> None:
-    """On processors with tiles all precisions, but no slower one of as many bytes; without dot products none."""
+    """With tiles all precisions except slower ones of equal size; without dot products none."""
     convolution = KernelWork(1, "convolution", 10**9, 10**5)
     assert line("sapphire-rapids", convolution) == (
         "bfloat16 is estimated 9.0 times as fast here: --precision bf16; "

@@ -1,4 +1,4 @@
-"""The correction for the instrument, on marks made from known times."""
+"""The correction for the instrument's overhead, tested on simulated marks."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_times_add_up(profile: Profile) -> None:
 
 
 def test_the_cost_of_watching_is_known(profile: Profile) -> None:
-    """That it is taken off shows on simulated clocks: test_instrument.py."""
+    """Its subtraction is tested on simulated clocks in test_instrument.py."""
     assert profile.crossing > 0
 
 

@@ -1,4 +1,4 @@
-"""Record files: what survives killed writers, two writers at once, newer versions and stale rules."""
+"""Record files survive killed writers, concurrent writers, newer versions and stale rules."""
 
 from __future__ import annotations
 

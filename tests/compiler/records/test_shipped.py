@@ -1,4 +1,4 @@
-"""That `compile` takes the records that ship, by itself, for each target that has some."""
+"""`compile` uses the shipped records by default for each target that has some."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_model_with_a_known_layer_takes_its_config() -> None:
 
 @pytest.mark.parametrize("name", MODELLED)
 def test_what_was_chosen_for_a_model_still_applies(name: str) -> None:
-    """A config that its rule no longer has, or that beat another default than today's, would be ignored in silence."""
+    """A config that its rule no longer has, or that beat an outdated default, would be ignored silently."""
     target = targets.get(name)
     loaded = _shipped(target)
     measurer = target.measurer()
@@ -69,7 +69,7 @@ def test_what_was_chosen_for_a_model_still_applies(name: str) -> None:
 
 @pytest.mark.parametrize("accelerator", ["u55-128", "u65-256"])
 def test_a_tiny_net_takes_its_settings(accelerator: str) -> None:
-    """By its graph, whatever its weights."""
+    """Settings are found by the graph, independent of weights."""
     model = quantized_by_onnx_runtime("ds_cnn")
     module = compiler.compile(model, targets.get(f"cortex-m55+ethos-{accelerator}", cores=1), threads=1)
     partition: Any = module.manifest.target.details["partition"]

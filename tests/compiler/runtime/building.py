@@ -103,7 +103,7 @@ def dense_artifact() -> Artifact:
 
 @cache
 def pair_artifact() -> Artifact:
-    """sum, difference of left, right: float32[n, 4] and float32[n, 4]."""
+    """Sum and difference of left and right: float32[n, 4] and float32[n, 4]."""
     return build_artifact(
         [("left", ("n", 4), "float32"), ("right", ("n", 4), "float32")],
         [("sum", ("n", 4), "float32"), ("difference", ("n", 4), "float32")],

@@ -37,7 +37,7 @@ def _artifact() -> Artifact:
 
 
 def module_of(case: Case) -> bytes:
-    """The file of a module with the case's manifest."""
+    """Save a module with the case's manifest."""
     from dataclasses import replace
 
     described = json.loads(msgspec.json.encode(_artifact().manifest))
@@ -50,7 +50,7 @@ def module_of(case: Case) -> bytes:
 
 
 def inputs_of(case: Case) -> dict[str, np.ndarray[Any, Any]]:
-    """Inputs of the case."""
+    """The inputs of a case."""
     given = {**_GIVEN, **case.get("given", {})}
     arrays = {name: np.ones(given[name], np.float32) for name in ("a", "b")}
     return {**arrays, "i": np.array(given["i"], np.int64), "u": np.array(given["u"], np.uint8)}

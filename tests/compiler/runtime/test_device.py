@@ -1,4 +1,4 @@
-"""In which order a graphics processor is told to copy, run and wait: what can be seen without one."""
+"""The order in which copies, runs and waits are submitted to a GPU, tested without one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CUDA = tvm_ffi.device("cuda", 0)
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Calls of TVM, in order."""
+    """Recorded calls of TVM, in order."""
     steps: list[str] = []
 
     def function(name: str) -> Callable[..., None]:

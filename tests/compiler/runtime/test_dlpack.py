@@ -1,4 +1,4 @@
-"""Tensors of other frameworks go in and out without a copy where their memory allows it."""
+"""Tensors of other frameworks are exchanged without a copy where their memory allows it."""
 
 from __future__ import annotations
 

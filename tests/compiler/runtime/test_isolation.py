@@ -1,4 +1,4 @@
-"""The runtime stands alone: no compiler, no TVM package, no torch; and it lives with them in one process."""
+"""The runtime needs no compiler, TVM package or torch, and can share a process with them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_many_libraries_are_kept_apart() -> None:
-    """The system's loader must not take a reused descriptor for the library that it saw there before."""
+    """The dynamic loader must not mistake a reused descriptor for the library that it opened there before."""
     import numpy as np
 
     from tests.compiler.runtime.building import elementwise_artifact

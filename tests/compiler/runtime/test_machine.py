@@ -1,4 +1,4 @@
-"""A module for another machine is refused before any of its code is loaded, and the message names what is missing."""
+"""A module for another machine is refused before its code is loaded; the message names the missing features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A module computes what numpy computes, takes every way of passing tensors, and refuses what does not fit."""
+"""A module agrees with numpy, accepts every way of passing tensors, and refuses wrong inputs."""
 
 from __future__ import annotations
 

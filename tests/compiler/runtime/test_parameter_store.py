@@ -1,4 +1,4 @@
-"""Modules with equal parameters keep them once: in a process, and across processes."""
+"""Modules with equal parameters share one copy, within a process and across processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def table(seed: int) -> Array:
 
 
 def save(folder: Path, name: str, rows: int, tables: Mapping[str, Array]) -> Path:
-    """A module of some rows of x, which adds up its tables' first rows and x."""
+    """Save a module for some rows of x, which adds x and the first rows of its tables."""
     artifact = build_artifact(
         [("x", (rows, 4), "float32")],
         [("y", (rows, 4), "float32")],
@@ -51,7 +51,7 @@ def _sum(x: Any, rows: int, tables: Any) -> Any:
 
 
 def addresses(module: Module) -> list[int]:
-    """Where kernels read the parameters."""
+    """Addresses from which kernels read the parameters."""
     executor: Any = module._executor
     return [each.data_ptr() for each in executor._parameters]
 

@@ -1,4 +1,4 @@
-"""The threads of a run govern the parts of its kernels up to their tasks, whatever cores the module is for."""
+"""The number of threads sets the parts of kernels, up to their tasks, for modules compiled for any number of cores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUMBERS = ("2", "1", "3", "2", "50", "4")  # fewer than before, and more; more t
 
 @pytest.fixture(scope="module", params=[2, 8])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A module of three large products, compiled for so many cores."""
+    """A module of three large products, compiled for the given number of cores."""
     path = tmp_path_factory.mktemp("parts") / "perceptron.twm"
     model = perceptron(batch=64, width=256)
     compiler.compile(model, target=f"host:{request.param}", threads=request.param).export(path)

@@ -1,4 +1,4 @@
-"""Memory that runs of many sizes leave allocated."""
+"""Memory that stays allocated after runs of many sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.compiler.runtime.building import MEGABYTE, squares
 
 def test_runs_of_many_sizes_do_not_leave_the_memory_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     def most(bound: PoolBound) -> int:
-        """Bytes that are allocated after runs of 1, 2, ... 20 rows, at most."""
+        """The largest number of allocated bytes after runs of 1, 2, ... 20 rows."""
         monkeypatch.setattr("compiler.runtime.executor.POOL", bound)
         release_memory()
         before, found = bound.allocated(), 0

@@ -1,4 +1,4 @@
-"""Random inputs are what a model may meet: ids over the whole vocabulary, masks of ones, small counts."""
+"""Random inputs are realistic: ids over the whole vocabulary, masks of ones, small counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requirements of inputs, checked by Python; `tests/compiler/device/test_checks.py` has C++ do it."""
+"""Requirements of inputs, checked in Python; `tests/compiler/device/test_checks.py` tests the C++ checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions: their states against numpy, step by step; apart from each other; and what they refuse."""
+"""Sessions: states against numpy step by step, independence of sessions, and refused calls."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model(*, with_mean: bool = True) -> ImportedModel:
 
 
 class Expected:
-    """The same in numpy."""
+    """The model in numpy."""
 
     def __init__(self, capacity: int) -> None:
         self.cache, self.mean, self.length = np.zeros((2, capacity, 6), "float32"), INITIAL.copy(), 0

@@ -1,4 +1,4 @@
-"""The thread pool of parallel regions: its own checks under sanitizers, and what modules see of it."""
+"""The thread pool of parallel regions: its own checks under sanitizers, and its use by modules."""
 
 from __future__ import annotations
 

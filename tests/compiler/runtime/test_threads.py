@@ -1,4 +1,4 @@
-"""One module from many threads and processes at once, and the number of threads that a run uses."""
+"""One module used by many threads and processes at once, and the number of threads of a run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _system_threads() -> int:
 
 
 def _settled(wanted: int) -> int:
-    """Number of threads of the process, once it is the wanted one: those that end take a moment."""
+    """Number of threads of the process, waiting for the expected number, as threads take a moment to end."""
     for _ in range(10_000):
         if _system_threads() == wanted:
             break

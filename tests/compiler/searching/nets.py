@@ -11,7 +11,7 @@ from compiler.searching.choice import choice
 
 
 class Residual(nn.Module):
-    """A convolution with batch norm and a 1x1 one around which the input passes."""
+    """A convolution with batch norm and a 1x1 convolution, with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Tiny(nn.Module):
 
 
 def tiny(*, choices: bool = False) -> Tiny:
-    """With weights and statistics of batch norms that tell mistakes apart."""
+    """The net with weights and batch norm statistics that reveal mistakes."""
     torch.manual_seed(0)
     net = Tiny(choices=choices)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The search over a made-up net: what it finds, and what becomes of it when something fails."""
+"""The search over a synthetic net: its results, and its behavior after failures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class MadeUp:
 
 
 class MadeUpCosts(CostModel):
-    """Time is the number of channels, of those in integers half."""
+    """Time is the number of channels; channels in integers count half."""
 
     def __init__(self) -> None:
         self.wanted, self.table = ("ms",), None

@@ -1,4 +1,4 @@
-"""The table of kernels: filled once, added up, compared with whole runs, and read again."""
+"""The table of kernel times: filled once, summed, compared with whole runs, and loaded again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compiler.searching.layer_table import LayerTable, LoweredModel, Measured, R
 
 
 class MadeUpTimes:
-    """A kernel takes a microsecond, a run three more."""
+    """A kernel takes one microsecond, and a run three more."""
 
     name = "made up"
 
@@ -44,7 +44,7 @@ def products(*widths: int) -> ImportedModel:
 
 
 def model_proto(*widths: int) -> ModelProto:
-    """Matrix products in a row, with a ReLU behind each."""
+    """A chain of matrix products, each followed by a ReLU."""
     random = np.random.default_rng(0)
     nodes, weights, name = [], [], "x"
     for index, (rows, columns) in enumerate(itertools.pairwise(widths)):

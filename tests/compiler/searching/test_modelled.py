@@ -1,4 +1,4 @@
-"""Kernels by a target's model: each is estimated once, and a module as a whole anew."""
+"""Kernel times from a target's cost model: each kernel is estimated once, each whole module anew."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEASURER = cast(Measurer, SimpleNamespace(measure=lambda: "made up"))
 
 
 class Pool:
-    """In place of worker processes: a kernel takes as many microseconds as its largest argument has numbers."""
+    """Replaces worker processes: a kernel takes one microsecond per element of its largest argument."""
 
     def __init__(self, *_: Any) -> None:
         self.tasks: dict[str, KernelTask] = {}

@@ -1,4 +1,4 @@
-"""Whole searches of tiny nets by the sizes of their parameters, which nothing has to be timed for."""
+"""Whole searches of tiny nets by parameter size, which needs no timing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def likes_zeros(run: Any) -> float:
-    """A score for any net: how near to 0 it answers zeros."""
+    """A score for any net: the closeness to 0 of its output for zeros."""
     return -float(np.abs(next(iter(run({"image": np.zeros((1, 1, 8, 8), np.float32)}).values()))).sum())
 
 

@@ -1,4 +1,4 @@
-"""Spaces, budgets and options, whatever they hold."""
+"""Arbitrary spaces, budgets and options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sub-nets as torch computes them and as graphs: the same numbers."""
+"""Sub-nets give equal results in torch and as graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server in a thread of the tests, and a plain client for it."""
+"""A server in a thread of the tests, and a simple client."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass
 class Running:
-    """A server that answers."""
+    """A running server."""
 
     port: int
     app: Application
@@ -43,11 +43,11 @@ class Running:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The server's URL."""
         return f"http://127.0.0.1:{self.port}"
 
     def ask(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
-        """One request on a connection of its own; a body that is no bytes is sent as JSON."""
+        """Send one request on a new connection; a body other than bytes is sent as JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
@@ -59,7 +59,7 @@ class Running:
             connection.close()
 
     def infer(self, model: str, name: str, values: Any, shape: Sequence[int], datatype: str = "FP32") -> Answer:
-        """An inference with one input as JSON."""
+        """Request an inference with one input as JSON."""
         tensor = {"name": name, "datatype": datatype, "shape": list(shape), "data": values}
         return self.ask("POST", f"/v2/models/{model}/infer", {"inputs": [tensor]})
 
@@ -68,7 +68,7 @@ class Running:
 def serving(
     models: Sequence[ModelOptions], options: AppOptions | None = None, http_options: HttpOptions | None = None
 ) -> Iterator[Running]:
-    """A server on a free port of this machine, in a thread with an event loop of its own."""
+    """Run a server on a free port of this machine, in a thread with its own event loop."""
     sock = listen("127.0.0.1", 0)
     ready = threading.Event()
     made: dict[str, Any] = {}

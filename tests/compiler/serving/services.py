@@ -1,4 +1,4 @@
-"""Small services for the tests of policies: numpy instead of a compiled model, and a log of what they were asked."""
+"""Small services for the tests of policies: numpy instead of a compiled model, and a log of requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of requests: each is checked by number, named in the error, and set by files and the command line."""
+"""Limits of requests: each is enforced, named in the error, and set by files and the command line."""
 
 from __future__ import annotations
 

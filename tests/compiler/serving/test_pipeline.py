@@ -1,4 +1,4 @@
-"""Pipelines: stages overlap, order is kept, queues are bounded, errors and cancellations concern one item."""
+"""Pipelines: stages overlap, order is kept, queues are bounded, errors and cancellations affect one item."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Split inference: cuts, wire types, the choice by costs, and both halves over HTTP."""
+"""Split inference: cuts, transfer types, the choice by costs, and both halves over HTTP."""
 
 from __future__ import annotations
 

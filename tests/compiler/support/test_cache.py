@@ -1,4 +1,4 @@
-"""Folders of the cache are made once, whole, by whichever process comes first."""
+"""Cache folders are made once and atomically, by the first process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A look-up costs the rows that it reads, not its table."""
+"""The cost of a look-up counts the rows that it reads, not the whole table."""
 
 from __future__ import annotations
 

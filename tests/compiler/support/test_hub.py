@@ -1,4 +1,4 @@
-"""Names of the Hugging Face Hub, with a cache that a test fills and no network."""
+"""Names on the Hugging Face Hub, with a prepared cache and no network."""
 
 from __future__ import annotations
 

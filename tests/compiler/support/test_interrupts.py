@@ -1,4 +1,4 @@
-"""Interrupts end a guarded function by what the caller's handler raises, wherever they come."""
+"""Interrupts end a guarded function at any point, with the exception of the caller's handler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recordings as programs write them, and broken ones."""
+"""Recordings as common programs write them, and broken ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of other programs are named by their content, whatever the file is called, with how to export them."""
+"""Model files of other programs are recognized by content, and the error says how to export them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One set of names of types for all options."""
+"""All options use one set of type names."""
 
 from __future__ import annotations
 

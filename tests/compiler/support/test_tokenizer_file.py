@@ -1,4 +1,4 @@
-"""Tokenizers of strangers end in errors that name the field."""
+"""Invalid tokenizer files give errors that name the field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays in files without a name."""
+"""Arrays in unnamed temporary files."""
 
 from __future__ import annotations
 

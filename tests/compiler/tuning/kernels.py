@@ -15,7 +15,7 @@ from schedules.ir.tir import tvm
 
 @cache
 def target() -> targets.Target:
-    """This machine, for one core: tests run beside others."""
+    """A target of one core of this machine, as tests run in parallel."""
     return targets.get("host", cores=1)
 
 

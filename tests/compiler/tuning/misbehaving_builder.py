@@ -1,4 +1,4 @@
-"""A build worker whose kernels do what their config says: compute, crash, hang, or lie. Tests of the pool use it."""
+"""A build worker for tests of the pool; the config makes kernels compute, crash, hang or give wrong results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from schedules.ir.tir import tirx
 
 
 class Misbehaving(Builder):
-    """The config's "mode" decides."""
+    """The config's "mode" decides how the kernel behaves."""
 
     def handle(self, request: KernelTask | BuildRequest) -> Built | None:
         if isinstance(request, KernelTask) or request.config is None:

@@ -1,4 +1,4 @@
-"""An estimate worker that answers, computes for ever or sleeps, as the config says. Tests of the pool use it."""
+"""An estimate worker for tests of the pool; the config makes it answer, compute forever or sleep."""
 
 from __future__ import annotations
 

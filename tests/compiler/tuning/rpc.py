@@ -1,4 +1,4 @@
-"""An RPC tracker and servers on this machine, ended with all that they started."""
+"""An RPC tracker and servers on this machine, ended with all their child processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _START_SECONDS = 300.0
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """An unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -35,7 +35,7 @@ def _wait_for(port: int) -> None:
 
 @contextmanager
 def process(module: str, port: int, *options: str) -> Iterator[None]:
-    """`python -m module` listening on a port; its children end with it (they outlive it otherwise)."""
+    """Run `python -m module` on a port, and end it with its children, which would outlive it otherwise."""
     command = [sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]
     with _environment_without_torch() as environment:
         running = subprocess.Popen(
@@ -79,7 +79,7 @@ def rpc_tracker() -> Iterator[int]:
 
 
 def wait_for_servers(device: str, count: int) -> None:
-    """Until so many servers have told the tracker of "KEY@HOST:PORT" that they are free."""
+    """Wait until `count` servers have registered as free with the tracker of "KEY@HOST:PORT"."""
     from tvm import rpc
 
     key, _, address = device.partition("@")

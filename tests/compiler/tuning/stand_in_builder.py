@@ -17,7 +17,7 @@ FOLDER = "STAND_IN_KERNELS_HERE"
 
 
 class StandInBuilder(Builder):
-    """Builds for the stand-in too."""
+    """Also builds for the mock."""
 
     def handle(self, request: KernelTask | BuildRequest) -> Built | None:
         built = super().handle(request)

@@ -1,4 +1,4 @@
-"""Alternative kernels of a convolution: extracted, compared, and taken by `compile` when one is faster on record."""
+"""Alternative kernels of a convolution: extracted, compared, and used by `compile` if recorded as faster."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_ways_count_once_and_a_slow_one_gets_no_trials() -> None:
 
 
 def times(run: float, **kernels: float) -> Times:
-    """Six processes that differ by some per mille."""
+    """Times of six processes that differ by about 0.1%."""
     noise = [1.0, 1.001, 0.999, 1.002, 0.998, 1.0]
     samples = {key: [seconds * each for each in noise] for key, seconds in kernels.items()}
     return Times(samples, [run * each for each in noise])
@@ -131,7 +131,7 @@ def test_a_model_is_faster_by_more_than_chance_or_not_at_all() -> None:
 
 
 class Comparison:
-    """Stands in for a `ModelComparison`: what was measured is given."""
+    """Replaces a `ModelComparison` with given measurements."""
 
     def __init__(self, *found: Compared) -> None:
         self._found = list(found)
@@ -142,7 +142,7 @@ class Comparison:
 
 @pytest.fixture
 def session(tasks: list[Task], tmp_path: Path) -> Session:
-    """A session in which an alternative to the untuned one was found to be faster alone."""
+    """A session in which an alternative was faster than the untuned kernel when timed alone."""
     target = targets.get("host", cores=1)
     alternatives = [task for task in tasks if task.rule.name.startswith("conv")]
     writer = RecordWriter.in_folder(tmp_path, target_description(target))
@@ -164,7 +164,7 @@ def keys_of(session: Session) -> tuple[str, str]:
 
 
 def measured(session: Session, kernel: float, run: float) -> Compared:
-    """The untuned kernel takes 30 us, and a run 1 s."""
+    """Measurements in which the untuned kernel takes 30 us and a run 1 s."""
     first, other = keys_of(session)
     return Compared(times(1.0, **{first: 3e-5}), times(run, **{other: kernel}))
 

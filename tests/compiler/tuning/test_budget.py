@@ -1,4 +1,4 @@
-"""The budget goes where time can be won, and stops where it cannot."""
+"""The budget is spent where time can be saved, and not elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cost models rank configs: the analytic one by counting, the trees by what was measured."""
+"""Cost models rank configs: the analytic one by counts, the trees by measurements."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def configs(size: int, count: int, seed: int = 0) -> list[Config]:
 
 
 def seconds(config: Config) -> float:
-    """A made-up machine: small tiles and uneven shares cost."""
+    """A synthetic machine on which small tiles and uneven shares are slow."""
     tile = config.integer("pixels") * config.integer("blocks")
     return (1 + 8 / tile + 0.3 * (config.integer("rows") % 5)) * 1e-4
 
 
 def accuracy(scores: np.ndarray, times: list[float]) -> float:
-    """Share of pairs in the right order."""
+    """Share of pairs that are ranked correctly."""
     pairs = [(i, j) for i in range(len(times)) for j in range(i) if times[i] != times[j]]
     right = sum((scores[i] > scores[j]) == (times[i] < times[j]) for i, j in pairs)
     return right / len(pairs)

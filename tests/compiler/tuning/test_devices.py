@@ -104,7 +104,7 @@ def test_a_server_measures_until_it_goes_away(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_device_that_lies_about_its_processor_is_refused() -> None:
-    """The first kernel ends its server's session, as an instruction does that the processor does not have."""
+    """The first kernel ends its server's session, as an unsupported instruction would."""
     task, builder = product_task(), Misbehaving(WorkerSetup(target=target()))
     builder.handle(task.kernel)
     with (

@@ -1,4 +1,4 @@
-"""Lower bounds of kernels: the machine's own speed is measured, and no kernel is said to be faster than it can be."""
+"""Lower bounds of kernel times: the machine's speed is measured, and no kernel beats its bound."""
 
 from __future__ import annotations
 

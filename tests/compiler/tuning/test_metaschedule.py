@@ -1,4 +1,4 @@
-"""Kernels that no rule serves: MetaSchedule proposes, its traces are recorded, and a compilation follows them."""
+"""Kernels without a rule: MetaSchedule proposes schedules, and compilations replay the recorded traces."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FILTERS = np.random.default_rng(0).standard_normal((3, 2, 3, 3, 3)).astype("floa
 
 @cache
 def volume_module() -> tvm.IRModule:
-    """A convolution of a volume in plain layout, which no rule serves."""
+    """A 3-D convolution in plain layout, for which there is no rule."""
     return lowered(
         lambda builder, x: builder.emit(relax.op.nn.conv3d(x, relax.const(FILTERS), padding=1)), [(1, 2, 5, 6, 7)]
     )

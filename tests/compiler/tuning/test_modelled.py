@@ -1,4 +1,4 @@
-"""Tuning without a device: costs by a model of the processor, which are the same on every run."""
+"""Tuning without a device: costs from a model of the processor, which are deterministic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tuning of whole networks: the search on made-up costs, and an Ethos-U by Vela's cycles."""
+"""Tuning of whole networks: the search with synthetic costs, and an Ethos-U with Vela's cycles."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SPACE: dict[str, tuple[Setting, ...]] = {
 
 
 class MadeUp:
-    """A network whose settings `a` and `b` save cycles together only; "small" takes less memory and more cycles."""
+    """A network whose settings `a` and `b` save cycles only together; "small" takes less memory and more cycles."""
 
     space = _SPACE
     options = ("option",)

@@ -1,4 +1,4 @@
-"""Tuning packs: compiled here, timed by their program on a stand-in for a device, taken in here."""
+"""Tuning packs: compiled here, timed by their program on a mock device, and imported here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def machine(target: CudaTarget, tmp_path_factory: pytest.TempPathFactory) -> Mac
 
 @pytest.fixture(scope="module")
 def measured(machine: Machine) -> dict[str, Any]:
-    """results.json of two visits: the first one finds candidates that are wrong or crash, and is cut."""
+    """results.json of two visits: the first one meets wrong and crashing candidates and is interrupted."""
     cut = machine.run("pack/run", "--seconds", "1e-9")
     assert cut.returncode == 0, cut.stderr
     assert "the time limit is reached" in cut.stdout

@@ -1,4 +1,4 @@
-"""Trials whose builder or kernel crashes, hangs or lies cost one trial each, and the pool goes on."""
+"""A builder or kernel that crashes, hangs or gives wrong results costs one trial, and the pool continues."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_what_misbehaves_costs_one_trial(misbehaving: MeasurementPool, task: Tas
 def test_what_hangs_is_ended(
     misbehaving: MeasurementPool, task: Task, mode: str, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The workers run when the limit is lowered, so that only what hangs is over it."""
+    """The limit is lowered while the workers run, so that only hanging trials exceed it."""
     assert [each.status for each in modes(misbehaving, task, "good")] == ["ok"]
     monkeypatch.setattr(misbehaving, limit, 0.5)
     outcomes = modes(misbehaving, task, mode)

@@ -1,4 +1,4 @@
-"""Searches stay in the space, never repeat a config, and find a planted optimum sooner than chance."""
+"""Searches stay in the space, never repeat a config, and find a planted optimum faster than random search."""
 
 from __future__ import annotations
 

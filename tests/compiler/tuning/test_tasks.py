@@ -1,4 +1,4 @@
-"""Tasks of a lowered module: distinct, counted, with the weights marked."""
+"""Tasks of a lowered module: distinct, counted, and with marked weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a model to records, to a compilation that uses them, and on from there."""
+"""From a model to records, to a compilation that uses them, and further tuning."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _MAKERS: dict[str, Callable[[Generator, str], Case]] = {}
 
 
 def makes(*operators: str) -> Callable[[Callable[[Generator, str], Case]], Callable[[Generator, str], Case]]:
-    """Register a maker of random cases of these operators."""
+    """Register a function that makes random cases of these operators."""
 
     def register(maker: Callable[[Generator, str], Case]) -> Callable[[Generator, str], Case]:
         _MAKERS.update(dict.fromkeys(operators, maker))
@@ -33,19 +33,19 @@ def load() -> None:
 
 
 def operators() -> list[str]:
-    """The operators that cases can be made of."""
+    """The operators with random cases."""
     load()
     return sorted(_MAKERS)
 
 
 def random_case(operator: str, random: Generator) -> Case:
-    """A case of one operator."""
+    """Make a random case of one operator."""
     load()
     return _MAKERS[operator](random, operator)
 
 
 def values(random: Generator, dtype: str, shape: tuple[int, ...], low: float = -4, high: float = 4) -> np.ndarray:
-    """Random elements of a type; integers small and, now and then, at their limits."""
+    """Random elements of a type; integers are small, and occasionally at their limits."""
     if dtype == "bool":
         return np.asarray(random.random(shape) > 0.5)
     if dtype.startswith("float"):

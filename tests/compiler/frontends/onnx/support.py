@@ -47,7 +47,7 @@ class Case:
         return make_model([node], specs, [f"o{i}" for i in range(self.outputs)], weights, self.opset)
 
     def feeds(self) -> dict[str, np.ndarray]:
-        """The values of the inputs that are not constants."""
+        """The values of the inputs that are not constant."""
         return {f"i{i}": array for i, array in enumerate(self.inputs) if array is not None and i not in self.constants}
 
 

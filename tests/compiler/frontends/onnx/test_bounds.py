@@ -1,4 +1,4 @@
-"""Sizes, indices, lengths and counts that address memory: refused before a run, or brought inside by the kernel."""
+"""Sizes, indices, lengths and counts that address memory are refused before a run or clamped by the kernel."""
 
 from __future__ import annotations
 

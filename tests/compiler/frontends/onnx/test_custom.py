@@ -1,4 +1,4 @@
-"""Converters of users: registered, found by the importer, and named where they fail."""
+"""Users' converters are registered, found by the importer, and named in errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOMAIN = "com.example"
 
 @pytest.fixture(autouse=True)
 def _registered_converters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Registrations of a test are gone after it."""
+    """Remove a test's registrations after it."""
     registry.discover()
     monkeypatch.setattr(registry, "_CONVERTERS", {key: dict(value) for key, value in registry._CONVERTERS.items()})
     yield

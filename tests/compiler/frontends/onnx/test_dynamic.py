@@ -1,4 +1,4 @@
-"""Symbolic sizes and operands that are only known at run time: imported once, right at every value."""
+"""Symbolic sizes and operands known only at run time: one import is correct for every value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Info = onnx.helper.make_tensor_value_info
 
 
 def check_feeds(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> None:
-    """One import, many inputs, against ONNX Runtime."""
+    """Import once and compare many inputs with ONNX Runtime."""
     run = build(import_onnx(model))
     typed = onnx.shape_inference.infer_shapes(model).SerializeToString()
     session = onnxruntime.InferenceSession(typed, providers=["CPUExecutionProvider"])
@@ -48,7 +48,7 @@ def test_sizes_that_turn_out_to_be_one_broadcast() -> None:
 
 
 def test_conditions_on_sizes_are_compared() -> None:
-    """As exported quotients of sizes: (n < 5) == (m < 9), and != True."""
+    """Conditions as exporters write them for quotients of sizes: (n < 5) == (m < 9), and != True."""
     constants = [("five", 5), ("nine", 9), ("true", np.bool_(1))]
     nodes = [
         Node("Shape", ["x"], ["n"], start=0, end=1),

@@ -33,7 +33,7 @@ def floats(*shape: int) -> np.ndarray:
 
 
 def check(text: str, feeds: list[np.ndarray]) -> None:
-    """Compiled once, run at every size, against ONNX Runtime."""
+    """Compile once, run at every size and compare with ONNX Runtime."""
     model = onnx.parser.parse_model(f"{HEADER} {text}")
     module = compiler.compile(model, threads=1)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Constants outside of loops that their bodies read."""
+"""Constants outside of loops that are read in their bodies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _SIZE = 272  # 2^16 elements and more, which no node is evaluated with when impo
 
 
 def _loop_over_quantized_weights() -> onnx.ModelProto:
-    """h = tanh(h W) a dynamic number of times; W is dequantized and transposed outside, and summed up inside."""
+    """h = tanh(h W) a dynamic number of times; W is dequantized and transposed outside the loop and summed inside
+    it."""
     random = np.random.default_rng(0)
     initializers = {
         "w8": random.integers(-127, 128, (_SIZE, _SIZE)).astype(np.int8),
@@ -74,7 +75,7 @@ def _operators(function: Any) -> set[str]:
 
 
 def test_a_loop_over_constants_from_outside() -> None:
-    """Its numbers, and its weights, which are stored in their 8 bits."""
+    """The results are correct and the weights are stored in 8 bits."""
     model = _loop_over_quantized_weights()
     module = compiler.compile(model, records=False)
     session: Any = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

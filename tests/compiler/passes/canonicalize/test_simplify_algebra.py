@@ -1,6 +1,6 @@
 # mypy: disable-error-code="valid-type, no-untyped-def"
 # ruff: noqa: N805
-"""simplify-algebra: each rule fires, keeps every number (NaN, infinities and zeros too), and knows its limits."""
+"""simplify-algebra: each rule applies only where valid and keeps all values, including NaN, infinities and zeros."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_rule_fires_and_keeps_every_number(steps: list[Callable[[Any], Any]], 
 
 
 def test_what_the_engine_takes_for_constants_keeps_nan() -> None:
-    """TVM makes true and false of these: compared with numpy's numbers."""
+    """TVM would fold these to true and false; compare them with numpy."""
     cases: list[tuple[Callable[[Any], Any], list[str], Any]] = [
         (lambda x: op.equal(x, x), ["isnan", "logical_not"], ~np.isnan(SPECIAL)),
         (lambda x: op.less_equal(x, x), ["isnan", "logical_not"], ~np.isnan(SPECIAL)),

@@ -1,4 +1,4 @@
-"""spell-sizes: tensors whose sizes come by different ways are joined in one kernel, at two dynamic dimensions."""
+"""spell-sizes: tensors with differently written equal sizes are fused in one kernel, with two dynamic dimensions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Branches(nn.Module):
 
 
 class _Prefixed(nn.Module):
-    """Patches behind tokens that are not rotated, as in DINOv3."""
+    """Patches after tokens without rotary embedding, as in DINOv3."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class _Windows(nn.Module):
 
 
 class _Pyramid(nn.Module):
-    """Features of three scales, enlarged and joined; sub-pixels at the end."""
+    """Features of three scales, upsampled and concatenated, followed by a pixel shuffle."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""float16 convolutions are computed in float32, between borders of float16."""
+"""float16 convolutions are computed in float32 between casts from and to float16."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _weights() -> list[np.ndarray[Any, Any]]:
 
 
 def _net(weights: list[np.ndarray[Any, Any]], dtype: str) -> tvm.IRModule:
-    """Two convolutions, one of float32 sums, split and joined, with a residual sum."""
+    """Two convolutions, one accumulating in float32, a split, a concatenation and a residual sum."""
     x = relax.Var("x", relax.TensorType((1, CHANNELS, SIDE, SIDE), dtype))
     first, second, bias = (relax.const(each.astype(dtype)) for each in weights)
     builder = relax.BlockBuilder()

@@ -1,4 +1,4 @@
-"""Groups of operators, and the order in which fused kernels take their sizes."""
+"""Groups of operators, and the order of the size arguments of fused kernels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_sizes_come_in_the_order_of_dimensions() -> None:
 
 
 def test_calls_give_the_sizes_in_the_kernels_order(monkeypatch: Any) -> None:
-    """Whatever order TVM leaves, here the wrong one, kernel and call agree."""
+    """Kernel and call agree for any order that TVM produces, here a wrong one."""
     kernel, _ = _doubled("ab")
     h, w = tirx.Var("h", "int64"), tirx.Var("w", "int64")
     kind = relax.TensorType([h * 2, w * 2], "float32")

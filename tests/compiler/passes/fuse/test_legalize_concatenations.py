@@ -1,4 +1,4 @@
-"""Many tensors are joined in steps, of more where sizes are known; few at once."""
+"""Many tensors are concatenated in several steps, with larger steps for static sizes; few tensors in one step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Normalizations in the types that TVM refuses, against numpy in float64."""
+"""Normalizations in types that TVM does not support, against numpy in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels that only reshape become views; those that choose between places are not asked."""
+"""Kernels that only reshape become views; kernels that choose between indices are skipped."""
 
 from __future__ import annotations
 

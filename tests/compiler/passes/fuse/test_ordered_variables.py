@@ -1,4 +1,4 @@
-"""The order in which a kernel takes sizes that no dimension gives."""
+"""The order of a kernel's size arguments that no dimension defines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import compiler.passes.fuse.ordered_variables  # noqa: F401  (what is tested)
 
 
 def test_sizes_are_taken_in_the_order_of_their_use() -> None:
-    """In a set, nine variables would come in this order by chance once in 362,880 times."""
+    """A set would give nine variables in this order with a probability of 1 in 362,880."""
     sizes = [tirx.Var(f"size{number}", "int64") for number in range(9)]
     x = relax.Var("x", relax.TensorType([size * 2 for size in sizes], "float32"))
     builder = relax.BlockBuilder()

@@ -1,4 +1,4 @@
-"""separate-sizes: blocks are cut where sizes get their values, as early as that can be, and nothing else moves."""
+"""separate-sizes: blocks are split where sizes are defined, as early as possible, and nothing else moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""specialize-sizes: kernels of sizes that turned out to be known, merged with others."""
+"""specialize-sizes: kernels whose sizes became static are merged with equal ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compiler.errors import PassError
 
 
 def counted() -> onnx.ModelProto:
-    """Rows chosen by a mask that is constant: their number is counted, and known after folding."""
+    """Rows selected by a constant mask, whose number is known after constant folding."""
     mask = np.array([1, 0, 1, 1, 0], np.int64)
     nodes = [
         make_node("NonZero", ["mask"], ["places"]),

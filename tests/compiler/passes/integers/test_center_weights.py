@@ -1,4 +1,4 @@
-"""center-weights: int16 weights become bytes, the sums stay the same numbers."""
+"""center-weights: int16 weights become int8 and the sums stay equal."""
 
 from __future__ import annotations
 

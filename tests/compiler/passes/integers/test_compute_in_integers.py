@@ -1,4 +1,4 @@
-"""compute-in-integers: what ONNX Runtime makes of quantized models, bit for bit, without floats between integers."""
+"""compute-in-integers: results equal ONNX Runtime's bit for bit, without floats between integers."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_concatenation_joins_integers() -> None:
 
 
 def test_a_channel_shuffle_moves_bytes() -> None:
-    """Values rounded after the shuffle are rounded before it, by the convolution."""
+    """Values quantized after the shuffle are quantized before it, in the convolution's kernel."""
     graph = QuantizedGraph((1, 16, 6, 6), "uint8")
     data = graph.conv(graph.quantize("x"), 16, 16, 1)
     apart = graph.node("Reshape", data, graph.constant(np.array([1, 4, 4, 36])))
@@ -206,7 +206,7 @@ def test_a_channel_shuffle_moves_bytes() -> None:
 
 @pytest.mark.parametrize("operator", ["Mul", "Div"])
 def test_what_is_rescaled_behind_a_move_is_rescaled_before_it(operator: str) -> None:
-    """As queries of attention are, by a number that is quantized itself."""
+    """For example queries of attention, scaled by a quantized constant."""
     graph = QuantizedGraph((1, 16, 6, 6), "uint8")
     data = graph.quantize(graph.conv(graph.quantize("x"), 16, 16, 1))
     moved = graph.node("Transpose", data, perm=[0, 2, 1, 3])
@@ -256,7 +256,8 @@ def test_a_graph_without_integers_is_left_alone() -> None:
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolutions_by_winograd_match_bit_for_bit(kind: str, stride: int) -> None:
-    """On processors that multiply no bytes; zero points stand in the padding, and channels fill no whole blocks."""
+    """On processors without int8 products, with zero points in the padding and channels that do not fill whole
+    blocks."""
     graph = QuantizedGraph((1, 124, 28, 28), kind)
     data = graph.quantize("x")
     output = graph.quantize(graph.node("Relu", graph.conv(data, 256, 124, 3, strides=[stride, stride])), low=0)

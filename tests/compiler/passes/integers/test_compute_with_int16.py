@@ -85,7 +85,7 @@ class WordsNet:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
     def integers(self) -> Array:
-        """Data with the extremes among it."""
+        """Random data including the extremes."""
         low, high = limits(self.data)
         values = self.rng.integers(low, high + 1, self.shape)
         values.reshape(-1)[:2] = low, high
@@ -104,7 +104,7 @@ class WordsNet:
         return np.asarray(sums + self.steps.reshape(-1, 1, 1))
 
     def check(self, got: Array, sums: Array) -> None:
-        """Each result is the exact value rounded, but where float32 may turn a tie."""
+        """Each result is the exact value rounded, except near ties that float32 may round differently."""
         low, high = limits(self.result)
         channel = 1
         for place in np.ndindex(*sums.shape):
@@ -130,7 +130,7 @@ def test_results_are_the_exact_values_rounded(kind: str, data: str, seed: int, r
 
 
 def layout_text(net: WordsNet, target: str = "cascadelake") -> str:
-    """A net after the passes before the layout."""
+    """A net after the passes that precede the layout phase."""
     chosen = targets.get(target)
     context = PipelineContext(target=chosen, machine=chosen.machine)
     passes = {"instead-of:plan-layout": None, "instead-of:pack-matmul-weights": None}

@@ -1,4 +1,4 @@
-"""keep-weights-narrow: 8-bit weights of matrix products and look-ups stay as they are; the numbers stay too."""
+"""keep-weights-narrow: 8-bit weights of matrix products and look-ups stay in 8 bits, with equal results."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def rows_of(make: Any) -> Any:
 
 
 def both(builder: Any, x: Any) -> Any:
-    """Also added to something: then it is needed in full."""
+    """The weight is also added to a tensor, so it is needed in full."""
     full = weight(np.full((1, COLUMNS), 0.02))(builder)
     largest = builder.emit(op.max(builder.emit(op.maximum(full, builder.emit(op.max(x))))))
     return builder.emit(op.add(builder.emit(op.matmul(x, full)), largest))

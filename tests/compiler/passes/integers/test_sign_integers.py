@@ -1,4 +1,4 @@
-"""sign-integers: uint8 tensors are held as int8 for targets that multiply nothing else; all numbers stay the same."""
+"""sign-integers: uint8 tensors become int8 for targets that multiply only int8, with equal results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fuse-attention: what it recognizes, what it leaves alone, and the numbers."""
+"""fuse-attention: recognized and unrecognized patterns, and their results."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_products_may_round_where_bfloat16_is_fast_and_asked_for(
 
 
 def guarded(*, keep: bool = False) -> tvm.IRModule:
-    """As torch writes it: rows in which every key is masked have weights of 0 in place of NaN."""
+    """As torch exports it: rows in which every key is masked have weights of 0 instead of NaN."""
     builder = relax.BlockBuilder()
     q, k, v, m = (relax.Var(name, relax.TensorType(list(shape), "float32")) for name, shape in SHAPES.items())
     with builder.function("main", [q, k, v, m]):

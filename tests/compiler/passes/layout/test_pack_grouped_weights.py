@@ -1,4 +1,4 @@
-"""pack-grouped-weights: weights with one scale per group are stored and read in 4 or 8 bits; the numbers stay."""
+"""pack-grouped-weights: weights with one scale per group are stored and read in 4 or 8 bits, with equal results."""
 
 from __future__ import annotations
 

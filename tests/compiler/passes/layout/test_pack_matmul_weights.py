@@ -1,4 +1,4 @@
-"""pack-matmul-weights: which products it rewrites, and that their numbers stay."""
+"""pack-matmul-weights: which products it rewrites, and that their results stay equal."""
 
 from __future__ import annotations
 

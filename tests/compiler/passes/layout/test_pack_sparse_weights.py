@@ -18,7 +18,7 @@ LANES = targets.get(TARGET).machine.lanes("float32")
 
 
 def thinned(net: nn.Module, pattern: str, amount: float) -> nn.Module:
-    """The net with zeros in its matrices and filters."""
+    """The net with a share of its matrices and filters set to zero."""
     for weight in net.parameters():
         if weight.ndim > 1:
             values = weight.detach().numpy()
@@ -66,7 +66,7 @@ def test_n_of_m(rows: int, pattern: str, rule: str) -> None:
     ("kernel", "amount", "skips"), [(1, 0.7, True), (1, 0.1, False), (3, 0.5, False), (3, 0.95, True)]
 )
 def test_convolutions(kernel: int, amount: float, skips: bool) -> None:
-    """A 3x3 convolution is fast by Winograd's method, so that more must be zero."""
+    """Winograd's method makes a 3x3 convolution fast, so sparsity pays off only with more zeros."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(32, 64, kernel, padding=kernel // 2), nn.ReLU(), nn.Conv2d(64, 40, kernel, padding=kernel // 2)

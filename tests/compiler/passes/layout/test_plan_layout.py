@@ -1,4 +1,4 @@
-"""plan-layout: what it makes of graphs, and that the numbers stay."""
+"""plan-layout: the planned graphs, and that their results stay equal."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def grouped(builder: Any, x: Any) -> Any:
 
 
 def uneven_groups(builder: Any, x: Any) -> Any:
-    """Seven groups of 4 and 12: pairs of them fill blocks, and one is left over."""
+    """Seven groups of 4 and 12 channels: pairs of groups fill blocks, and one group is left over."""
     first = conv(builder, x, 28, 3)
     second = builder.emit(relax.op.nn.relu(conv(builder, first, 84, 4, groups=7)))
     return conv(builder, second, 28, 12, 1, groups=7, strides=2)
@@ -196,7 +196,7 @@ def upsampled_line(builder: Any, x: Any) -> Any:
 
 
 def kernel_of_a_frontend(builder: Any, x: Any) -> Any:
-    """Clipping written as a kernel, with bounds that are operands, and a gate of one value a channel."""
+    """Clipping written as a kernel with bounds as operands, and a gate of one value per channel."""
 
     def clip(values: Any, low: Any, high: Any, gate: Any) -> Any:
         def point(n: Any, c: Any, h: Any, w: Any) -> Any:

@@ -1,4 +1,4 @@
-"""regions: which values lie in blocks, by a minimum cut of conversions."""
+"""regions: which values use the blocked layout, chosen by a minimum cut of conversions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""split-dilated: which convolutions are computed tap by tap, and that their numbers stay."""
+"""split-dilated: which convolutions are computed tap by tap, and that their results stay equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of parameters leave `main` for a function of their own, and still refuse what does not fit."""
+"""Checks of parameters move from `main` to a separate function and still refuse wrong parameters."""
 
 # mypy: disable-error-code="valid-type, no-redef"
 

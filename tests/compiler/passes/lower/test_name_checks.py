@@ -1,4 +1,4 @@
-"""name-checks: the text of a failing check is what the frontend says it is for."""
+"""name-checks: the message of a failing check is the frontend's description of it."""
 
 from __future__ import annotations
 

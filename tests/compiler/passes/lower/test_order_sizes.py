@@ -1,4 +1,4 @@
-"""Sizes on the shape heap are computed in one order, unless one may depend on another."""
+"""Sizes on the shape heap are computed in a deterministic order that respects dependencies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of equal sizes share tensors, and every result stays the caller's own."""
+"""Runs of equal sizes share inner tensors, but never results."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # mypy: disable-error-code="valid-type, no-untyped-def"
 # ruff: noqa: N805, RET504
-"""plan-memory and mark-in-place: nothing alive is overwritten, storage is shared, the report adds up."""
+"""plan-memory and mark-in-place: no live value is overwritten, storage is shared, and the report is consistent."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_branches_with_symbols_keep_to_their_own_storage() -> None:
 
 
 def test_symbols_are_planned_with_bounds_and_by_equal_sizes_without() -> None:
-    """Without bounds a chain of four needs two storages, and its result one of its own."""
+    """Without bounds a chain of four needs two storages, and its result a separate one."""
     build = Build()
     value = build.input("x", ("n", 8))
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""Equal constants are packed, stored and held once, whichever layouts and compact forms they have."""
+"""Equal constants are packed, stored and loaded once, in all layouts and compact forms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 
 
 def _recurrent(weight: Array) -> tvm.IRModule:
-    """x = tanh(x w), `STEPS` times, with an own copy of the weight for each."""
+    """x = tanh(x w), `STEPS` times, with a separate copy of the weight for each step."""
     x = relax.Var("x", relax.TensorType((1, SIZE), "float32"))
     builder = relax.BlockBuilder()
     with builder.function("main", [x]):
@@ -55,7 +55,7 @@ def test_a_weight_used_several_times_is_stored_once(form: str, bits: int) -> Non
 
 
 def test_a_filter_in_two_layouts_is_stored_once() -> None:
-    """Winograd's method where the image is large, the direct convolution where it is small."""
+    """Winograd's method is used for the large image, the direct convolution for the small one."""
     weight = np.random.default_rng(0).standard_normal((64, 64, 3, 3)).astype(np.float32)
     sides = (32, 2)
     images = [relax.Var(f"x{n}", relax.TensorType((1, 64, n, n), "float32")) for n in sides]

@@ -1,4 +1,4 @@
-"""update-states: states are written where they lie, and old values that are still wanted survive."""
+"""update-states: states are updated in place, and old values that are still needed survive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixtures of experts: rows are routed to the experts of the largest scores and multiplied by their weights."""
+"""Mixtures of experts: rows are routed to the experts with the largest scores and multiplied by their weights."""
 
 from __future__ import annotations
 

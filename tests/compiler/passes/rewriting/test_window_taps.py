@@ -1,4 +1,4 @@
-"""Outputs for which a tap of a filter reads the input, against walking over all of them."""
+"""Outputs for which a filter tap reads the input, against an enumeration of all of them."""
 
 from __future__ import annotations
 

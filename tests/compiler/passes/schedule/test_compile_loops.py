@@ -1,4 +1,4 @@
-"""Loops as kernels, and loops that cannot be, against ONNX Runtime."""
+"""Loops compiled to kernels, and loops that cannot be, against ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _random(*shape: int) -> np.ndarray:
 
 
 def _compiled(text: str, threads: int = 1, **options: Any) -> tuple[onnx.ModelProto, compiler.Module, list[int]]:
-    """The model, its module, and the number of loops that stayed with the virtual machine."""
+    """The model, its module, and the number of loops left to the virtual machine."""
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> agraph {text}')
     left: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Transformed filters are stored as filters, and expanded into what `main` takes."""
+"""Transformed filters are stored untransformed and expanded when a module is loaded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _filters(count: int) -> list[np.ndarray[Any, Any]]:
 
 
 def _chain(filters: list[np.ndarray[Any, Any]]) -> tvm.IRModule:
-    """Convolutions, one after the other."""
+    """A chain of convolutions."""
     x = relax.Var("x", relax.TensorType((1, CHANNELS, SIDE, SIDE), "float32"))
     builder = relax.BlockBuilder()
     with builder.function("main", [x]):

@@ -1,4 +1,4 @@
-"""Constants that 16 bits hold exactly are stored in them."""
+"""Constants that are exact in 16 bits are stored in 16 bits."""
 
 from __future__ import annotations
 

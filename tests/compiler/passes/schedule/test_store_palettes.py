@@ -1,4 +1,4 @@
-"""Arrays of few values as codes and a palette."""
+"""Arrays of few distinct values are stored as codes and a palette."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_what_has_no_palette(array: Array) -> None:
 
 
 def test_a_value_between_the_samples_is_seen() -> None:
-    """The first look takes a sample; what it does not see decides too."""
+    """Values that the first check of a sample misses count too."""
     array = _few_values(256, (1 << 16,))
     array[np.arange(3, 1 << 16, 128)] = np.arange(512)
     assert palette_codes(array) is None

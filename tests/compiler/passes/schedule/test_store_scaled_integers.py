@@ -1,4 +1,4 @@
-"""Weights on a grid of 8-bit integers are stored as those, and come back to the bit."""
+"""Weights that are multiples of 8-bit integers are stored as such and restored bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The application as an ASGI server drives it."""
+"""The application called as by an ASGI server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16]
 
 
 async def _asked(app: Application, messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Messages that the application sends; after the given ones nothing comes."""
+    """Messages that the application sends after receiving only the given ones."""
     sent: list[Mapping[str, Any]] = []
 
     async def receive() -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Jobs that crash, panic, spin and grow end their own request alone."""
+"""Jobs that crash, panic, spin or use too much memory fail only their own request."""
 
 from __future__ import annotations
 

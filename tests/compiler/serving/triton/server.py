@@ -27,7 +27,7 @@ class Installation:
 
 
 def installation() -> Installation | None:
-    """The one of this machine; None where there is none."""
+    """The installation on this machine, or None."""
     folder = Path(os.environ.get("TENSORWRIGHT_TRITON", Path.home() / ".cache" / "tensorwright" / "triton"))
     packages = next(folder.glob("venv/lib/python3.*/site-packages/pytriton"), None)
     headers = folder / "include"
@@ -42,7 +42,7 @@ def installation() -> Installation | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
+    """Unused ports of this machine."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -61,7 +61,7 @@ def triton_server(
     ready: Sequence[str],
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[int, int, int, int]]:
-    """A running server: its HTTP and gRPC ports, that of its metrics, and its process's number.
+    """Run a server; gives its HTTP, gRPC and metrics ports and its process id.
 
     Args:
         models, backends: the model repository, and the folder of backends.

@@ -1,4 +1,4 @@
-"""A server that answers what it was asked, for tests of HTTP."""
+"""A server that echoes requests, for tests of HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TYPE = (b"content-type", b"text/plain")
 
 
 class Echo:
-    """Answers the method, path and body; counts what was finished."""
+    """Answers with the method, path and body; counts finished requests."""
 
     limits = Limits(max_request_bytes=1 << 20)
 
@@ -89,7 +89,7 @@ def connected(port: int) -> socket.socket:
 
 
 def whole(client: socket.socket) -> bytes:
-    """All that comes until the server closes."""
+    """All data until the server closes the connection."""
     content = b""
     while part := client.recv(1 << 16):
         content += part

@@ -1,4 +1,4 @@
-"""HTTP on sockets, with a handler that echoes: what clients may send, in which pieces, and what they get."""
+"""HTTP on sockets with an echoing handler: accepted requests, sent in any pieces, and their answers."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_connections_are_as_many_as_descriptors_allow(monkeypatch: pytest.Monkey
 
 
 class _Transport(asyncio.Transport):
-    """Keeps what is written."""
+    """Records written data."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Servers of real processes: what happens when one dies, when versions change, and at the end."""
+"""Servers of real processes: crashes, version changes and shutdown."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Processes:
         self.loop.call_soon_threadsafe(function)
 
     def half_sent(self) -> socket.socket:
-        """A request that a worker has begun to read, and cannot answer yet."""
+        """A request that a worker has begun to read but cannot answer yet."""
         client = socket.create_connection(("127.0.0.1", self.port), timeout=120)
         client.sendall(HEAD.replace("Connection: close", "Expect: 100-continue\r\nConnection: close").encode())
         assert client.recv(100).startswith(b"HTTP/1.1 100")

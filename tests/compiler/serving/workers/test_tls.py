@@ -30,7 +30,7 @@ KEY = "a-key-of-many-characters"
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Any]]]:
-    """A collector of OTLP over HTTP: its URL, and the spans that it was sent."""
+    """A collector of OTLP over HTTP: its URL and the received spans."""
     service = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     spans: list[Any] = []

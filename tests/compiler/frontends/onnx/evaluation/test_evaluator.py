@@ -1,4 +1,4 @@
-"""Shape computations vanish at import, and are right at every size of the symbolic dimensions."""
+"""Shape computations are evaluated at import, correctly for every size of the symbolic dimensions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Broken and hostile models give InvalidModelError; sound ones of every form load."""
+"""Broken and hostile models raise InvalidModelError; valid ones in every supported form load."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_device_is_not_read(tmp_path: Path) -> None:
 
 
 def external_model(folder: Path, **entries: object) -> Path:
-    """The product model with its weight in the file weights.bin, and the reference to it changed."""
+    """The product model with its weight in the file weights.bin; `entries` replace fields of the reference."""
     model = product_model()
     tensor = model.graph.initializer[0]
     (folder / "weights.bin").write_bytes(b"skip" + tensor.raw_data)

@@ -46,7 +46,7 @@ class NodeCase:
 
 
 def node_model(case: NodeCase, *, symbolic: bool, constant: bool) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """The node as a model, and what to feed it."""
+    """The node as a model, and its input feeds."""
     weights = case.fixed | (case.constants if constant else frozenset())
     names = ["" if array is None else f"x{index}" for index, array in enumerate(case.inputs)]
     node = onnx.helper.make_node(case.operator, names, list(case.outputs), **case.attributes)
@@ -111,10 +111,10 @@ def integers(random: Generator, count: int, low: int, high: int) -> list[int]:
 
 
 def pick(random: Generator, *choices: Any) -> Any:
-    """One of the choices."""
+    """Pick one of the choices."""
     return choices[int(random.integers(len(choices)))]
 
 
 def chance(random: Generator, probability: float = 0.5) -> bool:
-    """True that often."""
+    """Return true with this probability."""
     return bool(random.random() < probability)

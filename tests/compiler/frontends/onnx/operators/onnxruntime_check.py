@@ -1,4 +1,4 @@
-"""Models run beside ONNX Runtime, which is the reference."""
+"""Compare models with ONNX Runtime as the reference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INT8_END = 128 if cpuinfo.supports("avx512vnni") or cpuinfo.supports("avxvnni") 
 
 
 def random_int8(generator: np.random.Generator, *shape: int) -> np.ndarray:
-    """int8 values whose products with uint8 ONNX Runtime sums exactly on this processor."""
+    """int8 values small enough that ONNX Runtime sums their products with uint8 exactly on this processor."""
     return generator.integers(-INT8_END, INT8_END, shape).astype(np.int8)
 
 
@@ -60,7 +60,7 @@ def run_reference(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
 def assert_equal_to_onnxruntime(
     model: onnx.ModelProto | str, *feeds: Feeds, rtol: float = 1e-5, atol: float = 1e-5, **options: Any
 ) -> None:
-    """Compile once, run on each of `feeds`; floats within a tolerance, anything else exactly equal."""
+    """Compile once and run on each of `feeds`; compare floats within a tolerance and other types exactly."""
     if isinstance(model, str):
         model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17, "com.microsoft": 1]> {model}')
     run = import_and_build(model, **options)

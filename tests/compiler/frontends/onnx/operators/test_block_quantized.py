@@ -1,4 +1,4 @@
-"""Weights quantized in blocks: products read the integers as they are."""
+"""Block-quantized weights: matrix products read the stored integers directly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes at the edges of what their operators allow, through the whole pipeline: empty tensors, scalars, cut pads."""
+"""Corner cases of operators through the whole pipeline: empty tensors, scalars, negative pads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators whose parameters run along an axis of dynamic size, and axes that turn out to be empty."""
+"""Operators with parameters along an axis of dynamic size, and axes that are empty in a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADER = '<ir_version: 10, opset_import: ["" : 21]> graph'
 
 
 def run_both(text: str, feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
-    """Compiled once, run at every size, against ONNX Runtime."""
+    """Compile once, run at every size and compare with ONNX Runtime."""
     model = onnx.parser.parse_model(f"{HEADER} {text}")
     module = compiler.compile(model, threads=1)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -86,7 +86,7 @@ def test_the_best_along_an_axis_beside_an_empty_one() -> None:
 
 
 def test_starts_of_a_slice_that_are_sliced_themselves() -> None:
-    """Their number is that of the axes (tf2onnx writes crops of batches so)."""
+    """There are as many starts as axes (tf2onnx exports crops of batches this way)."""
     text = """(float[n,4] x, int64[n] rows, int64[1] i) => (float[k,4] y)
       <int64[1] one = {1}, int64[1] axis = {0}> {
       j = Add(i, one)

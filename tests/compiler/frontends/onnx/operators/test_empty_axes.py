@@ -1,4 +1,4 @@
-"""Operators on tensors without elements: in a module with fixed sizes, and in one that finds them 0 when it runs."""
+"""Operators on tensors without elements, in modules with fixed sizes and with sizes that are 0 in a run."""
 
 from __future__ import annotations
 

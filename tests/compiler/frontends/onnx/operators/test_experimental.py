@@ -1,4 +1,4 @@
-"""Experimental operators of old files against ONNX Runtime."""
+"""Experimental operators in old files against ONNX Runtime."""
 
 from __future__ import annotations
 

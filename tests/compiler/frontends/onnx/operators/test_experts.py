@@ -1,4 +1,4 @@
-"""Mixtures of experts against numpy in float64, and ONNX Runtime where its processor kernels compute the same."""
+"""Mixtures of experts against numpy in float64, and against ONNX Runtime where its CPU kernels support them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPERTS, HIDDEN, INNER, TOKENS = 5, 32, 48, 6
 
 @dataclass(frozen=True)
 class Mixture:
-    """A node: its activation, attributes, and what its weights are."""
+    """A node: its activation, attributes and weight format."""
 
     activation: str = "relu"
     bits: int | None = None

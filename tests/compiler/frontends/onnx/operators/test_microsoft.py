@@ -38,7 +38,7 @@ def _y(scale: float, zero: int = 128) -> dict[str, np.ndarray]:
 def _check(
     operator: str, inputs: dict[str, Any], outputs: int = 1, constants: tuple[str, ...] = (), **attributes: Any
 ) -> None:
-    """Floats to 2e-4; quantized outputs, which are rounded floats, to one step."""
+    """Compare floats to 2e-4 and quantized outputs, which are rounded floats, to one step."""
     model = node_model(operator, inputs, outputs, constants=constants, domain="com.microsoft")
     model.graph.node[0].attribute.extend(onnx.helper.make_attribute(k, v) for k, v in attributes.items())
     feeds = {name: array for name, array in inputs.items() if array is not None and name not in constants}
@@ -202,7 +202,7 @@ def test_gate_of_linear_attention() -> None:
 
 
 def test_swiglu_of_halves() -> None:
-    """ONNX Runtime's processor kernels lack it."""
+    """ONNX Runtime's CPU kernels do not support it."""
     x = 4 * _f(3, 8)
     gate, linear = np.minimum(x[:, :4], 1.5), np.clip(x[:, 4:], -1.5, 1.5)
     wanted = gate / (1 + np.exp(-1.7 * gate)) * (linear + 1)
@@ -214,7 +214,7 @@ def test_swiglu_of_halves() -> None:
 
 @pytest.mark.parametrize("rule", ["linear", "gated", "delta", "gated_delta"])
 def test_linear_attention(rule: str) -> None:
-    """Several query heads for one of keys, with a past; and none, with a decay for each element of a key."""
+    """Several query heads per key head with a past; and without a past, with a decay per element of a key."""
     decay = [-np.abs(_f(2, 5, width)) if "gated" in rule else None for width in (2, 6)]
     rate = np.abs(_f(2, 5, 2)) if "delta" in rule else None
     inputs = {"q": _f(2, 5, 12), "k": _f(2, 5, 6) / 2, "v": _f(2, 5, 8), "p": _f(2, 2, 3, 4), "g": decay[0], "b": rate}
@@ -227,7 +227,7 @@ _LSTM = ("w", "r", "b", "ws", "wz", "rs", "rz")
 
 
 def _quantized_lstm(directions: int, length: int, batch: int, hidden: int) -> dict[str, Any]:
-    """Scales and zero points of a whole direction, weights of signed bytes."""
+    """Scales and zero points per direction, with int8 weights."""
     return {
         "x": _f(length, batch, 5),
         "w": _i8(directions, 5, 4 * hidden),
@@ -252,7 +252,7 @@ def test_lstm_that_quantizes_as_it_runs(direction: str, length: int) -> None:
 
 @pytest.mark.parametrize("constants", [(*_LSTM, "p"), ()], ids=["constant", "computed"])
 def test_lstm_with_unsigned_weights_of_several_scales(constants: tuple[str, ...]) -> None:
-    """And several samples, a depth that fills no words, peepholes, functions and limits of its own."""
+    """Also several samples, a depth that is not a multiple of four, peepholes, and other activations and clips."""
     hidden = 19
     inputs = _quantized_lstm(2, 3, 6, hidden) | {
         "w": _u8(2, 5, 4 * hidden),

@@ -1,4 +1,4 @@
-"""Types of less than 16 bits through a whole module: inputs, outputs, casts, files. The reference is onnx's own."""
+"""Types narrower than 16 bits in modules: inputs, outputs, casts, files; compared with ONNX's reference evaluator."""
 
 from __future__ import annotations
 

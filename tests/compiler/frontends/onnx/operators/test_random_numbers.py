@@ -1,4 +1,4 @@
-"""Random operators: shape, type, moments and independence; not the numbers, which are each runtime's own."""
+"""Random operators: shape, type, moments and independence. The numbers themselves differ between runtimes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scatters of rows whose length no vector divides, at dynamic numbers of rows and updates; by threads."""
+"""Multi-threaded scatters of rows of odd lengths, with dynamic numbers of rows and updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequences whose length or positions a run decides, against ONNX Runtime."""
+"""Sequences whose length or positions depend on data, against ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strings that are known when compiling."""
+"""Strings that are constant at compile time."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_a_sequence_that_grows_at_its_front_needs_the_number_of_iterations() -> 
 
 
 def test_a_branch_that_does_not_fit_the_shapes_is_never_taken() -> None:
-    """One model for two input sizes, each with its branch; that the right one is wanted is checked when running."""
+    """One model with a branch for each of two input sizes; a run checks that the condition selects the right one."""
     import onnx.parser
 
     from tests.coverage.engine import import_and_build
@@ -190,7 +190,7 @@ def test_a_branch_that_does_not_fit_the_shapes_is_never_taken() -> None:
 
 
 def test_a_loop_passes_through_every_phase() -> None:
-    """The project's own pipeline moves constants and checks across the functions that a loop becomes."""
+    """The project's own pipeline moves constants and checks between the functions made from a loop."""
     import onnx.parser
 
     import compiler

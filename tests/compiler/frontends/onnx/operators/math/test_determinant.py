@@ -1,4 +1,4 @@
-"""Determinants against numpy in float64, of singular matrices and of those that need row exchanges too."""
+"""Determinants against numpy in float64, including singular matrices and those that need row exchanges."""
 
 from __future__ import annotations
 

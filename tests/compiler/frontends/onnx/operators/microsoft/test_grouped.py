@@ -1,4 +1,4 @@
-"""GroupQueryAttention and weights in blocks against ONNX Runtime."""
+"""GroupQueryAttention and block-quantized weights against ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_shared_buffer_is_written_in_place() -> None:
 
 
 def _decoder() -> onnx.ModelProto:
-    """Attention of four heads over one head of keys, as exported decoders have it: lengths follow from the mask."""
+    """Attention of four heads over one head of keys, with lengths computed from the mask as in exported decoders."""
     heads, size, width = 4, 16, 6 * 16
     numbers = {"weight": _f(8, width) * 0.5, "cosines": np.cos(_f(32, 8)), "sines": np.sin(_f(32, 8))}
     numbers |= {"one": np.array([1], np.int32), "axis": np.array([1]), "second": np.array(1)}
@@ -137,7 +137,7 @@ def _decoder() -> onnx.ModelProto:
 
 
 def test_a_past_that_grows_is_a_buffer_with_a_capacity() -> None:
-    """A prompt of two samples, one of which is shorter, then single tokens and several, as ONNX Runtime."""
+    """Two prompts of unequal length, then single and several tokens at a time, against ONNX Runtime."""
     model = _decoder()
     module = tensorwright.compile(model, capacity="rows", threads=1, progress=None)
     assert not any("append" in each.kernel for each in module.manifest.kernels)

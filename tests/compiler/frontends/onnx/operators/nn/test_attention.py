@@ -24,7 +24,7 @@ from tests.coverage.engine import import_and_build
 
 
 def _expected(case: NodeCase) -> list[np.ndarray]:
-    """Attention of inputs of rank 4 in float64, from its definition."""
+    """Attention of inputs of rank 4 in float64, computed from its definition."""
     query, key, value, mask, past_key, past_value, lengths = (
         None if array is None else array if array.dtype == bool else array.astype(np.float64) for array in case.inputs
     )

@@ -1,4 +1,4 @@
-"""LayerNormalization and its kin."""
+"""LayerNormalization and related operators."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_integers_drop_fractions_as_onnx_runtime_does() -> None:
 
 @pytest.mark.parametrize("mode", ["linear", "nearest"])
 def test_a_region_that_is_computed(mode: str) -> None:
-    """Partly outside of the image, upside down, and of one pixel, whose place is the region's middle."""
+    """Regions partly outside the image, flipped, and of one pixel, which is sampled at the region's middle."""
     attributes = f'mode = "{mode}", coordinate_transformation_mode = "tf_crop_and_resize", extrapolation_value = 9.0'
     text = f"""g (float[n,c,h,w] x, float[4] box, int64[4] sizes) => (float[n,c,a,b] y) <float[2] zeros = {{0.0, 0.0}},
       float[2] ones = {{1.0, 1.0}}> {{
@@ -150,7 +150,7 @@ def test_a_region_that_is_computed(mode: str) -> None:
 
 
 def test_pixels_of_an_unknown_number_are_repeated() -> None:
-    """Some of the modes repeat every pixel as often, others do not."""
+    """Some of the modes repeat every pixel equally often, others do not."""
     ways = [("half_pixel", "round_prefer_floor"), ("asymmetric", "floor"), ("asymmetric", "ceil")]
     ways.append(("align_corners", "round_prefer_floor"))
     nodes = "".join(

@@ -1,4 +1,4 @@
-"""GridSample, AffineGrid, CenterCropPad, and the losses, which onnx itself defines by other operators."""
+"""GridSample, AffineGrid, CenterCropPad, and the losses, which ONNX defines as functions of other operators."""
 
 from __future__ import annotations
 

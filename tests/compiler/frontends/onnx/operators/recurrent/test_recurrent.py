@@ -120,7 +120,7 @@ def test_random_recurrent_layers(maker: Maker, seed: int) -> None:
 
 @pytest.mark.parametrize("operator", ["RNN", "GRU", "LSTM"])
 def test_batch_first_is_the_same_layer_transposed(operator: str) -> None:
-    """ONNX Runtime has no kernel for this layout, so the other one is the reference."""
+    """ONNX Runtime has no kernel for this layout, so the reference uses the other layout."""
     random, gates, hidden = np.random.default_rng(3), _GATES[operator], 4
     data, weights = normal(random, 3, 2, 5), normal(random, 1, gates * hidden, 5)
     recurrent, initial = normal(random, 1, gates * hidden, hidden), normal(random, 1, 2, hidden)

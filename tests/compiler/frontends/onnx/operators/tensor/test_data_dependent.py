@@ -1,4 +1,4 @@
-"""Operators whose output's shape depends on data, sorting and selection, against ONNX Runtime."""
+"""Operators with data-dependent output shapes, sorting and selection, against ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_non_max_suppression(centered: int, threshold: float | None) -> None:
 
 
 def test_counted_sizes_pass_through_every_phase() -> None:
-    """The project's own pipeline fuses and checks what TVM's leaves alone."""
+    """The project's own pipeline fuses and checks operators that TVM's pipeline leaves alone."""
     import compiler
 
     x = _few(9)

@@ -1,4 +1,4 @@
-"""TopK: few and many of a row, in any order of the row, with ties, NaN and k that is computed."""
+"""TopK: small and large k, rows in any order, ties, NaN, and a computed k."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TfIdfVectorizer against ONNX Runtime: first tokens close together, which have a table, and far apart."""
+"""TfIdfVectorizer against ONNX Runtime: first tokens close together, which are looked up in a table, and far apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ensembles of trees in both encodings against walks of the model's own lists in numpy."""
+"""Tree ensembles in both encodings against a numpy traversal of the model's node lists."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_modes_and_aggregates(
 
 @pytest.mark.parametrize("threshold", [np.float32(0.1), np.float64(0.1)], ids=["float32", "float64"])
 def test_thresholds_of_either_type_and_sets(threshold: Any) -> None:
-    """Comparisons in the type of thresholds and data; a branch that asks for membership."""
+    """Thresholds and data in both float types, and a branch on set membership."""
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.asarray(threshold).dtype)
 
     def tensor(name: str, values: list[float], dtype: int = kind) -> onnx.TensorProto:
@@ -170,7 +170,7 @@ def test_thresholds_of_either_type_and_sets(threshold: Any) -> None:
 
 
 def test_float64_thresholds_of_float32_data() -> None:
-    """They are rounded down, or up where "at most" asks for less, so that the comparison is exact."""
+    """Thresholds are rounded in the direction that keeps comparisons exact."""
     below, above = np.float32(0.1), np.nextafter(np.float32(0.1), np.float32(1))
     x = np.array([[np.nextafter(below, np.float32(0))], [below], [above]], np.float32)
     thresholds = [(float(below) + float(above)) / 2, float(below), 1e300]
