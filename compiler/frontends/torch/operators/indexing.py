@@ -309,3 +309,34 @@ def _fftshift(values: Tensor, dim: Any = None) -> Tensor:
 def _ifftshift(values: Tensor, dim: Any = None) -> Tensor:
     axes = list(range(values.ndim)) if dim is None else _listed(dim)
     return _roll(values, [-(values.shape[axis] // 2) for axis in axes], axes)
+
+
+def _named_axes(rank: int, dims: Any) -> list[int]:
+    """Return the named axes, or all."""
+    named = range(rank) if dims is None else [dims] if isinstance(dims, int) else dims
+    return [axis % rank for axis in named] if rank else []
+
+
+def _keeps_axes(node: torch.fx.Node) -> bool:
+    """True if a named axis has another size than 1, which ONNX refuses, or if the sizes of unnamed ones are dynamic."""
+    values, *dims = node.args
+    sizes = values.meta["val"].shape  # type: ignore[union-attr]
+    if not dims:
+        return is_dynamic(sizes)
+    return any(not _is_one(sizes[axis]) for axis in _named_axes(len(sizes), dims[0]))
+
+
+def _is_one(size: Any) -> bool:
+    return isinstance(size, int) and size == 1
+
+
+@decomposition_of("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims", condition=_keeps_axes)
+def _squeeze(values: Tensor, dims: int | Sequence[int] | None = None) -> Tensor:
+    """Remove the axes of size 1 only; dynamic sizes are at least 2."""
+    named = _named_axes(values.ndim, dims)
+    removed = sorted(axis for axis in named if _is_one(values.shape[axis]))
+    if len(named) == len(removed) == 1:
+        return NotImplemented
+    for axis in reversed(removed):
+        values = values.squeeze(axis)
+    return values if removed else values.clone()

@@ -592,3 +592,18 @@ def test_next_numbers_are_exact() -> None:
     module = compiler.compile(model, example_inputs=(values,), threads=1)
     for found, wanted in zip(module.run([values]).values(), model(values), strict=True):
         np.testing.assert_array_equal(found, wanted.numpy())
+
+
+@pytest.mark.parametrize("dynamic", [None, ({0: torch.export.Dim.DYNAMIC},)], ids=["fixed", "dynamic"])
+def test_axes_of_other_sizes_than_one_are_not_squeezed(dynamic: Any) -> None:
+    def squeezed(x: Tensor) -> list[Tensor]:
+        return [
+            x.squeeze(0),
+            x.squeeze(1) * 2,
+            x.squeeze(2) + 1,
+            x.squeeze((0, 1, 3)),
+            x.squeeze(),
+            x[0, 0, 0, 0].squeeze(0),
+        ]
+
+    check(squeezed, normal(2, 1, 3, 1), dynamic=dynamic, others=(normal(5, 1, 3, 1),) if dynamic else ())
