@@ -89,18 +89,19 @@ NETWORKS: tuple[tuple[str, dict[str, Any], dict[str, tuple[int, ...]]], ...] = (
                            "text_len": 6, "text_len_t5": 5, "use_style_cond_and_image_meta_size": False},
      {"hidden_states": _LATENTS, "encoder_hidden_states": _TEXT, "encoder_hidden_states_t5": (2, 5, 24),
       "text_embedding_mask": (2, 6), "text_embedding_mask_t5": (2, 5), "timestep": (2,)}),
-    ("UNetMotionModel", {**_CROSS, "down_block_types": ("DownBlockMotion", "CrossAttnDownBlockMotion"),
-                         "up_block_types": ("CrossAttnUpBlockMotion", "UpBlockMotion"), "num_attention_heads": 2,
-                         "motion_num_attention_heads": 2, "attention_head_dim": None},
-     {"sample": (2, 4, 3, 16, 16), "timestep": _STEP, "encoder_hidden_states": _TEXT}),
+    ("UNetMotionModel", {**_BLOCKS, "cross_attention_dim": 16, "num_attention_heads": 2,
+                         "motion_num_attention_heads": 2,
+                         "down_block_types": ("DownBlockMotion", "CrossAttnDownBlockMotion"),
+                         "up_block_types": ("CrossAttnUpBlockMotion", "UpBlockMotion")},
+     {"sample": (2, 4, 3, 16, 16), "timestep": _STEP, "encoder_hidden_states": (6, 6, 16)}),
     ("PriorTransformer", {**_HEADS, "embedding_dim": 16, "num_embeddings": 6, "additional_embeddings": 4},
      {"hidden_states": (2, 16), "timestep": (2,), "proj_embedding": (2, 16), "encoder_hidden_states": _TEXT,
       "attention_mask": (2, 6)}),
-    ("PriorTransformer", {**_HEADS, "embedding_dim": 16, "num_embeddings": 6, "additional_embeddings": 0,
+    ("PriorTransformer", {**_HEADS, "embedding_dim": 16, "num_embeddings": 3, "additional_embeddings": 0,
                           "added_emb_type": None, "encoder_hid_proj_type": None, "norm_in_type": "layer",
                           "embedding_proj_norm_type": "layer", "embedding_proj_dim": 16, "time_embed_dim": 16,
                           "time_embed_act_fn": "gelu", "clip_embed_dim": 32},
-     {"hidden_states": (2, 32), "timestep": (2,), "proj_embedding": (2, 16)}),
+     {"hidden_states": (2, 16), "timestep": (2,), "proj_embedding": (2, 16)}),
     ("StableCascadeUNet", {"in_channels": 4, "out_channels": 4, "timestep_ratio_embedding_dim": 8,
                            "conditioning_dim": 16, "block_out_channels": (16, 32), "num_attention_heads": (2, 2),
                            "down_num_layers_per_block": (1, 1), "up_num_layers_per_block": (1, 1),
@@ -108,11 +109,6 @@ NETWORKS: tuple[tuple[str, dict[str, Any], dict[str, tuple[int, ...]]], ...] = (
                            "clip_image_in_channels": 16, "switch_level": (False,)},
      {"sample": _LATENTS, "timestep_ratio": (2,), "clip_text_pooled": (2, 1, 16), "clip_text": _TEXT,
       "clip_img": (2, 1, 16)}),
-    ("Lumina2Transformer2DModel", {"sample_size": 16, "in_channels": 4, "hidden_size": 48, "num_layers": 1,
-                                   "num_refiner_layers": 1, "num_attention_heads": 4, "num_kv_heads": 2,
-                                   "multiple_of": 16, "axes_dim_rope": (4, 4, 4), "axes_lens": (30, 32, 32),
-                                   "cap_feat_dim": 16},
-     {"hidden_states": _LATENTS, "timestep": (2,), "encoder_hidden_states": _TEXT, "encoder_attention_mask": (2, 6)}),
     ("ChromaTransformer2DModel", {"in_channels": 4, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
                                   "num_attention_heads": 2, "joint_attention_dim": 16, "axes_dims_rope": (4, 4, 8),
                                   "approximator_num_channels": 8, "approximator_hidden_dim": 16,
@@ -130,7 +126,7 @@ NETWORKS: tuple[tuple[str, dict[str, Any], dict[str, tuple[int, ...]]], ...] = (
                                         "rope_axes_dim": (2, 4, 4), "guidance_embeds": False},
      {"hidden_states": (2, 4, 2, 16, 16), "timestep": (2,), "encoder_hidden_states": _TEXT,
       "encoder_attention_mask": (2, 6), "pooled_projections": (2, 8)}),
-    ("AllegroTransformer3DModel", {**_HEADS, "cross_attention_dim": 16, "attention_head_dim": 12, "sample_height": 16,
+    ("AllegroTransformer3DModel", {**_HEADS, "cross_attention_dim": 24, "attention_head_dim": 12, "sample_height": 16,
                                    "sample_width": 16, "sample_frames": 2, "caption_channels": 16},
      {"hidden_states": (2, 4, 2, 16, 16), "encoder_hidden_states": (2, 1, 6, 16), "timestep": (2,)}),
     ("CogView3PlusTransformer2DModel", {**_HEADS, "in_channels": 4, "out_channels": 4, "text_embed_dim": 16,
@@ -138,20 +134,12 @@ NETWORKS: tuple[tuple[str, dict[str, Any], dict[str, tuple[int, ...]]], ...] = (
                                         "sample_size": 16},
      {"hidden_states": _LATENTS, "encoder_hidden_states": _TEXT, "timestep": (2,), "original_size": (2, 2),
       "target_size": (2, 2), "crop_coords": (2, 2)}),
-    ("Kandinsky3UNet", {"time_embedding_dim": 16, "groups": 4, "attention_head_dim": 8, "layers_per_block": 1,
-                        "block_out_channels": (16, 32, 32), "cross_attention_dim": 16, "encoder_hid_dim": 16},
-     {"sample": _LATENTS, "timestep": _STEP, "encoder_hidden_states": _TEXT, "encoder_attention_mask": (2, 6)}),
     ("UNetSpatioTemporalConditionModel", {"in_channels": 4, "down_block_types": (
         "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"), "up_block_types": (
         "UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"), "block_out_channels": (32, 64),
         "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 24, "layers_per_block": 1,
         "cross_attention_dim": 16, "num_attention_heads": (2, 4), "sample_size": 16},
      {"sample": (2, 3, 4, 16, 16), "timestep": _STEP, "encoder_hidden_states": (2, 1, 16), "added_time_ids": (2, 3)}),
-    ("UVit2DModel", {"hidden_size": 16, "cond_embed_dim": 16, "micro_cond_encode_dim": 4, "micro_cond_embed_dim": 24,
-                     "encoder_hidden_size": 16, "vocab_size": 24, "codebook_size": 20, "in_channels": 16,
-                     "block_out_channels": 16, "num_res_blocks": 1, "block_num_heads": 2, "num_hidden_layers": 1,
-                     "num_attention_heads": 2, "intermediate_size": 32, "sample_size": 16},
-     {"input_ids": (2, 16, 16), "encoder_hidden_states": _TEXT, "pooled_text_emb": (2, 16), "micro_conds": (2, 5)}),
 )  # fmt: skip
 
 _EXTRA: dict[str, dict[str, Any]] = {  # what is no tensor
@@ -178,7 +166,7 @@ def _diffusers(name: str, options: dict[str, Any], inputs: dict[str, tuple[int, 
         def call(net: Any, *given: Any) -> Any:
             return net(**dict(zip(inputs, given, strict=True)), **extra, return_dict=False)
 
-        return with_call(net, call), tuple(_value(each, shape) for each, shape in inputs.items())
+        return with_call(net, call), tuple(_value(f"{name}.{each}", shape) for each, shape in inputs.items())
 
     return build
 
@@ -186,8 +174,10 @@ def _diffusers(name: str, options: dict[str, Any], inputs: dict[str, tuple[int, 
 def _value(name: str, shape: tuple[int, ...]) -> Any:
     import torch
 
+    network, name = name.split(".")
     if name.startswith("timestep"):
-        return torch.randint(0, 900, shape)
+        times = torch.randint(0, 900, shape)
+        return times.float() if network == "HunyuanDiT2DModel" or name == "timestep_ratio" else times
     if name in ("class_labels", "input_ids"):
         return torch.randint(0, 9, shape)
     if name.endswith("mask") or "_mask_" in name:
