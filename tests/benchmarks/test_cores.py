@@ -114,7 +114,7 @@ def test_nets_that_are_not_there(name: str) -> None:
     ],
 )
 def test_no_large_convolution_is_serial_on_32_cores(name: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the loops of the finished kernels and their operations, not by the estimates that cut them."""
+    """Counts loops and operations of the finished kernels, not the estimates used to split them."""
     monkeypatch.setattr("compiler.driver.build.build_library", lambda mod, target: b"")  # their code is not run
     net = net_of(name)
     module = compiler.compile(net.source, target="granite-rapids:32", shapes=net.shapes)

@@ -1,4 +1,4 @@
-"""The registry of nets by family, their comparison and the table."""
+"""The registry of nets by family, their comparison, and the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bound of choices that rules fix: each kernel with the value that is best for it."""
+"""The bound for choices that rules fix: each kernel with its best value."""
 
 from __future__ import annotations
 

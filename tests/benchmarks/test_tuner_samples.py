@@ -1,4 +1,4 @@
-"""Records become samples again: rule, workload and machine are read back from their texts."""
+"""Records are converted to samples: rule, workload and machine are parsed from their texts."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ TABLES = {
 
 
 def main() -> int:
-    """Parse the arguments and make the table that is asked for."""
+    """Parse the arguments and make the requested table."""
     parser = argparse.ArgumentParser(prog="python -m tests.coverage", description=__doc__)
     tables = parser.add_subparsers(dest="table", required=True)
     for name, module in TABLES.items():

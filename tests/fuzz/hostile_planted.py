@@ -1,4 +1,4 @@
-"""Subjects with defects that the hostile suite must see, and some of its own that are right."""
+"""Subjects with defects that the hostile suite must detect, and some correct subjects."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _planted(name: str, statement: Callable[[Any, Any, Any], None], *indices: in
 
 @cache
 def subjects() -> tuple[Subject, ...]:
-    """Those with defects first."""
+    """Subjects with defects first."""
     gather = Onnx(
         "a clamp that is written out",
         [

@@ -1,4 +1,4 @@
-"""Small images and recordings of every kind that is read, and changed ones."""
+"""Small images and recordings of every supported kind, and mutated ones."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def recordings() -> tuple[bytes, ...]:
 
 
 def changed(content: bytes, random: Random) -> bytes:
-    """A file with one to three changes: numbers of its head, or any bytes."""
+    """Make one to three changes to a file: numbers in its header, or arbitrary bytes."""
     for _ in range(int(random.integers(1, 4))):
         if not content:
             break

@@ -1,4 +1,4 @@
-"""The smallest part of a graph that still fails: outputs and nodes are dropped as long as it does."""
+"""Reduce a failing graph: outputs and nodes are dropped as long as it still fails."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from tests.fuzz.outcome import Outcome
 
 
 def prepare(folder: Path) -> None:
-    """Nothing: each case makes its own file."""
+    """Do nothing: each case makes its own file."""
 
 
 def case(_: None, seed: int) -> Outcome:
-    """Compile a broken file and run what comes of it. An InternalError is a defect too."""
+    """Compile a broken file and run the module, if any. An InternalError is a defect too."""
     import compiler
     from compiler.runtime.random_inputs import random_inputs
 

@@ -1,4 +1,4 @@
-"""Random graphs compared with ONNX Runtime: the same model, the same inputs, the same numbers."""
+"""Random graphs compared with ONNX Runtime on the same inputs."""
 
 from __future__ import annotations
 

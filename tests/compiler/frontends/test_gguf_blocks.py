@@ -1,4 +1,4 @@
-"""Blocks of GGUF files: every element equals what the `gguf` package makes of it."""
+"""Blocks of GGUF files: every element equals the `gguf` package's result."""
 
 from __future__ import annotations
 

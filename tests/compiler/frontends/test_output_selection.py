@@ -1,4 +1,4 @@
-"""`outputs=`: what a module returns, chosen by name, of ONNX, PyTorch and Relax models."""
+"""`outputs=`: outputs of ONNX, PyTorch and Relax models selected by name."""
 
 from __future__ import annotations
 

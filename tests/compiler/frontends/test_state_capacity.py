@@ -19,7 +19,7 @@ Array = np.ndarray
 
 
 class Layer(torch.nn.Module):
-    """Attention of two heads of keys and four of queries over keys and values that each step returns longer."""
+    """Attention of four query heads over two key heads, with keys and values that grow with each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def module(layer: torch.nn.Module) -> Module:
 
 
 class Steps:
-    """The same steps in PyTorch."""
+    """The steps in PyTorch."""
 
     def __init__(self, layer: torch.nn.Module) -> None:
         self.layer, self.past = layer, [torch.zeros(2, 2, 0, 8)] * 2
@@ -132,7 +132,7 @@ def test_models_that_have_no_capacity(layer: torch.nn.Module) -> None:
 
 
 def test_a_compressed_model_gets_its_capacity_in_the_end(layer: torch.nn.Module) -> None:
-    """Samples are inputs of the model as it came."""
+    """Calibration samples are inputs of the original model."""
     random = np.random.default_rng(1)
     samples = [
         {"x": random.standard_normal((2, 3, 32), "float32")}

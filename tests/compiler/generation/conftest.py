@@ -1,4 +1,4 @@
-"""Small language models that tests share: one for a sequence a run, and one for several."""
+"""Small shared language models: one for single sequences, and one for several."""
 
 from __future__ import annotations
 

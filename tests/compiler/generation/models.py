@@ -56,7 +56,7 @@ def weights(seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def write_folder(folder: Path, **changes: Any) -> Path:
-    """The model as transformers writes it."""
+    """Write the model as transformers does."""
     from safetensors.numpy import save_file
 
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "eos_token_id": 256, **SIZES, **changes}
@@ -81,7 +81,7 @@ def byte_tokenizer(special: Sequence[str]) -> dict[str, Any]:
 
 
 def write_gguf(path: Path, kind: str, **options: Any) -> Path:
-    """The model as llama.cpp's converter writes it: products quantized to `kind`, keys and queries interleaved."""
+    """Write the model as llama.cpp's converter does: weights quantized to `kind`, keys and queries interleaved."""
     import gguf
 
     writer = gguf.GGUFWriter(path, "llama", **options)

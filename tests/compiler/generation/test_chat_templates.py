@@ -1,4 +1,4 @@
-"""Chat templates are filled in as transformers does it."""
+"""Chat templates are rendered as in transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Structured output: texts match their grammar, alone and beside others, and what cannot be used is one error."""
+"""Structured output: texts match their grammar, alone and in batches, and invalid grammars give one error."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_guesses_and_neighbours_change_nothing(joined: LanguageModel) -> None:
 
 
 class _Late:
-    """Masks of another process, which is asked so many times in vain before it has an answer."""
+    """Masks from another process, which are ready only after a number of requests."""
 
     def __init__(self, masks: Masks, late: int) -> None:
         self._masks, self._late, self._left = masks, late, -1

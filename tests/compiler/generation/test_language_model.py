@@ -1,4 +1,4 @@
-"""A folder becomes a module that generates: greedy text, streams, stops, seeds, chats, and what is refused."""
+"""A model folder becomes a module that generates: greedy text, streams, stops, seeds, chats, and refused calls."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model(module_path: Path) -> LanguageModel:
 
 
 def _greedy(model: LanguageModel, prompt: list[int], count: int) -> list[int]:
-    """Token by token, each from the whole text anew."""
+    """Generate greedily, computing each token from the whole text."""
     tokens: list[int] = []
     while len(tokens) < count:
         session = model.module.session(capacity=CONTEXT)
@@ -58,7 +58,7 @@ def test_a_model_without_an_encoder_takes_no_inputs(model: LanguageModel) -> Non
 
 @pytest.fixture
 def usual_handler() -> Iterator[None]:
-    """Python's own handler of SIGINT, which processes of parallel tests ignore."""
+    """Set Python's default handler of SIGINT, as processes of parallel tests ignore the signal."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

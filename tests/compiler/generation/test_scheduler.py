@@ -1,4 +1,4 @@
-"""Several sequences at once: the same tokens as alone, cancelled, queued and shared ones, and what is refused."""
+"""Several sequences at once: the same tokens as alone, cancellation, queues, sharing, and refused requests."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def rounded(folder: Path) -> LanguageModel:
 
 @pytest.mark.parametrize("name", ["joined", "rounded"])
 def test_logits_do_not_depend_on_what_shares_a_run(name: str, request: pytest.FixtureRequest) -> None:
-    """Bit by bit: beside other sequences, several tokens of one at once, and a prompt in parts."""
+    """Logits are equal bit for bit: beside other sequences, with several tokens per run, and for a prompt in parts."""
     steps = request.getfixturevalue(name).steps(4, CONTEXT)
     prompt, tokens = list(range(60)), [5, 9, 200]
 

@@ -45,7 +45,7 @@ def test_right_guesses_save_runs(joined: LanguageModel, monkeypatch: pytest.Monk
 
 
 def test_a_draft_model_guesses(joined: LanguageModel, separate: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model itself as its draft model is always right."""
+    """A model used as its own draft model always guesses correctly."""
     model = LanguageModel(joined.module, draft=separate)
     runs = _runs(joined, monkeypatch)
     wanted = joined.generate("abc", max_new_tokens=30)

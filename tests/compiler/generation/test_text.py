@@ -1,4 +1,4 @@
-"""Streams of text: whole characters, stop texts across pieces; and which tokens are drawn."""
+"""Streams of text: whole characters, stop texts across pieces; and sampling of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`compare`: equal models are said to be equal, and of others the first node that differs is named."""
+"""`compare` reports equal models as equal, and names the first node that differs in others."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_first_layer_that_differs_is_named(
 
 
 def test_a_difference_of_fused_nodes_alone_is_bisected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`b` is wrong unless it is an output itself, as where fusing goes wrong."""
+    """`b` is wrong unless it is an output, as with a fusion defect."""
     whole = OnnxSide.ours
 
     def ours(side: OnnxSide, names: Sequence[str]) -> dict[str, np.ndarray]:

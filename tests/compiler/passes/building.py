@@ -77,7 +77,7 @@ def run_module(mod: IRModule, *inputs: Array) -> list[Array]:
 
 
 def apply(name: str, mod: IRModule) -> IRModule:
-    """The module after the pass `name`, checked to be well formed."""
+    """Apply the pass `name` and check that the module is well formed."""
     result = get_pass(name)(mod)
     relax.analysis.well_formed(result)
     return result

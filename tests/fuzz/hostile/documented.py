@@ -1,4 +1,4 @@
-"""Runs whose result is other than the reference's, and what docs/runtime_checks.md says about each."""
+"""Runs whose result differs from the reference's, and what docs/runtime_checks.md says about each."""
 
 from __future__ import annotations
 

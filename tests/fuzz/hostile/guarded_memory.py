@@ -45,7 +45,7 @@ LAYOUTS = (Layout(0x5A, at_start=False), Layout(0xC3, at_start=True))
 
 
 def is_available() -> bool:
-    """True if this system can build and preload the library."""
+    """Whether this system can build and preload the library."""
     return os.name == "posix" and os.uname().sysname == "Linux" and shutil.which("gcc") is not None
 
 

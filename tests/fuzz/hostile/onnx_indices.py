@@ -1,4 +1,4 @@
-"""Operators whose addresses come from the values of a tensor."""
+"""Operators whose addresses depend on the values of a tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators whose operands must fit each other in sizes that are not known before a run."""
+"""Operators whose operands must agree in sizes that are known only in a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX models whose first input takes other shapes than the one that fits."""
+"""ONNX models whose first input gets shapes that do not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows over images of unknown size, channels that weights are not for, and classical models of other widths."""
+"""Windows over images of unknown size, wrong numbers of channels, and classical models with wrong widths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All subjects, in an order that every process sees."""
+"""All subjects, in the same order in every process."""
 
 from __future__ import annotations
 

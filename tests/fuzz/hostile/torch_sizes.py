@@ -1,4 +1,4 @@
-"""Operators of PyTorch written for sizes that dynamic ones may fall short of."""
+"""PyTorch operators that need minimum sizes, which dynamic sizes may violate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that cost a server more than they weigh, by name: each is what one stranger sends once."""
+"""Requests that are small but costly for a server, by name; each is sent once by one client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Attack(NamedTuple):
 
 
 def post(path: str, body: Callable[[], Any], **headers: str) -> Attack:
-    """A request whose body is JSON, or bytes as they are."""
+    """A request whose body is JSON, or raw bytes."""
 
     def content() -> bytes:
         made = body()
@@ -35,7 +35,7 @@ def post(path: str, body: Callable[[], Any], **headers: str) -> Attack:
 
 
 def completion(model: str = "chat", **fields: Any) -> Attack:
-    """A completion, with the fields that are given."""
+    """A completion with the given fields."""
     return post("/v1/completions", lambda: {"model": model, "prompt": "hi", "max_tokens": 8, **fields})
 
 

@@ -1,4 +1,4 @@
-"""Names of nodes as users know them."""
+"""Names of nodes in terms that users know."""
 
 from __future__ import annotations
 

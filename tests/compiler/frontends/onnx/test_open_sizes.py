@@ -14,7 +14,7 @@ HEADER = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> graph'
 
 
 def check(text: str, feeds: list[dict[str, np.ndarray]]) -> None:
-    """Compiled once, run at every size, against ONNX Runtime."""
+    """Compile once, run at every size and compare with ONNX Runtime."""
     model = onnx.parser.parse_model(f"{HEADER} {text}")
     module = compiler.compile(model, threads=1)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -46,7 +46,7 @@ def test_a_range_of_floats_between_inputs() -> None:
 
 @pytest.mark.parametrize("end", [3, 100_000, 1_000_000_000, 2**63 - 1])
 def test_a_slice_to_the_end_takes_no_memory_for_it(end: int) -> None:
-    """100,000 rows of this would take 52 GB."""
+    """100,000 full rows would take 52 GB."""
     text = f"""(float[n,512,256] x) => (float[m,512,256] y) <int64[1] a = {{0}}, int64[1] b = {{{end}}}>
       {{ part = Slice(x, a, b, a)
          larger = Exp(part)

@@ -1,4 +1,4 @@
-"""Every operator with a random maker, over attributes, shapes and types, against ONNX Runtime."""
+"""Every operator with random cases, over attributes, shapes and types, against ONNX Runtime."""
 
 from __future__ import annotations
 

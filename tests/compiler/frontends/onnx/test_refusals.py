@@ -1,4 +1,4 @@
-"""Everything that cannot be compiled is named at once; the coverage report says it before compiling."""
+"""One error names everything that cannot be compiled; the coverage report lists it before compilation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs whose sizes or values do not fit a model: one clear error that names the node, before anything is read."""
+"""Inputs whose sizes or values do not fit a model give an error that names the node, before any data is read."""
 
 from __future__ import annotations
 

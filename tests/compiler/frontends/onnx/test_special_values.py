@@ -1,4 +1,4 @@
-"""NaN, infinities and zeros of both signs: what IEEE 754 says of each operation, whatever else is simplified."""
+"""NaN, infinities and zeros of both signs follow IEEE 754 despite simplifications."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of inputs and outputs as states: found by their names, and grown from run to run."""
+"""Pairs of inputs and outputs as states: found by name, and growing from run to run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEW: Shape = ["batch", 2, "new", 4]
 
 
 def decoder() -> onnx.ModelProto:
-    """A cache that each run makes longer, a sum over it, and a state of one size that counts."""
+    """A cache that grows with each run, a sum over it, and a counter of fixed size."""
     nodes = [
         helper.make_node("Concat", ["past_key_values.0.key", "x"], ["present.0.key"], axis=2),
         helper.make_node("ReduceSum", ["present.0.key", "axes"], ["sums"], keepdims=0),

@@ -1,4 +1,4 @@
-"""A module that returns what a net would read of an image."""
+"""A module that returns the preprocessed image as a net would read it."""
 
 from __future__ import annotations
 

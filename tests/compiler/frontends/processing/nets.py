@@ -1,4 +1,4 @@
-"""Nets whose outputs are known."""
+"""Nets with known outputs."""
 
 from __future__ import annotations
 

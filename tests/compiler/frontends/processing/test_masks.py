@@ -1,4 +1,4 @@
-"""Masks of the size of an image, and the text of a line, of nets whose outputs are known."""
+"""Masks in the size of an image, and the text of a line, from nets with known outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of a line by a recognizer with trained weights, as its package reads it."""
+"""A recognizer with trained weights reads the same text of a line as its package."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_cropped_images_are_those_of_torchvision(shortest: int) -> None:
 
 
 def _letterboxed(image: Array, size: int) -> Array:
-    """Linear interpolation without antialiasing in float64, placed as ultralytics places it."""
+    """Linear interpolation without antialiasing in float64, positioned as in ultralytics."""
     height, width = image.shape[:2]
     gain = min(size / height, size / width)
     shape = (max(round(height * gain), 1), max(round(width * gain), 1))

@@ -1,4 +1,4 @@
-"""Boxes and classes of nets whose outputs are known, and of processing found in metadata."""
+"""Boxes and classes from nets with known outputs, and postprocessing found in metadata."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)
 
 
 def _suppressed(boxes: Array, scores: Array, least: float, most_overlap: float) -> tuple[Array, Array, Array]:
-    """Corners in pixels of the image, scores and classes of what greedy suppression by class keeps."""
+    """Corners in image pixels, scores and classes of the boxes kept by greedy suppression per class."""
     best, label = scores.max(1), scores.argmax(1)
     corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1).astype(np.float64)
     kept: list[int] = []

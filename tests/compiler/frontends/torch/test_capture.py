@@ -25,7 +25,7 @@ _LENGTH = ({2: torch.export.Dim.DYNAMIC},)
 
 
 class Padded(nn.Module):
-    """As EnCodec's convolutions: how much to pad is computed from buffers."""
+    """A convolution as in EnCodec: the padding is computed from buffers."""
 
     def __init__(self, *, counting: bool = False) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def test_integers_that_the_model_changes_are_states() -> None:
 
 
 def loop_over_steps(hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **named: Any) -> Any:  # noqa: N803
-    """transformers' selective scan, without its options."""
+    """transformers' selective scan without options."""
     dt = nn.functional.softplus(dt + named["delta_bias"][:, None])
     state, outputs = hidden_states.new_zeros(*hidden_states.shape[:2], A.shape[1]), []
     for index in range(hidden_states.shape[2]):
@@ -251,7 +251,7 @@ def test_conditions_on_areas_and_quotients_are_required(shape: tuple[int, int], 
 
 
 class Scaled(nn.Module):
-    """A branch that is rounded as floating-point numbers are."""
+    """A branch that is rounded like floating-point numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if x.shape[0] * 0.3 > 2 else x

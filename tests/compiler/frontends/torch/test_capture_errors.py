@@ -1,4 +1,4 @@
-"""Models that `torch.export` stops at: three lines, which name the line of the model."""
+"""Models that `torch.export` cannot capture: errors of three lines that name the line of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions that torch captures at one size only, at several, against torch."""
+"""Functions that torch captures for one size only, compared with torch at several sizes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_inverse_short_time_fourier_transform_of_dynamic_length() -> None:
 
 
 def test_covariances_and_distances_of_dynamic_sizes() -> None:
-    """More than 25 rows, where torch computes distances in another way."""
+    """More than 25 rows, for which torch uses another method to compute distances."""
     sizes = [(4, 6, 5), (9, 31, 5)]
     examples = [(torch.randn(a, width), torch.randn(b, width)) for a, b, width in sizes]
     check(Statistics(), ({0: Dim.DYNAMIC}, {0: Dim.DYNAMIC}), *examples)

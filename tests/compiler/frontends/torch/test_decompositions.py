@@ -1,4 +1,4 @@
-"""Operators without a conversion of the exporter, against torch itself: values, indices, ties, dynamic sizes."""
+"""Operators that the exporter cannot convert, against torch: values, indices, ties, dynamic sizes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check(
 
 
 def check_together(functions: Mapping[str, Function], x: Tensor, tolerance: float = 1e-5) -> None:
-    """Functions of one tensor as a single module; what fails is named."""
+    """Check functions of one tensor as a single module; failures are named."""
     names = [name for name, function in functions.items() for _ in torch.utils._pytree.tree_leaves(function(x))]
     check(lambda values: [each(values) for each in functions.values()], x, names=names, tolerance=tolerance)
 
@@ -62,7 +62,7 @@ def normal(*shape: int) -> Tensor:
 
 
 def squares(x: Tensor) -> Tensor:
-    """Positive definite matrices."""
+    """Make positive definite matrices."""
     return x.mT @ x + torch.eye(x.shape[-1])
 
 
@@ -78,7 +78,7 @@ def scattered_corner(x: Tensor) -> list[Tensor]:
 
 
 def scattered(x: Tensor, reduce: str) -> list[Tensor]:
-    """Rows written to places, some of them twice and one never."""
+    """Rows written by index, some of them twice and one never."""
     places = torch.tensor([1, 3, 1, 0])
     index = places.unsqueeze(-1).expand(4, x.shape[-1])
     source = x[0, :4]
@@ -435,7 +435,7 @@ def test_attention_with_heads_that_share_keys_by_broadcasting() -> None:
 
 
 def test_numbers_and_tensors_of_other_types() -> None:
-    """As masks are made: `(1.0 - mask) * -10000` of integers."""
+    """As in masks: `(1.0 - mask) * -10000` of integers."""
 
     def arithmetic(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         values = (x.abs() * 3 + 1).to(dtype)
@@ -470,7 +470,7 @@ def test_adaptive_means_of_rows_of_open_size() -> None:
 
 
 def test_adaptive_maxima_of_images_of_open_size() -> None:
-    """The example's sizes are multiples of the parts, which torch's own decomposition takes for windows of one size."""
+    """Example sizes are multiples of the output size, for which torch's decomposition assumes equal windows."""
     open_size = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     example, *others = (x.mul(2).round() for x in (normal(2, 3, 12, 8), normal(2, 3, 13, 7), normal(1, 3, 5, 21)))
     function = partial(functional.adaptive_max_pool2d, output_size=(3, 4), return_indices=True)
@@ -478,7 +478,7 @@ def test_adaptive_maxima_of_images_of_open_size() -> None:
 
 
 def test_an_operator_that_fixes_an_open_size_is_refused_with_what_works() -> None:
-    """Else the module would be wrong for other sizes than the example's, without a word."""
+    """Otherwise the module would silently be wrong for sizes other than the example's."""
     model, example = Applied(lambda x: torch.pdist(x[..., 0])).eval(), normal(6, 4, 2)
     size = torch.export.Dim.DYNAMIC
     with pytest.raises(UnsupportedModelError, match="dimension 0 of x") as raised:
@@ -560,7 +560,7 @@ MAGNITUDES = (1e-30, 1e-10, 1e-7, 1e-5, 1e-3, 0.1, 0.3, 0.5, 0.9, 1.0, 1.5, 2.0,
 
 
 def test_functions_keep_their_relative_precision_everywhere() -> None:
-    """Each element against torch in float64; the exporter's own forms are 0, infinite or off by a whole divisor."""
+    """Each element against torch in float64; the exporter's own forms give 0, infinity or an error of one divisor."""
     numbers = [0.0, -0.0, math.inf, -math.inf, math.nan, *MAGNITUDES, *(-each for each in MAGNITUDES)]
     x = torch.tensor(numbers).repeat_interleave(len(numbers))
     y = torch.tensor(numbers).repeat(len(numbers))

@@ -1,4 +1,4 @@
-"""Arguments of PyTorch's operators that no conversion reads: each is meaningless for a result, or converted here."""
+"""Arguments of PyTorch's operators that conversions ignore do not affect results, or are converted here."""
 
 from __future__ import annotations
 

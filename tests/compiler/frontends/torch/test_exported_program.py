@@ -15,7 +15,7 @@ from compiler.errors import InputError, InvalidModelError, OptionError
 
 
 class Block(nn.Module):
-    """A residual block with normalization, as small as it can be."""
+    """A minimal residual block with normalization."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def test_dynamic_sizes_have_the_names_of_their_dims() -> None:
 
 
 def test_net_in_bfloat16(block: nn.Module) -> None:
-    """Convolutions and normalizations of bfloat16, which older opsets of ONNX do not have."""
+    """Convolutions and normalizations in bfloat16, which older ONNX opsets do not support."""
     image = torch.randn(2, 3, 9, 7)
     wanted = expected(block, image)
     module = compiler.compile(block.to(torch.bfloat16), example_inputs=(image.to(torch.bfloat16),))
@@ -190,7 +190,7 @@ def test_the_caller_s_program_is_left_as_it_is() -> None:
 
 
 class NearIdentity(nn.Module):
-    """Constants that the exporter's optimizer takes for 0 and 1."""
+    """Constants that the exporter's optimizer mistakes for 0 and 1."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         total = x.abs().sum(1, keepdim=True)
@@ -205,7 +205,7 @@ def test_constants_near_those_of_an_identity_are_kept() -> None:
 
 
 class UpsampledTwice(nn.Module):
-    """Halves that are doubled again: equal sizes where the image is a multiple of 4, which TVM cannot know."""
+    """Halved and doubled sizes, equal if the image is a multiple of 4, which TVM cannot know."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class UpsampledTwice(nn.Module):
 
 
 class SkipsAddedInPlace(nn.Module):
-    """Sizes are halved, rounded up, and doubled again: the sums fit for multiples of four alone."""
+    """Sizes are halved, rounded up, and doubled again: shapes of the sums agree only for multiples of four."""
 
     def __init__(self) -> None:
         super().__init__()

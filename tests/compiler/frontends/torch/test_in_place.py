@@ -1,4 +1,4 @@
-"""In-place operators: those that nothing else sees are replaced in the graph, all others as torch does."""
+"""In-place operators: those without aliases are replaced in the graph, all others as torch does it."""
 
 from __future__ import annotations
 

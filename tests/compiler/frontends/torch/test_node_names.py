@@ -1,4 +1,4 @@
-"""Nodes of a model from torch are known by the paths of its modules."""
+"""Nodes of a PyTorch model are named by module paths."""
 
 from __future__ import annotations
 

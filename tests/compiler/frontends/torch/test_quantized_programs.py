@@ -1,4 +1,4 @@
-"""Programs that torchao quantized: equal to what torch computes, products in integers."""
+"""Programs quantized by torchao: results equal torch's, and products are computed in integers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recurrent layers whose length and batch are dynamic, and of packed sequences."""
+"""Recurrent layers with dynamic length and batch, and with packed sequences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HIDDEN, _FEATURES = 7, 5
 
 
 class _Layers(nn.Module):
-    """A recurrent layer that gets its state, and returns it."""
+    """A recurrent layer that takes and returns its state."""
 
     def __init__(self, kind: str, **options: Any) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def test_dynamic_length_and_batch(kind: str, options: dict[str, Any]) -> None:
 
 
 class _Packed(nn.Module):
-    """Two layers over sequences of their own lengths."""
+    """Two layers over sequences of different lengths."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Indices and sizes that PyTorch refuses are refused before a run; those that it takes give its results."""
+"""Indices and sizes that PyTorch refuses are refused before a run; others give PyTorch's results."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Point(NamedTuple):
 
 
 class Layer:
-    """As a layer of transformers' DynamicCache is: two tensors beside what is none."""
+    """Like a layer of transformers' DynamicCache: two tensors and other fields."""
 
     __module__ = "transformers.cache_utils"
 
@@ -111,7 +111,7 @@ def test_complex_numbers_are_pairs_and_a_note_says_so() -> None:
 
 
 class DynamicLayer(Layer):
-    """As transformers' layer of this name, which grows."""
+    """Like transformers' layer of this name, which grows."""
 
     __module__ = "transformers.cache_utils"
 

@@ -1,4 +1,4 @@
-"""Functions that torch captures at one size only because they read it as a number, at several, against torch."""
+"""Functions that read a size as a number, compared with torch at several sizes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class OfMatrices(nn.Module):
         return upper, lower, x[upper[0], upper[1]], x[lower[0], lower[1]], torch.tril_indices(side, side, -1)
 
     def written(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Parts that begin at a computed place from the end, and are written."""
+        """Slices that start at a computed offset from the end, and are written."""
         rows, columns = x.shape
         first, second = torch.zeros(rows + columns), torch.zeros(rows + columns)
         first[:rows] = x[:, 0]

@@ -1,4 +1,4 @@
-"""cancel-reshapes: which reshapes go, and that the numbers stay."""
+"""cancel-reshapes: which reshapes are removed, and that results stay equal."""
 
 from __future__ import annotations
 

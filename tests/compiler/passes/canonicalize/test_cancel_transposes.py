@@ -1,6 +1,6 @@
 # mypy: disable-error-code="valid-type, no-untyped-def"
 # ruff: noqa: N805
-"""cancel-transposes: pairs cancel through all that may lie between; nothing is computed twice; numbers stay."""
+"""cancel-transposes: pairs cancel across operators, nothing is computed twice, and results stay equal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORTH = [0, 2, 3, 1]  # to channels last
 
 
 def check(mod: tvm.IRModule, *shapes: tuple[int, ...]) -> list[str]:
-    """Operators after the pass, once the numbers are seen to be the same."""
+    """Check that the pass keeps the results, and return the operators after it."""
     after = apply(NAME, mod)
     random = np.random.default_rng(1)
     inputs = [random.standard_normal(shape).astype("float32") for shape in shapes]
@@ -194,7 +194,7 @@ def test_any_two_transposes_against_numpy(first: list[int], second: list[int], s
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("other", ["tensor", "vector"])
 def test_what_follows_a_reshaped_product_joins_it(other: str, swapped: bool) -> None:
-    """As torch writes the projection behind attention: flat rows, then the residual in its own shape."""
+    """As torch exports the projection after attention: flat rows, then the residual in its own shape."""
 
     @I.ir_module
     class Before:

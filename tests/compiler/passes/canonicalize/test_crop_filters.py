@@ -1,4 +1,4 @@
-"""crop-filters: taps that meet padding alone go, and where they must stay."""
+"""crop-filters: taps that read only padding are removed, and where they must stay."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # mypy: disable-error-code="valid-type, no-untyped-def"
 # ruff: noqa: N805
-"""fold-batch-norm: every kind of convolution and product, both sides, and where it must not fire."""
+"""fold-batch-norm: every kind of convolution and product, on both sides, and cases where it must not apply."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # mypy: disable-error-code="valid-type, no-untyped-def"
 # ruff: noqa: N805
-"""fold-constants: through shapes, casts, arithmetic, tuples and kernels; never random, never much larger."""
+"""fold-constants: shapes, casts, arithmetic, tuples and kernels; never random or much larger values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hoist-slices: past transposes, reshapes and arithmetic, only where slices alone read what is cut."""
+"""hoist-slices: across transposes, reshapes and arithmetic, only if the sliced value has no other readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products of the pieces of one tensor by one weight."""
+"""Products of slices of one tensor by one weight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge-small-matmuls: several weights on one input become one; the numbers stay the same."""
+"""merge-small-matmuls: several weights on one input become one, with equal results."""
 
 from __future__ import annotations
 

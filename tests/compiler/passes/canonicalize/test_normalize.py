@@ -1,4 +1,4 @@
-"""Names of sizes that are known stay consistent in normal form, behind branches too."""
+"""Names of known sizes stay consistent in normal form, also after branches."""
 
 from __future__ import annotations
 

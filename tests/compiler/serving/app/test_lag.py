@@ -1,4 +1,4 @@
-"""Answers that wait for their process, and overload with and without room for it, by a clock of the tests."""
+"""Answers delayed by a busy process, and overload with and without allowance for it, on a simulated clock."""
 
 from __future__ import annotations
 

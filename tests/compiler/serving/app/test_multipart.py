@@ -1,4 +1,4 @@
-"""Forms: what is read, and that limits end the reading early."""
+"""Forms: the parsed fields, and limits that stop parsing early."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures over HTTP, hostile ones among them."""
+"""Images over HTTP, including hostile ones."""
 
 from __future__ import annotations
 

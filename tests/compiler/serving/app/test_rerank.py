@@ -1,4 +1,4 @@
-"""Texts in the order in which they answer a query: in Python, by the command and over HTTP."""
+"""Texts ranked by relevance to a query: in Python, by the command and over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tools of chats: what is asked for, the calls in answers, and both through OpenAI's client."""
+"""Tools of chats: requests, calls in answers, and both through OpenAI's client."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def rows_of(count: int, seed: int = 0, width: int = 16) -> Array:
 
 
 def with_batcher(test: Callable[[Batcher, Watched], Awaitable[None]], runners: int = 1, **options: Any) -> None:
-    """Run a test in an event loop; the first runs, which prove the layout, are not counted."""
+    """Run a test in an event loop; the first runs, which check the layout, are not counted."""
 
     async def body() -> None:
         module, executor = watched()
@@ -52,7 +52,7 @@ async def infer(batcher: Batcher, x: Array, **fields: Any) -> Array:
 
 
 async def held(batcher: Batcher, executor: Watched) -> asyncio.Task[Array]:
-    """A request whose run waits until it is let go."""
+    """A request whose run waits until it is released."""
     executor.go.clear()
     task = asyncio.ensure_future(infer(batcher, rows_of(1)))
     await begun(executor)

@@ -7,7 +7,7 @@ from compiler.serving.batching.planner import BatchOptions, Planner, Waiting
 
 
 def _planner(waiting: int, *, runners: int, fixed: float, loop: asyncio.AbstractEventLoop) -> Planner:
-    """A queue of requests of a row each; a run takes `fixed` seconds and one more for each row."""
+    """A queue of requests of one row each; a run takes `fixed` seconds plus one second per row."""
     planner = Planner(BatchOptions(), runners)
     planner.cap = 32
     for rows in (1, 8) * 100:
@@ -18,7 +18,7 @@ def _planner(waiting: int, *, runners: int, fixed: float, loop: asyncio.Abstract
 
 
 def _batches(planner: Planner, seconds: Sequence[float | None]) -> list[int]:
-    """The rows of one batch after the other, of one runner."""
+    """The numbers of rows of one runner's successive batches."""
     batch = planner.begin(0.0)
     found = [batch.rows]
     for each in seconds:

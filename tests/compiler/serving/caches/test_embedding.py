@@ -1,4 +1,4 @@
-"""The embedding cache: rows of a batch are computed once, whoever asks for them."""
+"""The embedding cache: each row is computed once, across batches and requests."""
 
 from __future__ import annotations
 

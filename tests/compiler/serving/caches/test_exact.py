@@ -1,4 +1,4 @@
-"""The exact cache: what is a hit, what is kept, equal requests at once, and disks that fail."""
+"""The exact cache: hits, retention, concurrent equal requests, and failing disks."""
 
 from __future__ import annotations
 

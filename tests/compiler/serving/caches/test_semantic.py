@@ -1,4 +1,4 @@
-"""The semantic cache: what the gate tells apart, what calibration measures and refuses, and what is a hit."""
+"""The semantic cache: texts that the gate distinguishes, calibration and its refusals, and hits."""
 
 from __future__ import annotations
 

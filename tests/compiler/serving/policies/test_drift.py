@@ -1,4 +1,4 @@
-"""Drift against the reference: which requests are compared, what counts, and the switch back."""
+"""Drift from the reference: compared requests, counted differences, and the switch back."""
 
 from __future__ import annotations
 

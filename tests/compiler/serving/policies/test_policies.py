@@ -1,4 +1,4 @@
-"""Policies as a server's YAML file names them, asked over HTTP; and what serving them loads."""
+"""Policies configured in a server's YAML file, requested over HTTP; and the files that serving them loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variants: what the service level chooses, how overload degrades and comes back, and what is refused at load."""
+"""Variants: selection by service level, degradation under overload and recovery, and refusals at load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that do what foreign code does on hostile data; run by the tests of the sandbox."""
+"""Jobs that misbehave like third-party code on hostile data; run by the tests of the sandbox."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compiler.serving.sandbox.process import receive, send
 
 
 class PanicError(BaseException):
-    """No Exception, as the panics of extensions in Rust."""
+    """Not a subclass of Exception, like the panics of extensions in Rust."""
 
 
 def _panic(_: None) -> None:
