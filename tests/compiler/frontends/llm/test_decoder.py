@@ -102,7 +102,8 @@ def test_the_families_are_those_that_are_supported() -> None:
     from compiler.frontends.llm.families import FAMILIES as SUPPORTED
 
     names = {name.partition("-")[0] for name in FAMILIES}
-    assert {"gemma3" if name == "gemma3_text" else name for name in SUPPORTED} - {"ministral", "kimi_k2"} == names
+    others = {"ministral", "kimi_k2", "rwkv7"}  # the last is not in transformers: see test_rwkv.py
+    assert {"gemma3" if name == "gemma3_text" else name for name in SUPPORTED} - others == names
 
 
 def test_layers_that_read_the_keys_of_another_keep_nothing(tmp_path: Path) -> None:
