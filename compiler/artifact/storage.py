@@ -80,7 +80,7 @@ def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memo
     try:
         with storage_errors(path, "written"):
             if destination.exists() and not destination.is_file() and not destination.is_dir():
-                raise StorageError(f"{os.fspath(path)} is not a regular file", "write to a file of its own")
+                raise StorageError(f"{os.fspath(path)} is not a regular file", "write to a regular file")
             descriptor, temporary = _unfinished_file(destination)
             with open(descriptor, "wb") as file:
                 for piece in pieces:

@@ -80,7 +80,7 @@ def read_blob(data: memoryview, expected: Sequence[TensorDescription], what: str
     header, body = _parse_header(data, what)
     _check_extents(header, len(body), what)
     if {name for name in header if not name.startswith(PADDING)} != {tensor.name for tensor in expected}:
-        raise ArtifactError(f"the {what} of the module are not those that its manifest names")
+        raise ArtifactError(f"the {what} of the module differ from those that its manifest names")
     arrays = {}
     for tensor in expected:
         entry = header[tensor.name]

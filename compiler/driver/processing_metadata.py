@@ -36,7 +36,7 @@ def stated_processing(source: object, given: Processing | Literal["auto"] | None
         raise OptionError(
             "processing: no metadata describes the model's inputs and outputs",
             f"give task= ({' or '.join(get_args(Task))}) of `tensorwright.Processing`: metadata of ultralytics' ONNX "
-            "files, and preprocessor_config.json with config.json beside a model, are read",
+            "files, and preprocessor_config.json with config.json next to a model, are read",
         )
     return found if given == "auto" else given.over(found)
 

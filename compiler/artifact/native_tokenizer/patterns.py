@@ -114,7 +114,7 @@ class _Parser:
             taken = self._pattern[at : self._at]
             letters = letters + taken if len(taken) == 1 else ""
             if ignoring_case and any(each in letters.casefold() for each in _folded_from_one()):
-                raise self.refused(f"{letters!r} in (?i:...), which one character can stand for")
+                raise self.refused(f"{letters!r} in (?i:...), which a single character may equal")
             parts.append(part)
         return parts[0] if len(parts) == 1 else Sequence(tuple(parts))
 
@@ -163,7 +163,7 @@ class _Parser:
             return Look(body, behind=False, negative=form == "?!")
         if form in ("?<=", "?<!"):
             if not isinstance(body, Characters):
-                raise self.refused("a look-behind at more than one character")
+                raise self.refused("a look-behind of more than one character")
             return Look(body, behind=True, negative=form == "?<!")
         return body
 
@@ -366,7 +366,7 @@ class Pattern:
 
     def _repeat_copies(self, node: Repeat) -> None:
         if matches_empty(node.body):
-            raise refused("a regular expression that repeats what matches an empty text")
+            raise refused("a regular expression that repeats a pattern matching the empty text")
         for _ in range(node.least):
             self._compile(node.body)
         forks = []

@@ -39,8 +39,8 @@ _SPLITS = {"GPT2Tokenizer": GPT2, "CodeGenTokenizer": GPT2, "Qwen2Tokenizer": QW
 
 
 def read_folder_tokenizer(folder: Path, settings: Mapping[str, Any]) -> bytes | None:
-    """Read the tokenizer of a folder, with its settings in tokenizer_config.json, as a tokenizers file; None if there
-    is none of a known kind.
+    """Read the tokenizer of a folder, with its settings in tokenizer_config.json, as a tokenizers file; None if
+    the folder has no tokenizer of a known kind.
 
     Raises:
         InvalidModelError: a file is damaged.
@@ -110,7 +110,7 @@ def _sentence_piece(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] |
     try:
         model = _parsed(read_bytes(path))
     except (ValueError, IndexError, struct.error) as error:
-        raise InvalidModelError(f"{path} is no file of SentencePiece, or damaged: {error}") from error
+        raise InvalidModelError(f"{path} is not a SentencePiece file, or is damaged: {error}") from error
     if model.model_type != _MERGED or model.normalizes:
         return None
     check_pieces(model.tokens, str(path))
@@ -164,7 +164,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise ValueError(f"a field of the unknown kind {kind}")
         size, at = _varint(data, at) if kind == 2 else (8 if kind == 1 else 4, at)
         if at + size > len(data):
-            raise ValueError("a field ends behind the file")
+            raise ValueError("a field ends after the end of the file")
         yield tag >> 3, data[at : at + size]
         at += size
 

@@ -20,12 +20,12 @@ _OTHERS = {
     " modern-bert neo-bert nomic-bert nomic-bert-moe t5encoder",
     "it is a diffusion model, whose tokens attend to later ones": "dream llada llada-moe rnd1",
     "it has an encoder and a decoder, of which folders of transformers are read": "t5",
-    "it is no language model": "clip pockettts qwen3tts wavtokenizer-dec",
+    "it is not a language model": "clip pockettts qwen3tts wavtokenizer-dec",
     "it is a draft of another model": "dflash eagle3 gemma4-assistant",
     "its layers keep states that are not supported": "plamo2",
-    "the time mixing of RWKV 6, whose layers shift tokens and keep states of their own, is not supported": "rwkv6"
+    "the time mixing of RWKV 6, whose layers shift tokens and keep their own states, is not supported": "rwkv6"
     " rwkv6qwen2",
-    "each of its layers has a mixture beside attention and MLP": "arctic",
+    "each of its layers has a mixture in parallel with attention and MLP": "arctic",
     "its queries and keys have norms with other weights for each head": "chameleon",
     "its layers have other weights for images than for texts": "cogvlm",
     "its attention chooses keys by an indexer, of which folders of transformers are read": "deepseek32 glm-dsa",

@@ -80,7 +80,7 @@ class _Header:
                 raise ValueError(f"the tensors {last!r} and {name!r} overlap")
             end, last = offset + size, name
         if start + end > len(self._data):
-            raise ValueError(f"the tensor {last!r} ends behind the end of the file")
+            raise ValueError(f"the tensor {last!r} ends after the end of the file")
 
     def _entry(self) -> None:
         """Check a metadata key and its value."""

@@ -228,7 +228,7 @@ def _assets(description: LanguageModelDescription, files: TokenizerFiles) -> dic
     try:
         assets = {DESCRIPTION_ASSET: encode(checked(description))}
     except FieldError as error:
-        raise InvalidModelError(f"what the model's files say of it does not make sense: {error}") from error
+        raise InvalidModelError(f"the model's files are inconsistent: {error}") from error
     if (tokenizer := files.stored()) is not None:
         assets[TOKENIZER_ASSET] = tokenizer
     return assets

@@ -117,7 +117,7 @@ def read_text_rules(folder: Path) -> TextRules:
                 f"{folder}: 'forced_decoder_ids' has {str(pair)[:80]!r}, not a position and a token"
             )
         if pair[0] != len(start) or pair[1] is None:
-            break  # the language is to be detected, and what follows it
+            break  # the language is detected at run time, as is everything after it
         start += _tokens(pair[1], folder, "forced_decoder_ids")
     return TextRules(tuple(start), tokens("suppress_tokens"), tokens("begin_suppress_tokens"))
 

@@ -122,7 +122,7 @@ def _check(spec: TensorSpec, processing: Processing, sizes: dict[str, int]) -> N
     if processing.size is not None and processing.size != (sizes["H"], sizes["W"]):
         raise OptionError(f"processing: size={processing.size}, and the net reads {sizes['H']} x {sizes['W']} pixels")
     if spec.dtype not in (*_FLOATS, "uint8"):
-        raise OptionError(f"processing: {spec} is no image of floats or bytes")
+        raise OptionError(f"processing: {spec} is not an image of floats or bytes")
     for name, values in (("mean", processing.mean), ("std", processing.std)):
         if values is not None and len(values) not in (1, channels):
             raise OptionError(f"processing: {name}= has {len(values)} values for {channels} channels")

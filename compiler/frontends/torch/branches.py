@@ -29,7 +29,7 @@ def branch_relations(program: torch.export.ExportedProgram) -> Iterator[Conditio
     """Yield the relations between input sizes under which the exported branches are taken, with their locations.
 
     Raises:
-        UnsupportedModelError: a branch of the model depends on a condition that is no formula of sizes.
+        UnsupportedModelError: a branch of the model depends on a condition that is not a formula of sizes.
     """
     values = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
     environments = {id(mode.shape_env): mode.shape_env for mode in (getattr(each, "fake_mode", None) for each in values)

@@ -74,7 +74,7 @@ def _defined(suggested: Sequence[tuple[str, str]]) -> list[str]:
         for root in sorted(set(re.findall(r"\b_\w+", re.sub(r"'[^']*'", "", value))) - names):
             lines.append(f"{root} = Dim({root!r}, min=1)")
             names.add(root)
-        lines.append(f"{name} = None (it is {value} alone)" if value.isdecimal() else f"{name} = {value}")
+        lines.append(f"{name} = None (it is only {value})" if value.isdecimal() else f"{name} = {value}")
     return lines
 
 

@@ -90,7 +90,7 @@ def _guarded(original: Any) -> Any:
         if reader != __name__ and not reader.startswith("torch."):
             raise UnsupportedModelError(
                 [Refusal("PackedSequence", reader, "its parts are read, which are not packed here")],
-                "compute on what pad_packed_sequence returns",
+                "compute on the result of pad_packed_sequence",
             )
 
     def part(number: int) -> property:
@@ -184,7 +184,7 @@ def _registered() -> dict[str, Callable[..., Any]]:
 
 
 def _shapes(layer: _Layer) -> Callable[..., Any]:
-    """Empty results of the shapes that the operator gives."""
+    """Empty results with the shapes that the operator returns."""
 
     def fake(x: Any, hx: Any, params: Any, *options: Any) -> Any:
         states = list(hx) if layer.has_cell else [hx]

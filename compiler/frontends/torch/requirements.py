@@ -116,7 +116,7 @@ class ProgramRequirements:
         return text, symbols
 
     def _in_dimensions(self, name: re.Match[str]) -> str:
-        """Express a symbol that is no dimension in terms of a dimension that is linear in it."""
+        """Express a symbol that is not a dimension in terms of a dimension that is linear in it."""
         return name.group() if name.group() in self._positions else self._symbols.get(name.group(), name.group())
 
 

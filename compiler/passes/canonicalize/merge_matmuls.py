@@ -185,7 +185,7 @@ class _Piece:
 
 @dataclass
 class _Group:
-    """Matmuls of slices of one tensor by one weight, and what was emitted for them: the whole matmul and its slices."""
+    """Matmuls of slices of one tensor by one weight, and the code emitted for them: the whole matmul and its slices."""
 
     linear: Linear
     pieces: dict[Var, _Piece]

@@ -6,7 +6,7 @@ takes all of them in the shape, from which, unlike from single sizes, TVM can al
 
     group(a, total, shape(seq, past))  =>  group(a, shape(seq, past, total))
 
-separate-sizes: put whatever defines or checks a symbolic size before everything that reads it, in a block of its own.
+separate-sizes: put whatever defines or checks a symbolic size before everything that reads it, in its own block.
 
 In a dataflow block, only the variables read determine the order. A `match_cast` that defines a symbolic size is not
 ordered this way: kernels read the size only in their types. Passes that move kernels, such as operator grouping, would

@@ -72,7 +72,7 @@ class _Group:
 
 @dataclass
 class _Kernel:
-    """A kernel call: its time, what it reads and writes, the operands it may overwrite, and the one it updates."""
+    """A kernel call: its time, reads and writes, the operands it may overwrite, and the operand it updates."""
 
     time: int
     arguments: list[Expr]

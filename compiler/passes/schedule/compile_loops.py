@@ -222,7 +222,7 @@ class _Compiler:
 
 def _view(value: Value) -> View:
     if not isinstance(value, View):
-        raise NotCompiledError("a result that is no tensor")
+        raise NotCompiledError("a result that is not a tensor")
     return value
 
 

@@ -265,7 +265,7 @@ def _zamba2_changes(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _zamba2_names(settings: Settings) -> Names:
-    """Layers with attention share a few blocks in turn, each with additional updates of its own."""
+    """Layers with attention share a few blocks in turn, each with its own additional updates."""
     kinds = listed_kinds(settings, settings.size("num_hidden_layers"))
     hybrid = [index for index, kind in enumerate(kinds) if kind == "both"]
     parts = {role: f"self_attn.{role}_proj" for role in ("q", "k", "v", "o")}
