@@ -98,7 +98,7 @@ def _own_precision(model: ImportedModel, target: targets.Target) -> str:
 
 def _check_language_options(options: CompileOptions, imports: ImportArguments, is_language: bool) -> None:
     if options.processing is not None and is_language:
-        raise OptionError("processing= does not apply to language models, which read texts and images by themselves")
+        raise OptionError("processing= does not apply to language models, which process texts and images themselves")
     if options.sequences and not is_language:
         raise OptionError("sequences=True is for language models: a GGUF file, or a folder of transformers")
     if is_language and imports.get("capacity") is not None:
@@ -303,7 +303,7 @@ def calibration_tokens(text: Path, model: ImportedModel) -> Array:
         content = text.read_text(encoding="utf-8")
     stored = model.assets.get(TOKENIZER_ASSET)
     if stored is None:
-        raise InvalidModelError("calibration needs the model's tokenizer, and it has none", "leave out the calibration")
+        raise InvalidModelError("calibration needs the model's tokenizer, but it has none", "leave out the calibration")
     with library_errors(InputError, f"{text} cannot be tokenized"):
         tokenizer, start = read_tokenizer(bytes(stored)), content[: 16 * _TOKENS]
         longest = LongestMatch.of(tokenizer)
@@ -313,7 +313,7 @@ def calibration_tokens(text: Path, model: ImportedModel) -> Array:
     windows = len(found) // window
     if not windows:
         raise InputError(
-            f"{text} has {len(found)} tokens, and calibration needs {window} or more", "give a longer text"
+            f"{text} has {len(found)} tokens, but calibration needs {window} or more", "give a longer text"
         )
     tokens: Array = np.asarray(found[: windows * window], np.int64).reshape(windows, window)
     return tokens

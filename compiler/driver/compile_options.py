@@ -25,7 +25,7 @@ Progress = Callable[[str], None]
 # Machine features that targets need for lower precisions, and targets that have them.
 _NEEDS = {
     "bf16": ("bf16_dot_product", "bfloat16 dot product", "znver4, sapphire-rapids, a100, h100"),
-    "float16": ("float16_product", "fast products of float16", "sapphire-rapids, granite-rapids, t4, a100, h100"),
+    "float16": ("float16_product", "fast float16 products", "sapphire-rapids, granite-rapids, t4, a100, h100"),
 }
 
 

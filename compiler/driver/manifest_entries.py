@@ -274,7 +274,7 @@ def serial_reason(function: PrimFunc, cores: int) -> str | None:
         return "too little work"
     reasons = [str(loop.annotations[SERIAL_REASON]) for loop in marked if not is_little(loop)]
     reasons += [f"a call of {name}" for name in called]
-    return ", ".join(dict.fromkeys(reasons)) or (None if shared else "no loop that threads may share")
+    return ", ".join(dict.fromkeys(reasons)) or (None if shared else "no loop that threads can share")
 
 
 def _threads_of(body: Stmt) -> tuple[bool, list[Stmt], list[str]]:

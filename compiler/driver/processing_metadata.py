@@ -30,7 +30,7 @@ def stated_processing(source: object, given: Processing | Literal["auto"] | None
     if given is None:
         return None
     if not isinstance(given, Processing) and given != "auto":
-        raise OptionError(f'processing= takes tensorwright.Processing(...) or "auto", not {type_text(given)}')
+        raise OptionError(f'processing= must be tensorwright.Processing(...) or "auto", not {type_text(given)}')
     found = found_processing(source)
     if found is None and (given == "auto" or given.task is None):
         raise OptionError(

@@ -58,21 +58,25 @@ def _choices(model: ImportedModel, name: str, given: object) -> list[Variant]:
 def _variant_of_shape(name: str, declared: Sequence[int | str], shape: object) -> Variant:
     wanted = f"input {name!r} has the shape [{', '.join(map(str, declared))}]"
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) != len(declared):
-        raise OptionError(f"sizes[{name!r}] holds {shape!r}, and {wanted}", "give one shape, or several, of that rank")
+        raise OptionError(
+            f"sizes[{name!r}] contains {shape!r}, but {wanted}", "give one shape, or several, of that rank"
+        )
     variant: Variant = {}
     for size, own in zip(shape, declared, strict=True):
         number = _size(name, size)
         if isinstance(own, str) and own.isidentifier():
             if variant.setdefault(own, number) != number:
-                raise OptionError(f"sizes[{name!r}] holds {tuple(shape)}, and {wanted}", "equal names are equal sizes")
+                raise OptionError(
+                    f"sizes[{name!r}] contains {tuple(shape)}, but {wanted}", "equal names are equal sizes"
+                )
         elif isinstance(own, int) and own != number:
-            raise OptionError(f"sizes[{name!r}] holds {tuple(shape)}, and {wanted}", "it cannot be changed here")
+            raise OptionError(f"sizes[{name!r}] contains {tuple(shape)}, but {wanted}", "it cannot be changed here")
     return variant
 
 
 def _size(name: str, size: object) -> int:
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
-        raise OptionError(f"sizes[{name!r}] holds {size!r}, which is not a size", "give whole numbers, as in [1, 8]")
+        raise OptionError(f"sizes[{name!r}] contains {size!r}, which is not a size", "give whole numbers, as in [1, 8]")
     return int(size)
 
 

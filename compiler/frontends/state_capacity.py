@@ -56,7 +56,7 @@ def with_capacity(model: Model, capacity: int | str) -> Model:
     growing = [state for state in model.states if state.grows]
     if not growing:
         raise OptionError(
-            "capacity= is for states that grow, and the model has none",
+            "capacity= is for states that grow, but the model has none",
             'name pairs in state=, as in state={"past_key_values.*": "present.*"}',
         )
     return _Growing(model, growing, capacity).model()

@@ -79,9 +79,7 @@ def graph_pass(
         if known is not None and known.rewrite.__module__ != rewrite.__module__:
             raise OptionError(
                 f"a pass named {name!r} exists already, in {known.rewrite.__module__}",
-                "give yours another name, or put it in place of that one with passes={'instead-of:"
-                + name
-                + "': your_pass}",
+                "give yours another name, or replace that one with passes={'instead-of:" + name + "': your_pass}",
             )
         _PASSES[name] = made
         return made

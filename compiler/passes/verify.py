@@ -50,7 +50,7 @@ class PassVerifier:
         self._inputs = list(example_inputs) if example_inputs is not None else random_inputs(mod)
         if context.target is not None and not context.target.fits_this_machine():
             raise OptionError(
-                f"verify=True runs the module, and this machine does not run {context.target.name}",
+                f"verify=True runs the module, but this machine cannot run {context.target.name}",
                 "verify with target='host', then compile for the other target",
             )
         try:
@@ -151,7 +151,7 @@ def _random_input(parameter: Expr, sizes: dict[Var, int], generator: np.random.G
     ty = parameter.ty
     if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
         raise OptionError(
-            f"verify=True cannot make up a value for the input {parameter.name}: {ty}", "give example_inputs=..."
+            f"verify=True cannot generate a value for the input {parameter.name}: {ty}", "give example_inputs=..."
         )
     analyzer = Analyzer()
     for value in ty.shape.values:

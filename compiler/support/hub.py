@@ -43,7 +43,7 @@ def hub_model(source: object) -> HubModel | None:
     match = _FORM.fullmatch(str(source))
     if match is None or ".." in str(source) or len(str(source)) > _LONGEST:
         raise OptionError(
-            f"{shown(str(source))} is no name of the Hugging Face Hub", "write hf:org/model, or hf:org/model:file.gguf"
+            f"{shown(str(source))} is not a Hugging Face Hub name", "write hf:org/model, or hf:org/model:file.gguf"
         )
     return HubModel(match["repository"], match["revision"], match["file"])
 
@@ -82,5 +82,5 @@ def download(model: HubModel) -> Path:
     raise StorageError(
         f"{what} is not in the local cache of the Hugging Face Hub and could not be downloaded"
         + (f": {lines[0]}" if lines else ""),
-        f"on a machine that reaches the Hub: hf download {what} --local-dir FOLDER, then give the path in FOLDER",
+        f"on a machine with access to the Hub: hf download {what} --local-dir FOLDER, then give the path in FOLDER",
     ) from problem

@@ -116,7 +116,7 @@ def _opened(audio: str | Path | bytes) -> Iterator[tuple[Any, int]]:
             size = len(audio) if isinstance(audio, bytes) else Path(audio).stat().st_size
             frames = min(file.getnframes(), size // (channels * width))
             if width not in _WIDTHS or frames * channels > _MOST_SAMPLES or not 1000 <= rate <= 1_000_000:
-                raise InputError(f"audio of {frames} samples of {8 * width} bits at {rate} a second is not supported")
+                raise InputError(f"audio of {frames} samples of {8 * width} bits at {rate} Hz is not supported")
             yield file, frames
     except FileNotFoundError as error:
         raise StorageError(f"no such file: {audio!s}") from error

@@ -124,9 +124,9 @@ def foreign_file(head: bytes, source: Path | bytes) -> ForeignFile | None:
     if head[4:8] == b"TFL3":
         return ForeignFile("a TensorFlow Lite model", _EXPORT_TENSORFLOW.format(kind="tflite", path=name))
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 30:
-        return ForeignFile("a safetensors file, which holds weights and no model", _weights_hint())
+        return ForeignFile("a safetensors file, which contains weights but no model", _weights_hint())
     if head.startswith(_GGUF):
-        return ForeignFile("a GGUF file, which holds the weights of a language model and no graph", _weights_hint())
+        return ForeignFile("a GGUF file, which contains the weights of a language model but no graph", _weights_hint())
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return ForeignFile("an HDF5 file, as Keras saves models", _EXPORT_TENSORFLOW.format(kind="keras", path=name))
     if re.match(rb"\s*(<\?xml[^>]*>\s*)?<net[\s>]", head):
@@ -214,21 +214,23 @@ def missing_file_hint(path: Path) -> str | None:
     if "*" in name:
         return "give one model; the shell found no file of that pattern"
     if path.suffix == ".pt":
-        return f"{name} would be a pickled PyTorch file, which is not read; {_EXPORT_ULTRALYTICS.format(name=name)}"
+        return (
+            f"{name} would be a pickled PyTorch file, which is not supported; {_EXPORT_ULTRALYTICS.format(name=name)}"
+        )
     # "Llama-3.2-1B" has no file suffix.
     if _HUB_NAME.fullmatch(name) and path.suffix.lower() not in _SUFFIXES and not path.parent.exists():
-        return f"{name!r} looks like a name of the Hugging Face Hub; {(_EXPORT_HUB + _DOWNLOAD_HUB).format(name=name)}"
+        return f"{name!r} looks like a Hugging Face Hub name; {(_EXPORT_HUB + _DOWNLOAD_HUB).format(name=name)}"
     return None
 
 
 def _pickle(head: bytes) -> ForeignFile:
     if b"torch" in head or b"collections\nOrderedDict" in head:
-        return ForeignFile("a pickled torch file, which can run code of its own when it is opened", _EXPORT_TORCH)
+        return ForeignFile("a pickled torch file, which can run its own code when it is opened", _EXPORT_TORCH)
     if b"sklearn" in head or b"joblib" in head or b"lightgbm" in head or b"xgboost" in head:
         hint = "export it to ONNX: pip install skl2onnx (xgboost, lightgbm: onnxmltools), then to_onnx(model, X[:1])"
         return ForeignFile("a pickled model of scikit-learn or the like, which can run code when it is opened", hint)
     return ForeignFile(
-        "a pickle, which can run code of its own when it is opened",
+        "a pickle, which can run its own code when it is opened",
         "load it in the program that wrote it, and export the model to ONNX (or torch.export.save it as .pt2)",
     )
 
@@ -243,10 +245,10 @@ def _archive(source: Path | bytes, name: str) -> ForeignFile | None:
     if "archive_format" in inner or any(each.endswith("serialized_exported_program.json") for each in names):
         return ForeignFile(_EXPORTED_PROGRAM, "give it the suffix .pt2")
     if any(each.startswith("code/") for each in inner) and "data.pkl" in inner:
-        return ForeignFile("a TorchScript program", "TorchScript is not read; " + _EXPORT_TORCH)
+        return ForeignFile("a TorchScript program", "TorchScript is not supported; " + _EXPORT_TORCH)
     if "data.pkl" in inner:
         hint = _EXPORT_ULTRALYTICS.format(name=name) if _names_ultralytics(source) else _EXPORT_TORCH
-        return ForeignFile("a pickled torch file, which can run code of its own when it is opened", hint)
+        return ForeignFile("a pickled torch file, which can run its own code when it is opened", hint)
     if "model.weights.h5" in names:
         return ForeignFile("a Keras model", _EXPORT_TENSORFLOW.format(kind="keras", path=name))
     if any(each.endswith(".npy") for each in names):

@@ -85,7 +85,7 @@ def expressions_of(described: object, path: str = "") -> list[str]:
 def check_tokenizer(described: object, origin: str) -> None:
     """Check what the library does not check before computing. Raises ArtifactError with the name of the field."""
     if not isinstance(described, dict):
-        raise ArtifactError(f"{origin} is not an object of JSON", _HINT)
+        raise ArtifactError(f"{origin} is not a JSON object", _HINT)
     growth = 1
     for path, part in _parts(described.get("normalizer"), "normalizer", "normalizers"):
         kind = part.get("type")

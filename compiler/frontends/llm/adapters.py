@@ -25,11 +25,11 @@ _EMBEDDING_A, _EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 _MAGNITUDE = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 # Settings that change the meaning of the weights, with descriptions for error messages.
 _REFUSED = {
-    "layer_replication": "layers that are there several times",
-    "trainable_token_indices": "tokens that are trained by themselves",
-    "target_parameters": "adapters of parameters that are no layers",
-    "lora_bias": "biases of the second product",
-    "alora_invocation_tokens": "adapters that begin within a text (aLoRA)",
+    "layer_replication": "repeated layers",
+    "trainable_token_indices": "individually trained tokens",
+    "target_parameters": "adapters of parameters outside of layers",
+    "lora_bias": "biases of the second matrix",
+    "alora_invocation_tokens": "adapters activated within a text (aLoRA)",
     "use_qalora": "QALoRA",
     "arrow_config": "routed adapters (Arrow)",
 }
@@ -65,7 +65,7 @@ class Adapter:
             elif name.endswith((".weight", ".bias")):
                 self.replaced.add(name)
             else:
-                raise OptionError(f"{self.origin}: tensor {stored!r} is not one of a LoRA adapter")
+                raise OptionError(f"{self.origin}: tensor {stored!r} is not part of a LoRA adapter")
 
     def _check_settings(self) -> None:
         settings = self._settings
@@ -80,7 +80,7 @@ class Adapter:
             raise OptionError(
                 f"{settings.path}: adapters whose base was changed ('init_lora_weights' is {start[:80]!r}) are not"
                 " supported",
-                "save it with path_initial_model_for_weight_conversion, which makes a LoRA adapter of the base",
+                "save it with path_initial_model_for_weight_conversion, which converts it to a LoRA adapter",
             )
 
     def changed(self, name: str, weight: Array) -> Array:
@@ -110,7 +110,7 @@ class Adapter:
         other = next((name for name in self._stored if name.endswith((*_MAGNITUDE, _EMBEDDING_A))), None)
         if whole or other:
             raise OptionError(
-                f"{self.origin} changes {whole or other!r}, which cannot be kept beside the base: only products of two"
+                f"{self.origin} changes {whole or other!r}, which cannot be kept separate from the base: only pairs of"
                 " matrices can (no DoRA, embeddings, biases or modules_to_save)",
                 "merge it at compilation: adapters=[folder], --adapter DIR",
             )
@@ -236,7 +236,7 @@ class KeptAdapters:
         left = sorted(set(self._modules).difference(modules))
         if left:
             raise OptionError(
-                f"adapters that change {left[0]!r} cannot be kept beside the base: only those of the products of"
+                f"adapters that change {left[0]!r} cannot be kept separate from the base: only those of the products of"
                 " attention, of recurrent mixers, of MLPs and of an untied head can",
                 "merge it at compilation: adapters=[folder], --adapter DIR",
             )

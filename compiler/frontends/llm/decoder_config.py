@@ -138,7 +138,7 @@ def _layers(settings: Settings, heads: Heads, family: Family) -> tuple[LayerConf
     listed = settings.get("layers_block_type") or settings.get("hybrid_override_pattern") or ()
     count = settings.size("num_hidden_layers", len(listed) if isinstance(listed, list | str) and listed else None)
     if count > MOST_LAYERS:
-        raise InvalidModelError(f"{settings.path}: {count} layers, and at most {MOST_LAYERS} are supported")
+        raise InvalidModelError(f"{settings.path}: {count} layers, but at most {MOST_LAYERS} are supported")
     window = settings.size("sliding_window") if settings.get("sliding_window") else None
     kinds = family.kinds(settings, count) if family.kinds else _attention_kinds(settings, count, window)
     rotates = _rotating_layers(settings, kinds, family, has_window=window is not None)
@@ -152,7 +152,7 @@ def _layers(settings: Settings, heads: Heads, family: Family) -> tuple[LayerConf
     layers = []
     for index, kind in enumerate(kinds):
         if kind == SLIDING and window is None:
-            raise InvalidModelError(f"{settings.path}: layer {index} has a window, and 'sliding_window' is missing")
+            raise InvalidModelError(f"{settings.path}: layer {index} has a window, but 'sliding_window' is missing")
         feeds = kind in (MLP, MOE) or not family.one_part
         layers.append(
             LayerConfig(

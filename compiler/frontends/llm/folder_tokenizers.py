@@ -72,7 +72,7 @@ def _listed(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         token = added_token(int(number), given["content"], special=False)
         found[int(number)] = token | {flag: bool(given.get(flag)) for flag in _FLAGS}
     if not all(isinstance(number, int) and number >= 0 for number in found):
-        raise InvalidModelError(f"{path} holds tokens without numbers")
+        raise InvalidModelError(f"{path} contains tokens without numbers")
     return [found[number] for number in sorted(found)]
 
 
@@ -225,7 +225,7 @@ def _vocabulary_and_merges(folder: Path, settings: Mapping[str, Any]) -> dict[st
         del lines[0]
     merges = [line.split(" ") for line in lines if line]
     if any(len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys() for pair in merges):
-        raise InvalidModelError(f"{folder / 'merges.txt'} merges what vocab.json does not hold")
+        raise InvalidModelError(f"{folder / 'merges.txt'} merges tokens that vocab.json does not contain")
     parts = byte_level(vocabulary, merges, (_SPLITS[kind],), composes=kind == "Qwen2Tokenizer")
     texts = {name: token_text(settings.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")}
     special = {vocabulary[text]: text for text in texts.values() if text in vocabulary}

@@ -89,7 +89,7 @@ def _part(
     name = _moved(node.input[1 + at], made)
     joined = made.get(name)
     if joined is None or joined.op_type != "Concat" or len(joined.input) != 2 or joined.input[0] not in inputs:
-        raise InvalidModelError(f"{path}: the keys and values of {node.name!r} are not those of a cache")
+        raise InvalidModelError(f"{path}: the keys and values of {node.name!r} do not come from a cache")
     return _Part(_moved(joined.input[1], made), joined.input[0], name)
 
 
@@ -126,7 +126,7 @@ def _check_causal(graph: onnx.GraphProto, name: str, ids: str, mask: str, path: 
         values = np.asarray(found, np.float32)
         fits = values.shape[-2:] == later.shape
         if not fits or not (values[..., later] <= _HIDDEN).all() or (values[..., ~later] != 0).any():
-            raise OptionError(f"{path}: only causal attention is supported, and its mask is another one")
+            raise OptionError(f"{path}: only causal attention is supported, but its mask is not causal")
 
 
 def _example(value: onnx.ValueInfoProto, ids: str, mask: str, past: int, new: int) -> np.ndarray:

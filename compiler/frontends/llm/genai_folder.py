@@ -198,7 +198,7 @@ class _Graph:
         while node.op_type in _POINTWISE and node.input[0] in made:
             node = made[node.input[0]]
         if node.op_type not in _PRODUCTS:
-            raise OptionError(f"{self._path}: the logits come from {node.op_type}, not from a product")
+            raise OptionError(f"{self._path}: the logits come from {node.op_type}, not from a matmul")
         graph.initializer.append(helper.make_tensor(f"{_PREFIX}minus_one", TensorProto.INT64, [1], [-1]))
         last = f"{_PREFIX}last_row"
         # Precedes the matmul once `_needed` restores the node order.

@@ -172,7 +172,7 @@ class GgufFile:
         named = _SPLIT.match(self.path.name)
         if named is None or int(named["count"]) != count:
             raise InvalidModelError(
-                f"{self.path} is one of {count} files of a model, and its name does not say which",
+                f"{self.path} is one of {count} files of a model, but its name does not say which",
                 f"give the files their names again: NAME-00001-of-{count:05}.gguf",
             )
         names = [f"{named['name']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]

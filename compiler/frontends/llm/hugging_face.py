@@ -84,7 +84,7 @@ def read_hugging_face(
         raise OptionError(
             f"{path}: models of type {kind!r} are not supported",
             f"supported: {', '.join(sorted(FAMILIES))}; for others, {install_command('torch')} transformers: its"
-            " own code is captured then",
+            " own code is then captured",
         )
     settings = Settings(values, path, family.defaults, family.aliases)
     config = decoder_config(settings, kind, family)

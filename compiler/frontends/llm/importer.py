@@ -67,7 +67,7 @@ def import_language_model(path: Path, options: LanguageModelOptions | None = Non
     if TOKENIZER_ASSET in model.assets:
         return model
     kind = "" if path.is_dir() else tokenizer_kind(GgufFile(path))
-    note = f"{path} has no tokenizer that is supported{kind}: the module takes and returns tokens"
+    note = f"{path} has no supported tokenizer{kind}: the module takes and returns tokens"
     return replace(model, notes=(*model.notes, note))
 
 
@@ -126,7 +126,7 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
         states=states,
         position=PositionSpec(POSITION, "n") if config.counts and not options.sequences else None,
         assets=_assets(description, files),
-        notes=(f"{path}: only the model of text is built, which reads no images and sounds",) if is_part else (),
+        notes=(f"{path}: only the text model is compiled, without images and audio",) if is_part else (),
     )
 
 

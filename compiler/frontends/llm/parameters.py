@@ -469,7 +469,7 @@ class Parameters:
         if factor is None:
             return linear
         if linear.bias is not None:
-            raise OptionError(f"{self._checkpoint.origin}: biases of products with factors ({role}) are not supported")
+            raise OptionError(f"{self._checkpoint.origin}: biases of matmuls with factors ({role}) are not supported")
         return replace(linear, scale=np.broadcast_to(np.float32(factor), linear.weight.rows))
 
     def _linear(self, name: str, rows: int, depth: int) -> Linear:

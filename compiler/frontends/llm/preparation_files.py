@@ -172,4 +172,4 @@ def _made(kind: Any, folder: Path, **values: Any) -> Any:
     try:
         return decode(json.dumps(values).encode(), kind)
     except FieldError as error:
-        raise InvalidModelError(f"{folder}: the settings of its processor do not make sense: {error}") from error
+        raise InvalidModelError(f"{folder}: the settings of its processor are invalid: {error}") from error

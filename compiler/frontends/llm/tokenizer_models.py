@@ -132,7 +132,7 @@ def check_pieces(tokens: Sequence[str], origin: str) -> None:
     """Raise InvalidModelError if a piece is too long for `scored_merges`."""
     longest = max(map(len, tokens), default=0)
     if longest > _LONGEST_PIECE:
-        raise InvalidModelError(f"{origin}: a token has {longest} characters, and at most {_LONGEST_PIECE} are read")
+        raise InvalidModelError(f"{origin}: a token has {longest} characters, but at most {_LONGEST_PIECE} are read")
 
 
 def scored_merges(tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]) -> list[list[str]]:

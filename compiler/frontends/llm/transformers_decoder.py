@@ -211,7 +211,7 @@ def _check_size(folder: Path, loader: Any, stored: int) -> None:
         described = sum(each.numel() for each in loader.from_config(config, trust_remote_code=False).parameters())
     if described > 2 * stored + _SMALL:
         raise InvalidModelError(
-            f"{folder}: config.json describes a model of {described:,} parameters, and the files hold {stored:,}",
+            f"{folder}: config.json describes a model of {described:,} parameters, but the files contain {stored:,}",
             "its config and its weights do not belong together",
         )
 
@@ -289,7 +289,7 @@ def _check_cache(folder: Path, module: Any, vocabulary: int) -> None:
                 Refusal(
                     "language model",
                     f"{folder.name} of type {module.model.config.model_type!r}",
-                    f"with a static cache, transformers computes other logits than without one (by {error:.1e})",
+                    f"transformers computes different logits with a static cache than without one (by {error:.1e})",
                 )
             ],
             f"built without PyTorch: {', '.join(sorted(FAMILIES))}",

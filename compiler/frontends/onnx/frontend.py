@@ -236,7 +236,7 @@ def named_pairs(graph: onnx.GraphProto, state: Mapping[str, str] | None) -> dict
             raise OptionError(f"state= names no input by {pattern!r}", f"the inputs are {', '.join(inputs)}")
         for name, output in matched.items():
             if output not in outputs:
-                what = f"state= makes {output!r} the next value of {name!r}, and no output has that name"
+                what = f"state= makes {output!r} the next value of {name!r}, but no output has that name"
                 raise OptionError(what, f"the outputs are {', '.join(sorted(outputs))}")
             pairs[name] = output
     if len(set(pairs.values())) != len(pairs):

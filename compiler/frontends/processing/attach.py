@@ -35,7 +35,7 @@ def image_input(model: ImportedModel) -> TensorSpec:
     found = [each for each in model.inputs if len(each.shape) == 4]
     if len(found) != 1:
         listed = "; ".join(map(str, model.inputs))
-        raise OptionError(f"processing: one input of rank 4 is needed, and the model takes {listed}")
+        raise OptionError(f"processing: one input of rank 4 is needed, but the model takes {listed}")
     return found[0]
 
 
@@ -54,7 +54,7 @@ def fixed_shape(model: ImportedModel, processing: Processing) -> tuple[str, tupl
         if axis in "HW" and isinstance(shape[index], str):
             if size is None:
                 raise OptionError(
-                    f"processing: the net reads images of any size ({spec})",
+                    f"processing: the network takes images of any size ({spec})",
                     "give size=(height, width) of the network's input",
                 )
             shape[index] = size["HW".index(axis)]
@@ -120,7 +120,9 @@ def _check(spec: TensorSpec, processing: Processing, sizes: dict[str, int]) -> N
             "give colors=: rgb, bgr or gray",
         )
     if processing.size is not None and processing.size != (sizes["H"], sizes["W"]):
-        raise OptionError(f"processing: size={processing.size}, and the net reads {sizes['H']} x {sizes['W']} pixels")
+        raise OptionError(
+            f"processing: size={processing.size}, but the network takes {sizes['H']} x {sizes['W']} pixels"
+        )
     if spec.dtype not in (*_FLOATS, "uint8"):
         raise OptionError(f"processing: {spec} is not an image of floats or bytes")
     for name, values in (("mean", processing.mean), ("std", processing.std)):
@@ -265,7 +267,7 @@ def mask_outputs(model: ImportedModel, processing: Processing, sizes: tuple[str,
         raise OptionError(f"processing: {raw} is not a mask of each class: (1, classes, height, width)")
     classes = int(raw.shape[1])
     if classes > _MOST_CLASSES:
-        raise OptionError(f"processing: masks have {_MOST_CLASSES} classes at most, and {raw} has {classes}")
+        raise OptionError(f"processing: masks can have at most {_MOST_CLASSES} classes, but {raw} has {classes}")
     if processing.resize == "crop":
         raise OptionError("processing: cropped parts have no mask", "use resize=stretch, letterbox or fit")
     mask = TensorSpec("mask", sizes, "uint8")

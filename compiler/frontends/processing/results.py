@@ -328,7 +328,8 @@ def recognized(model: ImportedModel, processing: Processing) -> Processing:
             if last == (5 + classes + masks if classes else last) and 5 + masks < last < first:
                 return Processing(boxes="yolo-objectness").over(processing)
     raise OptionError(
-        f"processing: the form of the boxes cannot be told from the outputs {'; '.join(map(str, model.outputs))}",
+        "processing: the format of the boxes cannot be determined from the outputs "
+        + "; ".join(map(str, model.outputs)),
         "give boxes= of `tensorwright.Processing`, or process the outputs yourself",
     )
 
@@ -346,7 +347,7 @@ def _detector_outputs(model: ImportedModel, processing: Processing) -> tuple[Ten
     numbers = _numbers(raw)
     columns = {"yolo": (1, 5), "yolo-objectness": (2, 6), "end-to-end": (2, 6)}[processing.boxes or "yolo"]
     if len(numbers) != 3 or numbers[0] != 1 or numbers[columns[0]] < columns[1]:
-        raise OptionError(f"processing: {raw} is not of the form boxes={processing.boxes!r}")
+        raise OptionError(f"processing: {raw} does not have the format boxes={processing.boxes!r}")
     return raw, None
 
 

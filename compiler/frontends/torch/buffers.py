@@ -122,7 +122,7 @@ def _position(tensor: torch.Tensor) -> tuple[Any, ...]:
 def _refuse(name: str, other: str) -> None:
     raise UnsupportedModelError(
         [Refusal("mutation", name, f"its memory is part of the buffer {other!r}, and the model writes to buffers")],
-        "register one buffer, and make the views of it in forward()",
+        "register one buffer, and create its views in forward()",
     )
 
 

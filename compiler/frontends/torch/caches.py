@@ -37,7 +37,9 @@ def _check(cache: object) -> None:
         name, keys = type(layer).__name__, getattr(layer, "keys", None)
         where = f"layer {index} of the {type(cache).__name__} among the example inputs"
         if keys is None:
-            raise InputError(f"{where} is empty", "fill it by its update method: the number of its keys may be dynamic")
+            raise InputError(
+                f"{where} is empty", "fill it with its update method: the number of its keys may be dynamic"
+            )
         if name not in _LAYERS:
             raise InputError(f"{where} is a {name}", f"layers of caches that are inputs: {', '.join(_LAYERS)}")
         if getattr(layer, "cumulative_length", keys.shape[-2]) != keys.shape[-2]:

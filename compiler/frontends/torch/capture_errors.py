@@ -45,7 +45,7 @@ def capture_error(error: Exception, example: Sequence[Any] = (), remaining: str 
         what, hint = _summary(text), f"{_FIXED_SIZE}: {remaining or _one_size(example)}"
     elif small := _ONE.findall(text):
         what = "; ".join(
-            f"dimension {axis} of {name} is dynamic, and {size} in the example" for size, name, axis in small
+            f"dimension {axis} of {name} is dynamic, but {size} in the example" for size, name, axis in small
         )
         hint = "torch.export treats example sizes of 0 and 1 as constants: give an example with at least 2 there"
     elif "the generated guard" in text:
@@ -62,7 +62,7 @@ def _range_of_a_dimension(text: str, example: Sequence[Any]) -> tuple[str, str]:
     suggested = re.findall(r"^\s+(\w+) = (.*)$", text.partition("Suggested fixes:")[2], re.MULTILINE)
     if not suggested:
         return "; ".join(reasons), f"{_FIXED_SIZE}: {_one_size(example)}"
-    return "; ".join(reasons), f"define the dimensions of dynamic_shapes so: {'; '.join(_defined(suggested))}"
+    return "; ".join(reasons), f"define the dimensions of dynamic_shapes as follows: {'; '.join(_defined(suggested))}"
 
 
 def _defined(suggested: Sequence[tuple[str, str]]) -> list[str]:

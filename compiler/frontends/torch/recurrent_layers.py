@@ -89,7 +89,7 @@ def _guarded(original: Any) -> Any:
         reader = sys._getframe(2).f_globals["__name__"]
         if reader != __name__ and not reader.startswith("torch."):
             raise UnsupportedModelError(
-                [Refusal("PackedSequence", reader, "its parts are read, which are not packed here")],
+                [Refusal("PackedSequence", reader, "the model reads its parts, which are not packed here")],
                 "compute on the result of pad_packed_sequence",
             )
 

@@ -70,7 +70,7 @@ def _computed(function: relax.Function) -> relax.Function:
     return structural_map(function, (tvm.ir.Var, size_of))
 
 
-@graph_pass("track-nodes", summary="Note which nodes of the model each binding computes")
+@graph_pass("track-nodes", summary="Record which model nodes each binding computes")
 def track_nodes(mod: IRModule, context: PipelineContext) -> IRModule:
     """Runs after phases that remove or replace bindings; reports and profiles name nodes by it."""
     context.tracker.follow(mod)

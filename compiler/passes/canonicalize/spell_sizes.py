@@ -23,7 +23,7 @@ from schedules.ir.tir import StructuralKey, structural_equal, structural_map, st
 from schedules.ir.tvm_types import Expr, Function, PrimFunc, Type
 
 
-@graph_pass("spell-sizes", summary="Write sizes that are equal in one way")
+@graph_pass("spell-sizes", summary="Write equal sizes the same way")
 def spell_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
     """The shortest spelling in a function replaces all others; kernels use that of their calls."""
     return with_spelled_sizes(mod)

@@ -47,7 +47,7 @@ lower_allocations = _tvm_pass(
 free_storage = _tvm_pass("free-storage", "Free each tensor after its last use", _transform.KillAfterLastUse)
 lower_builtins = _tvm_pass("lower-builtins", "Lower builtins to runtime calls", _transform.LowerRuntimeBuiltin)
 compute_scalars = _tvm_pass(
-    "compute-scalars", "Compute scalar expressions in kernels of their own", _transform.ComputePrimValue
+    "compute-scalars", "Compute scalar expressions in separate kernels", _transform.ComputePrimValue
 )
 lower_shapes = _tvm_pass("lower-shapes", "Compute symbolic shapes on a shape heap", _transform.VMShapeLower)
 export_symbols = _tvm_pass("export-symbols", "Give public functions their symbol", _transform.AttachGlobalSymbol)

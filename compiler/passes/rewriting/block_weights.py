@@ -104,7 +104,7 @@ class BlockWeight:
         unit, (scales, zero) = _readable_groups(values.shape[1], group, [_exact_half(scales), zero])
         same = not vary and bool((zero == zero.flat[0]).all())
         if not same and (int(zero.min()) < 0 or int(zero.max()) > 255):
-            raise ValueError("zero points have to lie in the range of their integers")
+            raise ValueError("zero points must lie in the range of their integers")
         layout = BlockFormat(bits, unit, zero=int(zero.flat[0]) if same else 0, zeros=not same)
         zero = np.broadcast_to(zero, scales.shape)
         return BlockWeight.of_blocks(layout, values, {"scale": scales, "zeros": zero.astype(np.uint8)})
@@ -315,7 +315,7 @@ def _readable_groups(depth: int, group: int, numbers: Sequence[Array]) -> tuple[
     smaller ones divide it."""
     unit = group if 32 % group == 0 or group % 32 == 0 else int(np.gcd(group, 32))
     if unit % 4:
-        raise ValueError(f"groups of {group} neighbours are not supported: they have to be a multiple of 4")
+        raise ValueError(f"groups of {group} neighbours are not supported: they must be a multiple of 4")
     if unit == group:
         return unit, list(numbers)
     groups = -(-depth // unit)

@@ -110,7 +110,7 @@ def expert_product(
     """
     each = -(-columns // PANEL) * PANEL
     if weight.columns % each:
-        raise ValueError(f"{weight.columns} columns are no whole number of experts of {each}")
+        raise ValueError(f"{weight.columns} columns are not a whole number of experts of {each}")
     if weight.order is not None:
         data = _ordered(builder, data, weight.order, experts)
     if str(data.ty.dtype) != "int32":

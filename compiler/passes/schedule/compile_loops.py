@@ -176,7 +176,7 @@ class _Compiler:
         if isinstance(given, GenericConst):
             return reader.constant(given)
         if given not in values:
-            raise NotCompiledError("the body gets something that is computed in each iteration")
+            raise NotCompiledError("a body argument that is computed in each iteration")
         return values[given]
 
     def _in_one(self, binding: Binding) -> Function:

@@ -466,7 +466,7 @@ class _FunctionReader:
         self._sizes: dict[Var, Expr] = {}
         self._values: dict[Var, Value] = {}
         if len(arguments) != len(function.params):
-            raise NotCompiledError("a function is called with other arguments than it has")
+            raise NotCompiledError("a function called with the wrong number of arguments")
         for parameter, value in zip(function.params, arguments, strict=True):
             self._values[parameter] = value
             if isinstance(value, View):
@@ -543,7 +543,7 @@ class _FunctionReader:
         for each in fields or ():
             value = substitute(each, self._sizes) if isinstance(each.ty, tvm.ir.PrimType) else self.value_of(each)
             if isinstance(value, list | tuple):
-                raise NotCompiledError("a kernel of something else than tensors")
+                raise NotCompiledError("a kernel with operands other than tensors")
             operands.append(value)
         if fields is None or len(call.args) > 2:
             raise NotCompiledError("a kernel whose operands are not known")
@@ -573,9 +573,9 @@ def _joined(left: Value, right: Value, sides: Sequence[list[Step]]) -> Value:
     if isinstance(left, list) and isinstance(right, list):
         return [_joined(a, b, sides) for a, b in zip(left, right, strict=True)]
     if not isinstance(left, View) or not isinstance(right, View) or left.tensor.dtype != right.tensor.dtype:
-        raise NotCompiledError("branches that give different kinds of values")
+        raise NotCompiledError("branches that return different kinds of values")
     if not structural_equal(list(left.shape), list(right.shape)):
-        raise NotCompiledError("branches that give tensors of different shapes")
+        raise NotCompiledError("branches that return tensors of different shapes")
     result = Tensor(list(left.shape), left.tensor.dtype)
     for view, steps in zip((left, right), sides, strict=True):
         steps.append(Copy(view.tensor, result))

@@ -175,7 +175,7 @@ def test_other_parts_are_refused_by_name(part: dict[str, Any], named: str) -> No
         (r"(?<=ab)c", "a look-behind"),
         (r"^a", "an anchor"),
         (r"(a)\1", r"the escape \\1"),
-        (r"(?i:ss)", "which one character can stand for"),
+        (r"(?i:ss)", "which a single character may equal"),
         (r"a*", "an empty text"),
         (r"(?<x>a)", "a group"),
         (r"a)", "an unmatched"),

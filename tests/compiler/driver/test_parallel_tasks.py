@@ -107,7 +107,7 @@ def test_why_one_thread_computes_a_kernel() -> None:
     assert serial_reason(static, 2) is None
     assert serial_reason(serial, 2) == "too little work"
     assert serial_reason(serial, 1) == "compiled for one core"
-    assert serial_reason(long, 2) == "no loop that threads may share"
+    assert serial_reason(long, 2) == "no loop that threads can share"
     assert serial_reason(scan, 2) == "a scan along one axis"
 
 

@@ -53,7 +53,7 @@ def test_an_inner_value_of_an_onnx_graph_and_the_command_line(tmp_path: Path) ->
         (["duble"], "did you mean 'double'"),
         (["qqq"], "its outputs are 'total', 'double', 'strange'"),
         ([], "names no output"),
-        ("double", "takes a list"),
+        ("double", "must be a list"),
         (["double", "double"], "named twice"),
     ],
 )

@@ -37,7 +37,7 @@ def test_names() -> None:
     assert hub_model("hf:org/m-1.5@v1:sub/net.gguf") == HubModel("org/m-1.5", "v1", "sub/net.gguf")
     assert (HubModel("org/model").name, HubModel("o/m", None, "sub/net.Q4_0.gguf").name) == ("model", "net.Q4_0")
     for wrong in ("hf:model", "hf:org/model:../x", "hf:a/b/c", "hf:a/b:/etc/x", "hf:a/b@/etc", "hf:a/b:" + "a" * 2000):
-        with pytest.raises(OptionError, match="is no name of the Hugging Face Hub"):
+        with pytest.raises(OptionError, match="is not a Hugging Face Hub name"):
             hub_model(wrong)
 
 

@@ -61,7 +61,7 @@ CASES: dict[str, tuple[Any, str, str]] = {
     "script.pt": (write_torch_script, "a TorchScript program", "torch.export.export"),
     "program.zip": (write_program, "a program saved by torch.export.save", "suffix .pt2"),
     "script.pt2": (write_torch_script, "a TorchScript program", "torch.export.export"),
-    "net.safetensors": (write_safetensors, "a safetensors file, which holds weights and no model", "optimum-cli"),
+    "net.safetensors": (write_safetensors, "a safetensors file, which contains weights but no model", "optimum-cli"),
     "net.tflite": (lambda path: path.write_bytes(b"\x1c\0\0\0TFL3" + b"\0" * 90), "TensorFlow Lite", "tf2onnx"),
     "net.pkl": (lambda path: path.write_bytes(pickle.dumps({"weights": [1, 2]})), "a pickle", "to ONNX"),
     "net.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 90), "an HDF5 file", "tf2onnx"),

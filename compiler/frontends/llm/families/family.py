@@ -72,7 +72,7 @@ def mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
     count = settings.size(key, most=MOST_EXPERTS)
     chosen = settings.size("num_experts_per_tok")
     if chosen > count:
-        raise InvalidModelError(f"{settings.path}: {chosen} experts per token, and {count} in all")
+        raise InvalidModelError(f"{settings.path}: {chosen} experts per token, but only {count} in all")
     intermediate = settings.size("moe_intermediate_size", settings.get("intermediate_size"))
     sigmoid, biased = settings.get("scoring_func") == "sigmoid", settings.get("use_expert_bias")
     groups, groups_chosen = _groups(settings, count)

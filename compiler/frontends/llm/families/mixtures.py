@@ -158,7 +158,7 @@ def _bailing_shared(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, A
     count = values.get("n_shared_experts")
     width = values.get("shared_expert_intermediate_size", values.get("moe_intermediate_size"))
     if not isinstance(count, int) or not isinstance(width, int):
-        raise OptionError(f"{file.path}: the width of the experts for all tokens is missing")
+        raise OptionError(f"{file.path}: the width of the shared experts is missing")
     return {"n_shared_experts": None, "shared_expert_intermediate_size": count * width}
 
 

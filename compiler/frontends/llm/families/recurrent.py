@@ -53,7 +53,7 @@ def _inner(settings: Settings, hidden: int) -> int:
     if settings.get("mamba_d_ssm") is not None:
         inner = settings.size("mamba_d_ssm")
     if not 1 <= inner <= MOST_SIZE:
-        raise InvalidModelError(f"{settings.path}: 'expand' makes {inner} channels")
+        raise InvalidModelError(f"{settings.path}: 'expand' results in {inner} channels")
     return inner
 
 
@@ -123,7 +123,7 @@ def _lfm2(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 def _gated_delta(settings: Settings) -> GatedDelta:
     heads, key_heads = settings.size("linear_num_value_heads"), settings.size("linear_num_key_heads")
     if heads % key_heads:
-        raise InvalidModelError(f"{settings.path}: {heads} heads of values are not a multiple of {key_heads} of keys")
+        raise InvalidModelError(f"{settings.path}: {heads} value heads are not a multiple of {key_heads} key heads")
     return GatedDelta(
         heads=heads,
         key_heads=key_heads,
@@ -141,7 +141,7 @@ def _olmo_hybrid(settings: Settings) -> GatedDelta:
     key_heads = settings.size("linear_num_key_heads", settings.size("num_attention_heads"))
     size = settings.size("linear_key_head_dim", 3 * settings.size("hidden_size") // (4 * key_heads))
     if heads % key_heads:
-        raise InvalidModelError(f"{settings.path}: {heads} heads of values are not a multiple of {key_heads} of keys")
+        raise InvalidModelError(f"{settings.path}: {heads} value heads are not a multiple of {key_heads} key heads")
     return GatedDelta(
         heads=heads,
         key_heads=key_heads,
@@ -429,7 +429,7 @@ def _nemotron_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
         return None
     found = mixture(settings, layer)
     if found is None:
-        raise InvalidModelError(f"{settings.path}: layer {layer} is a mixture, and 'n_routed_experts' is missing")
+        raise InvalidModelError(f"{settings.path}: layer {layer} is a mixture, but 'n_routed_experts' is missing")
     return replace(
         found,
         shared=settings.size("shared_expert_intermediate_size"),

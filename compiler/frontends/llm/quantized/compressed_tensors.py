@@ -76,7 +76,7 @@ class _Compressed:
         words = parts.integers(".weight_packed", ("int32",))
         bits = next((each for each in (2, 4, 8) if words.shape[1] == -(-depth * each // 32)), None)
         if bits is None:
-            what = f"holds {words.shape[1]} words a row for {depth} numbers of 2, 4 or 8 bits"
+            what = f"holds {words.shape[1]} words per row for {depth} numbers of 2, 4 or 8 bits"
             raise parts.wrong(".weight_packed", what)
         return self._integers(parts, unpacked(words, bits, depth), bits)
 

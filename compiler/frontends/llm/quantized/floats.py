@@ -51,7 +51,7 @@ def float8(parts: Parts, scale: str, block: tuple[int, int] | None = None) -> Ma
     each = np.arange(rows) // tall
     values = stored.view(np.uint8)
     if _is_nan(values, str(stored.dtype)):
-        raise parts.wrong(".weight", "holds numbers that are not finite")
+        raise parts.wrong(".weight", "contains non-finite numbers")
     size = whole(depth) if counts[1] == 1 else wide
     return Matrix(FLOATS_OF_8_BITS[str(stored.dtype)], values, depth, Groups(size, scales.reshape(counts)[each]))
 

@@ -69,7 +69,7 @@ def _schemes(folder: Path) -> tuple[Scheme, ...]:
         method = "bitsandbytes"  # older versions omitted the name
     if not isinstance(method, str) or method not in METHODS:
         raise OptionError(
-            f"{path}: weights that are quantized by {str(method)[:80]!r} are not supported",
+            f"{path}: weights quantized by {str(method)[:80]!r} are not supported",
             f"supported: {', '.join(sorted(METHODS))}; give the model in float16, bfloat16 or float32, or a GGUF file",
         )
     found = METHODS[method](Settings(values, path, {}))

@@ -53,7 +53,7 @@ class Parts:
         found = self.integers(end, _FLOATS, shape)
         found = found.astype(np.float32) if found.dtype == ml_dtypes.bfloat16 else found
         if not np.isfinite(found).all():
-            raise self.wrong(end, "holds numbers that are not finite")
+            raise self.wrong(end, "contains non-finite numbers")
         return found
 
     def matrix_shape(self, end: str) -> tuple[int, int]:

@@ -83,7 +83,7 @@ def test_a_vocabulary_and_merges(kind: str, tmp_path: Path) -> None:
     _write(tmp_path, "config.json", {"model_type": "gpt2"})
     assert _ids(tmp_path) == _wanted(tmp_path)
     (tmp_path / "merges.txt").write_text("#version: 0.2\nq \u0120zz\n")
-    with pytest.raises(InvalidModelError, match=r"merges what vocab\.json does not hold"):
+    with pytest.raises(InvalidModelError, match=r"merges tokens that vocab\.json does not contain"):
         read_tokenizer_files(tmp_path)
 
 
@@ -123,7 +123,7 @@ def test_a_file_of_sentencepiece_is_that_of_its_gguf_file(prefix: bool, tmp_path
     assert json.loads(found) == json.loads(wanted)
     whole = (tmp_path / "tokenizer.model").read_bytes()
     (tmp_path / "tokenizer.model").write_bytes(whole[:-3])
-    with pytest.raises(InvalidModelError, match="no file of SentencePiece"):
+    with pytest.raises(InvalidModelError, match="is not a SentencePiece file"):
         read_tokenizer_files(tmp_path)
 
 

@@ -284,7 +284,7 @@ def test_logits_are_those_of_the_graph(architecture: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("architecture", "layers", "error", "message"),
     [
-        ("deci", [(4, 0, 24), (4, 2, 24)], OptionError, "a product in place of attention"),
+        ("deci", [(4, 0, 24), (4, 2, 24)], OptionError, "a matmul in place of attention"),
         ("openelm", [(3, 2, 24), (4, 2, 24)], InvalidModelError, "layer 0 has 3 heads, and 2 of keys"),
         ("rwkv6", [(4, 2, 24)], OptionError, "the time mixing of RWKV 6"),
     ],

@@ -148,7 +148,7 @@ def test_a_folder_is_refused_before_anything_large_is_made(tmp_path: Path) -> No
     for changes, message in (
         ({"num_hidden_layers": 10**9}, "'num_hidden_layers' is 1000000000"),
         ({"num_attention_heads": -4}, "'num_attention_heads' is -4"),
-        ({"vocab_size": 10**9, "chunk_size": -1}, "parameters, and the files hold"),
+        ({"vocab_size": 10**9, "chunk_size": -1}, "parameters, but the files contain"),
         ({"num_hidden_layers": 2}, "lacks the tensor"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
@@ -159,7 +159,7 @@ def test_a_folder_is_refused_before_anything_large_is_made(tmp_path: Path) -> No
 def test_code_that_is_wrong_with_a_static_cache_is_refused(tmp_path: Path) -> None:
     """GPT-Neo's masks mistake the capacity of the cache for the number of tokens."""
     save_model("gpt_neo", tmp_path, max_position_embeddings=64, window_size=9)
-    with pytest.raises(UnsupportedModelError, match="other logits than without one"):
+    with pytest.raises(UnsupportedModelError, match="different logits with a static cache"):
         capture_decoder(tmp_path, LanguageModelOptions())
 
 

@@ -210,7 +210,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     net = net_with({"output0": np.zeros((1, 7), np.float32)})
     with pytest.raises(errors.OptionError, match="no metadata"):
         tensorwright.compile(net, processing="auto")
-    with pytest.raises(errors.OptionError, match="boxes cannot be told"):
+    with pytest.raises(errors.OptionError, match="boxes cannot be determined"):
         _compiled(net, task="detect")
     with pytest.raises(errors.OptionError, match="channels"):
         _compiled(net, task="classify", colors="gray")

@@ -140,7 +140,7 @@ def scan(context: NodeContext) -> list[Value]:
     count = int(context.required_attribute("num_scan_inputs"))
     total = len(context.node.input)
     if not 0 < count <= total:
-        context.invalid(f"num_scan_inputs is {count}, and it has {total} inputs")
+        context.invalid(f"num_scan_inputs is {count}, but it has {total} inputs")
     values = [context.value(index) for index in range(total)]
     axes = context.attribute("scan_input_axes", [0] * count)
     reverse = context.attribute("scan_input_directions", [0] * count)

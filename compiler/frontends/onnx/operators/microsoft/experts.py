@@ -233,7 +233,7 @@ class _Mixture:
         if group < 1 or -(-depth // group) != groups:
             context.invalid(f"{groups} scales of rows of {depth} do not fit a block_size of {group}")
         if group % 4:
-            context.refuse(f"scales of {group} neighbours are not supported: it has to be a multiple of 4")
+            context.refuse(f"scales of {group} neighbours are not supported: it must be a multiple of 4")
         scales = self._array(layer.scales, columns, groups).astype(np.float32)
         zeros: np.ndarray = np.full((1, 1, 1), 2 ** (bits - 1), np.uint8)
         if context.has_input(layer.zeros):
