@@ -251,9 +251,9 @@ def load(buffer: Buffer | list[Buffer], *indices: Expr | int) -> Expr:
     return tirx.BufferLoad(buffer, [expression(each) for each in indices])
 
 
-def prefetch(buffer: Buffer, *indices: Expr | int) -> Stmt:
-    """Prefetch the cache line of an element, which may be past the end of the buffer, into the L2 cache."""
-    return prefetch_statement(load(buffer, *indices))
+def prefetch(buffer: Buffer, *indices: Expr | int, level: int = 2) -> Stmt:
+    """Prefetch the cache line of an element, which may be past the end of the buffer, into a level of cache."""
+    return prefetch_statement(load(buffer, *indices), level)
 
 
 def allocate(name: str, shape: Sequence[int], dtype: str, scope: str = "global") -> tuple[Expr, Stmt]:

@@ -185,7 +185,7 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     if used:
         body = with_import(body, vector_math.definitions(used, lengths))
     texts = [family.definitions(lengths, machine) for family in _FAMILIES if not called.isdisjoint(family.OPERATORS)]
-    texts += [prefetch.DEFINITION] if prefetch.SYMBOL in called else []
+    texts += [] if called.isdisjoint(prefetch.SYMBOLS.values()) else [prefetch.DEFINITIONS]
     for text in (table.definitions(called, lengths, machine), amx.definitions(called, machine), *texts):
         body = with_import(body, text) if text else body
     return function.with_body(body)

@@ -9,23 +9,30 @@ from __future__ import annotations
 
 from schedules.ir.tir import Call, Expr, Stmt, tirx
 
-SYMBOL = "tensorwright_prefetch"
+SYMBOLS = {level: f"tensorwright_prefetch_l{level}" for level in (1, 2)}
 
-DEFINITION = f"""
-declare void @llvm.prefetch.p0(ptr, i32 immarg, i32 immarg, i32 immarg)
-define i32 @{SYMBOL}(ptr %address) alwaysinline nounwind {{
-  call void @llvm.prefetch.p0(ptr %address, i32 0, i32 2, i32 1) nounwind willreturn memory(inaccessiblemem: readwrite)
+
+def _definition(level: int) -> str:
+    call = f"call void @llvm.prefetch.p0(ptr %address, i32 0, i32 {4 - level}, i32 1)"
+    return f"""
+define i32 @{SYMBOLS[level]}(ptr %address) alwaysinline nounwind {{
+  {call} nounwind willreturn memory(inaccessiblemem: readwrite)
   ret i32 0
 }}
 """
 
 
-def prefetch_statement(element: Expr) -> Stmt:
-    """Prefetch the cache line of a loaded element into the L2 cache, for reading."""
-    return tirx.Evaluate(tirx.call_extern("int32", SYMBOL, tirx.address_of(element)))
+DEFINITIONS = "declare void @llvm.prefetch.p0(ptr, i32 immarg, i32 immarg, i32 immarg)" + "".join(
+    _definition(level) for level in SYMBOLS
+)
+
+
+def prefetch_statement(element: Expr, level: int = 2) -> Stmt:
+    """Prefetch the cache line of a loaded element into a level of cache, for reading."""
+    return tirx.Evaluate(tirx.call_extern("int32", SYMBOLS[level], tirx.address_of(element)))
 
 
 def is_prefetch(call: Call) -> bool:
     """True if a call was made by `prefetch_statement`."""
     is_extern = str(getattr(call.op, "name", "")) == "tirx.call_extern"
-    return is_extern and str(getattr(call.args[0], "value", "")) == SYMBOL
+    return is_extern and str(getattr(call.args[0], "value", "")) in SYMBOLS.values()
