@@ -64,11 +64,13 @@ class Tensorwright(Stepwise):
 
 
 class LlamaCpp(Stepwise):
-    """llama.cpp through llama-cpp-python."""
+    """llama.cpp through llama-cpp-python, built with it or with the libraries of a release in its folder lib/."""
 
     def __init__(self, path: str, threads: int, context: int) -> None:
-        from llama_cpp import Llama
+        from llama_cpp import Llama, _ggml
 
+        # of a release: a library for each kind of processor; finds none in a build for this one
+        _ggml.libggml.ggml_backend_load_all_from_path(str(_ggml.libggml_base_path).encode())
         self._model = Llama(path, n_ctx=context, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
 
     def reset(self) -> None:

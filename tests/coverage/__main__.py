@@ -11,6 +11,7 @@ TABLES = {
     "models": "models_table",
     "files": "files_table",
     "language": "language_table",
+    "gguf": "gguf_table",
     "packages": "packages.table",
 }
 

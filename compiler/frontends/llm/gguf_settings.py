@@ -109,7 +109,7 @@ def _routing(file: GgufFile, found: Gguf) -> dict[str, Any]:
     """Return the selection of experts, if specified. Raises OptionError for other functions of the router's logits."""
     values: dict[str, Any] = {}
     if file.value(f"{found.name}.expert_count"):
-        values["use_expert_bias"] = any(name.endswith(".exp_probs_b.bias") for name in file.names)
+        values["use_expert_bias"] = any(".exp_probs_b" in name for name in file.names)
     function = file.value(f"{found.name}.expert_gating_func")
     if not function:
         return values

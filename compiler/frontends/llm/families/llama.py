@@ -360,13 +360,20 @@ LLAMA: dict[str, Family] = {
         names=hugging_face_names(roles=DEEPSEEK_EXPERTS),
         defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "first_k_dense_replace": 1, **_DEEPSEEK},
         aliases=_DEEPSEEK_KEYS,
-        gguf=(Gguf(name="glm4moe", roles={"mlp_norm": "post_attention_norm"}, keys=_DEEPSEEK_GGUF),),
+        gguf=(
+            Gguf(
+                name="glm4moe",
+                roles={"mlp_norm": "post_attention_norm"},
+                keys=_DEEPSEEK_GGUF,
+                values=_NOT_NORMALIZED,
+            ),
+        ),
     ),
     "dots1": Family(
         names=hugging_face_names(roles=DEEPSEEK_EXPERTS),
         defaults=_DEEPSEEK,
         aliases=_DEEPSEEK_KEYS,
-        gguf=(Gguf(name="dots1", keys=_DEEPSEEK_GGUF),),
+        gguf=(Gguf(name="dots1", keys=_DEEPSEEK_GGUF, values=_NOT_NORMALIZED),),
     ),
     "smollm3": Family(
         defaults={

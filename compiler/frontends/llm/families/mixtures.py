@@ -163,6 +163,7 @@ def _bailing_shared(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, A
 
 
 _NORMALIZED = {"norm_topk_prob": True}
+_NOT_NORMALIZED = {"norm_topk_prob": False}  # what llama.cpp takes these files for that do not say it
 _SIGMOID = {**_NORMALIZED, "scoring_func": "sigmoid"}
 _DEEPSEEK = {**_SIGMOID, "topk_sum_epsilon": 1e-20}
 _SHARED_KEY = {"n_shared_experts": "num_shared_experts"}
@@ -227,7 +228,7 @@ MIXTURES: dict[str, Family] = {
             "routed_scaling_factor": 2.5,
         },
         aliases=_SHARED_KEY,
-        gguf=(Gguf(name="exaone-moe", keys=_COUNT_GGUF),),
+        gguf=(Gguf(name="exaone-moe", keys=_COUNT_GGUF, values=_NOT_NORMALIZED),),
     ),
     "afmoe": Family(
         names=hugging_face_names(
@@ -265,7 +266,12 @@ MIXTURES: dict[str, Family] = {
                 name="afmoe",
                 norms="sandwich",
                 roles={"attention_gate": "attn_gate"},
-                values={"mup_enabled": True, "sliding_window_pattern": 4, "no_rope_layer_interval": 4},
+                values={
+                    **_NOT_NORMALIZED,
+                    "mup_enabled": True,
+                    "sliding_window_pattern": 4,
+                    "no_rope_layer_interval": 4,
+                },
                 keys=_COUNT_GGUF,
             ),
         ),
@@ -315,7 +321,7 @@ MIXTURES: dict[str, Family] = {
             "first_k_dense_replace": 1,
         },
         aliases={**_SHARED_KEY, "routed_scaling_factor": "router_scaling_factor"},
-        gguf=(Gguf(name="hy_v3"),),
+        gguf=(Gguf(name="hy_v3", roles={"router_bias": "exp_probs_b"}, values=_NOT_NORMALIZED),),
     ),
     "cohere2_moe": Family(
         names=without(hugging_face_names(roles=DEEPSEEK_EXPERTS), "mlp_norm"),
@@ -377,7 +383,7 @@ MIXTURES: dict[str, Family] = {
             "mlp.gate.e_score_correction_bias": "mlp.experts.e_score_correction_bias",
             "mlp.shared_experts.": "mlp.shared_expert.",
         },
-        gguf=(Gguf(name="laguna", roles={"attention_gate": "attn_gate"}, read=_laguna_gguf),),
+        gguf=(Gguf(name="laguna", roles={"attention_gate": "attn_gate"}, values=_NOT_NORMALIZED, read=_laguna_gguf),),
     ),
     "flex_olmo": Family(
         names=hugging_face_names("post", roles=QWEN_EXPERTS),
@@ -420,7 +426,7 @@ MIXTURES: dict[str, Family] = {
 MIXTURE_FILES: tuple[Family, ...] = (
     Family(
         gguf=tuple(
-            Gguf(name=name, interleaved=True, keys=_COUNT_GGUF, values={"norm_topk_prob": False})
+            Gguf(name=name, interleaved=True, keys=_COUNT_GGUF, values=_NOT_NORMALIZED)
             for name in ("deepseek", "deepseek2-ocr", "bailingmoe")
         )
     ),
@@ -430,7 +436,7 @@ MIXTURE_FILES: tuple[Family, ...] = (
             Gguf(
                 name="bailingmoe2",
                 keys=_COUNT_GGUF,
-                values={"norm_topk_prob": False},
+                values=_NOT_NORMALIZED,
                 read=_bailing_shared,
             ),
         ),

@@ -638,13 +638,13 @@ RECURRENT: dict[str, Family] = {
     "mamba": _recurrent(
         recurrent=_mamba,
         defaults={**_PURE, "tie_word_embeddings": True},
-        aliases=_SSM,
+        aliases={**_SSM, "mamba_d_ssm": "intermediate_size"},
         gguf=(Gguf(name="mamba", keys={"ssm.time_step_rank": "mamba_dt_rank"}),),
     ),
     "falcon_mamba": _recurrent(
         recurrent=_mamba,
         defaults={**_PURE, "tie_word_embeddings": True, "mixer_rms_eps": 1e-6, "dt_b_c_rms": True},
-        aliases=_SSM,
+        aliases={**_SSM, "mamba_d_ssm": "intermediate_size"},
         unused=("layernorm.weight",),
     ),
     "mamba2": _recurrent(
@@ -790,7 +790,7 @@ RECURRENT: dict[str, Family] = {
             Gguf(
                 name="nemotron_h_moe",
                 keys={**_HEADS, "moe_latent_size": "moe_latent_size"},
-                values=_DEEPSEEK,
+                values={**_DEEPSEEK, "norm_topk_prob": False},
                 read=_nemotron_moe_gguf,
             ),
         ),

@@ -228,7 +228,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Mamba2",
         {**_BARE, "state_size": 8, "num_heads": 6, "head_dim": 16, "n_groups": 2, "num_attention_heads": None},
     ),
-    "falcon_mamba": ("FalconMamba", {**_BARE, "state_size": 12, "num_attention_heads": None}),
+    "falcon_mamba": (
+        "FalconMamba",
+        {**_BARE, "state_size": 12, "num_attention_heads": None, "expand": 16, "intermediate_size": 80},
+    ),
     "lfm2": ("Lfm2", {"head_dim": None, "layer_types": ["conv", "full_attention"], "norm_eps": 1e-5}),
     "lfm3": (
         "Lfm3",

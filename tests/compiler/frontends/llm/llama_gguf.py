@@ -117,7 +117,7 @@ def _describe(writer: gguf.GGUFWriter, name: str, config: dict[str, Any]) -> Non
         values["expert_feed_forward_length"] = values["feed_forward_length"]
         values["feed_forward_length"] = config["prefix_dense_intermediate_size"]
     if name == "laguna":
-        values |= {"expert_weights_norm": True, "rope.dimension_count_swa": config["head_dim"]}
+        values["rope.dimension_count_swa"] = config["head_dim"]
     if "partial_rotary_factor" in rope:
         values["rope.dimension_count"] = int(config["head_dim"] * rope["partial_rotary_factor"])
     if name in ("hunyuan-moe", "minimax-m2", "dbrx"):
@@ -129,6 +129,7 @@ def _describe(writer: gguf.GGUFWriter, name: str, config: dict[str, Any]) -> Non
         values["expert_shared_feed_forward_length"] = values["feed_forward_length"]
     if name in _SIGMOID:
         values["expert_gating_func"] = 2
+        values["expert_weights_norm"] = config.get("norm_topk_prob", config.get("route_norm", True))
     for key, value in values.items():
         if value is None:
             continue
@@ -155,7 +156,7 @@ def _converted(tensors: dict[str, Array], name: str, config: dict[str, Any]) -> 
         parts = key.split(".")
         prefix = f"blk.{next((part for part in parts if part.isdigit()), '')}."
         if parts[-1] in _BIASES:
-            found[f"{prefix}exp_probs_b.bias"] = values.reshape(-1)
+            found[f"{prefix}exp_probs_b{'' if name == 'hy_v3' else '.bias'}"] = values.reshape(-1)
         elif ".experts.mlp." in key:  # of DBRX
             stack = values.reshape(config["ffn_config"]["moe_num_experts"], -1, values.shape[-1])
             role = {"w1": "gate", "v1": "up", "w2": "down"}[parts[-1]]

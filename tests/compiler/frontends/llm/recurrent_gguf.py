@@ -107,7 +107,7 @@ def _describe_scan(writer: gguf.GGUFWriter, taps: int, inner: int, sizes: int, r
 
 
 def _mamba(writer: gguf.GGUFWriter, config: Config) -> None:
-    inner = int(config["expand"] * config["hidden_size"])
+    inner = config.get("intermediate_size") or int(config["expand"] * config["hidden_size"])
     heads = config.get("num_heads")
     rank = config["time_step_rank"] if heads is None else heads
     groups = None if heads is None else config["n_groups"]

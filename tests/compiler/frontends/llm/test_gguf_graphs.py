@@ -134,7 +134,7 @@ def _shapes(graph: _Graph, layer: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _tensors(graph: _Graph) -> dict[str, Array]:
+def tensors_of(graph: _Graph) -> dict[str, Array]:
     random = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (_VOCABULARY, _HIDDEN)}
     shapes |= {"output_norm.weight": (_HIDDEN,), "output.weight": (_VOCABULARY, _HIDDEN)}
@@ -143,7 +143,7 @@ def _tensors(graph: _Graph) -> dict[str, Array]:
     return {name: random.normal(len(shape) == 1, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def _written(path: Path, architecture: str, graph: _Graph, tensors: Mapping[str, Array]) -> Path:
+def written(path: Path, architecture: str, graph: _Graph, tensors: Mapping[str, Array]) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(64)
     writer.add_embedding_length(_HIDDEN)
@@ -270,8 +270,8 @@ def _logits(graph: _Graph, tensors: Mapping[str, Array], tokens: Array) -> Array
 @pytest.mark.parametrize("architecture", GRAPHS)
 def test_logits_are_those_of_the_graph(architecture: str, tmp_path: Path) -> None:
     graph = GRAPHS[architecture]
-    tensors = _tensors(graph)
-    path = _written(tmp_path / "model.gguf", architecture, graph, tensors)
+    tensors = tensors_of(graph)
+    path = written(tmp_path / "model.gguf", architecture, graph, tensors)
     options = LanguageModelOptions(activations="float32", cache="float32")
     session = compiler.compile(import_language_model(path, options), threads=1).session(capacity=16)
     prompt = np.random.default_rng(1).integers(0, _VOCABULARY, 12)
@@ -292,8 +292,6 @@ def test_logits_are_those_of_the_graph(architecture: str, tmp_path: Path) -> Non
 def test_other_layers_are_refused(
     architecture: str, layers: list[tuple[int, int, int]], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
-    path = _written(
-        tmp_path / "model.gguf", architecture, _Graph(layers), {"token_embd.weight": np.zeros((4, 32), "f")}
-    )
+    path = written(tmp_path / "model.gguf", architecture, _Graph(layers), {"token_embd.weight": np.zeros((4, 32), "f")})
     with pytest.raises(error, match=message):
         import_language_model(path)

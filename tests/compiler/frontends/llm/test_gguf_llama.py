@@ -154,7 +154,7 @@ def test_a_file_of_apertus_holds_what_the_folder_does(tmp_path: Path) -> None:
 
 def test_every_architecture_is_tested() -> None:
     recurrent = {each for each, _, _ in RECURRENT.values()}
-    others = {"apertus", *GRAPHS, *KINDS, *NAMES, *LLAMA.values()}
+    others = {"apertus", "arwkv7", "rwkv7", *GRAPHS, *KINDS, *NAMES, *LLAMA.values()}
     assert set(ARCHITECTURES) == others | recurrent
 
 

@@ -26,7 +26,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"vocab_size_per_layer_input": 160},
     **{name: {"linear_value_head_dim": 12} for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
 }
-_KINDS = (
+KINDS = (
     "deepseek_v2",
     "deepseek_v3",
     "mistral4",
@@ -50,7 +50,7 @@ _KINDS = (
 )
 
 
-@pytest.mark.parametrize("name", _KINDS)
+@pytest.mark.parametrize("name", KINDS)
 def test_logits_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     reference = save_model(name, tmp_path, **CHANGES.get(name, {}))
     module = compiler.compile(write_recurrent_gguf(tmp_path / "model.gguf", tmp_path), threads=1)
