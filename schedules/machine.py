@@ -49,12 +49,14 @@ class Machine(BaseModel):
     fma_latency: int = Field(default=4, ge=1, description="cycles until a multiply-add can feed the next")
     load_ports: int = Field(default=2, ge=1, le=4, description="loads that start in a cycle")
     register_sums: int | None = Field(
-        default=None, ge=1, description="vectors of sums that a convolution's tile holds without spills, where measured"
+        default=None,
+        ge=1,
+        description="accumulator vectors that a convolution's tile holds without spills, if measured",
     )
     memory_rate: float = Field(default=10.0, gt=0, description="bytes all cores together read in a cycle from memory")
     features: frozenset[str] = frozenset()
     rates: tuple[tuple[str, float], ...] = Field(
-        default=(), description="multiply-adds of instructions beside those of float32 vectors, where measured"
+        default=(), description="measured multiply-add throughput of instructions relative to float32 vectors"
     )
     executed_features: frozenset[str] | None = Field(
         default=None, description="of a simulated processor: the features that code generated for it may use"

@@ -199,10 +199,10 @@ def _graphics_processor(wanted: str) -> str:
     present = cuda_device.compute_capabilities()
     if not present:
         raise TargetError(
-            f"target {wanted!r} means the NVIDIA graphics processor of this machine, and none was found",
+            f"target {wanted!r} means the NVIDIA GPU of this machine, and none was found",
             f"name the one to build for: {names}; or cuda-simulated, which needs none",
         )
     fitting = {name: value for name, value in capabilities.items() if value <= present[0]}
     if not fitting:
-        raise TargetError(f"the graphics processor of this machine (sm_{present[0]}) is older than all of: {names}")
+        raise TargetError(f"the GPU of this machine (sm_{present[0]}) is older than all of: {names}")
     return max(fitting, key=lambda name: fitting[name])

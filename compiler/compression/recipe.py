@@ -141,7 +141,7 @@ def recipe_page(report: RecipeReport) -> str:
         facts.append(Fact("drop", format_percent(report.rows[-1].drop), f"limit {format_percent(report.max_drop)}"))
     sections = [Section("After each step", _table(report))]
     if last.score is not None:
-        note = "Up and to the left is better; the front is what nothing beats in both."
+        note = "Up and to the left is better; no other step beats those of the front in both."
         sections.insert(0, Section("Time and score", _pareto(report), note))
     subtitle = "; then ".join(row.step for row in report.rows[1:])
     return render(Page(f"Compression for {report.target}", subtitle, facts, sections, ("all", "best")))
@@ -252,7 +252,7 @@ class _Run:
         self.job = start(source, common, imports)
         self._common = {**vars(common), "evaluate": self.job.evaluate}
         self._current = source
-        self.rows = [Row("as it came", self.job.before, 0.0)]
+        self.rows = [Row("original", self.job.before, 0.0)]
         self.reports: list[Any] = []
         self.skipped: list[tuple[str, str]] = []
 

@@ -59,7 +59,7 @@ example.c; licenses/.
 Needed on the device: Linux with glibc {glibc} or newer and libstdc++{driver}. No Python.
 """
 
-_DEVICE_README = """On the graphics processor, timed by CUDA events with and without a CUDA graph, and kernel by kernel:
+_DEVICE_README = """On the GPU, timed by CUDA events with and without a CUDA graph, and kernel by kernel:
     bin/tensorwright-run model.twm --verify --runs 50 --graph --kernels [--json]
 
 """
@@ -157,7 +157,7 @@ def check_has_machine_code(artifact: Artifact) -> None:
     device = artifact.manifest.target.details.get("device")
     if isinstance(device, dict) and device.get("simulated"):
         raise OptionError(
-            f"the module (target {artifact.manifest.target.name!r}) holds no machine code for a graphics processor",
+            f"the module (target {artifact.manifest.target.name!r}) holds no machine code for a GPU",
             "compile it for one",
         )
 

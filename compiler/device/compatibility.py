@@ -177,13 +177,13 @@ def _device_problem(needed: object, server: ServerVersions) -> tuple[str, str] |
     if not isinstance(needed, dict):
         return None
     if needed.get("simulated"):
-        return "it holds no machine code for a graphics processor", "compile it for one"
+        return "it holds no machine code for a GPU", "compile it for one"
     least = int(needed.get("compute_capability", 0))
     if server.device_problem:
         problem, _, hint = server.device_problem.partition("\n  hint: ")
         return (
             problem,
-            hint or "start the tensorwright-server of a bundle for a graphics processor on a machine with one",
+            hint or "start the tensorwright-server of a bundle for a GPU on a machine with one",
         )
     if any(each.compute_capability >= least for each in server.devices):
         return None

@@ -128,7 +128,7 @@ def write_static_program(
     check_accelerator(artifact, target)
     if artifact.manifest.target.details.get("device") is not None:
         raise OptionError(
-            f"a static executable cannot load the driver of a graphics processor, which target {target.name!r} needs",
+            f"a static executable cannot load the driver of a GPU, which target {target.name!r} needs",
             "create a bundle without --static",
         )
     if output.exists():

@@ -94,11 +94,11 @@ def compile(
         precision: "float32", "bf16" or "float16" (or "fp32", "bfloat16", "fp16", ...). "bf16" rounds the operands of
             convolutions and of products with constant weights to bfloat16 (sums stay float32), and stores intermediate
             values between convolutions in bfloat16; it needs a target with a bfloat16 dot product. Depthwise
-            convolutions and attention compute in float32. "float16" is the same with float16, for graphics processors
-            and those with AMX-FP16 or AVX-512 FP16 (which sum up to 64 products in float16): values beyond 65504 become
-            infinite. None is "float32", except that it is "float16" for float16 models if the processor has AMX-FP16.
-            For a language model, it is the storage type of the weights, with the additional values "int8" and "int4";
-            None keeps the types of the file.
+            convolutions and attention compute in float32. "float16" is the same with float16, for GPUs and
+            processors with AMX-FP16 or AVX-512 FP16 (which sum up to 64 products in float16): values beyond 65504
+            become infinite. None is "float32", except that it is "float16" for float16 models if the processor has
+            AMX-FP16. For a language model, it is the storage type of the weights, with the additional values "int8"
+            and "int4"; None keeps the types of the file.
         sequences: compile a language model so that a run reads tokens of several sequences, for
             `tensorwright.generation.Scheduler` and for speculative decoding.
         cache: the type of a language model's cached keys and values: "float32", "float16", "bfloat16" or "int8", which

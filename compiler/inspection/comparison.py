@@ -128,7 +128,7 @@ class Comparison:
             return f"equal to {self.reference} within {self.tolerance:g} of the largest value (at most {worst:.2g})"
         if self.first is not None:
             where = f"{self.first.node}, value {self.first.name!r}"
-            where += ", fused with what is before it" if self.first is self.fused else ""
+            where += ", fused with the layer before it" if self.first is self.fused else ""
             return f"differs from {self.reference} by up to {worst:.2g}; the first layer that differs is {where}"
         hint = "; no single layer does: compile with verify=True to find the pass" if self.layers else ""
         return f"differs from {self.reference} by up to {worst:.2g}{hint}"

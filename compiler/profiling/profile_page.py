@@ -90,7 +90,7 @@ def _sections(profile: Profile) -> list[Section]:
             "One run",
             Timeline([*(_span(call) for call in profile.calls), *_thread_spans(profile)]),
             "The run nearest to the median: calls, and below them a row for each thread in parallel loops of kernels. "
-            "Scroll to zoom, drag to move, double-click to see all of it.",
+            "Scroll to zoom, drag to move, double-click to reset.",
         ),
         *_memory(profile),
         Section("Cumulative share", _cumulative(profile.layers), _cumulative_note(profile.layers), narrow=True),
@@ -196,11 +196,11 @@ def _roofline(profile: Profile, limits: Roofline) -> Section:
     chart = LineChart(
         [
             Series("layers", points),
-            Series("by memory", roof(limits.memory_bandwidth), line=True),
-            Series("by the last cache", roof(limits.cache_bandwidth), line=True),
+            Series("memory limit", roof(limits.memory_bandwidth), line=True),
+            Series("last-level cache limit", roof(limits.cache_bandwidth), line=True),
         ],
-        "operations for each byte",
-        "operations a second",
+        "operations per byte",
+        "operations per second",
         "",
         "1/s",
         points=True,
@@ -268,7 +268,7 @@ def _beside(profile: Profile, other: Profile | Mapping[str, Any]) -> Section:
     p50 = float(other["latency"]["p50"]) if isinstance(other, Mapping) else other.latency.p50
     here = profile.latency.p50
     note = f"A run takes {format_seconds(here)} here, {format_seconds(p50)} there. Layers that differ most come first."
-    return Section("Beside the other profile", Table(columns, rows), note)
+    return Section("Compared with the other profile", Table(columns, rows), note)
 
 
 def _ratio(other: float | None, seconds: float | None) -> float | None:

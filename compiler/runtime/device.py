@@ -142,23 +142,18 @@ def _suitable(target: str, wanted: DeviceRequirement) -> int:
 
     if wanted.simulated:
         raise IncompatibleArtifactError(
-            f"the module (target {target!r}) holds no machine code for a graphics processor",
+            f"the module (target {target!r}) holds no machine code for a GPU",
             "compile it for one; `compile` gives a module that runs simulated here",
         )
     needed, found = wanted.compute_capability, cuda_device.cuda_devices()
     for index, each in enumerate(found.capabilities):
         if each >= needed:
             return index
-    text = (
-        f"the module (target {target!r}) needs an NVIDIA graphics processor of compute capability {needed / 10} or "
-        "newer, and "
-    )
+    text = f"the module (target {target!r}) needs an NVIDIA GPU of compute capability {needed / 10} or newer, and "
     if found.problem is not None:
         raise IncompatibleArtifactError(text + found.problem, found.hint)
     has = [f"{name} ({each / 10})" for name, each in zip(found.names, found.capabilities, strict=True)]
-    raise IncompatibleArtifactError(
-        f"{text}this machine has {', '.join(has)}", "compile it for this graphics processor"
-    )
+    raise IncompatibleArtifactError(f"{text}this machine has {', '.join(has)}", "compile it for this GPU")
 
 
 @cache

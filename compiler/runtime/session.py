@@ -112,7 +112,7 @@ def read_states(path: str | os.PathLike[str], manifest: Manifest) -> SavedStates
 def _expected(manifest: Manifest, header: _Header, origin: str) -> list[TensorDescription]:
     """The tensors that the file must contain: for states with rows, only the rows in use."""
     if not are_known(manifest, header.sizes):
-        raise ArtifactError(f"{origin} is damaged: it does not say the sizes of its states")
+        raise ArtifactError(f"{origin} is damaged: the sizes of its states are missing")
     axes = {state.input: state.axis for state in manifest.states if manifest.position is not None}
     expected = []
     for each in states_of(manifest):

@@ -94,7 +94,7 @@ class Explorer:
         Raises:
             OptionError: `evaluate` fails, or even the smallest net does not meet the budget.
         """
-        self.report("measure the net as it is, and the smallest one")
+        self.report("measure the original net and the smallest one")
         self._check_reachable()
         knobs = self.net.knobs
         self.evaluate([largest(knobs), *(uniform(knobs, share) for share in _UNIFORM), smallest(knobs)])

@@ -254,7 +254,7 @@ class SearchReport:
         limits = ", ".join(f"{name} {limit:g}" for name, limit in self.budget.items())
         spent = ", ".join(f"{each:.4g} {name} ({self.original.costs[name]:.4g})" for name, each in self.costs.items())
         lines = [
-            f"search for {self.target} within {limits}: score {self.score:.6g} ({self.original.score:.6g} as it came,"
+            f"search for {self.target} within {limits}: score {self.score:.6g} (original {self.original.score:.6g},"
             f" drop {self.drop:.3%}); {spent}",
             f"{len(self.points)} candidates in {self.search_seconds:.1f} s, processor {self.search_cpu_seconds:.1f} s;"
             f" shared training {self.training_seconds:.1f} s; finished by: {', '.join(self.steps) or 'nothing'}",
@@ -325,22 +325,20 @@ def _decisions(explorer: Explorer, chosen: Candidate) -> tuple[Decision, ...]:
 
 def search_page(report: SearchReport) -> str:
     """The page as HTML text."""
-    facts = [Fact("score", f"{report.score:.6g}", f"as it came {report.original.score:.6g}")]
+    facts = [Fact("score", f"{report.score:.6g}", f"original {report.original.score:.6g}")]
     facts.append(Fact("drop", format_percent(report.drop), f"{report.score_before:.6g} before it was finished"))
     for name, value in report.costs.items():
         limit = report.budget.get(name)
-        facts.append(
-            Fact(_UNITS[name], f"{value:.4g}", f"limit {limit:g}, as it came {report.original.costs[name]:.4g}")
-        )
+        facts.append(Fact(_UNITS[name], f"{value:.4g}", f"limit {limit:g}, original {report.original.costs[name]:.4g}"))
     if report.table_error is not None:
         facts.append(Fact("table of layers", format_percent(report.table_error), "median error against whole runs"))
     sections = [
         Section(
             "Front",
             _chart(report),
-            "Scores before finetuning, but for the net as it came. Up and to the left is better.",
+            "Scores before fine-tuning, except the original net's. Up and to the left is better.",
         ),
-        Section("What each choice cost", _table(report), "Each choice taken back alone, before finetuning."),
+        Section("What each choice cost", _table(report), "Each choice reverted on its own, before fine-tuning."),
     ]
     steps = f"the chosen net was finished by: {', '.join(report.steps) or 'nothing'}"
     return render(Page(f"Search for {report.target}", steps, facts, sections, ("all", "best")))
@@ -354,7 +352,7 @@ def _chart(report: SearchReport) -> LineChart:
             Series("every candidate", sorted(report.points)),
             Series("Pareto front", list(report.front), line=True),
             Series("chosen, finished", [chosen]),
-            Series("as it came", [original]),
+            Series("original", [original]),
         ],
         x_label=_UNITS[report.cost],
         y_label="score",

@@ -220,7 +220,7 @@ class _Search:
             self.costs.close()
 
     def _result(self) -> SearchResult:
-        self.report("score the net as it is")
+        self.report("score the original net")
         assert self.job.evaluate is not None
         original = score(self.job.evaluate, self.job.compile(self.job.model).run)
         study = Study(
@@ -259,7 +259,7 @@ class _Search:
         drop = relative_drop(original, finished.score)
         if self.max_drop is not None and drop > self.max_drop:
             error = AccuracyError(
-                f"the limit max_drop={self.max_drop} does not hold: {original:.6g} as it came, {finished.score:.6g}"
+                f"the limit max_drop={self.max_drop} does not hold: {original:.6g} originally, {finished.score:.6g}"
                 " within the budget",
                 "allow a larger budget, train longer, or give space= finer options",
             )

@@ -164,7 +164,7 @@ class SearchOptions:
         if not 0 < self.learning_rate < math.inf:
             raise OptionError(f"learning_rate={self.learning_rate}", "give a number above 0")
         if self.train is not None and not callable(self.train):
-            raise OptionError(f"train= is {type_text(self.train)}", "give a function that trains the net it gets")
+            raise OptionError(f"train= is {type_text(self.train)}", "give a function that trains the net passed to it")
         if self.recipe is not None:
             parse_recipe(self.recipe)
 

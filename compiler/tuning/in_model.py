@@ -278,7 +278,7 @@ def conclude(
     if compared is not None:
         session.problems.append(
             f"the model is not significantly faster as a whole ({compared.gain:.3f} times, give or take "
-            f"{compared.spread:.1%}): it stays as it is untuned"
+            f"{compared.spread:.1%}): it stays untuned"
         )
     session.conclude([], None)
     return None

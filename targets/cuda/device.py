@@ -10,7 +10,7 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _OLDEST_DRIVER = 13000  # supported by CUDA 13's runtime
 _NO_DEVICE = 100  # CUresult
 _UPDATE = "install NVIDIA's driver 580 or newer"
-_CONTAINER = "install the driver; in a container, let it see the graphics processor (docker run --gpus all)"
+_CONTAINER = "install the driver; in a container, let it see the GPU (docker run --gpus all)"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def cuda_devices() -> CudaDevices:
 def _failed(driver: ctypes.CDLL, result: int) -> CudaDevices:
     if result == _NO_DEVICE:
         return CudaDevices(
-            problem="NVIDIA's driver finds no graphics processor",
+            problem="NVIDIA's driver finds no GPU",
             hint="see what nvidia-smi says, and what CUDA_VISIBLE_DEVICES hides",
         )
     text = ctypes.c_char_p()

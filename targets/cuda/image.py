@@ -179,13 +179,13 @@ def parsed_module(module: bytes) -> tuple[Source, bytes]:
         reader.skip(4)  # argument types: code, bits, lanes
         tags = tuple(reader.text() for _ in range(reader.number()))
         if not all(_TAG.match(tag) for tag in tags):
-            raise TargetError(f"kernel {name!r} is launched in a way that is not known: {', '.join(tags)}")
+            raise TargetError(f"kernel {name!r} has unknown launch parameters: {', '.join(tags)}")
         reader.skip(4)  # how tensor maps and the like are passed
         launches[name] = tags
     kernels = module[begin : reader.position]
     text = reader.text()
     if reader.position != len(module):
-        raise TargetError("TVM's CUDA module has more parts than are known", "this is a defect; please report it")
+        raise TargetError("TVM's CUDA module has unknown parts", "this is a defect; please report it")
     return Source(text, launches), kernels
 
 

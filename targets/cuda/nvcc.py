@@ -103,7 +103,7 @@ def find_nvcc() -> Nvcc:
         if candidate and (found := shutil.which(candidate)):
             return Nvcc(found)
     where = f"{OVERRIDE} is {override!r}, which is not a program" if override else "nvcc is not on the PATH"
-    raise ToolchainMissing(f"{where}; it compiles kernels for NVIDIA graphics processors", install_command("cuda"))
+    raise ToolchainMissing(f"{where}; it compiles kernels for NVIDIA GPUs", install_command("cuda"))
 
 
 def _resources(said: str) -> list[KernelResources]:

@@ -104,7 +104,7 @@ class CudaTarget(Target):
         needed = self.machine.compute_capability
         if any(found >= needed for found in cuda_device.compute_capabilities()):
             return ()
-        return (f"an NVIDIA graphics processor of compute capability {needed / 10}",)
+        return (f"an NVIDIA GPU of compute capability {needed / 10}",)
 
     def how_it_runs(self) -> str:
         if not self.missing_features():

@@ -16,7 +16,7 @@ from targets.ethos_u.settings import VelaOptions
 from targets.ethos_u.steps import Step
 from targets.ethos_u.vela import compile_graph
 
-REASON = "with what is before it, Vela's commands compute something else than its graph"
+REASON = "together with the operators before it, Vela's commands compute other results than its graph"
 
 
 def agrees(part: Segment, program: Program) -> bool:

@@ -112,17 +112,14 @@ def test_results_are_right_on_other_inputs(machine: Machine) -> None:
 
 def test_what_is_missing_is_one_clear_error(machine: Machine) -> None:
     assert "NVIDIA's driver is too old: it supports CUDA 12.8, and CUDA 13.0 is needed" in error(machine, DRIVER=12080)
-    assert "NVIDIA's driver finds no graphics processor" in error(machine, DEVICES=0)
+    assert "NVIDIA's driver finds no GPU" in error(machine, DEVICES=0)
     assert "could not be started: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803)" in error(machine, INIT=803)
     other = error(machine, CAPABILITY=75)
-    assert (
-        "needs an NVIDIA graphics processor of compute capability 9.0 or newer, and this machine has stand-in (7.5)"
-        in other
-    )
+    assert "needs an NVIDIA GPU of compute capability 9.0 or newer, and this machine has stand-in (7.5)" in other
     # A newer device translates PTX; its driver may be too old for that.
     assert "this driver cannot translate its PTX" in error(machine, CAPABILITY=100, PTX=0)
     assert "the module's parameters take 1 MiB, and stand-in has 1 MiB free of 1 MiB" in error(machine, MEMORY=4096)
-    assert "the graphics processor's memory does not suffice: stand-in has" in error(machine, MEMORY=20_000)
+    assert "the GPU's memory does not suffice: stand-in has" in error(machine, MEMORY=20_000)
 
 
 def test_a_driver_or_library_that_is_not_there_is_named(machine: Machine) -> None:
@@ -152,7 +149,7 @@ def test_a_server_proves_a_module_on_its_device(machine: Machine, net: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"DEVICES": 0}, "does not run on the device at .*: NVIDIA's driver finds no graphics processor"),
+        ({"DEVICES": 0}, "does not run on the device at .*: NVIDIA's driver finds no GPU"),
         ({"CAPABILITY": 75}, r"it needs compute capability 9.0 or newer, but the device has stand-in \(7.5\)"),
     ],
 )
@@ -223,19 +220,19 @@ def test_python_runs_a_module_on_the_device_and_says_what_is_missing(
     command = [sys.executable, "-c", _PYTHON, str(net), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, **settings})
     assert done.returncode == 0, done.stderr
-    needs = "the module (target 'h100') needs an NVIDIA graphics processor of compute capability 9.0 or newer, and "
+    needs = "the module (target 'h100') needs an NVIDIA GPU of compute capability 9.0 or newer, and "
     assert done.stdout.splitlines() == [
         needs + "NVIDIA's driver is too old: it supports CUDA 12.8, and CUDA 13.0 is needed",
-        needs + "NVIDIA's driver finds no graphics processor",
+        needs + "NVIDIA's driver finds no GPU",
         needs + "this machine has stand-in (7.5)",
     ]
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected_of(x, perceptron(_ROWS)[1]), rtol=1e-5, atol=1e-6)
 
 
 def test_static_programs_and_simulated_modules_are_refused(net: Path, target: CudaTarget, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="a static executable cannot load the driver of a graphics processor"):
+    with pytest.raises(OptionError, match="a static executable cannot load the driver of a GPU"):
         write_static_program(read_artifact(net), target, tmp_path / "program")
     simulated = tmp_path / "simulated.twm"
     compiler.compile(chain(3, 4), "cuda-simulated", records=False).export(simulated)
-    with pytest.raises(OptionError, match="holds no machine code for a graphics processor"):
+    with pytest.raises(OptionError, match="holds no machine code for a GPU"):
         write_bundle(read_artifact(simulated), targets.get("cuda-simulated"), tmp_path / "bundle")

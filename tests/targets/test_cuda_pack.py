@@ -272,7 +272,7 @@ def test_a_pack_runs_by_tvms_cuda_runtime(tmp_path: Path) -> None:
     assert len(found.stages["kernels"]["kernels"]) == 3
     old = run(folder, **settings, STAND_IN_CAPABILITY="80")
     assert old.returncode == 2
-    assert "needs an NVIDIA graphics processor of compute capability 9.0 or newer" in old.stderr
+    assert "needs an NVIDIA GPU of compute capability 9.0 or newer" in old.stderr
 
 
 def test_a_run_without_time_says_what_it_skips(copy: Path) -> None:

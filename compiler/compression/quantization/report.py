@@ -172,9 +172,9 @@ class QuantizationReport:
             ),
         ]
         if self.size.integer_seconds > self.size.float_seconds:
-            lines.append("slower than in float on this machine: the gain is in size alone")
+            lines.append("slower than in float on this machine: the only gain is size")
         if self.generated:
-            lines.append("measured on random inputs: give calibration= for what the model meets")
+            lines.append("measured on random inputs: give calibration= with representative inputs")
         if self.decided == MEASURED:
             spread = max((layer.spread or 0.0 for layer in self.layers), default=0.0)
             lines.append(f"times of layers were measured; they varied by up to {spread:.0%}")
@@ -198,7 +198,7 @@ def quantization_page(report: QuantizationReport) -> str:
 
 def _scheme(report: QuantizationReport) -> str:
     if report.scheme != STATIC:
-        return report.scheme + ("" if report.group is None else f", a scale for {report.group} neighbours")
+        return report.scheme + ("" if report.group is None else f", a scale per {report.group} neighbors")
     granularity = "per output channel" if report.per_channel else "per tensor"
     return f"activations {report.activations}, weights int8, quantized {granularity}; {report.method}"
 
@@ -219,11 +219,11 @@ def _sections(report: QuantizationReport) -> list[Section]:
     sections = []
     noise = _bars(report, "noise")
     if noise:
-        note = "Of each layer's result in the quantized model against the float model, in decibels: low is bad."
-        sections.append(Section("Signal to noise by layer", BarChart(noise), note))
+        note = "Each layer's result in the quantized model against the float model, in decibels: higher is better."
+        sections.append(Section("Signal-to-noise ratio by layer", BarChart(noise), note))
     sensitivity = _bars(report, "sensitivity")
     if sensitivity:
-        note = "At the outputs, in decibels, with that layer alone quantized: what is low goes back to float first."
+        note = "Signal-to-noise ratio at the outputs with only that layer quantized: the lowest go back to float first."
         sections.append(Section("Sensitivity", BarChart(sensitivity), note))
     sections.append(Section("All layers", _table(report)))
     return sections

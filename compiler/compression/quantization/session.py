@@ -88,7 +88,7 @@ class Session(LayerChoice):
         if "smoothing" in techniques:
             mod = smooth(model.mod, self.graph.layers, self.statistics)
             if not mod.same_as(model.mod):
-                report("calibrate what is smoothed")
+                report("calibrate the smoothed layers")
                 self._calibrate(replace(model, mod=mod))
         self.refuse_weights()
         self.refuse_data([site for site, seen in self.statistics.items() if not seen.is_finite])

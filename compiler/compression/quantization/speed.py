@@ -106,7 +106,7 @@ class SpeedLimit:
     def _reason(self, name: str) -> str:
         time = self.times.get(name)
         if time is None or time.floats >= time.integers:
-            return "faster in float with what is around it: converting costs more than integers gain"
+            return "faster in float with its neighbors: conversions cost more than integers gain"
         how = "measured on this machine" if self._measured else "predicted for the target"
         return f"slower in integers: {time_text(time.floats, time.integers)} ({how})"
 

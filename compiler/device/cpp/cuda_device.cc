@@ -35,7 +35,7 @@ class Event {
   void Record(CudaHandle stream) { cuda_.Check(cuda_.EventRecord(event_, stream), "recording an event"); }
   float Since(const Event& earlier) const {
     float milliseconds = 0;
-    cuda_.Check(cuda_.EventSynchronize(event_), "waiting for the graphics processor");
+    cuda_.Check(cuda_.EventSynchronize(event_), "waiting for the GPU");
     cuda_.Check(cuda_.EventElapsedTime(&milliseconds, earlier.event_, event_), "reading an event");
     return milliseconds;
   }
@@ -153,7 +153,7 @@ class CudaDevice final : public Device {
   DeviceTimes Time(const std::function<void()>& run, int runs, bool graph) const final {
     wait_(place_, kDefaultStream);  // other streams do not wait for copies of inputs
     Stream stream(cuda_, place_.device_id);
-    auto wait = [&] { cuda_.Check(cuda_.StreamSynchronize(stream.handle()), "waiting for the graphics processor"); };
+    auto wait = [&] { cuda_.Check(cuda_.StreamSynchronize(stream.handle()), "waiting for the GPU"); };
     run();  // its allocations stay in TVM's pool: a graph must not contain allocations
     wait();
     if (!graph) return Timed(run, runs, stream.handle(), wait);
@@ -202,10 +202,10 @@ class CudaDevice final : public Device {
 // The first device with at least the module's compute capability.
 std::unique_ptr<Device> CudaDeviceFor(const Manifest& manifest, uint64_t parameter_bytes) {
   if (manifest.device_is_simulated) {
-    throw Error("the module (target " + manifest.target_name + ") holds no machine code for a graphics processor: it runs simulated, by the compiler alone",
-                "compile it for a graphics processor");
+    throw Error("the module (target " + manifest.target_name + ") holds no machine code for a GPU: it runs simulated, by the compiler alone",
+                "compile it for a GPU");
   }
-  const std::string needs = "the module (target " + manifest.target_name + ") needs an NVIDIA graphics processor of compute capability " +
+  const std::string needs = "the module (target " + manifest.target_name + ") needs an NVIDIA GPU of compute capability " +
                             CapabilityText(manifest.compute_capability) + " or newer, and ";
   std::vector<CudaDeviceInfo> devices;
   try {
@@ -223,7 +223,7 @@ std::unique_ptr<Device> CudaDeviceFor(const Manifest& manifest, uint64_t paramet
     }
     found += (i ? ", " : "") + devices[i].name + " (" + CapabilityText(devices[i].compute_capability) + ")";
   }
-  throw Error(needs + "this machine has " + found, "compile it for this graphics processor");
+  throw Error(needs + "this machine has " + found, "compile it for this GPU");
 }
 
 // The list of devices; if there are none, a 0 byte and the reason.
@@ -262,7 +262,7 @@ std::unique_ptr<Device> DeviceFor(const Manifest& manifest, uint64_t parameter_b
 
 DeviceList DescribeDevices() {
   int ends[2];
-  if (pipe2(ends, O_CLOEXEC) != 0) return {"[]", std::string("no pipe to the process that looks for graphics processors: ") + std::strerror(errno)};
+  if (pipe2(ends, O_CLOEXEC) != 0) return {"[]", std::string("no pipe to the process that looks for GPUs: ") + std::strerror(errno)};
   pid_t child = fork();
   if (child == 0) {
     std::string found = Devices();
@@ -276,7 +276,7 @@ DeviceList DescribeDevices() {
   if (child > 0) waitpid(child, &status, 0);
   size_t end = text.find('\0');
   if (status == 0 && end != std::string::npos) return {text.substr(0, end), text.substr(end + 1)};
-  return {"[]", "the driver of the graphics processor ended the process that asked it for devices"};
+  return {"[]", "the driver of the GPU ended the process that asked it for devices"};
 }
 
 void LoadDevices() {

@@ -25,12 +25,12 @@ void* Driver() {
   if (library) return library;
   const char* reason = dlerror();
   throw Error(std::string("NVIDIA's driver cannot be loaded: ") + (reason ? reason : kDriver),
-              "install the driver; in a container, let it see the graphics processor (docker run --gpus all)");
+              "install the driver; in a container, let it see the GPU (docker run --gpus all)");
 }
 
 [[noreturn]] void DriverFailed(void* library, int result) {
   if (result == kNoDevice) {
-    throw Error("NVIDIA's driver finds no graphics processor", "see what nvidia-smi says, and what CUDA_VISIBLE_DEVICES hides");
+    throw Error("NVIDIA's driver finds no GPU", "see what nvidia-smi says, and what CUDA_VISIBLE_DEVICES hides");
   }
   const char* text = nullptr;
   DriverFunction<int (*)(int, const char**)>(library, "cuGetErrorString")(result, &text);

@@ -14,7 +14,7 @@ void* Library(const char* name) {
   if (void* library = dlopen(name, RTLD_NOW | RTLD_GLOBAL)) return library;
   const char* reason = dlerror();
   throw Error(std::string(name) + " cannot be loaded: " + (reason ? reason : "it is missing"),
-              "use the programs and the lib/ of a bundle that was made of a module for a graphics processor");
+              "use the programs and the lib/ of a bundle that was made of a module for a GPU");
 }
 
 template <typename Function>
@@ -62,14 +62,14 @@ const CudaRuntime& LoadCudaRuntime() {
 
 void ExplainCudaFailure(const std::string& failure, const std::string& memory) {
   if (Has(failure, {"out of memory", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY"})) {
-    throw Error("the graphics processor's memory does not suffice: " + memory, "end other programs on it, or run the model with smaller inputs or in lower precision");
+    throw Error("the GPU's memory does not suffice: " + memory, "end other programs on it, or run the model with smaller inputs or in lower precision");
   }
   if (Has(failure, {"CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "unsupported toolchain", "CUDA_ERROR_JIT_COMPILER_NOT_FOUND", "PTX JIT"})) {
-    throw Error("the module's machine code is for another graphics processor, and this driver cannot translate its PTX: it is older than the CUDA that the module was "
-                "compiled with, or its compiler is missing", "compile the model for this graphics processor, or update the driver");
+    throw Error("the module's machine code is for another GPU, and this driver cannot translate its PTX: it is older than the CUDA that the module was "
+                "compiled with, or its compiler is missing", "compile the model for this GPU, or update the driver");
   }
   if (Has(failure, {"CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available", "device kernel image is invalid"})) {
-    throw Error("the module holds no code for this graphics processor", "compile the model for it, or for an older one");
+    throw Error("the module holds no code for this GPU", "compile the model for it, or for an older one");
   }
 }
 

@@ -5,7 +5,7 @@ namespace tensorwright {
 
 std::unique_ptr<Device> DeviceFor(const Manifest& manifest, uint64_t) {
   if (manifest.device_kind.empty()) return std::make_unique<Device>();
-  throw Error("the module needs a graphics processor, whose driver a static program cannot load", "use the programs of a bundle");
+  throw Error("the module needs a GPU, whose driver a static program cannot load", "use the programs of a bundle");
 }
 
 }  // namespace tensorwright

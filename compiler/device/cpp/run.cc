@@ -208,7 +208,7 @@ int RunnerMain(int count, char** arguments) {
   auto artifact = linked ? Artifact::FromMemory(LinkedModule(), "the linked module", &options.trusted) : Artifact::Open(options.module, &options.trusted);
   Module module(artifact);
   if ((options.graph || options.kernels) && module.DeviceName().empty()) {
-    throw Error("--graph and --kernels are for modules of graphics processors, and this one runs on the processor");
+    throw Error("--graph and --kernels are for modules of GPUs, and this one runs on the processor");
   }
   std::optional<FileBytes> file;  // holds the memory of the inputs
   if (!options.inputs.empty() && !options.session) file.emplace(options.inputs);

@@ -72,7 +72,7 @@ def _of_image(module: Module, given: Given, processing: Processing) -> Predictio
     others = [each.name for each in module.inputs if each.name != "image"]
     if others:
         raise InputError(
-            f"the module takes more than an image: {', '.join(others)}",
+            f"the module has inputs other than an image: {', '.join(others)}",
             "run it: run({...}), or make these inputs constants when compiling",
         )
     image = pixels_of(given)

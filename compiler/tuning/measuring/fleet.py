@@ -70,6 +70,6 @@ def request_server(key: str, tracker: tuple[str, int]) -> tuple[str, int, str]:
     finally:
         session.close()
     if code != base.TrackerCode.SUCCESS:
-        raise DeviceError(f"the tracker gives no server with the key {key!r}: {answer}", "look at its log")
+        raise DeviceError(f"the tracker returned no server with the key {key!r}: {answer}", "look at its log")
     host, port, password = answer
     return str(host), int(port), str(password)

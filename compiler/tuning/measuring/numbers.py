@@ -48,7 +48,7 @@ def differs(actual: Array, expected: Array) -> str | None:
     a, b = actual.astype(np.float64), expected.astype(np.float64)
     known = np.isfinite(b)
     if not np.array_equal(np.isfinite(a), known):
-        return "values that are not finite where the reference has finite ones, or the other way round"
+        return "values are finite where the reference's are not, or vice versa"
     if not known.any():
         return None
     scale = float(np.abs(b[known]).max())

@@ -132,7 +132,7 @@ def _graphics_target(target: str | targets.Target) -> CudaTarget:
     chosen = find_target(target)
     if not isinstance(chosen, CudaTarget) or chosen.simulated:
         raise OptionError(
-            f"packs are for graphics processors, and target {chosen.name!r} is not one",
+            f"packs are for GPUs, and target {chosen.name!r} is not one",
             "tune on the device itself, or with --device over a network",
         )
     return chosen

@@ -479,9 +479,7 @@ def _read_body(body: str, kernel: Kernel) -> None:
 def _instruction(statement: str) -> Instruction:
     match = _INSTRUCTION.fullmatch(statement)
     if match is None:
-        raise TargetError(
-            f"an instruction of nvcc's PTX is not understood: {statement[:80]}", "report it with the version of nvcc"
-        )
+        raise TargetError(f"unknown instruction in nvcc's PTX: {statement[:80]}", "report it with the version of nvcc")
     operands = tuple(each.strip() for each in _OPERAND.findall(match[4]))
     return Instruction(tuple(match[3].split(".")), operands, match[2] or "", match[1] == "!")
 

@@ -30,7 +30,7 @@ def test_a_recipe_in_a_file(tensorwright: Run, tmp_path: Path) -> None:
     result = tensorwright("compress", model, "-r", tmp_path / "recipe.yaml", "--report", report, *common)
     assert result.code == 0, result.err
     rows = [line.split()[0] for line in result.out.splitlines()]
-    assert rows[:5] == ["step", "as", "prune", "share-weights", "quantize"]
+    assert rows[:5] == ["step", "original", "prune", "share-weights", "quantize"]
     page = report.read_text()
     assert "Pareto front" in page
     assert all(each in page for each in ("After each step", "share-weights", "Compression for host"))
@@ -54,7 +54,7 @@ def test_a_recipe_in_a_line(tensorwright: Run, tmp_path: Path) -> None:
     assert found["skipped"][0]["step"] == "factorize"
     assert "times faster in factors" in found["skipped"][0]["reason"]
     assert "skipped factorize: none of 2 layers is" in result.err
-    assert [row["step"] for row in rows] == ["as it came", "share-weights"]
+    assert [row["step"] for row in rows] == ["original", "share-weights"]
     assert rows[1]["measure"]["bytes"] < rows[0]["measure"]["bytes"] / 4
 
 

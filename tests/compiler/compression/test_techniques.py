@@ -68,7 +68,7 @@ def test_a_recipe_with_distillation() -> None:
         distill={"teacher": teacher, "batches": batches, "epochs": 2},
         **_OPTIONS,
     )
-    assert [row.step for row in result.report.rows] == ["as it came", "prune", "distill", "share-weights"]
+    assert [row.step for row in result.report.rows] == ["original", "prune", "distill", "share-weights"]
     sizes = [row.measure.bytes for row in result.report.rows]
     assert sizes[0] > sizes[1] == sizes[2] > sizes[3]
     assert _run(result).shape == (8, 5)
@@ -205,7 +205,7 @@ def test_what_was_reached_before_a_step_failed() -> None:
         compiler.compress(_net(), "share-weights -> factorize", evaluate=evaluate, **_OPTIONS)
     reached = raised.value.reached
     assert isinstance(reached, RecipeResult)
-    assert [row.step for row in reached.report.rows] == ["as it came", "share-weights"]
+    assert [row.step for row in reached.report.rows] == ["original", "share-weights"]
     assert np.isfinite(_run(reached)).all()
 
 

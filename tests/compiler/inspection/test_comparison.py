@@ -76,7 +76,7 @@ def test_a_difference_of_fused_nodes_alone_is_bisected(monkeypatch: pytest.Monke
     assert not any(each.differs for each in found.layers)
     assert found.first is not None
     assert found.first.name == "b"
-    assert "fused with what is before it" in found.summary
+    assert "fused with the layer before it" in found.summary
     assert set(found.tensors) == {"ours", "reference", "operand a"}
 
 

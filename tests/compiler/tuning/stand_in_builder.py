@@ -1,4 +1,4 @@
-"""A build worker that also gives a stand-in for a graphics processor the kernels to run, in the folder that the
+"""A build worker that also gives a stand-in for a GPU the kernels to run, in the folder that the
 environment names."""
 
 from __future__ import annotations

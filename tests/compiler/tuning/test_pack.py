@@ -129,7 +129,7 @@ def test_a_machine_that_cannot_run_a_pack_says_why(machine: Machine) -> None:
         return done.stderr
 
     fresh = "--results", machine.path("fresh.json")
-    assert "NVIDIA's driver finds no graphics processor" in error(*fresh, DEVICES=0)
+    assert "NVIDIA's driver finds no GPU" in error(*fresh, DEVICES=0)
     assert "compute capability 9.0 or newer, and this machine has stand-in (7.5)" in error(*fresh, CAPABILITY=75)
     assert "/missing/results.json cannot be written: No such file" in error(
         "--results", machine.path("missing/results.json")
@@ -161,7 +161,7 @@ def test_results_that_do_not_fit_are_refused(measured: dict[str, Any], target: C
 
 def test_packs_are_for_graphics_processors(tmp_path: Path) -> None:
     for name in ("host", "cuda-simulated"):
-        with pytest.raises(OptionError, match="packs are for graphics processors"):
+        with pytest.raises(OptionError, match="packs are for GPUs"):
             write_pack(perceptron()[0], name, tmp_path / "pack")
     with pytest.raises(OptionError, match="exists and is not an empty folder"):
         write_pack(perceptron()[0], "h100", Path(__file__).parent)

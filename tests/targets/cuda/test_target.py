@@ -100,7 +100,7 @@ def test_a_library_holds_machine_code_and_its_source(monkeypatch: pytest.MonkeyP
     expected = expected_of(model, inputs)
     np.testing.assert_allclose(module.run(inputs)["y"], expected, rtol=2e-5, atol=2e-6)
     module.export(tmp_path / "m.twm")
-    with pytest.raises(IncompatibleArtifactError, match=r"NVIDIA graphics processor of compute capability 7\.5"):
+    with pytest.raises(IncompatibleArtifactError, match=r"NVIDIA GPU of compute capability 7\.5"):
         compiler.load(tmp_path / "m.twm")
 
 

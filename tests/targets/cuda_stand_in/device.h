@@ -1,4 +1,4 @@
-// A graphics processor made of this process: its memory, which the processor may not touch outside of kernels and copies, and
+// A GPU made of this process: its memory, which the processor may not touch outside of kernels and copies, and
 // its streams, whose work is done as late as CUDA allows: when somebody waits for it.
 //
 // Set by the environment: STAND_IN_KERNELS, the folder of the kernels' libraries; STAND_IN_DEVICES (1); STAND_IN_CAPABILITY

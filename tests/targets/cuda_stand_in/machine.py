@@ -1,4 +1,4 @@
-"""A machine without Python, with a graphics processor that is a stand-in: programs run in a bare root folder."""
+"""A machine without Python, with a GPU that is a stand-in: programs run in a bare root folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SYSTEM = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libdl.s
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """A machine with the stand-in for a graphics processor: its root folder, which holds what programs need of the
+    """A machine with the stand-in for a GPU: its root folder, which holds what programs need of the
     system, and nothing else.
 
     Attributes:

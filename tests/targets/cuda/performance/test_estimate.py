@@ -1,4 +1,4 @@
-"""The model of a graphics processor on small kernels in PTX, whose counts are known by hand."""
+"""The model of a GPU on small kernels in PTX, whose counts are known by hand."""
 
 from __future__ import annotations
 

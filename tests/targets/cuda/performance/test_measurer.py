@@ -1,4 +1,4 @@
-"""Tuning for a graphics processor without one: nvcc's report and the model order candidates."""
+"""Tuning for a GPU without one: nvcc's report and the model order candidates."""
 
 from __future__ import annotations
 
