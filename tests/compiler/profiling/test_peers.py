@@ -38,7 +38,7 @@ def test_rows_of_all_runtimes(model: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_what_cannot_be_compared_is_refused(model: Path) -> None:
-    with pytest.raises(OptionError, match="'tvm' is no runtime"):
+    with pytest.raises(OptionError, match="'tvm' is not a runtime"):
         check_peers(["tvm"], model)
     with pytest.raises(OptionError, match="read ONNX files"):
         check_peers(["onnxruntime"], Path("net.twm"))
