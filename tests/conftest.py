@@ -27,6 +27,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # What a developer has tuned is not part of what is tested.
 os.environ["TENSORWRIGHT_RECORDS"] = str(Path(tempfile.gettempdir()) / "tensorwright-tests-have-no-records")
 
+OPTIMIZE = "TENSORWRIGHT_TESTS_OPTIMIZE"
+"""Environment variable: optimize the machine code of all tests, as in `make sweep` and CI."""
+
+# The runtime in C++ is compiled for each architecture once, which takes longer than its tests.
+if not os.environ.get(OPTIMIZE):
+    os.environ.setdefault("TENSORWRIGHT_CXXFLAGS", "-O0")
+
 REQUIRE_TOOLS = "TENSORWRIGHT_TESTS_REQUIRE_TOOLS"
 """Environment variable: fail, rather than skip, tests for which this machine lacks a compiler or an emulator."""
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from compiler.device.runtime_libraries import runtime_libraries
-from compiler.device.runtime_sources import compile_objects, include_folders, include_options
+from compiler.device.runtime_sources import EXTRA_OPTIONS, compile_objects, include_folders, include_options
 from compiler.device.third_party_objects import third_party_includes, third_party_objects
 from compiler.support.cache import cached, key_of
 from targets import Target
@@ -90,6 +90,7 @@ COMPILE_OPTIONS = (
     "-DSODIUM_STATIC",
     f'-DTENSORWRIGHT_VERSION="{importlib.metadata.version("tensorwright")}"',
     f'-DTENSORWRIGHT_ENGINE="{importlib.metadata.version("apache-tvm")}"',
+    *EXTRA_OPTIONS,
 )
 LINK_OPTIONS = ("-s", "-Wl,--gc-sections", "-Wl,-rpath,$ORIGIN:$ORIGIN/../lib")
 

@@ -2,8 +2,7 @@
 
 `python -m compiler.device.record_schema` writes `cpp/record_schema_table.h`, which `record_schema.cc` checks documents
 against; a test compares the two. Checks that relate several fields are written in both languages (`__post_init__` of
-the
-records, `cpp/manifest.cc`), and `tests.fuzz device` compares the verdicts.
+the records, `cpp/manifest.cc`), and `tests.fuzz device` compares the verdicts.
 """
 
 from __future__ import annotations

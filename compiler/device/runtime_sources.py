@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,8 @@ from targets import Target
 
 # The object files that every program needs; RPC and the shared library loader are only in shared libraries.
 FFI_OBJECT, RUNTIME_OBJECT = "ffi.o", "runtime.o"
+# Appended to the options of all C and C++ code for devices, like "-O0 -g" to debug it.
+EXTRA_OPTIONS = tuple(shlex.split(os.environ.get("TENSORWRIGHT_CXXFLAGS", "")))
 _HEADERS = Path(__file__).with_name("third_party") / "tvm"
 _OPTIONS = (
     "-std=c++17",
@@ -31,6 +35,7 @@ _OPTIONS = (
     "-fdata-sections",
     "-DTVM_FFI_USE_LIBBACKTRACE=0",
     "-DTVM_FFI_BACKTRACE_ON_SEGFAULT=0",
+    *EXTRA_OPTIONS,
 )
 _CORE = (
     "cpu_device_api", "device_api", "file_utils", "logging", "module", "tensor", "thread_pool", "threading_backend",

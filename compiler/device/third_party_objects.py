@@ -1,13 +1,11 @@
 """The C libraries linked into every device program, compiled from source distributions on PyPI.
 
 libsodium (ISC License) is in PyNaCl. All of its C files are compiled, without assembly and processor-specific
-intrinsics:
-the reference implementations run on every architecture, and a device checks and encrypts little data.
+intrinsics: the reference implementations run on every architecture, and a device checks and encrypts little data.
 
 Wuffs' image decoders (Apache License 2.0 or MIT License) are one C file in pywuffs. Wuffs is a language in which code
-that
-reads past its buffers, or overflows, does not compile; its JPEG decoder has the same results as libjpeg-turbo, which
-Pillow uses.
+that reads past its buffers, or overflows, does not compile; its JPEG decoder has the same results as libjpeg-turbo,
+which Pillow uses.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from compiler.device.runtime_libraries import download_source
+from compiler.device.runtime_sources import EXTRA_OPTIONS
 from compiler.support.cache import cached, key_of
 from targets import Target
 
@@ -76,7 +75,7 @@ def third_party_licenses() -> dict[str, Path]:
 def _object(
     name: str, source: Path, files: Sequence[Path], target: Target, options: Sequence[str], includes: Sequence[str] = ()
 ) -> Path:
-    compiler, options = target.compiler(), [*_OPTIONS, *options]
+    compiler, options = target.compiler(), [*_OPTIONS, *options, *EXTRA_OPTIONS]
     key = key_of([target.architecture, source.name, compiler.version(), *options])
 
     def build(folder: Path) -> None:

@@ -31,8 +31,8 @@ class WindowWorkload(Workload):
     `batch` is 0 if symbolic, and so is each of `spatial`: such a dimension is dynamic. `block` is the number of lanes
     of the output's channel blocks. `pad` holds (before, after) for each spatial dimension; a negative `after` (input
     that no window reaches) is allowed. `same` is "upper" or "lower" if the padding of dynamic dimensions follows from
-    their
-    sizes: half of it before the input, an odd element after ("upper") or before it; `pad` is then the largest of both.
+    their sizes: half of it before the input, an odd element after ("upper") or before it; `pad` is then the largest of
+    both.
     """
 
     batch: int

@@ -151,8 +151,7 @@ class TiledProductRule(ProductRule[ProductWorkload]):
 
     def units(self, workload: ProductWorkload, config: Config, machine: Machine) -> float:
         """Time, in units of a multiplication, of the multiprocessor with the most blocks, which multiplies at its full
-        rate
-        if enough warps are resident to hide their latencies."""
+        rate if enough warps are resident to hide their latencies."""
         assert isinstance(machine, GpuMachine)
         tile, splits, samples = self.tile(config), config.integer("splits"), max(workload.samples, 1)
         rows, columns, steps = (each or UNKNOWN for each in (workload.rows, workload.columns, workload.depth))

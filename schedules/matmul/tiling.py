@@ -54,8 +54,7 @@ class MatmulSizes:
 @dataclass(frozen=True)
 class ProductCut:
     """Number of row chunks, row tiles per chunk (the last chunk may have fewer, and includes the rows that do not fill
-    a
-    tile), and the depth of each part; 0 for the whole depth."""
+    a tile), and the depth of each part; 0 for the whole depth."""
 
     chunks: Index
     per_chunk: Index

@@ -10,9 +10,7 @@ import pytest
 import tvm
 
 from targets.cpu.llvm import LlvmTarget
-
-OPTIMIZE = "TENSORWRIGHT_TESTS_OPTIMIZE"
-"""Environment variable: optimize the machine code of all tests, as in `make sweep` and CI."""
+from tests.conftest import OPTIMIZE
 
 # Tests of generated code and its speed, and of the processes and devices that run it.
 _OF_CODE = frozenset(("codegen", "device", "profiling", "runtime", "tuning"))

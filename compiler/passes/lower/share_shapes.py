@@ -1,8 +1,7 @@
 """share-shapes: create each dynamic shape once.
 
 `lower-shapes` creates a shape at each use, by a call that allocates an object. With small tensors these calls dominate
-a
-run: DLRM with 26 embeddings creates 177 shapes, of which a tenth are distinct.
+a run: DLRM with 26 embeddings creates 177 shapes, of which a tenth are distinct.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -22,6 +23,7 @@ from targets.conformance.models import random_inputs, small_net
 from tests.compiler.cli.running import isolated_consoles
 from tests.compiler.device.emulators import target_that_runs
 from tests.compiler.frontends.processing.nets import NAMES, net_with
+from tests.conftest import OPTIMIZE
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,7 @@ def test_it_is_refused_without_a_trusted_signature(program: StaticProgram, targe
     assert done.stderr.startswith("error: the linked module is signed by none of the trusted keys, only by ")
 
 
+@pytest.mark.skipif(not os.environ.get(OPTIMIZE), reason=f"the size of optimized code: set {OPTIMIZE}")
 def test_it_is_a_sixth_of_onnx_runtime(program: StaticProgram) -> None:
     assert program.onnx_runtime_bytes is not None
     assert program.bytes < program.onnx_runtime_bytes / 6
