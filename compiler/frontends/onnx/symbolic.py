@@ -14,6 +14,7 @@ import tvm
 from tvm import sym, tirx
 
 from schedules.ir.size_proofs import SizeSpellings
+from schedules.ir.structural import structural_walk
 from schedules.ir.tir import structural_map
 from schedules.ir.tvm_types import Expr
 
@@ -21,6 +22,7 @@ Scalar = Any  # int | float | bool | tvm.ir.Expr of a primitive type
 Dim = Any  # int | tvm.ir.Expr of type int64
 
 _MAXIMUM_SIZE = 2**40
+_DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 _LARGEST_DENOMINATOR = 16  # of float constants by which sizes are multiplied exactly
 
 
@@ -201,9 +203,22 @@ class Arithmetic:
         if is_number(a) and is_number(b) and a == b and type(a) is type(b):
             return a
         left, right = _same_type(a, b)
-        if self.spellings.equal(left, right):
+        if self.spellings.equal(left, right) or self._divides_by_zero(right, tirx.Not(condition)):
             return a
+        if self._divides_by_zero(left, condition):
+            return b
         return self.simplify(tirx.Select(condition, left, right))
+
+    def _divides_by_zero(self, value: tvm.ir.Expr, condition: tvm.ir.Expr) -> bool:
+        """True if the value divides by zero when the condition holds. Such runs are refused, and TVM, which simplifies
+        the sides of a selection by its condition, does not compile the division."""
+        divisors: list[tvm.ir.Expr] = []
+        structural_walk(value, (_DIVISIONS, lambda each: divisors.append(each.b)))
+        divisors = [each for each in divisors if dtype_of(each) == "int64"]
+        if not divisors:
+            return False
+        with self.analyzer.constraint_scope(condition):
+            return any(self.analyzer.can_prove(tirx.EQ(each, _constant(0, each))) for each in divisors)
 
     def product(self, values: Iterable[Scalar]) -> Scalar:
         result: Scalar = 1

@@ -7,8 +7,10 @@ import onnx
 import onnx.parser
 import onnxruntime
 import pytest
+from tvm import tirx
 
 import compiler
+from compiler.frontends.onnx.symbolic import Arithmetic, expression
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> graph'
 
@@ -107,3 +109,31 @@ def test_a_sum_of_integers_whose_sizes_are_equal_or_one() -> None:
 
 def _bytes(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return generator.integers(0, 256, shape).astype(np.uint8)
+
+
+def test_a_shape_whose_zero_would_copy_a_quotient_by_it() -> None:
+    """A zero in the shape copies the input's size, here a quotient by the same size: HuBERT's heads and frames."""
+    text = """(float[a,b] x, float[k] like) => (float[p,q] y)
+      <int64[1] minus = {-1}, int64[1] window = {4}, int64[1] step = {3}, int64[1] one = {1}>
+      { long = Shape(like)
+        last = Sub(long, window)
+        steps = Div(last, step)
+        frames = Add(steps, one)
+        first = Concat<axis: int = 0>(frames, minus)
+        rows = Reshape(x, first)
+        turned = Transpose<perm: ints = [1, 0]>(rows)
+        same = Reshape(turned, first)
+        y = Exp(same) }"""
+    check(text, [{"x": floats(6, 4), "like": floats(10)}, {"x": floats(5, 7), "like": floats(16)}])
+
+
+def test_a_selection_never_divides_by_a_zero_of_its_condition() -> None:
+    """TVM simplifies the sides of a selection by its condition, and refuses to divide by zero."""
+    arithmetic = Arithmetic()
+    rows, length = arithmetic.dimension("rows"), arithmetic.dimension("length")
+    frames = arithmetic.simplify(tirx.floordiv(length - 400, expression(320)) + 1)
+    quotient = tirx.floordiv(rows * 4, frames)
+    is_zero, is_not = tirx.EQ(frames, expression(0)), tirx.NE(frames, expression(0))
+    assert arithmetic.equal_is_proved(arithmetic.select(is_zero, quotient, frames), frames)
+    assert arithmetic.equal_is_proved(arithmetic.select(is_not, rows, quotient), rows)
+    assert isinstance(arithmetic.select(tirx.EQ(rows, expression(0)), quotient, frames), tirx.Select)
