@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from examples import raspberry_pi
 from tests.compiler.device.emulators import target_that_runs
+from tests.conftest import OPTIMIZE
 
 
 def test_speech_detection_verifies_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,4 +18,5 @@ def test_speech_detection_verifies_itself(tmp_path: Path, capsys: pytest.Capture
     raspberry_pi.main(["--output", str(tmp_path / "speech")])
     shown = capsys.readouterr().out
     assert "verified" in shown
-    assert (tmp_path / "speech").stat().st_size < 6e6
+    if os.environ.get(OPTIMIZE):
+        assert (tmp_path / "speech").stat().st_size < 6e6

@@ -79,7 +79,7 @@ def test_one_class_has_scores_and_a_cutout() -> None:
     [
         ((1, 3, 8), None, "mask of each class"),
         ((1, 300, 8, 8), None, "256 classes"),
-        ((1, 2, 8, 8), "crop", "cuts off"),
+        ((1, 2, 8, 8), "crop", "cropped parts have no mask"),
     ],
 )
 def test_what_has_no_mask_is_one_error(shape: tuple[int, ...], resize: Resize | None, message: str) -> None:

@@ -107,7 +107,7 @@ def test_a_multiple_that_a_dimension_needs_to_be_is_named_as_a_line_to_paste() -
     with pytest.raises(InvalidModelError) as caught:
         tensorwright.compile(Halves().eval(), example_inputs=(torch.ones(3, 8),), dynamic_shapes=sizes)
     hint = str(caught.value.hint)
-    lines = hint.partition("so: ")[2].split("; ")
+    lines = hint.partition("as follows: ")[2].split("; ")
     defined: dict[str, object] = {"Dim": torch.export.Dim}
     for line in lines:
         exec(line, defined)
@@ -132,7 +132,7 @@ class Sum(torch.nn.Module):
 
 def test_a_dynamic_size_of_one_in_the_example_is_named() -> None:
     sizes = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
-    with pytest.raises(InvalidModelError, match="dimension 0 of x is dynamic, and 1 in the example") as caught:
+    with pytest.raises(InvalidModelError, match="dimension 0 of x is dynamic, but 1 in the example") as caught:
         tensorwright.compile(Sum().eval(), example_inputs=(torch.ones(1, 3),), dynamic_shapes=sizes)
     assert "at least 2" in str(caught.value.hint)
 
