@@ -27,6 +27,8 @@ from compiler.frontends.llm.settings import Settings
 
 Changes = Callable[[DecoderConfig, Settings], DecoderConfig]
 Positions = Literal["rotary", "learned", "alibi", "none"]
+# The weights of the chosen experts sum to 1, or do not, which llama.cpp assumes for most files that state neither.
+NORMALIZED, NOT_NORMALIZED = {"norm_topk_prob": True}, {"norm_topk_prob": False}
 
 
 @dataclass(frozen=True, kw_only=True)

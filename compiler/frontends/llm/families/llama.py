@@ -9,7 +9,7 @@ from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, Heads, Temperature, XieluNumbers
-from compiler.frontends.llm.families.family import Family, Gguf, mixture, needed, without
+from compiler.frontends.llm.families.family import NORMALIZED, NOT_NORMALIZED, Family, Gguf, mixture, needed, without
 from compiler.frontends.llm.families.layer_kinds import CHUNKED, FULL, MLP, SLIDING, listed_kinds
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import (
@@ -227,7 +227,6 @@ def _listed_mlps(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     return replace(config, layers=tuple(replace(layer, feeds=width > 0) for layer, width in layers))
 
 
-_NORMALIZED, _NOT_NORMALIZED = {"norm_topk_prob": True}, {"norm_topk_prob": False}
 _DEEPSEEK = {"scoring_func": "sigmoid", "topk_sum_epsilon": 1e-20, "norm_topk_prob": True}
 _DEEPSEEK_KEYS = {"num_experts": "n_routed_experts"}
 _DEEPSEEK_GGUF = {"expert_shared_count": "n_shared_experts"}
@@ -243,7 +242,7 @@ _CWM_ROPE = {
     "low_freq_factor": 1.0,
     "original_max_position_embeddings": 8192,
 }
-_EXPERTS_PER_TOKEN = {"num_experts_per_tok": 2, **_NORMALIZED}
+_EXPERTS_PER_TOKEN = {"num_experts_per_tok": 2, **NORMALIZED}
 _NORM_EPS = {"rms_norm_eps": "layer_norm_eps"}
 _COHERE_GGUF: dict[str, Any] = {
     "interleaved": True,
@@ -344,7 +343,7 @@ LLAMA: dict[str, Family] = {
     "qwen2_moe": Family(
         names=hugging_face_names(roles=QWEN_EXPERTS),
         defaults={**_QWEN, "num_experts_per_tok": 4, "shared_gate": True},
-        gguf=(Gguf(name="qwen2moe", values=_NOT_NORMALIZED),),
+        gguf=(Gguf(name="qwen2moe", values=NOT_NORMALIZED),),
     ),
     "qwen3_moe": Family(
         names=hugging_face_names(roles=QWEN_EXPERTS),
@@ -354,7 +353,7 @@ LLAMA: dict[str, Family] = {
     "olmoe": Family(
         names=hugging_face_names(roles=QWEN_EXPERTS),
         defaults={"rms_norm_eps": 1e-5, "num_experts_per_tok": 8},
-        gguf=(Gguf(name="olmoe", values=_NOT_NORMALIZED),),
+        gguf=(Gguf(name="olmoe", values=NOT_NORMALIZED),),
     ),
     "glm4_moe": Family(
         names=hugging_face_names(roles=DEEPSEEK_EXPERTS),
@@ -365,7 +364,7 @@ LLAMA: dict[str, Family] = {
                 name="glm4moe",
                 roles={"mlp_norm": "post_attention_norm"},
                 keys=_DEEPSEEK_GGUF,
-                values=_NOT_NORMALIZED,
+                values=NOT_NORMALIZED,
             ),
         ),
     ),
@@ -373,7 +372,7 @@ LLAMA: dict[str, Family] = {
         names=hugging_face_names(roles=DEEPSEEK_EXPERTS),
         defaults=_DEEPSEEK,
         aliases=_DEEPSEEK_KEYS,
-        gguf=(Gguf(name="dots1", keys=_DEEPSEEK_GGUF, values=_NOT_NORMALIZED),),
+        gguf=(Gguf(name="dots1", keys=_DEEPSEEK_GGUF, values=NOT_NORMALIZED),),
     ),
     "smollm3": Family(
         defaults={
@@ -436,7 +435,7 @@ LLAMA: dict[str, Family] = {
             "sliding_window": 128,
             "sliding_window_pattern": 2,
             "num_experts_per_tok": 4,
-            **_NORMALIZED,
+            **NORMALIZED,
         },
         gguf=(Gguf(name="gpt-oss", roles={"mlp_norm": "post_attention_norm"}),),
     ),

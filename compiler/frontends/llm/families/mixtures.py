@@ -8,7 +8,7 @@ from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig, Heads
-from compiler.frontends.llm.families.family import Family, Gguf, mixture, without
+from compiler.frontends.llm.families.family import NORMALIZED, NOT_NORMALIZED, Family, Gguf, mixture, without
 from compiler.frontends.llm.families.layer_kinds import FULL, SLIDING, listed_kinds
 from compiler.frontends.llm.families.llama import full_first, hunyuan, layer_ropes
 from compiler.frontends.llm.gguf_file import GgufFile
@@ -162,9 +162,7 @@ def _bailing_shared(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, A
     return {"n_shared_experts": None, "shared_expert_intermediate_size": count * width}
 
 
-_NORMALIZED = {"norm_topk_prob": True}
-_NOT_NORMALIZED = {"norm_topk_prob": False}  # what llama.cpp takes these files for that do not say it
-_SIGMOID = {**_NORMALIZED, "scoring_func": "sigmoid"}
+_SIGMOID = {**NORMALIZED, "scoring_func": "sigmoid"}
 _DEEPSEEK = {**_SIGMOID, "topk_sum_epsilon": 1e-20}
 _SHARED_KEY = {"n_shared_experts": "num_shared_experts"}
 _COUNT_GGUF = {"expert_shared_count": "n_shared_experts"}
@@ -177,7 +175,7 @@ MIXTURES: dict[str, Family] = {
         renames={"mlp.gate.moe_statics.": "mlp.moe_statics."},
         experts=_ernie_mixture,
         defaults={
-            **_NORMALIZED,
+            **NORMALIZED,
             "rms_norm_eps": 1e-5,
             "rope_theta": 5e5,
             "tie_word_embeddings": True,
@@ -209,7 +207,7 @@ MIXTURES: dict[str, Family] = {
         ),
         experts=_hunyuan_mixture,
         changes=hunyuan,
-        defaults={**_NORMALIZED, "rms_norm_eps": 1e-5},
+        defaults={**NORMALIZED, "rms_norm_eps": 1e-5},
         aliases={"num_experts_per_tok": "moe_topk"},
         gguf=(Gguf(name="hunyuan-moe"),),
     ),
@@ -228,7 +226,7 @@ MIXTURES: dict[str, Family] = {
             "routed_scaling_factor": 2.5,
         },
         aliases=_SHARED_KEY,
-        gguf=(Gguf(name="exaone-moe", keys=_COUNT_GGUF, values=_NOT_NORMALIZED),),
+        gguf=(Gguf(name="exaone-moe", keys=_COUNT_GGUF, values=NOT_NORMALIZED),),
     ),
     "afmoe": Family(
         names=hugging_face_names(
@@ -267,7 +265,7 @@ MIXTURES: dict[str, Family] = {
                 norms="sandwich",
                 roles={"attention_gate": "attn_gate"},
                 values={
-                    **_NOT_NORMALIZED,
+                    **NOT_NORMALIZED,
                     "mup_enabled": True,
                     "sliding_window_pattern": 4,
                     "no_rope_layer_interval": 4,
@@ -321,7 +319,7 @@ MIXTURES: dict[str, Family] = {
             "first_k_dense_replace": 1,
         },
         aliases={**_SHARED_KEY, "routed_scaling_factor": "router_scaling_factor"},
-        gguf=(Gguf(name="hy_v3", roles={"router_bias": "exp_probs_b"}, values=_NOT_NORMALIZED),),
+        gguf=(Gguf(name="hy_v3", roles={"router_bias": "exp_probs_b"}, values=NOT_NORMALIZED),),
     ),
     "cohere2_moe": Family(
         names=without(hugging_face_names(roles=DEEPSEEK_EXPERTS), "mlp_norm"),
@@ -331,7 +329,7 @@ MIXTURES: dict[str, Family] = {
         changes=_cohere_moe,
         storage=Storage(interleaved=True),
         defaults={
-            **_NORMALIZED,
+            **NORMALIZED,
             "head_dim": 128,
             "num_experts": 8,
             "num_experts_per_tok": 2,
@@ -383,7 +381,7 @@ MIXTURES: dict[str, Family] = {
             "mlp.gate.e_score_correction_bias": "mlp.experts.e_score_correction_bias",
             "mlp.shared_experts.": "mlp.shared_expert.",
         },
-        gguf=(Gguf(name="laguna", roles={"attention_gate": "attn_gate"}, values=_NOT_NORMALIZED, read=_laguna_gguf),),
+        gguf=(Gguf(name="laguna", roles={"attention_gate": "attn_gate"}, values=NOT_NORMALIZED, read=_laguna_gguf),),
     ),
     "flex_olmo": Family(
         names=hugging_face_names("post", roles=QWEN_EXPERTS),
@@ -392,7 +390,7 @@ MIXTURES: dict[str, Family] = {
     "mellum": Family(
         names=hugging_face_names(roles=QWEN_EXPERTS),
         defaults={
-            **_NORMALIZED,
+            **NORMALIZED,
             "head_dim": 128,
             "num_experts_per_tok": 8,
             "use_sliding_window": False,  # if layers are not listed
@@ -417,7 +415,7 @@ MIXTURES: dict[str, Family] = {
         storage=Storage(stacked_rows=True),
         kinds=full_first,
         changes=layer_ropes,
-        defaults={"attention_multiplier": 1.0, "num_experts_per_tok": 2, "sliding_window": 128, **_NORMALIZED},
+        defaults={"attention_multiplier": 1.0, "num_experts_per_tok": 2, "sliding_window": 128, **NORMALIZED},
         aliases={"shared_expert_intermediate_size": "shared_intermediate_size"},
     ),
 }
@@ -426,7 +424,7 @@ MIXTURES: dict[str, Family] = {
 MIXTURE_FILES: tuple[Family, ...] = (
     Family(
         gguf=tuple(
-            Gguf(name=name, interleaved=True, keys=_COUNT_GGUF, values=_NOT_NORMALIZED)
+            Gguf(name=name, interleaved=True, keys=_COUNT_GGUF, values=NOT_NORMALIZED)
             for name in ("deepseek", "deepseek2-ocr", "bailingmoe")
         )
     ),
@@ -436,7 +434,7 @@ MIXTURE_FILES: tuple[Family, ...] = (
             Gguf(
                 name="bailingmoe2",
                 keys=_COUNT_GGUF,
-                values=_NOT_NORMALIZED,
+                values=NOT_NORMALIZED,
                 read=_bailing_shared,
             ),
         ),

@@ -12,7 +12,7 @@ import numpy as np
 
 from compiler.errors import InvalidModelError
 from compiler.frontends.llm.config import DecoderConfig, ExpertsConfig
-from compiler.frontends.llm.families.family import Family, Gguf, mixture, within
+from compiler.frontends.llm.families.family import NOT_NORMALIZED, Family, Gguf, mixture, within
 from compiler.frontends.llm.families.latent import LATENT_KEYS, head_sizes, latent
 from compiler.frontends.llm.families.layer_kinds import (
     MOE,
@@ -504,6 +504,7 @@ _SSM = {
     "mamba_n_groups": "n_groups",
     "rms_norm_eps": "layer_norm_epsilon",
 }
+_MAMBA = {**_SSM, "mamba_d_ssm": "intermediate_size"}
 _PURE: dict[str, Any] = {
     "max_position_embeddings": _ENDLESS,
     "num_attention_heads": 1,
@@ -638,13 +639,13 @@ RECURRENT: dict[str, Family] = {
     "mamba": _recurrent(
         recurrent=_mamba,
         defaults={**_PURE, "tie_word_embeddings": True},
-        aliases={**_SSM, "mamba_d_ssm": "intermediate_size"},
+        aliases=_MAMBA,
         gguf=(Gguf(name="mamba", keys={"ssm.time_step_rank": "mamba_dt_rank"}),),
     ),
     "falcon_mamba": _recurrent(
         recurrent=_mamba,
         defaults={**_PURE, "tie_word_embeddings": True, "mixer_rms_eps": 1e-6, "dt_b_c_rms": True},
-        aliases={**_SSM, "mamba_d_ssm": "intermediate_size"},
+        aliases=_MAMBA,
         unused=("layernorm.weight",),
     ),
     "mamba2": _recurrent(
@@ -754,7 +755,7 @@ RECURRENT: dict[str, Family] = {
             Gguf(
                 name="jamba",
                 keys={"ssm.time_step_rank": "mamba_dt_rank"},
-                values={"norm_topk_prob": False, "num_experts": None},
+                values={**NOT_NORMALIZED, "num_experts": None},
                 read=_jamba_gguf,
             ),
         ),
@@ -790,7 +791,7 @@ RECURRENT: dict[str, Family] = {
             Gguf(
                 name="nemotron_h_moe",
                 keys={**_HEADS, "moe_latent_size": "moe_latent_size"},
-                values={**_DEEPSEEK, "norm_topk_prob": False},
+                values={**_DEEPSEEK, **NOT_NORMALIZED},
                 read=_nemotron_moe_gguf,
             ),
         ),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compiler.frontends.torch.decomposition import decomposition_of, is_dynamic
+from compiler.frontends.torch.decomposition import decomposition_of
 from compiler.frontends.torch.operators.elementwise import atan2, copysign, hypot, negative
 from compiler.frontends.torch.operators.ordering import cumprod
 from compiler.frontends.torch.operators.special_functions import expm1, log1p
@@ -90,21 +90,14 @@ for _operator in (
     _applies_to_parts(_operator)
 
 
-def _squeezes_symbols(node: torch.fx.Node) -> bool:
-    """True for complex numbers, which are pairs of real ones, and for dynamic sizes."""
-    (source,) = node.all_input_nodes
-    value: Tensor = source.meta["val"]
-    return value.is_complex() or is_dynamic(value.shape)
-
-
-@decomposition_of("aten.squeeze.default", condition=_squeezes_symbols)
+@decomposition_of("aten.squeeze.default", dtypes=_COMPLEX)
 def _squeeze(values: Tensor) -> Tensor:
     """Remove the axes of size 1 like `torch.export`, which assumes that dynamic sizes are not 1."""
+    if not values.is_complex():
+        return NotImplemented
     sizes: Sequence[Any] = values.shape
     axes = [axis for axis, size in enumerate(sizes) if isinstance(size, int) and size == 1]
-    if values.is_complex():
-        return _joined(*(each.squeeze(axes) for each in _parts(values)))
-    return values.squeeze(axes) if is_dynamic(sizes) else NotImplemented
+    return _joined(*(each.squeeze(axes) for each in _parts(values)))
 
 
 @decomposition_of("aten.zeros.default", dtypes=_COMPLEX)
