@@ -20,12 +20,17 @@ from compiler.errors import InputError, OptionError
 from compiler.generation.tokenizer import Tokenizer
 from compiler.support.optional import optional_module
 
-Kind = Literal["json_schema", "ebnf", "regex"]
+Kind = Literal["json_schema", "ebnf", "regex", "structural_tag"]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Bits = np.ndarray[Any, np.dtype[np.int32]]
-_NAMES = {"json_schema": "JSON schema", "ebnf": "grammar", "regex": "regular expression"}
+_NAMES = {
+    "json_schema": "JSON schema",
+    "ebnf": "grammar",
+    "regex": "regular expression",
+    "structural_tag": "structural tag",
+}
 _CACHE_BYTES = 256 << 20  # compiled grammars per model
-_WHITESPACE = 64  # between parts of JSON: without a limit, a text could be white space forever
+WHITESPACE = 64  # between parts of JSON: without a limit, a text could be white space forever
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class Grammar:
     """A constraint on the generated text.
 
     Attributes:
-        kind: kind of `text`: "json_schema"; "ebnf", a grammar like llama.cpp's GBNF with start rule `root`; "regex".
+        kind: kind of `text`: "json_schema"; "ebnf", a grammar like llama.cpp's GBNF with start rule `root`; "regex";
+            "structural_tag", a format of xgrammar as JSON.
     """
 
     kind: Kind
@@ -58,6 +64,11 @@ class Grammar:
         """Constrain whole texts to a regular expression."""
         return Grammar("regex", pattern)
 
+    @staticmethod
+    def structural_tag(form: Mapping[str, object]) -> Grammar:
+        """Constrain texts to a format of xgrammar: JSON schemas between texts and special tokens."""
+        return Grammar("structural_tag", json.dumps({"type": "structural_tag", "format": form}))
+
 
 class Grammars:
     """Compiles grammars for a model's vocabulary; recently used ones are cached. Thread-safe."""
@@ -66,8 +77,12 @@ class Grammars:
         """Raises MissingDependencyError if xgrammar is not installed."""
         self._package: Any = optional_module("xgrammar", "grammar", "constrains texts to a grammar")
         self._vocabulary, self._stop_tokens = vocabulary, stop_tokens
+        tokens = tokenizer.token_bytes(vocabulary)
+        for text, number in tokenizer.special_tokens().items():
+            if number < vocabulary and number not in stop_tokens:  # no text has the byte: only formats that name it
+                tokens[number] = b"\xff" + text.encode()
         information = self._package.TokenizerInfo(
-            tokenizer.token_bytes(vocabulary),
+            tokens,
             self._package.VocabType.RAW,
             vocab_size=vocabulary,
             stop_token_ids=list(stop_tokens),
@@ -104,9 +119,11 @@ class Grammars:
 
     def _compiled(self, grammar: Grammar) -> Any:
         if grammar.kind == "json_schema":
-            return self._compiler.compile_json_schema(grammar.text, max_whitespace_cnt=_WHITESPACE)
+            return self._compiler.compile_json_schema(grammar.text, max_whitespace_cnt=WHITESPACE)
         if grammar.kind == "regex":
             return self._compiler.compile_regex(grammar.text)
+        if grammar.kind == "structural_tag":
+            return self._compiler.compile_structural_tag(grammar.text)
         return self._compiler.compile_grammar(grammar.text)
 
 

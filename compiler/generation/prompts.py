@@ -43,7 +43,7 @@ class PromptReader:
     def tokens_of(self, prompt: Prompt) -> list[int]:
         """Return the tokens of a prompt. Raises InputError if it is empty, or has tokens outside the vocabulary."""
         if isinstance(prompt, Mapping) and "messages" in prompt:
-            return self._encoded(self._rendered(prompt), special=False)
+            return self._encoded(self.rendered(prompt), special=False)
         if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Collection):
             raise InputError(
                 f"a prompt cannot be of type {type(prompt).__name__}",
@@ -87,10 +87,10 @@ class PromptReader:
             raise InputError(
                 "images and sounds need a prompt that is a text or messages", "give the encoder's inputs as arrays"
             )
-        return self._encoded(with_media(self._rendered(prompt), texts, marker), special=False), inputs
+        return self._encoded(with_media(self.rendered(prompt), texts, marker), special=False), inputs
 
-    def _rendered(self, prompt: Any) -> str:
-        """Render messages or a `Chat` to text."""
+    def rendered(self, prompt: Any) -> str:
+        """Render messages or a `Chat` to text. Raises InputError if the chat template refuses it."""
         if not isinstance(prompt, Mapping):
             return self.required_tokenizer().chat(prompt)
         names = prompt.get("names") or {}

@@ -12,9 +12,10 @@ from compiler.errors import InputError
 from compiler.generation.grammar import Grammar
 from compiler.generation.options import GenerationOptions
 from compiler.generation.prompts import Prompt
+from compiler.generation.tool_calls import CallSyntax
 from compiler.serving.app.http import flag, mapping, orjson
 from compiler.serving.app.openai_models import unknown_fields
-from compiler.serving.app.tool_calls import json_size, message_calls, requested_tools
+from compiler.serving.app.tool_calls import json_size, message_calls, requested_tools, required_functions
 from compiler.serving.limits import Limits, utf8_size
 from compiler.support.shown import shown
 
@@ -52,6 +53,8 @@ class CompletionRequest:
         images, audio: media of a chat.
         tools: names of the functions that the model may call; None for no tools.
         several_calls: the model may make several calls at once.
+        required: functions of which the text must call one; none if it may be anything else.
+        syntax: the syntax of required calls in the model's chat template.
     """
 
     prompts: tuple[Prompt, ...]
@@ -64,6 +67,8 @@ class CompletionRequest:
     audio: bytes | None = None
     tools: tuple[str, ...] | None = None
     several_calls: bool = True
+    required: tuple[dict[str, Any], ...] = ()
+    syntax: CallSyntax | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,9 @@ def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionReques
     prompt: Prompt = messages
     if tools is not None or names:
         prompt = {"messages": messages, "tools": tools, "names": names}
+    required = required_functions(body, tools or ())
+    for each in required:
+        check_schema(each, limits)
     request = _request(body, (prompt,), logprobs, _limit(max_tokens), limits)
     return replace(
         request,
@@ -96,6 +104,7 @@ def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionReques
         audio=files.sounds[0] if files.sounds else None,
         tools=None if tools is None else tuple(each["function"]["name"] for each in tools),
         several_calls=body.get("parallel_tool_calls") is not False,
+        required=required,
     )
 
 

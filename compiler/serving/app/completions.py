@@ -17,8 +17,8 @@ from compiler.generation.output import Piece
 from compiler.serving.app.completion_options import CompletionRequest, chat_request, completion_request
 from compiler.serving.app.http import Call, Reply, StreamReply, check_method, failure, json_reply, mapping, orjson
 from compiler.serving.app.openai_models import named_model
-from compiler.serving.app.tool_calls import CalledTools
-from compiler.serving.limits import Limits
+from compiler.serving.app.tool_calls import CalledTools, RequiredCalls
+from compiler.serving.limits import Limits, utf8_size
 from compiler.serving.metrics import Metrics
 from compiler.serving.repository import Repository
 from compiler.serving.text.service import TextService
@@ -69,7 +69,7 @@ class ChatFormat:
 
     def __init__(self, text_of: TokenText, request: CompletionRequest) -> None:
         self._text_of, self._request = text_of, request
-        self._called: dict[int, CalledTools] = {}
+        self._called: dict[int, CalledTools | RequiredCalls] = {}
 
     def choice(self, index: int, text: str, reason: str, logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any]:
         """See `Format`."""
@@ -80,7 +80,7 @@ class ChatFormat:
             rest, calls = called.ended()
             if calls:
                 message |= {"content": (said + rest).strip() or None, "tool_calls": calls}
-                reason = "tool_calls"
+                reason = _reason(reason)
         return {
             "index": index,
             "message": message,
@@ -105,15 +105,21 @@ class ChatFormat:
             return [self._delta(index, {}, reason, None)]
         rest, calls = self._calls(index).ended()
         if calls:
-            reason = "tool_calls"
+            reason = _reason(reason)
         numbered = [{"index": number, **each} for number, each in enumerate(calls)]
         delta: dict[str, Any] = {"tool_calls": numbered} if calls else {"content": rest}
         last = self._delta(index, {}, reason, None)
         return [self._delta(index, delta, None, None), last] if calls or rest else [last]
 
-    def _calls(self, index: int) -> CalledTools:
+    def _calls(self, index: int) -> CalledTools | RequiredCalls:
         if index not in self._called:
-            self._called[index] = CalledTools(self._request.tools or (), several=self._request.several_calls)
+            request = self._request
+            names = request.tools or ()
+            self._called[index] = (
+                CalledTools(names, several=request.several_calls)
+                if request.syntax is None
+                else RequiredCalls(names, request.syntax)
+            )
         return self._called[index]
 
     def _delta(self, index: int, delta: dict[str, Any], reason: str | None, logprobs: object) -> dict[str, Any]:
@@ -126,6 +132,11 @@ class ChatFormat:
     def _token(self, token: int, value: float) -> dict[str, Any]:
         text = self._text_of(token)
         return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+
+def _reason(reason: str) -> str:
+    """Return why a text with calls ended."""
+    return "tool_calls" if reason == "stop" else reason
 
 
 class TextFormat:
@@ -230,6 +241,8 @@ class Completions:
             service = held.enter_context(self._repository.lease(name))
             if not isinstance(service, TextService):
                 raise InputError(f"{name!r} is not a language model", "use /v1/embeddings, or /v2/models/NAME/infer")
+            if request.required:
+                request = await _with_calls(service, request, call)
             texts = await _Texts.submit(service, request, call)
             held.callback(self._count, name, texts)
             held.callback(texts.cancel)
@@ -278,6 +291,16 @@ class _Texts:
         """Cancel unfinished sequences."""
         for each in self.handles:
             each.cancel()
+
+
+async def _with_calls(service: TextService, request: CompletionRequest, call: Call) -> CompletionRequest:
+    """Constrain the text to calls. Raises InputError if the model's chat template takes no tools."""
+    [prompt] = request.prompts
+    assert isinstance(prompt, Mapping)
+    syntax = await service.call_syntax(prompt["names"], call.required_sandbox)
+    grammar = syntax.grammar(request.required, several=request.several_calls)
+    call.limits.check("grammar_bytes", utf8_size(grammar.text))
+    return replace(request, syntax=syntax, options=replace(request.options, grammar=grammar))
 
 
 def _room(service: TextService, request: CompletionRequest) -> int:

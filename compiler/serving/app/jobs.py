@@ -15,6 +15,7 @@ from compiler.generation.grammar import Grammar, Grammars, Kind
 from compiler.generation.media import Media
 from compiler.generation.prompts import PromptReader
 from compiler.generation.tokenizer import Tokenizer, tokens_of
+from compiler.generation.tool_calls import call_syntax
 from compiler.generation.transcription import spectrograms
 from compiler.serving.app.tensors import read_inference
 from compiler.serving.limits import Limits
@@ -60,6 +61,13 @@ def _prompts(reader: PromptReader, prompts: list[Any], images: list[bytes], audi
         tokens, inputs = reader.prepared(prompt, media)
         found.append([np.array(tokens, np.int64), None if inputs is None else dict(inputs)])
     return found
+
+
+def _call_syntax(reader: PromptReader, names: Mapping[str, Any]) -> list[Any]:
+    """Return the fields of the `CallSyntax` of a chat template."""
+    found = call_syntax(reader, names)
+    parts = (found.before, found.between, found.middle, found.end)
+    return [None if each is None else list(each) for each in parts]
 
 
 def _texts(tokenizer: Any, texts: list[str]) -> list[Array]:
@@ -119,6 +127,7 @@ def _follow(grammars: Grammars, compiled: Any, sock: socket.socket, seconds: int
 
 JOBS: Mapping[str, Callable[..., Any]] = {
     "prompts": _prompts,
+    "call syntax": _call_syntax,
     "texts": _texts,
     "pairs": _pairs,
     "speech": _speech,

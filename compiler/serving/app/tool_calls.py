@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler.errors import InputError
+from compiler.generation.output import StopTexts
+from compiler.generation.tool_calls import CallSyntax
 from compiler.serving.app.http import mapping, orjson
 from compiler.serving.limits import Limits
 from compiler.support.shown import shown
@@ -18,8 +20,6 @@ _BEGIN, _END = "<tool_call>", "</tool_call>"
 def requested_tools(body: Mapping[str, object], limits: Limits) -> list[dict[str, Any]] | None:
     """Return the JSON schemas of the functions that a model may call; None if there are none. Raises InputError."""
     tools, choice = body.get("tools"), body.get("tool_choice")
-    if choice not in (None, "none", "auto"):
-        raise InputError(f"the tool_choice {shown(choice)} is not supported", "use auto or none")
     if not tools or choice == "none":
         return None
     if not isinstance(tools, list):
@@ -30,6 +30,27 @@ def requested_tools(body: Mapping[str, object], limits: Limits) -> list[dict[str
             raise InputError(f"a function's name must be a string, not {shown(function.get('name'))}")
     limits.check("text_bytes", json_size(tools, "'tools'"))
     return tools
+
+
+def required_functions(body: Mapping[str, object], tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Return the functions of which one must be called; none if the model may answer otherwise. Raises InputError."""
+    choice = body.get("tool_choice")
+    if choice in (None, "none", "auto"):
+        return ()
+    functions = tuple(each["function"] for each in tools)
+    if not functions:
+        raise InputError(f"the tool_choice {shown(choice)} needs 'tools'")
+    if choice != "required":
+        named = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
+        if not isinstance(named, Mapping):
+            hint = 'use none, auto, required, or {"type": "function", "function": {"name": "..."}}'
+            raise InputError(f"the tool_choice {shown(choice)} is not supported", hint)
+        functions = tuple(each for each in functions if each["name"] == named.get("name"))
+        if not functions:
+            raise InputError(f"the tool_choice names {shown(named.get('name'))}, which is none of the tools")
+    for each in functions:
+        mapping(each.get("parameters") or {}, f"the 'parameters' of the function {each['name']!r}")
+    return functions
 
 
 def json_size(value: object, what: str) -> int:
@@ -67,35 +88,32 @@ class CalledTools:
     def __init__(self, names: Sequence[str], *, several: bool) -> None:
         """`names`: names of the functions; `several`: accept more than the first call."""
         self._names, self._several = frozenset(names), several
-        self._text, self._said = "", 0
+        self._pieces, self._said = list[str](), 0
+        self._is_json: bool | None = None  # None: only white space so far
+        self._tag = StopTexts([_BEGIN])
 
     def say(self, text: str) -> str:
         """Append text; return the part that does not belong to a call."""
-        self._text += text
-        end = self._end()
-        said, self._said = self._text[self._said : end], max(self._said, end)
+        self._pieces.append(text)
+        if self._is_json is None:
+            text = "".join(self._pieces)
+            first = text.lstrip()[:1]
+            self._is_json = first in "{[" if first else None
+        said = self._tag.add(text) if self._is_json is False else ""
+        self._said += len(said)
         return said
 
     def ended(self) -> tuple[str, list[dict[str, Any]]]:
         """Return the held-back text that is not a call, and the calls."""
-        calls = self._calls()
-        rest = "" if calls else self._text[self._said :]
+        text = "".join(self._pieces)
+        calls = self._calls(text)
+        rest = "" if calls else text[self._said :]
         return rest, calls if self._several else calls[:1]
 
-    def _end(self) -> int:
-        """Return the end of the text that can be emitted."""
-        if self._text.lstrip()[:1] in ("", "{", "["):
-            return self._said
-        begin = self._text.find(_BEGIN)
-        if begin >= 0:
-            return begin
-        tails = (size for size in range(len(_BEGIN) - 1, 0, -1) if self._text.endswith(_BEGIN[:size]))
-        return len(self._text) - next(tails, 0)
-
-    def _calls(self) -> list[dict[str, Any]]:
-        parts = [self._text]
-        if _BEGIN in self._text:
-            parts = [each.split(_END)[0] for each in self._text.split(_BEGIN)[1:]]
+    def _calls(self, text: str) -> list[dict[str, Any]]:
+        parts = [text]
+        if _BEGIN in text:
+            parts = [each.split(_END)[0] for each in text.split(_BEGIN)[1:]]
         try:
             values = [json.loads(each) for each in parts]
         except (ValueError, RecursionError):
@@ -107,6 +125,29 @@ class CalledTools:
     def _call(self, value: object) -> dict[str, Any] | None:
         if not isinstance(value, dict) or not isinstance(value.get("name"), str) or value["name"] not in self._names:
             return None
-        arguments = json.dumps(value.get("arguments", value.get("parameters", {})), ensure_ascii=False)
-        function = {"name": value["name"], "arguments": arguments}
-        return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+        return _as_call(
+            value["name"], json.dumps(value.get("arguments", value.get("parameters", {})), ensure_ascii=False)
+        )
+
+
+class RequiredCalls:
+    """Parser of a text that consists of calls, held back until its end."""
+
+    def __init__(self, names: Sequence[str], syntax: CallSyntax) -> None:
+        self._names, self._syntax, self._pieces = names, syntax, list[str]()
+
+    def say(self, text: str) -> str:
+        """See `CalledTools`."""
+        self._pieces.append(text)
+        return ""
+
+    def ended(self) -> tuple[str, list[dict[str, Any]]]:
+        """See `CalledTools`; a text that ends within its first call stays text."""
+        text = "".join(self._pieces)
+        calls = [_as_call(*each) for each in self._syntax.read(text, self._names)]
+        return "" if calls else text, calls
+
+
+def _as_call(name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}

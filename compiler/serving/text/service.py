@@ -19,6 +19,7 @@ from compiler.generation.media import Media
 from compiler.generation.options import GenerationOptions
 from compiler.generation.prompts import Prompt, PromptReader
 from compiler.generation.scheduler import Scheduler
+from compiler.generation.tool_calls import CallSyntax
 from compiler.runtime import Module
 from compiler.runtime.identity import module_identity
 from compiler.serving.limits import INLINE_TEXT, Limits
@@ -144,6 +145,16 @@ class TextService:
         if self._grammars is None:
             raise OptionError("a grammar needs a tokenizer, and the model was compiled without one")
         return await self._grammars.matcher(grammar, sandbox, limits)
+
+    async def call_syntax(self, names: Mapping[str, object], sandbox: Sandbox) -> CallSyntax:
+        """Return the syntax of calls in the chat template, rendered with these variables in a sandbox.
+
+        Raises InputError if the model has no tokenizer, or its template takes no tools.
+        """
+        if self._prompts is None:
+            self._reader.required_tokenizer()
+        before, between, middle, end = await sandbox.run("call syntax", self._prompts, dict(names))
+        return CallSyntax(tuple(before), tuple(between), None if middle is None else tuple(middle), tuple(end))
 
     async def submit(
         self, prompt: ReadPrompt, options: GenerationOptions, matcher: Matcher | None = None

@@ -23,7 +23,10 @@ from tests.compiler.serving.server import serving
 openai = pytest.importorskip("openai")
 _TEMPLATE = (
     "{% for tool in tools or [] %}{{ tool.function.name }};{% endfor %}{% for m in messages %}"
-    "{% for call in m.tool_calls or [] %}{{ call.function.arguments.city }},{% endfor %}{{ m.content }}|{% endfor %}"
+    "{% for call in m.tool_calls or [] if not marked %}{{ call.function.arguments.city }},{% endfor %}"
+    "{{ m.content }}|{% endfor %}"
+    "{% if marked %}{% for m in messages %}{% for call in m.tool_calls or [] %}<|user|>{{ call.function.name }}=>"
+    "{{ call.function.arguments | tojson }};{% endfor %}{% endfor %}{% endif %}"
     "{% if short %}short{% endif %}"
 )
 _TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
@@ -44,6 +47,17 @@ _SCHEMA = {
     "required": ["name", "arguments"],
     "additionalProperties": False,
 }
+_CITY = {"type": "object", "properties": {"city": {"enum": ["Ulm", "Bonn"]}}, "required": ["city"]}
+_SEVERAL = [
+    {"type": "function", "function": {"name": name, "parameters": {**_CITY, "additionalProperties": False}}}
+    for name in ("weather", "time")
+]
+
+
+def _named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
 _DEEP = json.loads("[" * 500 + "]" * 500)
 _NO_SPACES = dict.fromkeys(map(str, b" \n\r\t"), -100)  # which JSON may have anywhere
 _FORM = {"type": "json_schema", "json_schema": {"name": "call", "schema": _SCHEMA}}
@@ -122,7 +136,14 @@ def test_a_request_with_calls_and_their_results() -> None:
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": _DEEP}}]}]},
             "'tool_calls' cannot",
         ),
-        ({"tools": _TOOLS, "tool_choice": "required"}, "the tool_choice 'required' is not supported"),
+        ({"tools": _TOOLS, "tool_choice": "any"}, "the tool_choice 'any' is not supported"),
+        ({"tool_choice": "required"}, "the tool_choice 'required' needs 'tools'"),
+        ({"tools": _TOOLS, "tool_choice": _named("time")}, "names 'time', which is none of the tools"),
+        ({"tools": _TOOLS, "tool_choice": {"type": "function"}}, "the tool_choice .* is not supported"),
+        (
+            {"tools": [{"function": {"name": "a", "parameters": 1}}], "tool_choice": "required"},
+            "the 'parameters' of the function 'a' must be an object",
+        ),
         ({"messages": [{"role": "assistant", "tool_calls": "a"}]}, "'tool_calls' must be a list"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}]},
@@ -164,6 +185,43 @@ def test_a_call_through_the_client(client: Any, language_file: Path) -> None:
         model="tiny", messages=following, tools=_TOOLS, max_tokens=1, extra_body={"chat_template_kwargs": {"short": 1}}
     )
     assert answer.usage.prompt_tokens == len("weather;hi|Ulm,|sun|short")
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("choice", "names"), [("required", {"weather", "time"}), (_named("time"), {"time"})])
+def test_a_required_call(client: Any, choice: Any, names: set[str], stream: bool, marked: bool) -> None:
+    for seed in range(3):
+        answer = client.chat.completions.create(
+            model="tiny", messages=_CHAT, tools=_SEVERAL, tool_choice=choice, parallel_tool_calls=False, stream=stream,
+            seed=seed, temperature=2.0, max_tokens=200, extra_body={"chat_template_kwargs": {"marked": marked}},
+            logit_bias=_NO_SPACES, response_format=_FORM,
+        )  # fmt: skip
+        if stream:
+            parts = [each for chunk in answer for each in chunk.choices]
+            [calls] = [each.delta.tool_calls for each in parts if each.delta.tool_calls]
+            assert not any(each.delta.content for each in parts)
+            reason = parts[-1].finish_reason
+        else:
+            message, reason = answer.choices[0].message, answer.choices[0].finish_reason
+            calls = message.tool_calls
+            assert message.content is None
+        [call] = calls
+        assert (call.function.name in names, reason) == (True, "tool_calls")
+        assert json.loads(call.function.arguments) in ({"city": "Ulm"}, {"city": "Bonn"})
+
+
+def test_several_required_calls_and_one_that_is_cut_off(client: Any) -> None:
+    options: dict[str, Any] = {
+        "model": "tiny", "messages": _CHAT, "tools": _SEVERAL, "tool_choice": "required", "logit_bias": _NO_SPACES,
+        "extra_body": {"chat_template_kwargs": {"marked": True}},
+    }  # fmt: skip
+    found = [client.chat.completions.create(**options, max_tokens=80, seed=seed).choices[0] for seed in range(4)]
+    assert max(len(each.message.tool_calls) for each in found) > 1
+    for each in found:
+        assert all(json.loads(call.function.arguments)["city"] for call in each.message.tool_calls)
+    [cut] = client.chat.completions.create(**options, max_tokens=4).choices
+    assert (cut.finish_reason, cut.message.tool_calls) == ("length", None)
 
 
 def test_biases_are_of_tokens_that_the_model_has(client: Any) -> None:

@@ -1,0 +1,181 @@
+"""Calls of tools in the syntax of a model's chat template: a grammar of texts that consist of calls, and their reader.
+
+The syntax is what the template adds for an assistant's message with one and with two calls of a made-up function.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compiler.errors import InputError
+from compiler.generation.grammar import WHITESPACE, Grammar
+from compiler.generation.prompts import PromptReader
+
+Parts = tuple[str | int | None, ...]
+_NAME, _ARGUMENTS, _IDS = "made_up_function", {"made_up_key": "made up value"}, ("madeupid1", "madeupid2")
+_TOOL = {"name": _NAME, "description": "made up", "parameters": {"type": "object", "properties": {}}}
+_THOUGHT = re.compile(r"<think>\s*(</think>\s*)?$")
+
+
+@dataclass(frozen=True)
+class CallSyntax:
+    """The text of a message that calls tools: `before`, calls separated by `middle`, and `end`. A call is a name,
+    `between`, and arguments as JSON.
+
+    Parts consist of texts, special tokens, and None for an identifier.
+
+    Attributes:
+        middle: None if a message has one call at most.
+    """
+
+    before: Parts
+    between: Parts
+    middle: Parts | None
+    end: Parts
+
+    def grammar(self, functions: Sequence[Mapping[str, Any]], *, several: bool) -> Grammar:
+        """Return the grammar of texts with a call of one of the functions, or with several calls."""
+        calls = {"type": "or", "elements": [self._call(each) for each in functions]}
+        elements = [*_formats(self.before), calls]
+        if several and self.middle is not None:
+            elements.append({"type": "star", "content": _sequence([*_formats(self.middle), calls])})
+        return Grammar.structural_tag(_sequence([*elements, *_formats(self.end)]))
+
+    def _call(self, function: Mapping[str, Any]) -> dict[str, Any]:
+        schema = function.get("parameters") or {"type": "object", "additionalProperties": False}
+        arguments = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": WHITESPACE}
+        return _sequence([*_formats((_quoted(function["name"]), *self.between)), arguments])
+
+    def read(self, text: str, names: Collection[str]) -> list[tuple[str, str]]:
+        """Return names and arguments, as JSON, of the complete calls in a text without special tokens."""
+        named = {_quoted(each): each for each in names}
+        chosen = "|".join(sorted(map(re.escape, named), key=len, reverse=True))
+        found: list[tuple[str, str]] = []
+        at = 0
+        part: Parts | None = self.before
+        while part is not None:
+            match = re.compile(f"{_pattern(part)}({chosen}){_pattern(self.between)}").match(text, at)
+            if match is None:
+                break
+            try:
+                at = json.JSONDecoder().raw_decode(text, match.end())[1]
+            except (ValueError, RecursionError):
+                break
+            found.append((named[match[1]], text[match.end() : at]))
+            part = self.middle
+        return found
+
+
+_JSON = CallSyntax(('[{"name": "',), ('", "arguments": ',), ('}, {"name": "',), ("}]",))
+
+
+def call_syntax(reader: PromptReader, names: Mapping[str, Any]) -> CallSyntax:
+    """Return the syntax of calls in the model's chat template; a list in JSON if it does not write a name and then
+    arguments as JSON.
+
+    Args:
+        names: variables of the template.
+
+    Raises InputError if the template takes no tools.
+    """
+    tokenizer = reader.required_tokenizer()
+    special = tokenizer.special_tokens()
+    stops = [tokenizer.decode([each], skip_special=False) for each in reader.description.stop_tokens]
+    head = _rendered(reader, names, 0)
+    texts = []
+    for calls in (1, 2):
+        try:
+            texts.append(_message(head, _rendered(reader, names, calls), stops))
+        except InputError:  # some templates refuse several calls
+            texts.append("")
+    one, two = (_split(text, calls, special) for calls, text in enumerate(texts, 1))
+    if one is None:
+        return replace(_JSON, before=(_closing(head), *_JSON.before))
+    before, between, end = one
+    if two is None or (two[0], two[1], two[3], two[4]) != (before, between, between, end):
+        return CallSyntax(before, between, None, end)
+    return CallSyntax(before, between, two[2], end)
+
+
+def _rendered(reader: PromptReader, names: Mapping[str, Any], calls: int) -> str:
+    """Render messages with a number of calls; without calls, with the beginning of the assistant's message."""
+    function = {"name": _NAME, "arguments": _ARGUMENTS}
+    called = [{"id": _IDS[at], "type": "function", "function": function} for at in range(calls)]
+    answer = {"role": "assistant", "content": "", "tool_calls": called}
+    return reader.rendered(
+        {
+            "messages": [{"role": "user", "content": "made up"}, *([answer] if calls else [])],
+            "tools": [{"type": "function", "function": _TOOL}],
+            "names": {**names, "add_generation_prompt": not calls},
+        }
+    )
+
+
+def _message(head: str, text: str, stops: Sequence[str]) -> str:
+    """Return the assistant's message behind its beginning and up to a stop token; "" if it begins in another way."""
+    if text.startswith(head):
+        found = text[len(head) :]
+    else:  # templates that begin with a thought leave it out of earlier messages
+        begun = _THOUGHT.sub("", head)
+        if begun == head or not text.startswith(begun):
+            return ""
+        found = _closing(head) + text[len(begun) :]
+    ends = [found.find(stop) for stop in stops if stop and stop in found]
+    return found[: min(ends)] if ends else found.rstrip()
+
+
+def _closing(head: str) -> str:
+    """Return the end of a thought that the beginning of a message leaves open."""
+    thought = _THOUGHT.search(head)
+    return "\n</think>\n\n" if thought and not thought[1] else ""
+
+
+def _split(text: str, calls: int, special: Mapping[str, int]) -> list[Parts] | None:
+    """Return the parts around names and arguments in a message; None if it has other calls."""
+    if text.count(_NAME) != calls:
+        return None
+    found, at = [], 0
+    for _ in range(calls):
+        name = text.index(_NAME, at)
+        begin = text.find("{", name)
+        try:
+            arguments, end = json.JSONDecoder().raw_decode(text, begin) if begin >= 0 else (None, 0)
+        except (ValueError, RecursionError):
+            return None
+        if arguments != _ARGUMENTS:
+            return None
+        found += [text[at:name], text[name + len(_NAME) : begin]]
+        at = end
+    separators = "|".join(map(re.escape, sorted([*special, *_IDS], key=len, reverse=True)))
+    pieces = [re.split(f"({separators})", each) for each in (*found, text[at:])]
+    return [tuple(None if each in _IDS else special.get(each, each) for each in part if each) for part in pieces]
+
+
+def _formats(parts: Parts) -> list[dict[str, Any]]:
+    return [
+        {"type": "const_string", "value": each} if isinstance(each, str)
+        else {"type": "token", "token": each} if each is not None
+        else {"type": "regex", "pattern": "[a-zA-Z0-9]{9}"}
+        for each in parts
+        if each != ""
+    ]  # fmt: skip
+
+
+def _sequence(elements: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "sequence", "elements": elements}
+
+
+def _pattern(parts: Parts) -> str:
+    """Return a pattern of the visible text; tokenizers may drop white space beside special tokens."""
+    texts = [each for each in parts if not isinstance(each, int)]
+    words = [r"\w{9}" if text is None else r"\s*".join(map(re.escape, re.split(r"\s+", text))) for text in texts]
+    return rf"\s*{''.join(words)}\s*"
+
+
+def _quoted(name: str) -> str:
+    """Return a name as within a JSON string."""
+    return json.dumps(name, ensure_ascii=False)[1:-1]

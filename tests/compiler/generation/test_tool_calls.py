@@ -1,0 +1,141 @@
+"""The syntax of calls follows from the chat template: what the template writes is what the grammar accepts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from compiler.artifact.language_model import LanguageModelDescription
+from compiler.errors import InputError
+from compiler.generation.grammar import Grammars
+from compiler.generation.prompts import PromptReader
+from compiler.generation.tokenizer import Tokenizer
+from compiler.generation.tool_calls import CallSyntax, call_syntax
+from tests.compiler.generation.models import byte_tokenizer
+
+pytest.importorskip("xgrammar")
+SPECIAL = ["<|end|>", "[CALLS]", "<s>"]
+_TURNS = "<s>{{ tools | tojson }}{% for m in messages %}{{ m.role }}:"
+_AFTER = "<|end|>\n{% endfor %}{% if add_generation_prompt %}assistant:"
+_EACH, _NEXT = "{% for c in m.tool_calls or [] %}", "{% endfor %}"
+_JSON = '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}'
+_TAGS = "{{ m.content }}" + _EACH + "\n\n<tool_call>\n" + _JSON + "}\n</tool_call>" + _NEXT
+_ITEM = _JSON + ', "id": "{{ c.id }}"}{{ ", " if not loop.last }}'
+_LIST = "{% if m.tool_calls %}[CALLS] [" + _EACH + _ITEM + _NEXT + "]{% endif %}"
+_MARKED = _EACH + "[CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}" + _NEXT
+_SINGLE = "{% if m.tool_calls and m.tool_calls | length != 1 %}{{ raise_exception('one call') }}{% endif %}" + _MARKED
+_XML = (
+    _EACH + "<{{ c.function.name }}>{% for k, v in c.function.arguments | items %}{{ k }}:{{ v }}{% endfor %}" + _NEXT
+)
+TEMPLATES = {
+    "tags": _TURNS + _TAGS + _AFTER + "{% endif %}",
+    "a list with identifiers": _TURNS + _LIST + _AFTER + "{% endif %}",
+    "marks": _TURNS + _MARKED + _AFTER + "{% endif %}",
+    "one call": _TURNS + _SINGLE + _AFTER + "{% endif %}",
+    "a thought": _TURNS + _TAGS + _AFTER + "<think>\n{% endif %}",
+    "no thought": _TURNS + _TAGS + _AFTER + "<think>\n\n</think>\n{% endif %}",
+}
+_WEATHER = {
+    "name": "weather",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+}
+_TIME = {"name": "time"}
+_TOOLS = [{"type": "function", "function": each} for each in (_WEATHER, _TIME)]
+_USER = {"role": "user", "content": "hi"}
+_CITY = {"city": 'Ulm "{', "days": 3}
+
+
+def _reader(template: str) -> PromptReader:
+    description = LanguageModelDescription(
+        architecture="llama",
+        context=4096,
+        vocabulary=256 + len(SPECIAL),
+        stop_tokens=(256,),
+        end=SPECIAL[0],
+        chat_template=template,
+    )
+    content = json.dumps(byte_tokenizer(SPECIAL)).encode()
+    return PromptReader(description, Tokenizer(content, description))
+
+
+def _written(reader: PromptReader, *calls: tuple[str, Any]) -> list[int]:
+    """The tokens that the template writes for an answer with calls, behind the prompt."""
+    tokenizer = reader.required_tokenizer()
+    listed = [
+        {"id": f"abcdefgh{at}", "type": "function", "function": {"name": name, "arguments": arguments}}
+        for at, (name, arguments) in enumerate(calls)
+    ]
+    answer = {"role": "assistant", "content": "", "tool_calls": listed}
+    text = tokenizer.chat([_USER, answer], _TOOLS, add_generation_prompt=False)
+    head = tokenizer.chat([_USER], _TOOLS)
+    if not text.startswith(head):
+        opened = "<think>\n" if head.endswith("<think>\n") else "<think>\n\n</think>\n"
+        head = head.removesuffix(opened)
+        text = head + ("\n</think>\n\n" if opened == "<think>\n" else "") + text[len(head) :]
+    tokens = tokenizer.encode(text[len(head) :], special=False)
+    return tokens[: tokens.index(256)]
+
+
+def _follows(
+    reader: PromptReader, syntax: CallSyntax, tokens: list[int], *functions: Any, several: bool = True
+) -> bool:
+    """True if the grammar allows the tokens and then the end."""
+    description = reader.description
+    grammars = Grammars(reader.required_tokenizer(), description.vocabulary, description.stop_tokens)
+    matcher = grammars.matcher(syntax.grammar(functions, several=several))
+    for token in [*tokens, 256]:
+        allowed = matcher.allowed
+        if allowed is not None and not allowed[token]:
+            return False
+        if token != 256:
+            matcher.accept(token)
+    return True
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_grammar_accepts_what_the_template_writes(name: str) -> None:
+    reader = _reader(TEMPLATES[name])
+    syntax = call_syntax(reader, {})
+    one = _written(reader, ("weather", _CITY))
+    text = reader.required_tokenizer().decode(one)
+    assert _follows(reader, syntax, one, _WEATHER, _TIME)
+    assert _follows(reader, syntax, one, _WEATHER)
+    assert not _follows(reader, syntax, one, _TIME)
+    assert not _follows(reader, syntax, one[:-1], _WEATHER, _TIME) or name in ("marks", "one call")
+    assert not _follows(reader, syntax, _written(reader, ("weather", {"city": "Ulm", "days": "3"})), _WEATHER)
+    assert [(found, json.loads(given)) for found, given in syntax.read(text, ["weather", "time"])] == [
+        ("weather", _CITY)
+    ]
+    assert not syntax.read(text, ["time"])
+    assert not syntax.read("some text", ["weather"])
+    if name == "one call":
+        assert syntax.middle is None
+        return
+    two = _written(reader, ("weather", _CITY), ("time", {}))
+    assert _follows(reader, syntax, two, _WEATHER, _TIME)
+    assert not _follows(reader, syntax, two, _WEATHER, _TIME, several=False)
+    text = reader.required_tokenizer().decode(two)
+    assert [found for found, _ in syntax.read(text, ["weather", "time"])] == ["weather", "time"]
+    assert [found for found, _ in syntax.read(text[: text.rindex("{") + 1], ["weather", "time"])] == ["weather"]
+
+
+@pytest.mark.parametrize("template", [_TURNS + _XML + _AFTER + "<think>{% endif %}", "{{ tools }}"])
+def test_other_templates_get_a_list_in_json(template: str) -> None:
+    reader = _reader(template)
+    syntax = call_syntax(reader, {})
+    text = json.dumps([{"name": "weather", "arguments": _CITY}, {"name": "time", "arguments": {}}])
+    text = "\n</think>\n\n" + text if "<think>" in template else text
+    assert _follows(reader, syntax, reader.required_tokenizer().encode(text), _WEATHER, _TIME)
+    assert [found for found, _ in syntax.read(text, ["weather", "time"])] == ["weather", "time"]
+
+
+def test_templates_without_tools() -> None:
+    with pytest.raises(InputError, match="takes no tools"):
+        call_syntax(_reader("{{ messages }}"), {})
