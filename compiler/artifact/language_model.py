@@ -108,6 +108,7 @@ class LanguageModelDescription(Record, frozen=True, kw_only=True):
         begin: text of the token that begins a text, for chat templates; "" for none.
         end: text of the token that ends a text.
         chat_template: Jinja source that converts messages to a prompt; None if the model has none.
+        tool_template: the same for messages with tools; None if it is `chat_template`.
         sequences: whether a run processes several sequences.
         stable_context: the sequence length beyond which keys depend on the length, so that longer sequences cannot
             share their prefixes; None if keys never depend on it.
@@ -127,6 +128,7 @@ class LanguageModelDescription(Record, frozen=True, kw_only=True):
     begin: str = ""
     end: str = ""
     chat_template: str | None = None
+    tool_template: str | None = None
     sequences: bool = False
     stable_context: Annotated[int, Meta(ge=1)] | None = None
     image_token: Token | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from compiler.artifact.language_model import LanguageModelDescription
@@ -32,6 +31,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._longest_match = LongestMatch.of(self._tokenizer)
         self._description = description
+        self._templates: dict[str, ChatTemplate] = {}
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokens of a text; `special` puts those before it that the model expects.
@@ -90,17 +90,18 @@ class Tokenizer:
 
         Raises InputError where the module has no chat template, or it refuses the messages.
         """
-        if self._template is None:
+        source = self._description.chat_template
+        if tools is not None:
+            source = self._description.tool_template or source
+        if source is None:
             raise InputError("the model has no chat template", "give the prompt as a text")
-        return self._template.render(messages, tools, **names)
+        return self._template(source).render(messages, tools, **names)
 
-    @cached_property
-    def _template(self) -> ChatTemplate | None:
-        description = self._description
-        if description.chat_template is None:
-            return None
-        special = {"bos_token": description.begin, "eos_token": description.end}
-        return ChatTemplate(description.chat_template, special)
+    def _template(self, source: str) -> ChatTemplate:
+        if source not in self._templates:
+            special = {"bos_token": self._description.begin, "eos_token": self._description.end}
+            self._templates[source] = ChatTemplate(source, special)
+        return self._templates[source]
 
 
 def tokens_of(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:

@@ -116,13 +116,15 @@ def read_gguf_tokenizer(file: GgufFile) -> TokenizerFiles:
     if not isinstance(types, list) or len(types) != len(tokens):
         raise InvalidModelError(f"{file.path}: {len(tokens)} tokens do not have as many types")
     content = _content(file, tokens, types)
-    template = file.value("tokenizer.chat_template")
+    templates = [file.value(f"tokenizer.chat_template{name}") for name in ("", ".tool_use")]
+    template, tool_template = (each if isinstance(each, str) else None for each in templates)
     return TokenizerFiles(
         content=None if content is None else json.dumps(content, ensure_ascii=False).encode(),
         stop_tokens=_stop_tokens(file, tokens, types),
         begin=_token_text(file, tokens, "bos"),
         end=_token_text(file, tokens, "eos"),
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=tool_template if template is None else template,
+        tool_template=tool_template,
     )
 
 

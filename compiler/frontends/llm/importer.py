@@ -220,6 +220,7 @@ def _description(architecture: str, context: int, vocabulary: int, files: Tokeni
         begin=files.begin,
         end=files.end,
         chat_template=files.chat_template,
+        tool_template=files.tool_template,
     )
 
 

@@ -22,7 +22,7 @@ class TokenizerFiles:
 
     Attributes:
         content: a file of the tokenizers library; None if the model has none.
-        stop_tokens, begin, end, chat_template: see `LanguageModelDescription`.
+        stop_tokens, begin, end, chat_template, tool_template: see `LanguageModelDescription`.
     """
 
     content: bytes | None
@@ -30,6 +30,7 @@ class TokenizerFiles:
     begin: str = ""
     end: str = ""
     chat_template: str | None = None
+    tool_template: str | None = None
 
     def text_of(self, token: int) -> str | None:
         """Return the text of an added token; None if there is none."""
@@ -78,6 +79,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         StorageError: a file cannot be read.
     """
     settings = _optional_json(folder / "tokenizer_config.json")
+    templates = _chat_templates(folder, settings)
     generation = _optional_json(folder / "generation_config.json")
     config = _optional_json(folder / "config.json")
     text = config.get("text_config")  # in models that also read images or sounds
@@ -88,7 +90,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         stop_tokens=_tokens(stops, folder),
         begin=token_text(settings.get("bos_token")),
         end=token_text(settings.get("eos_token")),
-        chat_template=_chat_template(folder, settings),
+        chat_template=templates.get("default", templates.get("tool_use")),
+        tool_template=templates.get("tool_use"),
     )
 
 
@@ -122,20 +125,25 @@ def read_text_rules(folder: Path) -> TextRules:
     return TextRules(tuple(start), tokens("suppress_tokens"), tokens("begin_suppress_tokens"))
 
 
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """Return the chat template from its own file, or from the settings (for processors also in a separate file): one,
-    or several with a default."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        try:
-            return read_bytes(path).decode()
-        except UnicodeDecodeError as error:
-            raise InvalidModelError(f"{path} is not valid UTF-8: {error}") from error
+def _chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """Return the chat templates by name, from their own files, or else from the settings (for processors also in a
+    separate file)."""
+    files = {path.stem: path for path in (folder / "additional_chat_templates").glob("*.jinja")}
+    files["default"] = folder / "chat_template.jinja"
+    found = {name: _text(path) for name, path in files.items() if path.exists()}
+    if found:
+        return found
     template = settings.get("chat_template") or _optional_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(template, list):
-        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    listed = template if isinstance(template, list) else [{"name": "default", "template": template}]
+    named = [(each.get("name"), each.get("template")) for each in listed if isinstance(each, dict)]
+    return {name: text for name, text in named if isinstance(name, str) and isinstance(text, str)}
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidModelError(f"{path} is not valid UTF-8: {error}") from error
 
 
 def _tokens(value: Any, folder: Path, name: str = "eos_token_id") -> tuple[int, ...]:
