@@ -1,10 +1,11 @@
-"""Weights in safetensors files: one file, or shards with an index; memory-mapped, and read one tensor at a time."""
+"""Weights in safetensors files, or older ones of torch.save: one file, or shards with an index; memory-mapped, and read
+one tensor at a time."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import ml_dtypes
 import numpy as np
 
 from compiler.errors import InvalidModelError, OptionError, StorageError, storage_errors
+from compiler.frontends.llm.torch_files import stored_tensors
 from compiler.frontends.llm.weights import Array, Matrix
 
-_INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_OLDER = {_SINGLE: "pytorch_model.bin", "adapter_model.safetensors": "adapter_model.bin"}  # by torch.save
 _LONGEST_NAME = 255  # bytes, in common file systems
 _MAX_HEADER = 32 << 20  # some 300,000 tensors
 _TYPES: dict[str, tuple[str, Any]] = {
@@ -92,11 +94,16 @@ class SafetensorsFolder:
         self.origin = str(folder)
         self._entries: dict[str, _Entry] = {}
         for path, names in _files(folder, single).items():
-            found = _header(path)
+            found = _pickled(path) if path.suffix == ".bin" else _header(path)
             missing = sorted(set(names or ()) - set(found))
             if missing:
-                raise InvalidModelError(f"{path} lacks the tensor {missing[0]!r} that {_INDEX} names")
+                raise InvalidModelError(f"{path} lacks the tensor {missing[0]!r} that the folder's index names")
             self._entries.update(found)
+
+    @property
+    def is_safetensors(self) -> bool:
+        """True if the files are safetensors."""
+        return all(entry.path.suffix != ".bin" for entry in self._entries.values())
 
     @property
     def names(self) -> frozenset[str]:
@@ -150,31 +157,37 @@ def _unsupported(name: str, entry: _Entry, supported: tuple[str, ...]) -> Option
 
 def _files(folder: Path, single: str) -> dict[Path, list[str] | None]:
     """Return the files, with the tensor names that an index lists for each."""
-    index = folder / _INDEX
-    if index.exists():
-        table = read_json(index).get("weight_map")
-        if not isinstance(table, dict) or not all(isinstance(each, str) for each in table.values()):
-            raise InvalidModelError(f"{index} has no table 'weight_map'")
-        files: dict[Path, list[str] | None] = {}
-        for name, file in table.items():
-            if not _is_file_name(file):
-                raise InvalidModelError(f"{index} names the file {file[:80]!r}, which is not in its folder")
-            names = files.setdefault(folder / file, [])
-            assert names is not None
-            names.append(name)
-        missing = [path.name for path in files if not path.exists()]
-        if missing:
-            raise StorageError(
-                f"{folder} lacks {len(missing)} of {len(files)} files of weights: {', '.join(missing[:3])}",
-                "download them as well",
-            )
-        return files
-    if not (folder / single).exists():
+    for name in (single, _OLDER[single]):
+        if (folder / f"{name}.index.json").exists():
+            return _shards(folder / f"{name}.index.json")
+        if (folder / name).exists():
+            return {folder / name: None}
+    raise StorageError(
+        f"{folder} holds no weights: neither {single} nor {single}.index.json",
+        "save the model with save_pretrained(folder), which writes safetensors",
+    )
+
+
+def _shards(index: Path) -> dict[Path, list[str] | None]:
+    """Return the files that an index names, with their tensors."""
+    folder = index.parent
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(each, str) for each in table.values()):
+        raise InvalidModelError(f"{index} has no table 'weight_map'")
+    files: dict[Path, list[str] | None] = {}
+    for name, file in table.items():
+        if not _is_file_name(file):
+            raise InvalidModelError(f"{index} names the file {file[:80]!r}, which is not in its folder")
+        names = files.setdefault(folder / file, [])
+        assert names is not None
+        names.append(name)
+    missing = [path.name for path in files if not path.exists()]
+    if missing:
         raise StorageError(
-            f"{folder} holds no weights: neither {single} nor {_INDEX}",
-            "save the model with save_pretrained(folder), which writes safetensors",
+            f"{folder} lacks {len(missing)} of {len(files)} files of weights: {', '.join(missing[:3])}",
+            "download them as well",
         )
-    return {folder / single: None}
+    return files
 
 
 def _is_file_name(name: str) -> bool:
@@ -188,8 +201,7 @@ def _is_file_name(name: str) -> bool:
 
 def _header(path: Path) -> dict[str, _Entry]:
     """Parse the header: the location of each tensor, all validated to be within the file."""
-    if not path.is_file():  # opening a pipe would wait for its writer
-        raise StorageError(f"{path} is not a regular file")
+    _check_is_file(path)
     with storage_errors(path), path.open("rb") as file:
         size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
@@ -204,6 +216,36 @@ def _header(path: Path) -> dict[str, _Entry]:
         if not entry.fits(8 + length, size):
             raise InvalidModelError(f"{path} is truncated or damaged at tensor {name!r}", "download it again")
     return found
+
+
+def _pickled(path: Path) -> dict[str, _Entry]:
+    """Find the tensors in a file of torch.save, all validated to be within their storages."""
+    _check_is_file(path)
+    with storage_errors(path):
+        file = path.open("rb")
+    try:
+        with file:
+            tensors = stored_tensors(file)
+    except Exception as error:  # whatever the file's program does
+        raise InvalidModelError(
+            f"{path} cannot be read without running it as a program: {str(error)[:200] or type(error).__name__}",
+            'write safetensors: python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{path.parent}').save_pretrained('FOLDER')\"",
+        ) from error
+    found = {}
+    for name, (dtype, shape, first, start, end) in tensors.items():
+        entry = _Entry(path, dtype, shape, 0, 0)
+        width = entry.numpy.itemsize if entry.numpy is not None else 0
+        begin = start + first * width
+        found[name] = replace(entry, start=begin, end=begin + math.prod(shape) * width)
+        if not found[name].fits(start, end):
+            raise InvalidModelError(f"{path} is truncated or damaged at tensor {name!r}", "download it again")
+    return found
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():  # opening a pipe would wait for its writer
+        raise StorageError(f"{path} is not a regular file")
 
 
 def read_bytes(path: Path) -> bytes:

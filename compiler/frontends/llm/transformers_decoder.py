@@ -167,14 +167,15 @@ def checked_options(folder: Path, options: LanguageModelOptions) -> LanguageMode
 
 
 def load_model(folder: Path, loader: Any) -> Any:
-    """Load the model in float32 by one of transformers' automatic classes, from safetensors; never runs a folder's
-    code.
+    """Load the model in float32 by one of transformers' automatic classes; never runs a folder's code, nor programs
+    in its files of weights.
 
     Raises InvalidModelError.
     """
     import torch
 
-    stored = sum(math.prod(shape) for shape in SafetensorsFolder(folder).shapes())
+    weights = SafetensorsFolder(folder)
+    stored = sum(math.prod(shape) for shape in weights.shapes())
     try:
         _check_size(folder, loader, stored)
         model, info = loader.from_pretrained(
@@ -182,7 +183,7 @@ def load_model(folder: Path, loader: Any) -> Any:
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
-            use_safetensors=True,
+            use_safetensors=weights.is_safetensors,
             output_loading_info=True,
         )
     except _LOADING_ERRORS as error:
