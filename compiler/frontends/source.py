@@ -22,11 +22,12 @@ from typing_extensions import Unpack
 from compiler.errors import InputError, InternalError, InvalidModelError, OptionError, TensorwrightError, type_text
 from compiler.frontends.imported_model import ImportedModel, TensorSpec, selected_outputs
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from compiler.frontends.llm.hugging_face import is_language_model
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.state_capacity import with_capacity
 from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions
 from compiler.support.compilation import one_at_a_time
-from compiler.support.model_files import check_exists, check_folder, is_language_model
+from compiler.support.model_files import check_exists, check_folder
 from compiler.support.model_nodes import ModelNode
 from compiler.support.options import Constants, ImportArguments, Shapes, State, takes_imports
 

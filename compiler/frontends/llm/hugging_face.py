@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import OptionError
+from compiler.errors import InvalidModelError, OptionError, UserError
 from compiler.frontends.llm.adapters import AdaptedReader, Adapter, KeptAdapters
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.decoder_config import decoder_config
@@ -18,6 +18,7 @@ from compiler.frontends.llm.quantized.folder import open_folder
 from compiler.frontends.llm.safetensors_folder import read_json
 from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Checkpoint, Reader, renamed
+from compiler.support import model_files
 from targets.extras import install_command
 
 # Model types that also read images or sounds, with a text part that is the decoder in 'text_config'.
@@ -67,6 +68,18 @@ def decoder_settings(folder: Path) -> tuple[str, dict[str, Any], bool]:
     return kind if isinstance(kind, str) else "", values, is_part
 
 
+def is_language_model(path: Path) -> bool:
+    """True as in `model_files`, and for the folder of a decoder whose class has no head, or is not stated."""
+    if model_files.is_language_model(path):
+        return True
+    try:
+        kind, values, _ = decoder_settings(path)
+    except UserError:
+        return False
+    names = values.get("architectures") or []
+    return kind in FAMILIES and isinstance(names, list) and all(str(name).endswith("Model") for name in names)
+
+
 def read_hugging_face(
     folder: Path, options: LanguageModelOptions
 ) -> tuple[DecoderConfig, Names, Storage, Checkpoint, KeptAdapters | None]:
@@ -88,16 +101,24 @@ def read_hugging_face(
         )
     settings = Settings(values, path, family.defaults, family.aliases)
     config = decoder_config(settings, kind, family)
-    tied = True if settings.flag("tie_word_embeddings") else None
+    tied = settings.flag("tie_word_embeddings")
     weights = _weights(folder, options)
     kept = [Adapter(each) for each in options.kept_adapters.values()]
-    renames = {**_TEXT_RENAMES, **family.renames} if is_part else family.renames
+    has_others = is_part or any(_TEXT in name for name in weights.names)
+    renames = {**_TEXT_RENAMES, **family.renames} if has_others else family.renames
     adapters = KeptAdapters(weights, kept, renames) if kept else None
     checkpoint = Checkpoint(renamed(weights, renames), str(folder))
     checkpoint.ignore_suffixes(family.unused)
-    if is_part:
+    if has_others:
         checkpoint.ignore([name for name in weights.names if _TEXT not in name and not name.startswith("lm_head.")])
     names = family.names(settings) if callable(family.names) else family.names
+    if not tied and not checkpoint.has(f"{names.head}.weight"):
+        if not is_part or settings.get("tie_word_embeddings") is not None:
+            raise InvalidModelError(
+                f"{folder} has no head ({names.head}.weight), and config.json does not tie it to the embedding",
+                "it is a model without a head, for instance an embedder; save it with AutoModelForCausalLM",
+            )
+        tied = True  # the default of the whole model
     if settings.get("num_nextn_predict_layers"):  # layers after the last one that predict more tokens
         checkpoint.ignore_layers(names.layer, len(config.layers))
     storage = family.storage(settings) if callable(family.storage) else family.storage

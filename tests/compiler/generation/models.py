@@ -59,7 +59,8 @@ def write_folder(folder: Path, **changes: Any) -> Path:
     """Write the model as transformers does."""
     from safetensors.numpy import save_file
 
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "eos_token_id": 256, **SIZES, **changes}
+    kind = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+    config = {**kind, "eos_token_id": 256, **SIZES, **changes}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer(SPECIAL)))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))

@@ -10,6 +10,7 @@ import pytest
 import compiler
 from compiler.errors import InputError
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
+from compiler.frontends.llm.families import FAMILIES as SUPPORTED
 from tests.compiler.frontends.llm.families import FAMILIES, greedy, save_model
 
 pytest.importorskip("transformers")
@@ -99,8 +100,6 @@ def test_a_cache_is_no_longer_than_the_table_of_learned_positions(tmp_path: Path
 
 
 def test_the_families_are_those_that_are_supported() -> None:
-    from compiler.frontends.llm.families import FAMILIES as SUPPORTED
-
     names = {name.partition("-")[0] for name in FAMILIES}
     others = {"ministral", "kimi_k2", "rwkv7"}  # the last is not in transformers: see test_rwkv.py
     assert {"gemma3" if name == "gemma3_text" else name for name in SUPPORTED} - others == names
@@ -112,3 +111,11 @@ def test_layers_that_read_the_keys_of_another_keep_nothing(tmp_path: Path) -> No
     states = import_language_model(tmp_path).states
     assert len(states) == 2  # of the first layer
     assert all(state.axis == 2 for state in states)
+
+
+def test_heads_are_tied_by_default_where_transformers_ties_them() -> None:
+    from transformers import CONFIG_MAPPING
+
+    ours = {kind: bool(family.defaults.get("tie_word_embeddings")) for kind, family in SUPPORTED.items()}
+    theirs = {kind: bool(CONFIG_MAPPING[kind]().tie_word_embeddings) for kind in ours if kind in CONFIG_MAPPING}
+    assert {kind: ours[kind] for kind in theirs} == theirs

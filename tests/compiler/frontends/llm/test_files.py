@@ -19,6 +19,7 @@ from compiler.errors import InvalidModelError, OptionError, StorageError, UserEr
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer
+from compiler.frontends.llm.safetensors_folder import SafetensorsFolder
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles
 from tests.compiler.frontends.llm.expert_gguf import write_expert_gguf
 from tests.compiler.frontends.llm.families import save_model
@@ -345,3 +346,100 @@ def test_the_tokenizer_of_gemma_4_splits_as_that_of_transformers(tmp_path: Path)
         ids = found.encode(text).ids
         assert ids == [2, *reference.encode(text, add_special_tokens=False)], repr(text)  # 2: <bos>
         assert found.decode(ids) == reference.decode(ids, skip_special_tokens=True)
+
+
+def _as_torch_saves(folder: Path, files: int) -> None:
+    """Replace the folder's safetensors by as many files of torch.save."""
+    torch = pytest.importorskip("torch")
+    stored = {name: torch.from_numpy(values) for name, values in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    norm = torch.nn.Parameter(stored.pop("model.norm.weight"))
+    parts = [dict(list(stored.items())[each::files]) for each in range(files)]
+    parts[0]["model.norm.weight"] = norm
+    names = [f"pytorch_model-{each}.bin" for each in range(files)] if files > 1 else ["pytorch_model.bin"]
+    for name, part in zip(names, parts, strict=True):
+        torch.save(part, folder / name)
+    if files > 1:
+        table = {tensor: name for name, part in zip(names, parts, strict=True) for tensor in part}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": table}))
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_files_of_torch_save_hold_the_same_weights(files: int, tmp_path: Path) -> None:
+    wanted = _logits(write_folder(tmp_path))
+    _as_torch_saves(tmp_path, files)
+    np.testing.assert_array_equal(_logits(tmp_path), wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int64", "uint8"])
+def test_tensors_of_torch_save(dtype: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    whole = torch.arange(24).reshape(4, 6).to(getattr(torch, dtype))
+    model = torch.nn.Linear(3, 2)
+    torch.save({"part": whole[1:3], "whole": whole, "none": whole[:0]}, tmp_path / "pytorch_model.bin")
+    found = SafetensorsFolder(tmp_path)
+    assert not found.is_safetensors
+    for name, wanted in (("part", whole[1:3]), ("whole", whole), ("none", whole[:0])):
+        np.testing.assert_array_equal(found.stored(name).astype(np.float64), wanted.double().numpy())
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")  # a subclass of dict with attributes
+    assert SafetensorsFolder(tmp_path).names == {"weight", "bias"}
+    for wrong in (whole.T, {"a": whole.T}, {"a": 1}, model):
+        torch.save(wrong, tmp_path / "pytorch_model.bin")
+        with pytest.raises(InvalidModelError, match="cannot be read without running it"):
+            SafetensorsFolder(tmp_path)
+    torch.save({"a": whole}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(InvalidModelError, match="cannot be read without running it"):
+        SafetensorsFolder(tmp_path)
+
+
+class _Runs:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("ran",)
+
+
+def test_programs_in_files_of_torch_save_do_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": _Runs()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InvalidModelError, match=r"it calls posix\.mkdir"):
+        SafetensorsFolder(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_file_of_torch_save_is_an_error_of_the_project(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({f"tensor{each}": torch.ones(3, each) for each in range(4)}, path)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(whole)
+        for place in random.integers(0, len(whole), 3):
+            changed[place] = int(random.integers(256))
+        path.write_bytes(changed)
+        with suppress(UserError):
+            read = SafetensorsFolder(tmp_path)
+            assert all(read.vector(name).shape == read.shape(name) for name in read.names)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_saved_without_a_head(tied: bool, tmp_path: Path) -> None:
+    wanted = _logits(write_folder(tmp_path, tie_word_embeddings=True))
+    stored = load_file(tmp_path / "model.safetensors")
+    write_folder(tmp_path, tie_word_embeddings=tied, architectures=["LlamaModel"])
+    save_file({name.removeprefix("model."): values for name, values in stored.items()}, tmp_path / "model.safetensors")
+    if tied:
+        np.testing.assert_array_equal(_logits(tmp_path), wanted)
+        assert compiler.compile(tmp_path, threads=1).artifact.assets
+    else:
+        with pytest.raises(InvalidModelError, match=r"has no head \(lm_head\.weight\), and config\.json does not tie"):
+            compiler.compile(tmp_path, threads=1)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", "language_model."])
+def test_tensors_of_a_text_part_with_the_config_of_a_text_model(prefix: str, tmp_path: Path) -> None:
+    wanted = _logits(write_folder(tmp_path, tie_word_embeddings=True))
+    stored = load_file(tmp_path / "model.safetensors")
+    others = {"vision_tower.weight": np.ones((2, 3), np.float32)}
+    renamed = {prefix + name.removeprefix("model."): values for name, values in stored.items()}
+    save_file({**renamed, **others}, tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(_logits(tmp_path), wanted)
