@@ -26,14 +26,16 @@ from compiler.frontends.llm.tokenizer_models import (
     pieces,
     scored_merges,
     tokenizer_content,
+    unigram,
+    with_rules,
 )
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3  # fields of SentencePiece's ModelProto
 _TEXT, _SCORE, _KIND = 1, 2, 3  # of a piece
-_MODEL_TYPE, _BEGIN = 3, 41  # of the trainer
-_CHARACTERS, _PREFIX = 2, 3  # of the normalizer
-_MERGED = 2  # the model type of merged pairs; 1 is Unigram
+_MODEL_TYPE, _FALLBACK, _BEGIN = 3, 35, 41  # of the trainer
+_CHARACTERS, _PREFIX, _COLLAPSES, _ESCAPES = 2, 3, 4, 5  # of the normalizer
+_UNIGRAM, _MERGED = 1, 2  # model types
 _RWKV = "rwkv_vocab_v20230424.txt"
 _SPLITS = {"GPT2Tokenizer": GPT2, "CodeGenTokenizer": GPT2, "Qwen2Tokenizer": QWEN2}
 
@@ -102,22 +104,22 @@ class _SentencePiece:
     model_type: int = 1
     begin: int = 1
     prefix: bool = True
-    normalizes: bool = False
+    collapses: bool = True
+    escapes: bool = True
+    byte_fallback: bool = False
+    characters: bytes = b""
 
 
 def _sentence_piece(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return pieces merged by score (Llama, Mistral, Gemma); None for Unigram, or if characters are replaced first."""
+    """Return pieces merged by score (Llama, Mistral, Gemma), or Unigram; None for other types."""
     try:
         model = _parsed(read_bytes(path))
     except (ValueError, IndexError, struct.error) as error:
         raise InvalidModelError(f"{path} is not a SentencePiece file, or is damaged: {error}") from error
-    if model.model_type != _MERGED or model.normalizes:
+    if model.model_type not in (_UNIGRAM, _MERGED) or not model.escapes:
         return None
-    check_pieces(model.tokens, str(path))
-    unknown = next((text for text, kind in zip(model.tokens, model.kinds, strict=True) if kind == UNKNOWN), "")
     prefix = model.prefix if settings.get("add_prefix_space") is None else settings["add_prefix_space"] is True
-    vocabulary = {text: index for index, text in enumerate(model.tokens)}
-    merges = scored_merges(model.tokens, model.scores, model.kinds)
+    parts = (_unigram if model.model_type == _UNIGRAM else _merged)(model, path, prefix)
     special = [
         added_token(index, model.tokens[index], special=kind != USER)
         for index, kind in enumerate(model.kinds)
@@ -125,7 +127,26 @@ def _sentence_piece(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] |
     ]
     begins = settings.get("add_bos_token") is not False and 0 <= model.begin < len(model.tokens)
     begin = (model.tokens[model.begin], model.begin) if begins else None
-    return tokenizer_content(pieces(vocabulary, merges, prefix=prefix, unknown=unknown), special, begin)
+    return tokenizer_content(with_rules(parts, model.characters, collapses=model.collapses), special, begin)
+
+
+def _merged(model: _SentencePiece, path: Path, prefix: bool) -> dict[str, Any]:
+    check_pieces(model.tokens, str(path))
+    unknown = next((text for text, kind in zip(model.tokens, model.kinds, strict=True) if kind == UNKNOWN), "")
+    vocabulary = {text: index for index, text in enumerate(model.tokens)}
+    merges = scored_merges(model.tokens, model.scores, model.kinds)
+    return pieces(vocabulary, merges, prefix=prefix, unknown=unknown)
+
+
+def _unigram(model: _SentencePiece, path: Path, prefix: bool) -> dict[str, Any]:
+    if UNKNOWN not in model.kinds:
+        raise InvalidModelError(f"{path} has no token for unknown characters")
+    return unigram(
+        list(zip(model.tokens, model.scores, strict=True)),
+        model.kinds.index(UNKNOWN),
+        prefix=prefix,
+        byte_fallback=model.byte_fallback,
+    )
 
 
 def _parsed(data: bytes) -> _SentencePiece:
@@ -143,10 +164,13 @@ def _parsed(data: bytes) -> _SentencePiece:
             trainer = dict(_fields(value))
             found.model_type = _number(trainer.get(_MODEL_TYPE, 1))
             found.begin = _number(trainer.get(_BEGIN, 1))
+            found.byte_fallback = bool(_number(trainer.get(_FALLBACK, 0)))
         elif field == _NORMALIZER:
             normalizer = dict(_fields(value))
             found.prefix = bool(_number(normalizer.get(_PREFIX, 1)))
-            found.normalizes = bool(normalizer.get(_CHARACTERS))
+            found.collapses = bool(_number(normalizer.get(_COLLAPSES, 1)))
+            found.escapes = bool(_number(normalizer.get(_ESCAPES, 1)))
+            found.characters = _bytes(normalizer.get(_CHARACTERS, b""))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,9 +79,9 @@ def pieces(
 
     `prefix`: texts begin as if preceded by a space.
     """
-    steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
+    steps = [_replaced({"String": " "}, _SPACE)]
     decoders: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        _replaced({"String": _SPACE}, " "),
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
@@ -93,6 +94,39 @@ def pieces(
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": _pairs(vocabulary, merges, unk_token=unknown or None, fuse_unk=True, byte_fallback=True),
     }
+
+
+def unigram(scored: Sequence[tuple[str, float]], unknown: int, *, prefix: bool, byte_fallback: bool) -> dict[str, Any]:
+    """Return pieces chosen by the best sum of scores (SentencePiece's Unigram).
+
+    `prefix`: texts begin as if preceded by a space.
+    """
+    decoders = [_replaced({"String": _SPACE}, " ")]
+    decoders += [{"type": "ByteFallback"}] if byte_fallback else []
+    decoders += [{"type": "Fuse"}, *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else [])]
+    words = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "first", "split": False}
+    model = {"unk_id": unknown, "vocab": [list(each) for each in scored], "byte_fallback": byte_fallback}
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [_replaced({"String": " "}, _SPACE)]},
+        "pre_tokenizer": words if prefix else None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {"type": "Unigram", **model},
+    }
+
+
+def with_rules(parts: Mapping[str, Any], characters: bytes, *, collapses: bool) -> dict[str, Any]:
+    """Return a tokenizer that first replaces characters by SentencePiece's rules, if there are any, and spaces by one,
+    without those around the text (`collapses`)."""
+    steps: list[dict[str, Any]] = []
+    if characters:
+        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(characters).decode()})
+    if collapses:
+        steps += [_replaced({"Regex": r"\A +| +\z"}, ""), _replaced({"Regex": " {2,}"}, " ")]
+    return {**parts, "normalizer": {"type": "Sequence", "normalizers": [*steps, *parts["normalizer"]["normalizers"]]}}
+
+
+def _replaced(pattern: dict[str, str], text: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": text}
 
 
 def _pairs(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], **settings: Any) -> dict[str, Any]:

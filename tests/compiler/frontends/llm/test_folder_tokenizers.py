@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from compiler.errors import InvalidModelError
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer
 from compiler.frontends.llm.tokenizer_files import read_tokenizer_files
+from tests.compiler.generation.other_tokenizers import RULES, charsmap
 
 _TEXTS = ["Hello <think>world</think>, 1234!", "  naïve café\n\n\ttabs", "don't  stop", "", "日本語 e\u0301"]
 _PIECES = ["<unk>", "<s>", "</s>", "<0x41>", "<user>", "\u2581", "a", "b", "ab", "\u2581a", "ba", "\u2581ab", "abab"]
@@ -87,7 +89,10 @@ def test_a_vocabulary_and_merges(kind: str, tmp_path: Path) -> None:
         read_tokenizer_files(tmp_path)
 
 
-def _sentence_piece(path: Path, model_type: int, *, prefix: bool, replaced: bytes = b"") -> None:
+def _sentence_piece(
+    path: Path, model_type: int, *, prefix: bool, replaced: bytes = b"", collapses: bool = False, fallback: bool = False
+) -> Any:
+    """Write a file, and return its content."""
     from transformers.utils import sentencepiece_model_pb2_new as proto
 
     model = proto.ModelProto()
@@ -96,8 +101,11 @@ def _sentence_piece(path: Path, model_type: int, *, prefix: bool, replaced: byte
     model.trainer_spec.model_type = model_type
     model.trainer_spec.bos_id, model.trainer_spec.pad_id = 1, -1
     model.normalizer_spec.add_dummy_prefix = prefix
+    model.trainer_spec.byte_fallback = fallback
     model.normalizer_spec.precompiled_charsmap = replaced
+    model.normalizer_spec.remove_extra_whitespaces = collapses
     path.write_bytes(model.SerializeToString())
+    return model
 
 
 @pytest.mark.parametrize("prefix", [False, True])
@@ -127,7 +135,26 @@ def test_a_file_of_sentencepiece_is_that_of_its_gguf_file(prefix: bool, tmp_path
         read_tokenizer_files(tmp_path)
 
 
-@pytest.mark.parametrize(("model_type", "replaced"), [(1, b""), (2, b"nfkc")])
-def test_unigram_and_replaced_characters_give_no_tokenizer(model_type: int, replaced: bytes, tmp_path: Path) -> None:
-    _sentence_piece(tmp_path / "tokenizer.model", model_type, prefix=True, replaced=replaced)
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("collapses", [False, True])
+@pytest.mark.parametrize("fallback", [False, True])
+def test_unigram_is_read_as_by_transformers(prefix: bool, collapses: bool, fallback: bool, tmp_path: Path) -> None:
+    from transformers.convert_slow_tokenizer import SpmConverter
+
+    path, rules = tmp_path / "tokenizer.model", base64.b64decode(charsmap(RULES))
+    model = _sentence_piece(path, 1, prefix=prefix, replaced=rules, collapses=collapses, fallback=fallback)
+    scored = [(each.piece, each.score) for each in model.pieces]
+    wanted = SpmConverter.build_tokenizer_from_spm_proto(model, scored, legacy=False)
+    content = read_tokenizer_files(tmp_path).content
+    assert content is not None
+    found = Tokenizer.from_str(content.decode())
+    for text in ("ab a", "  abab  b", "baA", "", "a", "qa q", "".join(RULES), "a\nb"):
+        ids = found.encode(text, add_special_tokens=False).ids
+        assert ids == wanted.encode(text, add_special_tokens=False).ids
+        assert found.decode(ids, skip_special_tokens=False) == wanted.decode(ids)
+    assert found.encode("a").ids[0] == 1
+
+
+def test_other_types_of_sentencepiece_give_no_tokenizer(tmp_path: Path) -> None:
+    _sentence_piece(tmp_path / "tokenizer.model", 3, prefix=True)
     assert read_tokenizer_files(tmp_path).content is None
