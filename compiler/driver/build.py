@@ -31,8 +31,10 @@ from compiler.errors import InputError, InvalidModelError, OptionError, Tensorwr
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.decoder import OPERAND, TOKENS
+from compiler.frontends.llm.hugging_face import is_language_model
 from compiler.frontends.processing import fixed_shape, with_description, with_processing
 from compiler.frontends.source import ImportOptions
+from compiler.generation.tokenizer import Tokenizer
 from compiler.passes.canonicalize.widen_half import multiplies_halves
 from compiler.passes.context import PassOptions, PipelineContext
 from compiler.passes.pipeline import PipelineResult, run_pipeline
@@ -44,14 +46,11 @@ from compiler.runtime.device import load_runtime_of
 from compiler.runtime.random_inputs import random_inputs
 from compiler.runtime.state_sizes import has_open_capacity, state_symbols, symbols_of
 from compiler.runtime.threads import check_threads
-from compiler.support.longest_match import LongestMatch
-from compiler.support.model_files import is_language_model
 from compiler.support.model_nodes import nodes_of
 from compiler.support.notebook import shortened
 from compiler.support.options import ImportArguments
 from compiler.support.precision import precision_of
 from compiler.support.processing import Processing
-from compiler.support.tokenizer_file import library_errors, read_tokenizer
 from schedules.instructions.products.operation import DOT_F16
 from schedules.instructions.products.table import tile_product
 
@@ -304,11 +303,8 @@ def calibration_tokens(text: Path, model: ImportedModel) -> Array:
     stored = model.assets.get(TOKENIZER_ASSET)
     if stored is None:
         raise InvalidModelError("calibration needs the model's tokenizer, but it has none", "leave out the calibration")
-    with library_errors(InputError, f"{text} cannot be tokenized"):
-        tokenizer, start = read_tokenizer(bytes(stored)), content[: 16 * _TOKENS]
-        longest = LongestMatch.of(tokenizer)
-        found = (tokenizer.encode(start).ids if longest is None else longest.encode(start))[:_TOKENS]
     description = decode(bytes(model.assets[DESCRIPTION_ASSET]), LanguageModelDescription)
+    found = Tokenizer(bytes(stored), description).encode(content[: 16 * _TOKENS])[:_TOKENS]
     window = min(_CONTEXT, description.context)
     windows = len(found) // window
     if not windows:

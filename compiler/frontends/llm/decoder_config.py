@@ -52,8 +52,6 @@ def decoder_config(settings: Settings, kind: str, family: Family) -> DecoderConf
     latent = family.latent(settings) if family.latent else None
     if latent is not None:
         head_size, key_heads = latent.rotated, 1
-    if heads % key_heads:
-        raise InvalidModelError(f"{settings.path}: {heads} attention heads are not a multiple of {key_heads} key heads")
     layers = _layers(settings, Heads(heads, key_heads, head_size), family)
     widths = settings.layer_sizes("intermediate_size", len(layers))
     if widths is not None:
@@ -143,6 +141,9 @@ def _layers(settings: Settings, heads: Heads, family: Family) -> tuple[LayerConf
     kinds = family.kinds(settings, count) if family.kinds else _attention_kinds(settings, count, window)
     rotates = _rotating_layers(settings, kinds, family, has_window=window is not None)
     own = [family.heads(settings, index, kind, heads) if family.heads else heads for index, kind in enumerate(kinds)]
+    for index, each in enumerate(own):
+        if each.count % each.keys:
+            raise InvalidModelError(f"{settings.path}: layer {index} has {each.count} heads, and {each.keys} of keys")
     turned = {(kind, each.size) for kind, each, turns in zip(kinds, own, rotates, strict=True) if turns}
     ropes = {
         (kind, size): _rope(settings, size, kind, scaled=kind != SLIDING or not family.scales_full_only)

@@ -61,10 +61,6 @@ def _heads(settings: Settings, layer: int, kind: str, heads: Heads) -> Heads:
         keys = settings.get("num_global_key_value_heads") if settings.flag("attention_k_eq_v") else None
         own = Settings({"head_dim": settings.get("global_head_dim"), "num_key_value_heads": keys}, settings.path, {})
     keys = own.size("num_key_value_heads", heads.keys, most=MOST_HEADS)
-    if heads.count % keys:
-        raise InvalidModelError(
-            f"{settings.path}: {heads.count} attention heads are not a multiple of {keys} key heads"
-        )
     return Heads(heads.count, keys, own.size("head_dim", heads.size, most=MOST_HEAD_SIZE))
 
 

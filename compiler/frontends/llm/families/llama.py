@@ -211,8 +211,6 @@ def _listed(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _listed_heads(settings: Settings, layer: int, kind: str, heads: Heads) -> Heads:
     queries, keys = settings.get("listed_heads")[layer]
-    if keys and queries % keys:
-        raise InvalidModelError(f"{settings.path}: layer {layer} has {queries} heads, and {keys} of keys")
     return Heads(queries, keys, heads.size) if queries else heads
 
 

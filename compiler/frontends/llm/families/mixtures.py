@@ -105,11 +105,7 @@ def _laguna(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 def _laguna_heads(settings: Settings, layer: int, kind: str, heads: Heads) -> Heads:
     counts = settings.layer_sizes("num_attention_heads_per_layer", settings.size("num_hidden_layers"))
-    if counts is None:
-        return heads
-    if counts[layer] % heads.keys:
-        raise InvalidModelError(f"{settings.path}: layer {layer} has {counts[layer]} heads, and {heads.keys} of keys")
-    return replace(heads, count=counts[layer])
+    return heads if counts is None else replace(heads, count=counts[layer])
 
 
 def _laguna_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
