@@ -148,7 +148,8 @@ def causal_conv_with_state(context: NodeContext) -> list[TensorValue]:
         result = swish(op, result)
     elif activation != "none":
         context.refuse(f"the activation {activation!r} is not supported")
-    return [result, op("Slice", data, int64s(-before), int64s(2**62), int64s(2))]
+    start = -before or 2**62  # a kernel of one position keeps none
+    return [result, op("Slice", data, int64s(start), int64s(2**62), int64s(2))]
 
 
 @converter("NhwcMaxPool", domain=DOMAIN)

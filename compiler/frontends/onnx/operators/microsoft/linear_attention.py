@@ -23,7 +23,8 @@ def linear_attention(context: NodeContext) -> list[TensorValue]:
 
     Rules without a gate omit exp(g), those without a delta add k v^T. Inputs: query, key and value
     (batch, steps, heads * size), past state (batch, heads, key size, value size), decay g (batch, steps, heads) or one
-    per element of a key, and rate beta. Query heads that share a key head are adjacent.
+    per element of a key, and rate beta. Query heads that share a key head are adjacent. It computes at least in
+    float32; the results have the type of the query, and the state that of the past state, if there is one.
     """
     op, rule = Composer(context), context.choice("update_rule", "gated_delta", _RULES)
     heads, queries = (int(context.required_attribute(name)) for name in ("kv_num_heads", "q_num_heads"))
@@ -32,21 +33,27 @@ def linear_attention(context: NodeContext) -> list[TensorValue]:
         context.refuse("state_window is not supported")
     if queries % heads or not all(isinstance(width, int) for width in widths):
         context.refuse(f"{queries} query heads of {heads} of keys, of widths {widths}, are not supported")
-    size, values = widths[1] // heads, widths[2] // heads
+    size, values, dtype = widths[1] // heads, widths[2] // heads, context.dtype(0)
+    computed = op.number("float64" if dtype == "float64" else "float32")
+
+    def operand(index: int) -> TensorValue:
+        return op("Cast", context.value(index), to=computed)
+
     inputs = {
-        "q": op("Reshape", context.value(0), int64s(0, 0, heads, queries // heads, size)),
-        "k": op("Reshape", context.value(1), int64s(0, 0, heads, size, 1)),
-        "v": op("Reshape", context.value(2), int64s(0, 0, heads, 1, values)),
+        "q": op("Reshape", operand(0), int64s(0, 0, heads, queries // heads, size)),
+        "k": op("Reshape", operand(1), int64s(0, 0, heads, size, 1)),
+        "v": op("Reshape", operand(2), int64s(0, 0, heads, 1, values)),
     }
     if rule.startswith("gated"):
-        inputs["g"] = op("Reshape", op("Exp", context.value(_DECAY)), int64s(0, 0, heads, -1, 1))
+        inputs["g"] = op("Reshape", op("Exp", operand(_DECAY)), int64s(0, 0, heads, -1, 1))
     if rule.endswith("delta"):
-        inputs["beta"] = op("Unsqueeze", context.value(_RATE), int64s(3, 4))
-    state = context.tensor(_PAST) if context.has_input(_PAST) else None
-    if state is None:
+        inputs["beta"] = op("Unsqueeze", operand(_RATE), int64s(3, 4))
+    if context.has_input(_PAST):
+        state, state_dtype = operand(_PAST), context.dtype(_PAST)
+    else:
         batch = op("Slice", op("Shape", context.value(0)), int64s(0), int64s(1))
-        zero = op("Cast", 0.0, to=op.number(context.dtype(0)))
-        state = op("Expand", zero, op("Concat", batch, int64s(heads, size, values), axis=0))
+        zero = op("Cast", 0.0, to=computed)
+        state, state_dtype = op("Expand", zero, op("Concat", batch, int64s(heads, size, values), axis=0)), dtype
     scale = float(context.attribute("scale", 0.0)) or size**-0.5
     state, steps = op.outputs(
         2,
@@ -59,7 +66,7 @@ def linear_attention(context: NodeContext) -> list[TensorValue]:
         scan_output_axes=[1],
     )
     found = op("Reshape", op("Mul", steps, scale), int64s(0, 0, queries * values))
-    return [found, state]
+    return [op("Cast", found, to=op.number(dtype)), op("Cast", state, to=op.number(state_dtype))]
 
 
 @converter("LinearAttentionGate", domain=DOMAIN)

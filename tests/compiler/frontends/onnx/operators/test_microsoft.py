@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model, random_int8, run_reference
 from tests.coverage.engine import import_and_build
@@ -197,6 +198,23 @@ def test_causal_convolution(past: bool) -> None:
     _check("CausalConvWithState", {"x": _f(2, 6, 1)} | weights, 2)
 
 
+def test_a_causal_convolution_of_one_position_keeps_no_state() -> None:
+    inputs = {"x": _f(2, 6, 5), "w": _f(6, 1, 1), "b": _f(6)}
+    result, state = _reference_outputs("CausalConvWithState", inputs)
+    assert state.shape == (2, 6, 0)
+    np.testing.assert_allclose(result, inputs["x"] * inputs["w"][:, 0] + inputs["b"][:, None], rtol=1e-6)
+
+
+def _reference_outputs(operator: str, inputs: dict[str, Any], **attributes: Any) -> list[np.ndarray]:
+    """Both results of an operator of the default domain, which equal those of the onnx package."""
+    model = node_model(operator, inputs, 2, opset=27, **attributes)
+    found = list(import_and_build(model)(inputs).values())
+    for ours, theirs in zip(found, ReferenceEvaluator(model).run(None, inputs), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3 if ours.dtype == np.float16 else 1e-5, atol=1e-6)
+    return found
+
+
 def test_gate_of_linear_attention() -> None:
     _check("LinearAttentionGate", {"a": _f(2, 3, 4), "d": _f(4), "s": _f(4), "b": _f(2, 3, 4)}, 2)
 
@@ -221,6 +239,15 @@ def test_linear_attention(rule: str) -> None:
     sizes: dict[str, Any] = {"q_num_heads": 4, "kv_num_heads": 2, "update_rule": rule}
     _check("LinearAttention", inputs, 2, **sizes)
     _check("LinearAttention", inputs | {"q": _f(2, 5, 6), "p": None, "g": decay[1]}, 2, **sizes | {"q_num_heads": 2})
+
+
+@pytest.mark.parametrize("state", ["float16", "float32"])
+def test_linear_attention_of_halves_is_computed_in_single_precision(state: str) -> None:
+    halves = {"q": _f(2, 40, 8), "k": _f(2, 40, 8) / 2, "v": _f(2, 40, 8)}
+    inputs = {name: array.astype(np.float16) for name, array in halves.items()}
+    inputs["p"] = _f(2, 2, 4, 4).astype(state)
+    inputs |= {"g": -np.abs(_f(2, 40, 2)).astype(np.float16), "b": np.abs(_f(2, 40, 1)).astype(np.float16) / 2}
+    _reference_outputs("LinearAttention", inputs, q_num_heads=2, kv_num_heads=2)
 
 
 _LSTM = ("w", "r", "b", "ws", "wz", "rs", "rz")
