@@ -55,10 +55,12 @@ def _known_condition(context: NodeContext) -> bool | None:
     return bool(known.reshape(-1)[0])
 
 
-def _branch(context: NodeContext, graph: onnx.GraphProto, name: str) -> _Branch | InvalidModelError:
+def _branch(
+    context: NodeContext, graph: onnx.GraphProto, name: str, *, as_declared: bool = False
+) -> _Branch | InvalidModelError:
     """Return the branch, or the reason why it cannot run on its input shapes."""
     try:
-        return _Branch(context, graph, name)
+        return _Branch(context, graph, name, as_declared=as_declared)
     except InvalidModelError as error:
         return error
 
@@ -111,7 +113,7 @@ def scalar_condition(context: NodeContext, expr: relax.Expr) -> relax.Expr:
 class _Branch:
     """A branch as a private function, with the structure and shapes of its outputs."""
 
-    def __init__(self, context: NodeContext, graph: onnx.GraphProto, name: str) -> None:
+    def __init__(self, context: NodeContext, graph: onnx.GraphProto, name: str, *, as_declared: bool) -> None:
         self.values: list[Value] = []
         self.structures: list[Structure] = []
         self.shapes: list[tuple[Dim, ...]] = []
@@ -120,10 +122,21 @@ class _Branch:
             self.values = context.import_subgraph(graph, [])
             self.structures = [structure_of(value) for value in self.values]
             exprs = [materialized(context, tensor) for value in self.values for tensor in tensors_in(value)]
+            if as_declared and len(exprs) == len(graph.output):
+                exprs = [_as_declared(context, *each) for each in zip(exprs, graph.output, strict=True)]
             self.shapes = [tensor_shape(expr) for expr in exprs]
             return exprs
 
         self.function: Lifted = lift(context, name, list, results)
+
+
+def _as_declared(context: NodeContext, expr: relax.Expr, output: onnx.ValueInfoProto) -> relax.Expr:
+    """Return a tensor of one element with as many axes as its output declares."""
+    declared = output.type.tensor_type
+    if not declared.HasField("shape") or any(size != 1 for size in tensor_shape(expr)):
+        return expr
+    rank = len(declared.shape.dim)
+    return expr if rank == len(tensor_shape(expr)) else context.reshape(expr, (1,) * rank)
 
 
 def _choose_at_run_time(context: NodeContext, then_graph: onnx.GraphProto, else_graph: onnx.GraphProto) -> list[Value]:
@@ -138,6 +151,9 @@ def _choose_at_run_time(context: NodeContext, then_graph: onnx.GraphProto, else_
             return _assumed_branch(context, condition, True, then_graph)
         if _squeezes(else_graph, then_graph):
             return _assumed_branch(context, condition, False, else_graph)
+        # PaddlePaddle's assignments give (1,) where both branches declare ().
+        first = _Branch(context, then_graph, "then_branch", as_declared=True)
+        second = _Branch(context, else_graph, "else_branch", as_declared=True)
     shapes = [joined_shape(context, a, b) for a, b in zip(first.shapes, second.shapes, strict=True)]
     results = choose(context, condition, first.function.call([]), second.function.call([]), shapes)
     sources = sources_with_captures(context)

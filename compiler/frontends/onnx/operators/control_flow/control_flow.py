@@ -5,7 +5,8 @@ Loops over a body that is imported as often as needed: unrolled, or once as a re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -291,23 +292,58 @@ def run_loop(context: NodeContext, loop: Loop) -> LoopResult:
         result = _unrolled(context, loop, max(trips or 0, 0))
         if result is not None:
             return result
-    refusals, missing = len(context.importer.refusals), len(context.importer.missing_values)
-    try:
-        return recursive_loop(context, loop)
-    except (RefusedError, PoisonedInputError):
-        if go is None or size is None:
-            require_known(context, loop.control)
-            raise
-        if size > _FORCED_NODES:
-            raise
-        saved = context.importer.refusals[refusals:], context.importer.missing_values[missing:]
-        del context.importer.refusals[refusals:], context.importer.missing_values[missing:]
-        result = _unrolled(context, loop, max(trips or 0, 0))
-        if result is None:
-            context.importer.refusals.extend(saved[0])
-            context.importer.missing_values.extend(saved[1])
-            raise
-        return result
+    attempts: list[Callable[[NodeContext, Loop], LoopResult | None]] = [recursive_loop]
+    if go and (loop.trips is None or (trips or 0) > 1):
+        attempts.append(_first_apart)
+    if go is not None and size is not None and size <= _FORCED_NODES:
+        attempts.append(lambda context, loop: _unrolled(context, loop, max(trips or 0, 0)))
+    importer = context.importer
+    refusals, missing = len(importer.refusals), len(importer.missing_values)
+    error: Exception | None = None
+    for attempt in attempts:
+        earlier = importer.refusals[refusals:], importer.missing_values[missing:]
+        del importer.refusals[refusals:], importer.missing_values[missing:]
+        try:
+            result = attempt(context, loop)
+        except (RefusedError, PoisonedInputError) as raised:
+            error = raised
+            continue
+        if result is not None:
+            return result
+        importer.refusals.extend(earlier[0])
+        importer.missing_values.extend(earlier[1])
+    if go is None or size is None:
+        require_known(context, loop.control)
+    assert error is not None
+    raise error
+
+
+def _first_apart(context: NodeContext, loop: Loop) -> LoopResult:
+    """Emit the first iteration, which is known to run, before a loop of the others: only the initial state may differ
+    in its number of axes, as PaddlePaddle's placeholders for undefined variables do."""
+    first = loop.body(Constant(np.array(0, np.int64)), list(loop.state))
+    _check(first)
+    heads = [_stacked(context, loop, [element]) for element in first.elements]
+    if known_scalar(first.go) == 0:
+        return LoopResult(first.state, heads)
+
+    def following(iteration: Value, state: list[Value]) -> Step:
+        assert isinstance(iteration, (Constant, Runtime))
+        number = context.emit(R.add(iteration.expr, relax.const(1, "int64")))
+        return loop.body(Runtime(number, "int64", loop.sources), state)
+
+    trips = known_scalar(loop.trips)
+    others = None if trips is None else Constant(np.array(trips - 1, np.int64))
+    rest = recursive_loop(context, replace(loop, body=following, trips=others, go=first.go, state=first.state))
+    return LoopResult(rest.state, [_joined(context, *pair) for pair in zip(heads, rest.stacks, strict=True)])
+
+
+def _joined(context: NodeContext, head: Value, rest: Value) -> Value:
+    """Return the first element's stack and the others' as one."""
+    assert isinstance(head, (Constant, Runtime))
+    assert isinstance(rest, Runtime)
+    expr = context.match_shape(materialized(context, head), [1, *rest.shape[1:]])
+    return Runtime(context.emit(R.concat([expr, rest.expr], 0)), rest.dtype, rest.sources)
 
 
 def _unrolled(context: NodeContext, loop: Loop, trips: int) -> LoopResult | None:

@@ -63,6 +63,27 @@ def test_while_loop_without_a_number_of_iterations() -> None:
     assert_equal_to_onnxruntime(model, *({"x": _random(n)} for n in (1, 2, 5)))
 
 
+@pytest.mark.parametrize("condition", ["Less (i, limit)", "Less (s, most)"], ids=["counted", "ends-early"])
+def test_a_placeholder_in_the_state_may_have_other_axes_than_later_values(condition: str) -> None:
+    model = """
+    agraph (float[N] x) => (float[2,N] last, float[1] unread, float[N] y, float[K,N] ys)
+        <bool t = {1}, int64 M = {1000}, float[1] undefined = {7.0}, int64 limit = {5}, float most = {40.0}> {
+      last, unread, y, ys = Loop (M, t, undefined, undefined, x) <
+          body = b (int64 i, bool c, float[1] p, float[1] q, float[L] a) =>
+              (bool c2, float[2,L] p2, float[1] q2, float[L] a2, float[L] e) {
+        a2 = Add (a, x)
+        axis = Constant <value_ints=[0]> ()
+        row = Unsqueeze (a2, axis)
+        p2 = Concat <axis=0> (row, row)
+        q2 = Identity (q)
+        s = ReduceSum <keepdims=0> (a2)
+        e = Mul (a2, a2)
+        c2 = %s
+      }>
+    }"""
+    assert_equal_to_onnxruntime(model % condition, *({"x": _random(n)} for n in (1, 2, 5)))
+
+
 def test_state_that_grows_in_every_iteration() -> None:
     model = """
     agraph (float[N] x, int64 M) => (float[K] y) <bool t = {1}> {
@@ -144,6 +165,18 @@ def test_branches_of_different_ranks_are_refused() -> None:
 
     with pytest.raises(UnsupportedModelError, match="2 dimensions in one branch and 1 in the other"):
         import_onnx(onnx.parser.parse_model(_RANKS))
+
+
+def test_branches_of_one_element_have_the_axes_that_they_declare() -> None:
+    model = """
+    agraph (float x, bool c) => (float[1] z) {
+      y = If (c) <
+        then_branch = a () => (float o) { o = Constant <value_float=2.0> () },
+        else_branch = b () => (float o2) { zero = Constant <value_floats=[0.0]> () o2 = Add (x, zero) }>
+      one = Constant <value_floats=[1.0]> ()
+      z = Add (y, one)
+    }"""
+    assert_equal_to_onnxruntime(model, *({"x": np.array(3, np.float32), "c": np.array(c)} for c in (True, False)))
 
 
 def test_a_known_condition_takes_its_branch() -> None:
