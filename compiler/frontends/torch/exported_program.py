@@ -287,9 +287,9 @@ def _name_sizes(onnx_program: Any, names: Mapping[str, str]) -> dict[str, str]:
                 known.setdefault(size.value, unnamed_size(value.name, axis))
     produced = (value for node in onnx_ir.traversal.RecursiveGraphIterator(graph) for value in node.outputs)
     for value in (*graph.inputs, *produced):
-        for axis, size in enumerate(value.shape or ()):
-            if isinstance(getattr(size, "value", None), str):
-                value.shape[axis] = _renamed(size.value, known)
+        sizes = [getattr(size, "value", size) for size in value.shape or ()]
+        if any(isinstance(size, str) for size in sizes):  # a new shape, since values that share one freeze it
+            value.shape = onnx_ir.Shape([_renamed(size, known) if isinstance(size, str) else size for size in sizes])
     return known
 
 

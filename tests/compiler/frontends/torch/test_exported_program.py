@@ -79,6 +79,14 @@ def test_dynamic_sizes_have_the_names_of_their_dims() -> None:
     assert [each.shape for each in module.inputs] == [("x_dim0", "x_dim1"), ("x_dim0", "y_dim1")]
 
 
+def test_values_that_share_a_shape_of_dynamic_sizes() -> None:
+    net, dynamic = nn.SiLU(), torch.export.Dim.DYNAMIC  # onnx_ir 1.1 freezes the shape that its values share
+    module = compiler.compile(net.eval(), example_inputs=(torch.randn(2, 5),), dynamic_shapes=({0: dynamic},))
+    for size in (1, 4):
+        x = torch.randn(size, 5)
+        np.testing.assert_allclose(module.run([x])["output_0"], expected(net, x), rtol=1e-6, atol=1e-6)
+
+
 def test_net_in_bfloat16(block: nn.Module) -> None:
     """Convolutions and normalizations in bfloat16, which older ONNX opsets do not support."""
     image = torch.randn(2, 3, 9, 7)
