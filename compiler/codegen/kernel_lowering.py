@@ -35,9 +35,10 @@ from typing import Any
 
 from schedules.codegen.nest import CHUNKED
 from schedules.instructions.finish import with_import
-from schedules.ir.expression import buffers_loaded
+from schedules.ir.expression import buffers_loaded, index, substitute
 from schedules.ir.inline import call_name
 from schedules.ir.lets import inlined_divisions, kept_differences, opaque_floats
+from schedules.ir.size_proofs import with_shape
 from schedules.ir.stages import dtype_of, product, shape_of
 from schedules.ir.tir import s_tir, structural_map, structural_walk, tirx, tvm
 from schedules.ir.tvm_types import Expr, GlobalVar, Node, PrimFunc, Stmt, Var
@@ -45,6 +46,8 @@ from schedules.machine import dtype_bits
 
 PIPELINE = "tensorwright"
 _STACK_BITS = 8 * (16 << 10)  # far larger than any tile held in registers
+
+_DIVISIONS = (tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod)
 
 # Messages of TVM's argument checks, after the name of the argument.
 _OF_A_TENSOR = (".ndim", ".dtype", ".device_type", ".device_id", ".strides", " data pointer is NULL")
@@ -60,7 +63,7 @@ def _pipeline() -> tuple[tvm.transform.Pass, tvm.transform.Pass, Callable[[], tv
         # Schedules copy loops together with the variables bound in them; TVM's simplifier needs one value for each
         # variable.
         unique = _rewritten(tirx.transform.ConvertSSA()(mod), lambda body: bytes_for_booleans(kept_differences(body)))
-        return _rewritten(fixed(unique), lambda body: _on_stack(_unchecked(_without_scopes(body))))
+        return _rewritten(fixed(unique), lambda body: _on_stack(_divisible(_unchecked(_without_scopes(body)))))
 
     @tvm.transform.module_pass(opt_level=0, name="FinishKernels")
     def finished(mod: tvm.IRModule, _context: object) -> tvm.IRModule:
@@ -89,6 +92,35 @@ def _without_scopes(body: Stmt) -> Stmt:
         return mark.body if str(mark.attr_key) == "pragma_scope" else mark
 
     return structural_map(body, (tirx.AttrStmt, visit))
+
+
+def _divisible(body: Stmt) -> Stmt:
+    """Divide by 1 instead of 0 in sizes of allocations and bound values.
+
+    In a loop over a size, the simplifier knows that it is not 0 and drops limits of divisors; StorageRewrite and
+    CommonSubexprElim then move such divisions out of the loop.
+    """
+
+    def divided(division: Expr) -> Expr:
+        a, b = division.a, division.b
+        if isinstance(b, tirx.IntImm) or not str(b.ty.dtype).startswith("int"):
+            return division
+        return type(division)(a, tirx.Select(tirx.EQ(b, index(0, str(b.ty))), index(1, str(b.ty)), b))
+
+    fresh: dict[Var, Expr] = {}
+
+    def allocated(allocation: Stmt) -> None:
+        sizes = list(allocation.buffer.ty.shape)
+        safe = [structural_map(size, (_DIVISIONS, divided)) for size in sizes]
+        if not all(a.same_as(b) for a, b in zip(sizes, safe, strict=True)):
+            fresh[allocation.buffer] = with_shape(allocation.buffer, safe)
+
+    def bound(binding: Stmt) -> Stmt:
+        value = structural_map(binding.value, (_DIVISIONS, divided))
+        return binding if value.same_as(binding.value) else tirx.Bind(binding.var, value)
+
+    structural_walk(body, (tirx.AllocBuffer, allocated))
+    return structural_map(substitute(body, fresh), (tirx.Bind, bound))
 
 
 def _on_stack(body: Stmt) -> Stmt:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import tvm
 from tvm import tirx
 from tvm.script import tirx as T
 
+import compiler
 import compiler.codegen.kernel_lowering as kernel_lowering
 from schedules.ir.tir import structural_walk
 
@@ -99,3 +101,13 @@ def test_marks_that_code_generation_warns_of_are_left_out() -> None:
         tirx.IntImm("int32", 0), "pragma_scope", tvm.ir.StringImm("seq"), tirx.Evaluate(tirx.IntImm("int32", 1))
     )
     tvm.ir.assert_structural_equal(kernel_lowering._without_scopes(body), body.body)
+
+
+def test_no_size_of_zero_is_a_divisor_outside_of_the_loops_over_it() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 18]> agraph (float[2,W] x, int64[2] s) => (float[P,Q] y) {
+        y = Resize <mode="linear", antialias=1> (x, , , s)
+    }"""
+    module = compiler.compile(onnx.parser.parse_model(text), threads=1)
+    for rows, columns in [(2, 3), (2, 0), (0, 5), (0, 0)]:
+        feeds = {"x": np.ones((2, 8), np.float32), "s": np.array([rows, columns])}
+        np.testing.assert_allclose(module.run(feeds)["y"], np.ones((rows, columns)), rtol=1e-6)
