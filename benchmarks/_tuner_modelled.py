@@ -29,7 +29,7 @@ from schedules.config import Config
 from targets.measure import TIMED, Measurer
 
 _APART = 0.05
-_LEAST = 8  # minimum configs per task for a meaningful order
+_MIN_CONFIGS = 8  # minimum configs per task for a meaningful order
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _rows(options: Any, target: targets.Target, measurer: Measurer, console: Con
                 for record, outcome in zip(records, outcomes, strict=True)
                 if record.seconds is not None and outcome.seconds is not None
             ]
-            if len(pairs) >= _LEAST:
+            if len(pairs) >= _MIN_CONFIGS:
                 yield _row(task, pairs)
 
 

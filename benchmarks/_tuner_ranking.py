@@ -20,7 +20,7 @@ from compiler.tuning.cost_models.xgboost import XgboostModel
 
 _FOLDS = 4
 _APART = 0.05
-_LEAST_TRIALS = 12  # minimum trials per task for a meaningful order
+_MIN_TRIALS = 12  # minimum trials per task for a meaningful order
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ def _trained(name: str, samples: Sequence[Sample]) -> CostModel:
 
 
 def _score(name: str, held_out: str, groups: Sequence[tuple[list[Sample], CostModel]]) -> Score:
-    results = [_ranked(group, model) for group, model in groups if len(group) >= _LEAST_TRIALS]
+    results = [_ranked(group, model) for group, model in groups if len(group) >= _MIN_TRIALS]
     pairs, apart, top1, top5, regret = (float(np.mean(column)) for column in zip(*results, strict=True))
-    trials = sum(len(group) for group, _ in groups if len(group) >= _LEAST_TRIALS)
+    trials = sum(len(group) for group, _ in groups if len(group) >= _MIN_TRIALS)
     return Score(name, held_out, len(results), trials, pairs, apart, top1, top5, regret)
 
 

@@ -192,7 +192,7 @@ _SPACES = (
     " sklearn.cluster sklearn.decomposition sklearn.ensemble sklearn.linear_model sklearn.metrics sklearn.preprocessing"
 )
 _BOILERPLATE = frozenset(["Parameters", "Returns", "array_like", "optional", "ndarray", ":"])
-_MOST = 1200
+_MAX_PAIRS = 1200
 
 
 def _docstrings() -> tuple[list[str], list[str]]:
@@ -207,7 +207,7 @@ def _docstrings() -> tuple[list[str], list[str]]:
                 if len(words) >= 40 and 4 <= len(summary.split()) <= 40 and summary[0].isupper():
                     found.setdefault(" ".join(summary.split()), " ".join(words))
     unique = {document: query for query, document in found.items()}
-    pairs = sorted((query, document) for document, query in unique.items())[:_MOST]
+    pairs = sorted((query, document) for document, query in unique.items())[:_MAX_PAIRS]
     return [query for query, _ in pairs], [document for _, document in pairs]
 
 

@@ -31,7 +31,7 @@ from compiler.driver.compile import compile as compile_model
 from compiler.frontends.source import import_model
 from compiler.passes.rewriting.matching import static_shape
 
-_LEAST_SECONDS = 1e-6  # below this, the overhead of the measurement dominates
+_MIN_SECONDS = 1e-6  # below this, the overhead of the measurement dominates
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Row:
 
     @property
     def is_known(self) -> bool:
-        return min(self.measured.floats, self.measured.integers) > _LEAST_SECONDS
+        return min(self.measured.floats, self.measured.integers) > _MIN_SECONDS
 
     @property
     def is_wrong(self) -> bool:

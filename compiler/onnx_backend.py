@@ -26,7 +26,7 @@ from compiler.frontends.onnx.values import Constant
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 Compile = Callable[..., Run]
-_MAXIMUM_CACHED = 64
+_MAX_CACHED = 64
 
 
 def compile_to_run(model: onnx.ModelProto, **options: Any) -> Run:
@@ -106,7 +106,7 @@ class TensorwrightRep(BackendRep):
                     raise
                 self._fixed.update(error.inputs)
                 continue
-            if len(self._compiled) >= _MAXIMUM_CACHED:
+            if len(self._compiled) >= _MAX_CACHED:
                 self._compiled.pop(next(iter(self._compiled)))
             self._compiled[key] = run
             return run

@@ -70,12 +70,12 @@ FREE = 1.005  # factor that a cut may cost to suit other numbers of threads
 # there must gain 1.5 % on all cores.
 FEW, FEW_POWER = 2, 1.5
 # Cycles of a nest, if unknown or less; cycles per point of fused loops for its indices, and the minimum.
-WORK_OF_A_NEST, POINT_CYCLES, LEAST_POINT_CYCLES = 3e5, 40.0, 160.0
+WORK_OF_A_NEST, POINT_CYCLES, MIN_POINT_CYCLES = 3e5, 40.0, 160.0
 # Share of an L2 cache that holds data read again by consecutive tasks of a thread. With 512 KB, tasks of 128 to 32
 # channels at 14 x 14 each read their 262 KB of filters again: in 25 tasks of two Winograd tiles a layer takes 175 us,
 # in two of eight 92 (one thread, Zen 3).
 HELD = 0.4
-MOST_TASKS, MOST_TASKS_OF_FEW = 16, 256  # per core; in total for few cores
+MAX_TASKS, MAX_TASKS_OF_FEW = 16, 256  # per core; in total for few cores
 _ENOUGH_TASKS = 4  # per core
 _THREADS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
@@ -210,12 +210,12 @@ def cut_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, run:
     axes = [*(CutAxis(str(i), max(each, 1) if isinstance(each, int) else 1) for i, each in enumerate(outer))]
     axes.append(CutAxis("run", run))
     whole = [axis.extent for axis in axes]
-    most = max(MOST_TASKS * machine.cores, MOST_TASKS_OF_FEW) // math.prod(whole[:-1])
+    most = max(MAX_TASKS * machine.cores, MAX_TASKS_OF_FEW) // math.prod(whole[:-1])
     parts = {ceil_div(run, count) for count in range(1, min(run, most) + 1)}
     unknown = max((i + 1 for i, each in enumerate(outer) if not isinstance(each, int)), default=0)
     leading = [[1] * fused + whole[fused:] for fused in range(unknown, len(outer))]
     sizes = np.array([*leading, *([1] * len(outer) + [part] for part in sorted(parts or {run}))], dtype=np.int64)
-    least = max(WORK_OF_A_NEST, LEAST_POINT_CYCLES * math.prod(whole[:-1]))
+    least = max(WORK_OF_A_NEST, MIN_POINT_CYCLES * math.prod(whole[:-1]))
     works = [Work({axis.name: 0 for axis in axes}, max(cycles, least))]
     found = _best(axes, works, sizes, machine, task=POINT_CYCLES)
     fused = [i + 1 for i, axis in enumerate(axes[:-1]) if axis.extent > found.sizes[axis.name]]
@@ -224,7 +224,7 @@ def cut_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, run:
 
 def chunks_at_run_time(machine: Machine) -> int:
     """Number of roughly equal pieces to split a nest of unknown size into, if threads pay off."""
-    longest = MOST_TASKS * machine.cores
+    longest = MAX_TASKS * machine.cores
     return ceil_div(longest, cut_nest([], machine, run=longest).run)
 
 
@@ -333,7 +333,7 @@ def _candidates(axes: Sequence[CutAxis], machine: Machine) -> NDArray[np.int64]:
     grid = np.stack([each.ravel() for each in np.meshgrid(*choices, indexing="ij")], axis=-1)
     extents = np.array([axis.extent for axis in axes], dtype=np.int64)
     tasks = np.prod(-(-extents // grid), axis=1)
-    return grid[tasks <= max(MOST_TASKS * machine.cores, MOST_TASKS_OF_FEW, int(tasks.min()))]
+    return grid[tasks <= max(MAX_TASKS * machine.cores, MAX_TASKS_OF_FEW, int(tasks.min()))]
 
 
 def _cycles(

@@ -36,7 +36,7 @@ from schedules.ir.tir import BlockBuilder, Buffer, Expr, Stmt, relax, te, tirx
 
 _OPAQUE = 8  # Relax's pattern kind for functions that are never fused
 _LANES = 16
-_MOST_COLUMNS = 64  # per task: its accumulators are four vectors of 16
+_MAX_COLUMNS = 64  # per task: its accumulators are four vectors of 16
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def vector_width(columns: int) -> int:
 
 def task_width(columns: int) -> int:
     """Columns of a task: the largest divisor that is at most four vectors of 16."""
-    return next(width for width in range(min(_MOST_COLUMNS, columns), 0, -1) if columns % width == 0)
+    return next(width for width in range(min(_MAX_COLUMNS, columns), 0, -1) if columns % width == 0)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ _WANTED = {
     "description": "a string: a line for listings",
     "machine": "a schedules.machine.Machine",
 }
-_MOST_CORES = 1024
+_MAX_CORES = 1024
 _SUITE = "targets.conformance"  # defines no target, and imports onnx and TVM
 
 
@@ -98,7 +98,7 @@ def get(name: str, *, cores: int | None = None) -> Target:
 
 def _with_cores(name: str, count: str) -> Target:
     """The target with the number of cores after the colon. Raises as `get`."""
-    most = get(name).most_cores or _MOST_CORES
+    most = get(name).most_cores or _MAX_CORES
     if not (count.isascii() and count.isdigit() and 1 <= int(count[:9]) <= most):
         raise TargetError(
             f"target '{name}:{count}': {name} has 1 to {most} cores, and {count!r} is no such number",

@@ -32,7 +32,7 @@ from targets.toolchain import find_compiler
 
 _SOURCE = Path(__file__).with_name("launch.c")
 _SYMBOL = b"__TVMBackendParallelLaunch"
-_LEAST_WORK, _LEAST_SHARE = 60e-9, 0.05  # minimum of a part with work: seconds, and fraction of the longest part
+_MIN_WORK, _MIN_SHARE = 60e-9, 0.05  # minimum of a part with work: seconds, and fraction of the longest part
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _regions(rows: np.ndarray) -> tuple[tuple[Region, ...], float]:
         count = int(best[at])
         times = best[at + 2 : at + 2 + count] * 1e-9
         whole += best[at + 1]
-        busy = int(np.count_nonzero(times > max(_LEAST_WORK, _LEAST_SHARE * float(times.max()))))
+        busy = int(np.count_nonzero(times > max(_MIN_WORK, _MIN_SHARE * float(times.max()))))
         regions.append(Region(float(times.max()), float(times.sum()), max(busy, 1)))
         at += 2 + count
     return tuple(regions), whole * 1e-9

@@ -30,7 +30,7 @@ from benchmarks.gpu_pack.seeded import (
 from compiler.errors import VerificationError
 from compiler.support.cache import key_of
 
-_LEAST_ELEMENTS = 4096  # smaller weights of ONNX files are unchanged
+_MIN_ELEMENTS = 4096  # smaller weights of ONNX files are unchanged
 _CODE = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
 
 
@@ -47,7 +47,7 @@ def catalog_net(name: str, precision: str) -> Model:
     if isinstance(source, torch.nn.Module):
         return _torch_model(name, lambda: source, [], arrays, precision)
     proto = source if isinstance(source, onnx.ModelProto) else onnx.load(str(source))
-    weights = [] if "trained" in model.tags else seed_onnx(proto, name, _LEAST_ELEMENTS)
+    weights = [] if "trained" in model.tags else seed_onnx(proto, name, _MIN_ELEMENTS)
     shapes = model.shapes or {key: array.shape for key, array in arrays.items()}
     path = _file(name, proto)
     if precision == "int8":

@@ -21,7 +21,7 @@ from targets.errors import TargetError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _SCRIPTS = ("generator.py", "nets.py", "peers.py")
-MOST_OPERATIONS = 10e9  # limit for simulated nets: ResNet-50 is simulated, ViT-B/16 is not
+MAX_OPERATIONS = 10e9  # limit for simulated nets: ResNet-50 is simulated, ViT-B/16 is not
 _NOTE = '"""Python of the project that a pack needs: the generator, the nets, and the script of the peers."""\n'
 
 
@@ -49,7 +49,7 @@ def make_pack(
     entries: Iterable[PackEntry],
     limit: int,
     report: Callable[[Made], None],
-    most_operations: float = MOST_OPERATIONS,
+    most_operations: float = MAX_OPERATIONS,
 ) -> int:
     """Write a pack, or continue an interrupted one: its entries for the same target are kept.
 

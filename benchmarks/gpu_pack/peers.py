@@ -27,7 +27,7 @@ from benchmarks.gpu_pack.generator import integers, reals, seed_of
 from benchmarks.gpu_pack.nets import NETS
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bf16": torch.bfloat16}
-_SECONDS, _LEAST, _MOST = 0.3, 5, 50  # like the driver's timing of ours
+_SECONDS, _MIN_RUNS, _MAX_RUNS = 0.3, 5, 50  # like the driver's timing of ours
 _COPIED = 1 << 30
 
 
@@ -78,8 +78,8 @@ def timed(run: Callable[[], Any], device: str) -> list[float]:
         end.synchronize()
         return float(begin.elapsed_time(end))
 
-    first = statistics.median(once() for _ in range(_LEAST))
-    count = max(_LEAST, min(_MOST, int(1e3 * _SECONDS / max(first, 1e-3))))
+    first = statistics.median(once() for _ in range(_MIN_RUNS))
+    count = max(_MIN_RUNS, min(_MAX_RUNS, int(1e3 * _SECONDS / max(first, 1e-3))))
     return [once() for _ in range(count)]
 
 

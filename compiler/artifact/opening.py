@@ -80,7 +80,7 @@ def _section(data: memoryview, layout: Layout, index: int) -> memoryview:
     return data[section.offset : section.offset + section.size]
 
 
-LEAST_BYTES = 256 << 20
+MIN_BYTES = 256 << 20
 """Minimum size in bytes of a file to be recorded as checked."""
 ALWAYS_VARIABLE = "TENSORWRIGHT_CHECK_ALWAYS"
 """Environment variable: 1 checks every file on each load."""
@@ -99,7 +99,7 @@ class CheckedFile:
     def of(path: str | os.PathLike[str], state: tuple[int, ...], head: bytes) -> CheckedFile:
         """The file with this `file_state` before it was opened, and with this digest of its head."""
         settled = max(state[3:]) + _SETTLED < time.time_ns()
-        kept = settled and state[2] >= LEAST_BYTES and os.environ.get(ALWAYS_VARIABLE, "0") in ("", "0")
+        kept = settled and state[2] >= MIN_BYTES and os.environ.get(ALWAYS_VARIABLE, "0") in ("", "0")
         key = key_of([repr(state), head]) if kept and file_state(path) == state else None
         return CheckedFile(os.fspath(path), state, key)
 

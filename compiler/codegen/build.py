@@ -234,7 +234,7 @@ def _is_first(line: str, declared: set[str]) -> bool:
 
 
 _PART = 4  # kernels per object: with fewer, the overhead outweighs the better load balance
-_LEAST = 12  # minimum number of kernels for which processes pay off
+_MIN_KERNELS = 12  # minimum number of kernels for which processes pay off
 _NUMBER_BYTES = 4  # size of a part number in the pipe
 
 
@@ -318,7 +318,7 @@ _kept = _Kept(32 << 20)  # about 300 networks of 10 kernels
 def worth_parts(kernels: Sequence[object]) -> bool:
     """True to distribute the kernels over processes. Never true in processes that may have no children (of a
     `multiprocessing.Pool`)."""
-    return processes() > 1 and len(kernels) >= _LEAST and not multiprocessing.current_process().daemon
+    return processes() > 1 and len(kernels) >= _MIN_KERNELS and not multiprocessing.current_process().daemon
 
 
 def processes() -> int:

@@ -375,7 +375,7 @@ def _constant(number: int, like: Expr) -> Expr:
 
 
 _TOLD = "tensorwright_extent"
-_MOST = 4096  # threads: for larger extents, all threads are used
+_MAX_THREADS = 4096  # threads: for larger extents, all threads are used
 _TEXT = f"""
 @__TVMBackendParallelBarrier = external global ptr
 
@@ -412,10 +412,12 @@ def _with_extents(function: PrimFunc) -> PrimFunc:
     def visit(loop: Stmt) -> Stmt:
         nonlocal told
         extent = loop.extent
-        if loop.kind != tirx.ForKind.PARALLEL or (isinstance(extent, tirx.IntImm) and int(extent) >= _MOST):
+        if loop.kind != tirx.ForKind.PARALLEL or (isinstance(extent, tirx.IntImm) and int(extent) >= _MAX_THREADS):
             return loop
         told = True
-        bounded = extent if isinstance(extent, tirx.IntImm) else tirx.min(extent, tirx.IntImm(str(extent.ty), _MOST))
+        bounded = (
+            extent if isinstance(extent, tirx.IntImm) else tirx.min(extent, tirx.IntImm(str(extent.ty), _MAX_THREADS))
+        )
         tell = tirx.call_extern("int32", _TOLD, tirx.Cast("int32", bounded))
         # An empty statement with its own debug location: otherwise the following code has one from the loop's function.
         return tirx.SeqStmt([tirx.Evaluate(tell), loop, tirx.Evaluate(tirx.IntImm("int32", 0))])

@@ -172,7 +172,7 @@ def _quotients_first(body: Stmt, task: Var, parameters: set[Var]) -> Stmt:
 
 
 DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
-_LEAST = 2
+_MIN_CONSTANT = 2
 _LARGE = 4096  # elements; far above the size from which TVM allocates buffers on the heap
 
 
@@ -221,7 +221,7 @@ class OpenedKernel:
         ]
 
     def _opened(self, constant: Expr) -> Expr:
-        if int(constant.value) < _LEAST or str(constant.ty) != _TYPE:
+        if int(constant.value) < _MIN_CONSTANT or str(constant.ty) != _TYPE:
             return constant
         opened = tirx.Var(f"constant_{len(self._constants)}", _TYPE)
         self._constants[opened] = int(constant.value)

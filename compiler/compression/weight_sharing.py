@@ -21,7 +21,7 @@ from compiler.compression.report import LayerChange
 from compiler.errors import NothingGainedError, OptionError
 from compiler.frontends.source import ImportOptions
 from compiler.passes.rewriting.matching import Array, array_of
-from compiler.passes.schedule.store_compressed import MOST_BITS
+from compiler.passes.schedule.store_compressed import MAX_BITS
 from compiler.support.accuracy import Evaluate
 from compiler.support.interrupts import interruptible
 from compiler.support.options import ImportArguments, options_of, takes_imports
@@ -69,7 +69,7 @@ def _shared(job: Job, bits: int) -> CompressedModel:
     weights = [each for each in weights_of(found) if array_of(each.constant).size >= _FEWEST]
     if not weights:
         raise NothingGainedError(f"the model has no weight of {_FEWEST} numbers or more to share")
-    for tried in range(bits, MOST_BITS + 1):
+    for tried in range(bits, MAX_BITS + 1):
         job.report(f"palettes of {tried} bits")
         new = {each.constant: shared(array_of(each.constant), tried) for each in weights}
         candidate = replace(job.model, mod=with_constants(job.model.mod, new))
@@ -91,8 +91,8 @@ def _shared(job: Job, bits: int) -> CompressedModel:
 
 def check_bits(bits: int) -> None:
     """Raise OptionError for code sizes that `share_weights` does not support."""
-    if not _FEWEST_BITS <= bits <= MOST_BITS:
-        raise OptionError(f"bits={bits}", f"give {_FEWEST_BITS} to {MOST_BITS}")
+    if not _FEWEST_BITS <= bits <= MAX_BITS:
+        raise OptionError(f"bits={bits}", f"give {_FEWEST_BITS} to {MAX_BITS}")
 
 
 def shared(values: Array, bits: int) -> Array:

@@ -25,7 +25,7 @@ ROOTS: dict[str, Any] = {
     "kTensorEntrySchema": TensorEntry,
 }
 _HEAD = "// Written by `python -m compiler.device.record_schema`: do not edit.\n"
-_LEAST, _MOST = -(2**63), 2**63 - 1
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 def record_schema() -> str:
@@ -84,7 +84,10 @@ class _Writer:
     def _constant(
         self, kind: str, least: float | None = None, most: int | None = None, members: list[str] | None = None
     ) -> str:
-        low, high = (_number(_LEAST if least is None else int(least)), _number(_MOST if most is None else most))
+        low, high = (
+            _number(_INT64_MIN if least is None else int(least)),
+            _number(_INT64_MAX if most is None else most),
+        )
         listed = self._named("Member", "[]", f"{{{', '.join(members)}}}") if members else "nullptr"
         content = f"{{Schema::Kind::{kind}, {low}, {high}, {listed}, {len(members or ())}}}"
         return self._named("Schema", "", content)
@@ -102,7 +105,7 @@ def _member(key: str | None, schema: str, required: bool = False) -> str:
 
 
 def _number(value: int) -> str:
-    return "INT64_MIN" if value == _LEAST else "INT64_MAX" if value == _MOST else str(value)
+    return "INT64_MIN" if value == _INT64_MIN else "INT64_MAX" if value == _INT64_MAX else str(value)
 
 
 if __name__ == "__main__":

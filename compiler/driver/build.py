@@ -337,7 +337,7 @@ def operand_grams(module: Module, tokens: Array) -> tuple[Array, ...]:
 
 Arrays = Mapping[str, np.ndarray]
 _SYMBOLIC_SIZE = 2  # as in `random_inputs`
-_MOST_STATE_BYTES = 1 << 16  # maximum stored size of a new state value; a full cache would be far too large
+_MAX_STATE_BYTES = 1 << 16  # maximum stored size of a new state value; a full cache would be far too large
 
 
 def inputs_in_order(given: Arrays | None, model: ImportedModel) -> list[np.ndarray] | None:
@@ -379,7 +379,7 @@ def with_example(module: Module, runner: Module, model: ImportedModel, given: Ar
     sizes = {} if len(inputs) == len(model.inputs) else _state_sizes(module.manifest)
     outputs = runner.run_example(inputs, sizes)
     updated = {each.output for each in model.states}
-    kept = {k: v for k, v in outputs.items() if k not in updated or v.nbytes <= _MOST_STATE_BYTES}
+    kept = {k: v for k, v in outputs.items() if k not in updated or v.nbytes <= _MAX_STATE_BYTES}
     return module.with_reference(inputs, kept, sizes)
 
 

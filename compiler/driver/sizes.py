@@ -16,7 +16,7 @@ from compiler.support.formula import FormulaError, parsed
 Sizes = Mapping[str, Sequence[int | Sequence[int]]]
 """Sizes by symbolic dimension (`{"batch": [1, 8]}`), or whole shapes by input (`{"x": [(1, 3, 224, 224)]}`)."""
 
-MOST_VARIANTS = 32
+MAX_VARIANTS = 32
 Variant = dict[str, int]
 
 
@@ -25,14 +25,14 @@ def specialized(model: ImportedModel, sizes: Sizes) -> ImportedModel:
 
     Raises:
         OptionError: a name is neither a dynamic dimension nor an input, a size is not allowed, the model cannot run
-            with it, or there are more than `MOST_VARIANTS` combinations.
+            with it, or there are more than `MAX_VARIANTS` combinations.
     """
     if not isinstance(sizes, Mapping):
         raise OptionError(f"sizes= takes a dict, not {type_text(sizes)}", 'as in sizes={"batch": [1, 8]}')
     choices = [_choices(model, name, given) for name, given in sizes.items()]
     variants = list(_combined(choices))
-    if len(variants) > MOST_VARIANTS:
-        raise OptionError(f"sizes= asks for {len(variants)} variants of the code", f"give at most {MOST_VARIANTS}")
+    if len(variants) > MAX_VARIANTS:
+        raise OptionError(f"sizes= asks for {len(variants)} variants of the code", f"give at most {MAX_VARIANTS}")
     if choices and not variants:
         raise OptionError("sizes= gives the inputs shapes that contradict each other", "equal names are equal sizes")
     for variant in variants:

@@ -20,10 +20,10 @@ _REASONING = (
     "thinking",
     "reasoning",
 )  # keys of a message's reasoning; the first is the usual one
-_MOST_RANGE = 1 << 20  # items of all ranges in one rendering
-_MOST_REPEATED = 1 << 24  # characters or items of a repeated text or list
-_MOST_POWER = 4096  # bits
-_MOST_TEXT = 1 << 26  # characters of a prompt
+_MAX_RANGE = 1 << 20  # items of all ranges in one rendering
+_MAX_REPEATED = 1 << 24  # characters or items of a repeated text or list
+_MAX_POWER = 4096  # bits
+_MAX_TEXT = 1 << 26  # characters of a prompt
 # A conversion in a format with a width or precision of five digits, or one taken from an argument.
 _WIDE = re.compile(r"%(\([^)]*\))?[#0\- +]*(\d{5,}|\*|\d*\.(\d{5,}|\*))")
 # Errors of a template, besides jinja2's, for unexpected messages or if Python cannot compile it.
@@ -71,8 +71,8 @@ class ChatTemplate:
             text: str = self._template.render(given)
         except (jinja2.TemplateError, *_ERRORS) as error:
             raise InputError(f"the chat template refuses the messages: {error}") from error
-        if len(text) > _MOST_TEXT:
-            raise InputError(f"the chat template writes more than {_MOST_TEXT} characters")
+        if len(text) > _MAX_TEXT:
+            raise InputError(f"the chat template writes more than {_MAX_TEXT} characters")
         return text
 
     @cached_property
@@ -95,13 +95,13 @@ class _Ranges:
     """`range` within one rendering: nested ranges multiply, so their total is bounded."""
 
     def __init__(self) -> None:
-        self._left = _MOST_RANGE
+        self._left = _MAX_RANGE
 
     def range(self, *bounds: int) -> range:
         found = range(*bounds)
         self._left -= len(found)
         if self._left < 0:
-            _refuse(f"its ranges have more than {_MOST_RANGE} items")
+            _refuse(f"its ranges have more than {_MAX_RANGE} items")
         return found
 
 
@@ -115,10 +115,10 @@ def _environment() -> type:
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             sizes = [len(each) for each in (left, right) if isinstance(each, str | list | tuple)]
             counts = [each for each in (left, right) if isinstance(each, int)]
-            if operator == "*" and sizes and counts and sizes[0] * counts[0] > _MOST_REPEATED:
-                _refuse(f"a product has more than {_MOST_REPEATED} items")
-            if operator == "**" and len(counts) == 2 and left.bit_length() * right > _MOST_POWER:
-                _refuse(f"a power has more than {_MOST_POWER} bits")
+            if operator == "*" and sizes and counts and sizes[0] * counts[0] > _MAX_REPEATED:
+                _refuse(f"a product has more than {_MAX_REPEATED} items")
+            if operator == "**" and len(counts) == 2 and left.bit_length() * right > _MAX_POWER:
+                _refuse(f"a power has more than {_MAX_POWER} bits")
             if operator == "%" and isinstance(left, str):
                 _check_format(left)
             return super().call_binop(context, operator, left, right)
@@ -138,8 +138,8 @@ def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
     def checked(value: Any, *arguments: Any, **names: Any) -> Any:
         if function.__name__ == "do_format":
             _check_format(str(value))
-        elif any(isinstance(each, int) and each > _MOST_RANGE for each in (*arguments, *names.values())):
-            _refuse(f"a filter is given a number above {_MOST_RANGE}")
+        elif any(isinstance(each, int) and each > _MAX_RANGE for each in (*arguments, *names.values())):
+            _refuse(f"a filter is given a number above {_MAX_RANGE}")
         return function(value, *arguments, **names)
 
     return checked

@@ -12,7 +12,7 @@ from compiler.errors import OptionError
 from compiler.generation.grammar import Grammar
 from compiler.support.shown import shown
 
-_MOST_BIAS = 100
+_MAX_BIAS = 100
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def _biases(given: Mapping[int, float] | Sequence[tuple[int, float]]) -> tuple[t
     for token, bias in pairs:
         if isinstance(token, bool) or not isinstance(token, int) or token < 0:
             raise OptionError(f"logit_bias must have tokens, not {shown(token)}")
-        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -_MOST_BIAS <= bias <= _MOST_BIAS:
-            raise OptionError(f"logit_bias must have numbers from -{_MOST_BIAS} to {_MOST_BIAS}, not {shown(bias)}")
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -_MAX_BIAS <= bias <= _MAX_BIAS:
+            raise OptionError(f"logit_bias must have numbers from -{_MAX_BIAS} to {_MAX_BIAS}, not {shown(bias)}")
     return pairs
 
 

@@ -237,7 +237,7 @@ class BatchedSteps(_Rows):
         self._chosen[slot] = self._module.adapter_number(adapter)
 
 
-_LEAST_COPIED = 16  # tokens: fewer are computed as fast as they are copied
+_MIN_COPIED = 16  # tokens: fewer are computed as fast as they are copied
 
 
 class Slots:
@@ -265,7 +265,7 @@ class Slots:
             target = source  # nothing is lost
         else:
             target = min(self._free, key=lambda slot: (slot == source and rows > 0, self._used[slot]))
-            if target != source and rows < _LEAST_COPIED:
+            if target != source and rows < _MIN_COPIED:
                 rows = 0
             elif target != source:
                 self._steps.copy(source, target, rows)
@@ -313,7 +313,7 @@ class Slots:
         if not self.may_share(prompt):
             return 0
         longest = max((self._common(held, prompt) for _, held in self._sharing(adapter)), default=0)
-        return longest if longest >= _LEAST_COPIED else 0
+        return longest if longest >= _MIN_COPIED else 0
 
     def _common(self, held: Sequence[int], prompt: Sequence[int]) -> int:
         return common_length(held if self._stable is None else held[: self._stable], prompt)
@@ -342,7 +342,7 @@ def common_length(held: Sequence[int], tokens: Sequence[int]) -> int:
     return low
 
 
-_MOST = 4  # checkpoints of a slot; each has the size of all overwritten states of a sequence
+_MAX_CHECKPOINTS = 4  # checkpoints of a slot; each has the size of all overwritten states of a sequence
 
 
 @dataclass
@@ -449,5 +449,5 @@ class CheckpointedSteps:
         assert kept.mark is not None
         kept.points[kept.mark] = self._steps.snapshot(slot)
         kept.mark = None
-        if len(kept.points) > _MOST:
+        if len(kept.points) > _MAX_CHECKPOINTS:
             del kept.points[next(iter(kept.points))]

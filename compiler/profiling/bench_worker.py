@@ -20,9 +20,9 @@ from compiler.runtime import Module, load  # noqa: E402
 from compiler.runtime.tvm_runtime import runtime_library  # noqa: E402
 from compiler.support.processes import end_with_parent  # noqa: E402
 
-_MINIMUM_RUNS = 3
+_MIN_RUNS = 3
 _WARM_UP_SHARE = 0.1
-_MAXIMUM_WARM_UP_SECONDS = 1.0
+_MAX_WARM_UP_SECONDS = 1.0
 
 
 def measure(request: dict[str, Any], import_seconds: float) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _timed_run(module: Module, inputs: dict[str, Any]) -> float:
 
 def _warm_up(module: Module, inputs: dict[str, Any], request: dict[str, Any]) -> None:
     """Run for a tenth of the requested time, at most a second, and at least twice."""
-    deadline = time.perf_counter() + min(_MAXIMUM_WARM_UP_SECONDS, _WARM_UP_SHARE * request["seconds"])
+    deadline = time.perf_counter() + min(_MAX_WARM_UP_SECONDS, _WARM_UP_SHARE * request["seconds"])
     module.run(inputs)
     module.run(inputs)
     while time.perf_counter() < deadline:
@@ -80,7 +80,7 @@ def _sample(module: Module, inputs: dict[str, Any], runs: int | None, seconds: f
         return [_timed_run(module, inputs) for _ in range(runs)]
     samples: list[float] = []
     deadline = time.perf_counter() + seconds
-    while len(samples) < _MINIMUM_RUNS or time.perf_counter() < deadline:
+    while len(samples) < _MIN_RUNS or time.perf_counter() < deadline:
         samples.append(_timed_run(module, inputs))
     return samples
 

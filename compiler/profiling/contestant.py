@@ -19,7 +19,7 @@ import numpy as np
 Array = np.ndarray
 Examples = Sequence[Mapping[str, Array]]
 Run = Callable[[int], Any]  # called with the index of an example
-MINIMUM_RUNS = 3
+MIN_RUNS = 3
 
 
 def tensorwright(path: str, examples: Examples, threads: int, precision: str) -> tuple[Run, str]:
@@ -122,7 +122,7 @@ def _round(run: Run, examples: int, seconds: float) -> list[tuple[float, float]]
         run(0)
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
-    while len(times) < MINIMUM_RUNS or time.perf_counter() < end:
+    while len(times) < MIN_RUNS or time.perf_counter() < end:
         index = len(times) % examples
         start, used = time.perf_counter(), time.process_time()
         run(index)

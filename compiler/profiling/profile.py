@@ -38,7 +38,7 @@ from schedules.machine import Machine
 from targets import cpuinfo
 from targets.processors import usable_cores
 
-_MINIMUM_RUNS = 5
+_MIN_RUNS = 5
 _WARM_UP_SECONDS = 0.2
 
 
@@ -113,7 +113,7 @@ def _measure(workload: Workload, runs: int | None, seconds: float) -> _Measured:
     def keep_going(done: int) -> bool:
         if runs is not None:
             return done < runs
-        return done < _MINIMUM_RUNS or time.perf_counter() < deadline
+        return done < _MIN_RUNS or time.perf_counter() < deadline
 
     collecting = gc.isenabled()
     gc.disable()  # a collection would distort the call that is running

@@ -26,7 +26,7 @@ from compiler.artifact.storage import read_mapped, write_atomically
 from compiler.errors import StorageError, storage_errors
 
 FOLDER_VARIABLE = "TENSORWRIGHT_SHARED_PARAMETERS"
-_LEAST_BYTES = 16 << 10  # smaller arrays are not worth sharing
+_MIN_BYTES = 16 << 10  # smaller arrays are not worth sharing
 _SAMPLES = 256
 _HUGE_PAGE = 2 << 20
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # Linux; the second one since 6.1
@@ -51,7 +51,7 @@ class ParameterStore:
         The memory is kept as long as the returned array is referenced. Pages of a mapped file that are no longer needed
         are released.
         """
-        if array.nbytes < _LEAST_BYTES:
+        if array.nbytes < _MIN_BYTES:
             return array
         key = _key(array)
         with self._lock:

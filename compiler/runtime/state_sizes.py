@@ -15,7 +15,7 @@ from compiler.support.formula import FormulaError, parsed
 Sizes = dict[str, int]
 
 
-_MOST_ROWS = 1 << 48
+_MAX_ROWS = 1 << 48
 
 
 def given_sizes(manifest: Manifest, capacity: int | None, sizes: Mapping[str, int] | None) -> Sizes:
@@ -49,7 +49,7 @@ def given_sizes(manifest: Manifest, capacity: int | None, sizes: Mapping[str, in
 def _check_capacity(axes: set[int | str], capacity: object) -> None:
     if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
         raise OptionError(f"capacity must be a number of rows, not {capacity!r}")
-    if capacity > _MOST_ROWS:
+    if capacity > _MAX_ROWS:
         raise OptionError(f"no memory holds {capacity} rows", "give a smaller capacity")
     if not axes:
         raise OptionError("the states of the module have no rows, so capacity does not apply", "omit capacity")

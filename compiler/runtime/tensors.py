@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from schedules.ir.tvm_types import RuntimeTensor
 
 ALIGNMENT = 64
-_MOST_BYTES = 1 << 62  # numpy sizes are signed 64-bit
+_MAX_BYTES = 1 << 62  # numpy sizes are signed 64-bit
 Array = np.ndarray
 
 
@@ -34,7 +34,7 @@ def empty_aligned(shape: tuple[int, ...], element: ElementType) -> Array:
 
 def zeros_aligned(shape: tuple[int, ...], element: ElementType) -> Array:
     """Like `empty_aligned`, with zeros; memory of large arrays is only allocated where written. Raises MemoryError."""
-    if _bytes(shape, element) > _MOST_BYTES:
+    if _bytes(shape, element) > _MAX_BYTES:
         raise MemoryError
     return _aligned(np.zeros(_bytes(shape, element) + ALIGNMENT, np.uint8), shape, element)
 

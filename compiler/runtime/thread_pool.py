@@ -96,19 +96,19 @@ class Work(ctypes.Structure):
     )
 
 
-_MOST_WORKS = 1 << 16
+_MAX_WORKS = 1 << 16
 
 
 class WorkTrace:
     """Records the work of threads in parallel regions of the calling thread, whose threads come from `set_threads`."""
 
     def __init__(self) -> None:
-        self._works = (Work * _MOST_WORKS)()
+        self._works = (Work * _MAX_WORKS)()
 
     def during(self, run: Callable[[], object]) -> list[Work]:
         """Work of the threads in the regions of `run`; the first 65,536 entries."""
         trace = _library().tensorwright_pool_trace
-        trace(self._works, _MOST_WORKS)
+        trace(self._works, _MAX_WORKS)
         try:
             run()
         finally:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 MAX_THREADS = 4096
-_THREADS_OF_A_PROCESSOR, _LEAST_LIMIT = 4, 64
+_THREADS_OF_A_PROCESSOR, _MIN_LIMIT = 4, 64
 Result = TypeVar("Result")
 
 
@@ -153,7 +153,7 @@ def check_threads(threads: int | None) -> None:
 
 def threads_limit() -> int:
     """Maximum number of threads on this machine: 4 per logical processor, but at least 64."""
-    return max(_LEAST_LIMIT, _THREADS_OF_A_PROCESSOR * usable_processors())
+    return max(_MIN_LIMIT, _THREADS_OF_A_PROCESSOR * usable_processors())
 
 
 def threads_here(asked: int | None, stored: int | None) -> int:

@@ -39,8 +39,8 @@ _STEPS = 5  # steps of the path to the budget
 _SHARE_OF_PATH = 0.4  # fraction of the trials
 _SHARE_OF_LAST_STEPS = 0.3
 _SHARE_OF_DEPTHS = 0.5
-_MOST_LAYERS = 8  # layers that are initially left out one at a time
-_MOST_STEPS = 48  # steps from one candidate
+_MAX_LAYERS = 8  # layers that are initially left out one at a time
+_MAX_STEPS = 48  # steps from one candidate
 
 
 class Net(Protocol):
@@ -251,7 +251,7 @@ class Explorer:
                 return
             tried.add(key_of(starts[0].config))
             steps = [each for each in exchanges(self.net.knobs, starts[0].config) if key_of(each) not in self._known]
-            steps = steps[:_MOST_STEPS]
+            steps = steps[:_MAX_STEPS]
             costs = self.costs_of(steps)
             fits = [each for each, cost in zip(steps, costs, strict=True) if excess(cost, self.budget) <= 0]
             self.evaluate(fits[: self.options.trials - len(self._known)])
@@ -303,7 +303,7 @@ def _smallest_nets(knobs: Sequence[Knob]) -> list[dict[str, Option]]:
 def _depths(knobs: Sequence[Knob]) -> list[dict[str, Option]]:
     """Residual layers left out: none, each of the first ones separately, and all."""
     layers = [knob.name for knob in knobs if knob.kind == "layer"]
-    alone: list[dict[str, Option]] = [{name: False} for name in layers[:_MOST_LAYERS]]
+    alone: list[dict[str, Option]] = [{name: False} for name in layers[:_MAX_LAYERS]]
     every: dict[str, Option] = dict.fromkeys(layers, False)
     return [{}, *alone, *([every] if len(layers) > 1 else [])]
 

@@ -129,7 +129,7 @@ class SearchResult:
 SearchResult.__module__ = "tensorwright"  # public import path, for reprs, tracebacks and pickles
 
 
-_MOST_ABLATIONS = 24
+_MAX_ABLATIONS = 24
 # Names of costs on the page.
 _UNITS = {
     "ms": "ms of a run",
@@ -309,7 +309,7 @@ def _decisions(explorer: Explorer, chosen: Candidate) -> tuple[Decision, ...]:
     """Each choice reverted separately; only the first ones if there are many."""
     whole: Mapping[str, Option] = {knob.name: knob.options[-1] for knob in explorer.net.knobs}
     changed = list(steps_away(explorer.net.knobs, chosen.config).items())
-    without = [{**chosen.config, name: whole[name]} for name, _ in changed[:_MOST_ABLATIONS]]
+    without = [{**chosen.config, name: whole[name]} for name, _ in changed[:_MAX_ABLATIONS]]
     found = explorer.looked_up(without)
     return tuple(
         Decision(

@@ -28,10 +28,10 @@ _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "%": lambda left, right: left % right,
 }
 _FUNCTIONS: dict[str, Callable[[list[int]], int]] = {"min": min, "max": max}
-_LEAST, _LARGEST = -(2**63), 2**63 - 1
-_MOST_DIGITS = 19
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_MAX_DIGITS = 19
 _SHOWN = 80
-_MOST_EXPONENT = 16
+_MAX_EXPONENT = 16
 
 Step = tuple[str, int | str]
 """An item of a formula in postfix order: "number" or "name" with its value; "call" with the operator; a function with
@@ -78,7 +78,7 @@ class Formula:
                 count = int(value)
                 result = _FUNCTIONS[kind](stack[-count:])
                 del stack[-count:]
-            if not _LEAST <= result <= _LARGEST:
+            if not _INT64_MIN <= result <= _INT64_MAX:
                 raise FormulaError(f"{_shown(self.text)} has a value of more than 64 bits")
             stack.append(result)
         return stack[0]
@@ -126,7 +126,7 @@ class _Parser:
         elif token in _OPERATIONS or token in (")", ","):
             raise self._error()
         elif token[0] in "0123456789":
-            if len(token) > _MOST_DIGITS or int(token) > _LARGEST:
+            if len(token) > _MAX_DIGITS or int(token) > _INT64_MAX:
                 raise self._error()
             self.steps.append(("number", int(token)))
             return True
@@ -185,11 +185,11 @@ def evaluate(formula: str, sizes: Mapping[str, int]) -> int:
 def nominal_size(formula: str) -> int:
     """The smallest power of two for which the formula has a value when all its sizes have that value: 1, unless it then
     divides by zero. Raises FormulaError if there is none up to 65,536."""
-    for exponent in range(_MOST_EXPONENT + 1):
+    for exponent in range(_MAX_EXPONENT + 1):
         try:
             parsed(formula).value(dict.fromkeys(parsed(formula).names, 1 << exponent))
         except FormulaError:
-            if exponent == _MOST_EXPONENT:
+            if exponent == _MAX_EXPONENT:
                 raise
         else:
             break

@@ -12,7 +12,7 @@ import numpy as np
 
 from compiler.errors import InputError, StorageError
 from compiler.support.optional import optional_module
-from compiler.support.processing import MOST_PIXELS
+from compiler.support.processing import MAX_PIXELS
 
 Array = np.ndarray
 Image = str | Path | bytes | Array
@@ -68,14 +68,14 @@ def _name(file: Image, otherwise: str) -> str:
 
 
 def _check_size(name: str, height: int, width: int) -> None:
-    if width * height > MOST_PIXELS:
-        raise InputError(f"{name} has {width} x {height} pixels, and at most {MOST_PIXELS} are read", "scale it down")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{name} has {width} x {height} pixels, and at most {MAX_PIXELS} are read", "scale it down")
 
 
 Audio = str | Path | bytes | Array
 """A WAV file, by its path or bytes, or samples at the model's rate: float32 (samples,) from -1 to 1."""
 
-_MOST_SAMPLES = 1 << 28
+_MAX_SAMPLES = 1 << 28
 _WIDTHS = (1, 2, 3, 4)  # bytes per sample
 
 
@@ -115,7 +115,7 @@ def _opened(audio: str | Path | bytes) -> Iterator[tuple[Any, int]]:
             channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
             size = len(audio) if isinstance(audio, bytes) else Path(audio).stat().st_size
             frames = min(file.getnframes(), size // (channels * width))
-            if width not in _WIDTHS or frames * channels > _MOST_SAMPLES or not 1000 <= rate <= 1_000_000:
+            if width not in _WIDTHS or frames * channels > _MAX_SAMPLES or not 1000 <= rate <= 1_000_000:
                 raise InputError(f"audio of {frames} samples of {8 * width} bits at {rate} Hz is not supported")
             yield file, frames
     except FileNotFoundError as error:

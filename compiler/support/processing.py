@@ -17,9 +17,9 @@ Colors = Literal["rgb", "bgr", "gray"]
 Boxes = Literal["yolo", "yolo-objectness", "end-to-end", "detr", "rt-detr"]
 Activation = Literal["softmax", "sigmoid", "none"]
 
-MOST_PIXELS = 1 << 26
+MAX_PIXELS = 1 << 26
 """Maximum number of pixels of an image."""
-_MOST_SAMPLES = 1 << 24  # maximum samples per second or per run
+_MAX_SAMPLES = 1 << 24  # maximum samples per second or per run
 
 
 def _help(text: str) -> dict[str, str]:
@@ -128,8 +128,8 @@ class Processing:
             raise OptionError(f"processing: mean={self.mean} and scale={self.scale} must be finite")
         for name, least in (("rate", 1), ("window", 1), ("context", 0)):
             value = getattr(self, name)
-            if value is not None and not least <= value <= _MOST_SAMPLES:
-                raise OptionError(f"processing: {name}={value} does not lie between {least} and {_MOST_SAMPLES}")
+            if value is not None and not least <= value <= _MAX_SAMPLES:
+                raise OptionError(f"processing: {name}={value} does not lie between {least} and {_MAX_SAMPLES}")
 
     def over(self, found: Processing | None) -> Processing:
         """These options, with None fields replaced by those of `found`."""

@@ -6,13 +6,13 @@ import reprlib
 from itertools import islice
 from typing import Any
 
-_MOST = 80
+_MAX_LENGTH = 80
 
 
 class _Short(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 3, _MOST, _MOST
+        self.maxlevel, self.maxstring, self.maxother = 3, _MAX_LENGTH, _MAX_LENGTH
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         """Like the base method, which sorts all keys, but without sorting."""
@@ -28,4 +28,4 @@ _SHORT = _Short()
 def shown(value: object) -> str:
     """A value as text for a message, truncated if it is long."""
     text = _SHORT.repr(value)
-    return text if len(text) <= _MOST else f"{text[: _MOST - 3]}..."
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."

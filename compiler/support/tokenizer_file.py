@@ -17,7 +17,7 @@ import numpy as np
 from compiler.errors import ArtifactError, InputError, storage_errors
 from compiler.support.optional import optional_module
 
-_MOST_GROWTH = 1024  # maximum factor by which normalizers may lengthen a text
+_MAX_GROWTH = 1024  # maximum factor by which normalizers may lengthen a text
 _HINT = "download the tokenizer again"
 _VALUE = 1 << 31  # flag of a double-array trie's unit: it is a value, at the end of a key
 _HAS_VALUE = 1 << 8
@@ -93,8 +93,8 @@ def check_tokenizer(described: object, origin: str) -> None:
             _check_character_map(part.get("precompiled_charsmap"), f"{origin}: {path}.precompiled_charsmap")
         added = part.get("content") if kind == "Replace" else part.get("prepend") if kind == "Prepend" else ""
         growth *= max(1, len(added)) if isinstance(added, str) else 1
-        if growth > _MOST_GROWTH:
-            raise ArtifactError(f"{origin}: {path} lengthens texts more than {_MOST_GROWTH} times", _HINT)
+        if growth > _MAX_GROWTH:
+            raise ArtifactError(f"{origin}: {path} lengthens texts more than {_MAX_GROWTH} times", _HINT)
     for path, part in _parts(described.get("post_processor"), "post_processor", "processors"):
         _check_template(part, f"{origin}: {path}")
     for path, part in _parts(described.get("decoder"), "decoder", "decoders"):
@@ -105,7 +105,7 @@ def check_tokenizer(described: object, origin: str) -> None:
 
 
 def _is_beyond(number: object) -> bool:
-    return not isinstance(number, int) or not 0 <= number <= _MOST_GROWTH
+    return not isinstance(number, int) or not 0 <= number <= _MAX_GROWTH
 
 
 def _parts(described: object, path: str, inner: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from compiler.errors import StorageError
 
-_LEAST = 1 << 20  # bytes: smaller arrays stay in memory
+_MIN_BYTES = 1 << 20  # bytes: smaller arrays stay in memory
 
 
 class Room:
@@ -29,7 +29,7 @@ class Room:
         Raises StorageError if there is no room for the file.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        if size <= self._left or size < _LEAST:
+        if size <= self._left or size < _MIN_BYTES:
             self._left -= size
             return np.empty(shape, dtype)
         try:

@@ -37,7 +37,7 @@ from schedules.selection.alternatives import Alternative
 from schedules.selection.apply import record_key
 
 PAIRS = 6
-LEAST_PAIRS = 4  # once the time has run out
+MIN_PAIRS = 4  # once the time has run out
 TURN_SECONDS = 0.3  # seconds of timing kernels, and of timing runs
 _MODULE = "compiler.tuning.measuring.model_worker"
 _LIMIT = 120.0
@@ -172,7 +172,7 @@ class ModelComparison:
         self._untuned: _Compiled | None = None
 
     def measure(self, choices: Choices, deadline: float = math.inf) -> Compared:
-        """Time both modules alternately; only `LEAST_PAIRS` pairs once `time.monotonic()` is past the deadline.
+        """Time both modules alternately; only `MIN_PAIRS` pairs once `time.monotonic()` is past the deadline.
 
         Raises:
             UserError: the model cannot be compiled or run here.
@@ -183,7 +183,7 @@ class ModelComparison:
         found = Compared()
         sides = [(self._untuned, found.untuned), (tuned, found.tuned)]
         for number in range(PAIRS):
-            if number >= LEAST_PAIRS and time.monotonic() > deadline:
+            if number >= MIN_PAIRS and time.monotonic() > deadline:
                 break
             for compiled, times in sides if number % 2 == 0 else reversed(sides):
                 times.take(self._turn(compiled.path), compiled.keys)
@@ -233,7 +233,7 @@ class ModelComparison:
 
 COMPARISON_SECONDS = 2 * PAIRS * (2 * TURN_SECONDS + 1.2)
 """Duration of one comparison, including the start of its processes but not compilation."""
-_MOST_COMPARISONS = 3  # replacements of dropped choices are compared, too
+_MAX_COMPARISONS = 3  # replacements of dropped choices are compared, too
 
 
 def conclude(
@@ -255,7 +255,7 @@ def conclude(
         session.conclude(Choices(session.states).chosen, None)
         return None
     compared = None
-    for _ in range(_MOST_COMPARISONS):
+    for _ in range(_MAX_COMPARISONS):
         choices = Choices(session.states)
         if not choices:
             break

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _STEPS = 20_000
 _TASKS_PER_CORE = 4
-_MOST_BYTES = 16 << 20
+_MAX_BYTES = 16 << 20
 _TYPE = "float32"
 
 
@@ -121,7 +121,7 @@ def _arithmetic(machine: Machine) -> tuple[KernelTask, int]:
 def _reading(machine: Machine) -> tuple[KernelTask, int]:
     """A kernel that sums an array larger than the L2 caches; the task and its bytes."""
     lanes, tasks, count = machine.lanes(_TYPE), _TASKS_PER_CORE * machine.cores, 8
-    wanted = max(2 * machine.cores * machine.l2_bytes, min(machine.l3_bytes // 2, _MOST_BYTES))
+    wanted = max(2 * machine.cores * machine.l2_bytes, min(machine.l3_bytes // 2, _MAX_BYTES))
     steps = max(1, wanted // (4 * lanes * tasks * count))
     every = lanes_of(0, lanes)
     data = tirx.decl_buffer((tasks, steps, count, lanes), _TYPE, "data")

@@ -14,7 +14,7 @@ from compiler.tuning.cost_models import CostModel
 from compiler.tuning.measuring.device_names import LOCAL, parse_device
 from compiler.tuning.state import Progress
 
-LEAST_SECONDS = 10.0
+MIN_SECONDS = 10.0
 """The minimum budget: building and timing a few configs takes this long."""
 DEFAULT_SECONDS = 600.0
 """Duration of the search if the caller sets no limit."""
@@ -61,8 +61,8 @@ class TuningOptions:
         """Raise OptionError for invalid options."""
         if self.trials is not None and self.trials < 1:
             raise OptionError(f"trials={self.trials}: there must be at least one")
-        if self.time_budget is not None and self.time_budget < LEAST_SECONDS:
-            raise OptionError(f"time_budget={self.time_budget}: it must be {LEAST_SECONDS:.0f} seconds at least")
+        if self.time_budget is not None and self.time_budget < MIN_SECONDS:
+            raise OptionError(f"time_budget={self.time_budget}: it must be {MIN_SECONDS:.0f} seconds at least")
         check_choices(self, timing=_TIMINGS, measure=_MEASURES)
         if self.measure == "modelled" and self.names_devices:
             raise OptionError("measure 'modelled' uses no device", "leave out the devices, or measure='timed'")

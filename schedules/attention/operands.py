@@ -297,7 +297,7 @@ def in_panels(matrix: BatchedMatrix, width: int, machine: Machine) -> tuple[list
     return made, PanelMatrix(copy, matrix.variables, matrix.variables, matrix.shape, width)
 
 
-LEAST_QUERIES = 16  # fewest queries for which rounding the keys and values pays off
+MIN_QUERIES = 16  # fewest queries for which rounding the keys and values pays off
 
 
 def attention_stages(kernel: Kernel, kind: str) -> dict[str, Stage] | None:
@@ -348,7 +348,7 @@ class AttentionParts:
     @property
     def has_many_queries(self) -> bool:
         """True if enough queries share the words of keys and values."""
-        return self.is_static and self.query.shape[-2] >= LEAST_QUERIES
+        return self.is_static and self.query.shape[-2] >= MIN_QUERIES
 
     @property
     def narrow(self) -> bool:

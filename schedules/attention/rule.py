@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from schedules.attention.compute import ATTENTION, ATTENTION_INT8
 from schedules.attention.operands import (
-    LEAST_QUERIES,
+    MIN_QUERIES,
     AttentionParts,
     BatchedMatrix,
     NarrowRows,
@@ -133,7 +133,7 @@ class Attention(CpuRule[AttentionWorkload]):
 
     def tiles(self, workload: AttentionWorkload, machine: Machine) -> Product | None:
         """The instruction with tile accumulators for these operands, if there is one."""
-        in_words = workload.queries >= LEAST_QUERIES and workload.dtype != "float32"
+        in_words = workload.queries >= MIN_QUERIES and workload.dtype != "float32"
         known = workload.keys and workload.depth and workload.columns
         return attention_tiles(machine, self.writer.operation) if in_words and known else None
 

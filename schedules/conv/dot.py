@@ -61,7 +61,7 @@ CONV_TILES = "conv-tiles"
 # Cycles of a broadcast load next to bfloat16 dot products. Measured on Zen 4: tiles of 14 pixels x 1 block reach
 # 154 GFLOP/s and 7 x 2 reach 214; with 8-bit integers both reach 420.
 _BF16_LOAD_CYCLES = 1.3
-_MOST_STEPS = 72  # of a partial sum: a 3 x 3 window over 16 channels; larger windows add them to the total at each tap
+_MAX_STEPS = 72  # of a partial sum: a 3 x 3 window over 16 channels; larger windows add them to the total at each tap
 # Sums with 16 registers. Products of pairs need one register each before they are added: on Zen 5, with 28 pixels in a
 # row, 222 billion operations a second with 7 x 1, 198 with 4 x 2, 178 with 8 x 1. Products of bytes are accumulated
 # directly: with 14 pixels 480 with 5 x 2, 422 with 4 x 2, 420 with 7 x 1.
@@ -201,7 +201,7 @@ class DotNest(DirectNest):
         summed, room = sums, list[Stmt]()
         if self.partial is not None:
             summed, room = allocate_tile("halves", (pixels, self.blocks, lanes), "int32")
-        windows = self.partial is not None and self._window_steps <= _MOST_STEPS
+        windows = self.partial is not None and self._window_steps <= _MAX_STEPS
 
         def step(source: Expr | int, window: Sequence[Index], group: Expr | int, count: int) -> list[Stmt]:
             return self._step(summed, Step(task, block, start, pixels, source, window, group, count))

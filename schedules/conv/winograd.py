@@ -111,7 +111,7 @@ WINOGRAD_INTEGER = "conv-winograd-integer"
 TILE = 2
 _GAIN = 1.22
 """Direct convolutions in pairs take 1.2 to 1.4 times their estimate, these 0.7 to 0.9 times theirs (Zen 5, AVX2)."""
-_MOST = 255 * 4  # times the sum of a filter's weights must fit an int32
+_MAX_INPUT = 255 * 4  # times the sum of a filter's weights must fit an int32
 
 
 def conv_winograd_integer(data: Tensor, weight: Tensor, work: DotWorkload) -> Tensor:
@@ -151,7 +151,7 @@ def integer_winograd_pays(work: ConvWorkload, weight: NDArray[np.int8], machine:
     """True if the rule supports this byte convolution and is estimated to be faster than the direct one."""
     if not widens_bytes(machine) or work.is_open or not has_window(work):
         return False
-    if _MOST * int(np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)).max()) >= 1 << 31:
+    if _MAX_INPUT * int(np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)).max()) >= 1 << 31:
         return False
     halved = _in_pairs(work)
     return relative_cycles(halved, halved, machine) < _GAIN

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from schedules.machine import Machine
 
-LEAST_CAPABILITY = {"float16": 70, "int8": 72, "bfloat16": 80}
+MIN_CAPABILITY = {"float16": 70, "int8": 72, "bfloat16": 80}
 """The lowest compute capability whose tensor cores multiply an element type, major times ten plus minor."""
 
 
@@ -34,12 +34,12 @@ class GpuMachine(Machine):
     @property
     def bf16_dot_product(self) -> bool:
         """True if tensor cores multiply bfloat16."""
-        return self.compute_capability >= LEAST_CAPABILITY["bfloat16"]
+        return self.compute_capability >= MIN_CAPABILITY["bfloat16"]
 
     @property
     def float16_product(self) -> bool:
         """True if tensor cores multiply float16."""
-        return self.compute_capability >= LEAST_CAPABILITY["float16"]
+        return self.compute_capability >= MIN_CAPABILITY["float16"]
 
     def engine_options(self) -> dict[str, object]:
         """The options of TVM's target.

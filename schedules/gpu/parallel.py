@@ -44,7 +44,7 @@ from schedules.machine import Machine
 from schedules.matmul.form import Group
 from schedules.rule import GpuPriority
 
-MOST_THREADS = 512
+MAX_THREADS = 512
 _WARP = 32
 # Parts of the names of functions that may access memory other than by a load or store.
 _HIDDEN = ("address_of", "_ptr", "packed", "extern", "atomic")
@@ -88,7 +88,7 @@ def cooperative(statement: Stmt, buffers: list[Expr]) -> tuple[Stmt, list[Expr]]
     stored = [each.buffer for each in nodes(body, tirx.BufferStore)]
     if team.largest < 2 or any(_is_among(each, stored) for each in team.steering):
         return None  # a thread may read a condition after another has changed it
-    threads = min(MOST_THREADS, -(-team.largest // _WARP) * _WARP)
+    threads = min(MAX_THREADS, -(-team.largest // _WARP) * _WARP)
     block, thread = (tirx.Var(name, tirx.IntImm("int32", 0).ty) for name in ("block", "thread"))
     values = {team.threads: tirx.IntImm("int64", threads), team.thread: tirx.Cast("int64", thread)}
     if task is not None:
@@ -386,7 +386,7 @@ def _bound_loop(statement: Stmt, *, alone: bool) -> Stmt:
     return launched([axis], without_parallel_loops(statement.body), threads)
 
 
-LEAST_ELEMENTS = 256
+MIN_ELEMENTS = 256
 _THREADS = (256, 1024)
 _ELEMENTS_OF_MANY_THREADS = 8192
 _POINTS_OF_A_BLOCK = 256  # points computed by a block if each thread has its own result
@@ -396,7 +396,7 @@ def block_reduction(stage: Stage, machine: GpuMachine) -> Stmt | None:
     """The launch; None if the stage is not a reduction, or has enough points for all threads."""
     reduction = reduction_of(stage)
     points, elements = (product(axis.extent for axis in axes) for axes in (stage.spatial, stage.reduction))
-    if reduction is None or points is None or elements is None or elements < LEAST_ELEMENTS:
+    if reduction is None or points is None or elements is None or elements < MIN_ELEMENTS:
         return None
     if points == 0 or points > machine.multiprocessors * _POINTS_OF_A_BLOCK:
         return None

@@ -148,7 +148,7 @@ class GpuProducts(TiledProductRule):
 
 
 _WARP = 32
-_MOST_THREADS = 1024
+_MAX_THREADS = 1024
 _RESIDENT_THREADS = 2048  # per multiprocessor
 _JOIN_COST = 2.0  # cost of halving the number of partial sums, in steps of the depth
 _POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -178,7 +178,7 @@ class GpuVectorProducts(ProductRule[VectorWorkload]):
 
     def space(self, workload: VectorWorkload, machine: Machine) -> ConfigSpace:
         assert isinstance(machine, GpuMachine)
-        most = min(_MOST_THREADS, machine.threads_per_block)
+        most = min(_MAX_THREADS, machine.threads_per_block)
 
         def fits(config: Config) -> bool:
             return _WARP <= config.integer("results") * config.integer("shares") <= most

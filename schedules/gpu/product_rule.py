@@ -22,8 +22,8 @@ from schedules.rule import Workload
 
 UNKNOWN = 128  # size assumed for dynamic dimensions
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-_LEAST_STEPS = 2  # per part of the depth
-_MOST_THREADS = 2048  # per multiprocessor
+_MIN_STEPS = 2  # per part of the depth
+_MAX_THREADS = 2048  # per multiprocessor
 _GAIN_OF_SPLITS = 1.25  # minimum estimated gain for splitting the depth by default
 _PARTS_OF_A_LAUNCH = 10_000  # partial sums that a multiprocessor stores and adds in the time of a launch
 
@@ -133,7 +133,7 @@ class TiledProductRule(ProductRule[ProductWorkload]):
         def can_split(config: Config) -> bool:
             splits = config.integer("splits")
             steps = ceil_div(workload.depth, config.integer("depth"))
-            return splits == 1 or (splits <= steps // _LEAST_STEPS and splits_depth(steps, splits))
+            return splits == 1 or (splits <= steps // _MIN_STEPS and splits_depth(steps, splits))
 
         known = 0 not in (workload.samples, workload.rows, workload.columns, workload.depth)
         splits = _SPLITS if known else (1,)
@@ -159,7 +159,7 @@ class TiledProductRule(ProductRule[ProductWorkload]):
         blocks = samples * ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns) * splits
         work = tile.rows * tile.columns + self.load_cost * (tile.rows + tile.columns)
         own = ceil_div(blocks, machine.multiprocessors)
-        resident = min(own, max(1, _MOST_THREADS // tile.threads))
+        resident = min(own, max(1, _MAX_THREADS // tile.threads))
         useful = tile.threads * self._share("rows", rows, tile.rows) * self._share("columns", columns, tile.columns)
         rate = min(1.0, resident * useful / (machine.warp * self.full_warps))
         product = own * work * depth / rate

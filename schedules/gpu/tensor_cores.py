@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from schedules.codegen.nest import lanes_of, load, repeat, sequence, static_grid, store, when
-from schedules.gpu.machine import LEAST_CAPABILITY, GpuMachine
+from schedules.gpu.machine import MIN_CAPABILITY, GpuMachine
 from schedules.gpu.product_form import WIDER, DepthSplit, ProductForm
 from schedules.gpu.product_rule import TiledProductRule
 from schedules.gpu.tile_code import SHARED, BlockTile, Part, TileWriter, wait
@@ -175,4 +175,4 @@ class GpuTensorCores(TiledProductRule):
     load_cost: ClassVar[int] = 32
 
     def multiplies(self, dtype: str, machine: GpuMachine) -> bool:
-        return dtype in LEAST_CAPABILITY and machine.compute_capability >= LEAST_CAPABILITY[dtype]
+        return dtype in MIN_CAPABILITY and machine.compute_capability >= MIN_CAPABILITY[dtype]

@@ -17,7 +17,7 @@ VECTOR_DTYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8
 """Dtypes of elements that are loaded and stored in vectors; TVM converts others element by element."""
 _LANES = 16  # per vector; LLVM splits it if registers are narrower
 _CHUNK = 1 << 14  # elements that one thread takes at once
-_LEAST_SHARED = 1 << 18  # fewer elements are not worth the threads
+_MIN_SHARED = 1 << 18  # fewer elements are not worth the threads
 
 
 def vectorize_element_loops(root: Stmt) -> Stmt:
@@ -36,7 +36,7 @@ def vectorize_element_loops(root: Stmt) -> Stmt:
 def _chunks(loop: Stmt) -> Stmt:
     """Chunks of vectors, parallel if their number is known and large."""
     size = tvm.sym.Analyzer().simplify(loop.extent)
-    is_shared = isinstance(size, tirx.IntImm) and int(size.value) >= _LEAST_SHARED
+    is_shared = isinstance(size, tirx.IntImm) and int(size.value) >= _MIN_SHARED
     dtype = str(loop.loop_var.ty.dtype)
     chunk, zero = tirx.const(_CHUNK, dtype), tirx.const(0, dtype)
     number = tirx.Var("chunk", loop.loop_var.ty)

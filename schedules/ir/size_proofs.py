@@ -109,13 +109,13 @@ Polynomial: TypeAlias = dict[Monomial, int]
 
 CONGRUENCES = "tensorwright.congruences"
 """Attribute of a module's `main`: (modulus, remainder) of sizes by name, checked at every run."""
-_MOST_CLASSES = 1024
+_MAX_CLASSES = 1024
 """Limit on the choices of remainders in a proof (one dimension halved ten times, two halved five times each)."""
-_MOST_TERMS = 64
+_MAX_TERMS = 64
 """Limit on the terms of a polynomial, and on the squared number of nodes of a formula, in a proof."""
 _POINTS = 6
 """Values of the variables at which formulas are compared before a proof is tried."""
-_LEAST = 64
+_MIN_VALUE = 64
 """Variables are at least this at these points, so that divisors are not 0."""
 _COMPARISONS: dict[type, Callable[[int, int], bool]] = {
     tirx.EQ: lambda a, b: a == b,
@@ -217,7 +217,7 @@ class SizeSpellings:
     def _value_at(self, size: Expr, point: int) -> int:
         def variable(var: Var) -> int:
             number, known = self._number(var), self._congruence(var)
-            return known.modulus * (_LEAST + (number * 7919 + point * 104729) % 997) + known.remainder
+            return known.modulus * (_MIN_VALUE + (number * 7919 + point * 104729) % 997) + known.remainder
 
         return evaluated(size, variable)
 
@@ -234,7 +234,7 @@ class SizeSpellings:
                 for var, period in _periods(size).items():
                     periods[var] = math.lcm(periods.get(var, self._congruence(var).modulus), period)
             choices = [self._remainders(var, period) for var, period in periods.items()]
-            if math.prod(map(len, choices)) > _MOST_CLASSES:
+            if math.prod(map(len, choices)) > _MAX_CLASSES:
                 return False
             for remainders in itertools.product(*choices):
                 of = {
@@ -331,7 +331,7 @@ def _sum(a: Polynomial, b: Polynomial, factor: int = 1) -> Polynomial:
 
 
 def _product(a: Polynomial, b: Polynomial) -> Polynomial:
-    if len(a) * len(b) > _MOST_TERMS:
+    if len(a) * len(b) > _MAX_TERMS:
         raise UnprovableError
     result: Polynomial = {}
     for (left, c), (right, d) in itertools.product(a.items(), b.items()):
@@ -384,6 +384,6 @@ def _decided(condition: Expr, of: Mapping[Var, Polynomial]) -> bool:
 
 
 def _without_zeros(polynomial: Polynomial) -> Polynomial:
-    if len(polynomial) > _MOST_TERMS:
+    if len(polynomial) > _MAX_TERMS:
         raise UnprovableError
     return {monomial: coefficient for monomial, coefficient in polynomial.items() if coefficient}

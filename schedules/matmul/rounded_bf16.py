@@ -36,7 +36,7 @@ from schedules.stages.fused_kernel import FusedKernel, anchor_stages, only_ancho
 
 MATMUL_ROUNDED_BF16 = "matmul-rounded-bf16"
 _FEW_ROWS = 4  # up to here rows wait for the weights, which the vector code prefetches
-_MOST_TILES = 18  # per task: its rows of the data stay in the L2 cache
+_MAX_TILES = 18  # per task: its rows of the data stay in the L2 cache
 
 
 def rounded_bf16(data: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class RowsFirstWriter(MatmulWriter):
 
     def _cut_at_run_time(self, tiles: Expr, others: Sequence[Index]) -> ProductCut:
         # The same number of chunks for every core, or one core would compute while others wait.
-        return self._named_cut(row_chunks_at_run_time(tiles, [], self.machine.cores, most=_MOST_TILES))
+        return self._named_cut(row_chunks_at_run_time(tiles, [], self.machine.cores, most=_MAX_TILES))
 
 
 def parts_of(stages: tuple[Stage, ...] | None) -> Parts | None:

@@ -16,8 +16,8 @@ from schedules.rule import Workload
 # Parallel tasks of a matmul: matrices, panels of columns, chunks of row tiles, and parts of the depth.
 
 CHUNK_TILES = 8  # most row tiles per task if the number of rows is symbolic
-_LEAST_DEPTH = 64  # fewest steps of a part of the depth: fewer would cost less than clearing and storing the sums
-_MOST_JOINED = 1 << 16  # most results of a matmul whose depth is split
+_MIN_DEPTH = 64  # fewest steps of a part of the depth: fewer would cost less than clearing and storing the sums
+_MAX_JOINED = 1 << 16  # most results of a matmul whose depth is split
 _WORTH_JOINING = 0.93  # relative to the time without
 _MORE_EVENLY = 0.97  # relative to the time with the largest register tile
 _JOIN_CYCLES = 9.0  # to clear, write, read and add a vector of sums of a part (measured, Zen 4)
@@ -90,15 +90,15 @@ def _axes(product: MatmulSizes, *, rows_first: bool) -> list[CutAxis]:
 
 def cut_product(product: MatmulSizes, machine: Machine, *, rows_first: bool) -> ProductCut:
     """Split a matmul of static sizes into tasks."""
-    steps = ceil_div(product.depth, _LEAST_DEPTH)
+    steps = ceil_div(product.depth, _MIN_DEPTH)
     results = product.batch * product.rows * product.columns
-    may_cut_depth = product.cuts_depth and steps > 1 and results <= _MOST_JOINED
+    may_cut_depth = product.cuts_depth and steps > 1 and results <= _MAX_JOINED
     axes, works = _axes(product, rows_first=rows_first), _works(product, results, machine)
     found, depth = cut(axes, works, machine), 0
     if may_cut_depth and machine.cores > 1:
         deep = cut([*axes, CutAxis("depth", steps)], works, machine)
         if deep.parallel and deep.weighted < _WORTH_JOINING * found.weighted:
-            found, depth = deep, deep.sizes["depth"] * _LEAST_DEPTH
+            found, depth = deep, deep.sizes["depth"] * _MIN_DEPTH
     return ProductCut(found.parts["rows"], found.sizes["rows"], depth if depth < product.depth else 0)
 
 

@@ -33,7 +33,7 @@ def only_anchors(kernel: Kernel, kind: str, count: int = 1) -> tuple[Stage, ...]
     return stages if fits else None
 
 
-_MOST_DEFINITIONS = 256
+_MAX_DEFINITIONS = 256
 """Limit on the definitions inlined into an epilogue, each counted as often as it is read."""
 
 
@@ -178,7 +178,7 @@ def _axis_variables(stage: Stage) -> list[Var] | None:
 class _Inliner:
     """Replaces loads of intermediates by their definitions, and of the anchor's result by the accumulator.
 
-    Chains of functions that read their operand several times grow exponentially: beyond `_MOST_DEFINITIONS` it fails.
+    Chains of functions that read their operand several times grow exponentially: beyond `_MAX_DEFINITIONS` it fails.
     """
 
     def __init__(self, result: Expr, stages: Sequence[Stage], accumulator: Expr, indices: list[Expr]) -> None:
@@ -202,7 +202,7 @@ class _Inliner:
             if load.source.same_as(stage.body.buffer):
                 variables = _axis_variables(stage)
                 self._definitions += 1
-                if variables is None or self._definitions > _MOST_DEFINITIONS:
+                if variables is None or self._definitions > _MAX_DEFINITIONS:
                     self.failed = True
                     return None
                 mapping = {var: point for var, point in zip(variables, load.indices, strict=True) if var is not None}

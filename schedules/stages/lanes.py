@@ -144,7 +144,7 @@ def _is_gathered(access: Access, stride: Stride) -> bool:
 
 _COUNTS = (2, 3, 4)
 _PIXELS = (2, 3)  # larger ones are split by `split_axes`
-_LEAST_EXTENT = 4
+_MIN_EXTENT = 4
 
 
 def interleaved_count(stage: Stage) -> int:
@@ -260,7 +260,7 @@ def _whole(stage: Stage, bodies: Sequence[Stmt], axes: Sequence[Axis]) -> Stage 
         return None
     accesses = accesses_of(whole.body)
     for axis in axes:
-        long = not isinstance(axis.extent, int) or axis.extent >= _LEAST_EXTENT
+        long = not isinstance(axis.extent, int) or axis.extent >= _MIN_EXTENT
         if long and _is_interleaved(accesses, [access.stride(axis.var) for access in accesses], len(bodies)):
             return whole
     return None
@@ -268,7 +268,7 @@ def _whole(stage: Stage, bodies: Sequence[Stmt], axes: Sequence[Axis]) -> Stage 
 
 Part = tuple[Expr, dict[int, int]]
 """A vector, and its lanes by lane of the block: the lane in the block, the lane in the vector."""
-_LEAST_LANES = 4
+_MIN_LANES = 4
 
 
 def block_size(stage: Stage, machine: Machine) -> int | None:
@@ -277,7 +277,7 @@ def block_size(stage: Stage, machine: Machine) -> int | None:
         return None
     size = shape_of(stage.store.buffer)[-1]
     lanes = machine.vector_bits // dtype_bits(str(stage.store.buffer.dtype))
-    fits = isinstance(size, int) and size >= _LEAST_LANES and size in {lanes >> shift for shift in range(8)}
+    fits = isinstance(size, int) and size >= _MIN_LANES and size in {lanes >> shift for shift in range(8)}
     return size if fits else None
 
 
@@ -476,7 +476,7 @@ def _target(stage: Stage) -> list[Expr]:
     return [stage.body.buffer, *stage.body.indices]
 
 
-_MOST_BLOCKS = 64  # blocks written out
+_MAX_BLOCKS = 64  # blocks written out
 
 
 def permuted_lanes(stage: Stage, machine: Machine) -> list[Stage] | None:
@@ -491,7 +491,7 @@ def permuted_lanes(stage: Stage, machine: Machine) -> list[Stage] | None:
         return None
     along = [axis for axis in stage.axes if axis is not lane and _is_mixed(axis, lane, store.value)]
     count = product(axis.extent for axis in along)
-    if count is None or count > _MOST_BLOCKS:
+    if count is None or count > _MAX_BLOCKS:
         return None
     made: list[Stage] = []
     for values in itertools.product(*(range(axis.extent) for axis in along)):

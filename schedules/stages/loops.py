@@ -150,8 +150,8 @@ def _fused(loop: Loop, group: Sequence[Axis], mapping: dict[Var, Expr]) -> Loop:
     return Loop(var, loop.extent, loop.strides)
 
 
-_LEAST_RUN = 4  # shorter runs are no better than single elements
-_MOST_PIECES = 8
+_MIN_RUN = 4  # shorter runs are no better than single elements
+_MAX_SPLIT_PIECES = 8
 
 
 def split_axes(stage: Stage) -> list[Stage]:
@@ -160,7 +160,7 @@ def split_axes(stage: Stage) -> list[Stage]:
     waiting = [stage]
     while waiting:
         piece = waiting.pop(0)
-        found = _next_split(piece) if len(done) + len(waiting) < _MOST_PIECES else None
+        found = _next_split(piece) if len(done) + len(waiting) < _MAX_SPLIT_PIECES else None
         if found is None:
             done.append(piece)
         else:
@@ -194,7 +194,7 @@ def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[
 
     def divide(node: Expr) -> None:
         factor = constant_int(node.b)
-        if not isinstance(factor, int) or factor < _LEAST_RUN:
+        if not isinstance(factor, int) or factor < _MIN_RUN:
             return
         for position, var in static:
             if coefficient_of(node.a, var) == 1:
@@ -222,7 +222,7 @@ def _without(expr: Expr, var: Var) -> Index:
 
 
 def _serves(axis: Axis, factor: int) -> bool:
-    if not _LEAST_RUN <= factor < axis.extent:
+    if not _MIN_RUN <= factor < axis.extent:
         return False
     return not axis.reduce or axis.extent % factor == 0
 
@@ -245,7 +245,7 @@ def split_axis(stage: Stage, position: int, factor: int) -> list[Stage]:
 
 
 _MAX_PIECES = 27
-_MOST_REMAINDERS = 4
+_MAX_REMAINDERS = 4
 _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 
 
@@ -281,7 +281,7 @@ def _by_remainders(stage: Stage) -> Stage:
 def _remainders(stage: Stage, var: Var) -> list[int]:
     """The factors of `var % factor` in the conditions of branches."""
     factors = [constant_int(each.b) for each in _in_conditions(stage, tirx.FloorMod) if each.a.same_as(var)]
-    return [factor for factor in factors if isinstance(factor, int) and 1 < factor <= _MOST_REMAINDERS]
+    return [factor for factor in factors if isinstance(factor, int) and 1 < factor <= _MAX_REMAINDERS]
 
 
 def _in_conditions(stage: Stage, *kinds: type) -> list[Expr]:

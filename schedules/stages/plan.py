@@ -34,7 +34,7 @@ from schedules.stages.lanes import (
 from schedules.stages.loops import Loop, LoopNest, loop_nest_of, split_axes, split_branches
 from schedules.stages.transpose_code import Transpose, find_transpose
 
-_LEAST_VECTOR = 4  # elements; shorter vectors are no better than single elements
+_MIN_VECTOR = 4  # elements; shorter vectors are no better than single elements
 
 
 class Form(IntEnum):
@@ -82,7 +82,7 @@ class NestPlan:
         if self.axis is None:
             joined = self.nest.stage.store is not None and _width(self.nest.stage) > 1
             return self.transpose is not None or not loops or joined
-        return not self.axis.is_static or self.axis.extent >= _LEAST_VECTOR or len(loops) == 1
+        return not self.axis.is_static or self.axis.extent >= _MIN_VECTOR or len(loops) == 1
 
     @property
     def is_interleaved(self) -> bool:
@@ -216,7 +216,7 @@ def _elementwise_plan(nest: LoopNest, machine: Machine, threads: bool | Expr) ->
         found = find_transpose(nest)
         if found is not None and not _has_branch_on(nest, found.target) and not _has_branch_on(nest, found.source):
             return NestPlan(nest, lanes, threads, transpose=found)
-        axis = strided_axis(nest) or (gathered_axis(nest) if lanes >= _LEAST_VECTOR else None)
+        axis = strided_axis(nest) or (gathered_axis(nest) if lanes >= _MIN_VECTOR else None)
     if axis is None or _has_branch_on(nest, axis):
         return NestPlan(nest, lanes, threads)
     return NestPlan(nest, nest.lanes(machine, axis), threads, axis)

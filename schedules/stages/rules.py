@@ -47,7 +47,7 @@ from schedules.stages.plan import Form, NestPlan, StagePlan, plan_stage
 
 TRACE = "trace"
 # Vectors are several times faster than single elements: up to this many times more steps are accepted for them.
-_MOST_STEPS = 4
+_MAX_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def plan_kernel(kernel: Kernel, machine: Machine) -> KernelPlan:
     plan = _plan(kernel, stages, machine)
     if plan.form is not Form.PLAIN or not kernel.is_plain or len(stages) == len(kernel.stages):
         return plan
-    if _points(kernel.stages) > _MOST_STEPS * _points(stages):
+    if _points(kernel.stages) > _MAX_STEPS * _points(stages):
         return plan
     apart = _plan(kernel, list(kernel.stages), machine)
     return plan if apart.form is Form.PLAIN else apart
@@ -201,7 +201,7 @@ class Fallback(GeneralRule):
 
 
 _TASKS = 128  # of both steps together: four for each of 32 cores
-_LEAST_POINTS = 16384  # per part: some 2 microseconds, a hundred times the cost of storing and joining its result
+_MIN_POINTS = 16384  # per part: some 2 microseconds, a hundred times the cost of storing and joining its result
 _RUN = 64  # parts of a contiguous axis are multiples of this: whole groups of vectors
 
 
@@ -229,12 +229,12 @@ def partial_reduction(stage: Stage, plan: StagePlan, machine: Machine) -> Partia
     most = _TASKS // tasks
     points = product(axis.extent for axis in stage.axes)
     if points is not None:
-        most = min(most, points // (tasks * _LEAST_POINTS))
+        most = min(most, points // (tasks * _MIN_POINTS))
     axis = _divided_axis(stage, reduction, most)
     if most < 2 or axis is None:
         return None
     inside = product(each.extent for each in stage.axes if each is not axis)
-    length = _part_length(axis.extent, most, max(1, _LEAST_POINTS * tasks // inside) if inside else _LEAST_POINTS)
+    length = _part_length(axis.extent, most, max(1, _MIN_POINTS * tasks // inside) if inside else _MIN_POINTS)
     return _in_parts(stage, reduction, axis, length, threads, machine)
 
 

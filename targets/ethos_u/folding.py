@@ -20,7 +20,7 @@ from targets.ethos_u.steps import Array
 _DEEPEST = 64  # most channels after joining columns
 _CHANNELS = 8  # channels per multiplier: channels are split into multiples of it
 _DEPTH_BLOCK = 32  # channels per group of stored weights
-_MOST_PLACES = 65536
+_MAX_PLACES = 65536
 _FEW_JOINED = 8  # for a kernel one column wide: writing the result takes longer than computing it
 _FEW_CHANNELS = 4  # most channels of images that the processor arranges
 
@@ -94,7 +94,7 @@ class Dense:
             rows <= TALLEST_KERNEL
             and rows * columns <= LARGEST_KERNEL
             and max(self.window.strides) <= WIDEST_STRIDE
-            and max(self.image[1:]) <= _MOST_PLACES
+            and max(self.image[1:]) <= _MAX_PLACES
         )
 
     def _joined(self) -> Iterator[tuple[str, Dense]]:

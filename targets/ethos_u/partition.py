@@ -330,8 +330,8 @@ def _without_bias(view: View, expr: Expr) -> tuple[Expr, Array | None]:
 
 
 _PART = 128  # positions that a byte can distinguish
-_MOST = (_PART - 1) * _PART
-_MOST_AXES = 4
+_MAX_POSITIONS = (_PART - 1) * _PART
+_MAX_AXES = 4
 _BEYOND = 256.0  # one step away from the extreme value: less than any position
 
 
@@ -393,7 +393,7 @@ class _PlacesRewriter(PyExprMutator):
             wanted = _wanted(self._view, op)
         except Unsupported:
             return call
-        if len(wanted.data.shape) > _MOST_AXES or not 1 < wanted.size <= _MOST:
+        if len(wanted.data.shape) > _MAX_AXES or not 1 < wanted.size <= _MAX_POSITIONS:
             return call
         position = self._position(self._differences(wanted), wanted)
         shaped = self._emit(relax.op.reshape(position, op.ty.shape))

@@ -27,7 +27,7 @@ from tests.fuzz.forked import ending_of
 _PROMPTS, _STEPS = (1, 7, 33), 16
 _TOLERANCE = 2e-5  # of the largest logit, or some times what transformers in float32 differs from itself in float64
 _TIMES_ROUNDING = 4.0
-_MOST_PARAMETERS = 1 << 24
+_MAX_PARAMETERS = 1 << 24
 _LIMIT = 600.0  # seconds of a class
 
 
@@ -121,7 +121,7 @@ def _reference(kind: str, folder: Path) -> list[tuple[np.ndarray[Any, Any], np.n
     config = tiny_config(kind)
     with torch.device("meta"):
         count = sum(each.numel() for each in transformers.AutoModelForCausalLM.from_config(config).parameters())
-    if count > _MOST_PARAMETERS:
+    if count > _MAX_PARAMETERS:
         raise ValueError(f"{count} parameters")
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     found = []

@@ -8,18 +8,18 @@ import onnx
 from onnx import helper
 
 Fails = Callable[[onnx.ModelProto], bool]
-_MOST_TRIALS = 80
+_MAX_TRIALS = 80
 
 
 def minimized(model: onnx.ModelProto, fails: Fails) -> onnx.ModelProto:
     """A model that fails as `model` does, with as few nodes as a greedy search of limited length finds."""
     trials = 0
     changed = True
-    while changed and trials < _MOST_TRIALS:
+    while changed and trials < _MAX_TRIALS:
         changed = False
         for smaller in _smaller(model):
             trials += 1
-            if trials > _MOST_TRIALS:
+            if trials > _MAX_TRIALS:
                 break
             if fails(smaller):
                 model, changed = smaller, True

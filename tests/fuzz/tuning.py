@@ -22,7 +22,7 @@ from compiler.tuning.measuring.pool import MeasurementPool, Trial
 from compiler.tuning.state import Progress
 from tests.fuzz.outcome import Outcome
 
-MOST_TRIALS = 12
+MAX_TRIALS = 12
 """A case is killed within so many trials after its tuning began, and up to `MORE_SECONDS` later."""
 MORE_SECONDS = 0.4
 _REPORT = struct.Struct("<ii")  # resumed, trials
@@ -105,7 +105,7 @@ def _killed(folder: Path, seed: int, *, instant: bool) -> Outcome:
         _tune_until_killed(records, writer, seed, instant)
     os.close(writer)
     generator = random.Random(seed)
-    wanted = generator.randrange(MOST_TRIALS)
+    wanted = generator.randrange(MAX_TRIALS)
     try:
         reports = _reports_until(reader, wanted)
         if not reports:

@@ -122,8 +122,8 @@ def _emptied(name: str, mark: str, **options: bool) -> Ranges:
 
 
 _LARGE_CLUSTER = 6  # bytes: clusters of this size or larger are replaced character by character
-_MOST_BYTES = 64  # maximum size of a replaced text; it limits the traversal of a damaged trie
-_MOST_RULES = 1 << 20
+_MAX_BYTES = 64  # maximum size of a replaced text; it limits the traversal of a damaged trie
+_MAX_RULES = 1 << 20
 
 
 def charsmap_rules(encoded: str) -> dict[str, str]:
@@ -142,7 +142,7 @@ def charsmap_rules(encoded: str) -> dict[str, str]:
         rules = {}
         for key, offset in _entries(trie):
             rules[key.decode()] = texts[offset : texts.index(b"\0", offset)].decode()
-            if len(rules) > _MOST_RULES:
+            if len(rules) > _MAX_RULES:
                 raise ValueError("it has too many rules")
     except (ValueError, IndexError, binascii.Error) as error:
         raise ArtifactError(f"the tokenizer's precompiled_charsmap is damaged: {error}") from error
@@ -201,7 +201,7 @@ def _entries(trie: list[int]) -> Iterator[tuple[bytes, int]]:
             key = prefix + bytes([byte])
             if trie[index] >> 8 & 1:
                 yield key, trie[child] & 0x7FFFFFFF
-            if len(key) < _MOST_BYTES:
+            if len(key) < _MAX_BYTES:
                 waiting.append((key, child))
 
 

@@ -73,7 +73,7 @@ class Edge:
 Node = Characters | Sequence | Choice | Repeat | Look | Atomic | Edge
 _ESCAPED = {"r": "\r", "n": "\n", "t": "\t", "f": "\f", "v": "\v", "a": "\a", "e": "\x1b"}
 _CLASSES = "sSdDwWhH"
-_MOST_COPIES = 1000
+_MAX_COPIES = 1000
 
 
 def parse(pattern: str) -> Node:
@@ -213,8 +213,8 @@ class _Parser:
                 greed = "lazy"
             elif not counted and self._take("+"):
                 greed = "possessive"
-            if (most or least) > _MOST_COPIES:
-                raise self.refused(f"a repetition of more than {_MOST_COPIES} times")
+            if (most or least) > _MAX_COPIES:
+                raise self.refused(f"a repetition of more than {_MAX_COPIES} times")
             if isinstance(body, Look | Edge):
                 raise self.refused("a repetition of a pattern that matches no character")
             body = Repeat(body, least, most, greed)
@@ -258,7 +258,7 @@ def matches_empty(node: Node) -> bool:
 
 
 _NO_LIMIT = 0xFFFFFFFF
-_MOST_INSTRUCTIONS = 100_000
+_MAX_INSTRUCTIONS = 100_000
 
 
 class Operation(IntEnum):
@@ -303,7 +303,7 @@ class Pattern:
         writer.numbers([value for instruction in self._code for value in instruction])
 
     def _add(self, operation: Operation, *operands: int) -> int:
-        if len(self._code) >= _MOST_INSTRUCTIONS:
+        if len(self._code) >= _MAX_INSTRUCTIONS:
             raise refused("a regular expression that is too large")
         self._code.append((operation, *operands, *[0] * (3 - len(operands))))  # type: ignore[arg-type]
         return len(self._code) - 1

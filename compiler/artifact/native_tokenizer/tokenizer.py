@@ -101,8 +101,8 @@ def _template(part: Mapping[str, Any]) -> tuple[list[int], list[int]]:
 
 
 _NONE = 0xFFFFFFFF
-_MOST_TOKENS = 1 << 24
-_MOST_CHARACTERS = 1 << 30
+_MAX_TOKENS = 1 << 24
+_MAX_CHARACTERS = 1 << 30
 
 
 class Model(IntEnum):
@@ -160,7 +160,7 @@ def _write_word_piece(model: Mapping[str, Any], writer: Writer) -> None:
     writer.number(Model.WORD_PIECE)
     _write_words(model, writer)
     writer.text(model["continuing_subword_prefix"])
-    writer.number(min(model["max_input_chars_per_word"], _MOST_CHARACTERS))
+    writer.number(min(model["max_input_chars_per_word"], _MAX_CHARACTERS))
 
 
 def _write_word_level(model: Mapping[str, Any], writer: Writer) -> None:
@@ -177,7 +177,7 @@ def _write_words(model: Mapping[str, Any], writer: Writer) -> None:
 def _texts(vocabulary: Mapping[str, int]) -> list[str]:
     """Texts by number; "" for unused numbers."""
     size = max(vocabulary.values(), default=-1) + 1
-    if size > _MOST_TOKENS:
+    if size > _MAX_TOKENS:
         raise refused(f"{size} tokens")
     texts = [""] * size
     for text, number in vocabulary.items():

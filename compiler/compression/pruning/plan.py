@@ -225,7 +225,7 @@ def _n_of_m(pattern: Pattern, values: Array, amount: float) -> Mask:
 # Selection of units: the least salient ones of each cell, or of all, in multiples that suit the machine's vectors.
 
 SCOPES = ("layer", "global")
-_LEAST_KEPT = 0.1  # fraction of a cell, if all cells share one budget: removing a whole layer breaks the network
+_MIN_KEPT = 0.1  # fraction of a cell, if all cells share one budget: removing a whole layer breaks the network
 
 
 def select_units(
@@ -262,7 +262,7 @@ def _global_counts(cells: Sequence[Cell], scores: Array, amount: float) -> list[
         known = own[np.isfinite(own)]
         mean = float(known.mean()) if known.size else 1.0
         ordered = np.sort(own / (mean or 1.0))
-        ordered = ordered[: int(len(ordered) * (1 - _LEAST_KEPT))]
+        ordered = ordered[: int(len(ordered) * (1 - _MIN_KEPT))]
         relative.append(ordered)
         owners.append(np.full(len(ordered), index))
     if not relative:

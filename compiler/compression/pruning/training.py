@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 _FIRST = 0x30000000  # the bits of 4.7e-10; 2^28 numbers follow up to 2
-_MOST = 1 << 28
+_MAX_NUMBERS = 1 << 28
 
 
 @dataclass
@@ -179,8 +179,10 @@ def _tagged(net: torch.nn.Module) -> torch.nn.Module:
                 continue
             if parameter.dtype != torch.float32:
                 raise OptionError(f"the parameter {name!r} is {parameter.dtype}", "prune the module in float32")
-            if start + parameter.numel() > _MOST:
-                raise OptionError(f"the module has more than {_MOST} weights", "prune it as ONNX, without fine-tuning")
+            if start + parameter.numel() > _MAX_NUMBERS:
+                raise OptionError(
+                    f"the module has more than {_MAX_NUMBERS} weights", "prune it as ONNX, without fine-tuning"
+                )
             numbers = torch.arange(_FIRST + start, _FIRST + start + parameter.numel(), dtype=torch.int32)
             parameter.copy_(numbers.view(torch.float32).reshape(parameter.shape))
             start += parameter.numel()

@@ -22,7 +22,7 @@ from schedules.ir.tvm_types import Expr
 _PROBE = 1 << 18  # elements of a tensor whose conversion time is scaled to other sizes
 _PRODUCTS = ("convolution", "matmul")
 # The most bytes of the layers' data in one module.
-_MOST_BYTES = MAX_REFERENCE_BYTES // 4
+_MAX_BYTES = MAX_REFERENCE_BYTES // 4
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _batches(layers: Sequence[Layer]) -> list[list[Layer]]:
         size = 8 * int(np.prod(static_shape(layer.data) or ()))
         if size > room:
             batches.append([])
-            room = _MOST_BYTES
+            room = _MAX_BYTES
         batches[-1].append(layer)
         room -= size
     return batches

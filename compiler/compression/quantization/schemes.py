@@ -168,7 +168,7 @@ def narrow_floats(name: str, options: SchemeOptions) -> NarrowFloats:
 # s = max |x| / 127 over a row (of matmuls) or over one example (of convolutions)
 # x @ w => float(round(x / s) @ q) * s * scale,   w = q * scale
 
-_MOST = 127
+_MAX_INT8 = 127
 # The smallest magnitude with its own scale, so that rows of zeros stay zero.
 _SMALLEST = 2.0**-100
 
@@ -197,8 +197,8 @@ def quantized_rows(data: Var, axes: list[int], emit: Emit) -> tuple[Expr, Expr]:
     """(int8, scale): each part of `data` along `axes` with its own scale, which keeps those axes as size 1."""
     largest = emit(relax.op.max(emit(relax.op.abs(data)), axes, keepdims=True))
     limited = emit(relax.op.maximum(largest, as_constant(np.asarray(_SMALLEST, np.float32))))
-    scale = emit(relax.op.multiply(limited, as_constant(np.asarray(1 / _MOST, np.float32))))
-    inverse = emit(relax.op.divide(as_constant(np.asarray(_MOST, np.float32)), limited))
+    scale = emit(relax.op.multiply(limited, as_constant(np.asarray(1 / _MAX_INT8, np.float32))))
+    inverse = emit(relax.op.divide(as_constant(np.asarray(_MAX_INT8, np.float32)), limited))
     rounded = emit(relax.op.round(emit(relax.op.multiply(data, inverse))))
     return emit(relax.op.astype(emit(relax.op.astype(rounded, "int32")), "int8")), scale
 

@@ -33,7 +33,7 @@ from compiler.profiling.timing import interleaved_seconds
 from compiler.runtime import Module
 
 # Slowdown within the measurement noise: relative, and in seconds.
-_NOISE, _LEAST = 1.03, 2e-6
+_NOISE, _NOISE_SECONDS = 1.03, 2e-6
 # Assumed factors in favor of float if the whole model is still slower in integers.
 _MARGINS = (1.25, 1.6, 2.5, float("inf"))
 
@@ -82,7 +82,7 @@ class SpeedLimit:
         modules = (self._session.float_module, found.module)
         runs = [partial(module.run, sample) for module in modules]
         floats, integers = interleaved_seconds(runs, threads=modules[0].threads)
-        if integers <= floats * _NOISE + _LEAST:
+        if integers <= floats * _NOISE + _NOISE_SECONDS:
             return False
         return any(self._leave(margin) for margin in self._margins)
 
@@ -101,7 +101,7 @@ class SpeedLimit:
 
     def _within_noise(self) -> dict[str, LayerTime]:
         """The times, adjusted in favor of integers."""
-        return {name: LayerTime(time.floats * _NOISE + _LEAST, time.integers) for name, time in self.times.items()}
+        return {name: LayerTime(time.floats * _NOISE + _NOISE_SECONDS, time.integers) for name, time in self.times.items()}
 
     def _reason(self, name: str) -> str:
         time = self.times.get(name)
@@ -212,7 +212,7 @@ def _products(graph: LayerGraph, site: Var, layers: Collection[Var]) -> list[Var
 # The cheapest split of a graph in two: its minimum cut, by augmenting paths (Edmonds and Karp).
 
 Node = Hashable
-_LEAST = 1e-12  # relative to the largest capacity: smaller residuals of an edge are rounding errors
+_MIN_RESIDUAL = 1e-12  # relative to the largest capacity: smaller residuals of an edge are rounding errors
 
 
 class CutGraph:
@@ -232,7 +232,7 @@ class CutGraph:
     def source_side(self) -> set[Node]:
         """The nodes on the source's side of the minimum cut."""
         finite = [each for edges in self._left.values() for each in edges.values() if each != float("inf")]
-        least = max(finite, default=0.0) * _LEAST
+        least = max(finite, default=0.0) * _MIN_RESIDUAL
         while True:
             reached = self._reached(least)
             if self.SINK not in reached:

@@ -19,7 +19,7 @@ from compiler.passes.rewriting.matching import as_constant
 if TYPE_CHECKING:
     from schedules.ir.tvm_types import Expr
 
-_LEAST = 1e-5  # lower bound of the mean square of a stream that others are scaled by
+_MIN_MEAN_SQUARE = 1e-5  # lower bound of the mean square of a stream that others are scaled by
 
 
 def streams_of(model: Emitter, config: AlternatingUpdates, x: Expr) -> Expr:
@@ -128,5 +128,5 @@ def _like(model: Emitter, x: Expr, target: Expr) -> Expr:
     def mean_square(each: Expr) -> Expr:
         return emit(R.mean(emit(R.multiply(each, each)), [-1], keepdims=True))
 
-    ratio = emit(R.divide(mean_square(target), emit(R.maximum(mean_square(x), number(_LEAST)))))
+    ratio = emit(R.divide(mean_square(target), emit(R.maximum(mean_square(x), number(_MIN_MEAN_SQUARE)))))
     return emit(R.multiply(x, emit(R.sqrt(ratio))))

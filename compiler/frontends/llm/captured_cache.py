@@ -22,7 +22,7 @@ from schedules.annotations import UPDATES
 from schedules.ir.tvm_types import Binding, BlockBuilder, Call, Expr, Function, Var
 
 _ROWS, _RANK = 2, 4  # the row axis and the rank of a cache (batch, heads, rows, size)
-_MOST = 127.0  # largest int8
+_MAX_INT8 = 127.0  # largest int8
 
 
 def with_cache_type(model: ImportedModel, dtype: str) -> ImportedModel:
@@ -188,7 +188,7 @@ def _rounded(builder: BlockBuilder, rows: Expr) -> tuple[Expr, Expr]:
         return relax.const(value, "float32")
 
     peaks = emit(R.max(emit(R.abs(rows)), axis=[3]))
-    scales = emit(R.multiply(peaks, number(1 / _MOST)))
+    scales = emit(R.multiply(peaks, number(1 / _MAX_INT8)))
     inverse = emit(R.divide(number(1.0), scales))
     inverse = emit(R.where(emit(R.greater(scales, number(0.0))), inverse, number(0.0)))
     scaled = emit(R.multiply(rows, emit(R.expand_dims(inverse, 3))))

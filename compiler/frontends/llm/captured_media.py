@@ -19,7 +19,7 @@ from compiler.frontends.llm.transformers_decoder import LOGITS, cache_argument, 
 
 FEATURES, SHIFTS, DEEP, KEPT = "features", "shifts", "deep", "kept"
 EXAMPLES = 2  # images or sounds in an encoder's example inputs
-_MOST_MEDIA = 64  # images or sounds per prompt
+_MAX_MEDIA = 64  # images or sounds per prompt
 _DEEP_ROWS = "_deepstack_process"  # adds to image tokens, whose number depends on the prompt
 Tensor = torch.Tensor
 Outputs = dict[str, Tensor]
@@ -226,7 +226,7 @@ def three_positions(shifts: Tensor, behind: Tensor, stands: Tensor, position: Te
 
 
 def _several(name: str) -> Any:
-    return torch.export.Dim(name, min=1, max=_MOST_MEDIA)
+    return torch.export.Dim(name, min=1, max=_MAX_MEDIA)
 
 
 def _llava_rows(model: Any, images: Tensor) -> Outputs:

@@ -9,8 +9,8 @@ from typing import Literal
 from compiler.frontends.llm.mixers import GatedRecurrence, Recurrent
 from compiler.frontends.llm.rope import Rope
 
-MOST_LAYERS = 4096
-MOST_HEADS = MOST_EXPERTS = 1 << 14
+MAX_LAYERS = 4096
+MAX_HEADS = MAX_EXPERTS = 1 << 14
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
 NormKind = Literal["rms", "layer"]
 GateKind = Literal["sigmoid", "softplus"]

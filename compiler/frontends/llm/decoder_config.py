@@ -8,8 +8,8 @@ from dataclasses import replace
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.attention import alibi_slopes
 from compiler.frontends.llm.config import (
-    MOST_HEADS,
-    MOST_LAYERS,
+    MAX_HEADS,
+    MAX_LAYERS,
     Activation,
     DecoderConfig,
     Heads,
@@ -18,7 +18,7 @@ from compiler.frontends.llm.config import (
 )
 from compiler.frontends.llm.families import Family
 from compiler.frontends.llm.families.layer_kinds import BOTH, CHUNKED, FULL, MLP, MOE, RECURRENT, SLIDING
-from compiler.frontends.llm.rope import MOST_HEAD_SIZE, PROPORTIONAL, Rope, RopeSettings, make_rope
+from compiler.frontends.llm.rope import MAX_HEAD_SIZE, PROPORTIONAL, Rope, RopeSettings, make_rope
 from compiler.frontends.llm.settings import Settings
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -34,7 +34,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "xielu": "xielu",
 }
 _ATTENDING = (FULL, SLIDING, CHUNKED, BOTH)
-_MOST_ALIBI = 1024
+_MAX_ALIBI = 1024
 
 
 def decoder_config(settings: Settings, kind: str, family: Family) -> DecoderConfig:
@@ -46,8 +46,8 @@ def decoder_config(settings: Settings, kind: str, family: Family) -> DecoderConf
     """
     for key, (what, unless) in family.refused.items():
         settings.refuse(key, what, unless=unless)
-    hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads", most=MOST_HEADS)
-    head_size = settings.size("head_dim", hidden // heads, most=MOST_HEAD_SIZE)
+    hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads", most=MAX_HEADS)
+    head_size = settings.size("head_dim", hidden // heads, most=MAX_HEAD_SIZE)
     key_heads = settings.size("num_key_value_heads", heads)
     latent = family.latent(settings) if family.latent else None
     if latent is not None:
@@ -94,7 +94,7 @@ def _positions(settings: Settings, family: Family) -> str:
 
 def _slopes(settings: Settings, heads: int) -> tuple[float, ...]:
     most = settings.positive("alibi_bias_max", 8.0)
-    if most >= _MOST_ALIBI:
+    if most >= _MAX_ALIBI:
         raise InvalidModelError(f"{settings.path}: the largest slope of ALiBi is {most}")
     return alibi_slopes(heads, most)
 
@@ -135,8 +135,8 @@ def _layers(settings: Settings, heads: Heads, family: Family) -> tuple[LayerConf
     """Return the settings of each layer."""
     listed = settings.get("layers_block_type") or settings.get("hybrid_override_pattern") or ()
     count = settings.size("num_hidden_layers", len(listed) if isinstance(listed, list | str) and listed else None)
-    if count > MOST_LAYERS:
-        raise InvalidModelError(f"{settings.path}: {count} layers, but at most {MOST_LAYERS} are supported")
+    if count > MAX_LAYERS:
+        raise InvalidModelError(f"{settings.path}: {count} layers, but at most {MAX_LAYERS} are supported")
     window = settings.size("sliding_window") if settings.get("sliding_window") else None
     kinds = family.kinds(settings, count) if family.kinds else _attention_kinds(settings, count, window)
     rotates = _rotating_layers(settings, kinds, family, has_window=window is not None)

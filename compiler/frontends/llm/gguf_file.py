@@ -26,8 +26,8 @@ from compiler.support.optional import optional_module
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _UINT32, _TEXT, _LIST = 4, 8, 9
 _VERSIONS = (2, 3)
-_MOST_ELEMENTS = 1 << 22  # in all lists: vocabularies have fewer than a million, and the package is slow
-_MOST_AXES = 4
+_MAX_ELEMENTS = 1 << 22  # in all lists: vocabularies have fewer than a million, and the package is slow
+_MAX_AXES = 4
 _ALIGNMENT = "general.alignment"
 
 
@@ -100,7 +100,7 @@ class _Header:
     def _list(self, key: str) -> None:
         kind, count = self._integer("I"), self._integer("Q")
         self._elements += count
-        if self._elements > _MOST_ELEMENTS:
+        if self._elements > _MAX_ELEMENTS:
             raise ValueError(f"its metadata up to {key[:80]!r} have {self._elements} elements")
         if kind == _TEXT:
             for _ in range(count):
@@ -111,7 +111,7 @@ class _Header:
     def _tensor(self, blocks: Mapping[int, tuple[int, int]]) -> tuple[int, int, str]:
         """Return offset, bytes and name of a tensor."""
         name, axes = self._text(), self._integer("I")
-        if not 1 <= axes <= _MOST_AXES:
+        if not 1 <= axes <= _MAX_AXES:
             raise ValueError(f"the tensor {name[:80]!r} has {axes} axes")
         shape = [self._integer("Q") for _ in range(axes)]
         kind, offset = self._integer("I"), self._integer("Q")

@@ -157,7 +157,7 @@ class _Groups:
 # scale per group of neighbors, chosen when the group is reached.
 
 _DAMPING = 0.01  # fraction of the diagonal's mean that is added to the diagonal
-_LEAST, _MOST = -8, 7
+_INT4_MIN, _INT4_MAX = -8, 7
 
 
 def rounded_by_gptq(values: Array, gram: Array) -> tuple[Array, Array]:
@@ -204,7 +204,7 @@ def _round_group(values: Array, scale: Array, factors: Array, integers: Array) -
     columns = np.ascontiguousarray(values.T)
     errors = np.empty_like(columns)
     for at in range(GROUP):
-        whole = np.clip(np.rint(columns[at] * inverse), _LEAST, _MOST)
+        whole = np.clip(np.rint(columns[at] * inverse), _INT4_MIN, _INT4_MAX)
         integers[:, at] = whole
         errors[at] = (columns[at] - whole * scale) / factors[at, at]
         if at + 1 < GROUP:

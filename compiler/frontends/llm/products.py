@@ -19,7 +19,7 @@ from compiler.support.unnamed_file import Room
 from schedules.ir.tvm_types import Expr
 from schedules.sequence_mixers import Columns
 
-_MOST_IN_MEMORY = 1 << 30  # bytes of weights; the rest go to files, so that a large model need not fit into memory
+_MAX_IN_MEMORY = 1 << 30  # bytes of weights; the rest go to files, so that a large model need not fit into memory
 
 
 class Products:
@@ -27,7 +27,7 @@ class Products:
 
     def __init__(self, builder: relax.BlockBuilder, options: LanguageModelOptions) -> None:
         self._builder, self._options = builder, options
-        self._room = Room(_MOST_IN_MEMORY)
+        self._room = Room(_MAX_IN_MEMORY)
         self.operands: list[Expr] = []  # of `product` except the head, in order
         self.adapter_of_rows: Callable[[Expr], Expr] | None = None  # int64 (n,), for an operand (1, n, depth)
         self.adapted: set[str] = set()  # names of weights that adapters change

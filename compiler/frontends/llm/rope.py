@@ -11,7 +11,7 @@ import numpy as np
 
 from compiler.errors import InvalidModelError, OptionError
 
-MOST_HEAD_SIZE = 1 << 14
+MAX_HEAD_SIZE = 1 << 14
 PROPORTIONAL = "proportional"  # the scaling kind that rotates whole heads, regardless of the configured part
 Frequencies = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -70,7 +70,7 @@ def make_rope(settings: RopeSettings) -> Rope:
         InvalidModelError: a size or number of the scaling is missing or out of range.
         OptionError: the kind of scaling is unknown.
     """
-    if settings.size < 2 or settings.size % 2 or settings.size > MOST_HEAD_SIZE or not 0 < settings.base < math.inf:
+    if settings.size < 2 or settings.size % 2 or settings.size > MAX_HEAD_SIZE or not 0 < settings.base < math.inf:
         raise InvalidModelError(f"rope of {settings.size} elements with base {settings.base}")
     kind = settings.scaling.get("rope_type", settings.scaling.get("type", "default")) or "default"
     if not isinstance(kind, str) or kind not in _KINDS:

@@ -9,7 +9,7 @@ from typing import Any
 
 from compiler.errors import InvalidModelError, OptionError
 
-MOST_SIZE = (1 << 31) - 1
+MAX_SIZE = (1 << 31) - 1
 
 
 class Settings:
@@ -67,14 +67,14 @@ class Settings:
         """Return a finite number, or None."""
         return None if self.get(key) is None else self.number(key)
 
-    def size(self, key: str, default: int | None = None, *, most: int = MOST_SIZE) -> int:
+    def size(self, key: str, default: int | None = None, *, most: int = MAX_SIZE) -> int:
         """Return an integer from 1 to `most`, which may be a list that repeats it for each layer."""
         value = self.get(key)
         value = default if value is None else value
         if isinstance(value, list) and value and value.count(value[0]) == len(value):
             value = value[0]
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise self._wrong(key, value, "a size" if most == MOST_SIZE else f"a size of at most {most}")
+            raise self._wrong(key, value, "a size" if most == MAX_SIZE else f"a size of at most {most}")
         return value
 
     def table(self, key: str) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Settings:
             return None
         found = self.each_layer(key, count) or []
         for value in found:
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SIZE:
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
                 raise self._wrong(key, value, "a size")
         return found
 

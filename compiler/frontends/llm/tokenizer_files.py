@@ -13,7 +13,7 @@ from compiler.frontends.llm.folder_tokenizers import read_folder_tokenizer, toke
 from compiler.frontends.llm.safetensors_folder import read_bytes, read_json
 from compiler.support.tokenizer_file import check_tokenizer
 
-_MOST_TOKENS = 1 << 31
+_MAX_TOKENS = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _text(path: Path) -> str:
 
 def _tokens(value: Any, folder: Path, name: str = "eos_token_id") -> tuple[int, ...]:
     values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < _MOST_TOKENS for each in values):
+    if not all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < _MAX_TOKENS for each in values):
         raise InvalidModelError(f"{folder}: {name!r} is {str(value)[:80]!r}, not a token or a list of tokens")
     return tuple(dict.fromkeys(values))
 

@@ -22,15 +22,15 @@ from compiler.errors import (
 from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec
 from compiler.frontends.llm.captured_cache import with_cache_type
 from compiler.frontends.llm.captured_products import with_precision
-from compiler.frontends.llm.config import MOST_LAYERS
+from compiler.frontends.llm.config import MAX_LAYERS
 from compiler.frontends.llm.families import FAMILIES
 from compiler.frontends.llm.options import PRECISIONS, LanguageModelOptions
 from compiler.frontends.llm.safetensors_folder import SafetensorsFolder, read_json
-from compiler.frontends.llm.settings import MOST_SIZE
+from compiler.frontends.llm.settings import MAX_SIZE
 from compiler.support.optional import optional_module
 
 TOKENS, POSITION, LOGITS = "tokens", "position", "logits"
-MOST_CONTEXT = 4096  # the cache of such a module has a fixed size
+MAX_CONTEXT = 4096  # the cache of such a module has a fixed size
 _COUNTS = ("layers", "heads", "_size", "_dim", "experts", "d_model")
 _SMALL = 1 << 22  # parameters that a model may have in addition to the stored ones
 _LOADING_ERRORS = (
@@ -205,7 +205,7 @@ def _check_size(folder: Path, loader: Any, stored: int) -> None:
         for key, value in table.items():
             is_count = key.endswith(_COUNTS) and isinstance(value, int) and not isinstance(value, bool)
             # -1 means none
-            if is_count and not -1 <= value <= (MOST_LAYERS if key.endswith("layers") else MOST_SIZE):
+            if is_count and not -1 <= value <= (MAX_LAYERS if key.endswith("layers") else MAX_SIZE):
                 raise InvalidModelError(f"{folder / 'config.json'}: {key!r} is {str(value)[:80]}, not a size")
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
@@ -218,8 +218,8 @@ def _check_size(folder: Path, loader: Any, stored: int) -> None:
 
 
 def context_of(config: Any, setting: str = "max_position_embeddings") -> int:
-    """Return the maximum context length of a model in tokens, at most `MOST_CONTEXT`."""
-    return min(int(getattr(config, setting, None) or MOST_CONTEXT), MOST_CONTEXT)
+    """Return the maximum context length of a model in tokens, at most `MAX_CONTEXT`."""
+    return min(int(getattr(config, setting, None) or MAX_CONTEXT), MAX_CONTEXT)
 
 
 def fixed_cache(layers: Sequence[Any], capacity: int) -> Any:

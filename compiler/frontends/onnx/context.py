@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # Exceeds any tensor's rank: expressions of this many unknown values would be too slow.
-_MAXIMUM_SIZES = 16
+_MAX_SIZES = 16
 
 
 class RefusedError(Exception):
@@ -199,7 +199,7 @@ class NodeContext:
         assert isinstance(value, Runtime)
         if len(value.shape) > 1:
             self.invalid(f"input {index} lists sizes, so that it must have one axis, not the shape {value.shape}")
-        if all(isinstance(d, int) for d in value.shape) and math.prod(value.shape) > _MAXIMUM_SIZES:
+        if all(isinstance(d, int) for d in value.shape) and math.prod(value.shape) > _MAX_SIZES:
             self.constant(index)
         builder = self.importer.builder
         if not signed:

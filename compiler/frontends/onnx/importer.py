@@ -61,7 +61,7 @@ from compiler.frontends.onnx.values import (
     is_poisoned,
 )
 
-_MAXIMUM_DEPTH = 64
+_MAX_DEPTH = 64
 _KEEPING_ELEMENTS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 
 
@@ -143,8 +143,8 @@ class Importer:
         opsets: dict[str, int] | None = None,
     ) -> list[Value]:
         """Import a function's body in place of a node that calls it."""
-        if depth > _MAXIMUM_DEPTH:
-            raise InvalidModelError(f"{describe(node)}: functions call each other more than {_MAXIMUM_DEPTH} deep")
+        if depth > _MAX_DEPTH:
+            raise InvalidModelError(f"{describe(node)}: functions call each other more than {_MAX_DEPTH} deep")
         imports = opsets or {normalized_domain(item.domain): item.version for item in function.opset_import}
         scope = Scope(None, {}, imports or self.opsets, depth + 1)
         scope.is_expansion = opsets is not None  # the schema's function, in the model's opsets
@@ -300,7 +300,7 @@ def _keeps_elements(context: NodeContext) -> bool:
     return context.node.op_type in _KEEPING_ELEMENTS
 
 
-_MAXIMUM_TRIAL_ELEMENTS = 2**14
+_MAX_TRIAL_ELEMENTS = 2**14
 _TYPE_WORDS = {"float32": "float", "float64": "double", "float4_e2m1fn": "float4e2m1", "float8_e8m0fnu": "float8e8m0"}
 
 
@@ -384,11 +384,7 @@ def _reference_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opset
             arrays.append(None)
             continue
         shape = value.shape if isinstance(value, (Constant, Runtime)) else None
-        if (
-            shape is None
-            or not all(isinstance(size, int) for size in shape)
-            or math.prod(shape) > _MAXIMUM_TRIAL_ELEMENTS
-        ):
+        if shape is None or not all(isinstance(size, int) for size in shape) or math.prod(shape) > _MAX_TRIAL_ELEMENTS:
             return None
         known = value.array if isinstance(value, Constant) else None
         dtype = dtypes.numpy_dtype(value.dtype if isinstance(value, (Constant, Runtime)) else "float32")

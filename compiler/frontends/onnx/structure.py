@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     Converter = Callable[[NodeContext], Any]
 
-MAXIMUM_DIMENSION = 2**40
+MAX_DIMENSION = 2**40
 RANDOM_OPERATORS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
-_MAXIMUM_DEPTH = 32
+_MAX_DEPTH = 32
 _NAMELESS = frozenset({"", "?", "-1", "None"})
 _EXTENTS = frozenset(
     {
@@ -76,8 +76,8 @@ def check_graph(
     where: str = "the graph",
 ) -> None:
     """Check names, order, types and nodes of a graph and its subgraphs; `outer` are the names visible from outside."""
-    if depth > _MAXIMUM_DEPTH:
-        raise InvalidModelError(f"{where}: subgraphs are nested more than {_MAXIMUM_DEPTH} deep")
+    if depth > _MAX_DEPTH:
+        raise InvalidModelError(f"{where}: subgraphs are nested more than {_MAX_DEPTH} deep")
     check_text([value.name for value in [*graph.input, *graph.output]], where)
     known = _declared_names(graph, where)
     for value in [*graph.input, *graph.output]:
@@ -143,7 +143,7 @@ def check_value_type(value: onnx.ValueInfoProto, where: str) -> None:
     if tensor.elem_type and dtypes.dtype_name(tensor.elem_type) is None:
         raise InvalidModelError(f"{where}: {value.name!r} has the unknown element type {tensor.elem_type}")
     dims = [size for size in map(declared_size, tensor.shape.dim) if isinstance(size, int)]
-    if any(d < 0 or d > MAXIMUM_DIMENSION for d in dims) or math.prod(d for d in dims if d) > MAXIMUM_DIMENSION:
+    if any(d < 0 or d > MAX_DIMENSION for d in dims) or math.prod(d for d in dims if d) > MAX_DIMENSION:
         raise InvalidModelError(f"{where}: {value.name!r} has an absurd shape: {dims}")
 
 

@@ -21,7 +21,7 @@ from schedules.ir.tvm_types import Expr
 Scalar = Any  # int | float | bool | tvm.ir.Expr of a primitive type
 Dim = Any  # int | tvm.ir.Expr of type int64
 
-_MAXIMUM_SIZE = 2**40
+_MAX_SIZE = 2**40
 _DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 _LARGEST_DENOMINATOR = 16  # of float constants by which sizes are multiplied exactly
 
@@ -33,7 +33,7 @@ class Arithmetic:
         self.analyzer = sym.Analyzer()
         self.spellings = SizeSpellings()
 
-    def dimension(self, name: str, maximum: int = _MAXIMUM_SIZE) -> tvm.ir.Expr:
+    def dimension(self, name: str, maximum: int = _MAX_SIZE) -> tvm.ir.Expr:
         """Return a new symbolic size, int64, in [0, maximum)."""
         variable = tirx.Var(name, "int64")
         self.analyzer.bind(variable, tvm.ir.Range(0, maximum))

@@ -248,7 +248,7 @@ def _inlined(
     return [builder.emit(relax.TupleGetItem(whole, index)) for index in range(len(whole.ty.fields))]
 
 
-_MOST_CLASSES = 256  # in a uint8 mask
+_MAX_CLASSES = 256  # in a uint8 mask
 _OPAQUE = 8  # TVM's pattern kind of kernels that are never fused
 
 
@@ -266,8 +266,8 @@ def mask_outputs(model: ImportedModel, processing: Processing, sizes: tuple[str,
     if len(raw.shape) != 4 or raw.shape[0] != 1 or not all(isinstance(each, int) for each in raw.shape):
         raise OptionError(f"processing: {raw} is not a mask of each class: (1, classes, height, width)")
     classes = int(raw.shape[1])
-    if classes > _MOST_CLASSES:
-        raise OptionError(f"processing: masks can have at most {_MOST_CLASSES} classes, but {raw} has {classes}")
+    if classes > _MAX_CLASSES:
+        raise OptionError(f"processing: masks can have at most {_MAX_CLASSES} classes, but {raw} has {classes}")
     if processing.resize == "crop":
         raise OptionError("processing: cropped parts have no mask", "use resize=stretch, letterbox or fit")
     mask = TensorSpec("mask", sizes, "uint8")

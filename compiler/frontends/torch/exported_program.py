@@ -304,7 +304,7 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-_MOST_BYTES = 1 << 26
+_MAX_BYTES = 1 << 26
 """Size limit of a folded value: larger ones result from expansions rather than from computations on constants."""
 
 
@@ -358,7 +358,7 @@ def _evaluated(node: Any, known: dict[Any, Any]) -> Any:
     made = node.meta.get("val")
     if not isinstance(made, torch.Tensor) or any(not isinstance(size, int) for size in made.shape):
         return None
-    if made.numel() * made.element_size() > _MOST_BYTES:
+    if made.numel() * made.element_size() > _MAX_BYTES:
         return None
     arguments, keywords = torch.fx.map_arg((node.args, node.kwargs), lambda each: known[each])
     with torch.no_grad():

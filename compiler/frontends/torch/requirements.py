@@ -277,7 +277,7 @@ _OPERATORS: dict[str, _Ranges] = {
 }
 
 
-_ARTIFICIAL_LEAST = 2
+_ARTIFICIAL_MIN = 2
 """torch.export assumes dynamic sizes of at least 2 while tracing, but its programs also run with smaller ones."""
 
 
@@ -358,7 +358,7 @@ def range_relations(program: torch.export.ExportedProgram) -> Iterator[tuple[Siz
         if not symbol.is_symbol:  # follows from the symbol's
             continue
         where = f"torch.export captured the model for {symbol} in [{bounds.lower}, {bounds.upper}]"
-        if str(bounds.lower).isdecimal() and int(bounds.lower) > _ARTIFICIAL_LEAST:
+        if str(bounds.lower).isdecimal() and int(bounds.lower) > _ARTIFICIAL_MIN:
             yield SizeRelation(str(symbol), "at least", int(bounds.lower)), where
         if str(bounds.upper).isdecimal():
             yield SizeRelation(int(bounds.upper), "at least", str(symbol)), where

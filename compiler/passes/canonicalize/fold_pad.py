@@ -28,7 +28,7 @@ from compiler.passes.rewriting.matching import as_constant, constant_array, dtyp
 rules = RuleTable()
 
 _AVERAGE = tuple(f"relax.nn.avg_pool{rank}d" for rank in (1, 2, 3))
-_MAXIMUM = tuple(f"relax.nn.max_pool{rank}d" for rank in (1, 2, 3))
+_MAX_POOLS = tuple(f"relax.nn.max_pool{rank}d" for rank in (1, 2, 3))
 _CONVOLUTION_ATTRIBUTES = ("strides", "padding", "dilation", "groups", "data_layout", "kernel_layout", "out_layout")
 _POOL_ATTRIBUTES = (
     "pool_size",
@@ -90,7 +90,7 @@ def pad_of_average(graph: Graph, call: Call) -> Expr | None:
     return rebuilt(call, found[0].args[0], _POOL_ATTRIBUTES, found[1], count_include_pad=True)
 
 
-@rules.on(*_MAXIMUM)
+@rules.on(*_MAX_POOLS)
 def pad_of_maximum(graph: Graph, call: Call) -> Expr | None:
     """max_pool(pad(x, lowest)) => max_pool(x, padding), if no window is all padding"""
     found = padded_operand(graph, call, str(call.attrs.layout))

@@ -18,7 +18,7 @@ from compiler.passes.rewriting.substitution import leaves
 from schedules.ir.tir import structural_map, structural_walk
 from schedules.ir.tvm_types import GlobalVar, PrimFunc, Var
 
-MOST_OPERATORS = 64
+MAX_OPERATORS = 64
 """Largest number of operators per kernel: inlining, splitting and compiling a kernel scale worse than linearly in it.
 TVM's own limit is 256."""
 
@@ -26,7 +26,7 @@ TVM's own limit is 256."""
 @graph_pass("group-operators", summary="Group operators into kernels")
 def group_operators(mod: IRModule, context: PipelineContext) -> IRModule:
     """Equal groups share one function, so the model nodes that they compute are recorded per call."""
-    with PassContext(config={"relax.FuseOps.max_depth": MOST_OPERATORS}), context.tvm_target():
+    with PassContext(config={"relax.FuseOps.max_depth": MAX_OPERATORS}), context.tvm_target():
         grouped = relax.transform.FuseOps()(_with_outputs_for_casts(mod))
     context.tracker.follow_grouping(mod, grouped)
     return grouped

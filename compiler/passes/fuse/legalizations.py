@@ -391,8 +391,8 @@ def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Exp
     return builder.call_te(reshaped, call.args[0], primfunc_name_hint="reshape")
 
 
-_MOST = 8  # tensors of dynamic sizes joined at once, and per step
-_MOST_STATIC = 64  # tensors of known sizes joined at once
+_MAX_DYNAMIC = 8  # tensors of dynamic sizes joined at once, and per step
+_MAX_STATIC = 64  # tensors of known sizes joined at once
 _STATIC_STEP = 24  # and per step: one more copy, but loops without branches
 
 
@@ -401,7 +401,7 @@ def legalize_concat(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr
     pieces = _fields(builder, call.args[0])
     if pieces is None or call.attrs.axis is None:
         return tvm_concat(builder, call)
-    most, step = (_MOST, _MOST) if _are_dynamic(call, pieces) else (_MOST_STATIC, _STATIC_STEP)
+    most, step = (_MAX_DYNAMIC, _MAX_DYNAMIC) if _are_dynamic(call, pieces) else (_MAX_STATIC, _STATIC_STEP)
     if len(pieces) <= most:
         return tvm_concat(builder, call)
     axis = int(call.attrs.axis)

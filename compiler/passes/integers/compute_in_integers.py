@@ -115,7 +115,7 @@ _MOVES = ("relax.reshape", "relax.permute_dims", "relax.squeeze", "relax.expand_
 # How far a bias divided by the accumulator's scale may be from its integer before float32 rounding.
 _BIAS_ROUNDING = 2.0**-20
 # The largest term added to an accumulator, so that int32 holds both.
-_MOST_BIAS = 2.0**30
+_MAX_BIAS = 2.0**30
 
 
 @graph_pass("compute-in-integers", summary="Compute with quantized tensors as integers")
@@ -232,7 +232,7 @@ def quantize_of_sum(graph: Graph, call: Call) -> Expr | None:
         steps = bias.astype(np.float64) / factor.astype(np.float64)
         integers = np.rint(steps)
         # Written so that NaN fails the test.
-        if not np.all(np.abs(integers) < _MOST_BIAS):
+        if not np.all(np.abs(integers) < _MAX_BIAS):
             return None
         if not np.all(np.abs(steps - integers) <= np.maximum(np.abs(steps), 1) * _BIAS_ROUNDING):
             return None

@@ -33,7 +33,7 @@ rules = RuleTable()
 
 WORDS = ("int16", "uint16")
 # Upper bound of the sums, with room for adding a bias.
-_MOST_SUM = 2**30
+_MAX_SUM = 2**30
 
 
 @graph_pass("compute-with-int16", summary="Compute with 16-bit activations as two 8-bit products", only="processor")
@@ -88,7 +88,7 @@ def sums_fit(weight: Array, filters: int, *, symmetric: bool = True) -> bool:
     """
     others = tuple(axis for axis in range(weight.ndim) if axis != filters)
     largest = int(np.abs(weight.astype(np.int64)).sum(axis=others).max())
-    return largest * (2**15 + 2**8) * (1 if symmetric else 2) < _MOST_SUM
+    return largest * (2**15 + 2**8) * (1 if symmetric else 2) < _MAX_SUM
 
 
 def _halves(graph: Graph, data: Expr) -> tuple[Expr, Expr]:

@@ -174,7 +174,7 @@ def _at(tensor: Tensor, at: tuple[Expr, ...]) -> Expr:
     return tensor[tuple(zero if one else point for one, point in zip(is_one, own, strict=True))]
 
 
-_LEAST_KEYS = 4
+_MIN_KEYS = 4
 _BYTES = ("int8", "uint8")
 _INTEGERS = (*_BYTES, "int16", "uint16")
 
@@ -373,7 +373,7 @@ class AttentionMatcher:
             return None
         if any(_dtype(each) != "float32" for each in (query, key, value, call)):
             return None
-        if isinstance(scores[-1], int) and scores[-1] < _LEAST_KEYS:
+        if isinstance(scores[-1], int) and scores[-1] < _MIN_KEYS:
             return None
         sizes = [size for shape in shapes if shape is not None for size in shape[-2:]]
         known = all(isinstance(size, int) for size in sizes)

@@ -22,7 +22,7 @@ from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import Array, as_constant, constant_array, dtype_of, shape_of
 
 _FEWEST_CHANNELS = 128  # 2 * 128 operations outweigh reading and writing a sum
-_MOST_TAPS = 27
+_MAX_TAPS = 27
 _MOSTLY_PADDING = 0.5  # minimum share of multiplications that overlap the input
 
 
@@ -48,7 +48,7 @@ def _split(graph: Graph, call: Call, room: int) -> Expr | None:
         return None
     met = [window.met for window in windows]
     channels = weight.shape[1]
-    if channels < _FEWEST_CHANNELS or not 1 < prod(map(len, met)) <= _MOST_TAPS:
+    if channels < _FEWEST_CHANNELS or not 1 < prod(map(len, met)) <= _MAX_TAPS:
         return None
     share = prod(
         sum(tap.outputs for tap in taps) / (window.taps * window.out) for taps, window in zip(met, windows, strict=True)

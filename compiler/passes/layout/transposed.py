@@ -197,7 +197,7 @@ def _interleave(parts: Tensor, phases: list[Phases], out_shape: tuple[Index, ...
     return te.compute((parts.shape[0], blocks, *out_shape[2:], lanes), point, name="interleave")
 
 
-MOST_PHASES = 16
+MAX_PHASES = 16
 """Each phase is a kernel to compile and call, which reads the input once more."""
 _CALL_SECONDS, _CYCLES_A_SECOND = 2e-6, 3e9
 
@@ -252,7 +252,7 @@ class PhaseConvolutions:
             shape, out_shape: (batch, channels, *spatial).
             before: the leading padding, by spatial dimension.
         """
-        if np.prod(strides) > MOST_PHASES:
+        if np.prod(strides) > MAX_PHASES:
             return None
         rows = zip(shape[2:], out_shape[2:], kernel, strides, before, strict=True)
         found = [[Phase.of(number, *row) for number in range(row[3])] for row in rows]

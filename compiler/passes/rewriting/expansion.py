@@ -52,13 +52,13 @@ class Expansions:
 
 
 # Fewer bytes are not worth a kernel at load time.
-LEAST_ELEMENTS = 4096
+MIN_ELEMENTS = 4096
 _PROBED = 256
 
 
 def exact_half(values: Array) -> Array | None:
     """Return the numbers as float16, or as uint16 bits of bfloat16, if exact; otherwise None."""
-    if values.dtype != np.float32 or values.size < LEAST_ELEMENTS:
+    if values.dtype != np.float32 or values.size < MIN_ELEMENTS:
         return None
     probe = values.reshape(-1)[:: max(1, values.size // _PROBED)]
     for narrow, wide in ((_float16, _of_float16), (_bfloat16, _of_bfloat16)):

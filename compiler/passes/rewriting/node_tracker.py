@@ -18,7 +18,7 @@ from schedules.ir.tvm_types import Binding, Expr, Function, SeqExpr, Var
 
 Nodes = tuple[ModelNode, ...]
 _RESULT = ""  # represents a function's result
-_MOST_HEIRS = 16  # of a removed variable
+_MAX_HEIRS = 16  # of a removed variable
 
 
 class NodeTracker:
@@ -151,7 +151,7 @@ def _nearest(
         near: dict[str, None] = {}
         for each in neighbours.get(variable, ()):
             near.update(dict.fromkeys([each] if each in wanted else found.get(each, ())))
-            if len(near) > _MOST_HEIRS:
+            if len(near) > _MAX_HEIRS:
                 break
         found[variable] = list(near)
     return found

@@ -24,7 +24,7 @@ from schedules.ir.tir import structural_map
 from schedules.ir.tvm_types import Binding, Call, Expr, Function, Index, PrimFunc, SeqExpr, Stmt, Type, Var
 from schedules.machine import dtype_bits
 
-_LEAST_BYTES = 1 << 10  # TVM puts smaller buffers on the stack, without 64-byte alignment
+_MIN_BYTES = 1 << 10  # TVM puts smaller buffers on the stack, without 64-byte alignment
 _SYMBOL = "__tvm_ffi_"  # prefix of kernel symbols
 
 
@@ -114,7 +114,7 @@ class LoopKernel:
         self._stacked: dict[Tensor, int] = {}
         self._total: Index = 0
         self._plan()
-        total = max(self._total, _LEAST_BYTES) if isinstance(self._total, int) else self._total + _LEAST_BYTES
+        total = max(self._total, _MIN_BYTES) if isinstance(self._total, int) else self._total + _MIN_BYTES
         self._work = _buffer("work", [total], "uint8")
 
     @property

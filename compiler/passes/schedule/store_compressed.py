@@ -74,7 +74,7 @@ def _note(constant: GenericConst, expansions: Expansions, look: Pack, name: str)
     expansions.known[constant] = Expansion(tuple(stored), kernel, name if known is None else known.name)
 
 
-MOST_BITS = 8
+MAX_BITS = 8
 _FEWEST_OF_PALETTE = 1024  # elements; a palette of 256 is as large
 _PROBE = 4096
 
@@ -98,10 +98,10 @@ def palette_codes(array: Array) -> tuple[Array, Array] | None:
     """Return (codes packed into bytes, float32 palette) if there are at most 256 values; otherwise None."""
     flat = np.ascontiguousarray(array).ravel().view(np.uint32)  # by bits: +0 and -0 are two values
     step = max(1, flat.size // _PROBE)
-    if len(np.unique(flat[::step])) > 1 << MOST_BITS:
+    if len(np.unique(flat[::step])) > 1 << MAX_BITS:
         return None
     values, codes = np.unique(flat, return_inverse=True)
-    if len(values) > 1 << MOST_BITS:
+    if len(values) > 1 << MAX_BITS:
         return None
     bits = max(1, int(len(values) - 1).bit_length())
     palette = np.zeros(1 << bits, np.float32)
@@ -133,7 +133,7 @@ _FEWEST_INTEGERS = 4096  # elements; fewer are not worth a kernel at load time
 # The largest integer of a filter: 127 with round-to-nearest weights, possibly less otherwise, or if the filter is a
 # phase of a transposed one. The product of scale and integer was rounded, so dividing again may give a neighbor of the
 # scale.
-_MOST = range(127, 0, -1)
+_MAX_INTEGERS = range(127, 0, -1)
 _PROBED = 64
 
 
@@ -165,7 +165,7 @@ def _may_be_scaled(array: Array, axes: Sequence[int]) -> bool:
     largest, some = np.abs(values).max(), values[np.flatnonzero(values)[:_PROBED]]
     if not some.size or not np.isfinite(largest):
         return False
-    nearest = largest / np.arange(1, _MOST[0] + 1, dtype=np.float32)
+    nearest = largest / np.arange(1, _MAX_INTEGERS[0] + 1, dtype=np.float32)
     scales = np.concatenate([nearest, np.nextafter(nearest, np.float32(0)), np.nextafter(nearest, np.float32(np.inf))])
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         exact = np.rint(some / scales[:, None]) * scales[:, None] == some
@@ -180,7 +180,7 @@ def _scaled(array: Array, axes: Sequence[int]) -> tuple[Array, Array] | None:
     if not np.isfinite(largest).all():
         return None
     scales, rest = np.ones(largest.shape, np.float32), np.flatnonzero(largest)
-    for most, end in itertools.product(_MOST, (None, 0, np.inf)):
+    for most, end in itertools.product(_MAX_INTEGERS, (None, 0, np.inf)):
         if not rest.size:
             break
         candidate = largest[rest] / np.float32(most)

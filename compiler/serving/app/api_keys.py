@@ -10,7 +10,7 @@ from compiler.errors import OptionError, storage_errors
 
 KEYS_VARIABLE = "TENSORWRIGHT_API_KEYS"
 """Environment variable with API keys, separated by commas."""
-_LEAST_LENGTH = 16
+_MIN_LENGTH = 16
 
 
 def read_api_keys(path: Path | None) -> tuple[bytes, ...]:
@@ -33,9 +33,9 @@ def read_api_keys(path: Path | None) -> tuple[bytes, ...]:
 
 def key_digest(key: str) -> bytes:
     """Return the SHA-256 of a key. Raises OptionError if it is too short or contains white space."""
-    if len(key) < _LEAST_LENGTH or key.split() != [key]:
+    if len(key) < _MIN_LENGTH or key.split() != [key]:
         raise OptionError(
-            f"an API key must have {_LEAST_LENGTH} characters at least, and no white space",
+            f"an API key must have {_MIN_LENGTH} characters at least, and no white space",
             "make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'",
         )
     return hashlib.sha256(key.encode()).digest()

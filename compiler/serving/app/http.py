@@ -269,7 +269,9 @@ def positive(value: Any, name: str) -> float:
 
 
 _PERIOD = 1.0  # seconds; the longest wait is forgotten after one to two of these
-_MOST = 0.5  # of a request's time: some must remain for its run, or nothing would be accepted and learned from
+_MAX_WAIT_SHARE = (
+    0.5  # of a request's time: some must remain for its run, or nothing would be accepted and learned from
+)
 
 
 class Lag:
@@ -289,7 +291,7 @@ class Lag:
     def margin(self, seconds: float, now: float) -> float:
         """Return the seconds of a request's time limit that its run must leave."""
         self._forget(now)
-        return min(2 * max(self._longest, self._before), _MOST * seconds)
+        return min(2 * max(self._longest, self._before), _MAX_WAIT_SHARE * seconds)
 
     def _forget(self, now: float) -> None:
         if now < self._until:
@@ -298,7 +300,7 @@ class Lag:
         self._longest, self._until = 0.0, now + _PERIOD
 
 
-_MOST_SHOWN = 1000  # characters of a message, which may contain client data
+_MAX_SHOWN = 1000  # characters of a message, which may contain client data
 _log = logging.getLogger(__name__)
 _STATUSES: tuple[tuple[type[TensorwrightError], int], ...] = (
     (InputError, 400),
@@ -318,8 +320,8 @@ def failure(error: BaseException, path: str) -> Reply:
     status, headers = _status(error)
     if status < 500 or isinstance(error, UserError):
         assert isinstance(error, TensorwrightError)
-        message = error.message if error.hint is None else f"{error.message[:_MOST_SHOWN]} ({error.hint})"
-        message = message[: 2 * _MOST_SHOWN]
+        message = error.message if error.hint is None else f"{error.message[:_MAX_SHOWN]} ({error.hint})"
+        message = message[: 2 * _MAX_SHOWN]
     else:
         _log.error("a request to %s failed", path, exc_info=error)
         message = "the server failed on this request; its log says why"

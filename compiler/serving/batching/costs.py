@@ -136,7 +136,7 @@ class Accuracy:
 
     _SHARE = 0.005  # fraction of latencies that may exceed it
     _STEP = 0.05
-    _LEAST, _MOST = 1.05, 4.0
+    _MIN_FACTOR, _MAX_FACTOR = 1.05, 4.0
 
     def __init__(self) -> None:
         self.factor = 1.25
@@ -146,11 +146,11 @@ class Accuracy:
         if actual > self.factor * expected:
             self.missed(actual / expected)
         else:
-            self.factor = max(self._LEAST, self.factor - self._STEP * self._SHARE)
+            self.factor = max(self._MIN_FACTOR, self.factor - self._STEP * self._SHARE)
 
     def missed(self, ratio: float) -> None:
         """Record a late request: it took `ratio` times the expected time, or more.
 
         The factor becomes no larger than that: one stall of the machine makes many requests late at once.
         """
-        self.factor = min(self._MOST, max(self.factor, ratio), self.factor + self._STEP * (1 - self._SHARE))
+        self.factor = min(self._MAX_FACTOR, max(self.factor, ratio), self.factor + self._STEP * (1 - self._SHARE))

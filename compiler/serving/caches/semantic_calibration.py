@@ -27,7 +27,7 @@ from compiler.errors import AccuracyError, OptionError, storage_errors
 from compiler.runtime.prediction.texts import Embedder
 
 _FOLDS = 5
-MINIMUM_PAIRS = 30
+MIN_PAIRS = 30
 _CONFIDENCE = 0.95
 
 
@@ -103,11 +103,11 @@ def calibrate_semantic_cache(
     """
     pairs = list(pairs)
     labels = np.array([pair.same for pair in pairs], bool)
-    if min(labels.sum(), (~labels).sum()) < MINIMUM_PAIRS:
+    if min(labels.sum(), (~labels).sum()) < MIN_PAIRS:
         raise OptionError(
             f"{labels.sum()} pairs of one meaning and {(~labels).sum()} of different meaning are too few to measure"
             " false hits",
-            f"give at least {MINIMUM_PAIRS} of each",
+            f"give at least {MIN_PAIRS} of each",
         )
     if not 0 <= max_false_hits < 1 or extra < 0:
         raise OptionError(

@@ -24,7 +24,7 @@ from compiler.support.accuracy import Evaluate, Run, check_max_drop, relative_dr
 from compiler.support.accuracy import score as evaluated
 
 _STEPS = 128
-MINIMUM_ROWS = 50
+MIN_ROWS = 50
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def calibrate_cascade(
     score_large, score_small = evaluated(evaluate, both.large), evaluated(evaluate, both.small)
     scorer = score_of(score, output)
     scores = np.sort(np.concatenate([scorer(outputs) for outputs in both.small_outputs.values()]))
-    if len(scores) < MINIMUM_ROWS:
-        raise OptionError(f"evaluate= shows {len(scores)} rows", f"give at least {MINIMUM_ROWS}")
+    if len(scores) < MIN_ROWS:
+        raise OptionError(f"evaluate= shows {len(scores)} rows", f"give at least {MIN_ROWS}")
     threshold, score_cascade = _threshold(evaluate, both, scorer, scores, score_large, max_drop)
     first, second = costs_ms if costs_ms is not None else both.costs_ms()
     share = float((scores < threshold).mean())

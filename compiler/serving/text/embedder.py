@@ -25,9 +25,9 @@ Tokens: TypeAlias = Sequence[int] | Array
 _IDS = ("input_ids", "ids", "tokens")
 _MASKS = ("attention_mask", "mask")
 _POSITIONS = ("position_ids",)
-_MOST_TOKENS = 512
+_MAX_TOKENS = 512
 _AT_ONCE = 64  # queued texts per request, so that there is room for others
-_LEAST_NORM = 1e-12
+_MIN_NORM = 1e-12
 _PADDED_TOLERANCE = 1e-3  # relative to a vector's largest number: masked tokens change the order of sums
 
 
@@ -53,7 +53,7 @@ class ServiceEmbedder:
         self._largest = np.iinfo(ELEMENT_TYPES[inputs[name].dtype].numpy).max
         length = inputs[name].shape[1]
         self._length = length if isinstance(length, int) else None
-        most = self._length or _MOST_TOKENS
+        most = self._length or _MAX_TOKENS
         self.max_tokens = most if options.max_tokens is None else min(most, options.max_tokens)
         self._tokenizer: Any = None
         self._state: State | None = None
@@ -106,7 +106,7 @@ class ServiceEmbedder:
         found = await gathered(len(texts), _AT_ONCE, lambda index: self._vector(texts[index], lengths[index], request))
         vectors = np.stack([vector for vector, _ in found])
         if self._options.normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _LEAST_NORM)
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _MIN_NORM)
         return vectors, [response for _, response in found]
 
     def _padded(self, count: int) -> int:

@@ -38,7 +38,7 @@ _SLOWER = 1.25  # candidates slower than this times the best so far get only a f
 # Weights are read from enough copies to match the model's weights, but at most this many times the last cache: with
 # less than that, the cache would still serve a part.
 _CACHES_OF_COPIES = 3
-_MOST_COPIES = 512
+_MAX_COPIES = 512
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Measurer:
         """Number of copies of the weights, so that as much is read between two uses of one as in the model."""
         own = sum(_nbytes(each) for each in task.arguments if each.is_constant)
         wanted = min(task.constant_bytes, _CACHES_OF_COPIES * self._setup.l3_bytes)
-        return max(1, min(_MOST_COPIES, -(-wanted // own))) if own else 1
+        return max(1, min(_MAX_COPIES, -(-wanted // own))) if own else 1
 
     def _reference(self, prepared: Prepared, library: KernelLibrary) -> Timing:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 from compiler.tuning.measuring.channel import serve
 from compiler.tuning.measuring.messages import ModelRequest, ModelSetup, ModelTimes
 
-_LEAST_RUNS = 5
+_MIN_RUNS = 5
 
 
 def _handler(setup: ModelSetup) -> Callable[[Any], Any]:
@@ -45,7 +45,7 @@ def _seconds_of_run(run: Callable[[], object], clock: Callable[[], float], secon
     gc.disable()  # a collection would distort the run in progress
     taken: list[float] = []
     end = time.perf_counter() + seconds
-    while len(taken) < _LEAST_RUNS or time.perf_counter() < end:
+    while len(taken) < _MIN_RUNS or time.perf_counter() < end:
         start = clock()
         run()
         taken.append(clock() - start)

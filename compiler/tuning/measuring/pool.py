@@ -44,7 +44,7 @@ BUILD_MODULE = "compiler.tuning.measuring.build_worker"
 MEASURE_MODULE = "compiler.tuning.measuring.measure_worker"
 BUILD_TIMEOUT = 30.0  # seconds, as counted by `Worker`
 MEASURE_TIMEOUT = 15.0
-_MOST_FAILURES = 4  # consecutive failures of any candidates after which the device is considered faulty
+_MAX_FAILURES = 4  # consecutive failures of any candidates after which the device is considered faulty
 _SPARE_CORES = 2  # building takes several times as long as measuring: with fewer, measuring waits for one builder
 
 
@@ -325,7 +325,7 @@ class MeasurementPool(CandidatePool):
             self._failures[id(worker)] = 0
             return False
         self._failures[id(worker)] += 1
-        return device != LOCAL and (self._failures[id(worker)] >= _MOST_FAILURES or not is_reachable(device))
+        return device != LOCAL and (self._failures[id(worker)] >= _MAX_FAILURES or not is_reachable(device))
 
     def _drop(self, worker: Worker) -> None:
         """Stop using a device. Raises DeviceLostError if it was the last one."""

@@ -134,8 +134,8 @@ def asked(own: CacheOperands, role: str, at: tuple[Expr, Expr, Expr]) -> list[St
     return [*code, prefetch_statement(own.scale(role, *at))] if own.has_scales(role) else code
 
 
-_MOST_SIZE = 512  # head size: up to here float32 holds the integer sums of products exactly
-_MOST = 127.0
+_MAX_SIZE = 512  # head size: up to here float32 holds the integer sums of products exactly
+_MAX_INT8 = 127.0
 _SCALE, _OFFSET = 0, 1
 
 
@@ -155,7 +155,7 @@ class RoundedQueries:
     def serve(operands: CacheOperands, machine: Machine) -> bool:
         """True if keys are bytes that the machine can multiply, and queries may be rounded."""
         size, step = operands.size, QUAD * machine.lanes("float32")
-        whole = size % step == 0 and size <= _MOST_SIZE
+        whole = size % step == 0 and size <= _MAX_SIZE
         return (
             whole
             and operands.description.rounds
@@ -191,7 +191,7 @@ class RoundedQueries:
             code, peak, total = quantized(vectors, lanes, put)
             shift = 0 if self._signed else -128
             offset = tirx.Cast("float32", reduced("add", total, lanes)) * tirx.const(float(shift), "float32")
-            scale = store(self.numbers, peak * tirx.const(1 / _MOST, "float32"), g, _SCALE)
+            scale = store(self.numbers, peak * tirx.const(1 / _MAX_INT8, "float32"), g, _SCALE)
             return sequence(code, scale, store(self.numbers, offset, g, _OFFSET))
 
         return repeat("g", self.operands.group, head)
@@ -324,10 +324,10 @@ class PartialResults:
         )
 
 
-_MOST_KEYS = 64  # per block: its rows, the prefetched ones and intermediate results share the L1 cache
-_LEAST_BLOCKS = 2  # per query whose rows are split
+_MAX_KEYS = 64  # per block: its rows, the prefetched ones and intermediate results share the L1 cache
+_MIN_BLOCKS = 2  # per query whose rows are split
 # Multiply-adds of scores, in vectors, from which starting threads pays off: some 10 microseconds of reading rows.
-_LEAST_WORK = 12288
+_MIN_WORK = 12288
 _MINUS_INFINITY = tirx.FloatImm("float32", float("-inf"))
 
 
@@ -361,7 +361,7 @@ class DecodeWriter:
         self.lanes = machine.lanes("float32")
         self.width = -(-operands.size // self.lanes) * self.lanes
         # Keys of a block stay in the L1 cache while they are multiplied.
-        halves = (_MOST_KEYS >> shift for shift in range(_MOST_KEYS.bit_length()))
+        halves = (_MAX_KEYS >> shift for shift in range(_MAX_KEYS.bit_length()))
         self.block = next(n for n in halves if n <= self.lanes or 4 * n * self.width <= machine.l1_bytes * 2 // 3)
         # Parts of the rows make all cores equally busy.
         batch = operands.batch if isinstance(operands.batch, int) else 1
@@ -373,7 +373,7 @@ class DecodeWriter:
         """All parts and their results."""
         own = self.operands
         rows, counted = self._all_rows()
-        threads = pays_off(rows * own.heads * own.size, self.machine, _LEAST_WORK * self.lanes)
+        threads = pays_off(rows * own.heads * own.size, self.machine, _MIN_WORK * self.lanes)
         tasks = name_opaque("tasks", self._tasks(), counted)
         extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("task", tasks)]
         parts = parallel_grid(extents, lambda at: self._parts(at, tasks), self.machine, parallel=threads)
@@ -419,7 +419,7 @@ class DecodeWriter:
             bound: list[Stmt] = []
             begin = name_opaque("begin", begin_seen, bound)
             count = name_opaque("count", tirx.max(end_seen - begin, expression(0)), bound)
-            is_long = count >= _LEAST_BLOCKS * self.block
+            is_long = count >= _MIN_BLOCKS * self.block
             parts = tirx.Select(is_long, expression(self.splits), expression(1)) if self.splits > 1 else expression(1)
             seen = _Seen(i, begin, count, name_opaque("number_of_parts", parts, bound))
             return sequence(bound, body(seen))

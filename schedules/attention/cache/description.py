@@ -230,7 +230,7 @@ def _shared(size: Index, point: Expr) -> Expr:
 
 # New rows of an int8 cache: each head of each row is rounded with its own scale.
 
-_MOST = 127.0
+_MAX_INT8 = 127.0
 
 
 def round_rows(given: Sequence[Tensor]) -> list[Tensor]:
@@ -244,7 +244,7 @@ def _scales(rows: Tensor) -> Tensor:
     batch, count, heads, size = rows.shape
     d = te.reduce_axis((tirx.const(0, "int64"), size), name="d")
     peak = te.compute((batch, heads, count), lambda b, h, i: te.max(tirx.abs(rows[b, i, h, d]), axis=d), name="peak")
-    return te.compute((batch, heads, count), lambda *at: peak(*at) * tirx.const(1 / _MOST, "float32"), name="scale")
+    return te.compute((batch, heads, count), lambda *at: peak(*at) * tirx.const(1 / _MAX_INT8, "float32"), name="scale")
 
 
 def _rounded(rows: Tensor, scale: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ from schedules.stages.fused_kernel import FusedKernel, only_anchors
 
 BLOCK_ROUND = "block-round"
 HEADER, SCALE, SUM, SCALED_SUM = 3, 0, 1, 2
-_MOST = 127.0
+_MAX_INT8 = 127.0
 _MAGNITUDE = 0x7FFFFFFF
 
 
@@ -71,7 +71,7 @@ def quantized(
     greatest = reduce(tirx.max, (tirx.reinterpret(kind, each) & magnitude for each in bound))
     peak = named("peak", tirx.reinterpret("float32", reduced("smax", greatest, lanes)), "float32")
     zero = tirx.const(0.0, "float32")
-    inverse = named("inverse", tirx.Select(peak > zero, tirx.const(_MOST, "float32") / peak, zero), "float32")
+    inverse = named("inverse", tirx.Select(peak > zero, tirx.const(_MAX_INT8, "float32") / peak, zero), "float32")
     sums = []
     for number, each in enumerate(bound):
         whole = named("whole", rounded_int32(each * broadcast(inverse, lanes)), "int32", lanes)
@@ -106,7 +106,7 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
 
     def rounded(at: tuple[Expr, ...], position: Expr) -> Expr:
         most = tirx.reinterpret("float32", peak(*at))
-        inverse = tirx.if_then_else(most > zero, tirx.const(_MOST, "float32") / most, zero)
+        inverse = tirx.if_then_else(most > zero, tirx.const(_MAX_INT8, "float32") / most, zero)
         return tirx.Cast("int8", tirx.Cast("int32", tirx.nearbyint(element(*at, position) * inverse)))
 
     position = te.reduce_axis((index(0), index(unit)), name="place")
@@ -119,7 +119,7 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
 
     def word(*at: Expr) -> Expr:
         of_unit, slot = at[:-1], at[-1]
-        scale = tirx.reinterpret("float32", peak(*of_unit)) * tirx.const(1 / _MOST, "float32")
+        scale = tirx.reinterpret("float32", peak(*of_unit)) * tirx.const(1 / _MAX_INT8, "float32")
         first = tirx.max(slot - HEADER, index(0)) * QUAD
         value = tirx.const(0, "int32")
         for byte in range(QUAD):
@@ -234,7 +234,7 @@ class _Writer:
         vectors = [vector(unit * self.unit + start) for start in range(0, self.unit, lanes)]
         code, peak, total = quantized(vectors, lanes, put)
         amount, bound_amount = bind("total", reduced("add", total, lanes), "int32", 1)
-        scale, bound_scale = bind("scale", peak * tirx.const(1 / _MOST, "float32"), "float32", 1)
+        scale, bound_scale = bind("scale", peak * tirx.const(1 / _MAX_INT8, "float32"), "float32", 1)
         scaled = scale * tirx.Cast("float32", amount)
         return sequence(
             code,

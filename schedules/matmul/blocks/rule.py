@@ -180,7 +180,7 @@ def _words(plane: Expr) -> int:
 # Matmuls of rows with block-quantized expert weights: the kernels of `expert_matmul`.
 
 # Rows of a tile: with more, few tiles would have rows of a single expert.
-_MOST_ROWS = 4
+_MAX_ROWS = 4
 
 
 class MatmulExperts(MatmulBlocks):
@@ -189,10 +189,10 @@ class MatmulExperts(MatmulBlocks):
     name: ClassVar[str] = EXPERT_MATMUL
 
     def space(self, workload: BlockWorkload, machine: Machine) -> ConfigSpace:
-        return ConfigSpace({"rows": tuple(range(1, _MOST_ROWS + 1))})
+        return ConfigSpace({"rows": tuple(range(1, _MAX_ROWS + 1))})
 
     def default(self, workload: BlockWorkload, machine: Machine) -> Config:
-        return Config.of(rows=min(_MOST_ROWS, super().default(workload, machine).integer("rows")))
+        return Config.of(rows=min(_MAX_ROWS, super().default(workload, machine).integer("rows")))
 
     def parts(self, kernel: Kernel) -> Parts | None:
         return parts_of(kernel, EXPERT_MATMUL)
@@ -274,7 +274,7 @@ class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
         whole = repeat_symbolic("tile", tiles, lambda i: tile(i * ROWS, ROWS))
         parts: list[Stmt] = [tirx.IfThenElse(tiles > 0, sequence(unpacked, whole), None)]
         first = tiles * ROWS
-        for count in (_MOST_ROWS, 1):
+        for count in (_MAX_ROWS, 1):
             of_these = tirx.FloorDiv(at.rows - first, index(count))
             parts.append(repeat_symbolic("few", of_these, lambda i, n=count, start=first: tile(start + i * n, n)))  # type: ignore[misc]
             first = first + of_these * count

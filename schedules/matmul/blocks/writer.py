@@ -361,14 +361,14 @@ def _plain_number(word: Expr, layout: BlockFormat, position: int) -> Expr:
 FEW_ROWS = ROWS - 1
 """The largest number of rows that do not fill a tile."""
 _VECTOR_ROWS = 4  # rows of a tile in vectors
-_LEAST_UNIT = 16  # bytes per row of a tile: fewer would waste too much of the unit
+_MIN_UNIT = 16  # bytes per row of a tile: fewer would waste too much of the unit
 _SIGN_BITS = 0x80808080
 
 
 def block_tiles(layout: BlockFormat, machine: Machine) -> Product | None:
     """The machine's tile instruction for quantized data, or None: unsigned bytes if the integers have no common zero
     point, signed bytes if the integers minus their zero point fit."""
-    if layout.numbers or layout.unit < _LEAST_UNIT:
+    if layout.numbers or layout.unit < _MIN_UNIT:
         return None
     if not layout.zero:
         return tile_product(machine, DOT_S8U8)

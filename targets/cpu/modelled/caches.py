@@ -105,7 +105,7 @@ def _variables(nest: Nest) -> Iterable[int]:
 
 
 LINE = 64
-_MOST = 1 << 16  # most ranges kept apart; for more, the bytes between the first and the last are an estimate
+_MAX_RANGES = 1 << 16  # most ranges kept apart; for more, the bytes between the first and the last are an estimate
 Ranges = tuple[float, float, tuple[tuple[float, int], ...]]
 """An access: its first byte, the bytes it spans, and the stride and iterations of each loop that moves it, sorted."""
 _Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -142,7 +142,7 @@ def _ranges(access: Ranges) -> _Pair | None:
         if len(begin) == 1 and stride <= max(end[0] - begin[0], LINE):  # no line in between is skipped
             end = end + stride * (times - 1)
             continue
-        if len(begin) * times > _MOST:
+        if len(begin) * times > _MAX_RANGES:
             return None
         offsets = stride * np.arange(times)
         begin, end = _joined((begin[:, None] + offsets).ravel(), (end[:, None] + offsets).ravel())

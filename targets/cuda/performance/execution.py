@@ -24,7 +24,7 @@ from targets.cuda.performance.program import RESOURCES, SHARED_BY_PARTITIONS, Ki
 from targets.cuda.performance.throughput import PARTITIONS, Multiprocessor
 from targets.errors import TargetError
 
-MOST_STEPS = 3_000_000
+MAX_STEPS = 3_000_000
 """Limit on the instructions of a block: kernels on a single thread exceed it."""
 _BARRIER = 20
 _BRANCH = 2
@@ -99,7 +99,7 @@ class BlockRun:
         """Execute the block.
 
         Raises:
-            TargetError: it does not end within `MOST_STEPS` instructions.
+            TargetError: it does not end within `MAX_STEPS` instructions.
         """
         lanes = self._warps * WARP
         start: Mask | None = None if lanes == self._launch.threads else np.arange(lanes) < self._launch.threads
@@ -113,9 +113,9 @@ class BlockRun:
                 continue
             self._enter(mask)
             steps += len(self._program.blocks[number]) + 1
-            if steps > MOST_STEPS:
+            if steps > MAX_STEPS:
                 raise TargetError(
-                    f"a block of the kernel executes more than {MOST_STEPS} instructions, so it is not modelled",
+                    f"a block of the kernel executes more than {MAX_STEPS} instructions, so it is not modelled",
                     "time it on a device",
                 )
             for target, way in self._basic_block(number):

@@ -17,9 +17,9 @@ from targets.ethos_u.steps import Array, Emitter, Quantized, Result, Step, Unsup
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View, registered_name
 
-_MOST_SLICES = 64
+_MAX_SLICES = 64
 _LARGEST_WEIGHT = 127
-_MOST_AXES = 5  # intermediate results have one more
+_MAX_AXES = 5  # intermediate results have one more
 
 
 _MAPS = (
@@ -52,8 +52,8 @@ def repeated(view: View, call: Call, result: Result) -> Step:
     data = view.quantized(call.args[0])
     own = (1,) * (len(result.output.shape) - len(data.shape)) + data.shape
     counts = [wanted // size for wanted, size in zip(result.output.shape, own, strict=True)]
-    if len(own) > _MOST_AXES:
-        raise Unsupported(f"it has more than {_MOST_AXES} axes")
+    if len(own) > _MAX_AXES:
+        raise Unsupported(f"it has more than {_MAX_AXES} axes")
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         x = emitter.rescaled(emitter.first(inputs[0]), data, result)
@@ -63,8 +63,8 @@ def repeated(view: View, call: Call, result: Result) -> Step:
 
 
 def _step(name: str, maps: dict[int, Array], data: Quantized, result: Result) -> Step:
-    if len(data.shape) > _MOST_AXES:
-        raise Unsupported(f"it has more than {_MOST_AXES} axes")
+    if len(data.shape) > _MAX_AXES:
+        raise Unsupported(f"it has more than {_MAX_AXES} axes")
     if data.shape[0] != 1 and 0 in maps:
         raise Unsupported("it maps the axis of the batch")
     order = sorted(maps, key=lambda axis: maps[axis].shape[0] / maps[axis].shape[1])
@@ -93,7 +93,7 @@ def _sources(matrix: Array) -> list[int] | None:
     if not np.all((matrix == 0) | (matrix == 1)) or not np.all(matrix.sum(1) == 1):
         return None
     sources = [int(each) for each in matrix.argmax(1)]
-    return sources if _repetition(sources, matrix.shape[1]) or len(_runs(sources)) <= _MOST_SLICES else None
+    return sources if _repetition(sources, matrix.shape[1]) or len(_runs(sources)) <= _MAX_SLICES else None
 
 
 def _repetition(sources: Sequence[int], size: int) -> int | None:

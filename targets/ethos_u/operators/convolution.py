@@ -32,7 +32,7 @@ from targets.ethos_u.view import View, Weight
 
 _LARGEST_SUM = 127 * 65536
 _DEPTH = 65536
-_MOST_GROUPS = 64
+_MAX_GROUPS = 64
 _LOST = 0.1  # most error, in steps of the result, from rounding weights again
 
 
@@ -149,8 +149,8 @@ def _check(window: Window, groups: int, depthwise: bool, channels: int, filters:
     """Raise Unsupported with the exceeded limit."""
     if depthwise or max(window.dilation) > 1:
         check_strides(window.strides)
-    if groups > _MOST_GROUPS and not depthwise:
-        raise Unsupported(f"it has {groups} groups, and more than {_MOST_GROUPS} are slower than the processor")
+    if groups > _MAX_GROUPS and not depthwise:
+        raise Unsupported(f"it has {groups} groups, and more than {_MAX_GROUPS} are slower than the processor")
     check_kernel(window.extents)
     wide = channels * (np.prod(window.strides) if max(window.strides) > WIDEST_STRIDE else 1)
     if wide > _DEPTH or filters > _DEPTH:

@@ -18,12 +18,12 @@ from targets.ethos_u.steps import Emitter, Quantized, Result, Step, Unsupported,
 from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View
 
-_MOST_AXES = 6
+_MAX_AXES = 6
 
 
 def _step(name: str, inputs: Sequence[Quantized], result: Result, emit: Callable[..., Value]) -> Step:
-    if max(len(each.shape) for each in (*inputs, result.output)) > _MOST_AXES:
-        raise Unsupported(f"it has more than {_MOST_AXES} axes")
+    if max(len(each.shape) for each in (*inputs, result.output)) > _MAX_AXES:
+        raise Unsupported(f"it has more than {_MAX_AXES} axes")
     return Step(name, "x".join(map(str, result.output.shape)), tuple(inputs), result.output, 0, emit)
 
 
@@ -109,7 +109,7 @@ def strided_slice(view: View, call: Call, result: Result) -> Step:
     given = _numbers(call.args[4]) if len(call.args) > 4 else [1] * len(axes)
     if any(step < 1 for step in given):
         raise Unsupported(f"it takes elements in steps of {given}")
-    if max(given) > 1 and len(data.shape) > _MOST_AXES - len([step for step in given if step > 1]):
+    if max(given) > 1 and len(data.shape) > _MAX_AXES - len([step for step in given if step > 1]):
         raise Unsupported(f"it has {len(data.shape)} axes, and takes elements in steps of {given}")
     starts, steps = [0] * len(data.shape), [1] * len(data.shape)
     for axis, begin, step in zip(axes, begins, given, strict=True):

@@ -20,7 +20,7 @@ from targets.ethos_u.view import View
 # The deviation from the mean has 5 fractional bits, the mean of its squares 14 (up to 30 bits in total), the reciprocal
 # root of that 14, and the normalized value 12, before it is multiplied, shifted and rounded to the result's scale.
 
-_MOST = 65536
+_MAX_SIZE = 65536
 _FRACTION = 5  # fractional bits of a deviation in steps of the operand
 _SQUARES = 4  # fractional bits of the mean of squares, in addition to twice those
 # Fractional bits of the normalized value, from those of the mean of squares and of its reciprocal root.
@@ -47,7 +47,7 @@ def group_normalization(view: View, call: Call, result: Result) -> Step:
     data = view.quantized(call.args[1].fields[0])
     kernel = Kernel(view, call)
     size = math.prod(data.shape[2:])
-    if len(kernel.constants) != 2 or data.shape[0] != 1 or not 1 < size <= _MOST:
+    if len(kernel.constants) != 2 or data.shape[0] != 1 or not 1 < size <= _MAX_SIZE:
         raise Unsupported(f"it normalizes {size} elements of {data.shape[0]} samples")
     gamma, beta = (each.astype(np.float64).reshape(-1) for each in kernel.constants)
     if gamma.size != data.shape[1]:
@@ -97,8 +97,8 @@ def _normalization(view: View, call: Call, result: Result, *, centered: bool) ->
     if axes != list(range(axes[0], rank)):
         raise Unsupported(f"it normalizes the axes {axes} of {rank}, and not the last ones")
     size = math.prod(data.shape[axes[0] :])
-    if size > _MOST:
-        raise Unsupported(f"it normalizes {size} elements, and 32 bits hold sums of {_MOST}")
+    if size > _MAX_SIZE:
+        raise Unsupported(f"it normalizes {size} elements, and 32 bits hold sums of {_MAX_SIZE}")
     factors = [_numbers(view, argument, size) for argument in call.args[1:]]
     gamma, beta = (each.reshape(1, 1, 1, -1) for each in (factors[0], factors[1] if centered else np.zeros(size)))
     epsilon = _integer_epsilon(float(call.attrs.epsilon), data)
@@ -158,7 +158,7 @@ def _scaled(emitter: Emitter, normal: Tensor, gamma: Array, beta: Array, result:
 # logarithm of the sum comes from a table indexed by its leading 8 bits, accurate to 0.002.
 
 _SOFTMAX_POINT = 20  # binary places of logarithms
-_LEAST_STEP = 2.0**-7  # smallest step of a result for which an error of 2**-9 in the logarithm is small
+_MIN_STEP = 2.0**-7  # smallest step of a result for which an error of 2**-9 in the logarithm is small
 _LARGEST_STEP = 8.0  # of an operand: 255 of them fit 31 bits including the binary places
 
 
@@ -183,7 +183,7 @@ def softmax(view: View, call: Call, result: Result) -> Step:
 def log_softmax(view: View, call: Call, result: Result) -> Step:
     """log(softmax(dequantize(x))): the distance to the maximum, minus the logarithm of the sum."""
     data, axis = _described(view, call)
-    if result.output.scale < _LEAST_STEP:
+    if result.output.scale < _MIN_STEP:
         raise Unsupported(f"its result has steps of {result.output.scale:.3g}, and a logarithm is exact to 2**-9")
     if data.scale > _LARGEST_STEP:
         raise Unsupported(f"its operand has steps of {data.scale:.3g}, and 32 bits hold those of {_LARGEST_STEP:g}")
@@ -205,8 +205,8 @@ def _described(view: View, call: Call) -> tuple[Quantized, int]:
     """The operand and the axis."""
     data = view.quantized(call.args[0])
     axis = int(call.attrs.axis) % len(data.shape)
-    if data.shape[axis] > _MOST:
-        raise Unsupported(f"it divides by sums of {data.shape[axis]}, and 32 bits hold those of {_MOST}")
+    if data.shape[axis] > _MAX_SIZE:
+        raise Unsupported(f"it divides by sums of {data.shape[axis]}, and 32 bits hold those of {_MAX_SIZE}")
     return data, axis
 
 

@@ -35,7 +35,7 @@ from targets.ethos_u.tosa import Tensor, TosaGraph
 from targets.ethos_u.view import View
 
 # Sums of this many differences of two bytes fit 32 bits; the accelerator reduces at most this many.
-_MOST = 65536
+_MAX_SIZE = 65536
 
 
 @operator("relax.mean", "relax.sum")
@@ -117,8 +117,8 @@ def _described(view: View, call: Call) -> tuple[Quantized, list[int], int]:
     given = call.attrs.axis
     axes = sorted(int(axis) % rank for axis in given) if given is not None else list(range(rank))
     size = math.prod(data.shape[axis] for axis in axes)
-    if size > _MOST:
-        raise Unsupported(f"it reduces {size} elements to one, and the accelerator takes up to {_MOST}")
+    if size > _MAX_SIZE:
+        raise Unsupported(f"it reduces {size} elements to one, and the accelerator takes up to {_MAX_SIZE}")
     return data, axes, size
 
 

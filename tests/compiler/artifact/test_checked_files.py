@@ -17,7 +17,7 @@ from tests.compiler.artifact.samples import sample_artifact
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module that is large enough, and older than the resolution of file timestamps."""
     monkeypatch.setenv("TENSORWRIGHT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(opening, "LEAST_BYTES", 1)
+    monkeypatch.setattr(opening, "MIN_BYTES", 1)
     monkeypatch.setattr(opening, "_SETTLED", 0)
     path = tmp_path / "model.twm"
     write_artifact(sample_artifact(), path)
@@ -72,10 +72,10 @@ def test_records_of_others_do_not_count(module: Path, monkeypatch: pytest.Monkey
 
 
 def test_small_and_fresh_files_are_not_remembered(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "LEAST_BYTES", 256 << 20)
+    monkeypatch.setattr(opening, "MIN_BYTES", 256 << 20)
     read_artifact(module)
     assert _is_checked(module)
-    monkeypatch.setattr(opening, "LEAST_BYTES", 1)
+    monkeypatch.setattr(opening, "MIN_BYTES", 1)
     monkeypatch.setattr(opening, "_SETTLED", 10**12)
     read_artifact(module)
     assert _is_checked(module)

@@ -20,7 +20,7 @@ from schedules.codegen.nest import Extent, allocate, load, parallel_grid, sequen
 from schedules.ir.expression import index
 from schedules.machine import Machine
 
-_LEAST = 200  # elements from which on the kernel below uses threads
+_MIN_ELEMENTS = 200  # elements from which on the kernel below uses threads
 
 
 def _kernel(machine: Machine) -> Any:
@@ -37,7 +37,7 @@ def _kernel(machine: Machine) -> Any:
         return sequence(allocation, kept, store(y, load(held, 0), *at))
 
     total = sizes[0] * sizes[1] * sizes[2] * 3
-    loops = parallel_grid(extents, body, machine, parallel=total >= index(_LEAST))
+    loops = parallel_grid(extents, body, machine, parallel=total >= index(_MIN_ELEMENTS))
     return tirx.PrimFunc([x, y], loops).with_attr("global_symbol", "kernel").with_attr("tirx.noalias", True)
 
 

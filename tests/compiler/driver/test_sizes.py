@@ -11,7 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import compiler
-from compiler.driver.sizes import MOST_VARIANTS, specialized
+from compiler.driver.sizes import MAX_VARIANTS, specialized
 from compiler.errors import InputError, OptionError
 from compiler.frontends.source import import_model
 from compiler.runtime import Module
@@ -102,7 +102,7 @@ def test_one_shape_may_stand_without_a_list() -> None:
         ({"x": [(1, 8, 4)]}, r"input 'x' has the shape \[batch, 8, height, width\]"),
         ({"x": [(1, 9, 4, 4)]}, "cannot be changed here"),
         ({"x": [(1, 8, 4, 4)], "batch": [2]}, "contradict each other"),
-        ({"batch": range(MOST_VARIANTS + 1)}, f"asks for {MOST_VARIANTS + 1} variants"),
+        ({"batch": range(MAX_VARIANTS + 1)}, f"asks for {MAX_VARIANTS + 1} variants"),
         ([("batch", 8)], "takes a dict"),
     ],
 )

@@ -16,9 +16,9 @@ def few_turns(request: pytest.FixtureRequest) -> Iterator[None]:
     """Two turns of each module, and short ones; one process that builds, as each takes a second or two to start."""
     with pytest.MonkeyPatch.context() as patch:
         if not request.module.__name__.endswith("test_alternatives"):
-            patch.setattr(in_model, "_MOST_COMPARISONS", 1)
+            patch.setattr(in_model, "_MAX_COMPARISONS", 1)
         patch.setitem(MeasurementPool.__init__.__kwdefaults__ or {}, "builders", 1)
         patch.setattr(in_model, "PAIRS", 2)
-        patch.setattr(in_model, "LEAST_PAIRS", 2)
+        patch.setattr(in_model, "MIN_PAIRS", 2)
         patch.setattr(in_model, "TURN_SECONDS", 0.05)
         yield

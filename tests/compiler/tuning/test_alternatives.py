@@ -221,5 +221,5 @@ def test_kernels_and_runs_are_timed_in_the_model(tasks: list[Task]) -> None:
     assert first in found.untuned.kernels
     assert first not in found.tuned.kernels
     assert other in found.tuned.kernels
-    assert len(found.untuned.runs) == len(found.tuned.runs) == in_model.LEAST_PAIRS
+    assert len(found.untuned.runs) == len(found.tuned.runs) == in_model.MIN_PAIRS
     assert all(seconds > 0.0 for seconds in found.untuned.kernels[first])

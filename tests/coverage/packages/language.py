@@ -11,8 +11,8 @@ from typing import Any
 
 from tests.coverage.packages.model import Build, PackageModel, usual_axes, with_call
 
-_MOST_PARAMETERS = 6e7
-_MOST_TRIES = 6  # of a call: each adds an input that the one before asked for
+_MAX_PARAMETERS = 6e7
+_MAX_TRIES = 6  # of a call: each adds an input that the one before asked for
 _IMAGE_SIZE = 64
 _VOCABULARY = 120
 
@@ -96,7 +96,7 @@ def _net(kind: str, sizes: dict[str, int]) -> tuple[Any, Any]:
     config = transformers.AutoConfig.for_model(kind, **_small(transformers.AutoConfig.for_model(kind), sizes))
     with torch.device("meta"):
         parameters = transformers.AutoModel.from_config(config).parameters()
-    if sum(each.numel() for each in parameters) > _MOST_PARAMETERS:
+    if sum(each.numel() for each in parameters) > _MAX_PARAMETERS:
         raise ValueError("its config does not take the usual names of sizes")
     return config, transformers.AutoModel.from_config(config).eval()
 
@@ -106,7 +106,7 @@ def _called(config: Any, net: Any) -> tuple[Any, tuple[Any, ...]]:
     options = {"use_cache": False} if hasattr(config, "use_cache") else {}
     failed: Exception = ValueError(f"its main input is {net.main_input_name}")
     for names in _signatures(net):
-        for _ in range(_MOST_TRIES):
+        for _ in range(_MAX_TRIES):
             try:
                 return _that_runs(config, net, names, options)
             except Exception as error:  # another set of inputs is tried: models differ in what they need

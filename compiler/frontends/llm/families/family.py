@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.llm.config import (
-    MOST_EXPERTS,
+    MAX_EXPERTS,
     DecoderConfig,
     ExpertsConfig,
     Heads,
@@ -71,7 +71,7 @@ def mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
             return None
     elif layer < settings.number("first_k_dense_replace", 0):
         return None
-    count = settings.size(key, most=MOST_EXPERTS)
+    count = settings.size(key, most=MAX_EXPERTS)
     chosen = settings.size("num_experts_per_tok")
     if chosen > count:
         raise InvalidModelError(f"{settings.path}: {chosen} experts per token, but only {count} in all")

@@ -10,7 +10,7 @@ from typing import Any
 
 from compiler.errors import InvalidModelError
 from compiler.frontends.llm.config import (
-    MOST_HEADS,
+    MAX_HEADS,
     AlternatingUpdates,
     DecoderConfig,
     ExpertsConfig,
@@ -23,11 +23,11 @@ from compiler.frontends.llm.families.layer_kinds import FULL, SLIDING, listed_ki
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import Names, hugging_face_names
 from compiler.frontends.llm.parameters import Storage
-from compiler.frontends.llm.rope import MOST_HEAD_SIZE, PROPORTIONAL
+from compiler.frontends.llm.rope import MAX_HEAD_SIZE, PROPORTIONAL
 from compiler.frontends.llm.settings import Settings
 
 _27B_LAYERS = (46, 62)
-_MOST_STREAMS = 16
+_MAX_STREAMS = 16
 _SPARSE_LAYERS = 10  # of Gemma 3n, if the config does not specify them
 _OWN_KEYS = 20
 _TABLE = "per_layer_token_embd.weight"
@@ -60,8 +60,8 @@ def _heads(settings: Settings, layer: int, kind: str, heads: Heads) -> Heads:
     if not listed and kind == FULL:
         keys = settings.get("num_global_key_value_heads") if settings.flag("attention_k_eq_v") else None
         own = Settings({"head_dim": settings.get("global_head_dim"), "num_key_value_heads": keys}, settings.path, {})
-    keys = own.size("num_key_value_heads", heads.keys, most=MOST_HEADS)
-    return Heads(heads.count, keys, own.size("head_dim", heads.size, most=MOST_HEAD_SIZE))
+    keys = own.size("num_key_value_heads", heads.keys, most=MAX_HEADS)
+    return Heads(heads.count, keys, own.size("head_dim", heads.size, most=MAX_HEAD_SIZE))
 
 
 def _sharing(config: DecoderConfig, settings: Settings, kinds: list[str]) -> DecoderConfig:
@@ -102,7 +102,7 @@ def _deviations(settings: Settings, count: int) -> list[float | None]:
 
 def _gemma3n(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     count = len(config.layers)
-    streams = settings.size("altup_num_inputs", 4, most=_MOST_STREAMS)
+    streams = settings.size("altup_num_inputs", 4, most=_MAX_STREAMS)
     active = settings.number("altup_active_idx", 0)
     if active not in range(streams):
         raise InvalidModelError(f"{settings.path}: stream {active:g} of {streams}")

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from compiler.errors import OptionError
-from compiler.frontends.llm.config import MOST_HEADS, DecoderConfig, LatentConfig
+from compiler.frontends.llm.config import MAX_HEADS, DecoderConfig, LatentConfig
 from compiler.frontends.llm.families.family import Family, Gguf
 from compiler.frontends.llm.families.llama import growing_queries
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.names import DEEPSEEK_EXPERTS, hugging_face_names
 from compiler.frontends.llm.parameters import Storage
-from compiler.frontends.llm.rope import MOST_HEAD_SIZE
+from compiler.frontends.llm.rope import MAX_HEAD_SIZE
 from compiler.frontends.llm.settings import Settings
 
 
@@ -21,10 +21,10 @@ def latent(settings: Settings) -> LatentConfig:
     """Return the sizes of latent attention; in transformers, the norms of its rows have their own epsilon."""
     return LatentConfig(
         query_rank=settings.size("q_lora_rank") if settings.get("q_lora_rank") else 0,
-        rank=settings.size("kv_lora_rank", 512, most=MOST_HEAD_SIZE),
-        plain=settings.size("qk_nope_head_dim", 128, most=MOST_HEAD_SIZE),
-        rotated=settings.size("qk_rope_head_dim", 64, most=MOST_HEAD_SIZE),
-        values=settings.size("v_head_dim", 128, most=MOST_HEAD_SIZE),
+        rank=settings.size("kv_lora_rank", 512, most=MAX_HEAD_SIZE),
+        plain=settings.size("qk_nope_head_dim", 128, most=MAX_HEAD_SIZE),
+        rotated=settings.size("qk_rope_head_dim", 64, most=MAX_HEAD_SIZE),
+        values=settings.size("v_head_dim", 128, most=MAX_HEAD_SIZE),
         interleaved=settings.get("rope_interleave") is not False,
         epsilon=settings.number("latent_norm_eps", 1e-6),
     )
@@ -54,7 +54,7 @@ def _gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _minicpm_latent(settings: Settings) -> LatentConfig:
-    size = settings.size("hidden_size") // settings.size("num_attention_heads", most=MOST_HEADS)
+    size = settings.size("hidden_size") // settings.size("num_attention_heads", most=MAX_HEADS)
     found = latent(settings)
     return found if settings.get("v_head_dim") else replace(found, values=size)
 

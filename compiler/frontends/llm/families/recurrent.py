@@ -41,18 +41,18 @@ from compiler.frontends.llm.names import (
     recurrent_roles,
 )
 from compiler.frontends.llm.parameters import Storage
-from compiler.frontends.llm.settings import MOST_SIZE, Settings
+from compiler.frontends.llm.settings import MAX_SIZE, Settings
 
 _ENDLESS = 1 << 20  # context of models whose states do not grow
-_MOST_MIXED = 256  # largest head size of RWKV 7: the kernel unrolls the vectors of a head
+_MAX_MIXED = 256  # largest head size of RWKV 7: the kernel unrolls the vectors of a head
 
 
 def _inner(settings: Settings, hidden: int) -> int:
     """Return the scan's number of channels. Raises InvalidModelError if out of range."""
-    inner = int(min(settings.positive("mamba_expand", 2.0) * hidden, MOST_SIZE + 1))
+    inner = int(min(settings.positive("mamba_expand", 2.0) * hidden, MAX_SIZE + 1))
     if settings.get("mamba_d_ssm") is not None:
         inner = settings.size("mamba_d_ssm")
-    if not 1 <= inner <= MOST_SIZE:
+    if not 1 <= inner <= MAX_SIZE:
         raise InvalidModelError(f"{settings.path}: 'expand' results in {inner} channels")
     return inner
 
@@ -228,7 +228,7 @@ def _kimi_linear(settings: Settings) -> GatedDelta:
             ("short_conv_kernel_size", "linear_conv_kernel_dim", 4),
         )
     )
-    if not all(isinstance(each, int) and 1 <= each <= MOST_SIZE for each in (heads, size, taps)):
+    if not all(isinstance(each, int) and 1 <= each <= MAX_SIZE for each in (heads, size, taps)):
         raise InvalidModelError(f"{settings.path}: 'linear_attn_config' has sizes {heads!r}, {size!r}, {taps!r}")
     return GatedDelta(
         heads=heads, key_heads=heads, key_size=size, value_size=size, taps=taps, layout="low-rank", gate="sigmoid"
@@ -311,7 +311,7 @@ def _xlstm(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 
 
 def _time_mixing(settings: Settings) -> TimeMixing:
-    hidden, size = settings.size("hidden_size"), settings.size("head_size", 64, most=_MOST_MIXED)
+    hidden, size = settings.size("hidden_size"), settings.size("head_size", 64, most=_MAX_MIXED)
     widths = settings.get("value_dim") or hidden
     if hidden % size or {*(widths if isinstance(widths, list) else [widths])} != {hidden}:
         raise InvalidModelError(f"{settings.path}: {hidden} channels and values of {widths} are not heads of {size}")

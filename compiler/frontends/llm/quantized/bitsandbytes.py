@@ -21,7 +21,7 @@ from compiler.frontends.llm.settings import Settings
 from compiler.frontends.llm.weights import Array, Groups, Matrix
 
 _STATES = (".weight.quant_state.bitsandbytes__nf4", ".weight.quant_state.bitsandbytes__fp4")
-_MOST_STATE = 4096  # bytes
+_MAX_STATE = 4096  # bytes
 
 
 def _four_bits_shape(parts: Parts) -> tuple[int, int]:
@@ -55,7 +55,7 @@ def _four_bits(parts: Parts) -> Matrix:
 def _state(parts: Parts) -> tuple[str, dict[str, Any]]:
     """Return the quantization state of a weight, and the name suffix of the tensor that stores it."""
     end = next(each for each in _STATES if parts.has(each))
-    if math.prod(parts.shape(end)) <= _MOST_STATE:
+    if math.prod(parts.shape(end)) <= _MAX_STATE:
         try:
             state = json.loads(parts.integers(end, ("uint8",)).tobytes())
         except (ValueError, RecursionError):

@@ -19,7 +19,7 @@ from compiler.frontends.onnx.values import Constant, Runtime, SequenceValue, Sym
 if TYPE_CHECKING:
     from compiler.frontends.onnx.context import NodeContext
 
-MAXIMUM_ELEMENTS = 2**16
+MAX_ELEMENTS = 2**16
 SYMBOLIC_DTYPES = frozenset({"int64", "int32", "float32", "float64", "bool"})
 
 
@@ -66,7 +66,7 @@ class Operands:
         sizes = self.integers(index)
         if any(s < 0 for s in sizes):
             self.context.invalid(f"a size is negative: {sizes}")
-        if np.prod([float(s) for s in sizes]) > MAXIMUM_ELEMENTS:
+        if np.prod([float(s) for s in sizes]) > MAX_ELEMENTS:
             raise NotEvaluatedError
         return sizes
 
@@ -125,7 +125,7 @@ def cast_array(operands: Operands, array: np.ndarray, target: str) -> np.ndarray
 
 
 Evaluated = list[Value]
-_MOST_SYMBOLIC = 256  # elements of an array of expressions
+_MAX_SYMBOLIC = 256  # elements of an array of expressions
 
 
 def can_evaluate(operator: str) -> bool:
@@ -142,7 +142,7 @@ def evaluate(context: NodeContext) -> Evaluated | None:
     given = [v for v in context.inputs if v is not None]
     if function is None or not all(isinstance(v, (Constant, Symbolic)) for v in given):
         return None
-    if any(isinstance(v, Constant) and v.size > MAXIMUM_ELEMENTS for v in given):
+    if any(isinstance(v, Constant) and v.size > MAX_ELEMENTS for v in given):
         return None
     if any(v.dtype == "string" for v in given if isinstance(v, (Constant, Symbolic))):
         return None
@@ -169,7 +169,7 @@ def to_value(array: np.ndarray, dtype: str) -> Constant | Symbolic | None:
         return Constant(np.ascontiguousarray(array).reshape(array.shape), dtype)
     if all(is_number(v) for v in array.reshape(-1)):
         return Constant(_wrapped(array, dtype), dtype)
-    return Symbolic(array, dtype) if dtype in SYMBOLIC_DTYPES and array.size <= _MOST_SYMBOLIC else None
+    return Symbolic(array, dtype) if dtype in SYMBOLIC_DTYPES and array.size <= _MAX_SYMBOLIC else None
 
 
 def _wrapped(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -239,7 +239,7 @@ def _slice(operands: Operands) -> np.ndarray:
 def _concat(operands: Operands) -> np.ndarray:
     arrays = [operands.array(i) for i in range(operands.count)]
     axis = operands.context.axis(operands.context.attribute("axis", 1), arrays[0].ndim)
-    if sum(a.size for a in arrays) > MAXIMUM_ELEMENTS:
+    if sum(a.size for a in arrays) > MAX_ELEMENTS:
         raise NotEvaluatedError
     return np.concatenate(arrays, axis=axis)
 
@@ -328,7 +328,7 @@ def _expand(operands: Operands) -> np.ndarray:
         shape = np.broadcast_shapes(array.shape, tuple(target))
     except ValueError:
         operands.context.invalid(f"{array.shape} does not broadcast with {target}")
-    if math.prod(shape) > MAXIMUM_ELEMENTS:
+    if math.prod(shape) > MAX_ELEMENTS:
         raise NotEvaluatedError
     return np.broadcast_to(array, shape).copy()
 
@@ -341,7 +341,7 @@ def _tile(operands: Operands) -> np.ndarray:
     repeats = operands.sizes(1)
     if len(repeats) != array.ndim:
         operands.context.invalid(f"{len(repeats)} repeats for {array.ndim} axes")
-    if math.prod(repeats) * array.size > MAXIMUM_ELEMENTS:
+    if math.prod(repeats) * array.size > MAX_ELEMENTS:
         raise NotEvaluatedError
     return np.tile(array, repeats)
 
@@ -352,7 +352,7 @@ def _range(operands: Operands) -> np.ndarray:
     if delta == 0:
         operands.context.invalid("delta is 0")
     count = max(0, math.ceil((limit.astype(object) - start.astype(object)) / delta.astype(object)))
-    if count > MAXIMUM_ELEMENTS:
+    if count > MAX_ELEMENTS:
         raise NotEvaluatedError
     dtype = dtypes.numpy_dtype(operands.dtype)
     return (start + np.arange(count).astype(dtype) * delta).astype(dtype)

@@ -17,7 +17,7 @@ from compiler.frontends.onnx.values import Constant, Poisoned, Runtime, Value
 if TYPE_CHECKING:
     from compiler.frontends.onnx.context import NodeContext
 
-_MAXIMUM_ELEMENTS = 2**22
+_MAX_ELEMENTS = 2**22
 # Operators that only rearrange elements cost nothing, regardless of size.
 _REARRANGES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # Regular expressions are matched by backtracking, which may never end.
@@ -29,7 +29,7 @@ def fold(value: Runtime, opsets: dict[str, int]) -> np.ndarray | None:
     if value.producer is None:
         return None
     producer = value.producer
-    limit = None if producer.node.op_type in _REARRANGES else _MAXIMUM_ELEMENTS
+    limit = None if producer.node.op_type in _REARRANGES else _MAX_ELEMENTS
     arrays = [_known_array(item, opsets, limit) for item in producer.inputs]
     if any(a is None and item is not None for a, item in zip(arrays, producer.inputs, strict=True)):
         return None
@@ -69,7 +69,7 @@ def folded_outputs(context: NodeContext) -> list[Value] | None:
     node = context.node
     if node.op_type in _NEVER_FOLDED or subgraphs(node):
         return None
-    known = [_known_array(each, context.importer.opsets, _MAXIMUM_ELEMENTS) for each in context.inputs]
+    known = [_known_array(each, context.importer.opsets, _MAX_ELEMENTS) for each in context.inputs]
     if any(array is None and given is not None for array, given in zip(known, context.inputs, strict=True)):
         return None
     results = fold_node(node, known, context.opset, context.importer.opsets)

@@ -27,8 +27,8 @@ from compiler.support.model_files import FORMATS, check_exists, check_folder, ch
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
 FunctionKey = tuple[str, str]
 
-_MAXIMUM_PROTOBUF = 2**31
-_MAXIMUM_INLINED = 200_000
+_MAX_PROTOBUF = 2**31
+_MAX_INLINED = 200_000
 """Limit on nodes that function calls may add to a model: chains of functions that call the previous one twice double it
 each time."""
 _INLINED_PER_NODE, _FEW_INLINED = 100, 5_000
@@ -94,7 +94,7 @@ def _read(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
     try:
         if path.exists() and not path.is_file():  # a device or a pipe, which may be endless
             raise StorageError(f"the model {path} is not a file")
-        if path.is_file() and path.stat().st_size >= _MAXIMUM_PROTOBUF:
+        if path.is_file() and path.stat().st_size >= _MAX_PROTOBUF:
             raise InvalidModelError(
                 f"{path} is larger than 2 GB, which a protobuf file cannot be",
                 "save the model with its weights as external data",
@@ -176,7 +176,7 @@ def _check_calls(graph: onnx.GraphProto, functions: dict[FunctionKey, onnx.Funct
 
     total = added(graph.node)
     written = len(all_nodes(graph.node)) + sum(len(all_nodes(function.node)) for function in functions.values())
-    most = min(_MAXIMUM_INLINED, _FEW_INLINED + _INLINED_PER_NODE * written)
+    most = min(_MAX_INLINED, _FEW_INLINED + _INLINED_PER_NODE * written)
     if total > most:
         raise InvalidModelError(
             f"the functions that the model calls are {total} nodes in place of their calls; of a model of {written}"
@@ -197,7 +197,7 @@ def all_nodes(nodes: object) -> list[onnx.NodeProto]:
     return found
 
 
-MAXIMUM_ELEMENTS = 2**40
+MAX_ELEMENTS = 2**40
 
 
 class TensorReader:
@@ -285,7 +285,7 @@ def check_header(tensor: TensorProto, where: str) -> str:
         if dim < 0:
             raise InvalidModelError(f"{where} has a negative dimension: {list(tensor.dims)}")
         elements *= dim
-    if elements > MAXIMUM_ELEMENTS:
+    if elements > MAX_ELEMENTS:
         raise InvalidModelError(f"{where} has an absurd shape: {list(tensor.dims)}")
     if tensor.data_location != TensorProto.EXTERNAL and not tensor.HasField("raw_data"):
         _check_typed_data(tensor, dtype, elements, where)
@@ -341,7 +341,7 @@ def dense_from_sparse(sparse: onnx.SparseTensorProto, where: str, reader: Tensor
     values = reader.constant(sparse.values, where).array
     indices = reader.constant(sparse.indices, where).array
     dims = tuple(sparse.dims)
-    if any(d < 0 for d in dims) or np.prod(dims, dtype=float) > MAXIMUM_ELEMENTS:
+    if any(d < 0 for d in dims) or np.prod(dims, dtype=float) > MAX_ELEMENTS:
         raise InvalidModelError(f"{where} has an absurd shape: {list(dims)}")
     dense = np.zeros(dims, values.dtype)
     flat = np.ravel_multi_index(tuple(indices.T), dims) if indices.ndim == 2 else indices

@@ -11,7 +11,7 @@ import targets
 from benchmarks.compile_time import CASES
 from compiler.frontends.source import import_model
 from compiler.passes.context import PassOptions, PipelineContext
-from compiler.passes.fuse.fuse_kernels import MOST_OPERATORS
+from compiler.passes.fuse.fuse_kernels import MAX_OPERATORS
 from compiler.passes.pipeline import run_pipeline
 
 
@@ -50,4 +50,4 @@ def test_a_limit_of_one_sample_joins_the_kernel_before_it(model: onnx.ModelProto
 
 
 def test_a_chain_becomes_kernels_of_bounded_length() -> None:
-    assert len(_kernels(CASES["chain"](2 * MOST_OPERATORS + 1), "host")) == 3
+    assert len(_kernels(CASES["chain"](2 * MAX_OPERATORS + 1), "host")) == 3

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import compiler
-from compiler.passes.rewriting.expansion import LEAST_ELEMENTS, exact_half
+from compiler.passes.rewriting.expansion import MIN_ELEMENTS, exact_half
 
 KINDS = (np.float16, ml_dtypes.bfloat16)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_exact_numbers_are_halved_and_others_are_not(kind: type) -> None:
-    values = np.random.default_rng(0).standard_normal(LEAST_ELEMENTS).astype(np.float32)
+    values = np.random.default_rng(0).standard_normal(MIN_ELEMENTS).astype(np.float32)
     assert exact_half(values) is None
     rounded = values.astype(kind).astype(np.float32)
     half = exact_half(rounded)

@@ -22,7 +22,7 @@ from schedules.ir.expression import expression
 from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt, Tensor
 
 _STEPS_OF_A_BIN = 4  # of `schedules.codegen.parallel.work`, per channel
-_MOST_SAMPLES = 2**10  # per bin and axis if the region's size determines it: a malicious region would never end
+_MAX_SAMPLES = 2**10  # per bin and axis if the region's size determines it: a malicious region would never end
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _bins(pooling: _Pooling, low: Expr, high: Expr, count: int, dtype: str) -> _
     if pooling.ratio > 0:
         samples = tirx.const(pooling.ratio, "int64")
     else:
-        samples = limited_position(tirx.ceil(size), tirx.const(_MOST_SAMPLES + 1, "int64"))
+        samples = limited_position(tirx.ceil(size), tirx.const(_MAX_SAMPLES + 1, "int64"))
     return _Bins(start, size, samples)
 
 

@@ -280,7 +280,7 @@ def _log1p(x: relax.Expr) -> relax.Expr:
 
 
 Binary = Callable[[relax.Expr, relax.Expr], relax.Expr]
-_MAXIMUM_SMALL_EXPONENT = 4
+_MAX_SMALL_EXPONENT = 4
 
 
 def operands(context: NodeContext, *indices: int) -> list[relax.Expr]:
@@ -365,7 +365,7 @@ def _small_exponent(context: NodeContext) -> int | None:
     if known is None or known.size != 1 or known.ndim > context.rank(0):
         return None
     value = known.reshape(-1)[0].item()
-    return int(value) if value in range(1, _MAXIMUM_SMALL_EXPONENT + 1) else None
+    return int(value) if value in range(1, _MAX_SMALL_EXPONENT + 1) else None
 
 
 def _product(context: NodeContext, exponent: int) -> relax.Expr:

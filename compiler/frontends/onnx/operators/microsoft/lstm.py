@@ -28,7 +28,7 @@ from schedules.recurrence.description import CellKind, Recurrence
 
 _GATES = 4
 _QUAD = 4  # bytes per word along the depth
-_MOST_LANES = 16
+_MAX_LANES = 16
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def dynamic_quantize_lstm(context: NodeContext) -> list[Expr]:
         backward=backward,
         hidden=hidden,
         inputs=features,
-        lanes=min(_MOST_LANES, max(_QUAD, 1 << (hidden - 1).bit_length())),
+        lanes=min(_MAX_LANES, max(_QUAD, 1 << (hidden - 1).bit_length())),
         dtype="float32",
         quantized=True,
     )

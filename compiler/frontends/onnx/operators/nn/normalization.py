@@ -113,7 +113,7 @@ def _power(base: Expr, exponent: float) -> Expr:
     return tirx.sqrt(half) if quarters == 1 else half * tirx.sqrt(half)
 
 
-_MAXIMUM_FILL = 2**20
+_MAX_FILL = 2**20
 
 
 def _of_elements(convert: Callable[[NodeContext], Any]) -> Callable[[NodeContext], Any]:
@@ -241,7 +241,7 @@ def _exact_parameter(context: NodeContext, index: int, shape: Sequence[Dim], def
     arithmetic = context.arithmetic
     if not context.has_input(index):
         static = [size for size in shape if isinstance(size, int)]
-        if len(static) != len(shape) or np.prod(static) > _MAXIMUM_FILL:
+        if len(static) != len(shape) or np.prod(static) > _MAX_FILL:
             return None
         return context.literal(default, compute_dtype(context.dtype(0)), tuple(static))
     own = context.shape(index)

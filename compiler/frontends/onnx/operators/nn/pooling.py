@@ -46,8 +46,8 @@ from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt, Tensor
 
 
 Kernel: TypeAlias = "Callable[..., Tensor | list[Tensor]]"
-_MAXIMUM_PRODUCT = 8  # the largest power computed by multiplication
-_MOST_UNROLLED = 16  # taps of a window; larger windows are loops
+_MAX_PRODUCT = 8  # the largest power computed by multiplication
+_MAX_UNROLLED = 16  # taps of a window; larger windows are loops
 
 
 def _const(value: float, dtype: str) -> Expr:
@@ -129,7 +129,7 @@ def max_index_kernel(window: Window, column_major: bool) -> Kernel:
             return tirx.if_then_else(windows.inside(positions), tirx.Select(same, flat, none), none)
 
         def first(*output: Expr) -> Expr:
-            if number > _MOST_UNROLLED:
+            if number > _MAX_UNROLLED:
                 return te.min(found(output, windows.taps), axis=windows.taps)
             taps = itertools.product(*map(range, window.kernel))
             candidates = [found(output, [_const(tap, "int64") for tap in each]) for each in taps]
@@ -227,7 +227,7 @@ def norm_kernel(window: Window, order: float) -> Kernel:
 
 def _power(value: Expr, order: float) -> Expr:
     """Raise a non-negative value to a positive power."""
-    if order != int(order) or order > _MAXIMUM_PRODUCT:
+    if order != int(order) or order > _MAX_PRODUCT:
         return tirx.pow(value, _const(order, value.ty.dtype))
     result = value
     for _ in range(int(order) - 1):

@@ -28,7 +28,7 @@ from compiler.frontends.onnx.symbolic import Dim, expression, plain
 from compiler.frontends.onnx.values import Constant
 from schedules.ir.tvm_types import Expr, Index, Tensor
 
-_MAXIMUM_UNROLLED = 4  # unrolled taps; longer sums are loops
+_MAX_UNROLLED = 4  # unrolled taps; longer sums are loops
 
 
 def _constant(array: np.ndarray, dtype: str) -> relax.Constant:
@@ -323,7 +323,7 @@ def _resize_axis_by_table(context: NodeContext, data: relax.Expr, axis: AxisResi
             source = index(output[axis.axis], tap).astype("int64")
             return tensor(*output[: axis.axis], source, *output[axis.axis + 1 :]) * weight(output[axis.axis], tap)
 
-        if count <= _MAXIMUM_UNROLLED and not masks:
+        if count <= _MAX_UNROLLED and not masks:
             return te.compute(shape, lambda *o: sum((load(o, t) for t in range(1, count)), load(o, 0)), name="resize")
         tap = te.reduce_axis((0, count), name="tap")
         total = te.compute(shape, lambda *o: te.sum(load(o, tap), axis=tap), name="resize")
@@ -338,7 +338,7 @@ def _resize_axis_by_table(context: NodeContext, data: relax.Expr, axis: AxisResi
 Tap: TypeAlias = "tuple[Expr, Expr]"  # an integer coordinate and its weight, both floats
 TapsOf: TypeAlias = "Callable[[int, Sequence[Expr]], list[Tap]]"  # taps of an axis at a position
 TapTables: TypeAlias = "list[list[tuple[Tensor, Tensor]]]"  # offsets and weights, by axis and tap
-_MOST_JOINED = 8  # combinations of taps
+_MAX_JOINED = 8  # combinations of taps
 
 
 def linear_taps(coordinate: Expr) -> list[Tap]:
@@ -431,7 +431,7 @@ def tap_tables(shape: Sequence[Expr], sizes: Sequence[Expr], taps_of: TapsOf, *,
 
     counts = [len(taps_of(axis, [tirx.const(0, "int64")] * len(shape))) for axis in range(len(sizes))]
     found = [[tables(axis, tap) for tap in range(count)] for axis, count in enumerate(counts)]
-    return [_joined(shape, found)] if 1 < math.prod(counts) <= _MOST_JOINED else found
+    return [_joined(shape, found)] if 1 < math.prod(counts) <= _MAX_JOINED else found
 
 
 def _joined(shape: Sequence[Expr], tables: TapTables) -> list[tuple[Tensor, Tensor]]:

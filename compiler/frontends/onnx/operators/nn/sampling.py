@@ -24,7 +24,7 @@ from schedules.ir.tvm_types import Expr, Tensor
 
 _MODES = {"bilinear": "linear", "bicubic": "cubic", "linear": "linear", "cubic": "cubic", "nearest": "nearest"}
 # Number of positions whose taps stay in the L2 cache across channels; with more, taps are computed row by row.
-_MOST_CACHED = 16384
+_MAX_CACHED = 16384
 _PADDINGS = ("zeros", "border", "reflection")
 
 
@@ -45,7 +45,7 @@ def grid_sample(context: NodeContext) -> relax.Expr:
     lengths = [expression(size) for size in sizes]
     flat = context.reshape(context.input(0), [batch, channels, context.arithmetic.product(sizes)])
     grid, count = context.input(1), context.arithmetic.product(positions)
-    if not isinstance(count, int) or count > _MOST_CACHED:
+    if not isinstance(count, int) or count > _MAX_CACHED:
         return context.emit_te(kernel, flat, grid, *lengths, primfunc_name_hint="grid_sample")
     grid = context.reshape(grid, [batch, count, rank])
     result = context.emit(context.emit_te(kernel, flat, grid, *lengths, primfunc_name_hint="grid_sample"))

@@ -16,7 +16,7 @@ from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to,
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.loading.loader import dense_from_sparse
 from compiler.frontends.onnx.registry import converter
-from compiler.frontends.onnx.structure import MAXIMUM_DIMENSION
+from compiler.frontends.onnx.structure import MAX_DIMENSION
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import Constant, Symbolic, Value, tensor_shape
 from schedules.ir.tvm_types import Expr
@@ -74,7 +74,7 @@ def identity(context: NodeContext) -> Value:
 def checked_sizes(context: NodeContext, sizes: list[Dim]) -> list[Dim]:
     """Return the sizes of a new tensor; InvalidModelError for negative or absurd ones."""
     known = [size for size in sizes if isinstance(size, int)]
-    if any(size < 0 for size in known) or math.prod(size for size in known if size) > MAXIMUM_DIMENSION:
+    if any(size < 0 for size in known) or math.prod(size for size in known if size) > MAX_DIMENSION:
         context.invalid(f"the shape {sizes} is absurd")
     return sizes
 

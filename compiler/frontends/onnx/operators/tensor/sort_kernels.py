@@ -305,7 +305,7 @@ def _take_last(run: Run, to: Expr, ends: _Ends, before: Callable[[Expr, Expr], E
     state[_LEFT_END] = state[_LEFT_END] - int64(1) + state[_IS_RIGHT]
 
 
-_LEAST = 16  # iterations: fewer are not worth vectorizing
+_MIN_ITERATIONS = 16  # iterations: fewer are not worth vectorizing
 
 
 def in_vectors(extent: Expr, dtype: object, body: Callable[[Expr], None]) -> None:
@@ -324,7 +324,7 @@ def in_sequence(extent: Expr, reason: str) -> Any:
 
 
 def _emit(extent: Expr, dtype: object, body: Callable[[Expr], None], mark: str) -> None:
-    is_short = isinstance(extent, tirx.IntImm) and int(extent) < _LEAST
+    is_short = isinstance(extent, tirx.IntImm) and int(extent) < _MIN_ITERATIONS
     annotations = None if is_short or str(dtype) not in VECTOR_DTYPES else {mark: True}
     with T.serial(0, extent, annotations=annotations) as element:
         body(element)

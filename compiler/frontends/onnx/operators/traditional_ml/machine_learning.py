@@ -31,7 +31,7 @@ DOMAIN = "ai.onnx.ml"
 _SHOWN_KEYS = 10  # in a note
 # A label table may have this many entries per key, and this many more.
 _SPARSE, _SMALL_TABLE = 4, 4096
-_LEAST = 1e-7  # lower bound on the probability of one class of a pair, like LIBSVM's
+_MIN_PROBABILITY = 1e-7  # lower bound on the probability of one class of a pair, like LIBSVM's
 
 
 def floats(context: NodeContext, op: Composer) -> TensorValue:
@@ -358,7 +358,7 @@ def _probabilities(context: NodeContext, op: Composer, scores: TensorValue, clas
     """Return probabilities (rows, classes): pair probabilities by Platt's sigmoid of their scores, coupled."""
     slopes, offsets = vector(context, "prob_a"), vector(context, "prob_b")
     first = op("Sigmoid", op("Neg", op("Add", op("Mul", scores, slopes), offsets)))
-    pairs = op("Clip", first, np.float32(_LEAST), np.float32(1 - _LEAST))
+    pairs = op("Clip", first, np.float32(_MIN_PROBABILITY), np.float32(1 - _MIN_PROBABILITY))
     expr = context.importer.builder.materialize(pairs)
     coupled = context.emit_te(coupling_kernel(classes), expr, primfunc_name_hint="coupled_pairs")
     return context.runtime(coupled, "float32")

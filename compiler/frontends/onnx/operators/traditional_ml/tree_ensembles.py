@@ -227,7 +227,7 @@ _STRIP_ROWS = 1024
 _STRIP_BYTES = 4 << 20
 # Maximum number of tasks per row, and minimum table slots per task: waking a thread takes microseconds.
 _TREE_BLOCKS = 16
-_LEAST_SLOTS = 1 << 15
+_MIN_SLOTS = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def plan_of(table: TreeTable, outputs: int, aggregate: str) -> Plan:
     """Choose blocks of trees large enough for a task, and as many rows at a time as their sums may occupy."""
     trees = len(table.roots)
     slots = max(1, len(table.words) // trees)
-    block = max(-(-trees // _TREE_BLOCKS), -(-_LEAST_SLOTS // slots))
+    block = max(-(-trees // _TREE_BLOCKS), -(-_MIN_SLOTS // slots))
     block = min(trees, -(-block // _LANES) * _LANES)
     row_bytes = -(-trees // block) * max(outputs, 1) * 8
     strip = min(_STRIP_ROWS, max(_TASK_ROWS, _STRIP_BYTES // row_bytes // _TASK_ROWS * _TASK_ROWS))

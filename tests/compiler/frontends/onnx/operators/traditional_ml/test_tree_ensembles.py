@@ -113,7 +113,7 @@ def test_modes_and_aggregates(
     modes: list[str], aggregate: str, per_leaf: int, dtype: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows by ones and by lanes, parts of tasks and of strips, several blocks of trees."""
-    monkeypatch.setattr(tree_ensembles, "_LEAST_SLOTS", 1)
+    monkeypatch.setattr(tree_ensembles, "_MIN_SLOTS", 1)
     monkeypatch.setattr(tree_ensembles, "_STRIP_ROWS", 64)
     outputs = 3
     lists = _random_trees(np.random.default_rng(len(modes)), outputs, modes, per_leaf)
