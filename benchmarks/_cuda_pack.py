@@ -12,7 +12,7 @@ from compiler.errors import TensorwrightError
 from targets.cuda.target import CudaTarget
 
 
-def pack(folder: Path, name: str, limit: str, only: Sequence[str], most_operations: float) -> int:
+def pack(folder: Path, name: str, limit: str, only: Sequence[str], max_operations: float) -> int:
     """Write a pack for a target with the entries whose names contain one of `only`, or all. Returns the exit status."""
     from benchmarks.gpu_pack.entries import entries
     from benchmarks.gpu_pack.pack import Made, make_pack, parse_size
@@ -34,7 +34,7 @@ def pack(folder: Path, name: str, limit: str, only: Sequence[str], most_operatio
         print(f"{made.name}: {made.written.bytes} bytes, {made.seconds:.0f} s{calls}{stored}", flush=True)
 
     try:
-        failed = make_pack(folder, target, chosen, parse_size(limit), tell, most_operations)
+        failed = make_pack(folder, target, chosen, parse_size(limit), tell, max_operations)
     except TensorwrightError as error:
         print(f"{error.message}\n{error.hint or ''}".rstrip(), file=sys.stderr)
         return 2

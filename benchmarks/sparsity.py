@@ -27,7 +27,7 @@ import compiler
 import targets
 from compiler.compression.pruning.plan import masks, parse_pattern
 from compiler.profiling.timing import run_seconds
-from schedules.matmul.sparse import Groups, SparseForm, most_kept, sparse_form
+from schedules.matmul.sparse import Groups, SparseForm, max_kept, sparse_form
 
 Array = np.ndarray
 # (rows, depth, columns)
@@ -166,7 +166,7 @@ def _forced(sparse: bool) -> Iterator[None]:
 def _groups(weight: Array) -> Groups | None:
     """Return the N:M pattern of a weight pruned that way."""
     for of in (4, 8, 16):
-        if len(weight) % of == 0 and (keep := most_kept(weight, of)) <= of // 2:
+        if len(weight) % of == 0 and (keep := max_kept(weight, of)) <= of // 2:
             return Groups(keep, of)
     return None
 

@@ -41,7 +41,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from schedules.ir.expression import expression, index, least, most, parts_of
+from schedules.ir.expression import expression, index, maximum, minimum, parts_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Index, tirx
 from schedules.machine import Machine
@@ -91,7 +91,7 @@ class CutAxis:
     Attributes:
         name: its name, by which `Work` refers to it.
         extent: its length in steps. A step is never split: a register tile, a row, a head.
-        most: most steps of a part, given by a cache; 0: no limit.
+        max_steps: maximum steps of a part, given by a cache; 0: no limit.
         join: cycles to join the partial results of one more part, if the axis is summed over. All threads join parts,
         in
             a second parallel region.
@@ -99,7 +99,7 @@ class CutAxis:
 
     name: str
     extent: int
-    most: int = 0
+    max_steps: int = 0
     join: float = 0.0
 
 
@@ -210,13 +210,13 @@ def cut_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, run:
     axes = [*(CutAxis(str(i), max(each, 1) if isinstance(each, int) else 1) for i, each in enumerate(outer))]
     axes.append(CutAxis("run", run))
     whole = [axis.extent for axis in axes]
-    most = max(MAX_TASKS * machine.cores, MAX_TASKS_OF_FEW) // math.prod(whole[:-1])
-    parts = {ceil_div(run, count) for count in range(1, min(run, most) + 1)}
+    maximum = max(MAX_TASKS * machine.cores, MAX_TASKS_OF_FEW) // math.prod(whole[:-1])
+    parts = {ceil_div(run, count) for count in range(1, min(run, maximum) + 1)}
     unknown = max((i + 1 for i, each in enumerate(outer) if not isinstance(each, int)), default=0)
     leading = [[1] * fused + whole[fused:] for fused in range(unknown, len(outer))]
     sizes = np.array([*leading, *([1] * len(outer) + [part] for part in sorted(parts or {run}))], dtype=np.int64)
-    least = max(WORK_OF_A_NEST, MIN_POINT_CYCLES * math.prod(whole[:-1]))
-    works = [Work({axis.name: 0 for axis in axes}, max(cycles, least))]
+    minimum = max(WORK_OF_A_NEST, MIN_POINT_CYCLES * math.prod(whole[:-1]))
+    works = [Work({axis.name: 0 for axis in axes}, max(cycles, minimum))]
     found = _best(axes, works, sizes, machine, task=POINT_CYCLES)
     fused = [i + 1 for i, axis in enumerate(axes[:-1]) if axis.extent > found.sizes[axis.name]]
     return NestCut(max(unknown, *fused, 0), found.sizes["run"])
@@ -244,7 +244,7 @@ def balancing_parts(tasks: int, machine: Machine) -> int:
     return 1 if keep_busy(tasks, machine) else machine.cores // math.gcd(tasks, machine.cores)
 
 
-def least_parallel_cycles(cores: int) -> float:
+def min_parallel_cycles(cores: int) -> float:
     """The least work on one core that is worth starting threads."""
     return start_cycles(cores) / (WORTH - 1 / cores) if cores > 1 else math.inf
 
@@ -252,10 +252,10 @@ def least_parallel_cycles(cores: int) -> float:
 def pays_at_run_time(amount: Index, cycles: float, machine: Machine) -> bool | Expr:
     """True if running this many steps of `cycles` each in parallel pays off; a run-time condition if the number is an
     expression."""
-    least = least_parallel_cycles(machine.cores) / max(cycles, 1e-3)
+    minimum = min_parallel_cycles(machine.cores) / max(cycles, 1e-3)
     if isinstance(amount, int) or machine.cores == 1:
-        return isinstance(amount, int) and amount >= least
-    return amount >= index(math.ceil(least))
+        return isinstance(amount, int) and amount >= minimum
+    return amount >= index(math.ceil(minimum))
 
 
 def _best(
@@ -327,9 +327,9 @@ def _candidates(axes: Sequence[CutAxis], machine: Machine) -> NDArray[np.int64]:
     for axis in axes:
         if axis.extent < 1:
             raise ValueError(f"axis {axis.name!r} has no steps to split")
-        most = axis.most or axis.extent
+        maximum = axis.max_steps or axis.extent
         sizes = {ceil_div(axis.extent, parts) for parts in range(1, axis.extent + 1)}
-        choices.append(np.array(sorted(size for size in sizes if size <= most) or [most], dtype=np.int64))
+        choices.append(np.array(sorted(size for size in sizes if size <= maximum) or [maximum], dtype=np.int64))
     grid = np.stack([each.ravel() for each in np.meshgrid(*choices, indexing="ij")], axis=-1)
     extents = np.array([axis.extent for axis in axes], dtype=np.int64)
     tasks = np.prod(-(-extents // grid), axis=1)
@@ -526,13 +526,13 @@ def parts_of_two_at_run_time(
     best: Index | None = None
     for number, other in enumerate(choices if cores > 1 else choices[:1]):
         tasks = others * other.parts
-        rounds = (most(count * cores // tasks, 1) for count in (_ROUNDS if cores > 1 else ()))
+        rounds = (maximum(count * cores // tasks, 1) for count in (_ROUNDS if cores > 1 else ()))
         for wanted in (*(_PARTS if cores > 1 else _PARTS[:1]), *rounds):
-            size = most(least(parts_of(extent, wanted), longest), 1)
-            parts = most(parts_of(extent, size), 1)
+            size = maximum(minimum(parts_of(extent, wanted), longest), 1)
+            parts = maximum(parts_of(extent, size), 1)
             time = parts_of(tasks * parts, cores) * (size * other.step + again)
             rank = named("rank", ((time * (1 << _PARTS_BITS)) + parts) * (1 << _OTHER_BITS) + number)
-            best = rank if best is None else named("best", least(best, rank))
+            best = rank if best is None else named("best", minimum(best, rank))
     assert best is not None
     number = best % (1 << _OTHER_BITS)
     chosen: Index = choices[0].parts

@@ -88,8 +88,8 @@ class Buffers:
             def column(at: int) -> Expr:
                 return load(sequences, number, at)
 
-            def within(value: Expr, most: Expr) -> Expr:
-                return tirx.max(tirx.min(value, most), zero)
+            def within(value: Expr, maximum: Expr) -> Expr:
+                return tirx.max(tirx.min(value, maximum), zero)
 
             slot = within(column(SLOT), slots - 1)
             first = within(column(FIRST_TOKEN), rows)

@@ -81,11 +81,11 @@ def compiled(model: Model, target: CudaTarget) -> tuple[Artifact, dict[str, Any]
     return artifact, table.kernels(pipeline.report.operations)
 
 
-def write_entry(name: str, model: Model, target: CudaTarget, pack: Path, *, most_operations: float) -> Written:
+def write_entry(name: str, model: Model, target: CudaTarget, pack: Path, *, max_operations: float) -> Written:
     """Write an entry into a pack that already has its programs.
 
     Args:
-        most_operations: an entry with at most this many operations is simulated, its results are compared, and the
+        max_operations: an entry with at most this many operations is simulated, its results are compared, and the
             expected results of each kernel are written. The simulation computes some 10^8 per second.
 
     Raises:
@@ -107,7 +107,7 @@ def write_entry(name: str, model: Model, target: CudaTarget, pack: Path, *, most
         "tolerance": model.tolerance,
         "call_tolerance": model.call_tolerance,
     }
-    record = sum(each["operations"] * each["calls"] for each in kernels.values()) <= most_operations
+    record = sum(each["operations"] * each["calls"] for each in kernels.values()) <= max_operations
     numbers = bytearray()
     text["cases"] = [_case(each, model, artifact, compactor, numbers) for each in model.cases]
     _write(folder / "model.so", bytes(artifact.library))

@@ -49,14 +49,14 @@ def make_pack(
     entries: Iterable[PackEntry],
     limit: int,
     report: Callable[[Made], None],
-    most_operations: float = MAX_OPERATIONS,
+    max_operations: float = MAX_OPERATIONS,
 ) -> int:
     """Write a pack, or continue an interrupted one: its entries for the same target are kept.
 
     Args:
         limit: total bytes of all files. An entry that does not fit is skipped, and smaller ones after it are tried.
         report: called with the result for each entry.
-        most_operations: limit for simulated entries (`write_entry`).
+        max_operations: limit for simulated entries (`write_entry`).
 
     Returns:
         The number of entries that could not be built.
@@ -71,7 +71,7 @@ def make_pack(
             raise OptionError(f"programs and libraries alone take {size} bytes", f"give --limit above {limit}")
         failed = 0
         for entry in entries:
-            made = _made(entry, folder, target, limit, most_operations if entry.records else 0)
+            made = _made(entry, folder, target, limit, max_operations if entry.records else 0)
             failed += made.written is None and made.problem != _TOO_BIG
             report(made)
     except OSError as error:
@@ -107,14 +107,14 @@ def _start(folder: Path, target: CudaTarget) -> None:
         _describe(folder, target, [])
 
 
-def _made(entry: PackEntry, folder: Path, target: CudaTarget, limit: int, most_operations: float) -> Made:
+def _made(entry: PackEntry, folder: Path, target: CudaTarget, limit: int, max_operations: float) -> Made:
     start, place = time.perf_counter(), folder / "entries" / entry.name
     listed = json.loads((folder / "pack.json").read_text(encoding="utf-8"))["entries"]
     if any(each["name"] == entry.name for each in listed):
         return Made(entry.name, 0.0, Written(_size(place), {}, 0, 0))
     shutil.rmtree(place, ignore_errors=True)
     try:
-        written = write_entry(entry.name, entry.make(), target, folder, most_operations=most_operations)
+        written = write_entry(entry.name, entry.make(), target, folder, max_operations=max_operations)
     except (TensorwrightError, TargetError) as error:
         shutil.rmtree(place, ignore_errors=True)
         return Made(entry.name, time.perf_counter() - start, problem=error.message)

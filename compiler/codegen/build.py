@@ -293,8 +293,8 @@ class _Work:
 class _Kept:
     """The most recently used objects, by the digests of their kernels."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._bytes = 0
         self._objects: OrderedDict[bytes, bytes] = OrderedDict()
 
@@ -308,7 +308,7 @@ class _Kept:
         """Add the object for a new key, and evict the least recently used objects if necessary."""
         self._objects[key] = content
         self._bytes += len(content)
-        while self._bytes > self._most:
+        while self._bytes > self._max_bytes:
             self._bytes -= len(self._objects.popitem(last=False)[1])
 
 

@@ -41,7 +41,7 @@ from compiler.support.operation_count import UncountableError, size_formula, sym
 from compiler.support.roofline import Roofline
 from schedules.annotations import SERIAL_REASON
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
-from schedules.cuts import least_parallel_cycles
+from schedules.cuts import min_parallel_cycles
 from schedules.ir.expression import constant_int, nodes
 from schedules.ir.stages import kernels_of
 from schedules.ir.tir import s_tir, tirx, tvm
@@ -265,7 +265,7 @@ def serial_reason(function: PrimFunc, cores: int) -> str | None:
     shared, marked, called = _threads_of(function.body)
     if cores == 1:
         return "compiled for one core"
-    least = MIN_PARALLEL_WORK * least_parallel_cycles(cores) / least_parallel_cycles(2)
+    least = MIN_PARALLEL_WORK * min_parallel_cycles(cores) / min_parallel_cycles(2)
 
     def is_little(statement: Stmt) -> bool:
         return _STEPS_OF_A_STORE * _stores(statement) < least

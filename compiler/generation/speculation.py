@@ -86,7 +86,7 @@ class Speculation:
 
     def __init__(self, drafter: Drafter, most: int) -> None:
         """`most`: tokens that are guessed at once."""
-        self._drafter, self._most = drafter, most
+        self._drafter, self._max_tokens = drafter, most
         self._width = min(most, 4)
 
     def draft(self, tokens: Sequence[int], room: int) -> list[int]:
@@ -97,4 +97,4 @@ class Speculation:
         """Record the number of guesses and of right ones."""
         if not guessed:
             return
-        self._width = min(self._most, 2 * self._width) if right == guessed else max(1, right, self._width // 2)
+        self._width = min(self._max_tokens, 2 * self._width) if right == guessed else max(1, right, self._width // 2)

@@ -68,7 +68,7 @@ def measure_peaks(pool: CandidatePool, machine: Machine) -> tuple[Peaks, str]:
     return Peaks(operations / first, nbytes / second), ""
 
 
-def least_seconds(task: Task, machine: Machine, peaks: Peaks) -> float:
+def min_seconds(task: Task, machine: Machine, peaks: Peaks) -> float:
     """Seconds that no config of the task can beat on a device with these peaks; 0 if unknown."""
     if getattr(task.workload, "dtype", "") != _TYPE or not peaks.operations:
         return 0.0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from compiler.records.record_set import MIN_GAIN, MIN_GAIN_OF_ALTERNATIVES, deduplicated
 from compiler.records.records import ChosenKernel, ModelLine, Record, RecordWriter
 from compiler.tuning.cost_models import CostModel, Sample, Subject
-from compiler.tuning.lower_bounds import least_seconds, measure_peaks
+from compiler.tuning.lower_bounds import measure_peaks, min_seconds
 from compiler.tuning.measuring.messages import Effort, Outcome, summed_up
 from compiler.tuning.measuring.pool import CandidatePool, Trial
 from compiler.tuning.search import Search, serves
@@ -137,7 +137,7 @@ class Session:
         if error:
             self.problems.append(f"the device's own speed could not be measured: {error}")
         for state in self.states:
-            state.lower_bound = least_seconds(state.task, machine, peaks)
+            state.lower_bound = min_seconds(state.task, machine, peaks)
         self._check_lower_bounds()
 
     def _check_lower_bounds(self) -> None:

@@ -23,7 +23,7 @@ class TaskState:
 
     Attributes:
         margin: the fraction by which an alternative must be faster to replace the task.
-        lower_bound: seconds that no config can beat, from `lower_bounds.least_seconds`; 0 if unknown.
+        lower_bound: seconds that no config can beat, from `lower_bounds.min_seconds`; 0 if unknown.
         results: seconds of every config that was tried; None for failed trials.
         best: the fastest config so far and its seconds.
         curve: (trials of this task, best seconds) at each improvement.

@@ -120,17 +120,17 @@ class AlternativeSurvey:
 
     index: int = 0
     first: dict[str, str] = field(default_factory=dict)
-    _most: int = 0
+    _last: int = 0
 
     def __call__(self, alternatives: Sequence[Alternative]) -> int:
         self.first |= {alternative.key: alternatives[0].key for alternative in alternatives[1:]}
-        self._most = max(self._most, len(alternatives) - 1)
+        self._last = max(self._last, len(alternatives) - 1)
         return min(self.index, len(alternatives) - 1)
 
     def advance(self) -> bool:
         """Advance to the next index. Returns False if there is none."""
         self.index += 1
-        return self.index <= self._most
+        return self.index <= self._last
 
 
 def tasks_of(

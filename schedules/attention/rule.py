@@ -101,14 +101,14 @@ class Attention(CpuRule[AttentionWorkload]):
         return AttentionWorkload(prod(lead), queries, keys, depth, columns, dtype)
 
     def space(self, workload: AttentionWorkload, machine: Machine) -> ConfigSpace:
-        return ConfigSpace({"rows": tuple(range(1, self._most_rows(workload, machine) + 1))})
+        return ConfigSpace({"rows": tuple(range(1, self._max_rows(workload, machine) + 1))})
 
     def default(self, workload: AttentionWorkload, machine: Machine) -> Config:
         """Blocks of nearly equal size, as large as fits."""
-        most = self._most_rows(workload, machine)
+        maximum = self._max_rows(workload, machine)
         if not workload.queries:
-            return Config.of(rows=min(8, most))
-        blocks = -(-workload.queries // most)
+            return Config.of(rows=min(8, maximum))
+        blocks = -(-workload.queries // maximum)
         return Config.of(rows=-(-workload.queries // blocks))
 
     def estimate(self, workload: AttentionWorkload, config: Config, machine: Machine) -> Estimate | None:
@@ -137,7 +137,7 @@ class Attention(CpuRule[AttentionWorkload]):
         known = workload.keys and workload.depth and workload.columns
         return attention_tiles(machine, self.writer.operation) if in_words and known else None
 
-    def _most_rows(self, workload: AttentionWorkload, machine: Machine) -> int:
+    def _max_rows(self, workload: AttentionWorkload, machine: Machine) -> int:
         """Rows of two vectors of sums that fit in registers, or of a block of tiles."""
         if self.tiles(workload, machine) is not None:
             return BLOCK_ROWS

@@ -79,11 +79,11 @@ class Softmax:
 
     def _largest_of_rows(self) -> Stmt:
         i, j = tirx.Var("i", "int64"), tirx.Var("j", "int64")
-        score, most = tirx.BufferLoad(self.scores, [i, j]), tirx.BufferLoad(self.largest, [i])
+        score, maximum = tirx.BufferLoad(self.scores, [i, j]), tirx.BufferLoad(self.largest, [i])
         stage = Stage(
             "largest",
             (Axis(i, self.rows), Axis(j, self.keys, reduce=True)),
-            tirx.BufferStore(self.largest, tirx.Max(most, score), [i]),
+            tirx.BufferStore(self.largest, tirx.Max(maximum, score), [i]),
             tirx.BufferStore(self.largest, tirx.min_value("float32"), [i]),
         )
         return stage_code(stage, self.machine, parallel=False)

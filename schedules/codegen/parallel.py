@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from schedules.cuts import CORE_MEMORY_RATE, least_parallel_cycles
+from schedules.cuts import CORE_MEMORY_RATE, min_parallel_cycles
 from schedules.ir.expression import buffers_loaded, index
 from schedules.ir.inline import operations
 from schedules.ir.stages import dtype_of, product, shape_of
@@ -14,8 +14,8 @@ from schedules.machine import Machine, dtype_bits
 
 _STEP_CYCLES = 0.35  # in vectors
 # Steps for which two threads pay off, and bytes of weights from memory, if a single row of data waits for them.
-MIN_PARALLEL_WORK = round(least_parallel_cycles(2) / _STEP_CYCLES)
-MIN_PARALLEL_BYTES = round(least_parallel_cycles(2) * CORE_MEMORY_RATE)
+MIN_PARALLEL_WORK = round(min_parallel_cycles(2) / _STEP_CYCLES)
+MIN_PARALLEL_BYTES = round(min_parallel_cycles(2) * CORE_MEMORY_RATE)
 _EXPENSIVE_WEIGHT = 4  # cost of an exponential, in vectors
 # A table of at least this many bytes fits no cache of a core, and reading a byte of it at a data-dependent index costs
 # this many steps (1.3 bytes a cycle: 128 rows of 384 floats of 47 MB in 36 microseconds, Zen 4).
@@ -44,7 +44,7 @@ def step_cycles(amount: Index) -> float:
     return amount * _STEP_CYCLES if isinstance(amount, int | float) else 0.0
 
 
-def pays_off(amount: Index, machine: Machine, least: int = MIN_PARALLEL_WORK) -> bool | Expr:
+def pays_off(amount: Index, machine: Machine, minimum: int = MIN_PARALLEL_WORK) -> bool | Expr:
     """True if an amount of work is worth starting threads; a condition if the amount is symbolic.
 
     Args:
@@ -52,5 +52,5 @@ def pays_off(amount: Index, machine: Machine, least: int = MIN_PARALLEL_WORK) ->
     """
     if machine.cores <= 1:
         return False
-    least = round(least * least_parallel_cycles(machine.cores) / least_parallel_cycles(2))
-    return amount >= least if isinstance(amount, int | float) else amount >= index(least, str(amount.ty))
+    minimum = round(minimum * min_parallel_cycles(machine.cores) / min_parallel_cycles(2))
+    return amount >= minimum if isinstance(amount, int | float) else amount >= index(minimum, str(amount.ty))

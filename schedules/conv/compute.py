@@ -139,11 +139,11 @@ def window_count(work: PoolWorkload, out: Sequence[Expr], sizes: Sequence[Index]
     if work.count_pad or not work.reaches_outside:
         return tirx.const(math.prod(work.kernel), work.dtype)
     count: Expr = None
-    for o, size, window, stride, dilation, before, (most, _) in zip(
+    for o, size, window, stride, dilation, before, (max_before, _) in zip(
         out, sizes, work.kernel, work.strides, work.dilations, padding, work.pad, strict=True
     ):
         start = o * stride - before
-        first = tirx.max(0, (dilation - 1 - start) // dilation) if most > 0 else 0
+        first = tirx.max(0, (dilation - 1 - start) // dilation) if max_before > 0 else 0
         last = tirx.min(window, (size - start + dilation - 1) // dilation)
         extent = last - first
         count = extent if count is None else count * extent

@@ -73,7 +73,7 @@ from schedules.cuts import (
     parts_of_two_at_run_time,
     pays_at_run_time,
 )
-from schedules.ir.expression import least, most, parts_of
+from schedules.ir.expression import maximum, minimum, parts_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt
 from schedules.machine import Machine, dtype_bits
@@ -211,7 +211,7 @@ class DirectNest:
         channels = position(self.work, "chunks", channels, self.bindings)
         self.steps_each = parts_of(steps, channels)
         dims[shared] = position(self.work, "parts", parts, self.bindings)
-        self.cut[shared] = position(self.work, "part", most(parts_of(extent, dims[shared]), 1) * step, self.bindings)
+        self.cut[shared] = position(self.work, "part", maximum(parts_of(extent, dims[shared]), 1) * step, self.bindings)
         ordered = {dimension(dim): dims[dim] for dim in range(work.rank)}
         self.axes = {IMAGES: self._images, GROUPS: groups, CHANNELS: channels, **ordered}
         points = position(self.work, "points", prod([self._images, *self.sizes.out]), self.bindings)
@@ -221,7 +221,7 @@ class DirectNest:
         """Valid extent of a task's output along a dimension."""
         size, part = self.sizes.out[dim], self.cut[dim]
         known = isinstance(size, int) and isinstance(part, int)
-        return part if known else most(least(part, size - task.corner[dim]), 0)
+        return part if known else maximum(minimum(part, size - task.corner[dim]), 0)
 
     def _task(self, number: Index) -> Stmt:
         """Position along each axis of a task, from the task number."""
@@ -255,7 +255,7 @@ class DirectNest:
 
         count: Index = self.groups_each
         if work.groups % self.groups_each:
-            count = least(count, work.groups - part * self.groups_each)
+            count = minimum(count, work.groups - part * self.groups_each)
         return repeat("group", count, group)
 
     def _group(self, task: Task, first: Index, count: int, chunk: Index) -> Stmt:
@@ -274,7 +274,7 @@ class DirectNest:
         if single:
             begin, own = 0, steps
         elif not isinstance(own, int) or rest or steps % own:  # the last chunk may hold only the remainder
-            own = most(least(own, steps - begin), 0)
+            own = maximum(minimum(own, steps - begin), 0)
         whole = repeat("co", own, lambda step: body(self, first + (begin + step) * self.blocks)) if steps else None
         if not rest:
             return sequence(whole)
@@ -428,9 +428,9 @@ class DirectNest:
         begin = [store(totals, self.zero, *at, every) for at in points]
         add = [store(totals, load(totals, *at, every) + load(sums, *at, every), *at, every) for at in points]
         take = [store(sums, load(totals, *at, every), *at, every) for at in points]
-        most = in_parts(whole, part, lambda first, count: sequence(clear, blocks(first, count), add))
+        main = in_parts(whole, part, lambda first, count: sequence(clear, blocks(first, count), add))
         rest_of = sequence(clear, last, add) if rest else None
-        return sequence(allocation, allocate_totals, begin, most, rest_of, take, finish)
+        return sequence(allocation, allocate_totals, begin, main, rest_of, take, finish)
 
     def _taps(self, body: Callable[[list[Index]], Stmt], *, steps: int) -> Stmt:
         """Call `body(position in the window)` for each tap of a given number of steps.
@@ -565,16 +565,16 @@ def direct_cut(work: ConvWorkload, config: Config, machine: Machine, copies: boo
 def _axes(work: ConvWorkload, config: Config) -> list[CutAxis]:
     pixels, blocks, chunks = (config.integer(name) for name in ("pixels", "blocks", "chunks"))
     steps = group_steps(work, blocks)
-    axes = [CutAxis(IMAGES, max(work.batch, 1), most=1)]
+    axes = [CutAxis(IMAGES, max(work.batch, 1), max_steps=1)]
     if work.groups == 1:
-        axes += [CutAxis(GROUPS, 1), CutAxis(CHANNELS, steps, most=ceil_div(steps, chunks))]
+        axes += [CutAxis(GROUPS, 1), CutAxis(CHANNELS, steps, max_steps=ceil_div(steps, chunks))]
     else:
-        axes += [CutAxis(GROUPS, work.groups, most=ceil_div(work.groups, chunks)), CutAxis(CHANNELS, steps)]
-    axes += [CutAxis(dimension(dim), size, most=1) for dim, size in enumerate(work.out_spatial[:-2])]
+        axes += [CutAxis(GROUPS, work.groups, max_steps=ceil_div(work.groups, chunks)), CutAxis(CHANNELS, steps)]
+    axes += [CutAxis(dimension(dim), size, max_steps=1) for dim, size in enumerate(work.out_spatial[:-2])]
     if work.rank > 1:
-        axes.append(CutAxis(dimension(work.rank - 2), work.out_spatial[-2], most=config.integer("rows")))
+        axes.append(CutAxis(dimension(work.rank - 2), work.out_spatial[-2], max_steps=config.integer("rows")))
     tiles = ceil_div(work.out_spatial[-1], pixels)
-    axes.append(CutAxis(dimension(work.rank - 1), tiles, most=ceil_div(config.integer("columns"), pixels)))
+    axes.append(CutAxis(dimension(work.rank - 1), tiles, max_steps=ceil_div(config.integer("columns"), pixels)))
     return axes
 
 
@@ -618,11 +618,11 @@ def lines_of(buffer: Buffer, elements: int) -> int:
     return ceil_div(elements, _LINE_BITS // dtype_bits(str(buffer.ty.dtype)))
 
 
-def depth_to_ask_at(lines: int, extents: Sequence[int], least: int) -> int:
+def depth_to_ask_at(lines: int, extents: Sequence[int], minimum: int) -> int:
     """Loop depth at which to prefetch a share of `lines`, counting from the outermost of the nested loops and at least
-    `least`: the smallest that keeps shares small."""
+    `minimum`: the smallest that keeps shares small."""
     return next(
-        (depth for depth in range(least, len(extents)) if lines <= _AT_ONCE * prod(extents[:depth])), len(extents)
+        (depth for depth in range(minimum, len(extents)) if lines <= _AT_ONCE * prod(extents[:depth])), len(extents)
     )
 
 

@@ -46,7 +46,7 @@ from schedules.conv.tiling import (
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload
 from schedules.instructions.products.operation import DOT_WORDS, ONES, PARTIAL_STEPS, Operation, joined, row_of
 from schedules.instructions.products.table import dot_products, matrix_product, partial_operation, widens_bytes
-from schedules.ir.expression import least, number
+from schedules.ir.expression import minimum, number
 from schedules.ir.numbers import QUAD, SIGN_BITS, ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
@@ -463,7 +463,7 @@ class MatrixNest(DotNest):
         for half in range(2):
             quad = block * 2 + half
             if half and quads % 2:
-                quad = least(quad, quads - 1)
+                quad = minimum(quad, quads - 1)
             value = tirx.reinterpret("int32", load(self.data, image, quad, *position, lanes_of(0, 4)))
             if self.work.shift:
                 value = value ^ tirx.IntImm("int32", SIGN_BITS)

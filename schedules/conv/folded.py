@@ -89,8 +89,8 @@ def tile_cycles(work: ConvWorkload, machine: Machine) -> float:
     """Estimated single-core cycles of a direct convolution of one image, with weights in cache."""
     width = work.out_spatial[-1]
     rows = work.out_blocks * work.group_channels * prod((*work.kernel, *work.out_spatial[:-1]))
-    most = min(width, machine.vector_registers - 4)
-    row = min(row_cost(machine, width, pixels, 1) for pixels in range(1, most + 1))
+    maximum = min(width, machine.vector_registers - 4)
+    row = min(row_cost(machine, width, pixels, 1) for pixels in range(1, maximum + 1))
     stores = work.out_blocks * prod(work.out_spatial)
     if isinstance(work, FoldedWorkload):
         stores *= min(work.outputs, work.block // work.fold)

@@ -36,7 +36,7 @@ from schedules.cuts import Cut, CutAxis, Work, cut
 from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS
 from schedules.instructions.products.operation import Product
 from schedules.instructions.products.table import dot_products, tile_product
-from schedules.ir.expression import least
+from schedules.ir.expression import minimum
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine, dtype_bits
@@ -118,11 +118,11 @@ def _cut(work: TilesWorkload, rows: int, chunks: int, machine: Machine) -> Cut:
     copies = [each + halo for each in sizes]  # twice the cost if they exceed half of the L2 cache
     copies = [each * (2 if each * line > machine.l2_bytes // 2 else 1) * height / (height + halo) for each in copies]
     taps = planes * prod(work.kernel[-2:])
-    axes = [CutAxis(IMAGES, images, most=1), CutAxis(GROUPS, groups)]
-    axes.append(CutAxis(CHANNELS, panels, most=ceil_div(panels, chunks)))
-    axes += [CutAxis(name, size, most=1) for name, size in zip(depths, work.out_spatial, strict=False)]
+    axes = [CutAxis(IMAGES, images, max_steps=1), CutAxis(GROUPS, groups)]
+    axes.append(CutAxis(CHANNELS, panels, max_steps=ceil_div(panels, chunks)))
+    axes += [CutAxis(name, size, max_steps=1) for name, size in zip(depths, work.out_spatial, strict=False)]
     if work.rank > 1:
-        axes.append(CutAxis(lines, height, most=rows))
+        axes.append(CutAxis(lines, height, max_steps=rows))
     inputs = {IMAGES: 0.0, GROUPS: 0.0, **dict.fromkeys(depths, 0.0)}
     every = {**inputs, CHANNELS: 0.0, lines: 0.0}
     tiles = images * groups * steps * height * panels * (work.panel // COLUMNS)
@@ -186,7 +186,7 @@ class TilesNest(DotNest):
         result = []
         for part in range(parts):
             block = own * parts + part
-            here = least(block, stored - 1) if stored % parts else block
+            here = minimum(block, stored - 1) if stored % parts else block
             value = load(self.data, image, group + here, *position, lanes_of(0, lanes))
             if work.group_channels % work.in_block and work.group_channels % work.in_block < (part + 1) * lanes:
                 number_of = lanes_of(block * lanes, lanes)

@@ -15,7 +15,7 @@ from math import gcd, prod
 from schedules.codegen.nest import both, name_opaque, repeat, sequence, when
 from schedules.config import Config
 from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload
-from schedules.ir.expression import least, most, parts_of
+from schedules.ir.expression import maximum, minimum, parts_of
 from schedules.ir.numbers import ceil_div, falling_halves
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import Expr, Index, Stmt
@@ -45,7 +45,7 @@ def multiplies_by_lane(work: ConvWorkload, machine: Machine) -> bool:
     return machine.lane_products and floats and work.block == work.in_block == machine.lanes("float32")
 
 
-def most_pixels(blocks: int, machine: Machine, *, by_lane: bool = False) -> int:
+def max_pixels(blocks: int, machine: Machine, *, by_lane: bool = False) -> int:
     """Maximum pixels of a register tile, given its channel blocks. With `by_lane`, each pixel's inputs occupy a
     register."""
     if by_lane:
@@ -131,18 +131,18 @@ def register_tile(
         last = row_cost(machine, width, pixels, rest, load_cycles)
         return _UNEVEN * (whole * (out_blocks - rest) + last * rest) / out_blocks
 
-    most = min(width, MAX_PIXELS)
-    return _cheapest_tile(cost, uneven_block_choices(out_blocks, machine), most, machine, by_lane=by_lane)
+    maximum = min(width, MAX_PIXELS)
+    return _cheapest_tile(cost, uneven_block_choices(out_blocks, machine), maximum, machine, by_lane=by_lane)
 
 
 def _cheapest_tile(
-    cost: Callable[[int, int], float], blocks: Sequence[int], most: int, machine: Machine, *, by_lane: bool
+    cost: Callable[[int, int], float], blocks: Sequence[int], maximum: int, machine: Machine, *, by_lane: bool
 ) -> tuple[int, int]:
-    """(pixels, channel blocks) of lowest cost that fit the registers, with at most `most` pixels."""
+    """(pixels, channel blocks) of lowest cost that fit the registers, with at most `maximum` pixels."""
     _, _, *found = min(
         (cost(pixels, each), -pixels * each, pixels, each)
         for each in blocks
-        for pixels in range(1, min(most, most_pixels(each, machine, by_lane=by_lane)) + 1)
+        for pixels in range(1, min(maximum, max_pixels(each, machine, by_lane=by_lane)) + 1)
         if pixels * each + each + 1 <= machine.vector_registers or pixels == 1
     )
     return found[0], found[1]
@@ -216,8 +216,8 @@ def padded_line(
     `padding` is the most elements before the first. If all of these are known, `lanes` elements are copied at a
     time."""
     if not isinstance(size, int):
-        first = least(most(0 - start, 0), extent)
-        end = most(least(extent, size - start), first)
+        first = minimum(maximum(0 - start, 0), extent)
+        end = maximum(minimum(extent, size - start), first)
         return sequence(
             repeat("x", first, clear) if padding > 0 else None,
             repeat("x", end - first, lambda x: copy(x + first, x + first + start, 1)),
@@ -293,7 +293,7 @@ def padding_before(work: WindowWorkload, spatial: Sequence[Index], out: Sequence
             result.append(before)
             continue
         reach = (out[dim] - 1) * work.strides[dim] + (work.kernel[dim] - 1) * work.dilations[dim] + 1
-        total = most(reach - spatial[dim], 0)
+        total = maximum(reach - spatial[dim], 0)
         result.append((total + (1 if work.same == "lower" else 0)) // 2)
     return result
 
@@ -347,14 +347,14 @@ def open_block(rank: int, bytes_of: Callable[[int, int], int], budget: int, pixe
 
 def edges(work: WindowWorkload, sizes: Sizes) -> tuple[Index, Index]:
     """Range [first, end) of outputs along the last dimension whose window is entirely inside the input."""
-    (most_before, after), stride = work.pad[-1], work.strides[-1]
+    (max_before, after), stride = work.pad[-1], work.strides[-1]
     size, out, before = sizes.spatial[-1], sizes.out[-1], sizes.before[-1]
-    if most_before <= 0 and after <= 0:
+    if max_before <= 0 and after <= 0:
         return 0, out
-    first = least(parts_of(most(before, 0), stride), out)
+    first = minimum(parts_of(maximum(before, 0), stride), out)
     reach = (work.kernel[-1] - 1) * work.dilations[-1] + 1
     end = (size - reach + before) // stride + 1
-    return first, most(least(end, out), first)
+    return first, maximum(minimum(end, out), first)
 
 
 # Default configs of direct convolutions, computed from the machine, for static and dynamic sizes.

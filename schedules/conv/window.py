@@ -40,7 +40,7 @@ from schedules.conv.workload import DepthwiseDotWorkload, PoolWorkload, WindowWo
 from schedules.cuts import Cut, CutAxis, Work, cut, part_numbers, parts_at_run_time, pays_at_run_time
 from schedules.estimate import Estimate, tail
 from schedules.instructions.products.operation import DOT_WORDS
-from schedules.ir.expression import least, low_halves, most, number, parts_of
+from schedules.ir.expression import low_halves, maximum, minimum, number, parts_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, tirx
@@ -55,7 +55,7 @@ _HALO = 2  # additional rows that each part of the rows reads
 _MAX_PIXELS = 8  # more would save too few loads for the additional code
 
 
-def _most_pixels(work: WindowWorkload, machine: Machine) -> int:
+def _max_pixels(work: WindowWorkload, machine: Machine) -> int:
     """Registers left after a row of weights, one input and one temporary."""
     return max(2, min(_MAX_PIXELS, machine.vector_registers - min(work.kernel[-1], 8) - 2))
 
@@ -69,9 +69,9 @@ def window_cut(work: WindowWorkload, rows: int, pixels: int, splits: int, machin
     read = (
         images * blocks * input_bytes(work, work.block, rows, width) * prod(size or 1 for size in work.out_spatial[:-2])
     )
-    axes = [CutAxis("images", images, most=1), CutAxis("blocks", blocks, most=1)]
+    axes = [CutAxis("images", images, max_steps=1), CutAxis("blocks", blocks, max_steps=1)]
     return cut(
-        [*axes, CutAxis("rows", rows, most=ceil_div(rows, splits))],
+        [*axes, CutAxis("rows", rows, max_steps=ceil_div(rows, splits))],
         [
             Work({"images": 0, "blocks": 0, "rows": 0}, cycles=window_cycles(work, rows, width, pixels, machine)),
             Work({"images": 0, "blocks": 0, "rows": halo}, bytes=float(read)),
@@ -127,9 +127,9 @@ class WindowNest(ABC):
             self.parts, self.rows_each, self.order = found.parts["rows"], found.sizes["rows"], found.order
             shared = found.shared(batch, machine)
         else:
-            least_parts = parts_at_run_time(self.rows, self.rows, batch * work.out_blocks, machine.cores, again=_HALO)
-            parts = most(least_parts, least(self.splits, self.rows))
-            self.rows_each = name_opaque("rows", most(parts_of(self.rows, parts), 1), bindings)
+            min_parts = parts_at_run_time(self.rows, self.rows, batch * work.out_blocks, machine.cores, again=_HALO)
+            parts = maximum(min_parts, minimum(self.splits, self.rows))
+            self.rows_each = name_opaque("rows", maximum(parts_of(self.rows, parts), 1), bindings)
             self.parts = name_opaque("parts", parts_of(self.rows, self.rows_each), bindings)
             unknown = [size for size in self.sizes.out[:-2] if not isinstance(size, int)]
             unknown += [self.rows, self.sizes.out[-1], *([batch] if work.batch == 0 else [])]
@@ -305,17 +305,17 @@ class WindowRule(BlockedRule[W]):
     cut_knobs: ClassVar[frozenset[str]] = frozenset({"splits"})
 
     def space(self, workload: W, machine: Machine) -> ConfigSpace:
-        most = min(workload.out_spatial[-1] or _MAX_PIXELS, _most_pixels(workload, machine))
+        maximum = min(workload.out_spatial[-1] or _MAX_PIXELS, _max_pixels(workload, machine))
         rows = workload.height or _OPEN_SPLITS
         splits = tuple(each for each in range(1, rows + 1) if ceil_div(rows, ceil_div(rows, each)) == each)
-        return ConfigSpace({"pixels": tuple(range(1, most + 1)), "splits": splits})
+        return ConfigSpace({"pixels": tuple(range(1, maximum + 1)), "splits": splits})
 
     def default(self, workload: W, machine: Machine) -> Config:
         """The largest and most even tiles that registers allow."""
         width = workload.out_spatial[-1] or _MAX_PIXELS
-        most = min(width, _most_pixels(workload, machine))
-        exact = [size for size in divisors(width) if most // 2 < size <= most]
-        return Config.of(pixels=exact[-1] if exact else ceil_div(width, ceil_div(width, most)), splits=1)
+        maximum = min(width, _max_pixels(workload, machine))
+        exact = [size for size in divisors(width) if maximum // 2 < size <= maximum]
+        return Config.of(pixels=exact[-1] if exact else ceil_div(width, ceil_div(width, maximum)), splits=1)
 
     def estimate(self, workload: W, config: Config, machine: Machine) -> Estimate | None:
         pixels, splits = config.integer("pixels"), config.integer("splits")
@@ -494,6 +494,6 @@ def _global_nest(fused: FusedKernel, data: Expr, work: PoolWorkload, machine: Ma
     batch = data.ty.shape[0] if work.batch == 0 else work.batch
     vectors = float(max(work.batch, 1) * work.out_blocks * prod(size or _OPEN_SIZE for size in work.spatial))
     read = vectors * lanes * dtype_bits(work.source_dtype) / 8
-    axes = [CutAxis("images", max(work.batch, 1), most=1), CutAxis("blocks", work.out_blocks, most=1)]
+    axes = [CutAxis("images", max(work.batch, 1), max_steps=1), CutAxis("blocks", work.out_blocks, max_steps=1)]
     found = cut(axes, [Work({"images": 0, "blocks": 0}, cycles=vectors, bytes=read)], machine)
     return sequence(sizes.bindings, tasks_loop("task", batch * work.out_blocks, task, found.shared(batch, machine)))

@@ -28,7 +28,7 @@ from schedules.conv.tiling import accumulators, block_choices, channel_unroll, c
 from schedules.conv.winograd_nest import FrequencyTile, WinogradNest
 from schedules.conv.winograd_tiling import (
     has_window,
-    most_tiles,
+    max_tiles,
     relative_cycles,
     tile_counts,
     transform_cycles,
@@ -55,11 +55,11 @@ class Winograd(BlockedRule[WinogradWorkload]):
     keeps_loops: ClassVar[bool] = True
 
     def space(self, workload: WinogradWorkload, machine: Machine) -> ConfigSpace:
-        most = most_tiles(workload)
+        maximum = max_tiles(workload)
         limit = accumulators(machine)
         return ConfigSpace(
             {
-                "tiles": tuple(range(1, most + 1)),
+                "tiles": tuple(range(1, maximum + 1)),
                 "pixels": tuple(range(1, limit + 1)),
                 "blocks": block_choices(workload.out_blocks, machine),
                 "chunks": divisors(workload.out_blocks),

@@ -50,7 +50,7 @@ from schedules.conv.winograd_transforms import KERNEL, Matrix, edge_of, transfor
 from schedules.conv.workload import WinogradWorkload
 from schedules.cuts import Cut, other_parts, part_numbers, parts_of_two_at_run_time, pays_at_run_time
 from schedules.errors import NotScheduledError
-from schedules.ir.expression import index, least, most, number, parts_of
+from schedules.ir.expression import index, maximum, minimum, number, parts_of
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
@@ -113,10 +113,10 @@ def _cut_open(
     spread = work.in_blocks * transform_cycles(edge, edge)
     products = work.out_blocks * (edge * edge * work.channels / machine.fma_ports + transform_cycles(edge, work.tile))
     choices = other_parts(steps, machine.cores, products, spread)
-    most = config.integer("tiles")
-    step = min(most, _STEP)
+    maximum = config.integer("tiles")
+    step = min(maximum, _STEP)
     extent = named("tile_steps", parts_of(total, step))
-    parts, chunks = parts_of_two_at_run_time(extent, most // step, batch, machine.cores, choices, named=named)
+    parts, chunks = parts_of_two_at_run_time(extent, maximum // step, batch, machine.cores, choices, named=named)
     parts, chunks = named("parts", parts), named("chunks", chunks)
     tiles = named("tiles_each", parts_of(extent, parts) * step)
     each = named("steps_each", parts_of(steps, chunks))
@@ -292,8 +292,8 @@ class WinogradNest:
             block, slot = rest % parts[INPUTS] * sizes[INPUTS], rest // parts[INPUTS]
             start = group * sizes[TILES]
             first = slot % products.parts * products.tiles
-            live = least(sizes[TILES], products.tiles - start)
-            own = least(sizes[INPUTS], self.work.in_blocks - block)
+            live = minimum(sizes[TILES], products.tiles - start)
+            own = minimum(sizes[INPUTS], self.work.in_blocks - block)
             tiles = Tiles(slot // products.parts, first, live, start)
             spread = Spread(self.shared, (slot,))
             return sequence(repeat("cb", own, lambda c: self._spread_tiles(spread, tiles, block + c)))
@@ -310,8 +310,8 @@ class WinogradNest:
         first = position(self.work, "first", part * cut.tiles, names)
         steps = self.work.out_blocks // self.blocks
         whole = isinstance(cut.steps, int) and steps % cut.steps == 0
-        own = cut.steps if whole else position(self.work, "own", most(least(cut.steps, steps - begin), 0), names)
-        left = most(least(cut.tiles, cut.total - first), 0) if work.is_open else self.tiles
+        own = cut.steps if whole else position(self.work, "own", maximum(minimum(cut.steps, steps - begin), 0), names)
+        left = maximum(minimum(cut.tiles, cut.total - first), 0) if work.is_open else self.tiles
         live = position(self.work, "live", left, names) if work.is_open else self.tiles
         tiles = Tiles(image, first, live)
         allocations: list[Stmt] = []

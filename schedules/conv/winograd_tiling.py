@@ -15,7 +15,7 @@ from schedules.conv.direct_nest import direct_cut
 from schedules.conv.tiling import (
     block_choices,
     direct_default,
-    most_pixels,
+    max_pixels,
     multiplies_by_lane,
     open_row_cost,
     row_cost,
@@ -91,7 +91,7 @@ def filter_cycles(edge: int) -> float:
     return 1.5 * (edge + KERNEL) * edge + 2.0 * edge * edge
 
 
-def most_tiles(work: WinogradWorkload) -> int:
+def max_tiles(work: WinogradWorkload) -> int:
     """Maximum number of tiles per task."""
     rows, columns = tile_counts(work)
     return WINOGRAD_MAX_TASK_TILES if work.is_open else min(rows * columns, WINOGRAD_MAX_TASK_TILES)
@@ -124,7 +124,7 @@ def _open_plan(work: WinogradWorkload, machine: Machine) -> WinogradPlan:
     _, _, pixels, blocks = min(
         (cost(pixels, blocks), -pixels * blocks, pixels, blocks)
         for blocks in block_choices(work.out_blocks, machine)
-        for pixels in range(1, min(tiles, most_pixels(blocks, machine, by_lane=by_lane)) + 1)
+        for pixels in range(1, min(tiles, max_pixels(blocks, machine, by_lane=by_lane)) + 1)
     )
     return WinogradPlan(ceil_div(tiles, pixels) * pixels, pixels, blocks, 0.0, 0.0)
 
@@ -175,21 +175,21 @@ def winograd_cut(work: WinogradWorkload, register: Register, machine: Machine, f
     """Tasks of a convolution of static sizes."""
     rows, columns = tile_counts(work)
     total, steps, images = rows * columns, work.out_blocks // register.blocks, max(work.batch, 1)
-    most = min(total, register.tiles)
+    maximum = min(total, register.tiles)
     axes = [
-        CutAxis(IMAGES, images, most=1),
-        CutAxis(TILES, total, most=most),
-        CutAxis(CHANNELS, steps, most=ceil_div(steps, register.chunks)),
+        CutAxis(IMAGES, images, max_steps=1),
+        CutAxis(TILES, total, max_steps=maximum),
+        CutAxis(CHANNELS, steps, max_steps=ceil_div(steps, register.chunks)),
     ]
 
     def found(apart: bool) -> Cut:
-        return cut(axes, _works(work, register, most, images * total, machine, apart), machine, free, _ORDERS)
+        return cut(axes, _works(work, register, maximum, images * total, machine, apart), machine, free, _ORDERS)
 
     together = WinogradCut(found(apart=False))
     if together.products.parts[CHANNELS] == 1 or work.batch == 0:
         return together
     products = found(apart=True)
-    slots = CutAxis(PLACES, images * products.parts[TILES], most=1)
+    slots = CutAxis(PLACES, images * products.parts[TILES], max_steps=1)
     inputs = [slots, CutAxis(INPUTS, work.in_blocks), CutAxis(TILES, products.sizes[TILES])]
     written = images * total * edge_of(work.tile, work.strides[0]) ** 2 * work.channels * 4
     spread = Work(
@@ -208,13 +208,13 @@ def _spread_cycles(work: WinogradWorkload) -> float:
 
 
 def _works(
-    work: WinogradWorkload, register: Register, most: int, total: int, machine: Machine, apart: bool
+    work: WinogradWorkload, register: Register, maximum: int, total: int, machine: Machine, apart: bool
 ) -> list[Work]:
-    """Work of the matmuls of `total` tiles, of their transforms, and of the weights; a task has at most `most` tiles.
+    """Work of the matmuls of `total` tiles, of their transforms, and of the weights; tasks have up to `maximum` tiles.
     If the input is transformed in a separate pass (`apart`), it is read from the shared cache."""
     tile, edge, pixels = work.tile, edge_of(work.tile, work.strides[0]), register.pixels
     frequencies, by_lane = edge * edge, multiplies_by_lane(work, machine)
-    sizes = range(1, most + 1)
+    sizes = range(1, maximum + 1)
     products = [
         row_cost(machine, tiles, min(pixels, tiles), register.blocks)
         if pixels
@@ -249,7 +249,7 @@ def _works(
 @lru_cache(maxsize=4096)
 def _cheapest_pixels(tiles: int, blocks: int, machine: Machine, by_lane: bool) -> tuple[float, int]:
     """The lowest cost of a row of tiles over all register tiles, and the size of that register tile."""
-    limit = min(most_pixels(blocks, machine, by_lane=by_lane), tiles)
+    limit = min(max_pixels(blocks, machine, by_lane=by_lane), tiles)
     cost, pixels = min((row_cost(machine, tiles, size, blocks), -size) for size in range(max(1, limit // 2), limit + 1))
     return cost, -pixels
 

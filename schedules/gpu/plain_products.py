@@ -178,10 +178,10 @@ class GpuVectorProducts(ProductRule[VectorWorkload]):
 
     def space(self, workload: VectorWorkload, machine: Machine) -> ConfigSpace:
         assert isinstance(machine, GpuMachine)
-        most = min(_MAX_THREADS, machine.threads_per_block)
+        maximum = min(_MAX_THREADS, machine.threads_per_block)
 
         def fits(config: Config) -> bool:
-            return _WARP <= config.integer("results") * config.integer("shares") <= most
+            return _WARP <= config.integer("results") * config.integer("shares") <= maximum
 
         return ConfigSpace({"results": _POWERS, "shares": _POWERS}, (fits,))
 

@@ -86,8 +86,8 @@ def _choice(select: Expr) -> Expr:
     value = select.condition.args[0]
     if str(value.ty) not in _INFINITY:
         return select
-    least = tirx.FloatImm(str(value.ty), -float("inf"))
-    return tirx.Select(value >= least, select.false_value, select.true_value)
+    minimum = tirx.FloatImm(str(value.ty), -float("inf"))
+    return tirx.Select(value >= minimum, select.false_value, select.true_value)
 
 
 def _test(call: Call) -> Expr:

@@ -118,12 +118,12 @@ def expression(value: Index, dtype: str = "int64") -> Expr:
     return index(value, dtype) if isinstance(value, int) else value
 
 
-def least(left: Index, right: Index) -> Expr:
+def minimum(left: Index, right: Index) -> Expr:
     """Minimum of two, folded if both are constant."""
     return min(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.min(left, right)
 
 
-def most(left: Index, right: Index) -> Expr:
+def maximum(left: Index, right: Index) -> Expr:
     """Maximum of two, folded if both are constant."""
     return max(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.max(left, right)
 

@@ -45,8 +45,8 @@ _MANY_REGISTERS = 32
 def panel_width(columns: int, machine: Machine) -> int:
     """Columns per panel: for a single row, the accumulators of four vectors hide the latency of an addition."""
     lanes = machine.lanes("float32")
-    most = 4 if machine.vector_registers >= _MANY_REGISTERS else 2
-    return lanes * max(1, min(most, -(-columns // lanes)))
+    maximum = 4 if machine.vector_registers >= _MANY_REGISTERS else 2
+    return lanes * max(1, min(maximum, -(-columns // lanes)))
 
 
 def shift_of(position: int) -> int:

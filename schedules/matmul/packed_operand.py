@@ -47,12 +47,12 @@ def panel_form(stage: Stage, depth: Axis, data: Expr, values: Expr, dtype: str =
     return MatmulForm(stage, reduction, (), Group(rows), column, depth, data, values, data, values, width, 0, 1, None)
 
 
-def by_rows(form: MatmulForm, few: MatmulWriter, many: MatmulWriter, most: int) -> Stmt:
-    """Dispatch at run time on the number of rows: one writer up to `most` rows, another above."""
+def by_rows(form: MatmulForm, few: MatmulWriter, many: MatmulWriter, maximum: int) -> Stmt:
+    """Dispatch at run time on the number of rows: one writer up to `maximum` rows, another above."""
     rows = form.rows.extent
     if isinstance(rows, int):
-        return (few if rows <= most else many).statement()
-    return tirx.IfThenElse(rows <= most, few.statement(), many.statement())
+        return (few if rows <= maximum else many).statement()
+    return tirx.IfThenElse(rows <= maximum, few.statement(), many.statement())
 
 
 def panel_fields(form: MatmulForm, b_dtype: str, dtype: str = "float32") -> dict[str, Any]:

@@ -106,7 +106,7 @@ class RowsFirstWriter(MatmulWriter):
 
     def _cut_at_run_time(self, tiles: Expr, others: Sequence[Index]) -> ProductCut:
         # The same number of chunks for every core, or one core would compute while others wait.
-        return self._named_cut(row_chunks_at_run_time(tiles, [], self.machine.cores, most=_MAX_TILES))
+        return self._named_cut(row_chunks_at_run_time(tiles, [], self.machine.cores, maximum=_MAX_TILES))
 
 
 def parts_of(stages: tuple[Stage, ...] | None) -> Parts | None:

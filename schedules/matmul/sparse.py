@@ -253,7 +253,7 @@ def sparse_form(weight: np.ndarray, rows: int, machine: Machine) -> SparseForm |
             kept = share_kept(pack_panels(weight, width))
             forms.append((block_cycles(kept, rows, columns, width, machine), SparseForm(width)))
     for of in choices_of(machine):
-        if len(weight) % of == 0 and 0 < (keep := most_kept(weight, of)) <= of // 2:
+        if len(weight) % of == 0 and 0 < (keep := max_kept(weight, of)) <= of // 2:
             form = SparseForm(lanes, Groups(keep, of))
             forms.append((group_cycles(form.groups, rows, columns, machine), form))  # type: ignore[arg-type]
     cycles, best = min(forms, key=lambda each: each[0])
@@ -322,7 +322,7 @@ class Groups:
         return (group * self.keep + choice) * self.bits
 
 
-def most_kept(weight: np.ndarray, of: int) -> int:
+def max_kept(weight: np.ndarray, of: int) -> int:
     """Maximum number of nonzeros among `of` neighbors along the depth of a (depth, columns) weight."""
     depth, columns = weight.shape
     counts = np.count_nonzero(weight.reshape(depth // of, of, columns), axis=1)
@@ -398,13 +398,13 @@ class MatmulNOfM(PanelRule[NOfMWorkload, GroupParts]):
         return NOfMWorkload(**panel_fields(parts.form, "float32"), keep=parts.groups.keep, of=parts.groups.of)
 
     def space(self, workload: NOfMWorkload, machine: Machine) -> ConfigSpace:
-        return ConfigSpace({"rows": tuple(range(1, self._most_rows(workload, machine) + 1))})
+        return ConfigSpace({"rows": tuple(range(1, self._max_rows(workload, machine) + 1))})
 
     def default(self, workload: NOfMWorkload, machine: Machine) -> Config:
-        return Config.of(rows=min(best_tile(workload, machine)[0], self._most_rows(workload, machine)))
+        return Config.of(rows=min(best_tile(workload, machine)[0], self._max_rows(workload, machine)))
 
     @staticmethod
-    def _most_rows(workload: NOfMWorkload, machine: Machine) -> int:
+    def _max_rows(workload: NOfMWorkload, machine: Machine) -> int:
         """Maximum rows whose accumulators leave registers for the values and words of a group, and for two rows of data
         in flight."""
         return max(1, machine.vector_registers - 2 * workload.keep - 4)

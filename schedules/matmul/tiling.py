@@ -84,8 +84,8 @@ def rows_for_cores(work: MatmulWorkload, tile: tuple[int, int], machine: Machine
 
 def _axes(product: MatmulSizes, *, rows_first: bool) -> list[CutAxis]:
     rows = CutAxis("rows", max(1, ceil_div(product.rows, product.tile[0])))
-    panels = CutAxis("panels", ceil_div(product.columns, product.panel), most=1)
-    return [CutAxis("batch", product.batch, most=1), *((rows, panels) if rows_first else (panels, rows))]
+    panels = CutAxis("panels", ceil_div(product.columns, product.panel), max_steps=1)
+    return [CutAxis("batch", product.batch, max_steps=1), *((rows, panels) if rows_first else (panels, rows))]
 
 
 def cut_product(product: MatmulSizes, machine: Machine, *, rows_first: bool) -> ProductCut:
@@ -121,7 +121,7 @@ def _works(product: MatmulSizes, results: int, machine: Machine) -> list[Work]:
 
 
 def row_chunks_at_run_time(
-    tiles: Index, others: Sequence[Index], cores: int, *, most: int = CHUNK_TILES
+    tiles: Index, others: Sequence[Index], cores: int, *, maximum: int = CHUNK_TILES
 ) -> tuple[Index, Index]:
     """(chunks, row tiles per chunk) for a number of row tiles known only at run time.
 
@@ -133,10 +133,10 @@ def row_chunks_at_run_time(
     """
     tasks = math.prod(extent if isinstance(extent, int) else 1 for extent in others)
     if isinstance(tiles, int):
-        known = int(parts_at_run_time(max(tiles, 1), most, tasks, cores))
+        known = int(parts_at_run_time(max(tiles, 1), maximum, tasks, cores))
         return known, ceil_div(max(tiles, 1), known)
     steps = tirx.Max(tiles, index(1))
-    chunks = parts_at_run_time(steps, most, tasks, cores)
+    chunks = parts_at_run_time(steps, maximum, tasks, cores)
     return chunks, tirx.FloorDiv(steps + (chunks - index(1)), chunks)
 
 
@@ -208,7 +208,7 @@ def tile_cost(rows: int, columns: int, tile: tuple[int, int], machine: Machine, 
     )
 
 
-def most_rows(work: MatmulWorkload, machine: Machine) -> int:
+def max_rows(work: MatmulWorkload, machine: Machine) -> int:
     """Maximum rows of A that can be read in parallel without evicting each other from the L1 cache.
 
     Rows whose distance is a multiple of the size of a way share a set; a set holds a line of each way, some for B.
@@ -224,7 +224,7 @@ def best_tile(work: MatmulWorkload, machine: Machine) -> tuple[int, int]:
     """The tile of lowest cost, with ties broken by loads per accumulator. Symbolic extents are assumed to be large."""
     lanes = machine.lanes(work.dtype)
     rows, columns = work.rows or 960, work.columns or 960
-    limit = min(rows, most_rows(work, machine))
+    limit = min(rows, max_rows(work, machine))
     fixed = work.width // lanes if work.layout == "panels" and work.width % lanes == 0 else None
     by_lane = machine.lane_products and work.dtype == work.b_dtype == "float32" and work.depth > 0
 

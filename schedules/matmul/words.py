@@ -351,8 +351,8 @@ class MatmulMatrix(MatmulBf16):
 
 def _row_choices(machine: Machine) -> tuple[int, ...]:
     """Even row counts whose accumulators fit in registers next to a step's weights and two rows."""
-    most = (machine.vector_registers - _REGISTERS - 1) // _REGISTERS
-    return tuple(2 * pairs for pairs in range(1, most + 1))
+    maximum = (machine.vector_registers - _REGISTERS - 1) // _REGISTERS
+    return tuple(2 * pairs for pairs in range(1, maximum + 1))
 
 
 def _cycles(rows: int, machine: Machine) -> float:

@@ -487,8 +487,8 @@ class MatmulWriter(TileWriter):
 
     def _blocked_tiles(self, panel: Tile, first: Expr, count: Index, per_chunk: Index) -> list[Stmt]:
         """The row tiles of a task in blocks of the depth; partial sums stay in memory between blocks."""
-        most, width = per_chunk if isinstance(per_chunk, int) else CHUNK_TILES, panel.width
-        waiting = tirx.decl_buffer([most * self.tile_rows, width], self.dtype, "waiting", layout=None)
+        maximum, width = per_chunk if isinstance(per_chunk, int) else CHUNK_TILES, panel.width
+        waiting = tirx.decl_buffer([maximum * self.tile_rows, width], self.dtype, "waiting", layout=None)
 
         def over_rows(start: Expr, depth: int, last: bool) -> Stmt:
             def tile(i: Expr) -> Stmt:

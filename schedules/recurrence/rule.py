@@ -103,7 +103,7 @@ def _work(recurrence: Recurrence, samples: int, axis: str) -> Work:
 
 def _step_in_units(recurrence: Recurrence, samples: int, machine: Machine) -> float:
     """Cycles of a step whose hidden units are shared by threads, which are started for each of its stages."""
-    axes = [CutAxis("units", recurrence.blocks * recurrence.directions, most=1)]
+    axes = [CutAxis("units", recurrence.blocks * recurrence.directions, max_steps=1)]
     sizes, stages = {"units": 1}, len(recurrence.stages[0])
     work = _work(recurrence, samples or 1, "units")
     own = replace(work, cycles=work.cycles / stages, bytes=work.bytes / stages)

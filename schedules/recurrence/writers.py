@@ -408,11 +408,11 @@ class QuantizedState:
                 with self._lanes() as lane:
                     value = self._state[now, source, row, block * lanes + lane]
                     T.buffer_store(limit, choose(limit[lane], value), [lane])
-        least, largest = low[0], high[0]
+        minimum, largest = low[0], high[0]
         for lane in range(1, lanes):
-            least, largest = tirx.min(least, low[lane]), tirx.max(largest, high[lane])
+            minimum, largest = tirx.min(minimum, low[lane]), tirx.max(largest, high[lane])
         span = T.alloc_buffer([2], "float32", scope="local")
-        T.buffer_store(span, least, [0])
+        T.buffer_store(span, minimum, [0])
         T.buffer_store(span, largest - span[0], [1])
         # A state of zeros has no range; any scale is right.
         scale = tirx.Select(span[1] == zero, tirx.const(1, "float32"), span[1] / tirx.const(255, "float32"))

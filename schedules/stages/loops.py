@@ -323,8 +323,8 @@ def _thresholds(comparison: Expr, var: Var, others: Sequence[Axis]) -> list[int]
     if factor < 0:  # rewrite a < b as b > a
         factor, low, high, orders = -factor, -high, -low, (tirx.LT, tirx.GE)
     # The first step at which factor * var + rest is at least 0, or at least 1, for any and for every value of the rest.
-    least = (0, 1) if isinstance(comparison, (tirx.EQ, tirx.NE)) else (1,) if isinstance(comparison, orders) else (0,)
-    return [-((bound - each) // factor) for each in least for bound in (low, high)]
+    minimum = (0, 1) if isinstance(comparison, (tirx.EQ, tirx.NE)) else (1,) if isinstance(comparison, orders) else (0,)
+    return [-((bound - each) // factor) for each in minimum for bound in (low, high)]
 
 
 def _cut_at(stage: Stage, position: int, cuts: list[int]) -> list[Stage]:

@@ -226,15 +226,15 @@ def partial_reduction(stage: Stage, plan: StagePlan, machine: Machine) -> Partia
     if threads is False:
         return None
     tasks = _tasks(plan.nests[0])
-    most = _TASKS // tasks
+    maximum = _TASKS // tasks
     points = product(axis.extent for axis in stage.axes)
     if points is not None:
-        most = min(most, points // (tasks * _MIN_POINTS))
-    axis = _divided_axis(stage, reduction, most)
-    if most < 2 or axis is None:
+        maximum = min(maximum, points // (tasks * _MIN_POINTS))
+    axis = _divided_axis(stage, reduction, maximum)
+    if maximum < 2 or axis is None:
         return None
     inside = product(each.extent for each in stage.axes if each is not axis)
-    length = _part_length(axis.extent, most, max(1, _MIN_POINTS * tasks // inside) if inside else _MIN_POINTS)
+    length = _part_length(axis.extent, maximum, max(1, _MIN_POINTS * tasks // inside) if inside else _MIN_POINTS)
     return _in_parts(stage, reduction, axis, length, threads, machine)
 
 
@@ -255,13 +255,13 @@ def _divided_axis(stage: Stage, reduction: Reduction, parts: int) -> Axis | None
     return long[0] if long else max(known, key=lambda axis: axis.extent, default=None)
 
 
-def _part_length(extent: Index, most: int, least: int) -> Index:
+def _part_length(extent: Index, maximum: int, minimum: int) -> Index:
     """Steps of a part: at least two, so that a part is never merged into a loop with another axis."""
     if isinstance(extent, int):
-        length = max(2, ceil_div(extent, most))
-        return ceil_div(length, _RUN) * _RUN if extent >= _RUN * most else length
-    runs = tirx.FloorDiv(extent + (most * _RUN - 1), index(most * _RUN))
-    return tirx.Max(runs * _RUN, index(ceil_div(least, _RUN) * _RUN))
+        length = max(2, ceil_div(extent, maximum))
+        return ceil_div(length, _RUN) * _RUN if extent >= _RUN * maximum else length
+    runs = tirx.FloorDiv(extent + (maximum * _RUN - 1), index(maximum * _RUN))
+    return tirx.Max(runs * _RUN, index(ceil_div(minimum, _RUN) * _RUN))
 
 
 def _in_parts(

@@ -25,7 +25,7 @@ from schedules.cuts import (
     cut,
     cut_nest,
     estimated_cycles,
-    least_parallel_cycles,
+    min_parallel_cycles,
     part_numbers,
     parts_at_run_time,
     pays_at_run_time,
@@ -95,7 +95,7 @@ CASES = {
         [Work({"panels": 0, "depth": 0}, cycles=2e6, bytes=8e6)],
     ),
     "cache blocks": (
-        [CutAxis("rows", 200, most=12), CutAxis("panels", 6)],
+        [CutAxis("rows", 200, max_steps=12), CutAxis("panels", 6)],
         [Work({"rows": 0, "panels": 0}, cycles=5e6), Work({"panels": 0}, bytes=2e6)],
     ),
 }
@@ -106,7 +106,7 @@ CASES = {
 def test_no_other_cut_is_much_faster(case: str, cores: int) -> None:
     axes, works = CASES[case]
     found = cut(axes, works, machine(cores))
-    choices = [range(1, (axis.most or axis.extent) + 1) for axis in axes]
+    choices = [range(1, (axis.max_steps or axis.extent) + 1) for axis in axes]
     names = [axis.name for axis in axes]
 
     def time(sizes: Mapping[str, int]) -> float:
@@ -129,7 +129,7 @@ def test_parts_cover_the_axes_without_an_empty_one(case: str) -> None:
         for axis in axes:
             size, parts = found.sizes[axis.name], found.parts[axis.name]
             assert (parts - 1) * size < axis.extent <= parts * size
-            assert size <= (axis.most or axis.extent)
+            assert size <= (axis.max_steps or axis.extent)
         assert found.tasks == math.prod(found.parts.values())
         assert cores > 1 or not found.parallel
         assert found == cut(axes, works, machine(cores))
@@ -225,21 +225,21 @@ def test_parts_at_run_time_share_evenly() -> None:
         def time(count: int, extent: int = int(extent), others: int = int(others), cores: int = int(cores)) -> int:
             return ceil_div(count * others, cores) * ceil_div(extent, count)
 
-        least = min(time(count) for count in range(1, extent + 1))
-        assert time(parts) <= max(1.25 * least, least + 1)
+        minimum = min(time(count) for count in range(1, extent + 1))
+        assert time(parts) <= max(1.25 * minimum, minimum + 1)
 
 
 @pytest.mark.parametrize("cores", [1, 2, 32])
 def test_a_dynamic_amount_of_work_starts_threads_where_they_pay(cores: int) -> None:
     amount, described = tirx.Var("amount", "int64"), machine(cores)
-    least = int(least_parallel_cycles(cores)) if cores > 1 else 1 << 40
+    minimum = int(min_parallel_cycles(cores)) if cores > 1 else 1 << 40
     condition = pays_at_run_time(amount, 10.0, described)
-    for steps in (1, least // 10 - 1, least // 10 + 1, 1 << 30):
+    for steps in (1, minimum // 10 - 1, minimum // 10 + 1, 1 << 30):
         decided = condition
         if not isinstance(condition, bool):
             with_steps = substitute(condition, {amount: tirx.IntImm("int64", steps)})
             decided = bool(int(tvm.sym.Analyzer().simplify(with_steps)))
-        assert decided == (cores > 1 and steps * 10 >= least)
+        assert decided == (cores > 1 and steps * 10 >= minimum)
         assert pays_at_run_time(steps, 10.0, described) == decided
 
 
@@ -248,7 +248,7 @@ def test_a_dynamic_amount_of_work_starts_threads_where_they_pay(cores: int) -> N
 @pytest.mark.parametrize("run", [1, 7, 1000])
 def test_a_nest_gives_each_core_its_share(cores: int, outer: list[int], run: int) -> None:
     """The busiest core has at most a seventh more than its share, unless all loops are cut already."""
-    cycles = 100 * least_parallel_cycles(cores)
+    cycles = 100 * min_parallel_cycles(cores)
     found = cut_nest(outer, machine(cores), cycles, run)
     assert found.run in {ceil_div(run, parts) for parts in range(1, run + 1)}
     tasks = math.prod(outer[: found.fused]) * ceil_div(run, found.run)
@@ -272,9 +272,9 @@ def test_few_loops_of_a_nest_are_fused() -> None:
 def test_more_threads_need_more_work() -> None:
     cores = [2, 8, 32, 128]
     for count in cores:
-        least = least_parallel_cycles(count)
-        for cycles, threads_pay in ((1.1 * least, True), (0.5 * least, False)):
+        minimum = min_parallel_cycles(count)
+        for cycles, threads_pay in ((1.1 * minimum, True), (0.5 * minimum, False)):
             tasks, work = [CutAxis("tasks", count)], [Work({"tasks": 0}, cycles)]
             time = estimated_cycles(tasks, work, {"tasks": 1}, machine(count), count)
             assert time < cycles if threads_pay else time > 0.85 * cycles
-    assert least_parallel_cycles(128) > 2 * least_parallel_cycles(2)
+    assert min_parallel_cycles(128) > 2 * min_parallel_cycles(2)

@@ -101,7 +101,9 @@ class SpeedLimit:
 
     def _within_noise(self) -> dict[str, LayerTime]:
         """The times, adjusted in favor of integers."""
-        return {name: LayerTime(time.floats * _NOISE + _NOISE_SECONDS, time.integers) for name, time in self.times.items()}
+        return {
+            name: LayerTime(time.floats * _NOISE + _NOISE_SECONDS, time.integers) for name, time in self.times.items()
+        }
 
     def _reason(self, name: str) -> str:
         time = self.times.get(name)

@@ -39,10 +39,10 @@ def _grammars(description: bytes, tokenizer: bytes) -> Grammars:
     return Grammars(Tokenizer(tokenizer, described), described.vocabulary, described.stop_tokens)
 
 
-def _text_tokenizer(content: str, most_tokens: int) -> Any:
+def _text_tokenizer(content: str, max_tokens: int) -> Any:
     tokenizer = read_tokenizer(content.encode())
     tokenizer.no_padding()
-    tokenizer.enable_truncation(most_tokens)
+    tokenizer.enable_truncation(max_tokens)
     return tokenizer
 
 
@@ -78,10 +78,10 @@ def _pairs(tokenizer: Any, query: str, texts: list[str]) -> list[Any]:
     return [list(each) for each in encoded_pairs(tokenizer, query, texts)]
 
 
-def _speech(_: None, audio: bytes, preparation: bytes, most_seconds: int) -> list[Any]:
+def _speech(_: None, audio: bytes, preparation: bytes, max_seconds: int) -> list[Any]:
     """Return the spectrogram of each part, and the total seconds."""
     how = decode(preparation, AudioPreparation)
-    Limits(audio_seconds=most_seconds).check("audio_seconds", math.ceil(wave_seconds(audio)))
+    Limits(audio_seconds=max_seconds).check("audio_seconds", math.ceil(wave_seconds(audio)))
     samples = read_audio(audio, how.rate)
     return [spectrograms(samples, how), len(samples) / how.rate]
 

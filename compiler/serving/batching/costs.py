@@ -73,10 +73,10 @@ class _Line:
         fixed = (self._t - slope * self._x) / self._n
         return max(1, math.ceil(fixed / slope / _WORTHWHILE))
 
-    def _slope(self, least_spread: float) -> float | None:
+    def _slope(self, min_spread: float) -> float | None:
         """Return the seconds of one more row; None if the numbers of rows do not differ enough."""
         spread = self._n * self._xx - self._x * self._x
-        if spread <= least_spread * self._n * self._xx:
+        if spread <= min_spread * self._n * self._xx:
             return None
         return min(max((self._n * self._tx - self._x * self._t) / spread, 0.0), self._t / self._x)
 

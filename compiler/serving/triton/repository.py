@@ -50,12 +50,12 @@ TYPES = {
 BACKEND = "tensorwright"
 
 
-def configuration_text(name: str, manifest: Manifest, most_rows: int, instances: int) -> str:
+def configuration_text(name: str, manifest: Manifest, max_rows: int, instances: int) -> str:
     """Generate the text of `config.pbtxt`.
 
     Args:
         name: name of the model in Triton.
-        most_rows: maximum rows per batch; 0: no batching.
+        max_rows: maximum rows per batch; 0: no batching.
         instances: number of concurrent runs.
 
     Raises:
@@ -64,12 +64,12 @@ def configuration_text(name: str, manifest: Manifest, most_rows: int, instances:
     lines = [
         f"name: {_quoted(name)}",
         f"backend: {_quoted(BACKEND)}",
-        f"max_batch_size: {most_rows}",
-        *_tensors("input", manifest.inputs, most_rows > 0),
-        *_tensors("output", manifest.outputs, most_rows > 0),
+        f"max_batch_size: {max_rows}",
+        *_tensors("input", manifest.inputs, max_rows > 0),
+        *_tensors("output", manifest.outputs, max_rows > 0),
         f"instance_group [ {{ count: {instances} kind: KIND_CPU }} ]",
     ]
-    if most_rows:
+    if max_rows:
         # A run processes the requests that are queued when it begins, and does not wait.
         lines.append("dynamic_batching { }")
     return "\n".join(lines) + "\n"

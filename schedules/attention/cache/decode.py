@@ -230,9 +230,9 @@ _ZERO = tirx.FloatImm("float32", 0.0)
 class PartialResults:
     """Partial results of `splits` parts of a query's rows: sums, the largest score, and the sum of exponentials."""
 
-    def __init__(self, operands: CacheOperands, machine: Machine, splits: int, most: int) -> None:
+    def __init__(self, operands: CacheOperands, machine: Machine, splits: int, maximum: int) -> None:
         self.operands, self.splits, self.lanes = operands, splits, machine.lanes("float32")
-        batch, queries = (operands.batch, most) if SEQUENCES not in operands else (1, operands.queries)
+        batch, queries = (operands.batch, maximum) if SEQUENCES not in operands else (1, operands.queries)
         shape = [batch, operands.key_heads, splits, queries, operands.group, operands.value_size + 2]
         self.found = tirx.decl_buffer([expression(each) for each in shape], "float32", "parts", layout=None)
 
@@ -267,9 +267,9 @@ class PartialResults:
             at = key_head * own.group + g
             largest, sum_of_powers = softmax.largest.load(g), softmax.totals.load(g)
             if SINKS in own:
-                most = tirx.max(largest, own.sink(at))
-                scale = store(factor, call(EXP_OF_NEGATIVE, largest - most), 0)
-                sink = call(EXP_OF_NEGATIVE, own.sink(at) - most)
+                maximum = tirx.max(largest, own.sink(at))
+                scale = store(factor, call(EXP_OF_NEGATIVE, largest - maximum), 0)
+                sink = call(EXP_OF_NEGATIVE, own.sink(at) - maximum)
                 ready = [scale, store(total, sum_of_powers * load(factor, 0) + sink, 0)]
             else:
                 ready = [store(total, sum_of_powers, 0)]
@@ -295,9 +295,9 @@ class PartialResults:
         largest, largest_made = allocate("all_largest", [1], "float32", "local")
         total, total_made = allocate("all_total", [1], "float32", "local")
         factors, factors_made = allocate("factors", [self.splits], "float32", "local")
-        most = tirx.max(own.sink(head), LOWEST) if SINKS in own else LOWEST
+        maximum = tirx.max(own.sink(head), LOWEST) if SINKS in own else LOWEST
         for each in at:
-            most = tirx.max(most, load(self.found, *each, own.value_size))
+            maximum = tirx.max(maximum, load(self.found, *each, own.value_size))
         start = call(EXP_OF_NEGATIVE, own.sink(head) - load(largest, 0)) if SINKS in own else _ZERO
 
         def part(split: int) -> Stmt:
@@ -317,7 +317,7 @@ class PartialResults:
             largest_made,
             total_made,
             factors_made,
-            store(largest, most, 0),
+            store(largest, maximum, 0),
             store(total, start, 0),
             [part(split) for split in range(self.splits)],
             in_vectors("d", own.value_size, self.lanes, element),
@@ -354,10 +354,10 @@ class _Seen:
 
 
 class DecodeWriter:
-    """Writes the kernel for at most `most` queries."""
+    """Writes the kernel for at most `maximum` queries."""
 
-    def __init__(self, operands: CacheOperands, machine: Machine, most: int) -> None:
-        self.operands, self.machine, self.most = operands, machine, most
+    def __init__(self, operands: CacheOperands, machine: Machine, maximum: int) -> None:
+        self.operands, self.machine, self.maximum = operands, machine, maximum
         self.lanes = machine.lanes("float32")
         self.width = -(-operands.size // self.lanes) * self.lanes
         # Keys of a block stay in the L1 cache while they are multiplied.
@@ -367,7 +367,7 @@ class DecodeWriter:
         batch = operands.batch if isinstance(operands.batch, int) else 1
         self.splits = balancing_parts(operands.key_heads * batch, machine)
         self.rounds = RoundedQueries.serve(operands, machine)
-        self.results = PartialResults(operands, machine, self.splits, most)
+        self.results = PartialResults(operands, machine, self.splits, maximum)
 
     def code(self) -> Stmt:
         """All parts and their results."""

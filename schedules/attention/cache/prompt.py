@@ -121,7 +121,7 @@ class RunningSoftmax:
         rounded
         elsewhere, so that they need not be exact."""
         lanes = self.machine.lanes("float32")
-        most, most_made = allocate("most", [lanes], "float32", "local")
+        peak, peak_made = allocate("most", [lanes], "float32", "local")
         power, power_made = allocate("power", [lanes], "float32", "local")
         added, added_made = allocate("added", [lanes], "float32", "local")
         exp = EXP_OF_NEGATIVE if put is None else EXP_OF_NEGATIVE_COARSE
@@ -142,15 +142,15 @@ class RunningSoftmax:
                 )
 
             before = self.largest.load(i)
-            largest = tirx.max(before, load(most, 0))
+            largest = tirx.max(before, load(peak, 0))
             return sequence(
-                in_lanes(lambda lane: store(most, LOWEST, lane)),
+                in_lanes(lambda lane: store(peak, LOWEST, lane)),
                 repeat(
                     "vector",
                     vectors,
-                    lambda v: in_lanes(lambda lane: store(most, tirx.max(load(most, lane), score(v, lane)), lane)),
+                    lambda v: in_lanes(lambda lane: store(peak, tirx.max(load(peak, lane), score(v, lane)), lane)),
                 ),
-                join(most, lanes, tirx.max, "int64"),
+                join(peak, lanes, tirx.max, "int64"),
                 self.corrections.store(call(EXP_OF_NEGATIVE, before - largest), i),
                 self.largest.store(largest, i),
                 in_lanes(lambda lane: store(added, tirx.FloatImm("float32", 0.0), lane)),
@@ -159,7 +159,7 @@ class RunningSoftmax:
                 self.totals.store(self.totals.load(i) * self.corrections.load(i) + load(added, 0), i),
             )
 
-        return sequence(most_made, power_made, added_made, repeat("row", self.rows, row))
+        return sequence(peak_made, power_made, added_made, repeat("row", self.rows, row))
 
     def scaled(self, count: Expr, scale: Callable[[Expr], Expr]) -> Stmt:
         """Multiply the first `count` exponentials of a block by the scales of their values; call it after `powers`."""
@@ -208,17 +208,17 @@ def in_some_vectors(count: Expr, lanes: int, body: Callable[[Expr], Stmt]) -> St
     )
 
 
-def most_rows(machine: Machine) -> int:
+def max_rows(machine: Machine) -> int:
     """Most rows of a tile of two vectors of sums that fits in registers."""
     return max(1, (machine.vector_registers - 3) // 2)
 
 
 def row_tiles(rows: int, machine: Machine) -> list[tuple[int, int, int]]:
     """(first row, rows, vectors of columns) of the register tiles that cover some rows."""
-    most = most_rows(machine)
-    if rows <= most // 2:
+    maximum = max_rows(machine)
+    if rows <= maximum // 2:
         return [(0, rows, 4)]
-    count = -(-rows // most)
+    count = -(-rows // maximum)
     size = -(-rows // count)
     return [(first, min(size, rows - first), 2) for first in range(0, rows, size)]
 
@@ -421,7 +421,7 @@ class PromptWriter:
     ) -> None:
         self.operands, self.machine, self.narrow, self.tiles = operands, machine, narrow, tiles
         self.lanes = machine.lanes("float32")
-        self.height = most_rows(machine) if tiles is None else BLOCK_ROWS
+        self.height = max_rows(machine) if tiles is None else BLOCK_ROWS
         self.combine = DOT_BF16 if narrow else multiply_add
 
     def code(self) -> Stmt:
@@ -429,8 +429,8 @@ class PromptWriter:
         own = self.operands
         rows = tirx.Var("all_rows", "int64")
         packed = PackedRows.of(own, self.machine, narrow=self.narrow, whole_tiles=self.tiles is not None)
-        most, most_made = allocate("most_rows", [2], "int64", "local")
-        queries = load(most, 1) if SEQUENCES in own else expression(own.queries)
+        maximum, maximum_made = allocate("most_rows", [2], "int64", "local")
+        queries = load(maximum, 1) if SEQUENCES in own else expression(own.queries)
         tiles = tirx.floordiv(queries * own.group + (self.height - 1), expression(self.height))
         extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("tile", tiles)]
 
@@ -441,23 +441,23 @@ class PromptWriter:
             return self._tile(packed, at[0], at[1], position * self.height)
 
         code = sequence(
-            tirx.Bind(rows, load(most, 0)),
+            tirx.Bind(rows, load(maximum, 0)),
             packed.made(rows),
             parallel_grid(extents, task, self.machine, parallel=self.machine.cores > 1),
         )
-        return sequence(self._most(most, most_made), when(queries > 0, code) if SEQUENCES in own else code)
+        return sequence(self._max_sizes(maximum, maximum_made), when(queries > 0, code) if SEQUENCES in own else code)
 
-    def _most(self, most: Expr, made: Stmt) -> list[Stmt]:
+    def _max_sizes(self, maximum: Expr, made: Stmt) -> list[Stmt]:
         """The most rows of a sample, and the most queries."""
         own = self.operands
 
         def sample(b: Expr) -> Stmt:
             return sequence(
-                store(most, tirx.max(load(most, 0), prompt_rows(own, b)), 0),
-                store(most, tirx.max(load(most, 1), own.few_of(b, few=False)), 1),
+                store(maximum, tirx.max(load(maximum, 0), prompt_rows(own, b)), 0),
+                store(maximum, tirx.max(load(maximum, 1), own.few_of(b, few=False)), 1),
             )
 
-        start = [store(most, expression(1), 0), store(most, expression(0), 1)]
+        start = [store(maximum, expression(1), 0), store(maximum, expression(0), 1)]
         return [made, *start, repeat("sample", own.batch, sample)]
 
     def _tile(self, packed: PackedRows, sample: Expr, key_head: Expr, first_row: Expr) -> Stmt:
@@ -669,10 +669,10 @@ class PromptWriter:
         factor = softmax.corrections.load(j)
         if SINKS in own:
             largest = softmax.largest.load(j)
-            most = tirx.max(tirx.max(own.sink(head), LOWEST), largest)
+            peak = tirx.max(tirx.max(own.sink(head), LOWEST), largest)
             parts += [
-                softmax.corrections.store(call(EXP_OF_NEGATIVE, largest - most), j),
-                softmax.totals.store(softmax.totals.load(j) * factor + call(EXP_OF_NEGATIVE, own.sink(head) - most), j),
+                softmax.corrections.store(call(EXP_OF_NEGATIVE, largest - peak), j),
+                softmax.totals.store(softmax.totals.load(j) * factor + call(EXP_OF_NEGATIVE, own.sink(head) - peak), j),
             ]
 
         def element(d: Expr) -> Stmt:

@@ -105,8 +105,8 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
     )
 
     def rounded(at: tuple[Expr, ...], position: Expr) -> Expr:
-        most = tirx.reinterpret("float32", peak(*at))
-        inverse = tirx.if_then_else(most > zero, tirx.const(_MAX_INT8, "float32") / most, zero)
+        maximum = tirx.reinterpret("float32", peak(*at))
+        inverse = tirx.if_then_else(maximum > zero, tirx.const(_MAX_INT8, "float32") / maximum, zero)
         return tirx.Cast("int8", tirx.Cast("int32", tirx.nearbyint(element(*at, position) * inverse)))
 
     position = te.reduce_axis((index(0), index(unit)), name="place")

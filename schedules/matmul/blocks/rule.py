@@ -92,12 +92,12 @@ class MatmulBlocks(MatmulOfParts[BlockWorkload, Parts]):
         return BlockWorkload(*parts.form.known_extents, parts.rounded, parts.layout.text())
 
     def space(self, workload: BlockWorkload, machine: Machine) -> ConfigSpace:
-        choices = range(1, _most_rows(workload, machine) + 1)
+        choices = range(1, _max_rows(workload, machine) + 1)
         return ConfigSpace({"rows": tuple(choices)})
 
     def default(self, workload: BlockWorkload, machine: Machine) -> Config:
-        most = _most_rows(workload, machine)
-        return Config.of(rows=min(most, workload.rows or most))
+        maximum = _max_rows(workload, machine)
+        return Config.of(rows=min(maximum, workload.rows or maximum))
 
     def parts(self, kernel: Kernel) -> Parts | None:
         return parts_of(kernel)
@@ -115,13 +115,13 @@ def vectors_of(machine: Machine) -> int:
     return max(1, min(2, PANEL // machine.lanes("float32")))
 
 
-def _most_rows(workload: BlockWorkload, machine: Machine) -> int:
+def _max_rows(workload: BlockWorkload, machine: Machine) -> int:
     """Maximum rows whose accumulators fit in registers, next to a step's weights and the temporaries of unpacking them;
     twice the accumulators if a unit's sums are integers or unscaled."""
     vectors = vectors_of(machine)
     plain = bool(BlockFormat.of_text(workload.layout).numbers)
-    most = max(1, (machine.vector_registers - 2 * vectors - 2) // (vectors if plain else 2 * vectors))
-    return most if plain else min(_UNPACKED_ROWS, most)
+    maximum = max(1, (machine.vector_registers - 2 * vectors - 2) // (vectors if plain else 2 * vectors))
+    return maximum if plain else min(_UNPACKED_ROWS, maximum)
 
 
 def parts_of(kernel: Kernel, kind: str = BLOCK_MATMUL) -> Parts | None:

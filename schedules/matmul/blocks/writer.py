@@ -87,7 +87,7 @@ class BlockWriter(WriterOfParts[Parts]):
     """Writes a matmul: the common loops, with its own tile."""
 
     rows_first: ClassVar[bool] = True
-    most_rows: ClassVar[int] = 64
+    max_rows: ClassVar[int] = 64
     """Rows per task."""
 
     def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, *, rows: int, vectors: int) -> None:
@@ -107,8 +107,8 @@ class BlockWriter(WriterOfParts[Parts]):
         element = 2 if self.parts.rounded else 4
         row_bytes = element * int(self.form.depth.extent)
         fitting = self.machine.l2_bytes // 2 // (row_bytes * self.tile_rows)
-        most = max(1, min(self.most_rows // self.tile_rows, fitting))
-        chunks = row_chunks_at_run_time(tiles, [panels], self.machine.cores, most=most)
+        maximum = max(1, min(self.max_rows // self.tile_rows, fitting))
+        chunks = row_chunks_at_run_time(tiles, [panels], self.machine.cores, maximum=maximum)
         return self._named_cut(chunks)
 
     def _tile(self, at: Tile) -> Stmt:
@@ -379,7 +379,7 @@ def block_tiles(layout: BlockFormat, machine: Machine) -> Product | None:
 class BlockTilesWriter(BlockWriter):
     """Writes a matmul with tile instructions."""
 
-    most_rows: ClassVar[int] = 256
+    max_rows: ClassVar[int] = 256
 
     def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, product: Product) -> None:
         super().__init__(parts, fused, machine, rows=ROWS, vectors=PANEL // machine.lanes("float32"))

@@ -435,13 +435,13 @@ class FirstLevel:
     """L1 cache hits of a block: sectors that it touched stay until they no longer fit."""
 
     def __init__(self, nbytes: int) -> None:
-        self._most = max(nbytes // SECTOR, 1)
+        self._max_sectors = max(nbytes // SECTOR, 1)
         self._held: set[int] = set()
 
     def misses(self, sectors: NDArray[np.int64]) -> int:
         """Number of sectors that must be fetched."""
         fresh = set(sectors.tolist()) - self._held
-        if len(self._held) + len(fresh) > self._most:
+        if len(self._held) + len(fresh) > self._max_sectors:
             self._held.clear()
         self._held |= fresh
         return len(fresh)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.tuning.lower_bounds import Peaks, least_seconds, measure_peaks
+from compiler.tuning.lower_bounds import Peaks, measure_peaks, min_seconds
 from compiler.tuning.measuring.messages import Effort
 from compiler.tuning.measuring.pool import MeasurementPool, Trial
 from compiler.tuning.session import Session, reason_to_stop
@@ -22,7 +22,7 @@ def test_a_floor_comes_from_what_the_machine_can_do() -> None:
         assert pool.prepare([task.key]) == {}
         (outcome,) = pool.trials([Trial(task.key, task.default, Effort(0.05))], lambda _trial, _outcome: None)
     assert outcome.seconds is not None, outcome.note
-    floor = least_seconds(task, machine, peaks)
+    floor = min_seconds(task, machine, peaks)
     assert floor >= 2 * 96 * 128 * 128 / peaks.operations
     assert floor > 0
 
@@ -38,7 +38,7 @@ def test_a_task_at_the_floor_is_done() -> None:
 
 def test_floors_are_known_for_measured_machines_only() -> None:
     task = product_task()
-    assert least_seconds(task, target().machine, Peaks()) == 0.0
+    assert min_seconds(task, target().machine, Peaks()) == 0.0
 
 
 @pytest.mark.parametrize("slowest", ["operations", "nbytes"])
@@ -49,7 +49,7 @@ def test_the_longer_of_arithmetic_and_reading_counts(slowest: str) -> None:
     peaks = Peaks(1e9, 1e15) if slowest == "operations" else Peaks(1e15, 1e6)
     weights = 48 * 64 * 4
     expected = 1e-3 if slowest == "operations" else weights / 1e6
-    assert least_seconds(task, target().machine, peaks) == pytest.approx(expected)
+    assert min_seconds(task, target().machine, peaks) == pytest.approx(expected)
 
 
 def test_floors_that_a_kernel_beats_are_forgotten() -> None:

@@ -52,9 +52,9 @@ def test_shares_are_all_of_it_once(shape: list[int], dtype: str, turns: int, mor
     start = [1, *(0 for _ in shape), 0]
     shares = [ask_share(buffer, start, elements, turn, turns) for turn in range(turns + more)]
     asked = [place for share in shares if share is not None for place in elements_asked(share)]
-    least = list(range(elements, 2 * elements, line))
-    assert asked[: len(least)] == least
-    assert len(asked) < len(least) + -(-len(least) // turns)
+    minimum = list(range(elements, 2 * elements, line))
+    assert asked[: len(minimum)] == minimum
+    assert len(asked) < len(minimum) + -(-len(minimum) // turns)
 
 
 @pytest.mark.parametrize(("multiply_adds", "parts"), [(16, 128), (28, 74), (2048, 1), (1 << 20, 1)])

@@ -14,7 +14,7 @@ from schedules import Machine
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.rule import Matmul
-from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, most_rows
+from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, max_rows
 from schedules.selection.apply import apply_schedules, record_key
 from tests.schedules.harness import (
     AVX2,
@@ -176,5 +176,5 @@ def test_rows_that_share_a_cache_set_are_few() -> None:
 def test_rows_that_share_a_set_of_a_first_cache_of_12_ways_are_counted_as_such() -> None:
     """48 KiB: a way is 4 KiB, so rows 6 KiB apart fall into two sets of 12 lines and not into one of 8."""
     work = MatmulWorkload(1, 128, 384, 1536, "panels", 32, "float32", "float32", 0, a_stride=1536)
-    assert most_rows(work, Machine(l1_bytes=48 << 10)) == 20
-    assert most_rows(work, Machine(l1_bytes=32 << 10)) == 12
+    assert max_rows(work, Machine(l1_bytes=48 << 10)) == 20
+    assert max_rows(work, Machine(l1_bytes=32 << 10)) == 12

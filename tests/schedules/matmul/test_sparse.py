@@ -18,7 +18,7 @@ from schedules.matmul.sparse import (
     Groups,
     matmul_n_of_m,
     matmul_sparse,
-    most_kept,
+    max_kept,
     pack_blocks,
     pack_groups_of,
     share_kept,
@@ -104,7 +104,7 @@ def test_any_n_of_m(target: str, rows: int, count: int, columns: int, keep: int,
         of = 8
     groups = Groups(keep, of)
     weight = n_of_m(count * of, columns, groups)
-    assert most_kept(weight, of) == keep
+    assert max_kept(weight, of) == keep
     check(of_groups(weight, groups, target), weight, normal((rows, count * of)), target, "matmul-n-of-m")
 
 

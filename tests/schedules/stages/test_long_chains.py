@@ -14,8 +14,8 @@ COUNT = 12
 
 def _maximum_of_padded(count: int) -> onnx.ModelProto:
     """The maximum, which keeps NaN, of `count` inputs of 3, 4, ... rows, padded to one size."""
-    most = 3 + count - 1
-    pads = {f"pads{k}": np.array([0, 0, most - 3 - k, 0]) for k in range(count)}
+    maximum = 3 + count - 1
+    pads = {f"pads{k}": np.array([0, 0, maximum - 3 - k, 0]) for k in range(count)}
     nodes = [helper.make_node("Pad", [f"x{k}", f"pads{k}"], [f"p{k}"]) for k in range(count)]
     nodes.append(helper.make_node("Max", [f"p{k}" for k in range(count)], ["y"]))
     graph = helper.make_graph(

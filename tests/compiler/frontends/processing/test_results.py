@@ -23,14 +23,14 @@ Found = TypeVar("Found", Classes, Detections)
 IMAGE = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)
 
 
-def _suppressed(boxes: Array, scores: Array, least: float, most_overlap: float) -> tuple[Array, Array, Array]:
+def _suppressed(boxes: Array, scores: Array, least: float, max_overlap: float) -> tuple[Array, Array, Array]:
     """Corners in image pixels, scores and classes of the boxes kept by greedy suppression per class."""
     best, label = scores.max(1), scores.argmax(1)
     corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1).astype(np.float64)
     kept: list[int] = []
     for at in np.argsort(-best, kind="stable"):
         if best[at] > least and all(
-            label[at] != label[other] or _overlap(corners[at], corners[other]) <= most_overlap for other in kept
+            label[at] != label[other] or _overlap(corners[at], corners[other]) <= max_overlap for other in kept
         ):
             kept.append(int(at))
     return _on_image(corners[kept]), best[kept], label[kept]

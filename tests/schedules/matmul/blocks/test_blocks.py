@@ -55,9 +55,9 @@ def rounded(data: Array, unit: int) -> Array:
     padded = np.zeros((rows, -(-depth // unit) * unit), np.float32)
     padded[:, :depth] = data
     units = padded.reshape(rows, padded.shape[1] // unit, unit)
-    most = np.abs(units).max(-1, keepdims=True)
-    inverse = np.divide(np.float32(127), most, where=most > 0, out=np.zeros_like(most))
-    scale = (most * np.float32(1 / 127)).astype(np.float64)
+    maximum = np.abs(units).max(-1, keepdims=True)
+    inverse = np.divide(np.float32(127), maximum, where=maximum > 0, out=np.zeros_like(maximum))
+    scale = (maximum * np.float32(1 / 127)).astype(np.float64)
     return np.asarray((np.rint(units * inverse) * scale).reshape(padded.shape)[:, :depth])
 
 
