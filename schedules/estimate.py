@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schedules.cuts import EXPOSED, SHARED_CACHE_RATE, TASK_CYCLES, busiest_share
 from schedules.ir.numbers import ceil_div
 from schedules.machine import Machine
+from schedules.task_split import EXPOSED, SHARED_CACHE_RATE, TASK_CYCLES, busiest_share
 
 
 @dataclass(frozen=True)

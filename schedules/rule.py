@@ -105,8 +105,8 @@ class ScheduleRule(ABC, Generic[WorkloadT]):
     """True if `apply` often raises NotScheduledError for kernels that `match` accepted."""
 
     cut_knobs: ClassVar[frozenset[str]] = frozenset()
-    """Knobs that only bound how the work is split, which `schedules.cuts` decides for the machine's cores: records that
-    beat a default are also used for one that differs only in these."""
+    """Knobs that only bound how the work is split, which `schedules.task_split` decides for the machine's cores:
+    records that beat a default are also used for one that differs only in these."""
 
     @abstractmethod
     def match(self, kernel: Kernel, machine: Machine) -> WorkloadT | None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from compiler.profiling.attribution import RUNTIME
 from compiler.support.roofline import ASSUMED_HERTZ, Roofline
-from schedules.cuts import start_cycles
 from schedules.machine import Machine
+from schedules.task_split import start_cycles
 
 SERIAL_SECONDS = 100e-6
 """Work of a kernel on one core below which it need not be cut."""

@@ -41,12 +41,12 @@ from compiler.support.operation_count import UncountableError, size_formula, sym
 from compiler.support.roofline import Roofline
 from schedules.annotations import SERIAL_REASON
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
-from schedules.cuts import min_parallel_cycles
 from schedules.ir.expression import constant_int, nodes
 from schedules.ir.stages import kernels_of
 from schedules.ir.tir import s_tir, tirx, tvm
 from schedules.ir.tvm_types import Call, Expr, PrimFunc, Stmt, Var
 from schedules.machine import dtype_bits
+from schedules.task_split import min_parallel_cycles
 
 
 def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:

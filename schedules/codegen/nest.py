@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schedules.cuts import chunks_at_run_time, cut_nest
 from schedules.instructions.prefetch import prefetch_statement
 from schedules.ir.expression import expression, index, unflattened
 from schedules.ir.stages import Axis, Kernel
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, PrimFunc, Stmt, Var, s_tir, tirx
 from schedules.machine import Machine
+from schedules.task_split import chunks_at_run_time, split_nest
 
 SERIAL = tirx.ForKind.SERIAL
 PARALLEL = tirx.ForKind.PARALLEL
@@ -109,7 +109,7 @@ def parallel_grid(
     """
     if not extents:
         return body([])
-    fused = 0 if parallel is False else cut_nest([each.extent for each in extents], machine, cycles).fused
+    fused = 0 if parallel is False else split_nest([each.extent for each in extents], machine, cycles).fused
     if not isinstance(parallel, bool):
         chunks = tirx.Select(parallel, index(chunks_at_run_time(machine)), index(1))
         return chunked_grid(extents, body, max(fused, 1), chunks)

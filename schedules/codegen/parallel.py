@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from schedules.cuts import CORE_MEMORY_RATE, min_parallel_cycles
 from schedules.ir.expression import buffers_loaded, index
 from schedules.ir.inline import operations
 from schedules.ir.stages import dtype_of, product, shape_of
 from schedules.ir.tir import Expr, Index, Stmt
 from schedules.machine import Machine, dtype_bits
+from schedules.task_split import CORE_MEMORY_RATE, min_parallel_cycles
 
 _STEP_CYCLES = 0.35  # in vectors
 # Steps for which two threads pay off, and bytes of weights from memory, if a single row of data waits for them.

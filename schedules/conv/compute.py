@@ -14,7 +14,7 @@ from schedules.annotations import TRANSFORM
 from schedules.conv.tiling import padding_before
 from schedules.conv.winograd_transforms import KERNEL, edge_of, transforms
 from schedules.conv.workload import ConvWorkload, DepthwiseDotWorkload, PoolWorkload, WindowWorkload, WinogradWorkload
-from schedules.ir.expression import number, parts_of
+from schedules.ir.expression import number
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Index, te, tirx
 
@@ -193,7 +193,7 @@ def conv_winograd(
     tile, stride = work.tile, work.strides[0]
     matrices, edge = transforms(tile, stride), edge_of(tile, stride)
     out = output_sizes(work, sizes)
-    rows, columns = (parts_of(size, tile) for size in out)
+    rows, columns = (ceil_div(size, tile) for size in out)
     batch = data.shape[0]
     block = work.block
     attrs = attrs if attrs is not None else work.annotation(WINOGRAD)
@@ -241,7 +241,7 @@ def _transformed_input(data: Tensor, work: WinogradWorkload, sizes: Sequence[Ind
     """An element of the transformed input: (n, channel block, tile, element of the tile, lane)."""
     tile, stride = work.tile, work.strides[0]
     matrix, edge, step = transforms(tile, stride).input, edge_of(tile, stride), tile * stride
-    columns = parts_of(output_sizes(work, sizes)[1], tile)
+    columns = ceil_div(output_sizes(work, sizes)[1], tile)
     height, width = spatial_sizes(work, data)
     top, left = Windows(work, data, sizes).before
     outside = tirx.const(fill, work.dtype)

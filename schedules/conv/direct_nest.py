@@ -3,7 +3,7 @@
 Parallel tasks of a direct convolution: images, groups, output channels and each spatial dimension.
 
 The rule's knobs are bounds given by the caches: a task has at most `rows` x `columns` of output, and at least `chunks`
-tasks share the output channels. Within these, `schedules.cuts` divides the work among the machine's cores.
+tasks share the output channels. Within these, `schedules.task_split` divides the work among the machine's cores.
 
 Prefetching the weights of later tiles while those of the current ones are in use.
 
@@ -62,22 +62,22 @@ from schedules.conv.tiling import (
     product_cycles,
 )
 from schedules.conv.workload import ConvWorkload, WindowWorkload
-from schedules.cuts import (
-    Cut,
-    CutAxis,
-    Work,
-    chunks_at_run_time,
-    cut,
-    other_parts,
-    part_numbers,
-    parts_of_two_at_run_time,
-    pays_at_run_time,
-)
-from schedules.ir.expression import maximum, minimum, parts_of
+from schedules.ir.expression import maximum, minimum
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt
 from schedules.machine import Machine, dtype_bits
 from schedules.stages.fused_kernel import FusedKernel
+from schedules.task_split import (
+    SplitAxis,
+    TaskSplit,
+    Work,
+    chunks_at_run_time,
+    other_parts,
+    part_numbers,
+    parts_of_two_at_run_time,
+    pays_at_run_time,
+    split_tasks,
+)
 
 
 def flat_sizes(work: WindowWorkload, fused: FusedKernel, sizes: Sizes) -> Sizes | None:
@@ -150,9 +150,9 @@ class DirectNest:
             self.room[-2] = config.integer("rows")
         if self.is_flat:
             self.room[-2:] = [1, ceil_div(self.room[-2] * self.room[-1], self.pixels) * self.pixels]
-        self.cut: list[Index] = list(self.room)
+        self.split: list[Index] = list(self.room)
         self.axes: dict[str, Index] = {}  # number of parts of each axis
-        self.order: Sequence[str] = ()  # of the task loop, as in `Cut`; if empty, that of `axes`
+        self.order: Sequence[str] = ()  # of the task loop, as in `TaskSplit`; if empty, that of `axes`
         self.groups_each = self.steps_each = 1  # groups of a task, and register tiles of their output channels
         self.scratch: Buffer | None = None
         self.by_lane = False
@@ -164,39 +164,39 @@ class DirectNest:
 
     def build(self, machine: Machine) -> Stmt:
         self.by_lane = multiplies_by_lane(self.work, machine)
-        shared = self._cut_open(machine) if self.work.is_open else self._cut_known(machine)
+        shared = self._split_open(machine) if self.work.is_open else self._split_known(machine)
         return sequence(self.bindings, tasks_loop("task", prod(self.axes.values()), self._task, shared))
 
     @property
     def _images(self) -> Index:
         return self.data.ty.shape[0] if self.work.batch == 0 else self.work.batch
 
-    def _cut_known(self, machine: Machine) -> bool | Expr:
+    def _split_known(self, machine: Machine) -> bool | Expr:
         """Split static sizes into tasks. Returns True if they run in parallel."""
-        found = direct_cut(self.work, self.config, machine, copies=self.copies, converts=self.converts)
+        found = split_direct(self.work, self.config, machine, copies=self.copies, converts=self.converts)
         sizes = [found.sizes[dimension(dim)] for dim in range(self.work.rank)]
         whole = found.parts[dimension(self.work.rank - 1)] == 1
         sizes[-1] = self.work.out_spatial[-1] if whole else sizes[-1] * self.pixels
-        self.room, self.cut = sizes, list(sizes)
+        self.room, self.split = sizes, list(sizes)
         self.axes, self.order = {**found.parts, IMAGES: self._images}, found.order
         self.groups_each, self.steps_each = found.sizes[GROUPS], found.sizes[CHANNELS]
         return found.shared(self._images, machine)
 
-    def _cut_open(self, machine: Machine) -> bool | Expr:
+    def _split_open(self, machine: Machine) -> bool | Expr:
         """Split dynamic sizes into tasks: rows, or pixels if there are no rows, and also the output channels if those
         are few. Returns True if the tasks run in parallel."""
         work, cores = self.work, machine.cores
         last = self.is_flat or work.rank == 1
         shared, step = (work.rank - 1, self.pixels) if last else (work.rank - 2, 1)
         dims = {
-            dim: parts_of(size, part)
+            dim: ceil_div(size, part)
             for dim, (size, part) in enumerate(zip(self.sizes.out, self.room, strict=True))
             if dim != shared
         }
         self.groups_each = ceil_div(work.groups, min(work.groups, chunks_at_run_time(machine)))
         groups = ceil_div(work.groups, self.groups_each)
         others = position(self.work, "others", prod([self._images, groups, *dims.values()]), self.bindings)
-        extent = position(self.work, "steps", parts_of(self.sizes.out[shared], step), self.bindings)
+        extent = position(self.work, "steps", ceil_div(self.sizes.out[shared], step), self.bindings)
         steps = group_steps(work, self.blocks)
         products = work.group_out_blocks * work.group_channels * prod(work.kernel) / machine.fma_ports
         copied = COPY_CYCLES * work.in_blocks * prod(work.strides) if self.copies else 0
@@ -209,9 +209,11 @@ class DirectNest:
             named=lambda name, value: position(self.work, name, value, self.bindings),
         )
         channels = position(self.work, "chunks", channels, self.bindings)
-        self.steps_each = parts_of(steps, channels)
+        self.steps_each = ceil_div(steps, channels)
         dims[shared] = position(self.work, "parts", parts, self.bindings)
-        self.cut[shared] = position(self.work, "part", maximum(parts_of(extent, dims[shared]), 1) * step, self.bindings)
+        self.split[shared] = position(
+            self.work, "part", maximum(ceil_div(extent, dims[shared]), 1) * step, self.bindings
+        )
         ordered = {dimension(dim): dims[dim] for dim in range(work.rank)}
         self.axes = {IMAGES: self._images, GROUPS: groups, CHANNELS: channels, **ordered}
         points = position(self.work, "points", prod([self._images, *self.sizes.out]), self.bindings)
@@ -219,7 +221,7 @@ class DirectNest:
 
     def _live(self, task: Task, dim: int) -> Index:
         """Valid extent of a task's output along a dimension."""
-        size, part = self.sizes.out[dim], self.cut[dim]
+        size, part = self.sizes.out[dim], self.split[dim]
         known = isinstance(size, int) and isinstance(part, int)
         return part if known else maximum(minimum(part, size - task.corner[dim]), 0)
 
@@ -228,7 +230,7 @@ class DirectNest:
         names: list[Stmt] = []
         at = part_numbers(number, self.axes, self.order, lambda name, value: position(self.work, name, value, names))
         corner = tuple(
-            position(self.work, f"corner{dim}", at[dimension(dim)] * part, names) for dim, part in enumerate(self.cut)
+            position(self.work, f"corner{dim}", at[dimension(dim)] * part, names) for dim, part in enumerate(self.split)
         )
         part: Index = 0
         for dim in range(self.work.rank):
@@ -341,7 +343,7 @@ class DirectNest:
             inside = both(
                 *(
                     (start + offset < size)
-                    for start, offset, size, part in zip(task.corner, point, self.sizes.out, self.cut, strict=False)
+                    for start, offset, size, part in zip(task.corner, point, self.sizes.out, self.split, strict=False)
                     if isinstance(size, int) and isinstance(part, int) and size % part
                 )
             )
@@ -351,7 +353,7 @@ class DirectNest:
         return grid(names, task.live[:-1], row)
 
     def _columns(self, task: Task, block: Index, outer: Sequence[Index]) -> Stmt:
-        width, part = self.sizes.out[-1], self.cut[-1]
+        width, part = self.sizes.out[-1], self.split[-1]
 
         def tile(start: Index, size: int) -> Stmt:
             return self._tile(task, block, [*outer, start], size)
@@ -549,7 +551,9 @@ def group_steps(work: ConvWorkload, blocks: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def direct_cut(work: ConvWorkload, config: Config, machine: Machine, copies: bool, converts: bool = False) -> Cut:
+def split_direct(
+    work: ConvWorkload, config: Config, machine: Machine, copies: bool, converts: bool = False
+) -> TaskSplit:
     """Tasks of a convolution of static sizes. `copies`: each task copies its input to a scratch buffer; `converts`:
     each also converts its weights to a wider type.
 
@@ -559,22 +563,22 @@ def direct_cut(work: ConvWorkload, config: Config, machine: Machine, copies: boo
     dims = [dimension(dim) for dim in range(work.rank)]
     orders = [[IMAGES, dim, GROUPS, CHANNELS, *dims] for dim in dims]
     orders += [[IMAGES, GROUPS, CHANNELS, *dims], [IMAGES, GROUPS, *dims, CHANNELS]]
-    return cut(_axes(work, config), _works(work, config, machine, copies, converts), machine, orders=orders)
+    return split_tasks(_axes(work, config), _works(work, config, machine, copies, converts), machine, orders=orders)
 
 
-def _axes(work: ConvWorkload, config: Config) -> list[CutAxis]:
+def _axes(work: ConvWorkload, config: Config) -> list[SplitAxis]:
     pixels, blocks, chunks = (config.integer(name) for name in ("pixels", "blocks", "chunks"))
     steps = group_steps(work, blocks)
-    axes = [CutAxis(IMAGES, max(work.batch, 1), max_steps=1)]
+    axes = [SplitAxis(IMAGES, max(work.batch, 1), max_steps=1)]
     if work.groups == 1:
-        axes += [CutAxis(GROUPS, 1), CutAxis(CHANNELS, steps, max_steps=ceil_div(steps, chunks))]
+        axes += [SplitAxis(GROUPS, 1), SplitAxis(CHANNELS, steps, max_steps=ceil_div(steps, chunks))]
     else:
-        axes += [CutAxis(GROUPS, work.groups, max_steps=ceil_div(work.groups, chunks)), CutAxis(CHANNELS, steps)]
-    axes += [CutAxis(dimension(dim), size, max_steps=1) for dim, size in enumerate(work.out_spatial[:-2])]
+        axes += [SplitAxis(GROUPS, work.groups, max_steps=ceil_div(work.groups, chunks)), SplitAxis(CHANNELS, steps)]
+    axes += [SplitAxis(dimension(dim), size, max_steps=1) for dim, size in enumerate(work.out_spatial[:-2])]
     if work.rank > 1:
-        axes.append(CutAxis(dimension(work.rank - 2), work.out_spatial[-2], max_steps=config.integer("rows")))
+        axes.append(SplitAxis(dimension(work.rank - 2), work.out_spatial[-2], max_steps=config.integer("rows")))
     tiles = ceil_div(work.out_spatial[-1], pixels)
-    axes.append(CutAxis(dimension(work.rank - 1), tiles, max_steps=ceil_div(config.integer("columns"), pixels)))
+    axes.append(SplitAxis(dimension(work.rank - 1), tiles, max_steps=ceil_div(config.integer("columns"), pixels)))
     return axes
 
 

@@ -32,7 +32,6 @@ from schedules.conv.dot import CONV_TILES, DotNest
 from schedules.conv.rule import BlockedRule
 from schedules.conv.tiling import Task, divisors
 from schedules.conv.workload import ConvWorkload, TilesWorkload
-from schedules.cuts import Cut, CutAxis, Work, cut
 from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS
 from schedules.instructions.products.operation import Product
 from schedules.instructions.products.table import dot_products, tile_product
@@ -42,6 +41,7 @@ from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import Priority
 from schedules.stages.fused_kernel import FusedKernel
+from schedules.task_split import SplitAxis, TaskSplit, Work, split_tasks
 
 _RUN_ROWS = 256  # per block: its accumulators need 32 KiB, most of the L1 cache
 # Cycles: per multiplication of tiles, per byte of input copied, per vector of results finished, per task started.
@@ -85,7 +85,7 @@ class ConvTiles(BlockedRule[TilesWorkload]):
         return ConfigSpace({"rows": tuple(range(1, workload.height + 1)), "chunks": chunks})
 
     def default(self, workload: TilesWorkload, machine: Machine) -> Config:
-        found = _cut(workload, workload.height, 1, machine)
+        found = _split(workload, workload.height, 1, machine)
         return Config.of(rows=found.sizes[dimension(workload.rank - 2)] if workload.rank > 1 else 1, chunks=1)
 
     def nest(self, fused: FusedKernel, workload: TilesWorkload, config: Config, machine: Machine) -> TilesNest:
@@ -104,7 +104,7 @@ def _run_lines(work: ConvWorkload, rows: int) -> int:
     return max(1, min(rows, _RUN_ROWS // _line(work))) if set(work.strides[-2:]) == {1} else 1
 
 
-def _cut(work: TilesWorkload, rows: int, chunks: int, machine: Machine) -> Cut:
+def _split(work: TilesWorkload, rows: int, chunks: int, machine: Machine) -> TaskSplit:
     """Split into tasks of at most `rows` rows, and at least `chunks` parts of the filters. Lines are not split, and a
     task has one step of the depth."""
     images, height, width = max(work.batch, 1), work.height, work.out_spatial[-1]
@@ -118,11 +118,11 @@ def _cut(work: TilesWorkload, rows: int, chunks: int, machine: Machine) -> Cut:
     copies = [each + halo for each in sizes]  # twice the cost if they exceed half of the L2 cache
     copies = [each * (2 if each * line > machine.l2_bytes // 2 else 1) * height / (height + halo) for each in copies]
     taps = planes * prod(work.kernel[-2:])
-    axes = [CutAxis(IMAGES, images, max_steps=1), CutAxis(GROUPS, groups)]
-    axes.append(CutAxis(CHANNELS, panels, max_steps=ceil_div(panels, chunks)))
-    axes += [CutAxis(name, size, max_steps=1) for name, size in zip(depths, work.out_spatial, strict=False)]
+    axes = [SplitAxis(IMAGES, images, max_steps=1), SplitAxis(GROUPS, groups)]
+    axes.append(SplitAxis(CHANNELS, panels, max_steps=ceil_div(panels, chunks)))
+    axes += [SplitAxis(name, size, max_steps=1) for name, size in zip(depths, work.out_spatial, strict=False)]
     if work.rank > 1:
-        axes.append(CutAxis(lines, height, max_steps=rows))
+        axes.append(SplitAxis(lines, height, max_steps=rows))
     inputs = {IMAGES: 0.0, GROUPS: 0.0, **dict.fromkeys(depths, 0.0)}
     every = {**inputs, CHANNELS: 0.0, lines: 0.0}
     tiles = images * groups * steps * height * panels * (work.panel // COLUMNS)
@@ -134,7 +134,7 @@ def _cut(work: TilesWorkload, rows: int, chunks: int, machine: Machine) -> Cut:
         Work({GROUPS: 0.0, CHANNELS: 0.0}, bytes=float(groups * panels * work.panel * taps * ROW_BYTES)),
         Work({}, cycles=_TASK),
     ]
-    return cut([*axes, CutAxis(dimension(work.rank - 1), 1)], works, machine)
+    return split_tasks([*axes, SplitAxis(dimension(work.rank - 1), 1)], works, machine)
 
 
 def _row_tiles(work: TilesWorkload, rows: int) -> int:
@@ -157,11 +157,11 @@ class TilesNest(DotNest):
 
         self.copies = True
 
-    def _cut_known(self, machine: Machine) -> bool | Expr:
-        found = _cut(self.work, self.room[-2] if self.work.rank > 1 else 1, self.config.integer("chunks"), machine)
+    def _split_known(self, machine: Machine) -> bool | Expr:
+        found = _split(self.work, self.room[-2] if self.work.rank > 1 else 1, self.config.integer("chunks"), machine)
         if self.work.rank > 1:
             self.room[-2] = found.sizes[dimension(self.work.rank - 2)]
-        self.cut = list(self.room)
+        self.split = list(self.room)
         self.axes = {**found.parts, IMAGES: self._images}
         self.groups_each, self.steps_each = found.sizes[GROUPS], found.sizes[CHANNELS]
         return found.shared(self._images, machine)

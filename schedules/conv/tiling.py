@@ -15,7 +15,7 @@ from math import gcd, prod
 from schedules.codegen.nest import both, name_opaque, repeat, sequence, when
 from schedules.config import Config
 from schedules.conv.workload import ConvWorkload, DotWorkload, WindowWorkload
-from schedules.ir.expression import maximum, minimum, parts_of
+from schedules.ir.expression import maximum, minimum
 from schedules.ir.numbers import ceil_div, falling_halves
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import Expr, Index, Stmt
@@ -351,7 +351,7 @@ def edges(work: WindowWorkload, sizes: Sizes) -> tuple[Index, Index]:
     size, out, before = sizes.spatial[-1], sizes.out[-1], sizes.before[-1]
     if max_before <= 0 and after <= 0:
         return 0, out
-    first = minimum(parts_of(maximum(before, 0), stride), out)
+    first = minimum(ceil_div(maximum(before, 0), stride), out)
     reach = (work.kernel[-1] - 1) * work.dilations[-1] + 1
     end = (size - reach + before) // stride + 1
     return first, maximum(minimum(end, out), first)

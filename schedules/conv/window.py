@@ -37,16 +37,24 @@ from schedules.conv.compute import DEPTHWISE, GLOBAL_POOL, POOL, share_of_image,
 from schedules.conv.rule import BlockedRule, W
 from schedules.conv.tiling import Sizes, divisors, edges, input_bytes, open_repeat, position
 from schedules.conv.workload import DepthwiseDotWorkload, PoolWorkload, WindowWorkload
-from schedules.cuts import Cut, CutAxis, Work, cut, part_numbers, parts_at_run_time, pays_at_run_time
 from schedules.estimate import Estimate, tail
 from schedules.instructions.products.operation import DOT_WORDS
-from schedules.ir.expression import low_halves, maximum, minimum, number, parts_of
+from schedules.ir.expression import low_halves, maximum, minimum, number
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, tirx
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.task_split import (
+    SplitAxis,
+    TaskSplit,
+    Work,
+    part_numbers,
+    parts_at_run_time,
+    pays_at_run_time,
+    split_tasks,
+)
 
 _ORDER = ("images", "blocks", "rows")
 _OPEN_SPLITS = 16  # upper limit of the minimum number of tasks that dynamic rows are split into
@@ -60,7 +68,7 @@ def _max_pixels(work: WindowWorkload, machine: Machine) -> int:
     return max(2, min(_MAX_PIXELS, machine.vector_registers - min(work.kernel[-1], 8) - 2))
 
 
-def window_cut(work: WindowWorkload, rows: int, pixels: int, splits: int, machine: Machine) -> Cut:
+def split_window(work: WindowWorkload, rows: int, pixels: int, splits: int, machine: Machine) -> TaskSplit:
     """Tasks over images, channel blocks and a static number of output `rows`, which are split into at least `splits`
     parts."""
     halo = max(0.0, ((work.kernel[-2] - 1) * work.dilations[-2] + 1) / work.strides[-2] - 1) if work.rank > 1 else 0.0
@@ -69,9 +77,9 @@ def window_cut(work: WindowWorkload, rows: int, pixels: int, splits: int, machin
     read = (
         images * blocks * input_bytes(work, work.block, rows, width) * prod(size or 1 for size in work.out_spatial[:-2])
     )
-    axes = [CutAxis("images", images, max_steps=1), CutAxis("blocks", blocks, max_steps=1)]
-    return cut(
-        [*axes, CutAxis("rows", rows, max_steps=ceil_div(rows, splits))],
+    axes = [SplitAxis("images", images, max_steps=1), SplitAxis("blocks", blocks, max_steps=1)]
+    return split_tasks(
+        [*axes, SplitAxis("rows", rows, max_steps=ceil_div(rows, splits))],
         [
             Work({"images": 0, "blocks": 0, "rows": 0}, cycles=window_cycles(work, rows, width, pixels, machine)),
             Work({"images": 0, "blocks": 0, "rows": halo}, bytes=float(read)),
@@ -123,14 +131,14 @@ class WindowNest(ABC):
         self.images = batch = self.data.ty.shape[0] if work.batch == 0 else work.batch
         bindings = list(self.sizes.bindings)
         if isinstance(self.rows, int):
-            found = window_cut(work, self.rows, self.pixels, self.splits, machine)
+            found = split_window(work, self.rows, self.pixels, self.splits, machine)
             self.parts, self.rows_each, self.order = found.parts["rows"], found.sizes["rows"], found.order
             shared = found.shared(batch, machine)
         else:
             min_parts = parts_at_run_time(self.rows, self.rows, batch * work.out_blocks, machine.cores, again=_HALO)
             parts = maximum(min_parts, minimum(self.splits, self.rows))
-            self.rows_each = name_opaque("rows", maximum(parts_of(self.rows, parts), 1), bindings)
-            self.parts = name_opaque("parts", parts_of(self.rows, self.rows_each), bindings)
+            self.rows_each = name_opaque("rows", maximum(ceil_div(self.rows, parts), 1), bindings)
+            self.parts = name_opaque("parts", ceil_div(self.rows, self.rows_each), bindings)
             unknown = [size for size in self.sizes.out[:-2] if not isinstance(size, int)]
             unknown += [self.rows, self.sizes.out[-1], *([batch] if work.batch == 0 else [])]
             points = name_opaque("points", prod(unknown), bindings)
@@ -472,8 +480,8 @@ def _global_nest(fused: FusedKernel, data: Expr, work: PoolWorkload, machine: Ma
             return sequence([store(sums, value, i, every) for i, value in enumerate(joined)])
 
         def row(outer: list[Expr]) -> Stmt:
-            cut = split_repeat if isinstance(width, int) else open_repeat
-            return cut("x", width, chains, lambda first, count: add(outer, first, count))
+            repeated = split_repeat if isinstance(width, int) else open_repeat
+            return repeated("x", width, chains, lambda first, count: add(outer, first, count))
 
         clear = [store(sums, splat(start, work.dtype, lanes), i, every) for i in range(chains)]
         names = [f"y{i}" for i in range(work.rank - 1)]
@@ -494,6 +502,6 @@ def _global_nest(fused: FusedKernel, data: Expr, work: PoolWorkload, machine: Ma
     batch = data.ty.shape[0] if work.batch == 0 else work.batch
     vectors = float(max(work.batch, 1) * work.out_blocks * prod(size or _OPEN_SIZE for size in work.spatial))
     read = vectors * lanes * dtype_bits(work.source_dtype) / 8
-    axes = [CutAxis("images", max(work.batch, 1), max_steps=1), CutAxis("blocks", work.out_blocks, max_steps=1)]
-    found = cut(axes, [Work({"images": 0, "blocks": 0}, cycles=vectors, bytes=read)], machine)
+    axes = [SplitAxis("images", max(work.batch, 1), max_steps=1), SplitAxis("blocks", work.out_blocks, max_steps=1)]
+    found = split_tasks(axes, [Work({"images": 0, "blocks": 0}, cycles=vectors, bytes=read)], machine)
     return sequence(sizes.bindings, tasks_loop("task", batch * work.out_blocks, task, found.shared(batch, machine)))

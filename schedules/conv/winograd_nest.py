@@ -43,18 +43,18 @@ from schedules.conv.winograd_tiling import (
     TILES,
     Register,
     Tiles,
+    split_winograd,
     transform_cycles,
-    winograd_cut,
 )
 from schedules.conv.winograd_transforms import KERNEL, Matrix, edge_of, transforms
 from schedules.conv.workload import WinogradWorkload
-from schedules.cuts import Cut, other_parts, part_numbers, parts_of_two_at_run_time, pays_at_run_time
 from schedules.errors import NotScheduledError
-from schedules.ir.expression import index, maximum, minimum, number, parts_of
+from schedules.ir.expression import index, maximum, minimum, number
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
+from schedules.task_split import TaskSplit, other_parts, part_numbers, parts_of_two_at_run_time, pays_at_run_time
 
 # Distribution of Winograd tiles over tasks, computed at run time for dynamic sizes.
 
@@ -62,12 +62,12 @@ _STEP = 4  # tiles needed to hide the latency of a multiply-add
 
 
 @dataclass(frozen=True)
-class TileCut:
+class TileSplit:
     """Each image's `total` tiles in `columns` are split into `parts` of `tiles`, and the output channels into `chunks`
     of `steps` register tiles. Expressions for dynamic sizes.
 
     Attributes:
-        order: order of the loop over tasks, as in `Cut`.
+        order: order of the loop over tasks, as in `TaskSplit`.
         parallel: whether threads share the tasks.
         transforms: the tasks that transform the input before the matmuls, or None if each task transforms its own.
     """
@@ -81,27 +81,27 @@ class TileCut:
     order: Sequence[str]
     parallel: bool | Expr
     bindings: tuple[Stmt, ...] = ()
-    transforms: Cut | None = None
+    transforms: TaskSplit | None = None
 
 
-def cut_tiles(
+def split_tiles(
     work: WinogradWorkload, counts: Sequence[Index], config: Config, batch: Index, machine: Machine
-) -> TileCut:
+) -> TileSplit:
     """Split images of `counts` tiles (vertically, horizontally) into tasks; `config` is that of the rule."""
     rows, columns = counts
     if work.is_open:
-        return _cut_open(work, rows, columns, config, batch, machine)
+        return _split_open(work, rows, columns, config, batch, machine)
     register = Register(*(config.integer(name) for name in ("blocks", "pixels", "tiles", "chunks")))
-    whole = winograd_cut(work, register, machine)
+    whole = split_winograd(work, register, machine)
     found = whole.products
     tiles, channels = (found.parts[TILES], found.sizes[TILES]), (found.parts[CHANNELS], found.sizes[CHANNELS])
     parallel = found.shared(batch, machine)
-    return TileCut(columns, rows * columns, *tiles, *channels, found.order, parallel, transforms=whole.transforms)
+    return TileSplit(columns, rows * columns, *tiles, *channels, found.order, parallel, transforms=whole.transforms)
 
 
-def _cut_open(
+def _split_open(
     work: WinogradWorkload, rows: Index, columns: Index, config: Config, batch: Index, machine: Machine
-) -> TileCut:
+) -> TileSplit:
     bindings: list[Stmt] = []
 
     def named(name: str, value: Index) -> Index:
@@ -115,14 +115,14 @@ def _cut_open(
     choices = other_parts(steps, machine.cores, products, spread)
     maximum = config.integer("tiles")
     step = min(maximum, _STEP)
-    extent = named("tile_steps", parts_of(total, step))
+    extent = named("tile_steps", ceil_div(total, step))
     parts, chunks = parts_of_two_at_run_time(extent, maximum // step, batch, machine.cores, choices, named=named)
     parts, chunks = named("parts", parts), named("chunks", chunks)
-    tiles = named("tiles_each", parts_of(extent, parts) * step)
-    each = named("steps_each", parts_of(steps, chunks))
+    tiles = named("tiles_each", ceil_div(extent, parts) * step)
+    each = named("steps_each", ceil_div(steps, chunks))
     parallel = pays_at_run_time(named("all_tiles", batch * total), products + spread, machine)
     order = (IMAGES, TILES, CHANNELS)
-    return TileCut(columns, total, parts, tiles, chunks, each, order, parallel, tuple(bindings))
+    return TileSplit(columns, total, parts, tiles, chunks, each, order, parallel, tuple(bindings))
 
 
 # Code for one Winograd transform: a constant matrix times a vector of SIMD vectors.
@@ -270,22 +270,22 @@ class WinogradNest:
         self.by_lane = multiplies_by_lane(self.work, machine)
         work = self.work
         self.images = batch = self.data.ty.shape[0] if work.batch == 0 else work.batch
-        counts = [parts_of(size, self.tile) for size in self.sizes.out]
-        self.cut = cut_tiles(self.work, counts, self.config, batch, machine)
-        if isinstance(self.cut.tiles, int):
-            self.tiles = self.cut.tiles
+        counts = [ceil_div(size, self.tile) for size in self.sizes.out]
+        self.split = split_tiles(self.work, counts, self.config, batch, machine)
+        if isinstance(self.split.tiles, int):
+            self.tiles = self.split.tiles
             self.pixels = min(self.pixels, self.tiles)
         transforming: Stmt | None = None
-        if self.cut.transforms is not None:
-            shape = (self.cut.transforms.parts[PLACES], *self._scratch_shape(work.in_blocks, self.steps))
+        if self.split.transforms is not None:
+            shape = (self.split.transforms.parts[PLACES], *self._scratch_shape(work.in_blocks, self.steps))
             self.shared, allocation = allocate("shared", shape, work.dtype)
-            transforming = sequence(allocation, self._transforms(self.cut.transforms))
-        tasks = tasks_loop("task", batch * (self.cut.parts * self.cut.chunks), self._task, self.cut.parallel)
-        return sequence(self.sizes.bindings, self.cut.bindings, transforming, tasks)
+            transforming = sequence(allocation, self._transforms(self.split.transforms))
+        tasks = tasks_loop("task", batch * (self.split.parts * self.split.chunks), self._task, self.split.parallel)
+        return sequence(self.sizes.bindings, self.split.bindings, transforming, tasks)
 
-    def _transforms(self, cut: Cut) -> Stmt:
+    def _transforms(self, split: TaskSplit) -> Stmt:
         """Transform the input of all tasks."""
-        sizes, parts, products = cut.sizes, cut.parts, self.cut
+        sizes, parts, products = split.sizes, split.parts, self.split
 
         def task(number: Expr | int) -> Stmt:
             group, rest = number % parts[TILES], number // parts[TILES]
@@ -298,32 +298,34 @@ class WinogradNest:
             spread = Spread(self.shared, (slot,))
             return sequence(repeat("cb", own, lambda c: self._spread_tiles(spread, tiles, block + c)))
 
-        return tasks_loop("transform", cut.tasks, task, cut.parallel)
+        return tasks_loop("transform", split.tasks, task, split.parallel)
 
     def _task(self, task: Expr | int) -> Stmt:
-        cut, work = self.cut, self.work
+        split, work = self.split, self.work
         names: list[Stmt] = []
-        parts = {IMAGES: self.images, TILES: cut.parts, CHANNELS: cut.chunks}
-        at = part_numbers(task, parts, cut.order, lambda name, value: position(self.work, name, value, names))
+        parts = {IMAGES: self.images, TILES: split.parts, CHANNELS: split.chunks}
+        at = part_numbers(task, parts, split.order, lambda name, value: position(self.work, name, value, names))
         image, part = at[IMAGES], at[TILES]
-        begin = position(self.work, "begin", at[CHANNELS] * cut.steps, names)
-        first = position(self.work, "first", part * cut.tiles, names)
+        begin = position(self.work, "begin", at[CHANNELS] * split.steps, names)
+        first = position(self.work, "first", part * split.tiles, names)
         steps = self.work.out_blocks // self.blocks
-        whole = isinstance(cut.steps, int) and steps % cut.steps == 0
-        own = cut.steps if whole else position(self.work, "own", maximum(minimum(cut.steps, steps - begin), 0), names)
-        left = maximum(minimum(cut.tiles, cut.total - first), 0) if work.is_open else self.tiles
+        whole = isinstance(split.steps, int) and steps % split.steps == 0
+        own = (
+            split.steps if whole else position(self.work, "own", maximum(minimum(split.steps, steps - begin), 0), names)
+        )
+        left = maximum(minimum(split.tiles, split.total - first), 0) if work.is_open else self.tiles
         live = position(self.work, "live", left, names) if work.is_open else self.tiles
         tiles = Tiles(image, first, live)
         allocations: list[Stmt] = []
         transforming: Stmt | None = None
-        if cut.transforms is None:
+        if split.transforms is None:
             # Before the smaller buffer, so that the next kernel gets the pages of each that are in the caches.
             buffer, allocation = allocate("spread", self._scratch_shape(work.in_blocks, self.steps), work.dtype)
             spread = Spread(buffer)
             allocations.append(allocation)
             transforming = repeat("cb", work.in_blocks, lambda c: self._spread_tiles(spread, tiles, c))
         else:
-            spread = Spread(self.shared, (image * cut.parts + part,))
+            spread = Spread(self.shared, (image * split.parts + part,))
         product, allocate_product = allocate("product", self._scratch_shape(self.blocks, self.lanes), work.dtype)
         if work.transforms_filters:
             rows = self._part_blocks(work.in_blocks) * self.lanes + 1  # one more: see `_scratch_shape`
@@ -351,7 +353,7 @@ class WinogradNest:
 
     def _each_tile(self, tiles: Tiles, body: Callable[[Expr, Expr, Expr], Stmt]) -> Stmt:
         """Call `body(index in the task, row, column)` for each tile; the last task may have fewer."""
-        total, columns = self.cut.total, self.cut.columns
+        total, columns = self.split.total, self.split.columns
 
         def one(i: Index) -> Stmt:
             names: list[Stmt] = []

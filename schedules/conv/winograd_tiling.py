@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from schedules.conv.direct_nest import direct_cut
+from schedules.conv.direct_nest import split_direct
 from schedules.conv.tiling import (
     block_choices,
     direct_default,
@@ -23,10 +23,20 @@ from schedules.conv.tiling import (
 )
 from schedules.conv.winograd_transforms import KERNEL, bounds, edge_of
 from schedules.conv.workload import ConvWorkload, DotWorkload, WinogradWorkload
-from schedules.cuts import CORE_MEMORY_RATE, EXPOSED, FEW, FREE, Cut, CutAxis, Work, cut, weighted_cycles
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Index
 from schedules.machine import Machine
+from schedules.task_split import (
+    CORE_MEMORY_RATE,
+    EXPOSED,
+    FEW,
+    FREE,
+    SplitAxis,
+    TaskSplit,
+    Work,
+    split_tasks,
+    weighted_cycles,
+)
 
 _IN_STEP = 2  # cores that read the same weights from memory at about the same time
 WINOGRAD_MAX_TASK_TILES = 64
@@ -105,7 +115,7 @@ def winograd_plan(work: WinogradWorkload, machine: Machine) -> WinogradPlan:
     by_lane = multiplies_by_lane(work, machine)
     plans = []
     for blocks in block_choices(work.out_blocks, machine):
-        found = winograd_cut(work, Register(blocks), machine, free=1.0 if machine.cores <= FEW else FREE)
+        found = split_winograd(work, Register(blocks), machine, free=1.0 if machine.cores <= FEW else FREE)
         tiles = found.products.sizes[TILES]
         _, pixels = _cheapest_pixels(tiles, blocks, machine, by_lane)
         images = max(work.batch, 1)
@@ -141,7 +151,7 @@ class Register:
 
 
 @dataclass(frozen=True)
-class WinogradCut:
+class WinogradSplit:
     """Tasks over images, tiles and output channels (in register tiles), and those of the input transforms.
 
     Attributes:
@@ -150,8 +160,8 @@ class WinogradCut:
             each matmul task transforms its own.
     """
 
-    products: Cut
-    transforms: Cut | None = None
+    products: TaskSplit
+    transforms: TaskSplit | None = None
 
     @property
     def parallel(self) -> bool:
@@ -171,33 +181,35 @@ class WinogradCut:
 
 
 @lru_cache(maxsize=4096)
-def winograd_cut(work: WinogradWorkload, register: Register, machine: Machine, free: float = FREE) -> WinogradCut:
+def split_winograd(work: WinogradWorkload, register: Register, machine: Machine, free: float = FREE) -> WinogradSplit:
     """Tasks of a convolution of static sizes."""
     rows, columns = tile_counts(work)
     total, steps, images = rows * columns, work.out_blocks // register.blocks, max(work.batch, 1)
     maximum = min(total, register.tiles)
     axes = [
-        CutAxis(IMAGES, images, max_steps=1),
-        CutAxis(TILES, total, max_steps=maximum),
-        CutAxis(CHANNELS, steps, max_steps=ceil_div(steps, register.chunks)),
+        SplitAxis(IMAGES, images, max_steps=1),
+        SplitAxis(TILES, total, max_steps=maximum),
+        SplitAxis(CHANNELS, steps, max_steps=ceil_div(steps, register.chunks)),
     ]
 
-    def found(apart: bool) -> Cut:
-        return cut(axes, _works(work, register, maximum, images * total, machine, apart), machine, free, _ORDERS)
+    def found(apart: bool) -> TaskSplit:
+        return split_tasks(
+            axes, _works(work, register, maximum, images * total, machine, apart), machine, free, _ORDERS
+        )
 
-    together = WinogradCut(found(apart=False))
+    together = WinogradSplit(found(apart=False))
     if together.products.parts[CHANNELS] == 1 or work.batch == 0:
         return together
     products = found(apart=True)
-    slots = CutAxis(PLACES, images * products.parts[TILES], max_steps=1)
-    inputs = [slots, CutAxis(INPUTS, work.in_blocks), CutAxis(TILES, products.sizes[TILES])]
+    slots = SplitAxis(PLACES, images * products.parts[TILES], max_steps=1)
+    inputs = [slots, SplitAxis(INPUTS, work.in_blocks), SplitAxis(TILES, products.sizes[TILES])]
     written = images * total * edge_of(work.tile, work.strides[0]) ** 2 * work.channels * 4
     spread = Work(
         {each.name: 0.0 for each in inputs},
         cycles=float(images * total * _spread_cycles(work)),
         bytes=2.0 * written,  # a line is read before it is written
     )
-    apart = WinogradCut(products, cut(inputs, [spread], machine))
+    apart = WinogradSplit(products, split_tasks(inputs, [spread], machine))
     return apart if apart.weighted < _APART * together.weighted else together
 
 
@@ -268,7 +280,7 @@ def _direct_cycles(work: ConvWorkload, machine: Machine) -> float:
             times.append(max(arithmetic / cores, stream) + EXPOSED * min(arithmetic / cores, stream))
         return weighted_cycles(*times)
     config = direct_default(work, machine, *tile_for(work, machine))
-    found = direct_cut(work, config, machine, copies=work.reaches_outside)
+    found = split_direct(work, config, machine, copies=work.reaches_outside)
     return found.weighted / images
 
 

@@ -34,7 +34,7 @@ from schedules.gpu.machine import GpuMachine
 from schedules.gpu.product_form import Launches, Operand, ProductForm
 from schedules.gpu.product_rule import UNKNOWN, ProductRule, ProductWorkload, TiledProductRule, product_workload
 from schedules.gpu.tile_code import BlockTile, Part, TileWriter, wait, within
-from schedules.ir.expression import expression, parts_of
+from schedules.ir.expression import expression
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine, dtype_bits
@@ -218,7 +218,7 @@ def _vector_product(form: ProductForm, results: int, shares: int) -> Stmt:
     block, thread = (tirx.Var(name, "int64") for name in ("block", "thread"))
     statements: list[Stmt] = []
 
-    tiles = parts_of(matrix.rows.extent, results)
+    tiles = ceil_div(matrix.rows.extent, results)
     batch = form.batch.values(name_value("sample", tirx.floordiv(block, expression(tiles)), statements))
     first = tirx.floormod(block, expression(tiles)) * expression(results)
     inner = expression(shares if matrix.along_depth else results)
@@ -250,7 +250,7 @@ def _vector_product(form: ProductForm, results: int, shares: int) -> Stmt:
         own_allocation,
         sums_allocation,
         store(own, tirx.const(0, dtype), 0),
-        repeat("turn", parts_of(form.depth.extent, shares), turn),
+        repeat("turn", ceil_div(form.depth.extent, shares), turn),
         store(sums, load(own, 0), thread),
         wait(),
         joins,

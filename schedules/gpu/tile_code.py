@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from schedules.codegen.nest import allocate, both, broadcast, lanes_of, load, name_value, repeat, sequence, store, when
 from schedules.gpu.launch import launch
 from schedules.gpu.product_form import DepthSplit, Operand, ProductForm
-from schedules.ir.expression import expression, parts_of
+from schedules.ir.expression import expression
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
@@ -74,8 +74,8 @@ class TileWriter(ABC):
         form = self.form
         block = tirx.Var("block", "int64")
         rows, columns = self.size
-        row_tiles = parts_of(form.a.rows.extent, rows)
-        column_tiles = parts_of(form.b.rows.extent, columns)
+        row_tiles = ceil_div(form.a.rows.extent, rows)
+        column_tiles = ceil_div(form.b.rows.extent, columns)
         position = tirx.floordiv(block, expression(column_tiles))
         self._locate(tirx.floordiv(position, expression(row_tiles)))
         self.a = self._part("a", form.a, tirx.floormod(position, expression(row_tiles)), rows)
@@ -121,7 +121,7 @@ class TileWriter(ABC):
 
     def _locate(self, position: Expr) -> None:
         """Locate the sample that the block computes, and its steps of the depth, `steps` from `first` on."""
-        depth = parts_of(self.form.depth.extent, self.depth)
+        depth = ceil_div(self.form.depth.extent, self.depth)
         self.first, self.steps = expression(0), depth
         if self.split is None:
             self.sample = self.bound("sample", position)

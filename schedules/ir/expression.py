@@ -128,11 +128,6 @@ def maximum(left: Index, right: Index) -> Expr:
     return max(left, right) if isinstance(left, int) and isinstance(right, int) else tirx.max(left, right)
 
 
-def parts_of(size: Index, part: Index) -> Index:
-    """ceil(size / part)."""
-    return (size + part - 1) // part
-
-
 def number(stored: Expr, dtype: str) -> Expr:
     """A stored element, or a vector of them, as `dtype`; for float32, uint16 holds the bits of a bfloat16."""
     own, _, lanes = str(stored.ty).partition("x")

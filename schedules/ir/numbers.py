@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, overload
+
+if TYPE_CHECKING:
+    from schedules.ir.tir import Index
+
 QUAD = 4  # bytes of a word
 SIGN_BITS = 0x80808080 - (1 << 32)  # an int32 whose XOR converts four bytes between signed and unsigned
 
 
-def ceil_div(a: int, b: int) -> int:
+@overload
+def ceil_div(a: int, b: int) -> int: ...
+@overload
+def ceil_div(a: Index, b: Index) -> Index: ...
+def ceil_div(a: Index, b: Index) -> Index:
     """a / b, rounded up."""
-    return -(-a // b)
+    return (a + b - 1) // b
 
 
 def falling_halves(size: int) -> list[int]:

@@ -75,7 +75,7 @@ MatmulWorkloadT = TypeVar("MatmulWorkloadT", bound=MatmulWorkload)
 class WriterOfParts(MatmulWriter, Generic[PartsType]):
     """Writes a matmul of operands in a special format: the common loops, with its own tile over the whole depth."""
 
-    cuts_depth: ClassVar[bool] = False
+    splits_depth: ClassVar[bool] = False
 
     def __init__(self, parts: PartsType, fused: FusedKernel, machine: Machine, *, rows: int) -> None:
         super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False)

@@ -30,7 +30,7 @@ from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Tensor, te, 
 from schedules.machine import Machine
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import PanelRule, panel_fields, panel_form
-from schedules.matmul.tiling import MatmulWorkload, ProductCut, block_rows, row_chunks_at_run_time
+from schedules.matmul.tiling import MatmulSplit, MatmulWorkload, block_rows, row_chunks_at_run_time
 from schedules.matmul.writer import MatmulWriter, Tile
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages, only_anchors
 
@@ -104,9 +104,9 @@ class RowsFirstWriter(MatmulWriter):
             return self.machine.cores > 1
         return super()._threads()
 
-    def _cut_at_run_time(self, tiles: Expr, others: Sequence[Index]) -> ProductCut:
+    def _split_at_run_time(self, tiles: Expr, others: Sequence[Index]) -> MatmulSplit:
         # The same number of chunks for every core, or one core would compute while others wait.
-        return self._named_cut(row_chunks_at_run_time(tiles, [], self.machine.cores, maximum=_MAX_TILES))
+        return self._named_split(row_chunks_at_run_time(tiles, [], self.machine.cores, maximum=_MAX_TILES))
 
 
 def parts_of(stages: tuple[Stage, ...] | None) -> Parts | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from schedules.config import Config, ConfigSpace
-from schedules.cuts import FEW
 from schedules.errors import NotScheduledError
 from schedules.estimate import Estimate, tail
 from schedules.ir.inline import operations
@@ -18,6 +17,7 @@ from schedules.matmul.tiling import MatmulWorkload, best_tile, fits, rows_for_co
 from schedules.matmul.writer import MatmulWriter
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel
+from schedules.task_split import FEW
 
 _DTYPES = ("float32", "float64", "int32")
 # Packing a panel costs about as much as this many rows of the matmul.

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from schedules.cuts import CutAxis, Work, cut, parts_at_run_time
 from schedules.ir.expression import expression, index
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Index, tirx
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import Workload
+from schedules.task_split import SplitAxis, Work, parts_at_run_time, split_tasks
 
 # Parallel tasks of a matmul: matrices, panels of columns, chunks of row tiles, and parts of the depth.
 
@@ -35,7 +35,7 @@ class MatmulSizes:
         operand_bytes: element size of A and of B.
         repeated: cycles per task that do not depend on its rows: packing a panel.
         shared_weights: all matmuls of the batch share one B.
-        cuts_depth: the writer can split the reduction over tasks.
+        splits_depth: the writer can split the reduction over tasks.
     """
 
     batch: int
@@ -48,11 +48,11 @@ class MatmulSizes:
     operand_bytes: tuple[int, int]
     repeated: float
     shared_weights: bool
-    cuts_depth: bool
+    splits_depth: bool
 
 
 @dataclass(frozen=True)
-class ProductCut:
+class MatmulSplit:
     """Number of row chunks, row tiles per chunk (the last chunk may have fewer, and includes the rows that do not fill
     a tile), and the depth of each part; 0 for the whole depth."""
 
@@ -73,33 +73,35 @@ def rows_for_cores(work: MatmulWorkload, tile: tuple[int, int], machine: Machine
         sizes = dtype_bits(work.dtype) // 8, dtype_bits(work.b_dtype) // 8
         shape = work.batch, work.rows, work.columns, work.depth
         product = MatmulSizes(
-            *shape, (rows, tile[1]), work.width, lanes, sizes, 0.0, shared_weights=True, cuts_depth=False
+            *shape, (rows, tile[1]), work.width, lanes, sizes, 0.0, shared_weights=True, splits_depth=False
         )
-        return cut(_axes(product, rows_first=False), _works(product, math.prod(shape[:3]), machine), machine).cycles
+        return split_tasks(
+            _axes(product, rows_first=False), _works(product, math.prod(shape[:3]), machine), machine
+        ).cycles
 
     choices = [rows for rows in range(tile[0], tile[0] // 2, -1) if on_one_core(rows) <= on_one_core(tile[0])]
     best = min(choices, key=on_all)
     return best if on_all(best) < _MORE_EVENLY * on_all(tile[0]) else tile[0]
 
 
-def _axes(product: MatmulSizes, *, rows_first: bool) -> list[CutAxis]:
-    rows = CutAxis("rows", max(1, ceil_div(product.rows, product.tile[0])))
-    panels = CutAxis("panels", ceil_div(product.columns, product.panel), max_steps=1)
-    return [CutAxis("batch", product.batch, max_steps=1), *((rows, panels) if rows_first else (panels, rows))]
+def _axes(product: MatmulSizes, *, rows_first: bool) -> list[SplitAxis]:
+    rows = SplitAxis("rows", max(1, ceil_div(product.rows, product.tile[0])))
+    panels = SplitAxis("panels", ceil_div(product.columns, product.panel), max_steps=1)
+    return [SplitAxis("batch", product.batch, max_steps=1), *((rows, panels) if rows_first else (panels, rows))]
 
 
-def cut_product(product: MatmulSizes, machine: Machine, *, rows_first: bool) -> ProductCut:
+def split_matmul(product: MatmulSizes, machine: Machine, *, rows_first: bool) -> MatmulSplit:
     """Split a matmul of static sizes into tasks."""
     steps = ceil_div(product.depth, _MIN_DEPTH)
     results = product.batch * product.rows * product.columns
-    may_cut_depth = product.cuts_depth and steps > 1 and results <= _MAX_JOINED
+    may_split_depth = product.splits_depth and steps > 1 and results <= _MAX_JOINED
     axes, works = _axes(product, rows_first=rows_first), _works(product, results, machine)
-    found, depth = cut(axes, works, machine), 0
-    if may_cut_depth and machine.cores > 1:
-        deep = cut([*axes, CutAxis("depth", steps)], works, machine)
+    found, depth = split_tasks(axes, works, machine), 0
+    if may_split_depth and machine.cores > 1:
+        deep = split_tasks([*axes, SplitAxis("depth", steps)], works, machine)
         if deep.parallel and deep.weighted < _WORTH_JOINING * found.weighted:
             found, depth = deep, deep.sizes["depth"] * _MIN_DEPTH
-    return ProductCut(found.parts["rows"], found.sizes["rows"], depth if depth < product.depth else 0)
+    return MatmulSplit(found.parts["rows"], found.sizes["rows"], depth if depth < product.depth else 0)
 
 
 def _works(product: MatmulSizes, results: int, machine: Machine) -> list[Work]:

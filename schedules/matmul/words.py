@@ -365,7 +365,7 @@ def _cycles(rows: int, machine: Machine) -> float:
 class _Writer(MatmulWriter):
     """Tiles with 2 x 2 accumulators until the end. They start at even rows."""
 
-    cuts_depth: ClassVar[bool] = False
+    splits_depth: ClassVar[bool] = False
 
     def _tile(self, at: Tile) -> Stmt:
         rows, row, column, width = int(at.rows), at.row, at.column, at.width

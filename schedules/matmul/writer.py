@@ -45,9 +45,9 @@ from schedules.matmul.form import MatmulForm
 from schedules.matmul.tiling import (
     CHUNK_TILES,
     MatmulSizes,
-    ProductCut,
-    cut_product,
+    MatmulSplit,
     row_chunks_at_run_time,
+    split_matmul,
     tiles_of_chunk,
 )
 from schedules.stages.fused_kernel import FusedKernel
@@ -281,7 +281,7 @@ class TileWriter:
 
 
 # Row tiles, remaining rows, and the split into tasks.
-_Plan = tuple["Index", "Index", ProductCut]
+_Plan = tuple["Index", "Index", MatmulSplit]
 _TYPICAL_DEPTH = 512  # assumed if symbolic
 _PACKING_CYCLES = 4  # per vector of a panel
 
@@ -294,7 +294,7 @@ class MatmulWriter(TileWriter):
     """
 
     rows_first: ClassVar[bool] = False
-    cuts_depth: ClassVar[bool] = True
+    splits_depth: ClassVar[bool] = True
     """True if `_tile` supports summing only a part of the depth."""
 
     # The loops outside the panels.
@@ -342,7 +342,7 @@ class MatmulWriter(TileWriter):
         """Loops over batch, panels, row chunks and depth parts; `body` writes a panel, given a function of its first
         column and width."""
         tiles, rest = self._row_tiles()
-        found = self._cut(tiles, panels)
+        found = self._split(tiles, panels)
         parts = -(-self.form.depth.extent // found.depth) if found.depth else 1
         partial = PartialSums.of(self.form, panels, parts, self.panel) if parts > 1 else None
         inner = [Extent("panel", panels), Extent("chunk", found.chunks)]
@@ -424,13 +424,13 @@ class MatmulWriter(TileWriter):
         tiles = self._named("row_tiles", tirx.FloorDiv(rows, index(self.tile_rows)))
         return tiles, self._named("rest", rows - tiles * self.tile_rows)
 
-    def _cut(self, tiles: Expr, panels: Index) -> ProductCut:
+    def _split(self, tiles: Expr, panels: Index) -> MatmulSplit:
         """Split the rows and the depth into tasks."""
         form = self.form
         batch = [axis.extent for axis in form.batch]
         sizes = (*batch, panels, self._rows_count, form.columns)
         if not all(isinstance(each, int) for each in sizes):
-            return self._named_cut(row_chunks_at_run_time(tiles, [panels, *batch], self.machine.cores))
+            return self._named_split(row_chunks_at_run_time(tiles, [panels, *batch], self.machine.cores))
         depth = form.depth.extent if isinstance(form.depth.extent, int) else _TYPICAL_DEPTH
         vectors = -(-self.panel // self.lanes)
         operands = [
@@ -438,7 +438,7 @@ class MatmulWriter(TileWriter):
         ]
         moved = [uses(form.b_value, axis.var) for axis in form.batch]
         plain = self.tiles is None and self.partial is None and not self.block
-        return cut_product(
+        return split_matmul(
             MatmulSizes(
                 batch=math.prod(batch),
                 rows=self._rows_count,
@@ -450,14 +450,14 @@ class MatmulWriter(TileWriter):
                 operand_bytes=(operands[0], operands[1]),
                 repeated=float(self.pack * math.prod(batch) * depth * panels * vectors * _PACKING_CYCLES),
                 shared_weights=not any(moved),
-                cuts_depth=self.cuts_depth and plain and isinstance(form.depth.extent, int),
+                splits_depth=self.splits_depth and plain and isinstance(form.depth.extent, int),
             ),
             self.machine,
             rows_first=self.rows_first,
         )
 
-    def _named_cut(self, found: tuple[Index, Index]) -> ProductCut:
-        return ProductCut(self._named("chunks", found[0]), self._named("chunk_tiles", found[1]))
+    def _named_split(self, found: tuple[Index, Index]) -> MatmulSplit:
+        return MatmulSplit(self._named("chunks", found[0]), self._named("chunk_tiles", found[1]))
 
     # One task: a panel of B and a chunk of rows.
 

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from schedules.codegen.nest import build_function
 from schedules.config import Config
-from schedules.cuts import CutAxis, Work, busiest_share, estimated_cycles, pays_at_run_time
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
 from schedules.ir.expression import constant_int
@@ -18,6 +17,7 @@ from schedules.machine import Machine
 from schedules.recurrence.description import ATTRIBUTE, Recurrence, parse
 from schedules.recurrence.writers import DIRECTIONS, SERIAL, TEAM, UNITS, by_samples, lockstep
 from schedules.rule import CpuRule, Priority, Workload
+from schedules.task_split import SplitAxis, Work, busiest_share, estimated_cycles, pays_at_run_time
 
 SAMPLES = "samples"
 _TYPICAL_STEPS = 16  # assumed length of a dynamic sequence
@@ -103,7 +103,7 @@ def _work(recurrence: Recurrence, samples: int, axis: str) -> Work:
 
 def _step_in_units(recurrence: Recurrence, samples: int, machine: Machine) -> float:
     """Cycles of a step whose hidden units are shared by threads, which are started for each of its stages."""
-    axes = [CutAxis("units", recurrence.blocks * recurrence.directions, max_steps=1)]
+    axes = [SplitAxis("units", recurrence.blocks * recurrence.directions, max_steps=1)]
     sizes, stages = {"units": 1}, len(recurrence.stages[0])
     work = _work(recurrence, samples or 1, "units")
     own = replace(work, cycles=work.cycles / stages, bytes=work.bytes / stages)
@@ -112,7 +112,7 @@ def _step_in_units(recurrence: Recurrence, samples: int, machine: Machine) -> fl
 
 def _step(recurrence: Recurrence, steps: int, samples: int, machine: Machine, way: str) -> float:
     """Cycles of a step of another choice, without the one-time start of the threads."""
-    alone = estimated_cycles([CutAxis("all", 1)], [_work(recurrence, samples, "all")], {"all": 1}, machine, threads=1)
+    alone = estimated_cycles([SplitAxis("all", 1)], [_work(recurrence, samples, "all")], {"all": 1}, machine, threads=1)
     tasks = 1
     if way == DIRECTIONS:
         tasks = recurrence.directions

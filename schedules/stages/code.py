@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from schedules.codegen.nest import Extent, parallel_grid, repeat, sequence, split_repeat
-from schedules.cuts import chunks_at_run_time, cut_nest
 from schedules.ir.expression import expression, index, substitute, uses
 from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction
@@ -18,6 +17,7 @@ from schedules.stages.lanes import StridedLoads, picked, ramp
 from schedules.stages.loops import Loop
 from schedules.stages.plan import NestPlan, StagePlan, plan_stage
 from schedules.stages.transpose_code import transpose_code
+from schedules.task_split import chunks_at_run_time, split_nest
 
 
 def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt:
@@ -148,7 +148,7 @@ def over_axis(plan: NestPlan, axis: Loop, machine: Machine, write: Write, step: 
         return _over_symbolic(plan, axis, others, machine, write)
     run = axis.extent
     if plan.threads is not False and product(loop.extent for loop in others) is not None:
-        found = cut_nest([loop.extent for loop in others], machine, plan.cycles, ceil_div(axis.extent, step))
+        found = split_nest([loop.extent for loop in others], machine, plan.cycles, ceil_div(axis.extent, step))
         run = min(run, found.run * step)
     whole, left = divmod(axis.extent, run)
 

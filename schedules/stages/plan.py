@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from schedules.codegen.parallel import pays_off, step_cycles, work
-from schedules.cuts import busiest_share, start_cycles
 from schedules.ir.access import with_plain_indices
 from schedules.ir.expression import buffers_loaded, nodes, uses
 from schedules.ir.inline import IF_THEN_ELSE, call_name
@@ -33,6 +32,7 @@ from schedules.stages.lanes import (
 )
 from schedules.stages.loops import Loop, LoopNest, loop_nest_of, split_axes, split_branches
 from schedules.stages.transpose_code import Transpose, find_transpose
+from schedules.task_split import busiest_share, start_cycles
 
 _MIN_VECTOR = 4  # elements; shorter vectors are no better than single elements
 

@@ -31,7 +31,6 @@ import tvm_ffi
 from schedules.codegen.nest import Extent, build_function, parallel_grid, sequence
 from schedules.codegen.parallel import pays_off, step_cycles, work
 from schedules.config import Config, ConfigSpace, KnobValue
-from schedules.cuts import CutAxis, Work, estimated_cycles, start_cycles
 from schedules.errors import NotScheduledError
 from schedules.ir.access import accesses_of
 from schedules.ir.expression import constant_int, expression, index, map_accesses, substitute, uses
@@ -44,6 +43,7 @@ from schedules.machine import Machine
 from schedules.rule import CpuRule, Priority, Workload
 from schedules.stages.code import planned_code
 from schedules.stages.plan import Form, NestPlan, StagePlan, plan_stage
+from schedules.task_split import SplitAxis, Work, estimated_cycles, start_cycles
 
 TRACE = "trace"
 # Vectors are several times faster than single elements: up to this many times more steps are accepted for them.
@@ -509,7 +509,7 @@ def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: M
         cycles = step_cycles(amount)
         apart = len(stages) * start_cycles(machine.cores) + _APART * cycles / machine.cores
         work_of_rows = [Work({"rows": 0}, cycles)]
-        one_each = estimated_cycles([CutAxis("rows", rows)], work_of_rows, {"rows": 1}, machine, machine.cores)
+        one_each = estimated_cycles([SplitAxis("rows", rows)], work_of_rows, {"rows": 1}, machine, machine.cores)
         if rows == 1 or one_each > apart:
             return None
     buffers = []

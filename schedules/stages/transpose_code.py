@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from schedules.codegen.nest import Extent, parallel_grid, repeat
-from schedules.cuts import cut_nest
 from schedules.ir.expression import expression, index, map_loads, substitute, uses
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Stage
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Var, structural_equal, tirx
 from schedules.machine import Machine
 from schedules.stages.loops import Loop, LoopNest
+from schedules.task_split import split_nest
 
 _LARGEST_BLOCK = 16
 _BLOCKS_OF_A_RUN = 4  # along an axis of unknown length, shared by threads
@@ -73,7 +73,7 @@ def transpose_code(
     if not isinstance(run, int):
         run = _BLOCKS_OF_A_RUN
     elif threads is not False:
-        run = cut_nest([loop.extent for loop in others], machine, cycles, run).run
+        run = split_nest([loop.extent for loop in others], machine, cycles, run).run
     is_cut = not isinstance(blocks[longer], int) or run < blocks[longer]
 
     def body(values: list[Expr]) -> Stmt:

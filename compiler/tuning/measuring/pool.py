@@ -37,7 +37,7 @@ from compiler.tuning.measuring.messages import (
 )
 from compiler.tuning.measuring.runners import is_reachable
 from schedules.config import Config
-from schedules.cuts import busiest_share
+from schedules.task_split import busiest_share
 from targets.measure import TIMED, Measure
 
 BUILD_MODULE = "compiler.tuning.measuring.build_worker"

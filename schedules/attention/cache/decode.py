@@ -35,7 +35,6 @@ from schedules.codegen.nest import (
     when,
 )
 from schedules.codegen.parallel import pays_off
-from schedules.cuts import balancing_parts, keep_busy
 from schedules.instructions.prefetch import prefetch_statement
 from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8
 from schedules.instructions.products.table import multiplies_bytes, sums_signed
@@ -47,6 +46,7 @@ from schedules.ir.stages import dtype_of
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine, dtype_bits
 from schedules.matmul.blocks.rounding import quantized
+from schedules.task_split import balancing_parts, keep_busy
 
 # Prefetches of the cache rows that a core reads next: of the same head, the next head, or the next sample.
 

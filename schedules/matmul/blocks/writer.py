@@ -43,7 +43,7 @@ from schedules.matmul.blocks.expressions import PANEL, STEP, BlockFormat, number
 from schedules.matmul.blocks.rounding import HEADER, SCALE, SCALED_SUM, SUM
 from schedules.matmul.form import MatmulForm
 from schedules.matmul.packed_operand import WriterOfParts
-from schedules.matmul.tiling import ProductCut, row_chunks_at_run_time
+from schedules.matmul.tiling import MatmulSplit, row_chunks_at_run_time
 from schedules.matmul.writer import Batch, Block, Tile
 from schedules.stages.fused_kernel import FusedKernel
 
@@ -102,14 +102,14 @@ class BlockWriter(WriterOfParts[Parts]):
             return pays_off(weight, self.machine, 0)
         return super()._threads()
 
-    def _cut(self, tiles: Index, panels: Index) -> ProductCut:
+    def _split(self, tiles: Index, panels: Index) -> MatmulSplit:
         """Split the work; limits the rows per chunk so that half of the L2 cache remains for weights."""
         element = 2 if self.parts.rounded else 4
         row_bytes = element * int(self.form.depth.extent)
         fitting = self.machine.l2_bytes // 2 // (row_bytes * self.tile_rows)
         maximum = max(1, min(self.max_rows // self.tile_rows, fitting))
         chunks = row_chunks_at_run_time(tiles, [panels], self.machine.cores, maximum=maximum)
-        return self._named_cut(chunks)
+        return self._named_split(chunks)
 
     def _tile(self, at: Tile) -> Stmt:
         """`rows x width` results: one step after another, with sums scaled and accumulated in registers."""

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import targets
 from schedules import cuts
-from schedules.conv.direct_nest import direct_cut
-from schedules.conv.winograd_tiling import winograd_cut, winograd_plan
+from schedules.conv.direct_nest import split_direct
+from schedules.conv.winograd_tiling import split_winograd, winograd_plan
 from schedules.conv.workload import DotWorkload
 from schedules.machine import Machine
 from tests.schedules.blocked import AVX2, AVX512
@@ -36,7 +36,7 @@ SOME: dict[str, Any] = {"deadline": None, "derandomize": True, "suppress_health_
 
 @pytest.fixture(autouse=True)
 def _free_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    cached = (direct_cut, winograd_cut, winograd_plan)
+    cached = (split_direct, split_winograd, winograd_plan)
     for name in ("START_CYCLES", "START_CYCLES_OF_THREAD", "TASK_CYCLES"):
         monkeypatch.setattr(cuts, name, 0.0)
     for each in cached:

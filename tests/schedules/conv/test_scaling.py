@@ -11,13 +11,13 @@ import torchvision
 
 from benchmarks.catalog import TORCHVISION_NETS
 from schedules.conv.direct import ConvDirect
-from schedules.conv.direct_nest import direct_cut
-from schedules.conv.window import Depthwise, window_cut
+from schedules.conv.direct_nest import split_direct
+from schedules.conv.window import Depthwise, split_window
 from schedules.conv.winograd import Winograd
-from schedules.conv.winograd_tiling import Register, winograd_cut, winograd_form, winograd_plan
+from schedules.conv.winograd_tiling import Register, split_winograd, winograd_form, winograd_plan
 from schedules.conv.workload import ConvWorkload, WindowWorkload, WinogradWorkload
-from schedules.cuts import Cut
 from schedules.machine import Machine
+from schedules.task_split import Cut
 
 BOUND = 400_000.0
 """Cycles of some 100 microseconds on one core: no convolution with more may stay on one."""
@@ -72,7 +72,7 @@ def test_direct_convolutions_scale(net: str, cores: int, share: float) -> None:
     alone, together = 0.0, 0.0
     for work in [workload(*each) for each in NETS[net]]:
         config = ConvDirect().default(work, machine(cores))
-        found = direct_cut(work, config, machine(cores), copies=work.reaches_outside)
+        found = split_direct(work, config, machine(cores), copies=work.reaches_outside)
         assert found.parallel or found.serial_cycles < BOUND, work
         if found.serial_cycles > SMALL:
             assert speedup(found) > 0.6 * share * cores, (work, found)
@@ -90,7 +90,7 @@ def test_winograd_convolutions_scale(cores: int, share: float) -> None:
         def time(cores: int, whole: WinogradWorkload = whole) -> float:
             config = Winograd().default(whole, machine(cores))
             register = Register(*(config.integer(name) for name in ("blocks", "pixels", "tiles", "chunks")))
-            return winograd_cut(whole, register, machine(cores)).cycles
+            return split_winograd(whole, register, machine(cores)).cycles
 
         assert time(1) / time(cores) > share * cores, (channels, side)
 
@@ -101,7 +101,7 @@ def test_depthwise_convolutions_do_not_stay_on_one_core(cores: int) -> None:
         pad = ((kernel // 2,) * 2,) * 2
         work = WindowWorkload(1, channels, 16, (side, side), (kernel,) * 2, (stride,) * 2, (1, 1), pad, "float32")
         config = Depthwise().default(work, machine(cores))
-        found = window_cut(
+        found = split_window(
             work, work.out_spatial[0], config.integer("pixels"), config.integer("splits"), machine(cores)
         )
         assert found.parallel or found.serial_cycles < BOUND, work
@@ -144,14 +144,14 @@ def test_no_convolution_of_the_catalog_is_serial_on_32_cores() -> None:
             window = WindowWorkload(**{name: getattr(work, name) for name in WindowWorkload.__dataclass_fields__})
             config = Depthwise().default(window, many)
             knobs = config.integer("pixels"), config.integer("splits")
-            found = window_cut(window, window.out_spatial[0], *knobs, many)
+            found = split_window(window, window.out_spatial[0], *knobs, many)
         elif form is not None:
             config = Winograd().default(form, many)
             register = Register(*(config.integer(name) for name in ("blocks", "pixels", "tiles", "chunks")))
-            found = winograd_cut(form, register, many).products
+            found = split_winograd(form, register, many).products
         else:
             direct = replace(work, block=16)
-            found = direct_cut(direct, ConvDirect().default(direct, many), many, copies=direct.reaches_outside)
+            found = split_direct(direct, ConvDirect().default(direct, many), many, copies=direct.reaches_outside)
         assert found.parallel or found.serial_cycles < BOUND, work
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schedules.conv import compute as conv_compute
 from schedules.conv.winograd import Winograd
-from schedules.conv.winograd_tiling import Register, winograd_cut, winograd_form
+from schedules.conv.winograd_tiling import Register, split_winograd, winograd_form
 from schedules.conv.winograd_transforms import bounds, edge_of, spread_weight, transforms
 from schedules.conv.workload import ConvWorkload, WinogradWorkload
 from schedules.machine import Machine
@@ -179,7 +179,7 @@ def test_the_input_is_transformed_once_where_many_tasks_share_it(case: tuple[int
     form = winograd_form(work, machine, 1e-6)
     assert form is not None, "on two threads of such a machine it takes 0.6 of the time of a direct convolution"
     config = Winograd().default(form, machine)
-    found = winograd_cut(form, Register(*(config.integer(name) for name in KNOBS)), machine)
+    found = split_winograd(form, Register(*(config.integer(name) for name in KNOBS)), machine)
     assert found.transforms is not None
     check(machine, {"channels": channels, "filters": filters, "spatial": (side, side)}, (form.tile, stride))
 

@@ -7,7 +7,7 @@ import pytest
 from tvm import relax
 
 from schedules.machine import Machine
-from schedules.matmul.tiling import MatmulSizes, cut_product
+from schedules.matmul.tiling import MatmulSizes, split_matmul
 from schedules.selection.apply import apply_schedules
 from tests.schedules.harness import AVX512, Array, lowered, normal, run, runnable, target_of
 
@@ -48,7 +48,7 @@ def test_products_of_odd_sizes(a: tuple[int, ...], b: tuple[int, ...], target: s
 def _tasks(machine: Machine, rows: int, columns: int, depth: int, tile: tuple[int, int] = (14, 2)) -> int:
     panel = 16 * tile[1]
     work = MatmulSizes(1, rows, columns, depth, tile, panel, 16, (4, 4), 0.0, True, True)
-    found = cut_product(work, machine, rows_first=False)
+    found = split_matmul(work, machine, rows_first=False)
     parts = -(-depth // found.depth) if found.depth else 1
     return int(found.chunks) * -(-columns // panel) * parts
 
@@ -68,7 +68,7 @@ def test_enough_panels_leave_the_depth_whole() -> None:
     machine = target_of(AVX512).machine
     work = MatmulSizes(1, 1, 4096, 4096, (1, 2), 32, 16, (4, 4), 0.0, True, True)
     for cores in _CORES:
-        assert cut_product(work, machine.model_copy(update={"cores": cores}), rows_first=False).depth == 0
+        assert split_matmul(work, machine.model_copy(update={"cores": cores}), rows_first=False).depth == 0
 
 
 @pytest.mark.parametrize("cores", [8, 32])
@@ -77,4 +77,4 @@ def test_short_products_are_not_slowed_down_on_two_threads(cores: int) -> None:
     machine = target_of(AVX512).machine.model_copy(update={"cores": cores})
     for rows, columns, depth, tile in ((32, 104, 384, (14, 2)), (16, 288, 288, (8, 2))):
         work = MatmulSizes(1, rows, columns, depth, tile, 16 * tile[1], 16, (4, 4), 0.0, True, True)
-        assert cut_product(work, machine, rows_first=False).depth == 0
+        assert split_matmul(work, machine, rows_first=False).depth == 0

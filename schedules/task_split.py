@@ -3,14 +3,14 @@
 A rule lists the axes that its kernel may split, in the order of its parallel loop (the last one varies fastest), and
 what a split divides and what it repeats:
 
-    rows = CutAxis("rows", 56)
-    channels = CutAxis("channels", 8)  # register tiles
-    found = cut(
+    rows = SplitAxis("rows", 56)
+    channels = SplitAxis("channels", 8)  # register tiles
+    found = split(
         [channels, rows],
         [
-            Work(axes={"channels": 0, "rows": 0}, cycles=1e6),  # the matmuls: every cut divides them
-            Work(axes={"rows": 2}, cycles=2e4, bytes=8e5),  # copied input: two rows of halo, repeated per channel cut
-            Work(axes={"channels": 0}, bytes=5e5),  # weights: repeated for each cut of rows
+            Work(axes={"channels": 0, "rows": 0}, cycles=1e6),  # the matmuls: every split divides them
+            Work(axes={"rows": 2}, cycles=2e4, bytes=8e5),  # copied input: two rows of halo, repeated per channel split
+            Work(axes={"channels": 0}, bytes=5e5),  # weights: repeated for each split of rows
         ],
         machine,
     )
@@ -19,9 +19,9 @@ what a split divides and what it repeats:
 and writes one parallel loop over the product of `parts` (`found.tasks`), or a serial one if `found.parallel` is False
 because the work is too small to start the threads.
 
-TVM splits a parallel loop into as many contiguous pieces as there are threads when the kernel runs. A cut into more
-tasks than the machine has cores therefore serves other numbers of threads, too. Cuts are compared by their time on all
-cores and on two threads (`weighted_cycles`); among those that cost little more than the best (`FREE`), the one that
+TVM splits a parallel loop into as many contiguous pieces as there are threads when the kernel runs. A split into more
+tasks than the machine has cores therefore serves other numbers of threads, too. Splits are compared by their time on
+all cores and on two threads (`weighted_cycles`); among those that cost little more than the best (`FREE`), the one that
 suits other numbers of threads best is chosen.
 
 The order of the loop may be chosen as well: `orders`. If an order names an axis twice, an even number of its parts is
@@ -41,7 +41,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from schedules.ir.expression import expression, index, maximum, minimum, parts_of
+from schedules.ir.expression import expression, index, maximum, minimum
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Index, tirx
 from schedules.machine import Machine
@@ -65,8 +65,8 @@ START_CYCLES, START_CYCLES_OF_THREAD = 1800.0, 180.0
 # Fraction of the single-core time: threads that save less are left to others. Two break even at 3 microseconds of work,
 # since data written by the other thread has to be transferred as well.
 WORTH = 0.7
-FREE = 1.005  # factor that a cut may cost to suit other numbers of threads
-# Thread count that stands for few: a laptop, a container, or a program that shares the machine. A cut that costs 1 %
+FREE = 1.005  # factor that a split may cost to suit other numbers of threads
+# Thread count that stands for few: a laptop, a container, or a program that shares the machine. A split that costs 1 %
 # there must gain 1.5 % on all cores.
 FEW, FEW_POWER = 2, 1.5
 # Cycles of a nest, if unknown or less; cycles per point of fused loops for its indices, and the minimum.
@@ -85,7 +85,7 @@ _Loop = tuple[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class CutAxis:
+class SplitAxis:
     """An axis that may be split.
 
     Attributes:
@@ -105,7 +105,7 @@ class CutAxis:
 
 @dataclass(frozen=True)
 class Work:
-    """Work that is divided by cuts of some axes, and repeated by cuts of all others.
+    """Work that is divided by splits of some axes, and repeated by splits of all others.
 
     Attributes:
         axes: for each axis that divides it, the halo: steps that a part needs beyond its own. Or, if the work of a part
@@ -113,8 +113,8 @@ class Work:
         cycles: total arithmetic, on one core. It is repeated in each task.
         bytes: total traffic beyond a core's own caches. Consecutive tasks of a thread that need the same part read it
             once, if `HELD` of the L2 cache holds it.
-        passed: total bytes written by the previous kernel, assuming the same cut: a thread that needs parts other than
-            those it wrote gets them from the caches of other cores.
+        passed: total bytes written by the previous kernel, assuming the same split: a thread that needs other parts
+            than it wrote gets them from the caches of other cores.
         from_memory: the bytes are weights, which each thread reads from memory if they exceed half of an L2 cache: the
             weights of such networks do not fit a shared cache. Repeated reads by its tasks come from the shared cache.
     """
@@ -127,8 +127,8 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A cut of all axes into parts.
+class TaskSplit:
+    """A split of all axes into parts.
 
     Attributes:
         sizes: steps of a part of each axis; the last part may have fewer.
@@ -149,15 +149,15 @@ class Cut:
     order: tuple[str, ...] = ()
 
     def shared(self, images: Index, machine: Machine) -> bool | Expr:
-        """True if threads share the tasks of this many images. If their number is an expression, this is the cut of one
-        image, and the result a run-time condition unless the tasks of one image are enough."""
+        """True if threads share the tasks of this many images. If their number is an expression, this is the split of
+        one image, and the result a run-time condition unless the tasks of one image are enough."""
         if self.parallel or isinstance(images, int):
             return self.parallel
         return pays_at_run_time(images, self.serial_cycles, machine)
 
     @property
     def weighted(self) -> float:
-        """The `weighted_cycles` of the cut."""
+        """The `weighted_cycles` of the split."""
         return weighted_cycles(self.cycles, self.few_cycles)
 
     @property
@@ -166,17 +166,17 @@ class Cut:
         return math.prod(self.parts.values())
 
 
-def cut(
-    axes: Sequence[CutAxis],
+def split_tasks(
+    axes: Sequence[SplitAxis],
     works: Sequence[Work],
     machine: Machine,
     free: float = FREE,
     orders: Sequence[Sequence[str]] = (),
-) -> Cut:
-    """The cut with the least `weighted_cycles`; the same for the same arguments.
+) -> TaskSplit:
+    """The split with the least `weighted_cycles`; the same for the same arguments.
 
     Args:
-        free: factor that the cut may cost to suit other numbers of threads.
+        free: factor that the split may cost to suit other numbers of threads.
         orders: candidate orders of the parallel loop, outermost first; by default only that of `axes`.
 
     Raises ValueError for an axis with no steps.
@@ -186,8 +186,8 @@ def cut(
 
 
 @dataclass(frozen=True)
-class NestCut:
-    """A cut of a nest of loops in which only the innermost one may be divided.
+class NestSplit:
+    """A split of a nest of loops in which only the innermost one may be divided.
 
     Attributes:
         fused: outer loops, fused into the loop over tasks.
@@ -198,8 +198,8 @@ class NestCut:
     run: int
 
 
-def cut_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, run: int = 1) -> NestCut:
-    """The cut of a nest: tasks from its leading loops only, or from all outer ones and parts of the innermost loop.
+def split_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, run: int = 1) -> NestSplit:
+    """The split of a nest: tasks from its leading loops only, or from all outer ones and parts of the innermost loop.
 
     Unknown lengths of outer loops count as 1, and these loops are always fused.
 
@@ -207,8 +207,8 @@ def cut_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, run:
         cycles: cycles of the whole nest on one core, if known.
         run: steps of the innermost loop.
     """
-    axes = [*(CutAxis(str(i), max(each, 1) if isinstance(each, int) else 1) for i, each in enumerate(outer))]
-    axes.append(CutAxis("run", run))
+    axes = [*(SplitAxis(str(i), max(each, 1) if isinstance(each, int) else 1) for i, each in enumerate(outer))]
+    axes.append(SplitAxis("run", run))
     whole = [axis.extent for axis in axes]
     maximum = max(MAX_TASKS * machine.cores, MAX_TASKS_OF_FEW) // math.prod(whole[:-1])
     parts = {ceil_div(run, count) for count in range(1, min(run, maximum) + 1)}
@@ -219,13 +219,13 @@ def cut_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, run:
     works = [Work({axis.name: 0 for axis in axes}, max(cycles, minimum))]
     found = _best(axes, works, sizes, machine, task=POINT_CYCLES)
     fused = [i + 1 for i, axis in enumerate(axes[:-1]) if axis.extent > found.sizes[axis.name]]
-    return NestCut(max(unknown, *fused, 0), found.sizes["run"])
+    return NestSplit(max(unknown, *fused, 0), found.sizes["run"])
 
 
 def chunks_at_run_time(machine: Machine) -> int:
     """Number of roughly equal pieces to split a nest of unknown size into, if threads pay off."""
     longest = MAX_TASKS * machine.cores
-    return ceil_div(longest, cut_nest([], machine, run=longest).run)
+    return ceil_div(longest, split_nest([], machine, run=longest).run)
 
 
 def keep_busy(tasks: Index, machine: Machine) -> bool | Expr:
@@ -259,15 +259,15 @@ def pays_at_run_time(amount: Index, cycles: float, machine: Machine) -> bool | E
 
 
 def _best(
-    axes: Sequence[CutAxis],
+    axes: Sequence[SplitAxis],
     works: Sequence[Work],
     sizes: NDArray[np.int64],
     machine: Machine,
     free: float = FREE,
     task: float = TASK_CYCLES,
     orders: Sequence[tuple[str, ...]] = (),
-) -> Cut:
-    """The best cut among the rows of `sizes` (steps of a part); `task`: cycles to start a task."""
+) -> TaskSplit:
+    """The best split among the rows of `sizes` (steps of a part); `task`: cycles to start a task."""
     orders = orders or [tuple(axis.name for axis in axes)]
 
     def on(threads: int, order: tuple[str, ...], rows: NDArray[np.int64]) -> Vector:
@@ -293,17 +293,17 @@ def _best(
     found = {axis.name: int(size) for axis, size in zip(axes, sizes[best], strict=True)}
     parts = {axis.name: ceil_div(axis.extent, found[axis.name]) for axis in axes}
     cycles, serial = (float(each[number, best]) for each in (times if parallel else alone, alone))
-    return Cut(found, parts, parallel, cycles, serial, float(few[number, best]), orders[number])
+    return TaskSplit(found, parts, parallel, cycles, serial, float(few[number, best]), orders[number])
 
 
 def weighted_cycles(cycles: _Times, few: _Times) -> _Times:
-    """The measure by which cuts and algorithms are compared: a mean of the times on all cores and on `FEW` threads."""
+    """The measure by which splits and algorithms are compared: a mean of the times on all cores and `FEW` threads."""
     weighted: _Times = (cycles * few**FEW_POWER) ** (1 / (1 + FEW_POWER))
     return weighted
 
 
-def _is_halved(axes: Sequence[CutAxis], sizes: NDArray[np.int64], order: Sequence[str]) -> NDArray[np.bool_]:
-    """True for cuts in which each axis that an order names twice has an even number of parts."""
+def _is_halved(axes: Sequence[SplitAxis], sizes: NDArray[np.int64], order: Sequence[str]) -> NDArray[np.bool_]:
+    """True for splits in which each axis that an order names twice has an even number of parts."""
     parts = [-(-axis.extent // sizes[:, i]) for i, axis in enumerate(axes) if list(order).count(axis.name) > 1]
     return np.all([each % 2 == 0 for each in parts], axis=0) if parts else np.ones(len(sizes), dtype=bool)
 
@@ -314,15 +314,15 @@ def start_cycles(threads: int) -> float:
 
 
 def estimated_cycles(
-    axes: Sequence[CutAxis], works: Sequence[Work], sizes: Mapping[str, int], machine: Machine, threads: int
+    axes: Sequence[SplitAxis], works: Sequence[Work], sizes: Mapping[str, int], machine: Machine, threads: int
 ) -> float:
-    """Estimated time on this many threads of a cut, given by the steps of a part of each axis (1: no threads)."""
+    """Estimated time on this many threads of a split, given by the steps of a part of each axis (1: no threads)."""
     one = np.array([[sizes[axis.name] for axis in axes]], dtype=np.int64)
     return float(_cycles(axes, works, one, machine, threads)[0])
 
 
-def _candidates(axes: Sequence[CutAxis], machine: Machine) -> NDArray[np.int64]:
-    """Steps of a part of each axis, one row per cut, without those of too many tasks, unless no others are left."""
+def _candidates(axes: Sequence[SplitAxis], machine: Machine) -> NDArray[np.int64]:
+    """Steps of a part of each axis, one row per split, without those of too many tasks, unless no others are left."""
     choices = []
     for axis in axes:
         if axis.extent < 1:
@@ -337,7 +337,7 @@ def _candidates(axes: Sequence[CutAxis], machine: Machine) -> NDArray[np.int64]:
 
 
 def _cycles(
-    axes: Sequence[CutAxis],
+    axes: Sequence[SplitAxis],
     works: Sequence[Work],
     sizes: NDArray[np.int64],
     machine: Machine,
@@ -345,7 +345,7 @@ def _cycles(
     task: float = TASK_CYCLES,
     order: Sequence[str] = (),
 ) -> Vector:
-    """Estimated time of each cut: that of the thread with the most tasks, and of starting and joining."""
+    """Estimated time of each split: that of the thread with the most tasks, and of starting and joining."""
     parts = {axis.name: -(-axis.extent // sizes[:, i]) for i, axis in enumerate(axes)}
     numbers = {axis.name: i for i, axis in enumerate(axes)}
     loops = _loops(order or list(numbers), parts)
@@ -386,7 +386,7 @@ def _cycles(
 
 
 def _share(
-    axis: CutAxis, work: float | Sequence[float], sizes: NDArray[np.int64], parts: NDArray[np.int64], covered: Vector
+    axis: SplitAxis, work: float | Sequence[float], sizes: NDArray[np.int64], parts: NDArray[np.int64], covered: Vector
 ) -> Vector:
     """The share of the work along an axis that a part has: the mean over the thread with the most work, which covers
     this many parts. Its parts include the short last one only as often as all others."""
@@ -453,7 +453,7 @@ def part_numbers(
     """The number of each axis's part in a task.
 
     Args:
-        order: as in `Cut`; by default that of `parts`.
+        order: as in `TaskSplit`; by default that of `parts`.
         named: binds an expression to a name.
     """
     order = order or list(parts)
@@ -503,7 +503,7 @@ class OtherParts:
 
 
 def other_parts(steps: int, cores: int, divided: float, repeated: float) -> list[OtherParts]:
-    """Candidate numbers of parts of an axis of known length, chosen when the kernel runs. Its cuts divide some of the
+    """Candidate numbers of parts of an axis of known length, chosen when the kernel runs. Its splits divide some of the
     cycles of a step of the first axis, and repeat others."""
     counts = sorted({ceil_div(steps, ceil_div(steps, parts)) for parts in (1, cores // 4 or 1, cores)})
     unit = (divided + repeated) / _UNITS
@@ -528,9 +528,9 @@ def parts_of_two_at_run_time(
         tasks = others * other.parts
         rounds = (maximum(count * cores // tasks, 1) for count in (_ROUNDS if cores > 1 else ()))
         for wanted in (*(_PARTS if cores > 1 else _PARTS[:1]), *rounds):
-            size = maximum(minimum(parts_of(extent, wanted), longest), 1)
-            parts = maximum(parts_of(extent, size), 1)
-            time = parts_of(tasks * parts, cores) * (size * other.step + again)
+            size = maximum(minimum(ceil_div(extent, wanted), longest), 1)
+            parts = maximum(ceil_div(extent, size), 1)
+            time = ceil_div(tasks * parts, cores) * (size * other.step + again)
             rank = named("rank", ((time * (1 << _PARTS_BITS)) + parts) * (1 << _OTHER_BITS) + number)
             best = rank if best is None else named("best", minimum(best, rank))
     assert best is not None

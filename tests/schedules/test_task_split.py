@@ -1,4 +1,4 @@
-"""The cut of a kernel's work into tasks, against a simulation of the threads."""
+"""The split of a kernel's work into tasks, against a simulation of the threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from schedules.cuts import (
+from schedules.ir.expression import substitute
+from schedules.ir.numbers import ceil_div
+from schedules.ir.tir import tirx, tvm
+from schedules.machine import Machine
+from schedules.task_split import (
     EXPOSED,
     FEW,
     HELD,
@@ -18,30 +22,26 @@ from schedules.cuts import (
     START_CYCLES_OF_THREAD,
     TASK_CYCLES,
     WORTH,
-    Cut,
-    CutAxis,
+    SplitAxis,
+    TaskSplit,
     Work,
     chunks_at_run_time,
-    cut,
-    cut_nest,
     estimated_cycles,
     min_parallel_cycles,
     part_numbers,
     parts_at_run_time,
     pays_at_run_time,
+    split_nest,
+    split_tasks,
     weighted_cycles,
 )
-from schedules.ir.expression import substitute
-from schedules.ir.numbers import ceil_div
-from schedules.ir.tir import tirx, tvm
-from schedules.machine import Machine
 
 
 def machine(cores: int) -> Machine:
     return Machine(vector_bits=512, vector_registers=32, l2_bytes=1 << 20, l3_bytes=32 << 20, cores=cores)
 
 
-def simulated(axes: Sequence[CutAxis], works: Sequence[Work], sizes: Mapping[str, int], threads: int) -> float:
+def simulated(axes: Sequence[SplitAxis], works: Sequence[Work], sizes: Mapping[str, int], threads: int) -> float:
     """The time of the slowest thread: each takes as many consecutive tasks as the others, the last ones fewer."""
     parts = [ceil_div(axis.extent, sizes[axis.name]) for axis in axes]
     tasks = list(itertools.product(*map(range, parts)))
@@ -72,9 +72,9 @@ def simulated(axes: Sequence[CutAxis], works: Sequence[Work], sizes: Mapping[str
     return slowest + start + sum(start + each / threads for each in joins)
 
 
-def convolution(images: int, steps: int, rows: int, cycles: float) -> tuple[list[CutAxis], list[Work]]:
+def convolution(images: int, steps: int, rows: int, cycles: float) -> tuple[list[SplitAxis], list[Work]]:
     """Products, copied input with a halo, weights."""
-    axes = [CutAxis("images", images), CutAxis("channels", steps), CutAxis("rows", rows)]
+    axes = [SplitAxis("images", images), SplitAxis("channels", steps), SplitAxis("rows", rows)]
     return axes, [
         Work({"images": 0, "channels": 0, "rows": 0}, cycles=cycles),
         Work({"images": 0, "rows": 2}, cycles=cycles / 60, bytes=cycles / 8),
@@ -91,11 +91,11 @@ CASES = {
     "little work": convolution(1, 2, 14, 9e3),
     "odd": convolution(3, 5, 13, 1e6),
     "depth": (
-        [CutAxis("panels", 3), CutAxis("depth", 64, join=300.0)],
+        [SplitAxis("panels", 3), SplitAxis("depth", 64, join=300.0)],
         [Work({"panels": 0, "depth": 0}, cycles=2e6, bytes=8e6)],
     ),
     "cache blocks": (
-        [CutAxis("rows", 200, max_steps=12), CutAxis("panels", 6)],
+        [SplitAxis("rows", 200, max_steps=12), SplitAxis("panels", 6)],
         [Work({"rows": 0, "panels": 0}, cycles=5e6), Work({"panels": 0}, bytes=2e6)],
     ),
 }
@@ -105,7 +105,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_no_other_cut_is_much_faster(case: str, cores: int) -> None:
     axes, works = CASES[case]
-    found = cut(axes, works, machine(cores))
+    found = split_tasks(axes, works, machine(cores))
     choices = [range(1, (axis.max_steps or axis.extent) + 1) for axis in axes]
     names = [axis.name for axis in axes]
 
@@ -125,19 +125,19 @@ def test_no_other_cut_is_much_faster(case: str, cores: int) -> None:
 def test_parts_cover_the_axes_without_an_empty_one(case: str) -> None:
     axes, works = CASES[case]
     for cores in (1, 2, 7, 128):
-        found = cut(axes, works, machine(cores))
+        found = split_tasks(axes, works, machine(cores))
         for axis in axes:
             size, parts = found.sizes[axis.name], found.parts[axis.name]
             assert (parts - 1) * size < axis.extent <= parts * size
             assert size <= (axis.max_steps or axis.extent)
         assert found.tasks == math.prod(found.parts.values())
         assert cores > 1 or not found.parallel
-        assert found == cut(axes, works, machine(cores))
+        assert found == split_tasks(axes, works, machine(cores))
 
 
 def test_little_work_stays_on_one_core_and_more_does_not() -> None:
-    def of(cycles: float) -> Cut:
-        return cut([CutAxis("rows", 64)], [Work({"rows": 0}, cycles=cycles)], machine(32))
+    def of(cycles: float) -> TaskSplit:
+        return split_tasks([SplitAxis("rows", 64)], [Work({"rows": 0}, cycles=cycles)], machine(32))
 
     assert not of(3e3).parallel
     assert of(3e4).parallel
@@ -145,21 +145,21 @@ def test_little_work_stays_on_one_core_and_more_does_not() -> None:
 
 def test_small_maps_are_cut_along_rows_and_channels_together() -> None:
     axes, works = CASES["small map"]
-    found = cut(axes, works, machine(32))
+    found = split_tasks(axes, works, machine(32))
     assert min(found.parts["rows"], found.parts["channels"]) > 1
     assert found.serial_cycles / found.cycles > 0.6 * 32
 
 
 def test_a_cut_that_costs_nothing_serves_other_numbers_of_threads() -> None:
-    axes, works = [CutAxis("rows", 960)], [Work({"rows": 0}, cycles=1e8)]
-    found = cut(axes, works, machine(2))
+    axes, works = [SplitAxis("rows", 960)], [Work({"rows": 0}, cycles=1e8)]
+    found = split_tasks(axes, works, machine(2))
     for threads in (2, 3, 4, 6, 8):
         assert simulated(axes, works, found.sizes, threads) < 1.1 * simulated(axes, works, {"rows": 1}, threads)
 
 
 def test_an_axis_without_steps_is_an_error() -> None:
     with pytest.raises(ValueError, match="rows"):
-        cut([CutAxis("rows", 0)], [], machine(2))
+        split_tasks([SplitAxis("rows", 0)], [], machine(2))
 
 
 ORDERS = [("a", "b", "c"), ("c", "b", "a"), ("a", "c", "b", "c"), ("c", "a", "b", "c"), ("b", "a", "b", "c")]
@@ -179,8 +179,8 @@ def test_tasks_in_any_order_are_all_parts_once(order: tuple[str, ...]) -> None:
 def test_two_threads_find_their_input_in_their_own_cache() -> None:
     """Each thread takes half of the rows of a map with few weights, and half of the channels of one with many."""
 
-    def of(weights: float) -> Cut:
-        axes = [CutAxis("channels", 16), CutAxis("rows", 56)]
+    def of(weights: float) -> TaskSplit:
+        axes = [SplitAxis("channels", 16), SplitAxis("rows", 56)]
         every = {"channels": 0, "rows": 0}
         works = [
             Work(every, cycles=8e6),
@@ -188,14 +188,14 @@ def test_two_threads_find_their_input_in_their_own_cache() -> None:
             Work({"channels": 0}, bytes=weights),
         ]
         orders = [("rows", "channels", "rows"), ("channels", "rows")]
-        return cut(axes, works, machine(32), orders=orders)
+        return split_tasks(axes, works, machine(32), orders=orders)
 
     assert of(1.5e5).order == ("rows", "channels", "rows")
     assert of(6e6).order == ("channels", "rows")
 
 
 def test_weights_that_a_thread_reads_again_come_from_the_shared_cache() -> None:
-    axes, weights = [CutAxis("rows", 8)], [Work({}, bytes=4e6, from_memory=True)]
+    axes, weights = [SplitAxis("rows", 8)], [Work({}, bytes=4e6, from_memory=True)]
     once, four_times = (estimated_cycles(axes, weights, {"rows": rows}, machine(2), 2) for rows in (4, 1))
     again = 3 * 4e6 / SHARED_CACHE_RATE + EXPOSED * 3 * TASK_CYCLES
     assert four_times - once == pytest.approx(again)
@@ -247,9 +247,9 @@ def test_a_dynamic_amount_of_work_starts_threads_where_they_pay(cores: int) -> N
 @pytest.mark.parametrize("outer", [[], [1], [3], [33], [2, 8], [64, 100], [5, 7, 1]])
 @pytest.mark.parametrize("run", [1, 7, 1000])
 def test_a_nest_gives_each_core_its_share(cores: int, outer: list[int], run: int) -> None:
-    """The busiest core has at most a seventh more than its share, unless all loops are cut already."""
+    """The busiest core has at most a seventh more than its share, unless all loops are split already."""
     cycles = 100 * min_parallel_cycles(cores)
-    found = cut_nest(outer, machine(cores), cycles, run)
+    found = split_nest(outer, machine(cores), cycles, run)
     assert found.run in {ceil_div(run, parts) for parts in range(1, run + 1)}
     tasks = math.prod(outer[: found.fused]) * ceil_div(run, found.run)
     if found.run < run:
@@ -260,12 +260,12 @@ def test_a_nest_gives_each_core_its_share(cores: int, outer: list[int], run: int
 
 
 def test_few_loops_of_a_nest_are_fused() -> None:
-    assert cut_nest([64, 1600], machine(2)).fused == 1
-    assert cut_nest([64], machine(32), run=4).run > 1
-    assert cut_nest([1], machine(32)).fused == 0
+    assert split_nest([64, 1600], machine(2)).fused == 1
+    assert split_nest([64], machine(32), run=4).run > 1
+    assert split_nest([1], machine(32)).fused == 0
     size = tirx.Var("n", "int64")
-    assert cut_nest([size], machine(8)).fused == 1
-    assert cut_nest([size, 128], machine(8)).fused == 2
+    assert split_nest([size], machine(8)).fused == 1
+    assert split_nest([size, 128], machine(8)).fused == 2
     assert chunks_at_run_time(machine(8)) % 8 == 0
 
 
@@ -274,7 +274,7 @@ def test_more_threads_need_more_work() -> None:
     for count in cores:
         minimum = min_parallel_cycles(count)
         for cycles, threads_pay in ((1.1 * minimum, True), (0.5 * minimum, False)):
-            tasks, work = [CutAxis("tasks", count)], [Work({"tasks": 0}, cycles)]
+            tasks, work = [SplitAxis("tasks", count)], [Work({"tasks": 0}, cycles)]
             time = estimated_cycles(tasks, work, {"tasks": 1}, machine(count), count)
             assert time < cycles if threads_pay else time > 0.85 * cycles
     assert min_parallel_cycles(128) > 2 * min_parallel_cycles(2)
