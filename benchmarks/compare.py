@@ -31,7 +31,7 @@ from benchmarks._quantized import quantized
 from benchmarks._race import Entry, Result, race
 from compiler.artifact import read_artifact
 from compiler.reports.formatting import plural
-from schedules.instructions.products.table import products
+from schedules.instructions.vector_instructions.table import dot_instructions
 from schedules.machine import Machine
 from targets import cpuinfo
 
@@ -220,7 +220,7 @@ def _processor(machine: Machine, peak: float) -> str:
     rates = {
         product.name: product.rate_on(machine)
         for operand, other in (("bfloat16", "bfloat16"), ("uint8", "int8"))
-        for product in products(machine, operand, other)
+        for product in dot_instructions(machine, operand, other)
     }
     wide = ", ".join(f"{name} {rate * peak:.0f}" for name, rate in rates.items()) or "no products of narrow operands"
     vectors = ("avx", "amx", "neon", "dot", "i8")

@@ -30,8 +30,8 @@ from schedules.attention.cache.rule import CacheWorkload, cache_cycles, sizes_of
 from schedules.attention.rule import Attention, AttentionInt8, AttentionWorkload, cycles_in_tiles
 from schedules.conv.dot import CONV_DOT, CONV_TILES
 from schedules.conv.workload import DotWorkload, TilesWorkload
-from schedules.instructions.products.operation import DOT_BF16, Product
-from schedules.instructions.products.table import dot_products, tile_product
+from schedules.instructions.vector_instructions.operation import DOT_BF16, DotInstruction
+from schedules.instructions.vector_instructions.table import tile_instruction, vector_instructions
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tvm_types import Expr, Type
@@ -214,7 +214,7 @@ def _padded(operations: float, workload: object) -> float:
 
 def _arithmetic_factor(rule: str, workload: Any, machine: Machine) -> float:
     factor = _ARITHMETIC.get(rule, _ELSEWHERE)
-    products = dot_products(machine, "uint8", "int8")
+    products = vector_instructions(machine, "uint8", "int8")
     if rule == "conv-direct" and machine.vector_registers < 32:
         return _DIRECT_OF_FEW_REGISTERS
     if rule == "conv-depthwise":
@@ -226,7 +226,7 @@ def _arithmetic_factor(rule: str, workload: Any, machine: Machine) -> float:
         return _TILES / (tiles.convolution_rate_on if rule == CONV_TILES else tiles.rate_on)(machine)
     operation = workload.operation if rule == CONV_DOT else _MATMUL_OPERATIONS.get(rule)
     if operation is not None:
-        found = dot_products(machine, operation.a, operation.b)
+        found = vector_instructions(machine, operation.a, operation.b)
         factor /= found[0].rate_on(machine) if found else _PAIR_PRODUCTS
     return factor
 
@@ -238,7 +238,7 @@ def _of_blocks(rule: str, work: BlockWorkload, machine: Machine) -> float:
     return block_cycles(work.rows, work.columns, work.depth, layout, machine, in_tiles=in_tiles)
 
 
-def _tiles_of(rule: str, workload: object, machine: Machine) -> Product | None:
+def _tiles_of(rule: str, workload: object, machine: Machine) -> DotInstruction | None:
     """The instruction with tile accumulators that a kernel uses, or None."""
     if isinstance(workload, BlockWorkload):
         layout = BlockFormat.of_text(workload.layout)
@@ -246,7 +246,7 @@ def _tiles_of(rule: str, workload: object, machine: Machine) -> Product | None:
     if isinstance(workload, AttentionWorkload):
         return _ATTENTION[rule].tiles(workload, machine)
     operation = workload.operation if isinstance(workload, TilesWorkload) else _MATMUL_OPERATIONS.get(rule)
-    return None if operation is None else tile_product(machine, operation)
+    return None if operation is None else tile_instruction(machine, operation)
 
 
 def _movement(sizes: Sequence[float], machine: Machine) -> float:

@@ -51,8 +51,8 @@ from compiler.support.notebook import shortened
 from compiler.support.options import ImportArguments
 from compiler.support.precision import precision_of
 from compiler.support.processing import Processing
-from schedules.instructions.products.operation import DOT_F16
-from schedules.instructions.products.table import tile_product
+from schedules.instructions.dot_products.operation import DOT_F16
+from schedules.instructions.dot_products.table import tile_instruction
 
 
 def build_module(
@@ -91,7 +91,7 @@ def build_module(
 def _own_precision(model: ImportedModel, target: targets.Target) -> str:
     """The precision if none is requested: float16 for a float16 model on a processor with float16 matrix tiles, which
     sum in float32. Float16 vector instructions, which also sum in float16, must be requested explicitly."""
-    in_tiles = not target.narrows_operands and tile_product(target.machine, DOT_F16) is not None
+    in_tiles = not target.narrows_operands and tile_instruction(target.machine, DOT_F16) is not None
     return "float16" if in_tiles and multiplies_halves(model.mod) else "float32"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from compiler.support.roofline import Roofline
 from schedules.gpu.machine import GpuMachine
-from schedules.instructions.products.table import products
+from schedules.instructions.vector_instructions.table import products
 from schedules.machine import Machine
 
 _WORTH_SAYING = 1.3

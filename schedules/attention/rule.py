@@ -38,8 +38,8 @@ from schedules.codegen.nest import (
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.estimate import Estimate, tail
-from schedules.instructions.products.amx import BLOCK_ROWS, STEPS
-from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8, Operation, Product
+from schedules.instructions.vector_instructions.amx import BLOCK_ROWS, STEPS
+from schedules.instructions.vector_instructions.operation import DOT_S8S8, DOT_U8S8, DotInstruction, Operation
 from schedules.ir.expression import expression
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.ir.stages import Axis, Kernel, Stage, dtype_of
@@ -70,13 +70,13 @@ class AttentionWorkload(Workload):
 SOFTMAX_CYCLES = 12.0  # per vector of scores
 
 
-def cycles_in_tiles(work: AttentionWorkload, product: Product, machine: Machine) -> float:
+def cycles_in_tiles(work: AttentionWorkload, instruction: DotInstruction, machine: Machine) -> float:
     """Single-core cycles of attention with tile accumulators: matmuls padded to whole tiles, and the softmax."""
-    step, lanes = STEPS * product.group, machine.lanes("float32")
+    step, lanes = STEPS * instruction.group, machine.lanes("float32")
     depth, keys = (ceil_div(each, step) * step for each in (work.depth, work.keys))
     terms = work.batch * work.queries * (work.keys * depth + work.columns * keys)
     scores = work.batch * work.queries * work.keys
-    return terms / (lanes * machine.fma_ports * product.rate_on(machine)) + scores / lanes * SOFTMAX_CYCLES
+    return terms / (lanes * machine.fma_ports * instruction.rate_on(machine)) + scores / lanes * SOFTMAX_CYCLES
 
 
 class Attention(CpuRule[AttentionWorkload]):
@@ -131,7 +131,7 @@ class Attention(CpuRule[AttentionWorkload]):
         body = self.writer(AttentionParts.of(stages), machine, config.integer("rows")).code()
         return build_function(kernel, [body], [])
 
-    def tiles(self, workload: AttentionWorkload, machine: Machine) -> Product | None:
+    def tiles(self, workload: AttentionWorkload, machine: Machine) -> DotInstruction | None:
         """The instruction with tile accumulators for these operands, if there is one."""
         in_words = workload.queries >= MIN_QUERIES and workload.dtype != "float32"
         known = workload.keys and workload.depth and workload.columns

@@ -35,9 +35,9 @@ from schedules.codegen.nest import (
 )
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, Taps, block_sums, multiply_add
-from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS, STEPS
-from schedules.instructions.products.operation import DOT_BF16, Operation, Product
-from schedules.instructions.products.table import tile_product
+from schedules.instructions.vector_instructions.amx import COLUMNS, ROW_BYTES, ROWS, STEPS
+from schedules.instructions.vector_instructions.operation import DOT_BF16, DotInstruction, Operation
+from schedules.instructions.vector_instructions.table import tile_instruction
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
 from schedules.ir.expression import expression, index
 from schedules.ir.numbers import ceil_div
@@ -364,7 +364,14 @@ class AttentionWriter:
         )
 
     def _in_tiles(
-        self, product: Product, width: int, rows: NarrowRows, b: Factor, lead: list[Expr], at: Expr, end: EndOfSum
+        self,
+        instruction: DotInstruction,
+        width: int,
+        rows: NarrowRows,
+        b: Factor,
+        lead: list[Expr],
+        at: Expr,
+        end: EndOfSum,
     ) -> Stmt:
         """`_tile` by an instruction with tile accumulators: the sums of a panel pass through memory."""
         words, panel = b.matrix.buffer, _PANEL * self.lanes
@@ -375,7 +382,7 @@ class AttentionWriter:
         def element(i: Index) -> Expr:
             return load(rows.buffer, i, 0)
 
-        summed = block_sums(product, element, rows.pitch, taps, first, sums, rows.rows, b_pitch=4 * columns)
+        summed = block_sums(instruction, element, rows.pitch, taps, first, sums, rows.rows, b_pitch=4 * columns)
 
         def total(i: Index, j: Expr) -> Expr:
             return load(sums, i, j) if b.begin is None else load(sums, i, j) + load(b.begin, *lead, at + j)
@@ -411,6 +418,6 @@ def _plus(total: Expr, terms: Buffer | None, row: Index) -> Expr:
     return total if terms is None else total + tirx.BufferLoad(terms, [expression(row)])
 
 
-def attention_tiles(machine: Machine, operation: Operation) -> Product | None:
+def attention_tiles(machine: Machine, operation: Operation) -> DotInstruction | None:
     """The instruction with tile accumulators for an attention operation, if the machine has one."""
-    return tile_product(machine, operation) if machine.lanes("float32") == COLUMNS else None
+    return tile_instruction(machine, operation) if machine.lanes("float32") == COLUMNS else None

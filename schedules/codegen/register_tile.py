@@ -16,15 +16,15 @@ from itertools import product
 from math import prod
 
 from schedules.codegen.nest import allocate, allocate_tile, bind, lanes_of, load, repeat, sequence, split_repeat, store
-from schedules.instructions.products.amx import BLOCK_ROWS, ROW_BYTES, ROWS, symbol_of
-from schedules.instructions.products.operation import ONES, PARTIAL_STEPS, Product
+from schedules.instructions.vector_instructions.amx import BLOCK_ROWS, ROW_BYTES, ROWS, symbol_of
+from schedules.instructions.vector_instructions.operation import ONES, PARTIAL_STEPS, DotInstruction
 from schedules.ir.expression import expression, index
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import dtype_bits
 
-# Sums of a block of rows by instructions with tile accumulators; see `schedules.instructions.products.amx`.
+# Sums of a block of rows by instructions with tile accumulators; see `schedules.instructions.dot_products.amx`.
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def with_room(buffer: Buffer) -> Buffer:
 
 
 def block_sums(
-    product: Product,
+    instruction: DotInstruction,
     a: Callable[[Expr], Expr],
     pitch: Index,
     taps: Taps,
@@ -78,7 +78,7 @@ def block_sums(
         addresses = [tirx.address_of(each) for each in (left, b, position)]
         behind = [addresses[1], expression(b_pitch or 4 * width), addresses[2]]
         arguments = [addresses[0], *map(expression, numbers), *behind]
-        return tirx.Evaluate(tirx.call_extern("int32", symbol_of(product, row_tiles, width), *arguments))
+        return tirx.Evaluate(tirx.call_extern("int32", symbol_of(instruction, row_tiles, width), *arguments))
 
     if isinstance(rows, int):
         whole, rest = divmod(ceil_div(rows, ROWS), 2)
@@ -92,7 +92,7 @@ def block_sums(
 
 
 def block_sums_without_room(
-    product: Product, a: Callable[[Expr], Expr], pitch: int, taps: Taps, b: Expr, sums: Buffer, rows: Index
+    instruction: DotInstruction, a: Callable[[Expr], Expr], pitch: int, taps: Taps, b: Expr, sums: Buffer, rows: Index
 ) -> Stmt:
     """`block_sums` of rows of whole contiguous taps, if memory after the rows must not be read: the last rows, fewer
     than 16, are copied."""
@@ -114,9 +114,9 @@ def block_sums_without_room(
     last = sequence(
         allocation,
         repeat("row", rows - whole, copied),
-        block_sums(product, lambda i: load(copy, i, 0), pitch, taps, b, sums, ROWS, whole),
+        block_sums(instruction, lambda i: load(copy, i, 0), pitch, taps, b, sums, ROWS, whole),
     )
-    blocks = None if isinstance(whole, int) and not whole else block_sums(product, a, pitch, taps, b, sums, whole)
+    blocks = None if isinstance(whole, int) and not whole else block_sums(instruction, a, pitch, taps, b, sums, whole)
     if isinstance(rows, int):
         return sequence(blocks, last if rows > whole else None)
     return sequence(blocks, tirx.IfThenElse(rows > whole, last, None))

@@ -20,8 +20,8 @@ from schedules.conv.tiles import tiles_workload
 from schedules.conv.winograd import Winograd, integer_winograd_pays, winograd_workload
 from schedules.conv.winograd_tiling import relative_cycles, winograd_form, winograd_forms
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload, WinogradWorkload
-from schedules.instructions.products.operation import DOT_U8S8, OF_STORED, Operation
-from schedules.instructions.products.table import dot_products, matrix_product, tile_product
+from schedules.instructions.vector_instructions.operation import DOT_U8S8, OF_STORED, Operation
+from schedules.instructions.vector_instructions.table import matrix_instruction, tile_instruction, vector_instructions
 from schedules.ir.numbers import QUAD
 from schedules.machine import Machine
 from schedules.selection.alternatives import Alternative, Choice
@@ -129,14 +129,14 @@ def integer_workload(plain: ConvWorkload, operand: str, fill: int, machine: Mach
         return tiles
     if plain.in_block != QUAD:
         return dot_workload(plain, operand, plain.block, fill)
-    matrix = matrix_product(machine, operand, "int8")
+    matrix = matrix_instruction(machine, operand, "int8")
     if matrix is not None:
         whole = plain.groups == 1 or plain.group_channels % matrix.group == 0
         if not whole or plain.group_channels <= QUAD or plain.out_spatial[-1] == 1:
             matrix = None
-    product = matrix or next(iter(dot_products(machine, operand, "int8")), None)
+    instruction = matrix or next(iter(vector_instructions(machine, operand, "int8")), None)
     fields = {**vars(plain), "dtype": "int32", "in_block": QUAD if matrix is None else matrix.group}
-    signed = product is not None and product.operation.a == "int8"
+    signed = instruction is not None and instruction.operation.a == "int8"
     return QuadsWorkload(**fields, operand=operand, fill=fill, signed=signed, matrix=matrix is not None)
 
 
@@ -144,12 +144,12 @@ def narrow_workload(work: ConvWorkload, halves: Operation, machine: Machine) -> 
     """The convolution with operands rounded to 16 bits; None if float32 is as fast on the machine, or if vectors would
     accumulate in 16 bits where tiles elsewhere in the model accumulate in float32."""
     tiles = tiles_workload(work, halves.stored, machine)
-    found = dot_products(machine, halves.a, halves.b)
+    found = vector_instructions(machine, halves.a, halves.b)
     if tiles is not None:
         return tiles
     if not found or found[0].rate_on(machine) <= 1:
         return None
-    less_exact = found[0].operation is halves.partial and tile_product(machine, halves) is not None
+    less_exact = found[0].operation is halves.partial and tile_instruction(machine, halves) is not None
     return None if less_exact else dot_workload(work, halves.stored, work.block)
 
 

@@ -44,8 +44,20 @@ from schedules.conv.tiling import (
     tile_for,
 )
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload
-from schedules.instructions.products.operation import DOT_WORDS, ONES, PARTIAL_STEPS, Operation, joined, row_of
-from schedules.instructions.products.table import dot_products, matrix_product, partial_operation, widens_bytes
+from schedules.instructions.vector_instructions.operation import (
+    DOT_WORDS,
+    ONES,
+    PARTIAL_STEPS,
+    Operation,
+    joined,
+    row_of,
+)
+from schedules.instructions.vector_instructions.table import (
+    matrix_instruction,
+    partial_operation,
+    vector_instructions,
+    widens_bytes,
+)
 from schedules.ir.expression import minimum, number
 from schedules.ir.numbers import QUAD, SIGN_BITS, ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, Tensor, te, tirx
@@ -164,7 +176,7 @@ def _with_sums(work: DotWorkload, machine: Machine) -> Machine:
     """The machine with its accumulators limited to what its few registers allow for such dot products."""
     if work.of_halves or machine.vector_registers >= 32:
         return machine
-    if not _in_pairs(work, machine) and not dot_products(machine, work.operand, "int8"):
+    if not _in_pairs(work, machine) and not vector_instructions(machine, work.operand, "int8"):
         return machine
     sums = _SUMS_OF_PAIRS if _in_pairs(work, machine) else _SUMS_OF_BYTES
     return machine.model_copy(update={"register_sums": sums})
@@ -401,7 +413,7 @@ class ConvMatrix(DirectRule[QuadsWorkload]):
     priority: ClassVar[int] = Priority.BLOCKED_MATRIX
 
     def serves(self, workload: QuadsWorkload, machine: Machine) -> bool:
-        return matrix_product(machine, "uint8", "int8") is not None
+        return matrix_instruction(machine, "uint8", "int8") is not None
 
     def space(self, workload: QuadsWorkload, machine: Machine) -> ConfigSpace:
         found = super().space(workload, machine)

@@ -32,9 +32,9 @@ from schedules.conv.dot import CONV_TILES, DotNest
 from schedules.conv.rule import BlockedRule
 from schedules.conv.tiling import Task, divisors
 from schedules.conv.workload import ConvWorkload, TilesWorkload
-from schedules.instructions.products.amx import COLUMNS, ROW_BYTES, ROWS
-from schedules.instructions.products.operation import Product
-from schedules.instructions.products.table import dot_products, tile_product
+from schedules.instructions.vector_instructions.amx import COLUMNS, ROW_BYTES, ROWS
+from schedules.instructions.vector_instructions.operation import DotInstruction
+from schedules.instructions.vector_instructions.table import tile_instruction, vector_instructions
 from schedules.ir.expression import minimum
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
@@ -59,14 +59,14 @@ def tiles_workload(work: ConvWorkload, operand: str, machine: Machine, fill: int
     in_block = ROW_BYTES * 8 // dtype_bits(operand)
     found = TilesWorkload(**{**vars(work), "in_block": in_block}, operand=operand, fill=fill)
     found = replace(found, dtype=found.operation.total)
-    product = tile_product(machine, found.operation)
-    if product is None:
+    instruction = tile_instruction(machine, found.operation)
+    if instruction is None:
         return None
     used = work.group_channels / (found.in_blocks * in_block)
     in_vectors = max(
-        [1.0, *(each.rate_on(machine) for each in dot_products(machine, found.operation.a, found.operation.b))]
+        [1.0, *(each.rate_on(machine) for each in vector_instructions(machine, found.operation.a, found.operation.b))]
     )
-    return found if product.convolution_rate_on(machine) * used > in_vectors else None
+    return found if instruction.convolution_rate_on(machine) * used > in_vectors else None
 
 
 class ConvTiles(BlockedRule[TilesWorkload]):
@@ -77,7 +77,7 @@ class ConvTiles(BlockedRule[TilesWorkload]):
     priority: ClassVar[int] = Priority.BLOCKED_MATRIX
 
     def serves(self, workload: TilesWorkload, machine: Machine) -> bool:
-        return tile_product(machine, workload.operation) is not None
+        return tile_instruction(machine, workload.operation) is not None
 
     def space(self, workload: TilesWorkload, machine: Machine) -> ConfigSpace:
         panels, uneven = divmod(workload.group_out_blocks, workload.panel // workload.block)
@@ -89,9 +89,9 @@ class ConvTiles(BlockedRule[TilesWorkload]):
         return Config.of(rows=found.sizes[dimension(workload.rank - 2)] if workload.rank > 1 else 1, chunks=1)
 
     def nest(self, fused: FusedKernel, workload: TilesWorkload, config: Config, machine: Machine) -> TilesNest:
-        product = tile_product(machine, workload.operation)
-        assert product is not None
-        return TilesNest(fused, workload, config, product)
+        instruction = tile_instruction(machine, workload.operation)
+        assert instruction is not None
+        return TilesNest(fused, workload, config, instruction)
 
 
 def _line(work: ConvWorkload) -> int:
@@ -148,12 +148,12 @@ class TilesNest(DotNest):
 
     work: TilesWorkload
 
-    def __init__(self, fused: FusedKernel, work: TilesWorkload, config: Config, product: Product) -> None:
+    def __init__(self, fused: FusedKernel, work: TilesWorkload, config: Config, instruction: DotInstruction) -> None:
         width = work.out_spatial[-1]
         blocks = work.panel // work.block
         knobs = {"pixels": 1, "blocks": blocks, "columns": width, "unroll": 1}
         super().__init__(fused, work, Config.of(rows=config.integer("rows"), chunks=config.integer("chunks"), **knobs))
-        self.product = product
+        self.instruction = instruction
 
         self.copies = True
 
@@ -219,7 +219,7 @@ class TilesNest(DotNest):
         weights = load(self.weight, _divided(block, work.panel // work.block), *(0,) * (work.rank + 3))
         return sequence(
             allocation,
-            block_sums(self.product, pixel, stride * ROW_BYTES, taps, weights, sums, count),
+            block_sums(self.instruction, pixel, stride * ROW_BYTES, taps, weights, sums, count),
             grid(["y", "x"], [lines, width], lambda at: self._finish_pixel(sums, task, block, first + at[0], at)),
         )
 

@@ -14,7 +14,14 @@ from math import prod
 from typing import Any, TypeVar
 
 from schedules.annotations import KIND, SPEC
-from schedules.instructions.products.operation import DOT_S8S8, DOT_U8S8, MATRIX_S8S8, MATRIX_U8S8, OF_STORED, Operation
+from schedules.instructions.vector_instructions.operation import (
+    DOT_S8S8,
+    DOT_U8S8,
+    MATRIX_S8S8,
+    MATRIX_U8S8,
+    OF_STORED,
+    Operation,
+)
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.ir.tir import Index
 from schedules.rule import Workload

@@ -12,7 +12,7 @@ def gpu_rules() -> tuple[AnyRule, ...]:
     """The rules for GPUs, by descending priority."""
     from schedules.gpu.dlight import DLIGHT_RULES
     from schedules.gpu.parallel import BindAnything
-    from schedules.gpu.plain_products import GpuProducts, GpuVectorProducts
+    from schedules.gpu.simt_matmul import GpuProducts, GpuVectorProducts
     from schedules.gpu.tensor_cores import GpuTensorCores
     from schedules.gpu.thread_reduction import GpuThreadReduction
 

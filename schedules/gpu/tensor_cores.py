@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from schedules.codegen.nest import lanes_of, load, repeat, sequence, static_grid, store, when
 from schedules.gpu.machine import MIN_CAPABILITY, GpuMachine
-from schedules.gpu.product_form import WIDER, DepthSplit, ProductForm
-from schedules.gpu.product_rule import TiledProductRule
+from schedules.gpu.matmul_form import WIDER, DepthSplit, GpuMatmulForm
+from schedules.gpu.matmul_rule import TiledMatmulRule
 from schedules.gpu.tile_code import SHARED, BlockTile, Part, TileWriter, wait
 from schedules.ir.expression import expression, index
 from schedules.ir.tir import Buffer, Expr, Stmt, tirx
@@ -56,7 +56,7 @@ class Tile(BlockTile):
 class _TensorWriter(TileWriter):
     tile: Tile
 
-    def __init__(self, form: ProductForm, tile: BlockTile, split: DepthSplit | None) -> None:
+    def __init__(self, form: GpuMatmulForm, tile: BlockTile, split: DepthSplit | None) -> None:
         super().__init__(form, tile, split)
         self.total = WIDER.get(self.dtype, self.dtype)
         self.pitch = _PITCH[dtype_bits(self.dtype)]
@@ -157,7 +157,7 @@ def _pointer(buffer: Buffer, mode: str, offset: Expr, extent: int) -> Expr:
     return buffer.access_ptr(mode, ptr_type=str(buffer.dtype), offset=offset, extent=extent)
 
 
-class GpuTensorCores(TiledProductRule):
+class GpuTensorCores(TiledMatmulRule):
     """Any matmul whose operand types tensor cores support; sizes are padded with zeros."""
 
     name: ClassVar[str] = "gpu-tensor-cores"

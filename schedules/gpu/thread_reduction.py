@@ -10,7 +10,7 @@ from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.gpu.launch import launched
 from schedules.gpu.machine import GpuMachine
-from schedules.gpu.product_form import computed_in_place, is_product, product_form, stages_in_front
+from schedules.gpu.matmul_form import computed_in_place, is_matmul, matmul_form, stages_in_front
 from schedules.gpu.rule import GpuRule, GpuWorkload, gpu_workload
 from schedules.ir.expression import buffers_loaded, substitute
 from schedules.ir.reduction import Reduction, reduction_of
@@ -61,10 +61,10 @@ class GpuThreadReduction(GpuRule[GpuWorkload]):
 
 def _is_shared_product(kernel: Kernel) -> bool:
     """True if the kernel is a matmul of two matrices, whose elements a block shares."""
-    if not any(is_product(stage) for stage in kernel.simple_stages):
+    if not any(is_matmul(stage) for stage in kernel.simple_stages):
         return False
     try:
-        form = product_form(kernel)
+        form = matmul_form(kernel)
     except NotScheduledError:
         return False
     return form.a.rows.extent != 1 and form.b.rows.extent != 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from schedules.codegen.nest import allocate, both, broadcast, lanes_of, load, name_value, repeat, sequence, store, when
 from schedules.gpu.launch import launch
-from schedules.gpu.product_form import DepthSplit, Operand, ProductForm
+from schedules.gpu.matmul_form import DepthSplit, GpuMatmulForm, Operand
 from schedules.ir.expression import expression
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.numbers import ceil_div
@@ -61,7 +61,7 @@ class BlockTile(ABC):
 class TileWriter(ABC):
     """Writes the launch of a tiled matmul; with a split, each block sums a part of the depth."""
 
-    def __init__(self, form: ProductForm, tile: BlockTile, split: DepthSplit | None) -> None:
+    def __init__(self, form: GpuMatmulForm, tile: BlockTile, split: DepthSplit | None) -> None:
         self.form, self.tile, self.split = form, tile, split
         self.size = (tile.rows, tile.columns)
         self.depth, self.threads = tile.depth, tile.threads

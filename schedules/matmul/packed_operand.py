@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from schedules.codegen.register_tile import RegisterTile
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
-from schedules.instructions.products.amx import STEPS, WIDTHS
-from schedules.instructions.products.operation import Operation, Product
-from schedules.instructions.products.table import tile_product
 from schedules.instructions.rounding import bfloat16_bits
+from schedules.instructions.vector_instructions.amx import STEPS, WIDTHS
+from schedules.instructions.vector_instructions.operation import DotInstruction, Operation
+from schedules.instructions.vector_instructions.table import tile_instruction
 from schedules.ir.expression import index, number, substitute
 from schedules.ir.reduction import COMBINERS, Reduction
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
@@ -130,10 +130,10 @@ class PanelRule(MatmulOfParts[MatmulWorkloadT, PartsType]):
     operation: ClassVar[Operation | None] = None
     """The operation that sums products of words, if there is one."""
 
-    def tiles(self, workload: MatmulWorkloadT, machine: Machine) -> Product | None:
+    def tiles(self, workload: MatmulWorkloadT, machine: Machine) -> DotInstruction | None:
         """The instruction with tile accumulators, if the machine has one and the weights are packed for it."""
         whole = workload.width in WIDTHS and workload.depth % STEPS == 0
-        return tile_product(machine, self.operation) if whole and self.operation is not None else None
+        return tile_instruction(machine, self.operation) if whole and self.operation is not None else None
 
     def space(self, workload: MatmulWorkloadT, machine: Machine) -> ConfigSpace:
         vectors = max(1, workload.width // machine.lanes("float32"))

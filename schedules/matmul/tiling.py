@@ -72,11 +72,11 @@ def rows_for_cores(work: MatmulWorkload, tile: tuple[int, int], machine: Machine
     def on_all(rows: int) -> float:
         sizes = dtype_bits(work.dtype) // 8, dtype_bits(work.b_dtype) // 8
         shape = work.batch, work.rows, work.columns, work.depth
-        product = MatmulSizes(
+        matmul = MatmulSizes(
             *shape, (rows, tile[1]), work.width, lanes, sizes, 0.0, shared_weights=True, splits_depth=False
         )
         return split_tasks(
-            _axes(product, rows_first=False), _works(product, math.prod(shape[:3]), machine), machine
+            _axes(matmul, rows_first=False), _works(matmul, math.prod(shape[:3]), machine), machine
         ).cycles
 
     choices = [rows for rows in range(tile[0], tile[0] // 2, -1) if on_one_core(rows) <= on_one_core(tile[0])]
@@ -84,39 +84,39 @@ def rows_for_cores(work: MatmulWorkload, tile: tuple[int, int], machine: Machine
     return best if on_all(best) < _MORE_EVENLY * on_all(tile[0]) else tile[0]
 
 
-def _axes(product: MatmulSizes, *, rows_first: bool) -> list[SplitAxis]:
-    rows = SplitAxis("rows", max(1, ceil_div(product.rows, product.tile[0])))
-    panels = SplitAxis("panels", ceil_div(product.columns, product.panel), max_steps=1)
-    return [SplitAxis("batch", product.batch, max_steps=1), *((rows, panels) if rows_first else (panels, rows))]
+def _axes(matmul: MatmulSizes, *, rows_first: bool) -> list[SplitAxis]:
+    rows = SplitAxis("rows", max(1, ceil_div(matmul.rows, matmul.tile[0])))
+    panels = SplitAxis("panels", ceil_div(matmul.columns, matmul.panel), max_steps=1)
+    return [SplitAxis("batch", matmul.batch, max_steps=1), *((rows, panels) if rows_first else (panels, rows))]
 
 
-def split_matmul(product: MatmulSizes, machine: Machine, *, rows_first: bool) -> MatmulSplit:
+def split_matmul(matmul: MatmulSizes, machine: Machine, *, rows_first: bool) -> MatmulSplit:
     """Split a matmul of static sizes into tasks."""
-    steps = ceil_div(product.depth, _MIN_DEPTH)
-    results = product.batch * product.rows * product.columns
-    may_split_depth = product.splits_depth and steps > 1 and results <= _MAX_JOINED
-    axes, works = _axes(product, rows_first=rows_first), _works(product, results, machine)
+    steps = ceil_div(matmul.depth, _MIN_DEPTH)
+    results = matmul.batch * matmul.rows * matmul.columns
+    may_split_depth = matmul.splits_depth and steps > 1 and results <= _MAX_JOINED
+    axes, works = _axes(matmul, rows_first=rows_first), _works(matmul, results, machine)
     found, depth = split_tasks(axes, works, machine), 0
     if may_split_depth and machine.cores > 1:
         deep = split_tasks([*axes, SplitAxis("depth", steps)], works, machine)
         if deep.parallel and deep.weighted < _WORTH_JOINING * found.weighted:
             found, depth = deep, deep.sizes["depth"] * _MIN_DEPTH
-    return MatmulSplit(found.parts["rows"], found.sizes["rows"], depth if depth < product.depth else 0)
+    return MatmulSplit(found.parts["rows"], found.sizes["rows"], depth if depth < matmul.depth else 0)
 
 
-def _works(product: MatmulSizes, results: int, machine: Machine) -> list[Work]:
+def _works(matmul: MatmulSizes, results: int, machine: Machine) -> list[Work]:
     every = dict.fromkeys(("batch", "rows", "panels", "depth"), 0.0)
-    a_bytes, b_bytes = product.operand_bytes
-    weights = {"panels": 0.0, "depth": 0.0} | ({} if product.shared_weights else {"batch": 0.0})
-    count = 1 if product.shared_weights else product.batch
-    of_step = tile_cost(max(1, product.rows), product.columns, product.tile, machine, product.lanes)
-    vectors = results / product.lanes
+    a_bytes, b_bytes = matmul.operand_bytes
+    weights = {"panels": 0.0, "depth": 0.0} | ({} if matmul.shared_weights else {"batch": 0.0})
+    count = 1 if matmul.shared_weights else matmul.batch
+    of_step = tile_cost(max(1, matmul.rows), matmul.columns, matmul.tile, machine, matmul.lanes)
+    vectors = results / matmul.lanes
     return [
-        Work(every, cycles=product.batch * product.depth * of_step),
-        Work(weights, cycles=product.repeated, bytes=float(count * product.columns * product.depth * b_bytes)),
+        Work(every, cycles=matmul.batch * matmul.depth * of_step),
+        Work(weights, cycles=matmul.repeated, bytes=float(count * matmul.columns * matmul.depth * b_bytes)),
         Work(
             dict.fromkeys(("batch", "rows", "depth"), 0.0),
-            bytes=float(product.batch * product.rows * product.depth * a_bytes),
+            bytes=float(matmul.batch * matmul.rows * matmul.depth * a_bytes),
         ),
         Work(dict.fromkeys(("batch", "rows", "panels"), 0.0), cycles=_JOIN_CYCLES * vectors),
     ]

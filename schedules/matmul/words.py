@@ -35,20 +35,20 @@ from schedules.codegen.parallel import pays_off, work
 from schedules.codegen.register_tile import RegisterTile, with_room
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
-from schedules.instructions.products.operation import (
+from schedules.instructions.rounding import rounded_pair, rounded_run
+from schedules.instructions.vector_instructions.operation import (
     DOT_BF16,
     DOT_F16,
     DOT_S8S8,
     DOT_U8S8,
     MATRIX_S8S8,
     MATRIX_U8S8,
+    DotInstruction,
     Operation,
-    Product,
     joined,
     row_of,
 )
-from schedules.instructions.products.table import matrix_product, partial_operation
-from schedules.instructions.rounding import rounded_pair, rounded_run
+from schedules.instructions.vector_instructions.table import matrix_instruction, partial_operation
 from schedules.ir.expression import expression, index, substitute
 from schedules.ir.numbers import SIGN_BITS
 from schedules.ir.stages import Kernel, Stage, dtype_of, shape_of
@@ -116,7 +116,7 @@ class Parts:
     """The stages of a matmul of words: packing of the data into words along the depth, and the matmul."""
 
     words: Stage
-    product: Stage
+    matmul: Stage
     form: MatmulForm
 
 
@@ -145,7 +145,7 @@ class MatmulBf16(PanelRule[MatmulWorkload, Parts]):
         return Config.of(rows=block_rows(workload.rows)) if in_tiles else super().default(workload, machine)
 
     def writer(
-        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: Product | None = None
+        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: DotInstruction | None = None
     ) -> MatmulWriter:
         partial = partial_operation(machine, self.operation) if tiles is None else None
         how: dict[str, Any] = {"rows": rows, "vectors": 1, "pack": False, "tiles": tiles}
@@ -155,7 +155,7 @@ class MatmulBf16(PanelRule[MatmulWorkload, Parts]):
         parts = self.parts(kernel)
         if parts is None:
             raise NotScheduledError("stages of the matmul are missing")
-        fused = FusedKernel(kernel, [parts.words, parts.product])
+        fused = FusedKernel(kernel, [parts.words, parts.matmul])
         tiles = self.tiles(workload, machine)
         writer = self.writer(parts, fused, machine, config.integer("rows"), tiles)
         words = parts.form.a.source
@@ -254,18 +254,18 @@ def parts_of(kernel: Kernel, kind: str) -> Parts | None:
     stages = only_anchors(kernel, kind, 2)
     if stages is None:
         return None
-    words, product = stages
-    stored, summed = words.body, product.body
-    data = next((load for load in product.loads if load.source.same_as(stored.buffer)), None)
+    words, matmul = stages
+    stored, summed = words.body, matmul.body
+    data = next((load for load in matmul.loads if load.source.same_as(stored.buffer)), None)
     own = (stored.buffer, summed.buffer)
-    packed = next((load for load in product.loads if not any(load.source.same_as(each) for each in own)), None)
+    packed = next((load for load in matmul.loads if not any(load.source.same_as(each) for each in own)), None)
     if packed is None or data is None:
         return None
-    depth = next((axis for axis in product.axes if axis.reduce), None)
-    column = next((axis for axis in product.axes if axis.var.same_as(summed.indices[-1])), None)
+    depth = next((axis for axis in matmul.axes if axis.reduce), None)
+    column = next((axis for axis in matmul.axes if axis.var.same_as(summed.indices[-1])), None)
     if depth is None or column is None:
         return None
-    return Parts(words, product, panel_form(product, depth, data, packed, str(summed.buffer.dtype)))
+    return Parts(words, matmul, panel_form(matmul, depth, data, packed, str(summed.buffer.dtype)))
 
 
 MATMUL_MATRIX = "matmul-matrix"
@@ -321,7 +321,7 @@ class MatmulMatrix(MatmulBf16):
     operation: ClassVar[Operation] = MATRIX_U8S8
 
     def workload(self, parts: Parts, machine: Machine) -> MatmulWorkload | None:
-        return super().workload(parts, machine) if matrix_product(machine, "uint8", "int8") else None
+        return super().workload(parts, machine) if matrix_instruction(machine, "uint8", "int8") else None
 
     def space(self, workload: MatmulWorkload, machine: Machine) -> ConfigSpace:
         return ConfigSpace({"rows": _row_choices(machine)})
@@ -335,14 +335,14 @@ class MatmulMatrix(MatmulBf16):
 
         return Config.of(rows=min(_row_choices(machine), key=lambda tile: (cost(tile), -tile)))
 
-    def tiles(self, workload: MatmulWorkload, machine: Machine) -> Product | None:
+    def tiles(self, workload: MatmulWorkload, machine: Machine) -> DotInstruction | None:
         return None
 
     def words(self, parts: Parts, machine: Machine) -> Stmt:
         return _copy(parts, parts.form.rows.extent, machine)
 
     def writer(
-        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: Product | None = None
+        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: DotInstruction | None = None
     ) -> MatmulWriter:
         combine = MATRIX_S8S8 if dtype_of(parts.words.loads[0].source) == "int8" else MATRIX_U8S8
         form = replace(parts.form, width=parts.form.width // 2)

@@ -126,7 +126,7 @@ class CudaTarget(Target):
         return CudaSimulator(self.host.compiler())
 
     def legalizations(self) -> dict[str, Any]:
-        from schedules.gpu.products import legalize_convolution, legalize_pad
+        from schedules.gpu.conv_as_matmul import legalize_convolution, legalize_pad
 
         convolutions = {f"relax.nn.conv{rank}d": legalize_convolution for rank in (1, 2, 3)}
         return {**convolutions, "relax.nn.pad": legalize_pad}

@@ -14,7 +14,7 @@ import targets
 from compiler.passes.layout.values import pack_filter_groups
 from schedules.conv.dot import conv_dot
 from schedules.conv.workload import QuadsWorkload
-from schedules.instructions.products.table import dot_products
+from schedules.instructions.vector_instructions.table import vector_instructions
 from targets.cpu.family import CpuTarget
 from tests.compiler.device.disassembly import Loop, inner_loops
 from tests.compiler.device.emulators import target_that_runs
@@ -29,7 +29,7 @@ PRODUCTS = {r"(sdot|udot|usdot|sudot)\b": 16, r"(smmla|usmmla)\b": 32}
 def build(target: Any, kind: str, *, matrix: bool, channels: int, stride: int, kernel: int) -> tuple[Any, Any]:
     """The module, and (the result, what it should be) on random numbers."""
     pad = PAD if kernel > 1 else ((0, 0), (0, 0))
-    products = dot_products(target.machine, kind, "int8")  # none on AVX2, where plain code sums as unsigned
+    products = vector_instructions(target.machine, kind, "int8")  # none on AVX2, where plain code sums as unsigned
     signed = bool(products) and products[0].operation.a == "int8"
     work = QuadsWorkload(
         1, channels, 4, SIZE, (kernel, kernel), (stride, stride), (1, 1), pad, "int32", FILTERS, 1,

@@ -18,9 +18,9 @@ from compiler.passes.context import PassOptions
 from compiler.tuning.pack.folder import candidates
 from compiler.tuning.tasks import extract_tasks
 from schedules.config import Config
-from schedules.gpu.plain_products import GpuProducts
-from schedules.gpu.product_form import splits_depth
-from schedules.gpu.product_rule import ProductWorkload, TiledProductRule
+from schedules.gpu.matmul_form import splits_depth
+from schedules.gpu.matmul_rule import ProductWorkload, TiledMatmulRule
+from schedules.gpu.simt_matmul import GpuProducts
 from schedules.gpu.tensor_cores import GpuTensorCores
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
@@ -61,11 +61,11 @@ def _model() -> tuple[onnx.ModelProto, Arrays, Arrays]:
 def test_parts_of_the_depth_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Depths of 45 and 65 in steps of 16: the last part has fewer steps, and the last step fewer elements."""
 
-    def default(self: TiledProductRule, workload: ProductWorkload, machine: Any) -> Config:
+    def default(self: TiledMatmulRule, workload: ProductWorkload, machine: Any) -> Config:
         return Config.of({"rows": 16, "columns": 32, "depth": 16, "splits": 2 if workload.dtype == "float32" else 3})
 
-    monkeypatch.setattr(TiledProductRule, "default", default)
-    monkeypatch.setattr("schedules.gpu.product_rule._LEAST_STEPS", 1)
+    monkeypatch.setattr(TiledMatmulRule, "default", default)
+    monkeypatch.setattr("schedules.gpu.matmul_rule._LEAST_STEPS", 1)
     model, feeds, wanted = _model()
     module = compiler.compile(model, "cuda-simulated", records=False)
     splits = {each.rule: each.config["splits"] for each in module.manifest.kernels if "splits" in each.config}

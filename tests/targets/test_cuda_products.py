@@ -15,8 +15,8 @@ from onnx import helper
 
 import compiler
 from schedules.gpu.machine import GpuMachine
-from schedules.gpu.plain_products import GpuProducts, GpuVectorProducts, VectorWorkload
-from schedules.gpu.product_rule import ProductWorkload, TiledProductRule
+from schedules.gpu.matmul_rule import ProductWorkload, TiledMatmulRule
+from schedules.gpu.simt_matmul import GpuProducts, GpuVectorProducts, VectorWorkload
 from schedules.gpu.tensor_cores import GpuTensorCores
 from targets.cuda.image import check_shared_memory, source_of
 from targets.errors import TargetError
@@ -216,7 +216,7 @@ MACHINES = [
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize(("rule", "dtype"), [(GpuTensorCores(), "float16"), (GpuProducts(), "float32")])
 def test_the_default_tile_follows_the_size_of_the_product(
-    rule: TiledProductRule, dtype: str, machine: GpuMachine
+    rule: TiledMatmulRule, dtype: str, machine: GpuMachine
 ) -> None:
     def chosen(rows: int, columns: int, depth: int = 512) -> tuple[int, int, int]:
         workload = ProductWorkload(1, rows, columns, depth, dtype)

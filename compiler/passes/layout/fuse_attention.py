@@ -31,8 +31,8 @@ from compiler.passes.rewriting.graph import RuleTable, count_uses, operator_name
 from compiler.passes.rewriting.matching import array_of, is_one, same_shape, shape_of
 from schedules.attention.cache.description import ATTRIBUTE, parse
 from schedules.attention.compute import Orders, Rounding, attention
-from schedules.instructions.products.operation import DOT_BF16
-from schedules.instructions.products.table import halves_pay, multiplies_bytes
+from schedules.instructions.vector_instructions.operation import DOT_BF16
+from schedules.instructions.vector_instructions.table import halves_pay, multiplies_bytes
 from schedules.ir.tvm_types import Call, Expr, Function, GlobalVar, Index, Tensor, Var
 
 OPAQUE = 8  # Relax's pattern kind of kernels that fuse with nothing
@@ -96,8 +96,8 @@ class _Fuser(PyExprMutator):
             return (
                 result if same_shape(shape_of(result), wanted) else relax.op.reshape(self.builder_.emit(result), wanted)
             )
-        is_product = operator_name(call) == "relax.matmul" and call not in self._within
-        found = self._matcher.match(call) if is_product else None
+        is_matmul = operator_name(call) == "relax.matmul" and call not in self._within
+        found = self._matcher.match(call) if is_matmul else None
         return self.visit_expr_post_order(call) if found is None else self._attention(found)
 
     def _attention(self, found: AttentionMatch) -> Expr:

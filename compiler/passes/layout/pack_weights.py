@@ -22,9 +22,9 @@ from compiler.passes.rewriting.expansion import exact_half
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.grouped_weights import GroupedWeight, grouped_weight
 from compiler.passes.rewriting.matching import Array, array_of, as_constant, dtype_of, rank_of, shape_of
-from schedules.instructions.products.operation import DOT_F16, HALVES, Operation
-from schedules.instructions.products.table import halves_pay, operation_of, tile_product
 from schedules.instructions.rounding import stored_halves
+from schedules.instructions.vector_instructions.operation import DOT_F16, HALVES, Operation
+from schedules.instructions.vector_instructions.table import halves_pay, operation_of, tile_instruction
 from schedules.ir.tvm_types import Call, Expr, Var
 from schedules.machine import Machine
 from schedules.matmul import grouped
@@ -121,7 +121,7 @@ class _Packer(PyExprMutator):
 
     def _words(self, values: Array, width: int, operation: Operation) -> Array:
         """Pack a weight for the machine's dot products of an operation, which all read the same form."""
-        tiles = tile_product(self.machine, operation)
+        tiles = tile_instruction(self.machine, operation)
         return pack_words(values, width, operation.group, tiles.depth if tiles is not None else 0)
 
     def _width(self, data: Expr, weight: Expr, call: Call) -> int:

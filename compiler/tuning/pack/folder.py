@@ -37,7 +37,7 @@ from compiler.tuning.pack.results import PackedTask, PackHeader
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
 from schedules.errors import ScheduleError
-from schedules.gpu.product_rule import TiledProductRule
+from schedules.gpu.matmul_rule import TiledMatmulRule
 from schedules.ir.stages import Kernel, dtype_of, shape_of
 from schedules.ir.tvm_types import PrimFunc
 from schedules.selection.apply import apply_rule
@@ -349,7 +349,7 @@ def ranked_configs(task: Task, machine: Any, known: Collection[Config]) -> list[
     """The configs of a task worth trying: the default, then those not yet known, the most promising first according to
     the rule's own estimates, if any."""
     others = [config for config in task.space if config != task.default]
-    if isinstance(task.rule, TiledProductRule):
+    if isinstance(task.rule, TiledMatmulRule):
         costs = {config: task.rule.units(task.workload, config, machine) for config in (task.default, *others)}
         least = min(costs.values())
         others = [config for config in others if costs[config] <= _HOPELESS * least]

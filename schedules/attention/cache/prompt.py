@@ -36,9 +36,9 @@ from schedules.codegen.nest import (
     when,
 )
 from schedules.codegen.register_tile import RegisterTile, Taps, block_sums, multiply_add
-from schedules.instructions.products.amx import BLOCK_ROWS, COLUMNS, ROW_BYTES, STEPS, WIDTHS
-from schedules.instructions.products.operation import DOT_BF16, Product
 from schedules.instructions.rounding import rounded_pair, rounded_run
+from schedules.instructions.vector_instructions.amx import BLOCK_ROWS, COLUMNS, ROW_BYTES, STEPS, WIDTHS
+from schedules.instructions.vector_instructions.operation import DOT_BF16, DotInstruction
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
 from schedules.ir.expression import expression
 from schedules.ir.numbers import ceil_div
@@ -417,7 +417,7 @@ class PromptWriter:
     instruction with tile accumulators that multiplies them."""
 
     def __init__(
-        self, operands: CacheOperands, machine: Machine, *, narrow: bool, tiles: Product | None = None
+        self, operands: CacheOperands, machine: Machine, *, narrow: bool, tiles: DotInstruction | None = None
     ) -> None:
         self.operands, self.machine, self.narrow, self.tiles = operands, machine, narrow, tiles
         self.lanes = machine.lanes("float32")
@@ -552,7 +552,7 @@ class PromptWriter:
         )
 
     def _weighted_in_tiles(
-        self, product: Product, packed: PackedRows, tile: _Tile, first: Expr, panels: Expr
+        self, instruction: DotInstruction, packed: PackedRows, tile: _Tile, first: Expr, panels: Expr
     ) -> list[Stmt]:
         """Scale down the sums of all rows and add the values of a block's panels, each times its weight."""
         own, softmax = self.operands, tile.softmax
@@ -564,7 +564,7 @@ class PromptWriter:
             sums, made = allocate("weighted", (self.height, width), "float32")
             values = load(packed.values, tile.sample, tile.key_head, tirx.floordiv(first, expression(2)), start)
             taps = Taps((1, 1, panels), (0, 0, ROW_BYTES))
-            summed = self._tile_sums(product, tile.weights, taps, values, sums, 4 * columns)
+            summed = self._tile_sums(instruction, tile.weights, taps, values, sums, 4 * columns)
 
             def row(i: Expr, sums: Buffer = sums, start: int = start, width: int = width) -> Stmt:
                 def add(d: Expr) -> Stmt:
@@ -577,10 +577,10 @@ class PromptWriter:
         return parts
 
     def _tile_sums(
-        self, product: Product, rows: NarrowRows, taps: Taps, b: Expr, sums: Buffer, b_pitch: int = 0
+        self, instruction: DotInstruction, rows: NarrowRows, taps: Taps, b: Expr, sums: Buffer, b_pitch: int = 0
     ) -> Stmt:
         return block_sums(
-            product, lambda i: load(rows.buffer, i, 0), rows.pitch, taps, b, sums, self.height, b_pitch=b_pitch
+            instruction, lambda i: load(rows.buffer, i, 0), rows.pitch, taps, b, sums, self.height, b_pitch=b_pitch
         )
 
     def _scores(self, packed: PackedRows, tile: _Tile, first: Expr, panel: Expr) -> Stmt:
@@ -607,11 +607,13 @@ class PromptWriter:
             )
         )
 
-    def _scores_in_tiles(self, product: Product, packed: PackedRows, tile: _Tile, position: Expr, panel: Expr) -> Stmt:
+    def _scores_in_tiles(
+        self, instruction: DotInstruction, packed: PackedRows, tile: _Tile, position: Expr, panel: Expr
+    ) -> Stmt:
         """`_scores` with tile accumulators."""
         sums, made = allocate("products", (self.height, packed.panel), "float32")
         keys = packed.key(tile.sample, tile.key_head, position, expression(0), expression(0))
-        summed = self._tile_sums(product, tile.queries, Taps.run(packed.steps // STEPS), keys, sums)
+        summed = self._tile_sums(instruction, tile.queries, Taps.run(packed.steps // STEPS), keys, sums)
 
         def row(i: Expr) -> Stmt:
             def column(j: Expr) -> Stmt:

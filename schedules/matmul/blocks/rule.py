@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from schedules.annotations import SPEC
 from schedules.codegen.nest import allocate, name_value, repeat, repeat_symbolic, sequence, store
 from schedules.config import Config, ConfigSpace
-from schedules.instructions.products.amx import COLUMNS, ROWS
-from schedules.instructions.products.operation import Product
-from schedules.instructions.products.table import dot_products
+from schedules.instructions.vector_instructions.amx import COLUMNS, ROWS
+from schedules.instructions.vector_instructions.operation import DotInstruction
+from schedules.instructions.vector_instructions.table import vector_instructions
 from schedules.ir.expression import expression, index, substitute, uses
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
@@ -56,8 +56,8 @@ def _tile_cycles(layout: BlockFormat, machine: Machine) -> float:
 
 def _row_cycles(layout: BlockFormat, machine: Machine) -> float:
     """Cycles of a row by a panel in vector registers, per unit."""
-    product = next(iter(dot_products(machine, "uint8", "int8")), None)
-    rate = 1.0 if product is None else product.rate_on(machine)
+    instruction = next(iter(vector_instructions(machine, "uint8", "int8")), None)
+    rate = 1.0 if instruction is None else instruction.rate_on(machine)
     vectors = ceil_div(PANEL, machine.lanes("float32"))
     return vectors * (layout.unit / rate + _scaling(layout)) / machine.fma_ports
 
@@ -106,8 +106,8 @@ class MatmulBlocks(MatmulOfParts[BlockWorkload, Parts]):
         return BlockWriter(parts, fused, machine, rows=rows, vectors=vectors_of(machine))
 
     def many(self, parts: Parts, fused: FusedKernel, workload: BlockWorkload, machine: Machine) -> MatmulWriter | None:
-        product = block_tiles(parts.layout, machine) if parts.rounded else None
-        return None if product is None else self.tiles_writer(parts, fused, machine, product)
+        instruction = block_tiles(parts.layout, machine) if parts.rounded else None
+        return None if instruction is None else self.tiles_writer(parts, fused, machine, instruction)
 
 
 def vectors_of(machine: Machine) -> int:
@@ -200,8 +200,10 @@ class MatmulExperts(MatmulBlocks):
     def writer(self, parts: Any, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
         return ExpertWriter(parts, fused, machine, rows=rows, vectors=vectors_of(machine))
 
-    def tiles_writer(self, parts: Any, fused: FusedKernel, machine: Machine, product: Product) -> MatmulWriter:
-        return ExpertTilesWriter(parts, fused, machine, product)
+    def tiles_writer(
+        self, parts: Any, fused: FusedKernel, machine: Machine, instruction: DotInstruction
+    ) -> MatmulWriter:
+        return ExpertTilesWriter(parts, fused, machine, instruction)
 
 
 class _OfExperts(BlockWriter):
@@ -240,8 +242,8 @@ class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
 
     block_rows: ClassVar[int] = 128
 
-    def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, product: Product) -> None:
-        super().__init__(parts, fused, machine, product)
+    def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, instruction: DotInstruction) -> None:
+        super().__init__(parts, fused, machine, instruction)
         self.tile_rows, self.pack = self.block_rows, False
 
     def _rest_rows(self, panel: Tile, tiles: Expr, rest: Expr) -> Stmt | None:

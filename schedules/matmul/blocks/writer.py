@@ -30,10 +30,17 @@ from schedules.codegen.nest import (
 )
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES, MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile
-from schedules.instructions.products.amx import COLUMNS, ROWS, unit_symbol
-from schedules.instructions.products.operation import DOT_BF16, DOT_F16, DOT_S8S8, DOT_S8U8, DOT_U8S8, Product
-from schedules.instructions.products.table import sums_signed, tile_product
 from schedules.instructions.unpack_bits import looked_up
+from schedules.instructions.vector_instructions.amx import COLUMNS, ROWS, unit_symbol
+from schedules.instructions.vector_instructions.operation import (
+    DOT_BF16,
+    DOT_F16,
+    DOT_S8S8,
+    DOT_S8U8,
+    DOT_U8S8,
+    DotInstruction,
+)
+from schedules.instructions.vector_instructions.table import sums_signed, tile_instruction
 from schedules.ir.expression import expression, index, number, substitute
 from schedules.ir.numbers import QUAD, SIGN_BITS
 from schedules.ir.stages import shape_of
@@ -365,15 +372,15 @@ _MIN_UNIT = 16  # bytes per row of a tile: fewer would waste too much of the uni
 _SIGN_BITS = 0x80808080
 
 
-def block_tiles(layout: BlockFormat, machine: Machine) -> Product | None:
+def block_tiles(layout: BlockFormat, machine: Machine) -> DotInstruction | None:
     """The machine's tile instruction for quantized data, or None: unsigned bytes if the integers have no common zero
     point, signed bytes if the integers minus their zero point fit."""
     if layout.numbers or layout.unit < _MIN_UNIT:
         return None
     if not layout.zero:
-        return tile_product(machine, DOT_S8U8)
+        return tile_instruction(machine, DOT_S8U8)
     fits = layout.zero <= 128 and (1 << layout.bits) - 1 - layout.zero <= 127
-    return tile_product(machine, DOT_S8S8) if fits else None
+    return tile_instruction(machine, DOT_S8S8) if fits else None
 
 
 class BlockTilesWriter(BlockWriter):
@@ -381,9 +388,9 @@ class BlockTilesWriter(BlockWriter):
 
     max_rows: ClassVar[int] = 256
 
-    def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, product: Product) -> None:
+    def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, instruction: DotInstruction) -> None:
         super().__init__(parts, fused, machine, rows=ROWS, vectors=PANEL // machine.lanes("float32"))
-        self.product, self.pack = product, True
+        self.instruction, self.pack = instruction, True
 
     def _packed_panel(self, batch: Batch, column: Expr, width: int, block: Block | None) -> tuple[list[Stmt], Expr]:
         return self._unpacked(self._panel(batch, index(0), column))
@@ -434,7 +441,7 @@ class BlockTilesWriter(BlockWriter):
             )
             arguments = [each for start, pitch in operands for each in (tirx.address_of(start), expression(pitch))]
             arguments.append(tirx.address_of(load(sums, 0, 0)))
-            call = tirx.Evaluate(tirx.call_extern("int32", unit_symbol(self.product, unit), *arguments))
+            call = tirx.Evaluate(tirx.call_extern("int32", unit_symbol(self.instruction, unit), *arguments))
             group = number if unit == self.layout.group else tirx.FloorDiv(number, index(self.layout.group // unit))
             return sequence(
                 call, self._integer_end(totals, lambda i, lane: load(sums, i, lane), position, number, group)

@@ -19,7 +19,7 @@ from compiler.tuning.pack.results import take
 from compiler.tuning.tasks import Task, extract_tasks
 from schedules.config import Config
 from schedules.gpu import gpu_rules
-from schedules.gpu.product_rule import TiledProductRule
+from schedules.gpu.matmul_rule import TiledMatmulRule
 from targets.cuda.target import CudaTarget
 from tests.targets import cuda_stand_in as stand_in
 from tests.targets.cuda.test_target import needs_nvcc
@@ -169,7 +169,7 @@ def test_packs_are_for_graphics_processors(tmp_path: Path) -> None:
 
 def test_rules_with_knobs_estimate_their_configs(target: CudaTarget) -> None:
     for task in kernels(target):
-        assert isinstance(task.rule, TiledProductRule)
+        assert isinstance(task.rule, TiledMatmulRule)
         costs = [task.rule.units(task.workload, config, target.machine) for config in task.space]
         # The depth is split by default only where that is estimated to gain a quarter.
         assert task.rule.units(task.workload, task.default, target.machine) <= 1.25 * min(costs)

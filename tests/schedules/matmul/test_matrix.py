@@ -12,8 +12,8 @@ from tvm import relax
 
 import compiler
 import targets
-from schedules.instructions.products.operation import DOT_S8S8
-from schedules.instructions.products.table import matrix_product
+from schedules.instructions.vector_instructions.operation import DOT_S8S8
+from schedules.instructions.vector_instructions.table import matrix_instruction
 from schedules.ir.tir import tirx
 from schedules.matmul.packed_operand import pack_words
 from schedules.matmul.words import DEPTH, matmul_matrix, matmul_words
@@ -68,7 +68,7 @@ def test_the_meaning_on_any_machine(kind: str, matrix: bool) -> None:
 )
 def test_any_size_on_arm(name: str, kind: str, lead: tuple[int, ...], depth: int, columns: int) -> None:
     target = target_that_runs(name, cores=2)
-    matrix = matrix_product(target.machine, kind, "int8") is not None
+    matrix = matrix_instruction(target.machine, kind, "int8") is not None
     data, weight = integers((*lead, depth), kind, 0), integers((depth, columns), "int8", 1)
     module = build(target, data.shape, kind, weight, matrix=matrix)
     assert [each.rule for each in module.manifest.kernels] == ["matmul-matrix" if matrix else "matmul-int8-signed"]

@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from schedules.instructions.products.operation import DOT_BF16, DOT_F16, DOT_S8S8, DOT_U8S8, HALVES, Operation
-from schedules.instructions.products.table import tile_product
 from schedules.instructions.rounding import stored_halves
+from schedules.instructions.vector_instructions.operation import (
+    DOT_BF16,
+    DOT_F16,
+    DOT_S8S8,
+    DOT_U8S8,
+    HALVES,
+    Operation,
+)
+from schedules.instructions.vector_instructions.table import tile_instruction
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.packed_operand import pack_words
 from schedules.matmul.words import matmul_words
@@ -30,7 +37,7 @@ CASES = [
 
 
 def build(operation: Operation, weight: Array, target: str) -> Any:
-    product = tile_product(target_of(target).machine, operation)
+    product = tile_instruction(target_of(target).machine, operation)
     assert product is not None
     width = 32 if weight.shape[1] > 16 else 16
     stored = stored_halves(weight, operation) if operation in HALVES.values() else weight

@@ -10,8 +10,8 @@ from schedules.codegen.nest import build_function
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
+from schedules.gpu.matmul_form import DepthSplit, GpuMatmulForm, Launches, is_matmul, matmul_form, splits_depth
 from schedules.gpu.parallel import bound_stage
-from schedules.gpu.product_form import DepthSplit, Launches, ProductForm, is_product, product_form, splits_depth
 from schedules.gpu.rule import GpuRule
 from schedules.gpu.tile_code import BlockTile, TileWriter
 from schedules.ir.numbers import ceil_div
@@ -42,26 +42,26 @@ class ProductWorkload(Workload):
 ProductWorkloadT = TypeVar("ProductWorkloadT", bound=ProductWorkload)
 
 
-class ProductRule(GpuRule[ProductWorkloadT]):
+class GpuMatmulRule(GpuRule[ProductWorkloadT]):
     """A matmul: stages before it are computed where it reads them, stages after it where it stores."""
 
     @abstractmethod
-    def workload(self, form: ProductForm) -> ProductWorkloadT:
+    def workload(self, form: GpuMatmulForm) -> ProductWorkloadT:
         """Workload that a config depends on."""
 
     @abstractmethod
-    def serves(self, form: ProductForm, workload: ProductWorkloadT, machine: GpuMachine) -> bool:
+    def serves(self, form: GpuMatmulForm, workload: ProductWorkloadT, machine: GpuMachine) -> bool:
         """True if a matmul of these sizes is served; both operands have one element type."""
 
     @abstractmethod
-    def launches(self, form: ProductForm, config: Config) -> Launches:
+    def launches(self, form: GpuMatmulForm, config: Config) -> Launches:
         """Launches that compute a form's matmul."""
 
     def match(self, kernel: Kernel, machine: Machine) -> ProductWorkloadT | None:
-        if not isinstance(machine, GpuMachine) or not any(is_product(each) for each in kernel.simple_stages):
+        if not isinstance(machine, GpuMachine) or not any(is_matmul(each) for each in kernel.simple_stages):
             return None
         try:
-            form = product_form(kernel)
+            form = matmul_form(kernel)
         except NotScheduledError:
             return None
         workload = self.workload(form)
@@ -70,7 +70,7 @@ class ProductRule(GpuRule[ProductWorkloadT]):
 
     def apply(self, kernel: Kernel, workload: ProductWorkloadT, config: Config, machine: Machine) -> PrimFunc:
         assert isinstance(machine, GpuMachine)
-        form = product_form(kernel)
+        form = matmul_form(kernel)
         launches, workspaces = self.launches(form, config)
         if form.fused.is_joined:
             return build_function(kernel, launches, workspaces)
@@ -82,14 +82,14 @@ class ProductRule(GpuRule[ProductWorkloadT]):
         return build_function(kernel, [*launches, *others], [*kept, *workspaces])
 
 
-def product_workload(form: ProductForm) -> ProductWorkload:
+def matmul_workload(form: GpuMatmulForm) -> ProductWorkload:
     """The sizes of a matmul."""
     groups = (form.batch, form.a.rows, form.b.rows, form.depth)
     samples, rows, columns, depth = (each.extent if isinstance(each.extent, int) else 0 for each in groups)
     return ProductWorkload(samples, rows, columns, depth, form.a.dtype)
 
 
-class TiledProductRule(ProductRule[ProductWorkload]):
+class TiledMatmulRule(GpuMatmulRule[ProductWorkload]):
     """A matmul in tiles of shared memory, its depth shared among `splits` blocks."""
 
     knobs: ClassVar[dict[str, tuple[int, ...]]]
@@ -103,8 +103,8 @@ class TiledProductRule(ProductRule[ProductWorkload]):
     launch_cost: ClassVar[int]
     """A launch costs this many multiplications of a multiprocessor."""
 
-    def workload(self, form: ProductForm) -> ProductWorkload:
-        return product_workload(form)
+    def workload(self, form: GpuMatmulForm) -> ProductWorkload:
+        return matmul_workload(form)
 
     @abstractmethod
     def multiplies(self, dtype: str, machine: GpuMachine) -> bool:
@@ -114,12 +114,12 @@ class TiledProductRule(ProductRule[ProductWorkload]):
         """The tile of a config."""
         return self.tiles(*(config.integer(name) for name in ("rows", "columns", "depth")))
 
-    def serves(self, form: ProductForm, workload: ProductWorkload, machine: GpuMachine) -> bool:
+    def serves(self, form: GpuMatmulForm, workload: ProductWorkload, machine: GpuMachine) -> bool:
         # A vector-matrix product reuses no data that a tile could hold.
         sizes = (workload.rows, workload.columns, workload.depth)
         return 1 not in sizes and self.multiplies(workload.dtype, machine)
 
-    def launches(self, form: ProductForm, config: Config) -> Launches:
+    def launches(self, form: GpuMatmulForm, config: Config) -> Launches:
         tile, splits = self.tile(config), config.integer("splits")
         if splits == 1:
             return [self.writer(form, tile, None).launch()], []

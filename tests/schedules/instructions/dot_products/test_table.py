@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import targets
-from schedules.instructions.products.operation import (
+from schedules.instructions.rounding import bfloat16_bits
+from schedules.instructions.vector_instructions.operation import (
     DOT_BF16,
     DOT_F16,
     DOT_S8S8,
@@ -20,15 +21,14 @@ from schedules.instructions.products.operation import (
     SUM_F16,
     Operation,
 )
-from schedules.instructions.products.table import (
-    dot_products,
+from schedules.instructions.vector_instructions.table import (
+    dot_instructions,
     multiplies_bytes,
     operation_of,
-    products,
     sums_signed,
+    vector_instructions,
     widens_bytes,
 )
-from schedules.instructions.rounding import bfloat16_bits
 from schedules.ir.tir import tirx, tvm
 from schedules.machine import Machine
 from schedules.selection.apply import apply_schedules
@@ -56,10 +56,10 @@ def machine_of(target: str) -> Machine:
 def test_products_of_bytes(target: str, unsigned: list[str], signed: list[str]) -> None:
     """Those of just these types come before those that operands are shifted for."""
     machine = machine_of(target)
-    assert [each.name for each in products(machine, "uint8", "int8")] == unsigned
-    assert [each.name for each in products(machine, "int8", "int8")] == signed
+    assert [each.name for each in dot_instructions(machine, "uint8", "int8")] == unsigned
+    assert [each.name for each in dot_instructions(machine, "int8", "int8")] == signed
     assert multiplies_bytes(machine) == bool(unsigned)
-    assert all(each.rows == 1 for each in dot_products(machine, "int8", "int8"))
+    assert all(each.rows == 1 for each in vector_instructions(machine, "int8", "int8"))
 
 
 def test_without_products_of_bytes() -> None:
@@ -80,8 +80,8 @@ def test_signed_bytes_need_no_shift_where_an_instruction_takes_them() -> None:
 def test_a_rate_belongs_to_the_processor() -> None:
     zen = machine_of("znver4")
     slower = zen.model_copy(update={"rates": (("vdpbf16ps", 0.5),)})
-    [product] = products(zen, "bfloat16", "bfloat16")
-    assert (product.rate_on(zen), product.rate_on(slower)) == (2.0, 0.5)
+    [instruction] = dot_instructions(zen, "bfloat16", "bfloat16")
+    assert (instruction.rate_on(zen), instruction.rate_on(slower)) == (2.0, 0.5)
 
 
 @pytest.mark.parametrize(

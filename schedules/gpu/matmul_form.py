@@ -43,7 +43,7 @@ class DepthSplit:
         splits: number of parts; 2 or more, for a form whose sizes are all known.
     """
 
-    def __init__(self, form: ProductForm, splits: int) -> None:
+    def __init__(self, form: GpuMatmulForm, splits: int) -> None:
         self.form, self.splits = form, splits
         sizes = [group.extent for group in (form.batch, form.a.rows, form.b.rows)]
         self.samples, self.rows, self.columns = (int(size) for size in sizes)
@@ -107,7 +107,7 @@ class Operand:
 
 
 @dataclass(frozen=True, eq=False)
-class ProductForm:
+class GpuMatmulForm:
     """The matmul of a kernel; `a` moves along the rows of the result, `b` along its contiguous dimension."""
 
     fused: FusedKernel
@@ -123,15 +123,15 @@ class ProductForm:
         return self.fused.finish(value, [substitute(point, mapping) for point in self.reduction.store.indices])
 
 
-def is_product(stage: Stage) -> bool:
+def is_matmul(stage: Stage) -> bool:
     """True if a stage is a sum of products; cheap."""
     reduction = reduction_of(stage)
     return reduction is not None and reduction.combiner.name == "add" and isinstance(reduction.value, tirx.Mul)
 
 
-def product_form(kernel: Kernel) -> ProductForm:
+def matmul_form(kernel: Kernel) -> GpuMatmulForm:
     """The kernel's matmul. Raises NotScheduledError if it has another form."""
-    products = [stage for stage in kernel.simple_stages if is_product(stage)]
+    products = [stage for stage in kernel.simple_stages if is_matmul(stage)]
     if not kernel.is_plain or len(products) != 1:
         raise NotScheduledError("the kernel is not a single matmul")
     stage = products[0]
@@ -157,7 +157,7 @@ def product_form(kernel: Kernel) -> ProductForm:
         _operand(factor, rows, batch, depth, before) for factor, rows in zip(factors, (left, right), strict=True)
     ]
     reduction = Reduction(reduction.combiner, value, reduction.start, stored)
-    return ProductForm(fused, reduction, Group(tuple(batch)), depth, *operands)
+    return GpuMatmulForm(fused, reduction, Group(tuple(batch)), depth, *operands)
 
 
 def stages_in_front(kernel: Kernel, stage: Stage) -> tuple[Stage, ...]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import replace
 
-from schedules.instructions.products.operation import (
+from schedules.instructions.vector_instructions.operation import (
     DOT_BF16,
     DOT_F16,
     DOT_S8S8,
@@ -26,7 +26,7 @@ from schedules.instructions.products.operation import (
     DOT_U8S8,
     DOT_U8U8,
     SCALARS,
-    Product,
+    DotInstruction,
     features,
 )
 from schedules.machine import Machine
@@ -40,8 +40,8 @@ _PREFIX = "tensorwright_tiles_"
 _SHAPE = "i16 16, i16 64"
 _ARGUMENTS = "ptr %a, i64 %pitch, i64 %n0, i64 %s0, i64 %n1, i64 %s1, i64 %n2, i64 %s2, ptr %b, i64 %bpitch, ptr %c"
 
-PRODUCTS = tuple(
-    Product(name, operation, (features("amx-tile", needed),), rate, rows=ROWS, depth=depth, sums="tiles")
+INSTRUCTIONS = tuple(
+    DotInstruction(name, operation, (features("amx-tile", needed),), rate, rows=ROWS, depth=depth, sums="tiles")
     for name, operation, needed, rate, depth in (
         # Rates were measured on matmuls of 512 x 768 x 3072, on one core of a Granite Rapids class processor.
         ("tdpbf16ps", DOT_BF16, "amx-bf16", 5.0, 32),
@@ -54,18 +54,18 @@ PRODUCTS = tuple(
 )
 
 
-def symbol_of(product: Product, row_tiles: int, width: int) -> str:
+def symbol_of(instruction: DotInstruction, row_tiles: int, width: int) -> str:
     """Symbol of the function for a number of row tiles by a panel of `width` columns."""
-    return f"{_PREFIX}{product.name}_{ROWS * row_tiles}x{width}"
+    return f"{_PREFIX}{instruction.name}_{ROWS * row_tiles}x{width}"
 
 
 UNITS = (16, 32)
 
 
-def unit_symbol(product: Product, unit: int) -> str:
+def unit_symbol(instruction: DotInstruction, unit: int) -> str:
     """Symbol of the function (a, pitch, b, pitch, sums) of one tile by `unit` bytes of each row: weights have one word
     of four bytes per column, the accumulators are 16 x 16."""
-    return f"{_PREFIX}{product.name}_unit{unit}"
+    return f"{_PREFIX}{instruction.name}_unit{unit}"
 
 
 def definitions(called: Set[str], machine: Machine) -> str:
@@ -73,15 +73,17 @@ def definitions(called: Set[str], machine: Machine) -> str:
     use them, plain code."""
     declared: dict[str, None] = {}  # each once: LLVM rejects duplicates
     texts = []
-    for product in PRODUCTS:
-        sizes = [(tiles, width) for tiles in (1, 2) for width in WIDTHS if symbol_of(product, tiles, width) in called]
-        units = [unit for unit in UNITS if unit_symbol(product, unit) in called]
-        native = any(machine.executes(*needed) for needed in product.needs)
+    for instruction in INSTRUCTIONS:
+        sizes = [
+            (tiles, width) for tiles in (1, 2) for width in WIDTHS if symbol_of(instruction, tiles, width) in called
+        ]
+        units = [unit for unit in UNITS if unit_symbol(instruction, unit) in called]
+        native = any(machine.executes(*needed) for needed in instruction.needs)
         if (sizes or units) and native:
-            declared.update(dict.fromkeys(_DECLARATIONS.format(product.name).splitlines()))
-        texts += [_plain_dot(product)] if (sizes or units) and not native else []
-        texts += [_native_text(product, *size) if native else _plain_text(product, *size) for size in sizes]
-        texts += [_native_unit(product, unit) if native else _plain_unit(product, unit) for unit in units]
+            declared.update(dict.fromkeys(_DECLARATIONS.format(instruction.name).splitlines()))
+        texts += [_plain_dot(instruction)] if (sizes or units) and not native else []
+        texts += [_native_text(instruction, *size) if native else _plain_text(instruction, *size) for size in sizes]
+        texts += [_native_unit(instruction, unit) if native else _plain_unit(instruction, unit) for unit in units]
     return "\n".join([*declared, *texts, _METADATA]) if texts else ""
 
 
@@ -91,13 +93,13 @@ declare x86_amx @llvm.x86.{}.internal(i16, i16, i16, x86_amx, x86_amx, x86_amx)
 declare void @llvm.x86.tilestored64.internal(i16, i16, ptr, i64, x86_amx)"""
 
 
-def _native_text(product: Product, row_tiles: int, width: int) -> str:
+def _native_text(instruction: DotInstruction, row_tiles: int, width: int) -> str:
     """Code for `row_tiles` row tiles by a panel."""
     points = [(i, j) for i in range(row_tiles) for j in range(width // COLUMNS)]
     load = "call x86_amx @llvm.x86.tileloadd64.internal"
-    dot = f"call x86_amx @llvm.x86.{product.name}.internal(i16 16, i16 64, i16 64, x86_amx"
+    dot = f"call x86_amx @llvm.x86.{instruction.name}.internal(i16 16, i16 64, i16 64, x86_amx"
     lines = [
-        f"define i32 @{symbol_of(product, row_tiles, width)}({_ARGUMENTS}) nounwind {{",
+        f"define i32 @{symbol_of(instruction, row_tiles, width)}({_ARGUMENTS}) nounwind {{",
         "head:",
         *_TAP_STEPS,
         "  %apart = mul i64 %pitch, 16",
@@ -134,13 +136,13 @@ def _native_text(product: Product, row_tiles: int, width: int) -> str:
 _UNIT_ARGUMENTS = "ptr %a, i64 %pitch, ptr %b, i64 %bpitch, ptr %c"
 
 
-def _native_unit(product: Product, unit: int) -> str:
+def _native_unit(instruction: DotInstruction, unit: int) -> str:
     load, shapes = "call x86_amx @llvm.x86.tileloadd64.internal", f"i16 {ROWS}, i16 {ROW_BYTES}, i16 {unit}"
-    return f"""define i32 @{unit_symbol(product, unit)}({_UNIT_ARGUMENTS}) nounwind {{
+    return f"""define i32 @{unit_symbol(instruction, unit)}({_UNIT_ARGUMENTS}) nounwind {{
   %z = call x86_amx @llvm.x86.tilezero.internal({_SHAPE})
   %ta = {load}(i16 {ROWS}, i16 {unit}, ptr %a, i64 %pitch)
   %tb = {load}(i16 {unit // 4}, i16 {ROW_BYTES}, ptr %b, i64 %bpitch)
-  %t = call x86_amx @llvm.x86.{product.name}.internal({shapes}, x86_amx %z, x86_amx %ta, x86_amx %tb)
+  %t = call x86_amx @llvm.x86.{instruction.name}.internal({shapes}, x86_amx %z, x86_amx %ta, x86_amx %tb)
   call void @llvm.x86.tilestored64.internal({_SHAPE}, ptr %c, i64 {ROW_BYTES}, x86_amx %t)
   ret i32 0
 }}"""
@@ -154,11 +156,11 @@ _SPREAD_WORD = """  %apw = getelementptr i32, ptr %ap, i64 %step
   %bs = mul i64 %step, %bpitch"""
 
 
-def _plain_unit(product: Product, unit: int) -> str:
+def _plain_unit(instruction: DotInstruction, unit: int) -> str:
     """Plain code, row by row."""
-    operation = product.operation
+    operation = instruction.operation
     words = "<16 x i32>"
-    return f"""define i32 @{unit_symbol(product, unit)}({_UNIT_ARGUMENTS}) nounwind {{
+    return f"""define i32 @{unit_symbol(instruction, unit)}({_UNIT_ARGUMENTS}) nounwind {{
 entry:
   br label %outer
 outer:
@@ -230,20 +232,20 @@ def _tap_end(label: str) -> list[str]:
     ]
 
 
-def _plain_dot(product: Product) -> str:
+def _plain_dot(instruction: DotInstruction) -> str:
     """Dot products of sixteen columns, as a separate function next to the one for vectors."""
-    operation = replace(product.operation, short=f"tiles_{product.operation.short}")
+    operation = replace(instruction.operation, short=f"tiles_{instruction.operation.short}")
     assert operation.plain is not None
     return operation.function(COLUMNS, operation.plain(COLUMNS))
 
 
-def _plain_text(product: Product, row_tiles: int, width: int) -> str:
+def _plain_text(instruction: DotInstruction, row_tiles: int, width: int) -> str:
     """Plain code, row by row, sixteen columns at a time."""
-    operation, scalar = product.operation, SCALARS[product.operation.total]
+    operation, scalar = instruction.operation, SCALARS[instruction.operation.total]
     total, words = f"<16 x {scalar}>", "<16 x i32>"
     halves = width // COLUMNS
     steps, phis, end = "\n".join(_TAP_STEPS), "\n".join(_tap_phis("head", "tail")), "\n".join(_tap_end("outer"))
-    return f"""define i32 @{symbol_of(product, row_tiles, width)}({_ARGUMENTS}) nounwind {{
+    return f"""define i32 @{symbol_of(instruction, row_tiles, width)}({_ARGUMENTS}) nounwind {{
 entry:
 {steps}
   br label %head

@@ -215,7 +215,7 @@ _TILES_OF_CONVOLUTIONS = 1.8
 
 
 @dataclass(frozen=True)
-class Product:
+class DotInstruction:
     """A multiply-accumulate instruction.
 
     Attributes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from schedules.gpu.product_form import ALONG_ROWS, WIDER
+from schedules.gpu.matmul_form import ALONG_ROWS, WIDER
 from schedules.ir.stages import product
 from schedules.ir.tir import Attrs, BlockBuilder, Call, Expr, Index, Tensor, tirx, tvm
 

@@ -31,8 +31,8 @@ from schedules.codegen.nest import (
 from schedules.config import Config, ConfigSpace
 from schedules.gpu.launch import launch
 from schedules.gpu.machine import GpuMachine
-from schedules.gpu.product_form import Launches, Operand, ProductForm
-from schedules.gpu.product_rule import UNKNOWN, ProductRule, ProductWorkload, TiledProductRule, product_workload
+from schedules.gpu.matmul_form import GpuMatmulForm, Launches, Operand
+from schedules.gpu.matmul_rule import UNKNOWN, GpuMatmulRule, ProductWorkload, TiledMatmulRule, matmul_workload
 from schedules.gpu.tile_code import BlockTile, Part, TileWriter, wait, within
 from schedules.ir.expression import expression
 from schedules.ir.numbers import ceil_div
@@ -126,7 +126,7 @@ class _PlainWriter(TileWriter):
         return [repeat("i", rows, lambda i: repeat("j", columns, lambda j: element(i, j), _UNROLLED), _UNROLLED)]
 
 
-class GpuProducts(TiledProductRule):
+class GpuProducts(TiledMatmulRule):
     """A float32 matmul in tiles of shared memory and registers."""
 
     name: ClassVar[str] = "gpu-products"
@@ -161,17 +161,17 @@ class VectorWorkload(ProductWorkload):
     along_depth: bool
 
 
-class GpuVectorProducts(ProductRule[VectorWorkload]):
+class GpuVectorProducts(GpuMatmulRule[VectorWorkload]):
     """A block computes `results` elements, each by `shares` threads."""
 
     name: ClassVar[str] = "gpu-vector-products"
     priority: ClassVar[int] = GpuPriority.LONG_SUMS
 
-    def serves(self, form: ProductForm, workload: VectorWorkload, machine: GpuMachine) -> bool:
+    def serves(self, form: GpuMatmulForm, workload: VectorWorkload, machine: GpuMachine) -> bool:
         return 1 in (workload.rows, workload.columns) and workload.depth != 1
 
-    def workload(self, form: ProductForm) -> VectorWorkload:
-        sizes = product_workload(form)
+    def workload(self, form: GpuMatmulForm) -> VectorWorkload:
+        sizes = matmul_workload(form)
         return VectorWorkload(
             sizes.samples, sizes.rows, sizes.columns, sizes.depth, sizes.dtype, _matrix(form).along_depth
         )
@@ -190,11 +190,11 @@ class GpuVectorProducts(ProductRule[VectorWorkload]):
         count = machine.multiprocessors
         return min(self.space(workload, machine), key=lambda each: _cost(each, workload, count))
 
-    def launches(self, form: ProductForm, config: Config) -> Launches:
+    def launches(self, form: GpuMatmulForm, config: Config) -> Launches:
         return [_vector_product(form, config.integer("results"), config.integer("shares"))], []
 
 
-def _matrix(form: ProductForm) -> Operand:
+def _matrix(form: GpuMatmulForm) -> Operand:
     """The operand that is not a vector."""
     return form.b if form.a.rows.extent == 1 else form.a
 
@@ -211,7 +211,7 @@ def _cost(config: Config, workload: VectorWorkload, multiprocessors: int) -> tup
     return waves * (ceil_div(depth, shares) * parts + _JOIN_COST * math.log2(shares)), results * shares
 
 
-def _vector_product(form: ProductForm, results: int, shares: int) -> Stmt:
+def _vector_product(form: GpuMatmulForm, results: int, shares: int) -> Stmt:
     """The launch of one block for each `results` elements."""
     matrix = _matrix(form)
     dtype = form.reduction.dtype

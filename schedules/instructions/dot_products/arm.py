@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from schedules.instructions.products.operation import (
+from schedules.instructions.vector_instructions.operation import (
     DOT_BF16,
     DOT_S8S8,
     DOT_U8S8,
     MATRIX_S8S8,
     MATRIX_U8S8,
+    DotInstruction,
     Operation,
-    Product,
     features,
 )
 
@@ -96,16 +96,18 @@ _NEON, _DOT, _MATRIX = features("neon", "bf16"), features("neon", "dotprod"), fe
 
 def _product(
     name: str, operation: Operation, needs: frozenset[str], rate: float, body: str, declared: str, **more: Any
-) -> Product:
+) -> DotInstruction:
     """An instruction on one register."""
-    return Product(name, operation, (needs,), rate, (REGISTER_LANES,), lambda _: body, lambda _: [declared], **more)
+    return DotInstruction(
+        name, operation, (needs,), rate, (REGISTER_LANES,), lambda _: body, lambda _: [declared], **more
+    )
 
 
 _OF_PAIRS = f"""  %x = bitcast <4 x i32> %a to <8 x bfloat>
   %y = bitcast <4 x i32> %b to <8 x bfloat>
   %r = call <4 x float> {_BFDOT}(<4 x float> %c, <8 x bfloat> %x, <8 x bfloat> %y)"""
 _BFDOT_DECLARED = f"declare <4 x float> {_BFDOT}(<4 x float>, <8 x bfloat>, <8 x bfloat>)"
-PRODUCTS = (
+INSTRUCTIONS = (
     _product("bfdot", DOT_BF16, _NEON, 2.0, _OF_PAIRS, _BFDOT_DECLARED),
     _product("usmmla", MATRIX_U8S8, _MATRIX, 8.0, _direct("usmmla"), _declared("usmmla"), rows=2, depth=8),
     _product("smmla", MATRIX_S8S8, _MATRIX, 8.0, _direct("smmla"), _declared("smmla"), rows=2, depth=8),

@@ -1,2 +1,2 @@
 """Table of instructions that multiply and accumulate groups of narrow operands:
-`schedules.instructions.products.table`."""
+`schedules.instructions.dot_products.table`."""

@@ -9,76 +9,82 @@ from collections.abc import Iterable, Set
 from functools import cache
 
 from schedules.instructions.llvm_functions import symbol, vector
-from schedules.instructions.products import amx, arm, x86
-from schedules.instructions.products.arm import REGISTER_LANES, in_quarters
-from schedules.instructions.products.operation import DOT_BF16, OPERATIONS, SCALARS, Operation, Product
+from schedules.instructions.vector_instructions import amx, arm, x86
+from schedules.instructions.vector_instructions.arm import REGISTER_LANES, in_quarters
+from schedules.instructions.vector_instructions.operation import (
+    DOT_BF16,
+    OPERATIONS,
+    SCALARS,
+    DotInstruction,
+    Operation,
+)
 from schedules.machine import Machine
 
-PRODUCTS: tuple[Product, ...] = (*amx.PRODUCTS, *x86.PRODUCTS, *arm.PRODUCTS)
+INSTRUCTIONS: tuple[DotInstruction, ...] = (*amx.INSTRUCTIONS, *x86.INSTRUCTIONS, *arm.INSTRUCTIONS)
 """Instructions of all processors; among those for one operation, the preferred one comes first."""
 
 
-def products(machine: Machine, a: str, b: str) -> tuple[Product, ...]:
+def dot_instructions(machine: Machine, a: str, b: str) -> tuple[DotInstruction, ...]:
     """The machine's instructions for operands of two dtypes: first those for exactly these dtypes, then those that need
     bytes of the other signedness shifted; otherwise in table order."""
-    found = [each for each in PRODUCTS if each.direct and each.operation.takes(a, b) and _has(machine, each)]
+    found = [each for each in INSTRUCTIONS if each.direct and each.operation.takes(a, b) and _has(machine, each)]
     return tuple(sorted(found, key=lambda each: each.operation.a != a))
 
 
-def dot_products(machine: Machine, a: str, b: str) -> tuple[Product, ...]:
-    """The instructions among `products` that accumulate in vector lanes."""
-    return tuple(each for each in products(machine, a, b) if each.rows == 1)
+def vector_instructions(machine: Machine, a: str, b: str) -> tuple[DotInstruction, ...]:
+    """The instructions among `dot_instructions` that accumulate in vector lanes."""
+    return tuple(each for each in dot_instructions(machine, a, b) if each.rows == 1)
 
 
-def matrix_product(machine: Machine, a: str, b: str) -> Product | None:
-    """The first instruction among `products` that multiplies several rows by several columns of a register, or None."""
-    return next((each for each in products(machine, a, b) if each.rows > 1 and each.sums == "vectors"), None)
+def matrix_instruction(machine: Machine, a: str, b: str) -> DotInstruction | None:
+    """The first instruction among `dot_instructions` that multiplies rows by columns of registers, or None."""
+    return next((each for each in dot_instructions(machine, a, b) if each.rows > 1 and each.sums == "vectors"), None)
 
 
-def tile_product(machine: Machine, operation: Operation) -> Product | None:
+def tile_instruction(machine: Machine, operation: Operation) -> DotInstruction | None:
     """The instruction that computes an operation with tile accumulators, or None."""
-    found = (each for each in PRODUCTS if each.sums == "tiles" and each.operation is operation)
+    found = (each for each in INSTRUCTIONS if each.sums == "tiles" and each.operation is operation)
     return next((each for each in found if _has(machine, each)), None)
 
 
 def operation_of(machine: Machine, a: str, b: str) -> Operation:
     """The operation that multiplies operands of two dtypes: that of the machine's first instruction, otherwise one
     emulated by plain code or other instructions."""
-    found = products(machine, a, b)
+    found = dot_instructions(machine, a, b)
     return found[0].operation if found else next(each for each in OPERATIONS if each.takes(a, b))
 
 
 def partial_operation(machine: Machine, operation: Operation) -> Operation | None:
     """`Operation.partial` if it is the machine's fastest way to accumulate in vectors."""
-    found = dot_products(machine, operation.a, operation.b) if operation.partial is not None else ()
+    found = vector_instructions(machine, operation.a, operation.b) if operation.partial is not None else ()
     return operation.partial if found and found[0].operation is operation.partial else None
 
 
 def halves_pay(machine: Machine, operation: Operation, *, in_tiles: bool = True) -> bool:
     """True if 16-bit float dot products are faster than float32; `in_tiles`: if accumulators may be in tiles."""
-    found = (products if in_tiles else dot_products)(machine, operation.a, operation.b)
+    found = (dot_instructions if in_tiles else vector_instructions)(machine, operation.a, operation.b)
     has = machine.bf16_dot_product if operation is DOT_BF16 else machine.float16_product
     return has and (not found or any(each.rate_on(machine) > 1 for each in found))
 
 
 def multiplies_bytes(machine: Machine) -> bool:
     """True if byte dot products are faster than float32, not just smaller."""
-    return bool(products(machine, "uint8", "int8"))
+    return bool(dot_instructions(machine, "uint8", "int8"))
 
 
 def widens_bytes(machine: Machine) -> bool:
     """True if bytes are best converted to 16 bits once: the machine has dot products of 16-bit integers, but not of
     bytes."""
-    return not multiplies_bytes(machine) and bool(products(machine, "int16", "int16"))
+    return not multiplies_bytes(machine) and bool(dot_instructions(machine, "int16", "int16"))
 
 
 def sums_signed(machine: Machine) -> bool:
     """True if vector instructions multiply signed bytes without a shift."""
-    return any(each.operation.a == "int8" for each in dot_products(machine, "int8", "int8"))
+    return any(each.operation.a == "int8" for each in vector_instructions(machine, "int8", "int8"))
 
 
-def _has(machine: Machine, product: Product) -> bool:
-    return any(machine.has(*needed) for needed in product.needs)
+def _has(machine: Machine, instruction: DotInstruction) -> bool:
+    return any(machine.has(*needed) for needed in instruction.needs)
 
 
 def definitions(called: Set[str], lanes: Iterable[int], machine: Machine) -> str:
@@ -90,7 +96,7 @@ def definitions(called: Set[str], lanes: Iterable[int], machine: Machine) -> str
 
 def _instruction(machine: Machine, operation: Operation) -> str | None:
     """The instruction used for an operation in generated code; None for plain code."""
-    found = (each for each in PRODUCTS if each.operation is operation and each.lanes)
+    found = (each for each in INSTRUCTIONS if each.operation is operation and each.lanes)
     return next((each.name for each in found if any(machine.executes(*needed) for needed in each.needs)), None)
 
 
@@ -100,38 +106,38 @@ def _definitions(
 ) -> str:
     declarations: dict[str, None] = {}
     functions: list[str] = []
-    by_name = {(each.operation, each.name): each for each in PRODUCTS}
+    by_name = {(each.operation, each.name): each for each in INSTRUCTIONS}
     for operation, name in zip(operations, names, strict=True):
-        product = by_name[operation, name] if name is not None else None
-        widths = [] if product is None else [each for each in product.lanes if wide or each < 16]
-        counts = _with_hosts(lanes, product, widths)
+        instruction = by_name[operation, name] if name is not None else None
+        widths = [] if instruction is None else [each for each in instruction.lanes if wide or each < 16]
+        counts = _with_hosts(lanes, instruction, widths)
         for count in counts:
-            if product is not None and count in widths:
-                declarations.update(dict.fromkeys(product.declarations(count)))
-            text = _function(operation, product, count, widths)
+            if instruction is not None and count in widths:
+                declarations.update(dict.fromkeys(instruction.declarations(count)))
+            text = _function(operation, instruction, count, widths)
             functions += [text] if text else []
     return "\n".join([*declarations, *functions, ""])
 
 
-def _with_hosts(lanes: tuple[int, ...], product: Product | None, widths: list[int]) -> list[int]:
+def _with_hosts(lanes: tuple[int, ...], instruction: DotInstruction | None, widths: list[int]) -> list[int]:
     """The numbers of lanes, and those of the functions that they call."""
-    hosts = (_host(each, product, widths) for each in lanes)
+    hosts = (_host(each, instruction, widths) for each in lanes)
     return sorted({*lanes, *(host for host in hosts if host is not None)})
 
 
-def _host(count: int, product: Product | None, widths: list[int]) -> int | None:
+def _host(count: int, instruction: DotInstruction | None, widths: list[int]) -> int | None:
     """The width of the instruction used to compute another number of lanes."""
-    if product is None or count in widths:
+    if instruction is None or count in widths:
         return None
     if widths == [REGISTER_LANES] and count > REGISTER_LANES and count % REGISTER_LANES == 0:
         return REGISTER_LANES
-    return next((each for each in widths if each > count), None) if product.pads else None
+    return next((each for each in widths if each > count), None) if instruction.pads else None
 
 
-def _function(operation: Operation, product: Product | None, count: int, widths: list[int]) -> str:
-    host = _host(count, product, widths)
-    if product is not None and count in widths:
-        return operation.function(count, product.body(count))
+def _function(operation: Operation, instruction: DotInstruction | None, count: int, widths: list[int]) -> str:
+    host = _host(count, instruction, widths)
+    if instruction is not None and count in widths:
+        return operation.function(count, instruction.body(count))
     if host is None:
         return operation.function(count, operation.plain(count)) if operation.plain is not None else ""
     if host < count:
