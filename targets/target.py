@@ -218,10 +218,10 @@ class Target(ABC):
             "architecture": self.architecture,
             "required_features": list(self.required_features),
             "machine": self.machine.model_dump(mode="json"),
-            "engine_target": {key: _plain(value) for key, value in self.engine_options().items()},
+            "engine_target": {key: _plain(value) for key, value in self.tvm_options().items()},
         }
 
-    def engine_options(self) -> dict[str, object]:
+    def tvm_options(self) -> dict[str, object]:
         """The options of `tvm_target`, as plain data."""
         return {}
 
@@ -250,8 +250,8 @@ class AcceleratedTarget(Target):
     def tvm_target(self) -> tvm.target.Target:
         return self.processor.tvm_target()
 
-    def engine_options(self) -> dict[str, object]:
-        return self.processor.engine_options()
+    def tvm_options(self) -> dict[str, object]:
+        return self.processor.tvm_options()
 
     def linker(self) -> Linker:
         return self.processor.linker()

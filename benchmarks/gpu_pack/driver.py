@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from compiler.device.cuda_libraries import cuda_libraries
-from compiler.device.programs import COMPILE_OPTIONS, SOURCES, device_programs, engine_link_options
+from compiler.device.programs import COMPILE_OPTIONS, SOURCES, device_programs, tvm_link_options
 from compiler.device.runtime_libraries import FFI_LIBRARY, RUNTIME_LIBRARY
 from compiler.device.runtime_sources import compile_objects, include_folders, include_options
 from compiler.device.third_party_objects import third_party_includes, third_party_objects
@@ -33,7 +33,7 @@ def pack_driver(target: CudaTarget) -> Path:
         options = [*COMPILE_OPTIONS, "-I", str(SOURCES), "-I", str(_SOURCES), *headers]
         (made,) = compile_objects(target, sources, options, folder)
         linked: list[str | Path] = [made, programs / "library.o", *third_party, "-o", folder / PROGRAM]
-        target.compiler().run([*linked, *engine_link_options(programs)])
+        target.compiler().run([*linked, *tvm_link_options(programs)])
         made.unlink()
 
     return cached("pack-driver", f"{target.architecture}-{key}", build)

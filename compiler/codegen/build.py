@@ -94,26 +94,26 @@ def _check_room(folder: Path, kernels: int) -> None:
 
 def _generated(mod: tvm.IRModule, target: targets.Target, folder: Path) -> tuple[RuntimeModule, list[Path]]:
     """The executable, and the kernels' objects to link to it."""
-    engine_target = target.tvm_target()
+    tvm_target = target.tvm_target()
     kernels = list(kernels_of(mod))
     if not target.builds_in_parts or any(name in (mod.attrs or {}) for name in _OTHER_CODE):
-        with engine_target:
-            return relax.build(mod, engine_target, relax_pipeline=None, tir_pipeline=PIPELINE), []
+        with tvm_target:
+            return relax.build(mod, tvm_target, relax_pipeline=None, tir_pipeline=PIPELINE), []
     # As `relax.build` does, except that the kernels are built separately.
     builder = relax.ExecBuilder()
     generate_bytecode(builder, mod)
     if not kernels:
-        return link_bytecode(builder, engine_target), []
+        return link_bytecode(builder, tvm_target), []
     if not worth_parts(kernels) and not any(own_options(kernel) for _, kernel in kernels):
-        objects = _Work([kernels], [engine_target], mod.attrs, folder).objects()
-        empty = _llvm_module([], engine_target, PIPELINE, folder / "empty.ll")
-        return link_bytecode(builder, engine_target, empty), objects
+        objects = _Work([kernels], [tvm_target], mod.attrs, folder).objects()
+        empty = _llvm_module([], tvm_target, PIPELINE, folder / "empty.ll")
+        return link_bytecode(builder, tvm_target, empty), objects
     distinct, aliases = distinct_kernels(kernels)
     built, calls = share_kernels(distinct)
-    objects = build_objects(built, mod.attrs, engine_target, folder)
+    objects = build_objects(built, mod.attrs, tvm_target, folder)
     if aliases or calls:
-        objects.append(alias_object(aliases, calls, engine_target, PIPELINE, folder / "aliases.o"))
-    return link_bytecode(builder, engine_target), objects
+        objects.append(alias_object(aliases, calls, tvm_target, PIPELINE, folder / "aliases.o"))
+    return link_bytecode(builder, tvm_target), objects
 
 
 Kernel: TypeAlias = "tuple[GlobalVar, PrimFunc]"  # its global variable and the PrimFunc

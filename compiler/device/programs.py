@@ -126,7 +126,7 @@ def _build(target: Target, libraries: Sequence[Path], third_party: Sequence[Path
     options = [*COMPILE_OPTIONS, *include_options([*include_folders(), *third_party_includes()])]
     made = compile_objects(target, sources, options, folder)
     linked = [*made[: len(own)], *third_party]
-    options = engine_link_options(folder)
+    options = tvm_link_options(folder)
     target.compiler().run(["-shared", *linked, "-o", folder / SHARED_LIBRARY, *options])
     for program in made[len(own) :]:
         target.compiler().run([program, *linked, "-o", folder / program.stem, *options])
@@ -145,13 +145,13 @@ def tuning_program(target: Target) -> Path:
         (made,) = compile_objects(target, sources, options, folder)
         library = [programs / "library.o", programs / "thread_pool.o", *third_party]
         linked: list[str | Path] = [made, *library, "-o", folder / TUNING_PROGRAM]
-        target.compiler().run([*linked, *engine_link_options(programs), "-Wl,-rpath,$ORIGIN/lib"])
+        target.compiler().run([*linked, *tvm_link_options(programs), "-Wl,-rpath,$ORIGIN/lib"])
         made.unlink()
 
     return cached("tuning-program", programs.name, build)
 
 
-def engine_link_options(libraries: Path) -> list[str]:
+def tvm_link_options(libraries: Path) -> list[str]:
     """Options that link a program with TVM's libraries in a folder, to be found next to it or in ../lib."""
     # No symbol refers to the runtime, which registers itself at load.
     return [f"-L{libraries}", "-ltvm_ffi", "-Wl,--no-as-needed", "-ltvm_runtime", "-pthread", "-ldl", *LINK_OPTIONS]

@@ -84,7 +84,7 @@ def runtime_objects(target: Target) -> Path:
 
 def _compile(target: Target, names: Sequence[str], folder: Path) -> list[Path]:
     """Some of the object files, in a folder."""
-    options = [*_OPTIONS, *include_options([_HEADERS / "include", *include_folders(), _engine() / "include"])]
+    options = [*_OPTIONS, *include_options([_HEADERS / "include", *include_folders(), _tvm_sources() / "include"])]
     tree = _source_tree(folder / "tree")
     sources = _sources(tree / "src" / "runtime")
     made = compile_objects(target, {name: sources[name] for name in names}, options, folder)
@@ -92,7 +92,7 @@ def _compile(target: Target, names: Sequence[str], folder: Path) -> list[Path]:
     return made
 
 
-def _engine() -> Path:
+def _tvm_sources() -> Path:
     spec = importlib.util.find_spec("tvm")
     for folder in spec.submodule_search_locations or () if spec else ():
         if (Path(folder) / "src" / "runtime").is_dir():
@@ -102,7 +102,7 @@ def _engine() -> Path:
 
 def _source_tree(folder: Path) -> Path:
     """The runtime's sources, next to the headers that they include by relative paths."""
-    source = _engine() / "src" / "runtime"
+    source = _tvm_sources() / "src" / "runtime"
     shutil.copytree(source, folder / "src" / "runtime", ignore=shutil.ignore_patterns("extra", "cuda", "hexagon"))
     shutil.copytree(_HEADERS / "src" / "support", folder / "src" / "support")
     return folder

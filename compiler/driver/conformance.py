@@ -18,7 +18,7 @@ from targets import Target
 from targets.conformance.suite import Outcome, run_suite
 
 
-class _Toolbox:
+class _SuiteCompiler:
     """Compiles and loads modules for the suite, and distinguishes refusals from defects."""
 
     def compile(self, model: onnx.ModelProto, target: Target) -> Module:
@@ -41,7 +41,7 @@ def check_target(target: str | Target, only: str | None = None) -> Iterator[Outc
     Raises:
         UnknownTargetError: no such target.
     """
-    return run_suite(find_target(target, 1), _Toolbox(), only)
+    return run_suite(find_target(target, 1), _SuiteCompiler(), only)
 
 
 def keep_outcomes(target: str, outcomes: Sequence[Outcome]) -> None:

@@ -160,7 +160,7 @@ class _Growing(Generic[Model]):
             lambda past: te.compute((), lambda *_: past, name="position"), self._past, primfunc_name_hint="position"
         )
         pasts = {params[at]: self._first(builder, buffer, self._past, at) for at, buffer in buffers.items()}
-        made = _Made(builder, position, buffers, pasts, {}, [])
+        made = _GrowingFunction(builder, position, buffers, pasts, {}, [])
         bindings = [binding for block in self._main.body.blocks for binding in block.bindings]
         read = {leaf for each in bindings for leaf in leaves(self._checked(each))}
         for binding in bindings:
@@ -191,7 +191,7 @@ class _Growing(Generic[Model]):
             raise InternalError(f"the first rows of a state have the shape {value.ty}")
         return value
 
-    def _rebind(self, made: _Made, binding: Binding) -> None:
+    def _rebind(self, made: _GrowingFunction, binding: Binding) -> None:
         """Emit a binding of the model: an append as a write, other bindings unchanged, on the past's rows."""
         append = self._found.append(binding.value) if isinstance(binding, relax.VarBinding) else None
         if append is not None and append.state not in made.written and self._found.is_next(binding.var, append.state):
@@ -224,7 +224,7 @@ class _Growing(Generic[Model]):
         sizes = [plain(size) for size in shape.values] if isinstance(shape, relax.ShapeExpr) else None
         return source if same_shape(shape_of(source) if known else None, sizes) else binding.value
 
-    def _written(self, made: _Made, append: Append) -> Expr:
+    def _written(self, made: _GrowingFunction, append: Append) -> Expr:
         """Return the rows in use after the new ones were written."""
         rows = [made.renewed(each) for each in append.rows]
         new = rows[0] if len(rows) == 1 else made.builder.emit(R.concat(rows, axis=append.axis))
@@ -233,7 +233,7 @@ class _Growing(Generic[Model]):
         made.written[append.state] = buffer
         return self._first(made.builder, buffer, self._past + self._rows, append.state)
 
-    def _check_length(self, made: _Made, call: Expr, append: Append) -> None:
+    def _check_length(self, made: _GrowingFunction, call: Expr, append: Append) -> None:
         """Make a run fail if the model would extend the state by anything but its new rows."""
         length, wanted = call.ty.shape[append.axis], self._past + self._rows
         if append.starts is None or any(same_size(each, length) for each in made.checked):
@@ -243,7 +243,7 @@ class _Growing(Generic[Model]):
             made.builder.match_cast(shape, relax.ShapeType([wanted]), f"check_{len(self._model.checks)}_")
         made.checked.append(length)
 
-    def _name_lengths(self, made: _Made, check: Binding) -> None:
+    def _name_lengths(self, made: _GrowingFunction, check: Binding) -> None:
         """Let a check of a state's new value name its length, from sizes only, so that no rows are copied for it."""
         source = made.renewed(check.value)
         made.pasts[check.var] = source
@@ -251,7 +251,7 @@ class _Growing(Generic[Model]):
             shape = made.builder.emit(relax.ShapeExpr(source.ty.shape.values))
             made.builder.match_cast(shape, relax.ShapeType(check.ty.shape.values), check.var.name)
 
-    def _attention(self, made: _Made, call: Expr) -> Expr | None:
+    def _attention(self, made: _GrowingFunction, call: Expr) -> Expr | None:
         """Compute attention in place if its queries end at the rows appended to its keys and values."""
         attention = attention_call(call, self._model.mod)
         if attention is None or attention.position is None:
@@ -268,7 +268,7 @@ class _Growing(Generic[Model]):
         key, value = buffers
         return attention.over(made.builder, key, value, made.renewed)
 
-    def _results(self, made: _Made) -> list[Expr]:
+    def _results(self, made: _GrowingFunction) -> list[Expr]:
         by_output = {state.output: made.written[at] for at, state in self._found.at.items()}
         return [
             by_output[spec.name] if spec.name in by_output else made.renewed(self._found.result(index))
@@ -283,7 +283,7 @@ def _forgets(binding: Binding) -> bool:
 
 
 @dataclass(frozen=True)
-class _Made:
+class _GrowingFunction:
     """The function under construction: the number of rows in use (int64, ()), the state buffers, replacements of pasts
     and new values, the written buffers by input position, and checked lengths."""
 

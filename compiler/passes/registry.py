@@ -54,7 +54,7 @@ class GraphPass:
     def as_tvm_pass(self, context: PipelineContext | None = None) -> Any:
         """Return the pass as a `tvm.transform.Pass`, to be combined with TVM's own."""
 
-        def transform(mod: IRModule, _engine_context: object) -> IRModule:
+        def transform(mod: IRModule, _tvm_context: object) -> IRModule:
             return self(mod, context)
 
         return tvm.transform.module_pass(transform, opt_level=0, name=self.name)

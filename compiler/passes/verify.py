@@ -99,8 +99,8 @@ class PassVerifier:
             if each.required:
                 mod = each(mod, self._context)
         target = self._context.target
-        engine_target = tvm.target.Target(plain_cpu()) if target is None else target.tvm_target()
-        machine = relax.VirtualMachine(relax.build(mod, engine_target, relax_pipeline=None), tvm.cpu())
+        tvm_target = tvm.target.Target(plain_cpu()) if target is None else target.tvm_target()
+        machine = relax.VirtualMachine(relax.build(mod, tvm_target, relax_pipeline=None), tvm.cpu())
         count = len(mod["main"].params) - len(self._inputs)
         parameters = list(self._context.parameters.values()) if count else []
         return flatten(machine["main"](*(tvm.runtime.tensor(each) for each in [*self._inputs, *parameters])))

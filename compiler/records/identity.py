@@ -41,7 +41,7 @@ def target_description(target: targets.Target) -> dict[str, Any]:
         # A GPU; the host processor launches kernels and runs none.
         return {
             "machine": {name: machine[name] for name in _DEVICE_FIELDS},
-            "engine_target": target.machine.engine_options(),
+            "engine_target": target.machine.tvm_options(),
         }
     if (accelerator := target.accelerator_description()) is not None:
         # Tuned code runs on the accelerator, whatever the host processor is.

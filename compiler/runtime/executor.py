@@ -240,7 +240,7 @@ class LocalExecutor:
                 results = self._step(tensors, session, held)
         except Exception as error:  # TVM raises classes named by its C++ side
             # The virtual machine is dropped: its state after an error is undefined.
-            raise engine_error(error, len(tensors)) from error
+            raise tvm_error(error, len(tensors)) from error
         if session.keeps:
             if session.results is None:
                 session.results = self._reader.kept(results)
@@ -371,7 +371,7 @@ _MARKED = re.compile(re.escape(CHECK_MARK) + r"\[(.*?)\](?: |$)", re.DOTALL)
 _NUMBERS = re.compile(r"\((-?\d+) vs\. (-?\d+)\)")
 
 
-def engine_error(error: Exception, inputs: int) -> InputError | InternalError:
+def tvm_error(error: Exception, inputs: int) -> InputError | InternalError:
     """The error to raise instead of `error`, raised by a run on `inputs` inputs.
 
     Checks inside the module catch invalid inputs that the manifest cannot describe: relations between symbolic sizes,

@@ -16,7 +16,7 @@ from compiler.errors import StorageError
 _MIN_BYTES = 1 << 20  # bytes: smaller arrays stay in memory
 
 
-class Room:
+class SpillingAllocator:
     """Allocates arrays: in memory at first, then each in its own file in the folder for temporary files (TMPDIR)."""
 
     def __init__(self, in_memory: int) -> None:

@@ -29,7 +29,7 @@ Operand: TypeAlias = "Callable[[Index, Expr], Expr]"
 
 
 @dataclass(frozen=True, eq=False)
-class Words(ABC):
+class PackedWords(ABC):
     """Matrices (..., depth, columns) and their `words`, int32 (..., steps, columns): `group` neighbors along the depth
     each, the first in the lowest bits, zeros past the depth. Steps and columns may be padded to whole tiles; padding
     columns hold arbitrary data."""
@@ -110,7 +110,7 @@ class Words(ABC):
         """Pack rows of neighboring columns, a group at a time."""
 
 
-class Pairs(Words):
+class PackedBf16(PackedWords):
     """Words of two float32 rounded to bfloat16."""
 
     group: ClassVar[int] = 2

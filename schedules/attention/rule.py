@@ -18,7 +18,7 @@ from schedules.attention.operands import (
     BatchedMatrix,
     NarrowRows,
     Operand,
-    Words,
+    PackedWords,
     attention_stages,
 )
 from schedules.attention.writer import AttentionWriter, BlockRows, Factor, attention_tiles, put_in
@@ -147,7 +147,7 @@ class Attention(CpuRule[AttentionWorkload]):
 _ONES = 0x01010101
 
 
-class Quads(Words):
+class PackedInt8(PackedWords):
     """Words of four signed bytes."""
 
     group: ClassVar[int] = QUAD
@@ -266,7 +266,7 @@ class IntegerAttentionWriter(AttentionWriter):
     def _prepare(self) -> tuple[list[Stmt], Factor, Factor]:
         parts = self.parts
         query_zero, key_zero, weights_zero, value_zero = parts.zeros
-        key, value = (Quads.of(each, self.machine, *self.whole_words) for each in (parts.key, parts.value))
+        key, value = (PackedInt8.of(each, self.machine, *self.whole_words) for each in (parts.key, parts.value))
         assert parts.weights is not None  # weights are rounded in a stage
         dtypes = dtype_of(parts.query.buffer), dtype_of(parts.weights.body.buffer)
         self._zeros = query_zero + DOT_U8S8.shift(dtypes[0]), weights_zero + DOT_U8S8.shift(dtypes[1])

@@ -17,7 +17,7 @@ from schedules.attention.operands import (
     BatchedMatrix,
     NarrowRows,
     Operand,
-    Pairs,
+    PackedBf16,
     in_panels,
     with_contiguous_columns,
 )
@@ -240,7 +240,7 @@ class AttentionWriter:
         """Preparation shared by all blocks: statements, and the right operands of the products."""
         parts = self.parts
         if parts.narrow:
-            pairs = [Pairs.of(each, self.machine, *self.whole_words) for each in (parts.key, parts.value)]
+            pairs = [PackedBf16.of(each, self.machine, *self.whole_words) for each in (parts.key, parts.value)]
             made = [statement for each in pairs for statement in each.made()]
             key, value = (Factor(BatchedMatrix.whole(each.words)) for each in pairs)
             return made, key, value

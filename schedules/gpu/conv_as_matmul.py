@@ -103,7 +103,7 @@ def legalize_convolution(builder: BlockBuilder, call: Call) -> Expr:
         window = window.padded(widths, fill)
     plain = (str(attrs.data_layout), str(attrs.kernel_layout)) == _LAYOUTS[rank] and int(attrs.groups) == 1
     if not (plain and _is_static(data, 1) and _is_static(weight, 0)):
-        return _by_engine(builder, call)
+        return _by_tvm(builder, call)
     out = str(call.ty.dtype)
     kernel = [int(size) for size in weight.ty.shape.values[2:]]
     return builder.call_te(
@@ -135,13 +135,13 @@ def _is_static(tensor: Expr, first: int) -> bool:
     return shape is not None and all(isinstance(size, tirx.IntImm) for size in shape.values[first:])
 
 
-def _by_engine(builder: BlockBuilder, call: Call) -> Expr:
+def _by_tvm(builder: BlockBuilder, call: Call) -> Expr:
     return call.op.get_attr("FLegalize")(builder, call)
 
 
 def legalize_pad(builder: BlockBuilder, call: Call) -> Expr:
     """relax.nn.pad as TVM writes it, annotated so that a convolution can do the padding itself."""
-    made = _by_engine(builder, call)
+    made = _by_tvm(builder, call)
     widths = [int(each) for each in call.attrs.pad_width]
     constant = str(call.attrs.pad_mode) == "constant" and min(widths, default=0) >= 0
     if not constant or any(widths[:4]) or len(widths) < 6:

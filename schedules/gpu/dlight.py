@@ -26,7 +26,7 @@ class DlightRule(GpuRule[GpuWorkload]):
 
     def options(self, machine: GpuMachine) -> dict[str, object]:
         """The attributes of TVM's target that this schedule sees."""
-        return machine.engine_options()
+        return machine.tvm_options()
 
     def match(self, kernel: Kernel, machine: Machine) -> GpuWorkload | None:
         reduces = any(stage.reduction for stage in kernel.simple_stages)
@@ -84,7 +84,7 @@ class GpuMatmul(DlightRule):
         """Options of a device without tensor cores: dlight's operations for them take 25 s to import, and on a T4 they
         need
         more shared memory than it has."""
-        return {**machine.engine_options(), "arch": "sm_60"}
+        return {**machine.tvm_options(), "arch": "sm_60"}
 
 
 class GpuGemv(DlightRule):

@@ -41,7 +41,7 @@ class GpuMachine(Machine):
         """True if tensor cores multiply float16."""
         return self.compute_capability >= MIN_CAPABILITY["float16"]
 
-    def engine_options(self) -> dict[str, object]:
+    def tvm_options(self) -> dict[str, object]:
         """The options of TVM's target.
 
         The architecture omits the suffix of "sm_90a": dlight cannot parse it and would not use tensor cores.

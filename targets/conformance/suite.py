@@ -2,7 +2,7 @@
 
 A check compiles a small ONNX model for the target, runs it the way the target runs here (natively, emulated or
 simulated), and compares with the reference evaluator of the `onnx` package. The compiler itself is passed in
-(`Toolbox`), since this package must not import it.
+(`SuiteCompiler`), since this package must not import it.
 
     tensorwright targets check NAME
 """
@@ -59,7 +59,7 @@ class Runnable(Protocol):
         """Write it to a file."""
 
 
-class Toolbox(Protocol):
+class SuiteCompiler(Protocol):
     """The compiler functions that the suite needs."""
 
     def compile(self, model: onnx.ModelProto, target: Target) -> Runnable:
@@ -86,7 +86,7 @@ class Check:
     """A named check; `run` returns what is wrong, or None."""
 
     name: str
-    run: Callable[[Target, Toolbox], str | None]
+    run: Callable[[Target, SuiteCompiler], str | None]
 
 
 def checks() -> list[Check]:
@@ -113,7 +113,7 @@ def checks() -> list[Check]:
     ]
 
 
-def run_suite(target: Target, toolbox: Toolbox, only: str | None = None) -> Iterator[Outcome]:
+def run_suite(target: Target, compiler: SuiteCompiler, only: str | None = None) -> Iterator[Outcome]:
     """Run the checks one after the other; a failure does not stop the others.
 
     `only` is the name of one check, or a substring of the names to run.
@@ -124,7 +124,7 @@ def run_suite(target: Target, toolbox: Toolbox, only: str | None = None) -> Iter
             continue
         start = time.perf_counter()
         try:
-            problem = check.run(target, toolbox)
+            problem = check.run(target, compiler)
         except TargetError as error:
             problem = f"{error.message}; {error.hint}" if error.hint else error.message
         except Exception as error:  # any exception is a failure
@@ -132,7 +132,7 @@ def run_suite(target: Target, toolbox: Toolbox, only: str | None = None) -> Iter
         yield Outcome(check.name, problem, time.perf_counter() - start)
 
 
-def _description(target: Target, _: Toolbox) -> str | None:
+def _description(target: Target, _: SuiteCompiler) -> str | None:
     """Check that the machine is described, by plain data."""
     import json
 
@@ -148,18 +148,18 @@ def _description(target: Target, _: Toolbox) -> str | None:
     return None if target.how_it_runs() else "the target does not describe how it runs"
 
 
-def _operators(family: str, dtype: str) -> Callable[[Target, Toolbox], str | None]:
-    def run(target: Target, toolbox: Toolbox) -> str | None:
+def _operators(family: str, dtype: str) -> Callable[[Target, SuiteCompiler], str | None]:
+    def run(target: Target, compiler: SuiteCompiler) -> str | None:
         model = operator_model(family, dtype)
         assert model is not None
-        return _compare(model, target, toolbox, TOLERANCES.get(dtype, 0.0))
+        return _compare(model, target, compiler, TOLERANCES.get(dtype, 0.0))
 
     return run
 
 
-def _compare(model: onnx.ModelProto, target: Target, toolbox: Toolbox, tolerance: float) -> str | None:
+def _compare(model: onnx.ModelProto, target: Target, compiler: SuiteCompiler, tolerance: float) -> str | None:
     inputs = random_inputs(model)
-    module = toolbox.compile(model, target)
+    module = compiler.compile(model, target)
     return differences(_reference(model, inputs), module.run(inputs), tolerance)
 
 
@@ -183,26 +183,26 @@ def differences(expected: Mapping[str, Array], actual: Mapping[str, Array], tole
     return "; ".join(wrong) or None
 
 
-def _small_net(target: Target, toolbox: Toolbox) -> str | None:
-    return _compare(small_net(2), target, toolbox, TOLERANCES["float32"])
+def _small_net(target: Target, compiler: SuiteCompiler) -> str | None:
+    return _compare(small_net(2), target, compiler, TOLERANCES["float32"])
 
 
-def _quantized_net(target: Target, toolbox: Toolbox) -> str | None:
+def _quantized_net(target: Target, compiler: SuiteCompiler) -> str | None:
     """Compare integer results: ties and intermediate rounding may differ by two steps, after ten roundings."""
     model, step = quantized_net()
     inputs = random_inputs(model)
-    (expected,), (actual,) = _reference(model, inputs).values(), toolbox.compile(model, target).run(inputs).values()
+    (expected,), (actual,) = _reference(model, inputs).values(), compiler.compile(model, target).run(inputs).values()
     if np.ptp(expected) < 20 * step:
         return "the check is meaningless: the reference result is nearly constant"
     error = float(np.abs(np.asarray(actual, np.float64) - expected).max())
     return None if error <= _ROUNDED_STEPS * step * 1.001 else f"it differs by {error / step:.3g} steps"
 
 
-def _quantized_functions(target: Target, toolbox: Toolbox) -> str | None:
+def _quantized_functions(target: Target, compiler: SuiteCompiler) -> str | None:
     """Compare results that are rounded at most three times: a step of the sums moves any function by less than two."""
     model, step = quantized_functions()
     inputs = random_inputs(model)
-    actual = toolbox.compile(model, target).run(inputs)
+    actual = compiler.compile(model, target).run(inputs)
     wrong = []
     for name, expected in _reference(model, inputs).items():
         if np.ptp(expected) < 10 * step:
@@ -213,19 +213,19 @@ def _quantized_functions(target: Target, toolbox: Toolbox) -> str | None:
     return "; ".join(wrong) or None
 
 
-def _encoder(target: Target, toolbox: Toolbox) -> str | None:
-    return _compare(encoder(2, 11), target, toolbox, TOLERANCES["float32"])
+def _encoder(target: Target, compiler: SuiteCompiler) -> str | None:
+    return _compare(encoder(2, 11), target, compiler, TOLERANCES["float32"])
 
 
-def _open_batch(target: Target, toolbox: Toolbox) -> str | None:
+def _open_batch(target: Target, compiler: SuiteCompiler) -> str | None:
     """Check one module for every batch size."""
-    module = toolbox.compile(small_net("batch"), target)
+    module = compiler.compile(small_net("batch"), target)
     return _first_difference(module, {f"batch {batch}": small_net(batch) for batch in (1, 3)})
 
 
-def _open_length(target: Target, toolbox: Toolbox) -> str | None:
+def _open_length(target: Target, compiler: SuiteCompiler) -> str | None:
     """Check one module for every batch and length."""
-    module = toolbox.compile(encoder("batch", "length"), target)
+    module = compiler.compile(encoder("batch", "length"), target)
     sizes = ((1, 1), (3, 7), (2, 33))
     return _first_difference(module, {f"{batch} x {length}": encoder(batch, length) for batch, length in sizes})
 
@@ -240,10 +240,10 @@ def _first_difference(module: Runnable, models: Mapping[str, onnx.ModelProto]) -
     return None
 
 
-def _states(target: Target, toolbox: Toolbox) -> str | None:
+def _states(target: Target, compiler: SuiteCompiler) -> str | None:
     """Check that a session continues from its last run, and that a fork of it is independent."""
     model = streaming_net()
-    session = toolbox.compile(model, target).session()
+    session = compiler.compile(model, target).session()
     inputs = random_inputs(model)
     states = {"cache": np.zeros_like(inputs["cache"]), "h": np.zeros_like(inputs["h"])}
     walks = [(session, states)]
@@ -261,39 +261,39 @@ def _states(target: Target, toolbox: Toolbox) -> str | None:
     return None
 
 
-def _round_trip(target: Target, toolbox: Toolbox) -> str | None:
+def _round_trip(target: Target, compiler: SuiteCompiler) -> str | None:
     """Check that a module reloaded from a file returns the same numbers."""
     model = small_net(1)
     inputs = random_inputs(model)
-    module = toolbox.compile(model, target)
+    module = compiler.compile(model, target)
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
         path = Path(folder) / "net.twm"
         module.export(path)
-        loaded = toolbox.reload(path, target)
+        loaded = compiler.reload(path, target)
         if loaded.manifest.target.name != target.name:
             return f"the file says it is for {loaded.manifest.target.name!r}"
         before, after = module.run(inputs), loaded.run(inputs)
     return differences(before, after, 0.0)
 
 
-def _refusal(target: Target, toolbox: Toolbox) -> str | None:
+def _refusal(target: Target, compiler: SuiteCompiler) -> str | None:
     """Check that an unsupported model is refused with a reason that names the operator."""
     try:
-        toolbox.compile(unknown_operator(), target)
+        compiler.compile(unknown_operator(), target)
     except Exception as error:
-        reason = toolbox.refusal(error)
+        reason = compiler.refusal(error)
         if reason is None:
             return f"an internal error instead of a refusal: {type(error).__name__}: {error}"
         return None if "Mystery" in reason else f"the refusal does not name the operator: {reason}"
     return "an unknown operator was compiled without an error"
 
 
-def _partition(target: Target, toolbox: Toolbox) -> str | None:
+def _partition(target: Target, compiler: SuiteCompiler) -> str | None:
     """Check that an accelerator claims part of the small net, and gives a reason for the rest."""
     if not target.partition_passes():
         return None
     model = quantized_net()[0] if target.quantized_everywhere else small_net(1)
-    details = toolbox.compile(model, target).manifest.target.details
+    details = compiler.compile(model, target).manifest.target.details
     report = details.get("partition")
     if not isinstance(report, Mapping) or not {"claimed", "refused"} <= set(report):
         return "the partition passes report nothing: context.report.partition = {'claimed': [...], 'refused': [...]}"

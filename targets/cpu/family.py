@@ -67,8 +67,8 @@ class CpuTarget(LlvmTarget):
     def emulator(self) -> tuple[str, ...]:
         return self.family.toolchain.emulator() if self.is_cross else super().emulator()
 
-    def engine_options(self) -> dict[str, object]:
-        return {**super().engine_options(), **self.family.options}
+    def tvm_options(self) -> dict[str, object]:
+        return {**super().tvm_options(), **self.family.options}
 
 
 @cache

@@ -51,7 +51,7 @@ class LlvmTarget(Target):
     def builds_in_parts(self) -> bool:
         return True
 
-    def engine_options(self) -> dict[str, object]:
+    def tvm_options(self) -> dict[str, object]:
         options: dict[str, Any] = {
             "kind": "llvm",
             "mtriple": self.triple,
@@ -69,7 +69,7 @@ class LlvmTarget(Target):
     def tvm_target(self) -> tvm.target.Target:
         from schedules.ir.tir import tvm
 
-        return tvm.target.Target(self.engine_options())
+        return tvm.target.Target(self.tvm_options())
 
 
 _FEW = 4

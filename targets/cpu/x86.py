@@ -44,8 +44,8 @@ class X86Target(LlvmTarget):
     def triple(self) -> str:
         return _TRIPLE
 
-    def engine_options(self) -> dict[str, object]:
-        options = super().engine_options()
+    def tvm_options(self) -> dict[str, object]:
+        options = super().tvm_options()
         if self.machine.vector_bits == 512:
             # Several AVX-512 models default to 256-bit vectors, from the days of large frequency drops.
             options["mattr"] = [*self.attributes, "-prefer-256-bit"]

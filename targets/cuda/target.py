@@ -72,10 +72,10 @@ class CudaTarget(Target):
     def tvm_target(self) -> tvm.target.Target:
         from schedules.ir.tir import tvm
 
-        return tvm.target.Target(self.machine.engine_options(), host=self.host.engine_options())
+        return tvm.target.Target(self.machine.tvm_options(), host=self.host.tvm_options())
 
-    def engine_options(self) -> dict[str, object]:
-        return self.machine.engine_options()
+    def tvm_options(self) -> dict[str, object]:
+        return self.machine.tvm_options()
 
     def describe(self) -> dict[str, Any]:
         device = {"kind": "cuda", "compute_capability": self.machine.compute_capability, "simulated": self.simulated}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from targets.errors import TargetError
-from targets.ethos_u.program import Place, Program, is_program
+from targets.ethos_u.program import Program, TensorLocation, is_program
 from targets.ethos_u.settings import NetworkSettings
 
 _ALIGNMENT = 16
@@ -110,7 +110,7 @@ def sources(title: str, report: Mapping[str, Any], parameters: Iterable[Any]) ->
         commands=_bytes(program.commands),
         weight_bytes=max(len(program.weights), 1),
         weights=_bytes(program.weights or b"\0"),
-        place=_IN_SRAM if in_sram else "",
+        location=_IN_SRAM if in_sram else "",
         const="" if in_sram else "const ",
         count=max([program.weight_region, *arenas]) + 1,
         assignments="\n".join(_assignments(program)),
@@ -137,15 +137,15 @@ def _definitions(name: str, program: Program, tensors: Mapping[str, Any]) -> lis
     for region, size in sorted(program.scratch.items()):
         lines.append(f"#define {name.upper()}_{_arena(program, region).upper()}_BYTES {size}u")
     for kind, places in (("INPUT", program.inputs), ("OUTPUT", program.outputs)):
-        for number, (place, tensor) in enumerate(zip(places, tensors[f"{kind.lower()}s"], strict=True)):
-            lines += _of_tensor(f"{name.upper()}_{kind}{number}", place, tensor, program)
+        for number, (location, tensor) in enumerate(zip(places, tensors[f"{kind.lower()}s"], strict=True)):
+            lines += _of_tensor(f"{name.upper()}_{kind}{number}", location, tensor, program)
     return lines
 
 
-def _of_tensor(prefix: str, place: Place, tensor: Mapping[str, Any], program: Program) -> list[str]:
+def _of_tensor(prefix: str, location: TensorLocation, tensor: Mapping[str, Any], program: Program) -> list[str]:
     return [
-        f"#define {prefix}_OFFSET {place.offset}u /* in {_arena(program, place.region)} */",
-        f"#define {prefix}_BYTES {place.size}u",
+        f"#define {prefix}_OFFSET {location.offset}u /* in {_arena(program, location.region)} */",
+        f"#define {prefix}_BYTES {location.size}u",
         f"#define {prefix}_SCALE {float(tensor['scale'])!r}f",
         f"#define {prefix}_ZERO ({tensor['zero']})",
     ]

@@ -338,12 +338,12 @@ _BEYOND = 256.0  # one step away from the extreme value: less than any position
 def bytes_for_positions(mod: tvm.IRModule) -> tvm.IRModule:
     """Rewrite argmax and argmin of quantized tensors as quantized operators and the negation of their result."""
     variable = mod.get_global_var("main")
-    rewriter = _PlacesRewriter(mod, View(mod))
+    rewriter = _ArgExtremumRewriter(mod, View(mod))
     return tvm.IRModule({**mod.functions, variable: rewriter.visit_expr(mod["main"])}, attrs=mod.attrs)
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _ArgExtremum:
     """Reduction to an index: tensor, axis, minimum or maximum, and whether the last of equal ones wins."""
 
     operand: Expr
@@ -357,13 +357,13 @@ class _Wanted:
         return self.data.shape[self.axis]
 
 
-def _wanted(view: View, call: Call) -> _Wanted:
+def _arg_extremum(view: View, call: Call) -> _ArgExtremum:
     """The reduction that a call computes. Raises Unsupported."""
     name = registered_name(call)
     if name in ("relax.argmax", "relax.argmin") and call.attrs.axis is not None:
         data = view.quantized(call.args[0])
         axis = int(call.attrs.axis) % len(data.shape)
-        return _Wanted(call.args[0], data, axis, name == "relax.argmin", last=False)
+        return _ArgExtremum(call.args[0], data, axis, name == "relax.argmin", last=False)
     if name != "kernel.arg_extremum":
         raise Unsupported("it does not return an index")
     operand = call.args[1].fields[0]
@@ -377,12 +377,12 @@ def _wanted(view: View, call: Call) -> _Wanted:
                 index = turned.argmax(axis)
                 index = size - 1 - index if last else index
                 if index.size == found.size and np.array_equal(index.ravel(), found.ravel()):
-                    return _Wanted(operand, data, axis, smallest, last)
+                    return _ArgExtremum(operand, data, axis, smallest, last)
     raise Unsupported("it returns the index of neither the maximum nor the minimum")
 
 
 @mutator
-class _PlacesRewriter(PyExprMutator):
+class _ArgExtremumRewriter(PyExprMutator):
     def __init__(self, mod: tvm.IRModule, view: View) -> None:
         super().__init__(mod)
         self._view = view
@@ -390,39 +390,39 @@ class _PlacesRewriter(PyExprMutator):
     def visit_call_(self, op: Expr) -> Expr:
         call = super().visit_call_(op)
         try:
-            wanted = _wanted(self._view, op)
+            extremum = _arg_extremum(self._view, op)
         except Unsupported:
             return call
-        if len(wanted.data.shape) > _MAX_AXES or not 1 < wanted.size <= _MAX_POSITIONS:
+        if len(extremum.data.shape) > _MAX_AXES or not 1 < extremum.size <= _MAX_POSITIONS:
             return call
-        position = self._position(self._differences(wanted), wanted)
+        position = self._position(self._differences(extremum), extremum)
         shaped = self._emit(relax.op.reshape(position, op.ty.shape))
         return self._emit(relax.op.astype(shaped, str(op.ty.dtype)))
 
-    def _differences(self, wanted: _Wanted) -> Expr:
+    def _differences(self, extremum: _ArgExtremum) -> Expr:
         """0 for the extreme values, negative for the rest."""
-        x = self.visit_expr(wanted.operand)
-        found = self._view.call(wanted.operand, "relax.dequantize")
+        x = self.visit_expr(extremum.operand)
+        found = self._view.call(extremum.operand, "relax.dequantize")
         assert found is not None
-        reduce = relax.op.min if wanted.smallest else relax.op.max
-        dtype = "uint8" if wanted.data.unsigned else "int8"
-        furthest = self._rounded(reduce(x, wanted.axis, keepdims=True), found.args[1], found.args[2], dtype)[0]
-        pair = (furthest, x) if wanted.smallest else (x, furthest)
-        return self._rounded(relax.op.subtract(*pair), _number(wanted.data.scale), _byte(127))[0]
+        reduce = relax.op.min if extremum.smallest else relax.op.max
+        dtype = "uint8" if extremum.data.unsigned else "int8"
+        furthest = self._rounded(reduce(x, extremum.axis, keepdims=True), found.args[1], found.args[2], dtype)[0]
+        pair = (furthest, x) if extremum.smallest else (x, furthest)
+        return self._rounded(relax.op.subtract(*pair), _number(extremum.data.scale), _byte(127))[0]
 
-    def _position(self, far: Expr, wanted: _Wanted) -> Expr:
+    def _position(self, far: Expr, extremum: _ArgExtremum) -> Expr:
         """int32 positions of the first zeros of `far`, or of the last."""
-        axis, size, rank = wanted.axis, wanted.size, len(wanted.data.shape)
-        order = np.arange(size)[::-1] if wanted.last else np.arange(size)
+        axis, size, rank = extremum.axis, extremum.size, len(extremum.data.shape)
+        order = np.arange(size)[::-1] if extremum.last else np.arange(size)
         positions = order.reshape([size if each == axis else 1 for each in range(rank)])
         if size <= _PART:
-            negated = self._first(far, wanted.data.scale, positions, axis)[2]
+            negated = self._first(far, extremum.data.scale, positions, axis)[2]
         else:
-            candidates, part, high = self._first(far, wanted.data.scale, positions // _PART, axis)
+            candidates, part, high = self._first(far, extremum.data.scale, positions // _PART, axis)
             behind = self._rounded(relax.op.subtract(candidates, part), _number(1.0), _byte(127))[0]
             low = self._first(behind, 1.0, positions % _PART, axis)[2]
             negated = self._emit(relax.op.add(self._emit(relax.op.multiply(high, relax.const(_PART, "int32"))), low))
-        if wanted.last:
+        if extremum.last:
             return self._emit(relax.op.add(negated, relax.const(size - 1, "int32")))
         return self._emit(relax.op.negative(negated))
 

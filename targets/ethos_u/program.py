@@ -13,7 +13,7 @@ _MAGIC = b"TWEU1\n"
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """Location of a tensor: region, offset and size in bytes."""
 
     region: int
@@ -38,8 +38,8 @@ class Program:
     weights: bytes
     weight_region: int
     scratch: dict[int, int]
-    inputs: tuple[Place, ...]
-    outputs: tuple[Place, ...]
+    inputs: tuple[TensorLocation, ...]
+    outputs: tuple[TensorLocation, ...]
     graph: bytes = b""
 
     def to_bytes(self) -> Array:
@@ -77,14 +77,14 @@ class Program:
             data[weights:graph],
             header["weight_region"],
             {int(region): int(size) for region, size in header["scratch"]},
-            _places(header["inputs"]),
-            _places(header["outputs"]),
+            _locations(header["inputs"]),
+            _locations(header["outputs"]),
             data[graph:],
         )
 
 
-def _places(entries: Sequence[dict[str, int]]) -> tuple[Place, ...]:
-    return tuple(Place(**entry) for entry in entries)
+def _locations(entries: Sequence[dict[str, int]]) -> tuple[TensorLocation, ...]:
+    return tuple(TensorLocation(**entry) for entry in entries)
 
 
 def is_program(array: object) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from targets.errors import TargetError, ToolchainMissing
 from targets.ethos_u.accelerators import Accelerator
-from targets.ethos_u.program import Place, Program
+from targets.ethos_u.program import Program, TensorLocation
 from targets.ethos_u.settings import VelaOptions
 from targets.extras import install_command
 
@@ -99,13 +99,13 @@ def _run(source: Path, accelerator: Accelerator, options: VelaOptions) -> str:
 
 
 def _program(arrays: dict[str, np.ndarray], accelerator: Accelerator) -> Program:
-    def places(kind: str) -> tuple[Place, ...]:
+    def locations(kind: str) -> tuple[TensorLocation, ...]:
         regions = np.atleast_1d(arrays[f"{kind}_region"])
         offsets, shapes = np.atleast_1d(arrays[f"{kind}_offset"]), list(arrays[f"{kind}_shape"])
         sizes = np.atleast_1d(arrays[f"{kind}_elem_size"])
         regions = np.broadcast_to(regions, len(offsets))
         return tuple(
-            Place(int(region), int(offset), int(np.prod([int(size) for size in shape])) * int(element))
+            TensorLocation(int(region), int(offset), int(np.prod([int(size) for size in shape])) * int(element))
             for region, offset, shape, element in zip(regions, offsets, shapes, sizes, strict=True)
         )
 
@@ -118,8 +118,8 @@ def _program(arrays: dict[str, np.ndarray], accelerator: Accelerator) -> Program
         arrays["weight_data"].tobytes(),
         int(arrays["weight_region"]),
         scratch,
-        places("input"),
-        places("output"),
+        locations("input"),
+        locations("output"),
     )
 
 

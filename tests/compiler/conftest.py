@@ -25,7 +25,7 @@ def unoptimized_code(request: pytest.FixtureRequest) -> Iterator[None]:
         return
 
     def tvm_target(target: LlvmTarget) -> tvm.target.Target:
-        return tvm.target.Target({**target.engine_options(), "opt-level": 0})
+        return tvm.target.Target({**target.tvm_options(), "opt-level": 0})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LlvmTarget, "tvm_target", tvm_target)

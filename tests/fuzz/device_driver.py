@@ -19,7 +19,7 @@ from compiler.device.programs import (
     PROGRAMS,
     SOURCES,
     THREAD_POOL_SOURCES,
-    engine_link_options,
+    tvm_link_options,
 )
 from compiler.device.runtime_libraries import runtime_libraries
 from compiler.device.runtime_sources import compile_objects, ffi_source_folder, include_folders, include_options
@@ -79,7 +79,7 @@ def _built(name: str, sources: Sequence[Path], *, sanitized: bool = True) -> Pat
         folders = [*include_folders(), ffi_source_folder() / "extra", *third_party_includes()]
         options = [*COMPILE_OPTIONS, *own, f"-I{SOURCES}", f"-I{CPP}", *include_options(folders)]
         made = compile_objects(target, {name: sources, "thread_pool": pool}, options, folder)
-        links = [part for path in libraries for part in (*engine_link_options(path), f"-Wl,-rpath,{path}")]
+        links = [part for path in libraries for part in (*tvm_link_options(path), f"-Wl,-rpath,{path}")]
         linked = [*made, *third_party_objects(target, own)]
         compiler.run([*own, *linked, "-o", folder / name, *(part for part in links if part != "-s")])
         (folder / "suppressions").write_text(_SUPPRESSIONS, encoding="utf-8")

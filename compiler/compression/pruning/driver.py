@@ -26,7 +26,7 @@ from compiler.compression.pruning.plan import (
 )
 from compiler.compression.pruning.settings import PruningOptions, note_on_zeros
 from compiler.compression.pruning.shrink import shrink
-from compiler.compression.quantization.calibration import Tapped
+from compiler.compression.quantization.calibration import ModuleWithTaps
 from compiler.compression.quantization.layers import Layer, find_layers
 from compiler.compression.report import LayerChange
 from compiler.errors import AccuracyError, OptionError
@@ -246,7 +246,7 @@ def hessians(job: Job, wanted: Sequence[GenericConst]) -> dict[GenericConst, Arr
         for layer in find_layers(job.model.mod).layers
         if (weight := layer.call.args[layer.operator.weight]) in known and _is_plain(layer)
     ]
-    tapped = Tapped(job.model, job.model.mod, list(dict.fromkeys(layer.data for layer in layers)), job.compile)
+    tapped = ModuleWithTaps(job.model, job.model.mod, list(dict.fromkeys(layer.data for layer in layers)), job.compile)
     sums: dict[GenericConst, Array] = {}
     for sample in job.samples:
         tensors = tapped.run(sample)[1]

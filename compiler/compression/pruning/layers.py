@@ -17,7 +17,7 @@ from tvm.ir import GenericConst, IRModule
 
 from compiler.compression.job import Job
 from compiler.compression.model import LayerNames
-from compiler.compression.quantization.calibration import Tapped
+from compiler.compression.quantization.calibration import ModuleWithTaps
 from compiler.compression.quantization.edit import edit_main, main_bindings
 from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.rewriting.graph import Call, Expr, Var, operands, operator_name, remove_unused
@@ -123,7 +123,7 @@ def influences(job: Job, layers: Sequence[ResidualLayer]) -> list[float]:
     """Influence of each layer on its input: 1 minus the mean cosine between input and output over the calibration
     ("block influence", Men et al. 2024, ShortGPT)."""
     taps = dict.fromkeys(each for layer in layers for each in (layer.passed, layer.result))
-    tapped = Tapped(job.model, job.model.mod, list(taps), job.compile)
+    tapped = ModuleWithTaps(job.model, job.model.mod, list(taps), job.compile)
     found: list[list[float]] = [[] for _ in layers]
     for sample in job.samples:
         tensors: dict[Var, Array] = tapped.run(sample)[1]

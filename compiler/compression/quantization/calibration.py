@@ -67,7 +67,7 @@ Array = NDArray[Any]
 Compile = Callable[[ImportedModel], Module]
 
 
-class Tapped:
+class ModuleWithTaps:
     """A compiled module that also returns tensors from inside `main`."""
 
     def __init__(self, model: ImportedModel, mod: IRModule, taps: Sequence[Var], compile_model: Compile) -> None:
@@ -91,7 +91,7 @@ def _shape(variable: Var) -> tuple[int | str, ...]:
 
 
 def observe(
-    tapped: Tapped,
+    tapped: ModuleWithTaps,
     samples: Iterable[Sample],
     sites: Iterable[Var],
     channels: Mapping[Var, int],

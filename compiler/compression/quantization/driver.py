@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 import targets
 from compiler.compression.job import Job, JobOptions, Sample, import_job
 from compiler.compression.quantization.affine import Array, decibels, noise_ratio
-from compiler.compression.quantization.calibration import Compile, Tapped, scheme_for
+from compiler.compression.quantization.calibration import Compile, ModuleWithTaps, scheme_for
 from compiler.compression.quantization.edit import Emit, edit_main
 from compiler.compression.quantization.insertion import Numbers
 from compiler.compression.quantization.layer_choice import PREDICTED, LayerChoice, check_decide
@@ -334,7 +334,7 @@ class LayerwiseSession(LayerChoice):
     def _observed(self) -> list[dict[str, Array]]:
         """The outputs of each sample; accumulates the Gram matrices of the layers' inputs."""
         sites = list(dict.fromkeys(layer.data for layer in self.quantizable if not layer.is_look_up))
-        tapped = Tapped(self.model, self.model.mod, sites, self.compile)
+        tapped = ModuleWithTaps(self.model, self.model.mod, sites, self.compile)
         outputs = []
         for sample in self.samples:
             result, tensors = tapped.run(sample)

@@ -20,8 +20,8 @@ from compiler.compression.quantization.affine import Affine, Array, QuantizedWei
 from compiler.compression.quantization.edit import Emit, edit_main, main_bindings, with_operands
 from compiler.compression.quantization.layers import (
     ELEMENTWISE,
-    MOVERS,
     MOVES,
+    OPAQUE_OPERATORS,
     Layer,
     LayerGraph,
     Placement,
@@ -200,7 +200,7 @@ def place_integer_only(
 
 def _is_integer(call: Call, operators: Collection[str]) -> bool:
     name = operator_name(call)
-    if name in MOVERS or name in ELEMENTWISE or is_transparent(call):
+    if name in OPAQUE_OPERATORS or name in ELEMENTWISE or is_transparent(call):
         return True
     # A matmul that is not a layer has two activations, or stays in float.
     both = name == "relax.matmul" and len(activations_of(call)) == 2

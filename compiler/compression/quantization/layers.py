@@ -60,7 +60,7 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Mover:
+class OpaqueCall:
     """A call that is neither linear nor elementwise, or that joins two tensors; `data` lists its operands."""
 
     variable: Var
@@ -84,7 +84,7 @@ class LayerGraph:
     names: LayerNames
     layers: list[Layer] = field(default_factory=list)
     look_ups: list[Layer] = field(default_factory=list)
-    movers: list[Mover] = field(default_factory=list)
+    opaque_calls: list[OpaqueCall] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     definitions: dict[Var, Call] = field(default_factory=dict)
     roots: dict[Var, Var] = field(default_factory=dict)
@@ -146,8 +146,10 @@ def _note_call(
     roots = {graph.root(each) for each in data}
     if is_transparent(call) and len(roots) == 1:
         graph.roots[variable] = roots.pop()
-    elif data and (operator_name(call) in MOVERS or (operator_name(call) in ELEMENTWISE and is_transparent(call))):
-        graph.movers.append(Mover(variable, call, tuple(data)))
+    elif data and (
+        operator_name(call) in OPAQUE_OPERATORS or (operator_name(call) in ELEMENTWISE and is_transparent(call))
+    ):
+        graph.opaque_calls.append(OpaqueCall(variable, call, tuple(data)))
         for each in data:
             graph.read(each, variable)
     else:
@@ -183,7 +185,7 @@ class Placement:
     """
 
     layers: tuple[Layer, ...]
-    movers: tuple[Mover, ...]
+    opaque_calls: tuple[OpaqueCall, ...]
     sites: tuple[Var, ...]
     operands: dict[Var, frozenset[Var]]
     ties: dict[Var, Var]
@@ -194,14 +196,14 @@ def place(graph: LayerGraph, in_float: Collection[str] = ()) -> Placement:
     """Pairs for all layers except those named, and for movers between quantized layers."""
     layers = [layer for layer in graph.layers if layer.name not in in_float]
     look_ups = [layer for layer in graph.look_ups if layer.name not in in_float]
-    movers = _enclosed(graph, layers)
+    opaque_calls = _enclosed(graph, layers)
     read: dict[Var, frozenset[Var]] = {layer.variable: frozenset([layer.data]) for layer in layers}
     read.update({layer.variable: frozenset() for layer in look_ups})
     integer = {layer.variable for layer in layers}
-    for mover in movers:
-        read[mover.variable] = frozenset(mover.data) - _unrounded(graph, mover, integer)
+    for opaque_call in opaque_calls:
+        read[opaque_call.variable] = frozenset(opaque_call.data) - _unrounded(graph, opaque_call, integer)
     sites = list(dict.fromkeys(each for group in read.values() for each in sorted(group, key=_order(graph))))
-    return Placement((*layers, *look_ups), tuple(movers), tuple(sites), read, ties(graph, movers, sites))
+    return Placement((*layers, *look_ups), tuple(opaque_calls), tuple(sites), read, ties(graph, opaque_calls, sites))
 
 
 def _order(graph: LayerGraph) -> Callable[[Var], int]:
@@ -209,43 +211,43 @@ def _order(graph: LayerGraph) -> Callable[[Var], int]:
     return lambda variable: indices.get(variable, -1)
 
 
-def _enclosed(graph: LayerGraph, layers: list[Layer]) -> list[Mover]:
+def _enclosed(graph: LayerGraph, layers: list[Layer]) -> list[OpaqueCall]:
     """The movers whose operands all come from integer kernels and whose result goes to one."""
-    movers = list(graph.movers)
+    opaque_calls = list(graph.opaque_calls)
     while True:
-        integer = {layer.variable for layer in layers} | {mover.variable for mover in movers}
+        integer = {layer.variable for layer in layers} | {opaque_call.variable for opaque_call in opaque_calls}
         kept = [
-            mover
-            for mover in movers
-            if all(graph.root(each) in integer for each in mover.data)
-            and any(reader in integer for reader in graph.readers.get(mover.variable, ()) if reader is not None)
+            opaque_call
+            for opaque_call in opaque_calls
+            if all(graph.root(each) in integer for each in opaque_call.data)
+            and any(reader in integer for reader in graph.readers.get(opaque_call.variable, ()) if reader is not None)
         ]
-        if len(kept) == len(movers):
+        if len(kept) == len(opaque_calls):
             return kept
-        movers = kept
+        opaque_calls = kept
 
 
-def _unrounded(graph: LayerGraph, mover: Mover, layers: Collection[Var]) -> frozenset[Var]:
+def _unrounded(graph: LayerGraph, opaque_call: OpaqueCall, layers: Collection[Var]) -> frozenset[Var]:
     """Operands of an elementwise join with no other reader: a layer's sums, scaled, are joined directly.
 
     The last one's kernel computes the join as its epilogue. Another would be dequantized in the kernel that quantizes
     it, so quantizing it would save nothing.
     """
-    if operator_name(mover.call) not in ELEMENTWISE:
+    if operator_name(opaque_call.call) not in ELEMENTWISE:
         return frozenset()
     return frozenset(
         each
-        for each in mover.data
+        for each in opaque_call.data
         if graph.root(each) in layers
-        and graph.readers.get(graph.root(each)) == [mover.variable]
-        and same_shape(shape_of(each), shape_of(mover.variable))
+        and graph.readers.get(graph.root(each)) == [opaque_call.variable]
+        and same_shape(shape_of(each), shape_of(opaque_call.variable))
     )
 
 
-def ties(graph: LayerGraph, movers: list[Mover], sites: list[Var]) -> dict[Var, Var]:
+def ties(graph: LayerGraph, opaque_calls: list[OpaqueCall], sites: list[Var]) -> dict[Var, Var]:
     """Sites after a maximum or a move have the range of the site before it; operands of a join have its range."""
     known, found = set(sites), {}
-    names = {mover.variable: operator_name(mover.call) for mover in movers}
+    names = {opaque_call.variable: operator_name(opaque_call.call) for opaque_call in opaque_calls}
     for site in sites:
         source = site
         while True:
@@ -259,11 +261,11 @@ def ties(graph: LayerGraph, movers: list[Mover], sites: list[Var]) -> dict[Var, 
             if source in known:
                 found[site] = source
                 break
-    for mover in movers:
-        if names[mover.variable] == "relax.concat" and mover.variable in known:
-            for each in mover.data:
+    for opaque_call in opaque_calls:
+        if names[opaque_call.variable] == "relax.concat" and opaque_call.variable in known:
+            for each in opaque_call.data:
                 if each in known and each not in found:
-                    found[each] = mover.variable
+                    found[each] = opaque_call.variable
     return found
 
 
@@ -368,7 +370,7 @@ MAXIMA = frozenset(f"relax.nn.max_pool{rank}d" for rank in (1, 2, 3))
 _AVERAGES = frozenset(("relax.mean", *(f"relax.nn.avg_pool{rank}d" for rank in (1, 2, 3))))
 _JOINS = frozenset(("relax.concat",))
 ELEMENTWISE = frozenset(f"relax.{name}" for name in ("add", "subtract", "multiply", "maximum", "minimum"))
-MOVERS = MAXIMA | _AVERAGES | _JOINS
+OPAQUE_OPERATORS = MAXIMA | _AVERAGES | _JOINS
 
 
 def is_transparent(call: Call) -> bool:

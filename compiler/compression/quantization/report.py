@@ -14,7 +14,7 @@ import numpy as np
 
 from compiler.compression.model import ReportedModel
 from compiler.compression.quantization.affine import NO_NOISE, decibels, noise_ratio
-from compiler.compression.quantization.calibration import Array, Tapped
+from compiler.compression.quantization.calibration import Array, ModuleWithTaps
 from compiler.compression.quantization.layer_choice import FLOAT, INTEGER, MEASURED, write_precisions
 from compiler.compression.quantization.layers import Layer
 from compiler.compression.quantization.schemes import STATIC
@@ -321,7 +321,7 @@ def make_report(
 def _noise(session: Session, found: Candidate) -> dict[Var, float]:
     """SNR of each layer's result in the whole quantized model."""
     taps = [layer.variable for layer in session.choices]
-    rounded = Tapped(session.model, found.mod, taps, session.compile)
+    rounded = ModuleWithTaps(session.model, found.mod, taps, session.compile)
     totals: Mapping[Var, Array] = {tap: np.zeros(2) for tap in taps}
     for sample in session.samples[:_NOISE_SAMPLES]:
         wanted, got = session.tapped.run(sample)[1], rounded.run(sample)[1]

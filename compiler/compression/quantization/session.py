@@ -12,9 +12,9 @@ from compiler.compression.job import Sample
 from compiler.compression.quantization.affine import Affine, Array, QuantizedWeight, quantize_weight
 from compiler.compression.quantization.calibration import (
     Compile,
+    ModuleWithTaps,
     Scheme,
     Statistics,
-    Tapped,
     get_calibrator,
     observe,
     parameters_of,
@@ -105,7 +105,7 @@ class Session(LayerChoice):
         }
         results = [layer.variable for layer in self.choices]
         # One compilation serves the calibration and the noise in the report.
-        self.tapped = Tapped(model, model.mod, list(dict.fromkeys([*placement.sites, *results])), self.compile)
+        self.tapped = ModuleWithTaps(model, model.mod, list(dict.fromkeys([*placement.sites, *results])), self.compile)
         self._grams = GramMatrices(self.graph.layers if "adaround" in self.techniques else ())
         self.statistics: dict[Var, Statistics]
         self.statistics, self.float_outputs = observe(

@@ -193,7 +193,7 @@ def _sites(layers: Collection[Layer]) -> dict[Var, list[Var]]:
 
 def _products(graph: LayerGraph, site: Var, layers: Collection[Var]) -> list[Var]:
     """The layers whose results make up a tensor, through movers and elementwise operators; else empty."""
-    movers = {mover.variable: mover for mover in graph.movers}
+    opaque_calls = {opaque_call.variable: opaque_call for opaque_call in graph.opaque_calls}
     found: dict[Var, None] = {}
     waiting = [graph.root(site)]
     seen = set()
@@ -204,8 +204,8 @@ def _products(graph: LayerGraph, site: Var, layers: Collection[Var]) -> list[Var
         seen.add(variable)
         if variable in layers:
             found[variable] = None
-        elif variable in movers:
-            waiting += [graph.root(each) for each in movers[variable].data]
+        elif variable in opaque_calls:
+            waiting += [graph.root(each) for each in opaque_calls[variable].data]
         else:
             return []
     return list(found)

@@ -15,7 +15,7 @@ from compiler.frontends.llm.weights import Array, Experts, Linear, LowRank, Matr
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product, block_rows, gated_product, gates
 from compiler.passes.rewriting.expert_products import Routing, expert_product, expert_rows
 from compiler.passes.rewriting.matching import as_constant
-from compiler.support.unnamed_file import Room
+from compiler.support.unnamed_file import SpillingAllocator
 from schedules.ir.tvm_types import Expr
 from schedules.sequence_mixers import Columns
 
@@ -27,7 +27,7 @@ class Products:
 
     def __init__(self, builder: relax.BlockBuilder, options: LanguageModelOptions) -> None:
         self._builder, self._options = builder, options
-        self._room = Room(_MAX_IN_MEMORY)
+        self._room = SpillingAllocator(_MAX_IN_MEMORY)
         self.operands: list[Expr] = []  # of `product` except the head, in order
         self.adapter_of_rows: Callable[[Expr], Expr] | None = None  # int64 (n,), for an operand (1, n, depth)
         self.adapted: set[str] = set()  # names of weights that adapters change

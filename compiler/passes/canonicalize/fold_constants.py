@@ -45,7 +45,7 @@ from schedules.ir.tvm_types import Call, Function, PackedFunc, RuntimeModule, Ru
 GROWTH = 4
 ALWAYS_BYTES = 1 << 20
 # Above this TVM's unscheduled kernels take seconds.
-ENGINE_BYTES = 64 << 20
+TVM_BYTES = 64 << 20
 
 # Random, effectful, or about memory and devices; or with a result size known only at run time.
 _NEVER = (
@@ -180,9 +180,9 @@ class ConstantFolder(Graph):
         value = evaluate_in_numpy(call)
         if value is not None:
             return as_constant(value)
-        if available > ENGINE_BYTES or name.startswith(_HEAVY):
+        if available > TVM_BYTES or name.startswith(_HEAVY):
             return None
-        return evaluate_with_engine(call, self._mod)
+        return evaluate_with_tvm(call, self._mod)
 
 
 def _quantizes_activations(mod: IRModule) -> bool:
@@ -208,7 +208,7 @@ def _widens_weights(name: str, call: Call) -> bool:
 _compiled: dict[Hashable, RuntimeModule] = {}
 
 
-def evaluate_with_engine(call: Call, mod: IRModule) -> Expr:
+def evaluate_with_tvm(call: Call, mod: IRModule) -> Expr:
     """Return the value of a call on constant tensors: a constant, or a tuple of constants.
 
     `mod` holds the kernel of a kernel call. Compiling takes some 30 ms, so each distinct call is compiled once.

@@ -163,7 +163,7 @@ def _is_computed(value: Expr) -> bool:
     return isinstance(value, prim.Add | prim.Sub | prim.Mul | prim.Select | prim.Min | prim.Max | Call)
 
 
-_ENGINE_TEXT = "ErrorContext(match_cast"
+_TVM_TEXT = "ErrorContext(match_cast"
 _NAME = re.compile(r"check_(\d+)_")
 
 
@@ -224,7 +224,7 @@ def _is_check(value: Expr) -> bool:
     return (
         isinstance(value, relax.Call)
         and isinstance(value.op, relax.ExternFunc)
-        and any(isinstance(each, StringImm) and each.value.startswith(_ENGINE_TEXT) for each in value.args)
+        and any(isinstance(each, StringImm) and each.value.startswith(_TVM_TEXT) for each in value.args)
     )
 
 

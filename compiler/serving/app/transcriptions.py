@@ -26,7 +26,7 @@ _FORMATS = ("json", "text", "verbose_json")
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _TranscriptionRequest:
     """A request for a transcription, from its form."""
 
     audio: bytes
@@ -81,7 +81,7 @@ class Transcriptions:
         return joined(texts)
 
 
-def _wanted(fields: Mapping[str, bytes], texts: Mapping[str, str]) -> _Wanted:
+def _wanted(fields: Mapping[str, bytes], texts: Mapping[str, str]) -> _TranscriptionRequest:
     unknown_fields(texts, FIELDS, frozenset())
     if not fields.get(FILE):
         raise InputError("the form has no 'file', or an empty one", "send a WAV file")
@@ -93,7 +93,7 @@ def _wanted(fields: Mapping[str, bytes], texts: Mapping[str, str]) -> _Wanted:
     except ValueError as error:
         raise InputError(f"'temperature' must be a number, not {shown(texts['temperature'])}") from error
     options = GenerationOptions(max_new_tokens=1 << 20, temperature=temperature)
-    return _Wanted(fields[FILE], texts.get("language") or None, form, options)
+    return _TranscriptionRequest(fields[FILE], texts.get("language") or None, form, options)
 
 
 FILE = "file"

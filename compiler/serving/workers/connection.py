@@ -507,10 +507,10 @@ def run_eagerly(coroutine: Started, loop: asyncio.AbstractEventLoop) -> asyncio.
         awaited = coroutine.send(None)
     except StopIteration:
         return None
-    return loop.create_task(_Begun(coroutine, awaited))
+    return loop.create_task(_StartedCoroutine(coroutine, awaited))
 
 
-class _Begun(Started):
+class _StartedCoroutine(Started):
     """A started coroutine: the first step of its task is to await the pending awaitable."""
 
     def __init__(self, coroutine: Started, awaited: Any) -> None:

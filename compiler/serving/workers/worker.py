@@ -80,7 +80,7 @@ class SupervisedControl:
         return None
 
 
-class _Talking:
+class _SupervisorChannel:
     """The channel to the supervisor."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -137,7 +137,7 @@ class _Worker:
             made.append(SupervisedControl(repository))
             return made[0]
 
-        talking = _Talking(self.talking)
+        talking = _SupervisorChannel(self.talking)
         try:
             app = self._app(control)
             own = made[0]

@@ -45,7 +45,7 @@ class Builder:
     def __init__(self, setup: WorkerSetup) -> None:
         self._target = setup.target
         self._machine = setup.target.machine
-        self._engine_target = setup.target.tvm_target()
+        self._tvm_target = setup.target.tvm_target()
         self._rules = {rule.name: rule for rule in (*rules(), *(setup.target.schedule_rules() or ()))}
         self._kernels: dict[str, tuple[Kernel, str]] = {}
 
@@ -90,8 +90,8 @@ class Builder:
     def module(self, function: Any) -> Any:
         """TVM's module of a scheduled PrimFunc."""
         function = function.with_attr("global_symbol", SYMBOL).with_attr("tirx.is_scheduled", True)
-        with self._engine_target:
-            return tvm.tirx.build(tvm.IRModule({SYMBOL: function}), self._engine_target, PIPELINE)
+        with self._tvm_target:
+            return tvm.tirx.build(tvm.IRModule({SYMBOL: function}), self._tvm_target, PIPELINE)
 
     def _code(self, function: Any) -> bytes:
         library = self.module(function)

@@ -305,9 +305,9 @@ def _link(chosen: Sequence[Candidate], target: targets.Target, path: Path) -> No
     for index, each in enumerate(chosen):
         function = each.function.with_attr("global_symbol", symbol_of(index)).with_attr("tirx.is_scheduled", True)
         functions[symbol_of(index)] = function
-    engine_target = target.tvm_target()
-    with engine_target:
-        library = tvm.tirx.build(tvm.IRModule(functions), engine_target, PIPELINE)
+    tvm_target = target.tvm_target()
+    with tvm_target:
+        library = tvm.tirx.build(tvm.IRModule(functions), tvm_target, PIPELINE)
     target.export_library(library, path)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from compiler.errors import StorageError
-from compiler.support.unnamed_file import Room
+from compiler.support.unnamed_file import SpillingAllocator
 
 
 def test_arrays_are_in_memory_first_then_in_files() -> None:
-    room = Room(1 << 20)
+    room = SpillingAllocator(1 << 20)
     arrays = [room.empty((1 << 18,), np.float32), room.empty((2, 1 << 18), np.float32), room.empty((3,), np.int8)]
     kinds = [(each.shape, str(each.dtype)) for each in arrays]
     assert kinds == [((1 << 18,), "float32"), ((2, 1 << 18), "float32"), ((3,), "int8")]
@@ -29,4 +29,4 @@ def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "posix_fallocate", fallocate)
     with pytest.raises(StorageError, match=r"no room for 4194304 bytes .*No space left on device"):
-        Room(0).empty((1 << 20,), np.float32)
+        SpillingAllocator(0).empty((1 << 20,), np.float32)

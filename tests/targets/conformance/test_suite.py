@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import targets
-from compiler.driver.conformance import _Toolbox, check_target
+from compiler.driver.conformance import _SuiteCompiler, check_target
 from targets.conformance.suite import checks, differences, run_suite
 from tests.compiler.device.emulators import target_that_runs
 
@@ -24,7 +24,7 @@ def test_target(name: str, check: str) -> None:
     assert outcome.problem is None, outcome.problem
 
 
-class _Wrong(_Toolbox):
+class _Wrong(_SuiteCompiler):
     """A compiler whose modules are off by a little."""
 
     def compile(self, model: Any, target: targets.Target) -> Any:

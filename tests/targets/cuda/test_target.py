@@ -225,7 +225,7 @@ def test_architectures_go_without_the_suffix_that_dlight_does_not_read() -> None
     for name in presets():
         target = targets.get(name)
         assert isinstance(target, CudaTarget)
-        options = target.engine_options()
+        options = target.tvm_options()
         assert str(options["arch"]).removeprefix("sm_").isdigit()
         assert options["max_threads_per_block"] == 1024
 

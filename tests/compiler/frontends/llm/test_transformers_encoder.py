@@ -36,31 +36,31 @@ _IMAGE = 258
 _SPEECH = [START, 258, 261, 262]  # <|startoftranscript|><|en|><|transcribe|><|notimestamps|>
 
 
-class _Made(NamedTuple):
+class _GrowingFunction(NamedTuple):
     reference: Any
     model: LanguageModel
     file: Path
 
 
-def _made(name: str, folder: Path) -> _Made:
+def _made(name: str, folder: Path) -> _GrowingFunction:
     reference = save_encoder_model(name, folder)
     module = compiler.compile(folder, threads=1)
     module.export(folder / f"{name}.twm")
-    return _Made(reference, LanguageModel(module), folder / f"{name}.twm")
+    return _GrowingFunction(reference, LanguageModel(module), folder / f"{name}.twm")
 
 
 @pytest.fixture(scope="module")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> _Made:
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> _GrowingFunction:
     return _made("whisper", tmp_path_factory.mktemp("whisper"))
 
 
 @pytest.fixture(scope="module")
-def smolvlm(tmp_path_factory: pytest.TempPathFactory) -> _Made:
+def smolvlm(tmp_path_factory: pytest.TempPathFactory) -> _GrowingFunction:
     return _made("smolvlm", tmp_path_factory.mktemp("smolvlm"))
 
 
 @pytest.fixture(scope="module")
-def server(whisper: _Made, smolvlm: _Made) -> Iterator[Running]:
+def server(whisper: _GrowingFunction, smolvlm: _GrowingFunction) -> Iterator[Running]:
     options = [model_options({"path": str(each.file)}, "a model") for each in (whisper, smolvlm)]
     with serving(options) as running:
         yield running
@@ -89,7 +89,7 @@ def _speech(seconds: float = 1.0, rate: int = 16000) -> bytes:
     return content.getvalue()
 
 
-def test_whisper_transcribes_as_transformers_does(whisper: _Made) -> None:
+def test_whisper_transcribes_as_transformers_does(whisper: _GrowingFunction) -> None:
     model, random = whisper.model, np.random.default_rng(0)
     inputs = encoder_input("whisper", random)
     for prompt in (_SPEECH, [START]):
@@ -103,7 +103,7 @@ def test_whisper_transcribes_as_transformers_does(whisper: _Made) -> None:
         model.generate([START], images=[_picture(0)])
 
 
-def test_speech_becomes_the_spectrogram_that_transformers_computes(whisper: _Made) -> None:
+def test_speech_becomes_the_spectrogram_that_transformers_computes(whisper: _GrowingFunction) -> None:
     extractor = transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1)
     preparation = whisper.model.description.audio
     assert preparation is not None
@@ -116,7 +116,7 @@ def test_speech_becomes_the_spectrogram_that_transformers_computes(whisper: _Mad
     assert abs(again - samples)[200:-200].max() < 0.02
 
 
-def test_speech_is_transcribed_in_parts(whisper: _Made) -> None:
+def test_speech_is_transcribed_in_parts(whisper: _GrowingFunction) -> None:
     model = whisper.model
     found = transcribe(model, _speech(1.5), language="en", max_new_tokens=5)
     assert (len(found.parts), found.language, found.seconds) == (2, "en", 1.5)
@@ -133,7 +133,7 @@ def test_speech_is_transcribed_in_parts(whisper: _Made) -> None:
             transcribe(model, broken)
 
 
-def test_images_stand_where_their_tokens_do(smolvlm: _Made) -> None:
+def test_images_stand_where_their_tokens_do(smolvlm: _GrowingFunction) -> None:
     model, random = smolvlm.model, np.random.default_rng(1)
     for images in (1, 2):
         prompt = [5, *[_IMAGE] * 4 * images, 7, 8]
@@ -181,7 +181,7 @@ def test_rows_of_images_and_sounds_take_the_places_of_tokens(name: str, tmp_path
         _hears_over_http(made, name)
 
 
-def _hears_over_http(made: _Made, name: str) -> None:
+def _hears_over_http(made: _GrowingFunction, name: str) -> None:
     """A chat with a recording is answered like `generate`."""
     openai = pytest.importorskip("openai")
     text = {"type": "text", "text": "What?"}
@@ -196,7 +196,9 @@ def _hears_over_http(made: _Made, name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 32), (40, 23), (9, 9), (50, 100)])
-def test_images_become_what_the_processor_of_transformers_makes(shape: tuple[int, int], smolvlm: _Made) -> None:
+def test_images_become_what_the_processor_of_transformers_makes(
+    shape: tuple[int, int], smolvlm: _GrowingFunction
+) -> None:
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
     from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
@@ -311,7 +313,7 @@ def test_masks_of_images_are_those_of_transformers() -> None:
     ]
 
 
-def _reply(made: _Made, picture: np.ndarray, count: int) -> list[int]:
+def _reply(made: _GrowingFunction, picture: np.ndarray, count: int) -> list[int]:
     """transformers' answer to "What?" about a picture."""
     tokens, inputs = made.model.prepared([_message()], Media(images=[picture]))
     assert inputs is not None
@@ -322,7 +324,7 @@ def _message(*, image: bool = True) -> dict[str, Any]:
     return {"role": "user", "content": [*([{"type": "image"}] if image else []), {"type": "text", "text": "What?"}]}
 
 
-def test_a_chat_about_images(smolvlm: _Made) -> None:
+def test_a_chat_about_images(smolvlm: _GrowingFunction) -> None:
     chat = smolvlm.model.conversation()
     first = chat.say("What?", images=[_picture(3)], max_new_tokens=6)
     assert list(first.tokens) == _reply(smolvlm, _picture(3), 6)
@@ -336,7 +338,7 @@ def test_a_chat_about_images(smolvlm: _Made) -> None:
         smolvlm.model.generate("<image>", images=[b"no image"])
 
 
-def test_sequences_with_encoders_run_beside_each_other(smolvlm: _Made, whisper: _Made) -> None:
+def test_sequences_with_encoders_run_beside_each_other(smolvlm: _GrowingFunction, whisper: _GrowingFunction) -> None:
     pictures = [_picture(seed) for seed in (3, 4, 5)]
     with Scheduler(smolvlm.model, max_sequences=2) as scheduler:
         media = [Media(images=[each]) for each in pictures]
@@ -354,7 +356,9 @@ def test_sequences_with_encoders_run_beside_each_other(smolvlm: _Made, whisper: 
             scheduler.submit(_SPEECH)
 
 
-def test_openai_clients_send_images_and_speech(client: Any, smolvlm: _Made, whisper: _Made) -> None:
+def test_openai_clients_send_images_and_speech(
+    client: Any, smolvlm: _GrowingFunction, whisper: _GrowingFunction
+) -> None:
     pillow = pytest.importorskip("PIL.Image")
     content = io.BytesIO()
     pillow.fromarray(_picture(3)).save(content, "png")

@@ -129,10 +129,10 @@ def _nearest_source(
         entry = lookups[number](position)
         outside = [entry < 0] if sampling.coordinates == "tf_crop_and_resize" else []
         return tirx.max(entry, 0).astype("int64") if outside else entry.astype("int64"), outside
-    coordinate = source_coordinate(EngineOperations, sampling, axis, position.astype("float32"))
-    index = limited_position(nearest_index(EngineOperations, sampling, axis, coordinate), axis.before)
+    coordinate = source_coordinate(TvmOperations, sampling, axis, position.astype("float32"))
+    index = limited_position(nearest_index(TvmOperations, sampling, axis, coordinate), axis.before)
     crop = sampling.coordinates == "tf_crop_and_resize"
-    return index, [is_outside(EngineOperations, axis, coordinate)] if crop else []
+    return index, [is_outside(TvmOperations, axis, coordinate)] if crop else []
 
 
 def _with_sizes(axis: AxisResize, before: Expr, after: Expr) -> AxisResize:
@@ -249,16 +249,16 @@ def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampl
 
         def element(*indices: Expr) -> Expr:
             position = indices[axis.axis].astype("float32")
-            coordinate = source_coordinate(EngineOperations, sampling, bound, position)
+            coordinate = source_coordinate(TvmOperations, sampling, bound, position)
             total: Expr = None
-            for index, weight in weighted_taps(EngineOperations, sampling, bound, coordinate):
+            for index, weight in weighted_taps(TvmOperations, sampling, bound, coordinate):
                 source = [*indices[: axis.axis], limited_position(index, bound.before), *indices[axis.axis + 1 :]]
                 term = tensor(*source) * weight.astype(tensor.dtype)
                 total = term if total is None else total + term
             if sampling.coordinates != "tf_crop_and_resize":
                 return total
             fill = tirx.const(sampling.extrapolation, tensor.dtype)
-            return tirx.Select(is_outside(EngineOperations, bound, coordinate), fill, total)
+            return tirx.Select(is_outside(TvmOperations, bound, coordinate), fill, total)
 
         return te.compute(shape, element, name="resize")
 
@@ -276,7 +276,7 @@ def _resize_axis_by_dynamic_taps(
         count = dynamic_taps(sampling, bound)
 
         def coordinate(position: Expr) -> Expr:
-            return source_coordinate(EngineOperations, sampling, bound, position.astype("float32"))
+            return source_coordinate(TvmOperations, sampling, bound, position.astype("float32"))
 
         def tap(position: Expr, number: Expr) -> tuple[Expr, Expr]:
             return dynamic_tap(sampling, bound, coordinate(position), number)
@@ -303,7 +303,7 @@ def _resize_axis_by_dynamic_taps(
             if sampling.coordinates != "tf_crop_and_resize":
                 return total
             fill = tirx.const(sampling.extrapolation, tensor.dtype)
-            return tirx.Select(is_outside(EngineOperations, bound, coordinate(position)), fill, total)
+            return tirx.Select(is_outside(TvmOperations, bound, coordinate(position)), fill, total)
 
         return te.compute(shape, element, name="averaged")
 
@@ -540,7 +540,7 @@ class NumpyOperations:
         return np.float32(value)
 
 
-class EngineOperations:
+class TvmOperations:
     """The functions that the formulas need, on TVM expressions."""
 
     floor = staticmethod(tirx.floor)
@@ -556,7 +556,7 @@ class EngineOperations:
         return tirx.const(float(value), "float32") if isinstance(value, (int, float)) else value.astype("float32")
 
 
-Operations = type[NumpyOperations] | type[EngineOperations]
+Operations = type[NumpyOperations] | type[TvmOperations]
 
 
 def source_coordinate(ops: Operations, sampling: Sampling, axis: AxisResize, position: Expr) -> Expr:
@@ -647,7 +647,7 @@ def dynamic_taps(sampling: Sampling, axis: AxisResize) -> Expr:
 
 def dynamic_tap(sampling: Sampling, axis: AxisResize, coordinate: Expr, number: Expr) -> tuple[Expr, Expr]:
     """Return (index, weight), both float32, of one of the `dynamic_taps`; weights are not yet divided by their sum."""
-    ops = EngineOperations
+    ops = TvmOperations
     offset = number - (tirx.div(dynamic_taps(sampling, axis), 2) - 1)
     stretch = ops.minimum(ops.real(axis.after) / ops.real(axis.before), ops.real(1.0))
     return _tap(ops, sampling, axis, coordinate, ops.real(offset), stretch)

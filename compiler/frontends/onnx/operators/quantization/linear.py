@@ -22,7 +22,7 @@ from compiler.passes.rewriting.grouped_weights import grouped_expression, groupe
 from schedules.ir.tvm_types import Expr, Index
 
 # Types that TVM's own quantize and dequantize support; the rest use our kernels.
-_ENGINE_TYPES = frozenset({"int8", "uint8", "int16", "uint16"})
+_TVM_TYPES = frozenset({"int8", "uint8", "int16", "uint16"})
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def quantized(
     carrier = dtypes.carrier(target)
     zero = parameters.zero_point
     along = parameters.axis is not None or not tensor_shape(scale)
-    if carrier in _ENGINE_TYPES and along and str(data.ty.dtype) == "float32":
+    if carrier in _TVM_TYPES and along and str(data.ty.dtype) == "float32":
         if zero is None:
             zero = context.literal(0, carrier, tuple(tensor_shape(scale)))
         axis = -1 if parameters.axis is None else parameters.axis
@@ -257,7 +257,7 @@ def dequantized(
     along = parameters.axis is not None or not tensor_shape(scale)
     if dtypes.is_float8_or_float4(source):
         data, zero = decoded(context, data, source), None if zero is None else decoded(context, zero, source)
-    elif dtypes.carrier(source) in (*_ENGINE_TYPES, "int32") and along and str(scale.ty.dtype) == target == "float32":
+    elif dtypes.carrier(source) in (*_TVM_TYPES, "int32") and along and str(scale.ty.dtype) == target == "float32":
         if zero is None:
             zero = context.literal(0, str(data.ty.dtype), tuple(tensor_shape(scale)))
         axis = -1 if parameters.axis is None else parameters.axis
