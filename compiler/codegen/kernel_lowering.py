@@ -374,12 +374,12 @@ def _constant(number: int, like: Expr) -> Expr:
     return tirx.Broadcast(constant, int(lanes)) if lanes else constant
 
 
-_TOLD = "tensorwright_extent"
+_EXTENT_FUNCTION = "tensorwright_extent"
 _MAX_THREADS = 4096  # threads: for larger extents, all threads are used
 _TEXT = f"""
 @__TVMBackendParallelBarrier = external global ptr
 
-define i32 @{_TOLD}(i32 %extent) {{
+define i32 @{_EXTENT_FUNCTION}(i32 %extent) {{
   %counter = alloca i32
   %group = alloca {{ ptr, i32 }}
   %barrier = load ptr, ptr @__TVMBackendParallelBarrier
@@ -407,23 +407,23 @@ def with_extents(mod: tvm.IRModule) -> tvm.IRModule:
 
 
 def _with_extents(function: PrimFunc) -> PrimFunc:
-    told = False
+    used = False
 
     def visit(loop: Stmt) -> Stmt:
-        nonlocal told
+        nonlocal used
         extent = loop.extent
         if loop.kind != tirx.ForKind.PARALLEL or (isinstance(extent, tirx.IntImm) and int(extent) >= _MAX_THREADS):
             return loop
-        told = True
+        used = True
         bounded = (
             extent if isinstance(extent, tirx.IntImm) else tirx.min(extent, tirx.IntImm(str(extent.ty), _MAX_THREADS))
         )
-        tell = tirx.call_extern("int32", _TOLD, tirx.Cast("int32", bounded))
+        call = tirx.call_extern("int32", _EXTENT_FUNCTION, tirx.Cast("int32", bounded))
         # An empty statement with its own debug location: otherwise the following code has one from the loop's function.
-        return tirx.SeqStmt([tirx.Evaluate(tell), loop, tirx.Evaluate(tirx.IntImm("int32", 0))])
+        return tirx.SeqStmt([tirx.Evaluate(call), loop, tirx.Evaluate(tirx.IntImm("int32", 0))])
 
     body = structural_map(function.body, (tirx.For, visit))
-    return function.with_body(with_import(body, _TEXT)) if told else function
+    return function.with_body(with_import(body, _TEXT)) if used else function
 
 
 Lowering = Callable[[tvm.IRModule], tvm.IRModule]

@@ -112,7 +112,7 @@ class _Process:
             raise InternalError(f"{label} ended with status {self._process.wait()}")
         return json.loads(line)
 
-    def turn(self, seconds: float) -> None:
+    def measure(self, seconds: float) -> None:
         assert self._process.stdin is not None
         self._process.send_signal(signal.SIGCONT)
         self._process.stdin.write(f"{seconds}\n")
@@ -163,7 +163,7 @@ def race(
             for number in range(rounds):
                 order = processes if number % 2 == 0 else processes[::-1]
                 for process in order:
-                    process.turn(seconds)
+                    process.measure(seconds)
         finally:
             for process in processes:
                 process.end()

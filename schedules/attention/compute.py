@@ -79,13 +79,13 @@ def attention(
     NaN count as 0; whole rows are, for example if -inf masks all keys. `operands` is "float32", or "bfloat16" if
     matmuls may round to it. With `rounding`, weights are rounded before they multiply.
     """
-    (*lead, queries, depth), query_at = _transposed(query, orders.query)
+    (*leading, queries, depth), query_at = _transposed(query, orders.query)
     (*_, keys), key_at = _transposed(key, orders.key)
     (*_, columns), value_at = _transposed(value, orders.value)
     zeros = None if rounding is None else rounding.zeros
     attrs = {KIND: ATTENTION if zeros is None else ATTENTION_INT8, OPERANDS: operands}
     of_query, of_key, of_weights, of_values = zeros or (None, None, None, None)
-    grid, shape = [*lead, queries, keys], [*lead, queries, columns]
+    grid, shape = [*leading, queries, keys], [*leading, queries, columns]
     d, s = _axis(depth, "d"), _axis(keys, "s")
     scores = te.compute(
         grid,

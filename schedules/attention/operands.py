@@ -43,9 +43,9 @@ class PackedWords(ABC):
     @classmethod
     def of(cls, source: BatchedMatrix, machine: Machine, steps_of: int = 1, columns_of: int = 1) -> Self:
         """Create the words; steps and columns are multiples of the numbers given."""
-        *lead, depth, columns = source.shape
+        *leading, depth, columns = source.shape
         steps = ceil_div(ceil_div(depth, cls.group), steps_of) * steps_of
-        shape = [*lead, steps, ceil_div(columns, columns_of) * columns_of]
+        shape = [*leading, steps, ceil_div(columns, columns_of) * columns_of]
         name = f"{source.name}_words"
         words = tirx.decl_buffer([expression(size) for size in shape], "int32", name, layout=None)
         return cls(source, words, machine)
@@ -247,9 +247,9 @@ class BatchedMatrix:
         """The element (*lead, row, column)."""
         return tirx.BufferLoad(self.buffer, self.position(at))
 
-    def load_in_panel(self, lead: Sequence[Expr], row: Expr, first: Expr, column: Expr) -> Expr:
+    def load_in_panel(self, leading: Sequence[Expr], row: Expr, first: Expr, column: Expr) -> Expr:
         """The element in column `first` + `column` of the panel that begins at `first`."""
-        return self.load(*lead, row, first + column)
+        return self.load(*leading, row, first + column)
 
     def runs_along(self, axis: int) -> bool:
         """True if neighbors along an axis (-1: columns, -2: rows) are adjacent in memory."""
@@ -272,27 +272,27 @@ class PanelMatrix(BatchedMatrix):
 
     width: int = 0
 
-    def load_in_panel(self, lead: Sequence[Expr], row: Expr, first: Expr, column: Expr) -> Expr:
+    def load_in_panel(self, leading: Sequence[Expr], row: Expr, first: Expr, column: Expr) -> Expr:
         panel = tvm.sym.Analyzer().simplify(tirx.FloorDiv(first, expression(self.width)))
-        return tirx.BufferLoad(self.buffer, [*lead, panel, row, column])
+        return tirx.BufferLoad(self.buffer, [*leading, panel, row, column])
 
 
 def in_panels(matrix: BatchedMatrix, width: int, machine: Machine) -> tuple[list[Stmt], PanelMatrix]:
     """A copy in panels of `width` columns, of a known number of columns: the statements that make it, and the copy."""
-    *lead, rows, columns = matrix.shape
+    *leading, rows, columns = matrix.shape
     whole, rest = divmod(columns, width)
     panels = whole + bool(rest)
-    shape = [expression(size) for size in (*lead, panels, rows, width)]
+    shape = [expression(size) for size in (*leading, panels, rows, width)]
     copy = tirx.decl_buffer(shape, str(matrix.buffer.dtype), f"{matrix.name}_panels", layout=None)
     made: list[Stmt] = [tirx.AllocBuffer(copy)]
     for first, count, lanes in ((0, whole, width), (whole, 1, rest)):
         if not count or not lanes:
             continue
-        names = [*(f"lead{i}" for i in range(len(lead))), "panel", "row", "lane"]
+        names = [*(f"lead{i}" for i in range(len(leading))), "panel", "row", "lane"]
         *outer, panel, row, lane = variables = [tirx.Var(name, "int64") for name in names]
         value = matrix.load(*outer, row, (panel + first) * width + lane)
         stored = tirx.BufferStore(copy, value, [*outer, panel + first, row, lane])
-        stage = Stage("pack", tuple(map(Axis, variables, (*lead, count, rows, lanes))), stored)
+        stage = Stage("pack", tuple(map(Axis, variables, (*leading, count, rows, lanes))), stored)
         made.append(stage_code(stage, machine))
     return made, PanelMatrix(copy, matrix.variables, matrix.variables, matrix.shape, width)
 
@@ -384,14 +384,14 @@ class AttentionParts:
 
 def _factors(stage: Stage) -> tuple[tuple[BatchedMatrix, int], tuple[BatchedMatrix, int]]:
     """The two operands of a matmul, in order, each with its zero point."""
-    *lead, row, column = stage.body.indices
+    *leading, row, column = stage.body.indices
     [summed] = stage.reduction
     *outer, rows, columns = shape_of(stage.body.buffer)
     term = stage.body.value.b
 
     def factor(expr: Expr, ends: tuple[Expr, Expr], sizes: tuple[Index, Index]) -> tuple[BatchedMatrix, int]:
         [load] = buffers_loaded(expr)
-        return BatchedMatrix(load.source, tuple(load.indices), (*lead, *ends), (*outer, *sizes)), _zero_of(expr)
+        return BatchedMatrix(load.source, tuple(load.indices), (*leading, *ends), (*outer, *sizes)), _zero_of(expr)
 
     return (
         factor(term.a, (row, summed.var), (rows, summed.extent)),

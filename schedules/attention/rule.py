@@ -95,10 +95,10 @@ class Attention(CpuRule[AttentionWorkload]):
         parts = None if stages is None else AttentionParts.of(stages)
         if parts is None or dtype_of(parts.query.buffer) not in self.dtypes:
             return None
-        *lead, queries, depth = (size if isinstance(size, int) else 0 for size in parts.query.shape)
+        *leading, queries, depth = (size if isinstance(size, int) else 0 for size in parts.query.shape)
         keys, columns = (size if isinstance(size, int) else 0 for size in parts.value.shape[-2:])
         dtype = "bfloat16" if parts.narrow else dtype_of(parts.query.buffer)
-        return AttentionWorkload(prod(lead), queries, keys, depth, columns, dtype)
+        return AttentionWorkload(prod(leading), queries, keys, depth, columns, dtype)
 
     def space(self, workload: AttentionWorkload, machine: Machine) -> ConfigSpace:
         return ConfigSpace({"rows": tuple(range(1, self._max_rows(workload, machine) + 1))})

@@ -222,7 +222,7 @@ class AttentionWriter:
         self.machine = machine
         self.rows = rows
         self.lanes = machine.lanes("float32")
-        *self.lead, self.queries, self.depth = parts.query.shape
+        *self.leading, self.queries, self.depth = parts.query.shape
         self.keys, self.columns = parts.value.shape[-2:]
         self.dtype = self.operation.total
         many = self.in_words and parts.has_many_queries
@@ -285,19 +285,19 @@ class AttentionWriter:
 
     def code(self) -> Stmt:
         """Tasks over the leading dimensions and blocks of queries; the remaining queries are a block of their own."""
-        amount = prod((self.depth + self.columns, *self.lead, self.queries, self.keys))
+        amount = prod((self.depth + self.columns, *self.leading, self.queries, self.keys))
         threads = pays_off(amount, self.machine, MIN_PARALLEL_WORK * self.lanes // 4)
         blocks = self._blocks()
 
         def task(values: list[Expr]) -> Stmt:
-            *lead, number = values
+            *leading, number = values
             *whole, last = blocks
-            code = self._block(lead, last.start_of(number), last.rows)
+            code = self._block(leading, last.start_of(number), last.rows)
             for each in whole:
-                code = tirx.IfThenElse(number < each.end, self._block(lead, each.start_of(number), each.rows), code)
+                code = tirx.IfThenElse(number < each.end, self._block(leading, each.start_of(number), each.rows), code)
             return code
 
-        extents = [Extent(f"batch{i}", extent) for i, extent in enumerate(self.lead)]
+        extents = [Extent(f"batch{i}", extent) for i, extent in enumerate(self.leading)]
         extents.append(Extent("block", blocks[-1].end))
         return sequence([*self.prepared, parallel_grid(extents, task, self.machine, parallel=threads)])
 
@@ -312,32 +312,32 @@ class AttentionWriter:
         single = [_Blocks(many, many + (self.queries - done), done, 1)] if self.rows > 1 else []
         return [_Blocks(0, many, 0, self.rows), *single]
 
-    def _block(self, lead: list[Expr], row: Expr, rows: int) -> Stmt:
+    def _block(self, leading: list[Expr], row: Expr, rows: int) -> Stmt:
         scores = tirx.decl_buffer([rows, self.keys], "float32", "scores", layout=None)
         largest = tirx.decl_buffer([rows], "float32", "largest", layout=None)
         totals = tirx.decl_buffer([rows], "float32", "totals", layout=None)
         statements = [tirx.AllocBuffer(each) for each in (scores, largest, totals)]
-        left = self._rows_of(rows, lambda i, k: self.parts.query.load(*lead, row + i, k), scores)
+        left = self._rows_of(rows, lambda i, k: self.parts.query.load(*leading, row + i, k), scores)
 
         def scores_of(at: Expr, width: int) -> Stmt:
             def end(i: Index, total: Expr, column: Expr) -> Stmt:
-                value = self.parts.score(_plus(total, left.query_terms, i), [*lead, row + i, column])
+                value = self.parts.score(_plus(total, left.query_terms, i), [*leading, row + i, column])
                 return store(scores, value, i, column)
 
             if self.tiles is not None and left.narrow is not None:
-                return self._in_tiles(self.tiles, width, left.narrow[0], self.key, lead, at, end)
-            return self._tile(rows, width, left.queries, self.key, lead, at, end)
+                return self._in_tiles(self.tiles, width, left.narrow[0], self.key, leading, at, end)
+            return self._tile(rows, width, left.queries, self.key, leading, at, end)
 
         def values_of(at: Expr, width: int) -> Stmt:
             def end(i: Index, total: Expr, column: Expr) -> Stmt:
                 whole = tirx.BufferLoad(totals, [expression(i)])
                 value = self.parts.finished(_plus(total, left.weight_terms, i), whole)
                 stored = self.parts.stored
-                return tirx.BufferStore(stored.buffer, value, stored.position([*lead, row + i, column]))
+                return tirx.BufferStore(stored.buffer, value, stored.position([*leading, row + i, column]))
 
             if self.tiles is not None and left.narrow is not None:
-                return self._in_tiles(self.tiles, width, left.narrow[1], self.value, lead, at, end)
-            return self._tile(rows, width, left.weights, self.value, lead, at, end)
+                return self._in_tiles(self.tiles, width, left.narrow[1], self.value, leading, at, end)
+            return self._tile(rows, width, left.weights, self.value, leading, at, end)
 
         softmax = Softmax(rows, self.keys, scores, largest, totals, left.put_power, self.machine, self.parts.narrow)
         statements += [*left.statements, self._over_panels(self.keys, scores_of), *softmax.code()]
@@ -350,17 +350,17 @@ class AttentionWriter:
             statements.append(rounded_weights(rows, self.keys, totals, weight, self.machine))
         return sequence([*statements, *left.weighed, self._over_panels(self.columns, values_of)])
 
-    def _tile(self, rows: int, width: int, a: Operand, b: Factor, lead: list[Expr], at: Expr, end: EndOfSum) -> Stmt:
+    def _tile(self, rows: int, width: int, a: Operand, b: Factor, leading: list[Expr], at: Expr, end: EndOfSum) -> Stmt:
         """A tile of a . b, starting at column `at` of b; each sum is passed to `end`."""
         tile = RegisterTile(rows, width, self.lanes, self.dtype, self._combine)
 
         def begin(i: int, column: Expr) -> Expr:
-            return tirx.const(0, self.dtype) if b.begin is None else load(b.begin, *lead, at + column)
+            return tirx.const(0, self.dtype) if b.begin is None else load(b.begin, *leading, at + column)
 
         ends = tile.each(lambda i, position, column: end(i, tile.sum(i, position), at + column))
         matrix = b.matrix
         return sequence(
-            tile.code(matrix.shape[-2], a, lambda k, column: matrix.load_in_panel(lead, k, at, column), begin, ends)
+            tile.code(matrix.shape[-2], a, lambda k, column: matrix.load_in_panel(leading, k, at, column), begin, ends)
         )
 
     def _in_tiles(
@@ -369,7 +369,7 @@ class AttentionWriter:
         width: int,
         rows: NarrowRows,
         b: Factor,
-        lead: list[Expr],
+        leading: list[Expr],
         at: Expr,
         end: EndOfSum,
     ) -> Stmt:
@@ -377,7 +377,7 @@ class AttentionWriter:
         words, panel = b.matrix.buffer, _PANEL * self.lanes
         steps, columns = shape_of(words)[-2:]
         sums, allocation = allocate("tile", (ceil_div(rows.rows, ROWS) * ROWS, panel), self.dtype)
-        taps, first = Taps.run(steps // STEPS), load(words, *lead, 0, at)
+        taps, first = Taps.run(steps // STEPS), load(words, *leading, 0, at)
 
         def element(i: Index) -> Expr:
             return load(rows.buffer, i, 0)
@@ -385,7 +385,7 @@ class AttentionWriter:
         summed = block_sums(instruction, element, rows.pitch, taps, first, sums, rows.rows, b_pitch=4 * columns)
 
         def total(i: Index, j: Expr) -> Expr:
-            return load(sums, i, j) if b.begin is None else load(sums, i, j) + load(b.begin, *lead, at + j)
+            return load(sums, i, j) if b.begin is None else load(sums, i, j) + load(b.begin, *leading, at + j)
 
         def row(i: Index) -> Stmt:
             return in_vectors("column", width, self.lanes, lambda j: end(i, total(i, j), at + j))

@@ -103,11 +103,11 @@ def block_sums_without_room(
     copy, allocation = allocate("last_rows", (ROWS, runs * lanes), str(data.dtype))
 
     def copied(i: Index) -> Stmt:
-        *lead, _ = a(expression(whole + i)).indices
+        *leading, _ = a(expression(whole + i)).indices
 
         def run(at: Index) -> Stmt:
             position = lanes_of(at * lanes, lanes)
-            return store(copy, load(data, *lead, position), i, position)
+            return store(copy, load(data, *leading, position), i, position)
 
         return repeat("run", runs, run)
 

@@ -405,8 +405,10 @@ class DirectNest:
 
             def body(window: list[Index]) -> Stmt:
                 def some(i: Index) -> Stmt:
-                    asked = self._weights_ahead(task, block, start, [source, *window, i], parts) if parts > 1 else None
-                    return sequence(asked, steps(source, window, i * unroll, unroll))
+                    prefetches = (
+                        self._weights_ahead(task, block, start, [source, *window, i], parts) if parts > 1 else None
+                    )
+                    return sequence(prefetches, steps(source, window, i * unroll, unroll))
 
                 return sequence(
                     self._weights_ahead(task, block, start, [source, *window], parts), repeat("ci", count, some)
@@ -465,14 +467,14 @@ class DirectNest:
         shape = [int(size) for size in self.weight.ty.shape[1:]]
         elements = self.blocks * prod(shape)
         distance = ahead(prod(output) * self.pixels * elements // shape[-1])
-        depth = depth_to_ask_at(lines_of(self.weight, elements), extents, len(output))
+        depth = prefetch_depth(lines_of(self.weight, elements), extents, len(output))
         if distance >= steps or len(coordinates) != depth:
             return None
         iteration: Index = 0
         for number, size in zip(coordinates, extents, strict=False):
             iteration = iteration * size + number
         begin = [block + distance * self.blocks, *(0,) * (self.work.rank + 3)]
-        return ask_share(self.weight, begin, elements, iteration, prod(extents[:depth]))
+        return prefetch_share(self.weight, begin, elements, iteration, prod(extents[:depth]))
 
     @property
     def _parts_between_steps(self) -> int:
@@ -622,7 +624,7 @@ def lines_of(buffer: Buffer, elements: int) -> int:
     return ceil_div(elements, _LINE_BITS // dtype_bits(str(buffer.ty.dtype)))
 
 
-def depth_to_ask_at(lines: int, extents: Sequence[int], minimum: int) -> int:
+def prefetch_depth(lines: int, extents: Sequence[int], minimum: int) -> int:
     """Loop depth at which to prefetch a share of `lines`, counting from the outermost of the nested loops and at least
     `minimum`: the smallest that keeps shares small."""
     return next(
@@ -630,7 +632,7 @@ def depth_to_ask_at(lines: int, extents: Sequence[int], minimum: int) -> int:
     )
 
 
-def ask_share(
+def prefetch_share(
     buffer: Buffer, start: Sequence[Index], elements: int, iteration: Expr | int, iterations: int
 ) -> Stmt | None:
     """Prefetch an iteration's share of the `elements` that follow `start` in memory.
@@ -646,5 +648,5 @@ def ask_share(
     def ask(i: Index) -> Stmt:
         return prefetch(buffer, *outer, inner + (first + i) * line)
 
-    asked = sequence([ask(i) for i in range(each)]) if each <= _UNROLLED else repeat("ahead", each, ask)
-    return when(first < lines, asked)
+    prefetches = sequence([ask(i) for i in range(each)]) if each <= _UNROLLED else repeat("ahead", each, ask)
+    return when(first < lines, prefetches)

@@ -169,11 +169,11 @@ class TilesNest(DotNest):
     def _scratch_shape(self, blocks: int) -> tuple[int, ...]:
         """Shape of the scratch buffer: depth steps are planes, each followed by extra lines for pixels that the last
         tile reads past its end."""
-        *lead, line = (int(each) for each in self.work.reach(self.room))
+        *leading, line = (int(each) for each in self.work.reach(self.room))
         behind = (ROWS - 1) * self.work.strides[-1]
-        if not lead:
+        if not leading:
             return blocks, line + behind, self.scratch_lanes
-        return blocks, *lead[:-1], lead[-1] + ceil_div(behind, line), line, self.scratch_lanes
+        return blocks, *leading[:-1], leading[-1] + ceil_div(behind, line), line, self.scratch_lanes
 
     def _copy(self, source: Sequence[Index], target: Sequence[Index]) -> Stmt:
         """Copy the channels of a pixel: input blocks side by side. Elements after the last channel are cleared: they

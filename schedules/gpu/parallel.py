@@ -80,17 +80,17 @@ def cooperative(statement: Stmt, buffers: list[Expr]) -> tuple[Stmt, list[Expr]]
         if not isinstance(statement.extent, tirx.IntImm):
             return None
         blocks, task, statement = int(statement.extent.value), statement.loop_var, statement.body
-    team = _Team()
+    member = _BlockThreads()
     try:
-        body = without_parallel_loops(team.shared_out(statement))
+        body = without_parallel_loops(member.shared_out(statement))
     except NotIndependentError:
         return None
     stored = [each.buffer for each in nodes(body, tirx.BufferStore)]
-    if team.largest < 2 or any(_is_among(each, stored) for each in team.steering):
+    if member.largest < 2 or any(_is_among(each, stored) for each in member.steering):
         return None  # a thread may read a condition after another has changed it
-    threads = min(MAX_THREADS, -(-team.largest // _WARP) * _WARP)
+    threads = min(MAX_THREADS, -(-member.largest // _WARP) * _WARP)
     block, thread = (tirx.Var(name, tirx.IntImm("int32", 0).ty) for name in ("block", "thread"))
-    values = {team.threads: tirx.IntImm("int64", threads), team.thread: tirx.Cast("int64", thread)}
+    values = {member.threads: tirx.IntImm("int64", threads), member.thread: tirx.Cast("int64", thread)}
     if task is not None:
         body, buffers = _of_block(body, buffers, block, blocks)
         values[task] = tirx.Cast(str(task.ty.dtype), block)
@@ -128,7 +128,7 @@ def _of_block(body: Stmt, buffers: list[Buffer], block: Expr, blocks: int) -> tu
     return map_accesses(body, moved), larger
 
 
-class _Team:
+class _BlockThreads:
     """Rewrites a statement that all threads of a block run."""
 
     def __init__(self) -> None:

@@ -74,8 +74,8 @@ class MatmulForm:
         """The first stored element of a row of A."""
         zero = tirx.IntImm("int64", 0)
         positions = {**batch, **self.rows.values(row), self.depth.var: zero}
-        *lead, _ = (substitute(each, positions) for each in self.a.indices)
-        return tirx.BufferLoad(self.a.source, [*lead, zero])
+        *leading, _ = (substitute(each, positions) for each in self.a.indices)
+        return tirx.BufferLoad(self.a.source, [*leading, zero])
 
     @property
     def has_rows_of_floats(self) -> bool:

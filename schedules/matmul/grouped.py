@@ -232,13 +232,13 @@ class GroupedWriter(WriterOfParts[Parts]):
         packed = self.parts.packed
 
         def step(k: Expr) -> Stmt:
-            asked = range(0, sums.width, 64)
+            positions = range(0, sums.width, 64)
 
             def add(i: int, at: Expr, lane: Expr) -> Expr:
                 value = tirx.Cast("float32", tirx.BufferLoad(packed, [panel, first + k, lane]))
                 return sums.sum(i, at) + a(i, k) * value
 
-            ahead = [prefetch(packed, panel, first + k + _BYTES_AHEAD, at) for at in asked]
+            ahead = [prefetch(packed, panel, first + k + _BYTES_AHEAD, at) for at in positions]
             return sequence([*ahead, *sums.stores(add)])
 
         return [repeat_symbolic("k", depth, step)]

@@ -218,8 +218,8 @@ class _Writer(RowsFirstWriter):
 
         def element(i: Expr, lane: Expr) -> Stmt:
             value = self._gate(load(sums, i, lane)) * load(sums, i, lane + half)
-            *lead, _ = self.form.c_indices(at.batch, at.row + i, at.column)
-            return self.fused.finish(value, [*lead, first + lane])
+            *leading, _ = self.form.c_indices(at.batch, at.row + i, at.column)
+            return self.fused.finish(value, [*leading, first + lane])
 
         def vectors(i: Expr) -> Stmt:
             return sequence(

@@ -196,15 +196,15 @@ def _words(parts: Parts, operation: Operation, machine: Machine) -> Stmt:
     row = _rounded_row if halves else _copied_row
     step = stage.body.indices[-1]
     axes = [axis for axis in stage.axes if not axis.var.same_as(step)]
-    lead = axes if halves else [axis for axis in axes if axis.extent != 1]
-    ones = {axis.var: tirx.IntImm("int64", 0) for axis in axes if axis not in lead}
+    leading = axes if halves else [axis for axis in axes if axis.extent != 1]
+    ones = {axis.var: tirx.IntImm("int64", 0) for axis in axes if axis not in leading}
     threads = pays_off(work([axis.extent for axis in stage.axes], stage.body), machine)
 
     def body(at: list[Expr]) -> Stmt:
-        values = {**ones, **{axis.var: value for axis, value in zip(lead, at, strict=True)}}
+        values = {**ones, **{axis.var: value for axis, value in zip(leading, at, strict=True)}}
         return row(parts, operation, values, lanes)
 
-    return parallel_grid([Extent(axis.name, axis.extent) for axis in lead], body, machine, parallel=threads)
+    return parallel_grid([Extent(axis.name, axis.extent) for axis in leading], body, machine, parallel=threads)
 
 
 def _rounded_row(parts: Parts, operation: Operation, values: dict[Var, Expr], lanes: int) -> Stmt:
@@ -279,14 +279,14 @@ def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     """The int32 matmul of 8-bit data (..., depth) and weights packed by `pack.pack_words` in groups of 8: (...,
     columns)."""
     steps, width = packed.shape[1], int(packed.shape[2]) // 2
-    lead, depth = list(data.shape[:-1]), data.shape[-1]
-    rows = prod(lead, start=tirx.IntImm("int64", 1))
+    leading, depth = list(data.shape[:-1]), data.shape[-1]
+    rows = prod(leading, start=tirx.IntImm("int64", 1))
     attrs = {KIND: MATMUL_MATRIX}
 
     def word(pair: Expr, step: Expr, position: Expr) -> Expr:
         row = tirx.min(2 * pair + position // 2, rows - 1)
         at = DEPTH * step + _WORD * (position % 2)
-        values = [tirx.Cast("int32", data(*_positions(row, lead), at + byte)) & 0xFF for byte in range(_WORD)]
+        values = [tirx.Cast("int32", data(*_positions(row, leading), at + byte)) & 0xFF for byte in range(_WORD)]
         return word_of_bytes([tirx.if_then_else(at + byte < depth, each, 0) for byte, each in enumerate(values)])
 
     words = te.compute([(rows + 1) // 2, steps, _LANES], word, name="words", attrs=attrs)
@@ -294,23 +294,23 @@ def matmul_matrix(data: Tensor, packed: Tensor, columns: int) -> Tensor:
 
     def point(*at: Expr) -> Expr:
         row: Expr = tirx.IntImm("int64", 0)
-        for position, size in zip(at[:-1], lead, strict=True):
+        for position, size in zip(at[:-1], leading, strict=True):
             row = row * size + position
         a = words(row // 2, k // 2, row % 2 * 2 + k % 2)
         b = packed(at[-1] // width, k // 2, at[-1] % width * 2 + k % 2)
         operation = MATRIX_S8S8 if str(data.dtype) == "int8" else MATRIX_U8S8
         return te.sum(operation.expression(a, b), axis=k)
 
-    return te.compute([*lead, tirx.IntImm("int64", columns)], point, name="matmul", attrs=attrs)
+    return te.compute([*leading, tirx.IntImm("int64", columns)], point, name="matmul", attrs=attrs)
 
 
-def _positions(row: Expr, lead: list[Expr]) -> list[Expr]:
+def _positions(row: Expr, leading: list[Expr]) -> list[Expr]:
     """Leading indices of a flattened row number, for a tensor with these leading dimensions."""
     positions: list[Buffer] = []
-    for size in reversed(lead[1:]):
+    for size in reversed(leading[1:]):
         positions.insert(0, tirx.floormod(row, size))
         row = tirx.floordiv(row, size)
-    return [row, *positions] if lead else []
+    return [row, *positions] if leading else []
 
 
 class MatmulMatrix(MatmulBf16):
@@ -406,7 +406,7 @@ def _copy(parts: Parts, rows: Index, machine: Machine) -> Stmt:
     """Interleave eight bytes of two rows, sixteen bytes at a time if row lengths are multiples of that."""
     stage = parts.words
     words, data = stage.body.buffer, stage.loads[0].source
-    *lead, depth = shape_of(data)
+    *leading, depth = shape_of(data)
     if not isinstance(depth, int) or depth % DEPTH:
         return stage_code(stage, machine)
     steps = 2 if depth % (2 * DEPTH) == 0 else 1
@@ -414,7 +414,7 @@ def _copy(parts: Parts, rows: Index, machine: Machine) -> Stmt:
 
     def run(pair: Expr, k: Expr) -> Stmt:
         numbers = (2 * pair, tirx.min(2 * pair + 1, expression(rows) - 1))
-        positions = ([*_positions(number, [expression(size) for size in lead])] for number in numbers)
+        positions = ([*_positions(number, [expression(size) for size in leading])] for number in numbers)
         bytes_ = lanes_of(k * (DEPTH * steps), DEPTH * steps)
         low, high = (tirx.reinterpret(f"int32x{2 * steps}", element(data, *position, bytes_)) for position in positions)
         if steps == 1:

@@ -221,8 +221,8 @@ class TileWriter:
             """Prefetch the next rows: packed panels are contiguous in memory."""
             if not form.width:
                 return []
-            asked = [b(k + ROWS_AHEAD, index(start)) for start in range(0, at.width, self.lanes)]
-            return [prefetch(each.source, *each.indices) for each in asked if isinstance(each, tvm.ir.TensorLoad)]
+            prefetches = [b(k + ROWS_AHEAD, index(start)) for start in range(0, at.width, self.lanes)]
+            return [prefetch(each.source, *each.indices) for each in prefetches if isinstance(each, tvm.ir.TensorLoad)]
 
         def a_lanes(i: int, k: Expr) -> Expr:
             return form.a_lanes(at.batch, at.row + i, k if block is None else first + k, self.lanes)
@@ -347,9 +347,9 @@ class MatmulWriter(TileWriter):
         partial = PartialSums.of(self.form, panels, parts, self.panel) if parts > 1 else None
         inner = [Extent("panel", panels), Extent("chunk", found.chunks)]
 
-        def task(batch: Batch, lead: list[Expr], second: Expr, third: Expr, part: Expr) -> Stmt:
+        def task(batch: Batch, leading: list[Expr], second: Expr, third: Expr, part: Expr) -> Stmt:
             panel, chunk = (third, second) if self.rows_first else (second, third)
-            block = None if partial is None else partial.block(lead, panel, part, found.depth)
+            block = None if partial is None else partial.block(leading, panel, part, found.depth)
 
             def columns(column: Expr, width: int) -> Stmt:
                 return self._rows(batch, column, width, chunk, (tiles, rest, found), block)
@@ -368,9 +368,9 @@ class MatmulWriter(TileWriter):
         def point(values: list[Expr]) -> Stmt:
             values = list(values)
             every = [index(0) if each.extent == 1 else values.pop(0) for each in extents]
-            lead = every[: len(axes)]
-            batch = {axis.var: value for axis, value in zip(axes, lead, strict=True)}
-            return task(batch, lead, *every[len(axes) :])
+            leading = every[: len(axes)]
+            batch = {axis.var: value for axis, value in zip(axes, leading, strict=True)}
+            return task(batch, leading, *every[len(axes) :])
 
         kept = [each for each in extents if each.extent != 1]
         return parallel_grid(kept, point, self.machine, parallel=threads)
@@ -378,12 +378,12 @@ class MatmulWriter(TileWriter):
     def _joined(self, partial: PartialSums, body: Callable[[Expr, Callable[[Expr, int], Stmt]], Stmt]) -> Stmt:
         """Add the partial sums of all parts in order, and run the epilogue."""
 
-        def row_of_panel(batch: Batch, lead: list[Expr], panel: Expr, row: Expr) -> Stmt:
+        def row_of_panel(batch: Batch, leading: list[Expr], panel: Expr, row: Expr) -> Stmt:
             def columns(column: Expr, width: int) -> Stmt:
                 tile = RegisterTile(1, width, self.lanes, self.dtype)
 
                 def add(part: Expr) -> Stmt:
-                    sums = partial.block(lead, panel, part, 0)
+                    sums = partial.block(leading, panel, part, 0)
                     return sequence(
                         tile.stores(
                             lambda i, position, lane: tile.sum(i, position) + load(sums.waiting, sums.row + row, lane)

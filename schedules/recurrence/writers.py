@@ -267,7 +267,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Team(GateSums):
+class StepEmitter(GateSums):
     """Emits one step of a few samples, starting at `first`, for one block of hidden units: sums in registers, then the
     new state. With `limit`, only samples below that number exist; `number` is that of the stage."""
 
@@ -437,7 +437,7 @@ class QuantizedState:
             value = self._row_sums[own] + tirx.Cast("int32", self._bytes[(*own, k)])
             T.buffer_store(self._row_sums, value, list(own))
 
-    def accumulate(self, team: Team, sums: Expr) -> None:
+    def accumulate(self, team: StepEmitter, sums: Expr) -> None:
         """Add the products of the team's rows and the weights of its block."""
         gates, lanes = len(team.stage.gates), self._recurrence.lanes
         own: Expr = team.direction if self._directions > 1 else 0
@@ -462,7 +462,7 @@ class QuantizedState:
                     scale = self._scales[own] * team.vector("scales", gate, lane)
                     T.buffer_store(sums, sums[at] + tirx.Cast("float32", total) * scale, [at])
 
-    def _centered(self, total: Expr, team: Team, at: tuple[Expr, int, int], lane: Expr) -> Expr:
+    def _centered(self, total: Expr, team: StepEmitter, at: tuple[Expr, int, int], lane: Expr) -> Expr:
         """The sum of products after subtracting both zero points."""
         own, row, gate = at
         total = total - self._zeros[own] * team.vector("sums", gate, lane)
@@ -557,7 +557,7 @@ class _Lockstep:
     def _teams(self, stage: Stage, number: int, step: Expr, direction: Expr, block: Expr) -> None:
         def emit(first: Expr, count: int, limit: Expr | None = None) -> None:
             at = (direction, block, count, self.state, number, step, first, limit)
-            Team(self.recurrence, self.operands, stage, *at).emit(self.quantized)
+            StepEmitter(self.recurrence, self.operands, stage, *at).emit(self.quantized)
 
         if self.fixed is not None:
             whole, rest = divmod(self.fixed, TEAM)

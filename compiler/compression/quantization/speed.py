@@ -113,7 +113,7 @@ class SpeedLimit:
         return f"slower in integers: {time_text(time.floats, time.integers)} ({how})"
 
 
-_TURNS, _RUNS = 7, 5
+_ROUNDS, _RUNS = 7, 5
 Build = Callable[[IRModule], Module]
 
 
@@ -131,10 +131,10 @@ class MeasuredClock:
         """Calls of a run of each module, in order. Raises UserError and InternalError if compiling or profiling
         fails."""
         modules = [self._build(mod) for mod in mods]
-        turns = [[profile(module, runs=_RUNS).calls for module in modules] for _ in range(_TURNS)]
+        rounds = [[profile(module, runs=_RUNS).calls for module in modules] for _ in range(_ROUNDS)]
         found = []
-        for calls in zip(*turns, strict=True):
-            seconds = np.array([[call.duration for call in turn] for turn in calls])
+        for calls in zip(*rounds, strict=True):
+            seconds = np.array([[call.duration for call in run] for run in calls])
             least, middle = seconds.min(axis=0), np.median(seconds, axis=0)
             found.append(
                 [

@@ -194,9 +194,9 @@ def _longrope(settings: RopeSettings) -> Rope:
 
 def _proportional(settings: RopeSettings) -> Rope:
     """Frequencies of the whole head, only the first of which are nonzero (Gemma 4)."""
-    turned = int(settings.number("partial_rotary_factor", 1.0) * settings.size // 2)
+    rotated = int(settings.number("partial_rotary_factor", 1.0) * settings.size // 2)
     frequencies = _inverse(settings) / np.float32(settings.number("factor", 1.0))
-    return Rope(_tuple(np.where(np.arange(settings.size // 2) < turned, frequencies, np.float32(0.0))))
+    return Rope(_tuple(np.where(np.arange(settings.size // 2) < rotated, frequencies, np.float32(0.0))))
 
 
 _KINDS = {

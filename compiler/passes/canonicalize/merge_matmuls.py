@@ -137,22 +137,22 @@ class ParallelMerger(Graph):
         return relax.op.strided_slice(merged, [axis], [begin], [end])
 
     def _emit_merged(self, members: list[Member]) -> None:
-        lead = members[0].linear
-        weight = np.concatenate([member.linear.weight for member in members], axis=lead.out_axis)
-        data = self._substitute(lead.data)
-        call: Call = relax.Call(lead.call.op, [data, as_constant(weight)], lead.call.attrs, lead.call.ty_args)
+        leading = members[0].linear
+        weight = np.concatenate([member.linear.weight for member in members], axis=leading.out_axis)
+        data = self._substitute(leading.data)
+        call: Call = relax.Call(leading.call.op, [data, as_constant(weight)], leading.call.attrs, leading.call.ty_args)
         merged = self.emit(call)
         biased = all(member.bias is not None for member in members)
-        rank = rank_of(lead.call)
+        rank = rank_of(leading.call)
         if biased and rank is not None:
             bias = np.concatenate([member.bias for member in members if member.bias is not None])
-            constant = as_constant(along_axis(bias, rank, lead.channel_axis, dtype_of(lead.call)))
+            constant = as_constant(along_axis(bias, rank, leading.channel_axis, dtype_of(leading.call)))
             merged = self.emit(relax.op.add(merged, constant))
         begin = 0
         for member in members:
             end = begin + member.linear.out_channels
             value = member.total if biased and member.total is not None else member.product
-            self._slices[value] = (merged, lead.channel_axis, begin, end)
+            self._slices[value] = (merged, leading.channel_axis, begin, end)
             begin = end
 
 

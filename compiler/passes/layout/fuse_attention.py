@@ -368,8 +368,8 @@ class AttentionMatcher:
         shapes = [shape_of(each) for each in (query, key, value)]
         if any(shape is None or len(shape) != len(scores) or len(shape) < 3 for shape in shapes):
             return None
-        lead = [shape[:-2] for shape in shapes if shape is not None]
-        if not all(same_shape(each, lead[0]) for each in lead[1:]):
+        leading = [shape[:-2] for shape in shapes if shape is not None]
+        if not all(same_shape(each, leading[0]) for each in leading[1:]):
             return None
         if any(_dtype(each) != "float32" for each in (query, key, value, call)):
             return None

@@ -246,8 +246,8 @@ class Interleaved:
         split = full.reshape(*flat.shape[:2], *parts)
         phases = [3 + 2 * axis for axis in range(rank)]
         ordered = split.transpose(0, *phases, 1, *(each - 1 for each in phases))
-        turned = np.flip(ordered, tuple(range(rank + 2, 2 * rank + 2)))
-        return np.ascontiguousarray(turned.reshape(self.filters * self.phases, -1, *self.taps))
+        flipped = np.flip(ordered, tuple(range(rank + 2, 2 * rank + 2)))
+        return np.ascontiguousarray(flipped.reshape(self.filters * self.phases, -1, *self.taps))
 
     def repeated(self, values: Array) -> Array:
         """Repeat one number per filter for each of its phases."""

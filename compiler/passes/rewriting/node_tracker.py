@@ -18,7 +18,7 @@ from schedules.ir.tvm_types import Binding, Expr, Function, SeqExpr, Var
 
 Nodes = tuple[ModelNode, ...]
 _RESULT = ""  # represents a function's result
-_MAX_HEIRS = 16  # of a removed variable
+_MAX_SUCCESSORS = 16  # of a removed variable
 
 
 class NodeTracker:
@@ -92,12 +92,12 @@ class NodeTracker:
             mine = self.of(variable)
             if not mine or variable in there:
                 continue
-            heirs = [each for each in readers[variable] if each != _RESULT]
-            if not heirs and _RESULT in readers[variable]:
-                heirs = sources[variable]
-            for heir in heirs:
-                handed.setdefault(heir, dict.fromkeys(self.of(heir))).update(dict.fromkeys(mine))
-        self.nodes.update({heir: tuple(nodes) for heir, nodes in handed.items()})
+            successors = [each for each in readers[variable] if each != _RESULT]
+            if not successors and _RESULT in readers[variable]:
+                successors = sources[variable]
+            for successor in successors:
+                handed.setdefault(successor, dict.fromkeys(self.of(successor))).update(dict.fromkeys(mine))
+        self.nodes.update({successor: tuple(nodes) for successor, nodes in handed.items()})
 
 
 def _reads_of(mod: IRModule) -> dict[str, list[str]]:
@@ -151,7 +151,7 @@ def _nearest(
         near: dict[str, None] = {}
         for each in neighbours.get(variable, ()):
             near.update(dict.fromkeys([each] if each in wanted else found.get(each, ())))
-            if len(near) > _MAX_HEIRS:
+            if len(near) > _MAX_SUCCESSORS:
                 break
         found[variable] = list(near)
     return found

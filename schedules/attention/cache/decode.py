@@ -112,19 +112,21 @@ class ReadAhead:
         named = (name_opaque(f"ahead_{name}", value, bound) for name, value in values.items())
         return cls(operands, *named), bound
 
-    def ask(self, role: str, k: Expr) -> list[Stmt]:
+    def prefetched(self, role: str, k: Expr) -> list[Stmt]:
         """Prefetch row k of keys or values, counted from the first one."""
-        return asked(self.operands, role, (self.slot, self.key_head, tirx.min(self.first + k, self.last)))
+        return prefetches(self.operands, role, (self.slot, self.key_head, tirx.min(self.first + k, self.last)))
 
-    def ask_keys(self, g: Expr, at: Expr, lanes: int) -> list[Stmt]:
+    def prefetch_keys(self, g: Expr, at: Expr, lanes: int) -> list[Stmt]:
         """Prefetch query head `g`'s share of the `lanes` keys from `at` on, so that requests are spread evenly."""
         share = -(-lanes // self.operands.group)
         return [
-            each for t in range(share) for each in self.ask(KEY, at + tirx.min(g * share + t, expression(lanes - 1)))
+            each
+            for t in range(share)
+            for each in self.prefetched(KEY, at + tirx.min(g * share + t, expression(lanes - 1)))
         ]
 
 
-def asked(own: CacheOperands, role: str, at: tuple[Expr, Expr, Expr]) -> list[Stmt]:
+def prefetches(own: CacheOperands, role: str, at: tuple[Expr, Expr, Expr]) -> list[Stmt]:
     """Prefetch a row (slot, key head, row). For float32, which is bound by memory only, that gained nothing."""
     if own.is_exact(role):
         return []
@@ -213,8 +215,8 @@ class RoundedQueries:
         return code
 
     def _words(self, buffer: Buffer, *at: Index) -> Expr:
-        *lead, first = at
-        return tirx.reinterpret(f"int32x{self.lanes}", load(buffer, *lead, lanes_of(first, QUAD * self.lanes)))
+        *leading, first = at
+        return tirx.reinterpret(f"int32x{self.lanes}", load(buffer, *leading, lanes_of(first, QUAD * self.lanes)))
 
     def score(self, total: Expr, g: Expr, row: tuple[Expr, Expr, Expr]) -> Expr:
         """The float32 product of a query and the key in a row, computed from the dot product of their bytes."""
@@ -243,10 +245,10 @@ class PartialResults:
     def kept(self, softmax: RunningSoftmax, sample: Expr, key_head: Expr, query: Expr, split: Expr) -> Stmt:
         """Store the result of one part of the rows, for `joined`."""
         own = self.operands
-        lead, position = own.position(sample, query)
+        leading, position = own.position(sample, query)
 
         def head(g: Expr) -> Stmt:
-            at = [lead, key_head, split, position, g]
+            at = [leading, key_head, split, position, g]
             return sequence(
                 in_vectors(
                     "d", own.value_size, self.lanes, lambda d: store(self.found, softmax.sums.load(g, d), *at, d)
@@ -290,8 +292,8 @@ class PartialResults:
     def _joined(self, sample: Expr, key_head: Expr, query: Expr, g: Expr) -> Stmt:
         own = self.operands
         head = key_head * own.group + g
-        lead, position = own.position(sample, query)
-        at = [[lead, key_head, expression(split), position, g] for split in range(self.splits)]
+        leading, position = own.position(sample, query)
+        at = [[leading, key_head, expression(split), position, g] for split in range(self.splits)]
         largest, largest_made = allocate("all_largest", [1], "float32", "local")
         total, total_made = allocate("all_total", [1], "float32", "local")
         factors, factors_made = allocate("factors", [self.splits], "float32", "local")
@@ -476,7 +478,9 @@ class DecodeWriter:
             )
 
         def ahead(j: Expr) -> Stmt:
-            return sequence(*(asked(own, each, (rows.slot, rows.key_head, rows.first + j)) for each in (KEY, VALUE)))
+            return sequence(
+                *(prefetches(own, each, (rows.slot, rows.key_head, rows.first + j)) for each in (KEY, VALUE))
+            )
 
         position = rows.sample, rows.key_head, rows.query
         kept, stored = self.results.kept(softmax, *position, split), self.results.stored(softmax, *position)
@@ -542,7 +546,7 @@ class DecodeWriter:
             repeat("g", own.group, head),
             softmax.powers(runs),
             softmax.scaled(count, value_scale) if own.has_scales(VALUE) else None,
-            softmax.weighted(count, weight, value, ahead=lambda k: ahead.ask(VALUE, k)),
+            softmax.weighted(count, weight, value, ahead=lambda k: ahead.prefetched(VALUE, k)),
         )
 
     def _copied(self, block: _Block, j: Expr, keys: Expr) -> Stmt:
@@ -606,7 +610,7 @@ class DecodeWriter:
             return number(load(parts, j, lane), "float32")
 
         return sequence(
-            block.ahead.ask_keys(g, at, lanes),
+            block.ahead.prefetch_keys(g, at, lanes),
             parts_made,
             found_made,
             sums,

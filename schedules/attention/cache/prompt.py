@@ -244,17 +244,17 @@ class PackedRows:
     def of(cls, operands: CacheOperands, machine: Machine, *, narrow: bool, whole_tiles: bool = False) -> PackedRows:
         panel, dtype = 2 * machine.lanes("float32"), "int32" if narrow else "float32"
         panels = tirx.floordiv(expression(operands.capacity) + (panel - 1), expression(panel))
-        lead = [expression(operands.batch), expression(operands.key_heads)]
+        leading = [expression(operands.batch), expression(operands.key_heads)]
         steps, columns = ceil_div(operands.size, 2) if narrow else operands.size, operands.value_size
         if whole_tiles:
             steps, columns = ceil_div(steps, STEPS) * STEPS, ceil_div(columns, COLUMNS) * COLUMNS
         keys = tirx.decl_buffer(
-            [*lead, panels, expression(steps), expression(panel)], dtype, "packed_keys", layout=None
+            [*leading, panels, expression(steps), expression(panel)], dtype, "packed_keys", layout=None
         )
         values = None
         if narrow or not operands.is_exact(VALUE):
             depth = panels * (panel // 2 if narrow else panel)
-            shape = [*lead, depth, expression(columns)]
+            shape = [*leading, depth, expression(columns)]
             values = tirx.decl_buffer(shape, dtype, "packed_values", layout=None)
         return cls(operands, machine, narrow, whole_tiles, keys, values)
 

@@ -83,7 +83,7 @@ def quantized(
 
 def block_round(data: Tensor, units: int, unit: int) -> Tensor:
     """Quantize float32 data (..., depth) to int32 (..., units, 3 + unit / 4); zero-padded past the depth."""
-    depth, lead = data.shape[-1], list(data.shape[:-1])
+    depth, leading = data.shape[-1], list(data.shape[:-1])
     attrs = {KIND: BLOCK_ROUND, SPEC: str(unit)}
     whole = isinstance(depth, tirx.IntImm) and int(depth.value) == units * unit
     zero = tirx.const(0.0, "float32")
@@ -97,7 +97,7 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
 
     k = te.reduce_axis((index(0), index(unit)), name="k")
     peak = te.compute(
-        [*lead, index(units)],
+        [*leading, index(units)],
         # Magnitudes compared as integers: NaN is the largest.
         lambda *at: te.max(tirx.reinterpret("int32", element(*at, k)) & tirx.const(_MAGNITUDE, "int32"), axis=k),
         name="peak",
@@ -111,7 +111,7 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
 
     position = te.reduce_axis((index(0), index(unit)), name="place")
     total = te.compute(
-        [*lead, index(units)],
+        [*leading, index(units)],
         lambda *at: te.sum(tirx.Cast("int32", rounded(at, position)), axis=position),
         name="total",
         attrs=attrs,
@@ -130,7 +130,7 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
         value = tirx.if_then_else(slot == SUM, total(*of_unit), value)
         return tirx.if_then_else(slot == SCALE, tirx.reinterpret("int32", scale), value)
 
-    return te.compute([*lead, index(units), index(HEADER + unit // QUAD)], word, name="rounded", attrs=attrs)
+    return te.compute([*leading, index(units), index(HEADER + unit // QUAD)], word, name="rounded", attrs=attrs)
 
 
 # The kernels of `block_round`: vectorized over a unit, parallel over rows.
@@ -157,10 +157,10 @@ class BlockRound(ScheduleRule[RoundWorkload]):
         stages = only_anchors(kernel, BLOCK_ROUND, 3)
         if stages is None or machine.architecture not in ("x86_64", "aarch64"):
             return None
-        *lead, depth = shape_of(_data(stages))
+        *leading, depth = shape_of(_data(stages))
         if not isinstance(depth, int):
             return None
-        return RoundWorkload(product(lead) or 0, depth, int(stages[0].annotations[SPEC]))
+        return RoundWorkload(product(leading) or 0, depth, int(stages[0].annotations[SPEC]))
 
     def apply(self, kernel: Kernel, workload: RoundWorkload, config: Config, machine: Machine) -> PrimFunc:
         stages = only_anchors(kernel, BLOCK_ROUND, 3)
@@ -185,10 +185,10 @@ class _Writer:
 
     def statement(self) -> Stmt:
         """All rows and units."""
-        *lead, depth = shape_of(self.data)
+        *leading, depth = shape_of(self.data)
         units = shape_of(self.result)[-2]
         whole, rest = divmod(depth, self.unit)
-        amount = prod((depth * _WEIGHT, *lead))
+        amount = prod((depth * _WEIGHT, *leading))
 
         def row(at: list[Expr]) -> Stmt:
             def direct(unit: Expr) -> Stmt:
@@ -201,7 +201,7 @@ class _Writer:
                 parts.append(repeat("unit", units - empty, lambda unit: self._empty(at, unit + empty)))
             return sequence(parts)
 
-        extents = [Extent(f"row{at}", size) for at, size in enumerate(lead)]
+        extents = [Extent(f"row{at}", size) for at, size in enumerate(leading)]
         return parallel_grid(extents, row, self.machine, parallel=pays_off(amount, self.machine))
 
     def _part(self, at: list[Expr], unit: int, count: int) -> Stmt:

@@ -141,8 +141,10 @@ class BlockWriter(WriterOfParts[Parts]):
         """A data element in a row of the tile."""
         data = self.parts.data
         mapping = {**position.batch, **self.form.rows.values(position.row + row)}
-        lead = [substitute(each, mapping) for each in self.form.a.indices[: -len(last)]]
-        return tirx.BufferLoad(data.source, [*lead, *(index(each) if isinstance(each, int) else each for each in last)])
+        leading = [substitute(each, mapping) for each in self.form.a.indices[: -len(last)]]
+        return tirx.BufferLoad(
+            data.source, [*leading, *(index(each) if isinstance(each, int) else each for each in last)]
+        )
 
     def _bits(self, position: Position, lane: Expr, first: Expr, quad: int, byte: int | None) -> Expr:
         """The integers of a quad as four bytes, or one of them; `first` is the index of a quad at a word boundary."""
@@ -175,15 +177,15 @@ class BlockWriter(WriterOfParts[Parts]):
         """Prefetch the words that a tile of few rows reads next."""
         if totals.rows > _FEW_ROWS:
             return []
-        asked = []
+        prefetches = []
         for at, bits in enumerate(self.layout.planes):
             words = STEP // QUAD * bits // 8
             for word in range(words):
                 for lane in range(0, totals.width, 16):
                     row = step * words + (word + _WORDS_AHEAD)
                     words_at = (position.panel, row, position.lane + lane)
-                    asked.append(prefetch(self.parts.arrays[f"plane{at}"], *words_at, level=_LEVEL))
-        return asked
+                    prefetches.append(prefetch(self.parts.arrays[f"plane{at}"], *words_at, level=_LEVEL))
+        return prefetches
 
     # Steps.
 

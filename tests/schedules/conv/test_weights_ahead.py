@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from schedules.conv.direct_nest import (
     ahead,
-    ask_share,
-    depth_to_ask_at,
+    prefetch_depth,
+    prefetch_share,
 )
 from schedules.ir.expression import constant_int, expression, substitute
 from schedules.ir.tir import tirx, tvm
@@ -50,7 +50,7 @@ def test_shares_are_all_of_it_once(shape: list[int], dtype: str, turns: int, mor
     buffer = tirx.decl_buffer([expression(size) for size in (2, *shape, line)], dtype, "weights")
     elements = prod(shape) * line
     start = [1, *(0 for _ in shape), 0]
-    shares = [ask_share(buffer, start, elements, turn, turns) for turn in range(turns + more)]
+    shares = [prefetch_share(buffer, start, elements, turn, turns) for turn in range(turns + more)]
     asked = [place for share in shares if share is not None for place in elements_asked(share)]
     minimum = list(range(elements, 2 * elements, line))
     assert asked[: len(minimum)] == minimum
@@ -72,4 +72,4 @@ def test_parts_ahead_cover_the_latency(multiply_adds: int, parts: int) -> None:
     ],
 )
 def test_small_shares_are_asked_for_less_often(lines: int, extents: tuple[int, ...], depth: int) -> None:
-    assert depth_to_ask_at(lines, extents, 2) == depth
+    assert prefetch_depth(lines, extents, 2) == depth

@@ -66,10 +66,10 @@ def test_the_meaning_on_any_machine(kind: str, matrix: bool) -> None:
 @pytest.mark.parametrize(
     ("lead", "depth", "columns"), [((37,), 48, 64), ((3, 5), 40, 30), ((1,), 33, 20), ((2, 1, 9), 20, 13)]
 )
-def test_any_size_on_arm(name: str, kind: str, lead: tuple[int, ...], depth: int, columns: int) -> None:
+def test_any_size_on_arm(name: str, kind: str, leading: tuple[int, ...], depth: int, columns: int) -> None:
     target = target_that_runs(name, cores=2)
     matrix = matrix_instruction(target.machine, kind, "int8") is not None
-    data, weight = integers((*lead, depth), kind, 0), integers((depth, columns), "int8", 1)
+    data, weight = integers((*leading, depth), kind, 0), integers((depth, columns), "int8", 1)
     module = build(target, data.shape, kind, weight, matrix=matrix)
     assert [each.rule for each in module.manifest.kernels] == ["matmul-matrix" if matrix else "matmul-int8-signed"]
     check(module, data, weight, 0 if matrix else DOT_S8S8.shift(kind))

@@ -57,10 +57,12 @@ def build(operation: Operation, weight: Array, target: str) -> Any:
     return make
 
 
-def operands(operation: Operation, dtype: str, lead: tuple[int, ...], depth: int, columns: int) -> tuple[Array, Array]:
+def operands(
+    operation: Operation, dtype: str, leading: tuple[int, ...], depth: int, columns: int
+) -> tuple[Array, Array]:
     if operation in HALVES.values():
-        return normal((*lead, depth)), normal((depth, columns), 1)
-    return integers((*lead, depth), dtype, 0), integers((depth, columns), "int8", 1)
+        return normal((*leading, depth)), normal((depth, columns), 1)
+    return integers((*leading, depth), dtype, 0), integers((depth, columns), "int8", 1)
 
 
 def expected(operation: Operation, data: Array, weight: Array) -> Array:
@@ -78,9 +80,9 @@ def expected(operation: Operation, data: Array, weight: Array) -> Array:
     [((1,), 130, 10), ((3, 11), 64, 33), ((5, 41), 132, 40), ((16,), 32, 16), ((2, 2), 7, 17), ((129,), 200, 64)],
 )
 def test_any_size(
-    operation: Operation, dtype: str, lead: tuple[int, ...], depth: int, columns: int, *, symbolic: bool
+    operation: Operation, dtype: str, leading: tuple[int, ...], depth: int, columns: int, *, symbolic: bool
 ) -> None:
-    data, weight = operands(operation, dtype, lead, depth, columns)
+    data, weight = operands(operation, dtype, leading, depth, columns)
     shape = (tirx.Var("n", "int64"), *data.shape[1:]) if symbolic else data.shape
     mod, report = scheduled(build(operation, weight, SIMULATED), [(shape, dtype)], SIMULATED)
     assert len(report.kernels) == 1

@@ -150,8 +150,8 @@ def _mxfp4_shape(parts: Parts) -> tuple[int, ...]:
 
 
 def _mxfp4_matrix(parts: Parts) -> Matrix:
-    *lead, depth = _mxfp4_shape(parts)
-    rows = math.prod(lead)
+    *leading, depth = _mxfp4_shape(parts)
+    rows = math.prod(leading)
     blocks = parts.integers("_blocks", ("uint8",)).reshape(rows, depth // 2)
-    scales = parts.integers("_scales", ("uint8",), (*lead, depth // 32)).reshape(rows, depth // 32)
+    scales = parts.integers("_scales", ("uint8",), (*leading, depth // 32)).reshape(rows, depth // 32)
     return fp4(blocks, powers(scales), 32)

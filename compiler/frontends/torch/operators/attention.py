@@ -36,11 +36,11 @@ def _attention(
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
     first, *others = (each.shape[:-2] for each in (query, key, value))
-    lead = torch.Size(torch.broadcast_shapes(first, *others))  # type: ignore[no-untyped-call]
+    leading = torch.Size(torch.broadcast_shapes(first, *others))  # type: ignore[no-untyped-call]
 
     def flat(tensor: Tensor) -> Tensor:
-        return tensor.expand(*lead, *tensor.shape[-2:]).reshape(-1, 1, *tensor.shape[-2:])
+        return tensor.expand(*leading, *tensor.shape[-2:]).reshape(-1, 1, *tensor.shape[-2:])
 
     mask = attn_mask if attn_mask is None or attn_mask.ndim <= 2 else flat(attn_mask)
     result = scaled_dot_product_attention(flat(query), flat(key), flat(value), mask, *args, **kw)
-    return result.reshape(*lead, *result.shape[-2:])
+    return result.reshape(*leading, *result.shape[-2:])

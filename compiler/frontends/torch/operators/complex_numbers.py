@@ -397,20 +397,20 @@ def _tanh(values: Tensor) -> Tensor:
 
 @_of_complex("aten.cos.default")
 def _cos(values: Tensor) -> Tensor:
-    return _cosh(_turned(values))
+    return _cosh(_times_i(values))
 
 
 @_of_complex("aten.sin.default")
 def _sin(values: Tensor) -> Tensor:
-    return _turned(_sinh(_turned(values)), -1)
+    return _times_i(_sinh(_times_i(values)), -1)
 
 
 @_of_complex("aten.tan.default")
 def _tan(values: Tensor) -> Tensor:
-    return _turned(_tanh(_turned(values)), -1)
+    return _times_i(_tanh(_times_i(values)), -1)
 
 
-def _turned(values: Tensor, sign: int = 1) -> Tensor:
+def _times_i(values: Tensor, sign: int = 1) -> Tensor:
     """Multiply by i, or -i."""
     real, imaginary = _parts(values)
     return _joined(-imaginary * sign, real * sign)

@@ -189,8 +189,8 @@ def _gather(random: Generator, operator: str) -> Case:
         return Case(operator, [data, random.integers(-size, size, wanted).astype(kind)], {"axis": axis}, constants)
     batch = int(random.integers(0, len(data_shape)))
     depth = int(random.integers(1, len(data_shape) - batch + 1))
-    lead = (*data_shape[:batch], *full_shape(random, 1, 2))
-    columns = [random.integers(-s, s, lead) for s in data_shape[batch : batch + depth]]
+    leading = (*data_shape[:batch], *full_shape(random, 1, 2))
+    columns = [random.integers(-s, s, leading) for s in data_shape[batch : batch + depth]]
     return Case(operator, [data, np.stack(columns, -1).astype(np.int64)], {"batch_dims": batch}, constants)
 
 

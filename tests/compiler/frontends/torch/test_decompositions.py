@@ -398,7 +398,7 @@ def test_sums_of_windows_of_open_sizes() -> None:
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 3, 4)], ids=str)
-def test_attention_of_any_rank(lead: tuple[int, ...]) -> None:
+def test_attention_of_any_rank(leading: tuple[int, ...]) -> None:
     def attention(x: Tensor) -> tuple[Tensor, ...]:
         query, key, value = x[..., :5, :], x[..., 5:12, :], x[..., 12:, :]
         mask = (query @ key.mT > -1).index_fill(-2, torch.tensor([2]), False)  # one query may look at no key
@@ -410,7 +410,7 @@ def test_attention_of_any_rank(lead: tuple[int, ...]) -> None:
             plain(query[..., :1, :], key, value, (mask[..., :1, :] * 1.0)),
         )
 
-    check(attention, normal(*lead, 19, 8))
+    check(attention, normal(*leading, 19, 8))
 
 
 def test_causal_attention_and_heads_that_share_keys() -> None:

@@ -138,12 +138,12 @@ def test_nothing_happens_without_a_machine() -> None:
     assert fuse_attention(before, PipelineContext()) is before
 
 
-def with_heads(lead: tuple[int, ...], *, ones: bool) -> tvm.IRModule:
+def with_heads(leading: tuple[int, ...], *, ones: bool) -> tvm.IRModule:
     """Heads taken out of projections (batch, length, heads, size) and put behind positions again, as exporters write
     it; `ones`: by way of (length, heads, size), with a batch of 1 added around the products as torch does."""
     builder = relax.BlockBuilder()
     length, heads, size = 9, 3, 8
-    shape = (*lead, length, heads, size)
+    shape = (*leading, length, heads, size)
     q, k, v = (relax.Var(name, relax.TensorType(list(shape), "float32")) for name in "qkv")
     rank = len(shape)
     order = [*range(rank - 3), rank - 2, rank - 3, rank - 1]
@@ -163,20 +163,20 @@ def with_heads(lead: tuple[int, ...], *, ones: bool) -> tvm.IRModule:
             weights = emit(op.nn.softmax(emit(op.matmul(taken(q), keys))))
             result = emit(op.matmul(weights, taken(v)))
             result = emit(op.permute_dims(result, [2, 0, 1, 3] if ones else order))
-            output = builder.emit_output(op.reshape(result, [length * int(np.prod(lead, dtype=int)), heads * size]))
+            output = builder.emit_output(op.reshape(result, [length * int(np.prod(leading, dtype=int)), heads * size]))
         builder.emit_func_output(output)
     return builder.get()
 
 
 @pytest.mark.parametrize(("lead", "ones"), [((2,), False), ((1,), False), ((), True), ((2, 2), False)])
-def test_transposes_around_it_are_part_of_it(lead: tuple[int, ...], ones: bool) -> None:
-    before = with_heads(lead, ones=ones)
+def test_transposes_around_it_are_part_of_it(leading: tuple[int, ...], ones: bool) -> None:
+    before = with_heads(leading, ones=ones)
     after = fuse_attention(before, CONTEXT)
     assert kernels(after) == ["attention"]
     names = operators(after)
     assert "permute_dims" not in names
     assert names.count("reshape") <= 4
-    shape = (*lead, 9, 3, 8)
+    shape = (*leading, 9, 3, 8)
     operands = [np.random.default_rng(i).standard_normal(shape, dtype="float32") for i in range(3)]
     scheduled, _ = apply_schedules(relax.transform.LegalizeOps()(after), Machine(vector_bits=256))
     for each in (after, scheduled):

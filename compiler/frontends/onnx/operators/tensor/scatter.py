@@ -192,8 +192,8 @@ def scatter_elements(context: NodeContext) -> relax.Expr:
             size = data.shape[axis]
             raw = limited(index[(row * length + step) * inner + column], -size - 1, size)
             chosen = broadcasting.select(raw < 0, raw + size, raw)
-            lead, rest = _moved(row, before, data.shape[:axis]), _moved(column, after, data.shape[axis + 1 :])
-            position = (lead * size + chosen) * product(data.shape[axis + 1 :]) + rest
+            leading, rest = _moved(row, before, data.shape[:axis]), _moved(column, after, data.shape[axis + 1 :])
+            position = (leading * size + chosen) * product(data.shape[axis + 1 :]) + rest
             return position, tirx.all(chosen >= 0, chosen < size)
 
         return _write_all(data, indices, updates, _Updates(outer, length, inner, target, False), combine)
