@@ -1,8 +1,8 @@
 """Every causal language model class of transformers, small and random, compiled and compared with transformers.
 
-Each class runs in a process of its own. A row says how the model was built ("family" or "captured") and how it ended:
+Each class runs in its own process. A row says how the model was built ("family" or "captured") and how it ended:
 "right", "wrong" (numbers or tokens differ), "refused", "error" (any other exception), "crashed" or "too long", or
-"not built" where transformers itself cannot make or run the small model.
+"not built" if transformers itself cannot build or run the small model.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tests.coverage.tiny_configs import CONTEXT, VOCABULARY, tiny_config
 from tests.fuzz.forked import ending_of
 
 _PROMPTS, _STEPS = (1, 7, 33), 16
-_TOLERANCE = 2e-5  # of the largest logit, or some times what transformers in float32 differs from itself in float64
+_TOLERANCE = 2e-5  # relative to the largest logit, or a multiple of transformers' own float32 error against float64
 _TIMES_ROUNDING = 4.0
 _MAX_PARAMETERS = 1 << 24
-_LIMIT = 600.0  # seconds of a class
+_LIMIT = 600.0  # seconds per class
 
 
 def classes() -> list[str]:
@@ -39,11 +39,11 @@ def classes() -> list[str]:
 
 
 def table(kinds: Sequence[str], path: Path | None) -> int:
-    """Print a row for each type, and counts; 1 where one is wrong or ends in an error.
+    """Print a row for each type, and counts; return 1 if one is wrong or ends in an error.
 
     Args:
         kinds: model types.
-        path: JSON with a row for each type, written after each one; types that it has already are not run again.
+        path: JSON file with a row for each type, written after each one; types that it already has are skipped.
     """
     rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path and path.exists() else {}
     for kind in kinds:
@@ -97,7 +97,7 @@ def _row(kind: str) -> dict[str, Any]:
 
 
 def _errors(module: Any, prompt: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> tuple[float, int]:
-    """The largest error of the logits of each step, of the largest logit, and how many tokens are the same."""
+    """Largest logit error of each step, relative to the largest logit, and the number of equal tokens."""
     takes_capacity = any("capacity" in each.shape for each in module.inputs)
     session = module.session(capacity=len(prompt) + _STEPS if takes_capacity else None)
     step, worst, same = prompt, 0.0, 0
@@ -111,7 +111,7 @@ def _errors(module: Any, prompt: np.ndarray[Any, Any], rows: np.ndarray[Any, Any
 
 def _reference(kind: str, folder: Path) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], float]]:
     """Write a random model, and return prompts with transformers' logits (steps, vocabulary) without a cache, and their
-    largest error against the model in float64, of the largest logit."""
+    largest error against the float64 model, relative to the largest logit."""
     import torch
     import transformers
 
@@ -126,7 +126,7 @@ def _reference(kind: str, folder: Path) -> list[tuple[np.ndarray[Any, Any], np.n
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     found = []
     with torch.no_grad():
-        for parameter in model.parameters():  # large enough that every part counts, norms and biases included
+        for parameter in model.parameters():  # large enough that every part matters, including norms and biases
             parameter.add_(0.1 * torch.randn_like(parameter))
         for name, buffer in model.named_buffers():
             if name.endswith(("expert_bias", "e_score_correction_bias")):

@@ -1,4 +1,4 @@
-"""Build an imported module with TVM's own pipeline alone: measures the frontend without the project's passes."""
+"""Builds an imported module with TVM's own pipeline only, to measure the frontend without this project's passes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 def build(model: ImportedModel) -> Run:
-    """A function from inputs by name to outputs by name."""
+    """Return a function from inputs by name to outputs by name."""
     machine = unoptimized_machine(model.mod)
 
     def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

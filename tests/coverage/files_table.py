@@ -1,6 +1,6 @@
-"""`python -m tests.coverage files PATH...`: any ONNX files, compiled with their sizes left open, against ONNX Runtime.
+"""`python -m tests.coverage files PATH...`: any ONNX files, compiled with dynamic sizes, against ONNX Runtime.
 
-Each file has a process of its own. It is run at three sets of sizes on random inputs; those that ONNX Runtime itself
+Each file has its own process. It is run at three sets of sizes on random inputs; sizes that ONNX Runtime itself
 refuses (an image too small for the net) are left out.
 """
 
@@ -25,7 +25,7 @@ Array = NDArray[Any]
 
 SEEDS = (0, 1, 2)
 LOST_SIZES = "lost sizes"
-TOLERANCE = 1e-4  # of the largest magnitude of each output
+TOLERANCE = 1e-4  # relative to the largest magnitude of each output
 _BATCH = (1, 2, 1)
 _IMAGE = ((64, 96), (96, 64), (160, 320))
 _SIGNAL = (16000, 8000, 12345)
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Check the files, print the table; 0 when none differs or fails."""
+    """Check the files and print the table; return 0 if none differs or fails."""
     files = [file for path in options.paths for file in (sorted(path.rglob("*.onnx")) if path.is_dir() else [path])]
     results = [_isolated(file, options.timeout) for file in track(files, "files", console=Console(stderr=True))]
     table = Table("file", "result", "runs", "relative error", "detail", title="ONNX files with dynamic sizes")
@@ -89,14 +89,14 @@ def check_file(path: str) -> FileResult:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = 1  # several threads of its ScatterND lose sums of the same row (1.32)
+    options.intra_op_num_threads = 1  # its ScatterND loses sums of the same row with several threads (1.32)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     cases = []
     for seed in SEEDS:
         feeds = random_feeds(session.get_inputs(), seed)
         try:
             cases.append((feeds, session.run(None, feeds)))
-        except Exception as error:  # sizes that do not suit the net; ONNX Runtime raises classes of its own
+        except Exception as error:  # sizes that do not suit the net; ONNX Runtime raises its own exception classes
             refused = str(error)
     if not cases:
         return FileResult(path, "skipped", detail=refused)
@@ -121,7 +121,7 @@ def check_file(path: str) -> FileResult:
 
 
 def lost_sizes(inputs: Iterable[Any], declared: Mapping[str, Sequence[Any]]) -> str:
-    """The dimensions of a module's inputs that are numbers, but are none in the declared shapes; "" without any."""
+    """Dimensions of a module's inputs that are numbers but symbolic in the declared shapes; "" if there are none."""
     lost = [
         f"dimension {axis} of {spec.name} is {size} instead of {wanted}"
         for spec in inputs
@@ -132,7 +132,7 @@ def lost_sizes(inputs: Iterable[Any], declared: Mapping[str, Sequence[Any]]) -> 
 
 
 def random_feeds(inputs: Any, seed: int) -> dict[str, Array]:
-    """Inputs by name: standard normal, integers and booleans of 0 and 1; equal names of sizes are equal sizes."""
+    """Inputs by name: standard normal floats, integers and booleans of 0 and 1; dimensions of equal names are equal."""
     generator = np.random.default_rng(seed)
     sizes: dict[str, int] = {}
     feeds = {}
@@ -143,13 +143,13 @@ def random_feeds(inputs: Any, seed: int) -> dict[str, Array]:
             feeds[spec.name] = generator.integers(0, 2, shape).astype(dtype)
         else:
             feeds[spec.name] = generator.standard_normal(shape).astype(dtype)
-        if "len" in spec.name and dtype.kind == "i":  # the length of a signal, which must not exceed it
+        if "len" in spec.name and dtype.kind == "i":  # signal length: must not exceed the signal
             feeds[spec.name] = np.full(shape, max(sizes.values(), default=1), dtype)
     return feeds
 
 
 def _dtype(declared: str) -> np.dtype[Any]:
-    """Element type of "tensor(float)" and the like."""
+    """Element type of a name such as "tensor(float)"."""
     name = declared.removeprefix("tensor(").removesuffix(")")
     return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
 
@@ -170,7 +170,7 @@ def _size(spec: Any, axis: int, sizes: dict[str, int], seed: int) -> int:
 
 
 def difference(found: Array, wanted: Array) -> float:
-    """The largest difference as a share of the largest magnitude; infinite for other shapes, types or NaNs."""
+    """Largest difference relative to the largest magnitude; infinite if shapes, types or NaNs differ."""
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         return float("inf")
     if not wanted.size:

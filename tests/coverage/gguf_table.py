@@ -36,8 +36,8 @@ from tests.fuzz.forked import ending_of
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 _PROMPTS, _STEPS, _CONTEXT = (7, 128), 64, 192
-_TOLERANCE = 2e-5  # of the largest logit
-_GELU_TOLERANCE = 2e-2  # llama.cpp looks GELU up in a table of float16
+_TOLERANCE = 2e-5  # relative to the largest logit
+_GELU_TOLERANCE = 2e-2  # llama.cpp looks up GELU in a float16 table
 _SECONDS = 300.0
 _BASE = {
     "context_length": 2048,
@@ -54,9 +54,9 @@ _BASE = {
 }
 _SHARED = {"expert_shared_count": 1, "leading_dense_block_count": 1, "expert_weights_scale": 1.0}
 _PLAIN = {"rope_type": "default", "rope_theta": 1e4}
-# of architectures whose graphs need other sizes
+# architectures whose graphs need other sizes
 _SIZES: dict[str, dict[str, Any]] = {
-    "exaone4": {"block_count": 64},  # others' layers have no windows
+    "exaone4": {"block_count": 64},  # layers of the others have no windows
     "baichuan": {"block_count": 32},
     "qwen2moe": {"expert_shared_feed_forward_length": 56},
     **dict.fromkeys(("deepseek", "deepseek2-ocr", "bailingmoe"), _SHARED),
@@ -64,7 +64,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "jais": {"attention.head_count_kv": 4, "attention.max_alibi_bias": 8.0},
     "qwen": {"attention.head_count_kv": 4, "feed_forward_length": 192},
 }
-# of folders, what llama.cpp knows no other values of
+# folders: settings for which llama.cpp supports no other values
 _CHANGES: dict[str, dict[str, Any]] = {
     **test_gguf_llama.CHANGES,
     **test_recurrent_gguf.CHANGES,
@@ -77,7 +77,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
 }
 _CHANGES["gemma3n_text"] |= {"altup_num_inputs": 4, "hidden_size_per_layer_input": 256, "laurel_rank": 64}
 _EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
-_TEXTS = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr", "hunyuan_vl")  # of images: the graphs of other files
+_TEXTS = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr", "hunyuan_vl")  # vision: graphs of other files
 _MIXTURE = {"expert_count": 6, "expert_used_count": 3, "expert_feed_forward_length": 40}
 
 
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """A line for each file; 1 where one differs."""
+    """Print a line for each file; return 1 if one differs."""
     wrong, seen = 0, set()
     for architecture, name, write in _files():
         if options.names and architecture not in options.names:
@@ -103,7 +103,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _files() -> Iterator[tuple[str, str, Any]]:
-    """The architecture, the name, and a function from a folder to the file in it."""
+    """Architecture, name, and a function that writes the file to a folder."""
     for name, architecture in llama_gguf.ARCHITECTURES.items():
         yield architecture, name, partial(_of_a_folder, name, llama_gguf.write_llama_gguf)
     for name in ("mamba", "mamba2", "dots1", *test_recurrent_gguf.KINDS):
@@ -147,7 +147,7 @@ def _of_gpt_oss(folder: Path) -> Path:
 
 
 def _grown(architecture: str, metadata: Any, folder: Path) -> Path:
-    """A file with the tensors that llama.cpp asks for, of the shapes that it expects."""
+    """A file with the tensors that llama.cpp requires, in the shapes that it expects."""
     mixture = _MIXTURE if "expert_count" in metadata else {}
     values = {**_BASE, **metadata, **mixture, **_SIZES.get(architecture, {})}
     path, shapes = folder / "model.gguf", dict[str, tuple[int, ...]]()
@@ -187,7 +187,7 @@ def _finish(writer: gguf.GGUFWriter) -> None:
 
 
 def _with_vocabulary(path: Path) -> Path:
-    """The file with what llama.cpp needs beside: a tokenizer, here none, and the size of the vocabulary."""
+    """Add the metadata that llama.cpp needs: an empty tokenizer, and the vocabulary size."""
     reader = gguf.GGUFReader(path)
     architecture = reader.fields["general.architecture"].contents()
     rows = next(int(each.shape[1]) for each in reader.tensors if each.name == "token_embd.weight")
@@ -282,7 +282,7 @@ class LlamaCpp:
 
     @classmethod
     def refusal(cls, path: Path) -> str:
-        """Why llama.cpp does not load a file; empty where it does."""
+        """The reason why llama.cpp does not load a file; empty if it does."""
         import llama_cpp
 
         said: list[str] = []
@@ -300,7 +300,7 @@ class LlamaCpp:
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
 
     def read(self, tokens: Array) -> Array:
-        """The logits behind the last token, float64."""
+        """The logits after the last token, float64."""
         library = self._library
         given = (library.llama_token * len(tokens))(*(int(each) for each in tokens))
         if library.llama_decode(self._context, library.llama_batch_get_one(given, len(tokens))):

@@ -25,7 +25,7 @@ from tests.compiler.frontends.llm.families import CAPTURED, FAMILIES, greedy, sa
 from tests.coverage.causal_classes import classes, table
 
 _STEPS = 64
-_TOLERANCE = 2e-5  # of the largest logit
+_TOLERANCE = 2e-5  # relative to the largest logit
 _DISTINCT = 4  # a model that repeats one token proves little
 
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """A line for each family; 1 where one differs."""
+    """Print a line for each family; return 1 if one differs."""
     if options.classes:
         return table(options.names or classes(), options.json)
     wrong = 0
@@ -75,7 +75,7 @@ def _encoder_line(name: str, prompts: list[int]) -> bool:
 
 
 def differences(name: str, prompts: list[int], *, captured: bool = False) -> list[tuple[float, int]]:
-    """For each length of a prompt the largest error of the logits, of the largest logit, and how many tokens agree."""
+    """Per prompt length, the largest logit error (relative to the largest logit) and the number of equal tokens."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         reference = save_model(name, Path(folder))

@@ -1,6 +1,6 @@
 """The real-model table: each model of the catalog compiled, run, and compared with ONNX Runtime or torch.
 
-Each model has a process of its own, so that a crash or a hang costs one row.
+Each model has its own process, so that a crash or a hang costs one row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEFT_OUT = "left out"
 
 @dataclass
 class ModelResult:
-    """One row. `error` is the largest difference, as a share of the largest output magnitude of its tensor."""
+    """One row. `error` is the largest difference, relative to the largest magnitude of its output tensor."""
 
     name: str
     status: str
@@ -87,7 +87,7 @@ def _options(entry: CatalogModel) -> dict[str, Any]:
 
 
 class _Reference:
-    """ONNX Runtime for files and ONNX models, torch for modules."""
+    """ONNX Runtime for files and ONNX models, PyTorch for modules."""
 
     def __init__(self, entry: CatalogModel, source: Any) -> None:
         self._entry = entry
@@ -98,7 +98,7 @@ class _Reference:
 
             model = source.SerializeToString() if isinstance(source, onnx.ModelProto) else str(source)
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1  # several threads of its ScatterND lose sums of the same row (1.32)
+            options.intra_op_num_threads = 1  # its ScatterND loses sums of the same row with several threads (1.32)
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def run(self, inputs: Inputs) -> list[np.ndarray[Any, Any]]:
@@ -133,7 +133,7 @@ def _compare(
 
 
 def relative_error(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
-    """The largest difference as a share of the largest magnitude; infinite where one is NaN and the other is not."""
+    """Largest difference relative to the largest magnitude; infinite if only one of two values is NaN."""
     if theirs.size == 0:
         return 0.0
     left, right = ours.astype(np.float64), theirs.astype(np.float64)
@@ -146,7 +146,7 @@ def relative_error(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> 
 
 
 def run_models(names: Iterable[str], *settings: str) -> list[ModelResult]:
-    """Each model in a process of its own. `settings`: a target, and the largest model in megabytes."""
+    """Run each model in its own process. `settings`: a target, and the largest model size in megabytes."""
     return [_run_in_process(name, *settings) for name in names]
 
 
@@ -185,7 +185,7 @@ def print_table(results: list[ModelResult], console: Console | None = None) -> N
 
 
 def select(pattern: str | None) -> list[str]:
-    """Names of the catalog that contain the pattern, or all."""
+    """Names in the catalog that contain the pattern, or all."""
     return [name for name in CATALOG if pattern is None or pattern in name]
 
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the models, print the table; 0 if each is equal to its reference."""
+    """Run the models and print the table; return 0 if each equals its reference."""
     results = run_models(select(options.filter), options.target, str(options.largest))
     print_table(results, Console())
     if options.json:

@@ -49,7 +49,7 @@ def is_plain(case: Any) -> bool:
 
 
 def tested_operator(case: Any) -> str:
-    """The operator a test is about: its only node, or the name's first part for a function expanded into others."""
+    """The operator under test: the only node, or the first part of the name if the test expands a function."""
     nodes = [node.op_type for node in case.model.graph.node]
     rest = [name for name in nodes if name not in ("Constant", "SequenceConstruct")]
     return rest[0] if len(set(rest)) == 1 else next(iter(rest), "")
@@ -92,7 +92,7 @@ def _array(value: Any) -> Any:
 
 
 def compare(found: Sequence[Any], expected: Sequence[Any], rtol: float, atol: float) -> str:
-    """The first difference between outputs, by the rules of onnx's own runner; empty when there is none."""
+    """The first difference between outputs, by the rules of onnx's own runner; empty if there is none."""
     if len(found) != len(expected):
         return f"{len(found)} outputs, not {len(expected)}"
     for index, (result, reference) in enumerate(zip(found, map(_array, expected), strict=True)):
@@ -112,7 +112,7 @@ def compare(found: Sequence[Any], expected: Sequence[Any], rtol: float, atol: fl
 
 def _work(connection: Connection, engine_only: bool) -> None:
     os.environ["TVM_NUM_THREADS"] = "1"
-    # What TVM prints on stderr belongs to no test's report.
+    # TVM's messages on stderr do not belong to a test's report.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     cases = load_cases()
     connection.send("ready")
@@ -125,7 +125,7 @@ def _work(connection: Connection, engine_only: bool) -> None:
 
 
 class _Worker:
-    """A process that runs one test at a time; it is replaced when it dies or hangs."""
+    """A process that runs one test at a time; it is replaced if it dies or hangs."""
 
     def __init__(self, engine_only: bool) -> None:
         context = mp.get_context("spawn")
@@ -149,7 +149,7 @@ class _Worker:
 def run_all(
     names: Sequence[str], jobs: int, timeout: float, engine_only: bool
 ) -> Iterator[tuple[str, str, str, float]]:
-    """Run tests in `jobs` processes; yields (name, status, reason, seconds) as they end."""
+    """Run tests in `jobs` processes; yield (name, status, reason, seconds) as they end."""
     waiting = list(names)[::-1]
     workers = [_Worker(engine_only) for _ in range(min(jobs, len(waiting)))]
     while workers:

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the tests, print the table; 0 when none is wrong or crashes."""
+    """Run the tests and print the table; return 0 if none is wrong or crashes."""
     console = Console()
     outcomes = run(options, console)
     print_table(outcomes, console)
@@ -42,7 +42,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def run(options: argparse.Namespace, console: Console) -> list[Outcome]:
-    """The outcome of every chosen test, sorted by name."""
+    """Outcomes of the selected tests, sorted by name."""
     cases = {name: case for name, case in load_cases().items() if re.search(options.filter, name)}
     plain = {name: is_plain(case) for name, case in cases.items()}
     names = [name for name in cases if plain[name] or not options.plain]
@@ -54,13 +54,13 @@ def run(options: argparse.Namespace, console: Console) -> list[Outcome]:
             outcomes.append(Outcome(name, operator, status, reason, plain[name], round(seconds, 3)))
             progress.advance(task)
             if options.json:
-                # Written as they come, so that an interrupted sweep leaves what it found.
+                # Written one by one, so that an interrupted sweep keeps its results.
                 options.json.write_text(json.dumps([vars(outcome) for outcome in outcomes], indent=1))
     return sorted(outcomes, key=lambda outcome: outcome.name)
 
 
 def print_table(outcomes: list[Outcome], console: Console) -> None:
-    """Counts per operator (only those that do not pass everything), and the totals."""
+    """Print counts per operator (only those with failing tests), and the totals."""
     by_operator: dict[str, Counter[str]] = defaultdict(Counter)
     for outcome in outcomes:
         by_operator[outcome.operator][outcome.status] += 1
@@ -82,7 +82,7 @@ def print_table(outcomes: list[Outcome], console: Console) -> None:
 
 
 def coverage_as_markdown(outcomes: list[Outcome]) -> str:
-    """The page `docs/onnx.md`: how many tests pass, and which are refused, grouped by reason."""
+    """The page `docs/onnx.md`: the number of passing tests, and the refused ones, grouped by reason."""
     counts = Counter(outcome.status for outcome in outcomes if outcome.plain)
     reasons: dict[str, list[str]] = defaultdict(list)
     for outcome in outcomes:

@@ -1,4 +1,4 @@
-"""The outputs of the catalog's untrained nets depend on every layer: a small error in one is seen in the result."""
+"""Outputs of the catalog's untrained nets depend on every layer: a small error in one shows in the result."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from onnx import numpy_helper
 from benchmarks.catalog import CATALOG, inputs_for
 from tests.coverage.models import relative_error
 
-_ERROR = 1e-3  # of each weight of one layer
-_TOLERANCE = 1e-4  # of the catalog's check
+_ERROR = 1e-3  # relative change of the weights of one layer
+_TOLERANCE = 1e-4  # tolerance of the catalog's check
 
 
 def disturbed(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -44,7 +44,7 @@ _SIZES: dict[int, str] = {
     1: "first_k_dense_replace attn_layer_offset num_dense_layers make_ngram_vocab_size_divisible_by"
     " num_layers_per_stack n_input_layers n_recurrent_layers n_output_layers n_layers_per_attn_res_block"
     " hc_sinkhorn_iters loop_layer_index_start num_kv_shared_layers",
-}  # size -> the settings that get it
+}  # size -> settings that are set to it
 _BY_SETTING = {setting: size for size, settings in _SIZES.items() for setting in settings.split()}
 _COUNTS = (
     "num_hidden_layers",
@@ -59,13 +59,13 @@ _COUNTS = (
 )
 _LEFT_OUT = ("per_layer_config", "id2label", "label2id", "full_attn_idxs", "attention_layers", "transformers_version")
 
-# Model type -> what its class needs beside the rules above; None leaves a setting out.
+# Model type -> additional settings of its class; None omits a setting.
 _SHARED = {
     "num_hidden_layers": 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
     "num_kv_shared_layers": 2,
     "intermediate_size": 96,
-}  # of Gemma 3n, whose last layers read the keys and values of others
+}  # Gemma 3n, whose last layers read other layers' keys and values
 _ROPE = {"rope_type": "default", "rope_theta": 1e4}
 _QWEN4: dict[str, Any] = {
     "indexer_n_heads": 2,
@@ -107,7 +107,7 @@ _OWN: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(kind: str) -> Any:
-    """A configuration of a model type, of some 64 channels and 2 layers of each kind."""
+    """A configuration of a model type with about 64 channels and 2 layers of each kind."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     made = CONFIG_MAPPING[kind]
@@ -120,10 +120,10 @@ def tiny_config(kind: str) -> Any:
 
 
 def _scaled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with small sizes; lists with an entry for each layer keep their distinct entries, in turns."""
+    """The settings with small sizes; lists with an entry per layer cycle through their distinct entries."""
     counts = {values[key] for key in _COUNTS if isinstance(values.get(key), int)}
     lists = {key: _distinct(each) for key, each in values.items() if isinstance(each, list) and len(each) in counts}
-    lists = {key: each for key, each in lists.items() if len(each) < min(counts)}  # others are numbers of layers
+    lists = {key: each for key, each in lists.items() if len(each) < min(counts)}  # others are layer counts
     layers = max([_LAYERS, *(len(each) for each in lists.values())])
     found: dict[str, Any] = {}
     for key, value in values.items():

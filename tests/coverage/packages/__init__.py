@@ -1,6 +1,6 @@
-"""Small networks of Python packages, of random weights, and PyTorch's operators; the sweep compares them with PyTorch.
+"""Small networks of Python packages with random weights, and PyTorch's operators; the sweep compares with PyTorch.
 
-Each network is a function that makes a module and example inputs, so that listing them builds nothing.
+Each network is a function that returns a module and example inputs, so that listing them builds nothing.
 """
 
 from __future__ import annotations

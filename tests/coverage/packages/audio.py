@@ -1,4 +1,4 @@
-"""Networks of torchaudio, small: what is computed of the samples or features of whole recordings."""
+"""Small torchaudio networks that process the samples or features of whole recordings."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _WAV2VEC2: dict[str, Any] = {
 
 
 def _conformer_layers(net: Any, features: Any) -> Any:
-    """Without lengths, whose largest `Conformer.forward` reads as a number."""
+    """A Conformer without lengths: `Conformer.forward` reads their maximum as a number."""
     features = features.transpose(0, 1)
     for layer in net.conformer_layers:
         features = layer(features, None)
     return features
 
 
-# (name, what makes it, shape of the input, dynamic axes, how it is called)
+# (name, constructor, input shape, dynamic axes, call)
 NETWORKS: tuple[tuple[str, _MAKE, tuple[int, ...], Axes, Callable[..., Any]], ...] = (
     ("Conformer", lambda models: models.Conformer(16, 2, 32, 2, 3), (2, 24, 16), _BATCH_AND_FRAMES, _conformer_layers),
     ("ConvTasNet", lambda models: models.ConvTasNet(2, 8, 16, msk_num_feats=8, msk_num_hidden_feats=16,
@@ -64,7 +64,7 @@ NETWORKS: tuple[tuple[str, _MAKE, tuple[int, ...], Axes, Callable[..., Any]], ..
 
 
 def torchaudio_models() -> Iterator[PackageModel]:
-    """Each with a dynamic batch and length."""
+    """Each network with dynamic batch and length."""
     for name, make, shape, axes, call in NETWORKS:
         yield PackageModel(name, _torchaudio(make, shape, call), axes)
 

@@ -1,4 +1,4 @@
-"""Denoisers and autoencoders of diffusers, small."""
+"""Small denoisers and autoencoders of diffusers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.coverage.packages.model import Build, PackageModel, with_call
 
-_STEP: tuple[int, ...] = ()  # a scalar: the time of the diffusion
+_STEP: tuple[int, ...] = ()  # a scalar: the diffusion timestep
 _LATENTS, _TEXT = (2, 4, 16, 16), (2, 6, 16)
 _BLOCKS = {"block_out_channels": (16, 32), "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 16}
 _UNET = {**_BLOCKS, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
@@ -17,7 +17,7 @@ _CROSS = {**_BLOCKS, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")
           "attention_head_dim": 8}  # fmt: skip
 _HEADS = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2}
 
-# (class, options, inputs by name in the order of the call). Shapes of inputs named *ids and *timestep are integers.
+# (class, options, inputs by name in call order). Inputs named *ids and *timestep are integers.
 NETWORKS: tuple[tuple[str, dict[str, Any], dict[str, tuple[int, ...]]], ...] = (
     ("UNet2DModel", {**_UNET, "in_channels": 4, "out_channels": 4}, {"sample": _LATENTS, "timestep": _STEP}),
     ("UNet2DConditionModel", {**_CROSS, "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")},
@@ -137,14 +137,14 @@ NETWORKS: tuple[tuple[str, dict[str, Any], dict[str, tuple[int, ...]]], ...] = (
      {"sample": (2, 3, 4, 16, 16), "timestep": _STEP, "encoder_hidden_states": (2, 1, 16), "added_time_ids": (2, 3)}),
 )  # fmt: skip
 
-_EXTRA: dict[str, dict[str, Any]] = {  # what is no tensor
+_EXTRA: dict[str, dict[str, Any]] = {  # arguments that are not tensors
     "LTXVideoTransformer3DModel": {"num_frames": 2, "height": 4, "width": 4},
     "HunyuanDiT2DModel": {"image_rotary_emb": None},
 }
 
 
 def diffusers_models() -> Iterator[PackageModel]:
-    """Each with a dynamic batch and, for images, dynamic height and width."""
+    """Each network with dynamic batch and, for images, dynamic height and width."""
     for name, options, inputs in NETWORKS:
         first, *others = inputs.values()
         tied = tuple((place + 1, 0, 0) for place, shape in enumerate(others) if shape[:1] == first[:1])

@@ -1,4 +1,4 @@
-"""Graph convolutions and networks of PyTorch Geometric: nodes with features, and a list of edges."""
+"""Graph convolutions and networks of PyTorch Geometric: node features and an edge list."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _EDGE_ARGUMENTS: dict[str, Any] = {
     "edge_dim": _CHANNELS,
     "attention_mode": "multiplicative-self-attention",
 }
-# Convolutions that need a third input: a value for each edge.
+# Convolutions that need a third input: a value per edge.
 _EDGE_VALUES = {
     **dict.fromkeys(("ECConv", "NNConv", "GINEConv", "GMMConv", "PDNConv"), "edge_attr"),
     **dict.fromkeys(("RGCNConv", "FastRGCNConv", "RGATConv"), "edge_type"),
 }
 _MODELS = ("GCN", "GraphSAGE", "GIN", "GAT", "PNA", "EdgeCNN", "PMLP", "LINKX", "GraphUNet", "RECT_L")
 
-# Shapes of the inputs by name; those named *index and *type are whole numbers.
+# Input shapes by name; inputs named *index and *type are integers.
 _SHAPES: dict[str, tuple[int, ...]] = {
     "x": (_NODES, _CHANNELS),
     "layers": (_NODES, 2, _CHANNELS),
@@ -56,7 +56,7 @@ _SHAPES: dict[str, tuple[int, ...]] = {
     "adjacency": (2, _NODES, _NODES),
     "assignment": (2, _NODES, 4),
 }
-_AXES = {"edge_index": 1, "dense": 1, "adjacency": 1, "assignment": 1}  # of nodes or edges; 0 for all others
+_AXES = {"edge_index": 1, "dense": 1, "adjacency": 1, "assignment": 1}  # the dynamic axis of nodes or edges, if not 0
 
 
 def _mlp(inputs: int, outputs: int) -> torch.nn.Module:
@@ -103,7 +103,7 @@ def _in_order(net: Any, x: Any, edge_index: Any, graph_index: Any) -> Any:
     return net(x, edge_index, graph_index.sort()[0])
 
 
-# (name, what makes it of torch_geometric.nn, how it is called: names of parameters are those of the inputs)
+# (name, constructor in torch_geometric.nn, call: parameters are named like the inputs)
 _OTHERS: tuple[tuple[str, Callable[[Any], Any], Callable[..., Any]], ...] = (
     ("DNAConv", lambda n: n.DNAConv(8), lambda net, layers, edge_index: net(layers, edge_index)),
     ("DirGNNConv", lambda n: n.DirGNNConv(n.SAGEConv(8, 8)), _edges),
@@ -183,7 +183,7 @@ _OTHERS: tuple[tuple[str, Callable[[Any], Any], Callable[..., Any]], ...] = (
 
 
 def geometric_models() -> Iterator[PackageModel]:
-    """Convolutions and models that take node features and edges, with dynamic numbers of nodes and of edges."""
+    """Convolutions and models of node features and edges, with dynamic numbers of nodes and edges."""
     package = importlib.import_module("torch_geometric.nn")
     for name, kind in inspect.getmembers(package.conv, inspect.isclass):
         if "edge_index" in inspect.signature(getattr(kind, "forward", kind)).parameters and name != "MessagePassing":
@@ -197,7 +197,7 @@ def geometric_models() -> Iterator[PackageModel]:
 
 
 def _axes(inputs: list[str]) -> tuple[Axes, Axes]:
-    """The numbers of nodes and of edges, each dynamic at the first input that has it, and tied to it at the others."""
+    """Numbers of nodes and edges: dynamic in the first input that has them, tied to that in the others."""
     sizes = [_SHAPES[name][_AXES.get(name, 0)] for name in inputs]
     first = [sizes.index(size) for size in dict.fromkeys(sizes)]
     dynamic = tuple((place, _AXES.get(inputs[place], 0), 1) for place in first)

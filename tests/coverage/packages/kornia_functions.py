@@ -14,7 +14,7 @@ _IMAGE, _GRAY, _PATCHES = (2, 3, 32, 48), (2, 1, 32, 48), (4, 1, 32, 32)
 _POINTS, _MATRICES, _VECTORS = (2, 7, 2), (2, 3, 3), (6, 3)
 _SIZED: Axes = ((0, 0, 1), (0, 2, 8), (0, 3, 8))
 
-# (name, makes what is called, shape of its input)
+# (name, constructor, input shape)
 _NETWORKS: tuple[tuple[str, Callable[[Any], Any], tuple[int, ...]], ...] = (
     ("DISK", lambda k: k.feature.DISK().heatmap_and_dense_descriptors, _IMAGE),
     ("KeyNet", lambda k: k.feature.KeyNet(False), _GRAY),
@@ -150,7 +150,7 @@ _ROWS: tuple[tuple[str, tuple[int, ...], Callable[..., Any]], ...] = (
 
 
 def kornia_models() -> Iterator[PackageModel]:
-    """Networks of features at batch, height and width, patches and vectors at the batch, and functions of images."""
+    """Networks of dynamic batch, height and width; patches and vectors with dynamic batch; functions of images."""
     for name, make, shape in _NETWORKS:
         yield PackageModel(name, _network(make, shape), _SIZED)
     for name, make in _PATCH_NETWORKS:
@@ -183,14 +183,14 @@ def _network(make: Callable[[Any], Any], shape: tuple[int, ...]) -> Build:
 def _function(function: Callable[..., Any], shape: tuple[int, ...]) -> Build:
     def build() -> tuple[Any, tuple[Any, ...]]:
         package = _kornia()
-        of_kornia = package.geometry.transform.Hflip()  # as a network that calls its functions has some
+        of_kornia = package.geometry.transform.Hflip()  # like a network that calls kornia's functions
         return with_call(of_kornia, lambda _, x: function(package, x)), (torch.randn(shape),)
 
     return build
 
 
 def _loftr() -> tuple[Any, tuple[Any, ...]]:
-    """The coarse features of two images, before matches are selected by values."""
+    """LoFTR up to the coarse features of two images: matches are then selected by value."""
     net = _kornia().feature.LoFTR(None)
 
     def call(net: Any, first: Any, second: Any) -> Any:
@@ -201,7 +201,7 @@ def _loftr() -> tuple[Any, tuple[Any, ...]]:
 
 
 def _eye(like: Any, size: int = 3) -> Any:
-    """A matrix near the identity for each sample, of its values."""
+    """A matrix near the identity for each sample, computed from its values."""
     batch = like.shape[0]
     noise = like.reshape(batch, -1)[:, :1, None] * 0.01
     return torch.eye(size).expand(batch, size, size) + noise

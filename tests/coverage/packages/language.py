@@ -12,11 +12,11 @@ from typing import Any
 from tests.coverage.packages.model import Build, PackageModel, usual_axes, with_call
 
 _MAX_PARAMETERS = 6e7
-_MAX_TRIES = 6  # of a call: each adds an input that the one before asked for
+_MAX_TRIES = 6  # attempts of a call: each adds an input that the previous one required
 _IMAGE_SIZE = 64
 _VOCABULARY = 120
 
-# Sizes by the names that configs have for them; sizes that are smaller already stay.
+# Sizes by config names; smaller values are kept.
 _SIZES = {
     **dict.fromkeys(("hidden_size", "d_model", "embed_dim", "dim", "n_embd", "projection_dim", "hidden_dim"), 32),
     **dict.fromkeys(("decoder_hidden_size", "encoder_hidden_size", "encoder_hidden_dim", "fusion_hidden_size"), 32),
@@ -42,24 +42,24 @@ _SIZES = {
     **dict.fromkeys(("image_size",), _IMAGE_SIZE),
     **dict.fromkeys(("prediction_length", "context_length"), 8),
 }
-# Where sizes depend on one another in ways of their own, a net of usual widths has fewer layers.
+# If sizes depend on each other in other ways, a net of the usual widths has fewer layers.
 _COUNTS = {
     name: size
     for name, size in _SIZES.items()
     if size in (2, 4, _VOCABULARY) and re.search("layers|depth|blocks|vocab|experts|n_layer", name)
 }
-_REQUIRED: dict[str, Any] = {"prediction_length": 8}  # without a default
+_REQUIRED: dict[str, Any] = {"prediction_length": 8}  # no default
 
 
 def transformers_models() -> Iterator[PackageModel]:
-    """The base model of each type whose config takes the usual names of sizes, of two layers."""
+    """Base models, with two layers, of all types whose config has the usual size names."""
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     for kind in sorted(auto.MODEL_MAPPING_NAMES):
         yield PackageModel(kind, _transformers(kind), find=usual_axes)
 
 
 def _small(config: Any, sizes: dict[str, int]) -> dict[str, Any]:
-    """Sizes for the constructor of a config, with those of the configs in it."""
+    """Sizes for a config's constructor, nested configs included."""
     from transformers import PretrainedConfig
 
     given = {name: value for name, value in vars(config).items() if type(value) is int}
@@ -81,7 +81,7 @@ def _transformers(kind: str) -> Build:
             try:
                 config, net = _net(kind, sizes)
                 return _called(config, net)
-            except Exception as error:  # whatever a package raises for sizes that do not fit each other
+            except Exception as error:  # packages raise anything for sizes that do not fit each other
                 failed = error
         raise failed
 
@@ -89,7 +89,7 @@ def _transformers(kind: str) -> Build:
 
 
 def _net(kind: str, sizes: dict[str, int]) -> tuple[Any, Any]:
-    """The config and the network, of random weights; ValueError where it would be large."""
+    """Config and network with random weights. Raises ValueError if it would be large."""
     import torch
     import transformers
 
@@ -102,14 +102,14 @@ def _net(kind: str, sizes: dict[str, int]) -> tuple[Any, Any]:
 
 
 def _called(config: Any, net: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The network and the first set of inputs that it takes."""
+    """The network and the first set of inputs that it accepts."""
     options = {"use_cache": False} if hasattr(config, "use_cache") else {}
     failed: Exception = ValueError(f"its main input is {net.main_input_name}")
     for names in _signatures(net):
         for _ in range(_MAX_TRIES):
             try:
                 return _that_runs(config, net, names, options)
-            except Exception as error:  # another set of inputs is tried: models differ in what they need
+            except Exception as error:  # try another set of inputs: models need different ones
                 failed = error
             wanted = _missing(net, failed, names)
             if wanted is None:
@@ -119,7 +119,7 @@ def _called(config: Any, net: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _that_runs(config: Any, net: Any, names: tuple[str, ...], options: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
-    """The call by these names with the first of their usual shapes that it takes."""
+    """A call with these input names, in the first of their usual shapes that works."""
     import torch
 
     called = with_call(net, _Call(names, options))
@@ -129,20 +129,20 @@ def _that_runs(config: Any, net: Any, names: tuple[str, ...], options: dict[str,
             with torch.no_grad():
                 called(*inputs)
             return called, inputs
-        except Exception as error:  # the first shapes are the likeliest, so theirs is the message
+        except Exception as error:  # report the error of the first shapes, the most likely ones
             failed = failed or error
     raise failed or ValueError("no inputs")
 
 
 def _missing(net: Any, error: Exception, names: tuple[str, ...]) -> str | None:
-    """The first input that the message of an error asks for."""
+    """The first input that an error message asks for."""
     known = inspect.signature(net.forward).parameters
     words = re.findall(r"\w+", str(error))
     return next((word for word in words if word in known and word not in names and word in _ASKED_FOR), None)
 
 
 class _Call:
-    """A call by the names of the inputs."""
+    """A call with inputs by name."""
 
     def __init__(self, names: tuple[str, ...], options: dict[str, Any]) -> None:
         self.names, self.options = names, options
@@ -181,7 +181,7 @@ _LENGTH, _FRAMES, _SAMPLES = 7, 60, 4000
 
 
 def _values(config: Any, name: str) -> list[Any]:
-    """Tensors of the shapes that an input of this name usually has."""
+    """Tensors in the usual shapes of an input with this name."""
     import torch
 
     if name.endswith("input_ids"):
@@ -215,7 +215,7 @@ def _values(config: Any, name: str) -> list[Any]:
 
 
 def _series_shapes(config: Any) -> dict[str, list[tuple[int, ...]]]:
-    """Values of series, and what is known of the times before and after."""
+    """Shapes of time series values, and of features of past and future times."""
     context, later = (getattr(config, name, None) or 16 for name in ("context_length", "prediction_length"))
     before, known = (
         context + max(getattr(config, "lags_sequence", None) or [0]),

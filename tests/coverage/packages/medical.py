@@ -1,4 +1,4 @@
-"""Networks of MONAI, small, for images of two and three dimensions."""
+"""Small MONAI networks for images of two and three dimensions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRANSFORMER = {"hidden_size": 24, "mlp_dim": 48, "num_heads": 4}
 _ENDS = {"in_channels": 1, "out_channels": 2}
 _DYN = {"kernel_size": (3, 3, 3), "strides": (1, 2, 2), "upsample_kernel_size": (2, 2), "filters": (8, 16, 24)}
 
-# (class, its options, shape of the input); where the options hold no `spatial_dims` there is no such choice.
+# (class, options, input shape); classes without `spatial_dims` in the options have no such option.
 NETWORKS: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
     ("AHNet", {"layers": (1, 1, 1, 1), "spatial_dims": 2, "psp_block_num": 2, "upsample_mode": "nearest"}, _FLAT),
     ("AttentionUnet", {"spatial_dims": 2, **_ENDS, **_LEVELS}, _FLAT),
@@ -66,7 +66,7 @@ NETWORKS: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
 
 
 def monai_models() -> Iterator[PackageModel]:
-    """Each network with batch, height, width and depth dynamic."""
+    """Each network with dynamic batch, height, width and depth."""
     for name, options, shape in NETWORKS:
         axes = ((0, 0, 1), *((0, axis, 32) for axis in range(2, len(shape))))
         yield PackageModel(f"{name}/{len(shape) - 2}d", _monai(name, options, shape), axes)

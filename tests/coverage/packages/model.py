@@ -1,4 +1,4 @@
-"""The description of a network of a package, which is built where it is checked."""
+"""Description of a package's network, which is built in the process that checks it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Axes = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True)
 class PackageModel:
-    """A network and how it is called.
+    """A network and its inputs.
 
     Attributes:
-        build: makes the module and its positional inputs.
+        build: returns the module and its positional inputs.
         dynamic: (input, axis, multiple): the axes that are tried together as dynamic dimensions, each a multiple of a
             number; fewer are tried where `torch.export` refuses.
         tied: (input, axis, place) of other axes that have the size of the dynamic axis of that place.
@@ -34,7 +34,7 @@ class PackageModel:
     find: Callable[[tuple[Any, ...]], tuple[Axes, Axes]] | None = None
 
     def without(self, fixed: set[tuple[int, int]]) -> PackageModel:
-        """The network with fewer dynamic axes: not these (input, axis), nor those that are tied to them."""
+        """The network without these dynamic (input, axis), and without the axes tied to them."""
         gone = {number for number, each in enumerate(self.dynamic) if each[:2] in fixed}
         gone |= {number for place, axis, number in self.tied if (place, axis) in fixed}
         kept = [number for number in range(len(self.dynamic)) if number not in gone] if gone else []
@@ -43,7 +43,7 @@ class PackageModel:
 
 
 def usual_axes(inputs: tuple[Any, ...]) -> tuple[Axes, Axes]:
-    """Batch and length, or batch, height and width, of the first input, and the axes of others that follow them."""
+    """Batch and length, or batch, height and width, of the first input, and the tied axes of other inputs."""
     first = inputs[0].shape
     found = ((0, 0, 1), *((0, axis, _step(first[axis])) for axis in range(2, 4))) if len(first) == 4 else _TOKENS
     axes = tuple(each for each in found if each[1] < len(first) and first[each[1]] > 1)
@@ -57,12 +57,12 @@ def usual_axes(inputs: tuple[Any, ...]) -> tuple[Axes, Axes]:
 
 
 def _step(size: int) -> int:
-    """The largest power of two, 32 at most, that divides a size of an image."""
+    """The largest power of two, at most 32, that divides an image size."""
     return next(step for step in (32, 16, 8, 4, 2, 1) if size % step == 0)
 
 
 def first_tensor(value: Any) -> Any:
-    """The first tensor of nested tuples, lists, dictionaries and output classes."""
+    """The first tensor in nested tuples, lists, dictionaries and output classes."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -75,7 +75,7 @@ def first_tensor(value: Any) -> Any:
 
 
 def with_call(net: Any, call: Callable[..., Any]) -> Any:
-    """A module whose forward is `call(net, *inputs)`, reduced to its first tensor."""
+    """A module whose forward returns the first tensor of `call(net, *inputs)`."""
     import torch
 
     class Called(torch.nn.Module):

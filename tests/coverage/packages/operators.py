@@ -1,4 +1,4 @@
-"""Operators of PyTorch, on the inputs that PyTorch's own tests give them (`expecttest` has to be installed)."""
+"""PyTorch's operators on the inputs of PyTorch's own tests (needs the package `expecttest`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from tests.coverage.packages.model import PackageModel
 
-_SAMPLES = 2  # of an operator: the first, and the one in the middle
+_SAMPLES = 2  # per operator: the first, and the middle one
 
 
 def torch_operators() -> Iterator[PackageModel]:
-    """Every operator that has inputs of float32, integers or booleans."""
+    """All operators with inputs of float32, integers or booleans."""
     methods = importlib.import_module("torch.testing._internal.common_methods_invocations")
     for operator in methods.op_db:
         name = ".".join(filter(None, (operator.name, operator.variant_test_name)))
@@ -22,7 +22,7 @@ def torch_operators() -> Iterator[PackageModel]:
 
 
 def _built(operator: Any, number: int) -> tuple[Any, tuple[Any, ...]]:
-    """The operator as a module of the tensors among its arguments; the others are constants."""
+    """The operator as a module whose inputs are its tensor arguments; other arguments are constants."""
     import torch
     from torch.utils import _pytree
 

@@ -1,4 +1,4 @@
-"""Compiles networks of a package at fixed and at dynamic sizes and compares them with PyTorch.
+"""Compiles a package's networks at fixed and at dynamic sizes and compares them with PyTorch.
 
 A network is "right", "wrong" or of "lost sizes" (compiled without a dimension that was asked for), "refused by
 torch.export", "refused" by this compiler with a reason, an "internal error", "unfinished" within its processor time, or
@@ -27,9 +27,9 @@ RIGHT, WRONG, LOST = "right", "wrong", "lost sizes"
 EXPORT, REFUSED, INTERNAL, UNBUILT = "refused by torch.export", "refused", "internal error", "not built"
 UNFINISHED = "unfinished"
 FAILURES = (WRONG, LOST, INTERNAL, UNFINISHED)
-TOLERANCE = 1e-3  # of the largest magnitude: nets of random weights, whose outputs are small differences
+TOLERANCE = 1e-3  # relative to the largest magnitude: outputs of nets with random weights are small differences
 _TIMES_AS_LARGE = 2
-_LONGEST = 700  # characters of a reason
+_LONGEST = 700  # maximum length of a reason
 
 _OWN_REFUSAL = re.compile(
     r"dynamic size \(node 'dimension (\d+) of ([a-zA-Z]\w*?)(?:_(\d+))?'\): an operator of the model"
@@ -57,7 +57,7 @@ class SweepRow:
 
 
 def check_network(model: PackageModel, *, dynamic_first: bool = False) -> SweepRow:
-    """Build, compile and compare one network; with as many of its dynamic dimensions as `torch.export` takes.
+    """Build, compile and compare one network, with as many of its dynamic dimensions as `torch.export` accepts.
 
     Args:
         dynamic_first: compile at fixed sizes only where dynamic ones are refused; `fixed` is empty otherwise.
@@ -70,7 +70,7 @@ def check_network(model: PackageModel, *, dynamic_first: bool = False) -> SweepR
         net, inputs = model.build()
         if _draws(net.eval(), inputs):
             return SweepRow(model.name, UNBUILT, detail="it draws random numbers")
-    except Exception as error:  # whatever a package raises for a config or an input that it does not take
+    except Exception as error:  # packages raise anything for unsupported configs and inputs
         return SweepRow(model.name, UNBUILT, detail=f"{type(error).__name__}: {str(error)[:200]}")
     if model.find is not None:
         dynamic, tied = model.find(inputs)
@@ -87,7 +87,7 @@ def check_network(model: PackageModel, *, dynamic_first: bool = False) -> SweepR
 
 
 def where_stopped(error: BaseException) -> str:
-    """The innermost lines of this compiler that were running."""
+    """The innermost lines of this compiler in the traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [each for each in frames if "site-packages" not in each.filename]
     return " < ".join(f"{Path(each.filename).name}:{each.lineno} {each.name}" for each in reversed(own[-6:]))
@@ -122,7 +122,7 @@ def _with_dynamic(row: SweepRow, net: Any, inputs: Inputs, model: PackageModel) 
 
 
 def _fixed_axes(net: Any, refusal: str) -> set[tuple[int, int]]:
-    """(input, axis) of the sizes that `torch.export` says are fixed, or that a condition of the network fixes."""
+    """(input, axis) of sizes that `torch.export` reports as fixed, or that a condition in the network fixes."""
     names = list(inspect.signature(net.forward).parameters)
     found = re.findall(r"L\['(\w+)'\](?:\[(\d+)\])?\.size\(\)\[(\d+)\]", refusal)
     found += [(name, place, axis) for axis, name, place in _OWN_REFUSAL.findall(refusal)]
@@ -130,7 +130,7 @@ def _fixed_axes(net: Any, refusal: str) -> set[tuple[int, int]]:
 
 
 def _compared(net: Any, inputs: Inputs, model: PackageModel) -> tuple[str, float, str]:
-    """(result, error, detail) of one compilation, at the example's sizes and, with dynamic axes, at larger ones."""
+    """(result, error, detail) of one compilation, at the example's sizes and, for dynamic axes, at larger ones."""
     import compiler
     from compiler.errors import InternalError, InvalidModelError, TensorwrightError
 
@@ -147,7 +147,7 @@ def _compared(net: Any, inputs: Inputs, model: PackageModel) -> tuple[str, float
         return INTERNAL, 0.0, str(error)[:_LONGEST]
     except TensorwrightError as error:
         return REFUSED, 0.0, str(error)[:_LONGEST]
-    except Exception as error:  # what is no error of the compiler's own is a defect
+    except Exception as error:  # any exception other than the compiler's own errors is a defect
         return INTERNAL, 0.0, f"{type(error).__name__}: {str(error)[:_LONGEST]}"
     lost = [(place, axis) for place, axis, _ in axes if isinstance(module.inputs[place].shape[axis], int)]
     if lost:
@@ -171,7 +171,7 @@ def _compared(net: Any, inputs: Inputs, model: PackageModel) -> tuple[str, float
 
 
 def _of_torch(net: Any, inputs: Inputs) -> tuple[Sequence[Any], str]:
-    """The results of a network, or why it does not take such sizes."""
+    """The network's results, or the reason why it does not support these sizes."""
     import torch
 
     try:
@@ -183,7 +183,7 @@ def _of_torch(net: Any, inputs: Inputs) -> tuple[Sequence[Any], str]:
 
 
 def _dimensions(inputs: Inputs, model: PackageModel) -> tuple[dict[int, Any] | None, ...]:
-    """`dynamic_shapes` of `torch.export`: it finds the relations of the sizes itself, and refuses what is fixed."""
+    """`dynamic_shapes` for `torch.export`, which derives relations of sizes itself and refuses fixed ones."""
     from torch.export import Dim
 
     found: list[dict[int, Any]] = [{} for _ in inputs]
@@ -193,7 +193,7 @@ def _dimensions(inputs: Inputs, model: PackageModel) -> tuple[dict[int, Any] | N
 
 
 def _larger(inputs: Inputs, model: PackageModel) -> Inputs:
-    """Inputs that have more along the axes; integers stay in the range of the example's."""
+    """Inputs that are larger along the axes; integers stay in the example's range."""
     shapes = [list(each.shape) for each in inputs]
     for place, axis, step in model.dynamic:
         shapes[place][axis] += _TIMES_AS_LARGE * step
@@ -204,7 +204,7 @@ def _larger(inputs: Inputs, model: PackageModel) -> Inputs:
 
 
 def _random(shape: list[int], like: Any) -> Any:
-    """A tensor of that shape with the example's type and range; the example itself where it has the shape."""
+    """A tensor of a shape with the example's type and range; the example itself if it has that shape."""
     import torch
 
     if shape == list(like.shape):
@@ -215,7 +215,7 @@ def _random(shape: list[int], like: Any) -> Any:
 
 
 def summary(rows: Sequence[SweepRow]) -> str:
-    """Number of networks by outcome, at fixed and at dynamic sizes."""
+    """Number of networks by outcome, at fixed and dynamic sizes."""
     fixed = Counter(row.fixed for row in rows if row.fixed)
     dynamic = Counter(row.dynamic_result for row in rows if row.dynamic_result)
     parts = [", ".join(f"{count} {name}" for name, count in each.most_common()) for each in (fixed, dynamic)]
@@ -223,5 +223,5 @@ def summary(rows: Sequence[SweepRow]) -> str:
 
 
 def write_rows(rows: Sequence[SweepRow], path: Path) -> None:
-    """The table for a machine."""
+    """Write the table as JSON."""
     path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")

@@ -23,8 +23,8 @@ from tests.coverage.packages.sweep import (
 )
 from tests.fuzz.forked import call_forked
 
-_MEMORY_BYTES = 12 << 30  # of address space that a network may take
-_LAST_SECONDS = 30  # to say where a network was when its time was over
+_MEMORY_BYTES = 12 << 30  # limit of a network's address space
+_LAST_SECONDS = 30  # to report where a network was when its time ran out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _bounded(model: PackageModel, seconds: int, dynamic_first: bool) -> SweepRow:
-    """The row of a network, in a process that ends when its processor time is used up."""
+    """Compute the row of a network in a process with limited CPU time."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + _LAST_SECONDS))
     signal.signal(signal.SIGXCPU, signal.default_int_handler)
@@ -50,7 +50,7 @@ def _bounded(model: PackageModel, seconds: int, dynamic_first: bool) -> SweepRow
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the networks, each in a process of its own, and print a line for each; 0 without wrong or internal ones."""
+    """Run each network in its own process and print its line; return 0 if none is wrong or an internal error."""
     import torch
 
     torch.set_num_threads(1)
@@ -73,7 +73,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _warm_up() -> None:
-    """Load and build what the first import of a model needs, which each child would do again."""
+    """Load and build what the first import of a model needs: child processes inherit it."""
     import torch
 
     import compiler.driver.build  # noqa: F401
@@ -83,7 +83,7 @@ def _warm_up() -> None:
 
 
 def _known_rows(path: Path | None) -> list[SweepRow]:
-    """The rows of an earlier run, which is gone on with."""
+    """The rows of an earlier run to continue."""
     return [SweepRow(**each) for each in json.loads(path.read_text())] if path is not None and path.exists() else []
 
 

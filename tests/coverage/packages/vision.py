@@ -25,7 +25,7 @@ SMALL = (
     "s16",
     "x0_5",
 )
-# Options that make a network small or free of a fixed image size, the first that its code takes.
+# Options for a small network or for any image size; the first that its code accepts is used.
 _SMALLER: tuple[dict[str, Any], ...] = (
     {"depth": 2, "dynamic_img_size": True},
     {"depth": 2},
@@ -38,12 +38,12 @@ _SMALLER: tuple[dict[str, Any], ...] = (
 
 
 def _smallest(names: list[str]) -> str:
-    """The name that promises the smallest network."""
+    """The name that suggests the smallest network."""
     return min(names, key=lambda name: (next((i for i, s in enumerate(SMALL) if s in name), len(SMALL)), name))
 
 
 def timm_models() -> Iterator[PackageModel]:
-    """One network of each module of timm, at batch, height and width."""
+    """One network of each timm module, with dynamic batch, height and width."""
     timm = importlib.import_module("timm")
     for module in sorted(timm.list_modules()):
         names = timm.list_models(module=module)
@@ -64,18 +64,18 @@ def _timm(name: str) -> Build:
 
 
 def _smaller(name: str) -> Any:
-    """The network with the first options that it takes."""
+    """The network with the first options that it accepts."""
     timm = importlib.import_module("timm")
     for options in _SMALLER[:-1]:
         try:
             return timm.create_model(name, pretrained=False, num_classes=10, **options)
-        except Exception:  # whatever a network raises for options that it does not have
+        except Exception:  # networks raise anything for unsupported options
             continue
     return timm.create_model(name, pretrained=False, num_classes=10, **_SMALLER[-1])
 
 
 def torchvision_models() -> Iterator[PackageModel]:
-    """The smallest classifier, segmenter and video network of each family of torchvision."""
+    """The smallest classifier, segmenter and video network of each torchvision family."""
     models = importlib.import_module("torchvision.models")
     families: dict[str, list[str]] = {}
     for name in models.list_models():
@@ -105,7 +105,7 @@ _DETECTORS = (
 
 
 def _optical_flow() -> tuple[Any, tuple[Any, ...]]:
-    """Two steps on two images of 128 x 128, the smallest that RAFT takes."""
+    """Two steps on two images of 128 x 128, the smallest that RAFT accepts."""
     import torch
     from torchvision import models
 
@@ -115,7 +115,7 @@ def _optical_flow() -> tuple[Any, tuple[Any, ...]]:
 
 
 def _detector(name: str) -> Build:
-    """Boxes, before their selection by values: the heads' outputs on the pyramid of features."""
+    """A detector up to the heads' outputs on the feature pyramid, before boxes are selected by value."""
 
     def build() -> tuple[Any, tuple[Any, ...]]:
         import torch
@@ -135,7 +135,7 @@ def _detector(name: str) -> Build:
 
 
 def _boxes(name: str) -> Build:
-    """The whole detector, of one image of its own size: boxes, after their selection."""
+    """The whole detector on one image of fixed size, with box selection."""
 
     def build() -> tuple[Any, tuple[Any, ...]]:
         import torch
@@ -163,7 +163,7 @@ def _torchvision(name: str) -> Build:
 
 
 def segmentation_models() -> Iterator[PackageModel]:
-    """Each decoder of segmentation_models_pytorch on a small encoder."""
+    """Each decoder of segmentation_models_pytorch with a small encoder."""
     package = importlib.import_module("segmentation_models_pytorch")
     for name in sorted(package.MODEL_ARCHITECTURES_MAPPING):
         yield PackageModel(name, _segmentation(name), IMAGE)
@@ -171,7 +171,7 @@ def segmentation_models() -> Iterator[PackageModel]:
         yield PackageModel(f"unet/{encoder}", _segmentation("unet", encoder), IMAGE)
 
 
-_ENCODERS = (  # the smallest of each family
+_ENCODERS = (  # smallest per family
     "densenet121",
     "dpn68",
     "efficientnet-b0",
