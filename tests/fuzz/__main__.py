@@ -1,7 +1,7 @@
 """Fuzz a part of the compiler: `python -m tests.fuzz SUITE --cases N --seed S`.
 
 A suite is a module of this package, named in `SUITES`, with `prepare(folder) -> context`, called once, and
-`case(context, seed) -> Outcome`, called in worker processes. Every case must end in a right result or in one error of
+`case(context, seed) -> Outcome`, called in worker processes. Every case must end in a right result or in an error of
 this project. `MEMORY_BYTES` and `SECONDS`, if a suite has them, limit the address space of a worker and the processor
 time of a case. The suite "hostile" is a catalog instead (`tests.fuzz.hostile`), and takes --only and --workers. "serve"
 attacks a server (`tests.fuzz.serving`); it takes --only, and --cases and --seed of random requests.
@@ -77,7 +77,7 @@ def main() -> int:
             }
             running = run_cases(suite.case, context, seeds, workers=options.workers, **limits)
             outcomes = []
-            with contextlib.suppress(KeyboardInterrupt):  # the table of the cases that ended so far
+            with contextlib.suppress(KeyboardInterrupt):  # the table of the cases so far
                 for outcome in track(running, total=options.cases, console=console, description=options.suite):
                     outcomes.append(outcome)
     return _report(outcomes, options.suite, time.monotonic() - start, console)

@@ -1,4 +1,4 @@
-"""Mutations of a module file's structure, after which every checksum is made right again.
+"""Mutations of a module file's structure, after which all checksums are recomputed.
 
 They reach what lies behind the checksums. Machine code is left alone but for what no loader must accept: once a file's
 checksums are right, its code is what somebody wanted to run, and only a signature can say who.
@@ -28,11 +28,11 @@ HOSTILE_VALUES: tuple[Any, ...] = (None, True, [], {}, [[]], [None], {"": {}}, [
 
 @dataclass
 class Parts:
-    """A module file taken apart; `assemble` puts it together again with right checksums.
+    """A parsed module file; `assemble` writes it with right checksums.
 
     Attributes:
-        table: wrong places to write into the section table.
-        version, flags: for the head; flags None: those that fit.
+        table: wrong offsets to write into the section table.
+        version, flags: of the header; flags None: the right ones.
         rewrite: changes the manifest's text.
     """
 
@@ -79,7 +79,7 @@ Mutation = Callable[[Parts, Random], None]
 
 
 def pick(items: Any, random: Random) -> Any:
-    """One of the items."""
+    """A random item."""
     return items[int(random.integers(len(items)))]
 
 
@@ -88,7 +88,7 @@ def _hostile(random: Random) -> Any:
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of everything inside a JSON value."""
+    """Paths of all values inside a JSON value."""
     found: list[tuple[Any, ...]] = []
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
@@ -97,7 +97,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def edit_json(value: Any, random: Random) -> None:
-    """Change one random place of a JSON value: replace, remove, duplicate, or add."""
+    """Replace, remove, duplicate or add one random value in JSON."""
     places = _places(value)
     if not places:
         return
@@ -125,7 +125,7 @@ def replace_manifest(parts: Parts, random: Random) -> None:
 
 
 def edit_shapes(parts: Parts, random: Random) -> None:
-    """The manifest's description of a tensor no longer fits the code."""
+    """Make the manifest's description of a tensor contradict the code."""
     groups = ["inputs", "outputs", "parameters", "reference_inputs", "reference_outputs"]
     tensors = parts.manifest[pick([group for group in groups if parts.manifest[group]], random)]
     tensor = pick(tensors, random)
@@ -166,7 +166,7 @@ def edit_tensor_bytes(parts: Parts, random: Random) -> None:
 
 
 def edit_numbers(parts: Parts, random: Random) -> None:
-    """Other parameter values, NaN and infinity among them: loads, and no longer gives the reference."""
+    """Change parameter values, also to NaN and infinity: the module loads but differs from its reference run."""
     blob = bytearray(parts.sections["parameters"])
     (length,) = struct.unpack("<Q", blob[:8])
     body = memoryview(blob)[8 + length :]
@@ -199,7 +199,7 @@ def rearrange_sections(parts: Parts, random: Random) -> None:
 
 
 def break_library(parts: Parts, random: Random) -> None:
-    """Not a whole shared library: cut off, empty, garbage, or for another machine."""
+    """Break the shared library: truncated, empty, garbage, or for another machine."""
     library = parts.sections["library"]
     action = int(random.integers(4))
     if action == 0:
@@ -215,7 +215,7 @@ def break_library(parts: Parts, random: Random) -> None:
 
 
 def edit_signatures(parts: Parts, random: Random) -> None:
-    """A signature block whose own checksum is right."""
+    """Change the signature block, with a right checksum."""
     count = int(pick([0, 1, 2, 64, 65, 2**32 - 1], random))
     stored = int(pick([1, 1, 2, 3], random))
     block = b"TWMSIGN\x01" + struct.pack("<I4s", count, bytes(4)) + random.bytes(96 * stored)

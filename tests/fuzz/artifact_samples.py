@@ -1,4 +1,4 @@
-"""Modules for the artifact suite: one with parameters of many element types, and two that the compiler made."""
+"""Modules for the artifact suite: one with parameters of many element types, and two by the compiler."""
 
 from __future__ import annotations
 

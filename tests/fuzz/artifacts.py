@@ -24,7 +24,7 @@ _MAX_RUN_THREADS = 8
 
 @dataclass(frozen=True)
 class Samples:
-    """Sound module files to mutate, and a key that signed some of them."""
+    """Valid module files to mutate, and a key that signed some of them."""
 
     files: tuple[bytes, ...]
     public_key: bytes
@@ -45,7 +45,7 @@ def prepare(folder: Path) -> Samples:
 
 
 def case(samples: Samples, seed: int) -> Outcome:
-    """Mutate one sample, and load, verify and run what comes of it."""
+    """Mutate one sample, then load, verify and run it."""
     random = np.random.default_rng(seed)
     content = samples.files[int(random.integers(len(samples.files)))]
     if random.random() < 0.4:
@@ -68,7 +68,7 @@ def case(samples: Samples, seed: int) -> Outcome:
 
 
 def _damaged(content: bytes, samples: Samples, random: Random) -> Outcome:
-    """Bytes changed without care: nothing but the same bytes may be accepted."""
+    """Randomly changed bytes: only the original bytes may be accepted."""
     donor = samples.files[int(random.integers(len(samples.files)))]
     mutation = BYTE_MUTATIONS[int(random.integers(len(BYTE_MUTATIONS)))]
     if random.random() < 0.2:
@@ -88,7 +88,7 @@ def _damaged(content: bytes, samples: Samples, random: Random) -> Outcome:
 
 
 def _run(module: Module, random: Random) -> None:
-    """Run with what the manifest asks for, unless that is too large to be worth it."""
+    """Run with inputs as in the manifest, unless they are too large."""
     sizes: dict[str, int] = {}
     values = [_value(description, sizes, random) for description in module.inputs]
     if any(value is None for value in values) or module.threads > _MAX_RUN_THREADS:

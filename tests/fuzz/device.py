@@ -32,8 +32,8 @@ MEMORY_BYTES = -1
 """Address space of a worker: no limit, since AddressSanitizer reserves terabytes."""
 
 _SHOWN = 70
-_MODULES_OF = 6  # all but two of so many cases are modules
-# Inputs with relations, indices and lengths: every second case of inputs is one for it.
+_MODULES_OF = 6  # two of this many cases are not modules
+# Inputs with relations, indices and lengths: every second input case uses it.
 _REQUIRED: Case = {
     "shapes": {"a": ["n", 4], "b": ["m", 4]},
     "requirements": [
@@ -56,7 +56,7 @@ Random = np.random.Generator
 
 @dataclass(frozen=True)
 class Samples:
-    """Sound files: the driver, modules, and inputs of those that have an example."""
+    """The driver, valid modules, and inputs of modules with an example."""
 
     program: Path
     modules: tuple[bytes, ...]
@@ -65,7 +65,7 @@ class Samples:
 
 
 def prepare(folder: Path) -> Samples:
-    """Build the driver, and the samples of the suite of artifacts with inputs for some of them."""
+    """Build the driver, and the artifact suite's samples with inputs for some of them."""
     modules = prepare_artifacts(folder).files
     inputs = []
     for number, content in enumerate(modules):
@@ -87,12 +87,12 @@ def prepare(folder: Path) -> Samples:
 
 @cache
 def _driver(program: Path) -> Driver:
-    """One for each process that runs cases."""
+    """One driver per worker process."""
     return Driver(program)
 
 
 def case(samples: Samples, seed: int) -> Outcome:
-    """Mutate one sample, and have the driver read and run what comes of it."""
+    """Mutate one sample, then let the driver read and run it."""
     random = np.random.default_rng(seed)
     path = samples.folder / f"case-{os.getpid()}"
     if seed % _MODULES_OF == _MODULES_OF - 1:
@@ -110,7 +110,7 @@ def case(samples: Samples, seed: int) -> Outcome:
         return Outcome("wrong", label, f"Python: {refusal or 'right'}; C++: {checked.detail or 'right'}")
     if checked.kind != "right":
         return Outcome(checked.kind, label, checked.detail)
-    # What lies in its tables is not run: the system's loader trusts a library, and so does who runs one.
+    # A library with damaged tables is not run: the system's loader trusts libraries.
     outcome = _answer(samples, ["read" if label == damage_code.__name__ else "load", str(path)], path, content)
     return Outcome(outcome.kind, label, outcome.detail)
 
@@ -125,7 +125,7 @@ def _mutated_module(samples: Samples, random: Random) -> tuple[str, bytes]:
     change(parts, random)
     try:
         return change.__name__, parts.assemble()
-    except (UnicodeEncodeError, ValueError):  # what the mutation put there is no name of a section
+    except (UnicodeEncodeError, ValueError):  # the mutation wrote an invalid section name
         return "none", content
 
 
@@ -142,14 +142,14 @@ def _answer(samples: Samples, command: list[str], path: Path, content: bytes) ->
 
 
 def _kind(answer: str) -> str:
-    """An error without what differs from case to case."""
+    """An error without the details that differ between cases."""
     first = answer.partition("\n")[0].partition(" (")[0]
     first = re.sub(r"'.*'|\[.*\]|-?\d[\d.e+]*", "...", first)
     return first.replace(": ", ", ")[:_SHOWN]
 
 
 def _refusal(content: bytes) -> str | None:
-    """Why Python refuses a module."""
+    """The reason why Python refuses a module."""
     try:
         manifest = read_artifact(content).manifest
         RequirementChecker(manifest.inputs, manifest.requirements, manifest.indices)

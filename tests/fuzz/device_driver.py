@@ -29,36 +29,36 @@ from compiler.support.cache import cached, key_of
 CPP = Path(__file__).with_name("cpp")
 _SANITIZERS = ("-g1", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 _SOURCES = (*LIBRARY_SOURCES, "mapped_code.cc", NO_LINKED_MODULE)
-# TVM's own leaks at exit are not looked for.
+# TVM's own leaks at exit are ignored.
 _SUPPRESSIONS = "leak:libtvm_runtime\nleak:libtvm_ffi\n"
-_NEW_LINE = "\x1e"  # within an answer
+_NEW_LINE = "\x1e"  # separator within an answer
 _SHOWN = 3000
 
 
 class SanitizerReport(Exception):  # noqa: N818 (it is what they call it)
-    """The process ended: what the sanitizers, or whoever ended it, said."""
+    """The process ended: the report of the sanitizers, or the cause of its death."""
 
 
 def build_driver(*, sanitized: bool = True) -> Path:
-    """The program of `cpp/driver.cc`. Raises as `_built`."""
+    """The program of `cpp/driver.cc`. Raises like `_built`."""
     return _built("driver", [*(SOURCES / name for name in _SOURCES), CPP / "driver.cc"], sanitized=sanitized)
 
 
 def build_server() -> Path:
-    """The device server. Raises as `_built`."""
+    """The device server. Raises like `_built`."""
     names = (*LIBRARY_SOURCES, *PROGRAMS["tensorwright-server"], NO_LINKED_MODULE)
     return _built("server", [SOURCES / name for name in names])
 
 
 def sanitizer_environment(**options: str) -> dict[str, str]:
-    """The environment of such a program; `options` are more ones of AddressSanitizer."""
+    """The environment of such a program; `options`: additional options for AddressSanitizer."""
     own = {"allocator_may_return_null": "1", "detect_leaks": "1", "abort_on_error": "0", **options}
     joined = ":".join(f"{name}={value}" for name, value in own.items())
     return {**os.environ, "ASAN_OPTIONS": joined, "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
 def _built(name: str, sources: Sequence[Path], *, sanitized: bool = True) -> Path:
-    """A program, with sanitizers unless told otherwise, compiled once.
+    """A program, by default with sanitizers, compiled once.
 
     Raises:
         targets.ToolchainMissing: there is no compiler with sanitizers, for which tests skip (tests/conftest.py).
@@ -68,12 +68,12 @@ def _built(name: str, sources: Sequence[Path], *, sanitized: bool = True) -> Pat
     if sanitized:
         _check_sanitizers(target)
     own = _SANITIZERS if sanitized else ("-O0",)
-    sources = [*sources, CPP / "instrumented_json.cc"]  # of TVM, only the parser is compiled with sanitizers
+    sources = [*sources, CPP / "instrumented_json.cc"]  # only TVM's parser is compiled with sanitizers
     pool = [SOURCES / name for name in THREAD_POOL_SOURCES]
     headers = [*sorted(SOURCES.glob("*.h")), *sorted(CPP.glob("*.h"))]
     contents = [path.read_bytes() for path in (*headers, *sources, *pool)]
     compiler = target.compiler()
-    libraries = sorted({path.parent for path in runtime_libraries(target)})  # the program looks for them there
+    libraries = sorted({path.parent for path in runtime_libraries(target)})  # the program searches for them there
 
     def build(folder: Path) -> None:
         folders = [*include_folders(), ffi_source_folder() / "extra", *third_party_includes()]
@@ -101,7 +101,7 @@ def _check_sanitizers(target: targets.Target) -> None:
 
 
 class Driver:
-    """A running driver; started again after each report."""
+    """A running driver, restarted after each report."""
 
     def __init__(self, program: Path) -> None:
         self._program = program
@@ -128,7 +128,7 @@ class Driver:
         return answer[:-1].replace(_NEW_LINE, "\n")
 
     def close(self) -> None:
-        """End the process, after a last look for leaks. Raises SanitizerReport."""
+        """End the process after a final leak check. Raises SanitizerReport."""
         process, self._process = self._process, None
         if process is not None:
             assert process.stdin is not None

@@ -1,4 +1,4 @@
-"""Mutations of what Python has libraries for and C++ has not: requirements, JSON, heads, shared libraries, inputs."""
+"""Mutations of formats that C++ parses without libraries: requirements, JSON, headers, shared libraries, inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DEEPEST = 200_000
 
 
 def edit_requirements(parts: Parts, random: Random) -> None:
-    """Relations and ranges of every kind, right and wrong."""
+    """Add valid and invalid relations and ranges of every kind."""
     inputs = parts.manifest["inputs"]
     sizes = [size for tensor in inputs for size in tensor["shape"] if isinstance(size, str)]
     symbols = {"n": str(pick([*sizes, *sizes, *sizes, "nothing"], random))}
@@ -48,7 +48,7 @@ def edit_threads(parts: Parts, random: Random) -> None:
 
 
 def nest_deeply(parts: Parts, random: Random) -> None:
-    """A value nested deeper than a parser's stack; or just not."""
+    """Nest a value deeper than a parser's stack, or barely less."""
     depth = int(pick([50, 90, 101, 5000, _DEEPEST], random))
     opened, closed = pick([(b"[", b"]"), (b'{"a":', b"}"), (b"[{},", b"]")], random)
     text = opened * depth + b"1" + closed * depth
@@ -60,7 +60,7 @@ def nest_deeply(parts: Parts, random: Random) -> None:
 
 
 def edit_json_text(parts: Parts, random: Random) -> None:
-    """Text that is not JSON, or hardly."""
+    """Write text that is not, or barely, JSON."""
     changes = (
         (b'"relative": 0.001', b'"relative": NaN'),
         (b'"relative": 0.001', b'"relative": 1e999'),
@@ -92,13 +92,13 @@ def edit_head(parts: Parts, random: Random) -> None:
 
 
 def append_to_content(parts: Parts, random: Random) -> None:
-    """Bytes after the content that nothing announces, or that the flag says are signatures."""
+    """Append undeclared bytes, or bytes that a flag declares as signatures."""
     parts.signatures += random.bytes(int(random.integers(1, 200)))
     parts.flags = int(random.integers(2))
 
 
 def damage_code(parts: Parts, random: Random) -> None:
-    """A shared library whose headers and tables lie; its code is not run."""
+    """Corrupt headers and tables of the shared library; its code is not run."""
     library = bytearray(parts.sections["library"])
     for _ in range(int(random.integers(1, 4))):
         pick([_damage_header, _damage_segment, _damage_dynamic, _damage_table], random)(library, random)
@@ -137,7 +137,7 @@ def _damage_segment(library: bytearray, random: Random) -> None:
 
 
 def _dynamic(library: bytearray) -> list[int]:
-    """The places of the entries of the dynamic section."""
+    """Offsets of the entries of the dynamic section."""
     for at in _segments(library):
         kind, offset, size = (
             *struct.unpack_from("<I", library, at),
@@ -160,7 +160,7 @@ def _damage_dynamic(library: bytearray, random: Random) -> None:
 
 
 def _damage_table(library: bytearray, random: Random) -> None:
-    """Symbols, names, hashes and relocations lie at the beginning."""
+    """Damage symbols, names, hashes and relocations, which are at the beginning."""
     for _ in range(int(random.integers(1, 30))):
         _put(
             library,
@@ -171,7 +171,7 @@ def _damage_table(library: bytearray, random: Random) -> None:
 
 
 def edit_inputs(blob: bytes, random: Random) -> tuple[str, bytes]:
-    """A changed file of inputs, and what was done to it."""
+    """A changed input file, and the name of the change."""
     action = int(random.integers(6))
     if action < 2:
         mutation = pick(BYTE_MUTATIONS, random)

@@ -39,8 +39,8 @@ MEMORY_BYTES = -1
 """Address space of a worker: no limit, since AddressSanitizer reserves terabytes."""
 
 _PLAIN, _NOISE, _RPC = b"TWPLAIN2", b"TWNOISE2", struct.pack("<i", 0xFF271)
-_SECONDS = 20.0  # for an answer
-_END_SECONDS = 60.0  # until the processes of a client that left have ended: a handshake may take 10
+_SECONDS = 20.0  # timeout of an answer
+_END_SECONDS = 60.0  # timeout until the processes of a disconnected client have ended: a handshake may take 10
 _MODULE_BYTES = 3_000_000
 _LENGTHS = (0, 1, 4, 255, 256, 257, 1 << 16, 1 << 20, (1 << 20) + 1, 1 << 31, (1 << 32) - 1)
 _NUMBERS = (
@@ -57,19 +57,19 @@ Random = np.random.Generator
 
 @dataclass(frozen=True)
 class Samples:
-    """The server's program, keys of a device, of a client that it knows and of a stranger, and sound modules."""
+    """The server's program, keys of a device, a known client and an unknown one, and valid modules."""
 
     program: Path
     folder: Path
     modules: tuple[bytes, ...]
 
     def credentials(self, client: str) -> Credentials:
-        """Paths of the keys of the client with that name."""
+        """Paths of the keys of a client."""
         return load_credentials(self.folder / f"{client}.pem", self.folder / "device.pem.pub")
 
 
 def prepare(folder: Path) -> Samples:
-    """Build the server, and make keys and modules."""
+    """Build the server, keys and modules."""
     program = build_server()
     subprocess.run([program, "--new-key", folder / "device.pem"], check=True, capture_output=True)
     for name in ("laptop", "stranger"):
@@ -78,7 +78,7 @@ def prepare(folder: Path) -> Samples:
 
 
 class Server:
-    """A server under sanitizers; it ends with this process."""
+    """A server with sanitizers, which ends with this process."""
 
     def __init__(self, samples: Samples, credentials: Credentials | None) -> None:
         self.credentials = credentials
@@ -99,12 +99,12 @@ class Server:
         self.address = address_of(self._process)
 
     def connect(self) -> socket.socket:
-        """A connection that has said nothing yet."""
+        """A new connection, on which nothing has been sent."""
         host, _, port = self.address.rpartition(":")
         return socket.create_connection((host, int(port)), _SECONDS)
 
     def verdict(self, by_rpc: bool) -> tuple[Kind, str]:
-        """State of the server once a client has gone; `by_rpc`: the client may have spoken TVM's RPC."""
+        """State of the server after a client left; `by_rpc`: the client may have used TVM's RPC."""
         ended = self._process.poll() is not None
         sessions = [] if ended else psutil.Process(self._process.pid).children(recursive=True)
         _, alive = psutil.wait_procs(sessions, timeout=_END_SECONDS)
@@ -112,12 +112,12 @@ class Server:
         for each in self.folder.glob("sanitizer*"):
             report = each.read_text(errors="replace")
             each.unlink()
-            # TVM's RPC reserves what its client says: that ends this client's process, and no other.
+            # TVM's RPC allocates as much as its client requests, which may end this client's process, but no other.
             if not by_rpc or "SUMMARY: AddressSanitizer: out-of-memory" not in report:
                 reports.append(report)
         said = self._errors.read_text(errors="replace") + "".join(reports)
         if self._process.poll() is not None or any(word in said for word in _REPORTS):
-            _server.cache_clear()  # the next case has another one
+            _server.cache_clear()  # the next case starts another one
             self._process.kill()
             self._process.wait()
             return "crash", said[-_SHOWN:]
@@ -133,12 +133,12 @@ class Server:
 
 @cache
 def _server(samples: Samples, has_keys: bool) -> Server:
-    """One of each kind for each process that runs cases."""
+    """One server of each kind per worker process."""
     return Server(samples, samples.credentials("laptop") if has_keys else None)
 
 
 def case(samples: Samples, seed: int) -> Outcome:
-    """Be one hostile client, then look at the server."""
+    """Act as one hostile client, then check the server."""
     random = np.random.default_rng(seed)
     attack = ATTACKS[seed % len(ATTACKS)]
     label = attack.__name__.strip("_")
@@ -158,7 +158,7 @@ def _frame(content: bytes) -> bytes:
 
 
 def _talk(server: Server, sent: bytes, *, half: bool = True) -> bytes:
-    """Send, close that direction, and read what comes."""
+    """Send, shut down sending, and read the answer."""
     with server.connect() as client:
         with contextlib.suppress(OSError):
             client.sendall(sent)
@@ -177,7 +177,7 @@ def _rest(client: socket.socket) -> bytes:
 
 
 def _answers(received: bytes) -> list[bytes]:
-    """The frames of a session's answers."""
+    """Frames in a session's answers."""
     found = []
     while len(received) >= 4:
         (length,) = struct.unpack_from("<I", received)
@@ -187,13 +187,13 @@ def _answers(received: bytes) -> list[bytes]:
 
 
 def _no_session(received: bytes) -> str:
-    """The fault where more than the answer to a handshake came; "" for none."""
+    """The fault if more than the answer to a handshake was received; "" if none."""
     handshake = len(_NOISE) + SECOND_MESSAGE_BYTES if received.startswith(_NOISE) else 0
     return "" if received.startswith(b"TWERROR2") or len(received) == handshake else "a session began"
 
 
 def _preface(samples: Samples, server: Server, random: Random) -> str:
-    """Another protocol, a beginning that breaks off, or random bytes."""
+    """Send another protocol, a truncated preface, or random bytes."""
     client = _RPC + struct.pack("<i", 6) + b"client"
     known = (b"", _PLAIN, _NOISE, _RPC, client, b"GET / HTTP/1.1\r\n\r\n", _PLAIN[:4], _NOISE + bytes(95))
     _talk(server, pick(known, random) + random.bytes(int(random.integers(400))), half=bool(random.random() < 0.7))
@@ -201,7 +201,7 @@ def _preface(samples: Samples, server: Server, random: Random) -> str:
 
 
 def _rpc(samples: Samples, server: Server, random: Random) -> str:
-    """TVM's RPC with lengths that lie."""
+    """TVM's RPC with wrong lengths."""
     length = int(pick((-1, 0, 6, 4096, 4097, (1 << 31) - 1, -(1 << 31)), random))
     packet = struct.pack("<q", int(pick((-1, 0, 8, 1 << 31, (1 << 63) - 1), random)))
     _talk(server, _RPC + struct.pack("<i", length) + b"client" + packet + random.bytes(int(random.integers(200))))
@@ -209,7 +209,7 @@ def _rpc(samples: Samples, server: Server, random: Random) -> str:
 
 
 def _frames(samples: Samples, server: Server, random: Random) -> str:
-    """Frames that are too long, empty, or break off."""
+    """Frames that are too long, empty, or truncated."""
     parts = [_PLAIN, *([_frame(b"modules")] * int(random.integers(2)))]
     for _ in range(int(random.integers(1, 5))):
         parts.append(struct.pack("<I", int(pick(_LENGTHS, random))) + random.bytes(int(random.integers(600))))
@@ -218,14 +218,14 @@ def _frames(samples: Samples, server: Server, random: Random) -> str:
 
 
 def _verbs(samples: Samples, server: Server, random: Random) -> str:
-    """Requests with numbers that are none, in any order."""
+    """Requests with invalid numbers, in any order."""
     requests = [b" ".join((pick(_VERBS, random), pick(_NUMBERS, random))) for _ in range(int(random.integers(1, 12)))]
     _talk(server, _PLAIN + _frame(b"modules") + b"".join(map(_frame, requests)))
     return ""
 
 
 def _upload(samples: Samples, server: Server, random: Random) -> str:
-    """More or less than was said, in pieces of any size, broken off, and what follows it."""
+    """Upload more or less than declared, in pieces of any size, truncated, with requests after it."""
     content = pick((*samples.modules, random.bytes(5000)), random)
     said = int(pick((len(content), len(content) - 1, len(content) + 1, 1, _MODULE_BYTES, _MODULE_BYTES + 1), random))
     piece = int(pick((1, 100, 1 << 16, 1 << 20), random))
@@ -239,7 +239,7 @@ def _upload(samples: Samples, server: Server, random: Random) -> str:
 
 
 def _module(samples: Samples, server: Server, random: Random) -> str:
-    """A damaged module, whose checksums are right in most cases."""
+    """A damaged module, mostly with right checksums."""
     content = pick(samples.modules, random)
     if random.random() < 0.3:
         content = pick(BYTE_MUTATIONS, random)(content, random)
@@ -256,7 +256,7 @@ def _module(samples: Samples, server: Server, random: Random) -> str:
 
 
 def _silent(samples: Samples, server: Server, random: Random) -> str:
-    """More connections that say nothing, or only a beginning, than may wait, beside a sound client."""
+    """More silent or incomplete connections than may wait, next to a valid client."""
     with contextlib.ExitStack() as open_:
         for _ in range(int(random.integers(5, 60))):
             client = open_.enter_context(server.connect())
@@ -268,7 +268,7 @@ def _silent(samples: Samples, server: Server, random: Random) -> str:
 
 
 def _handshake(samples: Samples, server: Server, random: Random) -> str:
-    """A first message that is damaged, of another key, or of a point of small order; then frames in clear."""
+    """A first message that is damaged, of another key, or with a point of small order; then plain-text frames."""
     name = str(pick(("laptop", "stranger"), random))
     credentials = samples.credentials(name)
     message = bytearray(_NOISE + Initiator(credentials.private_key, credentials.device_key, _NOISE).first_message())
@@ -285,7 +285,7 @@ def _handshake(samples: Samples, server: Server, random: Random) -> str:
 
 
 def _tampered(server: Server, random: Random) -> str:
-    """A right handshake, then messages that are not encrypted by its keys, or not in their order."""
+    """A valid handshake, then messages that are not encrypted with its keys, or out of order."""
     assert server.credentials is not None
     handshake = Initiator(server.credentials.private_key, server.credentials.device_key, _NOISE)
     with server.connect() as client:
@@ -305,7 +305,7 @@ def _tampered(server: Server, random: Random) -> str:
 
 
 class _Recorder(Connection):
-    """A sound client, and all that it sends."""
+    """A valid client that records its messages."""
 
     def __init__(self, server: Server) -> None:
         self.sent: list[bytes] = []
@@ -316,14 +316,14 @@ class _Recorder(Connection):
         return self.sent[-1]
 
     def repeat(self, place: int) -> bytes:
-        """Send once more what was sent, and return what comes until the end."""
+        """Replay the messages, and return the answers until the connection ends."""
         self._socket.sendall(self.sent[place])
         self._socket.shutdown(socket.SHUT_WR)
         return _rest(self._socket)
 
 
 def _replay(samples: Samples, server: Server, random: Random) -> str:
-    """All that a sound client sent, once more by itself; or one of its messages, once more in its own session."""
+    """Replay all messages of a valid client in a new connection, or one of them in its own session."""
     with contextlib.closing(_Recorder(server)) as recorded:
         recorded.call("active", what="a sound client", hint="")
         if random.random() < 0.5:

@@ -1,4 +1,4 @@
-"""The files suite: files of strangers cost no more than they should, and end in a result or in one error.
+"""The files suite: untrusted files have bounded cost, and end in a result or in one error.
 
 The kinds of file take turns: folders of language models (configuration, tokenizer, chat template, weights and their
 index), GGUF files, ONNX files, ONNX programs that grow (functions that call others twice, chains, patterns), images,
@@ -49,13 +49,13 @@ _TEMPLATES = (
     "{{ ''.__class__.__mro__ }}", "{% for %}", "{{ messages }}" * 1000, "{{ '%1000000000d' % 1 }}",
 )  # fmt: skip
 _NUMBERS = (0, 1, 2, 8, 255, 2**31, 2**32 - 1, 2**40, 2**60, 2**62, 2**63, 2**64 - 1)
-_GGUF_HEAD = 12_000  # bytes that hold the settings and the descriptions of tensors
+_GGUF_HEAD = 12_000  # bytes with the settings and tensor descriptions
 _LARGEST_CHAIN = 500
 
 
 @dataclass(frozen=True)
 class Sound:
-    """Files to mutate: a folder and a GGUF file of a language model, modules; and a folder for the results."""
+    """Files to mutate (a folder and a GGUF file of a language model, modules), and a folder for results."""
 
     folder: Path
     gguf: bytes
@@ -72,7 +72,7 @@ def prepare(folder: Path) -> Sound:
 
 
 def case(sound: Sound, seed: int) -> Outcome:
-    """Read one changed file and use what comes of it."""
+    """Read one changed file and use the result."""
     random = np.random.default_rng(seed)
     kind = _KINDS[seed % len(_KINDS)]
     if kind is _module:
@@ -94,7 +94,7 @@ def case(sound: Sound, seed: int) -> Outcome:
 
 
 def _language_model(path: Path, random: Random) -> None:
-    """Import one, and use its tokenizer and its chat template, in Python and as the C++ runtime has it."""
+    """Import a model, and use its tokenizer and chat template, in Python and as written for the C++ runtime."""
     assets = import_language_model(path).assets
     if TOKENIZER_ASSET not in assets:
         return
@@ -118,7 +118,7 @@ def _tokenizer(sound: Sound, place: Path, random: Random) -> None:
 
 
 def _pattern(sound: Sound, place: Path, random: Random) -> None:
-    """A tokenizer that splits, or replaces, by a pattern."""
+    """A tokenizer that splits or replaces by a pattern."""
     pattern = {"Regex": str(pick(_PATTERNS, random))}
 
     def change(content: Any) -> None:
@@ -152,7 +152,7 @@ def _edited(sound: Sound, place: Path, name: str, random: Random, change: Callab
 
 
 def _safetensors(sound: Sound, place: Path, random: Random) -> None:
-    """Weights whose header lies, or an index that names other files."""
+    """Weights with a wrong header, or an index with other file names."""
     shutil.copytree(sound.folder, place, dirs_exist_ok=True)
     path = place / "model.safetensors"
     content = path.read_bytes()
@@ -173,7 +173,7 @@ def _safetensors(sound: Sound, place: Path, random: Random) -> None:
 
 
 def _gguf(sound: Sound, place: Path, random: Random) -> None:
-    """Numbers of the head, where counts, types, lengths, shapes and places lie, or any bytes."""
+    """Change numbers in the header (counts, types, lengths, shapes, offsets), or any bytes."""
     content = bytearray(sound.gguf)
     for _ in range(int(random.integers(1, 4))):
         at = int(random.integers(4, min(len(content), _GGUF_HEAD)))
@@ -217,7 +217,7 @@ def _growing(sound: Sound, place: Path, random: Random) -> None:
 
 
 def _functions(levels: int, calls: int) -> onnx.ModelProto:
-    """Each function calls the one before so many times in a row."""
+    """Each function calls the previous one several times in a row."""
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("d", 1)]
     functions = [helper.make_function("d", "f0", ["v0"], ["v1"], [helper.make_node("Neg", ["v0"], ["v1"])], opsets)]
     for level in range(1, levels):
@@ -252,7 +252,7 @@ def _recording(sound: Sound, place: Path, random: Random) -> None:
 
 
 def _module(sound: Sound, place: Path, random: Random) -> None:
-    """Those of the artifacts suite."""
+    """A case of the artifact suite."""
 
 
 _KINDS: tuple[Callable[[Sound, Path, Random], None], ...] = (

@@ -1,4 +1,4 @@
-"""Call a function in a forked process: one that dies or hangs there costs its result alone."""
+"""Calls a function in a forked process: a crash or hang there costs only its result."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Ending:
 
 
 def call_forked(function: Callable[[], Any], seconds: float | None = None) -> Any:
-    """The result of `function` (pickled); None where the call ends in another way."""
+    """The result of `function` (pickled); None if the call fails."""
     return ending_of(function, seconds).value
 
 
 def ending_of(function: Callable[[], Any], seconds: float | None = None) -> Ending:
-    """Call `function` in a child process for `seconds` at most.
+    """Call `function` in a child process for at most `seconds`.
 
-    The child has this thread alone, so `function` must not wait for another one.
+    The child has only this thread, so `function` must not wait for others.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -48,7 +48,7 @@ def ending_of(function: Callable[[], Any], seconds: float | None = None) -> Endi
 
 
 def _answer(function: Callable[[], Any], reading: int, writing: int) -> None:
-    """The child: write the ending and exit, without a report of a crash and without the parent's exit handlers."""
+    """In the child: write the ending and exit, without crash reports and without the parent's exit handlers."""
     try:
         faulthandler.disable()
         os.close(reading)

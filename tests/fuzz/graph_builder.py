@@ -16,7 +16,7 @@ MAX_ELEMENTS = 1 << 14
 
 @dataclass(frozen=True)
 class Tensor:
-    """A value of the graph. `bounded`: float values that are known to stay small, so that exp and the like are safe."""
+    """A value of the graph. `bounded`: floats known to stay small, so that functions like exp are safe."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,11 +34,11 @@ class Tensor:
 
 @dataclass
 class GraphBuilder:
-    """A graph while it grows.
+    """A graph under construction.
 
     Attributes:
         random: the source of every choice.
-        symbolic: whether the first dimension of every input is the symbolic "batch".
+        symbolic: True if the first dimension of every input is the symbolic "batch".
     """
 
     random: np.random.Generator
@@ -88,7 +88,7 @@ class GraphBuilder:
     def pick(
         self, dtype: str = "float32", min_rank: int = 0, max_rank: int = 6, bounded: bool = False
     ) -> Tensor | None:
-        """A random value of the pool, the later ones more often; None where nothing fits."""
+        """A random value of the pool, later ones more often; None if nothing fits."""
         fitting = [
             tensor
             for tensor in self.tensors
@@ -133,7 +133,7 @@ class GraphBuilder:
             ],
             [numpy_helper.from_array(array, name) for name, array in self.initializers.items()],
         )
-        # IR version 10 is what the runtimes of the day read.
+        # Current runtimes read IR version 10.
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
     def _values(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

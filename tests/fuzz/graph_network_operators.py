@@ -1,4 +1,4 @@
-"""Templates of neural-network nodes for random graphs: matrix products, convolution, pooling, normalization, resize."""
+"""Templates of neural-network nodes for random graphs: matmul, convolution, pooling, normalization, resize."""
 
 from __future__ import annotations
 

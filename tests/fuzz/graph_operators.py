@@ -1,4 +1,4 @@
-"""Templates of nodes for random graphs. Each takes the builder, and appends a node or gives up by returning False."""
+"""Templates of nodes for random graphs. Each gets the builder and appends a node, or returns False to give up."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def clip(build: GraphBuilder) -> bool:
 
 
 def _partner(build: GraphBuilder, tensor: Tensor) -> Tensor | None:
-    """Another value of a shape that broadcasts with the tensor's, or a constant of one."""
+    """Another value whose shape broadcasts with the tensor's, or a constant with such a shape."""
     for _ in range(4):
         other = build.pick()
         if other is not None:
@@ -121,7 +121,7 @@ def power(build: GraphBuilder) -> bool:
 
 @template
 def squash(build: GraphBuilder) -> bool:
-    """Brings large values back, so that long chains stay comparable."""
+    """Limit large values, so that long chains stay comparable."""
     tensor = build.pick()
     if tensor is None or tensor.bounded:
         return False
@@ -131,7 +131,7 @@ def squash(build: GraphBuilder) -> bool:
 
 @template
 def select(build: GraphBuilder) -> bool:
-    """Where, on a condition of the graph's inputs: a computed value may sit on either side of a threshold."""
+    """Where with a condition on graph inputs: computed values may be on either side of a threshold."""
     candidates = [name for name, array in build.inputs.items() if array.dtype == np.float32]
     if not candidates:
         return False
@@ -193,7 +193,7 @@ def layer_normalization(build: GraphBuilder) -> bool:
     names = [tensor.name, scale]
     if build.chance():
         names.append(build.constant(build.random.uniform(-1, 1, tensor.shape[-1:]).astype(np.float32)))
-    # A large epsilon: rows that are constant but for rounding would otherwise be blown up to noise.
+    # A large epsilon: otherwise rows that are constant except for rounding become noise.
     build.node("LayerNormalization", names, [tensor.shape], axis=-1, epsilon=0.1)
     return True
 

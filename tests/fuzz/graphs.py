@@ -1,4 +1,4 @@
-"""The graph suite: random graphs give the numbers that ONNX Runtime gives."""
+"""The graph suite: random graphs compute the same numbers as ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.fuzz.random_graphs import difference, random_model, reference
 
 
 def prepare(folder: Path, target: str = "host") -> str:
-    """The target: each case makes its own graph."""
+    """Return the target: each case makes its own graph."""
     return target
 
 

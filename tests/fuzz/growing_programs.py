@@ -1,4 +1,4 @@
-"""Random programs whose states grow by concatenation, with a capacity: sessions of them equal numpy step by step."""
+"""Random programs whose states grow by concatenation, with a capacity: their sessions equal numpy at every step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Growing:
-    """One state: its sizes but for the rows, which lie along `axis`, and what is read of it."""
+    """One state: its sizes except for the rows along `axis`, and the values read from it."""
 
     shape: tuple[int, ...]
     axis: int
@@ -30,12 +30,12 @@ class Growing:
     returns_rows: bool
 
     def sized(self, count: int) -> tuple[int, ...]:
-        """The shape with so many rows."""
+        """The shape with a number of rows."""
         return (*self.shape[: self.axis], count, *self.shape[self.axis :])
 
 
 def growing_case(seed: int) -> Outcome:
-    """Compile the program of a seed with a capacity, and walk through a session of it."""
+    """Compile the program of a seed with a capacity, and run steps of a session."""
     import compiler
 
     random = np.random.default_rng(seed)
@@ -63,7 +63,7 @@ def _model(states: list[Growing]) -> ImportedModel:
     n = tirx.Var("n", "int64")
     variables, inputs = [], []
     for number, state in enumerate(states):
-        past = tirx.Var(f"past{number}", "int64")  # exporters give each state its own name of one size
+        past = tirx.Var(f"past{number}", "int64")  # exporters use a separate name for the same size of each state
         for name, size in ((f"rows{number}", n), (f"state{number}", past)):
             shape = (*state.shape[: state.axis], size, *state.shape[state.axis :])
             variables.append(relax.Var(name, relax.TensorType(list(shape), "float32")))
@@ -100,7 +100,7 @@ def _model(states: list[Growing]) -> ImportedModel:
 def _walk(
     states: list[Growing], module: Module, opened: int | None, capacity: int, random: np.random.Generator
 ) -> str | None:
-    """Steps of a session, rewound, forked and filled at random; what is wrong, or None."""
+    """Run steps of a session, rewound, forked and filled at random; return the fault, or None."""
     session = module.session(capacity=opened)
     pasts = [np.zeros(state.sized(0), "float32") for state in states]
     for step in range(_STEPS):

@@ -17,7 +17,7 @@ _NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 
 @cache
 def pictures() -> tuple[bytes, ...]:
-    """Sound files of Pillow's modes in the formats that are read, some with EXIF data, text, a profile or frames."""
+    """Valid files of Pillow's modes in all supported formats, some with EXIF data, text, a profile or frames."""
     from PIL import Image, ImageCms, PngImagePlugin
 
     pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (13, 22, 3), np.uint8))
@@ -48,7 +48,7 @@ def _saved(image: Any, form: str, mode: str, given: dict[str, Any]) -> bytes:
 
 @cache
 def recordings() -> tuple[bytes, ...]:
-    """Sound WAV files of each width of integers, of one and several channels."""
+    """Valid WAV files of each integer width, with one and several channels."""
     found = []
     for width in (1, 2, 3, 4):
         for channels, rate in ((1, 16000), (2, 44100), (6, 8000)):

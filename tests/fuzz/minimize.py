@@ -12,7 +12,7 @@ _MAX_TRIALS = 80
 
 
 def minimized(model: onnx.ModelProto, fails: Fails) -> onnx.ModelProto:
-    """A model that fails as `model` does, with as few nodes as a greedy search of limited length finds."""
+    """A model that fails like `model`, with as few nodes as a bounded greedy search finds."""
     trials = 0
     changed = True
     while changed and trials < _MAX_TRIALS:
@@ -28,7 +28,7 @@ def minimized(model: onnx.ModelProto, fails: Fails) -> onnx.ModelProto:
 
 
 def _smaller(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
-    """Models with one output, an inner value for an output, or a node less; the smallest first."""
+    """Models with one output, with an inner value as output, or without a node; smallest first."""
     graph = model.graph
     if len(graph.output) > 1:
         for output in graph.output:
@@ -43,7 +43,7 @@ def _smaller(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
 
 
 def _without(model: onnx.ModelProto, place: int) -> onnx.ModelProto:
-    """Readers of a node's first output read its first input instead."""
+    """The model without a node, whose first input replaces its first output."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     removed = copy.graph.node[place]
@@ -64,7 +64,7 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
 
 
 def _pruned(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
-    """The part of a model that those outputs need; their types are left to inference."""
+    """The part of a model that these outputs need; types are inferred."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph, needed, kept = copy.graph, set(outputs), []
@@ -82,7 +82,7 @@ def _pruned(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
 
 
 def names_read(node: onnx.NodeProto) -> set[str]:
-    """Values that a node reads, in its subgraphs too."""
+    """Values that a node reads, including in its subgraphs."""
     names = set(node.input)
     for attribute in node.attribute:
         if attribute.HasField("g"):

@@ -10,7 +10,7 @@ from tests.fuzz.outcome import Outcome
 
 
 def prepare(folder: Path) -> None:
-    """Do nothing: each case makes its own file."""
+    """Do nothing: each case creates its own file."""
 
 
 def case(_: None, seed: int) -> Outcome:
@@ -19,7 +19,7 @@ def case(_: None, seed: int) -> Outcome:
     from compiler.runtime.random_inputs import random_inputs
 
     label, data = mutated_model(seed)
-    # One row a kind of damage; files with several are counted under the first.
+    # One row per kind of damage; files with several count under the first.
     label = label.partition("+")[0]
     try:
         module = compiler.compile(data, threads=1)

@@ -1,4 +1,4 @@
-"""The sessions suite: damaged files of a session's states in the C API, which runs under sanitizers.
+"""The sessions suite: damaged session state files in the C API, which runs under sanitizers.
 
 Python's sessions read the same file: one that either takes and the other refuses is wrong.
 """
@@ -25,7 +25,7 @@ from tests.fuzz.outcome import Outcome
 MEMORY_BYTES = -1
 """Address space of a worker: no limit, since AddressSanitizer reserves terabytes."""
 
-_CAPACITY = 8  # of the driver's sessions
+_CAPACITY = 8  # the driver's session numbers
 _DIGEST_BYTES = 32
 _HEAD = struct.Struct("<8sQ")  # magic, and bytes of the header
 _NUMBERS = (0, 1, 3, 7, 8, 9, -1, 2**31, 2**62, 2**63, 2**64 - 1)
@@ -34,7 +34,7 @@ Random = np.random.Generator
 
 @dataclass(frozen=True)
 class Samples:
-    """The driver, a module with states, and a sound file of them."""
+    """The driver, a module with states, and a valid state file."""
 
     program: Path
     module: Path
@@ -66,7 +66,7 @@ def _module(path: Path) -> Module:
 
 
 def case(samples: Samples, seed: int) -> Outcome:
-    """Damage the file, and load it on both sides."""
+    """Damage the file and load it in C++ and Python."""
     random = np.random.default_rng(seed)
     label, content = _damaged(samples.states, random)
     path = samples.folder / f"case-{os.getpid()}"
@@ -82,7 +82,7 @@ def case(samples: Samples, seed: int) -> Outcome:
 
 
 def _refusal(samples: Samples, path: Path) -> str | None:
-    """Why Python refuses a file, or the step on what it holds."""
+    """The reason why Python refuses a file, or the step on its states."""
     try:
         session = _module(samples.module).session(capacity=_CAPACITY)
         session.load(path)
@@ -114,7 +114,7 @@ def _damaged(content: bytes, random: Random) -> tuple[str, bytes]:
 
 
 def _whole(magic: bytes, header: object, body: bytes) -> bytes:
-    """A file whose checksum is right."""
+    """The file with a right checksum."""
     text = json.dumps(header).encode()
     content = _HEAD.pack(magic, len(text)) + text + body
     return content + hashlib.sha256(content).digest()

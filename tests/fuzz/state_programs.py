@@ -1,4 +1,4 @@
-"""Random programs over states, as Relax and as steps of PyTorch: writes at computed places, reads before and after."""
+"""Random programs with states, in Relax and in PyTorch: writes at computed positions, reads before and after."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ op = relax.op
 
 @dataclass
 class Value:
-    """A tensor of a program: where it stands among the values, its Relax variable and its shape."""
+    """A tensor of a program: its position among the values, its Relax variable and its shape."""
 
     index: int
     variable: Any
@@ -30,7 +30,7 @@ class Value:
 
 @dataclass
 class StateValue:
-    """A state: what it was at first and is now in the program, and the axis of its rows."""
+    """A state: its initial and current value in the program, and the axis of its rows."""
 
     name: str
     versions: list[Value]
@@ -40,7 +40,7 @@ class StateValue:
 
 @dataclass
 class Program:
-    """A model, and the functions that compute its values in order from those before; inputs come first."""
+    """A model, and functions that compute its values in order from earlier ones; inputs come first."""
 
     random: Random
     inputs: list[TensorSpec] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Program:
     model: ImportedModel | None = None
 
     def input(self, name: str, shape: tuple[int, ...], dtype: str, symbol: int | None = None) -> Value:
-        """An input; its axis number `symbol` is a symbolic dimension in the model."""
+        """An input; its axis `symbol` is symbolic in the model."""
         sizes: list[Any] = list(shape)
         names: list[int | str] = list(shape)
         if symbol is not None:
@@ -67,12 +67,12 @@ class Program:
         return Value(len(self.inputs) - 1, variable, shape)
 
     def emit(self, builder: Any, expr: Any, shape: tuple[int, ...], evaluate: Evaluate) -> Value:
-        """A value computed from others."""
+        """Append a value computed from others."""
         self.evaluations.append(evaluate)
         return Value(len(self.inputs) + len(self.evaluations) - 1, builder.emit(expr), shape)
 
     def run(self, inputs: dict[str, np.ndarray], states: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """(results that are not states, next states), by PyTorch."""
+        """(results other than states, next states), computed by PyTorch."""
         env = [
             states[spec.name] if spec.name in states else torch.from_numpy(np.asarray(inputs[spec.name]))
             for spec in self.inputs
@@ -138,7 +138,7 @@ def _some_version(program: Program) -> Value:
 
 
 def _read(program: Program, builder: Any, _at: Value, _each: Value) -> None:
-    """A number of a version of a state, added to a float."""
+    """Add a number read from a version of a state to a float."""
     version, base = _some_version(program), _some_float(program)
     i, j = version.index, base.index
     reduced = op.mean(version.variable) if program.random.random() < 0.5 else op.max(version.variable)
@@ -163,7 +163,7 @@ def _some_float(program: Program) -> Value:
 
 
 def _rows(program: Program, builder: Any, state: StateValue, count: int) -> Value:
-    """Rows made of a float's mean, or of the state's own first rows, which a write must not overwrite too early."""
+    """Rows from a float's mean, or from the state's own first rows, which a write must not overwrite too early."""
     axis, old = state.axis, state.versions[int(program.random.integers(len(state.versions)))]
     assert axis is not None
     shape = (*old.shape[:axis], count, *old.shape[axis + 1 :])
@@ -217,7 +217,7 @@ def _write_each(program: Program, builder: Any, _at: Value, each: Value) -> None
 
     def evaluate(env: list[Tensor]) -> Tensor:
         new = env[i].clone()
-        for row, place in enumerate(env[k].tolist()):  # in order: of equal places the last one stays
+        for row, place in enumerate(env[k].tolist()):  # in order: the last of equal positions wins
             new.select(axis, place).copy_(env[j].select(axis, row))
         return new
 
@@ -225,7 +225,7 @@ def _write_each(program: Program, builder: Any, _at: Value, each: Value) -> None
 
 
 def _whole(program: Program, builder: Any, _at: Value, _each: Value) -> None:
-    """A state replaced by what is computed of it and a number."""
+    """Replace a state by a function of it and a number."""
     state = _some_state(program)
     if state is None:
         return
@@ -240,7 +240,7 @@ _STEPS = (_read, _read, _combine, _write_run, _write_run, _write_each, _write_ea
 
 
 def _replace_some_whole(program: Program, _builder: Any) -> None:
-    """Sometimes two states of one shape change places, or one becomes what the other was."""
+    """Sometimes exchange two states of equal shape, or assign one's old value to the other."""
     for one in program.states:
         for other in program.states:
             alike = (
@@ -253,7 +253,7 @@ def _replace_some_whole(program: Program, _builder: Any) -> None:
 
 
 def _choose_results(program: Program) -> list[Value]:
-    """The states' last values and some others, old values of states among them, in any order."""
+    """The states' last values and some others, including old state values, in any order."""
     random = program.random
     others = [program.floats[-1], *(each for each in program.floats[2:-1] if random.random() < 0.3)]
     others += [version for state in program.states for version in state.versions if random.random() < 0.2]

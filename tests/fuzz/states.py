@@ -15,16 +15,16 @@ from tests.fuzz.outcome import Outcome
 from tests.fuzz.state_programs import Program, random_program
 
 _RUNS = 5
-_GROWING = 4  # one of so many programs
+_GROWING = 4  # one of this many programs
 _TOLERANCE = 2e-5
 
 
 def prepare(folder: Path) -> None:
-    """Nothing: each case makes its own program."""
+    """Do nothing: each case makes its own program."""
 
 
 def case(_: None, seed: int) -> Outcome:
-    """Compile the program of a seed and walk through sessions of it; each fourth has states that grow."""
+    """Compile the program of a seed and run sessions of it; every fourth has growing states."""
     import compiler
 
     if seed % _GROWING == _GROWING - 1:
@@ -92,7 +92,7 @@ def _inputs(program: Program, seed: int) -> dict[str, np.ndarray]:
 
 
 def _step(program: Program, session: Session, inputs: dict[str, np.ndarray], states: dict[str, Tensor]) -> str | None:
-    """One run of both; `states` becomes what PyTorch gives."""
+    """Run both once; `states` is updated to PyTorch's."""
     got = session.run(inputs)
     expected, after = program.run(inputs, states)
     states.update(after)

@@ -1,4 +1,4 @@
-"""The symbolic suite: random graphs with symbolic sizes give ONNX Runtime's numbers at several sizes each.
+"""The symbolic suite: random graphs with symbolic sizes compute ONNX Runtime's numbers at several sizes.
 
 ONNX Runtime runs with its optimizations off. Where it refuses inputs, or differs where NaN and infinities are among
 them, onnx's reference implementation is asked too.
@@ -27,16 +27,16 @@ from tests.fuzz.symbolic_operators import TEMPLATES
 Arrays = list[NDArray[Any]]
 Feeds = dict[str, NDArray[Any]]
 RUNS = 4
-# From the worst down: a graph's outcome is that of its worst run.
+# Worst first: a graph's outcome is that of its worst run.
 _ORDER = ("wrong", "exception", "refused", "right", "unchecked", "agreed")
 
 
 def prepare(folder: Path) -> None:
-    """Nothing: each case makes its own graph."""
+    """Do nothing: each case makes its own graph."""
 
 
 def symbolic_model(seed: int) -> tuple[onnx.ModelProto, list[Feeds]]:
-    """A model of 1 to 12 templates and inputs of several sizes, the same for the same seed."""
+    """A model of 1 to 12 templates, and inputs of several sizes; deterministic for a seed."""
     build = SymbolicBuilder(np.random.default_rng(seed))
     build.special = build.chance(0.25)
     for _ in range(build.integer(1, 3)):
@@ -57,7 +57,7 @@ def _dim(build: SymbolicBuilder) -> Dim:
 
 
 def case(_: None, seed: int) -> Outcome:
-    """Compile the graph of a seed, run it at several sizes, and say how small a graph shows what fails."""
+    """Compile the graph of a seed, run it at several sizes, and report a minimized graph for a failure."""
     model, runs = symbolic_model(seed)
     outcome = judged(model, runs)
     if outcome.kind not in ("wrong", "exception"):
@@ -72,7 +72,7 @@ def case(_: None, seed: int) -> Outcome:
 
 
 def _cause(outcome: Outcome) -> str:
-    """Key that tells one failure from another: the class of an exception; NaN and shapes apart from numbers."""
+    """Key of a failure: the class of an exception; NaN and shape errors are distinct from wrong numbers."""
     return outcome.detail.partition(":")[0] if outcome.kind == "exception" else outcome.detail.partition("|")[0]
 
 
@@ -128,7 +128,7 @@ def _run(module: Any, session: Any, model: onnx.ModelProto, feeds: Feeds) -> Out
 
 
 def _session(model: onnx.ModelProto) -> Any:
-    """ONNX Runtime's session, None when it refuses the model."""
+    """ONNX Runtime's session, or None if it refuses the model."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -142,9 +142,10 @@ def _session(model: onnx.ModelProto) -> Any:
 
 
 def _expected(session: Any, feeds: Feeds) -> Arrays | None:
-    """ONNX Runtime's outputs, None when it refuses the inputs or dies of them.
+    """ONNX Runtime's outputs, or None if it refuses the inputs or crashes.
 
-    In a process of its own: its ConvTranspose and InstanceNormalization, for two, touch memory beside empty tensors.
+    In a separate process: its ConvTranspose and InstanceNormalization, among others, access memory next to empty
+    tensors.
     """
     if session is None:
         return None
@@ -155,7 +156,7 @@ def _expected(session: Any, feeds: Feeds) -> Arrays | None:
 
 
 def _reference(model: onnx.ModelProto, feeds: Feeds) -> Arrays | None:
-    """The outputs of onnx's reference implementation, None when it fails."""
+    """Outputs of onnx's reference implementation, or None if it fails."""
     from onnx.reference import ReferenceEvaluator
 
     try:
@@ -168,7 +169,7 @@ def _reference(model: onnx.ModelProto, feeds: Feeds) -> Arrays | None:
 
 
 def _is_either(ours: Arrays, theirs: Arrays, others: Arrays) -> bool:
-    """True if each output equals one of the references': each has operators with other answers for NaN."""
+    """True if each output equals one of the references': they differ in operators on NaN."""
     return all(
         _difference([one], [other]) is None or _difference([one], [another]) is None
         for one, other, another in zip(ours, theirs, others, strict=True)
@@ -178,7 +179,7 @@ def _is_either(ours: Arrays, theirs: Arrays, others: Arrays) -> bool:
 def _difference(ours: Arrays, theirs: Arrays) -> str | None:
     for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         if one.size == other.size == 0 and one.ndim == other.ndim:
-            continue  # runtimes disagree on the sizes around an empty axis, as of what a loop of no turns collects
+            continue  # runtimes disagree on sizes next to an empty axis, as in scan outputs of loops without iterations
         wrong = difference(one, other)
         if wrong is not None:
             kind = wrong if not wrong.startswith("relative") else "other numbers"

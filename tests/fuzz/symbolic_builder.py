@@ -1,4 +1,4 @@
-"""Random ONNX graphs whose inputs have symbolic sizes: one graph is valid at many sizes, and run at several of them."""
+"""Random ONNX graphs with symbolic input sizes: a graph is valid at many sizes, and run at several."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Tensor:
     """A value of the graph.
 
     Attributes:
-        exact: equal in every runtime, bit for bit: thresholds and places may be computed of it.
-        bounded: floats that stay small, so that exp and the like are safe.
+        exact: bit for bit equal in every runtime, so that thresholds and positions may be computed from it.
+        bounded: floats that stay small, so that functions like exp are safe.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Tensor:
 
 @dataclass
 class Body:
-    """A graph while it grows: the main one, or a branch or a loop's body, which sees the values around it."""
+    """A graph under construction: the main one, or a branch or loop body, which can use outer values."""
 
     tensors: list[Tensor] = field(default_factory=list)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -55,12 +55,12 @@ class Body:
 
 @dataclass
 class SymbolicBuilder:
-    """A graph while it grows.
+    """A graph under construction.
 
     Attributes:
         random: the source of every choice.
-        special: whether NaN, infinities and zeros of both signs are among the inputs' elements.
-        estimates: by text, the largest value that a computed size may have.
+        special: True if inputs contain NaN, infinities and zeros of both signs.
+        estimates: upper bound of each computed size, by its text.
     """
 
     random: np.random.Generator
@@ -103,7 +103,7 @@ class SymbolicBuilder:
         domain: str = "",
         **attributes: Any,
     ) -> list[Tensor]:
-        """Append a node; the tensors given for its outputs say all but their names, and join the pool."""
+        """Append a node; its outputs, given without names, join the pool."""
         made = [Tensor(self.fresh("v"), t.shape, t.dtype, t.exact, t.bounded) if t else None for t in results]
         names = [t.name if t else "" for t in made]
         label = self.fresh(operator)
@@ -113,7 +113,7 @@ class SymbolicBuilder:
         return found
 
     def like(self, tensor: Tensor, shape: Shape | None = None, **changes: Any) -> Tensor:
-        """A result with the properties of an operand."""
+        """A result with an operand's properties."""
         fields = {"dtype": tensor.dtype, "exact": tensor.exact, "bounded": tensor.bounded, **changes}
         return Tensor("", tensor.shape if shape is None else shape, **fields)
 
@@ -126,7 +126,7 @@ class SymbolicBuilder:
         return text
 
     def fits(self, shape: Shape) -> bool:
-        """True if a tensor of that shape is small enough at all sizes."""
+        """True if a tensor of this shape is small enough at all sizes."""
         product = 1
         for dim in shape:
             product *= max(self.estimate(dim), 1)
@@ -140,7 +140,7 @@ class SymbolicBuilder:
         bounded: bool = False,
         shape: Shape | None = None,
     ) -> Tensor | None:
-        """A random value that can be seen here, the later ones more often; None where nothing fits."""
+        """A random value in scope, later ones more often; None if nothing fits."""
         fitting = [
             tensor
             for body in self.bodies
@@ -170,7 +170,7 @@ class SymbolicBuilder:
         return np.asarray(self.random.uniform(low, high, tuple(shape)), np.float32)
 
     def model(self) -> onnx.ModelProto:
-        """The graph as a model; its outputs are the values that no node reads, at most four."""
+        """The graph as a model; its outputs are at most four values that no node reads."""
         read = {name for node in self.body.nodes for name in names_read(node)}
         made = [tensor for tensor in self.body.tensors if tensor.name not in self.inputs]
         outputs = [tensor for tensor in made if tensor.name not in read][-4:]

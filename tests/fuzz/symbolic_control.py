@@ -39,7 +39,7 @@ def _condition(build: SymbolicBuilder) -> str | None:
 
 
 def _inner_nodes(build: SymbolicBuilder, tensor: Tensor) -> Tensor:
-    """A few nodes of the same shape in the current body, the last one's value."""
+    """Append a few nodes of the same shape to the current body, and return the last value."""
     current = tensor
     for _ in range(build.integer(1, 2)):
         name = partner(build, current)[0]
@@ -71,7 +71,7 @@ def branches(build: SymbolicBuilder) -> bool:
 
 @template
 def loop(build: SymbolicBuilder) -> bool:
-    """A state that keeps its shape, a captured value, and what is collected of every turn."""
+    """A loop with a state of constant shape, a captured value, and a scan output."""
     if len(build.bodies) > 2:
         return False
     state, measured = build.pick(ranks=(0, 3), bounded=True), build.pick(ranks=(1, 4))
@@ -96,7 +96,7 @@ def loop(build: SymbolicBuilder) -> bool:
     if build.chance():
         (seen,) = build.node("Sin", [following.name], [build.like(state, exact=False)])
         if turns == 0 or isinstance(turns, str):
-            # The sizes of the other axes of an empty stack are ours where the body does not declare them; ONNX Runtime
+            # Sizes of the other axes of an empty stack are undefined if the body does not declare them; ONNX Runtime
             # says 0, which later operators (a reduction over the empty axis) would show: elements without other axes.
             (seen,) = build.node("ReduceSum", [seen.name], [build.like(state, (), exact=False)], keepdims=0)
         collected.append(seen)

@@ -11,7 +11,7 @@ from tests.fuzz.symbolic_operators import template
 
 
 def _image(build: SymbolicBuilder, most: int = 4) -> Tensor | None:
-    """A value with a known number of channels, of finite elements: NaN may spread to neighbours in a convolution."""
+    """A value of finite elements with a known number of channels: a convolution may spread NaN to neighbors."""
     tensor = build.pick(ranks=(3, most))
     known = tensor is not None and isinstance(tensor.shape[1], int) and tensor.shape[1] > 0
     return tensor if known and not build.special else None
@@ -116,7 +116,7 @@ def normalization(build: SymbolicBuilder) -> bool:
     names = [tensor.name, scale, shift]
     if operator == "BatchNormalization":
         names += [build.constant(build.uniform(-1, 1, (dim,))), build.constant(build.uniform(0.5, 2, (dim,)))]
-    # A large epsilon: rows that are constant but for rounding would otherwise be blown up to noise.
+    # A large epsilon: otherwise rows that are constant except for rounding become noise.
     attributes: dict[str, Any] = {} if operator == "BatchNormalization" else {"epsilon": 0.1}
     build.node(operator, names, [build.like(tensor, exact=False)], **attributes)
     return True
@@ -128,7 +128,7 @@ def resize(build: SymbolicBuilder) -> bool:
     if tensor is None:
         return False
     rank = tensor.rank - 2
-    # Factors at which no position lies halfway between two elements by rounding alone.
+    # Factors for which rounding does not put a position halfway between two elements.
     scales = [build.choice([2.0, 0.5, 1.5, 3.0]) for _ in range(rank)]
     mode = build.choice(["nearest", "linear", "cubic"] if rank == 2 else ["nearest", "linear"])
     attributes = {"mode": mode, "coordinate_transformation_mode": build.choice(["asymmetric", "half_pixel"])}
@@ -149,7 +149,7 @@ def resize(build: SymbolicBuilder) -> bool:
 
 @template
 def quantized(build: SymbolicBuilder) -> bool:
-    """QuantizeLinear and DequantizeLinear, per tensor or along an axis, and a product of what is quantized."""
+    """QuantizeLinear and DequantizeLinear, per tensor or along an axis, and a matmul of quantized values."""
     tensor = build.pick(ranks=(1, 4), exact=True)
     if tensor is None or build.special:
         return False
@@ -157,7 +157,7 @@ def quantized(build: SymbolicBuilder) -> bool:
     known = [axis for axis, dim in enumerate(tensor.shape) if isinstance(dim, int) and dim > 1]
     axis = build.choice(known) if known and build.chance() else None
     shape = [] if axis is None else [tensor.shape[axis]]
-    # Powers of two: quotients are exact, and so is the rounding of halves.
+    # Powers of two: quotients, and therefore rounding of halves, are exact.
     scale = build.constant(np.asarray(2.0 ** build.random.integers(-6, -2, shape), np.float32))
     zero = build.constant(np.asarray(build.random.integers(0, 20, shape), dtype))
     attributes = {} if axis is None else {"axis": axis}

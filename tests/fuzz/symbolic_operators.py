@@ -1,4 +1,4 @@
-"""Templates of elementwise nodes, reductions and products for graphs with symbolic sizes."""
+"""Templates of elementwise nodes, reductions and matmuls for graphs with symbolic sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEMPLATES: list[Template] = []
 
 
 def template(function: Template) -> Template:
-    """Register a template: it appends nodes, or gives up by returning False."""
+    """Register a template, which appends nodes or returns False to give up."""
     TEMPLATES.append(function)
     return function
 
@@ -87,7 +87,7 @@ def divide(build: SymbolicBuilder) -> bool:
 
 @template
 def of_a_mean(build: SymbolicBuilder) -> bool:
-    """x - mean(x): a size that is reduced to 1 and broadcast again."""
+    """x - mean(x): an axis is reduced to 1 and broadcast again."""
     tensor = build.pick(ranks=(1, 4))
     if tensor is None:
         return False
@@ -163,7 +163,7 @@ def softmax(build: SymbolicBuilder) -> bool:
 
 @template
 def places(build: SymbolicBuilder) -> bool:
-    """ArgMax, TopK: of exact values alone."""
+    """ArgMax and TopK, only on exact values."""
     tensor = build.pick(ranks=(1, 4), exact=True)
     if tensor is None:
         return False
@@ -208,7 +208,7 @@ def matmul(build: SymbolicBuilder) -> bool:
 
 @template
 def matmul_of_values(build: SymbolicBuilder) -> bool:
-    """x x^T, and with a softmax before the values, attention: products over symbolic sizes."""
+    """x x^T and, with a softmax and values, attention: matmuls over symbolic sizes."""
     tensor = build.pick(ranks=(2, 4), bounded=True)
     if tensor is None:
         return False

@@ -34,7 +34,7 @@ def transpose(build: SymbolicBuilder) -> bool:
 
 @template
 def reshape(build: SymbolicBuilder) -> bool:
-    """Two neighbouring axes become one, by -1, by Flatten, or by a shape that is computed."""
+    """Merge two adjacent axes with -1, Flatten, or a computed shape."""
     tensor = build.pick(ranks=(2, 4))
     if tensor is None:
         return False
@@ -65,7 +65,7 @@ def reshape(build: SymbolicBuilder) -> bool:
 
 @template
 def split_axis(build: SymbolicBuilder) -> bool:
-    """A known axis becomes two, as heads of attention do."""
+    """Split an axis of known size in two, like attention heads."""
     tensor = build.pick(ranks=(1, 4))
     if tensor is None or tensor.rank > 3:
         return False
@@ -104,7 +104,7 @@ def squeeze_and_unsqueeze(build: SymbolicBuilder) -> bool:
 
 @template
 def slices(build: SymbolicBuilder) -> bool:
-    """Constant limits, limits from the end, steps of both signs, or a limit that is computed from a size."""
+    """Slice with constant limits, limits from the end, steps of both signs, or a limit computed from a size."""
     tensor = build.pick(ranks=(1, 4))
     if tensor is None:
         return False
@@ -207,7 +207,7 @@ def gather(build: SymbolicBuilder) -> bool:
 
 @template
 def expand(build: SymbolicBuilder) -> bool:
-    """A value of size 1 along some axes, or a row, expanded to another's shape."""
+    """Expand a value with some axes of size 1, or a row, to another value's shape."""
     target = build.pick(ranks=(1, 4))
     if target is None:
         return False
@@ -238,7 +238,7 @@ def tile(build: SymbolicBuilder) -> bool:
 
 @template
 def rounded_size(build: SymbolicBuilder) -> bool:
-    """A tensor of a size that is computed with floats, beside the size it comes from."""
+    """A tensor whose size is computed with floats from another size."""
     tensor = build.pick(ranks=(1, 4))
     if tensor is None:
         return False

@@ -1,4 +1,4 @@
-"""The device suite itself: its cases pass, reach what they are for, and would show a defect."""
+"""The device suite itself: its cases pass, reach the code under test, and detect defects."""
 
 from __future__ import annotations
 

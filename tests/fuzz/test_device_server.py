@@ -1,4 +1,4 @@
-"""The device-server suite itself: each kind of hostile client leaves, and a defect would be seen."""
+"""The device-server suite itself: each kind of hostile client ends, and defects are detected."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ def test_a_report_and_a_server_that_ended_would_be_seen(samples: device_server.S
     server = device_server.Server(samples, None)
     (server.folder / "sanitizer.1").write_text("ERROR: AddressSanitizer: heap-use-after-free")
     assert server.verdict(by_rpc=False)[0] == "crash"
-    assert server.verdict(by_rpc=False)[0] == "crash"  # it was ended
+    assert server.verdict(by_rpc=False)[0] == "crash"  # it was killed

@@ -1,4 +1,4 @@
-"""A small part of the hostile suite, and defects that it must see; the whole is `python -m tests.fuzz hostile`."""
+"""A small part of the hostile suite, and defects that it must detect; all of it: `python -m tests.fuzz hostile`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The requests of the serve suite are what they say; the suite itself is `python -m tests.fuzz serve`."""
+"""The requests of the serve suite are as described; the suite itself: `python -m tests.fuzz serve`."""
 
 from __future__ import annotations
 

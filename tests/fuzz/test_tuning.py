@@ -10,7 +10,7 @@ from tests.fuzz.worker_pool import Case, run_cases
 
 
 def kill(folder: Path, case: Case, times: int) -> int:
-    """Kill so many tunings in one folder; how many records they left."""
+    """Kill a number of tuning runs in one folder; return the number of records."""
     outcomes = list(run_cases(case, tuning.prepare(folder), range(times), workers=1, seconds=120))
     assert [outcome.detail for outcome in outcomes if outcome.kind != "right"] == []
     assert len(outcomes) == times

@@ -1,4 +1,4 @@
-"""The pool gives one outcome for every case, whatever the cases do to their process."""
+"""The pool returns one outcome for every case, whatever cases do to their process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates of random PyTorch operators: each is given a shape, and returns a module for it or None."""
+"""Templates of random PyTorch operators: each returns a module for a shape, or None."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Template = Callable[[Random, Tensor], Any]
 
 
 class Of(nn.Module):
-    """A function with settings as a module."""
+    """A module of a function with settings."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ def recurrent(random: Random, x: Tensor) -> Any:
 
 
 def discrete(random: Random, x: Tensor) -> Any:
-    """Functions with jumps: applied to inputs alone, whose values are exact."""
+    """Discontinuous functions: applied only to inputs, whose values are exact."""
     if not x.ndim:
         return None
     axis = _axis(random, x)

@@ -1,4 +1,4 @@
-"""The torch suite: random PyTorch nets with dynamic dimensions give the numbers that eager PyTorch gives in float64."""
+"""The torch suite: random PyTorch nets with dynamic dimensions, compared with eager PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.fuzz.torch_functions import TEMPLATES, Random, discrete
 
 _SIZES = (1, 2, 3, 4, 5, 7, 8, 11, 13, 16, 17)
 _LARGEST = 1 << 14
-# Chains of float32 operators in another order of summation; measured against the magnitude of the tensor.
+# Chains of float32 operators, summed in another order; relative to the magnitude of the tensor.
 _TOLERANCE = 2e-4
 
 
 class Net(nn.Module):
-    """Steps, each applied to one value: the input or what an earlier step gave. The last values are the results."""
+    """Steps, each applied to the input or an earlier step's result. The last values are the results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def random_net(seed: int) -> tuple[Net, list[Tensor], set[int]]:
     for axis in range(rank):
         if axis not in dynamic:
             shapes[1][axis] = shapes[0][axis]
-        elif shapes[0][axis] == 1:  # torch.export takes a size of 1 for a number
+        elif shapes[0][axis] == 1:  # torch.export treats a size of 1 as a constant
             shapes[0][axis] = 6
     inputs = [torch.randn(shape) for shape in shapes]
     net = Net().eval()
@@ -84,7 +84,7 @@ def _grow(net: Net, values: list[list[Tensor]], random: Random) -> None:
 
 
 def prepare(folder: Path, target: str = "host") -> str:
-    """The target: each case makes its own net."""
+    """Return the target: each case makes its own net."""
     return target
 
 
@@ -111,13 +111,13 @@ def case(target: str, seed: int) -> Outcome:
 
 
 def _expected(net: Net, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """(what PyTorch computes in float32, and in float64)."""
+    """PyTorch's results in float32 and in float64."""
     with torch.no_grad():
         return list(zip(net(x), copy.deepcopy(net).double()(x.double()), strict=True))
 
 
 def _difference(ours: np.ndarray, theirs: tuple[Tensor, Tensor]) -> str | None:
-    """The fault of an output, or None. Where float32 itself is far from float64, so may ours be."""
+    """The fault of an output, or None. If PyTorch's float32 differs from float64, so may ours."""
     single, double = (each.numpy() for each in theirs)
     if (ours.shape, ours.dtype) != (single.shape, single.dtype):
         return f"{ours.dtype}{ours.shape} instead of {single.dtype}{single.shape}"

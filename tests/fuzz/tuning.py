@@ -1,4 +1,4 @@
-"""The tuning suite: a tuning that is killed at a random moment loses no record, and the next one goes on from there."""
+"""The tuning suite: tuning killed at a random moment loses no record, and the next run resumes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _READY_SECONDS = 60.0
 
 
 def convolution_model(stride: int = 2, kernel: int = 3) -> bytes:
-    """One convolution: a kernel with a large space that takes no time."""
+    """One convolution: a fast kernel with a large search space."""
     size = 14 // stride
     weight = np.random.default_rng(0).standard_normal((32, 32, kernel, kernel)).astype(np.float32)
     graph = helper.make_graph(
@@ -45,22 +45,22 @@ def convolution_model(stride: int = 2, kernel: int = 3) -> bytes:
 
 
 def prepare(folder: Path) -> Path:
-    """The folder of the records; each worker goes on from its own."""
+    """Return the folder of the records; each worker resumes from its own."""
     return folder
 
 
 def case(folder: Path, seed: int) -> Outcome:
-    """Tune, kill it, and look at what it left: every announced record must be there, and the next run must find it."""
+    """Tune, kill it, and check the records: every announced one must be on disk, and the next run must find it."""
     return _killed(folder, seed, instant=False)
 
 
 def instant_case(folder: Path, seed: int) -> Outcome:
-    """The same with kernels that are neither built nor run: only what is written and read is tried."""
+    """The same without building and running kernels: tests only writing and reading."""
     return _killed(folder, seed, instant=True)
 
 
 class InstantPool:
-    """Stands in for `MeasurementPool`: every config is said to take a millisecond."""
+    """Replacement for `MeasurementPool`: every config takes a millisecond."""
 
     serial = True
     memory = "cpu"
@@ -77,18 +77,18 @@ class InstantPool:
         pass
 
     def define(self, task: object) -> None:
-        """Nothing to know."""
+        """Do nothing."""
 
     def prepare(self, keys: object) -> dict[str, str]:
-        """Nothing to do."""
+        """Do nothing."""
         return {}
 
     def processor_seconds(self) -> dict[str, float]:
-        """None is used."""
+        """Return 0."""
         return {}
 
     def trials(self, trials: Sequence[Trial], emit: Callable[[Trial, Measured], None]) -> list[Measured]:
-        """All are well."""
+        """Return successful trials."""
         outcomes = [Measured(trial.config, "ok", 1e-3, runs=3) for trial in trials]
         for trial, outcome in zip(trials, outcomes, strict=True):
             time.sleep(1e-3)
@@ -128,7 +128,7 @@ def _killed(folder: Path, seed: int, *, instant: bool) -> Outcome:
 
 
 def _whole_records(folder: Path) -> tuple[set[str], str]:
-    """The distinct configs on record, and what is wrong with the files."""
+    """The distinct recorded configs, and the faults of the files."""
     loaded = read(folder)
     odd = [record for record in loaded.records if record.status != "ok" or not record.seconds]
     problem = "; ".join(loaded.problems) or (f"an odd record: {odd[0]}" if odd else "")
@@ -136,7 +136,7 @@ def _whole_records(folder: Path) -> tuple[set[str], str]:
 
 
 def _tune_until_killed(records: Path, writer: int, seed: int, instant: bool) -> None:
-    """The child's life; it ends by being killed, or with all that it was asked to do."""
+    """In the child: tune until killed or finished."""
     os.setsid()
     try:
         module = importlib.import_module("compiler.tuning.tune")
@@ -162,7 +162,7 @@ def _tune_until_killed(records: Path, writer: int, seed: int, instant: bool) -> 
 
 
 def _reports_until(reader: int, trials: int) -> bytes:
-    """Announcements until this number of trials was made; empty when the tuning never began."""
+    """Announcements until a number of trials was reached; empty if tuning never began."""
     data = b""
     while select.select([reader], [], [], _READY_SECONDS)[0] and (chunk := os.read(reader, _REPORT.size)):
         data += chunk
@@ -172,7 +172,7 @@ def _reports_until(reader: int, trials: int) -> bytes:
 
 
 def _last_report(reader: int, before: bytes) -> tuple[int, int]:
-    """(resumed, trials) as announced last, before the child's end of the pipe was closed."""
+    """The last announced (resumed, trials), before the child's end of the pipe was closed."""
     data = before
     while chunk := os.read(reader, 1 << 16):
         data += chunk

@@ -1,4 +1,4 @@
-"""Run cases in processes that may crash or hang: each such case is an outcome, and the next goes to a fresh process."""
+"""Runs cases in processes that may crash or hang: that is the case's outcome, and a new process takes over."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CLOCK = 5
 
 
 def _serve(connection: Connection, case: Case, context: Any, memory_bytes: int) -> None:
-    """A worker's life: one seed in, one outcome out."""
+    """Loop of a worker: receives seeds and sends outcomes."""
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection.send(None)  # ready: imports are done
@@ -35,7 +35,7 @@ def _serve(connection: Connection, case: Case, context: Any, memory_bytes: int) 
 
 
 class _Worker:
-    """One process and the case that it is busy with."""
+    """One process and its current case."""
 
     def __init__(self, case: Case, context: Any, memory_bytes: int) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -49,11 +49,11 @@ class _Worker:
     def give(self, seed: int | None, seconds: float) -> None:
         self.seed = seed
         self._limit(seconds)
-        with contextlib.suppress(BrokenPipeError):  # it has died since its last outcome: the next receive says so
+        with contextlib.suppress(BrokenPipeError):  # it died after its last outcome: the next receive reports it
             self.connection.send(seed)
 
     def _limit(self, seconds: float) -> None:
-        """Allow so many seconds of processor time from now on."""
+        """Limit the CPU time from now on, in seconds."""
         self._seconds, self._until, self._used = seconds, time.monotonic() + _CLOCK * seconds, self._processor_time()
 
     @property
@@ -62,7 +62,7 @@ class _Worker:
         return time.monotonic() > self._until or self._processor_time() > self._used + self._seconds
 
     def _processor_time(self) -> float:
-        """Seconds of it and of the processes that it started."""
+        """CPU seconds of the process and its children."""
         try:
             own = psutil.Process(self.process.pid)
             return sum(sum(each.cpu_times()[:4]) for each in (own, *own.children(recursive=True)))
@@ -84,13 +84,13 @@ def run_cases(
     seconds: float = SECONDS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Iterator[Outcome]:
-    """Run a case for every seed; the outcomes in the order in which they come.
+    """Run a case for every seed; yield outcomes as they arrive.
 
     Args:
         context: passed to every case; must be picklable.
-        seconds: of processor time, after which a case counts as hanging, and its process is killed; by the clock it may
-            take five times that.
-        memory_bytes: of address space that a worker may have.
+        seconds: CPU time after which a case counts as hanging and its process is killed; its wall-clock limit is five
+            times that.
+        memory_bytes: limit of a worker's address space.
     """
     waiting = iter(seeds)
     pool = [_Worker(case, context, memory_bytes) for _ in range(workers)]
@@ -125,7 +125,7 @@ def run_cases(
 
 
 def _receive(worker: _Worker) -> tuple[Outcome | None, bool]:
-    """A worker's message: an outcome (None: it is ready), and whether the worker is still alive."""
+    """A worker's message: an outcome (None: it is ready), and True if the worker is alive."""
     try:
         return worker.connection.recv(), True
     except (EOFError, ConnectionResetError):

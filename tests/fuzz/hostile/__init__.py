@@ -1,5 +1,5 @@
-"""The hostile suite: models whose addresses and loop bounds depend on values, at values that nobody should give them.
+"""The hostile suite: models whose addresses and loop bounds depend on values, run with invalid and extreme values.
 
 Each run is compared with a reference (ONNX Runtime, PyTorch), and runs twice with every buffer between inaccessible
-pages: where the reference refuses, a module raises an InputError, or the documentation says what it computes.
+pages: if the reference refuses, a module must raise InputError, or the documentation must say what it computes.
 """

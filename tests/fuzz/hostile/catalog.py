@@ -1,4 +1,4 @@
-"""Models that the hostile suite compiles, and the inputs that it runs them with."""
+"""Models of the hostile suite and their inputs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, compiled once, and the inputs that it is run with.
+    """A model, compiled once, and its inputs.
 
     Attributes:
-        operator: what it is about.
-        form: how values reach the operator: as inputs of the model, computed in it, computed and in a branch in a loop.
-        source: makes the model: an `onnx.ModelProto`, or a `TorchSource`.
-        good: inputs that fit; what the compiler stores as its reference.
+        operator: the operator under test.
+        form: source of the operator's values: model inputs, computed, or computed in a branch inside a loop.
+        source: creates the model: an `onnx.ModelProto` or a `TorchSource`.
+        good: valid inputs, which the compiler stores as the reference run.
     """
 
     operator: str
@@ -70,30 +70,30 @@ def scalar(value: Any, dtype: str = "int64") -> Array:
 
 
 def floats(*shape: int) -> Array:
-    """The same normal numbers for the same shape."""
+    """Normal numbers, the same for the same shape."""
     return np.random.default_rng(abs(hash(shape)) % 2**32).standard_normal(shape).astype(np.float32)
 
 
 def hostile_indices(size: int) -> list[int]:
-    """Indices into an axis of that size: at and beyond its ends, and where arithmetic overflows."""
+    """Indices into an axis of a size: at and beyond its ends, and where arithmetic overflows."""
     near = [-size - 1, -size, -1, size - 1, size, size + 1]
     far = [-(10**18), -(10**6), 10**6, 2**31 - 1, 2**31, 2**32, 2**62, -(2**63), 2**63 - 1, -(2**31)]
     return list(dict.fromkeys(near + far))
 
 
 def hostile_sizes() -> list[int]:
-    """Sizes that nothing has, or that no memory holds."""
+    """Negative and huge sizes."""
     return [-(2**63), -(10**18), -5, -1, 0, 1, 10**6, 10**9, 2**31, 2**32, 2**61, 2**62, 2**63 - 1]
 
 
 def clamped(values: Sequence[int], dtype: str) -> list[int]:
-    """Those that the type holds."""
+    """The values that the type can represent."""
     limits = np.iinfo(dtype)
     return [value for value in values if limits.min <= value <= limits.max]
 
 
 def placed(good: Array, values: Sequence[int], name: str) -> list[tuple[str, Feeds]]:
-    """`good` with each value everywhere, and with some in its last place alone."""
+    """`good` filled with each value, and with some values only in its last element."""
     result: list[tuple[str, Feeds]] = []
     for position, value in enumerate(clamped(values, str(good.dtype))):
         everywhere = np.full_like(good, value)
@@ -106,19 +106,19 @@ def placed(good: Array, values: Sequence[int], name: str) -> list[tuple[str, Fee
 
 
 def typed(feeds: Feeds, good: Feeds) -> Feeds:
-    """The arrays in the types of those that fit."""
+    """The arrays, cast to the types of the valid inputs."""
     return {name: np.asarray(array, good[name].dtype) for name, array in feeds.items()}
 
 
 @dataclass(frozen=True)
 class Onnx:
-    """A small ONNX model and what to run it with; `subjects` makes it in several forms.
+    """A small ONNX model and its inputs; `subjects` creates it in several forms.
 
     Attributes:
-        good: inputs that fit, by name.
-        hostile: a label and the inputs that take the place of good ones.
+        good: valid inputs, by name.
+        hostile: a label and the inputs that replace valid ones.
         hidden: the inputs whose values the operator computes with; other forms hide them from checks at entry.
-        dims: the shapes of inputs, where not every dimension is a symbolic one of its own.
+        dims: shapes of the inputs, unless every dimension is a separate symbolic one.
         outputs: element types by name.
     """
 
@@ -134,7 +134,7 @@ class Onnx:
     domains: Sequence[str] = ()
 
     def subjects(self) -> Iterator[Subject]:
-        """The model with these inputs; with `hidden` ones computed in it; and that with the operator in a nest."""
+        """The model with these inputs; with `hidden` ones computed in it; and with the operator nested as well."""
         forms: list[Form] = ["input", "computed", "nested"] if self.hidden else ["input"]
         for form in forms:
             runs = tuple(
@@ -226,7 +226,7 @@ def _in_branch(
 
 
 def _in_loop(nodes: list[onnx.NodeProto], outputs: list[onnx.ValueInfoProto]) -> list[onnx.NodeProto]:
-    """The nodes in the body of a Loop that runs once; the outputs have an axis more."""
+    """The nodes in the body of a Loop that runs once; outputs get an additional axis."""
     inner = {name: f"{name}_inner" for each in nodes for name in each.output}
     copies = []
     for each in nodes:

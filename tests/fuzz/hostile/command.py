@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz hostile [--only TEXT]`: run the subjects whose name holds a text, print what became of them."""
+"""`python -m tests.fuzz hostile [--only TEXT]`: run the subjects whose name contains TEXT and print the outcomes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.fuzz.hostile.subjects import subjects
 from tests.fuzz.hostile.verdict import Verdict, subject_table, verdict_table
 
 _SHOWN_RUNS = 8
-_TOGETHER = 50  # subjects, after which what failed is shown: all of them take hours
+_TOGETHER = 50  # subjects between reports of failures: all subjects take hours
 
 
 def run(only: str | None, workers: int, console: Console) -> int:
@@ -55,7 +55,7 @@ def _print(verdicts: list[Verdict], seconds: float, console: Console) -> None:
 
 
 def _list(title: str, verdicts: Iterable[Verdict], console: Console) -> None:
-    """A line for the runs of one subject that ended alike."""
+    """Print a line for the runs of one subject with the same outcome."""
     groups: dict[tuple[str, str, str], list[Verdict]] = {}
     for each in verdicts:
         groups.setdefault((each.subject, each.theirs, each.ours), []).append(each)

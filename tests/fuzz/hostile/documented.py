@@ -1,4 +1,4 @@
-"""Runs whose result differs from the reference's, and what docs/runtime_checks.md says about each."""
+"""Runs whose results differ from the reference's, and the statements of docs/runtime_checks.md about them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PAGE = Path(__file__).parents[3] / "docs" / "runtime_checks.md"
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement of the page about some runs.
+    """A statement of the page about runs.
 
     Attributes:
-        text: words of the page.
+        text: quotation from the page.
         operators: a pattern of subjects' operators.
         runs: a pattern of runs' labels.
-        computed: whether it is said of values that the model computes alone.
+        computed: True if it applies only to values that the model computes.
     """
 
     text: str
@@ -29,7 +29,7 @@ class Statement:
     computed: bool = True
 
     def is_about(self, subject: Subject, label: str) -> bool:
-        """True if it is said of a run of a subject."""
+        """True if it applies to a run of a subject."""
         if self.computed and subject.form == "input" and not re.fullmatch(_COMPUTED_IN_ITSELF, subject.operator):
             return False
         return bool(re.fullmatch(self.operators, subject.operator) and re.fullmatch(self.runs, label))
@@ -98,10 +98,10 @@ STATEMENTS = (
 
 @cache
 def page() -> str:
-    """The text of the page, spaces joined."""
+    """The text of the page, with single spaces."""
     return " ".join(PAGE.read_text().split())
 
 
 def is_documented(subject: Subject, label: str) -> bool:
-    """True if the page says something about a run of a subject."""
+    """True if the page has a statement about a run of a subject."""
     return any(each.is_about(subject, label) and each.text in page() for each in STATEMENTS)

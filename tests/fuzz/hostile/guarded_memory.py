@@ -1,4 +1,4 @@
-"""Buffers of a module between inaccessible pages, by a preloaded library (`guard.c`)."""
+"""Puts a module's buffers between inaccessible pages with a preloaded library (`guard.c`)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Layout:
     """Layout of buffers in a run.
 
     Attributes:
-        fill: the byte that fresh memory is full of.
-        at_start: whether a buffer's start, and not its end, lies on an inaccessible page.
+        fill: the byte that fills new memory.
+        at_start: True if a buffer's start, instead of its end, is next to an inaccessible page.
     """
 
     fill: int
@@ -45,7 +45,7 @@ LAYOUTS = (Layout(0x5A, at_start=False), Layout(0xC3, at_start=True))
 
 
 def is_available() -> bool:
-    """Whether this system can build and preload the library."""
+    """True if this system can build and preload the library."""
     return os.name == "posix" and os.uname().sysname == "Linux" and shutil.which("gcc") is not None
 
 
@@ -58,7 +58,7 @@ def build_library(folder: Path) -> Path:
 
 @contextmanager
 def preloaded(library: Path) -> Iterator[None]:
-    """Processes that start in it have the library."""
+    """Context manager in which new processes preload the library."""
     changes = {"LD_PRELOAD": str(library), LIBRARY_VARIABLE: str(library)}
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
@@ -73,14 +73,14 @@ def preloaded(library: Path) -> Iterator[None]:
 
 
 class Guard:
-    """The preloaded library in this process; from its making on, the runtime's own arrays are guarded too.
+    """The preloaded library in this process; once created, the runtime's own arrays are guarded, too.
 
-    The runtime copies inputs and parameters into arrays that lie flush with their pages, and its virtual machines
-    take the allocator that keeps no memory.
+    The runtime copies inputs and parameters into arrays that are flush with their pages, and its virtual machines
+    use the allocator that keeps no memory.
     """
 
     def __init__(self, report: Path) -> None:
-        """`report` is the file that says, when the process has ended with GUARD_STATUS, what was touched."""
+        """`report`: file with the touched address after the process ended with GUARD_STATUS."""
         self._library = ctypes.CDLL(os.environ[LIBRARY_VARIABLE])
         self._library.guard_allocate.restype = ctypes.c_void_p
         self._library.guard_allocate.argtypes = [ctypes.c_size_t]
@@ -91,7 +91,7 @@ class Guard:
 
     @contextmanager
     def on(self, layout: Layout) -> Iterator[list[int]]:
-        """Guard what is allocated in it; the list then holds how often memory beside a freed buffer was written."""
+        """Guard allocations in this context; the list gets the number of writes next to freed buffers."""
         if self._library.guard_begin(layout.fill, layout.at_start):
             raise MemoryError("no address space for guarded memory")
         written: list[int] = []
@@ -109,12 +109,12 @@ class Guard:
         return np.ctypeslib.as_array(memory)[:count]
 
     def _empty(self, shape: tuple[int, ...], element: ElementType) -> Array:
-        """As `compiler.runtime.tensors.empty_aligned`."""
+        """Like `compiler.runtime.tensors.empty_aligned`."""
         count = int(np.prod(shape, dtype=np.int64)) * element.numpy.itemsize
         return self._bytes(count).view(element.numpy).reshape(shape)
 
     def _tensor_over(self, array: Array, element: ElementType) -> Any:
-        """As `compiler.runtime.tensors.tensor_over`; the data of an empty array is an inaccessible page."""
+        """Like `compiler.runtime.tensors.tensor_over`; the data of an empty array is an inaccessible page."""
         from compiler.runtime import tensors
 
         if array.size:

@@ -12,7 +12,7 @@ _N = 8
 
 
 def _sizes(name: str, *shapes: tuple[int, ...], dtype: str = "float32") -> list[tuple[str, Feeds]]:
-    """Zeros of other shapes."""
+    """Zeros in other shapes."""
     return [(f"{name}{list(shape)}", {name: np.zeros(shape, dtype)}) for shape in shapes]
 
 
@@ -244,6 +244,6 @@ def _samples() -> Iterator[Onnx]:
 
 
 def graphs() -> Iterator[Onnx]:
-    """All of them."""
+    """All models of this file."""
     for group in (_gathers, _scatters, _picked, _samples):
         yield from group()

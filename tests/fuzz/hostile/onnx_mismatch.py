@@ -1,4 +1,4 @@
-"""Operators whose operands must agree in sizes that are known only in a run."""
+"""Operators whose operands must agree in sizes known only at run time."""
 
 from __future__ import annotations
 
@@ -228,6 +228,6 @@ def _norms() -> Iterator[Onnx]:
 
 
 def graphs() -> Iterator[Onnx]:
-    """All of them."""
+    """All models of this file."""
     for group in (_constant_indices, _constant_sizes, _operands, _norms):
         yield from group()

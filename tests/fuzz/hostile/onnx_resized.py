@@ -1,4 +1,4 @@
-"""ONNX models whose first input gets shapes that do not fit."""
+"""ONNX models whose first input gets invalid shapes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def resized(
     shapes: Shapes,
     **options: Any,
 ) -> Onnx:
-    """A model whose first input takes these shapes, the others staying as they are."""
+    """A model whose first input gets these shapes; the other inputs are unchanged."""
     name, array = next(iter(good.items()))
     hostile = [(f"{name}{list(shape)}", {name: np.zeros(shape, array.dtype)}) for shape in shapes]
     return Onnx(operator, nodes if isinstance(nodes, list) else [nodes], good, hostile, **options)
 
 
 def one(operator: str, inputs: str, good: tuple[int, ...], shapes: Shapes, **options: Any) -> Onnx:
-    """A node of inputs `x ...` with attributes and constants among the options."""
+    """A node with inputs `x ...`; options are attributes and constants."""
     known = {"constants", "outputs", "opset", "dims", "hidden", "domains"}
     attributes = {name: value for name, value in options.items() if name not in known | {"label"}}
     rest = {name: value for name, value in options.items() if name in known}

@@ -1,4 +1,4 @@
-"""Resized images and signals: sizes, scales and lengths that are values."""
+"""Resizing and signal operators: sizes, scales and lengths are values."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _signals() -> Iterator[Onnx]:
         "DFT length",
         [node("DFT", ["x", "n"], ["y"])],
         {"x": wave, "n": scalar(8)},
-        # Not of a million: ONNX Runtime's own result is 0.4 off the largest value there, ours 3e-7 (float64).
+        # Not a million: there ONNX Runtime's error is 0.4 of the largest value, ours 3e-7 (against float64).
         placed(scalar(8), [size for size in hostile_sizes() if size != 10**6], "n"),
         hidden=["n"],
         dims={"x": ["b", 16, 1], "n": []},
@@ -128,6 +128,6 @@ def _signals() -> Iterator[Onnx]:
 
 
 def graphs() -> Iterator[Onnx]:
-    """All of them."""
+    """All models of this file."""
     for group in (_images, _signals):
         yield from group()

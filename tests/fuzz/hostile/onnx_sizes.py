@@ -1,4 +1,4 @@
-"""Operators whose result's size comes from the values of a tensor."""
+"""Operators whose result sizes depend on values of a tensor."""
 
 from __future__ import annotations
 
@@ -278,6 +278,6 @@ def _choices() -> Iterator[Onnx]:
 
 
 def graphs() -> Iterator[Onnx]:
-    """All of them."""
+    """All models of this file."""
     for group in (_reshapes, _ranges, _slices, _choices):
         yield from group()

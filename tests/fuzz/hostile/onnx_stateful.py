@@ -1,4 +1,4 @@
-"""Recurrent layers, loops, sequences and attention: lengths, counts and positions that are values."""
+"""Recurrent layers, loops, sequences and attention: lengths, counts and positions are values."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ def _grouped_query() -> Iterator[Onnx]:
 
 
 def _arithmetic() -> Iterator[Onnx]:
-    """Operations that touch no memory, but on which a processor may trap, or whose result it leaves undefined."""
+    """Operations without memory accesses on which a processor may trap, or whose result is undefined."""
     for dtype in ("int32", "int64"):
         limits = np.iinfo(dtype)
         for operator in ("Div", "Mod"):
@@ -346,6 +346,6 @@ def _arithmetic() -> Iterator[Onnx]:
 
 
 def graphs() -> Iterator[Onnx]:
-    """All of them."""
+    """All models of this file."""
     for group in (_recurrent, _loops, _sequences, _attention, _arithmetic):
         yield from group()

@@ -1,4 +1,4 @@
-"""Windows over images of unknown size, wrong numbers of channels, and classical models with wrong widths."""
+"""Windows over images of unknown size, wrong numbers of channels, and classical ML models with wrong widths."""
 
 from __future__ import annotations
 
@@ -221,6 +221,6 @@ def _learned() -> Iterator[Onnx]:
 
 
 def graphs() -> Iterator[Onnx]:
-    """All of them."""
+    """All models of this file."""
     for group in (_windows, _learned):
         yield from group()

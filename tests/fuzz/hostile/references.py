@@ -1,4 +1,4 @@
-"""The reference's verdict: ONNX Runtime of a model, PyTorch of a module."""
+"""Reference results: ONNX Runtime for ONNX models, PyTorch for modules."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _STORED_BYTES = 16 << 20
 
 
 def computed(subject: Subject, number: int, feeds: Feeds) -> tuple[Theirs, Any]:
-    """The reference's results for these inputs, or its error; of large results the shape alone."""
+    """The reference's results for these inputs, or its error; only the shape for large results."""
     try:
         run = _session(subject, number)
     except NotImplementedError as error:
         return "has no such operator", str(error)
     try:
         arrays = run(feeds)
-    except Exception as error:  # every reference has its own classes, none of them public
+    except Exception as error:  # each reference has its own exception classes, none of them public
         return "refuses", f"{type(error).__name__}: {' '.join(str(error).split())}"[-300:]
     return "computes", [array if array.nbytes <= _STORED_BYTES else (array.dtype, array.shape) for array in arrays]
 
@@ -43,7 +43,7 @@ def _session(subject: Subject, number: int) -> Callable[[Feeds], list[Array]]:
 
 
 def _onnxruntime(model: Any) -> Callable[[Feeds], list[Array]]:
-    """Raises NotImplementedError where ONNX Runtime has no kernel."""
+    """Run ONNX Runtime. Raises NotImplementedError if it has no kernel."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)
@@ -78,7 +78,7 @@ def _torch(source: TorchSource) -> Callable[[Feeds], list[Array]]:
 
 
 def differences(ours: list[Array], theirs: list[Any], difference: Callable[[Array, Array], str | None]) -> str | None:
-    """The fault of our outputs, or None."""
+    """The error of our outputs, or None."""
     if len(ours) != len(theirs):
         return f"{len(ours)} outputs instead of {len(theirs)}"
     for position, (one, other) in enumerate(zip(ours, theirs, strict=True)):

@@ -1,4 +1,4 @@
-"""The hostile suite in worker processes: the reference's runs, compilation, and our runs under guarded memory."""
+"""Runs the hostile suite in worker processes: reference runs, compilation, and our runs with guarded memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CATALOG = "tests.fuzz.hostile.subjects"
 _GUARD = "guard"
 _SECONDS: dict[Phase, float] = {"reference": 60.0, "compile": 240.0, "run": 60.0}  # the first imports PyTorch
 _REFERENCE_BYTES = 4 << 30
-_GUARDED_BYTES = 1 << 43  # the arena of guarded memory is address space alone
+_GUARDED_BYTES = 1 << 43  # the arena of guarded memory is only address space
 _RUNS_A_SUBJECT = 1000  # a seed is subject * this + run
 
 
@@ -47,7 +47,7 @@ class Context:
     phase: Phase
 
     def subject(self, number: int) -> Subject:
-        """The same in every process."""
+        """The subject with a number, the same in every process."""
         return _subjects(self.catalog)[number]
 
     def module(self, subject: int) -> Path:
@@ -57,11 +57,11 @@ class Context:
         return self.folder / f"{phase}-{seed}.pickle"
 
     def report(self, process: int) -> Path:
-        """Where guarded memory says what a process touched."""
+        """The file in which guarded memory reports the address that a process touched."""
         return self.folder / f"touched-{process}"
 
     def read(self, phase: Phase, seed: int) -> Any:
-        """Results that a worker left; None where it ended before."""
+        """Results of a worker; None if it ended before."""
         path = self.result(phase, seed)
         return pickle.loads(path.read_bytes()) if path.exists() else None
 
@@ -98,15 +98,15 @@ def run_subjects(
 
 
 def steps(chosen: Sequence[int]) -> int:
-    """An upper bound of the workers' steps."""
+    """An upper bound on the workers' steps."""
     runs = sum(len(_subjects(CATALOG)[index].runs) for index in chosen)
     return 2 * runs + len(chosen)
 
 
 def _work(context: Context, seeds: Iterable[int], workers: int, seen: Callable[[], None] | None) -> dict[int, Outcome]:
-    """Run cases; the outcomes of those that ended their process, and do so again in a process of their own.
+    """Run cases and return the outcomes of those that ended their process, and do so again in their own process.
 
-    A heap that one case corrupts may end the process in a later one.
+    A heap corrupted by one case may end the process in a later one.
     """
     died = _worked(context, seeds, workers, seen)
     again = [seed for seed, outcome in died.items() if outcome.kind == "crash" and outcome.label != _GUARD]
@@ -131,7 +131,7 @@ def _worked(
 
 
 def _with_reports(outcome: Outcome, folder: Path) -> Outcome:
-    """The outcome with what guarded memory said when the process ended."""
+    """The outcome with the report of guarded memory at the end of the process."""
     if outcome.detail != f"exit status {GUARD_STATUS}":
         return outcome
     said = []
@@ -142,7 +142,7 @@ def _with_reports(outcome: Outcome, folder: Path) -> Outcome:
 
 
 def case(context: Context, seed: int) -> Outcome:
-    """One step of a worker: its result goes to a file."""
+    """One step of a worker, which writes its result to a file."""
     result: Any = {"reference": _reference, "compile": _compile, "run": _run}[context.phase](context, seed)
     try:
         stored = pickle.dumps(result)
@@ -193,7 +193,7 @@ def _arguments(subject: Subject) -> dict[str, Any]:
 
 
 def _run(context: Context, seed: int) -> tuple[Ours, Any]:
-    """Load the module and run it in each layout of memory."""
+    """Load the module and run it in each memory layout."""
     import compiler
     from compiler.errors import UserError
 

@@ -1,4 +1,4 @@
-"""A function of PyTorch with dynamic shapes as a subject of the hostile suite."""
+"""PyTorch functions with dynamic shapes as subjects of the hostile suite."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.fuzz.hostile.catalog import Feeds, Form, Run, Subject, TorchSource, t
 
 @dataclass(frozen=True)
 class Torch:
-    """A function and what to run it with.
+    """A function and its inputs.
 
     Attributes:
-        function: takes a tensor for each name of `good`, in order; imports torch when it is called.
-        modules: makes modules (layers) that the function takes before the tensors.
-        good: inputs that fit. Each of their axes is dynamic, but for those in `static`.
+        function: called with a tensor for each name of `good`, in order; imports torch when called.
+        modules: creates modules (layers) that are passed before the tensors.
+        good: valid inputs. All axes are dynamic except those in `static`.
         hidden: the inputs whose values the operator computes with; another form hides them from checks at entry.
     """
 
@@ -31,7 +31,7 @@ class Torch:
     modules: Callable[[], Sequence[Any]] | None = None
 
     def subjects(self) -> Iterator[Subject]:
-        """With these inputs, and with `hidden` ones computed in the module."""
+        """The subject with these inputs, and with `hidden` ones computed in the module."""
         forms: list[Form] = ["input", "computed"] if self.hidden else ["input"]
         for form in forms:
             extra = {} if form == "input" else {f"zero_{name}": self._zero(name) for name in self.hidden}
@@ -75,7 +75,7 @@ class _Source:
 
 
 def _module(function: Callable[..., Any], layers: list[Any], names: list[str], hidden: Sequence[str]) -> Any:
-    """A module whose `forward` has arguments of these names: `torch.export` names inputs by them."""
+    """A module whose `forward` has arguments with these names: `torch.export` names inputs after them."""
     import torch
 
     class Hostile(torch.nn.Module):

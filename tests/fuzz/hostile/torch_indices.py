@@ -1,4 +1,4 @@
-"""Operators of PyTorch whose addresses or sizes come from the values of a tensor."""
+"""PyTorch operators whose addresses or sizes depend on values of a tensor."""
 
 from __future__ import annotations
 
@@ -242,6 +242,6 @@ def _counts() -> Iterator[Torch]:
 
 
 def functions() -> Iterator[Torch]:
-    """All of them."""
+    """All functions of this file."""
     for group in (_reads, _writes, _counts):
         yield from group()

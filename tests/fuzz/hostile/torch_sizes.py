@@ -17,7 +17,7 @@ _COLUMNS: Shapes = [(3, 1), (3, 2), (3, 4), (3, 5), (3, 7), (3, 9), (3, 0), (0, 
 def _one(
     name: str, function: Callable[..., Any], shapes: Shapes = _COLUMNS, good: tuple[int, ...] = (3, 8), **options: Any
 ) -> Torch:
-    """A function of one tensor, at other shapes."""
+    """A function of one tensor with other shapes."""
     hostile = [(f"x{list(shape)}", {"x": np.zeros(shape, np.float32)}) for shape in shapes]
     return Torch(name, function, {"x": floats(*good)}, hostile, **options)
 
@@ -291,6 +291,6 @@ def _pairs() -> Iterator[Torch]:
 
 
 def functions() -> Iterator[Torch]:
-    """All of them."""
+    """All functions of this file."""
     for group in (_views, _padded, _recurrent, _pairs):
         yield from group()

@@ -1,4 +1,4 @@
-"""Outcome of one run, of the reference and of ours."""
+"""Outcomes of one run: the reference's and ours."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ class Verdict:
 
     @property
     def stricter(self) -> bool:
-        """True if we refuse what the reference computes, which is no failure here."""
+        """True if we refuse inputs that the reference accepts, which does not count as a failure."""
         return self.theirs == "computes" and self.ours.startswith("refused")
 
 
 def verdict_table(verdicts: Sequence[Verdict], title: str) -> Table:
-    """Counts of what we do, by what the reference does."""
+    """Counts of our outcomes by the reference's outcomes."""
     references: tuple[Theirs, ...] = ("computes", "refuses", "crashes", "has no such operator")
     table = Table("ours", *(f"reference {each}" for each in references), "meaning", title=title)
     counts = Counter((verdict.theirs, verdict.ours) for verdict in verdicts)
@@ -86,7 +86,7 @@ def verdict_table(verdicts: Sequence[Verdict], title: str) -> Table:
 
 
 def subject_table(verdicts: Sequence[Verdict]) -> Table:
-    """A row for each subject: how many runs ended in what."""
+    """A row for each subject: number of runs by outcome."""
     kinds = [ours for ours in MEANING if any(verdict.ours == ours for verdict in verdicts)]
     table = Table("subject", "runs", "reference refuses", title="by subject")
     for ours in kinds:

@@ -1,1 +1,1 @@
-"""A real server under hostile requests: `python -m tests.fuzz serve`."""
+"""Hostile requests to a real server: `python -m tests.fuzz serve`."""

@@ -16,7 +16,7 @@ FORM = "multipart/form-data; boundary=B"
 
 
 class Attack(NamedTuple):
-    """A request; `body` is made when it is sent, for its size."""
+    """A request; `body` is created when sent, since it may be large."""
 
     method: str
     path: str
@@ -40,12 +40,12 @@ def completion(model: str = "chat", **fields: Any) -> Attack:
 
 
 def schema(value: Any) -> Attack:
-    """A completion whose text is to match a JSON schema."""
+    """A completion whose text must match a JSON schema."""
     return completion(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": value}})
 
 
 def chat(content: Any, model: str = "chat") -> Attack:
-    """A chat of one message."""
+    """A chat with one message."""
     messages = [{"role": "user", "content": content}]
     return post("/v1/chat/completions", lambda: {"model": model, "max_tokens": 4, "messages": messages})
 
@@ -63,12 +63,12 @@ def image(content: Callable[[], bytes], kind: str = "png", count: int = 1) -> At
 
 
 def picture(content: Callable[[], bytes], model: str = "pictures") -> Attack:
-    """A picture as the body of a request for predictions."""
+    """A prediction request with a picture as body."""
     return Attack("POST", f"/v2/models/{model}/predict", content, {"Content-Type": "image/png"})
 
 
 def speech(content: Callable[[], bytes]) -> Attack:
-    """A transcription of a file."""
+    """A transcription request for a file."""
 
     def body() -> bytes:
         parts = [("model", b"speech"), ("file", content()), ("language", b"en")]
@@ -79,7 +79,7 @@ def speech(content: Callable[[], bytes]) -> Attack:
 
 
 def png(width: int, height: int, rows: bytes | None = None, before: bytes = b"") -> bytes:
-    """A PNG file of one bit a pixel that says so many pixels, and holds the rows that are given, else all of them.
+    """A PNG file with one bit per pixel and declared sizes, containing the given rows, by default all.
 
     `before`: chunks before the pixels.
     """
@@ -96,14 +96,14 @@ def png_chunk(name: bytes, data: bytes) -> bytes:
 
 
 def gif(width: int, height: int, frames: int) -> bytes:
-    """A GIF file of that size, of frames of one pixel."""
+    """A GIF file of a size, with frames of one pixel."""
     frame = b"\x2c" + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
     colors = bytes(6)
     return b"GIF89a" + struct.pack("<2H3B", width, height, 0x80, 0, 0) + colors + frame * frames + b";"
 
 
 def bmp(width: int, height: int) -> bytes:
-    """A BMP file of 24 bits a pixel that says so many pixels, and has 64 bytes of them."""
+    """A BMP file with 24 bits per pixel and declared sizes, containing 64 bytes of pixels."""
     head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
     return b"BM" + struct.pack("<IHHI", 118, 0, 0, 54) + head + bytes(64)
 

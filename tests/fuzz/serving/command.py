@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz serve [--cases N]`: attacks, random requests, reloads, a full disk and a clock that goes back.
+"""`python -m tests.fuzz serve [--cases N]`: attacks, random requests, reloads, a full disk and a clock set back.
 
 Every request must get an answer that is not 500, no worker may die, and the requests of neighbours, which go on all the
 while, must be served. The table says which answers came, the slowest answer of the health, and what memory stayed.
@@ -30,10 +30,10 @@ from tests.fuzz.serving.models import build
 from tests.fuzz.serving.random_requests import request
 from tests.fuzz.serving.server import Health, Served, Watch, serve
 
-_SECONDS = 120.0  # for an answer
-_TRACE = 3000  # characters of the log that are shown
-_DESCRIPTORS = 4096  # of clients and servers
-_CLIENTS = 4  # of random requests at once
+_SECONDS = 120.0  # timeout of an answer
+_TRACE = 3000  # characters of the log in reports
+_DESCRIPTORS = 4096  # addresses of clients and servers
+_CLIENTS = 4  # concurrent random requests
 _MODELS = Path("build/fuzz-serve")
 _DENSE = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}).encode()
 _SOUND: dict[str, Attack] = {
@@ -42,7 +42,7 @@ _SOUND: dict[str, Attack] = {
     "embed": Attack("POST", "/v1/embeddings", lambda: b'{"model":"embed","input":"a text"}'),
     "template": chat("hello"),
 }
-# A clock that goes back by an hour every two seconds, and comes again.
+# A clock that alternates between now and an hour ago, every two seconds.
 _CLOCK = """
 import time
 _time, _start = time.time, time.monotonic()
@@ -66,12 +66,12 @@ class Row:
 
     @property
     def failed(self) -> bool:
-        """True if something happened that must not."""
+        """True if something forbidden happened."""
         return bool(self.deaths or self.problems or self.health.failed or set(self.neighbours) - {"200"})
 
 
 def run(cases: int, seed: int, only: str | None, console: Console) -> int:
-    """Run the parts whose name holds `only`, all without; 0 if nothing failed."""
+    """Run the parts whose name contains `only` (by default all); return 0 if nothing failed."""
     configuration = build(_MODELS)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, _DESCRIPTORS) if most >= 0 else _DESCRIPTORS, most))
@@ -104,13 +104,13 @@ def run(cases: int, seed: int, only: str | None, console: Console) -> int:
 
 @contextlib.contextmanager
 def _served(log: Path, *flags: str, environment: Mapping[str, str] | None = None) -> Iterator[tuple[Served, Watch]]:
-    """A server, and what watches its health."""
+    """A server and its health monitor."""
     with serve(log, *flags, environment=environment) as served, contextlib.closing(Watch(served.port)) as watch:
         yield served, watch
 
 
 def _part(served: Served, watch: Watch, name: str, work: Callable[[Row], object]) -> Row:
-    """A part, while neighbours and the health are watched."""
+    """Run a part while other clients and the health check are monitored."""
     row = Row(name, before=served.memory())
     workers, begun = served.workers(), time.monotonic()
     watch.take()
@@ -124,7 +124,7 @@ def _part(served: Served, watch: Watch, name: str, work: Callable[[Row], object]
 
 
 def _send(served: Served, attack: Attack) -> tuple[str, bytes]:
-    """The status of an answer, or why there is none; and its body."""
+    """The status of an answer, or the reason why there is none, and its body."""
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=_SECONDS)
     try:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # answered before the body is read
@@ -167,7 +167,7 @@ def _note(row: Row, served: Served, attack: Attack, what: str) -> str:
 
 @contextlib.contextmanager
 def _neighbours(served: Served, row: Row) -> Iterator[None]:
-    """Send sound requests meanwhile, one after another, and count their answers."""
+    """Send valid requests in the background, one after another, and count their answers."""
     ended = threading.Event()
 
     def work() -> None:
@@ -225,7 +225,7 @@ def _reload(row: Row, served: Served) -> None:
 
 
 def _warm(served: Served) -> None:
-    """Have everything be loaded that is loaded on use, so that memory tells what stays of the attacks."""
+    """Trigger all lazy loading, so that memory growth is due to the attacks."""
     for number in range(60):
         _send(served, request(number))
     for attack in _SOUND.values():
@@ -233,7 +233,7 @@ def _warm(served: Served) -> None:
 
 
 def _full_disk(name: str, folder: Path, configuration: Path) -> Row:
-    """Two workers whose logs and metrics are on a file system that is full."""
+    """Two workers whose logs and metrics are on a full file system."""
     disk = folder / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -253,7 +253,7 @@ def _full_disk(name: str, folder: Path, configuration: Path) -> Row:
 
 
 def _clock(name: str, folder: Path, configuration: Path) -> Row:
-    """A server whose clock goes back by an hour, again and again."""
+    """A server whose clock is set back by an hour, repeatedly."""
     (folder / "clock").mkdir()
     (folder / "clock" / "sitecustomize.py").write_text(_CLOCK)
     path = f"{folder / 'clock'}:."

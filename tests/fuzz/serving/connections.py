@@ -1,4 +1,4 @@
-"""Misuse of connections by clients: slow or endless pieces, many requests at once, and broken HTTP."""
+"""Clients that misuse connections: slow or endless pieces, many requests at once, and broken HTTP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Answers = Counter[str]
 Client = Callable[[int], Answers]
 """Takes the port of a server, and returns how it answered: statuses, "closed" (without an answer) or "no answer"."""
 
-_SECONDS = 90.0  # for all answers on a connection: slow clients are closed after 30
+_SECONDS = 90.0  # timeout of all answers on a connection: slow clients are closed after 30
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 _HOST = b"Host: localhost\r\n"
 _HEAD = b"POST /v2/models/dense/infer HTTP/1.1\r\n" + _HOST
@@ -30,7 +30,7 @@ def _get(path: bytes, rest: bytes = b"") -> bytes:
 
 
 def _read(sock: socket.socket, until: float, counts: Answers, wanted: float) -> None:
-    """Read answers until so many came, or the connection is closed; of several that are wanted none may lack."""
+    """Read a number of answers, or until the connection is closed; if several are expected, none may be missing."""
     rest = b""
     while counts.total() < wanted:
         sock.settimeout(max(0.01, until - time.monotonic()))
@@ -54,7 +54,7 @@ def _read(sock: socket.socket, until: float, counts: Answers, wanted: float) -> 
 
 
 def sent(pieces: Callable[[], Iterable[bytes]], pause: float = 0.0, wanted: float = float("inf")) -> Client:
-    """A client that sends pieces, with pauses in seconds, and reads answers meanwhile."""
+    """A client that sends pieces, with pauses in seconds, and reads answers concurrently."""
 
     def client(port: int) -> Answers:
         counts: Answers = Counter()
@@ -75,7 +75,7 @@ def sent(pieces: Callable[[], Iterable[bytes]], pause: float = 0.0, wanted: floa
 
 
 def _half_closed(port: int) -> Answers:
-    """A client that says that it sends no more, which no server tells from one that is gone."""
+    """A client that shuts down its sending side, which servers cannot distinguish from a closed client."""
     counts: Answers = Counter()
     with socket.create_connection(("127.0.0.1", port), 30) as sock:
         sock.sendall(_SOUND)
@@ -85,7 +85,7 @@ def _half_closed(port: int) -> Answers:
 
 
 def _deaf(port: int) -> Answers:
-    """A client that asks again and again, and reads nothing: it is closed."""
+    """A client that sends requests and reads no answers: its connection is closed."""
     until = time.monotonic() + _SECONDS
     with socket.create_connection(("127.0.0.1", port), 30) as sock, suppress(OSError):
         sock.settimeout(_SECONDS)
@@ -96,7 +96,7 @@ def _deaf(port: int) -> Answers:
 
 
 def _crowd(count: int, port: int) -> Answers:
-    """Connections that say nothing, beside which others are served."""
+    """Silent connections, in spite of which other clients are served."""
     answers: Answers = Counter()
     held = []
     try:
@@ -112,7 +112,7 @@ def _crowd(count: int, port: int) -> Answers:
 
 
 def _together(*clients: Client) -> Client:
-    """Clients at the same time."""
+    """Concurrent clients."""
 
     def all_of_them(port: int) -> Answers:
         found: list[Answers] = []

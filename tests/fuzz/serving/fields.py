@@ -1,4 +1,4 @@
-"""Each field of each request with each hostile value, in requests that are sound otherwise and have all fields."""
+"""Each field of each request with each hostile value, in otherwise valid requests with all fields."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _SOUND: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def field_requests() -> Iterator[tuple[str, Attack]]:
-    """Requests by name; those named "sound" are to be answered 200."""
+    """Requests by name; those named "sound" must be answered with 200."""
     for path, body in _SOUND:
         yield f"sound {path}", _json(path, body)
         for place in _places(body):
@@ -87,7 +87,7 @@ def _form(path: str, fields: dict[str, bytes]) -> Attack:
 
 
 def _places(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Where values are: each of an object, the first and the last of a list."""
+    """Paths of values: all values of objects, the first and last of lists."""
     if isinstance(value, dict):
         keys: list[Any] = list(value)
     elif isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The models that the server of the suite answers with: small, random, made on the spot."""
+"""Small random models for the suite's server, created on demand."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _dense(file: Path) -> None:
 
 
 def _embedder(file: Path) -> None:
-    """A vector for each token, of a table of 260; a token outside of it is refused when the module runs."""
+    """A vector per token from a table of 260; tokens outside of it are refused at run time."""
     table = numpy_helper.from_array(np.random.default_rng(0).standard_normal((260, 4)).astype(np.float32), "table")
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])
     hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["batch", "length", 4])
@@ -94,7 +94,7 @@ def _embedder(file: Path) -> None:
 
 
 def _reranker(file: Path) -> None:
-    """The sum of a number for each token, of a table of 260."""
+    """The sum of a number per token from a table of 260."""
     table = numpy_helper.from_array(np.random.default_rng(0).standard_normal(260).astype(np.float32), "table")
     last = numpy_helper.from_array(np.array([1], np.int64), "last")
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])
@@ -110,14 +110,14 @@ def _reranker(file: Path) -> None:
 
 
 def _pictures(file: Path) -> None:
-    """Boxes in the pixels of an image of any size."""
+    """Boxes, in pixels, in an image of any size."""
     boxes, scores = centers()
     net = net_with({"output0": np.concatenate([boxes, scores], 1).T[None]})
     compiler.compile(net, processing=Processing(task="detect"), threads=1).export(file)
 
 
 def _detector(file: Path) -> None:
-    """Boxes and scores out of an image of 16 x 16, and which boxes stay."""
+    """Boxes and scores of an image of 16 x 16, and the selected boxes."""
     random = np.random.default_rng(0)
     filters = random.standard_normal((6, 3, 4, 4)).astype(np.float32) * 0.1
     constants = {

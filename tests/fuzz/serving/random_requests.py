@@ -1,4 +1,4 @@
-"""Random requests: sound ones, with one or several things in them changed."""
+"""Random requests: valid ones with one or several changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.fuzz.serving.fields import VALUES
 
 
 def _sound(random_: random.Random) -> tuple[str, dict[str, Any]]:
-    """The path and JSON of a request that is right."""
+    """Path and JSON of a valid request."""
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "[a-z]{1,4}"}}, "required": ["a"]}
     picture = {"url": f"data:image/png;base64,{base64.b64encode(png(24, 16)).decode()}"}
     parts = [{"type": "image_url", "image_url": picture}, {"type": "text", "text": "what is it?"}]
@@ -44,7 +44,7 @@ def _sound(random_: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 def request(seed: int) -> Attack:
-    """The request of a seed."""
+    """The request for a seed."""
     random_ = random.Random(seed)
     kind = random_.random()
     if kind < 0.03:
@@ -85,7 +85,7 @@ def _change(body: Any, random_: random.Random) -> None:
 
 
 def _change_one(at: Any, key: Any, random_: random.Random) -> None:
-    """Replace, remove, rename or repeat what a list or an object has at one place."""
+    """Replace, remove, rename or repeat one item of a list or an object."""
     inner, way = at[key], random_.randrange(3)
     if way == 0:
         at[key] = copy.deepcopy(random_.choice(VALUES))

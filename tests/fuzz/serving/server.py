@@ -1,4 +1,4 @@
-"""A server of the suite, what it uses, and a process that asks for its health."""
+"""The suite's server, its resource usage, and a process that polls its health."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pathlib import Path
 
 @dataclass
 class Served:
-    """A server that answers.
+    """A running server.
 
     Attributes:
-        process: of its supervisor.
-        log: what it writes.
+        process: the supervisor's process.
+        log: the file with its output.
     """
 
     port: int
@@ -30,11 +30,11 @@ class Served:
     log: Path
 
     def workers(self) -> set[int]:
-        """The numbers of its worker processes."""
+        """Process IDs of the workers."""
         return {each for each in _children(self.process.pid) if b"workers.worker" in _command(each)}
 
     def memory(self) -> int:
-        """Bytes that its processes hold, what they share counted once."""
+        """Bytes used by its processes; shared memory counts once."""
         return sum(_proportional(each) for each in _descendants(self.process.pid))
 
     def processes(self) -> int:
@@ -44,7 +44,7 @@ class Served:
 
 @contextlib.contextmanager
 def serve(log: Path, *flags: str, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
-    """Start a server, and end it. Raises RuntimeError where it does not start."""
+    """Context manager of a server. Raises RuntimeError if it does not start."""
     command = [sys.executable, "-m", "compiler.cli", "serve", "--port", "0", *flags]
     with (
         log.open("w") as errors,
@@ -76,7 +76,7 @@ class Health:
 
 
 class Watch:
-    """Asks for the health every 50 ms, from a process of its own, which waits for no other work of the suite."""
+    """Polls the health every 50 ms from a separate process, independent of the suite's other work."""
 
     def __init__(self, port: int) -> None:
         command = [sys.executable, "-m", __name__, str(port)]
@@ -84,7 +84,7 @@ class Watch:
         self.take()
 
     def take(self) -> Health:
-        """Its observations since the last call, of at least one answer."""
+        """Observations since the last call, at least one answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("\n")
