@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -181,6 +181,23 @@ def test_imports_inside_functions_have_a_reason() -> None:
     assert sorted(without) == []
     unused = [each for each in LAZY if not any(name == each or name.startswith(f"{each}.") for name in lazy)]
     assert unused == [], "these reasons are no longer needed"
+
+
+def test_no_module_defines_a_name_twice() -> None:
+    twice = []
+    for name in sorted(_modules()):
+        found: Counter[str] = Counter()
+        for statement in _parsed(name).body:
+            if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                overload = any(
+                    isinstance(each, ast.Name) and each.id == "overload" for each in statement.decorator_list
+                )
+                found[statement.name] += not overload
+            elif isinstance(statement, ast.Assign | ast.AnnAssign):
+                names = [each for each in ast.walk(statement) if isinstance(each, ast.Name)]
+                found.update(each.id for each in names if isinstance(each.ctx, ast.Store) and each.id.isupper())
+        twice += [f"{name}: {each}" for each, count in found.items() if count > 1]
+    assert twice == []
 
 
 _WITHOUT_TORCH = "schedules.ir.load_tvm"
