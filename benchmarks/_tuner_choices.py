@@ -134,7 +134,7 @@ def _prefetching(factor: float) -> Iterator[None]:
     """Weights of convolutions are prefetched earlier or later; not at all at 0."""
     latency = int(direct_nest._LATENCY * factor)
     none: AbstractContextManager[object] = (
-        nullcontext() if factor else patch("schedules.conv.direct_nest.ask_share", lambda *_: None)
+        nullcontext() if factor else patch("schedules.conv.direct_nest.prefetch_share", lambda *_: None)
     )
     with patch.object(direct_nest, "_LATENCY", latency), none:
         yield

@@ -31,7 +31,7 @@ from benchmarks._quantized import quantized
 from benchmarks._race import Entry, Result, race
 from compiler.artifact import read_artifact
 from compiler.reports.formatting import plural
-from schedules.instructions.vector_instructions.table import dot_instructions
+from schedules.instructions.dot_products.table import dot_instructions
 from schedules.machine import Machine
 from targets import cpuinfo
 

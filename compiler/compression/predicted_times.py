@@ -30,8 +30,8 @@ from schedules.attention.cache.rule import CacheWorkload, cache_cycles, sizes_of
 from schedules.attention.rule import Attention, AttentionInt8, AttentionWorkload, cycles_in_tiles
 from schedules.conv.dot import CONV_DOT, CONV_TILES
 from schedules.conv.workload import DotWorkload, TilesWorkload
-from schedules.instructions.vector_instructions.operation import DOT_BF16, DotInstruction
-from schedules.instructions.vector_instructions.table import tile_instruction, vector_instructions
+from schedules.instructions.dot_products.operation import DOT_BF16, DotInstruction
+from schedules.instructions.dot_products.table import tile_instruction, vector_instructions
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
 from schedules.ir.tvm_types import Expr, Type

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from compiler.support.roofline import Roofline
 from schedules.gpu.machine import GpuMachine
-from schedules.instructions.vector_instructions.table import products
+from schedules.instructions.dot_products.table import dot_instructions
 from schedules.machine import Machine
 
 _WORTH_SAYING = 1.3
@@ -48,7 +48,7 @@ def faster_precisions(works: Sequence[KernelWork], machine: Machine, roofline: R
     found: list[str] = []
     best: dict[float, float] = {}  # by bytes: a slower precision of the same size is not reported
     for name, how, operands, share in _PRECISIONS:
-        instructions = products(machine, *operands)
+        instructions = dot_instructions(machine, *operands)
         if not instructions:
             continue
         rates = {

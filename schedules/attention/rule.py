@@ -38,8 +38,8 @@ from schedules.codegen.nest import (
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.estimate import Estimate, tail
-from schedules.instructions.vector_instructions.amx import BLOCK_ROWS, STEPS
-from schedules.instructions.vector_instructions.operation import DOT_S8S8, DOT_U8S8, DotInstruction, Operation
+from schedules.instructions.dot_products.amx import BLOCK_ROWS, STEPS
+from schedules.instructions.dot_products.operation import DOT_S8S8, DOT_U8S8, DotInstruction, Operation
 from schedules.ir.expression import expression
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.ir.stages import Axis, Kernel, Stage, dtype_of

@@ -35,9 +35,9 @@ from schedules.codegen.nest import (
 )
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, Taps, block_sums, multiply_add
-from schedules.instructions.vector_instructions.amx import COLUMNS, ROW_BYTES, ROWS, STEPS
-from schedules.instructions.vector_instructions.operation import DOT_BF16, DotInstruction, Operation
-from schedules.instructions.vector_instructions.table import tile_instruction
+from schedules.instructions.dot_products.amx import COLUMNS, ROW_BYTES, ROWS, STEPS
+from schedules.instructions.dot_products.operation import DOT_BF16, DotInstruction, Operation
+from schedules.instructions.dot_products.table import tile_instruction
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
 from schedules.ir.expression import expression, index
 from schedules.ir.numbers import ceil_div

@@ -16,8 +16,8 @@ from itertools import product
 from math import prod
 
 from schedules.codegen.nest import allocate, allocate_tile, bind, lanes_of, load, repeat, sequence, split_repeat, store
-from schedules.instructions.vector_instructions.amx import BLOCK_ROWS, ROW_BYTES, ROWS, symbol_of
-from schedules.instructions.vector_instructions.operation import ONES, PARTIAL_STEPS, DotInstruction
+from schedules.instructions.dot_products.amx import BLOCK_ROWS, ROW_BYTES, ROWS, symbol_of
+from schedules.instructions.dot_products.operation import ONES, PARTIAL_STEPS, DotInstruction
 from schedules.ir.expression import expression, index
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of

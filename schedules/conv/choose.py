@@ -20,8 +20,8 @@ from schedules.conv.tiles import tiles_workload
 from schedules.conv.winograd import Winograd, integer_winograd_pays, winograd_workload
 from schedules.conv.winograd_tiling import relative_cycles, winograd_form, winograd_forms
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload, WinogradWorkload
-from schedules.instructions.vector_instructions.operation import DOT_U8S8, OF_STORED, Operation
-from schedules.instructions.vector_instructions.table import matrix_instruction, tile_instruction, vector_instructions
+from schedules.instructions.dot_products.operation import DOT_U8S8, OF_STORED, Operation
+from schedules.instructions.dot_products.table import matrix_instruction, tile_instruction, vector_instructions
 from schedules.ir.numbers import QUAD
 from schedules.machine import Machine
 from schedules.selection.alternatives import Alternative, Choice

@@ -44,7 +44,7 @@ from schedules.conv.tiling import (
     tile_for,
 )
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload
-from schedules.instructions.vector_instructions.operation import (
+from schedules.instructions.dot_products.operation import (
     DOT_WORDS,
     ONES,
     PARTIAL_STEPS,
@@ -52,7 +52,7 @@ from schedules.instructions.vector_instructions.operation import (
     joined,
     row_of,
 )
-from schedules.instructions.vector_instructions.table import (
+from schedules.instructions.dot_products.table import (
     matrix_instruction,
     partial_operation,
     vector_instructions,

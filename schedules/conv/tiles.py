@@ -32,9 +32,9 @@ from schedules.conv.dot import CONV_TILES, DotNest
 from schedules.conv.rule import BlockedRule
 from schedules.conv.tiling import Task, divisors
 from schedules.conv.workload import ConvWorkload, TilesWorkload
-from schedules.instructions.vector_instructions.amx import COLUMNS, ROW_BYTES, ROWS
-from schedules.instructions.vector_instructions.operation import DotInstruction
-from schedules.instructions.vector_instructions.table import tile_instruction, vector_instructions
+from schedules.instructions.dot_products.amx import COLUMNS, ROW_BYTES, ROWS
+from schedules.instructions.dot_products.operation import DotInstruction
+from schedules.instructions.dot_products.table import tile_instruction, vector_instructions
 from schedules.ir.expression import minimum
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx

@@ -38,7 +38,7 @@ from schedules.conv.rule import BlockedRule, W
 from schedules.conv.tiling import Sizes, divisors, edges, input_bytes, open_repeat, position
 from schedules.conv.workload import DepthwiseDotWorkload, PoolWorkload, WindowWorkload
 from schedules.estimate import Estimate, tail
-from schedules.instructions.vector_instructions.operation import DOT_WORDS
+from schedules.instructions.dot_products.operation import DOT_WORDS
 from schedules.ir.expression import low_halves, maximum, minimum, number
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel

@@ -37,8 +37,8 @@ from schedules.conv.winograd_tiling import (
 from schedules.conv.winograd_transforms import edge_of, spread_weight, transforms
 from schedules.conv.workload import ConvWorkload, DotWorkload, IntegerWinogradWorkload, WinogradWorkload
 from schedules.estimate import Estimate, tail
-from schedules.instructions.vector_instructions.operation import DOT_WORDS
-from schedules.instructions.vector_instructions.table import widens_bytes
+from schedules.instructions.dot_products.operation import DOT_WORDS
+from schedules.instructions.dot_products.table import widens_bytes
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import Expr, Tensor, te, tirx
 from schedules.machine import Machine

@@ -14,7 +14,7 @@ from math import prod
 from typing import Any, TypeVar
 
 from schedules.annotations import KIND, SPEC
-from schedules.instructions.vector_instructions.operation import (
+from schedules.instructions.dot_products.operation import (
     DOT_S8S8,
     DOT_U8S8,
     MATRIX_S8S8,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from schedules.gpu.machine import GpuMachine
 from schedules.instructions import prefetch, rounding, vector_math
+from schedules.instructions.dot_products.operation import DOT_U8S8
 from schedules.instructions.llvm_functions import PREFIX
-from schedules.instructions.vector_instructions.operation import DOT_U8S8
 from schedules.ir.inline import call_name
 from schedules.ir.stages import Kernel
 from schedules.ir.tir import Call, Expr, PrimFunc, structural_map, tirx, tvm

@@ -14,10 +14,10 @@ those of `_WIDE` in float16. For float32, `vector_math` implements the former.
 from __future__ import annotations
 
 from schedules.instructions import prefetch, rounding, row_sums, select_lanes, unpack_bits, vector_math
+from schedules.instructions.dot_products import amx, table
 from schedules.instructions.element_loops import vectorize_element_loops
 from schedules.instructions.llvm_functions import PREFIX
 from schedules.instructions.rounding import rounded_int32
-from schedules.instructions.vector_instructions import amx, table
 from schedules.ir.access import with_flat_indices
 from schedules.ir.expression import buffers_loaded, changed_block, nodes, substitute, uses
 from schedules.ir.inline import call_name

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schedules.instructions.dot_products.operation import DOT_BF16, Operation
 from schedules.instructions.llvm_functions import register_operator, splat, symbol, vector
-from schedules.instructions.vector_instructions.operation import DOT_BF16, Operation
 from schedules.ir.tir import Expr, tirx, tvm
 from schedules.machine import Machine
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from schedules.codegen.register_tile import RegisterTile
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
+from schedules.instructions.dot_products.amx import STEPS, WIDTHS
+from schedules.instructions.dot_products.operation import DotInstruction, Operation
+from schedules.instructions.dot_products.table import tile_instruction
 from schedules.instructions.rounding import bfloat16_bits
-from schedules.instructions.vector_instructions.amx import STEPS, WIDTHS
-from schedules.instructions.vector_instructions.operation import DotInstruction, Operation
-from schedules.instructions.vector_instructions.table import tile_instruction
 from schedules.ir.expression import index, number, substitute
 from schedules.ir.reduction import COMBINERS, Reduction
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of

@@ -22,8 +22,8 @@ from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import lanes_of, load, repeat, sequence
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES
 from schedules.codegen.register_tile import RegisterTile, pieces
+from schedules.instructions.dot_products.operation import DOT_BF16, DotInstruction, Operation
 from schedules.instructions.rounding import narrowed
-from schedules.instructions.vector_instructions.operation import DOT_BF16, DotInstruction, Operation
 from schedules.ir.expression import buffers_loaded, expression, index, widened
 from schedules.ir.stages import Kernel, Stage
 from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Stmt, Tensor, te, tirx

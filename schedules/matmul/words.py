@@ -35,8 +35,7 @@ from schedules.codegen.parallel import pays_off, work
 from schedules.codegen.register_tile import RegisterTile, with_room
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
-from schedules.instructions.rounding import rounded_pair, rounded_run
-from schedules.instructions.vector_instructions.operation import (
+from schedules.instructions.dot_products.operation import (
     DOT_BF16,
     DOT_F16,
     DOT_S8S8,
@@ -48,7 +47,8 @@ from schedules.instructions.vector_instructions.operation import (
     joined,
     row_of,
 )
-from schedules.instructions.vector_instructions.table import matrix_instruction, partial_operation
+from schedules.instructions.dot_products.table import matrix_instruction, partial_operation
+from schedules.instructions.rounding import rounded_pair, rounded_run
 from schedules.ir.expression import expression, index, substitute
 from schedules.ir.numbers import SIGN_BITS
 from schedules.ir.stages import Kernel, Stage, dtype_of, shape_of

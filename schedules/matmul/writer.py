@@ -33,8 +33,8 @@ from schedules.codegen.register_tile import (
     multiply_add,
     pieces,
 )
-from schedules.instructions.vector_instructions.amx import ROW_BYTES
-from schedules.instructions.vector_instructions.operation import DotInstruction
+from schedules.instructions.dot_products.amx import ROW_BYTES
+from schedules.instructions.dot_products.operation import DotInstruction
 from schedules.ir.expression import buffers_loaded, expression, index, map_loads, uses
 from schedules.ir.inline import operations
 from schedules.ir.numbers import falling_halves

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from schedules.annotations import RECURRENCE, SERIAL_REASON
-from schedules.instructions.vector_instructions.operation import DOT_U8S8
+from schedules.instructions.dot_products.operation import DOT_U8S8
 from schedules.ir.numbers import QUAD
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.recurrence.description import Operands, Recurrence, Stage, Update

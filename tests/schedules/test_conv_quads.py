@@ -14,7 +14,7 @@ import targets
 from compiler.passes.layout.values import pack_filter_groups
 from schedules.conv.dot import conv_dot
 from schedules.conv.workload import QuadsWorkload
-from schedules.instructions.vector_instructions.table import vector_instructions
+from schedules.instructions.dot_products.table import vector_instructions
 from targets.cpu.family import CpuTarget
 from tests.compiler.device.disassembly import Loop, inner_loops
 from tests.compiler.device.emulators import target_that_runs

@@ -65,7 +65,7 @@ def test_parts_of_the_depth_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         return Config.of({"rows": 16, "columns": 32, "depth": 16, "splits": 2 if workload.dtype == "float32" else 3})
 
     monkeypatch.setattr(TiledMatmulRule, "default", default)
-    monkeypatch.setattr("schedules.gpu.matmul_rule._LEAST_STEPS", 1)
+    monkeypatch.setattr("schedules.gpu.matmul_rule._MIN_STEPS", 1)
     model, feeds, wanted = _model()
     module = compiler.compile(model, "cuda-simulated", records=False)
     splits = {each.rule: each.config["splits"] for each in module.manifest.kernels if "splits" in each.config}

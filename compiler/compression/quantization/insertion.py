@@ -194,7 +194,12 @@ def place_integer_only(
             read[variable] = inputs
     sites = [each for each in mod["main"].params if any(each in group for group in read.values())] + made
     return Placement(
-        tuple(layers), tuple(graph.movers), tuple(sites), read, ties(graph, graph.movers, sites), frozenset(made)
+        tuple(layers),
+        tuple(graph.opaque_calls),
+        tuple(sites),
+        read,
+        ties(graph, graph.opaque_calls, sites),
+        frozenset(made),
     )
 
 

@@ -3,7 +3,7 @@
 Classification of operators for the quantizer.
 
 A linear operator (matmul, convolution) multiplies activations by constant weights and sums: it can compute in integers.
-A mover reads several tensors, or every element more than once, so its operands are in memory and should be integers.
+Opaque calls read several tensors, or every element more than once: their operands are in memory and should be integers.
 Elementwise operators are fused into the kernel before them and need nothing. A lookup reads rows of a constant table,
 which is smaller as integers.
 """
@@ -78,7 +78,7 @@ class LayerGraph:
         look_ups: lookups; they read no activations and return floats, so only their tables can be integer.
         refused: (name, reason) of matmuls and convolutions without an integer kernel.
         roots: the materialized tensor that each float variable is an elementwise function of.
-        readers: for each root, its readers: the variables of layers and movers, None for anything else.
+        readers: for each root, its readers: the variables of layers and opaque calls, None for anything else.
     """
 
     names: LayerNames
@@ -100,7 +100,7 @@ class LayerGraph:
 def find_layers(
     mod: IRModule, operators: Collection[str] = (), nodes: Mapping[str, Nodes] = MappingProxyType({})
 ) -> LayerGraph:
-    """The layers and movers of the outermost code of `main`.
+    """The layers and opaque calls of the outermost code of `main`.
 
     Args:
         operators: operators that the target's accelerator computes in integers, by name.
@@ -177,8 +177,8 @@ class Placement:
 
     Attributes:
         layers: those that compute in integers, and lookups of integers.
-        movers: those that read integers.
-        sites: variables of which layers and movers read a quantized copy.
+        opaque_calls: those that read integers.
+        sites: variables of which layers and opaque calls read a quantized copy.
         operands: for each reader's variable, the variables of which it reads that copy.
         ties: sites that have the range of another site, so that integers pass unchanged.
         made: sites that are quantized at their definition, for all readers.
@@ -193,7 +193,7 @@ class Placement:
 
 
 def place(graph: LayerGraph, in_float: Collection[str] = ()) -> Placement:
-    """Pairs for all layers except those named, and for movers between quantized layers."""
+    """Pairs for all layers except those named, and for opaque calls between quantized layers."""
     layers = [layer for layer in graph.layers if layer.name not in in_float]
     look_ups = [layer for layer in graph.look_ups if layer.name not in in_float]
     opaque_calls = _enclosed(graph, layers)
@@ -212,7 +212,7 @@ def _order(graph: LayerGraph) -> Callable[[Var], int]:
 
 
 def _enclosed(graph: LayerGraph, layers: list[Layer]) -> list[OpaqueCall]:
-    """The movers whose operands all come from integer kernels and whose result goes to one."""
+    """The opaque calls whose operands all come from integer kernels and whose result goes to one."""
     opaque_calls = list(graph.opaque_calls)
     while True:
         integer = {layer.variable for layer in layers} | {opaque_call.variable for opaque_call in opaque_calls}

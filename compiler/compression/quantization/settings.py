@@ -13,7 +13,7 @@ from compiler.compression.quantization.schemes import STATIC, SchemeOptions, mak
 from compiler.errors import OptionError
 from compiler.support.options import check_choices
 from compiler.support.precision import type_name
-from schedules.instructions.vector_instructions.table import multiplies_bytes
+from schedules.instructions.dot_products.table import multiplies_bytes
 
 TECHNIQUES = ("bias-correction", "equalization", "smoothing", "gptq", "adaround", "int16")
 DEFAULT_TECHNIQUES = ("bias-correction", "gptq")

@@ -192,7 +192,7 @@ def _sites(layers: Collection[Layer]) -> dict[Var, list[Var]]:
 
 
 def _products(graph: LayerGraph, site: Var, layers: Collection[Var]) -> list[Var]:
-    """The layers whose results make up a tensor, through movers and elementwise operators; else empty."""
+    """The layers whose results make up a tensor, through opaque calls and elementwise operators; else empty."""
     opaque_calls = {opaque_call.variable: opaque_call for opaque_call in graph.opaque_calls}
     found: dict[Var, None] = {}
     waiting = [graph.root(site)]

@@ -27,7 +27,7 @@ from compiler.passes.integers.compute_in_integers import (
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import Call, Expr, Graph, RuleTable
 from compiler.passes.rewriting.matching import Array, as_constant, dtype_of
-from schedules.instructions.vector_instructions.table import multiplies_bytes
+from schedules.instructions.dot_products.table import multiplies_bytes
 
 rules = RuleTable()
 

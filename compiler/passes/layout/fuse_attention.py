@@ -31,8 +31,8 @@ from compiler.passes.rewriting.graph import RuleTable, count_uses, operator_name
 from compiler.passes.rewriting.matching import array_of, is_one, same_shape, shape_of
 from schedules.attention.cache.description import ATTRIBUTE, parse
 from schedules.attention.compute import Orders, Rounding, attention
-from schedules.instructions.vector_instructions.operation import DOT_BF16
-from schedules.instructions.vector_instructions.table import halves_pay, multiplies_bytes
+from schedules.instructions.dot_products.operation import DOT_BF16
+from schedules.instructions.dot_products.table import halves_pay, multiplies_bytes
 from schedules.ir.tvm_types import Call, Expr, Function, GlobalVar, Index, Tensor, Var
 
 OPAQUE = 8  # Relax's pattern kind of kernels that fuse with nothing

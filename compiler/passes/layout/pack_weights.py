@@ -22,9 +22,9 @@ from compiler.passes.rewriting.expansion import exact_half
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.grouped_weights import GroupedWeight, grouped_weight
 from compiler.passes.rewriting.matching import Array, array_of, as_constant, dtype_of, rank_of, shape_of
+from schedules.instructions.dot_products.operation import DOT_F16, HALVES, Operation
+from schedules.instructions.dot_products.table import halves_pay, operation_of, tile_instruction
 from schedules.instructions.rounding import stored_halves
-from schedules.instructions.vector_instructions.operation import DOT_F16, HALVES, Operation
-from schedules.instructions.vector_instructions.table import halves_pay, operation_of, tile_instruction
 from schedules.ir.tvm_types import Call, Expr, Var
 from schedules.machine import Machine
 from schedules.matmul import grouped

@@ -31,7 +31,7 @@ from compiler.passes.layout.windows import AverageWindow
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import count_uses, operator_name, rewritable_functions, with_body
 from compiler.passes.rewriting.matching import dtype_of, plain, same_shape, shape_of
-from schedules.instructions.vector_instructions.operation import HALVES
+from schedules.instructions.dot_products.operation import HALVES
 from schedules.ir.tvm_types import Binding, BindingBlock, Call, Expr, Function, Index, Var
 
 

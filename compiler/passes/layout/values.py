@@ -20,8 +20,8 @@ from compiler.passes.rewriting.graph import Call
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, shape_of
 from compiler.support.model_nodes import derived_name
 from compiler.support.registry import registers_in
+from schedules.instructions.dot_products.operation import Operation
 from schedules.instructions.rounding import narrowed, rounded_pair, stored_halves
-from schedules.instructions.vector_instructions.operation import Operation
 from schedules.ir.expression import number
 from schedules.ir.numbers import ceil_div
 from schedules.ir.tir import StructuralKey

@@ -17,8 +17,8 @@ from tvm import relax
 
 from compiler.passes.rewriting.graph import Expr
 from compiler.passes.rewriting.matching import Array, as_constant, shared_constant
+from schedules.instructions.dot_products.operation import DOT_BF16
 from schedules.instructions.rounding import bfloat16_bits
-from schedules.instructions.vector_instructions.operation import DOT_BF16
 from schedules.matmul.blocks.expressions import (
     FLOATS,
     PANEL,

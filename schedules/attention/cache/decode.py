@@ -35,10 +35,10 @@ from schedules.codegen.nest import (
     when,
 )
 from schedules.codegen.parallel import pays_off
+from schedules.instructions.dot_products.operation import DOT_S8S8, DOT_U8S8
+from schedules.instructions.dot_products.table import multiplies_bytes, sums_signed
 from schedules.instructions.prefetch import prefetch_statement
 from schedules.instructions.row_sums import reduced, row_sums
-from schedules.instructions.vector_instructions.operation import DOT_S8S8, DOT_U8S8
-from schedules.instructions.vector_instructions.table import multiplies_bytes, sums_signed
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
 from schedules.ir.expression import expression, number
 from schedules.ir.numbers import QUAD, SIGN_BITS

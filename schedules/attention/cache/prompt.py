@@ -36,9 +36,9 @@ from schedules.codegen.nest import (
     when,
 )
 from schedules.codegen.register_tile import RegisterTile, Taps, block_sums, multiply_add
+from schedules.instructions.dot_products.amx import BLOCK_ROWS, COLUMNS, ROW_BYTES, STEPS, WIDTHS
+from schedules.instructions.dot_products.operation import DOT_BF16, DotInstruction
 from schedules.instructions.rounding import rounded_pair, rounded_run
-from schedules.instructions.vector_instructions.amx import BLOCK_ROWS, COLUMNS, ROW_BYTES, STEPS, WIDTHS
-from schedules.instructions.vector_instructions.operation import DOT_BF16, DotInstruction
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
 from schedules.ir.expression import expression
 from schedules.ir.numbers import ceil_div

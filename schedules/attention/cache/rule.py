@@ -14,9 +14,9 @@ from schedules.codegen.nest import build_function
 from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
+from schedules.instructions.dot_products.operation import DOT_BF16, DotInstruction
+from schedules.instructions.dot_products.table import halves_pay
 from schedules.instructions.row_sums import has_row_sums
-from schedules.instructions.vector_instructions.operation import DOT_BF16, DotInstruction
-from schedules.instructions.vector_instructions.table import halves_pay
 from schedules.ir.stages import Kernel, dtype_of
 from schedules.ir.tir import PrimFunc, tirx
 from schedules.machine import Machine

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import replace
 
-from schedules.instructions.vector_instructions.operation import (
+from schedules.instructions.dot_products.operation import (
     DOT_BF16,
     DOT_F16,
     DOT_S8S8,

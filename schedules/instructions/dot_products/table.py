@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 from functools import cache
 
-from schedules.instructions.llvm_functions import symbol, vector
-from schedules.instructions.vector_instructions import amx, arm, x86
-from schedules.instructions.vector_instructions.arm import REGISTER_LANES, in_quarters
-from schedules.instructions.vector_instructions.operation import (
+from schedules.instructions.dot_products import amx, arm, x86
+from schedules.instructions.dot_products.arm import REGISTER_LANES, in_quarters
+from schedules.instructions.dot_products.operation import (
     DOT_BF16,
     OPERATIONS,
     SCALARS,
     DotInstruction,
     Operation,
 )
+from schedules.instructions.llvm_functions import symbol, vector
 from schedules.machine import Machine
 
 INSTRUCTIONS: tuple[DotInstruction, ...] = (*amx.INSTRUCTIONS, *x86.INSTRUCTIONS, *arm.INSTRUCTIONS)

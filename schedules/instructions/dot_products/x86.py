@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from schedules.instructions.llvm_functions import splat, vector
-from schedules.instructions.vector_instructions.operation import (
+from schedules.instructions.dot_products.operation import (
     DOT_BF16,
     DOT_F16,
     DOT_S8S8,
@@ -19,6 +18,7 @@ from schedules.instructions.vector_instructions.operation import (
     features,
     float16_sums,
 )
+from schedules.instructions.llvm_functions import splat, vector
 
 BITS = {4: 128, 8: 256, 16: 512}
 """Width of the registers in bits, by number of 32-bit lanes. The smaller widths need AVX512VL or AVX-VNNI."""

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from schedules.annotations import SPEC
 from schedules.codegen.nest import allocate, name_value, repeat, repeat_symbolic, sequence, store
 from schedules.config import Config, ConfigSpace
-from schedules.instructions.vector_instructions.amx import COLUMNS, ROWS
-from schedules.instructions.vector_instructions.operation import DotInstruction
-from schedules.instructions.vector_instructions.table import vector_instructions
+from schedules.instructions.dot_products.amx import COLUMNS, ROWS
+from schedules.instructions.dot_products.operation import DotInstruction
+from schedules.instructions.dot_products.table import vector_instructions
 from schedules.ir.expression import expression, index, substitute, uses
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of

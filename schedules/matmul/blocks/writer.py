@@ -30,9 +30,8 @@ from schedules.codegen.nest import (
 )
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES, MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile
-from schedules.instructions.unpack_bits import looked_up
-from schedules.instructions.vector_instructions.amx import COLUMNS, ROWS, unit_symbol
-from schedules.instructions.vector_instructions.operation import (
+from schedules.instructions.dot_products.amx import COLUMNS, ROWS, unit_symbol
+from schedules.instructions.dot_products.operation import (
     DOT_BF16,
     DOT_F16,
     DOT_S8S8,
@@ -40,7 +39,8 @@ from schedules.instructions.vector_instructions.operation import (
     DOT_U8S8,
     DotInstruction,
 )
-from schedules.instructions.vector_instructions.table import sums_signed, tile_instruction
+from schedules.instructions.dot_products.table import sums_signed, tile_instruction
+from schedules.instructions.unpack_bits import looked_up
 from schedules.ir.expression import expression, index, number, substitute
 from schedules.ir.numbers import QUAD, SIGN_BITS
 from schedules.ir.stages import shape_of

@@ -82,7 +82,7 @@ def test_a_module_of_parts_equals_a_whole_one(monkeypatch: pytest.MonkeyPatch) -
     x = np.random.default_rng(0).standard_normal((4, 64)).astype("float32")
     whole = compiler.compile(model, records=False).run({"x": x})
     monkeypatch.setattr(build, "processes", lambda: 2)
-    monkeypatch.setattr(build, "_LEAST", 1)
+    monkeypatch.setattr(build, "_MIN_KERNELS", 1)
     parts = compiler.compile(model, records=False).run({"x": x})
     np.testing.assert_array_equal(whole["y"], parts["y"])
 
@@ -112,7 +112,7 @@ def test_kernels_of_an_earlier_compilation_are_not_generated_again(least: int, m
     monkeypatch.setattr(tvm.tirx, "build", counted)
     monkeypatch.setattr(build, "_kept", build._Kept(1 << 20))
     monkeypatch.setattr(build, "processes", lambda: 2)
-    monkeypatch.setattr(build, "_LEAST", least)
+    monkeypatch.setattr(build, "_MIN_KERNELS", least)
     monkeypatch.setattr(build, "_build_in_processes", build._build_here)
 
     def library(width: int, target: str = "x86-64-v3") -> bytes:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import targets
-from schedules import cuts
+from schedules import task_split
 from schedules.conv.direct_nest import split_direct
 from schedules.conv.winograd_tiling import split_winograd, winograd_plan
 from schedules.conv.workload import DotWorkload
@@ -38,7 +38,7 @@ SOME: dict[str, Any] = {"deadline": None, "derandomize": True, "suppress_health_
 def _free_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cached = (split_direct, split_winograd, winograd_plan)
     for name in ("START_CYCLES", "START_CYCLES_OF_THREAD", "TASK_CYCLES"):
-        monkeypatch.setattr(cuts, name, 0.0)
+        monkeypatch.setattr(task_split, name, 0.0)
     for each in cached:
         each.cache_clear()
     yield

@@ -14,8 +14,8 @@ from compiler.codegen.kernel_lowering import PIPELINE
 from schedules import Machine
 from schedules.conv.dot import conv_dot
 from schedules.conv.workload import DotWorkload
+from schedules.instructions.dot_products.table import partial_operation
 from schedules.instructions.rounding import bfloat16_bits
-from schedules.instructions.vector_instructions.table import partial_operation
 from schedules.selection.apply import apply_schedules
 from tests.schedules.blocked import AVX2, AVX512, Array, blocks, host, reference_conv, shape_of, unpack
 from tests.schedules.conv.test_direct import _COMMON, convolutions

@@ -17,7 +17,7 @@ from schedules.conv.winograd import Winograd
 from schedules.conv.winograd_tiling import Register, split_winograd, winograd_form, winograd_plan
 from schedules.conv.workload import ConvWorkload, WindowWorkload, WinogradWorkload
 from schedules.machine import Machine
-from schedules.task_split import Cut
+from schedules.task_split import TaskSplit
 
 BOUND = 400_000.0
 """Cycles of some 100 microseconds on one core: no convolution with more may stay on one."""
@@ -61,7 +61,7 @@ def workload(channels: int, filters: int, side: int, kernel: int, stride: int, g
     )  # fmt: skip
 
 
-def speedup(found: Cut) -> float:
+def speedup(found: TaskSplit) -> float:
     """Over the same tasks on one core; starting the threads counts."""
     return found.serial_cycles / found.cycles
 

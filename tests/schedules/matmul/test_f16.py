@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from schedules.instructions.vector_instructions.operation import DOT_F16
+from schedules.instructions.dot_products.operation import DOT_F16
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.packed_operand import pack_words
 from schedules.matmul.words import matmul_words

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-from schedules.instructions.vector_instructions.operation import DOT_U8S8
+from schedules.instructions.dot_products.operation import DOT_U8S8
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.packed_operand import pack_words
 from schedules.matmul.words import matmul_words

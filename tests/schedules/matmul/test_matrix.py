@@ -12,8 +12,8 @@ from tvm import relax
 
 import compiler
 import targets
-from schedules.instructions.vector_instructions.operation import DOT_S8S8
-from schedules.instructions.vector_instructions.table import matrix_instruction
+from schedules.instructions.dot_products.operation import DOT_S8S8
+from schedules.instructions.dot_products.table import matrix_instruction
 from schedules.ir.tir import tirx
 from schedules.matmul.packed_operand import pack_words
 from schedules.matmul.words import DEPTH, matmul_matrix, matmul_words
@@ -64,7 +64,7 @@ def test_the_meaning_on_any_machine(kind: str, matrix: bool) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("graviton3", "uint8"), ("graviton3", "int8"), ("raspberry-pi-5", "uint8")])
 @pytest.mark.parametrize(
-    ("lead", "depth", "columns"), [((37,), 48, 64), ((3, 5), 40, 30), ((1,), 33, 20), ((2, 1, 9), 20, 13)]
+    ("leading", "depth", "columns"), [((37,), 48, 64), ((3, 5), 40, 30), ((1,), 33, 20), ((2, 1, 9), 20, 13)]
 )
 def test_any_size_on_arm(name: str, kind: str, leading: tuple[int, ...], depth: int, columns: int) -> None:
     target = target_that_runs(name, cores=2)

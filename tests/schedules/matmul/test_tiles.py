@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from schedules.instructions.rounding import stored_halves
-from schedules.instructions.vector_instructions.operation import (
+from schedules.instructions.dot_products.operation import (
     DOT_BF16,
     DOT_F16,
     DOT_S8S8,
@@ -19,7 +18,8 @@ from schedules.instructions.vector_instructions.operation import (
     HALVES,
     Operation,
 )
-from schedules.instructions.vector_instructions.table import tile_instruction
+from schedules.instructions.dot_products.table import tile_instruction
+from schedules.instructions.rounding import stored_halves
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.packed_operand import pack_words
 from schedules.matmul.words import matmul_words
@@ -76,7 +76,7 @@ def expected(operation: Operation, data: Array, weight: Array) -> Array:
 @pytest.mark.parametrize(("operation", "dtype"), CASES, ids=lambda each: getattr(each, "short", each))
 @pytest.mark.parametrize("symbolic", [False, True])
 @pytest.mark.parametrize(
-    ("lead", "depth", "columns"),
+    ("leading", "depth", "columns"),
     [((1,), 130, 10), ((3, 11), 64, 33), ((5, 41), 132, 40), ((16,), 32, 16), ((2, 2), 7, 17), ((129,), 200, 64)],
 )
 def test_any_size(

@@ -23,9 +23,9 @@ def test_a_residual_block() -> None:
     assert [layer.name.split("_")[0] for layer in graph.layers] == ["conv2d", "conv2d", "matmul"]
     placement = place(graph)
     # The sum reads the first result as integers; the second convolution adds it before it rounds.
-    joined = [mover for mover in placement.movers if mover.call.op.name == "relax.add"]
-    assert [len(placement.operands[mover.variable]) for mover in joined] == [1]
-    kinds = [mover.call.op.name for mover in placement.movers]
+    joined = [each for each in placement.opaque_calls if each.call.op.name == "relax.add"]
+    assert [len(placement.operands[each.variable]) for each in joined] == [1]
+    kinds = [each.call.op.name for each in placement.opaque_calls]
     assert kinds == ["relax.add", "relax.nn.max_pool2d", "relax.mean"]
     # The pooled tensor has the range of the tensor it is the maximum of.
     assert len(placement.ties) == 1
@@ -34,7 +34,7 @@ def test_a_residual_block() -> None:
 def test_sums_that_only_a_join_reads_are_not_rounded() -> None:
     graph = find_layers(canonical(downsampling_net()))
     placement = place(graph)
-    (join,) = placement.movers
+    (join,) = placement.opaque_calls
     assert placement.operands[join.variable] == frozenset()
     # The input, the tensor that two convolutions read, and the sum.
     assert len(placement.sites) == 3
@@ -44,7 +44,7 @@ def test_what_lies_beside_a_float_layer_stays_float() -> None:
     graph = find_layers(canonical(residual_net()))
     placement = place(graph, in_float=[graph.layers[1].name, graph.layers[2].name])
     assert [layer.name for layer in placement.layers] == [graph.layers[0].name]
-    assert placement.movers == ()
+    assert placement.opaque_calls == ()
     assert len(placement.sites) == 1
 
 

@@ -20,7 +20,7 @@ from compiler.errors import OptionError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.source import import_model
 from compiler.passes.pipeline import run_pipeline
-from schedules.instructions.vector_instructions.table import multiplies_bytes
+from schedules.instructions.dot_products.table import multiplies_bytes
 from tests.compiler.compression.quantization.networks import chain_net, convolution_chain, samples
 from tests.compiler.compression.quantization.test_quantize import onnxruntime_outputs, snr
 

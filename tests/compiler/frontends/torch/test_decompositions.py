@@ -397,7 +397,7 @@ def test_sums_of_windows_of_open_sizes() -> None:
     check(pool, normal(1, 2, 8, 6), dynamic, others)
 
 
-@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (2, 3, 4)], ids=str)
 def test_attention_of_any_rank(leading: tuple[int, ...]) -> None:
     def attention(x: Tensor) -> tuple[Tensor, ...]:
         query, key, value = x[..., :5, :], x[..., 5:12, :], x[..., 12:, :]

@@ -22,7 +22,7 @@ from compiler.frontends.source import import_model
 from compiler.passes.context import PipelineContext
 from compiler.passes.integers.compute_with_int16 import sums_fit
 from compiler.passes.pipeline import run_pipeline
-from schedules.instructions.vector_instructions.table import multiplies_bytes
+from schedules.instructions.dot_products.table import multiplies_bytes
 
 Array = NDArray[Any]
 # Of float32: the sum, its factor (two operations) and their product are rounded, 2**-24 each.

@@ -168,7 +168,7 @@ def with_heads(leading: tuple[int, ...], *, ones: bool) -> tvm.IRModule:
     return builder.get()
 
 
-@pytest.mark.parametrize(("lead", "ones"), [((2,), False), ((1,), False), ((), True), ((2, 2), False)])
+@pytest.mark.parametrize(("leading", "ones"), [((2,), False), ((1,), False), ((), True), ((2, 2), False)])
 def test_transposes_around_it_are_part_of_it(leading: tuple[int, ...], ones: bool) -> None:
     before = with_heads(leading, ones=ones)
     after = fuse_attention(before, CONTEXT)

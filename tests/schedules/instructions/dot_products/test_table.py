@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import targets
-from schedules.instructions.rounding import bfloat16_bits
-from schedules.instructions.vector_instructions.operation import (
+from schedules.instructions.dot_products.operation import (
     DOT_BF16,
     DOT_F16,
     DOT_S8S8,
@@ -21,7 +20,7 @@ from schedules.instructions.vector_instructions.operation import (
     SUM_F16,
     Operation,
 )
-from schedules.instructions.vector_instructions.table import (
+from schedules.instructions.dot_products.table import (
     dot_instructions,
     multiplies_bytes,
     operation_of,
@@ -29,6 +28,7 @@ from schedules.instructions.vector_instructions.table import (
     vector_instructions,
     widens_bytes,
 )
+from schedules.instructions.rounding import bfloat16_bits
 from schedules.ir.tir import tirx, tvm
 from schedules.machine import Machine
 from schedules.selection.apply import apply_schedules

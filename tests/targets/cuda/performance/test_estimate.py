@@ -144,6 +144,6 @@ def test_what_cannot_be_modelled_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     taken = KernelResources("loop", 32, 0, 0, 0, 300 << 10)
     with pytest.raises(TargetError, match="cannot hold a block"):
         estimate_launch(kernel, taken, Launch((64, 1, 1), (1, 1, 1), {}), _H100)
-    monkeypatch.setattr("targets.cuda.performance.execution.MOST_STEPS", 100)
+    monkeypatch.setattr("targets.cuda.performance.execution.MAX_STEPS", 100)
     with pytest.raises(TargetError, match="executes more than"):
         estimated(turns=99)
