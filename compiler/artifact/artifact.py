@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from compiler.artifact.container import Layout, pack_head, parse_head, tree_digests
+from compiler.artifact.container import Layout, pack_header, parse_header, tree_digests
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from compiler.artifact.fields import FieldError, checked, decode, encode
 from compiler.artifact.keys import Key, Signature, check_signatures, make_signature, pack_signatures, parse_signatures
@@ -199,7 +199,7 @@ def _pieces(artifact: Artifact, sign_key: Key | None) -> Pieces:
     checksums = {name: digest.hex() for name, digest in zip(names, digests, strict=True)}
     manifest = msgspec.structs.replace(artifact.manifest, checksums=checksums)
     sizes = dict(zip(names, [len(artifact.library), *(blob.nbytes for blob in blobs)], strict=True))
-    head, layout = pack_head(encode(manifest), sizes, signed=sign_key is not None)
+    head, layout = pack_header(encode(manifest), sizes, signed=sign_key is not None)
     pieces: Pieces = [head]
     position = len(head)
     for section, content in zip(layout.sections, contents, strict=True):
@@ -275,7 +275,7 @@ def _checked_sections(opened: OpenedModule, manifest: Manifest) -> dict[str, mem
     earlier."""
     names, expected = tuple(section.name for section in opened.layout.sections), _section_names(manifest)
     if names != expected or set(manifest.checksums) != set(expected):
-        raise ArtifactError(f"{opened.origin} is damaged: it must hold the sections {', '.join(expected)}")
+        raise ArtifactError(f"{opened.origin} is damaged: it must have the sections {', '.join(expected)}")
     found = () if opened.digests is None else zip(names, opened.digests.result(), strict=True)
     for name, digest in found:
         if digest.hex() != manifest.checksums[name]:
@@ -291,7 +291,7 @@ def _checked_sections(opened: OpenedModule, manifest: Manifest) -> dict[str, mem
 def signatures_of(path: str | os.PathLike[str]) -> tuple[Signature, ...]:
     """The signatures in a file, unchecked: who claims to have signed it."""
     data = read_mapped(path)
-    return parse_signatures(data[parse_head(data, str(path)).content_bytes :], str(path))
+    return parse_signatures(data[parse_header(data, str(path)).content_bytes :], str(path))
 
 
 def sign(path: str | os.PathLike[str], private_key: Key) -> None:
@@ -304,9 +304,9 @@ def sign(path: str | os.PathLike[str], private_key: Key) -> None:
     """
     read_artifact(path)
     data = read_mapped(path)
-    old = parse_head(data, str(path))
+    old = parse_header(data, str(path))
     # The head states whether the file is signed, so the first signature changes it; additional signatures do not.
-    head, layout = pack_head(old.manifest, {s.name: s.size for s in old.sections}, signed=True)
+    head, layout = pack_header(old.manifest, {s.name: s.size for s in old.sections}, signed=True)
     added = make_signature(layout.digest, private_key)
     kept = [s for s in parse_signatures(data[old.content_bytes :], str(path)) if s.public_key != added.public_key]
     write_atomically(path, [head, data[len(head) : old.content_bytes], pack_signatures([*kept, added])])

@@ -8,7 +8,7 @@
         sections, each at a multiple of 64, in the table's order; zeros between them
         signature block (`keys.py`), if signed
 
-Numbers are little-endian. Every byte is checked: the head by its digest, each section by its digest in the manifest,
+Numbers are little-endian. Every byte is checked: the header by its digest, each section by its digest in the manifest,
 the gaps by being zero, the signature block by its own digest (and its absence by the flag). Nothing is parsed before it
 is checked.
 
@@ -56,7 +56,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Layout:
-    """The head of a file after its digest was checked: the manifest, the sections, and the end of the content."""
+    """The header of a file after its digest was checked: the manifest, the sections, and the end of the content."""
 
     manifest: bytes
     sections: tuple[Section, ...]
@@ -65,7 +65,7 @@ class Layout:
     signed: bool
 
 
-def pack_head(manifest: bytes, sizes: dict[str, int], signed: bool) -> tuple[bytes, Layout]:
+def pack_header(manifest: bytes, sizes: dict[str, int], signed: bool) -> tuple[bytes, Layout]:
     """Lay out a file: its first bytes (up to the first section) and the offsets of the sections.
 
     Args:
@@ -85,7 +85,7 @@ def pack_head(manifest: bytes, sizes: dict[str, int], signed: bool) -> tuple[byt
     return head + bytes(align(len(head)) - len(head)), Layout(manifest, tuple(sections), content_bytes, digest, signed)
 
 
-def parse_head(data: memoryview, origin: str) -> Layout:
+def parse_header(data: memoryview, origin: str) -> Layout:
     """Check a file's head and return the layout. `data` is the whole file.
 
     Raises:
@@ -109,18 +109,18 @@ def parse_head(data: memoryview, origin: str) -> Layout:
     table_end = HEAD_BYTES + _ENTRY.size * count
     manifest_end = table_end + manifest_bytes
     if count > _MAX_SECTIONS or manifest_bytes > MAX_MANIFEST_BYTES or version == 0 or flags > _SIGNED:
-        raise _damaged(origin, "its head is not valid")
+        raise _damaged(origin, "its header is not valid")
     if max(manifest_end, content_bytes) > len(data):
-        raise _damaged(origin, f"{max(manifest_end, content_bytes)} bytes are announced and {len(data)} present")
+        raise _damaged(origin, f"{max(manifest_end, content_bytes)} bytes are declared and {len(data)} present")
     digest = bytes(data[_PREFIX.size : HEAD_BYTES])
     checked = hashlib.sha256(data[: _PREFIX.size])
     checked.update(data[HEAD_BYTES:manifest_end])
     if checked.digest() != digest:
-        raise _damaged(origin, "the checksum of its head does not match")
+        raise _damaged(origin, "the checksum of its header does not match")
     sections = _parse_table(data[HEAD_BYTES:table_end], origin)
     _check_extents(data, sections, manifest_end, content_bytes, origin)
     if (len(data) > content_bytes) != bool(flags):
-        raise _damaged(origin, "what follows its content is not what its head announces")
+        raise _damaged(origin, "the data after its content does not match its header")
     return Layout(bytes(data[table_end:manifest_end]), sections, content_bytes, digest, bool(flags))
 
 
@@ -137,18 +137,18 @@ def _parse_table(table: memoryview, origin: str) -> tuple[Section, ...]:
 
 
 def _check_extents(
-    data: memoryview, sections: tuple[Section, ...], head_end: int, content_bytes: int, origin: str
+    data: memoryview, sections: tuple[Section, ...], header_end: int, content_bytes: int, origin: str
 ) -> None:
     """Sections must be consecutive, each at the next multiple of 64, with zeros between them, and fill the content."""
-    position = head_end
+    position = header_end
     for section in sections:
         if section.offset != align(position) or section.offset + section.size > content_bytes:
-            raise _damaged(origin, f"section {section.name!r} is not where it must be")
+            raise _damaged(origin, f"section {section.name!r} is at a wrong offset")
         if any(data[position : section.offset]):
             raise _damaged(origin, f"the padding before section {section.name!r} is not zero")
         position = section.offset + section.size
     if content_bytes != (position if sections else align(position)) or any(data[position:content_bytes]):
-        raise _damaged(origin, "its content does not end where it must")
+        raise _damaged(origin, "its content has a wrong length")
 
 
 def _damaged(origin: str, what: str) -> ArtifactError:

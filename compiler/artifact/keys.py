@@ -280,7 +280,7 @@ def parse_signatures(block: memoryview, origin: str) -> tuple[Signature, ...]:
         return ()
     each = KEY_BYTES + _SIGNATURE_BYTES
     body_bytes = len(block) - _HEAD.size - hashlib.sha256().digest_size
-    damaged = ArtifactError(f"{origin} is damaged: what follows its content is not a signature block")
+    damaged = ArtifactError(f"{origin} is damaged: the data after its content is not a signature block")
     if body_bytes < each or body_bytes % each or body_bytes > each * _MAX_SIGNATURES:
         raise damaged
     end = _HEAD.size + body_bytes

@@ -190,13 +190,13 @@ class CallList(Record, frozen=True, kw_only=True):
 
     def _check_steps(self, steps: JsonValue, depth: int) -> None:
         if not isinstance(steps, list) or depth > MAX_BRANCH_DEPTH:
-            raise ValueError("the steps of a function are not a list, or branches are nested too deep")
+            raise ValueError("the steps of a function are not a list, or branches are nested too deeply")
         for step in steps:
             if not isinstance(step, list) or not step:
                 raise ValueError("a step of a function is neither a call nor branches")
             if isinstance(step[0], list):
                 if len(step) != 2:
-                    raise ValueError("a condition has two branches")
+                    raise ValueError("a condition must have two branches")
                 for branch in step:
                     self._check_steps(branch, depth + 1)
             elif not all(type(each) is int for each in step) or not self._names(step):
@@ -414,7 +414,7 @@ class Manifest(Record, frozen=True, kw_only=True):
 def _check_json(value: JsonValue, most: int = _MAX_DEPTH) -> None:
     """Reject nesting that is too deep for recursive readers, and integers that do not fit a float."""
     if most < 0:
-        raise ValueError("a value is nested too deep")
+        raise ValueError("a value is nested too deeply")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         raise ValueError("a number is too large")
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():

@@ -3,7 +3,7 @@ imported.
 
 Large modules whose digests this user has already checked on this machine are not read completely again.
 
-A record identifies a file by its device, inode, size, the times of its last changes, and the digest of its head, which
+A record identifies a file by its device, inode, size, times of its last changes, and the digest of its header, which
 covers the digests of its sections. Every write to a file changes these times, and no user can reset the second one. So
 a record can be wrong only if the disk corrupted data, or if root or the user caused it.
 """
@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.artifact.container import Layout, TreeDigests, begin_digests, parse_head
+from compiler.artifact.container import Layout, TreeDigests, begin_digests, parse_header
 from compiler.artifact.storage import read_mapped, read_private
 from compiler.support.cache import cache_folder, key_of
 
@@ -26,7 +26,7 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 @dataclass(frozen=True)
 class OpenedModule:
-    """The bytes of a module whose head has been checked.
+    """The bytes of a module whose header has been checked.
 
     Attributes:
         data: the whole file.
@@ -49,7 +49,7 @@ class OpenedModule:
 
 
 def open_module(source: Source, *, private: bool = False) -> OpenedModule:
-    """Map a file, check its head, and start computing the digests of its sections.
+    """Map a file, check its header, and start computing the digests of its sections.
 
     Args:
         source: a path, or the bytes of such a file.
@@ -57,17 +57,17 @@ def open_module(source: Source, *, private: bool = False) -> OpenedModule:
 
     Raises:
         StorageError: the file cannot be read.
-        ArtifactError: it is not a module, or is truncated, or its head is damaged.
+        ArtifactError: it is not a module, or is truncated, or its header is damaged.
         IncompatibleArtifactError: it has a newer format version.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         # Copied unless it is immutable: content must not change after it was checked.
         data, origin = memoryview(source if isinstance(source, bytes) else bytes(source)), "the module"
-        layout, file = parse_head(data, origin), None
+        layout, file = parse_header(data, origin), None
     else:
         origin, state = str(source), file_state(source)
         data = read_private(source) if private else read_mapped(source)
-        layout = parse_head(data, origin)
+        layout = parse_header(data, origin)
         file = None if private else CheckedFile.of(source, state, layout.digest)
     if file is not None and file.is_known():
         return OpenedModule(data, origin, layout, None)
@@ -97,7 +97,7 @@ class CheckedFile:
 
     @staticmethod
     def of(path: str | os.PathLike[str], state: tuple[int, ...], head: bytes) -> CheckedFile:
-        """The file with this `file_state` before it was opened, and with this digest of its head."""
+        """The file with this `file_state` before it was opened, and with this digest of its header."""
         settled = max(state[3:]) + _SETTLED < time.time_ns()
         kept = settled and state[2] >= MIN_BYTES and os.environ.get(ALWAYS_VARIABLE, "0") in ("", "0")
         key = key_of([repr(state), head]) if kept and file_state(path) == state else None

@@ -93,7 +93,7 @@ def read_blob(data: memoryview, expected: Sequence[TensorDescription], what: str
         array = np.frombuffer(body[start:end], dtype=element.numpy).reshape(entry.shape)
         if tensor.dtype == "bool" and array.size and array.view(np.uint8).max() > 1:
             # Generated code assumes that these bytes are 0 or 1.
-            raise ArtifactError(f"{what}: {tensor} holds truth values other than 0 and 1", "export the module again")
+            raise ArtifactError(f"{what}: {tensor} has boolean values other than 0 and 1", "export the module again")
         array.flags.writeable = False
         arrays[tensor.name] = array
     return arrays
@@ -101,7 +101,7 @@ def read_blob(data: memoryview, expected: Sequence[TensorDescription], what: str
 
 def _parse_header(data: memoryview, what: str) -> tuple[dict[str, TensorEntry], memoryview]:
     if len(data) < _LENGTH.size:
-        raise ArtifactError(f"the {what} of the module are cut off")
+        raise ArtifactError(f"the {what} of the module are truncated")
     (length,) = _LENGTH.unpack(data[: _LENGTH.size])
     if length > min(len(data) - _LENGTH.size, _MAX_HEADER_BYTES):
         raise ArtifactError(f"the {what} of the module have no valid header")
@@ -121,7 +121,7 @@ def _check_extents(header: dict[str, TensorEntry], body_bytes: int, what: str) -
         start, end = entry.data_offsets
         itemsize = _STORAGE_BYTES.get(entry.dtype)
         if itemsize is None or start != position or end - start != math.prod(entry.shape) * itemsize:
-            raise ArtifactError(f"{what}: tensor {name!r} has a wrong type, place or size")
+            raise ArtifactError(f"{what}: tensor {name!r} has a wrong type, offset or size")
         position = end
     if position != body_bytes:
         raise ArtifactError(f"{what}: {body_bytes} bytes are stored where {position} are described")

@@ -452,9 +452,7 @@ def _index(each: IndexRequirement, inputs: Sequence[TensorDescription], dimensio
         element = ELEMENT_TYPES[description.dtype]
         if description.name == each.input and element.numpy.kind in "iu" and description.carrier is None:
             return _Index(position, element, each, size, least)
-    raise ArtifactError(
-        f"the module's indices {each.input!r} are not an input of whole numbers", "compile the model again"
-    )
+    raise ArtifactError(f"the module's indices {each.input!r} are not an integer input", "compile the model again")
 
 
 def _all_within(values: np.ndarray, low: int, high: int) -> bool:
@@ -478,7 +476,7 @@ def _check_values(index: IndexRequirement, found: tuple[int, int], low: int, hig
     if least < low or largest >= high:
         wrong = least if least < low else largest
         if index.least is None:
-            what, hint = f"the index {wrong}", "its elements choose entries of an axis of that size"
+            what, hint = f"the index {wrong}", "its elements index an axis of that size"
         else:
             what, hint = f"the value {wrong}", "its elements are indices, lengths or counts"
         raise InputError(f"{index.where}: input {index.input!r} holds {what}, outside of [{low}, {high})", hint)
@@ -491,7 +489,7 @@ def _check_relation(requirement: Requirement, left: int, right: int, sizes: Mapp
     text = {
         "equal": f"{first} must equal {second}",
         "at least": f"{first} must be at least {second}",
-        "broadcast": f"{first} and {second} must be equal, or one of them 1",
+        "broadcast": f"{first} and {second} must be equal, or one of them must be 1",
     }[requirement.relation]
     raise InputError(f"{requirement.where}: {text}", _given(requirement.symbols, sizes))
 

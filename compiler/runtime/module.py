@@ -208,7 +208,7 @@ class Module:
         """
         artifact = self._artifact
         if not artifact.reference_outputs:
-            raise VerificationError("the module holds no reference to compare with", "compile it with example inputs")
+            raise VerificationError("the module has no reference run to compare with", "compile it with example inputs")
         actual = self.run_example(artifact.reference_inputs, artifact.manifest.reference_sizes)
         return compare(actual, artifact.reference_outputs, artifact.manifest.reference_tolerance)
 

@@ -121,7 +121,7 @@ def _opened(audio: str | Path | bytes) -> Iterator[tuple[Any, int]]:
     except FileNotFoundError as error:
         raise StorageError(f"no such file: {audio!s}") from error
     except (wave.Error, EOFError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: truncated chunks
-        name, reason = _name(audio, "the audio"), getattr(error, "strerror", None) or str(error) or "it is cut off"
+        name, reason = _name(audio, "the audio"), getattr(error, "strerror", None) or str(error) or "it is truncated"
         hint = f"convert it: ffmpeg -i {name if isinstance(audio, str | Path) else 'IN'} OUT.wav"
         raise InputError(f"{name} is not a WAV file of integers: {reason}", hint) from error
 

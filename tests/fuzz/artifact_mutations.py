@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.artifact.container import HEAD_BYTES, align, parse_head, tree_digests
+from compiler.artifact.container import HEAD_BYTES, align, parse_header, tree_digests
 from compiler.artifact.dtypes import ELEMENT_TYPES
 from tests.fuzz.byte_mutations import BYTE_MUTATIONS
 
@@ -46,7 +46,7 @@ class Parts:
 
     @classmethod
     def of(cls, content: bytes) -> Parts:
-        layout = parse_head(memoryview(content), "it")
+        layout = parse_header(memoryview(content), "it")
         sections = {s.name: content[s.offset : s.offset + s.size] for s in layout.sections}
         return cls(json.loads(layout.manifest), sections, content[layout.content_bytes :])
 

@@ -306,7 +306,7 @@ def test_what_a_machine_lacks_is_one_error(copy: Path) -> None:
     (copy / "entries" / "product-48-int8" / "references.bin.gz").write_bytes(gzip.compress(b"\0" * 16))
     done = run(copy, "--only", "int8")
     assert done.returncode == 1
-    assert "is cut off" in done.stdout
+    assert "is truncated" in done.stdout
 
 
 def test_a_pack_goes_on_where_it_was_cut_off(copy: Path, target: CudaTarget, tmp_path: Path) -> None:

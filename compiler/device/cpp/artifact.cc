@@ -53,12 +53,12 @@ struct Artifact::Head {
     }
     uint16_t count = Read<uint16_t>(file.data + 12), flags = Read<uint16_t>(file.data + 14);
     uint64_t manifest_bytes = Read<uint64_t>(file.data + 16), content_bytes = Read<uint64_t>(file.data + 24);
-    if (count > kMostSections || manifest_bytes > kLargestManifest || version == 0 || flags > kSigned) Damaged(origin, "its head is not valid");
+    if (count > kMostSections || manifest_bytes > kLargestManifest || version == 0 || flags > kSigned) Damaged(origin, "its header is not valid");
     uint64_t announced = std::max(kHead + kEntry * count + manifest_bytes, content_bytes);
-    if (announced > file.size) Damaged(origin, std::to_string(announced) + " bytes are announced and " + std::to_string(file.size) + " present");
+    if (announced > file.size) Damaged(origin, std::to_string(announced) + " bytes are declared and " + std::to_string(file.size) + " present");
     sections = count, table_end = kHead + kEntry * count, manifest_end = table_end + static_cast<size_t>(manifest_bytes);
     content_end = static_cast<size_t>(content_bytes), is_signed = flags == kSigned;
-    if ((file.size > content_end) != is_signed) Damaged(origin, "what follows its content is not what its head announces");
+    if ((file.size > content_end) != is_signed) Damaged(origin, "the data after its content does not match its header");
   }
 };
 
@@ -88,7 +88,7 @@ void Artifact::Parse(Span file, const std::string& origin, const TrustedKeys* tr
   sha.Update(file.data, kPrefix);
   sha.Update(file.data + kHead, head.manifest_end - kHead);
   Digest found = sha.Finish();
-  if (std::memcmp(found.data(), file.data + kPrefix, found.size()) != 0) Damaged(origin, "the checksum of its head does not match");
+  if (std::memcmp(found.data(), file.data + kPrefix, found.size()) != 0) Damaged(origin, "the checksum of its header does not match");
   digest = Hex(found);
   std::vector<Signature> signatures = ParseSignatures({file.data + head.content_end, file.size - head.content_end}, origin);
   if (trusted && !trusted->empty()) trusted->Check(signatures, found, origin);
@@ -105,7 +105,7 @@ void Artifact::TakeSections(Span file, const Head& head, const std::string& orig
   if (!asset_descriptions.empty()) expected.emplace_back("assets", &assets);
   std::string names;
   for (const auto& section : expected) names += (names.empty() ? "" : ", ") + std::string(section.first);
-  names = "it must hold the sections " + names;
+  names = "it must have the sections " + names;
   if (head.sections != expected.size() || checksums.size() != expected.size()) Damaged(origin, names);
   size_t position = head.manifest_end;
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -116,7 +116,7 @@ void Artifact::TakeSections(Span file, const Head& head, const std::string& orig
     if (std::memcmp(entry, name, kName) != 0) Damaged(origin, names);
     uint64_t offset = Read<uint64_t>(entry + kName), size = Read<uint64_t>(entry + kName + 8);
     if (offset != Align(position) || offset > head.content_end || size > head.content_end - offset) {
-      Damaged(origin, "section '" + section + "' is not where it must be");
+      Damaged(origin, "section '" + section + "' is at a wrong offset");
     }
     if (!IsZero(file.data + position, file.data + offset)) {
       Damaged(origin, "the padding before section '" + section + "' is not zero");
@@ -124,7 +124,7 @@ void Artifact::TakeSections(Span file, const Head& head, const std::string& orig
     *expected[i].second = {file.data + offset, static_cast<size_t>(size)};
     position = static_cast<size_t>(offset + size);
   }
-  if (position != head.content_end) Damaged(origin, "its content does not end where it must");
+  if (position != head.content_end) Damaged(origin, "its content has a wrong length");
   for (const auto& [section, place] : expected) {
     auto checksum = checksums.find(section);
     if (checksum == checksums.end() || Hex(TreeDigest(place->data, place->size)) != checksum->second) {

@@ -62,7 +62,7 @@ std::vector<float> ReadWave(Span file, const std::string& path, int64_t rate) {
   }
   size_t count = chunks.data.size / (channels * width);
   if (!count) throw Error(path + " holds no samples");
-  if (count * channels > kMostSamples) throw Error(path + " holds more than " + std::to_string(kMostSamples) + " samples", "cut it into parts");
+  if (count * channels > kMostSamples) throw Error(path + " holds more than " + std::to_string(kMostSamples) + " samples", "split it into parts");
   std::vector<float> samples(count);
   const uint8_t* at = chunks.data.data;
   for (float& sample : samples) {

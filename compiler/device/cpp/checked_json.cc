@@ -46,12 +46,12 @@ const char* Unreadable(const char* text, size_t size) {
     } else if (*at == '"') {
       quoted = true;
     } else if (*at == '[' || *at == '{') {
-      if (++depth > kDeepestText) return "it is nested too deep";
+      if (++depth > kDeepestText) return "it is nested too deeply";
     } else if (*at == ']' || *at == '}') {
       --depth;
     } else if (IsDecimal(*at) || std::strchr("-+.NI", *at)) {
       const char* last = NumberEnd(at, end);
-      if (!last || (last != end && std::strchr("+-.0123456789eE", *last))) return "it holds a number that is not JSON";
+      if (!last || (last != end && std::strchr("+-.0123456789eE", *last))) return "it holds a number that is not valid JSON";
       at = last - 1;
     }
   }

@@ -202,7 +202,7 @@ class CudaDevice final : public Device {
 // The first device with at least the module's compute capability.
 std::unique_ptr<Device> CudaDeviceFor(const Manifest& manifest, uint64_t parameter_bytes) {
   if (manifest.device_is_simulated) {
-    throw Error("the module (target " + manifest.target_name + ") holds no machine code for a GPU: it runs simulated, by the compiler alone",
+    throw Error("the module (target " + manifest.target_name + ") holds no machine code for a GPU: it runs only simulated, in the compiler",
                 "compile it for a GPU");
   }
   const std::string needs = "the module (target " + manifest.target_name + ") needs an NVIDIA GPU of compute capability " +
@@ -276,7 +276,7 @@ DeviceList DescribeDevices() {
   if (child > 0) waitpid(child, &status, 0);
   size_t end = text.find('\0');
   if (status == 0 && end != std::string::npos) return {text.substr(0, end), text.substr(end + 1)};
-  return {"[]", "the driver of the GPU ended the process that asked it for devices"};
+  return {"[]", "the GPU driver ended the process that queries devices"};
 }
 
 void LoadDevices() {

@@ -62,7 +62,7 @@ const CudaRuntime& LoadCudaRuntime() {
 
 void ExplainCudaFailure(const std::string& failure, const std::string& memory) {
   if (Has(failure, {"out of memory", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY"})) {
-    throw Error("the GPU's memory does not suffice: " + memory, "end other programs on it, or run the model with smaller inputs or in lower precision");
+    throw Error("not enough GPU memory: " + memory, "end other programs on it, or run the model with smaller inputs or in lower precision");
   }
   if (Has(failure, {"CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "unsupported toolchain", "CUDA_ERROR_JIT_COMPILER_NOT_FOUND", "PTX JIT"})) {
     throw Error("the module's machine code is for another GPU, and this driver cannot translate its PTX: it is older than the CUDA that the module was "

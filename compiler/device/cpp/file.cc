@@ -49,7 +49,7 @@ FileBytes::FileBytes(const std::string& path) {
     ssize_t count = read(file.number(), memory_.get() + position, std::min(size_ - position, kAtOnce));
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) throw Error(path + ": " + std::strerror(errno));
-    if (count == 0) throw Error(path + " became shorter while it was read", "copy it again");
+    if (count == 0) throw Error(path + " was truncated while it was read", "copy it again");
     position += static_cast<size_t>(count);
   }
 }

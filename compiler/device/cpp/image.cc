@@ -26,7 +26,7 @@ Decoder NewDecoder(Span file, const std::string& path) {
   else if (format == WUFFS_BASE__FOURCC__JPEG) made = wuffs_jpeg__decoder__alloc_as__wuffs_base__image_decoder();
   else if (format == WUFFS_BASE__FOURCC__GIF) made = wuffs_gif__decoder__alloc_as__wuffs_base__image_decoder();
   else if (format == WUFFS_BASE__FOURCC__BMP) made = wuffs_bmp__decoder__alloc_as__wuffs_base__image_decoder();
-  else throw Error(path + ": the image cannot be read: " + (format == WUFFS_BASE__FOURCC__WEBP ? "WebP is read by the Python package alone" : "unknown format"), kFormats);
+  else throw Error(path + ": the image cannot be read: " + (format == WUFFS_BASE__FOURCC__WEBP ? "only the Python package reads WebP" : "unknown format"), kFormats);
   if (!made) throw Error(path + ": out of memory");
   return Decoder(made);
 }

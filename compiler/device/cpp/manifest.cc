@@ -112,10 +112,10 @@ void ReadStates(const JsonValue& manifest, Manifest* result) {
       for (size_t i = 0; same && i < given.shape.size(); ++i) {
         same = (given.shape[i] == next.shape[i] && given.dimensions[i] == next.dimensions[i]) || (state.grows && i == *state.axis);
       }
-      if (!same) each.Fail("its input and output are not of one shape and element type");
+      if (!same) each.Fail("its input and output differ in shape or element type");
       for (const State& other : result->states) {
         bool repeats = other.name == state.name || other.input == state.input || other.output == state.output;
-        if (repeats) each.Fail("two states have one name, input or output");
+        if (repeats) each.Fail("two states have the same name, input or output");
       }
       result->states.push_back(std::move(state));
     }
@@ -126,7 +126,7 @@ void ReadStates(const JsonValue& manifest, Manifest* result) {
     if (rows.IsText()) read.dimension = rows.Text();
     else read.rows = rows.Whole(0, kMostElements);
     const Description& input = result->inputs[read.input];
-    if (input.dtype_name != "int64" || input.shape.size() > 1 || result->IsOfSession(read.input)) position->Fail("it is not an input of whole numbers");
+    if (input.dtype_name != "int64" || input.shape.size() > 1 || result->IsOfSession(read.input)) position->Fail("it is not an integer input");
     bool known = read.dimension.empty() && !rows.IsText();
     for (const Description& each : result->inputs) {
       known = known || std::find(each.dimensions.begin(), each.dimensions.end(), read.dimension) != each.dimensions.end();
@@ -151,12 +151,12 @@ void ReadStates(const JsonValue& manifest, Manifest* result) {
 
 // A step is a call, [callee, node, ...], or the steps of the branches of a condition.
 void ReadSteps(const JsonValue& steps, const std::vector<std::string>& callees, const std::vector<std::string>& nodes, Manifest* result, int depth = 0) {
-  if (depth > kDeepestBranch) steps.Fail("branches are nested too deep");
+  if (depth > kDeepestBranch) steps.Fail("branches are nested too deeply");
   for (const JsonValue& step : steps.Items()) {
     std::vector<JsonValue> items = step.Items();
-    if (items.empty()) step.Fail("a step is a call or branches");
+    if (items.empty()) step.Fail("a step must be a call or branches");
     if (items[0].IsList()) {
-      if (items.size() != 2) step.Fail("a condition has two branches");
+      if (items.size() != 2) step.Fail("a condition must have two branches");
       for (const JsonValue& branch : items) ReadSteps(branch, callees, nodes, result, depth + 1);
       continue;
     }

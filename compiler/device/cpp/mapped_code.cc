@@ -218,7 +218,7 @@ class MappedCode::Image {
       size_t start = segment.p_vaddr / page_ * page_, end = PageUp(segment.p_vaddr + segment.p_memsz, page_);
       int access = PROT_READ | (segment.p_flags & PF_X ? PROT_EXEC : 0);
       char* first = reinterpret_cast<char*>(memory_.base() + start);
-      if (mprotect(first, end - start, access) != 0) throw Error("this system does not let memory become code");
+      if (mprotect(first, end - start, access) != 0) throw Error("this system does not allow memory to become executable");
       if (segment.p_flags & PF_X) __builtin___clear_cache(first, reinterpret_cast<char*>(memory_.base() + end));
     }
   }

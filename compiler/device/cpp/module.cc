@@ -232,7 +232,7 @@ std::vector<ffi::Tensor> Module::Outputs(const ffi::Any& result) const {
 }
 
 double Module::Verify() {
-  if (reference_outputs_.empty()) throw Error("the module holds no reference to compare with");
+  if (reference_outputs_.empty()) throw Error("the module has no reference run to compare with");
   std::vector<ffi::Tensor> outputs = Run(ExampleInputs());
   std::map<std::string, ffi::Tensor> by_name;
   for (size_t i = 0; i < outputs.size(); ++i) by_name.emplace(artifact_->outputs[i].name, outputs[i]);

@@ -102,7 +102,7 @@ Found InRecord(const json::Object& object, const Schema& schema) {
 
 // Checks a value of any type: text must be valid, and nesting limited.
 Found InAnything(const tvm::ffi::Any& value, int most) {
-  if (most < 0) return Here("it is nested too deep");
+  if (most < 0) return Here("it is nested too deeply");
   if (auto text = value.as<tvm::ffi::String>()) {
     if (!Characters(TextOf(*text))) return Here("it is not valid UTF-8");
   } else if (auto items = value.as<json::Array>()) {

@@ -61,7 +61,7 @@ void CheckRelation(const Requirement& requirement, const Sizes& sizes) {
     text = first + " must be at least " + second;
   } else if (requirement.relation == Relation::kBroadcast) {
     holds = left == right || left == 1 || right == 1;
-    text = first + " and " + second + " must be equal, or one of them 1";
+    text = first + " and " + second + " must be equal, or one of them must be 1";
   }
   if (!holds) throw Error(requirement.where + ": " + text, Given(requirement.symbols, sizes));
 }
@@ -105,7 +105,7 @@ void CheckType(const Description& input, const DLTensor& tensor) {
 void CheckTruthValues(const Description& input, const ffi::Tensor& tensor) {
   if (input.dtype.code != kDLBool || tensor.device().device_type != kDLCPU) return;
   if (AreTruthValues(static_cast<const uint8_t*>(tensor.data_ptr()), static_cast<size_t>(tensor.numel()))) return;
-  throw Error("input " + Quoted(input.name) + " holds truth values other than 0 and 1");
+  throw Error("input " + Quoted(input.name) + " has boolean values other than 0 and 1");
 }
 
 // (lowest value, the one after the highest)
@@ -135,7 +135,7 @@ void CheckValues(const ffi::Tensor& tensor, std::pair<int64_t, int64_t> range, c
   std::string wrong = std::to_string(IsBelow(*least, low) ? *least : *largest);
   throw Error(index.where + ": input " + Quoted(index.input) + " holds the " + (index.least ? "value " : "index ") + wrong + ", outside of [" +
                   std::to_string(low) + ", " + std::to_string(high) + ")",
-              index.least ? "its elements are indices, lengths or counts" : "its elements choose entries of an axis of that size");
+              index.least ? "its elements are indices, lengths or counts" : "its elements index an axis of that size");
 }
 
 void CheckValues(const ffi::Tensor& tensor, std::pair<int64_t, int64_t> range, const IndexRequirement& index) {
@@ -175,7 +175,7 @@ InputChecker::InputChecker(const Manifest& manifest) : manifest_(manifest) {
     if (each.least) CheckFormula(*each.least, each.symbols, dimensions);
     auto found = std::find_if(manifest.inputs.begin(), manifest.inputs.end(), [&](const Description& input) { return input.name == each.input; });
     if (found == manifest.inputs.end() || !HoldsIndices(*found)) {
-      throw Error("the module's indices " + Quoted(each.input) + " are not an input of whole numbers", "compile the model again");
+      throw Error("the module's indices " + Quoted(each.input) + " are not an integer input", "compile the model again");
     }
     places_.push_back(static_cast<size_t>(found - manifest.inputs.begin()));
   }

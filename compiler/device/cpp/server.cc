@@ -45,7 +45,7 @@ const char* const kUsage =
     "  --client-key PATH        the public key of a client that may connect, or a folder of them; again for more\n"
     "  --trusted-key PATH       an Ed25519 public key, or a folder of them: modules must be signed by one; again for more\n"
     "  --allow-tuning           with --trusted-key: run kernels for `tensorwright tune` too, which are not signed\n"
-    "  --insecure               let everyone in who reaches an address that is not loopback\n"
+    "  --insecure               accept everyone on an address that is not loopback\n"
     "  --sessions N             at once (8)\n"
     "  --idle SECONDS           that a client may keep a session without using it (900)\n"
     "  --longest-run SECONDS    that one request may take (3600)\n"
@@ -114,7 +114,7 @@ void Configure(Options* options) {
       for (const Key& key : ReadPublicKeys(path, KeyKind::kX25519)) settings.clients.insert(key);
     }
   } else if (!IsLoopback(options->address) && !options->insecure) {
-    throw Error("without keys everyone who reaches " + options->address + " could run code here. Make keys (tensorwright-server --new-key device.pem "
+    throw Error("without keys everyone who can connect to " + options->address + " could run code here. Make keys (tensorwright-server --new-key device.pem "
                 "here, tensorwright key new laptop.pem --kind connection there) and start it with --key device.pem --client-key laptop.pem.pub; "
                 "or listen on 127.0.0.1; or, where nobody else reaches the port, add --insecure");
   }
@@ -133,7 +133,7 @@ int Listen(const Options& options, const std::string& folder) {
     throw Error(std::string("cannot listen: ") + std::strerror(errno));
   }
   std::printf("listening on %s:%d, modules in %s, %s, %s\n", options.address.c_str(), ntohs(place.sin_port), folder.c_str(),
-              options.settings.encrypted ? "encrypted" : "open to everyone who reaches it", options.settings.trusted.empty() ? "unsigned modules run" : "only signed modules run");
+              options.settings.encrypted ? "encrypted" : "open to everyone who can connect", options.settings.trusted.empty() ? "unsigned modules run" : "only signed modules run");
   std::fflush(stdout);
   return listener;
 }

@@ -34,7 +34,7 @@ std::vector<Signature> ParseSignatures(Span block, const std::string& origin) {
     whole = count <= kMostSignatures && announced == count && std::memcmp(block.data, kBlockMagic, 8) == 0 && std::memcmp(block.data + 12, zeros, 4) == 0 &&
             std::memcmp(sum.Finish().data(), block.data + block.size - kBlockDigest, kBlockDigest) == 0;
   }
-  if (!whole) throw Error(origin + " is damaged: what follows its content is not a signature block");
+  if (!whole) throw Error(origin + " is damaged: the data after its content is not a signature block");
   std::vector<Signature> signatures(count);
   for (size_t i = 0; i < count; ++i) {
     const uint8_t* each = block.data + kBlockHead + i * kSignatureEntry;

@@ -79,7 +79,7 @@ void CheckPlaces(const Blob& blob, const std::string& what) {
     DLDataType dtype{kDLUInt, static_cast<uint8_t>(8 * element), 1};
     bool follows = entry->start == position && entry->end >= position;
     if (element == 0 || !follows || entry->end - position != TensorBytes(entry->shape.data(), entry->shape.size(), dtype)) {
-      throw Error(what + ": tensor " + Quoted(*name) + " has a wrong type, place or size");
+      throw Error(what + ": tensor " + Quoted(*name) + " has a wrong type, offset or size");
     }
     position = entry->end;
   }
@@ -90,7 +90,7 @@ void CheckPlaces(const Blob& blob, const std::string& what) {
 
 Blob ReadBlob(Span file, const std::string& what, bool may_have_metadata) {
   uint64_t header = 0;
-  if (file.size < kLength) throw Error(what + ": it is cut off");
+  if (file.size < kLength) throw Error(what + ": it is truncated");
   std::memcpy(&header, file.data, kLength);
   if (header > std::min<uint64_t>(file.size - kLength, kLongestHeader)) throw Error(what + ": it has no valid header");
   size_t header_bytes = static_cast<size_t>(header), start = kLength + header_bytes;
@@ -109,7 +109,7 @@ Blob ReadBlob(Span file, const std::string& what, bool may_have_metadata) {
 
 void CheckTruthValues(const Entry& entry, Span body, const std::string& what) {
   if (entry.storage != "BOOL" || AreTruthValues(body.data + entry.start, entry.end - entry.start)) return;
-  throw Error(what + " holds truth values other than 0 and 1");
+  throw Error(what + " has boolean values other than 0 and 1");
 }
 
 ffi::Tensor TensorAt(const Entry& entry, Span body, const Description& description) {

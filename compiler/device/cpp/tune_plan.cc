@@ -32,7 +32,7 @@ TuneArgument ReadArgument(const JsonValue& value) {
 TuneTask ReadTask(const JsonValue& value) {
   TuneTask task;
   task.name = value["name"].Text(), task.library = value["library"].Text();
-  if (task.library.find("..") != std::string::npos || task.library[0] == '/') value.Fail("its library lies outside of the pack");
+  if (task.library.find("..") != std::string::npos || task.library[0] == '/') value.Fail("its library is outside the pack");
   for (const JsonValue& each : value["arguments"].Items()) task.arguments.push_back(ReadArgument(each));
   for (const JsonValue& each : value["symbols"].Items()) task.symbols.push_back(each.Text());
   if (task.symbols.empty()) value.Fail("it has no candidates");

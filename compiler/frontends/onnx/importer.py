@@ -188,7 +188,7 @@ class Importer:
         except TensorwrightError:
             raise
         except RecursionError as error:
-            raise InvalidModelError(f"{describe(node)} is nested too deep") from error
+            raise InvalidModelError(f"{describe(node)} is nested too deeply") from error
         except Exception as error:
             reason = why_invalid(node, inputs, scope.opsets)
             if reason is not None:

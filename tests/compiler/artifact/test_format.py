@@ -11,7 +11,7 @@ import pytest
 import safetensors
 
 from compiler.artifact import Artifact, artifact_bytes, read_artifact, write_artifact
-from compiler.artifact.container import FORMAT_VERSION, HEAD_BYTES, MAGIC, pack_head, parse_head
+from compiler.artifact.container import FORMAT_VERSION, HEAD_BYTES, MAGIC, pack_header, parse_header
 from compiler.artifact.fields import decode, encode
 from compiler.artifact.manifest import Manifest
 from compiler.artifact.tensors import PADDING
@@ -64,7 +64,7 @@ def test_parameters_of_a_file_are_aligned_and_mapped(tmp_path: Path) -> None:
 
 
 def test_the_parameters_are_valid_safetensors(content: bytes) -> None:
-    layout = parse_head(memoryview(content), "it")
+    layout = parse_header(memoryview(content), "it")
     section = next(section for section in layout.sections if section.name == "parameters")
     data = content[section.offset : section.offset + section.size]
     loaded = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
@@ -112,8 +112,8 @@ def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
 
 def _with_manifest(content: bytes, manifest: bytes) -> bytes:
     """Replace the manifest in a file, with updated checksums."""
-    layout = parse_head(memoryview(content), "it")
-    head, new = pack_head(manifest, {section.name: section.size for section in layout.sections}, signed=False)
+    layout = parse_header(memoryview(content), "it")
+    head, new = pack_header(manifest, {section.name: section.size for section in layout.sections}, signed=False)
     result = bytearray(head)
     for old, section in zip(layout.sections, new.sections, strict=True):
         result += bytes(section.offset - len(result)) + content[old.offset : old.offset + old.size]
@@ -142,7 +142,7 @@ def test_a_manifest_that_is_none_is_refused(content: bytes, manifest: bytes) -> 
 
 
 def test_unknown_fields_of_the_manifest_are_refused(content: bytes) -> None:
-    manifest = parse_head(memoryview(content), "it").manifest
+    manifest = parse_header(memoryview(content), "it").manifest
     with pytest.raises(ArtifactError, match="surprise"):
         read_artifact(_with_manifest(content, manifest[:-1] + b',"surprise":1}'))
     read_artifact(_with_manifest(content, manifest))  # the helper itself changes nothing
@@ -153,7 +153,7 @@ def test_absurd_sizes_in_the_head_are_refused(content: bytes) -> None:
         for value in (0, 1, 2**32, 2**63, 2**64 - 1):
             head = bytearray(content)
             head[field] = value.to_bytes(8, "little")
-            layout = parse_head(memoryview(content), "it")
+            layout = parse_header(memoryview(content), "it")
             end = HEAD_BYTES + 32 * len(layout.sections) + len(layout.manifest)
             head[32:64] = hashlib.sha256(bytes(head[:32]) + bytes(head[64:end])).digest()
             with pytest.raises(ArtifactError):

@@ -84,14 +84,14 @@ def _within_details(added: bytes) -> Callable[[bytes], bytes]:
     ("change", "message"),
     [
         ({"version": 99}, "has format version 99; this program reads up to 1"),
-        ({"version": 0}, "its head is not valid"),
-        ({"flags": 2}, "its head is not valid"),
-        ({"flags": 1}, "what follows its content is not what its head announces"),
-        ({"signatures": b"more", "flags": 0}, "what follows its content is not what its head announces"),
-        ({"signatures": b"more"}, "what follows its content is not a signature block"),
-        ({"rewrite": _within_details(b"[" * 10**5)}, "nested too deep"),
-        ({"rewrite": _within_details(b"NaN, ")}, "a number that is not JSON"),
-        ({"rewrite": _within_details(b"[-Infinity], ")}, "a number that is not JSON"),
+        ({"version": 0}, "its header is not valid"),
+        ({"flags": 2}, "its header is not valid"),
+        ({"flags": 1}, "the data after its content does not match its header"),
+        ({"signatures": b"more", "flags": 0}, "the data after its content does not match its header"),
+        ({"signatures": b"more"}, "the data after its content is not a signature block"),
+        ({"rewrite": _within_details(b"[" * 10**5)}, "nested too deeply"),
+        ({"rewrite": _within_details(b"NaN, ")}, "a number that is not valid JSON"),
+        ({"rewrite": _within_details(b"[-Infinity], ")}, "a number that is not valid JSON"),
     ],
 )
 def test_files_of_another_form_are_refused(
@@ -127,6 +127,6 @@ def test_truth_values_are_0_or_1(driver: Driver, tmp_path: Path) -> None:
     blob[8 + length + start + 3] = 2
     parts.sections["parameters"] = bytes(blob)
     (tmp_path / "it.twm").write_bytes(parts.assemble())
-    assert "holds truth values other than 0 and 1" in driver.ask(["load", str(tmp_path / "it.twm")])
-    with pytest.raises(ArtifactError, match="holds truth values other than 0 and 1"):
+    assert "has boolean values other than 0 and 1" in driver.ask(["load", str(tmp_path / "it.twm")])
+    with pytest.raises(ArtifactError, match="has boolean values other than 0 and 1"):
         read_artifact(tmp_path / "it.twm")

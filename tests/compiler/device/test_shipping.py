@@ -102,7 +102,7 @@ def test_the_runner_refuses_inputs_that_do_not_fit(root: list[str], bundle: Path
         (b"".join(Blob({name: right[..., :-1]}).pieces), rf"error: input '{name}' has shape .* and must be"),
         (b"".join(Blob({name: right.astype(np.float64)}).pieces), rf"input '{name}' is stored as F64"),
         (b"".join(Blob({name + "2": right}).pieces), rf"tensor '{name}' is missing"),
-        (struct.pack("<Q", len(deep)) + deep, "nested too deep"),
+        (struct.pack("<Q", len(deep)) + deep, "nested too deeply"),
         (struct.pack("<Q", 2**64 - 1), "no valid header"),
     ):
         (tmp_path / "inputs").write_bytes(content)

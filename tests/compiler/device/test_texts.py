@@ -93,7 +93,7 @@ def test_the_runner_gives_the_vectors_of_predict(
 
 def test_what_cannot_be_done_is_said(tokenizer: Path, tmp_path: Path) -> None:
     module = embedder(tokenizer, tmp_path / "net.twm", "n", 1, False)
-    assert "fewer tokens than its tokenizer puts around a text" in run(module, "--text", "cat", code=1)
+    assert "fewer tokens than its tokenizer adds to a text" in run(module, "--text", "cat", code=1)
     assert "leave out files" in run(module, "--text", "cat", "a.png", code=1)
     graph = helper.make_graph(
         [helper.make_node("Neg", ["x"], ["y"])],

@@ -28,7 +28,7 @@ Tokenizer TokenizerOf(const Artifact& artifact) {
       return Tokenizer(&reader);
     }
   }
-  throw Error("the module has no tokenizer for programs without Python", "compile it anew with --task embed and its --tokenizer");
+  throw Error("the module has no tokenizer for programs without Python", "compile it again with --task embed and its --tokenizer");
 }
 
 // An input with one row per text: `value` returns the element at each position below `length`.

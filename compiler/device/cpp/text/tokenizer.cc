@@ -81,7 +81,7 @@ std::vector<int64_t> Tokenizer::Encode(const std::string& text, bool special, si
     if (between[i] != AddedTokens::kNone) tokens.push_back(between[i]);
   }
   size_t around = special ? added_.before.size() + added_.after.size() : 0;
-  if (around > most) throw Error("the module takes fewer tokens than its tokenizer puts around a text");
+  if (around > most) throw Error("the module takes fewer tokens than its tokenizer adds to a text");
   if (special) {
     tokens.resize(std::min(tokens.size(), most - added_.after.size()));
     tokens.insert(tokens.end(), added_.after.begin(), added_.after.end());

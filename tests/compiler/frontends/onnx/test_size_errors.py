@@ -26,13 +26,13 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "(float[n] x, float[m] y) => (float[k] z) { z = Add(x, y) }",
         {"x": ones(3), "y": ones(1)},
         {"x": ones(4), "y": ones(3)},
-        r"Add node 'z': n = 4 and m = 3 must be equal, or one of them 1",
+        r"Add node 'z': n = 4 and m = 3 must be equal, or one of them must be 1",
     ),
     "broadcast with a number": (
         "(float[3] x, float[m] y) => (float[k] z) { z = Add(x, y) }",
         {"x": ones(3), "y": ones(1)},
         {"x": ones(3), "y": ones(2)},
-        r"Add node 'z': 3 and m = 2 must be equal, or one of them 1",
+        r"Add node 'z': 3 and m = 2 must be equal, or one of them must be 1",
     ),
     "product": (
         "(float[a, b] x, float[c, d] y) => (float[e, f] z) { z = MatMul(x, y) }",
