@@ -45,7 +45,7 @@ class _CompiledGraph:
         self._grown = grown_axes(graph)
 
     def __call__(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
-        if torch.is_grad_enabled() and any(_needs_gradient(argument) for argument in arguments):
+        if torch.is_grad_enabled() and any(getattr(argument, "requires_grad", False) for argument in arguments):
             raise OptionError(
                 "the tensorwright backend compiles inference, and this call would record gradients",
                 "call the model inside torch.no_grad() or torch.inference_mode()",
@@ -117,7 +117,3 @@ def _array_over(tensor: torch.Tensor) -> Array:
     if tensor.dtype == torch.bfloat16:
         return np.asarray(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
     return np.asarray(tensor.numpy())
-
-
-def _needs_gradient(argument: Any) -> bool:
-    return isinstance(argument, torch.Tensor) and argument.requires_grad

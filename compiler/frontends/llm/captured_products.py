@@ -173,14 +173,9 @@ def _routers(function: Function) -> set[Var]:
     bindings = list(bindings_of(function.body))
     chosen: set[Var] = set()
     for binding in reversed(bindings):
-        if _chooses(binding.value) or (binding.var in chosen and operator_name(binding.value) in _ROUTING):
+        if _calls(binding.value, _CHOICE) or (binding.var in chosen and operator_name(binding.value) in _ROUTING):
             chosen.update(operands(binding.value))
     return {each.var for each in bindings if each.var in chosen and operator_name(each.value) == "relax.matmul"}
-
-
-def _chooses(value: Expr) -> bool:
-    """True for a call of the top-k kernel."""
-    return _calls(value, _CHOICE)
 
 
 def _calls(value: Expr, kernel: str) -> bool:

@@ -111,7 +111,7 @@ def import_torch(
     _fix_known_sizes(onnx_program)
     names = _name_sizes(onnx_program, sizes.names())
     known = {_renamed(size, names): each for size, each in known.items()}
-    large = sum(_bytes(tensor) for tensor in program.state_dict.values()) >= _LARGEST_PROTO_BYTES
+    large = sum(tensor.nbytes for tensor in program.state_dict.values()) >= _LARGEST_PROTO_BYTES
     wanted = None if outputs is None else [*outputs, *(output_name(each) for each in states)]
     pairs = state if isinstance(state, Mapping) else None if state is None else {}
     options = {"shapes": shapes, "constants": constants, "outputs": wanted, "state": pairs, "congruences": known}
@@ -298,10 +298,6 @@ _SYMBOL = re.compile(r"\bs\d+\b")
 
 def _renamed(size: str, names: Mapping[str, str]) -> str:
     return _SYMBOL.sub(lambda symbol: names.get(symbol[0], symbol[0]), size)
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 _MAX_BYTES = 1 << 26

@@ -448,12 +448,15 @@ def _extremum(name: str) -> Legalize:
         axes = range(rank) if call.attrs.axis is None else [int(axis) % rank for axis in call.attrs.axis]
         keep = bool(call.attrs.keepdims)
         reducer = _reducer(dtype, greatest=name == "max")
-        return builder.call_te(lambda x: _reduced(x, list(axes), keep, reducer), call.args[0], primfunc_name_hint=name)
+        return builder.call_te(
+            lambda x: reduce_axes(x, list(axes), keep, reducer), call.args[0], primfunc_name_hint=name
+        )
 
     return legalize
 
 
-def _reduced(data: te.Tensor, axes: Sequence[int], keep: bool, reducer: Callable[..., Expr]) -> te.Tensor:
+def reduce_axes(data: te.Tensor, axes: Sequence[int], keep: bool, reducer: Callable[..., Expr]) -> te.Tensor:
+    """Reduce axes with a commutative reducer."""
     if not axes:
         return te.compute(data.shape, lambda *coordinates: data(*coordinates), name="reduced")
     reduced = {axis: te.reduce_axis((0, data.shape[axis]), f"k{axis}") for axis in axes}

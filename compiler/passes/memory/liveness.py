@@ -152,7 +152,7 @@ class Liveness:
         used = list(operands(value))
         for operand in used:
             self._use(operand)
-        if isinstance(value, relax.Call) and _is_void(value):
+        if isinstance(value, relax.Call) and isinstance(value.ty, relax.TupleType) and not value.ty.fields:
             self._note_kernel(value)
         elif _may_hold_memory(variable):
             for operand in used:
@@ -246,11 +246,6 @@ def _formula(shape: Expr, dtype: Expr) -> Expr | None:
     for size in shape.values:
         count = count * size
     return Analyzer().simplify(count)
-
-
-def _is_void(call: Call) -> bool:
-    """True if a call returns nothing, so that its result cannot alias an operand."""
-    return isinstance(call.ty, relax.TupleType) and len(call.ty.fields) == 0
 
 
 def _may_hold_memory(variable: Var) -> bool:

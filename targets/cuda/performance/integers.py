@@ -75,10 +75,6 @@ def _where(condition: bool | NDArray[np.bool], yes: Number, no: Number) -> Numbe
     return np.where(condition, yes, no)
 
 
-def _field(a: Number, start: Number, length: Number) -> Number:
-    return (a >> start) & ((1 << length) - 1)
-
-
 def _insert(a: Number, b: Number, start: Number, length: Number) -> Number:
     mask = signed(((1 << length) - 1) << start, 64)
     return (b & ~mask) | ((a << start) & mask)
@@ -185,7 +181,7 @@ def _movement(
     if name == "selp":
         return lambda a, b, p: _where(p, a, b), (kind, kind, "pred")
     if name == "bfe":
-        return lambda a, start, length: _field(a, start, length), (f"u{bits}", "u32", "u32")
+        return lambda a, start, length: (a >> start) & ((1 << length) - 1), (f"u{bits}", "u32", "u32")
     if name == "bfi":
         return _insert, (f"u{bits}", f"u{bits}", "u32", "u32")
     if name == "shf":

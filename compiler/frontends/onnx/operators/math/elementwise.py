@@ -291,11 +291,16 @@ def operands(context: NodeContext, *indices: int) -> list[relax.Expr]:
     return broadcast(context, [context.input(i) for i in indices])
 
 
-@converter("Add", "Sub", "Mul", since=7)
-def arithmetic(context: NodeContext) -> relax.Expr:
-    """Sum, difference or product; integers wrap around."""
-    functions: dict[str, Binary] = {"Add": R.add, "Sub": R.subtract, "Mul": R.multiply}
-    return functions[context.operator](*operands(context, 0, 1))
+_BINARY: dict[str, Binary] = {"Add": R.add, "Sub": R.subtract, "Mul": R.multiply}
+_BINARY |= {"And": R.logical_and, "Or": R.logical_or, "Xor": R.logical_xor}
+_BINARY |= {"BitwiseAnd": R.bitwise_and, "BitwiseOr": R.bitwise_or, "BitwiseXor": R.bitwise_xor}
+
+
+@converter("Add", "Sub", "Mul", "And", "Or", "Xor", since=7)
+@converter("BitwiseAnd", "BitwiseOr", "BitwiseXor", since=18)
+def binary(context: NodeContext) -> relax.Expr:
+    """Arithmetic (integers wrap around), logical and bitwise operators."""
+    return _BINARY[context.operator](*operands(context, 0, 1))
 
 
 @converter("Div", since=7)
@@ -423,20 +428,6 @@ def comparison(context: NodeContext) -> relax.Expr:
         # TVM's code generator has no comparisons of booleans.
         a, b = (context.emit(R.astype(tensor, "int8")) for tensor in (a, b))
     return _COMPARISONS[context.operator](a, b)
-
-
-@converter("And", "Or", "Xor", since=7)
-def logic(context: NodeContext) -> relax.Expr:
-    """Logical operators on booleans."""
-    functions: dict[str, Binary] = {"And": R.logical_and, "Or": R.logical_or, "Xor": R.logical_xor}
-    return functions[context.operator](*operands(context, 0, 1))
-
-
-@converter("BitwiseAnd", "BitwiseOr", "BitwiseXor", since=18)
-def bitwise(context: NodeContext) -> relax.Expr:
-    """Bitwise operators on integers."""
-    functions: dict[str, Binary] = {"BitwiseAnd": R.bitwise_and, "BitwiseOr": R.bitwise_or, "BitwiseXor": R.bitwise_xor}
-    return functions[context.operator](*operands(context, 0, 1))
 
 
 @converter("BitShift", since=11)

@@ -6,6 +6,7 @@ CumSum, CumProd, and PyTorch's cumulative products, maxima and minima.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from tvm import relax, te, tirx
 from tvm.relax import op as R
@@ -21,6 +22,7 @@ from compiler.frontends.onnx.operators.tensor.reshape import axes_operand
 from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, in_vectors, product, shared_runs
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from compiler.frontends.onnx.values import tensor_shape
+from compiler.passes.fuse.legalizations import reduce_axes
 from schedules.codegen.parallel import MIN_PARALLEL_WORK
 from schedules.ir.tvm_types import Expr, Stmt
 
@@ -112,21 +114,8 @@ def reduce_with(
     context: NodeContext, data: relax.Expr, axes: list[int], keep: bool, reducer: Callable[..., Expr]
 ) -> relax.Expr:
     """Reduce axes with a commutative reducer as a separate kernel."""
-
-    def compute(source: te.Tensor) -> te.Tensor:
-        reduced = {axis: te.reduce_axis((0, source.shape[axis]), f"k{axis}") for axis in axes}
-        rest = [axis for axis in range(len(source.shape)) if axis not in reduced]
-        kept = range(len(source.shape)) if keep else rest
-        shape = [tirx.const(1, "int64") if axis in reduced else source.shape[axis] for axis in kept]
-
-        def element(*indices: Expr) -> Expr:
-            position = dict(zip(kept, indices, strict=True))
-            coordinates = [reduced[a].var if a in reduced else position[a] for a in range(len(source.shape))]
-            return reducer(source(*coordinates), axis=list(reduced.values()))
-
-        return te.compute(shape, element, name="reduced")
-
-    return context.emit_te(compute, data, primfunc_name_hint="reduce")
+    kernel = partial(reduce_axes, axes=axes, keep=keep, reducer=reducer)
+    return context.emit_te(kernel, data, primfunc_name_hint="reduce")
 
 
 def _l1(context: NodeContext, data: relax.Expr, axes: list[int], keep: bool) -> relax.Expr:

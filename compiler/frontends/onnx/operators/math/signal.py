@@ -216,12 +216,12 @@ class Complex:
 
 def transform(context: NodeContext, data: Complex, length: int, *, inverse: bool = False) -> Complex:
     """Transform along the last axis, which has that length; the inverse is not scaled."""
-    first = _divisor(length)
+    first = next(d for d in range(math.isqrt(length), 0, -1) if length % d == 0)
     direct = _DIRECT_REAL_LENGTH if data.imaginary is None else _DIRECT_COMPLEX_LENGTH
     if length <= direct or first == 1:
         return _multiply(context, data, _roots(length, inverse)[_products(length)])
     second = length // first
-    data = _each_part(data, lambda tensor: _split(context, tensor, first, second))
+    data = _each_part(data, lambda tensor: context.reshape(tensor, [*tensor_shape(tensor)[:-1], first, second]))
     data = transform(context, _each_part(data, lambda tensor: _swap(context, tensor)), first, inverse=inverse)
     twiddles = _roots(length, inverse)[np.outer(np.arange(second), np.arange(first)) % length]
     data = _each_part(_scale(context, data, twiddles), lambda tensor: _swap(context, tensor))
@@ -269,11 +269,6 @@ def _transform_of_any_length(
     return _with_imaginary(context, data, real, cosines, sines)
 
 
-def _divisor(length: int) -> int:
-    """Return the largest divisor that is at most the square root."""
-    return next(d for d in range(math.isqrt(length), 0, -1) if length % d == 0)
-
-
 def _roots(length: int, inverse: bool) -> np.ndarray:
     """Return exp(-2 pi i k / length), or its conjugate, for k below length, in float64."""
     sign = 2j if inverse else -2j
@@ -314,10 +309,6 @@ def _scale(context: NodeContext, data: Complex, factors: np.ndarray) -> Complex:
     real = R.subtract(context.emit(R.multiply(data.real, cosines)), context.emit(R.multiply(data.imaginary, sines)))
     imaginary = R.add(context.emit(R.multiply(data.real, sines)), context.emit(R.multiply(data.imaginary, cosines)))
     return Complex(context.emit(real), context.emit(imaginary))
-
-
-def _split(context: NodeContext, tensor: relax.Expr, first: int, second: int) -> relax.Expr:
-    return context.reshape(tensor, [*tensor_shape(tensor)[:-1], first, second])
 
 
 def _join(context: NodeContext, tensor: relax.Expr, length: int) -> relax.Expr:

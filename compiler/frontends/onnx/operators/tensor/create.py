@@ -194,21 +194,14 @@ def eye_like(context: NodeContext) -> relax.Expr:
     """Ones on the k-th diagonal of a matrix with the input's shape."""
     dtype = dtypes.NAMES[context.attribute("dtype", dtypes.NUMBERS[context.dtype(0)])]
     offset = context.attribute("k", 0)
+    one, zero = (tirx.const(number, dtypes.carrier(dtype)) for number in (1, 0))
 
     def eye(*sizes: Expr) -> te.Tensor:
-        return te.compute(sizes, lambda i, j: tirx.Select(j - i == offset, _one(dtype), _zero(dtype)), name="eye")
+        return te.compute(sizes, lambda i, j: tirx.Select(j - i == offset, one, zero), name="eye")
 
     if context.rank(0) != 2:
         context.invalid(f"its input has rank {context.rank(0)}, not 2")
     return context.emit_te(eye, *map(expression, context.shape(0)), primfunc_name_hint="eye")
-
-
-def _one(dtype: str) -> Expr:
-    return tirx.const(1, dtypes.carrier(dtype))
-
-
-def _zero(dtype: str) -> Expr:
-    return tirx.const(0, dtypes.carrier(dtype))
 
 
 @converter("OneHot", since=9)
