@@ -16,7 +16,7 @@
 namespace tensorwright::pack {
 namespace {
 
-constexpr size_t kMostErrors = 4000;
+constexpr size_t kMaxErrors = 4000;
 constexpr int kSignalled = 128;
 
 struct Pipe {
@@ -88,7 +88,7 @@ Ended RunChild(const std::vector<std::string>& command, double seconds, const st
     if (poll(watched, 2, static_cast<int>(left * 1e3) + 1) < 0 && errno != EINTR) break;
     if (watched[0].revents && !Take(watched[0].fd, &text)) watched[0].fd = -1;
     if (watched[1].revents && !Take(watched[1].fd, &ended.errors)) watched[1].fd = -1;
-    if (ended.errors.size() > kMostErrors) ended.errors.erase(0, ended.errors.size() - kMostErrors);
+    if (ended.errors.size() > kMaxErrors) ended.errors.erase(0, ended.errors.size() - kMaxErrors);
     try {
       HandOn(&text, line);
     } catch (...) {

@@ -9,7 +9,7 @@
 namespace tensorwright::pack {
 namespace {
 
-constexpr int64_t kMostSamples = 1 << 24;
+constexpr int64_t kMaxSamples = 1 << 24;
 
 // References, in the order in which their numbers lie in `numbers`, of which `used` are read.
 class References {
@@ -19,7 +19,7 @@ class References {
   }
 
   Reference Next(const JsonValue& described) {
-    Reference made{described["name"].Text(), Sizes(described["shape"]), described["samples"].Whole(0, kMostSamples), {}};
+    Reference made{described["name"].Text(), Sizes(described["shape"]), described["samples"].Whole(0, kMaxSamples), {}};
     size_t samples = static_cast<size_t>(made.samples), length = Summary::kHead + samples;
     if (length > numbers_.size() - used_) throw Error(path_ + " is cut off", "copy the pack again");
     made.summary = Summary::Unpacked(numbers_.data() + used_, samples);

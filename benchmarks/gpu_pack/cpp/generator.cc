@@ -11,7 +11,7 @@ namespace tensorwright::pack {
 namespace {
 
 constexpr int64_t kLargest = 127;
-constexpr int64_t kMostExponent = 200;  // exponents are stored with this added
+constexpr int64_t kMaxExponent = 200;  // exponents are stored with this added
 
 int8_t Weight(uint64_t seed, uint64_t position, uint64_t row) {
   if (position % row == 0) return kLargest;
@@ -27,9 +27,9 @@ float Real(uint64_t seed, uint64_t position) {
 
 // Weights of a source array whose axes are put into another order.
 void FillWeights(const JsonValue& make, Writer* writer) {
-  uint64_t seed = static_cast<uint64_t>(make["seed"].Whole(0, kLargestSeed));
-  uint64_t row = static_cast<uint64_t>(make["row"].Whole(1, kMostElements));
-  double unit = std::ldexp(1.0, static_cast<int>(make["exponent"].Whole(0, 2 * kMostExponent) - kMostExponent));
+  uint64_t seed = static_cast<uint64_t>(make["seed"].Whole(0, kMaxSeed));
+  uint64_t row = static_cast<uint64_t>(make["row"].Whole(1, kMaxElements));
+  double unit = std::ldexp(1.0, static_cast<int>(make["exponent"].Whole(0, 2 * kMaxExponent) - kMaxExponent));
   std::vector<int64_t> source = Sizes(make["source"]), order = Sizes(make["order"]);
   size_t rank = source.size();
   if (order.size() != rank || std::accumulate(source.begin(), source.end(), int64_t{1}, std::multiplies<>()) != writer->size()) {
@@ -56,17 +56,17 @@ void Fill(const JsonValue& make, Span stored, const ffi::Tensor& tensor) {
   Writer writer(*tensor.GetDLTensorPtr());
   if (kind == "stored") {
     size_t bytes = TensorBytes(*tensor.GetDLTensorPtr());
-    size_t offset = static_cast<size_t>(make["offset"].Whole(0, kMostElements));
+    size_t offset = static_cast<size_t>(make["offset"].Whole(0, kMaxElements));
     if (offset > stored.size || stored.size - offset < bytes) make.Fail("the stored tensors end before it");
     std::memcpy(tensor.data_ptr(), stored.data + offset, bytes);
   } else if (kind == "weights") {
     FillWeights(make, &writer);
   } else if (kind == "reals") {
-    uint64_t seed = static_cast<uint64_t>(make["seed"].Whole(0, kLargestSeed));
+    uint64_t seed = static_cast<uint64_t>(make["seed"].Whole(0, kMaxSeed));
     for (int64_t i = 0; i < writer.size(); ++i) writer.Put(i, Real(seed, static_cast<uint64_t>(i)));
   } else if (kind == "integers") {
-    uint64_t seed = static_cast<uint64_t>(make["seed"].Whole(0, kLargestSeed));
-    int64_t low = make["low"].Whole(-kMostElements, kMostElements), high = make["high"].Whole(low + 1, kMostElements);
+    uint64_t seed = static_cast<uint64_t>(make["seed"].Whole(0, kMaxSeed));
+    int64_t low = make["low"].Whole(-kMaxElements, kMaxElements), high = make["high"].Whole(low + 1, kMaxElements);
     for (int64_t i = 0; i < writer.size(); ++i) {
       writer.Put(i, static_cast<double>(low + static_cast<int64_t>(Bits(seed, static_cast<uint64_t>(i)) % static_cast<uint64_t>(high - low))));
     }
@@ -79,7 +79,7 @@ void Fill(const JsonValue& make, Span stored, const ffi::Tensor& tensor) {
 
 std::vector<int64_t> Sizes(const JsonValue& list) {
   std::vector<int64_t> sizes;
-  for (const JsonValue& each : list.Items(kMostDimensions)) sizes.push_back(each.Whole(0, kMostElements));
+  for (const JsonValue& each : list.Items(kMaxDimensions)) sizes.push_back(each.Whole(0, kMaxElements));
   return sizes;
 }
 

@@ -9,7 +9,7 @@
 
 namespace tensorwright::pack {
 
-constexpr int64_t kLargestSeed = int64_t{1} << 48;
+constexpr int64_t kMaxSeed = int64_t{1} << 48;
 
 uint64_t Bits(uint64_t seed, uint64_t position);
 

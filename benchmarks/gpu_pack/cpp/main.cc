@@ -19,7 +19,7 @@
 namespace tensorwright::pack {
 namespace {
 
-constexpr double kEntrySeconds = 60, kTraceSeconds = 30, kDeviceSeconds = 60, kShareOfPeers = 0.7, kLeastSeconds = 3;
+constexpr double kEntrySeconds = 60, kTraceSeconds = 30, kDeviceSeconds = 60, kShareOfPeers = 0.7, kMinSeconds = 3;
 const char* const kPeers = "benchmarks.gpu_pack.peers";
 const char* const kPeersFile = "/python/benchmarks/gpu_pack/peers.py";
 
@@ -105,14 +105,14 @@ class Run {
       ++known_;
       return;
     }
-    if (Left() < kLeastSeconds) {
+    if (Left() < kMinSeconds) {
       if (!skipped_++) std::printf("%s and what follows: no time left\n", name.c_str());
       return;
     }
     double start = Now();
     Ended ended = RunChild(Self({"--entry", name}), std::min(kEntrySeconds, Left()), [&](const std::string& line) { Keep(line); });
     std::string status = "right", problem;
-    if (ended.late && Left() < kLeastSeconds) {  // the run's time was over, which is not the entry's fault
+    if (ended.late && Left() < kMinSeconds) {  // the run's time was over, which is not the entry's fault
       ++skipped_;
       return;
     }
@@ -129,7 +129,7 @@ class Run {
   // A description of the first wrong kernel.
   std::string Trace(const std::string& name, const std::string& problem) {
     std::string found, last;
-    Ended ended = RunChild(Self({"--trace", name}), std::min(kTraceSeconds, std::max(Left(), kLeastSeconds)), [&](const std::string& line) {
+    Ended ended = RunChild(Self({"--trace", name}), std::min(kTraceSeconds, std::max(Left(), kMinSeconds)), [&](const std::string& line) {
       if (line.rfind(kCallBegins, 0) == 0) last = line;
       if (!Keep(line)) return;
       JsonValue value = JsonValue::Parse(line.data(), line.size(), "a line");
@@ -144,7 +144,7 @@ class Run {
   // The script of the peers writes its results by itself, so that they are kept when it is ended.
   void Peers() {
     double seconds = Left() * kShareOfPeers;
-    if (seconds < kLeastSeconds) return;
+    if (seconds < kMinSeconds) return;
     std::vector<std::string> command{options_.python, "-m", kPeers, options_.pack, results_.path(), Seconds(seconds), "--only", options_.only};
     Ended ended = RunChild(command, seconds + 5, [&](const std::string& line) {
       std::printf("%s\n", Printable(line).c_str());

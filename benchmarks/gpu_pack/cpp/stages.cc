@@ -15,7 +15,7 @@ namespace tensorwright::pack {
 namespace {
 
 constexpr double kTimedMilliseconds = 300, kKernelMilliseconds = 4;
-constexpr int kMostRuns = 50, kLeastRuns = 5, kMostRepeats = 50, kKernelRuns = 5;
+constexpr int kMaxRuns = 50, kMinRuns = 5, kMaxRepeats = 50, kKernelRuns = 5;
 constexpr int64_t kCallSamples = 48;
 constexpr size_t kSourceCharacters = 12000;
 
@@ -95,8 +95,8 @@ bool TimeRuns(Session* session, const Entry& entry, bool graph) {
   const Case& given = entry.cases.front();
   try {
     auto run = [&] { session->Start(); };
-    double first = Percentile(session->device().Time(run, kLeastRuns, graph).host, 0.5);
-    int runs = static_cast<int>(std::clamp(kTimedMilliseconds / std::max(first, 1e-3), double{kLeastRuns}, double{kMostRuns}));
+    double first = Percentile(session->device().Time(run, kMinRuns, graph).host, 0.5);
+    int runs = static_cast<int>(std::clamp(kTimedMilliseconds / std::max(first, 1e-3), double{kMinRuns}, double{kMaxRuns}));
     DeviceTimes times = entry.simulated.empty() ? session->device().Time(run, runs, graph) : session->device().Time(run, 1, graph);
     std::string problem = Check(session, entry, given, nullptr);
     Emit(entry.name, stage, TimesText(times) + ", \"right\": " + (problem.empty() ? "true" : "false, \"problem\": " + JsonText(problem)));
@@ -119,7 +119,7 @@ double Microseconds(const Session& session, const Entry& entry, const KernelCall
   bool graph = entry.simulated.empty();
   double once = Percentile(device.Time(call.again, 2, false).device, 0.5);
   if (!graph) return 1e3 * once;
-  int repeats = static_cast<int>(std::clamp(kKernelMilliseconds / std::max(once, 1e-3), 1.0, double{kMostRepeats}));
+  int repeats = static_cast<int>(std::clamp(kKernelMilliseconds / std::max(once, 1e-3), 1.0, double{kMaxRepeats}));
   auto several = [&] {
     for (int i = 0; i < repeats; ++i) call.again();
   };

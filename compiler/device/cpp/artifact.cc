@@ -12,8 +12,8 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kPrefix = 32, kHead = 64, kEntry = 32, kName = 16, kMostSections = 16;
-constexpr uint64_t kLargestManifest = 32 << 20;
+constexpr size_t kPrefix = 32, kHead = 64, kEntry = 32, kName = 16, kMaxSections = 16;
+constexpr uint64_t kMaxManifest = 32 << 20;
 constexpr uint16_t kSigned = 1;
 constexpr char kMagic[9] = "\x89TWM\r\n\x1a\n";
 
@@ -53,7 +53,7 @@ struct Artifact::Head {
     }
     uint16_t count = Read<uint16_t>(file.data + 12), flags = Read<uint16_t>(file.data + 14);
     uint64_t manifest_bytes = Read<uint64_t>(file.data + 16), content_bytes = Read<uint64_t>(file.data + 24);
-    if (count > kMostSections || manifest_bytes > kLargestManifest || version == 0 || flags > kSigned) Damaged(origin, "its header is not valid");
+    if (count > kMaxSections || manifest_bytes > kMaxManifest || version == 0 || flags > kSigned) Damaged(origin, "its header is not valid");
     uint64_t announced = std::max(kHead + kEntry * count + manifest_bytes, content_bytes);
     if (announced > file.size) Damaged(origin, std::to_string(announced) + " bytes are declared and " + std::to_string(file.size) + " present");
     sections = count, table_end = kHead + kEntry * count, manifest_end = table_end + static_cast<size_t>(manifest_bytes);

@@ -7,7 +7,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kMostSamples = size_t{1} << 28;
+constexpr size_t kMaxSamples = size_t{1} << 28;
 constexpr uint32_t kWaveIntegers = 1, kWaveExtensible = 0xfffe;
 constexpr size_t kWaveSubformat = 24;  // offset of the actual format in an extensible format
 
@@ -62,7 +62,7 @@ std::vector<float> ReadWave(Span file, const std::string& path, int64_t rate) {
   }
   size_t count = chunks.data.size / (channels * width);
   if (!count) throw Error(path + " holds no samples");
-  if (count * channels > kMostSamples) throw Error(path + " holds more than " + std::to_string(kMostSamples) + " samples", "split it into parts");
+  if (count * channels > kMaxSamples) throw Error(path + " holds more than " + std::to_string(kMaxSamples) + " samples", "split it into parts");
   std::vector<float> samples(count);
   const uint8_t* at = chunks.data.data;
   for (float& sample : samples) {

@@ -110,7 +110,7 @@ void Describe(const std::vector<Description>& all, int32_t index, tensorwright_t
 ffi::Tensor Taken(const tensorwright_tensor& given, const Description& wanted) {
   std::string name = "input " + Quoted(wanted.name);
   if (given.dtype && wanted.dtype_name != given.dtype) throw Error(name + " must be " + wanted.dtype_name + ", not " + given.dtype);
-  if (given.rank < 0 || given.rank > static_cast<int32_t>(tensorwright::kMostDimensions)) throw Error(name + " has a rank of " + std::to_string(given.rank));
+  if (given.rank < 0 || given.rank > static_cast<int32_t>(tensorwright::kMaxDimensions)) throw Error(name + " has a rank of " + std::to_string(given.rank));
   if (given.rank) NotNull(given.shape, (name + ": its shape").c_str());
   std::vector<int64_t> shape(given.shape, given.shape + given.rank);
   size_t bytes = tensorwright::TensorBytes(shape.data(), shape.size(), wanted.dtype);

@@ -24,7 +24,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr int kMostRuns = 100'000;
+constexpr int kMaxRuns = 100'000;
 
 void LimitFiles(const SessionLimits& limits) {
   rlimit files, none{0, 0};
@@ -51,7 +51,7 @@ class ModuleSession {
   // False if the client is done.
   bool Next() {
     std::string request;
-    if (!Receive(kLongestRequest, &request)) return false;
+    if (!Receive(kMaxRequest, &request)) return false;
     std::string answer;
     try {
       answer = "ok " + Do(request.substr(0, request.find(' ')), request.find(' ') == std::string::npos ? "" : request.substr(request.find(' ') + 1));
@@ -67,8 +67,8 @@ class ModuleSession {
     if (verb == "upload") return Upload(NumberOf(argument, limits_.module_bytes, "the size of a module"));
     if (verb == "check") return Opened().digest;
     if (verb == "verify") return Number(Loaded().Verify());
-    if (verb == "times") return Times(static_cast<int>(NumberOf(argument, kMostRuns, "the number of runs")));
-    if (verb == "measure") return Measure(static_cast<int>(NumberOf(argument, kMostRuns, "the number of runs")));
+    if (verb == "times") return Times(static_cast<int>(NumberOf(argument, kMaxRuns, "the number of runs")));
+    if (verb == "measure") return Measure(static_cast<int>(NumberOf(argument, kMaxRuns, "the number of runs")));
     if (verb == "activate") return Activate();
     throw Error("the request '" + verb + "' is not known");
   }
@@ -86,7 +86,7 @@ class ModuleSession {
     int problem = 0;
     bool alive = Answer("ok ");
     for (uint64_t left = size; alive && left;) {
-      alive = Receive(kLongestData, &data);
+      alive = Receive(kMaxData, &data);
       if (!alive) break;
       if (data.empty() || data.size() > left) problem = problem ? problem : EPROTO;
       // After a write error the rest is still received: the client reads the answer once it has sent everything.

@@ -20,7 +20,7 @@
 namespace tensorwright {
 
 constexpr int kDeviceProtocol = 2;  // incremented when the meaning of a request changes
-constexpr size_t kLongestRequest = 256, kLongestData = 1 << 20;
+constexpr size_t kMaxRequest = 256, kMaxData = 1 << 20;
 
 enum class SessionKind { kModules, kKernels };
 

@@ -6,7 +6,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kShown = 80, kMostDigits = 19;
+constexpr size_t kShown = 80, kMaxDigits = 19;
 
 std::string Shown(const std::string& text) { return Quoted(Shortened(text, kShown)); }
 
@@ -74,7 +74,7 @@ struct Formula::Parser {
 
   bool Number(const std::string& digits) {
     uint64_t value = 0;
-    if (digits.size() > kMostDigits) Fail();
+    if (digits.size() > kMaxDigits) Fail();
     for (char digit : digits) value = value * 10 + static_cast<uint64_t>(digit - '0');
     if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) Fail();
     steps.push_back({Kind::kNumber, static_cast<int64_t>(value), {}});

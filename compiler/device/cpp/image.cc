@@ -57,8 +57,8 @@ std::unique_ptr<uint8_t, Free> Decoded(Span file, const std::string& path, Size*
   uint32_t height = config.pixcfg.height(), width = config.pixcfg.width();
   *size = {height, width};
   if (!height || !width) throw Error(path + ": the image has no pixels");
-  if (size->height * size->width > kMostPixels) {
-    throw Error(path + ": the image has " + std::to_string(width) + " x " + std::to_string(height) + " pixels, and at most " + std::to_string(kMostPixels) + " are read");
+  if (size->height * size->width > kMaxPixels) {
+    throw Error(path + ": the image has " + std::to_string(width) + " x " + std::to_string(height) + " pixels, and at most " + std::to_string(kMaxPixels) + " are read");
   }
   config.pixcfg.set(WUFFS_BASE__PIXEL_FORMAT__BGRA_NONPREMUL, WUFFS_BASE__PIXEL_SUBSAMPLING__NONE, width, height);
   uint64_t bytes = config.pixcfg.pixbuf_len(), work = decoder->workbuf_len().max_incl;
@@ -144,10 +144,10 @@ void AppendChunk(std::string* file, const char* kind, const std::string& content
 
 // A zlib stream of stored blocks.
 std::string Stored(std::string* content) {
-  constexpr size_t kMost = 65535;
+  constexpr size_t kMax = 65535;
   std::string result("\x78\x01", 2);
-  for (size_t at = 0; at < content->size(); at += kMost) {
-    size_t length = std::min(kMost, content->size() - at);
+  for (size_t at = 0; at < content->size(); at += kMax) {
+    size_t length = std::min(kMax, content->size() - at);
     bool last = at + length == content->size();
     result.push_back(last ? 1 : 0);
     for (size_t each : {length, ~length}) result.push_back(static_cast<char>(each & 0xff)), result.push_back(static_cast<char>((each >> 8) & 0xff));

@@ -9,7 +9,7 @@
 namespace tensorwright {
 
 // Limit on the pixels of an image, the same as in the Python package.
-constexpr int64_t kMostPixels = int64_t{1} << 26;
+constexpr int64_t kMaxPixels = int64_t{1} << 26;
 
 // The pixels of a PNG, JPEG, GIF (its first frame) or BMP file: uint8 (height, width, 3), in RGB, rotated according to
 // its EXIF data, without its alpha channel. Throws Error if the file is damaged, truncated, or too large. Messages

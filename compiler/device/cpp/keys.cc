@@ -17,7 +17,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kLongestKeyFile = 16384;
+constexpr size_t kMaxKeyFile = 16384;
 
 // SubjectPublicKeyInfo and PKCS #8 (RFC 8410) of these keys: everything except the key itself is constant.
 constexpr uint8_t kPublicPrefix[] = {0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0, 0x03, 0x21, 0x00};
@@ -35,11 +35,11 @@ void PrepareSodium() {
 std::string ReadKeyFile(const std::string& path) {
   PrepareSodium();
   std::ifstream file(path, std::ios::binary);
-  std::string text(kLongestKeyFile + 1, '\0');
+  std::string text(kMaxKeyFile + 1, '\0');
   if (!file) throw Error("the key file " + path + " cannot be read: " + std::strerror(errno));
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<size_t>(file.gcount()));
-  if (text.size() > kLongestKeyFile) throw Error(path + " is too long for a key file");
+  if (text.size() > kMaxKeyFile) throw Error(path + " is too long for a key file");
   return text;
 }
 

@@ -14,7 +14,7 @@ constexpr int kDeepestBranch = 64;
 
 void ReadDimension(const JsonValue& size, Description* description) {
   if (!size.IsText()) {
-    description->shape.push_back(size.Whole(0, kMostElements));
+    description->shape.push_back(size.Whole(0, kMaxElements));
     description->dimensions.emplace_back();
     return;
   }
@@ -32,7 +32,7 @@ Description ReadDescription(const JsonValue& value) {
   for (const JsonValue& size : value["shape"].Items()) {
     ReadDimension(size, &description);
     int64_t number = description.shape.back();
-    if (number > 0 && (__builtin_mul_overflow(elements, number, &elements) || elements > kMostElements)) {
+    if (number > 0 && (__builtin_mul_overflow(elements, number, &elements) || elements > kMaxElements)) {
       value["shape"].Fail("it has more than 2^60 elements");
     }
   }
@@ -124,7 +124,7 @@ void ReadStates(const JsonValue& manifest, Manifest* result) {
     JsonValue rows = (*position)["rows"];
     Position read{PlaceOf((*position)["input"], result->inputs), 0, ""};
     if (rows.IsText()) read.dimension = rows.Text();
-    else read.rows = rows.Whole(0, kMostElements);
+    else read.rows = rows.Whole(0, kMaxElements);
     const Description& input = result->inputs[read.input];
     if (input.dtype_name != "int64" || input.shape.size() > 1 || result->IsOfSession(read.input)) position->Fail("it is not an integer input");
     bool known = read.dimension.empty() && !rows.IsText();
@@ -230,7 +230,7 @@ void Manifest::Parse(const char* text, size_t size, const std::string& document)
     for (const JsonValue& each : fixed->Items()) ReadDescription(each["tensor"]);
   }
   asset_descriptions = ReadDescriptions(manifest, "assets", true);
-  if (auto setting = manifest.Find("threads")) threads = static_cast<int>(setting->Whole(1, kMostThreads));
+  if (auto setting = manifest.Find("threads")) threads = static_cast<int>(setting->Whole(1, kMaxThreads));
   if (auto count = manifest.Find("compact_parameters")) {
     compact_parameters = static_cast<size_t>(count->Whole(0, static_cast<int64_t>(parameter_descriptions.size())));
   }

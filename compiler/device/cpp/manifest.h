@@ -16,9 +16,9 @@
 namespace tensorwright {
 
 // Limit on the elements of a tensor.
-constexpr int64_t kMostElements = int64_t{1} << 60;
-constexpr size_t kMostDimensions = 64;
-constexpr int64_t kMostThreads = 4096;
+constexpr int64_t kMaxElements = int64_t{1} << 60;
+constexpr size_t kMaxDimensions = 64;
+constexpr int64_t kMaxThreads = 4096;
 
 // Name, element type and shape of a tensor. A symbolic dimension is -1, and its name (for outputs, an expression of
 // names) is in `dimensions`, which is as long as the shape.

@@ -23,7 +23,7 @@ namespace tensorwright {
 namespace {
 
 const char* const kFolder = "TENSORWRIGHT_SHARED_PARAMETERS";
-constexpr size_t kLeastBytes = size_t{16} << 10, kSampled = 256;
+constexpr size_t kMinBytes = size_t{16} << 10, kSampled = 256;
 
 using Sample = std::pair<size_t, std::string>;
 using Users = std::vector<std::weak_ptr<const SharedBytes>>;
@@ -100,7 +100,7 @@ std::map<Sample, Users>& Store() {
 
 std::shared_ptr<const SharedBytes> SharedParameter(const uint8_t* data, size_t size, std::shared_ptr<const void> owner) {
   auto own = std::make_shared<SharedBytes>(SharedBytes{data, size, std::move(owner)});
-  if (size < kLeastBytes) return own;
+  if (size < kMinBytes) return own;
   Sample key = SampleOf(data, size);
   std::lock_guard<std::mutex> lock(store_mutex);
   Users& users = Store()[key];

@@ -8,8 +8,8 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kMostClassNames = 1 << 20;
-constexpr int64_t kLongestEdge = 1 << 16, kLongestWindow = 1 << 28, kHighestRate = 1'000'000;
+constexpr size_t kMaxClassNames = 1 << 20;
+constexpr int64_t kMaxEdge = 1 << 16, kMaxWindow = 1 << 28, kHighestRate = 1'000'000;
 
 }  // namespace
 
@@ -27,7 +27,7 @@ Processing Processing::Of(const Artifact& artifact) {
   processing.task = json["task"].Text();
   if (processing.task == "speech") {
     processing.rate = json["rate"].Whole(1, kHighestRate);
-    processing.window = json["window"].Whole(1, kLongestWindow), processing.context = json["context"].Whole(0, kLongestWindow);
+    processing.window = json["window"].Whole(1, kMaxWindow), processing.context = json["context"].Whole(0, kMaxWindow);
     processing.score = json["score"].Amount();
     return processing;
   }
@@ -35,9 +35,9 @@ Processing Processing::Of(const Artifact& artifact) {
   processing.resize = json["resize"].Text();
   std::vector<JsonValue> size = json["size"].Items(2);
   if (size.size() != 2) json.Fail("its size is not a height and a width");
-  processing.rows = size[0].Whole(1, kLongestEdge), processing.columns = size[1].Whole(1, kLongestEdge);
+  processing.rows = size[0].Whole(1, kMaxEdge), processing.columns = size[1].Whole(1, kMaxEdge);
   if (auto names = json.Find("names")) {
-    for (const JsonValue& each : names->Items(kMostClassNames)) processing.names.push_back(each.Text());
+    for (const JsonValue& each : names->Items(kMaxClassNames)) processing.names.push_back(each.Text());
   }
   return processing;
 }

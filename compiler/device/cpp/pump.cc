@@ -8,7 +8,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kMostBuffered = 256 << 10;  // above this, the other side must receive first
+constexpr size_t kMaxBuffered = 256 << 10;  // above this, the other side must receive first
 constexpr int kFarewellSeconds = 2;          // time limit for a session to end once its client has left
 
 // Sends pending bytes, without blocking. False if the peer has closed.
@@ -40,7 +40,7 @@ std::string Pump(Wire* wire, int client, int session, std::string given, const T
       if (client_left) return "";
       return for_client ? "the client was idle for " + std::to_string(allowed) + " s" : "no answer was ready after " + std::to_string(allowed) + " s";
     }
-    short from_client = !client_left && to_session.size() < kMostBuffered ? POLLIN : 0, from_session = to_client.size() < kMostBuffered ? POLLIN : 0;
+    short from_client = !client_left && to_session.size() < kMaxBuffered ? POLLIN : 0, from_session = to_client.size() < kMaxBuffered ? POLLIN : 0;
     pollfd wait[2] = {{client_left ? -1 : client, static_cast<short>(from_client | (to_client.empty() ? 0 : POLLOUT)), 0},
                       {session, static_cast<short>(from_session | (to_session.empty() ? 0 : POLLOUT)), 0}};
     if (poll(wait, 2, static_cast<int>(left < 60'000 ? left + 1 : 60'000)) <= 0) continue;

@@ -44,7 +44,7 @@ struct Options {
   TrustedKeys trusted;
 };
 
-constexpr int kMostRuns = 1'000'000;
+constexpr int kMaxRuns = 1'000'000;
 constexpr size_t kShownNumbers = 6;  // of a vector
 const char* const kUsage = "usage: tensorwright-run %s[FILE]... [--text TEXT]... [--picture FILE] [--inputs FILE] [--outputs FILE] [--verify] [--runs N] [--graph] [--kernels] [--session] [--capacity N] "
     "[--load-states FILE] [--save-states FILE] [--json] [--trusted-key PATH]...\n";
@@ -81,8 +81,8 @@ bool Parse(int count, char** arguments, Options* options) {
     } else if (argument == "--trusted-key" && more) {
       options->trusted.Add(arguments[++i]);
     } else if (argument == "--runs" && more) {
-      options->runs = static_cast<int>(WholeNumber(arguments[++i], kMostRuns));
-      if (options->runs == 0) throw Error("--runs takes a number from 1 to " + std::to_string(kMostRuns) + ", not " + Quoted(arguments[i]));
+      options->runs = static_cast<int>(WholeNumber(arguments[++i], kMaxRuns));
+      if (options->runs == 0) throw Error("--runs takes a number from 1 to " + std::to_string(kMaxRuns) + ", not " + Quoted(arguments[i]));
     } else if (options->module.empty() && argument[0] != '-' && !LinkedModule().data) {
       options->module = argument;
     } else if (argument[0] != '-') {

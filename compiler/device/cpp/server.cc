@@ -34,7 +34,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kMostPending = 32;  // clients not yet authenticated; the oldest is dropped for a new one
+constexpr size_t kMaxPending = 32;  // clients not yet authenticated; the oldest is dropped for a new one
 
 const char* const kUsage =
     "usage: tensorwright-server PORT [OPTION]...   (port 0: any free one)\n"
@@ -229,7 +229,7 @@ class Visitors {
   // A client that connects and stays silent does not block others.
   void MakeRoom() {
     auto pending = [](const Visitor& each) { return !each.admitted; };
-    if (static_cast<size_t>(std::count_if(visitors_.begin(), visitors_.end(), pending)) < kMostPending) return;
+    if (static_cast<size_t>(std::count_if(visitors_.begin(), visitors_.end(), pending)) < kMaxPending) return;
     End(static_cast<size_t>(std::find_if(visitors_.begin(), visitors_.end(), pending) - visitors_.begin()));
   }
 

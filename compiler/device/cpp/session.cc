@@ -12,7 +12,7 @@ namespace {
 
 constexpr char kStatesMagic[] = {'T', 'W', 'S', 'T', 'A', 'T', 'E', '1'};
 constexpr size_t kStatesHead = sizeof kStatesMagic + sizeof(uint64_t);
-constexpr int64_t kMostRows = int64_t{1} << 48;
+constexpr int64_t kMaxRows = int64_t{1} << 48;
 
 std::vector<int64_t> SizesOf(const ffi::Tensor& tensor) { return {tensor.shape().begin(), tensor.shape().end()}; }
 
@@ -49,7 +49,7 @@ ffi::Tensor FirstRows(const ffi::Tensor& tensor, size_t axis, int64_t count) {
 
 Session::Session(Module* module, int64_t capacity) : module_(module), capacity_(capacity) {
   if (artifact().states.empty()) throw Error("the module has no states", "run it without a session");
-  if (capacity < 0 || capacity > kMostRows) throw Error("a capacity of " + std::to_string(capacity) + " rows");
+  if (capacity < 0 || capacity > kMaxRows) throw Error("a capacity of " + std::to_string(capacity) + " rows");
   std::set<size_t> updated;
   for (const State& state : artifact().states) updated.insert(state.output);
   for (size_t i = 0; i < artifact().inputs.size(); ++i) {
@@ -245,10 +245,10 @@ void Session::Load(Span file, const std::string& origin) {
   JsonValue header = JsonValue::Parse(reinterpret_cast<const char*>(file.data) + kStatesHead, static_cast<size_t>(header_bytes), origin + ": its header");
   header.OnlyKeys({"module", "length", "sizes", "empty"});
   if (header["module"].Text() != artifact().state_format) throw Error(origin + " was written by a session of another module");
-  int64_t length = header["length"].Whole(0, kMostRows);
+  int64_t length = header["length"].Whole(0, kMaxRows);
   if (header["empty"].Truth()) return Reset();
   Sizes saved, sizes;
-  for (const auto& [name, size] : header["sizes"].Members()) saved[name] = size.Whole(0, kMostRows);
+  for (const auto& [name, size] : header["sizes"].Members()) saved[name] = size.Whole(0, kMaxRows);
   saved = StateSizes(saved, origin + ": its sizes");
   sizes = saved;
   for (const auto& [name, size] : sizes_) sizes[name] = size;

@@ -13,7 +13,7 @@ namespace tensorwright {
 namespace {
 
 constexpr size_t kLeafBytes = size_t{1} << 20;
-constexpr size_t kParallelFromLeaves = 4, kMostHashing = 8;
+constexpr size_t kParallelFromLeaves = 4, kMaxHashing = 8;
 
 void AppendNumber(Sha256* hash, uint64_t value) {
   uint8_t bytes[8];
@@ -63,7 +63,7 @@ Digest TreeDigest(const uint8_t* data, size_t size) {
     }
   };
   std::vector<std::thread> helpers;
-  size_t most = std::min<size_t>(kMostHashing, std::thread::hardware_concurrency());
+  size_t most = std::min<size_t>(kMaxHashing, std::thread::hardware_concurrency());
   try {
     while (leaves >= kParallelFromLeaves && helpers.size() + 1 < most) helpers.emplace_back(work);
   } catch (const std::system_error&) {  // no more threads can be started: the running ones do all of the work

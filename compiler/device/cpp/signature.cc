@@ -10,7 +10,7 @@ namespace {
 
 constexpr char kBlockMagic[9] = "TWMSIGN\x01";
 constexpr char kSignedContext[] = "tensorwright module signature v1";  // its terminating zero is part of the signed message
-constexpr size_t kBlockHead = 16, kSignatureEntry = kKeyBytes + 64, kBlockDigest = 32, kMostSignatures = 64;
+constexpr size_t kBlockHead = 16, kSignatureEntry = kKeyBytes + 64, kBlockDigest = 32, kMaxSignatures = 64;
 
 bool IsValidSignature(const Signature& signature, const Digest& digest) {
   uint8_t message[sizeof kSignedContext + sizeof(Digest)];
@@ -31,7 +31,7 @@ std::vector<Signature> ParseSignatures(Span block, const std::string& origin) {
     Sha256 sum;
     sum.Update(block.data, block.size - kBlockDigest);
     const uint8_t zeros[4] = {};
-    whole = count <= kMostSignatures && announced == count && std::memcmp(block.data, kBlockMagic, 8) == 0 && std::memcmp(block.data + 12, zeros, 4) == 0 &&
+    whole = count <= kMaxSignatures && announced == count && std::memcmp(block.data, kBlockMagic, 8) == 0 && std::memcmp(block.data + 12, zeros, 4) == 0 &&
             std::memcmp(sum.Finish().data(), block.data + block.size - kBlockDigest, kBlockDigest) == 0;
   }
   if (!whole) throw Error(origin + " is damaged: the data after its content is not a signature block");

@@ -15,7 +15,7 @@ namespace tensorwright {
 namespace {
 
 constexpr size_t kLength = 8;
-constexpr uint64_t kLongestHeader = 64 << 20;
+constexpr uint64_t kMaxHeader = 64 << 20;
 constexpr DLDevice kCpu{kDLCPU, 0};
 const char* const kPadding = "__padding__";    // prefix of tensors that only fill gaps
 const char* const kMetadata = "__metadata__";  // of strings; not a tensor
@@ -59,7 +59,7 @@ struct Blob {
 Entry ReadEntry(const JsonValue& value) {
   value.Check(kTensorEntrySchema);
   Entry entry{value["dtype"].Text(), {}, 0, 0};
-  for (const JsonValue& size : value["shape"].Items()) entry.shape.push_back(size.Whole(0, kMostElements));
+  for (const JsonValue& size : value["shape"].Items()) entry.shape.push_back(size.Whole(0, kMaxElements));
   std::vector<JsonValue> offsets = value["data_offsets"].Items();
   constexpr int64_t farthest = std::numeric_limits<ptrdiff_t>::max();  // the schema's limit is beyond 32 bits
   entry.start = static_cast<size_t>(offsets[0].Whole(0, farthest)), entry.end = static_cast<size_t>(offsets[1].Whole(0, farthest));
@@ -92,13 +92,13 @@ Blob ReadBlob(Span file, const std::string& what, bool may_have_metadata) {
   uint64_t header = 0;
   if (file.size < kLength) throw Error(what + ": it is truncated");
   std::memcpy(&header, file.data, kLength);
-  if (header > std::min<uint64_t>(file.size - kLength, kLongestHeader)) throw Error(what + ": it has no valid header");
+  if (header > std::min<uint64_t>(file.size - kLength, kMaxHeader)) throw Error(what + ": it has no valid header");
   size_t header_bytes = static_cast<size_t>(header), start = kLength + header_bytes;
   Blob blob{{}, {file.data + start, file.size - start}};
   JsonValue parsed = JsonValue::Parse(reinterpret_cast<const char*>(file.data) + kLength, header_bytes, what + ": its header");
   for (const auto& [name, value] : parsed.Members()) {
     if (may_have_metadata && name == kMetadata) {
-      for (const auto& [key, text] : value.Members()) text.Text(kLongestHeader);
+      for (const auto& [key, text] : value.Members()) text.Text(kMaxHeader);
     } else {
       blob.entries.emplace(name, ReadEntry(value));
     }
@@ -152,7 +152,7 @@ size_t TensorBytes(const int64_t* shape, size_t rank, DLDataType dtype) {
   for (size_t i = 0; i < rank; ++i) {
     if (shape[i] < 0) throw Error("the shape " + ShapeText(shape, rank) + " has a negative size");
     empty = empty || shape[i] == 0;
-    if (shape[i] > 0 && (__builtin_mul_overflow(elements, shape[i], &elements) || elements > kMostElements)) {
+    if (shape[i] > 0 && (__builtin_mul_overflow(elements, shape[i], &elements) || elements > kMaxElements)) {
       throw Error("the shape " + ShapeText(shape, rank) + " has more than 2^60 elements");
     }
   }

@@ -22,9 +22,9 @@ namespace tensorwright {
 namespace {
 
 // The same as in the Python package (runtime/threads.py), which gives the reasons.
-constexpr int kThreadsOfAProcessor = 4, kLeastMostThreads = 64;
+constexpr int kThreadsOfAProcessor = 4, kMinThreadLimit = 64;
 
-int MostThreads() { return std::max(kLeastMostThreads, kThreadsOfAProcessor * UsableProcessors()); }
+int MaxThreads() { return std::max(kMinThreadLimit, kThreadsOfAProcessor * UsableProcessors()); }
 
 // The number in the first of the variables that is set, as TVM reads it; 0: none is.
 int ThreadsOfEnvironment() {
@@ -34,8 +34,8 @@ int ThreadsOfEnvironment() {
     const char* begin = text + std::strspn(text, " \t\n");
     int threads = 0;
     std::from_chars(begin + (*begin == '+'), text + std::strlen(text), threads);
-    if (threads >= 1 && threads <= MostThreads()) return threads;
-    throw Error(std::string(variable) + " must be a number of threads from 1 to " + std::to_string(MostThreads()) + " on this machine, not " + Quoted(text));
+    if (threads >= 1 && threads <= MaxThreads()) return threads;
+    throw Error(std::string(variable) + " must be a number of threads from 1 to " + std::to_string(MaxThreads()) + " on this machine, not " + Quoted(text));
   }
   return 0;
 }
@@ -49,8 +49,8 @@ int SetUpThreads(int setting) {
 }
 
 void CheckThreads(int threads) {
-  if (threads >= 1 && threads <= MostThreads()) return;
-  throw Error("threads must be a number from 1 to " + std::to_string(MostThreads()) + " on this machine, not " + std::to_string(threads));
+  if (threads >= 1 && threads <= MaxThreads()) return;
+  throw Error("threads must be a number from 1 to " + std::to_string(MaxThreads()) + " on this machine, not " + std::to_string(threads));
 }
 
 namespace {

@@ -14,8 +14,8 @@ namespace {
 
 constexpr int kSamples = 12, kRounds = 7, kSamplesOfARound = 3;
 constexpr double kMillisecondsOfASample = 0.3;  // events have a resolution of half a microsecond
-constexpr int kMostCalls = 50;                  // in one graph
-constexpr double kMostMilliseconds = 1000;      // of sampling
+constexpr int kMaxCalls = 50;                  // in one graph
+constexpr double kMaxMilliseconds = 1000;      // of sampling
 
 // Normally distributed floats; otherwise -1, 0 and 1 as far as the type has them, which are valid masks and indices.
 ffi::Tensor RandomTensor(const Description& description, std::mt19937* generator) {
@@ -118,8 +118,8 @@ double TuneKernels::Once(size_t candidate) { return Percentile(device_->Time([&]
 // Seconds per call: one CUDA graph has enough calls that launching it does not matter. Slow candidates are sampled less
 // often.
 std::vector<double> TuneKernels::Time(size_t candidate, double once, int samples) {
-  samples = std::max(1, std::min(samples, static_cast<int>(kMostMilliseconds / std::max(once, 1e-3))));
-  int calls = std::max(1, std::min(kMostCalls, static_cast<int>(kMillisecondsOfASample / std::max(once, 1e-3))));
+  samples = std::max(1, std::min(samples, static_cast<int>(kMaxMilliseconds / std::max(once, 1e-3))));
+  int calls = std::max(1, std::min(kMaxCalls, static_cast<int>(kMillisecondsOfASample / std::max(once, 1e-3))));
   auto run = [&] {
     for (int i = 0; i < calls; ++i) Run(candidate);
   };
@@ -158,7 +158,7 @@ std::vector<TuneResult> TuneKernels::Compare(const std::vector<size_t>& candidat
     results.push_back(Made(each)), results.back().compared = true;
     once.push_back(Once(each)), all += once.back();
   }
-  int rounds = std::max(3, std::min(kRounds, static_cast<int>(kMostMilliseconds / all)));
+  int rounds = std::max(3, std::min(kRounds, static_cast<int>(kMaxMilliseconds / all)));
   for (int round = 0; round < rounds; ++round) {
     for (size_t i = 0; i < results.size(); ++i) {
       for (double seconds : Time(results[i].candidate, once[i], kSamplesOfARound)) results[i].seconds.push_back(seconds);

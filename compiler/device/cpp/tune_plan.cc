@@ -24,7 +24,7 @@ TuneArgument ReadArgument(const JsonValue& value) {
   const ElementType* type = FindElementType(name);
   if (!type) value.Fail("the element type " + Quoted(name) + " is not known");
   argument.description.dtype_name = name, argument.description.dtype = type->dtype;
-  for (const JsonValue& size : value["shape"].Items(kMostDimensions)) argument.description.shape.push_back(size.Whole(0, kMostElements));
+  for (const JsonValue& size : value["shape"].Items(kMaxDimensions)) argument.description.shape.push_back(size.Whole(0, kMaxElements));
   argument.is_output = value["output"].Truth(), argument.is_compared = value["compared"].Truth(), argument.tolerance = value["tolerance"].Amount();
   return argument;
 }

@@ -19,7 +19,7 @@ namespace {
 
 // Speed of an efficiency core of x86, relative to a performance core.
 constexpr double kEfficiencySpeed = 0.5;
-constexpr uint64_t kMostProcessors = 1 << 16;
+constexpr uint64_t kMaxProcessors = 1 << 16;
 
 // The first line of a file; "" if it cannot be read.
 std::string LineOf(const std::string& path) {
@@ -55,7 +55,7 @@ std::set<int> NumbersIn(const std::string& list) {
     size_t dash = part.find('-');
     std::string first = part.substr(0, dash), last = dash == std::string::npos ? first : part.substr(dash + 1);
     if (!IsNumber(first) || !IsNumber(last)) return {};
-    for (uint64_t i = WholeNumber(first, kMostProcessors); i <= WholeNumber(last, kMostProcessors); ++i) {
+    for (uint64_t i = WholeNumber(first, kMaxProcessors); i <= WholeNumber(last, kMaxProcessors); ++i) {
       numbers.insert(static_cast<int>(i));
     }
   }

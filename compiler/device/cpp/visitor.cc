@@ -15,7 +15,7 @@ namespace tensorwright {
 namespace {
 
 constexpr int32_t kRpcMagic = 0xff271;  // RPC_MAGIC of tvm/rpc/base.py
-constexpr int32_t kLongestRpcKey = 4096;
+constexpr int32_t kMaxRpcKey = 4096;
 constexpr size_t kPreface = 8;
 const char* const kPlain = "TWPLAIN2";
 const char* const kNoise = "TWNOISE2";
@@ -77,7 +77,7 @@ void ShakeHands(Visit* visit, const ServerSettings& settings) {
 SessionKind FirstFrame(Visit* visit) {
   std::string content;
   char byte;
-  while (!TakeFrame(&visit->plain, kLongestRequest, &content)) {
+  while (!TakeFrame(&visit->plain, kMaxRequest, &content)) {
     if (!ReadBy(visit->end, visit->client, &byte, 1)) throw Error("the client left in the handshake, or was silent");
     if (!visit->wire.Open(&byte, 1, &visit->plain)) throw Error("the client does not have the key that it named");
   }
@@ -91,8 +91,8 @@ SessionKind FirstFrame(Visit* visit) {
 // The rest of the handshake of TVM's RPC.
 void ShakeRpcHands(Visit* visit) {
   int32_t size = 0;
-  char key[kLongestRpcKey];
-  if (!ReadBy(visit->end, visit->client, &size, 4) || size < 0 || size > kLongestRpcKey || !ReadBy(visit->end, visit->client, key, static_cast<size_t>(size))) {
+  char key[kMaxRpcKey];
+  if (!ReadBy(visit->end, visit->client, &size, 4) || size < 0 || size > kMaxRpcKey || !ReadBy(visit->end, visit->client, key, static_cast<size_t>(size))) {
     throw Error("the client does not speak TVM's RPC protocol");
   }
 }

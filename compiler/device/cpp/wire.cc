@@ -13,7 +13,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kLongestMessage = 65535;  // Noise's
+constexpr size_t kMaxMessage = 65535;  // Noise's
 
 bool WaitUntil(Clock::time_point end, int descriptor, short events) {
   for (;;) {
@@ -77,7 +77,7 @@ void Wire::Seal(const char* data, size_t size, std::string* sealed) {
     return;
   }
   for (size_t start = 0; start < size;) {
-    size_t count = std::min(size - start, kLongestMessage - kTagBytes), length = count + kTagBytes;
+    size_t count = std::min(size - start, kMaxMessage - kTagBytes), length = count + kTagBytes;
     sealed->push_back(static_cast<char>(length & 255));
     sealed->push_back(static_cast<char>(length >> 8));
     send_.Encrypt(reinterpret_cast<const uint8_t*>(data) + start, count, nullptr, 0, sealed);

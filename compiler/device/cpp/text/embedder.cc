@@ -10,7 +10,7 @@
 namespace tensorwright {
 namespace {
 
-constexpr size_t kMostTokens = 512;  // if the module accepts any number, as in the Python package
+constexpr size_t kMaxTokens = 512;  // if the module accepts any number, as in the Python package
 constexpr char kTokenizer[] = "tokenizer.bin";
 
 bool IsOneOf(const std::string& name, std::initializer_list<const char*> names) {
@@ -73,7 +73,7 @@ std::vector<std::vector<float>> Embed(Module* module, const std::vector<std::str
   int64_t batch = std::max<int64_t>(ids->shape[0], 1), fixed = ids->shape[1];
   std::vector<std::vector<float>> vectors;
   for (const std::string& text : texts) {
-    std::vector<int64_t> tokens = tokenizer.Encode(text, true, fixed > 0 ? static_cast<size_t>(fixed) : kMostTokens);
+    std::vector<int64_t> tokens = tokenizer.Encode(text, true, fixed > 0 ? static_cast<size_t>(fixed) : kMaxTokens);
     int64_t length = fixed > 0 ? fixed : static_cast<int64_t>(tokens.size());
     std::vector<ffi::Tensor> inputs;
     for (const Description& input : artifact.inputs) {

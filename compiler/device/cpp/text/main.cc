@@ -28,7 +28,7 @@ extern "C" const uint8_t tensorwright_text_start[], tensorwright_text_end[];
 namespace tensorwright {
 namespace {
 
-constexpr uint64_t kMostTokens = uint64_t{1} << 31;
+constexpr uint64_t kMaxTokens = uint64_t{1} << 31;
 constexpr std::array<const char*, 10> kOfTheRunner = {"--verify",  "--runs",     "--inputs",      "--outputs",    "--graph",
                                                       "--kernels", "--session", "--load-states", "--save-states", "--capacity"};
 const char* const kUsage =
@@ -67,17 +67,17 @@ uint64_t WholeOf(const std::string& name, const std::string& text, uint64_t most
 // Parses an option with a value; false if there is no such option.
 bool Take(const std::string& name, const std::string& value, Options* options) {
   SamplingOptions& sampling = options->generation.sampling;
-  constexpr double kMost = 1e300;
+  constexpr double kMax = 1e300;
   if (name == "-p" || name == "--prompt") options->prompt = value;
   else if (name == "--system") options->system = value;
-  else if (name == "--max-new-tokens") options->generation.max_new_tokens = static_cast<size_t>(WholeOf(name, value, kMostTokens));
-  else if (name == "--temperature") sampling.temperature = NumberOf(name, value, 0, kMost);
-  else if (name == "--top-k") sampling.top_k = WholeOf(name, value, kMostTokens);
+  else if (name == "--max-new-tokens") options->generation.max_new_tokens = static_cast<size_t>(WholeOf(name, value, kMaxTokens));
+  else if (name == "--temperature") sampling.temperature = NumberOf(name, value, 0, kMax);
+  else if (name == "--top-k") sampling.top_k = WholeOf(name, value, kMaxTokens);
   else if (name == "--top-p") sampling.top_p = NumberOf(name, value, 1e-9, 1);
   else if (name == "--min-p") sampling.min_p = NumberOf(name, value, 0, 1);
-  else if (name == "--repetition-penalty") sampling.repetition_penalty = NumberOf(name, value, 1e-9, kMost);
+  else if (name == "--repetition-penalty") sampling.repetition_penalty = NumberOf(name, value, 1e-9, kMax);
   else if (name == "--seed") options->seed = WholeOf(name, value, ~uint64_t{0});
-  else if (name == "--threads") options->threads = static_cast<int>(WholeOf(name, value, static_cast<uint64_t>(kMostThreads)));
+  else if (name == "--threads") options->threads = static_cast<int>(WholeOf(name, value, static_cast<uint64_t>(kMaxThreads)));
   else if (name == "--trusted-key") options->trusted.Add(value);
   else if (name == "--stop" && !value.empty()) options->generation.stops.push_back(value);
   else return false;

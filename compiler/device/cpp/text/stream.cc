@@ -8,7 +8,7 @@ namespace tensorwright {
 namespace {
 
 const std::string kBroken = "\xEF\xBF\xBD";
-constexpr size_t kLongestCharacter = 4;  // bytes, and therefore tokens, of one character
+constexpr size_t kMaxCharacter = 4;  // bytes, and therefore tokens, of one character
 
 bool EndsWith(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
@@ -25,7 +25,7 @@ size_t Overlap(const std::string& text, const std::string& stop) {
 }  // namespace
 
 TextStream::TextStream(Decode decode, const std::vector<int64_t>& before) : decode_(std::move(decode)) {
-  size_t count = std::min(before.size(), kLongestCharacter);
+  size_t count = std::min(before.size(), kMaxCharacter);
   tokens_.assign(before.end() - static_cast<ptrdiff_t>(count), before.end());
   given_ = count;
 }
@@ -39,7 +39,7 @@ std::string TextStream::Next(bool final) {
   auto from = tokens_.begin() + static_cast<ptrdiff_t>(begin_);
   std::string before = decode_({from, tokens_.begin() + static_cast<ptrdiff_t>(given_)}), now = decode_({from, tokens_.end()});
   size_t waiting = tokens_.size() - given_;
-  bool incomplete = EndsWith(now, kBroken) && waiting < kLongestCharacter;
+  bool incomplete = EndsWith(now, kBroken) && waiting < kMaxCharacter;
   if (!waiting || (incomplete && !final)) return "";
   std::u32string text = FromUtf8(now, "the text");
   text.erase(0, FromUtf8(before, "the text").size());
