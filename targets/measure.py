@@ -176,11 +176,9 @@ class NetworkMeasurer(Measurer):
 
     @abstractmethod
     def network(self, mod: IRModule, memory_limit: int | None = None) -> Network:
-        """The network of a module as seen by the target's partition passes.
+        """The network of a module as seen by the target's partition passes. Raises TargetError if no part of it runs on
+        the accelerator.
 
         Args:
             memory_limit: limit on the bytes of working memory; None: the target's own limit.
-
-        Raises:
-            TargetError: no part of it runs on the accelerator.
         """

@@ -162,11 +162,8 @@ _PI = re.compile(r"(?:rpi|pi|raspberrypi)([245])(?:b|modelb)?(32|32bit)?")
 
 
 def resolved(name: str, known: Collection[str]) -> str:
-    """The canonical name of a target; the name itself (lower case, with hyphens) if it is not an alias.
-
-    Raises:
-        TargetError: it refers to this machine's GPU, and there is none that has a target.
-    """
+    """The canonical name of a target; the name itself (lower case, with hyphens) if it is not an alias. Raises
+    TargetError if it refers to this machine's GPU, and there is none that has a target."""
     wanted = re.sub(r"[\s_]+", "-", name.strip().lower())
     if wanted in known:
         return wanted

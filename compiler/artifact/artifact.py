@@ -78,14 +78,12 @@ class Artifact:
         contents: Contents,
         **manifest_fields: Any,
     ) -> Artifact:
-        """Create the manifest for the results of a compilation.
+        """Create the manifest for the results of a compilation. Raises InternalError if an array's element type is not
+        supported in modules.
 
         Args:
             manifest_fields: other fields of `Manifest`: threads, kernels, passes, memory_plan, versions,
                 reference_tolerance.
-
-        Raises:
-            InternalError: an array's element type is not supported in modules.
         """
         files = {name: np.frombuffer(content, np.uint8) for name, content in contents.assets.items()}
         manifest_fields.setdefault("versions", tool_versions())

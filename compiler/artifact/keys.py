@@ -100,12 +100,8 @@ def write_new_keys(path: Path, kind: KeyKind = KeyKind.SIGNING, passphrase: byte
 
 
 def public_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING) -> bytes:
-    """The 32 raw bytes of a public key.
-
-    Raises:
-        OptionError: it is not a public key of that kind, or has small order, in which case anyone can create matching
-            signatures or shared secrets.
-    """
+    """The 32 raw bytes of a public key. Raises OptionError if it is not a public key of that kind, or has small order,
+    in which case anyone can create matching signatures or shared secrets."""
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     if isinstance(key, bytes):
@@ -126,11 +122,8 @@ def public_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING) -> bytes:
 
 
 def public_keys(keys: Sequence[Key], kind: KeyKind = KeyKind.SIGNING) -> tuple[bytes, ...]:
-    """The raw bytes of public keys; a folder stands for the `.pem` and `.pub` files in it.
-
-    Raises:
-        OptionError: as for `public_key_bytes`, or a folder contains no such file.
-    """
+    """The raw bytes of public keys; a folder stands for the `.pem` and `.pub` files in it. Raises OptionError as for
+    `public_key_bytes`, or a folder contains no such file."""
     found: list[bytes] = []
     for key in keys:
         if isinstance(key, bytes) or not Path(key).is_dir():
@@ -144,13 +137,11 @@ def public_keys(keys: Sequence[Key], kind: KeyKind = KeyKind.SIGNING) -> tuple[b
 
 
 def private_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING, passphrase: bytes | None = None) -> bytes:
-    """The 32 raw bytes of a private key.
+    """The 32 raw bytes of a private key. Raises OptionError if it is not a private key of that kind, or is encrypted
+    and the passphrase is missing or wrong.
 
     Args:
         passphrase: passphrase of an encrypted file; the environment variable TENSORWRIGHT_PASSPHRASE when None.
-
-    Raises:
-        OptionError: it is not a private key of that kind, or is encrypted and the passphrase is missing or wrong.
     """
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 

@@ -216,11 +216,8 @@ class PassTiming(Record, frozen=True, kw_only=True):
 
 class MemoryPlan(Record, frozen=True, kw_only=True):
     """Activation memory in bytes: the plan's peak, the sum without reuse, and the lower bound given by live bytes.
-
-    Attributes:
-        dynamic_bytes: size of tensors of unbounded size, which the other fields do not include: a formula of symbolic
-            dimensions; "" if it is not known.
-    """
+    `dynamic_bytes`: size of tensors of unbounded size, which the other fields do not include: a formula of symbolic
+    dimensions; "" if it is not known."""
 
     peak_bytes: Size
     without_reuse_bytes: Size

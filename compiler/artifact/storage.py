@@ -19,10 +19,8 @@ _unfinished: set[str] = set()
 def read_mapped(path: str | os.PathLike[str]) -> memoryview:
     """Map a regular file for reading; no byte is copied, and processes that load the same file share its pages.
 
-    The file must not be changed in place while mapped (replacing it, as `write_atomically` does, is fine).
-
-    Raises:
-        StorageError: it is missing, unreadable, or not a regular file.
+    The file must not be changed in place while mapped (replacing it, as `write_atomically` does, is fine). Raises
+    StorageError if it is missing, unreadable, or not a regular file.
     """
     descriptor, size = _open(path)
     try:
@@ -37,10 +35,7 @@ def read_mapped(path: str | os.PathLike[str]) -> memoryview:
 
 def read_private(path: str | os.PathLike[str]) -> memoryview:
     """Read a regular file into this process's memory, 64-byte aligned, so that it cannot change after it was checked.
-
-    Raises:
-        StorageError: as for `read_mapped`.
-    """
+    Raises StorageError as for `read_mapped`."""
     import numpy as np  # opening a mapped file does not need it
 
     descriptor, size = _open(path)
@@ -69,11 +64,9 @@ def _open(path: str | os.PathLike[str]) -> tuple[int, int]:
 def write_atomically(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) -> None:
     """Write the pieces in sequence as one file that appears completely or not at all.
 
-    They go to a temporary file in the same folder, which is synced and then renamed over `path`.
-
-    Raises:
-        StorageError: the folder is missing or read-only, the disk is full, or the path is a device or a pipe, which the
-            renaming would remove; no partial file is left.
+    They go to a temporary file in the same folder, which is synced and then renamed over `path`. Raises StorageError if
+    the folder is missing or read-only, the disk is full, or the path is a device or a pipe, which the renaming would
+    remove; no partial file is left.
     """
     destination = Path(path)
     temporary = None

@@ -72,11 +72,8 @@ def bytes_of(array: np.ndarray) -> memoryview:
 
 
 def read_blob(data: memoryview, expected: Sequence[TensorDescription], what: str) -> dict[str, np.ndarray]:
-    """The expected tensors of a blob, as read-only views of `data`, in the requested order.
-
-    Raises:
-        ArtifactError: the blob is not valid safetensors, or does not contain exactly the expected tensors.
-    """
+    """The expected tensors of a blob, as read-only views of `data`, in the requested order. Raises ArtifactError if the
+    blob is not valid safetensors, or does not contain exactly the expected tensors."""
     header, body = _parse_header(data, what)
     _check_extents(header, len(body), what)
     if {name for name in header if not name.startswith(PADDING)} != {tensor.name for tensor in expected}:

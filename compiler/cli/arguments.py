@@ -108,11 +108,8 @@ def parse_capacity(text: str | None) -> int | str | None:
 
 
 def split_shapes(shapes: Mapping[str, tuple[int | str, ...]], specs: Sequence[Any]) -> dict[str, int]:
-    """Return sizes of a module's symbolic dimensions, from `--shape INPUT=...` or `--shape DIMENSION=SIZE`.
-
-    Raises:
-        OptionError: a name is unknown, the rank differs, or a fixed dimension is given another size.
-    """
+    """Return sizes of a module's symbolic dimensions, from `--shape INPUT=...` or `--shape DIMENSION=SIZE`. Raises
+    OptionError if a name is unknown, the rank differs, or a fixed dimension is given another size."""
     by_name = {spec.name: spec.shape for spec in specs}
     symbols = {size for spec in specs for size in spec.shape if isinstance(size, str)}
     sizes: dict[str, int] = {}
@@ -308,11 +305,8 @@ _DURATIONS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def parse_duration(text: str) -> float:
-    """Parse `90s`, `10m`, `1.5h` or a number of seconds; return seconds.
-
-    Raises:
-        OptionError: it is none of these, or not positive.
-    """
+    """Parse `90s`, `10m`, `1.5h` or a number of seconds; return seconds. Raises OptionError if it is none of these, or
+    not positive."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if match is None or match.group(2) not in _DURATIONS or not float(match.group(1)):
         raise OptionError(f"{text!r} is not a duration", "write 90s, 10m or 1h")
@@ -323,11 +317,7 @@ _BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "kib": 1024, "mib": 1024**2}
 
 
 def parse_bytes(text: str) -> int:
-    """Parse `192KiB`, `1MB` or a number of bytes.
-
-    Raises:
-        OptionError: it is none of these, or not positive.
-    """
+    """Parse `192KiB`, `1MB` or a number of bytes. Raises OptionError if it is none of these, or not positive."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if match is None or match.group(2) not in _BYTES or not float(match.group(1)):
         raise OptionError(f"{text!r} is not a size in bytes", "write 192KiB, 1MB or a number of bytes")

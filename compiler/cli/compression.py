@@ -14,11 +14,8 @@ from compiler.cli.progress import Steps
 
 
 def compress_to_file(technique: Callable[..., Any], given: CompressionOptions, precisions: Path | None = None) -> None:
-    """Run `technique` with the options of the command, compile, write, and print the report.
-
-    Args:
-        precisions: file for the precisions chosen by `quantize`.
-    """
+    """Run `technique` with the options of the command, compile, write, and print the report. `precisions`: file for the
+    precisions chosen by `quantize`."""
     from compiler.cli.paths import check_report, check_writable
 
     path = given.output if given.output is not None else Path(given.model.with_suffix(".twm").name)

@@ -171,11 +171,8 @@ _EXIT_BASE = 128  # a shell's exit code for a program that was killed by a signa
 
 
 class Interrupts:
-    """While active, SIGINT and SIGTERM raise KeyboardInterrupt once and are enforced.
-
-    Attributes:
-        received: the signal; None if there was none yet.
-    """
+    """While active, SIGINT and SIGTERM raise KeyboardInterrupt once and are enforced. `received`: the signal; None if
+    there was none yet."""
 
     def __init__(self, patience: float = _PATIENCE_SECONDS) -> None:
         self.received: signal.Signals | None = None

@@ -36,11 +36,8 @@ def check_is_module(path: Path) -> None:
 
 
 def check_writable(path: Path, option: str = "--output") -> None:
-    """Check that a file can be written, before long work.
-
-    Raises:
-        StorageError: the path is a folder, or its folder is missing or read-only.
-    """
+    """Check that a file can be written, before long work. Raises StorageError if the path is a folder, or its folder is
+    missing or read-only."""
     if path.is_dir():
         raise StorageError(f"{path} is a folder", f"give the name of a file in it: {option} {path / 'NAME'}")
     folder = path.parent
@@ -65,11 +62,8 @@ def check_report(path: Path | None, suffixes: tuple[str, ...]) -> None:
 
 
 def check_writable_folder(folder: Path) -> None:
-    """Check that a folder can be written, before long work.
-
-    Raises:
-        StorageError: it is a file, or it or its parent folder is read-only.
-    """
+    """Check that a folder can be written, before long work. Raises StorageError if it is a file, or it or its parent
+    folder is read-only."""
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"{folder} is a file, not a folder", "give another --output")
     existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
@@ -102,13 +96,11 @@ def prepare(
     threads: int | None,
     trusted_keys: Sequence[Path] | None = None,
 ) -> Prepared:
-    """Compile a model for `target`, or use a module as it is, and read its inputs.
+    """Compile a model for `target`, or use a module as it is, and read its inputs. Raises UserError if a file or an
+    argument is at fault.
 
     Args:
         trusted_keys: a module must be signed by one of these; models are not signed.
-
-    Raises:
-        UserError: a file or an argument is at fault.
     """
 
     parsed = parse_shapes(shapes or [])

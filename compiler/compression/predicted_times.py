@@ -160,11 +160,8 @@ def _calls(mod: IRModule) -> list[str]:
 
 
 def kernel_cycles(function: tirx.PrimFunc, count: OperationCount | None, machine: Machine) -> float:
-    """Single-core cycles of a kernel of known sizes before it is scheduled.
-
-    Args:
-        count: number of its operations; if None, one for each element that it reads or writes.
-    """
+    """Single-core cycles of a kernel of known sizes before it is scheduled. `count`: number of its operations; if None,
+    one for each element that it reads or writes."""
     tensors = [parameter.ty for parameter in function.params if isinstance(parameter.ty, tirx.BufferType)]
     sizes = [(_elements(tensor), str(tensor.dtype)) for tensor in tensors]
     rule, workload = _rule_of(function, machine)

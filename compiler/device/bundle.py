@@ -201,11 +201,8 @@ def glibc_of_files(paths: Iterable[Path]) -> str:
 
 
 def write_module(artifact: Artifact, file: Path | None, output: Path) -> None:
-    """Copy the module's file, including signatures, or write a new one if there is none.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
+    """Copy the module's file, including signatures, or write a new one if there is none. Raises StorageError if it
+    cannot be written."""
     if file is None:
         write_artifact(artifact, output)
     else:
@@ -223,11 +220,8 @@ _SOURCE_TREE = Path(__file__).resolve().parents[2]
 
 
 def licenses() -> Mapping[str, str]:
-    """Texts by "project/file name".
-
-    Raises:
-        MissingDependencyError: a distribution is installed without its license, or a library's source is not available.
-    """
+    """Texts by "project/file name". Raises MissingDependencyError if a distribution is installed without its license,
+    or a library's source is not available."""
     texts: dict[str, str] = {}
     for name in _DISTRIBUTIONS:
         texts.update({f"{name}/{file}": _read(path) for file, path in _files(name).items()})

@@ -55,11 +55,7 @@ class ServerVersions:
 
 
 def ask_versions(connection: Connection) -> ServerVersions:
-    """Read the description of a session's server.
-
-    Raises:
-        DeviceError: it uses a different protocol version.
-    """
+    """Read the description of a session's server. Raises DeviceError if it uses a different protocol version."""
     address, answer = connection.address, connection.description
     try:
         fields = json.loads(answer)

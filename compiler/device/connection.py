@@ -37,11 +37,7 @@ class NoDeviceServerError(DeviceError):
 
 
 class Connection:
-    """A session.
-
-    Attributes:
-        description: the server's description of itself (JSON).
-    """
+    """A session. `description`: the server's description of itself (JSON)."""
 
     def __init__(self, address: str, credentials: Credentials | None = None, kind: Kind = "modules") -> None:
         """Connect to HOST:PORT.
@@ -82,14 +78,12 @@ class Connection:
                 pass
 
     def call(self, request: str, *, what: str, hint: str, seconds: float | None = None) -> str:
-        """Send a request and return the response.
+        """Send a request and return the response. Raises DeviceError if the request failed there, or timed out, which
+        ends the session.
 
         Args:
             what, hint: for the error message.
             seconds: timeout; None: ANSWER_SECONDS.
-
-        Raises:
-            DeviceError: the request failed there, or timed out, which ends the session.
         """
         limit = ANSWER_SECONDS if seconds is None else seconds
         with self._errors(what, hint, limit):

@@ -21,10 +21,7 @@ class Credentials:
 
 
 def load_credentials(private_key: Key, device_key: Key, passphrase: bytes | None = None) -> Credentials:
-    """The credentials from raw keys or PEM files.
-
-    Raises:
-        OptionError: one is not an X25519 key, or is encrypted and the passphrase is missing or wrong.
-    """
+    """The credentials from raw keys or PEM files. Raises OptionError if one is not an X25519 key, or is encrypted and
+    the passphrase is missing or wrong."""
     private = private_key_bytes(private_key, KeyKind.CONNECTION, passphrase)
     return Credentials(private, public_key_bytes(device_key, KeyKind.CONNECTION))

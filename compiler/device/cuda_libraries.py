@@ -17,11 +17,7 @@ from targets.extras import install_command
 
 def cuda_libraries(target: Target) -> tuple[Path, ...]:
     """Paths of libtvm_runtime_cuda.so and libcudart.so.13 for the architecture of a GPU target's host; empty for other
-    targets.
-
-    Raises:
-        MissingDependencyError: they are not installed, or could not be downloaded.
-    """
+    targets. Raises MissingDependencyError if they are not installed, or could not be downloaded."""
     if not isinstance(target, CudaTarget):
         return ()
     _check_installed()

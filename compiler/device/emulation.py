@@ -44,11 +44,8 @@ class SimulatedModule:
     """A module on a simulated device: correct results, meaningless timings."""
 
     def __init__(self, artifact: Artifact, simulator: Any) -> None:
-        """Compile the kernels for this CPU.
-
-        Raises:
-            targets.TargetError: the compiler is missing, or rejects the kernels.
-        """
+        """Compile the kernels for this CPU. Raises targets.TargetError if the compiler is missing, or rejects the
+        kernels."""
         self._module = Module(artifact, threads=1, device=SimulatedDevice(simulator))
 
     def run(self, inputs: Mapping[str, Array], *, threads: int = 1) -> dict[str, Array]:
@@ -80,11 +77,7 @@ class EmulatedModule:
         write_artifact(artifact, self.file)
 
     def run(self, inputs: Mapping[str, Array], *, threads: int = 1) -> dict[str, Array]:
-        """The outputs by name.
-
-        Raises:
-            InternalError: the program failed; the message has its output.
-        """
+        """The outputs by name. Raises InternalError if the program failed; the message has its output."""
         with tempfile.TemporaryDirectory(prefix="run-", dir=self._folder) as folder:
             given, results = self.write_inputs(inputs, Path(folder)), Path(folder) / "outputs"
             self.execute(["--inputs", str(given), "--outputs", str(results)], threads=threads)

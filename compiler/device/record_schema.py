@@ -29,11 +29,8 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 def record_schema() -> str:
-    """The contents of `record_schema_table.h`: constants of the type `Schema` (`cpp/record_schema.h`).
-
-    Raises:
-        InternalError: a record uses a type or a constraint that the table cannot express.
-    """
+    """The contents of `record_schema_table.h`: constants of the type `Schema` (`cpp/record_schema.h`). Raises
+    InternalError if a record uses a type or a constraint that the table cannot express."""
     writer = _Writer()
     named = [f"const Schema& {name} = {writer.schema(inspect.type_info(kind))};" for name, kind in ROOTS.items()]
     return "\n".join([_HEAD, *writer.lines, *named, ""])

@@ -46,14 +46,12 @@ def runtime_libraries(target: Target) -> tuple[Path, Path]:
 
 
 def libraries_from_wheels(architecture: str, members: Mapping[str, Sequence[str]], kind: str = "wheels") -> Path:
-    """A cached folder with files from PyPI's wheels, in the versions installed here.
+    """A cached folder with files from PyPI's wheels, in the versions installed here. Raises MissingDependencyError if a
+    distribution is not installed, or could not be downloaded.
 
     Args:
         members: paths in the wheel, by distribution.
         kind: prefix of the cache folder's name.
-
-    Raises:
-        MissingDependencyError: a distribution is not installed, or could not be downloaded.
     """
     versions = {name: installed_version(name) for name in members}
     key = "-".join([architecture, *versions.values()])
@@ -98,15 +96,13 @@ _TIMEOUT_SECONDS = 900
 
 
 def pip_download(options: Sequence[str], folder: Path, what: str) -> None:
-    """Download distributions, without their dependencies, into a folder.
+    """Download distributions, without their dependencies, into a folder. Raises MissingDependencyError if they could
+    not be downloaded.
 
     Args:
         options: the arguments of `pip download` that select them.
         folder: the destination.
         what: a description for the error message.
-
-    Raises:
-        MissingDependencyError: they could not be downloaded.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), *options]
     try:
@@ -122,11 +118,8 @@ def pip_download(options: Sequence[str], folder: Path, what: str) -> None:
 
 
 def download_source(distribution: str, version: str, sha256: str, folder: Path, what: str) -> Path:
-    """Download the source distribution with this digest into a folder, for the code of `what` in it.
-
-    Raises:
-        MissingDependencyError: it could not be downloaded.
-    """
+    """Download the source distribution with this digest into a folder, for the code of `what` in it. Raises
+    MissingDependencyError if it could not be downloaded."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{distribution}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
     options = ["--no-binary", distribution, "--require-hashes", "--requirement", str(requirements)]

@@ -140,11 +140,8 @@ def compile_objects(
     target: Target, groups: Mapping[str, Sequence[Path]], options: Sequence[str], folder: Path
 ) -> list[Path]:
     """Compile object files into a folder, in the order of their names in `groups`, each from several C++ sources; two
-    at a time. Sources are compiled together because most of the work is in the headers that they share.
-
-    Raises:
-        targets.TargetError: no compiler for the target, or it failed.
-    """
+    at a time. Sources are compiled together because most of the work is in the headers that they share. Raises
+    targets.TargetError if no compiler for the target, or it failed."""
     compiler = target.compiler()
 
     def one(name: str) -> Path:

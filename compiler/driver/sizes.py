@@ -21,12 +21,9 @@ Variant = dict[str, int]
 
 
 def specialized(model: ImportedModel, sizes: Sizes) -> ImportedModel:
-    """The model with specialized code for each combination of the given sizes.
-
-    Raises:
-        OptionError: a name is neither a dynamic dimension nor an input, a size is not allowed, the model cannot run
-            with it, or there are more than `MAX_VARIANTS` combinations.
-    """
+    """The model with specialized code for each combination of the given sizes. Raises OptionError if a name is neither
+    a dynamic dimension nor an input, a size is not allowed, the model cannot run with it, or there are more than
+    `MAX_VARIANTS` combinations."""
     if not isinstance(sizes, Mapping):
         raise OptionError(f"sizes= takes a dict, not {type_text(sizes)}", 'as in sizes={"batch": [1, 8]}')
     choices = [_choices(model, name, given) for name, given in sizes.items()]

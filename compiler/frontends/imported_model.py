@@ -146,14 +146,12 @@ class ImportedModel:
 def selected_outputs(
     selection: Sequence[str] | None, declared: Sequence[str], inner: Collection[str] = ()
 ) -> list[str]:
-    """Return the names in `selection`, in order, or all declared outputs without duplicates if it is None.
+    """Return the names in `selection`, in order, or all declared outputs without duplicates if it is None. Raises
+    OptionError if `selection` is not a sequence of names, is empty, or has a duplicate or unknown name.
 
     Args:
         declared: names of the model's outputs.
         inner: names of other values that can be returned.
-
-    Raises:
-        OptionError: `selection` is not a sequence of names, is empty, or has a duplicate or unknown name.
     """
     if selection is None:
         return list(dict.fromkeys(declared))

@@ -304,11 +304,8 @@ HINT = "leave capacity= out: each run then returns a longer tensor"
 
 @dataclass(frozen=True)
 class Append:
-    """The rows appended to a state, and their axis.
-
-    Attributes:
-        starts: position at which each sample's rows are written, int64 (batch,); None: after all rows.
-    """
+    """The rows appended to a state, and their axis. `starts`: position at which each sample's rows are written, int64
+    (batch,); None: after all rows."""
 
     state: int
     rows: tuple[Expr, ...]

@@ -16,11 +16,8 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True)
 class Piece:
-    """A token (None at the end), and the text that it makes certain, possibly empty or of earlier tokens.
-
-    Attributes:
-        logprob: its log probability, if requested.
-    """
+    """A token (None at the end), and the text that it makes certain, possibly empty or of earlier tokens. `logprob`:
+    its log probability, if requested."""
 
     token: int | None
     text: str

@@ -26,10 +26,8 @@ class CallSyntax:
     """The text of a message that calls tools: `before`, calls separated by `middle`, and `end`. A call is a name,
     `between`, and arguments as JSON.
 
-    Parts consist of texts, special tokens, and None for an identifier.
-
-    Attributes:
-        middle: None if a message has one call at most.
+    Parts consist of texts, special tokens, and None for an identifier. `middle`: None if a message has one call at
+    most.
     """
 
     before: Parts

@@ -112,11 +112,8 @@ def is_module_file(path: str | os.PathLike[str]) -> bool:
 
 
 def inspect_module(path: str | os.PathLike[str]) -> Inspection:
-    """Describe a compiled module from its file, on any machine; its machine code is not loaded.
-
-    Raises:
-        StorageError, ArtifactError: the file cannot be read or is damaged.
-    """
+    """Describe a compiled module from its file, on any machine; its machine code is not loaded. Raises StorageError or
+    ArtifactError if the file cannot be read or is damaged."""
     from compiler.artifact import read_artifact, signatures_of
 
     manifest = read_artifact(path).manifest

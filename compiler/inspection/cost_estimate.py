@@ -60,13 +60,11 @@ class KernelCost:
 
 
 def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes: Mapping[str, int]) -> list[KernelCost]:
-    """Costs by layer, in descending order of time; calls inside branches and loops count once.
+    """Costs by layer, in descending order of time; calls inside branches and loops count once. Raises TensorwrightError
+    if a pass failed.
 
     Args:
         sizes: sizes of the model's symbolic dimensions.
-
-    Raises:
-        TensorwrightError: a pass failed.
     """
     options = PassOptions(nodes=model.nodes)
     context = PipelineContext(target=target, machine=target.machine, options=options)

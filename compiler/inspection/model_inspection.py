@@ -21,15 +21,13 @@ def inspect_model(
     constants: Mapping[str, object] | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Inspection:
-    """Describe a model: contents, coverage, and an estimate of each kernel's cost on a target.
+    """Describe a model: contents, coverage, and an estimate of each kernel's cost on a target. Raises UserError if the
+    file cannot be read or is invalid, or the target is unknown.
 
     Args:
         shapes: sizes of inputs by name, as in `compile`.
         constants: values of inputs that are fixed.
         sizes: sizes of dimensions that stay symbolic, by name, for the estimate; 1 for missing ones.
-
-    Raises:
-        UserError: the file cannot be read or is invalid, or the target is unknown.
     """
     inspection = _empty(path) if Path(path).suffix == ".pt2" else _onnx_contents(Path(path))
     _estimate(inspection, Path(path), target, shapes, constants, sizes)
@@ -147,11 +145,8 @@ class ModelInput:
 
 
 def model_inputs(path: str | os.PathLike[str]) -> list[ModelInput]:
-    """The inputs that an ONNX file declares, without importing it; empty for other kinds of models.
-
-    Raises:
-        UserError: the file cannot be read or is invalid.
-    """
+    """The inputs that an ONNX file declares, without importing it; empty for other kinds of models. Raises UserError if
+    the file cannot be read or is invalid."""
     if Path(path).suffix == ".pt2" or is_language_model(Path(path)):
         return []
 

@@ -72,11 +72,8 @@ def check_is_not_compiled(path: Path) -> None:
 
 
 def coverage_of(path: Path) -> Coverage | None:
-    """The coverage of an ONNX file; None for other kinds of models.
-
-    Raises:
-        UserError: the file cannot be read or is invalid.
-    """
+    """The coverage of an ONNX file; None for other kinds of models. Raises UserError if the file cannot be read or is
+    invalid."""
     if path.suffix == ".pt2" or is_language_model(path):
         return None
     from compiler.frontends.onnx import coverage_report

@@ -261,11 +261,8 @@ _HEADER = """\
 
 
 class ModuleDump:
-    """A folder with one numbered file for each pass that changed the module; 00 is the input module.
-
-    Raises:
-        StorageError: the folder cannot be created or written.
-    """
+    """A folder with one numbered file for each pass that changed the module; 00 is the input module. Raises
+    StorageError if the folder cannot be created or written."""
 
     def __init__(self, folder: Path, mod: IRModule) -> None:
         self._folder = folder

@@ -67,11 +67,8 @@ _discovered = False
 def graph_pass(
     name: str, *, summary: str, required: bool = False, only: str | None = None
 ) -> Callable[[Rewrite], GraphPass]:
-    """Register the decorated function as the pass `name` and turn it into a `GraphPass`.
-
-    Raises:
-        OptionError: the name is already taken by another function.
-    """
+    """Register the decorated function as the pass `name` and turn it into a `GraphPass`. Raises OptionError if the name
+    is already taken by another function."""
 
     def register(rewrite: Rewrite) -> GraphPass:
         made = GraphPass(name, summary, rewrite, required, only)
@@ -97,11 +94,7 @@ def all_passes() -> dict[str, GraphPass]:
 
 
 def get_pass(name: str) -> GraphPass:
-    """Return the pass `name`.
-
-    Raises:
-        OptionError: there is no such pass; the hint lists similar names.
-    """
+    """Return the pass `name`. Raises OptionError if there is no such pass; the hint lists similar names."""
     passes = all_passes()
     if name in passes:
         return passes[name]
@@ -121,10 +114,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def as_graph_pass(candidate: PassLike) -> GraphPass:
     """Convert `candidate` to a `GraphPass`: a GraphPass, a name, a `tvm.transform.Pass`, or a function of a module.
-
-    Raises:
-        OptionError: it is none of these, or an unknown name.
-    """
+    Raises OptionError if it is none of these, or an unknown name."""
     if isinstance(candidate, GraphPass):
         return candidate
     if isinstance(candidate, str):

@@ -137,11 +137,7 @@ def compare(got: Array, expected: Array) -> str | None:
 
 def random_inputs(mod: IRModule, seed: int = 0) -> list[Array]:
     """Return inputs for `main`: normal numbers, integers 0 and 1 (they may be indices), and sizes 2, 3, ... for
-    symbols.
-
-    Raises:
-        OptionError: an input is not a tensor of known rank.
-    """
+    symbols. Raises OptionError if an input is not a tensor of known rank."""
     generator = np.random.default_rng(seed)
     sizes: dict[Var, int] = {}
     return [_random_input(parameter, sizes, generator) for parameter in mod["main"].params]

@@ -160,13 +160,11 @@ def record(
     keep_going: Callable[[int], bool],
     plain_run: Callable[[], None] | None = None,
 ) -> Recording:
-    """Run repeatedly with the instrument while `keep_going(runs so far)`, at least once.
+    """Run repeatedly with the instrument while `keep_going(runs so far)`, at least once. Raises InternalError if the
+    calls differ between runs, so that their times cannot be compared.
 
     Args:
         plain_run: called between the runs, without the instrument, to be timed by the caller under the same conditions.
-
-    Raises:
-        InternalError: the calls differ between runs, so that their times cannot be compared.
     """
     calls, order = capture_calls(set_instrument, run)
     clock = time.perf_counter_ns
@@ -206,12 +204,9 @@ def _starts(order: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def crossing_costs(recording: Recording, plain: float | None = None) -> NDArray[np.float64]:
-    """For each event, the cost of entering the instrument, in nanoseconds (see the module's description).
-
-    Args:
-        plain: seconds of a run without the instrument; the costs are scaled, within bounds, so that the instrumented
-            runs match it.
-    """
+    """For each event, the cost of entering the instrument, in nanoseconds (see the module's description). `plain`:
+    seconds of a run without the instrument; the costs are scaled, within bounds, so that the instrumented runs match
+    it."""
     if recording.entered.shape[1] < 2:
         return np.zeros(recording.entered.shape[1])
     gaps = np.median(recording.entered[:, 1:] - recording.left[:, :-1], axis=0)

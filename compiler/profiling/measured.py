@@ -240,15 +240,13 @@ class Profile:
         }
 
     def save(self, folder: str | Path, beside: Profile | Mapping[str, Any] | None = None) -> dict[str, Path]:
-        """Write the profile to a folder, created if necessary: `profile.json`, `trace.json` and `profile.html`.
+        """Write the profile to a folder, created if necessary: `profile.json`, `trace.json` and `profile.html`. Raises
+        StorageError if a file cannot be written.
 
         Args:
             beside: another profile of the model, or a dictionary from its `to_dict`, for a layer-by-layer comparison.
 
         Returns:
             The paths by "profile", "trace" and "page".
-
-        Raises:
-            StorageError: a file cannot be written.
         """
         return save_profile(self, Path(folder), beside)

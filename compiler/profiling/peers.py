@@ -137,16 +137,13 @@ def race(
     report: Callable[[str], None] | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> list[Result]:
-    """Run `rounds` turns of `seconds` each, interleaved.
+    """Run `rounds` turns of `seconds` each, interleaved. Raises InternalError if a contestant failed.
 
     Args:
         name: the model's name, for `report`.
         examples: .npz files of inputs, all of the same shapes, which runs cycle through.
         report: called with a line about a contestant that cannot load the model, which is then left out.
         settings: environment variables of all contestants.
-
-    Raises:
-        InternalError: a contestant failed.
     """
     processes: list[_Process] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -23,11 +23,8 @@ if TYPE_CHECKING:
 
 
 def save_profile(profile: Profile, folder: Path, beside: Profile | Mapping[str, Any] | None = None) -> dict[str, Path]:
-    """Write `profile.json`, `trace.json` and `profile.html` into a folder, each atomically.
-
-    Raises:
-        StorageError: the folder cannot be created or a file cannot be written.
-    """
+    """Write `profile.json`, `trace.json` and `profile.html` into a folder, each atomically. Raises StorageError if the
+    folder cannot be created or a file cannot be written."""
     with storage_errors(folder, "made", "the folder "):
         folder.mkdir(parents=True, exist_ok=True)
     contents = {

@@ -51,10 +51,8 @@ PERCENTILES = (50, 90, 99)
 def percentile(ordered: Sequence[float], percent: float) -> float:
     """The `percent`-th percentile of values sorted ascending, linearly interpolated between neighbors.
 
-    The definition is numpy's default ("linear", Hyndman and Fan 1996, type 7).
-
-    Raises:
-        ValueError: no values, or `percent` outside 0..100.
+    The definition is numpy's default ("linear", Hyndman and Fan 1996, type 7). Raises ValueError for no values, or
+    `percent` outside 0..100.
     """
     if not ordered:
         raise ValueError("no values")
@@ -92,11 +90,7 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
-        """Summarize times in seconds.
-
-        Raises:
-            ValueError: no times.
-        """
+        """Summarize times in seconds. Raises ValueError if there are no times."""
         ordered = sorted(seconds)
         p50, p90, p99 = (percentile(ordered, percent) for percent in PERCENTILES)
         mean = math.fsum(ordered) / len(ordered)

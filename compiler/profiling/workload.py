@@ -223,11 +223,8 @@ def _describe(name: str, array: np.ndarray) -> dict[str, Any]:
 
 
 def save_arrays(arrays: Mapping[str, object], path: Path) -> None:
-    """Write arrays as an .npz archive, atomically. Types that numpy has no name for become float32.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
+    """Write arrays as an .npz archive, atomically. Types that numpy has no name for become float32. Raises StorageError
+    if the file cannot be written."""
     stored: dict[str, Any] = {}
     for name, value in arrays.items():
         array = np.asarray(value)

@@ -148,15 +148,13 @@ def _rule(alternative: Alternative) -> AnyRule:
 
 
 def tuned_configs(target: targets.Target, records: RecordSource = None, model: str = "") -> TunedConfigs:
-    """The configs that `compile` uses for a model on a target.
+    """The configs that `compile` uses for a model on a target. Raises StorageError if a file cannot be read, or a named
+    one does not exist.
 
     Args:
         model: its fingerprint, from `identity.model_fingerprint`.
         records: None for the shipped records and the user's own; False for none; a file or folder, or several of them,
             instead of the user's own.
-
-    Raises:
-        StorageError: a file cannot be read, or a named one does not exist.
     """
     if records is False:
         return TunedConfigs(target, Loaded(), model)

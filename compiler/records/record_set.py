@@ -28,10 +28,7 @@ MIN_GAIN_ELSEWHERE = 0.05
 
 def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tuple[list[Record], list[str]]:
     """The records for the current versions of the rules, and one line for each rule with records of another version.
-
-    Args:
-        versions: the version of each existing rule; records of unknown rules are also left out, with a line.
-    """
+    `versions`: the version of each existing rule; records of unknown rules are also left out, with a line."""
     kept: list[Record] = []
     stale: Counter[tuple[str, int]] = Counter()
     for record in records:
@@ -173,9 +170,7 @@ def alternative_taken_over(groups: Sequence[Sequence[Record]], is_default: IsDef
 
     The first, untuned one stays (with no record) unless another won in some model, and was slower than it in none.
     Isolated times of alternatives do not count: they differ most in their use of the memory that a model shares.
-
-    Args:
-        is_default: returns True if a config is the current default of the first.
+    `is_default`: returns True if a config is the current default of the first.
     """
     known = [as_of_today(record, is_default) for record in deduplicated(groups[0])] if groups else []
     untuned = [record for record in known if record.is_default and record.in_model]

@@ -201,10 +201,8 @@ class Loaded:
 def read(path: str | Path) -> Loaded:
     """Read a record file, or every .jsonl file of a folder; empty if there is none.
 
-    Damaged lines are skipped: the last one silently (a writer was killed), others with one note per file.
-
-    Raises:
-        StorageError: a file cannot be read.
+    Damaged lines are skipped: the last one silently (a writer was killed), others with one note per file. Raises
+    StorageError if a file cannot be read.
     """
     path = Path(path)
     try:
@@ -335,11 +333,8 @@ def write_all(
     records: Iterable[Record],
     models: Iterable[ModelLine] = (),
 ) -> int:
-    """Replace a record file by these records atomically; return the number of trials.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
+    """Replace a record file by these records atomically; return the number of trials. Raises StorageError if the file
+    cannot be written."""
     path = Path(path)
     kept = list(records)
     trials_and_models: list[Record | ModelLine] = [*kept, *models]

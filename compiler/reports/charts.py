@@ -172,11 +172,8 @@ class Graph(Chart):
 
 
 def layered(nodes: Sequence[Node], edges: Sequence[tuple[int, int]]) -> Graph:
-    """A graph with its nodes in levels, each after all nodes that it has an edge from.
-
-    Args:
-        nodes: in a topological order of the edges.
-    """
+    """A graph with its nodes in levels, each after all nodes that it has an edge from. `nodes`: in a topological order
+    of the edges."""
     sources: dict[int, list[int]] = {}
     for source, target in edges:
         sources.setdefault(target, []).append(source)

@@ -193,11 +193,8 @@ _known: set[str] = set()
 
 
 def load_accelerator(manifest: Manifest) -> None:
-    """Load the driver or simulator of the target's accelerator if the module uses one.
-
-    Raises:
-        IncompatibleArtifactError: the target is not installed here.
-    """
+    """Load the driver or simulator of the target's accelerator if the module uses one. Raises IncompatibleArtifactError
+    if the target is not installed here."""
     name = manifest.target.name
     partition = manifest.target.details.get("partition")
     if name in _known or not isinstance(partition, dict) or not partition.get("claimed"):

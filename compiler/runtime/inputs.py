@@ -57,11 +57,7 @@ class Held:
 
 
 class HeldStates(dict[str, Held]):
-    """The states of a session by input.
-
-    Attributes:
-        bound: result of the first binding; None before.
-    """
+    """The states of a session by input. `bound`: result of the first binding; None before."""
 
     bound: _BoundStates | None = None
 
@@ -136,11 +132,8 @@ class InputBinder:
         self._itemsizes = tuple(spec.element.numpy.itemsize for spec in self.specs)
 
     def bind(self, inputs: object, memory: InputMemory) -> list[RuntimeTensor]:
-        """Return the TVM tensors for `main`, in its order; `memory` belongs to one run at a time.
-
-        Raises:
-            InputError: names, ranks, shapes, dimensions or element types do not match, or a requirement is violated.
-        """
+        """Return the TVM tensors for `main`, in its order; `memory` belongs to one run at a time. Raises InputError if
+        names, ranks, shapes, dimensions or element types do not match, or a requirement is violated."""
         if not memory.copied_again(inputs):
             self._bind(self._in_order(inputs), memory)
         if self._requirements.any:
@@ -400,10 +393,8 @@ class _Index:
 class RequirementChecker:
     """Checks inputs against a module's requirements; sizes that passed last time are not checked again.
 
-    `any` is False if there is nothing to check.
-
-    Raises:
-        ArtifactError: a requirement is not a formula of the inputs' dimensions, or indices are not those of an input.
+    `any` is False if there is nothing to check. Raises ArtifactError if a requirement is not a formula of the inputs'
+    dimensions, or indices are not those of an input.
     """
 
     def __init__(
@@ -419,11 +410,8 @@ class RequirementChecker:
         self.any = bool(self._relations or self._indices)
 
     def check(self, sizes: Sizes, tensors: Sequence[Any]) -> None:
-        """Check the sizes of the symbolic dimensions, and TVM's tensors of the inputs.
-
-        Raises:
-            InputError: they violate a requirement; names it and the relation.
-        """
+        """Check the sizes of the symbolic dimensions, and TVM's tensors of the inputs. Raises InputError if they
+        violate a requirement; names it and the relation."""
         good = self._good
         if good is None or sizes != good[0]:
             for requirement, left, right in self._relations:

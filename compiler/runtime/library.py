@@ -98,11 +98,8 @@ def _sections_fit(library: bytes | memoryview, start: int, count: int) -> bool:
 
 
 def load_executable(library: bytes | memoryview) -> RuntimeModule:
-    """Load the shared library as a TVM module, from which virtual machines are created.
-
-    Raises:
-        ArtifactError: the system's loader rejected it, or it contains no VM executable.
-    """
+    """Load the shared library as a TVM module, from which virtual machines are created. Raises ArtifactError if the
+    system's loader rejected it, or it contains no VM executable."""
     load = global_function("ffi.Module.load_from_file.so")
     set_threads()  # a library binds its parallel launch function when it is loaded
     try:
@@ -193,11 +190,8 @@ def check_arity(machine: RuntimeModule, arguments: int) -> None:
 
 
 def expand_parameters(machine: RuntimeModule, stored: Sequence[RuntimeTensor]) -> list[RuntimeTensor]:
-    """Expand compressed parameters to the arguments of `main`.
-
-    Raises:
-        ArtifactError: the module's code does not accept them.
-    """
+    """Expand compressed parameters to the arguments of `main`. Raises ArtifactError if the module's code does not
+    accept them."""
     try:
         return list(machine[EXPAND_ENTRY](*stored))
     except Exception as error:  # TVM raises classes named by its C++ side
@@ -299,11 +293,8 @@ class PoolBound:
         return 0 if self._read is None else self._read()
 
     def ran(self, size: Hashable, before: int) -> None:
-        """Record that a run ended whose size its virtual machine had not run before.
-
-        Args:
-            before: `allocated()` when it began.
-        """
+        """Record that a run ended whose size its virtual machine had not run before. `before`: `allocated()` when it
+        began."""
         with self._lock:
             if size in self._sizes:
                 return

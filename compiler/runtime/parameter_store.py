@@ -119,11 +119,8 @@ def _give_pages_back(array: Array) -> None:
 
 
 def _in_folder(array: Array) -> Array:
-    """The array's bytes in a file mapped by other processes, too; the array itself if no folder is set.
-
-    Raises:
-        StorageError: other users can access the folder, or it cannot be written.
-    """
+    """The array's bytes in a file mapped by other processes, too; the array itself if no folder is set. Raises
+    StorageError if other users can access the folder, or it cannot be written."""
     name = os.environ.get(FOLDER_VARIABLE)
     if not name:
         return array

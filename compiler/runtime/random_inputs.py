@@ -51,15 +51,13 @@ def random_inputs(
     """Inputs by name: standard normal floats, random booleans, and integers.
 
     Integers known to be indices (token ids) are spread over their whole range; others are 0 or 1, which are valid
-    indices and counts nearly everywhere. Integers and booleans with names of masks are ones.
+    indices and counts nearly everywhere. Integers and booleans with names of masks are ones. Raises InputError if they
+    would need more than `MAX_REFERENCE_BYTES`.
 
     Args:
         sizes: sizes of symbolic dimensions by name; 2 for missing ones, or a size that the relations allow.
         indices: the inputs that are indices, with their ranges, as in `ImportedModel` and `Manifest`.
         relations: requirements on sizes, in the same form.
-
-    Raises:
-        InputError: they would need more than `MAX_REFERENCE_BYTES`.
     """
     generator = np.random.default_rng(seed)
     symbols = {size for spec in specs for size in spec.shape if isinstance(size, str)}

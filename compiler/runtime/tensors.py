@@ -264,13 +264,11 @@ _from_dlpack = np.from_dlpack
 
 
 def check_out(out: Any, outputs: Sequence[TensorDescription]) -> Mapping[str, Array]:
-    """Check the arrays for results, except for symbolic dimensions; return them by name.
+    """Check the arrays for results, except for symbolic dimensions; return them by name. Raises InputError if a name is
+    unknown, or an array has the wrong type or shape or is read-only.
 
     Args:
         out: arrays by name, for any of the outputs; or a sequence with one array per output.
-
-    Raises:
-        InputError: a name is unknown, or an array has the wrong type or shape or is read-only.
     """
     if not isinstance(out, Mapping):
         if isinstance(out, np.ndarray) or not isinstance(out, Sequence) or len(out) != len(outputs):
@@ -365,16 +363,13 @@ class OutputReader:
         """The results by output name.
 
         A model may return an input, a parameter, or the same tensor twice. TVM then returns the same memory, which is
-        copied for the caller.
+        copied for the caller. Raises InternalError if the results do not match the manifest.
 
         Args:
             results: TVM's array of tensors.
             inputs: address ranges (begin, end) of the input tensors.
             without: names of outputs to leave out.
             states: address ranges of a session's states.
-
-        Raises:
-            InternalError: the results do not match the manifest.
         """
         if not self._counted:
             self._check(results)
@@ -446,10 +441,7 @@ def compare(
     actual: Mapping[str, Array], reference: Mapping[str, Array], tolerance: ReferenceTolerance
 ) -> dict[str, float]:
     """The largest absolute difference of each output; NaN equals NaN, and infinities with the same sign are equal.
-
-    Raises:
-        VerificationError: one differs by more than the tolerance, in shape or in element type.
-    """
+    Raises VerificationError if one differs by more than the tolerance, in shape or in element type."""
     differences = {}
     for name, expected in reference.items():
         got = actual.get(name)

@@ -24,11 +24,7 @@ _OPTIONS = ("-x", "c", "-std=gnu11", "-O2", "-s", "-fPIC", "-shared", "-pthread"
 
 
 def build_pool(folder: Path) -> None:
-    """Compile the library into a folder.
-
-    Raises:
-        targets.TargetError: there is no C compiler, or it failed.
-    """
+    """Compile the library into a folder. Raises targets.TargetError if there is no C compiler, or it failed."""
     find_c_compiler().run([*_OPTIONS, SOURCE, "-o", folder / LIBRARY])
 
 

@@ -157,14 +157,12 @@ def threads_limit() -> int:
 
 
 def threads_here(asked: int | None, stored: int | None) -> int:
-    """Number of threads that a run uses on this machine.
+    """Number of threads that a run uses on this machine. Raises OptionError if `asked` is not a number of threads, or
+    more than `threads_limit()`.
 
     Args:
         asked: the caller's setting; None to use the module's.
         stored: the module's own setting, limited to the logical processors; None: `default_threads()`.
-
-    Raises:
-        OptionError: `asked` is not a number of threads, or more than `threads_limit()`.
     """
     check_threads(asked)
     if asked is not None:
@@ -173,11 +171,8 @@ def threads_here(asked: int | None, stored: int | None) -> int:
 
 
 def default_threads() -> int:
-    """TVM_NUM_THREADS or OMP_NUM_THREADS if set, otherwise the physical cores that this process may use.
-
-    Raises:
-        OptionError: the variable exceeds `threads_limit()`.
-    """
+    """TVM_NUM_THREADS or OMP_NUM_THREADS if set, otherwise the physical cores that this process may use. Raises
+    OptionError if the variable exceeds `threads_limit()`."""
     for variable in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
         value = os.environ.get(variable, "")
         if value.isascii() and value.isdigit() and int(value) >= 1:
@@ -202,11 +197,8 @@ def in_force(threads: int) -> bool:
 
 
 def run_with(threads: int, function: Callable[[], Result]) -> Result:
-    """Call a function with its kernels on these threads; outside the main thread it may have to wait for a slot.
-
-    Raises:
-        OptionError: the system cannot start that many threads.
-    """
+    """Call a function with its kernels on these threads; outside the main thread it may have to wait for a slot. Raises
+    OptionError if the system cannot start that many threads."""
     state = _state
     if state.current == threads:
         return function()

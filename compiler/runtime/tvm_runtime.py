@@ -55,11 +55,8 @@ def runtime_library_path() -> Path:
 
 @cache
 def runtime_library() -> ctypes.CDLL:
-    """Load TVM's runtime (once); the library's handle.
-
-    Raises:
-        MissingDependencyError: it is not installed or cannot be loaded.
-    """
+    """Load TVM's runtime (once); the library's handle. Raises MissingDependencyError if it is not installed or cannot
+    be loaded."""
     path = runtime_library_path()
     try:
         # Global: a compiled module's symbols are resolved against it.

@@ -33,11 +33,8 @@ class SubNet:
 
 
 def computed(net: nn.Module, sub: SubNet, inputs: Sequence[Any], buffers: Mapping[str, Any] | None = None) -> Any:
-    """The outputs of a sub-net; gradients reach the shared parameters.
-
-    Args:
-        buffers: used instead of the net's own, which batch norms update in training.
-    """
+    """The outputs of a sub-net; gradients reach the shared parameters. `buffers`: used instead of the net's own, which
+    batch norms update in training."""
     weights = {name: parameter * sub.masks[name] for name, parameter in net.named_parameters() if name in sub.masks}
     for module, precision in sub.precisions.items():
         name = f"{module}.weight"

@@ -59,11 +59,8 @@ class Net(Protocol):
 
 @dataclass
 class Explorer:
-    """Evaluates configs, each once, and stores them in the study.
-
-    Attributes:
-        main: the name of the budget's limit that is one axis of the front.
-    """
+    """Evaluates configs, each once, and stores them in the study. `main`: the name of the budget's limit that is one
+    axis of the front."""
 
     net: Net
     costs: CostModel
@@ -89,11 +86,8 @@ class Explorer:
         return list(self._known.values())
 
     def run(self) -> list[Candidate]:
-        """Run the search and return all candidates.
-
-        Raises:
-            OptionError: `evaluate` fails, or even the smallest net does not meet the budget.
-        """
+        """Run the search and return all candidates. Raises OptionError if `evaluate` fails, or even the smallest net
+        does not meet the budget."""
         self.report("measure the original net and the smallest one")
         self._check_reachable()
         knobs = self.net.knobs
@@ -338,10 +332,8 @@ class Finalists:
     Scores with shared weights do not predict those after training well, least of all between nets of different depth.
     So the best candidates of each selection of layers and forms, and the best evenly pruned one, are first trained for
     a short time; the best ones after that are fully trained. Without `batches` there are no short trainings: the
-    candidates with the best scores, and the best evenly pruned one, are finished.
-
-    Args:
-        fits: returns True if a candidate's whole module meets the budget.
+    candidates with the best scores, and the best evenly pruned one, are finished. `fits`: returns True if a candidate's
+    whole module meets the budget.
     """
 
     def __init__(

@@ -11,11 +11,8 @@ from compiler.searching.layer_table import Costs
 
 @dataclass(frozen=True)
 class Candidate:
-    """A config with its score before fine-tuning, and its costs.
-
-    Attributes:
-        excess: the largest fraction by which one of its costs exceeds the budget; 0 or less within it.
-    """
+    """A config with its score before fine-tuning, and its costs. `excess`: the largest fraction by which one of its
+    costs exceeds the budget; 0 or less within it."""
 
     config: dict[str, Option]
     score: float

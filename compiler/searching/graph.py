@@ -85,11 +85,8 @@ class SearchGraph:
         return self._layers
 
     def knobs(self, space: Space, lanes: int) -> list[Knob]:
-        """Knobs of the structure: channels, heads, layers and filters.
-
-        Args:
-            lanes: number of channels that the target computes at once: larger counts are kept in multiples of it.
-        """
+        """Knobs of the structure: channels, heads, layers and filters. `lanes`: number of channels that the target
+        computes at once: larger counts are kept in multiples of it."""
         found = []
         inner = self._inner_cells()
         expansion = space.channels if space.expansion is None else space.expansion
@@ -150,11 +147,7 @@ class SearchGraph:
 
 def reduced(model: ImportedModel, found: Dependencies, removed: Array, config: Config) -> ImportedModel:
     """A model without the units marked in `removed` and the residual layers that the config drops, with its filter
-    sizes.
-
-    Args:
-        found: dependencies of `model`.
-    """
+    sizes. `found`: dependencies of `model`."""
     model = replace(model, mod=shrink(found, removed))
     if dropped := {name.removeprefix("layer ") for name, kept in config.items() if kept is False}:
         layers = [each for each in find_residual_layers(model) if each.name in dropped]
@@ -266,11 +259,7 @@ def with_resolution(model: ImportedModel, name: str, shape: Sequence[int]) -> Im
 
 
 class GraphNet:
-    """A model and its space.
-
-    Args:
-        job: job of the original model.
-    """
+    """A model and its space. `job`: job of the original model."""
 
     def __init__(self, job: Job, space: Space, precisions: Precisions) -> None:
         self.job, self.precisions = job, precisions

@@ -82,10 +82,7 @@ class KernelTimes(Protocol):
 
     def some(self, candidates: Sequence[LoweredModel], wanted: AbstractSet[str]) -> Measured:
         """Measure some of the kernels in `wanted`, at least one: the results are stored before others are measured.
-
-        Args:
-            candidates: models that call them.
-        """
+        `candidates`: models that call them."""
 
     def whole(self, lowered: LoweredModel) -> Measured:
         """Measure a module as compiled."""
@@ -268,15 +265,12 @@ class Accelerator(Protocol):
 
 
 class CostModel:
-    """Costs by the names of a budget.
+    """Costs by the names of a budget. Raises OptionError if the target has no such cost.
 
     Args:
         wanted: the names to compute.
         table: table of kernel times; None if an accelerator runs the whole network.
         accelerator: None for a processor.
-
-    Raises:
-        OptionError: the target has no such cost.
     """
 
     def __init__(
@@ -350,11 +344,8 @@ class CountedCycles:
         self._target = target
 
     def costs(self, model: ImportedModel) -> Costs:
-        """Cycles of the accelerator and the processor, and peak SRAM.
-
-        Raises:
-            OptionError: Vela is missing, or no part of the network runs on the accelerator.
-        """
+        """Cycles of the accelerator and the processor, and peak SRAM. Raises OptionError if Vela is missing, or no part
+        of the network runs on the accelerator."""
         found = network_cost(model, self._target)
         return {"cycles": float(found.cost), "sram_kb": float(found.memory or 0) / 1024}
 

@@ -169,11 +169,8 @@ class Modelled:
 
 
 def kernel_times(target: targets.Target, threads: int | None) -> KernelTimes:
-    """The source of a target's kernel times.
-
-    Raises:
-        OptionError: there is no source of kernel times for the target, or its tool is missing.
-    """
+    """The source of a target's kernel times. Raises OptionError if there is no source of kernel times for the target,
+    or its tool is missing."""
     if target.fits_this_machine() and target.times_kernels:
         return TimedHere(target, threads)
     measurer = target.measurer()

@@ -38,11 +38,8 @@ _TEMPERATURE = 1.0
 
 
 def train_shared(work: TorchNet, options: SearchOptions, report: Callable[[str], None]) -> None:
-    """Train the net's weights for all of its sub-nets.
-
-    Raises:
-        InputError, OptionError: the batches are invalid, or the loss is not finite.
-    """
+    """Train the net's weights for all of its sub-nets. Raises InputError or OptionError if the batches are invalid, or
+    the loss is not finite."""
     random = Random(options.seed)
     knobs = [knob for knob in work.knobs if knob.kind != "precision"]
     shapes = work.shapes(random)
@@ -176,11 +173,8 @@ def digest_of(net: torch.nn.Module) -> str:
 
 
 class SubNetwork(Pruned):
-    """A copy of the net that computes and trains as one of its sub-nets.
-
-    Attributes:
-        owner: the net that it was derived from, with the graph's skeleton.
-    """
+    """A copy of the net that computes and trains as one of its sub-nets. `owner`: the net that it was derived from,
+    with the graph's skeleton."""
 
     owner: TorchNet
     skeleton: Skeleton

@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 
 
 class TrainedNets:
-    """Weights by their origin and training; layers are rounded after training, so precisions do not matter.
-
-    Args:
-        folder: created with the first net; None: nothing is stored.
-    """
+    """Weights by their origin and training; layers are rounded after training, so precisions do not matter. `folder`:
+    created with the first net; None: nothing is stored."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder

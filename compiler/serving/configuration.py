@@ -227,15 +227,12 @@ def options_from(
     *,
     others: Sequence[str] = (),
 ) -> Options:
-    """Create an options dataclass from a mapping.
+    """Create an options dataclass from a mapping. Raises OptionError if a name is unknown, or a value does not fit.
 
     Args:
         where: description of the mapping, for messages: "exact_cache of model 'minilm'".
         folder: base of relative paths.
         others: names that are read elsewhere, for messages.
-
-    Raises:
-        OptionError: a name is unknown, or a value does not fit.
     """
     options_mapping(given, where)
     known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]

@@ -93,11 +93,8 @@ NO_OBSERVER = Observer()
 
 
 class Metrics(Observer):
-    """Metrics of one process; `text` sums over the processes of a server.
-
-    Args:
-        price: price of a core per hour, in any currency; the unit of costs.
-    """
+    """Metrics of one process; `text` sums over the processes of a server. `price`: price of a core per hour, in any
+    currency; the unit of costs."""
 
     def __init__(self, price: float = 0.0) -> None:
         """Raises MissingDependencyError without the package prometheus_client."""

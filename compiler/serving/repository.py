@@ -82,11 +82,7 @@ class Repository:
     def __init__(
         self, models: Sequence[ModelOptions], observer: Observer = NO_OBSERVER, *, on_demand: bool = False
     ) -> None:
-        """Create a repository.
-
-        Args:
-            on_demand: `start` loads no model; each is loaded by `load`.
-        """
+        """Create a repository. `on_demand`: `start` loads no model; each is loaded by `load`."""
         self._on_demand = on_demand
         self._options = {each.name: each for each in models}
         self._observer = observer

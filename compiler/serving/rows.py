@@ -75,11 +75,8 @@ def with_rows(request: Request, rows: Sequence[int]) -> Request:
 
 
 def joined(parts: Sequence[tuple[Sequence[int], Mapping[str, Array]]], count: int) -> dict[str, Array]:
-    """Join the outputs of a batch of `count` rows from parts: (rows, their outputs by name).
-
-    Raises:
-        InputError: parts differ in a dimension other than the batch, so they cannot form one array.
-    """
+    """Join the outputs of a batch of `count` rows from parts: (rows, their outputs by name). Raises InputError if parts
+    differ in a dimension other than the batch, so they cannot form one array."""
     ((_, first), *_) = parts
     made: dict[str, Array] = {}
     for name, array in first.items():

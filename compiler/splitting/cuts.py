@@ -70,13 +70,11 @@ class Cut:
 
 
 def find_cuts(model: ImportedModel) -> list[Cut]:
-    """All positions where only tensors cross whose dimensions are numbers or symbols.
+    """All positions where only tensors cross whose dimensions are numbers or symbols. Raises OptionError if the model
+    keeps states, or its body is not a list of bindings.
 
     Args:
         model: in canonical form.
-
-    Raises:
-        OptionError: the model keeps states, or its body is not a list of bindings.
     """
     if model.states:
         raise OptionError("a model that keeps states cannot be split", "its states belong to one machine")
@@ -99,13 +97,11 @@ def find_cuts(model: ImportedModel) -> list[Cut]:
 
 
 def halves(model: ImportedModel, cut: Cut, wires: Sequence[Wire]) -> tuple[ImportedModel, ImportedModel]:
-    """The client's and the server's half; the client's outputs are the server's inputs, in their wire types.
+    """The client's and the server's half; the client's outputs are the server's inputs, in their wire types. Raises
+    OptionError if a half would need a size that is not sent.
 
     Args:
         wires: wire type of each tensor in `cut.crossing`.
-
-    Raises:
-        OptionError: a half would need a size that is not sent.
     """
     front, back = _front(model, cut, wires), _back(model, cut, wires)
     for half in (front, back):

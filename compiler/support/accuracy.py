@@ -17,11 +17,8 @@ _MEASURE = "give a function of `run`, which maps {input name: array} to {output 
 
 
 def likeness(samples: Sequence[Mapping[str, Array]], expected: Sequence[Mapping[str, Array]]) -> Evaluate:
-    """A measure for models without one: the mean cosine between the outputs and the float model's outputs.
-
-    Raises:
-        InputError: the float model's outputs are not finite, so nothing can be compared with them.
-    """
+    """A measure for models without one: the mean cosine between the outputs and the float model's outputs. Raises
+    InputError if the float model's outputs are not finite, so nothing can be compared with them."""
     for index, outputs in enumerate(expected):
         for name, array in outputs.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():

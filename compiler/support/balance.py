@@ -39,11 +39,8 @@ Shape = tuple[int, ...]
 
 def elements_read(tensors: Mapping[int, Shape], gathered: frozenset[int], position: int) -> int:
     """Number of elements that a call reads from or writes to the tensor at a position; the last tensor is its result.
-
-    Args:
-        gathered: positions of tensors that the kernel only gathers from: it reads as many of their elements as it
-            writes, not the whole tensor.
-    """
+    `gathered`: positions of tensors that the kernel only gathers from: it reads as many of their elements as it writes,
+    not the whole tensor."""
     count = _elements(tensors[position])
     return min(count, _elements(tensors[max(tensors)])) if position in gathered else count
 

@@ -45,11 +45,9 @@ def key_of(parts: Iterable[str | bytes]) -> str:
 def cached(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     """Return a cache folder filled by `make`, now or earlier; it appears atomically.
 
-    Concurrent processes wait for the first one and use its result. Leftovers of killed processes are removed.
-
-    Raises:
-        StorageError: the cache cannot be written, or other users can write to it, which is unsafe because its programs
-            are run.
+    Concurrent processes wait for the first one and use its result. Leftovers of killed processes are removed. Raises
+    StorageError if the cache cannot be written, or other users can write to it, which is unsafe because its programs
+    are run.
     """
     folder = cache_folder() / kind / key
     if not folder.is_dir():

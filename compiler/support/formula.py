@@ -43,11 +43,7 @@ class FormulaError(ValueError):
 
 
 class Formula:
-    """A parsed formula.
-
-    Raises:
-        FormulaError: the text contains anything that is not part of a formula.
-    """
+    """A parsed formula. Raises FormulaError if the text contains anything that is not part of a formula."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -59,11 +55,8 @@ class Formula:
         return {str(value) for kind, value in self._steps if kind == "name"}
 
     def value(self, sizes: Mapping[str, int]) -> int:
-        """The formula's value.
-
-        Raises:
-            FormulaError: a name has no size, a divisor is zero, or a value does not fit in 64 bits.
-        """
+        """The formula's value. Raises FormulaError if a name has no size, a divisor is zero, or a value does not fit in
+        64 bits."""
         stack: list[int] = []
         for kind, value in self._steps:
             if kind == "number":
@@ -174,11 +167,7 @@ def parsed(text: str) -> Formula:
 
 
 def evaluate(formula: str, sizes: Mapping[str, int]) -> int:
-    """The value of a formula.
-
-    Raises:
-        FormulaError: as for `Formula` and `Formula.value`.
-    """
+    """The value of a formula. Raises FormulaError as for `Formula` and `Formula.value`."""
     return parsed(formula).value(sizes)
 
 

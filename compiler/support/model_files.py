@@ -87,11 +87,8 @@ class ForeignFile:
 
 
 def check_is_model_file(path: Path, *, exported_program: bool = False) -> None:
-    """Raise InvalidModelError with export instructions if a file is a model of another program.
-
-    Args:
-        exported_program: the file should be a program saved by `torch.export.save`, not an ONNX model.
-    """
+    """Raise InvalidModelError with export instructions if a file is a model of another program. `exported_program`: the
+    file should be a program saved by `torch.export.save`, not an ONNX model."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)

@@ -38,12 +38,8 @@ class Roofline:
 
     @classmethod
     def of(cls, machine: Machine, *, measured: bool) -> Roofline:
-        """The limits of a machine from its description.
-
-        Args:
-            measured: the machine is this one: read its clock and measure its memory, which takes 0.1 s. Otherwise both
-                are assumed, as `source` says.
-        """
+        """The limits of a machine from its description. `measured`: the machine is this one: read its clock and measure
+        its memory, which takes 0.1 s. Otherwise both are assumed, as `source` says."""
         hertz = (_clock() if measured else None) or ASSUMED_HERTZ
         bandwidth = _memory_bandwidth() if measured else machine.memory_rate * hertz
         how = "measured here" if measured else "as described"

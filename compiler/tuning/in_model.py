@@ -172,11 +172,8 @@ class ModelComparison:
         self._untuned: _Compiled | None = None
 
     def measure(self, choices: Choices, deadline: float = math.inf) -> Compared:
-        """Time both modules alternately; only `MIN_PAIRS` pairs once `time.monotonic()` is past the deadline.
-
-        Raises:
-            UserError: the model cannot be compiled or run here.
-        """
+        """Time both modules alternately; only `MIN_PAIRS` pairs once `time.monotonic()` is past the deadline. Raises
+        UserError if the model cannot be compiled or run here."""
         if self._untuned is None:
             self._untuned = self._compiled(None, "untuned")
         tuned = self._compiled(choices, "tuned")

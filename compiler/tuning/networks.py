@@ -93,14 +93,12 @@ def tune_network(
 def network_cost(
     model: ImportedModel, target: targets.Target, settings: Mapping[str, Setting] | None = None
 ) -> NetworkCost:
-    """Cost of one run of a quantized model on a target's accelerator, in the unit of the target's measurer.
+    """Cost of one run of a quantized model on a target's accelerator, in the unit of the target's measurer. Raises
+    OptionError if the target has no such cost, its tools are missing, or no part of the model runs there.
 
     Args:
         model: quantized, by `quantize` or `uncalibrated` for this target.
         settings: settings of a tuning; None: the defaults.
-
-    Raises:
-        OptionError: the target has no such cost, its tools are missing, or no part of the model runs there.
     """
     measurer = target.measurer()
     if not isinstance(measurer, NetworkMeasurer):
@@ -194,11 +192,8 @@ def _neighbors(names: Sequence[str], groups: Sequence[tuple[str, ...]]) -> dict[
 
 
 class NetworkSearch:
-    """The coordinate descent.
-
-    Attributes:
-        default, best: costs; `best` is that of the settings `chosen`, which omit defaults.
-    """
+    """The coordinate descent. `default`, `best`: costs; `best` is that of the settings `chosen`, which omit
+    defaults."""
 
     def __init__(self, network: Network, log: TrialLog, known: Mapping[str, float]) -> None:
         self._network, self._log = network, log

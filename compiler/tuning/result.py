@@ -123,11 +123,7 @@ class TuneResult:
 
 
 class TuningInterrupted(KeyboardInterrupt):
-    """Ctrl-C ended a tuning.
-
-    Attributes:
-        result: everything found so far; it is recorded.
-    """
+    """Ctrl-C ended a tuning. `result`: everything found so far; it is recorded."""
 
     def __init__(self, result: TuneResult) -> None:
         super().__init__()

@@ -176,11 +176,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class SearchCost:
-    """Cost of the search, without the defaults before it and the comparison after it.
-
-    Attributes:
-        processor: seconds of processors for proposing ("search"), building and measuring.
-    """
+    """Cost of the search, without the defaults before it and the comparison after it. `processor`: seconds of
+    processors for proposing ("search"), building and measuring."""
 
     trials: int = 0
     seconds: float = 0.0

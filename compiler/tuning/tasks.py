@@ -112,11 +112,8 @@ def extract_tasks(
 
 @dataclass
 class AlternativeSurvey:
-    """A `Choice` that selects the alternative at one index of the list after the other.
-
-    Attributes:
-        first: for each alternative's key that is not the first of its list, the first one's key.
-    """
+    """A `Choice` that selects the alternative at one index of the list after the other. `first`: for each alternative's
+    key that is not the first of its list, the first one's key."""
 
     index: int = 0
     first: dict[str, str] = field(default_factory=dict)

@@ -103,9 +103,7 @@ def parallel_grid(
     """Nested loops; if `parallel`, outer ones are fused into one until every core gets its share.
 
     A condition for `parallel` is evaluated when the kernel runs; the code of the nest is still emitted only once.
-
-    Args:
-        cycles: cycles of the whole nest on one core, if known.
+    `cycles`: cycles of the whole nest on one core, if known.
     """
     if not extents:
         return body([])

@@ -45,11 +45,8 @@ def step_cycles(amount: Index) -> float:
 
 
 def pays_off(amount: Index, machine: Machine, minimum: int = MIN_PARALLEL_WORK) -> bool | Expr:
-    """True if an amount of work is worth starting threads; a condition if the amount is symbolic.
-
-    Args:
-        least: the least amount for two threads; the more threads, the longer it takes to start them.
-    """
+    """True if an amount of work is worth starting threads; a condition if the amount is symbolic. `least`: the least
+    amount for two threads; the more threads, the longer it takes to start them."""
     if machine.cores <= 1:
         return False
     minimum = round(minimum * min_parallel_cycles(machine.cores) / min_parallel_cycles(2))

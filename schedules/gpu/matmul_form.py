@@ -37,11 +37,8 @@ def splits_depth(steps: int, splits: int) -> bool:
 
 
 class DepthSplit:
-    """The partial sums of a form, in a flat buffer: part by part, each as samples, rows and columns.
-
-    Args:
-        splits: number of parts; 2 or more, for a form whose sizes are all known.
-    """
+    """The partial sums of a form, in a flat buffer: part by part, each as samples, rows and columns. `splits`: number
+    of parts; 2 or more, for a form whose sizes are all known."""
 
     def __init__(self, form: GpuMatmulForm, splits: int) -> None:
         self.form, self.splits = form, splits

@@ -270,11 +270,8 @@ def wait() -> Stmt:
 
 @dataclass(frozen=True, eq=False)
 class GuardedLoad:
-    """An element at a position of a buffer; if `inside` is false, it is `otherwise` instead (None: zero).
-
-    Attributes:
-        offset: offset of the element in the buffer, if `inside` holds.
-    """
+    """An element at a position of a buffer; if `inside` is false, it is `otherwise` instead (None: zero). `offset`:
+    offset of the element in the buffer, if `inside` holds."""
 
     source: Buffer
     offset: Expr

@@ -151,11 +151,8 @@ class UnprovableError(Exception):
 
 
 class SizeSpellings:
-    """One canonical formula for all sizes that can be proved equal; variables are >= 0.
-
-    Args:
-        congruences: known congruences of variables, by name.
-    """
+    """One canonical formula for all sizes that can be proved equal; variables are >= 0. `congruences`: known
+    congruences of variables, by name."""
 
     def __init__(self, congruences: Mapping[str, Congruence] | None = None) -> None:
         self._congruences = dict(congruences or {})

@@ -86,11 +86,8 @@ def share_kept(panels: np.ndarray) -> float:
 
 
 def pack_blocks(panels: np.ndarray, rows: NDArray[np.int32] | None = None) -> SparseWeight:
-    """Pack a weight given as (panels, depth, width).
-
-    Args:
-        rows: index entry of each row of the depth; the row number if None.
-    """
+    """Pack a weight given as (panels, depth, width). `rows`: index entry of each row of the depth; the row number if
+    None."""
     kept = np.any(panels, axis=-1)
     counts = kept.sum(axis=1)
     panel, row = np.nonzero(kept)

@@ -149,12 +149,8 @@ def _is_moved(value: Expr) -> bool:
 
 
 def plan_stage(stage: Stage, machine: Machine, *, threads: bool | Expr | None = None) -> StagePlan:
-    """Decide how a stage runs.
-
-    Args:
-        threads: whether several threads pay off, or a condition for that; None: decided by the stage's work. False for
-            a stage that already runs inside a parallel loop.
-    """
+    """Decide how a stage runs. `threads`: whether several threads pay off, or a condition for that; None: decided by
+    the stage's work. False for a stage that already runs inside a parallel loop."""
     stage = with_plain_indices(stage)
     pieces = _nests(stage, machine)
     shared = _shared_axis(stage, pieces, machine) if threads is None else None

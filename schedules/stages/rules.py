@@ -214,11 +214,8 @@ class PartialReduction:
 
 
 def partial_reduction(stage: Stage, plan: StagePlan, machine: Machine) -> PartialReduction | None:
-    """A reduction in two steps; None if its results are enough tasks, or threads do not pay off.
-
-    Args:
-        plan: the plan of the stage in one step.
-    """
+    """A reduction in two steps; None if its results are enough tasks, or threads do not pay off. `plan`: the plan of
+    the stage in one step."""
     reduction = reduction_of(stage)
     if reduction is None or len(plan.nests) != 1 or plan.nests[0].reduction is None or machine.cores == 1:
         return None

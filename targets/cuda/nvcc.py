@@ -45,11 +45,8 @@ class Nvcc:
     program: str
 
     def fatbin(self, source: str, compute_capability: int) -> bytes:
-        """Machine code for an architecture together with its PTX.
-
-        Raises:
-            LinkError: nvcc failed; carries its output.
-        """
+        """Machine code for an architecture together with its PTX. Raises LinkError if nvcc failed; carries its
+        output."""
         with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
             image = Path(folder) / "kernels.fatbin"
             code = f"arch=compute_{compute_capability},code=[sm_{compute_capability},compute_{compute_capability}]"

@@ -84,11 +84,7 @@ class FixedPoint:
 
     def leading(self, x: Tensor, low: int, bits: int, function: Callable[[Array], Array]) -> Tensor:
         """A function of numbers from `low` to `low` + 2**`bits`, evaluated at the middle of the interval of their top 8
-        bits.
-
-        Args:
-            function: maps float64 to 15-bit integers.
-        """
+        bits. `function`: maps float64 to 15-bit integers."""
         part = 2.0 ** (bits - 8)
         offset = self.subtract(x, low + int(part) // 2)
         # Round to the nearest of 256 intervals, and the very last number to the last one.

@@ -61,11 +61,7 @@ class Kernel:
     def axis_matrices(self) -> dict[int, Array]:
         """Matrices of a kernel that maps each axis separately and linearly: (result, operand) float64, for the axes
         that it
-        changes.
-
-        Raises:
-            Unsupported: it is not such a kernel, as far as random inputs show.
-        """
+        changes. Raises Unsupported if it is not such a kernel, as far as random inputs show."""
         if len(self.shape) != len(self.result_shape):
             raise Unsupported("it is a kernel that changes the number of axes")
         found = {}

@@ -72,14 +72,11 @@ _IN_SRAM = "/* Tuned for weights in SRAM: not const, so that the startup code co
 
 
 def sources(title: str, report: Mapping[str, Any], parameters: Iterable[Any]) -> dict[str, str]:
-    """The files by name: a header and a source.
+    """The files by name: a header and a source. Raises TargetError if the net does not run entirely on the accelerator.
 
     Args:
         report: the partition pass's report.
         parameters: arrays of the module, one of which is the program.
-
-    Raises:
-        TargetError: the net does not run entirely on the accelerator.
     """
     beside = report["operators"]["processor"]
     if report["segments"] != 1 or beside or "tensors" not in report:

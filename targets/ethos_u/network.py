@@ -50,10 +50,8 @@ class VelaMeasurer(NetworkMeasurer):
 class EthosUNetwork:
     """Network of a quantized module before the phase "partition".
 
-    Raises TargetError if no part of it runs on the accelerator.
-
-    Attributes:
-        memory_limit: the given bytes of SRAM, otherwise the SRAM used only by the accelerator; None if unknown.
+    Raises TargetError if no part of it runs on the accelerator. `memory_limit`: the given bytes of SRAM, otherwise the
+    SRAM used only by the accelerator; None if unknown.
     """
 
     def __init__(self, mod: IRModule, accelerator: Accelerator, memory_limit: int | None = None) -> None:

@@ -116,11 +116,8 @@ def partitioned(
     view: View, found: Found, results: Expr, accelerator: Accelerator, options: VelaOptions
 ) -> tuple[Schedule, dict[int, Compiled]]:
     """Segments and their programs. A step that only Vela refuses stays on the processor, with Vela's reason; so does
-    the first step from which on a segment's program, in either form, does not compute the segment's graph.
-
-    Raises:
-        TargetError: Vela refuses a segment whose steps it accepts one by one.
-    """
+    the first step from which on a segment's program, in either form, does not compute the segment's graph. Raises
+    TargetError if Vela refuses a segment whose steps it accepts one by one."""
     right: dict[bytes, tuple[Segment, Compiled]] = {}
     while True:
         plan = schedule(view, found.steps, results)
@@ -247,11 +244,8 @@ class _Rewriter:
 
 
 def match(view: View, variable: Var, quantize: Expr, accelerator: Accelerator) -> Step | None:
-    """The step that ends in `variable = quantize(...)`; None if that quantizes an input of the integer part.
-
-    Raises:
-        Unsupported: with the reason, for the operator given by `operator_of`.
-    """
+    """The step that ends in `variable = quantize(...)`; None if that quantizes an input of the integer part. Raises
+    Unsupported if with the reason, for the operator given by `operator_of`."""
     if not _reads_integers(view, quantize.args[0]):
         return None
     if variable not in view.home:

@@ -46,11 +46,8 @@ def _program(data: bytes) -> Program:
 
 
 def execute(program: Program, inputs: Sequence[Array], executor: Executor | None = None) -> list[Array]:
-    """The int8 outputs (flat) of a program: its commands run by the simulator, or its graph if it has one.
-
-    Raises:
-        TargetError: the inputs do not match the program, or the reference model does not support the graph.
-    """
+    """The int8 outputs (flat) of a program: its commands run by the simulator, or its graph if it has one. Raises
+    TargetError if the inputs do not match the program, or the reference model does not support the graph."""
     if program.graph:
         outputs = run_graph(program.graph, inputs)
         if outputs is None:

@@ -14,10 +14,7 @@ from targets.ethos_u.view import View, variables
 @dataclass(frozen=True, eq=False)
 class Port:
     """An input or output tensor; `last` if the accelerator stores its channels last and the model does not.
-
-    Attributes:
-        arrangement: for an input with channels last: any further rearrangement by the processor.
-    """
+    `arrangement`: for an input with channels last: any further rearrangement by the processor."""
 
     tensor: Quantized
     last: bool

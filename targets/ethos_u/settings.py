@@ -71,11 +71,7 @@ def step_name(number: int, step: Step) -> str:
 
 
 def in_forms(steps: Sequence[Step], forms: Mapping[str, str]) -> list[Step]:
-    """The steps in the chosen forms.
-
-    Raises:
-        TargetError: there is no such step, or it has no such form.
-    """
+    """The steps in the chosen forms. Raises TargetError if there is no such step, or it has no such form."""
     names = {step_name(number, step): number for number, step in enumerate(steps)}
     written = list(steps)
     for name, form in forms.items():

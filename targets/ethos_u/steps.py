@@ -64,12 +64,8 @@ Emit = Callable[["Emitter", Sequence[Value]], Value]
 
 @dataclass(frozen=True)
 class Form:
-    """A way to emit a step.
-
-    Attributes:
-        arrangement: the layout in which the processor passes the first input, which it computes and nothing else reads;
-            None: unchanged.
-    """
+    """A way to emit a step. `arrangement`: the layout in which the processor passes the first input, which it computes
+    and nothing else reads; None: unchanged."""
 
     emit: Emit
     arrangement: Arrangement | None = None

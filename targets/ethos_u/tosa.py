@@ -26,10 +26,7 @@ class Tensor:
 
 def fraction(scale: float) -> tuple[int, int]:
     """(multiplier of 31 bits, shift) nearest to a positive scale: scale = multiplier / 2**shift, shift in 2 to 62.
-
-    Raises:
-        ValueError: the scale is outside the range of TOSA's RESCALE.
-    """
+    Raises ValueError if the scale is outside the range of TOSA's RESCALE."""
     if not 0 < scale < math.inf:
         raise ValueError(f"no RESCALE multiplies by {scale}")
     mantissa, exponent = math.frexp(scale)
@@ -115,11 +112,8 @@ class TosaGraph:
         return self.emit("TABLE", [x, entries], x.shape, "int8", "TableAttribute")
 
     def rescale(self, x: Tensor, scales: Sequence[float], dtype: str, *, zero: int = 0, output_zero: int = 0) -> Tensor:
-        """(x - zero) * scale + output_zero, rounded once to nearest (halves up), saturated to `dtype`.
-
-        Args:
-            scales: a single one, or one per entry of the last axis.
-        """
+        """(x - zero) * scale + output_zero, rounded once to nearest (halves up), saturated to `dtype`. `scales`: a
+        single one, or one per entry of the last axis."""
         if x.name in self._in_pieces and x.dtype == "int8":
             # Vela 5.2 loses the RESCALE before a sum, product or maximum without broadcast operands, and before a PAD.
             x = self.copied(x)
@@ -170,11 +164,8 @@ class TosaGraph:
         dilation: Sequence[int] = (1, 1),
         depthwise: bool = False,
     ) -> Tensor:
-        """int32 sums of x (N, H, W, C) and int8 weights (O, kh, kw, C), or (kh, kw, C, M) if depthwise.
-
-        Args:
-            padding: top, bottom, left, right.
-        """
+        """int32 sums of x (N, H, W, C) and int8 weights (O, kh, kw, C), or (kh, kw, C, M) if depthwise. `padding`: top,
+        bottom, left, right."""
         kernel = weight.shape[:2] if depthwise else weight.shape[1:3]
         sizes = [
             (size + before + after - step * (extent - 1) - 1) // stride + 1
@@ -201,11 +192,8 @@ class TosaGraph:
         strides: Sequence[int],
         shape: Shape,
     ) -> Tensor:
-        """int32 sums of the given shape of x (N, H, W, C) and int8 weights (O, kh, kw, C).
-
-        Args:
-            edges: padding of the result at its top, bottom, left and right; negative to crop.
-        """
+        """int32 sums of the given shape of x (N, H, W, C) and int8 weights (O, kh, kw, C). `edges`: padding of the
+        result at its top, bottom, left and right; negative to crop."""
         operands = [x, self.constant(weight), self.constant(bias), self.zero("int8", zero), self.zero("int8")]
         values = (list(edges), list(strides), False, self._ts.DType.INT32)
         return self.emit("TRANSPOSE_CONV2D", operands, shape, "int32", "TransposeConv2dAttribute", *values)

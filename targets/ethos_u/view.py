@@ -87,11 +87,8 @@ class View:
         return np.asarray(shifted * scale.astype(np.float64).reshape(shape if scale.size > 1 else ()))
 
     def quantized(self, expr: Expr) -> Quantized:
-        """The 8-bit tensor whose dequantization is a float operand.
-
-        Raises:
-            Unsupported: it is not one, or does not have a single scale.
-        """
+        """The 8-bit tensor whose dequantization is a float operand. Raises Unsupported if it is not one, or does not
+        have a single scale."""
         found = self.call(expr, "relax.dequantize")
         if found is None or isinstance(self.definition(found.args[0]), GenericConst):
             raise Unsupported("its operand is not a quantized tensor")

@@ -87,11 +87,7 @@ def word_characters() -> Ranges:
 
 def made_of(normalize: Callable[[str], str], mark: str) -> dict[int, str]:
     """Replacements by code point of a normalizer that treats each character separately, for the characters that it
-    changes.
-
-    Args:
-        mark: a character that the normalizer keeps, and that it does not produce from any other character.
-    """
+    changes. `mark`: a character that the normalizer keeps, and that it does not produce from any other character."""
     found: dict[int, str] = {}
     for first in chunks():
         codes = [code for code in range(first, first + CHUNK) if code != ord(mark)]

@@ -33,11 +33,8 @@ class Plan:
     steps: int
 
     def cells(self, found: Dependencies, usable: Collection[GenericConst] | None = None) -> list[Cell]:
-        """The cells to prune. Raises NothingGainedError if there are none.
-
-        Args:
-            usable: weights that may lose units; None: all.
-        """
+        """The cells to prune. Raises NothingGainedError if there are none. `usable`: weights that may lose units; None:
+        all."""
         cells = [cell for cell in found.cells if cell.kind == self.pattern and len(cell.units) > 1]
         if usable is not None:
             bound = found.units_of(each.constant for each in found.producers if each.constant not in usable)

@@ -20,11 +20,8 @@ Removed = NDArray[np.bool_]  # for each unit, whether it is removed; [0] is Fals
 
 
 def shrink(found: Dependencies, removed: Removed) -> IRModule:
-    """The module of `found` without the units marked in `removed`.
-
-    Args:
-        removed: bool, one per unit of `found.units`; entry 0 represents everything that cannot be pruned.
-    """
+    """The module of `found` without the units marked in `removed`. `removed`: bool, one per unit of `found.units`;
+    entry 0 represents everything that cannot be pruned."""
     if not removed.any():
         return found.mod
     mod = found.mod.clone()

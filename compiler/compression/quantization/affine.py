@@ -41,11 +41,8 @@ class Affine:
 
 
 def affine_for(low: float, high: float, dtype: str, *, symmetric: bool = False) -> Affine:
-    """The tightest parameters that cover [low, high] and 0: 0 is exact, as padding and ReLU require.
-
-    Args:
-        symmetric: the zero point is 0 (int8, int16) or the middle of the range (uint8).
-    """
+    """The tightest parameters that cover [low, high] and 0: 0 is exact, as padding and ReLU require. `symmetric`: the
+    zero point is 0 (int8, int16) or the middle of the range (uint8)."""
     low, high = min(low, 0.0), max(high, 0.0)
     info = np.iinfo(dtype)
     least, most = int(info.min), int(info.max)

@@ -45,11 +45,7 @@ class Scheme:
 
 def scheme_for(target: targets.Target, activations: str | None = None, per_channel: bool | None = None) -> Scheme:
     """Scheme that suits the target: x86 multiplies unsigned by signed bytes, ARM signed by signed ones; an integer-only
-    accelerator needs every tensor quantized.
-
-    Raises:
-        OptionError: `activations` is neither.
-    """
+    accelerator needs every tensor quantized. Raises OptionError if `activations` is neither."""
     signed = target.quantized_everywhere or target.machine.architecture in ("aarch64", "armv7")
     if activations is None:
         activations = "int8" if signed else "uint8"

@@ -22,11 +22,8 @@ from compiler.passes.rewriting.matching import array_of, as_constant
 
 
 def bias_correction(layer: Layer, weight: QuantizedWeight, means: Array) -> Array:
-    """Correction of each filter's result: minus the mean effect of the change of its weights.
-
-    Args:
-        means: mean of each channel of the layer's activations. Borders, which include padding, are ignored.
-    """
+    """Correction of each filter's result: minus the mean effect of the change of its weights. `means`: mean of each
+    channel of the layer's activations. Borders, which include padding, are ignored."""
     change = layer.weight.astype(np.float64) - weight.dequantized()
     if layer.operator.is_matrix:  # a matrix (channels, filters)
         return (means @ change).astype(np.float32)

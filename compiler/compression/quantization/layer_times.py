@@ -35,11 +35,8 @@ class LayerTime:
 
 
 class LayerTimes:
-    """Times layers, equal sizes only once: one module holds them all in float, another in integers.
-
-    Args:
-        clock: returns the times of a module's kernels.
-    """
+    """Times layers, equal sizes only once: one module holds them all in float, another in integers. `clock`: returns
+    the times of a module's kernels."""
 
     def __init__(self, clock: KernelClock, activations: str) -> None:
         self._clock = clock

@@ -292,11 +292,8 @@ linear_operator = registers_in(_LINEAR_OPERATORS)  # for calls of operators
 
 
 def linear_operator_of(call: Call, operators: Collection[str] = ()) -> LinearOperator | str | None:
-    """Classify a call: a linear operator, the reason why one stays in float, or None for other calls.
-
-    Args:
-        operators: operators that the target's accelerator computes in integers, by name.
-    """
+    """Classify a call: a linear operator, the reason why one stays in float, or None for other calls. `operators`:
+    operators that the target's accelerator computes in integers, by name."""
     name = operator_name(call) or ""
     describe = _LINEAR_OPERATORS.get(name)
     if describe is _transposed_convolution and operators and name not in operators:

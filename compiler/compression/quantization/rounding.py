@@ -65,11 +65,8 @@ def rounded_to_nearest(weight: Array, group: int, bits: int, dtype: str) -> tupl
 
 
 def rounded_by_gptq(weight: Array, gram: Array, group: int, bits: int, dtype: str) -> tuple[Array, Array]:
-    """Like `rounded_to_nearest`, minimizing the error of the matmul's result on the calibration data.
-
-    Args:
-        gram: the Gram matrix (sum of x x') of the data, (depth, depth).
-    """
+    """Like `rounded_to_nearest`, minimizing the error of the matmul's result on the calibration data. `gram`: the Gram
+    matrix (sum of x x') of the data, (depth, depth)."""
     rest = weight.astype(np.float32).copy()
     upper = _inverse_factor(gram)
     depth = len(rest)

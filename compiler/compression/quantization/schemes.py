@@ -63,11 +63,8 @@ class Scheme(Protocol):
         """Reason why the layer stays in float; None if it does not."""
 
     def rounded(self, layer: Layer, gram: Array | None) -> RoundedLayer:
-        """Quantize the layer.
-
-        Args:
-            gram: Gram matrices of the calibration data, (groups, depth, depth), if `needs_gram`.
-        """
+        """Quantize the layer. `gram`: Gram matrices of the calibration data, (groups, depth, depth), if
+        `needs_gram`."""
 
     def needs_gram(self, layer: Layer) -> bool:
         """True if `rounded` uses the Gram matrices."""

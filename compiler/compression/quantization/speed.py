@@ -57,11 +57,7 @@ def speed_limit(
 
 
 class SpeedLimit:
-    """Holds a session's candidates to the time of the float model.
-
-    Attributes:
-        times: times of the layers, by name.
-    """
+    """Holds a session's candidates to the time of the float model. `times`: times of the layers, by name."""
 
     def __init__(
         self, session: Session, clock: PredictedClock | MeasuredClock, measured: bool, report: Callable[[str], None]
@@ -119,10 +115,7 @@ Build = Callable[[IRModule], Module]
 
 class MeasuredClock:
     """Times modules alternately, so that a temporary slowdown of the machine affects all; the shortest time counts.
-
-    Args:
-        build: compiles a module for the target, which this machine can run.
-    """
+    `build`: compiles a module for the target, which this machine can run."""
 
     def __init__(self, build: Build) -> None:
         self._build = build

@@ -31,12 +31,8 @@ _CHOICE, _EXPERTS = "top_k", "expert_matmul"
 
 
 def with_precision(mod: IRModule, options: LanguageModelOptions, entries: int | None) -> IRModule:
-    """Convert a captured model's weights to the precision of the options; float32 and None change nothing.
-
-    Args:
-        entries: rows of the embedding and columns of the head, which get 8 bits if others get 4; None if the model has
-            neither.
-    """
+    """Convert a captured model's weights to the precision of the options; float32 and None change nothing. `entries`:
+    rows of the embedding and columns of the head, which get 8 bits if others get 4; None if the model has neither."""
     if options.precision in (None, "float32"):
         return mod
     main = mod["main"]

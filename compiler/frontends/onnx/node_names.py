@@ -73,9 +73,6 @@ class NamingBuilder(relax.BlockBuilder):
 
 def model_node(node: onnx.NodeProto, prefix: str = "") -> ModelNode:
     """Return a node's identity for users: the path of its torch module if exported from torch, otherwise its name.
-
-    Args:
-        prefix: the name of the node that calls the enclosing function.
-    """
+    `prefix`: the name of the node that calls the enclosing function."""
     name = shown_name(node) or node.op_type
     return ModelNode(f"{prefix}/{name}" if prefix else name, node.op_type)

@@ -200,11 +200,8 @@ _PLACED = """
 
 def results_of(model: ImportedModel, processing: Processing, size: tuple[int, int]) -> tuple[ImportedModel, list[str]]:
     """Return the graph that decodes a net's outputs, and the names of the outputs that it reads, in order; for a
-    detector it also reads a placement after them.
-
-    Raises:
-        OptionError: the outputs do not have the form `processing.boxes`, or no form is given or recognized.
-    """
+    detector it also reads a placement after them. Raises OptionError if the outputs do not have the form
+    `processing.boxes`, or no form is given or recognized."""
     if processing.task == "classify":
         raw = model.outputs[0]
         classes = _numbers(raw)[-1] if len(raw.shape) == 2 else max(_numbers(raw))

@@ -26,11 +26,8 @@ _CALLS = ("_export", "_tensor.py", "_jit_internal.py")  # parts of torch that ca
 
 
 def branch_relations(program: torch.export.ExportedProgram) -> Iterator[Condition]:
-    """Yield the relations between input sizes under which the exported branches are taken, with their locations.
-
-    Raises:
-        UnsupportedModelError: a branch of the model depends on a condition that is not a formula of sizes.
-    """
+    """Yield the relations between input sizes under which the exported branches are taken, with their locations. Raises
+    UnsupportedModelError if a branch of the model depends on a condition that is not a formula of sizes."""
     values = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
     environments = {id(mode.shape_env): mode.shape_env for mode in (getattr(each, "fake_mode", None) for each in values)
                     if mode is not None and mode.shape_env is not None}  # fmt: skip
@@ -111,11 +108,8 @@ _LARGEST_DENOMINATOR = 1 << 20
 
 
 def size_formula(size: Any) -> str:
-    """Return an integer, symbolic size or sympy expression as a formula; strings are returned unchanged.
-
-    Raises:
-        FormulaError: it has parts that formulas lack, such as a square root.
-    """
+    """Return an integer, symbolic size or sympy expression as a formula; strings are returned unchanged. Raises
+    FormulaError if it has parts that formulas lack, such as a square root."""
     text = size if isinstance(size, str) else _text(getattr(getattr(size, "node", None), "expr", size))
     parsed(text)
     return text
@@ -156,11 +150,8 @@ _TRUTHS: dict[str, Callable[[str], str]] = {
 
 
 def _fraction(expr: Any) -> tuple[Any, Any]:
-    """Return an expression as a quotient of integer expressions; the divisor is positive, like sizes.
-
-    Raises:
-        FormulaError: a float has more digits than products with sizes preserve.
-    """
+    """Return an expression as a quotient of integer expressions; the divisor is positive, like sizes. Raises
+    FormulaError if a float has more digits than products with sizes preserve."""
     import sympy
     from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
 

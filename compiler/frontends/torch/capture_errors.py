@@ -32,10 +32,7 @@ _LONGEST = 300
 
 def capture_error(error: Exception, example: Sequence[Any] = (), remaining: str | None = None) -> InvalidModelError:
     """Return the error for a model that `torch.export` failed on with these inputs; torch's report is its cause.
-
-    Args:
-        remaining: `dynamic_shapes` without the dimensions named in the report, if any remain.
-    """
+    `remaining`: `dynamic_shapes` without the dimensions named in the report, if any remain."""
     text = str(error)
     where = line_of_the_model(error.__traceback__)
     if "data-dependent" in text:

@@ -24,11 +24,8 @@ _NEIGHBOURS = 256  # sizes tested on either side of the example's
 
 
 class OpenSizes:
-    """The dynamic sizes of a program's inputs, and the conditions on them in the original program.
-
-    Args:
-        parameters: the parameters of the model's `forward`; empty for a program exported by the caller.
-    """
+    """The dynamic sizes of a program's inputs, and the conditions on them in the original program. `parameters`: the
+    parameters of the model's `forward`; empty for a program exported by the caller."""
 
     def __init__(
         self, program: torch.export.ExportedProgram, parameters: Mapping[str, inspect.Parameter], dynamic_shapes: Any
@@ -60,11 +57,8 @@ class OpenSizes:
         }
 
     def added(self) -> list[Condition]:
-        """Return the conditions added since that results depend on, and the equations on one size.
-
-        Raises:
-            UnsupportedModelError: one of them fixes a size.
-        """
+        """Return the conditions added since that results depend on, and the equations on one size. Raises
+        UnsupportedModelError if one of them fixes a size."""
         guards = () if self._environment is None else self._environment.guards[self._known :]
         fixed, conditions = self._fixed_by_the_model(), []
         for guard in guards:

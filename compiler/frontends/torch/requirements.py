@@ -283,11 +283,8 @@ _ARTIFICIAL_MIN = 2
 
 @dataclass(frozen=True)
 class Dimension:
-    """A dynamic dimension of an input: `factor * symbol + offset`, for a symbol of `torch.export`.
-
-    Attributes:
-        input, axis: its position.
-    """
+    """A dynamic dimension of an input: `factor * symbol + offset`, for a symbol of `torch.export`. `input`, `axis`: its
+    position."""
 
     input: str
     axis: int

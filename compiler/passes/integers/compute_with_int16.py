@@ -82,10 +82,7 @@ def _operands(graph: Graph, call: Call, filters: int) -> tuple[Quantized, Intege
 
 def sums_fit(weight: Array, filters: int, *, symmetric: bool = True) -> bool:
     """True if int32 holds the sums of any 16-bit data times integer weights with one filter per entry of an axis.
-
-    Args:
-        symmetric: the data is int16 with zero point 0: |256 h| + |l| is at most 2**15 + 2**8; otherwise twice that.
-    """
+    `symmetric`: the data is int16 with zero point 0: |256 h| + |l| is at most 2**15 + 2**8; otherwise twice that."""
     others = tuple(axis for axis in range(weight.ndim) if axis != filters)
     largest = int(np.abs(weight.astype(np.int64)).sum(axis=others).max())
     return largest * (2**15 + 2**8) * (1 if symmetric else 2) < _MAX_SUM

@@ -287,11 +287,8 @@ class Storage:
 
 
 def assign(lifetimes: Sequence[Lifetime], in_place: Mapping[int, int]) -> tuple[list[int], list[int]]:
-    """Return the storage of each tensor, and the size of each storage in bytes.
-
-    Args:
-        in_place: tensor -> a tensor whose memory it may reuse, last read by the kernel that writes the new one.
-    """
+    """Return the storage of each tensor, and the size of each storage in bytes. `in_place`: tensor -> a tensor whose
+    memory it may reuse, last read by the kernel that writes the new one."""
     storages: list[Storage] = []
     chosen = [-1] * len(lifetimes)
     order = sorted(range(len(lifetimes)), key=lambda i: (-lifetimes[i].size, lifetimes[i].start))

@@ -240,10 +240,7 @@ def _copied(value: Expr, tail: list[Binding], builder: BlockBuilder) -> Expr:
 
 class Roots:
     """Parameters and allocations that variables may alias: sets, since a branch or function may return one of several.
-
-    Attributes:
-        defined: the time (position among the bindings) at which each variable is bound.
-    """
+    `defined`: the time (position among the bindings) at which each variable is bound."""
 
     def __init__(self, parameters: Iterable[Expr], bindings: Sequence[Binding]) -> None:
         self.defined: dict[Var, int] = {}

@@ -22,11 +22,7 @@ _MAX_SUCCESSORS = 16  # of a removed variable
 
 
 class NodeTracker:
-    """The model nodes of a module's variables, by name.
-
-    Args:
-        nodes: the nodes of the pipeline's input module.
-    """
+    """The model nodes of a module's variables, by name. `nodes`: the nodes of the pipeline's input module."""
 
     def __init__(self, nodes: Mapping[str, Nodes] | None = None) -> None:
         self.nodes: dict[str, Nodes] = dict(nodes or {})
@@ -139,11 +135,8 @@ def _inverted(reads: Mapping[str, list[str]]) -> dict[str, list[str]]:
 def _nearest(
     order: Iterable[str], neighbours: Mapping[str, list[str]], wanted: Collection[str]
 ) -> dict[str, list[str]]:
-    """Map each variable to the nearest wanted ones in one direction, a few at most, including `_RESULT`.
-
-    Args:
-        order: the variables, each after its neighbors.
-    """
+    """Map each variable to the nearest wanted ones in one direction, a few at most, including `_RESULT`. `order`: the
+    variables, each after its neighbors."""
     found: dict[str, list[str]] = {_RESULT: [_RESULT]}
     for variable in order:
         if variable == _RESULT:

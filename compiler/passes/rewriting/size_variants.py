@@ -24,10 +24,7 @@ ANY_SIZE = "any_size"
 
 def with_variants(mod: IRModule, variants: Sequence[Mapping[str, int]]) -> IRModule:
     """Return `mod` with a function for each variant, and one for all other sizes, to which `main` dispatches.
-
-    Args:
-        variants: sizes of symbolic dimensions of `main`'s parameters, by name; the first match is used.
-    """
+    `variants`: sizes of symbolic dimensions of `main`'s parameters, by name; the first match is used."""
     main = mod[ENTRY]
     builder = relax.BlockBuilder(IRModule({var: each for var, each in mod.functions_items() if var.name_hint != ENTRY}))
     general = builder.add_func(_private(main, {}), ANY_SIZE)

@@ -50,15 +50,13 @@ def create_app(
     control: Callable[[Repository], Control] = LocalControl,
     on_demand: Callable[[Repository], Routes] | None = None,
 ) -> Application:
-    """Create an ASGI application that serves models and loads them at startup.
+    """Create an ASGI application that serves models and loads them at startup. Raises MissingDependencyError if a
+    package of the extra `serve` is missing.
 
     Args:
         control: loads and unloads models, if several processes are involved.
         on_demand: creates routes that come first, and load the requested model; then none is loaded at
             startup.
-
-    Raises:
-        MissingDependencyError: a package of the extra `serve` is missing.
     """
     options = options or AppOptions()
     metrics = Metrics(options.price)

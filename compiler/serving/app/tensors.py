@@ -52,13 +52,10 @@ def metadata(tensor: TensorDescription) -> dict[str, Any]:
 
 
 def read_inputs(listed: Any, binary: memoryview, limits: Limits) -> dict[str, Array]:
-    """Read the inputs of a request.
+    """Read the inputs of a request. Raises InputError if names, types, shapes or data are invalid.
 
     Args:
         binary: bytes after the JSON; arrays are views of it if alignment permits.
-
-    Raises:
-        InputError: names, types, shapes or data are invalid.
     """
     if not isinstance(listed, list) or not listed:
         raise InputError("'inputs' must be a list of tensors")
@@ -144,11 +141,8 @@ def _from_list(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], name: st
 def write_outputs(
     outputs: Mapping[str, Array], binary: Mapping[str, bool], by_default: bool
 ) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """Return the outputs of an answer, and the bytes after its JSON.
-
-    Raises:
-        InputError: an output's element type has no name in the protocol.
-    """
+    """Return the outputs of an answer, and the bytes after its JSON. Raises InputError if an output's element type has
+    no name in the protocol."""
     listed: list[dict[str, Any]] = []
     chunks: list[bytes] = []
     for name, array in outputs.items():

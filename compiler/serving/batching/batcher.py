@@ -324,11 +324,8 @@ class InputChecker:
         self._known: dict[tuple[tuple[int, ...], ...], tuple[int, tuple[Any, ...]]] = {}
 
     def check(self, inputs: Mapping[str, Array]) -> tuple[int, tuple[Any, ...]]:
-        """Return the number of rows, and a key that is equal for requests that can run together.
-
-        Raises:
-            InputError: the inputs do not fit the model.
-        """
+        """Return the number of rows, and a key that is equal for requests that can run together. Raises InputError if
+        the inputs do not fit the model."""
         if len(inputs) != len(self._specs):
             raise self._names_error(inputs)
         shapes = []

@@ -128,11 +128,8 @@ class Costs:
 
 
 class Accuracy:
-    """Excess of latencies over the expected ones: a factor that few of them exceed, followed step by step.
-
-    Attributes:
-        factor: from an expected latency to one that is seldom exceeded.
-    """
+    """Excess of latencies over the expected ones: a factor that few of them exceed, followed step by step. `factor`:
+    from an expected latency to one that is seldom exceeded."""
 
     _SHARE = 0.005  # fraction of latencies that may exceed it
     _STEP = 0.05

@@ -43,7 +43,7 @@ class ModuleService:
         cores: int | None = None,
         batched: bool = True,
     ) -> None:
-        """Serve a module.
+        """Serve a module. Raises OptionError if a number is below 1.
 
         Args:
             runners: number of concurrent runs; None: as many as the cores have room for.
@@ -51,9 +51,6 @@ class ModuleService:
                 setting.
             cores: number of cores to use; None for all.
             batched: look for rows that can run together (`layout`), which takes a few runs at start.
-
-        Raises:
-            OptionError: a number is below 1.
         """
         cores = usable_cores() if cores is None else cores
         if threads is None:

@@ -59,11 +59,8 @@ class EmbeddingCache(Wrapper):
         self._coming: dict[str, asyncio.Future[Answer]] = {}
 
     async def start(self) -> None:
-        """Start the inner service.
-
-        Raises:
-            OptionError: the model's tensors do not begin with the batch, or its outputs are not of one size per row.
-        """
+        """Start the inner service. Raises OptionError if the model's tensors do not begin with the batch, or its
+        outputs are not of one size per row."""
         await self.inner.start()  # a batcher determines then which modules have a batch
         check_batched(self.inner, "an embedding cache")
         for output in self.inner.outputs:

@@ -17,11 +17,8 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Answer:
-    """Cached part of a response; its arrays are the cache's own.
-
-    Attributes:
-        accuracy: accuracy of the variant that computed it, relative to the reference variant.
-    """
+    """Cached part of a response; its arrays are the cache's own. `accuracy`: accuracy of the variant that computed it,
+    relative to the reference variant."""
 
     outputs: Mapping[str, Array]
     served_by: str

@@ -38,14 +38,11 @@ class Cascade(Wrapper):
         *,
         feeds: Mapping[str, str] | None = None,
     ) -> None:
-        """Combine two models.
+        """Combine two models. Raises OptionError if there is no calibration, or the models do not fit together.
 
         Args:
             calibration: the score and its threshold, with the measured cost and accuracy.
             feeds: inputs of the large model that are outputs of the small one.
-
-        Raises:
-            OptionError: there is no calibration, or the models do not fit together.
         """
         if not isinstance(calibration, CascadeCalibration):
             raise OptionError(

@@ -150,11 +150,7 @@ class Router(Wrapper):
         await asyncio.gather(*(each.close() for each in (*self.routes.values(), *_judge_of(self._rule))))
 
     async def infer(self, request: Request) -> Response:
-        """Answer with the routes that the rule chooses.
-
-        Raises:
-            OptionError: the rule names an unknown route.
-        """
+        """Answer with the routes that the rule chooses. Raises OptionError if the rule names an unknown route."""
         count = row_count(request.inputs)
         chosen = await self._rule.routes(request, count)
         unknown = set(chosen) - set(self.routes)

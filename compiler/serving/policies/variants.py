@@ -106,14 +106,12 @@ class Variants(Wrapper):
         waiting_ms: Callable[[], float] | None = None,
         reference: str | None = None,
     ) -> None:
-        """Combine variants under the name of the most accurate one.
+        """Combine variants under the name of the most accurate one. Raises OptionError if there is no variant, two have
+        the same name, or their inputs or outputs differ.
 
         Args:
             waiting_ms: the queued work per core; None: computed from the requests in progress and the variants' costs.
             reference: the variant to compare others with; None: the most accurate.
-
-        Raises:
-            OptionError: there is no variant, two have the same name, or their inputs or outputs differ.
         """
         if not variants or len({each.name for each in variants}) != len(variants):
             raise OptionError(f"variants {[each.name for each in variants]}", "give one or more, each with its name")

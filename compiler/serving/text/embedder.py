@@ -35,11 +35,7 @@ class ServiceEmbedder:
     """Embeds texts, each in a separate request, so that a batcher combines those of equal length."""
 
     def __init__(self, service: Service, options: TextOptions) -> None:
-        """Determine the token inputs of the service.
-
-        Raises:
-            InputError: it does not map tokens to vectors.
-        """
+        """Determine the token inputs of the service. Raises InputError if it does not map tokens to vectors."""
         self._service, self._options = service, options
         inputs = {each.name: each for each in service.inputs}
         name = next((each for each in _IDS if each in inputs), None)

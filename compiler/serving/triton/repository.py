@@ -51,15 +51,12 @@ BACKEND = "tensorwright"
 
 
 def configuration_text(name: str, manifest: Manifest, max_rows: int, instances: int) -> str:
-    """Generate the text of `config.pbtxt`.
+    """Generate the text of `config.pbtxt`. Raises OptionError if Triton has no name for an element type.
 
     Args:
         name: name of the model in Triton.
         max_rows: maximum rows per batch; 0: no batching.
         instances: number of concurrent runs.
-
-    Raises:
-        OptionError: Triton has no name for an element type.
     """
     lines = [
         f"name: {_quoted(name)}",

@@ -28,14 +28,12 @@ _CONTINUE = b"100-continue"
 def check_head(
     version: str, url: bytes, headers: Mapping[bytes, bytes], header_bytes: int, twice: bytes | None, limits: Limits
 ) -> None:
-    """Refuse too large heads, and headers that leave the end or the host of a request ambiguous.
+    """Refuse too large heads, and headers that leave the end or the host of a request ambiguous. Raises HttpError if it
+    is refused.
 
     Args:
         header_bytes: size of all headers.
         twice: a header in `SINGLE` that was given more than once.
-
-    Raises:
-        HttpError: it is refused.
     """
     if len(url) > limits.header_bytes:
         raise HttpError(414, "the request's target is too long")

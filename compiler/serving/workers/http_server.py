@@ -59,13 +59,10 @@ class Server:
     """Serves a request handler until `stop`; the `Owner` of its connections."""
 
     def __init__(self, handler: Handler, options: HttpOptions, started: Callable[[], None] = lambda: None) -> None:
-        """Create a server.
+        """Create a server. Raises OptionError if a certificate or key cannot be read, or does not fit.
 
         Args:
             started: called when connections are accepted.
-
-        Raises:
-            OptionError: a certificate or key cannot be read, or does not fit.
         """
         self.handler = handler
         self.connections: dict[Connection, None] = {}  # least recently active first
@@ -82,12 +79,8 @@ class Server:
         self._stopping = asyncio.Event()
 
     async def serve(self, source: socket) -> None:
-        """Serve until `stop`, and end once requests are answered or the drain time is over.
-
-        Args:
-            source: a bound socket to accept connections from, or a Unix socket over which a `Distributor` sends
-                them.
-        """
+        """Serve until `stop`, and end once requests are answered or the drain time is over. `source`: a bound socket to
+        accept connections from, or a Unix socket over which a `Distributor` sends them."""
         loop = asyncio.get_running_loop()
         close = await (self._receiving(source) if source.family == AF_UNIX else self._accepting(source))
         looking = loop.create_task(self._look())

@@ -35,10 +35,7 @@ class Worker:
 
     Its time limits do not use the wall clock, so that they do not depend on how busy the machine is: a request is
     overdue if its process has used this many seconds of processor time, or has been idle for that long (it hangs, or
-    waits for something that hangs: a device that does not answer).
-
-    Attributes:
-        starts: number of times that it was started.
+    waits for something that hangs: a device that does not answer). `starts`: number of times that it was started.
     """
 
     def __init__(

@@ -19,10 +19,7 @@ _REQUEST_SECONDS = 60.0
 
 def with_fleets(devices: Sequence[str]) -> tuple[str, ...]:
     """The devices to measure on: a tracker's key, however often it is named, is replaced by all servers that have it.
-
-    Raises:
-        OptionError: a tracker has no server with a key, or does not answer.
-    """
+    Raises OptionError if a tracker has no server with a key, or does not answer."""
     found: list[str] = []
     for device in dict.fromkeys(devices):
         key, host, port = (None, "", 0) if device == LOCAL else parse_device(device)
@@ -55,11 +52,8 @@ def _summary(tracker: tuple[str, int], device: str) -> dict[str, Any]:
 
 
 def request_server(key: str, tracker: tuple[str, int]) -> tuple[str, int, str]:
-    """Address and password of a server that is free now. Unlike TVM's own request, it does not wait forever.
-
-    Raises:
-        DeviceError: none is free.
-    """
+    """Address and password of a server that is free now. Unlike TVM's own request, it does not wait forever. Raises
+    DeviceError if none is free."""
     session = rpc.connect_tracker(*tracker)
     try:
         session._sock.settimeout(_REQUEST_SECONDS)

@@ -247,11 +247,8 @@ class MeasurementPool(CandidatePool):
 
     def trials(self, trials: Sequence[Trial], emit: Emit) -> list[Outcome]:
         """Build and time configs; `emit` is called with each outcome as soon as it is known. Bad candidates never
-        raise.
-
-        Raises:
-            DeviceLostError: no device can be reached any more; configs not yet measured are not recorded as failed.
-        """
+        raise. Raises DeviceLostError if no device can be reached any more; configs not yet measured are not recorded as
+        failed."""
         batch = _Batch(trials, emit, deque(range(len(trials))))
         while len(batch.outcomes) < len(trials):
             self._dispatch(batch)

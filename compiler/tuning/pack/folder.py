@@ -272,13 +272,11 @@ def symbol_of(index: int) -> str:
 def build_library(
     chosen: Sequence[Candidate], target: targets.Target, path: Path
 ) -> tuple[list[Candidate], dict[Candidate, str]]:
-    """Write a library of candidates with one function each, named by its index.
+    """Write a library of candidates with one function each, named by its index. Raises TargetError if the first one,
+    the default, cannot be built.
 
     Returns:
         The candidates in it in order, and the reasons why others are missing.
-
-    Raises:
-        TargetError: the first one, the default, cannot be built.
     """
     try:
         _link(chosen, target, path)
@@ -333,11 +331,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidates of a task, the rule's default first; `failed` maps configs without code to reasons.
-
-    Attributes:
-        workspaces: number of trailing parameters that are buffers between launches.
-    """
+    """Candidates of a task, the rule's default first; `failed` maps configs without code to reasons. `workspaces`:
+    number of trailing parameters that are buffers between launches."""
 
     task: Task
     chosen: tuple[Candidate, ...]
@@ -358,11 +353,8 @@ def ranked_configs(task: Task, machine: Any, known: Collection[Config]) -> list[
 
 
 def candidates(task: Task, target: targets.Target, configs: Sequence[Config]) -> Candidates:
-    """The code of a task's configs, the first of which is the default.
-
-    Raises:
-        schedules.errors.ScheduleError: the default produces no code.
-    """
+    """The code of a task's configs, the first of which is the default. Raises schedules.errors.ScheduleError if the
+    default produces no code."""
     kernel = Kernel.of(tvm.ir.load_json(task.kernel.function))
     scheduled: dict[Config, PrimFunc] = {}
     failed: dict[Config, str] = {}

@@ -160,7 +160,8 @@ def cached_attention(
 ) -> Expr:
     """Softmax attention of new queries over the first rows of a cache of keys and values, without copying them.
 
-    Only the visible rows are read. The queries' own rows must already be in the cache.
+    Only the visible rows are read. The queries' own rows must already be in the cache. Raises ValueError if options or
+    shapes do not match.
 
     Args:
         builder: the `relax.BlockBuilder` that is building the function; the returned call is not bound to a variable.
@@ -172,9 +173,6 @@ def cached_attention(
 
     Returns:
         The call: (batch, queries, heads, value size) in the type of the query; 0 for a query that sees no row.
-
-    Raises:
-        ValueError: options or shapes do not match.
     """
     options = options or AttentionOptions()
     given = _given(query, key, value, options)

@@ -21,11 +21,8 @@ REGISTER_LANES = 4  # 32-bit lanes
 
 
 def in_quarters(symbol: str, single: str, lanes: int, scalar: str) -> str:
-    """A function (sum, a, b) on `lanes` lanes that calls `single`, a four-lane function, on each run of four.
-
-    Args:
-        scalar: LLVM's type of the sum; a and b are 32-bit integers.
-    """
+    """A function (sum, a, b) on `lanes` lanes that calls `single`, a four-lane function, on each run of four. `scalar`:
+    LLVM's type of the sum; a and b are 32-bit integers."""
     types = {"c": scalar, "a": "i32", "b": "i32"}
     arguments = ", ".join(f"<{lanes} x {kind}> %{name}" for name, kind in types.items())
     lines = [f"define <{lanes} x {scalar}> @{symbol}({arguments}) alwaysinline nounwind {{"]

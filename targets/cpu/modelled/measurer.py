@@ -178,14 +178,11 @@ class Core:
 
 
 def analyse(text: str, core: Core, cores: int, tools: LlvmTools) -> Pipeline:
-    """The cost of a kernel.
+    """The cost of a kernel. Raises ModelError if a tool failed, or the control flow cannot be followed.
 
     Args:
         text: its LLVM IR, optimized.
         cores: number of cores that share parallel loops.
-
-    Raises:
-        ModelError: a tool failed, or the control flow cannot be followed.
     """
     functions = ir.parse(text)
     counts = frequencies(functions, cores)

@@ -96,11 +96,7 @@ class BlockRun:
         self._slower = [1.0 if each in SHARED_BY_PARTITIONS else uneven for each in RESOURCES]
 
     def run(self) -> Demand:
-        """Execute the block.
-
-        Raises:
-            TargetError: it does not end within `MAX_STEPS` instructions.
-        """
+        """Execute the block. Raises TargetError if it does not end within `MAX_STEPS` instructions."""
         lanes = self._warps * WARP
         start: Mask | None = None if lanes == self._launch.threads else np.arange(lanes) < self._launch.threads
         fronts: list[tuple[int, int, Mask | None]] = [(0, 0, start)]
@@ -355,11 +351,8 @@ class Access:
 
 
 class Traffic:
-    """Accesses of a block of `lanes` threads, a multiple of 32; analyses of equal patterns are kept.
-
-    Args:
-        l1_pass: cycles for 128 bytes of global memory from the L1 cache.
-    """
+    """Accesses of a block of `lanes` threads, a multiple of 32; analyses of equal patterns are kept. `l1_pass`: cycles
+    for 128 bytes of global memory from the L1 cache."""
 
     def __init__(self, lanes: int, l1_pass: int = 1) -> None:
         self._lanes, self._l1_pass = lanes, l1_pass

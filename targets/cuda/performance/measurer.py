@@ -92,11 +92,8 @@ def device_of(machine: GpuMachine) -> Device:
 
 
 def kernel_launches(function: PrimFunc) -> list[Launch]:
-    """The sizes of a scheduled PrimFunc's launches, in order.
-
-    Raises:
-        TargetError: a size is not known before the kernel runs.
-    """
+    """The sizes of a scheduled PrimFunc's launches, in order. Raises TargetError if a size is not known before the
+    kernel runs."""
     found = []
     for extents in _launches_below(function.body):
         block, grid = ([extents.get(f"{name}.{axis}", 1) for axis in _AXES] for name in ("threadIdx", "blockIdx"))
@@ -220,13 +217,11 @@ class LaunchEstimate:
 def estimate_launch(
     kernel: Kernel, resources: KernelResources, launch: Launch, device: Device, nbytes: int = 0
 ) -> LaunchEstimate:
-    """The time of a launch.
+    """The time of a launch. Raises TargetError if the kernel cannot be modeled, or its block does not fit a
+    multiprocessor.
 
     Args:
         nbytes: least traffic with the device's memory, in bytes.
-
-    Raises:
-        TargetError: the kernel cannot be modeled, or its block does not fit a multiprocessor.
     """
     model = multiprocessor(device.compute_capability)
     held = occupancy(model, launch.threads, resources.registers, resources.shared)

@@ -349,11 +349,7 @@ def _addresses(kernel: Kernel) -> dict[str, int]:
 
 
 def program_of(kernel: Kernel, model: Multiprocessor) -> Program:
-    """A kernel, decoded for a multiprocessor.
-
-    Raises:
-        TargetError: it has instructions that are not modeled.
-    """
+    """A kernel, decoded for a multiprocessor. Raises TargetError if it has instructions that are not modeled."""
     reader = _Reader(kernel, model)
     blocks = tuple(tuple(map(reader.step, with_joined_accesses(block))) for block in kernel.blocks)
     fixed = []
@@ -421,11 +417,7 @@ class Kernel:
 
 
 def parse(text: str) -> list[Kernel]:
-    """The kernels of a PTX module.
-
-    Raises:
-        TargetError: the text cannot be parsed.
-    """
+    """The kernels of a PTX module. Raises TargetError if the text cannot be parsed."""
     text = _COMMENT.sub("", text)
     outside, kernels, end = [], [], 0
     for match in _ENTRY.finditer(text):

@@ -72,11 +72,7 @@ _MULTIPROCESSORS = {
 
 
 def multiprocessor(compute_capability: int) -> Multiprocessor:
-    """The multiprocessor of a compute capability.
-
-    Raises:
-        TargetError: none is described.
-    """
+    """The multiprocessor of a compute capability. Raises TargetError if none is described."""
     found = _MULTIPROCESSORS.get(compute_capability)
     if found is None:
         known = ", ".join(f"{each / 10}" for each in _MULTIPROCESSORS)

@@ -169,10 +169,8 @@ def fitted(weight: Weight, data: Quantized, result: Result, behind: int) -> tupl
     filters'.
 
     A filter whose weight scale is too small for its bias gets a larger scale: its sums are tiny compared to the bias,
-    and the error of rounding its weights again is a small part of a step of the result.
-
-    Raises:
-        Unsupported: the bias is not one number per filter, or the error is too large.
+    and the error of rounding its weights again is a small part of a step of the result. Raises Unsupported if the bias
+    is not one number per filter, or the error is too large.
     """
     filters = weight.values.shape[weight.axis]
     step = np.broadcast_to(np.asarray(data.scale * weight.scale, np.float64), filters)

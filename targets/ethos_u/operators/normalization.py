@@ -65,11 +65,8 @@ def group_normalization(view: View, call: Call, result: Result) -> Step:
 
 
 def _epsilon_of(kernel: Kernel, data: Quantized) -> float:
-    """Epsilon that the kernel adds to the variance, from the result for two small numbers, which it shrinks.
-
-    Raises:
-        Unsupported: it does not normalize the channels one by one.
-    """
+    """Epsilon that the kernel adds to the variance, from the result for two small numbers, which it shrinks. Raises
+    Unsupported if it does not normalize the channels one by one."""
     channels, size = data.shape[1], math.prod(data.shape[2:])
     plain = np.ones(channels, np.float32), np.zeros(channels, np.float32)
     small = np.zeros((channels, size))

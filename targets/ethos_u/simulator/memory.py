@@ -52,11 +52,8 @@ class Registers:
 
 
 def operations(program: bytes) -> Iterator[tuple[int, int, Registers]]:
-    """(code, parameter, registers) of each operation, in order, until the program stops.
-
-    Raises:
-        ValueError: it is not a program, or has a command that the hardware lacks.
-    """
+    """(code, parameter, registers) of each operation, in order, until the program stops. Raises ValueError if it is not
+    a program, or has a command that the hardware lacks."""
     words = _commands(program)
     registers = Registers()
     position = 0

@@ -116,10 +116,7 @@ TFL, TRUNCATE, NATURAL = range(3)
 
 def scaled(values: Array, multiplier: Array | int, shift: Array | int, rounding: int) -> Array:
     """values * multiplier / 2**shift in int64; products of 40-bit sums and 32-bit multipliers that do not fit raise.
-
-    Raises:
-        OverflowError: a product does not fit 64 bits, although it would fit the hardware's 72.
-    """
+    Raises OverflowError if a product does not fit 64 bits, although it would fit the hardware's 72."""
     multiplier, shift = np.asarray(multiplier, np.int64), np.asarray(shift, np.int64)
     largest = float(np.abs(values.astype(np.float64)).max(initial=0.0)) * float(np.abs(multiplier).max())
     if largest >= 2.0**62:
@@ -470,11 +467,7 @@ _INTERNAL = 1 << 8
 
 
 class Executor:
-    """Runs programs for one accelerator.
-
-    Attributes:
-        counts: number of operations run of each kind, by name.
-    """
+    """Runs programs for one accelerator. `counts`: number of operations run of each kind, by name."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator

@@ -98,11 +98,7 @@ class _Walk:
 
 
 def tree_table(ensemble: Ensemble, input_type: str) -> TreeTable:
-    """Return the table for data of `input_type`.
-
-    Raises:
-        TreeError: the nodes do not form trees.
-    """
+    """Return the table for data of `input_type`. Raises TreeError if the nodes do not form trees."""
     single = _values_in_single(ensemble, input_type)
     walk = _walk(ensemble)
     modes = ensemble.modes[walk.nodes]
