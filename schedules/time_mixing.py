@@ -112,8 +112,7 @@ class _TimeMix:
         return [
             *steps,
             *self._sum(
-                "bonus",
-                lambda at: self._get("key", at) * self._get("query", at) * self._constant("bonus", head, at),
+                "bonus", lambda at: self._get("key", at) * self._get("query", at) * self._constant("bonus", head, at)
             ),
         ]
 

@@ -99,8 +99,7 @@ def application(arguments: Sequence[str] = ()) -> typer.Typer:
 def _overview(
     context: typer.Context,
     _version_option: Annotated[
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Show versions and the machine."),
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions and the machine.")
     ] = False,
     _debug: Annotated[
         bool, typer.Option("--debug", help="Show the full traceback of an error (or set TENSORWRIGHT_DEBUG=1).")

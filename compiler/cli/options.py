@@ -48,9 +48,7 @@ RUN_SHAPES = option(
     "Sizes of an input (input_ids=1,64) or of a dynamic dimension (batch=8), 1 if not given.", "NAME=SIZES", "--shape"
 )
 CONSTANTS = option(
-    "Replace an input by a constant: a .npy file, a number, true, false, or a list.",
-    "INPUT=VALUE",
-    "--constant",
+    "Replace an input by a constant: a .npy file, a number, true, false, or a list.", "INPUT=VALUE", "--constant"
 )
 INPUTS = option(
     "A .npy file, an array of an .npz file, a number, a list, or `random`; FILE.npz alone gives all its arrays. Inputs "
@@ -93,8 +91,7 @@ class ImportOptions:
         "INPUT=OUTPUT",
     )
     capacity: str | None = option(
-        "Capacity in rows of growing states, written in place; or a name, whose size each session chooses.",
-        "ROWS",
+        "Capacity in rows of growing states, written in place; or a name, whose size each session chooses.", "ROWS"
     )
 
 

@@ -30,7 +30,7 @@ from schedules.attention.cache.rule import CacheWorkload, cache_cycles, sizes_of
 from schedules.attention.rule import Attention, AttentionInt8, AttentionWorkload, cycles_in_tiles
 from schedules.conv.dot import CONV_DOT, CONV_TILES
 from schedules.conv.workload import DotWorkload, TilesWorkload
-from schedules.instructions.dot_products.operation import DOT_BF16, DotInstruction
+from schedules.instructions.dot_products.operation import DOT_BF16, Instruction
 from schedules.instructions.dot_products.table import tile_instruction, vector_instructions
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import Kernel
@@ -235,7 +235,7 @@ def _of_blocks(rule: str, work: BlockWorkload, machine: Machine) -> float:
     return block_cycles(work.rows, work.columns, work.depth, layout, machine, in_tiles=in_tiles)
 
 
-def _tiles_of(rule: str, workload: object, machine: Machine) -> DotInstruction | None:
+def _tiles_of(rule: str, workload: object, machine: Machine) -> Instruction | None:
     """The instruction with tile accumulators that a kernel uses, or None."""
     if isinstance(workload, BlockWorkload):
         layout = BlockFormat.of_text(workload.layout)

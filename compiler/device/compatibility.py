@@ -177,10 +177,7 @@ def _device_problem(needed: object, server: ServerVersions) -> tuple[str, str] |
     least = int(needed.get("compute_capability", 0))
     if server.device_problem:
         problem, _, hint = server.device_problem.partition("\n  hint: ")
-        return (
-            problem,
-            hint or "start the tensorwright-server of a bundle for a GPU on a machine with one",
-        )
+        return (problem, hint or "start the tensorwright-server of a bundle for a GPU on a machine with one")
     if any(each.compute_capability >= least for each in server.devices):
         return None
     has = ", ".join(f"{each.name} ({each.compute_capability / 10})" for each in server.devices)

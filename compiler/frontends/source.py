@@ -206,19 +206,14 @@ def _import_file(path: Path, options: ImportOptions) -> ImportedModel:
 
 def _import_onnx(source: Path | onnx.ModelProto | bytes, options: ImportOptions) -> ImportedModel:
     return import_onnx(
-        source,
-        shapes=options.shapes,
-        constants=options.constants,
-        outputs=options.outputs,
-        state=_pairs(options.state),
+        source, shapes=options.shapes, constants=options.constants, outputs=options.outputs, state=_pairs(options.state)
     )
 
 
 def _only_for_torch_modules(options: ImportOptions) -> None:
     if options.example_inputs is not None or options.dynamic_shapes is not None:
         raise OptionError(
-            "example_inputs and dynamic_shapes are for torch.nn.Module sources",
-            "give the sizes of inputs in shapes=",
+            "example_inputs and dynamic_shapes are for torch.nn.Module sources", "give the sizes of inputs in shapes="
         )
 
 

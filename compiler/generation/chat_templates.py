@@ -15,11 +15,7 @@ from compiler.support.optional import optional_module
 from compiler.support.shown import shown
 
 Messages = Sequence[Mapping[str, Any]]
-_REASONING = (
-    "reasoning_content",
-    "thinking",
-    "reasoning",
-)  # keys of a message's reasoning; the first is the usual one
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # keys of a message's reasoning; the first is the usual one
 _MAX_RANGE = 1 << 20  # items of all ranges in one rendering
 _MAX_REPEATED = 1 << 24  # characters or items of a repeated text or list
 _MAX_POWER = 4096  # bits

@@ -82,10 +82,7 @@ class Grammars:
             if number < vocabulary and number not in stop_tokens:  # no text has the byte: only formats that name it
                 tokens[number] = b"\xff" + text.encode()
         information = self._package.TokenizerInfo(
-            tokens,
-            self._package.VocabType.RAW,
-            vocab_size=vocabulary,
-            stop_token_ids=list(stop_tokens),
+            tokens, self._package.VocabType.RAW, vocab_size=vocabulary, stop_token_ids=list(stop_tokens)
         )
         self._compiler = self._package.GrammarCompiler(information, max_threads=1, cache_limit_bytes=_CACHE_BYTES)
         self._lock = threading.Lock()

@@ -8,12 +8,7 @@ from contextlib import suppress
 
 from compiler.artifact import Artifact
 from compiler.artifact.fields import FieldError, decode
-from compiler.artifact.language_model import (
-    DESCRIPTION_ASSET,
-    ENCODER_ASSET,
-    TOKENIZER_ASSET,
-    LanguageModelDescription,
-)
+from compiler.artifact.language_model import DESCRIPTION_ASSET, ENCODER_ASSET, TOKENIZER_ASSET, LanguageModelDescription
 from compiler.artifact.native_tokenizer.character_sets import refused, stripped_by_python
 from compiler.artifact.native_tokenizer.tokenizer import write_tokenizer
 from compiler.artifact.native_tokenizer.writer import Writer

@@ -39,7 +39,7 @@ from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.estimate import Estimate, tail
 from schedules.instructions.dot_products.amx import BLOCK_ROWS, STEPS
-from schedules.instructions.dot_products.operation import DOT_S8S8, DOT_U8S8, DotInstruction, Operation
+from schedules.instructions.dot_products.operation import DOT_S8S8, DOT_U8S8, Instruction, Operation
 from schedules.ir.expression import expression
 from schedules.ir.numbers import QUAD, ceil_div
 from schedules.ir.stages import Axis, Kernel, Stage, dtype_of
@@ -70,7 +70,7 @@ class AttentionWorkload(Workload):
 SOFTMAX_CYCLES = 12.0  # per vector of scores
 
 
-def cycles_in_tiles(work: AttentionWorkload, instruction: DotInstruction, machine: Machine) -> float:
+def cycles_in_tiles(work: AttentionWorkload, instruction: Instruction, machine: Machine) -> float:
     """Single-core cycles of attention with tile accumulators: matmuls padded to whole tiles, and the softmax."""
     step, lanes = STEPS * instruction.group, machine.lanes("float32")
     depth, keys = (ceil_div(each, step) * step for each in (work.depth, work.keys))
@@ -131,7 +131,7 @@ class Attention(CpuRule[AttentionWorkload]):
         body = self.writer(AttentionParts.of(stages), machine, config.integer("rows")).code()
         return build_function(kernel, [body], [])
 
-    def tiles(self, workload: AttentionWorkload, machine: Machine) -> DotInstruction | None:
+    def tiles(self, workload: AttentionWorkload, machine: Machine) -> Instruction | None:
         """The instruction with tile accumulators for these operands, if there is one."""
         in_words = workload.queries >= MIN_QUERIES and workload.dtype != "float32"
         known = workload.keys and workload.depth and workload.columns

@@ -36,7 +36,7 @@ from schedules.codegen.nest import (
 from schedules.codegen.parallel import MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile, Taps, block_sums, multiply_add
 from schedules.instructions.dot_products.amx import COLUMNS, ROW_BYTES, ROWS, STEPS
-from schedules.instructions.dot_products.operation import DOT_BF16, DotInstruction, Operation
+from schedules.instructions.dot_products.operation import DOT_BF16, Instruction, Operation
 from schedules.instructions.dot_products.table import tile_instruction
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
 from schedules.ir.expression import expression, index
@@ -365,7 +365,7 @@ class AttentionWriter:
 
     def _in_tiles(
         self,
-        instruction: DotInstruction,
+        instruction: Instruction,
         width: int,
         rows: NarrowRows,
         b: Factor,
@@ -418,6 +418,6 @@ def _plus(total: Expr, terms: Buffer | None, row: Index) -> Expr:
     return total if terms is None else total + tirx.BufferLoad(terms, [expression(row)])
 
 
-def attention_tiles(machine: Machine, operation: Operation) -> DotInstruction | None:
+def attention_tiles(machine: Machine, operation: Operation) -> Instruction | None:
     """The instruction with tile accumulators for an attention operation, if the machine has one."""
     return tile_instruction(machine, operation) if machine.lanes("float32") == COLUMNS else None

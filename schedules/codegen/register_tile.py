@@ -17,7 +17,7 @@ from math import prod
 
 from schedules.codegen.nest import allocate, allocate_tile, bind, lanes_of, load, repeat, sequence, split_repeat, store
 from schedules.instructions.dot_products.amx import BLOCK_ROWS, ROW_BYTES, ROWS, symbol_of
-from schedules.instructions.dot_products.operation import ONES, PARTIAL_STEPS, DotInstruction
+from schedules.instructions.dot_products.operation import ONES, PARTIAL_STEPS, Instruction
 from schedules.ir.expression import expression, index
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import shape_of
@@ -49,7 +49,7 @@ def with_room(buffer: Buffer) -> Buffer:
 
 
 def block_sums(
-    instruction: DotInstruction,
+    instruction: Instruction,
     a: Callable[[Expr], Expr],
     pitch: Index,
     taps: Taps,
@@ -92,7 +92,7 @@ def block_sums(
 
 
 def block_sums_without_room(
-    instruction: DotInstruction, a: Callable[[Expr], Expr], pitch: int, taps: Taps, b: Expr, sums: Buffer, rows: Index
+    instruction: Instruction, a: Callable[[Expr], Expr], pitch: int, taps: Taps, b: Expr, sums: Buffer, rows: Index
 ) -> Stmt:
     """`block_sums` of rows of whole contiguous taps, if memory after the rows must not be read: the last rows, fewer
     than 16, are copied."""

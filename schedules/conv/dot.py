@@ -44,14 +44,7 @@ from schedules.conv.tiling import (
     tile_for,
 )
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload
-from schedules.instructions.dot_products.operation import (
-    DOT_WORDS,
-    ONES,
-    PARTIAL_STEPS,
-    Operation,
-    joined,
-    row_of,
-)
+from schedules.instructions.dot_products.operation import DOT_WORDS, ONES, PARTIAL_STEPS, Operation, joined, row_of
 from schedules.instructions.dot_products.table import (
     matrix_instruction,
     partial_operation,

@@ -33,7 +33,7 @@ from schedules.conv.rule import BlockedRule
 from schedules.conv.tiling import Task, divisors
 from schedules.conv.workload import ConvWorkload, TilesWorkload
 from schedules.instructions.dot_products.amx import COLUMNS, ROW_BYTES, ROWS
-from schedules.instructions.dot_products.operation import DotInstruction
+from schedules.instructions.dot_products.operation import Instruction
 from schedules.instructions.dot_products.table import tile_instruction, vector_instructions
 from schedules.ir.expression import minimum
 from schedules.ir.numbers import ceil_div
@@ -148,7 +148,7 @@ class TilesNest(DotNest):
 
     work: TilesWorkload
 
-    def __init__(self, fused: FusedKernel, work: TilesWorkload, config: Config, instruction: DotInstruction) -> None:
+    def __init__(self, fused: FusedKernel, work: TilesWorkload, config: Config, instruction: Instruction) -> None:
         width = work.out_spatial[-1]
         blocks = work.panel // work.block
         knobs = {"pixels": 1, "blocks": blocks, "columns": width, "unroll": 1}

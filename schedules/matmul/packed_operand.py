@@ -16,7 +16,7 @@ from schedules.codegen.register_tile import RegisterTile
 from schedules.config import Config, ConfigSpace
 from schedules.errors import NotScheduledError
 from schedules.instructions.dot_products.amx import STEPS, WIDTHS
-from schedules.instructions.dot_products.operation import DotInstruction, Operation
+from schedules.instructions.dot_products.operation import Instruction, Operation
 from schedules.instructions.dot_products.table import tile_instruction
 from schedules.instructions.rounding import bfloat16_bits
 from schedules.ir.expression import index, number, substitute
@@ -130,7 +130,7 @@ class PanelRule(MatmulOfParts[MatmulWorkloadT, PartsType]):
     operation: ClassVar[Operation | None] = None
     """The operation that sums products of words, if there is one."""
 
-    def tiles(self, workload: MatmulWorkloadT, machine: Machine) -> DotInstruction | None:
+    def tiles(self, workload: MatmulWorkloadT, machine: Machine) -> Instruction | None:
         """The instruction with tile accumulators, if the machine has one and the weights are packed for it."""
         whole = workload.width in WIDTHS and workload.depth % STEPS == 0
         return tile_instruction(machine, self.operation) if whole and self.operation is not None else None

@@ -22,7 +22,7 @@ from schedules.annotations import KIND, SPEC
 from schedules.codegen.nest import lanes_of, load, repeat, sequence
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES
 from schedules.codegen.register_tile import RegisterTile, pieces
-from schedules.instructions.dot_products.operation import DOT_BF16, DotInstruction, Operation
+from schedules.instructions.dot_products.operation import DOT_BF16, Instruction, Operation
 from schedules.instructions.rounding import narrowed
 from schedules.ir.expression import buffers_loaded, expression, index, widened
 from schedules.ir.stages import Kernel, Stage
@@ -80,7 +80,7 @@ class MatmulRoundedBf16(PanelRule[MatmulWorkload, Parts]):
         return parts_of(only_anchors(kernel, MATMUL_ROUNDED_BF16))
 
     def writer(
-        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: DotInstruction | None = None
+        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: Instruction | None = None
     ) -> MatmulWriter:
         return RowsFirstWriter(
             parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=DOT_BF16, tiles=tiles
@@ -188,7 +188,7 @@ class MatmulGatedBf16(MatmulRoundedBf16):
         return FusedKernel(kernel, anchor_stages(kernel, MATMUL_GATED_BF16))
 
     def writer(
-        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: DotInstruction | None = None
+        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: Instruction | None = None
     ) -> MatmulWriter:
         gate = GATES[str(fused.anchors[1].annotations[SPEC])]
         return _Writer(parts, fused, machine, rows, gate, tiles)
@@ -204,7 +204,7 @@ class _Writer(RowsFirstWriter):
         machine: Machine,
         rows: int,
         gate: Callable[[Expr], Expr],
-        tiles: DotInstruction | None,
+        tiles: Instruction | None,
     ) -> None:
         super().__init__(parts.form, fused, machine, rows=rows, vectors=1, pack=False, combine=DOT_BF16, tiles=tiles)
         self._gate = gate

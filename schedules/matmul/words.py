@@ -42,7 +42,7 @@ from schedules.instructions.dot_products.operation import (
     DOT_U8S8,
     MATRIX_S8S8,
     MATRIX_U8S8,
-    DotInstruction,
+    Instruction,
     Operation,
     joined,
     row_of,
@@ -145,7 +145,7 @@ class MatmulBf16(PanelRule[MatmulWorkload, Parts]):
         return Config.of(rows=block_rows(workload.rows)) if in_tiles else super().default(workload, machine)
 
     def writer(
-        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: DotInstruction | None = None
+        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: Instruction | None = None
     ) -> MatmulWriter:
         partial = partial_operation(machine, self.operation) if tiles is None else None
         how: dict[str, Any] = {"rows": rows, "vectors": 1, "pack": False, "tiles": tiles}
@@ -335,14 +335,14 @@ class MatmulMatrix(MatmulBf16):
 
         return Config.of(rows=min(_row_choices(machine), key=lambda tile: (cost(tile), -tile)))
 
-    def tiles(self, workload: MatmulWorkload, machine: Machine) -> DotInstruction | None:
+    def tiles(self, workload: MatmulWorkload, machine: Machine) -> Instruction | None:
         return None
 
     def words(self, parts: Parts, machine: Machine) -> Stmt:
         return _copy(parts, parts.form.rows.extent, machine)
 
     def writer(
-        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: DotInstruction | None = None
+        self, parts: Parts, fused: FusedKernel, machine: Machine, rows: int, tiles: Instruction | None = None
     ) -> MatmulWriter:
         combine = MATRIX_S8S8 if dtype_of(parts.words.loads[0].source) == "int8" else MATRIX_U8S8
         form = replace(parts.form, width=parts.form.width // 2)

@@ -34,7 +34,7 @@ from schedules.codegen.register_tile import (
     pieces,
 )
 from schedules.instructions.dot_products.amx import ROW_BYTES
-from schedules.instructions.dot_products.operation import DotInstruction
+from schedules.instructions.dot_products.operation import Instruction
 from schedules.ir.expression import buffers_loaded, expression, index, map_loads, uses
 from schedules.ir.inline import operations
 from schedules.ir.numbers import falling_halves
@@ -164,7 +164,7 @@ class TileWriter:
         depth: int = 0,
         combine: Combine | None = None,
         partial: Combine | None = None,
-        tiles: DotInstruction | None = None,
+        tiles: Instruction | None = None,
     ) -> None:
         self.form = form
         self.fused = fused
@@ -264,7 +264,7 @@ class TileWriter:
 
         return repeat("i", at.rows, row)
 
-    def _tile_in_memory(self, instruction: DotInstruction, at: Tile) -> Stmt:
+    def _tile_in_memory(self, instruction: Instruction, at: Tile) -> Stmt:
         """A block of rows computed by an instruction with tile accumulators; the sums are stored to memory."""
         sums = tirx.decl_buffer([self.tile_rows, self.panel], self.dtype, "tile", layout=None)
         data = self.form.a.source

@@ -57,8 +57,7 @@ def cuda_devices() -> CudaDevices:
 def _failed(driver: ctypes.CDLL, result: int) -> CudaDevices:
     if result == _NO_DEVICE:
         return CudaDevices(
-            problem="NVIDIA's driver finds no GPU",
-            hint="see what nvidia-smi says, and what CUDA_VISIBLE_DEVICES hides",
+            problem="NVIDIA's driver finds no GPU", hint="see what nvidia-smi says, and what CUDA_VISIBLE_DEVICES hides"
         )
     text = ctypes.c_char_p()
     driver.cuGetErrorString(result, ctypes.byref(text))

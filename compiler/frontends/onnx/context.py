@@ -56,12 +56,7 @@ class NodeContext:
     """A node being converted: its inputs and attributes, and the builder for its code."""
 
     def __init__(
-        self,
-        importer: Importer,
-        scope: Scope,
-        node: onnx.NodeProto,
-        inputs: Sequence[Value | None],
-        opset: int,
+        self, importer: Importer, scope: Scope, node: onnx.NodeProto, inputs: Sequence[Value | None], opset: int
     ) -> None:
         self.importer = importer
         self.scope = scope

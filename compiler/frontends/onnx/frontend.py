@@ -455,8 +455,7 @@ def _checked_size(name: str, size: object) -> int | str:
     if isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 0:
         return int(size)
     raise InputError(
-        f"shapes: {size!r} is not a size of input {name!r}",
-        "use an int from 0 on, or the name of a symbolic size",
+        f"shapes: {size!r} is not a size of input {name!r}", "use an int from 0 on, or the name of a symbolic size"
     )
 
 

@@ -47,9 +47,7 @@ _OF_FLOAT16 = (("float16", "float16", "float16"), ("float16", "float16", "float3
 
 
 @graph_pass(
-    "pack-matmul-weights",
-    summary="Store constant weights of matmuls in panels for the inner loop",
-    only="processor",
+    "pack-matmul-weights", summary="Store constant weights of matmuls in panels for the inner loop", only="processor"
 )
 def pack_matmul_weights(mod: IRModule, context: PipelineContext) -> IRModule:
     """Rewrites `matmul(x, constant)` with a 2-D float32 constant, or an int8 one if x is 8-bit and the result int32.

@@ -37,7 +37,7 @@ from schedules.codegen.nest import (
 )
 from schedules.codegen.register_tile import RegisterTile, Taps, block_sums, multiply_add
 from schedules.instructions.dot_products.amx import BLOCK_ROWS, COLUMNS, ROW_BYTES, STEPS, WIDTHS
-from schedules.instructions.dot_products.operation import DOT_BF16, DotInstruction
+from schedules.instructions.dot_products.operation import DOT_BF16, Instruction
 from schedules.instructions.rounding import rounded_pair, rounded_run
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, EXP_OF_NEGATIVE_COARSE, call
 from schedules.ir.expression import expression
@@ -417,7 +417,7 @@ class PromptWriter:
     instruction with tile accumulators that multiplies them."""
 
     def __init__(
-        self, operands: CacheOperands, machine: Machine, *, narrow: bool, tiles: DotInstruction | None = None
+        self, operands: CacheOperands, machine: Machine, *, narrow: bool, tiles: Instruction | None = None
     ) -> None:
         self.operands, self.machine, self.narrow, self.tiles = operands, machine, narrow, tiles
         self.lanes = machine.lanes("float32")
@@ -552,7 +552,7 @@ class PromptWriter:
         )
 
     def _weighted_in_tiles(
-        self, instruction: DotInstruction, packed: PackedRows, tile: _Tile, first: Expr, panels: Expr
+        self, instruction: Instruction, packed: PackedRows, tile: _Tile, first: Expr, panels: Expr
     ) -> list[Stmt]:
         """Scale down the sums of all rows and add the values of a block's panels, each times its weight."""
         own, softmax = self.operands, tile.softmax
@@ -577,7 +577,7 @@ class PromptWriter:
         return parts
 
     def _tile_sums(
-        self, instruction: DotInstruction, rows: NarrowRows, taps: Taps, b: Expr, sums: Buffer, b_pitch: int = 0
+        self, instruction: Instruction, rows: NarrowRows, taps: Taps, b: Expr, sums: Buffer, b_pitch: int = 0
     ) -> Stmt:
         return block_sums(
             instruction, lambda i: load(rows.buffer, i, 0), rows.pitch, taps, b, sums, self.height, b_pitch=b_pitch
@@ -608,7 +608,7 @@ class PromptWriter:
         )
 
     def _scores_in_tiles(
-        self, instruction: DotInstruction, packed: PackedRows, tile: _Tile, position: Expr, panel: Expr
+        self, instruction: Instruction, packed: PackedRows, tile: _Tile, position: Expr, panel: Expr
     ) -> Stmt:
         """`_scores` with tile accumulators."""
         sums, made = allocate("products", (self.height, packed.panel), "float32")

@@ -14,7 +14,7 @@ from schedules.codegen.nest import build_function
 from schedules.config import Config
 from schedules.errors import NotScheduledError
 from schedules.gpu.machine import GpuMachine
-from schedules.instructions.dot_products.operation import DOT_BF16, DotInstruction
+from schedules.instructions.dot_products.operation import DOT_BF16, Instruction
 from schedules.instructions.dot_products.table import halves_pay
 from schedules.instructions.row_sums import has_row_sums
 from schedules.ir.stages import Kernel, dtype_of
@@ -47,7 +47,7 @@ class CacheSizes:
         return 2 * self.scores * (self.size + self.value_size)
 
 
-def cache_cycles(sizes: CacheSizes, machine: Machine, tiles: DotInstruction | None) -> float:
+def cache_cycles(sizes: CacheSizes, machine: Machine, tiles: Instruction | None) -> float:
     """Single-core cycles, in float32 vectors or by an instruction with tile accumulators."""
     rate = 1.0 if tiles is None else tiles.rate_on(machine)
     lanes = machine.lanes("float32")
@@ -105,14 +105,14 @@ def sizes_of(function: PrimFunc) -> CacheSizes:
     return CacheSizes(known[0], known[1], int(own.heads), int(own.size), int(own.value_size), known[2])
 
 
-def tiles_of(function: PrimFunc, machine: Machine) -> DotInstruction | None:
+def tiles_of(function: PrimFunc, machine: Machine) -> Instruction | None:
     """The instruction with tile accumulators for a kernel's prompts of known size, if there is one."""
     own = _operands(function)
     is_prompt = isinstance(own.queries, int) and own.queries > max(1, _FEW_ROWS // own.group)
     return prompt_tiles(own, machine) if is_prompt else None
 
 
-def prompt_tiles(own: CacheOperands, machine: Machine) -> DotInstruction | None:
+def prompt_tiles(own: CacheOperands, machine: Machine) -> Instruction | None:
     """The tile instruction for prompts, if operands may be rounded to bfloat16 and the machine has a faster one."""
     tiles = attention_tiles(machine, DOT_BF16)
     return tiles if tiles is not None and own.rounds and tiles.rate_on(machine) > 1 else None

@@ -26,7 +26,7 @@ from schedules.instructions.dot_products.operation import (
     DOT_U8S8,
     DOT_U8U8,
     SCALARS,
-    DotInstruction,
+    Instruction,
     features,
 )
 from schedules.machine import Machine
@@ -41,7 +41,7 @@ _SHAPE = "i16 16, i16 64"
 _ARGUMENTS = "ptr %a, i64 %pitch, i64 %n0, i64 %s0, i64 %n1, i64 %s1, i64 %n2, i64 %s2, ptr %b, i64 %bpitch, ptr %c"
 
 INSTRUCTIONS = tuple(
-    DotInstruction(name, operation, (features("amx-tile", needed),), rate, rows=ROWS, depth=depth, sums="tiles")
+    Instruction(name, operation, (features("amx-tile", needed),), rate, rows=ROWS, depth=depth, sums="tiles")
     for name, operation, needed, rate, depth in (
         # Rates were measured on matmuls of 512 x 768 x 3072, on one core of a Granite Rapids class processor.
         ("tdpbf16ps", DOT_BF16, "amx-bf16", 5.0, 32),
@@ -54,7 +54,7 @@ INSTRUCTIONS = tuple(
 )
 
 
-def symbol_of(instruction: DotInstruction, row_tiles: int, width: int) -> str:
+def symbol_of(instruction: Instruction, row_tiles: int, width: int) -> str:
     """Symbol of the function for a number of row tiles by a panel of `width` columns."""
     return f"{_PREFIX}{instruction.name}_{ROWS * row_tiles}x{width}"
 
@@ -62,7 +62,7 @@ def symbol_of(instruction: DotInstruction, row_tiles: int, width: int) -> str:
 UNITS = (16, 32)
 
 
-def unit_symbol(instruction: DotInstruction, unit: int) -> str:
+def unit_symbol(instruction: Instruction, unit: int) -> str:
     """Symbol of the function (a, pitch, b, pitch, sums) of one tile by `unit` bytes of each row: weights have one word
     of four bytes per column, the accumulators are 16 x 16."""
     return f"{_PREFIX}{instruction.name}_unit{unit}"
@@ -93,7 +93,7 @@ declare x86_amx @llvm.x86.{}.internal(i16, i16, i16, x86_amx, x86_amx, x86_amx)
 declare void @llvm.x86.tilestored64.internal(i16, i16, ptr, i64, x86_amx)"""
 
 
-def _native_text(instruction: DotInstruction, row_tiles: int, width: int) -> str:
+def _native_text(instruction: Instruction, row_tiles: int, width: int) -> str:
     """Code for `row_tiles` row tiles by a panel."""
     points = [(i, j) for i in range(row_tiles) for j in range(width // COLUMNS)]
     load = "call x86_amx @llvm.x86.tileloadd64.internal"
@@ -136,7 +136,7 @@ def _native_text(instruction: DotInstruction, row_tiles: int, width: int) -> str
 _UNIT_ARGUMENTS = "ptr %a, i64 %pitch, ptr %b, i64 %bpitch, ptr %c"
 
 
-def _native_unit(instruction: DotInstruction, unit: int) -> str:
+def _native_unit(instruction: Instruction, unit: int) -> str:
     load, shapes = "call x86_amx @llvm.x86.tileloadd64.internal", f"i16 {ROWS}, i16 {ROW_BYTES}, i16 {unit}"
     return f"""define i32 @{unit_symbol(instruction, unit)}({_UNIT_ARGUMENTS}) nounwind {{
   %z = call x86_amx @llvm.x86.tilezero.internal({_SHAPE})
@@ -156,7 +156,7 @@ _SPREAD_WORD = """  %apw = getelementptr i32, ptr %ap, i64 %step
   %bs = mul i64 %step, %bpitch"""
 
 
-def _plain_unit(instruction: DotInstruction, unit: int) -> str:
+def _plain_unit(instruction: Instruction, unit: int) -> str:
     """Plain code, row by row."""
     operation = instruction.operation
     words = "<16 x i32>"
@@ -232,14 +232,14 @@ def _tap_end(label: str) -> list[str]:
     ]
 
 
-def _plain_dot(instruction: DotInstruction) -> str:
+def _plain_dot(instruction: Instruction) -> str:
     """Dot products of sixteen columns, as a separate function next to the one for vectors."""
     operation = replace(instruction.operation, short=f"tiles_{instruction.operation.short}")
     assert operation.plain is not None
     return operation.function(COLUMNS, operation.plain(COLUMNS))
 
 
-def _plain_text(instruction: DotInstruction, row_tiles: int, width: int) -> str:
+def _plain_text(instruction: Instruction, row_tiles: int, width: int) -> str:
     """Plain code, row by row, sixteen columns at a time."""
     operation, scalar = instruction.operation, SCALARS[instruction.operation.total]
     total, words = f"<16 x {scalar}>", "<16 x i32>"

@@ -10,7 +10,7 @@ from schedules.instructions.dot_products.operation import (
     DOT_U8S8,
     MATRIX_S8S8,
     MATRIX_U8S8,
-    DotInstruction,
+    Instruction,
     Operation,
     features,
 )
@@ -93,11 +93,9 @@ _NEON, _DOT, _MATRIX = features("neon", "bf16"), features("neon", "dotprod"), fe
 
 def _product(
     name: str, operation: Operation, needs: frozenset[str], rate: float, body: str, declared: str, **more: Any
-) -> DotInstruction:
+) -> Instruction:
     """An instruction on one register."""
-    return DotInstruction(
-        name, operation, (needs,), rate, (REGISTER_LANES,), lambda _: body, lambda _: [declared], **more
-    )
+    return Instruction(name, operation, (needs,), rate, (REGISTER_LANES,), lambda _: body, lambda _: [declared], **more)
 
 
 _OF_PAIRS = f"""  %x = bitcast <4 x i32> %a to <8 x bfloat>

@@ -215,7 +215,7 @@ _TILES_OF_CONVOLUTIONS = 1.8
 
 
 @dataclass(frozen=True)
-class DotInstruction:
+class Instruction:
     """A multiply-accumulate instruction.
 
     Attributes:

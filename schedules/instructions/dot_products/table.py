@@ -10,38 +10,32 @@ from functools import cache
 
 from schedules.instructions.dot_products import amx, arm, x86
 from schedules.instructions.dot_products.arm import REGISTER_LANES, in_quarters
-from schedules.instructions.dot_products.operation import (
-    DOT_BF16,
-    OPERATIONS,
-    SCALARS,
-    DotInstruction,
-    Operation,
-)
+from schedules.instructions.dot_products.operation import DOT_BF16, OPERATIONS, SCALARS, Instruction, Operation
 from schedules.instructions.llvm_functions import symbol, vector
 from schedules.machine import Machine
 
-INSTRUCTIONS: tuple[DotInstruction, ...] = (*amx.INSTRUCTIONS, *x86.INSTRUCTIONS, *arm.INSTRUCTIONS)
+INSTRUCTIONS: tuple[Instruction, ...] = (*amx.INSTRUCTIONS, *x86.INSTRUCTIONS, *arm.INSTRUCTIONS)
 """Instructions of all processors; among those for one operation, the preferred one comes first."""
 
 
-def dot_instructions(machine: Machine, a: str, b: str) -> tuple[DotInstruction, ...]:
+def dot_instructions(machine: Machine, a: str, b: str) -> tuple[Instruction, ...]:
     """The machine's instructions for operands of two dtypes: first those for exactly these dtypes, then those that need
     bytes of the other signedness shifted; otherwise in table order."""
     found = [each for each in INSTRUCTIONS if each.direct and each.operation.takes(a, b) and _has(machine, each)]
     return tuple(sorted(found, key=lambda each: each.operation.a != a))
 
 
-def vector_instructions(machine: Machine, a: str, b: str) -> tuple[DotInstruction, ...]:
+def vector_instructions(machine: Machine, a: str, b: str) -> tuple[Instruction, ...]:
     """The instructions among `dot_instructions` that accumulate in vector lanes."""
     return tuple(each for each in dot_instructions(machine, a, b) if each.rows == 1)
 
 
-def matrix_instruction(machine: Machine, a: str, b: str) -> DotInstruction | None:
+def matrix_instruction(machine: Machine, a: str, b: str) -> Instruction | None:
     """The first instruction among `dot_instructions` that multiplies rows by columns of registers, or None."""
     return next((each for each in dot_instructions(machine, a, b) if each.rows > 1 and each.sums == "vectors"), None)
 
 
-def tile_instruction(machine: Machine, operation: Operation) -> DotInstruction | None:
+def tile_instruction(machine: Machine, operation: Operation) -> Instruction | None:
     """The instruction that computes an operation with tile accumulators, or None."""
     found = (each for each in INSTRUCTIONS if each.sums == "tiles" and each.operation is operation)
     return next((each for each in found if _has(machine, each)), None)
@@ -83,7 +77,7 @@ def sums_signed(machine: Machine) -> bool:
     return any(each.operation.a == "int8" for each in vector_instructions(machine, "int8", "int8"))
 
 
-def _has(machine: Machine, instruction: DotInstruction) -> bool:
+def _has(machine: Machine, instruction: Instruction) -> bool:
     return any(machine.has(*needed) for needed in instruction.needs)
 
 
@@ -119,13 +113,13 @@ def _definitions(
     return "\n".join([*declarations, *functions, ""])
 
 
-def _with_hosts(lanes: tuple[int, ...], instruction: DotInstruction | None, widths: list[int]) -> list[int]:
+def _with_hosts(lanes: tuple[int, ...], instruction: Instruction | None, widths: list[int]) -> list[int]:
     """The numbers of lanes, and those of the functions that they call."""
     hosts = (_host(each, instruction, widths) for each in lanes)
     return sorted({*lanes, *(host for host in hosts if host is not None)})
 
 
-def _host(count: int, instruction: DotInstruction | None, widths: list[int]) -> int | None:
+def _host(count: int, instruction: Instruction | None, widths: list[int]) -> int | None:
     """The width of the instruction used to compute another number of lanes."""
     if instruction is None or count in widths:
         return None
@@ -134,7 +128,7 @@ def _host(count: int, instruction: DotInstruction | None, widths: list[int]) -> 
     return next((each for each in widths if each > count), None) if instruction.pads else None
 
 
-def _function(operation: Operation, instruction: DotInstruction | None, count: int, widths: list[int]) -> str:
+def _function(operation: Operation, instruction: Instruction | None, count: int, widths: list[int]) -> str:
     host = _host(count, instruction, widths)
     if instruction is not None and count in widths:
         return operation.function(count, instruction.body(count))

@@ -13,7 +13,7 @@ from schedules.instructions.dot_products.operation import (
     DOT_WORDS,
     SCALARS,
     SUM_F16,
-    DotInstruction,
+    Instruction,
     Operation,
     features,
     float16_sums,
@@ -45,7 +45,7 @@ def _dot(
     intrinsic: str = "llvm.x86.avx512.{name}",
     *,
     pads: bool = False,
-) -> DotInstruction:
+) -> Instruction:
     """An instruction on registers of LLVM type `element`; `{avx}` in the intrinsic is the width's prefix."""
 
     def types(lanes: int) -> tuple[str, str, str]:
@@ -61,7 +61,7 @@ def _dot(
         total, kind, called = types(lanes)
         return [f"declare {total} {called}({total}, {kind}, {kind})"]
 
-    return DotInstruction(name, operation, needs, rate, tuple(BITS), body, declared, pads=pads)
+    return Instruction(name, operation, needs, rate, tuple(BITS), body, declared, pads=pads)
 
 
 def _declared_pairs(lanes: int) -> list[str]:
@@ -97,7 +97,7 @@ INSTRUCTIONS = (
     _dot("vdpbf16ps", DOT_BF16, _BF16, 2.0, "bfloat", "llvm.x86.avx512bf16.dpbf16ps"),
     _dot("vdpphps", DOT_F16, (features("avx10.2"),), 2.0, "half", "llvm.x86.avx10.{name}"),
     # Per 64 steps, the multiplications are 64 of some 74 instructions.
-    DotInstruction("vfmadd231ph", SUM_F16, _FP16, 1.7, tuple(BITS), float16_sums),
+    Instruction("vfmadd231ph", SUM_F16, _FP16, 1.7, tuple(BITS), float16_sums),
     _dot("vpdpbusd", DOT_U8S8, _VNNI, 4.0, "i8", pads=True),
     *(
         _dot(name, operation, _ANY_SIGN, 4.0, "i8", "llvm.x86.{avx}.{name}")
@@ -105,7 +105,7 @@ INSTRUCTIONS = (
     ),
     _dot("vpdpwssd", DOT_WORDS, _VNNI, 2.0, "i16", pads=True),
     *(
-        DotInstruction(
+        Instruction(
             name, operation, (features("avx2"),), rate, tuple(BITS), body, _declared_pairs, direct=direct, pads=True
         )
         for name, operation, rate, body, direct in (

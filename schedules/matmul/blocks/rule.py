@@ -10,7 +10,7 @@ from schedules.annotations import SPEC
 from schedules.codegen.nest import allocate, name_value, repeat, repeat_symbolic, sequence, store
 from schedules.config import Config, ConfigSpace
 from schedules.instructions.dot_products.amx import COLUMNS, ROWS
-from schedules.instructions.dot_products.operation import DotInstruction
+from schedules.instructions.dot_products.operation import Instruction
 from schedules.instructions.dot_products.table import vector_instructions
 from schedules.ir.expression import expression, index, substitute, uses
 from schedules.ir.numbers import QUAD, ceil_div
@@ -200,9 +200,7 @@ class MatmulExperts(MatmulBlocks):
     def writer(self, parts: Any, fused: FusedKernel, machine: Machine, rows: int) -> MatmulWriter:
         return ExpertWriter(parts, fused, machine, rows=rows, vectors=vectors_of(machine))
 
-    def tiles_writer(
-        self, parts: Any, fused: FusedKernel, machine: Machine, instruction: DotInstruction
-    ) -> MatmulWriter:
+    def tiles_writer(self, parts: Any, fused: FusedKernel, machine: Machine, instruction: Instruction) -> MatmulWriter:
         return ExpertTilesWriter(parts, fused, machine, instruction)
 
 
@@ -242,7 +240,7 @@ class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
 
     block_rows: ClassVar[int] = 128
 
-    def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, instruction: DotInstruction) -> None:
+    def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, instruction: Instruction) -> None:
         super().__init__(parts, fused, machine, instruction)
         self.tile_rows, self.pack = self.block_rows, False
 

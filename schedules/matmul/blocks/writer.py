@@ -31,14 +31,7 @@ from schedules.codegen.nest import (
 from schedules.codegen.parallel import MIN_PARALLEL_BYTES, MIN_PARALLEL_WORK, pays_off
 from schedules.codegen.register_tile import RegisterTile
 from schedules.instructions.dot_products.amx import COLUMNS, ROWS, unit_symbol
-from schedules.instructions.dot_products.operation import (
-    DOT_BF16,
-    DOT_F16,
-    DOT_S8S8,
-    DOT_S8U8,
-    DOT_U8S8,
-    DotInstruction,
-)
+from schedules.instructions.dot_products.operation import DOT_BF16, DOT_F16, DOT_S8S8, DOT_S8U8, DOT_U8S8, Instruction
 from schedules.instructions.dot_products.table import sums_signed, tile_instruction
 from schedules.instructions.unpack_bits import looked_up
 from schedules.ir.expression import expression, index, number, substitute
@@ -374,7 +367,7 @@ _MIN_UNIT = 16  # bytes per row of a tile: fewer would waste too much of the uni
 _SIGN_BITS = 0x80808080
 
 
-def block_tiles(layout: BlockFormat, machine: Machine) -> DotInstruction | None:
+def block_tiles(layout: BlockFormat, machine: Machine) -> Instruction | None:
     """The machine's tile instruction for quantized data, or None: unsigned bytes if the integers have no common zero
     point, signed bytes if the integers minus their zero point fit."""
     if layout.numbers or layout.unit < _MIN_UNIT:
@@ -390,7 +383,7 @@ class BlockTilesWriter(BlockWriter):
 
     max_rows: ClassVar[int] = 256
 
-    def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, instruction: DotInstruction) -> None:
+    def __init__(self, parts: Parts, fused: FusedKernel, machine: Machine, instruction: Instruction) -> None:
         super().__init__(parts, fused, machine, rows=ROWS, vectors=PANEL // machine.lanes("float32"))
         self.instruction, self.pack = instruction, True
 

@@ -154,11 +154,7 @@ def conv_transpose(context: NodeContext) -> relax.Expr:
 
 
 def _crops(
-    context: NodeContext,
-    sizes: Sequence[Dim],
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
+    context: NodeContext, sizes: Sequence[Dim], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[tuple[Dim, Dim]]:
     """Amounts to crop from the full result, (size - 1) * stride + extent, at both ends of each axis; negative adds
     zeros."""

@@ -334,11 +334,7 @@ def average_pool(context: NodeContext) -> relax.Expr:
         kernel, sizes = average_kernel(window, include), (*_flat(window), *window.after)
         return context.emit_te(kernel, data, *sizes, primfunc_name_hint="avg_pool", primfunc_attrs=marked)
     return _AVERAGE_POOLS[window.rank](
-        data,
-        list(window.kernel),
-        list(window.strides),
-        [*window.before, *window.after],
-        count_include_pad=include,
+        data, list(window.kernel), list(window.strides), [*window.before, *window.after], count_include_pad=include
     )
 
 

@@ -38,11 +38,7 @@ def non_max_suppression(context: NodeContext) -> relax.Expr:
     order = context.emit_te(
         lambda tensor: first_positions(tensor, tensor.shape[1], descending=True), flat, primfunc_name_hint="positions"
     )
-    limits = [
-        _scalar(context, 2, 0, "int64"),
-        _scalar(context, 3, 0.0, "float32"),
-        _scalar(context, 4, 0.0, "float32"),
-    ]
+    limits = [_scalar(context, 2, 0, "int64"), _scalar(context, 3, 0.0, "float32"), _scalar(context, 4, 0.0, "float32")]
     kernel = _suppression_kernel(bool(context.attribute("center_point_box", 0)), context.has_input(4))
     operands = [boxes, flat, order, *limits, expression(classes)]
     results = context.emit_te(kernel, *operands, primfunc_name_hint="non_max_suppression")
