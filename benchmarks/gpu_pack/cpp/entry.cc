@@ -21,7 +21,7 @@ class References {
   Reference Next(const JsonValue& described) {
     Reference made{described["name"].Text(), Sizes(described["shape"]), described["samples"].Whole(0, kMaxSamples), {}};
     size_t samples = static_cast<size_t>(made.samples), length = Summary::kHead + samples;
-    if (length > numbers_.size() - used_) throw Error(path_ + " is cut off", "copy the pack again");
+    if (length > numbers_.size() - used_) throw Error(path_ + " is truncated", "copy the pack again");
     made.summary = Summary::Unpacked(numbers_.data() + used_, samples);
     used_ += length;
     return made;

@@ -305,7 +305,7 @@ def test_what_would_be_open_to_everyone_does_not_start(setting: Setting, tmp_pat
 
     laptop, device = setting.folder / "laptop.pem.pub", setting.folder / "device.pem"
     for options, words in (
-        (("--listen", "0.0.0.0"), "everyone who reaches 0.0.0.0 could run code here. Make keys"),
+        (("--listen", "0.0.0.0"), "everyone who can connect to 0.0.0.0 could run code here. Make keys"),
         (("--key", device), "go together"),
         (("--key", laptop, "--client-key", laptop), "others may read the private key"),
         (("--key", device, "--client-key", setting.folder / "release.pem.pub"), "holds no X25519 public key"),
