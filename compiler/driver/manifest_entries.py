@@ -16,13 +16,11 @@ from compiler.artifact.manifest import (
     MAX_BRANCH_DEPTH,
     MAX_ELEMENTS,
     CallList,
-    IndexRequirement,
     JsonValue,
     KernelProvenance,
     MemoryPlan,
     PassTiming,
     PositionDescription,
-    Requirement,
     StateDescription,
     TargetDescription,
     TensorDescription,
@@ -74,8 +72,8 @@ def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
 def requirements(model: ImportedModel) -> dict[str, Any]:
     """Keyword arguments of `Artifact.create` for requirements on the inputs' sizes and indices."""
     return {
-        "requirements": [Requirement(**vars(each)) for each in model.requirements],
-        "indices": [IndexRequirement(**vars(each)) for each in model.indices],
+        "requirements": list(model.requirements),
+        "indices": list(model.indices),
     }
 
 

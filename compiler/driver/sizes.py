@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from compiler.artifact.manifest import Requirement
 from compiler.errors import OptionError, type_text
-from compiler.frontends.imported_model import ImportedModel, SizeRequirement
+from compiler.frontends.imported_model import ImportedModel
 from compiler.passes.rewriting.size_variants import symbolic_dimensions, with_variants
 from compiler.support.formula import FormulaError, parsed
 
@@ -99,7 +100,7 @@ def _check(model: ImportedModel, variant: Variant) -> None:
             raise OptionError(f"sizes: the model cannot run with {given}: {requirement.where}", "give other sizes")
 
 
-def _holds(requirement: SizeRequirement, sizes: Mapping[str, int]) -> bool:
+def _holds(requirement: Requirement, sizes: Mapping[str, int]) -> bool:
     try:
         left, right = (parsed(formula).value(sizes) for formula in (requirement.left, requirement.right))
     except FormulaError:

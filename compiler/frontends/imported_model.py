@@ -17,6 +17,7 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
+from compiler.artifact.manifest import IndexRequirement, Requirement
 from compiler.errors import InternalError, OptionError
 from compiler.support.model_nodes import ModelNode
 from compiler.support.notebook import shortened
@@ -39,35 +40,6 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
-
-
-@dataclass(frozen=True)
-class SizeRequirement:
-    """A relation between symbolic input sizes that the model requires.
-
-    Attributes:
-        left, right: formulas (`compiler.support.formula`) of the names in `symbols`.
-        relation: "equal"; "at least": left >= right; "broadcast": left is right, or one of them is 1.
-        symbols: the symbolic dimension for each name.
-        where: the node or option that requires it, for messages.
-    """
-
-    left: str
-    relation: Literal["equal", "at least", "broadcast"]
-    right: str
-    symbols: dict[str, str]
-    where: str
-
-
-@dataclass(frozen=True)
-class IndexRequirement:
-    """An input whose elements must be in [least, size); a `least` of None means -size; other fields as above."""
-
-    input: str
-    size: str
-    symbols: dict[str, str]
-    where: str
-    least: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +95,7 @@ class ImportedModel:
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     fixed: dict[str, np.ndarray] = field(default_factory=dict)
-    requirements: tuple[SizeRequirement, ...] = ()
+    requirements: tuple[Requirement, ...] = ()
     indices: tuple[IndexRequirement, ...] = ()
     checks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -16,19 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+import msgspec
 from tvm import relax, te, tirx
 from tvm.relax import op as R
 from tvm.sym import Analyzer
 
+from compiler.artifact.manifest import Requirement
 from compiler.errors import InternalError, OptionError, Refusal, UnsupportedModelError
-from compiler.frontends.imported_model import (
-    ImportedModel,
-    PositionSpec,
-    SizeRequirement,
-    StateSpec,
-    TensorSpec,
-    with_rewritten_main,
-)
+from compiler.frontends.imported_model import ImportedModel, PositionSpec, StateSpec, TensorSpec, with_rewritten_main
 from compiler.passes.rewriting.graph import bindings_of, operator_name
 from compiler.passes.rewriting.matching import plain, same_shape, same_size, shape_of
 from compiler.passes.rewriting.state_writes import attention_call, placed_append, write_rows
@@ -115,7 +110,7 @@ class _Growing(Generic[Model]):
             position=PositionSpec(self._position, rows),
             requirements=(*map(self._renamed, model.requirements), self._room(rows)),
             checks=(*model.checks, _LENGTHS),
-            indices=tuple(replace(each, symbols=self._symbols(each.symbols)) for each in model.indices),
+            indices=tuple(msgspec.structs.replace(each, symbols=self._symbols(each.symbols)) for each in model.indices),
         )
 
     def _described(self, spec: TensorSpec, state: StateSpec | None) -> TensorSpec:
@@ -137,14 +132,18 @@ class _Growing(Generic[Model]):
     def _symbols(self, symbols: Mapping[str, str]) -> dict[str, str]:
         return {name: self._name(dimension) for name, dimension in symbols.items()}
 
-    def _renamed(self, requirement: SizeRequirement) -> SizeRequirement:
-        return replace(requirement, symbols=self._symbols(requirement.symbols))
+    def _renamed(self, requirement: Requirement) -> Requirement:
+        return msgspec.structs.replace(requirement, symbols=self._symbols(requirement.symbols))
 
-    def _room(self, rows: int | str) -> SizeRequirement:
+    def _room(self, rows: int | str) -> Requirement:
         """Require room for a run's rows even without a session."""
         names = [name for name in (self._capacity, str(self._past.name), rows) if isinstance(name, str)]
-        return SizeRequirement(
-            str(self._capacity), "at least", f"{self._past.name} + {rows}", {name: name for name in names}, "the states"
+        return Requirement(
+            left=str(self._capacity),
+            relation="at least",
+            right=f"{self._past.name} + {rows}",
+            symbols={name: name for name in names},
+            where="the states",
         )
 
     # The Relax function.

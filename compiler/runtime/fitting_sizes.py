@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
+from compiler.artifact.manifest import Requirement
 from compiler.support.formula import FormulaError, parsed
 
 # Modules store their examples: an image of 256 x 256 has 786 KB.
 _TRIED = (*range(1, 65), *range(96, 257, 32))
-
-
-class Relation(Protocol):
-    """A relation between sizes of the inputs, such as a manifest's `Requirement` or a `SizeRequirement`."""
-
-    @property
-    def left(self) -> str: ...
-    @property
-    def relation(self) -> str: ...
-    @property
-    def right(self) -> str: ...
-    @property
-    def symbols(self) -> Mapping[str, str]: ...
 
 
 def holds(relation: str, left: int, right: int) -> bool:
@@ -31,7 +18,7 @@ def holds(relation: str, left: int, right: int) -> bool:
     return left == right or (relation == "broadcast" and 1 in (left, right))
 
 
-def fitting_sizes(sizes: Mapping[str, int], free: set[str], relations: Sequence[Relation]) -> dict[str, int]:
+def fitting_sizes(sizes: Mapping[str, int], free: set[str], relations: Sequence[Requirement]) -> dict[str, int]:
     """`sizes` with the `free` dimensions changed so that all relations hold; `sizes` unchanged if no such change is
     found.
 
@@ -52,11 +39,11 @@ def fitting_sizes(sizes: Mapping[str, int], free: set[str], relations: Sequence[
     return found
 
 
-def _broken(sizes: Mapping[str, int], relations: Sequence[Relation]) -> list[Relation]:
+def _broken(sizes: Mapping[str, int], relations: Sequence[Requirement]) -> list[Requirement]:
     return [each for each in relations if not _holds_at(each, sizes)]
 
 
-def _holds_at(relation: Relation, sizes: Mapping[str, int]) -> bool:
+def _holds_at(relation: Requirement, sizes: Mapping[str, int]) -> bool:
     values = {name: sizes[at] for name, at in relation.symbols.items() if at in sizes}
     try:
         left, right = (parsed(formula).value(values) for formula in (relation.left, relation.right))

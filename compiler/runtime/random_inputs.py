@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
 
 from compiler.errors import InputError
-from compiler.runtime.fitting_sizes import Relation, fitting_sizes
+from compiler.runtime.fitting_sizes import fitting_sizes
 from compiler.support.formula import FormulaError, parsed
 
 if TYPE_CHECKING:
-    from compiler.artifact.manifest import TensorDescription
+    from compiler.artifact.manifest import IndexRequirement, Requirement, TensorDescription
     from compiler.frontends.imported_model import TensorSpec
-
-
-class Indices(Protocol):
-    """Known range of an input of indices, such as an `IndexRequirement`."""
-
-    @property
-    def input(self) -> str: ...
-    @property
-    def size(self) -> str: ...
-    @property
-    def least(self) -> str | None: ...
-    @property
-    def symbols(self) -> Mapping[str, str]: ...
 
 
 MAX_REFERENCE_BYTES = 1 << 30
@@ -45,8 +32,8 @@ def random_inputs(
     *,
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
-    indices: Sequence[Indices] = (),
-    relations: Sequence[Relation] = (),
+    indices: Sequence[IndexRequirement] = (),
+    relations: Sequence[Requirement] = (),
 ) -> dict[str, np.ndarray]:
     """Inputs by name: standard normal floats, random booleans, and integers.
 
@@ -73,7 +60,7 @@ def random_inputs(
     }
 
 
-def _range(name: str, indices: Sequence[Indices], sizes: Mapping[str, int]) -> tuple[int, int]:
+def _range(name: str, indices: Sequence[IndexRequirement], sizes: Mapping[str, int]) -> tuple[int, int]:
     """The range, excluding its end, for the integers of an input."""
     low, high, spread = 0, 1 << 31, False
     for each in indices:

@@ -16,8 +16,9 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
+from compiler.artifact.manifest import IndexRequirement
 from compiler.errors import InvalidModelError, OptionError, StorageError
-from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec
+from compiler.frontends.imported_model import ImportedModel, PositionSpec
 from compiler.frontends.llm.genai_attention import with_grouped_attention
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.safetensors_folder import read_json
@@ -73,7 +74,7 @@ def import_genai_folder(folder: Path, options: LanguageModelOptions) -> GenaiMod
     imported = import_onnx(proto, state=pairs)
     vocabulary = settings.size("vocab_size")
     rows = next(each.shape[1] for each in imported.inputs if each.name == TOKENS)
-    tokens = IndexRequirement(TOKENS, str(vocabulary), {}, "the vocabulary", "0")
+    tokens = IndexRequirement(input=TOKENS, size=str(vocabulary), where="the vocabulary", least="0")
     imported = replace(
         imported,
         states=tuple(replace(state, axis=2) for state in imported.states),

@@ -16,15 +16,9 @@ from compiler.artifact.language_model import (
     ImagePreparation,
     LanguageModelDescription,
 )
+from compiler.artifact.manifest import IndexRequirement, Requirement
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.imported_model import (
-    ImportedModel,
-    IndexRequirement,
-    PositionSpec,
-    SizeRequirement,
-    StateSpec,
-    TensorSpec,
-)
+from compiler.frontends.imported_model import ImportedModel, PositionSpec, StateSpec, TensorSpec
 from compiler.frontends.llm.config import DecoderConfig
 from compiler.frontends.llm.decoder import (
     CAPACITY,
@@ -103,11 +97,11 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
         stable_context=_stable_context(config),
         adapters=tuple(options.kept_adapters),
     )
-    indices = [IndexRequirement(TOKENS, str(config.vocabulary), {}, "the vocabulary", "0")]
+    indices = [IndexRequirement(input=TOKENS, size=str(config.vocabulary), where="the vocabulary", least="0")]
     inputs = [TensorSpec(TOKENS, (1, "n"), "int64"), *_places(config, options)]
     if adapters is not None:
         inputs.append(TensorSpec(ADAPTER, ("n",) if options.sequences else (), "int64"))
-        indices.append(IndexRequirement(ADAPTER, str(adapters.count + 1), {}, "the adapters", "0"))
+        indices.append(IndexRequirement(input=ADAPTER, size=str(adapters.count + 1), where="the adapters", least="0"))
     inputs += built.states
     rows: int | str = "m" if options.sequences else "n" if options.all_logits else 1
     logits = TensorSpec(LOGITS, (1, rows, config.vocabulary), "float32")
@@ -195,13 +189,15 @@ def _places(config: DecoderConfig, options: LanguageModelOptions) -> list[Tensor
     return [TensorSpec(name, shape, "int64") for name, shape in shapes.items()]
 
 
-def _requirements(config: DecoderConfig) -> tuple[SizeRequirement, ...]:
+def _requirements(config: DecoderConfig) -> tuple[Requirement, ...]:
     """Return the limit of learned positions, the size of their table."""
     if not config.position_rows:
         return ()
     most = str(config.position_rows - config.position_offset)
     where = "the table of learned positions"
-    return (SizeRequirement(most, "at least", "capacity", {"capacity": "capacity"}, where),)
+    return (
+        Requirement(left=most, relation="at least", right="capacity", symbols={"capacity": "capacity"}, where=where),
+    )
 
 
 def _stable_context(config: DecoderConfig) -> int | None:

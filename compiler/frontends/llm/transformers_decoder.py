@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compiler.artifact.manifest import IndexRequirement
 from compiler.errors import (
     InvalidModelError,
     MissingDependencyError,
@@ -19,7 +20,7 @@ from compiler.errors import (
     TensorwrightError,
     UnsupportedModelError,
 )
-from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec
+from compiler.frontends.imported_model import ImportedModel, PositionSpec
 from compiler.frontends.llm.captured_cache import with_cache_type
 from compiler.frontends.llm.captured_products import with_precision
 from compiler.frontends.llm.config import MAX_LAYERS
@@ -97,7 +98,7 @@ def capture_decoder(folder: Path, options: LanguageModelOptions) -> CapturedDeco
     # The row axis precedes the width.
     states = tuple(replace(state, axis=ranks[state.input] - 2) for state in imported.states)
     rows = next(each.shape[1] for each in imported.inputs if each.name == TOKENS)
-    tokens = IndexRequirement(TOKENS, str(vocabulary), {}, "the vocabulary", "0")
+    tokens = IndexRequirement(input=TOKENS, size=str(vocabulary), where="the vocabulary", least="0")
     imported = replace(
         imported, states=states, position=PositionSpec(POSITION, rows), indices=(*imported.indices, tokens)
     )

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compiler.artifact.manifest import IndexRequirement
 from compiler.errors import InvalidModelError, OptionError
-from compiler.frontends.imported_model import ImportedModel, IndexRequirement, PositionSpec
+from compiler.frontends.imported_model import ImportedModel, PositionSpec
 from compiler.frontends.llm.captured_cache import with_cache_type
 from compiler.frontends.llm.captured_products import with_precision
 from compiler.frontends.llm.options import LanguageModelOptions
@@ -281,6 +282,6 @@ def _described(decoder: ImportedModel, kind: str, context: int, config: Any) -> 
     if rows is None or not states:
         raise InvalidModelError(f"the decoder of the {kind!r} model does not read tokens and a cache")
     vocabulary = int(config.vocab_size)
-    tokens = IndexRequirement(TOKENS, str(vocabulary), {}, "the vocabulary", "0")
+    tokens = IndexRequirement(input=TOKENS, size=str(vocabulary), where="the vocabulary", least="0")
     model = replace(decoder, states=states, position=PositionSpec(POSITION, rows), indices=(*decoder.indices, tokens))
     return CapturedDecoder(model, kind, context, vocabulary)

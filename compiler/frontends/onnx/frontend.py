@@ -11,12 +11,14 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import onnx
 import tvm
 from tvm import relax, tirx
 from tvm.ir import IRModule
 
+from compiler.artifact.manifest import IndexRequirement, Requirement
 from compiler.errors import (
     CompilationError,
     InputError,
@@ -26,14 +28,7 @@ from compiler.errors import (
     Refusal,
     UnsupportedModelError,
 )
-from compiler.frontends.imported_model import (
-    ImportedModel,
-    IndexRequirement,
-    SizeRequirement,
-    StateSpec,
-    TensorSpec,
-    selected_outputs,
-)
+from compiler.frontends.imported_model import ImportedModel, StateSpec, TensorSpec, selected_outputs
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.builder import Builder
 from compiler.frontends.onnx.context import PoisonedInputError, RefusedError
@@ -500,7 +495,7 @@ def with_required_sizes(model: ImportedModel, inputs: Collection[str]) -> Import
     )
 
 
-def _required(requirements: Collection[SizeRequirement]) -> Iterator[tuple[str, int]]:
+def _required(requirements: Collection[Requirement]) -> Iterator[tuple[str, int]]:
     """Yield dimensions that must equal a number, with the number."""
     for each in requirements:
         if each.relation == "equal":
@@ -533,20 +528,22 @@ def _left(symbols: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, str
     return {name: dimension for name, dimension in symbols.items() if dimension not in sizes}
 
 
-def _is_met(requirement: SizeRequirement, sizes: Mapping[str, int]) -> bool:
+def _is_met(requirement: Requirement, sizes: Mapping[str, int]) -> bool:
     """True if all of its dimensions have known sizes and it does not determine another one."""
     return all(dimension in sizes for dimension in requirement.symbols.values()) and bool(
         list(_required([requirement]))
     )
 
 
-def _sized(requirement: SizeRequirement, sizes: Mapping[str, int]) -> SizeRequirement:
+def _sized(requirement: Requirement, sizes: Mapping[str, int]) -> Requirement:
     own = _own(requirement.symbols, sizes)
     left, right = (str(_with_sizes(each, own)) for each in (requirement.left, requirement.right))
-    return replace(requirement, left=left, right=right, symbols=_left(requirement.symbols, sizes))
+    return msgspec.structs.replace(requirement, left=left, right=right, symbols=_left(requirement.symbols, sizes))
 
 
 def _sized_index(index: IndexRequirement, sizes: Mapping[str, int]) -> IndexRequirement:
     own = _own(index.symbols, sizes)
     least = None if index.least is None else str(_with_sizes(index.least, own))
-    return replace(index, size=str(_with_sizes(index.size, own)), least=least, symbols=_left(index.symbols, sizes))
+    return msgspec.structs.replace(
+        index, size=str(_with_sizes(index.size, own)), least=least, symbols=_left(index.symbols, sizes)
+    )

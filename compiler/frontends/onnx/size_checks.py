@@ -7,7 +7,7 @@ from typing import Literal
 import tvm
 from tvm import tirx
 
-from compiler.frontends.imported_model import IndexRequirement, SizeRequirement
+from compiler.artifact.manifest import IndexRequirement, Requirement
 from compiler.frontends.onnx.symbolic import Dim, is_number
 from compiler.support.operation_count import UncountableError, size_formula
 
@@ -30,10 +30,10 @@ class SizeChecks:
         self.described: list[str] = []
         self.input_names: dict[tvm.ir.Expr, str] = {}
         self._indices: dict[tuple[str, str, str | None], IndexRequirement] = {}
-        self._requirements: dict[tuple[str, str, str], SizeRequirement] = {}
+        self._requirements: dict[tuple[str, str, str], Requirement] = {}
 
     @property
-    def requirements(self) -> tuple[SizeRequirement, ...]:
+    def requirements(self) -> tuple[Requirement, ...]:
         """Requirements in node order."""
         return tuple(self._requirements.values())
 
@@ -65,7 +65,9 @@ class SizeChecks:
         said = None if name is None else self._formula(size)
         low = (None, {}) if least is None else self._formula(least)
         if name is not None and said is not None and low is not None:
-            requirement = IndexRequirement(name, said[0], {**said[1], **low[1]}, self.where, low[0])
+            requirement = IndexRequirement(
+                input=name, size=said[0], least=low[0], symbols={**said[1], **low[1]}, where=self.where
+            )
             self._indices.setdefault((name, said[0], low[0]), requirement)
 
     def _formula(self, size: Dim) -> tuple[str, dict[str, str]] | None:
@@ -86,7 +88,9 @@ class SizeChecks:
         first, second = self._formula(left), self._formula(right)
         if first is None or second is None:
             return False
-        requirement = SizeRequirement(first[0], relation, second[0], {**first[1], **second[1]}, self.where)
+        requirement = Requirement(
+            left=first[0], relation=relation, right=second[0], symbols={**first[1], **second[1]}, where=self.where
+        )
         self._requirements.setdefault((first[0], relation, second[0]), requirement)
         return True
 

@@ -16,10 +16,11 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from compiler.artifact.language_model import TOKENIZER_ASSET
+from compiler.artifact.manifest import Requirement
 from compiler.artifact.native_tokenizer.tokenizer import TOKENIZER_PROGRAM, native_tokenizer
 from compiler.artifact.processing import PROCESSING_ASSET, encoded
 from compiler.errors import OptionError, storage_errors
-from compiler.frontends.imported_model import ImportedModel, SizeRequirement, TensorSpec, with_rewritten_main
+from compiler.frontends.imported_model import ImportedModel, TensorSpec, with_rewritten_main
 from compiler.frontends.processing.geometry import Axis, axes_of, emit_frame, emit_placement
 from compiler.frontends.processing.results import recognized, results_of
 from compiler.passes.rewriting.substitution import replace_leaves
@@ -159,8 +160,10 @@ class _Attached:
             bound
             for name in names
             for bound in (
-                SizeRequirement(name, "at least", "1", {name: name}, "the image"),
-                SizeRequirement(str(_LONGEST_EDGE), "at least", name, {name: name}, "the image"),
+                Requirement(left=name, relation="at least", right="1", symbols={name: name}, where="the image"),
+                Requirement(
+                    left=str(_LONGEST_EDGE), relation="at least", right=name, symbols={name: name}, where="the image"
+                ),
             )
         ]
         return replace(

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from compiler.frontends.imported_model import ImportedModel, IndexRequirement, SizeRequirement
+from compiler.artifact.manifest import IndexRequirement, Requirement
+from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.torch.branches import Condition, branch_relations, size_formula
 from compiler.frontends.torch.size_relations import SizeRelation, size_relations, sizes_of
 from compiler.support.formula import FormulaError, names_in
@@ -75,19 +76,23 @@ class ProgramRequirements:
             formula = self._formula(each.size, shapes) if name in shapes else None
             if formula is not None:
                 least = None if each.least is None else str(each.least)
-                kept.setdefault((name, formula[0], least), IndexRequirement(name, *formula, where, least))
+                size, symbols = formula
+                requirement = IndexRequirement(input=name, size=size, least=least, symbols=symbols, where=where)
+                kept.setdefault((name, size, least), requirement)
         for own in model.indices:
             if (own.input, own.size, "0") not in kept:  # otherwise the model's own is narrower
                 kept.setdefault((own.input, own.size, own.least), own)
         return list(kept.values())
 
-    def _size_requirements(self, model: ImportedModel, shapes: _Shapes) -> list[SizeRequirement]:
-        kept: dict[tuple[str, str, str], SizeRequirement] = {}
+    def _size_requirements(self, model: ImportedModel, shapes: _Shapes) -> list[Requirement]:
+        kept: dict[tuple[str, str, str], Requirement] = {}
         for each, where in self._sizes:
             left, right = self._formula(each.left, shapes), self._formula(each.right, shapes)
             if left is not None and right is not None and (left[1] or right[1]):
                 symbols = {**left[1], **right[1]}
-                requirement = SizeRequirement(left[0], each.relation, right[0], symbols, where)
+                requirement = Requirement(
+                    left=left[0], relation=each.relation, right=right[0], symbols=symbols, where=where
+                )
                 kept.setdefault((left[0], each.relation, right[0]), requirement)
         for own in model.requirements:
             kept.setdefault((own.left, own.relation, own.right), own)
