@@ -27,7 +27,7 @@ from compiler.passes.context import PipelineContext
 from compiler.passes.layout import convolution, kernels, pooling, transposed  # noqa: F401
 from compiler.passes.layout.kernels import ELEMENTWISE
 from compiler.passes.layout.values import ANCHORS, HANDLERS, NARROW_READERS, Blocked, LayoutBuilder, Value, handles
-from compiler.passes.layout.windows import AverageWindow
+from compiler.passes.layout.windows import PoolWindow
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import count_uses, operator_name, rewritable_functions, with_body
 from compiler.passes.rewriting.matching import dtype_of, plain, same_shape, shape_of
@@ -101,7 +101,7 @@ def _plan_block(block: BindingBlock, builder: LayoutBuilder) -> BindingBlock:
 
 def _averages(call: Call, builder: LayoutBuilder) -> bool:
     """True for a call of a kernel that averages over windows."""
-    return operator_name(call) == "relax.call_tir" and AverageWindow.of(builder.function(call.args[0])) is not None
+    return operator_name(call) == "relax.call_tir" and PoolWindow.of(builder.function(call.args[0])) is not None
 
 
 def _plan_binding(binding: Binding, builder: LayoutBuilder) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tvm import relax
 
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, Value, can_block, handles
-from compiler.passes.layout.windows import AverageWindow, SamePadding, same_padding
+from compiler.passes.layout.windows import PoolWindow, SamePadding, same_padding
 from compiler.passes.rewriting.matching import dtype_of, shape_of
 from schedules.conv import compute as conv_compute
 from schedules.conv.workload import PoolWorkload
@@ -17,22 +17,6 @@ from schedules.ir.reduction import reduction_of
 from schedules.ir.stages import Kernel, Stage
 from schedules.ir.tir import tvm
 from schedules.ir.tvm_types import Call, Expr
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A window over an operand's spatial axes, in their order there. `ceil`: output sizes are rounded up; the other
-    fields are those of `PoolWorkload`."""
-
-    kernel: Sequence[int]
-    strides: Sequence[int]
-    dilations: Sequence[int]
-    before: Sequence[int]
-    after: Sequence[int]
-    mode: str
-    count_pad: bool = False
-    ceil: bool = False
-    same: str = ""
 
 
 @handles(*(f"relax.nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)))
@@ -48,35 +32,35 @@ def pool(builder: LayoutBuilder, call: Call) -> Blocked | None:
     same = _same_padding(builder, call, order, mode)
     if same is not None:
         before, after = zip(*same.pads(attrs.pool_size, attrs.strides, attrs.dilation), strict=True)
-    window = _Window(
+    window = PoolWindow(
         kernel=tuple(map(int, attrs.pool_size)),
         strides=tuple(map(int, attrs.strides)),
         dilations=tuple(map(int, attrs.dilation)),
         before=tuple(map(int, before)),
         after=tuple(map(int, after)),
-        mode=mode,
-        count_pad=mode == "average" and bool(attrs.count_include_pad),
-        ceil=bool(attrs.ceil_mode),
         same="" if same is None else same.mode,
+        count_pad=mode == "average" and bool(attrs.count_include_pad),
     )
-    return _pooled(builder, call, call.args[0] if same is None else same.data, order, window)
+    operand = call.args[0] if same is None else same.data
+    return _pooled(builder, call, operand, order, window, mode, ceil=bool(attrs.ceil_mode))
 
 
 def average_kernel(builder: LayoutBuilder, call: Call) -> Blocked | None:
     """Handle a frontend kernel marked as averaging over windows."""
-    window = AverageWindow.of(builder.function(call.args[0]))
+    window = PoolWindow.of(builder.function(call.args[0]))
     if window is None:
         return None
     order = tuple(range(len(window.kernel) + 2))
     if not can_block(call, order):
         return None
-    geometry = (window.kernel, window.strides, window.dilations, window.before, window.after)
     # Rounding up is already contained in the output sizes.
-    described = _Window(*geometry, "average", window.count_pad, ceil=True, same=window.same)
-    return _pooled(builder, call, call.args[1].fields[0], order, described)
+    return _pooled(builder, call, call.args[1].fields[0], order, window, "average", ceil=True)
 
 
-def _pooled(builder: LayoutBuilder, call: Call, operand: Expr, order: Order, window: _Window) -> Blocked | None:
+def _pooled(
+    builder: LayoutBuilder, call: Call, operand: Expr, order: Order, window: PoolWindow, mode: str, *, ceil: bool
+) -> Blocked | None:
+    """Pool over a window of the operand's spatial axes, in their order there; `ceil`: output sizes are rounded up."""
     data = _laid_out(builder, operand, order)
     if data is None:
         return None
@@ -92,13 +76,13 @@ def _pooled(builder: LayoutBuilder, call: Call, operand: Expr, order: Order, win
     pad = []
     for i, size in enumerate(data.spatial):
         if size == 0:  # with rounding up, the last window may exceed the padding by up to a stride
-            pad.append((before[i], after[i] + (strides[i] - 1 if window.ceil and not window.same else 0)))
+            pad.append((before[i], after[i] + (strides[i] - 1 if ceil and not window.same else 0)))
             continue
         reach = (sizes[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
         pad.append((before[i], reach - size - before[i]))
     if window.count_pad and any(beyond > own for (_, beyond), own in zip(pad, after, strict=True)):
         return None  # the last window exceeds the padding, whose elements are not counted
-    work = _work(data, kernel, strides, dilations, pad, builder, window.mode, window.count_pad)
+    work = _work(data, kernel, strides, dilations, pad, builder, mode, window.count_pad)
     if window.same and work.is_open:
         work = replace(work, same=window.same)
     result = builder.emit_kernel(

@@ -63,12 +63,12 @@ def same_padding(builder: LayoutBuilder, padded: Expr) -> SamePadding | None:
 
 
 AVERAGE_WINDOW = "tensorwright.average_window"
-"""Attribute of a kernel of (data, sizes...) that averages over windows of the spatial axes: an `AverageWindow`."""
+"""Attribute of a kernel of (data, sizes...) that averages over windows of the spatial axes: an `PoolWindow`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class AverageWindow:
-    """A window over the axes after batch and channel, one entry for each axis.
+class PoolWindow:
+    """A pooling window over the axes after batch and channel, one entry for each axis.
 
     `before` and `after` are the padding; `same` is "upper" or "lower" if the padding of symbolic axes depends on their
     sizes (auto_pad SAME); `before` and `after` are then its maxima. `count_pad`: padding counts.
@@ -87,7 +87,7 @@ class AverageWindow:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def of(cls, function: PrimFunc) -> AverageWindow | None:
+    def of(cls, function: PrimFunc) -> PoolWindow | None:
         """Return the window that a kernel averages over; None without the attribute."""
         if function.attrs is None or AVERAGE_WINDOW not in function.attrs:
             return None

@@ -36,7 +36,7 @@ from compiler.frontends.onnx.operators.precision import cast, compute_dtype, wid
 from compiler.frontends.onnx.operators.tensor.sort_kernels import for_each, in_sequence, in_vectors, shared_tasks
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
-from compiler.passes.layout.windows import AVERAGE_WINDOW, AverageWindow
+from compiler.passes.layout.windows import AVERAGE_WINDOW, PoolWindow
 from schedules.ir.tvm_types import Buffer, Expr, Index, Stmt, Tensor
 
 # Poolings without a Relax operator, as tensor expressions.
@@ -338,7 +338,7 @@ def average_pool(context: NodeContext) -> relax.Expr:
     )
 
 
-def _described(context: NodeContext, window: Window, include: bool) -> AverageWindow:
+def _described(context: NodeContext, window: Window, include: bool) -> PoolWindow:
     """Return the window for the layout pass: padding that depends on symbolic sizes as its maximum."""
     mode = auto_pad(context)
     same = mode.removeprefix("SAME_").lower() if mode.startswith("SAME") else ""
@@ -347,7 +347,7 @@ def _described(context: NodeContext, window: Window, include: bool) -> AverageWi
     before = [p if isinstance(p, int) else half for p, half in zip(window.before, halves, strict=True)]
     rests = zip(window.after, totals, halves, strict=True)
     after = [p if isinstance(p, int) else total - half for p, total, half in rests]
-    return AverageWindow(
+    return PoolWindow(
         window.kernel, window.strides, window.dilations, tuple(before), tuple(after), same, count_pad=include
     )
 
