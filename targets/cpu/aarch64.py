@@ -65,7 +65,7 @@ def host(cores: int | None = None) -> CpuTarget:
     description = f"this machine: {model}, {machine.cores} {'core' if machine.cores == 1 else 'cores'}"
     # LLVM's "generic" model implies only NEON, so features that are not reported are not used.
     attributes = signed_features(sorted(features - {"neon"}), ())
-    return CpuTarget("host", description, machine, FAMILY, "generic", tuple(sorted(features)), attributes)
+    return CpuTarget("host", description, machine, "generic", tuple(sorted(features)), attributes, family=FAMILY)
 
 
 def _model() -> str:

@@ -38,18 +38,11 @@ class CpuFamily:
     options: Mapping[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CpuTarget(LlvmTarget):
     """A processor of a family."""
 
-    name: str
-    description: str
-    machine: Machine
     family: CpuFamily
-    mcpu: str
-    features: tuple[str, ...]
-    attributes: tuple[str, ...] = ()
-    most_cores: int | None = None
 
     @property
     def triple(self) -> str:
@@ -93,11 +86,11 @@ def preset(name: str, entry: Mapping[str, Any], family: CpuFamily, cores: int | 
         name,
         entry["description"],
         machine,
-        family,
         entry["mcpu"],
         tuple(sorted(features)),
         signed,
         most_cores=most_cores(entry),
+        family=family,
     )
 
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from schedules.instructions.llvm_options import LLVM_OPTIONS
 from schedules.ir.numbers import ceil_div
+from schedules.machine import Machine
 from targets.target import Target
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from targets.measure import Measurer
 
 
+@dataclass(frozen=True)
 class LlvmTarget(Target):
     """A processor that LLVM knows as `mcpu`.
 
@@ -34,9 +37,13 @@ class LlvmTarget(Target):
         attributes: signed features on top of the model ("+avx512bf16", "-sve").
     """
 
+    name: str
+    description: str
+    machine: Machine
     mcpu: str
     features: tuple[str, ...]
-    attributes: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
+    most_cores: int | None = None
 
     @property
     @abstractmethod

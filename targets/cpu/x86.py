@@ -7,7 +7,6 @@ memory channels that the vendor states, some 0.7 of their peak.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,8 @@ _CODEGEN_PREFIXES = ("sse", "ssse", "avx", "amx", "bmi")
 _CODEGEN_FEATURES = frozenset({"fma", "f16c", "lzcnt", "movbe", "popcnt", "gfni", "cx16", "vpclmulqdq"})
 
 
-@dataclass(frozen=True)
 class X86Target(LlvmTarget):
     """An x86-64 processor."""
-
-    name: str
-    description: str
-    machine: Machine
-    mcpu: str
-    features: tuple[str, ...]
-    attributes: tuple[str, ...] = ()
-    most_cores: int | None = None
 
     @property
     def triple(self) -> str:
