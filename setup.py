@@ -1,5 +1,5 @@
-"""What pyproject.toml cannot say: README with links that lead to the repository as the long description, and the thread
-pool, compiled for the platform of the wheel."""
+"""Settings that pyproject.toml cannot express: README with links that lead to the repository as the long description,
+and the thread pool, compiled for the platform of the wheel."""
 
 import re
 import sys

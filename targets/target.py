@@ -124,7 +124,7 @@ class Target(ABC):
         return ()
 
     def how_it_runs(self) -> str:
-        """How a module runs on this machine, in a few words: "natively", "under qemu-aarch64", or what is missing."""
+        """How modules run on this machine: "natively", "under qemu-aarch64", or what is missing."""
         try:
             command = self.emulator()
         except ToolchainMissing as error:

@@ -97,7 +97,7 @@ def differences(name: str, prompts: list[int], *, captured: bool = False) -> lis
 
 
 def encoder_differences(name: str, prompts: list[int]) -> list[tuple[float, int, int]]:
-    """As `differences`, of a model with an encoder, and how many of the tokens are distinct. A prompt is that of the
+    """Like `differences` for a model with an encoder, and the number of distinct tokens. A prompt is that of the
     decoder, behind an image where the model reads images, or the text that the encoder reads."""
     found = []
     reads = ENCODER_MODELS[name].reads

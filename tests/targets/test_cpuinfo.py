@@ -56,7 +56,7 @@ def test_linux_is_asked_for_the_tile_registers(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_asking_for_tiles_answers_here() -> None:
-    """Where the processor has none, Linux refuses them."""
+    """Linux refuses them if the processor has none."""
     if "amx-tile" not in cpuinfo.reported_features():
         assert not cpuinfo.allows_tiles()
 

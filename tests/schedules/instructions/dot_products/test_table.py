@@ -54,7 +54,7 @@ def machine_of(target: str) -> Machine:
     ],
 )
 def test_products_of_bytes(target: str, unsigned: list[str], signed: list[str]) -> None:
-    """Those of just these types come before those that operands are shifted for."""
+    """Instructions for exactly these types come before those that need shifted operands."""
     machine = machine_of(target)
     assert [each.name for each in dot_instructions(machine, "uint8", "int8")] == unsigned
     assert [each.name for each in dot_instructions(machine, "int8", "int8")] == signed
