@@ -89,7 +89,7 @@ COMPILE_OPTIONS = (
     "-fdata-sections",
     "-DSODIUM_STATIC",
     f'-DTENSORWRIGHT_VERSION="{importlib.metadata.version("tensorwright")}"',
-    f'-DTENSORWRIGHT_ENGINE="{importlib.metadata.version("apache-tvm")}"',
+    f'-DTENSORWRIGHT_TVM_VERSION="{importlib.metadata.version("apache-tvm")}"',
     *EXTRA_OPTIONS,
 )
 LINK_OPTIONS = ("-s", "-Wl,--gc-sections", "-Wl,-rpath,$ORIGIN:$ORIGIN/../lib")

@@ -167,8 +167,8 @@ def _module_details(manifest: Manifest) -> dict[str, Any]:
 
 def target_text(target: Any) -> str:
     """A manifest's target as text: "host (x86_64, znver4)"."""
-    engine = target.details.get("engine_target")
-    cpu = engine.get("mcpu") if isinstance(engine, dict) else None
+    options = target.details.get("engine_target")
+    cpu = options.get("mcpu") if isinstance(options, dict) else None
     return f"{target.name} ({', '.join(filter(None, [target.architecture, cpu]))})"
 
 

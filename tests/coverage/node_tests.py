@@ -64,7 +64,7 @@ def run_case(case: Any, engine_only: bool) -> tuple[str, str]:
         pass
 
     if engine_only:
-        from tests.coverage.engine import import_and_build
+        from tests.coverage.tvm_pipeline import import_and_build
 
         Tested.compile_model = staticmethod(import_and_build)
     try:

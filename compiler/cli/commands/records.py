@@ -134,7 +134,7 @@ def _target_text(target: str, targets: Any) -> str:
     if description is None:
         return target
 
-    machine, engine = description["machine"], description["engine_target"]
+    machine, tvm_options = description["machine"], description["engine_target"]
     if "multiprocessors" in machine:
-        return f"{engine['arch']}, {plural(machine['multiprocessors'], 'multiprocessor')}, {target[:8]}"
-    return f"{engine.get('mcpu') or machine['architecture']}, {plural(machine['cores'], 'core')}, {target[:8]}"
+        return f"{tvm_options['arch']}, {plural(machine['multiprocessors'], 'multiprocessor')}, {target[:8]}"
+    return f"{tvm_options.get('mcpu') or machine['architecture']}, {plural(machine['cores'], 'core')}, {target[:8]}"

@@ -185,7 +185,7 @@ std::string DescribeServer(bool kernels_allowed, const DeviceList& devices) {
   std::string features;
   for (const std::string& each : ProcessorFeatures()) features += (features.empty() ? "\"" : ", \"") + each + "\"";
   return std::string("{\"protocol\": ") + std::to_string(kDeviceProtocol) + ", \"format\": " + std::to_string(kFormatVersion) +
-         ", \"tensorwright\": \"" TENSORWRIGHT_VERSION "\", \"tvm\": \"" TENSORWRIGHT_ENGINE "\", \"architecture\": \"" + Architecture() +
+         ", \"tensorwright\": \"" TENSORWRIGHT_VERSION "\", \"tvm\": \"" TENSORWRIGHT_TVM_VERSION "\", \"architecture\": \"" + Architecture() +
          "\", \"kernels\": " + (kernels_allowed ? "true" : "false") + ", \"features\": [" + features + "], \"devices\": " + devices.json + ", \"device_problem\": " + JsonText(devices.problem) + "}";
 }
 

@@ -221,7 +221,7 @@ void Manifest::Parse(const char* text, size_t size, const std::string& document)
     for (const JsonValue& feature : features->Items()) required_features.push_back(feature.Text());
   }
   if (auto details = target.Find("details")) ReadDevice(*details, this);
-  engine = versions["tvm"].Text();
+  tvm_version = versions["tvm"].Text();
   inputs = ReadDescriptions(manifest, "inputs", false), outputs = ReadDescriptions(manifest, "outputs", false);
   parameter_descriptions = ReadDescriptions(manifest, "parameters", true);
   reference_input_descriptions = ReadDescriptions(manifest, "reference_inputs", true);

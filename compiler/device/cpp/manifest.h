@@ -74,7 +74,7 @@ struct Position {
 
 struct Manifest {
   std::string model_name, architecture, target_name;
-  std::string engine;                          // the version of TVM that compiled the module
+  std::string tvm_version;                     // the version of TVM that compiled the module
   std::vector<std::string> required_features;  // of the processor
   std::string device_kind;                     // "cuda"; empty for modules that run on the CPU
   int compute_capability = 0;                  // minimum for that device: 10 major + minor

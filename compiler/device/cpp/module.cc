@@ -30,8 +30,8 @@ Span CodeOf(const Artifact& artifact) {
     throw Error("the module needs processor features that this machine lacks: " + missing + " (it was compiled for target " + artifact.target_name +
                 "): compile it for this machine's target, or for a more general one");
   }
-  if (artifact.engine != TENSORWRIGHT_ENGINE) {
-    throw Error("the module was compiled with TVM " + artifact.engine + ", and this program has TVM " TENSORWRIGHT_ENGINE
+  if (artifact.tvm_version != TENSORWRIGHT_TVM_VERSION) {
+    throw Error("the module was compiled with TVM " + artifact.tvm_version + ", and this program has TVM " TENSORWRIGHT_TVM_VERSION
                 ": bundle it again, and use the programs of that bundle");
   }
   CheckElf(artifact.library);

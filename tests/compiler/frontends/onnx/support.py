@@ -12,7 +12,7 @@ import onnx.helper
 import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
-from tests.coverage.engine import import_and_build
+from tests.coverage.tvm_pipeline import import_and_build
 
 OPSET = 22
 Wanted = dict[str, tuple["Case", np.ndarray]]

@@ -12,7 +12,7 @@ import compiler
 from compiler.errors import InputError, InputValueRequiredError
 from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.onnx.support import make_model
-from tests.coverage.engine import build
+from tests.coverage.tvm_pipeline import build
 
 Node = onnx.helper.make_node
 FLOAT, INT64, BOOL = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.BOOL

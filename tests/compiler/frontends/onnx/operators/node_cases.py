@@ -12,7 +12,7 @@ import onnx.helper
 import pytest
 
 from tests.compiler.frontends.onnx.support import reference
-from tests.coverage.engine import import_and_build
+from tests.coverage.tvm_pipeline import import_and_build
 
 Generator = np.random.Generator
 Maker = Callable[[Generator], "NodeCase"]

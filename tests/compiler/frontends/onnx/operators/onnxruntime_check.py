@@ -13,7 +13,7 @@ import pytest
 
 from compiler.frontends.onnx import dtypes
 from targets import cpuinfo
-from tests.coverage.engine import import_and_build
+from tests.coverage.tvm_pipeline import import_and_build
 
 Feeds = Mapping[str, np.ndarray]
 

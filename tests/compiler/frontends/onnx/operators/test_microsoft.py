@@ -10,7 +10,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model, random_int8, run_reference
-from tests.coverage.engine import import_and_build
+from tests.coverage.tvm_pipeline import import_and_build
 
 _RANDOM = np.random.default_rng(0)
 

@@ -39,7 +39,7 @@ def test_loop_with_counts_and_sizes_known_at_run_time(condition: str) -> None:
 def test_loop_without_an_iteration_gives_empty_stacks() -> None:
     import onnx.parser
 
-    from tests.coverage.engine import import_and_build
+    from tests.coverage.tvm_pipeline import import_and_build
 
     text = f'<ir_version: 8, opset_import: ["" : 17]> {_LOOP % "Identity (c)"}'
     run = import_and_build(onnx.parser.parse_model(text))
@@ -207,7 +207,7 @@ def test_a_branch_that_does_not_fit_the_shapes_is_never_taken() -> None:
     """One model with a branch for each of two input sizes; a run checks that the condition selects the right one."""
     import onnx.parser
 
-    from tests.coverage.engine import import_and_build
+    from tests.coverage.tvm_pipeline import import_and_build
 
     model = """<ir_version: 8, opset_import: ["" : 17]>
     agraph (float[N] x, bool c) => (float[M] y) <float[3] three = {1.0, 2.0, 3.0}, float[2] two = {1.0, 2.0}> {

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 import compiler
 from compiler.errors import InputError, InvalidModelError
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import assert_equal_to_onnxruntime, node_model
-from tests.coverage.engine import import_and_build
+from tests.coverage.tvm_pipeline import import_and_build
 
 # float32 sums of up to a thousand products of order one, against float64.
 TOLERANCE = 5e-6

@@ -14,7 +14,7 @@ from compiler.errors import InputError, UnsupportedModelError
 from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model, run_reference
 from tests.compiler.frontends.onnx.operators.test_microsoft import _check, _f, _u8
-from tests.coverage.engine import Run, build, import_and_build
+from tests.coverage.tvm_pipeline import Run, build, import_and_build
 
 _HEADS, _SIZE = 4, 16
 

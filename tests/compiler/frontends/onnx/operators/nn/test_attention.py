@@ -20,7 +20,7 @@ from tests.compiler.frontends.onnx.operators.node_cases import (
     over_seeds,
     pick,
 )
-from tests.coverage.engine import import_and_build
+from tests.coverage.tvm_pipeline import import_and_build
 
 
 def _expected(case: NodeCase) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ from tests.compiler.frontends.onnx.operators.node_cases import (
     pick,
 )
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import assert_equal_to_onnxruntime
-from tests.coverage.engine import import_and_build
+from tests.coverage.tvm_pipeline import import_and_build
 
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
 

@@ -21,7 +21,7 @@ from tests.compiler.frontends.onnx.operators.node_cases import (
     pick,
 )
 from tests.compiler.frontends.onnx.support import reference
-from tests.coverage.engine import import_and_build
+from tests.coverage.tvm_pipeline import import_and_build
 
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _FUNCTIONS = {"RNN": 1, "GRU": 2, "LSTM": 3}
