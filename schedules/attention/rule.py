@@ -41,7 +41,7 @@ from schedules.estimate import Estimate, tail
 from schedules.instructions.dot_products.amx import BLOCK_ROWS, STEPS
 from schedules.instructions.dot_products.operation import DOT_S8S8, DOT_U8S8, Instruction, Operation
 from schedules.ir.expression import expression
-from schedules.ir.numbers import QUAD, ceil_div
+from schedules.ir.numbers import WORD_BYTES, ceil_div
 from schedules.ir.stages import Axis, Kernel, Stage, dtype_of
 from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, tirx
 from schedules.machine import Machine
@@ -150,7 +150,7 @@ _ONES = 0x01010101
 class PackedInt8(PackedWords):
     """Words of four signed bytes."""
 
-    group: ClassVar[int] = QUAD
+    group: ClassVar[int] = WORD_BYTES
 
     @property
     def shift(self) -> int:
@@ -159,7 +159,7 @@ class PackedInt8(PackedWords):
 
     @property
     def _run(self) -> int:
-        return QUAD
+        return WORD_BYTES
 
     def _filled(self) -> list[Stmt]:
         leads, (depth, columns) = self.source.leads, self.source.shape[-2:]
@@ -168,21 +168,21 @@ class PackedInt8(PackedWords):
             def word(column: Expr) -> Stmt:
                 total: Expr = tirx.const(_word(-self.shift, count), "int32")
                 for byte in range(count):
-                    value = tirx.Cast("int32", self.source.load(*outer, step * QUAD + byte, column)) & 0xFF
+                    value = tirx.Cast("int32", self.source.load(*outer, step * WORD_BYTES + byte, column)) & 0xFF
                     total = total ^ (value << 8 * byte)
                 return store(self.words, total, *outer, step, column)
 
             return in_vectors("column", columns, self.lanes, word)
 
         def matrix(outer: list[Expr]) -> Stmt:
-            return sequence(split_steps("step", depth, QUAD, lambda step, count: row(outer, step, count)))
+            return sequence(split_steps("step", depth, WORD_BYTES, lambda step, count: row(outer, step, count)))
 
         return [parallel_grid(leads, matrix, self.machine, parallel=self._threads())]
 
     def _column(self, rows: Buffer, outer: list[Expr], column: Expr) -> Stmt:
         def run(first: Index, count: int) -> Stmt:
-            position = self.source.position([*outer, expression(first * QUAD), column])
-            bytes_ = load(self.source.buffer, *position[:-1], lanes_of(position[-1], QUAD * count))
+            position = self.source.position([*outer, expression(first * WORD_BYTES), column])
+            bytes_ = load(self.source.buffer, *position[:-1], lanes_of(position[-1], WORD_BYTES * count))
             words = tirx.reinterpret(f"int32x{count}" if count > 1 else "int32", bytes_)
             if self.shift:
                 words = words ^ splat(_word(-self.shift), "int32", count)
@@ -221,9 +221,9 @@ class PackedInt8(PackedWords):
         return [tirx.AllocBuffer(begin), parallel_grid(leads, matrix, self.machine, parallel=self._threads())], begin
 
 
-def _word(byte: int, count: int = QUAD) -> int:
+def _word(byte: int, count: int = WORD_BYTES) -> int:
     """An int32 with the byte repeated `count` times, zeros above."""
-    return int.from_bytes(bytes([byte] * count), "little", signed=count == QUAD)
+    return int.from_bytes(bytes([byte] * count), "little", signed=count == WORD_BYTES)
 
 
 class ByteRows(NarrowRows):

@@ -22,7 +22,7 @@ from schedules.conv.winograd_tiling import relative_cycles, winograd_form, winog
 from schedules.conv.workload import ConvWorkload, DotWorkload, QuadsWorkload, TilesWorkload, WinogradWorkload
 from schedules.instructions.dot_products.operation import DOT_U8S8, OF_STORED, Operation
 from schedules.instructions.dot_products.table import matrix_instruction, tile_instruction, vector_instructions
-from schedules.ir.numbers import QUAD
+from schedules.ir.numbers import WORD_BYTES
 from schedules.machine import Machine
 from schedules.selection.alternatives import Alternative, Choice
 
@@ -127,15 +127,15 @@ def integer_workload(plain: ConvWorkload, operand: str, fill: int, machine: Mach
     tiles = tiles_workload(plain, operand, machine, fill)
     if tiles is not None:
         return tiles
-    if plain.in_block != QUAD:
+    if plain.in_block != WORD_BYTES:
         return dot_workload(plain, operand, plain.block, fill)
     matrix = matrix_instruction(machine, operand, "int8")
     if matrix is not None:
         whole = plain.groups == 1 or plain.group_channels % matrix.group == 0
-        if not whole or plain.group_channels <= QUAD or plain.out_spatial[-1] == 1:
+        if not whole or plain.group_channels <= WORD_BYTES or plain.out_spatial[-1] == 1:
             matrix = None
     instruction = matrix or next(iter(vector_instructions(machine, operand, "int8")), None)
-    fields = {**vars(plain), "dtype": "int32", "in_block": QUAD if matrix is None else matrix.group}
+    fields = {**vars(plain), "dtype": "int32", "in_block": WORD_BYTES if matrix is None else matrix.group}
     signed = instruction is not None and instruction.operation.a == "int8"
     return QuadsWorkload(**fields, operand=operand, fill=fill, signed=signed, matrix=matrix is not None)
 

@@ -52,7 +52,7 @@ from schedules.instructions.dot_products.table import (
     widens_bytes,
 )
 from schedules.ir.expression import minimum, number
-from schedules.ir.numbers import QUAD, SIGN_BITS, ceil_div
+from schedules.ir.numbers import SIGN_BITS, WORD_BYTES, ceil_div
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.rule import Priority
@@ -312,14 +312,14 @@ class QuadsNest(DotNest):
 
     def _values(self, at: Step) -> list[Expr]:
         values: list[Expr] = []
-        side_by_side = at.pixels // QUAD * QUAD if self.work.strides[-1] == 1 else 0
-        for pixel in range(0, side_by_side, QUAD):
-            stored = self._input(at.task, at.source, at.start, pixel, at.window, lanes_of(0, QUAD * QUAD))
+        side_by_side = at.pixels // WORD_BYTES * WORD_BYTES if self.work.strides[-1] == 1 else 0
+        for pixel in range(0, side_by_side, WORD_BYTES):
+            stored = self._input(at.task, at.source, at.start, pixel, at.window, lanes_of(0, WORD_BYTES * WORD_BYTES))
             four = tirx.reinterpret("int32x4", stored)
             if self.work.shift:
-                four = four ^ splat(SIGN_BITS, "int32", QUAD)
-            values += [tirx.Shuffle([four], [tirx.IntImm("int32", lane)] * QUAD) for lane in range(QUAD)]
-        return values + [broadcast(self._group_of(at, pixel), QUAD) for pixel in range(side_by_side, at.pixels)]
+                four = four ^ splat(SIGN_BITS, "int32", WORD_BYTES)
+            values += [tirx.Shuffle([four], [tirx.IntImm("int32", lane)] * WORD_BYTES) for lane in range(WORD_BYTES)]
+        return values + [broadcast(self._group_of(at, pixel), WORD_BYTES) for pixel in range(side_by_side, at.pixels)]
 
 
 class PairsNest(DotNest):

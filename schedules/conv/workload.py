@@ -22,7 +22,7 @@ from schedules.instructions.dot_products.operation import (
     OF_STORED,
     Operation,
 )
-from schedules.ir.numbers import QUAD, ceil_div
+from schedules.ir.numbers import WORD_BYTES, ceil_div
 from schedules.ir.tir import Index
 from schedules.rule import Workload
 
@@ -324,7 +324,7 @@ class QuadsWorkload(DotWorkload):
 
     @property
     def stored_block(self) -> int:
-        return QUAD
+        return WORD_BYTES
 
 
 @dataclasses.dataclass(frozen=True)

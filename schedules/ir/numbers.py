@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, overload
 if TYPE_CHECKING:
     from schedules.ir.tir import Index
 
-QUAD = 4  # bytes of a word
+WORD_BYTES = 4  # bytes of a word
 SIGN_BITS = 0x80808080 - (1 << 32)  # an int32 whose XOR converts four bytes between signed and unsigned
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from schedules.annotations import RECURRENCE, SERIAL_REASON
 from schedules.instructions.dot_products.operation import DOT_U8S8
-from schedules.ir.numbers import QUAD
+from schedules.ir.numbers import WORD_BYTES
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.recurrence.description import Operands, Recurrence, Stage, Update
 
@@ -448,7 +448,7 @@ class QuantizedState:
         with T.serial(0, words.shape[2]) as k:
             for gate in range(gates):
                 for row in range(team.rows):
-                    bytes_ = self._bytes[own, team.first + row, tirx.Ramp(k * QUAD, 1, QUAD)]
+                    bytes_ = self._bytes[own, team.first + row, tirx.Ramp(k * WORD_BYTES, 1, WORD_BYTES)]
                     word = tirx.reinterpret("int32", bytes_)
                     with self._lanes() as lane:
                         at = team.slot(row, gate, lane)

@@ -41,7 +41,7 @@ from schedules.instructions.prefetch import prefetch_statement
 from schedules.instructions.row_sums import reduced, row_sums
 from schedules.instructions.vector_math import EXP_OF_NEGATIVE, call
 from schedules.ir.expression import expression, number
-from schedules.ir.numbers import QUAD, SIGN_BITS
+from schedules.ir.numbers import SIGN_BITS, WORD_BYTES
 from schedules.ir.stages import dtype_of
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine, dtype_bits
@@ -156,7 +156,7 @@ class RoundedQueries:
     @staticmethod
     def serve(operands: CacheOperands, machine: Machine) -> bool:
         """True if keys are bytes that the machine can multiply, and queries may be rounded."""
-        size, step = operands.size, QUAD * machine.lanes("float32")
+        size, step = operands.size, WORD_BYTES * machine.lanes("float32")
         whole = size % step == 0 and size <= _MAX_SIZE
         return (
             whole
@@ -202,7 +202,7 @@ class RoundedQueries:
         """Dot products of head `g` with one key per lane: row j of `parts`, int32, for the key at the position `key(j)`
         (sample, key head, row) of the cache."""
         lanes, code = self.lanes, list[Stmt]()
-        for first in range(0, self.operands.size, QUAD * lanes):
+        for first in range(0, self.operands.size, WORD_BYTES * lanes):
             data = self._words(self.bytes, g, first)
             for j in range(lanes):
                 words = self._words(self.operands.buffers[KEY], *key(j), first)
@@ -216,7 +216,7 @@ class RoundedQueries:
 
     def _words(self, buffer: Buffer, *at: Index) -> Expr:
         *leading, first = at
-        return tirx.reinterpret(f"int32x{self.lanes}", load(buffer, *leading, lanes_of(first, QUAD * self.lanes)))
+        return tirx.reinterpret(f"int32x{self.lanes}", load(buffer, *leading, lanes_of(first, WORD_BYTES * self.lanes)))
 
     def score(self, total: Expr, g: Expr, row: tuple[Expr, Expr, Expr]) -> Expr:
         """The float32 product of a query and the key in a row, computed from the dot product of their bytes."""

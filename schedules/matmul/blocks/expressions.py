@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from schedules.annotations import KIND, SPEC
 from schedules.ir.expression import index, number
-from schedules.ir.numbers import QUAD
+from schedules.ir.numbers import WORD_BYTES
 from schedules.ir.tir import Expr, IterVar, Tensor, te, tirx
 from schedules.matmul.blocks.rounding import HEADER, SCALE
 
@@ -122,13 +122,13 @@ def pack_planes(values: NDArray[np.uint8], layout: BlockFormat) -> list[NDArray[
     start = 0
     for bits in layout.planes:
         per_word = 8 // bits  # quads per word
-        words = padded // (QUAD * per_word)
-        packed = np.empty((panels, words, PANEL, QUAD), np.uint8)
+        words = padded // (WORD_BYTES * per_word)
+        packed = np.empty((panels, words, PANEL, WORD_BYTES), np.uint8)
         for panel in range(panels):
             rows = np.zeros((PANEL, padded), np.uint8)
             part = values[panel * PANEL : (panel + 1) * PANEL]
             rows[: len(part), :depth] = (part >> np.uint8(start)) & np.uint8(2**bits - 1)
-            quads = rows.reshape(PANEL, words, per_word, QUAD)
+            quads = rows.reshape(PANEL, words, per_word, WORD_BYTES)
             word = quads[:, :, 0].copy()
             for quad in range(1, per_word):
                 word |= quads[:, :, quad] << np.uint8(bits * quad)
@@ -170,7 +170,7 @@ EXPERT_MATMUL = "expert-matmul"
 
 def integer(planes: list[Tensor], layout: BlockFormat, panel: Expr, k: Expr, lane: Expr) -> Expr:
     """The unsigned integer at index k of the depth."""
-    quad, byte = tirx.floordiv(k, QUAD), tirx.Cast("int32", tirx.floormod(k, QUAD))
+    quad, byte = tirx.floordiv(k, WORD_BYTES), tirx.Cast("int32", tirx.floormod(k, WORD_BYTES))
     value, start = _int32(0), 0
     for plane, bits in zip(planes, layout.planes, strict=True):
         per_byte = 8 // bits
@@ -302,8 +302,8 @@ def _number_of(data: Tensor, form: BlockFormat, at: tuple[Expr, ...], k: IterVar
     if str(data.dtype) != "int32":
         return data(*at, k)
     unit, position = tirx.floordiv(k, form.unit), tirx.floormod(k, form.unit)
-    word = data(*at, unit, tirx.floordiv(position, QUAD) + HEADER)
-    byte = (word << (_int32(24) - tirx.Cast("int32", tirx.floormod(position, QUAD)) * 8)) >> _int32(24)
+    word = data(*at, unit, tirx.floordiv(position, WORD_BYTES) + HEADER)
+    byte = (word << (_int32(24) - tirx.Cast("int32", tirx.floormod(position, WORD_BYTES)) * 8)) >> _int32(24)
     return tirx.Cast("float32", byte) * tirx.reinterpret("float32", data(*at, unit, SCALE))
 
 

@@ -34,7 +34,7 @@ from schedules.errors import NotScheduledError
 from schedules.instructions.rounding import rounded_int32
 from schedules.instructions.row_sums import reduced
 from schedules.ir.expression import expression, index
-from schedules.ir.numbers import QUAD
+from schedules.ir.numbers import WORD_BYTES
 from schedules.ir.stages import Kernel, Stage, product, shape_of
 from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
@@ -120,9 +120,9 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
     def word(*at: Expr) -> Expr:
         of_unit, slot = at[:-1], at[-1]
         scale = tirx.reinterpret("float32", peak(*of_unit)) * tirx.const(1 / _MAX_INT8, "float32")
-        first = tirx.max(slot - HEADER, index(0)) * QUAD
+        first = tirx.max(slot - HEADER, index(0)) * WORD_BYTES
         value = tirx.const(0, "int32")
-        for byte in range(QUAD):
+        for byte in range(WORD_BYTES):
             one = tirx.Cast("int32", rounded(of_unit, first + byte)) & tirx.const(0xFF, "int32")
             value = value | one << tirx.const(8 * byte, "int32")
         scaled = tirx.reinterpret("int32", scale * tirx.Cast("float32", total(*of_unit)))
@@ -130,7 +130,7 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
         value = tirx.if_then_else(slot == SUM, total(*of_unit), value)
         return tirx.if_then_else(slot == SCALE, tirx.reinterpret("int32", scale), value)
 
-    return te.compute([*leading, index(units), index(HEADER + unit // QUAD)], word, name="rounded", attrs=attrs)
+    return te.compute([*leading, index(units), index(HEADER + unit // WORD_BYTES)], word, name="rounded", attrs=attrs)
 
 
 # The kernels of `block_round`: vectorized over a unit, parallel over rows.
@@ -218,16 +218,16 @@ class _Writer:
 
     def _empty(self, at: list[Expr], unit: Expr) -> Stmt:
         zero = tirx.const(0, "int32")
-        return sequence([store(self.result, zero, *at, unit, slot) for slot in range(HEADER + self.unit // QUAD)])
+        return sequence([store(self.result, zero, *at, unit, slot) for slot in range(HEADER + self.unit // WORD_BYTES)])
 
     def _unit(self, at: list[Expr], unit: Index, vector: Expr) -> Stmt:
         """Quantize a unit: its absolute maximum, its bytes, and their sum."""
-        lanes, unit, words = self.lanes, expression(unit), self.lanes // QUAD
+        lanes, unit, words = self.lanes, expression(unit), self.lanes // WORD_BYTES
 
         def put(start: int, whole: Expr) -> tuple[Stmt, Expr]:
             narrow = tirx.Cast(f"int8x{lanes}", whole)
             bytes_ = tirx.reinterpret(f"int32x{words}" if words > 1 else "int32", narrow)
-            kept = store(self.result, bytes_, *at, unit, lanes_of(HEADER + start // QUAD, words))
+            kept = store(self.result, bytes_, *at, unit, lanes_of(HEADER + start // WORD_BYTES, words))
             # As the bytes are read back: values out of the int32 range became other numbers.
             return kept, tirx.Cast(f"int32x{lanes}" if lanes > 1 else "int32", narrow)
 

@@ -13,7 +13,7 @@ from schedules.instructions.dot_products.amx import COLUMNS, ROWS
 from schedules.instructions.dot_products.operation import Instruction
 from schedules.instructions.dot_products.table import vector_instructions
 from schedules.ir.expression import expression, index, substitute, uses
-from schedules.ir.numbers import QUAD, ceil_div
+from schedules.ir.numbers import WORD_BYTES, ceil_div
 from schedules.ir.stages import Axis, Kernel, Stage, shape_of
 from schedules.ir.tir import Expr, Stmt, tirx
 from schedules.machine import Machine
@@ -41,7 +41,7 @@ def block_cycles(
     whole = rows // ROWS if in_tiles else 0
     left = rows - whole * ROWS
     cycles = whole * (PANEL // COLUMNS) * _tile_cycles(layout, machine) + left * _row_cycles(layout, machine)
-    words = layout.unit // QUAD * ceil_div(PANEL, machine.lanes("int32")) * _UNPACKING
+    words = layout.unit // WORD_BYTES * ceil_div(PANEL, machine.lanes("int32")) * _UNPACKING
     panels = ceil_div(whole * ROWS, _ROWS_OF_A_PANEL["tiles"]) + ceil_div(left, _ROWS_OF_A_PANEL["vectors"])
     return units * (cycles + panels * words / machine.fma_ports)
 
@@ -50,7 +50,7 @@ def _tile_cycles(layout: BlockFormat, machine: Machine) -> float:
     """Cycles of a tile per unit: the maximum of its loads (data, weights, sums, scales) and the arithmetic that applies
     scales."""
     scaled = _scaling(layout)
-    loads = ROWS * _ACROSS_LINES + layout.unit // QUAD + ROWS * (scaled - 1)
+    loads = ROWS * _ACROSS_LINES + layout.unit // WORD_BYTES + ROWS * (scaled - 1)
     return _TILE_MARGIN * max(loads / machine.load_ports, ROWS * scaled / machine.fma_ports, float(ROWS))
 
 

@@ -35,7 +35,7 @@ from schedules.instructions.dot_products.operation import DOT_BF16, DOT_F16, DOT
 from schedules.instructions.dot_products.table import sums_signed, tile_instruction
 from schedules.instructions.unpack_bits import looked_up
 from schedules.ir.expression import expression, index, number, substitute
-from schedules.ir.numbers import QUAD, SIGN_BITS
+from schedules.ir.numbers import SIGN_BITS, WORD_BYTES
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import VECTORIZED, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
@@ -172,7 +172,7 @@ class BlockWriter(WriterOfParts[Parts]):
             return []
         prefetches = []
         for at, bits in enumerate(self.layout.planes):
-            words = STEP // QUAD * bits // 8
+            words = STEP // WORD_BYTES * bits // 8
             for word in range(words):
                 for lane in range(0, totals.width, 16):
                     row = step * words + (word + _WORDS_AHEAD)
@@ -189,13 +189,13 @@ class BlockWriter(WriterOfParts[Parts]):
         for at in range(-(-depth // unit)):
             number_ = step * (STEP // unit) + at
             of_group = number_ if unit == group else tirx.FloorDiv(number_, index(group // unit))
-            found.append((at * unit // QUAD, number_, of_group, min(unit, depth - at * unit)))
+            found.append((at * unit // WORD_BYTES, number_, of_group, min(unit, depth - at * unit)))
         return found
 
     def _step(self, totals: RegisterTile, position: Position, step: Expr, depth: int) -> Stmt:
         code = self._ahead(totals, position, step)
         for quad, unit, group, size in self._units(step, depth):
-            at = (step * (STEP // QUAD), quad)
+            at = (step * (STEP // WORD_BYTES), quad)
             if self.parts.rounded:
                 code += self._integer_unit(totals, position, at, unit, group)
             else:
@@ -208,7 +208,7 @@ class BlockWriter(WriterOfParts[Parts]):
         """Dot products of a unit whose bits start at a quad boundary, scaled and accumulated."""
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "int32")
         code = [*sums.allocations, *self._integer_start(sums, position, unit)]
-        for each in range(self.layout.unit // QUAD):
+        for each in range(self.layout.unit // WORD_BYTES):
 
             def add(i: int, at: Expr, lane: Expr, each: int = each) -> Expr:
                 data = self._data(position, i, unit, HEADER + each)
@@ -262,15 +262,15 @@ class BlockWriter(WriterOfParts[Parts]):
     ) -> list[Stmt]:
         """Like `_integer_unit`, over `size` elements."""
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "float32")
-        first, code = (quad[0] + quad[1]) * QUAD, sums.cleared()
-        run = QUAD * max(8 // bits for bits in self.layout.planes)  # elements per word of every plane
-        if quad[1] * QUAD % run:  # the unit begins inside a word
+        first, code = (quad[0] + quad[1]) * WORD_BYTES, sums.cleared()
+        run = WORD_BYTES * max(8 // bits for bits in self.layout.planes)  # elements per word of every plane
+        if quad[1] * WORD_BYTES % run:  # the unit begins inside a word
             code += self._float_run(sums, position, quad, first, size)
         else:
 
             def words(at: Expr, count: int) -> Stmt:
                 start = first + at * run
-                quads = tirx.FloorDiv(start, index(QUAD))
+                quads = tirx.FloorDiv(start, index(WORD_BYTES))
                 return sequence(self._float_run(sums, position, (quads, 0), start, count))
 
             code += split_steps("word", size, run, words)
@@ -284,7 +284,7 @@ class BlockWriter(WriterOfParts[Parts]):
         for k in range(count):
 
             def add(i: int, at: Expr, lane: Expr, k: int = k) -> Expr:
-                value = self._bits(position, lane, quad[0], quad[1] + k // QUAD, k % QUAD)
+                value = self._bits(position, lane, quad[0], quad[1] + k // WORD_BYTES, k % WORD_BYTES)
                 weight = self._number(value)
                 return sums.sum(i, at) + self._data(position, i, first + k) * weight
 
@@ -392,7 +392,7 @@ class BlockTilesWriter(BlockWriter):
 
     def _unpacked(self, panel: Expr) -> tuple[list[Stmt], Expr]:
         """Statements that unpack a panel into words of four bytes, and the unpacked panel (depth / 4, columns)."""
-        words = self.layout.padded_depth(int(self.form.depth.extent)) // QUAD
+        words = self.layout.padded_depth(int(self.form.depth.extent)) // WORD_BYTES
         bytes_, allocation = allocate("panel", (words, PANEL), "int32")
         run = max(8 // bits for bits in self.layout.planes)  # quads of a word of every plane
 
@@ -431,8 +431,8 @@ class BlockTilesWriter(BlockWriter):
 
         def step(number: Expr) -> Stmt:
             operands = (
-                (self._data(position, 0, number, HEADER), units * words * QUAD),
-                (load(panel, number * (unit // QUAD), first), PANEL * QUAD),
+                (self._data(position, 0, number, HEADER), units * words * WORD_BYTES),
+                (load(panel, number * (unit // WORD_BYTES), first), PANEL * WORD_BYTES),
             )
             arguments = [each for start, pitch in operands for each in (tirx.address_of(start), expression(pitch))]
             arguments.append(tirx.address_of(load(sums, 0, 0)))

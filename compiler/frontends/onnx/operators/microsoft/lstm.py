@@ -27,7 +27,7 @@ from schedules.ir.tvm_types import Expr, Index
 from schedules.recurrence.description import CellKind, Recurrence
 
 _GATES = 4
-_QUAD = 4  # bytes per word along the depth
+_WORD_BYTES = 4  # bytes per word along the depth
 _MAX_LANES = 16
 
 
@@ -62,7 +62,7 @@ def dynamic_quantize_lstm(context: NodeContext) -> list[Expr]:
         backward=backward,
         hidden=hidden,
         inputs=features,
-        lanes=min(_MAX_LANES, max(_QUAD, 1 << (hidden - 1).bit_length())),
+        lanes=min(_MAX_LANES, max(_WORD_BYTES, 1 << (hidden - 1).bit_length())),
         dtype="float32",
         quantized=True,
     )
@@ -173,16 +173,16 @@ def _words(packing: Packing, data: Operand, depth: int) -> Operand:
     """Pack signed bytes (directions, 4 * hidden, depth) into words of four along the depth: (directions, blocks, depth
     / 4, gates, lanes), int32."""
     arrays = packing.arrays
-    padded = arrays.pad_last(data, -depth % _QUAD)
-    packed = packing.matrix(padded, depth + -depth % _QUAD, range(_GATES))
-    quads = (packing.directions, packing.blocks, -(-depth // _QUAD))
-    split = arrays.reshape(packed, (*quads, _QUAD, _GATES, packing.lanes))
+    padded = arrays.pad_last(data, -depth % _WORD_BYTES)
+    packed = packing.matrix(padded, depth + -depth % _WORD_BYTES, range(_GATES))
+    quads = (packing.directions, packing.blocks, -(-depth // _WORD_BYTES))
+    split = arrays.reshape(packed, (*quads, _WORD_BYTES, _GATES, packing.lanes))
     if isinstance(split, np.ndarray):
         return np.ascontiguousarray(split.transpose(0, 1, 2, 4, 5, 3)).view(np.int32)[..., 0]
     context, total, shape = arrays.context, None, (*quads, _GATES, packing.lanes)
-    for byte in range(_QUAD):
+    for byte in range(_WORD_BYTES):
         part = arrays.cast(arrays.reshape(arrays.slice(split, 3, byte, byte + 1), shape), "int32")
-        low = part if byte == _QUAD - 1 else context.emit(R.bitwise_and(part, relax.const(255, "int32")))
+        low = part if byte == _WORD_BYTES - 1 else context.emit(R.bitwise_and(part, relax.const(255, "int32")))
         moved = context.emit(R.left_shift(low, relax.const(8 * byte, "int32")))
         total = moved if total is None else context.emit(R.bitwise_or(total, moved))
     return total
