@@ -79,21 +79,8 @@ def pieces(
 
     `prefix`: texts begin as if preceded by a space.
     """
-    steps = [_replaced({"String": " "}, _SPACE)]
-    decoders: list[dict[str, Any]] = [
-        _replaced({"String": _SPACE}, " "),
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if prefix:
-        steps.insert(0, {"type": "Prepend", "prepend": _SPACE})
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    return {
-        "normalizer": {"type": "Sequence", "normalizers": steps},
-        "pre_tokenizer": None,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": _pairs(vocabulary, merges, unk_token=unknown or None, fuse_unk=True, byte_fallback=True),
-    }
+    model = _pairs(vocabulary, merges, unk_token=unknown or None, fuse_unk=True, byte_fallback=True)
+    return _with_spaces(model, prefix=prefix)
 
 
 def unigram(scored: Sequence[tuple[str, float]], unknown: int, *, prefix: bool, byte_fallback: bool) -> dict[str, Any]:
@@ -101,16 +88,22 @@ def unigram(scored: Sequence[tuple[str, float]], unknown: int, *, prefix: bool, 
 
     `prefix`: texts begin as if preceded by a space.
     """
-    decoders = [_replaced({"String": _SPACE}, " ")]
-    decoders += [{"type": "ByteFallback"}] if byte_fallback else []
-    decoders += [{"type": "Fuse"}, *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else [])]
-    words = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "first", "split": False}
-    model = {"unk_id": unknown, "vocab": [list(each) for each in scored], "byte_fallback": byte_fallback}
+    tables = {"unk_id": unknown, "vocab": [list(each) for each in scored], "byte_fallback": byte_fallback}
+    return _with_spaces({"type": "Unigram", **tables}, prefix=prefix)
+
+
+def _with_spaces(model: dict[str, Any], *, prefix: bool) -> dict[str, Any]:
+    """Return a tokenizer whose pieces contain a space marker."""
+    steps = [_replaced({"String": " "}, _SPACE)]
+    decoders: list[dict[str, Any]] = [_replaced({"String": _SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if prefix:
+        steps.insert(0, {"type": "Prepend", "prepend": _SPACE})
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {
-        "normalizer": {"type": "Sequence", "normalizers": [_replaced({"String": " "}, _SPACE)]},
-        "pre_tokenizer": words if prefix else None,
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {"type": "Unigram", **model},
+        "model": model,
     }
 
 

@@ -144,7 +144,7 @@ def test_unigram_is_read_as_by_transformers(prefix: bool, collapses: bool, fallb
     path, rules = tmp_path / "tokenizer.model", base64.b64decode(charsmap(RULES))
     model = _sentence_piece(path, 1, prefix=prefix, replaced=rules, collapses=collapses, fallback=fallback)
     scored = [(each.piece, each.score) for each in model.pieces]
-    wanted = SpmConverter.build_tokenizer_from_spm_proto(model, scored, legacy=False)
+    wanted = SpmConverter.build_tokenizer_from_spm_proto(model, scored, legacy=True)
     content = read_tokenizer_files(tmp_path).content
     assert content is not None
     found = Tokenizer.from_str(content.decode())
