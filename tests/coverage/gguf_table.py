@@ -60,10 +60,16 @@ _SIZES: dict[str, dict[str, Any]] = {
     "exaone4": {"block_count": 64},  # layers of the others have no windows
     "baichuan": {"block_count": 32},
     "qwen2moe": {"expert_shared_feed_forward_length": 56},
-    **dict.fromkeys(("deepseek", "deepseek2-ocr", "bailingmoe"), _SHARED),
+    **dict.fromkeys(("deepseek", "deepseek2-ocr"), _SHARED),
+    "bailingmoe": {**_SHARED, "leading_dense_block_count": 0},  # and no others
     "refact": {"attention.head_count_kv": 4},
     "jais": {"attention.head_count_kv": 4, "attention.max_alibi_bias": 8.0},
     "qwen": {"attention.head_count_kv": 4, "feed_forward_length": 192},
+    "granitemoe": {
+        **{"logit_scale": 4.0, "residual_scale": 0.5, "embedding_scale": 3.0, "attention.scale": 0.125},
+        "expert_feed_forward_length": 96,
+    },
+    "llama4": {"interleave_moe_layer_step": 2, "attention.chunk_size": 8192},
 }
 # folders: settings for which llama.cpp supports no other values
 _CHANGES: dict[str, dict[str, Any]] = {
@@ -75,9 +81,19 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "exaone_moe": {"num_shared_experts": 1},
     "glm4_moe": {**test_gguf_llama.CHANGES["glm4_moe"], "hidden_size": 64},
     "nemotron": {"hidden_size": 64},
+    # of which llama.cpp adds one to the lengths of keys and queries, and transformers 1e-6
+    "kimi_linear": {**test_recurrent_gguf.CHANGES["kimi_linear"], "rms_norm_eps": 1e-6},
     "mellum": {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _PLAIN)},
 }
-_CHANGES["gemma3n_text"] |= {"altup_num_inputs": 4, "hidden_size_per_layer_input": 256, "laurel_rank": 64}
+_CHANGES["gemma3n_text"] |= {
+    "altup_num_inputs": 4,
+    "hidden_size_per_layer_input": 256,
+    "laurel_rank": 64,
+    "intermediate_size": 80,
+    "activation_sparsity_pattern": [0.95] * 4,  # of the first ten layers
+    "num_kv_shared_layers": 0,  # of those behind the twentieth
+    "final_logit_softcapping": 30.0,
+}
 _EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 _TEXTS = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr", "hunyuan_vl")  # vision: graphs of other files
 _MIXTURE = {"expert_count": 6, "expert_used_count": 3, "expert_feed_forward_length": 40}
@@ -135,7 +151,10 @@ def _of_a_gpt(name: str, architecture: str, folder: Path) -> Path:
 
 
 def _of_a_graph(name: str, graph: Any, folder: Path) -> Path:
-    return test_gguf_graphs.written(folder / "model.gguf", name, graph, test_gguf_graphs.tensors_of(graph))
+    tensors = test_gguf_graphs.tensors_of(graph)
+    if name in ("openelm", "plm"):  # whose heads llama.cpp always ties
+        del tensors["output.weight"]
+    return test_gguf_graphs.written(folder / "model.gguf", name, graph, tensors)
 
 
 def _of_experts(folder: Path) -> Path:
@@ -153,7 +172,11 @@ def _grown(architecture: str, metadata: Any, folder: Path) -> Path:
     """A file with the tensors that llama.cpp requires, in the shapes that it expects."""
     mixture = _MIXTURE if "expert_count" in metadata else {}
     values = {**_BASE, **metadata, **mixture, **_SIZES.get(architecture, {})}
-    path, shapes = folder / "model.gguf", dict[str, tuple[int, ...]]()
+    path = folder / "model.gguf"
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (values["vocab_size"], values["embedding_length"])}
+    if architecture == "granitemoe":  # whose files have gates, which llama.cpp does not need
+        sizes = (mixture["expert_count"], values["feed_forward_length"], values["embedding_length"])
+        shapes |= {f"blk.{layer}.ffn_gate_exps.weight": sizes for layer in range(values["block_count"])}
     while True:
         _write(path, architecture, values, shapes)
         error = LlamaCpp.refusal(path)
@@ -224,7 +247,7 @@ def _row(write: Any) -> str:
         except TensorwrightError as error:
             return f"refused: {error}"
         found = [_differences(module, peer, size) for size in _PROMPTS]
-    gelu = read_gguf(GgufFile(path))[0].activation.startswith("gelu")
+        gelu = read_gguf(GgufFile(path))[0].activation.startswith("gelu")
     most = _GELU_TOLERANCE if gelu else _TOLERANCE
     end = "equal" if all(worst <= most and same == _STEPS for worst, _, same, _ in found) else "WRONG"
     return f"{end}{' (GELU)' if gelu else ''}: " + ", ".join(

@@ -284,7 +284,7 @@ class Parameters:
         name = self._names.of(layer, role)
         parts = [f"{self._names.of(layer, f'{role}_{part}')}.weight" for part in "qkv"]
         if self._checkpoint.has(parts[0]):
-            stored = [self._checkpoint.shape(part)[0] for part in parts]
+            stored = [math.prod(self._checkpoint.shape(part)) // taps for part in parts]
             split = [self._shaped(part, (rows, taps)) for part, rows in zip(parts, stored, strict=True)]
             whole = np.concatenate(split)
             if whole.shape[0] != channels:

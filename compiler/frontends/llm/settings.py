@@ -85,10 +85,12 @@ class Settings:
         return dict(value or {})
 
     def each_layer(self, key: str, count: int) -> list[Any] | None:
-        """Return a list with an entry for each layer, or None."""
+        """Return a list with an entry for each layer, which may be given as one number for all, or None."""
         value = self.get(key)
         if value is None:
             return None
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = [value] * count
         if not isinstance(value, list) or len(value) != count:
             raise self._wrong(key, value, f"a list of {count} layers")
         return value

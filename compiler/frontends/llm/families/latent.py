@@ -49,8 +49,9 @@ def _gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
     growth = file.value(f"{architecture}.rope.scaling.yarn_log_multiplier")
     if growth:
         scaling |= {"mscale": 10 * growth, "mscale_all_dim": 10 * growth}  # stored times 0.1
-    beta = file.value(f"{architecture}.attention.temperature_scale")
-    return {**head_sizes(file, values), "rope_parameters": {**scaling, "llama_4_scaling_beta": beta}}
+    names = {"llama_4_scaling_beta": "temperature_scale", "llama_4_scaling_floor": "temperature_length"}
+    growth_of = {key: file.value(f"{architecture}.attention.{name}") for key, name in names.items()}
+    return {**head_sizes(file, values), "rope_parameters": {**scaling, **growth_of}}
 
 
 def _minicpm_latent(settings: Settings) -> LatentConfig:

@@ -162,7 +162,8 @@ def layer_ropes(config: DecoderConfig, settings: Settings) -> DecoderConfig:
 def growing_queries(config: DecoderConfig, settings: Settings) -> DecoderConfig:
     """Queries are scaled with the position beyond the training length."""
     scaling = settings.table("rope_parameters")
-    scale, floor = (scaling.get(each) for each in ("llama_4_scaling_beta", "original_max_position_embeddings"))
+    scale, floor = scaling.get("llama_4_scaling_beta"), scaling.get("llama_4_scaling_floor")
+    floor = scaling.get("original_max_position_embeddings") if floor is None else floor
     if not scale:
         return config
     if not isinstance(scale, int | float) or not isinstance(floor, int | float) or floor <= 0:

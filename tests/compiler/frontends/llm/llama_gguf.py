@@ -16,6 +16,7 @@ Array = np.ndarray[Any, Any]
 # model type -> architecture
 ARCHITECTURES = {
     "afmoe": "afmoe",
+    "apertus": "apertus",
     "arcee": "arcee",
     "bitnet": "bitnet",
     "cohere2": "cohere2",
@@ -91,7 +92,12 @@ def write_llama_gguf(path: Path, folder: Path) -> Path:
     layers = config.get("num_hidden_layers") or config["n_layers"]
     writer = gguf.GGUFWriter(path, name)
     _describe(writer, name, {**config, **config.get("attn_config", {}), **config.get("ffn_config", {})})
-    write_tensors(writer, name, layers, _converted(load_file(folder / "model.safetensors"), name, config))
+    tensors = load_file(folder / "model.safetensors")
+    if name == "apertus":  # whose numbers of xIELU are metadata
+        for end in ("alpha_p", "alpha_n", "beta", "eps"):
+            stored = [tensors.pop(f"model.layers.{layer}.mlp.act_fn.{end}") for layer in range(layers)]
+            writer.add_array(f"xielu.{end}", [float(each.item()) for each in stored])
+    write_tensors(writer, name, layers, _converted(tensors, name, config))
     return path
 
 

@@ -366,6 +366,7 @@ def _deepseek(writer: gguf.GGUFWriter, config: Config) -> None:
         writer.add_rope_scaling_yarn_log_mul(0.1 * scaling["mscale_all_dim"])
     if "llama_4_scaling_beta" in scaling:
         writer.add_attn_temperature_scale(scaling["llama_4_scaling_beta"])
+        writer.add_attn_temperature_length(scaling["original_max_position_embeddings"])
     writer.add_expert_group_count(config["n_group"])
     writer.add_expert_group_used_count(config["topk_group"])
 
@@ -410,6 +411,7 @@ def _deepseek_tensors(tensors: Tensors, config: Config) -> Tensors:
 
 def _kimi_tensors(tensors: Tensors, config: Config) -> Tensors:
     renamed = {name.replace("block_sparse_moe.", "mlp."): values for name, values in tensors.items()}
+    renamed |= {name: values[None, :, None] for name, values in renamed.items() if name.endswith("conv1d.weight")}
     return _deepseek_tensors(renamed, config)
 
 

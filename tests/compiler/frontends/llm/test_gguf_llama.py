@@ -32,6 +32,7 @@ _GEMMA = {"activation": "gelu_tanh", "embedding_scale": 8**0.5}
 _MIXTURE = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 6}
 # What files of a type cannot say otherwise
 CHANGES: dict[str, dict[str, Any]] = {
+    "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "bitnet": {"hidden_act": "silu", "tie_word_embeddings": True},
     "granite_swa": {"attention_multiplier": 0.125},
     "glm4_moe": {"attention_bias": False, "n_group": 3, "topk_group": 2},
