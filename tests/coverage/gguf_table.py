@@ -63,13 +63,22 @@ _SIZES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("deepseek", "deepseek2-ocr"), _SHARED),
     "bailingmoe": {**_SHARED, "leading_dense_block_count": 0},  # and no others
     "refact": {"attention.head_count_kv": 4},
+    "olmoe": {"attention.head_count_kv": 4, "feed_forward_length": 40},
     "jais": {"attention.head_count_kv": 4, "attention.max_alibi_bias": 8.0},
     "qwen": {"attention.head_count_kv": 4, "feed_forward_length": 192},
     "granitemoe": {
-        **{"logit_scale": 4.0, "residual_scale": 0.5, "embedding_scale": 3.0, "attention.scale": 0.125},
+        "logit_scale": 4.0,
+        "residual_scale": 0.5,
+        "embedding_scale": 3.0,
+        "attention.scale": 0.125,
         "expert_feed_forward_length": 96,
     },
     "llama4": {"interleave_moe_layer_step": 2, "attention.chunk_size": 8192},
+}
+# which files have, and llama.cpp does not ask for
+_OPTIONAL: dict[str, dict[str, tuple[int, ...]]] = {
+    "granitemoe": {"ffn_gate_exps.weight": (6, 96, 64)},
+    "phi3": {"attn_qkv.weight": (128, 64)},
 }
 # folders: settings for which llama.cpp supports no other values
 _CHANGES: dict[str, dict[str, Any]] = {
@@ -89,8 +98,10 @@ _CHANGES["gemma3n_text"] |= {
     "altup_num_inputs": 4,
     "hidden_size_per_layer_input": 256,
     "laurel_rank": 64,
-    "intermediate_size": 80,
-    "activation_sparsity_pattern": [0.95] * 4,  # of the first ten layers
+    "intermediate_size": 1024,  # llama.cpp's deviations of gates are of one less
+    "num_hidden_layers": 5,
+    "layer_types": [*["sliding_attention"] * 4, "full_attention"],
+    "activation_sparsity_pattern": [0.95] * 5,  # of the first ten layers
     "num_kv_shared_layers": 0,  # of those behind the twentieth
     "final_logit_softcapping": 30.0,
 }
@@ -174,9 +185,8 @@ def _grown(architecture: str, metadata: Any, folder: Path) -> Path:
     values = {**_BASE, **metadata, **mixture, **_SIZES.get(architecture, {})}
     path = folder / "model.gguf"
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (values["vocab_size"], values["embedding_length"])}
-    if architecture == "granitemoe":  # whose files have gates, which llama.cpp does not need
-        sizes = (mixture["expert_count"], values["feed_forward_length"], values["embedding_length"])
-        shapes |= {f"blk.{layer}.ffn_gate_exps.weight": sizes for layer in range(values["block_count"])}
+    own = _OPTIONAL.get(architecture, {})
+    shapes |= {f"blk.{layer}.{name}": shape for layer in range(values["block_count"]) for name, shape in own.items()}
     while True:
         _write(path, architecture, values, shapes)
         error = LlamaCpp.refusal(path)

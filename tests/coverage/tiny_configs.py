@@ -98,6 +98,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8},
     "nemotron": {"num_key_value_heads": 2},
+    "nemotron_h": {"time_step_min": 1e-30},  # which transformers applies to prompts, but not to single tokens
     "qwen4_exp_text": _QWEN4,
     "reformer": {"axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},
