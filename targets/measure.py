@@ -157,12 +157,8 @@ class Network(Protocol):
     def groups(self) -> Sequence[tuple[str, ...]]: ...
 
     def cost(self, settings: Mapping[str, Setting]) -> NetworkCost:
-        """Cost of a run with these settings, with the others at their defaults.
-
-        Raises:
-            TargetError: the target's compiler rejects them.
-            ValueError: there is no such setting or value.
-        """
+        """Cost of a run with these settings, with the others at their defaults. Raises TargetError if the target's
+        compiler rejects them, and ValueError if there is no such setting or value."""
 
     def computes_the_same(self, settings: Mapping[str, Setting]) -> bool:
         """True if the network with these settings computes the expected bytes, as far as can be checked."""
@@ -177,8 +173,4 @@ class NetworkMeasurer(Measurer):
     @abstractmethod
     def network(self, mod: IRModule, memory_limit: int | None = None) -> Network:
         """The network of a module as seen by the target's partition passes. Raises TargetError if no part of it runs on
-        the accelerator.
-
-        Args:
-            memory_limit: limit on the bytes of working memory; None: the target's own limit.
-        """
+        the accelerator. `memory_limit`: limit on the bytes of working memory; None: the target's own limit."""

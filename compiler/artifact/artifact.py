@@ -79,12 +79,8 @@ class Artifact:
         **manifest_fields: Any,
     ) -> Artifact:
         """Create the manifest for the results of a compilation. Raises InternalError if an array's element type is not
-        supported in modules.
-
-        Args:
-            manifest_fields: other fields of `Manifest`: threads, kernels, passes, memory_plan, versions,
-                reference_tolerance.
-        """
+        supported in modules. `manifest_fields`: other fields of `Manifest`: threads, kernels, passes, memory_plan,
+        versions, reference_tolerance."""
         files = {name: np.frombuffer(content, np.uint8) for name, content in contents.assets.items()}
         manifest_fields.setdefault("versions", tool_versions())
         manifest = Manifest(

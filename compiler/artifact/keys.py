@@ -138,11 +138,8 @@ def public_keys(keys: Sequence[Key], kind: KeyKind = KeyKind.SIGNING) -> tuple[b
 
 def private_key_bytes(key: Key, kind: KeyKind = KeyKind.SIGNING, passphrase: bytes | None = None) -> bytes:
     """The 32 raw bytes of a private key. Raises OptionError if it is not a private key of that kind, or is encrypted
-    and the passphrase is missing or wrong.
-
-    Args:
-        passphrase: passphrase of an encrypted file; the environment variable TENSORWRIGHT_PASSPHRASE when None.
-    """
+    and the passphrase is missing or wrong. `passphrase`: passphrase of an encrypted file; the environment variable
+    TENSORWRIGHT_PASSPHRASE when None."""
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     if isinstance(key, bytes):

@@ -74,12 +74,8 @@ class VariantIndex(_Model):
 
 
 def read_variants(folder: str | os.PathLike[str]) -> VariantIndex:
-    """Read the index of a folder.
-
-    Raises:
-        StorageError: it cannot be read.
-        ArtifactError: the file is not an index of variants.
-    """
+    """Read the index of a folder. Raises StorageError if it cannot be read, and ArtifactError if the file is not an
+    index of variants."""
     path = Path(folder) / VARIANTS_FILE
     try:
         with path.open("rb") as file:

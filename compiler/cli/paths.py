@@ -48,12 +48,8 @@ def check_writable(path: Path, option: str = "--output") -> None:
 
 
 def check_report(path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Check that a report can be written, before long work; None for no report.
-
-    Raises:
-        OptionError: its name does not end in one of `suffixes`.
-        StorageError: as `check_writable`.
-    """
+    """Check that a report can be written, before long work; None for no report. Raises OptionError if its name does not
+    end in one of `suffixes`, and StorageError like `check_writable`."""
     if path is None:
         return
     if path.suffix not in suffixes:
@@ -97,11 +93,7 @@ def prepare(
     trusted_keys: Sequence[Path] | None = None,
 ) -> Prepared:
     """Compile a model for `target`, or use a module as it is, and read its inputs. Raises UserError if a file or an
-    argument is at fault.
-
-    Args:
-        trusted_keys: a module must be signed by one of these; models are not signed.
-    """
+    argument is at fault. `trusted_keys`: a module must be signed by one of these; models are not signed."""
 
     parsed = parse_shapes(shapes or [])
     source: Any = path

@@ -155,12 +155,8 @@ class Job:
 
 
 def import_job(source: object, options: JobOptions, imports: ImportOptions) -> Job:
-    """Import the model; nothing is measured yet.
-
-    Raises:
-        OptionError, InputError: an option or the calibration is invalid.
-        UserError: importing failed.
-    """
+    """Import the model; nothing is measured yet. Raises OptionError or InputError if an option or the calibration is
+    invalid, and UserError if importing failed."""
     check_max_drop(options.max_drop)
     report = options.report
     chosen = find_target(options.target, options.threads)

@@ -67,11 +67,8 @@ def build_shared_libraries(target: Target, ffi_library: str, runtime_library: st
 
 def runtime_objects(target: Target) -> Path:
     """A folder with the object files for the target's architecture; compiled once, in about 40 s of processor time.
-
-    Raises:
-        MissingDependencyError: the installed TVM contains no sources.
-        targets.TargetError: the toolchain is missing or failed.
-    """
+    Raises MissingDependencyError if the installed TVM contains no sources, and targets.TargetError if the toolchain is
+    missing or failed."""
     versions = [importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")]
     compiler = target.compiler()
     key = key_of([target.architecture, *versions, compiler.version(), *_OPTIONS, *_CORE, *_REMOTE, *_EXTRA])

@@ -34,10 +34,7 @@ class _SuiteCompiler:
 
 def check_target(target: str | Target, only: str | None = None) -> Iterator[Outcome]:
     """Run the suite on a target and yield outcomes as the checks end. Raises UnknownTargetError for an unknown target.
-
-    Args:
-        only: run the check with this name, or else the checks whose names contain this text.
-    """
+    `only`: run the check with this name, or else the checks whose names contain this text."""
     return run_suite(find_target(target, 1), _SuiteCompiler(), only)
 
 

@@ -48,12 +48,8 @@ from schedules.task_split import min_parallel_cycles
 
 
 def tensor_descriptions(specs: Sequence[TensorSpec]) -> list[TensorDescription]:
-    """Descriptions of a model's inputs or outputs for the manifest.
-
-    Raises:
-        InvalidModelError: a tensor is larger than any memory.
-        UnsupportedModelError: a tensor's element type is not supported in modules.
-    """
+    """Descriptions of a model's inputs or outputs for the manifest. Raises InvalidModelError if a tensor is larger than
+    any memory, and UnsupportedModelError if a tensor's element type is not supported in modules."""
     for spec in specs:
         if math.prod(max(size, 1) for size in spec.shape if isinstance(size, int)) > MAX_ELEMENTS:
             raise InvalidModelError(f"{spec.name!r} has the shape {list(spec.shape)}, which is larger than any memory")

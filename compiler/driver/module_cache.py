@@ -263,12 +263,8 @@ def _digest_of_model(source: object, limit: int) -> str | None:
 
 
 def model_files(path: Path) -> list[Path]:
-    """The files in a folder, or a file and the weight files next to it if it is an ONNX model.
-
-    Raises:
-        OSError: the files cannot be read.
-        ValueError: the model refers to a file in a form that its exporters do not write.
-    """
+    """The files in a folder, or a file and the weight files next to it if it is an ONNX model. Raises OSError if the
+    files cannot be read, and ValueError if the model refers to a file in a form that its exporters do not write."""
     if path.is_dir():
         return sorted(each for each in path.iterdir() if each.is_file())
     if path.suffix != ".onnx" or not path.is_file():

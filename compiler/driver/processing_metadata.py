@@ -42,12 +42,9 @@ def stated_processing(source: object, given: Processing | Literal["auto"] | None
 
 
 def found_processing(source: object) -> Processing | None:
-    """Options from the metadata of an ONNX model or from the files next to it; None if there are none.
-
-    Raises:
-        InvalidModelError: the metadata cannot be read.
-        OptionError: the metadata requires unsupported processing.
-    """
+    """Options from the metadata of an ONNX model or from the files next to it; None if there are none. Raises
+    InvalidModelError if the metadata cannot be read, and OptionError if the metadata requires unsupported
+    processing."""
     model = _onnx_model(source)
     metadata = {} if model is None else {each.key: each.value for each in model.metadata_props}
     if {"task", "names"} <= metadata.keys():

@@ -20,12 +20,8 @@ class Tokenizer:
     """The tokenizer of a module."""
 
     def __init__(self, content: bytes, description: LanguageModelDescription) -> None:
-        """Read a file of the tokenizers library.
-
-        Raises:
-            ArtifactError: it is damaged.
-            MissingDependencyError: the package tokenizers is not installed.
-        """
+        """Read a file of the tokenizers library. Raises ArtifactError if it is damaged, and MissingDependencyError if
+        the package tokenizers is not installed."""
         self._tokenizer = read_tokenizer(content)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -61,11 +61,7 @@ class KernelCost:
 
 def estimate_costs(model: ImportedModel, target: Any, roofline: Roofline, sizes: Mapping[str, int]) -> list[KernelCost]:
     """Costs by layer, in descending order of time; calls inside branches and loops count once. Raises TensorwrightError
-    if a pass failed.
-
-    Args:
-        sizes: sizes of the model's symbolic dimensions.
-    """
+    if a pass failed. `sizes`: sizes of the model's symbolic dimensions."""
     options = PassOptions(nodes=model.nodes)
     context = PipelineContext(target=target, machine=target.machine, options=options)
     lowered = run_pipeline(model.mod, context, until="fuse").mod

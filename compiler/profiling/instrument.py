@@ -161,11 +161,8 @@ def record(
     plain_run: Callable[[], None] | None = None,
 ) -> Recording:
     """Run repeatedly with the instrument while `keep_going(runs so far)`, at least once. Raises InternalError if the
-    calls differ between runs, so that their times cannot be compared.
-
-    Args:
-        plain_run: called between the runs, without the instrument, to be timed by the caller under the same conditions.
-    """
+    calls differ between runs, so that their times cannot be compared. `plain_run`: called between the runs, without the
+    instrument, to be timed by the caller under the same conditions."""
     calls, order = capture_calls(set_instrument, run)
     clock = time.perf_counter_ns
     rows: list[_Marks] = []

@@ -45,12 +45,8 @@ _LOADED_SEGMENT, _NO_SECTION, _WITHOUT_BYTES = 1, 0, 8
 
 
 def check_elf(library: bytes | memoryview, architecture: str) -> None:
-    """Reject files that may crash the system's loader or cannot run here.
-
-    Raises:
-        ArtifactError: not a complete 64-bit little-endian ELF shared library.
-        IncompatibleArtifactError: for another architecture.
-    """
+    """Reject files that may crash the system's loader or cannot run here. Raises ArtifactError if it is not a complete
+    64-bit little-endian ELF shared library, and IncompatibleArtifactError if it is for another architecture."""
     broken = ArtifactError("the module's machine code is not a complete ELF shared library", "export the module again")
     if len(library) < _ELF_HEADER.size:
         raise broken
@@ -154,12 +150,8 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def new_virtual_machine(executable: RuntimeModule) -> RuntimeModule:
-    """Create a virtual machine for an executable; it must not be used by two threads at once.
-
-    Raises:
-        ArtifactError: the library contains no VM executable.
-        InternalError: it calls a function that this runtime lacks.
-    """
+    """Create a virtual machine for an executable; it must not be used by two threads at once. Raises ArtifactError if
+    the library contains no VM executable, and InternalError if it calls a function that this runtime lacks."""
     return initialized(executable, (_CPU, 0, _POOLED_ALLOCATOR))
 
 

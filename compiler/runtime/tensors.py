@@ -265,11 +265,8 @@ _from_dlpack = np.from_dlpack
 
 def check_out(out: Any, outputs: Sequence[TensorDescription]) -> Mapping[str, Array]:
     """Check the arrays for results, except for symbolic dimensions; return them by name. Raises InputError if a name is
-    unknown, or an array has the wrong type or shape or is read-only.
-
-    Args:
-        out: arrays by name, for any of the outputs; or a sequence with one array per output.
-    """
+    unknown, or an array has the wrong type or shape or is read-only. `out`: arrays by name, for any of the outputs; or
+    a sequence with one array per output."""
     if not isinstance(out, Mapping):
         if isinstance(out, np.ndarray) or not isinstance(out, Sequence) or len(out) != len(outputs):
             raise InputError("out must be a dict of arrays by name, or a sequence with one array per output")

@@ -29,12 +29,8 @@ def build_pool(folder: Path) -> None:
 
 
 def cached_pool() -> Path:
-    """Path of the library in the cache; compiled on first use in a source checkout.
-
-    Raises:
-        StorageError: the cache cannot be written.
-        targets.TargetError: as `build_pool`.
-    """
+    """Path of the library in the cache; compiled on first use in a source checkout. Raises StorageError if the cache
+    cannot be written, and targets.TargetError like `build_pool`."""
     sources = [SOURCE.read_bytes(), SOURCE.with_suffix(".h").read_bytes()]
     key = key_of([*sources, platform.machine().encode(), " ".join(_OPTIONS).encode()])
     return cached("thread-pool", key, build_pool) / LIBRARY

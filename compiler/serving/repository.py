@@ -155,12 +155,8 @@ class Repository:
         return self._options[name]
 
     def service(self, name: str, version: str | None = None) -> Service:
-        """Return the service of a model.
-
-        Raises:
-            ModelNotFoundError: there is no such model or version.
-            ServiceUnavailableError: it is not loaded.
-        """
+        """Return the service of a model. Raises ModelNotFoundError if there is no such model or version, and
+        ServiceUnavailableError if it is not loaded."""
         return self._find(name, version).service
 
     def lease(self, name: str, version: str | None = None) -> contextlib.AbstractContextManager[Service]:

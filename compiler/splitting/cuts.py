@@ -71,11 +71,7 @@ class Cut:
 
 def find_cuts(model: ImportedModel) -> list[Cut]:
     """All positions where only tensors cross whose dimensions are numbers or symbols. Raises OptionError if the model
-    keeps states, or its body is not a list of bindings.
-
-    Args:
-        model: in canonical form.
-    """
+    keeps states, or its body is not a list of bindings. `model`: in canonical form."""
     if model.states:
         raise OptionError("a model that keeps states cannot be split", "its states belong to one machine")
     main = model.mod["main"]
@@ -98,11 +94,7 @@ def find_cuts(model: ImportedModel) -> list[Cut]:
 
 def halves(model: ImportedModel, cut: Cut, wires: Sequence[Wire]) -> tuple[ImportedModel, ImportedModel]:
     """The client's and the server's half; the client's outputs are the server's inputs, in their wire types. Raises
-    OptionError if a half would need a size that is not sent.
-
-    Args:
-        wires: wire type of each tensor in `cut.crossing`.
-    """
+    OptionError if a half would need a size that is not sent. `wires`: wire type of each tensor in `cut.crossing`."""
     front, back = _front(model, cut, wires), _back(model, cut, wires)
     for half in (front, back):
         try:

@@ -11,10 +11,7 @@ from targets.extras import install_command
 
 def optional_module(name: str, extra: str, purpose: str) -> Any:
     """Import a package that belongs to an extra. Raises MissingDependencyError if the package is not installed.
-
-    Args:
-        purpose: what the package does, for example "reads GGUF files".
-    """
+    `purpose`: what the package does, for example "reads GGUF files"."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

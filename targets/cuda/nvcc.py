@@ -120,12 +120,8 @@ def _resources(said: str) -> list[KernelResources]:
 
 
 def tensor_core_instructions(cubin: Path) -> dict[str, int]:
-    """Number of matrix instructions (HMMA, IMMA, BMMA, DMMA, ...) in the machine code of each kernel.
-
-    Raises:
-        ToolchainMissing: nvdisasm is not installed.
-        LinkError: it failed.
-    """
+    """Number of matrix instructions (HMMA, IMMA, BMMA, DMMA, ...) in the machine code of each kernel. Raises
+    ToolchainMissing if nvdisasm is not installed, and LinkError if it failed."""
     program = shutil.which("nvdisasm") or _packaged("nvdisasm")
     if program is None:
         raise ToolchainMissing("nvdisasm, which shows machine code, is not on the PATH", install_command("cuda"))

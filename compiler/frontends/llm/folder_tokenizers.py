@@ -42,12 +42,8 @@ _SPLITS = {"GPT2Tokenizer": GPT2, "CodeGenTokenizer": GPT2, "Qwen2Tokenizer": QW
 
 def read_folder_tokenizer(folder: Path, settings: Mapping[str, Any]) -> bytes | None:
     """Read the tokenizer of a folder, with its settings in tokenizer_config.json, as a tokenizers file; None if
-    the folder has no tokenizer of a known kind.
-
-    Raises:
-        InvalidModelError: a file is damaged.
-        StorageError: a file cannot be read.
-    """
+    the folder has no tokenizer of a known kind. Raises InvalidModelError if a file is damaged, and StorageError if a
+    file cannot be read."""
     path = folder / "tokenizer.json"
     if path.exists():
         return _with_added(read_bytes(path), _listed(folder, settings))

@@ -39,12 +39,8 @@ _OTHERS = {
 
 
 def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint]:
-    """Return the configuration, names and weights of a GGUF file.
-
-    Raises:
-        InvalidModelError: the metadata is incomplete or inconsistent.
-        OptionError: the architecture is not supported.
-    """
+    """Return the configuration, names and weights of a GGUF file. Raises InvalidModelError if the metadata is
+    incomplete or inconsistent, and OptionError if the architecture is not supported."""
     name = str(file.required("general.architecture"))
     if name not in ARCHITECTURES:
         reason = next((f": {why}" for why, names in _OTHERS.items() if name in names.split()), "")

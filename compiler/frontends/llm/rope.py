@@ -64,12 +64,8 @@ class RopeSettings:
 
 
 def make_rope(settings: RopeSettings) -> Rope:
-    """Return the embedding described by settings.
-
-    Raises:
-        InvalidModelError: a size or number of the scaling is missing or out of range.
-        OptionError: the kind of scaling is unknown.
-    """
+    """Return the embedding described by settings. Raises InvalidModelError if a size or number of the scaling is
+    missing or out of range, and OptionError if the kind of scaling is unknown."""
     if settings.size < 2 or settings.size % 2 or settings.size > MAX_HEAD_SIZE or not 0 < settings.base < math.inf:
         raise InvalidModelError(f"rope of {settings.size} elements with base {settings.base}")
     kind = settings.scaling.get("rope_type", settings.scaling.get("type", "default")) or "default"

@@ -72,12 +72,8 @@ def _added_tokens(content: bytes) -> dict[int, str]:
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """Read the tokenizer files of a folder.
-
-    Raises:
-        InvalidModelError: a file is damaged.
-        StorageError: a file cannot be read.
-    """
+    """Read the tokenizer files of a folder. Raises InvalidModelError if a file is damaged, and StorageError if a file
+    cannot be read."""
     settings = _optional_json(folder / "tokenizer_config.json")
     templates = _chat_templates(folder, settings)
     generation = _optional_json(folder / "generation_config.json")

@@ -258,10 +258,7 @@ _OPAQUE = 8  # TVM's pattern kind of kernels that are never fused
 def mask_outputs(model: ImportedModel, processing: Processing, sizes: tuple[str, str]) -> list[TensorSpec]:
     """Return the outputs of a segmentation module: `mask`, and `scores` if the net has one class. Raises OptionError if
     the first output is not (1, classes, height, width) of known sizes, or has too many classes; or images are cropped.
-
-    Args:
-        sizes: names of the image's height and width.
-    """
+    `sizes`: names of the image's height and width."""
     raw = model.outputs[0]
     if len(raw.shape) != 4 or raw.shape[0] != 1 or not all(isinstance(each, int) for each in raw.shape):
         raise OptionError(f"processing: {raw} is not a mask of each class: (1, classes, height, width)")

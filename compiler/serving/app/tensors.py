@@ -52,11 +52,8 @@ def metadata(tensor: TensorDescription) -> dict[str, Any]:
 
 
 def read_inputs(listed: Any, binary: memoryview, limits: Limits) -> dict[str, Array]:
-    """Read the inputs of a request. Raises InputError if names, types, shapes or data are invalid.
-
-    Args:
-        binary: bytes after the JSON; arrays are views of it if alignment permits.
-    """
+    """Read the inputs of a request. Raises InputError if names, types, shapes or data are invalid. `binary`: bytes
+    after the JSON; arrays are views of it if alignment permits."""
     if not isinstance(listed, list) or not listed:
         raise InputError("'inputs' must be a list of tensors")
     limits.check("tensors", len(listed))

@@ -197,11 +197,8 @@ class DiskStore:
     """Answers by key in a folder, bounded by bytes and by age. For one thread at a time."""
 
     def __init__(self, folder: Path, max_bytes: int, max_age: float | None = None, clock: Clock = time.time) -> None:
-        """Read the folder's contents. Raises StorageError if the folder cannot be created or read.
-
-        Args:
-            max_age: seconds of `clock`, which must keep counting across restarts of the process.
-        """
+        """Read the folder's contents. Raises StorageError if the folder cannot be created or read. `max_age`: seconds
+        of `clock`, which must keep counting across restarts of the process."""
         self._folder, self._max_bytes, self._max_age, self._clock = folder, max_bytes, max_age, clock
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._to_skip = 0

@@ -200,11 +200,9 @@ class SemanticCache(Wrapper):
 def token_text(tokenizer: str | os.PathLike[str], tokens: str) -> TextOf:
     """Create a function that decodes the text of a single-row request from its input of token ids.
 
-    Long texts are not cached: an embedder reads only their beginning, and decoding happens in this process.
-
-    Raises:
-        StorageError, ArtifactError: the tokenizer cannot be read.
-        MissingDependencyError: the package tokenizers is not installed.
+    Long texts are not cached: an embedder reads only their beginning, and decoding happens in this process. Raises
+    StorageError or ArtifactError if the tokenizer cannot be read, and MissingDependencyError if the package tokenizers
+    is not installed.
     """
     reader = read_tokenizer_file(tokenizer)
 

@@ -154,12 +154,8 @@ class Variants(Wrapper):
         await asyncio.gather(*(each.service.close() for each in self.variants))
 
     async def infer(self, request: Request) -> Response:
-        """Answer with the variant chosen by level and load.
-
-        Raises:
-            InputError: no variant is accurate and cheap enough.
-            OverloadedError: the queues of this variant and all cheaper allowed ones are full.
-        """
+        """Answer with the variant chosen by level and load. Raises InputError if no variant is accurate and cheap
+        enough, and OverloadedError if the queues of this variant and all cheaper allowed ones are full."""
         waiting = self.waiting_ms
         before = self._degradation.level
         degraded_by = self._degradation.observe(waiting)

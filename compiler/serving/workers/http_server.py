@@ -59,11 +59,8 @@ class Server:
     """Serves a request handler until `stop`; the `Owner` of its connections."""
 
     def __init__(self, handler: Handler, options: HttpOptions, started: Callable[[], None] = lambda: None) -> None:
-        """Create a server. Raises OptionError if a certificate or key cannot be read, or does not fit.
-
-        Args:
-            started: called when connections are accepted.
-        """
+        """Create a server. Raises OptionError if a certificate or key cannot be read, or does not fit. `started`:
+        called when connections are accepted."""
         self.handler = handler
         self.connections: dict[Connection, None] = {}  # least recently active first
         self.heads = KnownHeads()

@@ -218,11 +218,7 @@ def estimate_launch(
     kernel: Kernel, resources: KernelResources, launch: Launch, device: Device, nbytes: int = 0
 ) -> LaunchEstimate:
     """The time of a launch. Raises TargetError if the kernel cannot be modeled, or its block does not fit a
-    multiprocessor.
-
-    Args:
-        nbytes: least traffic with the device's memory, in bytes.
-    """
+    multiprocessor. `nbytes`: least traffic with the device's memory, in bytes."""
     model = multiprocessor(device.compute_capability)
     held = occupancy(model, launch.threads, resources.registers, resources.shared)
     if not held.blocks:
