@@ -24,7 +24,7 @@ from schedules.ir.tvm_types import Expr
 
 _LONGEST_SIZE = 120  # characters
 LARGEST_ELEMENT = 2**62
-_OPAQUE = 8  # TVM's pattern kind of kernels that are never fused
+OPAQUE = 8  # TVM's pattern kind of kernels that are never fused
 
 
 class Builder:
@@ -236,7 +236,7 @@ class Builder:
         """Bind a call of a tensor expression function, which receives relax tensors as te tensors."""
         if not any(isinstance(each, tvm.ir.Expr) and isinstance(each.ty, relax.TensorType) for each in args):
             # TVM cannot fuse kernels of only sizes with others that depend on more sizes.
-            kwargs = {**kwargs, "primfunc_attrs": {"op_pattern": _OPAQUE}}
+            kwargs = {**kwargs, "primfunc_attrs": {"op_pattern": OPAQUE}}
         return self.emit(self.block_builder.call_te(function, *args, **kwargs))
 
     def shape_values(self, tensor: relax.Expr, signed: bool) -> list[Dim]:

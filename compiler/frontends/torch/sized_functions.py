@@ -47,6 +47,7 @@ def sized_functions_captured() -> AbstractContextManager[None]:
             (torch, "max_pool1d", _max_pool1d),
             (functional, "adaptive_max_pool2d", _adaptive_max_pool2d),
             (functional, "conv2d", _conv2d),
+            (functional, "conv_transpose2d", _conv_transpose2d),
         ]
     )
 
@@ -356,9 +357,7 @@ def _conv2d(original: _Function) -> _Function:
 
         if not _is_symbolic(groups) or isinstance(padding, str) or input.ndim != 4:
             return original(input, weight, bias, stride, padding, dilation, groups)
-        steps, edges, spaces = (
-            tuple(each) if isinstance(each, Sequence) else (each, each) for each in (stride, padding, dilation)
-        )
+        steps, edges, spaces = map(_pair, (stride, padding, dilation))
         batch, _, *sizes = input.shape
         count, channels, *window = weight.shape
         split = input.reshape(-1, channels, *sizes)
@@ -373,6 +372,43 @@ def _conv2d(original: _Function) -> _Function:
         return found if bias is None else found + bias.reshape(1, -1, 1, 1)
 
     return conv2d
+
+
+def _conv_transpose2d(original: _Function) -> _Function:
+    """Compute transposed convolutions with a dynamic number of groups as matmuls."""
+
+    def conv_transpose2d(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: Any = 1,
+        dilation: Any = 1,
+    ) -> Any:
+        from torch.nn import functional
+
+        if not _is_symbolic(groups) or input.ndim != 4:
+            return original(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        steps, edges, ends, spaces = map(_pair, (stride, padding, output_padding, dilation))
+        batch, total, *sizes = input.shape
+        _, channels, *window = weight.shape
+        rows = input.reshape(batch, groups, total // groups, -1)
+        columns = weight.reshape(groups, total // groups, -1).mT @ rows
+        out = [
+            (size - 1) * step - 2 * edge + space * (width - 1) + end + 1
+            for size, step, edge, space, width, end in zip(sizes, steps, edges, spaces, window, ends, strict=True)
+        ]
+        found = functional.fold(columns.flatten(0, 1), tuple(out), tuple(window), spaces, edges, steps)
+        found = found.reshape(batch, groups * channels, *out)
+        return found if bias is None else found + bias.reshape(1, -1, 1, 1)
+
+    return conv_transpose2d
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    return (value[0], value[-1]) if isinstance(value, Sequence) else (value, value)
 
 
 def _remainder(original: _Function) -> _Function:

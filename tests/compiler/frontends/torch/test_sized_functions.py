@@ -80,7 +80,18 @@ class OfImages(nn.Module):
             stride=(2, 1),
             groups=batch,
         )
+        larger = functional.conv_transpose2d(
+            x.reshape(1, -1, height, width),
+            filters.transpose(1, 2).flatten(0, 1),
+            bias.reshape(-1),
+            stride=2,
+            padding=(1, 0),
+            output_padding=1,
+            groups=batch,
+            dilation=(2, 1),
+        )
         return (
+            larger.reshape(batch, -1, larger.shape[2], larger.shape[3]),
             x[:, :1].squeeze(),
             functional.avg_pool2d(x, x.shape[2:]),
             functional.max_pool2d(x, kernel_size=(height, 1)),

@@ -14,6 +14,7 @@ from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.broadcasting import elementwise
+from compiler.frontends.onnx.builder import OPAQUE
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Constant, Value
@@ -60,7 +61,17 @@ def converted(context: NodeContext, data: relax.Expr, source: str, target: str) 
         data = _float_to_integer(context, data, source, target)
     if dtypes.carrier(target) != target:
         return _to_packed(context, data, target)
-    return R.astype(data, target)
+    return _rounded(context, data) if (source, target) == ("float32", "bfloat16") else R.astype(data, target)
+
+
+def _rounded(context: NodeContext, data: relax.Expr) -> relax.Expr:
+    """Round to bfloat16 in a kernel of its own: fused with others, TVM would compute them in float32 without
+    rounding."""
+
+    def rounded(x: te.Tensor) -> te.Tensor:
+        return te.compute(x.shape, lambda *i: x(*i).astype("bfloat16"), name="round")
+
+    return context.emit_te(rounded, data, primfunc_name_hint="round", primfunc_attrs={"op_pattern": OPAQUE})
 
 
 def _float_to_integer(context: NodeContext, data: relax.Expr, source: str, target: str) -> relax.Expr:

@@ -7,6 +7,7 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.onnx.builder import OPAQUE
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.sort_kernels import (
     comes_before,
@@ -21,7 +22,6 @@ from compiler.frontends.onnx.values import tensor_shape
 from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 _COUNTS = "places follow from a running count"
-_OPAQUE = 8  # TVM's number of this pattern kind
 
 
 def size_from(context: NodeContext, count: relax.Expr, name: str = "count") -> Dim:
@@ -41,7 +41,7 @@ def first_entries(context: NodeContext, data: relax.Expr, size: Dim) -> relax.Ex
 
     # Opaque, so that it is never fused: a fused kernel would not know a size missing from its inputs' shapes.
     return context.emit_te(
-        take, data, expression(size), primfunc_name_hint="first_entries", primfunc_attrs={"op_pattern": _OPAQUE}
+        take, data, expression(size), primfunc_name_hint="first_entries", primfunc_attrs={"op_pattern": OPAQUE}
     )
 
 

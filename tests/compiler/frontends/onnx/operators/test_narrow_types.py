@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx.helper
 import onnx.numpy_helper
+import onnx.parser
 import pytest
 from onnx.reference import ReferenceEvaluator
 
@@ -108,3 +110,14 @@ def test_strings_that_are_fixed_are_no_part_of_the_file(tmp_path: Path) -> None:
     assert compiler.load(tmp_path / "m.twm").run({})["y"].tolist() == [True, False]
     with pytest.raises(UnsupportedModelError, match=r"'x'.*string tensors"):
         compiler.compile(model)
+
+
+def test_a_cast_to_bfloat16_rounds_where_a_cast_back_follows() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> agraph (float[N] x) => (float[N] low) {
+        half = Cast <to=16> (x)
+        high = Cast <to=1> (half)
+        low = Sub (x, high)
+    }"""
+    x = np.random.default_rng(0).standard_normal(40).astype(np.float32)
+    found = compiler.compile(onnx.parser.parse_model(text), threads=1).run({"x": x})["low"]
+    np.testing.assert_array_equal(found, x - x.astype(ml_dtypes.bfloat16).astype(np.float32))
