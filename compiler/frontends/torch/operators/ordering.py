@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compiler.frontends.onnx.registry import TORCH_DOMAIN
-from compiler.frontends.torch.decomposition import along_axis, decomposition_of
+from compiler.frontends.torch.decomposition import along_axis, decomposition_of, is_dynamic
 
 
 @decomposition_of("aten.sort.default")
@@ -191,6 +191,19 @@ def _searchsorted(
     if ordered.is_floating_point():
         before = before | one.isnan() | other.isnan()  # torch continues past incomparable elements
     return before.sum(-1).to(torch.int32 if out_int32 else torch.int64)
+
+
+def _has_dynamic_boundaries(node: torch.fx.Node) -> bool:
+    boundaries = node.args[1]
+    return isinstance(boundaries, torch.fx.Node) and is_dynamic(boundaries.meta["val"].shape)
+
+
+@decomposition_of("aten.bucketize.Tensor", condition=_has_dynamic_boundaries)
+def _bucketize(values: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
+    """Count the boundaries below; torch's own decomposition fixes their number."""
+    if not is_dynamic(boundaries.shape):
+        return NotImplemented
+    return _searchsorted(boundaries, values, out_int32=out_int32, right=right)
 
 
 @decomposition_of("aten.isin.Tensor_Tensor")

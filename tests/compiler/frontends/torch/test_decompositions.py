@@ -515,6 +515,16 @@ def test_places_of_nan_in_sorted_rows() -> None:
         check(lambda x: torch.searchsorted(x, values, right=right), torch.tensor([[-1.0, 0.0, 2.0]]))  # noqa: B023
 
 
+def test_buckets_of_a_dynamic_number() -> None:
+    def sequences(x: Tensor) -> tuple[Tensor, ...]:
+        """The sequence of each packed row."""
+        ends = torch.arange(1, x.shape[0] + 1) * x.shape[1]
+        rows = torch.arange(x.shape[0] * x.shape[1])
+        return x.sum(), *(torch.bucketize(rows, ends, right=right) for right in (False, True))
+
+    check(sequences, normal(2, 5), ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},), (normal(6, 3),))
+
+
 def test_what_is_constant_is_evaluated_where_an_operator_has_no_conversion() -> None:
     matrix = torch.tensor([[4.0, 1.0], [2.0, 3.0]])
 
