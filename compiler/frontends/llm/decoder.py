@@ -289,13 +289,14 @@ class _Builder(Emitter):
         return update.completed(corrected, layer_update(self, index, self.config.layer_inputs, read, own))
 
     def _narrows(self, index: int) -> bool:
-        """True for the layer that returns only the rows whose logits are needed: the last one with a state.
+        """True for the layer that returns only the rows whose logits are needed: the last one with a state, if any.
 
         Nothing reads the other rows after its mixers.
         """
         if self.options.captures or (self.options.all_logits and self.wanted is None):
             return False
-        return index == max(at for at, each in enumerate(self.config.layers) if each.keeps)
+        layers = self.config.layers
+        return index == max((at for at, each in enumerate(layers) if each.keeps), default=len(layers) - 1)
 
     def _wanted_positions(self, position: Positions) -> Positions:
         """Return the positions of the tokens whose logits are returned; for several sequences, each token is a run."""

@@ -119,3 +119,14 @@ def test_heads_are_tied_by_default_where_transformers_ties_them() -> None:
     ours = {kind: bool(family.defaults.get("tie_word_embeddings")) for kind, family in SUPPORTED.items()}
     theirs = {kind: bool(CONFIG_MAPPING[kind]().tie_word_embeddings) for kind in ours if kind in CONFIG_MAPPING}
     assert {kind: ours[kind] for kind in theirs} == theirs
+
+
+def test_a_model_without_states(tmp_path: Path) -> None:
+    import torch
+
+    model = save_model("nemotron_h", tmp_path, layers_block_type=["mlp", "mlp"], num_hidden_layers=2)
+    prompt = np.arange(5, 12)
+    with torch.no_grad():
+        wanted = model(input_ids=torch.from_numpy(prompt[None]), use_cache=False).logits[0, -1].numpy()
+    [logits] = compiler.compile(tmp_path, threads=1).run([prompt[None]]).values()
+    np.testing.assert_allclose(logits[0, -1], wanted, rtol=0, atol=1e-5 * abs(wanted).max())
