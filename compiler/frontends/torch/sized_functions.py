@@ -48,6 +48,7 @@ def sized_functions_captured() -> AbstractContextManager[None]:
             (functional, "adaptive_max_pool2d", _adaptive_max_pool2d),
             (functional, "conv2d", _conv2d),
             (functional, "conv_transpose2d", _conv_transpose2d),
+            *((functional, f"conv_transpose{rank}d", _conv_transpose(rank)) for rank in (1, 2, 3)),
         ]
     )
 
@@ -405,6 +406,37 @@ def _conv_transpose2d(original: _Function) -> _Function:
         return found if bias is None else found + bias.reshape(1, -1, 1, 1)
 
     return conv_transpose2d
+
+
+def _conv_transpose(rank: int) -> Callable[[_Function], _Function]:
+    """Transposed convolutions with a dynamic output padding, which `output_size` gives: padded and cut afterwards."""
+
+    def replacement(original: _Function) -> _Function:
+        def conv_transpose(
+            input: Tensor,
+            weight: Tensor,
+            bias: Tensor | None = None,
+            stride: Any = 1,
+            padding: Any = 0,
+            output_padding: Any = 0,
+            groups: Any = 1,
+            dilation: Any = 1,
+        ) -> Any:
+            from torch.nn import functional
+
+            ends = tuple(output_padding) if isinstance(output_padding, Sequence) else (output_padding,) * rank
+            if not any(map(_is_symbolic, ends)):
+                return original(input, weight, bias, stride, padding, output_padding, groups, dilation)
+            edges = tuple(padding) if isinstance(padding, Sequence) else (padding,) * rank
+            found = original(input, weight, None, stride, 0, 0, groups, dilation)
+            found = functional.pad(found, [each for end in reversed(ends) for each in (0, end)])
+            for axis, edge in enumerate(edges, -rank):
+                found = found.narrow(axis, edge, found.shape[axis] - 2 * edge)
+            return found if bias is None else found + bias.reshape(-1, *[1] * rank)
+
+        return conv_transpose
+
+    return replacement
 
 
 def _pair(value: Any) -> tuple[Any, Any]:

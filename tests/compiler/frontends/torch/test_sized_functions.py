@@ -138,11 +138,22 @@ class OfRegions(nn.Module):
         return (x + regions.view(x.shape),)
 
 
+class OfSkips(nn.Module):
+    """Halved and doubled again to the size before, which is odd or even."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(2, 3, 3, 2, 1), nn.ConvTranspose2d(3, 2, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x + self.up(self.down(x), output_size=x.shape[2:]),)
+
+
 def check(net: nn.Module, axes: list[dict[int, object]], *examples: tuple[Tensor, ...]) -> None:
     module = compiler.compile(net.eval(), example_inputs=examples[0], dynamic_shapes=tuple(axes), threads=1)
     for given in examples:
         for number, (ours, theirs) in enumerate(zip(module.run(list(given)).values(), net(*given), strict=True)):
-            np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-5, err_msg=str(number))
+            np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-4, atol=1e-5, err_msg=str(number))
 
 
 def test_of_matrices() -> None:
@@ -169,3 +180,8 @@ def test_of_padded_windows() -> None:
 def test_regions_that_are_empty_at_some_sizes() -> None:
     axes: dict[int, object] = dict.fromkeys((0, 1), Dim.DYNAMIC)
     check(OfRegions(), [axes], *((torch.randn(*shape),) for shape in ((8, 12), (4, 6), (5, 4))))
+
+
+def test_transposed_convolutions_to_the_size_of_another_tensor() -> None:
+    axes: dict[int, object] = dict.fromkeys((0, 2, 3), Dim.DYNAMIC)
+    check(OfSkips(), [axes], *((torch.randn(*shape),) for shape in ((2, 2, 9, 8), (1, 2, 6, 6), (3, 2, 7, 11))))
